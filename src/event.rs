@@ -1,0 +1,118 @@
+//! Events: the immutable facts that everything else is made of.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// Place of an event in the store: its `id`. Position 0 is before the first event.
+pub type Position = i64;
+
+/// Place of an event in its aggregate: 1, 2, 3 … Version 0 is an aggregate without events.
+pub type Version = i64;
+
+/// A stored event.
+///
+/// `body` and `metadata` are raw JSON text: no number in them ever passes through a floating-point
+/// type, and a reader that only forwards them pays nothing for parsing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    /// Position in the store; ascends with `version` inside an aggregate.
+    pub id: Position,
+    /// Identity of the fact, chosen by the appender; appending it again is harmless.
+    pub uuid: Uuid,
+    /// The aggregate whose stream this event belongs to.
+    pub aggregate_id: Uuid,
+    /// What happened, as named by the application: `TodoAdded`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// Place in the aggregate, from 1.
+    pub version: Version,
+    /// The facts themselves, as JSON text.
+    pub body: Box<RawValue>,
+    /// Whatever travels with the fact without being part of it, as a JSON object.
+    pub metadata: Box<RawValue>,
+    /// The conversation this event belongs to.
+    pub correlation_id: Option<Uuid>,
+    /// The event or command that led to this one.
+    pub causation_id: Option<Uuid>,
+    /// When it happened; never used for order.
+    pub created_at: DateTime<Utc>,
+}
+
+/// What the appender believes the version of the aggregate to be just before an event.
+///
+/// In one append the rule holds event by event: after an event that expects 3, the next one of the
+/// same aggregate may expect 4 (or nothing).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExpectedVersion {
+    /// No check: the event goes after whatever is there.
+    #[default]
+    Any,
+    /// The aggregate must not exist yet (version 0).
+    Absent,
+    /// The aggregate must be at exactly this version; 0 means the same as [`Self::Absent`].
+    Exact(Version),
+}
+
+/// An event to be appended.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// Identity of the fact. A writer that retries an append keeps it, and nothing is doubled.
+    pub uuid: Uuid,
+    /// The aggregate to append to.
+    pub aggregate_id: Uuid,
+    /// What happened: not empty, no NUL.
+    pub event_type: String,
+    /// The facts, as JSON text.
+    pub body: Box<RawValue>,
+    /// A JSON object; `{}` by default.
+    pub metadata: Box<RawValue>,
+    /// What the aggregate's version must be just before this event.
+    pub expected_version: ExpectedVersion,
+    /// The conversation this event belongs to.
+    pub correlation_id: Option<Uuid>,
+    /// The event or command that led to this one.
+    pub causation_id: Option<Uuid>,
+    /// When it happened; the server's clock if left out.
+    pub created_at: Option<DateTime<Utc>>,
+}
+
+impl NewEvent {
+    /// An event with a random uuid, no metadata and no expectation.
+    pub fn new(aggregate_id: Uuid, event_type: impl Into<String>, body: Box<RawValue>) -> Self {
+        Self {
+            uuid: Uuid::new_v4(),
+            aggregate_id,
+            event_type: event_type.into(),
+            body,
+            metadata: empty_object(),
+            expected_version: ExpectedVersion::Any,
+            correlation_id: None,
+            causation_id: None,
+            created_at: None,
+        }
+    }
+
+    /// The same event, appended only if the aggregate is at `version` just before it.
+    pub fn expecting(mut self, version: ExpectedVersion) -> Self {
+        self.expected_version = version;
+        self
+    }
+}
+
+/// Where an appended event was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Appended {
+    /// Position in the store.
+    pub id: Position,
+    /// The event's identity, as given by the appender.
+    pub uuid: Uuid,
+    /// Version of the aggregate after this event.
+    pub version: Version,
+}
+
+/// The JSON text `{}`.
+fn empty_object() -> Box<RawValue> {
+    RawValue::from_string("{}".to_owned()).expect("`{}` is JSON")
+}

@@ -1,0 +1,3 @@
+//! espd runs projectors and reactors on a PostgreSQL event store.
+
+pub mod event;
