@@ -1,3 +1,4 @@
 //! espd runs projectors and reactors on a PostgreSQL event store.
 
 pub mod event;
+pub mod shutdown;
