@@ -1,4 +1,6 @@
 //! espd runs projectors and reactors on a PostgreSQL event store.
 
 pub mod event;
+pub mod layout;
+pub mod schema;
 pub mod shutdown;
