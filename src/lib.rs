@@ -2,4 +2,6 @@
 
 pub mod embedded;
 pub mod event;
+pub mod layout;
+pub mod schema;
 pub mod shutdown;

@@ -7,7 +7,7 @@
 --   * the id is drawn by the insert itself (`generated always`), so whoever holds an id holds the
 --     table's RowExclusiveLock;
 --   * nothing updates an id.
-create table :"schema".events (
+create table if not exists :"schema".events (
   -- Position in the store: the one global order. Rolled-back ids leave permanent holes.
   id             bigint      not null generated always as identity (cache 1) primary key,
   -- Identity of the fact. Appending the same uuid again is how a writer retries safely.
