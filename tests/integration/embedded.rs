@@ -11,3 +11,10 @@ async fn each_test_has_a_database_of_its_own() {
         sqlx::query_scalar("select to_regclass('mine')::text").fetch_one(&other.pool).await.unwrap();
     assert_eq!(elsewhere, None);
 }
+
+#[tokio::test]
+async fn a_test_database_has_the_migrations() {
+    let database = support::database().await;
+    espd::schema::check_event_store(&database.pool, support::SCHEMA).await.unwrap();
+    espd::schema::check_processing(&database.pool, support::SCHEMA).await.unwrap();
+}

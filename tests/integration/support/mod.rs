@@ -10,9 +10,13 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use espd::embedded::{EmbeddedPostgres, Options};
+use espd::schema::{migrate_event_store, migrate_processing};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::OnceCell;
+
+/// The schema that the migrations were applied to.
+pub const SCHEMA: &str = "espd";
 
 /// What every test's database is a copy of.
 const TEMPLATE: &str = "espd_test_template";
@@ -24,7 +28,7 @@ pub struct Database {
     pub name: String,
 }
 
-/// A fresh database on the server that all tests share.
+/// A fresh database on the server that all tests share, with both sets of migrations in [`SCHEMA`].
 pub async fn database() -> Database {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let server = shared_server().await;
@@ -64,4 +68,9 @@ async fn shared_server() -> &'static EmbeddedPostgres {
 
 async fn prepare_template(server: &EmbeddedPostgres) {
     server.create_database(TEMPLATE, None).await.unwrap();
+    let pool = PgPool::connect(&server.url(TEMPLATE)).await.unwrap();
+    migrate_event_store(&pool, SCHEMA).await.unwrap();
+    migrate_processing(&pool, SCHEMA).await.unwrap();
+    // A template that somebody is connected to cannot be copied.
+    pool.close().await;
 }
