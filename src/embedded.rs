@@ -54,7 +54,8 @@ pub struct Options {
     pub max_connections: u16,
     /// Further server settings, name and value, as in `postgresql.conf`; they win over espd's own.
     pub settings: Vec<(String, String)>,
-    /// How long the server may take until it answers, recovery after a crash included. Default: 60 s.
+    /// How long the server may take until it answers, recovery after a crash included, and
+    /// before that, how long a server that lost its owner may take to leave the folder. Default: 60 s.
     pub start_timeout: Duration,
 }
 
@@ -193,10 +194,11 @@ impl EmbeddedPostgres {
     /// As [`start_temporary`](Self::start_temporary), and [`Error::Locked`] when another espd uses the folder.
     pub async fn start_at(folder: &Path, options: Options) -> Result<Self> {
         let folder = folder.to_owned();
-        blocking(move || Self::launch(find_binaries()?, Folder::persistent(&folder)?, options))
-            .await?
-            .ready()
-            .await
+        let launch = move || {
+            let folder = Folder::persistent(&folder, options.start_timeout)?;
+            Self::launch(find_binaries()?, folder, options)
+        };
+        blocking(launch).await?.ready().await
     }
 
     /// The URL of `database`, for sqlx and for `psql` alike.

@@ -9,46 +9,52 @@ use std::process::Command;
 
 use nix::unistd::{Uid, User, geteuid};
 
-/// An unprivileged user that root hands the server to; as any other user, that user itself.
+/// The unprivileged user that root hands the server to; for any other user, that user itself.
 #[derive(Debug, Clone)]
-pub(super) struct Account(Option<User>);
+pub(super) struct Account(Option<Delegate>);
+
+#[derive(Debug, Clone)]
+struct Delegate {
+    uid: u32,
+    gid: u32,
+    name: String,
+}
 
 impl Account {
-    /// The account for a server whose files are (or will be) in `folder`.
+    /// The account for a server on `data`, which need not exist yet.
     ///
-    /// As root: the owner of a folder that an ordinary user has used before, else `postgres`, else `nobody`
-    /// (`initdb` wants an entry in the user database).
-    pub(super) fn for_folder(folder: &Path) -> io::Result<Self> {
+    /// As root: the owner of data that an ordinary user has made before, as PostgreSQL insists on the owner; else
+    /// `postgres`, else `nobody` (`initdb` wants an entry in the user database).
+    pub(super) fn for_data(data: &Path) -> io::Result<Self> {
         if !geteuid().is_root() {
             return Ok(Self(None));
         }
-        let owner = fs::metadata(folder).map_or(0, |metadata| metadata.uid());
-        if owner != 0 {
-            return Ok(Self(User::from_uid(Uid::from_raw(owner))?));
+        if let Ok(owned) = fs::metadata(data)
+            && owned.uid() != 0
+        {
+            return Ok(Self(Some(Delegate::owner_of(&owned)?)));
         }
         for name in ["postgres", "nobody"] {
             if let Some(user) = User::from_name(name)? {
-                return Ok(Self(Some(user)));
+                return Ok(Self(Some(Delegate::from(user))));
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            "PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody`",
-        ))
+        let message = "PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody`";
+        Err(io::Error::new(io::ErrorKind::NotFound, message))
     }
 
     /// Makes `command` run as this account.
     pub(super) fn apply(&self, command: &mut Command) {
         if let Some(user) = &self.0 {
             // std also drops root's supplementary groups.
-            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+            command.uid(user.uid).gid(user.gid);
         }
     }
 
     /// Gives `path` to this account.
     pub(super) fn own(&self, path: &Path) -> io::Result<()> {
         match &self.0 {
-            Some(user) => chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())),
+            Some(user) => chown(path, Some(user.uid), Some(user.gid)),
             None => Ok(()),
         }
     }
@@ -60,7 +66,7 @@ impl Account {
         let user = self.0.as_ref()?;
         let barred = |above: &&Path| {
             fs::metadata(above).is_ok_and(|metadata| {
-                let bit = if metadata.uid() == user.uid.as_raw() { 0o100 } else { 0o001 };
+                let bit = if metadata.uid() == user.uid { 0o100 } else { 0o001 };
                 metadata.permissions().mode() & bit == 0
             })
         };
@@ -70,5 +76,19 @@ impl Account {
     /// The account's name, for messages.
     pub(super) fn name(&self) -> &str {
         self.0.as_ref().map_or("this user", |user| &user.name)
+    }
+}
+
+impl Delegate {
+    fn owner_of(data: &fs::Metadata) -> io::Result<Self> {
+        let (uid, gid) = (data.uid(), data.gid());
+        let name = User::from_uid(Uid::from_raw(uid))?.map_or_else(|| uid.to_string(), |user| user.name);
+        Ok(Self { uid, gid, name })
+    }
+}
+
+impl From<User> for Delegate {
+    fn from(user: User) -> Self {
+        Self { uid: user.uid.as_raw(), gid: user.gid.as_raw(), name: user.name }
     }
 }

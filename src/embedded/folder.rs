@@ -21,9 +21,6 @@ const SOCKET_PATH_BYTES_MAX: usize = 100;
 /// What PostgreSQL adds to the socket's folder.
 const SOCKET_NAME: &str = "/.s.PGSQL.5432";
 
-/// How long a server whose owner died may take to end.
-const ORPHAN_GRACE: Duration = Duration::from_secs(10);
-
 /// A folder that no other espd uses.
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -38,19 +35,19 @@ pub(super) struct Folder {
 impl Folder {
     /// A new folder that disappears with this value.
     pub(super) fn temporary() -> Result<Self> {
-        let account = Account::for_folder(Path::new("/"))?;
+        let account = Account::for_data(Path::new(""))?;
         let temporary = short_temporary(&account)?;
         let path = temporary.path().to_owned();
         Ok(Self { socket: path.clone(), path, account, temporary: Some(temporary), _lock: None })
     }
 
-    /// The folder at `path`, created if need be.
-    pub(super) fn persistent(path: &Path) -> Result<Self> {
+    /// The folder at `path`, created if need be. A server whose owner died has `patience` to end.
+    pub(super) fn persistent(path: &Path, patience: Duration) -> Result<Self> {
         let context = |source| Error::Folder { folder: path.to_owned(), source };
         fs::create_dir_all(path).map_err(context)?;
         let path = &path.canonicalize().map_err(context)?;
         let lock = lock(path)?;
-        let account = Account::for_folder(path)?;
+        let account = Account::for_data(&path.join("data"))?;
         refuse_unreachable(path, &account)?;
         account.own(path).map_err(context)?;
         fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(context)?;
@@ -58,7 +55,7 @@ impl Folder {
         let temporary = if fits(path) { None } else { Some(short_temporary(&account)?) };
         let socket = temporary.as_ref().map_or(path.as_path(), TempDir::path).to_owned();
         let folder = Self { path: path.clone(), socket, account, temporary, _lock: Some(lock) };
-        folder.clear_predecessor()?;
+        folder.clear_predecessor(patience)?;
         Ok(folder)
     }
 
@@ -113,9 +110,9 @@ impl Folder {
     /// The lock says that no espd owns this folder. So a server that runs here is about to end, since its owner
     /// died, or somebody started it by hand. If none runs, the file is a leftover; PostgreSQL would often see
     /// that itself, but not where another process of the same user has the id now, as in a restarted container.
-    fn clear_predecessor(&self) -> Result<()> {
+    fn clear_predecessor(&self, patience: Duration) -> Result<()> {
         let file = self.data().join("postmaster.pid");
-        let deadline = Instant::now() + ORPHAN_GRACE;
+        let deadline = Instant::now() + patience;
         while let Some(pid) = first_line_number(&file) {
             if !works_in(pid, &self.data()) {
                 fs::remove_file(&file)?;
