@@ -1,6 +1,5 @@
 //! The folder of one embedded server: its data, its log, its socket, and the lock that makes it ours.
 
-use std::ffi::OsStr;
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +11,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::account::Account;
+use super::error::{Error, Result};
 use super::process::POLL;
-use super::{Error, Result};
 
 /// The longest path of a socket that every system takes (macOS: 104 bytes).
 const SOCKET_PATH_BYTES_MAX: usize = 100;
@@ -155,7 +154,7 @@ fn short_temporary(account: &Account) -> Result<TempDir> {
 }
 
 fn fits(socket_folder: &Path) -> bool {
-    let bytes = OsStr::as_bytes(socket_folder.as_os_str()).len();
+    let bytes = socket_folder.as_os_str().as_bytes().len();
     socket_folder.is_absolute() && bytes + SOCKET_NAME.len() < SOCKET_PATH_BYTES_MAX
 }
 
@@ -175,17 +174,19 @@ fn first_line_number(file: &Path) -> Option<u32> {
 /// Whether process `pid` is the server of `data`: a postmaster works in its data folder.
 #[cfg(target_os = "linux")]
 fn works_in(pid: u32, data: &Path) -> bool {
-    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)
+    match fs::read_link(format!("/proc/{pid}/cwd")) {
+        Ok(cwd) => cwd == data,
+        // Root in a container may not look at other users' processes that closely.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments.split(|byte| *byte == 0).any(|argument| argument == data.as_os_str().as_bytes())
+        }
+        Err(_) => false,
+    }
 }
 
 /// Whether process `pid` exists at all; here nothing says where it works.
 #[cfg(not(target_os = "linux"))]
 fn works_in(pid: u32, _data: &Path) -> bool {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), None).is_ok()
-}
-
-impl From<io::Error> for Error {
-    fn from(source: io::Error) -> Self {
-        Self::Io(source)
-    }
 }
