@@ -23,8 +23,11 @@ const EVENT_STORE: MigrationSet = MigrationSet {
 };
 
 /// The files of `migrations/processing`, in order. Never edit one that was released: add another.
-const PROCESSING: MigrationSet =
-    MigrationSet { name: "processing", table: "_processing_migrations", files: &[] };
+const PROCESSING: MigrationSet = MigrationSet {
+    name: "processing",
+    table: "_processing_migrations",
+    files: &[(1, "trackers", include_str!("../migrations/processing/0001_trackers.sql"))],
+};
 
 /// Creates the event store in `schema`, or brings it to the version that this program knows.
 ///
