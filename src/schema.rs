@@ -19,7 +19,11 @@ const SCHEMA_TOKEN: &str = ":\"schema\"";
 const EVENT_STORE: MigrationSet = MigrationSet {
     name: "event store",
     table: "_event_store_migrations",
-    files: &[(1, "events", include_str!("../migrations/event_store/0001_events.sql"))],
+    files: &[
+        (1, "events", include_str!("../migrations/event_store/0001_events.sql")),
+        (2, "append events", include_str!("../migrations/event_store/0002_append_events.sql")),
+        (3, "append", include_str!("../migrations/event_store/0003_append.sql")),
+    ],
 };
 
 /// The files of `migrations/processing`, in order. Never edit one that was released: add another.

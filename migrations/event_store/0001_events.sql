@@ -17,7 +17,7 @@ create table if not exists :"schema".events (
   -- Place in the aggregate: 1, 2, 3 … without holes when appended through append_events.
   version        bigint      not null check (version > 0),
   body           jsonb       not null,
-  metadata       jsonb       not null default '{}',
+  metadata       jsonb       not null default '{}' check (jsonb_typeof(metadata) = 'object'),
   -- The event (or command) that led to this one, and the conversation both belong to.
   causation_id   uuid,
   correlation_id uuid,
