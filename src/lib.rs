@@ -3,5 +3,6 @@
 pub mod embedded;
 pub mod event;
 pub mod layout;
+pub mod retry;
 pub mod schema;
 pub mod shutdown;

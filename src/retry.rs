@@ -1,0 +1,189 @@
+//! How long to wait before the next try. The only file that names the `backoff` crate.
+
+use std::time::Duration;
+
+use backoff::ExponentialBackoff;
+use backoff::backoff::Backoff as _;
+use serde::{Deserialize, Serialize};
+
+/// How the delay grows from one failure to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// `initial`, doubling up to `max`.
+    #[default]
+    Exponential,
+    /// Always `initial`.
+    Constant,
+    /// No delay between tries.
+    None,
+}
+
+/// How to retry. One failing thing is retried for ever; this only says at what pace.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RetryPolicy {
+    /// How the delay grows.
+    pub strategy: Strategy,
+    /// The first delay.
+    pub initial: Duration,
+    /// The longest delay.
+    pub max: Duration,
+    /// Random share of a delay that is added or taken off, from 0 (exact) to 1.
+    pub jitter: f64,
+}
+
+impl Default for RetryPolicy {
+    /// 1 s doubling to 64 s, ±10 %.
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::Exponential,
+            initial: Duration::from_secs(1),
+            max: Duration::from_secs(64),
+            jitter: 0.1,
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// For connections and other infrastructure: 100 ms doubling to 5 s, ±20 %.
+    pub fn infrastructure() -> Self {
+        Self {
+            strategy: Strategy::Exponential,
+            initial: Duration::from_millis(100),
+            max: Duration::from_secs(5),
+            jitter: 0.2,
+        }
+    }
+
+    fn delays(&self) -> ExponentialBackoff {
+        let mut delays = ExponentialBackoff {
+            current_interval: self.initial,
+            initial_interval: self.initial,
+            multiplier: if self.strategy == Strategy::Exponential { 2.0 } else { 1.0 },
+            max_interval: self.max.max(self.initial),
+            randomization_factor: self.jitter.clamp(0.0, 1.0),
+            // Without this the crate gives up after a quarter of an hour.
+            max_elapsed_time: None,
+            ..ExponentialBackoff::default()
+        };
+        delays.reset();
+        delays
+    }
+}
+
+/// Counts the failures of one thing and says how long to wait after each.
+///
+/// The delay grows only while the *same* thing keeps failing (EventSourcery's rule): another thing, or
+/// a success, starts over at the initial delay.
+#[derive(Debug)]
+pub struct Retry<T> {
+    policy: RetryPolicy,
+    failing: Option<T>,
+    attempts: u32,
+    delays: ExponentialBackoff,
+}
+
+impl<T: PartialEq> Retry<T> {
+    /// Nothing has failed yet.
+    pub fn new(policy: RetryPolicy) -> Self {
+        Self { policy, failing: None, attempts: 0, delays: policy.delays() }
+    }
+
+    /// Counts a failure of `thing` and returns the delay before the next try.
+    pub fn failed(&mut self, thing: T) -> Duration {
+        if self.failing.as_ref() != Some(&thing) {
+            self.succeeded();
+            self.failing = Some(thing);
+        }
+        self.attempts = self.attempts.saturating_add(1);
+        if self.policy.strategy == Strategy::None {
+            return Duration::ZERO;
+        }
+        self.delays.next_backoff().unwrap_or(self.policy.max)
+    }
+
+    /// Goes on counting where another process has left off.
+    pub fn resume(&mut self, thing: T, attempts: u32) {
+        self.succeeded();
+        self.failing = Some(thing);
+        self.attempts = attempts;
+        // More than 64 doublings reach every maximum.
+        for _ in 0..attempts.min(64) {
+            self.delays.next_backoff();
+        }
+    }
+
+    /// Forgets all failures.
+    pub fn succeeded(&mut self) {
+        self.failing = None;
+        self.attempts = 0;
+        self.delays = self.policy.delays();
+    }
+
+    /// How often in a row the same thing has failed.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exact(strategy: Strategy) -> RetryPolicy {
+        RetryPolicy { strategy, jitter: 0.0, ..RetryPolicy::default() }
+    }
+
+    fn seconds(retry: &mut Retry<u8>, things: &[u8]) -> Vec<u64> {
+        things.iter().map(|thing| retry.failed(*thing).as_secs()).collect()
+    }
+
+    #[test]
+    fn the_delay_doubles_to_its_maximum_while_the_same_thing_fails() {
+        let mut retry = Retry::new(exact(Strategy::Exponential));
+        assert_eq!(seconds(&mut retry, &[1; 10]), vec![1, 2, 4, 8, 16, 32, 64, 64, 64, 64]);
+        assert_eq!(retry.attempts(), 10);
+    }
+
+    #[test]
+    fn another_thing_starts_over() {
+        let mut retry = Retry::new(exact(Strategy::Exponential));
+        assert_eq!(seconds(&mut retry, &[1, 1, 1, 2, 2]), vec![1, 2, 4, 1, 2]);
+    }
+
+    #[test]
+    fn a_success_starts_over() {
+        let mut retry = Retry::new(exact(Strategy::Exponential));
+        seconds(&mut retry, &[1, 1]);
+        retry.succeeded();
+        assert_eq!((seconds(&mut retry, &[1]), retry.attempts()), (vec![1], 1));
+    }
+
+    #[test]
+    fn another_process_goes_on_with_the_delay_that_was_reached() {
+        let mut retry = Retry::new(exact(Strategy::Exponential));
+        retry.resume(7, 3);
+        assert_eq!((seconds(&mut retry, &[7, 7, 8]), retry.attempts()), (vec![8, 16, 1], 1));
+    }
+
+    #[test]
+    fn constant_stays_and_none_does_not_wait() {
+        assert_eq!(seconds(&mut Retry::new(exact(Strategy::Constant)), &[1; 3]), vec![1, 1, 1]);
+        assert_eq!(seconds(&mut Retry::new(exact(Strategy::None)), &[1; 3]), vec![0, 0, 0]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_number_of_failures_overflows(initial in 0u64..u64::MAX / 4, max in 0u64..u64::MAX / 4, failures in 1usize..300) {
+            let policy = RetryPolicy { initial: Duration::from_millis(initial), max: Duration::from_millis(max), jitter: 0.0, ..RetryPolicy::default() };
+            let mut retry = Retry::new(policy);
+            let mut before = Duration::ZERO;
+            for _ in 0..failures {
+                let delay = retry.failed(());
+                proptest::prop_assert!(delay >= before.min(policy.max));
+                proptest::prop_assert!(delay <= policy.max.max(policy.initial) + Duration::from_millis(1));
+                before = delay;
+            }
+        }
+    }
+}
