@@ -1,0 +1,140 @@
+//! What is declared about a projector: its tables, its handlers, the bounds of its batches.
+//!
+//! Plain data, checked by [`crate::config`] and complete: every default is filled in. A worker child
+//! receives its processor's declaration from the supervisor as JSON.
+
+pub(crate) mod source_text;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use source_text::SourceText;
+
+use crate::retry::RetryPolicy;
+
+/// The longest name of a processor, a table or a schema, in characters. Leaves room for suffixes within
+/// the 63 bytes that PostgreSQL keeps of an identifier.
+pub const NAME_LENGTH_MAX: usize = 48;
+
+/// Whether `name` is `[a-z_][a-z0-9_]{0,47}`: a name of a processor, a table or a schema.
+pub fn is_name(name: &str) -> bool {
+    let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+    let goes_on_well = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    starts_well && goes_on_well && name.len() <= NAME_LENGTH_MAX
+}
+
+/// A SQL projector, as declared under `[projector]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProjectorDeclaration {
+    /// Unique among all processors; see [`is_name`].
+    pub name: String,
+    /// Version of the tables, from 1. Raised by the author when the tables have to be built anew.
+    pub version: i32,
+    /// The tables that the projector owns, in the order of the file.
+    pub tables: Vec<TableDeclaration>,
+    /// Statements to run once after the tables were created: indexes, views, comments.
+    pub ddl: Vec<SourceText>,
+    /// What to do with which events, in the order of the file. Never empty.
+    pub handlers: Vec<Handler>,
+    /// Where a batch ends.
+    pub batch: BatchLimits,
+    /// How to go on after a failure.
+    pub retry: RetryPolicy,
+}
+
+impl ProjectorDeclaration {
+    /// The event types that any handler names, or `None` if one of them handles all events.
+    pub fn event_types(&self) -> Option<BTreeSet<&str>> {
+        let mut all = BTreeSet::new();
+        for handler in &self.handlers {
+            match &handler.events {
+                HandledEvents::All => return None,
+                HandledEvents::Types(types) => all.extend(types.iter().map(String::as_str)),
+            }
+        }
+        Some(all)
+    }
+}
+
+/// A table that a projector owns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TableDeclaration {
+    /// Unique among the tables of all projectors; see [`is_name`].
+    pub name: String,
+    /// The text between the parentheses of `create table`.
+    pub columns: SourceText,
+}
+
+/// One `[[projector.on]]`: a piece of PL/pgSQL and the events that it is for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Handler {
+    /// The events that it is for.
+    pub events: HandledEvents,
+    /// One or more PL/pgSQL statements; the last one may lack its semicolon. Never blank.
+    pub sql: SourceText,
+}
+
+/// Which events a handler is for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandledEvents {
+    /// Every event, written `["*"]`.
+    All,
+    /// The events of these types; at least one, none twice.
+    Types(Vec<String>),
+}
+
+/// Where a batch ends: at whichever bound is reached first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchLimits {
+    /// Events handled in one batch, at least 1.
+    pub size: i64,
+    /// Bytes of event bodies and metadata; a batch holds one event at least, however large.
+    pub bytes: i64,
+    /// Time that a batch may take, roughly: it ends after the event during which the time is up.
+    pub time: Duration,
+    /// Ids looked at, whatever their types. Keeps a statement short when a type is rare.
+    pub span: i64,
+}
+
+impl Default for BatchLimits {
+    /// 1,000 events, 16 MiB, 2 s, 100,000 ids.
+    fn default() -> Self {
+        Self { size: 1_000, bytes: 16 << 20, time: Duration::from_secs(2), span: 100_000 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_lower_case_and_fit() {
+        for name in ["a", "_", "outstanding_todos", "t2", &"x".repeat(48)] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in ["", "2t", "Todos", "to-dos", "tödos", "a b", "a\0", &"x".repeat(49)] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_handler_of_all_events_widens_the_projector() {
+        let handler = |events| Handler { events, sql: SourceText::unplaced("null") };
+        let typed = handler(HandledEvents::Types(vec!["B".into(), "A".into()]));
+        let mut projector = ProjectorDeclaration {
+            name: "p".into(),
+            version: 1,
+            tables: vec![],
+            ddl: vec![],
+            handlers: vec![typed.clone(), typed],
+            batch: BatchLimits::default(),
+            retry: RetryPolicy::default(),
+        };
+        assert_eq!(projector.event_types(), Some(["A", "B"].into()));
+        projector.handlers.push(handler(HandledEvents::All));
+        assert_eq!(projector.event_types(), None);
+    }
+}
