@@ -1,5 +1,6 @@
 //! espd runs projectors and reactors on a PostgreSQL event store.
 
+pub mod config;
 pub mod declaration;
 pub mod embedded;
 pub mod event;

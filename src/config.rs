@@ -1,0 +1,171 @@
+//! The configuration: one TOML file and what it includes, read into one validated [`Config`].
+//!
+//! Reading never stops at the first fault. Each file is parsed into a tree that knows its places, every
+//! section is read key by key, whatever is wrong is noted with file, line, column and advice, and at the
+//! end there is either a complete `Config` or a [`ConfigFaults`] that prints the whole report.
+//!
+//! `docs/configuration.md` describes every key; `config/espd.example.toml` shows each.
+
+mod context;
+mod database_url;
+mod fault;
+mod include;
+mod interpolation;
+mod keys;
+mod load;
+mod projector;
+mod quantity;
+mod redacted;
+mod section;
+mod settings;
+mod source_file;
+mod string_literal;
+mod syntax;
+mod value;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
+pub use fault::{ConfigFaults, Fault};
+pub use keys::known_keys;
+pub use settings::{
+    EventStoreSettings, LayoutName, LogFormat, LogSettings, ProjectionsSettings, RunnerSettings,
+};
+
+use crate::declaration::ProjectorDeclaration;
+use crate::retry::RetryPolicy;
+
+/// The commented example of every key: the very file `config/espd.example.toml`.
+pub const EXAMPLE: &str = include_str!("../config/espd.example.toml");
+
+/// The environment variable that names the database where there is no file.
+const DATABASE_URL: &str = "DATABASE_URL";
+
+/// Reads a duration as the configuration has it, for command lines: `"30s"`.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_duration(words: &str) -> Result<Duration, String> {
+    quantity::parse_duration(words)
+        .ok_or_else(|| "write a number and a unit: 500ms, 30s, 5m, 1h, 1d".to_owned())
+}
+
+/// Looks up an environment variable; `None` if it is not set.
+pub type LookUp<'l> = &'l dyn Fn(&str) -> Option<String>;
+
+/// Everything that is configured, with every default filled in.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Config {
+    /// The files that it was read from, the main file first. Empty without a file.
+    pub files: Vec<PathBuf>,
+    /// Where the events are.
+    pub event_store: EventStoreSettings,
+    /// Where the projectors' tables are.
+    pub projections: ProjectionsSettings,
+    /// How processors follow the store.
+    pub runner: RunnerSettings,
+    /// How to retry, for projectors that do not say otherwise.
+    pub retry: RetryPolicy,
+    /// What is logged, and how.
+    pub log: LogSettings,
+    /// The projectors: those of the main file, then those of the included files in their order.
+    pub projectors: Vec<ProjectorDeclaration>,
+}
+
+impl Config {
+    /// Reads a file and what it includes; variables come from the environment of this process.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the files, as one report.
+    pub fn load(path: &Path) -> Result<Self, ConfigFaults> {
+        Self::load_with(path, &|name| std::env::var(name).ok())
+    }
+
+    /// As [`Config::load`], with the variables from elsewhere.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the files, as one report.
+    pub fn load_with(path: &Path, variable: LookUp<'_>) -> Result<Self, ConfigFaults> {
+        load::load(path, variable)
+    }
+
+    /// The defaults, with the database that `DATABASE_URL` names: for a tool that is given no file.
+    ///
+    /// # Errors
+    /// The variable is not set, or not a PostgreSQL URL.
+    pub fn from_environment() -> Result<Self, ConfigFaults> {
+        Self::from_environment_with(&|name| std::env::var(name).ok())
+    }
+
+    /// As [`Config::from_environment`], with the variable from elsewhere.
+    ///
+    /// # Errors
+    /// The variable is not set, or not a PostgreSQL URL.
+    pub fn from_environment_with(variable: LookUp<'_>) -> Result<Self, ConfigFaults> {
+        let refuse = |message: String| {
+            let advice =
+                "name a file with --config, or set DATABASE_URL to postgres://user:password@host/database";
+            ConfigFaults::one(Fault::of_file(DATABASE_URL, message, advice.to_owned()))
+        };
+        let url = variable(DATABASE_URL).filter(|url| !url.is_empty());
+        let url =
+            url.ok_or_else(|| refuse("neither a configuration file nor this variable is given".into()))?;
+        let url = DatabaseUrl::new(url).map_err(|error| refuse(error.to_string()))?;
+        let mut config = Self::default();
+        config.event_store.url = Some(url);
+        Ok(config)
+    }
+
+    /// What the worker of one processor needs, with the events at `event_store_url`: the configured URL,
+    /// or that of the private PostgreSQL.
+    pub fn worker_settings(
+        &self,
+        processor: &ProjectorDeclaration,
+        event_store_url: &DatabaseUrl,
+    ) -> WorkerSettings {
+        let elsewhere = self.projections.url.as_ref().filter(|url| *url != event_store_url);
+        WorkerSettings {
+            event_store_url: event_store_url.clone(),
+            layout: self.event_store.layout,
+            event_store_schema: self.event_store.schema.clone(),
+            projections_url: elsewhere.cloned(),
+            projections_schema: self.projections.schema.clone(),
+            poll_interval_max: self.runner.poll_interval_max,
+            log: self.log.clone(),
+            processor: processor.clone(),
+        }
+    }
+
+    /// The configuration as people may see it: in the shape of its file, with the included processors
+    /// and every default filled in, without passwords.
+    pub fn redacted(&self) -> serde_json::Value {
+        redacted::redact(self)
+    }
+}
+
+/// Everything that a worker child needs to run one processor.
+///
+/// Travels from the supervisor to the child as JSON through a pipe, **with its passwords**; it is not
+/// for showing. `Debug` hides them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerSettings {
+    /// The database of the events.
+    pub event_store_url: DatabaseUrl,
+    /// The shape of the event table.
+    pub layout: LayoutName,
+    /// The schema of the event table and of the trackers.
+    pub event_store_schema: String,
+    /// The database of the projections; `None`: the one of the events.
+    pub projections_url: Option<DatabaseUrl>,
+    /// The schema of the projections.
+    pub projections_schema: String,
+    /// The longest time between two looks at the store while nothing happens.
+    pub poll_interval_max: Duration,
+    /// What is logged, and how.
+    pub log: LogSettings,
+    /// The processor itself.
+    pub processor: ProjectorDeclaration,
+}

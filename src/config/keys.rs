@@ -1,0 +1,127 @@
+//! Every key that the configuration knows.
+//!
+//! A key that is not listed here is refused; the reader asserts that it asks for listed keys only. The
+//! example file and `docs/configuration.md` are tested against this list.
+
+/// The keys of one section.
+#[derive(Debug)]
+pub(super) struct Keys {
+    /// How the section is written: `[runner]`; empty for the top of the file.
+    pub(super) title: &'static str,
+    /// What precedes its keys in a full name: `runner.`.
+    prefix: &'static str,
+    /// The keys, in the order of the documentation.
+    pub(super) names: &'static [&'static str],
+}
+
+/// The top of the main file.
+pub(super) const MAIN_FILE: Keys = Keys {
+    title: "",
+    prefix: "",
+    names: &["include", "event_store", "projections", "runner", "retry", "log", "projector"],
+};
+
+/// The top of an included file.
+pub(super) const INCLUDED_FILE: Keys = Keys { title: "", prefix: "", names: &["projector"] };
+
+pub(super) const EVENT_STORE: Keys =
+    Keys { title: "[event_store]", prefix: "event_store.", names: &["url", "layout", "schema"] };
+
+pub(super) const PROJECTIONS: Keys =
+    Keys { title: "[projections]", prefix: "projections.", names: &["url", "schema"] };
+
+pub(super) const RUNNER: Keys = Keys {
+    title: "[runner]",
+    prefix: "runner.",
+    names: &[
+        "batch_size",
+        "batch_bytes",
+        "batch_time",
+        "batch_span",
+        "poll_interval_max",
+        "shutdown_timeout",
+    ],
+};
+
+pub(super) const RETRY: Keys =
+    Keys { title: "[retry]", prefix: "retry.", names: &["strategy", "initial", "max", "jitter"] };
+
+pub(super) const LOG: Keys = Keys { title: "[log]", prefix: "log.", names: &["format", "level"] };
+
+pub(super) const PROJECTOR: Keys = Keys {
+    title: "[projector]",
+    prefix: "projector.",
+    names: &[
+        "name",
+        "version",
+        "batch_size",
+        "batch_bytes",
+        "batch_time",
+        "batch_span",
+        "retry",
+        "tables",
+        "ddl",
+        "on",
+    ],
+};
+
+pub(super) const PROJECTOR_RETRY: Keys = Keys {
+    title: "[projector.retry]",
+    prefix: "projector.retry.",
+    names: &["strategy", "initial", "max", "jitter"],
+};
+
+pub(super) const HANDLER: Keys =
+    Keys { title: "[[projector.on]]", prefix: "projector.on.", names: &["events", "sql"] };
+
+const SECTIONS: [&Keys; 9] =
+    [&MAIN_FILE, &EVENT_STORE, &PROJECTIONS, &RUNNER, &RETRY, &LOG, &PROJECTOR, &PROJECTOR_RETRY, &HANDLER];
+
+/// The full names of all keys, sections included: `runner`, `runner.batch_size`.
+pub fn known_keys() -> Vec<String> {
+    let full_names = |keys: &Keys| keys.names.iter().map(|name| format!("{}{name}", keys.prefix)).collect();
+    SECTIONS.iter().flat_map(|keys| -> Vec<String> { full_names(keys) }).collect()
+}
+
+/// The sections, other than `here`, that know the key; the top of the file is not one of them.
+pub(super) fn sections_with(key: &str, here: &Keys) -> Vec<&'static str> {
+    elsewhere(here).filter(|keys| keys.names.contains(&key)).map(|keys| keys.title).collect()
+}
+
+/// The keys of all sections other than `here`.
+pub(super) fn keys_elsewhere(here: &Keys) -> impl Iterator<Item = &'static str> {
+    elsewhere(here).flat_map(|keys| keys.names.iter().copied())
+}
+
+fn elsewhere(here: &Keys) -> impl Iterator<Item = &'static Keys> {
+    SECTIONS.into_iter().filter(|keys| !keys.title.is_empty() && keys.title != here.title)
+}
+
+/// The word that was probably meant: at most every third letter differs.
+pub(super) fn nearest<'w>(word: &str, known: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
+    let distance_max = (word.chars().count() / 3).clamp(1, 3);
+    known
+        .into_iter()
+        .map(|candidate| (strsim::osa_distance(word, candidate), candidate))
+        .filter(|(distance, _)| *distance <= distance_max)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_of_the_pen_is_recognised() {
+        assert_eq!(nearest("batch_sise", RUNNER.names.iter().copied()), Some("batch_size"));
+        assert_eq!(nearest("ulr", EVENT_STORE.names.iter().copied()), Some("url"));
+        assert_eq!(nearest("colour", RUNNER.names.iter().copied()), None);
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_section_is_recognised() {
+        assert_eq!(sections_with("shutdown_timeout", &MAIN_FILE), ["[runner]"]);
+        assert_eq!(sections_with("jitter", &RETRY), ["[projector.retry]"]);
+    }
+}

@@ -1,0 +1,127 @@
+//! Reads the main file and the files that it includes.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use super::context::{Claims, Context};
+use super::fault::{ConfigFaults, Faults};
+use super::include::expand;
+use super::interpolation::Environment;
+use super::keys;
+use super::projector::{Defaults, read_projector};
+use super::section::Section;
+use super::settings::{EventStoreSettings, LogSettings, ProjectionsSettings, RunnerSettings, read_retry};
+use super::source_file::SourceFile;
+use super::syntax::report_syntax_errors;
+use super::{Config, LookUp};
+use crate::declaration::ProjectorDeclaration;
+use crate::retry::RetryPolicy;
+
+/// Reads everything; returns the configuration, or all faults of all files.
+pub(super) fn load(path: &Path, variable: LookUp<'_>) -> Result<Config, ConfigFaults> {
+    let reader = Reader { faults: Faults::default(), claims: Claims::default(), variable };
+    let mut config = Config { files: vec![path.to_owned()], ..Config::default() };
+    let included = reader.read_main_file(path, &mut config);
+    for file in included {
+        reader.read_included_file(&file, &mut config);
+        config.files.push(file);
+    }
+    let files: Vec<String> = config.files.iter().map(|file| file.display().to_string()).collect();
+    reader.faults.into_result(config, &files)
+}
+
+/// What is shared by all files.
+struct Reader<'r> {
+    faults: Faults,
+    claims: Claims,
+    variable: LookUp<'r>,
+}
+
+impl Reader<'_> {
+    /// Reads the main file into `config` and returns the files that it includes.
+    fn read_main_file(&self, path: &Path, config: &mut Config) -> Vec<PathBuf> {
+        let mut included = Vec::new();
+        self.read_file(path, &keys::MAIN_FILE, |file| {
+            read_sections(file, config);
+            config.projectors = read_projectors(file, config);
+            included = file.value("include").map(|patterns| expand(&patterns, path)).unwrap_or_default();
+        });
+        included
+    }
+
+    /// Adds the processors of an included file to `config`.
+    fn read_included_file(&self, path: &Path, config: &mut Config) {
+        self.read_file(path, &keys::INCLUDED_FILE, |file| {
+            let projectors = read_projectors(file, config);
+            config.projectors.extend(projectors);
+        });
+    }
+
+    /// Parses a file and hands the top of it to `read`.
+    fn read_file(&self, path: &Path, keys: &'static keys::Keys, read: impl FnOnce(&Section<'_>)) {
+        let file = match SourceFile::read(path) {
+            Ok(file) => file,
+            Err(fault) => return self.faults.push(*fault),
+        };
+        let (tree, errors) = DeTable::parse_recoverable(&file.text);
+        let damaged_lines = report_syntax_errors(&file, &errors, tree.get_ref(), &self.faults);
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        let environment = Environment { variable: self.variable, folder };
+        let context = Context {
+            file: &file,
+            faults: &self.faults,
+            claims: &self.claims,
+            environment: &environment,
+            damaged_lines,
+        };
+        read(&Section::open(&context, keys, tree.get_ref(), 0..0));
+    }
+}
+
+fn read_sections(file: &Section<'_>, config: &mut Config) {
+    let section = |key, keys| file.value(key).and_then(|value| value.section(keys));
+    let event_store = section("event_store", &keys::EVENT_STORE);
+    if let Some(event_store) = &event_store {
+        config.event_store = EventStoreSettings::read(event_store);
+    }
+    let projections = section("projections", &keys::PROJECTIONS);
+    if let Some(projections) = &projections {
+        config.projections = ProjectionsSettings::read(projections);
+    }
+    refuse_shared_schema(config, event_store, projections);
+    if let Some(runner) = section("runner", &keys::RUNNER) {
+        config.runner = RunnerSettings::read(&runner);
+    }
+    if let Some(retry) = section("retry", &keys::RETRY) {
+        config.retry = read_retry(&retry, RetryPolicy::default());
+    }
+    if let Some(log) = section("log", &keys::LOG) {
+        config.log = LogSettings::read(&log);
+    }
+}
+
+/// A reset drops the tables of a projector; those of the store must be out of its reach.
+fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, projections: Option<Section<'_>>) {
+    let elsewhere = match &config.projections.url {
+        Some(url) => config.event_store.url.as_ref() != Some(url),
+        // Given, but faulty: nothing is known about it.
+        None => projections.is_some_and(|section| section.value("url").is_some()),
+    };
+    if elsewhere || config.projections.schema != config.event_store.schema {
+        return;
+    }
+    let schemas =
+        [projections, event_store].into_iter().flatten().filter_map(|section| section.value("schema"));
+    for schema in schemas.take(1) {
+        let message = format!("events and projections share the schema `{}`", config.event_store.schema);
+        schema.spot.fault(message, "give each of them a schema of its own, like \"espd\" and \"public\"");
+    }
+}
+
+fn read_projectors(file: &Section<'_>, config: &Config) -> Vec<ProjectorDeclaration> {
+    let defaults = Defaults { batch: config.runner.batch, retry: config.retry };
+    let sections =
+        file.value("projector").and_then(|value| value.sections(&keys::PROJECTOR)).unwrap_or_default();
+    sections.iter().filter_map(|section| read_projector(section, &defaults)).collect()
+}

@@ -1,0 +1,131 @@
+//! Reads `[projector]`.
+
+use super::keys;
+use super::section::Section;
+use super::settings::{read_batch_limits, read_retry};
+use super::value::{Value, advise_name};
+use crate::declaration::{
+    BatchLimits, HandledEvents, Handler, ProjectorDeclaration, SourceText, TableDeclaration, is_name,
+};
+use crate::retry::RetryPolicy;
+
+const ADVISE_EVENTS: &str =
+    "write a list of event types: events = [\"SomethingHappened\"], or [\"*\"] for all";
+
+/// What a projector inherits unless it says otherwise.
+pub(super) struct Defaults {
+    pub(super) batch: BatchLimits,
+    pub(super) retry: RetryPolicy,
+}
+
+/// A projector, or `None` where a fault leaves it incomplete.
+pub(super) fn read_projector(section: &Section<'_>, defaults: &Defaults) -> Option<ProjectorDeclaration> {
+    // Everything is read before anything is given up, so that all faults are noted.
+    let name = read_name(section);
+    let version =
+        section.value("version").map_or(Some(1), |version| version.integer(1..=i64::from(i32::MAX)));
+    let batch = read_batch_limits(section, defaults.batch);
+    let retry = section.value("retry").and_then(|retry| retry.section(&keys::PROJECTOR_RETRY));
+    let retry = retry.map_or(defaults.retry, |retry| read_retry(&retry, defaults.retry));
+    let tables = section.value("tables").map(|tables| read_tables(&tables)).unwrap_or_default();
+    let ddl = section.value("ddl").map(|ddl| read_ddl(&ddl)).unwrap_or_default();
+    let handlers = read_handlers(section);
+    Some(ProjectorDeclaration {
+        name: name?,
+        version: i32::try_from(version?).ok()?,
+        tables,
+        ddl,
+        handlers,
+        batch,
+        retry,
+    })
+}
+
+fn read_name(section: &Section<'_>) -> Option<String> {
+    let value = section.require("name", "write `name = \"…\"`, unique among all processors")?;
+    let name = value.name("processor")?;
+    value.spot.claim("processor", &name, "give each processor a name of its own");
+    Some(name)
+}
+
+fn read_tables(value: &Value<'_>) -> Vec<TableDeclaration> {
+    let mut tables = Vec::new();
+    for (key, columns) in
+        value.entries("write [projector.tables] and `table_name = \"columns\"` below it").unwrap_or_default()
+    {
+        let columns = columns.sql();
+        if !is_name(key.name) {
+            key.spot.fault(
+                format!("`{}` is not a name for a table", key.name.escape_debug()),
+                advise_name(key.name),
+            );
+            continue;
+        }
+        if key.name == "event" {
+            key.spot.fault(
+                "a table cannot be called `event`",
+                "choose another name; `event` is the event in a handler",
+            );
+            continue;
+        }
+        key.spot.claim("table", key.name, "a table belongs to one projector; give this one another name");
+        tables.extend(columns.map(|columns| TableDeclaration { name: key.name.to_owned(), columns }));
+    }
+    tables
+}
+
+fn read_ddl(value: &Value<'_>) -> Vec<SourceText> {
+    let statements =
+        value.items("write a list of statements: ddl = [\"create index …\"]").unwrap_or_default();
+    statements.iter().filter_map(Value::sql).collect()
+}
+
+fn read_handlers(section: &Section<'_>) -> Vec<Handler> {
+    let advice = "write [[projector.on]] with `events` and `sql` below it";
+    let Some(on) = section.require("on", advice) else { return Vec::new() };
+    let Some(handlers) = on.sections(&keys::HANDLER) else { return Vec::new() };
+    if handlers.is_empty() {
+        on.spot.fault("a projector without handlers does nothing", advice);
+    }
+    handlers.iter().filter_map(read_handler).collect()
+}
+
+fn read_handler(section: &Section<'_>) -> Option<Handler> {
+    let events = section
+        .require("events", "write `events = [\"SomethingHappened\"]`, or `events = [\"*\"]` for all")
+        .and_then(|events| read_events(&events));
+    let sql = section.require("sql", "write `sql = \"\"\" … \"\"\"`").and_then(|sql| sql.sql());
+    Some(Handler { events: events?, sql: sql? })
+}
+
+fn read_events(value: &Value<'_>) -> Option<HandledEvents> {
+    let items = value.items(ADVISE_EVENTS)?;
+    if items.is_empty() {
+        value.spot.fault("a handler without event types handles nothing", ADVISE_EVENTS);
+    }
+    let types = read_event_types(&items);
+    if !types.iter().any(|event_type| event_type == "*") {
+        return Some(HandledEvents::Types(types));
+    }
+    if types.len() > 1 {
+        let advice = "write [\"*\"] alone, or split this into two handlers; both run, in order";
+        value.spot.fault("`*` stands for all types and allows no other beside it", advice);
+    }
+    Some(HandledEvents::All)
+}
+
+fn read_event_types(items: &[Value<'_>]) -> Vec<String> {
+    let mut types = Vec::new();
+    for item in items {
+        match item.text() {
+            Some(event_type) if event_type.trim().is_empty() => {
+                item.spot.fault("an event type is never empty", ADVISE_EVENTS);
+            }
+            Some(event_type) if types.contains(&event_type) => {
+                item.spot.fault(format!("{} is listed twice", item.written()), "remove one of the two");
+            }
+            event_type => types.extend(event_type),
+        }
+    }
+    types
+}

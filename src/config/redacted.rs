@@ -1,0 +1,74 @@
+//! The configuration as people may see it.
+
+use serde_json::{Map, Value, json};
+
+use super::Config;
+use super::database_url::DatabaseUrl;
+use super::quantity::{format_duration, format_size};
+use crate::declaration::{BatchLimits, HandledEvents, Handler, ProjectorDeclaration, SourceText};
+use crate::retry::RetryPolicy;
+
+/// The configuration in the shape of its file, defaults filled in, passwords hidden.
+pub(super) fn redact(config: &Config) -> Value {
+    let mut shown = json!({
+        "event_store": { "layout": config.event_store.layout, "schema": config.event_store.schema },
+        "projections": { "schema": config.projections.schema },
+        "runner": {
+            "poll_interval_max": format_duration(config.runner.poll_interval_max),
+            "shutdown_timeout": format_duration(config.runner.shutdown_timeout),
+        },
+        "retry": show_retry(&config.retry),
+        "log": { "format": config.log.format, "level": config.log.level },
+        "projector": config.projectors.iter().map(show_projector).collect::<Vec<_>>(),
+    });
+    show_url(&mut shown["event_store"], config.event_store.url.as_ref());
+    show_url(&mut shown["projections"], config.projections.url.as_ref());
+    show_batch_limits(&mut shown["runner"], &config.runner.batch);
+    shown
+}
+
+/// TOML has no null, so a URL that is absent is left out.
+fn show_url(section: &mut Value, url: Option<&DatabaseUrl>) {
+    if let Some(url) = url {
+        section["url"] = json!(url.to_string());
+    }
+}
+
+fn show_batch_limits(section: &mut Value, limits: &BatchLimits) {
+    section["batch_size"] = json!(limits.size);
+    section["batch_bytes"] = json!(format_size(limits.bytes));
+    section["batch_time"] = json!(format_duration(limits.time));
+    section["batch_span"] = json!(limits.span);
+}
+
+fn show_retry(policy: &RetryPolicy) -> Value {
+    json!({
+        "strategy": policy.strategy,
+        "initial": format_duration(policy.initial),
+        "max": format_duration(policy.max),
+        "jitter": policy.jitter,
+    })
+}
+
+fn show_projector(projector: &ProjectorDeclaration) -> Value {
+    let table =
+        |table: &crate::declaration::TableDeclaration| (table.name.clone(), json!(table.columns.text));
+    let mut shown = json!({
+        "name": projector.name,
+        "version": projector.version,
+        "retry": show_retry(&projector.retry),
+        "tables": projector.tables.iter().map(table).collect::<Map<_, _>>(),
+        "ddl": projector.ddl.iter().map(|statement: &SourceText| &statement.text).collect::<Vec<_>>(),
+        "on": projector.handlers.iter().map(show_handler).collect::<Vec<_>>(),
+    });
+    show_batch_limits(&mut shown, &projector.batch);
+    shown
+}
+
+fn show_handler(handler: &Handler) -> Value {
+    let events = match &handler.events {
+        HandledEvents::All => json!(["*"]),
+        HandledEvents::Types(types) => json!(types),
+    };
+    json!({ "events": events, "sql": handler.sql.text })
+}

@@ -1,0 +1,239 @@
+//! The sections of the main file, each with its defaults.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+use super::database_url::DatabaseUrl;
+use super::section::Section;
+use super::value::Value;
+use crate::declaration::BatchLimits;
+use crate::retry::{RetryPolicy, Strategy};
+
+/// `[event_store]`: where the events are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventStoreSettings {
+    /// The database; `None`: espd runs a private PostgreSQL.
+    pub url: Option<DatabaseUrl>,
+    /// The shape of the event table.
+    pub layout: LayoutName,
+    /// The schema of the event table and of the trackers.
+    pub schema: String,
+}
+
+/// The shapes of an event table that espd can read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayoutName {
+    /// The own one, as `migrations/event_store` creates it.
+    #[default]
+    Espd,
+}
+
+/// `[projections]`: where the projectors' tables are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectionsSettings {
+    /// The database; `None`: the one of the events.
+    pub url: Option<DatabaseUrl>,
+    /// The schema of the tables.
+    pub schema: String,
+}
+
+/// `[runner]`: how processors follow the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunnerSettings {
+    /// Where a batch ends, for projectors that do not say otherwise.
+    pub batch: BatchLimits,
+    /// The longest time between two looks at the store while nothing happens.
+    pub poll_interval_max: Duration,
+    /// What a worker is given to end its batch after it was asked to stop.
+    pub shutdown_timeout: Duration,
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogSettings {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// A filter that `tracing_subscriber::EnvFilter` accepts.
+    pub level: String,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Human on a terminal, otherwise JSON.
+    #[default]
+    Auto,
+    /// For people.
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What `[log] format` accepts.
+const LOG_FORMATS: [(&str, LogFormat); 3] =
+    [("auto", LogFormat::Auto), ("human", LogFormat::Human), ("json", LogFormat::Json)];
+
+/// What `[event_store] layout` accepts.
+const LAYOUTS: [(&str, LayoutName); 1] = [("espd", LayoutName::Espd)];
+
+/// What `strategy` accepts.
+const STRATEGIES: [(&str, Strategy); 3] =
+    [("exponential", Strategy::Exponential), ("constant", Strategy::Constant), ("none", Strategy::None)];
+
+/// The words of the log levels that may stand alone in a filter.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+impl Default for EventStoreSettings {
+    fn default() -> Self {
+        Self { url: None, layout: LayoutName::default(), schema: "espd".into() }
+    }
+}
+
+impl Default for ProjectionsSettings {
+    fn default() -> Self {
+        Self { url: None, schema: "public".into() }
+    }
+}
+
+impl Default for RunnerSettings {
+    fn default() -> Self {
+        Self {
+            batch: BatchLimits::default(),
+            poll_interval_max: Duration::from_secs(1),
+            shutdown_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { format: LogFormat::default(), level: "info".into() }
+    }
+}
+
+impl EventStoreSettings {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        let default = Self::default();
+        Self {
+            url: section.value("url").and_then(|url| url.database_url()),
+            layout: section.value("layout").and_then(|name| name.choice(&LAYOUTS)).unwrap_or(default.layout),
+            schema: section.value("schema").and_then(|name| read_schema(&name)).unwrap_or(default.schema),
+        }
+    }
+}
+
+impl ProjectionsSettings {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        let default = Self::default();
+        Self {
+            url: section.value("url").and_then(|url| url.database_url()),
+            schema: section.value("schema").and_then(|name| read_schema(&name)).unwrap_or(default.schema),
+        }
+    }
+}
+
+impl RunnerSettings {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        let default = Self::default();
+        let poll_interval_max = section
+            .value("poll_interval_max")
+            .and_then(|interval| interval.duration(Duration::from_millis(10)..=HOUR));
+        let shutdown_timeout =
+            section.value("shutdown_timeout").and_then(|timeout| timeout.duration(Duration::ZERO..=HOUR));
+        Self {
+            batch: read_batch_limits(section, default.batch),
+            poll_interval_max: poll_interval_max.unwrap_or(default.poll_interval_max),
+            shutdown_timeout: shutdown_timeout.unwrap_or(default.shutdown_timeout),
+        }
+    }
+}
+
+impl LogSettings {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        let default = Self::default();
+        Self {
+            format: section
+                .value("format")
+                .and_then(|word| word.choice(&LOG_FORMATS))
+                .unwrap_or(default.format),
+            level: section.value("level").and_then(|level| read_filter(&level)).unwrap_or(default.level),
+        }
+    }
+}
+
+/// The bounds of a batch, as `[runner]` and `[projector]` have them.
+pub(super) fn read_batch_limits(section: &Section<'_>, default: BatchLimits) -> BatchLimits {
+    let size = section.value("batch_size").and_then(|size| size.integer(1..=100_000));
+    let bytes = section.value("batch_bytes").and_then(|bytes| bytes.size(1 << 10..=1 << 30));
+    let time = section.value("batch_time").and_then(|time| time.duration(Duration::from_millis(10)..=HOUR));
+    let span = section.value("batch_span").and_then(|span| span.integer(1..=1_000_000_000));
+    BatchLimits {
+        size: size.unwrap_or(default.size),
+        bytes: bytes.unwrap_or(default.bytes),
+        time: time.unwrap_or(default.time),
+        span: span.unwrap_or(default.span),
+    }
+}
+
+/// How to retry, as `[retry]` and `[projector.retry]` have it.
+pub(super) fn read_retry(section: &Section<'_>, default: RetryPolicy) -> RetryPolicy {
+    let delays = Duration::from_millis(1)..=DAY;
+    let initial = section.value("initial").and_then(|initial| initial.duration(delays.clone()));
+    let max = section.value("max").and_then(|max| max.duration(delays));
+    let policy = RetryPolicy {
+        strategy: section
+            .value("strategy")
+            .and_then(|word| word.choice(&STRATEGIES))
+            .unwrap_or(default.strategy),
+        initial: initial.unwrap_or(default.initial),
+        max: max.unwrap_or(default.max),
+        jitter: section
+            .value("jitter")
+            .and_then(|jitter| jitter.fraction(0.0..=1.0))
+            .unwrap_or(default.jitter),
+    };
+    // With a fault in one of them, nothing is known about their order.
+    let both_known = initial.is_some() == section.value("initial").is_some()
+        && max.is_some() == section.value("max").is_some();
+    if let Some(wrong) = section.value("max").or_else(|| section.value("initial"))
+        && both_known
+        && policy.max < policy.initial
+    {
+        wrong.spot.fault("`max` is less than `initial`", "write a `max` that is at least `initial`");
+    }
+    policy
+}
+
+fn read_schema(value: &Value<'_>) -> Option<String> {
+    let name = value.name("schema")?;
+    if name.starts_with("pg_") || name == "information_schema" {
+        value.spot.fault(format!("the schema `{name}` belongs to PostgreSQL"), "choose another name");
+        return None;
+    }
+    Some(name)
+}
+
+fn read_filter(value: &Value<'_>) -> Option<String> {
+    let filter = value.text()?;
+    let advice = "write one of off, error, warn, info, debug, trace, or a list of `target=level` like \
+                  \"info,sqlx=warn\"";
+    if EnvFilter::builder().parse(&filter).is_err() {
+        value.spot.fault(format!("{} is not a log filter", value.written()), advice);
+        return None;
+    }
+    // The filter takes any lone word for a target, a misspelt level too.
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    let misspelt = |part: &str| !part.contains(['=', '[', ':']) && !is_level(part);
+    if filter.split(',').map(str::trim).any(misspelt) {
+        value.spot.fault(format!("{} is not a log level", value.written()), advice);
+        return None;
+    }
+    Some(filter)
+}
