@@ -6,5 +6,6 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, also in what the tests share")]
 
+mod config;
 mod embedded;
 mod support;

@@ -1,0 +1,106 @@
+//! The files in `config/` and the reference in `docs/` say what the reader does.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use espd::config::{Config, EXAMPLE};
+use espd::declaration::SourceText;
+
+use super::{Folder, espd_example, load_committed, repository};
+
+#[test]
+fn the_committed_examples_are_valid() {
+    let names = |config: &Config| -> BTreeSet<String> {
+        config.projectors.iter().map(|projector| projector.name.clone()).collect()
+    };
+    let todos = ["completed_todos", "outstanding_todos", "scheduled_todos"].map(str::to_owned);
+    assert_eq!(names(&load_committed("espd.minimal.toml")), todos.clone().into());
+    let mut example = BTreeSet::from(todos);
+    example.insert("todos_per_day".to_owned());
+    assert_eq!(names(&espd_example()), example);
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let Config { files, event_store, projections, runner, retry, log, projectors } = espd_example();
+    let default = Config::default();
+    assert_eq!((files.len(), projectors.len()), (4, 4));
+    assert_eq!(event_store.layout, default.event_store.layout);
+    assert_eq!(event_store.schema, default.event_store.schema);
+    assert_eq!(projections, default.projections);
+    assert_eq!((runner, retry, log), (default.runner, default.retry, default.log));
+}
+
+#[test]
+fn the_example_names_every_key() {
+    let folder = Folder::new(&[("espd.toml", &complete_example())]).with("DATABASE_URL", "postgres://h/d");
+    folder.load().unwrap_or_else(|faults| panic!("{faults}"));
+    let mut named = BTreeSet::new();
+    collect_keys("", &toml::from_str(&complete_example()).unwrap(), &mut named);
+    named.retain(|key| !key.starts_with("projector.tables."));
+    assert_eq!(named, espd::config::known_keys().into_iter().collect());
+}
+
+#[test]
+fn the_documentation_names_every_key() {
+    let documentation = fs::read_to_string(repository().join("docs/configuration.md")).unwrap();
+    for name in espd::config::known_keys() {
+        let (section, key) = name.rsplit_once('.').unwrap_or(("", &name));
+        // Sections are headings; keys stand in the table below the heading of their section.
+        let heading = format!("\n### {name}\n");
+        let chapter = match section {
+            "" | "projector" => documentation.as_str(),
+            _ => documentation
+                .split_once(&format!("\n### {section}\n"))
+                .unwrap()
+                .1
+                .split("\n##")
+                .next()
+                .unwrap(),
+        };
+        let documented = documentation.contains(&heading) || chapter.contains(&format!("`{key}`"));
+        assert!(documented || name == "projector", "{name} is not documented");
+    }
+}
+
+#[test]
+fn every_character_of_the_committed_sql_is_located() {
+    let config = espd_example();
+    let mut texts: Vec<&SourceText> = Vec::new();
+    for projector in &config.projectors {
+        texts.extend(projector.tables.iter().map(|table| &table.columns));
+        texts.extend(projector.handlers.iter().map(|handler| &handler.sql));
+        texts.extend(&projector.ddl);
+    }
+    assert_eq!(texts.len(), 5 + 12 + 2);
+    for text in texts {
+        let file = fs::read_to_string(&text.file).unwrap();
+        let lines: Vec<Vec<char>> = file.split('\n').map(|line| line.chars().collect()).collect();
+        for (offset, character) in text.text.chars().enumerate() {
+            let (line, column) = text.locate(offset);
+            let written = lines[line - 1].get(column - 1).copied().unwrap_or('\n');
+            assert_eq!(written, character, "{}:{line}:{column}", text.file);
+        }
+    }
+}
+
+/// The example with every key that it leaves out put in.
+fn complete_example() -> String {
+    let left_out =
+        |line: &str| line.starts_with('#') && line[1..].starts_with(|c: char| c.is_ascii_lowercase());
+    EXAMPLE.lines().map(|line| format!("{}\n", if left_out(line) { &line[1..] } else { line })).collect()
+}
+
+fn collect_keys(prefix: &str, value: &toml::Value, keys: &mut BTreeSet<String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                collect_keys(&name, value, keys);
+                keys.insert(name);
+            }
+        }
+        toml::Value::Array(items) => items.iter().for_each(|item| collect_keys(prefix, item, keys)),
+        _ => {}
+    }
+}

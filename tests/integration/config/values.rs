@@ -1,0 +1,171 @@
+//! What is written is what is meant: defaults, inheritance, includes, variables.
+
+use std::time::Duration;
+
+use espd::config::{Config, DatabaseUrl, LogFormat, RunnerSettings, WorkerSettings};
+use espd::declaration::{BatchLimits, HandledEvents};
+use espd::retry::{RetryPolicy, Strategy};
+
+use super::{Folder, espd_example, load};
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    let config = load("").unwrap();
+    assert_eq!(Config { files: vec![], ..config }, Config::default());
+    assert_eq!(load("").unwrap().event_store.schema, "espd");
+    assert_eq!(load("").unwrap().projections.schema, "public");
+}
+
+#[test]
+fn settings_are_read_and_inherited() {
+    let text = r#"
+        [event_store]
+        url = "postgres://h/d"
+        schema = "store"
+        [projections]
+        url = "postgres://h/other"
+        schema = "store"
+        [runner]
+        batch_size = 10
+        batch_bytes = "1MiB"
+        batch_time = "500ms"
+        batch_span = 1_000
+        poll_interval_max = "5s"
+        shutdown_timeout = "1m"
+        [retry]
+        strategy = "constant"
+        initial = "2s"
+        jitter = 0
+        [log]
+        format = "json"
+        level = "info,sqlx=warn"
+        [[projector]]
+        name = "plain"
+        on = [{ events = ["*"], sql = "null" }]
+        [[projector]]
+        name = "special"
+        version = 3
+        batch_size = 1
+        batch_bytes = "2KiB"
+        batch_time = "1s"
+        batch_span = 5
+        retry = { strategy = "none", max = "3s" }
+        on = { events = ["B", "A"], sql = "null" }
+    "#;
+    let config = load(text).unwrap();
+    assert_eq!(config.projections.url, Some(DatabaseUrl::new("postgres://h/other").unwrap()));
+    assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Json, "info,sqlx=warn"));
+    let batch = BatchLimits { size: 10, bytes: 1 << 20, time: Duration::from_millis(500), span: 1_000 };
+    let [seconds_5, minute] = [5, 60].map(Duration::from_secs);
+    assert_eq!(
+        config.runner,
+        RunnerSettings { batch, poll_interval_max: seconds_5, shutdown_timeout: minute }
+    );
+    let [initial, max] = [2, 64].map(Duration::from_secs);
+    let retry = RetryPolicy { strategy: Strategy::Constant, initial, max, jitter: 0.0 };
+    assert_eq!(config.retry, retry);
+
+    let [plain, special] = config.projectors.as_slice() else { panic!("two projectors") };
+    assert_eq!((plain.batch, plain.retry, plain.version), (batch, retry, 1));
+    assert_eq!(plain.handlers[0].events, HandledEvents::All);
+    assert_eq!(special.batch, BatchLimits { size: 1, bytes: 2 << 10, time: Duration::from_secs(1), span: 5 });
+    assert_eq!(special.retry, RetryPolicy { strategy: Strategy::None, max: Duration::from_secs(3), ..retry });
+    assert_eq!(special.handlers[0].events, HandledEvents::Types(vec!["B".into(), "A".into()]));
+    assert_eq!(special.version, 3);
+}
+
+#[test]
+fn tables_keep_the_order_of_the_file() {
+    let text = "[projector]\nname='p'\n[projector.tables]\nz = 'id int primary key'\na = 'id int references z'\n\
+                [[projector.on]]\nevents=['A']\nsql='null'\n";
+    let config = load(text).unwrap();
+    let names: Vec<_> = config.projectors[0].tables.iter().map(|table| table.name.as_str()).collect();
+    assert_eq!(names, ["z", "a"]);
+}
+
+#[test]
+fn includes_have_an_order_and_no_doubles() {
+    let named =
+        |name: &str| format!("[projector]\nname = '{name}'\n[[projector.on]]\nevents=['A']\nsql='null'\n");
+    let main = "include = ['z.toml', 'p/*.toml', 'none/*.toml', '*.toml', 'p/../p/a.toml']\n".to_owned();
+    let folder = Folder::new(&[
+        ("espd.toml", &(main + &named("main"))),
+        ("z.toml", &named("z")),
+        ("p/b.toml", &named("b")),
+        ("p/a.toml", &named("a")),
+        ("p/.hidden.toml", "not TOML"),
+        ("p/deeper.toml/x", "not TOML"),
+        ("p/readme.md", "not TOML"),
+    ]);
+    let config = folder.load().unwrap();
+    let names: Vec<_> = config.projectors.iter().map(|projector| projector.name.as_str()).collect();
+    assert_eq!(names, ["main", "z", "a", "b"]);
+    assert_eq!(config.files, ["espd.toml", "z.toml", "p/a.toml", "p/b.toml"].map(|name| folder.path(name)));
+}
+
+#[test]
+fn variables_are_replaced_in_strings_but_not_in_sql() {
+    let text = r#"
+        [event_store]
+        url = "postgres://jo:${file:password}@${HOST}/${NAME:-shop}"
+        schema = "$SCHEMA${EMPTY:-}${PREFIX}_espd"
+        [runner]
+        batch_size = "${BATCH_SIZE}"
+        [[projector]]
+        name = "p"
+        on = [{ events = ["$${A}"], sql = 'perform $${"a": "${B}"}$$::jsonb' }]
+    "#;
+    let folder = Folder::new(&[("espd.toml", &text.replace("$SCHEMA", "")), ("password", "s3cret\n")])
+        .with("HOST", "db")
+        .with("PREFIX", "shop")
+        .with("BATCH_SIZE", "7");
+    let config = folder.load().unwrap();
+    assert_eq!(config.event_store.url.unwrap().expose(), "postgres://jo:s3cret@db/shop");
+    assert_eq!(config.event_store.schema, "shop_espd");
+    assert_eq!(config.runner.batch.size, 7);
+    let handler = &config.projectors[0].handlers[0];
+    assert_eq!(handler.events, HandledEvents::Types(vec!["${A}".into()]));
+    assert_eq!(handler.sql.text, r#"perform $${"a": "${B}"}$$::jsonb"#);
+}
+
+#[test]
+fn without_a_file_there_is_the_environment() {
+    let load = |url: Option<&str>| {
+        Config::from_environment_with(&|name| url.filter(|_| name == "DATABASE_URL").map(str::to_owned))
+    };
+    assert_eq!(load(Some("postgres://h/d")).unwrap().event_store.url.unwrap().expose(), "postgres://h/d");
+    for url in [None, Some(""), Some("jo:s3cret@h")] {
+        let report = load(url).unwrap_err().to_string();
+        assert!(report.starts_with("DATABASE_URL: ") && !report.contains("s3cret"), "{report}");
+    }
+}
+
+#[test]
+fn what_is_shown_can_be_read_again() {
+    let config = espd_example();
+    let shown = toml::to_string_pretty(&config.redacted()).unwrap();
+    let again = load(&shown).unwrap();
+    assert_eq!(again.redacted(), config.redacted());
+    assert_eq!(again.projectors.len(), 4);
+}
+
+#[test]
+fn a_worker_receives_its_settings_as_json() {
+    let config = espd_example();
+    let url = config.event_store.url.clone().unwrap();
+    let settings = config.worker_settings(&config.projectors[1], &url);
+    let json = serde_json::to_string(&settings).unwrap();
+    assert_eq!(serde_json::from_str::<WorkerSettings>(&json).unwrap(), settings);
+    assert_eq!(settings.processor.name, config.projectors[1].name);
+}
+
+#[test]
+fn projections_in_the_same_database_need_no_second_one() {
+    let mut config = espd_example();
+    let [here, there] = ["postgres://h/d", "postgres://h/e"].map(|url| DatabaseUrl::new(url).unwrap());
+    for (projections, expected) in [(None, None), (Some(&here), None), (Some(&there), Some(&there))] {
+        config.projections.url = projections.cloned();
+        let settings = config.worker_settings(&config.projectors[0], &here);
+        assert_eq!(settings.projections_url.as_ref(), expected);
+    }
+}
