@@ -81,6 +81,11 @@ impl Excerpt {
     }
 }
 
+/// A text as it may be shown.
+pub(super) fn hide_passwords(text: &str) -> String {
+    show_part(text, 0..text.len(), &passwords_in(text))
+}
+
 /// Part of a line as it may be shown: each hidden piece is `***`, no character moves the cursor.
 fn show_part(line: &str, part: Range<usize>, hidden: &[Range<usize>]) -> String {
     let mut shown = String::new();
@@ -190,7 +195,7 @@ mod tests {
             ("postgres://h:5432/d and a@b", "postgres://h:5432/d and a@b"),
             ("no url", "no url"),
         ] {
-            assert_eq!(show_part(text, 0..text.len(), &passwords_in(text)), shown);
+            assert_eq!(hide_passwords(text), shown);
         }
     }
 

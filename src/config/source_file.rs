@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use super::fault::{Excerpt, Fault};
+use super::fault::{Excerpt, Fault, hide_passwords};
 
 /// A file of the configuration.
 #[derive(Debug)]
@@ -57,6 +57,8 @@ impl SourceFile {
         let (line, column) = self.place(span.start);
         let start = self.line_start(span.start);
         let end = self.text[start..].find('\n').map_or(self.text.len(), |length| start + length);
+        // A message may quote what was written; advice never does.
+        let message = hide_passwords(&message);
         let excerpt = Excerpt::new(&self.text, start..end, span, secret);
         Fault {
             file: self.name.clone(),

@@ -274,17 +274,10 @@ pub(super) struct Key<'c> {
     pub(super) spot: Spot<'c>,
 }
 
-/// The rule for names, with a name near the refused one if there is any.
+/// The rule for names, with a name near the refused one if that looks like a name at all.
 pub(super) fn advise_name(refused: &str) -> String {
     let rule = "write up to 48 of a-z, 0-9 and _, beginning with a letter or _";
-    let mut near: String = refused
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
-        .take(crate::declaration::NAME_LENGTH_MAX)
-        .collect();
-    if near.starts_with(|c: char| c.is_ascii_digit()) {
-        near = format!("_{near}");
-    }
-    let useful = is_name(&near) && near.contains(|c: char| c != '_') && !is_interpolated(refused);
-    if useful { format!("{rule}, for example `{near}`") } else { rule.to_owned() }
+    let near: String =
+        refused.to_lowercase().chars().map(|c| if matches!(c, '-' | ' ' | '.') { '_' } else { c }).collect();
+    if is_name(&near) { format!("{rule}, for example `{near}`") } else { rule.to_owned() }
 }

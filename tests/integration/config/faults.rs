@@ -1,5 +1,8 @@
 //! Everything that is wrong is said at once: where, and what to write instead.
 
+use espd::config::EXAMPLE;
+use proptest::prelude::*;
+
 use super::{Folder, load};
 
 /// The only fault of this text: line, column and the rest.
@@ -290,5 +293,23 @@ fn every_known_key_is_read() {
         let complaint =
             faults.faults().iter().find(|fault| fault.line == Some(2)).map(|fault| &fault.message);
         assert!(complaint.is_some_and(|message| message.contains(&format!("`{key}`"))), "{name}: {faults}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(
+        start in 0..EXAMPLE.len(),
+        length in 0usize..400,
+        inserted in r#"(["'\[\]{}=#$,.\\\n\r\x00ü1a ]|"""|\$\{|\[\[projector\]\]\n|postgres://a:s3cret@h){0,6}"#,
+    ) {
+        let start = EXAMPLE.floor_char_boundary(start);
+        let end = EXAMPLE.floor_char_boundary((start + length).min(EXAMPLE.len()));
+        let text = format!("{}{inserted}{}", &EXAMPLE[..start], &EXAMPLE[end..]);
+        if let Err(faults) = load(&text) {
+            let report = faults.to_string();
+            prop_assert!(!report.contains("s3cret"), "{report}");
+            prop_assert!(faults.faults().iter().all(|fault| fault.line.is_some()), "{report}");
+        }
     }
 }

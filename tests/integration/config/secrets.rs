@@ -20,6 +20,9 @@ fn a_password_is_never_shown() {
 fn a_password_is_not_shown_by_a_fault_either() {
     for text in [
         "url = 'postgres://jo:s3cret@h/d'",
+        "[event_store]\nurl = '${postgres://jo:s3cret@h/d}'",
+        "[event_store]\nschema = 'postgres://jo:s3cret@h/d'",
+        "'postgres://jo:s3cret@h/d' = 1",
         "[event_store]\nulr = 'postgres://jo:s3cret@h/d'",
         "[event_store]\nurl = 'postgres://jo:s3cret@h:port/d'",
         "[event_store]\nurl = 'postgre://jo:s3cret@h/d'",
