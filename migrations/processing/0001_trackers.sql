@@ -25,7 +25,7 @@ create table :"schema".trackers (
   paused_by     text,
   -- Whether the last batch reached the settled horizon of its time.
   caught_up     boolean     not null default false,
-  -- Events handled since the last reset, and per second lately.
+  -- Events handled since the last reset, and ids passed per second lately.
   handled       bigint      not null default 0,
   rate          real        not null default 0,
   -- The failure that keeps the processor from going on; null once an event commits.
