@@ -1,7 +1,9 @@
 //! espd runs projectors and reactors on a PostgreSQL event store.
 
+mod bell;
 pub mod embedded;
 pub mod event;
+pub mod event_store;
 pub mod layout;
 pub mod schema;
 pub mod shutdown;
