@@ -55,6 +55,17 @@ pub enum ExpectedVersion {
     Exact(Version),
 }
 
+impl ExpectedVersion {
+    /// The version that is expected; `None` if any will do.
+    pub fn version(self) -> Option<Version> {
+        match self {
+            Self::Any => None,
+            Self::Absent => Some(0),
+            Self::Exact(version) => Some(version),
+        }
+    }
+}
+
 /// An event to be appended.
 #[derive(Debug, Clone)]
 pub struct NewEvent {
@@ -74,7 +85,7 @@ pub struct NewEvent {
     pub correlation_id: Option<Uuid>,
     /// The event or command that led to this one.
     pub causation_id: Option<Uuid>,
-    /// When it happened; the server's clock if left out.
+    /// When it happened, kept to the microsecond; the server's clock if left out.
     pub created_at: Option<DateTime<Utc>>,
 }
 
@@ -98,6 +109,11 @@ impl NewEvent {
     pub fn expecting(mut self, version: ExpectedVersion) -> Self {
         self.expected_version = version;
         self
+    }
+
+    /// `created_at` as a store keeps it: whole microseconds.
+    pub(crate) fn kept_created_at(&self) -> Option<DateTime<Utc>> {
+        self.created_at.map(|time| DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time))
     }
 }
 

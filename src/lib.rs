@@ -1,9 +1,11 @@
 //! espd runs projectors and reactors on a PostgreSQL event store.
 
+mod bell;
 pub mod config;
 pub mod declaration;
 pub mod embedded;
 pub mod event;
+pub mod event_store;
 pub mod layout;
 pub mod retry;
 pub mod schema;

@@ -8,4 +8,5 @@
 
 mod config;
 mod embedded;
+mod event_store;
 mod support;

@@ -1,0 +1,233 @@
+//! The event store in memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{AppendError, EventStore, ReadError, jsonb, validity};
+use crate::event::{Appended, Event, NewEvent, Position, Version};
+
+/// An event store in memory, for tests and examples. Clones are the same store.
+///
+/// It behaves as [`super::PostgresEventStore`] does: it keeps JSON as jsonb would, takes uuids for
+/// identities, and judges expected versions in the same way. Ids have no holes.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryEventStore(Arc<Mutex<Events>>);
+
+impl MemoryEventStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn events(&self) -> MutexGuard<'_, Events> {
+        // An append changes nothing before it has succeeded, so a panic leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn select(&self, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
+        self.events().by_id.iter().filter(|event| wanted(event)).cloned().collect()
+    }
+}
+
+#[async_trait]
+impl EventStore for MemoryEventStore {
+    async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
+        validity::check(events)?;
+        self.events().append(events)
+    }
+
+    async fn read_after(
+        &self,
+        position: Position,
+        upto: Option<Position>,
+        event_types: Option<&[String]>,
+        limit: i64,
+    ) -> Result<Vec<Event>, ReadError> {
+        let upto = upto.unwrap_or(Position::MAX);
+        let mut found =
+            self.select(|event| position < event.id && event.id <= upto && is_one_of(event_types, event));
+        found.truncate(usize::try_from(limit).unwrap_or(0));
+        Ok(found)
+    }
+
+    fn read_aggregate(
+        &self,
+        aggregate_id: Uuid,
+        from: Version,
+        to: Option<Version>,
+    ) -> BoxStream<'_, Result<Event, ReadError>> {
+        let to = to.unwrap_or(Version::MAX);
+        let within = |version| from <= version && version <= to;
+        stream(self.select(|event| event.aggregate_id == aggregate_id && within(event.version)))
+    }
+
+    fn read_aggregate_until(
+        &self,
+        aggregate_id: Uuid,
+        time: DateTime<Utc>,
+    ) -> BoxStream<'_, Result<Event, ReadError>> {
+        let mut found = self.select(|event| event.aggregate_id == aggregate_id);
+        let end = found.iter().rposition(|event| event.created_at <= time).map_or(0, |last| last + 1);
+        found.truncate(end);
+        stream(found)
+    }
+
+    fn read_range(
+        &self,
+        from: Position,
+        to: Position,
+        event_types: Option<Vec<String>>,
+    ) -> BoxStream<'_, Result<Event, ReadError>> {
+        let types = event_types.as_deref();
+        stream(self.select(|event| from <= event.id && event.id <= to && is_one_of(types, event)))
+    }
+
+    async fn position_at(&self, time: DateTime<Utc>) -> Result<Position, ReadError> {
+        Ok(self.select(|event| event.created_at <= time).last().map_or(0, |event| event.id))
+    }
+
+    async fn latest_id(&self, event_types: Option<&[String]>) -> Result<Position, ReadError> {
+        Ok(self.select(|event| is_one_of(event_types, event)).last().map_or(0, |event| event.id))
+    }
+}
+
+fn is_one_of(event_types: Option<&[String]>, event: &Event) -> bool {
+    event_types.is_none_or(|types| types.contains(&event.event_type))
+}
+
+fn stream<'a>(events: Vec<Event>) -> BoxStream<'a, Result<Event, ReadError>> {
+    stream::iter(events).map(Ok).boxed()
+}
+
+/// The events and what finds them.
+#[derive(Debug, Default)]
+struct Events {
+    /// In the order of ids, which are 1, 2, 3 … and so in that of versions too.
+    by_id: Vec<Event>,
+    ids: HashMap<Uuid, Position>,
+    heads: HashMap<Uuid, Version>,
+}
+
+impl Events {
+    fn append(&mut self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
+        let bodies = normalize(events)?;
+        refuse_repeated_uuids(events)?;
+        if let Some(appended) = self.find_appended(events)? {
+            return Ok(appended);
+        }
+        let versions = self.place(events)?;
+        let stored = events.iter().zip(bodies).zip(versions);
+        Ok(stored
+            .map(|((event, (body, metadata)), version)| self.store(event, version, body, metadata))
+            .collect())
+    }
+
+    /// Where the events are stored already; `None` if none of them is.
+    fn find_appended(&self, events: &[NewEvent]) -> Result<Option<Vec<Appended>>, AppendError> {
+        let stored: Vec<&Event> = events
+            .iter()
+            .filter_map(|event| self.ids.get(&event.uuid))
+            .filter_map(|id| self.by_id.get(usize::try_from(*id - 1).ok()?))
+            .collect();
+        let Some(first) = stored.first() else { return Ok(None) };
+        if stored.len() < events.len() {
+            return Err(AppendError::UuidReused { uuid: first.uuid });
+        }
+        if let Some((_, event)) = stored.iter().zip(events).find(|(stored, event)| !is_same(stored, event)) {
+            return Err(AppendError::UuidReused { uuid: event.uuid });
+        }
+        let place = |event: &&Event| Appended { id: event.id, uuid: event.uuid, version: event.version };
+        Ok(Some(stored.iter().map(place).collect()))
+    }
+
+    /// The version that each event gets.
+    fn place(&self, events: &[NewEvent]) -> Result<Vec<Version>, AppendError> {
+        let mut heads = HashMap::new();
+        let mut versions = Vec::with_capacity(events.len());
+        for event in events {
+            let aggregate_id = event.aggregate_id;
+            let head = heads
+                .entry(aggregate_id)
+                .or_insert_with(|| self.heads.get(&aggregate_id).copied().unwrap_or(0));
+            match event.expected_version.version() {
+                Some(expected) if expected != *head => {
+                    return Err(AppendError::Conflict { aggregate_id, expected, actual: *head });
+                }
+                _ => *head += 1,
+            }
+            versions.push(*head);
+        }
+        Ok(versions)
+    }
+
+    fn store(
+        &mut self,
+        event: &NewEvent,
+        version: Version,
+        body: Box<RawValue>,
+        metadata: Box<RawValue>,
+    ) -> Appended {
+        let id = Position::try_from(self.by_id.len()).map_or(Position::MAX, |length| length + 1);
+        self.ids.insert(event.uuid, id);
+        self.heads.insert(event.aggregate_id, version);
+        self.by_id.push(Event {
+            id,
+            uuid: event.uuid,
+            aggregate_id: event.aggregate_id,
+            event_type: event.event_type.clone(),
+            version,
+            body,
+            metadata,
+            correlation_id: event.correlation_id,
+            causation_id: event.causation_id,
+            created_at: event.kept_created_at().unwrap_or_else(now),
+        });
+        Appended { id, uuid: event.uuid, version }
+    }
+}
+
+/// Body and metadata of each event as they are kept.
+fn normalize(events: &[NewEvent]) -> Result<Vec<(Box<RawValue>, Box<RawValue>)>, AppendError> {
+    let json = |index, raw: &RawValue| {
+        let invalid = |reason: String| AppendError::Invalid { index: Some(index), reason };
+        let text = jsonb::normalize(raw.get()).map_err(|reason| invalid(reason.to_owned()))?;
+        RawValue::from_string(text).map_err(|error| invalid(error.to_string()))
+    };
+    let both =
+        |(index, event): (usize, &NewEvent)| Ok((json(index, &event.body)?, json(index, &event.metadata)?));
+    events.iter().enumerate().map(both).collect()
+}
+
+fn refuse_repeated_uuids(events: &[NewEvent]) -> Result<(), AppendError> {
+    let mut indexes = HashMap::with_capacity(events.len());
+    for (index, event) in events.iter().enumerate() {
+        if indexes.insert(event.uuid, index).is_some() {
+            let reason = format!("uuid {} is given twice", event.uuid);
+            return Err(AppendError::Invalid { index: None, reason });
+        }
+    }
+    Ok(())
+}
+
+fn is_same(stored: &Event, event: &NewEvent) -> bool {
+    stored.aggregate_id == event.aggregate_id
+        && stored.event_type == event.event_type
+        && jsonb::are_equal(stored.body.get(), event.body.get())
+        && jsonb::are_equal(stored.metadata.get(), event.metadata.get())
+        && stored.correlation_id == event.correlation_id
+        && stored.causation_id == event.causation_id
+        && event.kept_created_at().is_none_or(|time| time == stored.created_at)
+}
+
+/// The clock, to the microsecond.
+fn now() -> DateTime<Utc> {
+    let now = Utc::now();
+    DateTime::from_timestamp_micros(now.timestamp_micros()).unwrap_or(now)
+}

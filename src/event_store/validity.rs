@@ -1,0 +1,45 @@
+//! What no event may be, as far as it is cheap to see before it is sent.
+
+use chrono::{DateTime, Utc};
+
+use super::AppendError;
+use crate::event::NewEvent;
+
+/// Longest JSON text of a body or of metadata, in bytes: about what jsonb can hold.
+const JSON_LENGTH_MAX: usize = 255 << 20;
+
+/// The first microsecond that PostgreSQL can store (24 November 4714 BC), since 1970.
+const CREATED_AT_MIN_MICROS: i64 = -210_866_803_200_000_000;
+
+/// Refuses an append that cannot succeed, naming the first faulty event.
+pub(super) fn check(events: &[NewEvent]) -> Result<(), AppendError> {
+    for (index, event) in events.iter().enumerate() {
+        if let Some(reason) = find_fault(event) {
+            return Err(AppendError::Invalid { index: Some(index), reason: reason.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+fn find_fault(event: &NewEvent) -> Option<&'static str> {
+    let too_long = |json: &str| json.len() > JSON_LENGTH_MAX;
+    if event.event_type.is_empty() {
+        Some("the type is empty")
+    } else if event.event_type.contains('\0') {
+        Some("the type contains a NUL character")
+    } else if !event.metadata.get().trim_start().starts_with('{') {
+        Some("the metadata is not a JSON object")
+    } else if too_long(event.body.get()) || too_long(event.metadata.get()) {
+        Some("the body or the metadata is longer than 255 MiB")
+    } else if event.expected_version.version().is_some_and(|version| version < 0) {
+        Some("the expected version is negative")
+    } else if event.created_at.is_some_and(is_too_early) {
+        Some("created_at is before 4714 BC")
+    } else {
+        None
+    }
+}
+
+fn is_too_early(time: DateTime<Utc>) -> bool {
+    time.timestamp_micros() < CREATED_AT_MIN_MICROS
+}
