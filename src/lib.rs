@@ -1,6 +1,7 @@
 //! espd runs projectors and reactors on a PostgreSQL event store.
 
 pub mod event;
+pub mod horizon;
 pub mod layout;
 pub mod schema;
 pub mod shutdown;
