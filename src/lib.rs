@@ -1,5 +1,6 @@
 //! espd runs projectors and reactors on a PostgreSQL event store.
 
+pub mod embedded;
 pub mod event;
 pub mod horizon;
 pub mod layout;

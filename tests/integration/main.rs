@@ -1,0 +1,10 @@
+//! The integration tests, in one binary: they share one PostgreSQL server.
+
+#![expect(
+    unreachable_pub,
+    reason = "`pub` says here what a module offers to the others; nothing leaves the binary"
+)]
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, also in what the tests share")]
+
+mod embedded;
+mod support;

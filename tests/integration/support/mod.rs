@@ -1,0 +1,76 @@
+//! What the tests stand on: one server for the test process, one fresh database for each test.
+//!
+//! `cargo test` runs all tests as threads of one process, so they share the server. Under cargo-nextest each test is
+//! a process and starts a server of its own: half a second each, for which nothing has to be agreed on between
+//! processes. Statics are never dropped, so the server ends as after any other death of its owner: the kernel
+//! and the janitor (see `espd::embedded`) stop it and remove its folder.
+
+#![allow(dead_code, reason = "for all tests, and not every one exists yet")]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use espd::embedded::{EmbeddedPostgres, Options};
+use espd::schema::{migrate_event_store, migrate_processing};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tokio::sync::OnceCell;
+
+/// The schema that the migrations were applied to.
+pub const SCHEMA: &str = "espd";
+
+/// What every test's database is a copy of.
+const TEMPLATE: &str = "espd_test_template";
+
+/// A database of one test. Its pool belongs to the test's own runtime, so it is never shared between tests.
+pub struct Database {
+    pub pool: PgPool,
+    pub url: String,
+    pub name: String,
+}
+
+/// A fresh database on the server that all tests share, with both sets of migrations in [`SCHEMA`].
+pub async fn database() -> Database {
+    static NUMBER: AtomicU32 = AtomicU32::new(1);
+    let server = shared_server().await;
+    let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    server.create_database(&name, Some(TEMPLATE)).await.unwrap();
+    let url = server.url(&name);
+    let pool = PgPoolOptions::new().max_connections(20).connect_lazy(&url).unwrap();
+    Database { pool, url, name }
+}
+
+/// A server for one test alone, which may restart it; no database is on it yet.
+pub async fn server() -> EmbeddedPostgres {
+    server_with(&[]).await
+}
+
+/// As [`server`], with settings of `postgresql.conf`.
+pub async fn server_with(settings: &[(&str, &str)]) -> EmbeddedPostgres {
+    let settings = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    EmbeddedPostgres::start_temporary(Options { settings, ..options() }).await.unwrap()
+}
+
+/// A crash of the machine ends the test too, so nothing has to reach the disk.
+fn options() -> Options {
+    Options { durable: false, max_connections: 300, ..Options::default() }
+}
+
+async fn shared_server() -> &'static EmbeddedPostgres {
+    static SERVER: OnceCell<EmbeddedPostgres> = OnceCell::const_new();
+    SERVER
+        .get_or_init(|| async {
+            let server = EmbeddedPostgres::start_temporary(options()).await.unwrap();
+            prepare_template(&server).await;
+            server
+        })
+        .await
+}
+
+async fn prepare_template(server: &EmbeddedPostgres) {
+    server.create_database(TEMPLATE, None).await.unwrap();
+    let pool = PgPool::connect(&server.url(TEMPLATE)).await.unwrap();
+    migrate_event_store(&pool, SCHEMA).await.unwrap();
+    migrate_processing(&pool, SCHEMA).await.unwrap();
+    // A template that somebody is connected to cannot be copied.
+    pool.close().await;
+}
