@@ -29,6 +29,7 @@ use crate::event::Position;
 
 #[cfg(test)]
 mod explorer;
+mod locks;
 mod postgres;
 
 pub use postgres::{ObserveError, Observer, observe_once};

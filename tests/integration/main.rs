@@ -7,4 +7,5 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, also in what the tests share")]
 
 mod embedded;
+mod horizon;
 mod support;
