@@ -9,4 +9,5 @@
 mod config;
 mod embedded;
 mod event_store;
+mod horizon;
 mod support;

@@ -1,0 +1,377 @@
+//! What must be true of a store before anybody may read by the settled horizon.
+//!
+//! The horizon's argument (`docs/ordering.md`) rests on facts about the server, the table and the
+//! sequence. [`check`] looks at all of them at start-up and reports every one that does not hold, with
+//! the command that repairs it. Starting anyway would lose events, and nobody would notice.
+//!
+//! One thing cannot be checked: that nobody writes ids of their own choice past the sequence, where
+//! the table allows it (`default nextval(…)` or `overriding system value`).
+
+use std::fmt;
+
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use thiserror::Error;
+
+use crate::event::Position;
+use crate::layout::Layout;
+
+/// Oldest server version that is supported, as in `server_version_num`.
+const SERVER_VERSION_MIN: i32 = 130_000;
+
+/// Products that speak PostgreSQL's protocol but lock, or draw ids, in their own way: what they are
+/// called in `version()`, and what they are called.
+const IMPOSTORS: [(&str, &str); 3] =
+    [("CockroachDB", "CockroachDB"), ("-YB-", "YugabyteDB"), ("Redshift", "Amazon Redshift")];
+
+/// Why a store must not be read.
+#[derive(Debug, Error)]
+pub enum PreconditionError {
+    /// The database could not be asked.
+    #[error("failed to check the event store")]
+    Database(#[from] sqlx::Error),
+    /// Something does not hold. All of it is listed.
+    #[error("the event store cannot be read safely{}", list(.0))]
+    Unmet(Vec<Fault>),
+}
+
+/// One thing that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Which one it is, for the programs that care.
+    pub kind: FaultKind,
+    /// What is wrong, in a sentence.
+    pub problem: String,
+    /// What to do about it: an SQL command, or advice.
+    pub repair: String,
+}
+
+/// The things that may be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The server is not PostgreSQL.
+    NotPostgres,
+    /// The server is too old.
+    ServerTooOld,
+    /// The server is a standby.
+    Standby,
+    /// The table does not exist, or is not a table.
+    TableMissing,
+    /// The table, or one of its partitions, does not survive a crash.
+    Unlogged,
+    /// The role may not read the table or the sequence.
+    NotReadable,
+    /// Row security hides events from the role.
+    RowSecurity,
+    /// The sequence does not exist.
+    SequenceMissing,
+    /// The sequence does not belong to the id column.
+    SequenceNotOwned,
+    /// Sessions draw ids in stock.
+    SequenceCached,
+    /// The sequence does not count by one.
+    SequenceIncrement,
+    /// The sequence begins again after its last value.
+    SequenceCycles,
+    /// The insert does not draw the id itself.
+    IdNotDrawn,
+    /// There are ids below 1, which no reader ever reaches.
+    IdTooSmall,
+    /// The sequence is behind the ids in the table.
+    SequenceBehindEvents,
+    /// The sequence is behind a position that a processor has reached.
+    SequenceBehindPosition,
+}
+
+/// Checks everything that the horizon rests on.
+///
+/// `largest_position` is the highest position that any processor has reached, 0 if there is none: a
+/// store that has never got that far is not the one that they followed.
+pub async fn check(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    largest_position: Position,
+) -> Result<(), PreconditionError> {
+    let mut faults = check_server(connection).await?;
+    // On another product the catalog cannot be trusted either, or asked at all.
+    if faults.iter().all(|fault| fault.kind != FaultKind::NotPostgres) {
+        let structure = check_structure(connection, layout).await?;
+        let readable = structure.iter().all(|fault| !fault.kind.prevents_reading());
+        faults.extend(structure);
+        if readable {
+            faults.extend(check_positions(connection, layout, largest_position).await?);
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(PreconditionError::Unmet(faults)) }
+}
+
+async fn check_server(connection: &mut PgConnection) -> Result<Vec<Fault>, sqlx::Error> {
+    let statement = "
+        -- read_server
+        select version() as version,
+               current_setting('server_version') as number,
+               current_setting('server_version_num')::int as ordinal,
+               pg_is_in_recovery() as is_standby";
+    let server = sqlx::raw_sql(statement).fetch_one(connection).await?;
+    let version: &str = server.try_get("version")?;
+    if let Some((_, product)) = IMPOSTORS.iter().find(|(mark, _)| version.contains(mark)) {
+        let problem = format!("the server is {product}, whose locks and sequences are not PostgreSQL's");
+        return Ok(vec![Fault::new(FaultKind::NotPostgres, problem, "connect to a PostgreSQL server")]);
+    }
+    let mut faults = Vec::new();
+    if server.try_get::<i32, _>("ordinal")? < SERVER_VERSION_MIN {
+        let number: &str = server.try_get("number")?;
+        let problem = format!("the server is PostgreSQL {number}, and 13 is the oldest that is supported");
+        faults.push(Fault::new(FaultKind::ServerTooOld, problem, "upgrade the server"));
+    }
+    if server.try_get("is_standby")? {
+        let problem = "the server is a standby, where the locks of writers cannot be seen";
+        let repair = "connect to the primary, or run `select pg_promote()` if this is to be it";
+        faults.push(Fault::new(FaultKind::Standby, problem, repair));
+    }
+    Ok(faults)
+}
+
+/// What the catalog says of the table and its sequence.
+struct Structure {
+    table: String,
+    sequence: String,
+    role: String,
+    is_table: bool,
+    is_sequence: bool,
+    table_is_readable: bool,
+    sequence_is_readable: bool,
+    is_unlogged: bool,
+    hides_rows: bool,
+    is_owned: bool,
+    is_identity: bool,
+    is_drawn: bool,
+    cache: i64,
+    increment: i64,
+    cycles: bool,
+}
+
+async fn check_structure(connection: &mut PgConnection, layout: &Layout) -> Result<Vec<Fault>, sqlx::Error> {
+    let found = read_structure(connection, layout).await?;
+    let Structure { table, sequence, role, .. } = &found;
+    if !found.is_table {
+        let problem = format!("there is no table {table}");
+        return Ok(vec![Fault::new(FaultKind::TableMissing, problem, "run `espctl migrate`")]);
+    }
+    if !found.is_sequence {
+        let problem = format!("there is no sequence {sequence}");
+        let repair = "create it, or set `layout` to the one that this store has";
+        return Ok(vec![Fault::new(FaultKind::SequenceMissing, problem, repair)]);
+    }
+    let mut faults = Vec::new();
+    let mut expect = |holds: bool, kind, problem: String, repair: String| {
+        if !holds {
+            faults.push(Fault { kind, problem, repair });
+        }
+    };
+    expect(
+        found.table_is_readable,
+        FaultKind::NotReadable,
+        format!("role {role} may not read table {table}"),
+        format!("grant select on {table} to {role};"),
+    );
+    expect(
+        found.sequence_is_readable,
+        FaultKind::NotReadable,
+        format!("role {role} may not read sequence {sequence}"),
+        format!("grant select on sequence {sequence} to {role};"),
+    );
+    expect(
+        !found.hides_rows,
+        FaultKind::RowSecurity,
+        format!("row security may hide events of {table} from role {role}"),
+        format!("alter role {role} bypassrls; -- or connect as the owner of the table"),
+    );
+    expect(
+        !found.is_unlogged,
+        FaultKind::Unlogged,
+        format!("table {table} or a partition of it is unlogged, so a crash empties it"),
+        format!("alter table {table} set logged; -- each partition that is unlogged"),
+    );
+    expect(
+        found.is_owned || found.is_identity,
+        FaultKind::SequenceNotOwned,
+        format!("sequence {sequence} is not owned by column id of {table}"),
+        format!("alter sequence {sequence} owned by {table}.id;"),
+    );
+    expect(
+        found.is_identity || found.is_drawn,
+        FaultKind::IdNotDrawn,
+        format!("an insert into {table} does not draw its id from sequence {sequence}"),
+        format!("alter table {table} alter column id set default nextval('{sequence}');"),
+    );
+    expect(
+        found.cache == 1,
+        FaultKind::SequenceCached,
+        format!(
+            "sequence {sequence} has cache {}, so sessions draw ids long before they insert them",
+            found.cache
+        ),
+        format!("alter sequence {sequence} cache 1; -- then end the sessions of all writers"),
+    );
+    expect(
+        found.increment == 1,
+        FaultKind::SequenceIncrement,
+        format!("sequence {sequence} counts by {}", found.increment),
+        format!("alter sequence {sequence} increment by 1;"),
+    );
+    expect(
+        !found.cycles,
+        FaultKind::SequenceCycles,
+        format!("sequence {sequence} begins again after its last value"),
+        format!("alter sequence {sequence} no cycle;"),
+    );
+    Ok(faults)
+}
+
+/// One row, whatever is missing: the names are looked up, not cast.
+async fn read_structure(connection: &mut PgConnection, layout: &Layout) -> Result<Structure, sqlx::Error> {
+    let statement = format!(
+        "-- read_structure
+         with recursive
+         named as (select to_regclass('{table}') as t, to_regclass('{sequence}') as s),
+         heirs (oid) as (
+           select t::oid from named
+            union
+           select i.inhrelid from pg_inherits i join heirs on i.inhparent = heirs.oid
+         ),
+         id_column as (
+           select a.* from pg_attribute a join named on a.attrelid = t where a.attname = 'id'
+         )
+         select quote_ident(current_user) as role,
+                coalesce((select relkind in ('r', 'p') from pg_class where oid = t), false) as is_table,
+                coalesce((select relkind = 'S' from pg_class where oid = s), false) as is_sequence,
+                coalesce(has_table_privilege(t, 'select'), false) as table_is_readable,
+                coalesce((select has_sequence_privilege(oid, 'select') from pg_class where oid = s and relkind = 'S'),
+                         false) as sequence_is_readable,
+                exists (select from pg_class c join heirs on c.oid = heirs.oid where c.relpersistence <> 'p')
+                  or exists (select from pg_class where oid = s and relpersistence <> 'p') as is_unlogged,
+                coalesce(row_security_active(t), false) as hides_rows,
+                exists (select from pg_depend d join id_column c on d.refobjid = c.attrelid
+                                                                and d.refobjsubid = c.attnum
+                         where d.classid = 'pg_class'::regclass and d.objid = s
+                           and d.refclassid = 'pg_class'::regclass and d.deptype = 'a') as is_owned,
+                exists (select from pg_depend d join id_column c on d.refobjid = c.attrelid
+                                                                and d.refobjsubid = c.attnum
+                         where d.classid = 'pg_class'::regclass and d.objid = s
+                           and d.refclassid = 'pg_class'::regclass and d.deptype = 'i'
+                           and c.attidentity in ('a', 'd')) as is_identity,
+                exists (select from pg_attrdef e
+                          join id_column c on e.adrelid = c.attrelid and e.adnum = c.attnum
+                          join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = e.oid
+                                          and d.refclassid = 'pg_class'::regclass and d.refobjid = s
+                         where pg_get_expr(e.adbin, e.adrelid) like 'nextval(%') as is_drawn,
+                coalesce(q.seqcache, 1) as cache,
+                coalesce(q.seqincrement, 1) as increment,
+                coalesce(q.seqcycle, false) as cycles
+           from named
+           left join pg_sequence q on q.seqrelid = s",
+        table = layout.events_table(),
+        sequence = layout.sequence(),
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+    Ok(Structure {
+        table: layout.events_table().to_owned(),
+        sequence: layout.sequence().to_owned(),
+        role: row.try_get("role")?,
+        is_table: row.try_get("is_table")?,
+        is_sequence: row.try_get("is_sequence")?,
+        table_is_readable: row.try_get("table_is_readable")?,
+        sequence_is_readable: row.try_get("sequence_is_readable")?,
+        is_unlogged: row.try_get("is_unlogged")?,
+        hides_rows: row.try_get("hides_rows")?,
+        is_owned: row.try_get("is_owned")?,
+        is_identity: row.try_get("is_identity")?,
+        is_drawn: row.try_get("is_drawn")?,
+        cache: row.try_get("cache")?,
+        increment: row.try_get("increment")?,
+        cycles: row.try_get("cycles")?,
+    })
+}
+
+/// Restored and copied stores: the rows are there, but the sequence says that they are not.
+async fn check_positions(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    largest_position: Position,
+) -> Result<Vec<Fault>, sqlx::Error> {
+    let (first, last) = read_ids(connection, layout).await?;
+    // After the ids: the sequence of a store in use is ahead of what was read before.
+    let last_value = read_last_value(connection, layout).await?;
+    let sequence = layout.sequence();
+    let mut faults = Vec::new();
+    if first < 1 {
+        let problem = format!("the smallest id is {first}, and reading begins after 0");
+        let repair = "give these events ids above 0 before anything else reads them";
+        faults.push(Fault::new(FaultKind::IdTooSmall, problem, repair));
+    }
+    if last_value < last {
+        let problem = format!(
+            "sequence {sequence} is at {last_value}, but there is an event with id {last}: \
+             was the store restored or copied without its sequence?"
+        );
+        let repair = format!("select setval('{sequence}', {last});");
+        faults.push(Fault::new(FaultKind::SequenceBehindEvents, problem, repair));
+    }
+    if last_value.max(last) < largest_position {
+        let problem = format!(
+            "sequence {sequence} is at {last_value}, but a processor has reached {largest_position}: \
+             events that follow would be taken for ones that it has seen"
+        );
+        let repair = "restore the store that the processors followed, or `espctl reset` those beyond its end";
+        faults.push(Fault::new(FaultKind::SequenceBehindPosition, problem, repair));
+    }
+    Ok(faults)
+}
+
+/// The smallest and the largest id; 1 and 0 in an empty store.
+async fn read_ids(
+    connection: &mut PgConnection,
+    layout: &Layout,
+) -> Result<(Position, Position), sqlx::Error> {
+    let statement = format!(
+        "-- read_first_and_last_id
+         select coalesce(min(id), 1)::bigint as first, coalesce(max(id), 0)::bigint as last from {}",
+        layout.events_table()
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+    Ok((row.try_get("first")?, row.try_get("last")?))
+}
+
+/// The last id drawn.
+async fn read_last_value(connection: &mut PgConnection, layout: &Layout) -> Result<Position, sqlx::Error> {
+    let statement = format!(
+        "-- read_last_value
+         select case when is_called then last_value else last_value - 1 end as last_value from {}",
+        layout.sequence()
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+    row.try_get("last_value")
+}
+
+impl Fault {
+    fn new(kind: FaultKind, problem: impl Into<String>, repair: impl Into<String>) -> Self {
+        Self { kind, problem: problem.into(), repair: repair.into() }
+    }
+}
+
+impl FaultKind {
+    /// Whether a reader would fail rather than read wrongly.
+    fn prevents_reading(self) -> bool {
+        matches!(self, Self::TableMissing | Self::SequenceMissing | Self::NotReadable)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n    repair: {}", self.problem, self.repair)
+    }
+}
+
+fn list(faults: &[Fault]) -> String {
+    faults.iter().map(|fault| format!("\n  - {fault}")).collect()
+}
