@@ -7,6 +7,8 @@
 
 #![allow(dead_code, reason = "for all tests, and not every one exists yet")]
 
+pub mod projectors;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use espd::embedded::{EmbeddedPostgres, Options};

@@ -1,0 +1,97 @@
+//! What handles events: the contract between a runner and a projector or reactor.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+
+use crate::declaration::BatchLimits;
+use crate::event::Position;
+use crate::failure::Failure;
+use crate::tracker::Claim;
+
+/// What a processor does with the events that it handles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessorKind {
+    /// Writes tables.
+    Projector,
+    /// Acts, and may emit events.
+    Reactor,
+}
+
+impl ProcessorKind {
+    /// The word for it: `projector` or `reactor`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Projector => "projector",
+            Self::Reactor => "reactor",
+        }
+    }
+}
+
+/// A request to handle the next events.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn<'a> {
+    /// The right to move the tracker, and where it stands.
+    pub claim: &'a Claim,
+    /// The last position to look at. At or below the settled horizon.
+    pub upto: Position,
+    /// Where the batch ends.
+    pub limits: &'a BatchLimits,
+    /// How long the lease runs on from the end of the batch.
+    pub lease: Duration,
+    /// Ids passed per second lately, for the tracker to show.
+    pub rate: f32,
+}
+
+/// What one turn did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Turned {
+    /// Rows, emissions and position are committed.
+    Moved {
+        /// Every event at or below it has been handled, or was of no concern.
+        position: Position,
+        /// Events handled.
+        handled: i32,
+        /// Why the batch ended before the next event, if it did.
+        failure: Option<Failure>,
+    },
+    /// The tracker is no longer where or whose the claim says, or is paused: nothing was done.
+    Lost,
+}
+
+/// Why a processor cannot go on at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessorError {
+    /// Only an operator can help: the declaration does not fit what is there.
+    #[error("{0}")]
+    Blocked(String),
+    /// The claim is no longer valid.
+    #[error("another owner has claimed the processor")]
+    Lost,
+    /// The database could not do it now.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// A projector or a reactor, as the runner sees it.
+#[async_trait]
+pub trait Processor: Send {
+    /// Its name: unique, and the key of its tracker.
+    fn name(&self) -> &str;
+
+    /// What it does with events.
+    fn kind(&self) -> ProcessorKind;
+
+    /// The version of its tables.
+    fn version(&self) -> i32;
+
+    /// Makes tables and functions ready under a claim. Harmless where they are.
+    async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError>;
+
+    /// Handles the next batch: rows, emissions and position in one transaction.
+    async fn turn(&mut self, connection: &mut PgConnection, turn: Turn<'_>)
+    -> Result<Turned, ProcessorError>;
+}

@@ -1,0 +1,234 @@
+//! SQL projectors: declared in the configuration, run inside the database.
+//!
+//! A batch is one call of one generated function ([`function`]): rows and position change in one
+//! transaction, and nothing but the call crosses the network. Where the projections live in another
+//! database than the events, the same function takes the batch as an argument ([`remote`]).
+
+mod check;
+mod function;
+mod remote;
+mod tables;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use uuid::Uuid;
+
+pub use check::{Fault, check};
+
+use crate::declaration::{Handler, ProjectorDeclaration};
+use crate::event::Position;
+use crate::failure::{Failure, is_infrastructure_error};
+use crate::layout::Layout;
+use crate::processor::{Processor, ProcessorError, ProcessorKind, Turn, Turned};
+use crate::projector::function::{EventSource, ProjectorFunction};
+use crate::projector::remote::Batch;
+use crate::projector::tables::Tables;
+use crate::row::from_row;
+use crate::tracker::{Claim, Trackers, interval};
+
+/// Where the events of a projector are.
+#[derive(Debug)]
+pub enum Events {
+    /// In the database of the projections, in this layout.
+    SameDatabase(Layout),
+    /// In another database.
+    Elsewhere(crate::event_store::PostgresEventStore),
+}
+
+/// A declared projector, ready to run.
+#[derive(Debug)]
+pub struct SqlProjector {
+    declaration: ProjectorDeclaration,
+    /// Schema of espd's own tables in the database of the projections.
+    schema: String,
+    /// Schema of the projector's tables.
+    projections_schema: String,
+    events: Events,
+    function: ProjectorFunction,
+}
+
+/// What the function returns; all null when it did nothing.
+#[derive(Debug)]
+struct Returned {
+    espd_position: Option<Position>,
+    espd_handled: Option<i32>,
+    espd_failure: Option<Json<RawFailure>>,
+}
+
+from_row!(Returned { espd_position, espd_handled, espd_failure });
+
+/// A failure as the function reports it: with the database's context instead of a place in a file.
+#[derive(Debug, Deserialize)]
+struct RawFailure {
+    context: String,
+    #[serde(flatten)]
+    failure: Failure,
+}
+
+impl SqlProjector {
+    /// Compiles a declaration. Fails where a handler's text has a quote or comment that never ends.
+    pub fn new(
+        declaration: ProjectorDeclaration,
+        schema: &str,
+        projections_schema: &str,
+        events: Events,
+    ) -> Result<Self, Fault> {
+        let source = match &events {
+            Events::SameDatabase(layout) => EventSource::Table(layout.events_table()),
+            Events::Elsewhere(_) => EventSource::Arguments,
+        };
+        let function = ProjectorFunction::compile(&declaration, schema, projections_schema, source)
+            .map_err(|error| Fault::of_compile_error(&declaration, error))?;
+        let (schema, projections_schema) = (schema.to_owned(), projections_schema.to_owned());
+        Ok(Self { declaration, schema, projections_schema, events, function })
+    }
+
+    fn tables(&self) -> Tables<'_> {
+        Tables::new(&self.declaration, &self.schema, &self.projections_schema)
+    }
+
+    /// Sets the position to 0 and drops and makes the tables anew, all in one transaction.
+    ///
+    /// Returns whether the processor was known. Every claim ends; a running worker claims again.
+    pub async fn reset(&self, connection: &mut PgConnection, operator: &str) -> Result<bool, ProcessorError> {
+        let trackers = Trackers::new(&self.schema);
+        let mut transaction = connection.begin().await?;
+        if trackers.lock(&mut transaction, &self.declaration.name).await?.is_none() {
+            return Ok(false);
+        }
+        self.tables().drop(&mut transaction).await?;
+        trackers.reset(&mut transaction, &self.declaration.name, operator, 0, true).await?;
+        self.tables().create(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// The batch to pass along, where the function cannot read the events itself.
+    async fn fetch(&self, turn: &Turn<'_>) -> Result<Option<Batch>, ProcessorError> {
+        match &self.events {
+            Events::SameDatabase(_) => Ok(None),
+            Events::Elsewhere(store) => {
+                let types = self.declaration.event_types();
+                Batch::read(store, types, turn.claim.position, turn.upto, turn.limits).await.map(Some)
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        connection: &mut PgConnection,
+        turn: &Turn<'_>,
+        batch: Option<Batch>,
+    ) -> Result<Returned, sqlx::Error> {
+        let upto = batch.as_ref().map_or(turn.upto, |batch| batch.upto);
+        let first = if batch.is_some() { remote::ARRAYS } else { 0 };
+        let places = (1..=first + 9).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+        let statement = format!("-- project_batch\nselect * from {}({places})", self.function.name);
+        let mut query = sqlx::query_as(AssertSqlSafe(statement));
+        if let Some(batch) = batch {
+            query = batch.bind(query);
+        }
+        query
+            .bind(turn.claim.partition)
+            .bind(turn.claim.epoch)
+            .bind(turn.claim.position)
+            .bind(upto)
+            .bind(i32::try_from(turn.limits.size).unwrap_or(i32::MAX))
+            .bind(turn.limits.bytes)
+            .bind(interval(turn.limits.time))
+            .bind(interval(turn.lease))
+            .bind(turn.rate)
+            .fetch_one(connection)
+            .await
+    }
+
+    /// The failure with the place in the author's file instead of the function's line.
+    fn locate(&self, raw: RawFailure) -> Failure {
+        let place = line_in_context(&raw.context, &self.function.name)
+            .and_then(|line| self.function.place_of_line(line, &self.declaration.handlers))
+            .map(|place| describe(&self.declaration.handlers[place.handler], place.offset));
+        Failure { place, ..raw.failure }
+    }
+}
+
+#[async_trait]
+impl Processor for SqlProjector {
+    fn name(&self) -> &str {
+        &self.declaration.name
+    }
+
+    fn kind(&self) -> ProcessorKind {
+        ProcessorKind::Projector
+    }
+
+    fn version(&self) -> i32 {
+        self.declaration.version
+    }
+
+    async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
+        let mut transaction = connection.begin().await?;
+        match &claim.declaration {
+            Some(fingerprint) => self.tables().compare(claim.version, fingerprint)?,
+            None => self.tables().create(&mut transaction).await?,
+        }
+        sqlx::raw_sql(AssertSqlSafe(self.function.create.clone()))
+            .execute(&mut *transaction)
+            .await
+            .map_err(|error| self.blame_declaration(error))?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    async fn turn(
+        &mut self,
+        connection: &mut PgConnection,
+        turn: Turn<'_>,
+    ) -> Result<Turned, ProcessorError> {
+        let batch = self.fetch(&turn).await?;
+        let returned = self.call(connection, &turn, batch).await?;
+        let (Some(position), Some(handled)) = (returned.espd_position, returned.espd_handled) else {
+            return Ok(Turned::Lost);
+        };
+        let failure = returned.espd_failure.map(|Json(raw)| self.locate(raw));
+        Ok(Turned::Moved { position, handled, failure })
+    }
+}
+
+impl SqlProjector {
+    /// A function that PostgreSQL refuses is the author's to mend; anything else may pass.
+    fn blame_declaration(&self, error: sqlx::Error) -> ProcessorError {
+        if is_infrastructure_error(&error) {
+            return ProcessorError::Database(error);
+        }
+        let fault = Fault::of_function_error(&self.declaration, &self.function, error);
+        ProcessorError::Blocked(format!("{fault}; `espd check` shows it, then restart"))
+    }
+}
+
+/// `file:line` of a place in a handler.
+fn describe(handler: &Handler, offset: usize) -> String {
+    let characters = handler.sql.text[..offset].chars().count();
+    let (line, _) = handler.sql.locate(characters);
+    format!("{}:{line}", handler.sql.file)
+}
+
+/// The line of our function in an error's context: the first number behind its signature.
+///
+/// Only the function's own name is recognised, so the language of the server's messages does not matter.
+fn line_in_context(context: &str, qualified_name: &str) -> Option<usize> {
+    let name = qualified_name.rsplit('.').next()?.trim_matches('"');
+    let line = context.lines().rfind(|line| line.contains(name))?;
+    let behind = &line[line.find(name)? + name.len()..];
+    let digits = behind[behind.find(')')?..].split(|c: char| !c.is_ascii_digit());
+    digits.into_iter().find(|number| !number.is_empty())?.parse().ok()
+}
+
+/// A fingerprint of everything that shaped the tables.
+fn fingerprint(declaration: &ProjectorDeclaration) -> String {
+    let tables = declaration.tables.iter().map(|table| format!("{}\u{1}{}", table.name, table.columns.text));
+    let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());
+    let text = tables.chain(ddl).collect::<Vec<_>>().join("\u{2}");
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()
+}

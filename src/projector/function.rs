@@ -1,0 +1,330 @@
+//! A projector's handlers, compiled into one PL/pgSQL function.
+//!
+//! One call of the function is one batch: it locks the tracker under the caller's epoch, loops over the
+//! events in order, runs the handlers, and moves the tracker, all in the caller's transaction. When a
+//! handler fails, the block's effects are rolled back and the events before the failing one are handled
+//! again, so that they commit; the failure is returned as a value with the event's id.
+//!
+//! The handlers' text is copied verbatim and starts on a line of its own. That is how a line of the
+//! function is traced back to a line of the file that it was written in.
+
+use std::fmt::Write as _;
+
+use crate::declaration::{HandledEvents, Handler, ProjectorDeclaration};
+use crate::failure::INFRASTRUCTURE_SQLSTATES;
+use crate::sql_lexer::{self, Token, TokenKind};
+use crate::sql_quote::{quote_identifier, quote_literal};
+
+/// Where the function finds its events.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum EventSource<'a> {
+    /// In the same database, in this table: the function reads them itself.
+    Table(&'a str),
+    /// In another database: the caller passes the batch as arrays.
+    Arguments,
+}
+
+/// The compiled form of a projector.
+#[derive(Debug)]
+pub(crate) struct ProjectorFunction {
+    /// Qualified and quoted name.
+    pub(crate) name: String,
+    /// The complete `create or replace function` statement.
+    pub(crate) create: String,
+    /// Byte offset of the function's body in `create`.
+    body_start: usize,
+    /// Byte offset in the body at which each handler's text begins, in the order of the declaration.
+    handler_starts: Vec<usize>,
+}
+
+/// Why a projector cannot be compiled: a handler's text would reach beyond itself.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct CompileError {
+    pub(crate) handler: usize,
+    /// Byte offset in the handler's text.
+    pub(crate) offset: usize,
+    pub(crate) message: String,
+}
+
+/// A place in a handler's text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HandlerPlace {
+    pub(crate) handler: usize,
+    /// Byte offset in the handler's text.
+    pub(crate) offset: usize,
+}
+
+impl ProjectorFunction {
+    /// Compiles `projector` for the schemas of espd's own tables and of the projections.
+    pub(crate) fn compile(
+        projector: &ProjectorDeclaration,
+        schema: &str,
+        projections_schema: &str,
+        source: EventSource<'_>,
+    ) -> Result<Self, CompileError> {
+        let name = format!(
+            "{}.{}",
+            quote_identifier(schema),
+            quote_identifier(&format!("project_{}_v{}", projector.name, projector.version))
+        );
+        let mut body = Body::new(projector, schema, source);
+        body.write()?;
+        let head = head(&name, projections_schema, source);
+        let create = format!("{head}{}{DELIMITER}", body.text);
+        Ok(Self { name, create, body_start: head.len(), handler_starts: body.handler_starts })
+    }
+
+    /// Where a byte offset in `create` lies in the author's text.
+    pub(crate) fn place_of_offset(&self, offset: usize, declared: &[Handler]) -> Option<HandlerPlace> {
+        let offset = offset.checked_sub(self.body_start)?;
+        let handler = self.handler_starts.iter().rposition(|start| *start <= offset)?;
+        let offset = offset - self.handler_starts[handler];
+        (offset <= declared[handler].sql.text.len()).then_some(HandlerPlace { handler, offset })
+    }
+
+    /// Where a line of the body (from 1) lies in the author's text.
+    pub(crate) fn place_of_line(&self, line: usize, declared: &[Handler]) -> Option<HandlerPlace> {
+        let body = &self.create[self.body_start..];
+        let offset = match line.checked_sub(2) {
+            None => 0,
+            Some(newline) => body.match_indices('\n').nth(newline)?.0 + 1,
+        };
+        self.place_of_offset(self.body_start + offset, declared)
+    }
+}
+
+/// Quotes the function's body. No handler may contain it; see [`Body::write_handler`].
+const DELIMITER: &str = "$espd_body$";
+
+/// The parameters that every projector function takes, after the batch itself where that is passed.
+const PARAMETERS: &str = "espd_partition integer, espd_epoch bigint, espd_from bigint, espd_upto bigint, \
+     espd_limit integer, espd_bytes_max bigint, espd_time_max interval, espd_lease interval, espd_rate real";
+
+/// The batch as arrays, one element per event.
+const BATCH_PARAMETERS: &str = "espd_ids bigint[], espd_uuids uuid[], espd_aggregate_ids uuid[], espd_types text[], \
+     espd_versions bigint[], espd_bodies jsonb[], espd_metadata jsonb[], espd_correlation_ids uuid[], \
+     espd_causation_ids uuid[], espd_created_ats timestamptz[], ";
+
+/// The columns of `event`, in the order of the arrays above.
+pub(crate) const COLUMNS: &str =
+    "id, uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at";
+
+fn head(name: &str, projections_schema: &str, source: EventSource<'_>) -> String {
+    let batch = if matches!(source, EventSource::Arguments) { BATCH_PARAMETERS } else { "" };
+    format!(
+        "create or replace function {name}({batch}{PARAMETERS}, \
+         out espd_position bigint, out espd_handled integer, out espd_failure jsonb)\n\
+         language plpgsql\n\
+         set search_path = {schema}, public, pg_temp\n\
+         set jit = off\n\
+         -- A plan made while a projection was small must not scan it once it is large.\n\
+         set enable_seqscan = off\n\
+         as {DELIMITER}",
+        schema = quote_identifier(projections_schema),
+    )
+}
+
+struct Body<'a> {
+    projector: &'a ProjectorDeclaration,
+    /// The quoted schema of the trackers.
+    schema: String,
+    source: EventSource<'a>,
+    text: String,
+    handler_starts: Vec<usize>,
+}
+
+impl<'a> Body<'a> {
+    fn new(projector: &'a ProjectorDeclaration, schema: &str, source: EventSource<'a>) -> Self {
+        let schema = quote_identifier(schema);
+        Self { projector, schema, source, text: String::new(), handler_starts: Vec::new() }
+    }
+
+    fn write(&mut self) -> Result<(), CompileError> {
+        self.write_opening();
+        for (index, handler) in self.projector.handlers.iter().enumerate() {
+            self.write_handler(index, handler)?;
+        }
+        self.write_closing();
+        Ok(())
+    }
+
+    fn write_opening(&mut self) {
+        let schema = self.schema.clone();
+        let name = quote_literal(&self.projector.name);
+        let source = self.source_query();
+        let opening = format!(
+            "
+#variable_conflict use_column
+declare
+  event record;
+  espd_bytes bigint;
+  espd_deadline timestamptz := clock_timestamp() + espd_time_max;
+  espd_state text;
+  espd_message text;
+  espd_detail text;
+  espd_hint text;
+  espd_context text;
+begin
+  -- lock_tracker: no row means that the caller is no longer the owner, or paused
+  perform from {schema}.trackers as t
+    where t.name = {name} and t.partition = espd_partition
+      and t.epoch = espd_epoch and t.position = espd_from and t.paused_at is null
+    for update;
+  if not found then
+    return;
+  end if;
+  -- Twice at most when a handler fails: once to meet the failing event, once for those before it.
+  loop
+    espd_position := espd_upto;
+    espd_handled := 0;
+    espd_bytes := 0;
+    select null::bigint as id, null::uuid as uuid, null::text as type into event;
+    begin
+      for event in
+        {source}
+      loop
+"
+        );
+        self.text.push_str(&opening);
+    }
+
+    /// The query of the loop, in id order.
+    fn source_query(&self) -> String {
+        match self.source {
+            EventSource::Table(table) => format!(
+                "select {COLUMNS} from {table} as e\n        \
+                 where e.id > espd_from and e.id <= espd_upto{}\n        \
+                 order by e.id limit espd_limit",
+                self.type_condition()
+            ),
+            // `espd_upto` shrinks when a handler fails.
+            EventSource::Arguments => format!(
+                "select {COLUMNS} from unnest(espd_ids, espd_uuids, espd_aggregate_ids, espd_types, espd_versions, \
+                 espd_bodies, espd_metadata, espd_correlation_ids, espd_causation_ids, espd_created_ats)\n        \
+                 as e({COLUMNS}) where e.id <= espd_upto order by e.id"
+            ),
+        }
+    }
+
+    fn type_condition(&self) -> String {
+        match self.projector.event_types() {
+            None => String::new(),
+            Some(types) => format!(" and e.type in ({})", literals(types)),
+        }
+    }
+
+    fn write_handler(&mut self, index: usize, handler: &Handler) -> Result<(), CompileError> {
+        let text = &handler.sql.text;
+        let refuse = |(offset, message)| CompileError { handler: index, offset, message };
+        let tokens =
+            sql_lexer::tokens(text).map_err(|unclosed| refuse((unclosed.start, unclosed.to_string())))?;
+        escape(text, &tokens).map_or(Ok(()), |escape| Err(refuse(escape)))?;
+        let jumps = tokens.iter().any(|token| token.is_word("exit") || token.is_word("continue"));
+        match &handler.events {
+            HandledEvents::All => self.text.push_str("        begin\n"),
+            HandledEvents::Types(types) => {
+                // Writing to a String cannot fail.
+                let _ = writeln!(self.text, "        if event.type in ({}) then", literals(types));
+            }
+        }
+        // A loop of its own to leave, so that it cannot leave the loop over the events.
+        self.text.push_str(if jumps { "        for espd_once in 1..1 loop\n" } else { "" });
+        self.handler_starts.push(self.text.len());
+        self.text.push_str(text);
+        // On a line of its own: the text may end in a comment.
+        let closed = tokens.last().is_none_or(|token| token.kind == TokenKind::Semicolon);
+        self.text.push_str(if closed { "\n" } else { "\n        ;\n" });
+        self.text.push_str(if jumps { "        end loop;\n" } else { "" });
+        self.text.push_str(match handler.events {
+            HandledEvents::All => "        end;\n",
+            HandledEvents::Types(_) => "        end if;\n",
+        });
+        Ok(())
+    }
+
+    fn write_closing(&mut self) {
+        let schema = self.schema.clone();
+        let name = quote_literal(&self.projector.name);
+        let deferred = self.deferred_check();
+        let infrastructure = literals(INFRASTRUCTURE_SQLSTATES);
+        let closing = format!(
+            "{deferred}        espd_handled := espd_handled + 1;
+        espd_bytes := espd_bytes + pg_column_size(event.body);
+        if espd_handled >= espd_limit or espd_bytes >= espd_bytes_max or clock_timestamp() >= espd_deadline then
+          espd_position := event.id;
+          exit;
+        end if;
+      end loop;
+      exit;
+    exception when others then
+      get stacked diagnostics
+        espd_state = returned_sqlstate, espd_message = message_text, espd_detail = pg_exception_detail,
+        espd_hint = pg_exception_hint, espd_context = pg_exception_context;
+      if event.id is null or espd_state like any (array[{infrastructure}]) then
+        raise;
+      end if;
+      espd_failure := jsonb_build_object(
+        'event_id', event.id, 'event_uuid', event.uuid, 'event_type', event.type, 'sqlstate', espd_state,
+        'message', espd_message, 'detail', nullif(espd_detail, ''), 'hint', nullif(espd_hint, ''),
+        'context', espd_context);
+      espd_upto := event.id - 1;
+    end;
+  end loop;
+  -- move_tracker
+  update {schema}.trackers as t
+    set position = espd_position, caught_up = espd_position >= espd_upto and espd_failure is null,
+        handled = t.handled + espd_handled, rate = espd_rate,
+        lease_until = clock_timestamp() + espd_lease, updated_at = clock_timestamp(),
+        attempts = case when espd_handled > 0 or espd_failure is null then 0 else t.attempts end,
+        last_error = case when espd_handled > 0 or espd_failure is null then null else t.last_error end,
+        next_retry_at = null
+    where t.name = {name} and t.partition = espd_partition
+      and t.epoch = espd_epoch and t.position = espd_from and espd_position >= t.position;
+  if not found then
+    raise exception 'a handler of projector % changed the tracker', {name};
+  end if;
+end
+"
+        );
+        self.text.push_str(&closing);
+    }
+
+    /// A deferred constraint would fail at commit, where no event can be blamed any more.
+    fn deferred_check(&self) -> &'static str {
+        if mentions_deferrable(self.projector) {
+            "        set constraints all immediate;\n        set constraints all deferred;\n"
+        } else {
+            ""
+        }
+    }
+}
+
+fn literals<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
+    texts.into_iter().map(|text| quote_literal(text.as_ref())).collect::<Vec<_>>().join(", ")
+}
+
+/// What would let a handler out of its place in the function, with its byte offset.
+///
+/// A `return` would commit rows without moving the position; a changed `event` would move it elsewhere.
+fn escape(text: &str, tokens: &[Token<'_>]) -> Option<(usize, String)> {
+    if let Some(offset) = text.find(DELIMITER) {
+        return Some((offset, format!("{DELIMITER} is espd's own: choose another tag")));
+    }
+    if let Some(found) = tokens.iter().find(|token| token.is_word("return")) {
+        return Some((
+            found.start,
+            "a handler cannot return: use if, or exit to end it for this event".to_owned(),
+        ));
+    }
+    let assigned = sql_lexer::statements(tokens).find(|statement| statement[0].is_word("event"));
+    let selected = tokens.windows(2).find(|pair| pair[0].is_word("into") && pair[1].is_word("event"));
+    let changed = assigned.map(|statement| statement[0].start).or(selected.map(|pair| pair[1].start));
+    changed.map(|offset| (offset, "event cannot be changed: declare a variable of your own".to_owned()))
+}
+
+/// Whether a constraint of the projector's tables may be checked at commit only.
+fn mentions_deferrable(projector: &ProjectorDeclaration) -> bool {
+    let columns = projector.tables.iter().map(|table| &table.columns);
+    columns.chain(&projector.ddl).any(|sql| sql.text.to_lowercase().contains("deferrable"))
+}

@@ -1,0 +1,112 @@
+//! Projectors that tests declare in a line or two, and turns of them without a runner.
+
+use std::time::Duration;
+
+use espd::declaration::{
+    BatchLimits, HandledEvents, Handler, ProjectorDeclaration, SourceText, TableDeclaration,
+};
+use espd::layout::Layout;
+use espd::processor::{Processor as _, ProcessorError, Turn, Turned};
+use espd::projector::{Events, SqlProjector};
+use espd::retry::RetryPolicy;
+use espd::tracker::{Claim, Owner, Trackers};
+use sqlx::{PgConnection, PgPool};
+
+use super::SCHEMA;
+
+pub const LEASE: Duration = Duration::from_secs(60);
+
+/// A declaration from tables and handlers; `*` handles everything. Handler n stands in `n.toml`, line 10.
+pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]) -> ProjectorDeclaration {
+    let handler = |(index, (events, sql)): (usize, &(&[&str], &str))| Handler {
+        events: match *events {
+            ["*"] => HandledEvents::All,
+            types => HandledEvents::Types(types.iter().map(ToString::to_string).collect()),
+        },
+        sql: SourceText::new(sql, &format!("{index}.toml"), 10, 1),
+    };
+    let table = |(name, columns): &(&str, &str)| TableDeclaration {
+        name: name.to_string(),
+        columns: SourceText::new(columns, "tables.toml", 1, 1),
+    };
+    ProjectorDeclaration {
+        name: name.to_owned(),
+        version: 1,
+        tables: tables.iter().map(table).collect(),
+        ddl: vec![],
+        handlers: handlers.iter().enumerate().map(handler).collect(),
+        batch: BatchLimits::default(),
+        retry: RetryPolicy::default(),
+    }
+}
+
+/// A claimed and prepared projector.
+pub struct Running {
+    pub projector: SqlProjector,
+    pub claim: Claim,
+    pub limits: BatchLimits,
+    pub connection: PgConnection,
+}
+
+impl Running {
+    /// Claims and prepares a projector whose tables are in the events' database.
+    pub async fn start(pool: &PgPool, declaration: ProjectorDeclaration) -> Result<Self, ProcessorError> {
+        Self::start_with(pool, declaration, Events::SameDatabase(Layout::espd(SCHEMA).unwrap())).await
+    }
+
+    pub async fn start_with(
+        pool: &PgPool,
+        declaration: ProjectorDeclaration,
+        events: Events,
+    ) -> Result<Self, ProcessorError> {
+        let limits = declaration.batch;
+        let mut projector = SqlProjector::new(declaration, SCHEMA, "public", events).unwrap();
+        let mut connection = pool.acquire().await?.detach();
+        let mut claim = claim(&mut connection, &projector).await;
+        projector.prepare(&mut connection, &claim).await?;
+        claim.declaration = Some(String::new());
+        Ok(Self { projector, claim, limits, connection })
+    }
+
+    /// One batch up to `upto`; the claim follows.
+    pub async fn turn(&mut self, upto: i64) -> Result<Turned, ProcessorError> {
+        let turn = Turn { claim: &self.claim, upto, limits: &self.limits, lease: LEASE, rate: 0.0 };
+        let turned = self.projector.turn(&mut self.connection, turn).await?;
+        if let Turned::Moved { position, .. } = &turned {
+            self.claim.position = *position;
+        }
+        Ok(turned)
+    }
+}
+
+pub async fn claim(connection: &mut PgConnection, projector: &SqlProjector) -> Claim {
+    let trackers = Trackers::new(SCHEMA);
+    trackers
+        .register(&mut *connection, projector.name(), projector.kind(), projector.version())
+        .await
+        .unwrap();
+    trackers.claim(connection, projector.name(), &Owner::draw(), Duration::ZERO).await.unwrap().unwrap()
+}
+
+/// Inserts events as a stranger would, each with a body `{"n": …}`, and returns their ids.
+pub async fn insert(pool: &PgPool, types: &[&str]) -> Vec<i64> {
+    let mut ids = Vec::new();
+    for (n, event_type) in types.iter().enumerate() {
+        let id = sqlx::query_scalar(
+            "insert into espd.events (aggregate_id, type, version, body)
+             values (gen_random_uuid(), $1, 1, jsonb_build_object('n', $2::bigint)) returning id",
+        )
+        .bind(event_type)
+        .bind(n as i64 + 1)
+        .fetch_one(pool)
+        .await
+        .unwrap();
+        ids.push(id);
+    }
+    ids
+}
+
+/// The numbers that a query returns.
+pub async fn numbers(pool: &PgPool, query: &'static str) -> Vec<i64> {
+    sqlx::query_scalar(query).fetch_all(pool).await.unwrap()
+}
