@@ -1,20 +1,21 @@
 //! The server's process: it starts with us, and it never outlives us.
 //!
 //! Two things end it when this process dies without saying so. On Linux the kernel sends the server a signal
-//! when its parent *thread* ends, so one thread that lives as long as the process starts all servers. And a
-//! small shell script, the [`Janitor`], reads a pipe whose other end only we hold: when it closes, the script
-//! stops the server (on systems without that signal) and removes the temporary folder, which nobody else would.
+//! (see [`crate::spawner`]). And a small shell script, the [`Janitor`], reads a pipe whose other end only we hold:
+//! when it closes, the script stops the server (on systems without that signal) and removes the temporary folder,
+//! which nobody else would.
 
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{LazyLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::spawner::{die_with_owner, on_spawning_thread};
 
 /// Between two looks at a process that is about to end, or a server that is about to be ready.
 pub(super) const POLL: Duration = Duration::from_millis(10);
@@ -43,11 +44,8 @@ impl Process {
     /// reaching the server before those who use it have stopped.
     pub(super) fn spawn(mut command: Command) -> io::Result<Self> {
         command.process_group(0);
-        die_with_owner(&mut command);
-        let (reply, answer) = mpsc::sync_channel(1);
-        let gone = || io::Error::other("the thread that starts servers is gone");
-        SPAWNER.send((command, reply)).map_err(|_| gone())?;
-        answer.recv().map_err(|_| gone())?.map(Self)
+        die_with_owner(&mut command, Signal::SIGINT);
+        on_spawning_thread(move || command.spawn()).map(Self)
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -89,38 +87,6 @@ impl Process {
         Ok(false)
     }
 }
-
-type Order = (Command, mpsc::SyncSender<io::Result<Child>>);
-
-/// The thread whose end is the end of the process: never a pool's, which may end earlier and take the servers along.
-static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
-    let (sender, orders) = mpsc::channel::<Order>();
-    thread::spawn(move || {
-        for (mut command, reply) in orders {
-            // Whoever asked waits for the answer; if it is gone, the child has nobody, and that is a bug of ours.
-            let _ = reply.send(command.spawn());
-        }
-    });
-    sender
-});
-
-/// Asks the kernel for the signal of a fast shutdown when the thread that spawns `command` ends.
-#[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "std offers no safe way to run prctl between fork and exec")]
-fn die_with_owner(command: &mut Command) {
-    let owner = nix::unistd::getpid();
-    let arm = move || {
-        nix::sys::prctl::set_pdeathsig(Signal::SIGINT)?;
-        // Had the owner died before that call, the signal would never come.
-        if nix::unistd::getppid() == owner { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
-    };
-    // SAFETY: the closure runs in the forked child before exec. It makes two system calls that are safe there and
-    // allocates nothing: both error conversions only carry a number.
-    unsafe { command.pre_exec(arm) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn die_with_owner(_command: &mut Command) {}
 
 /// Cleans up after a process that had no time to: see the module's documentation.
 #[derive(Debug)]

@@ -1,0 +1,53 @@
+//! Exit codes of `espd`, its workers and `espctl`: one table, shared with the documentation.
+
+/// How a program of ours ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// All went well.
+    Success = 0,
+    /// It failed; the last line on standard error says why.
+    Failure = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The configuration or a declaration is wrong.
+    Configuration = 64,
+    /// The time to wait was over.
+    Timeout = 75,
+    /// Ended by a second signal, before the work at hand was finished.
+    Interrupted = 130,
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+/// An error with the exit code that it leads to; any other error leads to [`ExitCode::Failure`].
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Exit {
+    /// The code to end with.
+    pub code: ExitCode,
+    /// What to print; may have several lines.
+    pub message: String,
+}
+
+impl Exit {
+    /// The configuration or a declaration is wrong.
+    pub fn configuration(message: impl ToString) -> Self {
+        Self { code: ExitCode::Configuration, message: message.to_string() }
+    }
+}
+
+/// Prints an error as one chain and returns the code to end with.
+pub(crate) fn report(outcome: anyhow::Result<()>) -> std::process::ExitCode {
+    let Err(error) = outcome else { return ExitCode::Success.into() };
+    // A reader that has gone, such as `head`, has had enough; that is no failure.
+    if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+        return ExitCode::Success.into();
+    }
+    eprintln!("error: {error:#}");
+    error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code).into()
+}

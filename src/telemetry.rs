@@ -1,0 +1,28 @@
+//! Log lines: for people on a terminal, as JSON for programs. They go to standard error.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, LogSettings};
+
+/// Starts logging. `RUST_LOG`, where set, wins over the configured level.
+pub fn start(settings: &LogSettings) {
+    let filter = EnvFilter::try_from_default_env()
+        .or_else(|_| EnvFilter::try_new(&settings.level))
+        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = std::io::stderr().is_terminal();
+    let human = match settings.format {
+        LogFormat::Auto => terminal,
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+    };
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A second start in the same process is a test's, which has its subscriber already.
+    let _ = if human {
+        lines.with_ansi(terminal).try_init()
+    } else {
+        lines.json().flatten_event(true).try_init()
+    };
+}
