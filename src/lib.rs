@@ -1,30 +1,74 @@
 //! espd runs projectors and reactors on a PostgreSQL event store.
+//!
+//! Follow one event through the files, in the order of the flow:
+//!
+//! ```text
+//!            append                                  wake (notification or timer)
+//! aggregate ─────────►  EVENT STORE  ◄───────────────────  watcher
+//!                           │  next batch after the position, up to the settled horizon
+//!                           ▼
+//!                      SUBSCRIPTION
+//!                           │  batch
+//!                           ▼
+//!                       PROCESSOR      projector
+//!                           │
+//!                           ▼
+//!                      projection  ──►  TRACKER      the position moves, never backward
+//! ```
+//!
+//! 1. [`event`] is what travels. [`event_store`] appends and reads it, in the tables that [`layout`] names and
+//!    [`schema`] creates.
+//! 2. [`horizon`] is the rule that says up to which position nothing can appear any more; the [`watcher`]
+//!    applies it and wakes those who wait.
+//! 3. [`subscription`] is a runner's view of that; [`processor`] the contract for what handles a batch, and
+//!    [`projector`] the one that turns declared SQL ([`declaration`]) into a function of the database.
+//! 4. [`tracker`] is who is where. [`runner`] lives one processor's life around it, with [`retry`] and
+//!    [`failure`] for what goes wrong.
+//!
+//! Around the flow: a [`worker`] is the process that a runner lives in, the [`supervisor`] starts, watches and
+//! restarts workers, [`config`] says which, [`embedded`] provides a PostgreSQL where there is none. The programs
+//! are [`daemon`] (`espd`) and [`espctl`]; `ARCHITECTURE.md` has the map and the invariants.
 
+// The flow.
 mod bell;
-pub mod config;
-pub mod declaration;
-pub mod embedded;
 pub mod event;
 pub mod event_store;
-pub mod exit_code;
-pub mod failure;
 pub mod horizon;
 pub mod layout;
-pub mod preconditions;
 pub mod processor;
 pub mod projector;
-pub mod retry;
-mod row;
 pub mod runner;
 pub mod schema;
+pub mod subscription;
+pub mod tracker;
+pub mod watcher;
+
+// What a projector is declared as, and what may go wrong with it.
+pub mod config;
+pub mod declaration;
+pub mod failure;
+pub mod preconditions;
+pub mod retry;
+pub mod status;
+
+// Processes.
+pub mod embedded;
 pub mod shutdown;
 pub mod signal;
 mod spawner;
-mod sql_lexer;
-mod sql_quote;
-pub mod subscription;
 pub mod supervisor;
 pub mod telemetry;
-pub mod tracker;
-pub mod watcher;
 pub mod worker;
+
+// The programs.
+pub mod daemon;
+pub mod database;
+mod demo;
+pub mod espctl;
+pub mod exit_code;
+pub mod todo_history;
+
+// Small things of SQL.
+mod row;
+mod sql_lexer;
+mod sql_quote;

@@ -1,2 +1,5 @@
 //! The operator's tool.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    espd::espctl::main()
+}

@@ -10,4 +10,5 @@ mod config;
 mod embedded;
 mod event_store;
 mod horizon;
+mod projector;
 mod support;

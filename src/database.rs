@@ -1,0 +1,131 @@
+//! The databases that a command works on, as the configuration names them.
+
+use std::path::Path;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::config::{Config, DatabaseUrl};
+use crate::embedded::{EmbeddedPostgres, Options};
+use crate::exit_code::Exit;
+use crate::layout::Layout;
+use crate::preconditions::{self, PreconditionError};
+use crate::schema;
+use crate::tracker::Trackers;
+
+/// Where `espd` keeps its private PostgreSQL when the configuration names no database.
+pub const PRIVATE_FOLDER: &str = ".espd/postgres";
+
+/// The database on the private PostgreSQL.
+pub const PRIVATE_DATABASE: &str = "espd";
+
+/// How long a command waits for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The event store and the projections of one configuration.
+#[derive(Debug)]
+pub struct Databases {
+    /// Where the events are.
+    pub layout: Layout,
+    /// The database of the events.
+    pub events: PgPool,
+    /// The database of the projections; the same pool where it is the same database.
+    pub projections: PgPool,
+    /// The schema of the projectors' tables.
+    pub projections_schema: String,
+}
+
+impl Databases {
+    /// Connects to what the configuration names.
+    pub async fn connect(config: &Config, program: &str) -> anyhow::Result<Self> {
+        let Some(url) = &config.event_store.url else {
+            bail!(
+                "no database is named: set DATABASE_URL, or write url under [event_store] (a daemon with a private \
+                 PostgreSQL prints the DATABASE_URL to use)"
+            );
+        };
+        let events = connect(url, program).await.context("the event store")?;
+        let projections = match &config.projections.url {
+            None => events.clone(),
+            Some(url) => connect(url, program).await.context("the database of the projections")?,
+        };
+        let layout = Layout::espd(&config.event_store.schema)?;
+        Ok(Self { layout, events, projections, projections_schema: config.projections.schema.clone() })
+    }
+
+    /// Creates or completes espd's tables. Returns what was done, one line per set.
+    pub async fn migrate(&self) -> anyhow::Result<Vec<String>> {
+        let schema = self.layout.schema();
+        let events = schema::migrate_event_store(&self.events, schema).await?;
+        let processing = schema::migrate_processing(&self.projections, schema).await?;
+        Ok(vec![format!("event store: {events}"), format!("processing: {processing}")])
+    }
+
+    /// Confirms that espd's tables are there, in the version that this program knows.
+    pub async fn check_schema(&self) -> anyhow::Result<()> {
+        schema::check_event_store(&self.events, self.layout.schema()).await?;
+        schema::check_processing(&self.projections, self.layout.schema()).await?;
+        Ok(())
+    }
+
+    /// Confirms that the events can be followed safely, by those who have got as far as the trackers say.
+    pub async fn check_store(&self) -> anyhow::Result<()> {
+        let reached = Trackers::new(self.layout.schema()).largest_position(&self.projections).await?;
+        let mut connection = self.events.acquire().await?;
+        match preconditions::check(&mut connection, &self.layout, reached).await {
+            Err(unmet @ PreconditionError::Unmet(_)) => Err(Exit::configuration(unmet).into()),
+            outcome => Ok(outcome?),
+        }
+    }
+
+    /// Tells the daemons that a tracker has changed. A lost ring costs them a second or two.
+    pub async fn ring(&self) {
+        let statement = "-- ring_control\nselect pg_notify($1, 'control')";
+        if let Err(error) = sqlx::query(statement).bind(self.layout.channel()).execute(&self.events).await {
+            tracing::debug!(%error, "could not ring");
+        }
+    }
+
+    /// Closes all connections.
+    pub async fn close(self) {
+        self.events.close().await;
+        self.projections.close().await;
+    }
+}
+
+async fn connect(url: &DatabaseUrl, program: &str) -> anyhow::Result<PgPool> {
+    // The error must not repeat the URL, which holds a password.
+    let options = PgConnectOptions::from_str(url.expose())
+        .map_err(|_| anyhow::anyhow!("{url:?} is not a database URL"))?;
+    let pool = PgPoolOptions::new()
+        .max_connections(4)
+        .acquire_timeout(CONNECT_TIMEOUT)
+        .connect_with(options.application_name(program))
+        .await
+        .with_context(|| format!("could not connect to {url}"))?;
+    Ok(pool)
+}
+
+/// Starts the private PostgreSQL in `folder` and makes sure that its database exists.
+pub async fn start_private(folder: &Path) -> anyhow::Result<(EmbeddedPostgres, DatabaseUrl)> {
+    let server = EmbeddedPostgres::start_at(folder, Options::default()).await?;
+    let url = private_database(&server).await?;
+    Ok((server, url))
+}
+
+/// The URL of the private database on this server, which is created where it is missing.
+pub async fn private_database(server: &EmbeddedPostgres) -> anyhow::Result<DatabaseUrl> {
+    let admin = PgPoolOptions::new().max_connections(1).connect(&server.url("postgres")).await?;
+    let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+        .bind(PRIVATE_DATABASE)
+        .fetch_one(&admin)
+        .await?;
+    if !exists {
+        sqlx::query(AssertSqlSafe(format!("create database {PRIVATE_DATABASE}"))).execute(&admin).await?;
+    }
+    admin.close().await;
+    Ok(DatabaseUrl::new(server.url(PRIVATE_DATABASE))?)
+}

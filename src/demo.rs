@@ -1,0 +1,194 @@
+//! `espd demo`: everything at once, on a private PostgreSQL that leaves nothing behind.
+//!
+//! A to-do application's history is appended first, so that there is something to catch up with; then events
+//! go on arriving. The processors are the ones in `config/processors`, run as `espd run` would run them.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use sqlx::postgres::PgPoolOptions;
+use tokio::sync::mpsc;
+
+use crate::config::{Config, parse_duration};
+use crate::daemon::supervisor;
+use crate::database::{Databases, private_database};
+use crate::embedded::{EmbeddedPostgres, Options};
+use crate::espctl::render_status;
+use crate::event_store::{EventStore as _, PostgresEventStore};
+use crate::shutdown::{self, Shutdown};
+use crate::signal::{self, Request};
+use crate::telemetry;
+use crate::todo_history::TodoHistory;
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Events to begin with
+    #[arg(long, default_value_t = 100_000, value_name = "COUNT")]
+    events: u64,
+    /// Events that arrive per second after that
+    #[arg(long, default_value_t = 200, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=5_000))]
+    rate: u64,
+    /// End by itself after this time instead of with Ctrl-C
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+    time: Option<Duration>,
+}
+
+/// Between two pictures of the progress.
+const PICTURE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Events of the history per append.
+const CHUNK_EVENTS: usize = 1_000;
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut config = own_configuration().context("the demo's own configuration")?;
+    telemetry::start(&config.log);
+    let requests = signal::requests().context("could not listen for signals")?;
+    say("starting a private PostgreSQL …");
+    let server = EmbeddedPostgres::start_temporary(Options::default()).await?;
+    config.event_store.url = Some(private_database(&server).await?);
+    let databases = Databases::connect(&config, "espd demo").await?;
+    databases.migrate().await?;
+    show(&arguments, &config, &databases, requests).await?;
+    databases.close().await;
+    server.stop().await;
+    say("stopped; nothing is left behind");
+    Ok(())
+}
+
+/// The processors of `config/processors`, which the program carries along.
+fn own_configuration() -> anyhow::Result<Config> {
+    const FILES: [(&str, &str); 4] = [
+        ("espd.toml", "include = [\"processors/*.toml\"]\n[log]\nlevel = \"warn\"\n"),
+        ("processors/outstanding_todos.toml", include_str!("../config/processors/outstanding_todos.toml")),
+        ("processors/scheduled_todos.toml", include_str!("../config/processors/scheduled_todos.toml")),
+        ("processors/completed_todos.toml", include_str!("../config/processors/completed_todos.toml")),
+    ];
+    let folder = tempfile::tempdir()?;
+    std::fs::create_dir(folder.path().join("processors"))?;
+    for (name, text) in FILES {
+        std::fs::write(folder.path().join(name), text)?;
+    }
+    Ok(Config::load(&folder.path().join("espd.toml"))?)
+}
+
+async fn show(
+    arguments: &Arguments,
+    config: &Config,
+    databases: &Databases,
+    requests: mpsc::Receiver<Request>,
+) -> anyhow::Result<()> {
+    let url = config.event_store.url.as_ref().context("just set")?;
+    let mut history = TodoHistory::new(1);
+    fill(arguments.events, &mut history, databases).await?;
+    say(&format!(
+        "look around in another terminal:\n  export DATABASE_URL='{0}'\n  espctl status    espctl events --follow    \
+         psql \"$DATABASE_URL\" -c 'select * from outstanding_todos limit 5'\n",
+        url.expose()
+    ));
+    let (handle, stop) = shutdown::channel();
+    let store = PostgresEventStore::new(
+        PgPoolOptions::new().max_connections(1).connect(url.expose()).await?,
+        databases.layout.clone(),
+    );
+    let arriving = tokio::spawn(arrive(store, history, arguments.rate, stop.clone()));
+    let supervisor = supervisor(config)?;
+    let (requesting, requested) = mpsc::channel(4);
+    let pictures = paint_until_stopped(config, databases, stop);
+    let ended = end_when_asked(requests, requesting, arguments.time);
+    let supervising = supervisor.run(requested);
+    tokio::pin!(pictures, ended);
+    tokio::select! {
+        () = async { tokio::join!(supervising, &mut ended); } => {}
+        outcome = &mut pictures => outcome?,
+    }
+    handle.request();
+    arriving.await.context("the demo's own writer")??;
+    Ok(())
+}
+
+/// Appends the history to catch up with.
+async fn fill(events: u64, history: &mut TodoHistory, databases: &Databases) -> anyhow::Result<()> {
+    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+    let begun = Instant::now();
+    let mut left = events as usize;
+    while left > 0 {
+        let count = left.min(CHUNK_EVENTS);
+        let chunk: Vec<_> = history.take(count).collect();
+        store.append(&chunk).await?;
+        left -= count;
+    }
+    say(&format!(
+        "appended {events} events of a to-do application in {:.1} s",
+        begun.elapsed().as_secs_f32()
+    ));
+    Ok(())
+}
+
+/// Lets events arrive one by one until the stop is requested.
+async fn arrive(
+    store: PostgresEventStore,
+    mut history: TodoHistory,
+    rate: u64,
+    mut stop: Shutdown,
+) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / u32::try_from(rate)?);
+    while stop.run_until_requested(ticks.tick()).await.is_some() {
+        let event: Vec<_> = history.by_ref().take(1).collect();
+        store.append(&event).await?;
+    }
+    Ok(())
+}
+
+/// Passes requests on; the end of the time is one as well.
+async fn end_when_asked(
+    mut requests: mpsc::Receiver<Request>,
+    supervisor: mpsc::Sender<Request>,
+    time: Option<Duration>,
+) {
+    let time_over = async {
+        match time {
+            Some(time) => tokio::time::sleep(time).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = requests.recv() => {}
+        () = time_over => {}
+    }
+    say("\nstopping …");
+    let _ = supervisor.send(Request::Stop).await;
+    while let Some(request) = tokio::select! {
+        request = requests.recv() => request,
+        () = supervisor.closed() => None,
+    } {
+        let _ = supervisor.send(request).await;
+    }
+}
+
+/// Shows the status every second: over itself on a terminal, line after line elsewhere.
+async fn paint_until_stopped(
+    config: &Config,
+    databases: &Databases,
+    mut stop: Shutdown,
+) -> anyhow::Result<()> {
+    let mut painted = 0;
+    let first = tokio::time::Instant::now() + PICTURE_INTERVAL;
+    let mut ticks = tokio::time::interval_at(first, PICTURE_INTERVAL);
+    while stop.run_until_requested(ticks.tick()).await.is_some() {
+        let picture = render_status(config, databases).await?;
+        let mut out = std::io::stdout().lock();
+        if std::io::stdout().is_terminal() && painted > 0 {
+            write!(out, "\x1b[{painted}A\x1b[J")?;
+        }
+        writeln!(out, "{picture}\n")?;
+        painted = picture.lines().count() + 1;
+    }
+    Ok(())
+}
+
+fn say(text: &str) {
+    // A closed pipe is noticed by the pictures.
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}

@@ -1,0 +1,142 @@
+//! The operator's tool. It works on the database, whether or not a daemon runs; a daemon notices at once.
+
+mod append;
+mod check;
+mod events;
+mod operate;
+mod output;
+mod status;
+mod wait;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, EXAMPLE};
+use crate::database::Databases;
+use crate::exit_code::{Exit, report};
+
+#[derive(Parser)]
+#[command(
+    name = "espctl",
+    version,
+    about = "Look after an event store and its processors",
+    after_help = "The database is the one that --config or DATABASE_URL names.\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 75 time is over."
+)]
+struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Place {
+    /// Configuration file; without it only DATABASE_URL is used
+    #[arg(long, short, global = true, env = "ESPD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create espd's tables, or bring them to the version that this program knows
+    Migrate,
+    /// Append events: JSON objects, one per line, from standard input
+    Append(append::Arguments),
+    /// Print events by id
+    Events(events::Arguments),
+    /// Show every processor: what it does, how far it is, what is wrong and what to do
+    Status(status::Arguments),
+    /// Drop a projector's tables and let it start over, or only move a position
+    Reset(operate::ResetArguments),
+    /// Pause a processor until it is resumed
+    Pause(operate::Target),
+    /// Let a paused or failed processor go on
+    Resume(operate::Target),
+    /// Wait until a processor has reached a position
+    Wait(wait::Arguments),
+    /// Check the configuration, the database and every handler's SQL, without changing anything
+    Check,
+    /// Print configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// The configuration as understood, defaults filled in, without secrets
+    Show,
+    /// A commented example of every key
+    Example,
+}
+
+/// Runs the tool and returns its exit code.
+pub fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    report(runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli))))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Command::Config(ConfigCommand::Example) = cli.command {
+        return output::print(EXAMPLE.trim_end());
+    }
+    let config = load(&cli.place)?;
+    match cli.command {
+        Command::Config(_) => output::print(&serde_json::to_string_pretty(&config.redacted())?),
+        Command::Check => check::run(&config).await,
+        command => {
+            let databases = Databases::connect(&config, "espctl").await?;
+            run_on(command, &config, &databases).await?;
+            databases.close().await;
+            Ok(())
+        }
+    }
+}
+
+async fn run_on(command: Command, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+    if let Command::Migrate = command {
+        return output::print(&databases.migrate().await?.join("\n"));
+    }
+    databases.check_schema().await?;
+    match command {
+        Command::Append(arguments) => append::run(arguments, databases).await,
+        Command::Events(arguments) => events::run(arguments, databases).await,
+        Command::Status(arguments) => status::run(arguments, config, databases).await,
+        Command::Reset(arguments) => operate::reset(arguments, config, databases).await,
+        Command::Pause(target) => operate::pause(target, databases).await,
+        Command::Resume(target) => operate::resume(target, databases).await,
+        Command::Wait(arguments) => wait::run(arguments, databases).await,
+        Command::Migrate | Command::Check | Command::Config(_) => {
+            unreachable!("handled before a database was needed")
+        }
+    }
+}
+
+/// What `espd check` does as well.
+pub(crate) async fn check(config: &Config) -> anyhow::Result<()> {
+    check::run(config).await
+}
+
+/// The table of `espctl status`, as the demo shows it.
+pub(crate) async fn render_status(config: &Config, databases: &Databases) -> anyhow::Result<String> {
+    Ok(status::render(&status::look(config, databases, None).await?))
+}
+
+fn load(place: &Place) -> anyhow::Result<Config> {
+    let config = match &place.config {
+        Some(file) => Config::load(file),
+        None => Config::from_environment(),
+    };
+    config.map_err(|faults| Exit::configuration(faults).into())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,194 @@
+//! `espctl append`: JSON lines in, positions out.
+
+use std::io::{BufRead, BufReader, Read as _};
+
+use anyhow::{Context as _, bail};
+use chrono::{DateTime, Utc};
+use clap::Args;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sqlx::Connection as _;
+use uuid::Uuid;
+
+use crate::database::Databases;
+use crate::espctl::output;
+use crate::event::{Appended, ExpectedVersion, NewEvent};
+use crate::event_store::{EventStore as _, PostgresEventStore};
+
+#[derive(Args)]
+#[command(after_help = "Each line is an object with aggregate_id (uuid), type and body, and optionally\n\
+    expected_version (0: the aggregate must not exist), uuid, correlation_id, causation_id, created_at\n\
+    (RFC 3339) and metadata (object). Appending the same uuids again stores nothing twice.\n\n\
+    Example:\n  echo '{\"aggregate_id\":\"149d5c70-a373-4857-91e2-1d5ea90c27e4\",\"type\":\"TodoAdded\",\"body\":{\"title\":\"milk\"}}' | espctl append")]
+pub(crate) struct Arguments {
+    /// One transaction per line instead of one for the whole input
+    #[arg(long)]
+    each: bool,
+    /// Print objects with id, uuid and version instead of positions
+    #[arg(long)]
+    json: bool,
+    /// Print only the summary
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// One line of input.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    aggregate_id: Uuid,
+    #[serde(rename = "type")]
+    event_type: String,
+    body: Box<RawValue>,
+    expected_version: Option<i64>,
+    uuid: Option<Uuid>,
+    correlation_id: Option<Uuid>,
+    causation_id: Option<Uuid>,
+    created_at: Option<DateTime<Utc>>,
+    metadata: Option<Box<RawValue>>,
+}
+
+/// Lines sent at a time.
+const CHUNK_LINES: usize = 1_000;
+
+/// Bytes of lines sent at a time, roughly: what a chunk of huge events may weigh.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// The longest line that is read, in bytes.
+const LINE_BYTES_MAX: usize = 256 << 20;
+
+pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {
+    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+    let mut lines = Lines::new(std::io::stdin().lock());
+    let mut appended = Tally::default();
+    if arguments.each {
+        while let Some(event) = lines.next_event()? {
+            let stored = store.append(&[event]).await.with_context(|| lines.place())?;
+            appended.add(&stored, &arguments)?;
+        }
+    } else {
+        let mut connection = databases.events.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        while let Some(chunk) = lines.next_chunk()? {
+            let stored =
+                store.append_in(&mut transaction, &chunk).await.with_context(|| lines.place_of_chunk())?;
+            appended.hold(stored);
+        }
+        transaction.commit().await?;
+        appended.release(&arguments)?;
+    }
+    databases.ring().await;
+    appended.summarise();
+    Ok(())
+}
+
+/// What was appended; positions of a transaction are printed only once it is committed.
+#[derive(Default)]
+struct Tally {
+    held: Vec<Appended>,
+    count: usize,
+    first: Option<i64>,
+    last: Option<i64>,
+}
+
+impl Tally {
+    fn hold(&mut self, stored: Vec<Appended>) {
+        self.held.extend(stored);
+    }
+
+    fn release(&mut self, arguments: &Arguments) -> anyhow::Result<()> {
+        let held = std::mem::take(&mut self.held);
+        self.add(&held, arguments)
+    }
+
+    fn add(&mut self, stored: &[Appended], arguments: &Arguments) -> anyhow::Result<()> {
+        for event in stored {
+            self.count += 1;
+            self.first.get_or_insert(event.id);
+            self.last = Some(event.id);
+            if arguments.json {
+                output::print(&serde_json::to_string(event)?)?;
+            } else if !arguments.quiet {
+                output::print(&event.id.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn summarise(&self) {
+        match (self.first, self.last) {
+            (Some(first), Some(last)) => eprintln!("{} events at positions {first} to {last}", self.count),
+            _ => eprintln!("no events"),
+        }
+    }
+}
+
+/// Standard input, line by line.
+struct Lines<R> {
+    input: BufReader<R>,
+    number: usize,
+    chunk_from: usize,
+}
+
+impl<R: std::io::Read> Lines<R> {
+    fn new(input: R) -> Self {
+        Self { input: BufReader::with_capacity(1 << 20, input), number: 0, chunk_from: 1 }
+    }
+
+    fn place(&self) -> String {
+        format!("line {}", self.number)
+    }
+
+    fn place_of_chunk(&self) -> String {
+        format!("lines {} to {}; nothing was appended", self.chunk_from, self.number)
+    }
+
+    fn next_chunk(&mut self) -> anyhow::Result<Option<Vec<NewEvent>>> {
+        self.chunk_from = self.number + 1;
+        let (mut chunk, mut bytes) = (Vec::new(), 0);
+        while chunk.len() < CHUNK_LINES && bytes < CHUNK_BYTES {
+            let Some(event) = self.next_event()? else { break };
+            bytes += event.body.get().len();
+            chunk.push(event);
+        }
+        Ok((!chunk.is_empty()).then_some(chunk))
+    }
+
+    fn next_event(&mut self) -> anyhow::Result<Option<NewEvent>> {
+        while let Some(line) = self.next_line()? {
+            if !line.trim().is_empty() {
+                return parse(&line).with_context(|| self.place()).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_line(&mut self) -> anyhow::Result<Option<String>> {
+        let mut line = Vec::new();
+        let mut limited = self.input.by_ref().take(LINE_BYTES_MAX as u64 + 1);
+        if limited.read_until(b'\n', &mut line)? == 0 {
+            return Ok(None);
+        }
+        self.number += 1;
+        if line.len() > LINE_BYTES_MAX {
+            bail!("{}: longer than {} MiB", self.place(), LINE_BYTES_MAX >> 20);
+        }
+        String::from_utf8(line).with_context(|| self.place()).map(Some)
+    }
+}
+
+fn parse(line: &str) -> anyhow::Result<NewEvent> {
+    let line: Line = serde_json::from_str(line)?;
+    let mut event = NewEvent::new(line.aggregate_id, line.event_type, line.body);
+    event.expected_version = match line.expected_version {
+        None => ExpectedVersion::Any,
+        Some(version) if version < 0 => bail!("expected_version is {version}, must be 0 or more"),
+        Some(version) => ExpectedVersion::Exact(version),
+    };
+    event.uuid = line.uuid.unwrap_or(event.uuid);
+    event.metadata = line.metadata.unwrap_or(event.metadata);
+    event.correlation_id = line.correlation_id;
+    event.causation_id = line.causation_id;
+    event.created_at = line.created_at;
+    Ok(event)
+}

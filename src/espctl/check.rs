@@ -1,0 +1,58 @@
+//! `espctl check`, which is also `espd check`: find mistakes before they are deployed.
+
+use crate::config::Config;
+use crate::database::{Databases, private_database};
+use crate::embedded::{EmbeddedPostgres, Options};
+use crate::espctl::output;
+use crate::exit_code::Exit;
+use crate::projector::{self, Fault};
+
+/// Checks the store and every declared projector; changes nothing.
+pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
+    if config.event_store.url.is_some() {
+        let databases = Databases::connect(config, "espd check").await?;
+        let outcome = check(config, &databases).await;
+        databases.close().await;
+        return outcome;
+    }
+    // The daemon would start a private server; the SQL is judged by one like it.
+    let server = EmbeddedPostgres::start_temporary(Options { durable: false, ..Options::default() }).await?;
+    let mut config = config.clone();
+    config.event_store.url = Some(private_database(&server).await?);
+    let databases = Databases::connect(&config, "espd check").await?;
+    databases.migrate().await?;
+    let outcome = check(&config, &databases).await;
+    databases.close().await;
+    server.stop().await;
+    outcome
+}
+
+async fn check(config: &Config, databases: &Databases) -> anyhow::Result<()> {
+    databases.check_schema().await?;
+    databases.check_store().await?;
+    let mut projections = databases.projections.acquire().await?;
+    let found = projector::check(&mut projections, &config.projectors, &databases.projections_schema).await?;
+    let faults: Vec<String> = found.iter().map(show).collect();
+    if !faults.is_empty() {
+        return Err(Exit::configuration(faults.join("\n\n")).into());
+    }
+    output::print(&format!(
+        "ok: {} projectors, event store {}",
+        config.projectors.len(),
+        databases.layout.events_table()
+    ))
+}
+
+/// A fault with the line that it is about, in the manner of the configuration's own faults.
+fn show(fault: &Fault) -> String {
+    let Fault { file, line, column, message, hint } = fault;
+    let mut text = format!("{file}:{line}:{column}: {message}");
+    let source = std::fs::read_to_string(file).unwrap_or_default();
+    if let Some(source) = source.lines().nth(line - 1) {
+        text.push_str(&format!("\n{line:>5} | {source}\n      | {:indent$}^", "", indent = column - 1));
+    }
+    if let Some(hint) = hint {
+        text.push_str(&format!("\n      = {hint}"));
+    }
+    text
+}

@@ -1,0 +1,114 @@
+//! `espctl events`: what is in the store, by id.
+
+use std::time::Duration;
+
+use clap::Args;
+use futures_util::TryStreamExt as _;
+use uuid::Uuid;
+
+use crate::database::Databases;
+use crate::espctl::output;
+use crate::event::{Event, Position};
+use crate::event_store::{EventStore as _, PostgresEventStore};
+use crate::horizon;
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Only events after this position
+    #[arg(long, default_value_t = 0, value_name = "POSITION")]
+    after: Position,
+    /// Only events of this type (repeatable)
+    #[arg(long = "type", value_name = "TYPE")]
+    types: Vec<String>,
+    /// Only the events of this aggregate, by version
+    #[arg(long, value_name = "ID", conflicts_with_all = ["follow", "types", "after"])]
+    aggregate: Option<Uuid>,
+    /// At most this many events
+    #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Go on as events arrive, in order and without gaps, until interrupted
+    #[arg(long, short)]
+    follow: bool,
+    /// One JSON object per line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Events read at a time.
+const PAGE_EVENTS: i64 = 500;
+
+/// Between two looks for new events.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
+
+pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {
+    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+    let mut printer = Printer { json: arguments.json, left: arguments.limit.unwrap_or(u64::MAX) };
+    if let Some(aggregate_id) = arguments.aggregate {
+        let mut events = store.read_aggregate(aggregate_id, 1, None);
+        while let Some(event) = events.try_next().await? {
+            if !printer.print(&event)? {
+                break;
+            }
+        }
+        return Ok(());
+    }
+    follow(&arguments, databases, &store, &mut printer).await
+}
+
+/// Prints page by page. While following, no further than the settled horizon: what is printed is in order for good.
+async fn follow(
+    arguments: &Arguments,
+    databases: &Databases,
+    store: &PostgresEventStore,
+    printer: &mut Printer,
+) -> anyhow::Result<()> {
+    let types = (!arguments.types.is_empty()).then_some(arguments.types.as_slice());
+    let mut position = arguments.after;
+    loop {
+        let upto = if arguments.follow { Some(settled(databases, position).await?) } else { None };
+        let page = store.read_after(position, upto, types, PAGE_EVENTS).await?;
+        for event in &page {
+            position = event.id;
+            if !printer.print(event)? {
+                return Ok(());
+            }
+        }
+        if (page.len() as i64) < PAGE_EVENTS {
+            if !arguments.follow {
+                return Ok(());
+            }
+            position = upto.unwrap_or(position).max(position);
+            tokio::time::sleep(FOLLOW_INTERVAL).await;
+        }
+    }
+}
+
+async fn settled(databases: &Databases, position: Position) -> anyhow::Result<Position> {
+    let mut connection = databases.events.acquire().await?;
+    let horizon =
+        horizon::observe_once(&mut connection, &databases.layout, position, FOLLOW_INTERVAL).await?;
+    Ok(horizon.settled)
+}
+
+struct Printer {
+    json: bool,
+    left: u64,
+}
+
+impl Printer {
+    /// Prints one event and says whether more are wanted.
+    fn print(&mut self, event: &Event) -> anyhow::Result<bool> {
+        if self.json {
+            output::print(&serde_json::to_string(event)?)?;
+        } else {
+            let time = event.created_at.format("%Y-%m-%d %H:%M:%S%.3f");
+            let Event { id, event_type, aggregate_id, version, body, .. } = event;
+            output::print(&format!(
+                "{id:>10}  {time}  {event_type}  {aggregate_id} {version}  {}",
+                body.get()
+            ))?;
+        }
+        self.left -= 1;
+        Ok(self.left > 0)
+    }
+}

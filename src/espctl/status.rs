@@ -1,0 +1,158 @@
+//! `espctl status`: a table, and under it what is wrong, since when, and what to do.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::config::Config;
+use crate::database::Databases;
+use crate::espctl::output::{self, span, thousands};
+use crate::horizon;
+use crate::status::{HeldBy, ProcessorStatus, State, collect};
+use crate::tracker::Trackers;
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Only this processor
+    name: Option<String>,
+    /// An array of objects instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long to wait for the horizon to settle before saying who holds it back.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+    let statuses = look(config, databases, arguments.name.as_deref()).await?;
+    if let (Some(name), true) = (&arguments.name, statuses.is_empty()) {
+        anyhow::bail!("no processor {name}: it is not declared, and it has never run on this database");
+    }
+    output::print(&if arguments.json { serde_json::to_string_pretty(&statuses)? } else { render(&statuses) })
+}
+
+/// The statuses as of now.
+pub(crate) async fn look(
+    config: &Config,
+    databases: &Databases,
+    name: Option<&str>,
+) -> anyhow::Result<Vec<ProcessorStatus>> {
+    let mut events = databases.events.acquire().await?;
+    // A position is only ever moved to where everything had settled, so the highest is a bound to start from.
+    let settled = Trackers::new(databases.layout.schema()).largest_position(&databases.projections).await?;
+    let horizon = horizon::observe_once(&mut events, &databases.layout, settled, PATIENCE).await?;
+    let mut projections = databases.projections.acquire().await?;
+    Ok(collect(&mut events, &mut projections, &databases.layout, &horizon, &config.projectors, name).await?)
+}
+
+/// The table and what needs attention.
+pub(crate) fn render(statuses: &[ProcessorStatus]) -> String {
+    if statuses.is_empty() {
+        return "no processors: none is declared, and none has run on this database".to_owned();
+    }
+    let header = ["NAME", "KIND", "STATE", "POSITION", "HEAD", "LAG", "AGE", "RATE/S", "LEFT", "OWNER"];
+    let rows = statuses.iter().map(row).collect();
+    let mut text = output::table(&header, rows, &[3, 4, 5, 6, 7, 8]);
+    let troubles = statuses.iter().filter_map(trouble).chain(statuses.first().and_then(held_back));
+    for trouble in troubles {
+        text.push_str("\n\n");
+        text.push_str(&trouble);
+    }
+    text
+}
+
+fn row(status: &ProcessorStatus) -> Vec<String> {
+    vec![
+        status.name.clone(),
+        status.kind.clone(),
+        status.state.as_str().to_owned(),
+        thousands(status.position),
+        thousands(status.head),
+        thousands(status.lag_events),
+        if status.lag_events == 0 { "-".to_owned() } else { span(status.lag_seconds) },
+        if status.rate > 0.0 { thousands(status.rate as i64) } else { "-".to_owned() },
+        time_left(status).map_or_else(|| "-".to_owned(), span),
+        status.owner.clone().unwrap_or_else(|| "-".to_owned()),
+    ]
+}
+
+/// Seconds until a processor that is catching up has caught up, at its present pace.
+fn time_left(status: &ProcessorStatus) -> Option<f64> {
+    let catching_up = status.state == State::CatchingUp && status.rate > 0.0;
+    catching_up.then(|| status.lag_events as f64 / f64::from(status.rate))
+}
+
+/// What is wrong with a processor, since when, and what to do; `None`: nothing.
+fn trouble(status: &ProcessorStatus) -> Option<String> {
+    let name = &status.name;
+    let error = status.last_error.as_ref();
+    let since = |time: Option<chrono::DateTime<chrono::Utc>>| match time {
+        Some(time) => format!("{} ago", span((chrono::Utc::now() - time).as_seconds_f64())),
+        None => "never".to_owned(),
+    };
+    match status.state {
+        State::Paused => Some(format!(
+            "{name} was paused {} by {}.\n  `espctl resume {name}` lets it go on.",
+            since(status.paused_at),
+            status.paused_by.as_deref().unwrap_or("?")
+        )),
+        State::Failed => Some(format!(
+            "{name} has stopped: {}\n  Mend that, then `espctl resume {name}` lets it go on.",
+            error.map_or_else(|| "for an unknown reason".to_owned(), ToString::to_string)
+        )),
+        State::Retrying => {
+            let left = status.next_retry_at.map(|at| (at - chrono::Utc::now()).as_seconds_f64().max(0.0));
+            Some(format!(
+                "{name} cannot handle {}\n  Tried {} times, last {}; next try in {}. Mend the handler and restart, or \
+                 correct what it needs.\n  Events before this one are handled; later ones wait.",
+                error.map_or_else(|| "an event".to_owned(), ToString::to_string),
+                status.attempts,
+                since(error.and_then(|error| error.at)),
+                left.map_or_else(|| "?".to_owned(), span),
+            ))
+        }
+        State::Stopped => Some(format!(
+            "{name} is run by no daemon (last sign of it: {}).\n  Start `espd run` with a configuration that declares it.",
+            since(status.updated_at)
+        )),
+        State::Running | State::CatchingUp | State::Live => None,
+    }
+}
+
+/// Who holds the settled horizon back, if anybody does.
+fn held_back(status: &ProcessorStatus) -> Option<String> {
+    if status.held_by.is_empty() {
+        return None;
+    }
+    let holders: Vec<String> = status.held_by.iter().map(describe_holder).collect();
+    Some(format!(
+        "The settled horizon is held back at {} (head {}): events beyond it wait for open transactions that may still \
+         add earlier ones.\n{}",
+        thousands(status.horizon),
+        thousands(status.head),
+        holders.join("\n")
+    ))
+}
+
+fn describe_holder(holder: &HeldBy) -> String {
+    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "?".to_owned());
+    let age = holder.seconds.map_or_else(|| "some time".to_owned(), span);
+    match (&holder.prepared, holder.pid) {
+        (Some(name), _) => {
+            format!(
+                "  prepared transaction '{name}' of {}, {age} old; `rollback prepared '{name}'` ends it",
+                word(&holder.user)
+            )
+        }
+        (None, pid) => {
+            let pid = pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+            format!(
+                "  process {pid} ({}, user {}), {}, open for {age}: {}\n    `select pg_terminate_backend({pid})` ends it",
+                word(&holder.application_name),
+                word(&holder.user),
+                word(&holder.state),
+                word(&holder.query)
+            )
+        }
+    }
+}

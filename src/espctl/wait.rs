@@ -1,0 +1,62 @@
+//! `espctl wait`: for scripts and deployments that need a projection to be as new as something.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use crate::config::parse_duration;
+use crate::database::Databases;
+use crate::espctl::output;
+use crate::event::Position;
+use crate::event_store::{EventStore as _, PostgresEventStore};
+use crate::exit_code::{Exit, ExitCode};
+use crate::tracker::{TrackerRow, Trackers};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Name of the processor
+    name: String,
+    /// The position to wait for; the last event of now if left out
+    #[arg(long, value_name = "POSITION")]
+    position: Option<Position>,
+    /// How long to wait: 500ms, 30s, 5m
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+/// Between two looks at the tracker.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {
+    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+    let wanted = match arguments.position {
+        Some(position) => position,
+        None => store.latest_id(None).await?,
+    };
+    let trackers = Trackers::new(databases.layout.schema());
+    let deadline = Instant::now() + arguments.timeout;
+    loop {
+        let row = trackers.list(&databases.projections, Some(&arguments.name)).await?.pop();
+        let position = row.as_ref().map_or(0, |row| row.position);
+        if row.is_some() && position >= wanted {
+            return output::print(&format!("{} is at {position}", arguments.name));
+        }
+        if Instant::now() >= deadline {
+            let message =
+                format!("{} has not reached {wanted} in time: {}", arguments.name, describe(row.as_ref()));
+            return Err(Exit { code: ExitCode::Timeout, message }.into());
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+fn describe(row: Option<&TrackerRow>) -> String {
+    let Some(row) = row else { return "it has never run on this database".to_owned() };
+    let why = match &row.last_error {
+        _ if row.paused_at.is_some() => ", paused".to_owned(),
+        Some(error) => format!(", {}", error.0),
+        None if !row.owned => ", no worker owns it".to_owned(),
+        None => String::new(),
+    };
+    format!("it is at {}{why}", row.position)
+}

@@ -1,0 +1,245 @@
+//! How far every processor is, whether it goes on, and if not, why and what to do.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::declaration::ProjectorDeclaration;
+use crate::event::Position;
+use crate::failure::Failure;
+use crate::horizon::Holder;
+use crate::horizon::Horizon;
+use crate::layout::Layout;
+use crate::tracker::{TrackerRow, Trackers};
+
+/// What a processor is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Claimed by a worker that has not finished a batch yet.
+    Running,
+    /// Behind the settled horizon, and handling events.
+    CatchingUp,
+    /// At the settled horizon.
+    Live,
+    /// Paused by an operator.
+    Paused,
+    /// Trying a failing event again and again.
+    Retrying,
+    /// Stopped until an operator acts.
+    Failed,
+    /// No worker owns it.
+    Stopped,
+}
+
+impl State {
+    /// The word that people and programs see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::CatchingUp => "catching_up",
+            Self::Live => "live",
+            Self::Paused => "paused",
+            Self::Retrying => "retrying",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One processor's status. The field names are an interface: `espctl status --json` prints them.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProcessorStatus {
+    /// Its unique name.
+    pub name: String,
+    /// `projector` or `reactor`.
+    pub kind: String,
+    /// Partition of its aggregates; 0 while it is not partitioned.
+    pub partition: i32,
+    /// Version of its tables.
+    pub version: i32,
+    /// What it is doing.
+    pub state: State,
+    /// Every event at or below it has been handled.
+    pub position: Position,
+    /// The last id drawn by the store.
+    pub head: Position,
+    /// No event can appear at or below it any more.
+    pub horizon: Position,
+    /// Ids between position and head; holes and events of other types included.
+    pub lag_events: i64,
+    /// Age of the oldest event beyond the position, in seconds; 0 when there is none.
+    pub lag_seconds: f64,
+    /// Ids passed per second lately, events of other types included; 0 when idle.
+    pub rate: f32,
+    /// Events handled since the last reset.
+    pub handled: i64,
+    /// How often it has been claimed or reset.
+    pub epoch: i64,
+    /// Host and process id of the daemon that owns it.
+    pub owner: Option<String>,
+    /// How often in a row the event of `last_error` has failed.
+    pub attempts: i32,
+    /// What keeps it from going on.
+    pub last_error: Option<Failure>,
+    /// When it will be tried again.
+    pub next_retry_at: Option<DateTime<Utc>>,
+    /// When an operator paused it.
+    pub paused_at: Option<DateTime<Utc>>,
+    /// Who paused it.
+    pub paused_by: Option<String>,
+    /// When its tracker last changed; `None`: it has never run.
+    pub updated_at: Option<DateTime<Utc>>,
+    /// Who holds the settled horizon back; empty when nobody does.
+    pub held_by: Vec<HeldBy>,
+}
+
+/// A transaction that holds the settled horizon back.
+#[derive(Debug, Clone, Serialize)]
+pub struct HeldBy {
+    /// Process id of its session; `None` for a prepared transaction.
+    pub pid: Option<i32>,
+    /// Role of the session, or owner of the prepared transaction.
+    pub user: Option<String>,
+    /// What the session calls itself.
+    pub application_name: Option<String>,
+    /// What the session is doing.
+    pub state: Option<String>,
+    /// The session's current or last statement, cut short.
+    pub query: Option<String>,
+    /// How long the transaction has been open, in seconds.
+    pub seconds: Option<f64>,
+    /// Name of a prepared transaction.
+    pub prepared: Option<String>,
+}
+
+impl HeldBy {
+    fn of(holder: &Holder) -> Self {
+        let Holder { pid, user, application_name, state, query, age, prepared, .. } = holder.clone();
+        Self {
+            pid,
+            user,
+            application_name,
+            state,
+            query,
+            seconds: age.map(|age| age.as_secs_f64()),
+            prepared,
+        }
+    }
+}
+
+/// The status of all processors that have run, and of those that are declared and have not.
+pub async fn collect(
+    events: &mut PgConnection,
+    projections: &mut PgConnection,
+    layout: &Layout,
+    horizon: &Horizon,
+    declared: &[ProjectorDeclaration],
+    name: Option<&str>,
+) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
+    let rows = Trackers::new(layout.schema()).list(projections, name).await?;
+    let mut statuses = Vec::new();
+    for row in rows {
+        let lag_seconds = lag_seconds(events, layout, row.position).await?;
+        statuses.push(of_row(row, horizon, lag_seconds));
+    }
+    for declaration in declared {
+        let wanted = name.is_none_or(|name| name == declaration.name);
+        if wanted && !statuses.iter().any(|status| status.name == declaration.name) {
+            let lag_seconds = lag_seconds(events, layout, 0).await?;
+            statuses.push(never_run(declaration, horizon, lag_seconds));
+        }
+    }
+    statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
+    Ok(statuses)
+}
+
+/// Age of the oldest event beyond `position` that is visible now, in seconds by the server's clock.
+async fn lag_seconds(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    position: Position,
+) -> Result<f64, sqlx::Error> {
+    let statement = format!(
+        "-- age_oldest_unhandled_event
+         select greatest(0, extract(epoch from clock_timestamp() - created_at))::float8
+         from {} where id > $1 order by id limit 1",
+        layout.events_table()
+    );
+    let age: Option<f64> =
+        sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_optional(connection).await?;
+    Ok(age.unwrap_or(0.0))
+}
+
+fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
+    let state = state_of(&row, horizon);
+    let fresh = Utc::now().signed_duration_since(row.updated_at) < chrono::TimeDelta::seconds(5);
+    ProcessorStatus {
+        state,
+        head: horizon.head,
+        horizon: horizon.settled,
+        lag_events: (horizon.head - row.position).max(0),
+        lag_seconds,
+        rate: if fresh { row.rate } else { 0.0 },
+        owner: row.owner_label.filter(|_| row.owned),
+        last_error: row.last_error.map(|error| error.0),
+        updated_at: Some(row.updated_at),
+        held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
+        name: row.name,
+        kind: row.kind,
+        partition: row.partition,
+        version: row.version,
+        position: row.position,
+        handled: row.handled,
+        epoch: row.epoch,
+        attempts: row.attempts,
+        next_retry_at: row.next_retry_at,
+        paused_at: row.paused_at,
+        paused_by: row.paused_by,
+    }
+}
+
+/// The most telling word first: an operator's pause outranks a failure, a failure outranks a missing owner.
+fn state_of(row: &TrackerRow, horizon: &Horizon) -> State {
+    if row.paused_at.is_some() {
+        State::Paused
+    } else if row.failed_at.is_some() {
+        State::Failed
+    } else if !row.owned {
+        State::Stopped
+    } else if row.attempts > 0 {
+        State::Retrying
+    } else if row.position >= horizon.settled || row.caught_up {
+        State::Live
+    } else if row.handled == 0 && row.position == 0 {
+        State::Running
+    } else {
+        State::CatchingUp
+    }
+}
+
+fn never_run(declaration: &ProjectorDeclaration, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
+    ProcessorStatus {
+        name: declaration.name.clone(),
+        kind: "projector".to_owned(),
+        partition: 0,
+        version: declaration.version,
+        state: State::Stopped,
+        position: 0,
+        head: horizon.head,
+        horizon: horizon.settled,
+        lag_events: horizon.head,
+        lag_seconds,
+        rate: 0.0,
+        handled: 0,
+        epoch: 0,
+        owner: None,
+        attempts: 0,
+        last_error: None,
+        next_retry_at: None,
+        paused_at: None,
+        paused_by: None,
+        updated_at: None,
+        held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
+    }
+}
