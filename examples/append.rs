@@ -12,7 +12,13 @@ use uuid::Uuid;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     match std::env::var("DATABASE_URL") {
-        Ok(url) => open_an_account(PostgresEventStore::new(sqlx::PgPool::connect(&url).await?, Layout::espd("espd")?)).await,
+        Ok(url) => {
+            open_an_account(PostgresEventStore::new(
+                sqlx::PgPool::connect(&url).await?,
+                Layout::espd("espd")?,
+            ))
+            .await
+        }
         Err(_) => open_an_account(MemoryEventStore::new()).await,
     }
 }
@@ -30,7 +36,9 @@ async fn open_an_account(store: impl EventStore) -> anyhow::Result<()> {
     // Somebody else believes that the account is still at version 1.
     let late = event("MoneyWithdrawn", 400)?.expecting(ExpectedVersion::Exact(1));
     match store.append(&[late]).await {
-        Err(AppendError::Conflict { expected, actual, .. }) => println!("expected version {expected}, found {actual}"),
+        Err(AppendError::Conflict { expected, actual, .. }) => {
+            println!("expected version {expected}, found {actual}")
+        }
         other => println!("unexpected: {other:?}"),
     }
 

@@ -56,7 +56,7 @@ pub enum Turned {
         /// Events handled.
         handled: i32,
         /// Why the batch ended before the next event, if it did.
-        failure: Option<Failure>,
+        failure: Option<Box<Failure>>,
     },
     /// The tracker is no longer where or whose the claim says, or is paused: nothing was done.
     Lost,

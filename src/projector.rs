@@ -191,7 +191,7 @@ impl Processor for SqlProjector {
         let (Some(position), Some(handled)) = (returned.espd_position, returned.espd_handled) else {
             return Ok(Turned::Lost);
         };
-        let failure = returned.espd_failure.map(|Json(raw)| self.locate(raw));
+        let failure = returned.espd_failure.map(|Json(raw)| Box::new(self.locate(raw)));
         Ok(Turned::Moved { position, handled, failure })
     }
 }

@@ -224,7 +224,7 @@ impl Runner {
                 claim.position = position;
                 match failure {
                     None => self.succeeded(),
-                    Some(failure) => self.failed(connection, failure).await,
+                    Some(failure) => self.failed(connection, *failure).await,
                 }
             }
             Err(ProcessorError::Lost) => self.lost(),

@@ -193,8 +193,11 @@ impl Events {
     }
 }
 
-/// Body and metadata of each event as they are kept.
-fn normalize(events: &[NewEvent]) -> Result<Vec<(Box<RawValue>, Box<RawValue>)>, AppendError> {
+/// Body and metadata as they are kept.
+type Kept = (Box<RawValue>, Box<RawValue>);
+
+/// What is kept of each event's body and metadata.
+fn normalize(events: &[NewEvent]) -> Result<Vec<Kept>, AppendError> {
     let json = |index, raw: &RawValue| {
         let invalid = |reason: String| AppendError::Invalid { index: Some(index), reason };
         let text = jsonb::normalize(raw.get()).map_err(|reason| invalid(reason.to_owned()))?;

@@ -20,7 +20,7 @@ fn moved(position: i64, handled: i32) -> Turned {
 
 fn failure(turned: Turned) -> (i64, i32, Failure) {
     match turned {
-        Turned::Moved { position, handled, failure: Some(failure) } => (position, handled, failure),
+        Turned::Moved { position, handled, failure: Some(failure) } => (position, handled, *failure),
         other => panic!("no failure: {other:?}"),
     }
 }
