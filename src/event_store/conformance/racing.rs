@@ -102,7 +102,9 @@ pub(super) async fn the_same_append_at_the_same_time_is_stored_once(store: Store
 pub(super) async fn appends_to_many_aggregates_all_get_through(store: Store) {
     let aggregates: Vec<_> = (0..4).map(|_| Uuid::new_v4()).collect();
     append(&store, &aggregates.iter().copied().map(happened).collect::<Vec<_>>()).await;
-    for _ in 0..ROUNDS {
+    // A database may take a second to notice that two writers wait for each other.
+    let rounds = 3;
+    for _ in 0..rounds {
         // Half of the writers take the aggregates in the opposite order, which makes locks collide.
         let appends = (0..WRITERS).map(|writer| {
             let mut events: Vec<_> = aggregates.iter().copied().map(happened).collect();
@@ -116,7 +118,7 @@ pub(super) async fn appends_to_many_aggregates_all_get_through(store: Store) {
         }
     }
     for id in aggregates {
-        let expected: Vec<_> = (1..).take(ROUNDS * WRITERS + 1).collect();
+        let expected: Vec<_> = (1..).take(rounds * WRITERS + 1).collect();
         assert_eq!(versions(&read_aggregate(&store, id).await), expected);
     }
 }

@@ -1,0 +1,180 @@
+//! Migrations: applied once, by whoever comes first, and checked.
+
+use espd::schema::{self, Migrated, SchemaError};
+use futures_util::future::join_all;
+use sqlx::{AssertSqlSafe, PgPool, Row};
+
+use super::store;
+
+async fn execute(pool: &PgPool, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_may_migrate_at_once_and_again() {
+    let (pool, _) = store().await;
+    for schema in ["one", "two"] {
+        let outcomes = join_all((0..6).map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { schema::migrate_event_store(&pool, schema).await })
+        }))
+        .await;
+        for outcome in outcomes {
+            outcome.unwrap().unwrap();
+        }
+        schema::check_event_store(&pool, schema).await.unwrap();
+        let again = schema::migrate_event_store(&pool, schema).await.unwrap();
+        assert_eq!(again.from, again.to);
+    }
+    // No session kept the migrator's lock.
+    let locks: i64 = sqlx::query_scalar("select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(locks, 0);
+}
+
+#[tokio::test]
+async fn a_database_that_was_never_migrated_is_told_from_one_that_was() {
+    let (pool, _) = store().await;
+    schema::check_event_store(&pool, "espd").await.unwrap();
+    schema::check_processing(&pool, "espd").await.unwrap();
+    match schema::check_event_store(&pool, "elsewhere").await {
+        Err(error @ SchemaError::NotMigrated { found: 0, .. }) => {
+            assert!(error.to_string().contains("espctl migrate"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let Migrated { from, to } = schema::migrate_event_store(&pool, "elsewhere").await.unwrap();
+    assert_eq!(from, 0);
+    assert!(to > 0);
+}
+
+#[tokio::test]
+async fn a_database_of_a_newer_program_is_left_alone() {
+    let (pool, _) = store().await;
+    execute(
+        &pool,
+        "insert into espd._event_store_migrations (version, description, success, checksum, execution_time)
+         values (9999, 'from the future', true, '', 0)",
+    )
+    .await;
+    for outcome in [
+        schema::check_event_store(&pool, "espd").await.map(|()| Migrated { from: 0, to: 0 }),
+        schema::migrate_event_store(&pool, "espd").await,
+    ] {
+        match outcome {
+            Err(SchemaError::Newer { found: 9999, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_stopped_half_way_is_brought_on() {
+    let (pool, _) = store().await;
+    execute(
+        &pool,
+        "drop function espd.append(jsonb);
+         delete from espd._event_store_migrations
+         where version = (select max(version) from espd._event_store_migrations)",
+    )
+    .await;
+    let Err(SchemaError::NotMigrated { found, needed, .. }) = schema::check_event_store(&pool, "espd").await
+    else {
+        panic!("a migration is missing")
+    };
+    assert_eq!(found, needed - 1);
+    let migrated = schema::migrate_event_store(&pool, "espd").await.unwrap();
+    assert_eq!(migrated, Migrated { from: found, to: needed });
+    execute(&pool, "select * from espd.append('[]')").await;
+}
+
+#[tokio::test]
+async fn a_migration_with_other_content_is_found() {
+    let (pool, _) = store().await;
+    execute(&pool, "update espd._event_store_migrations set checksum = 'x' where version = 1").await;
+    match schema::check_event_store(&pool, "espd").await {
+        Err(SchemaError::Changed { version: 1, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_failed_migration_leaves_nothing_and_no_lock() {
+    let (pool, _) = store().await;
+    // A view stands where a table should be made.
+    execute(&pool, "create schema taken; create view taken.events as select 1 as one").await;
+    match schema::migrate_event_store(&pool, "taken").await {
+        Err(SchemaError::Migrate { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    execute(&pool, "drop view taken.events").await;
+    schema::migrate_event_store(&pool, "taken").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_role_without_rights_may_check_and_find_nothing_to_migrate() {
+    let (pool, _) = store().await;
+    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    let grants = format!(
+        "create role {role} login; grant usage on schema espd to {role};
+         grant select on espd._event_store_migrations to {role}"
+    );
+    execute(&pool, &grants).await;
+    let options = (*pool.connect_options()).clone().options([("role", &role)]);
+    let reader = PgPool::connect_with(options).await.unwrap();
+    schema::check_event_store(&reader, "espd").await.unwrap();
+    schema::migrate_event_store(&reader, "espd").await.unwrap();
+    reader.close().await;
+    execute(&pool, &format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn names_that_need_escaping_are_refused() {
+    let (pool, _) = store().await;
+    match schema::migrate_event_store(&pool, r#"a"; drop schema espd cascade; --"#).await {
+        Err(SchemaError::InvalidName(_)) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_table_keeps_what_readers_rely_on() {
+    let (pool, _) = store().await;
+    let sequence = sqlx::query(
+        "select cache_size, increment_by, cycle, data_type::text, start_value
+         from pg_sequences where schemaname = 'espd' and sequencename = 'events_id_seq'",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!((sequence.get(0), sequence.get(1)), (1i64, 1i64));
+    assert!(!sequence.get::<bool, _>(2));
+    assert_eq!((sequence.get(3), sequence.get(4)), ("bigint", 1i64));
+
+    let constraints: Vec<String> = sqlx::query_scalar(
+        "select conname || ': ' || pg_get_constraintdef(oid) from pg_constraint
+         where conrelid = 'espd.events'::regclass order by conname",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(
+        constraints,
+        [
+            "events_aggregate_id_version_key: UNIQUE (aggregate_id, version)",
+            "events_metadata_check: CHECK ((jsonb_typeof(metadata) = 'object'::text))",
+            "events_pkey: PRIMARY KEY (id)",
+            "events_type_check: CHECK ((type <> ''::text))",
+            "events_uuid_key: UNIQUE (uuid)",
+            "events_version_check: CHECK ((version > 0))",
+        ]
+    );
+    let triggers: i64 =
+        sqlx::query_scalar("select count(*) from pg_trigger where tgrelid = 'espd.events'::regclass")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+    assert_eq!(triggers, 0);
+}
