@@ -6,6 +6,7 @@ mod functions;
 mod other_ways;
 mod schema;
 mod strangers;
+mod twins;
 mod writers;
 
 use std::sync::Arc;
