@@ -152,7 +152,13 @@ impl MigrationSet {
     /// migration fails, so that connection must never go back to the pool.
     async fn apply_missing(&self, pool: &PgPool, schema: &SchemaName) -> Result<(), SchemaError> {
         let mut connection = pool.acquire().await?.detach();
-        let outcome = self.migrator(schema).run_direct(None, &mut connection, false).await;
+        let mut migrator = Migrator::with_migrations(self.migrations(schema));
+        migrator.dangerous_set_table_name(self.qualified_table(schema));
+        // `create schema if not exists` wants the right to create one even where one exists.
+        if !schema_exists(&mut connection, schema).await? {
+            migrator.create_schema(schema.to_string());
+        }
+        let outcome = migrator.run_direct(None, &mut connection, false).await;
         // The outcome is known; a connection that does not close well changes nothing.
         let _ = connection.close().await;
         outcome.map_err(|source| SchemaError::Migrate {
@@ -160,13 +166,6 @@ impl MigrationSet {
             schema: schema.as_str().to_owned(),
             source,
         })
-    }
-
-    fn migrator(&self, schema: &SchemaName) -> Migrator {
-        let mut migrator = Migrator::with_migrations(self.migrations(schema));
-        migrator.create_schema(schema.to_string());
-        migrator.dangerous_set_table_name(self.qualified_table(schema));
-        migrator
     }
 
     /// The files as migrations for this schema. A checksum is that of the file, before the name of
@@ -235,6 +234,13 @@ impl MigrationSet {
     fn newest(&self) -> i64 {
         self.files.last().map_or(0, |&(version, ..)| version)
     }
+}
+
+async fn schema_exists(connection: &mut PgConnection, schema: &SchemaName) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("-- find_schema\nselect to_regnamespace($1) is not null")
+        .bind(schema.to_string())
+        .fetch_one(connection)
+        .await
 }
 
 impl fmt::Display for Migrated {

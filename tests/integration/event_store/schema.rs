@@ -1,5 +1,8 @@
 //! Migrations: applied once, by whoever comes first, and checked.
 
+use std::fs;
+use std::path::Path;
+
 use espd::schema::{self, Migrated, SchemaError};
 use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, PgPool, Row};
@@ -128,6 +131,42 @@ async fn a_role_without_rights_may_check_and_find_nothing_to_migrate() {
     schema::migrate_event_store(&reader, "espd").await.unwrap();
     reader.close().await;
     execute(&pool, &format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_role_that_owns_the_schema_may_migrate() {
+    let (pool, _) = store().await;
+    let role = format!("owner_{}", uuid::Uuid::new_v4().simple());
+    execute(&pool, &format!("create role {role}; create schema owned authorization {role}")).await;
+    let options = (*pool.connect_options()).clone().options([("role", &role)]);
+    let owner = PgPool::connect_with(options).await.unwrap();
+    schema::migrate_event_store(&owner, "owned").await.unwrap();
+    match schema::migrate_event_store(&owner, "other").await {
+        Err(SchemaError::Migrate { .. }) => {}
+        outcome => panic!("{outcome:?}"),
+    }
+    owner.close().await;
+    execute(&pool, &format!("drop owned by {role}; drop role {role}")).await;
+}
+
+/// As migrations/README.md says: who ran the files with psql has them recorded by migrating.
+#[tokio::test]
+async fn files_that_were_run_by_hand_may_run_again() {
+    let (pool, _) = store().await;
+    execute(&pool, "create schema by_hand").await;
+    for set in ["event_store", "processing"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(set);
+        let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        for file in &files {
+            execute(&pool, &fs::read_to_string(file).unwrap().replace(":\"schema\"", "by_hand")).await;
+        }
+        let migrated = match set {
+            "event_store" => schema::migrate_event_store(&pool, "by_hand").await.unwrap(),
+            _ => schema::migrate_processing(&pool, "by_hand").await.unwrap(),
+        };
+        assert_eq!(usize::try_from(migrated.to).unwrap(), files.len(), "every file of {set} is embedded");
+    }
 }
 
 #[tokio::test]
