@@ -12,3 +12,4 @@ mod event_store;
 mod horizon;
 mod projector;
 mod support;
+mod wake_up;

@@ -1,0 +1,174 @@
+//! A network between a test and its server that fails on command.
+//!
+//! It listens on TCP and passes everything on to the server's Unix socket, until it is told to reset its
+//! connections, to freeze them, or to refuse new ones.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+
+/// A running proxy. It ends with the test's runtime.
+pub struct Proxy {
+    address: SocketAddr,
+    database: String,
+    /// Written by the test, read by every connection.
+    orders: watch::Sender<Orders>,
+    /// Written by every connection, read by the test.
+    tally: watch::Sender<Tally>,
+}
+
+/// What the test wants. A connection made before an order counts for it; one made later does not.
+#[derive(Debug, Clone, Default)]
+struct Orders {
+    resets: u32,
+    freezes: u32,
+    refuses: bool,
+    /// Text in what clients send, and what to put in its place, of the same length.
+    replacement: Option<(&'static str, &'static str)>,
+}
+
+/// What has happened so far, in numbers of connections.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    pub accepted: u32,
+    pub refused: u32,
+    /// Frozen connections that the client has given up.
+    pub abandoned: u32,
+}
+
+impl Proxy {
+    /// A proxy to the database at `url`, on an embedded server.
+    pub async fn start(url: &str) -> Self {
+        let direct: PgConnectOptions = url.parse().unwrap();
+        let folder = direct.get_socket().expect("an embedded server listens on a Unix socket");
+        let socket = folder.join(format!(".s.PGSQL.{}", direct.get_port()));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let proxy = Self {
+            address: listener.local_addr().unwrap(),
+            database: direct.get_database().unwrap().to_owned(),
+            orders: watch::Sender::default(),
+            tally: watch::Sender::default(),
+        };
+        tokio::spawn(accept(listener, socket, proxy.orders.clone(), proxy.tally.clone()));
+        proxy
+    }
+
+    /// How to connect to the server through the proxy.
+    pub fn options(&self) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .host(&self.address.ip().to_string())
+            .port(self.address.port())
+            .username("espd")
+            .database(&self.database)
+            .ssl_mode(PgSslMode::Disable)
+    }
+
+    /// Resets all connections (RST, not FIN).
+    pub fn reset(&self) {
+        self.orders.send_modify(|orders| orders.resets += 1);
+    }
+
+    /// Half-opens all connections: they stay up and swallow whatever either side sends.
+    pub fn freeze(&self) {
+        self.orders.send_modify(|orders| orders.freezes += 1);
+    }
+
+    /// Whether new connections are reset as soon as they are made.
+    pub fn refuse(&self, refuses: bool) {
+        self.orders.send_modify(|orders| orders.refuses = refuses);
+    }
+
+    /// Garbles what clients send from now on.
+    pub fn replace(&self, text: &'static str, with: &'static str) {
+        assert_eq!(text.len(), with.len(), "messages carry their length");
+        self.orders.send_modify(|orders| orders.replacement = Some((text, with)));
+    }
+
+    /// What has happened so far.
+    pub fn tally(&self) -> Tally {
+        *self.tally.borrow()
+    }
+
+    /// Returns when what has happened so far satisfies `condition`.
+    pub async fn wait_until(&self, condition: impl FnMut(&Tally) -> bool) {
+        self.tally.subscribe().wait_for(condition).await.unwrap();
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    socket: PathBuf,
+    orders: watch::Sender<Orders>,
+    tally: watch::Sender<Tally>,
+) {
+    loop {
+        let (client, _) = listener.accept().await.unwrap();
+        let server = UnixStream::connect(&socket).await;
+        match server {
+            Ok(server) if !orders.borrow().refuses => {
+                tally.send_modify(|tally| tally.accepted += 1);
+                tokio::spawn(pass(client, server, orders.subscribe(), tally.clone()));
+            }
+            _ => {
+                tally.send_modify(|tally| tally.refused += 1);
+                client.set_zero_linger().unwrap();
+            }
+        }
+    }
+}
+
+/// Lives one connection's life.
+async fn pass(
+    mut client: TcpStream,
+    mut server: UnixStream,
+    mut orders: watch::Receiver<Orders>,
+    tally: watch::Sender<Tally>,
+) {
+    let (mut from_client, mut from_server) = ([0; 8192], [0; 8192]);
+    let at_start = orders.borrow_and_update().clone();
+    loop {
+        let frozen = orders.borrow().freezes > at_start.freezes;
+        tokio::select! {
+            changed = orders.changed() => {
+                if changed.is_err() || orders.borrow().resets > at_start.resets {
+                    client.set_zero_linger().unwrap();
+                    return;
+                }
+            }
+            read = client.read(&mut from_client) => match read {
+                Ok(1..) if frozen => {}
+                Ok(length @ 1..) => {
+                    garble(&mut from_client[..length], orders.borrow().replacement);
+                    if server.write_all(&from_client[..length]).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(0) | Err(_) => {
+                    tally.send_modify(|tally| tally.abandoned += u32::from(frozen));
+                    return;
+                }
+            },
+            // A frozen connection does not notice that the server is gone.
+            read = server.read(&mut from_server), if !frozen => match read {
+                Ok(length @ 1..) => {
+                    if client.write_all(&from_server[..length]).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(0) | Err(_) => return,
+            },
+        }
+    }
+}
+
+fn garble(bytes: &mut [u8], replacement: Option<(&str, &str)>) {
+    let Some((text, with)) = replacement else { return };
+    let found = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+    if let Some(at) = found {
+        bytes[at..at + with.len()].copy_from_slice(with.as_bytes());
+    }
+}
