@@ -167,7 +167,7 @@ impl Runner {
         let Self { processor, trackers, settings, .. } = self;
         let name = processor.name();
         let claiming = trackers.claim(&mut *connection, name, &settings.owner, settings.lease);
-        let Some(mut claim) = in_time(claiming).await? else {
+        let Some(claim) = in_time(claiming).await? else {
             if !announced {
                 info!(processor = name, "standing by: another daemon owns the processor");
             }
@@ -177,7 +177,10 @@ impl Runner {
         info!(processor = name, position = claim.position, epoch = claim.epoch, "claimed");
         match self.processor.prepare(connection, &claim).await {
             Ok(()) => {
-                claim.failed = false;
+                // What kept the last owner from preparing is mended, whether or not an operator said so.
+                if claim.failed || (claim.attempts == 0 && claim.last_error.is_some()) {
+                    self.trackers.forget_failure(connection, self.processor.name(), &claim).await?;
+                }
                 self.phase = self.phase_after_claim(claim);
                 Ok(Next::Again)
             }

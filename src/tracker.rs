@@ -290,6 +290,23 @@ impl Trackers {
             .map(drop)
     }
 
+    /// Forgets a failure that no event was to blame for: the processor goes on.
+    pub async fn forget_failure(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        claim: &Claim,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- forget_failure
+             update {}.trackers set failed_at = null, last_error = null, updated_at = clock_timestamp()
+             where name = $1 and partition = $2 and epoch = $3",
+            self.schema
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(name).bind(claim.partition).bind(claim.epoch);
+        query.execute(connection).await.map(drop)
+    }
+
     /// All trackers, or those of one processor, by name and partition.
     pub async fn list(
         &self,
