@@ -11,11 +11,11 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::database::{Databases, PRIVATE_FOLDER, start_private};
 use crate::embedded::EmbeddedPostgres;
-use crate::exit_code::{Exit, report};
+use crate::exit_code::{Exit, ExitCode, report};
 use crate::retry::{Retry, RetryPolicy};
 use crate::signal::{self, Request};
 use crate::supervisor::lifecycle::Policy;
-use crate::supervisor::{Program, Supervisor};
+use crate::supervisor::{Ending, Program, Supervisor};
 use crate::tracker::Owner;
 use crate::worker::{self, Assignment};
 use crate::{demo, espctl, telemetry};
@@ -110,14 +110,16 @@ async fn run_daemon(mut config: Config) -> anyhow::Result<()> {
     let mut requests = signal::requests().context("could not listen for signals")?;
     info!(version = env!("CARGO_PKG_VERSION"), processors = config.projectors.len(), "espd starts");
     let server = provide_database(&mut config, Path::new(PRIVATE_FOLDER)).await?;
-    if wait_until_fit(&config, server.is_some(), &mut requests).await? {
-        supervise(&config, requests).await?;
-    }
+    let outcome = match wait_until_fit(&config, server.is_some(), &mut requests).await {
+        Ok(true) => supervise(&config, requests).await,
+        Ok(false) => Ok(()),
+        Err(unfit) => Err(unfit),
+    };
     if let Some(server) = server {
         server.stop().await;
     }
     info!("espd has stopped");
-    Ok(())
+    outcome
 }
 
 /// Starts the private PostgreSQL where the configuration names no database.
@@ -176,8 +178,13 @@ async fn supervise(config: &Config, requests: mpsc::Receiver<Request>) -> anyhow
     if config.projectors.is_empty() {
         return Err(Exit::configuration("no processor is declared: see `espctl config example`").into());
     }
-    supervisor(config)?.run(requests).await;
-    Ok(())
+    match supervisor(config)?.run(requests).await {
+        Ending::Orderly => Ok(()),
+        Ending::Forced => {
+            let message = "asked twice to stop: batches were given up, they will be handled again".to_owned();
+            Err(Exit { code: ExitCode::Interrupted, message }.into())
+        }
+    }
 }
 
 /// A supervisor with one worker for each declared processor, all of one owner.

@@ -55,6 +55,15 @@ struct Worker {
     starts: u32,
 }
 
+/// How the supervisor's work has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Every worker was given the time to end its batch.
+    Orderly,
+    /// A second request did not wait for that.
+    Forced,
+}
+
 /// What ends a wait of the loop.
 enum Happening {
     Exited(usize, io::Result<ExitStatus>),
@@ -78,8 +87,8 @@ impl Supervisor {
     }
 
     /// Runs until every worker has stopped after a request to stop. A second request kills.
-    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
-        let mut stopping = false;
+    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Ending {
+        let (mut stopping, mut ending) = (false, Ending::Orderly);
         self.tick().await;
         while !self.workers.iter().all(|worker| worker.state == State::Stopped) {
             match self.wait(&mut requests).await {
@@ -87,6 +96,9 @@ impl Supervisor {
                 Happening::Requested(Request::Stop) => {
                     let event = if stopping { Event::KillRequested } else { Event::StopRequested };
                     info!(workers = self.workers.len(), at_once = stopping, "stopping");
+                    if stopping {
+                        ending = Ending::Forced;
+                    }
                     stopping = true;
                     for index in 0..self.workers.len() {
                         self.apply(index, event).await;
@@ -95,6 +107,7 @@ impl Supervisor {
                 Happening::Time => self.tick().await,
             }
         }
+        ending
     }
 
     async fn wait(&mut self, requests: &mut mpsc::Receiver<Request>) -> Happening {
