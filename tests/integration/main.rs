@@ -11,5 +11,8 @@ mod embedded;
 mod event_store;
 mod horizon;
 mod projector;
+mod runner;
+mod supervisor;
 mod support;
 mod wake_up;
+mod tracker;

@@ -7,6 +7,8 @@
 
 #![allow(dead_code, reason = "for all tests, and not every one exists yet")]
 
+pub mod facts;
+pub mod program;
 pub mod projectors;
 pub mod proxy;
 
