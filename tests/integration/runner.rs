@@ -113,10 +113,6 @@ async fn set_n(pool: &PgPool, id: i64, n: i64) {
         .unwrap();
 }
 
-async fn terminate(pool: &PgPool, pid: i32) {
-    sqlx::query("select pg_terminate_backend($1)").bind(pid).execute(pool).await.unwrap();
-}
-
 #[tokio::test]
 async fn the_position_passes_events_of_other_types() {
     let db = support::database().await;
@@ -200,14 +196,14 @@ async fn the_backoff_survives_a_crash_until_an_operator_ends_it() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_is_no_attempt() {
+async fn neither_a_lost_connection_nor_a_cancelled_statement_is_an_attempt() {
     let db = support::database().await;
     let last = append(&db.pool, 250).await;
     let mut gate = Gate::close(&db.pool, 150).await;
     let life = Life::begin(&db, notes(&Gate::at(150)), settings(&db));
-    for _ in 0..3 {
+    for end in ["select pg_terminate_backend($1)", "select pg_cancel_backend($1)"] {
         let visitor = gate.visitor().await;
-        terminate(&db.pool, visitor).await;
+        sqlx::query(end).bind(visitor).execute(&db.pool).await.unwrap();
         eventually("the next visitor", async || (gate.visitor().await != visitor).then_some(())).await;
         let row = row(&db.pool).await.unwrap();
         assert_eq!((row.attempts, row.last_error.is_none(), row.position), (0, true, 100));
