@@ -28,6 +28,9 @@ use crate::projector::tables::Tables;
 use crate::row::from_row;
 use crate::tracker::{Claim, Trackers, interval};
 
+/// Parameters of the function, without those of a batch that is passed.
+const PARAMETERS: usize = 9;
+
 /// Where the events of a projector are.
 #[derive(Debug)]
 pub enum Events {
@@ -123,8 +126,11 @@ impl SqlProjector {
         batch: Option<Batch>,
     ) -> Result<Returned, sqlx::Error> {
         let upto = batch.as_ref().map_or(turn.upto, |batch| batch.upto);
-        let first = if batch.is_some() { remote::ARRAYS } else { 0 };
-        let places = (1..=first + 9).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+        let places: Vec<String> = match batch {
+            None => (1..=PARAMETERS).map(|place| format!("${place}")).collect(),
+            Some(_) => (1..=remote::ARRAYS + PARAMETERS).map(Batch::parameter).collect(),
+        };
+        let places = places.join(", ");
         let statement = format!("-- project_batch\nselect * from {}({places})", self.function.name);
         let mut query = sqlx::query_as(AssertSqlSafe(statement));
         if let Some(batch) = batch {

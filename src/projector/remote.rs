@@ -13,6 +13,9 @@ use crate::processor::ProcessorError;
 /// Arrays that a batch is passed as.
 pub(crate) const ARRAYS: usize = 10;
 
+/// The places of those that travel as the text of their JSON.
+const JSON_ARRAYS: [usize; 2] = [6, 7];
+
 /// Events read at a time. Small, because a page is in memory whatever its events weigh.
 const PAGE_EVENTS: i64 = 64;
 
@@ -58,6 +61,11 @@ impl Batch {
 
     fn length(&self) -> i64 {
         self.events.len() as i64
+    }
+
+    /// The function's parameter at this place, from 1, as the statement has to name it.
+    pub(crate) fn parameter(place: usize) -> String {
+        if JSON_ARRAYS.contains(&place) { format!("${place}::jsonb[]") } else { format!("${place}") }
     }
 
     /// Binds the arrays in the order of the function's parameters.
