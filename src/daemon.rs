@@ -143,7 +143,12 @@ async fn wait_until_fit(
 ) -> anyhow::Result<bool> {
     let mut outage = Retry::new(RetryPolicy::infrastructure());
     loop {
-        match Databases::connect(config, "espd").await {
+        // A server that refuses is asked again for seconds before this fails.
+        let connected = tokio::select! {
+            _ = requests.recv() => return Ok(false),
+            connected = Databases::connect(config, "espd") => connected,
+        };
+        match connected {
             Ok(databases) => {
                 let checked = check_fitness(&databases, private).await;
                 databases.close().await;
