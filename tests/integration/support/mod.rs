@@ -35,10 +35,19 @@ pub struct Database {
 
 /// A fresh database on the server that all tests share, with both sets of migrations in [`SCHEMA`].
 pub async fn database() -> Database {
+    database_like(Some(TEMPLATE)).await
+}
+
+/// As [`database`], with nothing in it.
+pub async fn empty_database() -> Database {
+    database_like(None).await
+}
+
+async fn database_like(template: Option<&str>) -> Database {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let server = shared_server().await;
     let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-    server.create_database(&name, Some(TEMPLATE)).await.unwrap();
+    server.create_database(&name, template).await.unwrap();
     let url = server.url(&name);
     let pool = PgPoolOptions::new().max_connections(20).connect_lazy(&url).unwrap();
     Database { pool, url, name }
