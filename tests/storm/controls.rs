@@ -1,0 +1,116 @@
+//! Negative controls: the verifier has to notice each of these changes of the evidence, every time.
+
+use crate::ledger::{Append, Outcome};
+use crate::projectors::Projections;
+use crate::verify::{Evidence, Verdict, verify};
+
+/// A change of the evidence. `None`: there is nothing that could be changed in this way.
+type Change = fn(&mut Evidence) -> Option<()>;
+
+/// How the verdict on the changed evidence has to differ from that on the true one.
+type Notice = fn(&Verdict, &Verdict) -> bool;
+
+const CONTROLS: [(&str, Change, Notice); 11] = [
+    ("an event not handled", drop_entry, |before, after| after.lost == before.lost + 1),
+    ("an event handled twice", double_entry, |before, after| after.doubled == before.doubled + 1),
+    ("two events handled in the wrong order", swap_entries, |before, after| {
+        after.inverted == before.inverted + 1
+    }),
+    ("an event handled that is not stored", invent_entry, complains),
+    ("a wrong balance", change_account, |before, after| after.rows_wrong == before.rows_wrong + 1),
+    ("a missing account", drop_account, |before, after| after.rows_wrong == before.rows_wrong + 1),
+    ("a wrong count", change_count, |before, after| after.rows_wrong == before.rows_wrong + 1),
+    ("an acknowledged event not stored", drop_event, |before, after| after.lost > before.lost),
+    ("an event stored twice", double_event, |before, after| after.doubled > before.doubled),
+    ("a rolled back event stored", revoke_append, complains),
+    ("an append stored in part", tear_append, |before, after| after.torn == before.torn + 1),
+];
+
+/// Applies every control. Returns how many there are, and those that went unnoticed.
+pub fn run(evidence: &Evidence, verdict: &Verdict) -> (usize, Vec<&'static str>) {
+    let unnoticed = |(_, change, notice): &&(&str, Change, Notice)| {
+        let mut changed = evidence.clone();
+        change(&mut changed).is_none() || !notice(verdict, &verify(&changed))
+    };
+    let missed = CONTROLS.iter().filter(unnoticed).map(|(name, ..)| *name).collect();
+    (CONTROLS.len(), missed)
+}
+
+fn complains(before: &Verdict, after: &Verdict) -> bool {
+    after.complaints.len() > before.complaints.len()
+}
+
+fn projections(evidence: &mut Evidence) -> Option<&mut Projections> {
+    evidence.places.last_mut().map(|(_, projections)| projections)
+}
+
+fn drop_entry(evidence: &mut Evidence) -> Option<()> {
+    let journal = &mut projections(evidence)?.journal;
+    let middle = journal.len().checked_sub(1)? / 2;
+    journal.remove(middle);
+    Some(())
+}
+
+fn double_entry(evidence: &mut Evidence) -> Option<()> {
+    let journal = &mut projections(evidence)?.journal;
+    let entry = journal.get(journal.len() / 2)?.clone();
+    journal.push(entry);
+    Some(())
+}
+
+fn swap_entries(evidence: &mut Evidence) -> Option<()> {
+    let journal = &mut projections(evidence)?.journal;
+    let last = journal.len().checked_sub(2)?;
+    journal.swap(last, last + 1);
+    Some(())
+}
+
+fn invent_entry(evidence: &mut Evidence) -> Option<()> {
+    let journal = &mut projections(evidence)?.journal;
+    journal.last_mut()?.event_id += 1;
+    Some(())
+}
+
+fn change_account(evidence: &mut Evidence) -> Option<()> {
+    projections(evidence)?.accounts.values_mut().next()?.balance += 1;
+    Some(())
+}
+
+fn drop_account(evidence: &mut Evidence) -> Option<()> {
+    projections(evidence)?.accounts.pop_first().map(drop)
+}
+
+fn change_count(evidence: &mut Evidence) -> Option<()> {
+    projections(evidence)?.counts.values_mut().next()?.events -= 1;
+    Some(())
+}
+
+fn acknowledged(evidence: &mut Evidence) -> Option<&mut Append> {
+    let mut appends = evidence.ledger.appends.iter_mut();
+    appends.find(|append| append.drafts.len() > 1 && matches!(append.outcome, Outcome::Acknowledged(_)))
+}
+
+fn drop_event(evidence: &mut Evidence) -> Option<()> {
+    let uuid = acknowledged(evidence)?.drafts.last()?.uuid;
+    evidence.events.retain(|event| event.uuid != uuid);
+    Some(())
+}
+
+fn double_event(evidence: &mut Evidence) -> Option<()> {
+    let event = evidence.events.last()?.clone();
+    evidence.events.push(event);
+    Some(())
+}
+
+fn revoke_append(evidence: &mut Evidence) -> Option<()> {
+    acknowledged(evidence)?.outcome = Outcome::Absent;
+    Some(())
+}
+
+fn tear_append(evidence: &mut Evidence) -> Option<()> {
+    let append = acknowledged(evidence)?;
+    append.outcome = Outcome::Unknown;
+    let uuid = append.drafts.last()?.uuid;
+    evidence.events.retain(|event| event.uuid != uuid);
+    Some(())
+}

@@ -1,0 +1,234 @@
+//! The faults: drawn from a seed, and counted only when they were seen to land.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use espd::runner::LEASE;
+use fastrand::Rng;
+use nix::sys::signal::Signal;
+use tokio::time::sleep;
+
+use crate::daemons::Daemon;
+use crate::processes::{Process, State};
+use crate::world::World;
+
+/// The mean time between two faults. Some find no victim.
+const MEAN_GAP: Duration = Duration::from_millis(150);
+
+/// The longest time between two faults.
+const LONGEST_GAP: Duration = Duration::from_secs(1);
+
+/// How long it may take to see that a signal has had its effect.
+const PROOF_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long after its time a storm may take to show each of its faults once.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The shortest time that a worker is frozen.
+const SHORTEST_FREEZE: Duration = Duration::from_millis(20);
+
+/// A kind of violence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    KillWorker,
+    TerminateBackend,
+    FreezeWorker,
+    CrashServer,
+    KillDaemon,
+}
+
+/// How often each happens, relative to the others.
+const WEIGHTS: [(Fault, u32); 5] = [
+    (Fault::KillWorker, 20),
+    (Fault::TerminateBackend, 10),
+    (Fault::FreezeWorker, 6),
+    (Fault::CrashServer, 4),
+    (Fault::KillDaemon, 3),
+];
+
+/// The faults that have landed.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub workers_killed: u32,
+    pub daemons_killed: u32,
+    pub servers_crashed: u32,
+    pub backends_terminated: u32,
+    pub workers_frozen: u32,
+    /// Frozen for longer than a lease, and then woken.
+    pub sleepers_woken: u32,
+    /// The longest time that a child has survived its daemon.
+    pub longest_orphan: Duration,
+    /// What must not happen.
+    pub complaints: Vec<String>,
+}
+
+/// A worker that was stopped by SIGSTOP.
+struct Frozen {
+    worker: Process,
+    since: Instant,
+    until: Instant,
+}
+
+/// The storm while it blows.
+pub struct Storm<'w> {
+    world: &'w mut World,
+    rng: Rng,
+    tally: Tally,
+    frozen: Vec<Frozen>,
+    /// Faults that have to happen once whatever is drawn.
+    due: VecDeque<Fault>,
+}
+
+impl<'w> Storm<'w> {
+    /// A storm that is yet to break out.
+    pub fn new(world: &'w mut World, mut rng: Rng) -> Self {
+        let mut due: Vec<Fault> = WEIGHTS.iter().map(|(fault, _)| *fault).collect();
+        rng.shuffle(&mut due);
+        // Early, as the first freeze is long.
+        due.sort_by_key(|fault| *fault != Fault::FreezeWorker);
+        Self { world, rng, tally: Tally::default(), frozen: Vec::new(), due: due.into() }
+    }
+
+    /// Blows for `time`, or until each kind of fault has landed, and then mends what can be mended.
+    pub async fn blow(mut self, time: Duration) -> anyhow::Result<Tally> {
+        let end = Instant::now() + time;
+        while Instant::now() < end || (self.owes_something() && Instant::now() < end + PATIENCE) {
+            sleep(self.draw_gap()).await;
+            self.wake_sleepers(Instant::now());
+            self.start_daemons(false)?;
+            self.welcome_servers(false).await?;
+            let due = self.due.pop_front();
+            let fault = due.unwrap_or_else(|| self.draw_fault());
+            if !self.strike(fault).await {
+                self.due.extend(due);
+            }
+        }
+        if self.owes_something() {
+            self.tally.complaints.push(format!("this was no storm: it lacks {:?}, or a sleeper", self.due));
+        }
+        self.wake_sleepers(Instant::now() + LEASE * 2);
+        self.start_daemons(true)?;
+        self.welcome_servers(true).await?;
+        Ok(self.tally)
+    }
+
+    /// Whether a kind of fault has not landed yet.
+    fn owes_something(&self) -> bool {
+        !self.due.is_empty() || self.tally.sleepers_woken == 0
+    }
+
+    /// Exponentially distributed, as independent accidents are.
+    fn draw_gap(&mut self) -> Duration {
+        MEAN_GAP.mul_f64(-(1.0 - self.rng.f64()).ln()).min(LONGEST_GAP)
+    }
+
+    fn draw_fault(&mut self) -> Fault {
+        let sum: u32 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
+        let mut place = self.rng.u32(..sum);
+        for (fault, weight) in WEIGHTS {
+            if place < weight {
+                return fault;
+            }
+            place -= weight;
+        }
+        Fault::KillWorker
+    }
+
+    /// Returns whether the fault has landed. That of a crash is counted when the server is up again.
+    async fn strike(&mut self, fault: Fault) -> bool {
+        let (landed, count) = match fault {
+            Fault::CrashServer => return self.world.server(&mut self.rng).crash(),
+            Fault::KillWorker => (self.kill_worker().await, &mut self.tally.workers_killed),
+            Fault::FreezeWorker => (self.freeze_worker().await, &mut self.tally.workers_frozen),
+            Fault::KillDaemon => (self.kill_daemon().await, &mut self.tally.daemons_killed),
+            Fault::TerminateBackend => (self.terminate_backend().await, &mut self.tally.backends_terminated),
+        };
+        *count += u32::from(landed);
+        landed
+    }
+
+    async fn kill_worker(&mut self) -> bool {
+        let Some(worker) = self.draw_worker() else { return false };
+        worker.signal(Signal::SIGKILL) && worker.comes_to(State::Dead, PROOF_LIMIT).await
+    }
+
+    async fn freeze_worker(&mut self) -> bool {
+        let Some(worker) = self.draw_worker() else { return false };
+        if !worker.signal(Signal::SIGSTOP) || !worker.comes_to(State::Frozen, PROOF_LIMIT).await {
+            return false;
+        }
+        let since = Instant::now();
+        let until = since + self.draw_freeze();
+        self.frozen.push(Frozen { worker, since, until });
+        true
+    }
+
+    /// A worker that is not frozen.
+    fn draw_worker(&mut self) -> Option<Process> {
+        let mut workers: Vec<Process> = self.world.daemons.iter().flat_map(Daemon::workers).collect();
+        workers.retain(|worker| worker.state() == State::Alive);
+        self.rng.choice(workers)
+    }
+
+    /// Anything up to twice a lease, short times more often; the first one is longer than a lease.
+    fn draw_freeze(&mut self) -> Duration {
+        let longest = LEASE * 2;
+        let shortest = if self.tally.workers_frozen == 0 { LEASE.mul_f64(1.2) } else { SHORTEST_FREEZE };
+        shortest.mul_f64(longest.div_duration_f64(shortest).powf(self.rng.f64()))
+    }
+
+    fn wake_sleepers(&mut self, now: Instant) {
+        for sleeper in self.frozen.extract_if(.., |sleeper| sleeper.until <= now) {
+            let was_frozen = sleeper.worker.state() == State::Frozen;
+            if was_frozen && sleeper.worker.signal(Signal::SIGCONT) && sleeper.since.elapsed() > LEASE {
+                self.tally.sleepers_woken += 1;
+            }
+        }
+    }
+
+    /// A server that does not answer has no sessions.
+    async fn terminate_backend(&mut self) -> bool {
+        let mut rng = self.rng.fork();
+        self.world.server(&mut rng).terminate_backend(&mut self.rng).await.unwrap_or(false)
+    }
+
+    async fn kill_daemon(&mut self) -> bool {
+        let mut daemons: Vec<&mut Daemon> = self.world.daemons.iter_mut().collect();
+        daemons.retain(|daemon| daemon.is_started());
+        if self.tally.sleepers_woken == 0 {
+            // Somebody has to live through a freeze, and a frozen child dies with its daemon.
+            daemons.retain(|daemon| daemon.workers().iter().all(|worker| worker.state() != State::Frozen));
+        }
+        let Some(daemon) = self.rng.choice(daemons) else { return false };
+        match daemon.kill().await {
+            Ok(orphaned) => {
+                self.tally.longest_orphan = self.tally.longest_orphan.max(orphaned);
+                true
+            }
+            Err(error) => {
+                self.tally.complaints.push(format!("daemon {}: {error:#}", daemon.name));
+                false
+            }
+        }
+    }
+
+    /// Starts the daemons that are down, sooner or later or all of them `now`.
+    fn start_daemons(&mut self, now: bool) -> anyhow::Result<()> {
+        for daemon in &mut self.world.daemons {
+            if let Some(status) = daemon.end()? {
+                self.tally.complaints.push(format!("daemon {} ended by itself: {status}", daemon.name));
+            }
+            if !daemon.is_started() && (now || self.rng.bool()) {
+                daemon.start()?;
+            }
+        }
+        Ok(())
+    }
+    /// Counts the servers that have come back from a crash, or waits for `all` of them.
+    async fn welcome_servers(&mut self, all: bool) -> anyhow::Result<()> {
+        for server in [&mut self.world.events, &mut self.world.projections] {
+            self.tally.servers_crashed += u32::from(server.come_back(all).await?);
+        }
+        Ok(())
+    }
+}

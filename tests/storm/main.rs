@@ -1,0 +1,101 @@
+//! The storm: espd under random violence, with real processes and durable PostgreSQL servers.
+//!
+//! Appenders of every habit append, projectors follow, and meanwhile workers and daemons are killed, workers
+//! are stopped for longer than their lease and go on, sessions are ended, servers crash. When it is over,
+//! everything has to converge, every acknowledged event has to be there once, and every projection has to be
+//! the fold of the events: none lost, none doubled, none out of order.
+//!
+//!     cargo test --test storm                                       a short one
+//!     cargo test --release --test storm -- --for 2m --seed 7        a long one
+//!
+//! The seed decides the schedule of the faults and the load. Threads and processes keep their own time, so the
+//! same seed makes a similar storm, not the same one.
+
+#![expect(
+    unreachable_pub,
+    reason = "`pub` says here what a module offers to the others; nothing leaves the binary"
+)]
+
+mod arguments;
+mod campaign;
+mod controls;
+mod daemons;
+mod faults;
+mod fold;
+mod ledger;
+mod load;
+mod processes;
+mod projectors;
+mod report;
+mod servers;
+mod trackers;
+mod verify;
+mod world;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use arguments::{NAME, Settings, Wanted};
+use world::World;
+
+fn main() -> ExitCode {
+    match arguments::read(std::env::args().skip(1)) {
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+        Ok(Wanted::Nothing) => ExitCode::SUCCESS,
+        Ok(Wanted::List) => {
+            println!("{NAME}: test");
+            ExitCode::SUCCESS
+        }
+        Ok(Wanted::Storm(_)) if !cfg!(target_os = "linux") => {
+            println!("the storm is left out: it needs Linux to find the processes of its daemons");
+            ExitCode::SUCCESS
+        }
+        Ok(Wanted::Storm(settings)) => storm(settings),
+    }
+}
+
+/// Holds the storm on this thread, with which all daemons die.
+fn storm(settings: Settings) -> ExitCode {
+    let Settings { time, seed } = settings;
+    println!("\nstorm with seed {seed} for {} s", time.as_secs_f64());
+    fastrand::seed(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let held = runtime.context("no runtime").and_then(|runtime| runtime.block_on(hold(settings)));
+    match held {
+        Ok(true) => {
+            println!("1 passed, 0 failed");
+            ExitCode::SUCCESS
+        }
+        Ok(false) => {
+            println!("0 passed, 1 failed");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("the storm could not be held: {error:#}\n0 passed, 1 failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns whether espd has weathered it.
+async fn hold(settings: Settings) -> anyhow::Result<bool> {
+    let mut interrupts = espd::signal::requests()?;
+    let mut world = World::create().await?;
+    let report = tokio::select! {
+        report = campaign::run(&mut world, settings) => report,
+        _ = interrupts.recv() => Err(anyhow::anyhow!("interrupted")),
+    };
+    world.stop().await;
+    let good = report.as_ref().is_ok_and(campaign::Report::is_good);
+    if let Ok(report) = &report {
+        print!("{report}");
+    }
+    if !good {
+        println!("logs and data are kept in {}", world.keep().display());
+    }
+    report.map(|report| report.is_good())
+}

@@ -1,0 +1,195 @@
+//! The projectors under test, and their tables as the verifier reads them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use espd::event::{Position, Version};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+/// One row for each event that was handled. Nothing is unique but the place in the journal: doubles and
+/// inversions show.
+const JOURNAL: &str = r#"
+[projector]
+name = "journal"
+batch_size = 50
+
+[projector.tables]
+journal = """
+  place        bigint generated always as identity primary key,
+  event_id     bigint not null,
+  event_uuid   uuid   not null,
+  aggregate_id uuid   not null,
+  version      bigint not null
+"""
+
+[[projector.on]]
+events = ["*"]
+sql = """
+  insert into journal (event_id, event_uuid, aggregate_id, version)
+  values (event.id, event.uuid, event.aggregate_id, event.version)
+"""
+"#;
+
+/// The state of each open account. `trail` depends on the order of the events.
+const ACCOUNTS: &str = r#"
+[projector]
+name = "accounts"
+batch_size = 20
+
+[projector.tables]
+accounts = """
+  account_id uuid   primary key,
+  version    bigint not null,
+  balance    bigint not null,
+  trail      bigint not null
+"""
+
+[[projector.on]]
+events = ["AccountOpened"]
+sql = "insert into accounts values (event.aggregate_id, event.version, 0, event.version)"
+
+[[projector.on]]
+events = ["MoneyDeposited", "MoneyWithdrawn"]
+sql = """
+  update accounts set
+    version = event.version,
+    balance = balance + case event.type when 'MoneyDeposited' then 1 else -1 end * (event.body->>'amount')::bigint,
+    trail   = (trail * 31 + (event.body->>'amount')::bigint) % 1000003
+  where account_id = event.aggregate_id
+"""
+
+[[projector.on]]
+events = ["AccountClosed"]
+sql = "delete from accounts where account_id = event.aggregate_id"
+"#;
+
+/// How many events there are of each type. Looks at few ids at a time.
+const COUNTS: &str = r#"
+[projector]
+name = "counts"
+batch_span = 70
+
+[projector.tables]
+counts = """
+  event_type text   primary key,
+  events     bigint not null,
+  amount     bigint not null,
+  last_event bigint not null
+"""
+
+[[projector.on]]
+events = ["*"]
+sql = """
+  insert into counts as c values (event.type, 1, (event.body->>'amount')::bigint, event.id)
+  on conflict (event_type) do update set
+    events = c.events + 1, amount = c.amount + excluded.amount, last_event = excluded.last_event
+"""
+"#;
+
+/// Names of the projectors.
+pub const NAMES: [&str; 3] = ["accounts", "counts", "journal"];
+
+/// Writes the projectors and returns a configuration for a daemon that runs them.
+pub fn write_config(
+    folder: &Path,
+    name: &str,
+    events_url: &str,
+    projections_url: Option<&str>,
+) -> anyhow::Result<PathBuf> {
+    for (file, text) in [("journal", JOURNAL), ("accounts", ACCOUNTS), ("counts", COUNTS)] {
+        fs::write(folder.join(format!("{file}.projector.toml")), text)?;
+    }
+    let projections = projections_url.map(|url| format!("url = \"{url}\"")).unwrap_or_default();
+    let text = format!(
+        r#"include = ["*.projector.toml"]
+
+[event_store]
+url = "{events_url}"
+
+[projections]
+{projections}
+
+[runner]
+poll_interval_max = "200ms"
+shutdown_timeout  = "10s"
+
+[retry]
+initial = "100ms"
+max     = "1s"
+
+[log]
+format = "json"
+"#
+    );
+    let path = folder.join(format!("{name}.toml"));
+    fs::write(&path, text)?;
+    Ok(path)
+}
+
+/// A row of `journal`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub event_id: Position,
+    pub event_uuid: Uuid,
+    pub aggregate_id: Uuid,
+    pub version: Version,
+}
+
+/// A row of `accounts`, without its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    pub version: Version,
+    pub balance: i64,
+    pub trail: i64,
+}
+
+/// A row of `counts`, without its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    pub events: i64,
+    pub amount: i64,
+    pub last_event: Position,
+}
+
+/// All that the projectors have made in one database.
+#[derive(Debug, Clone)]
+pub struct Projections {
+    /// In the order in which the rows were written.
+    pub journal: Vec<Entry>,
+    pub accounts: BTreeMap<Uuid, Account>,
+    pub counts: BTreeMap<String, Count>,
+}
+
+impl Projections {
+    /// Reads the tables.
+    pub async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let statement = "-- read_journal
+             select event_id, event_uuid, aggregate_id, version from journal order by place";
+        let journal: Vec<(i64, Uuid, Uuid, i64)> =
+            sqlx::query_as(statement).fetch_all(&mut *connection).await?;
+        let entry = |(event_id, event_uuid, aggregate_id, version)| Entry {
+            event_id,
+            event_uuid,
+            aggregate_id,
+            version,
+        };
+
+        let statement = "-- read_accounts\nselect account_id, version, balance, trail from accounts";
+        let accounts: Vec<(Uuid, i64, i64, i64)> =
+            sqlx::query_as(statement).fetch_all(&mut *connection).await?;
+        let account = |(id, version, balance, trail)| (id, Account { version, balance, trail });
+
+        let statement = "-- read_counts\nselect event_type, events, amount, last_event from counts";
+        let counts: Vec<(String, i64, i64, i64)> =
+            sqlx::query_as(statement).fetch_all(&mut *connection).await?;
+        let count = |(name, events, amount, last_event)| (name, Count { events, amount, last_event });
+
+        Ok(Self {
+            journal: journal.into_iter().map(entry).collect(),
+            accounts: accounts.into_iter().map(account).collect(),
+            counts: counts.into_iter().map(count).collect(),
+        })
+    }
+}

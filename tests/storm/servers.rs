@@ -1,0 +1,110 @@
+//! The PostgreSQL servers: real, durable, and crashed on purpose.
+
+use std::mem;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use espd::embedded::{EmbeddedPostgres, Options, StopMode};
+use fastrand::Rng;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, PgConnection};
+use tokio::task::JoinHandle;
+
+/// The database that everything happens in.
+const DATABASE: &str = "storm";
+
+/// The driver's own sessions, which no fault touches.
+const DRIVER: &str = "storm driver";
+
+/// A server that may crash at any time.
+pub struct Server {
+    life: Life,
+    url: String,
+}
+
+enum Life {
+    Up(Box<EmbeddedPostgres>),
+    /// Crashed, as the process with this id, and on the way back.
+    Crashed(u32, JoinHandle<espd::embedded::Result<EmbeddedPostgres>>),
+    Gone,
+}
+
+impl Server {
+    /// Starts a server in `folder`, which is created.
+    pub async fn start(folder: &Path) -> anyhow::Result<Self> {
+        let postgres = EmbeddedPostgres::start_at(folder, Options::default()).await?;
+        postgres.create_database(DATABASE, None).await?;
+        let url = postgres.url(DATABASE);
+        Ok(Self { life: Life::Up(Box::new(postgres)), url })
+    }
+
+    /// The URL of the database, in all lives of the server.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A session of the driver.
+    pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        connect_driver(&self.url).await
+    }
+
+    /// Stops the server at once, as a crash would, and lets it start again. `false`: it is down already.
+    pub fn crash(&mut self) -> bool {
+        let (life, crashed) = match mem::replace(&mut self.life, Life::Gone) {
+            Life::Up(postgres) => {
+                let pid = postgres.pid();
+                (Life::Crashed(pid, tokio::spawn(postgres.restart(StopMode::Immediate))), true)
+            }
+            other => (other, false),
+        };
+        self.life = life;
+        crashed
+    }
+
+    /// Returns whether it has come back from a crash just now; waits for that if need be and wanted.
+    ///
+    /// # Errors
+    /// When it does not come back, or as the same process.
+    pub async fn come_back(&mut self, wait: bool) -> anyhow::Result<bool> {
+        let Life::Crashed(before, restart) = &mut self.life else { return Ok(false) };
+        if !wait && !restart.is_finished() {
+            return Ok(false);
+        }
+        let postgres = restart.await.context("the restart has failed")??;
+        ensure!(postgres.pid() != *before, "the server was not restarted");
+        self.life = Life::Up(Box::new(postgres));
+        Ok(true)
+    }
+
+    /// Ends a random session of a daemon or an appender. Returns whether there was one and it has ended.
+    pub async fn terminate_backend(&self, rng: &mut Rng) -> Result<bool, sqlx::Error> {
+        let mut connection = self.connect().await?;
+        let statement = "-- list_backends
+             select pid from pg_stat_activity
+             where backend_type = 'client backend' and application_name <> $1 and pid <> pg_backend_pid()
+             order by pid";
+        let pids: Vec<i32> = sqlx::query_scalar(statement).bind(DRIVER).fetch_all(&mut connection).await?;
+        let Some(pid) = rng.choice(pids) else { return Ok(false) };
+        let statement = "-- terminate_backend\nselect pg_terminate_backend($1, 2000)";
+        sqlx::query_scalar(statement).bind(pid).fetch_one(&mut connection).await
+    }
+
+    /// The sessions that espd still has.
+    pub async fn sessions_of_espd(&self) -> Result<Vec<String>, sqlx::Error> {
+        let statement = "-- list_sessions
+             select application_name from pg_stat_activity where application_name like 'espd%' order by 1";
+        sqlx::query_scalar(statement).fetch_all(&mut self.connect().await?).await
+    }
+
+    /// Stops the server.
+    pub async fn stop(&mut self) {
+        if let Life::Up(postgres) = mem::replace(&mut self.life, Life::Gone) {
+            postgres.stop().await;
+        }
+    }
+}
+
+/// A session of the driver on the database at `url`.
+pub async fn connect_driver(url: &str) -> Result<PgConnection, sqlx::Error> {
+    url.parse::<PgConnectOptions>()?.application_name(DRIVER).connect().await
+}

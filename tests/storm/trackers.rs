@@ -1,0 +1,122 @@
+//! The trackers, looked at all the time: a position or an epoch never goes back, and no fault of the
+//! infrastructure is ever taken for a failing event.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use espd::event::Position;
+use espd::shutdown::{self, Shutdown, ShutdownHandle};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::servers::connect_driver;
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_millis(25);
+
+/// A tracker as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracker {
+    pub position: Position,
+    /// Every claim raises it by one.
+    pub epoch: i64,
+    pub owner: Option<Uuid>,
+    /// What the daemon takes for a failing event.
+    pub failure: Option<String>,
+}
+
+/// Reads the trackers, by the name of their processor.
+pub async fn read(connection: &mut PgConnection) -> Result<BTreeMap<String, Tracker>, sqlx::Error> {
+    let statement = "-- read_trackers
+         select name, position, epoch, owner, case when attempts > 0 or failed_at is not null then last_error::text end as failure
+         from espd.trackers";
+    let tracker = |row: PgRow| {
+        let tracker = Tracker {
+            position: row.try_get("position")?,
+            epoch: row.try_get("epoch")?,
+            owner: row.try_get("owner")?,
+            failure: row.try_get("failure")?,
+        };
+        Ok((row.try_get("name")?, tracker))
+    };
+    let trackers = sqlx::query(statement).try_map(tracker).fetch_all(connection).await?;
+    Ok(trackers.into_iter().collect())
+}
+
+/// What was seen of the trackers in one database.
+#[derive(Debug, Default)]
+pub struct History {
+    pub looks: u64,
+    /// How often another daemon than before was seen as an owner.
+    pub owner_changes: u64,
+    pub complaints: Vec<String>,
+    latest: BTreeMap<String, Tracker>,
+    owners: BTreeMap<String, Uuid>,
+}
+
+impl History {
+    /// How often processors were claimed.
+    pub fn claims(&self) -> i64 {
+        self.latest.values().map(|tracker| tracker.epoch).sum()
+    }
+
+    fn note(&mut self, now: BTreeMap<String, Tracker>) {
+        self.looks += 1;
+        for (name, before) in &self.latest {
+            match now.get(name) {
+                Some(now) if now.position >= before.position && now.epoch >= before.epoch => {}
+                now => self.complaints.push(format!("tracker {name} went back from {before:?} to {now:?}")),
+            }
+        }
+        for (name, tracker) in &now {
+            if let Some(failure) = &tracker.failure {
+                self.complaints.push(format!("{name} takes this for a failing event: {failure}"));
+            }
+            if let Some(owner) = tracker.owner
+                && self.owners.insert(name.clone(), owner).is_some_and(|before| before != owner)
+            {
+                self.owner_changes += 1;
+            }
+        }
+        self.latest = now;
+    }
+}
+
+/// Looks at the trackers of one database until it is told to stop.
+pub struct Lookout {
+    task: JoinHandle<History>,
+    stop: ShutdownHandle,
+}
+
+impl Lookout {
+    /// Begins to look.
+    pub fn post(url: &str) -> Self {
+        let (stop, stopping) = shutdown::channel();
+        Self { task: tokio::spawn(look(url.to_owned(), stopping)), stop }
+    }
+
+    /// Ends and tells what it has seen.
+    pub async fn report(self) -> anyhow::Result<History> {
+        self.stop.request();
+        self.task.await.context("the lookout has failed")
+    }
+}
+
+async fn look(url: String, mut stop: Shutdown) -> History {
+    let mut history = History::default();
+    while !stop.is_requested() {
+        // A server that is down will be up again.
+        if let Ok(mut connection) = connect_driver(&url).await {
+            while let (Ok(trackers), false) = (read(&mut connection).await, stop.is_requested()) {
+                history.note(trackers);
+                sleep(INTERVAL).await;
+            }
+        }
+        stop.run_until_requested(sleep(INTERVAL)).await;
+    }
+    history
+}

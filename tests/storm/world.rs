@@ -1,0 +1,79 @@
+//! What the storm blows through: servers, daemons, and the folder that they live in.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use espd::schema::{migrate_event_store, migrate_processing};
+use fastrand::Rng;
+use sqlx::PgPool;
+use tempfile::TempDir;
+
+use crate::daemons::Daemon;
+use crate::projectors::write_config;
+use crate::servers::Server;
+
+/// Schema of espd's own tables.
+pub const SCHEMA: &str = "espd";
+
+/// Servers and daemons. Dropping it ends and removes everything.
+pub struct World {
+    // In the order in which they have to go.
+    pub daemons: Vec<Daemon>,
+    /// Events, and the projections of the daemons `here-1` and `here-2`.
+    pub events: Server,
+    /// The projections of the daemon `elsewhere`.
+    pub projections: Server,
+    folder: TempDir,
+}
+
+impl World {
+    /// Starts the servers, makes espd's tables, configures the daemons.
+    pub async fn create() -> anyhow::Result<Self> {
+        // The servers may run as another user, who has to pass through.
+        let passable = Permissions::from_mode(0o711);
+        let folder = tempfile::Builder::new().prefix("espd-storm-").permissions(passable).tempdir()?;
+        let events = Server::start(&folder.path().join("events")).await?;
+        let projections = Server::start(&folder.path().join("projections")).await?;
+        migrate(events.url(), true).await?;
+        migrate(projections.url(), false).await?;
+        let here = write_config(folder.path(), "here", events.url(), None)?;
+        let elsewhere = write_config(folder.path(), "elsewhere", events.url(), Some(projections.url()))?;
+        let daemon = |name, config| Daemon::new(name, folder.path(), config);
+        // Two of a kind: each stands by for the other.
+        let daemons =
+            vec![daemon("here-1", here.clone()), daemon("here-2", here), daemon("elsewhere", elsewhere)];
+        Ok(Self { daemons, events, projections, folder })
+    }
+
+    /// One of the servers, that of the events more often.
+    pub fn server(&mut self, rng: &mut Rng) -> &mut Server {
+        if rng.u8(..3) > 0 { &mut self.events } else { &mut self.projections }
+    }
+
+    /// The databases with projections, by a name for people.
+    pub fn places(&self) -> [(&'static str, &Server); 2] {
+        [("beside the events", &self.events), ("in another database", &self.projections)]
+    }
+
+    /// Stops the servers. The daemons must have been stopped.
+    pub async fn stop(&mut self) {
+        self.events.stop().await;
+        self.projections.stop().await;
+    }
+
+    /// Keeps the folder, with logs and data, for whoever has to find out what happened.
+    pub fn keep(self) -> PathBuf {
+        self.folder.keep()
+    }
+}
+
+async fn migrate(url: &str, with_events: bool) -> anyhow::Result<()> {
+    let pool = PgPool::connect(url).await?;
+    if with_events {
+        migrate_event_store(&pool, SCHEMA).await?;
+    }
+    migrate_processing(&pool, SCHEMA).await?;
+    pool.close().await;
+    Ok(())
+}
