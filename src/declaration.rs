@@ -91,7 +91,7 @@ pub enum HandledEvents {
 pub struct BatchLimits {
     /// Events handled in one batch, at least 1.
     pub size: i64,
-    /// Bytes of event bodies and metadata; a batch holds one event at least, however large.
+    /// Bytes of event bodies as stored; a batch holds one event at least, however large.
     pub bytes: i64,
     /// Time that a batch may take, roughly: it ends after the event during which the time is up.
     pub time: Duration,

@@ -7,13 +7,16 @@ use uuid::Uuid;
 use crate::event::Position;
 
 /// SQLSTATEs (`like` patterns) that say something about the server or the moment, never about an event:
-/// connections, serialization and deadlock, transaction state and read-only mode, resources such as
-/// memory, disk and connections, locks, shutdown and cancellation, system errors.
+/// connections, serialization and deadlock, read-only mode, resources such as memory, disk and
+/// connections, locks, shutdown and cancellation, system errors.
 ///
 /// They are retried for ever and never count as an attempt. The list is compiled into the projector
 /// functions as well, so that both sides judge alike.
-pub const INFRASTRUCTURE_SQLSTATES: [&str; 9] =
-    ["08%", "40%", "25%", "53%", "54000", "55P03", "55006", "57%", "58%"];
+pub const INFRASTRUCTURE_SQLSTATES: [&str; 8] =
+    ["08%", "25006", "25P03", "40%", "53%", "55P03", "57%", "58%"];
+
+/// Characters of each text of an error that are kept: it may quote a body of megabytes.
+pub const TEXT_MAX: usize = 2_000;
 
 /// Whether an error with this SQLSTATE is infrastructure's, not the handler's.
 pub fn is_infrastructure(sqlstate: &str) -> bool {
@@ -102,7 +105,9 @@ mod tests {
         {
             assert!(is_infrastructure(state), "{state}");
         }
-        for state in ["22P02", "23505", "42P01", "P0001", "2D000", "XX000", "54001", "55000"] {
+        for state in
+            ["22P02", "23505", "42P01", "P0001", "2D000", "XX000", "54000", "54001", "25001", "55006"]
+        {
             assert!(!is_infrastructure(state), "{state}");
         }
     }

@@ -78,7 +78,7 @@ pub enum ProcessorError {
 
 /// A projector or a reactor, as the runner sees it.
 #[async_trait]
-pub trait Processor: Send {
+pub trait Processor: Send + Sync {
     /// Its name: unique, and the key of its tracker.
     fn name(&self) -> &str;
 

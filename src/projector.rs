@@ -131,7 +131,14 @@ impl SqlProjector {
             Some(_) => (1..=remote::ARRAYS + PARAMETERS).map(Batch::parameter).collect(),
         };
         let places = places.join(", ");
-        let statement = format!("-- project_batch\nselect * from {}({places})", self.function.name);
+        // Leaving the function early would commit rows without a position, so that has to be an error.
+        let statement = format!(
+            "-- project_batch
+             select espd_position, espd_handled, espd_failure,
+                    coalesce(espd_finished::text, 'a handler has left the function')::boolean as finished
+             from {}({places})",
+            self.function.name
+        );
         let mut query = sqlx::query_as(AssertSqlSafe(statement));
         if let Some(batch) = batch {
             query = batch.bind(query);
@@ -175,6 +182,10 @@ impl Processor for SqlProjector {
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
         let mut transaction = connection.begin().await?;
+        // From here on nobody else prepares: an outdated owner must not replace the function of the present one.
+        if !Trackers::new(&self.schema).lock_claimed(&mut transaction, &self.declaration.name, claim).await? {
+            return Err(ProcessorError::Lost);
+        }
         match &claim.declaration {
             Some(fingerprint) => self.tables().compare(claim.version, fingerprint)?,
             None => self.tables().create(&mut transaction).await?,

@@ -159,8 +159,8 @@ pub struct Trackers {
     schema: String,
 }
 
-const CLAIM_COLUMNS: &str = "partition, epoch, position, version, declaration, paused_at is not null as paused, attempts, \
-     last_error, greatest(0, extract(epoch from next_retry_at - clock_timestamp()))::float8 as retry_in_seconds, \
+const CLAIM_COLUMNS: &str = "t.partition, epoch, position, version, declaration, paused_at is not null as paused, attempts, \
+     last_error, extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds, \
      failed_at is not null as failed";
 
 impl Trackers {
@@ -197,13 +197,19 @@ impl Trackers {
     ) -> Result<Option<Claim>, sqlx::Error> {
         let statement = format!(
             "-- claim_tracker
-             update {}.trackers
+             with free as (
+               select name, partition from {0}.trackers
+               where name = $1 and partition = 0
+                 and (lease_until is null or lease_until < clock_timestamp() or owner = $2)
+               -- A batch that outlives its lease holds the row: its owner is alive, and must not be waited for.
+               for update skip locked
+             )
+             update {0}.trackers as t
              set epoch = epoch + 1, owner = $2, owner_label = $3, lease_until = clock_timestamp() + $4,
                  backend_pid = pg_backend_pid(),
                  backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid()),
                  updated_at = clock_timestamp()
-             where name = $1 and partition = 0
-               and (lease_until is null or lease_until < clock_timestamp() or owner = $2)
+             from free where t.name = free.name and t.partition = free.partition
              returning {CLAIM_COLUMNS}",
             self.schema
         );
@@ -316,7 +322,11 @@ impl Trackers {
         let statement = format!(
             "-- list_trackers
              select name, partition, kind, version, position, epoch, owner_label,
-                    coalesce(lease_until >= clock_timestamp(), false) as owned, paused_at, paused_by, failed_at,
+                    coalesce(lease_until >= clock_timestamp(), false) or exists (
+                      select from pg_stat_activity as a
+                      where a.pid = backend_pid and a.pid <> pg_backend_pid()
+                        and a.backend_start = trackers.backend_start and a.state = 'active'
+                    ) as owned, paused_at, paused_by, failed_at,
                     caught_up, handled, rate, attempts, last_error, next_retry_at, updated_at
              from {}.trackers where $1::text is null or name = $1 order by name, partition",
             self.schema
@@ -326,11 +336,12 @@ impl Trackers {
 
     /// The highest position that any processor has reached; 0 if there is none.
     pub async fn largest_position(&self, connection: impl PgExecutor<'_>) -> Result<Position, sqlx::Error> {
-        let statement = format!(
-            "-- find_largest_position\nselect coalesce(max(position), 0) from {}.trackers",
-            self.schema
-        );
-        sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(connection).await
+        sqlx::query_scalar(AssertSqlSafe(self.largest_position_statement())).fetch_one(connection).await
+    }
+
+    /// The statement of [`Self::largest_position`], for those who have a connection of their own.
+    pub fn largest_position_statement(&self) -> String {
+        format!("-- find_largest_position\nselect coalesce(max(position), 0) from {}.trackers", self.schema)
     }
 
     /// Locks the row for the rest of the transaction and returns where it stands; `None`: there is none.
@@ -345,6 +356,23 @@ impl Trackers {
             self.schema
         );
         sqlx::query_scalar(AssertSqlSafe(statement)).bind(name).fetch_optional(connection).await
+    }
+
+    /// Locks the row for the rest of the transaction, if the claim is still valid.
+    pub async fn lock_claimed(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        claim: &Claim,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- lock_claimed_tracker
+             select true from {}.trackers where name = $1 and partition = $2 and epoch = $3 for update",
+            self.schema
+        );
+        let query =
+            sqlx::query_scalar(AssertSqlSafe(statement)).bind(name).bind(claim.partition).bind(claim.epoch);
+        Ok(query.fetch_optional(connection).await?.unwrap_or(false))
     }
 
     /// Pauses a processor; it keeps its owner. Returns whether it was running.

@@ -1,13 +1,14 @@
 //! Finding an author's mistakes before they are deployed.
 //!
-//! Everything happens in one transaction that is rolled back, in a schema of its own, so nothing that
-//! is in use is touched or locked. PostgreSQL is asked to judge, at three depths:
+//! Everything happens in one transaction that is rolled back, with tables in a schema of its own, so the
+//! projector's own tables are neither touched nor locked. PostgreSQL is asked to judge, at three depths:
 //!
 //! 1. the tables and the extra DDL are created;
 //! 2. the whole function is created, which finds errors of syntax;
 //! 3. every handler made of plain statements is created once more as an SQL-language function, whose
 //!    body PostgreSQL analyses at once: unknown tables, columns, functions, types. A handler with control
-//!    flow is tried with an empty event instead, which finds such errors in the branches that it takes.
+//!    flow is tried with an empty event instead, which finds such errors in the branches that it takes; what it
+//!    does to tables that it does not declare is rolled back as well, but holds their locks until then.
 
 use std::fmt;
 
@@ -148,6 +149,7 @@ impl<'c> Scratch<'c> {
             "create schema {schema};
              set local search_path = {schema}, {}, public;
              set local lock_timeout = '5s';
+             set local statement_timeout = '30s';
              create table {schema}.espd_event (
                id bigint, uuid uuid, aggregate_id uuid, type text, version bigint, body jsonb, metadata jsonb,
                correlation_id uuid, causation_id uuid, created_at timestamptz

@@ -11,7 +11,7 @@
 use std::fmt::Write as _;
 
 use crate::declaration::{HandledEvents, Handler, ProjectorDeclaration};
-use crate::failure::INFRASTRUCTURE_SQLSTATES;
+use crate::failure::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
 use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_quote::{quote_identifier, quote_literal};
 
@@ -114,7 +114,7 @@ fn head(name: &str, projections_schema: &str, source: EventSource<'_>) -> String
     let batch = if matches!(source, EventSource::Arguments) { BATCH_PARAMETERS } else { "" };
     format!(
         "create or replace function {name}({batch}{PARAMETERS}, \
-         out espd_position bigint, out espd_handled integer, out espd_failure jsonb)\n\
+         out espd_position bigint, out espd_handled integer, out espd_failure jsonb, out espd_finished boolean)\n\
          language plpgsql\n\
          set search_path = {schema}, public, pg_temp\n\
          set jit = off\n\
@@ -158,6 +158,8 @@ impl<'a> Body<'a> {
 #variable_conflict use_column
 declare
   event record;
+  -- The event at hand, whatever a handler does to its record.
+  espd_id bigint;
   espd_bytes bigint;
   espd_deadline timestamptz := clock_timestamp() + espd_time_max;
   espd_state text;
@@ -172,18 +174,20 @@ begin
       and t.epoch = espd_epoch and t.position = espd_from and t.paused_at is null
     for update;
   if not found then
+    espd_finished := true;
     return;
   end if;
-  -- Twice at most when a handler fails: once to meet the failing event, once for those before it.
+  -- When a handler fails: once to meet the failing event, once more for those before it.
   loop
     espd_position := espd_upto;
     espd_handled := 0;
     espd_bytes := 0;
-    select null::bigint as id, null::uuid as uuid, null::text as type into event;
+    espd_id := null;
     begin
       for event in
         {source}
       loop
+        espd_id := event.id;
 "
         );
         self.text.push_str(&opening);
@@ -252,23 +256,25 @@ begin
             "{deferred}        espd_handled := espd_handled + 1;
         espd_bytes := espd_bytes + pg_column_size(event.body);
         if espd_handled >= espd_limit or espd_bytes >= espd_bytes_max or clock_timestamp() >= espd_deadline then
-          espd_position := event.id;
+          espd_position := espd_id;
           exit;
         end if;
       end loop;
       exit;
-    exception when others then
+    exception when others or assert_failure then
       get stacked diagnostics
         espd_state = returned_sqlstate, espd_message = message_text, espd_detail = pg_exception_detail,
         espd_hint = pg_exception_hint, espd_context = pg_exception_context;
-      if event.id is null or espd_state like any (array[{infrastructure}]) then
+      if espd_id is null or espd_state like any (array[{infrastructure}]) then
         raise;
       end if;
       espd_failure := jsonb_build_object(
-        'event_id', event.id, 'event_uuid', event.uuid, 'event_type', event.type, 'sqlstate', espd_state,
-        'message', espd_message, 'detail', nullif(espd_detail, ''), 'hint', nullif(espd_hint, ''),
-        'context', espd_context);
-      espd_upto := event.id - 1;
+        'event_id', espd_id, 'event_uuid', event.uuid, 'event_type', event.type, 'sqlstate', espd_state,
+        'message', left(espd_message, {TEXT_MAX}), 'detail', nullif(left(espd_detail, {TEXT_MAX}), ''),
+        'hint', nullif(left(espd_hint, {TEXT_MAX}), ''), 'context', right(espd_context, {TEXT_MAX}));
+      espd_upto := espd_id - 1;
+      -- They were handled in time once; all of them have to be before the failure is told.
+      espd_deadline := 'infinity';
     end;
   end loop;
   -- move_tracker
@@ -284,6 +290,7 @@ begin
   if not found then
     raise exception 'a handler of projector % changed the tracker', {name};
   end if;
+  espd_finished := true;
 end
 "
         );

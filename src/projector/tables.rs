@@ -7,7 +7,7 @@ use crate::failure::is_infrastructure_error;
 use crate::processor::ProcessorError;
 use crate::projector::check::Fault;
 use crate::projector::fingerprint;
-use crate::sql_quote::quote_identifier;
+use crate::sql_quote::{quote_identifier, quote_literal};
 
 /// One projector's tables in one database.
 #[derive(Debug)]
@@ -72,6 +72,8 @@ impl<'a> Tables<'a> {
             .bind(&self.declaration.name)
             .fetch_all(&mut *connection)
             .await?;
+        // Somebody who reads for long would make everybody else queue behind the drop.
+        sqlx::raw_sql("set local lock_timeout = '5s'").execute(&mut *connection).await?;
         for (schema, table) in owned {
             let table = format!("{}.{}", quote_identifier(&schema), quote_identifier(&table));
             sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists {table} cascade")))
@@ -88,8 +90,16 @@ impl<'a> Tables<'a> {
             .bind(&schema)
             .fetch_one(&mut *connection)
             .await?;
-        // Asking first: `if not exists` needs the right to create even where nothing is to be created.
-        let create = if exists { String::new() } else { format!("create schema {schema};") };
+        // Asking first: `if not exists` needs the right to create even where nothing is to be created. Asking again
+        // under a lock: all projectors of a daemon come here at the same time.
+        let create = format!(
+            "select pg_advisory_xact_lock(hashtext('espd: create schema'));
+             do $$ begin
+               if to_regnamespace({name}) is null then create schema {schema}; end if;
+             end $$;",
+            name = quote_literal(&schema)
+        );
+        let create = if exists { "" } else { create.as_str() };
         let statement = format!("{create} set local search_path = {schema}, public");
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?;
         Ok(())

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use espd::declaration::{ProjectorDeclaration, SourceText};
 use espd::failure::Failure;
-use espd::processor::{ProcessorError, Turned};
+use espd::processor::{Processor as _, ProcessorError, Turned};
 use espd::projector::check;
 
+use crate::support;
 use crate::support::projectors::{Running, declare, insert, numbers};
-use crate::support::{self, SCHEMA};
 
 const SEEN: &[(&str, &str)] = &[("seen", "place serial primary key, event_id bigint, n bigint")];
 
@@ -137,6 +137,75 @@ async fn a_handler_that_exits_ends_for_its_event_only() {
     assert_eq!(running.turn(ids[4]).await.unwrap(), moved(ids[4], 5));
     let seen = numbers(&db.pool, "select n from seen order by place").await;
     assert_eq!(seen, vec![1, 1, 2, 3, 3, 4, 5, 5]);
+}
+
+#[tokio::test]
+async fn a_handler_cannot_bend_the_position() {
+    let db = support::database().await;
+    let ids = insert(&db.pool, &["A"; 3]).await;
+    let bend = "if true then event.id := 1000; end if";
+    let own_loop = "for event in select 2000 as id, '{}'::jsonb as body loop perform 1; end loop";
+    for (name, sql) in [("bends", bend), ("loops", own_loop)] {
+        let mut running = Running::start(&db.pool, declare(name, &[], &[(&["A"], sql)])).await.unwrap();
+        running.limits.size = 2;
+        assert_eq!(running.turn(ids[2]).await.unwrap(), moved(ids[1], 2), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_assertion_is_a_failure_of_its_event() {
+    let db = support::database().await;
+    let handler = "assert event.body->>'n' <> '2', 'two is odd'";
+    let mut running = Running::start(&db.pool, declare("p", &[], &[(&["A"], handler)])).await.unwrap();
+    let ids = insert(&db.pool, &["A"; 3]).await;
+    let (position, handled, error) = failure(running.turn(ids[2]).await.unwrap());
+    assert_eq!((position, handled, error.event_id), (ids[1] - 1, 1, Some(ids[1])));
+}
+
+#[tokio::test]
+async fn the_events_before_a_failure_commit_even_when_they_take_long() {
+    let db = support::database().await;
+    let handler = "perform pg_sleep(0.02); perform 1 / (5 - (event.body->>'n')::bigint)";
+    let mut running = Running::start(&db.pool, declare("p", &[], &[(&["A"], handler)])).await.unwrap();
+    let ids = insert(&db.pool, &["A"; 5]).await;
+    running.limits.time = Duration::from_millis(90);
+    // Whether or not the fifth is reached in the first turn, no turn tells of it before the fourth is handled.
+    loop {
+        match running.turn(ids[4]).await.unwrap() {
+            Turned::Moved { failure: None, .. } => {}
+            told => break assert_eq!(failure(told).0, ids[4] - 1),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_outdated_owner_does_not_replace_the_function_of_the_present_one() {
+    let db = support::database().await;
+    let declaration = declare("p", SEEN, &[(&["A"], SEE)]);
+    let mut old = Running::start(&db.pool, declaration.clone()).await.unwrap();
+    sqlx::query("update espd.trackers set lease_until = null").execute(&db.pool).await.unwrap();
+    let _new = Running::start(&db.pool, declaration).await.unwrap();
+    let claim = old.claim.clone();
+    let outcome = old.projector.prepare(&mut old.connection, &claim).await;
+    assert!(matches!(outcome, Err(ProcessorError::Lost)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn projectors_that_start_together_agree_on_a_new_schema() {
+    let db = support::database().await;
+    let start = |number: usize| {
+        let (pool, name) = (db.pool.clone(), format!("p{number}"));
+        async move {
+            let table = format!("t{number}");
+            let declaration = declare(&name, &[(&table, "n bigint")], &[(&["A"], "perform 1")]);
+            Running::start_in(&pool, declaration, "read_models")
+                .await
+                .map(drop)
+                .map_err(|error| error.to_string())
+        }
+    };
+    let started = futures_util::future::join_all((0..6).map(start)).await;
+    assert_eq!(started, vec![Ok(()); 6]);
 }
 
 #[tokio::test]
@@ -315,5 +384,4 @@ async fn a_check_refuses_another_projectors_table() {
         faults[0].to_string().starts_with("0.toml:11:22: table \"seen\" belongs to projector owner"),
         "{faults:?}"
     );
-    let _ = SCHEMA;
 }

@@ -59,8 +59,21 @@ impl Running {
         declaration: ProjectorDeclaration,
         events: Events,
     ) -> Result<Self, ProcessorError> {
-        let limits = declaration.batch;
-        let mut projector = SqlProjector::new(declaration, SCHEMA, "public", events).unwrap();
+        Self::prepare(pool, SqlProjector::new(declaration, SCHEMA, "public", events).unwrap()).await
+    }
+
+    /// As [`Self::start`], with the tables in another schema.
+    pub async fn start_in(
+        pool: &PgPool,
+        declaration: ProjectorDeclaration,
+        schema: &str,
+    ) -> Result<Self, ProcessorError> {
+        let events = Events::SameDatabase(Layout::espd(SCHEMA).unwrap());
+        Self::prepare(pool, SqlProjector::new(declaration, SCHEMA, schema, events).unwrap()).await
+    }
+
+    async fn prepare(pool: &PgPool, mut projector: SqlProjector) -> Result<Self, ProcessorError> {
+        let limits = BatchLimits::default();
         let mut connection = pool.acquire().await?.detach();
         let mut claim = claim(&mut connection, &projector).await;
         projector.prepare(&mut connection, &claim).await?;
