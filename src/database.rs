@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, PgPool};
 
 use crate::config::{Config, DatabaseUrl};
 use crate::embedded::{EmbeddedPostgres, Options};
@@ -103,7 +103,7 @@ async fn connect(url: &DatabaseUrl, program: &str) -> anyhow::Result<PgPool> {
     let pool = PgPoolOptions::new()
         .max_connections(4)
         .acquire_timeout(CONNECT_TIMEOUT)
-        .connect_with(options.application_name(program))
+        .connect_with(options.application_name(program).disable_statement_logging())
         .await
         .with_context(|| format!("could not connect to {url}"))?;
     Ok(pool)

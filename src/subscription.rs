@@ -57,8 +57,9 @@ impl Subscription {
         let Self { horizon, control } = self;
         let beyond = async {
             match position {
-                Some(position) => drop(horizon.wait_for(|horizon| horizon.settled > position).await),
-                None => std::future::pending().await,
+                // An error means that the watcher is gone: nothing will ever be beyond.
+                Some(position) if horizon.wait_for(|horizon| horizon.settled > position).await.is_ok() => {}
+                Some(_) | None => std::future::pending().await,
             }
         };
         tokio::select! {

@@ -173,11 +173,12 @@ impl Supervisor {
     async fn start(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         worker.starts += 1;
-        let event = match Child::start(&worker.program).await {
+        let event = match Child::start(&worker.program) {
             Ok(child) => {
                 info!(worker = worker.program.name, worker.pid = child.pid().as_raw(), "worker started");
                 worker.pid = Some(child.pid());
-                self.children.spawn(async move { (index, child.wait().await) });
+                let settings = worker.program.settings.clone();
+                self.children.spawn(async move { (index, child.attend(settings).await) });
                 Event::Started
             }
             Err(error) => {

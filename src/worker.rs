@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::config::WorkerSettings;
@@ -20,7 +21,7 @@ use crate::projector::{Events, SqlProjector};
 use crate::runner::{LEASE, Runner, RunnerSettings};
 use crate::shutdown::{self, Shutdown};
 use crate::subscription::Subscription;
-use crate::tracker::Owner;
+use crate::tracker::{Owner, Trackers};
 use crate::watcher::{Watcher, WatcherSettings};
 use crate::{signal, telemetry};
 
@@ -80,14 +81,21 @@ async fn work(assignment: Assignment, stop: Shutdown) -> anyhow::Result<()> {
     let watching = events_database.clone().application_name(&format!("espd: {name} (watcher)"));
     let watcher_settings =
         WatcherSettings { idle_interval: settings.poll_interval_max, ..WatcherSettings::default() };
-    let watcher = Watcher::new(watching, layout.clone(), watcher_settings);
+    let mut watcher = Watcher::new(watching, layout.clone(), watcher_settings);
+    if settings.projections_url.is_none() {
+        // Nothing but processing moves the trackers, and a reset not beyond what is settled.
+        watcher =
+            watcher.with_floor(Trackers::new(&settings.event_store_schema).largest_position_statement());
+    }
     let subscription = Subscription::new(watcher.horizon(), watcher.control());
-    let watching = tokio::spawn(watcher.run(stop.clone()));
+    let mut watching = tokio::spawn(watcher.run(stop.clone()));
 
     let (database, events) = match &settings.projections_url {
         None => (events_database, Events::SameDatabase(layout)),
         Some(url) => {
-            let reading = events_database.application_name(&format!("espd: {name} (reader)"));
+            let reading = events_database
+                .application_name(&format!("espd: {name} (reader)"))
+                .disable_statement_logging();
             let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(reading);
             let store = PostgresEventStore::new(pool, layout);
             (PgConnectOptions::from_str(url.expose())?, Events::Elsewhere(store))
@@ -108,7 +116,15 @@ async fn work(assignment: Assignment, stop: Shutdown) -> anyhow::Result<()> {
         events,
     )
     .map_err(Exit::configuration)?;
-    Runner::new(runner_settings, Box::new(projector), subscription).run(stop).await;
-    watching.await.context("the watcher has failed")?;
-    Ok(())
+    let running = Runner::new(runner_settings, Box::new(projector), subscription).run(stop);
+    tokio::pin!(running);
+    tokio::select! {
+        () = &mut running => watching.await.context("the watcher has failed"),
+        // Asked to stop, it ends before the runner has finished its batch; otherwise it has failed.
+        watched = &mut watching => {
+            watched.context("the watcher has failed")?;
+            running.await;
+            Ok(())
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! A worker's process: started by executing ourselves again, stopped through its process group.
 
+use std::fmt;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -14,12 +15,19 @@ use tokio::process::ChildStdin;
 use crate::spawner::{die_with_owner, on_spawning_thread};
 
 /// What to start as a worker.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Program {
     /// Unique name; part of the title that process lists show.
     pub name: String,
     /// The first line on the child's standard input.
     pub settings: String,
+}
+
+/// The settings hold passwords.
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// A running child.
@@ -28,28 +36,35 @@ pub(crate) struct Child {
     process: tokio::process::Child,
     pid: Pid,
     /// The child ends when this closes, which the kernel does for us however we end.
-    _lifeline: ChildStdin,
+    lifeline: ChildStdin,
 }
 
 impl Child {
-    /// Starts the program and hands it its settings.
-    pub(crate) async fn start(program: &Program) -> io::Result<Self> {
+    /// Starts the program.
+    pub(crate) fn start(program: &Program) -> io::Result<Self> {
         let mut process = spawn(program)?;
         let pid = process.id().ok_or_else(|| io::Error::other("the child ended at once"))?;
-        let mut lifeline = process.stdin.take().ok_or_else(|| io::Error::other("no pipe to the child"))?;
-        // A child that is dead already is noticed by waiting for it.
-        let _ = lifeline.write_all(format!("{}\n", program.settings).as_bytes()).await;
-        let _ = lifeline.flush().await;
-        Ok(Self { process, pid: Pid::from_raw(pid.cast_signed()), _lifeline: lifeline })
+        let lifeline = process.stdin.take().ok_or_else(|| io::Error::other("no pipe to the child"))?;
+        Ok(Self { process, pid: Pid::from_raw(pid.cast_signed()), lifeline })
     }
 
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Waits for the end of the process.
-    pub(crate) async fn wait(mut self) -> io::Result<ExitStatus> {
-        self.process.wait().await
+    /// Hands the child its settings and waits for its end, whether or not it ever reads them.
+    pub(crate) async fn attend(self, settings: String) -> io::Result<ExitStatus> {
+        let Self { mut process, mut lifeline, .. } = self;
+        let handing_over = async {
+            // A child that is dead already is noticed by waiting for it.
+            let _ = lifeline.write_all(format!("{settings}\n").as_bytes()).await;
+            let _ = lifeline.flush().await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            status = process.wait() => status,
+            () = handing_over => Err(io::Error::other("handing over never ends")),
+        }
     }
 }
 
