@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::declaration::BatchLimits;
 use crate::event::Position;
-use crate::failure::{Failure, is_infrastructure_error};
+use crate::failure::{Failure, TEXT_MAX, is_infrastructure_error};
 use crate::processor::{Processor, ProcessorError, Turn, Turned};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
@@ -59,6 +59,10 @@ pub struct Runner {
     heard: Instant,
     /// When a failing event was last logged.
     warned: Option<Instant>,
+    /// Events per batch: fewer while a batch fails without naming an event, until it is found.
+    size: i64,
+    /// The backend that the present connection leads to.
+    backend_pid: i32,
 }
 
 /// What the runner is about.
@@ -91,7 +95,20 @@ impl Runner {
         let retry = Retry::new(settings.retry);
         let phase = Phase::Unclaimed { announced: false };
         let (rate, heard) = (Rate::new(), Instant::now());
-        Self { settings, processor, trackers, subscription, phase, retry, rate, heard, warned: None }
+        let size = settings.limits.size;
+        Self {
+            settings,
+            processor,
+            trackers,
+            subscription,
+            phase,
+            retry,
+            rate,
+            heard,
+            warned: None,
+            size,
+            backend_pid: 0,
+        }
     }
 
     /// Lives until the stop is requested. Outages of the database are waited out.
@@ -104,7 +121,9 @@ impl Runner {
                 outage.succeeded();
             }
             let delay = outage.failed(());
-            warn!(processor = self.processor.name(), %error, retry_in_ms = delay.as_millis() as u64, "lost the database");
+            let answered = matches!(error, sqlx::Error::Database(_));
+            let what = if answered { "the database could not do it now" } else { "lost the database" };
+            warn!(processor = self.processor.name(), %error, retry_in_ms = delay.as_millis() as u64, "{what}");
             self.phase = Phase::Unclaimed { announced: false };
             stop.run_until_requested(tokio::time::sleep(delay)).await;
         }
@@ -125,13 +144,18 @@ impl Runner {
             }
         }
         self.release(&mut connection).await?;
-        connection.close().await
+        in_time(connection.close()).await
     }
 
-    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+    async fn connect(&mut self) -> Result<PgConnection, sqlx::Error> {
         let name = self.processor.name();
         let options = self.settings.database.clone().application_name(&format!("espd: {name}"));
-        let mut connection = in_time(options.connect()).await?;
+        let mut connection = in_time(options.disable_statement_logging().connect()).await?;
+        // A batch has a time limit of its own; a shorter one of the server's would never let it end.
+        let statement = "-- prepare_session\nset statement_timeout = 0";
+        in_time(sqlx::query(statement).execute(&mut connection)).await?;
+        let statement = "-- find_own_backend\nselect pg_backend_pid()";
+        self.backend_pid = in_time(sqlx::query_scalar(statement).fetch_one(&mut connection)).await?;
         let (kind, version) = (self.processor.kind(), self.processor.version());
         in_time(self.trackers.register(&mut connection, name, kind, version)).await?;
         Ok(connection)
@@ -179,7 +203,7 @@ impl Runner {
             Ok(()) => {
                 // What kept the last owner from preparing is mended, whether or not an operator said so.
                 if claim.failed || (claim.attempts == 0 && claim.last_error.is_some()) {
-                    self.trackers.forget_failure(connection, self.processor.name(), &claim).await?;
+                    in_time(self.trackers.forget_failure(connection, self.processor.name(), &claim)).await?;
                 }
                 self.phase = self.phase_after_claim(claim);
                 Ok(Next::Again)
@@ -210,9 +234,11 @@ impl Runner {
     async fn turn(&mut self, connection: &mut PgConnection, upto: Position) -> Result<Next, sqlx::Error> {
         let Phase::Following(claim) = &mut self.phase else { return Ok(Next::Again) };
         let begun = Instant::now();
-        let RunnerSettings { limits, lease, .. } = &self.settings;
-        let turn = Turn { claim, upto, limits, lease: *lease, rate: self.rate.per_second() };
-        match self.processor.turn(connection, turn).await {
+        let RunnerSettings { limits, lease, database, .. } = &self.settings;
+        let limits = BatchLimits { size: self.size, ..*limits };
+        let turn = Turn { claim, upto, limits: &limits, lease: *lease, rate: self.rate.per_second() };
+        let turning = self.processor.turn(connection, turn);
+        match while_backend_lives(turning, database, self.backend_pid).await {
             Ok(Turned::Lost) => self.lost(),
             Ok(Turned::Moved { position, handled, failure }) => {
                 self.rate.count(position - claim.position);
@@ -236,6 +262,11 @@ impl Runner {
                 self.block(connection, claim, message).await
             }
             Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => Err(error),
+            // Raised where no event can be named, such as at commit: halve the batch until it is one event.
+            Err(ProcessorError::Database(_)) if self.size > 1 => {
+                self.size /= 2;
+                Ok(Next::Again)
+            }
             Err(ProcessorError::Database(error)) => self.failed(connection, unattributed(&error)).await,
         }
     }
@@ -245,6 +276,7 @@ impl Runner {
             info!(processor = self.processor.name(), "going on: the failing event has been handled");
         }
         self.retry.succeeded();
+        self.size = self.settings.limits.size.min(self.size.saturating_mul(2));
         Ok(Next::Again)
     }
 
@@ -258,7 +290,8 @@ impl Runner {
             self.warn_of(&failure, delay);
         }
         let name = self.processor.name();
-        self.trackers.record_failure(connection, name, &claim, attempts, &failure, Some(delay)).await?;
+        in_time(self.trackers.record_failure(connection, name, &claim, attempts, &failure, Some(delay)))
+            .await?;
         self.phase = Phase::Retrying(claim, Instant::now() + delay);
         Ok(Next::Again)
     }
@@ -296,7 +329,7 @@ impl Runner {
         let name = self.processor.name();
         warn!(processor = name, error = message, "cannot go on until an operator acts");
         let failure = Failure::of_processor(message);
-        self.trackers.record_failure(connection, name, &claim, 0, &failure, None).await?;
+        in_time(self.trackers.record_failure(connection, name, &claim, 0, &failure, None)).await?;
         self.phase = Phase::Failed(claim);
         Ok(Next::Again)
     }
@@ -370,19 +403,46 @@ impl Phase {
     }
 }
 
+/// Lets a batch take its time, but not when its backend has vanished without a word.
+async fn while_backend_lives(
+    turning: impl Future<Output = Result<Turned, ProcessorError>>,
+    database: &PgConnectOptions,
+    backend_pid: i32,
+) -> Result<Turned, ProcessorError> {
+    tokio::pin!(turning);
+    loop {
+        tokio::select! {
+            turned = &mut turning => return turned,
+            () = tokio::time::sleep(ANSWER_TIMEOUT) => in_time(find_active_backend(database, backend_pid)).await?,
+        }
+    }
+}
+
+/// Confirms on another connection that a backend is at work. Through a pooler, its id may be another's: then
+/// there is nothing to be learned, which counts as alive.
+async fn find_active_backend(database: &PgConnectOptions, backend_pid: i32) -> Result<(), sqlx::Error> {
+    let mut connection = database.clone().disable_statement_logging().connect().await?;
+    let statement = "-- find_active_backend\nselect exists (select from pg_stat_activity where pid = $1)";
+    let alive: bool = sqlx::query_scalar(statement).bind(backend_pid).fetch_one(&mut connection).await?;
+    connection.close().await?;
+    if alive { Ok(()) } else { Err(timed_out()) }
+}
+
+fn timed_out() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
+}
+
 /// The answer, or an error if it does not come in time.
 async fn in_time<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
     match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(answer) => answer,
-        Err(_) => {
-            Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer")))
-        }
+        Err(_) => Err(timed_out()),
     }
 }
 
 /// A failure of a whole batch, raised where no event can be named: when it was to be committed.
 fn unattributed(error: &sqlx::Error) -> Failure {
-    let mut failure = Failure::of_processor(error.to_string());
+    let mut failure = Failure::of_processor(error.to_string().chars().take(TEXT_MAX).collect::<String>());
     failure.sqlstate =
         error.as_database_error().and_then(|answer| answer.code()).map(|code| code.into_owned());
     failure

@@ -162,7 +162,8 @@ async fn lag_seconds(
 ) -> Result<f64, sqlx::Error> {
     let statement = format!(
         "-- age_oldest_unhandled_event
-         select greatest(0, extract(epoch from clock_timestamp() - created_at))::float8
+         select case when isfinite(created_at)
+                then greatest(0, extract(epoch from clock_timestamp() - created_at)) else 0 end::float8
          from {} where id > $1 order by id limit 1",
         layout.events_table()
     );

@@ -93,19 +93,22 @@ async fn find(name: &str, databases: &Databases) -> anyhow::Result<TrackerRow> {
 
 /// Where to move the position to; `None`: start over with new tables.
 async fn destination(arguments: &ResetArguments, databases: &Databases) -> anyhow::Result<Option<Position>> {
-    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
-    match (arguments.to, arguments.at) {
-        (None, None) => Ok(None),
-        (Some(to), _) => {
-            let latest = store.latest_id(None).await?;
-            if to > latest {
-                bail!(
-                    "position {to} is beyond the last event, {latest}: events up to there would be skipped unseen"
-                );
-            }
-            Ok(Some(to))
+    let (to, at) = (arguments.to, arguments.at);
+    if to.is_none() && at.is_none() {
+        return Ok(None);
+    }
+    let settled = super::status::horizon(databases).await?.settled;
+    if let Some(time) = at {
+        let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+        return Ok(Some(store.position_at(time).await?.min(settled)));
+    }
+    match to {
+        Some(to) if to > settled => {
+            bail!(
+                "the last settled position is {settled}: events up to {to} would be skipped before they are there"
+            )
         }
-        (None, Some(time)) => Ok(Some(store.position_at(time).await?)),
+        to => Ok(to),
     }
 }
 

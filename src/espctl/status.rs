@@ -7,7 +7,7 @@ use clap::Args;
 use crate::config::Config;
 use crate::database::Databases;
 use crate::espctl::output::{self, span, thousands};
-use crate::horizon;
+use crate::horizon::{Horizon, observe_once};
 use crate::status::{HeldBy, ProcessorStatus, State, collect};
 use crate::tracker::Trackers;
 
@@ -37,12 +37,18 @@ pub(crate) async fn look(
     databases: &Databases,
     name: Option<&str>,
 ) -> anyhow::Result<Vec<ProcessorStatus>> {
+    let horizon = horizon(databases).await?;
     let mut events = databases.events.acquire().await?;
-    // A position is only ever moved to where everything had settled, so the highest is a bound to start from.
-    let settled = Trackers::new(databases.layout.schema()).largest_position(&databases.projections).await?;
-    let horizon = horizon::observe_once(&mut events, &databases.layout, settled, PATIENCE).await?;
     let mut projections = databases.projections.acquire().await?;
     Ok(collect(&mut events, &mut projections, &databases.layout, &horizon, &config.projectors, name).await?)
+}
+
+/// The settled horizon as of now.
+pub(crate) async fn horizon(databases: &Databases) -> anyhow::Result<Horizon> {
+    // A position is only ever moved to where everything had settled, so the highest is a bound to start from.
+    let settled = Trackers::new(databases.layout.schema()).largest_position(&databases.projections).await?;
+    let mut events = databases.events.acquire().await?;
+    Ok(observe_once(&mut events, &databases.layout, settled, PATIENCE).await?)
 }
 
 /// The table and what needs attention.

@@ -15,5 +15,5 @@ mod projector;
 mod runner;
 mod supervisor;
 mod support;
-mod wake_up;
 mod tracker;
+mod wake_up;
