@@ -167,13 +167,7 @@ impl Events {
         Ok(versions)
     }
 
-    fn store(
-        &mut self,
-        event: &NewEvent,
-        version: Version,
-        body: Box<RawValue>,
-        metadata: Box<RawValue>,
-    ) -> Appended {
+    fn store(&mut self, event: &NewEvent, version: Version, body: Json, metadata: Json) -> Appended {
         let id = Position::try_from(self.by_id.len()).map_or(Position::MAX, |length| length + 1);
         self.ids.insert(event.uuid, id);
         self.heads.insert(event.aggregate_id, version);
@@ -193,11 +187,10 @@ impl Events {
     }
 }
 
-/// Body and metadata as they are kept.
-type Kept = (Box<RawValue>, Box<RawValue>);
+type Json = Box<RawValue>;
 
-/// What is kept of each event's body and metadata.
-fn normalize(events: &[NewEvent]) -> Result<Vec<Kept>, AppendError> {
+/// Body and metadata of each event as they are kept.
+fn normalize(events: &[NewEvent]) -> Result<Vec<(Json, Json)>, AppendError> {
     let json = |index, raw: &RawValue| {
         let invalid = |reason: String| AppendError::Invalid { index: Some(index), reason };
         let text = jsonb::normalize(raw.get()).map_err(|reason| invalid(reason.to_owned()))?;

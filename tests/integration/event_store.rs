@@ -10,6 +10,7 @@ mod twins;
 mod writers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use espd::event::NewEvent;
 use espd::event_store::{EventStore, MemoryEventStore, PostgresEventStore, conformance};
@@ -43,6 +44,9 @@ async fn a_broken_promise_is_named() {
     assert!(message.contains("the_same_append_again_returns_what_is_stored"), "{message}");
     assert!(!message.contains("an_event_is_read_back_whole"), "{message}");
 }
+
+/// Longer than anything takes that ends at all.
+const LONG: Duration = Duration::from_secs(30);
 
 /// A database of its own and the store in it.
 async fn store() -> (PgPool, PostgresEventStore) {

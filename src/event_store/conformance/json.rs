@@ -85,6 +85,12 @@ pub(super) async fn text_that_no_database_keeps_is_refused(store: Store) {
     for text in [r#""\u0000""#, r#"{"a\u0000b": 1}"#, r#"{"a": ["\ud83d"]}"#, r#""\ude00""#] {
         refuse_body(&store, text).await;
     }
+    let mut many: Vec<_> = (0..2_500).map(|_| with_body("1")).collect();
+    many[1_700].body = json(r#""\u0000""#);
+    match store.append(&many).await {
+        Err(AppendError::Invalid { index: Some(1_700), .. }) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 pub(super) async fn text_is_kept_as_it_is(store: Store) {

@@ -1,6 +1,6 @@
 //! The doorbell.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use espd::event_store::{EventStore, PostgresEventStore};
 use sqlx::PgPool;
@@ -9,9 +9,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{happened, layout, store};
-
-const LONG: Duration = Duration::from_secs(30);
+use super::{LONG, happened, layout, store};
 
 async fn listen(pool: &PgPool) -> PgListener {
     let mut listener = PgListener::connect_with(pool).await.unwrap();

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
-use super::{happened, layout, refusal, store};
+use tokio::time::timeout;
+
+use super::{LONG, happened, layout, refusal, store};
 
 const A: &str = "00000000-0000-0000-0000-00000000000a";
 const B: &str = "00000000-0000-0000-0000-00000000000b";
@@ -181,7 +183,7 @@ async fn an_index_of_somebody_else_speaks_for_itself() {
         || NewEvent { body: super::json(r#"{"email": "a@example.com"}"#), ..happened(Uuid::new_v4()) };
     store.append(&[event()]).await.unwrap();
     for events in [vec![event()], vec![event(), event()], vec![event().expecting(Absent)]] {
-        match store.append(&events).await {
+        match timeout(LONG, store.append(&events)).await.expect("an answer") {
             Err(AppendError::Database(error)) => {
                 assert_eq!(refusal(&error).0, "23505");
                 assert_eq!(refusal(&error).1, "one_email");

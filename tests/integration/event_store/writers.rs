@@ -1,16 +1,12 @@
 //! Appends that meet an unfinished transaction, and what an append does to others.
 
-use std::time::Duration;
-
 use espd::event::ExpectedVersion::{self, Absent, Any, Exact};
 use espd::event_store::{AppendError, EventStore, PostgresEventStore};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{happened, layout, refusal, store};
-
-const LONG: Duration = Duration::from_secs(30);
+use super::{LONG, happened, layout, refusal, store};
 
 /// Returns when some backend of this database waits for another one's transaction.
 async fn until_somebody_waits(pool: &PgPool) {
