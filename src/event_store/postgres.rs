@@ -3,6 +3,7 @@
 //! Reads are plain statements. How an append comes about is in `postgres/append.rs`.
 
 mod append;
+mod parameter;
 mod refusal;
 mod row;
 

@@ -1,27 +1,21 @@
 //! How events are appended.
 //!
 //! `append_events` (migrations/event_store) holds the rule. Calling it costs the server half as much
-//! again as a plain insert, so where the appender has said which version it expects of every
-//! aggregate, one INSERT is tried first, which stores all events or none. What stops it (a version or
-//! a uuid that is taken, a version that is not as expected), the function finds out.
-
-mod heads;
+//! again as a plain insert, so where the events are of one aggregate whose expected version is known,
+//! one INSERT is tried first, which stores all events or none. What stops it (a version or a uuid that
+//! is taken, a version that is not as expected), the function finds out.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use serde_json::value::RawValue;
-use sqlx::encode::IsNull;
-use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgBindIterExt, PgHasArrayType, PgTypeInfo};
+use sqlx::postgres::{PgArguments, PgBindIterExt};
 use sqlx::query::Query;
-use sqlx::types::Json;
-use sqlx::{Encode, PgConnection, PgPool, Postgres, Row, SqlStr, Type};
+use sqlx::{PgConnection, PgPool, Postgres, Row, SqlStr};
 use uuid::Uuid;
 
-use self::heads::ExpectedHeads;
+use super::parameter::Jsonb;
 use super::{refusal, sql};
-use crate::event::{Appended, NewEvent, Position};
+use crate::event::{Appended, NewEvent, Position, Version};
 use crate::event_store::AppendError;
 use crate::layout::Layout;
 
@@ -48,29 +42,26 @@ impl Statements {
         let (events, append_events) = (layout.events_table(), layout.append_function());
         Self {
             insert_one: sql(format!(
-                "-- append_event
+                "-- insert_event
                 insert into {events}
                   (uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at)
-                select $1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, clock_timestamp())
-                where $4 - 1 = coalesce(
-                  (select version from {events} where aggregate_id = $2 order by version desc limit 1), 0)
+                select $3, $1, $4, $2 + 1, $5, $6, $7, $8, coalesce($9, clock_timestamp())
+                where $2 = coalesce(
+                  (select version from {events} where aggregate_id = $1 order by version desc limit 1), 0)
                 returning id"
             )),
             insert_several: sql(format!(
                 "-- insert_events
                 insert into {events}
                   (uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at)
-                select new.uuid, new.aggregate_id, new.type, new.version, new.body, new.metadata,
-                  new.correlation_id, new.causation_id, coalesce(new.created_at, clock_timestamp())
-                from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::jsonb[], $6::jsonb[],
-                    $7::uuid[], $8::uuid[], $9::timestamptz[])
-                  with ordinality as new (uuid, aggregate_id, type, version, body, metadata, correlation_id,
-                    causation_id, created_at, place)
-                where not exists (
-                  select from unnest($10::uuid[], $11::bigint[]) as head (aggregate_id, version)
-                  where head.version <> coalesce(
-                    (select e.version from {events} as e
-                     where e.aggregate_id = head.aggregate_id order by e.version desc limit 1), 0))
+                select new.uuid, $1, new.type, $2 + new.place, new.body, new.metadata, new.correlation_id,
+                  new.causation_id, coalesce(new.created_at, clock_timestamp())
+                from unnest($3::uuid[], $4::text[], $5::jsonb[], $6::jsonb[], $7::uuid[], $8::uuid[],
+                    $9::timestamptz[])
+                  with ordinality as new
+                    (uuid, type, body, metadata, correlation_id, causation_id, created_at, place)
+                where $2 = coalesce(
+                  (select version from {events} where aggregate_id = $1 order by version desc limit 1), 0)
                 order by new.place
                 returning id"
             )),
@@ -185,17 +176,17 @@ async fn refuse_known_uuids(
     }
 }
 
-/// Stores the events if every aggregate is at the version that they expect; `None` if nothing was
-/// stored, for whatever reason.
+/// Stores the events if they are of one aggregate, and it is at the version that they expect; `None`
+/// if nothing was stored, for whatever reason.
 async fn insert_where_expected(
     statements: &Statements,
     connection: &mut PgConnection,
     events: &[NewEvent],
 ) -> Result<Option<Vec<Appended>>, AppendError> {
-    let Some(heads) = ExpectedHeads::of(events) else { return Ok(None) };
+    let Some(head) = find_expected_head(events) else { return Ok(None) };
     let query = match events {
-        [event] => bind_one(statements, event, &heads),
-        _ => bind_several(statements, events, &heads),
+        [event] => bind_one(statements, event, head),
+        _ => bind_several(statements, events, head),
     };
     let mut ids: Vec<Position> = match query.fetch_all(connection).await {
         Ok(rows) => rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
@@ -207,18 +198,37 @@ async fn insert_where_expected(
     }
     // Ids were drawn in the order of the events, whatever order the rows came back in.
     ids.sort_unstable();
-    let places = ids.into_iter().zip(events).zip(heads.versions);
+    let places = ids.into_iter().zip(events).zip(head + 1..);
     Ok(Some(places.map(|((id, event), version)| Appended { id, uuid: event.uuid, version }).collect()))
+}
+
+/// The version that the aggregate must be at; `None` if there are several aggregates, or if the events
+/// expect nothing or contradict each other. One expectation is enough: it fixes all versions.
+fn find_expected_head(events: &[NewEvent]) -> Option<Version> {
+    let aggregate_id = events.first()?.aggregate_id;
+    let mut head = None;
+    for (place, event) in (0..).zip(events) {
+        if event.aggregate_id != aggregate_id {
+            return None;
+        }
+        let Some(expected) = event.expected_version.version() else { continue };
+        let before = expected - place;
+        if before < 0 || *head.get_or_insert(before) != before {
+            return None;
+        }
+    }
+    let length = Version::try_from(events.len()).ok()?;
+    head.filter(|head| head.checked_add(length).is_some())
 }
 
 type Bound<'q> = Query<'q, Postgres, PgArguments>;
 
-fn bind_one<'q>(statements: &Statements, event: &NewEvent, heads: &ExpectedHeads) -> Bound<'q> {
+fn bind_one<'q>(statements: &Statements, event: &NewEvent, head: Version) -> Bound<'q> {
     sqlx::query(statements.insert_one.clone())
-        .bind(event.uuid)
         .bind(event.aggregate_id)
+        .bind(head)
+        .bind(event.uuid)
         .bind(&event.event_type)
-        .bind(heads.versions[0])
         .bind(Jsonb(&event.body))
         .bind(Jsonb(&event.metadata))
         .bind(event.correlation_id)
@@ -226,19 +236,17 @@ fn bind_one<'q>(statements: &Statements, event: &NewEvent, heads: &ExpectedHeads
         .bind(event.kept_created_at())
 }
 
-fn bind_several<'q>(statements: &Statements, events: &[NewEvent], heads: &ExpectedHeads) -> Bound<'q> {
+fn bind_several<'q>(statements: &Statements, events: &[NewEvent], head: Version) -> Bound<'q> {
     sqlx::query(statements.insert_several.clone())
+        .bind(events[0].aggregate_id)
+        .bind(head)
         .bind(events.iter().map(|event| event.uuid).bind_iter())
-        .bind(events.iter().map(|event| event.aggregate_id).bind_iter())
         .bind(events.iter().map(|event| &event.event_type).bind_iter())
-        .bind(&heads.versions)
         .bind(events.iter().map(|event| Jsonb(&event.body)).bind_iter())
         .bind(events.iter().map(|event| Jsonb(&event.metadata)).bind_iter())
         .bind(events.iter().map(|event| event.correlation_id).bind_iter())
         .bind(events.iter().map(|event| event.causation_id).bind_iter())
         .bind(events.iter().map(|event| event.kept_created_at()).bind_iter())
-        .bind(&heads.aggregate_ids)
-        .bind(&heads.expected)
 }
 
 async fn call_function(
@@ -269,30 +277,38 @@ fn delay_after(attempt: u32) -> Duration {
     Duration::from_micros(random * 20 * u64::from(attempt))
 }
 
-/// JSON text on its way into a jsonb parameter, copied as it is.
-struct Jsonb<'a>(&'a RawValue);
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
 
-impl Type<Postgres> for Jsonb<'_> {
-    fn type_info() -> PgTypeInfo {
-        <Json<()> as Type<Postgres>>::type_info()
-    }
-}
+    use super::*;
+    use crate::event::ExpectedVersion::{self, Absent, Any, Exact};
 
-impl PgHasArrayType for Jsonb<'_> {
-    fn array_type_info() -> PgTypeInfo {
-        <Json<()> as PgHasArrayType>::array_type_info()
-    }
-}
+    const A: Uuid = Uuid::from_u128(1);
+    const B: Uuid = Uuid::from_u128(2);
 
-impl Encode<'_, Postgres> for Jsonb<'_> {
-    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        // The version of jsonb's binary format, then the text.
-        buffer.push(1);
-        buffer.extend_from_slice(self.0.get().as_bytes());
-        Ok(IsNull::No)
+    fn head_of(events: &[(Uuid, ExpectedVersion)]) -> Option<Version> {
+        let body = RawValue::from_string("{}".to_owned()).unwrap();
+        let event = |&(aggregate_id, expected): &(Uuid, ExpectedVersion)| {
+            NewEvent::new(aggregate_id, "Happened", body.clone()).expecting(expected)
+        };
+        find_expected_head(&events.iter().map(event).collect::<Vec<_>>())
     }
 
-    fn size_hint(&self) -> usize {
-        self.0.get().len() + 1
+    #[test]
+    fn one_expectation_fixes_all_versions_of_an_aggregate() {
+        assert_eq!(head_of(&[(A, Absent)]), Some(0));
+        assert_eq!(head_of(&[(A, Exact(99)), (A, Any)]), Some(99));
+        assert_eq!(head_of(&[(A, Any), (A, Any), (A, Exact(9)), (A, Exact(10))]), Some(7));
+    }
+
+    #[test]
+    fn what_is_open_or_cannot_be_is_left_to_the_function() {
+        assert_eq!(head_of(&[(A, Any)]), None);
+        assert_eq!(head_of(&[(A, Absent), (B, Absent)]), None);
+        assert_eq!(head_of(&[(A, Absent), (A, Absent)]), None);
+        assert_eq!(head_of(&[(A, Any), (A, Absent)]), None);
+        assert_eq!(head_of(&[(A, Exact(Version::MAX))]), None);
+        assert_eq!(head_of(&[(A, Exact(Version::MAX - 1)), (A, Any)]), None);
     }
 }
