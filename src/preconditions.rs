@@ -15,6 +15,10 @@ use thiserror::Error;
 use crate::event::Position;
 use crate::layout::Layout;
 
+mod structure;
+
+use structure::Structure;
+
 /// Oldest server version that is supported, as in `server_version_num`.
 const SERVER_VERSION_MIN: i32 = 130_000;
 
@@ -94,7 +98,7 @@ pub async fn check(
     let mut faults = check_server(connection).await?;
     // On another product the catalog cannot be trusted either, or asked at all.
     if faults.iter().all(|fault| fault.kind != FaultKind::NotPostgres) {
-        let structure = check_structure(connection, layout).await?;
+        let structure = Structure::read(connection, layout).await?.faults();
         let readable = structure.iter().all(|fault| !fault.kind.prevents_reading());
         faults.extend(structure);
         if readable {
@@ -113,7 +117,7 @@ async fn check_server(connection: &mut PgConnection) -> Result<Vec<Fault>, sqlx:
                pg_is_in_recovery() as is_standby";
     let server = sqlx::raw_sql(statement).fetch_one(connection).await?;
     let version: &str = server.try_get("version")?;
-    if let Some((_, product)) = IMPOSTORS.iter().find(|(mark, _)| version.contains(mark)) {
+    if let Some(product) = impostor(version) {
         let problem = format!("the server is {product}, whose locks and sequences are not PostgreSQL's");
         return Ok(vec![Fault::new(FaultKind::NotPostgres, problem, "connect to a PostgreSQL server")]);
     }
@@ -131,166 +135,9 @@ async fn check_server(connection: &mut PgConnection) -> Result<Vec<Fault>, sqlx:
     Ok(faults)
 }
 
-/// What the catalog says of the table and its sequence.
-struct Structure {
-    table: String,
-    sequence: String,
-    role: String,
-    is_table: bool,
-    is_sequence: bool,
-    table_is_readable: bool,
-    sequence_is_readable: bool,
-    is_unlogged: bool,
-    hides_rows: bool,
-    is_owned: bool,
-    is_identity: bool,
-    is_drawn: bool,
-    cache: i64,
-    increment: i64,
-    cycles: bool,
-}
-
-async fn check_structure(connection: &mut PgConnection, layout: &Layout) -> Result<Vec<Fault>, sqlx::Error> {
-    let found = read_structure(connection, layout).await?;
-    let Structure { table, sequence, role, .. } = &found;
-    if !found.is_table {
-        let problem = format!("there is no table {table}");
-        return Ok(vec![Fault::new(FaultKind::TableMissing, problem, "run `espctl migrate`")]);
-    }
-    if !found.is_sequence {
-        let problem = format!("there is no sequence {sequence}");
-        let repair = "create it, or set `layout` to the one that this store has";
-        return Ok(vec![Fault::new(FaultKind::SequenceMissing, problem, repair)]);
-    }
-    let mut faults = Vec::new();
-    let mut expect = |holds: bool, kind, problem: String, repair: String| {
-        if !holds {
-            faults.push(Fault { kind, problem, repair });
-        }
-    };
-    expect(
-        found.table_is_readable,
-        FaultKind::NotReadable,
-        format!("role {role} may not read table {table}"),
-        format!("grant select on {table} to {role};"),
-    );
-    expect(
-        found.sequence_is_readable,
-        FaultKind::NotReadable,
-        format!("role {role} may not read sequence {sequence}"),
-        format!("grant select on sequence {sequence} to {role};"),
-    );
-    expect(
-        !found.hides_rows,
-        FaultKind::RowSecurity,
-        format!("row security may hide events of {table} from role {role}"),
-        format!("alter role {role} bypassrls; -- or connect as the owner of the table"),
-    );
-    expect(
-        !found.is_unlogged,
-        FaultKind::Unlogged,
-        format!("table {table} or a partition of it is unlogged, so a crash empties it"),
-        format!("alter table {table} set logged; -- each partition that is unlogged"),
-    );
-    expect(
-        found.is_owned || found.is_identity,
-        FaultKind::SequenceNotOwned,
-        format!("sequence {sequence} is not owned by column id of {table}"),
-        format!("alter sequence {sequence} owned by {table}.id;"),
-    );
-    expect(
-        found.is_identity || found.is_drawn,
-        FaultKind::IdNotDrawn,
-        format!("an insert into {table} does not draw its id from sequence {sequence}"),
-        format!("alter table {table} alter column id set default nextval('{sequence}');"),
-    );
-    expect(
-        found.cache == 1,
-        FaultKind::SequenceCached,
-        format!(
-            "sequence {sequence} has cache {}, so sessions draw ids long before they insert them",
-            found.cache
-        ),
-        format!("alter sequence {sequence} cache 1; -- then end the sessions of all writers"),
-    );
-    expect(
-        found.increment == 1,
-        FaultKind::SequenceIncrement,
-        format!("sequence {sequence} counts by {}", found.increment),
-        format!("alter sequence {sequence} increment by 1;"),
-    );
-    expect(
-        !found.cycles,
-        FaultKind::SequenceCycles,
-        format!("sequence {sequence} begins again after its last value"),
-        format!("alter sequence {sequence} no cycle;"),
-    );
-    Ok(faults)
-}
-
-/// One row, whatever is missing: the names are looked up, not cast.
-async fn read_structure(connection: &mut PgConnection, layout: &Layout) -> Result<Structure, sqlx::Error> {
-    let statement = format!(
-        "-- read_structure
-         with recursive
-         named as (select to_regclass('{table}') as t, to_regclass('{sequence}') as s),
-         heirs (oid) as (
-           select t::oid from named
-            union
-           select i.inhrelid from pg_inherits i join heirs on i.inhparent = heirs.oid
-         ),
-         id_column as (
-           select a.* from pg_attribute a join named on a.attrelid = t where a.attname = 'id'
-         )
-         select quote_ident(current_user) as role,
-                coalesce((select relkind in ('r', 'p') from pg_class where oid = t), false) as is_table,
-                coalesce((select relkind = 'S' from pg_class where oid = s), false) as is_sequence,
-                coalesce(has_table_privilege(t, 'select'), false) as table_is_readable,
-                coalesce((select has_sequence_privilege(oid, 'select') from pg_class where oid = s and relkind = 'S'),
-                         false) as sequence_is_readable,
-                exists (select from pg_class c join heirs on c.oid = heirs.oid where c.relpersistence <> 'p')
-                  or exists (select from pg_class where oid = s and relpersistence <> 'p') as is_unlogged,
-                coalesce(row_security_active(t), false) as hides_rows,
-                exists (select from pg_depend d join id_column c on d.refobjid = c.attrelid
-                                                                and d.refobjsubid = c.attnum
-                         where d.classid = 'pg_class'::regclass and d.objid = s
-                           and d.refclassid = 'pg_class'::regclass and d.deptype = 'a') as is_owned,
-                exists (select from pg_depend d join id_column c on d.refobjid = c.attrelid
-                                                                and d.refobjsubid = c.attnum
-                         where d.classid = 'pg_class'::regclass and d.objid = s
-                           and d.refclassid = 'pg_class'::regclass and d.deptype = 'i'
-                           and c.attidentity in ('a', 'd')) as is_identity,
-                exists (select from pg_attrdef e
-                          join id_column c on e.adrelid = c.attrelid and e.adnum = c.attnum
-                          join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = e.oid
-                                          and d.refclassid = 'pg_class'::regclass and d.refobjid = s
-                         where pg_get_expr(e.adbin, e.adrelid) like 'nextval(%') as is_drawn,
-                coalesce(q.seqcache, 1) as cache,
-                coalesce(q.seqincrement, 1) as increment,
-                coalesce(q.seqcycle, false) as cycles
-           from named
-           left join pg_sequence q on q.seqrelid = s",
-        table = layout.events_table(),
-        sequence = layout.sequence(),
-    );
-    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
-    Ok(Structure {
-        table: layout.events_table().to_owned(),
-        sequence: layout.sequence().to_owned(),
-        role: row.try_get("role")?,
-        is_table: row.try_get("is_table")?,
-        is_sequence: row.try_get("is_sequence")?,
-        table_is_readable: row.try_get("table_is_readable")?,
-        sequence_is_readable: row.try_get("sequence_is_readable")?,
-        is_unlogged: row.try_get("is_unlogged")?,
-        hides_rows: row.try_get("hides_rows")?,
-        is_owned: row.try_get("is_owned")?,
-        is_identity: row.try_get("is_identity")?,
-        is_drawn: row.try_get("is_drawn")?,
-        cache: row.try_get("cache")?,
-        increment: row.try_get("increment")?,
-        cycles: row.try_get("cycles")?,
-    })
+/// The product that calls itself `version` and is not PostgreSQL.
+fn impostor(version: &str) -> Option<&'static str> {
+    IMPOSTORS.iter().find(|(mark, _)| version.contains(mark)).map(|(_, product)| *product)
 }
 
 /// Restored and copied stores: the rows are there, but the sequence says that they are not.
@@ -374,4 +221,19 @@ impl fmt::Display for Fault {
 
 fn list(faults: &[Fault]) -> String {
     faults.iter().map(|fault| format!("\n  - {fault}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_that_only_speak_like_postgres_are_recognised() {
+        assert_eq!(impostor("PostgreSQL 15.18 (Debian 15.18-0+deb12u1) on x86_64-pc-linux-gnu"), None);
+        assert_eq!(
+            impostor("CockroachDB CCL v23.1.1 (x86_64-pc-linux-gnu, built 2023)"),
+            Some("CockroachDB")
+        );
+        assert_eq!(impostor("PostgreSQL 11.2-YB-2.20.1.0-b0 on x86_64-pc-linux-gnu"), Some("YugabyteDB"));
+    }
 }

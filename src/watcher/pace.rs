@@ -29,19 +29,25 @@ pub(super) struct Wait {
 pub(super) struct Pace {
     settings: WatcherSettings,
     interval: Duration,
+    /// Whether a bell has rung since the last wait was chosen.
+    rung: bool,
 }
 
 impl Pace {
     pub(super) fn new(settings: &WatcherSettings) -> Self {
-        Self { settings: settings.clone(), interval: settings.shortest_interval }
+        Self { settings: settings.clone(), interval: settings.shortest_interval, rung: false }
     }
 
-    /// A bell has rung: something may be about to happen.
+    /// A bell has rung: something may have happened.
     pub(super) fn quicken(&mut self) {
         self.interval = self.settings.shortest_interval;
+        self.rung = true;
     }
 
+    /// The wait after a look. A bell ends it at once, but no two waits in a row: writers that ring for
+    /// every event must not make us look for every event.
     pub(super) fn wait_after(&mut self, look: Look) -> Wait {
+        let rung = std::mem::take(&mut self.rung);
         let WatcherSettings { shortest_interval, busy_interval, held_interval, idle_interval, .. } =
             self.settings;
         if look.moved >= BUSY {
@@ -54,7 +60,7 @@ impl Pace {
             Look { held: true, .. } => self.grown(held_interval),
             Look { held: false, .. } => self.grown(idle_interval),
         };
-        Wait { at_least: shortest_interval.min(self.interval), at_most: self.interval }
+        Wait { at_least: if rung { shortest_interval } else { Duration::ZERO }, at_most: self.interval }
     }
 
     /// Half as long again as the last interval, up to `longest`.
@@ -103,8 +109,11 @@ mod tests {
         let busy = settle(&mut pace, Look { moved: BUSY, held: true });
         assert_eq!(busy, Wait { at_least: settings.busy_interval, at_most: settings.busy_interval });
         let idle = settle(&mut pace, NOTHING);
-        assert_eq!(idle.at_least, settings.shortest_interval);
+        assert_eq!(idle, Wait { at_least: Duration::ZERO, at_most: settings.idle_interval });
         pace.quicken();
-        assert!(pace.wait_after(NOTHING).at_most <= 2 * settings.shortest_interval);
+        let rung = pace.wait_after(NOTHING);
+        assert!(rung.at_most <= 2 * settings.shortest_interval);
+        assert_eq!(rung.at_least, settings.shortest_interval, "the next bell has to wait");
+        assert_eq!(pace.wait_after(NOTHING).at_least, Duration::ZERO);
     }
 }

@@ -11,6 +11,7 @@ mod daemon;
 mod embedded;
 mod event_store;
 mod horizon;
+mod preconditions;
 mod projector;
 mod runner;
 mod supervisor;
