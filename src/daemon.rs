@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::database::{Databases, PRIVATE_FOLDER, start_private};
 use crate::embedded::EmbeddedPostgres;
 use crate::exit_code::{Exit, ExitCode, report};
+use crate::failure::is_infrastructure_error;
 use crate::retry::{Retry, RetryPolicy};
 use crate::signal::{self, Request};
 use crate::supervisor::lifecycle::Policy;
@@ -148,26 +149,35 @@ async fn wait_until_fit(
             _ = requests.recv() => return Ok(false),
             connected = Databases::connect(config, "espd") => connected,
         };
-        match connected {
+        let error = match connected {
             Ok(databases) => {
                 let checked = check_fitness(&databases, private).await;
                 databases.close().await;
-                return checked.map(|()| true);
-            }
-            Err(error) => {
-                let delay: Duration = outage.failed(());
-                warn!(
-                    error = format!("{error:#}"),
-                    retry_in_ms = delay.as_millis() as u64,
-                    "the database does not answer"
-                );
-                tokio::select! {
-                    _ = requests.recv() => return Ok(false),
-                    () = tokio::time::sleep(delay) => {}
+                match checked {
+                    // It went down again while it was looked at.
+                    Err(error) if is_outage(&error) => error,
+                    checked => return checked.map(|()| true),
                 }
             }
+            Err(error) => error,
+        };
+        let delay: Duration = outage.failed(());
+        warn!(
+            error = format!("{error:#}"),
+            retry_in_ms = delay.as_millis() as u64,
+            "the database does not answer"
+        );
+        tokio::select! {
+            _ = requests.recv() => return Ok(false),
+            () = tokio::time::sleep(delay) => {}
         }
     }
+}
+
+/// Whether this says nothing about the database but that it cannot be asked now.
+fn is_outage(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<sqlx::Error>());
+    causes.any(is_infrastructure_error)
 }
 
 async fn check_fitness(databases: &Databases, private: bool) -> anyhow::Result<()> {
@@ -209,9 +219,22 @@ pub(crate) fn supervisor(config: &Config) -> anyhow::Result<Supervisor> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::schema::SchemaError;
+
     #[test]
     fn the_command_line_is_sound() {
         use clap::CommandFactory as _;
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_outage_while_looking_is_told_from_an_unfit_database() {
+        let broken_pipe = || sqlx::Error::Io(std::io::ErrorKind::BrokenPipe.into());
+        assert!(is_outage(&SchemaError::Database(broken_pipe()).into()));
+        assert!(is_outage(&anyhow::Error::from(broken_pipe()).context("the event store")));
+        let (set, schema) = ("event store", "espd".to_owned());
+        assert!(!is_outage(&SchemaError::NotMigrated { set, schema, found: 0, needed: 3 }.into()));
+        assert!(!is_outage(&Exit::configuration("the sequence is cached").into()));
     }
 }
