@@ -2,19 +2,26 @@
 
 use std::mem;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use chrono::{DateTime, Utc};
 use espd::embedded::{EmbeddedPostgres, Options, StopMode};
 use fastrand::Rng;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 /// The database that everything happens in.
 const DATABASE: &str = "storm";
 
 /// The driver's own sessions, which no fault touches.
 const DRIVER: &str = "storm driver";
+
+/// How often and how fast it is looked whether a session has ended.
+const PROOF_TRIES: u32 = 400;
+const PROOF_PAUSE: Duration = Duration::from_millis(5);
 
 /// A server that may crash at any time.
 pub struct Server {
@@ -80,13 +87,25 @@ impl Server {
     pub async fn terminate_backend(&self, rng: &mut Rng) -> Result<bool, sqlx::Error> {
         let mut connection = self.connect().await?;
         let statement = "-- list_backends
-             select pid from pg_stat_activity
+             select pid, backend_start from pg_stat_activity
              where backend_type = 'client backend' and application_name <> $1 and pid <> pg_backend_pid()
              order by pid";
-        let pids: Vec<i32> = sqlx::query_scalar(statement).bind(DRIVER).fetch_all(&mut connection).await?;
-        let Some(pid) = rng.choice(pids) else { return Ok(false) };
-        let statement = "-- terminate_backend\nselect pg_terminate_backend($1, 2000)";
-        sqlx::query_scalar(statement).bind(pid).fetch_one(&mut connection).await
+        let backends: Vec<(i32, DateTime<Utc>)> =
+            sqlx::query_as(statement).bind(DRIVER).fetch_all(&mut connection).await?;
+        let Some((pid, start)) = rng.choice(backends) else { return Ok(false) };
+        let statement = "-- terminate_backend\nselect pg_terminate_backend($1)";
+        sqlx::query_scalar::<_, bool>(statement).bind(pid).fetch_one(&mut connection).await?;
+        let statement = "-- find_backend
+             select exists (select from pg_stat_activity where pid = $1 and backend_start = $2)";
+        for _ in 0..PROOF_TRIES {
+            let lives: bool =
+                sqlx::query_scalar(statement).bind(pid).bind(start).fetch_one(&mut connection).await?;
+            if !lives {
+                return Ok(true);
+            }
+            sleep(PROOF_PAUSE).await;
+        }
+        Ok(false)
     }
 
     /// The sessions that espd still has.
