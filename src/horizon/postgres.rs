@@ -122,10 +122,13 @@ impl Observer {
     /// Reads the last id drawn, and starts afresh where that shows that the past means nothing any
     /// more: on another server, on a restarted one that a pooler hid from us, in a truncated store.
     async fn read_last_value(&mut self, connection: &mut PgConnection) -> Result<Position, ObserveError> {
-        // Before its first use, a sequence's last_value is the id that it will give out next.
+        // The function reads under the lock that nextval takes. A plain select does not: while nextval writes its
+        // log record, it shows the value that the log jumps to, up to 32 ids that nobody has drawn yet, and a
+        // horizon there passes over the events that will have them. Before the sequence's first use the function
+        // says null, and last_value is the id that will be given out next.
         let statement = format!(
             "-- read_last_value
-             select case when is_called then last_value else last_value - 1 end as last_value,
+             select coalesce(pg_sequence_last_value(tableoid), last_value - 1) as last_value,
                     pg_is_in_recovery() as is_standby,
                     pg_postmaster_start_time() as server_started
                from {}",
