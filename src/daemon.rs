@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::database::{Databases, PRIVATE_FOLDER, start_private};
 use crate::embedded::EmbeddedPostgres;
-use crate::exit_code::{Exit, ExitCode, report};
+use crate::exit_code::{Exit, ExitCode, chain, report};
 use crate::failure::is_infrastructure_error;
 use crate::retry::{Retry, RetryPolicy};
 use crate::signal::{self, Request};
@@ -162,11 +162,7 @@ async fn wait_until_fit(
             Err(error) => error,
         };
         let delay: Duration = outage.failed(());
-        warn!(
-            error = format!("{error:#}"),
-            retry_in_ms = delay.as_millis() as u64,
-            "the database does not answer"
-        );
+        warn!(error = chain(&error), retry_in_ms = delay.as_millis() as u64, "the database does not answer");
         tokio::select! {
             _ = requests.recv() => return Ok(false),
             () = tokio::time::sleep(delay) => {}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool};
 
 use crate::config::{Config, DatabaseUrl};
 use crate::embedded::{EmbeddedPostgres, Options};
@@ -100,13 +100,17 @@ async fn connect(url: &DatabaseUrl, program: &str) -> anyhow::Result<PgPool> {
     // The error must not repeat the URL, which holds a password.
     let options = PgConnectOptions::from_str(url.expose())
         .map_err(|_| anyhow::anyhow!("{url:?} is not a database URL"))?;
-    let pool = PgPoolOptions::new()
-        .max_connections(4)
-        .acquire_timeout(CONNECT_TIMEOUT)
-        .connect_with(options.application_name(program).disable_statement_logging())
-        .await
-        .with_context(|| format!("could not connect to {url}"))?;
-    Ok(pool)
+    let options = options.application_name(program).disable_statement_logging();
+    reach(&options).await.with_context(|| format!("could not connect to {url}"))?;
+    let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(CONNECT_TIMEOUT);
+    Ok(pool.connect_lazy_with(options))
+}
+
+/// Connects once. A pool would go on trying and then say no more than that the time is over.
+async fn reach(options: &PgConnectOptions) -> anyhow::Result<()> {
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
+    let connection = connected.map_err(|_| anyhow::anyhow!("no answer within {CONNECT_TIMEOUT:?}"))??;
+    Ok(connection.close().await?)
 }
 
 /// Starts the private PostgreSQL in `folder` and makes sure that its database exists.

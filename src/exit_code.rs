@@ -1,5 +1,7 @@
 //! Exit codes of `espd`, its workers and `espctl`: one table, shared with the documentation.
 
+use crate::failure::describe;
+
 /// How a program of ours ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -41,13 +43,33 @@ impl Exit {
     }
 }
 
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    let mut said = Vec::new();
+    for cause in error.chain() {
+        let Some(error) = cause.downcast_ref::<sqlx::Error>() else {
+            said.push(cause.to_string());
+            continue;
+        };
+        // It says itself what caused it.
+        said.push(describe(error));
+        break;
+    }
+    said.join(": ")
+}
+
+/// Whether nobody reads what was to be printed.
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
 /// Prints an error as one chain and returns the code to end with.
 pub(crate) fn report(outcome: anyhow::Result<()>) -> std::process::ExitCode {
     let Err(error) = outcome else { return ExitCode::Success.into() };
     // A reader that has gone, such as `head`, has had enough; that is no failure.
-    if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+    if is_closed_pipe(&error) {
         return ExitCode::Success.into();
     }
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", chain(&error));
     error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code).into()
 }

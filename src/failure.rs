@@ -34,6 +34,14 @@ pub fn is_infrastructure_error(error: &sqlx::Error) -> bool {
     }
 }
 
+/// What went wrong, without what only the database's developers need: where it answered, its own words.
+pub(crate) fn describe(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(answer) => answer.message().to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// Why a processor could not handle an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::declaration::BatchLimits;
 use crate::event::Position;
-use crate::failure::{Failure, TEXT_MAX, is_infrastructure_error};
+use crate::failure::{Failure, TEXT_MAX, describe, is_infrastructure_error};
 use crate::processor::{Processor, ProcessorError, Turn, Turned};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
@@ -123,7 +123,12 @@ impl Runner {
             let delay = outage.failed(());
             let answered = matches!(error, sqlx::Error::Database(_));
             let what = if answered { "the database could not do it now" } else { "lost the database" };
-            warn!(processor = self.processor.name(), %error, retry_in_ms = delay.as_millis() as u64, "{what}");
+            warn!(
+                processor = self.processor.name(),
+                error = describe(&error),
+                retry_in_ms = delay.as_millis() as u64,
+                "{what}"
+            );
             self.phase = Phase::Unclaimed { announced: false };
             stop.run_until_requested(tokio::time::sleep(delay)).await;
         }
@@ -212,7 +217,7 @@ impl Runner {
             Err(ProcessorError::Lost) => self.lost(),
             Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => Err(error),
             // A missing right, for example: trying again by itself would only hide it.
-            Err(ProcessorError::Database(error)) => self.block(connection, claim, error.to_string()).await,
+            Err(ProcessorError::Database(error)) => self.block(connection, claim, describe(&error)).await,
         }
     }
 
@@ -442,7 +447,7 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Res
 
 /// A failure of a whole batch, raised where no event can be named: when it was to be committed.
 fn unattributed(error: &sqlx::Error) -> Failure {
-    let mut failure = Failure::of_processor(error.to_string().chars().take(TEXT_MAX).collect::<String>());
+    let mut failure = Failure::of_processor(describe(error).chars().take(TEXT_MAX).collect::<String>());
     failure.sqlstate =
         error.as_database_error().and_then(|answer| answer.code()).map(|code| code.into_owned());
     failure
