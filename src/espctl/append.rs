@@ -14,6 +14,7 @@ use crate::database::Databases;
 use crate::espctl::output;
 use crate::event::{Appended, ExpectedVersion, NewEvent};
 use crate::event_store::{EventStore as _, PostgresEventStore};
+use crate::exit_code::is_closed_pipe;
 
 #[derive(Args)]
 #[command(after_help = "Each line is an object with aggregate_id (uuid), type and body, and optionally\n\
@@ -67,56 +68,70 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
             appended.add(&stored, &arguments)?;
         }
     } else {
-        let mut connection = databases.events.acquire().await?;
-        let mut transaction = connection.begin().await?;
-        while let Some(chunk) = lines.next_chunk()? {
-            let stored =
-                store.append_in(&mut transaction, &chunk).await.with_context(|| lines.place_of_chunk())?;
-            appended.hold(stored);
-        }
-        transaction.commit().await?;
-        appended.release(&arguments)?;
+        let stored = append_all(&mut lines, &store, databases).await.context("nothing was appended")?;
+        appended.add(&stored, &arguments)?;
     }
     databases.ring().await;
     appended.summarise();
     Ok(())
 }
 
-/// What was appended; positions of a transaction are printed only once it is committed.
+/// Appends the whole input in one transaction.
+async fn append_all(
+    lines: &mut Lines<impl std::io::Read>,
+    store: &PostgresEventStore,
+    databases: &Databases,
+) -> anyhow::Result<Vec<Appended>> {
+    let mut connection = databases.events.acquire().await?;
+    let mut transaction = connection.begin().await?;
+    let mut stored = Vec::new();
+    while let Some(chunk) = lines.next_chunk()? {
+        let appended = store.append_in(&mut transaction, &chunk).await;
+        stored.extend(appended.with_context(|| lines.place_of_chunk())?);
+    }
+    transaction.commit().await?;
+    Ok(stored)
+}
+
+/// What was appended.
 #[derive(Default)]
 struct Tally {
-    held: Vec<Appended>,
     count: usize,
     first: Option<i64>,
     last: Option<i64>,
+    /// Nobody reads the positions any more. The events are appended all the same.
+    unread: bool,
 }
 
 impl Tally {
-    fn hold(&mut self, stored: Vec<Appended>) {
-        self.held.extend(stored);
-    }
-
-    fn release(&mut self, arguments: &Arguments) -> anyhow::Result<()> {
-        let held = std::mem::take(&mut self.held);
-        self.add(&held, arguments)
-    }
-
     fn add(&mut self, stored: &[Appended], arguments: &Arguments) -> anyhow::Result<()> {
         for event in stored {
             self.count += 1;
             self.first.get_or_insert(event.id);
             self.last = Some(event.id);
             if arguments.json {
-                output::print(&serde_json::to_string(event)?)?;
+                self.print(&serde_json::to_string(event)?)?;
             } else if !arguments.quiet {
-                output::print(&event.id.to_string())?;
+                self.print(&event.id.to_string())?;
             }
+        }
+        Ok(())
+    }
+
+    fn print(&mut self, line: &str) -> anyhow::Result<()> {
+        if self.unread {
+            return Ok(());
+        }
+        match output::print(line) {
+            Err(error) if is_closed_pipe(&error) => self.unread = true,
+            outcome => outcome?,
         }
         Ok(())
     }
 
     fn summarise(&self) {
         match (self.first, self.last) {
+            (Some(first), Some(_)) if self.count == 1 => eprintln!("1 event at position {first}"),
             (Some(first), Some(last)) => eprintln!("{} events at positions {first} to {last}", self.count),
             _ => eprintln!("no events"),
         }
@@ -140,7 +155,10 @@ impl<R: std::io::Read> Lines<R> {
     }
 
     fn place_of_chunk(&self) -> String {
-        format!("lines {} to {}; nothing was appended", self.chunk_from, self.number)
+        match self.number {
+            number if number == self.chunk_from => self.place(),
+            number => format!("lines {} to {number}", self.chunk_from),
+        }
     }
 
     fn next_chunk(&mut self) -> anyhow::Result<Option<Vec<NewEvent>>> {
@@ -177,8 +195,15 @@ impl<R: std::io::Read> Lines<R> {
     }
 }
 
+/// The reader counts lines from the one that it was given; which one that is, we know better.
+fn explain(error: serde_json::Error) -> anyhow::Error {
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let said = error.to_string();
+    anyhow::anyhow!("column {}: {}", error.column(), said.strip_suffix(&place).unwrap_or(&said))
+}
+
 fn parse(line: &str) -> anyhow::Result<NewEvent> {
-    let line: Line = serde_json::from_str(line)?;
+    let line: Line = serde_json::from_str(line).map_err(explain)?;
     let mut event = NewEvent::new(line.aggregate_id, line.event_type, line.body);
     event.expected_version = match line.expected_version {
         None => ExpectedVersion::Any,
