@@ -9,6 +9,7 @@
 mod config;
 mod daemon;
 mod embedded;
+mod espctl;
 mod event_store;
 mod horizon;
 mod preconditions;

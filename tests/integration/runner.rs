@@ -297,6 +297,26 @@ async fn a_paused_processor_stays_where_it_is_until_it_is_resumed() {
 }
 
 #[tokio::test]
+async fn an_operator_who_rings_is_heard_at_once() {
+    let db = support::database().await;
+    let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
+    let last = append(&db.pool, 5).await;
+    // By itself it would look at its tracker in twenty minutes.
+    let life =
+        Life::begin(&db, notes(""), RunnerSettings { lease: Duration::from_secs(3_600), ..settings(&db) });
+    reaches(&db.pool, "notes", last).await;
+    trackers.pause(&mut connection, "notes", "alice@here").await.unwrap();
+    let last = append(&db.pool, 5).await;
+    // Told so by its batch, it claims anew to wait for the operator.
+    row_with(&db.pool, "the runner's answer", |row| row.epoch == 2).await;
+    trackers.resume(&mut connection, "notes", "alice@here").await.unwrap();
+    sqlx::query("notify espd_events, 'control'").execute(&db.pool).await.unwrap();
+    reaches(&db.pool, "notes", last).await;
+    assert_exactly_once(&db.pool, &db.pool, "notes").await;
+    life.end().await;
+}
+
+#[tokio::test]
 async fn a_stop_lets_the_batch_at_hand_end_and_releases_the_tracker() {
     let db = support::database().await;
     append(&db.pool, 250).await;

@@ -1,0 +1,168 @@
+//! `espctl append`: lines in, positions out, all or none.
+
+use std::io::Write as _;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::support;
+use crate::support::program::Installation;
+
+const ONE: &str = "00000000-0000-4000-8000-000000000001";
+const OTHER: &str = "00000000-0000-4000-8000-000000000002";
+
+/// A line with the required keys and some others.
+fn line(aggregate_id: &str, others: Value) -> String {
+    let mut line = json!({"aggregate_id": aggregate_id, "type": "A", "body": {"n": 1}});
+    line.as_object_mut().unwrap().extend(others.as_object().unwrap().clone());
+    format!("{line}\n")
+}
+
+async fn stored(pool: &PgPool) -> i64 {
+    sqlx::query_scalar("select count(*) from espd.events").fetch_one(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_input_is_one_transaction_and_prints_its_positions() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let input = [line(ONE, json!({})), "\n".into(), line(OTHER, json!({})), line(ONE, json!({}))].concat();
+    let outcome = installation.espctl_fed(&["append"], &input).await;
+    assert_eq!(outcome.stderr, "3 events at positions 1 to 3\n");
+    assert_eq!(outcome.printed(), "1\n2\n3\n");
+    let transactions: i64 = sqlx::query_scalar("select count(distinct xmin::text) from espd.events")
+        .fetch_one(&db.pool)
+        .await
+        .unwrap();
+    assert_eq!(transactions, 1);
+
+    let outcome = installation.espctl_fed(&["append", "--quiet"], &line(OTHER, json!({}))).await;
+    assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("", "1 event at position 4\n"));
+    let outcome = installation.espctl_fed(&["append"], "\n \n").await;
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), "no events\n"));
+}
+
+#[tokio::test]
+async fn every_key_arrives_as_it_was_given() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let given = json!({
+        "uuid": "00000000-0000-4000-8000-00000000000a",
+        "correlation_id": "00000000-0000-4000-8000-00000000000b",
+        "causation_id": "00000000-0000-4000-8000-00000000000c",
+        "created_at": "2020-02-29T12:30:00.123456+02:00",
+        "metadata": {"by": "ü"},
+        "expected_version": 0,
+        "body": {"big": 4711, "text": "\"\\ü😀"},
+    });
+    // A number that no float can hold; this test's JSON library would round it.
+    let input = line(ONE, given.clone()).replace("4711", "123456789012345678901234567890.123");
+    assert!(input.contains("567890.123"), "{input}");
+    let appended = installation.espctl_fed(&["append", "--json"], &input).await.json_lines();
+    assert_eq!(appended, [json!({"id": 1, "uuid": given["uuid"], "version": 1})]);
+
+    let printed = installation.espctl(&["events", "--json"]).await.printed();
+    assert!(printed.contains("123456789012345678901234567890.123"), "{printed}");
+    let event: Value = serde_json::from_str(&printed).unwrap();
+    for key in ["uuid", "correlation_id", "causation_id", "metadata"] {
+        assert_eq!(event[key], given[key], "{key}");
+    }
+    assert_eq!(event["body"]["text"], given["body"]["text"]);
+    assert_eq!(event["created_at"], "2020-02-29T10:30:00.123456Z");
+}
+
+#[tokio::test]
+async fn a_bad_line_is_named_and_nothing_is_appended() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let fine = line(ONE, json!({}));
+    let bad = [
+        (line(ONE, json!({"bdy": 1})), "unknown field `bdy`"),
+        ("{\"aggregate_id\": \n".into(), "EOF while parsing"),
+        ("[1, 2]\n".into(), "expected"),
+        (format!("{{\"aggregate_id\":\"{ONE}\",\"type\":\"A\"}}\n"), "missing field `body`"),
+        (line("not-a-uuid", json!({})), "UUID parsing failed"),
+        (line(ONE, json!({"expected_version": -1})), "expected_version is -1, must be 0 or more"),
+        (line(ONE, json!({"created_at": "yesterday"})), "invalid characters"),
+    ];
+    for (bad, message) in bad {
+        let input = [&fine, &fine, &bad, &fine, &fine].map(String::as_str).concat();
+        let complaint = installation.espctl_fed(&["append"], &input).await.complained(1);
+        assert!(complaint.contains("nothing was appended: line 3: "), "{complaint}");
+        assert!(complaint.contains(message) && !complaint.contains("at line"), "{complaint}");
+    }
+    let complaint = installation.espctl_fed(&["append"], &line(ONE, json!({"type": ""}))).await.complained(1);
+    assert!(complaint.contains("nothing was appended: line 1: event 1: the type is empty"), "{complaint}");
+    assert_eq!(stored(&db.pool).await, 0);
+}
+
+#[tokio::test]
+async fn one_transaction_per_line_keeps_what_came_before_a_bad_one() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let fine = line(ONE, json!({}));
+    let input = [&fine, &fine, "nonsense\n", &fine].concat();
+    let outcome = installation.espctl_fed(&["append", "--each"], &input).await;
+    assert_eq!(outcome.stdout, "1\n2\n");
+    let complaint = outcome.complained(1);
+    assert!(complaint.contains("line 3: "), "{complaint}");
+    assert_eq!(stored(&db.pool).await, 2);
+}
+
+#[tokio::test]
+async fn a_conflict_says_what_was_expected_and_what_is() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let input = [line(ONE, json!({})), line(ONE, json!({"expected_version": 1}))].concat();
+    installation.espctl_fed(&["append"], &input).await.printed();
+    for arguments in [&["append"][..], &["append", "--each"]] {
+        let stale = line(ONE, json!({"expected_version": 1}));
+        let complaint = installation.espctl_fed(arguments, &stale).await.complained(1);
+        let message = format!("aggregate {ONE} is at version 2, not at the expected version 1");
+        assert!(complaint.contains("line 1") && complaint.contains(&message), "{complaint}");
+    }
+    assert_eq!(stored(&db.pool).await, 2);
+}
+
+#[tokio::test]
+async fn appending_the_same_uuids_again_stores_nothing_twice() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let input = [line(ONE, json!({"uuid": ONE})), line(OTHER, json!({"uuid": OTHER}))].concat();
+    let first = installation.espctl_fed(&["append", "--json"], &input).await.json_lines();
+    let again = installation.espctl_fed(&["append", "--json"], &input).await.json_lines();
+    assert_eq!((first.len(), &first), (2, &again));
+    let changed = line(ONE, json!({"uuid": ONE, "body": 2}));
+    let complaint = installation.espctl_fed(&["append"], &changed).await.complained(1);
+    assert!(complaint.contains(&format!("uuid {ONE} is stored already")), "{complaint}");
+    assert_eq!(stored(&db.pool).await, 2);
+}
+
+#[tokio::test]
+async fn more_lines_than_are_sent_at_a_time_are_still_one_transaction() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let many = line(ONE, json!({})).repeat(2_500);
+    let complaint =
+        installation.espctl_fed(&["append", "-q"], &format!("{many}nonsense\n")).await.complained(1);
+    assert!(complaint.contains("line 2501"), "{complaint}");
+    assert_eq!(stored(&db.pool).await, 0);
+    installation.espctl_fed(&["append", "-q"], &many).await.printed();
+    assert_eq!(stored(&db.pool).await, 2_500);
+}
+
+#[tokio::test]
+async fn events_are_appended_also_when_nobody_reads_their_positions() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let mut command = installation.espctl_command(&["append", "--each"]);
+    let mut espctl =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    drop(espctl.stdout.take());
+    let mut stdin = espctl.stdin.take().unwrap();
+    stdin.write_all(line(ONE, json!({})).repeat(20).as_bytes()).unwrap();
+    drop(stdin);
+    assert_eq!(espctl.wait().unwrap().code(), Some(0));
+    assert_eq!(stored(&db.pool).await, 20);
+}

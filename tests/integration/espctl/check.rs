@@ -1,0 +1,69 @@
+//! `espctl check` and `espctl config`: mistakes are found before they are deployed.
+
+use crate::support;
+use crate::support::facts::append;
+use crate::support::program::Installation;
+
+#[tokio::test]
+async fn a_check_accepts_what_runs_and_changes_nothing() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    installation.declare_notes("notes", "").declare_notes("more", "");
+    append(&db.pool, 3).await;
+    let said = installation.espctl(&["check"]).await.printed();
+    assert_eq!(said, "ok: 2 projectors, event store \"espd\".\"events\"\n");
+    assert_eq!(installation.espd(&["check"]).await.printed(), said);
+    let left: i64 = sqlx::query_scalar(
+        "select count(*) from pg_class where relname in ('notes', 'more') or relnamespace in
+           (select oid from pg_namespace where nspname like 'espd_check%')",
+    )
+    .fetch_one(&db.pool)
+    .await
+    .unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_check_reports_every_fault_with_file_line_and_column() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let projector = |name: &str, sql: &str| {
+        format!(
+            "[projector]\nname = '{name}'\n[projector.tables]\n{name} = 'n bigint'\n[[projector.on]]\nevents = ['A']\nsql = '''\n{sql}'''\n"
+        )
+    };
+    installation.declare("one", &projector("one", "insert into one (n)\nvalues (event.idd)"));
+    installation.declare("two", &projector("two", "  insert into two (m) values (1)"));
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    assert!(complaint.contains("processors/one.toml:9:9: "), "{complaint}");
+    assert!(complaint.contains("processors/two.toml:8:20: "), "{complaint}");
+    assert!(complaint.contains("    8 |   insert into two (m) values (1)'''\n"), "{complaint}");
+
+    installation.declare("one", "[projector]\nnam = 'one'\n").declare("two", "[projector]\nname = 2\n");
+    for arguments in [&["check"][..], &["status"], &["config", "show"]] {
+        let complaint = installation.espctl(arguments).await.complained(64);
+        assert!(complaint.contains("processors/one.toml:2:1: "), "{complaint}");
+        assert!(complaint.contains("processors/two.toml:2:8: "), "{complaint}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_database_a_check_uses_one_of_its_own() {
+    let installation = Installation::without_database("");
+    installation.declare_notes("notes", "perform nothing_like_that();");
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    assert!(complaint.contains("processors/notes.toml:"), "{complaint}");
+    assert!(!installation.path().join(".espd").exists());
+}
+
+#[tokio::test]
+async fn the_configuration_is_shown_without_its_secrets() {
+    let installation = Installation::new("postgres://espd:hush-hush@localhost:1/events", "");
+    installation.declare_notes("notes", "");
+    let shown = installation.espctl(&["config", "show"]).await.printed();
+    assert!(!shown.contains("hush-hush"), "{shown}");
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["runner"]["batch_size"], 1_000, "{shown}");
+    let example = installation.espctl(&["config", "example"]).await.printed();
+    assert_eq!(example.trim_end(), espd::config::EXAMPLE.trim_end());
+}

@@ -1,0 +1,213 @@
+//! `espctl pause`, `resume`, `reset` and `wait`, with a daemon that runs and without.
+
+use sqlx::PgPool;
+use sqlx::postgres::PgListener;
+
+use crate::support;
+use crate::support::Database;
+use crate::support::facts::{append, assert_exactly_once, eventually, position, reaches};
+use crate::support::program::{Installation, Program};
+
+const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
+
+/// A daemon, and its projectors `notes` and `other` that have handled ten events.
+async fn running() -> (Database, Installation, Program) {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "").declare_notes("other", "");
+    let last = append(&db.pool, 10).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", last).await;
+    reaches(&db.pool, "other", last).await;
+    (db, installation, daemon)
+}
+
+async fn noted(pool: &PgPool) -> Vec<i64> {
+    sqlx::query_scalar("select event_id from notes order by place").fetch_all(pool).await.unwrap()
+}
+
+/// What operators have done: who, what, from where, to where.
+async fn operator_log(pool: &PgPool) -> Vec<(String, i64, i64)> {
+    let log: Vec<(String, String, i64, i64)> = sqlx::query_as(
+        "select operator, action, from_position, to_position from espd.operator_log order by id",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    assert!(log.iter().all(|(operator, ..)| operator.contains('@') && !operator.contains('?')), "{log:?}");
+    log.into_iter().map(|(_, action, from, to)| (action, from, to)).collect()
+}
+
+#[tokio::test]
+async fn a_running_daemon_pauses_and_resumes_a_processor_when_told() {
+    let (db, installation, daemon) = running().await;
+    assert_eq!(installation.espctl(&["pause", "notes"]).await.printed(), "notes paused at position 10\n");
+    let status = installation.status("notes").await;
+    assert_eq!(status["state"], "paused");
+    assert!(
+        status["paused_by"].as_str().unwrap().contains('@') && status["paused_at"].is_string(),
+        "{status}"
+    );
+    let said = installation.espctl(&["pause", "notes"]).await.printed();
+    assert_eq!(said, "notes was paused already at position 10\n");
+
+    daemon.says("paused").await;
+    let last = append(&db.pool, 10).await;
+    reaches(&db.pool, "other", last).await;
+    assert_eq!(position(&db.pool, "notes").await, 10);
+    let table = installation.espctl(&["status"]).await.printed();
+    assert!(table.contains("`espctl resume notes` lets it go on"), "{table}");
+
+    assert_eq!(installation.espctl(&["resume", "notes"]).await.printed(), "notes goes on from position 10\n");
+    reaches(&db.pool, "notes", last).await;
+    assert_exactly_once(&db.pool, &db.pool, "notes").await;
+    let said = installation.espctl(&["resume", "notes"]).await.printed();
+    assert_eq!(said, "notes was neither paused nor failed, at position 20\n");
+    assert_eq!(operator_log(&db.pool).await, [("pause".into(), 10, 10), ("resume".into(), 10, 10)]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_running_daemon_builds_the_tables_of_a_reset_projector_anew() {
+    let (db, installation, daemon) = running().await;
+    sqlx::query("update notes set event_id = -1").execute(&db.pool).await.unwrap();
+    let said = installation.espctl(&["reset", "notes", "--yes"]).await.printed();
+    assert_eq!(said, "notes was at 10, is at 0\n");
+    reaches(&db.pool, "notes", 10).await;
+    assert_exactly_once(&db.pool, &db.pool, "notes").await;
+    assert_eq!(operator_log(&db.pool).await, [("reset".into(), 10, 0)]);
+    assert_eq!(installation.status("notes").await["handled"], 10);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_position_is_moved_without_touching_the_tables() {
+    let (db, installation, daemon) = running().await;
+    let said = installation.espctl(&["reset", "notes", "--to", "7", "--yes"]).await.printed();
+    assert_eq!(said, "notes was at 10, is at 7\n");
+    eventually("the events after it, again", async || (noted(&db.pool).await.len() == 13).then_some(()))
+        .await;
+    assert_eq!(noted(&db.pool).await[10..], [8, 9, 10]);
+
+    sqlx::query("update espd.events set created_at = '2020-01-01' where id <= 4")
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    let said =
+        installation.espctl(&["reset", "notes", "--at", "2020-01-01T12:00:00Z", "--yes"]).await.printed();
+    assert_eq!(said, "notes was at 10, is at 4\n");
+    eventually("the events after it, again", async || (noted(&db.pool).await.len() == 19).then_some(()))
+        .await;
+
+    let complaint = installation.espctl(&["reset", "notes", "--to", "11", "--yes"]).await.complained(1);
+    assert!(complaint.contains("position 11 is beyond the last event, 10"), "{complaint}");
+    assert_eq!(installation.espctl(&["reset", "notes", "--to", "-1"]).await.code, Some(2));
+    assert_eq!(operator_log(&db.pool).await, [("reset".into(), 10, 7), ("reset".into(), 10, 4)]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_reset_that_nobody_has_confirmed_does_nothing() {
+    let (db, installation, daemon) = running().await;
+    let before = noted(&db.pool).await;
+    for (arguments, question) in [
+        (&["reset", "notes"][..], "This drops and recreates public.notes and lets notes handle 10 ids again"),
+        (&["reset", "notes", "--to", "7"], "This lets notes handle 3 ids again and keeps its tables"),
+    ] {
+        let complaint = installation.espctl(arguments).await.complained(1);
+        assert!(complaint.contains(question), "{complaint}");
+        assert!(complaint.contains("nothing was done: add --yes"), "{complaint}");
+    }
+    assert_eq!((noted(&db.pool).await, operator_log(&db.pool).await), (before, vec![]));
+    assert_eq!(position(&db.pool, "notes").await, 10);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_daemon_operators_prepare_what_the_next_one_does() {
+    let (db, installation, daemon) = running().await;
+    daemon.stop().await;
+    assert_eq!(installation.status("notes").await["state"], "stopped");
+    installation.espctl(&["pause", "notes"]).await.printed();
+    installation.espctl(&["reset", "notes", "--yes"]).await.printed();
+    assert_eq!((noted(&db.pool).await, position(&db.pool, "notes").await), (vec![], 0));
+
+    let daemon = installation.start_daemon();
+    daemon.says("claimed").await;
+    eventually("the pause", async || {
+        let status = installation.status("notes").await;
+        (status["owner"].is_string() && status["state"] == "paused").then_some(())
+    })
+    .await;
+    assert_eq!(position(&db.pool, "notes").await, 0);
+    installation.espctl(&["resume", "notes"]).await.printed();
+    installation.espctl(&["wait", "notes"]).await.printed();
+    assert_exactly_once(&db.pool, &db.pool, "notes").await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn every_operation_rings_so_that_daemons_notice_at_once() {
+    let (db, installation, daemon) = running().await;
+    daemon.stop().await;
+    let mut bell = PgListener::connect_with(&db.pool).await.unwrap();
+    bell.listen("espd_events").await.unwrap();
+    for arguments in [&["pause", "notes"][..], &["resume", "notes"], &["reset", "notes", "--yes"]] {
+        installation.espctl(arguments).await.printed();
+        let rung = tokio::time::timeout(std::time::Duration::from_secs(30), bell.recv()).await;
+        assert_eq!(rung.expect("no ring").unwrap().payload(), "control", "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_processor_is_named_with_those_that_are_known() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    for action in ["pause", "resume", "reset"] {
+        let complaint = installation.espctl(&[action, "nots"]).await.complained(1);
+        assert!(complaint.contains("no processor nots: none has run on this database yet"), "{complaint}");
+    }
+    sqlx::query("insert into espd.trackers (name, kind, version) values ('notes', 'projector', 1)")
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    let complaint = installation.espctl(&["pause", "nots"]).await.complained(1);
+    assert!(complaint.contains("no processor nots; there are notes"), "{complaint}");
+    // Its tables are not known either.
+    let complaint = installation.espctl(&["reset", "notes", "--yes"]).await.complained(1);
+    assert!(complaint.contains("notes is not declared"), "{complaint}");
+}
+
+#[tokio::test]
+async fn waiting_ends_at_the_position_or_says_why_it_does_not() {
+    let (db, installation, daemon) = running().await;
+    assert_eq!(installation.espctl(&["wait", "notes"]).await.printed(), "notes is at 10\n");
+    let wait = async |name: &str, position: &str| {
+        let arguments = ["wait", name, "--position", position, "--timeout", "200ms"];
+        installation.espctl(&arguments).await.complained(75)
+    };
+    let complaint = wait("notes", "11").await;
+    assert_eq!(complaint, "error: notes has not reached 11 in time: it is at 10\n");
+    installation.espctl(&["pause", "notes"]).await.printed();
+    assert!(wait("notes", "11").await.ends_with("it is at 10, paused\n"));
+    installation.espctl(&["resume", "notes"]).await.printed();
+    assert!(wait("another", "1").await.ends_with("it has never run on this database\n"));
+
+    daemon.stop().await;
+    assert!(wait("notes", "11").await.ends_with("it is at 10, no worker owns it\n"));
+    // It waits for the last event of now, and for a worker that is still to come.
+    let last = append(&db.pool, 5).await;
+    let (waited, daemon) = tokio::join!(installation.espctl(&["wait", "notes", "--timeout", "60s"]), async {
+        eventually("the wait", async || {
+            let query = sqlx::query_scalar::<_, i32>(
+                "select pid from pg_stat_activity where datname = current_database() and application_name = 'espctl'
+                   and query like '-- list_trackers%'",
+            );
+            query.fetch_optional(&db.pool).await.unwrap()
+        })
+        .await;
+        installation.start_daemon()
+    });
+    assert_eq!(waited.printed(), format!("notes is at {last}\n"));
+    daemon.stop().await;
+}

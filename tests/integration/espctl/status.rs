@@ -1,0 +1,206 @@
+//! `espctl status`: what every processor does, what is wrong with it, and who holds everybody up.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+use sqlx::{Connection as _, PgConnection};
+
+use crate::support;
+use crate::support::facts::{append, append_typed, eventually, reaches};
+use crate::support::program::Installation;
+
+const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
+
+/// What a program may rely on.
+const FIELDS: [&str; 16] = [
+    "name",
+    "kind",
+    "version",
+    "state",
+    "position",
+    "head",
+    "horizon",
+    "lag_events",
+    "lag_seconds",
+    "epoch",
+    "owner",
+    "attempts",
+    "last_error",
+    "next_retry_at",
+    "updated_at",
+    "rate",
+];
+
+const INSERT: &str =
+    "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'A', 1, '{}')";
+
+#[tokio::test]
+async fn the_status_has_every_promised_field_before_during_and_after_a_run() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    assert_eq!(installation.espctl(&["status", "--json"]).await.json(), serde_json::json!([]));
+    installation.declare_notes("notes", "");
+    append(&db.pool, 10).await;
+    let last = append_typed(&db.pool, "B", 5).await;
+    let complete = |status: &Value| FIELDS.iter().all(|field| status.get(field).is_some());
+
+    let before = installation.status("notes").await;
+    assert!(complete(&before), "{before}");
+    assert_eq!((&before["state"], &before["lag_events"]), (&"stopped".into(), &15.into()), "{before}");
+    assert!(before["updated_at"].is_null() && before["lag_seconds"].as_f64().unwrap() > 0.0, "{before}");
+
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", last).await;
+    let during = installation.status("notes").await;
+    assert!(complete(&during), "{during}");
+    let expected = serde_json::json!({
+        "name": "notes", "kind": "projector", "version": 1, "state": "live", "position": 15, "head": 15, "horizon": 15,
+        "lag_events": 0, "lag_seconds": 0.0, "attempts": 0, "last_error": null, "next_retry_at": null, "handled": 10,
+        "epoch": 1, "held_by": [],
+    });
+    for (field, value) in expected.as_object().unwrap() {
+        assert_eq!(&during[field], value, "{field}");
+    }
+    assert!(during["owner"].as_str().unwrap().ends_with(&format!(":{}", daemon.pid())), "{during}");
+
+    daemon.stop().await;
+    let after = installation.status("notes").await;
+    assert!(complete(&after), "{after}");
+    assert_eq!((&after["state"], after["owner"].is_null()), (&"stopped".into(), true), "{after}");
+    let complaint = installation.espctl(&["status", "nots"]).await.complained(1);
+    assert!(complaint.contains("no processor nots"), "{complaint}");
+}
+
+/// The table's columns as words, without the header.
+fn rows(table: &str) -> Vec<Vec<&str>> {
+    let rows = table.lines().skip(1).take_while(|line| !line.is_empty());
+    rows.map(|line| line.split_whitespace().collect()).collect()
+}
+
+#[tokio::test]
+async fn people_see_a_table_and_what_to_do() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "").declare_notes("more", "");
+    append(&db.pool, 1_234).await;
+    let table = installation.espctl(&["status"]).await.printed();
+    assert!(table.trim_start().starts_with("NAME") && !table.contains('\x1b'), "{table}");
+    let words = rows(&table);
+    assert_eq!(
+        (words.len(), &words[0][..6]),
+        (2, &["more", "projector", "stopped", "0", "1,234", "1,234"][..])
+    );
+    assert!(table.contains("Start `espd run` with a configuration that declares it."), "{table}");
+    let one = installation.espctl(&["status", "notes"]).await.printed();
+    assert_eq!(rows(&one).len(), 1);
+}
+
+#[tokio::test]
+async fn a_failing_event_is_shown_with_its_cause_and_the_next_try() {
+    let db = support::database().await;
+    let installation =
+        Installation::new(&db.url, &format!("{RUNNER}[retry]\ninitial = '100ms'\nmax = '1h'\n"));
+    installation.declare_notes("notes", "perform 1 / (event.body->>'n')::bigint;");
+    append(&db.pool, 10).await;
+    let broken: uuid::Uuid =
+        sqlx::query_scalar("update espd.events set body = '{\"n\": 0}' where id = 6 returning uuid")
+            .fetch_one(&db.pool)
+            .await
+            .unwrap();
+    let daemon = installation.start_daemon();
+    let status = eventually("three attempts", async || {
+        let status = installation.status("notes").await;
+        (status["attempts"].as_i64() >= Some(3)).then_some(status)
+    })
+    .await;
+    assert_eq!((&status["state"], &status["position"]), (&"retrying".into(), &5.into()), "{status}");
+    let error = &status["last_error"];
+    assert_eq!((&error["event_id"], &error["event_type"]), (&6.into(), &"A".into()), "{error}");
+    assert_eq!((&error["event_uuid"], &error["sqlstate"]), (&broken.to_string().into(), &"22012".into()));
+    assert!(error["place"].as_str().unwrap().contains("notes.toml:"), "{error}");
+    assert!(status["next_retry_at"].is_string(), "{status}");
+    let table = installation.espctl(&["status"]).await.printed();
+    assert!(table.contains("notes cannot handle event 6 (A): division by zero [22012] at "), "{table}");
+
+    // A restarted worker goes on counting and waiting; mended, it goes on by itself.
+    let child = daemon.child("notes", 1).await;
+    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+    daemon.child("notes", 2).await;
+    let resumed = eventually("the next claim", async || {
+        let status = installation.status("notes").await;
+        (status["epoch"].as_i64() >= Some(2)).then_some(status)
+    })
+    .await;
+    assert!(resumed["attempts"].as_i64() >= Some(3), "{resumed}");
+    sqlx::query("update espd.events set body = '{\"n\": 6}' where id = 6").execute(&db.pool).await.unwrap();
+    reaches(&db.pool, "notes", 10).await;
+    let mended = installation.status("notes").await;
+    assert_eq!((&mended["state"], &mended["attempts"]), (&"live".into(), &0.into()), "{mended}");
+    assert!(mended["last_error"].is_null() && mended["next_retry_at"].is_null(), "{mended}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_holds_the_horizon_back_is_named() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    append(&db.pool, 3).await;
+    let named = format!("{}&application_name=slow%20import", db.url);
+    let mut writer = PgConnection::connect(&named).await.unwrap();
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut writer).await.unwrap();
+    let mut transaction = writer.begin().await.unwrap();
+    sqlx::query(INSERT).execute(&mut *transaction).await.unwrap();
+    append(&db.pool, 2).await;
+
+    let status = installation.status("notes").await;
+    assert_eq!((&status["head"], status["held_by"].as_array().unwrap().len()), (&6.into(), 1), "{status}");
+    assert!(status["horizon"].as_i64() < Some(4), "{status}");
+    let holder = &status["held_by"][0];
+    assert_eq!(
+        (&holder["pid"], &holder["application_name"]),
+        (&pid.into(), &"slow import".into()),
+        "{holder}"
+    );
+    assert!(holder["query"].as_str().unwrap().contains("insert into espd.events"), "{holder}");
+    assert_eq!(
+        (&holder["user"], &holder["state"]),
+        (&"espd".into(), &"idle in transaction".into()),
+        "{holder}"
+    );
+    assert!(holder["seconds"].as_f64().is_some() && holder["prepared"].is_null(), "{holder}");
+    let table = installation.espctl(&["status"]).await.printed();
+    assert!(
+        table.contains("slow import") && table.contains(&format!("pg_terminate_backend({pid})")),
+        "{table}"
+    );
+
+    sqlx::query("prepare transaction 'forgotten'").execute(&mut *transaction).await.unwrap();
+    let status = installation.status("notes").await;
+    assert_eq!(status["held_by"][0]["prepared"], "forgotten", "{status}");
+    assert!(status["held_by"][0]["pid"].is_null(), "{status}");
+    let table = installation.espctl(&["status"]).await.printed();
+    assert!(table.contains("`rollback prepared 'forgotten'` ends it"), "{table}");
+
+    sqlx::query("commit prepared 'forgotten'").execute(&db.pool).await.unwrap();
+    let status = installation.status("notes").await;
+    assert_eq!((&status["horizon"], &status["held_by"]), (&6.into(), &serde_json::json!([])), "{status}");
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_is_no_failure() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    append(&db.pool, 100).await;
+    for arguments in
+        [&["status"][..], &["status", "--json"], &["events"], &["config", "example"], &["config", "show"]]
+    {
+        let mut command = installation.espctl_command(arguments);
+        let mut espctl =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(espctl.stdout.take());
+        let output = espctl.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr), (Some(0), vec![]), "{arguments:?}");
+    }
+}
