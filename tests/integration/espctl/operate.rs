@@ -100,7 +100,7 @@ async fn a_position_is_moved_without_touching_the_tables() {
         .await;
 
     let complaint = installation.espctl(&["reset", "notes", "--to", "11", "--yes"]).await.complained(1);
-    assert!(complaint.contains("position 11 is beyond the last event, 10"), "{complaint}");
+    assert!(complaint.contains("the last settled position is 10"), "{complaint}");
     assert_eq!(installation.espctl(&["reset", "notes", "--to", "-1"]).await.code, Some(2));
     assert_eq!(operator_log(&db.pool).await, [("reset".into(), 10, 7), ("reset".into(), 10, 4)]);
     daemon.stop().await;
