@@ -9,8 +9,8 @@
 --   ES002  a uuid is stored already, with other content or without the rest of the append. {"uuid"}
 --   ES003  invalid input. {"event"}: its number, from 1; null where it is not about one event
 
--- Raises ES003 if the arrays do not describe a list of events.
-create or replace function :"schema".check_append(
+-- How many events the arrays describe. Raises ES003 if they do not describe any list of events.
+create or replace function :"schema".count_events(
   aggregate_ids     uuid[],
   types             text[],
   bodies            jsonb[],
@@ -20,7 +20,7 @@ create or replace function :"schema".check_append(
   correlation_ids   uuid[],
   causation_ids     uuid[],
   created_ats       timestamptz[]
-) returns void
+) returns int
 language plpgsql immutable
 as $$
 declare
@@ -48,6 +48,7 @@ begin
     raise exception using errcode = 'ES003',
       message = 'an expected version is negative', detail = '{"event": null}';
   end if;
+  return size;
 end
 $$;
 
@@ -66,6 +67,7 @@ create or replace function :"schema".find_appended(
 ) returns table (id bigint, uuid uuid, version bigint)
 language plpgsql stable
 set search_path = :"schema", pg_temp
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -119,6 +121,9 @@ $$;
 -- whatever version is expected. An event without expectation never fails because of another writer.
 -- Deadlocks (40P01) and, above READ COMMITTED, serialization failures (40001) are for the caller to
 -- retry.
+--
+-- A plan that was made while the table was small would scan it for every event of a bulk load, until
+-- the table is analyzed again; so scanning it is made unattractive from the start.
 create or replace function :"schema".append_events(
   aggregate_ids     uuid[],
   types             text[],
@@ -132,21 +137,21 @@ create or replace function :"schema".append_events(
 ) returns table (id bigint, uuid uuid, version bigint)
 language plpgsql
 set search_path = :"schema", pg_temp
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
+  size int := count_events(
+    aggregate_ids, types, bodies, expected_versions, uuids, metadata, correlation_ids, causation_ids,
+    created_ats);
   versions bigint[];
   conflict record;
   appended record;
   violated text;
 begin
-  perform check_append(
-    aggregate_ids, types, bodies, expected_versions, uuids, metadata, correlation_ids, causation_ids,
-    created_ats);
-
   -- One event is one statement, which stores it or does nothing. It also spares a transaction that
   -- appends a thousand times the subtransactions below.
-  if cardinality(aggregate_ids) = 1 then
+  if size = 1 then
     insert into events as e
       (uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at)
     select coalesce(uuids[1], gen_random_uuid()), aggregate_ids[1], types[1], head.version + 1, bodies[1],
@@ -163,7 +168,7 @@ begin
     end if;
   end if;
 
-  while cardinality(aggregate_ids) > 0 loop
+  while size > 0 loop
     -- The versions that the events get if nobody comes between.
     with head as materialized (
       select given.aggregate_id, coalesce(

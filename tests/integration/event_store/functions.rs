@@ -174,6 +174,37 @@ async fn a_conflict_carries_what_was_expected_and_what_is() {
     }
 }
 
+/// Plans outlive the size that the table had when they were made.
+#[tokio::test]
+async fn a_bulk_load_into_a_small_table_does_not_scan_it() {
+    let (pool, store) = store().await;
+    let mut connection = pool.acquire().await.unwrap();
+    let few: Vec<_> = (0..60).map(|_| happened(Uuid::new_v4())).collect();
+    store.append_in(&mut connection, &few).await.unwrap();
+    sqlx::raw_sql("vacuum analyze espd.events").execute(&mut *connection).await.unwrap();
+    for event in &few {
+        let repeated = happened(event.aggregate_id).expecting(Exact(1));
+        store.append_in(&mut connection, &[repeated.clone()]).await.unwrap();
+        store.append_in(&mut connection, &[repeated.clone()]).await.unwrap();
+        store
+            .append_in(&mut connection, &[happened(event.aggregate_id), happened(Uuid::new_v4())])
+            .await
+            .unwrap();
+    }
+    // A session reports what it did when it ends, at the latest.
+    connection.close().await.unwrap();
+    let counts = "select seq_scan, idx_scan from pg_stat_user_tables where relid = 'espd.events'::regclass";
+    let until_reported = async {
+        loop {
+            let (scans, index_scans): (i64, i64) = sqlx::query_as(counts).fetch_one(&pool).await.unwrap();
+            if index_scans >= 180 {
+                return scans;
+            }
+        }
+    };
+    assert_eq!(timeout(LONG, until_reported).await.expect("a report"), 0);
+}
+
 #[tokio::test]
 async fn an_index_of_somebody_else_speaks_for_itself() {
     let (pool, store) = store().await;
