@@ -4,6 +4,8 @@
 -- what it refuses into an answer. They take no lock of their own and notify nobody: either would make
 -- every writer in the database wait for every other one's commit.
 --
+-- append_events, and append in the next file, are for callers; the others are parts of them.
+--
 -- SQLSTATEs, each with a JSON object as its DETAIL:
 --   ES001  conflict: an aggregate is not at the expected version. {"aggregate_id", "expected", "actual"}
 --   ES002  a uuid is stored already, with other content or without the rest of the append. {"uuid"}

@@ -96,6 +96,11 @@ async fn versions_go_beyond_32_bits() {
         let appended = store.append(&[happened(A).expecting(expected)]).await.unwrap();
         assert_eq!(appended[0].version, version);
     }
+    for expected in [Any, Exact(last + 5)] {
+        let appended = store.append(&[happened(A).expecting(expected), happened(A)]).await.unwrap();
+        let first = if expected == Any { last + 4 } else { last + 6 };
+        assert_eq!([appended[0].version, appended[1].version], [first, first + 1]);
+    }
     let read: Vec<Event> = store.read_aggregate(A, last + 1, Some(last + 2)).try_collect().await.unwrap();
     assert_eq!(read.len(), 2);
 
