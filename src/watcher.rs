@@ -207,7 +207,7 @@ impl Watcher {
     /// Waits for a bell or for the time of the next look.
     async fn wait(&self, session: &mut Session, wait: Wait) -> Result<(), LineError> {
         sleep(wait.at_least).await;
-        match timeout(wait.at_most - wait.at_least, session.line.next_bell()).await {
+        match timeout(wait.at_most.saturating_sub(wait.at_least), session.line.next_bell()).await {
             Ok(bell) => self.answer(bell?, &mut session.pace),
             Err(_elapsed) => {}
         }
