@@ -189,11 +189,11 @@ async fn read_ids(
     Ok((row.try_get("first")?, row.try_get("last")?))
 }
 
-/// The last id drawn.
+/// The last id drawn, read in the same way as by the observer.
 async fn read_last_value(connection: &mut PgConnection, layout: &Layout) -> Result<Position, sqlx::Error> {
     let statement = format!(
         "-- read_last_value
-         select case when is_called then last_value else last_value - 1 end as last_value from {}",
+         select coalesce(pg_sequence_last_value(tableoid), last_value - 1) as last_value from {}",
         layout.sequence()
     );
     let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
