@@ -1,0 +1,152 @@
+//! The programs under test, as an operator would install them: a folder with a configuration, and the binaries.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use chrono::{DateTime, Utc};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Deserialize;
+use tempfile::TempDir;
+
+/// Between two looks at the daemon's log.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long a daemon may take for what it is asked.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A configuration on the disk.
+pub(crate) struct Installation {
+    folder: TempDir,
+    url: String,
+}
+
+/// A line of the daemon's log; other keys do not matter here.
+#[derive(Debug, Deserialize)]
+struct Line {
+    timestamp: DateTime<Utc>,
+    message: Option<String>,
+    position: Option<i64>,
+    handled: Option<i64>,
+}
+
+/// A batch that the daemon says it has committed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Batch {
+    /// When the commit had returned.
+    pub(crate) at: DateTime<Utc>,
+    /// Where the processor stood then.
+    pub(crate) position: i64,
+    /// Events handled in it.
+    pub(crate) handled: i64,
+}
+
+impl Installation {
+    /// A configuration with these processors, for the database with this URL.
+    pub(crate) fn new(url: &str, log_level: &str, processors: &str) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let configuration = format!(
+            "[event_store]\nurl = \"${{DATABASE_URL}}\"\n\n[log]\nlevel = \"{log_level}\"\nformat = \"json\"\n\n{processors}"
+        );
+        std::fs::write(folder.path().join("espd.toml"), configuration)?;
+        Ok(Self { folder, url: url.to_owned() })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("DATABASE_URL", &self.url)
+            .env_remove("RUST_LOG")
+            .arg("--config")
+            .arg(self.folder.path().join("espd.toml"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `espctl` to its end.
+    pub(crate) fn espctl(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let output = self.command(env!("CARGO_BIN_EXE_espctl")).args(arguments).output()?;
+        ensure!(
+            output.status.success(),
+            "espctl {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    /// Starts `espd run`.
+    pub(crate) fn start(&self) -> anyhow::Result<Daemon> {
+        let log = self.folder.path().join("espd.log");
+        let mut command = self.command(env!("CARGO_BIN_EXE_espd"));
+        let started = Utc::now();
+        let child = command.arg("run").stderr(File::create(&log)?).spawn()?;
+        Ok(Daemon { child, log, started })
+    }
+}
+
+/// A running `espd run`. Dropped, it is asked to stop and waited for.
+pub(crate) struct Daemon {
+    child: Child,
+    log: PathBuf,
+    /// Just before its process was made.
+    pub(crate) started: DateTime<Utc>,
+}
+
+impl Daemon {
+    /// The batches so far. Their lines are logged at level `debug`.
+    pub(crate) fn batches(&self) -> anyhow::Result<Vec<Batch>> {
+        let log = std::fs::read_to_string(&self.log)?;
+        // The last line may be half written.
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+        let batch = |line: Line| match (line.message.as_deref(), line.position, line.handled) {
+            (Some("batch committed"), Some(position), Some(handled)) => {
+                Some(Batch { at: line.timestamp, position, handled })
+            }
+            _ => None,
+        };
+        Ok(lines.filter_map(batch).collect())
+    }
+
+    /// Waits until the only processor has reached a position, and returns the batches until then.
+    pub(crate) async fn wait_for_position(&mut self, position: i64) -> anyhow::Result<Vec<Batch>> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let batches = self.batches()?;
+            if batches.last().is_some_and(|batch| batch.position >= position) {
+                return Ok(batches);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the daemon ended with {status}:\n{}", std::fs::read_to_string(&self.log)?);
+            }
+            ensure!(Instant::now() < deadline, "the daemon has not reached {position}: {batches:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Stops it and waits until it has ended well.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        self.terminate()?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the daemon ended with {status}");
+        Ok(())
+    }
+
+    fn terminate(&self) -> anyhow::Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, Signal::SIGTERM).context("the daemon is gone")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // After `stop` both fail, as they should.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.terminate();
+            let _ = self.child.wait();
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What the benchmarks stand on: a durable PostgreSQL of their own, the release binaries, a small report.
+
+#![allow(dead_code, unused_imports, reason = "for all benchmarks, and not every one uses all of it")]
+
+mod installation;
+mod report;
+mod server;
+
+use anyhow::{Context as _, bail};
+
+pub(crate) use installation::{Daemon, Installation};
+pub(crate) use report::{Report, Spread, percentile};
+pub(crate) use server::Server;
+
+/// The schema of the event store and of the trackers.
+pub(crate) const SCHEMA: &str = "espd";
+
+/// How a benchmark was called.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Arguments {
+    quick: bool,
+    rounds: Option<usize>,
+}
+
+impl Arguments {
+    /// Reads the command line: `--quick`, `--rounds N`, and cargo's own `--bench`.
+    pub(crate) fn read() -> anyhow::Result<Self> {
+        let mut read = Self::default();
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--quick" => read.quick = true,
+                "--rounds" => {
+                    read.rounds = Some(arguments.next().context("--rounds takes a number")?.parse()?)
+                }
+                "--bench" => {}
+                other => bail!("unknown argument {other}; there are --quick and --rounds N"),
+            }
+        }
+        Ok(read)
+    }
+
+    /// What a round is made of: as much as it takes, or just enough to show that the benchmark works.
+    pub(crate) fn size<T>(self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+
+    /// How often everything is measured.
+    pub(crate) fn rounds(self, full: usize) -> usize {
+        self.rounds.unwrap_or(if self.quick { 1 } else { full })
+    }
+}

@@ -1,0 +1,112 @@
+//! The PostgreSQL server of one benchmark.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use espd::embedded::{EmbeddedPostgres, Options};
+use espd::event::{ExpectedVersion, NewEvent};
+use espd::schema::{migrate_event_store, migrate_processing};
+use espd::todo_history::TodoHistory;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use super::SCHEMA;
+use super::report::Spread;
+
+const DATABASE: &str = "bench";
+
+/// Single-row commits whose median is the flush time.
+const FLUSH_SAMPLES: usize = 200;
+
+/// Events that are loaded with one statement.
+const CHUNK_EVENTS: usize = 2_000;
+
+/// A private server with a migrated database. Commits reach the disk, as in production.
+pub(crate) struct Server {
+    postgres: EmbeddedPostgres,
+    pub(crate) pool: PgPool,
+    pub(crate) url: String,
+}
+
+impl Server {
+    /// Starts it with these settings besides `shared_buffers`; everything else is PostgreSQL's default.
+    pub(crate) async fn start(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let all = [("shared_buffers", "512MB")].iter().chain(settings);
+        let settings = all.map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let postgres = EmbeddedPostgres::start_temporary(Options { settings, ..Options::default() }).await?;
+        postgres.create_database(DATABASE, None).await?;
+        let url = postgres.url(DATABASE);
+        let pool = PgPoolOptions::new().max_connections(20).connect(&url).await?;
+        migrate_event_store(&pool, SCHEMA).await?;
+        migrate_processing(&pool, SCHEMA).await?;
+        Ok(Self { postgres, pool, url })
+    }
+
+    /// Stops the server and removes its files.
+    pub(crate) async fn stop(self) {
+        self.pool.close().await;
+        self.postgres.stop().await;
+    }
+
+    /// Runs statements that return nothing.
+    pub(crate) async fn execute(&self, statements: &str) -> anyhow::Result<()> {
+        let result = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&self.pool).await;
+        result.map(drop).with_context(|| statements.to_owned())
+    }
+
+    /// Writes what is dirty to the disk, so that no measurement pays for the one before.
+    pub(crate) async fn settle(&self) -> anyhow::Result<()> {
+        self.execute("checkpoint").await
+    }
+
+    /// The time of a commit of one row by the only connection: little more than the disk's flush.
+    pub(crate) async fn flush_time(&self) -> anyhow::Result<Duration> {
+        self.execute("create table flush_samples (n bigint)").await?;
+        let mut connection = self.pool.acquire().await?;
+        let mut seconds = Vec::new();
+        for n in 0..FLUSH_SAMPLES {
+            let begun = Instant::now();
+            let insert = sqlx::query("insert into flush_samples values ($1)").bind(n as i64);
+            insert.execute(&mut *connection).await?;
+            seconds.push(begun.elapsed().as_secs_f64());
+        }
+        self.execute("drop table flush_samples").await?;
+        Ok(Duration::from_secs_f64(Spread::of(&seconds).median))
+    }
+
+    /// Fills the store with the first events of a to-do history, in its order.
+    pub(crate) async fn load_todo_history(&self, events: usize) -> anyhow::Result<()> {
+        let mut history = TodoHistory::new(1);
+        let mut left = events;
+        while left > 0 {
+            let chunk: Vec<_> = history.by_ref().take(left.min(CHUNK_EVENTS)).collect();
+            self.insert(&chunk).await?;
+            left -= chunk.len();
+        }
+        self.execute("vacuum analyze espd.events").await
+    }
+
+    /// Inserts events as they are; the history has counted the versions.
+    async fn insert(&self, events: &[NewEvent]) -> anyhow::Result<()> {
+        let version = |event: &NewEvent| match event.expected_version {
+            ExpectedVersion::Exact(version) => version + 1,
+            ExpectedVersion::Absent | ExpectedVersion::Any => 1,
+        };
+        sqlx::query(
+            "-- insert_events
+             insert into espd.events (uuid, aggregate_id, type, version, body)
+             select uuid, aggregate_id, type, version, body::jsonb
+             from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::text[])
+               with ordinality as e (uuid, aggregate_id, type, version, body, place)
+             order by place",
+        )
+        .bind(events.iter().map(|event| event.uuid).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.aggregate_id).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.event_type.as_str()).collect::<Vec<_>>())
+        .bind(events.iter().map(version).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.body.get()).collect::<Vec<_>>())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}
