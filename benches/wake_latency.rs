@@ -118,7 +118,7 @@ async fn run(server: &Server, contestant: Contestant, time: Duration) -> anyhow:
     wait_for(server, table, first).await?;
     let last = append_for(&appender, time).await?;
     wait_for(server, table, last).await?;
-    follower.stop().await?;
+    follower.stop()?;
     latency(server, table, first).await
 }
 
@@ -187,7 +187,7 @@ impl Follower {
         Ok(Self::Bare(stop, thread))
     }
 
-    async fn stop(self) -> anyhow::Result<()> {
+    fn stop(self) -> anyhow::Result<()> {
         match self {
             Self::Daemon(daemon, _installation) => daemon.stop(),
             Self::Bare(stop, thread) => {

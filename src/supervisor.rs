@@ -89,10 +89,10 @@ impl Supervisor {
     /// Runs until every worker has stopped after a request to stop. A second request kills.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Ending {
         let (mut stopping, mut ending) = (false, Ending::Orderly);
-        self.tick().await;
+        self.tick();
         while !self.workers.iter().all(|worker| worker.state == State::Stopped) {
             match self.wait(&mut requests).await {
-                Happening::Exited(index, status) => self.exited(index, &status).await,
+                Happening::Exited(index, status) => self.exited(index, &status),
                 Happening::Requested(Request::Stop) => {
                     let event = if stopping { Event::KillRequested } else { Event::StopRequested };
                     info!(workers = self.workers.len(), at_once = stopping, "stopping");
@@ -101,10 +101,10 @@ impl Supervisor {
                     }
                     stopping = true;
                     for index in 0..self.workers.len() {
-                        self.apply(index, event).await;
+                        self.apply(index, event);
                     }
                 }
-                Happening::Time => self.tick().await,
+                Happening::Time => self.tick(),
             }
         }
         ending
@@ -126,13 +126,13 @@ impl Supervisor {
         }
     }
 
-    async fn tick(&mut self) {
+    fn tick(&mut self) {
         for index in 0..self.workers.len() {
-            self.apply(index, Event::Tick).await;
+            self.apply(index, Event::Tick);
         }
     }
 
-    async fn exited(&mut self, index: usize, status: &io::Result<ExitStatus>) {
+    fn exited(&mut self, index: usize, status: &io::Result<ExitStatus>) {
         let worker = &mut self.workers[index];
         // What the child has started may still run; the group's id is not given away while it does.
         if let Some(pid) = worker.pid.take() {
@@ -146,16 +146,16 @@ impl Supervisor {
             Ok(status) => warn!(worker = name, %status, "worker ended, restarting"),
             Err(error) => warn!(worker = name, %error, "lost sight of a worker, restarting"),
         }
-        self.apply(index, Event::Exited).await;
+        self.apply(index, Event::Exited);
     }
 
     /// Lets an event happen to one worker, and does what follows.
-    async fn apply(&mut self, index: usize, event: Event) {
+    fn apply(&mut self, index: usize, event: Event) {
         let worker = &mut self.workers[index];
         let (state, action) = lifecycle::next(worker.state, event, Instant::now(), &self.policy);
         worker.state = state;
         match (action, worker.pid) {
-            (Action::Start, _) => self.start(index).await,
+            (Action::Start, _) => self.start(index),
             (Action::Terminate, Some(pid)) => signal_group(pid, Signal::SIGTERM),
             (Action::Kill, Some(pid)) => {
                 warn!(
@@ -170,7 +170,7 @@ impl Supervisor {
         self.publish();
     }
 
-    async fn start(&mut self, index: usize) {
+    fn start(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         worker.starts += 1;
         let event = match Child::start(&worker.program) {
