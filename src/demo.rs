@@ -88,10 +88,8 @@ async fn show(
         url.expose()
     ));
     let (handle, stop) = shutdown::channel();
-    let store = PostgresEventStore::new(
-        PgPoolOptions::new().max_connections(1).connect(url.expose()).await?,
-        databases.layout.clone(),
-    );
+    let writing = PgPoolOptions::new().max_connections(1).connect(url.expose()).await?;
+    let store = PostgresEventStore::new(writing.clone(), databases.layout.clone());
     let arriving = tokio::spawn(arrive(store, history, arguments.rate, stop.clone()));
     let supervisor = supervisor(config)?;
     let (requesting, requested) = mpsc::channel(4);
@@ -105,6 +103,7 @@ async fn show(
     }
     handle.request();
     arriving.await.context("the demo's own writer")??;
+    writing.close().await;
     Ok(())
 }
 
