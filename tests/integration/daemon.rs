@@ -3,16 +3,18 @@
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use espd::embedded::{EmbeddedPostgres, Options, StopMode};
 use espd::schema::{migrate_event_store, migrate_processing};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection as _, PgConnection, PgPool};
 
 use crate::support::facts::{Gate, append, assert_exactly_once, eventually, position, reaches};
-use crate::support::program::{Installation, is_alive};
+use crate::support::program::{Installation, Talker, is_alive};
 use crate::support::{self, SCHEMA};
 
 /// Small batches and quick looks.
@@ -197,6 +199,34 @@ async fn a_daemon_refuses_what_is_not_fit_to_run_and_says_what_to_do() {
     assert_eq!(installation.espd(&["dance"]).await.code, Some(2));
     let complaint = installation.espd(&["run", "--config", "nowhere.toml"]).await.complained(64);
     assert!(complaint.contains("nowhere.toml"), "{complaint}");
+}
+
+#[tokio::test]
+async fn the_demo_shows_processors_that_follow_and_leaves_nothing_behind() {
+    let installation = Installation::without_database("");
+    let mut command = installation.espd_command(&["demo", "--events", "500", "--rate", "20"]);
+    command.stderr(Stdio::piped());
+    let mut demo = Talker::start(command);
+    let line = async |wanted: &str| loop {
+        let line = demo.next().await;
+        if line.contains(wanted) {
+            return line;
+        }
+    };
+    line("appended 500 events").await;
+    let export = line("DATABASE_URL='").await;
+    let url = export.split('\'').nth(1).unwrap();
+    for name in ["completed_todos", "outstanding_todos", "scheduled_todos"] {
+        while !line(name).await.contains(" live ") {}
+    }
+    kill(Pid::from_raw(demo.process.id().cast_signed()), Signal::SIGINT).unwrap();
+    line("nothing is left behind").await;
+    let process = &mut demo.process;
+    let status = eventually("the end of the demo", async || process.try_wait().unwrap()).await;
+    // Whoever still ran would have this open.
+    let complaints = std::io::read_to_string(process.stderr.take().unwrap()).unwrap();
+    assert_eq!((status.code(), complaints.as_str()), (Some(0), ""));
+    assert!(PgConnection::connect(url).await.is_err(), "the demo's server still runs");
 }
 
 /// Every column of an event, so that a difference of the two ways to a handler would show.

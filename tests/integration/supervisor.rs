@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use espd::config::Config;
 use espd::tracker::Owner;
 use espd::worker::Assignment;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::getpgid;
+use serde_json::Value;
 use sqlx::PgPool;
 
 use crate::support;
@@ -35,6 +37,18 @@ async fn insist(daemon: &Program) {
         daemon.logged("stopping").iter().any(|line| line["at_once"] == true).then_some(())
     })
     .await;
+}
+
+/// Seconds between the end of a child and the start of the next one, by the log's own times.
+fn restart_delays(daemon: &Program) -> Vec<f64> {
+    let time = |line: &Value| line["timestamp"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap();
+    let log = daemon.log();
+    let ends = log.iter().enumerate().filter(|(_, line)| line["message"] == "worker ended, restarting");
+    let delay = |(index, end): (usize, &Value)| {
+        let start = log[index..].iter().find(|line| line["message"] == "worker started").unwrap();
+        (time(start) - time(end)).as_seconds_f64()
+    };
+    ends.map(delay).collect()
 }
 
 #[tokio::test]
@@ -66,6 +80,8 @@ async fn a_killed_child_is_restarted_and_its_effects_are_exactly_once() {
         assert_exactly_once(&db.pool, &db.pool, name).await;
     }
     assert_eq!(daemon.children("slow").last(), Some(&third));
+    let delays = restart_delays(&daemon);
+    assert!(delays[0] >= 0.5 && delays[1] >= 1.0, "{delays:?}");
     assert_eq!(daemon.children("other"), [other]);
     assert!(is_alive(other));
     daemon.stop().await;

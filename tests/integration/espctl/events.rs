@@ -1,16 +1,11 @@
 //! `espctl events`: what is in the store, and what arrives.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
-
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection, PgPool};
 
 use crate::support;
 use crate::support::facts::{append, append_typed, eventually};
-use crate::support::program::Installation;
+use crate::support::program::{Installation, Talker};
 
 fn ids(lines: &[Value]) -> Vec<i64> {
     lines.iter().map(|line| line["id"].as_i64().unwrap()).collect()
@@ -52,37 +47,8 @@ async fn the_events_of_an_aggregate_are_printed_by_version() {
     assert!(printed.contains(&format!("  A  {id} 1  {{}}")), "{printed}");
 }
 
-/// `espctl events --follow`, whose lines can be waited for.
-struct Follower {
-    process: Child,
-    lines: Receiver<Value>,
-}
-
-impl Follower {
-    fn start(installation: &Installation) -> Self {
-        let mut command = installation.espctl_command(&["events", "--follow", "--json"]);
-        let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(process.stdout.take().unwrap());
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                let _ = sender.send(serde_json::from_str(&line).unwrap());
-            }
-        });
-        Self { process, lines }
-    }
-
-    async fn next(&self) -> i64 {
-        let line = eventually("a line of the follower", async || self.lines.try_recv().ok()).await;
-        line["id"].as_i64().unwrap()
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+fn id(line: &str) -> i64 {
+    serde_json::from_str::<Value>(line).unwrap()["id"].as_i64().unwrap()
 }
 
 /// Waits until the follower has looked at the store, from before to after.
@@ -105,9 +71,10 @@ async fn who_follows_sees_every_event_in_order_also_behind_a_slow_writer() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, "");
     append(&db.pool, 2).await;
-    let follower = Follower::start(&installation);
-    assert_eq!([follower.next().await, follower.next().await], [1, 2]);
-    assert_eq!(append(&db.pool, 1).await, follower.next().await);
+    let follower = Talker::start(installation.espctl_command(&["events", "--follow", "--json"]));
+    let next = async || id(&follower.next().await);
+    assert_eq!([next().await, next().await], [1, 2]);
+    assert_eq!(append(&db.pool, 1).await, next().await);
 
     let mut writer = PgConnection::connect(&db.url).await.unwrap();
     let mut slow = writer.begin().await.unwrap();
@@ -119,7 +86,7 @@ async fn who_follows_sees_every_event_in_order_also_behind_a_slow_writer() {
     .unwrap();
     assert_eq!(append(&db.pool, 1).await, 5);
     several_looks(&db.pool).await;
-    assert!(follower.lines.recv_timeout(Duration::ZERO).is_err(), "printed before it had settled");
+    assert_eq!(follower.printed(), None, "printed before it had settled");
     slow.commit().await.unwrap();
-    assert_eq!([follower.next().await, follower.next().await], [4, 5]);
+    assert_eq!([next().await, next().await], [4, 5]);
 }

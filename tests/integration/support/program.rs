@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -82,12 +83,12 @@ impl Installation {
 
     /// Starts `espd` with these arguments.
     pub fn start(&self, arguments: &[&str]) -> Program {
-        Program::start(self.command(env!("CARGO_BIN_EXE_espd"), arguments))
+        Program::start(self.espd_command(arguments))
     }
 
     /// Runs `espd` to its end.
     pub async fn espd(&self, arguments: &[&str]) -> Outcome {
-        run(self.command(env!("CARGO_BIN_EXE_espd"), arguments), "").await
+        run(self.espd_command(arguments), "").await
     }
 
     /// Runs `espctl`.
@@ -98,6 +99,11 @@ impl Installation {
     /// Runs `espctl` with a standard input.
     pub async fn espctl_fed(&self, arguments: &[&str], input: &str) -> Outcome {
         run(self.espctl_command(arguments), input).await
+    }
+
+    /// `espd`, ready to be started.
+    pub fn espd_command(&self, arguments: &[&str]) -> Command {
+        self.command(env!("CARGO_BIN_EXE_espd"), arguments)
     }
 
     /// `espctl`, ready to be started.
@@ -276,6 +282,41 @@ impl Drop for Program {
             let log = self.log.lock().map(|log| log.lines.join("\n"));
             eprintln!("--- log of the program\n{}\n---", log.unwrap_or_default());
         }
+    }
+}
+
+/// A running program that goes on printing, and ends with this value.
+pub struct Talker {
+    pub process: Child,
+    lines: Receiver<String>,
+}
+
+impl Talker {
+    pub fn start(mut command: Command) -> Self {
+        let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Self { process, lines }
+    }
+
+    /// Waits for the next line.
+    pub async fn next(&self) -> String {
+        eventually("a line of output", async || self.printed()).await
+    }
+
+    /// The next line, if it is printed already.
+    pub fn printed(&self) -> Option<String> {
+        self.lines.try_recv().ok()
+    }
+}
+
+impl Drop for Talker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
