@@ -27,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::event::Position;
 
+mod durability;
 #[cfg(test)]
 mod explorer;
 mod locks;

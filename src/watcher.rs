@@ -60,6 +60,9 @@ pub struct WatcherSettings {
     /// Whether to listen for notifications. Switch it off behind a transaction pooler, where
     /// listening looks as if it worked. Default: true.
     pub listen: bool,
+    /// Whether only what outlives a crash of the server counts as settled: where positions are kept on
+    /// another server. Default: false.
+    pub durable_only: bool,
     /// After how long a writer that holds the horizon back is named in [`Horizon::held_by`].
     /// Default: 1 s.
     pub name_after: Duration,
@@ -77,6 +80,7 @@ impl Default for WatcherSettings {
             answer_timeout: Duration::from_secs(5),
             reconnect_delay_max: Duration::from_secs(2),
             listen: true,
+            durable_only: false,
             name_after: Duration::from_secs(1),
             warn_after: Duration::from_secs(5),
         }
@@ -183,7 +187,9 @@ impl Watcher {
             Some(statement) => line.read_floor(statement).await?,
             None => 0,
         };
-        Ok(Session::new(line, Observer::new(&self.layout, floor), &self.settings))
+        let observer = Observer::new(&self.layout, floor);
+        let observer = if self.settings.durable_only { observer.durable_only() } else { observer };
+        Ok(Session::new(line, observer, &self.settings))
     }
 
     /// Looks once and publishes what is to be seen.

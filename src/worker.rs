@@ -79,8 +79,12 @@ async fn work(assignment: Assignment, stop: Shutdown) -> anyhow::Result<()> {
     let events_database = PgConnectOptions::from_str(settings.event_store_url.expose())?;
 
     let watching = events_database.clone().application_name(&format!("espd: {name} (watcher)"));
-    let watcher_settings =
-        WatcherSettings { idle_interval: settings.poll_interval_max, ..WatcherSettings::default() };
+    let watcher_settings = WatcherSettings {
+        idle_interval: settings.poll_interval_max,
+        // Another database may be on another server, which remembers a position that this one forgets.
+        durable_only: settings.projections_url.is_some(),
+        ..WatcherSettings::default()
+    };
     let mut watcher = Watcher::new(watching, layout.clone(), watcher_settings);
     if settings.projections_url.is_none() {
         // Nothing but processing moves the trackers, and a reset not beyond what is settled.

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use thiserror::Error;
 
+use super::durability::Durability;
 use super::locks::LockReader;
 use super::{Holder, Horizon, InvalidVirtualTransaction, Rule, Writer};
 use crate::event::Position;
@@ -53,6 +54,8 @@ pub struct Observer {
     sequence: String,
     locks: LockReader,
     rule: Rule,
+    /// Kept if only what outlives a crash is to count.
+    durability: Option<Durability>,
     /// Start of the server that the rule's observations came from.
     server_started: Option<DateTime<Utc>>,
     /// Whether the table was closed to readers when its locks were last read.
@@ -70,10 +73,18 @@ impl Observer {
             sequence: layout.sequence().to_owned(),
             locks: LockReader::new(layout),
             rule: Rule::new(floor),
+            durability: None,
             server_started: None,
             is_closed: false,
             held_since: BTreeMap::new(),
         }
+    }
+
+    /// Lets only what outlives a crash of the server count as settled: for readers that keep their position
+    /// on another server. The position that a reader keeps beside the events needs no such care.
+    pub fn durable_only(mut self) -> Self {
+        self.durability = Some(Durability::default());
+        self
     }
 
     /// Makes one observation. Afterwards [`Self::horizon`] is as new as it can be.
@@ -97,6 +108,9 @@ impl Observer {
             let end = self.read_visible_prefix(connection).await?;
             self.rule.extend(end);
         }
+        if let Some(durability) = &mut self.durability {
+            durability.observe(connection, self.rule.settled()).await?;
+        }
         self.note_holders();
         Ok(())
     }
@@ -105,7 +119,7 @@ impl Observer {
     pub fn horizon(&self) -> Horizon {
         Horizon {
             head: self.rule.head(),
-            settled: self.rule.settled(),
+            settled: self.durability.as_ref().map_or(self.rule.settled(), Durability::durable),
             held_by: Vec::new(),
             held_since: self.held_since.values().min().copied(),
         }
@@ -143,6 +157,7 @@ impl Observer {
         let is_same_server = self.server_started.is_none_or(|before| before == started);
         if !is_same_server || last_value < self.rule.head() {
             self.rule = Rule::new(0);
+            self.durability = self.durability.take().map(|_| Durability::default());
         }
         self.server_started = Some(started);
         Ok(last_value)

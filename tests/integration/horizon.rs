@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use espd::embedded::{EmbeddedPostgres, StopMode};
 use espd::event::Position;
 use espd::horizon::{Horizon, Observer, Rule, Writer, observe_once};
 use espd::layout::Layout;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use espd::schema::migrate_event_store;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
 use tokio::sync::watch;
 
 use crate::support::{self, SCHEMA};
@@ -423,6 +425,81 @@ async fn writers_of_partitions_are_waited_for() {
     assert_eq!(settled(&mut reader).await, 0);
     run(&mut writer, "commit").await;
     assert_eq!(settled(&mut reader).await, 3);
+}
+
+/// Draws 40 ids and rolls back: more than the 32 that one record in the server's log covers, and so few bytes
+/// in the log that it is not written for their sake. Rows that conflict with the first event need none.
+const DRAW_IDS_IN_VAIN: &str = "begin;
+     insert into espd.events (uuid, aggregate_id, type, version, body)
+     select uuid, gen_random_uuid(), 'Tested', 1, '{}'
+       from (select uuid from espd.events limit 1) as stored, generate_series(1, 40)
+     on conflict do nothing;
+     rollback";
+
+/// A store in the database `events` of a server without any other.
+async fn store_on_its_own(settings: &[(&str, &str)]) -> EmbeddedPostgres {
+    let server = support::server_with(settings).await;
+    server.create_database("events", None).await.unwrap();
+    let pool = PgPool::connect(&server.url("events")).await.unwrap();
+    migrate_event_store(&pool, SCHEMA).await.unwrap();
+    pool.close().await;
+    server
+}
+
+/// Rolled-back ids are in no file yet, and a server that crashes now gives them out again. A position beside
+/// the events falls back together with them, a position on another server stays beyond them.
+#[tokio::test]
+async fn ids_that_a_crash_would_forget_are_not_settled_for_positions_elsewhere() {
+    // Left alone, the server would write its log just while we look.
+    let server = store_on_its_own(&[("wal_writer_delay", "10s")]).await;
+    let url = server.url("events");
+    let (mut writer, mut beside, mut elsewhere) =
+        (connect(&url).await, connect(&url).await, connect(&url).await);
+    let mut plain = Observer::new(&layout(), 0);
+    let mut durable_only = Observer::new(&layout(), 0).durable_only();
+    let committed = insert(&mut writer).await;
+    durable_only.observe(&mut elsewhere).await.unwrap();
+    assert_eq!(durable_only.horizon().settled, committed, "a commit is durable");
+
+    run(&mut writer, DRAW_IDS_IN_VAIN).await;
+    let drawn = last_value(&mut writer).await;
+    plain.observe(&mut beside).await.unwrap();
+    durable_only.observe(&mut elsewhere).await.unwrap();
+    assert_eq!((plain.horizon().settled, durable_only.horizon().settled), (drawn, committed));
+
+    let server = server.restart(StopMode::Immediate).await.unwrap();
+    let mut writer = connect(&server.url("events")).await;
+    let again = insert(&mut writer).await;
+    assert!(again <= drawn, "{again} was to be drawn again after {drawn}");
+    server.stop().await;
+}
+
+/// A transaction that has written to the log and does not end must not hold anybody back.
+#[tokio::test]
+async fn events_are_settled_for_positions_elsewhere_although_nobody_commits_after_them() {
+    let server = store_on_its_own(&[]).await;
+    let url = server.url("events");
+    let (mut writer, mut bystander, mut elsewhere) =
+        (connect(&url).await, connect(&url).await, connect(&url).await);
+    run(&mut bystander, "create table t (n int)").await;
+    let committed = insert(&mut writer).await;
+    run(&mut bystander, "begin; insert into t values (1)").await;
+    let mut durable_only = Observer::new(&layout(), 0).durable_only();
+    durable_only.observe(&mut elsewhere).await.unwrap();
+    assert_eq!(
+        durable_only.horizon().settled,
+        0,
+        "the log has more than what is written, or this test tests nothing"
+    );
+    let settle = async {
+        while durable_only.horizon().settled < committed {
+            durable_only.observe(&mut elsewhere).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // Somebody else has the log written every 15 s.
+    tokio::time::timeout(Duration::from_secs(10), settle).await.expect("the observer asks for it");
+    server.stop().await;
 }
 
 // ---- Who it is --------------------------------------------------------------------------------
