@@ -58,7 +58,7 @@ pub async fn run(world: &mut World, settings: Settings) -> anyhow::Result<Report
     pass_gate(world).await?;
     let lookouts = world.places().map(|(place, server)| (place, Lookout::post(server.url())));
 
-    let mut tally = Storm::new(world, rng.fork()).blow(settings.time).await?;
+    let mut tally = Storm::new(world, load.lull(), rng.fork()).blow(settings.time).await?;
     complaints.append(&mut tally.complaints);
     let calm = Instant::now();
     let ledger = load.stop().await?;

@@ -75,9 +75,14 @@ impl Daemon {
     /// Its children, the workers.
     pub fn workers(&self) -> Vec<Process> {
         let own = self.process.as_ref().and_then(Child::id);
-        let mut all = Process::list(&self.marker());
-        all.retain(|process| Some(process.pid().cast_unsigned()) != own);
-        all
+        let mut workers = self.processes();
+        workers.retain(|process| Some(process.pid().cast_unsigned()) != own);
+        workers
+    }
+
+    /// The daemon itself and its workers.
+    pub fn processes(&self) -> Vec<Process> {
+        Process::list(&self.marker())
     }
 
     /// Kills it with SIGKILL. Returns how long the last of its children has survived it.

@@ -1,5 +1,7 @@
 //! The faults: drawn from a seed, and counted only when they were seen to land.
 
+mod forgotten_ids;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,7 @@ use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
 use crate::daemons::Daemon;
+use crate::load::Lull;
 use crate::processes::{Process, State};
 use crate::world::World;
 
@@ -35,15 +38,18 @@ enum Fault {
     FreezeWorker,
     CrashServer,
     KillDaemon,
+    /// See [`forgotten_ids`].
+    ForgetIds,
 }
 
 /// How often each happens, relative to the others.
-const WEIGHTS: [(Fault, u32); 5] = [
+const WEIGHTS: [(Fault, u32); 6] = [
     (Fault::KillWorker, 20),
     (Fault::TerminateBackend, 10),
     (Fault::FreezeWorker, 6),
     (Fault::CrashServer, 4),
     (Fault::KillDaemon, 3),
+    (Fault::ForgetIds, 1),
 ];
 
 /// The faults that have landed.
@@ -53,6 +59,8 @@ pub struct Tally {
     pub daemons_killed: u32,
     pub servers_crashed: u32,
     pub backends_terminated: u32,
+    /// Crashes after which ids were drawn again that had been drawn before.
+    pub ids_forgotten: u32,
     pub workers_frozen: u32,
     /// Frozen for longer than a lease, and then woken.
     pub sleepers_woken: u32,
@@ -72,6 +80,7 @@ struct Frozen {
 /// The storm while it blows.
 pub struct Storm<'w> {
     world: &'w mut World,
+    lull: Lull,
     rng: Rng,
     tally: Tally,
     frozen: Vec<Frozen>,
@@ -81,12 +90,12 @@ pub struct Storm<'w> {
 
 impl<'w> Storm<'w> {
     /// A storm that is yet to break out.
-    pub fn new(world: &'w mut World, mut rng: Rng) -> Self {
+    pub fn new(world: &'w mut World, lull: Lull, mut rng: Rng) -> Self {
         let mut due: Vec<Fault> = WEIGHTS.iter().map(|(fault, _)| *fault).collect();
         rng.shuffle(&mut due);
         // Early, as the first freeze is long.
         due.sort_by_key(|fault| *fault != Fault::FreezeWorker);
-        Self { world, rng, tally: Tally::default(), frozen: Vec::new(), due: due.into() }
+        Self { world, lull, rng, tally: Tally::default(), frozen: Vec::new(), due: due.into() }
     }
 
     /// Blows for `time`, or until each kind of fault has landed, and then mends what can be mended.
@@ -97,9 +106,9 @@ impl<'w> Storm<'w> {
             self.wake_sleepers(Instant::now());
             self.start_daemons(false)?;
             self.welcome_servers(false).await?;
-            let due = self.due.pop_front();
+            let due = if self.rng.bool() { self.due.pop_front() } else { None };
             let fault = due.unwrap_or_else(|| self.draw_fault());
-            if !self.strike(fault).await {
+            if !self.strike(fault).await? {
                 self.due.extend(due);
             }
         }
@@ -135,16 +144,17 @@ impl<'w> Storm<'w> {
     }
 
     /// Returns whether the fault has landed. That of a crash is counted when the server is up again.
-    async fn strike(&mut self, fault: Fault) -> bool {
+    async fn strike(&mut self, fault: Fault) -> anyhow::Result<bool> {
         let (landed, count) = match fault {
-            Fault::CrashServer => return self.world.server(&mut self.rng).crash(),
+            Fault::CrashServer => return Ok(self.world.server(&mut self.rng).crash()),
+            Fault::ForgetIds => (self.forget_ids().await?, &mut self.tally.ids_forgotten),
             Fault::KillWorker => (self.kill_worker().await, &mut self.tally.workers_killed),
             Fault::FreezeWorker => (self.freeze_worker().await, &mut self.tally.workers_frozen),
             Fault::KillDaemon => (self.kill_daemon().await, &mut self.tally.daemons_killed),
             Fault::TerminateBackend => (self.terminate_backend().await, &mut self.tally.backends_terminated),
         };
         *count += u32::from(landed);
-        landed
+        Ok(landed)
     }
 
     async fn kill_worker(&mut self) -> bool {

@@ -4,12 +4,14 @@ mod accounts;
 mod client;
 mod strangers;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use espd::layout::Layout;
 use espd::shutdown::{self, Shutdown, ShutdownHandle};
 use fastrand::Rng;
+use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -39,13 +41,17 @@ trait Appender: Send + 'static {
 pub struct Load {
     appenders: JoinSet<Ledger>,
     stop: ShutdownHandle,
+    lull: Lull,
 }
+
+/// Makes all appenders pause: each holds it for reading while it acts.
+pub type Lull = Arc<RwLock<()>>;
 
 impl Load {
     /// Starts all appenders on the database at `url`.
     pub fn start(url: &str, rng: &mut Rng) -> anyhow::Result<Self> {
         let (stop, stopping) = shutdown::channel();
-        let mut load = Self { appenders: JoinSet::new(), stop };
+        let mut load = Self { appenders: JoinSet::new(), stop, lull: Lull::default() };
         let layout = Layout::espd(SCHEMA)?;
         let shared: Vec<Uuid> = (0..5).map(|_| draw_uuid(rng)).collect();
         let contested: Vec<Uuid> = (0..3).map(|_| draw_uuid(rng)).collect();
@@ -73,14 +79,22 @@ impl Load {
     fn add(&mut self, mut appender: impl Appender, stopping: &Shutdown) {
         let mut stopping = stopping.clone();
         let mut rng = Rng::new();
+        let lull = self.lull.clone();
         self.appenders.spawn(async move {
             while !stopping.is_requested() {
+                let acting = lull.read().await;
                 appender.act().await;
+                drop(acting);
                 let pause = appender.pause().mul_f64(rng.f64());
                 stopping.run_until_requested(sleep(pause)).await;
             }
             appender.into_client().into_ledger()
         });
+    }
+
+    /// What makes the appenders pause.
+    pub fn lull(&self) -> Lull {
+        self.lull.clone()
     }
 
     /// Lets all appenders finish and returns their ledgers as one. The server must be up.

@@ -21,6 +21,7 @@ impl Display for Report {
         row("workers killed (SIGKILL)", &tally.workers_killed)?;
         row("daemons killed (SIGKILL)", &tally.daemons_killed)?;
         row("PostgreSQL restarted (immediate)", &tally.servers_crashed)?;
+        row("  of these, forgot ids that were drawn", &tally.ids_forgotten)?;
         row("workers stopped (SIGSTOP)", &tally.workers_frozen)?;
         row("  of these, woken after their lease", &tally.sleepers_woken)?;
         row("backends terminated", &tally.backends_terminated)?;

@@ -10,6 +10,7 @@ use sqlx::PgPool;
 use tempfile::TempDir;
 
 use crate::daemons::Daemon;
+use crate::processes::Process;
 use crate::projectors::write_config;
 use crate::servers::Server;
 
@@ -54,6 +55,12 @@ impl World {
     /// The databases with projections, by a name for people.
     pub fn places(&self) -> [(&'static str, &Server); 2] {
         [("beside the events", &self.events), ("in another database", &self.projections)]
+    }
+
+    /// The daemons that project beside the events, and their workers.
+    pub fn processes_here(&self) -> Vec<Process> {
+        let here = self.daemons.iter().filter(|daemon| daemon.name.starts_with("here"));
+        here.flat_map(Daemon::processes).collect()
     }
 
     /// Stops the servers. The daemons must have been stopped.
