@@ -11,6 +11,7 @@ use crate::arguments::Settings;
 use crate::controls;
 use crate::faults::{Storm, Tally};
 use crate::fold::read_events;
+use crate::ledger::Ledger;
 use crate::load::Load;
 use crate::projectors::{NAMES, Projections};
 use crate::servers::Server;
@@ -80,10 +81,9 @@ pub async fn run(world: &mut World, settings: Settings) -> anyhow::Result<Report
     let unanswered = ledger.unanswered;
     let evidence = collect_evidence(world, ledger).await?;
     let mut verdict = verify(&evidence);
-    complaints.append(&mut verdict.complaints.clone());
     let (controls, missed) = controls::run(&evidence, &verdict);
+    complaints.append(&mut verdict.complaints);
     complaints.extend(missed.iter().map(|control| format!("the verifier does not notice {control}")));
-    verdict.complaints.clear();
     let elapsed = begun.elapsed();
     Ok(Report { tally, history, verdict, unanswered, controls, converged_after, elapsed, complaints })
 }
@@ -162,7 +162,7 @@ async fn wait_until_silent(server: &Server) -> anyhow::Result<Vec<String>> {
     }
 }
 
-async fn collect_evidence(world: &World, ledger: crate::ledger::Ledger) -> anyhow::Result<Evidence> {
+async fn collect_evidence(world: &World, ledger: Ledger) -> anyhow::Result<Evidence> {
     let events = read_events(&mut world.events.connect().await?).await?;
     let mut places = Vec::new();
     for (place, server) in world.places() {

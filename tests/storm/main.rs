@@ -37,6 +37,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use arguments::{NAME, Settings, Wanted};
+use campaign::Report;
 use world::World;
 
 fn main() -> ExitCode {
@@ -87,14 +88,13 @@ async fn hold(settings: Settings) -> anyhow::Result<bool> {
     let mut world = World::create().await?;
     let report = tokio::select! {
         report = campaign::run(&mut world, settings) => report,
-        _ = interrupts.recv() => Err(anyhow::anyhow!("interrupted")),
+        _ = interrupts.recv() => anyhow::bail!("interrupted"),
     };
     world.stop().await;
-    let good = report.as_ref().is_ok_and(campaign::Report::is_good);
     if let Ok(report) = &report {
         print!("{report}");
     }
-    if !good {
+    if !report.as_ref().is_ok_and(Report::is_good) {
         println!("logs and data are kept in {}", world.keep().display());
     }
     report.map(|report| report.is_good())
