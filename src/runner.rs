@@ -161,8 +161,6 @@ impl Runner {
         in_time(sqlx::query(statement).execute(&mut connection)).await?;
         let statement = "-- find_own_backend\nselect pg_backend_pid()";
         self.backend_pid = in_time(sqlx::query_scalar(statement).fetch_one(&mut connection)).await?;
-        let (kind, version) = (self.processor.kind(), self.processor.version());
-        in_time(self.trackers.register(&mut connection, name, kind, version)).await?;
         Ok(connection)
     }
 
@@ -195,6 +193,9 @@ impl Runner {
     async fn claim(&mut self, connection: &mut PgConnection, announced: bool) -> Result<Next, sqlx::Error> {
         let Self { processor, trackers, settings, .. } = self;
         let name = processor.name();
+        // Each time: a row that is gone would look like one that somebody else owns.
+        let (kind, version) = (processor.kind(), processor.version());
+        in_time(trackers.register(&mut *connection, name, kind, version)).await?;
         let claiming = trackers.claim(&mut *connection, name, &settings.owner, settings.lease);
         let Some(claim) = in_time(claiming).await? else {
             if !announced {

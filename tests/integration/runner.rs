@@ -357,6 +357,21 @@ async fn another_owner_stands_by_until_the_tracker_is_released() {
 }
 
 #[tokio::test]
+async fn a_tracker_that_was_removed_is_made_anew() {
+    let db = support::database().await;
+    let last = append(&db.pool, 5).await;
+    let life = Life::begin(&db, notes(""), settings(&db));
+    reaches(&db.pool, "notes", last).await;
+    sqlx::raw_sql("begin; delete from espd.trackers; drop table notes; commit")
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    reaches(&db.pool, "notes", last).await;
+    assert_exactly_once(&db.pool, &db.pool, "notes").await;
+    life.end().await;
+}
+
+#[tokio::test]
 async fn a_batch_that_outlasts_the_lease_keeps_its_claim() {
     let db = support::database().await;
     let last = append(&db.pool, 50).await;
