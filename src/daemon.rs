@@ -144,22 +144,14 @@ async fn wait_until_fit(
 ) -> anyhow::Result<bool> {
     let mut outage = Retry::new(RetryPolicy::infrastructure());
     loop {
-        // A server that refuses is asked again for seconds before this fails.
-        let connected = tokio::select! {
+        // A server that says nothing is given seconds by the driver.
+        let error = tokio::select! {
             _ = requests.recv() => return Ok(false),
-            connected = Databases::connect(config, "espd") => connected,
-        };
-        let error = match connected {
-            Ok(databases) => {
-                let checked = check_fitness(&databases, private).await;
-                databases.close().await;
-                match checked {
-                    // It went down again while it was looked at.
-                    Err(error) if is_outage(&error) => error,
-                    checked => return checked.map(|()| true),
-                }
-            }
-            Err(error) => error,
+            examined = examine(config, private) => match examined {
+                Ok(Err(error)) if is_outage(&error) => error,
+                Ok(checked) => return checked.map(|()| true),
+                Err(error) => error,
+            },
         };
         let delay: Duration = outage.failed(());
         warn!(error = chain(&error), retry_in_ms = delay.as_millis() as u64, "the database does not answer");
@@ -168,6 +160,14 @@ async fn wait_until_fit(
             () = tokio::time::sleep(delay) => {}
         }
     }
+}
+
+/// Checks a database that can be reached; it may go down again meanwhile.
+async fn examine(config: &Config, private: bool) -> Result<anyhow::Result<()>, anyhow::Error> {
+    let databases = Databases::connect(config, "espd").await?;
+    let checked = check_fitness(&databases, private).await;
+    databases.close().await;
+    Ok(checked)
 }
 
 /// Whether this says nothing about the database but that it cannot be asked now.

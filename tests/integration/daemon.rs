@@ -61,6 +61,45 @@ async fn a_daemon_waits_for_a_database_that_is_down_and_starts_when_it_is_up() {
 }
 
 #[tokio::test]
+async fn a_database_that_ends_while_it_is_looked_at_is_waited_for_too() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    let last = append(&db.pool, 10).await;
+    let mut transaction = db.pool.begin().await.unwrap();
+    sqlx::query("lock table espd.trackers in access exclusive mode")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    let daemon = installation.start_daemon();
+    let ended = eventually("the daemon at the lock", async || {
+        let query = sqlx::query_scalar::<_, bool>(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and application_name = 'espd' and wait_event_type = 'Lock'",
+        );
+        query.fetch_optional(&db.pool).await.unwrap()
+    })
+    .await;
+    assert!(ended);
+    daemon.says("the database does not answer").await;
+    // It asks again, and stands at the lock again. There it still listens to who asks it to stop.
+    let mut impatient = installation.start_daemon();
+    eventually("both at the lock", async || {
+        let query = sqlx::query_scalar::<_, i64>(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and application_name = 'espd' and wait_event_type = 'Lock'",
+        );
+        query.fetch_optional(&db.pool).await.unwrap().filter(|waiting| *waiting == 2)
+    })
+    .await;
+    impatient.signal(Signal::SIGTERM);
+    assert_eq!(impatient.ended().await.code(), Some(0));
+    transaction.rollback().await.unwrap();
+    reaches(&db.pool, "notes", last).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_daemon_that_waits_for_its_database_stops_when_asked() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
