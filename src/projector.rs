@@ -1,8 +1,8 @@
 //! SQL projectors: declared in the configuration, run inside the database.
 //!
-//! A batch is one call of one generated function ([`function`]): rows and position change in one
+//! A batch is one call of one generated function (`function`): rows and position change in one
 //! transaction, and nothing but the call crosses the network. Where the projections live in another
-//! database than the events, the same function takes the batch as an argument ([`remote`]).
+//! database than the events, the same function takes the batch as an argument (`remote`).
 
 mod check;
 mod function;

@@ -1,6 +1,6 @@
 //! One processor's life: claim it, follow the store batch by batch, retry what fails, give it up.
 //!
-//! The loop in [`Runner::serve`] only chooses between *again now* and *wait*; [`Runner::step`] does one
+//! The loop in `Runner::serve` only chooses between *again now* and *wait*; `Runner::step` does one
 //! thing and says which. Whatever the runner believes, the tracker row decides: every batch and every
 //! renewal names the epoch of its claim, and an answer without a row sends the runner back to claiming.
 //!
