@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout_at};
 
 use crate::horizon::{Holder, Horizon, Observer};
 use crate::layout::Layout;
@@ -45,7 +45,7 @@ const NAMES_AGE_MAX: Duration = Duration::from_secs(1);
 pub struct WatcherSettings {
     /// Interval between looks while events arrive. Default: 1 ms.
     pub shortest_interval: Duration,
-    /// Longest interval while events arrive faster than looks. Default: 10 ms.
+    /// Longest interval while events arrive faster than looks. Default: 40 ms.
     pub busy_interval: Duration,
     /// Longest interval while a writer holds the horizon back. Default: 25 ms.
     pub held_interval: Duration,
@@ -74,7 +74,7 @@ impl Default for WatcherSettings {
     fn default() -> Self {
         Self {
             shortest_interval: Duration::from_millis(1),
-            busy_interval: Duration::from_millis(10),
+            busy_interval: Duration::from_millis(40),
             held_interval: Duration::from_millis(25),
             idle_interval: Duration::from_secs(1),
             answer_timeout: Duration::from_secs(5),
@@ -205,6 +205,7 @@ impl Watcher {
         let look = Look {
             moved: (horizon.head - before.head).max(horizon.settled - before.settled),
             held: horizon.settled < horizon.head,
+            elapsed: std::mem::replace(&mut session.looked, Instant::now()).elapsed(),
         };
         self.publish(horizon);
         Ok(look)
@@ -212,8 +213,13 @@ impl Watcher {
 
     /// Waits for a bell or for the time of the next look.
     async fn wait(&self, session: &mut Session, wait: Wait) -> Result<(), LineError> {
-        sleep(wait.at_least).await;
-        match timeout(wait.at_most.saturating_sub(wait.at_least), session.line.next_bell()).await {
+        // Both ends count from here, and no sleep is asked for that is not needed: each takes up to two
+        // milliseconds longer than it says.
+        let now = tokio::time::Instant::now();
+        if !wait.at_least.is_zero() {
+            sleep_until(now + wait.at_least).await;
+        }
+        match timeout_at(now + wait.at_most, session.line.next_bell()).await {
             Ok(bell) => self.answer(bell?, &mut session.pace),
             Err(_elapsed) => {}
         }
@@ -279,6 +285,8 @@ struct Session {
     line: Line,
     observer: Observer,
     pace: Pace,
+    /// When the last look ended.
+    looked: Instant,
     /// The holders' names and when they were asked for.
     named: Option<(Instant, Vec<Holder>)>,
     /// After how long of being held the log has to mention it next.
@@ -287,7 +295,14 @@ struct Session {
 
 impl Session {
     fn new(line: Line, observer: Observer, settings: &WatcherSettings) -> Self {
-        Self { line, observer, pace: Pace::new(settings), named: None, next_warning: settings.warn_after }
+        Self {
+            line,
+            observer,
+            pace: Pace::new(settings),
+            looked: Instant::now(),
+            named: None,
+            next_warning: settings.warn_after,
+        }
     }
 
     /// Puts the holders' names into `horizon` once it has been held for long, and into the log later.

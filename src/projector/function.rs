@@ -277,6 +277,10 @@ begin
       espd_deadline := 'infinity';
     end;
   end loop;
+  if espd_handled = 0 then
+    -- Nobody's effect depends on it: lost in a crash, the same ids are passed again.
+    perform set_config('synchronous_commit', 'off', true);
+  end if;
   -- move_tracker
   update {schema}.trackers as t
     set position = espd_position, caught_up = espd_position >= espd_upto and espd_failure is null,

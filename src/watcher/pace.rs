@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use super::WatcherSettings;
 
-/// Ids that make a look a busy one: then events come faster than looks, and looking more often would
-/// cost the writers more than it gives the readers.
-const BUSY: i64 = 16;
+/// How long the writers' events of one second are worth waiting for: at 1,000 events per second 4 ms.
+///
+/// A look, and the batch that follows it, cost about as much as an append or two. So at a high rate they have to be
+/// rare in comparison, and at a low one nobody minds them.
+const WAIT_PER_EVENT_PER_SECOND: Duration = Duration::from_micros(4);
+
+/// The time over which the rate is averaged: one append of many events is not a rate.
+const RATE_WINDOW: Duration = Duration::from_millis(100);
 
 /// What a look has found.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +20,8 @@ pub(super) struct Look {
     pub(super) moved: i64,
     /// Whether ids are drawn that are not settled yet.
     pub(super) held: bool,
+    /// Time since the look before.
+    pub(super) elapsed: Duration,
 }
 
 /// A wait that a bell may end early, but not before `at_least`.
@@ -31,11 +38,13 @@ pub(super) struct Pace {
     interval: Duration,
     /// Whether a bell has rung since the last wait was chosen.
     rung: bool,
+    /// Ids per second, lately.
+    rate: f64,
 }
 
 impl Pace {
     pub(super) fn new(settings: &WatcherSettings) -> Self {
-        Self { settings: settings.clone(), interval: settings.shortest_interval, rung: false }
+        Self { settings: settings.clone(), interval: settings.shortest_interval, rung: false, rate: 0.0 }
     }
 
     /// A bell has rung: something may have happened.
@@ -50,10 +59,12 @@ impl Pace {
         let rung = std::mem::take(&mut self.rung);
         let WatcherSettings { shortest_interval, busy_interval, held_interval, idle_interval, .. } =
             self.settings;
-        if look.moved >= BUSY {
+        self.note_rate(look);
+        let busy = WAIT_PER_EVENT_PER_SECOND.mul_f64(self.rate).min(busy_interval);
+        if busy > shortest_interval {
             // Bells are not worth an answer here: the next look comes soon and finds a lot.
-            self.interval = self.grown(busy_interval);
-            return Wait { at_least: self.interval, at_most: self.interval };
+            self.interval = busy;
+            return Wait { at_least: busy, at_most: busy };
         }
         self.interval = match look {
             Look { moved: 1.., .. } => shortest_interval,
@@ -61,6 +72,13 @@ impl Pace {
             Look { held: false, .. } => self.grown(idle_interval),
         };
         Wait { at_least: if rung { shortest_interval } else { Duration::ZERO }, at_most: self.interval }
+    }
+
+    /// Moves the rate towards that of the last look, the more the longer it took.
+    fn note_rate(&mut self, look: Look) {
+        let seconds = look.elapsed.as_secs_f64().max(1e-6);
+        let weight = 1.0 - (-seconds / RATE_WINDOW.as_secs_f64()).exp();
+        self.rate += (look.moved as f64 / seconds - self.rate) * weight;
     }
 
     /// Half as long again as the last interval, up to `longest`.
@@ -73,8 +91,12 @@ impl Pace {
 mod tests {
     use super::*;
 
-    const NOTHING: Look = Look { moved: 0, held: false };
-    const HELD: Look = Look { moved: 0, held: true };
+    const NOTHING: Look = Look { moved: 0, held: false, elapsed: Duration::from_millis(10) };
+    const HELD: Look = Look { held: true, ..NOTHING };
+    /// 200 events per second.
+    const CALM: Look = Look { moved: 2, ..NOTHING };
+    /// 20,000 events per second.
+    const BUSY: Look = Look { moved: 200, held: true, ..NOTHING };
 
     fn settle(pace: &mut Pace, look: Look) -> Wait {
         for _ in 0..100 {
@@ -90,7 +112,7 @@ mod tests {
         let second = (pace.wait_after(NOTHING), pace.wait_after(NOTHING)).1;
         assert!(second.at_most > settings.shortest_interval && second.at_most < settings.idle_interval);
         assert_eq!(settle(&mut pace, NOTHING).at_most, settings.idle_interval);
-        let wait = pace.wait_after(Look { moved: 1, held: false });
+        let wait = pace.wait_after(CALM);
         assert_eq!(wait.at_most, settings.shortest_interval);
     }
 
@@ -106,7 +128,7 @@ mod tests {
     fn a_bell_shortens_a_wait_unless_events_come_faster_than_looks() {
         let settings = WatcherSettings::default();
         let mut pace = Pace::new(&settings);
-        let busy = settle(&mut pace, Look { moved: BUSY, held: true });
+        let busy = settle(&mut pace, BUSY);
         assert_eq!(busy, Wait { at_least: settings.busy_interval, at_most: settings.busy_interval });
         let idle = settle(&mut pace, NOTHING);
         assert_eq!(idle, Wait { at_least: Duration::ZERO, at_most: settings.idle_interval });
@@ -115,5 +137,15 @@ mod tests {
         assert!(rung.at_most <= 2 * settings.shortest_interval);
         assert_eq!(rung.at_least, settings.shortest_interval, "the next bell has to wait");
         assert_eq!(pace.wait_after(NOTHING).at_least, Duration::ZERO);
+    }
+
+    #[test]
+    fn it_looks_less_often_only_while_many_events_arrive() {
+        let settings = WatcherSettings::default();
+        let mut pace = Pace::new(&settings);
+        // However fast the looks follow one another, and however little each of them finds.
+        let quick = Look { moved: 8, held: true, elapsed: Duration::from_millis(1) };
+        assert!(settle(&mut pace, quick).at_least > settings.busy_interval / 2);
+        assert_eq!(settle(&mut pace, CALM).at_most, settings.shortest_interval);
     }
 }
