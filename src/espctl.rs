@@ -105,8 +105,8 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Events(arguments) => events::run(arguments, databases).await,
         Command::Status(arguments) => status::run(arguments, config, databases).await,
         Command::Reset(arguments) => operate::reset(arguments, config, databases).await,
-        Command::Pause(target) => operate::pause(target, databases).await,
-        Command::Resume(target) => operate::resume(target, databases).await,
+        Command::Pause(target) => operate::pause(target, config, databases).await,
+        Command::Resume(target) => operate::resume(target, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, databases).await,
         Command::Migrate | Command::Check | Command::Config(_) => {
             unreachable!("handled before a database was needed")

@@ -47,6 +47,7 @@ pub mod watcher;
 pub mod config;
 pub mod declaration;
 pub mod failure;
+pub mod operator;
 pub mod preconditions;
 pub mod retry;
 pub mod status;

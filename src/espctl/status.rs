@@ -1,15 +1,12 @@
 //! `espctl status`: a table, and under it what is wrong, since when, and what to do.
 
-use std::time::Duration;
-
 use clap::Args;
 
 use crate::config::Config;
 use crate::database::Databases;
 use crate::espctl::output::{self, span, thousands};
-use crate::horizon::{Horizon, observe_once};
-use crate::status::{HeldBy, ProcessorStatus, State, collect};
-use crate::tracker::Trackers;
+use crate::operator::Operator;
+use crate::status::{HeldBy, ProcessorStatus, State};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -19,9 +16,6 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
 }
-
-/// How long to wait for the horizon to settle before saying who holds it back.
-const PATIENCE: Duration = Duration::from_millis(250);
 
 pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let statuses = look(config, databases, arguments.name.as_deref()).await?;
@@ -37,18 +31,8 @@ pub(crate) async fn look(
     databases: &Databases,
     name: Option<&str>,
 ) -> anyhow::Result<Vec<ProcessorStatus>> {
-    let horizon = horizon(databases).await?;
-    let mut events = databases.events.acquire().await?;
-    let mut projections = databases.projections.acquire().await?;
-    Ok(collect(&mut events, &mut projections, &databases.layout, &horizon, &config.projectors, name).await?)
-}
-
-/// The settled horizon as of now.
-pub(crate) async fn horizon(databases: &Databases) -> anyhow::Result<Horizon> {
-    // A position is only ever moved to where everything had settled, so the highest is a bound to start from.
-    let settled = Trackers::new(databases.layout.schema()).largest_position(&databases.projections).await?;
-    let mut events = databases.events.acquire().await?;
-    Ok(observe_once(&mut events, &databases.layout, settled, PATIENCE).await?)
+    let operator = Operator { databases, declared: &config.projectors, name: "" };
+    Ok(operator.look(name).await?)
 }
 
 /// The table and what needs attention.
