@@ -20,6 +20,7 @@ mod section;
 mod settings;
 mod source_file;
 mod string_literal;
+mod supervision;
 mod syntax;
 mod value;
 
@@ -119,11 +120,24 @@ impl Config {
         Ok(config)
     }
 
-    /// What the worker of one processor needs, with the events at `event_store_url`: the configured URL,
+    /// The workers, by name, each with the processors that live in it; both in the order of the files.
+    pub fn workers(&self) -> Vec<(String, Vec<&ProjectorDeclaration>)> {
+        let mut workers: Vec<(String, Vec<_>)> = Vec::new();
+        for projector in &self.projectors {
+            let name = projector.isolation.worker_of(&projector.name);
+            match workers.iter_mut().find(|(worker, _)| *worker == name) {
+                Some((_, processors)) => processors.push(projector),
+                None => workers.push((name, vec![projector])),
+            }
+        }
+        workers
+    }
+
+    /// What a worker of these processors needs, with the events at `event_store_url`: the configured URL,
     /// or that of the private PostgreSQL.
     pub fn worker_settings(
         &self,
-        processor: &ProjectorDeclaration,
+        processors: &[&ProjectorDeclaration],
         event_store_url: &DatabaseUrl,
     ) -> WorkerSettings {
         let elsewhere = self.projections.url.as_ref().filter(|url| *url != event_store_url);
@@ -135,7 +149,7 @@ impl Config {
             projections_schema: self.projections.schema.clone(),
             poll_interval_max: self.runner.poll_interval_max,
             log: self.log.clone(),
-            processor: processor.clone(),
+            processors: processors.iter().copied().cloned().collect(),
         }
     }
 
@@ -146,7 +160,7 @@ impl Config {
     }
 }
 
-/// Everything that a worker child needs to run one processor.
+/// Everything that a worker child needs to run its processors.
 ///
 /// Travels from the supervisor to the child as JSON through a pipe, **with its passwords**; it is not
 /// for showing. `Debug` hides them.
@@ -166,6 +180,6 @@ pub struct WorkerSettings {
     pub poll_interval_max: Duration,
     /// What is logged, and how.
     pub log: LogSettings,
-    /// The processor itself.
-    pub processor: ProjectorDeclaration,
+    /// The processors themselves, at least one.
+    pub processors: Vec<ProjectorDeclaration>,
 }

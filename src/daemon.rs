@@ -46,7 +46,7 @@ struct Place {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every declared processor, each in a child process of its own, until TERM or INT
+    /// Run every declared processor, in child processes, until TERM or INT
     Run,
     /// Show everything on a private PostgreSQL: events arriving, projectors following
     Demo(demo::Arguments),
@@ -102,7 +102,7 @@ fn assignment(config: &Config, name: &str) -> anyhow::Result<Assignment> {
     let url = config.event_store.url.as_ref();
     let url =
         url.ok_or_else(|| Exit::configuration("a worker needs a database: write url under [event_store]"))?;
-    Ok(Assignment { owner: Owner::draw(), settings: config.worker_settings(processor, url) })
+    Ok(Assignment { owner: Owner::draw(), settings: config.worker_settings(&[processor], url) })
 }
 
 /// Boot, in one order: log, signals, database, checks, workers.
@@ -198,16 +198,15 @@ async fn supervise(config: &Config, requests: mpsc::Receiver<Request>) -> anyhow
     }
 }
 
-/// A supervisor with one worker for each declared processor, all of one owner.
+/// A supervisor of all declared processors, all of one owner.
 pub(crate) fn supervisor(config: &Config) -> anyhow::Result<Supervisor> {
     let owner = Owner::draw();
     let url = config.event_store.url.as_ref().context("the database is known by now")?;
     let mut programs = Vec::new();
-    for processor in &config.projectors {
-        let assignment =
-            Assignment { owner: owner.clone(), settings: config.worker_settings(processor, url) };
-        programs
-            .push(Program { name: processor.name.clone(), settings: serde_json::to_string(&assignment)? });
+    for (name, members) in config.workers() {
+        let assignment = Assignment { owner: owner.clone(), settings: config.worker_settings(&members, url) };
+        let processors = members.iter().map(|processor| processor.name.clone()).collect();
+        programs.push(Program { name, processors, settings: serde_json::to_string(&assignment)? });
     }
     let policy = Policy { grace: config.runner.shutdown_timeout, ..Policy::default() };
     Ok(Supervisor::new(programs, policy))

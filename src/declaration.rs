@@ -3,6 +3,7 @@
 //! Plain data, checked by [`crate::config`] and complete: every default is filled in. A worker child
 //! receives its processor's declaration from the supervisor as JSON.
 
+mod isolation;
 pub(crate) mod source_text;
 
 use std::collections::BTreeSet;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use isolation::Isolation;
 pub use source_text::SourceText;
 
 use crate::retry::RetryPolicy;
@@ -42,6 +44,8 @@ pub struct ProjectorDeclaration {
     pub batch: BatchLimits,
     /// How to go on after a failure.
     pub retry: RetryPolicy,
+    /// Whom it shares a worker with.
+    pub isolation: Isolation,
 }
 
 impl ProjectorDeclaration {
@@ -132,6 +136,7 @@ mod tests {
             handlers: vec![typed.clone(), typed],
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
+            isolation: Isolation::default(),
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));
         projector.handlers.push(handler(HandledEvents::All));

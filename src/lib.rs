@@ -25,7 +25,7 @@
 //! 4. [`tracker`] is who is where. [`runner`] lives one processor's life around it, with [`retry`] and
 //!    [`failure`] for what goes wrong.
 //!
-//! Around the flow: a [`worker`] is the process that a runner lives in, the [`supervisor`] starts, watches and
+//! Around the flow: a [`worker`] is the process that runners live in, the [`supervisor`] starts, watches and
 //! restarts workers, [`config`] says which, [`embedded`] provides a PostgreSQL where there is none. The programs
 //! are [`daemon`] (`espd`) and [`espctl`]; `ARCHITECTURE.md` has the map and the invariants.
 

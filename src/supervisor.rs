@@ -28,6 +28,8 @@ use lifecycle::{Action, Event, Policy, State};
 pub struct Snapshot {
     /// The program's name.
     pub name: String,
+    /// The processors that live in it.
+    pub processors: Vec<String>,
     /// Its process id while it runs.
     pub pid: Option<i32>,
     /// Where it is in its life.
@@ -193,6 +195,7 @@ impl Supervisor {
     fn publish(&self) {
         let snapshot = |worker: &Worker| Snapshot {
             name: worker.program.name.clone(),
+            processors: worker.program.processors.clone(),
             pid: worker.pid.map(Pid::as_raw),
             state: worker.state,
             starts: worker.starts,

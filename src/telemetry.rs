@@ -1,6 +1,7 @@
 //! Log lines: for people on a terminal, as JSON for programs. They go to standard error.
 
 use std::io::IsTerminal as _;
+use std::panic::PanicHookInfo;
 
 use tracing_subscriber::EnvFilter;
 
@@ -25,4 +26,10 @@ pub fn start(settings: &LogSettings) {
     } else {
         lines.json().flatten_event(true).try_init()
     };
+}
+
+/// Says where a panic came from, as a line like any other.
+pub(crate) fn log_panic(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    tracing::error!(error = panic.payload_as_str().unwrap_or("unknown"), place, "a defect of espd: panicked");
 }

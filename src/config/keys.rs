@@ -40,6 +40,7 @@ pub(super) const RUNNER: Keys = Keys {
         "batch_span",
         "poll_interval_max",
         "shutdown_timeout",
+        "isolation",
     ],
 };
 
@@ -58,6 +59,7 @@ pub(super) const PROJECTOR: Keys = Keys {
         "batch_bytes",
         "batch_time",
         "batch_span",
+        "isolation",
         "retry",
         "tables",
         "ddl",

@@ -120,7 +120,8 @@ fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, proje
 }
 
 fn read_projectors(file: &Section<'_>, config: &Config) -> Vec<ProjectorDeclaration> {
-    let defaults = Defaults { batch: config.runner.batch, retry: config.retry };
+    let RunnerSettings { batch, isolation, .. } = &config.runner;
+    let defaults = Defaults { batch: *batch, retry: config.retry, isolation: isolation.clone() };
     let sections =
         file.value("projector").and_then(|value| value.sections(&keys::PROJECTOR)).unwrap_or_default();
     sections.iter().filter_map(|section| read_projector(section, &defaults)).collect()

@@ -3,9 +3,11 @@
 use super::keys;
 use super::section::Section;
 use super::settings::{read_batch_limits, read_retry};
+use super::supervision::read_isolation;
 use super::value::{Value, advise_name};
 use crate::declaration::{
-    BatchLimits, HandledEvents, Handler, ProjectorDeclaration, SourceText, TableDeclaration, is_name,
+    BatchLimits, HandledEvents, Handler, Isolation, ProjectorDeclaration, SourceText, TableDeclaration,
+    is_name,
 };
 use crate::retry::RetryPolicy;
 
@@ -16,6 +18,7 @@ const ADVISE_EVENTS: &str =
 pub(super) struct Defaults {
     pub(super) batch: BatchLimits,
     pub(super) retry: RetryPolicy,
+    pub(super) isolation: Isolation,
 }
 
 /// A projector, or `None` where a fault leaves it incomplete.
@@ -27,6 +30,7 @@ pub(super) fn read_projector(section: &Section<'_>, defaults: &Defaults) -> Opti
     let batch = read_batch_limits(section, defaults.batch);
     let retry = section.value("retry").and_then(|retry| retry.section(&keys::PROJECTOR_RETRY));
     let retry = retry.map_or(defaults.retry, |retry| read_retry(&retry, defaults.retry));
+    let isolation = section.value("isolation").and_then(|value| read_isolation(&value));
     let tables = section.value("tables").map(|tables| read_tables(&tables)).unwrap_or_default();
     let ddl = section.value("ddl").map(|ddl| read_ddl(&ddl)).unwrap_or_default();
     let handlers = read_handlers(section);
@@ -38,6 +42,7 @@ pub(super) fn read_projector(section: &Section<'_>, defaults: &Defaults) -> Opti
         handlers,
         batch,
         retry,
+        isolation: isolation.unwrap_or_else(|| defaults.isolation.clone()),
     })
 }
 

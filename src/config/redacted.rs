@@ -16,6 +16,7 @@ pub(super) fn redact(config: &Config) -> Value {
         "runner": {
             "poll_interval_max": format_duration(config.runner.poll_interval_max),
             "shutdown_timeout": format_duration(config.runner.shutdown_timeout),
+            "isolation": config.runner.isolation.to_string(),
         },
         "retry": show_retry(&config.retry),
         "log": { "format": config.log.format, "level": config.log.level },
@@ -56,6 +57,7 @@ fn show_projector(projector: &ProjectorDeclaration) -> Value {
     let mut shown = json!({
         "name": projector.name,
         "version": projector.version,
+        "isolation": projector.isolation.to_string(),
         "retry": show_retry(&projector.retry),
         "tables": projector.tables.iter().map(table).collect::<Map<_, _>>(),
         "ddl": projector.ddl.iter().map(|statement: &SourceText| &statement.text).collect::<Vec<_>>(),

@@ -7,8 +7,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::database_url::DatabaseUrl;
 use super::section::Section;
+use super::supervision::read_default_isolation;
 use super::value::Value;
-use crate::declaration::BatchLimits;
+use crate::declaration::{BatchLimits, Isolation};
 use crate::retry::{RetryPolicy, Strategy};
 
 /// `[event_store]`: where the events are.
@@ -49,6 +50,8 @@ pub struct RunnerSettings {
     pub poll_interval_max: Duration,
     /// What a worker is given to end its batch after it was asked to stop.
     pub shutdown_timeout: Duration,
+    /// Whom a processor shares a worker with, for projectors that do not say otherwise; never a group.
+    pub isolation: Isolation,
 }
 
 /// `[log]`: what is logged, and how.
@@ -108,6 +111,7 @@ impl Default for RunnerSettings {
             batch: BatchLimits::default(),
             poll_interval_max: Duration::from_secs(1),
             shutdown_timeout: Duration::from_secs(30),
+            isolation: Isolation::default(),
         }
     }
 }
@@ -151,6 +155,10 @@ impl RunnerSettings {
             batch: read_batch_limits(section, default.batch),
             poll_interval_max: poll_interval_max.unwrap_or(default.poll_interval_max),
             shutdown_timeout: shutdown_timeout.unwrap_or(default.shutdown_timeout),
+            isolation: section
+                .value("isolation")
+                .and_then(|value| read_default_isolation(&value))
+                .unwrap_or(default.isolation),
         }
     }
 }

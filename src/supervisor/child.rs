@@ -17,8 +17,10 @@ use crate::spawner::{die_with_owner, on_spawning_thread};
 /// What to start as a worker.
 #[derive(Clone)]
 pub struct Program {
-    /// Unique name; part of the title that process lists show.
+    /// Unique name.
     pub name: String,
+    /// The processors that live in it.
+    pub processors: Vec<String>,
     /// The first line on the child's standard input.
     pub settings: String,
 }
@@ -79,7 +81,7 @@ pub(crate) fn signal_group(pid: Pid, signal: Signal) {
 fn spawn(program: &Program) -> io::Result<tokio::process::Child> {
     let mut command = Command::new(own_executable()?);
     command
-        .arg0(format!("espd: worker {}", program.name))
+        .arg0(title(program))
         .args(["worker", "--supervised", &program.name])
         .stdin(Stdio::piped())
         // A group of its own: the terminal's Ctrl-C is for the supervisor, which stops its workers in order.
@@ -90,6 +92,22 @@ fn spawn(program: &Program) -> io::Result<tokio::process::Child> {
         let _entered = runtime.enter();
         tokio::process::Command::from(command).spawn()
     })
+}
+
+/// What process lists show.
+fn title(program: &Program) -> String {
+    const LENGTH_MAX: usize = 200;
+    let Program { name, processors, .. } = program;
+    let mut title = match processors.as_slice() {
+        [only] if only == name => format!("espd: worker {name}"),
+        several => format!("espd: worker {name}: {}", several.join(", ")),
+    };
+    if title.len() > LENGTH_MAX {
+        // All names are ASCII.
+        title.truncate(LENGTH_MAX);
+        title.push_str(", …");
+    }
+    title
 }
 
 /// The very program that runs now, also after its file was replaced by an upgrade.

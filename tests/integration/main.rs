@@ -12,6 +12,7 @@ mod embedded;
 mod espctl;
 mod event_store;
 mod horizon;
+mod isolation;
 mod preconditions;
 mod projector;
 mod runner;

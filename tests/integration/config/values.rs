@@ -59,7 +59,12 @@ fn settings_are_read_and_inherited() {
     let [seconds_5, minute] = [5, 60].map(Duration::from_secs);
     assert_eq!(
         config.runner,
-        RunnerSettings { batch, poll_interval_max: seconds_5, shutdown_timeout: minute }
+        RunnerSettings {
+            batch,
+            poll_interval_max: seconds_5,
+            shutdown_timeout: minute,
+            ..RunnerSettings::default()
+        }
     );
     let [initial, max] = [2, 64].map(Duration::from_secs);
     let retry = RetryPolicy { strategy: Strategy::Constant, initial, max, jitter: 0.0 };
@@ -153,10 +158,10 @@ fn what_is_shown_can_be_read_again() {
 fn a_worker_receives_its_settings_as_json() {
     let config = espd_example();
     let url = config.event_store.url.clone().unwrap();
-    let settings = config.worker_settings(&config.projectors[1], &url);
+    let settings = config.worker_settings(&[&config.projectors[1]], &url);
     let json = serde_json::to_string(&settings).unwrap();
     assert_eq!(serde_json::from_str::<WorkerSettings>(&json).unwrap(), settings);
-    assert_eq!(settings.processor.name, config.projectors[1].name);
+    assert_eq!(settings.processors[0].name, config.projectors[1].name);
 }
 
 #[test]
@@ -165,7 +170,44 @@ fn projections_in_the_same_database_need_no_second_one() {
     let [here, there] = ["postgres://h/d", "postgres://h/e"].map(|url| DatabaseUrl::new(url).unwrap());
     for (projections, expected) in [(None, None), (Some(&here), None), (Some(&there), Some(&there))] {
         config.projections.url = projections.cloned();
-        let settings = config.worker_settings(&config.projectors[0], &here);
+        let settings = config.worker_settings(&[&config.projectors[0]], &here);
         assert_eq!(settings.projections_url.as_ref(), expected);
     }
+}
+
+#[test]
+fn processors_are_sorted_into_workers() {
+    let text = "[runner]\nisolation = 'task'\n";
+    let on = "[[projector.on]]\nevents = ['A']\nsql = 'null'\n";
+    let projector = |name, isolation| format!("[[projector]]\nname = '{name}'\n{isolation}\n{on}");
+    let text = text.to_owned()
+        + &projector("a", "")
+        + &projector("b", "isolation = 'group:g'")
+        + &projector("c", "isolation = 'process'")
+        + &projector("d", "isolation = 'task'")
+        + &projector("e", "isolation = 'group:g'");
+    let config = load(&text).unwrap();
+    let workers = config.workers();
+    let workers: Vec<(&str, Vec<&str>)> = workers
+        .iter()
+        .map(|(name, members)| (name.as_str(), members.iter().map(|member| member.name.as_str()).collect()))
+        .collect();
+    assert_eq!(workers, [("all-tasks", vec!["a", "d"]), ("group:g", vec!["b", "e"]), ("c", vec!["c"])]);
+}
+
+#[test]
+fn an_unknown_isolation_is_refused_with_what_to_write() {
+    let projector =
+        "[projector]\nname = 'a'\nisolation = 'ISOLATION'\n[[projector.on]]\nevents = ['A']\nsql = 'null'\n";
+    for (written, advice) in [
+        ("proces", "did you mean \"process\"?"),
+        ("thread", "\"group:NAME\""),
+        ("group:", "write up to 48"),
+        ("group:My-Group", "`my_group`"),
+    ] {
+        let faults = load(&projector.replace("ISOLATION", written)).unwrap_err().to_string();
+        assert!(faults.contains(advice) && faults.contains(":3:13: "), "{faults}");
+    }
+    let faults = load("[runner]\nisolation = 'group:g'\n").unwrap_err().to_string();
+    assert!(faults.contains("a group is named by its processors"), "{faults}");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use espd::declaration::{
-    BatchLimits, HandledEvents, Handler, ProjectorDeclaration, SourceText, TableDeclaration,
+    BatchLimits, HandledEvents, Handler, Isolation, ProjectorDeclaration, SourceText, TableDeclaration,
 };
 use espd::layout::Layout;
 use espd::processor::{Processor as _, ProcessorError, Turn, Turned};
@@ -37,6 +37,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         handlers: handlers.iter().enumerate().map(handler).collect(),
         batch: BatchLimits::default(),
         retry: RetryPolicy::default(),
+        isolation: Isolation::default(),
     }
 }
 

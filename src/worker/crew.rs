@@ -1,0 +1,151 @@
+//! The processors of one worker, around one watcher.
+
+use std::str::FromStr as _;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::task::JoinSet;
+use tracing::error;
+
+use super::{Assignment, task};
+use crate::config::WorkerSettings;
+use crate::declaration::ProjectorDeclaration;
+use crate::event_store::PostgresEventStore;
+use crate::exit_code::Exit;
+use crate::layout::Layout;
+use crate::projector::{Events, Fault, SqlProjector};
+use crate::runner::{LEASE, Runner, RunnerSettings};
+use crate::shutdown::Shutdown;
+use crate::subscription::Subscription;
+use crate::tracker::{Owner, Trackers};
+use crate::watcher::{Watcher, WatcherSettings};
+
+/// Runs all processors of the assignment until the stop is requested.
+///
+/// # Errors
+/// The watcher has failed, or none of the processors can be run as it is declared.
+pub(super) async fn work(assignment: Assignment, stop: Shutdown) -> anyhow::Result<()> {
+    let Assignment { owner, mut settings } = assignment;
+    let declarations = std::mem::take(&mut settings.processors);
+    let watcher = watcher(&settings, &declarations)?;
+    let subscription = Subscription::new(watcher.horizon(), watcher.control());
+    let foundation = Arc::new(Foundation::new(owner, settings, subscription)?);
+    let mut runners = start(&foundation, declarations, &stop)?;
+    let mut watching = tokio::spawn(watcher.run(stop));
+    let running = async { while runners.join_next().await.is_some() {} };
+    tokio::pin!(running);
+    tokio::select! {
+        () = &mut running => watching.await.context("the watcher has failed"),
+        // Asked to stop, it ends before the runners have finished their batches; otherwise it has failed.
+        watched = &mut watching => {
+            watched.context("the watcher has failed")?;
+            running.await;
+            Ok(())
+        }
+    }
+}
+
+/// Starts every processor that can be run as it is declared.
+fn start(
+    foundation: &Arc<Foundation>,
+    declarations: Vec<ProjectorDeclaration>,
+    stop: &Shutdown,
+) -> anyhow::Result<JoinSet<()>> {
+    let (mut runners, mut faults) = (JoinSet::new(), Vec::new());
+    for declaration in declarations {
+        // What is declared wrongly stays wrong until it is configured anew, which starts another worker.
+        if let Err(fault) = foundation.runner(&declaration) {
+            error!(processor = declaration.name, error = %fault, "cannot be run as it is declared");
+            faults.push(fault.to_string());
+            continue;
+        }
+        let (foundation, stopped) = (Arc::clone(foundation), stop.clone());
+        let name = declaration.name.clone();
+        let run = move || {
+            let runner = foundation.runner(&declaration);
+            let stopped = stopped.clone();
+            async move {
+                if let Ok(runner) = runner {
+                    runner.run(stopped).await;
+                }
+            }
+        };
+        runners.spawn(task::run_again_after_panics(name, run, stop.clone()));
+    }
+    if runners.is_empty() {
+        return Err(Exit::configuration(faults.join("\n")).into());
+    }
+    Ok(runners)
+}
+
+fn watcher(settings: &WorkerSettings, declarations: &[ProjectorDeclaration]) -> anyhow::Result<Watcher> {
+    let layout = Layout::espd(&settings.event_store_schema)?;
+    let for_whom = match declarations {
+        [only] => only.name.as_str(),
+        _ => "several",
+    };
+    let database = PgConnectOptions::from_str(settings.event_store_url.expose())?
+        .application_name(&format!("espd: {for_whom} (watcher)"));
+    let watcher_settings = WatcherSettings {
+        idle_interval: settings.poll_interval_max,
+        // Another database may be on another server, which remembers a position that this one forgets.
+        durable_only: settings.projections_url.is_some(),
+        ..WatcherSettings::default()
+    };
+    let watcher = Watcher::new(database, layout, watcher_settings);
+    if settings.projections_url.is_some() {
+        return Ok(watcher);
+    }
+    // Nothing but processing moves the trackers, and a reset not beyond what is settled.
+    Ok(watcher.with_floor(Trackers::new(&settings.event_store_schema).largest_position_statement()))
+}
+
+/// What all processors of a worker have in common.
+struct Foundation {
+    owner: Owner,
+    settings: WorkerSettings,
+    layout: Layout,
+    events: PgConnectOptions,
+    /// The database of the projections, where it is another one.
+    elsewhere: Option<PgConnectOptions>,
+    subscription: Subscription,
+}
+
+impl Foundation {
+    fn new(owner: Owner, settings: WorkerSettings, subscription: Subscription) -> anyhow::Result<Self> {
+        let layout = Layout::espd(&settings.event_store_schema)?;
+        let events = PgConnectOptions::from_str(settings.event_store_url.expose())?;
+        let elsewhere = settings.projections_url.as_ref();
+        let elsewhere = elsewhere.map(|url| PgConnectOptions::from_str(url.expose())).transpose()?;
+        Ok(Self { owner, settings, layout, events, elsewhere, subscription })
+    }
+
+    /// A new runner of a processor.
+    fn runner(&self, declaration: &ProjectorDeclaration) -> Result<Runner, Fault> {
+        let schema = &self.settings.event_store_schema;
+        let runner_settings = RunnerSettings {
+            database: self.elsewhere.as_ref().unwrap_or(&self.events).clone(),
+            schema: schema.clone(),
+            owner: self.owner.clone(),
+            limits: declaration.batch,
+            retry: declaration.retry,
+            lease: LEASE,
+        };
+        let events = self.events_for(&declaration.name);
+        let projections_schema = &self.settings.projections_schema;
+        let projector = SqlProjector::new(declaration.clone(), schema, projections_schema, events)?;
+        Ok(Runner::new(runner_settings, Box::new(projector), self.subscription.clone()))
+    }
+
+    fn events_for(&self, name: &str) -> Events {
+        if self.elsewhere.is_none() {
+            return Events::SameDatabase(self.layout.clone());
+        }
+        let reading = self.events.clone().application_name(&format!("espd: {name} (reader)"));
+        let reading = reading.disable_statement_logging();
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(reading);
+        Events::Elsewhere(PostgresEventStore::new(pool, self.layout.clone()))
+    }
+}

@@ -1,0 +1,95 @@
+//! One processor's task within a worker: a panic in it is nobody else's.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::retry::{Retry, RetryPolicy};
+use crate::shutdown::Shutdown;
+
+/// A task that has lived this long was healthy: its next panic is a first one.
+const HEALTHY_AFTER: Duration = Duration::from_secs(10);
+
+/// Runs a processor until it returns, again and again after panics, with growing delays.
+pub(super) async fn run_again_after_panics<F>(
+    processor: String,
+    mut run: impl FnMut() -> F,
+    mut stop: Shutdown,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut panics = Retry::new(RetryPolicy::infrastructure());
+    loop {
+        let begun = Instant::now();
+        if tokio::spawn(run()).await.is_ok() {
+            return;
+        }
+        if begun.elapsed() > HEALTHY_AFTER {
+            panics.succeeded();
+        }
+        let delay = panics.failed(());
+        let retry_in_ms = delay.as_millis() as u64;
+        warn!(processor, retry_in_ms, "a processor has panicked, restarting it");
+        if stop.run_until_requested(sleep(delay)).await.is_none() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::shutdown;
+
+    #[tokio::test]
+    async fn a_panic_ends_neither_the_others_nor_the_processor_for_good() {
+        let (handle, stop) = shutdown::channel();
+        let (runs, other_runs) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (counted, other_counted) = (Arc::clone(&runs), Arc::clone(&other_runs));
+        let stopped = stop.clone();
+        let faulty = run_again_after_panics(
+            "faulty".into(),
+            move || {
+                let (nth, mut stopped) = (counted.fetch_add(1, Ordering::Relaxed), stopped.clone());
+                async move {
+                    assert!(nth >= 2, "the first two runs panic");
+                    stopped.requested().await;
+                }
+            },
+            stop.clone(),
+        );
+        let stopped = stop.clone();
+        let sound = run_again_after_panics(
+            "sound".into(),
+            move || {
+                other_counted.fetch_add(1, Ordering::Relaxed);
+                let mut stopped = stopped.clone();
+                async move { stopped.requested().await }
+            },
+            stop.clone(),
+        );
+        let ending = async {
+            while runs.load(Ordering::Relaxed) < 3 {
+                sleep(Duration::from_millis(5)).await;
+            }
+            handle.request();
+        };
+        tokio::join!(faulty, sound, ending);
+        assert_eq!((runs.load(Ordering::Relaxed), other_runs.load(Ordering::Relaxed)), (3, 1));
+    }
+
+    #[tokio::test]
+    async fn a_processor_that_waits_to_be_restarted_can_be_stopped() {
+        let (handle, stop) = shutdown::channel();
+        let panicking = run_again_after_panics("faulty".into(), || async { panic!("always") }, stop);
+        let ending = async {
+            sleep(Duration::from_millis(50)).await;
+            handle.request();
+        };
+        tokio::join!(panicking, ending);
+    }
+}
