@@ -127,6 +127,11 @@ impl Daemon {
         }
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Stops it and waits until it has ended well.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         self.terminate()?;

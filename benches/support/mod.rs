@@ -3,13 +3,14 @@
 #![allow(dead_code, unused_imports, reason = "for all benchmarks, and not every one uses all of it")]
 
 mod installation;
+pub(crate) mod processes;
 mod report;
 mod server;
 
 use anyhow::{Context as _, bail};
 
 pub(crate) use installation::{Daemon, Installation};
-pub(crate) use report::{Report, Spread, percentile};
+pub(crate) use report::{Limits, Report, Spread, percentile};
 pub(crate) use server::Server;
 
 /// The schema of the event store and of the trackers.

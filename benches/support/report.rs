@@ -59,3 +59,21 @@ impl Report {
         println!("{what:<46} {figure:>26} {reference:>26} {ratio:>6.2}  {target}");
     }
 }
+
+/// A table of figures that have a limit instead of a reference.
+pub(crate) struct Limits;
+
+impl Limits {
+    /// Prints the title and the heads of the columns.
+    pub(crate) fn begin(title: &str) -> Self {
+        println!("\n{title}\n");
+        println!("{:<64} {:>26}  limit", "", "figure");
+        Self
+    }
+
+    /// A figure with its unit, and what it must not exceed.
+    pub(crate) fn row(&self, what: &str, figure: Spread, unit: &str, limit: &str) {
+        let figure = format!("{figure} {unit}");
+        println!("{what:<64} {figure:>26}  {limit}");
+    }
+}

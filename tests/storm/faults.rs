@@ -1,6 +1,7 @@
 //! The faults: drawn from a seed, and counted only when they were seen to land.
 
 mod forgotten_ids;
+mod network;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use crate::daemons::Daemon;
 use crate::load::Lull;
 use crate::processes::{Process, State};
 use crate::world::World;
+use network::{NetworkTally, Outage};
 
 /// The mean time between two faults. Some find no victim.
 const MEAN_GAP: Duration = Duration::from_millis(150);
@@ -38,17 +40,25 @@ enum Fault {
     FreezeWorker,
     CrashServer,
     KillDaemon,
+    FreezeDaemon,
+    CutNetwork,
+    SwallowNetwork,
+    DelayNetwork,
     /// See [`forgotten_ids`].
     ForgetIds,
 }
 
 /// How often each happens, relative to the others.
-const WEIGHTS: [(Fault, u32); 6] = [
+const WEIGHTS: [(Fault, u32); 10] = [
     (Fault::KillWorker, 20),
     (Fault::TerminateBackend, 10),
     (Fault::FreezeWorker, 6),
     (Fault::CrashServer, 4),
     (Fault::KillDaemon, 3),
+    (Fault::FreezeDaemon, 2),
+    (Fault::CutNetwork, 3),
+    (Fault::SwallowNetwork, 2),
+    (Fault::DelayNetwork, 2),
     (Fault::ForgetIds, 1),
 ];
 
@@ -62,6 +72,9 @@ pub struct Tally {
     /// Crashes after which ids were drawn again that had been drawn before.
     pub ids_forgotten: u32,
     pub workers_frozen: u32,
+    /// With all of their workers.
+    pub daemons_frozen: u32,
+    pub network: NetworkTally,
     /// Frozen for longer than a lease, and then woken.
     pub sleepers_woken: u32,
     /// The longest time that a child has survived its daemon.
@@ -70,9 +83,9 @@ pub struct Tally {
     pub complaints: Vec<String>,
 }
 
-/// A worker that was stopped by SIGSTOP.
+/// A process that was stopped by SIGSTOP.
 struct Frozen {
-    worker: Process,
+    process: Process,
     since: Instant,
     until: Instant,
 }
@@ -84,6 +97,7 @@ pub struct Storm<'w> {
     rng: Rng,
     tally: Tally,
     frozen: Vec<Frozen>,
+    outage: Option<Outage>,
     /// Faults that have to happen once whatever is drawn.
     due: VecDeque<Fault>,
 }
@@ -95,7 +109,7 @@ impl<'w> Storm<'w> {
         rng.shuffle(&mut due);
         // Early, as the first freeze is long.
         due.sort_by_key(|fault| *fault != Fault::FreezeWorker);
-        Self { world, lull, rng, tally: Tally::default(), frozen: Vec::new(), due: due.into() }
+        Self { world, lull, rng, tally: Tally::default(), frozen: Vec::new(), outage: None, due: due.into() }
     }
 
     /// Blows for `time`, or until each kind of fault has landed, and then mends what can be mended.
@@ -104,6 +118,7 @@ impl<'w> Storm<'w> {
         while Instant::now() < end || (self.owes_something() && Instant::now() < end + PATIENCE) {
             sleep(self.draw_gap()).await;
             self.wake_sleepers(Instant::now());
+            self.mend_network(Instant::now());
             self.start_daemons(false)?;
             self.welcome_servers(false).await?;
             let due = if self.rng.bool() { self.due.pop_front() } else { None };
@@ -116,6 +131,7 @@ impl<'w> Storm<'w> {
             self.tally.complaints.push(format!("this was no storm: it lacks {:?}, or a sleeper", self.due));
         }
         self.wake_sleepers(Instant::now() + LEASE * 2);
+        self.mend_network(Instant::now() + LEASE * 2);
         self.start_daemons(true)?;
         self.welcome_servers(true).await?;
         Ok(self.tally)
@@ -149,6 +165,10 @@ impl<'w> Storm<'w> {
             Fault::CrashServer => return Ok(self.world.server(&mut self.rng).crash()),
             Fault::ForgetIds => (self.forget_ids().await?, &mut self.tally.ids_forgotten),
             Fault::KillWorker => (self.kill_worker().await, &mut self.tally.workers_killed),
+            Fault::CutNetwork | Fault::SwallowNetwork | Fault::DelayNetwork => {
+                return Ok(self.strike_network(fault));
+            }
+            Fault::FreezeDaemon => (self.freeze_daemon().await, &mut self.tally.daemons_frozen),
             Fault::FreezeWorker => (self.freeze_worker().await, &mut self.tally.workers_frozen),
             Fault::KillDaemon => (self.kill_daemon().await, &mut self.tally.daemons_killed),
             Fault::TerminateBackend => (self.terminate_backend().await, &mut self.tally.backends_terminated),
@@ -169,8 +189,23 @@ impl<'w> Storm<'w> {
         }
         let since = Instant::now();
         let until = since + self.draw_freeze();
-        self.frozen.push(Frozen { worker, since, until });
+        self.frozen.push(Frozen { process: worker, since, until });
         true
+    }
+
+    /// Stops a daemon with all of its workers, as a machine does that is suspended.
+    async fn freeze_daemon(&mut self) -> bool {
+        let daemons: Vec<&Daemon> = self.world.daemons.iter().filter(|daemon| daemon.is_started()).collect();
+        let Some(daemon) = self.rng.choice(daemons) else { return false };
+        let processes = daemon.processes();
+        let since = Instant::now();
+        let until = since + self.draw_freeze();
+        let mut landed = !processes.is_empty();
+        for process in processes {
+            landed &= process.signal(Signal::SIGSTOP) && process.comes_to(State::Frozen, PROOF_LIMIT).await;
+            self.frozen.push(Frozen { process, since, until });
+        }
+        landed
     }
 
     /// A worker that is not frozen.
@@ -189,8 +224,8 @@ impl<'w> Storm<'w> {
 
     fn wake_sleepers(&mut self, now: Instant) {
         for sleeper in self.frozen.extract_if(.., |sleeper| sleeper.until <= now) {
-            let was_frozen = sleeper.worker.state() == State::Frozen;
-            if was_frozen && sleeper.worker.signal(Signal::SIGCONT) && sleeper.since.elapsed() > LEASE {
+            let was_frozen = sleeper.process.state() == State::Frozen;
+            if was_frozen && sleeper.process.signal(Signal::SIGCONT) && sleeper.since.elapsed() > LEASE {
                 self.tally.sleepers_woken += 1;
             }
         }

@@ -1,8 +1,8 @@
 //! The storm: espd under random violence, with real processes and durable PostgreSQL servers.
 //!
-//! Appenders of every habit append, projectors follow, and meanwhile workers and daemons are killed, workers
-//! are stopped for longer than their lease and go on, sessions are ended, servers crash. When it is over,
-//! everything has to converge, every acknowledged event has to be there once, and every projection has to be
+//! Appenders of every habit append, projectors follow, and meanwhile workers and daemons are killed, or stopped
+//! for longer than their lease and go on, sessions are ended, servers crash, a network cuts, delays and
+//! swallows. When it is over, everything has to converge, every acknowledged event has to be there once, and every projection has to be
 //! the fold of the events: none lost, none doubled, none out of order.
 //!
 //!     cargo test --test storm                                       a short one
@@ -26,6 +26,9 @@ mod ledger;
 mod load;
 mod processes;
 mod projectors;
+#[allow(dead_code, clippy::unwrap_used, reason = "the integration tests use all of it, and may unwrap")]
+#[path = "../integration/support/proxy.rs"]
+mod proxy;
 mod report;
 mod servers;
 mod trackers;

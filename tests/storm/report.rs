@@ -24,7 +24,11 @@ impl Display for Report {
         row("  of these, forgot ids that were drawn", &tally.ids_forgotten)?;
         row("workers stopped (SIGSTOP)", &tally.workers_frozen)?;
         row("  of these, woken after their lease", &tally.sleepers_woken)?;
+        row("daemons and their workers stopped (SIGSTOP)", &tally.daemons_frozen)?;
         row("backends terminated", &tally.backends_terminated)?;
+        row("network cut", &tally.network.cut)?;
+        row("network swallowed everything", &tally.network.swallowed)?;
+        row("network slow", &tally.network.delayed)?;
         row("longest life of a child after its daemon", &format!("{} ms", tally.longest_orphan.as_millis()))?;
         row("claims of processors", &self.history.iter().map(|(_, seen)| seen.claims()).sum::<i64>())?;
         row("changes of owner", &self.history.iter().map(|(_, seen)| seen.owner_changes).sum::<u64>())?;

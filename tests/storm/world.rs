@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::daemons::Daemon;
 use crate::processes::Process;
 use crate::projectors::write_config;
+use crate::proxy::Proxy;
 use crate::servers::Server;
 
 /// Schema of espd's own tables.
@@ -25,6 +26,8 @@ pub struct World {
     pub events: Server,
     /// The projections of the daemon `elsewhere`.
     pub projections: Server,
+    /// What lies between the daemon `here-2` and the events.
+    pub network: Proxy,
     folder: TempDir,
 }
 
@@ -40,11 +43,12 @@ impl World {
         migrate(projections.url(), false).await?;
         let here = write_config(folder.path(), "here", events.url(), None)?;
         let elsewhere = write_config(folder.path(), "elsewhere", events.url(), Some(projections.url()))?;
+        let network = Proxy::start(events.url()).await;
+        let far = write_config(folder.path(), "far", &network.url(), None)?;
         let daemon = |name, config| Daemon::new(name, folder.path(), config);
         // Two of a kind: each stands by for the other.
-        let daemons =
-            vec![daemon("here-1", here.clone()), daemon("here-2", here), daemon("elsewhere", elsewhere)];
-        Ok(Self { daemons, events, projections, folder })
+        let daemons = vec![daemon("here-1", here), daemon("here-2", far), daemon("elsewhere", elsewhere)];
+        Ok(Self { daemons, events, projections, network, folder })
     }
 
     /// One of the servers, that of the events more often.

@@ -1,10 +1,11 @@
 //! A network between a test and its server that fails on command.
 //!
 //! It listens on TCP and passes everything on to the server's Unix socket, until it is told to reset its
-//! connections, to freeze them, or to refuse new ones.
+//! connections, to freeze them, to slow them down, or to refuse new ones.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,6 +28,8 @@ struct Orders {
     resets: u32,
     freezes: u32,
     refuses: bool,
+    /// How long whatever either side sends is kept back.
+    delay: Duration,
     /// Text in what clients send, and what to put in its place, of the same length.
     replacement: Option<(&'static str, &'static str)>,
 }
@@ -38,6 +41,8 @@ pub struct Tally {
     pub refused: u32,
     /// Frozen connections that the client has given up.
     pub abandoned: u32,
+    /// Accepted connections that are over.
+    pub ended: u32,
 }
 
 impl Proxy {
@@ -55,6 +60,11 @@ impl Proxy {
         };
         tokio::spawn(accept(listener, socket, proxy.orders.clone(), proxy.tally.clone()));
         proxy
+    }
+
+    /// The URL of the database, through the proxy.
+    pub fn url(&self) -> String {
+        format!("postgres://espd@{}/{}?sslmode=disable", self.address, self.database)
     }
 
     /// How to connect to the server through the proxy.
@@ -80,6 +90,11 @@ impl Proxy {
     /// Whether new connections are reset as soon as they are made.
     pub fn refuse(&self, refuses: bool) {
         self.orders.send_modify(|orders| orders.refuses = refuses);
+    }
+
+    /// Keeps back for a while whatever either side sends from now on, on all connections.
+    pub fn delay(&self, delay: Duration) {
+        self.orders.send_modify(|orders| orders.delay = delay);
     }
 
     /// Garbles what clients send from now on.
@@ -111,7 +126,11 @@ async fn accept(
         match server {
             Ok(server) if !orders.borrow().refuses => {
                 tally.send_modify(|tally| tally.accepted += 1);
-                tokio::spawn(pass(client, server, orders.subscribe(), tally.clone()));
+                let (orders, tally) = (orders.subscribe(), tally.clone());
+                tokio::spawn(async move {
+                    pass(client, server, orders, tally.clone()).await;
+                    tally.send_modify(|tally| tally.ended += 1);
+                });
             }
             _ => {
                 tally.send_modify(|tally| tally.refused += 1);
@@ -142,6 +161,7 @@ async fn pass(
             read = client.read(&mut from_client) => match read {
                 Ok(1..) if frozen => {}
                 Ok(length @ 1..) => {
+                    keep_back(&orders).await;
                     garble(&mut from_client[..length], orders.borrow().replacement);
                     if server.write_all(&from_client[..length]).await.is_err() {
                         return;
@@ -155,6 +175,7 @@ async fn pass(
             // A frozen connection does not notice that the server is gone.
             read = server.read(&mut from_server), if !frozen => match read {
                 Ok(length @ 1..) => {
+                    keep_back(&orders).await;
                     if client.write_all(&from_server[..length]).await.is_err() {
                         return;
                     }
@@ -162,6 +183,13 @@ async fn pass(
                 Ok(0) | Err(_) => return,
             },
         }
+    }
+}
+
+async fn keep_back(orders: &watch::Receiver<Orders>) {
+    let delay = orders.borrow().delay;
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
     }
 }
 

@@ -1,0 +1,200 @@
+//! What a daemon costs: at rest, in memory, at its start and its stop.
+//!
+//! `cargo bench --bench footprint`; docs/benchmarks.md says what the figures mean. Reads `/proc`: Linux only.
+
+mod support;
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use espd::event::NewEvent;
+use espd::event_store::{EventStore as _, PostgresEventStore};
+use espd::layout::Layout;
+use serde_json::value::RawValue;
+use support::processes::{Family, peak, resident};
+use support::{Arguments, Installation, Limits, SCHEMA, Server, Spread};
+use tokio::time::sleep;
+use uuid::Uuid;
+
+/// How long a daemon has nothing to do before it counts as idle.
+const REST: Duration = Duration::from_secs(10);
+
+const PROCESSORS: usize = 10;
+
+/// Between two looks at what is waited for.
+const POLL: Duration = Duration::from_millis(2);
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const MEBIBYTE: f64 = 1_048_576.0;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::read()?;
+    let server = Server::start(&[]).await?;
+    let bench = Bench { server: &server, arguments };
+    let limits = Limits::begin(&format!("what a daemon costs, {} rounds", arguments.rounds(5)));
+    bench.start_and_stop(&limits).await?;
+    bench.idle(&limits).await?;
+    bench.full_speed(&limits).await?;
+    bench.large_events(&limits).await?;
+    server.stop().await;
+    Ok(())
+}
+
+struct Bench<'a> {
+    server: &'a Server,
+    arguments: Arguments,
+}
+
+impl Bench<'_> {
+    /// From the start of the process to the first event handled; from TERM to its end.
+    async fn start_and_stop(&self, limits: &Limits) -> anyhow::Result<()> {
+        let (mut starts, mut stops) = (Vec::new(), Vec::new());
+        for round in 0..self.arguments.rounds(5) {
+            let installation = self.install(&format!("starting_{round}"), 1)?;
+            self.append(1, "{}").await?;
+            let begun = Instant::now();
+            let daemon = installation.start()?;
+            self.wait_until_handled(&format!("starting_{round}_0"), 1).await?;
+            starts.push(begun.elapsed().as_secs_f64());
+            self.wait_until_live(&format!("starting_{round}")).await?;
+            let begun = Instant::now();
+            daemon.stop()?;
+            stops.push(begun.elapsed().as_secs_f64());
+        }
+        limits.row("start to the first event handled", Spread::of(&starts), "s", "< 1 s");
+        limits.row("clean stop when idle", Spread::of(&stops), "s", "< 0.5 s");
+        Ok(())
+    }
+
+    /// Processor time, statements and memory of ten processors with nothing to do.
+    async fn idle(&self, limits: &Limits) -> anyhow::Result<()> {
+        let time = self.arguments.size(Duration::from_secs(20), Duration::from_secs(2));
+        let daemon = self.install("idle", PROCESSORS)?.start()?;
+        self.wait_until_live("idle").await?;
+        sleep(self.arguments.size(REST, Duration::from_secs(1))).await;
+        let family = Family::of(daemon.pid())?;
+        let (statements, processor, begun) =
+            (self.statements().await?, family.processor_time()?, Instant::now());
+        sleep(time).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        let processor = (family.processor_time()? - processor).as_secs_f64() / seconds * 100.0;
+        // Less the one that asks.
+        let statements = (self.statements().await? - statements - 1) as f64 / seconds / PROCESSORS as f64;
+        let memory = family.descendants().iter().map(|pid| Ok(resident(*pid)? as f64 / MEBIBYTE));
+        let memory = memory.collect::<anyhow::Result<Vec<_>>>()?;
+        let together = family.memory()? as f64 / MEBIBYTE;
+        limits.row("idle, 10 processors: processor time", Spread::of(&[processor]), "% of a core", "<= 1 %");
+        limits.row("idle, 10 processors: statements per worker", Spread::of(&[statements]), "/s", "<= 2 /s");
+        limits.row("idle, 10 processors: resident memory per worker", Spread::of(&memory), "MiB", "<= 10 MB");
+        limits.row("idle, 10 processors: the daemon and all workers", Spread::of(&[together]), "MiB", "");
+        daemon.stop()
+    }
+
+    /// Memory of a worker that catches up as fast as it can.
+    async fn full_speed(&self, limits: &Limits) -> anyhow::Result<()> {
+        let events = self.arguments.size(100_000, 5_000);
+        self.server.load_todo_history(events).await?;
+        let memory = self.peak_of("full_speed", events as i64).await?;
+        limits.row(
+            "at full speed: most resident memory of a worker",
+            Spread::of(&[memory]),
+            "MiB",
+            "<= 14 MB",
+        );
+        Ok(())
+    }
+
+    /// Memory of a worker that handles large events.
+    async fn large_events(&self, limits: &Limits) -> anyhow::Result<()> {
+        self.server.execute("truncate espd.events").await?;
+        let (events, bytes) = (self.arguments.size(1_000, 50), 1_000_000);
+        // What cannot be compressed, so that it is as large on its way.
+        let body =
+            format!(r#"{{"text": "{}"}}"#, (0..bytes).map(|_| fastrand::alphanumeric()).collect::<String>());
+        for _ in 0..events {
+            self.append(1, &body).await?;
+        }
+        let memory = self.peak_of("large_events", events).await?;
+        let what = format!("{events} events of 1 MB: most resident memory of a worker");
+        limits.row(&what, Spread::of(&[memory]), "MiB", "< 128 MB");
+        Ok(())
+    }
+
+    /// The most memory of a worker that handles all events, in MiB.
+    async fn peak_of(&self, name: &str, events: i64) -> anyhow::Result<f64> {
+        let daemon = self.install(name, 1)?.start()?;
+        self.wait_until_handled(&format!("{name}_0"), events).await?;
+        let family = Family::of(daemon.pid())?;
+        let worker = family.descendants().first().context("there is no worker")?;
+        let memory = peak(*worker)? as f64 / MEBIBYTE;
+        daemon.stop()?;
+        Ok(memory)
+    }
+
+    /// Processors that write a row for every event.
+    fn install(&self, name: &str, processors: usize) -> anyhow::Result<Installation> {
+        let mut text = String::new();
+        for number in 0..processors {
+            write!(
+                text,
+                r#"
+[[projector]]
+name   = "{name}_{number}"
+tables = {{ {name}_{number} = "id bigint primary key, bytes bigint not null" }}
+
+[[projector.on]]
+events = ["*"]
+sql    = "insert into {name}_{number} values (event.id, length(event.body::text))"
+"#
+            )?;
+        }
+        Installation::new(&self.server.url, "warn", &text)
+    }
+
+    async fn append(&self, events: usize, body: &str) -> anyhow::Result<()> {
+        let store = PostgresEventStore::new(self.server.pool.clone(), Layout::espd(SCHEMA)?);
+        for _ in 0..events {
+            let body = RawValue::from_string(body.to_owned())?;
+            store.append(&[NewEvent::new(Uuid::new_v4(), "Measured", body)]).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait_until_handled(&self, processor: &str, events: i64) -> anyhow::Result<()> {
+        let statement = "select count(*) from espd.trackers where name = $1 and handled >= $2";
+        self.wait_for(async || {
+            let query = sqlx::query_scalar::<_, i64>(statement).bind(processor).bind(events);
+            Ok(query.fetch_one(&self.server.pool).await? > 0)
+        })
+        .await
+    }
+
+    async fn wait_until_live(&self, prefix: &str) -> anyhow::Result<()> {
+        let statement = "select count(*) filter (where not caught_up or owner is null) = 0 and count(*) > 0
+                         from espd.trackers where name like $1";
+        self.wait_for(async || {
+            let query = sqlx::query_scalar::<_, bool>(statement).bind(format!("{prefix}%"));
+            Ok(query.fetch_one(&self.server.pool).await?)
+        })
+        .await
+    }
+
+    async fn wait_for(&self, is_there: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_there().await? {
+            ensure!(Instant::now() < deadline, "waited too long");
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Statements that the database has run so far: each of ours is a transaction of its own.
+    async fn statements(&self) -> anyhow::Result<i64> {
+        let statement =
+            "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
+        Ok(sqlx::query_scalar(statement).fetch_one(&self.server.pool).await?)
+    }
+}
