@@ -32,11 +32,10 @@ use serde::{Deserialize, Serialize};
 pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub use fault::{ConfigFaults, Fault};
 pub use keys::known_keys;
-pub use settings::{
-    EventStoreSettings, LayoutName, LogFormat, LogSettings, ProjectionsSettings, RunnerSettings,
-};
+pub use settings::{EventStoreSettings, LogFormat, LogSettings, ProjectionsSettings, RunnerSettings};
 
 use crate::declaration::ProjectorDeclaration;
+use crate::layout::LayoutSettings;
 use crate::retry::RetryPolicy;
 
 /// The commented example of every key: the very file `config/espd.example.toml`.
@@ -143,7 +142,7 @@ impl Config {
         let elsewhere = self.projections.url.as_ref().filter(|url| *url != event_store_url);
         WorkerSettings {
             event_store_url: event_store_url.clone(),
-            layout: self.event_store.layout,
+            layout: self.event_store.layout.clone(),
             event_store_schema: self.event_store.schema.clone(),
             projections_url: elsewhere.cloned(),
             projections_schema: self.projections.schema.clone(),
@@ -169,8 +168,8 @@ pub struct WorkerSettings {
     /// The database of the events.
     pub event_store_url: DatabaseUrl,
     /// The shape of the event table.
-    pub layout: LayoutName,
-    /// The schema of the event table and of the trackers.
+    pub layout: LayoutSettings,
+    /// The schema of espd's own tables.
     pub event_store_schema: String,
     /// The database of the projections; `None`: the one of the events.
     pub projections_url: Option<DatabaseUrl>,

@@ -52,21 +52,27 @@ impl Databases {
             None => events.clone(),
             Some(url) => connect(url, program).await.context("the database of the projections")?,
         };
-        let layout = Layout::espd(&config.event_store.schema)?;
+        let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
         Ok(Self { layout, events, projections, projections_schema: config.projections.schema.clone() })
     }
 
     /// Creates or completes espd's tables. Returns what was done, one line per set.
     pub async fn migrate(&self) -> anyhow::Result<Vec<String>> {
         let schema = self.layout.schema();
-        let events = schema::migrate_event_store(&self.events, schema).await?;
+        let events = if self.layout.is_own() {
+            schema::migrate_event_store(&self.events, schema).await?.to_string()
+        } else {
+            format!("{} is not espd's own, left as it is", self.layout.events_table())
+        };
         let processing = schema::migrate_processing(&self.projections, schema).await?;
         Ok(vec![format!("event store: {events}"), format!("processing: {processing}")])
     }
 
     /// Confirms that espd's tables are there, in the version that this program knows.
     pub async fn check_schema(&self) -> anyhow::Result<()> {
-        schema::check_event_store(&self.events, self.layout.schema()).await?;
+        if self.layout.is_own() {
+            schema::check_event_store(&self.events, self.layout.schema()).await?;
+        }
         schema::check_processing(&self.projections, self.layout.schema()).await?;
         Ok(())
     }
@@ -84,7 +90,9 @@ impl Databases {
     /// Tells the daemons that a tracker has changed. A lost ring costs them a second or two.
     pub async fn ring(&self) {
         let statement = "-- ring_control\nselect pg_notify($1, 'control')";
-        if let Err(error) = sqlx::query(statement).bind(self.layout.channel()).execute(&self.events).await {
+        if let Err(error) =
+            sqlx::query(statement).bind(self.layout.control_channel()).execute(&self.events).await
+        {
             tracing::debug!(%error, "could not ring");
         }
     }

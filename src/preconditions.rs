@@ -76,6 +76,8 @@ pub enum FaultKind {
     SequenceIncrement,
     /// The sequence begins again after its last value.
     SequenceCycles,
+    /// A column that the layout needs is missing, or has another type.
+    ColumnUnfit,
     /// The insert does not draw the id itself.
     IdNotDrawn,
     /// There are ids below 1, which no reader ever reaches.
@@ -209,7 +211,7 @@ impl Fault {
 impl FaultKind {
     /// Whether a reader would fail rather than read wrongly.
     fn prevents_reading(self) -> bool {
-        matches!(self, Self::TableMissing | Self::SequenceMissing | Self::NotReadable)
+        matches!(self, Self::TableMissing | Self::SequenceMissing | Self::NotReadable | Self::ColumnUnfit)
     }
 }
 

@@ -79,7 +79,10 @@ impl SqlProjector {
         events: Events,
     ) -> Result<Self, Fault> {
         let source = match &events {
-            Events::SameDatabase(layout) => EventSource::Table(layout.events_table()),
+            Events::SameDatabase(layout) => EventSource::Table {
+                source: layout.source(),
+                foreign: (!layout.is_own()).then_some(layout.events_table()),
+            },
             Events::Elsewhere(_) => EventSource::Arguments,
         };
         let function = ProjectorFunction::compile(&declaration, schema, projections_schema, source)

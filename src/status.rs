@@ -164,8 +164,8 @@ async fn lag_seconds(
         "-- age_oldest_unhandled_event
          select case when isfinite(created_at)
                 then greatest(0, extract(epoch from clock_timestamp() - created_at)) else 0 end::float8
-         from {} where id > $1 order by id limit 1",
-        layout.events_table()
+         from {} as e where id > $1 order by id limit 1",
+        layout.source()
     );
     let age: Option<f64> =
         sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_optional(connection).await?;

@@ -181,8 +181,10 @@ impl Watcher {
     }
 
     async fn connect(&self) -> Result<Session, LineError> {
-        let channel = self.settings.listen.then(|| self.layout.channel());
-        let mut line = Line::connect(&self.options, channel, self.settings.answer_timeout).await?;
+        let mut channels = vec![self.layout.channel(), self.layout.control_channel()];
+        channels.dedup();
+        channels.truncate(if self.settings.listen { channels.len() } else { 0 });
+        let mut line = Line::connect(&self.options, &channels, self.settings.answer_timeout).await?;
         let floor = match &self.floor {
             Some(statement) => line.read_floor(statement).await?,
             None => 0,

@@ -24,8 +24,17 @@ pub(super) const MAIN_FILE: Keys = Keys {
 /// The top of an included file.
 pub(super) const INCLUDED_FILE: Keys = Keys { title: "", prefix: "", names: &["projector"] };
 
-pub(super) const EVENT_STORE: Keys =
-    Keys { title: "[event_store]", prefix: "event_store.", names: &["url", "layout", "schema"] };
+pub(super) const EVENT_STORE: Keys = Keys {
+    title: "[event_store]",
+    prefix: "event_store.",
+    names: &["url", "layout", "schema", "event_sourcery"],
+};
+
+pub(super) const EVENT_SOURCERY: Keys = Keys {
+    title: "[event_store.event_sourcery]",
+    prefix: "event_store.event_sourcery.",
+    names: &["schema", "events_table", "sequence", "channel", "tracker_table"],
+};
 
 pub(super) const PROJECTIONS: Keys =
     Keys { title: "[projections]", prefix: "projections.", names: &["url", "schema"] };
@@ -76,8 +85,18 @@ pub(super) const PROJECTOR_RETRY: Keys = Keys {
 pub(super) const HANDLER: Keys =
     Keys { title: "[[projector.on]]", prefix: "projector.on.", names: &["events", "sql"] };
 
-const SECTIONS: [&Keys; 9] =
-    [&MAIN_FILE, &EVENT_STORE, &PROJECTIONS, &RUNNER, &RETRY, &LOG, &PROJECTOR, &PROJECTOR_RETRY, &HANDLER];
+const SECTIONS: [&Keys; 10] = [
+    &MAIN_FILE,
+    &EVENT_STORE,
+    &EVENT_SOURCERY,
+    &PROJECTIONS,
+    &RUNNER,
+    &RETRY,
+    &LOG,
+    &PROJECTOR,
+    &PROJECTOR_RETRY,
+    &HANDLER,
+];
 
 /// The full names of all keys, sections included: `runner`, `runner.batch_size`.
 pub fn known_keys() -> Vec<String> {

@@ -16,6 +16,7 @@ use super::source_file::SourceFile;
 use super::syntax::report_syntax_errors;
 use super::{Config, LookUp};
 use crate::declaration::ProjectorDeclaration;
+use crate::layout::LayoutSettings;
 use crate::retry::RetryPolicy;
 
 /// Reads everything; returns the configuration, or all faults of all files.
@@ -89,6 +90,7 @@ fn read_sections(file: &Section<'_>, config: &mut Config) {
     if let Some(projections) = &projections {
         config.projections = ProjectionsSettings::read(projections);
     }
+    refuse_foreign_schema(config, event_store.as_ref());
     refuse_shared_schema(config, event_store, projections);
     if let Some(runner) = section("runner", &keys::RUNNER) {
         config.runner = RunnerSettings::read(&runner);
@@ -98,6 +100,17 @@ fn read_sections(file: &Section<'_>, config: &mut Config) {
     }
     if let Some(log) = section("log", &keys::LOG) {
         config.log = LogSettings::read(&log);
+    }
+}
+
+/// A store that espd only reads must not get tables of espd's.
+fn refuse_foreign_schema(config: &Config, event_store: Option<&Section<'_>>) {
+    let LayoutSettings::EventSourcery(names) = &config.event_store.layout else { return };
+    let Some(layout) = event_store.and_then(|section| section.value("layout")) else { return };
+    if names.schema == config.event_store.schema {
+        let message =
+            format!("the store is in the schema `{}`, and so would be espd's own tables", names.schema);
+        layout.spot.fault(message, "write another `schema` under [event_store], like \"espd\"");
     }
 }
 

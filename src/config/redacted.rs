@@ -2,16 +2,17 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Config;
 use super::database_url::DatabaseUrl;
 use super::quantity::{format_duration, format_size};
+use super::{Config, EventStoreSettings};
 use crate::declaration::{BatchLimits, HandledEvents, Handler, ProjectorDeclaration, SourceText};
+use crate::layout::LayoutSettings;
 use crate::retry::RetryPolicy;
 
 /// The configuration in the shape of its file, defaults filled in, passwords hidden.
 pub(super) fn redact(config: &Config) -> Value {
     let mut shown = json!({
-        "event_store": { "layout": config.event_store.layout, "schema": config.event_store.schema },
+        "event_store": show_layout(&config.event_store),
         "projections": { "schema": config.projections.schema },
         "runner": {
             "poll_interval_max": format_duration(config.runner.poll_interval_max),
@@ -25,6 +26,18 @@ pub(super) fn redact(config: &Config) -> Value {
     show_url(&mut shown["event_store"], config.event_store.url.as_ref());
     show_url(&mut shown["projections"], config.projections.url.as_ref());
     show_batch_limits(&mut shown["runner"], &config.runner.batch);
+    shown
+}
+
+fn show_layout(settings: &EventStoreSettings) -> Value {
+    let mut shown = json!({ "layout": "espd", "schema": settings.schema });
+    if let LayoutSettings::EventSourcery(names) = &settings.layout {
+        shown["layout"] = json!("event_sourcery");
+        shown["event_sourcery"] = json!(names);
+        if names.sequence.is_none() {
+            shown["event_sourcery"]["sequence"] = json!(format!("{}_id_seq", names.events_table));
+        }
+    }
     shown
 }
 

@@ -6,10 +6,12 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
 use super::database_url::DatabaseUrl;
+use super::keys;
 use super::section::Section;
 use super::supervision::read_default_isolation;
 use super::value::Value;
 use crate::declaration::{BatchLimits, Isolation};
+use crate::layout::{EventSourceryNames, LayoutSettings};
 use crate::retry::{RetryPolicy, Strategy};
 
 /// `[event_store]`: where the events are.
@@ -17,19 +19,10 @@ use crate::retry::{RetryPolicy, Strategy};
 pub struct EventStoreSettings {
     /// The database; `None`: espd runs a private PostgreSQL.
     pub url: Option<DatabaseUrl>,
-    /// The shape of the event table.
-    pub layout: LayoutName,
-    /// The schema of the event table and of the trackers.
+    /// The shape of the event table, with its names where they are not espd's.
+    pub layout: LayoutSettings,
+    /// The schema of espd's own tables: the trackers, and in the layout `espd` also the events.
     pub schema: String,
-}
-
-/// The shapes of an event table that espd can read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LayoutName {
-    /// The own one, as `migrations/event_store` creates it.
-    #[default]
-    Espd,
 }
 
 /// `[projections]`: where the projectors' tables are.
@@ -81,7 +74,14 @@ const LOG_FORMATS: [(&str, LogFormat); 3] =
     [("auto", LogFormat::Auto), ("human", LogFormat::Human), ("json", LogFormat::Json)];
 
 /// What `[event_store] layout` accepts.
-const LAYOUTS: [(&str, LayoutName); 1] = [("espd", LayoutName::Espd)];
+const LAYOUTS: [(&str, LayoutName); 2] =
+    [("espd", LayoutName::Espd), ("event_sourcery", LayoutName::EventSourcery)];
+
+#[derive(Debug, Clone, Copy)]
+enum LayoutName {
+    Espd,
+    EventSourcery,
+}
 
 /// What `strategy` accepts.
 const STRATEGIES: [(&str, Strategy); 3] =
@@ -95,7 +95,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 impl Default for EventStoreSettings {
     fn default() -> Self {
-        Self { url: None, layout: LayoutName::default(), schema: "espd".into() }
+        Self { url: None, layout: LayoutSettings::default(), schema: "espd".into() }
     }
 }
 
@@ -127,9 +127,31 @@ impl EventStoreSettings {
         let default = Self::default();
         Self {
             url: section.value("url").and_then(|url| url.database_url()),
-            layout: section.value("layout").and_then(|name| name.choice(&LAYOUTS)).unwrap_or(default.layout),
+            layout: read_layout(section),
             schema: section.value("schema").and_then(|name| read_schema(&name)).unwrap_or(default.schema),
         }
+    }
+}
+
+/// The names of `[event_store.event_sourcery]` count with that layout only.
+fn read_layout(section: &Section<'_>) -> LayoutSettings {
+    let names = section.value("event_sourcery").and_then(|names| names.section(&keys::EVENT_SOURCERY));
+    let names = names.map_or_else(EventSourceryNames::default, |names| read_event_sourcery(&names));
+    match section.value("layout").and_then(|name| name.choice(&LAYOUTS)) {
+        Some(LayoutName::EventSourcery) => LayoutSettings::EventSourcery(names),
+        Some(LayoutName::Espd) | None => LayoutSettings::Espd,
+    }
+}
+
+fn read_event_sourcery(section: &Section<'_>) -> EventSourceryNames {
+    let default = EventSourceryNames::default();
+    let name = |key, kind| section.value(key).and_then(|name| name.identifier(kind));
+    EventSourceryNames {
+        schema: name("schema", "schema").unwrap_or(default.schema),
+        events_table: name("events_table", "table").unwrap_or(default.events_table),
+        sequence: name("sequence", "sequence"),
+        channel: name("channel", "channel").unwrap_or(default.channel),
+        tracker_table: name("tracker_table", "table").unwrap_or(default.tracker_table),
     }
 }
 

@@ -15,6 +15,7 @@ use super::quantity::{format_duration, format_size, parse_duration, parse_size};
 use super::section::Section;
 use super::string_literal::locate_characters;
 use crate::declaration::{SourceText, is_name};
+use crate::layout::identifier;
 
 /// A value, and the key that it was found under.
 #[derive(Clone, Copy)]
@@ -65,6 +66,17 @@ impl<'c> Value<'c> {
             return Some(name);
         }
         self.spot.fault(format!("{} is not a name for a {kind}", self.written()), advise_name(self.as_str()));
+        None
+    }
+
+    /// A name that somebody else has given, in whatever case.
+    pub(super) fn identifier(&self, kind: &str) -> Option<String> {
+        let name = self.text()?;
+        if identifier(&name).is_ok() {
+            return Some(name);
+        }
+        let advice = "write the bare name: up to 63 letters, digits and _, not beginning with a digit";
+        self.spot.fault(format!("{} is not a name for a {kind}", self.written()), advice);
         None
     }
 

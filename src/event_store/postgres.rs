@@ -34,7 +34,8 @@ pub struct PostgresEventStore {
 impl PostgresEventStore {
     /// The store that `layout` describes, which rings the layout's channel after each append.
     pub fn new(pool: PgPool, layout: Layout) -> Self {
-        let bell = Some(Bell::new(pool.clone(), layout.channel()));
+        // Where espd does not append, it has nothing to announce.
+        let bell = layout.is_own().then(|| Bell::new(pool.clone(), layout.channel()));
         Self { pool, statements: Arc::new(Statements::new(&layout)), bell }
     }
 
@@ -55,7 +56,7 @@ impl PostgresEventStore {
         events: &[NewEvent],
     ) -> Result<Vec<Appended>, AppendError> {
         validity::check(events)?;
-        append::append_in_transaction(&self.statements.append, connection, events).await
+        append::append_in_transaction(self.statements.append()?, connection, events).await
     }
 
     /// Tells those who follow the store that there may be more. Returns at once and never fails.
@@ -73,7 +74,7 @@ impl EventStore for PostgresEventStore {
         if events.is_empty() {
             return Ok(Vec::new());
         }
-        let appended = append::append(&self.statements.append, &self.pool, events).await?;
+        let appended = append::append(self.statements.append()?, &self.pool, events).await?;
         self.ring();
         Ok(appended)
     }
@@ -160,12 +161,13 @@ struct Statements {
     read_range: SqlStr,
     find_position_at: SqlStr,
     find_latest_id: SqlStr,
-    append: append::Statements,
+    /// None in a store that espd only reads.
+    append: Option<append::Statements>,
 }
 
 impl Statements {
     fn new(layout: &Layout) -> Self {
-        let (events, columns) = (layout.events_table(), row::COLUMNS);
+        let (events, columns) = (format!("{} as e", layout.source()), row::COLUMNS);
         Self {
             read_after: sql(format!(
                 "-- read_events_after
@@ -204,8 +206,16 @@ impl Statements {
                 order by id desc
                 limit 1"
             )),
-            append: append::Statements::new(layout),
+            append: layout.append_function().map(|function| append::Statements::new(layout, function)),
         }
+    }
+
+    fn append(&self) -> Result<&append::Statements, AppendError> {
+        self.append.as_ref().ok_or_else(|| {
+            let reason =
+                "espd only reads a store of this layout: append through its own application".to_owned();
+            AppendError::Invalid { index: None, reason }
+        })
     }
 }
 

@@ -21,9 +21,32 @@ pub(super) struct Structure {
     is_owned: bool,
     is_identity: bool,
     is_drawn: bool,
+    /// Columns that the layout needs and the table has not, or of another type: what is wrong with each.
+    wrong_columns: Vec<String>,
     cache: i64,
     increment: i64,
     cycles: bool,
+    /// Whether the layout is espd's own, which `espctl migrate` can make.
+    is_own: bool,
+}
+
+/// The columns that have to be there, with their types. What may be absent is left out.
+const COLUMNS: [(&str, &str); 7] = [
+    ("id", "bigint"),
+    ("uuid", "uuid"),
+    ("aggregate_id", "uuid"),
+    ("type", "text or character varying"),
+    ("body", "jsonb or json"),
+    ("version", "bigint or integer"),
+    ("created_at", "timestamp without time zone"),
+];
+
+/// The columns as rows of `values`. Those of espd's own table are the migrations' business.
+fn columns(layout: &Layout) -> String {
+    if layout.is_own() {
+        return "('id', 'bigint')".to_owned();
+    }
+    COLUMNS.map(|(name, kinds)| format!("('{name}', '{kinds}')")).join(", ")
 }
 
 impl Structure {
@@ -65,6 +88,12 @@ impl Structure {
                               join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = e.oid
                                               and d.refclassid = 'pg_class'::regclass and d.refobjid = s
                              where pg_get_expr(e.adbin, e.adrelid) like 'nextval(%') as is_drawn,
+                    array(select format('column %s should be %s, %s', n.name, n.type_name,
+                                        coalesce('is ' || format_type(a.atttypid, null), 'is missing'))
+                            from (values {columns}) as n (name, type_name)
+                            left join pg_attribute a on a.attrelid = t and a.attname = n.name and not a.attisdropped
+                           where coalesce(format_type(a.atttypid, null) <> all (string_to_array(n.type_name, ' or ')), true)
+                         ) as wrong_columns,
                     coalesce(q.seqcache, 1) as cache,
                     coalesce(q.seqincrement, 1) as increment,
                     coalesce(q.seqcycle, false) as cycles
@@ -72,6 +101,7 @@ impl Structure {
                left join pg_sequence q on q.seqrelid = s",
             table = layout.events_table(),
             sequence = layout.sequence(),
+            columns = columns(layout),
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
         Self::in_row(&row, layout)
@@ -91,6 +121,8 @@ impl Structure {
             is_owned: row.try_get("is_owned")?,
             is_identity: row.try_get("is_identity")?,
             is_drawn: row.try_get("is_drawn")?,
+            wrong_columns: row.try_get("wrong_columns")?,
+            is_own: layout.is_own(),
             cache: row.try_get("cache")?,
             increment: row.try_get("increment")?,
             cycles: row.try_get("cycles")?,
@@ -102,11 +134,17 @@ impl Structure {
         let Self { table, sequence, .. } = self;
         if !self.is_table {
             let problem = format!("there is no table {table}");
-            return vec![Fault::new(FaultKind::TableMissing, problem, "run `espctl migrate`")];
+            let repair = if self.is_own {
+                "run `espctl migrate`"
+            } else {
+                "write the name of the table under [event_store.event_sourcery], or connect to the right database"
+            };
+            return vec![Fault::new(FaultKind::TableMissing, problem, repair)];
         }
         if !self.is_sequence {
             let problem = format!("there is no sequence {sequence}");
-            let repair = "create it, or set `layout` to the one that this store has";
+            let repair =
+                "create it, or set `layout` (and in a foreign one `sequence`) to what this store has";
             return vec![Fault::new(FaultKind::SequenceMissing, problem, repair)];
         }
         [self.table_faults(), self.id_faults(), self.sequence_faults()].concat()
@@ -152,6 +190,12 @@ impl Structure {
                 FaultKind::SequenceNotOwned,
                 format!("sequence {sequence} is not owned by column id of {table}"),
                 format!("alter sequence {sequence} owned by {table}.id;"),
+            ),
+            (
+                self.wrong_columns.is_empty(),
+                FaultKind::ColumnUnfit,
+                format!("table {table} has not the columns of its layout: {}", self.wrong_columns.join(", ")),
+                "set `layout` under [event_store] to the one that this store has".to_owned(),
             ),
             (
                 self.is_identity || self.is_drawn,

@@ -201,7 +201,7 @@ impl<'c> Scratch<'c> {
         &mut self,
         declaration: &ProjectorDeclaration,
     ) -> Result<Vec<Fault>, sqlx::Error> {
-        let source = EventSource::Table("espd_event");
+        let source = EventSource::Table { source: "espd_event", foreign: None };
         let function = match ProjectorFunction::compile(declaration, &self.schema, &self.schema, source) {
             Ok(function) => function,
             Err(error) => return Ok(vec![Fault::of_compile_error(declaration, error)]),

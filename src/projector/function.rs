@@ -18,8 +18,13 @@ use crate::sql_quote::{quote_identifier, quote_literal};
 /// Where the function finds its events.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum EventSource<'a> {
-    /// In the same database, in this table: the function reads them itself.
-    Table(&'a str),
+    /// In the same database: the function reads them itself.
+    Table {
+        /// What stands behind `from`, with the columns of an event.
+        source: &'a str,
+        /// The table itself, if its bodies are JSON that `jsonb` may refuse.
+        foreign: Option<&'a str>,
+    },
     /// In another database: the caller passes the batch as arrays.
     Arguments,
 }
@@ -196,8 +201,8 @@ begin
     /// The query of the loop, in id order.
     fn source_query(&self) -> String {
         match self.source {
-            EventSource::Table(table) => format!(
-                "select {COLUMNS} from {table} as e\n        \
+            EventSource::Table { source, .. } => format!(
+                "select {COLUMNS} from {source} as e\n        \
                  where e.id > espd_from and e.id <= espd_upto{}\n        \
                  order by e.id limit espd_limit",
                 self.type_condition()
@@ -252,6 +257,7 @@ begin
         let name = quote_literal(&self.projector.name);
         let deferred = self.deferred_check();
         let infrastructure = literals(INFRASTRUCTURE_SQLSTATES);
+        let find_unreadable = self.find_unreadable();
         let closing = format!(
             "{deferred}        espd_handled := espd_handled + 1;
         espd_bytes := espd_bytes + pg_column_size(event.body);
@@ -259,13 +265,14 @@ begin
           espd_position := espd_id;
           exit;
         end if;
+        espd_id := null;
       end loop;
       exit;
     exception when others or assert_failure then
       get stacked diagnostics
         espd_state = returned_sqlstate, espd_message = message_text, espd_detail = pg_exception_detail,
         espd_hint = pg_exception_hint, espd_context = pg_exception_context;
-      if espd_id is null or espd_state like any (array[{infrastructure}]) then
+{find_unreadable}      if espd_id is null or espd_state like any (array[{infrastructure}]) then
         raise;
       end if;
       espd_failure := jsonb_build_object(
@@ -299,6 +306,29 @@ end
 "
         );
         self.text.push_str(&closing);
+    }
+
+    /// Finds the event that no batch can be read across, where bodies come from strangers: JSON that `jsonb` refuses,
+    /// such as a zero character. Only after a failure that was none of a handler's.
+    fn find_unreadable(&self) -> String {
+        let EventSource::Table { foreign: Some(table), .. } = self.source else { return String::new() };
+        format!(
+            "      if espd_id is null then
+        for event in
+          select e.id, e.uuid, e.type::text as type, e.body from {table} as e
+          where e.id > espd_from and e.id <= espd_upto{} order by e.id limit espd_limit
+        loop
+          begin
+            perform event.body::jsonb;
+          exception when others then
+            espd_id := event.id;
+            exit;
+          end;
+        end loop;
+      end if;
+",
+            self.type_condition()
+        )
     }
 
     /// A deferred constraint would fail at commit, where no event can be blamed any more.

@@ -68,10 +68,10 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Connects and listens on `channel`, each within `timeout`.
+    /// Connects and listens on `channels`, each within `timeout`.
     pub(super) async fn connect(
         options: &PgConnectOptions,
-        channel: Option<&str>,
+        channels: &[&str],
         timeout: Duration,
     ) -> Result<Self, LineError> {
         // The listener wants a pool, and a pool hides why it cannot connect: find out first.
@@ -88,15 +88,15 @@ impl Line {
         listener.eager_reconnect(false);
         listener.ignore_pool_close_event(true);
         let mut line = Self { listener: Some(listener), timeout, listen_refused: None };
-        if let Some(channel) = channel {
-            line.listen(channel).await?;
+        if !channels.is_empty() {
+            line.listen(channels).await?;
         }
         Ok(line)
     }
 
     /// Asks for notifications. A server that refuses is still good for looking.
-    async fn listen(&mut self, channel: &str) -> Result<(), LineError> {
-        match in_time(self.timeout, self.listener()?.listen(channel)).await? {
+    async fn listen(&mut self, channels: &[&str]) -> Result<(), LineError> {
+        match in_time(self.timeout, self.listener()?.listen_all(channels.iter().copied())).await? {
             Ok(()) => Ok(()),
             Err(refusal @ sqlx::Error::Database(_)) => {
                 self.listen_refused = Some(refusal);

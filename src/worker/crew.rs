@@ -81,7 +81,7 @@ fn start(
 }
 
 fn watcher(settings: &WorkerSettings, declarations: &[ProjectorDeclaration]) -> anyhow::Result<Watcher> {
-    let layout = Layout::espd(&settings.event_store_schema)?;
+    let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
     let for_whom = match declarations {
         [only] => only.name.as_str(),
         _ => "several",
@@ -115,7 +115,7 @@ struct Foundation {
 
 impl Foundation {
     fn new(owner: Owner, settings: WorkerSettings, subscription: Subscription) -> anyhow::Result<Self> {
-        let layout = Layout::espd(&settings.event_store_schema)?;
+        let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
         let events = PgConnectOptions::from_str(settings.event_store_url.expose())?;
         let elsewhere = settings.projections_url.as_ref();
         let elsewhere = elsewhere.map(|url| PgConnectOptions::from_str(url.expose())).transpose()?;

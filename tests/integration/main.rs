@@ -10,6 +10,7 @@ mod config;
 mod daemon;
 mod embedded;
 mod espctl;
+mod event_sourcery;
 mod event_store;
 mod horizon;
 mod isolation;

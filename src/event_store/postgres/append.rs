@@ -38,8 +38,8 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) fn new(layout: &Layout) -> Self {
-        let (events, append_events) = (layout.events_table(), layout.append_function());
+    pub(super) fn new(layout: &Layout, append_events: &str) -> Self {
+        let events = layout.events_table();
         Self {
             insert_one: sql(format!(
                 "-- insert_event

@@ -92,7 +92,7 @@ espd.toml:5:10: not a PostgreSQL URL: invalid port number
 espd.toml:6:10: unknown layout `eventsourcery`
     6 | layout = "eventsourcery"
       |          ^^^^^^^^^^^^^^^
-      = known: "espd"
+      = did you mean "event_sourcery"? known: "espd", "event_sourcery"
 
 espd.toml:9:1: unknown key `batch_sise` in [runner]
     9 | batch_sise        = 100
