@@ -3,6 +3,7 @@
 mod append;
 mod check;
 mod events;
+mod import_positions;
 mod operate;
 mod output;
 mod status;
@@ -54,6 +55,8 @@ enum Command {
     Pause(operate::Target),
     /// Let a paused or failed processor go on
     Resume(operate::Target),
+    /// Take over the positions that the processors of event_sourcery have reached
+    ImportPositions(import_positions::Arguments),
     /// Wait until a processor has reached a position
     Wait(wait::Arguments),
     /// Check the configuration, the database and every handler's SQL, without changing anything
@@ -107,6 +110,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Reset(arguments) => operate::reset(arguments, config, databases).await,
         Command::Pause(target) => operate::pause(target, config, databases).await,
         Command::Resume(target) => operate::resume(target, config, databases).await,
+        Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, databases).await,
         Command::Migrate | Command::Check | Command::Config(_) => {
             unreachable!("handled before a database was needed")

@@ -174,7 +174,7 @@ fn event_sourcery_source(table: &str) -> String {
 }
 
 /// A qualified and quoted name.
-fn qualify(schema: &str, name: &str) -> Result<String, InvalidName> {
+pub(crate) fn qualify(schema: &str, name: &str) -> Result<String, InvalidName> {
     Ok(format!("\"{}\".\"{}\"", identifier(schema)?, identifier(name)?))
 }
 

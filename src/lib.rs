@@ -51,6 +51,7 @@ pub mod operator;
 pub mod preconditions;
 pub mod retry;
 pub mod status;
+mod takeover;
 
 // Processes.
 pub mod embedded;

@@ -19,7 +19,7 @@ use crate::status::{self, ProcessorStatus};
 use crate::tracker::{TrackerRow, Trackers};
 
 /// How long to wait for the horizon to settle before saying who holds it back.
-const PATIENCE: Duration = Duration::from_millis(250);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Somebody who looks after the processors of some databases.
 #[derive(Debug, Clone, Copy)]

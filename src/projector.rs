@@ -169,6 +169,16 @@ impl SqlProjector {
     }
 }
 
+/// Makes the declared tables, which exist already, the projector's own. It has a tracker.
+pub(crate) async fn adopt_tables(
+    declaration: &ProjectorDeclaration,
+    schema: &str,
+    projections_schema: &str,
+    connection: &mut PgConnection,
+) -> Result<(), ProcessorError> {
+    Tables::new(declaration, schema, projections_schema).adopt(connection).await
+}
+
 #[async_trait]
 impl Processor for SqlProjector {
     fn name(&self) -> &str {

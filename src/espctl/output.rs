@@ -9,6 +9,11 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout().lock(), "{text}")?)
 }
 
+/// Tells a person something that is not the command's result.
+pub(crate) fn say(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(io::stderr().lock(), "{text}")?)
+}
+
 /// A table without lines, as other tools of operators print them; `right` names the columns of numbers.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String {
     let mut table = Table::new();

@@ -61,6 +61,14 @@ impl<'a> Tables<'a> {
         self.record_declaration(connection).await
     }
 
+    /// Records tables that exist already as this projector's, in the caller's transaction.
+    pub(crate) async fn adopt(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+        for table in &self.declaration.tables {
+            self.record(connection, &table.name).await?;
+        }
+        self.record_declaration(connection).await
+    }
+
     /// Drops every table that is recorded as this projector's, with what depends on it.
     pub(crate) async fn drop(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
         let statement = format!(

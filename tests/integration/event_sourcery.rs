@@ -268,3 +268,97 @@ async fn reading_costs_what_reading_the_table_costs() {
         assert!(!["Sort", "Nested Loop", "Result"].iter().any(|node| plan.contains(node)), "{plan}");
     }
 }
+
+/// A projector that counts events, on a table that its predecessor has filled.
+const COUNTS: &str = "[projector]\nname = 'counts'\n[projector.tables]\ncounts = 'type text primary key, n bigint not null'\n\
+    [[projector.on]]\nevents = ['todo_added', 'todo_amended']\n\
+    sql = '''insert into counts as c values (event.type, 1) on conflict (type) do update set n = c.n + 1'''\n";
+
+/// What a processor of the framework left behind after 10 of 40 events, and the table that it filled.
+async fn predecessor() -> (Framework, Installation) {
+    let framework = Framework::create().await;
+    framework.write_many(1, 20).await;
+    framework
+        .run(
+            "create schema projections;
+             create table projections.counts (type text primary key, n bigint not null);
+             insert into projections.counts select type, count(*) from events where id <= 10 group by type;
+             insert into projector_tracker (name, last_processed_event_id) values ('Todo::Counts', 10), ('Other', 3)",
+        )
+        .await;
+    let installation = Installation::new(&framework.db.url, SETTINGS);
+    installation.declare("counts", COUNTS);
+    installation.espctl(&["migrate"]).await.printed();
+    (framework, installation)
+}
+
+const IMPORT: [&str; 2] = ["import-positions", "counts=Todo::Counts"];
+
+#[tokio::test]
+async fn a_processor_of_the_framework_moves_to_espd_where_it_is() {
+    let (framework, installation) = predecessor().await;
+    let asked = installation.espctl(&IMPORT).await;
+    assert!(
+        asked.stdout.contains("counts  Todo::Counts      0        10  projections.counts  -"),
+        "{asked:?}"
+    );
+    assert!(asked.stdout.contains("Left out, as no processor has the name: Other"), "{asked:?}");
+    assert!(asked.complained(1).contains("add --yes"));
+    let taken = installation.espctl(&[&IMPORT[..], &["--yes", "--json"]].concat()).await.json();
+    assert_eq!((&taken[0]["name"], &taken[0]["to_position"]), (&json!("counts"), &json!(10)));
+    let logged: (String, i64, i64) =
+        sqlx::query_as("select processor, from_position, to_position from espd.operator_log")
+            .fetch_one(&framework.db.pool)
+            .await
+            .unwrap();
+    assert_eq!(logged, ("counts".to_owned(), 0, 10));
+
+    let daemon = installation.start_daemon();
+    reaches(&framework.db.pool, "counts", 40).await;
+    daemon.stop().await;
+    let wrong = "select count(*) from (select type::text, count(*) as n from events group by type) as e
+                 full join projections.counts as c using (type) where e.n is distinct from c.n";
+    assert_eq!(count(&framework, wrong).await, 0);
+
+    let complaint = installation.espctl(&[&IMPORT[..], &["--yes"]].concat()).await.complained(1);
+    assert!(complaint.contains("moved already, to 40: --overwrite"), "{complaint}");
+    installation.espctl(&[&IMPORT[..], &["--yes", "--overwrite"]].concat()).await.printed();
+    assert_eq!(installation.status("counts").await["position"], 10);
+    // Its own now: a reset makes them anew.
+    installation.espctl(&["reset", "counts", "--yes"]).await.printed();
+    assert_eq!(count(&framework, "select count(*) from projections.counts").await, 0);
+}
+
+#[tokio::test]
+async fn nothing_is_taken_over_from_a_running_processor_or_onto_missing_tables() {
+    let (framework, installation) = predecessor().await;
+    let all = [&IMPORT[..], &["--yes"]].concat();
+    let mut running = framework.db.pool.acquire().await.unwrap();
+    sqlx::query("select pg_advisory_lock(id) from projector_tracker where name = 'Todo::Counts'")
+        .execute(&mut *running)
+        .await
+        .unwrap();
+    let complaint = installation.espctl(&all).await.complained(1);
+    assert!(complaint.contains("Todo::Counts is still running (database session "), "{complaint}");
+    sqlx::query("select pg_advisory_unlock_all()").execute(&mut *running).await.unwrap();
+
+    let mut slow = framework.db.pool.begin().await.unwrap();
+    framework.write_in(&mut slow, Write { lock: false, ..Write::of("slow") }).await;
+    framework
+        .run("update projector_tracker set last_processed_event_id = 41 where name = 'Todo::Counts'")
+        .await;
+    let complaint = installation.espctl(&all).await.complained(1);
+    assert!(complaint.contains("41 is not settled yet"), "{complaint}");
+    slow.commit().await.unwrap();
+
+    framework.run("drop table projections.counts").await;
+    let complaint = installation.espctl(&all).await.complained(1);
+    assert!(complaint.contains("projections.counts does not exist"), "{complaint}");
+    let complaint = installation.espctl(&["import-positions", "counts=Nobody", "--yes"]).await.complained(1);
+    assert!(complaint.contains("projector_tracker has no row for Nobody"), "{complaint}");
+    let complaint = installation.espctl(&["import-positions", "nobody", "--yes"]).await.complained(1);
+    assert!(complaint.contains("no processor nobody is declared"), "{complaint}");
+    let complaint = installation.espctl(&["import-positions", "--yes"]).await.complained(1);
+    assert!(complaint.contains("no declared processor has a predecessor of its name"), "{complaint}");
+    assert_eq!(count(&framework, "select count(*) from espd.trackers").await, 0);
+}
