@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -16,7 +16,7 @@ use crate::failure::is_infrastructure_error;
 use crate::retry::{Retry, RetryPolicy};
 use crate::signal::{self, Request};
 use crate::supervisor::lifecycle::Policy;
-use crate::supervisor::{Ending, Program, Supervisor};
+use crate::supervisor::{Ending, Order, Plan, Program, Supervisor};
 use crate::tracker::Owner;
 use crate::worker::{self, Assignment};
 use crate::{demo, espctl, telemetry};
@@ -184,12 +184,21 @@ async fn check_fitness(databases: &Databases, private: bool) -> anyhow::Result<(
     databases.check_store().await
 }
 
+/// Orders that the supervisor has not looked at yet. Nobody gives more than a few.
+const ORDERS_MAX: usize = 4;
+
 /// Runs the workers until they have stopped after a request.
 async fn supervise(config: &Config, requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
     if config.projectors.is_empty() {
         return Err(Exit::configuration("no processor is declared: see `espctl config example`").into());
     }
-    match supervisor(config)?.run(requests).await {
+    let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+    let supervising = Supervisor::new(plan(config, &Owner::draw())?).run(ordered);
+    let ending = tokio::select! {
+        ending = supervising => ending,
+        () = steer(requests, orders) => bail!("nobody steers the workers any more"),
+    };
+    match ending {
         Ending::Orderly => Ok(()),
         Ending::Forced => {
             let message = "asked twice to stop: batches were given up, they will be handled again".to_owned();
@@ -198,9 +207,19 @@ async fn supervise(config: &Config, requests: mpsc::Receiver<Request>) -> anyhow
     }
 }
 
-/// A supervisor of all declared processors, all of one owner.
-pub(crate) fn supervisor(config: &Config) -> anyhow::Result<Supervisor> {
-    let owner = Owner::draw();
+/// Passes requests on to the supervisor for as long as there are any.
+async fn steer(mut requests: mpsc::Receiver<Request>, orders: mpsc::Sender<Order>) {
+    while let Some(request) = requests.recv().await {
+        let Request::Stop = request;
+        if orders.send(Order::Stop).await.is_err() {
+            break;
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// All workers of the configuration, working for `owner`.
+pub(crate) fn plan(config: &Config, owner: &Owner) -> anyhow::Result<Plan> {
     let url = config.event_store.url.as_ref().context("the database is known by now")?;
     let mut programs = Vec::new();
     for (name, members) in config.workers() {
@@ -208,8 +227,13 @@ pub(crate) fn supervisor(config: &Config) -> anyhow::Result<Supervisor> {
         let processors = members.iter().map(|processor| processor.name.clone()).collect();
         programs.push(Program { name, processors, settings: serde_json::to_string(&assignment)? });
     }
-    let policy = Policy { grace: config.runner.shutdown_timeout, ..Policy::default() };
-    Ok(Supervisor::new(programs, policy))
+    let policy = Policy {
+        grace: config.runner.shutdown_timeout,
+        restart_max: config.runner.restart_max,
+        hang_timeout: config.runner.hang_timeout,
+        ..Policy::default()
+    };
+    Ok(Plan { programs, policy, memory_max: config.runner.memory_max.map(i64::unsigned_abs) })
 }
 
 #[cfg(test)]

@@ -12,15 +12,17 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::sync::mpsc;
 
 use crate::config::{Config, parse_duration};
-use crate::daemon::supervisor;
+use crate::daemon::plan;
 use crate::database::{Databases, private_database};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::espctl::render_status;
 use crate::event_store::{EventStore as _, PostgresEventStore};
 use crate::shutdown::{self, Shutdown};
 use crate::signal::{self, Request};
+use crate::supervisor::{Order, Supervisor};
 use crate::telemetry;
 use crate::todo_history::TodoHistory;
+use crate::tracker::Owner;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -91,7 +93,7 @@ async fn show(
     let writing = PgPoolOptions::new().max_connections(1).connect(url.expose()).await?;
     let store = PostgresEventStore::new(writing.clone(), databases.layout.clone());
     let arriving = tokio::spawn(arrive(store, history, arguments.rate, stop.clone()));
-    let supervisor = supervisor(config)?;
+    let supervisor = Supervisor::new(plan(config, &Owner::draw())?);
     let (requesting, requested) = mpsc::channel(4);
     let pictures = paint_until_stopped(config, databases, stop);
     let ended = end_when_asked(requests, requesting, arguments.time);
@@ -143,7 +145,7 @@ async fn arrive(
 /// Passes requests on; the end of the time is one as well.
 async fn end_when_asked(
     mut requests: mpsc::Receiver<Request>,
-    supervisor: mpsc::Sender<Request>,
+    supervisor: mpsc::Sender<Order>,
     time: Option<Duration>,
 ) {
     let time_over = async {
@@ -157,12 +159,12 @@ async fn end_when_asked(
         () = time_over => {}
     }
     say("\nstopping …");
-    let _ = supervisor.send(Request::Stop).await;
-    while let Some(request) = tokio::select! {
+    let _ = supervisor.send(Order::Stop).await;
+    while let Some(Request::Stop) = tokio::select! {
         request = requests.recv() => request,
         () = supervisor.closed() => None,
     } {
-        let _ = supervisor.send(request).await;
+        let _ = supervisor.send(Order::Stop).await;
     }
 }
 

@@ -1,5 +1,10 @@
 //! Exit codes of `espd`, its workers and `espctl`: one table, shared with the documentation.
 
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+
+use nix::sys::signal::Signal;
+
 use crate::failure::describe;
 
 /// How a program of ours ends.
@@ -18,6 +23,38 @@ pub enum ExitCode {
     Timeout = 75,
     /// Ended by a second signal, before the work at hand was finished.
     Interrupted = 130,
+}
+
+impl ExitCode {
+    const ALL: [Self; 6] =
+        [Self::Success, Self::Failure, Self::Usage, Self::Configuration, Self::Timeout, Self::Interrupted];
+
+    /// What it says, in a few words.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "done",
+            Self::Failure => "failed",
+            Self::Usage => "wrong command line",
+            Self::Configuration => "wrong configuration or declaration",
+            Self::Timeout => "the time to wait was over",
+            Self::Interrupted => "interrupted before the work at hand was finished",
+        }
+    }
+}
+
+/// How a process has ended, in words: `exit code 64 (wrong configuration or declaration)`, `signal SIGKILL`.
+pub fn describe_end(status: ExitStatus) -> String {
+    let signal = |number: i32| {
+        Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string())
+    };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => match ExitCode::ALL.into_iter().find(|known| i32::from(*known as u8) == code) {
+            Some(known) => format!("exit code {code} ({})", known.meaning()),
+            None => format!("exit code {code}"),
+        },
+        (None, Some(number)) => format!("signal {}", signal(number)),
+        (None, None) => status.to_string(),
+    }
 }
 
 impl From<ExitCode> for std::process::ExitCode {
@@ -72,4 +109,32 @@ pub(crate) fn report(outcome: anyhow::Result<()>) -> std::process::ExitCode {
     }
     eprintln!("error: {}", chain(&error));
     error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_has_the_same_table() {
+        let documentation = include_str!("../docs/lifecycle.md");
+        for code in ExitCode::ALL {
+            let row = format!("| {} | {}", code as u8, code.meaning());
+            assert!(documentation.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_described_by_its_code_or_signal() {
+        for (raw, words) in [
+            (0, "exit code 0 (done)"),
+            (64 << 8, "exit code 64 (wrong configuration or declaration)"),
+            (130 << 8, "exit code 130 (interrupted before the work at hand was finished)"),
+            (3 << 8, "exit code 3"),
+            (9, "signal SIGKILL"),
+            (64, "signal 64"),
+        ] {
+            assert_eq!(describe_end(ExitStatus::from_raw(raw)), words);
+        }
+    }
 }

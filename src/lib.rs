@@ -55,6 +55,7 @@ mod takeover;
 
 // Processes.
 pub mod embedded;
+pub mod heartbeat;
 pub mod shutdown;
 pub mod signal;
 mod spawner;

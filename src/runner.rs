@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use crate::declaration::BatchLimits;
 use crate::event::Position;
 use crate::failure::{Failure, TEXT_MAX, describe, is_infrastructure_error};
+use crate::heartbeat::{self, Condition};
 use crate::processor::{Processor, ProcessorError, Turn, Turned};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
@@ -130,6 +131,7 @@ impl Runner {
                 "{what}"
             );
             self.phase = Phase::Unclaimed { announced: false };
+            heartbeat::promise(delay);
             stop.run_until_requested(tokio::time::sleep(delay)).await;
         }
         info!(processor = self.processor.name(), "stopped");
@@ -141,6 +143,7 @@ impl Runner {
         let mut connection = connected?;
         while !stop.is_requested() {
             if let Next::Wait(position, time) = self.step(&mut connection).await? {
+                heartbeat::promise(time);
                 match self.subscription.wait(position, time, stop).await {
                     Woken::Stop => break,
                     Woken::Control => self.silence_is_over(),
@@ -166,6 +169,7 @@ impl Runner {
 
     /// Does one thing and says what to do next. An error means that the connection is of no use any more.
     async fn step(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
+        heartbeat::turn(self.phase.condition());
         let upto = match &self.phase {
             Phase::Unclaimed { announced } => return self.claim(connection, *announced).await,
             Phase::Following(claim) => self.subscription.next_upto(claim.position, self.settings.limits.span),
@@ -205,7 +209,8 @@ impl Runner {
             return Ok(Next::Wait(None, settings.lease / 5));
         };
         info!(processor = name, position = claim.position, epoch = claim.epoch, "claimed");
-        match self.processor.prepare(connection, &claim).await {
+        let preparing = self.processor.prepare(connection, &claim);
+        match while_backend_lives(preparing, &self.settings.database, self.backend_pid).await {
             Ok(()) => {
                 // What kept the last owner from preparing is mended, whether or not an operator said so.
                 if claim.failed || (claim.attempts == 0 && claim.last_error.is_some()) {
@@ -399,6 +404,17 @@ impl Runner {
 }
 
 impl Phase {
+    fn condition(&self) -> Condition {
+        match self {
+            Self::Unclaimed { announced: false } => Condition::Starting,
+            Self::Unclaimed { announced: true } => Condition::StandingBy,
+            Self::Following(_) => Condition::Following,
+            Self::Paused(_) => Condition::Paused,
+            Self::Retrying(..) => Condition::Retrying,
+            Self::Failed(_) => Condition::Failed,
+        }
+    }
+
     fn claim(&self) -> Option<&Claim> {
         match self {
             Self::Unclaimed { .. } => None,
@@ -410,13 +426,14 @@ impl Phase {
 }
 
 /// Lets a batch take its time, but not when its backend has vanished without a word.
-async fn while_backend_lives(
-    turning: impl Future<Output = Result<Turned, ProcessorError>>,
+async fn while_backend_lives<T>(
+    turning: impl Future<Output = Result<T, ProcessorError>>,
     database: &PgConnectOptions,
     backend_pid: i32,
-) -> Result<Turned, ProcessorError> {
+) -> Result<T, ProcessorError> {
     tokio::pin!(turning);
     loop {
+        heartbeat::promise(ANSWER_TIMEOUT);
         tokio::select! {
             turned = &mut turning => return turned,
             () = tokio::time::sleep(ANSWER_TIMEOUT) => in_time(find_active_backend(database, backend_pid)).await?,
@@ -440,6 +457,7 @@ fn timed_out() -> sqlx::Error {
 
 /// The answer, or an error if it does not come in time.
 async fn in_time<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    heartbeat::promise(ANSWER_TIMEOUT);
     match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(timed_out()),

@@ -5,6 +5,7 @@
 //! open for as long as it lives.
 
 mod crew;
+pub(crate) mod report;
 mod task;
 
 use std::io::BufRead as _;
@@ -51,7 +52,7 @@ pub fn run(assignment: Assignment, supervised: bool) -> anyhow::Result<()> {
             end_with_supervisor();
         }
         tokio::spawn(signal::stop_on_request(requests, handle, ExitCode::Interrupted as i32));
-        crew::work(assignment, stop).await
+        crew::work(assignment, supervised, stop).await
     })
 }
 

@@ -50,6 +50,9 @@ pub(super) const RUNNER: Keys = Keys {
         "poll_interval_max",
         "shutdown_timeout",
         "isolation",
+        "hang_timeout",
+        "memory_max",
+        "restart_max",
     ],
 };
 

@@ -18,6 +18,8 @@ pub(super) fn redact(config: &Config) -> Value {
             "poll_interval_max": format_duration(config.runner.poll_interval_max),
             "shutdown_timeout": format_duration(config.runner.shutdown_timeout),
             "isolation": config.runner.isolation.to_string(),
+            "hang_timeout": format_duration(config.runner.hang_timeout),
+            "restart_max": format_duration(config.runner.restart_max),
         },
         "retry": show_retry(&config.retry),
         "log": { "format": config.log.format, "level": config.log.level },
@@ -25,6 +27,9 @@ pub(super) fn redact(config: &Config) -> Value {
     });
     show_url(&mut shown["event_store"], config.event_store.url.as_ref());
     show_url(&mut shown["projections"], config.projections.url.as_ref());
+    if let Some(memory_max) = config.runner.memory_max {
+        shown["runner"]["memory_max"] = json!(format_size(memory_max));
+    }
     show_batch_limits(&mut shown["runner"], &config.runner.batch);
     shown
 }

@@ -45,6 +45,12 @@ pub struct RunnerSettings {
     pub shutdown_timeout: Duration,
     /// Whom a processor shares a worker with, for projectors that do not say otherwise; never a group.
     pub isolation: Isolation,
+    /// How long a worker may give no sign of life before it is restarted.
+    pub hang_timeout: Duration,
+    /// The memory that a worker may use before it is restarted, in bytes; `None`: as much as there is.
+    pub memory_max: Option<i64>,
+    /// The longest delay before a worker that ends again and again is restarted.
+    pub restart_max: Duration,
 }
 
 /// `[log]`: what is logged, and how.
@@ -112,6 +118,9 @@ impl Default for RunnerSettings {
             poll_interval_max: Duration::from_secs(1),
             shutdown_timeout: Duration::from_secs(30),
             isolation: Isolation::default(),
+            hang_timeout: Duration::from_secs(60),
+            memory_max: None,
+            restart_max: Duration::from_secs(60),
         }
     }
 }
@@ -173,6 +182,10 @@ impl RunnerSettings {
             .and_then(|interval| interval.duration(Duration::from_millis(10)..=HOUR));
         let shutdown_timeout =
             section.value("shutdown_timeout").and_then(|timeout| timeout.duration(Duration::ZERO..=HOUR));
+        let seconds = |seconds| Duration::from_secs(seconds);
+        let hang_timeout =
+            section.value("hang_timeout").and_then(|timeout| timeout.duration(seconds(5)..=HOUR));
+        let restart_max = section.value("restart_max").and_then(|delay| delay.duration(seconds(1)..=HOUR));
         Self {
             batch: read_batch_limits(section, default.batch),
             poll_interval_max: poll_interval_max.unwrap_or(default.poll_interval_max),
@@ -181,6 +194,9 @@ impl RunnerSettings {
                 .value("isolation")
                 .and_then(|value| read_default_isolation(&value))
                 .unwrap_or(default.isolation),
+            hang_timeout: hang_timeout.unwrap_or(default.hang_timeout),
+            memory_max: section.value("memory_max").and_then(|size| size.size(16 << 20..=1 << 40)),
+            restart_max: restart_max.unwrap_or(default.restart_max),
         }
     }
 }

@@ -10,12 +10,15 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::ChildStdin;
+use tokio::process::{ChildStdin, ChildStdout};
+use tokio::sync::mpsc;
 
+use super::listener::listen;
 use crate::spawner::{die_with_owner, on_spawning_thread};
+use crate::worker::report::Report;
 
 /// What to start as a worker.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Program {
     /// Unique name.
     pub name: String,
@@ -39,6 +42,8 @@ pub(crate) struct Child {
     pid: Pid,
     /// The child ends when this closes, which the kernel does for us however we end.
     lifeline: ChildStdin,
+    /// Where the child reports.
+    output: ChildStdout,
 }
 
 impl Child {
@@ -46,25 +51,36 @@ impl Child {
     pub(crate) fn start(program: &Program) -> io::Result<Self> {
         let mut process = spawn(program)?;
         let pid = process.id().ok_or_else(|| io::Error::other("the child ended at once"))?;
-        let lifeline = process.stdin.take().ok_or_else(|| io::Error::other("no pipe to the child"))?;
-        Ok(Self { process, pid: Pid::from_raw(pid.cast_signed()), lifeline })
+        let (stdin, stdout) = (process.stdin.take(), process.stdout.take());
+        let (lifeline, output) = stdin.zip(stdout).ok_or_else(|| io::Error::other("no pipe to the child"))?;
+        Ok(Self { process, pid: Pid::from_raw(pid.cast_signed()), lifeline, output })
     }
 
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Hands the child its settings and waits for its end, whether or not it ever reads them.
-    pub(crate) async fn attend(self, settings: String) -> io::Result<ExitStatus> {
-        let Self { mut process, mut lifeline, .. } = self;
+    /// Hands the child its settings, passes on what it reports, and waits for its end, whether or not it ever
+    /// reads the settings.
+    pub(crate) async fn attend(
+        self,
+        settings: String,
+        reports: mpsc::Sender<(Pid, Report)>,
+    ) -> io::Result<ExitStatus> {
+        let Self { mut process, pid, mut lifeline, output } = self;
         let handing_over = async {
             // A child that is dead already is noticed by waiting for it.
             let _ = lifeline.write_all(format!("{settings}\n").as_bytes()).await;
             let _ = lifeline.flush().await;
             std::future::pending::<()>().await;
         };
+        let listening = async {
+            listen(pid, output, reports).await;
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             status = process.wait() => status,
+            () = listening => Err(io::Error::other("listening never ends")),
             () = handing_over => Err(io::Error::other("handing over never ends")),
         }
     }
@@ -84,6 +100,7 @@ fn spawn(program: &Program) -> io::Result<tokio::process::Child> {
         .arg0(title(program))
         .args(["worker", "--supervised", &program.name])
         .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         // A group of its own: the terminal's Ctrl-C is for the supervisor, which stops its workers in order.
         .process_group(0);
     die_with_owner(&mut command, Signal::SIGKILL);

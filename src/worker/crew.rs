@@ -9,11 +9,13 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::task::JoinSet;
 use tracing::error;
 
+use super::report::{Member, report};
 use super::{Assignment, task};
 use crate::config::WorkerSettings;
 use crate::declaration::ProjectorDeclaration;
 use crate::event_store::PostgresEventStore;
 use crate::exit_code::Exit;
+use crate::heartbeat::Heart;
 use crate::layout::Layout;
 use crate::projector::{Events, Fault, SqlProjector};
 use crate::runner::{LEASE, Runner, RunnerSettings};
@@ -26,13 +28,16 @@ use crate::watcher::{Watcher, WatcherSettings};
 ///
 /// # Errors
 /// The watcher has failed, or none of the processors can be run as it is declared.
-pub(super) async fn work(assignment: Assignment, stop: Shutdown) -> anyhow::Result<()> {
+pub(super) async fn work(assignment: Assignment, supervised: bool, stop: Shutdown) -> anyhow::Result<()> {
     let Assignment { owner, mut settings } = assignment;
     let declarations = std::mem::take(&mut settings.processors);
     let watcher = watcher(&settings, &declarations)?;
     let subscription = Subscription::new(watcher.horizon(), watcher.control());
     let foundation = Arc::new(Foundation::new(owner, settings, subscription)?);
-    let mut runners = start(&foundation, declarations, &stop)?;
+    let (mut runners, members) = start(&foundation, declarations, &stop)?;
+    if supervised {
+        tokio::spawn(report(members));
+    }
     let mut watching = tokio::spawn(watcher.run(stop));
     let running = async { while runners.join_next().await.is_some() {} };
     tokio::pin!(running);
@@ -52,8 +57,8 @@ fn start(
     foundation: &Arc<Foundation>,
     declarations: Vec<ProjectorDeclaration>,
     stop: &Shutdown,
-) -> anyhow::Result<JoinSet<()>> {
-    let (mut runners, mut faults) = (JoinSet::new(), Vec::new());
+) -> anyhow::Result<(JoinSet<()>, Vec<Member>)> {
+    let (mut runners, mut members, mut faults) = (JoinSet::new(), Vec::new(), Vec::new());
     for declaration in declarations {
         // What is declared wrongly stays wrong until it is configured anew, which starts another worker.
         if let Err(fault) = foundation.runner(&declaration) {
@@ -72,12 +77,14 @@ fn start(
                 }
             }
         };
-        runners.spawn(task::run_again_after_panics(name, run, stop.clone()));
+        let heart = Heart::new();
+        runners.spawn(task::run_again_after_panics(name.clone(), heart.clone(), run, stop.clone()));
+        members.push(Member { name, heart, reported: None });
     }
     if runners.is_empty() {
         return Err(Exit::configuration(faults.join("\n")).into());
     }
-    Ok(runners)
+    Ok((runners, members))
 }
 
 fn watcher(settings: &WorkerSettings, declarations: &[ProjectorDeclaration]) -> anyhow::Result<Watcher> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tracing::warn;
 
+use crate::heartbeat::Heart;
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 
@@ -14,6 +15,7 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// Runs a processor until it returns, again and again after panics, with growing delays.
 pub(super) async fn run_again_after_panics<F>(
     processor: String,
+    heart: Heart,
     mut run: impl FnMut() -> F,
     mut stop: Shutdown,
 ) where
@@ -22,7 +24,8 @@ pub(super) async fn run_again_after_panics<F>(
     let mut panics = Retry::new(RetryPolicy::infrastructure());
     loop {
         let begun = Instant::now();
-        if tokio::spawn(run()).await.is_ok() {
+        let (beating, running) = (heart.clone(), run());
+        if tokio::spawn(async move { beating.beat_for(running).await }).await.is_ok() {
             return;
         }
         if begun.elapsed() > HEALTHY_AFTER {
@@ -30,6 +33,7 @@ pub(super) async fn run_again_after_panics<F>(
         }
         let delay = panics.failed(());
         let retry_in_ms = delay.as_millis() as u64;
+        heart.promise(delay);
         warn!(processor, retry_in_ms, "a processor has panicked, restarting it");
         if stop.run_until_requested(sleep(delay)).await.is_none() {
             return;
@@ -53,6 +57,7 @@ mod tests {
         let stopped = stop.clone();
         let faulty = run_again_after_panics(
             "faulty".into(),
+            Heart::new(),
             move || {
                 let (nth, mut stopped) = (counted.fetch_add(1, Ordering::Relaxed), stopped.clone());
                 async move {
@@ -65,6 +70,7 @@ mod tests {
         let stopped = stop.clone();
         let sound = run_again_after_panics(
             "sound".into(),
+            Heart::new(),
             move || {
                 other_counted.fetch_add(1, Ordering::Relaxed);
                 let mut stopped = stopped.clone();
@@ -85,7 +91,8 @@ mod tests {
     #[tokio::test]
     async fn a_processor_that_waits_to_be_restarted_can_be_stopped() {
         let (handle, stop) = shutdown::channel();
-        let panicking = run_again_after_panics("faulty".into(), || async { panic!("always") }, stop);
+        let panicking =
+            run_again_after_panics("faulty".into(), Heart::new(), || async { panic!("always") }, stop);
         let ending = async {
             sleep(Duration::from_millis(50)).await;
             handle.request();

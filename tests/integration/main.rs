@@ -16,6 +16,7 @@ mod horizon;
 mod isolation;
 mod preconditions;
 mod projector;
+mod restarts;
 mod runner;
 mod supervisor;
 mod support;

@@ -1,0 +1,109 @@
+//! Signs of life of a runner, so that one that no longer turns is told from one that waits.
+//!
+//! A runner does nothing for long without having said for how long: before it waits it calls [`promise`].
+//! A promise that is not kept is what a hang looks like from outside. It is made by the work loop itself and
+//! never by a timer beside it, which would go on beating for a dead one.
+//!
+//! Whoever runs a runner gives it a [`Heart`]; without one, a promise is made to nobody.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+tokio::task_local! {
+    /// Of the runner that lives in this task.
+    static HEART: Heart;
+}
+
+/// What a runner is about, as the supervisor may know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// It has not claimed its processor yet.
+    Starting,
+    /// Another daemon owns the processor.
+    StandingBy,
+    /// It handles events as they come.
+    Following,
+    /// An operator has paused it.
+    Paused,
+    /// An event fails and is tried again.
+    Retrying,
+    /// It waits for an operator to mend what it cannot.
+    Failed,
+}
+
+/// One runner's signs of life. Written by the runner's task, read by the one that reports; both short.
+#[derive(Debug, Clone)]
+pub(crate) struct Heart(Arc<Mutex<Pulse>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Pulse {
+    back_by: Instant,
+    condition: Condition,
+}
+
+impl Heart {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Pulse { back_by: Instant::now(), condition: Condition::Starting })))
+    }
+
+    /// Runs a runner that beats with this heart.
+    pub(crate) async fn beat_for<F: Future>(&self, runner: F) -> F::Output {
+        HEART.scope(self.clone(), runner).await
+    }
+
+    /// Its owner will give the next sign within this time.
+    pub(crate) fn promise(&self, time: Duration) {
+        self.pulse().back_by = Instant::now() + time;
+    }
+
+    /// For how long a promise has been broken; zero while none is.
+    pub(crate) fn silence(&self) -> Duration {
+        self.pulse().back_by.elapsed()
+    }
+
+    pub(crate) fn condition(&self) -> Condition {
+        self.pulse().condition
+    }
+
+    fn pulse(&self) -> MutexGuard<'_, Pulse> {
+        // Two plain values: no panic leaves them half written.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The runner in this task will give the next sign within `time`.
+pub(crate) fn promise(time: Duration) {
+    let _ = HEART.try_with(|heart| heart.promise(time));
+}
+
+/// The runner in this task is about to do something, in this condition.
+pub(crate) fn turn(condition: Condition) {
+    let _ = HEART.try_with(|heart| {
+        *heart.pulse() = Pulse { back_by: Instant::now(), condition };
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn silence_begins_where_a_promise_ends() {
+        let heart = Heart::new();
+        let beating = async {
+            promise(Duration::from_secs(60));
+            assert_eq!(heart.silence(), Duration::ZERO);
+            turn(Condition::Retrying);
+        };
+        heart.beat_for(beating).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(heart.silence() >= Duration::from_millis(20));
+        assert_eq!(heart.condition(), Condition::Retrying);
+        // Without a heart it is said to nobody.
+        promise(Duration::from_secs(60));
+        assert!(heart.silence() >= Duration::from_millis(20));
+    }
+}
