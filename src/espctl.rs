@@ -53,6 +53,8 @@ enum Command {
     Reset(operate::ResetArguments),
     /// Pause a processor until it is resumed
     Pause(operate::Target),
+    /// Try the event that fails now instead of later, also where the processor has stopped over it
+    Retry(operate::Target),
     /// Let a paused or failed processor go on
     Resume(operate::Target),
     /// Take over the positions that the processors of event_sourcery have reached
@@ -109,6 +111,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Status(arguments) => status::run(arguments, config, databases).await,
         Command::Reset(arguments) => operate::reset(arguments, config, databases).await,
         Command::Pause(target) => operate::pause(target, config, databases).await,
+        Command::Retry(target) => operate::retry(target, config, databases).await,
         Command::Resume(target) => operate::resume(target, config, databases).await,
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, databases).await,

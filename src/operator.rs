@@ -140,6 +140,19 @@ impl Operator<'_> {
         Ok((row, changed))
     }
 
+    /// Lets the event that fails be tried now, also where the processor has stopped over it. Returns its tracker as it
+    /// was, and whether there was a failure and no pause.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub async fn retry(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
+        let row = self.find(name).await?;
+        let mut connection = self.databases.projections.acquire().await?;
+        let changed = self.trackers().retry(&mut connection, &row.name, self.name).await?;
+        self.databases.ring().await;
+        Ok((row, changed))
+    }
+
     /// Lets a paused or failed processor go on. Returns its tracker as it was, and whether it was either.
     ///
     /// # Errors

@@ -12,13 +12,14 @@ mod tables;
 use async_trait::async_trait;
 use serde::Deserialize;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection};
 use uuid::Uuid;
 
 pub use check::{Fault, check};
 
 use crate::declaration::{Handler, ProjectorDeclaration};
 use crate::event::Position;
+use crate::event_store::PostgresEventStore;
 use crate::failure::{Failure, is_infrastructure_error};
 use crate::layout::Layout;
 use crate::processor::{Processor, ProcessorError, ProcessorKind, Turn, Turned};
@@ -28,16 +29,13 @@ use crate::projector::tables::Tables;
 use crate::row::from_row;
 use crate::tracker::{Claim, Trackers, interval};
 
-/// Parameters of the function, without those of a batch that is passed.
-const PARAMETERS: usize = 9;
-
 /// Where the events of a projector are.
 #[derive(Debug)]
 pub enum Events {
     /// In the database of the projections, in this layout.
     SameDatabase(Layout),
     /// In another database.
-    Elsewhere(crate::event_store::PostgresEventStore),
+    Elsewhere(PostgresEventStore),
 }
 
 /// A declared projector, ready to run.
@@ -111,53 +109,58 @@ impl SqlProjector {
         Ok(true)
     }
 
-    /// The batch to pass along, where the function cannot read the events itself.
-    async fn fetch(&self, turn: &Turn<'_>) -> Result<Option<Batch>, ProcessorError> {
-        match &self.events {
-            Events::SameDatabase(_) => Ok(None),
-            Events::Elsewhere(store) => {
-                let types = self.declaration.event_types();
-                Batch::read(store, types, turn.claim.position, turn.upto, turn.limits).await.map(Some)
-            }
-        }
+    /// One call of the function, which finds the events itself: one round trip, nothing prepared.
+    async fn call(&self, connection: &mut PgConnection, turn: &Turn<'_>) -> Result<Returned, sqlx::Error> {
+        let statement = self.statement(&Self::arguments(turn, turn.upto));
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        Returned::from_row(&row)
     }
 
-    async fn call(
+    /// Fetches the events from their database and passes them along. Nobody else fetches them meanwhile: the
+    /// tracker is locked.
+    async fn fetch_and_call(
         &self,
         connection: &mut PgConnection,
+        store: &PostgresEventStore,
         turn: &Turn<'_>,
-        batch: Option<Batch>,
-    ) -> Result<Returned, sqlx::Error> {
-        let upto = batch.as_ref().map_or(turn.upto, |batch| batch.upto);
-        let places: Vec<String> = match batch {
-            None => (1..=PARAMETERS).map(|place| format!("${place}")).collect(),
-            Some(_) => (1..=remote::ARRAYS + PARAMETERS).map(Batch::parameter).collect(),
-        };
-        let places = places.join(", ");
+    ) -> Result<Option<Returned>, ProcessorError> {
+        let mut transaction = connection.begin().await?;
+        // Where a pooler hides which backend this is, nobody else could end it if this process was frozen now.
+        let limit = "-- limit_silence\nset local idle_in_transaction_session_timeout = '60s'";
+        sqlx::raw_sql(limit).execute(&mut *transaction).await?;
+        let trackers = Trackers::new(&self.schema);
+        if !trackers.lock_claimed(&mut transaction, &self.declaration.name, turn.claim).await? {
+            return Ok(None);
+        }
+        let types = self.declaration.event_types();
+        let batch = Batch::read(store, types, turn.claim.position, turn.upto, turn.limits).await?;
+        let arrays = (1..=remote::ARRAYS).map(Batch::parameter).collect::<Vec<_>>().join(", ");
+        let statement = self.statement(&format!("{arrays}, {}", Self::arguments(turn, batch.upto)));
+        let call = batch.bind(sqlx::query_as(AssertSqlSafe(statement)).persistent(false));
+        let returned = call.fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(Some(returned))
+    }
+
+    fn statement(&self, arguments: &str) -> String {
         // Leaving the function early would commit rows without a position, so that has to be an error.
-        let statement = format!(
+        format!(
             "-- project_batch
              select espd_position, espd_handled, espd_failure,
                     coalesce(espd_finished::text, 'a handler has left the function')::boolean as finished
-             from {}({places})",
+             from {}({arguments})",
             self.function.name
-        );
-        let mut query = sqlx::query_as(AssertSqlSafe(statement));
-        if let Some(batch) = batch {
-            query = batch.bind(query);
-        }
-        query
-            .bind(turn.claim.partition)
-            .bind(turn.claim.epoch)
-            .bind(turn.claim.position)
-            .bind(upto)
-            .bind(i32::try_from(turn.limits.size).unwrap_or(i32::MAX))
-            .bind(turn.limits.bytes)
-            .bind(interval(turn.limits.time))
-            .bind(interval(turn.lease))
-            .bind(turn.rate)
-            .fetch_one(connection)
-            .await
+        )
+    }
+
+    /// The function's arguments, without those of a batch that is passed.
+    fn arguments(turn: &Turn<'_>, upto: Position) -> String {
+        let Turn { claim, limits, lease, rate, .. } = turn;
+        let size = i32::try_from(limits.size).unwrap_or(i32::MAX);
+        let rate = if rate.is_finite() { *rate } else { 0.0 };
+        let (partition, epoch, position) = (claim.partition, claim.epoch, claim.position);
+        let (bytes, time, lease) = (limits.bytes, interval(limits.time), interval(*lease));
+        format!("{partition}, {epoch}, {position}, {upto}, {size}, {bytes}, {time}, {lease}, {rate}::real")
     }
 
     /// The failure with the place in the author's file instead of the function's line.
@@ -195,6 +198,9 @@ impl Processor for SqlProjector {
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
         let mut transaction = connection.begin().await?;
+        // Neither a lock nor a silent owner holds anybody up for long; an owner that was frozen in here least of all.
+        let limits = "-- limit_waits\nset local lock_timeout = '5s'; set local idle_in_transaction_session_timeout = '60s'";
+        sqlx::raw_sql(limits).execute(&mut *transaction).await?;
         // From here on nobody else prepares: an outdated owner must not replace the function of the present one.
         if !Trackers::new(&self.schema).lock_claimed(&mut transaction, &self.declaration.name, claim).await? {
             return Err(ProcessorError::Lost);
@@ -216,8 +222,13 @@ impl Processor for SqlProjector {
         connection: &mut PgConnection,
         turn: Turn<'_>,
     ) -> Result<Turned, ProcessorError> {
-        let batch = self.fetch(&turn).await?;
-        let returned = self.call(connection, &turn, batch).await?;
+        let returned = match &self.events {
+            Events::SameDatabase(_) => self.call(connection, &turn).await?,
+            Events::Elsewhere(store) => match self.fetch_and_call(connection, store, &turn).await? {
+                Some(returned) => returned,
+                None => return Ok(Turned::Lost),
+            },
+        };
         let (Some(position), Some(handled)) = (returned.espd_position, returned.espd_handled) else {
             return Ok(Turned::Lost);
         };

@@ -22,7 +22,18 @@ pub enum Strategy {
 /// What even those who do not want to wait have to wait: a failure is a transaction and a log line.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// How to retry. One failing thing is retried for ever; this only says at what pace.
+/// What happens when the attempts are used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// Go on trying.
+    #[default]
+    Retry,
+    /// Stop until an operator acts.
+    Stop,
+}
+
+/// How to retry, at what pace and how often.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RetryPolicy {
     /// How the delay grows.
@@ -33,6 +44,10 @@ pub struct RetryPolicy {
     pub max: Duration,
     /// Random share of a delay that is added or taken off, from 0 (exact) to 1.
     pub jitter: f64,
+    /// Attempts after which `on_failure` decides, at least 1; `None`: there is no end to them.
+    pub max_attempts: Option<u32>,
+    /// What happens then.
+    pub on_failure: OnFailure,
 }
 
 impl Default for RetryPolicy {
@@ -43,6 +58,8 @@ impl Default for RetryPolicy {
             initial: Duration::from_secs(1),
             max: Duration::from_secs(64),
             jitter: 0.1,
+            max_attempts: None,
+            on_failure: OnFailure::Retry,
         }
     }
 }
@@ -55,6 +72,7 @@ impl RetryPolicy {
             initial: Duration::from_millis(100),
             max: Duration::from_secs(5),
             jitter: 0.2,
+            ..Self::default()
         }
     }
 
@@ -72,6 +90,17 @@ impl RetryPolicy {
         delays.reset();
         delays
     }
+}
+
+/// This delay, up to a fifth longer or shorter: for those who must not all do something at the same moment.
+pub fn spread(delay: Duration) -> Duration {
+    let policy = RetryPolicy {
+        strategy: Strategy::Constant,
+        initial: delay,
+        max: delay,
+        ..RetryPolicy::infrastructure()
+    };
+    policy.delays().next_backoff().unwrap_or(delay)
 }
 
 /// Counts the failures of one thing and says how long to wait after each.
@@ -121,6 +150,12 @@ impl<T: PartialEq> Retry<T> {
         self.failing = None;
         self.attempts = 0;
         self.delays = self.policy.delays();
+    }
+
+    /// Whether nothing but an operator should try again.
+    pub fn is_used_up(&self) -> bool {
+        let RetryPolicy { max_attempts, on_failure, .. } = self.policy;
+        on_failure == OnFailure::Stop && max_attempts.is_some_and(|most| self.attempts >= most)
     }
 
     /// How often in a row the same thing has failed.
@@ -173,6 +208,27 @@ mod tests {
     fn constant_stays_and_none_hardly_waits() {
         assert_eq!(seconds(&mut Retry::new(exact(Strategy::Constant)), &[1; 3]), vec![1, 1, 1]);
         assert_eq!(Retry::new(exact(Strategy::None)).failed(1), SHORTEST);
+    }
+
+    #[test]
+    fn attempts_are_used_up_only_where_that_is_wanted() {
+        let stop =
+            RetryPolicy { max_attempts: Some(3), on_failure: OnFailure::Stop, ..RetryPolicy::default() };
+        let used_up = |policy, failures: &[u8]| {
+            let mut retry = Retry::new(policy);
+            seconds(&mut retry, failures);
+            retry.is_used_up()
+        };
+        assert!(used_up(stop, &[1, 1, 1]) && !used_up(stop, &[1, 1]) && !used_up(stop, &[1, 1, 2]));
+        assert!(!used_up(RetryPolicy { on_failure: OnFailure::Retry, ..stop }, &[1; 9]));
+        assert!(!used_up(RetryPolicy { max_attempts: None, ..stop }, &[1; 9]));
+    }
+
+    #[test]
+    fn spread_delays_differ_by_a_fifth_at_most() {
+        let delays: Vec<Duration> = (0..100).map(|_| spread(Duration::from_secs(10))).collect();
+        assert!(delays.iter().all(|delay| (8..=12).contains(&delay.as_secs())), "{delays:?}");
+        assert!(delays.iter().any(|delay| *delay != delays[0]));
     }
 
     proptest::proptest! {

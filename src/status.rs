@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::horizon::Holder;
 use crate::horizon::Horizon;
 use crate::layout::Layout;
-use crate::tracker::{TrackerRow, Trackers};
+use crate::tracker::{Outage, TrackerRow, Trackers};
 
 /// What a processor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -28,6 +28,8 @@ pub enum State {
     Retrying,
     /// Stopped until an operator acts.
     Failed,
+    /// No worker owns it, but a daemon stands by to take it over.
+    Standby,
     /// No worker owns it.
     Stopped,
 }
@@ -42,6 +44,7 @@ impl State {
             Self::Paused => "paused",
             Self::Retrying => "retrying",
             Self::Failed => "failed",
+            Self::Standby => "standby",
             Self::Stopped => "stopped",
         }
     }
@@ -78,8 +81,14 @@ pub struct ProcessorStatus {
     pub epoch: i64,
     /// Host and process id of the daemon that owns it.
     pub owner: Option<String>,
+    /// Host and process id of the daemons that stand by to take it over.
+    pub standbys: Vec<String>,
+    /// The backend of the last owner, which still holds the tracker though the lease has ended.
+    pub holder_pid: Option<i32>,
     /// How often in a row the event of `last_error` has failed.
     pub attempts: i32,
+    /// What of the infrastructure keeps it from going on; no event is to blame.
+    pub outage: Option<Outage>,
     /// What keeps it from going on.
     pub last_error: Option<Failure>,
     /// When it will be tried again.
@@ -183,6 +192,9 @@ fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStat
         lag_seconds,
         rate: if fresh { row.rate } else { 0.0 },
         owner: row.owner_label.filter(|_| row.owned),
+        standbys: row.standbys,
+        holder_pid: row.holder_pid,
+        outage: row.outage.map(|outage| outage.0),
         last_error: row.last_error.map(|error| error.0),
         updated_at: Some(row.updated_at),
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
@@ -206,6 +218,8 @@ fn state_of(row: &TrackerRow, horizon: &Horizon) -> State {
         State::Paused
     } else if row.failed_at.is_some() {
         State::Failed
+    } else if !row.owned && !row.standbys.is_empty() {
+        State::Standby
     } else if !row.owned {
         State::Stopped
     } else if row.attempts > 0 {
@@ -235,6 +249,9 @@ fn never_run(declaration: &ProjectorDeclaration, horizon: &Horizon, lag_seconds:
         handled: 0,
         epoch: 0,
         owner: None,
+        standbys: Vec::new(),
+        holder_pid: None,
+        outage: None,
         attempts: 0,
         last_error: None,
         next_retry_at: None,

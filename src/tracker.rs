@@ -5,21 +5,31 @@
 //! Leases are judged by the server's clock only.
 //!
 //! The position itself is moved by the processors, inside the transaction of their effects.
+//!
+//! What runners say travels in the simple protocol, with its values written out: one round trip, nothing
+//! prepared, no state of a session, so it works behind any pooler.
+
+mod listing;
+mod operator;
+mod standby;
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::types::PgInterval;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
+
+pub use listing::TrackerRow;
+pub use standby::Rival;
 
 use crate::event::Position;
 use crate::failure::Failure;
 use crate::processor::ProcessorKind;
 use crate::row::from_row;
-use crate::sql_quote::quote_identifier;
+use crate::sql_quote::{quote_identifier, quote_literal};
 
 /// Who runs processors: one daemon, drawn at its start and given to its children.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +87,21 @@ from_row!(Claim {
     failed
 });
 
+/// What of the infrastructure keeps a processor from going on. No event is to blame for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outage {
+    /// When it began, by the clock of the daemon's host.
+    pub since: DateTime<Utc>,
+    /// The database's error code, where it was the database that said no.
+    pub sqlstate: Option<String>,
+    /// What happened last, in one sentence.
+    pub message: String,
+    /// Tries that it has spoiled.
+    pub tries: u32,
+    /// When the next try is, if this one fails as well.
+    pub next_try_at: DateTime<Utc>,
+}
+
 /// What a renewed lease says about the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
@@ -89,68 +114,6 @@ pub struct Standing {
 }
 
 from_row!(Standing { position, paused, retry_now });
-
-/// A tracker row as it is shown to people.
-#[derive(Debug, Clone)]
-pub struct TrackerRow {
-    /// Processor.
-    pub name: String,
-    /// Partition of the processor.
-    pub partition: i32,
-    /// `projector` or `reactor`.
-    pub kind: String,
-    /// Version of its tables.
-    pub version: i32,
-    /// Where it stands.
-    pub position: Position,
-    /// How often it has been claimed or reset.
-    pub epoch: i64,
-    /// Host and process id of its owner.
-    pub owner_label: Option<String>,
-    /// Whether the owner's lease runs, by the server's clock.
-    pub owned: bool,
-    /// When an operator paused it.
-    pub paused_at: Option<DateTime<Utc>>,
-    /// Who paused it.
-    pub paused_by: Option<String>,
-    /// When it stopped for good.
-    pub failed_at: Option<DateTime<Utc>>,
-    /// Whether its last batch reached the horizon.
-    pub caught_up: bool,
-    /// Events handled since the last reset.
-    pub handled: i64,
-    /// Ids passed per second lately.
-    pub rate: f32,
-    /// How often in a row the event of `last_error` has failed.
-    pub attempts: i32,
-    /// The failure that keeps it from going on.
-    pub last_error: Option<Json<Failure>>,
-    /// When it will be tried again.
-    pub next_retry_at: Option<DateTime<Utc>>,
-    /// When the row last changed, renewals of the lease left out.
-    pub updated_at: DateTime<Utc>,
-}
-
-from_row!(TrackerRow {
-    name,
-    partition,
-    kind,
-    version,
-    position,
-    epoch,
-    owner_label,
-    owned,
-    paused_at,
-    paused_by,
-    failed_at,
-    caught_up,
-    handled,
-    rate,
-    attempts,
-    last_error,
-    next_retry_at,
-    updated_at
-});
 
 /// The trackers of one database.
 #[derive(Debug, Clone)]
@@ -179,15 +142,16 @@ impl Trackers {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- register_tracker
-             insert into {}.trackers (name, kind, version) values ($1, $2, $3) on conflict do nothing",
-            self.schema
+             insert into {}.trackers (name, kind, version) values ({}, '{}', {version}) on conflict do nothing",
+            self.schema,
+            quote_literal(name),
+            kind.as_str()
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(name).bind(kind.as_str()).bind(version);
-        query.execute(connection).await.map(drop)
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// Claims a processor for `owner`: succeeds when its lease has ended or it is the owner's already.
-    /// `None`: somebody else's lease runs.
+    /// Claims a processor for `owner`: succeeds when its lease has ended or it is the owner's already, and nobody
+    /// has locked the row. Never waits for a lock. `None`: not now, or there is no row.
     pub async fn claim(
         &self,
         connection: impl PgExecutor<'_>,
@@ -198,31 +162,34 @@ impl Trackers {
         let statement = format!(
             "-- claim_tracker
              with free as (
-               select name, partition from {0}.trackers
-               where name = $1 and partition = 0
-                 and (lease_until is null or lease_until < clock_timestamp() or owner = $2)
-               -- A batch that outlives its lease holds the row: its owner is alive, and must not be waited for.
+               select name, partition from {0}.trackers as t
+               where name = {1} and partition = 0 and {2}
+               -- A batch holds the row to its end, and a frozen owner for as long as it likes.
                for update skip locked
+             ), gone as (
+               delete from {0}.signs_of_life as s using free
+               where s.name = free.name and s.partition = free.partition
+                 and (s.owner = '{3}' or s.lives_until < clock_timestamp())
              )
              update {0}.trackers as t
-             set epoch = epoch + 1, owner = $2, owner_label = $3, lease_until = clock_timestamp() + $4,
+             set epoch = epoch + 1, owner = '{3}', owner_label = {4}, lease_until = clock_timestamp() + {5},
                  backend_pid = pg_backend_pid(),
                  backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid()),
                  updated_at = clock_timestamp()
              from free where t.name = free.name and t.partition = free.partition
              returning {CLAIM_COLUMNS}",
-            self.schema
+            self.schema,
+            quote_literal(name),
+            self.is_free_for(owner),
+            owner.id,
+            quote_literal(&owner.label),
+            interval(lease)
         );
-        sqlx::query_as(AssertSqlSafe(statement))
-            .bind(name)
-            .bind(owner.id)
-            .bind(&owner.label)
-            .bind(interval(lease))
-            .fetch_optional(connection)
-            .await
+        fetch_optional(connection, statement).await
     }
 
-    /// Lets the lease run on. `None`: the claim is no longer valid.
+    /// Lets the lease run on; whatever kept the processor from going on has passed. `None`: the claim is no longer
+    /// valid.
     pub async fn renew(
         &self,
         connection: impl PgExecutor<'_>,
@@ -232,37 +199,40 @@ impl Trackers {
     ) -> Result<Option<Standing>, sqlx::Error> {
         let statement = format!(
             "-- renew_lease
-             update {}.trackers set lease_until = clock_timestamp() + $4
-             where name = $1 and partition = $2 and epoch = $3
+             update {}.trackers set lease_until = clock_timestamp() + {}, outage = null
+             where {}
              returning position, paused_at is not null as paused,
                        coalesce(attempts > 0 and next_retry_at <= clock_timestamp(), false) as retry_now",
-            self.schema
+            self.schema,
+            interval(lease),
+            is_claimed(name, claim)
         );
-        sqlx::query_as(AssertSqlSafe(statement))
-            .bind(name)
-            .bind(claim.partition)
-            .bind(claim.epoch)
-            .bind(interval(lease))
-            .fetch_optional(connection)
-            .await
+        fetch_optional(connection, statement).await
     }
 
-    /// Gives the processor up, so that another daemon may claim it at once.
+    /// Gives the processor up, so that another daemon may claim it at once, and rings `channel` for those who
+    /// stand by.
     pub async fn release(
         &self,
         connection: impl PgExecutor<'_>,
         name: &str,
         claim: &Claim,
+        channel: &str,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- release_tracker
-             update {}.trackers
-             set owner = null, owner_label = null, lease_until = null, backend_pid = null, backend_start = null
-             where name = $1 and partition = $2 and epoch = $3",
-            self.schema
+             with released as (
+               update {}.trackers
+               set owner = null, owner_label = null, lease_until = null, backend_pid = null, backend_start = null
+               where {}
+               returning 1
+             )
+             select pg_notify({}, 'control') from released",
+            self.schema,
+            is_claimed(name, claim),
+            quote_literal(channel)
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(name).bind(claim.partition).bind(claim.epoch);
-        query.execute(connection).await.map(drop)
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
     /// Records why the processor does not go on, and when it will try again (`None`: never by itself).
@@ -275,25 +245,23 @@ impl Trackers {
         failure: &Failure,
         retry_in: Option<Duration>,
     ) -> Result<(), sqlx::Error> {
+        let (retry_at, failed_at) = match retry_in {
+            Some(delay) => (format!("clock_timestamp() + {}", interval(delay)), "null"),
+            None => ("null".to_owned(), "clock_timestamp()"),
+        };
         let statement = format!(
             "-- record_failure
              update {}.trackers
-             set attempts = $4, next_retry_at = clock_timestamp() + $6, caught_up = false,
-                 last_error = $5::jsonb || jsonb_build_object('at', clock_timestamp()),
-                 failed_at = case when $6 is null then clock_timestamp() end, updated_at = clock_timestamp()
-             where name = $1 and partition = $2 and epoch = $3",
-            self.schema
+             set attempts = {}, next_retry_at = {retry_at}, caught_up = false,
+                 last_error = {}::jsonb || jsonb_build_object('at', clock_timestamp()),
+                 failed_at = {failed_at}, updated_at = clock_timestamp()
+             where {}",
+            self.schema,
+            i32::try_from(attempts).unwrap_or(i32::MAX),
+            json_literal(failure)?,
+            is_claimed(name, claim)
         );
-        sqlx::query(AssertSqlSafe(statement))
-            .bind(name)
-            .bind(claim.partition)
-            .bind(claim.epoch)
-            .bind(i32::try_from(attempts).unwrap_or(i32::MAX))
-            .bind(Json(failure))
-            .bind(retry_in.map(interval))
-            .execute(connection)
-            .await
-            .map(drop)
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
     /// Forgets a failure that no event was to blame for: the processor goes on.
@@ -305,33 +273,29 @@ impl Trackers {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- forget_failure
-             update {}.trackers set failed_at = null, last_error = null, updated_at = clock_timestamp()
-             where name = $1 and partition = $2 and epoch = $3",
-            self.schema
+             update {}.trackers set failed_at = null, last_error = null, updated_at = clock_timestamp() where {}",
+            self.schema,
+            is_claimed(name, claim)
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(name).bind(claim.partition).bind(claim.epoch);
-        query.execute(connection).await.map(drop)
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// All trackers, or those of one processor, by name and partition.
-    pub async fn list(
+    /// Records what of the infrastructure keeps the processor from going on.
+    pub async fn record_outage(
         &self,
         connection: impl PgExecutor<'_>,
-        name: Option<&str>,
-    ) -> Result<Vec<TrackerRow>, sqlx::Error> {
+        name: &str,
+        claim: &Claim,
+        outage: &Outage,
+    ) -> Result<(), sqlx::Error> {
         let statement = format!(
-            "-- list_trackers
-             select name, partition, kind, version, position, epoch, owner_label,
-                    coalesce(lease_until >= clock_timestamp(), false) or exists (
-                      select from pg_stat_activity as a
-                      where a.pid = backend_pid and a.pid <> pg_backend_pid()
-                        and a.backend_start = trackers.backend_start and a.state = 'active'
-                    ) as owned, paused_at, paused_by, failed_at,
-                    caught_up, handled, rate, attempts, last_error, next_retry_at, updated_at
-             from {}.trackers where $1::text is null or name = $1 order by name, partition",
-            self.schema
+            "-- record_outage
+             update {}.trackers set outage = {}::jsonb, updated_at = clock_timestamp() where {}",
+            self.schema,
+            json_literal(outage)?,
+            is_claimed(name, claim)
         );
-        sqlx::query_as(AssertSqlSafe(statement)).bind(name).fetch_all(connection).await
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
     /// The highest position that any processor has reached; 0 if there is none.
@@ -352,10 +316,12 @@ impl Trackers {
     ) -> Result<Option<Position>, sqlx::Error> {
         let statement = format!(
             "-- lock_tracker
-             select position from {}.trackers where name = $1 and partition = 0 for update",
-            self.schema
+             select position from {}.trackers where name = {} and partition = 0 for update",
+            self.schema,
+            quote_literal(name)
         );
-        sqlx::query_scalar(AssertSqlSafe(statement)).bind(name).fetch_optional(connection).await
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        row.map(|row| row.try_get("position")).transpose()
     }
 
     /// Locks the row for the rest of the transaction, if the claim is still valid.
@@ -367,100 +333,39 @@ impl Trackers {
     ) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "-- lock_claimed_tracker
-             select true from {}.trackers where name = $1 and partition = $2 and epoch = $3 for update",
-            self.schema
+             select from {}.trackers where {} for update",
+            self.schema,
+            is_claimed(name, claim)
         );
-        let query =
-            sqlx::query_scalar(AssertSqlSafe(statement)).bind(name).bind(claim.partition).bind(claim.epoch);
-        Ok(query.fetch_optional(connection).await?.unwrap_or(false))
-    }
-
-    /// Pauses a processor; it keeps its owner. Returns whether it was running.
-    pub async fn pause(
-        &self,
-        connection: &mut PgConnection,
-        name: &str,
-        operator: &str,
-    ) -> Result<bool, sqlx::Error> {
-        let change = "paused_at = clock_timestamp(), paused_by = $2";
-        self.act(connection, name, operator, "pause", change, "paused_at is null").await
-    }
-
-    /// Lets a paused or failed processor go on. Returns whether it was paused or failed.
-    pub async fn resume(
-        &self,
-        connection: &mut PgConnection,
-        name: &str,
-        operator: &str,
-    ) -> Result<bool, sqlx::Error> {
-        // A failed runner has to look at everything again, so its claim ends.
-        let change = "paused_at = null, paused_by = null, failed_at = null,
-                      next_retry_at = case when attempts > 0 then clock_timestamp() end,
-                      epoch = epoch + case when failed_at is null then 0 else 1 end,
-                      lease_until = case when failed_at is null then lease_until end";
-        let condition = "(paused_at is not null or failed_at is not null)";
-        self.act(connection, name, operator, "resume", change, condition).await
-    }
-
-    /// Applies an operator's change to one row and records it, in one statement.
-    async fn act(
-        &self,
-        connection: &mut PgConnection,
-        name: &str,
-        operator: &str,
-        action: &str,
-        change: &str,
-        condition: &str,
-    ) -> Result<bool, sqlx::Error> {
-        let statement = format!(
-            "-- {action}_processor
-             with changed as (
-               update {schema}.trackers set {change} where name = $1 and {condition}
-               returning name, partition, position
-             )
-             insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-             select $2, '{action}', name, partition, position, position from changed",
-            schema = self.schema
-        );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(name).bind(operator);
-        Ok(query.execute(connection).await?.rows_affected() > 0)
-    }
-
-    /// Sets the position back (or forward), ends every claim, and records who did it.
-    ///
-    /// `tables_dropped` says that the processor's tables have to be made anew.
-    pub async fn reset(
-        &self,
-        connection: &mut PgConnection,
-        name: &str,
-        operator: &str,
-        to: Position,
-        tables_dropped: bool,
-    ) -> Result<bool, sqlx::Error> {
-        let statement = format!(
-            "-- reset_processor
-             with before as (
-               select name, partition, position from {schema}.trackers where name = $1 for update
-             ), changed as (
-               update {schema}.trackers as t
-               set position = $3, epoch = epoch + 1, owner = null, owner_label = null, lease_until = null,
-                   declaration = case when $4 then null else declaration end,
-                   handled = case when $4 then 0 else handled end, caught_up = false, attempts = 0, last_error = null,
-                   next_retry_at = null, failed_at = null, updated_at = clock_timestamp()
-               from before where t.name = before.name and t.partition = before.partition
-               returning t.name, t.partition, before.position
-             )
-             insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-             select $2, 'reset', name, partition, position, $3 from changed",
-            schema = self.schema
-        );
-        let query =
-            sqlx::query(AssertSqlSafe(statement)).bind(name).bind(operator).bind(to).bind(tables_dropped);
-        Ok(query.execute(connection).await?.rows_affected() > 0)
+        Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())
     }
 }
 
-/// A duration as PostgreSQL takes it; longer than 292,000 years is cut.
-pub(crate) fn interval(duration: Duration) -> PgInterval {
-    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
+/// The condition that the claim is still valid.
+fn is_claimed(name: &str, claim: &Claim) -> String {
+    let Claim { partition, epoch, .. } = claim;
+    format!("name = {} and partition = {partition} and epoch = {epoch}", quote_literal(name))
+}
+
+fn json_literal(value: &impl Serialize) -> Result<String, sqlx::Error> {
+    let text = serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    Ok(quote_literal(&text))
+}
+
+/// The row that a statement in the simple protocol returns, if any.
+async fn fetch_optional<T>(
+    connection: impl PgExecutor<'_>,
+    statement: String,
+) -> Result<Option<T>, sqlx::Error>
+where
+    T: for<'r> FromRow<'r, PgRow>,
+{
+    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+    row.map(|row| T::from_row(&row)).transpose()
+}
+
+/// A duration as PostgreSQL reads it; longer than a thousand years is cut.
+pub(crate) fn interval(duration: Duration) -> String {
+    const LONGEST: u128 = 1_000 * 365 * 86_400 * 1_000_000;
+    format!("'{} microseconds'::interval", duration.as_micros().min(LONGEST))
 }

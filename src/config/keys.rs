@@ -56,8 +56,9 @@ pub(super) const RUNNER: Keys = Keys {
     ],
 };
 
-pub(super) const RETRY: Keys =
-    Keys { title: "[retry]", prefix: "retry.", names: &["strategy", "initial", "max", "jitter"] };
+const RETRY_NAMES: &[&str] = &["strategy", "initial", "max", "jitter", "max_attempts", "on_failure"];
+
+pub(super) const RETRY: Keys = Keys { title: "[retry]", prefix: "retry.", names: RETRY_NAMES };
 
 pub(super) const LOG: Keys = Keys { title: "[log]", prefix: "log.", names: &["format", "level"] };
 
@@ -79,11 +80,8 @@ pub(super) const PROJECTOR: Keys = Keys {
     ],
 };
 
-pub(super) const PROJECTOR_RETRY: Keys = Keys {
-    title: "[projector.retry]",
-    prefix: "projector.retry.",
-    names: &["strategy", "initial", "max", "jitter"],
-};
+pub(super) const PROJECTOR_RETRY: Keys =
+    Keys { title: "[projector.retry]", prefix: "projector.retry.", names: RETRY_NAMES };
 
 pub(super) const HANDLER: Keys =
     Keys { title: "[[projector.on]]", prefix: "projector.on.", names: &["events", "sql"] };

@@ -12,7 +12,7 @@ use super::supervision::read_default_isolation;
 use super::value::Value;
 use crate::declaration::{BatchLimits, Isolation};
 use crate::layout::{EventSourceryNames, LayoutSettings};
-use crate::retry::{RetryPolicy, Strategy};
+use crate::retry::{OnFailure, RetryPolicy, Strategy};
 
 /// `[event_store]`: where the events are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +92,9 @@ enum LayoutName {
 /// What `strategy` accepts.
 const STRATEGIES: [(&str, Strategy); 3] =
     [("exponential", Strategy::Exponential), ("constant", Strategy::Constant), ("none", Strategy::None)];
+
+/// What `on_failure` accepts.
+const ON_FAILURE: [(&str, OnFailure); 2] = [("retry", OnFailure::Retry), ("stop", OnFailure::Stop)];
 
 /// The words of the log levels that may stand alone in a filter.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -233,6 +236,7 @@ pub(super) fn read_retry(section: &Section<'_>, default: RetryPolicy) -> RetryPo
     let delays = Duration::from_millis(1)..=DAY;
     let initial = section.value("initial").and_then(|initial| initial.duration(delays.clone()));
     let max = section.value("max").and_then(|max| max.duration(delays));
+    let max_attempts = section.value("max_attempts").and_then(|most| most.integer(1..=i64::from(i32::MAX)));
     let policy = RetryPolicy {
         strategy: section
             .value("strategy")
@@ -244,7 +248,23 @@ pub(super) fn read_retry(section: &Section<'_>, default: RetryPolicy) -> RetryPo
             .value("jitter")
             .and_then(|jitter| jitter.fraction(0.0..=1.0))
             .unwrap_or(default.jitter),
+        max_attempts: max_attempts.and_then(|most| u32::try_from(most).ok()).or(default.max_attempts),
+        on_failure: section
+            .value("on_failure")
+            .and_then(|word| word.choice(&ON_FAILURE))
+            .unwrap_or(default.on_failure),
     };
+    // A wrong number is a fault of its own.
+    if let Some(stop) = section.value("on_failure")
+        && policy.on_failure == OnFailure::Stop
+        && policy.max_attempts.is_none()
+        && section.value("max_attempts").is_none()
+    {
+        stop.spot.fault(
+            "`on_failure = \"stop\"` never happens, because attempts have no end",
+            "write `max_attempts` beside it: after how many attempts to stop",
+        );
+    }
     // With a fault in one of them, nothing is known about their order.
     let both_known = initial.is_some() == section.value("initial").is_some()
         && max.is_some() == section.value("max").is_some();

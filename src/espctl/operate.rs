@@ -1,4 +1,4 @@
-//! `espctl pause`, `resume` and `reset`: what operators do to a processor, asked for on a command line.
+//! `espctl pause`, `resume`, `retry` and `reset`: what operators do to a processor, asked for on a command line.
 
 use chrono::{DateTime, Utc};
 use clap::Args;
@@ -41,6 +41,17 @@ pub(crate) async fn pause(target: Target, config: &Config, databases: &Databases
     let (row, changed) = operator(config, databases, &me).pause(&target.name).await?;
     let said = if changed { "paused" } else { "was paused already" };
     output::print(&format!("{} {said} at position {}", row.name, row.position))
+}
+
+pub(crate) async fn retry(target: Target, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+    let me = output::operator();
+    let (row, changed) = operator(config, databases, &me).retry(&target.name).await?;
+    let said = match (changed, row.paused_at) {
+        (true, _) => "tries again now, from",
+        (false, Some(_)) => "is paused (`espctl resume` ends that), at",
+        (false, None) => "had no failure, at",
+    };
+    output::print(&format!("{} {said} position {}", row.name, row.position))
 }
 
 pub(crate) async fn resume(target: Target, config: &Config, databases: &Databases) -> anyhow::Result<()> {

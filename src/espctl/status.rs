@@ -87,26 +87,59 @@ fn trouble(status: &ProcessorStatus) -> Option<String> {
             status.paused_by.as_deref().unwrap_or("?")
         )),
         State::Failed => Some(format!(
-            "{name} has stopped: {}\n  Mend that, then `espctl resume {name}` lets it go on.",
+            "{name} stopped {}: {}\n  Mend that, then `espctl retry {name}` lets it go on.",
+            since(error.and_then(|error| error.at)),
             error.map_or_else(|| "for an unknown reason".to_owned(), ToString::to_string)
         )),
         State::Retrying => {
             let left = status.next_retry_at.map(|at| (at - chrono::Utc::now()).as_seconds_f64().max(0.0));
             Some(format!(
                 "{name} cannot handle {}\n  Tried {} times, last {}; next try in {}. Mend the handler and restart, or \
-                 correct what it needs.\n  Events before this one are handled; later ones wait.",
+                 correct what it needs; `espctl retry {name}` tries now.\n  Events before this one are handled; later ones wait.",
                 error.map_or_else(|| "an event".to_owned(), ToString::to_string),
                 status.attempts,
                 since(error.and_then(|error| error.at)),
                 left.map_or_else(|| "?".to_owned(), span),
             ))
         }
+        State::Standby => Some(format!(
+            "{name} is owned by nobody (last sign of it: {}); {} is about to take it over.{}",
+            since(status.updated_at),
+            status.standbys.join(", "),
+            held_tracker(status)
+        )),
+        State::Stopped if status.holder_pid.is_some() => Some(format!(
+            "{name}: its owner gives no sign of life (last one: {}).{}\n  Start `espd run` with a configuration that \
+             declares it.",
+            since(status.updated_at),
+            held_tracker(status)
+        )),
         State::Stopped => Some(format!(
             "{name} is run by no daemon (last sign of it: {}).\n  Start `espd run` with a configuration that declares it.",
             since(status.updated_at)
         )),
-        State::Running | State::CatchingUp | State::Live => None,
+        State::Running | State::CatchingUp | State::Live => status.outage.as_ref().map(|outage| {
+            let code = outage.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
+            format!(
+                "{name} is kept from going on by the database since {}: {}{code}\n  Tried {} times, next try in {}. \
+                 No event is to blame and none is lost: it goes on by itself once the database can do it.",
+                since(Some(outage.since)),
+                outage.message,
+                outage.tries,
+                span((outage.next_try_at - chrono::Utc::now()).as_seconds_f64().max(0.0)),
+            )
+        }),
     }
+}
+
+/// What to do where a frozen owner keeps the tracker from others.
+fn held_tracker(status: &ProcessorStatus) -> String {
+    status.holder_pid.map_or_else(String::new, |pid| {
+        format!(
+            "\n  Process {pid} of the database still holds its tracker for the last owner. A daemon that may do so ends \
+             it; `select pg_terminate_backend({pid})` does, too."
+        )
+    })
 }
 
 /// Who holds the settled horizon back, if anybody does.

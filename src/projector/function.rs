@@ -295,7 +295,7 @@ begin
         lease_until = clock_timestamp() + espd_lease, updated_at = clock_timestamp(),
         attempts = case when espd_handled > 0 or espd_failure is null then 0 else t.attempts end,
         last_error = case when espd_handled > 0 or espd_failure is null then null else t.last_error end,
-        next_retry_at = null
+        next_retry_at = null, outage = null
     where t.name = {name} and t.partition = espd_partition
       and t.epoch = espd_epoch and t.position = espd_from and espd_position >= t.position;
   if not found then

@@ -1,6 +1,8 @@
 //! The batch as an argument, for projections that live in another database than the events.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, Postgres};
 use sqlx::query::QueryAs;
@@ -18,6 +20,9 @@ const JSON_ARRAYS: [usize; 2] = [6, 7];
 
 /// Events read at a time. Small, because a page is in memory whatever its events weigh.
 const PAGE_EVENTS: i64 = 64;
+
+/// How long the database of the events may take over a page, before it counts as gone.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Events of one batch, in order.
 #[derive(Debug)]
@@ -41,8 +46,9 @@ impl Batch {
         let (mut after, mut bytes) = (position, 0);
         loop {
             let wanted = PAGE_EVENTS.min(limits.size - batch.length());
-            let page =
-                store.read_after(after, Some(upto), types.as_deref(), wanted).await.map_err(database)?;
+            let reading = store.read_after(after, Some(upto), types.as_deref(), wanted);
+            let page = tokio::time::timeout(PAGE_TIMEOUT, reading).await.map_err(|_| timed_out())?;
+            let page = page.map_err(database)?;
             let last_page = (page.len() as i64) < wanted;
             for event in page {
                 after = event.id;
@@ -92,4 +98,9 @@ fn database(error: ReadError) -> ProcessorError {
     match error {
         ReadError::Database(error) => ProcessorError::Database(error),
     }
+}
+
+fn timed_out() -> ProcessorError {
+    let message = "the database of the events does not answer";
+    ProcessorError::Database(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, message)))
 }

@@ -1,4 +1,6 @@
 //! The tables that a projector owns: made at its first start, dropped and made anew by a reset.
+//!
+//! Nothing is prepared for longer than a statement: behind a transaction pooler it would be left to strangers.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -77,6 +79,7 @@ impl<'a> Tables<'a> {
             self.schema
         );
         let owned: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(statement))
+            .persistent(false)
             .bind(&self.declaration.name)
             .fetch_all(&mut *connection)
             .await?;
@@ -95,6 +98,7 @@ impl<'a> Tables<'a> {
     async fn set_search_path(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
         let schema = quote_identifier(self.projections_schema);
         let exists: bool = sqlx::query_scalar("-- find_schema\nselect to_regnamespace($1) is not null")
+            .persistent(false)
             .bind(&schema)
             .fetch_one(&mut *connection)
             .await?;
@@ -120,6 +124,7 @@ impl<'a> Tables<'a> {
     /// A table that somebody else made must never be dropped by a reset, so it is not taken over either.
     async fn refuse_foreign(&self, connection: &mut PgConnection, table: &str) -> Result<(), ProcessorError> {
         let exists: bool = sqlx::query_scalar("-- find_table\nselect to_regclass($1) is not null")
+            .persistent(false)
             .bind(self.qualified(table))
             .fetch_one(connection)
             .await?;
@@ -158,6 +163,7 @@ impl<'a> Tables<'a> {
             self.schema
         );
         sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
             .bind(self.projections_schema)
             .bind(table)
             .bind(&self.declaration.name)
@@ -174,6 +180,7 @@ impl<'a> Tables<'a> {
             self.schema
         );
         sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
             .bind(&self.declaration.name)
             .bind(self.declaration.version)
             .bind(fingerprint(self.declaration))

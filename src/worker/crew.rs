@@ -18,7 +18,7 @@ use crate::exit_code::Exit;
 use crate::heartbeat::Heart;
 use crate::layout::Layout;
 use crate::projector::{Events, Fault, SqlProjector};
-use crate::runner::{LEASE, Runner, RunnerSettings};
+use crate::runner::{LEASE, ReleaseBell, Runner, RunnerSettings};
 use crate::shutdown::Shutdown;
 use crate::subscription::Subscription;
 use crate::tracker::{Owner, Trackers};
@@ -134,6 +134,11 @@ impl Foundation {
         let schema = &self.settings.event_store_schema;
         let runner_settings = RunnerSettings {
             database: self.elsewhere.as_ref().unwrap_or(&self.events).clone(),
+            pooled: false,
+            bell: ReleaseBell {
+                channel: self.layout.channel().to_owned(),
+                elsewhere: self.elsewhere.is_some().then(|| self.events.clone()),
+            },
             schema: schema.clone(),
             owner: self.owner.clone(),
             limits: declaration.batch,

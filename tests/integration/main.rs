@@ -14,6 +14,7 @@ mod event_sourcery;
 mod event_store;
 mod horizon;
 mod isolation;
+mod ownership;
 mod preconditions;
 mod projector;
 mod restarts;

@@ -7,7 +7,7 @@ use espd::failure::Failure;
 use espd::layout::Layout;
 use espd::projector::{Events, SqlProjector};
 use espd::retry::RetryPolicy;
-use espd::runner::{Runner, RunnerSettings};
+use espd::runner::{ReleaseBell, Runner, RunnerSettings};
 use espd::shutdown::{self, ShutdownHandle};
 use espd::subscription::Subscription;
 use espd::tracker::{Owner, TrackerRow, Trackers};
@@ -32,6 +32,8 @@ const DIVIDE: &str = "perform 1 / (event.body->>'n')::bigint;";
 fn settings(db: &Database) -> RunnerSettings {
     RunnerSettings {
         database: db.url.parse().unwrap(),
+        pooled: false,
+        bell: ReleaseBell { channel: "espd_events".to_owned(), elsewhere: None },
         schema: SCHEMA.to_owned(),
         owner: Owner::draw(),
         limits: BatchLimits { size: 100, ..BatchLimits::default() },

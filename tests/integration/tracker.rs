@@ -13,6 +13,7 @@ use crate::support::projectors::{LEASE, Running, declare};
 use crate::support::{self, SCHEMA};
 
 const NAME: &str = "p";
+const CHANNEL: &str = "espd_events";
 
 /// The trackers of a fresh database, with one processor.
 struct Fixture {
@@ -109,7 +110,7 @@ async fn an_outdated_claim_renews_records_and_releases_nothing() {
     assert!(!fixture.renew(&old).await);
     let failure = Failure::of_processor("too late");
     trackers.record_failure(pool, NAME, &old, 1, &failure, Some(LEASE)).await.unwrap();
-    trackers.release(pool, NAME, &old).await.unwrap();
+    trackers.release(pool, NAME, &old, CHANNEL).await.unwrap();
     let row = fixture.row().await;
     assert_eq!((row.owned, row.attempts, row.last_error.is_none()), (true, 0, true));
     assert!(fixture.renew(&new).await);
@@ -130,7 +131,7 @@ async fn a_renewal_lets_the_lease_run_on() {
 async fn a_release_lets_another_owner_claim_at_once() {
     let fixture = Fixture::new().await;
     let claim = fixture.claim(&Owner::draw()).await.unwrap();
-    fixture.trackers.release(&fixture.pool, NAME, &claim).await.unwrap();
+    fixture.trackers.release(&fixture.pool, NAME, &claim, CHANNEL).await.unwrap();
     let row = fixture.row().await;
     assert_eq!((row.owned, row.owner_label), (false, None));
     assert_eq!(fixture.claim(&Owner::draw()).await.unwrap().epoch, 2);

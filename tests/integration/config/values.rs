@@ -67,7 +67,8 @@ fn settings_are_read_and_inherited() {
         }
     );
     let [initial, max] = [2, 64].map(Duration::from_secs);
-    let retry = RetryPolicy { strategy: Strategy::Constant, initial, max, jitter: 0.0 };
+    let retry =
+        RetryPolicy { strategy: Strategy::Constant, initial, max, jitter: 0.0, ..RetryPolicy::default() };
     assert_eq!(config.retry, retry);
 
     let [plain, special] = config.projectors.as_slice() else { panic!("two projectors") };

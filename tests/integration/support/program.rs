@@ -254,8 +254,13 @@ impl Program {
     }
 
     /// Asks it to stop and requires that it does, without a trace.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.signal(Signal::SIGTERM);
+        self.stop_after_request().await;
+    }
+
+    /// Requires that it stops, as it was asked to, without a trace.
+    pub async fn stop_after_request(mut self) {
         assert_eq!(self.ended().await.code(), Some(0));
         self.is_deserted().await;
     }

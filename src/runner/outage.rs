@@ -1,0 +1,104 @@
+//! What a runner remembers of the infrastructure's failures, and what it tells the tracker of them.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgConnection;
+
+use crate::failure::{TEXT_MAX, describe};
+use crate::retry::{Retry, RetryPolicy};
+use crate::runner::Runner;
+use crate::runner::session::in_time;
+use crate::tracker::Outage;
+
+/// Shortest time between two writes of an outage: it may last for hours, and be of a server that is short of
+/// everything.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The outage at hand, if there is one.
+#[derive(Debug)]
+pub(super) struct OutageLog {
+    retry: Retry<()>,
+    outage: Option<Outage>,
+    told: Option<Instant>,
+}
+
+impl Default for OutageLog {
+    fn default() -> Self {
+        Self { retry: Retry::new(RetryPolicy::infrastructure()), outage: None, told: None }
+    }
+}
+
+impl OutageLog {
+    /// Notes a failure and returns the delay before the next try.
+    pub(super) fn failed(&mut self, error: &sqlx::Error) -> Duration {
+        let delay = self.retry.failed(());
+        let now = Utc::now();
+        let since: DateTime<Utc> = self.outage.as_ref().map_or(now, |outage| outage.since);
+        let code = error.as_database_error().and_then(|answer| answer.code());
+        self.outage = Some(Outage {
+            since,
+            sqlstate: code.map(|code| code.into_owned()),
+            message: describe(error).chars().take(TEXT_MAX).collect(),
+            tries: self.retry.attempts(),
+            next_try_at: now + TimeDelta::from_std(delay).unwrap_or_default(),
+        });
+        delay
+    }
+
+    /// A batch has been committed, or the tracker been renewed: whatever it was, it has passed.
+    pub(super) fn over(&mut self) {
+        if self.outage.take().is_some() {
+            self.retry.succeeded();
+        }
+    }
+
+    /// What to tell now, if it was not told lately.
+    fn news(&mut self) -> Option<&Outage> {
+        let due = self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL);
+        let news = self.outage.as_ref().filter(|_| due);
+        if news.is_some() {
+            self.told = Some(Instant::now());
+        }
+        news
+    }
+}
+
+impl Runner {
+    /// Writes the outage at hand into the tracker, as far as that can be done in one.
+    pub(super) async fn tell_outage(&mut self, connection: &mut PgConnection) {
+        let Self { phase, outage, trackers, name, .. } = self;
+        let (Some(claim), Some(outage)) = (phase.claim(), outage.news()) else { return };
+        if let Err(error) = in_time(trackers.record_outage(connection, name, claim, outage)).await {
+            tracing::debug!(processor = name, error = describe(&error), "could not record an outage");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_told_at_once_and_then_seldom() {
+        let mut log = OutageLog::default();
+        assert!(log.news().is_none());
+        let silence = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+        log.failed(&silence());
+        assert_eq!(log.news().map(|outage| outage.tries), Some(1));
+        log.failed(&silence());
+        assert!(log.news().is_none());
+        log.told = log.told.and_then(|told| told.checked_sub(TELL_INTERVAL));
+        assert_eq!(log.news().map(|outage| outage.tries), Some(2));
+    }
+
+    #[test]
+    fn the_delay_begins_anew_only_when_it_is_over() {
+        let mut log = OutageLog::default();
+        let silence = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+        let delays: Vec<Duration> = (0..8).map(|_| log.failed(&silence())).collect();
+        assert!(delays[7] > delays[0] * 8, "{delays:?}");
+        log.over();
+        assert!(log.failed(&silence()) < delays[0] * 2);
+    }
+}

@@ -1,0 +1,110 @@
+//! What operators do to a tracker. Each is one statement that also records who did it.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::Trackers;
+use crate::event::Position;
+
+/// A failed runner has to look at everything again, so its claim ends. Its attempts begin anew.
+const UNDO_FAILURE: &str = "failed_at = null,
+     attempts = case when failed_at is null then attempts else 0 end,
+     epoch = epoch + case when failed_at is null then 0 else 1 end,
+     lease_until = case when failed_at is null then lease_until end";
+
+impl Trackers {
+    /// Pauses a processor; it keeps its owner. Returns whether it was running.
+    pub async fn pause(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        operator: &str,
+    ) -> Result<bool, sqlx::Error> {
+        let change = "paused_at = clock_timestamp(), paused_by = $2";
+        self.act(connection, name, operator, "pause", change, "paused_at is null").await
+    }
+
+    /// Lets the failing event be tried now instead of later, also where the processor has stopped over it. Returns
+    /// whether there was a failure, and no pause that outranks it.
+    pub async fn retry(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        operator: &str,
+    ) -> Result<bool, sqlx::Error> {
+        let change = format!("next_retry_at = clock_timestamp(), {UNDO_FAILURE}");
+        let condition = "paused_at is null and (attempts > 0 or failed_at is not null)";
+        self.act(connection, name, operator, "retry", &change, condition).await
+    }
+
+    /// Lets a paused or failed processor go on. Returns whether it was paused or failed.
+    pub async fn resume(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        operator: &str,
+    ) -> Result<bool, sqlx::Error> {
+        let change = format!(
+            "paused_at = null, paused_by = null,
+             next_retry_at = case when attempts > 0 then clock_timestamp() end, {UNDO_FAILURE}"
+        );
+        let condition = "(paused_at is not null or failed_at is not null)";
+        self.act(connection, name, operator, "resume", &change, condition).await
+    }
+
+    /// Applies an operator's change to one row and records it, in one statement.
+    async fn act(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        operator: &str,
+        action: &str,
+        change: &str,
+        condition: &str,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- {action}_processor
+             with changed as (
+               update {schema}.trackers set {change} where name = $1 and {condition}
+               returning name, partition, position
+             )
+             insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
+             select $2, '{action}', name, partition, position, position from changed",
+            schema = self.schema
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(name).bind(operator);
+        Ok(query.execute(connection).await?.rows_affected() > 0)
+    }
+
+    /// Sets the position back (or forward), ends every claim, and records who did it.
+    ///
+    /// `tables_dropped` says that the processor's tables have to be made anew.
+    pub async fn reset(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        operator: &str,
+        to: Position,
+        tables_dropped: bool,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- reset_processor
+             with before as (
+               select name, partition, position from {schema}.trackers where name = $1 for update
+             ), changed as (
+               update {schema}.trackers as t
+               set position = $3, epoch = epoch + 1, owner = null, owner_label = null, lease_until = null,
+                   declaration = case when $4 then null else declaration end,
+                   handled = case when $4 then 0 else handled end, caught_up = false, attempts = 0, last_error = null,
+                   next_retry_at = null, failed_at = null, updated_at = clock_timestamp()
+               from before where t.name = before.name and t.partition = before.partition
+               returning t.name, t.partition, before.position
+             )
+             insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
+             select $2, 'reset', name, partition, position, $3 from changed",
+            schema = self.schema
+        );
+        let query =
+            sqlx::query(AssertSqlSafe(statement)).bind(name).bind(operator).bind(to).bind(tables_dropped);
+        Ok(query.execute(connection).await?.rows_affected() > 0)
+    }
+}
