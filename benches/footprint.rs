@@ -11,7 +11,9 @@ use anyhow::{Context as _, ensure};
 use espd::event::NewEvent;
 use espd::event_store::{EventStore as _, PostgresEventStore};
 use espd::layout::Layout;
+use espd::schema::migrate_processing;
 use serde_json::value::RawValue;
+use sqlx::PgPool;
 use support::processes::{Family, peak, resident};
 use support::{Arguments, Installation, Limits, SCHEMA, Server, Spread};
 use tokio::time::sleep;
@@ -53,11 +55,12 @@ impl Bench<'_> {
     async fn start_and_stop(&self, limits: &Limits) -> anyhow::Result<()> {
         let (mut starts, mut stops) = (Vec::new(), Vec::new());
         for round in 0..self.arguments.rounds(5) {
-            let installation = self.install(&format!("starting_{round}"), 1)?;
+            let installation =
+                Installation::new(&self.server.url, "warn", &processors(&format!("starting_{round}"), 1)?)?;
             self.append(1, "{}").await?;
             let begun = Instant::now();
             let daemon = installation.start()?;
-            self.wait_until_handled(&format!("starting_{round}_0"), 1).await?;
+            self.wait_until_handled(&self.server.pool, &format!("starting_{round}_0"), 1).await?;
             starts.push(begun.elapsed().as_secs_f64());
             self.wait_until_live(&format!("starting_{round}")).await?;
             let begun = Instant::now();
@@ -72,7 +75,8 @@ impl Bench<'_> {
     /// Processor time, statements and memory of ten processors with nothing to do.
     async fn idle(&self, limits: &Limits) -> anyhow::Result<()> {
         let time = self.arguments.size(Duration::from_secs(20), Duration::from_secs(2));
-        let daemon = self.install("idle", PROCESSORS)?.start()?;
+        let installation = Installation::new(&self.server.url, "warn", &processors("idle", PROCESSORS)?)?;
+        let daemon = installation.start()?;
         self.wait_until_live("idle").await?;
         sleep(self.arguments.size(REST, Duration::from_secs(1))).await;
         let family = Family::of(daemon.pid())?;
@@ -97,7 +101,7 @@ impl Bench<'_> {
     async fn full_speed(&self, limits: &Limits) -> anyhow::Result<()> {
         let events = self.arguments.size(100_000, 5_000);
         self.server.load_todo_history(events).await?;
-        let memory = self.peak_of("full_speed", events as i64).await?;
+        let memory = self.peak_of("full_speed", events as i64, &self.server.url).await?;
         limits.row(
             "at full speed: most resident memory of a worker",
             Spread::of(&[memory]),
@@ -117,41 +121,40 @@ impl Bench<'_> {
         for _ in 0..events {
             self.append(1, &body).await?;
         }
-        let memory = self.peak_of("large_events", events).await?;
-        let what = format!("{events} events of 1 MB: most resident memory of a worker");
-        limits.row(&what, Spread::of(&[memory]), "MiB", "< 128 MB");
+        for (place, projections) in [("here", &self.server.url), ("elsewhere", &self.elsewhere().await?)] {
+            let memory = self.peak_of("large_events", events, projections).await?;
+            let what =
+                format!("{events} events of 1 MB, projected {place}: most resident memory of a worker");
+            limits.row(&what, Spread::of(&[memory]), "MiB", "< 128 MB");
+        }
         Ok(())
     }
 
+    /// Another database, for projections.
+    async fn elsewhere(&self) -> anyhow::Result<String> {
+        self.server.execute("create database elsewhere").await?;
+        let url = self.server.url.replacen("/bench?", "/elsewhere?", 1);
+        migrate_processing(&PgPool::connect(&url).await?, SCHEMA).await?;
+        Ok(url)
+    }
+
     /// The most memory of a worker that handles all events, in MiB.
-    async fn peak_of(&self, name: &str, events: i64) -> anyhow::Result<f64> {
-        let daemon = self.install(name, 1)?.start()?;
-        self.wait_until_handled(&format!("{name}_0"), events).await?;
+    async fn peak_of(&self, name: &str, events: i64, projections: &str) -> anyhow::Result<f64> {
+        let elsewhere = if projections == self.server.url {
+            String::new()
+        } else {
+            format!("[projections]\nurl = \"{projections}\"\n")
+        };
+        let text = elsewhere + &processors(name, 1)?;
+        let installation = Installation::new(&self.server.url, "warn", &text)?;
+        let daemon = installation.start()?;
+        let pool = PgPool::connect(projections).await?;
+        self.wait_until_handled(&pool, &format!("{name}_0"), events).await?;
         let family = Family::of(daemon.pid())?;
         let worker = family.descendants().first().context("there is no worker")?;
         let memory = peak(*worker)? as f64 / MEBIBYTE;
         daemon.stop()?;
         Ok(memory)
-    }
-
-    /// Processors that write a row for every event.
-    fn install(&self, name: &str, processors: usize) -> anyhow::Result<Installation> {
-        let mut text = String::new();
-        for number in 0..processors {
-            write!(
-                text,
-                r#"
-[[projector]]
-name   = "{name}_{number}"
-tables = {{ {name}_{number} = "id bigint primary key, bytes bigint not null" }}
-
-[[projector.on]]
-events = ["*"]
-sql    = "insert into {name}_{number} values (event.id, length(event.body::text))"
-"#
-            )?;
-        }
-        Installation::new(&self.server.url, "warn", &text)
     }
 
     async fn append(&self, events: usize, body: &str) -> anyhow::Result<()> {
@@ -163,11 +166,11 @@ sql    = "insert into {name}_{number} values (event.id, length(event.body::text)
         Ok(())
     }
 
-    async fn wait_until_handled(&self, processor: &str, events: i64) -> anyhow::Result<()> {
+    async fn wait_until_handled(&self, pool: &PgPool, processor: &str, events: i64) -> anyhow::Result<()> {
         let statement = "select count(*) from espd.trackers where name = $1 and handled >= $2";
         self.wait_for(async || {
             let query = sqlx::query_scalar::<_, i64>(statement).bind(processor).bind(events);
-            Ok(query.fetch_one(&self.server.pool).await? > 0)
+            Ok(query.fetch_one(pool).await? > 0)
         })
         .await
     }
@@ -197,4 +200,24 @@ sql    = "insert into {name}_{number} values (event.id, length(event.body::text)
             "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
         Ok(sqlx::query_scalar(statement).fetch_one(&self.server.pool).await?)
     }
+}
+
+/// Declarations of processors that write a row for every event.
+fn processors(name: &str, number: usize) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for number in 0..number {
+        write!(
+            text,
+            r#"
+[[projector]]
+name   = "{name}_{number}"
+tables = {{ {name}_{number} = "id bigint primary key, bytes bigint not null" }}
+
+[[projector.on]]
+events = ["*"]
+sql    = "insert into {name}_{number} values (event.id, length(event.body::text))"
+"#
+        )?;
+    }
+    Ok(text)
 }
