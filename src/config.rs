@@ -6,6 +6,7 @@
 //!
 //! `docs/configuration.md` describes every key; `config/espd.example.toml` shows each.
 
+mod admin;
 mod context;
 mod database_url;
 mod fault;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use admin::{AdminSettings, Listen, Token};
 pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub use fault::{ConfigFaults, Fault};
 pub use keys::known_keys;
@@ -71,6 +73,8 @@ pub struct Config {
     pub retry: RetryPolicy,
     /// What is logged, and how.
     pub log: LogSettings,
+    /// The endpoint for probes, metrics and operators; `None`: there is none.
+    pub admin: Option<AdminSettings>,
     /// The projectors: those of the main file, then those of the included files in their order.
     pub projectors: Vec<ProjectorDeclaration>,
 }

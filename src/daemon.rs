@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use crate::admin::{Endpoint, Limits};
 use crate::config::Config;
 use crate::database::{Databases, PRIVATE_FOLDER, start_private};
 use crate::embedded::EmbeddedPostgres;
@@ -110,12 +111,20 @@ async fn run_daemon(mut config: Config) -> anyhow::Result<()> {
     telemetry::start(&config.log);
     let mut requests = signal::requests().context("could not listen for signals")?;
     info!(version = env!("CARGO_PKG_VERSION"), processors = config.projectors.len(), "espd starts");
+    let start_endpoint = |settings| Endpoint::start(settings, Limits::default());
+    let endpoint = config.admin.as_ref().map(start_endpoint).transpose()?;
     let server = provide_database(&mut config, Path::new(PRIVATE_FOLDER)).await?;
+    if let Some(endpoint) = &endpoint {
+        endpoint.show_config(&config);
+    }
     let outcome = match wait_until_fit(&config, server.is_some(), &mut requests).await {
-        Ok(true) => supervise(&config, requests).await,
+        Ok(true) => supervise(&config, requests, endpoint.as_ref()).await,
         Ok(false) => Ok(()),
         Err(unfit) => Err(unfit),
     };
+    if let Some(endpoint) = endpoint {
+        endpoint.stop().await;
+    }
     if let Some(server) = server {
         server.stop().await;
     }
@@ -188,12 +197,20 @@ async fn check_fitness(databases: &Databases, private: bool) -> anyhow::Result<(
 const ORDERS_MAX: usize = 4;
 
 /// Runs the workers until they have stopped after a request.
-async fn supervise(config: &Config, requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
+async fn supervise(
+    config: &Config,
+    requests: mpsc::Receiver<Request>,
+    endpoint: Option<&Endpoint>,
+) -> anyhow::Result<()> {
     if config.projectors.is_empty() {
         return Err(Exit::configuration("no processor is declared: see `espctl config example`").into());
     }
     let (orders, ordered) = mpsc::channel(ORDERS_MAX);
-    let supervising = Supervisor::new(plan(config, &Owner::draw())?).run(ordered);
+    let supervisor = Supervisor::new(plan(config, &Owner::draw())?);
+    if let Some(endpoint) = endpoint {
+        endpoint.show_workers(&supervisor);
+    }
+    let supervising = supervisor.run(ordered);
     let ending = tokio::select! {
         ending = supervising => ending,
         () = steer(requests, orders) => bail!("nobody steers the workers any more"),

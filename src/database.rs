@@ -56,6 +56,28 @@ impl Databases {
         Ok(Self { layout, events, projections, projections_schema: config.projections.schema.clone() })
     }
 
+    /// As [`Self::connect`], without connecting now, and with few connections: for those who ask now and
+    /// then, also while the database is down. `patience` is how long they wait for a connection.
+    pub(crate) fn connect_lazily(
+        config: &Config,
+        program: &str,
+        connections: u32,
+        patience: Duration,
+    ) -> anyhow::Result<Self> {
+        let url = config.event_store.url.as_ref().context("no database is known yet")?;
+        let pool = |url| Ok(pool(connections, patience).connect_lazy_with(options(url, program)?));
+        let events: PgPool = pool(url)?;
+        let elsewhere = config.projections.url.as_ref().filter(|projections| *projections != url);
+        let projections: anyhow::Result<PgPool> = elsewhere.map_or_else(|| Ok(events.clone()), pool);
+        let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
+        Ok(Self {
+            layout,
+            events,
+            projections: projections?,
+            projections_schema: config.projections.schema.clone(),
+        })
+    }
+
     /// Creates or completes espd's tables. Returns what was done, one line per set.
     pub async fn migrate(&self) -> anyhow::Result<Vec<String>> {
         let schema = self.layout.schema();
@@ -105,13 +127,20 @@ impl Databases {
 }
 
 async fn connect(url: &DatabaseUrl, program: &str) -> anyhow::Result<PgPool> {
+    let options = options(url, program)?;
+    reach(&options).await.with_context(|| format!("could not connect to {url}"))?;
+    Ok(pool(4, CONNECT_TIMEOUT).connect_lazy_with(options))
+}
+
+fn options(url: &DatabaseUrl, program: &str) -> anyhow::Result<PgConnectOptions> {
     // The error must not repeat the URL, which holds a password.
     let options = PgConnectOptions::from_str(url.expose())
         .map_err(|_| anyhow::anyhow!("{url:?} is not a database URL"))?;
-    let options = options.application_name(program).disable_statement_logging();
-    reach(&options).await.with_context(|| format!("could not connect to {url}"))?;
-    let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(CONNECT_TIMEOUT);
-    Ok(pool.connect_lazy_with(options))
+    Ok(options.application_name(program).disable_statement_logging())
+}
+
+fn pool(connections: u32, patience: Duration) -> PgPoolOptions {
+    PgPoolOptions::new().max_connections(connections).acquire_timeout(patience)
 }
 
 /// Connects once. A pool would go on trying and then say no more than that the time is over.

@@ -4,6 +4,7 @@
 //! go on arriving. The processors are the ones in `config/processors`, run as `espd run` would run them.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -11,7 +12,8 @@ use clap::Args;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::mpsc;
 
-use crate::config::{Config, parse_duration};
+use crate::admin::{Endpoint, Limits};
+use crate::config::{AdminSettings, Config, Listen, parse_duration};
 use crate::daemon::plan;
 use crate::database::{Databases, private_database};
 use crate::embedded::{EmbeddedPostgres, Options};
@@ -84,16 +86,21 @@ async fn show(
     let url = config.event_store.url.as_ref().context("just set")?;
     let mut history = TodoHistory::new(1);
     fill(arguments.events, &mut history, databases).await?;
+    let listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into());
+    let endpoint = Endpoint::start(&AdminSettings { listen, ..AdminSettings::default() }, Limits::default())?;
+    endpoint.show_config(config);
     say(&format!(
         "look around in another terminal:\n  export DATABASE_URL='{0}'\n  espctl status    espctl events --follow    \
-         psql \"$DATABASE_URL\" -c 'select * from outstanding_todos limit 5'\n",
-        url.expose()
+         psql \"$DATABASE_URL\" -c 'select * from outstanding_todos limit 5'\n  curl {1}/api/v1/processors    curl {1}/metrics\n",
+        url.expose(),
+        endpoint.url()
     ));
     let (handle, stop) = shutdown::channel();
     let writing = PgPoolOptions::new().max_connections(1).connect(url.expose()).await?;
     let store = PostgresEventStore::new(writing.clone(), databases.layout.clone());
     let arriving = tokio::spawn(arrive(store, history, arguments.rate, stop.clone()));
     let supervisor = Supervisor::new(plan(config, &Owner::draw())?);
+    endpoint.show_workers(&supervisor);
     let (requesting, requested) = mpsc::channel(4);
     let pictures = paint_until_stopped(config, databases, stop);
     let ended = end_when_asked(requests, requesting, arguments.time);
@@ -104,6 +111,7 @@ async fn show(
         outcome = &mut pictures => outcome?,
     }
     handle.request();
+    endpoint.stop().await;
     arriving.await.context("the demo's own writer")??;
     writing.close().await;
     Ok(())

@@ -64,6 +64,7 @@ pub mod telemetry;
 pub mod worker;
 
 // The programs.
+pub mod admin;
 pub mod daemon;
 pub mod database;
 mod demo;

@@ -9,6 +9,7 @@ mod ends;
 pub mod lifecycle;
 mod listener;
 mod memory;
+mod pulse;
 mod worker;
 
 use std::io;
@@ -23,6 +24,7 @@ use tracing::{info, warn};
 
 pub use child::Program;
 pub use ends::Ends;
+pub use pulse::Pulse;
 pub use worker::{End, Snapshot};
 
 use crate::worker::report::Report;
@@ -66,6 +68,7 @@ pub struct Supervisor {
     reports: mpsc::Receiver<(Pid, Report)>,
     /// Written after each turn; read by whoever shows the workers, and by tests.
     snapshot: watch::Sender<Vec<Snapshot>>,
+    pulse: Pulse,
 }
 
 /// How the supervisor's work has ended.
@@ -107,6 +110,7 @@ impl Supervisor {
             reporting,
             reports,
             snapshot: watch::Sender::new(Vec::new()),
+            pulse: Pulse::default(),
         };
         plan.programs.into_iter().for_each(|program| supervisor.add(program));
         supervisor.publish();
@@ -118,12 +122,18 @@ impl Supervisor {
         self.snapshot.subscribe()
     }
 
+    /// Tells when the loop last turned; it does once a second at least.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
     /// Runs until every worker has stopped after an order to stop. A second one kills.
     pub async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> Ending {
         let (mut stopping, mut ending) = (false, Ending::Orderly);
         let mut look = Instant::now();
         self.apply_to_all(Event::Tick);
         while !(stopping && self.workers.iter().all(|worker| worker.state == State::Stopped)) {
+            self.pulse.beat();
             match self.wait(&mut orders, look + LOOK_INTERVAL).await {
                 Happening::Exited(id, status) => self.exited(id, &status),
                 Happening::Reported(pid, report) => self.reported(pid, report),

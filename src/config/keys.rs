@@ -18,7 +18,7 @@ pub(super) struct Keys {
 pub(super) const MAIN_FILE: Keys = Keys {
     title: "",
     prefix: "",
-    names: &["include", "event_store", "projections", "runner", "retry", "log", "projector"],
+    names: &["include", "event_store", "projections", "runner", "retry", "log", "admin", "projector"],
 };
 
 /// The top of an included file.
@@ -62,6 +62,12 @@ pub(super) const RETRY: Keys = Keys { title: "[retry]", prefix: "retry.", names:
 
 pub(super) const LOG: Keys = Keys { title: "[log]", prefix: "log.", names: &["format", "level"] };
 
+pub(super) const ADMIN: Keys = Keys {
+    title: "[admin]",
+    prefix: "admin.",
+    names: &["listen", "read_token", "operator_token", "allowed_hosts"],
+};
+
 pub(super) const PROJECTOR: Keys = Keys {
     title: "[projector]",
     prefix: "projector.",
@@ -86,7 +92,7 @@ pub(super) const PROJECTOR_RETRY: Keys =
 pub(super) const HANDLER: Keys =
     Keys { title: "[[projector.on]]", prefix: "projector.on.", names: &["events", "sql"] };
 
-const SECTIONS: [&Keys; 10] = [
+const SECTIONS: [&Keys; 11] = [
     &MAIN_FILE,
     &EVENT_STORE,
     &EVENT_SOURCERY,
@@ -94,6 +100,7 @@ const SECTIONS: [&Keys; 10] = [
     &RUNNER,
     &RETRY,
     &LOG,
+    &ADMIN,
     &PROJECTOR,
     &PROJECTOR_RETRY,
     &HANDLER,

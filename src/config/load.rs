@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
+use super::admin::AdminSettings;
 use super::context::{Claims, Context};
 use super::fault::{ConfigFaults, Faults};
 use super::include::expand;
@@ -101,6 +102,7 @@ fn read_sections(file: &Section<'_>, config: &mut Config) {
     if let Some(log) = section("log", &keys::LOG) {
         config.log = LogSettings::read(&log);
     }
+    config.admin = section("admin", &keys::ADMIN).map(|admin| AdminSettings::read(&admin));
 }
 
 /// A store that espd only reads must not get tables of espd's.

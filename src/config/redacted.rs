@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::admin::{AdminSettings, Token};
 use super::database_url::DatabaseUrl;
 use super::quantity::{format_duration, format_size};
 use super::{Config, EventStoreSettings};
@@ -31,6 +32,22 @@ pub(super) fn redact(config: &Config) -> Value {
         shown["runner"]["memory_max"] = json!(format_size(memory_max));
     }
     show_batch_limits(&mut shown["runner"], &config.runner.batch);
+    if let Some(admin) = &config.admin {
+        shown["admin"] = show_admin(admin);
+    }
+    shown
+}
+
+/// Whether there are tokens, not which.
+fn show_admin(admin: &AdminSettings) -> Value {
+    let mut shown = json!({ "listen": admin.listen.to_string(), "allowed_hosts": admin.allowed_hosts });
+    let mut show = |key: &str, token: &Option<Token>| {
+        if token.is_some() {
+            shown[key] = json!("***");
+        }
+    };
+    show("read_token", &admin.read_token);
+    show("operator_token", &admin.operator_token);
     shown
 }
 

@@ -1,6 +1,7 @@
 //! The configuration: what is accepted, what is refused and how, what is never shown, and whether the
 //! committed files keep to it.
 
+mod admin;
 mod committed_files;
 mod faults;
 mod secrets;

@@ -255,6 +255,7 @@ async fn the_demo_shows_processors_that_follow_and_leaves_nothing_behind() {
     line("appended 500 events").await;
     let export = line("DATABASE_URL='").await;
     let url = export.split('\'').nth(1).unwrap();
+    line("curl http://127.0.0.1:").await;
     for name in ["completed_todos", "outstanding_todos", "scheduled_todos"] {
         while !line(name).await.contains(" live ") {}
     }

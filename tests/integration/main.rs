@@ -6,6 +6,7 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, also in what the tests share")]
 
+mod admin;
 mod config;
 mod daemon;
 mod embedded;

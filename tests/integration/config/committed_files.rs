@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use espd::config::{Config, EXAMPLE};
+use espd::config::{AdminSettings, Config, EXAMPLE};
 use espd::declaration::SourceText;
 
 use super::{Folder, espd_example, load_committed, repository};
@@ -22,18 +22,20 @@ fn the_committed_examples_are_valid() {
 
 #[test]
 fn the_example_shows_the_defaults() {
-    let Config { files, event_store, projections, runner, retry, log, projectors } = espd_example();
+    let Config { files, event_store, projections, runner, retry, log, admin, projectors } = espd_example();
     let default = Config::default();
     assert_eq!((files.len(), projectors.len()), (4, 4));
     assert_eq!(event_store.layout, default.event_store.layout);
     assert_eq!(event_store.schema, default.event_store.schema);
     assert_eq!(projections, default.projections);
+    assert_eq!(admin, Some(AdminSettings::default()));
     assert_eq!((runner, retry, log), (default.runner, default.retry, default.log));
 }
 
 #[test]
 fn the_example_names_every_key() {
     let folder = Folder::new(&[("espd.toml", &complete_example())]).with("DATABASE_URL", "postgres://h/d");
+    let folder = folder.with("ESPD_READ_TOKEN", &"r".repeat(32)).with("ESPD_OPERATOR_TOKEN", &"o".repeat(32));
     folder.load().unwrap_or_else(|faults| panic!("{faults}"));
     let mut named = BTreeSet::new();
     collect_keys("", &toml::from_str(&complete_example()).unwrap(), &mut named);

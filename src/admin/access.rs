@@ -1,0 +1,243 @@
+//! Who asks, and may they?
+//!
+//! A browser can be made to send requests here by any page that somebody reads. It cannot leave out the
+//! `Host` that it believes to talk to, nor the `Origin` of the page, so both have to be ours.
+
+use std::net::IpAddr;
+
+use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN};
+use hyper::{HeaderMap, StatusCode};
+use subtle::ConstantTimeEq as _;
+
+use super::answer::Refusal;
+use super::route::Route;
+use crate::config::{AdminSettings, Token};
+
+/// Where browsers say how a page and its target are related.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// What a client may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Clearance {
+    /// Learn that the daemon lives and is ready.
+    Probe,
+    /// See everything.
+    Read,
+    /// Change things.
+    Operate,
+}
+
+impl Clearance {
+    /// What a route asks for.
+    fn needed(route: &Route<'_>) -> Self {
+        match route {
+            Route::Livez | Route::Readyz => Self::Probe,
+            Route::Metrics | Route::Processors | Route::Processor(_) => Self::Read,
+            Route::Change(..) => Self::Operate,
+        }
+    }
+}
+
+/// Lets a request pass, or says why not. `local` is the address that the client has reached.
+pub(super) fn admit(
+    settings: &AdminSettings,
+    local: Option<IpAddr>,
+    headers: &HeaderMap,
+    route: &Route<'_>,
+) -> Result<Clearance, Refusal> {
+    if let Some(local) = local {
+        refuse_foreign_host(settings, local, headers)?;
+    }
+    refuse_foreign_origin(headers)?;
+    let shown = headers.get(AUTHORIZATION).map(|value| bearer_token(value).unwrap_or_default());
+    let has = match shown {
+        Some(shown) => recognise(settings, shown),
+        None if settings.read_token.is_none() && settings.listen.is_local() => Some(Clearance::Read),
+        None => Some(Clearance::Probe),
+    };
+    decide(settings, has, shown.is_some(), Clearance::needed(route))
+}
+
+fn decide(
+    settings: &AdminSettings,
+    has: Option<Clearance>,
+    shown: bool,
+    needed: Clearance,
+) -> Result<Clearance, Refusal> {
+    // A probe is answered whatever else is wrong, only more or less at length.
+    let passes = if needed == Clearance::Probe { Some(has.unwrap_or(needed)) } else { has };
+    if let Some(has) = passes.filter(|has| *has >= needed) {
+        return Ok(has);
+    }
+    if needed == Clearance::Operate && settings.operator_token.is_none() {
+        let remedy = "set operator_token under [admin], or use `espctl`";
+        return Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "changes are not allowed through this endpoint",
+            remedy,
+        ));
+    }
+    let (token, remedy) = match needed {
+        Clearance::Operate => ("the operator's token", "send `Authorization: Bearer` and the operator_token"),
+        _ => ("a token", "send `Authorization: Bearer` and the read_token"),
+    };
+    Err(match (has, shown) {
+        (None, _) => Refusal::new(StatusCode::UNAUTHORIZED, "the token is not known", remedy),
+        (Some(_), false) => Refusal::new(StatusCode::UNAUTHORIZED, format!("this needs {token}"), remedy),
+        (Some(_), true) => Refusal::new(StatusCode::FORBIDDEN, format!("this needs {token}"), remedy),
+    })
+}
+
+/// What the bearer of a token may do; `None`: it is not one of ours.
+fn recognise(settings: &AdminSettings, shown: &[u8]) -> Option<Clearance> {
+    let is = |token: &Option<Token>| {
+        token.as_ref().is_some_and(|token| bool::from(token.expose().as_bytes().ct_eq(shown)))
+    };
+    let (operator, reader) = (is(&settings.operator_token), is(&settings.read_token));
+    if operator { Some(Clearance::Operate) } else { reader.then_some(Clearance::Read) }
+}
+
+fn bearer_token(value: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = value.as_bytes().split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+}
+
+/// A name that leads here, but is not ours, is how a page of another site gets past the browser.
+fn refuse_foreign_host(settings: &AdminSettings, local: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = match (hosts.next().map(|host| host.to_str().unwrap_or_default()), hosts.next()) {
+        (Some(host), None) => host_name(host),
+        _ => return Err(Refusal::new(StatusCode::BAD_REQUEST, "there is not one `Host`", "send one")),
+    };
+    let is_address = match host.parse::<IpAddr>() {
+        Ok(address) => address.is_loopback() || address == local,
+        Err(_) => host.eq_ignore_ascii_case("localhost"),
+    };
+    if is_address || settings.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host)) {
+        return Ok(());
+    }
+    let remedy = "use the endpoint's address, or add the name to allowed_hosts under [admin]";
+    Err(Refusal::new(StatusCode::FORBIDDEN, "the endpoint is not known by this `Host`", remedy))
+}
+
+/// The host of `host:port`, without the brackets of an IPv6 address.
+fn host_name(host: &str) -> &str {
+    if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return address;
+    }
+    host.split_once(':').map_or(host, |(name, _)| name)
+}
+
+fn refuse_foreign_origin(headers: &HeaderMap) -> Result<(), Refusal> {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let is_ours = |origin: &HeaderValue| {
+        let origin = origin.to_str().unwrap_or_default();
+        let origin = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        origin.is_some_and(|origin| origin.eq_ignore_ascii_case(host))
+    };
+    let is_related = |site: &HeaderValue| *site == "same-origin" || *site == "none";
+    if headers.get_all(ORIGIN).iter().all(is_ours) && headers.get_all(FETCH_SITE).iter().all(is_related) {
+        return Ok(());
+    }
+    let remedy = "send the request from no page, or from one of this endpoint's own";
+    Err(Refusal::new(StatusCode::FORBIDDEN, "the request comes from a page of another site", remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::route::Verb;
+    use crate::config::Listen;
+
+    const READ: &str = "0123456789abcdef0123456789abcdef";
+    const OPERATE: &str = "fedcba9876543210fedcba9876543210";
+    const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 7));
+
+    fn settings(listen: &str, tokens: [Option<&str>; 2]) -> AdminSettings {
+        let [read_token, operator_token] = tokens.map(|token| token.and_then(Token::new));
+        let listen = Listen::Tcp(listen.parse().unwrap());
+        AdminSettings { listen, read_token, operator_token, allowed_hosts: vec!["espd.example.org".into()] }
+    }
+
+    fn ask(settings: &AdminSettings, headers: &[(&'static str, &str)], route: Route<'_>) -> u16 {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        admit(settings, Some(LOCAL), &map, &route).map_or_else(|refusal| refusal.status.as_u16(), |_| 200)
+    }
+
+    #[test]
+    fn tokens_open_what_they_are_for() {
+        let change = Route::Change("a", Verb::Pause);
+        let bearer = |token: &str| format!("Bearer {token}");
+        let (read, operate) = (bearer(READ), bearer(OPERATE));
+        let (wrong, basic) = (bearer("0123456789abcdef0123456789abcdee"), format!("Basic {READ}"));
+        let inside = "127.0.0.1:1";
+        for (listen, tokens, shown, [probe, see, operating]) in [
+            (inside, [None, None], None, [200, 200, 403]),
+            (inside, [None, None], Some(&read), [200, 401, 403]),
+            (inside, [None, Some(OPERATE)], None, [200, 200, 401]),
+            (inside, [None, Some(OPERATE)], Some(&operate), [200, 200, 200]),
+            (inside, [Some(READ), None], None, [200, 401, 403]),
+            (inside, [Some(READ), None], Some(&read), [200, 200, 403]),
+            ("0.0.0.0:1", [Some(READ), Some(OPERATE)], None, [200, 401, 401]),
+            ("0.0.0.0:1", [Some(READ), Some(OPERATE)], Some(&read), [200, 200, 403]),
+            ("0.0.0.0:1", [Some(READ), Some(OPERATE)], Some(&operate), [200, 200, 200]),
+            ("0.0.0.0:1", [Some(READ), Some(OPERATE)], Some(&wrong), [200, 401, 401]),
+            ("0.0.0.0:1", [Some(READ), Some(OPERATE)], Some(&basic), [200, 401, 401]),
+            ("0.0.0.0:1", [None, Some(OPERATE)], None, [200, 401, 401]),
+        ] {
+            let settings = settings(listen, tokens);
+            let mut headers = vec![("host", "localhost")];
+            headers.extend(shown.map(|shown| ("authorization", shown.as_str())));
+            let answers =
+                [Route::Readyz, Route::Metrics, change].map(|route| ask(&settings, &headers, route));
+            assert_eq!(answers, [probe, see, operating], "{listen} {tokens:?} {shown:?}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_host_is_refused() {
+        let settings = settings("127.0.0.1:1", [None, None]);
+        for (hosts, status) in [
+            (&["localhost"][..], 200),
+            (&["LOCALHOST:4680"], 200),
+            (&["127.0.0.1:4680"], 200),
+            (&["[::1]:4680"], 200),
+            (&["10.0.0.7:4680"], 200),
+            (&["espd.example.org:80"], 200),
+            (&["10.0.0.8:4680"], 403),
+            (&["attacker.example.org:4680"], 403),
+            (&["localhost.attacker.example.org"], 403),
+            (&["xespd.example.org"], 403),
+            (&[""], 403),
+            (&[], 400),
+            (&["localhost", "localhost"], 400),
+        ] {
+            let headers: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            assert_eq!(ask(&settings, &headers, Route::Livez), status, "{hosts:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_refused() {
+        let settings = settings("127.0.0.1:1", [None, None]);
+        for (header, value, status) in [
+            ("origin", "http://localhost:4680", 200),
+            ("origin", "https://localhost:4680", 200),
+            ("origin", "http://localhost:1", 403),
+            ("origin", "http://localhost", 403),
+            ("origin", "https://attacker.example.org", 403),
+            ("origin", "null", 403),
+            ("origin", "", 403),
+            ("sec-fetch-site", "same-origin", 200),
+            ("sec-fetch-site", "none", 200),
+            ("sec-fetch-site", "same-site", 403),
+            ("sec-fetch-site", "cross-site", 403),
+        ] {
+            let headers = [("host", "localhost:4680"), (header, value)];
+            assert_eq!(ask(&settings, &headers, Route::Metrics), status, "{header}: {value}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What clients are told. Errors are JSON as well, with what is wrong and what to do.
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use crate::failure;
+use crate::operator::OperatorError;
+
+/// A complete answer.
+pub(super) type Answer = Response<Full<Bytes>>;
+
+/// Why a request is not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    /// What is wrong.
+    pub(super) error: String,
+    /// What to do about it.
+    pub(super) remedy: String,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { status, error: error.into(), remedy: remedy.into() }
+    }
+
+    /// The database cannot be asked now.
+    pub(super) fn unavailable(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error, "try again; /readyz says what is missing")
+    }
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        let body = serde_json::json!({ "error": refusal.error, "remedy": refusal.remedy });
+        let mut answer = json(refusal.status, &body);
+        let header = match refusal.status {
+            StatusCode::UNAUTHORIZED => Some((hyper::header::WWW_AUTHENTICATE, "Bearer")),
+            StatusCode::METHOD_NOT_ALLOWED => Some((hyper::header::ALLOW, "GET, HEAD, POST")),
+            _ => None,
+        };
+        if let Some((name, value)) = header {
+            answer.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        answer
+    }
+}
+
+impl From<OperatorError> for Refusal {
+    fn from(error: OperatorError) -> Self {
+        let said = error.to_string();
+        match error {
+            OperatorError::Unknown { .. } => {
+                Self::new(StatusCode::NOT_FOUND, said, "GET /api/v1/processors lists all of them")
+            }
+            OperatorError::NotSettled { settled, .. } => {
+                Self::new(StatusCode::CONFLICT, said, format!("choose a position of at most {settled}"))
+            }
+            OperatorError::NotDeclared { name } => Self::new(
+                StatusCode::CONFLICT,
+                format!("{name} is not declared, so its tables cannot be made anew"),
+                "declare it in the daemon's configuration, or only move its position with `to` or `at`",
+            ),
+            OperatorError::Declaration(_) | OperatorError::Blocked(_) => {
+                Self::new(StatusCode::CONFLICT, said, "mend the declaration; `espctl check` examines it")
+            }
+            OperatorError::Database(error) => Self::unavailable(failure::describe(&error)),
+            OperatorError::Horizon(_) | OperatorError::Events(_) => Self::unavailable(said),
+        }
+    }
+}
+
+/// An object of JSON, and a line break for those who read it on a terminal.
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    match serde_json::to_string_pretty(value) {
+        Ok(body) => text(status, "application/json", body + "\n"),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", error.to_string()),
+    }
+}
+
+/// A text that no browser may keep, guess about, or run.
+pub(super) fn text(status: StatusCode, content_type: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'"));
+    answer
+}

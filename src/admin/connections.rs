@@ -1,0 +1,141 @@
+//! Connections: a bounded number, each of them for one request and a bounded time.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::debug;
+
+use super::DRAIN_TIME;
+use super::listener::{AsyncListener, Ends, Stream};
+use super::requests::Desk;
+use crate::shutdown::Shutdown;
+
+/// Bytes of a request's line and headers; more are answered with 431.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// Headers of a request.
+const HEADERS: usize = 64;
+
+/// Between two attempts to accept where the system is short of something.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What clients are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time. One more takes the place of the one that has kept us waiting for the longest.
+    pub connections: usize,
+    /// From connecting to the end of the headers.
+    pub head_time: Duration,
+    /// From there to the answer, the request's body included.
+    pub request_time: Duration,
+    /// From connecting to the last byte of the answer.
+    pub connection_time: Duration,
+}
+
+impl Default for Limits {
+    /// 64 connections; 5 s, 8 s and 15 s.
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            head_time: Duration::from_secs(5),
+            request_time: Duration::from_secs(8),
+            connection_time: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Those who are connected, the oldest first.
+struct Clients {
+    limit: usize,
+    tasks: JoinSet<()>,
+    present: VecDeque<Client>,
+}
+
+struct Client {
+    task: AbortHandle,
+    /// Whether its request has arrived, and is being answered.
+    asked: Arc<AtomicBool>,
+}
+
+/// Accepts connections until the stop is requested, then waits for the answers that are under way.
+pub(super) async fn accept(listener: AsyncListener, desk: Arc<Desk>, limits: Limits, mut stop: Shutdown) {
+    let mut clients = Clients { limit: limits.connections, tasks: JoinSet::new(), present: VecDeque::new() };
+    while let Some(accepted) = stop.run_until_requested(listener.accept()).await {
+        match accepted {
+            Ok((stream, ends)) => clients.admit(stream, ends, &desk, limits),
+            Err(error) => {
+                debug!(%error, "could not accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    clients.drain().await;
+}
+
+impl Clients {
+    fn admit(&mut self, stream: Box<dyn Stream>, ends: Ends, desk: &Arc<Desk>, limits: Limits) {
+        while self.tasks.try_join_next().is_some() {}
+        self.present.retain(|client| !client.task.is_finished());
+        if self.present.len() >= self.limit && !self.turn_one_away() {
+            debug!(client = ends.client, "refused a connection: there are too many");
+            return;
+        }
+        let asked = Arc::new(AtomicBool::new(false));
+        let task = self.tasks.spawn(attend(stream, ends, Arc::clone(desk), limits, Arc::clone(&asked)));
+        self.present.push_back(Client { task, asked });
+    }
+
+    /// Drops the oldest connection that has not asked anything. So half-open ones cannot lock out probes.
+    fn turn_one_away(&mut self) -> bool {
+        let Some(index) = self.present.iter().position(|client| !client.asked.load(Ordering::Relaxed)) else {
+            return false;
+        };
+        if let Some(client) = self.present.remove(index) {
+            client.task.abort();
+        }
+        true
+    }
+
+    async fn drain(mut self) {
+        for client in self.present.iter().filter(|client| !client.asked.load(Ordering::Relaxed)) {
+            client.task.abort();
+        }
+        let _ =
+            tokio::time::timeout(DRAIN_TIME, async { while self.tasks.join_next().await.is_some() {} }).await;
+    }
+}
+
+/// Answers one request.
+async fn attend(
+    stream: Box<dyn Stream>,
+    ends: Ends,
+    desk: Arc<Desk>,
+    limits: Limits,
+    asked: Arc<AtomicBool>,
+) {
+    let service = service_fn(|request| {
+        asked.store(true, Ordering::Relaxed);
+        let (desk, ends) = (Arc::clone(&desk), ends.clone());
+        async move { Ok::<_, Infallible>(desk.answer(request, &ends).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_time)
+        .max_buf_size(HEAD_BYTES)
+        .max_headers(HEADERS)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(limits.connection_time, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(client = ends.client, %error, "a connection was cut off"),
+        Err(_) => debug!(client = ends.client, "a connection took too long"),
+    }
+}

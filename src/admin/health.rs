@@ -1,0 +1,110 @@
+//! Does the daemon live, and can it work?
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::Workers;
+use super::answer::{self, Answer, Refusal};
+use crate::database::Databases;
+use crate::exit_code::chain;
+use crate::failure;
+
+/// A loop that has not turned for this long stands still; it turns once a second when nothing happens.
+const STILL_AFTER: Duration = Duration::from_secs(10);
+
+/// Whether the supervisor's loop turns. Says nothing about databases: a restart would not mend them.
+/// `age` is the time since its last turn; `None`: it has not begun.
+pub(super) fn livez(age: Option<Duration>) -> Answer {
+    match age {
+        None => answer::json(StatusCode::OK, &json!({ "live": true, "starting": true })),
+        Some(age) if age < STILL_AFTER => answer::json(StatusCode::OK, &json!({ "live": true })),
+        Some(age) => {
+            let error = format!("the supervisor's loop has stood still for {} s", age.as_secs());
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error, "restart the daemon").into()
+        }
+    }
+}
+
+/// What one part needs to be ready; `Err`: what is wrong and what to do.
+type Check = Result<Value, (String, &'static str)>;
+
+/// Whether databases, schema and workers are there. `detailed`: also what is wrong with them.
+pub(super) async fn readyz(
+    databases: Result<Arc<Databases>, Refusal>,
+    workers: Option<&Workers>,
+    detailed: bool,
+) -> Answer {
+    let (database, schema) = match databases {
+        Ok(databases) => match check_database(&databases).await {
+            Ok(found) => (Ok(found), check_schema(&databases).await),
+            Err(error) => (Err(error), Err(("the database cannot be asked".into(), "see `database`"))),
+        },
+        Err(refusal) => {
+            (Err((refusal.error, "wait for it")), Err(("the database is not known".into(), "wait for it")))
+        }
+    };
+    let checks = [("database", database), ("schema", schema), ("workers", check_workers(workers))];
+    let ready = checks.iter().all(|(_, check)| check.is_ok());
+    let shown: Map<String, Value> =
+        checks.into_iter().map(|(name, check)| (name.to_owned(), show(check, detailed))).collect();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    answer::json(status, &json!({ "ready": ready, "checks": shown }))
+}
+
+fn show(check: Check, detailed: bool) -> Value {
+    match (check, detailed) {
+        (Ok(mut found), true) => {
+            found["ok"] = json!(true);
+            found
+        }
+        (Err((error, remedy)), true) => json!({ "ok": false, "error": error, "remedy": remedy }),
+        (check, false) => json!({ "ok": check.is_ok() }),
+    }
+}
+
+async fn check_database(databases: &Databases) -> Check {
+    for pool in [&databases.events, &databases.projections] {
+        // A connection that was idle is tried before it is given away.
+        pool.acquire().await.map_err(|error| {
+            let error = match error {
+                sqlx::Error::PoolTimedOut => "no connection in time".to_owned(),
+                error => failure::describe(&error),
+            };
+            (error, "see whether the server runs, and whether it takes the configured user")
+        })?;
+    }
+    Ok(json!({}))
+}
+
+async fn check_schema(databases: &Databases) -> Check {
+    let checked = databases.check_schema().await;
+    checked.map(|()| json!({})).map_err(|error| (chain(&error), "run `espctl migrate`"))
+}
+
+fn check_workers(workers: Option<&Workers>) -> Check {
+    let Some(workers) = workers else { return Err(("no worker has been started yet".into(), "wait for it")) };
+    let snapshots = workers.snapshots.borrow();
+    let down: Vec<&str> =
+        snapshots.iter().filter(|worker| worker.pid.is_none()).map(|worker| worker.name.as_str()).collect();
+    if snapshots.is_empty() || !down.is_empty() {
+        return Err((
+            format!("workers that do not run: {}", down.join(", ")),
+            "look for them in the daemon's log",
+        ));
+    }
+    Ok(json!({ "running": snapshots.len() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_stands_still_is_not_alive() {
+        let status = |age: Option<u64>| livez(age.map(Duration::from_secs)).status().as_u16();
+        assert_eq!([None, Some(0), Some(9), Some(10), Some(100)].map(status), [200, 200, 200, 503, 503]);
+    }
+}

@@ -1,0 +1,122 @@
+//! Statuses and workers as numbers, for Prometheus. Names and labels are an interface: `docs/admin.md` lists them,
+//! `deploy/prometheus/alerts.yaml` watches them.
+
+use super::exposition::{Exposition, Kind};
+use crate::status::{ProcessorStatus, State};
+use crate::supervisor::Snapshot;
+
+/// Every state, so that each processor has a sample for each: 1 for the one that it is in.
+const STATES: [State; 7] = [
+    State::Running,
+    State::CatchingUp,
+    State::Live,
+    State::Paused,
+    State::Retrying,
+    State::Failed,
+    State::Stopped,
+];
+
+/// All metrics. `statuses` is `None` while the database cannot be asked.
+pub(super) fn render(statuses: Option<&[ProcessorStatus]>, workers: &[Snapshot]) -> String {
+    let mut text = Exposition::default();
+    text.family("espd_build_info", Kind::Gauge, "1, with the version of the program.")
+        .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    text.family(
+        "espd_database_up",
+        Kind::Gauge,
+        "Whether the database answers; if not, nothing is known of processors.",
+    )
+    .sample(&[], f64::from(u8::from(statuses.is_some())));
+    write_workers(&mut text, workers);
+    let statuses = statuses.unwrap_or_default();
+    write_store(&mut text, statuses.first());
+    write_processors(&mut text, statuses);
+    text.into_text()
+}
+
+fn write_workers(text: &mut Exposition, workers: &[Snapshot]) {
+    let mut up = text.family("espd_worker_up", Kind::Gauge, "Whether the worker's process runs.");
+    for worker in workers {
+        up.sample(&[("worker", &worker.name)], f64::from(u8::from(worker.pid.is_some())));
+    }
+    let mut restarts =
+        text.family("espd_worker_restarts_total", Kind::Counter, "Starts of the worker after its first one.");
+    for worker in workers {
+        restarts.sample(&[("worker", &worker.name)], f64::from(worker.starts.saturating_sub(1)));
+    }
+}
+
+fn write_store(text: &mut Exposition, any: Option<&ProcessorStatus>) {
+    let held_seconds =
+        any.map(|status| status.held_by.iter().filter_map(|holder| holder.seconds).fold(0.0, f64::max));
+    let held_by = any.map(|status| status.held_by.len() as f64);
+    for (name, help, value) in [
+        (
+            "espd_store_head_position",
+            "The last id that the store has drawn.",
+            any.map(|status| status.head as f64),
+        ),
+        (
+            "espd_store_settled_position",
+            "The settled horizon: nothing appears at or below it.",
+            any.map(|status| status.horizon as f64),
+        ),
+        ("espd_store_holders", "Transactions that hold the settled horizon back.", held_by),
+        (
+            "espd_store_held_seconds",
+            "Age of the oldest transaction that holds the settled horizon back.",
+            held_seconds,
+        ),
+    ] {
+        let mut family = text.family(name, Kind::Gauge, help);
+        if let Some(value) = value {
+            family.sample(&[], value);
+        }
+    }
+}
+
+/// A metric of each processor: name, meaning, help, value.
+type Column = (&'static str, Kind, &'static str, fn(&ProcessorStatus) -> f64);
+
+const COLUMNS: [Column; 7] = [
+    ("espd_processor_position", Kind::Gauge, "Every event at or below it has been handled.", |s| {
+        s.position as f64
+    }),
+    ("espd_processor_lag_events", Kind::Gauge, "Ids between position and head.", |s| s.lag_events as f64),
+    (
+        "espd_processor_lag_seconds",
+        Kind::Gauge,
+        "Age of the oldest event beyond the position; 0 when there is none.",
+        |s| s.lag_seconds,
+    ),
+    ("espd_processor_rate", Kind::Gauge, "Ids passed per second lately.", |s| f64::from(s.rate)),
+    ("espd_processor_attempts", Kind::Gauge, "How often in a row the present event has failed.", |s| {
+        f64::from(s.attempts)
+    }),
+    ("espd_processor_owned", Kind::Gauge, "Whether a daemon owns the processor.", |s| {
+        f64::from(u8::from(s.owner.is_some()))
+    }),
+    ("espd_events_processed_total", Kind::Counter, "Events handled since the last reset.", |s| {
+        s.handled as f64
+    }),
+];
+
+fn write_processors(text: &mut Exposition, statuses: &[ProcessorStatus]) {
+    for (name, kind, help, value) in COLUMNS {
+        let mut family = text.family(name, kind, help);
+        for status in statuses {
+            family.sample(&[("processor", &status.name)], value(status));
+        }
+    }
+    let mut states = text.family(
+        "espd_processor_state",
+        Kind::Gauge,
+        "1 for the state that the processor is in, 0 for the others.",
+    );
+    for status in statuses {
+        for state in STATES {
+            let labels = [("processor", status.name.as_str()), ("state", state.as_str())];
+            states.sample(&labels, f64::from(u8::from(status.state == state)));
+        }
+    }
+}

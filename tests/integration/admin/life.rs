@@ -1,0 +1,105 @@
+//! The endpoint while the daemon starts, while the database is away, and while the daemon stops.
+
+use espd::embedded::StopMode;
+use nix::sys::signal::Signal;
+use serde_json::json;
+use sqlx::PgPool;
+
+use super::{OPERATE, endpoint, parse_metrics, refused, running, settings};
+use crate::support;
+use crate::support::facts::{eventually, reaches};
+use crate::support::program::Installation;
+use crate::support::proxy::Proxy;
+
+#[tokio::test]
+async fn a_daemon_without_its_database_lives_and_is_not_ready() {
+    let db = support::database().await;
+    let proxy = Proxy::start(&db.url).await;
+    let installation = Installation::new(&proxy.url(), &settings(""));
+    installation.declare_notes("notes", "");
+    proxy.refuse(true);
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    daemon.says("the database does not answer").await;
+    assert_eq!(client.get("/livez").await.json(200), json!({ "live": true, "starting": true }));
+    let checks = client.get("/readyz").await.json(503)["checks"].clone();
+    assert_eq!((&checks["database"]["ok"], &checks["workers"]["ok"]), (&json!(false), &json!(false)));
+    assert!(checks["database"]["remedy"].is_string(), "{checks}");
+
+    proxy.refuse(false);
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    proxy.refuse(true);
+    proxy.reset();
+    let ready = eventually("the outage", async || {
+        let reply = client.get("/readyz").await;
+        (reply.status == 503).then(|| reply.json(503))
+    })
+    .await;
+    assert_eq!(ready["checks"]["database"]["ok"], false, "{ready}");
+    assert_eq!(client.get("/livez").await.json(200), json!({ "live": true }));
+    refused(&client.get("/api/v1/processors").await.json(503), "");
+    let metrics = parse_metrics(&client.get("/metrics").await.body);
+    assert!(metrics.contains(&("espd_database_up".into(), 0.0)), "{metrics:?}");
+    assert!(metrics.iter().any(|(sample, _)| sample.starts_with("espd_worker_up")), "{metrics:?}");
+    assert!(!metrics.iter().any(|(sample, _)| sample.starts_with("espd_processor_")), "{metrics:?}");
+
+    proxy.refuse(false);
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_of_the_server_is_survived() {
+    let server = support::server().await;
+    server.create_database("shop", None).await.unwrap();
+    let url = server.url("shop");
+    let pool = PgPool::connect(&url).await.unwrap();
+    let installation = Installation::new(&url, &settings(""));
+    installation.declare_notes("notes", "");
+    installation.espctl(&["migrate"]).await.printed();
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    reaches(&pool, "notes", 0).await;
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    let server = server.restart(StopMode::Immediate).await.unwrap();
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    daemon.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_port_is_an_error_of_the_start() {
+    let db = support::database().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let installation = Installation::new(&db.url, &settings("").replace("127.0.0.1:0", &address));
+    installation.declare_notes("notes", "");
+    let outcome = installation.espd(&["run"]).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let wanted =
+        format!("the admin endpoint cannot listen on {address}; choose another `listen` under [admin]");
+    assert!(outcome.stderr.contains(&wanted), "{outcome:?}");
+    assert!(!outcome.stderr.contains("worker started"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_under_way_is_given_before_the_end() {
+    let (db, _installation, daemon, client) = running(&format!("operator_token = '{OPERATE}'")).await;
+    let mut reader = db.pool.begin().await.unwrap();
+    sqlx::query("select from notes").execute(&mut *reader).await.unwrap();
+    let asked = client.clone();
+    let reset = tokio::spawn(async move { asked.post("/api/v1/processors/notes/reset", OPERATE, "").await });
+    eventually("a reset that waits for the table", async || {
+        let query = "select 1 from pg_stat_activity where application_name = 'espd admin' and wait_event_type = 'Lock'
+                       and datname = current_database()";
+        sqlx::query(query).fetch_optional(&db.pool).await.unwrap()
+    })
+    .await;
+    daemon.signal(Signal::SIGTERM);
+    daemon.says("stopping").await;
+    reader.rollback().await.unwrap();
+    assert_eq!(reset.await.unwrap().json(200)["position"], 0);
+    let mut daemon = daemon;
+    assert_eq!(daemon.ended().await.code(), Some(0));
+    assert!(tokio::net::TcpStream::connect(&client.address).await.is_err());
+}
