@@ -1,23 +1,42 @@
 //! `espctl status`: a table, and under it what is wrong, since when, and what to do.
 
+mod watch;
+
+use std::time::Duration;
+
 use clap::Args;
 
-use crate::config::Config;
+use crate::config::{Config, parse_duration};
 use crate::database::Databases;
 use crate::espctl::output::{self, span, thousands};
 use crate::operator::Operator;
 use crate::status::{HeldBy, ProcessorStatus, State};
 
 #[derive(Args)]
+#[command(after_help = "Under the table stands what is wrong with whom, since when, and what to do.\n\n\
+    Examples:\n  \
+    espctl status                         all processors\n  \
+    espctl status outstanding_todos       one of them\n  \
+    espctl status --watch --interval 5s   again and again, until Ctrl-C\n  \
+    espctl status --json | jq '.[] | select(.state != \"live\") | .name'")]
 pub(crate) struct Arguments {
     /// Only this processor
     name: Option<String>,
     /// An array of objects instead of a table
     #[arg(long)]
     json: bool,
+    /// Look again and again: in place on a terminal, otherwise a line for each change
+    #[arg(long, short)]
+    watch: bool,
+    /// Time between two looks: 500ms, 5s, 1m
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration, requires = "watch")]
+    interval: Duration,
 }
 
 pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+    if arguments.watch {
+        return watch::run(&arguments, config, databases).await;
+    }
     let statuses = look(config, databases, arguments.name.as_deref()).await?;
     if let (Some(name), true) = (&arguments.name, statuses.is_empty()) {
         anyhow::bail!("no processor {name}: it is not declared, and it has never run on this database");

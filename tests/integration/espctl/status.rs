@@ -7,7 +7,7 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::support;
 use crate::support::facts::{append, append_typed, eventually, reaches};
-use crate::support::program::Installation;
+use crate::support::program::{Installation, Talker};
 
 const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
 
@@ -203,4 +203,36 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
         let output = espctl.wait_with_output().unwrap();
         assert_eq!((output.status.code(), output.stderr), (Some(0), vec![]), "{arguments:?}");
     }
+}
+
+#[tokio::test]
+async fn watching_tells_every_change_until_interrupted() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    let mut lines = Talker::start(installation.espctl_command(&["status", "--watch", "--interval", "50ms"]));
+    assert!(lines.next().await.ends_with("notes stopped position=0 head=0 lag=0"));
+    append(&db.pool, 3).await;
+    assert!(lines.next().await.ends_with("notes stopped position=0 head=3 lag=3"));
+    let daemon = installation.start_daemon();
+    eventually("the end of it", async || {
+        lines.printed().filter(|line| line.contains("notes live position=3"))
+    })
+    .await;
+    // Whoever looks on is not thrown out by a lost connection.
+    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'espctl'")
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    let last = append(&db.pool, 1).await;
+    eventually("more", async || lines.printed().filter(|line| line.contains(&format!("position={last}"))))
+        .await;
+    nix::sys::signal::kill(lines.pid(), nix::sys::signal::Signal::SIGINT).unwrap();
+    let status = eventually("the end", async || lines.process.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(0));
+    daemon.stop().await;
+
+    let json = Talker::start(installation.espctl_command(&["status", "--watch", "--json"]));
+    let statuses: Value = serde_json::from_str(&json.next().await).unwrap();
+    assert_eq!(statuses[0]["name"], "notes");
 }

@@ -307,6 +307,10 @@ impl Talker {
         Self { process, lines }
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.process.id().cast_signed())
+    }
+
     /// Waits for the next line.
     pub async fn next(&self) -> String {
         eventually("a line of output", async || self.printed()).await

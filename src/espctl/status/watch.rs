@@ -1,0 +1,132 @@
+//! `espctl status --watch`: in place on a terminal, otherwise a line for each processor whenever it changes.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chrono::{SecondsFormat, Utc};
+use sqlx::error::Error as DatabaseError;
+
+use super::{Arguments, look, render, time_left};
+use crate::config::Config;
+use crate::database::Databases;
+use crate::espctl::output::{self, span};
+use crate::exit_code::chain;
+use crate::signal;
+use crate::status::ProcessorStatus;
+
+/// Moves to the upper left corner.
+const HOME: &str = "\x1b[H";
+
+/// Clears what is left of the line, and what is left of the screen.
+const CLEAR_LINE: &str = "\x1b[K";
+const CLEAR_BELOW: &str = "\x1b[J";
+
+/// Looks again and again until interrupted. A database that is away is told and waited for.
+pub(super) async fn run(arguments: &Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+    let mut requests = signal::requests().context("could not listen for signals")?;
+    let mut screen = Screen::new(arguments);
+    loop {
+        let looked = tokio::select! {
+            _ = requests.recv() => return Ok(()),
+            looked = look(config, databases, arguments.name.as_deref()) => looked,
+        };
+        match looked {
+            Ok(statuses) => screen.show(&statuses)?,
+            Err(error) if is_of_database(&error) => screen.complain(&chain(&error))?,
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            _ = requests.recv() => return Ok(()),
+            () = tokio::time::sleep(arguments.interval) => {}
+        }
+    }
+}
+
+fn is_of_database(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<DatabaseError>())
+}
+
+/// Where the statuses go.
+enum Screen {
+    /// A terminal, rewritten each time.
+    Terminal { interval: Duration, fresh: bool },
+    /// Lines for people, with what was said last of each processor.
+    Lines(BTreeMap<(String, i32), String>),
+    /// An array of objects per line.
+    Json,
+}
+
+impl Screen {
+    fn new(arguments: &Arguments) -> Self {
+        if arguments.json {
+            Self::Json
+        } else if io::stdout().is_terminal() {
+            Self::Terminal { interval: arguments.interval, fresh: true }
+        } else {
+            Self::Lines(BTreeMap::new())
+        }
+    }
+
+    fn show(&mut self, statuses: &[ProcessorStatus]) -> anyhow::Result<()> {
+        match self {
+            Self::Terminal { .. } => self.rewrite(&render(statuses)),
+            Self::Lines(said) => {
+                for status in statuses {
+                    let line = describe(status);
+                    let last = said.insert((status.name.clone(), status.partition), line.clone());
+                    if last.as_ref() != Some(&line) {
+                        output::print(&format!("{} {line}", now()))?;
+                    }
+                }
+                Ok(())
+            }
+            Self::Json => output::print(&serde_json::to_string(statuses)?),
+        }
+    }
+
+    fn complain(&mut self, problem: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Terminal { .. } => self.rewrite(&format!("The database does not answer: {problem}")),
+            Self::Lines(_) | Self::Json => output::say(&format!("{} no answer: {problem}", now())),
+        }
+    }
+
+    fn rewrite(&mut self, text: &str) -> anyhow::Result<()> {
+        let Self::Terminal { interval, fresh } = self else { return Ok(()) };
+        let start = if std::mem::take(fresh) { "\x1b[2J" } else { "" };
+        let interval = span(interval.as_secs_f64());
+        let head = format!("{}, every {interval}; Ctrl-C ends this", now());
+        let lines: Vec<String> = head
+            .lines()
+            .chain([""])
+            .chain(text.lines())
+            .map(|line| format!("{line}{CLEAR_LINE}\n"))
+            .collect();
+        let mut out = io::stdout().lock();
+        write!(out, "{start}{HOME}{}{CLEAR_BELOW}", lines.concat())?;
+        Ok(out.flush()?)
+    }
+}
+
+fn now() -> String {
+    Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// One line without anything that changes while nothing happens.
+fn describe(status: &ProcessorStatus) -> String {
+    let ProcessorStatus { name, position, head, lag_events, .. } = status;
+    let mut line =
+        format!("{name} {} position={position} head={head} lag={lag_events}", status.state.as_str());
+    if let Some(left) = time_left(status) {
+        line.push_str(&format!(" rate={:.0}/s left={}", status.rate, span(left)));
+    }
+    if status.attempts > 0 {
+        line.push_str(&format!(" attempts={}", status.attempts));
+    }
+    if let Some(error) = &status.last_error {
+        line.push_str(&format!(" error={:?}", error.to_string()));
+    }
+    line
+}
