@@ -66,6 +66,11 @@ struct WorkerArguments {
     supervised: bool,
 }
 
+/// The command line, for manual pages and completions.
+pub(crate) fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Runs the daemon and returns its exit code.
 pub fn main() -> std::process::ExitCode {
     let cli = Cli::parse();

@@ -2,8 +2,10 @@
 
 mod append;
 mod check;
+mod doctor;
 mod events;
 mod import_positions;
+mod manual;
 mod operate;
 mod output;
 mod status;
@@ -63,6 +65,12 @@ enum Command {
     Wait(wait::Arguments),
     /// Check the configuration, the database and every handler's SQL, without changing anything
     Check,
+    /// Look at everything that espd needs of its databases, and say what to do where it is missing
+    Doctor(doctor::Arguments),
+    /// Print a script that lets a shell complete commands and options
+    Completions(manual::CompletionsArguments),
+    /// Print the manual page, or write all pages into a folder
+    Man(manual::ManArguments),
     /// Print configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -84,13 +92,17 @@ pub fn main() -> std::process::ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    if let Command::Config(ConfigCommand::Example) = cli.command {
-        return output::print(EXAMPLE.trim_end());
+    match &cli.command {
+        Command::Config(ConfigCommand::Example) => return output::print(EXAMPLE.trim_end()),
+        Command::Completions(arguments) => return manual::completions(arguments),
+        Command::Man(arguments) => return manual::man(arguments),
+        _ => {}
     }
     let config = load(&cli.place)?;
     match cli.command {
         Command::Config(_) => output::print(&serde_json::to_string_pretty(&config.redacted())?),
         Command::Check => check::run(&config).await,
+        Command::Doctor(arguments) => doctor::run(arguments, &config).await,
         command => {
             let databases = Databases::connect(&config, "espctl").await?;
             run_on(command, &config, &databases).await?;
@@ -115,7 +127,12 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Resume(target) => operate::resume(target, config, databases).await,
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, databases).await,
-        Command::Migrate | Command::Check | Command::Config(_) => {
+        Command::Migrate
+        | Command::Check
+        | Command::Doctor(_)
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Config(_) => {
             unreachable!("handled before a database was needed")
         }
     }

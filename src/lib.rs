@@ -46,6 +46,7 @@ pub mod watcher;
 // What a projector is declared as, and what may go wrong with it.
 pub mod config;
 pub mod declaration;
+mod doctor;
 pub mod failure;
 pub mod operator;
 pub mod preconditions;

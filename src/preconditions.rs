@@ -210,7 +210,7 @@ impl Fault {
 
 impl FaultKind {
     /// Whether a reader would fail rather than read wrongly.
-    fn prevents_reading(self) -> bool {
+    pub(crate) fn prevents_reading(self) -> bool {
         matches!(self, Self::TableMissing | Self::SequenceMissing | Self::NotReadable | Self::ColumnUnfit)
     }
 }

@@ -3,6 +3,8 @@
 mod append;
 mod check;
 mod connect;
+mod doctor;
 mod events;
+mod manual;
 mod operate;
 mod status;

@@ -1,0 +1,106 @@
+//! The server: what it promises about data that it has acknowledged, and whether it has room.
+
+use sqlx::{PgPool, Row as _};
+
+use super::Finding;
+
+/// Settings that decide what a crash leaves, with what is lost where they are off.
+const DURABILITY: [(&str, &str); 3] = [
+    ("fsync", "a crash of the machine may corrupt the whole server"),
+    ("full_page_writes", "a crash of the machine may leave torn pages"),
+    ("synchronous_commit", "a crash loses what was acknowledged in the last moments"),
+];
+
+pub(super) async fn examine(pool: &PgPool, what: &str) -> anyhow::Result<Vec<Finding>> {
+    let statement = "
+        -- describe_server
+        select current_setting('server_version') as version, current_database()::text as database,
+               current_user::text as role, current_setting('server_encoding') as encoding,
+               (select rolsuper from pg_roles where rolname = current_user) as is_superuser,
+               current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+                 - (select count(*) from pg_stat_activity where backend_type = 'client backend')::int as free";
+    let row = sqlx::raw_sql(statement).fetch_one(pool).await?;
+    let (version, database): (String, String) = (row.try_get("version")?, row.try_get("database")?);
+    let role: String = row.try_get("role")?;
+    let connected = format!("{what}: database {database} on PostgreSQL {version}, as role {role}");
+    let mut findings = vec![Finding::ok("connection", connected)];
+    findings.extend(durability(pool).await?);
+    findings.push(encoding(row.try_get("encoding")?));
+    findings.push(superuser(&role, row.try_get("is_superuser")?));
+    findings.push(free_connections(row.try_get("free")?));
+    findings.push(clock(pool).await?);
+    Ok(findings)
+}
+
+async fn durability(pool: &PgPool) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for (setting, loss) in DURABILITY {
+        let value: String = sqlx::query_scalar("-- read_setting\nselect current_setting($1)")
+            .bind(setting)
+            .fetch_one(pool)
+            .await?;
+        if value != "off" {
+            continue;
+        }
+        let message = format!("{setting} is off: {loss}");
+        let remedy = format!("alter system set {setting} = on; select pg_reload_conf();");
+        findings.push(match setting {
+            "synchronous_commit" => Finding::warning("durability", message, remedy),
+            _ => Finding::failure("durability", message, remedy),
+        });
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("durability", "what the server acknowledges outlives a crash"));
+    }
+    Ok(findings)
+}
+
+fn encoding(encoding: &str) -> Finding {
+    if encoding == "UTF8" {
+        return Finding::ok("encoding", "UTF8");
+    }
+    let message = format!("the database is in {encoding}, which cannot store every character of JSON");
+    Finding::warning("encoding", message, "move to a database made with `encoding 'UTF8'`")
+}
+
+fn superuser(role: &str, is_superuser: bool) -> Finding {
+    if !is_superuser {
+        return Finding::ok("role", format!("{role} is no superuser"));
+    }
+    let message = format!("{role} is a superuser: a handler's mistake can reach everything");
+    Finding::warning("role", message, "connect as a role made by `espctl roles`, see docs/roles.md")
+}
+
+fn free_connections(free: i32) -> Finding {
+    /// What a handful of workers takes.
+    const WANTED: i32 = 10;
+    if free >= WANTED {
+        return Finding::ok("connections", format!("{free} are free"));
+    }
+    let message = format!("only {free} connections are free; a worker takes two");
+    Finding::warning(
+        "connections",
+        message,
+        "raise max_connections, or let processors share a worker (`isolation`)",
+    )
+}
+
+/// The server's clock against ours. Leases are judged by the server's alone; ages that are shown are not.
+async fn clock(pool: &PgPool) -> anyhow::Result<Finding> {
+    /// More than a slow network explains, in milliseconds.
+    const TOLERANCE: i64 = 2_000;
+    let before = chrono::Utc::now();
+    let server: chrono::DateTime<chrono::Utc> =
+        sqlx::query_scalar("-- read_clock\nselect clock_timestamp()").fetch_one(pool).await?;
+    let after = chrono::Utc::now();
+    let middle = before + (after - before) / 2;
+    let difference = (server - middle).num_milliseconds();
+    let slack = (after - before).num_milliseconds() / 2;
+    let message = format!("the server's clock differs from this machine's by {difference} ms");
+    if difference.abs() <= TOLERANCE + slack {
+        return Ok(Finding::ok("clock", message));
+    }
+    let remedy =
+        "let both machines follow a time server; ages and times of retries are shown wrongly until then";
+    Ok(Finding::warning("clock", message, remedy))
+}

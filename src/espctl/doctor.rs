@@ -1,0 +1,45 @@
+//! `espctl doctor`: a line for everything that espd needs, good or bad.
+
+use clap::Args;
+
+use crate::config::Config;
+use crate::doctor::{Finding, Level, examine};
+use crate::espctl::output;
+use crate::exit_code::{Exit, ExitCode};
+
+#[derive(Args)]
+#[command(after_help = "Exit code 1 if there is a failure; warnings alone are none. Nothing is changed.\n\n\
+    Examples:\n  \
+    espctl doctor\n  \
+    espctl doctor --json | jq '.[] | select(.level != \"ok\")'")]
+pub(crate) struct Arguments {
+    /// An array of objects (check, level, message, remedy) instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result<()> {
+    let findings = examine(config).await;
+    output::print(&if arguments.json {
+        serde_json::to_string_pretty(&findings)?
+    } else {
+        render(&findings)
+    })?;
+    let failures = findings.iter().filter(|finding| finding.level == Level::Failure).count();
+    if failures == 0 {
+        return Ok(());
+    }
+    let message = format!("{failures} of {} checks failed", findings.len());
+    Err(Exit { code: ExitCode::Failure, message }.into())
+}
+
+fn render(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+    let line = |finding: &Finding| {
+        let Finding { check, level, message, remedy } = finding;
+        let remedy =
+            remedy.as_ref().map_or_else(String::new, |remedy| format!("\n{:11}remedy: {remedy}", ""));
+        format!("{:8} {check:width$}  {message}{remedy}", level.as_str())
+    };
+    findings.iter().map(line).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,72 @@
+//! `espctl completions` and `espctl man`: made from the definition of the commands, so they are never outdated.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, ValueEnum};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use crate::daemon;
+use crate::espctl::{Cli, output};
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    espctl completions bash > /etc/bash_completion.d/espctl\n  \
+    espctl completions bash --program espd > /etc/bash_completion.d/espd\n  \
+    espctl completions zsh > ~/.zfunc/_espctl\n  \
+    espctl completions fish > ~/.config/fish/completions/espctl.fish")]
+pub(crate) struct CompletionsArguments {
+    /// The shell that is to complete
+    shell: Shell,
+    /// The program whose arguments it is to complete
+    #[arg(long, value_enum, default_value_t = Program::Espctl)]
+    program: Program,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    espctl man | man -l -                 read the page of espctl\n  \
+    espctl man /usr/local/share/man/man1  install the pages of both programs and all their commands")]
+pub(crate) struct ManArguments {
+    /// Write the pages of espctl and espd and of all their commands into this folder
+    #[arg(value_name = "DIR")]
+    folder: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Program {
+    Espctl,
+    Espd,
+}
+
+impl Program {
+    fn command(self) -> clap::Command {
+        match self {
+            Self::Espctl => Cli::command(),
+            Self::Espd => daemon::command(),
+        }
+    }
+}
+
+pub(crate) fn completions(arguments: &CompletionsArguments) -> anyhow::Result<()> {
+    let mut command = arguments.program.command();
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut command, name, &mut script);
+    output::print(String::from_utf8(script)?.trim_end())
+}
+
+pub(crate) fn man(arguments: &ManArguments) -> anyhow::Result<()> {
+    let Some(folder) = &arguments.folder else {
+        let mut page = Vec::new();
+        Man::new(Program::Espctl.command()).render(&mut page)?;
+        return output::print(String::from_utf8(page)?.trim_end());
+    };
+    std::fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
+    for program in [Program::Espctl, Program::Espd] {
+        clap_mangen::generate_to(program.command(), folder)
+            .with_context(|| format!("could not write to {}", folder.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! `espctl doctor`: each thing that may be wrong is found, named and has a remedy.
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::support;
+use crate::support::facts::append;
+use crate::support::program::Installation;
+
+async fn run(pool: &PgPool, statements: &str) {
+    sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(pool).await.unwrap();
+}
+
+/// What the doctor says of one check.
+async fn findings(installation: &Installation, check: &str) -> Vec<Value> {
+    let outcome = installation.espctl(&["doctor", "--json"]).await;
+    let findings: Vec<Value> =
+        serde_json::from_str(&outcome.stdout).unwrap_or_else(|_| panic!("{outcome:?}"));
+    let failures = findings.iter().filter(|finding| finding["level"] == "failure").count();
+    assert_eq!(outcome.code, Some(i32::from(failures > 0)), "{outcome:?}");
+    assert!(findings.iter().all(|finding| (finding["level"] == "ok") == finding["remedy"].is_null()));
+    findings.into_iter().filter(|finding| finding["check"] == check).collect()
+}
+
+/// The one finding of a check, which has this level.
+async fn finds(installation: &Installation, check: &str, level: &str) -> String {
+    let found = findings(installation, check).await;
+    assert!(found.len() == 1 && found[0]["level"] == level, "{check}: {found:?}");
+    format!("{} | {}", found[0]["message"], found[0]["remedy"])
+}
+
+#[tokio::test]
+async fn a_sound_store_gets_a_line_for_each_thing() {
+    let settings = [("fsync", "on"), ("full_page_writes", "on"), ("synchronous_commit", "on")];
+    let server = support::server_with(&settings).await;
+    server.create_database("sound", None).await.unwrap();
+    let installation = Installation::new(&server.url("sound"), "");
+    installation.espctl(&["migrate"]).await.printed();
+    let pool = PgPool::connect(&server.url("sound")).await.unwrap();
+    append(&pool, 3).await;
+    let said = installation.espctl(&["doctor"]).await.printed();
+    for check in
+        ["server_version", "primary", "sequence", "pooler", "notifications", "clock", "triggers", "horizon"]
+    {
+        let line = said
+            .lines()
+            .find(|line| line.contains(&format!(" {check} ")))
+            .unwrap_or_else(|| panic!("{said}"));
+        assert!(line.starts_with("ok "), "{line}");
+    }
+    assert!(said.contains("settled up to 3, the head is 3"), "{said}");
+    assert!(!said.contains("FAILURE") && !said.contains('\x1b'), "{said}");
+    pool.close().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn whatever_loses_events_is_a_failure() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    for (breaks, check, says, mends) in [
+        (
+            "alter sequence espd.events_id_seq cache 5",
+            "sequence",
+            "cache 5",
+            "alter sequence espd.events_id_seq cache 1",
+        ),
+        (
+            "alter table espd.events set unlogged",
+            "events_logged",
+            "unlogged",
+            "alter table espd.events set logged",
+        ),
+        (
+            "insert into espd.trackers (name, kind, version, position) values ('p', 'projector', 1, 99)",
+            "positions",
+            "reached 99",
+            "delete from espd.trackers",
+        ),
+    ] {
+        finds(&installation, check, "ok").await;
+        run(&db.pool, breaks).await;
+        let found = finds(&installation, check, "failure").await;
+        assert!(found.contains(says), "{found}");
+        run(&db.pool, mends).await;
+    }
+    run(&db.pool, "delete from espd._processing_migrations").await;
+    let found = finds(&installation, "processing_schema", "failure").await;
+    assert!(found.contains("espctl migrate"), "{found}");
+    run(&db.pool, "drop table espd.events").await;
+    finds(&installation, "events_table", "failure").await;
+}
+
+#[tokio::test]
+async fn what_works_badly_is_a_warning() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    installation.declare_notes("notes", "");
+    let found = finds(&installation, "processors", "warning").await;
+    assert!(found.contains("notes is declared and has never run"), "{found}");
+    run(&db.pool, "insert into espd.trackers (name, kind, version) values ('notes', 'projector', 1)").await;
+    finds(&installation, "processors", "ok").await;
+    run(&db.pool, "insert into espd.trackers (name, kind, version) values ('gone', 'projector', 1)").await;
+    let found = finds(&installation, "processors", "warning").await;
+    assert!(found.contains("gone has a tracker, at 0, and is not declared"), "{found}");
+    run(&db.pool, "delete from espd.trackers where name = 'gone'; update espd.trackers set version = 2")
+        .await;
+    finds(&installation, "processors", "failure").await;
+
+    run(
+        &db.pool,
+        "create function noisy() returns trigger language plpgsql as 'begin return new; end';
+         create trigger noisy after insert on espd.events for each row execute function noisy()",
+    )
+    .await;
+    let found = finds(&installation, "triggers", "warning").await;
+    assert!(found.contains("trigger noisy on"), "{found}");
+
+    let mut writer = db.pool.begin().await.unwrap();
+    sqlx::query("insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'A', 1, '{}')")
+        .execute(&mut *writer)
+        .await
+        .unwrap();
+    let found = finds(&installation, "horizon", "warning").await;
+    assert!(found.contains("wait for writers that have not ended"), "{found}");
+    writer.rollback().await.unwrap();
+
+    run(&db.pool, &format!("alter database {} set statement_timeout = '500ms'", db.name)).await;
+    let found = finds(&installation, "timeouts", "warning").await;
+    assert!(found.contains("statement_timeout is 500 ms"), "{found}");
+    run(&db.pool, &format!("alter database {} set synchronous_commit = off", db.name)).await;
+    // The tests' own server has no mercy on data either.
+    let found = findings(&installation, "durability").await;
+    let said: Vec<&str> = found.iter().map(|finding| finding["level"].as_str().unwrap()).collect();
+    assert_eq!(said, ["failure", "failure", "warning"], "{found:?}");
+}
+
+#[tokio::test]
+async fn a_role_is_told_what_it_may_not() {
+    let db = support::database().await;
+    let role = format!("poor_{}", db.name);
+    run(&db.pool, &format!("create role {role} login; grant usage on schema espd to {role}; grant select on all tables in schema espd to {role}")).await;
+    let url = db.url.replace("//espd@", &format!("//{role}@")).replace("user=espd", &format!("user={role}"));
+    assert_ne!(url, db.url);
+    let installation = Installation::new(&url, "[projections]\nschema = 'views'\n");
+    finds(&installation, "role", "ok").await;
+    finds(&installation, "events_readable", "failure").await;
+    let missing = findings(&installation, "privileges").await;
+    let remedies: Vec<&str> = missing.iter().map(|finding| finding["remedy"].as_str().unwrap()).collect();
+    assert_eq!(remedies.len(), 4, "{remedies:?}");
+    run(&db.pool, "grant select on all sequences in schema espd to public").await;
+    for remedy in remedies {
+        run(&db.pool, remedy).await;
+    }
+    finds(&installation, "privileges", "ok").await;
+    finds(&installation, "events_readable", "ok").await;
+    finds(&installation, "sessions_visible", "warning").await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_the_only_finding() {
+    let installation = Installation::new("postgres://nobody@127.0.0.1:9/none", "");
+    let found = finds(&installation, "connection", "failure").await;
+    assert!(found.contains("could not connect"), "{found}");
+}
