@@ -32,6 +32,7 @@ const PROCESSING: MigrationSet = MigrationSet {
     table: "_processing_migrations",
     files: &[
         (1, "trackers", include_str!("../migrations/processing/0001_trackers.sql")),
+        (2, "workers", include_str!("../migrations/processing/0002_workers.sql")),
         (3, "signs of life", include_str!("../migrations/processing/0003_signs_of_life.sql")),
     ],
 };

@@ -4,7 +4,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
@@ -15,6 +15,8 @@ use crate::shutdown::ShutdownHandle;
 pub enum Request {
     /// SIGTERM or SIGINT: stop. The second one means: at once.
     Stop,
+    /// SIGHUP: read the configuration again.
+    Reload,
 }
 
 /// Signals that have arrived and were not yet looked at. Nobody sends more than a few.
@@ -24,18 +26,31 @@ const QUEUE_LENGTH: usize = 16;
 /// its group, nobody presses Ctrl-C twice in this time.
 const ONE_REQUEST: Duration = Duration::from_millis(200);
 
-/// Requests from now on. From here on these signals no longer end the process by themselves.
+/// Requests to stop from now on. From here on these signals no longer end the process by themselves.
 pub fn requests() -> io::Result<mpsc::Receiver<Request>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    listen(&[SIGTERM, SIGINT])
+}
+
+/// As [`requests`], with those to read the configuration again.
+pub fn requests_and_reloads() -> io::Result<mpsc::Receiver<Request>> {
+    listen(&[SIGTERM, SIGINT, SIGHUP])
+}
+
+fn listen(signals: &[i32]) -> io::Result<mpsc::Receiver<Request>> {
+    let mut signals = Signals::new(signals)?;
     let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        let mut last: Option<Instant> = None;
-        for _ in signals.forever() {
-            if last.is_none_or(|last| last.elapsed() > ONE_REQUEST) {
-                // A full queue already says what this signal would say.
+        let mut last_stop: Option<Instant> = None;
+        for signal in signals.forever() {
+            // A full queue already says what this signal would say.
+            if signal == SIGHUP {
+                let _ = sender.try_send(Request::Reload);
+                continue;
+            }
+            if last_stop.is_none_or(|last| last.elapsed() > ONE_REQUEST) {
                 let _ = sender.try_send(Request::Stop);
             }
-            last = Some(Instant::now());
+            last_stop = Some(Instant::now());
         }
     })?;
     Ok(receiver)

@@ -27,6 +27,7 @@ pub use ends::Ends;
 pub use pulse::Pulse;
 pub use worker::{End, Snapshot};
 
+use crate::service_manager::ServiceManager;
 use crate::worker::report::Report;
 use child::{Child, signal_group};
 use lifecycle::{Action, Event, Policy, State};
@@ -54,7 +55,7 @@ pub enum Order {
 
 /// Supervises workers.
 #[derive(Debug)]
-pub struct Supervisor {
+pub struct Supervisor<'m> {
     policy: Policy,
     memory_max: Option<u64>,
     workers: Vec<Worker>,
@@ -69,6 +70,9 @@ pub struct Supervisor {
     /// Written after each turn; read by whoever shows the workers, and by tests.
     snapshot: watch::Sender<Vec<Snapshot>>,
     pulse: Pulse,
+    /// Told by the loop itself that it turns.
+    manager: Option<&'m ServiceManager>,
+    look_interval: Duration,
 }
 
 /// How the supervisor's work has ended.
@@ -97,7 +101,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A loop that wakes so much later than it wanted was itself stopped.
 const OVERSLEPT: Duration = Duration::from_secs(1);
 
-impl Supervisor {
+impl<'m> Supervisor<'m> {
     /// A supervisor of these programs; none is started yet.
     pub fn new(plan: Plan) -> Self {
         let (reporting, reports) = mpsc::channel(REPORTS_MAX);
@@ -111,10 +115,20 @@ impl Supervisor {
             reports,
             snapshot: watch::Sender::new(Vec::new()),
             pulse: Pulse::default(),
+            manager: None,
+            look_interval: LOOK_INTERVAL,
         };
         plan.programs.into_iter().for_each(|program| supervisor.add(program));
         supervisor.publish();
         supervisor
+    }
+
+    /// Has a service manager hear from the loop as often as it wants to.
+    pub(crate) fn watched_by(mut self, manager: &'m ServiceManager) -> Self {
+        self.look_interval =
+            manager.watchdog_interval().map_or(LOOK_INTERVAL, |wanted| wanted.min(LOOK_INTERVAL));
+        self.manager = Some(manager);
+        self
     }
 
     /// What the workers are doing, from now on.
@@ -134,7 +148,7 @@ impl Supervisor {
         self.apply_to_all(Event::Tick);
         while !(stopping && self.workers.iter().all(|worker| worker.state == State::Stopped)) {
             self.pulse.beat();
-            match self.wait(&mut orders, look + LOOK_INTERVAL).await {
+            match self.wait(&mut orders, look + self.look_interval).await {
                 Happening::Exited(id, status) => self.exited(id, &status),
                 Happening::Reported(pid, report) => self.reported(pid, report),
                 Happening::Ordered(Order::Stop) => {
@@ -149,7 +163,7 @@ impl Supervisor {
                 Happening::Ordered(Order::Replace(plan)) => self.replace(plan),
                 Happening::Time => {}
             }
-            if look.elapsed() >= LOOK_INTERVAL {
+            if look.elapsed() >= self.look_interval {
                 self.look(look);
                 look = Instant::now();
             }
@@ -172,6 +186,9 @@ impl Supervisor {
 
     /// Looks after what nobody reports. `before`: when it last did.
     fn look(&mut self, before: Instant) {
+        if let Some(manager) = self.manager {
+            manager.watchdog();
+        }
         // Who was stopped has heard nobody meanwhile, and accuses nobody.
         if before.elapsed() > LOOK_INTERVAL + OVERSLEPT {
             self.apply_to_all(Event::Beat(Instant::now()));

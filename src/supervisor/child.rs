@@ -14,6 +14,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 use tokio::sync::mpsc;
 
 use super::listener::listen;
+use crate::service_manager::VARIABLES;
 use crate::spawner::{die_with_owner, on_spawning_thread};
 use crate::worker::report::Report;
 
@@ -103,6 +104,10 @@ fn spawn(program: &Program) -> io::Result<tokio::process::Child> {
         .stdout(Stdio::piped())
         // A group of its own: the terminal's Ctrl-C is for the supervisor, which stops its workers in order.
         .process_group(0);
+    // What the service manager has said to us is not for our children.
+    for name in VARIABLES {
+        command.env_remove(name);
+    }
     die_with_owner(&mut command, Signal::SIGKILL);
     let runtime = tokio::runtime::Handle::current();
     on_spawning_thread(move || {

@@ -18,6 +18,7 @@ mod isolation;
 mod ownership;
 mod preconditions;
 mod projector;
+mod reload;
 mod restarts;
 mod runner;
 mod supervisor;

@@ -181,7 +181,8 @@ struct Log {
 }
 
 impl Program {
-    fn start(mut command: Command) -> Self {
+    /// Starts a prepared command.
+    pub fn start(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let input = process.stdin.take();

@@ -1,0 +1,106 @@
+//! The configuration as it is now, and reading it again.
+
+use std::path::PathBuf;
+use std::str::FromStr as _;
+
+use anyhow::Context as _;
+use sqlx::postgres::PgConnectOptions;
+use tracing::{info, warn};
+
+use crate::config::{Config, DatabaseUrl};
+use crate::exit_code::Exit;
+use crate::roster::RosterPlace;
+use crate::supervisor::lifecycle::Policy;
+use crate::supervisor::{Plan, Program};
+use crate::tracker::Owner;
+use crate::worker::Assignment;
+
+/// What a daemon is configured to do, and where that stands.
+pub(super) struct Configured {
+    pub(super) file: PathBuf,
+    pub(super) config: Config,
+    /// The database of the private PostgreSQL, where one was started.
+    pub(super) private: Option<DatabaseUrl>,
+}
+
+impl Configured {
+    /// Reads the configuration again. With any fault in it, everything stays as it is. Returns whether the new
+    /// one is in force.
+    pub(super) fn reload(&mut self) -> bool {
+        let read = match Config::load(&self.file) {
+            Ok(config) => self.accept(config),
+            Err(faults) => Err(faults.faults().iter().map(ToString::to_string).collect()),
+        };
+        match read {
+            Ok(config) if config == self.config => {
+                info!("the configuration was read again: nothing has changed");
+                false
+            }
+            Ok(config) => {
+                info!(
+                    processors = config.projectors.len(),
+                    "the configuration was read again and has changed"
+                );
+                if config.log != self.config.log {
+                    info!("the daemon's own log is as configured at its next start");
+                }
+                self.config = config;
+                true
+            }
+            Err(faults) => {
+                for fault in faults {
+                    warn!(fault, "the configuration was read again and is wrong, keeping the old one");
+                }
+                false
+            }
+        }
+    }
+
+    /// The new configuration with what only this daemon knows, or why it cannot be used.
+    fn accept(&self, mut config: Config) -> Result<Config, Vec<String>> {
+        let mut faults = Vec::new();
+        if config.projectors.is_empty() {
+            faults.push(NO_PROCESSOR.to_owned());
+        }
+        if config.event_store.url.is_none() {
+            config.event_store.url = self.private.clone();
+        }
+        if config.event_store.url.is_none() {
+            faults.push("a private PostgreSQL is started with the daemon only: start espd anew".to_owned());
+        }
+        if faults.is_empty() { Ok(config) } else { Err(faults) }
+    }
+
+    /// Where the roster is.
+    pub(super) fn roster_place(&self) -> anyhow::Result<RosterPlace> {
+        let url = self.config.projections.url.as_ref().or(self.config.event_store.url.as_ref());
+        let url = url.context("the database is known by now")?;
+        let database = PgConnectOptions::from_str(url.expose())?;
+        Ok(RosterPlace { database, schema: self.config.event_store.schema.clone() })
+    }
+
+    /// Whether there is anything to run.
+    pub(super) fn require_processors(&self) -> Result<(), Exit> {
+        if self.config.projectors.is_empty() { Err(Exit::configuration(NO_PROCESSOR)) } else { Ok(()) }
+    }
+}
+
+const NO_PROCESSOR: &str = "no processor is declared: see `espctl config example`";
+
+/// All workers of the configuration, working for `owner`.
+pub(crate) fn plan(config: &Config, owner: &Owner) -> anyhow::Result<Plan> {
+    let url = config.event_store.url.as_ref().context("the database is known by now")?;
+    let mut programs = Vec::new();
+    for (name, members) in config.workers() {
+        let assignment = Assignment { owner: owner.clone(), settings: config.worker_settings(&members, url) };
+        let processors = members.iter().map(|processor| processor.name.clone()).collect();
+        programs.push(Program { name, processors, settings: serde_json::to_string(&assignment)? });
+    }
+    let policy = Policy {
+        grace: config.runner.shutdown_timeout,
+        restart_max: config.runner.restart_max,
+        hang_timeout: config.runner.hang_timeout,
+        ..Policy::default()
+    };
+    Ok(Plan { programs, policy, memory_max: config.runner.memory_max.map(i64::unsigned_abs) })
+}

@@ -1,0 +1,158 @@
+//! What a service manager is told: systemd's notification protocol, one datagram per message.
+//!
+//! Where there is no service manager, every message is told to nobody. A message that cannot be delivered is
+//! lost: the daemon never waits for who watches it.
+
+use std::io;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+/// The other end of the notifications.
+#[derive(Debug, Default)]
+pub(crate) struct ServiceManager {
+    socket: Option<(UnixDatagram, SocketAddr)>,
+    watchdog: Option<Duration>,
+}
+
+/// The variables that are for this process alone; its children must not see them.
+pub(crate) const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
+impl ServiceManager {
+    /// The one that the environment names.
+    pub(crate) fn from_environment() -> Self {
+        let variable = |name: &str| std::env::var(name).ok();
+        Self::find(&variable).unwrap_or_else(|error| {
+            tracing::warn!(%error, "could not reach the service manager");
+            Self::default()
+        })
+    }
+
+    fn find(variable: &dyn Fn(&str) -> Option<String>) -> io::Result<Self> {
+        let Some(name) = variable(VARIABLES[0]).filter(|name| !name.is_empty()) else {
+            return Ok(Self::default());
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        let for_us = |pid: String| pid == std::process::id().to_string();
+        let ours = variable(VARIABLES[2]).is_none_or(for_us);
+        let interval = variable(VARIABLES[1]).and_then(|microseconds| microseconds.parse().ok());
+        let watchdog = interval.filter(|interval| ours && *interval > 0).map(Duration::from_micros);
+        Ok(Self { socket: Some((socket, address(&name)?)), watchdog })
+    }
+
+    /// How often it wants to hear [`Self::watchdog`]: twice as often as it would lose patience.
+    pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
+        self.watchdog.map(|patience| patience / 2)
+    }
+
+    /// The daemon serves.
+    pub(crate) fn ready(&self, status: &str) {
+        self.tell(&format!("READY=1\nSTATUS={status}"));
+    }
+
+    /// One line for people.
+    pub(crate) fn status(&self, status: &str) {
+        self.tell(&format!("STATUS={status}"));
+    }
+
+    /// The start takes longer: it is to be given this much time from now.
+    pub(crate) fn starting(&self, time: Duration, status: &str) {
+        self.tell(&format!("EXTEND_TIMEOUT_USEC={}\nSTATUS={status}", time.as_micros()));
+    }
+
+    /// The configuration is read again; [`Self::ready`] follows.
+    pub(crate) fn reloading(&self) {
+        let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return };
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", Duration::from(now).as_micros()));
+    }
+
+    /// The daemon ends.
+    pub(crate) fn stopping(&self) {
+        self.tell("STOPPING=1");
+    }
+
+    /// The loop that calls this is alive.
+    pub(crate) fn watchdog(&self) {
+        if self.watchdog.is_some() {
+            self.tell("WATCHDOG=1");
+        }
+    }
+
+    fn tell(&self, message: &str) {
+        let Some((socket, address)) = &self.socket else { return };
+        if let Err(error) = socket.send_to_addr(message.as_bytes(), address) {
+            tracing::debug!(%error, "could not tell the service manager");
+        }
+    }
+}
+
+/// A path, or `@` and an abstract name.
+fn address(name: &str) -> io::Result<SocketAddr> {
+    match name.strip_prefix('@') {
+        None => SocketAddr::from_pathname(name),
+        Some(name) => abstract_address(name),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn abstract_address(name: &str) -> io::Result<SocketAddr> {
+    use std::os::linux::net::SocketAddrExt as _;
+
+    SocketAddr::from_abstract_name(name)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn abstract_address(_name: &str) -> io::Result<SocketAddr> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receive(socket: &UnixDatagram) -> String {
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn messages_arrive_at_paths_and_at_abstract_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify").display().to_string();
+        let abstract_name = format!("@espd-test-{}", std::process::id());
+        for name in [path, abstract_name] {
+            let socket = UnixDatagram::bind_addr(&address(&name).unwrap()).unwrap();
+            let variable = |wanted: &str| match wanted {
+                "NOTIFY_SOCKET" => Some(name.clone()),
+                "WATCHDOG_USEC" => Some("2000000".to_owned()),
+                _ => None,
+            };
+            let manager = ServiceManager::find(&variable).unwrap();
+            assert_eq!(manager.watchdog_interval(), Some(Duration::from_secs(1)));
+            manager.ready("1 worker");
+            assert_eq!(receive(&socket), "READY=1\nSTATUS=1 worker");
+            manager.watchdog();
+            assert_eq!(receive(&socket), "WATCHDOG=1");
+            manager.reloading();
+            let reloading = receive(&socket);
+            let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+            assert!(time.parse::<u64>().unwrap() > 0);
+        }
+    }
+
+    #[test]
+    fn a_watchdog_of_another_process_is_not_ours_and_nobody_hears_nothing() {
+        let variable = |wanted: &str| match wanted {
+            "NOTIFY_SOCKET" => Some("/nowhere/at/all".to_owned()),
+            "WATCHDOG_USEC" => Some("2000000".to_owned()),
+            _ => Some("1".to_owned()),
+        };
+        let manager = ServiceManager::find(&variable).unwrap();
+        assert_eq!(manager.watchdog_interval(), None);
+        manager.ready("nobody is there");
+        ServiceManager::find(&|_| None).unwrap().ready("nobody is there");
+    }
+}
