@@ -144,8 +144,14 @@ impl Config {
         event_store_url: &DatabaseUrl,
     ) -> WorkerSettings {
         let elsewhere = self.projections.url.as_ref().filter(|url| *url != event_store_url);
+        let direct_url = match elsewhere {
+            Some(_) => &self.projections.direct_url,
+            None => &self.event_store.direct_url,
+        };
         WorkerSettings {
-            event_store_url: event_store_url.clone(),
+            event_store_url: self.event_store.direct_url.as_ref().unwrap_or(event_store_url).clone(),
+            batches_url: elsewhere.unwrap_or(event_store_url).clone(),
+            pooled: direct_url.is_some(),
             layout: self.event_store.layout.clone(),
             event_store_schema: self.event_store.schema.clone(),
             projections_url: elsewhere.cloned(),
@@ -169,8 +175,12 @@ impl Config {
 /// for showing. `Debug` hides them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerSettings {
-    /// The database of the events.
+    /// The database of the events, for listening and looking: past a pooler, if there is one.
     pub event_store_url: DatabaseUrl,
+    /// The database that batches run in, the one of the projections.
+    pub batches_url: DatabaseUrl,
+    /// Whether `batches_url` leads through a transaction pooler.
+    pub pooled: bool,
     /// The shape of the event table.
     pub layout: LayoutSettings,
     /// The schema of espd's own tables.

@@ -47,8 +47,10 @@ impl Databases {
                  PostgreSQL prints the DATABASE_URL to use)"
             );
         };
+        // Past a pooler, if there is one: pools prepare statements.
+        let url = config.event_store.direct_url.as_ref().unwrap_or(url);
         let events = connect(url, program).await.context("the event store")?;
-        let projections = match &config.projections.url {
+        let projections = match config.projections.direct_url.as_ref().or(config.projections.url.as_ref()) {
             None => events.clone(),
             Some(url) => connect(url, program).await.context("the database of the projections")?,
         };

@@ -27,7 +27,7 @@ pub(super) const INCLUDED_FILE: Keys = Keys { title: "", prefix: "", names: &["p
 pub(super) const EVENT_STORE: Keys = Keys {
     title: "[event_store]",
     prefix: "event_store.",
-    names: &["url", "layout", "schema", "event_sourcery"],
+    names: &["url", "direct_url", "layout", "schema", "event_sourcery"],
 };
 
 pub(super) const EVENT_SOURCERY: Keys = Keys {
@@ -37,7 +37,7 @@ pub(super) const EVENT_SOURCERY: Keys = Keys {
 };
 
 pub(super) const PROJECTIONS: Keys =
-    Keys { title: "[projections]", prefix: "projections.", names: &["url", "schema"] };
+    Keys { title: "[projections]", prefix: "projections.", names: &["url", "direct_url", "schema"] };
 
 pub(super) const RUNNER: Keys = Keys {
     title: "[runner]",

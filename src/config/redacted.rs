@@ -26,8 +26,10 @@ pub(super) fn redact(config: &Config) -> Value {
         "log": { "format": config.log.format, "level": config.log.level },
         "projector": config.projectors.iter().map(show_projector).collect::<Vec<_>>(),
     });
-    show_url(&mut shown["event_store"], config.event_store.url.as_ref());
-    show_url(&mut shown["projections"], config.projections.url.as_ref());
+    show_url(&mut shown["event_store"], "url", config.event_store.url.as_ref());
+    show_url(&mut shown["event_store"], "direct_url", config.event_store.direct_url.as_ref());
+    show_url(&mut shown["projections"], "url", config.projections.url.as_ref());
+    show_url(&mut shown["projections"], "direct_url", config.projections.direct_url.as_ref());
     if let Some(memory_max) = config.runner.memory_max {
         shown["runner"]["memory_max"] = json!(format_size(memory_max));
     }
@@ -64,9 +66,9 @@ fn show_layout(settings: &EventStoreSettings) -> Value {
 }
 
 /// TOML has no null, so a URL that is absent is left out.
-fn show_url(section: &mut Value, url: Option<&DatabaseUrl>) {
+fn show_url(section: &mut Value, key: &str, url: Option<&DatabaseUrl>) {
     if let Some(url) = url {
-        section["url"] = json!(url.to_string());
+        section[key] = json!(url.to_string());
     }
 }
 
@@ -78,12 +80,17 @@ fn show_batch_limits(section: &mut Value, limits: &BatchLimits) {
 }
 
 fn show_retry(policy: &RetryPolicy) -> Value {
-    json!({
+    let mut shown = json!({
         "strategy": policy.strategy,
         "initial": format_duration(policy.initial),
         "max": format_duration(policy.max),
         "jitter": policy.jitter,
-    })
+        "on_failure": policy.on_failure,
+    });
+    if let Some(most) = policy.max_attempts {
+        shown["max_attempts"] = json!(most);
+    }
+    shown
 }
 
 fn show_projector(projector: &ProjectorDeclaration) -> Value {

@@ -19,6 +19,8 @@ use crate::retry::{OnFailure, RetryPolicy, Strategy};
 pub struct EventStoreSettings {
     /// The database; `None`: espd runs a private PostgreSQL.
     pub url: Option<DatabaseUrl>,
+    /// The same database past a transaction pooler that `url` leads through: for listening and looking.
+    pub direct_url: Option<DatabaseUrl>,
     /// The shape of the event table, with its names where they are not espd's.
     pub layout: LayoutSettings,
     /// The schema of espd's own tables: the trackers, and in the layout `espd` also the events.
@@ -30,6 +32,8 @@ pub struct EventStoreSettings {
 pub struct ProjectionsSettings {
     /// The database; `None`: the one of the events.
     pub url: Option<DatabaseUrl>,
+    /// The same database past a transaction pooler that `url` leads through.
+    pub direct_url: Option<DatabaseUrl>,
     /// The schema of the tables.
     pub schema: String,
 }
@@ -104,13 +108,13 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 impl Default for EventStoreSettings {
     fn default() -> Self {
-        Self { url: None, layout: LayoutSettings::default(), schema: "espd".into() }
+        Self { url: None, direct_url: None, layout: LayoutSettings::default(), schema: "espd".into() }
     }
 }
 
 impl Default for ProjectionsSettings {
     fn default() -> Self {
-        Self { url: None, schema: "public".into() }
+        Self { url: None, direct_url: None, schema: "public".into() }
     }
 }
 
@@ -139,6 +143,7 @@ impl EventStoreSettings {
         let default = Self::default();
         Self {
             url: section.value("url").and_then(|url| url.database_url()),
+            direct_url: read_direct_url(section),
             layout: read_layout(section),
             schema: section.value("schema").and_then(|name| read_schema(&name)).unwrap_or(default.schema),
         }
@@ -172,6 +177,7 @@ impl ProjectionsSettings {
         let default = Self::default();
         Self {
             url: section.value("url").and_then(|url| url.database_url()),
+            direct_url: read_direct_url(section),
             schema: section.value("schema").and_then(|name| read_schema(&name)).unwrap_or(default.schema),
         }
     }
@@ -275,6 +281,15 @@ pub(super) fn read_retry(section: &Section<'_>, default: RetryPolicy) -> RetryPo
         wrong.spot.fault("`max` is less than `initial`", "write a `max` that is at least `initial`");
     }
     policy
+}
+
+/// A way past a pooler, which makes sense beside the way through it only.
+fn read_direct_url(section: &Section<'_>) -> Option<DatabaseUrl> {
+    let value = section.value("direct_url")?;
+    if section.value("url").is_none() {
+        value.spot.fault("`direct_url` stands without `url`", "write `url`: the way through the pooler");
+    }
+    value.database_url()
 }
 
 fn read_schema(value: &Value<'_>) -> Option<String> {

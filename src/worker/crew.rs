@@ -115,8 +115,8 @@ struct Foundation {
     settings: WorkerSettings,
     layout: Layout,
     events: PgConnectOptions,
-    /// The database of the projections, where it is another one.
-    elsewhere: Option<PgConnectOptions>,
+    /// The database of the projections.
+    batches: PgConnectOptions,
     subscription: Subscription,
 }
 
@@ -124,20 +124,19 @@ impl Foundation {
     fn new(owner: Owner, settings: WorkerSettings, subscription: Subscription) -> anyhow::Result<Self> {
         let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
         let events = PgConnectOptions::from_str(settings.event_store_url.expose())?;
-        let elsewhere = settings.projections_url.as_ref();
-        let elsewhere = elsewhere.map(|url| PgConnectOptions::from_str(url.expose())).transpose()?;
-        Ok(Self { owner, settings, layout, events, elsewhere, subscription })
+        let batches = PgConnectOptions::from_str(settings.batches_url.expose())?;
+        Ok(Self { owner, settings, layout, events, batches, subscription })
     }
 
     /// A new runner of a processor.
     fn runner(&self, declaration: &ProjectorDeclaration) -> Result<Runner, Fault> {
         let schema = &self.settings.event_store_schema;
         let runner_settings = RunnerSettings {
-            database: self.elsewhere.as_ref().unwrap_or(&self.events).clone(),
-            pooled: false,
+            database: self.batches.clone(),
+            pooled: self.settings.pooled,
             bell: ReleaseBell {
                 channel: self.layout.channel().to_owned(),
-                elsewhere: self.elsewhere.is_some().then(|| self.events.clone()),
+                elsewhere: self.settings.projections_url.is_some().then(|| self.events.clone()),
             },
             schema: schema.clone(),
             owner: self.owner.clone(),
@@ -152,7 +151,7 @@ impl Foundation {
     }
 
     fn events_for(&self, name: &str) -> Events {
-        if self.elsewhere.is_none() {
+        if self.settings.projections_url.is_none() {
             return Events::SameDatabase(self.layout.clone());
         }
         let reading = self.events.clone().application_name(&format!("espd: {name} (reader)"));

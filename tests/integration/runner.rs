@@ -20,16 +20,16 @@ use crate::support::projectors::declare;
 use crate::support::{self, Database, SCHEMA};
 
 /// Notes each event of type A in order; nothing keeps it from noting one twice.
-fn notes(first: &str) -> ProjectorDeclaration {
+pub fn notes(first: &str) -> ProjectorDeclaration {
     let handler = format!("{first}\ninsert into notes (event_id) values (event.id)");
     let tables = [("notes", "place bigint generated always as identity, event_id bigint")];
     declare("notes", &tables, &[(&["A"], &handler)])
 }
 
 /// Fails with every event whose `n` is 0.
-const DIVIDE: &str = "perform 1 / (event.body->>'n')::bigint;";
+pub const DIVIDE: &str = "perform 1 / (event.body->>'n')::bigint;";
 
-fn settings(db: &Database) -> RunnerSettings {
+pub fn settings(db: &Database) -> RunnerSettings {
     RunnerSettings {
         database: db.url.parse().unwrap(),
         pooled: false,
@@ -47,14 +47,14 @@ fn settings(db: &Database) -> RunnerSettings {
 }
 
 /// A runner and its watcher, as a worker has them, in tasks.
-struct Life {
+pub struct Life {
     stop: ShutdownHandle,
     runner: JoinHandle<()>,
     watcher: JoinHandle<()>,
 }
 
 impl Life {
-    fn begin(db: &Database, declaration: ProjectorDeclaration, settings: RunnerSettings) -> Self {
+    pub fn begin(db: &Database, declaration: ProjectorDeclaration, settings: RunnerSettings) -> Self {
         let layout = Layout::espd(SCHEMA).unwrap();
         let watcher_settings =
             WatcherSettings { idle_interval: Duration::from_millis(50), ..WatcherSettings::default() };
@@ -69,7 +69,7 @@ impl Life {
         Self { stop, runner, watcher }
     }
 
-    async fn end(self) {
+    pub async fn end(self) {
         self.stop.request();
         self.runner.await.unwrap();
         self.watcher.await.unwrap();
@@ -83,17 +83,17 @@ impl Life {
     }
 }
 
-async fn row(pool: &PgPool) -> Option<TrackerRow> {
+pub async fn row(pool: &PgPool) -> Option<TrackerRow> {
     Trackers::new(SCHEMA).list(pool, Some("notes")).await.unwrap().pop()
 }
 
 /// Waits until the tracker row is as wanted, and returns it.
-async fn row_with(pool: &PgPool, what: &str, wanted: impl Fn(&TrackerRow) -> bool) -> TrackerRow {
+pub async fn row_with(pool: &PgPool, what: &str, wanted: impl Fn(&TrackerRow) -> bool) -> TrackerRow {
     eventually(what, async || row(pool).await.filter(&wanted)).await
 }
 
 /// Waits until the owner has given a sign of life twice.
-async fn two_signs_of_life(pool: &PgPool) {
+pub async fn two_signs_of_life(pool: &PgPool) {
     for _ in 0..2 {
         let lease = async || {
             let query = sqlx::query_scalar::<_, Option<i64>>(
@@ -106,7 +106,7 @@ async fn two_signs_of_life(pool: &PgPool) {
     }
 }
 
-async fn set_n(pool: &PgPool, id: i64, n: i64) {
+pub async fn set_n(pool: &PgPool, id: i64, n: i64) {
     sqlx::query("update espd.events set body = jsonb_build_object('n', $2::bigint) where id = $1")
         .bind(id)
         .bind(n)

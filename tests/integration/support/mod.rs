@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "for all tests, and not every one exists yet")]
 
 pub mod facts;
+pub mod pooler;
 pub mod program;
 pub mod projectors;
 pub mod proxy;

@@ -1,0 +1,114 @@
+//! Batches through a transaction pooler: no statement may count on what the one before has left in the session.
+
+use sqlx::{Connection as _, PgConnection};
+
+use crate::support;
+use crate::support::facts::{append, assert_exactly_once, eventually, reaches};
+use crate::support::pooler::Pooler;
+use crate::support::program::Installation;
+
+const RUNNER: &str = "[runner]\nbatch_size = 100\npoll_interval_max = '50ms'\n[retry]\ninitial = '2s'\n";
+
+/// Fails with every event whose `n` is 0.
+const DIVIDE: &str = "perform 1 / (event.body->>'n')::bigint;";
+
+/// Two clients take turns on the pooler's connections: neither finds the session again that it had.
+async fn assert_sessions_are_mixed(url: &str) {
+    let mut client = PgConnection::connect(url).await.unwrap();
+    let mut seen = std::collections::HashSet::new();
+    eventually("another session of the same client", async || {
+        let statement = sqlx::raw_sql("select pg_backend_pid() as pid");
+        let row = statement.fetch_one(&mut client).await.unwrap();
+        seen.insert(sqlx::Row::get::<i32, _>(&row, "pid"));
+        (seen.len() > 1).then_some(())
+    })
+    .await;
+}
+
+/// Nothing that somebody has prepared or set is left for the next client of the pooler.
+async fn assert_sessions_are_clean(url: &str) {
+    let mut client = PgConnection::connect(url).await.unwrap();
+    for _ in 0..10 {
+        let statement = sqlx::raw_sql(
+            "select (select count(*) from pg_prepared_statements) as prepared,
+                    (select count(*) from pg_settings where source = 'session'
+                       and name in ('statement_timeout', 'lock_timeout', 'search_path')) as changed",
+        );
+        let row = statement.fetch_one(&mut client).await.unwrap();
+        let count = |name| sqlx::Row::get::<i64, _>(&row, name);
+        assert_eq!((count("prepared"), count("changed")), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn behind_a_transaction_pooler_everything_works_and_no_session_is_changed() {
+    let db = support::database().await;
+    let Some(pooler) = Pooler::start(&db).await else { return };
+    let url = pooler.url(&db);
+    // More would be a connection held, not borrowed: four runners share two connections.
+    let store = format!("[event_store]\nurl = '{url}'\ndirect_url = '{}'\n", db.url);
+    let installation = Installation::without_database(&format!("{store}{RUNNER}"));
+    installation.declare_notes("one", "").declare_notes("two", DIVIDE);
+    append(&db.pool, 1_000).await;
+    sqlx::query("update espd.events set body = '{\"n\": 0}' where id = 950").execute(&db.pool).await.unwrap();
+    let first = installation.start_daemon();
+    reaches(&db.pool, "one", 1_000).await;
+    let failing = eventually("the failure", async || {
+        let status = installation.status("two").await;
+        (status["attempts"].as_i64() > Some(1)).then_some(status)
+    })
+    .await;
+    assert_eq!((&failing["position"], &failing["last_error"]["event_id"]), (&949.into(), &950.into()));
+    assert_sessions_are_mixed(&url).await;
+
+    let second = installation.start_daemon();
+    second.says("standing by: another daemon owns the processor").await;
+    sqlx::query("update espd.events set body = '{\"n\": 1}' where id = 950").execute(&db.pool).await.unwrap();
+    let said = installation.espctl(&["retry", "two"]).await.printed();
+    assert_eq!(said.trim(), "two tries again now, from position 949");
+    reaches(&db.pool, "two", 1_000).await;
+    let said = installation.espctl(&["retry", "two"]).await.printed();
+    assert_eq!(said.trim(), "two had no failure, at position 1000");
+    installation.espctl(&["pause", "one"]).await.printed();
+    installation.espctl(&["resume", "one"]).await.printed();
+    first.stop().await;
+    second.says("claimed").await;
+    let last = append(&db.pool, 500).await;
+    for name in ["one", "two"] {
+        reaches(&db.pool, name, last).await;
+        assert_exactly_once(&db.pool, &db.pool, name).await;
+    }
+    for trouble in ["lost the database", "the database could not do it now"] {
+        assert!(second.logged(trouble).is_empty(), "{:?}", second.logged(trouble));
+    }
+    assert_sessions_are_clean(&url).await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn projections_elsewhere_may_be_behind_a_transaction_pooler() {
+    let (events, projections) = (support::empty_database().await, support::empty_database().await);
+    let Some(pooler) = Pooler::start(&projections).await else { return };
+    let url = pooler.url(&projections);
+    let elsewhere = format!("[projections]\nurl = '{url}'\ndirect_url = '{}'\n{RUNNER}", projections.url);
+    let installation = Installation::new(&events.url, &elsewhere);
+    installation.declare_notes("one", "").declare_notes("two", "");
+    installation.espctl(&["migrate"]).await.printed();
+    let daemon = installation.start_daemon();
+    let last = append(&events.pool, 1_000).await;
+    for name in ["one", "two"] {
+        reaches(&projections.pool, name, last).await;
+        assert_exactly_once(&events.pool, &projections.pool, name).await;
+    }
+    for trouble in ["lost the database", "the database could not do it now"] {
+        assert!(daemon.logged(trouble).is_empty(), "{:?}", daemon.logged(trouble));
+    }
+    assert_sessions_are_clean(&url).await;
+    // A release is heard by those who listen on the other database.
+    let standby = installation.start_daemon();
+    standby.says("standing by: another daemon owns the processor").await;
+    daemon.stop().await;
+    let last = append(&events.pool, 10).await;
+    reaches(&projections.pool, "two", last).await;
+    standby.stop().await;
+}
