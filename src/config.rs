@@ -10,6 +10,7 @@ mod admin;
 mod context;
 mod database_url;
 mod fault;
+mod hooks;
 mod include;
 mod interpolation;
 mod keys;
@@ -37,6 +38,7 @@ pub use keys::known_keys;
 pub use settings::{EventStoreSettings, LogFormat, LogSettings, ProjectionsSettings, RunnerSettings};
 
 use crate::declaration::ProjectorDeclaration;
+use crate::hooks::HookSettings;
 use crate::layout::LayoutSettings;
 use crate::retry::RetryPolicy;
 
@@ -75,6 +77,8 @@ pub struct Config {
     pub log: LogSettings,
     /// The endpoint for probes, metrics and operators; `None`: there is none.
     pub admin: Option<AdminSettings>,
+    /// What to run when a worker ends or a processor fails.
+    pub hooks: HookSettings,
     /// The projectors: those of the main file, then those of the included files in their order.
     pub projectors: Vec<ProjectorDeclaration>,
 }

@@ -57,6 +57,8 @@ mod takeover;
 // Processes.
 pub mod embedded;
 pub mod heartbeat;
+pub mod hooks;
+mod orphans;
 pub mod roster;
 mod service_manager;
 pub mod shutdown;

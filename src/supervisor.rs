@@ -27,6 +27,8 @@ pub use ends::Ends;
 pub use pulse::Pulse;
 pub use worker::{End, Snapshot};
 
+use crate::hooks::{HookSettings, Hooks};
+use crate::orphans::Collector;
 use crate::service_manager::ServiceManager;
 use crate::worker::report::Report;
 use child::{Child, signal_group};
@@ -42,6 +44,8 @@ pub struct Plan {
     pub policy: Policy,
     /// The memory that a worker may use, in bytes; `None`: as much as there is.
     pub memory_max: Option<u64>,
+    /// What to run when a worker ends or a processor fails.
+    pub hooks: HookSettings,
 }
 
 /// What a supervisor is told.
@@ -58,6 +62,8 @@ pub enum Order {
 pub struct Supervisor<'m> {
     policy: Policy,
     memory_max: Option<u64>,
+    hooks: Hooks,
+    orphans: Collector,
     workers: Vec<Worker>,
     /// How many workers there ever were.
     known: u64,
@@ -108,6 +114,8 @@ impl<'m> Supervisor<'m> {
         let mut supervisor = Self {
             policy: plan.policy,
             memory_max: plan.memory_max,
+            hooks: Hooks::new(plan.hooks),
+            orphans: Collector::new(),
             workers: Vec::new(),
             known: 0,
             children: JoinSet::new(),
@@ -169,6 +177,9 @@ impl<'m> Supervisor<'m> {
             }
             self.apply_to_all(Event::Tick);
         }
+        if ending == Ending::Orderly {
+            self.hooks.finish().await;
+        }
         ending
     }
 
@@ -193,6 +204,11 @@ impl<'m> Supervisor<'m> {
         if before.elapsed() > LOOK_INTERVAL + OVERSLEPT {
             self.apply_to_all(Event::Beat(Instant::now()));
         }
+        self.orphans.look();
+        self.look_at_memory();
+    }
+
+    fn look_at_memory(&mut self) {
         let Some(memory_max) = self.memory_max else { return };
         for index in 0..self.workers.len() {
             let worker = &self.workers[index];
@@ -214,6 +230,9 @@ impl<'m> Supervisor<'m> {
     fn reported(&mut self, pid: Pid, report: Report) {
         // One that has ended meanwhile has nothing to say any more.
         let Some(index) = self.workers.iter().position(|worker| worker.pid == Some(pid)) else { return };
+        if let Some(facts) = self.workers[index].failing(&report) {
+            self.hooks.processor_failed(facts);
+        }
         if let Some(beat) = self.workers[index].hear(report) {
             self.apply(index, Event::Beat(beat));
         }
@@ -223,12 +242,14 @@ impl<'m> Supervisor<'m> {
     fn exited(&mut self, id: Id, status: &io::Result<ExitStatus>) {
         let Some(index) = self.workers.iter().position(|worker| worker.id == id) else { return };
         let worker = &mut self.workers[index];
+        let pid = worker.pid.take();
         // What the child has started may still run; the group's id is not given away while it does.
-        if let Some(pid) = worker.pid.take() {
+        if let Some(pid) = pid {
             signal_group(pid, Signal::SIGKILL);
         }
-        worker.ended(status);
+        let expected = worker.ended(status);
         self.apply(index, Event::Exited);
+        self.hooks.worker_ended(self.workers[index].end_facts(pid, expected));
         if let State::Waiting { due, ends } = self.workers[index].state
             && ends.is_crash_loop()
         {
@@ -243,7 +264,7 @@ impl<'m> Supervisor<'m> {
     }
 
     fn replace(&mut self, plan: Plan) {
-        (self.policy, self.memory_max) = (plan.policy, plan.memory_max);
+        (self.policy, self.memory_max, self.hooks.settings) = (plan.policy, plan.memory_max, plan.hooks);
         for index in 0..self.workers.len() {
             let worker = &mut self.workers[index];
             let stays = plan.programs.iter().any(|program| program.name == worker.program.name);

@@ -18,7 +18,17 @@ pub(super) struct Keys {
 pub(super) const MAIN_FILE: Keys = Keys {
     title: "",
     prefix: "",
-    names: &["include", "event_store", "projections", "runner", "retry", "log", "admin", "projector"],
+    names: &[
+        "include",
+        "event_store",
+        "projections",
+        "runner",
+        "retry",
+        "log",
+        "admin",
+        "hooks",
+        "projector",
+    ],
 };
 
 /// The top of an included file.
@@ -62,6 +72,9 @@ pub(super) const RETRY: Keys = Keys { title: "[retry]", prefix: "retry.", names:
 
 pub(super) const LOG: Keys = Keys { title: "[log]", prefix: "log.", names: &["format", "level"] };
 
+pub(super) const HOOKS: Keys =
+    Keys { title: "[hooks]", prefix: "hooks.", names: &["on_worker_end", "on_failure", "timeout"] };
+
 pub(super) const ADMIN: Keys = Keys {
     title: "[admin]",
     prefix: "admin.",
@@ -92,7 +105,7 @@ pub(super) const PROJECTOR_RETRY: Keys =
 pub(super) const HANDLER: Keys =
     Keys { title: "[[projector.on]]", prefix: "projector.on.", names: &["events", "sql"] };
 
-const SECTIONS: [&Keys; 11] = [
+const SECTIONS: [&Keys; 12] = [
     &MAIN_FILE,
     &EVENT_STORE,
     &EVENT_SOURCERY,
@@ -101,6 +114,7 @@ const SECTIONS: [&Keys; 11] = [
     &RETRY,
     &LOG,
     &ADMIN,
+    &HOOKS,
     &PROJECTOR,
     &PROJECTOR_RETRY,
     &HANDLER,

@@ -7,6 +7,7 @@ use toml::de::DeTable;
 use super::admin::AdminSettings;
 use super::context::{Claims, Context};
 use super::fault::{ConfigFaults, Faults};
+use super::hooks::read_hooks;
 use super::include::expand;
 use super::interpolation::Environment;
 use super::keys;
@@ -101,6 +102,9 @@ fn read_sections(file: &Section<'_>, config: &mut Config) {
     }
     if let Some(log) = section("log", &keys::LOG) {
         config.log = LogSettings::read(&log);
+    }
+    if let Some(hooks) = section("hooks", &keys::HOOKS) {
+        config.hooks = read_hooks(&hooks);
     }
     config.admin = section("admin", &keys::ADMIN).map(|admin| AdminSettings::read(&admin));
 }

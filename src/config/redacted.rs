@@ -34,6 +34,11 @@ pub(super) fn redact(config: &Config) -> Value {
         shown["runner"]["memory_max"] = json!(format_size(memory_max));
     }
     show_batch_limits(&mut shown["runner"], &config.runner.batch);
+    shown["hooks"] = json!({
+        "on_worker_end": config.hooks.on_worker_end,
+        "on_failure": config.hooks.on_failure,
+        "timeout": format_duration(config.hooks.timeout),
+    });
     if let Some(admin) = &config.admin {
         shown["admin"] = show_admin(admin);
     }

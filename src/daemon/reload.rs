@@ -102,5 +102,10 @@ pub(crate) fn plan(config: &Config, owner: &Owner) -> anyhow::Result<Plan> {
         hang_timeout: config.runner.hang_timeout,
         ..Policy::default()
     };
-    Ok(Plan { programs, policy, memory_max: config.runner.memory_max.map(i64::unsigned_abs) })
+    Ok(Plan {
+        programs,
+        policy,
+        memory_max: config.runner.memory_max.map(i64::unsigned_abs),
+        hooks: config.hooks.clone(),
+    })
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::orphans::reserve;
 use crate::spawner::{die_with_owner, on_spawning_thread};
 
 /// Between two looks at a process that is about to end, or a server that is about to be ready.
@@ -45,7 +46,9 @@ impl Process {
     pub(super) fn spawn(mut command: Command) -> io::Result<Self> {
         command.process_group(0);
         die_with_owner(&mut command, Signal::SIGINT);
-        on_spawning_thread(move || command.spawn()).map(Self)
+        let child = on_spawning_thread(move || command.spawn())?;
+        reserve(child.id());
+        Ok(Self(child))
     }
 
     pub(super) fn id(&self) -> u32 {

@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::child::Program;
@@ -63,7 +64,12 @@ pub(super) struct Worker {
     /// The processor that has been silent for longest, and for how long it was when that was last heard.
     silent: Option<(String, Duration)>,
     conditions: BTreeMap<String, Condition>,
+    /// What hooks were told about which processor, and when.
+    failures_told: BTreeMap<String, (Condition, Instant)>,
 }
+
+/// A processor that fails in the same way again is no news within this time.
+const SAME_FAILURE: Duration = Duration::from_secs(60);
 
 impl Worker {
     pub(super) fn new(id: Id, program: Program) -> Self {
@@ -78,6 +84,7 @@ impl Worker {
             last_beat: None,
             silent: None,
             conditions: BTreeMap::new(),
+            failures_told: BTreeMap::new(),
         }
     }
 
@@ -126,7 +133,8 @@ impl Worker {
         );
     }
 
-    pub(super) fn ended(&mut self, status: &io::Result<ExitStatus>) {
+    /// Takes note of an end. Returns whether it was asked for.
+    pub(super) fn ended(&mut self, status: &io::Result<ExitStatus>) -> bool {
         let name = &self.program.name;
         let how = match status {
             Ok(status) => describe_end(*status),
@@ -138,6 +146,41 @@ impl Worker {
             _ => warn!(worker = name, status = how, "worker ended, restarting"),
         }
         self.last_end = Some(End { how, at: Instant::now() });
+        matches!(self.state, State::Stopping { .. } | State::Ending { why: Why::Replaced, .. })
+    }
+
+    /// What a hook is told about an end.
+    pub(super) fn end_facts(&self, pid: Option<Pid>, expected: bool) -> Value {
+        json!({
+            "hook": "on_worker_end",
+            "worker": self.program.name,
+            "processors": self.program.processors,
+            "pid": pid.map(Pid::as_raw),
+            "end": self.last_end.as_ref().map(|end| &end.how),
+            "expected": expected,
+            "starts": self.starts,
+            "state": self.state.word(),
+        })
+    }
+
+    /// What a hook is told about a processor that this report says to be failing, if that is news. One that is
+    /// tried again and again comes into the same condition each time.
+    pub(super) fn failing(&mut self, report: &Report) -> Option<Value> {
+        let Report::Condition { processor, condition } = report else { return None };
+        if !matches!(condition, Condition::Retrying | Condition::Failed) {
+            return None;
+        }
+        let told = self.failures_told.get(processor);
+        if told.is_some_and(|(before, when)| before == condition && when.elapsed() < SAME_FAILURE) {
+            return None;
+        }
+        if self.program.processors.contains(processor) {
+            self.failures_told.insert(processor.clone(), (*condition, Instant::now()));
+        }
+        let worker = &self.program.name;
+        Some(
+            json!({ "hook": "on_failure", "worker": worker, "processor": processor, "condition": condition }),
+        )
     }
 
     pub(super) fn could_not_start(&mut self, error: &io::Error) {

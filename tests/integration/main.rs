@@ -14,6 +14,7 @@ mod error_policy;
 mod espctl;
 mod event_sourcery;
 mod event_store;
+mod hooks;
 mod horizon;
 mod isolation;
 mod ownership;

@@ -22,7 +22,8 @@ fn the_committed_examples_are_valid() {
 
 #[test]
 fn the_example_shows_the_defaults() {
-    let Config { files, event_store, projections, runner, retry, log, admin, projectors } = espd_example();
+    let Config { files, event_store, projections, runner, retry, log, admin, hooks, projectors } =
+        espd_example();
     let default = Config::default();
     assert_eq!((files.len(), projectors.len()), (4, 4));
     assert_eq!(event_store.layout, default.event_store.layout);
@@ -30,6 +31,7 @@ fn the_example_shows_the_defaults() {
     assert_eq!(projections, default.projections);
     assert_eq!(admin, Some(AdminSettings::default()));
     assert_eq!((runner, retry, log), (default.runner, default.retry, default.log));
+    assert_eq!(hooks, default.hooks);
 }
 
 #[test]

@@ -1,0 +1,99 @@
+//! Commands that run when a worker ends or a processor fails, and the orphans that they may leave.
+
+use std::os::unix::process::CommandExt as _;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support;
+use crate::support::facts::{append, eventually, reaches};
+use crate::support::program::{Installation, Program};
+
+/// Small batches and quick looks.
+const RUNNER: &str = "[runner]\nbatch_size = 100\npoll_interval_max = '50ms'\n";
+
+/// The facts in a file that hooks add lines to.
+fn told(installation: &Installation, file: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(installation.path().join(file)).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn hooks_are_told_the_facts_and_their_failure_hurts_nobody() {
+    let db = support::database().await;
+    let hooks = "[hooks]\non_worker_end = ['sh', '-c', 'cat >> ends; echo noted; exit 3']\n\
+                 on_failure = ['sh', '-c', 'cat >> failures']\n";
+    let installation = Installation::new(&db.url, &format!("{RUNNER}{hooks}"));
+    installation.declare_notes("failing", "perform 1 / 0;").declare_notes("fine", "");
+    let daemon = installation.start_daemon();
+    let last = append(&db.pool, 10).await;
+    reaches(&db.pool, "fine", last).await;
+    let first = daemon.child("fine", 1).await;
+    kill(first, Signal::SIGKILL).unwrap();
+    let failed = daemon.says("a hook has failed").await;
+    assert_eq!((&failed["status"], &failed["output"]), (&"exit code 3".into(), &"noted".into()));
+    let ends = told(&installation, "ends");
+    let expected = serde_json::json!({
+        "hook": "on_worker_end", "worker": "fine", "processors": ["fine"], "pid": first.as_raw(),
+        "end": "signal SIGKILL", "expected": false, "starts": 1, "state": "waiting",
+    });
+    assert_eq!(ends, [expected]);
+    eventually("a failure", async || (!told(&installation, "failures").is_empty()).then_some(())).await;
+    let failure = &told(&installation, "failures")[0];
+    assert_eq!((&failure["processor"], &failure["condition"]), (&"failing".into(), &"retrying".into()));
+    daemon.child("fine", 2).await;
+    daemon.stop().await;
+    // The end of the daemon has waited for the hooks of its last workers.
+    let ends = told(&installation, "ends");
+    assert_eq!(ends.iter().filter(|end| end["expected"] == true).count(), 2, "{ends:?}");
+    assert_eq!(told(&installation, "failures").len(), 1);
+}
+
+#[tokio::test]
+async fn a_hook_that_hangs_is_killed_and_keeps_nobody_waiting_for_long() {
+    let db = support::database().await;
+    let hooks = "[hooks]\non_worker_end = ['sleep', '600']\ntimeout = '200ms'\n";
+    let installation = Installation::new(&db.url, &format!("{RUNNER}{hooks}"));
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    let last = append(&db.pool, 10).await;
+    reaches(&db.pool, "notes", last).await;
+    kill(daemon.child("notes", 1).await, Signal::SIGKILL).unwrap();
+    daemon.says("a hook takes too long, killed it").await;
+    daemon.child("notes", 2).await;
+    daemon.stop().await;
+}
+
+/// The zombies among the children of a process.
+#[cfg(target_os = "linux")]
+fn zombies(parent: Pid) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let stats = processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    stats.filter(|stat| stat.contains(&format!(") Z {parent} "))).collect()
+}
+
+/// As process 1 of a container would be: the orphans of its hooks are its own.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "std offers no safe way to run prctl between fork and exec")]
+#[tokio::test]
+async fn adopted_orphans_do_not_stay_as_zombies() {
+    let db = support::database().await;
+    // The hook's group is killed when it ends, and `sleep` is an orphan by then.
+    let hooks = "[hooks]\non_worker_end = ['sh', '-c', 'sleep 600 > /dev/null 2>&1 & exit 0']\n";
+    let installation = Installation::new(&db.url, &format!("{RUNNER}{hooks}"));
+    installation.declare_notes("notes", "");
+    let mut command = installation.espd_command(&["run"]);
+    // SAFETY: one system call that is safe between fork and exec.
+    unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_child_subreaper(true)?)) };
+    let daemon = Program::start(command);
+    for nth in 1..4 {
+        kill(daemon.child("notes", nth).await, Signal::SIGKILL).unwrap();
+    }
+    eventually("zombies", async || (zombies(daemon.pid()).len() >= 2).then_some(())).await;
+    daemon.child("notes", 4).await;
+    eventually("no zombies", async || zombies(daemon.pid()).is_empty().then_some(())).await;
+    let ended = daemon.logged("worker ended, restarting");
+    assert!(ended.len() == 3 && ended.iter().all(|line| line["status"] == "signal SIGKILL"), "{ended:?}");
+    daemon.stop().await;
+}
