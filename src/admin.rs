@@ -20,6 +20,7 @@ mod exposition;
 mod health;
 mod listener;
 mod metrics;
+pub(crate) mod probe;
 mod requests;
 mod route;
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
+use crate::admin::probe;
 use crate::config::Config;
 use crate::exit_code::{Exit, report};
 use crate::tracker::Owner;
@@ -49,6 +50,12 @@ enum Command {
     Demo(demo::Arguments),
     /// Check the configuration, the database and every handler's SQL, without changing anything
     Check,
+    /// Ask a running daemon whether it lives (or can work): for health checks
+    Probe {
+        /// What to ask
+        #[arg(value_enum, default_value = "livez")]
+        question: probe::Question,
+    },
     /// Run one declared processor in this process
     Worker(WorkerArguments),
 }
@@ -79,6 +86,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Run => run_daemon(&cli.place),
         Command::Demo(arguments) => block_on(demo::run(arguments)),
         Command::Check => block_on(espctl::check(&config()?)),
+        Command::Probe { question } => probe::run(&config()?, question),
         Command::Worker(arguments) if arguments.supervised => worker::run_supervised(),
         Command::Worker(arguments) => worker::run(assignment(&config()?, &arguments.name)?, false),
     }

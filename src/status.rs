@@ -35,6 +35,18 @@ pub enum State {
 }
 
 impl State {
+    /// All there are.
+    pub const ALL: [Self; 8] = [
+        Self::Running,
+        Self::CatchingUp,
+        Self::Live,
+        Self::Paused,
+        Self::Retrying,
+        Self::Failed,
+        Self::Standby,
+        Self::Stopped,
+    ];
+
     /// The word that people and programs see.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -5,17 +5,6 @@ use super::exposition::{Exposition, Kind};
 use crate::status::{ProcessorStatus, State};
 use crate::supervisor::Snapshot;
 
-/// Every state, so that each processor has a sample for each: 1 for the one that it is in.
-const STATES: [State; 7] = [
-    State::Running,
-    State::CatchingUp,
-    State::Live,
-    State::Paused,
-    State::Retrying,
-    State::Failed,
-    State::Stopped,
-];
-
 /// All metrics. `statuses` is `None` while the database cannot be asked.
 pub(super) fn render(statuses: Option<&[ProcessorStatus]>, workers: &[Snapshot]) -> String {
     let mut text = Exposition::default();
@@ -26,7 +15,7 @@ pub(super) fn render(statuses: Option<&[ProcessorStatus]>, workers: &[Snapshot])
         Kind::Gauge,
         "Whether the database answers; if not, nothing is known of processors.",
     )
-    .sample(&[], f64::from(u8::from(statuses.is_some())));
+    .sample(&[], truth(statuses.is_some()));
     write_workers(&mut text, workers);
     let statuses = statuses.unwrap_or_default();
     write_store(&mut text, statuses.first());
@@ -34,16 +23,34 @@ pub(super) fn render(statuses: Option<&[ProcessorStatus]>, workers: &[Snapshot])
     text.into_text()
 }
 
+/// A metric of each worker: name, meaning, help, value.
+type WorkerColumn = (&'static str, Kind, &'static str, fn(&Snapshot) -> f64);
+
+const WORKER_COLUMNS: [WorkerColumn; 4] = [
+    ("espd_worker_up", Kind::Gauge, "Whether the worker's process runs.", |w| truth(w.pid.is_some())),
+    ("espd_worker_restarts_total", Kind::Counter, "Starts of the worker after its first one.", |w| {
+        f64::from(w.starts.saturating_sub(1))
+    }),
+    ("espd_worker_crash_looping", Kind::Gauge, "Whether the worker has ended again and again.", |w| {
+        truth(w.state.is_crash_loop())
+    }),
+    ("espd_worker_heartbeat_age_seconds", Kind::Gauge, "Time since the worker's last sign of life.", |w| {
+        // One that has not said anything yet is not late.
+        w.last_beat.map_or(0.0, |beat| beat.elapsed().as_secs_f64())
+    }),
+];
+
 fn write_workers(text: &mut Exposition, workers: &[Snapshot]) {
-    let mut up = text.family("espd_worker_up", Kind::Gauge, "Whether the worker's process runs.");
-    for worker in workers {
-        up.sample(&[("worker", &worker.name)], f64::from(u8::from(worker.pid.is_some())));
+    for (name, kind, help, value) in WORKER_COLUMNS {
+        let mut family = text.family(name, kind, help);
+        for worker in workers {
+            family.sample(&[("worker", &worker.name)], value(worker));
+        }
     }
-    let mut restarts =
-        text.family("espd_worker_restarts_total", Kind::Counter, "Starts of the worker after its first one.");
-    for worker in workers {
-        restarts.sample(&[("worker", &worker.name)], f64::from(worker.starts.saturating_sub(1)));
-    }
+}
+
+fn truth(is: bool) -> f64 {
+    f64::from(u8::from(is))
 }
 
 fn write_store(text: &mut Exposition, any: Option<&ProcessorStatus>) {
@@ -75,7 +82,7 @@ fn write_store(text: &mut Exposition, any: Option<&ProcessorStatus>) {
     }
 }
 
-/// A metric of each processor: name, meaning, help, value.
+/// A metric of each processor.
 type Column = (&'static str, Kind, &'static str, fn(&ProcessorStatus) -> f64);
 
 const COLUMNS: [Column; 7] = [
@@ -94,7 +101,7 @@ const COLUMNS: [Column; 7] = [
         f64::from(s.attempts)
     }),
     ("espd_processor_owned", Kind::Gauge, "Whether a daemon owns the processor.", |s| {
-        f64::from(u8::from(s.owner.is_some()))
+        truth(s.owner.is_some())
     }),
     ("espd_events_processed_total", Kind::Counter, "Events handled since the last reset.", |s| {
         s.handled as f64
@@ -114,9 +121,9 @@ fn write_processors(text: &mut Exposition, statuses: &[ProcessorStatus]) {
         "1 for the state that the processor is in, 0 for the others.",
     );
     for status in statuses {
-        for state in STATES {
+        for state in State::ALL {
             let labels = [("processor", status.name.as_str()), ("state", state.as_str())];
-            states.sample(&labels, f64::from(u8::from(status.state == state)));
+            states.sample(&labels, truth(status.state == state));
         }
     }
 }

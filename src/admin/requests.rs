@@ -190,6 +190,7 @@ async fn carry_out(
     let (row, changed) = match verb {
         Verb::Pause => operator.pause(name).await?,
         Verb::Resume => operator.resume(name).await?,
+        Verb::Retry => operator.retry(name).await?,
         Verb::Reset => {
             let row = operator.find(name).await?;
             let to = operator.destination(reset.to, reset.at).await?;

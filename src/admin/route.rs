@@ -24,16 +24,18 @@ pub(super) enum Route<'p> {
 pub(super) enum Verb {
     Pause,
     Resume,
+    Retry,
     Reset,
 }
 
 impl Verb {
-    const ALL: [Self; 3] = [Self::Pause, Self::Resume, Self::Reset];
+    const ALL: [Self; 4] = [Self::Pause, Self::Resume, Self::Retry, Self::Reset];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::Retry => "retry",
             Self::Reset => "reset",
         }
     }
@@ -43,7 +45,7 @@ impl<'p> Route<'p> {
     pub(super) fn find(method: &Method, path: &'p str) -> Result<Self, Refusal> {
         let route = Self::of_path(path).ok_or_else(|| {
             let known = "there are /livez, /readyz, /metrics, /api/v1/processors, /api/v1/processors/NAME, and for \
-                         changes POST /api/v1/processors/NAME/pause, resume and reset";
+                         changes POST /api/v1/processors/NAME/pause, resume, retry and reset";
             Refusal::new(StatusCode::NOT_FOUND, "there is nothing at this path", known)
         })?;
         let allowed = match route {

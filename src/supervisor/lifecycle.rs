@@ -154,6 +154,16 @@ impl State {
         }
     }
 
+    /// Whether it has ended again and again lately, also while it has just been started once more.
+    pub fn is_crash_loop(&self) -> bool {
+        match self {
+            Self::Waiting { ends, .. } | Self::Running { ends, .. } | Self::Ending { ends, .. } => {
+                ends.is_crash_loop()
+            }
+            Self::Stopping { .. } | Self::Stopped => false,
+        }
+    }
+
     /// The word for it: `waiting`, `crash_looping`, `running`, `restarting`, `stopping` or `stopped`.
     pub fn word(&self) -> &'static str {
         match self {

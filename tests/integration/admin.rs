@@ -1,6 +1,6 @@
 //! The admin endpoint of a real daemon, over real connections.
 
-mod client;
+pub mod client;
 mod clients;
 mod guard;
 mod life;
@@ -86,6 +86,7 @@ async fn metrics_are_what_the_statuses_say() {
         ("espd_database_up", 1.0),
         ("espd_worker_up{worker=\"notes\"}", 1.0),
         ("espd_worker_restarts_total{worker=\"notes\"}", 0.0),
+        ("espd_worker_crash_looping{worker=\"notes\"}", 0.0),
         ("espd_store_head_position", 10.0),
         ("espd_store_settled_position", 10.0),
         ("espd_store_holders", 0.0),

@@ -2,8 +2,10 @@
 
 use serde_json::json;
 
-use super::{OPERATE, operator_log, refused, running};
+use super::{OPERATE, endpoint, operator_log, refused, running, settings};
+use crate::support;
 use crate::support::facts::{append, assert_exactly_once, eventually, position, reaches};
+use crate::support::program::Installation;
 
 const PROCESSOR: &str = "/api/v1/processors/notes";
 
@@ -101,5 +103,29 @@ async fn a_processor_that_is_not_declared_cannot_start_over() {
         reset("{\"to\": 1}").await.json(200),
         json!({ "name": "old", "changed": true, "from": 3, "position": 1 })
     );
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_failing_event_is_tried_at_once() {
+    let db = support::database().await;
+    let installation =
+        Installation::new(&db.url, &(settings(&operator_token()) + "[retry]\ninitial = '1h'\nmax = '1h'\n"));
+    installation.declare_notes(
+        "notes",
+        "if (event.body->>'n')::int = 2 and not exists (select from public.remedy) then raise 'no remedy'; end if;",
+    );
+    sqlx::query("create table public.remedy (done int)").execute(&db.pool).await.unwrap();
+    let last = append(&db.pool, 3).await;
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    eventually("the failure", async || {
+        (installation.status("notes").await["state"] == "retrying").then_some(())
+    })
+    .await;
+    sqlx::query("insert into public.remedy values (1)").execute(&db.pool).await.unwrap();
+    let retried = client.post(&format!("{PROCESSOR}/retry"), OPERATE, "").await.json(200);
+    assert_eq!(retried, json!({ "name": "notes", "changed": true, "position": 1 }));
+    reaches(&db.pool, "notes", last).await;
     daemon.stop().await;
 }
