@@ -140,6 +140,17 @@ impl Config {
         workers
     }
 
+    /// The way to the events' database for those who prepare statements or listen: past a pooler, if there is one.
+    pub fn direct_event_store_url(&self) -> Option<&DatabaseUrl> {
+        self.event_store.direct_url.as_ref().or(self.event_store.url.as_ref())
+    }
+
+    /// The same for the database of the projections; `None`: it is the one of the events.
+    pub fn direct_projections_url(&self) -> Option<&DatabaseUrl> {
+        let url = self.projections.url.as_ref().filter(|url| Some(*url) != self.event_store.url.as_ref())?;
+        Some(self.projections.direct_url.as_ref().unwrap_or(url))
+    }
+
     /// What a worker of these processors needs, with the events at `event_store_url`: the configured URL,
     /// or that of the private PostgreSQL.
     pub fn worker_settings(

@@ -41,16 +41,14 @@ pub struct Databases {
 impl Databases {
     /// Connects to what the configuration names.
     pub async fn connect(config: &Config, program: &str) -> anyhow::Result<Self> {
-        let Some(url) = &config.event_store.url else {
+        let Some(url) = config.direct_event_store_url() else {
             bail!(
                 "no database is named: set DATABASE_URL, or write url under [event_store] (a daemon with a private \
                  PostgreSQL prints the DATABASE_URL to use)"
             );
         };
-        // Past a pooler, if there is one: pools prepare statements.
-        let url = config.event_store.direct_url.as_ref().unwrap_or(url);
         let events = connect(url, program).await.context("the event store")?;
-        let projections = match config.projections.direct_url.as_ref().or(config.projections.url.as_ref()) {
+        let projections = match config.direct_projections_url() {
             None => events.clone(),
             Some(url) => connect(url, program).await.context("the database of the projections")?,
         };
@@ -66,10 +64,10 @@ impl Databases {
         connections: u32,
         patience: Duration,
     ) -> anyhow::Result<Self> {
-        let url = config.event_store.url.as_ref().context("no database is known yet")?;
+        let url = config.direct_event_store_url().context("no database is known yet")?;
         let pool = |url| Ok(pool(connections, patience).connect_lazy_with(options(url, program)?));
         let events: PgPool = pool(url)?;
-        let elsewhere = config.projections.url.as_ref().filter(|projections| *projections != url);
+        let elsewhere = config.direct_projections_url();
         let projections: anyhow::Result<PgPool> = elsewhere.map_or_else(|| Ok(events.clone()), pool);
         let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
         Ok(Self {

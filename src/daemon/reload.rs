@@ -73,7 +73,7 @@ impl Configured {
 
     /// Where the roster is.
     pub(super) fn roster_place(&self) -> anyhow::Result<RosterPlace> {
-        let url = self.config.projections.url.as_ref().or(self.config.event_store.url.as_ref());
+        let url = self.config.direct_projections_url().or(self.config.direct_event_store_url());
         let url = url.context("the database is known by now")?;
         let database = PgConnectOptions::from_str(url.expose())?;
         Ok(RosterPlace { database, schema: self.config.event_store.schema.clone() })

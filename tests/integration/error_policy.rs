@@ -231,32 +231,9 @@ async fn a_statement_timeout_is_no_attempt() {
     life.end().await;
 }
 
-#[tokio::test]
-async fn a_read_only_database_is_no_attempt() {
-    let db = support::database().await;
-    let last = append(&db.pool, 5).await;
-    let life = Life::begin(&db, notes(""), settings(&db));
-    goes_on(&db, last).await;
-    let read_only =
-        |setting: &str| format!("alter database {} set default_transaction_read_only = {setting}", db.name);
-    run(&db.pool, format!("begin; {}; commit", read_only("on"))).await;
-    end_sessions(&db.pool).await;
-    let last = append(&db.pool, 5).await;
-    let mut like_the_runner = PgConnection::connect(&db.url).await.unwrap();
-    let refused = sqlx::raw_sql("update espd.trackers set rate = 0").execute(&mut like_the_runner).await;
-    assert_eq!(refused.unwrap_err().into_database_error().unwrap().code().as_deref(), Some("25006"));
-    // Nothing can be written, so what is seen is that its owner is gone.
-    let row = row_with(&db.pool, "the end of the lease", |row| !row.owned).await;
-    assert_eq!((row.attempts, row.last_error.is_none(), row.position), (0, true, last - 5));
-    run(&db.pool, format!("set default_transaction_read_only = off; {}", read_only("off"))).await;
-    goes_on(&db, last).await;
-    life.end().await;
-}
-
-#[tokio::test]
-async fn too_many_connections_are_no_attempt() {
-    let db = support::database().await;
-    let role = format!("limited_{}", db.name);
+/// A runner with a role of its own, which the test can take things away from.
+async fn weak_life(db: &Database) -> (Life, String, String) {
+    let role = format!("weak_{}", db.name);
     run(
         &db.pool,
         format!(
@@ -268,17 +245,47 @@ async fn too_many_connections_are_no_attempt() {
     .await;
     let (_, place) = db.url.split_once('@').unwrap();
     let url = format!("postgres://{role}@{place}");
-    let limited = RunnerSettings { database: url.parse().unwrap(), ..settings(&db) };
+    let weak = RunnerSettings { database: url.parse().unwrap(), ..settings(db) };
+    (Life::begin(db, notes(""), weak), role, url)
+}
+
+/// Waits until its owner gives no sign of life, which is all that can be seen where nothing can be written, and
+/// requires that no event is blamed.
+async fn is_silent(pool: &PgPool, position: i64) {
+    let row = row_with(pool, "the end of the lease", |row| !row.owned).await;
+    assert_eq!((row.attempts, row.last_error.is_none(), row.position), (0, true, position));
+}
+
+#[tokio::test]
+async fn a_read_only_database_is_no_attempt() {
+    let db = support::database().await;
+    let before = append(&db.pool, 5).await;
+    let (life, role, url) = weak_life(&db).await;
+    goes_on(&db, before).await;
+    run(&db.pool, format!("alter role {role} set default_transaction_read_only = on")).await;
+    end_sessions(&db.pool).await;
     let last = append(&db.pool, 5).await;
-    let life = Life::begin(&db, notes(""), limited);
+    let mut like_the_runner = PgConnection::connect(&url).await.unwrap();
+    let refused = sqlx::raw_sql("update espd.trackers set rate = 0").execute(&mut like_the_runner).await;
+    assert_eq!(refused.unwrap_err().into_database_error().unwrap().code().as_deref(), Some("25006"));
+    is_silent(&db.pool, before).await;
+    run(&db.pool, format!("alter role {role} reset default_transaction_read_only")).await;
     goes_on(&db, last).await;
+    life.end().await;
+}
+
+#[tokio::test]
+async fn too_many_connections_are_no_attempt() {
+    let db = support::database().await;
+    let before = append(&db.pool, 5).await;
+    let (life, role, url) = weak_life(&db).await;
+    goes_on(&db, before).await;
     run(&db.pool, format!("alter role {role} connection limit 0")).await;
     end_sessions(&db.pool).await;
     let last = append(&db.pool, 5).await;
     let refused = PgConnection::connect(&url).await.unwrap_err();
     assert_eq!(refused.into_database_error().unwrap().code().as_deref(), Some("53300"));
-    let row = row_with(&db.pool, "the end of the lease", |row| !row.owned).await;
-    assert_eq!((row.attempts, row.last_error.is_none(), row.position), (0, true, last - 5));
+    is_silent(&db.pool, before).await;
     run(&db.pool, format!("alter role {role} connection limit -1")).await;
     goes_on(&db, last).await;
     life.end().await;
