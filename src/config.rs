@@ -13,6 +13,7 @@ mod fault;
 mod hooks;
 mod include;
 mod interpolation;
+mod json_schema;
 mod keys;
 mod load;
 mod projector;
@@ -175,6 +176,11 @@ impl Config {
             log: self.log.clone(),
             processors: processors.iter().copied().cloned().collect(),
         }
+    }
+
+    /// A JSON Schema (draft 2020-12) of the files, for editors.
+    pub fn json_schema() -> serde_json::Value {
+        json_schema::schema()
     }
 
     /// The configuration as people may see it: in the shape of its file, with the included processors

@@ -78,10 +78,22 @@ enum Command {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// The configuration as understood, defaults filled in, without secrets
-    Show,
+    /// The configuration as understood, included files and defaults filled in, without secrets
+    #[command(after_help = "Prints TOML that can be read again, apart from the secrets, which are ***.\n\n\
+        Example:\n  espctl config show --config espd.toml")]
+    Show {
+        /// JSON instead of TOML
+        #[arg(long)]
+        json: bool,
+    },
     /// A commented example of every key
+    #[command(after_help = "Example:\n  espctl config example > espd.toml")]
     Example,
+    /// A JSON Schema of the files, for editors that complete and check
+    #[command(after_help = "Example, for editors with the taplo language server:\n  \
+        espctl config schema > espd.schema.json\n  \
+        and as the first line of espd.toml: #:schema ./espd.schema.json")]
+    Schema,
 }
 
 /// Runs the tool and returns its exit code.
@@ -94,12 +106,18 @@ pub fn main() -> std::process::ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Config(ConfigCommand::Example) => return output::print(EXAMPLE.trim_end()),
+        Command::Config(ConfigCommand::Schema) => {
+            return output::print(&serde_json::to_string_pretty(&Config::json_schema())?);
+        }
         Command::Completions(arguments) => return manual::completions(arguments),
         Command::Man(arguments) => return manual::man(arguments),
         _ => {}
     }
     let config = load(&cli.place)?;
     match cli.command {
+        Command::Config(ConfigCommand::Show { json: false }) => {
+            output::print(toml::to_string_pretty(&config.redacted())?.trim_end())
+        }
         Command::Config(_) => output::print(&serde_json::to_string_pretty(&config.redacted())?),
         Command::Check => check::run(&config).await,
         Command::Doctor(arguments) => doctor::run(arguments, &config).await,

@@ -42,7 +42,22 @@ pub(super) fn redact(config: &Config) -> Value {
     if let Some(admin) = &config.admin {
         shown["admin"] = show_admin(admin);
     }
+    escape_variables(&mut shown);
     shown
+}
+
+/// Writes `${` so that reading it again gives `${`. SQL is taken as it is.
+fn escape_variables(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = text.replace("${", "$${"),
+        Value::Array(items) => items.iter_mut().for_each(escape_variables),
+        Value::Object(members) => {
+            let values =
+                members.iter_mut().filter(|(key, _)| !matches!(key.as_str(), "tables" | "ddl" | "sql"));
+            values.for_each(|(_, value)| escape_variables(value));
+        }
+        _ => {}
+    }
 }
 
 /// Whether there are tokens, not which.

@@ -4,6 +4,7 @@
 mod admin;
 mod committed_files;
 mod faults;
+mod json_schema;
 mod secrets;
 mod todo_projectors;
 mod values;
