@@ -1,9 +1,10 @@
-//! What is declared about a projector: its tables, its handlers, the bounds of its batches.
+//! What is declared about a processor: its tables, its handlers, the bounds of its batches.
 //!
 //! Plain data, checked by [`crate::config`] and complete: every default is filled in. A worker child
 //! receives its processor's declaration from the supervisor as JSON.
 
 mod isolation;
+mod reaction;
 pub(crate) mod source_text;
 
 use std::collections::BTreeSet;
@@ -12,8 +13,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use isolation::Isolation;
+pub use reaction::{Reaction, Start};
 pub use source_text::SourceText;
 
+use crate::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 
 /// The longest name of a processor, a table or a schema, in characters. Leaves room for suffixes within
@@ -27,7 +30,7 @@ pub fn is_name(name: &str) -> bool {
     starts_well && goes_on_well && name.len() <= NAME_LENGTH_MAX
 }
 
-/// A SQL projector, as declared under `[projector]`.
+/// A SQL projector or reactor, as declared under `[projector]` or `[reactor]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProjectorDeclaration {
     /// Unique among all processors; see [`is_name`].
@@ -46,9 +49,16 @@ pub struct ProjectorDeclaration {
     pub retry: RetryPolicy,
     /// Whom it shares a worker with.
     pub isolation: Isolation,
+    /// What makes it a reactor, if it is one.
+    pub reaction: Option<Reaction>,
 }
 
 impl ProjectorDeclaration {
+    /// What it does with events.
+    pub fn kind(&self) -> ProcessorKind {
+        if self.reaction.is_some() { ProcessorKind::Reactor } else { ProcessorKind::Projector }
+    }
+
     /// The event types that any handler names, or `None` if one of them handles all events.
     pub fn event_types(&self) -> Option<BTreeSet<&str>> {
         let mut all = BTreeSet::new();
@@ -137,6 +147,7 @@ mod tests {
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
+            reaction: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));
         projector.handlers.push(handler(HandledEvents::All));

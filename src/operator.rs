@@ -16,7 +16,7 @@ use crate::horizon::{Horizon, ObserveError, observe_once};
 use crate::processor::ProcessorError;
 use crate::projector::{Events, Fault, SqlProjector};
 use crate::status::{self, ProcessorStatus};
-use crate::tracker::{TrackerRow, Trackers};
+use crate::tracker::{Effects, TrackerRow, Trackers};
 
 /// How long to wait for the horizon to settle before saying who holds it back.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
@@ -203,28 +203,28 @@ impl Operator<'_> {
         Ok(query.fetch_all(&self.databases.projections).await?)
     }
 
-    /// Resets a processor.
+    /// Resets a processor. `effects` matters for reactors only.
     ///
     /// # Errors
     /// The start is wanted and the processor not declared, or its tables cannot be made; or the database
     /// could not do it. Nothing has changed then.
-    pub async fn reset(&self, name: &str, to: Destination) -> Result<(), OperatorError> {
+    pub async fn reset(&self, name: &str, to: Destination, effects: Effects) -> Result<(), OperatorError> {
         match to {
-            Destination::Start => self.start_over(name).await?,
-            Destination::Position(position) => self.move_position(name, position).await?,
+            Destination::Start => self.start_over(name, effects).await?,
+            Destination::Position(position) => self.move_position(name, position, effects).await?,
         }
         self.databases.ring().await;
         Ok(())
     }
 
-    async fn move_position(&self, name: &str, to: Position) -> Result<(), OperatorError> {
+    async fn move_position(&self, name: &str, to: Position, effects: Effects) -> Result<(), OperatorError> {
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin().await?;
-        self.trackers().reset(&mut transaction, name, self.name, to, false).await?;
+        self.trackers().reset(&mut transaction, name, self.name, to, false, effects).await?;
         Ok(transaction.commit().await?)
     }
 
-    async fn start_over(&self, name: &str) -> Result<(), OperatorError> {
+    async fn start_over(&self, name: &str, effects: Effects) -> Result<(), OperatorError> {
         let Databases { layout, projections, projections_schema, .. } = self.databases;
         let declaration = self.declared.iter().find(|projector| projector.name == name);
         let declaration =
@@ -233,7 +233,7 @@ impl Operator<'_> {
         let projector = SqlProjector::new(declaration, layout.schema(), projections_schema, events)
             .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
         let mut connection = projections.acquire().await?;
-        match projector.reset(&mut connection, self.name).await {
+        match projector.reset(&mut connection, self.name, effects).await {
             Ok(_) => Ok(()),
             Err(ProcessorError::Database(error)) => Err(error.into()),
             Err(error) => Err(OperatorError::Blocked(error.to_string())),

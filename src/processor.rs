@@ -88,6 +88,11 @@ pub trait Processor: Send + Sync {
     /// The version of its tables.
     fn version(&self) -> i32;
 
+    /// Where it begins when it has never run: 0, unless it says otherwise.
+    async fn starting_position(&self, _connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
+        Ok(0)
+    }
+
     /// Makes tables and functions ready under a claim. Harmless where they are.
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError>;
 

@@ -1,4 +1,4 @@
-//! SQL projectors: declared in the configuration, run inside the database.
+//! SQL projectors and reactors: declared in the configuration, run inside the database.
 //!
 //! A batch is one call of one generated function (`function`): rows and position change in one
 //! transaction, and nothing but the call crosses the network. Where the projections live in another
@@ -6,18 +6,19 @@
 
 mod check;
 mod function;
+mod reaction;
 mod remote;
 mod tables;
 
 use async_trait::async_trait;
 use serde::Deserialize;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _};
 use uuid::Uuid;
 
 pub use check::{Fault, check};
 
-use crate::declaration::{Handler, ProjectorDeclaration};
+use crate::declaration::{Handler, ProjectorDeclaration, Start};
 use crate::event::Position;
 use crate::event_store::PostgresEventStore;
 use crate::failure::{Failure, is_infrastructure_error};
@@ -27,7 +28,8 @@ use crate::projector::function::{EventSource, ProjectorFunction};
 use crate::projector::remote::Batch;
 use crate::projector::tables::Tables;
 use crate::row::from_row;
-use crate::tracker::{Claim, Trackers, interval};
+use crate::sql_quote::quote_literal;
+use crate::tracker::{Claim, Effects, Trackers, interval};
 
 /// Where the events of a projector are.
 #[derive(Debug)]
@@ -96,14 +98,19 @@ impl SqlProjector {
     /// Sets the position to 0 and drops and makes the tables anew, all in one transaction.
     ///
     /// Returns whether the processor was known. Every claim ends; a running worker claims again.
-    pub async fn reset(&self, connection: &mut PgConnection, operator: &str) -> Result<bool, ProcessorError> {
+    pub async fn reset(
+        &self,
+        connection: &mut PgConnection,
+        operator: &str,
+        effects: Effects,
+    ) -> Result<bool, ProcessorError> {
         let trackers = Trackers::new(&self.schema);
         let mut transaction = connection.begin().await?;
         if trackers.lock(&mut transaction, &self.declaration.name).await?.is_none() {
             return Ok(false);
         }
         self.tables().drop(&mut transaction).await?;
-        trackers.reset(&mut transaction, &self.declaration.name, operator, 0, true).await?;
+        trackers.reset(&mut transaction, &self.declaration.name, operator, 0, true, effects).await?;
         self.tables().create(&mut transaction).await?;
         transaction.commit().await?;
         Ok(true)
@@ -189,11 +196,33 @@ impl Processor for SqlProjector {
     }
 
     fn kind(&self) -> ProcessorKind {
-        ProcessorKind::Projector
+        self.declaration.kind()
     }
 
     fn version(&self) -> i32 {
         self.declaration.version
+    }
+
+    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
+        let (Some(reaction), Events::SameDatabase(layout)) = (&self.declaration.reaction, &self.events)
+        else {
+            return Ok(0);
+        };
+        let head =
+            format!("coalesce(pg_sequence_last_value({}::regclass), 0)", quote_literal(layout.sequence()));
+        let expression = match reaction.start {
+            Start::Beginning => return Ok(0),
+            Start::Position(position) => return Ok(position),
+            Start::Now => head,
+            Start::Time(time) => format!(
+                "coalesce((select min(id) - 1 from {} where created_at >= {}), {head})",
+                layout.events_table(),
+                quote_literal(&time.to_rfc3339())
+            ),
+        };
+        let statement = format!("-- find_starting_position\nselect {expression}");
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        row.try_get(0)
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
@@ -201,6 +230,7 @@ impl Processor for SqlProjector {
         // Neither a lock nor a silent owner holds anybody up for long; an owner that was frozen in here least of all.
         let limits = "-- limit_waits\nset local lock_timeout = '5s'; set local idle_in_transaction_session_timeout = '60s'";
         sqlx::raw_sql(limits).execute(&mut *transaction).await?;
+        self.refuse_to_emit_elsewhere()?;
         // From here on nobody else prepares: an outdated owner must not replace the function of the present one.
         if !Trackers::new(&self.schema).lock_claimed(&mut transaction, &self.declaration.name, claim).await? {
             return Err(ProcessorError::Lost);
@@ -238,6 +268,21 @@ impl Processor for SqlProjector {
 }
 
 impl SqlProjector {
+    /// Emitted events commit together with the position, so both have to be in one database, and in a store that
+    /// espd appends to.
+    fn refuse_to_emit_elsewhere(&self) -> Result<(), ProcessorError> {
+        let emits = self.declaration.reaction.as_ref().is_some_and(|reaction| !reaction.emits.is_empty());
+        let ours = matches!(&self.events, Events::SameDatabase(layout) if layout.is_own());
+        if ours || !emits {
+            return Ok(());
+        }
+        let name = &self.declaration.name;
+        Err(ProcessorError::Blocked(format!(
+            "reactor {name} emits events, so its tracker has to be beside them: run it with a configuration without \
+             [projections] url, on a store of layout \"espd\""
+        )))
+    }
+
     /// A function that PostgreSQL refuses is the author's to mend; anything else may pass.
     fn blame_declaration(&self, error: sqlx::Error) -> ProcessorError {
         if is_infrastructure_error(&error) {

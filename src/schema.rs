@@ -23,6 +23,7 @@ const EVENT_STORE: MigrationSet = MigrationSet {
         (1, "events", include_str!("../migrations/event_store/0001_events.sql")),
         (2, "append events", include_str!("../migrations/event_store/0002_append_events.sql")),
         (3, "append", include_str!("../migrations/event_store/0003_append.sql")),
+        (4, "emit", include_str!("../migrations/event_store/0004_emit.sql")),
     ],
 };
 
@@ -34,6 +35,7 @@ const PROCESSING: MigrationSet = MigrationSet {
         (1, "trackers", include_str!("../migrations/processing/0001_trackers.sql")),
         (2, "workers", include_str!("../migrations/processing/0002_workers.sql")),
         (3, "signs of life", include_str!("../migrations/processing/0003_signs_of_life.sql")),
+        (5, "reactors", include_str!("../migrations/processing/0005_reactors.sql")),
     ],
 };
 

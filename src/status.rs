@@ -248,7 +248,7 @@ fn state_of(row: &TrackerRow, horizon: &Horizon) -> State {
 fn never_run(declaration: &ProjectorDeclaration, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
     ProcessorStatus {
         name: declaration.name.clone(),
-        kind: "projector".to_owned(),
+        kind: declaration.kind().as_str().to_owned(),
         partition: 0,
         version: declaration.version,
         state: State::Stopped,

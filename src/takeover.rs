@@ -18,7 +18,7 @@ use crate::operator::PATIENCE;
 use crate::processor::ProcessorKind;
 use crate::projector::adopt_tables;
 use crate::row::from_row;
-use crate::tracker::Trackers;
+use crate::tracker::{Effects, Trackers};
 
 /// One processor and the predecessor whose position it takes over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,8 +121,8 @@ impl Takeovers<'_> {
         for takeover in &plan.takeovers {
             let Some(declaration) = self.declaration(&takeover.processor) else { continue };
             let ProjectorDeclaration { name, version, .. } = declaration;
-            trackers.register(&mut *transaction, name, ProcessorKind::Projector, *version).await?;
-            trackers.reset(&mut transaction, name, operator, takeover.to, false).await?;
+            trackers.register(&mut *transaction, name, ProcessorKind::Projector, *version, 0).await?;
+            trackers.reset(&mut transaction, name, operator, takeover.to, false, Effects::Silent).await?;
             if !takeover.tables.is_empty() {
                 adopt_tables(declaration, layout.schema(), projections_schema, &mut transaction)
                     .await

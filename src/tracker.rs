@@ -23,6 +23,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub use listing::TrackerRow;
+pub use operator::Effects;
 pub use standby::Rival;
 
 use crate::event::Position;
@@ -132,17 +133,19 @@ impl Trackers {
         Self { schema: quote_identifier(schema) }
     }
 
-    /// Makes sure that the processor has a row.
+    /// Makes sure that the processor has a row; a new one begins at `position`.
     pub async fn register(
         &self,
         connection: impl PgExecutor<'_>,
         name: &str,
         kind: ProcessorKind,
         version: i32,
+        position: Position,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- register_tracker
-             insert into {}.trackers (name, kind, version) values ({}, '{}', {version}) on conflict do nothing",
+             insert into {}.trackers (name, kind, version, position)
+             values ({}, '{}', {version}, {position}) on conflict do nothing",
             self.schema,
             quote_literal(name),
             kind.as_str()

@@ -25,6 +25,7 @@ use crate::event::Position;
 use crate::exit_code::chain;
 use crate::operator::Operator;
 use crate::status::ProcessorStatus;
+use crate::tracker::Effects;
 
 /// Bytes of a request's body.
 const BODY_BYTES: usize = 16 * 1024;
@@ -62,6 +63,8 @@ pub(super) struct Desk {
 struct ResetBody {
     to: Option<Position>,
     at: Option<DateTime<Utc>>,
+    #[serde(default)]
+    repeat_effects: bool,
 }
 
 impl Desk {
@@ -194,7 +197,8 @@ async fn carry_out(
         Verb::Reset => {
             let row = operator.find(name).await?;
             let to = operator.destination(reset.to, reset.at).await?;
-            operator.reset(name, to).await?;
+            let effects = if reset.repeat_effects { Effects::Repeated } else { Effects::Silent };
+            operator.reset(name, to, effects).await?;
             return Ok(
                 json!({ "name": name, "changed": true, "from": row.position, "position": to.position() }),
             );

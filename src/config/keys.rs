@@ -28,11 +28,12 @@ pub(super) const MAIN_FILE: Keys = Keys {
         "admin",
         "hooks",
         "projector",
+        "reactor",
     ],
 };
 
 /// The top of an included file.
-pub(super) const INCLUDED_FILE: Keys = Keys { title: "", prefix: "", names: &["projector"] };
+pub(super) const INCLUDED_FILE: Keys = Keys { title: "", prefix: "", names: &["projector", "reactor"] };
 
 pub(super) const EVENT_STORE: Keys = Keys {
     title: "[event_store]",
@@ -99,13 +100,39 @@ pub(super) const PROJECTOR: Keys = Keys {
     ],
 };
 
+pub(super) const REACTOR: Keys = Keys {
+    title: "[reactor]",
+    prefix: "reactor.",
+    names: &[
+        "name",
+        "version",
+        "emits",
+        "start",
+        "batch_size",
+        "batch_bytes",
+        "batch_time",
+        "batch_span",
+        "isolation",
+        "retry",
+        "tables",
+        "ddl",
+        "on",
+    ],
+};
+
 pub(super) const PROJECTOR_RETRY: Keys =
     Keys { title: "[projector.retry]", prefix: "projector.retry.", names: RETRY_NAMES };
 
 pub(super) const HANDLER: Keys =
     Keys { title: "[[projector.on]]", prefix: "projector.on.", names: &["events", "sql"] };
 
-const SECTIONS: [&Keys; 12] = [
+pub(super) const REACTOR_RETRY: Keys =
+    Keys { title: "[reactor.retry]", prefix: "reactor.retry.", names: RETRY_NAMES };
+
+pub(super) const REACTOR_HANDLER: Keys =
+    Keys { title: "[[reactor.on]]", prefix: "reactor.on.", names: &["events", "sql"] };
+
+const SECTIONS: [&Keys; 15] = [
     &MAIN_FILE,
     &EVENT_STORE,
     &EVENT_SOURCERY,
@@ -118,6 +145,9 @@ const SECTIONS: [&Keys; 12] = [
     &PROJECTOR,
     &PROJECTOR_RETRY,
     &HANDLER,
+    &REACTOR,
+    &REACTOR_RETRY,
+    &REACTOR_HANDLER,
 ];
 
 /// The full names of all keys, sections included: `runner`, `runner.batch_size`.
@@ -165,6 +195,6 @@ mod tests {
     #[test]
     fn a_key_in_the_wrong_section_is_recognised() {
         assert_eq!(sections_with("shutdown_timeout", &MAIN_FILE), ["[runner]"]);
-        assert_eq!(sections_with("jitter", &RETRY), ["[projector.retry]"]);
+        assert_eq!(sections_with("jitter", &RETRY), ["[projector.retry]", "[reactor.retry]"]);
     }
 }

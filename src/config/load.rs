@@ -11,7 +11,7 @@ use super::hooks::read_hooks;
 use super::include::expand;
 use super::interpolation::Environment;
 use super::keys;
-use super::projector::{Defaults, read_projector};
+use super::projector::{Defaults, PROJECTOR, REACTOR, read_processor};
 use super::section::Section;
 use super::settings::{EventStoreSettings, LogSettings, ProjectionsSettings, RunnerSettings, read_retry};
 use super::source_file::SourceFile;
@@ -47,7 +47,7 @@ impl Reader<'_> {
         let mut included = Vec::new();
         self.read_file(path, &keys::MAIN_FILE, |file| {
             read_sections(file, config);
-            config.projectors = read_projectors(file, config);
+            config.projectors = read_processors(file, config);
             included = file.value("include").map(|patterns| expand(&patterns, path)).unwrap_or_default();
         });
         included
@@ -56,8 +56,8 @@ impl Reader<'_> {
     /// Adds the processors of an included file to `config`.
     fn read_included_file(&self, path: &Path, config: &mut Config) {
         self.read_file(path, &keys::INCLUDED_FILE, |file| {
-            let projectors = read_projectors(file, config);
-            config.projectors.extend(projectors);
+            let processors = read_processors(file, config);
+            config.projectors.extend(processors);
         });
     }
 
@@ -138,10 +138,13 @@ fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, proje
     }
 }
 
-fn read_projectors(file: &Section<'_>, config: &Config) -> Vec<ProjectorDeclaration> {
+fn read_processors(file: &Section<'_>, config: &Config) -> Vec<ProjectorDeclaration> {
     let RunnerSettings { batch, isolation, .. } = &config.runner;
     let defaults = Defaults { batch: *batch, retry: config.retry, isolation: isolation.clone() };
-    let sections =
-        file.value("projector").and_then(|value| value.sections(&keys::PROJECTOR)).unwrap_or_default();
-    sections.iter().filter_map(|section| read_projector(section, &defaults)).collect()
+    let mut processors = Vec::new();
+    for form in [&PROJECTOR, &REACTOR] {
+        let sections = file.value(form.key).and_then(|value| value.sections(form.keys)).unwrap_or_default();
+        processors.extend(sections.iter().filter_map(|section| read_processor(section, form, &defaults)));
+    }
+    processors
 }

@@ -1,39 +1,67 @@
-//! Reads `[projector]`.
+//! Reads `[projector]` and `[reactor]`.
 
-use super::keys;
+use chrono::{DateTime, Utc};
+
+use super::keys::{self, Keys};
 use super::section::Section;
 use super::settings::{read_batch_limits, read_retry};
 use super::supervision::read_isolation;
 use super::value::{Value, advise_name};
 use crate::declaration::{
-    BatchLimits, HandledEvents, Handler, Isolation, ProjectorDeclaration, SourceText, TableDeclaration,
-    is_name,
+    BatchLimits, HandledEvents, Handler, Isolation, ProjectorDeclaration, Reaction, SourceText, Start,
+    TableDeclaration, is_name,
 };
 use crate::retry::RetryPolicy;
+
+const ADVISE_EMITS: &str = "write a list of event types: emits = [\"SomethingHappened\"]";
 
 const ADVISE_EVENTS: &str =
     "write a list of event types: events = [\"SomethingHappened\"], or [\"*\"] for all";
 
-/// What a projector inherits unless it says otherwise.
+/// How a kind of processor is written.
+pub(super) struct Form {
+    /// The key of its sections.
+    pub(super) key: &'static str,
+    pub(super) keys: &'static Keys,
+    retry: &'static Keys,
+    handler: &'static Keys,
+}
+
+pub(super) const PROJECTOR: Form =
+    Form { key: "projector", keys: &keys::PROJECTOR, retry: &keys::PROJECTOR_RETRY, handler: &keys::HANDLER };
+
+pub(super) const REACTOR: Form = Form {
+    key: "reactor",
+    keys: &keys::REACTOR,
+    retry: &keys::REACTOR_RETRY,
+    handler: &keys::REACTOR_HANDLER,
+};
+
+/// What a processor inherits unless it says otherwise.
 pub(super) struct Defaults {
     pub(super) batch: BatchLimits,
     pub(super) retry: RetryPolicy,
     pub(super) isolation: Isolation,
 }
 
-/// A projector, or `None` where a fault leaves it incomplete.
-pub(super) fn read_projector(section: &Section<'_>, defaults: &Defaults) -> Option<ProjectorDeclaration> {
+/// A processor, or `None` where a fault leaves it incomplete.
+pub(super) fn read_processor(
+    section: &Section<'_>,
+    form: &Form,
+    defaults: &Defaults,
+) -> Option<ProjectorDeclaration> {
     // Everything is read before anything is given up, so that all faults are noted.
     let name = read_name(section);
     let version =
         section.value("version").map_or(Some(1), |version| version.integer(1..=i64::from(i32::MAX)));
     let batch = read_batch_limits(section, defaults.batch);
-    let retry = section.value("retry").and_then(|retry| retry.section(&keys::PROJECTOR_RETRY));
+    let retry = section.value("retry").and_then(|retry| retry.section(form.retry));
     let retry = retry.map_or(defaults.retry, |retry| read_retry(&retry, defaults.retry));
     let isolation = section.value("isolation").and_then(|value| read_isolation(&value));
     let tables = section.value("tables").map(|tables| read_tables(&tables)).unwrap_or_default();
     let ddl = section.value("ddl").map(|ddl| read_ddl(&ddl)).unwrap_or_default();
-    let handlers = read_handlers(section);
+    let handlers = read_handlers(section, form);
+    let reaction = (form.key == REACTOR.key).then(|| read_reaction(section));
     Some(ProjectorDeclaration {
         name: name?,
         version: i32::try_from(version?).ok()?,
@@ -43,6 +71,7 @@ pub(super) fn read_projector(section: &Section<'_>, defaults: &Defaults) -> Opti
         batch,
         retry,
         isolation: isolation.unwrap_or_else(|| defaults.isolation.clone()),
+        reaction,
     })
 }
 
@@ -51,6 +80,32 @@ fn read_name(section: &Section<'_>) -> Option<String> {
     let name = value.name("processor")?;
     value.spot.claim("processor", &name, "give each processor a name of its own");
     Some(name)
+}
+
+fn read_reaction(section: &Section<'_>) -> Reaction {
+    let emits = section.value("emits").and_then(|emits| emits.items(ADVISE_EMITS));
+    Reaction {
+        emits: emits.map(|items| read_event_types(&items)).unwrap_or_default(),
+        start: section.value("start").and_then(|start| read_start(&start)).unwrap_or_default(),
+    }
+}
+
+fn read_start(value: &Value<'_>) -> Option<Start> {
+    let Some(words) = value.written_text() else {
+        return value.integer(0..=i64::MAX).map(Start::Position);
+    };
+    match words.as_str() {
+        "beginning" => Some(Start::Beginning),
+        "now" => Some(Start::Now),
+        time => match time.parse::<DateTime<Utc>>() {
+            Ok(time) => Some(Start::Time(time)),
+            Err(_) => {
+                let advice = "write \"now\", \"beginning\", a position like 1234, or a time like \"2026-01-31T00:00:00Z\"";
+                value.spot.fault(format!("{} is no place to start", value.written()), advice);
+                None
+            }
+        },
+    }
 }
 
 fn read_tables(value: &Value<'_>) -> Vec<TableDeclaration> {
@@ -85,12 +140,12 @@ fn read_ddl(value: &Value<'_>) -> Vec<SourceText> {
     statements.iter().filter_map(Value::sql).collect()
 }
 
-fn read_handlers(section: &Section<'_>) -> Vec<Handler> {
-    let advice = "write [[projector.on]] with `events` and `sql` below it";
-    let Some(on) = section.require("on", advice) else { return Vec::new() };
-    let Some(handlers) = on.sections(&keys::HANDLER) else { return Vec::new() };
+fn read_handlers(section: &Section<'_>, form: &Form) -> Vec<Handler> {
+    let advice = format!("write {} with `events` and `sql` below it", form.handler.title);
+    let Some(on) = section.require("on", &advice) else { return Vec::new() };
+    let Some(handlers) = on.sections(form.handler) else { return Vec::new() };
     if handlers.is_empty() {
-        on.spot.fault("a projector without handlers does nothing", advice);
+        on.spot.fault(format!("a {} without handlers does nothing", form.key), advice);
     }
     handlers.iter().filter_map(read_handler).collect()
 }

@@ -80,6 +80,11 @@ impl<'c> Value<'c> {
         None
     }
 
+    /// A string, with its variables replaced; `None` without a fault where it is something else.
+    pub(super) fn written_text(&self) -> Option<String> {
+        matches!(self.value, DeValue::String(_)).then(|| self.text()).flatten()
+    }
+
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
         let word = self.text()?;

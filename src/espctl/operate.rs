@@ -8,7 +8,7 @@ use crate::database::Databases;
 use crate::espctl::output::{self, thousands};
 use crate::event::Position;
 use crate::operator::{Destination, Operator};
-use crate::tracker::TrackerRow;
+use crate::tracker::{Effects, TrackerRow};
 
 #[derive(Args)]
 pub(crate) struct Target {
@@ -31,6 +31,9 @@ pub(crate) struct ResetArguments {
     /// Move to the last position at or before this time (RFC 3339) instead, and keep the tables
     #[arg(long, value_name = "TIME")]
     at: Option<DateTime<Utc>>,
+    /// Let a reactor emit again for events that it has handled before; what it has emitted is not emitted twice
+    #[arg(long)]
+    repeat_effects: bool,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -73,7 +76,8 @@ pub(crate) async fn reset(
     if !arguments.yes && !output::confirm(&describe(&row, to, &operator).await?)? {
         return output::print("nothing was done");
     }
-    operator.reset(&row.name, to).await?;
+    let effects = if arguments.repeat_effects { Effects::Repeated } else { Effects::Silent };
+    operator.reset(&row.name, to, effects).await?;
     output::print(&format!("{} was at {}, is at {}", row.name, row.position, to.position()))
 }
 

@@ -19,8 +19,12 @@ use uuid::Uuid;
 use crate::declaration::{HandledEvents, Handler, ProjectorDeclaration, SourceText};
 use crate::failure::is_infrastructure_error;
 use crate::projector::function::{COLUMNS, CompileError, EventSource, ProjectorFunction};
+use crate::projector::reaction;
 use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_quote::quote_identifier;
+
+/// SQLSTATE of an event that may not be emitted.
+const NOT_EMITTED: &str = "ES004";
 
 /// A mistake in a declaration, with its place in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,11 +175,21 @@ impl<'c> Scratch<'c> {
             faults.extend(self.check_function(declaration).await?);
         }
         if faults.is_empty() {
+            self.pretend_to_react(declaration).await?;
             for handler in &declaration.handlers {
                 faults.extend(self.check_handler(handler).await?);
             }
         }
         Ok(faults)
+    }
+
+    /// Lets what a reactor emits be judged without being stored; a projector may emit nothing.
+    async fn pretend_to_react(&mut self, declaration: &ProjectorDeclaration) -> Result<(), sqlx::Error> {
+        let statement = match &declaration.reaction {
+            Some(reaction) => reaction::pretend(&declaration.name, reaction),
+            None => return Ok(()),
+        };
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.transaction).await.map(drop)
     }
 
     async fn check_tables(&mut self, declaration: &ProjectorDeclaration) -> Result<Vec<Fault>, sqlx::Error> {
@@ -219,11 +233,12 @@ impl<'c> Scratch<'c> {
             fault.hint = Some("write perform instead of select, or select … into a variable".to_owned());
             return Ok(Some(fault));
         }
-        if sql_lexer::statements(&tokens).all(is_plain) {
-            self.analyse(source, &tokens).await
-        } else {
-            self.try_with_an_empty_event(handler).await
+        let plain = sql_lexer::statements(&tokens).all(is_plain);
+        if plain && let Some(fault) = self.analyse(source, &tokens).await? {
+            return Ok(Some(fault));
         }
+        let emits = tokens.iter().any(|token| token.is_word("emit"));
+        if plain && !emits { Ok(None) } else { self.try_with_an_empty_event(handler).await }
     }
 
     /// Has PostgreSQL analyse plain statements, as the body of an SQL-language function.
@@ -271,7 +286,8 @@ impl<'c> Scratch<'c> {
         );
         let Some(error) = self.attempt(&format!("{create};\n{call}")).await? else { return Ok(None) };
         let answer = Answer::of(&error);
-        let about_the_text = answer.code.starts_with("42") && answer.code != "42501";
+        let about_the_text =
+            answer.code == NOT_EMITTED || answer.code.starts_with("42") && answer.code != "42501";
         let offset = answer.offset_in(&source.text).unwrap_or(0);
         Ok(about_the_text.then(|| Fault { hint: answer.hint, ..Fault::at(source, offset, answer.message) }))
     }

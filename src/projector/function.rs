@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 
 use crate::declaration::{HandledEvents, Handler, ProjectorDeclaration};
 use crate::failure::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
+use crate::projector::reaction;
 use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_quote::{quote_identifier, quote_literal};
 
@@ -158,6 +159,13 @@ impl<'a> Body<'a> {
         let schema = self.schema.clone();
         let name = quote_literal(&self.projector.name);
         let source = self.source_query();
+        let reaction = self.projector.reaction.as_ref();
+        let declarations = reaction.map_or("", |_| reaction::DECLARATIONS);
+        let trackers = format!("{schema}.trackers");
+        let begin_batch = reaction
+            .map(|reaction| reaction::begin_batch(&self.projector.name, reaction, &trackers))
+            .unwrap_or_default();
+        let begin_event = reaction.map_or("", |_| reaction::BEGIN_EVENT);
         let opening = format!(
             "
 #variable_conflict use_column
@@ -165,7 +173,7 @@ declare
   event record;
   -- The event at hand, whatever a handler does to its record.
   espd_id bigint;
-  espd_bytes bigint;
+{declarations}  espd_bytes bigint;
   espd_deadline timestamptz := clock_timestamp() + espd_time_max;
   espd_state text;
   espd_message text;
@@ -182,7 +190,7 @@ begin
     espd_finished := true;
     return;
   end if;
-  -- When a handler fails: once to meet the failing event, once more for those before it.
+{begin_batch}  -- When a handler fails: once to meet the failing event, once more for those before it.
   loop
     espd_position := espd_upto;
     espd_handled := 0;
@@ -193,7 +201,7 @@ begin
         {source}
       loop
         espd_id := event.id;
-"
+{begin_event}"
         );
         self.text.push_str(&opening);
     }

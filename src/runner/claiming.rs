@@ -56,8 +56,9 @@ impl Runner {
         if let Some(rival) = in_time(standing_by).await? {
             return self.stand_by(connection, rival, waiting).await;
         }
+        let position = in_time(self.processor.starting_position(connection)).await?;
         let (kind, version) = (self.processor.kind(), self.processor.version());
-        in_time(trackers.register(connection, name, kind, version)).await?;
+        in_time(self.trackers.register(connection, &self.name, kind, version, position)).await?;
         Ok(Next::Again)
     }
 

@@ -11,6 +11,16 @@ const UNDO_FAILURE: &str = "failed_at = null,
      epoch = epoch + case when failed_at is null then 0 else 1 end,
      lease_until = case when failed_at is null then lease_until end";
 
+/// What a reactor does with events that it handles again after a reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Effects {
+    /// Nothing is emitted up to the position that it had reached.
+    #[default]
+    Silent,
+    /// As if it had never handled them; what it has emitted for them is still not emitted twice.
+    Repeated,
+}
+
 impl Trackers {
     /// Pauses a processor; it keeps its owner. Returns whether it was running.
     pub async fn pause(
@@ -77,7 +87,8 @@ impl Trackers {
 
     /// Sets the position back (or forward), ends every claim, and records who did it.
     ///
-    /// `tables_dropped` says that the processor's tables have to be made anew.
+    /// `tables_dropped` says that the processor's tables have to be made anew. `effects` says
+    /// what a reactor does with events that it has handled before.
     pub async fn reset(
         &self,
         connection: &mut PgConnection,
@@ -85,6 +96,7 @@ impl Trackers {
         operator: &str,
         to: Position,
         tables_dropped: bool,
+        effects: Effects,
     ) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "-- reset_processor
@@ -94,6 +106,8 @@ impl Trackers {
                update {schema}.trackers as t
                set position = $3, epoch = epoch + 1, owner = null, owner_label = null, lease_until = null,
                    declaration = case when $4 then null else declaration end,
+                   silent_until = case when $5 then 0 when kind = 'reactor' then greatest(silent_until, before.position)
+                                       else 0 end,
                    handled = case when $4 then 0 else handled end, caught_up = false, attempts = 0, last_error = null,
                    next_retry_at = null, failed_at = null, updated_at = clock_timestamp()
                from before where t.name = before.name and t.partition = before.partition
@@ -103,8 +117,12 @@ impl Trackers {
              select $2, 'reset', name, partition, position, $3 from changed",
             schema = self.schema
         );
-        let query =
-            sqlx::query(AssertSqlSafe(statement)).bind(name).bind(operator).bind(to).bind(tables_dropped);
+        let query = sqlx::query(AssertSqlSafe(statement))
+            .bind(name)
+            .bind(operator)
+            .bind(to)
+            .bind(tables_dropped)
+            .bind(effects == Effects::Repeated);
         Ok(query.execute(connection).await?.rows_affected() > 0)
     }
 }

@@ -22,6 +22,7 @@ mod ownership;
 mod pooler;
 mod preconditions;
 mod projector;
+mod reactor;
 mod reload;
 mod restarts;
 mod runner;

@@ -248,7 +248,7 @@ async fn only_the_backend_that_holds_the_row_is_ended_never_one_with_a_reused_nu
     let trackers = Trackers::new(SCHEMA);
     let me = espd::tracker::Owner::draw();
     let kind = espd::processor::ProcessorKind::Projector;
-    trackers.register(&db.pool, "p", kind, 1).await.unwrap();
+    trackers.register(&db.pool, "p", kind, 1, 0).await.unwrap();
     // The recorded number is that of a bystander, who holds the row for a reason of its own.
     let mut bystander = db.pool.begin().await.unwrap();
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *bystander).await.unwrap();

@@ -6,6 +6,7 @@ use espd::declaration::{ProjectorDeclaration, SourceText};
 use espd::failure::Failure;
 use espd::processor::{Processor as _, ProcessorError, Turned};
 use espd::projector::check;
+use espd::tracker::Effects;
 
 use crate::support;
 use crate::support::projectors::{Running, declare, insert, numbers};
@@ -277,7 +278,7 @@ async fn a_reset_makes_the_tables_anew_ends_the_claim_and_is_recorded() {
     running.turn(ids[1]).await.unwrap();
 
     let mut connection = db.pool.acquire().await.unwrap();
-    assert!(running.projector.reset(&mut connection, "alice@example").await.unwrap());
+    assert!(running.projector.reset(&mut connection, "alice@example", Effects::Silent).await.unwrap());
     assert_eq!(numbers(&db.pool, "select count(*) from seen").await, vec![0]);
     assert_eq!(running.turn(ids[1]).await.unwrap(), Turned::Lost);
 

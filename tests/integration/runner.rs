@@ -10,7 +10,7 @@ use espd::retry::RetryPolicy;
 use espd::runner::{ReleaseBell, Runner, RunnerSettings};
 use espd::shutdown::{self, ShutdownHandle};
 use espd::subscription::Subscription;
-use espd::tracker::{Owner, TrackerRow, Trackers};
+use espd::tracker::{Effects, Owner, TrackerRow, Trackers};
 use espd::watcher::{Watcher, WatcherSettings};
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
@@ -309,7 +309,7 @@ async fn an_operator_who_rings_is_heard_at_once() {
     let life = Life::begin(&db, notes(""), hour);
     reaches(&db.pool, "notes", last).await;
     // While it is idle,
-    trackers.reset(&mut connection, "notes", "alice@here", 0, false).await.unwrap();
+    trackers.reset(&mut connection, "notes", "alice@here", 0, false, Effects::Silent).await.unwrap();
     ring().await;
     row_with(&db.pool, "the events again", |row| row.handled == 10).await;
     // and while it is paused. Its batch tells it so, and it claims anew to wait for the operator.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use espd::failure::Failure;
 use espd::processor::{ProcessorKind, Turned};
-use espd::tracker::{Claim, Owner, TrackerRow, Trackers};
+use espd::tracker::{Claim, Effects, Owner, TrackerRow, Trackers};
 use sqlx::PgPool;
 
 use crate::support::facts::{append, position};
@@ -25,7 +25,7 @@ impl Fixture {
     async fn new() -> Self {
         let pool = support::database().await.pool;
         let trackers = Trackers::new(SCHEMA);
-        trackers.register(&pool, NAME, ProcessorKind::Projector, 1).await.unwrap();
+        trackers.register(&pool, NAME, ProcessorKind::Projector, 1, 0).await.unwrap();
         Self { pool, trackers }
     }
 
@@ -173,8 +173,10 @@ async fn what_operators_do_is_recorded_once_with_who_when_from_and_to() {
     assert_eq!((row.paused_by.as_deref(), row.paused_at.is_some()), (Some("alice@here"), true));
     assert!(trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
     assert!(!trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
-    assert!(trackers.reset(&mut connection, NAME, "dave@here", 3, false).await.unwrap());
-    assert!(!trackers.reset(&mut connection, "nobody", "dave@here", 3, false).await.unwrap());
+    assert!(trackers.reset(&mut connection, NAME, "dave@here", 3, false, Effects::Silent).await.unwrap());
+    assert!(
+        !trackers.reset(&mut connection, "nobody", "dave@here", 3, false, Effects::Silent).await.unwrap()
+    );
     let expected = [
         entry("alice@here", "pause", 40, 40),
         entry("bob@here", "resume", 40, 40),
@@ -206,7 +208,7 @@ async fn a_reset_ends_every_claim_and_forgets_the_failure() {
     trackers.record_failure(pool, NAME, &claim, 2, &Failure::of_processor("no"), None).await.unwrap();
     assert!(fixture.row().await.failed_at.is_some());
     let mut connection = pool.acquire().await.unwrap();
-    trackers.reset(&mut connection, NAME, "alice@here", 0, true).await.unwrap();
+    trackers.reset(&mut connection, NAME, "alice@here", 0, true, Effects::Silent).await.unwrap();
     assert!(!fixture.renew(&claim).await);
     let row = fixture.row().await;
     assert_eq!((row.attempts, row.last_error.is_none(), row.failed_at), (0, true, None));
@@ -229,7 +231,10 @@ async fn no_batch_moves_a_position_backward() {
     assert_eq!(running.turn(last - 2).await.unwrap(), Turned::Lost);
     // An operator has moved it back meanwhile: what the owner believes is outdated, forward and backward.
     let mut connection = pool.acquire().await.unwrap();
-    Trackers::new(SCHEMA).reset(&mut connection, NAME, "alice@here", 2, false).await.unwrap();
+    Trackers::new(SCHEMA)
+        .reset(&mut connection, NAME, "alice@here", 2, false, Effects::Silent)
+        .await
+        .unwrap();
     running.claim.position = last;
     assert_eq!(running.turn(last).await.unwrap(), Turned::Lost);
     assert_eq!(position(&pool, NAME).await, 2);

@@ -38,6 +38,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         batch: BatchLimits::default(),
         retry: RetryPolicy::default(),
         isolation: Isolation::default(),
+        reaction: None,
     }
 }
 
@@ -95,8 +96,9 @@ impl Running {
 
 pub async fn claim(connection: &mut PgConnection, projector: &SqlProjector) -> Claim {
     let trackers = Trackers::new(SCHEMA);
+    let position = projector.starting_position(connection).await.unwrap();
     trackers
-        .register(&mut *connection, projector.name(), projector.kind(), projector.version())
+        .register(&mut *connection, projector.name(), projector.kind(), projector.version(), position)
         .await
         .unwrap();
     trackers.claim(connection, projector.name(), &Owner::draw(), Duration::ZERO).await.unwrap().unwrap()

@@ -1,0 +1,30 @@
+//! What makes a processor a reactor: what it may emit, and where it begins.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::event::Position;
+
+/// What is declared about a reactor beside what projectors have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reaction {
+    /// The event types that it may emit, in the order of the file, none twice.
+    pub emits: Vec<String>,
+    /// Where it begins when it is run for the first time.
+    pub start: Start,
+}
+
+/// Where a reactor begins. What was there before it is none of its business, unless it says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// With the first event of the store, written `"beginning"`.
+    Beginning,
+    /// With the first event appended after its first start, written `"now"`.
+    #[default]
+    Now,
+    /// With the first event beyond this position, written as a number from 0.
+    Position(Position),
+    /// With the first event created at this time or later, written like `"2026-01-31T00:00:00Z"`.
+    Time(DateTime<Utc>),
+}

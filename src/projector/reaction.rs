@@ -1,0 +1,44 @@
+//! What the generated function of a reactor has beside that of a projector: who emits, and for which event.
+//!
+//! `migrations/event_store/0004_emit.sql` reads these settings.
+
+use crate::declaration::Reaction;
+use crate::sql_quote::quote_literal;
+
+/// Declares what the other parts use.
+pub(super) const DECLARATIONS: &str = "  espd_silent_until bigint;\n";
+
+/// Says who emits, once for a batch.
+pub(super) fn begin_batch(name: &str, reaction: &Reaction, trackers: &str) -> String {
+    format!(
+        "  {};\n  \
+           select t.silent_until into espd_silent_until from {trackers} as t\n    \
+             where t.name = {} and t.partition = espd_partition;\n",
+        say_who("perform", name, reaction),
+        quote_literal(name)
+    )
+}
+
+/// Says which event is at hand.
+pub(super) const BEGIN_EVENT: &str = "        \
+        perform set_config('espd.source', event.uuid::text, true),
+          set_config('espd.correlation', coalesce(event.correlation_id, event.uuid)::text, true),
+          set_config('espd.depth',
+            coalesce(substring(event.metadata #>> '{espd,depth}' from '^[0-9]{1,6}$'), '0'), true),
+          set_config('espd.emitted', '0', true),
+          set_config('espd.replaying', case when event.id <= espd_silent_until then 'on' else 'off' end, true);
+";
+
+/// A statement after which handlers can be tried: what they emit is judged and not stored.
+pub(super) fn pretend(name: &str, reaction: &Reaction) -> String {
+    format!("{}, set_config('espd.replaying', 'on', true)", say_who("select", name, reaction))
+}
+
+fn say_who(verb: &str, name: &str, reaction: &Reaction) -> String {
+    let emits: Vec<String> = reaction.emits.iter().map(|event_type| quote_literal(event_type)).collect();
+    format!(
+        "{verb} set_config('espd.reactor', {}, true), set_config('espd.emits', array[{}]::text[]::text, true)",
+        quote_literal(name),
+        emits.join(", ")
+    )
+}
