@@ -6,8 +6,11 @@ use super::admin::{AdminSettings, Token};
 use super::database_url::DatabaseUrl;
 use super::quantity::{format_duration, format_size};
 use super::{Config, EventStoreSettings};
-use crate::declaration::{BatchLimits, HandledEvents, Handler, ProjectorDeclaration, SourceText};
+use crate::declaration::{
+    BatchLimits, HandledEvents, Handler, ProjectorDeclaration, Reaction, SourceText, Start,
+};
 use crate::layout::LayoutSettings;
+use crate::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 
 /// The configuration in the shape of its file, defaults filled in, passwords hidden.
@@ -24,7 +27,8 @@ pub(super) fn redact(config: &Config) -> Value {
         },
         "retry": show_retry(&config.retry),
         "log": { "format": config.log.format, "level": config.log.level },
-        "projector": config.projectors.iter().map(show_projector).collect::<Vec<_>>(),
+        "projector": show_processors(config, ProcessorKind::Projector),
+        "reactor": show_processors(config, ProcessorKind::Reactor),
     });
     show_url(&mut shown["event_store"], "url", config.event_store.url.as_ref());
     show_url(&mut shown["event_store"], "direct_url", config.event_store.direct_url.as_ref());
@@ -113,7 +117,11 @@ fn show_retry(policy: &RetryPolicy) -> Value {
     shown
 }
 
-fn show_projector(projector: &ProjectorDeclaration) -> Value {
+fn show_processors(config: &Config, kind: ProcessorKind) -> Vec<Value> {
+    config.projectors.iter().filter(|processor| processor.kind() == kind).map(show_processor).collect()
+}
+
+fn show_processor(projector: &ProjectorDeclaration) -> Value {
     let table =
         |table: &crate::declaration::TableDeclaration| (table.name.clone(), json!(table.columns.text));
     let mut shown = json!({
@@ -126,6 +134,15 @@ fn show_projector(projector: &ProjectorDeclaration) -> Value {
         "on": projector.handlers.iter().map(show_handler).collect::<Vec<_>>(),
     });
     show_batch_limits(&mut shown, &projector.batch);
+    if let Some(Reaction { emits, start }) = &projector.reaction {
+        shown["emits"] = json!(emits);
+        shown["start"] = match start {
+            Start::Beginning => json!("beginning"),
+            Start::Now => json!("now"),
+            Start::Position(position) => json!(position),
+            Start::Time(time) => json!(time),
+        };
+    }
     shown
 }
 

@@ -8,7 +8,8 @@ use espd::processor::{Processor as _, ProcessorError, Turned};
 use espd::projector::{Events, check};
 use espd::tracker::Effects;
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row as _};
 use uuid::Uuid;
 
 use crate::support;
@@ -38,20 +39,17 @@ struct Emitted {
 }
 
 async fn emitted(pool: &PgPool) -> Vec<Emitted> {
-    let query = "select id, uuid, aggregate_id, body, metadata, correlation_id, causation_id
-                 from espd.events where type = 'Answered' order by id";
-    let rows: Vec<(i64, Uuid, Uuid, Value, Value, Option<Uuid>, Option<Uuid>)> =
-        sqlx::query_as(query).fetch_all(pool).await.unwrap();
-    let event = |(id, uuid, aggregate_id, body, metadata, correlation_id, causation_id)| Emitted {
-        id,
-        uuid,
-        aggregate_id,
-        body,
-        metadata,
-        correlation_id,
-        causation_id,
+    let query = "select * from espd.events where type = 'Answered' order by id";
+    let event = |row: PgRow| Emitted {
+        id: row.get("id"),
+        uuid: row.get("uuid"),
+        aggregate_id: row.get("aggregate_id"),
+        body: row.get("body"),
+        metadata: row.get("metadata"),
+        correlation_id: row.get("correlation_id"),
+        causation_id: row.get("causation_id"),
     };
-    rows.into_iter().map(event).collect()
+    sqlx::query(query).map(event).fetch_all(pool).await.unwrap()
 }
 
 async fn identity(pool: &PgPool, id: i64) -> (Uuid, Uuid) {

@@ -16,7 +16,7 @@ fn the_committed_examples_are_valid() {
     let todos = ["completed_todos", "outstanding_todos", "scheduled_todos"].map(str::to_owned);
     assert_eq!(names(&load_committed("espd.minimal.toml")), todos.clone().into());
     let mut example = BTreeSet::from(todos);
-    example.insert("todos_per_day".to_owned());
+    example.extend(["todos_per_day", "reminders"].map(str::to_owned));
     assert_eq!(names(&espd_example()), example);
 }
 
@@ -25,7 +25,7 @@ fn the_example_shows_the_defaults() {
     let Config { files, event_store, projections, runner, retry, log, admin, hooks, projectors } =
         espd_example();
     let default = Config::default();
-    assert_eq!((files.len(), projectors.len()), (4, 4));
+    assert_eq!((files.len(), projectors.len()), (4, 5));
     assert_eq!(event_store.layout, default.event_store.layout);
     assert_eq!(event_store.schema, default.event_store.schema);
     assert_eq!(projections, default.projections);
@@ -41,7 +41,7 @@ fn the_example_names_every_key() {
     folder.load().unwrap_or_else(|faults| panic!("{faults}"));
     let mut named = BTreeSet::new();
     collect_keys("", &toml::from_str(&complete_example()).unwrap(), &mut named);
-    named.retain(|key| !key.starts_with("projector.tables."));
+    named.retain(|key| !key.starts_with("projector.tables.") && !key.starts_with("reactor.tables."));
     assert_eq!(named, espd::config::known_keys().into_iter().collect());
 }
 
@@ -53,7 +53,7 @@ fn the_documentation_names_every_key() {
         // Sections are headings; keys stand in the table below the heading of their section.
         let heading = format!("\n### {name}\n");
         let chapter = match section {
-            "" | "projector" => documentation.as_str(),
+            "" | "projector" | "reactor" | "reactor.on" | "reactor.retry" => documentation.as_str(),
             _ => documentation
                 .split_once(&format!("\n### {section}\n"))
                 .unwrap()
@@ -63,7 +63,7 @@ fn the_documentation_names_every_key() {
                 .unwrap(),
         };
         let documented = documentation.contains(&heading) || chapter.contains(&format!("`{key}`"));
-        assert!(documented || name == "projector", "{name} is not documented");
+        assert!(documented || ["projector", "reactor"].contains(&name.as_str()), "{name} is not documented");
     }
 }
 
@@ -76,7 +76,7 @@ fn every_character_of_the_committed_sql_is_located() {
         texts.extend(projector.handlers.iter().map(|handler| &handler.sql));
         texts.extend(&projector.ddl);
     }
-    assert_eq!(texts.len(), 5 + 12 + 2);
+    assert_eq!(texts.len(), 6 + 13 + 2);
     for text in texts {
         let file = fs::read_to_string(&text.file).unwrap();
         let lines: Vec<Vec<char>> = file.split('\n').map(|line| line.chars().collect()).collect();
