@@ -4,6 +4,7 @@ use espd::embedded::StopMode;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use sqlx::PgPool;
+use tokio::net::TcpStream;
 
 use super::{OPERATE, endpoint, parse_metrics, refused, running, settings};
 use crate::support;
@@ -84,22 +85,30 @@ async fn a_taken_port_is_an_error_of_the_start() {
 
 #[tokio::test]
 async fn an_answer_that_is_under_way_is_given_before_the_end() {
-    let (db, _installation, daemon, client) = running(&format!("operator_token = '{OPERATE}'")).await;
-    let mut reader = db.pool.begin().await.unwrap();
-    sqlx::query("select from notes").execute(&mut *reader).await.unwrap();
+    let (db, _installation, mut daemon, client) = running(&format!("operator_token = '{OPERATE}'")).await;
+    sqlx::query(
+        "insert into espd.trackers (name, kind, version, position) values ('old', 'projector', 1, 3)",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let mut holder = db.pool.begin().await.unwrap();
+    sqlx::query("select from espd.trackers where name = 'old' for update")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
     let asked = client.clone();
-    let reset = tokio::spawn(async move { asked.post("/api/v1/processors/notes/reset", OPERATE, "").await });
-    eventually("a reset that waits for the table", async || {
+    let reset =
+        tokio::spawn(async move { asked.post("/api/v1/processors/old/reset", OPERATE, "{\"to\": 1}").await });
+    eventually("a reset that waits for the tracker", async || {
         let query = "select 1 from pg_stat_activity where application_name = 'espd admin' and wait_event_type = 'Lock'
                        and datname = current_database()";
         sqlx::query(query).fetch_optional(&db.pool).await.unwrap()
     })
     .await;
     daemon.signal(Signal::SIGTERM);
-    daemon.says("stopping").await;
-    reader.rollback().await.unwrap();
-    assert_eq!(reset.await.unwrap().json(200)["position"], 0);
-    let mut daemon = daemon;
+    eventually("the end of listening", async || TcpStream::connect(&client.address).await.err()).await;
+    holder.rollback().await.unwrap();
+    assert_eq!(reset.await.unwrap().json(200)["position"], 1);
     assert_eq!(daemon.ended().await.code(), Some(0));
-    assert!(tokio::net::TcpStream::connect(&client.address).await.is_err());
 }
