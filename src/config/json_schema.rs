@@ -30,17 +30,22 @@ fn object(prefix: &str, descriptions: &BTreeMap<String, String>) -> Value {
     for name in keys::known_keys() {
         let Some(key) = name.strip_prefix(prefix).filter(|key| !key.contains('.')) else { continue };
         let mut property = property(&name, descriptions);
-        if let Some(description) = descriptions.get(&name) {
-            property["description"] = json!(description);
-        }
+        property["description"] = json!(describe(&name, descriptions));
         properties.insert(key.to_owned(), property);
     }
     let required = match prefix {
-        "projector." => json!(["name", "on"]),
-        "projector.on." => json!(["events", "sql"]),
+        "projector." | "reactor." => json!(["name", "on"]),
+        "projector.on." | "reactor.on." => json!(["events", "sql"]),
         _ => json!([]),
     };
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+}
+
+/// What a key is. The example says once what is the same for reactors as for projectors.
+fn describe<'d>(name: &str, descriptions: &'d BTreeMap<String, String>) -> &'d str {
+    let told = |name: &str| descriptions.get(name).map(String::as_str).filter(|told| !told.is_empty());
+    let as_projector = || told(&name.replacen("reactor.", "projector.", 1));
+    told(name).or_else(as_projector).unwrap_or_default()
 }
 
 fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
@@ -49,16 +54,22 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
         let section = object(&format!("{name}."), descriptions);
         return match key {
             // One of them may stand alone.
-            "projector" | "on" => json!({ "anyOf": [section, { "type": "array", "items": section }] }),
+            "projector" | "reactor" | "on" => {
+                json!({ "anyOf": [section, { "type": "array", "items": section }] })
+            }
             _ => section,
         };
     }
     match key {
-        "include" | "ddl" | "events" | "allowed_hosts" => {
+        // There are two of this name.
+        "on_failure" if !name.starts_with("hooks.") => choice(&["retry", "stop"]),
+        "include" | "ddl" | "events" | "emits" | "allowed_hosts" | "on_worker_end" | "on_failure" => {
             json!({ "type": "array", "items": { "type": "string" } })
         }
         "tables" => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         "batch_size" | "batch_span" | "version" | "max_attempts" => number("integer"),
+        // A position, or a word, or a time.
+        "start" => number("integer"),
         "jitter" => number("number"),
         "layout" => choice(&["espd", "event_sourcery"]),
         "strategy" => choice(&["exponential", "constant", "none"]),
@@ -66,7 +77,7 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
         "isolation" => text("^(process|task|group:.+)$"),
         "batch_bytes" | "memory_max" => text("^[0-9]+ ?(B|[kKMG]i?B)$"),
         "batch_time" | "poll_interval_max" | "shutdown_timeout" | "hang_timeout" | "restart_max"
-        | "initial" | "max" => text("^[0-9]+ ?(ms|s|m|h|d)$"),
+        | "timeout" | "initial" | "max" => text("^[0-9]+ ?(ms|s|m|h|d)$"),
         _ => json!({ "type": "string" }),
     }
 }
@@ -122,7 +133,7 @@ mod tests {
     fn the_example_describes_every_key() {
         let descriptions = descriptions(EXAMPLE);
         for key in keys::known_keys() {
-            let description = descriptions.get(&key).map_or("", String::as_str);
+            let description = describe(&key, &descriptions);
             assert!(!description.is_empty(), "config/espd.example.toml says nothing above {key}");
         }
         assert_eq!(
