@@ -35,7 +35,7 @@ const PROCESSING: MigrationSet = MigrationSet {
         (1, "trackers", include_str!("../migrations/processing/0001_trackers.sql")),
         (2, "workers", include_str!("../migrations/processing/0002_workers.sql")),
         (3, "signs of life", include_str!("../migrations/processing/0003_signs_of_life.sql")),
-        (5, "reactors", include_str!("../migrations/processing/0005_reactors.sql")),
+        (4, "reactors", include_str!("../migrations/processing/0004_reactors.sql")),
     ],
 };
 

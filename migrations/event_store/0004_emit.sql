@@ -16,14 +16,14 @@
 --   ES004  not allowed: outside a reactor, a type that is not declared, or a chain of more than 100 events
 
 -- Whether the event at hand was handled before a reset, so that what it led to is there already.
-create function :"schema".is_replaying() returns boolean
+create or replace function :"schema".is_replaying() returns boolean
 language sql stable
 as $$ select coalesce(current_setting('espd.replaying', true) = 'on', false) $$;
 
 -- Appends an event in the transaction of the batch and returns its id; null while replaying.
 --
 -- An event that was emitted before is not appended again: its id is returned, whatever is in the body now.
-create function :"schema".emit(
+create or replace function :"schema".emit(
   type             text,
   aggregate_id     uuid,
   body             jsonb,
