@@ -8,6 +8,7 @@ mod import_positions;
 mod manual;
 mod operate;
 mod output;
+mod roles;
 mod status;
 mod wait;
 
@@ -67,6 +68,8 @@ enum Command {
     Check,
     /// Look at everything that espd needs of its databases, and say what to do where it is missing
     Doctor(doctor::Arguments),
+    /// Print SQL that makes roles with no more rights than appending, reading, running or operating needs
+    Roles(roles::Arguments),
     /// Print a script that lets a shell complete commands and options
     Completions(manual::CompletionsArguments),
     /// Print the manual page, or write all pages into a folder
@@ -120,6 +123,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Config(_) => output::print(&serde_json::to_string_pretty(&config.redacted())?),
         Command::Check => check::run(&config).await,
+        Command::Roles(_) => roles::run(&config),
         Command::Doctor(arguments) => doctor::run(arguments, &config).await,
         command => {
             let databases = Databases::connect(&config, "espctl").await?;
@@ -148,6 +152,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Migrate
         | Command::Check
         | Command::Doctor(_)
+        | Command::Roles(_)
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Config(_) => {

@@ -7,4 +7,5 @@ mod doctor;
 mod events;
 mod manual;
 mod operate;
+mod roles;
 mod status;

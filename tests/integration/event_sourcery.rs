@@ -362,3 +362,25 @@ async fn nothing_is_taken_over_from_a_running_processor_or_onto_missing_tables()
     assert!(complaint.contains("no declared processor has a predecessor of its name"), "{complaint}");
     assert_eq!(count(&framework, "select count(*) from espd.trackers").await, 0);
 }
+
+#[tokio::test]
+async fn roles_and_doctor_know_the_store() {
+    let framework = Framework::create().await;
+    let installation = Installation::new(&framework.db.url, SETTINGS);
+    installation.espctl(&["migrate"]).await.printed();
+    framework.run("create schema projections").await;
+    let script = installation.espctl(&["roles"]).await.printed();
+    framework.run(&format!("begin; select pg_advisory_xact_lock(1); {script}\n; commit")).await;
+    let may = "select (has_table_privilege('espd_daemon', 'public.events', 'select')
+                       and has_sequence_privilege('espd_daemon', 'public.events_id_seq', 'select')
+                       and not has_table_privilege('espd_daemon', 'public.events', 'insert'))::int::bigint";
+    assert_eq!(count(&framework, may).await, 1);
+    let outcome = installation.espctl(&["doctor", "--json"]).await;
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&outcome.stdout).unwrap();
+    let level =
+        |check: &str| findings.iter().find(|finding| finding["check"] == check).map(|f| f["level"].clone());
+    for check in ["events_table", "sequence", "horizon", "privileges", "processing_schema"] {
+        assert_eq!(level(check), Some(json!("ok")), "{check}");
+    }
+    assert_eq!(level("event_store_schema"), None);
+}

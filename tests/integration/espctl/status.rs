@@ -220,7 +220,7 @@ async fn watching_tells_every_change_until_interrupted() {
     })
     .await;
     // Whoever looks on is not thrown out by a lost connection.
-    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'espctl'")
+    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'espctl' and datname = current_database()")
         .execute(&db.pool)
         .await
         .unwrap();

@@ -1,0 +1,54 @@
+-- Roles with no more rights than their work needs. Not a migration: run it by hand, as the owner of the schema, after
+-- `espctl migrate`, and again after every later one. `espctl roles` prints it with the names of a configuration; under
+-- psql say them:
+--
+--   psql -v ON_ERROR_STOP=1 -v schema=espd -v projections=public -1 -f migrations/roles.sql
+--
+-- Nobody logs in as these roles. Give them to the roles that do (docs/roles.md):
+--
+--   create role shop_app login password '…'; grant espd_appender to shop_app;
+--   create role espd login password '…' in role espd_daemon; alter role espd set role espd_daemon;
+--
+-- Roles belong to the whole server. What they may do is said here for one database.
+do $$
+declare
+  name text;
+begin
+  foreach name in array array['espd_reader', 'espd_appender', 'espd_daemon', 'espd_operator'] loop
+    if not exists (select from pg_roles where rolname = name) then
+      execute format('create role %I nologin', name);
+    end if;
+  end loop;
+end
+$$;
+
+-- Reads events and sees how far everybody is: `espctl events`, `espctl status`, `espctl wait`.
+grant usage on schema :"schema" to espd_reader;
+grant select on all tables in schema :"schema" to espd_reader;
+grant select on all sequences in schema :"schema" to espd_reader;
+-- Names whoever holds the horizon back.
+grant pg_read_all_stats to espd_reader;
+
+-- Appends, and reads what there is to decide by. Nobody updates, deletes or truncates events.
+grant espd_reader to espd_appender;
+grant insert on :"schema".events to espd_appender;
+
+-- Runs processors. It makes their functions in espd's schema and their tables in that of the projections, so it owns
+-- these and needs `create` on both.
+grant espd_reader to espd_daemon;
+grant create on schema :"schema" to espd_daemon;
+grant usage, create on schema :"projections" to espd_daemon;
+grant insert, update on :"schema".trackers to espd_daemon;
+grant insert, update, delete on :"schema".projection_tables, :"schema".workers, :"schema".signs_of_life to espd_daemon;
+-- What operators do through the admin endpoint, the daemon records.
+grant insert on :"schema".operator_log to espd_daemon;
+-- For reactors that emit. Where there are none, take it back: revoke insert on :"schema".events from espd_daemon;
+grant insert on :"schema".events to espd_daemon;
+
+-- Pauses, resumes, retries and moves positions. What it does is recorded, and the records are nobody's to change.
+-- A reset that makes tables anew is the daemon's: they have to belong to it.
+grant espd_reader to espd_operator;
+grant update on :"schema".trackers to espd_operator;
+grant insert on :"schema".operator_log to espd_operator;
+-- Ends sessions that hold the horizon or a tracker.
+grant pg_signal_backend to espd_operator;

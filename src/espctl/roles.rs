@@ -1,0 +1,42 @@
+//! `espctl roles`: the script of roles with few rights, with the names of this configuration.
+
+use clap::Args;
+
+use crate::config::Config;
+use crate::espctl::output;
+use crate::layout::{Layout, LayoutSettings};
+use crate::sql_quote::quote_identifier;
+
+/// What the script is made from; it also runs under psql.
+const ROLES: &str = include_str!("../../migrations/roles.sql");
+
+#[derive(Args)]
+#[command(
+    after_help = "Prints SQL and changes nothing: look at it, then give it to psql. docs/roles.md tells what the roles are for.\n\n\
+    Example:\n  espctl roles | psql --single-transaction -v ON_ERROR_STOP=1 \"$DATABASE_URL\""
+)]
+pub(crate) struct Arguments {}
+
+pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
+    let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
+    let own = ROLES
+        .replace(":\"projections\"", &quote_identifier(&config.projections.schema))
+        .replace("schema :\"schema\"", &format!("schema {}", layout.quoted_schema()));
+    let text = match &config.event_store.layout {
+        LayoutSettings::Espd => own,
+        LayoutSettings::EventSourcery(names) => {
+            // Its application appends, with rights of its own; everybody else reads.
+            let kept: Vec<&str> =
+                own.lines().filter(|line| !line.starts_with("grant insert on :\"schema\".events")).collect();
+            let schema = quote_identifier(&names.schema);
+            format!(
+                "{}\n\n-- The store of event_sourcery-postgres is read only.\ngrant usage on schema {schema} to espd_reader;\n\
+                 grant select on {} to espd_reader;\ngrant select on sequence {} to espd_reader;",
+                kept.join("\n"),
+                layout.events_table(),
+                layout.sequence()
+            )
+        }
+    };
+    output::print(text.replace(":\"schema\"", &layout.quoted_schema()).trim_end())
+}
