@@ -13,7 +13,7 @@ use crate::faults::{Storm, Tally};
 use crate::fold::read_events;
 use crate::ledger::Ledger;
 use crate::load::Load;
-use crate::projectors::{NAMES, Projections};
+use crate::projectors::{NAMES, Projections, REACTOR};
 use crate::servers::Server;
 use crate::trackers::{self, History, Lookout};
 use crate::verify::{Evidence, Verdict, verify};
@@ -93,7 +93,7 @@ async fn pass_gate(world: &World) -> anyhow::Result<()> {
     let deadline = Instant::now() + GATE_LIMIT;
     for (place, server) in world.places() {
         let mut connection = server.connect().await?;
-        while find_laggards(&mut connection, 1).await?.is_some() {
+        while find_laggards(&mut connection, &NAMES, 1).await?.is_some() {
             anyhow::ensure!(Instant::now() < deadline, "the projectors {place} do not begin");
             sleep(POLL).await;
         }
@@ -101,30 +101,54 @@ async fn pass_gate(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until every projector has reached the head. Returns those that do not.
+/// Waits until every processor has reached the head. Returns those that do not.
 async fn wait_until_converged(world: &World) -> anyhow::Result<Option<String>> {
     let deadline = Instant::now() + CONVERGENCE_LIMIT;
-    let statement = "-- read_head\nselect coalesce(max(id), 0) from espd.events";
-    let head = sqlx::query_scalar(statement).fetch_one(&mut world.events.connect().await?).await?;
+    // What the reactor emits on its way moves the head once more.
+    let laggard = wait_for_processors(&world.events, &[REACTOR], read_head(world).await?, deadline).await?;
+    if laggard.is_some() {
+        return Ok(laggard);
+    }
+    let head = read_head(world).await?;
     for (place, server) in world.places() {
-        let mut connection = server.connect().await?;
-        while let Some(laggards) = find_laggards(&mut connection, head).await? {
-            if Instant::now() > deadline {
-                return Ok(Some(format!(
-                    "{place}, short of the head {head} after {CONVERGENCE_LIMIT:?}: {laggards}"
-                )));
-            }
-            sleep(POLL).await;
+        if let Some(laggards) = wait_for_processors(server, &NAMES, head, deadline).await? {
+            return Ok(Some(format!("{place}, {laggards}")));
         }
     }
     Ok(None)
 }
 
+async fn read_head(world: &World) -> anyhow::Result<i64> {
+    let statement = "-- read_head\nselect coalesce(max(id), 0) from espd.events";
+    Ok(sqlx::query_scalar(statement).fetch_one(&mut world.events.connect().await?).await?)
+}
+
+/// Waits until these have reached a position. Returns those that have not by the deadline.
+async fn wait_for_processors(
+    server: &Server,
+    names: &[&'static str],
+    position: i64,
+    deadline: Instant,
+) -> anyhow::Result<Option<String>> {
+    let mut connection = server.connect().await?;
+    while let Some(laggards) = find_laggards(&mut connection, names, position).await? {
+        if Instant::now() > deadline {
+            return Ok(Some(format!("short of {position} after {CONVERGENCE_LIMIT:?}: {laggards}")));
+        }
+        sleep(POLL).await;
+    }
+    Ok(None)
+}
+
 /// The trackers that have not reached a position, in words.
-async fn find_laggards(connection: &mut PgConnection, position: i64) -> Result<Option<String>, sqlx::Error> {
+async fn find_laggards(
+    connection: &mut PgConnection,
+    names: &[&'static str],
+    position: i64,
+) -> Result<Option<String>, sqlx::Error> {
     let trackers = trackers::read(connection).await?;
     let behind = |name: &&'static str| trackers.get(*name).is_none_or(|tracker| tracker.position < position);
-    let laggards: Vec<&str> = NAMES.into_iter().filter(behind).collect();
+    let laggards: Vec<&str> = names.iter().copied().filter(behind).collect();
     Ok((!laggards.is_empty()).then(|| format!("{laggards:?} of {trackers:?}")))
 }
 

@@ -1,6 +1,6 @@
 //! Negative controls: the verifier has to notice each of these changes of the evidence, every time.
 
-use crate::ledger::{Append, Outcome};
+use crate::ledger::{Append, GREETED, Outcome};
 use crate::projectors::Projections;
 use crate::verify::{Evidence, Verdict, verify};
 
@@ -10,7 +10,7 @@ type Change = fn(&mut Evidence) -> Option<()>;
 /// How the verdict on the changed evidence has to differ from that on the true one.
 type Notice = fn(&Verdict, &Verdict) -> bool;
 
-const CONTROLS: [(&str, Change, Notice); 11] = [
+const CONTROLS: [(&str, Change, Notice); 13] = [
     ("an event not handled", drop_entry, |before, after| after.lost == before.lost + 1),
     ("an event handled twice", double_entry, |before, after| after.doubled == before.doubled + 1),
     ("two events handled in the wrong order", swap_entries, |before, after| {
@@ -23,6 +23,10 @@ const CONTROLS: [(&str, Change, Notice); 11] = [
     ("an acknowledged event not stored", drop_event, |before, after| after.lost > before.lost),
     ("an event stored twice", double_event, |before, after| after.doubled > before.doubled),
     ("a rolled back event stored", revoke_append, complains),
+    ("an emission lost", drop_emission, |before, after| after.emissions_lost == before.emissions_lost + 1),
+    ("an emission doubled", double_emission, |before, after| {
+        after.emissions_doubled == before.emissions_doubled + 1
+    }),
     ("an append stored in part", tear_append, |before, after| after.torn == before.torn + 1),
 ];
 
@@ -99,6 +103,18 @@ fn drop_event(evidence: &mut Evidence) -> Option<()> {
 fn double_event(evidence: &mut Evidence) -> Option<()> {
     let event = evidence.events.last()?.clone();
     evidence.events.push(event);
+    Some(())
+}
+
+fn drop_emission(evidence: &mut Evidence) -> Option<()> {
+    let emission = evidence.events.iter().position(|event| event.event_type == GREETED)?;
+    evidence.events.remove(emission);
+    Some(())
+}
+
+fn double_emission(evidence: &mut Evidence) -> Option<()> {
+    let emission = evidence.events.iter().find(|event| event.event_type == GREETED)?.clone();
+    evidence.events.push(emission);
     Some(())
 }
 

@@ -10,6 +10,9 @@ pub const WITHDRAWN: &str = "MoneyWithdrawn";
 pub const CLOSED: &str = "AccountClosed";
 pub const NOTED: &str = "NoteAdded";
 
+/// The type that no appender appends, but a reactor emits.
+pub const GREETED: &str = "AccountGreeted";
+
 /// An event that an appender wants to be stored.
 #[derive(Debug, Clone)]
 pub struct Draft {

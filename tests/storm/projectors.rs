@@ -1,4 +1,4 @@
-//! The projectors under test, and their tables as the verifier reads them.
+//! The processors under test, and the projectors' tables as the verifier reads them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -88,10 +88,26 @@ sql = """
 """
 "#;
 
+/// Emits one event for each account, into an aggregate that has nothing else, so that doubles show.
+const GREETER: &str = r#"
+[reactor]
+name = "greeter"
+emits = ["AccountGreeted"]
+start = "beginning"
+batch_size = 30
+
+[[reactor.on]]
+events = ["AccountOpened"]
+sql = """perform espd.emit('AccountGreeted', event.uuid, '{"amount": 1}')"""
+"#;
+
 /// Names of the projectors.
 pub const NAMES: [&str; 3] = ["accounts", "counts", "journal"];
 
-/// Writes the projectors and returns a configuration for a daemon that runs them.
+/// Name of the reactor, which runs beside the events only.
+pub const REACTOR: &str = "greeter";
+
+/// Writes the processors and returns a configuration for a daemon that runs them.
 pub fn write_config(
     folder: &Path,
     name: &str,
@@ -101,9 +117,11 @@ pub fn write_config(
     for (file, text) in [("journal", JOURNAL), ("accounts", ACCOUNTS), ("counts", COUNTS)] {
         fs::write(folder.join(format!("{file}.projector.toml")), text)?;
     }
+    fs::write(folder.join("greeter.reactor.toml"), GREETER)?;
+    let reactors = if projections_url.is_none() { ", \"*.reactor.toml\"" } else { "" };
     let projections = projections_url.map(|url| format!("url = \"{url}\"")).unwrap_or_default();
     let text = format!(
-        r#"include = ["*.projector.toml"]
+        r#"include = ["*.projector.toml"{reactors}]
 
 [event_store]
 url = "{events_url}"

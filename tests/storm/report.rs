@@ -43,6 +43,9 @@ impl Display for Report {
         row("doubled", &verdict.doubled)?;
         row("inverted", &verdict.inverted)?;
         row("appends stored in part", &verdict.torn)?;
+        row("events emitted by a reactor", &verdict.emitted)?;
+        row("  emissions lost", &verdict.emissions_lost)?;
+        row("  emissions doubled", &verdict.emissions_doubled)?;
         row("projections compared", &verdict.tables_compared)?;
         row("  rows compared", &verdict.rows_compared)?;
         row("  rows that differ from the fold", &verdict.rows_wrong)?;

@@ -7,7 +7,7 @@ use espd::event::Version;
 use uuid::Uuid;
 
 use crate::fold::{StoredEvent, fold};
-use crate::ledger::{Append, Draft, Ledger, Outcome};
+use crate::ledger::{Append, Draft, GREETED, Ledger, OPENED, Outcome};
 use crate::projectors::{Entry, Projections};
 
 /// All that is left when the storm is over.
@@ -39,6 +39,11 @@ pub struct Verdict {
     pub inverted: u64,
     /// Appends that are stored in part.
     pub torn: u64,
+    /// By the reactor.
+    pub emitted: u64,
+    /// That the reactor should have emitted.
+    pub emissions_lost: u64,
+    pub emissions_doubled: u64,
     pub tables_compared: u64,
     pub rows_compared: u64,
     pub rows_wrong: u64,
@@ -52,6 +57,7 @@ pub fn verify(evidence: &Evidence) -> Verdict {
     verdict.complaints.extend(evidence.ledger.complaints.iter().cloned());
     verdict.check_store(&evidence.events, &evidence.ledger);
     verdict.check_versions(&evidence.events);
+    verdict.check_emissions(&evidence.events);
     let expected = fold(&evidence.events);
     for (place, projections) in &evidence.places {
         verdict.check_journal(place, &evidence.events, &projections.journal);
@@ -77,7 +83,8 @@ impl Verdict {
             known.extend(append.drafts.iter().map(|draft| draft.uuid));
             self.check_append(append, &stored);
         }
-        for stranger in events.iter().filter(|event| !known.contains(&event.uuid)) {
+        let emitted = |event: &&StoredEvent| event.event_type == GREETED;
+        for stranger in events.iter().filter(|event| !known.contains(&event.uuid) && !emitted(event)) {
             self.complaints.push(format!("stored, but nobody has appended it: {stranger:?}"));
         }
     }
@@ -135,6 +142,29 @@ impl Verdict {
             }
             *version = event.version;
         }
+    }
+
+    /// The reactor's events: one for each account, in the aggregate that its opening names.
+    fn check_emissions(&mut self, events: &[StoredEvent]) {
+        let mut emissions: HashMap<Uuid, u64> = HashMap::new();
+        for event in events.iter().filter(|event| event.event_type == GREETED) {
+            *emissions.entry(event.aggregate_id).or_default() += 1;
+            self.emitted += 1;
+        }
+        for event in events.iter().filter(|event| event.event_type == OPENED) {
+            match emissions.remove(&event.uuid) {
+                Some(1) => {}
+                Some(times) => {
+                    self.emissions_doubled += times - 1;
+                    self.complaints.push(format!("emitted {times} times for {event:?}"));
+                }
+                None => {
+                    self.emissions_lost += 1;
+                    self.complaints.push(format!("nothing emitted for {event:?}"));
+                }
+            }
+        }
+        self.complaints.extend(emissions.keys().map(|uuid| format!("emitted for nothing: {uuid}")));
     }
 
     /// The journal against the store: each event once, in order, as it is.
