@@ -1,5 +1,7 @@
 //! How far every processor is, whether it goes on, and if not, why and what to do.
 
+mod worker;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -11,6 +13,8 @@ use crate::horizon::Holder;
 use crate::horizon::Horizon;
 use crate::layout::Layout;
 use crate::tracker::{Outage, TrackerRow, Trackers};
+
+pub use worker::WorkerStatus;
 
 /// What a processor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -111,6 +115,8 @@ pub struct ProcessorStatus {
     pub paused_by: Option<String>,
     /// When its tracker last changed; `None`: it has never run.
     pub updated_at: Option<DateTime<Utc>>,
+    /// The process that it lives in; `None` where no daemon has written one down.
+    pub worker: Option<WorkerStatus>,
     /// Who holds the settled horizon back; empty when nobody does.
     pub held_by: Vec<HeldBy>,
 }
@@ -158,7 +164,8 @@ pub async fn collect(
     declared: &[ProjectorDeclaration],
     name: Option<&str>,
 ) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
-    let rows = Trackers::new(layout.schema()).list(projections, name).await?;
+    let rows = Trackers::new(layout.schema()).list(&mut *projections, name).await?;
+    let workers = worker::list(projections, layout).await?;
     let mut statuses = Vec::new();
     for row in rows {
         let lag_seconds = lag_seconds(events, layout, row.position).await?;
@@ -170,6 +177,9 @@ pub async fn collect(
             let lag_seconds = lag_seconds(events, layout, 0).await?;
             statuses.push(never_run(declaration, horizon, lag_seconds));
         }
+    }
+    for status in &mut statuses {
+        status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
     }
     statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
     Ok(statuses)
@@ -209,6 +219,7 @@ fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStat
         outage: row.outage.map(|outage| outage.0),
         last_error: row.last_error.map(|error| error.0),
         updated_at: Some(row.updated_at),
+        worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
         name: row.name,
         kind: row.kind,
@@ -270,6 +281,7 @@ fn never_run(declaration: &ProjectorDeclaration, horizon: &Horizon, lag_seconds:
         paused_at: None,
         paused_by: None,
         updated_at: None,
+        worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
     }
 }

@@ -10,7 +10,7 @@ use crate::config::{Config, parse_duration};
 use crate::database::Databases;
 use crate::espctl::output::{self, span, thousands};
 use crate::operator::Operator;
-use crate::status::{HeldBy, ProcessorStatus, State};
+use crate::status::{HeldBy, ProcessorStatus, State, WorkerStatus};
 
 #[derive(Args)]
 #[command(after_help = "Under the table stands what is wrong with whom, since when, and what to do.\n\n\
@@ -62,7 +62,11 @@ pub(crate) fn render(statuses: &[ProcessorStatus]) -> String {
     let header = ["NAME", "KIND", "STATE", "POSITION", "HEAD", "LAG", "AGE", "RATE/S", "LEFT", "OWNER"];
     let rows = statuses.iter().map(row).collect();
     let mut text = output::table(&header, rows, &[3, 4, 5, 6, 7, 8]);
-    let troubles = statuses.iter().filter_map(trouble).chain(statuses.first().and_then(held_back));
+    let troubles = statuses
+        .iter()
+        .filter_map(trouble)
+        .chain(statuses.iter().filter_map(down_worker))
+        .chain(statuses.first().and_then(held_back));
     for trouble in troubles {
         text.push_str("\n\n");
         text.push_str(&trouble);
@@ -133,6 +137,8 @@ fn trouble(status: &ProcessorStatus) -> Option<String> {
             since(status.updated_at),
             held_tracker(status)
         )),
+        // What keeps its worker down is told instead.
+        State::Stopped if status.worker.as_ref().is_some_and(WorkerStatus::is_down) => None,
         State::Stopped => Some(format!(
             "{name} is run by no daemon (last sign of it: {}).\n  Start `espd run` with a configuration that declares it.",
             since(status.updated_at)
@@ -149,6 +155,27 @@ fn trouble(status: &ProcessorStatus) -> Option<String> {
             )
         }),
     }
+}
+
+/// Why the processor's worker is not alive, and what to do.
+fn down_worker(status: &ProcessorStatus) -> Option<String> {
+    let worker = status.worker.as_ref().filter(|worker| worker.is_down())?;
+    let seconds = |from: chrono::DateTime<chrono::Utc>, to: chrono::DateTime<chrono::Utc>| {
+        (from - to).as_seconds_f64().max(0.0)
+    };
+    let ended = worker.last_end_at.map_or(0.0, |at| seconds(chrono::Utc::now(), at));
+    let next = worker.next_start_at.map_or(0.0, |at| seconds(at, chrono::Utc::now()));
+    let how = if worker.state == "crash_looping" { "keeps ending" } else { "has ended" };
+    Some(format!(
+        "The worker {} of {} {how}: {}, {} ago; started {} times, next start in {}.\n  The daemon's log says why \
+         (`journalctl -u espd`); `espctl check` and `espctl doctor` find what is wrong with declarations and databases.",
+        worker.worker,
+        worker.owner,
+        worker.last_end.as_deref().unwrap_or("?"),
+        span(ended),
+        worker.starts,
+        span(next),
+    ))
 }
 
 /// What to do where a frozen owner keeps the tracker from others.

@@ -236,3 +236,27 @@ async fn watching_tells_every_change_until_interrupted() {
     let statuses: Value = serde_json::from_str(&json.next().await).unwrap();
     assert_eq!(statuses[0]["name"], "notes");
 }
+
+#[tokio::test]
+async fn a_worker_that_keeps_ending_is_told_with_how_it_ended() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("faulty", "perform 'no end;\n").declare_notes("fine", "");
+    let daemon = installation.start_daemon();
+    let status = eventually("a crash loop", async || {
+        let status = installation.status("faulty").await;
+        (status["worker"]["state"] == "crash_looping").then_some(status)
+    })
+    .await;
+    assert_eq!((&status["state"], &status["worker"]["pid"]), (&"stopped".into(), &Value::Null), "{status}");
+    assert!(status["worker"]["next_start_at"].is_string(), "{status}");
+    let fine = installation.status("fine").await;
+    assert_eq!((&fine["worker"]["state"], &fine["worker"]["worker"]), (&"running".into(), &"fine".into()));
+    assert!(fine["worker"]["pid"].is_i64(), "{fine}");
+    let table = installation.espctl(&["status"]).await.printed();
+    assert!(table.contains("keeps ending: exit code 64 (wrong configuration or declaration)"), "{table}");
+    assert!(!table.contains("is run by no daemon"), "{table}");
+    daemon.stop().await;
+    let gone = installation.status("faulty").await;
+    assert!(gone["worker"].is_null(), "{gone}");
+}
