@@ -132,6 +132,27 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Its process, and those of its workers.
+    pub(crate) fn processes(&self) -> anyhow::Result<Vec<Pid>> {
+        let own = i32::try_from(self.child.id())?;
+        let mut pids = vec![own];
+        // Each thread has children of its own.
+        let threads = std::fs::read_dir(format!("/proc/{own}/task"));
+        for thread in threads.context("the children of a process are known on Linux only")? {
+            let children = std::fs::read_to_string(thread?.path().join("children"))?;
+            for child in children.split_whitespace() {
+                pids.push(child.parse()?);
+            }
+        }
+        Ok(pids.into_iter().map(Pid::from_raw).collect())
+    }
+
+    /// Waits until it has ended, however that comes about.
+    pub(crate) fn wait(mut self) -> anyhow::Result<()> {
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Stops it and waits until it has ended well.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         self.terminate()?;
@@ -151,6 +172,10 @@ impl Drop for Daemon {
         // After `stop` both fail, as they should.
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.terminate();
+            // A benchmark that gives up may have left it suspended.
+            if let Ok(pid) = i32::try_from(self.child.id()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+            }
             let _ = self.child.wait();
         }
     }
