@@ -45,6 +45,8 @@ struct Place {
 #[derive(Subcommand)]
 enum Command {
     /// Create espd's tables, or bring them to the version that this program knows
+    #[command(after_help = "Harmless where nothing is to be done, and while daemons run.\n\n\
+        Example:\n  DATABASE_URL=postgres://localhost/shop espctl migrate")]
     Migrate,
     /// Append events: JSON objects, one per line, from standard input
     Append(append::Arguments),
@@ -55,16 +57,28 @@ enum Command {
     /// Drop a projector's tables and let it start over, or only move a position
     Reset(operate::ResetArguments),
     /// Pause a processor until it is resumed
+    #[command(
+        after_help = "It stays paused through restarts and deployments; who paused it and when is in the status.\n\n\
+        Example:\n  espctl pause outstanding_todos && espctl status outstanding_todos"
+    )]
     Pause(operate::Target),
     /// Try the event that fails now instead of later, also where the processor has stopped over it
+    #[command(
+        after_help = "The count of attempts begins anew.\n\nExample:\n  espctl retry outstanding_todos"
+    )]
     Retry(operate::Target),
     /// Let a paused or failed processor go on
+    #[command(after_help = "Example:\n  espctl resume outstanding_todos && espctl wait outstanding_todos")]
     Resume(operate::Target),
     /// Take over the positions that the processors of event_sourcery have reached
     ImportPositions(import_positions::Arguments),
     /// Wait until a processor has reached a position
     Wait(wait::Arguments),
     /// Check the configuration, the database and every handler's SQL, without changing anything
+    #[command(
+        after_help = "Tries every declaration in a transaction that is rolled back. Mistakes come with file, line and\n\
+        column; any of them makes the exit code 64.\n\nExample, before a deployment:\n  espctl check --config espd.toml"
+    )]
     Check,
     /// Look at everything that espd needs of its databases, and say what to do where it is missing
     Doctor(doctor::Arguments),

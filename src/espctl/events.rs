@@ -13,6 +13,10 @@ use crate::event_store::{EventStore as _, PostgresEventStore};
 use crate::horizon;
 
 #[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    espctl events --after 1200 --type TodoAdded --limit 20\n  \
+    espctl events --aggregate 149d5c70-a373-4857-91e2-1d5ea90c27e4 --json\n  \
+    espctl events --follow --json | jq .type")]
 pub(crate) struct Arguments {
     /// Only events after this position
     #[arg(long, default_value_t = 0, value_name = "POSITION")]

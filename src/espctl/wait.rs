@@ -13,6 +13,8 @@ use crate::exit_code::{Exit, ExitCode};
 use crate::tracker::{TrackerRow, Trackers};
 
 #[derive(Args)]
+#[command(after_help = "Ends with 0 once it is there, with 75 when the time is over.\n\n\
+    Example, to read what was just written:\n  espctl wait outstanding_todos --timeout 5s && psql -c 'table outstanding_todos'")]
 pub(crate) struct Arguments {
     /// Name of the processor
     name: String,
