@@ -101,7 +101,7 @@ async fn no_child_outlives_a_killed_daemon_and_a_new_one_goes_on() {
     killpg(children[1], Signal::SIGSTOP).unwrap();
 
     daemon.kill().await;
-    within(Duration::from_secs(2), "the end of all children", async || {
+    within(Duration::from_secs(1), "the end of all children", async || {
         (!children.into_iter().any(is_alive)).then_some(())
     })
     .await;
