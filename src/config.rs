@@ -101,6 +101,17 @@ impl Config {
         load::load(path, variable)
     }
 
+    /// With the database that `DATABASE_URL` names, where the files name none: for a tool that looks into the private
+    /// PostgreSQL of a daemon.
+    #[must_use]
+    pub fn or_database_of_environment(mut self) -> Self {
+        if self.event_store.url.is_none() {
+            self.event_store.url =
+                std::env::var(DATABASE_URL).ok().and_then(|url| DatabaseUrl::new(url).ok());
+        }
+        self
+    }
+
     /// The defaults, with the database that `DATABASE_URL` names: for a tool that is given no file.
     ///
     /// # Errors

@@ -68,7 +68,10 @@ pub(crate) async fn examine(config: &Config) -> Vec<Finding> {
     let databases = match Databases::connect(config, "espctl doctor").await {
         Ok(databases) => databases,
         Err(error) => {
-            let remedy = "start the server, or mend the URL, the network or pg_hba.conf";
+            let remedy = match config.event_store.url {
+                None => "set DATABASE_URL, or name a configuration with --config",
+                Some(_) => "start the server, or mend the URL, the network or pg_hba.conf",
+            };
             return vec![Finding::failure("connection", chain(&error), remedy)];
         }
     };

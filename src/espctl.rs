@@ -187,7 +187,7 @@ pub(crate) async fn render_status(config: &Config, databases: &Databases) -> any
 
 fn load(place: &Place) -> anyhow::Result<Config> {
     let config = match &place.config {
-        Some(file) => Config::load(file),
+        Some(file) => Config::load(file).map(Config::or_database_of_environment),
         None => Config::from_environment(),
     };
     config.map_err(|faults| Exit::configuration(faults).into())

@@ -226,9 +226,7 @@ impl Operator<'_> {
 
     async fn start_over(&self, name: &str, effects: Effects) -> Result<(), OperatorError> {
         let Databases { layout, projections, projections_schema, .. } = self.databases;
-        let declaration = self.declared.iter().find(|projector| projector.name == name);
-        let declaration =
-            declaration.ok_or_else(|| OperatorError::NotDeclared { name: name.to_owned() })?.clone();
+        let declaration = self.declaration(name)?.clone();
         let events = Events::SameDatabase(layout.clone());
         let projector = SqlProjector::new(declaration, layout.schema(), projections_schema, events)
             .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
@@ -238,6 +236,15 @@ impl Operator<'_> {
             Err(ProcessorError::Database(error)) => Err(error.into()),
             Err(error) => Err(OperatorError::Blocked(error.to_string())),
         }
+    }
+
+    /// How a processor is declared.
+    ///
+    /// # Errors
+    /// [`OperatorError::NotDeclared`].
+    pub fn declaration(&self, name: &str) -> Result<&ProjectorDeclaration, OperatorError> {
+        let declaration = self.declared.iter().find(|declaration| declaration.name == name);
+        declaration.ok_or_else(|| OperatorError::NotDeclared { name: name.to_owned() })
     }
 
     fn trackers(&self) -> Trackers {

@@ -96,6 +96,11 @@ pub trait Processor: Send + Sync {
     /// Makes tables and functions ready under a claim. Harmless where they are.
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError>;
 
+    /// Whether the last [`Self::prepare`] has found it declared otherwise than it ran before.
+    fn has_changed(&self) -> bool {
+        false
+    }
+
     /// Handles the next batch: rows, emissions and position in one transaction.
     async fn turn(&mut self, connection: &mut PgConnection, turn: Turn<'_>)
     -> Result<Turned, ProcessorError>;

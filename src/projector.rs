@@ -50,6 +50,8 @@ pub struct SqlProjector {
     projections_schema: String,
     events: Events,
     function: ProjectorFunction,
+    /// Whether the function was another one before it was made last.
+    has_changed: bool,
 }
 
 /// What the function returns; all null when it did nothing.
@@ -88,7 +90,7 @@ impl SqlProjector {
         let function = ProjectorFunction::compile(&declaration, schema, projections_schema, source)
             .map_err(|error| Fault::of_compile_error(&declaration, error))?;
         let (schema, projections_schema) = (schema.to_owned(), projections_schema.to_owned());
-        Ok(Self { declaration, schema, projections_schema, events, function })
+        Ok(Self { declaration, schema, projections_schema, events, function, has_changed: false })
     }
 
     fn tables(&self) -> Tables<'_> {
@@ -239,12 +241,18 @@ impl Processor for SqlProjector {
             Some(fingerprint) => self.tables().compare(claim.version, fingerprint)?,
             None => self.tables().create(&mut transaction).await?,
         }
+        let before = self.read_source(&mut transaction).await?;
         sqlx::raw_sql(AssertSqlSafe(self.function.create.clone()))
             .execute(&mut *transaction)
             .await
             .map_err(|error| self.blame_declaration(error))?;
+        self.has_changed = before != self.read_source(&mut transaction).await?;
         transaction.commit().await?;
         Ok(())
+    }
+
+    fn has_changed(&self) -> bool {
+        self.has_changed
     }
 
     async fn turn(
@@ -281,6 +289,19 @@ impl SqlProjector {
             "reactor {name} emits events, so its tracker has to be beside them: run it with a configuration without \
              [projections] url, on a store of layout \"espd\""
         )))
+    }
+
+    /// The body of the function as it is in the database, if it is there.
+    async fn read_source(&self, connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+        let statement = format!(
+            "-- read_function
+             select p.prosrc from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+             where n.nspname = {} and p.proname = {}",
+            quote_literal(&self.schema),
+            quote_literal(&function::name(&self.declaration))
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        row.map(|row| row.try_get(0)).transpose()
     }
 
     /// A function that PostgreSQL refuses is the author's to mend; anything else may pass.

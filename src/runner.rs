@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::declaration::BatchLimits;
 use crate::event::Position;
@@ -292,7 +292,7 @@ impl Runner {
         failure: Failure,
     ) -> Result<Next, sqlx::Error> {
         let attempts = self.retry.attempts();
-        warn!(
+        error!(
             processor = self.name,
             event.id = failure.event_id,
             event.r#type = failure.event_type,
@@ -336,7 +336,7 @@ impl Runner {
         claim: Claim,
         message: String,
     ) -> Result<Next, sqlx::Error> {
-        warn!(processor = self.name, error = message, "cannot go on until an operator acts");
+        error!(processor = self.name, error = message, "cannot go on until an operator acts");
         let failure = Failure::of_processor(message);
         in_time(self.trackers.record_failure(connection, &self.name, &claim, 0, &failure, None)).await?;
         self.phase = Phase::Failed(claim);

@@ -204,7 +204,7 @@ async fn lag_seconds(
 }
 
 fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
-    let state = state_of(&row, horizon);
+    let state = state_of(&row, horizon, lag_seconds);
     let fresh = Utc::now().signed_duration_since(row.updated_at) < chrono::TimeDelta::seconds(5);
     ProcessorStatus {
         state,
@@ -235,8 +235,11 @@ fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStat
     }
 }
 
+/// A processor whose last batch has caught up, and that leaves an event unhandled for longer, is not live.
+const LIVE_LAG_SECONDS_MAX: f64 = 5.0;
+
 /// The most telling word first: an operator's pause outranks a failure, a failure outranks a missing owner.
-fn state_of(row: &TrackerRow, horizon: &Horizon) -> State {
+fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64) -> State {
     if row.paused_at.is_some() {
         State::Paused
     } else if row.failed_at.is_some() {
@@ -247,7 +250,7 @@ fn state_of(row: &TrackerRow, horizon: &Horizon) -> State {
         State::Stopped
     } else if row.attempts > 0 {
         State::Retrying
-    } else if row.position >= horizon.settled || row.caught_up {
+    } else if row.position >= horizon.settled || (row.caught_up && lag_seconds < LIVE_LAG_SECONDS_MAX) {
         State::Live
     } else if row.handled == 0 && row.position == 0 {
         State::Running

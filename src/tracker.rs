@@ -202,7 +202,8 @@ impl Trackers {
     ) -> Result<Option<Standing>, sqlx::Error> {
         let statement = format!(
             "-- renew_lease
-             update {}.trackers set lease_until = clock_timestamp() + {}, outage = null
+             update {}.trackers
+             set lease_until = clock_timestamp() + {}, outage = null, updated_at = clock_timestamp()
              where {}
              returning position, paused_at is not null as paused,
                        coalesce(attempts > 0 and next_retry_at <= clock_timestamp(), false) as retry_now",
@@ -226,7 +227,8 @@ impl Trackers {
             "-- release_tracker
              with released as (
                update {}.trackers
-               set owner = null, owner_label = null, lease_until = null, backend_pid = null, backend_start = null
+               set owner = null, owner_label = null, lease_until = null, backend_pid = null, backend_start = null,
+                   updated_at = clock_timestamp()
                where {}
                returning 1
              )

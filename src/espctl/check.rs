@@ -5,6 +5,7 @@ use crate::database::{Databases, private_database};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::espctl::output;
 use crate::exit_code::Exit;
+use crate::processor::ProcessorKind;
 use crate::projector::{self, Fault};
 
 /// Checks the store and every declared projector; changes nothing.
@@ -36,11 +37,19 @@ async fn check(config: &Config, databases: &Databases) -> anyhow::Result<()> {
     if !faults.is_empty() {
         return Err(Exit::configuration(faults.join("\n\n")).into());
     }
-    output::print(&format!(
-        "ok: {} projectors, event store {}",
-        config.projectors.len(),
-        databases.layout.events_table()
-    ))
+    output::print(&format!("ok: {}, event store {}", count(config), databases.layout.events_table()))
+}
+
+/// How many processors of each kind are declared, in words.
+fn count(config: &Config) -> String {
+    let of = |kind: ProcessorKind| {
+        let number = config.projectors.iter().filter(|processor| processor.kind() == kind).count();
+        let plural = if number == 1 { "" } else { "s" };
+        (number > 0).then(|| format!("{number} {}{plural}", kind.as_str()))
+    };
+    let counts: Vec<String> =
+        [ProcessorKind::Projector, ProcessorKind::Reactor].into_iter().filter_map(of).collect();
+    if counts.is_empty() { "no processor is declared".to_owned() } else { counts.join(", ") }
 }
 
 /// A fault with the line that it is about, in the manner of the configuration's own faults.

@@ -73,6 +73,10 @@ pub(crate) async fn reset(
     let operator = operator(config, databases, &me);
     let row = operator.find(&arguments.name).await?;
     let to = operator.destination(arguments.to, arguments.at).await?;
+    if to == Destination::Start {
+        // Nobody is asked about what cannot be done.
+        operator.declaration(&row.name)?;
+    }
     if !arguments.yes && !output::confirm(&describe(&row, to, &operator).await?)? {
         return output::print("nothing was done");
     }

@@ -85,8 +85,17 @@ fn row(status: &ProcessorStatus) -> Vec<String> {
         if status.lag_events == 0 { "-".to_owned() } else { span(status.lag_seconds) },
         if status.rate > 0.0 { thousands(status.rate as i64) } else { "-".to_owned() },
         time_left(status).map_or_else(|| "-".to_owned(), span),
-        status.owner.clone().unwrap_or_else(|| "-".to_owned()),
+        show_owner(status),
     ]
+}
+
+/// Who owns a processor, and how many stand by.
+fn show_owner(status: &ProcessorStatus) -> String {
+    let owner = status.owner.as_deref().unwrap_or("-");
+    match status.standbys.len() {
+        0 => owner.to_owned(),
+        spare => format!("{owner} (+{spare})"),
+    }
 }
 
 /// Seconds until a processor that is catching up has caught up, at its present pace.
@@ -105,20 +114,25 @@ fn trouble(status: &ProcessorStatus) -> Option<String> {
     };
     match status.state {
         State::Paused => Some(format!(
-            "{name} was paused {} by {}.\n  `espctl resume {name}` lets it go on.",
+            "{name} was paused {} by {}.\n  `espctl resume {name}` lets it go on.{}",
             since(status.paused_at),
-            status.paused_by.as_deref().unwrap_or("?")
+            status.paused_by.as_deref().unwrap_or("?"),
+            error.map_or_else(String::new, |error| format!(" It could not handle {error}"))
         )),
         State::Failed => Some(format!(
-            "{name} stopped {}: {}\n  Mend that, then `espctl retry {name}` lets it go on.",
+            "{name} stopped {}: {}\n  {}Mend that, then `espctl retry {name}` lets it go on.",
             since(error.and_then(|error| error.at)),
-            error.map_or_else(|| "for an unknown reason".to_owned(), ToString::to_string)
+            error.map_or_else(|| "for an unknown reason".to_owned(), ToString::to_string),
+            match status.attempts {
+                0 => String::new(),
+                tries => format!("Tried {tries} times. Events before this one are handled; later ones wait. "),
+            }
         )),
         State::Retrying => {
             let left = status.next_retry_at.map(|at| (at - chrono::Utc::now()).as_seconds_f64().max(0.0));
             Some(format!(
-                "{name} cannot handle {}\n  Tried {} times, last {}; next try in {}. Mend the handler and restart, or \
-                 correct what it needs; `espctl retry {name}` tries now.\n  Events before this one are handled; later ones wait.",
+                "{name} cannot handle {}\n  Tried {} times, last {}; next try in {}. Mend the handler and reload \
+                 (SIGHUP) or restart, or correct what it needs; `espctl retry {name}` tries now.\n  Events before this one are handled; later ones wait.",
                 error.map_or_else(|| "an event".to_owned(), ToString::to_string),
                 status.attempts,
                 since(error.and_then(|error| error.at)),

@@ -69,11 +69,7 @@ impl ProjectorFunction {
         projections_schema: &str,
         source: EventSource<'_>,
     ) -> Result<Self, CompileError> {
-        let name = format!(
-            "{}.{}",
-            quote_identifier(schema),
-            quote_identifier(&format!("project_{}_v{}", projector.name, projector.version))
-        );
+        let name = format!("{}.{}", quote_identifier(schema), quote_identifier(&name(projector)));
         let mut body = Body::new(projector, schema, source);
         body.write()?;
         let head = head(&name, projections_schema, source);
@@ -98,6 +94,11 @@ impl ProjectorFunction {
         };
         self.place_of_offset(self.body_start + offset, declared)
     }
+}
+
+/// The function's own name, in its schema.
+pub(crate) fn name(projector: &ProjectorDeclaration) -> String {
+    format!("project_{}_v{}", projector.name, projector.version)
 }
 
 /// Quotes the function's body. No handler may contain it; see [`Body::write_handler`].
@@ -181,6 +182,10 @@ declare
   espd_hint text;
   espd_context text;
 begin
+  -- Nobody waits for a lock without end and unseen: after this time it is an outage, which the status shows.
+  if current_setting('lock_timeout') = '0' then
+    perform set_config('lock_timeout', '30s', true);
+  end if;
   -- lock_tracker: no row means that the caller is no longer the owner, or paused
   perform from {schema}.trackers as t
     where t.name = {name} and t.partition = espd_partition

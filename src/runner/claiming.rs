@@ -99,9 +99,15 @@ impl Runner {
             (Some(failing), Some(seconds)) if attempts > 0 => {
                 self.retry.resume(failing, attempts.unsigned_abs());
                 let delay = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+                // Whoever has mended the handler does not wait to see it.
+                let delay = if self.processor.has_changed() { Duration::ZERO } else { delay };
                 Phase::Retrying(claim, Instant::now() + delay)
             }
-            _ => Phase::Following(claim),
+            _ => {
+                // An operator has forgiven what failed.
+                self.retry.succeeded();
+                Phase::Following(claim)
+            }
         }
     }
 

@@ -71,23 +71,30 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
     );
     assert!(failure.event_uuid.is_some());
     two_signs_of_life(&db.pool).await;
+
+    // An operator gives it three more,
+    let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
+    let mut stop_again = async |failed: &TrackerRow| {
+        assert!(trackers.retry(&mut connection, "notes", "alice@here").await.unwrap());
+        ring(&db.pool).await;
+        let again = row_with(&db.pool, "the next stop", |row| {
+            row.failed_at.is_some() && row.failed_at != failed.failed_at
+        })
+        .await;
+        assert_eq!(again.attempts, 3);
+        again
+    };
+    let failed = stop_again(&failed).await;
     life.end().await;
 
-    // Another process gives it no further attempt,
+    // another process none,
     let life = Life::begin(&db, notes(DIVIDE), settings);
     row_with(&db.pool, "the next owner", |row| row.epoch > failed.epoch && row.owned).await;
     two_signs_of_life(&db.pool).await;
     let after = row(&db.pool).await.unwrap();
     assert_eq!((after.attempts, after.failed_at), (3, failed.failed_at));
-    // and an operator three more.
-    let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
-    assert!(trackers.retry(&mut connection, "notes", "alice@here").await.unwrap());
-    ring(&db.pool).await;
-    let again = row_with(&db.pool, "the next stop", |row| {
-        row.failed_at.is_some() && row.failed_at != failed.failed_at
-    })
-    .await;
-    assert_eq!(again.attempts, 3);
+    // and an operator three more again.
+    stop_again(&failed).await;
     set_n(&db.pool, 8, 1).await;
     assert!(trackers.resume(&mut connection, "notes", "bob@here").await.unwrap());
     ring(&db.pool).await;
@@ -98,7 +105,8 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
             .await
             .unwrap();
     let entry = |who: &str, what: &str| (who.to_owned(), what.to_owned());
-    assert_eq!(log, [entry("alice@here", "retry"), entry("bob@here", "resume")]);
+    let alice = || entry("alice@here", "retry");
+    assert_eq!(log, [alice(), alice(), entry("bob@here", "resume")]);
     life.end().await;
 }
 
@@ -128,6 +136,27 @@ async fn a_retry_is_at_once_and_keeps_the_count() {
     );
     trackers.pause(&mut connection, "notes", "alice@here").await.unwrap();
     assert!(!trackers.retry(&mut connection, "notes", "alice@here").await.unwrap(), "a pause outranks it");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_mended_handler_is_tried_at_once() {
+    let db = support::database().await;
+    append(&db.pool, 3).await;
+    set_n(&db.pool, 3, 0).await;
+    let hour = RetryPolicy { initial: Duration::from_secs(3_600), ..RetryPolicy::default() };
+    let settings = RunnerSettings { retry: hour, ..settings(&db) };
+    let life = Life::begin(&db, notes(DIVIDE), settings.clone());
+    let failed = row_with(&db.pool, "an attempt", |row| row.attempts == 1).await;
+    life.end().await;
+    // The same handler waits for its time, whichever process has it.
+    let life = Life::begin(&db, notes(DIVIDE), settings.clone());
+    row_with(&db.pool, "the next owner", |row| row.epoch > failed.epoch && row.owned).await;
+    two_signs_of_life(&db.pool).await;
+    assert_eq!(row(&db.pool).await.unwrap().attempts, 1);
+    life.end().await;
+    let life = Life::begin(&db, notes("perform 1;"), settings);
+    goes_on(&db, 3).await;
     life.end().await;
 }
 
