@@ -1,10 +1,10 @@
 //! Signs of life of a runner, so that one that no longer turns is told from one that waits.
 //!
-//! A runner does nothing for long without having said for how long: before it waits it calls [`promise`].
+//! A runner does nothing for long without having said for how long: before it waits it calls `promise`.
 //! A promise that is not kept is what a hang looks like from outside. It is made by the work loop itself and
 //! never by a timer beside it, which would go on beating for a dead one.
 //!
-//! Whoever runs a runner gives it a [`Heart`]; without one, a promise is made to nobody.
+//! Whoever runs a runner gives it a `Heart`; without one, a promise is made to nobody.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
