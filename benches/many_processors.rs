@@ -87,9 +87,10 @@ async fn measure(isolation: Isolation, time: Duration) -> anyhow::Result<()> {
     let daemon = installation.start()?;
     wait_until(async || all_follow(&server).await).await?;
     let start = begun.elapsed().as_secs_f64();
+    // What is only begun when all follow, such as listening, has its time.
+    sleep(Duration::from_secs(3)).await;
     let connections = "select count(*) from pg_stat_activity where application_name like 'espd: %'";
     let connections: i64 = sqlx::query_scalar(connections).fetch_one(&server.pool).await?;
-    sleep(Duration::from_secs(3)).await;
     let family = Family::of(daemon.pid())?;
     let load = async |time: Duration| -> anyhow::Result<f64> {
         let (before, begun) = (family.processor_time()?, Instant::now());
