@@ -38,7 +38,7 @@ pub use fault::{ConfigFaults, Fault};
 pub use keys::known_keys;
 pub use settings::{EventStoreSettings, LogFormat, LogSettings, ProjectionsSettings, RunnerSettings};
 
-use crate::declaration::ProjectorDeclaration;
+use crate::declaration::ProcessorDeclaration;
 use crate::hooks::HookSettings;
 use crate::layout::LayoutSettings;
 use crate::retry::RetryPolicy;
@@ -81,7 +81,7 @@ pub struct Config {
     /// What to run when a worker ends or a processor fails.
     pub hooks: HookSettings,
     /// The projectors: those of the main file, then those of the included files in their order.
-    pub projectors: Vec<ProjectorDeclaration>,
+    pub processors: Vec<ProcessorDeclaration>,
 }
 
 impl Config {
@@ -140,9 +140,9 @@ impl Config {
     }
 
     /// The workers, by name, each with the processors that live in it; both in the order of the files.
-    pub fn workers(&self) -> Vec<(String, Vec<&ProjectorDeclaration>)> {
+    pub fn workers(&self) -> Vec<(String, Vec<&ProcessorDeclaration>)> {
         let mut workers: Vec<(String, Vec<_>)> = Vec::new();
-        for projector in &self.projectors {
+        for projector in &self.processors {
             let name = projector.isolation.worker_of(&projector.name);
             match workers.iter_mut().find(|(worker, _)| *worker == name) {
                 Some((_, processors)) => processors.push(projector),
@@ -167,7 +167,7 @@ impl Config {
     /// or that of the private PostgreSQL.
     pub fn worker_settings(
         &self,
-        processors: &[&ProjectorDeclaration],
+        processors: &[&ProcessorDeclaration],
         event_store_url: &DatabaseUrl,
     ) -> WorkerSettings {
         let elsewhere = self.projections.url.as_ref().filter(|url| *url != event_store_url);
@@ -226,5 +226,5 @@ pub struct WorkerSettings {
     /// What is logged, and how.
     pub log: LogSettings,
     /// The processors themselves, at least one.
-    pub processors: Vec<ProjectorDeclaration>,
+    pub processors: Vec<ProcessorDeclaration>,
 }

@@ -118,7 +118,7 @@ impl Place {
 }
 
 fn assignment(config: &Config, name: &str) -> anyhow::Result<Assignment> {
-    let processor = config.projectors.iter().find(|projector| projector.name == name);
+    let processor = config.processors.iter().find(|projector| projector.name == name);
     let processor =
         processor.ok_or_else(|| Exit::configuration(format!("no processor {name} is declared")))?;
     let url = config.event_store.url.as_ref();

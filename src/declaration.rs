@@ -3,18 +3,22 @@
 //! Plain data, checked by [`crate::config`] and complete: every default is filled in. A worker child
 //! receives its processor's declaration from the supervisor as JSON.
 
+mod command;
 mod isolation;
 mod reaction;
 pub(crate) mod source_text;
+mod webhook;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use command::CommandDeclaration;
 pub use isolation::Isolation;
 pub use reaction::{Reaction, Start};
 pub use source_text::SourceText;
+pub use webhook::WebhookDeclaration;
 
 use crate::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
@@ -30,19 +34,19 @@ pub fn is_name(name: &str) -> bool {
     starts_well && goes_on_well && name.len() <= NAME_LENGTH_MAX
 }
 
-/// A SQL projector or reactor, as declared under `[projector]` or `[reactor]`.
+/// A projector or reactor, as declared under `[projector]` or `[reactor]`, or by a program.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ProjectorDeclaration {
+pub struct ProcessorDeclaration {
     /// Unique among all processors; see [`is_name`].
     pub name: String,
     /// Version of the tables, from 1. Raised by the author when the tables have to be built anew.
     pub version: i32,
-    /// The tables that the projector owns, in the order of the file.
+    /// The tables that the processor owns, in the order of the file.
     pub tables: Vec<TableDeclaration>,
     /// Statements to run once after the tables were created: indexes, views, comments.
     pub ddl: Vec<SourceText>,
-    /// What to do with which events, in the order of the file. Never empty.
-    pub handlers: Vec<Handler>,
+    /// Which events it handles, and how.
+    pub handling: Handling,
     /// Where a batch ends.
     pub batch: BatchLimits,
     /// How to go on after a failure.
@@ -53,23 +57,60 @@ pub struct ProjectorDeclaration {
     pub reaction: Option<Reaction>,
 }
 
-impl ProjectorDeclaration {
+impl ProcessorDeclaration {
     /// What it does with events.
     pub fn kind(&self) -> ProcessorKind {
         if self.reaction.is_some() { ProcessorKind::Reactor } else { ProcessorKind::Projector }
     }
 
-    /// The event types that any handler names, or `None` if one of them handles all events.
-    pub fn event_types(&self) -> Option<BTreeSet<&str>> {
-        let mut all = BTreeSet::new();
-        for handler in &self.handlers {
-            match &handler.events {
-                HandledEvents::All => return None,
-                HandledEvents::Types(types) => all.extend(types.iter().map(String::as_str)),
-            }
+    /// The pieces of SQL that handle events, in the order of the file; none where something else does.
+    pub fn handlers(&self) -> &[Handler] {
+        match &self.handling {
+            Handling::Sql(handlers) => handlers,
+            Handling::Native(_) | Handling::Command(_) | Handling::Webhook(_) => &[],
         }
-        Some(all)
     }
+
+    /// The event types that it handles, or `None` if it handles all events.
+    pub fn event_types(&self) -> Option<BTreeSet<&str>> {
+        match &self.handling {
+            Handling::Sql(handlers) => union(handlers.iter().map(|handler| &handler.events)),
+            Handling::Native(events) => events.types(),
+            Handling::Command(command) => command.events.types(),
+            Handling::Webhook(webhook) => webhook.events.types(),
+        }
+    }
+
+    /// Whether it does something that no rollback takes back.
+    pub fn acts_outside(&self) -> bool {
+        match self.handling {
+            Handling::Sql(_) => false,
+            Handling::Native(_) => self.kind() == ProcessorKind::Reactor,
+            Handling::Command(_) | Handling::Webhook(_) => true,
+        }
+    }
+}
+
+/// The types of all of these, or `None` if one of them is all events.
+fn union<'e>(all: impl Iterator<Item = &'e HandledEvents>) -> Option<BTreeSet<&'e str>> {
+    all.map(HandledEvents::types).try_fold(BTreeSet::new(), |mut union, types| {
+        union.extend(types?);
+        Some(union)
+    })
+}
+
+/// Who handles the events of a processor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Handling {
+    /// Declared SQL, inside the database. Never empty.
+    Sql(Vec<Handler>),
+    /// Rust, in the program that has registered a processor of this name.
+    Native(HandledEvents),
+    /// A child process, in any language.
+    Command(CommandDeclaration),
+    /// A receiver of HTTP requests. Reactors only.
+    Webhook(WebhookDeclaration),
 }
 
 /// A table that a projector owns.
@@ -98,6 +139,16 @@ pub enum HandledEvents {
     All,
     /// The events of these types; at least one, none twice.
     Types(Vec<String>),
+}
+
+impl HandledEvents {
+    /// The types, or `None` for all events.
+    pub fn types(&self) -> Option<BTreeSet<&str>> {
+        match self {
+            Self::All => None,
+            Self::Types(types) => Some(types.iter().map(String::as_str).collect()),
+        }
+    }
 }
 
 /// Where a batch ends: at whichever bound is reached first.
@@ -138,19 +189,19 @@ mod tests {
     fn a_handler_of_all_events_widens_the_projector() {
         let handler = |events| Handler { events, sql: SourceText::unplaced("null") };
         let typed = handler(HandledEvents::Types(vec!["B".into(), "A".into()]));
-        let mut projector = ProjectorDeclaration {
+        let mut projector = ProcessorDeclaration {
             name: "p".into(),
             version: 1,
             tables: vec![],
             ddl: vec![],
-            handlers: vec![typed.clone(), typed],
+            handling: Handling::Sql(vec![typed.clone(), typed.clone()]),
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
             reaction: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));
-        projector.handlers.push(handler(HandledEvents::All));
+        projector.handling = Handling::Sql(vec![typed, handler(HandledEvents::All)]);
         assert_eq!(projector.event_types(), None);
     }
 }

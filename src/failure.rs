@@ -51,6 +51,9 @@ pub struct Failure {
     pub event_uuid: Option<Uuid>,
     /// Its type.
     pub event_type: Option<String>,
+    /// Its aggregate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregate_id: Option<Uuid>,
     /// The database's error code, where the database raised it.
     pub sqlstate: Option<String>,
     /// What happened, in one sentence.
@@ -70,12 +73,32 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// What the database did not like, whatever it was about.
+    pub fn of_database(error: &sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|answer| answer.code());
+        let message = describe(error).chars().take(TEXT_MAX).collect::<String>();
+        Self { sqlstate: code.map(|code| code.into_owned()), ..Self::of_processor(message) }
+    }
+
+    /// The same, at this event.
+    #[must_use]
+    pub fn at(self, id: Position, uuid: Uuid, event_type: &str, aggregate_id: Uuid) -> Self {
+        Self {
+            event_id: Some(id),
+            event_uuid: Some(uuid),
+            event_type: Some(event_type.to_owned()),
+            aggregate_id: Some(aggregate_id),
+            ..self
+        }
+    }
+
     /// A failure that no event can be blamed for.
     pub fn of_processor(message: impl Into<String>) -> Self {
         Self {
             event_id: None,
             event_uuid: None,
             event_type: None,
+            aggregate_id: None,
             sqlstate: None,
             message: message.into(),
             detail: None,

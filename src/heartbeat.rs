@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::Position;
+
 tokio::task_local! {
     /// Of the runner that lives in this task.
     static HEART: Heart;
@@ -42,11 +44,19 @@ pub(crate) struct Heart(Arc<Mutex<Pulse>>);
 struct Pulse {
     back_by: Instant,
     condition: Condition,
+    /// How many events the runner has set aside, and which last.
+    set_aside: u64,
+    last_set_aside: Position,
 }
 
 impl Heart {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Pulse { back_by: Instant::now(), condition: Condition::Starting })))
+        Self(Arc::new(Mutex::new(Pulse {
+            back_by: Instant::now(),
+            condition: Condition::Starting,
+            set_aside: 0,
+            last_set_aside: 0,
+        })))
     }
 
     /// Runs a runner that beats with this heart.
@@ -68,6 +78,12 @@ impl Heart {
         self.pulse().condition
     }
 
+    /// How many events were set aside since the runner began, and which last.
+    pub(crate) fn set_aside(&self) -> (u64, Position) {
+        let pulse = self.pulse();
+        (pulse.set_aside, pulse.last_set_aside)
+    }
+
     fn pulse(&self) -> MutexGuard<'_, Pulse> {
         // Two plain values: no panic leaves them half written.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -82,7 +98,17 @@ pub(crate) fn promise(time: Duration) {
 /// The runner in this task is about to do something, in this condition.
 pub(crate) fn turn(condition: Condition) {
     let _ = HEART.try_with(|heart| {
-        *heart.pulse() = Pulse { back_by: Instant::now(), condition };
+        let mut pulse = heart.pulse();
+        (pulse.back_by, pulse.condition) = (Instant::now(), condition);
+    });
+}
+
+/// The runner in this task has set an event aside.
+pub(crate) fn set_aside(event_id: Position) {
+    let _ = HEART.try_with(|heart| {
+        let mut pulse = heart.pulse();
+        pulse.set_aside += 1;
+        pulse.last_set_aside = event_id;
     });
 }
 

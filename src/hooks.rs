@@ -41,6 +41,8 @@ pub struct HookSettings {
     /// A program and its arguments, run when a processor has come to retry or to wait for an operator; empty:
     /// none.
     pub on_failure: Vec<String>,
+    /// A program and its arguments, run when a processor has set events aside; empty: none.
+    pub on_dead_letter: Vec<String>,
     /// How long a hook may take before it is killed.
     pub timeout: Duration,
 }
@@ -48,7 +50,12 @@ pub struct HookSettings {
 impl Default for HookSettings {
     /// No hooks, and 10 s for each.
     fn default() -> Self {
-        Self { on_worker_end: Vec::new(), on_failure: Vec::new(), timeout: Duration::from_secs(10) }
+        Self {
+            on_worker_end: Vec::new(),
+            on_failure: Vec::new(),
+            on_dead_letter: Vec::new(),
+            timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -71,6 +78,10 @@ impl Hooks {
 
     pub(crate) fn processor_failed(&self, facts: Value) {
         self.start("on_failure", &self.settings.on_failure, facts);
+    }
+
+    pub(crate) fn event_set_aside(&self, facts: Value) {
+        self.start("on_dead_letter", &self.settings.on_dead_letter, facts);
     }
 
     /// Waits until those that run have ended; each has its time limit.

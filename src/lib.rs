@@ -10,7 +10,7 @@
 //!                      SUBSCRIPTION
 //!                           │  batch
 //!                           ▼
-//!                       PROCESSOR      projector
+//!                       PROCESSOR      projector, reactor ──► emitted events
 //!                           │
 //!                           ▼
 //!                      projection  ──►  TRACKER      the position moves, never backward
@@ -21,7 +21,7 @@
 //! 2. [`horizon`] is the rule that says up to which position nothing can appear any more; the [`watcher`]
 //!    applies it and wakes those who wait.
 //! 3. [`subscription`] is a runner's view of that; [`processor`] the contract for what handles a batch, and
-//!    [`projector`] the one that turns declared SQL ([`declaration`]) into a function of the database.
+//!    [`sql_processor`] the one that turns declared SQL ([`declaration`]) into a function of the database.
 //! 4. [`tracker`] is who is where. [`runner`] lives one processor's life around it, with [`retry`] and
 //!    [`failure`] for what goes wrong.
 //!
@@ -36,15 +36,16 @@ pub mod event_store;
 pub mod horizon;
 pub mod layout;
 pub mod processor;
-pub mod projector;
 pub mod runner;
 pub mod schema;
+pub mod sql_processor;
 pub mod subscription;
 pub mod tracker;
 pub mod watcher;
 
 // What a projector is declared as, and what may go wrong with it.
 pub mod config;
+mod dead_letters;
 pub mod declaration;
 mod doctor;
 pub mod failure;

@@ -9,12 +9,12 @@ use sqlx::{AssertSqlSafe, Connection as _};
 use thiserror::Error;
 
 use crate::database::Databases;
-use crate::declaration::ProjectorDeclaration;
+use crate::declaration::ProcessorDeclaration;
 use crate::event::Position;
 use crate::event_store::{EventStore as _, PostgresEventStore, ReadError};
 use crate::horizon::{Horizon, ObserveError, observe_once};
 use crate::processor::ProcessorError;
-use crate::projector::{Events, Fault, SqlProjector};
+use crate::sql_processor::{Events, Fault, SqlProcessor};
 use crate::status::{self, ProcessorStatus};
 use crate::tracker::{Effects, TrackerRow, Trackers};
 
@@ -27,7 +27,7 @@ pub struct Operator<'o> {
     /// Where the processors are.
     pub databases: &'o Databases,
     /// The processors that the configuration declares.
-    pub declared: &'o [ProjectorDeclaration],
+    pub declared: &'o [ProcessorDeclaration],
     /// Who it is, for the records: `alice@host`.
     pub name: &'o str,
 }
@@ -228,7 +228,7 @@ impl Operator<'_> {
         let Databases { layout, projections, projections_schema, .. } = self.databases;
         let declaration = self.declaration(name)?.clone();
         let events = Events::SameDatabase(layout.clone());
-        let projector = SqlProjector::new(declaration, layout.schema(), projections_schema, events)
+        let projector = SqlProcessor::new(declaration, layout.schema(), projections_schema, events)
             .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
         let mut connection = projections.acquire().await?;
         match projector.reset(&mut connection, self.name, effects).await {
@@ -242,7 +242,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// [`OperatorError::NotDeclared`].
-    pub fn declaration(&self, name: &str) -> Result<&ProjectorDeclaration, OperatorError> {
+    pub fn declaration(&self, name: &str) -> Result<&ProcessorDeclaration, OperatorError> {
         let declaration = self.declared.iter().find(|declaration| declaration.name == name);
         declaration.ok_or_else(|| OperatorError::NotDeclared { name: name.to_owned() })
     }

@@ -1,6 +1,6 @@
 //! What handles events: the contract between a runner and a projector or reactor.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,8 @@ pub struct Turn<'a> {
     pub lease: Duration,
     /// Ids passed per second lately, for the tracker to show.
     pub rate: f32,
+    /// Instead of a batch: handle the event of this dead letter, and remove the letter. The position stays.
+    pub letter: Option<Position>,
 }
 
 /// What one turn did.
@@ -58,8 +60,31 @@ pub enum Turned {
         /// Why the batch ended before the next event, if it did.
         failure: Option<Box<Failure>>,
     },
+    /// As [`Self::Moved`], by a processor that handles events beyond its position as well: those that fail wait for
+    /// another try while others go on. It sees to attempts and dead letters itself.
+    Ahead {
+        /// Every event at or below it has been handled, or was of no concern.
+        position: Position,
+        /// Every event at or below it has been looked at: the next turn may begin behind it.
+        seen: Position,
+        /// Events handled.
+        handled: i32,
+        /// What waits for another try, if anything does.
+        put_off: Option<Box<PutOff>>,
+    },
     /// The tracker is no longer where or whose the claim says, or is paused: nothing was done.
     Lost,
+}
+
+/// An event that waits for another try while others go on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PutOff {
+    /// Why the event that is due next could not be handled.
+    pub failure: Failure,
+    /// How often it has been tried.
+    pub attempts: u32,
+    /// When it is tried again.
+    pub until: Instant,
 }
 
 /// Why a processor cannot go on at all.
@@ -71,6 +96,18 @@ pub enum ProcessorError {
     /// The claim is no longer valid.
     #[error("another owner has claimed the processor")]
     Lost,
+    /// The batch could not be handled, and nobody knows over which event. Not for batches of one event.
+    #[error("{0}")]
+    Unattributed(Box<Failure>),
+    /// Something that the handler needs beside the database is not there now. No event is to blame; it is tried
+    /// for ever.
+    #[error("{message}")]
+    Unavailable {
+        /// What happened, in one sentence.
+        message: String,
+        /// How long to wait at least, if that is known.
+        wait: Option<Duration>,
+    },
     /// The database could not do it now.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
@@ -100,6 +137,9 @@ pub trait Processor: Send + Sync {
     fn has_changed(&self) -> bool {
         false
     }
+
+    /// An operator wants what waits for another try to be tried in the next turn.
+    fn retry_now(&mut self) {}
 
     /// Handles the next batch: rows, emissions and position in one transaction.
     async fn turn(&mut self, connection: &mut PgConnection, turn: Turn<'_>)

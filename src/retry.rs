@@ -31,6 +31,10 @@ pub enum OnFailure {
     Retry,
     /// Stop until an operator acts.
     Stop,
+    /// Set the event aside, and with it the later ones of its aggregate; go on with the others.
+    Park,
+    /// Set the event aside; go on with all others.
+    Skip,
 }
 
 /// How to retry, at what pace and how often.
@@ -74,6 +78,19 @@ impl RetryPolicy {
             jitter: 0.2,
             ..Self::default()
         }
+    }
+
+    /// What to do after so many attempts: the last word once they are used up, until then another try.
+    pub fn verdict(&self, attempts: u32) -> OnFailure {
+        let used_up = self.max_attempts.is_some_and(|most| attempts >= most);
+        if used_up { self.on_failure } else { OnFailure::Retry }
+    }
+
+    /// How long to wait after so many failures in a row, for those who count by themselves.
+    pub fn delay_after(&self, attempts: u32) -> Duration {
+        let mut retry = Retry::new(*self);
+        retry.resume((), attempts.saturating_sub(1));
+        retry.failed(())
     }
 
     fn delays(&self) -> ExponentialBackoff {
@@ -152,10 +169,9 @@ impl<T: PartialEq> Retry<T> {
         self.delays = self.policy.delays();
     }
 
-    /// Whether nothing but an operator should try again.
-    pub fn is_used_up(&self) -> bool {
-        let RetryPolicy { max_attempts, on_failure, .. } = self.policy;
-        on_failure == OnFailure::Stop && max_attempts.is_some_and(|most| self.attempts >= most)
+    /// What to do after so many failures.
+    pub fn verdict(&self) -> OnFailure {
+        self.policy.verdict(self.attempts)
     }
 
     /// How often in a row the same thing has failed.
@@ -217,7 +233,7 @@ mod tests {
         let used_up = |policy, failures: &[u8]| {
             let mut retry = Retry::new(policy);
             seconds(&mut retry, failures);
-            retry.is_used_up()
+            retry.verdict() == OnFailure::Stop
         };
         assert!(used_up(stop, &[1, 1, 1]) && !used_up(stop, &[1, 1]) && !used_up(stop, &[1, 1, 2]));
         assert!(!used_up(RetryPolicy { on_failure: OnFailure::Retry, ..stop }, &[1; 9]));

@@ -7,6 +7,7 @@
 //! A runner does not know whether it lives in a process of its own or in a task.
 
 mod claiming;
+mod letters;
 mod outage;
 mod rate;
 mod session;
@@ -18,12 +19,13 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tracing::{debug, error, info, warn};
 
+use crate::dead_letters::DeadLetters;
 use crate::declaration::BatchLimits;
 use crate::event::Position;
-use crate::failure::{Failure, TEXT_MAX, describe, is_infrastructure_error};
+use crate::failure::{Failure, describe, is_infrastructure_error};
 use crate::heartbeat::{self, Condition};
-use crate::processor::{Processor, ProcessorError, Turn, Turned};
-use crate::retry::{Retry, RetryPolicy};
+use crate::processor::{Processor, ProcessorError, Turn, PutOff, Turned};
+use crate::retry::{OnFailure, Retry, RetryPolicy};
 use crate::runner::claiming::Waiting;
 use crate::runner::outage::OutageLog;
 use crate::runner::rate::Rate;
@@ -72,8 +74,15 @@ pub struct Runner {
     settings: RunnerSettings,
     processor: Box<dyn Processor>,
     trackers: Trackers,
+    letters: DeadLetters,
     subscription: Subscription,
     phase: Phase,
+    /// How far the processor has looked, where that is beyond its position.
+    seen: Position,
+    /// When an event is due that the processor tries again while others go on.
+    due: Option<Instant>,
+    /// Whether an operator wants dead letters handled again.
+    letters_requested: bool,
     retry: Retry<Option<Position>>,
     outage: OutageLog,
     rate: Rate,
@@ -112,6 +121,7 @@ impl Runner {
     /// A runner that has done nothing yet.
     pub fn new(settings: RunnerSettings, processor: Box<dyn Processor>, subscription: Subscription) -> Self {
         let trackers = Trackers::new(&settings.schema);
+        let letters = DeadLetters::new(&settings.schema);
         let retry = Retry::new(settings.retry);
         let phase = Phase::Unclaimed(Waiting::default());
         let (rate, heard) = (Rate::new(), Instant::now());
@@ -121,8 +131,12 @@ impl Runner {
             settings,
             processor,
             trackers,
+            letters,
             subscription,
             phase,
+            seen: 0,
+            due: None,
+            letters_requested: false,
             retry,
             outage: OutageLog::default(),
             rate,
@@ -184,18 +198,41 @@ impl Runner {
 
     /// Does one thing and says what to do next. An error means that the connection is of no use any more.
     async fn step(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
-        heartbeat::turn(self.phase.condition());
+        heartbeat::turn(self.condition());
         let upto = match &self.phase {
             Phase::Unclaimed(waiting) => return self.claim(connection, *waiting).await,
-            Phase::Following(claim) => self.subscription.next_upto(claim.position, self.settings.limits.span),
+            Phase::Following(_) | Phase::Retrying(..) if self.letters_requested => {
+                return self.handle_letter(connection).await;
+            }
+            Phase::Following(claim) => self.next_upto(claim.position),
             Phase::Paused(_) | Phase::Retrying(..) | Phase::Failed(_) => None,
         };
         match (upto, &self.phase) {
             (Some(upto), _) => self.turn(connection, upto).await,
             (None, Phase::Following(claim)) if self.until_renewal() > Duration::ZERO => {
-                Ok(Next::Wait(Some(claim.position), self.until_renewal()))
+                let seen = self.seen.max(claim.position);
+                Ok(Next::Wait(Some(seen), self.until_renewal().min(self.until_due())))
             }
             (None, _) => self.renew(connection).await,
+        }
+    }
+
+    /// How far the next batch may go; `None`: there is nothing to do now.
+    fn next_upto(&self, position: Position) -> Option<Position> {
+        let seen = self.seen.max(position);
+        let new = self.subscription.next_upto(seen, self.settings.limits.span);
+        new.or_else(|| self.until_due().is_zero().then_some(seen))
+    }
+
+    /// Time until an event is due that waits for another try while others go on.
+    fn until_due(&self) -> Duration {
+        self.due.map_or(Duration::MAX, |due| due.saturating_duration_since(Instant::now()))
+    }
+
+    fn condition(&self) -> Condition {
+        match self.phase.condition() {
+            Condition::Following if self.due.is_some() => Condition::Retrying,
+            condition => condition,
         }
     }
 
@@ -214,7 +251,7 @@ impl Runner {
         let begun = Instant::now();
         let RunnerSettings { limits, lease, .. } = &self.settings;
         let limits = BatchLimits { size: self.size, ..*limits };
-        let turn = Turn { claim, upto, limits: &limits, lease: *lease, rate: self.rate.per_second() };
+        let turn = Turn { claim, upto, limits: &limits, lease: *lease, rate: self.rate.per_second(), letter: None };
         let vigil = Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
         match vigil.keep_over(self.processor.turn(connection, turn)).await {
             Ok(Turned::Lost) => self.lost(),
@@ -235,19 +272,63 @@ impl Runner {
                     Some(failure) => self.failed(connection, *failure).await,
                 }
             }
+            Ok(Turned::Ahead { position, seen, put_off, .. }) => {
+                self.rate.count(seen - self.seen.max(claim.position));
+                self.heard = Instant::now();
+                self.outage.over();
+                claim.position = position;
+                self.seen = seen;
+                self.wait_for(put_off.map(|put_off| *put_off))
+            }
             Err(ProcessorError::Lost) => self.lost(),
             Err(ProcessorError::Blocked(message)) => {
                 let claim = claim.clone();
                 self.block(connection, claim, message).await
             }
-            Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => Err(error),
-            // Raised where no event can be named, such as at commit: halve the batch until it is one event.
-            Err(ProcessorError::Database(_)) if self.size > 1 => {
+            Err(ProcessorError::Unavailable { message, wait }) => {
+                self.unavailable(connection, message, wait).await
+            }
+            // Raised where no event can be named: halve the batch until it is one event.
+            Err(ProcessorError::Unattributed(_)) if self.size > 1 => {
                 self.size /= 2;
                 Ok(Next::Again)
             }
-            Err(ProcessorError::Database(error)) => self.failed(connection, unattributed(&error)).await,
+            Err(ProcessorError::Unattributed(failure)) => self.failed(connection, *failure).await,
+            Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => Err(error),
+            Err(ProcessorError::Database(error)) => {
+                self.failed(connection, Failure::of_database(&error)).await
+            }
         }
+    }
+
+    /// Goes on, and remembers when an event is due that is tried again.
+    fn wait_for(&mut self, put_off: Option<PutOff>) -> Result<Next, sqlx::Error> {
+        self.due = put_off.as_ref().map(|put_off| put_off.until);
+        match put_off {
+            None => self.succeeded(),
+            Some(PutOff { failure, attempts, until }) => {
+                if self.is_worth_a_line(attempts) {
+                    self.warn_of(&failure, attempts, until.saturating_duration_since(Instant::now()));
+                }
+                Ok(Next::Again)
+            }
+        }
+    }
+
+    /// Something beside the database is not there. It is waited for as long as that takes.
+    async fn unavailable(
+        &mut self,
+        connection: &mut PgConnection,
+        message: String,
+        wait: Option<Duration>,
+    ) -> Result<Next, sqlx::Error> {
+        let Some(claim) = self.phase.claim().cloned() else { return Ok(Next::Again) };
+        let delay = self.outage.unavailable(&message, wait);
+        let retry_in_ms = delay.as_millis() as u64;
+        warn!(processor = self.name, error = message, retry_in_ms, "something that the handlers need is not there");
+        self.tell_outage(connection).await;
+        self.phase = Phase::Retrying(claim, Instant::now() + delay);
+        Ok(Next::Again)
     }
 
     fn succeeded(&mut self) -> Result<Next, sqlx::Error> {
@@ -265,11 +346,15 @@ impl Runner {
         let claim = claim.clone();
         let delay = self.retry.failed(failure.event_id);
         let attempts = self.retry.attempts();
-        if self.retry.is_used_up() {
-            return self.stop_at(connection, claim, failure).await;
+        match self.retry.verdict() {
+            OnFailure::Stop => return self.stop_at(connection, claim, failure).await,
+            verdict @ (OnFailure::Park | OnFailure::Skip) if failure.event_id.is_some() => {
+                return self.set_aside(connection, failure, verdict == OnFailure::Park).await;
+            }
+            OnFailure::Retry | OnFailure::Park | OnFailure::Skip => {}
         }
-        if self.is_worth_a_line() {
-            self.warn_of(&failure, delay);
+        if self.is_worth_a_line(attempts) {
+            self.warn_of(&failure, attempts, delay);
         }
         in_time(self.trackers.record_failure(
             connection,
@@ -307,22 +392,21 @@ impl Runner {
     }
 
     /// A failing event gets a line at its first failure, then one every ten seconds at most.
-    fn is_worth_a_line(&mut self) -> bool {
+    fn is_worth_a_line(&mut self, attempts: u32) -> bool {
         const SILENCE: Duration = Duration::from_secs(10);
-        let worth =
-            self.retry.attempts() == 1 || self.warned.is_none_or(|warned| warned.elapsed() >= SILENCE);
+        let worth = attempts == 1 || self.warned.is_none_or(|warned| warned.elapsed() >= SILENCE);
         if worth {
             self.warned = Some(Instant::now());
         }
         worth
     }
 
-    fn warn_of(&self, failure: &Failure, delay: Duration) {
+    fn warn_of(&self, failure: &Failure, attempts: u32, delay: Duration) {
         warn!(
             processor = self.name,
             event.id = failure.event_id,
             event.r#type = failure.event_type,
-            attempt = self.retry.attempts(),
+            attempt = attempts,
             retry_in_ms = delay.as_millis() as u64,
             error = %failure,
             "could not handle an event"
@@ -352,11 +436,16 @@ impl Runner {
     /// Lets the lease run on, and hears what operators have done to the tracker meanwhile.
     async fn renew(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
-        match in_time(self.trackers.renew(connection, &self.name, claim, self.settings.lease)).await? {
+        let outage_over = !self.outage.is_external();
+        let renewing = self.trackers.renew(connection, &self.name, claim, self.settings.lease, outage_over);
+        match in_time(renewing).await? {
             None => self.lost(),
             Some(standing) => {
                 self.heard = Instant::now();
-                self.outage.over();
+                self.letters_requested = standing.letters;
+                if outage_over {
+                    self.outage.over();
+                }
                 Ok(self.consider(standing))
             }
         }
@@ -379,13 +468,19 @@ impl Runner {
             Phase::Retrying(claim, until) if standing.retry_now || until <= Instant::now() => {
                 (Phase::Following(claim), Next::Again)
             }
+            Phase::Retrying(claim, until) if standing.letters => (Phase::Retrying(claim, until), Next::Again),
             Phase::Retrying(claim, until) => {
                 let left = until.saturating_duration_since(Instant::now());
                 (Phase::Retrying(claim, until), Next::Wait(None, renewal.min(left)))
             }
+            Phase::Following(claim) if standing.letters => (Phase::Following(claim), Next::Again),
             Phase::Following(claim) => {
-                let position = claim.position;
-                (Phase::Following(claim), Next::Wait(Some(position), renewal))
+                if standing.retry_now && self.due.is_some() {
+                    self.due = Some(Instant::now());
+                    self.processor.retry_now();
+                }
+                let seen = self.seen.max(claim.position);
+                (Phase::Following(claim), Next::Wait(Some(seen), renewal.min(self.until_due())))
             }
             resting => (resting, Next::Wait(None, renewal)),
         };
@@ -414,12 +509,4 @@ impl Phase {
             }
         }
     }
-}
-
-/// A failure of a whole batch, raised where no event can be named: when it was to be committed.
-fn unattributed(error: &sqlx::Error) -> Failure {
-    let mut failure = Failure::of_processor(describe(error).chars().take(TEXT_MAX).collect::<String>());
-    failure.sqlstate =
-        error.as_database_error().and_then(|answer| answer.code()).map(|code| code.into_owned());
-    failure
 }

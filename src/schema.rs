@@ -23,7 +23,6 @@ const EVENT_STORE: MigrationSet = MigrationSet {
         (1, "events", include_str!("../migrations/event_store/0001_events.sql")),
         (2, "append events", include_str!("../migrations/event_store/0002_append_events.sql")),
         (3, "append", include_str!("../migrations/event_store/0003_append.sql")),
-        (4, "emit", include_str!("../migrations/event_store/0004_emit.sql")),
     ],
 };
 
@@ -36,6 +35,8 @@ const PROCESSING: MigrationSet = MigrationSet {
         (2, "workers", include_str!("../migrations/processing/0002_workers.sql")),
         (3, "signs of life", include_str!("../migrations/processing/0003_signs_of_life.sql")),
         (4, "reactors", include_str!("../migrations/processing/0004_reactors.sql")),
+        (5, "dead letters", include_str!("../migrations/processing/0005_dead_letters.sql")),
+        (6, "emissions", include_str!("../migrations/processing/0006_emissions.sql")),
     ],
 };
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::declaration::ProjectorDeclaration;
+use crate::declaration::ProcessorDeclaration;
 use crate::event::Position;
 use crate::failure::Failure;
 use crate::horizon::Holder;
@@ -161,7 +161,7 @@ pub async fn collect(
     projections: &mut PgConnection,
     layout: &Layout,
     horizon: &Horizon,
-    declared: &[ProjectorDeclaration],
+    declared: &[ProcessorDeclaration],
     name: Option<&str>,
 ) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
     let rows = Trackers::new(layout.schema()).list(&mut *projections, name).await?;
@@ -259,7 +259,7 @@ fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64) -> State {
     }
 }
 
-fn never_run(declaration: &ProjectorDeclaration, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
+fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
     ProcessorStatus {
         name: declaration.name.clone(),
         kind: declaration.kind().as_str().to_owned(),

@@ -233,6 +233,9 @@ impl<'m> Supervisor<'m> {
         if let Some(facts) = self.workers[index].failing(&report) {
             self.hooks.processor_failed(facts);
         }
+        if let Some(facts) = self.workers[index].set_aside_facts(&report) {
+            self.hooks.event_set_aside(facts);
+        }
         if let Some(beat) = self.workers[index].hear(report) {
             self.apply(index, Event::Beat(beat));
         }

@@ -10,13 +10,13 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use thiserror::Error;
 
 use crate::database::Databases;
-use crate::declaration::ProjectorDeclaration;
+use crate::declaration::ProcessorDeclaration;
 use crate::event::Position;
 use crate::horizon::{ObserveError, observe_once};
 use crate::layout::{EventSourceryNames, InvalidName, qualify};
 use crate::operator::PATIENCE;
 use crate::processor::ProcessorKind;
-use crate::projector::adopt_tables;
+use crate::sql_processor::adopt_tables;
 use crate::row::from_row;
 use crate::tracker::{Effects, Trackers};
 
@@ -75,7 +75,7 @@ from_row!(Predecessor { name, position, pid });
 #[derive(Debug)]
 pub(crate) struct Takeovers<'t> {
     pub(crate) databases: &'t Databases,
-    pub(crate) declared: &'t [ProjectorDeclaration],
+    pub(crate) declared: &'t [ProcessorDeclaration],
     pub(crate) names: &'t EventSourceryNames,
     /// Processor and predecessor, where they are named; empty: everybody who has a predecessor of the same name.
     pub(crate) wanted: BTreeMap<String, String>,
@@ -120,7 +120,7 @@ impl Takeovers<'_> {
         let mut transaction = connection.begin().await?;
         for takeover in &plan.takeovers {
             let Some(declaration) = self.declaration(&takeover.processor) else { continue };
-            let ProjectorDeclaration { name, version, .. } = declaration;
+            let ProcessorDeclaration { name, version, .. } = declaration;
             trackers.register(&mut *transaction, name, ProcessorKind::Projector, *version, 0).await?;
             trackers.reset(&mut transaction, name, operator, takeover.to, false, Effects::Silent).await?;
             if !takeover.tables.is_empty() {
@@ -135,21 +135,21 @@ impl Takeovers<'_> {
     }
 
     /// The processors to look at, each with the name of its predecessor.
-    fn candidates(&self) -> impl Iterator<Item = (&ProjectorDeclaration, String)> {
+    fn candidates(&self) -> impl Iterator<Item = (&ProcessorDeclaration, String)> {
         self.declared.iter().filter_map(|declaration| match self.wanted.get(&declaration.name) {
             Some(predecessor) => Some((declaration, predecessor.clone())),
             None => self.wanted.is_empty().then(|| (declaration, declaration.name.clone())),
         })
     }
 
-    fn declaration(&self, name: &str) -> Option<&ProjectorDeclaration> {
+    fn declaration(&self, name: &str) -> Option<&ProcessorDeclaration> {
         self.declared.iter().find(|declaration| declaration.name == name)
     }
 
     async fn examine(
         &self,
         connection: &mut PgConnection,
-        declaration: &ProjectorDeclaration,
+        declaration: &ProcessorDeclaration,
         wanted: &str,
         predecessor: Option<&Predecessor>,
         settled: Position,
@@ -202,7 +202,7 @@ impl Takeovers<'_> {
 async fn find_missing_table(
     connection: &mut PgConnection,
     schema: &str,
-    declaration: &ProjectorDeclaration,
+    declaration: &ProcessorDeclaration,
 ) -> Result<Option<String>, sqlx::Error> {
     let statement = "
         -- find_missing_table

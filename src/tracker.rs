@@ -112,9 +112,11 @@ pub struct Standing {
     pub paused: bool,
     /// Whether an operator wants the failing event tried at once.
     pub retry_now: bool,
+    /// Whether an operator wants dead letters handled again.
+    pub letters: bool,
 }
 
-from_row!(Standing { position, paused, retry_now });
+from_row!(Standing { position, paused, retry_now, letters });
 
 /// The trackers of one database.
 #[derive(Debug, Clone)]
@@ -191,25 +193,30 @@ impl Trackers {
         fetch_optional(connection, statement).await
     }
 
-    /// Lets the lease run on; whatever kept the processor from going on has passed. `None`: the claim is no longer
-    /// valid.
+    /// Lets the lease run on. `outage_over`: what kept the database from going on has passed. `None`: the claim is no
+    /// longer valid.
     pub async fn renew(
         &self,
         connection: impl PgExecutor<'_>,
         name: &str,
         claim: &Claim,
         lease: Duration,
+        outage_over: bool,
     ) -> Result<Option<Standing>, sqlx::Error> {
         let statement = format!(
             "-- renew_lease
-             update {}.trackers
-             set lease_until = clock_timestamp() + {}, outage = null, updated_at = clock_timestamp()
+             update {schema}.trackers
+             set lease_until = clock_timestamp() + {}, outage = {}, updated_at = clock_timestamp()
              where {}
              returning position, paused_at is not null as paused,
-                       coalesce(attempts > 0 and next_retry_at <= clock_timestamp(), false) as retry_now",
-            self.schema,
+                       coalesce(attempts > 0 and next_retry_at <= clock_timestamp(), false) as retry_now,
+                       exists (select from {schema}.dead_letters as d
+                               where d.processor = name and d.partition = trackers.partition
+                                 and d.retry_requested_at is not null) as letters",
             interval(lease),
-            is_claimed(name, claim)
+            if outage_over { "null" } else { "outage" },
+            is_claimed(name, claim),
+            schema = self.schema,
         );
         fetch_optional(connection, statement).await
     }
@@ -347,12 +354,12 @@ impl Trackers {
 }
 
 /// The condition that the claim is still valid.
-fn is_claimed(name: &str, claim: &Claim) -> String {
+pub(crate) fn is_claimed(name: &str, claim: &Claim) -> String {
     let Claim { partition, epoch, .. } = claim;
     format!("name = {} and partition = {partition} and epoch = {epoch}", quote_literal(name))
 }
 
-fn json_literal(value: &impl Serialize) -> Result<String, sqlx::Error> {
+pub(crate) fn json_literal(value: &impl Serialize) -> Result<String, sqlx::Error> {
     let text = serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(error.into()))?;
     Ok(quote_literal(&text))
 }

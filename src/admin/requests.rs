@@ -152,14 +152,14 @@ impl Desk {
     async fn look(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, Refusal> {
         let (config, databases) = self.databases().await?;
         let _turn = self.turn.lock().await;
-        let operator = Operator { databases: &databases, declared: &config.projectors, name: "" };
+        let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
         Ok(operator.look(name).await?)
     }
 
     async fn change(&self, name: &str, verb: Verb, reset: ResetBody, who: &str) -> Result<Answer, Refusal> {
         let (config, databases) = self.databases().await?;
         let _turn = self.turn.lock().await;
-        let operator = Operator { databases: &databases, declared: &config.projectors, name: who };
+        let operator = Operator { databases: &databases, declared: &config.processors, name: who };
         let done = carry_out(&operator, name, verb, reset).await?;
         info!(processor = name, action = verb.as_str(), operator = who, "an operator has acted");
         Ok(answer::json(StatusCode::OK, &done))

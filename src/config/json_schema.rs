@@ -34,7 +34,7 @@ fn object(prefix: &str, descriptions: &BTreeMap<String, String>) -> Value {
         properties.insert(key.to_owned(), property);
     }
     let required = match prefix {
-        "projector." | "reactor." => json!(["name", "on"]),
+        "projector." | "reactor." => json!(["name"]),
         "projector.on." | "reactor.on." => json!(["events", "sql"]),
         _ => json!([]),
     };
@@ -62,8 +62,9 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
     }
     match key {
         // There are two of this name.
-        "on_failure" if !name.starts_with("hooks.") => choice(&["retry", "stop"]),
-        "include" | "ddl" | "events" | "emits" | "allowed_hosts" | "on_worker_end" | "on_failure" => {
+        "on_failure" if !name.starts_with("hooks.") => choice(&["retry", "stop", "park", "skip"]),
+        "include" | "ddl" | "command" | "events" | "emits" | "allowed_hosts" | "on_worker_end" | "on_failure"
+        | "on_dead_letter" => {
             json!({ "type": "array", "items": { "type": "string" } })
         }
         "tables" => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
@@ -71,6 +72,7 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
         // A position, or a word, or a time.
         "start" => number("integer"),
         "jitter" => number("number"),
+        "native" => json!({ "type": "boolean" }),
         "layout" => choice(&["espd", "event_sourcery"]),
         "strategy" => choice(&["exponential", "constant", "none"]),
         "format" => choice(&["auto", "human", "json"]),

@@ -74,7 +74,7 @@ pub(super) const RETRY: Keys = Keys { title: "[retry]", prefix: "retry.", names:
 pub(super) const LOG: Keys = Keys { title: "[log]", prefix: "log.", names: &["format", "level"] };
 
 pub(super) const HOOKS: Keys =
-    Keys { title: "[hooks]", prefix: "hooks.", names: &["on_worker_end", "on_failure", "timeout"] };
+    Keys { title: "[hooks]", prefix: "hooks.", names: &["on_worker_end", "on_failure", "on_dead_letter", "timeout"] };
 
 pub(super) const ADMIN: Keys = Keys {
     title: "[admin]",
@@ -97,6 +97,9 @@ pub(super) const PROJECTOR: Keys = Keys {
         "tables",
         "ddl",
         "on",
+        "events",
+        "command",
+        "native",
     ],
 };
 
@@ -117,6 +120,9 @@ pub(super) const REACTOR: Keys = Keys {
         "tables",
         "ddl",
         "on",
+        "events",
+        "command",
+        "native",
     ],
 };
 

@@ -17,7 +17,7 @@ use super::settings::{EventStoreSettings, LogSettings, ProjectionsSettings, Runn
 use super::source_file::SourceFile;
 use super::syntax::report_syntax_errors;
 use super::{Config, LookUp};
-use crate::declaration::ProjectorDeclaration;
+use crate::declaration::ProcessorDeclaration;
 use crate::layout::LayoutSettings;
 use crate::retry::RetryPolicy;
 
@@ -47,7 +47,7 @@ impl Reader<'_> {
         let mut included = Vec::new();
         self.read_file(path, &keys::MAIN_FILE, |file| {
             read_sections(file, config);
-            config.projectors = read_processors(file, config);
+            config.processors = read_processors(file, config);
             included = file.value("include").map(|patterns| expand(&patterns, path)).unwrap_or_default();
         });
         included
@@ -57,7 +57,7 @@ impl Reader<'_> {
     fn read_included_file(&self, path: &Path, config: &mut Config) {
         self.read_file(path, &keys::INCLUDED_FILE, |file| {
             let processors = read_processors(file, config);
-            config.projectors.extend(processors);
+            config.processors.extend(processors);
         });
     }
 
@@ -138,7 +138,7 @@ fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, proje
     }
 }
 
-fn read_processors(file: &Section<'_>, config: &Config) -> Vec<ProjectorDeclaration> {
+fn read_processors(file: &Section<'_>, config: &Config) -> Vec<ProcessorDeclaration> {
     let RunnerSettings { batch, isolation, .. } = &config.runner;
     let defaults = Defaults { batch: *batch, retry: config.retry, isolation: isolation.clone() };
     let mut processors = Vec::new();

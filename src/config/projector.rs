@@ -8,8 +8,8 @@ use super::settings::{read_batch_limits, read_retry};
 use super::supervision::read_isolation;
 use super::value::{Value, advise_name};
 use crate::declaration::{
-    BatchLimits, HandledEvents, Handler, Isolation, ProjectorDeclaration, Reaction, SourceText, Start,
-    TableDeclaration, is_name,
+    BatchLimits, CommandDeclaration, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, Reaction,
+    SourceText, Start, TableDeclaration, is_name,
 };
 use crate::retry::RetryPolicy;
 
@@ -49,7 +49,7 @@ pub(super) fn read_processor(
     section: &Section<'_>,
     form: &Form,
     defaults: &Defaults,
-) -> Option<ProjectorDeclaration> {
+) -> Option<ProcessorDeclaration> {
     // Everything is read before anything is given up, so that all faults are noted.
     let name = read_name(section);
     let version =
@@ -60,14 +60,14 @@ pub(super) fn read_processor(
     let isolation = section.value("isolation").and_then(|value| read_isolation(&value));
     let tables = section.value("tables").map(|tables| read_tables(&tables)).unwrap_or_default();
     let ddl = section.value("ddl").map(|ddl| read_ddl(&ddl)).unwrap_or_default();
-    let handlers = read_handlers(section, form);
+    let handling = read_handling(section, form);
     let reaction = (form.key == REACTOR.key).then(|| read_reaction(section));
-    Some(ProjectorDeclaration {
+    Some(ProcessorDeclaration {
         name: name?,
         version: i32::try_from(version?).ok()?,
         tables,
         ddl,
-        handlers,
+        handling: handling?,
         batch,
         retry,
         isolation: isolation.unwrap_or_else(|| defaults.isolation.clone()),
@@ -138,6 +138,60 @@ fn read_ddl(value: &Value<'_>) -> Vec<SourceText> {
     let statements =
         value.items("write a list of statements: ddl = [\"create index …\"]").unwrap_or_default();
     statements.iter().filter_map(Value::sql).collect()
+}
+
+/// The keys that say who handles the events; a processor has one of them.
+const WAYS: [&str; 4] = ["on", "command", "webhook", "native"];
+
+/// Who handles the events: declared SQL, a program, a receiver of requests, or the program that espd is part of.
+fn read_handling(section: &Section<'_>, form: &Form) -> Option<Handling> {
+    let known = |key: &&&'static str| form.keys.names.contains(*key);
+    let ways: Vec<_> = WAYS.iter().filter(known).filter_map(|key| section.value(key)).collect();
+    if let [first, second, ..] = ways.as_slice() {
+        let message = format!("`{}` stands beside `{}`", second.key(), first.key());
+        second.spot.fault(message, "remove one of them: the events of a processor are handled in one way");
+        return None;
+    }
+    match ways.first().map(Value::key) {
+        Some("command") => read_command(section).map(Handling::Command),
+        Some("native") => read_native(section),
+        _ => {
+            refuse_events(section, form);
+            Some(Handling::Sql(read_handlers(section, form)))
+        }
+    }
+}
+
+/// `events` beside the processor's name is for those without handlers of their own.
+fn refuse_events(section: &Section<'_>, form: &Form) {
+    if let Some(events) = section.value("events") {
+        events.spot.fault("`events` stands without `command`", format!("write it below {}", form.handler.title));
+    }
+}
+
+fn read_command(section: &Section<'_>) -> Option<CommandDeclaration> {
+    let value = section.value("command")?;
+    let command = value.command();
+    if command.as_ref().is_some_and(Vec::is_empty) {
+        value.spot.fault("a command needs a program", "write a program and its arguments: [\"python3\", \"worker.py\"]");
+    }
+    let events = section.require("events", ADVISE_EVENTS).and_then(|events| read_events(&events));
+    Some(CommandDeclaration { events: events?, command: command?, folder: value.folder() })
+}
+
+/// What it handles, and in which tables, the program knows that has registered it.
+fn read_native(section: &Section<'_>) -> Option<Handling> {
+    let native = section.value("native")?;
+    if !native.truth()? {
+        native.spot.fault("`native = false` says nothing", "remove it");
+    }
+    for key in ["events", "tables", "ddl", "version", "emits"] {
+        if let Some(value) = section.value_if_known(key) {
+            let message = format!("`{key}` stands beside `native`");
+            value.spot.fault(message, "remove it: the program says it where it registers the processor");
+        }
+    }
+    Some(Handling::Native(HandledEvents::All))
 }
 
 fn read_handlers(section: &Section<'_>, form: &Form) -> Vec<Handler> {

@@ -7,7 +7,7 @@ use super::database_url::DatabaseUrl;
 use super::quantity::{format_duration, format_size};
 use super::{Config, EventStoreSettings};
 use crate::declaration::{
-    BatchLimits, HandledEvents, Handler, ProjectorDeclaration, Reaction, SourceText, Start,
+    BatchLimits, HandledEvents, Handler, Handling, ProcessorDeclaration, Reaction, SourceText, Start,
 };
 use crate::layout::LayoutSettings;
 use crate::processor::ProcessorKind;
@@ -41,6 +41,7 @@ pub(super) fn redact(config: &Config) -> Value {
     shown["hooks"] = json!({
         "on_worker_end": config.hooks.on_worker_end,
         "on_failure": config.hooks.on_failure,
+        "on_dead_letter": config.hooks.on_dead_letter,
         "timeout": format_duration(config.hooks.timeout),
     });
     if let Some(admin) = &config.admin {
@@ -118,10 +119,10 @@ fn show_retry(policy: &RetryPolicy) -> Value {
 }
 
 fn show_processors(config: &Config, kind: ProcessorKind) -> Vec<Value> {
-    config.projectors.iter().filter(|processor| processor.kind() == kind).map(show_processor).collect()
+    config.processors.iter().filter(|processor| processor.kind() == kind).map(show_processor).collect()
 }
 
-fn show_processor(projector: &ProjectorDeclaration) -> Value {
+fn show_processor(projector: &ProcessorDeclaration) -> Value {
     let table =
         |table: &crate::declaration::TableDeclaration| (table.name.clone(), json!(table.columns.text));
     let mut shown = json!({
@@ -131,8 +132,8 @@ fn show_processor(projector: &ProjectorDeclaration) -> Value {
         "retry": show_retry(&projector.retry),
         "tables": projector.tables.iter().map(table).collect::<Map<_, _>>(),
         "ddl": projector.ddl.iter().map(|statement: &SourceText| &statement.text).collect::<Vec<_>>(),
-        "on": projector.handlers.iter().map(show_handler).collect::<Vec<_>>(),
     });
+    show_handling(&mut shown, &projector.handling);
     show_batch_limits(&mut shown, &projector.batch);
     if let Some(Reaction { emits, start }) = &projector.reaction {
         shown["emits"] = json!(emits);
@@ -146,10 +147,30 @@ fn show_processor(projector: &ProjectorDeclaration) -> Value {
     shown
 }
 
+fn show_handling(shown: &mut Value, handling: &Handling) {
+    match handling {
+        Handling::Sql(handlers) => shown["on"] = handlers.iter().map(show_handler).collect(),
+        Handling::Native(_) => {
+            shown["native"] = json!(true);
+            for key in ["version", "tables", "ddl"] {
+                shown.as_object_mut().map(|keys| keys.remove(key));
+            }
+        }
+        Handling::Command(command) => {
+            shown["events"] = show_events(&command.events);
+            shown["command"] = json!(command.command);
+        }
+        Handling::Webhook(webhook) => shown["events"] = show_events(&webhook.events),
+    }
+}
+
 fn show_handler(handler: &Handler) -> Value {
-    let events = match &handler.events {
+    json!({ "events": show_events(&handler.events), "sql": handler.sql.text })
+}
+
+fn show_events(events: &HandledEvents) -> Value {
+    match events {
         HandledEvents::All => json!(["*"]),
         HandledEvents::Types(types) => json!(types),
-    };
-    json!({ "events": events, "sql": handler.sql.text })
+    }
 }

@@ -39,6 +39,11 @@ impl<'c> Section<'c> {
         self.table.get(key).map(|value| Value::new(self.context, key, value))
     }
 
+    /// As [`Self::value`], for keys that not every section of this shape has.
+    pub(super) fn value_if_known(&self, key: &'static str) -> Option<Value<'c>> {
+        self.keys.names.contains(&key).then(|| self.value(key)).flatten()
+    }
+
     /// The value of a key that has to be there; its absence is noted as a fault.
     pub(super) fn require(&self, key: &'static str, advice: &str) -> Option<Value<'c>> {
         let value = self.value(key);

@@ -98,7 +98,12 @@ const STRATEGIES: [(&str, Strategy); 3] =
     [("exponential", Strategy::Exponential), ("constant", Strategy::Constant), ("none", Strategy::None)];
 
 /// What `on_failure` accepts.
-const ON_FAILURE: [(&str, OnFailure); 2] = [("retry", OnFailure::Retry), ("stop", OnFailure::Stop)];
+const ON_FAILURE: [(&str, OnFailure); 4] = [
+    ("retry", OnFailure::Retry),
+    ("stop", OnFailure::Stop),
+    ("park", OnFailure::Park),
+    ("skip", OnFailure::Skip),
+];
 
 /// The words of the log levels that may stand alone in a filter.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -262,13 +267,13 @@ pub(super) fn read_retry(section: &Section<'_>, default: RetryPolicy) -> RetryPo
     };
     // A wrong number is a fault of its own.
     if let Some(stop) = section.value("on_failure")
-        && policy.on_failure == OnFailure::Stop
+        && policy.on_failure != OnFailure::Retry
         && policy.max_attempts.is_none()
         && section.value("max_attempts").is_none()
     {
         stop.spot.fault(
-            "`on_failure = \"stop\"` never happens, because attempts have no end",
-            "write `max_attempts` beside it: after how many attempts to stop",
+            format!("`on_failure = {}` never happens, because attempts have no end", stop.written()),
+            "write `max_attempts` beside it: after how many attempts",
         );
     }
     // With a fault in one of them, nothing is known about their order.

@@ -1,6 +1,7 @@
 //! Reads one value of a configuration file, and notes what is wrong with it.
 
 use std::ops::{Range, RangeInclusive};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -30,6 +31,25 @@ pub(super) struct Value<'c> {
 impl<'c> Value<'c> {
     pub(super) fn new(context: &'c Context<'c>, key: &'c str, spanned: &'c Spanned<DeValue<'c>>) -> Self {
         Self { context, key, value: spanned.get_ref(), spot: Spot::new(context, spanned.span()) }
+    }
+
+    /// The key that it was found under.
+    pub(super) fn key(&self) -> &'c str {
+        self.key
+    }
+
+    /// The folder of the file that it is written in.
+    pub(super) fn folder(&self) -> PathBuf {
+        self.context.environment.folder.clone()
+    }
+
+    /// True or false.
+    pub(super) fn truth(&self) -> Option<bool> {
+        if let DeValue::Boolean(truth) = self.value {
+            return Some(*truth);
+        }
+        self.refuse_type("true or false", "write it without quotes");
+        None
     }
 
     /// A string, with its variables replaced. No NUL, which PostgreSQL cannot store.
@@ -83,6 +103,16 @@ impl<'c> Value<'c> {
     /// A string, with its variables replaced; `None` without a fault where it is something else.
     pub(super) fn written_text(&self) -> Option<String> {
         matches!(self.value, DeValue::String(_)).then(|| self.text()).flatten()
+    }
+
+    /// A program and its arguments, or an empty list.
+    pub(super) fn command(&self) -> Option<Vec<String>> {
+        const ADVICE: &str = "write a list of a program and its arguments: [\"/usr/local/bin/notify\", \"espd\"]";
+        let words: Vec<String> = self.items(ADVICE)?.iter().filter_map(Value::text).collect();
+        if words.first().is_some_and(String::is_empty) {
+            self.spot.fault("a command needs a program", ADVICE);
+        }
+        Some(words)
     }
 
     /// One of a few words.

@@ -38,7 +38,7 @@ impl Configured {
             }
             Ok(config) => {
                 info!(
-                    processors = config.projectors.len(),
+                    processors = config.processors.len(),
                     "the configuration was read again and has changed"
                 );
                 if config.log != self.config.log {
@@ -59,7 +59,7 @@ impl Configured {
     /// The new configuration with what only this daemon knows, or why it cannot be used.
     fn accept(&self, mut config: Config) -> Result<Config, Vec<String>> {
         let mut faults = Vec::new();
-        if config.projectors.is_empty() {
+        if config.processors.is_empty() {
             faults.push(NO_PROCESSOR.to_owned());
         }
         if config.event_store.url.is_none() {
@@ -81,7 +81,7 @@ impl Configured {
 
     /// Whether there is anything to run.
     pub(super) fn require_processors(&self) -> Result<(), Exit> {
-        if self.config.projectors.is_empty() { Err(Exit::configuration(NO_PROCESSOR)) } else { Ok(()) }
+        if self.config.processors.is_empty() { Err(Exit::configuration(NO_PROCESSOR)) } else { Ok(()) }
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     telemetry::start(&config.log);
     let manager = ServiceManager::from_environment();
-    info!(version = env!("CARGO_PKG_VERSION"), processors = config.projectors.len(), "espd starts");
+    info!(version = env!("CARGO_PKG_VERSION"), processors = config.processors.len(), "espd starts");
     let start_endpoint = |settings| Endpoint::start(settings, Limits::default());
     let endpoint = config.admin.as_ref().map(start_endpoint).transpose()?;
     let server = provide_database(&mut config, Path::new(PRIVATE_FOLDER)).await?;

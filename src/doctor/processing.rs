@@ -5,7 +5,7 @@ use sqlx::{PgPool, Row as _};
 use super::Finding;
 use crate::config::Config;
 use crate::database::Databases;
-use crate::declaration::ProjectorDeclaration;
+use crate::declaration::ProcessorDeclaration;
 use crate::schema;
 use crate::tracker::{TrackerRow, Trackers};
 
@@ -55,14 +55,14 @@ async fn privileges(pool: &PgPool, own: &str, projections: &str) -> anyhow::Resu
 /// Processors without tracker, trackers without processor, and those whose versions differ.
 fn processors(config: &Config, trackers: &[TrackerRow]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for declaration in &config.projectors {
+    for declaration in &config.processors {
         let tracker = trackers.iter().find(|tracker| tracker.name == declaration.name);
         findings.extend(compare(declaration, tracker));
     }
     // Without a file nothing is declared, which says nothing.
     let strangers = trackers.iter().filter(|_| !config.files.is_empty());
     for tracker in strangers {
-        if !config.projectors.iter().any(|declaration| declaration.name == tracker.name) {
+        if !config.processors.iter().any(|declaration| declaration.name == tracker.name) {
             let message =
                 format!("{} has a tracker, at {}, and is not declared", tracker.name, tracker.position);
             let remedy =
@@ -71,14 +71,14 @@ fn processors(config: &Config, trackers: &[TrackerRow]) -> Vec<Finding> {
         }
     }
     if findings.is_empty() {
-        let message = format!("{} are declared, all have run", config.projectors.len());
+        let message = format!("{} are declared, all have run", config.processors.len());
         findings.push(Finding::ok("processors", message));
     }
     findings
 }
 
-fn compare(declaration: &ProjectorDeclaration, tracker: Option<&TrackerRow>) -> Option<Finding> {
-    let ProjectorDeclaration { name, version, .. } = declaration;
+fn compare(declaration: &ProcessorDeclaration, tracker: Option<&TrackerRow>) -> Option<Finding> {
+    let ProcessorDeclaration { name, version, .. } = declaration;
     let Some(tracker) = tracker else {
         let message = format!("{name} is declared and has never run on this database");
         return Some(Finding::warning("processors", message, "start `espd run` with this configuration"));

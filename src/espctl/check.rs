@@ -6,7 +6,7 @@ use crate::embedded::{EmbeddedPostgres, Options};
 use crate::espctl::output;
 use crate::exit_code::Exit;
 use crate::processor::ProcessorKind;
-use crate::projector::{self, Fault};
+use crate::sql_processor::{self, Fault};
 
 /// Checks the store and every declared projector; changes nothing.
 pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
@@ -32,7 +32,7 @@ async fn check(config: &Config, databases: &Databases) -> anyhow::Result<()> {
     databases.check_schema().await?;
     databases.check_store().await?;
     let mut projections = databases.projections.acquire().await?;
-    let found = projector::check(&mut projections, &config.projectors, &databases.projections_schema).await?;
+    let found = sql_processor::check(&mut projections, &config.processors, &databases.projections_schema).await?;
     let faults: Vec<String> = found.iter().map(show).collect();
     if !faults.is_empty() {
         return Err(Exit::configuration(faults.join("\n\n")).into());
@@ -43,7 +43,7 @@ async fn check(config: &Config, databases: &Databases) -> anyhow::Result<()> {
 /// How many processors of each kind are declared, in words.
 fn count(config: &Config) -> String {
     let of = |kind: ProcessorKind| {
-        let number = config.projectors.iter().filter(|processor| processor.kind() == kind).count();
+        let number = config.processors.iter().filter(|processor| processor.kind() == kind).count();
         let plural = if number == 1 { "" } else { "s" };
         (number > 0).then(|| format!("{number} {}{plural}", kind.as_str()))
     };

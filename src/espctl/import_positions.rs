@@ -45,7 +45,7 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     });
     let takeovers = Takeovers {
         databases,
-        declared: &config.projectors,
+        declared: &config.processors,
         names,
         wanted: named.collect(),
         overwrite: arguments.overwrite,

@@ -86,7 +86,7 @@ pub(crate) async fn reset(
 }
 
 fn operator<'o>(config: &'o Config, databases: &'o Databases, name: &'o str) -> Operator<'o> {
-    Operator { databases, declared: &config.projectors, name }
+    Operator { databases, declared: &config.processors, name }
 }
 
 async fn describe(row: &TrackerRow, to: Destination, operator: &Operator<'_>) -> anyhow::Result<String> {

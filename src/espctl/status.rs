@@ -50,7 +50,7 @@ pub(crate) async fn look(
     databases: &Databases,
     name: Option<&str>,
 ) -> anyhow::Result<Vec<ProcessorStatus>> {
-    let operator = Operator { databases, declared: &config.projectors, name: "" };
+    let operator = Operator { databases, declared: &config.processors, name: "" };
     Ok(operator.look(name).await?)
 }
 

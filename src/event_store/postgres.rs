@@ -152,6 +152,32 @@ impl PostgresEventStore {
     }
 }
 
+/// As [`EventStore::read_after`], on a connection that may lead through a pooler: nothing stays prepared.
+pub(crate) async fn read_after_on(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    position: Position,
+    upto: Position,
+    event_types: Option<&[String]>,
+    limit: i64,
+) -> Result<Vec<Event>, sqlx::Error> {
+    let query = sqlx::query(sql(read_after(layout))).persistent(false);
+    let query = query.bind(position).bind(upto).bind(event_types).bind(limit.max(0));
+    query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
+}
+
+fn read_after(layout: &Layout) -> String {
+    format!(
+        "-- read_events_after
+        select {} from {} as e
+        where id > $1 and id <= $2 and ($3::text[] is null or type = any ($3))
+        order by id
+        limit $4",
+        row::COLUMNS,
+        layout.source()
+    )
+}
+
 /// The store's statements, with the layout's names filled in once.
 #[derive(Debug)]
 struct Statements {
@@ -169,13 +195,7 @@ impl Statements {
     fn new(layout: &Layout) -> Self {
         let (events, columns) = (format!("{} as e", layout.source()), row::COLUMNS);
         Self {
-            read_after: sql(format!(
-                "-- read_events_after
-                select {columns} from {events}
-                where id > $1 and id <= $2 and ($3::text[] is null or type = any ($3))
-                order by id
-                limit $4"
-            )),
+            read_after: sql(read_after(layout)),
             read_aggregate: sql(format!(
                 "-- read_aggregate
                 select {columns} from {events}

@@ -67,6 +67,7 @@ impl Runner {
         info!(processor = self.name, position = claim.position, epoch = claim.epoch, "claimed");
         self.heard = Instant::now();
         self.phase = Phase::Following(claim.clone());
+        (self.seen, self.due) = (claim.position, None);
         self.tell_outage(connection).await;
         let vigil =
             Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim: &claim };
@@ -81,6 +82,12 @@ impl Runner {
                 Ok(Next::Again)
             }
             Err(ProcessorError::Blocked(message)) => self.block(connection, claim, message).await,
+            Err(ProcessorError::Unattributed(failure)) => {
+                self.block(connection, claim, failure.message).await
+            }
+            Err(ProcessorError::Unavailable { message, wait }) => {
+                self.unavailable(connection, message, wait).await
+            }
             Err(ProcessorError::Lost) => self.lost(),
             Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => Err(error),
             // A missing right, for example: trying again by itself would only hide it.

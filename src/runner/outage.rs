@@ -21,29 +21,50 @@ pub(super) struct OutageLog {
     retry: Retry<()>,
     outage: Option<Outage>,
     told: Option<Instant>,
+    /// Whether it is of something that is no database.
+    external: bool,
 }
 
 impl Default for OutageLog {
     fn default() -> Self {
-        Self { retry: Retry::new(RetryPolicy::infrastructure()), outage: None, told: None }
+        let retry = Retry::new(RetryPolicy::infrastructure());
+        Self { retry, outage: None, told: None, external: false }
     }
 }
 
 impl OutageLog {
-    /// Notes a failure and returns the delay before the next try.
+    /// Notes a failure of the database and returns the delay before the next try.
     pub(super) fn failed(&mut self, error: &sqlx::Error) -> Duration {
         let delay = self.retry.failed(());
+        let code = error.as_database_error().and_then(|answer| answer.code());
+        self.note(code.map(|code| code.into_owned()), &describe(error), delay);
+        self.external = false;
+        delay
+    }
+
+    /// Notes that something else is not there, and returns the delay before the next try: `wait` at least.
+    pub(super) fn unavailable(&mut self, message: &str, wait: Option<Duration>) -> Duration {
+        let delay = self.retry.failed(()).max(wait.unwrap_or_default());
+        self.note(None, message, delay);
+        self.external = true;
+        delay
+    }
+
+    /// Whether the outage at hand is of something that is no database.
+    pub(super) fn is_external(&self) -> bool {
+        self.external && self.outage.is_some()
+    }
+
+    fn note(&mut self, sqlstate: Option<String>, message: &str, delay: Duration) {
         let now = Utc::now();
         let since: DateTime<Utc> = self.outage.as_ref().map_or(now, |outage| outage.since);
-        let code = error.as_database_error().and_then(|answer| answer.code());
         self.outage = Some(Outage {
             since,
-            sqlstate: code.map(|code| code.into_owned()),
-            message: describe(error).chars().take(TEXT_MAX).collect(),
+            sqlstate,
+            message: message.chars().take(TEXT_MAX).collect(),
             tries: self.retry.attempts(),
             next_try_at: now + TimeDelta::from_std(delay).unwrap_or_default(),
         });
-        delay
     }
 
     /// A batch has been committed, or the tracker been renewed: whatever it was, it has passed.

@@ -108,6 +108,7 @@ impl Worker {
                 }
                 None
             }
+            Report::SetAside { .. } => None,
         }
     }
 
@@ -181,6 +182,18 @@ impl Worker {
         Some(
             json!({ "hook": "on_failure", "worker": worker, "processor": processor, "condition": condition }),
         )
+    }
+
+    /// What a hook is told about events that a processor has set aside.
+    pub(super) fn set_aside_facts(&self, report: &Report) -> Option<Value> {
+        let Report::SetAside { processor, events, last_event_id } = report else { return None };
+        Some(json!({
+            "hook": "on_dead_letter",
+            "worker": self.program.name,
+            "processor": processor,
+            "events": events,
+            "last_event_id": last_event_id,
+        }))
     }
 
     pub(super) fn could_not_start(&mut self, error: &io::Error) {

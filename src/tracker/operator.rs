@@ -111,7 +111,12 @@ impl Trackers {
                    handled = case when $4 then 0 else handled end, caught_up = false, attempts = 0, last_error = null,
                    next_retry_at = null, failed_at = null, updated_at = clock_timestamp()
                from before where t.name = before.name and t.partition = before.partition
-               returning t.name, t.partition, before.position
+               returning t.name, t.partition, t.kind, before.position
+             ), forgotten as (
+               -- They are met again. But what a silent reactor meets again it leaves alone, and these it has not done.
+               delete from {schema}.dead_letters as d using changed
+               where d.processor = changed.name and d.partition = changed.partition and d.event_id > $3
+                 and (changed.kind = 'projector' or $5)
              )
              insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
              select $2, 'reset', name, partition, position, $3 from changed",

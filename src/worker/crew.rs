@@ -12,12 +12,12 @@ use tracing::error;
 use super::report::{Member, report};
 use super::{Assignment, task};
 use crate::config::WorkerSettings;
-use crate::declaration::ProjectorDeclaration;
+use crate::declaration::ProcessorDeclaration;
 use crate::event_store::PostgresEventStore;
 use crate::exit_code::Exit;
 use crate::heartbeat::Heart;
 use crate::layout::Layout;
-use crate::projector::{Events, Fault, SqlProjector};
+use crate::sql_processor::{Events, Fault, SqlProcessor};
 use crate::runner::{LEASE, ReleaseBell, Runner, RunnerSettings};
 use crate::shutdown::Shutdown;
 use crate::subscription::Subscription;
@@ -55,7 +55,7 @@ pub(super) async fn work(assignment: Assignment, supervised: bool, stop: Shutdow
 /// Starts every processor that can be run as it is declared.
 fn start(
     foundation: &Arc<Foundation>,
-    declarations: Vec<ProjectorDeclaration>,
+    declarations: Vec<ProcessorDeclaration>,
     stop: &Shutdown,
 ) -> anyhow::Result<(JoinSet<()>, Vec<Member>)> {
     let (mut runners, mut members, mut faults) = (JoinSet::new(), Vec::new(), Vec::new());
@@ -79,7 +79,7 @@ fn start(
         };
         let heart = Heart::new();
         runners.spawn(task::run_again_after_panics(name.clone(), heart.clone(), run, stop.clone()));
-        members.push(Member { name, heart, reported: None });
+        members.push(Member::new(name, heart));
     }
     if runners.is_empty() {
         return Err(Exit::configuration(faults.join("\n")).into());
@@ -87,7 +87,7 @@ fn start(
     Ok((runners, members))
 }
 
-fn watcher(settings: &WorkerSettings, declarations: &[ProjectorDeclaration]) -> anyhow::Result<Watcher> {
+fn watcher(settings: &WorkerSettings, declarations: &[ProcessorDeclaration]) -> anyhow::Result<Watcher> {
     let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
     let for_whom = match declarations {
         [only] => only.name.as_str(),
@@ -129,7 +129,7 @@ impl Foundation {
     }
 
     /// A new runner of a processor.
-    fn runner(&self, declaration: &ProjectorDeclaration) -> Result<Runner, Fault> {
+    fn runner(&self, declaration: &ProcessorDeclaration) -> Result<Runner, Fault> {
         let schema = &self.settings.event_store_schema;
         let runner_settings = RunnerSettings {
             database: self.batches.clone(),
@@ -146,7 +146,7 @@ impl Foundation {
         };
         let events = self.events_for(&declaration.name);
         let projections_schema = &self.settings.projections_schema;
-        let projector = SqlProjector::new(declaration.clone(), schema, projections_schema, events)?;
+        let projector = SqlProcessor::new(declaration.clone(), schema, projections_schema, events)?;
         Ok(Runner::new(runner_settings, Box::new(projector), self.subscription.clone()))
     }
 

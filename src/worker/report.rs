@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe;
 use tokio::time::MissedTickBehavior;
 
+use crate::event::Position;
 use crate::heartbeat::{Condition, Heart};
 
 /// Between two beats.
@@ -33,6 +34,15 @@ pub(crate) enum Report {
         /// What it is about.
         condition: Condition,
     },
+    /// A processor has set events aside.
+    SetAside {
+        /// Its name.
+        processor: String,
+        /// How many since it told so the last time.
+        events: u64,
+        /// The last of them.
+        last_event_id: Position,
+    },
 }
 
 /// A processor and its signs of life.
@@ -41,6 +51,8 @@ pub(super) struct Member {
     pub(super) heart: Heart,
     /// The condition that the supervisor knows.
     pub(super) reported: Option<Condition>,
+    /// How many events set aside the supervisor knows.
+    pub(super) set_aside: u64,
 }
 
 /// Reports until the process ends.
@@ -52,14 +64,30 @@ pub(super) async fn report(mut members: Vec<Member>) {
         ticks.tick().await;
         write(&pipe, &beat(&members));
         for member in &mut members {
-            let condition = member.heart.condition();
-            if member.reported == Some(condition) {
-                continue;
-            }
-            let report = Report::Condition { processor: member.name.clone(), condition };
-            if write(&pipe, &report) {
-                member.reported = Some(condition);
-            }
+            member.report_condition(&pipe);
+            member.report_set_aside(&pipe);
+        }
+    }
+}
+
+impl Member {
+    pub(super) fn new(name: String, heart: Heart) -> Self {
+        Self { name, heart, reported: None, set_aside: 0 }
+    }
+
+    fn report_condition(&mut self, pipe: &pipe::Sender) {
+        let condition = self.heart.condition();
+        let report = Report::Condition { processor: self.name.clone(), condition };
+        if self.reported != Some(condition) && write(pipe, &report) {
+            self.reported = Some(condition);
+        }
+    }
+
+    fn report_set_aside(&mut self, pipe: &pipe::Sender) {
+        let (set_aside, last_event_id) = self.heart.set_aside();
+        let events = set_aside - self.set_aside;
+        if events > 0 && write(pipe, &Report::SetAside { processor: self.name.clone(), events, last_event_id }) {
+            self.set_aside = set_aside;
         }
     }
 }

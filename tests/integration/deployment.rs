@@ -50,7 +50,7 @@ fn the_configuration_in_the_config_map_is_sound() {
     let variable = |name: &str| (name == "DATABASE_URL").then(|| "postgres://h/d".to_owned());
     let config = Config::load_with(&folder.path().join("espd.toml"), &variable);
     let config = config.unwrap_or_else(|faults| panic!("{faults}"));
-    assert_eq!(config.projectors.len(), 1);
+    assert_eq!(config.processors.len(), 1);
     assert!(config.admin.unwrap().operator_token.is_some());
     let grace = seconds(&deployment, "terminationGracePeriodSeconds: ");
     assert!(grace >= config.runner.shutdown_timeout.as_secs() + 10, "{grace}");

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use espd::declaration::{ProjectorDeclaration, SourceText};
+use espd::declaration::{ProcessorDeclaration, SourceText};
 use espd::failure::Failure;
 use espd::processor::{Processor as _, ProcessorError, Turned};
-use espd::projector::check;
+use espd::sql_processor::check;
 use espd::tracker::Effects;
 
 use crate::support;
@@ -255,7 +255,7 @@ async fn tables_made_from_another_declaration_are_not_written_to() {
     drop(Running::start(&db.pool, declaration.clone()).await.unwrap());
     sqlx::query("update espd.trackers set lease_until = null").execute(&db.pool).await.unwrap();
 
-    let restart = async |declaration: ProjectorDeclaration| {
+    let restart = async |declaration: ProcessorDeclaration| {
         let outcome = Running::start(&db.pool, declaration).await;
         sqlx::query("update espd.trackers set lease_until = null").execute(&db.pool).await.unwrap();
         outcome.err().map(|error| error.to_string())
@@ -263,7 +263,7 @@ async fn tables_made_from_another_declaration_are_not_written_to() {
     let mut wider = declaration.clone();
     wider.tables[0].columns = SourceText::unplaced("place serial, event_id bigint, n bigint, more text");
     assert!(restart(wider).await.unwrap().contains("espctl reset p"));
-    let second = ProjectorDeclaration { version: 2, ..declaration.clone() };
+    let second = ProcessorDeclaration { version: 2, ..declaration.clone() };
     assert!(restart(second).await.unwrap().contains("version 1"));
     assert_eq!(restart(declaration).await, None);
 }

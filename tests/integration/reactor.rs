@@ -1,11 +1,11 @@
 //! SQL reactors on a real database: what they emit, the tables and the position together, and never twice.
 
-use espd::declaration::{ProjectorDeclaration, Reaction, Start};
+use espd::declaration::{ProcessorDeclaration, Reaction, Start};
 use espd::event_store::PostgresEventStore;
 use espd::failure::Failure;
 use espd::layout::Layout;
 use espd::processor::{Processor as _, ProcessorError, Turned};
-use espd::projector::{Events, check};
+use espd::sql_processor::{Events, check};
 use espd::tracker::Effects;
 use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
@@ -19,12 +19,12 @@ const ANSWER: &str =
     "perform espd.emit('Answered', event.aggregate_id, jsonb_build_object('to', event.body->'n'))";
 
 /// A reactor that answers every `Asked`.
-fn answering(sql: &str, start: Start) -> ProjectorDeclaration {
+fn answering(sql: &str, start: Start) -> ProcessorDeclaration {
     let reaction = Some(Reaction { emits: vec!["Answered".into()], start });
     let tables = [("answers", "place serial primary key, event_id bigint")];
     let note = "insert into answers (event_id) values (event.id)";
     let handlers: [(&[&str], &str); 2] = [(&["Asked"], sql), (&["Asked"], note)];
-    ProjectorDeclaration { reaction, ..declare("answering", &tables, &handlers) }
+    ProcessorDeclaration { reaction, ..declare("answering", &tables, &handlers) }
 }
 
 #[derive(Debug)]
@@ -198,7 +198,7 @@ async fn a_reactor_begins_where_it_is_told() {
     ];
     for (number, (start, position)) in starts.into_iter().enumerate() {
         let declaration = answering(ANSWER, start);
-        let declaration = ProjectorDeclaration { name: format!("r{number}"), tables: vec![], ..declaration };
+        let declaration = ProcessorDeclaration { name: format!("r{number}"), tables: vec![], ..declaration };
         let running = Running::start(&db.pool, declaration).await.unwrap();
         assert_eq!(running.claim.position, position, "{start:?}");
     }
@@ -209,7 +209,7 @@ async fn reactors_that_answer_themselves_for_ever_are_stopped() {
     let db = support::database().await;
     let reaction = Some(Reaction { emits: vec!["Asked".into()], start: Start::Beginning });
     let sql = "perform espd.emit('Asked', event.aggregate_id, '{}')";
-    let declaration = ProjectorDeclaration { reaction, ..declare("echo", &[], &[(&["Asked"], sql)]) };
+    let declaration = ProcessorDeclaration { reaction, ..declare("echo", &[], &[(&["Asked"], sql)]) };
     let mut running = Running::start(&db.pool, declaration).await.unwrap();
     insert(&db.pool, &["Asked"]).await;
     let failure = loop {

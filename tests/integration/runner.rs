@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use espd::declaration::{BatchLimits, ProjectorDeclaration};
+use espd::declaration::{BatchLimits, ProcessorDeclaration};
 use espd::failure::Failure;
 use espd::layout::Layout;
-use espd::projector::{Events, SqlProjector};
+use espd::sql_processor::{Events, SqlProcessor};
 use espd::retry::RetryPolicy;
 use espd::runner::{ReleaseBell, Runner, RunnerSettings};
 use espd::shutdown::{self, ShutdownHandle};
@@ -20,7 +20,7 @@ use crate::support::projectors::declare;
 use crate::support::{self, Database, SCHEMA};
 
 /// Notes each event of type A in order; nothing keeps it from noting one twice.
-pub fn notes(first: &str) -> ProjectorDeclaration {
+pub fn notes(first: &str) -> ProcessorDeclaration {
     let handler = format!("{first}\ninsert into notes (event_id) values (event.id)");
     let tables = [("notes", "place bigint generated always as identity, event_id bigint")];
     declare("notes", &tables, &[(&["A"], &handler)])
@@ -54,14 +54,14 @@ pub struct Life {
 }
 
 impl Life {
-    pub fn begin(db: &Database, declaration: ProjectorDeclaration, settings: RunnerSettings) -> Self {
+    pub fn begin(db: &Database, declaration: ProcessorDeclaration, settings: RunnerSettings) -> Self {
         let layout = Layout::espd(SCHEMA).unwrap();
         let watcher_settings =
             WatcherSettings { idle_interval: Duration::from_millis(50), ..WatcherSettings::default() };
         let watcher = Watcher::new(db.url.parse().unwrap(), layout.clone(), watcher_settings);
         let subscription = Subscription::new(watcher.horizon(), watcher.control());
         let projector =
-            SqlProjector::new(declaration, SCHEMA, "public", Events::SameDatabase(layout)).unwrap();
+            SqlProcessor::new(declaration, SCHEMA, "public", Events::SameDatabase(layout)).unwrap();
         let (stop, stopped) = shutdown::channel();
         let runner = Runner::new(settings, Box::new(projector), subscription);
         let (runner, watcher) =

@@ -11,7 +11,7 @@ use super::{Folder, espd_example, load_committed, repository};
 #[test]
 fn the_committed_examples_are_valid() {
     let names = |config: &Config| -> BTreeSet<String> {
-        config.projectors.iter().map(|projector| projector.name.clone()).collect()
+        config.processors.iter().map(|projector| projector.name.clone()).collect()
     };
     let todos = ["completed_todos", "outstanding_todos", "scheduled_todos"].map(str::to_owned);
     assert_eq!(names(&load_committed("espd.minimal.toml")), todos.clone().into());
@@ -71,9 +71,9 @@ fn the_documentation_names_every_key() {
 fn every_character_of_the_committed_sql_is_located() {
     let config = espd_example();
     let mut texts: Vec<&SourceText> = Vec::new();
-    for projector in &config.projectors {
+    for projector in &config.processors {
         texts.extend(projector.tables.iter().map(|table| &table.columns));
-        texts.extend(projector.handlers.iter().map(|handler| &handler.sql));
+        texts.extend(projector.handlers().iter().map(|handler| &handler.sql));
         texts.extend(&projector.ddl);
     }
     assert_eq!(texts.len(), 6 + 13 + 2);

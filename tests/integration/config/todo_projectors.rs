@@ -4,7 +4,7 @@
 //! demo and a newcomer's first configuration consist of.
 
 use espd::config::Config;
-use espd::declaration::{HandledEvents, ProjectorDeclaration};
+use espd::declaration::{HandledEvents, ProcessorDeclaration};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
@@ -15,12 +15,12 @@ use crate::support;
 /// A store with these events, all todos named by a number, and the projector that has seen them.
 async fn project(name: &str, events: &[(u128, &str, Value)]) -> PgPool {
     let pool = support::database().await.pool;
-    let Config { projectors, .. } = espd_example();
-    let projector = projectors.iter().find(|projector| projector.name == name).unwrap();
+    let Config { processors, .. } = espd_example();
+    let projector = processors.iter().find(|projector| projector.name == name).unwrap();
     create_tables(&pool, projector).await;
     for (todo, event_type, body) in events {
         let id = append(&pool, *todo, event_type, body).await;
-        for (number, handler) in projector.handlers.iter().enumerate() {
+        for (number, handler) in projector.handlers().iter().enumerate() {
             let HandledEvents::Types(types) = &handler.events else { panic!("all projectors are typed") };
             if types.iter().any(|handled| handled == event_type) {
                 let call = format!("select handler_{number}(event) from espd.events event where id = $1");
@@ -31,11 +31,11 @@ async fn project(name: &str, events: &[(u128, &str, Value)]) -> PgPool {
     pool
 }
 
-async fn create_tables(pool: &PgPool, projector: &ProjectorDeclaration) {
+async fn create_tables(pool: &PgPool, projector: &ProcessorDeclaration) {
     let tables =
         projector.tables.iter().map(|table| format!("create table {} ({})", table.name, table.columns.text));
     let ddl = projector.ddl.iter().map(|statement| statement.text.clone());
-    let functions = projector.handlers.iter().enumerate().map(|(number, handler)| {
+    let functions = projector.handlers().iter().enumerate().map(|(number, handler)| {
         format!(
             "create function handler_{number}(event espd.events) returns void language plpgsql \
              as $handler$ begin {}; end $handler$",

@@ -71,12 +71,12 @@ fn settings_are_read_and_inherited() {
         RetryPolicy { strategy: Strategy::Constant, initial, max, jitter: 0.0, ..RetryPolicy::default() };
     assert_eq!(config.retry, retry);
 
-    let [plain, special] = config.projectors.as_slice() else { panic!("two projectors") };
+    let [plain, special] = config.processors.as_slice() else { panic!("two projectors") };
     assert_eq!((plain.batch, plain.retry, plain.version), (batch, retry, 1));
-    assert_eq!(plain.handlers[0].events, HandledEvents::All);
+    assert_eq!(plain.handlers()[0].events, HandledEvents::All);
     assert_eq!(special.batch, BatchLimits { size: 1, bytes: 2 << 10, time: Duration::from_secs(1), span: 5 });
     assert_eq!(special.retry, RetryPolicy { strategy: Strategy::None, max: Duration::from_secs(3), ..retry });
-    assert_eq!(special.handlers[0].events, HandledEvents::Types(vec!["B".into(), "A".into()]));
+    assert_eq!(special.handlers()[0].events, HandledEvents::Types(vec!["B".into(), "A".into()]));
     assert_eq!(special.version, 3);
 }
 
@@ -85,7 +85,7 @@ fn tables_keep_the_order_of_the_file() {
     let text = "[projector]\nname='p'\n[projector.tables]\nz = 'id int primary key'\na = 'id int references z'\n\
                 [[projector.on]]\nevents=['A']\nsql='null'\n";
     let config = load(text).unwrap();
-    let names: Vec<_> = config.projectors[0].tables.iter().map(|table| table.name.as_str()).collect();
+    let names: Vec<_> = config.processors[0].tables.iter().map(|table| table.name.as_str()).collect();
     assert_eq!(names, ["z", "a"]);
 }
 
@@ -104,7 +104,7 @@ fn includes_have_an_order_and_no_doubles() {
         ("p/readme.md", "not TOML"),
     ]);
     let config = folder.load().unwrap();
-    let names: Vec<_> = config.projectors.iter().map(|projector| projector.name.as_str()).collect();
+    let names: Vec<_> = config.processors.iter().map(|projector| projector.name.as_str()).collect();
     assert_eq!(names, ["main", "z", "a", "b"]);
     assert_eq!(config.files, ["espd.toml", "z.toml", "p/a.toml", "p/b.toml"].map(|name| folder.path(name)));
 }
@@ -129,7 +129,7 @@ fn variables_are_replaced_in_strings_but_not_in_sql() {
     assert_eq!(config.event_store.url.unwrap().expose(), "postgres://jo:s3cret@db/shop");
     assert_eq!(config.event_store.schema, "shop_espd");
     assert_eq!(config.runner.batch.size, 7);
-    let handler = &config.projectors[0].handlers[0];
+    let handler = &config.processors[0].handlers()[0];
     assert_eq!(handler.events, HandledEvents::Types(vec!["${A}".into()]));
     assert_eq!(handler.sql.text, r#"perform $${"a": "${B}"}$$::jsonb"#);
 }
@@ -154,7 +154,7 @@ fn what_is_shown_can_be_read_again() {
     assert_eq!(again.redacted(), config.redacted());
     assert_eq!(again.projectors.len(), 5);
     let reaction =
-        |config: &Config| config.projectors.iter().find_map(|processor| processor.reaction.clone());
+        |config: &Config| config.processors.iter().find_map(|processor| processor.reaction.clone());
     assert!(reaction(&config).is_some() && reaction(&again) == reaction(&config));
 }
 
@@ -162,10 +162,10 @@ fn what_is_shown_can_be_read_again() {
 fn a_worker_receives_its_settings_as_json() {
     let config = espd_example();
     let url = config.event_store.url.clone().unwrap();
-    let settings = config.worker_settings(&[&config.projectors[1]], &url);
+    let settings = config.worker_settings(&[&config.processors[1]], &url);
     let json = serde_json::to_string(&settings).unwrap();
     assert_eq!(serde_json::from_str::<WorkerSettings>(&json).unwrap(), settings);
-    assert_eq!(settings.processors[0].name, config.projectors[1].name);
+    assert_eq!(settings.processors[0].name, config.processors[1].name);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn projections_in_the_same_database_need_no_second_one() {
     let [here, there] = ["postgres://h/d", "postgres://h/e"].map(|url| DatabaseUrl::new(url).unwrap());
     for (projections, expected) in [(None, None), (Some(&here), None), (Some(&there), Some(&there))] {
         config.projections.url = projections.cloned();
-        let settings = config.worker_settings(&[&config.projectors[0]], &here);
+        let settings = config.worker_settings(&[&config.processors[0]], &here);
         assert_eq!(settings.projections_url.as_ref(), expected);
     }
 }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use espd::declaration::{
-    BatchLimits, HandledEvents, Handler, Isolation, ProjectorDeclaration, SourceText, TableDeclaration,
+    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, SourceText, TableDeclaration,
 };
 use espd::layout::Layout;
 use espd::processor::{Processor as _, ProcessorError, Turn, Turned};
-use espd::projector::{Events, SqlProjector};
+use espd::sql_processor::{Events, SqlProcessor};
 use espd::retry::RetryPolicy;
 use espd::tracker::{Claim, Owner, Trackers};
 use sqlx::{PgConnection, PgPool};
@@ -17,7 +17,7 @@ use super::SCHEMA;
 pub const LEASE: Duration = Duration::from_secs(60);
 
 /// A declaration from tables and handlers; `*` handles everything. Handler n stands in `n.toml`, line 10.
-pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]) -> ProjectorDeclaration {
+pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]) -> ProcessorDeclaration {
     let handler = |(index, (events, sql)): (usize, &(&[&str], &str))| Handler {
         events: match *events {
             ["*"] => HandledEvents::All,
@@ -29,12 +29,12 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         name: name.to_string(),
         columns: SourceText::new(columns, "tables.toml", 1, 1),
     };
-    ProjectorDeclaration {
+    ProcessorDeclaration {
         name: name.to_owned(),
         version: 1,
         tables: tables.iter().map(table).collect(),
         ddl: vec![],
-        handlers: handlers.iter().enumerate().map(handler).collect(),
+        handling: Handling::Sql(handlers.iter().enumerate().map(handler).collect()),
         batch: BatchLimits::default(),
         retry: RetryPolicy::default(),
         isolation: Isolation::default(),
@@ -44,7 +44,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
 
 /// A claimed and prepared projector.
 pub struct Running {
-    pub projector: SqlProjector,
+    pub projector: SqlProcessor,
     pub claim: Claim,
     pub limits: BatchLimits,
     pub connection: PgConnection,
@@ -52,29 +52,29 @@ pub struct Running {
 
 impl Running {
     /// Claims and prepares a projector whose tables are in the events' database.
-    pub async fn start(pool: &PgPool, declaration: ProjectorDeclaration) -> Result<Self, ProcessorError> {
+    pub async fn start(pool: &PgPool, declaration: ProcessorDeclaration) -> Result<Self, ProcessorError> {
         Self::start_with(pool, declaration, Events::SameDatabase(Layout::espd(SCHEMA).unwrap())).await
     }
 
     pub async fn start_with(
         pool: &PgPool,
-        declaration: ProjectorDeclaration,
+        declaration: ProcessorDeclaration,
         events: Events,
     ) -> Result<Self, ProcessorError> {
-        Self::prepare(pool, SqlProjector::new(declaration, SCHEMA, "public", events).unwrap()).await
+        Self::prepare(pool, SqlProcessor::new(declaration, SCHEMA, "public", events).unwrap()).await
     }
 
     /// As [`Self::start`], with the tables in another schema.
     pub async fn start_in(
         pool: &PgPool,
-        declaration: ProjectorDeclaration,
+        declaration: ProcessorDeclaration,
         schema: &str,
     ) -> Result<Self, ProcessorError> {
         let events = Events::SameDatabase(Layout::espd(SCHEMA).unwrap());
-        Self::prepare(pool, SqlProjector::new(declaration, SCHEMA, schema, events).unwrap()).await
+        Self::prepare(pool, SqlProcessor::new(declaration, SCHEMA, schema, events).unwrap()).await
     }
 
-    async fn prepare(pool: &PgPool, mut projector: SqlProjector) -> Result<Self, ProcessorError> {
+    async fn prepare(pool: &PgPool, mut projector: SqlProcessor) -> Result<Self, ProcessorError> {
         let limits = BatchLimits::default();
         let mut connection = pool.acquire().await?.detach();
         let mut claim = claim(&mut connection, &projector).await;
@@ -85,7 +85,7 @@ impl Running {
 
     /// One batch up to `upto`; the claim follows.
     pub async fn turn(&mut self, upto: i64) -> Result<Turned, ProcessorError> {
-        let turn = Turn { claim: &self.claim, upto, limits: &self.limits, lease: LEASE, rate: 0.0 };
+        let turn = Turn { claim: &self.claim, upto, limits: &self.limits, lease: LEASE, rate: 0.0, letter: None };
         let turned = self.projector.turn(&mut self.connection, turn).await?;
         if let Turned::Moved { position, .. } = &turned {
             self.claim.position = *position;
@@ -94,7 +94,7 @@ impl Running {
     }
 }
 
-pub async fn claim(connection: &mut PgConnection, projector: &SqlProjector) -> Claim {
+pub async fn claim(connection: &mut PgConnection, projector: &SqlProcessor) -> Claim {
     let trackers = Trackers::new(SCHEMA);
     let position = projector.starting_position(connection).await.unwrap();
     trackers

@@ -16,10 +16,10 @@ use sqlx::postgres::{PgDatabaseError, PgErrorPosition};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::declaration::{HandledEvents, Handler, ProjectorDeclaration, SourceText};
+use crate::declaration::{HandledEvents, Handler, ProcessorDeclaration, SourceText};
 use crate::failure::is_infrastructure_error;
-use crate::projector::function::{COLUMNS, CompileError, EventSource, ProjectorFunction};
-use crate::projector::reaction;
+use crate::sql_processor::function::{COLUMNS, CompileError, EventSource, ProcessorFunction};
+use crate::sql_processor::reaction;
 use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_quote::quote_identifier;
 
@@ -61,8 +61,8 @@ impl Fault {
         Self { file: source.file.clone(), line, column, message: message.into(), hint: None }
     }
 
-    pub(crate) fn of_compile_error(declaration: &ProjectorDeclaration, error: CompileError) -> Self {
-        Self::at(&declaration.handlers[error.handler].sql, error.offset, error.message)
+    pub(crate) fn of_compile_error(declaration: &ProcessorDeclaration, error: CompileError) -> Self {
+        Self::at(&declaration.handlers()[error.handler].sql, error.offset, error.message)
     }
 
     /// The database's refusal of a statement that holds `source` verbatim from byte `lead` on.
@@ -74,16 +74,16 @@ impl Fault {
 
     /// The database's refusal of the whole function.
     pub(crate) fn of_function_error(
-        declaration: &ProjectorDeclaration,
-        function: &ProjectorFunction,
+        declaration: &ProcessorDeclaration,
+        function: &ProcessorFunction,
         error: sqlx::Error,
     ) -> Self {
         let answer = Answer::of(&error);
         let place = answer
             .offset_in(&function.create)
-            .and_then(|offset| function.place_of_offset(offset, &declaration.handlers));
+            .and_then(|offset| function.place_of_offset(offset, declaration.handlers()));
         let (handler, offset) = place.map_or((0, 0), |place| (place.handler, place.offset));
-        Self { hint: answer.hint, ..Self::at(&declaration.handlers[handler].sql, offset, answer.message) }
+        Self { hint: answer.hint, ..Self::at(&declaration.handlers()[handler].sql, offset, answer.message) }
     }
 }
 
@@ -126,7 +126,7 @@ impl Answer {
 /// Nothing stays behind. Fails only where the database cannot be asked.
 pub async fn check(
     connection: &mut PgConnection,
-    declarations: &[ProjectorDeclaration],
+    declarations: &[ProcessorDeclaration],
     projections_schema: &str,
 ) -> Result<Vec<Fault>, sqlx::Error> {
     let mut faults = Vec::new();
@@ -168,7 +168,7 @@ impl<'c> Scratch<'c> {
         self.transaction.rollback().await
     }
 
-    async fn check(&mut self, declaration: &ProjectorDeclaration) -> Result<Vec<Fault>, sqlx::Error> {
+    async fn check(&mut self, declaration: &ProcessorDeclaration) -> Result<Vec<Fault>, sqlx::Error> {
         let mut faults = self.check_tables(declaration).await?;
         // Handlers cannot be judged without their tables.
         if faults.is_empty() {
@@ -176,7 +176,7 @@ impl<'c> Scratch<'c> {
         }
         if faults.is_empty() {
             self.pretend_to_react(declaration).await?;
-            for handler in &declaration.handlers {
+            for handler in declaration.handlers() {
                 faults.extend(self.check_handler(handler).await?);
             }
         }
@@ -184,7 +184,7 @@ impl<'c> Scratch<'c> {
     }
 
     /// Lets what a reactor emits be judged without being stored; a projector may emit nothing.
-    async fn pretend_to_react(&mut self, declaration: &ProjectorDeclaration) -> Result<(), sqlx::Error> {
+    async fn pretend_to_react(&mut self, declaration: &ProcessorDeclaration) -> Result<(), sqlx::Error> {
         let statement = match &declaration.reaction {
             Some(reaction) => reaction::pretend(&declaration.name, reaction),
             None => return Ok(()),
@@ -192,7 +192,7 @@ impl<'c> Scratch<'c> {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.transaction).await.map(drop)
     }
 
-    async fn check_tables(&mut self, declaration: &ProjectorDeclaration) -> Result<Vec<Fault>, sqlx::Error> {
+    async fn check_tables(&mut self, declaration: &ProcessorDeclaration) -> Result<Vec<Fault>, sqlx::Error> {
         let mut faults = Vec::new();
         for table in &declaration.tables {
             let head = format!("create table {}.{} (\n", self.schema, quote_identifier(&table.name));
@@ -213,10 +213,10 @@ impl<'c> Scratch<'c> {
 
     async fn check_function(
         &mut self,
-        declaration: &ProjectorDeclaration,
+        declaration: &ProcessorDeclaration,
     ) -> Result<Vec<Fault>, sqlx::Error> {
         let source = EventSource::Table { source: "espd_event", foreign: None };
-        let function = match ProjectorFunction::compile(declaration, &self.schema, &self.schema, source) {
+        let function = match ProcessorFunction::compile(declaration, &self.schema, &self.schema, source) {
             Ok(function) => function,
             Err(error) => return Ok(vec![Fault::of_compile_error(declaration, error)]),
         };
@@ -333,13 +333,13 @@ fn bare_select(statement: &[Token<'_>]) -> Option<usize> {
 }
 
 /// Mentions of tables that another projector owns, where the text shows them.
-fn foreign_tables(declaration: &ProjectorDeclaration, all: &[ProjectorDeclaration]) -> Vec<Fault> {
+fn foreign_tables(declaration: &ProcessorDeclaration, all: &[ProcessorDeclaration]) -> Vec<Fault> {
     let owner_of = |table: &str| {
         all.iter()
             .find(|other| other.name != declaration.name && other.tables.iter().any(|own| own.name == table))
     };
     let mut faults = Vec::new();
-    for handler in &declaration.handlers {
+    for handler in declaration.handlers() {
         let tokens = sql_lexer::tokens(&handler.sql.text).unwrap_or_default();
         for token in mentioned_tables(&tokens) {
             let Some(owner) = token.name().and_then(|name| owner_of(&name)) else { continue };

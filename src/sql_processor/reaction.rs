@@ -1,6 +1,6 @@
 //! What the generated function of a reactor has beside that of a projector: who emits, and for which event.
 //!
-//! `migrations/event_store/0004_emit.sql` reads these settings.
+//! `migrations/processing/0006_emissions.sql` reads these settings.
 
 use crate::declaration::Reaction;
 use crate::sql_quote::quote_literal;

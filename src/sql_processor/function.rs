@@ -10,9 +10,9 @@
 
 use std::fmt::Write as _;
 
-use crate::declaration::{HandledEvents, Handler, ProjectorDeclaration};
+use crate::declaration::{HandledEvents, Handler, ProcessorDeclaration};
 use crate::failure::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
-use crate::projector::reaction;
+use crate::sql_processor::reaction;
 use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_quote::{quote_identifier, quote_literal};
 
@@ -32,7 +32,7 @@ pub(crate) enum EventSource<'a> {
 
 /// The compiled form of a projector.
 #[derive(Debug)]
-pub(crate) struct ProjectorFunction {
+pub(crate) struct ProcessorFunction {
     /// Qualified and quoted name.
     pub(crate) name: String,
     /// The complete `create or replace function` statement.
@@ -61,10 +61,10 @@ pub(crate) struct HandlerPlace {
     pub(crate) offset: usize,
 }
 
-impl ProjectorFunction {
+impl ProcessorFunction {
     /// Compiles `projector` for the schemas of espd's own tables and of the projections.
     pub(crate) fn compile(
-        projector: &ProjectorDeclaration,
+        projector: &ProcessorDeclaration,
         schema: &str,
         projections_schema: &str,
         source: EventSource<'_>,
@@ -97,7 +97,7 @@ impl ProjectorFunction {
 }
 
 /// The function's own name, in its schema.
-pub(crate) fn name(projector: &ProjectorDeclaration) -> String {
+pub(crate) fn name(projector: &ProcessorDeclaration) -> String {
     format!("project_{}_v{}", projector.name, projector.version)
 }
 
@@ -106,7 +106,8 @@ const DELIMITER: &str = "$espd_body$";
 
 /// The parameters that every projector function takes, after the batch itself where that is passed.
 const PARAMETERS: &str = "espd_partition integer, espd_epoch bigint, espd_from bigint, espd_upto bigint, \
-     espd_limit integer, espd_bytes_max bigint, espd_time_max interval, espd_lease interval, espd_rate real";
+     espd_limit integer, espd_bytes_max bigint, espd_time_max interval, espd_lease interval, espd_rate real, \
+     espd_letter bigint";
 
 /// The batch as arrays, one element per event.
 const BATCH_PARAMETERS: &str = "espd_ids bigint[], espd_uuids uuid[], espd_aggregate_ids uuid[], espd_types text[], \
@@ -133,7 +134,7 @@ fn head(name: &str, projections_schema: &str, source: EventSource<'_>) -> String
 }
 
 struct Body<'a> {
-    projector: &'a ProjectorDeclaration,
+    projector: &'a ProcessorDeclaration,
     /// The quoted schema of the trackers.
     schema: String,
     source: EventSource<'a>,
@@ -142,14 +143,14 @@ struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    fn new(projector: &'a ProjectorDeclaration, schema: &str, source: EventSource<'a>) -> Self {
+    fn new(projector: &'a ProcessorDeclaration, schema: &str, source: EventSource<'a>) -> Self {
         let schema = quote_identifier(schema);
         Self { projector, schema, source, text: String::new(), handler_starts: Vec::new() }
     }
 
     fn write(&mut self) -> Result<(), CompileError> {
         self.write_opening();
-        for (index, handler) in self.projector.handlers.iter().enumerate() {
+        for (index, handler) in self.projector.handlers().iter().enumerate() {
             self.write_handler(index, handler)?;
         }
         self.write_closing();
@@ -181,6 +182,8 @@ declare
   espd_detail text;
   espd_hint text;
   espd_context text;
+  -- Whether any event is set aside: others may have to wait behind it.
+  espd_parking boolean;
 begin
   -- Nobody waits for a lock without end and unseen: after this time it is an outage, which the status shows.
   if current_setting('lock_timeout') = '0' then
@@ -189,12 +192,14 @@ begin
   -- lock_tracker: no row means that the caller is no longer the owner, or paused
   perform from {schema}.trackers as t
     where t.name = {name} and t.partition = espd_partition
-      and t.epoch = espd_epoch and t.position = espd_from and t.paused_at is null
+      and t.epoch = espd_epoch and (t.position = espd_from or espd_letter is not null) and t.paused_at is null
     for update;
   if not found then
     espd_finished := true;
     return;
   end if;
+  espd_parking := espd_letter is null and exists (
+    select from {schema}.dead_letters as d where d.processor = {name} and d.partition = espd_partition);
 {begin_batch}  -- When a handler fails: once to meet the failing event, once more for those before it.
   loop
     espd_position := espd_upto;
@@ -206,6 +211,10 @@ begin
         {source}
       loop
         espd_id := event.id;
+        if espd_parking and {schema}.set_aside_behind({name}, espd_partition, event.id, event.uuid, event.type,
+             event.aggregate_id) then
+          null;
+        else
 {begin_event}"
         );
         self.text.push_str(&opening);
@@ -272,7 +281,8 @@ begin
         let infrastructure = literals(INFRASTRUCTURE_SQLSTATES);
         let find_unreadable = self.find_unreadable();
         let closing = format!(
-            "{deferred}        espd_handled := espd_handled + 1;
+            "{deferred}        end if;
+        espd_handled := espd_handled + 1;
         espd_bytes := espd_bytes + pg_column_size(event.body);
         if espd_handled >= espd_limit or espd_bytes >= espd_bytes_max or clock_timestamp() >= espd_deadline then
           espd_position := espd_id;
@@ -289,7 +299,8 @@ begin
         raise;
       end if;
       espd_failure := jsonb_build_object(
-        'event_id', espd_id, 'event_uuid', event.uuid, 'event_type', event.type, 'sqlstate', espd_state,
+        'event_id', espd_id, 'event_uuid', event.uuid, 'event_type', event.type,
+        'aggregate_id', event.aggregate_id, 'sqlstate', espd_state,
         'message', left(espd_message, {TEXT_MAX}), 'detail', nullif(left(espd_detail, {TEXT_MAX}), ''),
         'hint', nullif(left(espd_hint, {TEXT_MAX}), ''), 'context', right(espd_context, {TEXT_MAX}));
       espd_upto := espd_id - 1;
@@ -297,6 +308,15 @@ begin
       espd_deadline := 'infinity';
     end;
   end loop;
+  if espd_letter is not null then
+    -- remove_dead_letter
+    if espd_failure is null then
+      delete from {schema}.dead_letters as d
+        where d.processor = {name} and d.partition = espd_partition and d.event_id = espd_letter;
+    end if;
+    espd_finished := true;
+    return;
+  end if;
   if espd_handled = 0 then
     -- Nobody's effect depends on it: lost in a crash, the same ids are passed again.
     perform set_config('synchronous_commit', 'off', true);
@@ -328,7 +348,7 @@ end
         format!(
             "      if espd_id is null then
         for event in
-          select e.id, e.uuid, e.type::text as type, e.body from {table} as e
+          select e.id, e.uuid, e.aggregate_id, e.type::text as type, e.body from {table} as e
           where e.id > espd_from and e.id <= espd_upto{} order by e.id limit espd_limit
         loop
           begin
@@ -378,7 +398,7 @@ fn escape(text: &str, tokens: &[Token<'_>]) -> Option<(usize, String)> {
 }
 
 /// Whether a constraint of the projector's tables may be checked at commit only.
-fn mentions_deferrable(projector: &ProjectorDeclaration) -> bool {
+fn mentions_deferrable(projector: &ProcessorDeclaration) -> bool {
     let columns = projector.tables.iter().map(|table| &table.columns);
     columns.chain(&projector.ddl).any(|sql| sql.text.to_lowercase().contains("deferrable"))
 }

@@ -18,15 +18,15 @@ use uuid::Uuid;
 
 pub use check::{Fault, check};
 
-use crate::declaration::{Handler, ProjectorDeclaration, Start};
-use crate::event::Position;
-use crate::event_store::PostgresEventStore;
+use crate::declaration::{Handler, ProcessorDeclaration, Start};
+use crate::event::{Event, Position};
+use crate::event_store::{EventStore as _, PostgresEventStore, ReadError, read_after_on};
 use crate::failure::{Failure, is_infrastructure_error};
 use crate::layout::Layout;
 use crate::processor::{Processor, ProcessorError, ProcessorKind, Turn, Turned};
-use crate::projector::function::{EventSource, ProjectorFunction};
-use crate::projector::remote::Batch;
-use crate::projector::tables::Tables;
+use crate::sql_processor::function::{EventSource, ProcessorFunction};
+use crate::sql_processor::remote::Batch;
+use crate::sql_processor::tables::Tables;
 use crate::row::from_row;
 use crate::sql_quote::quote_literal;
 use crate::tracker::{Claim, Effects, Trackers, interval};
@@ -42,14 +42,14 @@ pub enum Events {
 
 /// A declared projector, ready to run.
 #[derive(Debug)]
-pub struct SqlProjector {
-    declaration: ProjectorDeclaration,
+pub struct SqlProcessor {
+    declaration: ProcessorDeclaration,
     /// Schema of espd's own tables in the database of the projections.
     schema: String,
     /// Schema of the projector's tables.
     projections_schema: String,
     events: Events,
-    function: ProjectorFunction,
+    function: ProcessorFunction,
     /// Whether the function was another one before it was made last.
     has_changed: bool,
 }
@@ -72,10 +72,10 @@ struct RawFailure {
     failure: Failure,
 }
 
-impl SqlProjector {
+impl SqlProcessor {
     /// Compiles a declaration. Fails where a handler's text has a quote or comment that never ends.
     pub fn new(
-        declaration: ProjectorDeclaration,
+        declaration: ProcessorDeclaration,
         schema: &str,
         projections_schema: &str,
         events: Events,
@@ -87,7 +87,7 @@ impl SqlProjector {
             },
             Events::Elsewhere(_) => EventSource::Arguments,
         };
-        let function = ProjectorFunction::compile(&declaration, schema, projections_schema, source)
+        let function = ProcessorFunction::compile(&declaration, schema, projections_schema, source)
             .map_err(|error| Fault::of_compile_error(&declaration, error))?;
         let (schema, projections_schema) = (schema.to_owned(), projections_schema.to_owned());
         Ok(Self { declaration, schema, projections_schema, events, function, has_changed: false })
@@ -142,7 +142,8 @@ impl SqlProjector {
             return Ok(None);
         }
         let types = self.declaration.event_types();
-        let batch = Batch::read(store, types, turn.claim.position, turn.upto, turn.limits).await?;
+        let position = turn.letter.map_or(turn.claim.position, |id| id - 1);
+        let batch = Batch::read(store, types, position, turn.upto, turn.limits).await?;
         let arrays = (1..=remote::ARRAYS).map(Batch::parameter).collect::<Vec<_>>().join(", ");
         let statement = self.statement(&format!("{arrays}, {}", Self::arguments(turn, batch.upto)));
         let call = batch.bind(sqlx::query_as(AssertSqlSafe(statement)).persistent(false));
@@ -169,21 +170,24 @@ impl SqlProjector {
         let rate = if rate.is_finite() { *rate } else { 0.0 };
         let (partition, epoch, position) = (claim.partition, claim.epoch, claim.position);
         let (bytes, time, lease) = (limits.bytes, interval(limits.time), interval(*lease));
-        format!("{partition}, {epoch}, {position}, {upto}, {size}, {bytes}, {time}, {lease}, {rate}::real")
+        // The event of a dead letter is a batch of its own, wherever the position is.
+        let position = turn.letter.map_or(position, |id| id - 1);
+        let letter = turn.letter.map_or("null".to_owned(), |id| id.to_string());
+        format!("{partition}, {epoch}, {position}, {upto}, {size}, {bytes}, {time}, {lease}, {rate}::real, {letter}")
     }
 
     /// The failure with the place in the author's file instead of the function's line.
     fn locate(&self, raw: RawFailure) -> Failure {
         let place = line_in_context(&raw.context, &self.function.name)
-            .and_then(|line| self.function.place_of_line(line, &self.declaration.handlers))
-            .map(|place| describe(&self.declaration.handlers[place.handler], place.offset));
+            .and_then(|line| self.function.place_of_line(line, self.declaration.handlers()))
+            .map(|place| describe(&self.declaration.handlers()[place.handler], place.offset));
         Failure { place, ..raw.failure }
     }
 }
 
 /// Makes the declared tables, which exist already, the projector's own. It has a tracker.
 pub(crate) async fn adopt_tables(
-    declaration: &ProjectorDeclaration,
+    declaration: &ProcessorDeclaration,
     schema: &str,
     projections_schema: &str,
     connection: &mut PgConnection,
@@ -192,7 +196,7 @@ pub(crate) async fn adopt_tables(
 }
 
 #[async_trait]
-impl Processor for SqlProjector {
+impl Processor for SqlProcessor {
     fn name(&self) -> &str {
         &self.declaration.name
     }
@@ -261,11 +265,16 @@ impl Processor for SqlProjector {
         turn: Turn<'_>,
     ) -> Result<Turned, ProcessorError> {
         let returned = match &self.events {
-            Events::SameDatabase(_) => self.call(connection, &turn).await?,
-            Events::Elsewhere(store) => match self.fetch_and_call(connection, store, &turn).await? {
-                Some(returned) => returned,
-                None => return Ok(Turned::Lost),
-            },
+            Events::SameDatabase(_) => self.call(connection, &turn).await.map_err(Into::into).map(Some),
+            Events::Elsewhere(store) => self.fetch_and_call(connection, store, &turn).await,
+        };
+        let returned = match returned {
+            Ok(Some(returned)) => returned,
+            Ok(None) => return Ok(Turned::Lost),
+            Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
+                return self.blame_event(connection, &turn, &error).await;
+            }
+            Err(error) => return Err(error),
         };
         let (Some(position), Some(handled)) = (returned.espd_position, returned.espd_handled) else {
             return Ok(Turned::Lost);
@@ -275,7 +284,49 @@ impl Processor for SqlProjector {
     }
 }
 
-impl SqlProjector {
+impl SqlProcessor {
+    /// An error that was raised where no event is known: at commit. Of a batch of one event, it is that one's.
+    async fn blame_event(
+        &self,
+        connection: &mut PgConnection,
+        turn: &Turn<'_>,
+        error: &sqlx::Error,
+    ) -> Result<Turned, ProcessorError> {
+        let failure = Failure::of_database(error);
+        if turn.limits.size > 1 {
+            return Err(ProcessorError::Unattributed(Box::new(failure)));
+        }
+        let position = turn.claim.position;
+        let first = self.first_event(connection, turn.letter.map_or(position, |id| id - 1), turn.upto).await?;
+        let failure = match first {
+            Some(event) => failure.at(event.id, event.uuid, &event.event_type, event.aggregate_id),
+            None => failure,
+        };
+        Ok(Turned::Moved { position, handled: 0, failure: Some(Box::new(failure)) })
+    }
+
+    /// The first event after a position that the processor handles.
+    async fn first_event(
+        &self,
+        connection: &mut PgConnection,
+        position: Position,
+        upto: Position,
+    ) -> Result<Option<Event>, ProcessorError> {
+        let types = self.declaration.event_types();
+        let types: Option<Vec<String>> = types.map(|types| types.into_iter().map(str::to_owned).collect());
+        let types = types.as_deref();
+        let found = match &self.events {
+            Events::SameDatabase(layout) => {
+                read_after_on(connection, layout, position, upto, types, 1).await.map_err(ReadError::from)
+            }
+            Events::Elsewhere(store) => store.read_after(position, Some(upto), types, 1).await,
+        };
+        match found {
+            Ok(events) => Ok(events.into_iter().next()),
+            Err(ReadError::Database(error)) => Err(error.into()),
+        }
+    }
+
     /// Emitted events commit together with the position, so both have to be in one database, and in a store that
     /// espd appends to.
     fn refuse_to_emit_elsewhere(&self) -> Result<(), ProcessorError> {
@@ -333,7 +384,7 @@ fn line_in_context(context: &str, qualified_name: &str) -> Option<usize> {
 }
 
 /// A fingerprint of everything that shaped the tables.
-fn fingerprint(declaration: &ProjectorDeclaration) -> String {
+fn fingerprint(declaration: &ProcessorDeclaration) -> String {
     let tables = declaration.tables.iter().map(|table| format!("{}\u{1}{}", table.name, table.columns.text));
     let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());
     let text = tables.chain(ddl).collect::<Vec<_>>().join("\u{2}");

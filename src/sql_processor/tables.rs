@@ -4,24 +4,24 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::declaration::ProjectorDeclaration;
+use crate::declaration::ProcessorDeclaration;
 use crate::failure::is_infrastructure_error;
 use crate::processor::ProcessorError;
-use crate::projector::check::Fault;
-use crate::projector::fingerprint;
+use crate::sql_processor::check::Fault;
+use crate::sql_processor::fingerprint;
 use crate::sql_quote::{quote_identifier, quote_literal};
 
 /// One projector's tables in one database.
 #[derive(Debug)]
 pub(crate) struct Tables<'a> {
-    declaration: &'a ProjectorDeclaration,
+    declaration: &'a ProcessorDeclaration,
     schema: String,
     projections_schema: &'a str,
 }
 
 impl<'a> Tables<'a> {
     pub(crate) fn new(
-        declaration: &'a ProjectorDeclaration,
+        declaration: &'a ProcessorDeclaration,
         schema: &str,
         projections_schema: &'a str,
     ) -> Self {
@@ -30,7 +30,7 @@ impl<'a> Tables<'a> {
 
     /// Refuses to run on tables that were made from something else than is declared now.
     pub(crate) fn compare(&self, version: i32, made_from: &str) -> Result<(), ProcessorError> {
-        let ProjectorDeclaration { name, version: declared, .. } = self.declaration;
+        let ProcessorDeclaration { name, version: declared, .. } = self.declaration;
         if version != *declared {
             return Err(ProcessorError::Blocked(format!(
                 "the tables of {name} are version {version}, the declaration is version {declared}: \

@@ -1,0 +1,58 @@
+-- Events set aside for one processor, because it could not handle them, or because they must not overtake one of their
+-- aggregate that it could not handle. Written in the transaction that moves the position over the event, so an event is
+-- either handled, or here, or still to come.
+create table if not exists :"schema".dead_letters (
+  processor          text        not null,
+  partition          integer     not null default 0,
+  event_id           bigint      not null,
+  event_uuid         uuid        not null,
+  event_type         text        not null,
+  aggregate_id       uuid        not null,
+  -- failed: the processor could not handle it. waiting: an earlier event of its aggregate is here.
+  reason             text        not null check (reason in ('failed', 'waiting')),
+  -- Whether later events of the aggregate wait behind it (`on_failure = "park"`) or go on (`"skip"`).
+  blocks             boolean     not null,
+  -- Why it could not be handled the last time; null for one that only waits.
+  failure            jsonb,
+  attempts           integer     not null default 0,
+  set_aside_at       timestamptz not null default clock_timestamp(),
+  tried_at           timestamptz,
+  -- An operator wants it handled now; the processor's owner does that, in order of the ids.
+  retry_requested_at timestamptz,
+  primary key (processor, partition, event_id)
+);
+
+-- Whose later events have to wait?
+create index if not exists dead_letters_aggregate_idx
+  on :"schema".dead_letters (processor, partition, aggregate_id, event_id) where blocks;
+
+create index if not exists dead_letters_retry_idx
+  on :"schema".dead_letters (processor, partition, event_id) where retry_requested_at is not null;
+
+alter table :"schema".operator_log drop constraint if exists operator_log_action_check;
+alter table :"schema".operator_log add constraint operator_log_action_check
+  check (action in ('reset', 'pause', 'resume', 'retry', 'retry_dead_letters', 'discard_dead_letters'));
+
+-- Sets an event aside that must not be handled now, because it is a dead letter already, or an earlier event of its
+-- aggregate is one that later events wait behind. Returns whether that is so.
+create or replace function :"schema".set_aside_behind(
+  processor text, partition int, event_id bigint, event_uuid uuid, event_type text, aggregate_id uuid
+) returns boolean
+language plpgsql
+set search_path = :"schema", pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if exists (select from dead_letters as d
+             where d.processor = processor and d.partition = partition and d.event_id = event_id) then
+    return true;
+  elsif exists (select from dead_letters as d
+                where d.processor = processor and d.partition = partition and d.aggregate_id = aggregate_id
+                  and d.event_id < event_id and d.blocks) then
+    insert into dead_letters values
+      (processor, partition, event_id, event_uuid, event_type, aggregate_id, 'waiting', true);
+    return true;
+  end if;
+  return false;
+end
+$$;
