@@ -6,6 +6,7 @@ mod reload;
 mod running;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::admin::probe;
 use crate::config::Config;
 use crate::exit_code::{Exit, report};
+use crate::native::Registry;
 use crate::tracker::Owner;
 use crate::worker::{self, Assignment};
 use crate::{demo, espctl, signal};
@@ -76,35 +78,42 @@ pub(crate) fn command() -> clap::Command {
 
 /// Runs the daemon and returns its exit code.
 pub fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
-    report(run(cli))
+    main_with(Registry::default())
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
-    let config = || load(&cli.place);
+/// As [`main`], with processors of the program's own.
+pub(crate) fn main_with(registry: Registry) -> std::process::ExitCode {
+    let cli = Cli::parse();
+    report(run(cli, Arc::new(registry)))
+}
+
+fn run(cli: Cli, registry: Arc<Registry>) -> anyhow::Result<()> {
+    let config = || load(&cli.place, &registry);
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run_daemon(&cli.place),
+        Command::Run => run_daemon(&cli.place, registry),
         Command::Demo(arguments) => block_on(demo::run(arguments)),
         Command::Check => block_on(espctl::check(&config()?)),
         Command::Probe { question } => probe::run(&config()?, question),
-        Command::Worker(arguments) if arguments.supervised => worker::run_supervised(),
-        Command::Worker(arguments) => worker::run(assignment(&config()?, &arguments.name)?, false),
+        Command::Worker(arguments) if arguments.supervised => worker::run_supervised(registry),
+        Command::Worker(arguments) => worker::run(assignment(&config()?, &arguments.name)?, registry, false),
     }
 }
 
-fn run_daemon(place: &Place) -> anyhow::Result<()> {
+fn run_daemon(place: &Place, registry: Arc<Registry>) -> anyhow::Result<()> {
     // First of all: a request that comes while the configuration is read must not be lost.
     let requests = signal::requests_and_reloads().context("could not listen for signals")?;
-    let config = load(place)?;
-    block_on(running::run(config, place.file()?.to_owned(), requests))
+    let config = load(place, &registry)?;
+    block_on(running::run(config, place.file()?.to_owned(), registry, requests))
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-fn load(place: &Place) -> anyhow::Result<Config> {
-    Config::load(place.file()?).map_err(|faults| Exit::configuration(faults).into())
+fn load(place: &Place, registry: &Registry) -> anyhow::Result<Config> {
+    let mut config = Config::load(place.file()?).map_err(Exit::configuration)?;
+    registry.complete(&mut config).map_err(|faults| Exit::configuration(faults.join("\n")))?;
+    Ok(config)
 }
 
 impl Place {

@@ -19,7 +19,7 @@ use crate::event::{Appended, Event, NewEvent, Position, Version};
 
 pub use memory::MemoryEventStore;
 pub use postgres::PostgresEventStore;
-pub(crate) use postgres::read_after_on;
+pub(crate) use postgres::{TransactionAppender, read_after_on, read_aggregate_on};
 
 /// An append-only store of events.
 #[async_trait]

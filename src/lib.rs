@@ -31,10 +31,13 @@
 
 // The flow.
 mod bell;
+mod emission;
 pub mod event;
 pub mod event_store;
 pub mod horizon;
+mod hosted;
 pub mod layout;
+pub mod native;
 pub mod processor;
 pub mod runner;
 pub mod schema;
@@ -45,7 +48,7 @@ pub mod watcher;
 
 // What a projector is declared as, and what may go wrong with it.
 pub mod config;
-mod dead_letters;
+pub mod dead_letters;
 pub mod declaration;
 mod doctor;
 pub mod failure;

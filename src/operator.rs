@@ -9,12 +9,12 @@ use sqlx::{AssertSqlSafe, Connection as _};
 use thiserror::Error;
 
 use crate::database::Databases;
-use crate::declaration::ProcessorDeclaration;
+use crate::declaration::{Handling, ProcessorDeclaration};
 use crate::event::Position;
 use crate::event_store::{EventStore as _, PostgresEventStore, ReadError};
 use crate::horizon::{Horizon, ObserveError, observe_once};
-use crate::processor::ProcessorError;
-use crate::sql_processor::{Events, Fault, SqlProcessor};
+use crate::processor::{Base, Events, ProcessorError};
+use crate::sql_processor::{Fault, SqlProcessor};
 use crate::status::{self, ProcessorStatus};
 use crate::tracker::{Effects, TrackerRow, Trackers};
 
@@ -227,11 +227,17 @@ impl Operator<'_> {
     async fn start_over(&self, name: &str, effects: Effects) -> Result<(), OperatorError> {
         let Databases { layout, projections, projections_schema, .. } = self.databases;
         let declaration = self.declaration(name)?.clone();
-        let events = Events::SameDatabase(layout.clone());
-        let projector = SqlProcessor::new(declaration, layout.schema(), projections_schema, events)
-            .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
+        let (schema, events) = (layout.schema(), Events::SameDatabase(layout.clone()));
         let mut connection = projections.acquire().await?;
-        match projector.reset(&mut connection, self.name, effects).await {
+        let reset = if let Handling::Sql(_) = declaration.handling {
+            let processor = SqlProcessor::new(declaration, schema, projections_schema, events)
+                .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
+            processor.reset(&mut connection, self.name, effects).await
+        } else {
+            let base = Base::new(declaration, schema, projections_schema, events);
+            base.reset(&mut connection, self.name, effects).await
+        };
+        match reset {
             Ok(_) => Ok(()),
             Err(ProcessorError::Database(error)) => Err(error.into()),
             Err(error) => Err(OperatorError::Blocked(error.to_string())),

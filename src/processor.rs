@@ -1,5 +1,8 @@
 //! What handles events: the contract between a runner and a projector or reactor.
 
+mod base;
+mod tables;
+
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -8,8 +11,13 @@ use sqlx::PgConnection;
 
 use crate::declaration::BatchLimits;
 use crate::event::Position;
+use crate::event_store::PostgresEventStore;
 use crate::failure::Failure;
+use crate::layout::Layout;
 use crate::tracker::Claim;
+
+pub(crate) use base::Base;
+pub(crate) use tables::Tables;
 
 /// What a processor does with the events that it handles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +39,25 @@ impl ProcessorKind {
     }
 }
 
+/// Where the events of a processor are.
+#[derive(Debug)]
+pub enum Events {
+    /// In the database of its tracker and its tables, in this layout.
+    SameDatabase(Layout),
+    /// In another database.
+    Elsewhere(PostgresEventStore),
+}
+
+impl Events {
+    /// The shape of the event table.
+    pub fn layout(&self) -> &Layout {
+        match self {
+            Self::SameDatabase(layout) => layout,
+            Self::Elsewhere(store) => store.layout(),
+        }
+    }
+}
+
 /// A request to handle the next events.
 #[derive(Debug, Clone, Copy)]
 pub struct Turn<'a> {
@@ -46,6 +73,13 @@ pub struct Turn<'a> {
     pub rate: f32,
     /// Instead of a batch: handle the event of this dead letter, and remove the letter. The position stays.
     pub letter: Option<Position>,
+}
+
+impl Turn<'_> {
+    /// The position that the events to handle come after.
+    pub fn after(&self) -> Position {
+        self.letter.map_or(self.claim.position, |event_id| event_id - 1)
+    }
 }
 
 /// What one turn did.

@@ -13,10 +13,12 @@ mod rate;
 mod session;
 mod vigil;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
+use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
 use crate::dead_letters::DeadLetters;
@@ -24,7 +26,7 @@ use crate::declaration::BatchLimits;
 use crate::event::Position;
 use crate::failure::{Failure, describe, is_infrastructure_error};
 use crate::heartbeat::{self, Condition};
-use crate::processor::{Processor, ProcessorError, Turn, PutOff, Turned};
+use crate::processor::{Processor, ProcessorError, PutOff, Turn, Turned};
 use crate::retry::{OnFailure, Retry, RetryPolicy};
 use crate::runner::claiming::Waiting;
 use crate::runner::outage::OutageLog;
@@ -54,6 +56,8 @@ pub struct RunnerSettings {
     pub retry: RetryPolicy,
     /// How long a claim lasts without a sign of life; renewed at a third of it.
     pub lease: Duration,
+    /// Rung after each batch: what it has emitted for another place or time has to be moved there.
+    pub nudge: Arc<Notify>,
 }
 
 /// The channel that watchers listen on.
@@ -251,7 +255,8 @@ impl Runner {
         let begun = Instant::now();
         let RunnerSettings { limits, lease, .. } = &self.settings;
         let limits = BatchLimits { size: self.size, ..*limits };
-        let turn = Turn { claim, upto, limits: &limits, lease: *lease, rate: self.rate.per_second(), letter: None };
+        let turn =
+            Turn { claim, upto, limits: &limits, lease: *lease, rate: self.rate.per_second(), letter: None };
         let vigil = Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
         match vigil.keep_over(self.processor.turn(connection, turn)).await {
             Ok(Turned::Lost) => self.lost(),
@@ -267,6 +272,9 @@ impl Runner {
                     "batch committed"
                 );
                 claim.position = position;
+                if handled > 0 {
+                    self.settings.nudge.notify_one();
+                }
                 match failure {
                     None => self.succeeded(),
                     Some(failure) => self.failed(connection, *failure).await,
@@ -278,6 +286,7 @@ impl Runner {
                 self.outage.over();
                 claim.position = position;
                 self.seen = seen;
+                self.settings.nudge.notify_one();
                 self.wait_for(put_off.map(|put_off| *put_off))
             }
             Err(ProcessorError::Lost) => self.lost(),
@@ -325,7 +334,12 @@ impl Runner {
         let Some(claim) = self.phase.claim().cloned() else { return Ok(Next::Again) };
         let delay = self.outage.unavailable(&message, wait);
         let retry_in_ms = delay.as_millis() as u64;
-        warn!(processor = self.name, error = message, retry_in_ms, "something that the handlers need is not there");
+        warn!(
+            processor = self.name,
+            error = message,
+            retry_in_ms,
+            "something that the handlers need is not there"
+        );
         self.tell_outage(connection).await;
         self.phase = Phase::Retrying(claim, Instant::now() + delay);
         Ok(Next::Again)

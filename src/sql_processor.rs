@@ -8,47 +8,28 @@ mod check;
 mod function;
 mod reaction;
 mod remote;
-mod tables;
 
 use async_trait::async_trait;
 use serde::Deserialize;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _};
-use uuid::Uuid;
 
+pub use crate::processor::Events;
 pub use check::{Fault, check};
 
-use crate::declaration::{Handler, ProcessorDeclaration, Start};
-use crate::event::{Event, Position};
-use crate::event_store::{EventStore as _, PostgresEventStore, ReadError, read_after_on};
+use crate::declaration::{Handler, ProcessorDeclaration};
+use crate::event::Position;
 use crate::failure::{Failure, is_infrastructure_error};
-use crate::layout::Layout;
-use crate::processor::{Processor, ProcessorError, ProcessorKind, Turn, Turned};
-use crate::sql_processor::function::{EventSource, ProcessorFunction};
-use crate::sql_processor::remote::Batch;
-use crate::sql_processor::tables::Tables;
+use crate::processor::{Base, Processor, ProcessorError, ProcessorKind, Turn, Turned};
 use crate::row::from_row;
+use crate::sql_processor::function::{EventSource, ProcessorFunction};
 use crate::sql_quote::quote_literal;
-use crate::tracker::{Claim, Effects, Trackers, interval};
-
-/// Where the events of a projector are.
-#[derive(Debug)]
-pub enum Events {
-    /// In the database of the projections, in this layout.
-    SameDatabase(Layout),
-    /// In another database.
-    Elsewhere(PostgresEventStore),
-}
+use crate::tracker::{Claim, Effects, interval};
 
 /// A declared projector, ready to run.
 #[derive(Debug)]
 pub struct SqlProcessor {
-    declaration: ProcessorDeclaration,
-    /// Schema of espd's own tables in the database of the projections.
-    schema: String,
-    /// Schema of the projector's tables.
-    projections_schema: String,
-    events: Events,
+    base: Base,
     function: ProcessorFunction,
     /// Whether the function was another one before it was made last.
     has_changed: bool,
@@ -89,12 +70,8 @@ impl SqlProcessor {
         };
         let function = ProcessorFunction::compile(&declaration, schema, projections_schema, source)
             .map_err(|error| Fault::of_compile_error(&declaration, error))?;
-        let (schema, projections_schema) = (schema.to_owned(), projections_schema.to_owned());
-        Ok(Self { declaration, schema, projections_schema, events, function, has_changed: false })
-    }
-
-    fn tables(&self) -> Tables<'_> {
-        Tables::new(&self.declaration, &self.schema, &self.projections_schema)
+        let base = Base::new(declaration, schema, projections_schema, events);
+        Ok(Self { base, function, has_changed: false })
     }
 
     /// Sets the position to 0 and drops and makes the tables anew, all in one transaction.
@@ -106,16 +83,7 @@ impl SqlProcessor {
         operator: &str,
         effects: Effects,
     ) -> Result<bool, ProcessorError> {
-        let trackers = Trackers::new(&self.schema);
-        let mut transaction = connection.begin().await?;
-        if trackers.lock(&mut transaction, &self.declaration.name).await?.is_none() {
-            return Ok(false);
-        }
-        self.tables().drop(&mut transaction).await?;
-        trackers.reset(&mut transaction, &self.declaration.name, operator, 0, true, effects).await?;
-        self.tables().create(&mut transaction).await?;
-        transaction.commit().await?;
-        Ok(true)
+        self.base.reset(connection, operator, effects).await
     }
 
     /// One call of the function, which finds the events itself: one round trip, nothing prepared.
@@ -130,23 +98,20 @@ impl SqlProcessor {
     async fn fetch_and_call(
         &self,
         connection: &mut PgConnection,
-        store: &PostgresEventStore,
         turn: &Turn<'_>,
     ) -> Result<Option<Returned>, ProcessorError> {
         let mut transaction = connection.begin().await?;
         // Where a pooler hides which backend this is, nobody else could end it if this process was frozen now.
         let limit = "-- limit_silence\nset local idle_in_transaction_session_timeout = '60s'";
         sqlx::raw_sql(limit).execute(&mut *transaction).await?;
-        let trackers = Trackers::new(&self.schema);
-        if !trackers.lock_claimed(&mut transaction, &self.declaration.name, turn.claim).await? {
+        let trackers = self.base.trackers();
+        if !trackers.lock_claimed(&mut transaction, &self.base.declaration.name, turn.claim).await? {
             return Ok(None);
         }
-        let types = self.declaration.event_types();
-        let position = turn.letter.map_or(turn.claim.position, |id| id - 1);
-        let batch = Batch::read(store, types, position, turn.upto, turn.limits).await?;
-        let arrays = (1..=remote::ARRAYS).map(Batch::parameter).collect::<Vec<_>>().join(", ");
+        let batch = self.base.read_batch(&mut transaction, turn).await?;
+        let arrays = (1..=remote::ARRAYS).map(remote::parameter).collect::<Vec<_>>().join(", ");
         let statement = self.statement(&format!("{arrays}, {}", Self::arguments(turn, batch.upto)));
-        let call = batch.bind(sqlx::query_as(AssertSqlSafe(statement)).persistent(false));
+        let call = remote::bind(&batch, sqlx::query_as(AssertSqlSafe(statement)).persistent(false));
         let returned = call.fetch_one(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(Some(returned))
@@ -168,19 +133,21 @@ impl SqlProcessor {
         let Turn { claim, limits, lease, rate, .. } = turn;
         let size = i32::try_from(limits.size).unwrap_or(i32::MAX);
         let rate = if rate.is_finite() { *rate } else { 0.0 };
-        let (partition, epoch, position) = (claim.partition, claim.epoch, claim.position);
+        let (partition, epoch) = (claim.partition, claim.epoch);
         let (bytes, time, lease) = (limits.bytes, interval(limits.time), interval(*lease));
         // The event of a dead letter is a batch of its own, wherever the position is.
-        let position = turn.letter.map_or(position, |id| id - 1);
+        let position = turn.after();
         let letter = turn.letter.map_or("null".to_owned(), |id| id.to_string());
-        format!("{partition}, {epoch}, {position}, {upto}, {size}, {bytes}, {time}, {lease}, {rate}::real, {letter}")
+        format!(
+            "{partition}, {epoch}, {position}, {upto}, {size}, {bytes}, {time}, {lease}, {rate}::real, {letter}"
+        )
     }
 
     /// The failure with the place in the author's file instead of the function's line.
     fn locate(&self, raw: RawFailure) -> Failure {
         let place = line_in_context(&raw.context, &self.function.name)
-            .and_then(|line| self.function.place_of_line(line, self.declaration.handlers()))
-            .map(|place| describe(&self.declaration.handlers()[place.handler], place.offset));
+            .and_then(|line| self.function.place_of_line(line, self.base.declaration.handlers()))
+            .map(|place| describe(&self.base.declaration.handlers()[place.handler], place.offset));
         Failure { place, ..raw.failure }
     }
 }
@@ -192,59 +159,30 @@ pub(crate) async fn adopt_tables(
     projections_schema: &str,
     connection: &mut PgConnection,
 ) -> Result<(), ProcessorError> {
-    Tables::new(declaration, schema, projections_schema).adopt(connection).await
+    crate::processor::Tables::new(declaration, schema, projections_schema).adopt(connection).await
 }
 
 #[async_trait]
 impl Processor for SqlProcessor {
     fn name(&self) -> &str {
-        &self.declaration.name
+        &self.base.declaration.name
     }
 
     fn kind(&self) -> ProcessorKind {
-        self.declaration.kind()
+        self.base.declaration.kind()
     }
 
     fn version(&self) -> i32 {
-        self.declaration.version
+        self.base.declaration.version
     }
 
     async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
-        let (Some(reaction), Events::SameDatabase(layout)) = (&self.declaration.reaction, &self.events)
-        else {
-            return Ok(0);
-        };
-        let head =
-            format!("coalesce(pg_sequence_last_value({}::regclass), 0)", quote_literal(layout.sequence()));
-        let expression = match reaction.start {
-            Start::Beginning => return Ok(0),
-            Start::Position(position) => return Ok(position),
-            Start::Now => head,
-            Start::Time(time) => format!(
-                "coalesce((select min(id) - 1 from {} where created_at >= {}), {head})",
-                layout.events_table(),
-                quote_literal(&time.to_rfc3339())
-            ),
-        };
-        let statement = format!("-- find_starting_position\nselect {expression}");
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
-        row.try_get(0)
+        self.base.starting_position(connection).await
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
         let mut transaction = connection.begin().await?;
-        // Neither a lock nor a silent owner holds anybody up for long; an owner that was frozen in here least of all.
-        let limits = "-- limit_waits\nset local lock_timeout = '5s'; set local idle_in_transaction_session_timeout = '60s'";
-        sqlx::raw_sql(limits).execute(&mut *transaction).await?;
-        self.refuse_to_emit_elsewhere()?;
-        // From here on nobody else prepares: an outdated owner must not replace the function of the present one.
-        if !Trackers::new(&self.schema).lock_claimed(&mut transaction, &self.declaration.name, claim).await? {
-            return Err(ProcessorError::Lost);
-        }
-        match &claim.declaration {
-            Some(fingerprint) => self.tables().compare(claim.version, fingerprint)?,
-            None => self.tables().create(&mut transaction).await?,
-        }
+        self.base.prepare(&mut transaction, claim).await?;
         let before = self.read_source(&mut transaction).await?;
         sqlx::raw_sql(AssertSqlSafe(self.function.create.clone()))
             .execute(&mut *transaction)
@@ -264,9 +202,9 @@ impl Processor for SqlProcessor {
         connection: &mut PgConnection,
         turn: Turn<'_>,
     ) -> Result<Turned, ProcessorError> {
-        let returned = match &self.events {
+        let returned = match &self.base.events {
             Events::SameDatabase(_) => self.call(connection, &turn).await.map_err(Into::into).map(Some),
-            Events::Elsewhere(store) => self.fetch_and_call(connection, store, &turn).await,
+            Events::Elsewhere(_) => self.fetch_and_call(connection, &turn).await,
         };
         let returned = match returned {
             Ok(Some(returned)) => returned,
@@ -297,49 +235,12 @@ impl SqlProcessor {
             return Err(ProcessorError::Unattributed(Box::new(failure)));
         }
         let position = turn.claim.position;
-        let first = self.first_event(connection, turn.letter.map_or(position, |id| id - 1), turn.upto).await?;
+        let first = self.base.first_event(connection, turn).await?;
         let failure = match first {
             Some(event) => failure.at(event.id, event.uuid, &event.event_type, event.aggregate_id),
             None => failure,
         };
         Ok(Turned::Moved { position, handled: 0, failure: Some(Box::new(failure)) })
-    }
-
-    /// The first event after a position that the processor handles.
-    async fn first_event(
-        &self,
-        connection: &mut PgConnection,
-        position: Position,
-        upto: Position,
-    ) -> Result<Option<Event>, ProcessorError> {
-        let types = self.declaration.event_types();
-        let types: Option<Vec<String>> = types.map(|types| types.into_iter().map(str::to_owned).collect());
-        let types = types.as_deref();
-        let found = match &self.events {
-            Events::SameDatabase(layout) => {
-                read_after_on(connection, layout, position, upto, types, 1).await.map_err(ReadError::from)
-            }
-            Events::Elsewhere(store) => store.read_after(position, Some(upto), types, 1).await,
-        };
-        match found {
-            Ok(events) => Ok(events.into_iter().next()),
-            Err(ReadError::Database(error)) => Err(error.into()),
-        }
-    }
-
-    /// Emitted events commit together with the position, so both have to be in one database, and in a store that
-    /// espd appends to.
-    fn refuse_to_emit_elsewhere(&self) -> Result<(), ProcessorError> {
-        let emits = self.declaration.reaction.as_ref().is_some_and(|reaction| !reaction.emits.is_empty());
-        let ours = matches!(&self.events, Events::SameDatabase(layout) if layout.is_own());
-        if ours || !emits {
-            return Ok(());
-        }
-        let name = &self.declaration.name;
-        Err(ProcessorError::Blocked(format!(
-            "reactor {name} emits events, so its tracker has to be beside them: run it with a configuration without \
-             [projections] url, on a store of layout \"espd\""
-        )))
     }
 
     /// The body of the function as it is in the database, if it is there.
@@ -348,8 +249,8 @@ impl SqlProcessor {
             "-- read_function
              select p.prosrc from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
              where n.nspname = {} and p.proname = {}",
-            quote_literal(&self.schema),
-            quote_literal(&function::name(&self.declaration))
+            quote_literal(&self.base.schema),
+            quote_literal(&function::name(&self.base.declaration))
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
         row.map(|row| row.try_get(0)).transpose()
@@ -360,7 +261,7 @@ impl SqlProcessor {
         if is_infrastructure_error(&error) {
             return ProcessorError::Database(error);
         }
-        let fault = Fault::of_function_error(&self.declaration, &self.function, error);
+        let fault = Fault::of_function_error(&self.base.declaration, &self.function, error);
         ProcessorError::Blocked(format!("{fault}; `espd check` shows it, then restart"))
     }
 }
@@ -381,12 +282,4 @@ fn line_in_context(context: &str, qualified_name: &str) -> Option<usize> {
     let behind = &line[line.find(name)? + name.len()..];
     let digits = behind[behind.find(')')?..].split(|c: char| !c.is_ascii_digit());
     digits.into_iter().find(|number| !number.is_empty())?.parse().ok()
-}
-
-/// A fingerprint of everything that shaped the tables.
-fn fingerprint(declaration: &ProcessorDeclaration) -> String {
-    let tables = declaration.tables.iter().map(|table| format!("{}\u{1}{}", table.name, table.columns.text));
-    let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());
-    let text = tables.chain(ddl).collect::<Vec<_>>().join("\u{2}");
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()
 }

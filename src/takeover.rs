@@ -16,8 +16,8 @@ use crate::horizon::{ObserveError, observe_once};
 use crate::layout::{EventSourceryNames, InvalidName, qualify};
 use crate::operator::PATIENCE;
 use crate::processor::ProcessorKind;
-use crate::sql_processor::adopt_tables;
 use crate::row::from_row;
+use crate::sql_processor::adopt_tables;
 use crate::tracker::{Effects, Trackers};
 
 /// One processor and the predecessor whose position it takes over.

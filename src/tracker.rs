@@ -9,6 +9,7 @@
 //! What runners say travels in the simple protocol, with its values written out: one round trip, nothing
 //! prepared, no state of a session, so it works behind any pooler.
 
+mod advance;
 mod listing;
 mod operator;
 mod standby;
@@ -22,6 +23,7 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
+pub(crate) use advance::Advance;
 pub use listing::TrackerRow;
 pub use operator::Effects;
 pub use standby::Rival;

@@ -9,6 +9,7 @@ pub(crate) mod report;
 mod task;
 
 use std::io::BufRead as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::WorkerSettings;
 use crate::exit_code::ExitCode;
+use crate::native::Registry;
 use crate::tracker::Owner;
 use crate::{shutdown, signal, telemetry};
 
@@ -32,15 +34,15 @@ pub struct Assignment {
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
 
 /// Runs as the child of a supervisor: the assignment comes first on standard input.
-pub fn run_supervised() -> anyhow::Result<()> {
+pub fn run_supervised(registry: Arc<Registry>) -> anyhow::Result<()> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).context("could not read the assignment")?;
     let assignment: Assignment = serde_json::from_str(&line).context("the assignment is not understood")?;
-    run(assignment, true)
+    run(assignment, registry, true)
 }
 
 /// Runs one worker in this process until it is asked to stop.
-pub fn run(assignment: Assignment, supervised: bool) -> anyhow::Result<()> {
+pub fn run(assignment: Assignment, registry: Arc<Registry>, supervised: bool) -> anyhow::Result<()> {
     telemetry::start(&assignment.settings.log);
     std::panic::set_hook(Box::new(telemetry::log_panic));
     // One thread is enough: the work is done by the database.
@@ -52,7 +54,7 @@ pub fn run(assignment: Assignment, supervised: bool) -> anyhow::Result<()> {
             end_with_supervisor();
         }
         tokio::spawn(signal::stop_on_request(requests, handle, ExitCode::Interrupted as i32));
-        crew::work(assignment, supervised, stop).await
+        crew::work(assignment, registry, supervised, stop).await
     })
 }
 

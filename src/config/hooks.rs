@@ -12,10 +12,7 @@ pub(super) fn read_hooks(section: &Section<'_>) -> HookSettings {
     HookSettings {
         on_worker_end: section.value("on_worker_end").and_then(|value| value.command()).unwrap_or_default(),
         on_failure: section.value("on_failure").and_then(|value| value.command()).unwrap_or_default(),
-        on_dead_letter: section
-            .value("on_dead_letter")
-            .and_then(|value| value.command())
-            .unwrap_or_default(),
+        on_dead_letter: section.value("on_dead_letter").and_then(|value| value.command()).unwrap_or_default(),
         timeout: timeout.unwrap_or(default.timeout),
     }
 }

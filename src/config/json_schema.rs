@@ -63,8 +63,8 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
     match key {
         // There are two of this name.
         "on_failure" if !name.starts_with("hooks.") => choice(&["retry", "stop", "park", "skip"]),
-        "include" | "ddl" | "command" | "events" | "emits" | "allowed_hosts" | "on_worker_end" | "on_failure"
-        | "on_dead_letter" => {
+        "include" | "ddl" | "command" | "events" | "emits" | "allowed_hosts" | "on_worker_end"
+        | "on_failure" | "on_dead_letter" => {
             json!({ "type": "array", "items": { "type": "string" } })
         }
         "tables" => json!({ "type": "object", "additionalProperties": { "type": "string" } }),

@@ -73,8 +73,11 @@ pub(super) const RETRY: Keys = Keys { title: "[retry]", prefix: "retry.", names:
 
 pub(super) const LOG: Keys = Keys { title: "[log]", prefix: "log.", names: &["format", "level"] };
 
-pub(super) const HOOKS: Keys =
-    Keys { title: "[hooks]", prefix: "hooks.", names: &["on_worker_end", "on_failure", "on_dead_letter", "timeout"] };
+pub(super) const HOOKS: Keys = Keys {
+    title: "[hooks]",
+    prefix: "hooks.",
+    names: &["on_worker_end", "on_failure", "on_dead_letter", "timeout"],
+};
 
 pub(super) const ADMIN: Keys = Keys {
     title: "[admin]",

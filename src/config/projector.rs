@@ -8,8 +8,8 @@ use super::settings::{read_batch_limits, read_retry};
 use super::supervision::read_isolation;
 use super::value::{Value, advise_name};
 use crate::declaration::{
-    BatchLimits, CommandDeclaration, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, Reaction,
-    SourceText, Start, TableDeclaration, is_name,
+    BatchLimits, CommandDeclaration, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration,
+    Reaction, SourceText, Start, TableDeclaration, is_name,
 };
 use crate::retry::RetryPolicy;
 
@@ -165,7 +165,9 @@ fn read_handling(section: &Section<'_>, form: &Form) -> Option<Handling> {
 /// `events` beside the processor's name is for those without handlers of their own.
 fn refuse_events(section: &Section<'_>, form: &Form) {
     if let Some(events) = section.value("events") {
-        events.spot.fault("`events` stands without `command`", format!("write it below {}", form.handler.title));
+        events
+            .spot
+            .fault("`events` stands without `command`", format!("write it below {}", form.handler.title));
     }
 }
 
@@ -173,7 +175,10 @@ fn read_command(section: &Section<'_>) -> Option<CommandDeclaration> {
     let value = section.value("command")?;
     let command = value.command();
     if command.as_ref().is_some_and(Vec::is_empty) {
-        value.spot.fault("a command needs a program", "write a program and its arguments: [\"python3\", \"worker.py\"]");
+        value.spot.fault(
+            "a command needs a program",
+            "write a program and its arguments: [\"python3\", \"worker.py\"]",
+        );
     }
     let events = section.require("events", ADVISE_EVENTS).and_then(|events| read_events(&events));
     Some(CommandDeclaration { events: events?, command: command?, folder: value.folder() })

@@ -107,7 +107,8 @@ impl<'c> Value<'c> {
 
     /// A program and its arguments, or an empty list.
     pub(super) fn command(&self) -> Option<Vec<String>> {
-        const ADVICE: &str = "write a list of a program and its arguments: [\"/usr/local/bin/notify\", \"espd\"]";
+        const ADVICE: &str =
+            "write a list of a program and its arguments: [\"/usr/local/bin/notify\", \"espd\"]";
         let words: Vec<String> = self.items(ADVICE)?.iter().filter_map(Value::text).collect();
         if words.first().is_some_and(String::is_empty) {
             self.spot.fault("a command needs a program", ADVICE);

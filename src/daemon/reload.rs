@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr as _;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use sqlx::postgres::PgConnectOptions;
@@ -9,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, DatabaseUrl};
 use crate::exit_code::Exit;
+use crate::native::Registry;
 use crate::roster::RosterPlace;
 use crate::supervisor::lifecycle::Policy;
 use crate::supervisor::{Plan, Program};
@@ -21,6 +23,8 @@ pub(super) struct Configured {
     pub(super) config: Config,
     /// The database of the private PostgreSQL, where one was started.
     pub(super) private: Option<DatabaseUrl>,
+    /// The processors that this program has registered.
+    pub(super) registry: Arc<Registry>,
 }
 
 impl Configured {
@@ -58,7 +62,7 @@ impl Configured {
 
     /// The new configuration with what only this daemon knows, or why it cannot be used.
     fn accept(&self, mut config: Config) -> Result<Config, Vec<String>> {
-        let mut faults = Vec::new();
+        let mut faults = self.registry.complete(&mut config).err().unwrap_or_default();
         if config.processors.is_empty() {
             faults.push(NO_PROCESSOR.to_owned());
         }

@@ -1,6 +1,7 @@
 //! `espd run`: from the configuration to the end of the last worker.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -15,6 +16,7 @@ use crate::config::Config;
 use crate::database::{PRIVATE_FOLDER, start_private};
 use crate::embedded::EmbeddedPostgres;
 use crate::exit_code::{Exit, ExitCode};
+use crate::native::Registry;
 use crate::roster::{Roster, RosterPlace};
 use crate::service_manager::ServiceManager;
 use crate::signal::Request;
@@ -32,6 +34,7 @@ const ROSTER_GRACE: Duration = Duration::from_secs(2);
 pub(super) async fn run(
     mut config: Config,
     file: PathBuf,
+    registry: Arc<Registry>,
     requests: mpsc::Receiver<Request>,
 ) -> anyhow::Result<()> {
     telemetry::start(&config.log);
@@ -45,7 +48,7 @@ pub(super) async fn run(
     }
     let private = server.as_ref().and(config.event_store.url.clone());
     let observers = Observers { manager: &manager, endpoint: endpoint.as_ref() };
-    let outcome = work(Configured { file, config, private }, requests, observers).await;
+    let outcome = work(Configured { file, config, private, registry }, requests, observers).await;
     manager.stopping();
     if let Some(endpoint) = endpoint {
         endpoint.stop().await;

@@ -32,7 +32,8 @@ async fn check(config: &Config, databases: &Databases) -> anyhow::Result<()> {
     databases.check_schema().await?;
     databases.check_store().await?;
     let mut projections = databases.projections.acquire().await?;
-    let found = sql_processor::check(&mut projections, &config.processors, &databases.projections_schema).await?;
+    let found =
+        sql_processor::check(&mut projections, &config.processors, &databases.projections_schema).await?;
     let faults: Vec<String> = found.iter().map(show).collect();
     if !faults.is_empty() {
         return Err(Exit::configuration(faults.join("\n\n")).into());

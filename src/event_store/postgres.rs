@@ -27,6 +27,7 @@ use crate::layout::Layout;
 #[derive(Debug, Clone)]
 pub struct PostgresEventStore {
     pool: PgPool,
+    layout: Arc<Layout>,
     statements: Arc<Statements>,
     bell: Option<Bell>,
 }
@@ -36,7 +37,17 @@ impl PostgresEventStore {
     pub fn new(pool: PgPool, layout: Layout) -> Self {
         // Where espd does not append, it has nothing to announce.
         let bell = layout.is_own().then(|| Bell::new(pool.clone(), layout.channel()));
-        Self { pool, statements: Arc::new(Statements::new(&layout)), bell }
+        Self { pool, statements: Arc::new(Statements::new(&layout)), layout: Arc::new(layout), bell }
+    }
+
+    /// The shape of the event table.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The connections that it works on.
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
     }
 
     /// The same store without ringing: who follows it hears of new events when next looking.
@@ -57,6 +68,12 @@ impl PostgresEventStore {
     ) -> Result<Vec<Appended>, AppendError> {
         validity::check(events)?;
         append::append_in_transaction(self.statements.append()?, connection, events).await
+    }
+
+    /// The uuids of these that are stored already.
+    pub(crate) async fn find_stored(&self, uuids: &[Uuid]) -> Result<Vec<Uuid>, AppendError> {
+        let mut connection = self.pool.acquire().await?;
+        Ok(append::find_stored(self.statements.append()?, &mut connection, uuids).await?)
     }
 
     /// Tells those who follow the store that there may be more. Returns at once and never fails.
@@ -152,6 +169,37 @@ impl PostgresEventStore {
     }
 }
 
+/// Appends to a store in transactions of others, also behind a pooler.
+#[derive(Debug)]
+pub(crate) struct TransactionAppender(append::Statements);
+
+impl TransactionAppender {
+    /// `None`: espd only reads a store of this layout.
+    pub(crate) fn new(layout: &Layout) -> Option<Self> {
+        let function = layout.append_function()?;
+        Some(Self(append::Statements::unprepared(layout, function)))
+    }
+
+    /// The uuids of these that are stored already.
+    pub(crate) async fn find_stored(
+        &self,
+        connection: &mut PgConnection,
+        uuids: &[Uuid],
+    ) -> Result<Vec<Uuid>, sqlx::Error> {
+        append::find_stored(&self.0, connection, uuids).await
+    }
+
+    /// As [`PostgresEventStore::append_in`].
+    pub(crate) async fn append(
+        &self,
+        connection: &mut PgConnection,
+        events: &[NewEvent],
+    ) -> Result<Vec<Appended>, AppendError> {
+        validity::check(events)?;
+        append::append_in_transaction(&self.0, connection, events).await
+    }
+}
+
 /// As [`EventStore::read_after`], on a connection that may lead through a pooler: nothing stays prepared.
 pub(crate) async fn read_after_on(
     connection: &mut PgConnection,
@@ -164,6 +212,29 @@ pub(crate) async fn read_after_on(
     let query = sqlx::query(sql(read_after(layout))).persistent(false);
     let query = query.bind(position).bind(upto).bind(event_types).bind(limit.max(0));
     query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
+}
+
+/// As [`EventStore::read_aggregate`] from the first version, on a connection that may lead through a pooler.
+pub(crate) async fn read_aggregate_on(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    aggregate_id: Uuid,
+    upto: Version,
+) -> Result<Vec<Event>, sqlx::Error> {
+    let query = sqlx::query(sql(read_aggregate(layout))).persistent(false);
+    let query = query.bind(aggregate_id).bind(1 as Version).bind(upto);
+    query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
+}
+
+fn read_aggregate(layout: &Layout) -> String {
+    format!(
+        "-- read_aggregate
+        select {} from {} as e
+        where aggregate_id = $1 and version between $2 and $3
+        order by version",
+        row::COLUMNS,
+        layout.source()
+    )
 }
 
 fn read_after(layout: &Layout) -> String {
@@ -196,12 +267,7 @@ impl Statements {
         let (events, columns) = (format!("{} as e", layout.source()), row::COLUMNS);
         Self {
             read_after: sql(read_after(layout)),
-            read_aggregate: sql(format!(
-                "-- read_aggregate
-                select {columns} from {events}
-                where aggregate_id = $1 and version between $2 and $3
-                order by version"
-            )),
+            read_aggregate: sql(read_aggregate(layout)),
             read_aggregate_until: sql(format!(
                 "-- read_aggregate_until
                 select {columns} from {events}

@@ -18,9 +18,9 @@ use uuid::Uuid;
 
 use crate::declaration::{HandledEvents, Handler, ProcessorDeclaration, SourceText};
 use crate::failure::is_infrastructure_error;
+use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_processor::function::{COLUMNS, CompileError, EventSource, ProcessorFunction};
 use crate::sql_processor::reaction;
-use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_quote::quote_identifier;
 
 /// SQLSTATE of an event that may not be emitted.

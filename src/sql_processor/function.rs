@@ -12,8 +12,8 @@ use std::fmt::Write as _;
 
 use crate::declaration::{HandledEvents, Handler, ProcessorDeclaration};
 use crate::failure::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
-use crate::sql_processor::reaction;
 use crate::sql_lexer::{self, Token, TokenKind};
+use crate::sql_processor::reaction;
 use crate::sql_quote::{quote_identifier, quote_literal};
 
 /// Where the function finds its events.
@@ -165,7 +165,10 @@ impl<'a> Body<'a> {
         let declarations = reaction.map_or("", |_| reaction::DECLARATIONS);
         let trackers = format!("{schema}.trackers");
         let begin_batch = reaction
-            .map(|reaction| reaction::begin_batch(&self.projector.name, reaction, &trackers))
+            .map(|reaction| {
+                let outbox = matches!(self.source, EventSource::Arguments);
+                reaction::begin_batch(&self.projector.name, reaction, &trackers, outbox)
+            })
             .unwrap_or_default();
         let begin_event = reaction.map_or("", |_| reaction::BEGIN_EVENT);
         let opening = format!(

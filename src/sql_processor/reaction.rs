@@ -8,14 +8,15 @@ use crate::sql_quote::quote_literal;
 /// Declares what the other parts use.
 pub(super) const DECLARATIONS: &str = "  espd_silent_until bigint;\n";
 
-/// Says who emits, once for a batch.
-pub(super) fn begin_batch(name: &str, reaction: &Reaction, trackers: &str) -> String {
+/// Says who emits, once for a batch; `outbox`: into a store that is in another database.
+pub(super) fn begin_batch(name: &str, reaction: &Reaction, trackers: &str, outbox: bool) -> String {
     format!(
-        "  {};\n  \
+        "  {};\n  perform set_config('espd.outbox', '{outbox}', true);\n  \
            select t.silent_until into espd_silent_until from {trackers} as t\n    \
              where t.name = {} and t.partition = espd_partition;\n",
         say_who("perform", name, reaction),
-        quote_literal(name)
+        quote_literal(name),
+        outbox = if outbox { "on" } else { "off" },
     )
 }
 

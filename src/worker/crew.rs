@@ -6,20 +6,24 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::error;
 
 use super::report::{Member, report};
 use super::{Assignment, task};
 use crate::config::WorkerSettings;
-use crate::declaration::ProcessorDeclaration;
+use crate::declaration::{Handling, ProcessorDeclaration};
+use crate::emission::Relay;
 use crate::event_store::PostgresEventStore;
 use crate::exit_code::Exit;
 use crate::heartbeat::Heart;
 use crate::layout::Layout;
-use crate::sql_processor::{Events, Fault, SqlProcessor};
+use crate::native::Registry;
+use crate::processor::{Base, Events, Processor};
 use crate::runner::{LEASE, ReleaseBell, Runner, RunnerSettings};
 use crate::shutdown::Shutdown;
+use crate::sql_processor::SqlProcessor;
 use crate::subscription::Subscription;
 use crate::tracker::{Owner, Trackers};
 use crate::watcher::{Watcher, WatcherSettings};
@@ -28,12 +32,20 @@ use crate::watcher::{Watcher, WatcherSettings};
 ///
 /// # Errors
 /// The watcher has failed, or none of the processors can be run as it is declared.
-pub(super) async fn work(assignment: Assignment, supervised: bool, stop: Shutdown) -> anyhow::Result<()> {
+pub(super) async fn work(
+    assignment: Assignment,
+    registry: Arc<Registry>,
+    supervised: bool,
+    stop: Shutdown,
+) -> anyhow::Result<()> {
     let Assignment { owner, mut settings } = assignment;
     let declarations = std::mem::take(&mut settings.processors);
     let watcher = watcher(&settings, &declarations)?;
     let subscription = Subscription::new(watcher.horizon(), watcher.control());
-    let foundation = Arc::new(Foundation::new(owner, settings, subscription)?);
+    let foundation = Arc::new(Foundation::new(owner, settings, subscription, registry)?);
+    if let Some(relay) = foundation.relay(&declarations) {
+        tokio::spawn(relay.run(stop.clone()));
+    }
     let (mut runners, members) = start(&foundation, declarations, &stop)?;
     if supervised {
         tokio::spawn(report(members));
@@ -63,7 +75,7 @@ fn start(
         // What is declared wrongly stays wrong until it is configured anew, which starts another worker.
         if let Err(fault) = foundation.runner(&declaration) {
             error!(processor = declaration.name, error = %fault, "cannot be run as it is declared");
-            faults.push(fault.to_string());
+            faults.push(fault);
             continue;
         }
         let (foundation, stopped) = (Arc::clone(foundation), stop.clone());
@@ -97,8 +109,10 @@ fn watcher(settings: &WorkerSettings, declarations: &[ProcessorDeclaration]) -> 
         .application_name(&format!("espd: {for_whom} (watcher)"));
     let watcher_settings = WatcherSettings {
         idle_interval: settings.poll_interval_max,
-        // Another database may be on another server, which remembers a position that this one forgets.
-        durable_only: settings.projections_url.is_some(),
+        // Another database may be on another server, which remembers a position that this one forgets; and what is done
+        // outside of databases is remembered whatever they forget.
+        durable_only: settings.projections_url.is_some()
+            || declarations.iter().any(ProcessorDeclaration::acts_outside),
         ..WatcherSettings::default()
     };
     let watcher = Watcher::new(database, layout, watcher_settings);
@@ -118,18 +132,28 @@ struct Foundation {
     /// The database of the projections.
     batches: PgConnectOptions,
     subscription: Subscription,
+    /// The processors that this program has registered.
+    registry: Arc<Registry>,
+    /// Rung when a reactor may have emitted something.
+    nudge: Arc<Notify>,
 }
 
 impl Foundation {
-    fn new(owner: Owner, settings: WorkerSettings, subscription: Subscription) -> anyhow::Result<Self> {
+    fn new(
+        owner: Owner,
+        settings: WorkerSettings,
+        subscription: Subscription,
+        registry: Arc<Registry>,
+    ) -> anyhow::Result<Self> {
         let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
         let events = PgConnectOptions::from_str(settings.event_store_url.expose())?;
         let batches = PgConnectOptions::from_str(settings.batches_url.expose())?;
-        Ok(Self { owner, settings, layout, events, batches, subscription })
+        let nudge = Arc::new(Notify::new());
+        Ok(Self { owner, settings, layout, events, batches, subscription, registry, nudge })
     }
 
     /// A new runner of a processor.
-    fn runner(&self, declaration: &ProcessorDeclaration) -> Result<Runner, Fault> {
+    fn runner(&self, declaration: &ProcessorDeclaration) -> Result<Runner, String> {
         let schema = &self.settings.event_store_schema;
         let runner_settings = RunnerSettings {
             database: self.batches.clone(),
@@ -143,11 +167,45 @@ impl Foundation {
             limits: declaration.batch,
             retry: declaration.retry,
             lease: LEASE,
+            nudge: Arc::clone(&self.nudge),
         };
-        let events = self.events_for(&declaration.name);
+        let processor = self.processor(declaration)?;
+        Ok(Runner::new(runner_settings, processor, self.subscription.clone()))
+    }
+
+    fn processor(&self, declaration: &ProcessorDeclaration) -> Result<Box<dyn Processor>, String> {
+        let schema = &self.settings.event_store_schema;
         let projections_schema = &self.settings.projections_schema;
-        let projector = SqlProcessor::new(declaration.clone(), schema, projections_schema, events)?;
-        Ok(Runner::new(runner_settings, Box::new(projector), self.subscription.clone()))
+        let (events, declared) = (self.events_for(&declaration.name), declaration.clone());
+        let base = |events| Base::new(declared.clone(), schema, projections_schema, events);
+        match &declaration.handling {
+            Handling::Sql(_) => {
+                let made = SqlProcessor::new(declaration.clone(), schema, projections_schema, events);
+                Ok(Box::new(made.map_err(|fault| fault.to_string())?))
+            }
+            Handling::Native(_) => Ok(Box::new(self.registry.make(base(events))?)),
+            Handling::Command(_) => Err("commands are not part of this version".to_owned()),
+            Handling::Webhook(_) => Err("webhooks are not part of this version".to_owned()),
+        }
+    }
+
+    /// Moves what the reactors emit for later, or into another database; `None`: there is no such reactor.
+    fn relay(&self, declarations: &[ProcessorDeclaration]) -> Option<Relay> {
+        let emits = |declaration: &&ProcessorDeclaration| {
+            declaration.reaction.as_ref().is_some_and(|reaction| !reaction.emits.is_empty())
+        };
+        let reactors: Vec<String> = declarations.iter().filter(emits).map(|one| one.name.clone()).collect();
+        if reactors.is_empty() || !self.layout.is_own() {
+            return None;
+        }
+        Some(Relay {
+            database: self.batches.clone(),
+            schema: self.settings.event_store_schema.clone(),
+            reactors,
+            events: self.events_for("relay"),
+            nudge: Arc::clone(&self.nudge),
+            bell: self.layout.channel().to_owned(),
+        })
     }
 
     fn events_for(&self, name: &str) -> Events {

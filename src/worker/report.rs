@@ -86,7 +86,9 @@ impl Member {
     fn report_set_aside(&mut self, pipe: &pipe::Sender) {
         let (set_aside, last_event_id) = self.heart.set_aside();
         let events = set_aside - self.set_aside;
-        if events > 0 && write(pipe, &Report::SetAside { processor: self.name.clone(), events, last_event_id }) {
+        if events > 0
+            && write(pipe, &Report::SetAside { processor: self.name.clone(), events, last_event_id })
+        {
             self.set_aside = set_aside;
         }
     }

@@ -35,6 +35,8 @@ pub(super) struct Statements {
     insert_several: SqlStr,
     call_function: SqlStr,
     find_uuids: SqlStr,
+    /// Whether statements stay prepared in the session.
+    prepared: bool,
 }
 
 impl Statements {
@@ -75,7 +77,13 @@ impl Statements {
                 "-- find_uuids
                 select uuid from {events} where uuid = any ($1)"
             )),
+            prepared: true,
         }
+    }
+
+    /// For sessions that others use as well: nothing stays prepared.
+    pub(super) fn unprepared(layout: &Layout, append_events: &str) -> Self {
+        Self { prepared: false, ..Self::new(layout, append_events) }
     }
 }
 
@@ -162,10 +170,8 @@ async fn refuse_known_uuids(
         let reason = format!("uuid {} is given twice", events[index].uuid);
         return Err(AppendError::Invalid { index: Some(index), reason });
     }
-    let stored: Vec<Uuid> = sqlx::query_scalar(statements.find_uuids.clone())
-        .bind(events.iter().map(|event| event.uuid).bind_iter())
-        .fetch_all(connection)
-        .await?;
+    let uuids: Vec<Uuid> = events.iter().map(|event| event.uuid).collect();
+    let stored = find_stored(statements, connection, &uuids).await?;
     if stored.is_empty() || stored.len() == events.len() {
         return Ok(());
     }
@@ -174,6 +180,16 @@ async fn refuse_known_uuids(
         Some(NewEvent { uuid, .. }) => Err(AppendError::UuidReused { uuid: *uuid }),
         None => Ok(()),
     }
+}
+
+/// The uuids of these that are stored.
+pub(super) async fn find_stored(
+    statements: &Statements,
+    connection: &mut PgConnection,
+    uuids: &[Uuid],
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    let query = sqlx::query_scalar(statements.find_uuids.clone()).persistent(statements.prepared);
+    query.bind(uuids).fetch_all(connection).await
 }
 
 /// Stores the events if they are of one aggregate, and it is at the version that they expect; `None`
@@ -255,6 +271,7 @@ async fn call_function(
     events: &[NewEvent],
 ) -> Result<Vec<Appended>, AppendError> {
     let rows: Vec<(i64, Uuid, i64)> = sqlx::query_as(statements.call_function.clone())
+        .persistent(statements.prepared)
         .bind(events.iter().map(|event| event.aggregate_id).bind_iter())
         .bind(events.iter().map(|event| &event.event_type).bind_iter())
         .bind(events.iter().map(|event| Jsonb(&event.body)).bind_iter())

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use espd::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, SourceText, TableDeclaration,
+    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, SourceText,
+    TableDeclaration,
 };
 use espd::layout::Layout;
 use espd::processor::{Processor as _, ProcessorError, Turn, Turned};
-use espd::sql_processor::{Events, SqlProcessor};
 use espd::retry::RetryPolicy;
+use espd::sql_processor::{Events, SqlProcessor};
 use espd::tracker::{Claim, Owner, Trackers};
 use sqlx::{PgConnection, PgPool};
 
@@ -85,7 +86,8 @@ impl Running {
 
     /// One batch up to `upto`; the claim follows.
     pub async fn turn(&mut self, upto: i64) -> Result<Turned, ProcessorError> {
-        let turn = Turn { claim: &self.claim, upto, limits: &self.limits, lease: LEASE, rate: 0.0, letter: None };
+        let turn =
+            Turn { claim: &self.claim, upto, limits: &self.limits, lease: LEASE, rate: 0.0, letter: None };
         let turned = self.projector.turn(&mut self.connection, turn).await?;
         if let Turned::Moved { position, .. } = &turned {
             self.claim.position = *position;

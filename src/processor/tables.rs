@@ -1,4 +1,4 @@
-//! The tables that a projector owns: made at its first start, dropped and made anew by a reset.
+//! The tables that a processor owns: made at its first start, dropped and made anew by a reset.
 //!
 //! Nothing is prepared for longer than a statement: behind a transaction pooler it would be left to strangers.
 
@@ -7,8 +7,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::declaration::ProcessorDeclaration;
 use crate::failure::is_infrastructure_error;
 use crate::processor::ProcessorError;
-use crate::sql_processor::check::Fault;
-use crate::sql_processor::fingerprint;
+use crate::processor::base::fingerprint;
+use crate::sql_processor::Fault;
 use crate::sql_quote::{quote_identifier, quote_literal};
 
 /// One projector's tables in one database.

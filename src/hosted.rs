@@ -1,0 +1,15 @@
+//! Handlers that live outside of the database: in this program, in a child process, behind HTTP.
+//!
+//! They are handed a `batch` of events and say what came of each: `effects`. Rows, emissions and position are committed
+//! in one transaction, the `ledger`, which holds the tracker locked under the runner's claim from beginning to end.
+
+mod batch;
+mod effects;
+mod ledger;
+mod rows;
+
+pub(crate) use batch::Batch;
+pub use batch::Delivery;
+pub(crate) use effects::{Action, Applied, EventEffects};
+pub(crate) use ledger::{Ledger, Progress};
+pub(crate) use rows::{RowTables, TableShape};

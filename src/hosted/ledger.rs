@@ -1,0 +1,175 @@
+//! The transaction that effects and position commit in.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
+
+use super::batch::{Batch, Delivery};
+use crate::event::{Event, Position, Version};
+use crate::event_store::{EventStore as _, ReadError, read_aggregate_on};
+use crate::processor::{Base, Events, ProcessorError, PutOff, Turn};
+use crate::sql_quote::{quote_identifier, quote_literal};
+use crate::tracker::Advance;
+use uuid::Uuid;
+
+/// An open transaction that holds the tracker locked under the claim. Dropped without [`Self::finish`], it leaves nothing
+/// behind.
+pub(crate) struct Ledger<'t> {
+    transaction: Transaction<'t, Postgres>,
+    base: &'t Base,
+    turn: &'t Turn<'t>,
+    /// Whether any event of the processor is set aside: others may have to wait behind it.
+    parking: bool,
+    /// Events up to here were handled before a reset.
+    silent_until: Position,
+}
+
+/// What a turn has come to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Progress<'p> {
+    /// Every event at or below it has been handled.
+    pub(crate) position: Position,
+    /// Events handled.
+    pub(crate) handled: i32,
+    /// Whether the event behind it has failed.
+    pub(crate) failing: bool,
+    /// What waits for another try while others go on.
+    pub(crate) put_off: Option<&'p PutOff>,
+}
+
+impl<'t> Ledger<'t> {
+    /// Begins the transaction and locks the tracker. `None`: the claim is no longer valid, or the processor is paused.
+    ///
+    /// The server ends the session if nothing is said for `silence_max`, because a process that was frozen meanwhile would
+    /// hold the tracker for ever.
+    pub(crate) async fn open(
+        connection: &'t mut PgConnection,
+        base: &'t Base,
+        turn: &'t Turn<'t>,
+        silence_max: Duration,
+    ) -> Result<Option<Self>, ProcessorError> {
+        let mut transaction = connection.begin().await?;
+        let position = if turn.letter.is_some() { None } else { Some(turn.claim.position) };
+        let statement = format!(
+            "-- lock_tracker
+             set local lock_timeout = '30s';
+             set local idle_in_transaction_session_timeout = {silence};
+             set local search_path = {projections_schema}, public;
+             select t.silent_until, exists (
+               select from {schema}.dead_letters as d where d.processor = t.name and d.partition = t.partition) as parking
+             from {schema}.trackers as t
+             where t.name = {name} and t.partition = {partition} and t.epoch = {epoch} and t.paused_at is null{at}
+             for update of t",
+            schema = quote_identifier(&base.schema),
+            name = quote_literal(base.name()),
+            projections_schema = quote_identifier(&base.projections_schema),
+            silence = silence_max.as_millis(),
+            partition = turn.claim.partition,
+            epoch = turn.claim.epoch,
+            at = position.map_or(String::new(), |position| format!(" and t.position = {position}")),
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(&mut *transaction).await?;
+        let Some(row) = row else { return Ok(None) };
+        let (parking, silent_until) = (row.try_get("parking")?, row.try_get("silent_until")?);
+        Ok(Some(Self { transaction, base, turn, parking, silent_until }))
+    }
+
+    /// The connection that the transaction is open on.
+    pub(crate) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.transaction
+    }
+
+    /// The events of the turn that are to be handled, and how far they reach. Those that have to wait behind a dead
+    /// letter are set aside in this transaction.
+    pub(crate) async fn read(&mut self) -> Result<(Vec<Delivery>, Position), ProcessorError> {
+        let mut batch = self.base.read_batch(&mut self.transaction, self.turn).await?;
+        self.set_aside_behind(&mut batch).await?;
+        let deliveries = batch.events.into_iter().map(|event| self.deliver(event)).collect();
+        Ok((deliveries, batch.upto))
+    }
+
+    /// An event on its way to the handler. A dead letter was never handled, wherever the position has been.
+    pub(crate) fn deliver(&self, event: Event) -> Delivery {
+        let replaying = self.turn.letter.is_none() && event.id <= self.silent_until;
+        Delivery { event, replaying }
+    }
+
+    /// Takes out of a batch what must not be handled now, because it is a dead letter, or an earlier event of its
+    /// aggregate is one that it must not overtake.
+    pub(crate) async fn set_aside_behind(&mut self, batch: &mut Batch) -> Result<(), sqlx::Error> {
+        if !self.parking || self.turn.letter.is_some() || batch.events.is_empty() {
+            return Ok(());
+        }
+        let statement = format!(
+            "-- set_aside_behind
+             select e.id from unnest($1::bigint[], $2::uuid[], $3::text[], $4::uuid[]) as e (id, uuid, type, aggregate_id)
+             where {}.set_aside_behind({}, {}, e.id, e.uuid, e.type, e.aggregate_id)",
+            quote_identifier(&self.base.schema),
+            quote_literal(self.base.name()),
+            self.turn.claim.partition
+        );
+        let events = &batch.events;
+        let waiting: Vec<Position> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(events.iter().map(|event| event.id).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.uuid).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.event_type.clone()).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.aggregate_id).collect::<Vec<_>>())
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        batch.events.retain(|event| waiting.binary_search(&event.id).is_err());
+        Ok(())
+    }
+
+    /// Marks a place to go back to.
+    pub(crate) async fn mark(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
+    }
+
+    /// Undoes what was done since the mark.
+    pub(crate) async fn go_back(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("rollback to savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
+    }
+
+    /// Begins what one event does, so that it can be undone.
+    pub(crate) async fn begin_event(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("savepoint espd_event").execute(&mut *self.transaction).await.map(drop)
+    }
+
+    /// Undoes what was done since the event was begun.
+    pub(crate) async fn undo_event(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("rollback to savepoint espd_event").execute(&mut *self.transaction).await.map(drop)
+    }
+
+    /// The events of an aggregate up to a version, by version.
+    pub(crate) async fn read_aggregate(
+        &mut self,
+        id: Uuid,
+        upto: Version,
+    ) -> Result<Vec<Event>, sqlx::Error> {
+        match &self.base.events {
+            Events::SameDatabase(layout) => read_aggregate_on(&mut self.transaction, layout, id, upto).await,
+            Events::Elsewhere(store) => {
+                let read = store.read_aggregate(id, 1, Some(upto)).try_collect().await;
+                read.map_err(|ReadError::Database(error)| error)
+            }
+        }
+    }
+
+    /// Moves the tracker, or removes the dead letter that was handled, and commits.
+    pub(crate) async fn finish(mut self, progress: Progress<'_>) -> Result<(), ProcessorError> {
+        let Turn { claim, lease, rate, letter, .. } = *self.turn;
+        let trackers = self.base.trackers();
+        if let Some(event_id) = letter {
+            trackers.remove_letter(&mut self.transaction, self.base.name(), claim, event_id).await?;
+        } else {
+            let caught_up = !progress.failing && progress.position >= self.turn.upto;
+            let advance = Advance { progress, caught_up, lease, rate };
+            if !trackers.advance(&mut self.transaction, self.base.name(), claim, advance).await? {
+                return Err(ProcessorError::Lost);
+            }
+        }
+        Ok(self.transaction.commit().await?)
+    }
+}
