@@ -119,8 +119,16 @@ async fn a_handler_can_neither_commit_nor_move_the_tracker() {
         let mut running = Running::start(&db.pool, declare(name, &[], &[(&["A"], sql)])).await.unwrap();
         match running.turn(ids[0]).await {
             Ok(Turned::Moved { failure: Some(_), position: 0, handled: 0 }) => {}
-            Err(ProcessorError::Database(error)) => {
-                assert_eq!(error.as_database_error().unwrap().code().unwrap(), "P0001")
+            // The whole batch is in doubt, until it is one event.
+            Err(ProcessorError::Unattributed(failure)) => {
+                assert_eq!(failure.sqlstate.as_deref(), Some("P0001"));
+                running.limits.size = 1;
+                match running.turn(ids[0]).await.unwrap() {
+                    Turned::Moved { failure: Some(failure), position: 0, handled: 0 } => {
+                        assert_eq!(failure.event_id, Some(ids[0]), "{failure}");
+                    }
+                    other => panic!("{name}: {other:?}"),
+                }
             }
             other => panic!("{name}: {other:?}"),
         }

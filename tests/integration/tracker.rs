@@ -34,7 +34,7 @@ impl Fixture {
     }
 
     async fn renew(&self, claim: &Claim) -> bool {
-        self.trackers.renew(&self.pool, NAME, claim, LEASE).await.unwrap().is_some()
+        self.trackers.renew(&self.pool, NAME, claim, LEASE, true).await.unwrap().is_some()
     }
 
     async fn row(&self) -> TrackerRow {
@@ -193,7 +193,7 @@ async fn a_pause_is_told_to_the_owner_and_kept_through_claims() {
     let claim = fixture.claim(&owner).await.unwrap();
     let mut connection = fixture.pool.acquire().await.unwrap();
     fixture.trackers.pause(&mut connection, NAME, "alice@here").await.unwrap();
-    let standing = fixture.trackers.renew(&fixture.pool, NAME, &claim, LEASE).await.unwrap().unwrap();
+    let standing = fixture.trackers.renew(&fixture.pool, NAME, &claim, LEASE, true).await.unwrap().unwrap();
     assert!(standing.paused);
     assert!(fixture.claim(&owner).await.unwrap().paused);
     fixture.trackers.resume(&mut connection, NAME, "alice@here").await.unwrap();

@@ -25,6 +25,7 @@ fn admits(schema: &Value, value: &Value) -> bool {
     let has_type = match schema["type"].as_str() {
         None => true,
         Some("string") => value.is_string(),
+        Some("boolean") => value.is_boolean(),
         Some("integer") => value.is_i64(),
         Some("number") => value.is_number(),
         Some("array") => value.is_array(),
@@ -74,7 +75,7 @@ fn what_the_schema_refuses_is_wrong() {
         "[runner]\nbatch_size = []",
         "[event_store]\nlayout = 1",
         "[event_store]\nurls = ''",
-        "[projector]\nname = 'a'",
+        "[projector]\non = { events = ['A'], sql = 'null' }",
         "[[projector]]\nname = 'a'\non = [{ events = ['A'] }]",
         "[projector]\nname = 'a'\ntables = { a = 1 }\non = { events = ['A'], sql = 'null' }",
     ] {

@@ -10,7 +10,7 @@ fn a_password_is_never_shown() {
     )]);
     let config = folder.load().unwrap();
     let worker =
-        config.worker_settings(&[&espd_example().projectors[0]], config.event_store.url.as_ref().unwrap());
+        config.worker_settings(&[&espd_example().processors[0]], config.event_store.url.as_ref().unwrap());
     let shown = format!("{config:?} {config:#?} {worker:?} {}", config.redacted());
     assert!(shown.contains("jo:***@h") && shown.contains("password=***"), "{shown}");
     assert!(!shown.contains("s3cret"), "{shown}");

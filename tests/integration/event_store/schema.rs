@@ -78,7 +78,7 @@ async fn a_database_that_stopped_half_way_is_brought_on() {
     let (pool, _) = store().await;
     execute(
         &pool,
-        "drop function espd.is_replaying();
+        "drop function espd.find_fault(jsonb);
          delete from espd._event_store_migrations
          where version = (select max(version) from espd._event_store_migrations)",
     )
@@ -90,7 +90,7 @@ async fn a_database_that_stopped_half_way_is_brought_on() {
     assert_eq!(found, needed - 1);
     let migrated = schema::migrate_event_store(&pool, "espd").await.unwrap();
     assert_eq!(migrated, Migrated { from: found, to: needed });
-    execute(&pool, "select espd.is_replaying()").await;
+    execute(&pool, "select espd.find_fault('{}')").await;
 }
 
 #[tokio::test]
