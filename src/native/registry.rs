@@ -8,7 +8,7 @@ use super::processor::{Make, NativeProcessor};
 use super::{Projector, Reactor};
 use crate::config::Config;
 use crate::declaration::{Handling, ProcessorDeclaration, Reaction, is_name};
-use crate::processor::Base;
+use crate::processor::{Base, Events, Processor};
 
 /// Processors written in Rust, by name.
 #[derive(Default)]
@@ -57,6 +57,20 @@ impl Program {
         let make = Make::Reactor(Arc::new(move || Box::new(make())));
         self.registry.add(declaration.complete(true), make);
         self
+    }
+
+    /// One of the processors, for those who give it turns by themselves, such as tests. `schema` is that of espd's own
+    /// tables, `projections_schema` that of the processor's. `None`: there is none of this name.
+    pub fn processor(
+        &self,
+        name: &str,
+        schema: &str,
+        projections_schema: &str,
+        events: Events,
+    ) -> Option<Box<dyn Processor>> {
+        let declaration = self.registry.processors.get(name)?.declaration.clone();
+        let base = Base::new(declaration, schema, projections_schema, events);
+        Some(Box::new(self.registry.make(base).ok()?))
     }
 
     /// Does what the command line says, as `espd` does, and returns the exit code.

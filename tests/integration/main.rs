@@ -18,6 +18,7 @@ mod event_store;
 mod hooks;
 mod horizon;
 mod isolation;
+mod native;
 mod ownership;
 mod pooler;
 mod preconditions;

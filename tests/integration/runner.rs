@@ -1,10 +1,12 @@
 //! Runners on a real database: what they do with failures, outages, operators, other owners and the end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use espd::declaration::{BatchLimits, ProcessorDeclaration};
 use espd::failure::Failure;
 use espd::layout::Layout;
+use espd::processor::Processor;
 use espd::retry::RetryPolicy;
 use espd::runner::{ReleaseBell, Runner, RunnerSettings};
 use espd::shutdown::{self, ShutdownHandle};
@@ -43,6 +45,7 @@ pub fn settings(db: &Database) -> RunnerSettings {
             ..RetryPolicy::default()
         },
         lease: Duration::from_millis(600),
+        nudge: Arc::default(),
     }
 }
 
@@ -55,15 +58,19 @@ pub struct Life {
 
 impl Life {
     pub fn begin(db: &Database, declaration: ProcessorDeclaration, settings: RunnerSettings) -> Self {
+        let events = Events::SameDatabase(Layout::espd(SCHEMA).unwrap());
+        let projector = SqlProcessor::new(declaration, SCHEMA, "public", events).unwrap();
+        Self::begin_with(db, Box::new(projector), settings)
+    }
+
+    pub fn begin_with(db: &Database, processor: Box<dyn Processor>, settings: RunnerSettings) -> Self {
         let layout = Layout::espd(SCHEMA).unwrap();
         let watcher_settings =
             WatcherSettings { idle_interval: Duration::from_millis(50), ..WatcherSettings::default() };
-        let watcher = Watcher::new(db.url.parse().unwrap(), layout.clone(), watcher_settings);
+        let watcher = Watcher::new(db.url.parse().unwrap(), layout, watcher_settings);
         let subscription = Subscription::new(watcher.horizon(), watcher.control());
-        let projector =
-            SqlProcessor::new(declaration, SCHEMA, "public", Events::SameDatabase(layout)).unwrap();
         let (stop, stopped) = shutdown::channel();
-        let runner = Runner::new(settings, Box::new(projector), subscription);
+        let runner = Runner::new(settings, processor, subscription);
         let (runner, watcher) =
             (tokio::spawn(runner.run(stopped.clone())), tokio::spawn(watcher.run(stopped)));
         Self { stop, runner, watcher }

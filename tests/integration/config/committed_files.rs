@@ -43,7 +43,8 @@ fn the_example_names_every_key() {
     collect_keys("", &toml::from_str(&complete_example()).unwrap(), &mut named);
     named.retain(|key| !key.starts_with("projector.tables.") && !key.starts_with("reactor.tables."));
     // What is the same for reactors as for projectors, it says once.
-    let told = |key: &String| named.contains(key) || named.contains(&key.replacen("reactor.", "projector.", 1));
+    let told =
+        |key: &String| named.contains(key) || named.contains(&key.replacen("reactor.", "projector.", 1));
     let known = espd::config::known_keys();
     assert_eq!(known.iter().filter(|key| !told(key)).collect::<Vec<_>>(), Vec::<&String>::new());
     assert!(named.iter().all(|key| known.contains(key)), "{named:?}");

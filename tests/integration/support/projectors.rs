@@ -7,7 +7,7 @@ use espd::declaration::{
     TableDeclaration,
 };
 use espd::layout::Layout;
-use espd::processor::{Processor as _, ProcessorError, Turn, Turned};
+use espd::processor::{Processor, ProcessorError, Turn, Turned};
 use espd::retry::RetryPolicy;
 use espd::sql_processor::{Events, SqlProcessor};
 use espd::tracker::{Claim, Owner, Trackers};
@@ -97,6 +97,10 @@ impl Running {
 }
 
 pub async fn claim(connection: &mut PgConnection, projector: &SqlProcessor) -> Claim {
+    claim_processor(connection, projector).await
+}
+
+pub async fn claim_processor(connection: &mut PgConnection, projector: &dyn Processor) -> Claim {
     let trackers = Trackers::new(SCHEMA);
     let position = projector.starting_position(connection).await.unwrap();
     trackers
