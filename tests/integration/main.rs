@@ -24,6 +24,7 @@ mod pooler;
 mod preconditions;
 mod projector;
 mod reactor;
+mod relay;
 mod reload;
 mod restarts;
 mod runner;
