@@ -25,6 +25,7 @@ mod source_file;
 mod string_literal;
 mod supervision;
 mod syntax;
+mod upcast;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -42,6 +43,7 @@ use crate::declaration::ProcessorDeclaration;
 use crate::hooks::HookSettings;
 use crate::layout::LayoutSettings;
 use crate::retry::RetryPolicy;
+use crate::upcast::Upcast;
 
 /// The commented example of every key: the very file `config/espd.example.toml`.
 pub const EXAMPLE: &str = include_str!("../config/espd.example.toml");
@@ -80,6 +82,8 @@ pub struct Config {
     pub admin: Option<AdminSettings>,
     /// What to run when a worker ends or a processor fails.
     pub hooks: HookSettings,
+    /// How old events are read as new ones, in the order of the file.
+    pub upcasts: Vec<Upcast>,
     /// The projectors: those of the main file, then those of the included files in their order.
     pub processors: Vec<ProcessorDeclaration>,
 }
@@ -180,6 +184,7 @@ impl Config {
             batches_url: elsewhere.unwrap_or(event_store_url).clone(),
             pooled: direct_url.is_some(),
             layout: self.event_store.layout.clone(),
+            upcasts: self.upcasts.clone(),
             event_store_schema: self.event_store.schema.clone(),
             projections_url: elsewhere.cloned(),
             projections_schema: self.projections.schema.clone(),
@@ -215,6 +220,8 @@ pub struct WorkerSettings {
     pub pooled: bool,
     /// The shape of the event table.
     pub layout: LayoutSettings,
+    /// How old events are read as new ones.
+    pub upcasts: Vec<Upcast>,
     /// The schema of espd's own tables.
     pub event_store_schema: String,
     /// The database of the projections; `None`: the one of the events.

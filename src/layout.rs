@@ -8,6 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::upcast::Upcast;
+
 /// Longest schema name, in characters: leaves room for the suffixes of channels and indexes within
 /// the 63 bytes that PostgreSQL keeps of an identifier.
 const SCHEMA_NAME_LENGTH_MAX: usize = 48;
@@ -60,6 +62,7 @@ pub struct Layout {
     append_function: Option<String>,
     channel: String,
     control_channel: String,
+    upcasts: Vec<Upcast>,
 }
 
 impl Layout {
@@ -82,6 +85,7 @@ impl Layout {
             append_function: Some(format!("{schema}.\"append_events\"")),
             channel: own_channel(&schema),
             control_channel: own_channel(&schema),
+            upcasts: Vec::new(),
             schema,
         })
     }
@@ -98,8 +102,27 @@ impl Layout {
             append_function: None,
             channel: identifier(&names.channel)?.to_owned(),
             control_channel: own_channel(&schema),
+            upcasts: Vec::new(),
             schema,
         })
+    }
+
+    /// The same layout, in which old events are read as new ones.
+    #[must_use]
+    pub fn with_upcasts(mut self, upcasts: &[Upcast]) -> Self {
+        self.source = upcasts.iter().fold(self.source, |source, upcast| upcast.over(&source));
+        self.upcasts.extend_from_slice(upcasts);
+        self
+    }
+
+    /// The layers that old events are read through, from the event table up.
+    pub fn upcasts(&self) -> &[Upcast] {
+        &self.upcasts
+    }
+
+    /// Whether an event may be there that cannot be read: JSON that `jsonb` refuses, or an upcast that does not go with it.
+    pub(crate) fn may_be_unreadable(&self) -> bool {
+        !self.is_own() || !self.upcasts.is_empty()
     }
 
     /// Name of the schema of espd's own tables, not quoted: `espd`.

@@ -44,6 +44,7 @@ pub mod schema;
 pub mod sql_processor;
 pub mod subscription;
 pub mod tracker;
+pub mod upcast;
 pub mod watcher;
 
 // What a projector is declared as, and what may go wrong with it.

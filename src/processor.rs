@@ -130,7 +130,7 @@ pub enum ProcessorError {
     /// The claim is no longer valid.
     #[error("another owner has claimed the processor")]
     Lost,
-    /// The batch could not be handled, and nobody knows over which event. Not for batches of one event.
+    /// The batch could not be handled, and nobody knows over which event; of a batch of one event, the failure names it.
     #[error("{0}")]
     Unattributed(Box<Failure>),
     /// Something that the handler needs beside the database is not there now. No event is to blame; it is tried

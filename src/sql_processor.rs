@@ -16,6 +16,7 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _}
 
 pub use crate::processor::Events;
 pub use check::{Fault, check};
+pub(crate) use check::{check_upcasts, hidden_types};
 
 use crate::declaration::{Handler, ProcessorDeclaration};
 use crate::event::Position;
@@ -65,6 +66,7 @@ impl SqlProcessor {
             Events::SameDatabase(layout) => EventSource::Table {
                 source: layout.source(),
                 foreign: (!layout.is_own()).then_some(layout.events_table()),
+                upcasts: layout.upcasts(),
             },
             Events::Elsewhere(_) => EventSource::Arguments,
         };
@@ -210,7 +212,8 @@ impl Processor for SqlProcessor {
             Ok(Some(returned)) => returned,
             Ok(None) => return Ok(Turned::Lost),
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
-                return self.blame_event(connection, &turn, &error).await;
+                let failure = self.base.blame_event(connection, &turn, &error).await?;
+                return Err(ProcessorError::Unattributed(Box::new(failure)));
             }
             Err(error) => return Err(error),
         };
@@ -223,26 +226,6 @@ impl Processor for SqlProcessor {
 }
 
 impl SqlProcessor {
-    /// An error that was raised where no event is known: at commit. Of a batch of one event, it is that one's.
-    async fn blame_event(
-        &self,
-        connection: &mut PgConnection,
-        turn: &Turn<'_>,
-        error: &sqlx::Error,
-    ) -> Result<Turned, ProcessorError> {
-        let failure = Failure::of_database(error);
-        if turn.limits.size > 1 {
-            return Err(ProcessorError::Unattributed(Box::new(failure)));
-        }
-        let position = turn.claim.position;
-        let first = self.base.first_event(connection, turn).await?;
-        let failure = match first {
-            Some(event) => failure.at(event.id, event.uuid, &event.event_type, event.aggregate_id),
-            None => failure,
-        };
-        Ok(Turned::Moved { position, handled: 0, failure: Some(Box::new(failure)) })
-    }
-
     /// The body of the function as it is in the database, if it is there.
     async fn read_source(&self, connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
         let statement = format!(

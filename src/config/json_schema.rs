@@ -35,6 +35,7 @@ fn object(prefix: &str, descriptions: &BTreeMap<String, String>) -> Value {
     }
     let required = match prefix {
         "projector." | "reactor." => json!(["name"]),
+        "upcast." => json!(["events"]),
         "projector.on." | "reactor.on." => json!(["events", "sql"]),
         _ => json!([]),
     };
@@ -54,7 +55,7 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
         let section = object(&format!("{name}."), descriptions);
         return match key {
             // One of them may stand alone.
-            "projector" | "reactor" | "on" => {
+            "projector" | "reactor" | "on" | "upcast" => {
                 json!({ "anyOf": [section, { "type": "array", "items": section }] })
             }
             _ => section,

@@ -27,6 +27,7 @@ pub(super) const MAIN_FILE: Keys = Keys {
         "log",
         "admin",
         "hooks",
+        "upcast",
         "projector",
         "reactor",
     ],
@@ -85,6 +86,9 @@ pub(super) const ADMIN: Keys = Keys {
     names: &["listen", "read_token", "operator_token", "allowed_hosts"],
 };
 
+pub(super) const UPCAST: Keys =
+    Keys { title: "[[upcast]]", prefix: "upcast.", names: &["events", "type", "body", "when"] };
+
 pub(super) const PROJECTOR: Keys = Keys {
     title: "[projector]",
     prefix: "projector.",
@@ -141,7 +145,7 @@ pub(super) const REACTOR_RETRY: Keys =
 pub(super) const REACTOR_HANDLER: Keys =
     Keys { title: "[[reactor.on]]", prefix: "reactor.on.", names: &["events", "sql"] };
 
-const SECTIONS: [&Keys; 15] = [
+const SECTIONS: [&Keys; 16] = [
     &MAIN_FILE,
     &EVENT_STORE,
     &EVENT_SOURCERY,
@@ -151,6 +155,7 @@ const SECTIONS: [&Keys; 15] = [
     &LOG,
     &ADMIN,
     &HOOKS,
+    &UPCAST,
     &PROJECTOR,
     &PROJECTOR_RETRY,
     &HANDLER,

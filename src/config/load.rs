@@ -16,6 +16,7 @@ use super::section::Section;
 use super::settings::{EventStoreSettings, LogSettings, ProjectionsSettings, RunnerSettings, read_retry};
 use super::source_file::SourceFile;
 use super::syntax::report_syntax_errors;
+use super::upcast::read_upcast;
 use super::{Config, LookUp};
 use crate::declaration::ProcessorDeclaration;
 use crate::layout::LayoutSettings;
@@ -105,6 +106,9 @@ fn read_sections(file: &Section<'_>, config: &mut Config) {
     }
     if let Some(hooks) = section("hooks", &keys::HOOKS) {
         config.hooks = read_hooks(&hooks);
+    }
+    if let Some(upcasts) = file.value("upcast").and_then(|value| value.sections(&keys::UPCAST)) {
+        config.upcasts = upcasts.iter().filter_map(read_upcast).collect();
     }
     config.admin = section("admin", &keys::ADMIN).map(|admin| AdminSettings::read(&admin));
 }

@@ -233,7 +233,7 @@ fn read_events(value: &Value<'_>) -> Option<HandledEvents> {
     Some(HandledEvents::All)
 }
 
-fn read_event_types(items: &[Value<'_>]) -> Vec<String> {
+pub(super) fn read_event_types(items: &[Value<'_>]) -> Vec<String> {
     let mut types = Vec::new();
     for item in items {
         match item.text() {

@@ -12,6 +12,7 @@ use crate::declaration::{
 use crate::layout::LayoutSettings;
 use crate::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
+use crate::upcast::Upcast;
 
 /// The configuration in the shape of its file, defaults filled in, passwords hidden.
 pub(super) fn redact(config: &Config) -> Value {
@@ -27,6 +28,7 @@ pub(super) fn redact(config: &Config) -> Value {
         },
         "retry": show_retry(&config.retry),
         "log": { "format": config.log.format, "level": config.log.level },
+        "upcast": config.upcasts.iter().map(show_upcast).collect::<Vec<_>>(),
         "projector": show_processors(config, ProcessorKind::Projector),
         "reactor": show_processors(config, ProcessorKind::Reactor),
     });
@@ -57,8 +59,9 @@ fn escape_variables(value: &mut Value) {
         Value::String(text) => *text = text.replace("${", "$${"),
         Value::Array(items) => items.iter_mut().for_each(escape_variables),
         Value::Object(members) => {
-            let values =
-                members.iter_mut().filter(|(key, _)| !matches!(key.as_str(), "tables" | "ddl" | "sql"));
+            let values = members
+                .iter_mut()
+                .filter(|(key, _)| !matches!(key.as_str(), "tables" | "ddl" | "sql" | "body" | "when"));
             values.for_each(|(_, value)| escape_variables(value));
         }
         _ => {}
@@ -114,6 +117,19 @@ fn show_retry(policy: &RetryPolicy) -> Value {
     });
     if let Some(most) = policy.max_attempts {
         shown["max_attempts"] = json!(most);
+    }
+    shown
+}
+
+fn show_upcast(upcast: &Upcast) -> Value {
+    let mut shown = json!({ "events": upcast.events });
+    if let Some(event_type) = &upcast.event_type {
+        shown["type"] = json!(event_type);
+    }
+    for (key, sql) in [("body", &upcast.body), ("when", &upcast.when)] {
+        if let Some(sql) = sql {
+            shown[key] = json!(sql.text);
+        }
     }
     shown
 }

@@ -54,6 +54,11 @@ impl<'c> Section<'c> {
         value
     }
 
+    /// Notes a fault of the section as a whole.
+    pub(super) fn fault(&self, message: impl Into<String>, advice: impl Into<String>) {
+        self.header.fault(message, advice);
+    }
+
     fn refuse_unknown_keys(&self) {
         let place = match self.keys.title {
             "" => "at the top of this file".to_owned(),

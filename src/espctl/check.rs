@@ -31,9 +31,13 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
 async fn check(config: &Config, databases: &Databases) -> anyhow::Result<()> {
     databases.check_schema().await?;
     databases.check_store().await?;
+    let mut events = databases.events.acquire().await?;
+    let mut found = sql_processor::check_upcasts(&mut events, &databases.layout, &config.upcasts).await?;
+    drop(events);
+    found.extend(sql_processor::hidden_types(&config.processors, &config.upcasts));
     let mut projections = databases.projections.acquire().await?;
-    let found =
-        sql_processor::check(&mut projections, &config.processors, &databases.projections_schema).await?;
+    let schema = &databases.projections_schema;
+    found.extend(sql_processor::check(&mut projections, &config.processors, schema).await?);
     let faults: Vec<String> = found.iter().map(show).collect();
     if !faults.is_empty() {
         return Err(Exit::configuration(faults.join("\n\n")).into());

@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Tra
 use super::batch::{Batch, Delivery};
 use crate::event::{Event, Position, Version};
 use crate::event_store::{EventStore as _, ReadError, read_aggregate_on};
+use crate::failure::is_infrastructure_error;
 use crate::processor::{Base, Events, ProcessorError, PutOff, Turn};
 use crate::sql_quote::{quote_identifier, quote_literal};
 use crate::tracker::Advance;
@@ -83,10 +84,25 @@ impl<'t> Ledger<'t> {
     /// The events of the turn that are to be handled, and how far they reach. Those that have to wait behind a dead
     /// letter are set aside in this transaction.
     pub(crate) async fn read(&mut self) -> Result<(Vec<Delivery>, Position), ProcessorError> {
-        let mut batch = self.base.read_batch(&mut self.transaction, self.turn).await?;
+        let mut batch = self.read_batch().await?;
         self.set_aside_behind(&mut batch).await?;
         let deliveries = batch.events.into_iter().map(|event| self.deliver(event)).collect();
         Ok((deliveries, batch.upto))
+    }
+
+    async fn read_batch(&mut self) -> Result<Batch, ProcessorError> {
+        if !self.base.events.layout().may_be_unreadable() {
+            return self.base.read_batch(&mut self.transaction, self.turn).await;
+        }
+        self.mark().await?;
+        match self.base.read_batch(&mut self.transaction, self.turn).await {
+            Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
+                self.go_back().await?;
+                let failure = self.base.blame_event(&mut self.transaction, self.turn, &error).await?;
+                Err(ProcessorError::Unattributed(Box::new(failure)))
+            }
+            read => read,
+        }
     }
 
     /// An event on its way to the handler. A dead letter was never handled, wherever the position has been.

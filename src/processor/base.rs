@@ -5,9 +5,11 @@ use uuid::Uuid;
 
 use super::tables::Tables;
 use super::{Events, ProcessorError, Turn};
-use crate::declaration::{BatchLimits, Handling, ProcessorDeclaration, Start};
-use crate::event::{Event, Position};
+use crate::declaration::{Handling, ProcessorDeclaration, Start};
+use crate::event::Position;
+use crate::failure::Failure;
 use crate::hosted::Batch;
+use crate::row::from_row;
 use crate::sql_quote::quote_literal;
 use crate::tracker::{Claim, Effects, Trackers};
 
@@ -129,15 +131,44 @@ impl Base {
         Batch::read(&self.events, connection, types.as_deref(), after, upto, turn.limits).await
     }
 
-    /// The first event after where a batch begins that the processor handles.
-    pub(crate) async fn first_event(
+    /// What an error means that was raised where no event is known, such as at commit: that nobody knows which event of
+    /// the batch is to blame, or of a batch of one event, that it is that one.
+    pub(crate) async fn blame_event(
         &self,
         connection: &mut PgConnection,
         turn: &Turn<'_>,
-    ) -> Result<Option<Event>, ProcessorError> {
-        let limits = BatchLimits { size: 1, ..*turn.limits };
-        let batch = self.read_batch(connection, &Turn { limits: &limits, ..*turn }).await?;
-        Ok(batch.events.into_iter().next())
+        error: &sqlx::Error,
+    ) -> Result<Failure, sqlx::Error> {
+        let failure = Failure::of_database(error);
+        if turn.limits.size > 1 {
+            return Ok(failure);
+        }
+        Ok(match self.find_first_event(connection, turn).await? {
+            Some(FirstEvent { id, uuid, event_type, aggregate_id }) => {
+                failure.at(id, uuid, &event_type, aggregate_id)
+            }
+            None => failure,
+        })
+    }
+
+    /// The first event of a batch, without its body, which may be what cannot be read.
+    async fn find_first_event(
+        &self,
+        connection: &mut PgConnection,
+        turn: &Turn<'_>,
+    ) -> Result<Option<FirstEvent>, sqlx::Error> {
+        let statement = format!(
+            "-- find_first_event
+             select id, uuid, type as event_type, aggregate_id from {} as e
+             where id > $1 and id <= $2 and ($3::text[] is null or type = any ($3)) order by id limit 1",
+            self.events.layout().source()
+        );
+        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
+        let query = query.bind(turn.after()).bind(turn.upto).bind(self.event_types());
+        match &self.events {
+            Events::SameDatabase(_) => query.fetch_optional(connection).await,
+            Events::Elsewhere(store) => query.fetch_optional(store.pool()).await,
+        }
     }
 
     fn refuse_to_emit_into_a_foreign_store(&self) -> Result<(), ProcessorError> {
@@ -151,6 +182,16 @@ impl Base {
         )))
     }
 }
+
+/// Which event a batch begins with.
+struct FirstEvent {
+    id: Position,
+    uuid: Uuid,
+    event_type: String,
+    aggregate_id: Uuid,
+}
+
+from_row!(FirstEvent { id, uuid, event_type, aggregate_id });
 
 fn find_starting_position(start: Start, layout: &crate::layout::Layout) -> String {
     let head = format!("coalesce(pg_sequence_last_value({}::regclass), 0)", quote_literal(layout.sequence()));

@@ -18,10 +18,12 @@ use uuid::Uuid;
 
 use crate::declaration::{HandledEvents, Handler, ProcessorDeclaration, SourceText};
 use crate::failure::is_infrastructure_error;
+use crate::layout::Layout;
 use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_processor::function::{COLUMNS, CompileError, EventSource, ProcessorFunction};
 use crate::sql_processor::reaction;
 use crate::sql_quote::quote_identifier;
+use crate::upcast::Upcast;
 
 /// SQLSTATE of an event that may not be emitted.
 const NOT_EMITTED: &str = "ES004";
@@ -139,6 +141,48 @@ pub async fn check(
     Ok(faults)
 }
 
+/// All mistakes in the SQL of the upcasts of a store, judged by its database, which is not changed.
+pub(crate) async fn check_upcasts(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    upcasts: &[Upcast],
+) -> Result<Vec<Fault>, sqlx::Error> {
+    let (mut faults, mut source) = (Vec::new(), layout.source().to_owned());
+    for upcast in upcasts {
+        let texts = [(&upcast.body, "jsonb"), (&upcast.when, "boolean")];
+        for (sql, sql_type) in texts.into_iter().filter_map(|(sql, name)| sql.as_ref().map(|sql| (sql, name)))
+        {
+            let head = "-- judge_upcast\nselect (\n";
+            let statement = format!("{head}{}\n)::{sql_type} from {source} as event limit 0", sql.text);
+            match sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *connection).await {
+                Ok(_) => {}
+                Err(error) if is_infrastructure_error(&error) => return Err(error),
+                Err(error) => faults.push(Fault::in_source(sql, head.len(), &statement, error)),
+            }
+        }
+        source = upcast.over(&source);
+    }
+    Ok(faults)
+}
+
+/// Handlers of types that no event is read as any more.
+pub(crate) fn hidden_types(declarations: &[ProcessorDeclaration], upcasts: &[Upcast]) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for handler in declarations.iter().flat_map(ProcessorDeclaration::handlers) {
+        let types = handler.events.types().into_iter().flatten();
+        for (name, upcast) in
+            types.filter_map(|name| Some((name, upcasts.iter().find(|upcast| upcast.hides(name))?)))
+        {
+            let mut fault =
+                Fault::at(&handler.sql, 0, format!("this is for {name}, which no event is read as"));
+            let new = upcast.event_type.as_deref().unwrap_or_default();
+            fault.hint = Some(format!("an upcast reads {name} as {new}: handle {new}"));
+            faults.push(fault);
+        }
+    }
+    faults
+}
+
 /// The transaction and the schema that a declaration is tried in.
 struct Scratch<'c> {
     transaction: sqlx::Transaction<'c, sqlx::Postgres>,
@@ -215,7 +259,7 @@ impl<'c> Scratch<'c> {
         &mut self,
         declaration: &ProcessorDeclaration,
     ) -> Result<Vec<Fault>, sqlx::Error> {
-        let source = EventSource::Table { source: "espd_event", foreign: None };
+        let source = EventSource::Table { source: "espd_event", foreign: None, upcasts: &[] };
         let function = match ProcessorFunction::compile(declaration, &self.schema, &self.schema, source) {
             Ok(function) => function,
             Err(error) => return Ok(vec![Fault::of_compile_error(declaration, error)]),

@@ -15,6 +15,7 @@ use crate::failure::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
 use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_processor::reaction;
 use crate::sql_quote::{quote_identifier, quote_literal};
+use crate::upcast::{Upcast, stored_types};
 
 /// Where the function finds its events.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,8 @@ pub(crate) enum EventSource<'a> {
         source: &'a str,
         /// The table itself, if its bodies are JSON that `jsonb` may refuse.
         foreign: Option<&'a str>,
+        /// The layers that old events are read through.
+        upcasts: &'a [Upcast],
     },
     /// In another database: the caller passes the batch as arrays.
     Arguments,
@@ -230,7 +233,7 @@ begin
                 "select {COLUMNS} from {source} as e\n        \
                  where e.id > espd_from and e.id <= espd_upto{}\n        \
                  order by e.id limit espd_limit",
-                self.type_condition()
+                type_condition(self.projector.event_types())
             ),
             // `espd_upto` shrinks when a handler fails.
             EventSource::Arguments => format!(
@@ -238,13 +241,6 @@ begin
                  espd_bodies, espd_metadata, espd_correlation_ids, espd_causation_ids, espd_created_ats)\n        \
                  as e({COLUMNS}) where e.id <= espd_upto order by e.id"
             ),
-        }
-    }
-
-    fn type_condition(&self) -> String {
-        match self.projector.event_types() {
-            None => String::new(),
-            Some(types) => format!(" and e.type in ({})", literals(types)),
         }
     }
 
@@ -347,7 +343,10 @@ end
     /// Finds the event that no batch can be read across, where bodies come from strangers: JSON that `jsonb` refuses,
     /// such as a zero character. Only after a failure that was none of a handler's.
     fn find_unreadable(&self) -> String {
-        let EventSource::Table { foreign: Some(table), .. } = self.source else { return String::new() };
+        let EventSource::Table { foreign: Some(table), upcasts, .. } = self.source else {
+            return String::new();
+        };
+        let types = self.projector.event_types().map(|types| stored_types(upcasts, types));
         format!(
             "      if espd_id is null then
         for event in
@@ -363,7 +362,7 @@ end
         end loop;
       end if;
 ",
-            self.type_condition()
+            type_condition(types)
         )
     }
 
@@ -375,6 +374,10 @@ end
             ""
         }
     }
+}
+
+fn type_condition<'t>(types: Option<impl IntoIterator<Item = &'t str>>) -> String {
+    types.map_or(String::new(), |types| format!(" and e.type in ({})", literals(types)))
 }
 
 fn literals<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {

@@ -146,6 +146,7 @@ impl Foundation {
         registry: Arc<Registry>,
     ) -> anyhow::Result<Self> {
         let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
+        let layout = layout.with_upcasts(&settings.upcasts);
         let events = PgConnectOptions::from_str(settings.event_store_url.expose())?;
         let batches = PgConnectOptions::from_str(settings.batches_url.expose())?;
         let nudge = Arc::new(Notify::new());

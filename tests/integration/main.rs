@@ -31,4 +31,5 @@ mod runner;
 mod supervisor;
 mod support;
 mod tracker;
+mod upcast;
 mod wake_up;

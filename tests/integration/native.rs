@@ -65,8 +65,7 @@ impl Projector for Notes {
                     Poison::Sql => {}
                 }
             }
-            let note =
-                sqlx::query("insert into notes (event_id) select $1 where 1 / $2::bigint is not null");
+            let note = sqlx::query("insert into notes (event_id) select $1 where 1 / $2::bigint is not null");
             let noted = note.bind(event.id).bind(a.n).execute(projection.connection()).await;
             noted.map_err(|error| event.failed(error))?;
         }

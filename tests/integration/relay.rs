@@ -32,7 +32,8 @@ fn apart(store: &str, projections: &str, sql: &str) -> Installation {
 
 /// How many answers there are, to how many events, and whether they are in order.
 async fn answers(store: &PgPool) -> (usize, usize, bool) {
-    let query = "select causation_id, (body->>'to')::bigint from espd.events where type = 'Answered' order by id";
+    let query =
+        "select causation_id, (body->>'to')::bigint from espd.events where type = 'Answered' order by id";
     let answers: Vec<(Uuid, i64)> = sqlx::query_as(query).fetch_all(store).await.unwrap();
     let distinct: HashSet<Uuid> = answers.iter().map(|(cause, _)| *cause).collect();
     let in_order = answers.is_sorted_by_key(|(_, to)| *to);
@@ -87,7 +88,8 @@ async fn an_expected_version_is_refused_where_nobody_can_check_it() {
 async fn what_is_due_is_moved_once_by_several_daemons_that_die() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
-    let sql = "perform espd.emit_after('Answered', event.aggregate_id, jsonb_build_object('to', event.body->'n'),
+    let sql =
+        "perform espd.emit_after('Answered', event.aggregate_id, jsonb_build_object('to', event.body->'n'),
                  (event.body->>'n')::int * interval '5 milliseconds')";
     installation.declare("answering", &reactor(sql));
     let mut daemons: Vec<Program> = (0..3).map(|_| installation.start_daemon()).collect();

@@ -22,10 +22,10 @@ fn the_committed_examples_are_valid() {
 
 #[test]
 fn the_example_shows_the_defaults() {
-    let Config { files, event_store, projections, runner, retry, log, admin, hooks, processors } =
+    let Config { files, event_store, projections, runner, retry, log, admin, hooks, upcasts, processors } =
         espd_example();
     let default = Config::default();
-    assert_eq!((files.len(), processors.len()), (4, 7));
+    assert_eq!((files.len(), processors.len(), upcasts.len()), (4, 7, 1));
     assert_eq!(event_store.layout, default.event_store.layout);
     assert_eq!(event_store.schema, default.event_store.schema);
     assert_eq!(projections, default.projections);
