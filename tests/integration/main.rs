@@ -30,6 +30,7 @@ mod restarts;
 mod runner;
 mod supervisor;
 mod support;
+mod todo_example;
 mod tracker;
 mod upcast;
 mod wake_up;

@@ -1,0 +1,76 @@
+//! Tells the stakeholder of a todo that it is done, once.
+
+use async_trait::async_trait;
+use espd::native::{Delivery, EventType, HandlerError, Reaction, Reactor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Fields, TodoAdded, TodoAmended, TodoCompleted};
+
+/// What the notifier emits.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Notified {
+    title: String,
+    stakeholder_email: String,
+}
+
+impl EventType for Notified {
+    const NAME: &'static str = "StakeholderNotifiedOfTodoCompletion";
+}
+
+/// Keeps what it needs of the open todos in a table, because `TodoCompleted` says nothing of it.
+pub(crate) struct Notifier;
+
+#[async_trait]
+impl Reactor for Notifier {
+    async fn react(&mut self, event: &Delivery, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+        if let Some(TodoAdded(todo)) = event.read()? {
+            return remember(event, &todo, reaction).await;
+        }
+        if let Some(TodoAmended(changes)) = event.read()? {
+            return amend(event, &changes, reaction).await;
+        }
+        let forgotten = forget(event, reaction).await?;
+        if let (Some(TodoCompleted { .. }), Some((title, Some(stakeholder_email)))) =
+            (event.read()?, forgotten)
+        {
+            reaction.emit(event.aggregate_id, &Notified { title, stakeholder_email })?;
+        }
+        Ok(())
+    }
+}
+
+async fn remember(event: &Delivery, todo: &Fields, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+    let text = |name: &str| todo.get(name).and_then(Value::as_str);
+    sqlx::query("insert into notifiable_todos (todo_id, title, stakeholder_email) values ($1, $2, $3)")
+        .bind(event.aggregate_id)
+        .bind(text("title"))
+        .bind(text("stakeholder_email"))
+        .execute(reaction.connection().await?)
+        .await?;
+    Ok(())
+}
+
+async fn amend(event: &Delivery, changes: &Fields, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+    sqlx::query(
+        "update notifiable_todos set
+           title             = case when $2 ? 'title' then $2->>'title' else title end,
+           stakeholder_email = case when $2 ? 'stakeholder_email' then $2->>'stakeholder_email' else stakeholder_email end
+         where todo_id = $1",
+    )
+    .bind(event.aggregate_id)
+    .bind(sqlx::types::Json(changes))
+    .execute(reaction.connection().await?)
+    .await?;
+    Ok(())
+}
+
+/// What was known of a todo that is done or given up.
+async fn forget(
+    event: &Delivery,
+    reaction: &mut Reaction<'_>,
+) -> Result<Option<(String, Option<String>)>, HandlerError> {
+    let delete = "delete from notifiable_todos where todo_id = $1 returning title, stakeholder_email";
+    let query = sqlx::query_as(delete).bind(event.aggregate_id);
+    Ok(query.fetch_optional(reaction.connection().await?).await?)
+}

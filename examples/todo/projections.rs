@@ -1,0 +1,161 @@
+//! The three projections. Each collects the changes of a batch and writes them in a few statements, which is what makes
+//! a projector in Rust fast.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use espd::native::{Delivery, HandlerError, Projection, Projector};
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
+
+use crate::{Fields, TodoAdded, TodoAmended, TodoCompleted};
+
+/// A table of the todos that are still to be done.
+pub(crate) struct OpenTodos {
+    table: &'static str,
+    added: BTreeMap<Uuid, Fields>,
+    amended: BTreeMap<Uuid, Fields>,
+    closed: BTreeSet<Uuid>,
+}
+
+impl OpenTodos {
+    pub(crate) fn new(table: &'static str) -> Self {
+        Self { table, added: BTreeMap::new(), amended: BTreeMap::new(), closed: BTreeSet::new() }
+    }
+
+    /// Whether the todo was closed in this batch. Should it come back, that has to be written before.
+    fn has_closed(&self, event: &Delivery) -> bool {
+        self.closed.contains(&event.aggregate_id)
+    }
+
+    /// Takes note of an event.
+    fn note(&mut self, event: &Delivery) -> Result<(), HandlerError> {
+        let id = event.aggregate_id;
+        if let Some(TodoAdded(todo)) = event.read()? {
+            self.added.insert(id, todo);
+        } else if let Some(TodoAmended(changes)) = event.read()? {
+            let known = self.added.get_mut(&id);
+            known.unwrap_or_else(|| self.amended.entry(id).or_default()).extend(changes);
+        } else {
+            self.closed.insert(id);
+        }
+        Ok(())
+    }
+
+    /// Writes what was noted.
+    async fn write(&mut self, connection: &mut PgConnection) -> Result<(), HandlerError> {
+        self.write_open(connection).await?;
+        self.remove_closed(connection).await
+    }
+
+    async fn write_open(&mut self, connection: &mut PgConnection) -> Result<(), HandlerError> {
+        let table = self.table;
+        let insert = format!("insert into {table} select * from jsonb_populate_recordset(null::{table}, $1)");
+        run(connection, insert, &mut self.added).await?;
+        let set = ["title", "description", "due_date", "stakeholder_email"].map(|column| {
+            format!(
+                "{column} = case when changes.\"all\" ? '{column}' then new.{column} else old.{column} end"
+            )
+        });
+        let update = format!(
+            "update {table} as old set {} from jsonb_array_elements($1) as changes (\"all\"),
+               jsonb_populate_record(null::{table}, changes.\"all\") as new where old.todo_id = new.todo_id",
+            set.join(", ")
+        );
+        run(connection, update, &mut self.amended).await
+    }
+
+    async fn remove_closed(&mut self, connection: &mut PgConnection) -> Result<(), HandlerError> {
+        let closed: Vec<Uuid> = std::mem::take(&mut self.closed).into_iter().collect();
+        let delete = format!("delete from {} where todo_id = any ($1)", self.table);
+        sqlx::query(AssertSqlSafe(delete)).bind(closed).execute(connection).await?;
+        Ok(())
+    }
+}
+
+/// Runs a statement with these todos as a JSON array, each with its id, and forgets them.
+async fn run(
+    connection: &mut PgConnection,
+    statement: String,
+    todos: &mut BTreeMap<Uuid, Fields>,
+) -> Result<(), HandlerError> {
+    let with_id = |(id, mut fields): (Uuid, Fields)| {
+        fields.insert("todo_id".to_owned(), Value::String(id.to_string()));
+        fields
+    };
+    let rows: Vec<Fields> = std::mem::take(todos).into_iter().map(with_id).collect();
+    if !rows.is_empty() {
+        sqlx::query(AssertSqlSafe(statement)).bind(Json(rows)).execute(connection).await?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Projector for OpenTodos {
+    async fn project(
+        &mut self,
+        events: &[Delivery],
+        projection: &mut Projection<'_>,
+    ) -> Result<(), HandlerError> {
+        for event in events {
+            if self.has_closed(event) {
+                self.write(projection.connection()).await?;
+            }
+            self.note(event)?;
+        }
+        self.write(projection.connection()).await
+    }
+}
+
+/// The todos that were done, as they were when they were done.
+pub(crate) struct CompletedTodos {
+    open: OpenTodos,
+    completed: BTreeMap<Uuid, Option<String>>,
+}
+
+impl Default for CompletedTodos {
+    fn default() -> Self {
+        Self { open: OpenTodos::new("incomplete_todos"), completed: BTreeMap::new() }
+    }
+}
+
+#[async_trait]
+impl Projector for CompletedTodos {
+    async fn project(
+        &mut self,
+        events: &[Delivery],
+        projection: &mut Projection<'_>,
+    ) -> Result<(), HandlerError> {
+        for event in events {
+            if self.open.has_closed(event) {
+                self.write(projection.connection()).await?;
+            }
+            if let Some(TodoCompleted { completed_on }) = event.read()? {
+                self.completed.insert(event.aggregate_id, completed_on);
+            }
+            self.open.note(event)?;
+        }
+        self.write(projection.connection()).await
+    }
+}
+
+impl CompletedTodos {
+    /// Writes what was noted: what a todo was is known until it is removed.
+    async fn write(&mut self, connection: &mut PgConnection) -> Result<(), HandlerError> {
+        self.open.write_open(connection).await?;
+        let (ids, dates): (Vec<Uuid>, Vec<Option<String>>) =
+            std::mem::take(&mut self.completed).into_iter().unzip();
+        sqlx::query(
+            "insert into completed_todos (todo_id, title, description, due_date, stakeholder_email, completed_on)
+             select t.todo_id, t.title, t.description, t.due_date, t.stakeholder_email, done.at::date
+             from incomplete_todos as t join unnest($1::uuid[], $2::text[]) as done (id, at) on done.id = t.todo_id",
+        )
+        .bind(ids)
+        .bind(dates)
+        .execute(&mut *connection)
+        .await?;
+        self.open.remove_closed(connection).await
+    }
+}
