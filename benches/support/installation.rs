@@ -1,7 +1,8 @@
 //! The programs under test, as an operator would install them: a folder with a configuration, and the binaries.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,7 @@ impl Installation {
         Ok(Self { folder, url: url.to_owned() })
     }
 
-    fn command(&self, program: &str) -> Command {
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
             .env("DATABASE_URL", &self.url)
@@ -80,8 +81,13 @@ impl Installation {
 
     /// Starts `espd run`.
     pub(crate) fn start(&self) -> anyhow::Result<Daemon> {
+        self.start_program(Path::new(env!("CARGO_BIN_EXE_espd")))
+    }
+
+    /// Starts a program with the command line of `espd`.
+    pub(crate) fn start_program(&self, program: &Path) -> anyhow::Result<Daemon> {
         let log = self.folder.path().join("espd.log");
-        let mut command = self.command(env!("CARGO_BIN_EXE_espd"));
+        let mut command = self.command(program);
         let started = Utc::now();
         let child = command.arg("run").stderr(File::create(&log)?).spawn()?;
         Ok(Daemon { child, log, started })

@@ -5,7 +5,7 @@ use espd::native::{Delivery, EventType, HandlerError, Reaction, Reactor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Fields, TodoAdded, TodoAmended, TodoCompleted};
+use crate::events::{Fields, TodoAdded, TodoAmended, TodoCompleted};
 
 /// What the notifier emits.
 #[derive(Serialize, Deserialize)]

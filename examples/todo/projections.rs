@@ -4,13 +4,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use espd::native::{Delivery, HandlerError, Projection, Projector};
+use espd::native::{Declaration, Delivery, HandlerError, Projection, Projector};
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
-use crate::{Fields, TodoAdded, TodoAmended, TodoCompleted};
+use crate::events::{Fields, TodoAbandoned, TodoAdded, TodoAmended, TodoCompleted};
+
+const OPEN_COLUMNS: &str = "
+  todo_id           uuid primary key,
+  title             text not null,
+  description       text,
+  due_date          date,
+  stakeholder_email text";
+
+const COMPLETED_COLUMNS: &str = "
+  todo_id           uuid primary key,
+  title             text not null,
+  description       text,
+  due_date          date,
+  stakeholder_email text,
+  completed_on      date";
 
 /// A table of the todos that are still to be done.
 pub(crate) struct OpenTodos {
@@ -21,6 +36,11 @@ pub(crate) struct OpenTodos {
 }
 
 impl OpenTodos {
+    /// A projector of such a table, both of the same name.
+    pub(crate) fn declaration(name: &str) -> Declaration {
+        of_todos(Declaration::projector(name)).table(name, OPEN_COLUMNS)
+    }
+
     pub(crate) fn new(table: &'static str) -> Self {
         Self { table, added: BTreeMap::new(), amended: BTreeMap::new(), closed: BTreeSet::new() }
     }
@@ -142,6 +162,12 @@ impl Projector for CompletedTodos {
 }
 
 impl CompletedTodos {
+    pub(crate) fn declaration() -> Declaration {
+        of_todos(Declaration::projector("completed_todos"))
+            .table("completed_todos", COMPLETED_COLUMNS)
+            .table("incomplete_todos", OPEN_COLUMNS)
+    }
+
     /// Writes what was noted: what a todo was is known until it is removed.
     async fn write(&mut self, connection: &mut PgConnection) -> Result<(), HandlerError> {
         self.open.write_open(connection).await?;
@@ -158,4 +184,12 @@ impl CompletedTodos {
         .await?;
         self.open.remove_closed(connection).await
     }
+}
+
+fn of_todos(declaration: Declaration) -> Declaration {
+    declaration
+        .handles::<TodoAdded>()
+        .handles::<TodoAmended>()
+        .handles::<TodoCompleted>()
+        .handles::<TodoAbandoned>()
 }
