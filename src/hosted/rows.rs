@@ -279,16 +279,19 @@ mod tests {
     fn what_cannot_be_is_refused_in_words() {
         let tables = tables();
         let refusal = |change: RowChange<'_>| RowChanges::new(&tables).add(change).unwrap_err();
-        let (object, list) = (json(r#"{"id":1}"#), json("[]"));
-        let upsert = |table, row| RowChange::Upsert { table, row };
-        assert!(refusal(upsert("nothing", &object)).contains("todos, notes"));
-        assert!(refusal(upsert("notes", &object)).contains("no primary key"));
-        assert!(refusal(upsert("todos", &list)).contains("not a JSON object"));
-        assert!(refusal(upsert("todos", &json(r#"{"id":1,"x":2}"#))).contains("no column \"x\""));
-        assert!(refusal(upsert("todos", &json(r#"{"title":"a"}"#))).contains("lacks \"id\""));
-        assert!(refusal(upsert("todos", &json(r#"{"id":null}"#))).contains("lacks \"id\""));
-        let delete = |columns| RowChange::Delete { table: "todos", columns };
-        assert!(refusal(delete(&json("{}"))).contains("all of it"));
-        assert!(refusal(delete(&json(r#"{"title":null}"#))).contains("null"));
+        for (table, row, words) in [
+            ("nothing", r#"{"id":1}"#, "todos, notes"),
+            ("notes", r#"{"id":1}"#, "no primary key"),
+            ("todos", "[]", "not a JSON object"),
+            ("todos", r#"{"id":1,"x":2}"#, "no column \"x\""),
+            ("todos", r#"{"title":"a"}"#, "lacks \"id\""),
+            ("todos", r#"{"id":null}"#, "lacks \"id\""),
+        ] {
+            assert!(refusal(RowChange::Upsert { table, row: &json(row) }).contains(words), "{row}");
+        }
+        for (columns, words) in [("{}", "all of it"), (r#"{"title":null}"#, "null")] {
+            let change = RowChange::Delete { table: "todos", columns: &json(columns) };
+            assert!(refusal(change).contains(words), "{columns}");
+        }
     }
 }
