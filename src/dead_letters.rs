@@ -5,12 +5,17 @@
 //! operator asks for a retry; the processor's owner hears of that and handles the events, in order of their ids,
 //! under its claim and with the handlers of now.
 
+mod operator;
+mod selection;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, FromRow as _, PgConnection, PgExecutor, Row as _};
+use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
 use uuid::Uuid;
+
+pub use operator::{Behind, Remaining, RetryAsked};
+pub use selection::Selection;
 
 use crate::event::Position;
 use crate::failure::Failure;
@@ -37,8 +42,7 @@ pub struct DeadLetter {
     pub reason: String,
     /// Whether later events of the aggregate wait behind it.
     pub blocks: bool,
-    /// Why it could not be handled the last time.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Why it could not be handled the last time; `None` for one that only waits.
     pub failure: Option<Json<Failure>>,
     /// How often it was tried.
     pub attempts: i32,
@@ -48,6 +52,8 @@ pub struct DeadLetter {
     pub tried_at: Option<DateTime<Utc>>,
     /// When an operator asked for a retry that has not happened yet.
     pub retry_requested_at: Option<DateTime<Utc>>,
+    /// Whether a reactor had handled it before a reset, so that a retry repeats no effects.
+    pub replaying: bool,
 }
 
 from_row!(DeadLetter {
@@ -63,25 +69,9 @@ from_row!(DeadLetter {
     attempts,
     set_aside_at,
     tried_at,
-    retry_requested_at
+    retry_requested_at,
+    replaying
 });
-
-/// Which dead letters are meant; what is `None` does not matter.
-#[derive(Debug, Clone, Default)]
-pub struct Selection {
-    /// Of this processor.
-    pub processor: Option<String>,
-    /// Of this event.
-    pub event_id: Option<Position>,
-    /// Of events of this type.
-    pub event_type: Option<String>,
-    /// Of events of this aggregate.
-    pub aggregate_id: Option<Uuid>,
-    /// Whose failure's message or SQLSTATE has this in it, in whatever case.
-    pub error: Option<String>,
-    /// Set aside before this time.
-    pub before: Option<DateTime<Utc>>,
-}
 
 /// The dead letters of one database.
 #[derive(Debug, Clone)]
@@ -117,11 +107,13 @@ impl DeadLetters {
                set position = {id}, handled = handled + 1, attempts = 0, last_error = null, next_retry_at = null,
                    updated_at = clock_timestamp()
                where {is_claimed} and position = {position} and position < {id}
-               returning name, partition
+               returning name, partition, silent_until
              )
              insert into {schema}.dead_letters
-               (processor, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts)
-             select name, partition, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure}, {attempts}
+               (processor, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts,
+                replaying)
+             select name, partition, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure}, {attempts},
+                    {id} <= silent_until
              from moved
              on conflict (processor, partition, event_id) do update
                set reason = 'failed', blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts
@@ -187,116 +179,4 @@ impl DeadLetters {
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
-
-    /// The dead letters that are meant, by processor and event, `limit` at most.
-    pub(crate) async fn list(
-        &self,
-        connection: impl PgExecutor<'_>,
-        selection: &Selection,
-        limit: i64,
-    ) -> Result<Vec<DeadLetter>, sqlx::Error> {
-        let statement = format!(
-            "-- list_dead_letters
-             select {LETTER_COLUMNS} from {}.dead_letters as d where {} order by processor, partition, event_id limit {limit}",
-            self.schema,
-            selection.condition()
-        );
-        let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
-        rows.iter().map(|row: &PgRow| DeadLetter::from_row(row)).collect()
-    }
-
-    /// Asks the owner to handle these again, and with each that blocks all that wait behind it. Returns how many were
-    /// asked for.
-    pub(crate) async fn request_retry(
-        &self,
-        connection: &mut PgConnection,
-        selection: &Selection,
-        operator: &str,
-    ) -> Result<u64, sqlx::Error> {
-        let statement = format!(
-            "-- request_retry_of_dead_letters
-             with meant as (select * from {schema}.dead_letters as d where {condition}),
-             requested as (
-               update {schema}.dead_letters as d set retry_requested_at = clock_timestamp()
-               where exists (
-                 select from meant as m
-                 where m.processor = d.processor and m.partition = d.partition
-                   and (m.event_id = d.event_id or m.blocks and m.aggregate_id = d.aggregate_id and m.event_id < d.event_id))
-               -- What has to wait behind an earlier one waits for that one's retry.
-               and not exists (
-                 select from {schema}.dead_letters as b
-                 where b.processor = d.processor and b.partition = d.partition and b.aggregate_id = d.aggregate_id
-                   and b.event_id < d.event_id and b.blocks
-                   and not exists (
-                     select from meant as m
-                     where m.processor = b.processor and m.partition = b.partition and m.aggregate_id = b.aggregate_id
-                       and (m.event_id = b.event_id or m.blocks and m.event_id < b.event_id)))
-               returning processor, partition, event_id
-             ),
-             logged as (
-               insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-               select {operator}, 'retry_dead_letters', processor, partition, min(event_id), max(event_id)
-               from requested group by processor, partition
-             )
-             select count(*) from requested",
-            schema = self.schema,
-            condition = selection.condition(),
-            operator = quote_literal(operator),
-        );
-        count(connection, statement).await
-    }
-
-    /// Removes these for good. Returns how many there were.
-    pub(crate) async fn discard(
-        &self,
-        connection: &mut PgConnection,
-        selection: &Selection,
-        operator: &str,
-    ) -> Result<u64, sqlx::Error> {
-        let statement = format!(
-            "-- discard_dead_letters
-             with discarded as (
-               delete from {schema}.dead_letters as d where {} returning processor, partition, event_id
-             ),
-             logged as (
-               insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-               select {}, 'discard_dead_letters', processor, partition, min(event_id), max(event_id)
-               from discarded group by processor, partition
-             )
-             select count(*) from discarded",
-            selection.condition(),
-            quote_literal(operator),
-            schema = self.schema,
-        );
-        count(connection, statement).await
-    }
-}
-
-/// The columns of a [`DeadLetter`].
-const LETTER_COLUMNS: &str = "processor, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, \
-     failure, attempts, set_aside_at, tried_at, retry_requested_at";
-
-impl Selection {
-    /// The condition on a row `d`.
-    fn condition(&self) -> String {
-        let mut conditions = vec!["true".to_owned()];
-        let mut add = |condition: Option<String>| conditions.extend(condition);
-        add(self.processor.as_ref().map(|name| format!("d.processor = {}", quote_literal(name))));
-        add(self.event_id.map(|id| format!("d.event_id = {id}")));
-        add(self.event_type.as_ref().map(|name| format!("d.event_type = {}", quote_literal(name))));
-        add(self.aggregate_id.map(|id| format!("d.aggregate_id = '{id}'")));
-        add(self.before.map(|time| format!("d.set_aside_at < {}", quote_literal(&time.to_rfc3339()))));
-        add(self.error.as_ref().map(|error| {
-            let error = quote_literal(&error.to_lowercase());
-            format!(
-                "(position({error} in lower(d.failure->>'message')) > 0 or lower(d.failure->>'sqlstate') = {error})"
-            )
-        }));
-        conditions.join(" and ")
-    }
-}
-
-async fn count(connection: &mut PgConnection, statement: String) -> Result<u64, sqlx::Error> {
-    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
-    Ok(row.try_get::<i64, _>(0)?.unsigned_abs())
 }

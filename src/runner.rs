@@ -7,6 +7,7 @@
 //! A runner does not know whether it lives in a process of its own or in a task.
 
 mod claiming;
+mod halving;
 mod letters;
 mod outage;
 mod rate;
@@ -29,6 +30,7 @@ use crate::heartbeat::{self, Condition};
 use crate::processor::{Processor, ProcessorError, PutOff, Turn, Turned};
 use crate::retry::{OnFailure, Retry, RetryPolicy};
 use crate::runner::claiming::Waiting;
+use crate::runner::halving::Halving;
 use crate::runner::outage::OutageLog;
 use crate::runner::rate::Rate;
 use crate::runner::session::in_time;
@@ -95,7 +97,7 @@ pub struct Runner {
     /// When a failing event was last logged.
     warned: Option<Instant>,
     /// Events per batch: fewer while a batch fails without naming an event, until it is found.
-    size: i64,
+    halving: Halving,
 }
 
 /// What the runner is about.
@@ -129,7 +131,7 @@ impl Runner {
         let retry = Retry::new(settings.retry);
         let phase = Phase::Unclaimed(Waiting::default());
         let (rate, heard) = (Rate::new(), Instant::now());
-        let size = settings.limits.size;
+        let halving = Halving::new(settings.limits.size);
         Self {
             name: processor.name().to_owned(),
             settings,
@@ -146,7 +148,7 @@ impl Runner {
             rate,
             heard,
             warned: None,
-            size,
+            halving,
         }
     }
 
@@ -205,12 +207,12 @@ impl Runner {
         heartbeat::turn(self.condition());
         let upto = match &self.phase {
             Phase::Unclaimed(waiting) => return self.claim(connection, *waiting).await,
-            Phase::Following(_) | Phase::Retrying(..) if self.letters_requested => {
-                return self.handle_letter(connection).await;
-            }
             Phase::Following(claim) => self.next_upto(claim.position),
             Phase::Paused(_) | Phase::Retrying(..) | Phase::Failed(_) => None,
         };
+        if self.letters_have_a_turn() {
+            return self.handle_letter(connection).await;
+        }
         match (upto, &self.phase) {
             (Some(upto), _) => self.turn(connection, upto).await,
             (None, Phase::Following(claim)) if self.until_renewal() > Duration::ZERO => {
@@ -254,7 +256,7 @@ impl Runner {
         let Phase::Following(claim) = &mut self.phase else { return Ok(Next::Again) };
         let begun = Instant::now();
         let RunnerSettings { limits, lease, .. } = &self.settings;
-        let limits = BatchLimits { size: self.size, ..*limits };
+        let limits = BatchLimits { size: self.halving.size(), ..*limits };
         let turn =
             Turn { claim, upto, limits: &limits, lease: *lease, rate: self.rate.per_second(), letter: None };
         let vigil = Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
@@ -272,6 +274,7 @@ impl Runner {
                     "batch committed"
                 );
                 claim.position = position;
+                self.halving.passed(handled.into());
                 if handled > 0 {
                     self.settings.nudge.notify_one();
                 }
@@ -280,9 +283,10 @@ impl Runner {
                     Some(failure) => self.failed(connection, *failure).await,
                 }
             }
-            Ok(Turned::Ahead { position, seen, put_off, .. }) => {
+            Ok(Turned::Ahead { position, seen, handled, put_off }) => {
                 self.rate.count(seen - self.seen.max(claim.position));
                 self.heard = Instant::now();
+                self.halving.passed(handled.into());
                 self.outage.over();
                 claim.position = position;
                 self.seen = seen;
@@ -297,12 +301,14 @@ impl Runner {
             Err(ProcessorError::Unavailable { message, wait }) => {
                 self.unavailable(connection, message, wait).await
             }
-            // Raised where no event can be named: halve the batch until it is one event.
-            Err(ProcessorError::Unattributed(_)) if self.size > 1 => {
-                self.size /= 2;
-                Ok(Next::Again)
+            Err(ProcessorError::Unattributed(failure)) => {
+                // Raised where no event can be named: smaller batches, until it is one event.
+                if self.halving.halve() {
+                    debug!(processor = self.name, error = %failure, size = self.halving.size(), "halved a batch");
+                    return Ok(Next::Again);
+                }
+                self.failed(connection, *failure).await
             }
-            Err(ProcessorError::Unattributed(failure)) => self.failed(connection, *failure).await,
             Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => Err(error),
             Err(ProcessorError::Database(error)) => {
                 self.failed(connection, Failure::of_database(&error)).await
@@ -350,7 +356,6 @@ impl Runner {
             info!(processor = self.name, "going on: the failing event has been handled");
         }
         self.retry.succeeded();
-        self.size = self.settings.limits.size.min(self.size.saturating_mul(2));
         Ok(Next::Again)
     }
 
@@ -482,7 +487,9 @@ impl Runner {
             Phase::Retrying(claim, until) if standing.retry_now || until <= Instant::now() => {
                 (Phase::Following(claim), Next::Again)
             }
-            Phase::Retrying(claim, until) if standing.letters => (Phase::Retrying(claim, until), Next::Again),
+            Phase::Retrying(claim, until) if standing.letters && !self.outage.is_external() => {
+                (Phase::Retrying(claim, until), Next::Again)
+            }
             Phase::Retrying(claim, until) => {
                 let left = until.saturating_duration_since(Instant::now());
                 (Phase::Retrying(claim, until), Next::Wait(None, renewal.min(left)))

@@ -51,24 +51,39 @@ impl<'t> Ledger<'t> {
         silence_max: Duration,
     ) -> Result<Option<Self>, ProcessorError> {
         let mut transaction = connection.begin().await?;
-        let position = if turn.letter.is_some() { None } else { Some(turn.claim.position) };
+        // A dead letter was never handled, wherever the position has been, unless it became one after a reset. Where an
+        // operator has discarded it meanwhile, there is nothing to do.
+        let (at, silent_until, letter) = match turn.letter {
+            None => (
+                format!("and t.position = {}", turn.claim.position),
+                "t.silent_until".to_owned(),
+                String::new(),
+            ),
+            Some(id) => (
+                String::new(),
+                format!("case when d.replaying then {id} else 0 end::bigint"),
+                format!(
+                    "join {}.dead_letters as d on d.processor = t.name and d.partition = t.partition and d.event_id = {id}",
+                    quote_identifier(&base.schema)
+                ),
+            ),
+        };
         let statement = format!(
             "-- lock_tracker
              set local lock_timeout = '30s';
              set local idle_in_transaction_session_timeout = {silence};
              set local search_path = {projections_schema}, public;
-             select t.silent_until, exists (
-               select from {schema}.dead_letters as d where d.processor = t.name and d.partition = t.partition) as parking
-             from {schema}.trackers as t
-             where t.name = {name} and t.partition = {partition} and t.epoch = {epoch} and t.paused_at is null{at}
-             for update of t",
+             select {silent_until} as silent_until, exists (
+               select from {schema}.dead_letters as l where l.processor = t.name and l.partition = t.partition) as parking
+             from {schema}.trackers as t {letter}
+             where t.name = {name} and t.partition = {partition} and t.epoch = {epoch} and t.paused_at is null {at}
+             for update",
             schema = quote_identifier(&base.schema),
             name = quote_literal(base.name()),
             projections_schema = quote_identifier(&base.projections_schema),
             silence = silence_max.as_millis(),
             partition = turn.claim.partition,
             epoch = turn.claim.epoch,
-            at = position.map_or(String::new(), |position| format!(" and t.position = {position}")),
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(&mut *transaction).await?;
         let Some(row) = row else { return Ok(None) };
@@ -105,9 +120,9 @@ impl<'t> Ledger<'t> {
         }
     }
 
-    /// An event on its way to the handler. A dead letter was never handled, wherever the position has been.
+    /// An event on its way to the handler.
     pub(crate) fn deliver(&self, event: Event) -> Delivery {
-        let replaying = self.turn.letter.is_none() && event.id <= self.silent_until;
+        let replaying = event.id <= self.silent_until;
         Delivery { event, replaying }
     }
 

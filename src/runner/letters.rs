@@ -13,6 +13,18 @@ use crate::runner::vigil::Vigil;
 use crate::runner::{Next, Phase, Runner};
 
 impl Runner {
+    /// Whether to handle a dead letter now. Not when the lease is due: it is renewed first, by the next batch if there is
+    /// one. So a long retry neither loses the claim nor keeps other events waiting.
+    pub(super) fn letters_have_a_turn(&self) -> bool {
+        let may = match self.phase {
+            Phase::Following(_) => true,
+            // What the handlers need is not there: it is waited for.
+            Phase::Retrying(..) => !self.outage.is_external(),
+            Phase::Unclaimed(_) | Phase::Paused(_) | Phase::Failed(_) => false,
+        };
+        self.letters_requested && may && !self.until_renewal().is_zero()
+    }
+
     /// The event has used up its attempts: the position moves over it, and it waits for an operator.
     pub(super) async fn set_aside(
         &mut self,
@@ -37,8 +49,9 @@ impl Runner {
         );
         heartbeat::set_aside(id);
         claim.position = id;
+        self.halving.passed(1);
         self.retry.succeeded();
-        self.succeeded()
+        Ok(Next::Again)
     }
 
     /// Handles one dead letter again, or finds that none is asked for any more.
@@ -54,8 +67,17 @@ impl Runner {
         let turn = Turn { claim, upto: id, limits: &limits, lease, rate: 0.0, letter: Some(id) };
         let vigil = Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
         let failure = match vigil.keep_over(self.processor.turn(connection, turn)).await {
-            Ok(Turned::Moved { failure: None, .. } | Turned::Ahead { put_off: None, .. }) => {
-                info!(processor = self.name, event.id = id, "handled a dead letter");
+            Ok(
+                Turned::Moved { failure: None, handled, .. } | Turned::Ahead { put_off: None, handled, .. },
+            ) => {
+                self.outage.over();
+                self.settings.nudge.notify_one();
+                match handled {
+                    0 => {
+                        info!(processor = self.name, event.id = id, "a dead letter is of no concern any more")
+                    }
+                    _ => info!(processor = self.name, event.id = id, "handled a dead letter"),
+                }
                 return Ok(Next::Again);
             }
             Ok(Turned::Moved { failure: Some(failure), .. }) | Err(ProcessorError::Unattributed(failure)) => {
@@ -70,6 +92,7 @@ impl Runner {
             Err(ProcessorError::Database(error)) => Failure::of_database(&error),
             Err(ProcessorError::Blocked(message)) => Failure::of_processor(message),
         };
+        self.outage.over();
         self.letter_failed(connection, id, &failure).await
     }
 

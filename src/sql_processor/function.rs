@@ -166,11 +166,10 @@ impl<'a> Body<'a> {
         let source = self.source_query();
         let reaction = self.projector.reaction.as_ref();
         let declarations = reaction.map_or("", |_| reaction::DECLARATIONS);
-        let trackers = format!("{schema}.trackers");
         let begin_batch = reaction
             .map(|reaction| {
                 let outbox = matches!(self.source, EventSource::Arguments);
-                reaction::begin_batch(&self.projector.name, reaction, &trackers, outbox)
+                reaction::begin_batch(&self.projector.name, reaction, &schema, outbox)
             })
             .unwrap_or_default();
         let begin_event = reaction.map_or("", |_| reaction::BEGIN_EVENT);
@@ -188,7 +187,7 @@ declare
   espd_detail text;
   espd_hint text;
   espd_context text;
-  -- Whether any event is set aside: others may have to wait behind it.
+  -- Whether an event that is set aside may be met, or one that has to wait behind it.
   espd_parking boolean;
 begin
   -- Nobody waits for a lock without end and unseen: after this time it is an outage, which the status shows.
@@ -204,8 +203,23 @@ begin
     espd_finished := true;
     return;
   end if;
-  espd_parking := espd_letter is null and exists (
-    select from {schema}.dead_letters as d where d.processor = {name} and d.partition = espd_partition);
+  if espd_letter is null then
+    espd_parking := exists (select from {schema}.dead_letters as d
+        where d.processor = {name} and d.partition = espd_partition and d.blocks)
+      or exists (select from {schema}.dead_letters as d
+        where d.processor = {name} and d.partition = espd_partition and d.event_id > espd_from);
+  else
+    espd_parking := false;
+    -- lock_dead_letter: an operator may have discarded it
+    perform from {schema}.dead_letters as d
+      where d.processor = {name} and d.partition = espd_partition and d.event_id = espd_letter for update;
+    if not found then
+      espd_position := espd_letter;
+      espd_handled := 0;
+      espd_finished := true;
+      return;
+    end if;
+  end if;
 {begin_batch}  -- When a handler fails: once to meet the failing event, once more for those before it.
   loop
     espd_position := espd_upto;
@@ -308,10 +322,8 @@ begin
     end;
   end loop;
   if espd_letter is not null then
-    -- remove_dead_letter
     if espd_failure is null then
-      delete from {schema}.dead_letters as d
-        where d.processor = {name} and d.partition = espd_partition and d.event_id = espd_letter;
+      perform {schema}.remove_dead_letter({name}, espd_partition, espd_letter);
     end if;
     espd_finished := true;
     return;

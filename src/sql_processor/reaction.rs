@@ -9,13 +9,20 @@ use crate::sql_quote::quote_literal;
 pub(super) const DECLARATIONS: &str = "  espd_silent_until bigint;\n";
 
 /// Says who emits, once for a batch; `outbox`: into a store that is in another database.
-pub(super) fn begin_batch(name: &str, reaction: &Reaction, trackers: &str, outbox: bool) -> String {
+pub(super) fn begin_batch(name: &str, reaction: &Reaction, schema: &str, outbox: bool) -> String {
     format!(
-        "  {};\n  perform set_config('espd.outbox', '{outbox}', true);\n  \
-           select t.silent_until into espd_silent_until from {trackers} as t\n    \
-             where t.name = {} and t.partition = espd_partition;\n",
-        say_who("perform", name, reaction),
-        quote_literal(name),
+        "  {who};\n  perform set_config('espd.outbox', '{outbox}', true);\n  \
+           if espd_letter is null then\n    \
+             select t.silent_until into espd_silent_until from {schema}.trackers as t\n      \
+               where t.name = {name} and t.partition = espd_partition;\n  \
+           else\n    \
+             -- What is a dead letter was never handled, unless it became one after a reset.\n    \
+             select case when d.replaying then espd_letter else 0 end into espd_silent_until\n      \
+               from {schema}.dead_letters as d\n      \
+               where d.processor = {name} and d.partition = espd_partition and d.event_id = espd_letter;\n  \
+           end if;\n",
+        who = say_who("perform", name, reaction),
+        name = quote_literal(name),
         outbox = if outbox { "on" } else { "off" },
     )
 }

@@ -62,7 +62,7 @@ impl Trackers {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- remove_dead_letter
-             delete from {}.dead_letters where processor = {} and partition = {} and event_id = {event_id}",
+             select {}.remove_dead_letter({}, {}, {event_id})",
             self.schema,
             quote_literal(name),
             claim.partition

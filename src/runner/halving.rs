@@ -1,0 +1,84 @@
+//! Finding the event that batches fail over without naming it: smaller ones, until it is alone.
+
+/// How many events the next batch may have.
+#[derive(Debug)]
+pub(super) struct Halving {
+    /// As many as the settings allow.
+    full: i64,
+    /// The next batch.
+    size: i64,
+    /// Among so many events from the position on is the one that is looked for.
+    suspects: Option<i64>,
+}
+
+impl Halving {
+    pub(super) fn new(full: i64) -> Self {
+        Self { full, size: full, suspects: None }
+    }
+
+    /// Events in the next batch.
+    pub(super) fn size(&self) -> i64 {
+        self.size
+    }
+
+    /// The batch has failed. `false`: it was of one event, which is found.
+    pub(super) fn halve(&mut self) -> bool {
+        let divisible = self.size > 1;
+        self.suspects = Some(self.size);
+        self.size = (self.size / 2).max(1);
+        divisible
+    }
+
+    /// So many events have been left behind.
+    pub(super) fn passed(&mut self, events: i64) {
+        let left = self.suspects.map_or(0, |suspects| suspects - events);
+        if left > 0 {
+            (self.suspects, self.size) = (Some(left), (left / 2).max(1));
+        } else {
+            (self.suspects, self.size) = (None, self.full.min(self.size.saturating_mul(2)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Batches until the event at this place, from 1, is alone.
+    fn batches_until_found(place: i64, of: i64) -> i64 {
+        let (mut halving, mut passed) = (Halving::new(of), 0);
+        for batches in 1.. {
+            let end = (passed + halving.size()).min(of);
+            if end < place {
+                halving.passed(end - passed);
+                passed = end;
+            } else if !halving.halve() {
+                assert_eq!(passed + 1, place);
+                halving.passed(1);
+                return batches;
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn any_of_a_thousand_is_found_in_twelve_batches() {
+        let most = (1..=1_000).map(|place| batches_until_found(place, 1_000)).max();
+        assert_eq!(most, Some(12));
+        assert_eq!(batches_until_found(1, 1), 1);
+        // A batch that is not full costs the first halves.
+        assert!(batches_until_found(3, 10) <= 5);
+    }
+
+    #[test]
+    fn batches_grow_again_once_it_is_found() {
+        let mut halving = Halving::new(1_000);
+        while halving.halve() {}
+        let mut sizes = Vec::new();
+        while halving.size() < 1_000 {
+            halving.passed(halving.size());
+            sizes.push(halving.size());
+        }
+        assert_eq!(sizes, [2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000]);
+    }
+}
