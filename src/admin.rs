@@ -15,9 +15,11 @@
 
 mod access;
 mod answer;
+mod body;
 mod connections;
 mod exposition;
 mod health;
+mod letters;
 mod listener;
 mod metrics;
 pub(crate) mod probe;

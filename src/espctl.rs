@@ -2,6 +2,7 @@
 
 mod append;
 mod check;
+mod dead_letters;
 mod doctor;
 mod events;
 mod import_positions;
@@ -70,6 +71,9 @@ enum Command {
     /// Let a paused or failed processor go on
     #[command(after_help = "Example:\n  espctl resume outstanding_todos && espctl wait outstanding_todos")]
     Resume(operate::Target),
+    /// See events that were set aside, and have them handled again or discard them
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
     /// Take over the positions that the processors of event_sourcery have reached
     ImportPositions(import_positions::Arguments),
     /// Wait until a processor has reached a position
@@ -161,6 +165,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Pause(target) => operate::pause(target, config, databases).await,
         Command::Retry(target) => operate::retry(target, config, databases).await,
         Command::Resume(target) => operate::resume(target, config, databases).await,
+        Command::DeadLetters(command) => dead_letters::run(command, config, databases).await,
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, databases).await,
         Command::Migrate

@@ -2,11 +2,15 @@
 //!
 //! Whatever is done is recorded with the name of who did it, and rings, so that daemons notice at once.
 
+mod dead_letters;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Connection as _};
 use thiserror::Error;
+
+pub use dead_letters::{ExaminedLetter, Meant};
 
 use crate::database::Databases;
 use crate::declaration::{Handling, ProcessorDeclaration};
@@ -77,6 +81,26 @@ pub enum OperatorError {
     NotDeclared {
         /// The processor.
         name: String,
+    },
+    /// The event is no dead letter of the processor.
+    #[error("event {event_id} is no dead letter of {name}")]
+    NoLetter {
+        /// The processor.
+        name: String,
+        /// The event.
+        event_id: Position,
+    },
+    /// The letter has its turn after another one.
+    #[error(
+        "event {event_id} waits behind event {first} of its aggregate, which has to be handled before it"
+    )]
+    Waits {
+        /// The processor.
+        name: String,
+        /// The event that was asked for.
+        event_id: Position,
+        /// The event to retry.
+        first: Position,
     },
     /// The declaration cannot be compiled.
     #[error("nothing was done: {0}")]

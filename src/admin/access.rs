@@ -32,8 +32,8 @@ impl Clearance {
     fn needed(route: &Route<'_>) -> Self {
         match route {
             Route::Livez | Route::Readyz => Self::Probe,
-            Route::Metrics | Route::Processors | Route::Processor(_) => Self::Read,
-            Route::Change(..) => Self::Operate,
+            route if route.changes() => Self::Operate,
+            _ => Self::Read,
         }
     }
 }

@@ -61,6 +61,13 @@ impl From<OperatorError> for Refusal {
             OperatorError::NotSettled { settled, .. } => {
                 Self::new(StatusCode::CONFLICT, said, format!("choose a position of at most {settled}"))
             }
+            OperatorError::NoLetter { name, .. } => {
+                let remedy = format!("GET /api/v1/processors/{name}/dead-letters lists them");
+                Self::new(StatusCode::NOT_FOUND, said, remedy)
+            }
+            OperatorError::Waits { first, .. } => {
+                Self::new(StatusCode::CONFLICT, said, format!("retry event {first}: the others follow it"))
+            }
             OperatorError::NotDeclared { name } => Self::new(
                 StatusCode::CONFLICT,
                 format!("{name} is not declared, so its tables cannot be made anew"),

@@ -4,37 +4,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use hyper::body::Incoming;
 use hyper::{HeaderMap, Request, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tracing::info;
 
 use super::access::{self, Clearance};
 use super::answer::{self, Answer, Refusal};
+use super::body::{self, read_body};
+use super::letters::{self, Wanted};
 use super::listener::Ends;
-use super::route::{Route, Verb};
+use super::route::{LetterVerb, Route, Verb};
 use super::{View, Workers, exposition, health, metrics};
 use crate::config::{AdminSettings, Config};
 use crate::database::Databases;
+use crate::dead_letters::Selection;
 use crate::event::Position;
 use crate::exit_code::chain;
 use crate::operator::Operator;
 use crate::status::ProcessorStatus;
 use crate::tracker::Effects;
-
-/// Bytes of a request's body.
-const BODY_BYTES: usize = 16 * 1024;
-
-/// What is read and thrown away of a body that is too large, so that its sender gets to read the answer.
-const DISCARDED_BYTES: usize = 1024 * 1024;
-
-/// From the headers to the end of the body.
-const BODY_TIME: Duration = Duration::from_secs(3);
 
 /// What whoever shows a wrong token waits for the answer.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(100);
@@ -103,16 +95,24 @@ impl Desk {
             Route::Metrics => Ok(self.metrics().await),
             Route::Processors => Ok(answer::json(StatusCode::OK, &self.look(None).await?)),
             Route::Processor(name) => self.show(name).await,
+            Route::DeadLetters => self.list_letters(letters::of_query(head.uri.query())?).await,
+            Route::DeadLettersOf(name) => {
+                let mut wanted = letters::of_query(head.uri.query())?;
+                wanted.selection.processor = Some(name.to_owned());
+                self.list_letters(wanted).await
+            }
+            Route::DeadLetter(name, event) => self.show_letter(name, event).await,
             Route::Change(name, verb) => {
                 let reset = if verb == Verb::Reset {
                     parse_reset(&head.headers, &body)?
                 } else {
                     ResetBody::default()
                 };
-                let (name, operator) = (name.to_owned(), format!("admin endpoint, {}", ends.client));
-                // It goes on to its end, also when the client does not wait for that.
-                let change = tokio::spawn(async move { self.change(&name, verb, reset, &operator).await });
-                change.await.map_err(|_| Refusal::unavailable("the change was given up"))?
+                self.change(name, Change::Processor(verb, reset), ends).await
+            }
+            Route::ChangeDeadLetters(name, verb) => {
+                let selection = letters::of_body(&head.headers, &body)?;
+                self.change(name, Change::DeadLetters(verb, selection), ends).await
             }
         }
     }
@@ -156,13 +156,37 @@ impl Desk {
         Ok(operator.look(name).await?)
     }
 
-    async fn change(&self, name: &str, verb: Verb, reset: ResetBody, who: &str) -> Result<Answer, Refusal> {
+    async fn list_letters(&self, wanted: Wanted) -> Result<Answer, Refusal> {
         let (config, databases) = self.databases().await?;
         let _turn = self.turn.lock().await;
-        let operator = Operator { databases: &databases, declared: &config.processors, name: who };
-        let done = carry_out(&operator, name, verb, reset).await?;
-        info!(processor = name, action = verb.as_str(), operator = who, "an operator has acted");
-        Ok(answer::json(StatusCode::OK, &done))
+        let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
+        let found = operator.dead_letters(&wanted.selection, wanted.limit).await?;
+        if let (Some(name), true) = (&wanted.selection.processor, found.is_empty()) {
+            operator.require_known(name).await?;
+        }
+        Ok(answer::json(StatusCode::OK, &found))
+    }
+
+    async fn show_letter(&self, name: &str, event_id: Position) -> Result<Answer, Refusal> {
+        let (config, databases) = self.databases().await?;
+        let _turn = self.turn.lock().await;
+        let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
+        Ok(answer::json(StatusCode::OK, &operator.examine(name, event_id).await?))
+    }
+
+    /// Makes a change. It goes on to its end, also when the client does not wait for that.
+    async fn change(self: Arc<Self>, name: &str, change: Change, ends: &Ends) -> Result<Answer, Refusal> {
+        let (name, who) = (name.to_owned(), format!("admin endpoint, {}", ends.client));
+        let making = tokio::spawn(async move {
+            let (config, databases) = self.databases().await?;
+            let _turn = self.turn.lock().await;
+            let operator = Operator { databases: &databases, declared: &config.processors, name: &who };
+            let action = change.as_str();
+            let done = change.carry_out(&operator, &name).await?;
+            info!(processor = name, action, operator = who, "an operator has acted");
+            Ok(answer::json(StatusCode::OK, &done))
+        });
+        making.await.map_err(|_| Refusal::unavailable("the change was given up"))?
     }
 
     /// The databases of the present configuration. Nothing is connected before it is needed.
@@ -184,75 +208,71 @@ impl Desk {
     }
 }
 
-async fn carry_out(
+/// What an operator wants done to a processor.
+enum Change {
+    Processor(Verb, ResetBody),
+    DeadLetters(LetterVerb, Selection),
+}
+
+impl Change {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Processor(verb, _) => verb.as_str(),
+            Self::DeadLetters(verb, _) => verb.as_str(),
+        }
+    }
+
+    async fn carry_out(self, operator: &Operator<'_>, name: &str) -> Result<Value, Refusal> {
+        let (row, changed) = match self {
+            Self::Processor(Verb::Pause, _) => operator.pause(name).await?,
+            Self::Processor(Verb::Resume, _) => operator.resume(name).await?,
+            Self::Processor(Verb::Retry, _) => operator.retry(name).await?,
+            Self::Processor(Verb::Reset, reset) => return carry_out_reset(operator, name, reset).await,
+            Self::DeadLetters(verb, selection) => {
+                return carry_out_on_letters(operator, name, verb, &selection).await;
+            }
+        };
+        Ok(json!({ "name": name, "changed": changed, "position": row.position }))
+    }
+}
+
+async fn carry_out_reset(operator: &Operator<'_>, name: &str, reset: ResetBody) -> Result<Value, Refusal> {
+    let row = operator.find(name).await?;
+    let to = operator.destination(reset.to, reset.at).await?;
+    let effects = if reset.repeat_effects { Effects::Repeated } else { Effects::Silent };
+    operator.reset(name, to, effects).await?;
+    Ok(json!({ "name": name, "changed": true, "from": row.position, "position": to.position() }))
+}
+
+async fn carry_out_on_letters(
     operator: &Operator<'_>,
     name: &str,
-    verb: Verb,
-    reset: ResetBody,
+    verb: LetterVerb,
+    selection: &Selection,
 ) -> Result<Value, Refusal> {
-    let (row, changed) = match verb {
-        Verb::Pause => operator.pause(name).await?,
-        Verb::Resume => operator.resume(name).await?,
-        Verb::Retry => operator.retry(name).await?,
-        Verb::Reset => {
-            let row = operator.find(name).await?;
-            let to = operator.destination(reset.to, reset.at).await?;
-            let effects = if reset.repeat_effects { Effects::Repeated } else { Effects::Silent };
-            operator.reset(name, to, effects).await?;
-            return Ok(
-                json!({ "name": name, "changed": true, "from": row.position, "position": to.position() }),
-            );
+    match verb {
+        LetterVerb::Retry => {
+            let (row, asked) = operator.retry_dead_letters(name, selection).await?;
+            let requested = asked.events.len();
+            Ok(json!({
+                "name": name, "requested": requested, "left_out": asked.left_out, "requested_at": asked.at,
+                "owned": row.owned,
+            }))
         }
-    };
-    Ok(json!({ "name": name, "changed": changed, "position": row.position }))
-}
-
-/// The whole body, if it is not too large and comes in time.
-async fn read_body(headers: &HeaderMap, mut body: Incoming) -> Result<Vec<u8>, Refusal> {
-    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let too_large = announced.is_some_and(|length| length > BODY_BYTES as u64);
-    let deadline = Instant::now() + BODY_TIME;
-    let (mut read, mut kept) = (0, Vec::new());
-    while !body.is_end_stream() && read <= DISCARDED_BYTES {
-        let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
-            Ok(None) => break,
-            Ok(Some(Err(_))) => {
-                return Err(Refusal::new(StatusCode::BAD_REQUEST, "the body breaks off", "send all of it"));
-            }
-            Err(_) => return Err(late_body()),
-        };
-        let bytes = frame.into_data().unwrap_or_else(|_| Bytes::new());
-        read += bytes.len();
-        if read <= BODY_BYTES {
-            kept.extend_from_slice(&bytes);
+        LetterVerb::Discard => {
+            let discarded = operator.discard_dead_letters(name, selection).await?;
+            Ok(json!({
+                "name": name, "discarded": discarded.letters, "left_behind": discarded.left_behind
+            }))
         }
     }
-    if too_large || read > BODY_BYTES {
-        let error = format!("the body has more than {BODY_BYTES} bytes");
-        return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error, "send no more than `to` or `at`"));
-    }
-    Ok(kept)
-}
-
-fn late_body() -> Refusal {
-    let error = format!("the body has not come within {BODY_TIME:?}");
-    Refusal::new(StatusCode::REQUEST_TIMEOUT, error, "send it at once")
 }
 
 fn parse_reset(headers: &HeaderMap, body: &[u8]) -> Result<ResetBody, Refusal> {
     if body.is_empty() {
         return Ok(ResetBody::default());
     }
-    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
-        let remedy = "send `Content-Type: application/json`";
-        return Err(Refusal::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "the body is not announced as JSON",
-            remedy,
-        ));
-    }
+    body::require_json(headers)?;
     let remedy = "send {}, {\"to\": POSITION} with a position from 0, or {\"at\": \"2026-01-31T12:00:00Z\"}";
     let refuse = |error: String| Refusal::new(StatusCode::BAD_REQUEST, error, remedy);
     let reset: ResetBody = serde_json::from_slice(body).map_err(|error| refuse(error.to_string()))?;

@@ -3,6 +3,7 @@
 use hyper::{Method, StatusCode};
 
 use super::answer::Refusal;
+use crate::event::Position;
 
 /// What a client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,29 @@ pub(super) enum Route<'p> {
     /// The status of one.
     Processor(&'p str),
     Change(&'p str, Verb),
+    /// Dead letters of all processors.
+    DeadLetters,
+    /// Those of one.
+    DeadLettersOf(&'p str),
+    /// One of them.
+    DeadLetter(&'p str, Position),
+    ChangeDeadLetters(&'p str, LetterVerb),
+}
+
+/// What operators do about dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LetterVerb {
+    Retry,
+    Discard,
+}
+
+impl LetterVerb {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry_dead_letters",
+            Self::Discard => "discard_dead_letters",
+        }
+    }
 }
 
 /// What operators do to a processor.
@@ -44,15 +68,15 @@ impl Verb {
 impl<'p> Route<'p> {
     pub(super) fn find(method: &Method, path: &'p str) -> Result<Self, Refusal> {
         let route = Self::of_path(path).ok_or_else(|| {
-            let known = "there are /livez, /readyz, /metrics, /api/v1/processors, /api/v1/processors/NAME, and for \
-                         changes POST /api/v1/processors/NAME/pause, resume, retry and reset";
+            let known = "there are /livez, /readyz, /metrics, /api/v1/processors, /api/v1/processors/NAME, \
+                         /api/v1/dead-letters, /api/v1/processors/NAME/dead-letters, and for changes POST \
+                         /api/v1/processors/NAME/pause, resume, retry, reset, dead-letters/retry and dead-letters/discard";
             Refusal::new(StatusCode::NOT_FOUND, "there is nothing at this path", known)
         })?;
-        let allowed = match route {
-            Self::Change(..) => *method == Method::POST,
-            _ => *method == Method::GET || *method == Method::HEAD,
-        };
-        let needed = if matches!(route, Self::Change(..)) { "POST" } else { "GET" };
+        let changes = route.changes();
+        let reads = *method == Method::GET || *method == Method::HEAD;
+        let allowed = if changes { *method == Method::POST } else { reads };
+        let needed = if changes { "POST" } else { "GET" };
         let refusal = || {
             let error = format!("{method} is not for this path");
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, error, format!("use {needed}"))
@@ -66,16 +90,31 @@ impl<'p> Route<'p> {
             "/readyz" => return Some(Self::Readyz),
             "/metrics" => return Some(Self::Metrics),
             "/api/v1/processors" => return Some(Self::Processors),
+            "/api/v1/dead-letters" => return Some(Self::DeadLetters),
             _ => {}
         }
         let rest = path.strip_prefix("/api/v1/processors/")?;
-        match rest.split_once('/') {
-            None => (!rest.is_empty()).then_some(Self::Processor(rest)),
-            Some((name, verb)) => {
-                let verb = Verb::ALL.into_iter().find(|known| known.as_str() == verb)?;
-                (!name.is_empty()).then_some(Self::Change(name, verb))
-            }
+        let (name, rest) = rest.split_once('/').map_or((rest, None), |(name, rest)| (name, Some(rest)));
+        if name.is_empty() {
+            return None;
         }
+        let Some(rest) = rest else { return Some(Self::Processor(name)) };
+        match rest.split_once('/') {
+            None if rest == "dead-letters" => Some(Self::DeadLettersOf(name)),
+            None => Verb::ALL
+                .into_iter()
+                .find(|known| known.as_str() == rest)
+                .map(|verb| Self::Change(name, verb)),
+            Some(("dead-letters", "retry")) => Some(Self::ChangeDeadLetters(name, LetterVerb::Retry)),
+            Some(("dead-letters", "discard")) => Some(Self::ChangeDeadLetters(name, LetterVerb::Discard)),
+            Some(("dead-letters", event)) => event.parse().ok().map(|id| Self::DeadLetter(name, id)),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether whoever asks for it changes something.
+    pub(super) fn changes(&self) -> bool {
+        matches!(self, Self::Change(..) | Self::ChangeDeadLetters(..))
     }
 }
 
@@ -91,9 +130,24 @@ mod tests {
         assert_eq!(find(Method::GET, "/api/v1/processors"), Ok(Route::Processors));
         assert_eq!(find(Method::GET, "/api/v1/processors/a"), Ok(Route::Processor("a")));
         assert_eq!(find(Method::POST, "/api/v1/processors/a/reset"), Ok(Route::Change("a", Verb::Reset)));
-        for path in
-            ["/", "", "/livez/", "/api/v1/processors/", "/api/v1/processors//pause", "/api/v1/processors/a/b"]
-        {
+        assert_eq!(find(Method::GET, "/api/v1/dead-letters"), Ok(Route::DeadLetters));
+        let letters = |path: &'static str| find(Method::GET, path);
+        assert_eq!(letters("/api/v1/processors/a/dead-letters"), Ok(Route::DeadLettersOf("a")));
+        assert_eq!(letters("/api/v1/processors/a/dead-letters/7"), Ok(Route::DeadLetter("a", 7)));
+        let discard = find(Method::POST, "/api/v1/processors/a/dead-letters/discard");
+        assert_eq!(discard, Ok(Route::ChangeDeadLetters("a", LetterVerb::Discard)));
+        for path in [
+            "/",
+            "",
+            "/livez/",
+            "/api/v1/processors/",
+            "/api/v1/processors//pause",
+            "/api/v1/processors/a/b",
+            "/api/v1/processors/a/dead-letters/",
+            "/api/v1/processors/a/dead-letters/b",
+            "/api/v1/processors/a/dead-letters/7/retry",
+            "/api/v1/processors/a/letters/7",
+        ] {
             assert_eq!(find(Method::GET, path).unwrap_err().status, StatusCode::NOT_FOUND, "{path}");
         }
         for (method, path) in [
@@ -101,6 +155,8 @@ mod tests {
             (Method::PUT, "/api/v1/processors/a/pause"),
             (Method::POST, "/api/v1/processors/a"),
             (Method::POST, "/livez"),
+            (Method::GET, "/api/v1/processors/a/dead-letters/retry"),
+            (Method::POST, "/api/v1/processors/a/dead-letters"),
         ] {
             assert_eq!(find(method, path).unwrap_err().status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
         }

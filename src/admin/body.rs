@@ -1,0 +1,71 @@
+//! Bodies of requests: bounded in size and time, and JSON where there is any.
+
+use std::time::Duration;
+
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use hyper::{HeaderMap, StatusCode};
+use tokio::time::Instant;
+
+use super::answer::Refusal;
+
+/// Bytes of a request's body.
+const BODY_BYTES: usize = 16 * 1024;
+
+/// What is read and thrown away of a body that is too large, so that its sender gets to read the answer.
+const DISCARDED_BYTES: usize = 1024 * 1024;
+
+/// From the headers to the end of the body.
+const BODY_TIME: Duration = Duration::from_secs(3);
+
+/// The whole body, if it is not too large and comes in time.
+pub(super) async fn read_body(headers: &HeaderMap, mut body: Incoming) -> Result<Vec<u8>, Refusal> {
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let too_large = announced.is_some_and(|length| length > BODY_BYTES as u64);
+    let deadline = Instant::now() + BODY_TIME;
+    let (mut read, mut kept) = (0, Vec::new());
+    while !body.is_end_stream() && read <= DISCARDED_BYTES {
+        let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(None) => break,
+            Ok(Some(Err(_))) => {
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, "the body breaks off", "send all of it"));
+            }
+            Err(_) => return Err(late_body()),
+        };
+        let bytes = frame.into_data().unwrap_or_else(|_| Bytes::new());
+        read += bytes.len();
+        if read <= BODY_BYTES {
+            kept.extend_from_slice(&bytes);
+        }
+    }
+    if too_large || read > BODY_BYTES {
+        let error = format!("the body has more than {BODY_BYTES} bytes");
+        return Err(Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            error,
+            "say no more than what is to be done",
+        ));
+    }
+    Ok(kept)
+}
+
+fn late_body() -> Refusal {
+    let error = format!("the body has not come within {BODY_TIME:?}");
+    Refusal::new(StatusCode::REQUEST_TIMEOUT, error, "send it at once")
+}
+
+/// Refuses a body that is not announced as JSON.
+pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+        let remedy = "send `Content-Type: application/json`";
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the body is not announced as JSON",
+            remedy,
+        ));
+    }
+    Ok(())
+}

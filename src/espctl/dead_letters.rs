@@ -1,0 +1,101 @@
+//! `espctl dead-letters`: the events that processors have set aside, and what to do with them.
+
+mod discard;
+mod list;
+mod retry;
+mod show;
+
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Subcommand};
+use uuid::Uuid;
+
+use crate::config::{Config, parse_duration};
+use crate::database::Databases;
+use crate::dead_letters::Selection;
+use crate::espctl::output;
+use crate::event::Position;
+use crate::operator::Operator;
+
+#[derive(Subcommand)]
+pub(crate) enum DeadLettersCommand {
+    /// List events that were set aside, of all processors or of one
+    List(list::Arguments),
+    /// Show one of them: why it failed and where, the event as it is now, and what waits behind it
+    Show(show::Arguments),
+    /// Have events handled again, with the handlers of now and in order, and those that wait behind them
+    Retry(retry::Arguments),
+    /// Remove events for good: the processor never handles them
+    Discard(discard::Arguments),
+}
+
+pub(crate) async fn run(
+    command: DeadLettersCommand,
+    config: &Config,
+    databases: &Databases,
+) -> anyhow::Result<()> {
+    let me = output::operator();
+    let operator = Operator { databases, declared: &config.processors, name: &me };
+    match command {
+        DeadLettersCommand::List(arguments) => list::run(arguments, &operator).await,
+        DeadLettersCommand::Show(arguments) => show::run(arguments, &operator).await,
+        DeadLettersCommand::Retry(arguments) => retry::run(arguments, &operator).await,
+        DeadLettersCommand::Discard(arguments) => discard::run(arguments, &operator).await,
+    }
+}
+
+/// What narrows a selection.
+#[derive(Args)]
+struct Criteria {
+    /// Only events of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// Only events of this aggregate
+    #[arg(long, value_name = "ID")]
+    aggregate: Option<Uuid>,
+    /// Only those whose error has this text in it, or is this SQLSTATE
+    #[arg(long, value_name = "TEXT")]
+    error: Option<String>,
+    /// Only those that were set aside longer ago than this: 10m, 1h, 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    older_than: Option<Duration>,
+}
+
+impl Criteria {
+    fn into_selection(self) -> Selection {
+        let Self { event_type, aggregate, error, older_than } = self;
+        Selection { event_type, aggregate_id: aggregate, error, older_than, ..Selection::default() }
+    }
+}
+
+/// Whom a change is about. It has to be said, if only by `--all`.
+#[derive(Args)]
+#[command(group(ArgGroup::new("meant").required(true).multiple(true)
+    .args(["event", "event_type", "aggregate", "error", "older_than", "all"])))]
+struct Target {
+    /// Name of the processor
+    name: String,
+    /// Id of one event
+    event: Option<Position>,
+    #[command(flatten)]
+    criteria: Criteria,
+    /// All dead letters of the processor
+    #[arg(long, conflicts_with_all = ["event", "event_type", "aggregate", "error", "older_than"])]
+    all: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl Target {
+    fn selection(self) -> Selection {
+        let Self { name, event, criteria, .. } = self;
+        Selection { processor: Some(name), event_id: event, ..criteria.into_selection() }
+    }
+}
+
+/// `1 dead letter`, `12,345 dead letters`.
+fn count_letters(count: i64) -> String {
+    let noun = if count == 1 { "dead letter" } else { "dead letters" };
+    format!("{} {noun}", output::thousands(count))
+}
