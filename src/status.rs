@@ -113,6 +113,14 @@ pub struct ProcessorStatus {
     pub paused_at: Option<DateTime<Utc>>,
     /// Who paused it.
     pub paused_by: Option<String>,
+    /// Events that are set aside for it: `espctl dead-letters list` has them.
+    pub dead_letters: i64,
+    /// When the oldest of them was set aside.
+    pub oldest_dead_letter_at: Option<DateTime<Utc>>,
+    /// What a reactor has emitted and what is not in the event store yet: its time has not come, or it is on its way.
+    pub pending_emissions: i64,
+    /// When the next of it is due.
+    pub next_emission_at: Option<DateTime<Utc>>,
     /// When its tracker last changed; `None`: it has never run.
     pub updated_at: Option<DateTime<Utc>>,
     /// The process that it lives in; `None` where no daemon has written one down.
@@ -218,6 +226,10 @@ fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStat
         holder_pid: row.holder_pid,
         outage: row.outage.map(|outage| outage.0),
         last_error: row.last_error.map(|error| error.0),
+        dead_letters: row.dead_letters,
+        oldest_dead_letter_at: row.oldest_dead_letter_at,
+        pending_emissions: row.pending_emissions,
+        next_emission_at: row.next_emission_at,
         updated_at: Some(row.updated_at),
         worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
@@ -283,6 +295,10 @@ fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds:
         next_retry_at: None,
         paused_at: None,
         paused_by: None,
+        dead_letters: 0,
+        oldest_dead_letter_at: None,
+        pending_emissions: 0,
+        next_emission_at: None,
         updated_at: None,
         worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),

@@ -1,6 +1,8 @@
 //! Statuses and workers as numbers, for Prometheus. Names and labels are an interface: `docs/admin.md` lists them,
 //! `deploy/prometheus/alerts.yaml` watches them.
 
+use chrono::Utc;
+
 use super::exposition::{Exposition, Kind};
 use crate::status::{ProcessorStatus, State};
 use crate::supervisor::Snapshot;
@@ -85,7 +87,7 @@ fn write_store(text: &mut Exposition, any: Option<&ProcessorStatus>) {
 /// A metric of each processor.
 type Column = (&'static str, Kind, &'static str, fn(&ProcessorStatus) -> f64);
 
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 10] = [
     ("espd_processor_position", Kind::Gauge, "Every event at or below it has been handled.", |s| {
         s.position as f64
     }),
@@ -102,6 +104,16 @@ const COLUMNS: [Column; 7] = [
     }),
     ("espd_processor_owned", Kind::Gauge, "Whether a daemon owns the processor.", |s| {
         truth(s.owner.is_some())
+    }),
+    ("espd_dead_letters", Kind::Gauge, "Events that are set aside.", |s| s.dead_letters as f64),
+    (
+        "espd_dead_letter_oldest_seconds",
+        Kind::Gauge,
+        "Time since the oldest of them was set aside; 0 when there is none.",
+        |s| s.oldest_dead_letter_at.map_or(0.0, |at| (Utc::now() - at).as_seconds_f64().max(0.0)),
+    ),
+    ("espd_emissions_pending", Kind::Gauge, "Emitted events that are not in the event store yet.", |s| {
+        s.pending_emissions as f64
     }),
     ("espd_events_processed_total", Kind::Counter, "Events handled since the last reset.", |s| {
         s.handled as f64

@@ -59,12 +59,14 @@ pub(crate) fn render(statuses: &[ProcessorStatus]) -> String {
     if statuses.is_empty() {
         return "no processors: none is declared, and none has run on this database".to_owned();
     }
-    let header = ["NAME", "KIND", "STATE", "POSITION", "HEAD", "LAG", "AGE", "RATE/S", "LEFT", "OWNER"];
+    let header =
+        ["NAME", "KIND", "STATE", "POSITION", "HEAD", "LAG", "AGE", "RATE/S", "LEFT", "DEAD", "OWNER"];
     let rows = statuses.iter().map(row).collect();
-    let mut text = output::table(&header, rows, &[3, 4, 5, 6, 7, 8]);
+    let mut text = output::table(&header, rows, &[3, 4, 5, 6, 7, 8, 9]);
     let troubles = statuses
         .iter()
         .filter_map(trouble)
+        .chain(statuses.iter().filter_map(set_aside))
         .chain(statuses.iter().filter_map(down_worker))
         .chain(statuses.first().and_then(held_back));
     for trouble in troubles {
@@ -85,6 +87,7 @@ fn row(status: &ProcessorStatus) -> Vec<String> {
         if status.lag_events == 0 { "-".to_owned() } else { span(status.lag_seconds) },
         if status.rate > 0.0 { thousands(status.rate as i64) } else { "-".to_owned() },
         time_left(status).map_or_else(|| "-".to_owned(), span),
+        if status.dead_letters == 0 { "-".to_owned() } else { thousands(status.dead_letters) },
         show_owner(status),
     ]
 }
@@ -169,6 +172,20 @@ fn trouble(status: &ProcessorStatus) -> Option<String> {
             )
         }),
     }
+}
+
+/// The events that a processor has not handled and does not try by itself.
+fn set_aside(status: &ProcessorStatus) -> Option<String> {
+    let name = &status.name;
+    let oldest = status.oldest_dead_letter_at?;
+    let (events, have) = if status.dead_letters == 1 { ("event", "was") } else { ("events", "were") };
+    Some(format!(
+        "{} {events} of {name} {have} set aside as dead letters, the oldest {} ago.\n  `espctl dead-letters list {name}` \
+         shows them. Mend the handler, reload, then `espctl dead-letters retry {name} --all`; or `… discard` what nobody \
+         needs.",
+        thousands(status.dead_letters),
+        span((chrono::Utc::now() - oldest).as_seconds_f64()),
+    ))
 }
 
 /// Why the processor's worker is not alive, and what to do.

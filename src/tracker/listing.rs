@@ -52,6 +52,14 @@ pub struct TrackerRow {
     pub next_retry_at: Option<DateTime<Utc>>,
     /// What of the infrastructure keeps it from going on.
     pub outage: Option<Json<Outage>>,
+    /// Events that are set aside for it.
+    pub dead_letters: i64,
+    /// When the oldest of them was set aside.
+    pub oldest_dead_letter_at: Option<DateTime<Utc>>,
+    /// What a reactor has emitted and what is not in the event store yet.
+    pub pending_emissions: i64,
+    /// When the next of it is due.
+    pub next_emission_at: Option<DateTime<Utc>>,
     /// When the row last changed, renewals of the lease left out.
     pub updated_at: DateTime<Utc>,
 }
@@ -77,6 +85,10 @@ from_row!(TrackerRow {
     last_error,
     next_retry_at,
     outage,
+    dead_letters,
+    oldest_dead_letter_at,
+    pending_emissions,
+    next_emission_at,
     updated_at
 });
 
@@ -96,7 +108,13 @@ impl Trackers {
                           where s.name = t.name and s.partition = t.partition and s.epoch is null
                             and s.lives_until >= clock_timestamp() order by 1) as standbys,
                     paused_at, paused_by, failed_at, caught_up, handled, rate, attempts, last_error, next_retry_at,
-                    outage, updated_at
+                    outage, updated_at,
+                    (select count(*) from {schema}.dead_letters as d
+                     where d.processor = t.name and d.partition = t.partition) as dead_letters,
+                    (select min(d.set_aside_at) from {schema}.dead_letters as d
+                     where d.processor = t.name and d.partition = t.partition) as oldest_dead_letter_at,
+                    (select count(*) from {schema}.emissions as e where e.reactor = t.name) as pending_emissions,
+                    (select min(e.due_at) from {schema}.emissions as e where e.reactor = t.name) as next_emission_at
              from {schema}.trackers as t where $1::text is null or name = $1 order by name, partition",
             schema = self.schema,
             owner_lives = self.owner_lives(),

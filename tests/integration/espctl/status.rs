@@ -12,7 +12,7 @@ use crate::support::program::{Installation, Talker};
 const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
 
 /// What a program may rely on.
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 20] = [
     "name",
     "kind",
     "version",
@@ -29,6 +29,10 @@ const FIELDS: [&str; 16] = [
     "next_retry_at",
     "updated_at",
     "rate",
+    "dead_letters",
+    "oldest_dead_letter_at",
+    "pending_emissions",
+    "next_emission_at",
 ];
 
 const INSERT: &str =
