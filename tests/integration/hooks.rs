@@ -51,6 +51,46 @@ async fn hooks_are_told_the_facts_and_their_failure_hurts_nobody() {
 }
 
 #[tokio::test]
+async fn a_hook_is_told_of_events_that_are_set_aside() {
+    let db = support::database().await;
+    let settings = "[retry]\nmax_attempts = 1\non_failure = 'skip'\n[hooks]\non_dead_letter = ['sh', '-c', 'cat >> letters']\n";
+    let installation = Installation::new(&db.url, &format!("{RUNNER}{settings}"));
+    installation
+        .declare_notes("notes", "perform 1 / ((event.body->>'n')::int % 5);")
+        .declare_notes("fine", "");
+    let last = append(&db.pool, 12).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", last).await;
+    // Told at most once a second, and together every one of them.
+    let events = |facts: &[Value]| facts.iter().map(|fact| fact["events"].as_i64().unwrap()).sum::<i64>();
+    let told_of = async |count: i64| {
+        eventually("the hook", async || {
+            let facts = told(&installation, "letters");
+            (events(&facts) >= count).then_some(facts)
+        })
+        .await
+    };
+    let facts = told_of(2).await;
+    assert_eq!(events(&facts), 2);
+    let expected = serde_json::json!({
+        "hook": "on_dead_letter", "worker": "notes", "processor": "notes", "events": facts[facts.len() - 1]["events"],
+        "last_event_id": 10,
+    });
+    assert_eq!(facts[facts.len() - 1], expected);
+
+    // Neither an event that only waits, nor a letter that fails again, nor a restarted worker is news.
+    installation.espctl(&["dead-letters", "retry", "notes", "--all", "--yes"]).await.complained(1);
+    kill(daemon.child("notes", 1).await, Signal::SIGKILL).unwrap();
+    daemon.child("notes", 2).await;
+    let last = append(&db.pool, 5).await;
+    reaches(&db.pool, "notes", last).await;
+    let facts = told_of(3).await;
+    assert_eq!((events(&facts), &facts[facts.len() - 1]["last_event_id"]), (3, &last.into()));
+    daemon.stop().await;
+    assert_eq!(events(&told(&installation, "letters")), 3);
+}
+
+#[tokio::test]
 async fn a_hook_that_hangs_is_killed_and_keeps_nobody_waiting_for_long() {
     let db = support::database().await;
     let hooks = "[hooks]\non_worker_end = ['sleep', '600']\ntimeout = '200ms'\n";

@@ -9,6 +9,7 @@
 mod admin;
 mod config;
 mod daemon;
+mod dead_letters;
 mod deployment;
 mod embedded;
 mod error_policy;

@@ -83,7 +83,7 @@ impl Life {
     }
 
     /// Ends it like a crash, between two awaits.
-    async fn crash(self) {
+    pub async fn crash(self) {
         self.runner.abort();
         self.watcher.abort();
         assert!(self.runner.await.unwrap_err().is_cancelled());

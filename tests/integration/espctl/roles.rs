@@ -121,3 +121,47 @@ async fn a_daemon_runs_and_an_operator_operates() {
     reaches(&roles.db.pool, "notes", 5).await;
     running.stop().await;
 }
+
+#[tokio::test]
+async fn a_daemon_sets_aside_and_emits_later_and_an_operator_retries_and_discards() {
+    let roles = Roles::create().await;
+    let (daemon, pool) = roles.login("espd_daemon").await;
+    let retry = "[projector.retry]\nmax_attempts = 1\non_failure = 'skip'\n";
+    daemon.declare(
+        "notes",
+        &format!(
+            "[projector]\nname = 'notes'\n{retry}[projector.tables]\nnotes = 'event_id bigint'\n[[projector.on]]\nevents = ['A']\n\
+             sql = \"if event.id < 3 then raise 'no'; end if; insert into notes values (event.id)\"\n"
+        ),
+    );
+    daemon.declare(
+        "reminders",
+        "[reactor]\nname = 'reminders'\nstart = 'beginning'\nemits = ['Reminded']\n[[reactor.on]]\nevents = ['A']\n\
+         sql = \"perform espd.emit_after('Reminded', event.aggregate_id, '{}', '1 hour')\"\n",
+    );
+    let running = daemon.start_daemon();
+    append(&roles.db.pool, 5).await;
+    reaches(&roles.db.pool, "notes", 5).await;
+    reaches(&roles.db.pool, "reminders", 5).await;
+    let (notes, reminders) = (daemon.status("notes").await, daemon.status("reminders").await);
+    assert_eq!((&notes["dead_letters"], &notes["pending_emissions"]), (&2.into(), &0.into()), "{notes}");
+    assert_eq!((&reminders["dead_letters"], &reminders["pending_emissions"]), (&0.into(), &5.into()));
+    let due: chrono::DateTime<chrono::Utc> = reminders["next_emission_at"].as_str().unwrap().parse().unwrap();
+    assert!(due > chrono::Utc::now() + chrono::TimeDelta::minutes(50), "{reminders}");
+    may_not(&pool, &[CHANGE_LOG]).await;
+
+    let (reader, pool) = roles.login("espd_reader").await;
+    assert_eq!(reader.espctl(&["dead-letters", "list", "--json"]).await.json().as_array().unwrap().len(), 2);
+    may_not(&pool, &[DISCARD, ASK, "delete from espd.emissions"]).await;
+    let (operator, pool) = roles.login("espd_operator").await;
+    operator.espctl(&["dead-letters", "show", "notes", "1"]).await.printed();
+    let complaint =
+        operator.espctl(&["dead-letters", "retry", "notes", "--all", "--yes"]).await.complained(1);
+    assert!(complaint.contains("2 failed again"), "{complaint}");
+    operator.espctl(&["dead-letters", "discard", "notes", "--all", "--yes"]).await.printed();
+    may_not(&pool, &["insert into espd.dead_letters default values", "delete from espd.emissions"]).await;
+    running.stop().await;
+}
+
+const DISCARD: &str = "delete from espd.dead_letters";
+const ASK: &str = "update espd.dead_letters set retry_requested_at = now()";

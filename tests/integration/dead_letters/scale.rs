@@ -1,0 +1,47 @@
+//! Many dead letters: whatever is seen of them and done about them stays quick.
+
+use std::time::{Duration, Instant};
+
+use crate::support;
+use crate::support::program::Installation;
+
+const LETTERS: i64 = 100_000;
+
+#[tokio::test]
+async fn a_hundred_thousand_letters_are_counted_asked_for_and_discarded_in_seconds() {
+    let db = support::database().await;
+    // A thousand aggregates with a hundred letters each; the first of each has failed.
+    sqlx::raw_sql(
+        "insert into espd.trackers (name, kind, version, position) values ('notes', 'projector', 1, 100000);
+         insert into espd.dead_letters
+           (processor, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts)
+         select 'notes', id, gen_random_uuid(), 'A', lpad(to_hex(id % 1000), 32, '0')::uuid,
+           case when id <= 1000 then 'failed' else 'waiting' end, true,
+           case when id <= 1000 then jsonb_build_object('event_id', id, 'message', 'no ' || id) end, 1
+         from generate_series(1, 100000) as id;
+         analyze espd.dead_letters",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let installation = Installation::new(&db.url, "");
+    let letters = |arguments: &[&'static str]| [&["dead-letters"], arguments].concat();
+    for (arguments, words, limit) in [
+        (vec!["status", "notes", "--json"], "\"dead_letters\": 100000", 2),
+        (letters(&["list"]), "99,900 more", 3),
+        (letters(&["list", "notes", "--error", "no 77", "-n", "3"]), "8 more", 3),
+        (letters(&["show", "notes", "1", "--json"]), "\"waiting\": 99", 3),
+        (letters(&["retry", "notes", "1", "--yes"]), "100 dead letters of notes", 5),
+        (letters(&["retry", "notes", "--all", "--yes"]), "100,000 dead letters of notes", 30),
+        (letters(&["discard", "notes", "1", "--yes"]), "99 dead letters of their aggregates still wait", 5),
+        (letters(&["discard", "notes", "--all", "--yes"]), "discarded 99,999 dead letters", 30),
+    ] {
+        let begun = Instant::now();
+        let printed = installation.espctl(&arguments).await.printed();
+        let taken = begun.elapsed();
+        assert!(printed.contains(words), "{arguments:?}\n{printed}");
+        // A plan that compares each letter with each other one takes minutes.
+        assert!(taken < Duration::from_secs(limit), "{arguments:?} takes {taken:?}");
+        println!("{taken:?} for {LETTERS} letters: {arguments:?}");
+    }
+}
