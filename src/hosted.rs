@@ -4,12 +4,15 @@
 //! in one transaction, the `ledger`, which holds the tracker locked under the runner's claim from beginning to end.
 
 mod batch;
+mod changes;
 mod effects;
 mod ledger;
 mod rows;
+mod touched;
 
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use effects::{Action, Applied, EventEffects};
 pub(crate) use ledger::{Ledger, Progress};
 pub(crate) use rows::{RowTables, TableShape};
+pub(crate) use touched::Touched;

@@ -3,8 +3,9 @@
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
 
+use super::changes::{RowChange, RowChanges};
 use super::ledger::Ledger;
-use super::rows::{RowChange, RowChanges, RowTables};
+use super::rows::RowTables;
 use crate::emission::{Emission, EmitError, Emitter, Emitting, Source};
 use crate::failure::{Failure, is_infrastructure_error};
 use crate::processor::ProcessorError;
@@ -68,7 +69,10 @@ impl Ledger<'_> {
     ) -> Result<Applied, ProcessorError> {
         self.mark().await?;
         let failure = match apply_all(self.connection(), tables, emitter, effects).await {
-            Ok(()) => return Ok(Applied { events: effects.len(), failure: None }),
+            Ok(()) => {
+                self.forget_mark().await?;
+                return Ok(Applied { events: effects.len(), failure: None });
+            }
             Err(Refusal::Database(error)) => return Err(error.into()),
             Err(Refusal::Event(place, failure)) => {
                 self.go_back().await?;
@@ -107,7 +111,10 @@ impl Ledger<'_> {
             self.mark().await?;
             let failure = match apply_all(self.connection(), tables, emitter, std::slice::from_ref(one)).await
             {
-                Ok(()) => continue,
+                Ok(()) => {
+                    self.forget_mark().await?;
+                    continue;
+                }
                 Err(Refusal::Database(error)) => return Err(error.into()),
                 Err(Refusal::Event(_, failure) | Refusal::Somewhere(failure)) => failure,
             };

@@ -163,6 +163,11 @@ impl<'t> Ledger<'t> {
         sqlx::raw_sql("rollback to savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
     }
 
+    /// Keeps what was done since the mark.
+    pub(crate) async fn forget_mark(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("release savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
+    }
+
     /// Begins what one event does, so that it can be undone.
     pub(crate) async fn begin_event(&mut self) -> Result<(), sqlx::Error> {
         sqlx::raw_sql("savepoint espd_event").execute(&mut *self.transaction).await.map(drop)
