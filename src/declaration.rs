@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use command::CommandDeclaration;
+pub use command::{CommandDeclaration, Secret};
 pub use isolation::Isolation;
 pub use reaction::{Reaction, Start};
 pub use source_text::SourceText;
@@ -79,6 +79,11 @@ impl ProcessorDeclaration {
             Handling::Command(command) => command.events.types(),
             Handling::Webhook(webhook) => webhook.events.types(),
         }
+    }
+
+    /// The names of its tables, in the order of the file.
+    pub fn table_names(&self) -> Vec<String> {
+        self.tables.iter().map(|table| table.name.clone()).collect()
     }
 
     /// Whether it does something that no rollback takes back.

@@ -31,6 +31,7 @@
 
 // The flow.
 mod bell;
+mod command;
 mod emission;
 pub mod event;
 pub mod event_store;
@@ -63,6 +64,7 @@ mod takeover;
 pub mod embedded;
 pub mod heartbeat;
 pub mod hooks;
+mod memory;
 mod orphans;
 pub mod roster;
 mod service_manager;

@@ -175,6 +175,9 @@ pub trait Processor: Send + Sync {
     /// An operator wants what waits for another try to be tried in the next turn.
     fn retry_now(&mut self) {}
 
+    /// Lets go of what it holds outside of the database. It may be asked to prepare again.
+    async fn close(&mut self) {}
+
     /// Handles the next batch: rows, emissions and position in one transaction.
     async fn turn(&mut self, connection: &mut PgConnection, turn: Turn<'_>)
     -> Result<Turned, ProcessorError>;

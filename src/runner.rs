@@ -173,6 +173,7 @@ impl Runner {
             heartbeat::promise(delay);
             stop.run_until_requested(tokio::time::sleep(delay)).await;
         }
+        self.processor.close().await;
         info!(processor = self.name, "stopped");
     }
 

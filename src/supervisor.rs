@@ -8,7 +8,6 @@ mod child;
 mod ends;
 pub mod lifecycle;
 mod listener;
-mod memory;
 mod pulse;
 mod worker;
 
@@ -28,6 +27,7 @@ pub use pulse::Pulse;
 pub use worker::{End, Snapshot};
 
 use crate::hooks::{HookSettings, Hooks};
+use crate::memory::resident_bytes;
 use crate::orphans::Collector;
 use crate::service_manager::ServiceManager;
 use crate::worker::report::Report;
@@ -212,7 +212,7 @@ impl<'m> Supervisor<'m> {
         let Some(memory_max) = self.memory_max else { return };
         for index in 0..self.workers.len() {
             let worker = &self.workers[index];
-            let used = worker.pid.and_then(memory::resident_bytes).unwrap_or_default();
+            let used = worker.pid.and_then(resident_bytes).unwrap_or_default();
             if used > memory_max && matches!(worker.state, State::Running { .. }) {
                 let (name, pid) = (&worker.program.name, worker.raw_pid());
                 warn!(

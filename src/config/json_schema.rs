@@ -68,7 +68,9 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
         | "on_failure" | "on_dead_letter" => {
             json!({ "type": "array", "items": { "type": "string" } })
         }
-        "tables" => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+        "tables" | "command_environment" => {
+            json!({ "type": "object", "additionalProperties": { "type": "string" } })
+        }
         "batch_size" | "batch_span" | "version" | "max_attempts" => number("integer"),
         // A position, or a word, or a time.
         "start" => number("integer"),
@@ -78,9 +80,9 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
         "strategy" => choice(&["exponential", "constant", "none"]),
         "format" => choice(&["auto", "human", "json"]),
         "isolation" => text("^(process|task|group:.+)$"),
-        "batch_bytes" | "memory_max" => text("^[0-9]+ ?(B|[kKMG]i?B)$"),
+        "batch_bytes" | "memory_max" | "command_memory_max" => text("^[0-9]+ ?(B|[kKMG]i?B)$"),
         "batch_time" | "poll_interval_max" | "shutdown_timeout" | "hang_timeout" | "restart_max"
-        | "timeout" | "initial" | "max" => text("^[0-9]+ ?(ms|s|m|h|d)$"),
+        | "command_timeout" | "timeout" | "initial" | "max" => text("^[0-9]+ ?(ms|s|m|h|d)$"),
         _ => json!({ "type": "string" }),
     }
 }

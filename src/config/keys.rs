@@ -106,6 +106,9 @@ pub(super) const PROJECTOR: Keys = Keys {
         "on",
         "events",
         "command",
+        "command_timeout",
+        "command_memory_max",
+        "command_environment",
         "native",
     ],
 };
@@ -129,6 +132,9 @@ pub(super) const REACTOR: Keys = Keys {
         "on",
         "events",
         "command",
+        "command_timeout",
+        "command_memory_max",
+        "command_environment",
         "native",
     ],
 };

@@ -2,20 +2,21 @@
 
 use chrono::{DateTime, Utc};
 
+use super::command::{read_command, refuse_companions};
 use super::keys::{self, Keys};
 use super::section::Section;
 use super::settings::{read_batch_limits, read_retry};
 use super::supervision::read_isolation;
 use super::value::{Value, advise_name};
 use crate::declaration::{
-    BatchLimits, CommandDeclaration, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration,
-    Reaction, SourceText, Start, TableDeclaration, is_name,
+    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, Reaction, SourceText,
+    Start, TableDeclaration, is_name,
 };
 use crate::retry::RetryPolicy;
 
 const ADVISE_EMITS: &str = "write a list of event types: emits = [\"SomethingHappened\"]";
 
-const ADVISE_EVENTS: &str =
+pub(super) const ADVISE_EVENTS: &str =
     "write a list of event types: events = [\"SomethingHappened\"], or [\"*\"] for all";
 
 /// How a kind of processor is written.
@@ -152,7 +153,11 @@ fn read_handling(section: &Section<'_>, form: &Form) -> Option<Handling> {
         second.spot.fault(message, "remove one of them: the events of a processor are handled in one way");
         return None;
     }
-    match ways.first().map(Value::key) {
+    let way = ways.first().map(Value::key);
+    if way != Some("command") {
+        refuse_companions(section);
+    }
+    match way {
         Some("command") => read_command(section).map(Handling::Command),
         Some("native") => read_native(section),
         _ => {
@@ -169,19 +174,6 @@ fn refuse_events(section: &Section<'_>, form: &Form) {
             .spot
             .fault("`events` stands without `command`", format!("write it below {}", form.handler.title));
     }
-}
-
-fn read_command(section: &Section<'_>) -> Option<CommandDeclaration> {
-    let value = section.value("command")?;
-    let command = value.command();
-    if command.as_ref().is_some_and(Vec::is_empty) {
-        value.spot.fault(
-            "a command needs a program",
-            "write a program and its arguments: [\"python3\", \"worker.py\"]",
-        );
-    }
-    let events = section.require("events", ADVISE_EVENTS).and_then(|events| read_events(&events));
-    Some(CommandDeclaration { events: events?, command: command?, folder: value.folder() })
 }
 
 /// What it handles, and in which tables, the program knows that has registered it.
@@ -217,7 +209,7 @@ fn read_handler(section: &Section<'_>) -> Option<Handler> {
     Some(Handler { events: events?, sql: sql? })
 }
 
-fn read_events(value: &Value<'_>) -> Option<HandledEvents> {
+pub(super) fn read_events(value: &Value<'_>) -> Option<HandledEvents> {
     let items = value.items(ADVISE_EVENTS)?;
     if items.is_empty() {
         value.spot.fault("a handler without event types handles nothing", ADVISE_EVENTS);

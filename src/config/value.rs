@@ -43,6 +43,12 @@ impl<'c> Value<'c> {
         self.context.environment.folder.clone()
     }
 
+    /// The key, with the place of its value.
+    pub(super) fn place(&self) -> SourceText {
+        let (line, column) = self.context.file.place(self.spot.span().start);
+        SourceText::new(self.key, &self.context.file.name, line, column)
+    }
+
     /// True or false.
     pub(super) fn truth(&self) -> Option<bool> {
         if let DeValue::Boolean(truth) = self.value {

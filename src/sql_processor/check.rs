@@ -16,8 +16,10 @@ use sqlx::postgres::{PgDatabaseError, PgErrorPosition};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::declaration::{HandledEvents, Handler, ProcessorDeclaration, SourceText};
+use crate::command;
+use crate::declaration::{HandledEvents, Handler, Handling, ProcessorDeclaration, SourceText};
 use crate::failure::is_infrastructure_error;
+use crate::hosted::RowTables;
 use crate::layout::Layout;
 use crate::sql_lexer::{self, Token, TokenKind};
 use crate::sql_processor::function::{COLUMNS, CompileError, EventSource, ProcessorFunction};
@@ -57,10 +59,15 @@ impl std::error::Error for Fault {}
 
 impl Fault {
     /// At a byte offset of a declared text.
-    fn at(source: &SourceText, offset: usize, message: impl Into<String>) -> Self {
+    pub(crate) fn at(source: &SourceText, offset: usize, message: impl Into<String>) -> Self {
         let upto = source.text.get(..offset).unwrap_or(&source.text);
         let (line, column) = source.locate(upto.chars().count());
         Self { file: source.file.clone(), line, column, message: message.into(), hint: None }
+    }
+
+    /// The same, with what to do.
+    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
     }
 
     pub(crate) fn of_compile_error(declaration: &ProcessorDeclaration, error: CompileError) -> Self {
@@ -215,6 +222,11 @@ impl<'c> Scratch<'c> {
     async fn check(&mut self, declaration: &ProcessorDeclaration) -> Result<Vec<Fault>, sqlx::Error> {
         let mut faults = self.check_tables(declaration).await?;
         // Handlers cannot be judged without their tables.
+        if let (Handling::Command(command), true) = (&declaration.handling, faults.is_empty()) {
+            let tables =
+                RowTables::read(&mut self.transaction, &self.schema, &declaration.table_names()).await?;
+            return Ok(command::check(declaration, command, &tables).await);
+        }
         if faults.is_empty() {
             faults.extend(self.check_function(declaration).await?);
         }

@@ -12,6 +12,7 @@ use tracing::error;
 
 use super::report::{Member, report};
 use super::{Assignment, task};
+use crate::command::CommandProcessor;
 use crate::config::WorkerSettings;
 use crate::declaration::{Handling, ProcessorDeclaration};
 use crate::emission::Relay;
@@ -185,7 +186,7 @@ impl Foundation {
                 Ok(Box::new(made.map_err(|fault| fault.to_string())?))
             }
             Handling::Native(_) => Ok(Box::new(self.registry.make(base(events))?)),
-            Handling::Command(_) => Err("commands are not part of this version".to_owned()),
+            Handling::Command(command) => Ok(Box::new(CommandProcessor::new(base(events), command.clone()))),
             Handling::Webhook(_) => Err("webhooks are not part of this version".to_owned()),
         }
     }
