@@ -1,0 +1,58 @@
+"""Talks to espd as docs/worker-protocol.md says, so that a worker is one function: handle(event, espd)."""
+
+import json
+import sys
+import traceback
+
+
+class Espd:
+    """What may be done about the event at hand. It is done when the event is, together with its position."""
+
+    def __init__(self):
+        self.actions = []
+
+    def upsert(self, table, **row):
+        """Sets these columns of the row with this key, or adds it."""
+        self.actions.append({"upsert": table, "row": row})
+
+    def delete(self, table, **where):
+        """Deletes the rows that are equal in these columns."""
+        self.actions.append({"delete": table, "where": where})
+
+    def emit(self, event_type, aggregate_id, body, **more):
+        """Emits an event: now, or later (at=, after=, key=)."""
+        self.actions.append({"emit": event_type, "aggregate_id": aggregate_id, "body": body, **more})
+
+    def cancel(self, key):
+        """Cancels what would be emitted later under this key."""
+        self.actions.append({"cancel": key})
+
+    def read(self, table, **key):
+        """The row with this key as the events before have left it, or None."""
+        send({"read": table, "key": key}, flush=True)
+        return json.loads(sys.stdin.readline())["row"]
+
+
+def send(message, flush=False):
+    sys.stdout.write(json.dumps(message, separators=(",", ":")) + "\n")
+    if flush:
+        sys.stdout.flush()
+
+
+def run(handle):
+    """Handles batch after batch, until espd has no more."""
+    json.loads(sys.stdin.readline())  # hello
+    send({"ready": 1}, flush=True)
+    for line in sys.stdin:
+        batch = json.loads(line)
+        for event in batch["events"]:
+            espd = Espd()
+            try:
+                handle(event, espd)
+            except Exception as error:
+                detail = traceback.format_exc()
+                send({"failed": event["id"], "error": f"{type(error).__name__}: {error}", "detail": detail}, flush=True)
+                break
+            send({"done": event["id"], "actions": espd.actions})
+        else:
+            send({"end": batch["batch"]}, flush=True)
