@@ -7,6 +7,7 @@
 //! `docs/configuration.md` describes every key; `config/espd.example.toml` shows each.
 
 mod admin;
+mod command;
 mod context;
 mod database_url;
 mod fault;

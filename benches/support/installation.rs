@@ -56,6 +56,11 @@ impl Installation {
         Ok(Self { folder, url: url.to_owned() })
     }
 
+    /// Puts a file beside the configuration.
+    pub(crate) fn write(&self, name: &str, content: &str) -> anyhow::Result<()> {
+        Ok(std::fs::write(self.folder.path().join(name), content)?)
+    }
+
     fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
