@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
-use crate::declaration::ProcessorDeclaration;
+use crate::declaration::{ProcessorDeclaration, Reaction};
 use crate::event::{ExpectedVersion, NewEvent, Version};
 use crate::event_store::{AppendError, TransactionAppender};
 use crate::failure::Failure;
@@ -24,9 +24,6 @@ use crate::sql_quote::{quote_identifier, quote_literal};
 
 pub(crate) use relay::Relay;
 pub(crate) use source::Source;
-
-/// Most events that may lead to one another: reactors that answer each other for ever are stopped there.
-const DEPTH_MAX: u32 = 100;
 
 /// An event that a handler wants emitted.
 #[derive(Debug, Clone)]
@@ -52,6 +49,8 @@ pub struct Emission {
 pub(crate) struct Emitter {
     reactor: String,
     emits: Vec<String>,
+    /// How many emitted events may lead to one another.
+    chain_max: u32,
     /// The quoted schema of espd's own tables.
     schema: String,
     /// Appends in the database of the batch; `None`: the event store is elsewhere.
@@ -64,9 +63,11 @@ impl Emitter {
             Events::SameDatabase(layout) => TransactionAppender::new(layout),
             Events::Elsewhere(_) => None,
         };
+        let Reaction { emits, chain_max, .. } = declaration.reaction.clone().unwrap_or_default();
         Self {
             reactor: declaration.name.clone(),
-            emits: declaration.reaction.as_ref().map(|reaction| reaction.emits.clone()).unwrap_or_default(),
+            emits,
+            chain_max,
             schema: quote_identifier(schema),
             appender,
         }
@@ -81,7 +82,7 @@ impl Emitter {
                 "reactor {reactor} emits {event_type}, which it does not declare (emits = {emits:?})"
             ));
         }
-        if source.depth >= DEPTH_MAX {
+        if source.depth >= self.chain_max {
             let depth = source.depth + 1;
             return Err(format!(
                 "reactor {reactor} emits the {depth}th event of a chain that each event led to the next"

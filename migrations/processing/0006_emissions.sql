@@ -6,6 +6,7 @@
 --
 --   espd.reactor      name of the reactor
 --   espd.emits        the types that it declares, as an array
+--   espd.chain_max    how many emitted events may lead to one another
 --   espd.outbox       `on` where the events are in another database
 --   espd.source       uuid of the event at hand
 --   espd.correlation  correlation of the event at hand, or its uuid where it has none
@@ -14,7 +15,7 @@
 --   espd.replaying    `on` where effects must not be repeated
 --
 -- SQLSTATEs:
---   ES004  not allowed: outside a reactor, a type that is not declared, or a chain of more than 100 events
+--   ES004  not allowed: outside a reactor, a type that is not declared, or a chain that is too long
 
 -- Events that were emitted and are not in the event store yet: because their time has not come, or because the store is
 -- in another database. They commit with the reactor's position. The workers of reactors move them into the store, once
@@ -52,7 +53,7 @@ language plpgsql
 set search_path = :"schema", pg_temp
 as $$
 declare
-  depth_max constant int := 100;
+  depth_max constant int := current_setting('espd.chain_max', true)::int;
   reactor   text := nullif(current_setting('espd.reactor', true), '');
   ordinal   int;
   depth     int;

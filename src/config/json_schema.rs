@@ -71,7 +71,7 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
         "tables" | "command_environment" => {
             json!({ "type": "object", "additionalProperties": { "type": "string" } })
         }
-        "batch_size" | "batch_span" | "version" | "max_attempts" => number("integer"),
+        "batch_size" | "batch_span" | "version" | "max_attempts" | "chain_max" => number("integer"),
         // A position, or a word, or a time.
         "start" => number("integer"),
         "jitter" => number("number"),

@@ -121,6 +121,7 @@ pub(super) const REACTOR: Keys = Keys {
         "version",
         "emits",
         "start",
+        "chain_max",
         "batch_size",
         "batch_bytes",
         "batch_time",

@@ -85,7 +85,10 @@ fn read_name(section: &Section<'_>) -> Option<String> {
 
 fn read_reaction(section: &Section<'_>) -> Reaction {
     let emits = section.value("emits").and_then(|emits| emits.items(ADVISE_EMITS));
+    let chain_max = section.value("chain_max").and_then(|most| most.integer(1..=10_000));
+    let default = Reaction::default();
     Reaction {
+        chain_max: chain_max.and_then(|most| u32::try_from(most).ok()).unwrap_or(default.chain_max),
         emits: emits.map(|items| read_event_types(&items)).unwrap_or_default(),
         start: section.value("start").and_then(|start| read_start(&start)).unwrap_or_default(),
     }

@@ -151,7 +151,8 @@ fn show_processor(projector: &ProcessorDeclaration) -> Value {
     });
     show_handling(&mut shown, &projector.handling);
     show_batch_limits(&mut shown, &projector.batch);
-    if let Some(Reaction { emits, start }) = &projector.reaction {
+    if let Some(Reaction { emits, start, chain_max }) = &projector.reaction {
+        shown["chain_max"] = json!(chain_max);
         shown["emits"] = json!(emits);
         shown["start"] = match start {
             Start::Beginning => json!("beginning"),

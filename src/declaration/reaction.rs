@@ -12,6 +12,16 @@ pub struct Reaction {
     pub emits: Vec<String>,
     /// Where it begins when it is run for the first time.
     pub start: Start,
+    /// How many emitted events may lead to one another, at least 1: reactors that answer each other for ever are stopped
+    /// there.
+    pub chain_max: u32,
+}
+
+impl Default for Reaction {
+    /// Emits nothing, begins now, chains of 100.
+    fn default() -> Self {
+        Self { emits: Vec::new(), start: Start::default(), chain_max: 100 }
+    }
 }
 
 /// Where a reactor begins. What was there before it is none of its business, unless it says so.

@@ -108,7 +108,11 @@ impl Declaration {
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
-            reaction: is_reactor.then(|| Reaction { emits: self.emits.clone(), start: self.start }),
+            reaction: is_reactor.then(|| Reaction {
+                emits: self.emits.clone(),
+                start: self.start,
+                ..Reaction::default()
+            }),
             name: self.name,
         }
     }

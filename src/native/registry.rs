@@ -7,7 +7,7 @@ use super::declaration::Declaration;
 use super::processor::{Make, NativeProcessor};
 use super::{Projector, Reactor};
 use crate::config::Config;
-use crate::declaration::{Handling, ProcessorDeclaration, Reaction, is_name};
+use crate::declaration::{Handling, ProcessorDeclaration, Reaction, Start, is_name};
 use crate::processor::{Base, Events, Processor};
 
 /// Processors written in Rust, by name.
@@ -147,9 +147,11 @@ fn fill_in(declared: &mut ProcessorDeclaration, registered: &ProcessorDeclaratio
             registered.kind().as_str()
         ));
     }
-    let start = declared.reaction.as_ref().map(|reaction| reaction.start);
+    let declared_reaction = declared.reaction.clone().unwrap_or_default();
     let reaction = registered.reaction.clone().map(|reaction| Reaction {
-        start: start.filter(|start| *start != Default::default()).unwrap_or(reaction.start),
+        // "now" is also what it is where nothing is said.
+        start: Some(declared_reaction.start).filter(|start| *start != Start::Now).unwrap_or(reaction.start),
+        chain_max: declared_reaction.chain_max,
         ..reaction
     });
     *declared = ProcessorDeclaration {

@@ -45,8 +45,10 @@ pub(super) fn pretend(name: &str, reaction: &Reaction) -> String {
 fn say_who(verb: &str, name: &str, reaction: &Reaction) -> String {
     let emits: Vec<String> = reaction.emits.iter().map(|event_type| quote_literal(event_type)).collect();
     format!(
-        "{verb} set_config('espd.reactor', {}, true), set_config('espd.emits', array[{}]::text[]::text, true)",
+        "{verb} set_config('espd.reactor', {}, true), set_config('espd.emits', array[{}]::text[]::text, true), \
+         set_config('espd.chain_max', '{}', true)",
         quote_literal(name),
-        emits.join(", ")
+        emits.join(", "),
+        reaction.chain_max
     )
 }
