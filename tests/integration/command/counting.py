@@ -50,7 +50,7 @@ def misbehave(event, batch):
     if MODE == "no_json":
         write("Traceback (most recent call last):\n")
     elif MODE == "endless_line":
-        while True:
+        for _ in range(100):
             write("x" * (1 << 20))
     elif MODE == "no_text":
         sys.stdout.buffer.write(b"\xff\xfe\n")
@@ -87,8 +87,9 @@ def misbehave(event, batch):
     elif MODE == "chatters":
         while True:
             say({"log": "still thinking"})
+            time.sleep(0.0005)
     elif MODE == "floods":
-        for _ in range(20_000):
+        for _ in range(4_000):
             os.write(2, b"w" * 4_999 + b"\n")
         sys.exit(3)
     elif MODE == "closes":
