@@ -4,7 +4,7 @@ use espd::declaration::{ProcessorDeclaration, Reaction, Start};
 use espd::event_store::PostgresEventStore;
 use espd::failure::Failure;
 use espd::layout::Layout;
-use espd::processor::{Processor as _, ProcessorError, Turned};
+use espd::processor::Turned;
 use espd::sql_processor::{Events, check};
 use espd::tracker::Effects;
 use serde_json::{Value, json};
@@ -225,13 +225,18 @@ async fn reactors_that_answer_themselves_for_ever_are_stopped() {
 }
 
 #[tokio::test]
-async fn a_reactor_does_not_emit_into_another_database() {
-    let db = support::database().await;
+async fn what_is_emitted_for_another_database_is_kept_until_it_is_moved() {
+    let (db, other) = (support::database().await, support::database().await);
     let store = PostgresEventStore::new(db.pool.clone(), Layout::espd("espd").unwrap());
-    let running =
-        Running::start_with(&db.pool, answering(ANSWER, Start::Beginning), Events::Elsewhere(store)).await;
-    match running.map(|running| running.projector.kind()) {
-        Err(ProcessorError::Blocked(message)) => assert!(message.contains("[projections] url"), "{message}"),
-        other => panic!("{other:?}"),
-    }
+    let events = Events::Elsewhere(store);
+    let mut running =
+        Running::start_with(&other.pool, answering(ANSWER, Start::Beginning), events).await.unwrap();
+    let ids = insert(&db.pool, &["Asked"]).await;
+    let turned = running.turn(ids[0]).await.unwrap();
+    assert_eq!(turned, Turned::Moved { position: ids[0], handled: 1, failure: None });
+    let (source, _) = identity(&db.pool, ids[0]).await;
+    let kept: Vec<(String, Uuid)> =
+        sqlx::query_as("select type, causation_id from espd.emissions").fetch_all(&other.pool).await.unwrap();
+    assert_eq!(kept, [("Answered".to_owned(), source)]);
+    assert_eq!((head(&db.pool).await, head(&other.pool).await), (ids[0], 0));
 }
