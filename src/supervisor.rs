@@ -54,7 +54,7 @@ pub enum Order {
     /// End all workers; the second time: at once.
     Stop,
     /// Restart the workers that are another program now, start new ones, end those that are gone.
-    Replace(Plan),
+    Replace(Box<Plan>),
 }
 
 /// Supervises workers.
@@ -168,7 +168,7 @@ impl<'m> Supervisor<'m> {
                     stopping = true;
                 }
                 Happening::Ordered(Order::Replace(_)) if stopping => {}
-                Happening::Ordered(Order::Replace(plan)) => self.replace(plan),
+                Happening::Ordered(Order::Replace(plan)) => self.replace(*plan),
                 Happening::Time => {}
             }
             if look.elapsed() >= self.look_interval {

@@ -185,7 +185,7 @@ impl Steering<'_> {
         }
         self.observers.show_config(&self.configured.config);
         self.place.send_replace(self.configured.roster_place()?);
-        self.order(Order::Replace(plan(&self.configured.config, &self.owner)?)).await
+        self.order(Order::Replace(Box::new(plan(&self.configured.config, &self.owner)?))).await
     }
 
     async fn order(&self, order: Order) -> anyhow::Result<()> {
