@@ -103,6 +103,8 @@ pub enum Turned {
         seen: Position,
         /// Events handled.
         handled: i32,
+        /// Whether there is more to do that nobody has to wait for: the next turn follows at once.
+        under_way: bool,
         /// What waits for another try, if anything does.
         put_off: Option<Box<PutOff>>,
     },
@@ -117,8 +119,8 @@ pub struct PutOff {
     pub failure: Failure,
     /// How often it has been tried.
     pub attempts: u32,
-    /// When it is tried again.
-    pub until: Instant,
+    /// When it is tried again; `None`: not before an operator acts.
+    pub until: Option<Instant>,
 }
 
 /// Why a processor cannot go on at all.
@@ -171,6 +173,14 @@ pub trait Processor: Send + Sync {
     fn has_changed(&self) -> bool {
         false
     }
+
+    /// Whether it handles events beyond its position, and answers with [`Turned::Ahead`].
+    fn works_ahead(&self) -> bool {
+        false
+    }
+
+    /// The runner is asked to stop: what is under way may end, nothing more is to be begun.
+    fn wind_down(&mut self) {}
 
     /// An operator wants what waits for another try to be tried in the next turn.
     fn retry_now(&mut self) {}

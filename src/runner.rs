@@ -87,6 +87,8 @@ pub struct Runner {
     seen: Position,
     /// When an event is due that the processor tries again while others go on.
     due: Option<Instant>,
+    /// Whether the processor wants another turn in any case.
+    under_way: bool,
     /// Whether an operator wants dead letters handled again.
     letters_requested: bool,
     retry: Retry<Option<Position>>,
@@ -142,6 +144,7 @@ impl Runner {
             phase,
             seen: 0,
             due: None,
+            under_way: false,
             letters_requested: false,
             retry,
             outage: OutageLog::default(),
@@ -196,11 +199,21 @@ impl Runner {
                 }
             }
         }
+        self.wind_down(connected).await?;
         self.release(connected).await?;
         match connection.take() {
             Some(connection) => in_time(connection.close()).await,
             None => Ok(()),
         }
+    }
+
+    /// Lets end what the processor has under way.
+    async fn wind_down(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        self.processor.wind_down();
+        while self.under_way && matches!(self.phase, Phase::Following(_)) {
+            self.step(connection).await?;
+        }
+        Ok(())
     }
 
     /// Does one thing and says what to do next. An error means that the connection is of no use any more.
@@ -228,7 +241,7 @@ impl Runner {
     fn next_upto(&self, position: Position) -> Option<Position> {
         let seen = self.seen.max(position);
         let new = self.subscription.next_upto(seen, self.settings.limits.span);
-        new.or_else(|| self.until_due().is_zero().then_some(seen))
+        new.or_else(|| (self.under_way || self.until_due().is_zero()).then_some(seen))
     }
 
     /// Time until an event is due that waits for another try while others go on.
@@ -284,15 +297,19 @@ impl Runner {
                     Some(failure) => self.failed(connection, *failure).await,
                 }
             }
-            Ok(Turned::Ahead { position, seen, handled, put_off }) => {
+            Ok(Turned::Ahead { position, seen, handled, under_way, put_off }) => {
                 self.rate.count(seen - self.seen.max(claim.position));
                 self.heard = Instant::now();
                 self.halving.passed(handled.into());
                 self.outage.over();
+                if handled > 0 {
+                    let duration_ms = begun.elapsed().as_millis() as u64;
+                    debug!(processor = self.name, position, handled, duration_ms, "batch committed");
+                    self.settings.nudge.notify_one();
+                }
                 claim.position = position;
-                self.seen = seen;
-                self.settings.nudge.notify_one();
-                self.wait_for(put_off.map(|put_off| *put_off))
+                (self.seen, self.under_way) = (seen, under_way);
+                self.wait_for(connection, put_off.map(|put_off| *put_off)).await
             }
             Err(ProcessorError::Lost) => self.lost(),
             Err(ProcessorError::Blocked(message)) => {
@@ -318,11 +335,19 @@ impl Runner {
     }
 
     /// Goes on, and remembers when an event is due that is tried again.
-    fn wait_for(&mut self, put_off: Option<PutOff>) -> Result<Next, sqlx::Error> {
-        self.due = put_off.as_ref().map(|put_off| put_off.until);
-        match put_off {
-            None => self.succeeded(),
-            Some(PutOff { failure, attempts, until }) => {
+    async fn wait_for(
+        &mut self,
+        connection: &mut PgConnection,
+        put_off: Option<PutOff>,
+    ) -> Result<Next, sqlx::Error> {
+        self.due = put_off.as_ref().and_then(|put_off| put_off.until);
+        match (put_off, self.phase.claim().cloned()) {
+            (None, _) | (_, None) => self.succeeded(),
+            (Some(PutOff { failure, attempts, until: None }), Some(claim)) => {
+                self.retry.resume(failure.event_id, attempts);
+                self.stop_at(connection, claim, failure).await
+            }
+            (Some(PutOff { failure, attempts, until: Some(until) }), _) => {
                 if self.is_worth_a_line(attempts) {
                     self.warn_of(&failure, attempts, until.saturating_duration_since(Instant::now()));
                 }

@@ -39,6 +39,17 @@ pub(crate) struct Progress<'p> {
     pub(crate) put_off: Option<&'p PutOff>,
 }
 
+/// Events that were read.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// Those that are to be handled.
+    pub(crate) deliveries: Vec<Delivery>,
+    /// How far they reach.
+    pub(crate) upto: Position,
+    /// How many others are dead letters, or have to wait behind one.
+    pub(crate) set_aside: usize,
+}
+
 impl<'t> Ledger<'t> {
     /// Begins the transaction and locks the tracker. `None`: the claim is no longer valid, or the processor is paused.
     ///
@@ -99,21 +110,29 @@ impl<'t> Ledger<'t> {
     /// The events of the turn that are to be handled, and how far they reach. Those that have to wait behind a dead
     /// letter are set aside in this transaction.
     pub(crate) async fn read(&mut self) -> Result<(Vec<Delivery>, Position), ProcessorError> {
-        let mut batch = self.read_batch().await?;
-        self.set_aside_behind(&mut batch).await?;
-        let deliveries = batch.events.into_iter().map(|event| self.deliver(event)).collect();
-        Ok((deliveries, batch.upto))
+        let Reading { deliveries, upto, .. } = self.read_as(self.turn).await?;
+        Ok((deliveries, upto))
     }
 
-    async fn read_batch(&mut self) -> Result<Batch, ProcessorError> {
+    /// As [`Self::read`], as if the turn was another one: for those who read beyond the position.
+    pub(crate) async fn read_as(&mut self, turn: &Turn<'_>) -> Result<Reading, ProcessorError> {
+        let mut batch = self.read_batch(turn).await?;
+        let found = batch.events.len();
+        self.set_aside_behind(&mut batch).await?;
+        let set_aside = found - batch.events.len();
+        let deliveries = batch.events.into_iter().map(|event| self.deliver(event)).collect();
+        Ok(Reading { deliveries, upto: batch.upto, set_aside })
+    }
+
+    async fn read_batch(&mut self, turn: &Turn<'_>) -> Result<Batch, ProcessorError> {
         if !self.base.events.layout().may_be_unreadable() {
-            return self.base.read_batch(&mut self.transaction, self.turn).await;
+            return self.base.read_batch(&mut self.transaction, turn).await;
         }
         self.mark().await?;
-        match self.base.read_batch(&mut self.transaction, self.turn).await {
+        match self.base.read_batch(&mut self.transaction, turn).await {
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
                 self.go_back().await?;
-                let failure = self.base.blame_event(&mut self.transaction, self.turn, &error).await?;
+                let failure = self.base.blame_event(&mut self.transaction, turn, &error).await?;
                 Err(ProcessorError::Unattributed(Box::new(failure)))
             }
             read => read,

@@ -67,7 +67,7 @@ impl Runner {
         info!(processor = self.name, position = claim.position, epoch = claim.epoch, "claimed");
         self.heard = Instant::now();
         self.phase = Phase::Following(claim.clone());
-        (self.seen, self.due) = (claim.position, None);
+        (self.seen, self.due, self.under_way) = (claim.position, None, false);
         self.tell_outage(connection).await;
         let vigil =
             Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim: &claim };
@@ -103,6 +103,8 @@ impl Runner {
             _ if claim.paused => Phase::Paused(claim),
             // It has used up its attempts, and another process gives it no more.
             _ if claim.failed && attempts > 0 => Phase::Failed(claim),
+            // It knows itself what it tries again, and when, and goes on with the others.
+            _ if self.processor.works_ahead() => Phase::Following(claim),
             (Some(failing), Some(seconds)) if attempts > 0 => {
                 self.retry.resume(failing, attempts.unsigned_abs());
                 let delay = Duration::try_from_secs_f64(seconds).unwrap_or_default();

@@ -79,11 +79,11 @@ fn failure(progress: Progress<'_>) -> Result<String, sqlx::Error> {
         let forgotten = ", attempts = 0, last_error = null, next_retry_at = null";
         return Ok(if same { String::new() } else { forgotten.to_owned() });
     };
-    let left = until.saturating_duration_since(Instant::now());
+    let until = until.map(|until| interval(until.saturating_duration_since(Instant::now())));
     Ok(format!(
-        ", attempts = {attempts}, next_retry_at = clock_timestamp() + {},
+        ", attempts = {attempts}, next_retry_at = {},
          last_error = {}::jsonb || jsonb_build_object('at', clock_timestamp())",
-        interval(left),
+        until.map_or("null".to_owned(), |left| format!("clock_timestamp() + {left}")),
         json_literal(failure)?
     ))
 }
