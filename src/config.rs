@@ -28,6 +28,7 @@ mod supervision;
 mod syntax;
 mod upcast;
 mod value;
+mod webhook;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -18,7 +18,7 @@ pub use command::{CommandDeclaration, Secret};
 pub use isolation::Isolation;
 pub use reaction::{Reaction, Start};
 pub use source_text::SourceText;
-pub use webhook::WebhookDeclaration;
+pub use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret, WebhookDeclaration};
 
 use crate::processor::ProcessorKind;
 use crate::retry::RetryPolicy;

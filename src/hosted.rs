@@ -13,6 +13,6 @@ mod touched;
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use effects::{Action, Applied, EventEffects};
-pub(crate) use ledger::{Ledger, Progress};
+pub(crate) use ledger::{Ledger, Progress, Reading};
 pub(crate) use rows::{RowTables, TableShape};
 pub(crate) use touched::Touched;

@@ -47,6 +47,7 @@ pub mod subscription;
 pub mod tracker;
 pub mod upcast;
 pub mod watcher;
+mod webhook;
 
 // What a projector is declared as, and what may go wrong with it.
 pub mod config;

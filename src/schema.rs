@@ -37,6 +37,7 @@ const PROCESSING: MigrationSet = MigrationSet {
         (4, "reactors", include_str!("../migrations/processing/0004_reactors.sql")),
         (5, "dead letters", include_str!("../migrations/processing/0005_dead_letters.sql")),
         (6, "emissions", include_str!("../migrations/processing/0006_emissions.sql")),
+        (7, "webhook deliveries", include_str!("../migrations/processing/0007_webhook_deliveries.sql")),
     ],
 };
 

@@ -104,7 +104,7 @@ fn show_part(line: &str, part: Range<usize>, hidden: &[Range<usize>]) -> String 
     shown
 }
 
-/// What looks like a password in a line: between `://user:` and `@`, and after `password=`.
+/// What looks like a password in a line: between `://user:` and `@`, after `password=`, and after `whsec_`.
 ///
 /// A net below the reader, which hides the values of secret keys exactly: it catches URLs under a
 /// misspelt key, in a comment, or in a file that is not even TOML.
@@ -121,7 +121,11 @@ fn passwords_in(line: &str) -> Vec<Range<usize>> {
         let start = found + mark.len();
         start..end_of(line, start, &['&', ' ', '"', '\''])
     });
-    in_urls.chain(in_parameters).collect()
+    let in_secrets = line.match_indices("whsec_").map(|(found, mark)| {
+        let start = found + mark.len();
+        start..end_of(line, start, &[',', ' ', '"', '\''])
+    });
+    in_urls.chain(in_parameters).chain(in_secrets).collect()
 }
 
 /// Where the first of these characters stands from `start` on, or the end of the line.
@@ -191,6 +195,7 @@ mod tests {
             ("postgres://a:b/c?d@h/d", "postgres://a:***@h/d"),
             ("postgres:///d?password=x&user=y", "postgres:///d?password=***&user=y"),
             ("postgres://${A}:b}@h", "postgres://${A}:***@h"),
+            ("secrets = ['whsec_bWluZQ==', \"whsec_a\"]", "secrets = ['whsec_***', \"whsec_***\"]"),
             ("postgres://a@h:5432/d", "postgres://a@h:5432/d"),
             ("postgres://h:5432/d and a@b", "postgres://h:5432/d and a@b"),
             ("no url", "no url"),

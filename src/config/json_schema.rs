@@ -37,6 +37,7 @@ fn object(prefix: &str, descriptions: &BTreeMap<String, String>) -> Value {
         "projector." | "reactor." => json!(["name"]),
         "upcast." => json!(["events"]),
         "projector.on." | "reactor.on." => json!(["events", "sql"]),
+        "reactor.webhook." => json!(["url"]),
         _ => json!([]),
     };
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
@@ -65,24 +66,28 @@ fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
         // There are two of this name.
         "on_failure" if !name.starts_with("hooks.") => choice(&["retry", "stop", "park", "skip"]),
         "include" | "ddl" | "command" | "events" | "emits" | "allowed_hosts" | "on_worker_end"
-        | "on_failure" | "on_dead_letter" => {
+        | "on_failure" | "on_dead_letter" | "secrets" => {
             json!({ "type": "array", "items": { "type": "string" } })
         }
-        "tables" | "command_environment" => {
+        "tables" | "command_environment" | "headers" => {
             json!({ "type": "object", "additionalProperties": { "type": "string" } })
         }
-        "batch_size" | "batch_span" | "version" | "max_attempts" | "chain_max" => number("integer"),
+        "batch_size" | "batch_span" | "version" | "max_attempts" | "chain_max" | "concurrency" => {
+            number("integer")
+        }
         // A position, or a word, or a time.
         "start" => number("integer"),
         "jitter" => number("number"),
-        "native" => json!({ "type": "boolean" }),
+        "native" | "allow_private" | "allow_http" => json!({ "type": "boolean" }),
         "layout" => choice(&["espd", "event_sourcery"]),
         "strategy" => choice(&["exponential", "constant", "none"]),
         "format" => choice(&["auto", "human", "json"]),
         "isolation" => text("^(process|task|group:.+)$"),
         "batch_bytes" | "memory_max" | "command_memory_max" => text("^[0-9]+ ?(B|[kKMG]i?B)$"),
         "batch_time" | "poll_interval_max" | "shutdown_timeout" | "hang_timeout" | "restart_max"
-        | "command_timeout" | "timeout" | "initial" | "max" => text("^[0-9]+ ?(ms|s|m|h|d)$"),
+        | "command_timeout" | "timeout" | "connect_timeout" | "initial" | "max" => {
+            text("^[0-9]+ ?(ms|s|m|h|d)$")
+        }
         _ => json!({ "type": "string" }),
     }
 }

@@ -136,6 +136,7 @@ pub(super) const REACTOR: Keys = Keys {
         "command_timeout",
         "command_memory_max",
         "command_environment",
+        "webhook",
         "native",
     ],
 };
@@ -152,7 +153,23 @@ pub(super) const REACTOR_RETRY: Keys =
 pub(super) const REACTOR_HANDLER: Keys =
     Keys { title: "[[reactor.on]]", prefix: "reactor.on.", names: &["events", "sql"] };
 
-const SECTIONS: [&Keys; 16] = [
+pub(super) const WEBHOOK: Keys = Keys {
+    title: "[reactor.webhook]",
+    prefix: "reactor.webhook.",
+    names: &[
+        "url",
+        "secrets",
+        "concurrency",
+        "connect_timeout",
+        "timeout",
+        "allow_private",
+        "allow_http",
+        "ca_file",
+        "headers",
+    ],
+};
+
+const SECTIONS: [&Keys; 17] = [
     &MAIN_FILE,
     &EVENT_STORE,
     &EVENT_SOURCERY,
@@ -169,6 +186,7 @@ const SECTIONS: [&Keys; 16] = [
     &REACTOR,
     &REACTOR_RETRY,
     &REACTOR_HANDLER,
+    &WEBHOOK,
 ];
 
 /// The full names of all keys, sections included: `runner`, `runner.batch_size`.

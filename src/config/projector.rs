@@ -8,6 +8,7 @@ use super::section::Section;
 use super::settings::{read_batch_limits, read_retry};
 use super::supervision::read_isolation;
 use super::value::{Value, advise_name};
+use super::webhook::read_webhook;
 use crate::declaration::{
     BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, Reaction, SourceText,
     Start, TableDeclaration, is_name,
@@ -162,6 +163,7 @@ fn read_handling(section: &Section<'_>, form: &Form) -> Option<Handling> {
     }
     match way {
         Some("command") => read_command(section).map(Handling::Command),
+        Some("webhook") => read_webhook(section).map(Handling::Webhook),
         Some("native") => read_native(section),
         _ => {
             refuse_events(section, form);
@@ -173,9 +175,8 @@ fn read_handling(section: &Section<'_>, form: &Form) -> Option<Handling> {
 /// `events` beside the processor's name is for those without handlers of their own.
 fn refuse_events(section: &Section<'_>, form: &Form) {
     if let Some(events) = section.value("events") {
-        events
-            .spot
-            .fault("`events` stands without `command`", format!("write it below {}", form.handler.title));
+        let advice = format!("write it below {}", form.handler.title);
+        events.spot.fault("`events` stands without `command` or `webhook`", advice);
     }
 }
 

@@ -7,7 +7,8 @@ use super::database_url::DatabaseUrl;
 use super::quantity::{format_duration, format_size};
 use super::{Config, EventStoreSettings};
 use crate::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, ProcessorDeclaration, Reaction, SourceText, Start,
+    BatchLimits, HandledEvents, Handler, Handling, Header, ProcessorDeclaration, Reaction, SourceText, Start,
+    WebhookDeclaration,
 };
 use crate::layout::LayoutSettings;
 use crate::processor::ProcessorKind;
@@ -183,8 +184,33 @@ fn show_handling(shown: &mut Value, handling: &Handling) {
             let hidden = command.environment.keys().map(|name| (name.clone(), json!("***")));
             shown["command_environment"] = hidden.collect::<Map<_, _>>().into();
         }
-        Handling::Webhook(webhook) => shown["events"] = show_events(&webhook.events),
+        Handling::Webhook(webhook) => {
+            shown["events"] = show_events(&webhook.events);
+            shown["webhook"] = show_webhook(webhook);
+            for key in ["tables", "ddl"] {
+                shown.as_object_mut().map(|keys| keys.remove(key));
+            }
+        }
     }
+}
+
+/// How many secrets and which headers there are, not what they are.
+fn show_webhook(webhook: &WebhookDeclaration) -> Value {
+    let hidden = |header: &Header| (header.name.clone(), json!("***"));
+    let mut shown = json!({
+        "url": webhook.url.to_string(),
+        "secrets": vec!["***"; webhook.secrets.len()],
+        "concurrency": webhook.concurrency,
+        "connect_timeout": format_duration(webhook.connect_timeout),
+        "timeout": format_duration(webhook.timeout),
+        "allow_private": webhook.allow_private,
+        "allow_http": webhook.url.is_plain(),
+        "headers": webhook.headers.iter().map(hidden).collect::<Map<_, _>>(),
+    });
+    if let Some(file) = &webhook.ca_file {
+        shown["ca_file"] = json!(file);
+    }
+    shown
 }
 
 fn show_handler(handler: &Handler) -> Value {

@@ -72,6 +72,19 @@ impl<'c> Value<'c> {
         }
     }
 
+    /// As [`Self::text`], for what is not shown, not even when a variable of it is missing.
+    pub(super) fn secret(&self) -> Option<String> {
+        let written = self.string("a string", "write it in quotes")?;
+        let unresolved = match interpolate(written, self.context.environment) {
+            Ok(resolved) => return self.refuse_nul(&resolved).map(|()| resolved),
+            Err(unresolved) => unresolved,
+        };
+        for one in unresolved {
+            self.spot.fault_hiding(self.spot.span(), one.message, one.advice);
+        }
+        None
+    }
+
     /// SQL exactly as it is written: no variables, as `$` belongs to SQL. Never blank.
     pub(super) fn sql(&self) -> Option<SourceText> {
         let written =
@@ -278,7 +291,10 @@ impl<'c> Value<'c> {
     fn refuse_type(&self, expected: &str, advice: &str) {
         let found = self.value.type_str();
         let article = if found.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-        self.spot.fault(format!("`{}` must be {expected}, not {article} {found}", self.key), advice);
+        let message = format!("`{}` must be {expected}, not {article} {found}", self.key);
+        let is_secret = matches!(self.key, "secrets" | "headers");
+        let hidden = if is_secret { self.spot.span() } else { 0..0 };
+        self.spot.fault_hiding(hidden, message, advice);
     }
 
     fn refuse_nul(&self, text: &str) -> Option<()> {

@@ -1,14 +1,169 @@
 //! What is declared about a reactor whose events are sent over HTTP.
 
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use super::HandledEvents;
 
+/// What is shown in the place of a secret.
+const HIDDEN: &str = "***";
+
 /// A receiver of events: `docs/webhooks.md`.
+///
+/// Serialization has the secrets in it: it is how a supervisor hands a declaration to a worker through a pipe. Neither
+/// `Debug` nor `Display` of its parts has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WebhookDeclaration {
     /// The events that it is sent.
     pub events: HandledEvents,
     /// Where they are sent to.
-    pub url: String,
+    pub url: ReceiverUrl,
+    /// The keys that sign a request, each for a signature of its own; none: nothing is signed.
+    pub secrets: Vec<SigningSecret>,
+    /// Requests under way at a time, from 1; never two of one aggregate.
+    pub concurrency: usize,
+    /// How long finding the address, connecting and agreeing on TLS may take, altogether.
+    pub connect_timeout: Duration,
+    /// How long a request may take from its beginning to the end of the answer.
+    pub timeout: Duration,
+    /// Whether addresses may be connected to that are not of the public internet.
+    pub allow_private: bool,
+    /// Certificates of the authorities to trust in the place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Further headers, in the order of the file.
+    pub headers: Vec<Header>,
+}
+
+/// The URL of a receiver: `http` or `https`, with a host, without a fragment. What may be a secret in it is not shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ReceiverUrl(String);
+
+impl ReceiverUrl {
+    /// Accepts a URL of a receiver.
+    ///
+    /// # Errors
+    /// Says what is wrong with it, without repeating it.
+    pub fn new(url: &str) -> Result<Self, InvalidReceiver> {
+        let mut parsed = Url::parse(url).map_err(|error| InvalidReceiver(format!("not a URL: {error}")))?;
+        if !matches!(parsed.scheme(), "http" | "https") {
+            return Err(InvalidReceiver("the URL of a receiver begins with https://".into()));
+        }
+        parsed.set_fragment(None);
+        Ok(Self(parsed.into()))
+    }
+
+    /// Whether it is read by everybody on the way.
+    pub fn is_plain(&self) -> bool {
+        self.0.starts_with("http:")
+    }
+
+    /// The URL with everything in it; not to be shown.
+    pub fn expose(&self) -> Url {
+        Url::parse(&self.0).expect("it was parsed before")
+    }
+}
+
+impl fmt::Display for ReceiverUrl {
+    /// Names and keys may be in the part before the host and in the values of the query.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut url = self.expose();
+        let hidden = [url.password().is_some(), !url.username().is_empty()];
+        let pairs: Vec<_> = url.query_pairs().map(|(name, _)| name.into_owned()).collect();
+        // Both work on every URL with a host, which these have.
+        let _ = hidden[0].then(|| url.set_password(Some(HIDDEN)));
+        let _ = hidden[1].then(|| url.set_username(HIDDEN));
+        if !pairs.is_empty() {
+            url.query_pairs_mut().clear().extend_pairs(pairs.iter().map(|name| (name, HIDDEN)));
+        }
+        write!(f, "{url}")
+    }
+}
+
+impl fmt::Debug for ReceiverUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReceiverUrl({self})")
+    }
+}
+
+impl TryFrom<String> for ReceiverUrl {
+    type Error = InvalidReceiver;
+
+    fn try_from(url: String) -> Result<Self, Self::Error> {
+        Self::new(&url)
+    }
+}
+
+/// Something about a receiver cannot be used. Says why, without repeating it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidReceiver(pub(crate) String);
+
+/// A key that signs requests, as both sides write it: `whsec_` and base64. Never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SigningSecret(pub(crate) String);
+
+impl fmt::Debug for SigningSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningSecret({HIDDEN})")
+    }
+}
+
+/// A header that goes with every request. Its value may be a secret and is never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Its name, in lower case.
+    pub name: String,
+    /// Its value: visible ASCII and spaces.
+    pub value: String,
+}
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Header({}: {HIDDEN})", self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        for (url, shown) in [
+            ("https://example.org/hooks/7?a=b", "https://example.org/hooks/7?a=***"),
+            ("https://jo:s3cret@example.org/", "https://***:***@example.org/"),
+            (
+                "https://t0ken@example.org/?key=s3cret&key=2#s3cret",
+                "https://***@example.org/?key=***&key=***",
+            ),
+            ("HTTPS://Example.org", "https://example.org/"),
+        ] {
+            let url = ReceiverUrl::new(url).unwrap();
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), format!("ReceiverUrl({shown})"));
+        }
+        let secrets =
+            (SigningSecret("whsec_s3cret".into()), Header { name: "a".into(), value: "s3cret".into() });
+        assert!(!format!("{secrets:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn a_refused_url_is_not_repeated() {
+        for url in [
+            "",
+            "s3cret",
+            "ftp://s3cret/",
+            "https://:s3cret",
+            "https://a:s3cret",
+            "mailto:s3cret@example.org",
+        ] {
+            let error = ReceiverUrl::new(url).unwrap_err().to_string();
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
 }

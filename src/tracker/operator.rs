@@ -117,6 +117,11 @@ impl Trackers {
                delete from {schema}.dead_letters as d using changed
                where d.processor = changed.name and d.partition = changed.partition and d.event_id > $3
                  and (changed.kind = 'projector' or $5)
+             ), repeated as (
+               -- What was done beyond the position is done, unless its effects are wanted again.
+               delete from {schema}.deliveries as d using changed
+               where d.processor = changed.name and d.partition = changed.partition and d.event_id > $3
+                 and ($5 or not d.is_done)
              )
              insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
              select $2, 'reset', name, partition, position, $3 from changed",

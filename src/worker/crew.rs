@@ -28,6 +28,7 @@ use crate::sql_processor::SqlProcessor;
 use crate::subscription::Subscription;
 use crate::tracker::{Owner, Trackers};
 use crate::watcher::{Watcher, WatcherSettings};
+use crate::webhook::Webhook;
 
 /// Runs all processors of the assignment until the stop is requested.
 ///
@@ -187,7 +188,7 @@ impl Foundation {
             }
             Handling::Native(_) => Ok(Box::new(self.registry.make(base(events))?)),
             Handling::Command(command) => Ok(Box::new(CommandProcessor::new(base(events), command.clone()))),
-            Handling::Webhook(_) => Err("webhooks are not part of this version".to_owned()),
+            Handling::Webhook(webhook) => Ok(Box::new(Webhook::new(base(events), webhook)?)),
         }
     }
 

@@ -8,6 +8,7 @@ mod json_schema;
 mod secrets;
 mod todo_projectors;
 mod values;
+mod webhook;
 
 use std::fs;
 use std::path::{Path, PathBuf};

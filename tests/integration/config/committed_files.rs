@@ -6,6 +6,8 @@ use std::fs;
 use espd::config::{AdminSettings, Config, EXAMPLE};
 use espd::declaration::SourceText;
 
+use crate::support::certificates::Authority;
+
 use super::{Folder, espd_example, load_committed, repository};
 
 #[test]
@@ -16,7 +18,9 @@ fn the_committed_examples_are_valid() {
     let todos = ["completed_todos", "outstanding_todos", "scheduled_todos"].map(str::to_owned);
     assert_eq!(names(&load_committed("espd.minimal.toml")), todos.clone().into());
     let mut example = BTreeSet::from(todos);
-    example.extend(["todos_per_day", "todo_titles", "todo_search", "reminders"].map(str::to_owned));
+    example.extend(
+        ["todos_per_day", "todo_titles", "todo_search", "reminders", "todo_mails"].map(str::to_owned),
+    );
     assert_eq!(names(&espd_example()), example);
 }
 
@@ -25,7 +29,7 @@ fn the_example_shows_the_defaults() {
     let Config { files, event_store, projections, runner, retry, log, admin, hooks, upcasts, processors } =
         espd_example();
     let default = Config::default();
-    assert_eq!((files.len(), processors.len(), upcasts.len()), (4, 7, 1));
+    assert_eq!((files.len(), processors.len(), upcasts.len()), (4, 8, 1));
     assert_eq!(event_store.layout, default.event_store.layout);
     assert_eq!(event_store.schema, default.event_store.schema);
     assert_eq!(projections, default.projections);
@@ -36,12 +40,21 @@ fn the_example_shows_the_defaults() {
 
 #[test]
 fn the_example_names_every_key() {
-    let folder = Folder::new(&[("espd.toml", &complete_example())]).with("DATABASE_URL", "postgres://h/d");
+    let (example, authority) = (complete_example(), Authority::new().pem());
+    let folder = Folder::new(&[("espd.toml", &example), ("ca.pem", &authority)])
+        .with("DATABASE_URL", "postgres://h/d");
+    let folder =
+        folder.with("WEBHOOK_SECRET", &format!("whsec_{}", "abcd".repeat(8))).with("WEBHOOK_TOKEN", "t");
     let folder = folder.with("ESPD_READ_TOKEN", &"r".repeat(32)).with("ESPD_OPERATOR_TOKEN", &"o".repeat(32));
     folder.load().unwrap_or_else(|faults| panic!("{faults}"));
     let mut named = BTreeSet::new();
     collect_keys("", &toml::from_str(&complete_example()).unwrap(), &mut named);
-    let chosen = ["projector.tables.", "reactor.tables.", "projector.command_environment."];
+    let chosen = [
+        "projector.tables.",
+        "reactor.tables.",
+        "projector.command_environment.",
+        "reactor.webhook.headers.",
+    ];
     named.retain(|key| !chosen.iter().any(|prefix| key.starts_with(prefix)));
     // What is the same for reactors as for projectors, it says once.
     let told =

@@ -152,7 +152,7 @@ fn what_is_shown_can_be_read_again() {
     let shown = toml::to_string_pretty(&config.redacted()).unwrap();
     let again = load(&shown).unwrap();
     assert_eq!(again.redacted(), config.redacted());
-    assert_eq!(again.processors.len(), 7);
+    assert_eq!(again.processors.len(), 8);
     let reaction =
         |config: &Config| config.processors.iter().find_map(|processor| processor.reaction.clone());
     assert!(reaction(&config).is_some() && reaction(&again) == reaction(&config));

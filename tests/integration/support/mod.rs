@@ -7,6 +7,7 @@
 
 #![allow(dead_code, reason = "for all tests, and not every one exists yet")]
 
+pub mod certificates;
 pub mod facts;
 pub mod pooler;
 pub mod program;

@@ -1,0 +1,436 @@
+//! Which event may be sent next: in order within an aggregate, side by side across aggregates.
+//!
+//! A pure thing: what happened and what time it is arrive as arguments. Events of one aggregate stand in a line. Only the
+//! first of a line is ever sent, and it leaves the line when it has been committed that it is done; so whatever is
+//! repeated after a crash is the last that a receiver has seen of its aggregate. One that failed keeps its line waiting
+//! and no other.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use crate::event::Position;
+
+/// Events that have been looked at and are not done.
+#[derive(Debug, Clone)]
+pub(crate) struct Schedule<T> {
+    held: BTreeMap<Position, Held<T>>,
+    /// The events of each aggregate, in order.
+    lines: HashMap<Uuid, VecDeque<Position>>,
+    ready: BTreeSet<Position>,
+    put_off: BTreeSet<(Instant, Position)>,
+    done: BTreeSet<Position>,
+    under_way: usize,
+    weight: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Held<T> {
+    aggregate: Uuid,
+    state: State,
+    weight: usize,
+    content: T,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// For an earlier one of its aggregate.
+    Waiting,
+    Ready,
+    UnderWay,
+    PutOff(Instant),
+    /// Until that is committed.
+    Done,
+}
+
+impl<T> Default for Schedule<T> {
+    fn default() -> Self {
+        Self {
+            held: BTreeMap::new(),
+            lines: HashMap::new(),
+            ready: BTreeSet::new(),
+            put_off: BTreeSet::new(),
+            done: BTreeSet::new(),
+            under_way: 0,
+            weight: 0,
+        }
+    }
+}
+
+impl<T> Schedule<T> {
+    /// Takes an event in, after all that it has. `until`: when it is tried again, if it has failed before. `weight`: its
+    /// share of [`Self::weight`].
+    pub(crate) fn hold(
+        &mut self,
+        id: Position,
+        aggregate: Uuid,
+        content: T,
+        weight: usize,
+        until: Option<Instant>,
+    ) {
+        let line = self.lines.entry(aggregate).or_default();
+        let first = line.is_empty();
+        line.push_back(id);
+        self.weight += weight;
+        self.held.insert(id, Held { aggregate, state: State::Waiting, weight, content });
+        match until {
+            _ if !first => {}
+            None => self.enter(id, State::Ready),
+            Some(until) => self.enter(id, State::PutOff(until)),
+        }
+    }
+
+    /// The next event to send, which is under way from now on.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<Position> {
+        while let Some((_, id)) = self.put_off.first().copied().filter(|(until, _)| *until <= now) {
+            self.enter(id, State::Ready);
+        }
+        let id = self.ready.first().copied()?;
+        self.enter(id, State::UnderWay);
+        Some(id)
+    }
+
+    /// The event need not be sent any more. Its line goes on after [`Self::settle`].
+    pub(crate) fn done(&mut self, id: Position) {
+        self.enter(id, State::Done);
+    }
+
+    /// Nothing has come of it, and it is not to blame: it may be sent as soon as any.
+    pub(crate) fn put_back(&mut self, id: Position) {
+        self.enter(id, State::Ready);
+    }
+
+    /// It is tried again then, and its line waits.
+    pub(crate) fn put_off(&mut self, id: Position, until: Instant) {
+        self.enter(id, State::PutOff(until));
+    }
+
+    /// Everything that is put off may be sent now.
+    pub(crate) fn put_off_nothing(&mut self) {
+        for (_, id) in std::mem::take(&mut self.put_off) {
+            self.enter(id, State::Ready);
+        }
+    }
+
+    /// Those behind an event in its line, in order.
+    pub(crate) fn behind(&self, id: Position) -> impl Iterator<Item = Position> {
+        let line = self.held.get(&id).and_then(|held| self.lines.get(&held.aggregate));
+        line.into_iter().flatten().copied().filter(move |other| *other > id)
+    }
+
+    /// What is done has been committed: it is forgotten, and the next in line may be sent.
+    pub(crate) fn settle(&mut self) {
+        for id in std::mem::take(&mut self.done) {
+            let Some(held) = self.held.remove(&id) else { continue };
+            self.weight -= held.weight;
+            let Some(line) = self.lines.get_mut(&held.aggregate) else { continue };
+            line.retain(|other| *other != id);
+            match line.front().copied() {
+                None => drop(self.lines.remove(&held.aggregate)),
+                Some(next) if self.state(next) == Some(State::Waiting) => self.enter(next, State::Ready),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Every event at or below it is done, of all up to `seen`.
+    pub(crate) fn low_water(&self, seen: Position) -> Position {
+        let open = self.held.iter().find(|(_, held)| held.state != State::Done);
+        open.map_or(seen, |(id, _)| id - 1)
+    }
+
+    /// What is done and not settled.
+    pub(crate) fn unsettled(&self) -> impl Iterator<Item = Position> {
+        self.done.iter().copied()
+    }
+
+    /// The event that is due first of those put off, and when.
+    pub(crate) fn next_due(&self) -> Option<(Instant, Position)> {
+        self.put_off.first().copied()
+    }
+
+    /// When the event is tried again, if it is put off.
+    pub(crate) fn put_off_until(&self, id: Position) -> Option<Instant> {
+        match self.state(id) {
+            Some(State::PutOff(until)) => Some(until),
+            _ => None,
+        }
+    }
+
+    /// Whether there is anything to send.
+    pub(crate) fn has_ready(&self, now: Instant) -> bool {
+        !self.ready.is_empty() || self.put_off.first().is_some_and(|(until, _)| *until <= now)
+    }
+
+    /// Events under way.
+    pub(crate) fn under_way(&self) -> usize {
+        self.under_way
+    }
+
+    /// Events held.
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// The weight of all events held.
+    pub(crate) fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// The event held.
+    pub(crate) fn get(&self, id: Position) -> Option<&T> {
+        self.held.get(&id).map(|held| &held.content)
+    }
+
+    /// The event held, to be changed.
+    pub(crate) fn get_mut(&mut self, id: Position) -> Option<&mut T> {
+        self.held.get_mut(&id).map(|held| &mut held.content)
+    }
+
+    fn state(&self, id: Position) -> Option<State> {
+        self.held.get(&id).map(|held| held.state)
+    }
+
+    /// Moves an event from one state, and from the list of that state, to another.
+    fn enter(&mut self, id: Position, state: State) {
+        let Some(held) = self.held.get_mut(&id) else { return };
+        match std::mem::replace(&mut held.state, state) {
+            State::Waiting => {}
+            State::Ready => drop(self.ready.remove(&id)),
+            State::UnderWay => self.under_way -= 1,
+            State::PutOff(until) => drop(self.put_off.remove(&(until, id))),
+            State::Done => drop(self.done.remove(&id)),
+        }
+        match state {
+            State::Waiting => {}
+            State::Ready => drop(self.ready.insert(id)),
+            State::UnderWay => self.under_way += 1,
+            State::PutOff(until) => drop(self.put_off.insert((until, id))),
+            State::Done => drop(self.done.insert(id)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn aggregate(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    /// Events 1, 2, 3 … of these aggregates.
+    fn schedule(aggregates: &[u128]) -> Schedule<()> {
+        let mut schedule = Schedule::default();
+        for (id, number) in (1..).zip(aggregates) {
+            schedule.hold(id, aggregate(*number), (), 1, None);
+        }
+        schedule
+    }
+
+    fn take_all(schedule: &mut Schedule<()>, now: Instant) -> Vec<Position> {
+        std::iter::from_fn(|| schedule.take(now)).collect()
+    }
+
+    #[test]
+    fn one_of_each_aggregate_is_under_way() {
+        let (mut schedule, now) = (schedule(&[1, 2, 1, 3, 2]), Instant::now());
+        assert_eq!(take_all(&mut schedule, now), [1, 2, 4]);
+        schedule.done(1);
+        assert_eq!(take_all(&mut schedule, now), [0; 0], "the end of 1 is not committed yet");
+        schedule.settle();
+        assert_eq!((take_all(&mut schedule, now), schedule.under_way(), schedule.len()), (vec![3], 3, 4));
+    }
+
+    #[test]
+    fn a_failing_event_keeps_its_aggregate_waiting_and_no_other() {
+        let (mut schedule, now) = (schedule(&[1, 2, 1, 2]), Instant::now());
+        let later = now + Duration::from_secs(1);
+        take_all(&mut schedule, now);
+        schedule.put_off(1, later);
+        schedule.done(2);
+        assert_eq!((schedule.low_water(4), schedule.unsettled().collect::<Vec<_>>()), (0, vec![2]));
+        schedule.settle();
+        assert_eq!((take_all(&mut schedule, now), schedule.next_due()), (vec![4], Some((later, 1))));
+        schedule.done(4);
+        schedule.settle();
+        assert_eq!(
+            (schedule.low_water(4), schedule.has_ready(now), schedule.has_ready(later)),
+            (0, false, true)
+        );
+        assert_eq!(take_all(&mut schedule, later), [1]);
+        schedule.done(1);
+        assert_eq!(schedule.low_water(4), 2);
+        schedule.settle();
+        assert_eq!(take_all(&mut schedule, later), [3]);
+    }
+
+    #[test]
+    fn what_is_set_aside_takes_those_behind_it_along() {
+        let (mut schedule, now) = (schedule(&[1, 2, 1, 2, 1]), Instant::now());
+        take_all(&mut schedule, now);
+        let behind: Vec<Position> = schedule.behind(1).collect();
+        assert_eq!(behind, [3, 5]);
+        behind.into_iter().chain([1]).for_each(|id| schedule.done(id));
+        assert_eq!(schedule.low_water(5), 1);
+        schedule.settle();
+        assert_eq!((schedule.len(), schedule.weight()), (2, 2));
+    }
+
+    #[test]
+    fn a_failure_of_an_earlier_process_still_counts() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let mut schedule = Schedule::default();
+        schedule.hold(1, aggregate(1), (), 1, Some(later));
+        schedule.hold(2, aggregate(1), (), 1, None);
+        assert_eq!((schedule.take(now), schedule.take(later), schedule.take(later)), (None, Some(1), None));
+        schedule.put_off(1, later);
+        schedule.put_off_nothing();
+        assert_eq!(schedule.take(now), Some(1));
+    }
+
+    /// What may happen, in every order, to a few events of two aggregates.
+    #[derive(Clone)]
+    struct World {
+        schedule: Schedule<()>,
+        now: Instant,
+        /// What the receiver has accepted, in order; and what of that has been committed.
+        received: Vec<Position>,
+        committed: BTreeSet<Position>,
+    }
+
+    const AGGREGATES: [u128; 4] = [1, 2, 1, 1];
+
+    impl World {
+        fn new() -> Self {
+            let (schedule, now) = (schedule(&AGGREGATES), Instant::now());
+            Self { schedule, now, received: Vec::new(), committed: BTreeSet::new() }
+        }
+
+        fn under_way(&self) -> Vec<Position> {
+            let held = self.schedule.held.iter();
+            held.filter(|(_, held)| held.state == State::UnderWay).map(|(id, _)| *id).collect()
+        }
+
+        fn next(&self) -> Vec<Self> {
+            let mut worlds = Vec::new();
+            let mut change = |change: &dyn Fn(&mut Self)| {
+                let mut world = self.clone();
+                change(&mut world);
+                worlds.push(world);
+            };
+            if self.schedule.has_ready(self.now) {
+                change(&|world| _ = world.schedule.take(world.now));
+            }
+            for id in self.under_way() {
+                change(&|world| world.accept(id));
+                change(&|world| world.schedule.put_back(id));
+                change(&|world| world.schedule.put_off(id, world.now + Duration::from_secs(1)));
+                // It was accepted, and the answer was lost.
+                change(&|world| {
+                    world.received.push(id);
+                    world.schedule.put_off(id, world.now + Duration::from_secs(1));
+                });
+            }
+            if self.schedule.next_due().is_some() {
+                change(&|world| world.now += Duration::from_secs(1));
+            }
+            if self.schedule.unsettled().next().is_some() {
+                change(&|world| world.commit());
+            }
+            change(&|world| world.crash());
+            worlds
+        }
+
+        fn accept(&mut self, id: Position) {
+            self.received.push(id);
+            self.schedule.done(id);
+        }
+
+        fn commit(&mut self) {
+            self.committed.extend(self.schedule.unsettled());
+            self.schedule.settle();
+            let low_water = self.schedule.low_water(AGGREGATES.len() as Position);
+            assert!((1..=low_water).all(|id| self.committed.contains(&id)), "beyond what is done");
+        }
+
+        /// Another process begins with what was committed.
+        fn crash(&mut self) {
+            self.schedule = Schedule::default();
+            for (id, number) in (1..).zip(AGGREGATES) {
+                if !self.committed.contains(&id) {
+                    self.schedule.hold(id, aggregate(number), (), 1, None);
+                }
+            }
+        }
+
+        /// In each aggregate: nothing is left out, and only the last one is ever repeated.
+        fn check(&self) {
+            for number in [1, 2] {
+                let of_it = |id: &&Position| AGGREGATES[usize::try_from(**id).unwrap() - 1] == number;
+                let mut received: Vec<&Position> = self.received.iter().filter(of_it).collect();
+                received.dedup();
+                let all: Vec<Position> =
+                    (1..).zip(AGGREGATES).filter(|(_, of)| *of == number).map(|(id, _)| id).collect();
+                assert!(received.iter().zip(&all).all(|(seen, id)| *seen == id), "{:?}", self.received);
+                assert!(received.len() <= all.len(), "{:?}", self.received);
+                let under_way = self.under_way();
+                assert!(under_way.iter().filter(of_it).count() <= 1, "two of one aggregate at a time");
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_happens_in_whatever_order_each_aggregate_is_received_in_order() {
+        const DEPTH: usize = 16;
+        let (mut worlds, mut seen) = (vec![World::new()], 0);
+        for _ in 0..DEPTH {
+            worlds = worlds.iter().flat_map(World::next).collect();
+            worlds.iter().for_each(World::check);
+            let mut known = std::collections::HashSet::new();
+            worlds.retain(|world| {
+                let states: Vec<_> =
+                    world.schedule.held.iter().map(|(id, held)| format!("{id}{:?}", held.state)).collect();
+                known.insert((states, world.received.clone(), world.committed.clone()))
+            });
+            seen += worlds.len();
+        }
+        assert!(seen > 10_000, "{seen} worlds only");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_lists_agree_with_the_states(steps in proptest::collection::vec((0usize..6, 0i64..12), 0..80)) {
+            let (mut schedule, start) = (schedule(&[1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]), Instant::now());
+            let mut now = start;
+            for (step, number) in steps {
+                let under_way = schedule.held.iter().filter(|(_, held)| held.state == State::UnderWay).map(|(id, _)| *id);
+                let under_way: Vec<Position> = under_way.collect();
+                let one = under_way.get(usize::try_from(number).unwrap() % under_way.len().max(1)).copied();
+                match (step, one) {
+                    (0, _) => _ = schedule.take(now),
+                    (1, Some(id)) => schedule.done(id),
+                    (2, Some(id)) => schedule.put_off(id, now + Duration::from_secs(number.unsigned_abs())),
+                    (3, Some(id)) => schedule.put_back(id),
+                    (4, _) => now += Duration::from_secs(1),
+                    _ => schedule.settle(),
+                }
+                let count = |wanted: fn(State) -> bool| schedule.held.values().filter(|held| wanted(held.state)).count();
+                proptest::prop_assert_eq!(schedule.ready.len(), count(|state| state == State::Ready));
+                proptest::prop_assert_eq!(schedule.done.len(), count(|state| state == State::Done));
+                proptest::prop_assert_eq!(schedule.under_way(), count(|state| state == State::UnderWay));
+                proptest::prop_assert_eq!(schedule.put_off.len(), count(|state| matches!(state, State::PutOff(_))));
+                proptest::prop_assert_eq!(schedule.weight(), schedule.len());
+                for line in schedule.lines.values() {
+                    let first = schedule.state(line[0]).unwrap();
+                    proptest::prop_assert!(first != State::Waiting, "a line that nobody moves");
+                    proptest::prop_assert!(line.iter().skip(1).all(|id| schedule.state(*id) == Some(State::Waiting)));
+                }
+            }
+        }
+    }
+}
