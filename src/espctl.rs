@@ -12,6 +12,7 @@ mod output;
 mod roles;
 mod status;
 mod wait;
+mod webhook_test;
 
 use std::path::PathBuf;
 
@@ -86,6 +87,8 @@ enum Command {
     Check,
     /// Look at everything that espd needs of its databases, and say what to do where it is missing
     Doctor(doctor::Arguments),
+    /// Show the request that a webhook reactor sends for an event, and what the receiver answers
+    WebhookTest(webhook_test::Arguments),
     /// Print SQL that makes roles with no more rights than appending, reading, running or operating needs
     Roles(roles::Arguments),
     /// Print a script that lets a shell complete commands and options
@@ -168,6 +171,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::DeadLetters(command) => dead_letters::run(command, config, databases).await,
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, databases).await,
+        Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
         Command::Migrate
         | Command::Check
         | Command::Doctor(_)
