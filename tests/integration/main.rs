@@ -36,3 +36,4 @@ mod todo_example;
 mod tracker;
 mod upcast;
 mod wake_up;
+mod webhook;

@@ -13,6 +13,7 @@ pub mod pooler;
 pub mod program;
 pub mod projectors;
 pub mod proxy;
+pub mod receiver;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

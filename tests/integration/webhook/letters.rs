@@ -1,0 +1,163 @@
+//! Events that have used up their attempts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{append, declare, installation, shows};
+use crate::support;
+use crate::support::Database;
+use crate::support::facts::{eventually, reaches};
+use crate::support::receiver::{Receiver, Reply};
+
+/// A receiver that refuses event 1 until it is mended.
+async fn refusing() -> (Receiver, Arc<AtomicBool>) {
+    let mended = Arc::new(AtomicBool::new(false));
+    let is_mended = Arc::clone(&mended);
+    let script = move |request: &support::receiver::Received| match request.n() {
+        1 if !is_mended.load(Ordering::Relaxed) => Reply::Status(500),
+        _ => Reply::Status(200),
+    };
+    (Receiver::start(script).await, mended)
+}
+
+fn retry(on_failure: &str) -> String {
+    format!("initial = '20ms'\nmax = '20ms'\nmax_attempts = 3\non_failure = '{on_failure}'\n")
+}
+
+async fn letters(db: &Database) -> Vec<(i64, String, bool, i32)> {
+    let query = "select event_id, reason, blocks, attempts from espd.dead_letters order by event_id";
+    sqlx::query_as(query).fetch_all(&db.pool).await.unwrap()
+}
+
+/// As an operator does, who does not wait for the outcome.
+async fn request_retry(db: &Database) {
+    let update = "update espd.dead_letters set retry_requested_at = clock_timestamp()";
+    sqlx::query(update).execute(&db.pool).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_parked_event_is_followed_aside_by_those_of_its_aggregate_and_by_no_other() {
+    let db = support::database().await;
+    let (receiver, mended) = refusing().await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "", &retry("park"));
+    let last = append(&db.pool, &[(1, 1), (2, 2), (1, 3), (2, 4)]).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "hook", last).await;
+    let (failed, waiting) = ("failed".to_owned(), "waiting".to_owned());
+    assert_eq!(letters(&db).await, [(1, failed.clone(), true, 3), (3, waiting.clone(), true, 0)]);
+    daemon.says("set an event aside that could not be handled: `espctl dead-letters list` shows it").await;
+
+    // One that comes later waits as well.
+    let last = append(&db.pool, &[(1, 5), (2, 6)]).await;
+    reaches(&db.pool, "hook", last).await;
+    assert_eq!(letters(&db).await.len(), 3);
+    let mut numbers = receiver.numbers();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 1, 1, 2, 4, 6]);
+
+    // It fails again, and stays with those behind it.
+    request_retry(&db).await;
+    eventually("the failure", async || (letters(&db).await[0].3 == 4).then_some(())).await;
+    assert_eq!(
+        letters(&db).await,
+        [(1, failed, true, 4), (3, waiting.clone(), true, 0), (5, waiting, true, 0)]
+    );
+
+    mended.store(true, Ordering::Relaxed);
+    request_retry(&db).await;
+    eventually("no more letters", async || letters(&db).await.is_empty().then_some(())).await;
+    assert_eq!(receiver.numbers()[6..], [1, 1, 3, 5], "in order");
+    let last = append(&db.pool, &[(1, 7)]).await;
+    reaches(&db.pool, "hook", last).await;
+    let keys: std::collections::HashSet<_> =
+        receiver.received().iter().map(|one| one.key().to_owned()).collect();
+    assert_eq!(keys.len(), 7, "a letter has the key that its event had before");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_skipped_event_keeps_nobody_waiting() {
+    let db = support::database().await;
+    let (receiver, _) = refusing().await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "", &retry("skip"));
+    let last = append(&db.pool, &[(1, 1), (1, 2)]).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "hook", last).await;
+    assert_eq!(letters(&db).await, [(1, "failed".to_owned(), false, 3)]);
+    assert_eq!(receiver.numbers(), [1, 1, 1, 2]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_reactor_that_stops_lets_the_others_end_and_goes_on_when_it_is_told() {
+    let db = support::database().await;
+    let (receiver, mended) = refusing().await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "", &retry("stop"));
+    let last = append(&db.pool, &[(1, 1), (2, 2), (1, 3)]).await;
+    let daemon = installation.start_daemon();
+    let status = shows(&installation, "the stop", |status| status["state"] == "failed").await;
+    assert_eq!((status["attempts"].as_i64(), status["last_error"]["event_id"].as_i64()), (Some(3), Some(1)));
+    assert!(letters(&db).await.is_empty());
+    daemon.stop().await;
+
+    // Another process stays where it is.
+    let daemon = installation.start_daemon();
+    daemon.says("claimed").await;
+    let before = receiver.numbers();
+    append(&db.pool, &[(4, 4)]).await;
+    shows(&installation, "still stopped", |status| status["state"] == "failed" && status["head"] == 4).await;
+    assert_eq!(receiver.numbers(), before);
+
+    // Told to try again it has three attempts more, and when mended it goes on.
+    installation.espctl(&["retry", "hook"]).await.printed();
+    eventually("three more attempts", async || {
+        let tries = receiver.numbers().iter().filter(|n| **n == 1).count();
+        (tries >= 6).then_some(())
+    })
+    .await;
+    shows(&installation, "the stop", |status| status["state"] == "failed").await;
+    mended.store(true, Ordering::Relaxed);
+    installation.espctl(&["resume", "hook"]).await.printed();
+    reaches(&db.pool, "hook", last + 1).await;
+    assert_eq!(receiver.numbers().iter().filter(|n| **n == 1).count(), 7);
+    daemon.stop().await;
+}
+
+/// What was handled or discarded beyond the position is not met again by another process.
+#[tokio::test]
+async fn a_letter_that_was_handled_beyond_the_position_is_not_sent_again() {
+    let db = support::database().await;
+    let receiver = Receiver::start(|request| match (request.n(), request.earlier) {
+        // It keeps the position back.
+        (1, _) => Reply::Full(500, vec![("retry-after", "3600".into())], String::new()),
+        (2, 0) => Reply::Status(500),
+        _ => Reply::Status(200),
+    })
+    .await;
+    let installation = installation(&db);
+    let retry = "initial = '1h'\nmax = '1h'\nmax_attempts = 1\non_failure = 'park'\n";
+    declare(&installation, &receiver, "", "", retry);
+    // Only the second may be given up; the first waits for an hour.
+    let patient = retry.replace("max_attempts = 1", "max_attempts = 5");
+    declare(&installation, &receiver, "", "", &patient);
+    append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    shows(&installation, "the first failure", |status| status["attempts"] == 1).await;
+    daemon.stop().await;
+    declare(&installation, &receiver, "", "", retry);
+    append(&db.pool, &[(2, 2), (2, 3), (3, 4)]).await;
+    let daemon = installation.start_daemon();
+    eventually("two letters", async || (letters(&db).await.len() == 2).then_some(())).await;
+    request_retry(&db).await;
+    eventually("no more letters", async || letters(&db).await.is_empty().then_some(())).await;
+    daemon.stop().await;
+    let before = receiver.numbers();
+    let daemon = installation.start_daemon();
+    append(&db.pool, &[(2, 5)]).await;
+    receiver.receives(before.len() + 1).await;
+    assert_eq!(receiver.numbers()[before.len()..], [5], "{before:?}");
+    daemon.stop().await;
+}

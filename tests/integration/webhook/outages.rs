@@ -1,0 +1,111 @@
+//! A receiver that is not there: no event is to blame, and nothing is lost.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use super::{QUICK, append, declare_at, installation, shows};
+use crate::support;
+use crate::support::certificates::Authority;
+use crate::support::facts::reaches;
+use crate::support::receiver::{Receiver, Reply};
+
+/// The first failure would be the last.
+const NO_MERCY: &str = "max_attempts = 1\non_failure = 'skip'\n";
+
+#[tokio::test]
+async fn a_receiver_that_is_down_is_waited_for_and_nobody_is_blamed() {
+    let db = support::database().await;
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let installation = installation(&db);
+    let url = format!("http://{address}/hook");
+    declare_at(&installation, &url, "", "allow_private = true", NO_MERCY);
+    let last = append(&db.pool, &[(1, 1), (2, 2), (1, 3)]).await;
+    let daemon = installation.start_daemon();
+    let status =
+        shows(&installation, "the outage", |status| status["outage"]["tries"].as_i64() > Some(2)).await;
+    assert_eq!((&status["attempts"], &status["position"]), (&0.into(), &0.into()), "{status}");
+    let message = status["outage"]["message"].as_str().unwrap();
+    assert!(message.contains("cannot be reached") && message.contains("refused"), "{message}");
+
+    let receiver = Receiver::listen(address, None, |_| Reply::Status(200)).await;
+    reaches(&db.pool, "hook", last).await;
+    let received = receiver.received();
+    assert_eq!(received.len(), 3);
+    assert_eq!(super::count(&db.pool, "select count(*) from espd.dead_letters").await, 0);
+    shows(&installation, "no outage", |status| status["outage"].is_null()).await;
+    daemon.stop().await;
+}
+
+/// While it is down one request at a time asks whether it still is.
+#[tokio::test]
+async fn a_busy_receiver_is_asked_by_one_request_at_a_time() {
+    let db = support::database().await;
+    let receiver =
+        Receiver::start(|_| Reply::After(Duration::from_millis(20), Box::new(Reply::Status(429)))).await;
+    let installation = installation(&db);
+    super::declare(&installation, &receiver, "", "concurrency = 4", QUICK);
+    let events: Vec<(u128, i64)> = (1..=20).map(|n| (u128::try_from(n).unwrap(), n)).collect();
+    append(&db.pool, &events).await;
+    let daemon = installation.start_daemon();
+    let received = receiver.receives(7).await;
+    assert_eq!(received[..4].iter().filter(|request| request.earlier == 0).count(), 4);
+    assert!(received[4..].iter().all(|request| request.key() == received[0].key()), "the first one only");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_knows_is_an_outage() {
+    let db = support::database().await;
+    let installation = installation(&db);
+    declare_at(&installation, "https://receiver.invalid/", "", "", NO_MERCY);
+    append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    let status = shows(&installation, "the outage", |status| status["outage"].is_object()).await;
+    assert!(status["outage"]["message"].as_str().unwrap().contains("cannot be reached"), "{status}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_verified_by_the_authorities_that_are_declared() {
+    let db = support::database().await;
+    let (authority, another) = (Authority::new(), Authority::new());
+    let receiver = Receiver::start_secured(authority.acceptor("localhost"), |_| Reply::Status(200)).await;
+    let installation = installation(&db);
+    let port = receiver.address.port();
+    let ca_file = installation.path().join("processors/ca.pem");
+    let webhook = "allow_private = true\nca_file = 'ca.pem'";
+    let last = append(&db.pool, &[(1, 1)]).await;
+
+    for (authority, host) in [(&another, "localhost"), (&authority, "127.0.0.1")] {
+        std::fs::write(&ca_file, authority.pem()).unwrap();
+        declare_at(&installation, &format!("https://{host}:{port}/"), "", webhook, NO_MERCY);
+        let daemon = installation.start_daemon();
+        let said = daemon.says("something that the handlers need is not there").await;
+        assert!(said["error"].as_str().unwrap().contains("certificate"), "{said}");
+        daemon.stop().await;
+    }
+    assert_eq!(receiver.received().len(), 0);
+
+    declare_at(&installation, &format!("https://localhost:{port}/"), "", webhook, NO_MERCY);
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "hook", last).await;
+    assert_eq!(receiver.numbers(), [1]);
+    daemon.stop().await;
+}
+
+/// A certificate that no authority of the system has signed is refused where nothing else is declared.
+#[tokio::test]
+async fn without_a_declaration_the_authorities_of_the_system_decide() {
+    let db = support::database().await;
+    let receiver =
+        Receiver::start_secured(Authority::new().acceptor("localhost"), |_| Reply::Status(200)).await;
+    let installation = installation(&db);
+    let url = format!("https://localhost:{}/", receiver.address.port());
+    declare_at(&installation, &url, "", "allow_private = true", NO_MERCY);
+    append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    let said = daemon.says("something that the handlers need is not there").await;
+    assert!(said["error"].as_str().unwrap().contains("certificate"), "{said}");
+    assert_eq!(receiver.received().len(), 0);
+    daemon.stop().await;
+}
