@@ -101,21 +101,26 @@ impl Trackers {
     ) -> Result<Vec<TrackerRow>, sqlx::Error> {
         let statement = format!(
             "-- list_trackers
-             select name, partition, kind, version, position, epoch, owner_label,
+             select name, t.partition, kind, version, position, epoch, owner_label,
                     coalesce(lease_until >= clock_timestamp(), false) or {owner_lives} as owned,
                     case when lease_until < clock_timestamp() and not {owner_lives} then {holder} end as holder_pid,
                     array(select s.owner_label from {schema}.signs_of_life as s
                           where s.name = t.name and s.partition = t.partition and s.epoch is null
                             and s.lives_until >= clock_timestamp() order by 1) as standbys,
                     paused_at, paused_by, failed_at, caught_up, handled, rate, attempts, last_error, next_retry_at,
-                    outage, updated_at,
-                    (select count(*) from {schema}.dead_letters as d
-                     where d.processor = t.name and d.partition = t.partition) as dead_letters,
-                    (select min(d.set_aside_at) from {schema}.dead_letters as d
-                     where d.processor = t.name and d.partition = t.partition) as oldest_dead_letter_at,
-                    (select count(*) from {schema}.emissions as e where e.reactor = t.name) as pending_emissions,
-                    (select min(e.due_at) from {schema}.emissions as e where e.reactor = t.name) as next_emission_at
-             from {schema}.trackers as t where $1::text is null or name = $1 order by name, partition",
+                    outage, updated_at, coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
+                    coalesce(pending_emissions, 0) as pending_emissions, next_emission_at
+             from {schema}.trackers as t
+             -- Counted once, not for each tracker: a plan of many parts would be compiled, which takes longer than it runs.
+             left join (
+               select processor, d.partition, count(*) as dead_letters, min(set_aside_at) as oldest_dead_letter_at
+               from {schema}.dead_letters as d where $1::text is null or processor = $1 group by processor, d.partition
+             ) as d on d.processor = t.name and d.partition = t.partition
+             left join (
+               select reactor, count(*) as pending_emissions, min(due_at) as next_emission_at
+               from {schema}.emissions where $1::text is null or reactor = $1 group by reactor
+             ) as e on e.reactor = t.name
+             where $1::text is null or name = $1 order by name, t.partition",
             schema = self.schema,
             owner_lives = self.owner_lives(),
             holder = super::standby::HOLDER
