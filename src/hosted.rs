@@ -3,16 +3,13 @@
 //! They are handed a `batch` of events and say what came of each: `effects`. Rows, emissions and position are committed
 //! in one transaction, the `ledger`, which holds the tracker locked under the runner's claim from beginning to end.
 
-mod batch;
 mod changes;
 mod effects;
 mod ledger;
 mod rows;
 mod touched;
 
-pub(crate) use batch::Batch;
-pub use batch::Delivery;
 pub(crate) use effects::{Action, Applied, EventEffects};
-pub(crate) use ledger::{Ledger, Progress, Reading};
+pub(crate) use ledger::{Ledger, Reading};
 pub(crate) use rows::{RowTables, TableShape};
 pub(crate) use touched::Touched;

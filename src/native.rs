@@ -58,7 +58,7 @@ pub use registry::{Program, Registry};
 pub use typed::EventType;
 
 pub use crate::emission::Emission;
-pub use crate::hosted::Delivery;
+pub use crate::processor::Delivery;
 
 use async_trait::async_trait;
 

@@ -1,6 +1,7 @@
 //! What handles events: the contract between a runner and a projector or reactor.
 
 mod base;
+mod batch;
 mod tables;
 
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ use crate::layout::Layout;
 use crate::tracker::Claim;
 
 pub(crate) use base::Base;
+pub(crate) use batch::Batch;
+pub use batch::Delivery;
 pub(crate) use tables::Tables;
 
 /// What a processor does with the events that it handles.

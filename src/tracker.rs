@@ -23,7 +23,7 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
-pub(crate) use advance::Advance;
+pub(crate) use advance::{Advance, Progress};
 pub use listing::TrackerRow;
 pub use operator::Effects;
 pub use standby::Rival;

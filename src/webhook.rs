@@ -31,9 +31,10 @@ use crate::declaration::{BatchLimits, WebhookDeclaration};
 use crate::emission::Emitter;
 use crate::event::Position;
 use crate::heartbeat;
-use crate::hosted::{EventEffects, Ledger, Progress, Reading, RowTables};
+use crate::hosted::{EventEffects, Ledger, Reading, RowTables};
 use crate::processor::{Base, Processor, ProcessorError, ProcessorKind, Turn, Turned};
 use crate::tracker::Claim;
+use crate::tracker::Progress;
 
 pub(crate) use address::is_public;
 pub(crate) use answer::{Answer, Verdict};

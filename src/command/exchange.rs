@@ -11,8 +11,8 @@ use super::worker::Worker;
 use crate::emission::{Emitter, Source};
 use crate::event::Position;
 use crate::failure::{Failure, is_infrastructure_error};
-use crate::hosted::{Delivery, EventEffects, Ledger, RowTables, Touched};
-use crate::processor::ProcessorError;
+use crate::hosted::{EventEffects, Ledger, RowTables, Touched};
+use crate::processor::{Delivery, ProcessorError};
 
 /// Bytes of answers that are kept before they are carried out. A single answer may be larger.
 const PENDING_MAX: usize = 8 << 20;

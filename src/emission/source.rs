@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::event::{Event, Position};
 use crate::failure::Failure;
-use crate::hosted::Delivery;
+use crate::processor::Delivery;
 
 /// What has to be known of an event to answer it.
 #[derive(Debug, Clone)]

@@ -5,13 +5,12 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
 
-use super::batch::{Batch, Delivery};
 use crate::event::{Event, Position, Version};
 use crate::event_store::{EventStore as _, ReadError, read_aggregate_on};
 use crate::failure::is_infrastructure_error;
-use crate::processor::{Base, Events, ProcessorError, PutOff, Turn};
+use crate::processor::{Base, Batch, Delivery, Events, ProcessorError, Turn};
 use crate::sql_quote::{quote_identifier, quote_literal};
-use crate::tracker::Advance;
+use crate::tracker::{Advance, Progress};
 use uuid::Uuid;
 
 /// An open transaction that holds the tracker locked under the claim. Dropped without [`Self::finish`], it leaves nothing
@@ -24,19 +23,6 @@ pub(crate) struct Ledger<'t> {
     parking: bool,
     /// Events up to here were handled before a reset.
     silent_until: Position,
-}
-
-/// What a turn has come to.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Progress<'p> {
-    /// Every event at or below it has been handled.
-    pub(crate) position: Position,
-    /// Events handled.
-    pub(crate) handled: i32,
-    /// Whether the event behind it has failed.
-    pub(crate) failing: bool,
-    /// What waits for another try while others go on.
-    pub(crate) put_off: Option<&'p PutOff>,
 }
 
 /// Events that were read.

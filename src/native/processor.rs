@@ -14,9 +14,9 @@ use super::{Projector, Reactor};
 use crate::emission::{Emitter, Source};
 use crate::event::Position;
 use crate::failure::Failure;
-use crate::hosted::{Applied, Delivery, EventEffects, Ledger, Progress, RowTables};
-use crate::processor::{Base, Processor, ProcessorError, ProcessorKind, Turn, Turned};
-use crate::tracker::Claim;
+use crate::hosted::{Applied, EventEffects, Ledger, RowTables};
+use crate::processor::{Base, Delivery, Processor, ProcessorError, ProcessorKind, Turn, Turned};
+use crate::tracker::{Claim, Progress};
 
 /// How long a handler may leave the database alone before the server takes it for frozen.
 const SILENCE_MAX: Duration = Duration::from_secs(300);

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::{EventError, HandlerError};
 use crate::event::Event;
-use crate::hosted::Delivery;
+use crate::processor::Delivery;
 
 /// The body of one type of event.
 ///

@@ -3,12 +3,12 @@
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use uuid::Uuid;
 
+use super::batch::Batch;
 use super::tables::Tables;
 use super::{Events, ProcessorError, Turn};
 use crate::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::event::Position;
 use crate::failure::Failure;
-use crate::hosted::Batch;
 use crate::row::from_row;
 use crate::sql_quote::quote_literal;
 use crate::tracker::{Claim, Effects, Trackers};

@@ -4,7 +4,7 @@ use sqlx::postgres::{PgArguments, Postgres};
 use sqlx::query::QueryAs;
 
 use crate::event::Event;
-use crate::hosted::Batch;
+use crate::processor::Batch;
 
 /// Arrays that a batch is passed as.
 pub(super) const ARRAYS: usize = 10;

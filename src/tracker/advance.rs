@@ -6,9 +6,21 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Claim, Trackers, interval, is_claimed, json_literal};
 use crate::event::Position;
-use crate::hosted::Progress;
 use crate::processor::PutOff;
 use crate::sql_quote::quote_literal;
+
+/// What a turn has come to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Progress<'p> {
+    /// Every event at or below it has been handled.
+    pub(crate) position: Position,
+    /// Events handled.
+    pub(crate) handled: i32,
+    /// Whether the event behind it has failed.
+    pub(crate) failing: bool,
+    /// What waits for another try while others go on.
+    pub(crate) put_off: Option<&'p PutOff>,
+}
 
 /// What a move writes into the tracker.
 pub(crate) struct Advance<'p> {

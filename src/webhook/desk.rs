@@ -14,8 +14,8 @@ use crate::declaration::BatchLimits;
 use crate::emission::Source;
 use crate::event::{Event, Position};
 use crate::failure::Failure;
-use crate::hosted::{Action, Delivery, EventEffects};
-use crate::processor::{ProcessorError, PutOff};
+use crate::hosted::{Action, EventEffects};
+use crate::processor::{Delivery, ProcessorError, PutOff};
 use crate::retry::{OnFailure, RetryPolicy};
 
 /// How many batches of events are held, or done beyond the position, before those that keep the position back are waited

@@ -7,8 +7,9 @@ use super::sender::Sent;
 use super::{SILENCE_MAX, Webhook};
 use crate::emission::Source;
 use crate::failure::Failure;
-use crate::hosted::{Delivery, EventEffects, Ledger, Progress, RowTables};
-use crate::processor::{ProcessorError, Turn, Turned};
+use crate::hosted::{EventEffects, Ledger, RowTables};
+use crate::processor::{Delivery, ProcessorError, Turn, Turned};
+use crate::tracker::Progress;
 
 impl Webhook {
     /// Sends the event, with the tracker locked meanwhile: nothing else is done under this claim, and what is under way

@@ -15,6 +15,7 @@ use sqlx::PgPool;
 
 use crate::support::facts::{eventually, position};
 use crate::support::program::Program;
+use crate::support::receiver::{Receiver, Reply};
 use crate::support::{self, Database, SCHEMA};
 
 const PROCESSORS: [&str; 4] =
@@ -52,7 +53,7 @@ async fn append_history(db: &Database) -> i64 {
     last
 }
 
-/// Kills a worker of the database's processors, again and again, until they have come this far.
+/// Kills the workers of the database's processors, again and again, while they come this far.
 async fn kill_until(db: &Database, wanted: i64) -> usize {
     let mut killed = 0;
     while killed < 4 {
@@ -124,5 +125,65 @@ async fn sql_rust_and_python_come_to_the_same() {
         for (way, other) in &others {
             assert_eq!(of_sql, &other[what], "{what} in {way}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_hears_of_everything_in_order_whoever_is_killed() {
+    let receiver = Receiver::start(|request| {
+        // Every seventh event is answered badly at first.
+        let is_seventh = request.header("ce-position").parse::<i64>().unwrap() % 7 == 0;
+        Reply::Status(if is_seventh && request.earlier == 0 { 500 } else { 200 })
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("espd.toml");
+    let webhook = format!(
+        "include = ['{}']\n[event_store]\nurl = '${{DATABASE_URL}}'\n\
+         [reactor]\nname = 'mailer'\nstart = 'beginning'\nevents = ['*']\n\
+         [reactor.webhook]\nurl = '{}'\nallow_private = true\n[reactor.retry]\ninitial = '20ms'\n",
+        example("notifier.toml").display(),
+        receiver.url()
+    );
+    std::fs::write(&config, webhook).unwrap();
+    let db = support::database().await;
+    append_history(&db).await;
+    let daemon = start(Path::new(env!("CARGO_BIN_EXE_espd")), &config, &db);
+    for kills in 1..=4 {
+        eventually("more requests", async || (receiver.received().len() > kills * 400).then_some(())).await;
+        let pids: Vec<i32> = sqlx::query_scalar("select pid from espd.workers where pid is not null")
+            .fetch_all(&db.pool)
+            .await
+            .unwrap();
+        pids.into_iter().for_each(|pid| drop(kill(Pid::from_raw(pid), Signal::SIGKILL)));
+    }
+    // The notifications that the notifier emits are heard of as well.
+    eventually("everything is received", async || {
+        let head: i64 =
+            sqlx::query_scalar("select max(id) from espd.events").fetch_one(&db.pool).await.unwrap();
+        let done = position(&db.pool, "mailer").await >= head
+            && position(&db.pool, "todo_completed_notifier").await >= EVENTS as i64;
+        done.then_some(())
+    })
+    .await;
+    assert_heard(&db.pool, &receiver).await;
+    daemon.stop().await;
+}
+
+/// Requires that the receiver has heard of every event, each under a key of its own, and of each aggregate in order.
+async fn assert_heard(pool: &PgPool, receiver: &Receiver) {
+    let mut keys = BTreeMap::new();
+    let mut versions: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    for request in receiver.received() {
+        let key = keys.entry(request.header("ce-id").to_owned()).or_insert(request.key().to_owned());
+        assert_eq!(key, request.key());
+        let of_aggregate = versions.entry(request.aggregate().to_owned()).or_default();
+        of_aggregate.push(request.header("ce-version").parse().unwrap());
+    }
+    let events: i64 = sqlx::query_scalar("select count(*) from espd.events").fetch_one(pool).await.unwrap();
+    assert_eq!(keys.len() as i64, events);
+    for (aggregate, mut versions) in versions {
+        versions.dedup();
+        assert!(versions.iter().copied().eq(1..=versions.len() as i64), "{aggregate}: {versions:?}");
     }
 }
