@@ -14,7 +14,7 @@ begin
   while reached < head loop
     select * into returned
       from espd.project_outstanding_todos_v1(
-        0, claim.epoch, reached, head, batch, 16 * 1024 * 1024, interval '2 s', interval '5 s', 0::real);
+        0, claim.epoch, reached, head, batch, 16 * 1024 * 1024, interval '2 s', interval '5 s', 0::real, null);
     reached := returned.espd_position;
     commit;
     first := coalesce(first, now_iso());
