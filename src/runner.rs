@@ -7,6 +7,7 @@
 //! A runner does not know whether it lives in a process of its own or in a task.
 
 mod claiming;
+mod failing;
 mod halving;
 mod letters;
 mod outage;
@@ -20,15 +21,15 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Notify;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::dead_letters::DeadLetters;
 use crate::declaration::BatchLimits;
 use crate::event::Position;
-use crate::failure::{Failure, describe, is_infrastructure_error};
+use crate::failure::describe;
 use crate::heartbeat::{self, Condition};
-use crate::processor::{Processor, ProcessorError, PutOff, Turn, Turned};
-use crate::retry::{OnFailure, Retry, RetryPolicy};
+use crate::processor::{Processor, Turn, Turned};
+use crate::retry::{Retry, RetryPolicy};
 use crate::runner::claiming::Waiting;
 use crate::runner::halving::Halving;
 use crate::runner::outage::OutageLog;
@@ -267,7 +268,7 @@ impl Runner {
     }
 
     async fn turn(&mut self, connection: &mut PgConnection, upto: Position) -> Result<Next, sqlx::Error> {
-        let Phase::Following(claim) = &mut self.phase else { return Ok(Next::Again) };
+        let Phase::Following(claim) = &self.phase else { return Ok(Next::Again) };
         let begun = Instant::now();
         let RunnerSettings { limits, lease, .. } = &self.settings;
         let limits = BatchLimits { size: self.halving.size(), ..*limits };
@@ -277,199 +278,36 @@ impl Runner {
         match vigil.keep_over(self.processor.turn(connection, turn)).await {
             Ok(Turned::Lost) => self.lost(),
             Ok(Turned::Moved { position, handled, failure }) => {
-                self.rate.count(position - claim.position);
-                self.heard = Instant::now();
-                self.outage.over();
-                debug!(
-                    processor = self.name,
-                    position,
-                    handled,
-                    duration_ms = begun.elapsed().as_millis() as u64,
-                    "batch committed"
-                );
-                claim.position = position;
-                self.halving.passed(handled.into());
-                if handled > 0 {
-                    self.settings.nudge.notify_one();
-                }
+                self.moved(position, position, handled, begun);
                 match failure {
                     None => self.succeeded(),
                     Some(failure) => self.failed(connection, *failure).await,
                 }
             }
             Ok(Turned::Ahead { position, seen, handled, under_way, put_off }) => {
-                self.rate.count(seen - self.seen.max(claim.position));
-                self.heard = Instant::now();
-                self.halving.passed(handled.into());
-                self.outage.over();
-                if handled > 0 {
-                    let duration_ms = begun.elapsed().as_millis() as u64;
-                    debug!(processor = self.name, position, handled, duration_ms, "batch committed");
-                    self.settings.nudge.notify_one();
-                }
-                claim.position = position;
-                (self.seen, self.under_way) = (seen, under_way);
+                self.moved(position, seen, handled, begun);
+                self.under_way = under_way;
                 self.wait_for(connection, put_off.map(|put_off| *put_off)).await
             }
-            Err(ProcessorError::Lost) => self.lost(),
-            Err(ProcessorError::Blocked(message)) => {
-                let claim = claim.clone();
-                self.block(connection, claim, message).await
-            }
-            Err(ProcessorError::Unavailable { message, wait }) => {
-                self.unavailable(connection, message, wait).await
-            }
-            Err(ProcessorError::Unattributed(failure)) => {
-                // Raised where no event can be named: smaller batches, until it is one event.
-                if self.halving.halve() {
-                    debug!(processor = self.name, error = %failure, size = self.halving.size(), "halved a batch");
-                    return Ok(Next::Again);
-                }
-                self.failed(connection, *failure).await
-            }
-            Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => Err(error),
-            Err(ProcessorError::Database(error)) => {
-                self.failed(connection, Failure::of_database(&error)).await
-            }
+            Err(error) => self.went_wrong(connection, error).await,
         }
     }
 
-    /// Goes on, and remembers when an event is due that is tried again.
-    async fn wait_for(
-        &mut self,
-        connection: &mut PgConnection,
-        put_off: Option<PutOff>,
-    ) -> Result<Next, sqlx::Error> {
-        self.due = put_off.as_ref().and_then(|put_off| put_off.until);
-        match (put_off, self.phase.claim().cloned()) {
-            (None, _) | (_, None) => self.succeeded(),
-            (Some(PutOff { failure, attempts, until: None }), Some(claim)) => {
-                self.retry.resume(failure.event_id, attempts);
-                self.stop_at(connection, claim, failure).await
-            }
-            (Some(PutOff { failure, attempts, until: Some(until) }), _) => {
-                if self.is_worth_a_line(attempts) {
-                    self.warn_of(&failure, attempts, until.saturating_duration_since(Instant::now()));
-                }
-                Ok(Next::Again)
-            }
+    /// Takes note of a batch that was committed, and says so.
+    fn moved(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {
+        let Phase::Following(claim) = &mut self.phase else { return };
+        self.rate.count(seen - self.seen.max(claim.position));
+        (claim.position, self.seen) = (position, seen);
+        self.heard = Instant::now();
+        self.outage.over();
+        self.halving.passed(handled.into());
+        if handled > 0 || seen == position {
+            let duration_ms = begun.elapsed().as_millis() as u64;
+            debug!(processor = self.name, position, handled, duration_ms, "batch committed");
         }
-    }
-
-    /// Something beside the database is not there. It is waited for as long as that takes.
-    async fn unavailable(
-        &mut self,
-        connection: &mut PgConnection,
-        message: String,
-        wait: Option<Duration>,
-    ) -> Result<Next, sqlx::Error> {
-        let Some(claim) = self.phase.claim().cloned() else { return Ok(Next::Again) };
-        let delay = self.outage.unavailable(&message, wait);
-        let retry_in_ms = delay.as_millis() as u64;
-        warn!(
-            processor = self.name,
-            error = message,
-            retry_in_ms,
-            "something that the handlers need is not there"
-        );
-        self.tell_outage(connection).await;
-        self.phase = Phase::Retrying(claim, Instant::now() + delay);
-        Ok(Next::Again)
-    }
-
-    fn succeeded(&mut self) -> Result<Next, sqlx::Error> {
-        if self.retry.attempts() > 0 {
-            info!(processor = self.name, "going on: the failing event has been handled");
+        if handled > 0 {
+            self.settings.nudge.notify_one();
         }
-        self.retry.succeeded();
-        Ok(Next::Again)
-    }
-
-    /// The batch ended before an event that could not be handled.
-    async fn failed(&mut self, connection: &mut PgConnection, failure: Failure) -> Result<Next, sqlx::Error> {
-        let Phase::Following(claim) = &self.phase else { return Ok(Next::Again) };
-        let claim = claim.clone();
-        let delay = self.retry.failed(failure.event_id);
-        let attempts = self.retry.attempts();
-        match self.retry.verdict() {
-            OnFailure::Stop => return self.stop_at(connection, claim, failure).await,
-            verdict @ (OnFailure::Park | OnFailure::Skip) if failure.event_id.is_some() => {
-                return self.set_aside(connection, failure, verdict == OnFailure::Park).await;
-            }
-            OnFailure::Retry | OnFailure::Park | OnFailure::Skip => {}
-        }
-        if self.is_worth_a_line(attempts) {
-            self.warn_of(&failure, attempts, delay);
-        }
-        in_time(self.trackers.record_failure(
-            connection,
-            &self.name,
-            &claim,
-            attempts,
-            &failure,
-            Some(delay),
-        ))
-        .await?;
-        self.phase = Phase::Retrying(claim, Instant::now() + delay);
-        Ok(Next::Again)
-    }
-
-    /// The event has used up its attempts. Those before it are committed.
-    async fn stop_at(
-        &mut self,
-        connection: &mut PgConnection,
-        claim: Claim,
-        failure: Failure,
-    ) -> Result<Next, sqlx::Error> {
-        let attempts = self.retry.attempts();
-        error!(
-            processor = self.name,
-            event.id = failure.event_id,
-            event.r#type = failure.event_type,
-            attempt = attempts,
-            error = %failure,
-            "stopped at an event that could not be handled: `espctl retry` tries again"
-        );
-        in_time(self.trackers.record_failure(connection, &self.name, &claim, attempts, &failure, None))
-            .await?;
-        self.phase = Phase::Failed(claim);
-        Ok(Next::Again)
-    }
-
-    /// A failing event gets a line at its first failure, then one every ten seconds at most.
-    fn is_worth_a_line(&mut self, attempts: u32) -> bool {
-        const SILENCE: Duration = Duration::from_secs(10);
-        let worth = attempts == 1 || self.warned.is_none_or(|warned| warned.elapsed() >= SILENCE);
-        if worth {
-            self.warned = Some(Instant::now());
-        }
-        worth
-    }
-
-    fn warn_of(&self, failure: &Failure, attempts: u32, delay: Duration) {
-        warn!(
-            processor = self.name,
-            event.id = failure.event_id,
-            event.r#type = failure.event_type,
-            attempt = attempts,
-            retry_in_ms = delay.as_millis() as u64,
-            error = %failure,
-            "could not handle an event"
-        );
-    }
-
-    /// Only an operator can help.
-    async fn block(
-        &mut self,
-        connection: &mut PgConnection,
-        claim: Claim,
-        message: String,
-    ) -> Result<Next, sqlx::Error> {
-        error!(processor = self.name, error = message, "cannot go on until an operator acts");
-        let failure = Failure::of_processor(message);
-        in_time(self.trackers.record_failure(connection, &self.name, &claim, 0, &failure, None)).await?;
-        self.phase = Phase::Failed(claim);
-        Ok(Next::Again)
     }
 
     fn lost(&mut self) -> Result<Next, sqlx::Error> {

@@ -288,9 +288,17 @@ mod tests {
         child.hear(Instant::now(), Duration::from_secs(20)).await.map(str::to_owned)
     }
 
-    fn is_gone(pid: &str) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.is_empty() || stat.contains(") Z ")
+    /// Waits until a process that was killed is gone.
+    async fn goes(pid: &str) {
+        let is_gone = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_gone() {
+            assert!(Instant::now() < deadline, "{pid} is still there");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[test]
@@ -333,7 +341,7 @@ mod tests {
         let broken = hear(&mut child).await.unwrap_err();
         assert_eq!(broken.to_string(), "ended with exit code 3");
         assert_eq!(child.end().await.as_deref(), Some("why"));
-        assert!(is_gone(&started));
+        goes(&started).await;
     }
 
     #[tokio::test]
@@ -366,7 +374,7 @@ mod tests {
         let mut child = Child::start("p", &orderly).unwrap();
         let pid = hear(&mut child).await.unwrap();
         child.dismiss(Duration::from_millis(50)).await;
-        assert!(is_gone(&pid));
+        goes(&pid).await;
     }
 
     #[tokio::test]

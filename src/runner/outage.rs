@@ -55,6 +55,11 @@ impl OutageLog {
         self.external && self.outage.is_some()
     }
 
+    /// How many tries in a row the outage at hand has spoiled.
+    pub(super) fn tries(&self) -> u32 {
+        self.retry.attempts()
+    }
+
     fn note(&mut self, sqlstate: Option<String>, message: &str, delay: Duration) {
         let now = Utc::now();
         let since: DateTime<Utc> = self.outage.as_ref().map_or(now, |outage| outage.since);

@@ -5,11 +5,12 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::Trackers;
 use crate::event::Position;
 
-/// A failed runner has to look at everything again, so its claim ends. Its attempts begin anew.
-const UNDO_FAILURE: &str = "failed_at = null,
+/// A runner that has failed has to look at everything again, so its claim ends; its attempts begin anew. So does the claim
+/// of one that waits for something that was not there.
+const UNDO_FAILURE: &str = "failed_at = null, outage = null,
      attempts = case when failed_at is null then attempts else 0 end,
-     epoch = epoch + case when failed_at is null then 0 else 1 end,
-     lease_until = case when failed_at is null then lease_until end";
+     epoch = epoch + case when failed_at is null and outage is null then 0 else 1 end,
+     lease_until = case when failed_at is null and outage is null then lease_until end";
 
 /// What a reactor does with events that it handles again after a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,16 +34,17 @@ impl Trackers {
         self.act(connection, name, operator, "pause", change, "paused_at is null").await
     }
 
-    /// Lets the failing event be tried now instead of later, also where the processor has stopped over it. Returns
-    /// whether there was a failure, and no pause that outranks it.
+    /// Lets the failing event be tried now instead of later, also where the processor has stopped over it, or waits for
+    /// something that is not there. Returns whether there was any of that, and no pause that outranks it.
     pub async fn retry(
         &self,
         connection: &mut PgConnection,
         name: &str,
         operator: &str,
     ) -> Result<bool, sqlx::Error> {
-        let change = format!("next_retry_at = clock_timestamp(), {UNDO_FAILURE}");
-        let condition = "paused_at is null and (attempts > 0 or failed_at is not null)";
+        let due = "case when attempts > 0 or failed_at is not null then clock_timestamp() end";
+        let change = format!("next_retry_at = {due}, {UNDO_FAILURE}");
+        let condition = "paused_at is null and (attempts > 0 or failed_at is not null or outage is not null)";
         self.act(connection, name, operator, "retry", &change, condition).await
     }
 

@@ -54,6 +54,27 @@ async fn a_busy_receiver_is_asked_by_one_request_at_a_time() {
 }
 
 #[tokio::test]
+async fn an_operator_need_not_wait_as_long_as_a_busy_receiver_has_asked_for() {
+    let db = support::database().await;
+    let hour = ("retry-after", "3600".to_owned());
+    let receiver = Receiver::start(move |request| match request.earlier {
+        0 => Reply::Full(429, vec![hour.clone()], String::new()),
+        _ => Reply::Status(200),
+    })
+    .await;
+    let installation = installation(&db);
+    super::declare(&installation, &receiver, "", "", QUICK);
+    let last = append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    shows(&installation, "the outage", |status| status["outage"].is_object()).await;
+    let said = installation.espctl(&["retry", "hook"]).await.printed();
+    assert!(said.contains("tries again now"), "{said}");
+    reaches(&db.pool, "hook", last).await;
+    assert_eq!(receiver.received().len(), 2);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_name_that_nobody_knows_is_an_outage() {
     let db = support::database().await;
     let installation = installation(&db);
