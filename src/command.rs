@@ -120,7 +120,7 @@ impl Processor for CommandProcessor {
             let failure = Box::new(Source::of(rest.next).blame(part(worker, trouble).await));
             self.pace.broken_off();
             if !rest.is_blamed {
-                warn!(processor = self.base.name(), error = %failure, "the worker has broken off a batch");
+                warn!(processor = self.base.name(), error = %failure, "the program has broken off a batch");
             }
             return rest.settle(failure, ledger, &turn).await;
         }
@@ -196,7 +196,7 @@ impl<'d> Rest<'d> {
 /// Ends a worker that did not handle a batch, and says why that was.
 async fn part(worker: Worker, trouble: Trouble) -> Failure {
     let (message, detail) = match trouble {
-        Trouble::Wrong(what) | Trouble::Broken(what) => (format!("the worker {what}"), worker.end().await),
+        Trouble::Wrong(what) | Trouble::Broken(what) => (format!("the program {what}"), worker.end().await),
         Trouble::GaveUp { error, detail } => {
             worker.dismiss(DISMISSAL_GRACE).await;
             (error, detail)

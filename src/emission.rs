@@ -19,7 +19,7 @@ use crate::declaration::{ProcessorDeclaration, Reaction};
 use crate::event::{ExpectedVersion, NewEvent, Version};
 use crate::event_store::{AppendError, TransactionAppender};
 use crate::failure::Failure;
-use crate::processor::Events;
+use crate::processor::{Events, ProcessorKind};
 use crate::sql_quote::{quote_identifier, quote_literal};
 
 pub(crate) use relay::Relay;
@@ -48,6 +48,7 @@ pub struct Emission {
 #[derive(Debug)]
 pub(crate) struct Emitter {
     reactor: String,
+    kind: ProcessorKind,
     emits: Vec<String>,
     /// How many emitted events may lead to one another.
     chain_max: u32,
@@ -66,6 +67,7 @@ impl Emitter {
         let Reaction { emits, chain_max, .. } = declaration.reaction.clone().unwrap_or_default();
         Self {
             reactor: declaration.name.clone(),
+            kind: declaration.kind(),
             emits,
             chain_max,
             schema: quote_identifier(schema),
@@ -77,6 +79,9 @@ impl Emitter {
     fn judge(&self, source: &Source, emission: &Emission) -> Result<(), String> {
         let Self { reactor, emits, appender, .. } = self;
         let Emission { event_type, expected_version, due_at, .. } = emission;
+        if self.kind == ProcessorKind::Projector {
+            return Err(format!("projector {reactor} emits {event_type}: only reactors emit"));
+        }
         if !emits.contains(event_type) {
             return Err(format!(
                 "reactor {reactor} emits {event_type}, which it does not declare (emits = {emits:?})"

@@ -42,16 +42,20 @@ impl ExitCode {
     }
 }
 
-/// How a process has ended, in words: `exit code 64 (wrong configuration or declaration)`, `signal SIGKILL`.
+/// How a process of espd's has ended, in words: `exit code 64 (wrong configuration or declaration)`, `signal SIGKILL`.
 pub fn describe_end(status: ExitStatus) -> String {
+    let known = ExitCode::ALL.into_iter().find(|known| status.code() == Some(i32::from(*known as u8)));
+    let meaning = known.map_or_else(String::new, |known| format!(" ({})", known.meaning()));
+    describe_foreign_end(status) + &meaning
+}
+
+/// The same of a process whose exit codes are its own.
+pub fn describe_foreign_end(status: ExitStatus) -> String {
     let signal = |number: i32| {
         Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string())
     };
     match (status.code(), status.signal()) {
-        (Some(code), _) => match ExitCode::ALL.into_iter().find(|known| i32::from(*known as u8) == code) {
-            Some(known) => format!("exit code {code} ({})", known.meaning()),
-            None => format!("exit code {code}"),
-        },
+        (Some(code), _) => format!("exit code {code}"),
         (None, Some(number)) => format!("signal {}", signal(number)),
         (None, None) => status.to_string(),
     }

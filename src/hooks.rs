@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::exit_code::describe_end;
+use crate::exit_code::describe_foreign_end;
 use crate::service_manager::VARIABLES;
 use crate::spawner::{die_with_owner, on_spawning_thread};
 
@@ -105,7 +105,7 @@ impl Hooks {
                     info!(hook, output, "hook done")
                 }
                 Ok(Ended { status: Some(status), output }) => {
-                    warn!(hook, status = describe_end(status), output, "a hook has failed")
+                    warn!(hook, status = describe_foreign_end(status), output, "a hook has failed")
                 }
                 Ok(Ended { status: None, output }) => {
                     warn!(

@@ -92,6 +92,8 @@ pub struct Runner {
     under_way: bool,
     /// Whether an operator wants dead letters handled again.
     letters_requested: bool,
+    /// Whether an operator has reason to expect the handlers of now: what was started before is let go of.
+    handlers_outdated: bool,
     retry: Retry<Option<Position>>,
     outage: OutageLog,
     rate: Rate,
@@ -99,6 +101,8 @@ pub struct Runner {
     heard: Instant,
     /// When a failing event was last logged.
     warned: Option<Instant>,
+    /// The event that is put off, and how often it had been tried, as far as that was logged.
+    put_off_told: Option<(Option<Position>, u32)>,
     /// Events per batch: fewer while a batch fails without naming an event, until it is found.
     halving: Halving,
 }
@@ -147,11 +151,13 @@ impl Runner {
             due: None,
             under_way: false,
             letters_requested: false,
+            handlers_outdated: false,
             retry,
             outage: OutageLog::default(),
             rate,
             heard,
             warned: None,
+            put_off_told: None,
             halving,
         }
     }
@@ -220,6 +226,9 @@ impl Runner {
     /// Does one thing and says what to do next. An error means that the connection is of no use any more.
     async fn step(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
         heartbeat::turn(self.condition());
+        if std::mem::take(&mut self.handlers_outdated) {
+            self.processor.close().await;
+        }
         let upto = match &self.phase {
             Phase::Unclaimed(waiting) => return self.claim(connection, *waiting).await,
             Phase::Following(claim) => self.next_upto(claim.position),
@@ -325,6 +334,7 @@ impl Runner {
             None => self.lost(),
             Some(standing) => {
                 self.heard = Instant::now();
+                self.handlers_outdated |= standing.letters && !self.letters_requested;
                 self.letters_requested = standing.letters;
                 if outage_over {
                     self.outage.over();
@@ -346,6 +356,7 @@ impl Runner {
             }
             Phase::Paused(claim) if !standing.paused => {
                 info!(processor = name, position = standing.position, "resumed");
+                self.handlers_outdated = true;
                 (Phase::Following(claim), Next::Again)
             }
             Phase::Retrying(claim, until) if standing.retry_now || until <= Instant::now() => {

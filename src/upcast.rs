@@ -30,7 +30,11 @@ impl Upcast {
             new.map_or(old.to_owned(), |new| format!("case when {is_old} then {new} else {old} end"))
         };
         let event_type = self.event_type.as_ref().map(|name| quote_literal(name));
-        let body = self.body.as_ref().map(|sql| format!("(\n{}\n)::jsonb", sql.text));
+        // Nobody is handed an event without a body: what is no JSON is an error that names the event.
+        let body = self.body.as_ref().map(|sql| {
+            let none = "('an upcast has made no body for event ' || event.id)::jsonb";
+            format!("coalesce((\n{}\n)::jsonb, {none})", sql.text)
+        });
         format!(
             "(select event.id, event.uuid, event.aggregate_id, {} as type, event.version, {} as body, event.metadata, \
              event.correlation_id, event.causation_id, event.created_at from {source} as event)",

@@ -20,7 +20,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use super::lines::{LineError, Lines};
 use super::stderr::{self, LastWords};
 use crate::declaration::CommandDeclaration;
-use crate::exit_code::describe_end;
+use crate::exit_code::describe_foreign_end;
 use crate::memory::resident_bytes_of_group;
 use crate::spawner::{close_files_on_exec, die_with_owner, on_spawning_thread};
 
@@ -55,7 +55,7 @@ pub(super) struct Child {
 /// Why a worker says nothing more.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
-    #[error("ended with {}", describe_end(*.0))]
+    #[error("ended with {}", describe_foreign_end(*.0))]
     Ended(ExitStatus),
     #[error("closed its standard output")]
     Closed,

@@ -70,7 +70,7 @@ impl Allowance {
 /// Says how many lines were left out, if any were.
 pub(super) fn confess(processor: &str, left_out: u64) {
     if left_out > 0 {
-        warn!(processor, left_out, "the worker says too much: lines were left out");
+        warn!(processor, left_out, "the program says too much: lines were left out");
     }
 }
 
@@ -126,7 +126,7 @@ fn tell(processor: &str, line: &str, allowance: &mut Allowance, words: &LastWord
     words.hear(line);
     if let Verdict::Logged { left_out } = allowance.ask(Instant::now(), line.len()) {
         confess(processor, left_out);
-        info!(processor, line, "the worker wrote to its standard error");
+        info!(processor, line, "the program wrote to its standard error");
     }
 }
 

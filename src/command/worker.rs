@@ -57,7 +57,11 @@ impl Worker {
         worker.tell(&Order::Hello { hello });
         match worker.greet(declaration.timeout.max(START_MIN)).await {
             Ok(theirs) if theirs == i64::from(VERSION) => {
-                debug!(processor = worker.processor, command.pid = worker.child.pid(), "the worker is ready");
+                debug!(
+                    processor = worker.processor,
+                    command.pid = worker.child.pid(),
+                    "the program is ready"
+                );
                 Ok(worker)
             }
             Ok(theirs) => Err(StartError::OtherVersion { program, theirs }),
@@ -96,8 +100,8 @@ impl Worker {
     /// Whether it can be given a batch. One that has ended since the last one says so in the log.
     pub(super) fn is_alive(&mut self) -> bool {
         let Some(status) = self.child.end_of() else { return true };
-        let status = crate::exit_code::describe_end(status);
-        warn!(processor = self.processor, status, "the worker has ended while there was nothing to do");
+        let status = crate::exit_code::describe_foreign_end(status);
+        warn!(processor = self.processor, status, "the program has ended while there was nothing to do");
         false
     }
 
@@ -108,11 +112,11 @@ impl Worker {
         let processor = &self.processor;
         confess(processor, left_out);
         match level {
-            Level::ERROR => error!(processor, line, "the worker says"),
-            Level::WARN => warn!(processor, line, "the worker says"),
-            Level::INFO => info!(processor, line, "the worker says"),
-            Level::DEBUG => debug!(processor, line, "the worker says"),
-            Level::TRACE => trace!(processor, line, "the worker says"),
+            Level::ERROR => error!(processor, line, "the program says"),
+            Level::WARN => warn!(processor, line, "the program says"),
+            Level::INFO => info!(processor, line, "the program says"),
+            Level::DEBUG => debug!(processor, line, "the program says"),
+            Level::TRACE => trace!(processor, line, "the program says"),
         }
     }
 

@@ -40,7 +40,8 @@ impl<'c> Value<'c> {
 
     /// The folder of the file that it is written in.
     pub(super) fn folder(&self) -> PathBuf {
-        self.context.environment.folder.clone()
+        let folder = &self.context.environment.folder;
+        if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.clone() }
     }
 
     /// The key, with the place of its value.

@@ -38,6 +38,29 @@ pub struct WebhookDeclaration {
     pub headers: Vec<Header>,
 }
 
+impl WebhookDeclaration {
+    /// What of the declaration must not be shown, whoever repeats it. What is shorter than four letters is no secret, and
+    /// would be found in everything.
+    pub(crate) fn hidden(&self) -> Vec<String> {
+        let url = self.url.expose();
+        let mut hidden: Vec<String> = self.headers.iter().map(|header| header.value.clone()).collect();
+        hidden.extend(
+            self.headers
+                .iter()
+                .filter_map(|header| header.value.rsplit_once(' '))
+                .map(|(_, last)| last.to_owned()),
+        );
+        hidden.extend(self.secrets.iter().map(|secret| secret.0.clone()));
+        hidden.extend([url.password().unwrap_or_default().to_owned(), url.username().to_owned()]);
+        hidden.extend(url.query_pairs().map(|(_, value)| value.into_owned()));
+        let raw = url.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+        hidden.extend(raw.map(|(_, value)| value.to_owned()));
+        hidden.retain(|one| one.len() >= 4);
+        hidden.sort_by_key(|one| std::cmp::Reverse(one.len()));
+        hidden
+    }
+}
+
 /// The URL of a receiver: `http` or `https`, with a host, without a fragment. What may be a secret in it is not shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]

@@ -54,6 +54,13 @@ pub(crate) async fn retry(target: Target, config: &Config, databases: &Databases
         (false, Some(_)) => "is paused (`espctl resume` ends that), at",
         (false, None) => "had no failure, at",
     };
+    if row.dead_letters > 0 {
+        let hint = format!(
+            "events are set aside: `espctl dead-letters retry {} --all` handles them again",
+            row.name
+        );
+        output::say(&format!("{} {hint}", row.dead_letters))?;
+    }
     output::print(&format!("{} {said} position {}", row.name, row.position))
 }
 

@@ -163,8 +163,8 @@ fn trouble(status: &ProcessorStatus) -> Option<String> {
         State::Running | State::CatchingUp | State::Live => status.outage.as_ref().map(|outage| {
             let code = outage.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
             format!(
-                "{name} is kept from going on by the database since {}: {}{code}\n  Tried {} times, next try in {}. \
-                 No event is to blame and none is lost: it goes on by itself once the database can do it.",
+                "{name} is kept from going on since {}: {}{code}\n  Tried {} time(s), next try in {}. \
+                 No event is to blame and none is lost: it goes on by itself once that is over; `espctl retry {name}` tries at once.",
                 since(Some(outage.since)),
                 outage.message,
                 outage.tries,

@@ -89,6 +89,10 @@ impl Processor for NativeProcessor {
         Ok(())
     }
 
+    async fn close(&mut self) {
+        self.handler = None;
+    }
+
     async fn turn(
         &mut self,
         connection: &mut PgConnection,

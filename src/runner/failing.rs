@@ -55,7 +55,9 @@ impl Runner {
                 self.stop_at(connection, claim, failure).await
             }
             (Some(PutOff { failure, attempts, until: Some(until) }), _) => {
-                if self.is_worth_a_line(attempts) {
+                let news = Some((failure.event_id, attempts));
+                if self.put_off_told != news && self.is_worth_a_line(attempts) {
+                    self.put_off_told = news;
                     self.warn_of(&failure, attempts, until.saturating_duration_since(Instant::now()));
                 }
                 Ok(Next::Again)

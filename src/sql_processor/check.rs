@@ -156,18 +156,21 @@ pub(crate) async fn check_upcasts(
 ) -> Result<Vec<Fault>, sqlx::Error> {
     let (mut faults, mut source) = (Vec::new(), layout.source().to_owned());
     for upcast in upcasts {
-        let texts = [(&upcast.body, "jsonb"), (&upcast.when, "boolean")];
-        for (sql, sql_type) in texts.into_iter().filter_map(|(sql, name)| sql.as_ref().map(|sql| (sql, name)))
-        {
-            let head = "-- judge_upcast\nselect (\n";
-            let statement = format!("{head}{}\n)::{sql_type} from {source} as event limit 0", sql.text);
+        let before = faults.len();
+        let texts = [(&upcast.body, ")::jsonb is not null"), (&upcast.when, ")")];
+        for (sql, end) in texts.into_iter().filter_map(|(sql, end)| sql.as_ref().map(|sql| (sql, end))) {
+            let head = format!("-- judge_upcast\nselect from {source} as event where (\n");
+            let statement = format!("{head}{}\n{end} limit 0", sql.text);
             match sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *connection).await {
                 Ok(_) => {}
                 Err(error) if is_infrastructure_error(&error) => return Err(error),
                 Err(error) => faults.push(Fault::in_source(sql, head.len(), &statement, error)),
             }
         }
-        source = upcast.over(&source);
+        // A wrong one would make those above it wrong as well.
+        if faults.len() == before {
+            source = upcast.over(&source);
+        }
     }
     Ok(faults)
 }

@@ -243,12 +243,21 @@ begin
     /// The query of the loop, in id order.
     fn source_query(&self) -> String {
         match self.source {
-            EventSource::Table { source, .. } => format!(
-                "select {COLUMNS} from {source} as e\n        \
-                 where e.id > espd_from and e.id <= espd_upto{}\n        \
-                 order by e.id limit espd_limit",
-                type_condition(self.projector.event_types())
-            ),
+            EventSource::Table { source, foreign, upcasts } => {
+                let wanted = format!(
+                    "where e.id > espd_from and e.id <= espd_upto{}\n        order by e.id limit espd_limit",
+                    type_condition(self.projector.event_types())
+                );
+                if foreign.is_none() && upcasts.is_empty() {
+                    return format!("select {COLUMNS} from {source} as e\n        {wanted}");
+                }
+                // A plan may compute bodies before it sorts and cuts off. So first come the ids: one that cannot be read
+                // must not be an error of those before it.
+                format!(
+                    "select {COLUMNS} from {source} as e where e.id = any (array(\n        \
+                     select e.id from {source} as e {wanted}))\n        order by e.id"
+                )
+            }
             // `espd_upto` shrinks when a handler fails.
             EventSource::Arguments => format!(
                 "select {COLUMNS} from unnest(espd_ids, espd_uuids, espd_aggregate_ids, espd_types, espd_versions, \

@@ -14,6 +14,8 @@ use crate::failure::Failure;
 pub(crate) struct Sender {
     pub(crate) requests: Requests,
     pub(crate) client: Client,
+    /// What must not be shown, also where a receiver repeats it.
+    hidden: Vec<String>,
 }
 
 /// What came of sending an event.
@@ -36,13 +38,13 @@ impl Sender {
         declaration: &WebhookDeclaration,
     ) -> Result<Self, InvalidReceiver> {
         let requests = Requests::new(reactor, schema, declaration)?;
-        Ok(Self { requests, client: Client::new(declaration)? })
+        Ok(Self { requests, client: Client::new(declaration)?, hidden: declaration.hidden() })
     }
 
     /// Sends an event; takes the declared timeout at most.
     pub(crate) async fn send(&self, event: &Event) -> Sent {
         match self.client.send(self.requests.request(event, Utc::now())).await {
-            Ok(answer) => Sent::Judged(answer.judge(Utc::now())),
+            Ok(answer) => Sent::Judged(self.conceal(answer.judge(Utc::now()))),
             Err(NoAnswer::Unreachable(message)) => Sent::Unreachable(message),
             Err(NoAnswer::Broken(message)) => {
                 let failure = Box::new(Failure::of_processor(message));
@@ -50,4 +52,16 @@ impl Sender {
             }
         }
     }
+
+    /// The verdict without what the receiver has repeated of our secrets.
+    fn conceal(&self, verdict: Verdict) -> Verdict {
+        let Verdict::Failed { failure, wait } = verdict else { return verdict };
+        let conceal =
+            |text: String| self.hidden.iter().fold(text, |text, secret| text.replace(secret, HIDDEN));
+        let Failure { message, detail, .. } = *failure;
+        let failure = Failure { message: conceal(message), detail: detail.map(conceal), ..*failure };
+        Verdict::Failed { failure: Box::new(failure), wait }
+    }
 }
+
+const HIDDEN: &str = "***";

@@ -149,3 +149,42 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
     assert_eq!(titles(&db.pool).await, all);
     life.end().await;
 }
+
+/// Whatever the server computes before it sorts and cuts off, nobody is blamed for another event.
+#[tokio::test]
+async fn an_event_that_no_upcast_can_read_is_the_only_one_that_is_blamed() {
+    for plan in ["", "&options=-c%20enable_indexscan%3Doff", "&options=-c%20enable_bitmapscan%3Doff"] {
+        for poison in [json!("s"), json!({ "name": null })] {
+            let db = support::database().await;
+            for n in 1..=4 {
+                append(&db.pool, "TodoAdded", json!({ "title": n.to_string() })).await;
+            }
+            append(&db.pool, "TodoCreated", poison).await;
+            let last = append(&db.pool, "TodoAdded", json!({ "title": "6" })).await;
+            // Of null it makes no body at all.
+            let upcast = "[[upcast]]\nevents = ['TodoCreated']\ntype = 'TodoAdded'\n\
+                          body = \"event.body - 'name' || jsonb_build_object('title', event.body->'name') || \
+                          nullif(event.body->'name', 'null')\"\n\
+                          [retry]\ninitial = '20ms'\nmax_attempts = 2\non_failure = 'park'\n";
+            let installation = Installation::new(&format!("{}{plan}", db.url), upcast);
+            installation.declare("titles", TITLES);
+            let daemon = installation.start_daemon();
+            reaches(&db.pool, "titles", last).await;
+            let blamed: Vec<i64> =
+                crate::native::letters(&db.pool).await.iter().map(|letter| letter.event_id).collect();
+            let read: Vec<i64> = titles(&db.pool).await.into_iter().map(|(id, _)| id).collect();
+            assert_eq!((blamed, read), (vec![5], vec![1, 2, 3, 4, 6]), "{plan}");
+            daemon.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_condition_that_is_none_is_found_by_the_check() {
+    let db = support::database().await;
+    let upcast = "[[upcast]]\nevents = ['A']\ntype = 'B'\nwhen = \"1\"\n\
+                  [[upcast]]\nevents = ['C']\nbody = \"event.body) , (select 1\"\n";
+    let complaint = Installation::new(&db.url, upcast).espctl(&["check"]).await.complained(64);
+    assert!(complaint.contains("must be type boolean"), "{complaint}");
+    assert!(complaint.contains("syntax error"), "{complaint}");
+}

@@ -148,8 +148,10 @@ async fn espd_keeps_no_files_of_programs_that_have_ended() {
     let worker = daemon.child("restless", 1).await;
     let open = || std::fs::read_dir(format!("/proc/{worker}/fd")).unwrap().count();
     let restarts = async |wanted: usize| {
-        eventually("restarts", async || (daemon.logged("the worker is ready").len() >= wanted).then_some(()))
-            .await;
+        eventually("restarts", async || {
+            (daemon.logged("the program is ready").len() >= wanted).then_some(())
+        })
+        .await;
     };
     restarts(4).await;
     let before = open();

@@ -12,7 +12,7 @@ use crate::support::program::{Installation, Program, is_alive};
 
 /// The process ids of all programs that were ready, the present one last.
 fn programs(daemon: &Program) -> Vec<Pid> {
-    let ready = daemon.logged("the worker is ready");
+    let ready = daemon.logged("the program is ready");
     ready.iter().map(|line| Pid::from_raw(line["command.pid"].as_i64().unwrap() as i32)).collect()
 }
 
@@ -74,7 +74,7 @@ async fn a_program_that_ends_while_there_is_nothing_to_do_is_nobodys_failure() {
     is_gone(pid).await;
     let last = append(&db.pool, 10).await;
     reaches(&db.pool, "idle", last).await;
-    assert_eq!(daemon.logged("the worker has ended while there was nothing to do").len(), 1);
+    assert_eq!(daemon.logged("the program has ended while there was nothing to do").len(), 1);
     assert!(daemon.logged("could not handle an event").is_empty());
     assert_eq!(counted(&db.pool, "idle").await, events(&db.pool).await);
     daemon.stop().await;
@@ -102,7 +102,7 @@ async fn what_a_program_has_started_ends_with_it() {
     let daemon = installation.start_daemon();
     let started = written_pid(&installation.path().join("processors/started")).await;
     let failed = daemon.says("could not handle an event").await;
-    assert!(failed["error"].as_str().unwrap().ends_with("the worker ended with exit code 7"), "{failed}");
+    assert!(failed["error"].as_str().unwrap().ends_with("the program ended with exit code 7"), "{failed}");
     is_gone(started).await;
     daemon.stop().await;
 }

@@ -62,3 +62,44 @@ async fn the_others_are_there_whatever_becomes_of_a_poison_event() {
     assert_eq!(counted(&db.pool, "stopped").await, ids);
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_retry_and_a_resumption_are_the_business_of_the_program_of_now() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, SETTINGS);
+    let worker = |said: &str| {
+        format!(
+            "import sys, json\nprint(json.dumps({{'ready': 1}}), flush=True)\nsys.stdin.readline()\n\
+             for line in sys.stdin:\n    batch = json.loads(line)\n    for event in batch['events']:\n        {said}\n\
+             \x20       print(json.dumps({{'done': event['id'], 'actions': [{{'upsert': 'said', 'row': \
+             {{'event_id': event['id'], 'version': version}}}}]}}))\n    print(json.dumps({{'end': batch['batch']}}), flush=True)\n"
+        )
+    };
+    let file = installation.path().join("processors/said.py");
+    let fails = "version = 1\n        assert event['body']['n'] != 2, 'two'";
+    std::fs::write(&file, worker(fails)).unwrap();
+    installation.declare(
+        "said",
+        "[projector]\nname = 'said'\nevents = ['A']\ncommand = ['python3', 'said.py']\n\
+         retry = { max_attempts = 1, on_failure = 'skip' }\n[projector.tables]\n\
+         said = 'event_id bigint primary key, version int'\n",
+    );
+    let last = append(&db.pool, 3).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "said", last).await;
+    std::fs::write(&file, worker("version = 2")).unwrap();
+    let said = installation.espctl(&["dead-letters", "retry", "said", "--all", "--yes"]).await.printed();
+    assert!(said.contains("1 dead letter of said handled"), "{said}");
+    std::fs::write(&file, worker("version = 3")).unwrap();
+    installation.espctl(&["pause", "said"]).await.printed();
+    eventually("the pause", async || (installation.status("said").await["state"] == "paused").then_some(()))
+        .await;
+    daemon.says("paused").await;
+    installation.espctl(&["resume", "said"]).await.printed();
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "said", last).await;
+    let versions: Vec<i32> =
+        sqlx::query_scalar("select version from said order by event_id").fetch_all(&db.pool).await.unwrap();
+    assert_eq!(versions, [1, 2, 1, 3]);
+    daemon.stop().await;
+}

@@ -11,31 +11,31 @@ use crate::support::program::Installation;
 
 /// What the workers do at one of the events, and what is said of it.
 const AT_AN_EVENT: [(&str, &str); 16] = [
-    ("no_json", "the worker wrote a line that is no message: Traceback (most recent call last):"),
-    ("no_text", "the worker wrote a line that is not UTF-8: "),
-    ("half_a_line", "the worker ended in the middle of a line: {\\\"done\\\":"),
+    ("no_json", "the program wrote a line that is no message: Traceback (most recent call last):"),
+    ("no_text", "the program wrote a line that is not UTF-8: "),
+    ("half_a_line", "the program ended in the middle of a line: {\\\"done\\\":"),
     ("unknown_event", "which is not in the batch: event {id} was due"),
     ("out_of_order", "event {id} was due"),
     ("twice", "event {id} was due"),
-    ("ends_early", "the worker ended the batch without an answer to event {id}"),
+    ("ends_early", "the program ended the batch without an answer to event {id}"),
     ("unknown_table", "\"nothing\" is not a table of the processor: unknown_table, unknown_table_total"),
     ("unknown_column", "table unknown_column has no column \"nothing\": it has event_id, place"),
     ("bad_row", "new row for relation \"bad_row\" violates check constraint"),
-    ("bad_read", "the worker asked for a row that it cannot have: invalid input syntax for type bigint"),
-    ("emits", "emits Undeclared, which it does not declare"),
-    ("exits", "the worker ended with exit code 0"),
-    ("crashes", "the worker ended with signal SIGKILL"),
-    ("crashes_unflushed", "the worker ended with signal SIGKILL"),
+    ("bad_read", "the program asked for a row that it cannot have: invalid input syntax for type bigint"),
+    ("emits", "projector emits emits Undeclared: only reactors emit"),
+    ("exits", "the program ended with exit code 0"),
+    ("crashes", "the program ended with signal SIGKILL"),
+    ("crashes_unflushed", "the program ended with signal SIGKILL"),
     ("gives_up", "no title"),
 ];
 
 /// The same, of workers that make it hard for others.
 const LOUD_AT_AN_EVENT: [(&str, &str); 6] = [
-    ("endless_line", "the worker wrote a line of more than 16777216 bytes"),
-    ("stuck", "the worker was silent for 2 s while an answer was due (command_timeout)"),
-    ("chatters", "the worker was silent for 2 s while an answer was due (command_timeout)"),
-    ("floods", "the worker ended with exit code 3"),
-    ("closes", "the worker closed its standard output"),
+    ("endless_line", "the program wrote a line of more than 16777216 bytes"),
+    ("stuck", "the program was silent for 2 s while an answer was due (command_timeout)"),
+    ("chatters", "the program was silent for 2 s while an answer was due (command_timeout)"),
+    ("floods", "the program ended with exit code 3"),
+    ("closes", "the program closed its standard output"),
     ("hoards", "more than the 100663296 of command_memory_max"),
 ];
 
@@ -46,7 +46,7 @@ const BEFORE_ANY: [(&str, &str); 4] = [
     ("mute", "\"python3\" was silent for 10 s"),
     (
         "stillborn",
-        "\"python3\" ended with exit code 1 (failed) before it said {\"ready\":1}; its last words: no such module: todos",
+        "\"python3\" ended with exit code 1 before it said {\"ready\":1}; its last words: no such module: todos",
     ),
 ];
 
@@ -192,7 +192,7 @@ async fn a_worker_that_ends_the_wrong_batch_is_not_believed() {
     let trackers = in_trouble(&db.pool, 1, has_failed).await;
     let error = trackers[0].last_error.as_ref().unwrap();
     assert_eq!(error["event_id"], ids[0], "{trackers:?}");
-    assert!(error["message"].as_str().unwrap().contains("the worker ended batch"), "{error:?}");
+    assert!(error["message"].as_str().unwrap().contains("the program ended batch"), "{error:?}");
     assert_eq!(counted(&db.pool, "other").await, Vec::<i64>::new());
     heal(&installation);
     reaches(&db.pool, "other", ids[99]).await;

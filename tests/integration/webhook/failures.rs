@@ -185,3 +185,26 @@ async fn a_failure_is_over_when_the_event_is_received() {
     assert_eq!((&status["last_error"], status["state"].as_str()), (&Value::Null, Some("live")), "{status}");
     daemon.stop().await;
 }
+
+/// Whoever shows the failure shows what the receiver has said, and that may be what it was told.
+#[tokio::test]
+async fn a_receiver_that_repeats_a_secret_does_not_get_it_shown() {
+    let db = support::database().await;
+    let receiver = Receiver::start(|request| {
+        let told = request.header("authorization").to_owned();
+        Reply::Full(301, vec![("location", format!("https://a.example{}", request.path))], told)
+    })
+    .await;
+    let installation = installation(&db);
+    let url = format!("{}?token=querySECRET", receiver.url());
+    let webhook = "allow_private = true\nheaders = { authorization = 'Bearer headerSECRET' }";
+    super::declare_at(&installation, &url, "", webhook, "max_attempts = 1\non_failure = 'skip'\n");
+    let last = append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "hook", last).await;
+    let shown = installation.espctl(&["dead-letters", "show", "hook", "1"]).await.printed();
+    assert!(shown.contains("redirects") && shown.contains("***"), "{shown}");
+    let log = daemon.log().iter().map(ToString::to_string).collect::<String>();
+    assert!(!shown.contains("SECRET") && !log.contains("SECRET"), "{shown}\n{log}");
+    daemon.stop().await;
+}
