@@ -185,3 +185,36 @@ async fn a_parked_event_lets_other_aggregates_go_on() {
     assert_eq!(last.await, [61, 60, 40]);
     life.end().await;
 }
+
+/// As `dead_letters/policies.rs` for declared SQL and `command/policies.rs` for programs.
+#[tokio::test]
+async fn under_each_policy_the_others_of_a_thousand_are_there() {
+    for on_failure in [OnFailure::Retry, OnFailure::Stop, OnFailure::Park, OnFailure::Skip] {
+        let db = support::database().await;
+        append(&db.pool, 1_000).await;
+        poison(&db.pool, 500).await;
+        let retry = RetryPolicy { max_attempts: Some(2), on_failure, ..settings(&db).retry };
+        let limits = espd::declaration::BatchLimits::default();
+        let life =
+            Life::begin_with(&db, notes(Poison::Named), RunnerSettings { retry, limits, ..settings(&db) });
+        let goes_on = matches!(on_failure, OnFailure::Park | OnFailure::Skip);
+        let row = row_with(&db.pool, "the policy has decided", |row| match on_failure {
+            OnFailure::Retry => row.attempts > 2,
+            OnFailure::Stop => row.failed_at.is_some(),
+            OnFailure::Park | OnFailure::Skip => row.position == 1_000,
+        })
+        .await;
+        let noted = support::projectors::numbers(&db.pool, "select event_id from notes order by place").await;
+        let letters: Vec<_> =
+            letters(&db.pool).await.iter().map(|letter| (letter.event_id, letter.blocks)).collect();
+        if goes_on {
+            assert_eq!(noted, (1..=1_000).filter(|id| *id != 500).collect::<Vec<i64>>(), "{on_failure:?}");
+            assert_eq!(letters, [(500, on_failure == OnFailure::Park)]);
+            assert!(row.last_error.is_none(), "{row:?}");
+        } else {
+            assert_eq!((row.position, noted.len(), letters.len()), (499, 499, 0), "{on_failure:?}");
+            assert_eq!(row.last_error.unwrap().0.event_id, Some(500));
+        }
+        life.end().await;
+    }
+}
