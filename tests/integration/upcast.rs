@@ -154,19 +154,19 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
 #[tokio::test]
 async fn an_event_that_no_upcast_can_read_is_the_only_one_that_is_blamed() {
     for plan in ["", "&options=-c%20enable_indexscan%3Doff", "&options=-c%20enable_bitmapscan%3Doff"] {
-        for poison in [json!("s"), json!({ "name": null })] {
+        // The second makes no body at all. Both are cheap: the server puts off what is dear until it has cut off.
+        for body in ["event.body - 'name'", "event.body->'nothing'"] {
             let db = support::database().await;
             for n in 1..=4 {
                 append(&db.pool, "TodoAdded", json!({ "title": n.to_string() })).await;
             }
-            append(&db.pool, "TodoCreated", poison).await;
+            append(&db.pool, "TodoCreated", json!("a scalar")).await;
             let last = append(&db.pool, "TodoAdded", json!({ "title": "6" })).await;
-            // Of null it makes no body at all.
-            let upcast = "[[upcast]]\nevents = ['TodoCreated']\ntype = 'TodoAdded'\n\
-                          body = \"event.body - 'name' || jsonb_build_object('title', event.body->'name') || \
-                          nullif(event.body->'name', 'null')\"\n\
-                          [retry]\ninitial = '20ms'\nmax_attempts = 2\non_failure = 'park'\n";
-            let installation = Installation::new(&format!("{}{plan}", db.url), upcast);
+            let upcast = format!(
+                "[[upcast]]\nevents = ['TodoCreated']\ntype = 'TodoAdded'\nbody = \"{body}\"\n\
+                 [retry]\ninitial = '20ms'\nmax_attempts = 2\non_failure = 'park'\n"
+            );
+            let installation = Installation::new(&format!("{}{plan}", db.url), &upcast);
             installation.declare("titles", TITLES);
             let daemon = installation.start_daemon();
             reaches(&db.pool, "titles", last).await;
