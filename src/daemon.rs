@@ -25,7 +25,7 @@ pub(crate) use reload::plan;
 #[command(
     name = "espd",
     version,
-    about = "Run projectors on a PostgreSQL event store",
+    about = "Run projectors and reactors on a PostgreSQL event store",
     after_help = "Without a command, `espd --config FILE` means `espd run --config FILE`.\n\
                   New here? `espd demo` shows everything on a private PostgreSQL, and leaves nothing behind.\n\
                   Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 130 interrupted twice."

@@ -10,10 +10,13 @@
 //!                      SUBSCRIPTION
 //!                           │  batch
 //!                           ▼
-//!                       PROCESSOR      projector, reactor ──► emitted events
-//!                           │
-//!                           ▼
-//!                      projection  ──►  TRACKER      the position moves, never backward
+//!                       PROCESSOR      projector │ reactor        declared SQL, Rust, a program, a webhook
+//!                           │                │
+//!                           ▼                ▼
+//!                      projection        emission ──► event store
+//!                           └───────┬────────┘
+//!                                   ▼
+//!                                TRACKER             the position moves, never backward
 //! ```
 //!
 //! 1. [`event`] is what travels. [`event_store`] appends and reads it, in the tables that [`layout`] names and
@@ -21,9 +24,10 @@
 //! 2. [`horizon`] is the rule that says up to which position nothing can appear any more; the [`watcher`]
 //!    applies it and wakes those who wait.
 //! 3. [`subscription`] is a runner's view of that; [`processor`] the contract for what handles a batch, and
-//!    [`sql_processor`] the one that turns declared SQL ([`declaration`]) into a function of the database.
+//!    [`sql_processor`] what turns declared SQL ([`declaration`]) into a function of the database. [`native`] is for
+//!    handlers in Rust; other programs and webhooks stand beside it. Old events are read as new ones by [`upcast`].
 //! 4. [`tracker`] is who is where. [`runner`] lives one processor's life around it, with [`retry`] and
-//!    [`failure`] for what goes wrong.
+//!    [`failure`] for what goes wrong, and [`dead_letters`] for what is set aside.
 //!
 //! Around the flow: a [`worker`] is the process that runners live in, the [`supervisor`] starts, watches and
 //! restarts workers, [`config`] says which, [`embedded`] provides a PostgreSQL where there is none. The programs
