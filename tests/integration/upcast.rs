@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use espd::declaration::SourceText;
+use espd::event_store::{EventStore as _, PostgresEventStore};
 use espd::layout::Layout;
 use espd::native::{Declaration, Delivery, EventType, HandlerError, Program, Projection, Projector};
 use espd::processor::Events;
@@ -187,4 +188,25 @@ async fn a_condition_that_is_none_is_found_by_the_check() {
     let complaint = Installation::new(&db.url, upcast).espctl(&["check"]).await.complained(64);
     assert!(complaint.contains("must be type boolean"), "{complaint}");
     assert!(complaint.contains("syntax error"), "{complaint}");
+}
+
+#[tokio::test]
+async fn whoever_reads_up_to_an_unreadable_event_gets_those_before_it() {
+    for plan in ["", "&options=-c%20enable_indexscan%3Doff", "&options=-c%20enable_seqscan%3Doff"] {
+        let db = support::database().await;
+        append(&db.pool, "TodoAdded", json!({})).await;
+        append(&db.pool, "TodoCreated", json!("a scalar")).await;
+        let upcast = Upcast {
+            events: vec!["TodoCreated".into()],
+            event_type: None,
+            body: Some(SourceText::unplaced("event.body - 'name'")),
+            when: None,
+        };
+        let pool = PgPool::connect(&format!("{}{plan}", db.url)).await.unwrap();
+        let layout = Layout::espd(SCHEMA).unwrap().with_upcasts(&[upcast]);
+        let store = PostgresEventStore::new(pool, layout).without_bell();
+        let read = store.read_after(0, None, None, 1).await.unwrap();
+        assert_eq!(read.iter().map(|event| event.id).collect::<Vec<_>>(), [1], "{plan}");
+        store.read_after(0, None, None, 2).await.unwrap_err();
+    }
 }
