@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use espd::event::{ExpectedVersion, NewEvent};
-use espd::event_store::{EventStore as _, PostgresEventStore};
-use espd::layout::Layout;
+use espd::store::layout::Layout;
+use espd::store::{EventStore as _, PostgresEventStore};
 use serde_json::value::RawValue;
 use sqlx::postgres::PgPoolOptions;
 use support::{Arguments, Daemon, Installation, Report, SCHEMA, Server, Spread};

@@ -89,7 +89,7 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// Lets the daemon make the table and the function, and the rows that all others are compared with.
     async fn prepare(server: &'a Server, head: i64) -> anyhow::Result<Self> {
-        let installation = Installation::new(&server.url, "warn,espd::runner=debug", PROJECTOR)?;
+        let installation = Installation::new(&server.url, "warn,espd::processing::runner=debug", PROJECTOR)?;
         let mut bench = Self { server, installation, head, rows: String::new() };
         bench.run_daemon().await?;
         bench.server.execute(REFERENCES).await?;

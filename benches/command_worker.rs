@@ -94,12 +94,12 @@ fn rates(rounds: &[Round], begin: impl Fn(&Round) -> (DateTime<Utc>, i64), head:
 }
 
 fn sql(server: &Server) -> anyhow::Result<Contestant> {
-    let installation = Installation::new(&server.url, "warn,espd::runner=debug", BY_SQL)?;
+    let installation = Installation::new(&server.url, "warn,espd::processing::runner=debug", BY_SQL)?;
     Ok(Contestant { installation, name: "outstanding_todos" })
 }
 
 fn worker(server: &Server) -> anyhow::Result<Contestant> {
-    let installation = Installation::new(&server.url, "warn,espd::runner=debug", BY_WORKER)?;
+    let installation = Installation::new(&server.url, "warn,espd::processing::runner=debug", BY_WORKER)?;
     installation.write("espd_worker.py", LOOP)?;
     installation.write("worker_todos.py", &WORKER.replace("outstanding_todos", "worker_todos"))?;
     Ok(Contestant { installation, name: "worker_todos" })

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use espd::event::NewEvent;
-use espd::event_store::{EventStore as _, PostgresEventStore};
-use espd::layout::Layout;
 use espd::schema::migrate_processing;
+use espd::store::layout::Layout;
+use espd::store::{EventStore as _, PostgresEventStore};
 use serde_json::value::RawValue;
 use sqlx::PgPool;
 use support::processes::{Family, peak, resident};

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
-use espd::native::Program;
+use espd::handlers::native::Program;
 use support::{Arguments, Installation, Report, Server, Spread};
 
 use projections::OpenTodos;
@@ -77,7 +77,7 @@ async fn run(
     server.execute("drop table if exists outstanding_todos").await?;
     server.execute("delete from espd.trackers; delete from espd.projection_tables").await?;
     server.settle().await?;
-    let installation = Installation::new(&server.url, "warn,espd::runner=debug", declared)?;
+    let installation = Installation::new(&server.url, "warn,espd::processing::runner=debug", declared)?;
     let mut daemon = installation.start_program(program)?;
     let batches = daemon.wait_for_position(events).await?;
     daemon.stop()?;

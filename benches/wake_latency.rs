@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use espd::event::NewEvent;
-use espd::event_store::{EventStore as _, PostgresEventStore};
-use espd::layout::Layout;
+use espd::store::layout::Layout;
+use espd::store::{EventStore as _, PostgresEventStore};
 use serde_json::value::RawValue;
 use sqlx::postgres::{PgConnection, PgListener};
 use sqlx::{AssertSqlSafe, Connection as _};

@@ -3,8 +3,8 @@
 //! Works on memory; with DATABASE_URL on PostgreSQL (after `espctl migrate`). The code is the same.
 
 use espd::event::{ExpectedVersion, NewEvent};
-use espd::event_store::{AppendError, EventStore, MemoryEventStore, PostgresEventStore};
-use espd::layout::Layout;
+use espd::store::layout::Layout;
+use espd::store::{AppendError, EventStore, MemoryEventStore, PostgresEventStore};
 use futures_util::TryStreamExt as _;
 use serde_json::value::to_raw_value;
 use uuid::Uuid;

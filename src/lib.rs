@@ -19,77 +19,42 @@
 //!                                TRACKER             the position moves, never backward
 //! ```
 //!
-//! 1. [`event`] is what travels. [`event_store`] appends and reads it, in the tables that [`layout`] names and
+//! 1. [`event`] is what travels. [`store`] appends and reads it, in the tables that [`store::layout`] names and
 //!    [`schema`] creates.
-//! 2. [`horizon`] is the rule that says up to which position nothing can appear any more; the [`watcher`]
-//!    applies it and wakes those who wait.
-//! 3. [`subscription`] is a runner's view of that; [`processor`] the contract for what handles a batch, and
-//!    [`sql_processor`] what turns declared SQL ([`declaration`]) into a function of the database. [`native`] is for
-//!    handlers in Rust; other programs and webhooks stand beside it. Old events are read as new ones by [`upcast`].
-//! 4. [`tracker`] is who is where. [`runner`] lives one processor's life around it, with [`retry`] and
-//!    [`failure`] for what goes wrong, and [`dead_letters`] for what is set aside.
+//! 2. [`store::horizon`] is the rule that says up to which position nothing can appear any more; the
+//!    [`store::watcher`] applies it and wakes those who wait.
+//! 3. [`store::subscription`] is a runner's view of that; [`processing::processor`] the contract for what handles a
+//!    batch. [`handlers`] has what handles it: declared SQL, Rust, a program, a webhook.
+//! 4. [`processing::tracker`] is who is where. [`processing::runner`] lives one processor's life around it, with
+//!    [`retry`] and [`processing::failure`] for what goes wrong, and [`processing::dead_letters`] for what is set aside.
 //!
-//! Around the flow: a [`worker`] is the process that runners live in, the [`supervisor`] starts, watches and
-//! restarts workers, [`config`] says which, [`embedded`] provides a PostgreSQL where there is none. The programs
-//! are [`daemon`] (`espd`) and [`espctl`]; `ARCHITECTURE.md` has the map and the invariants.
+//! Around the flow: a [`worker`] is the process that runners live in, [`supervision`] starts, watches and restarts
+//! workers, [`config`] says which, [`embedded`] provides a PostgreSQL where there is none, [`operations`] is what
+//! operators see and do. The programs are [`daemon`] (`espd`) and [`espctl`]; `ARCHITECTURE.md` has the map and the
+//! invariants.
 
-// The flow.
-mod bell;
-mod command;
-mod emission;
+// Words and tools: no database, no process.
 pub mod event;
-pub mod event_store;
-pub mod horizon;
-mod hosted;
-pub mod layout;
-pub mod native;
-pub mod processor;
-pub mod runner;
-pub mod schema;
-pub mod sql_processor;
-pub mod subscription;
-pub mod tracker;
-pub mod upcast;
-pub mod watcher;
-mod webhook;
-
-// What a projector is declared as, and what may go wrong with it.
-pub mod config;
-pub mod dead_letters;
-pub mod declaration;
-mod doctor;
-pub mod failure;
-pub mod operator;
-pub mod preconditions;
+mod postgres;
+pub mod process;
 pub mod retry;
-pub mod status;
-mod takeover;
-
-// Processes.
-pub mod embedded;
-pub mod heartbeat;
-pub mod hooks;
-mod memory;
-mod orphans;
-pub mod roster;
-mod service_manager;
+pub mod schema;
 pub mod shutdown;
-pub mod signal;
-mod spawner;
-pub mod supervisor;
 pub mod telemetry;
+
+// Events.
+pub mod embedded;
+pub mod store;
+
+// Processing.
+pub mod handlers;
+pub mod processing;
+pub mod supervision;
 pub mod worker;
 
-// The programs.
+// Surfaces.
 pub mod admin;
+pub mod config;
 pub mod daemon;
-pub mod database;
-mod demo;
 pub mod espctl;
-pub mod exit_code;
-pub mod todo_history;
-
-// Small things of SQL.
-mod row;
-mod sql_lexer;
-mod sql_quote;
+pub mod operations;

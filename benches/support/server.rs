@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use espd::daemon::todo_history::TodoHistory;
 use espd::embedded::{EmbeddedPostgres, Options};
 use espd::event::{ExpectedVersion, NewEvent};
 use espd::schema::{migrate_event_store, migrate_processing};
-use espd::todo_history::TodoHistory;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 

@@ -7,8 +7,8 @@ mod events;
 mod notifier;
 mod projections;
 
-use espd::declaration::Start;
-use espd::native::{Declaration, Program};
+use espd::handlers::native::{Declaration, Program};
+use espd::processing::declaration::Start;
 
 use events::{TodoAbandoned, TodoAdded, TodoAmended, TodoCompleted};
 use notifier::{Notified, Notifier};

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use espd::native::{Declaration, Delivery, HandlerError, Projection, Projector};
+use espd::handlers::native::{Declaration, Delivery, HandlerError, Projection, Projector};
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};

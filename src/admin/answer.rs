@@ -8,8 +8,8 @@ use hyper::header::{
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use crate::failure;
-use crate::operator::OperatorError;
+use crate::operations::operator::OperatorError;
+use crate::processing::failure;
 
 /// A complete answer.
 pub(super) type Answer = Response<Full<Bytes>>;

@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::Workers;
 use super::answer::{self, Answer, Refusal};
-use crate::database::Databases;
-use crate::exit_code::chain;
-use crate::failure;
+use crate::operations::databases::Databases;
+use crate::process::exit_code::chain;
+use crate::processing::failure;
 
 /// A loop that has not turned for this long stands still; it turns once a second when nothing happens.
 const STILL_AFTER: Duration = Duration::from_secs(10);

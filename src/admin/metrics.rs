@@ -4,8 +4,8 @@
 use chrono::Utc;
 
 use super::exposition::{Exposition, Kind};
-use crate::status::{ProcessorStatus, State};
-use crate::supervisor::Snapshot;
+use crate::operations::status::{ProcessorStatus, State};
+use crate::supervision::Snapshot;
 
 /// All metrics. `statuses` is `None` while the database cannot be asked.
 pub(super) fn render(statuses: Option<&[ProcessorStatus]>, workers: &[Snapshot]) -> String {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::config::{AdminSettings, Config, Listen};
-use crate::exit_code::Exit;
+use crate::process::exit_code::Exit;
 
 /// How long the daemon may take for each step.
 const PATIENCE: Duration = Duration::from_secs(4);

@@ -15,18 +15,18 @@ use tracing::info;
 use super::access::{self, Clearance};
 use super::answer::{self, Answer, Refusal};
 use super::body::{self, read_body};
-use super::letters::{self, Wanted};
+use super::dead_letters::{self, Wanted};
 use super::listener::Ends;
 use super::route::{LetterVerb, Route, Verb};
 use super::{View, Workers, exposition, health, metrics};
 use crate::config::{AdminSettings, Config};
-use crate::database::Databases;
-use crate::dead_letters::Selection;
 use crate::event::Position;
-use crate::exit_code::chain;
-use crate::operator::Operator;
-use crate::status::ProcessorStatus;
-use crate::tracker::Effects;
+use crate::operations::databases::Databases;
+use crate::operations::operator::Operator;
+use crate::operations::status::ProcessorStatus;
+use crate::process::exit_code::chain;
+use crate::processing::dead_letters::Selection;
+use crate::processing::tracker::Effects;
 
 /// What whoever shows a wrong token waits for the answer.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(100);
@@ -95,9 +95,9 @@ impl Desk {
             Route::Metrics => Ok(self.metrics().await),
             Route::Processors => Ok(answer::json(StatusCode::OK, &self.look(None).await?)),
             Route::Processor(name) => self.show(name).await,
-            Route::DeadLetters => self.list_letters(letters::of_query(head.uri.query())?).await,
+            Route::DeadLetters => self.list_letters(dead_letters::of_query(head.uri.query())?).await,
             Route::DeadLettersOf(name) => {
-                let mut wanted = letters::of_query(head.uri.query())?;
+                let mut wanted = dead_letters::of_query(head.uri.query())?;
                 wanted.selection.processor = Some(name.to_owned());
                 self.list_letters(wanted).await
             }
@@ -111,7 +111,7 @@ impl Desk {
                 self.change(name, Change::Processor(verb, reset), ends).await
             }
             Route::ChangeDeadLetters(name, verb) => {
-                let selection = letters::of_body(&head.headers, &body)?;
+                let selection = dead_letters::of_body(&head.headers, &body)?;
                 self.change(name, Change::DeadLetters(verb, selection), ends).await
             }
         }

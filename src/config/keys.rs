@@ -5,7 +5,7 @@
 
 /// The keys of one section.
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     /// How the section is written: `[runner]`; empty for the top of the file.
     pub(super) title: &'static str,
     /// What precedes its keys in a full name: `runner.`.

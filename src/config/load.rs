@@ -4,23 +4,25 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use super::admin::AdminSettings;
-use super::context::{Claims, Context};
-use super::fault::{ConfigFaults, Faults};
-use super::hooks::read_hooks;
-use super::include::expand;
-use super::interpolation::Environment;
 use super::keys;
-use super::projector::{Defaults, PROJECTOR, REACTOR, read_processor};
-use super::section::Section;
-use super::settings::{EventStoreSettings, LogSettings, ProjectionsSettings, RunnerSettings, read_retry};
-use super::source_file::SourceFile;
-use super::syntax::report_syntax_errors;
-use super::upcast::read_upcast;
+use super::reader::context::{Claims, Context};
+use super::reader::faults::{ConfigFaults, Faults};
+use super::reader::include::expand;
+use super::reader::interpolation::Environment;
+use super::reader::source_file::SourceFile;
+use super::reader::syntax::report_syntax_errors;
+use super::reader::tree::Section;
+use super::sections::admin::AdminSettings;
+use super::sections::hooks::read_hooks;
+use super::sections::processor::{Defaults, PROJECTOR, REACTOR, read_processor};
+use super::sections::store::{
+    EventStoreSettings, LogSettings, ProjectionsSettings, RunnerSettings, read_retry,
+};
+use super::sections::upcast::read_upcast;
 use super::{Config, LookUp};
-use crate::declaration::ProcessorDeclaration;
-use crate::layout::LayoutSettings;
+use crate::processing::declaration::ProcessorDeclaration;
 use crate::retry::RetryPolicy;
+use crate::store::layout::LayoutSettings;
 
 /// Reads everything; returns the configuration, or all faults of all files.
 pub(super) fn load(path: &Path, variable: LookUp<'_>) -> Result<Config, ConfigFaults> {

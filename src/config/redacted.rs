@@ -2,18 +2,18 @@
 
 use serde_json::{Map, Value, json};
 
-use super::admin::{AdminSettings, Token};
 use super::database_url::DatabaseUrl;
-use super::quantity::{format_duration, format_size};
+use super::reader::quantity::{format_duration, format_size};
+use super::sections::admin::{AdminSettings, Token};
 use super::{Config, EventStoreSettings};
-use crate::declaration::{
+use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handler, Handling, Header, ProcessorDeclaration, Reaction, SourceText, Start,
     WebhookDeclaration,
 };
-use crate::layout::LayoutSettings;
-use crate::processor::ProcessorKind;
+use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
-use crate::upcast::Upcast;
+use crate::store::layout::LayoutSettings;
+use crate::store::upcast::Upcast;
 
 /// The configuration in the shape of its file, defaults filled in, passwords hidden.
 pub(super) fn redact(config: &Config) -> Value {
@@ -140,8 +140,9 @@ fn show_processors(config: &Config, kind: ProcessorKind) -> Vec<Value> {
 }
 
 fn show_processor(projector: &ProcessorDeclaration) -> Value {
-    let table =
-        |table: &crate::declaration::TableDeclaration| (table.name.clone(), json!(table.columns.text));
+    let table = |table: &crate::processing::declaration::TableDeclaration| {
+        (table.name.clone(), json!(table.columns.text))
+    };
     let mut shown = json!({
         "name": projector.name,
         "version": projector.version,

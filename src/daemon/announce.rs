@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::service_manager::ServiceManager;
-use crate::supervisor::Snapshot;
-use crate::supervisor::lifecycle::State;
+use crate::process::service_manager::ServiceManager;
+use crate::supervision::Snapshot;
+use crate::supervision::lifecycle::State;
 
 /// Between two messages.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);

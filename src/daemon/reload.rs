@@ -9,12 +9,12 @@ use sqlx::postgres::PgConnectOptions;
 use tracing::{info, warn};
 
 use crate::config::{Config, DatabaseUrl};
-use crate::exit_code::Exit;
-use crate::native::Registry;
-use crate::roster::RosterPlace;
-use crate::supervisor::lifecycle::Policy;
-use crate::supervisor::{Plan, Program};
-use crate::tracker::Owner;
+use crate::daemon::roster::RosterPlace;
+use crate::handlers::native::Registry;
+use crate::process::exit_code::Exit;
+use crate::processing::tracker::Owner;
+use crate::supervision::lifecycle::Policy;
+use crate::supervision::{Plan, Program};
 use crate::worker::Assignment;
 
 /// What a daemon is configured to do, and where that stands.

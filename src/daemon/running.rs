@@ -9,19 +9,19 @@ use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use super::announce::{announce, summarise};
-use super::fitness::wait_until_fit;
+use super::readiness::wait_until_fit;
 use super::reload::{Configured, plan};
 use crate::admin::{Endpoint, Limits};
 use crate::config::Config;
-use crate::database::{PRIVATE_FOLDER, start_private};
+use crate::daemon::roster::{Roster, RosterPlace};
 use crate::embedded::EmbeddedPostgres;
-use crate::exit_code::{Exit, ExitCode};
-use crate::native::Registry;
-use crate::roster::{Roster, RosterPlace};
-use crate::service_manager::ServiceManager;
-use crate::signal::Request;
-use crate::supervisor::{Ending, Order, Snapshot, Supervisor};
-use crate::tracker::Owner;
+use crate::handlers::native::Registry;
+use crate::operations::databases::{PRIVATE_FOLDER, start_private};
+use crate::process::exit_code::{Exit, ExitCode};
+use crate::process::service_manager::ServiceManager;
+use crate::process::signal::Request;
+use crate::processing::tracker::Owner;
+use crate::supervision::{Ending, Order, Snapshot, Supervisor};
 use crate::{shutdown, telemetry};
 
 /// Orders that the supervisor has not looked at yet. Nobody gives more than a few.

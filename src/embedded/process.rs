@@ -1,7 +1,7 @@
 //! The server's process: it starts with us, and it never outlives us.
 //!
 //! Two things end it when this process dies without saying so. On Linux the kernel sends the server a signal
-//! (see [`crate::spawner`]). And a small shell script, the [`Janitor`], reads a pipe whose other end only we hold:
+//! (see [`crate::process::spawner`]). And a small shell script, the [`Janitor`], reads a pipe whose other end only we hold:
 //! when it closes, the script stops the server (on systems without that signal) and removes the temporary folder,
 //! which nobody else would.
 
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::orphans::reserve;
-use crate::spawner::{die_with_owner, on_spawning_thread};
+use crate::process::orphans::reserve;
+use crate::process::spawner::{die_with_owner, on_spawning_thread};
 
 /// Between two looks at a process that is about to end, or a server that is about to be ready.
 pub(super) const POLL: Duration = Duration::from_millis(10);

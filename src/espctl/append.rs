@@ -10,11 +10,11 @@ use serde_json::value::RawValue;
 use sqlx::Connection as _;
 use uuid::Uuid;
 
-use crate::database::Databases;
 use crate::espctl::output;
 use crate::event::{Appended, ExpectedVersion, NewEvent};
-use crate::event_store::{EventStore as _, PostgresEventStore};
-use crate::exit_code::is_closed_pipe;
+use crate::operations::databases::Databases;
+use crate::process::exit_code::is_closed_pipe;
+use crate::store::{EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
 #[command(after_help = "Each line is an object with aggregate_id (uuid), type and body, and optionally\n\

@@ -11,11 +11,11 @@ use clap::{ArgGroup, Args, Subcommand};
 use uuid::Uuid;
 
 use crate::config::{Config, parse_duration};
-use crate::database::Databases;
-use crate::dead_letters::Selection;
 use crate::espctl::output;
 use crate::event::Position;
-use crate::operator::Operator;
+use crate::operations::databases::Databases;
+use crate::operations::operator::Operator;
+use crate::processing::dead_letters::Selection;
 
 #[derive(Subcommand)]
 pub(crate) enum DeadLettersCommand {

@@ -3,9 +3,9 @@
 use clap::Args;
 
 use crate::config::Config;
-use crate::doctor::{Finding, Level, examine};
 use crate::espctl::output;
-use crate::exit_code::{Exit, ExitCode};
+use crate::operations::doctor::{Finding, Level, examine};
+use crate::process::exit_code::{Exit, ExitCode};
 
 #[derive(Args)]
 #[command(after_help = "Exit code 1 if there is a failure; warnings alone are none. Nothing is changed.\n\n\

@@ -6,11 +6,11 @@ use clap::Args;
 use futures_util::TryStreamExt as _;
 use uuid::Uuid;
 
-use crate::database::Databases;
 use crate::espctl::output;
 use crate::event::{Event, Position};
-use crate::event_store::{EventStore as _, PostgresEventStore};
-use crate::horizon;
+use crate::operations::databases::Databases;
+use crate::store::horizon;
+use crate::store::{EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \

@@ -5,10 +5,10 @@ use clap::Args;
 use serde_json::json;
 
 use crate::config::Config;
-use crate::database::Databases;
 use crate::espctl::output::{self, thousands};
-use crate::layout::LayoutSettings;
-use crate::takeover::{Plan, Takeover, Takeovers};
+use crate::operations::databases::Databases;
+use crate::operations::import_positions::{Plan, Takeover, Takeovers};
+use crate::store::layout::LayoutSettings;
 
 #[derive(Args)]
 #[command(

@@ -4,11 +4,11 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 
 use crate::config::Config;
-use crate::database::Databases;
 use crate::espctl::output::{self, thousands};
 use crate::event::Position;
-use crate::operator::{Destination, Operator};
-use crate::tracker::{Effects, TrackerRow};
+use crate::operations::databases::Databases;
+use crate::operations::operator::{Destination, Operator};
+use crate::processing::tracker::{Effects, TrackerRow};
 
 #[derive(Args)]
 pub(crate) struct Target {

@@ -4,8 +4,8 @@ use clap::Args;
 
 use crate::config::Config;
 use crate::espctl::output;
-use crate::layout::{Layout, LayoutSettings};
-use crate::sql_quote::quote_identifier;
+use crate::postgres::quote::quote_identifier;
+use crate::store::layout::{Layout, LayoutSettings};
 
 /// What the script is made from; it also runs under psql.
 const ROLES: &str = include_str!("../../migrations/roles.sql");

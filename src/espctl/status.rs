@@ -7,10 +7,10 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::config::{Config, parse_duration};
-use crate::database::Databases;
 use crate::espctl::output::{self, span, thousands};
-use crate::operator::Operator;
-use crate::status::{HeldBy, ProcessorStatus, State, WorkerStatus};
+use crate::operations::databases::Databases;
+use crate::operations::operator::Operator;
+use crate::operations::status::{HeldBy, ProcessorStatus, State, WorkerStatus};
 
 #[derive(Args)]
 #[command(after_help = "Under the table stands what is wrong with whom, since when, and what to do.\n\n\

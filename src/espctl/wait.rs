@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::config::parse_duration;
-use crate::database::Databases;
 use crate::espctl::output;
 use crate::event::Position;
-use crate::event_store::{EventStore as _, PostgresEventStore};
-use crate::exit_code::{Exit, ExitCode};
-use crate::tracker::{TrackerRow, Trackers};
+use crate::operations::databases::Databases;
+use crate::process::exit_code::{Exit, ExitCode};
+use crate::processing::tracker::{TrackerRow, Trackers};
+use crate::store::{EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
 #[command(after_help = "Ends with 0 once it is there, with 75 when the time is over.\n\n\

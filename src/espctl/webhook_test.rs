@@ -13,13 +13,13 @@ use hyper::body::Bytes;
 use hyper::header::HeaderMap;
 
 use crate::config::Config;
-use crate::database::Databases;
-use crate::declaration::{Handling, ProcessorDeclaration, WebhookDeclaration};
 use crate::espctl::output;
 use crate::event::{Event, Position};
-use crate::event_store::{EventStore as _, PostgresEventStore};
-use crate::hosted::Action;
-use crate::webhook::{Answer, NoAnswer, Sender, Verdict};
+use crate::handlers::batch::Action;
+use crate::handlers::webhook::{Answer, NoAnswer, Sender, Verdict};
+use crate::operations::databases::Databases;
+use crate::processing::declaration::{Handling, ProcessorDeclaration, WebhookDeclaration};
+use crate::store::{EventStore as _, PostgresEventStore};
 
 /// Characters of an answer that are shown.
 const BODY_SHOWN: usize = 2_000;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::heartbeat::Heart;
+use crate::processing::heartbeat::Heart;
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 

@@ -1,5 +1,8 @@
 //! The daemon's surroundings: databases that are down, restarted, elsewhere, private or not fit.
 
+mod deployment;
+mod reload;
+
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

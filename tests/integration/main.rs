@@ -7,33 +7,12 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, also in what the tests share")]
 
 mod admin;
-mod command;
 mod config;
 mod daemon;
-mod dead_letters;
-mod deployment;
 mod embedded;
-mod error_policy;
 mod espctl;
-mod event_sourcery;
-mod event_store;
-mod hooks;
-mod horizon;
-mod isolation;
-mod native;
-mod ownership;
-mod pooler;
-mod preconditions;
-mod projector;
-mod reactor;
-mod relay;
-mod reload;
-mod restarts;
-mod runner;
-mod supervisor;
+mod handlers;
+mod processing;
+mod store;
+mod supervision;
 mod support;
-mod todo_example;
-mod tracker;
-mod upcast;
-mod wake_up;
-mod webhook;

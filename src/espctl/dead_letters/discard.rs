@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{Target, count_letters};
 use crate::espctl::output;
-use crate::operator::{Meant, Operator};
+use crate::operations::operator::{Meant, Operator};
 
 #[derive(Args)]
 #[command(

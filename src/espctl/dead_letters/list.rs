@@ -4,10 +4,10 @@ use chrono::Utc;
 use clap::Args;
 
 use super::Criteria;
-use crate::dead_letters::{DeadLetter, Selection};
 use crate::espctl::output::{self, span, thousands};
 use crate::event::Position;
-use crate::operator::Operator;
+use crate::operations::operator::Operator;
+use crate::processing::dead_letters::{DeadLetter, Selection};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \

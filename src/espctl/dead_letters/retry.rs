@@ -6,11 +6,11 @@ use clap::Args;
 
 use super::{Target, count_letters};
 use crate::config::parse_duration;
-use crate::dead_letters::{Remaining, RetryAsked, Selection};
 use crate::espctl::output::{self, thousands};
-use crate::exit_code::{Exit, ExitCode};
-use crate::operator::{Meant, Operator, OperatorError};
-use crate::tracker::TrackerRow;
+use crate::operations::operator::{Meant, Operator, OperatorError};
+use crate::process::exit_code::{Exit, ExitCode};
+use crate::processing::dead_letters::{Remaining, RetryAsked, Selection};
+use crate::processing::tracker::TrackerRow;
 
 #[derive(Args)]
 #[command(

@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::espctl::output::{self, span};
 use crate::event::Position;
-use crate::operator::{ExaminedLetter, Operator};
+use crate::operations::operator::{ExaminedLetter, Operator};
 
 #[derive(Args)]
 #[command(

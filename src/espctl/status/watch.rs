@@ -10,11 +10,11 @@ use sqlx::error::Error as DatabaseError;
 
 use super::{Arguments, look, render, time_left};
 use crate::config::Config;
-use crate::database::Databases;
 use crate::espctl::output::{self, span};
-use crate::exit_code::chain;
-use crate::signal;
-use crate::status::ProcessorStatus;
+use crate::operations::databases::Databases;
+use crate::operations::status::ProcessorStatus;
+use crate::process::exit_code::chain;
+use crate::process::signal;
 
 /// Moves to the upper left corner.
 const HOME: &str = "\x1b[H";

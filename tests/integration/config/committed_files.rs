@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use espd::config::{AdminSettings, Config, EXAMPLE};
-use espd::declaration::SourceText;
+use espd::processing::declaration::SourceText;
 
 use crate::support::certificates::Authority;
 

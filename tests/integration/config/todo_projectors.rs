@@ -4,7 +4,7 @@
 //! demo and a newcomer's first configuration consist of.
 
 use espd::config::Config;
-use espd::declaration::{HandledEvents, ProcessorDeclaration};
+use espd::processing::declaration::{HandledEvents, ProcessorDeclaration};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use espd::config::{Config, DatabaseUrl, LogFormat, RunnerSettings, WorkerSettings};
-use espd::declaration::{BatchLimits, HandledEvents};
+use espd::processing::declaration::{BatchLimits, HandledEvents};
 use espd::retry::{RetryPolicy, Strategy};
 
 use super::{Folder, espd_example, load};

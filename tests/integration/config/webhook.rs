@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use espd::declaration::{Handling, WebhookDeclaration};
+use espd::processing::declaration::{Handling, WebhookDeclaration};
 
 use super::{Folder, load};
 

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use espd::declaration::{
+use espd::handlers::sql::{Events, SqlProcessor};
+use espd::processing::declaration::{
     BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, SourceText,
     TableDeclaration,
 };
-use espd::layout::Layout;
-use espd::processor::{Processor, ProcessorError, Turn, Turned};
+use espd::processing::processor::{Processor, ProcessorError, Turn, Turned};
+use espd::processing::tracker::{Claim, Owner, Trackers};
 use espd::retry::RetryPolicy;
-use espd::sql_processor::{Events, SqlProcessor};
-use espd::tracker::{Claim, Owner, Trackers};
+use espd::store::layout::Layout;
 use sqlx::{PgConnection, PgPool};
 
 use super::SCHEMA;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use espd::event::{Appended, ExpectedVersion, NewEvent};
-use espd::event_store::{AppendError, EventStore as _, PostgresEventStore};
-use espd::layout::Layout;
+use espd::store::layout::Layout;
+use espd::store::{AppendError, EventStore as _, PostgresEventStore};
 use fastrand::Rng;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, PgConnection};
@@ -168,7 +168,7 @@ pub fn sqlstate(error: &sqlx::Error) -> Option<String> {
 
 /// Whether the server has judged the request itself, and not told of its own troubles.
 pub fn is_refusal(state: &str) -> bool {
-    !espd::failure::is_infrastructure(state)
+    !espd::processing::failure::is_infrastructure(state)
 }
 
 async fn append_through_library(store: &PostgresEventStore, drafts: &[Draft]) -> Answer {

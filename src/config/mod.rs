@@ -1,0 +1,223 @@
+//! The configuration: one TOML file and what it includes, read into one validated [`Config`].
+//!
+//! Reading never stops at the first fault. Each file is parsed into a tree that knows its places, every
+//! section is read key by key, whatever is wrong is noted with file, line, column and advice, and at the
+//! end there is either a complete `Config` or a [`ConfigFaults`] that prints the whole report.
+//!
+//! `docs/configuration.md` describes every key; `config/espd.example.toml` shows each.
+
+mod database_url;
+mod json_schema;
+mod keys;
+mod load;
+mod reader;
+mod redacted;
+mod sections;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
+pub use keys::known_keys;
+pub use reader::faults::{ConfigFaults, Fault};
+pub use sections::admin::{AdminSettings, Listen, Token};
+pub use sections::store::{EventStoreSettings, LogFormat, LogSettings, ProjectionsSettings, RunnerSettings};
+
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::retry::RetryPolicy;
+use crate::store::layout::LayoutSettings;
+use crate::store::upcast::Upcast;
+use crate::supervision::hooks::HookSettings;
+
+/// The commented example of every key: the very file `config/espd.example.toml`.
+pub const EXAMPLE: &str = include_str!("../../config/espd.example.toml");
+
+/// The environment variable that names the database where there is no file.
+const DATABASE_URL: &str = "DATABASE_URL";
+
+/// Reads a duration as the configuration has it, for command lines: `"30s"`.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_duration(words: &str) -> Result<Duration, String> {
+    reader::quantity::parse_duration(words)
+        .ok_or_else(|| "write a number and a unit: 500ms, 30s, 5m, 1h, 1d".to_owned())
+}
+
+/// Looks up an environment variable; `None` if it is not set.
+pub type LookUp<'l> = &'l dyn Fn(&str) -> Option<String>;
+
+/// Everything that is configured, with every default filled in.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Config {
+    /// The files that it was read from, the main file first. Empty without a file.
+    pub files: Vec<PathBuf>,
+    /// Where the events are.
+    pub event_store: EventStoreSettings,
+    /// Where the projectors' tables are.
+    pub projections: ProjectionsSettings,
+    /// How processors follow the store.
+    pub runner: RunnerSettings,
+    /// How to retry, for projectors that do not say otherwise.
+    pub retry: RetryPolicy,
+    /// What is logged, and how.
+    pub log: LogSettings,
+    /// The endpoint for probes, metrics and operators; `None`: there is none.
+    pub admin: Option<AdminSettings>,
+    /// What to run when a worker ends or a processor fails.
+    pub hooks: HookSettings,
+    /// How old events are read as new ones, in the order of the file.
+    pub upcasts: Vec<Upcast>,
+    /// The projectors: those of the main file, then those of the included files in their order.
+    pub processors: Vec<ProcessorDeclaration>,
+}
+
+impl Config {
+    /// Reads a file and what it includes; variables come from the environment of this process.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the files, as one report.
+    pub fn load(path: &Path) -> Result<Self, ConfigFaults> {
+        Self::load_with(path, &|name| std::env::var(name).ok())
+    }
+
+    /// As [`Config::load`], with the variables from elsewhere.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the files, as one report.
+    pub fn load_with(path: &Path, variable: LookUp<'_>) -> Result<Self, ConfigFaults> {
+        load::load(path, variable)
+    }
+
+    /// With the database that `DATABASE_URL` names, where the files name none: for a tool that looks into the private
+    /// PostgreSQL of a daemon.
+    #[must_use]
+    pub fn or_database_of_environment(mut self) -> Self {
+        if self.event_store.url.is_none() {
+            self.event_store.url =
+                std::env::var(DATABASE_URL).ok().and_then(|url| DatabaseUrl::new(url).ok());
+        }
+        self
+    }
+
+    /// The defaults, with the database that `DATABASE_URL` names: for a tool that is given no file.
+    ///
+    /// # Errors
+    /// The variable is not set, or not a PostgreSQL URL.
+    pub fn from_environment() -> Result<Self, ConfigFaults> {
+        Self::from_environment_with(&|name| std::env::var(name).ok())
+    }
+
+    /// As [`Config::from_environment`], with the variable from elsewhere.
+    ///
+    /// # Errors
+    /// The variable is not set, or not a PostgreSQL URL.
+    pub fn from_environment_with(variable: LookUp<'_>) -> Result<Self, ConfigFaults> {
+        let refuse = |message: String| {
+            let advice =
+                "name a file with --config, or set DATABASE_URL to postgres://user:password@host/database";
+            ConfigFaults::one(Fault::of_file(DATABASE_URL, message, advice.to_owned()))
+        };
+        let url = variable(DATABASE_URL).filter(|url| !url.is_empty());
+        let url =
+            url.ok_or_else(|| refuse("neither a configuration file nor this variable is given".into()))?;
+        let url = DatabaseUrl::new(url).map_err(|error| refuse(error.to_string()))?;
+        let mut config = Self::default();
+        config.event_store.url = Some(url);
+        Ok(config)
+    }
+
+    /// The workers, by name, each with the processors that live in it; both in the order of the files.
+    pub fn workers(&self) -> Vec<(String, Vec<&ProcessorDeclaration>)> {
+        let mut workers: Vec<(String, Vec<_>)> = Vec::new();
+        for projector in &self.processors {
+            let name = projector.isolation.worker_of(&projector.name);
+            match workers.iter_mut().find(|(worker, _)| *worker == name) {
+                Some((_, processors)) => processors.push(projector),
+                None => workers.push((name, vec![projector])),
+            }
+        }
+        workers
+    }
+
+    /// The way to the events' database for those who prepare statements or listen: past a pooler, if there is one.
+    pub fn direct_event_store_url(&self) -> Option<&DatabaseUrl> {
+        self.event_store.direct_url.as_ref().or(self.event_store.url.as_ref())
+    }
+
+    /// The same for the database of the projections; `None`: it is the one of the events.
+    pub fn direct_projections_url(&self) -> Option<&DatabaseUrl> {
+        let url = self.projections.url.as_ref().filter(|url| Some(*url) != self.event_store.url.as_ref())?;
+        Some(self.projections.direct_url.as_ref().unwrap_or(url))
+    }
+
+    /// What a worker of these processors needs, with the events at `event_store_url`: the configured URL,
+    /// or that of the private PostgreSQL.
+    pub fn worker_settings(
+        &self,
+        processors: &[&ProcessorDeclaration],
+        event_store_url: &DatabaseUrl,
+    ) -> WorkerSettings {
+        let elsewhere = self.projections.url.as_ref().filter(|url| *url != event_store_url);
+        let direct_url = match elsewhere {
+            Some(_) => &self.projections.direct_url,
+            None => &self.event_store.direct_url,
+        };
+        WorkerSettings {
+            event_store_url: self.event_store.direct_url.as_ref().unwrap_or(event_store_url).clone(),
+            batches_url: elsewhere.unwrap_or(event_store_url).clone(),
+            pooled: direct_url.is_some(),
+            layout: self.event_store.layout.clone(),
+            upcasts: self.upcasts.clone(),
+            event_store_schema: self.event_store.schema.clone(),
+            projections_url: elsewhere.cloned(),
+            projections_schema: self.projections.schema.clone(),
+            poll_interval_max: self.runner.poll_interval_max,
+            log: self.log.clone(),
+            processors: processors.iter().copied().cloned().collect(),
+        }
+    }
+
+    /// A JSON Schema (draft 2020-12) of the files, for editors.
+    pub fn json_schema() -> serde_json::Value {
+        json_schema::schema()
+    }
+
+    /// The configuration as people may see it: in the shape of its file, with the included processors
+    /// and every default filled in, without passwords.
+    pub fn redacted(&self) -> serde_json::Value {
+        redacted::redact(self)
+    }
+}
+
+/// Everything that a worker child needs to run its processors.
+///
+/// Travels from the supervisor to the child as JSON through a pipe, **with its passwords**; it is not
+/// for showing. `Debug` hides them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerSettings {
+    /// The database of the events, for listening and looking: past a pooler, if there is one.
+    pub event_store_url: DatabaseUrl,
+    /// The database that batches run in, the one of the projections.
+    pub batches_url: DatabaseUrl,
+    /// Whether `batches_url` leads through a transaction pooler.
+    pub pooled: bool,
+    /// The shape of the event table.
+    pub layout: LayoutSettings,
+    /// How old events are read as new ones.
+    pub upcasts: Vec<Upcast>,
+    /// The schema of espd's own tables.
+    pub event_store_schema: String,
+    /// The database of the projections; `None`: the one of the events.
+    pub projections_url: Option<DatabaseUrl>,
+    /// The schema of the projections.
+    pub projections_schema: String,
+    /// The longest time between two looks at the store while nothing happens.
+    pub poll_interval_max: Duration,
+    /// What is logged, and how.
+    pub log: LogSettings,
+    /// The processors themselves, at least one.
+    pub processors: Vec<ProcessorDeclaration>,
+}

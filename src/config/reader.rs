@@ -1,0 +1,12 @@
+//! Reading TOML: files, syntax, a tree of values with their places. Nothing here knows a key.
+
+pub(crate) mod context;
+pub(crate) mod faults;
+pub(crate) mod include;
+pub(crate) mod interpolation;
+pub(crate) mod quantity;
+pub(crate) mod source_file;
+pub(crate) mod string_literal;
+pub(crate) mod syntax;
+pub(crate) mod tree;
+pub(crate) mod value;

@@ -1,0 +1,110 @@
+//! A configuration file as text, and the places in it.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use super::faults::{Excerpt, Fault, hide_passwords};
+
+/// A file of the configuration.
+#[derive(Debug)]
+pub(crate) struct SourceFile {
+    /// As named by the user, or as found by a pattern of the user.
+    pub(crate) name: String,
+    /// All of it.
+    pub(crate) text: String,
+}
+
+impl SourceFile {
+    /// Reads a file, or says why it cannot be read.
+    pub(crate) fn read(path: &Path) -> Result<Self, Box<Fault>> {
+        let name = path.display().to_string();
+        match fs::read(path) {
+            Ok(bytes) => Self::from_bytes(name, bytes),
+            Err(error) => {
+                let advice = "name an existing file that this user may read; \
+                              `espctl config example` prints one to start from";
+                Err(Box::new(Fault::of_file(&name, format!("cannot read the file: {error}"), advice.into())))
+            }
+        }
+    }
+
+    fn from_bytes(name: String, bytes: Vec<u8>) -> Result<Self, Box<Fault>> {
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Self { name, text }),
+            Err(error) => {
+                let end = error.utf8_error().valid_up_to();
+                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+                let message = "this is not UTF-8".to_owned();
+                Err(Box::new(Self { name, text }.fault(
+                    end..end,
+                    None,
+                    message,
+                    "save the file as UTF-8".into(),
+                )))
+            }
+        }
+    }
+
+    /// A fault at a range of bytes; what `secret` covers is not shown.
+    pub(crate) fn fault(
+        &self,
+        span: Range<usize>,
+        secret: Option<Range<usize>>,
+        message: String,
+        advice: String,
+    ) -> Fault {
+        let (line, column) = self.place(span.start);
+        let start = self.line_start(span.start);
+        let end = self.text[start..].find('\n').map_or(self.text.len(), |length| start + length);
+        // A message may quote what was written; advice never does.
+        let message = hide_passwords(&message);
+        let excerpt = Excerpt::new(&self.text, start..end, span, secret);
+        Fault {
+            file: self.name.clone(),
+            line: Some(line),
+            column: Some(column),
+            message,
+            advice,
+            excerpt: Some(excerpt),
+        }
+    }
+
+    /// Line and column, both from 1, the column in characters.
+    pub(crate) fn place(&self, byte: usize) -> (usize, usize) {
+        let byte = self.text.floor_char_boundary(byte);
+        let start = self.line_start(byte);
+        let line = self.text[..start].matches('\n').count() + 1;
+        // A byte order mark takes part in no column.
+        let column = self.text[start..byte].chars().filter(|c| *c != '\u{feff}').count() + 1;
+        (line, column)
+    }
+
+    /// Where the line of this byte begins.
+    fn line_start(&self, byte: usize) -> usize {
+        let byte = self.text.floor_char_boundary(byte);
+        self.text[..byte].rfind('\n').map_or(0, |newline| newline + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_count_characters() {
+        let file = SourceFile { name: "a.toml".into(), text: "\u{feff}ä = 1\nb = 'ü' # x\n".into() };
+        let at = |needle| file.place(file.text.find(needle).unwrap());
+        assert_eq!(at("ä"), (1, 1));
+        assert_eq!(at("1"), (1, 5));
+        assert_eq!(at("b"), (2, 1));
+        assert_eq!(at("x"), (2, 11));
+        assert_eq!(file.place(usize::MAX), (3, 1));
+    }
+
+    #[test]
+    fn a_file_that_is_not_text_is_refused_where_it_ceases_to_be() {
+        let fault = SourceFile::from_bytes("a.toml".into(), b"a = 1\nb = '\xff'\n".to_vec()).unwrap_err();
+        assert_eq!((fault.line, fault.column), (Some(2), Some(6)));
+    }
+}

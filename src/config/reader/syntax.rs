@@ -1,0 +1,49 @@
+//! What is wrong with a file that is not TOML.
+
+use toml::de::{DeTable, DeValue, Error};
+
+use super::faults::Faults;
+use super::source_file::SourceFile;
+
+/// Notes all syntax errors of a file and returns their lines.
+pub(crate) fn report_syntax_errors(
+    file: &SourceFile,
+    errors: &[Error],
+    tree: &DeTable<'_>,
+    faults: &Faults,
+) -> Vec<usize> {
+    let mut lines = Vec::new();
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        let unclosed = unclosed_string(tree, span.start);
+        let (span, advice) = match unclosed {
+            Some(start) => (start..start, "close this string"),
+            None => (span, "write TOML: `key = value`, strings in quotes, [section] on a line of its own"),
+        };
+        let (line, _) = file.place(span.start);
+        // One slip often makes several errors on its line; the first says it.
+        if !lines.contains(&line) {
+            lines.push(line);
+            faults.push(file.fault(span, None, format!("not TOML: {}", error.message()), advice.into()));
+        }
+    }
+    lines
+}
+
+/// Where a string begins that the parser gave up on at `end`.
+///
+/// The parser reports it at the end of the file; the author needs its beginning.
+fn unclosed_string(tree: &DeTable<'_>, end: usize) -> Option<usize> {
+    tree.iter().find_map(|(_, value)| unclosed_in(value, end))
+}
+
+fn unclosed_in(value: &toml::Spanned<DeValue<'_>>, end: usize) -> Option<usize> {
+    match value.get_ref() {
+        DeValue::String(_) => {
+            (value.span().end == end && !value.span().is_empty()).then(|| value.span().start)
+        }
+        DeValue::Array(items) => items.iter().find_map(|item| unclosed_in(item, end)),
+        DeValue::Table(table) => unclosed_string(table, end),
+        _ => None,
+    }
+}

@@ -1,0 +1,48 @@
+//! Reads how workers are supervised.
+
+use crate::config::keys;
+use crate::config::reader::value::{Value, advise_name};
+use crate::processing::declaration::{Isolation, is_name};
+
+/// What `isolation` accepts everywhere.
+const ISOLATIONS: [(&str, Isolation); 2] = [("process", Isolation::Process), ("task", Isolation::Task)];
+
+const ADVISE_ISOLATION: &str = "write \"process\", \"task\", or \"group:NAME\" with a name of your own";
+
+/// The isolation of all processors that do not say otherwise.
+pub(crate) fn read_default_isolation(value: &Value<'_>) -> Option<Isolation> {
+    let word = value.text()?;
+    let isolation = find(&word);
+    if isolation.is_none() {
+        let advice =
+            "write \"process\" or \"task\"; a group is named by its processors: isolation = \"group:NAME\"";
+        value.spot.fault(format!("unknown isolation {}", value.written()), advice);
+    }
+    isolation
+}
+
+/// The isolation of one processor.
+pub(crate) fn read_isolation(value: &Value<'_>) -> Option<Isolation> {
+    let word = value.text()?;
+    if let Some(name) = word.strip_prefix("group:") {
+        if is_name(name) {
+            return Some(Isolation::Group(name.to_owned()));
+        }
+        let message = format!("{} is not a name for a group", value.written());
+        value.spot.fault(message, advise_name(name));
+        return None;
+    }
+    let isolation = find(&word);
+    if isolation.is_none() {
+        let nearest = keys::nearest(&word, ISOLATIONS.iter().map(|(name, _)| *name));
+        let guess = nearest.map(|name| format!("did you mean \"{name}\"? ")).unwrap_or_default();
+        value
+            .spot
+            .fault(format!("unknown isolation {}", value.written()), format!("{guess}{ADVISE_ISOLATION}"));
+    }
+    isolation
+}
+
+fn find(word: &str) -> Option<Isolation> {
+    ISOLATIONS.iter().find(|(name, _)| *name == word).map(|(_, isolation)| isolation.clone())
+}

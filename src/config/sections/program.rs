@@ -1,0 +1,71 @@
+//! Reads how a program handles the events of a processor.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::processor::{ADVISE_EVENTS, read_events};
+use crate::config::reader::tree::Section;
+use crate::config::reader::value::Value;
+use crate::processing::declaration::{CommandDeclaration, Secret};
+
+/// The keys that belong to `command`.
+const COMPANIONS: [&str; 3] = ["command_timeout", "command_memory_max", "command_environment"];
+
+/// The program, or `None` where a fault leaves it incomplete.
+pub(crate) fn read_command(section: &Section<'_>) -> Option<CommandDeclaration> {
+    // Everything is read before anything is given up, so that all faults are noted.
+    let value = section.value("command")?;
+    let command = value.command();
+    if command.as_ref().is_some_and(Vec::is_empty) {
+        value.spot.fault(
+            "a command needs a program",
+            "write a program and its arguments: [\"python3\", \"worker.py\"]",
+        );
+    }
+    let events = section.require("events", ADVISE_EVENTS).and_then(|events| read_events(&events));
+    let timeouts = Duration::from_millis(100)..=Duration::from_secs(3_600);
+    let timeout = section.value("command_timeout").and_then(|value| value.duration(timeouts));
+    let memory_max = section.value("command_memory_max").and_then(|value| value.size(16 << 20..=1 << 40));
+    let environment = section.value("command_environment").map(|value| read_environment(&value));
+    let declaration = CommandDeclaration::new(events?, command?, value.folder());
+    Some(CommandDeclaration {
+        place: value.place(),
+        timeout: timeout.unwrap_or(declaration.timeout),
+        memory_max: memory_max.and_then(|size| u64::try_from(size).ok()),
+        environment: environment.unwrap_or_default(),
+        ..declaration
+    })
+}
+
+/// Notes what only means something beside `command`.
+pub(crate) fn refuse_companions(section: &Section<'_>) {
+    for value in COMPANIONS.iter().filter_map(|key| section.value_if_known(key)) {
+        value
+            .spot
+            .fault(format!("`{}` stands without `command`", value.key()), "remove it, or name the program");
+    }
+}
+
+/// Variables by name. Their values are never shown, not even where a name is wrong.
+fn read_environment(table: &Value<'_>) -> BTreeMap<String, Secret> {
+    let entries = table.entries("write { NAME = \"value\" }").unwrap_or_default();
+    let mut variables = BTreeMap::new();
+    for (name, value) in entries {
+        if !is_variable(name.name) {
+            table.spot.fault_hiding(
+                table.spot.span(),
+                format!("`{}` is not a name for a variable", name.name.escape_debug()),
+                "write letters, digits and _, not beginning with a digit",
+            );
+            continue;
+        }
+        variables.extend(value.text().map(|text| (name.name.to_owned(), Secret::from(text))));
+    }
+    variables
+}
+
+fn is_variable(name: &str) -> bool {
+    !name.starts_with(|c: char| c.is_ascii_digit())
+        && !name.is_empty()
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}

@@ -1,0 +1,141 @@
+//! Reads `[reactor.webhook]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Host;
+
+use super::processor::{ADVISE_EVENTS, read_events};
+use crate::config::keys;
+use crate::config::reader::tree::Section;
+use crate::config::reader::value::Value;
+use crate::handlers::webhook::{is_public, is_reserved, read_authorities, read_header};
+use crate::processing::declaration::{Header, ReceiverUrl, SigningSecret, WebhookDeclaration};
+
+const ADVISE_URL: &str = "write the URL of the receiver: url = \"https://example.org/events\"";
+
+const ADVISE_SECRETS: &str = "make one with `echo whsec_$(openssl rand -base64 32)`, and keep it out of the file: \
+     secrets = [\"${WEBHOOK_SECRET}\"]";
+
+const ADVISE_HEADERS: &str = "write a table: headers = { authorization = \"Bearer ${TOKEN}\" }";
+
+/// What is declared about the receiver of a reactor's events.
+pub(crate) fn read_webhook(reactor: &Section<'_>) -> Option<WebhookDeclaration> {
+    let events = reactor.require("events", ADVISE_EVENTS).and_then(|events| read_events(&events));
+    refuse_tables(reactor);
+    let section = reactor.value("webhook")?.section(&keys::WEBHOOK)?;
+    // Everything is read before anything is given up, so that all faults are noted.
+    let allow = |key| section.value(key).and_then(|value| value.truth()).unwrap_or(false);
+    let (allow_private, allow_http) = (allow("allow_private"), allow("allow_http"));
+    let url = section.require("url", ADVISE_URL).and_then(|url| read_url(&url, allow_private, allow_http));
+    let secrets = section.value("secrets").map(|secrets| read_secrets(&secrets)).unwrap_or_default();
+    let headers = section.value("headers").map(|headers| read_headers(&headers)).unwrap_or_default();
+    let concurrency = section.value("concurrency").and_then(|value| value.integer(1..=256));
+    let ca_file = section.value("ca_file").and_then(|file| read_ca_file(&file));
+    let (connect_timeout, timeout) = read_timeouts(&section);
+    Some(WebhookDeclaration {
+        events: events?,
+        url: url?,
+        secrets,
+        concurrency: usize::try_from(concurrency.unwrap_or(8)).unwrap_or(8),
+        connect_timeout,
+        timeout,
+        allow_private,
+        ca_file,
+        headers,
+    })
+}
+
+/// Nobody could write them.
+fn refuse_tables(reactor: &Section<'_>) {
+    for key in ["tables", "ddl"] {
+        if let Some(value) = reactor.value(key) {
+            let message = format!("`{key}` stands beside `webhook`");
+            value.spot.fault(message, "remove it: a receiver writes no tables of this database");
+        }
+    }
+}
+
+fn read_url(value: &Value<'_>, allow_private: bool, allow_http: bool) -> Option<ReceiverUrl> {
+    let url = match ReceiverUrl::new(&value.secret()?) {
+        Ok(url) => url,
+        Err(error) => {
+            value.spot.fault_hiding(value.spot.span(), error.to_string(), ADVISE_URL);
+            return None;
+        }
+    };
+    let parsed = url.expose();
+    let (is_private, is_local) = match parsed.host() {
+        Some(Host::Ipv4(address)) => (!is_public(address.into()), address.is_loopback()),
+        Some(Host::Ipv6(address)) => (!is_public(address.into()), address.is_loopback()),
+        Some(Host::Domain(name)) => (false, name == "localhost"),
+        None => (false, false),
+    };
+    let hidden = value.spot.span();
+    if is_private && !allow_private {
+        let message = "the receiver's address is none of the public internet";
+        value.spot.fault_hiding(hidden.clone(), message, "add allow_private = true if that is meant");
+    }
+    if parsed.scheme() == "http" && !allow_http && !(allow_private && is_local) {
+        let message = "events would be sent without encryption";
+        value.spot.fault_hiding(hidden, message, "write https://, or add allow_http = true if that is meant");
+    }
+    Some(url)
+}
+
+fn read_secrets(value: &Value<'_>) -> Vec<SigningSecret> {
+    let mut secrets = Vec::new();
+    for item in value.items(ADVISE_SECRETS).unwrap_or_default() {
+        match item.secret().map(SigningSecret::new) {
+            Some(Ok(secret)) => secrets.push(secret),
+            Some(Err(error)) => {
+                item.spot.fault_hiding(item.spot.span(), error.to_string(), ADVISE_SECRETS);
+            }
+            None => {}
+        }
+    }
+    secrets
+}
+
+fn read_headers(value: &Value<'_>) -> Vec<Header> {
+    let mut headers = Vec::new();
+    for (key, written) in value.entries(ADVISE_HEADERS).unwrap_or_default() {
+        let Some(text) = written.secret() else { continue };
+        let name = key.name.to_ascii_lowercase();
+        if is_reserved(&name) {
+            let message = format!("the header `{name}` is espd's own");
+            key.spot.fault(message, "remove it, or call it otherwise");
+        } else if let Err(error) = read_header(&name, &text) {
+            written.spot.fault_hiding(written.spot.span(), error.to_string(), ADVISE_HEADERS);
+        } else {
+            headers.push(Header { name, value: text });
+        }
+    }
+    headers
+}
+
+fn read_ca_file(value: &Value<'_>) -> Option<PathBuf> {
+    let file = value.folder().join(value.text()?);
+    match read_authorities(&file) {
+        Ok(_) => Some(file),
+        Err(error) => {
+            value.spot.fault(error.to_string(), "name a file with certificates in the PEM format");
+            None
+        }
+    }
+}
+
+fn read_timeouts(section: &Section<'_>) -> (Duration, Duration) {
+    let range = Duration::from_millis(10)..=Duration::from_secs(300);
+    let read = |key, default| {
+        let written = section.value(key).and_then(|value| value.duration(range.clone()));
+        written.unwrap_or(Duration::from_secs(default))
+    };
+    let (connect_timeout, timeout) = (read("connect_timeout", 5), read("timeout", 30));
+    let written = section.value("connect_timeout").or_else(|| section.value("timeout"));
+    if let Some(value) = written.filter(|_| connect_timeout >= timeout) {
+        let message = "`connect_timeout` is not less than `timeout`, which it is a part of";
+        value.spot.fault(message, "write a `timeout` that leaves time to answer");
+    }
+    (connect_timeout, timeout)
+}

@@ -1,0 +1,203 @@
+//! `espd demo`: everything at once, on a private PostgreSQL that leaves nothing behind.
+//!
+//! A to-do application's history is appended first, so that there is something to catch up with; then events
+//! go on arriving. The processors are the ones in `config/processors`, run as `espd run` would run them.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use sqlx::postgres::PgPoolOptions;
+use tokio::sync::mpsc;
+
+use crate::admin::{Endpoint, Limits};
+use crate::config::{AdminSettings, Config, Listen, parse_duration};
+use crate::daemon::plan;
+use crate::daemon::todo_history::TodoHistory;
+use crate::embedded::{EmbeddedPostgres, Options};
+use crate::espctl::render_status;
+use crate::operations::databases::{Databases, private_database};
+use crate::process::signal::{self, Request};
+use crate::processing::tracker::Owner;
+use crate::shutdown::{self, Shutdown};
+use crate::store::{EventStore as _, PostgresEventStore};
+use crate::supervision::{Order, Supervisor};
+use crate::telemetry;
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Events to begin with
+    #[arg(long, default_value_t = 100_000, value_name = "COUNT")]
+    events: u64,
+    /// Events that arrive per second after that
+    #[arg(long, default_value_t = 200, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=5_000))]
+    rate: u64,
+    /// End by itself after this time instead of with Ctrl-C
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+    time: Option<Duration>,
+}
+
+/// Between two pictures of the progress.
+const PICTURE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Events of the history per append.
+const CHUNK_EVENTS: usize = 1_000;
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut config = own_configuration().context("the demo's own configuration")?;
+    telemetry::start(&config.log);
+    let requests = signal::requests().context("could not listen for signals")?;
+    say("starting a private PostgreSQL …");
+    let server = EmbeddedPostgres::start_temporary(Options::default()).await?;
+    config.event_store.url = Some(private_database(&server).await?);
+    let databases = Databases::connect(&config, "espd demo").await?;
+    databases.migrate().await?;
+    show(&arguments, &config, &databases, requests).await?;
+    databases.close().await;
+    server.stop().await;
+    say("stopped; nothing is left behind");
+    Ok(())
+}
+
+/// The processors of `config/processors`, which the program carries along.
+fn own_configuration() -> anyhow::Result<Config> {
+    const FILES: [(&str, &str); 4] = [
+        ("espd.toml", "include = [\"processors/*.toml\"]\n[log]\nlevel = \"warn\"\n"),
+        ("processors/outstanding_todos.toml", include_str!("../../config/processors/outstanding_todos.toml")),
+        ("processors/scheduled_todos.toml", include_str!("../../config/processors/scheduled_todos.toml")),
+        ("processors/completed_todos.toml", include_str!("../../config/processors/completed_todos.toml")),
+    ];
+    let folder = tempfile::tempdir()?;
+    std::fs::create_dir(folder.path().join("processors"))?;
+    for (name, text) in FILES {
+        std::fs::write(folder.path().join(name), text)?;
+    }
+    Ok(Config::load(&folder.path().join("espd.toml"))?)
+}
+
+async fn show(
+    arguments: &Arguments,
+    config: &Config,
+    databases: &Databases,
+    requests: mpsc::Receiver<Request>,
+) -> anyhow::Result<()> {
+    let url = config.event_store.url.as_ref().context("just set")?;
+    let mut history = TodoHistory::new(1);
+    fill(arguments.events, &mut history, databases).await?;
+    let listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into());
+    let endpoint = Endpoint::start(&AdminSettings { listen, ..AdminSettings::default() }, Limits::default())?;
+    endpoint.show_config(config);
+    say(&format!(
+        "look around in another terminal:\n  export DATABASE_URL='{0}'\n  espctl status    espctl events --follow    \
+         psql \"$DATABASE_URL\" -c 'select * from outstanding_todos limit 5'\n  curl {1}/api/v1/processors    curl {1}/metrics\n",
+        url.expose(),
+        endpoint.url()
+    ));
+    let (handle, stop) = shutdown::channel();
+    let writing = PgPoolOptions::new().max_connections(1).connect(url.expose()).await?;
+    let store = PostgresEventStore::new(writing.clone(), databases.layout.clone());
+    let arriving = tokio::spawn(arrive(store, history, arguments.rate, stop.clone()));
+    let supervisor = Supervisor::new(plan(config, &Owner::draw())?);
+    endpoint.show_workers(&supervisor);
+    let (requesting, requested) = mpsc::channel(4);
+    let pictures = paint_until_stopped(config, databases, stop);
+    let ended = end_when_asked(requests, requesting, arguments.time);
+    let supervising = supervisor.run(requested);
+    tokio::pin!(pictures, ended);
+    tokio::select! {
+        () = async { tokio::join!(supervising, &mut ended); } => {}
+        outcome = &mut pictures => outcome?,
+    }
+    handle.request();
+    endpoint.stop().await;
+    arriving.await.context("the demo's own writer")??;
+    writing.close().await;
+    Ok(())
+}
+
+/// Appends the history to catch up with.
+async fn fill(events: u64, history: &mut TodoHistory, databases: &Databases) -> anyhow::Result<()> {
+    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+    let begun = Instant::now();
+    let mut left = events as usize;
+    while left > 0 {
+        let count = left.min(CHUNK_EVENTS);
+        let chunk: Vec<_> = history.take(count).collect();
+        store.append(&chunk).await?;
+        left -= count;
+    }
+    say(&format!(
+        "appended {events} events of a to-do application in {:.1} s",
+        begun.elapsed().as_secs_f32()
+    ));
+    Ok(())
+}
+
+/// Lets events arrive one by one until the stop is requested.
+async fn arrive(
+    store: PostgresEventStore,
+    mut history: TodoHistory,
+    rate: u64,
+    mut stop: Shutdown,
+) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / u32::try_from(rate)?);
+    while stop.run_until_requested(ticks.tick()).await.is_some() {
+        let event: Vec<_> = history.by_ref().take(1).collect();
+        store.append(&event).await?;
+    }
+    Ok(())
+}
+
+/// Passes requests on; the end of the time is one as well.
+async fn end_when_asked(
+    mut requests: mpsc::Receiver<Request>,
+    supervisor: mpsc::Sender<Order>,
+    time: Option<Duration>,
+) {
+    let time_over = async {
+        match time {
+            Some(time) => tokio::time::sleep(time).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = requests.recv() => {}
+        () = time_over => {}
+    }
+    say("\nstopping …");
+    let _ = supervisor.send(Order::Stop).await;
+    while let Some(Request::Stop) = tokio::select! {
+        request = requests.recv() => request,
+        () = supervisor.closed() => None,
+    } {
+        let _ = supervisor.send(Order::Stop).await;
+    }
+}
+
+/// Shows the status every second: over itself on a terminal, line after line elsewhere.
+async fn paint_until_stopped(
+    config: &Config,
+    databases: &Databases,
+    mut stop: Shutdown,
+) -> anyhow::Result<()> {
+    let mut painted = 0;
+    let first = tokio::time::Instant::now() + PICTURE_INTERVAL;
+    let mut ticks = tokio::time::interval_at(first, PICTURE_INTERVAL);
+    while stop.run_until_requested(ticks.tick()).await.is_some() {
+        let picture = render_status(config, databases).await?;
+        let mut out = std::io::stdout().lock();
+        if std::io::stdout().is_terminal() && painted > 0 {
+            write!(out, "\x1b[{painted}A\x1b[J")?;
+        }
+        writeln!(out, "{picture}\n")?;
+        painted = picture.lines().count() + 1;
+    }
+    Ok(())
+}
+
+fn say(text: &str) {
+    // A closed pipe is noticed by the pictures.
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}

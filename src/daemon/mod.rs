@@ -1,0 +1,152 @@
+//! The daemon: `espd run`, `espd demo`, `espd check`, and `espd worker`, which is one child.
+
+mod announce;
+pub(crate) mod demo;
+mod readiness;
+mod reload;
+pub mod roster;
+mod running;
+pub mod todo_history;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::admin::probe;
+use crate::config::Config;
+use crate::espctl;
+use crate::handlers::native::Registry;
+use crate::process::exit_code::{Exit, report};
+use crate::process::signal;
+use crate::processing::tracker::Owner;
+use crate::worker::{self, Assignment};
+
+pub(crate) use reload::plan;
+
+#[derive(Parser)]
+#[command(
+    name = "espd",
+    version,
+    about = "Run projectors and reactors on a PostgreSQL event store",
+    after_help = "Without a command, `espd --config FILE` means `espd run --config FILE`.\n\
+                  New here? `espd demo` shows everything on a private PostgreSQL, and leaves nothing behind.\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 130 interrupted twice."
+)]
+struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct Place {
+    /// Configuration file
+    #[arg(long, short, global = true, env = "ESPD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every declared processor, in child processes, until TERM or INT
+    Run,
+    /// Show everything on a private PostgreSQL: events arriving, projectors following
+    Demo(demo::Arguments),
+    /// Check the configuration, the database and every handler's SQL, without changing anything
+    Check,
+    /// Ask a running daemon whether it lives (or can work): for health checks
+    Probe {
+        /// What to ask
+        #[arg(value_enum, default_value = "livez")]
+        question: probe::Question,
+    },
+    /// Run one declared processor in this process
+    Worker(WorkerArguments),
+}
+
+#[derive(Args)]
+struct WorkerArguments {
+    /// Name of the processor
+    name: String,
+    /// The assignment comes on standard input, from a supervisor
+    #[arg(long, hide = true)]
+    supervised: bool,
+}
+
+/// The command line, for manual pages and completions.
+pub(crate) fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
+/// Runs the daemon and returns its exit code.
+pub fn main() -> std::process::ExitCode {
+    main_with(Registry::default())
+}
+
+/// As [`main`], with processors of the program's own.
+pub(crate) fn main_with(registry: Registry) -> std::process::ExitCode {
+    let cli = Cli::parse();
+    report(run(cli, Arc::new(registry)))
+}
+
+fn run(cli: Cli, registry: Arc<Registry>) -> anyhow::Result<()> {
+    let config = || load(&cli.place, &registry);
+    match cli.command.unwrap_or(Command::Run) {
+        Command::Run => run_daemon(&cli.place, registry),
+        Command::Demo(arguments) => block_on(demo::run(arguments)),
+        Command::Check => block_on(espctl::check(&config()?)),
+        Command::Probe { question } => probe::run(&config()?, question),
+        Command::Worker(arguments) if arguments.supervised => worker::run_supervised(registry),
+        Command::Worker(arguments) => worker::run(assignment(&config()?, &arguments.name)?, registry, false),
+    }
+}
+
+fn run_daemon(place: &Place, registry: Arc<Registry>) -> anyhow::Result<()> {
+    // First of all: a request that comes while the configuration is read must not be lost.
+    let requests = signal::requests_and_reloads().context("could not listen for signals")?;
+    let config = load(place, &registry)?;
+    block_on(running::run(config, place.file()?.to_owned(), registry, requests))
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+fn load(place: &Place, registry: &Registry) -> anyhow::Result<Config> {
+    let mut config = Config::load(place.file()?).map_err(Exit::configuration)?;
+    registry.complete(&mut config).map_err(|faults| Exit::configuration(faults.join("\n")))?;
+    Ok(config)
+}
+
+impl Place {
+    fn file(&self) -> Result<&Path, Exit> {
+        self.config.as_deref().ok_or_else(|| {
+            Exit::configuration(
+                "no configuration: name a file with --config, or see `espd demo` and `espctl config example`",
+            )
+        })
+    }
+}
+
+fn assignment(config: &Config, name: &str) -> anyhow::Result<Assignment> {
+    let processor = config.processors.iter().find(|projector| projector.name == name);
+    let processor =
+        processor.ok_or_else(|| Exit::configuration(format!("no processor {name} is declared")))?;
+    let url = config.event_store.url.as_ref();
+    let url =
+        url.ok_or_else(|| Exit::configuration("a worker needs a database: write url under [event_store]"))?;
+    Ok(Assignment { owner: Owner::draw(), settings: config.worker_settings(&[processor], url) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,160 @@
+//! What the handling of events has led to, and carrying it out.
+
+use serde_json::value::RawValue;
+use sqlx::PgConnection;
+
+use super::row_changes::{RowChange, RowChanges};
+use super::tables::RowTables;
+use super::transaction::Ledger;
+use crate::processing::emission::{Emission, EmitError, Emitter, Emitting, Source};
+use crate::processing::failure::{Failure, is_infrastructure_error};
+use crate::processing::processor::ProcessorError;
+
+/// One thing that a handler wants done.
+#[derive(Debug, Clone)]
+pub(crate) enum Action {
+    /// Sets the given columns of the row with the given key, or makes it.
+    Upsert { table: String, row: Box<RawValue> },
+    /// Deletes the rows that are equal in all the given columns.
+    Delete { table: String, columns: Box<RawValue> },
+    /// Emits an event, now or later.
+    Emit(Emission),
+    /// Cancels what would be emitted later.
+    Cancel { key: String },
+}
+
+/// What one event has led to, in order.
+#[derive(Debug, Clone)]
+pub(crate) struct EventEffects {
+    pub(crate) source: Source,
+    pub(crate) actions: Vec<Action>,
+}
+
+/// How much of it was carried out.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    /// The effects of so many events, from the first on.
+    pub(crate) events: usize,
+    /// Why not those of the next one, if that is so.
+    pub(crate) failure: Option<Box<Failure>>,
+}
+
+/// Why effects could not be carried out.
+enum Refusal {
+    /// The effects of this event are to blame, by its place.
+    Event(usize, Failure),
+    /// Nobody knows whose.
+    Somewhere(Failure),
+    Database(sqlx::Error),
+}
+
+impl Refusal {
+    fn of(error: sqlx::Error) -> Self {
+        if is_infrastructure_error(&error) {
+            Self::Database(error)
+        } else {
+            Self::Somewhere(Failure::of_database(&error))
+        }
+    }
+}
+
+impl Ledger<'_> {
+    /// Carries out the effects of events, in order, up to the first event whose effects cannot be. First all together;
+    /// only where that fails, event by event.
+    pub(crate) async fn apply(
+        &mut self,
+        tables: &RowTables,
+        emitter: &Emitter,
+        effects: &[EventEffects],
+    ) -> Result<Applied, ProcessorError> {
+        self.mark().await?;
+        let failure = match apply_all(self.connection(), tables, emitter, effects).await {
+            Ok(()) => {
+                self.forget_mark().await?;
+                return Ok(Applied { events: effects.len(), failure: None });
+            }
+            Err(Refusal::Database(error)) => return Err(error.into()),
+            Err(Refusal::Event(place, failure)) => {
+                self.go_back().await?;
+                return self.apply_before(tables, emitter, effects, place, failure).await;
+            }
+            Err(Refusal::Somewhere(failure)) => failure,
+        };
+        self.go_back().await?;
+        self.apply_each(tables, emitter, effects, failure).await
+    }
+
+    /// Carries out what comes before an event that is to blame.
+    async fn apply_before(
+        &mut self,
+        tables: &RowTables,
+        emitter: &Emitter,
+        effects: &[EventEffects],
+        place: usize,
+        failure: Failure,
+    ) -> Result<Applied, ProcessorError> {
+        let applied = self.apply_each(tables, emitter, &effects[..place], failure.clone()).await?;
+        if applied.failure.is_some() {
+            return Ok(applied);
+        }
+        Ok(Applied { events: place, failure: Some(Box::new(effects[place].source.blame(failure))) })
+    }
+
+    async fn apply_each(
+        &mut self,
+        tables: &RowTables,
+        emitter: &Emitter,
+        effects: &[EventEffects],
+        of_all: Failure,
+    ) -> Result<Applied, ProcessorError> {
+        for (place, one) in effects.iter().enumerate() {
+            self.mark().await?;
+            let failure = match apply_all(self.connection(), tables, emitter, std::slice::from_ref(one)).await
+            {
+                Ok(()) => {
+                    self.forget_mark().await?;
+                    continue;
+                }
+                Err(Refusal::Database(error)) => return Err(error.into()),
+                Err(Refusal::Event(_, failure) | Refusal::Somewhere(failure)) => failure,
+            };
+            self.go_back().await?;
+            let failure = Some(Box::new(one.source.blame(failure)));
+            return Ok(Applied { events: place, failure });
+        }
+        // Each alone is possible: what was wrong was doing them together.
+        tracing::debug!(error = %of_all, "effects were carried out one by one");
+        Ok(Applied { events: effects.len(), failure: None })
+    }
+}
+
+async fn apply_all(
+    connection: &mut PgConnection,
+    tables: &RowTables,
+    emitter: &Emitter,
+    effects: &[EventEffects],
+) -> Result<(), Refusal> {
+    let (mut rows, mut emitting) = (RowChanges::new(tables), Emitting::default());
+    for (place, EventEffects { source, actions }) in effects.iter().enumerate() {
+        let blame = |message: String| Refusal::Event(place, Failure::of_processor(message));
+        let mut ordinal = 0;
+        for action in actions {
+            match action {
+                Action::Upsert { table, row } => rows.add(RowChange::Upsert { table, row }).map_err(blame)?,
+                Action::Delete { table, columns } => {
+                    rows.add(RowChange::Delete { table, columns }).map_err(blame)?;
+                }
+                Action::Emit(emission) => {
+                    ordinal += 1;
+                    emitting.add(emitter, place, source, ordinal, emission).map_err(blame)?;
+                }
+                Action::Cancel { key } => emitting.cancel(source, key),
+            }
+        }
+    }
+    rows.apply(&mut *connection).await.map_err(Refusal::of)?;
+    emitting.store(emitter, connection).await.map_err(|error| match error {
+        EmitError::Refused { place, failure } => Refusal::Event(place, failure),
+        EmitError::Database(error) => Refusal::of(error),
+    })
+}

@@ -1,0 +1,322 @@
+//! Rows that a handler outside of the database wants read, written or deleted: what may be said about them, and the
+//! statements for that. Which rows share a statement is the business of `changes`.
+
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::postgres::quote::quote_identifier;
+use crate::postgres::row::from_row;
+
+/// What is known of a table that a processor owns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TableShape {
+    /// Its name in the schema of the projections.
+    pub(crate) name: String,
+    /// The columns of its primary key; none where it has no such key.
+    pub(crate) key: Vec<String>,
+    /// All of its columns.
+    pub(crate) columns: Vec<String>,
+    /// The types of the key's columns.
+    key_types: Vec<String>,
+    /// The columns that a new row has to be given.
+    required: Vec<String>,
+    /// Whether rows of different keys may depend on one another: by further unique columns, foreign keys, triggers, rules.
+    is_tied: bool,
+}
+
+from_row!(TableShape { name, key, columns, key_types, required, is_tied });
+
+/// The tables that a processor's rows may go into.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RowTables {
+    /// The quoted schema.
+    schema: String,
+    shapes: Vec<TableShape>,
+}
+
+/// The members of a JSON object, by name, as the text that they are.
+pub(crate) type Members<'a> = BTreeMap<String, &'a RawValue>;
+
+impl RowTables {
+    /// Looks up the processor's tables.
+    pub(crate) async fn read(
+        connection: &mut PgConnection,
+        schema: &str,
+        names: &[String],
+    ) -> Result<Self, sqlx::Error> {
+        let statement = "-- find_table_shapes
+             select c.relname::text as name, k.columns as key, k.types as key_types,
+                    array(select a.attname::text from pg_attribute as a
+                          where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum) as columns,
+                    array(select a.attname::text from pg_attribute as a
+                          where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+                            and a.attnotnull and not a.atthasdef and a.attidentity = '') as required,
+                    c.relhastriggers or c.relhasrules or exists (
+                      select from pg_index as i
+                      where i.indrelid = c.oid and not i.indisprimary and (i.indisunique or i.indisexclusion)) as is_tied
+             from pg_class as c
+             join pg_namespace as n on n.oid = c.relnamespace
+             cross join lateral (
+               select coalesce(array_agg(a.attname::text order by k.place), '{}') as columns,
+                      coalesce(array_agg(case when co.collisdeterministic is false then '' else t.typname::text end
+                                         order by k.place), '{}') as types
+               from pg_index as i
+               cross join unnest(i.indkey::int2[]) with ordinality as k (number, place)
+               join pg_attribute as a on a.attrelid = c.oid and a.attnum = k.number
+               join pg_type as t on t.oid = a.atttypid
+               left join pg_collation as co on co.oid = a.attcollation
+               where i.indrelid = c.oid and i.indisprimary and k.place <= i.indnkeyatts
+             ) as k
+             where n.nspname = $1 and c.relname = any ($2) and c.relkind in ('r', 'p') order by 1";
+        let query = sqlx::query_as(statement).persistent(false).bind(schema).bind(names);
+        Ok(Self { schema: quote_identifier(schema), shapes: query.fetch_all(connection).await? })
+    }
+
+    /// The tables, by name.
+    pub(crate) fn shapes(&self) -> &[TableShape] {
+        &self.shapes
+    }
+
+    pub(super) fn find(&self, table: &str) -> Result<&TableShape, String> {
+        self.shapes.iter().find(|shape| shape.name == table).ok_or_else(|| {
+            let known: Vec<_> = self.shapes.iter().map(|shape| shape.name.as_str()).collect();
+            let known = if known.is_empty() { "it has none".into() } else { known.join(", ") };
+            format!("{table:?} is not a table of the processor: {known}")
+        })
+    }
+
+    /// Reads the members of a row or condition, if the table has such columns.
+    pub(super) fn members<'a>(&self, shape: &TableShape, json: &'a RawValue) -> Result<Members<'a>, String> {
+        let members: Members<'a> = serde_json::from_str(json.get())
+            .map_err(|_| format!("what is said of a row of {} is not a JSON object", shape.name))?;
+        match members.keys().find(|column| !shape.columns.contains(column)) {
+            Some(unknown) => Err(format!(
+                "table {} has no column {unknown:?}: it has {}",
+                shape.name,
+                shape.columns.join(", ")
+            )),
+            None => Ok(members),
+        }
+    }
+
+    /// The key of the one row that a row or condition is about, where that can be told and rows do not depend on one
+    /// another. Asking the database for such a key cannot fail.
+    pub(super) fn row_of(&self, table: &str, row: &RawValue) -> Option<Vec<String>> {
+        let shape = self.find(table).ok().filter(|shape| !shape.is_tied)?;
+        shape.key_of(&self.members(shape, row).ok()?)
+    }
+
+    /// The statement that reads the row of a key as JSON text, and its parameter.
+    pub(crate) fn find_row(&self, table: &str, key: &RawValue) -> Result<(String, String), String> {
+        let shape = self.find(table)?;
+        let members = self.members(shape, key)?;
+        if shape.key.is_empty() || !members.keys().eq(sorted(&shape.key)) {
+            return Err(format!("a row of {table} is read by its key: {}", shape.key.join(", ")));
+        }
+        let statement = format!(
+            "-- find_row\nselect row_to_json(t)::text from {table} as t join {given} on {equal}",
+            table = self.qualified(shape),
+            given = self.recordset(shape),
+            equal = equal(shape.key.iter())
+        );
+        Ok((statement, format!("[{}]", key.get())))
+    }
+
+    /// The statement that sets these columns, `$1` being the rows. Rows that are given all that a new one needs are tried
+    /// as new ones first; others only where there are none of their keys, because PostgreSQL looks at what is missing in
+    /// a new row before it looks whether it is one.
+    pub(super) fn upsert_rows(&self, shape: &TableShape, columns: &[&String]) -> String {
+        let quoted =
+            |columns: &[&String]| columns.iter().map(|c| quote_identifier(c)).collect::<Vec<_>>().join(", ");
+        let others: Vec<&String> =
+            columns.iter().copied().filter(|column| !shape.key.contains(column)).collect();
+        let set = |from: &str| {
+            let set = others.iter().map(|c| quote_identifier(c)).map(|c| format!("{c} = {from}.{c}"));
+            set.collect::<Vec<_>>().join(", ")
+        };
+        let (table, given, columns_of) = (self.qualified(shape), self.recordset(shape), quoted(columns));
+        let insert = format!("insert into {table} ({columns_of}) select {columns_of} from");
+        let is_same = equal(shape.key.iter());
+        let is_new = format!("not exists (select from {table} as t where {is_same})");
+        if shape.required.iter().all(|column| columns.contains(&column)) {
+            let key = quoted(&shape.key.iter().collect::<Vec<_>>());
+            let action =
+                if others.is_empty() { "nothing".into() } else { format!("update set {}", set("excluded")) };
+            return format!("-- upsert_rows\n{insert} {given} on conflict ({key}) do {action}");
+        }
+        if others.is_empty() {
+            return format!("-- add_rows\n{insert} {given} where {is_new}");
+        }
+        format!(
+            "-- update_or_add_rows
+             with g as (select * from {given}), added as ({insert} g where {is_new})
+             update {table} as t set {} from g where {is_same}",
+            set("g")
+        )
+    }
+
+    /// The statement that deletes the rows that are equal to one of `$1` in these columns.
+    pub(super) fn delete_rows(&self, shape: &TableShape, columns: &[&String]) -> String {
+        format!(
+            "-- delete_rows\ndelete from {} as t using {} where {}",
+            self.qualified(shape),
+            self.recordset(shape),
+            equal(columns.iter().copied())
+        )
+    }
+
+    fn qualified(&self, shape: &TableShape) -> String {
+        format!("{}.{}", self.schema, quote_identifier(&shape.name))
+    }
+
+    /// The rows given as JSON, as rows of the table.
+    fn recordset(&self, shape: &TableShape) -> String {
+        format!("json_populate_recordset(null::{}, $1::text::json) as g", self.qualified(shape))
+    }
+}
+
+impl TableShape {
+    /// Whether the order of changes matters beyond those of one key.
+    pub(super) fn is_tied(&self) -> bool {
+        self.is_tied
+    }
+
+    /// The members of a row that is to be written.
+    pub(super) fn upserted<'a>(&self, members: Members<'a>) -> Result<Members<'a>, String> {
+        let name = &self.name;
+        if self.key.is_empty() {
+            return Err(format!("table {name} has no primary key, which an upsert needs"));
+        }
+        let is_given = |column: &&String| members.get(*column).is_some_and(|value| value.get() != "null");
+        match self.key.iter().find(|column| !is_given(column)) {
+            Some(missing) => Err(format!("a row of {name} lacks {missing:?}, which is in its primary key")),
+            None => Ok(members),
+        }
+    }
+
+    /// The members of a condition that rows are to be deleted under.
+    pub(super) fn deleted<'a>(&self, members: Members<'a>) -> Result<Members<'a>, String> {
+        let name = &self.name;
+        if members.is_empty() {
+            return Err(format!("a delete from {name} without a condition would delete all of it"));
+        }
+        match members.iter().find(|(_, value)| value.get() == "null") {
+            Some((column, _)) => {
+                Err(format!("a delete from {name} cannot ask for null, as it does for {column:?}"))
+            }
+            None => Ok(members),
+        }
+    }
+
+    /// The key of a row in one way of writing it, so that rows are of one key exactly if these are equal; `None` where
+    /// that cannot be told from the text.
+    pub(super) fn key_of(&self, members: &Members<'_>) -> Option<Vec<String>> {
+        let values = self.key.iter().zip(&self.key_types);
+        let key: Vec<String> =
+            values.map(|(column, kind)| canonical(kind, members.get(column)?)).collect::<Option<_>>()?;
+        (!key.is_empty()).then_some(key)
+    }
+}
+
+/// A value of a type in one way of writing it.
+fn canonical(kind: &str, value: &RawValue) -> Option<String> {
+    let text = match value.get().as_bytes().first()? {
+        b'"' => serde_json::from_str::<String>(value.get()).ok()?,
+        b'-' | b'0'..=b'9' => value.get().to_owned(),
+        _ => return None,
+    };
+    match kind {
+        "uuid" => text.parse::<Uuid>().ok().map(|id| id.to_string()),
+        "int2" => text.parse::<i16>().ok().map(|number| number.to_string()),
+        "int4" => text.parse::<i32>().ok().map(|number| number.to_string()),
+        "int8" => text.parse::<i64>().ok().map(|number| number.to_string()),
+        // A NUL is refused, and what is too long depends on the column.
+        "text" | "varchar" => Some(text).filter(|text| !text.contains('\0')),
+        _ => None,
+    }
+}
+
+fn equal<'c>(columns: impl Iterator<Item = &'c String>) -> String {
+    let equal =
+        columns.map(|column| quote_identifier(column)).map(|column| format!("t.{column} = g.{column}"));
+    equal.collect::<Vec<_>>().join(" and ")
+}
+
+fn sorted(names: &[String]) -> Vec<&String> {
+    let mut names: Vec<_> = names.iter().collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    fn shape(name: &str, key: &[(&str, &str)], columns: &[&str], is_tied: bool) -> TableShape {
+        let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        TableShape {
+            name: name.to_owned(),
+            key: key.iter().map(|(column, _)| column.to_string()).collect(),
+            key_types: key.iter().map(|(_, kind)| kind.to_string()).collect(),
+            columns: owned(columns),
+            required: owned(&["id", "title"]),
+            is_tied,
+        }
+    }
+
+    pub(in crate::handlers::batch) fn tables() -> RowTables {
+        let shapes = vec![
+            shape("todos", &[("id", "int8")], &["id", "title", "list"], false),
+            shape("lists", &[("id", "uuid")], &["id", "title"], true),
+            shape("notes", &[], &["id", "title"], false),
+        ];
+        RowTables { schema: "\"public\"".into(), shapes }
+    }
+
+    pub(in crate::handlers::batch) fn json(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn keys_are_told_apart_as_the_database_tells_them_apart() {
+        let canonical = |kind: &str, text: &str| canonical(kind, &json(text));
+        let id = "c0ffee00-0000-4000-8000-000000000001";
+        for written in [id.to_uppercase(), id.replace('-', ""), format!("{{{id}}}")] {
+            assert_eq!(canonical("uuid", &format!("\"{written}\"")).as_deref(), Some(id));
+        }
+        for written in ["7", "\"7\"", "\"007\""] {
+            assert_eq!(canonical("int4", written).as_deref(), Some("7"), "{written}");
+        }
+        assert_eq!(canonical("text", r#""\u0041""#).as_deref(), Some("A"));
+        // Not knowing is no harm.
+        for (kind, written) in [
+            ("int4", "7.0"),
+            ("int4", "2147483648"),
+            ("text", r#""\u0000""#),
+            ("int4", "1e3"),
+            ("numeric", "7"),
+            ("timestamptz", "\"now\""),
+            ("text", "{}"),
+        ] {
+            assert_eq!(canonical(kind, written), None, "{kind} {written}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_lacks_what_a_new_one_needs_is_tried_as_an_old_one() {
+        let tables = tables();
+        let statement = |columns: &[&str]| {
+            let columns: Vec<String> = columns.iter().map(ToString::to_string).collect();
+            tables.upsert_rows(&tables.shapes[0], &columns.iter().collect::<Vec<_>>())
+        };
+        assert!(
+            statement(&["id", "title"])
+                .ends_with("on conflict (\"id\") do update set \"title\" = excluded.\"title\"")
+        );
+        assert!(statement(&["id", "list"]).starts_with("-- update_or_add_rows"));
+        assert!(statement(&["id"]).starts_with("-- add_rows"));
+    }
+}

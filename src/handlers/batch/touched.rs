@@ -1,0 +1,60 @@
+//! Rows that are about to change, so that others can be read without carrying that out first.
+
+use std::collections::HashSet;
+
+use serde_json::value::RawValue;
+
+use super::effects::Action;
+use super::tables::RowTables;
+
+/// What changes are about that are not carried out yet.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    rows: HashSet<(String, Vec<String>)>,
+    /// Tables of which it cannot be told.
+    unclear: HashSet<String>,
+}
+
+impl Touched {
+    /// Notes an action.
+    pub(crate) fn note(&mut self, tables: &RowTables, action: &Action) {
+        let (table, row) = match action {
+            Action::Upsert { table, row } => (table, row),
+            Action::Delete { table, columns } => (table, columns),
+            Action::Emit(_) | Action::Cancel { .. } => return,
+        };
+        match tables.row_of(table, row) {
+            Some(key) => drop(self.rows.insert((table.clone(), key))),
+            None => drop(self.unclear.insert(table.clone())),
+        }
+    }
+
+    /// Whether the row of this key is surely none of those.
+    pub(crate) fn spares(&self, tables: &RowTables, table: &str, key: &RawValue) -> bool {
+        let row = tables.row_of(table, key).map(|key| (table.to_owned(), key));
+        !self.unclear.contains(table) && row.is_some_and(|row| !self.rows.contains(&row))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handlers::batch::tables::tests::{json, tables};
+
+    #[test]
+    fn only_what_cannot_have_changed_is_spared() {
+        let tables = tables();
+        let mut touched = Touched::default();
+        let spares = |touched: &Touched, table: &str, id: &str| {
+            touched.spares(&tables, table, &json(&format!("{{\"id\":{id}}}")))
+        };
+        let upsert = |table: &str, row: &str| Action::Upsert { table: table.into(), row: json(row) };
+        touched.note(&tables, &upsert("todos", r#"{"id":1,"title":"a"}"#));
+        assert!(!spares(&touched, "todos", "\"1\"") && spares(&touched, "todos", "2"));
+        // Of keys that cannot be compared, and of rows that depend on others, nothing is known.
+        assert!(!spares(&touched, "todos", "2.0"));
+        assert!(!spares(&touched, "lists", "\"c0ffee00-0000-4000-8000-000000000001\""));
+        touched.note(&tables, &Action::Delete { table: "todos".into(), columns: json(r#"{"list":3}"#) });
+        assert!(!spares(&touched, "todos", "2"));
+    }
+}

@@ -1,0 +1,216 @@
+//! The transaction that effects and position commit in.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
+
+use crate::event::{Event, Position, Version};
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::processing::failure::is_infrastructure_error;
+use crate::processing::processor::{Base, Batch, Delivery, Events, ProcessorError, Turn};
+use crate::processing::tracker::{Advance, Progress};
+use crate::store::{EventStore as _, ReadError, read_aggregate_on};
+use uuid::Uuid;
+
+/// An open transaction that holds the tracker locked under the claim. Dropped without [`Self::finish`], it leaves nothing
+/// behind.
+pub(crate) struct Ledger<'t> {
+    transaction: Transaction<'t, Postgres>,
+    base: &'t Base,
+    turn: &'t Turn<'t>,
+    /// Whether any event of the processor is set aside: others may have to wait behind it.
+    parking: bool,
+    /// Events up to here were handled before a reset.
+    silent_until: Position,
+}
+
+/// Events that were read.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// Those that are to be handled.
+    pub(crate) deliveries: Vec<Delivery>,
+    /// How far they reach.
+    pub(crate) upto: Position,
+    /// How many others are dead letters, or have to wait behind one.
+    pub(crate) set_aside: usize,
+}
+
+impl<'t> Ledger<'t> {
+    /// Begins the transaction and locks the tracker. `None`: the claim is no longer valid, or the processor is paused.
+    ///
+    /// The server ends the session if nothing is said for `silence_max`, because a process that was frozen meanwhile would
+    /// hold the tracker for ever.
+    pub(crate) async fn open(
+        connection: &'t mut PgConnection,
+        base: &'t Base,
+        turn: &'t Turn<'t>,
+        silence_max: Duration,
+    ) -> Result<Option<Self>, ProcessorError> {
+        let mut transaction = connection.begin().await?;
+        // A dead letter was never handled, wherever the position has been, unless it became one after a reset. Where an
+        // operator has discarded it meanwhile, there is nothing to do.
+        let (at, silent_until, letter) = match turn.letter {
+            None => (
+                format!("and t.position = {}", turn.claim.position),
+                "t.silent_until".to_owned(),
+                String::new(),
+            ),
+            Some(id) => (
+                String::new(),
+                format!("case when d.replaying then {id} else 0 end::bigint"),
+                format!(
+                    "join {}.dead_letters as d on d.processor = t.name and d.partition = t.partition and d.event_id = {id}",
+                    quote_identifier(&base.schema)
+                ),
+            ),
+        };
+        let statement = format!(
+            "-- lock_tracker
+             set local lock_timeout = '30s';
+             set local idle_in_transaction_session_timeout = {silence};
+             set local search_path = {projections_schema}, public;
+             select {silent_until} as silent_until, exists (
+               select from {schema}.dead_letters as l where l.processor = t.name and l.partition = t.partition) as parking
+             from {schema}.trackers as t {letter}
+             where t.name = {name} and t.partition = {partition} and t.epoch = {epoch} and t.paused_at is null {at}
+             for update",
+            schema = quote_identifier(&base.schema),
+            name = quote_literal(base.name()),
+            projections_schema = quote_identifier(&base.projections_schema),
+            silence = silence_max.as_millis(),
+            partition = turn.claim.partition,
+            epoch = turn.claim.epoch,
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(&mut *transaction).await?;
+        let Some(row) = row else { return Ok(None) };
+        let (parking, silent_until) = (row.try_get("parking")?, row.try_get("silent_until")?);
+        Ok(Some(Self { transaction, base, turn, parking, silent_until }))
+    }
+
+    /// The connection that the transaction is open on.
+    pub(crate) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.transaction
+    }
+
+    /// The events of the turn that are to be handled, and how far they reach. Those that have to wait behind a dead
+    /// letter are set aside in this transaction.
+    pub(crate) async fn read(&mut self) -> Result<(Vec<Delivery>, Position), ProcessorError> {
+        let Reading { deliveries, upto, .. } = self.read_as(self.turn).await?;
+        Ok((deliveries, upto))
+    }
+
+    /// As [`Self::read`], as if the turn was another one: for those who read beyond the position.
+    pub(crate) async fn read_as(&mut self, turn: &Turn<'_>) -> Result<Reading, ProcessorError> {
+        let mut batch = self.read_batch(turn).await?;
+        let found = batch.events.len();
+        self.set_aside_behind(&mut batch).await?;
+        let set_aside = found - batch.events.len();
+        let deliveries = batch.events.into_iter().map(|event| self.deliver(event)).collect();
+        Ok(Reading { deliveries, upto: batch.upto, set_aside })
+    }
+
+    async fn read_batch(&mut self, turn: &Turn<'_>) -> Result<Batch, ProcessorError> {
+        if !self.base.events.layout().may_be_unreadable() {
+            return self.base.read_batch(&mut self.transaction, turn).await;
+        }
+        self.mark().await?;
+        match self.base.read_batch(&mut self.transaction, turn).await {
+            Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
+                self.go_back().await?;
+                let failure = self.base.blame_event(&mut self.transaction, turn, &error).await?;
+                Err(ProcessorError::Unattributed(Box::new(failure)))
+            }
+            read => read,
+        }
+    }
+
+    /// An event on its way to the handler.
+    pub(crate) fn deliver(&self, event: Event) -> Delivery {
+        let replaying = event.id <= self.silent_until;
+        Delivery { event, replaying }
+    }
+
+    /// Takes out of a batch what must not be handled now, because it is a dead letter, or an earlier event of its
+    /// aggregate is one that it must not overtake.
+    pub(crate) async fn set_aside_behind(&mut self, batch: &mut Batch) -> Result<(), sqlx::Error> {
+        if !self.parking || self.turn.letter.is_some() || batch.events.is_empty() {
+            return Ok(());
+        }
+        let statement = format!(
+            "-- set_aside_behind
+             select e.id from unnest($1::bigint[], $2::uuid[], $3::text[], $4::uuid[]) as e (id, uuid, type, aggregate_id)
+             where {}.set_aside_behind({}, {}, e.id, e.uuid, e.type, e.aggregate_id)",
+            quote_identifier(&self.base.schema),
+            quote_literal(self.base.name()),
+            self.turn.claim.partition
+        );
+        let events = &batch.events;
+        let waiting: Vec<Position> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(events.iter().map(|event| event.id).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.uuid).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.event_type.clone()).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.aggregate_id).collect::<Vec<_>>())
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        batch.events.retain(|event| waiting.binary_search(&event.id).is_err());
+        Ok(())
+    }
+
+    /// Marks a place to go back to.
+    pub(crate) async fn mark(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
+    }
+
+    /// Undoes what was done since the mark.
+    pub(crate) async fn go_back(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("rollback to savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
+    }
+
+    /// Keeps what was done since the mark.
+    pub(crate) async fn forget_mark(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("release savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
+    }
+
+    /// Begins what one event does, so that it can be undone.
+    pub(crate) async fn begin_event(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("savepoint espd_event").execute(&mut *self.transaction).await.map(drop)
+    }
+
+    /// Undoes what was done since the event was begun.
+    pub(crate) async fn undo_event(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("rollback to savepoint espd_event").execute(&mut *self.transaction).await.map(drop)
+    }
+
+    /// The events of an aggregate up to a version, by version.
+    pub(crate) async fn read_aggregate(
+        &mut self,
+        id: Uuid,
+        upto: Version,
+    ) -> Result<Vec<Event>, sqlx::Error> {
+        match &self.base.events {
+            Events::SameDatabase(layout) => read_aggregate_on(&mut self.transaction, layout, id, upto).await,
+            Events::Elsewhere(store) => {
+                let read = store.read_aggregate(id, 1, Some(upto)).try_collect().await;
+                read.map_err(|ReadError::Database(error)| error)
+            }
+        }
+    }
+
+    /// Moves the tracker, or removes the dead letter that was handled, and commits.
+    pub(crate) async fn finish(mut self, progress: Progress<'_>) -> Result<(), ProcessorError> {
+        let Turn { claim, lease, rate, letter, .. } = *self.turn;
+        let trackers = self.base.trackers();
+        if let Some(event_id) = letter {
+            trackers.remove_letter(&mut self.transaction, self.base.name(), claim, event_id).await?;
+        } else {
+            let caught_up = !progress.failing && progress.position >= self.turn.upto;
+            let advance = Advance { progress, caught_up, lease, rate };
+            if !trackers.advance(&mut self.transaction, self.base.name(), claim, advance).await? {
+                return Err(ProcessorError::Lost);
+            }
+        }
+        Ok(self.transaction.commit().await?)
+    }
+}

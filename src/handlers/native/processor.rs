@@ -1,0 +1,253 @@
+//! A processor written in Rust, as the runner sees it.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures_util::FutureExt as _;
+use sqlx::{Connection as _, PgConnection};
+
+use super::context::{Projection, Reaction};
+use super::error::{HandlerError, Verdict, judge};
+use super::{Projector, Reactor};
+use crate::event::Position;
+use crate::handlers::batch::{Applied, EventEffects, Ledger, RowTables};
+use crate::processing::emission::{Emitter, Source};
+use crate::processing::failure::Failure;
+use crate::processing::processor::{Base, Delivery, Processor, ProcessorError, ProcessorKind, Turn, Turned};
+use crate::processing::tracker::{Claim, Progress};
+
+/// How long a handler may leave the database alone before the server takes it for frozen.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+
+/// Makes instances of a handler.
+#[derive(Clone)]
+pub(super) enum Make {
+    Projector(Arc<dyn Fn() -> Box<dyn Projector> + Send + Sync>),
+    Reactor(Arc<dyn Fn() -> Box<dyn Reactor> + Send + Sync>),
+}
+
+enum Handler {
+    Projector(Box<dyn Projector>),
+    Reactor(Box<dyn Reactor>),
+}
+
+impl Make {
+    fn make(&self) -> Handler {
+        match self {
+            Self::Projector(make) => Handler::Projector(make()),
+            Self::Reactor(make) => Handler::Reactor(make()),
+        }
+    }
+}
+
+/// A registered processor, ready to run.
+pub(crate) struct NativeProcessor {
+    base: Base,
+    emitter: Emitter,
+    make: Make,
+    /// `None` after a failure: what it remembers may not be what the database remembers.
+    handler: Option<Handler>,
+}
+
+/// How many events were handled, and why not the next one.
+struct Handled {
+    events: usize,
+    failure: Option<Box<Failure>>,
+}
+
+impl NativeProcessor {
+    pub(super) fn new(base: Base, make: Make) -> Self {
+        let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
+        Self { base, emitter, make, handler: None }
+    }
+}
+
+#[async_trait]
+impl Processor for NativeProcessor {
+    fn name(&self) -> &str {
+        self.base.name()
+    }
+
+    fn kind(&self) -> ProcessorKind {
+        self.base.declaration.kind()
+    }
+
+    fn version(&self) -> i32 {
+        self.base.declaration.version
+    }
+
+    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
+        self.base.starting_position(connection).await
+    }
+
+    async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
+        let mut transaction = connection.begin().await?;
+        self.base.prepare(&mut transaction, claim).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    async fn close(&mut self) {
+        self.handler = None;
+    }
+
+    async fn turn(
+        &mut self,
+        connection: &mut PgConnection,
+        turn: Turn<'_>,
+    ) -> Result<Turned, ProcessorError> {
+        let mut handler = self.handler.take().unwrap_or_else(|| self.make.make());
+        let Some(mut ledger) = Ledger::open(connection, &self.base, &turn, SILENCE_MAX).await? else {
+            self.handler = Some(handler);
+            return Ok(Turned::Lost);
+        };
+        let (events, upto) = ledger.read().await?;
+        let handled = match &mut handler {
+            Handler::Projector(projector) => project(projector, &self.make, &mut ledger, &events).await?,
+            Handler::Reactor(reactor) => {
+                react(reactor.as_mut(), &self.emitter, &mut ledger, &events, turn.limits.time).await?
+            }
+        };
+        let turned = finish(ledger, &turn, &events, upto, handled).await?;
+        if let Turned::Moved { failure: None, .. } = turned {
+            self.handler = Some(handler);
+        }
+        Ok(turned)
+    }
+}
+
+/// Commits what was handled.
+async fn finish(
+    ledger: Ledger<'_>,
+    turn: &Turn<'_>,
+    events: &[Delivery],
+    upto: Position,
+    handled: Handled,
+) -> Result<Turned, ProcessorError> {
+    let Handled { events: count, failure } = handled;
+    let position = match events.get(count) {
+        // Where nothing has failed, the time of the batch was up.
+        Some(next) if failure.is_some() => next.id - 1,
+        Some(_) => count.checked_sub(1).map_or(turn.claim.position, |last| events[last].id),
+        None => upto,
+    };
+    let handled = i32::try_from(count).unwrap_or(i32::MAX);
+    if turn.letter.is_none() || failure.is_none() {
+        let progress = Progress { position, handled, failing: failure.is_some(), put_off: None };
+        ledger.finish(progress).await?;
+    }
+    Ok(Turned::Moved { position, handled, failure })
+}
+
+/// Hands a projector all events; and where it fails over one, those before it once more.
+async fn project(
+    projector: &mut Box<dyn Projector>,
+    make: &Make,
+    ledger: &mut Ledger<'_>,
+    events: &[Delivery],
+) -> Result<Handled, ProcessorError> {
+    if events.is_empty() {
+        return Ok(Handled { events: 0, failure: None });
+    }
+    ledger.mark().await?;
+    let Err(error) = project_once(projector.as_mut(), ledger, events).await else {
+        return Ok(Handled { events: events.len(), failure: None });
+    };
+    let (event_id, failure) = match judge(error) {
+        Verdict::Infrastructure(error) => return Err(error.into()),
+        Verdict::Failed { event_id, failure } => (event_id, failure),
+    };
+    let failed = event_id.and_then(|id| events.iter().position(|event| event.id == id));
+    let Some(place) = failed.or((events.len() == 1).then_some(0)) else {
+        return Err(ProcessorError::Unattributed(Box::new(failure)));
+    };
+    ledger.go_back().await?;
+    if place > 0 {
+        if let Handler::Projector(another) = make.make() {
+            *projector = another;
+        }
+        if let Err(error) = project_once(projector.as_mut(), ledger, &events[..place]).await {
+            return Err(match judge(error) {
+                Verdict::Infrastructure(error) => error.into(),
+                Verdict::Failed { failure, .. } => ProcessorError::Unattributed(Box::new(failure)),
+            });
+        }
+    }
+    let failure = Some(Box::new(Source::of(&events[place]).blame(failure)));
+    Ok(Handled { events: place, failure })
+}
+
+async fn project_once(
+    projector: &mut dyn Projector,
+    ledger: &mut Ledger<'_>,
+    events: &[Delivery],
+) -> Result<(), HandlerError> {
+    let mut projection = Projection { ledger };
+    without_panic(projector.project(events, &mut projection)).await
+}
+
+/// Hands a reactor one event after the other, until one fails or the time is up.
+async fn react(
+    reactor: &mut dyn Reactor,
+    emitter: &Emitter,
+    ledger: &mut Ledger<'_>,
+    events: &[Delivery],
+    time: Duration,
+) -> Result<Handled, ProcessorError> {
+    let (deadline, tables) = (Instant::now() + time, RowTables::default());
+    // Effects of events that have not been carried out yet, and how many events come before them.
+    let (mut pending, mut done) = (Vec::new(), 0);
+    for event in events {
+        let source = Source::of(event);
+        let mut reaction = Reaction {
+            ledger: &mut *ledger,
+            replaying: event.replaying,
+            actions: Vec::new(),
+            touched: false,
+        };
+        let outcome = without_panic(reactor.react(event, &mut reaction)).await;
+        let Reaction { actions, touched, .. } = reaction;
+        if let Err(error) = outcome {
+            let failure = match judge(error) {
+                Verdict::Infrastructure(error) => return Err(error.into()),
+                Verdict::Failed { failure, .. } => failure,
+            };
+            if touched {
+                ledger.undo_event().await?;
+            }
+            let applied = ledger.apply(&tables, emitter, &pending).await?;
+            let failure = applied.failure.or(Some(Box::new(source.blame(failure))));
+            return Ok(Handled { events: done + applied.events, failure });
+        }
+        pending.push(EventEffects { source, actions });
+        if touched {
+            // Its rows are written; what it and those before it emit has to be possible as well.
+            let Applied { events, failure } = ledger.apply(&tables, emitter, &pending).await?;
+            if failure.is_some() {
+                ledger.undo_event().await?;
+                return Ok(Handled { events: done + events, failure });
+            }
+            done += pending.len();
+            pending.clear();
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    let Applied { events, failure } = ledger.apply(&tables, emitter, &pending).await?;
+    Ok(Handled { events: done + events, failure })
+}
+
+/// A panic is the handler's failure, and nobody else's.
+async fn without_panic(work: impl Future<Output = Result<(), HandlerError>>) -> Result<(), HandlerError> {
+    match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            let said = panic.downcast_ref::<&str>().map(ToString::to_string);
+            let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(format!("the handler has panicked: {}", said.as_deref().unwrap_or("?")).into())
+        }
+    }
+}

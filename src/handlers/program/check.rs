@@ -1,0 +1,30 @@
+//! Finding out whether a program can be a worker, before it is deployed.
+
+use super::hello;
+use super::session::Worker;
+use crate::handlers::batch::RowTables;
+use crate::handlers::sql::Fault;
+use crate::processing::declaration::{CommandDeclaration, ProcessorDeclaration};
+
+/// What is wrong with a program and the tables that it writes, as far as that shows without an event. It is started, greeted
+/// and let go.
+pub(crate) async fn check(
+    declaration: &ProcessorDeclaration,
+    command: &CommandDeclaration,
+    tables: &RowTables,
+) -> Vec<Fault> {
+    let keyless = tables.shapes().iter().filter(|shape| shape.key.is_empty());
+    let sources =
+        keyless.filter_map(|shape| declaration.tables.iter().find(|table| table.name == shape.name));
+    let mut faults: Vec<Fault> = sources
+        .map(|table| {
+            let fault = Fault::at(&table.columns, 0, format!("table {} has no primary key", table.name));
+            fault.with_hint("a program names rows by their keys: make one of the columns a primary key")
+        })
+        .collect();
+    match Worker::start(command, &hello(declaration, tables)).await {
+        Ok(worker) => worker.dismiss(super::DISMISSAL_GRACE).await,
+        Err(error) => faults.push(Fault::at(&command.place, 0, error.to_string())),
+    }
+    faults
+}

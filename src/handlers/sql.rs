@@ -1,0 +1,268 @@
+//! SQL projectors and reactors: declared in the configuration, run inside the database.
+//!
+//! A batch is one call of one generated function (`function`): rows and position change in one
+//! transaction, and nothing but the call crosses the network. Where the projections live in another
+//! database than the events, the same function takes the batch as an argument (`remote`).
+
+mod check;
+mod function;
+mod reaction;
+mod remote;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _};
+
+pub use crate::processing::processor::Events;
+pub use check::{Fault, check};
+pub(crate) use check::{check_upcasts, hidden_types};
+
+use crate::event::Position;
+use crate::handlers::sql::function::{EventSource, ProcessorFunction};
+use crate::postgres::quote::quote_literal;
+use crate::postgres::row::from_row;
+use crate::processing::declaration::{Handler, ProcessorDeclaration};
+use crate::processing::failure::{Failure, is_infrastructure_error};
+use crate::processing::processor::{Base, Processor, ProcessorError, ProcessorKind, Turn, Turned};
+use crate::processing::tracker::{Claim, Effects, interval};
+
+/// A declared projector, ready to run.
+#[derive(Debug)]
+pub struct SqlProcessor {
+    base: Base,
+    function: ProcessorFunction,
+    /// Whether the function was another one before it was made last.
+    has_changed: bool,
+}
+
+/// What the function returns; all null when it did nothing.
+#[derive(Debug)]
+struct Returned {
+    espd_position: Option<Position>,
+    espd_handled: Option<i32>,
+    espd_failure: Option<Json<RawFailure>>,
+}
+
+from_row!(Returned { espd_position, espd_handled, espd_failure });
+
+/// A failure as the function reports it: with the database's context instead of a place in a file.
+#[derive(Debug, Deserialize)]
+struct RawFailure {
+    context: String,
+    #[serde(flatten)]
+    failure: Failure,
+}
+
+impl SqlProcessor {
+    /// Compiles a declaration. Fails where a handler's text has a quote or comment that never ends.
+    pub fn new(
+        declaration: ProcessorDeclaration,
+        schema: &str,
+        projections_schema: &str,
+        events: Events,
+    ) -> Result<Self, Fault> {
+        let source = match &events {
+            Events::SameDatabase(layout) => EventSource::Table {
+                source: layout.source(),
+                foreign: (!layout.is_own()).then_some(layout.events_table()),
+                upcasts: layout.upcasts(),
+            },
+            Events::Elsewhere(_) => EventSource::Arguments,
+        };
+        let function = ProcessorFunction::compile(&declaration, schema, projections_schema, source)
+            .map_err(|error| Fault::of_compile_error(&declaration, error))?;
+        let base = Base::new(declaration, schema, projections_schema, events);
+        Ok(Self { base, function, has_changed: false })
+    }
+
+    /// Sets the position to 0 and drops and makes the tables anew, all in one transaction.
+    ///
+    /// Returns whether the processor was known. Every claim ends; a running worker claims again.
+    pub async fn reset(
+        &self,
+        connection: &mut PgConnection,
+        operator: &str,
+        effects: Effects,
+    ) -> Result<bool, ProcessorError> {
+        self.base.reset(connection, operator, effects).await
+    }
+
+    /// One call of the function, which finds the events itself: one round trip, nothing prepared.
+    async fn call(&self, connection: &mut PgConnection, turn: &Turn<'_>) -> Result<Returned, sqlx::Error> {
+        let statement = self.statement(&Self::arguments(turn, turn.upto));
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        Returned::from_row(&row)
+    }
+
+    /// Fetches the events from their database and passes them along. Nobody else fetches them meanwhile: the
+    /// tracker is locked.
+    async fn fetch_and_call(
+        &self,
+        connection: &mut PgConnection,
+        turn: &Turn<'_>,
+    ) -> Result<Option<Returned>, ProcessorError> {
+        let mut transaction = connection.begin().await?;
+        // Where a pooler hides which backend this is, nobody else could end it if this process was frozen now.
+        let limit = "-- limit_silence\nset local idle_in_transaction_session_timeout = '60s'";
+        sqlx::raw_sql(limit).execute(&mut *transaction).await?;
+        let trackers = self.base.trackers();
+        if !trackers.lock_claimed(&mut transaction, &self.base.declaration.name, turn.claim).await? {
+            return Ok(None);
+        }
+        let batch = self.base.read_batch(&mut transaction, turn).await?;
+        let arrays = (1..=remote::ARRAYS).map(remote::parameter).collect::<Vec<_>>().join(", ");
+        let statement = self.statement(&format!("{arrays}, {}", Self::arguments(turn, batch.upto)));
+        let call = remote::bind(&batch, sqlx::query_as(AssertSqlSafe(statement)).persistent(false));
+        let returned = call.fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(Some(returned))
+    }
+
+    fn statement(&self, arguments: &str) -> String {
+        // Leaving the function early would commit rows without a position, so that has to be an error.
+        format!(
+            "-- project_batch
+             select espd_position, espd_handled, espd_failure,
+                    coalesce(espd_finished::text, 'a handler has left the function')::boolean as finished
+             from {}({arguments})",
+            self.function.name
+        )
+    }
+
+    /// The function's arguments, without those of a batch that is passed.
+    fn arguments(turn: &Turn<'_>, upto: Position) -> String {
+        let Turn { claim, limits, lease, rate, .. } = turn;
+        let size = i32::try_from(limits.size).unwrap_or(i32::MAX);
+        let rate = if rate.is_finite() { *rate } else { 0.0 };
+        let (partition, epoch) = (claim.partition, claim.epoch);
+        let (bytes, time, lease) = (limits.bytes, interval(limits.time), interval(*lease));
+        // The event of a dead letter is a batch of its own, wherever the position is.
+        let position = turn.after();
+        let letter = turn.letter.map_or("null".to_owned(), |id| id.to_string());
+        format!(
+            "{partition}, {epoch}, {position}, {upto}, {size}, {bytes}, {time}, {lease}, {rate}::real, {letter}"
+        )
+    }
+
+    /// The failure with the place in the author's file instead of the function's line.
+    fn locate(&self, raw: RawFailure) -> Failure {
+        let place = line_in_context(&raw.context, &self.function.name)
+            .and_then(|line| self.function.place_of_line(line, self.base.declaration.handlers()))
+            .map(|place| describe(&self.base.declaration.handlers()[place.handler], place.offset));
+        Failure { place, ..raw.failure }
+    }
+}
+
+/// Makes the declared tables, which exist already, the projector's own. It has a tracker.
+pub(crate) async fn adopt_tables(
+    declaration: &ProcessorDeclaration,
+    schema: &str,
+    projections_schema: &str,
+    connection: &mut PgConnection,
+) -> Result<(), ProcessorError> {
+    crate::processing::processor::Tables::new(declaration, schema, projections_schema).adopt(connection).await
+}
+
+#[async_trait]
+impl Processor for SqlProcessor {
+    fn name(&self) -> &str {
+        &self.base.declaration.name
+    }
+
+    fn kind(&self) -> ProcessorKind {
+        self.base.declaration.kind()
+    }
+
+    fn version(&self) -> i32 {
+        self.base.declaration.version
+    }
+
+    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
+        self.base.starting_position(connection).await
+    }
+
+    async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
+        let mut transaction = connection.begin().await?;
+        self.base.prepare(&mut transaction, claim).await?;
+        let before = self.read_source(&mut transaction).await?;
+        sqlx::raw_sql(AssertSqlSafe(self.function.create.clone()))
+            .execute(&mut *transaction)
+            .await
+            .map_err(|error| self.blame_declaration(error))?;
+        self.has_changed = before != self.read_source(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    fn has_changed(&self) -> bool {
+        self.has_changed
+    }
+
+    async fn turn(
+        &mut self,
+        connection: &mut PgConnection,
+        turn: Turn<'_>,
+    ) -> Result<Turned, ProcessorError> {
+        let returned = match &self.base.events {
+            Events::SameDatabase(_) => self.call(connection, &turn).await.map_err(Into::into).map(Some),
+            Events::Elsewhere(_) => self.fetch_and_call(connection, &turn).await,
+        };
+        let returned = match returned {
+            Ok(Some(returned)) => returned,
+            Ok(None) => return Ok(Turned::Lost),
+            Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
+                let failure = self.base.blame_event(connection, &turn, &error).await?;
+                return Err(ProcessorError::Unattributed(Box::new(failure)));
+            }
+            Err(error) => return Err(error),
+        };
+        let (Some(position), Some(handled)) = (returned.espd_position, returned.espd_handled) else {
+            return Ok(Turned::Lost);
+        };
+        let failure = returned.espd_failure.map(|Json(raw)| Box::new(self.locate(raw)));
+        Ok(Turned::Moved { position, handled, failure })
+    }
+}
+
+impl SqlProcessor {
+    /// The body of the function as it is in the database, if it is there.
+    async fn read_source(&self, connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+        let statement = format!(
+            "-- read_function
+             select p.prosrc from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+             where n.nspname = {} and p.proname = {}",
+            quote_literal(&self.base.schema),
+            quote_literal(&function::name(&self.base.declaration))
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        row.map(|row| row.try_get(0)).transpose()
+    }
+
+    /// A function that PostgreSQL refuses is the author's to mend; anything else may pass.
+    fn blame_declaration(&self, error: sqlx::Error) -> ProcessorError {
+        if is_infrastructure_error(&error) {
+            return ProcessorError::Database(error);
+        }
+        let fault = Fault::of_function_error(&self.base.declaration, &self.function, error);
+        ProcessorError::Blocked(format!("{fault}; `espd check` shows it, then restart"))
+    }
+}
+
+/// `file:line` of a place in a handler.
+fn describe(handler: &Handler, offset: usize) -> String {
+    let characters = handler.sql.text[..offset].chars().count();
+    let (line, _) = handler.sql.locate(characters);
+    format!("{}:{line}", handler.sql.file)
+}
+
+/// The line of our function in an error's context: the first number behind its signature.
+///
+/// Only the function's own name is recognised, so the language of the server's messages does not matter.
+fn line_in_context(context: &str, qualified_name: &str) -> Option<usize> {
+    let name = qualified_name.rsplit('.').next()?.trim_matches('"');
+    let line = context.lines().rfind(|line| line.contains(name))?;
+    let behind = &line[line.find(name)? + name.len()..];
+    let digits = behind[behind.find(')')?..].split(|c: char| !c.is_ascii_digit());
+    digits.into_iter().find(|number| !number.is_empty())?.parse().ok()
+}

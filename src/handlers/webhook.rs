@@ -1,0 +1,330 @@
+//! Webhook reactors: events are sent over HTTP, each at least once and under one key, in order per aggregate.
+//!
+//! A turn has three parts. It reads events after those that it has seen; it sends what may be sent, with nothing open in
+//! the database; and it commits what came of that: how far everything is done, what is done beyond that, what receivers
+//! want emitted, and what has failed. Requests that take longer than the turn stay under way and end in a later one.
+//!
+//! An event is sent when its predecessor in the aggregate has been *committed* as received. So whatever a crash makes
+//! espd repeat is the last thing that the receiver has seen of the aggregate. See `docs/webhooks.md`.
+
+mod address;
+mod answer;
+mod client;
+mod cloud_event;
+mod dead_letter;
+mod deliveries;
+mod delivery_queue;
+mod request;
+mod schedule;
+mod sender;
+mod signature;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use sqlx::{Connection as _, PgConnection};
+use tokio::task::JoinSet;
+use tracing::error;
+
+use crate::event::Position;
+use crate::handlers::batch::{EventEffects, Ledger, Reading, RowTables};
+use crate::processing::declaration::{BatchLimits, WebhookDeclaration};
+use crate::processing::emission::Emitter;
+use crate::processing::heartbeat;
+use crate::processing::processor::{Base, Processor, ProcessorError, ProcessorKind, Turn, Turned};
+use crate::processing::tracker::Claim;
+use crate::processing::tracker::Progress;
+
+pub(crate) use address::is_public;
+pub(crate) use answer::{Answer, Verdict};
+pub(crate) use client::{NoAnswer, read_authorities};
+pub(crate) use request::{is_reserved, read_header};
+pub(crate) use sender::Sender;
+
+use deliveries::{Deliveries, GivenUp};
+use delivery_queue::{Desk, Sum};
+use sender::Sent;
+
+/// How long the database may be left alone in a transaction that waits for nothing else.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How long a turn may take, whatever the batch may: the tracker is not locked meanwhile, and its lease runs.
+const TURN_TIME: Duration = Duration::from_secs(1);
+
+/// How long a turn that can begin nothing more waits for requests to end: briefly, if others that have ended wait to be
+/// committed, and longer, if not. New events wait as long.
+const GRACE: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// A reactor that sends its events to a receiver.
+pub(crate) struct Webhook {
+    base: Base,
+    emitter: Emitter,
+    concurrency: usize,
+    /// How long a request may take.
+    timeout: Duration,
+    sender: Arc<Sender>,
+    desk: Desk,
+    under_way: JoinSet<(Position, Sent)>,
+    /// Whether the next event cannot even be read, and others are held.
+    is_stuck: bool,
+    /// The epoch of the claim that the desk belongs to.
+    epoch: i64,
+    /// When the tracker was last written.
+    committed: Option<Instant>,
+}
+
+impl Webhook {
+    /// A webhook that has sent nothing yet.
+    ///
+    /// # Errors
+    /// What is declared cannot be used here, in words.
+    pub(crate) fn new(base: Base, declaration: &WebhookDeclaration) -> Result<Self, String> {
+        let sender =
+            Sender::new(base.name(), &base.schema, declaration).map_err(|error| error.to_string())?;
+        let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
+        let desk = Desk::new(base.declaration.retry);
+        let WebhookDeclaration { concurrency, timeout, .. } = *declaration;
+        let sender = Arc::new(sender);
+        let under_way = JoinSet::new();
+        Ok(Self {
+            base,
+            emitter,
+            concurrency,
+            timeout,
+            sender,
+            desk,
+            under_way,
+            is_stuck: false,
+            epoch: 0,
+            committed: None,
+        })
+    }
+}
+
+#[async_trait]
+impl Processor for Webhook {
+    fn name(&self) -> &str {
+        self.base.name()
+    }
+
+    fn kind(&self) -> ProcessorKind {
+        self.base.declaration.kind()
+    }
+
+    fn version(&self) -> i32 {
+        self.base.declaration.version
+    }
+
+    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
+        self.base.starting_position(connection).await
+    }
+
+    async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
+        let mut transaction = connection.begin().await?;
+        self.base.prepare(&mut transaction, claim).await?;
+        transaction.commit().await?;
+        // Nobody has claimed it in between: what is under way and what is known goes on.
+        let same = claim.epoch == self.epoch + 1 && self.desk.agrees(claim.position);
+        self.epoch = claim.epoch;
+        if same {
+            self.desk.go_on(claim.position);
+            return Ok(());
+        }
+        self.under_way.shutdown().await;
+        let delivered = Deliveries::of(&self.base, claim).list(connection, claim.position).await?;
+        self.desk.begin(claim.position, delivered, claim.attempts == 0);
+        Ok(())
+    }
+
+    fn works_ahead(&self) -> bool {
+        true
+    }
+
+    fn wind_down(&mut self) {
+        self.desk.wind_down();
+    }
+
+    fn retry_now(&mut self) {
+        self.desk.retry_now();
+    }
+
+    async fn turn(
+        &mut self,
+        connection: &mut PgConnection,
+        turn: Turn<'_>,
+    ) -> Result<Turned, ProcessorError> {
+        if turn.letter.is_some() {
+            return self.handle_letter(connection, &turn).await;
+        }
+        if let Some(outage) = self.desk.take_outage() {
+            return Err(outage);
+        }
+        self.desk.follow(turn.claim.position);
+        if !self.read(connection, &turn).await? {
+            return Ok(Turned::Lost);
+        }
+        self.send(turn.limits.time.min(TURN_TIME)).await;
+        let Some(handled) = self.commit(connection, &turn).await? else { return Ok(Turned::Lost) };
+        // Progress has to be told first: the claim names the position.
+        let is_still = handled == 0 && self.desk.position() == turn.claim.position;
+        if let Some(outage) = is_still.then(|| self.desk.take_outage()).flatten() {
+            return Err(outage);
+        }
+        // Where no more can be read, it does not help to be asked again before something is done.
+        let is_full = self.is_stuck || self.desk.room(turn.limits) == 0;
+        let seen = if is_full { turn.upto } else { self.desk.seen() };
+        let under_way = self.desk.is_busy() || seen < turn.upto;
+        let put_off = self.desk.next_put_off().map(Box::new);
+        Ok(Turned::Ahead { position: self.desk.position(), seen, handled, under_way, put_off })
+    }
+}
+
+impl Webhook {
+    /// Reads events after those that it has seen, as many as there is room for. `false`: the claim is no longer valid.
+    async fn read(&mut self, connection: &mut PgConnection, turn: &Turn<'_>) -> Result<bool, ProcessorError> {
+        let Self { base, desk, is_stuck, .. } = self;
+        let (position, room) = (desk.seen(), desk.room(turn.limits));
+        *is_stuck = false;
+        if room == 0 || position >= turn.upto {
+            return Ok(true);
+        }
+        let claim = Claim { position, ..turn.claim.clone() };
+        let limits = BatchLimits { size: room, ..*turn.limits };
+        let beyond = Turn { claim: &claim, limits: &limits, ..*turn };
+        let Some(mut ledger) = Ledger::open(connection, base, turn, SILENCE_MAX).await? else {
+            return Ok(false);
+        };
+        let Reading { deliveries, upto, set_aside } = match ledger.read_as(&beyond).await {
+            // An event that cannot even be read is met again when everything before it is done; the runner sees to it.
+            Err(ProcessorError::Unattributed(_)) if !desk.is_empty() => {
+                *is_stuck = true;
+                return Ok(true);
+            }
+            read => read?,
+        };
+        if set_aside > 0 {
+            Deliveries::of(base, turn.claim).record_letters(ledger.connection(), position, upto).await?;
+            let put_off = desk.next_put_off();
+            let position = turn.claim.position;
+            ledger
+                .finish(Progress { position, handled: 0, failing: false, put_off: put_off.as_ref() })
+                .await?;
+        }
+        desk.take_in(deliveries, upto);
+        Ok(true)
+    }
+
+    /// Sends what may be sent, until there is nothing more or the time is up.
+    async fn send(&mut self, time: Duration) {
+        let begun = Instant::now();
+        let (mut deadline, mut is_idle) = (begun + time, false);
+        loop {
+            self.fill_slots();
+            if self.under_way.is_empty() {
+                return;
+            }
+            if !self.desk.may_begin() && !is_idle {
+                is_idle = true;
+                let wait = if self.desk.has_unsettled() { GRACE } else { PATIENCE };
+                deadline = deadline.min(Instant::now() + wait);
+            }
+            match tokio::time::timeout_at(deadline.into(), self.under_way.join_next()).await {
+                Ok(Some(Ok((id, sent)))) => self.desk.note(id, sent),
+                Ok(Some(Err(error))) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    fn fill_slots(&mut self) {
+        while let Some(event) = self.desk.next(self.concurrency) {
+            let sender = Arc::clone(&self.sender);
+            self.under_way.spawn(async move { (event.id, sender.send(&event).await) });
+        }
+    }
+
+    /// Commits what came of it, and returns how many events are done. `None`: the claim is no longer valid.
+    async fn commit(
+        &mut self,
+        connection: &mut PgConnection,
+        turn: &Turn<'_>,
+    ) -> Result<Option<i32>, ProcessorError> {
+        let Self { base, desk, emitter, committed, .. } = self;
+        let sum = desk.sum_up();
+        let is_recent = committed.is_some_and(|committed| committed.elapsed() < turn.lease / 5);
+        // A commit would say that an outage is over.
+        let is_still = sum.is_empty() && sum.position == turn.claim.position;
+        if is_still && (is_recent || desk.is_out()) {
+            return Ok(Some(0));
+        }
+        let Some(mut ledger) = Ledger::open(connection, base, turn, SILENCE_MAX).await? else {
+            return Ok(None);
+        };
+        apply(&mut ledger, emitter, desk, desk.effects()).await?;
+        let sum = desk.sum_up();
+        record(&mut ledger, base, turn.claim, &sum).await?;
+        let handled = i32::try_from(sum.done.len()).unwrap_or(i32::MAX);
+        let put_off = desk.next_put_off();
+        desk.attempt(sum.position);
+        let failing = put_off.is_some();
+        ledger
+            .finish(Progress { position: sum.position, handled, failing, put_off: put_off.as_ref() })
+            .await?;
+        desk.settle(&sum);
+        *committed = Some(Instant::now());
+        sum.given_up.iter().for_each(|one| announce(base.name(), one));
+        Ok(Some(handled))
+    }
+}
+
+/// Emits what receivers want emitted. An event whose wishes cannot be met has failed.
+async fn apply(
+    ledger: &mut Ledger<'_>,
+    emitter: &Emitter,
+    desk: &mut Desk,
+    effects: Vec<EventEffects>,
+) -> Result<(), ProcessorError> {
+    let (tables, mut rest) = (RowTables::default(), effects.as_slice());
+    while !rest.is_empty() {
+        let applied = ledger.apply(&tables, emitter, rest).await?;
+        let Some((failing, failure)) = rest.get(applied.events).zip(applied.failure) else { break };
+        desk.fail(failing.source.id, *failure, None);
+        rest = &rest[applied.events + 1..];
+    }
+    Ok(())
+}
+
+/// Records what is done or has failed beyond the position, and what is set aside.
+async fn record(ledger: &mut Ledger<'_>, base: &Base, claim: &Claim, sum: &Sum) -> Result<(), sqlx::Error> {
+    let (deliveries, connection) = (Deliveries::of(base, claim), ledger.connection());
+    for one in &sum.given_up {
+        deliveries.give_up(connection, one).await?;
+    }
+    for one in &sum.waiting {
+        deliveries.set_aside_behind(connection, one).await?;
+    }
+    deliveries.record_done(connection, sum.done.iter().copied().filter(|id| *id > sum.position)).await?;
+    for (id, put_off) in &sum.put_off {
+        deliveries.record_put_off(connection, *id, put_off).await?;
+    }
+    if sum.position > claim.position {
+        deliveries.pass(connection, sum.position).await?;
+    }
+    Ok(())
+}
+
+fn announce(reactor: &str, GivenUp { failure, attempts, .. }: &GivenUp) {
+    error!(
+        processor = reactor,
+        event.id = failure.event_id,
+        event.r#type = failure.event_type,
+        attempt = attempts,
+        error = %failure,
+        "set an event aside that could not be handled: `espctl dead-letters list` shows it"
+    );
+    if let Some(id) = failure.event_id {
+        heartbeat::set_aside(id);
+    }
+}

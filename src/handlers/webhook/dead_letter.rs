@@ -1,0 +1,60 @@
+//! Sending the event of a dead letter again.
+
+use sqlx::PgConnection;
+
+use super::answer::Verdict;
+use super::sender::Sent;
+use super::{SILENCE_MAX, Webhook};
+use crate::handlers::batch::{EventEffects, Ledger, RowTables};
+use crate::processing::emission::Source;
+use crate::processing::failure::Failure;
+use crate::processing::processor::{Delivery, ProcessorError, Turn, Turned};
+use crate::processing::tracker::Progress;
+
+impl Webhook {
+    /// Sends the event, with the tracker locked meanwhile: nothing else is done under this claim, and what is under way
+    /// ends by itself. The letter was recorded as done beyond the position when it was written.
+    pub(super) async fn handle_letter(
+        &mut self,
+        connection: &mut PgConnection,
+        turn: &Turn<'_>,
+    ) -> Result<Turned, ProcessorError> {
+        let silence_max = self.timeout + SILENCE_MAX;
+        let Some(mut ledger) = Ledger::open(connection, &self.base, turn, silence_max).await? else {
+            return Ok(Turned::Lost);
+        };
+        let position = turn.claim.position;
+        let (deliveries, _) = ledger.read().await?;
+        // Not sent: an event of a type that is not handled any more, and one that was received before a reset.
+        let delivery = deliveries.first().filter(|delivery| !delivery.replaying);
+        if let Some(delivery) = delivery
+            && let Some(failure) = self.send_again(&mut ledger, delivery).await?
+        {
+            return Ok(Turned::Moved { position, handled: 0, failure: Some(failure) });
+        }
+        let handled = i32::from(delivery.is_some());
+        ledger.finish(Progress { position, handled, failing: false, put_off: None }).await?;
+        Ok(Turned::Moved { position, handled, failure: None })
+    }
+
+    /// Sends an event, and has done what the answer wants. Returns why that could not be, if so.
+    async fn send_again(
+        &self,
+        ledger: &mut Ledger<'_>,
+        delivery: &Delivery,
+    ) -> Result<Option<Box<Failure>>, ProcessorError> {
+        let source = Source::of(delivery);
+        let actions = match self.sender.send(&delivery.event).await {
+            Sent::Judged(Verdict::Accepted(actions)) => actions,
+            Sent::Judged(Verdict::Failed { failure, .. }) => {
+                return Ok(Some(Box::new(source.blame(*failure))));
+            }
+            Sent::Judged(Verdict::Busy { message, wait }) => {
+                return Err(ProcessorError::Unavailable { message, wait });
+            }
+            Sent::Unreachable(message) => return Err(ProcessorError::Unavailable { message, wait: None }),
+        };
+        let effects = [EventEffects { source, actions }];
+        Ok(ledger.apply(&RowTables::default(), &self.emitter, &effects).await?.failure)
+    }
+}

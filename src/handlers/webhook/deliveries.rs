@@ -1,0 +1,219 @@
+//! The statements on what was done beyond the position (`migrations/processing/0007_webhook_deliveries.sql`). All but the
+//! first run in the transaction of a ledger, which holds the tracker.
+
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, FromRow as _, PgConnection};
+use uuid::Uuid;
+
+use crate::event::Position;
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::row::from_row;
+use crate::processing::failure::Failure;
+use crate::processing::processor::{Base, PutOff};
+use crate::processing::tracker::{Claim, interval, json_literal};
+
+/// An event beyond the position that is done, or has been tried.
+#[derive(Debug)]
+pub(crate) struct Delivered {
+    pub(crate) event_id: Position,
+    pub(crate) is_done: bool,
+    pub(crate) attempts: i32,
+    failure: Option<Json<Failure>>,
+    retry_in_seconds: Option<f64>,
+}
+
+from_row!(Delivered { event_id, is_done, attempts, failure, retry_in_seconds });
+
+impl Delivered {
+    /// What waits for another try; `None` for one that is done.
+    pub(crate) fn put_off(self) -> Option<PutOff> {
+        let Json(failure) = self.failure.filter(|_| !self.is_done)?;
+        let wait = self.retry_in_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let until = Instant::now() + wait.unwrap_or_default();
+        Some(PutOff { failure, attempts: self.attempts.unsigned_abs(), until: Some(until) })
+    }
+}
+
+/// An event that is given up.
+#[derive(Debug)]
+pub(crate) struct GivenUp {
+    pub(crate) failure: Failure,
+    pub(crate) attempts: u32,
+    /// Whether later events of its aggregate have to wait.
+    pub(crate) blocks: bool,
+}
+
+/// An event that waits behind one that is given up.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) id: Position,
+    pub(crate) uuid: Uuid,
+    pub(crate) event_type: String,
+    pub(crate) aggregate_id: Uuid,
+}
+
+/// The deliveries of one processor.
+pub(crate) struct Deliveries {
+    /// The quoted schema.
+    schema: String,
+    /// The quoted name of the processor.
+    name: String,
+    partition: i32,
+}
+
+impl Deliveries {
+    pub(crate) fn of(base: &Base, claim: &Claim) -> Self {
+        let (schema, name) = (quote_identifier(&base.schema), quote_literal(base.name()));
+        Self { schema, name, partition: claim.partition }
+    }
+
+    /// Everything beyond the position, by event.
+    pub(crate) async fn list(
+        &self,
+        connection: &mut PgConnection,
+        position: Position,
+    ) -> Result<Vec<Delivered>, sqlx::Error> {
+        let statement = format!(
+            "-- list_deliveries
+             select event_id, is_done, attempts, failure,
+                    extract(epoch from retry_at - clock_timestamp())::float8 as retry_in_seconds
+             from {}.deliveries where {} and event_id > {position} order by event_id",
+            self.schema,
+            self.condition()
+        );
+        let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
+        rows.iter().map(Delivered::from_row).collect()
+    }
+
+    /// Forgets what the position has passed.
+    pub(crate) async fn pass(
+        &self,
+        connection: &mut PgConnection,
+        position: Position,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- forget_deliveries\ndelete from {}.deliveries where {} and event_id <= {position}",
+            self.schema,
+            self.condition()
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// These are done.
+    pub(crate) async fn record_done(
+        &self,
+        connection: &mut PgConnection,
+        ids: impl Iterator<Item = Position>,
+    ) -> Result<(), sqlx::Error> {
+        let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let source = format!("unnest(array[{}]::bigint[]) as done (event_id)", ids.join(", "));
+        self.insert_done(connection, &source).await
+    }
+
+    /// The dead letters in this range are done: where they are retried or discarded, they are not met again.
+    pub(crate) async fn record_letters(
+        &self,
+        connection: &mut PgConnection,
+        after: Position,
+        upto: Position,
+    ) -> Result<(), sqlx::Error> {
+        let source = format!(
+            "{}.dead_letters where {} and event_id > {after} and event_id <= {upto}",
+            self.schema,
+            self.condition()
+        );
+        self.insert_done(connection, &source).await
+    }
+
+    async fn insert_done(&self, connection: &mut PgConnection, source: &str) -> Result<(), sqlx::Error> {
+        let Self { schema, name, partition } = self;
+        let statement = format!(
+            "-- record_deliveries
+             insert into {schema}.deliveries (processor, partition, event_id, is_done)
+             select {name}, {partition}, event_id, true from {source}
+             on conflict (processor, partition, event_id) do update
+               set is_done = true, attempts = 0, failure = null, retry_at = null"
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// This one has failed and is tried again.
+    pub(crate) async fn record_put_off(
+        &self,
+        connection: &mut PgConnection,
+        id: Position,
+        put_off: &PutOff,
+    ) -> Result<(), sqlx::Error> {
+        let wait = put_off.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let statement = format!(
+            "-- record_failed_delivery
+             insert into {schema}.deliveries (processor, partition, event_id, is_done, attempts, failure, retry_at)
+             values ({name}, {partition}, {id}, false, {attempts}, {failure}, clock_timestamp() + {wait})
+             on conflict (processor, partition, event_id) do update
+               set attempts = excluded.attempts, failure = excluded.failure, retry_at = excluded.retry_at
+               where not deliveries.is_done",
+            schema = self.schema,
+            name = self.name,
+            partition = self.partition,
+            attempts = put_off.attempts,
+            failure = json_literal(&put_off.failure)?,
+            wait = interval(wait.unwrap_or_default()),
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// Sets an event aside as a dead letter.
+    pub(crate) async fn give_up(
+        &self,
+        connection: &mut PgConnection,
+        GivenUp { failure, attempts, blocks }: &GivenUp,
+    ) -> Result<(), sqlx::Error> {
+        let (Some(id), Some(uuid), Some(aggregate_id)) =
+            (failure.event_id, failure.event_uuid, failure.aggregate_id)
+        else {
+            return Ok(());
+        };
+        let statement = format!(
+            "-- set_aside
+             insert into {schema}.dead_letters
+               (processor, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts)
+             values ({name}, {partition}, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure},
+               {attempts})
+             on conflict (processor, partition, event_id) do update
+               set reason = 'failed', blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts",
+            schema = self.schema,
+            name = self.name,
+            partition = self.partition,
+            event_type = quote_literal(failure.event_type.as_deref().unwrap_or_default()),
+            failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// Sets an event aside behind an earlier one of its aggregate.
+    pub(crate) async fn set_aside_behind(
+        &self,
+        connection: &mut PgConnection,
+        Waiting { id, uuid, event_type, aggregate_id }: &Waiting,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- set_aside_behind
+             select {}.set_aside_behind({}, {}, {id}, '{uuid}', {}, '{aggregate_id}')",
+            self.schema,
+            self.name,
+            self.partition,
+            quote_literal(event_type)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    fn condition(&self) -> String {
+        format!("processor = {} and partition = {}", self.name, self.partition)
+    }
+}

@@ -1,0 +1,151 @@
+//! The request that an event is sent with.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use hyper::{Method, Request, Uri};
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use super::cloud_event::{attributes, delivery_key};
+use super::signature::sign;
+use crate::event::Event;
+use crate::processing::declaration::{InvalidReceiver, SigningSecret, WebhookDeclaration};
+
+/// What the requests of one reactor have in common.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    reactor: String,
+    /// The attribute `source` of the events.
+    source: String,
+    uri: Uri,
+    secrets: Vec<SigningSecret>,
+    /// The declared headers, and a name and password of the URL. Secrets.
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Requests {
+    /// The requests of a reactor, for events of the store in this schema.
+    ///
+    /// # Errors
+    /// A header or the URL is not as a declaration has to have it.
+    pub(crate) fn new(
+        reactor: &str,
+        schema: &str,
+        declaration: &WebhookDeclaration,
+    ) -> Result<Self, InvalidReceiver> {
+        let (url, authorization) = take_credentials(declaration.url.expose());
+        let uri = url
+            .as_str()
+            .parse()
+            .map_err(|_| InvalidReceiver("the URL of the receiver cannot be sent".into()))?;
+        let declared = declaration.headers.iter().map(|header| read_header(&header.name, &header.value));
+        let authorization = authorization.map(|value| read_header(AUTHORIZATION.as_str(), &value));
+        Ok(Self {
+            reactor: reactor.to_owned(),
+            source: format!("/espd/{schema}"),
+            uri,
+            secrets: declaration.secrets.clone(),
+            // What is declared wins.
+            headers: authorization.into_iter().chain(declared).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The request for an event, signed at this time.
+    pub(crate) fn request(&self, event: &Event, now: DateTime<Utc>) -> Request<Full<Bytes>> {
+        let body = event.body.get();
+        let mut request = Request::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        let headers = request.headers_mut();
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("espd/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.extend(self.headers.iter().cloned());
+        let mut add = |name: &'static str, value: String| {
+            // Digits, base64 and what is encoded: always the value of a header.
+            headers.extend(HeaderValue::try_from(value).map(|value| (HeaderName::from_static(name), value)));
+        };
+        for (name, value) in attributes(event, &self.source) {
+            add(name, value);
+        }
+        let (key, timestamp) = (delivery_key(&self.reactor, event.uuid).to_string(), now.timestamp());
+        if !self.secrets.is_empty() {
+            add("webhook-signature", sign(&self.secrets, &key, timestamp, body.as_bytes()));
+        }
+        add("webhook-timestamp", timestamp.to_string());
+        add("idempotency-key", key.clone());
+        add("webhook-id", key);
+        request
+    }
+}
+
+/// Whether a header is one that requests have anyway, or that belongs to the connection.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    const RESERVED: [&str; 11] = [
+        "connection",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "idempotency-key",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    RESERVED.contains(&name) || name.starts_with("ce-") || name.starts_with("webhook-")
+}
+
+/// Reads a declared header. Its value is kept out of whatever shows headers.
+pub(crate) fn read_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), InvalidReceiver> {
+    let name = HeaderName::try_from(name)
+        .map_err(|_| InvalidReceiver(format!("{name:?} is no name of a header")))?;
+    let is_text = value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    let mut value = HeaderValue::try_from(value)
+        .ok()
+        .filter(|_| is_text)
+        .ok_or_else(|| InvalidReceiver(format!("the value of header {name} is not visible ASCII")))?;
+    value.set_sensitive(true);
+    Ok((name, value))
+}
+
+/// The URL without name and password, and these as a header.
+fn take_credentials(mut url: Url) -> (Url, Option<String>) {
+    let decode = |text: &str| percent_decode_str(text).collect::<Vec<u8>>();
+    let (name, password) = (decode(url.username()), decode(url.password().unwrap_or_default()));
+    // Both work on every URL with a host.
+    let _ = (url.set_username(""), url.set_password(None));
+    let is_given = !(name.is_empty() && password.is_empty());
+    (url, is_given.then(|| format!("Basic {}", STANDARD.encode([&name[..], b":", &password[..]].concat()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_of_a_url_become_a_header() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        let (bare, header) = take_credentials(url("https://jo%40x:p%C3%A4%3Ass@example.org/a?b=c"));
+        assert_eq!(bare.as_str(), "https://example.org/a?b=c");
+        assert_eq!(header.unwrap(), format!("Basic {}", STANDARD.encode("jo@x:pä:ss")));
+        assert_eq!(take_credentials(url("https://example.org/")), (url("https://example.org/"), None));
+    }
+
+    #[test]
+    fn a_header_is_text_and_none_of_our_own() {
+        assert!(read_header("authorization", "Bearer a b").unwrap().1.is_sensitive());
+        for (name, value) in [("a b", "x"), ("", "x"), ("a", "x\ny"), ("a", "\0"), ("a", "ä"), ("a", "\t")] {
+            let error = read_header(name, value).unwrap_err().to_string();
+            assert!(!error.contains("xy"), "{error}");
+        }
+        for name in ["host", "webhook-id", "ce-type", "content-length", "idempotency-key"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        assert!(!is_reserved("authorization") && !is_reserved("x-team") && !is_reserved("user-agent"));
+    }
+}

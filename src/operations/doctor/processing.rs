@@ -1,0 +1,90 @@
+//! The database of the projections: espd's own tables, what the role may do there, and who belongs to whom.
+
+use sqlx::{PgPool, Row as _};
+
+use super::Finding;
+use crate::config::Config;
+use crate::operations::databases::Databases;
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::tracker::{TrackerRow, Trackers};
+use crate::schema;
+
+pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
+    let schema = databases.layout.schema();
+    if let Err(error) = schema::check_processing(&databases.projections, schema).await {
+        return Ok(vec![Finding::failure("processing_schema", error.to_string(), "espctl migrate")]);
+    }
+    let mut findings = vec![Finding::ok("processing_schema", "at the version that this program knows")];
+    let (own, projections) = (schema, &databases.projections_schema);
+    findings.extend(privileges(&databases.projections, own, projections).await?);
+    let trackers = Trackers::new(schema).list(&databases.projections, None).await?;
+    findings.extend(processors(config, &trackers));
+    Ok(findings)
+}
+
+/// What running processors needs beyond reading events.
+async fn privileges(pool: &PgPool, own: &str, projections: &str) -> anyhow::Result<Vec<Finding>> {
+    let statement = "
+        -- list_missing_privileges
+        select quote_ident(current_user) as role, array_remove(array[
+          case when not has_schema_privilege($1, 'create') then format('grant usage, create on schema %I', $1) end,
+          case when not has_table_privilege(format('%I.trackers', $1), 'insert, update')
+               or not has_table_privilege(format('%I.trackers', $1), 'select')
+               then format('grant select, insert, update on %I.trackers', $1) end,
+          case when not has_table_privilege(format('%I.projection_tables', $1), 'insert')
+               or not has_table_privilege(format('%I.projection_tables', $1), 'delete')
+               then format('grant select, insert, update, delete on %I.projection_tables', $1) end,
+          case when to_regnamespace(quote_ident($2)) is null
+               and not has_database_privilege(current_database(), 'create')
+               then format('create schema %I; grant usage, create on schema %I', $2, $2)
+               when not coalesce(has_schema_privilege(to_regnamespace(quote_ident($2))::oid, 'create'), true)
+               then format('grant usage, create on schema %I', $2) end
+        ], null) as missing";
+    let row = sqlx::query(statement).bind(own).bind(projections).fetch_one(pool).await?;
+    let (role, missing): (String, Vec<String>) = (row.try_get("role")?, row.try_get("missing")?);
+    if missing.is_empty() {
+        return Ok(vec![Finding::ok("privileges", format!("role {role} may run processors"))]);
+    }
+    let finding = |grant: &String| {
+        let message = format!("role {role} has not all that running processors needs");
+        Finding::failure("privileges", message, format!("{grant} to {role};"))
+    };
+    Ok(missing.iter().map(finding).collect())
+}
+
+/// Processors without tracker, trackers without processor, and those whose versions differ.
+fn processors(config: &Config, trackers: &[TrackerRow]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for declaration in &config.processors {
+        let tracker = trackers.iter().find(|tracker| tracker.name == declaration.name);
+        findings.extend(compare(declaration, tracker));
+    }
+    // Without a file nothing is declared, which says nothing.
+    let strangers = trackers.iter().filter(|_| !config.files.is_empty());
+    for tracker in strangers {
+        if !config.processors.iter().any(|declaration| declaration.name == tracker.name) {
+            let message =
+                format!("{} has a tracker, at {}, and is not declared", tracker.name, tracker.position);
+            let remedy =
+                "declare it, or, if it is gone for good, delete its row of `trackers` and drop its tables";
+            findings.push(Finding::warning("processors", message, remedy));
+        }
+    }
+    if findings.is_empty() {
+        let message = format!("{} are declared, all have run", config.processors.len());
+        findings.push(Finding::ok("processors", message));
+    }
+    findings
+}
+
+fn compare(declaration: &ProcessorDeclaration, tracker: Option<&TrackerRow>) -> Option<Finding> {
+    let ProcessorDeclaration { name, version, .. } = declaration;
+    let Some(tracker) = tracker else {
+        let message = format!("{name} is declared and has never run on this database");
+        return Some(Finding::warning("processors", message, "start `espd run` with this configuration"));
+    };
+    (tracker.version != *version).then(|| {
+        let message = format!("the tables of {name} are version {}, declared is {version}", tracker.version);
+        Finding::failure("processors", message, format!("`espctl reset {name}` drops and rebuilds them"))
+    })
+}

@@ -1,0 +1,85 @@
+//! What lies between us and the server, and what the server does to our sessions.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgListener;
+use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
+use uuid::Uuid;
+
+use super::Finding;
+use crate::config::Config;
+use crate::operations::databases::Databases;
+
+/// How long a notification may take. It takes a millisecond where it arrives at all.
+const NOTIFICATION_PATIENCE: Duration = Duration::from_secs(2);
+
+pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
+    let pooled = is_pooled(&databases.events).await?;
+    let mut findings = vec![if pooled {
+        let message = "a pooler in transaction mode lies between here and the server";
+        let remedy = "espd works through it; a direct connection hears of events sooner, and `espctl migrate` needs one";
+        Finding::warning("pooler", message, remedy)
+    } else {
+        Finding::ok("pooler", "the connection keeps its session")
+    }];
+    findings.push(if hears_notifications(&databases.events).await? {
+        Finding::ok("notifications", "they arrive")
+    } else {
+        let message = format!(
+            "they do not arrive: events are noticed when looking, after up to {:?}",
+            config.runner.poll_interval_max
+        );
+        Finding::warning("notifications", message, "connect directly, not through a pooler")
+    });
+    findings.push(timeouts(&databases.projections, config.runner.batch.time).await?);
+    Ok(findings)
+}
+
+/// Whether two looks through one connection see two sessions, when somebody takes a session in between.
+async fn is_pooled(pool: &PgPool) -> anyhow::Result<bool> {
+    let mut ours = pool.acquire().await?;
+    let mut other = pool.acquire().await?;
+    let before = read_pid(&mut ours).await?;
+    // A pooler gives the session that has just become free to whoever comes next.
+    let mut transaction = other.begin().await?;
+    let others = read_pid(&mut transaction).await?;
+    let after = read_pid(&mut ours).await?;
+    transaction.rollback().await?;
+    Ok(before != after || before == others)
+}
+
+async fn read_pid(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    sqlx::raw_sql("-- read_pid\nselect pg_backend_pid() as pid").fetch_one(connection).await?.try_get("pid")
+}
+
+async fn hears_notifications(pool: &PgPool) -> anyhow::Result<bool> {
+    let channel = format!("espd_doctor_{}", Uuid::new_v4().simple());
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(&channel).await?;
+    sqlx::query("-- notify\nselect pg_notify($1, '')").bind(&channel).execute(pool).await?;
+    Ok(tokio::time::timeout(NOTIFICATION_PATIENCE, listener.recv()).await.is_ok_and(|heard| heard.is_ok()))
+}
+
+/// Limits of the server that end sessions or batches of a healthy worker.
+async fn timeouts(pool: &PgPool, batch: Duration) -> anyhow::Result<Finding> {
+    let statement = "
+        -- read_timeouts
+        select name, setting::bigint as milliseconds from pg_settings
+        where name in ('statement_timeout', 'idle_session_timeout', 'transaction_timeout') and setting <> '0'
+        order by name";
+    // A batch ends after the event during which its time is up.
+    let tight = i64::try_from(batch.as_millis()).unwrap_or(i64::MAX).saturating_mul(5);
+    for row in sqlx::raw_sql(statement).fetch_all(pool).await? {
+        let (name, milliseconds): (String, i64) = (row.try_get("name")?, row.try_get("milliseconds")?);
+        if name == "idle_session_timeout" || milliseconds < tight {
+            let message =
+                format!("{name} is {milliseconds} ms for this role, and ends batches or waiting workers");
+            return Ok(Finding::warning(
+                "timeouts",
+                message,
+                format!("alter role current_user set {name} = 0;"),
+            ));
+        }
+    }
+    Ok(Finding::ok("timeouts", "no limit of the server ends a healthy worker"))
+}

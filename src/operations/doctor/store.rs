@@ -1,0 +1,168 @@
+//! The event store: everything that the settled horizon rests on, and who holds it back.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+
+use super::{Finding, Level};
+use crate::operations::databases::Databases;
+use crate::processing::tracker::Trackers;
+use crate::schema;
+use crate::store::horizon::observe_once;
+use crate::store::layout::Layout;
+use crate::store::preconditions::{self, FaultKind, PreconditionError};
+
+/// How long to wait for the horizon to settle before naming who holds it back.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The preconditions by subject: what is said where they hold, and the faults that say otherwise.
+const PRECONDITIONS: [(&str, &str, &[FaultKind]); 8] = [
+    ("server_version", "PostgreSQL 13 or newer", &[FaultKind::NotPostgres, FaultKind::ServerTooOld]),
+    ("primary", "the server is the primary", &[FaultKind::Standby]),
+    (
+        "events_table",
+        "the table of events is there, with the columns of its layout",
+        &[FaultKind::TableMissing, FaultKind::ColumnUnfit],
+    ),
+    ("events_logged", "the table of events survives a crash", &[FaultKind::Unlogged]),
+    ("events_readable", "all events can be read", &[FaultKind::NotReadable, FaultKind::RowSecurity]),
+    (
+        "sequence",
+        "ids are drawn by the insert itself, one by one, upward",
+        &[
+            FaultKind::SequenceMissing,
+            FaultKind::SequenceNotOwned,
+            FaultKind::SequenceCached,
+            FaultKind::SequenceIncrement,
+            FaultKind::SequenceCycles,
+            FaultKind::IdNotDrawn,
+        ],
+    ),
+    (
+        "ids",
+        "every event is within a reader's reach",
+        &[FaultKind::IdTooSmall, FaultKind::SequenceBehindEvents],
+    ),
+    ("positions", "no processor is beyond the end of the store", &[FaultKind::SequenceBehindPosition]),
+];
+
+pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
+    let mut connection = databases.events.acquire().await?;
+    let mut findings = Vec::new();
+    if databases.layout.is_own() {
+        findings.push(schema_version(databases).await);
+    }
+    // Without trackers nobody has got anywhere.
+    let reached =
+        Trackers::new(databases.layout.schema()).largest_position(&databases.projections).await.unwrap_or(0);
+    findings.extend(preconditions(&mut connection, &databases.layout, reached).await?);
+    if findings.iter().all(|finding| finding.level < Level::Failure) {
+        findings.extend(triggers(&mut connection, &databases.layout).await?);
+        findings.push(horizon(&mut connection, &databases.layout, reached).await?);
+        findings.push(visibility(&mut connection).await?);
+    }
+    findings.push(old_transactions(&mut connection).await?);
+    Ok(findings)
+}
+
+async fn schema_version(databases: &Databases) -> Finding {
+    match schema::check_event_store(&databases.events, databases.layout.schema()).await {
+        Ok(()) => Finding::ok("event_store_schema", "at the version that this program knows"),
+        Err(error) => Finding::failure("event_store_schema", error.to_string(), "espctl migrate"),
+    }
+}
+
+async fn preconditions(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    reached: i64,
+) -> anyhow::Result<Vec<Finding>> {
+    let faults = match preconditions::check(connection, layout, reached).await {
+        Ok(()) => Vec::new(),
+        Err(PreconditionError::Unmet(faults)) => faults,
+        Err(error) => return Err(error.into()),
+    };
+    // Behind some faults the others cannot be seen.
+    let hidden = faults.iter().any(|fault| fault.kind.prevents_reading());
+    let mut findings = Vec::new();
+    for (check, good, kinds) in PRECONDITIONS {
+        let found: Vec<_> = faults.iter().filter(|fault| kinds.contains(&fault.kind)).collect();
+        findings.extend(
+            found.iter().map(|fault| Finding::failure(check, fault.problem.clone(), fault.repair.clone())),
+        );
+        if found.is_empty() && !hidden {
+            findings.push(Finding::ok(check, good));
+        }
+    }
+    Ok(findings)
+}
+
+async fn triggers(connection: &mut PgConnection, layout: &Layout) -> anyhow::Result<Vec<Finding>> {
+    let statement = "
+        -- list_triggers
+        select tgname::text from pg_trigger
+        where tgrelid = to_regclass($1) and not tgisinternal and tgenabled <> 'D' order by tgname";
+    let names: Vec<String> =
+        sqlx::query_scalar(statement).bind(layout.events_table()).fetch_all(connection).await?;
+    if names.is_empty() {
+        return Ok(vec![Finding::ok("triggers", "none on the table of events")]);
+    }
+    let finding = |name: &String| {
+        let table = layout.events_table();
+        let message =
+            format!("trigger {name} on {table} runs in every append; what it raises, the appender gets");
+        let remedy = format!("if a projector can do its work: drop trigger \"{name}\" on {table};");
+        Finding::warning("triggers", message, remedy)
+    };
+    Ok(names.iter().map(finding).collect())
+}
+
+async fn horizon(connection: &mut PgConnection, layout: &Layout, floor: i64) -> anyhow::Result<Finding> {
+    let horizon = observe_once(connection, layout, floor, PATIENCE).await?;
+    if horizon.held_by.is_empty() {
+        return Ok(Finding::ok(
+            "horizon",
+            format!("settled up to {}, the head is {}", horizon.settled, horizon.head),
+        ));
+    }
+    let holders: Vec<String> = horizon.held_by.iter().map(ToString::to_string).collect();
+    let message = format!(
+        "events beyond {} (head {}) wait for writers that have not ended: {}",
+        horizon.settled,
+        horizon.head,
+        holders.join("; ")
+    );
+    Ok(Finding::warning("horizon", message, "`espctl status` names them and how to end them"))
+}
+
+/// Whether other sessions can be described when they hold everybody up.
+async fn visibility(connection: &mut PgConnection) -> anyhow::Result<Finding> {
+    let statement = "-- may_see_sessions\nselect pg_has_role(current_user, 'pg_read_all_stats', 'usage')";
+    if sqlx::query_scalar(statement).fetch_one(connection).await? {
+        return Ok(Finding::ok("sessions_visible", "writers that hold the horizon back can be described"));
+    }
+    let message =
+        "sessions of other roles cannot be described, only counted, when they hold the horizon back";
+    Ok(Finding::warning(
+        "sessions_visible",
+        message,
+        "grant pg_read_all_stats to the role that espd connects as",
+    ))
+}
+
+/// Transactions that are open for an hour, whatever they do: nothing in the whole database is cleaned up meanwhile.
+async fn old_transactions(connection: &mut PgConnection) -> anyhow::Result<Finding> {
+    let statement = "
+        -- count_old_transactions
+        select (select count(*) from pg_stat_activity
+                 where datname = current_database() and xact_start < now() - interval '1 hour'),
+               (select count(*) from pg_prepared_xacts
+                 where database = current_database() and prepared < now() - interval '1 minute')";
+    let (open, prepared): (i64, i64) = sqlx::query_as(statement).fetch_one(connection).await?;
+    if open + prepared == 0 {
+        return Ok(Finding::ok("old_transactions", "none"));
+    }
+    let message = format!("{open} transactions are open for an hour, {prepared} prepared ones for a minute");
+    let remedy = "see pg_stat_activity and pg_prepared_xacts; end them with pg_terminate_backend or `rollback prepared`";
+    Ok(Finding::warning("old_transactions", message, remedy))
+}

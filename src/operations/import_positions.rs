@@ -1,0 +1,213 @@
+//! Taking over the positions that processors of event_sourcery-postgres have reached.
+//!
+//! A processor that is taken over goes on behind the last event that its predecessor handled, on the
+//! tables that the predecessor filled. So three things are required before anything is done: the
+//! predecessor has stopped, the tables are there, and what it passed is settled.
+
+use std::collections::BTreeMap;
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use thiserror::Error;
+
+use crate::event::Position;
+use crate::handlers::sql::adopt_tables;
+use crate::operations::databases::Databases;
+use crate::operations::operator::PATIENCE;
+use crate::postgres::row::from_row;
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::processor::ProcessorKind;
+use crate::processing::tracker::{Effects, Trackers};
+use crate::store::horizon::{ObserveError, observe_once};
+use crate::store::layout::{EventSourceryNames, InvalidName, qualify};
+
+/// One processor and the predecessor whose position it takes over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Takeover {
+    pub(crate) processor: String,
+    pub(crate) predecessor: String,
+    /// Where the processor stands.
+    pub(crate) from: Position,
+    /// Where the predecessor stands.
+    pub(crate) to: Position,
+    /// Tables that become the processor's own.
+    pub(crate) tables: Vec<String>,
+    /// Why it cannot be done.
+    pub(crate) obstacle: Option<String>,
+}
+
+/// What is to be taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) takeovers: Vec<Takeover>,
+    /// Names in the framework's table that no processor goes by.
+    pub(crate) left_out: Vec<String>,
+}
+
+/// Why nothing was taken over.
+#[derive(Debug, Error)]
+pub(crate) enum TakeoverError {
+    #[error("no processor {0} is declared: name the configuration that declares it with --config")]
+    NotDeclared(String),
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+    #[error("failed to observe the event store")]
+    Observe(#[from] ObserveError),
+    #[error("a position has changed in the meantime: nothing was done, try again")]
+    Changed,
+    #[error("the database could not be asked, or refused")]
+    Database(#[from] sqlx::Error),
+    #[error("nothing was done: {0}")]
+    Tables(String),
+}
+
+/// A row of the framework's table of trackers.
+#[derive(Debug)]
+struct Predecessor {
+    name: String,
+    position: Position,
+    /// The session that holds the lock of a running processor.
+    pid: Option<i32>,
+}
+
+from_row!(Predecessor { name, position, pid });
+
+/// Positions of the framework, to be taken over by declared projectors.
+#[derive(Debug)]
+pub(crate) struct Takeovers<'t> {
+    pub(crate) databases: &'t Databases,
+    pub(crate) declared: &'t [ProcessorDeclaration],
+    pub(crate) names: &'t EventSourceryNames,
+    /// Processor and predecessor, where they are named; empty: everybody who has a predecessor of the same name.
+    pub(crate) wanted: BTreeMap<String, String>,
+    /// Whether a processor that has moved already is moved again.
+    pub(crate) overwrite: bool,
+}
+
+impl Takeovers<'_> {
+    /// Looks at everything and changes nothing.
+    pub(crate) async fn plan(&self) -> Result<Plan, TakeoverError> {
+        if let Some(unknown) = self.wanted.keys().find(|name| self.declaration(name).is_none()) {
+            return Err(TakeoverError::NotDeclared(unknown.clone()));
+        }
+        let mut connection = self.databases.projections.acquire().await?;
+        let predecessors = self.list_predecessors(&mut connection).await?;
+        let trackers = Trackers::new(self.databases.layout.schema());
+        let floor = trackers.largest_position(&mut *connection).await?;
+        let mut events = self.databases.events.acquire().await?;
+        let settled = observe_once(&mut events, &self.databases.layout, floor, PATIENCE).await?.settled;
+        let mut takeovers = Vec::new();
+        for (declaration, wanted) in self.candidates() {
+            let predecessor = predecessors.iter().find(|row| row.name == wanted);
+            // Without a wish, who has no predecessor is nobody's concern.
+            if predecessor.is_some() || !self.wanted.is_empty() {
+                takeovers
+                    .push(self.examine(&mut connection, declaration, &wanted, predecessor, settled).await?);
+            }
+        }
+        let taken = |name: &String| takeovers.iter().any(|takeover| takeover.predecessor == *name);
+        let left_out = predecessors.into_iter().map(|row| row.name).filter(|name| !taken(name)).collect();
+        Ok(Plan { takeovers, left_out })
+    }
+
+    /// Does what the plan says, all or nothing, if it still holds.
+    pub(crate) async fn carry_out(&self, plan: &Plan, operator: &str) -> Result<(), TakeoverError> {
+        if self.plan().await? != *plan {
+            return Err(TakeoverError::Changed);
+        }
+        let Databases { layout, projections, projections_schema, .. } = self.databases;
+        let trackers = Trackers::new(layout.schema());
+        let mut connection = projections.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        for takeover in &plan.takeovers {
+            let Some(declaration) = self.declaration(&takeover.processor) else { continue };
+            let ProcessorDeclaration { name, version, .. } = declaration;
+            trackers.register(&mut *transaction, name, ProcessorKind::Projector, *version, 0).await?;
+            trackers.reset(&mut transaction, name, operator, takeover.to, false, Effects::Silent).await?;
+            if !takeover.tables.is_empty() {
+                adopt_tables(declaration, layout.schema(), projections_schema, &mut transaction)
+                    .await
+                    .map_err(|error| TakeoverError::Tables(error.to_string()))?;
+            }
+        }
+        transaction.commit().await?;
+        self.databases.ring().await;
+        Ok(())
+    }
+
+    /// The processors to look at, each with the name of its predecessor.
+    fn candidates(&self) -> impl Iterator<Item = (&ProcessorDeclaration, String)> {
+        self.declared.iter().filter_map(|declaration| match self.wanted.get(&declaration.name) {
+            Some(predecessor) => Some((declaration, predecessor.clone())),
+            None => self.wanted.is_empty().then(|| (declaration, declaration.name.clone())),
+        })
+    }
+
+    fn declaration(&self, name: &str) -> Option<&ProcessorDeclaration> {
+        self.declared.iter().find(|declaration| declaration.name == name)
+    }
+
+    async fn examine(
+        &self,
+        connection: &mut PgConnection,
+        declaration: &ProcessorDeclaration,
+        wanted: &str,
+        predecessor: Option<&Predecessor>,
+        settled: Position,
+    ) -> Result<Takeover, TakeoverError> {
+        let schema = &self.databases.projections_schema;
+        let trackers = Trackers::new(self.databases.layout.schema());
+        let row = trackers.list(&mut *connection, Some(&declaration.name)).await?.pop();
+        let from = row.as_ref().map_or(0, |row| row.position);
+        let missing = find_missing_table(connection, schema, declaration).await?;
+        let to = predecessor.map_or(0, |row| row.position);
+        let is_made = row.is_some_and(|row| row.handled > 0 || row.position > 0);
+        let obstacle = match predecessor {
+            None => Some(format!("{} has no row for {wanted}", self.names.tracker_table)),
+            Some(Predecessor { pid: Some(pid), .. }) => {
+                Some(format!("{wanted} is still running (database session {pid}): stop it first"))
+            }
+            Some(_) if is_made && !self.overwrite => {
+                Some(format!("it has moved already, to {from}: --overwrite moves it nevertheless"))
+            }
+            Some(_) if to > settled => Some(format!("{to} is not settled yet, only {settled} is: try again")),
+            Some(_) => missing.map(|table| {
+                format!("its table {schema}.{table} does not exist: it would begin empty in the middle of the events")
+            }),
+        };
+        let tables = declaration.tables.iter().map(|table| format!("{schema}.{}", table.name)).collect();
+        let (processor, predecessor) = (declaration.name.clone(), wanted.to_owned());
+        Ok(Takeover { processor, predecessor, from, to, tables, obstacle })
+    }
+
+    async fn list_predecessors(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<Predecessor>, TakeoverError> {
+        // The framework locks the number of a processor's row for as long as the processor runs.
+        let statement = format!(
+            "-- list_predecessors
+             select t.name::text as name, t.last_processed_event_id as position,
+                    (select l.pid from pg_locks l
+                      where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+                        and l.database = (select oid from pg_database where datname = current_database())
+                        and (l.classid::bigint << 32 | l.objid::bigint) = t.id limit 1) as pid
+               from {} as t order by t.name",
+            qualify(&self.names.schema, &self.names.tracker_table)?
+        );
+        Ok(sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await?)
+    }
+}
+
+/// The first declared table that does not exist.
+async fn find_missing_table(
+    connection: &mut PgConnection,
+    schema: &str,
+    declaration: &ProcessorDeclaration,
+) -> Result<Option<String>, sqlx::Error> {
+    let statement = "
+        -- find_missing_table
+        select n.name from unnest($2::text[]) with ordinality as n (name, place)
+        where to_regclass(quote_ident($1) || '.' || quote_ident(n.name)) is null order by n.place limit 1";
+    let names: Vec<&str> = declaration.tables.iter().map(|table| table.name.as_str()).collect();
+    sqlx::query_scalar(statement).bind(schema).bind(names).fetch_optional(connection).await
+}

@@ -1,0 +1,295 @@
+//! What operators see and do, without any printing or asking: `espctl` and the admin endpoint share it.
+//!
+//! Whatever is done is recorded with the name of who did it, and rings, so that daemons notice at once.
+
+mod dead_letters;
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, Connection as _};
+use thiserror::Error;
+
+pub use dead_letters::{ExaminedLetter, Meant};
+
+use crate::event::Position;
+use crate::handlers::sql::{Fault, SqlProcessor};
+use crate::operations::databases::Databases;
+use crate::operations::status::{self, ProcessorStatus};
+use crate::processing::declaration::{Handling, ProcessorDeclaration};
+use crate::processing::processor::{Base, Events, ProcessorError};
+use crate::processing::tracker::{Effects, TrackerRow, Trackers};
+use crate::store::horizon::{Horizon, ObserveError, observe_once};
+use crate::store::{EventStore as _, PostgresEventStore, ReadError};
+
+/// How long to wait for the horizon to settle before saying who holds it back.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
+
+/// Somebody who looks after the processors of some databases.
+#[derive(Debug, Clone, Copy)]
+pub struct Operator<'o> {
+    /// Where the processors are.
+    pub databases: &'o Databases,
+    /// The processors that the configuration declares.
+    pub declared: &'o [ProcessorDeclaration],
+    /// Who it is, for the records: `alice@host`.
+    pub name: &'o str,
+}
+
+/// What a reset does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// Drop the processor's tables, make them anew, and start over from the first event.
+    Start,
+    /// Only move the position; the tables stay as they are.
+    Position(Position),
+}
+
+impl Destination {
+    /// The position that the processor has after the reset.
+    pub fn position(self) -> Position {
+        match self {
+            Self::Start => 0,
+            Self::Position(position) => position,
+        }
+    }
+}
+
+/// Why nothing was done.
+#[derive(Debug, Error)]
+pub enum OperatorError {
+    /// No processor of this name has run on the database.
+    #[error("no processor {name}{}", others(known))]
+    Unknown {
+        /// The name that was asked for.
+        name: String,
+        /// The names that would have been known.
+        known: Vec<String>,
+    },
+    /// The position is one that no reader may have reached yet.
+    #[error(
+        "the last settled position is {settled}: events up to {to} would be skipped before they are there"
+    )]
+    NotSettled {
+        /// The position that was asked for.
+        to: Position,
+        /// The highest that is allowed now.
+        settled: Position,
+    },
+    /// The tables cannot be made anew, because nobody says how.
+    #[error("{name} is not declared: name the configuration that declares it with --config")]
+    NotDeclared {
+        /// The processor.
+        name: String,
+    },
+    /// The event is no dead letter of the processor.
+    #[error("event {event_id} is no dead letter of {name}")]
+    NoLetter {
+        /// The processor.
+        name: String,
+        /// The event.
+        event_id: Position,
+    },
+    /// The letter has its turn after another one.
+    #[error(
+        "event {event_id} waits behind event {first} of its aggregate, which has to be handled before it"
+    )]
+    Waits {
+        /// The processor.
+        name: String,
+        /// The event that was asked for.
+        event_id: Position,
+        /// The event to retry.
+        first: Position,
+    },
+    /// The declaration cannot be compiled.
+    #[error("nothing was done: {0}")]
+    Declaration(Box<Fault>),
+    /// The declaration does not fit what is in the database.
+    #[error("nothing was done: {0}")]
+    Blocked(String),
+    /// The horizon could not be observed.
+    #[error(transparent)]
+    Horizon(#[from] ObserveError),
+    /// The event store could not be read.
+    #[error(transparent)]
+    Events(#[from] ReadError),
+    /// The database could not do it now.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+impl Operator<'_> {
+    /// The status of every processor, or of one, as of now. Empty where the name is not known.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    pub async fn look(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, OperatorError> {
+        let Databases { events, projections, layout, .. } = self.databases;
+        let horizon = self.horizon().await?;
+        let mut events = events.acquire().await?;
+        let mut projections = projections.acquire().await?;
+        Ok(status::collect(&mut events, &mut projections, layout, &horizon, self.declared, name).await?)
+    }
+
+    /// The settled horizon as of now.
+    async fn horizon(&self) -> Result<Horizon, OperatorError> {
+        let Databases { events, projections, layout, .. } = self.databases;
+        // A position is only ever moved to where everything had settled, so the highest is a bound to start from.
+        let settled = self.trackers().largest_position(projections).await?;
+        let mut events = events.acquire().await?;
+        Ok(observe_once(&mut events, layout, settled, PATIENCE).await?)
+    }
+
+    /// The tracker of a processor.
+    ///
+    /// # Errors
+    /// [`OperatorError::Unknown`], or the database cannot be asked.
+    pub async fn find(&self, name: &str) -> Result<TrackerRow, OperatorError> {
+        let rows = self.trackers().list(&self.databases.projections, None).await?;
+        let known = rows.iter().map(|row| row.name.clone()).collect();
+        let found = rows.into_iter().find(|row| row.name == name);
+        found.ok_or_else(|| OperatorError::Unknown { name: name.to_owned(), known })
+    }
+
+    /// Pauses a processor until it is resumed. Returns its tracker as it was, and whether it was running.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub async fn pause(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
+        let row = self.find(name).await?;
+        let mut connection = self.databases.projections.acquire().await?;
+        let changed = self.trackers().pause(&mut connection, &row.name, self.name).await?;
+        self.databases.ring().await;
+        Ok((row, changed))
+    }
+
+    /// Lets the event that fails be tried now, also where the processor has stopped over it. Returns its tracker as it
+    /// was, and whether there was a failure and no pause.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub async fn retry(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
+        let row = self.find(name).await?;
+        let mut connection = self.databases.projections.acquire().await?;
+        let changed = self.trackers().retry(&mut connection, &row.name, self.name).await?;
+        self.databases.ring().await;
+        Ok((row, changed))
+    }
+
+    /// Lets a paused or failed processor go on. Returns its tracker as it was, and whether it was either.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub async fn resume(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
+        let row = self.find(name).await?;
+        let mut connection = self.databases.projections.acquire().await?;
+        let changed = self.trackers().resume(&mut connection, &row.name, self.name).await?;
+        self.databases.ring().await;
+        Ok((row, changed))
+    }
+
+    /// Where a reset leads to that names a position (`to`), or a time and with it the last position at or
+    /// before it (`at`), or neither: then to the start.
+    ///
+    /// # Errors
+    /// [`OperatorError::NotSettled`], or the database cannot be asked.
+    pub async fn destination(
+        &self,
+        to: Option<Position>,
+        at: Option<DateTime<Utc>>,
+    ) -> Result<Destination, OperatorError> {
+        if to.is_none() && at.is_none() {
+            return Ok(Destination::Start);
+        }
+        let settled = self.horizon().await?.settled;
+        let position = match (to, at) {
+            (_, Some(time)) => self.store().position_at(time).await?.min(settled),
+            (to, None) => to.unwrap_or(0),
+        };
+        if position > settled {
+            return Err(OperatorError::NotSettled { to: position, settled });
+        }
+        Ok(Destination::Position(position))
+    }
+
+    /// The tables that a reset to the start drops and makes anew, with their schemas.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    pub async fn owned_tables(&self, name: &str) -> Result<Vec<String>, OperatorError> {
+        let statement = format!(
+            "-- list_owned_tables
+             select table_schema || '.' || table_name from {}.projection_tables where processor = $1 order by 1",
+            self.databases.layout.quoted_schema()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).bind(name);
+        Ok(query.fetch_all(&self.databases.projections).await?)
+    }
+
+    /// Resets a processor. `effects` matters for reactors only.
+    ///
+    /// # Errors
+    /// The start is wanted and the processor not declared, or its tables cannot be made; or the database
+    /// could not do it. Nothing has changed then.
+    pub async fn reset(&self, name: &str, to: Destination, effects: Effects) -> Result<(), OperatorError> {
+        match to {
+            Destination::Start => self.start_over(name, effects).await?,
+            Destination::Position(position) => self.move_position(name, position, effects).await?,
+        }
+        self.databases.ring().await;
+        Ok(())
+    }
+
+    async fn move_position(&self, name: &str, to: Position, effects: Effects) -> Result<(), OperatorError> {
+        let mut connection = self.databases.projections.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        self.trackers().reset(&mut transaction, name, self.name, to, false, effects).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn start_over(&self, name: &str, effects: Effects) -> Result<(), OperatorError> {
+        let Databases { layout, projections, projections_schema, .. } = self.databases;
+        let declaration = self.declaration(name)?.clone();
+        let (schema, events) = (layout.schema(), Events::SameDatabase(layout.clone()));
+        let mut connection = projections.acquire().await?;
+        let reset = if let Handling::Sql(_) = declaration.handling {
+            let processor = SqlProcessor::new(declaration, schema, projections_schema, events)
+                .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
+            processor.reset(&mut connection, self.name, effects).await
+        } else {
+            let base = Base::new(declaration, schema, projections_schema, events);
+            base.reset(&mut connection, self.name, effects).await
+        };
+        match reset {
+            Ok(_) => Ok(()),
+            Err(ProcessorError::Database(error)) => Err(error.into()),
+            Err(error) => Err(OperatorError::Blocked(error.to_string())),
+        }
+    }
+
+    /// How a processor is declared.
+    ///
+    /// # Errors
+    /// [`OperatorError::NotDeclared`].
+    pub fn declaration(&self, name: &str) -> Result<&ProcessorDeclaration, OperatorError> {
+        let declaration = self.declared.iter().find(|declaration| declaration.name == name);
+        declaration.ok_or_else(|| OperatorError::NotDeclared { name: name.to_owned() })
+    }
+
+    fn trackers(&self) -> Trackers {
+        Trackers::new(self.databases.layout.schema())
+    }
+
+    fn store(&self) -> PostgresEventStore {
+        PostgresEventStore::new(self.databases.events.clone(), self.databases.layout.clone())
+    }
+}
+
+/// What follows an unknown name.
+fn others(known: &[String]) -> String {
+    match known {
+        [] => ": none has run on this database yet".to_owned(),
+        known => format!("; there are {}", known.join(", ")),
+    }
+}

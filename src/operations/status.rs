@@ -1,0 +1,306 @@
+//! How far every processor is, whether it goes on, and if not, why and what to do.
+
+mod worker;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::event::Position;
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::failure::Failure;
+use crate::processing::tracker::{Outage, TrackerRow, Trackers};
+use crate::store::horizon::Holder;
+use crate::store::horizon::Horizon;
+use crate::store::layout::Layout;
+
+pub use worker::WorkerStatus;
+
+/// What a processor is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Claimed by a worker that has not finished a batch yet.
+    Running,
+    /// Behind the settled horizon, and handling events.
+    CatchingUp,
+    /// At the settled horizon.
+    Live,
+    /// Paused by an operator.
+    Paused,
+    /// Trying a failing event again and again.
+    Retrying,
+    /// Stopped until an operator acts.
+    Failed,
+    /// No worker owns it, but a daemon stands by to take it over.
+    Standby,
+    /// No worker owns it.
+    Stopped,
+}
+
+impl State {
+    /// All there are.
+    pub const ALL: [Self; 8] = [
+        Self::Running,
+        Self::CatchingUp,
+        Self::Live,
+        Self::Paused,
+        Self::Retrying,
+        Self::Failed,
+        Self::Standby,
+        Self::Stopped,
+    ];
+
+    /// The word that people and programs see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::CatchingUp => "catching_up",
+            Self::Live => "live",
+            Self::Paused => "paused",
+            Self::Retrying => "retrying",
+            Self::Failed => "failed",
+            Self::Standby => "standby",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One processor's status. The field names are an interface: `espctl status --json` prints them.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProcessorStatus {
+    /// Its unique name.
+    pub name: String,
+    /// `projector` or `reactor`.
+    pub kind: String,
+    /// Partition of its aggregates; 0 while it is not partitioned.
+    pub partition: i32,
+    /// Version of its tables.
+    pub version: i32,
+    /// What it is doing.
+    pub state: State,
+    /// Every event at or below it has been handled.
+    pub position: Position,
+    /// The last id drawn by the store.
+    pub head: Position,
+    /// No event can appear at or below it any more.
+    pub horizon: Position,
+    /// Ids between position and head; holes and events of other types included.
+    pub lag_events: i64,
+    /// Age of the oldest event beyond the position, in seconds; 0 when there is none.
+    pub lag_seconds: f64,
+    /// Ids passed per second lately, events of other types included; 0 when idle.
+    pub rate: f32,
+    /// Events handled since the last reset.
+    pub handled: i64,
+    /// How often it has been claimed or reset.
+    pub epoch: i64,
+    /// Host and process id of the daemon that owns it.
+    pub owner: Option<String>,
+    /// Host and process id of the daemons that stand by to take it over.
+    pub standbys: Vec<String>,
+    /// The backend of the last owner, which still holds the tracker though the lease has ended.
+    pub holder_pid: Option<i32>,
+    /// How often in a row the event of `last_error` has failed.
+    pub attempts: i32,
+    /// What of the infrastructure keeps it from going on; no event is to blame.
+    pub outage: Option<Outage>,
+    /// What keeps it from going on.
+    pub last_error: Option<Failure>,
+    /// When it will be tried again.
+    pub next_retry_at: Option<DateTime<Utc>>,
+    /// When an operator paused it.
+    pub paused_at: Option<DateTime<Utc>>,
+    /// Who paused it.
+    pub paused_by: Option<String>,
+    /// Events that are set aside for it: `espctl dead-letters list` has them.
+    pub dead_letters: i64,
+    /// When the oldest of them was set aside.
+    pub oldest_dead_letter_at: Option<DateTime<Utc>>,
+    /// What a reactor has emitted and what is not in the event store yet: its time has not come, or it is on its way.
+    pub pending_emissions: i64,
+    /// When the next of it is due.
+    pub next_emission_at: Option<DateTime<Utc>>,
+    /// When its tracker last changed; `None`: it has never run.
+    pub updated_at: Option<DateTime<Utc>>,
+    /// The process that it lives in; `None` where no daemon has written one down.
+    pub worker: Option<WorkerStatus>,
+    /// Who holds the settled horizon back; empty when nobody does.
+    pub held_by: Vec<HeldBy>,
+}
+
+/// A transaction that holds the settled horizon back.
+#[derive(Debug, Clone, Serialize)]
+pub struct HeldBy {
+    /// Process id of its session; `None` for a prepared transaction.
+    pub pid: Option<i32>,
+    /// Role of the session, or owner of the prepared transaction.
+    pub user: Option<String>,
+    /// What the session calls itself.
+    pub application_name: Option<String>,
+    /// What the session is doing.
+    pub state: Option<String>,
+    /// The session's current or last statement, cut short.
+    pub query: Option<String>,
+    /// How long the transaction has been open, in seconds.
+    pub seconds: Option<f64>,
+    /// Name of a prepared transaction.
+    pub prepared: Option<String>,
+}
+
+impl HeldBy {
+    fn of(holder: &Holder) -> Self {
+        let Holder { pid, user, application_name, state, query, age, prepared, .. } = holder.clone();
+        Self {
+            pid,
+            user,
+            application_name,
+            state,
+            query,
+            seconds: age.map(|age| age.as_secs_f64()),
+            prepared,
+        }
+    }
+}
+
+/// The status of all processors that have run, and of those that are declared and have not.
+pub async fn collect(
+    events: &mut PgConnection,
+    projections: &mut PgConnection,
+    layout: &Layout,
+    horizon: &Horizon,
+    declared: &[ProcessorDeclaration],
+    name: Option<&str>,
+) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
+    let rows = Trackers::new(layout.schema()).list(&mut *projections, name).await?;
+    let workers = worker::list(projections, layout).await?;
+    let mut statuses = Vec::new();
+    for row in rows {
+        let lag_seconds = lag_seconds(events, layout, row.position).await?;
+        statuses.push(of_row(row, horizon, lag_seconds));
+    }
+    for declaration in declared {
+        let wanted = name.is_none_or(|name| name == declaration.name);
+        if wanted && !statuses.iter().any(|status| status.name == declaration.name) {
+            let lag_seconds = lag_seconds(events, layout, 0).await?;
+            statuses.push(never_run(declaration, horizon, lag_seconds));
+        }
+    }
+    for status in &mut statuses {
+        status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
+    }
+    statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
+    Ok(statuses)
+}
+
+/// Age of the oldest event beyond `position` that is visible now, in seconds by the server's clock.
+async fn lag_seconds(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    position: Position,
+) -> Result<f64, sqlx::Error> {
+    let statement = format!(
+        "-- age_oldest_unhandled_event
+         select case when isfinite(created_at)
+                then greatest(0, extract(epoch from clock_timestamp() - created_at)) else 0 end::float8
+         from {} as e where id > $1 order by id limit 1",
+        layout.source()
+    );
+    let age: Option<f64> =
+        sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_optional(connection).await?;
+    Ok(age.unwrap_or(0.0))
+}
+
+fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
+    let state = state_of(&row, horizon, lag_seconds);
+    let fresh = Utc::now().signed_duration_since(row.updated_at) < chrono::TimeDelta::seconds(5);
+    ProcessorStatus {
+        state,
+        head: horizon.head,
+        horizon: horizon.settled,
+        lag_events: (horizon.head - row.position).max(0),
+        lag_seconds,
+        rate: if fresh { row.rate } else { 0.0 },
+        owner: row.owner_label.filter(|_| row.owned),
+        standbys: row.standbys,
+        holder_pid: row.holder_pid,
+        outage: row.outage.map(|outage| outage.0),
+        last_error: row.last_error.map(|error| error.0),
+        dead_letters: row.dead_letters,
+        oldest_dead_letter_at: row.oldest_dead_letter_at,
+        pending_emissions: row.pending_emissions,
+        next_emission_at: row.next_emission_at,
+        updated_at: Some(row.updated_at),
+        worker: None,
+        held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
+        name: row.name,
+        kind: row.kind,
+        partition: row.partition,
+        version: row.version,
+        position: row.position,
+        handled: row.handled,
+        epoch: row.epoch,
+        attempts: row.attempts,
+        next_retry_at: row.next_retry_at,
+        paused_at: row.paused_at,
+        paused_by: row.paused_by,
+    }
+}
+
+/// A processor whose last batch has caught up, and that leaves an event unhandled for longer, is not live.
+const LIVE_LAG_SECONDS_MAX: f64 = 5.0;
+
+/// The most telling word first: an operator's pause outranks a failure, a failure outranks a missing owner.
+fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64) -> State {
+    if row.paused_at.is_some() {
+        State::Paused
+    } else if row.failed_at.is_some() {
+        State::Failed
+    } else if !row.owned && !row.standbys.is_empty() {
+        State::Standby
+    } else if !row.owned {
+        State::Stopped
+    } else if row.attempts > 0 {
+        State::Retrying
+    } else if row.position >= horizon.settled || (row.caught_up && lag_seconds < LIVE_LAG_SECONDS_MAX) {
+        State::Live
+    } else if row.handled == 0 && row.position == 0 {
+        State::Running
+    } else {
+        State::CatchingUp
+    }
+}
+
+fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
+    ProcessorStatus {
+        name: declaration.name.clone(),
+        kind: declaration.kind().as_str().to_owned(),
+        partition: 0,
+        version: declaration.version,
+        state: State::Stopped,
+        position: 0,
+        head: horizon.head,
+        horizon: horizon.settled,
+        lag_events: horizon.head,
+        lag_seconds,
+        rate: 0.0,
+        handled: 0,
+        epoch: 0,
+        owner: None,
+        standbys: Vec::new(),
+        holder_pid: None,
+        outage: None,
+        attempts: 0,
+        last_error: None,
+        next_retry_at: None,
+        paused_at: None,
+        paused_by: None,
+        dead_letters: 0,
+        oldest_dead_letter_at: None,
+        pending_emissions: 0,
+        next_emission_at: None,
+        updated_at: None,
+        worker: None,
+        held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
+    }
+}

@@ -1,0 +1,73 @@
+//! The processes that processors live in, as their daemons have written them down.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::postgres::row::from_row;
+use crate::store::layout::Layout;
+
+/// The worker of a processor. The field names are an interface: `espctl status --json` prints them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WorkerStatus {
+    /// The processor that this is about.
+    #[serde(skip)]
+    pub processor: String,
+    /// Its name: that of its processor, of its group, or of all.
+    pub worker: String,
+    /// Host and process id of its daemon.
+    pub owner: String,
+    /// Its process id on the daemon's host; `None` while it is not alive.
+    pub pid: Option<i32>,
+    /// `waiting` | `crash_looping` | `running` | `restarting` | `stopping` | `stopped`.
+    pub state: String,
+    /// How often it was started.
+    pub starts: i64,
+    /// How it ended last.
+    pub last_end: Option<String>,
+    /// When it ended last.
+    pub last_end_at: Option<DateTime<Utc>>,
+    /// When it is started again.
+    pub next_start_at: Option<DateTime<Utc>>,
+}
+
+from_row!(WorkerStatus {
+    processor,
+    worker,
+    owner,
+    pid,
+    state,
+    starts,
+    last_end,
+    last_end_at,
+    next_start_at
+});
+
+impl WorkerStatus {
+    /// Whether it is not alive, though it should be.
+    pub fn is_down(&self) -> bool {
+        matches!(self.state.as_str(), "waiting" | "crash_looping") && self.last_end.is_some()
+    }
+}
+
+/// The workers of all daemons that live, those that were seen last first.
+pub(super) async fn list(
+    connection: &mut PgConnection,
+    layout: &Layout,
+) -> Result<Vec<WorkerStatus>, sqlx::Error> {
+    // A daemon renews its rows every ten seconds.
+    let statement = format!(
+        "-- list_workers
+         select unnest(processors) as processor, worker, owner_label as owner, pid, state, starts, last_end, last_end_at,
+                next_start_at
+         from {}.workers where updated_at > clock_timestamp() - interval '30 seconds' order by updated_at desc",
+        layout.quoted_schema()
+    );
+    sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await
+}
+
+/// The worker of a processor: of the daemon that owns it, or else of whichever was seen last.
+pub(super) fn of(workers: &[WorkerStatus], processor: &str, owner: Option<&str>) -> Option<WorkerStatus> {
+    let own = || workers.iter().filter(|worker| worker.processor == processor);
+    own().find(|worker| Some(worker.owner.as_str()) == owner).or_else(|| own().next()).cloned()
+}

@@ -1,0 +1,6 @@
+//! What is true of any PostgreSQL: quoting, rows, a lexer, SQL with its place in a file.
+
+pub(crate) mod lexer;
+pub(crate) mod quote;
+pub(crate) mod row;
+pub(crate) mod source_text;

@@ -1,0 +1,144 @@
+//! Exit codes of `espd`, its workers and `espctl`: one table, shared with the documentation.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+
+use nix::sys::signal::Signal;
+
+use crate::processing::failure::describe;
+
+/// How a program of ours ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// All went well.
+    Success = 0,
+    /// It failed; the last line on standard error says why.
+    Failure = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The configuration or a declaration is wrong.
+    Configuration = 64,
+    /// The time to wait was over.
+    Timeout = 75,
+    /// Ended by a second signal, before the work at hand was finished.
+    Interrupted = 130,
+}
+
+impl ExitCode {
+    const ALL: [Self; 6] =
+        [Self::Success, Self::Failure, Self::Usage, Self::Configuration, Self::Timeout, Self::Interrupted];
+
+    /// What it says, in a few words.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "done",
+            Self::Failure => "failed",
+            Self::Usage => "wrong command line",
+            Self::Configuration => "wrong configuration or declaration",
+            Self::Timeout => "the time to wait was over",
+            Self::Interrupted => "interrupted before the work at hand was finished",
+        }
+    }
+}
+
+/// How a process of espd's has ended, in words: `exit code 64 (wrong configuration or declaration)`, `signal SIGKILL`.
+pub fn describe_end(status: ExitStatus) -> String {
+    let known = ExitCode::ALL.into_iter().find(|known| status.code() == Some(i32::from(*known as u8)));
+    let meaning = known.map_or_else(String::new, |known| format!(" ({})", known.meaning()));
+    describe_foreign_end(status) + &meaning
+}
+
+/// The same of a process whose exit codes are its own.
+pub fn describe_foreign_end(status: ExitStatus) -> String {
+    let signal = |number: i32| {
+        Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string())
+    };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(number)) => format!("signal {}", signal(number)),
+        (None, None) => status.to_string(),
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+/// An error with the exit code that it leads to; any other error leads to [`ExitCode::Failure`].
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Exit {
+    /// The code to end with.
+    pub code: ExitCode,
+    /// What to print; may have several lines.
+    pub message: String,
+}
+
+impl Exit {
+    /// The configuration or a declaration is wrong.
+    pub fn configuration(message: impl ToString) -> Self {
+        Self { code: ExitCode::Configuration, message: message.to_string() }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    let mut said = Vec::new();
+    for cause in error.chain() {
+        let Some(error) = cause.downcast_ref::<sqlx::Error>() else {
+            said.push(cause.to_string());
+            continue;
+        };
+        // It says itself what caused it.
+        said.push(describe(error));
+        break;
+    }
+    said.join(": ")
+}
+
+/// Whether nobody reads what was to be printed.
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Prints an error as one chain and returns the code to end with.
+pub(crate) fn report(outcome: anyhow::Result<()>) -> std::process::ExitCode {
+    let Err(error) = outcome else { return ExitCode::Success.into() };
+    // A reader that has gone, such as `head`, has had enough; that is no failure.
+    if is_closed_pipe(&error) {
+        return ExitCode::Success.into();
+    }
+    eprintln!("error: {}", chain(&error));
+    error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_has_the_same_table() {
+        let documentation = include_str!("../../docs/lifecycle.md");
+        for code in ExitCode::ALL {
+            let row = format!("| {} | {}", code as u8, code.meaning());
+            assert!(documentation.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_described_by_its_code_or_signal() {
+        for (raw, words) in [
+            (0, "exit code 0 (done)"),
+            (64 << 8, "exit code 64 (wrong configuration or declaration)"),
+            (130 << 8, "exit code 130 (interrupted before the work at hand was finished)"),
+            (3 << 8, "exit code 3"),
+            (9, "signal SIGKILL"),
+            (64, "signal 64"),
+        ] {
+            assert_eq!(describe_end(ExitStatus::from_raw(raw)), words);
+        }
+    }
+}

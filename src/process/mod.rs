@@ -1,0 +1,9 @@
+//! The operating system's side: spawning, signals, orphans, memory, exit codes, systemd, and what a worker reports.
+
+pub mod exit_code;
+pub(crate) mod memory;
+pub(crate) mod orphans;
+pub(crate) mod report;
+pub(crate) mod service_manager;
+pub mod signal;
+pub(crate) mod spawner;

@@ -1,0 +1,182 @@
+//! Events set aside for one processor: the statements on them.
+//!
+//! An event becomes a dead letter in the transaction that moves the position over it, so it is never forgotten. Where
+//! later events of its aggregate have to wait behind it, whoever handles a batch sets them aside as well, in order. An
+//! operator asks for a retry; the processor's owner hears of that and handles the events, in order of their ids,
+//! under its claim and with the handlers of now.
+
+mod operator;
+mod selection;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
+use uuid::Uuid;
+
+pub use operator::{Behind, Remaining, RetryAsked};
+pub use selection::Selection;
+
+use crate::event::Position;
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::row::from_row;
+use crate::processing::failure::Failure;
+use crate::processing::tracker::{Claim, is_claimed, json_literal};
+
+/// A dead letter as people see it. The field names are an interface: `espctl dead-letters list --json` prints them.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeadLetter {
+    /// The processor that it was set aside for.
+    pub processor: String,
+    /// Its partition.
+    pub partition: i32,
+    /// The event.
+    pub event_id: Position,
+    /// Its identity.
+    pub event_uuid: Uuid,
+    /// Its type, as the processor saw it.
+    pub event_type: String,
+    /// Its aggregate.
+    pub aggregate_id: Uuid,
+    /// `failed`, or `waiting` behind an earlier one of its aggregate.
+    pub reason: String,
+    /// Whether later events of the aggregate wait behind it.
+    pub blocks: bool,
+    /// Why it could not be handled the last time; `None` for one that only waits.
+    pub failure: Option<Json<Failure>>,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// When it was set aside.
+    pub set_aside_at: DateTime<Utc>,
+    /// When it was tried last, if it was since.
+    pub tried_at: Option<DateTime<Utc>>,
+    /// When an operator asked for a retry that has not happened yet.
+    pub retry_requested_at: Option<DateTime<Utc>>,
+    /// Whether a reactor had handled it before a reset, so that a retry repeats no effects.
+    pub replaying: bool,
+}
+
+from_row!(DeadLetter {
+    processor,
+    partition,
+    event_id,
+    event_uuid,
+    event_type,
+    aggregate_id,
+    reason,
+    blocks,
+    failure,
+    attempts,
+    set_aside_at,
+    tried_at,
+    retry_requested_at,
+    replaying
+});
+
+/// The dead letters of one database.
+#[derive(Debug, Clone)]
+pub(crate) struct DeadLetters {
+    /// The quoted schema.
+    schema: String,
+}
+
+impl DeadLetters {
+    /// The dead letters in this schema, made by `migrations/processing`.
+    pub(crate) fn new(schema: &str) -> Self {
+        Self { schema: quote_identifier(schema) }
+    }
+
+    /// Sets the failing event aside and moves the position over it, if the claim is still valid. `blocks`: later
+    /// events of its aggregate have to wait. Returns whether it did.
+    pub(crate) async fn set_aside(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        claim: &Claim,
+        failure: &Failure,
+        attempts: u32,
+        blocks: bool,
+    ) -> Result<bool, sqlx::Error> {
+        let Failure { event_id: Some(id), event_uuid, event_type, aggregate_id, .. } = failure else {
+            return Ok(false);
+        };
+        let statement = format!(
+            "-- set_aside
+             with moved as (
+               update {schema}.trackers
+               set position = {id}, handled = handled + 1, attempts = 0, last_error = null, next_retry_at = null,
+                   updated_at = clock_timestamp()
+               where {is_claimed} and position = {position} and position < {id}
+               returning name, partition, silent_until
+             )
+             insert into {schema}.dead_letters
+               (processor, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts,
+                replaying)
+             select name, partition, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure}, {attempts},
+                    {id} <= silent_until
+             from moved
+             on conflict (processor, partition, event_id) do update
+               set reason = 'failed', blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts
+             returning 1",
+            schema = self.schema,
+            is_claimed = is_claimed(name, claim),
+            position = claim.position,
+            uuid = event_uuid.unwrap_or_default(),
+            event_type = quote_literal(event_type.as_deref().unwrap_or_default()),
+            aggregate_id = aggregate_id.unwrap_or_default(),
+            failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
+        );
+        Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())
+    }
+
+    /// The next event that an operator wants handled again; `None`: there is none.
+    pub(crate) async fn next_requested(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        claim: &Claim,
+    ) -> Result<Option<Position>, sqlx::Error> {
+        let statement = format!(
+            "-- find_requested_dead_letter
+             select event_id from {}.dead_letters as d
+             where processor = {} and partition = {} and retry_requested_at is not null
+             order by event_id limit 1",
+            self.schema,
+            quote_literal(name),
+            claim.partition
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        row.map(|row| row.try_get(0)).transpose()
+    }
+
+    /// Records that the event has failed again: it stays, and so do those behind it.
+    pub(crate) async fn failed_again(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        claim: &Claim,
+        event_id: Position,
+        failure: &Failure,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- record_dead_letter_failure
+             with failed as (
+               update {schema}.dead_letters
+               set reason = 'failed', failure = {failure}, attempts = attempts + 1, tried_at = clock_timestamp(),
+                   retry_requested_at = null
+               where processor = {name} and partition = {partition} and event_id = {event_id}
+                 and exists (select from {schema}.trackers where {is_claimed})
+               returning aggregate_id, blocks
+             )
+             update {schema}.dead_letters as d set retry_requested_at = null from failed
+             where d.processor = {name} and d.partition = {partition} and d.aggregate_id = failed.aggregate_id
+               and d.event_id > {event_id} and failed.blocks",
+            schema = self.schema,
+            failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
+            name = quote_literal(name),
+            partition = claim.partition,
+            is_claimed = is_claimed(name, claim),
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+}

@@ -1,0 +1,267 @@
+//! What operators see of dead letters and do about them. What is done is recorded by the statement that does it.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
+
+use super::{DeadLetter, DeadLetters, Selection};
+use crate::event::Position;
+use crate::postgres::quote::quote_literal;
+use crate::postgres::row::from_row;
+
+/// The columns of a [`DeadLetter`].
+const COLUMNS: &str = "processor, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, \
+     attempts, set_aside_at, tried_at, retry_requested_at, replaying";
+
+/// What was asked of the owner of a processor.
+#[derive(Debug, Clone)]
+pub struct RetryAsked {
+    /// When, by the server's clock.
+    pub at: DateTime<Utc>,
+    /// The events, in the order in which they will be handled.
+    pub events: Vec<Position>,
+    /// How many were meant, and wait behind earlier ones that were not.
+    pub left_out: i64,
+}
+
+from_row!(RetryAsked { at, events, left_out });
+
+/// How a letter stands in the line of its aggregate. The field names are an interface: `espctl dead-letters show
+/// --json` prints them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Behind {
+    /// The earlier letter that has to be handled first, if there is one.
+    pub waits_for: Option<Position>,
+    /// How many wait behind it.
+    pub waiting: i64,
+    /// The first of those.
+    pub waiting_event_ids: Vec<Position>,
+}
+
+from_row!(Behind { waits_for, waiting, waiting_event_ids });
+
+/// What has become of letters whose retry was asked for, and that are still here.
+#[derive(Debug, Clone)]
+pub struct Remaining {
+    /// Those that were tried and failed again.
+    pub failed: Vec<DeadLetter>,
+    /// How many of them there are; `failed` has the first ones only.
+    pub failed_count: i64,
+    /// Those that wait behind one that failed again.
+    pub waiting: i64,
+    /// Those that nobody has come to yet.
+    pub pending: i64,
+}
+
+impl DeadLetters {
+    /// The dead letters that are meant, by processor and event, `limit` at most.
+    pub(crate) async fn list(
+        &self,
+        connection: impl PgExecutor<'_>,
+        selection: &Selection,
+        limit: i64,
+    ) -> Result<Vec<DeadLetter>, sqlx::Error> {
+        let statement = format!(
+            "-- list_dead_letters
+             select {COLUMNS} from {}.dead_letters as d where {} order by processor, partition, event_id limit {limit}",
+            self.schema,
+            selection.condition()
+        );
+        sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+    }
+
+    /// How many are meant.
+    pub(crate) async fn count(
+        &self,
+        connection: impl PgExecutor<'_>,
+        selection: &Selection,
+    ) -> Result<i64, sqlx::Error> {
+        let statement = format!(
+            "-- count_dead_letters
+             select count(*) from {}.dead_letters as d where {}",
+            self.schema,
+            selection.condition()
+        );
+        sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
+    }
+
+    /// What a letter waits for, and what waits for it.
+    pub(crate) async fn behind(
+        &self,
+        connection: impl PgExecutor<'_>,
+        letter: &DeadLetter,
+    ) -> Result<Behind, sqlx::Error> {
+        const SHOWN: i64 = 20;
+        let statement = format!(
+            "-- find_dead_letters_around
+             with line as (
+               select event_id, blocks from {schema}.dead_letters
+               where processor = {processor} and partition = {partition} and aggregate_id = '{aggregate_id}'
+             )
+             select (select min(event_id) from line where event_id < {id} and blocks) as waits_for,
+                    (select count(*) from line where event_id > {id} and {blocks}) as waiting,
+                    array(select event_id from line where event_id > {id} and {blocks} order by 1 limit {SHOWN})
+                      as waiting_event_ids",
+            schema = self.schema,
+            processor = quote_literal(&letter.processor),
+            partition = letter.partition,
+            aggregate_id = letter.aggregate_id,
+            id = letter.event_id,
+            blocks = letter.blocks,
+        );
+        sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
+    }
+
+    /// Asks the owner of a processor to handle these again, and with each that blocks all that wait behind it. What has
+    /// to wait behind an earlier one that is not meant is not asked for.
+    pub(crate) async fn request_retry(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+        selection: &Selection,
+        operator: &str,
+    ) -> Result<RetryAsked, sqlx::Error> {
+        let statement = format!(
+            "-- request_retry_of_dead_letters
+             with judged as materialized ({judged}),
+             -- The first in the line of each aggregate that others wait behind.
+             heads as materialized (
+               select distinct on (partition, aggregate_id) partition, aggregate_id, event_id, meant
+               from judged where blocks order by partition, aggregate_id, event_id
+             ),
+             lined_up as materialized (
+               select partition, j.event_id, j.meant,
+                      case when h.event_id < j.event_id then h.meant else j.meant end as chosen
+               from judged as j left join heads as h using (partition, aggregate_id)
+             ),
+             now as materialized (select clock_timestamp() as at),
+             requested as (
+               update {schema}.dead_letters as d set retry_requested_at = now.at from lined_up as c, now
+               where c.chosen and d.processor = $1 and d.partition = c.partition and d.event_id = c.event_id
+               returning d.partition, d.event_id
+             ),
+             logged as (
+               insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
+               select $2, 'retry_dead_letters', $1, partition, min(event_id), max(event_id)
+               from requested group by partition
+             )
+             select now.at, array(select event_id from requested order by event_id) as events,
+                    (select count(*) from lined_up where meant and not chosen) as left_out
+             from now",
+            judged = self.judged(selection),
+            schema = self.schema,
+        );
+        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
+        query.bind(processor).bind(operator).fetch_one(connection).await
+    }
+
+    /// The query of the letters of processor `$1` in those aggregates of which any is meant, and which these are.
+    fn judged(&self, selection: &Selection) -> String {
+        let condition = selection.condition();
+        format!(
+            "select partition, aggregate_id, event_id, blocks, coalesce({condition}, false) as meant
+             from {schema}.dead_letters as d
+             where processor = $1 and aggregate_id in (
+               select aggregate_id from {schema}.dead_letters as d where processor = $1 and {condition})",
+            schema = self.schema
+        )
+    }
+
+    /// How many retries that were asked for at this time nobody has come to yet.
+    pub(crate) async fn count_pending(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+        asked: &RetryAsked,
+    ) -> Result<i64, sqlx::Error> {
+        let statement = format!(
+            "-- count_pending_dead_letters
+             select count(*) from {}.dead_letters where processor = $1 and retry_requested_at = $2",
+            self.schema
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        query.bind(processor).bind(asked.at).fetch_one(connection).await
+    }
+
+    /// What of a retry that was asked for is still here, with `shown` of those that failed again.
+    pub(crate) async fn remaining(
+        &self,
+        connection: &mut PgConnection,
+        processor: &str,
+        asked: &RetryAsked,
+        shown: i64,
+    ) -> Result<Remaining, sqlx::Error> {
+        let mine = "processor = $1 and event_id = any($2)";
+        let statement = format!(
+            "-- count_remaining_dead_letters
+             select count(*) filter (where tried_at >= $3) as failed,
+                    count(*) filter (where retry_requested_at is not null) as pending,
+                    count(*) filter (where retry_requested_at is null and (tried_at < $3) is not false) as waiting
+             from {}.dead_letters where {mine}",
+            self.schema
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+        let counts =
+            query.bind(processor).bind(&asked.events).bind(asked.at).fetch_one(&mut *connection).await?;
+        let statement = format!(
+            "-- list_dead_letters_that_failed_again
+             select {COLUMNS} from {}.dead_letters where {mine} and tried_at >= $3 order by event_id limit {shown}",
+            self.schema
+        );
+        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
+        let failed = query.bind(processor).bind(&asked.events).bind(asked.at).fetch_all(connection).await?;
+        Ok(Remaining {
+            failed,
+            failed_count: counts.try_get("failed")?,
+            waiting: counts.try_get("waiting")?,
+            pending: counts.try_get("pending")?,
+        })
+    }
+
+    /// Removes these for good. Returns how many there were.
+    pub(crate) async fn discard(
+        &self,
+        connection: &mut PgConnection,
+        selection: &Selection,
+        operator: &str,
+    ) -> Result<i64, sqlx::Error> {
+        let statement = format!(
+            "-- discard_dead_letters
+             with discarded as (
+               delete from {schema}.dead_letters as d where {} returning processor, partition, event_id
+             ),
+             logged as (
+               insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
+               select {}, 'discard_dead_letters', processor, partition, min(event_id), max(event_id)
+               from discarded group by processor, partition
+             )
+             select count(*) from discarded",
+            selection.condition(),
+            quote_literal(operator),
+            schema = self.schema,
+        );
+        sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
+    }
+
+    /// How many would still wait behind those of a processor that are meant, if these were gone.
+    pub(crate) async fn count_left_behind(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+        selection: &Selection,
+    ) -> Result<i64, sqlx::Error> {
+        let statement = format!(
+            "-- count_dead_letters_left_behind
+             with judged as materialized ({}),
+             heads as materialized (
+               select partition, aggregate_id, min(event_id) as event_id
+               from judged where meant and blocks group by partition, aggregate_id
+             )
+             select count(*) from judged as j join heads as h using (partition, aggregate_id)
+             where not j.meant and j.event_id > h.event_id",
+            self.judged(selection)
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        query.bind(processor).fetch_one(connection).await
+    }
+}

@@ -1,0 +1,82 @@
+//! Which dead letters somebody means.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::event::Position;
+use crate::postgres::quote::quote_literal;
+use crate::processing::tracker::interval;
+
+/// Which dead letters are meant; what is `None` does not matter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Of this processor.
+    pub processor: Option<String>,
+    /// Of this event.
+    pub event_id: Option<Position>,
+    /// Of events after this one.
+    pub after: Option<Position>,
+    /// Of events of this type.
+    pub event_type: Option<String>,
+    /// Of events of this aggregate.
+    pub aggregate_id: Option<Uuid>,
+    /// Whose failure's message or SQLSTATE has this in it, in whatever case.
+    pub error: Option<String>,
+    /// Set aside for longer than this, by the server's clock.
+    pub older_than: Option<Duration>,
+}
+
+impl Selection {
+    /// All of one processor.
+    pub fn of(processor: &str) -> Self {
+        Self { processor: Some(processor.to_owned()), ..Self::default() }
+    }
+
+    /// One letter.
+    pub fn one(processor: &str, event_id: Position) -> Self {
+        Self { event_id: Some(event_id), ..Self::of(processor) }
+    }
+
+    /// Whether it means all letters of its processor, or of all.
+    pub fn is_everything(&self) -> bool {
+        *self == Self { processor: self.processor.clone(), ..Self::default() }
+    }
+
+    /// The condition on a row `d`.
+    pub(super) fn condition(&self) -> String {
+        let Self { processor, event_id, after, event_type, aggregate_id, error, older_than } = self;
+        let conditions = [
+            processor.as_ref().map(|name| format!("d.processor = {}", quote_literal(name))),
+            event_id.map(|id| format!("d.event_id = {id}")),
+            after.map(|id| format!("d.event_id > {id}")),
+            event_type.as_ref().map(|name| format!("d.event_type = {}", quote_literal(name))),
+            aggregate_id.map(|id| format!("d.aggregate_id = '{id}'")),
+            error.as_ref().map(|error| has_failed_with(error)),
+            older_than.map(|age| format!("d.set_aside_at < clock_timestamp() - {}", interval(age))),
+        ];
+        let conditions: Vec<String> = conditions.into_iter().flatten().collect();
+        if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") }
+    }
+}
+
+fn has_failed_with(error: &str) -> String {
+    let error = quote_literal(&error.to_lowercase());
+    format!(
+        "(position({error} in lower(d.failure->>'message')) > 0 or lower(d.failure->>'sqlstate') = {error})"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_narrows_and_what_is_not_said_does_not() {
+        assert_eq!(Selection::default().condition(), "true");
+        let one = Selection::one("it's", 7);
+        assert_eq!(one.condition(), "d.processor = 'it''s' and d.event_id = 7");
+        assert!(Selection::of("a").is_everything() && Selection::default().is_everything());
+        assert!(!one.is_everything());
+    }
+}

@@ -1,0 +1,302 @@
+//! What reactors emit, where their handlers live outside of the database: which types they may, the identity that an
+//! emitted event gets, and where it goes. For handlers in SQL, `migrations/processing/0006_emissions.sql` does the same.
+//!
+//! An event for now goes into the event store in the transaction of the batch, where that is in the same database.
+//! Otherwise, and where its time has not come, it is kept in the table `emissions`, from where the `relay` moves it.
+
+mod relay;
+mod source;
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
+
+use crate::event::{ExpectedVersion, NewEvent, Version};
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::processing::declaration::{ProcessorDeclaration, Reaction};
+use crate::processing::failure::Failure;
+use crate::processing::processor::{Events, ProcessorKind};
+use crate::store::{AppendError, TransactionAppender};
+
+pub(crate) use relay::Relay;
+pub(crate) use source::Source;
+
+/// An event that a handler wants emitted.
+#[derive(Debug, Clone)]
+pub struct Emission {
+    /// What happens: one of the types that the reactor declares.
+    pub event_type: String,
+    /// The aggregate that it happens to.
+    pub aggregate_id: Uuid,
+    /// The facts, as JSON text.
+    pub body: Box<RawValue>,
+    /// What the aggregate's version has to be just before it; `None`: no check. Only for now, and only where the event
+    /// store is in the database of the reactor's tables.
+    pub expected_version: Option<Version>,
+    /// When it is to be emitted; `None`: now.
+    pub due_at: Option<DateTime<Utc>>,
+    /// Names it among those that the reactor emits later, so that it can be cancelled, and takes the place of an earlier
+    /// one of that name.
+    pub key: Option<String>,
+}
+
+/// Judges and stores what one reactor emits. That of a projector refuses everything.
+#[derive(Debug)]
+pub(crate) struct Emitter {
+    reactor: String,
+    kind: ProcessorKind,
+    emits: Vec<String>,
+    /// How many emitted events may lead to one another.
+    chain_max: u32,
+    /// The quoted schema of espd's own tables.
+    schema: String,
+    /// Appends in the database of the batch; `None`: the event store is elsewhere.
+    appender: Option<TransactionAppender>,
+}
+
+impl Emitter {
+    pub(crate) fn new(declaration: &ProcessorDeclaration, schema: &str, events: &Events) -> Self {
+        let appender = match events {
+            Events::SameDatabase(layout) => TransactionAppender::new(layout),
+            Events::Elsewhere(_) => None,
+        };
+        let Reaction { emits, chain_max, .. } = declaration.reaction.clone().unwrap_or_default();
+        Self {
+            reactor: declaration.name.clone(),
+            kind: declaration.kind(),
+            emits,
+            chain_max,
+            schema: quote_identifier(schema),
+            appender,
+        }
+    }
+
+    /// Whether the emission is allowed, in the words of `espd.emit`.
+    fn judge(&self, source: &Source, emission: &Emission) -> Result<(), String> {
+        let Self { reactor, emits, appender, .. } = self;
+        let Emission { event_type, expected_version, due_at, .. } = emission;
+        if self.kind == ProcessorKind::Projector {
+            return Err(format!("projector {reactor} emits {event_type}: only reactors emit"));
+        }
+        if !emits.contains(event_type) {
+            return Err(format!(
+                "reactor {reactor} emits {event_type}, which it does not declare (emits = {emits:?})"
+            ));
+        }
+        if source.depth >= self.chain_max {
+            let depth = source.depth + 1;
+            return Err(format!(
+                "reactor {reactor} emits the {depth}th event of a chain that each event led to the next"
+            ));
+        }
+        if expected_version.is_some() && (appender.is_none() || due_at.is_some()) {
+            let why =
+                if due_at.is_some() { "it is for later" } else { "the event store is in another database" };
+            return Err(format!("the expected version of {event_type} cannot be checked: {why}"));
+        }
+        Ok(())
+    }
+}
+
+/// The uuid of what a reactor emits for an event: the `ordinal`th, from 1. Of version 8, made from a digest (RFC 9562).
+fn identify(reactor: &str, source: Uuid, ordinal: u32) -> Uuid {
+    let digest = Sha256::digest(format!("espd/{reactor}/{source}/{ordinal}"));
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    // The two nibbles that say which kind of uuid it is.
+    bytes[6] = 0x80 | bytes[6] & 0x0f;
+    bytes[8] = 0x90 | bytes[8] & 0x0f;
+    Uuid::from_bytes(bytes)
+}
+
+/// Why emissions could not be stored.
+pub(crate) enum EmitError {
+    /// One of the event at this place is to blame.
+    Refused { place: usize, failure: Failure },
+    /// The database said no, or could not be reached.
+    Database(sqlx::Error),
+}
+
+impl From<sqlx::Error> for EmitError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+/// The emissions of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Emitting {
+    /// For the event store, each with the place of the event that it answers.
+    now: Vec<(usize, NewEvent)>,
+    /// For the table of emissions, in order.
+    later: Vec<Later>,
+}
+
+#[derive(Debug)]
+enum Later {
+    Keep { event: Box<NewEvent>, due_at: Option<DateTime<Utc>>, key: Option<String> },
+    Cancel { key: String },
+}
+
+impl Emitting {
+    /// Adds the `ordinal`th emission, from 1, for the event at `place`. Nothing is added while replaying.
+    ///
+    /// # Errors
+    /// Why it is not allowed, in words.
+    pub(crate) fn add(
+        &mut self,
+        emitter: &Emitter,
+        place: usize,
+        source: &Source,
+        ordinal: u32,
+        emission: &Emission,
+    ) -> Result<(), String> {
+        emitter.judge(source, emission)?;
+        if source.replaying {
+            return Ok(());
+        }
+        let event = event(emitter, source, ordinal, emission);
+        if emission.due_at.is_none() && emitter.appender.is_some() {
+            self.now.push((place, event));
+        } else {
+            let (due_at, key) = (emission.due_at, emission.key.clone());
+            self.later.push(Later::Keep { event: Box::new(event), due_at, key });
+        }
+        Ok(())
+    }
+
+    /// Cancels what was to be emitted later.
+    pub(crate) fn cancel(&mut self, source: &Source, key: &str) {
+        if !source.replaying {
+            self.later.push(Later::Cancel { key: key.to_owned() });
+        }
+    }
+
+    /// Stores all of them in the transaction that `connection` is in; those that were stored before stay as they are.
+    pub(crate) async fn store(
+        self,
+        emitter: &Emitter,
+        connection: &mut PgConnection,
+    ) -> Result<(), EmitError> {
+        if let (Some(appender), false) = (&emitter.appender, self.now.is_empty()) {
+            append(appender, connection, self.now).await?;
+        }
+        for later in self.later {
+            let statement = match later {
+                Later::Keep { event, due_at, key } => emitter.keep(&event, due_at, key.as_deref()),
+                Later::Cancel { key } => emitter.cancel(&key),
+            };
+            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+}
+
+fn event(emitter: &Emitter, source: &Source, ordinal: u32, emission: &Emission) -> NewEvent {
+    let metadata = serde_json::json!({ "espd": { "reactor": emitter.reactor, "depth": source.depth + 1 } });
+    let body = emission.body.clone();
+    let mut event = NewEvent::new(emission.aggregate_id, emission.event_type.clone(), body);
+    event.uuid = identify(&emitter.reactor, source.uuid, ordinal);
+    event.expected_version = emission.expected_version.map_or(ExpectedVersion::Any, ExpectedVersion::Exact);
+    event.correlation_id = Some(source.correlation_id);
+    event.causation_id = Some(source.uuid);
+    if let Ok(metadata) = serde_json::value::to_raw_value(&metadata) {
+        event.metadata = metadata;
+    }
+    event
+}
+
+/// Appends what is not stored yet.
+async fn append(
+    appender: &TransactionAppender,
+    connection: &mut PgConnection,
+    events: Vec<(usize, NewEvent)>,
+) -> Result<(), EmitError> {
+    let uuids: Vec<Uuid> = events.iter().map(|(_, event)| event.uuid).collect();
+    let stored: HashSet<Uuid> = appender.find_stored(connection, &uuids).await?.into_iter().collect();
+    let missing = events.into_iter().filter(|(_, event)| !stored.contains(&event.uuid));
+    let (places, events): (Vec<usize>, Vec<NewEvent>) = missing.unzip();
+    match appender.append(connection, &events).await {
+        Ok(_) => Ok(()),
+        Err(AppendError::Database(error)) => Err(EmitError::Database(error)),
+        Err(error) => {
+            let to_blame = blamed(&error, &events).and_then(|index| places.get(index));
+            let place = *to_blame.or(places.first()).unwrap_or(&0);
+            Err(EmitError::Refused { place, failure: Failure::of_processor(error.to_string()) })
+        }
+    }
+}
+
+/// Which event of an append an error is about.
+fn blamed(error: &AppendError, events: &[NewEvent]) -> Option<usize> {
+    match error {
+        AppendError::Conflict { aggregate_id, .. } => events.iter().position(|event| {
+            event.aggregate_id == *aggregate_id && event.expected_version != ExpectedVersion::Any
+        }),
+        AppendError::UuidReused { uuid } => events.iter().position(|event| event.uuid == *uuid),
+        AppendError::Invalid { index, .. } => *index,
+        AppendError::Database(_) => None,
+    }
+}
+
+impl Emitter {
+    /// The statement that keeps an emission, unless it is kept or stored already.
+    fn keep(&self, event: &NewEvent, due_at: Option<DateTime<Utc>>, key: Option<&str>) -> String {
+        let schema = &self.schema;
+        let is_new = match &self.appender {
+            Some(_) => {
+                format!("not exists (select from {schema}.events as e where e.uuid = '{}')", event.uuid)
+            }
+            None => "true".to_owned(),
+        };
+        let null_or = |text: Option<String>| text.map_or("null".to_owned(), |text| quote_literal(&text));
+        format!(
+            "-- keep_emission
+             delete from {schema}.emissions where reactor = {reactor} and key = {key} and uuid <> '{uuid}' and {is_new};
+             insert into {schema}.emissions
+               (reactor, uuid, aggregate_id, type, body, metadata, correlation_id, causation_id, key, due_at)
+             select {reactor}, '{uuid}', '{aggregate_id}', {event_type}, {body}::jsonb, {metadata}::jsonb,
+                    {correlation_id}, {causation_id}, {key}, coalesce({due_at}::timestamptz, clock_timestamp())
+             where {is_new} on conflict (uuid) do nothing",
+            reactor = quote_literal(&self.reactor),
+            key = null_or(key.map(str::to_owned)),
+            uuid = event.uuid,
+            aggregate_id = event.aggregate_id,
+            event_type = quote_literal(&event.event_type),
+            body = quote_literal(event.body.get()),
+            metadata = quote_literal(event.metadata.get()),
+            correlation_id = null_or(event.correlation_id.map(|id| id.to_string())),
+            causation_id = null_or(event.causation_id.map(|id| id.to_string())),
+            due_at = null_or(due_at.map(|time| time.to_rfc3339())),
+        )
+    }
+
+    fn cancel(&self, key: &str) -> String {
+        format!(
+            "-- cancel_emission\ndelete from {}.emissions where reactor = {} and key = {}",
+            self.schema,
+            quote_literal(&self.reactor),
+            quote_literal(key)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_emission_has_one_identity() {
+        let source = Uuid::from_u128(7);
+        let uuid = identify("reminders", source, 1);
+        assert_eq!(uuid, identify("reminders", source, 1));
+        assert_eq!(uuid.get_version_num(), 8);
+        assert_ne!(uuid, identify("reminders", source, 2));
+        assert_ne!(uuid, identify("reminder", source, 1));
+        assert_ne!(uuid, identify("reminders", Uuid::from_u128(8), 1));
+    }
+}

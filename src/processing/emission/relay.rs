@@ -1,0 +1,262 @@
+//! Moves kept emissions into the event store when they are due.
+//!
+//! One per worker that reactors live in, on a connection of its own. Rows are locked while they are moved, and an event's
+//! uuid is fixed, so each is emitted once, however many daemons there are. A reactor that is paused or retrying does
+//! not hold back what it has decided to emit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use crate::event::NewEvent;
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::row::from_row;
+use crate::processing::failure::{TEXT_MAX, describe};
+use crate::processing::processor::Events;
+use crate::retry::{Retry, RetryPolicy};
+use crate::shutdown::Shutdown;
+use crate::store::{AppendError, EventStore as _, TransactionAppender};
+
+/// Between two looks while nothing is known to be due. What is known is moved when it is due.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long to leave it to another relay that is at work.
+const OTHERS_TURN: Duration = Duration::from_millis(100);
+
+/// Emissions moved in one transaction.
+const BATCH_SIZE: i64 = 100;
+
+/// How long a batch may take.
+const BATCH_TIME: Duration = Duration::from_secs(30);
+
+/// Before an emission that the store has refused is tried again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+
+/// Moves what the reactors of one worker have emitted for later, or into another database.
+pub(crate) struct Relay {
+    /// The database of the trackers, which the emissions are kept in.
+    pub(crate) database: PgConnectOptions,
+    /// The schema of espd's own tables.
+    pub(crate) schema: String,
+    /// The reactors.
+    pub(crate) reactors: Vec<String>,
+    /// The event store.
+    pub(crate) events: Events,
+    /// Rung when a reactor may have emitted something.
+    pub(crate) nudge: Arc<Notify>,
+    /// The channel that those who follow the store listen on.
+    pub(crate) bell: String,
+}
+
+/// A row of `emissions`.
+#[derive(Debug)]
+struct Kept {
+    id: i64,
+    uuid: Uuid,
+    aggregate_id: Uuid,
+    event_type: String,
+    body: String,
+    metadata: String,
+    correlation_id: Option<Uuid>,
+    causation_id: Option<Uuid>,
+}
+
+from_row!(Kept { id, uuid, aggregate_id, event_type, body, metadata, correlation_id, causation_id });
+
+/// What a look has come to.
+enum Looked {
+    /// There may be more that is due.
+    Moved,
+    /// Nothing is due for so long.
+    Idle(Duration),
+}
+
+impl Relay {
+    /// Moves until the stop is requested. Outages are waited out.
+    pub(crate) async fn run(self, mut stop: Shutdown) {
+        let mut outages = Retry::new(RetryPolicy::infrastructure());
+        while !stop.is_requested() {
+            let Some(Err(error)) = stop.run_until_requested(self.serve(&mut outages)).await else { return };
+            let delay = outages.failed(());
+            let retry_in_ms = delay.as_millis() as u64;
+            debug!(error = describe(&error), retry_in_ms, "could not look for emissions that are due");
+            stop.run_until_requested(tokio::time::sleep(delay)).await;
+        }
+    }
+
+    /// Works on one connection until it fails.
+    async fn serve(&self, outages: &mut Retry<()>) -> Result<(), sqlx::Error> {
+        let options = self.database.clone().application_name("espd: relay").disable_statement_logging();
+        let mut connection = in_time(options.connect()).await?;
+        loop {
+            let looked = in_time(self.move_due(&mut connection)).await?;
+            outages.succeeded();
+            if let Looked::Idle(time) = looked {
+                let _ = timeout(time.min(INTERVAL), self.nudge.notified()).await;
+            }
+        }
+    }
+
+    /// Moves some of what is due, in order for each reactor.
+    async fn move_due(&self, connection: &mut PgConnection) -> Result<Looked, sqlx::Error> {
+        let mut transaction = connection.begin().await?;
+        if !self.take_turn(&mut transaction).await? {
+            transaction.rollback().await?;
+            return Ok(Looked::Idle(OTHERS_TURN));
+        }
+        let kept = self.lock_due(&mut transaction).await?;
+        if kept.is_empty() {
+            let idle = self.time_until_due(&mut transaction).await?;
+            transaction.rollback().await?;
+            return Ok(Looked::Idle(idle));
+        }
+        let ids: Vec<i64> = kept.iter().map(|kept| kept.id).collect();
+        match self.append(&mut transaction, kept).await {
+            Ok(()) => {}
+            Err(AppendError::Database(error)) => return Err(error),
+            Err(error) => {
+                transaction.rollback().await?;
+                return self.refuse(connection, &ids, &error).await;
+            }
+        }
+        self.remove(&mut transaction, &ids).await?;
+        transaction.commit().await?;
+        self.ring(connection).await;
+        debug!(events = ids.len(), "moved emissions into the event store");
+        Ok(Looked::Moved)
+    }
+
+    /// One at a time, so that what a reactor emits keeps its order. Whoever falls silent over it is ended by the server.
+    async fn take_turn(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- take_turn
+             set local idle_in_transaction_session_timeout = '60s';
+             select pg_try_advisory_xact_lock(hashtextextended({}, 0)) as ours",
+            quote_literal(&format!("espd: emissions of {}", self.schema))
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("ours")
+    }
+
+    async fn lock_due(&self, connection: &mut PgConnection) -> Result<Vec<Kept>, sqlx::Error> {
+        let statement = format!(
+            "-- lock_due_emissions
+             select id, uuid, aggregate_id, type as event_type, body::text, metadata::text, correlation_id, causation_id
+             from {}.emissions where {} and due_at <= clock_timestamp()
+             order by due_at, id limit {BATCH_SIZE} for update skip locked",
+            quote_identifier(&self.schema),
+            self.of_ours()
+        );
+        sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+    }
+
+    async fn time_until_due(&self, connection: &mut PgConnection) -> Result<Duration, sqlx::Error> {
+        let statement = format!(
+            "-- find_next_emission
+             select extract(epoch from min(due_at) - clock_timestamp())::float8 as seconds from {}.emissions where {}",
+            quote_identifier(&self.schema),
+            self.of_ours()
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        let seconds: Option<f64> = row.try_get("seconds")?;
+        // One that is due but locked is somebody else's at the moment.
+        let shortest = Duration::from_millis(5);
+        let left = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());
+        Ok(left.unwrap_or(INTERVAL).max(shortest))
+    }
+
+    fn of_ours(&self) -> String {
+        let names: Vec<String> = self.reactors.iter().map(|name| quote_literal(name)).collect();
+        format!("reactor in ({})", names.join(", "))
+    }
+
+    /// Appends what is not stored already: an earlier attempt may have got that far.
+    async fn append(&self, connection: &mut PgConnection, kept: Vec<Kept>) -> Result<(), AppendError> {
+        let events = kept.into_iter().map(event).collect::<Result<Vec<_>, _>>()?;
+        let uuids: Vec<Uuid> = events.iter().map(|event| event.uuid).collect();
+        match &self.events {
+            Events::SameDatabase(layout) => {
+                let Some(appender) = TransactionAppender::new(layout) else { return Ok(()) };
+                let stored = appender.find_stored(connection, &uuids).await?;
+                appender.append(connection, &without(events, &stored)).await?;
+            }
+            Events::Elsewhere(store) => {
+                let stored = store.find_stored(&uuids).await?;
+                store.append(&without(events, &stored)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A store elsewhere has rung by itself.
+    async fn ring(&self, connection: &mut PgConnection) {
+        if let Events::SameDatabase(_) = self.events {
+            let statement = format!("-- ring\nselect pg_notify({}, '')", quote_literal(&self.bell));
+            // Whoever does not hear it looks by itself.
+            let _ = sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await;
+        }
+    }
+
+    async fn remove(&self, connection: &mut PgConnection, ids: &[i64]) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- remove_emissions\ndelete from {}.emissions where id = any ($1)",
+            quote_identifier(&self.schema)
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(ids);
+        query.execute(connection).await.map(drop)
+    }
+
+    /// Puts off what the store has refused, and says why in the rows: nothing else is held back for long by it.
+    async fn refuse(
+        &self,
+        connection: &mut PgConnection,
+        ids: &[i64],
+        error: &AppendError,
+    ) -> Result<Looked, sqlx::Error> {
+        warn!(%error, "the event store refuses an emission");
+        let at = match error {
+            AppendError::Invalid { index: Some(index), .. } => ids.get(*index).map(std::slice::from_ref),
+            _ => None,
+        };
+        let statement = format!(
+            "-- put_off_emissions
+             update {}.emissions set last_error = $2, due_at = clock_timestamp() + $3 * interval '1 second'
+             where id = any ($1)",
+            quote_identifier(&self.schema)
+        );
+        let message: String = error.to_string().chars().take(TEXT_MAX).collect();
+        sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(at.unwrap_or(ids))
+            .bind(message)
+            .bind(REFUSED_PAUSE.as_secs_f64())
+            .execute(connection)
+            .await?;
+        Ok(Looked::Moved)
+    }
+}
+
+fn event(kept: Kept) -> Result<NewEvent, sqlx::Error> {
+    let json = |text| RawValue::from_string(text).map_err(|error| sqlx::Error::Decode(error.into()));
+    let mut event = NewEvent::new(kept.aggregate_id, kept.event_type, json(kept.body)?);
+    event.uuid = kept.uuid;
+    event.metadata = json(kept.metadata)?;
+    event.correlation_id = kept.correlation_id;
+    event.causation_id = kept.causation_id;
+    Ok(event)
+}
+
+fn without(events: Vec<NewEvent>, stored: &[Uuid]) -> Vec<NewEvent> {
+    events.into_iter().filter(|event| !stored.contains(&event.uuid)).collect()
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let late = || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer"));
+    timeout(BATCH_TIME, work).await.unwrap_or_else(|_| Err(late()))
+}

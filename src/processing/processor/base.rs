@@ -1,0 +1,217 @@
+//! What every processor stands on: its declaration, its tables, and where its events are.
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use uuid::Uuid;
+
+use super::batch::Batch;
+use super::tables::Tables;
+use super::{Events, ProcessorError, Turn};
+use crate::event::Position;
+use crate::postgres::quote::quote_literal;
+use crate::postgres::row::from_row;
+use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
+use crate::processing::failure::Failure;
+use crate::processing::tracker::{Claim, Effects, Trackers};
+
+/// A processor's declaration, and where what it needs is.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub(crate) declaration: ProcessorDeclaration,
+    /// Schema of espd's own tables in the database of the projections.
+    pub(crate) schema: String,
+    /// Schema of the processor's tables.
+    pub(crate) projections_schema: String,
+    pub(crate) events: Events,
+}
+
+impl Base {
+    pub(crate) fn new(
+        declaration: ProcessorDeclaration,
+        schema: &str,
+        projections_schema: &str,
+        events: Events,
+    ) -> Self {
+        let (schema, projections_schema) = (schema.to_owned(), projections_schema.to_owned());
+        Self { declaration, schema, projections_schema, events }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.declaration.name
+    }
+
+    pub(crate) fn tables(&self) -> Tables<'_> {
+        Tables::new(&self.declaration, &self.schema, &self.projections_schema)
+    }
+
+    pub(crate) fn trackers(&self) -> Trackers {
+        Trackers::new(&self.schema)
+    }
+
+    /// The types that it handles, or `None` for all.
+    pub(crate) fn event_types(&self) -> Option<Vec<String>> {
+        let types = self.declaration.event_types()?;
+        Some(types.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Where it begins when it has never run.
+    pub(crate) async fn starting_position(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Position, sqlx::Error> {
+        let (Some(reaction), Events::SameDatabase(layout)) = (&self.declaration.reaction, &self.events)
+        else {
+            return self.starting_position_elsewhere().await;
+        };
+        let statement = find_starting_position(reaction.start, layout);
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        row.try_get(0)
+    }
+
+    async fn starting_position_elsewhere(&self) -> Result<Position, sqlx::Error> {
+        let (Some(reaction), Events::Elsewhere(store)) = (&self.declaration.reaction, &self.events) else {
+            return Ok(0);
+        };
+        let statement = find_starting_position(reaction.start, store.layout());
+        sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(store.pool()).await
+    }
+
+    /// Begins to make ready under a claim: nobody else does so before the transaction ends. Makes the tables where
+    /// they are missing.
+    pub(crate) async fn prepare(
+        &self,
+        transaction: &mut PgConnection,
+        claim: &Claim,
+    ) -> Result<(), ProcessorError> {
+        // Neither a lock nor a silent owner holds anybody up for long; an owner that was frozen in here least of all.
+        let limits = "-- limit_waits\nset local lock_timeout = '5s'; set local idle_in_transaction_session_timeout = '60s'";
+        sqlx::raw_sql(limits).execute(&mut *transaction).await?;
+        self.refuse_to_emit_into_a_foreign_store()?;
+        // From here on nobody else prepares: an outdated owner must not replace what the present one has made.
+        if !self.trackers().lock_claimed(&mut *transaction, self.name(), claim).await? {
+            return Err(ProcessorError::Lost);
+        }
+        match &claim.declaration {
+            Some(fingerprint) => self.tables().compare(claim.version, fingerprint),
+            None => self.tables().create(transaction).await,
+        }
+    }
+
+    /// Sets the position to 0 and drops and makes the tables anew, all in one transaction. Those of a processor whose
+    /// tables only its own program knows are made when it runs next.
+    ///
+    /// Returns whether the processor was known. Every claim ends; a running worker claims again.
+    pub(crate) async fn reset(
+        &self,
+        connection: &mut PgConnection,
+        operator: &str,
+        effects: Effects,
+    ) -> Result<bool, ProcessorError> {
+        let trackers = self.trackers();
+        let mut transaction = connection.begin().await?;
+        if trackers.lock(&mut transaction, self.name()).await?.is_none() {
+            return Ok(false);
+        }
+        self.tables().drop(&mut transaction).await?;
+        trackers.reset(&mut transaction, self.name(), operator, 0, true, effects).await?;
+        if !matches!(self.declaration.handling, Handling::Native(_)) {
+            self.tables().create(&mut transaction).await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// The events of a batch.
+    pub(crate) async fn read_batch(
+        &self,
+        connection: &mut PgConnection,
+        turn: &Turn<'_>,
+    ) -> Result<Batch, ProcessorError> {
+        let types = self.event_types();
+        let (after, upto) = (turn.after(), turn.upto);
+        Batch::read(&self.events, connection, types.as_deref(), after, upto, turn.limits).await
+    }
+
+    /// What an error means that was raised where no event is known, such as at commit: that nobody knows which event of
+    /// the batch is to blame, or of a batch of one event, that it is that one.
+    pub(crate) async fn blame_event(
+        &self,
+        connection: &mut PgConnection,
+        turn: &Turn<'_>,
+        error: &sqlx::Error,
+    ) -> Result<Failure, sqlx::Error> {
+        let failure = Failure::of_database(error);
+        if turn.limits.size > 1 {
+            return Ok(failure);
+        }
+        Ok(match self.find_first_event(connection, turn).await? {
+            Some(FirstEvent { id, uuid, event_type, aggregate_id }) => {
+                failure.at(id, uuid, &event_type, aggregate_id)
+            }
+            None => failure,
+        })
+    }
+
+    /// The first event of a batch, without its body, which may be what cannot be read.
+    async fn find_first_event(
+        &self,
+        connection: &mut PgConnection,
+        turn: &Turn<'_>,
+    ) -> Result<Option<FirstEvent>, sqlx::Error> {
+        let statement = format!(
+            "-- find_first_event
+             select id, uuid, type as event_type, aggregate_id from {} as e
+             where id > $1 and id <= $2 and ($3::text[] is null or type = any ($3)) order by id limit 1",
+            self.events.layout().source()
+        );
+        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
+        let query = query.bind(turn.after()).bind(turn.upto).bind(self.event_types());
+        match &self.events {
+            Events::SameDatabase(_) => query.fetch_optional(connection).await,
+            Events::Elsewhere(store) => query.fetch_optional(store.pool()).await,
+        }
+    }
+
+    fn refuse_to_emit_into_a_foreign_store(&self) -> Result<(), ProcessorError> {
+        let emits = self.declaration.reaction.as_ref().is_some_and(|reaction| !reaction.emits.is_empty());
+        if !emits || self.events.layout().is_own() {
+            return Ok(());
+        }
+        Err(ProcessorError::Blocked(format!(
+            "reactor {} emits events, but espd only reads the store: run it on a store of layout \"espd\"",
+            self.name()
+        )))
+    }
+}
+
+/// Which event a batch begins with.
+struct FirstEvent {
+    id: Position,
+    uuid: Uuid,
+    event_type: String,
+    aggregate_id: Uuid,
+}
+
+from_row!(FirstEvent { id, uuid, event_type, aggregate_id });
+
+fn find_starting_position(start: Start, layout: &crate::store::layout::Layout) -> String {
+    let head = format!("coalesce(pg_sequence_last_value({}::regclass), 0)", quote_literal(layout.sequence()));
+    let expression = match start {
+        Start::Beginning => "0::bigint".to_owned(),
+        Start::Position(position) => format!("{position}::bigint"),
+        Start::Now => head,
+        Start::Time(time) => format!(
+            "coalesce((select min(id) - 1 from {} where created_at >= {}), {head})",
+            layout.events_table(),
+            quote_literal(&time.to_rfc3339())
+        ),
+    };
+    format!("-- find_starting_position\nselect {expression}")
+}
+
+/// A fingerprint of everything that shaped the tables.
+pub(super) fn fingerprint(declaration: &ProcessorDeclaration) -> String {
+    let tables = declaration.tables.iter().map(|table| format!("{}\u{1}{}", table.name, table.columns.text));
+    let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());
+    let text = tables.chain(ddl).collect::<Vec<_>>().join("\u{2}");
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()
+}

@@ -1,0 +1,203 @@
+//! How a runner comes to its claim, and gives it up.
+//!
+//! A second daemon is a calm standby: it looks at the lease about once in a fifth of its length, and at once
+//! when a release rings. It takes over when the lease has been released or has ended. An owner that was frozen
+//! inside a transaction still holds the row then, so its backend is ended first; its batch can never commit.
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgConnection;
+use tracing::{info, warn};
+
+use crate::processing::failure::{describe, is_infrastructure_error};
+use crate::processing::processor::ProcessorError;
+use crate::processing::runner::keepalive::Vigil;
+use crate::processing::runner::session::{in_time, ring_elsewhere};
+use crate::processing::runner::{Next, Phase, Runner};
+use crate::processing::tracker::{Claim, Rival};
+use crate::retry::spread;
+
+/// First pause before the next look at a row that nobody should hold, but somebody does.
+const SHORT_PAUSE: Duration = Duration::from_millis(20);
+
+/// SQLSTATE of a missing right.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+/// What a runner without a claim has done so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Waiting {
+    /// It has been logged that another owner is waited for.
+    announced: bool,
+    /// It has been logged that a frozen owner cannot be removed.
+    complained: bool,
+    /// Looks in a row at a row that nobody should hold.
+    looks: u32,
+}
+
+impl Waiting {
+    /// Whether another daemon is known to own the processor.
+    pub(super) fn stands_by(self) -> bool {
+        self.announced
+    }
+}
+
+impl Runner {
+    pub(super) async fn claim(
+        &mut self,
+        connection: &mut PgConnection,
+        waiting: Waiting,
+    ) -> Result<Next, sqlx::Error> {
+        let Self { name, trackers, settings, .. } = self;
+        let claiming = trackers.claim(&mut *connection, name, &settings.owner, settings.lease);
+        if let Some(claim) = in_time(claiming).await? {
+            return self.begin(connection, claim).await;
+        }
+        let standing_by = trackers.stand_by(&mut *connection, name, &settings.owner, settings.lease);
+        if let Some(rival) = in_time(standing_by).await? {
+            return self.stand_by(connection, rival, waiting).await;
+        }
+        let position = in_time(self.processor.starting_position(connection)).await?;
+        let (kind, version) = (self.processor.kind(), self.processor.version());
+        in_time(self.trackers.register(connection, &self.name, kind, version, position)).await?;
+        Ok(Next::Again)
+    }
+
+    /// Makes ready for the first batch under a claim.
+    async fn begin(&mut self, connection: &mut PgConnection, claim: Claim) -> Result<Next, sqlx::Error> {
+        info!(processor = self.name, position = claim.position, epoch = claim.epoch, "claimed");
+        self.heard = Instant::now();
+        self.phase = Phase::Following(claim.clone());
+        (self.seen, self.due, self.under_way) = (claim.position, None, false);
+        self.tell_outage(connection).await;
+        let vigil =
+            Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim: &claim };
+        let prepared = vigil.keep_over(self.processor.prepare(connection, &claim)).await;
+        match prepared {
+            Ok(()) => {
+                // What kept the last owner from preparing is mended, whether or not an operator said so.
+                if claim.attempts == 0 && (claim.failed || claim.last_error.is_some()) {
+                    in_time(self.trackers.forget_failure(connection, &self.name, &claim)).await?;
+                }
+                self.phase = self.phase_after_claim(claim);
+                Ok(Next::Again)
+            }
+            Err(ProcessorError::Blocked(message)) => self.block(connection, claim, message).await,
+            Err(ProcessorError::Unattributed(failure)) => {
+                self.block(connection, claim, failure.message).await
+            }
+            Err(ProcessorError::Unavailable { message, wait }) => {
+                self.unavailable(connection, message, wait).await
+            }
+            Err(ProcessorError::Lost) => self.lost(),
+            Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => Err(error),
+            // A missing right, for example: trying again by itself would only hide it.
+            Err(ProcessorError::Database(error)) => self.block(connection, claim, describe(&error)).await,
+        }
+    }
+
+    /// A restarted process goes on where the last one was: paused, or waiting with the failing event.
+    fn phase_after_claim(&mut self, claim: Claim) -> Phase {
+        let failing = claim.last_error.as_ref().map(|error| error.event_id);
+        let attempts = claim.attempts;
+        match (failing, claim.retry_in_seconds) {
+            _ if claim.paused => Phase::Paused(claim),
+            // It has used up its attempts, and another process gives it no more.
+            _ if claim.failed && attempts > 0 => Phase::Failed(claim),
+            // It knows itself what it tries again, and when, and goes on with the others.
+            _ if self.processor.works_ahead() => Phase::Following(claim),
+            (Some(failing), Some(seconds)) if attempts > 0 => {
+                self.retry.resume(failing, attempts.unsigned_abs());
+                let delay = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+                // Whoever has mended the handler does not wait to see it.
+                let delay = if self.processor.has_changed() { Duration::ZERO } else { delay };
+                Phase::Retrying(claim, Instant::now() + delay)
+            }
+            _ => {
+                // An operator has forgiven what failed.
+                self.retry.succeeded();
+                Phase::Following(claim)
+            }
+        }
+    }
+
+    /// Waits for another owner, and sees to it that a frozen one does not hold the row for ever.
+    async fn stand_by(
+        &mut self,
+        connection: &mut PgConnection,
+        rival: Rival,
+        mut waiting: Waiting,
+    ) -> Result<Next, sqlx::Error> {
+        self.outage.over();
+        if let Some(backend) = rival.frozen_backend {
+            waiting.complained |= !self.end_frozen(connection, backend, waiting.complained).await?;
+        } else if !rival.ours && !waiting.announced {
+            info!(
+                processor = self.name,
+                owner = rival.label,
+                "standing by: another daemon owns the processor"
+            );
+            waiting.announced = true;
+        }
+        waiting.looks = if rival.late { waiting.looks.saturating_add(1) } else { 0 };
+        self.phase = Phase::Unclaimed(waiting);
+        Ok(Next::Wait(None, self.pause(&rival, waiting.looks)))
+    }
+
+    /// How long to wait before the next look, if nobody rings.
+    fn pause(&self, rival: &Rival, looks: u32) -> Duration {
+        let longest = self.settings.lease / 5;
+        let wanted = if rival.late {
+            SHORT_PAUSE.saturating_mul(1 << looks.min(16))
+        } else {
+            let left = rival.seconds_left.and_then(|left| Duration::try_from_secs_f64(left).ok());
+            left.filter(|left| !left.is_zero()).unwrap_or(longest)
+        };
+        // Not in step with others who wait for the same end.
+        spread(wanted.min(longest))
+    }
+
+    /// Ends the backend that holds the row for a frozen owner, or for a worker of this daemon that is gone.
+    /// `false`: this role may not.
+    async fn end_frozen(
+        &self,
+        connection: &mut PgConnection,
+        backend: i32,
+        complained: bool,
+    ) -> Result<bool, sqlx::Error> {
+        let ending = self.trackers.end_frozen_backend(connection, &self.name, &self.settings.owner);
+        let refused = match in_time(ending).await {
+            Ok(true) => {
+                let what = "ended the backend of an owner that gives no sign of life";
+                warn!(processor = self.name, backend.pid = backend, "{what}");
+                return Ok(true);
+            }
+            // It has let go by itself.
+            Ok(false) => return Ok(true),
+            Err(error) => error,
+        };
+        let code = refused.as_database_error().and_then(|answer| answer.code());
+        if code.as_deref() != Some(INSUFFICIENT_PRIVILEGE) {
+            return Err(refused);
+        }
+        if !complained {
+            warn!(
+                processor = self.name,
+                backend.pid = backend,
+                "an owner gives no sign of life, and this role may not end its backend: run both daemons as one role, \
+                 grant pg_signal_backend, or run `select pg_terminate_backend({backend})`"
+            );
+        }
+        Ok(false)
+    }
+
+    /// Gives up what this runner holds, or stands by for, and tells those who stand by.
+    pub(super) async fn release(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let Self { name, trackers, settings, .. } = self;
+        let Some(claim) = self.phase.claim() else {
+            return in_time(trackers.stand_down(connection, name, &settings.owner)).await;
+        };
+        in_time(trackers.release(connection, name, claim, &settings.bell.channel)).await?;
+        ring_elsewhere(&settings.bell).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,110 @@
+//! Setting events aside, and handling them again when an operator asks for it.
+
+use sqlx::PgConnection;
+use tracing::{error, info, warn};
+
+use crate::event::Position;
+use crate::processing::declaration::BatchLimits;
+use crate::processing::failure::{Failure, is_infrastructure_error};
+use crate::processing::heartbeat;
+use crate::processing::processor::{ProcessorError, Turn, Turned};
+use crate::processing::runner::keepalive::Vigil;
+use crate::processing::runner::session::in_time;
+use crate::processing::runner::{Next, Phase, Runner};
+
+impl Runner {
+    /// Whether to handle a dead letter now. Not when the lease is due: it is renewed first, by the next batch if there is
+    /// one. So a long retry neither loses the claim nor keeps other events waiting.
+    pub(super) fn letters_have_a_turn(&self) -> bool {
+        let may = match self.phase {
+            Phase::Following(_) => true,
+            // What the handlers need is not there: it is waited for.
+            Phase::Retrying(..) => !self.outage.is_external(),
+            Phase::Unclaimed(_) | Phase::Paused(_) | Phase::Failed(_) => false,
+        };
+        self.letters_requested && may && !self.until_renewal().is_zero()
+    }
+
+    /// The event has used up its attempts: the position moves over it, and it waits for an operator.
+    pub(super) async fn set_aside(
+        &mut self,
+        connection: &mut PgConnection,
+        failure: Failure,
+        blocks: bool,
+    ) -> Result<Next, sqlx::Error> {
+        let Phase::Following(claim) = &mut self.phase else { return Ok(Next::Again) };
+        let (Some(id), attempts) = (failure.event_id, self.retry.attempts()) else { return Ok(Next::Again) };
+        let setting_aside =
+            self.letters.set_aside(&mut *connection, &self.name, claim, &failure, attempts, blocks);
+        if !in_time(setting_aside).await? {
+            return self.lost();
+        }
+        error!(
+            processor = self.name,
+            event.id = id,
+            event.r#type = failure.event_type,
+            attempt = attempts,
+            error = %failure,
+            "set an event aside that could not be handled: `espctl dead-letters list` shows it"
+        );
+        heartbeat::set_aside(id);
+        claim.position = id;
+        self.halving.passed(1);
+        self.retry.succeeded();
+        Ok(Next::Again)
+    }
+
+    /// Handles one dead letter again, or finds that none is asked for any more.
+    pub(super) async fn handle_letter(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
+        let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
+        let finding = self.letters.next_requested(&mut *connection, &self.name, claim);
+        let Some(id) = in_time(finding).await? else {
+            self.letters_requested = false;
+            return Ok(Next::Again);
+        };
+        let limits = BatchLimits { size: 1, ..self.settings.limits };
+        let lease = self.settings.lease;
+        let turn = Turn { claim, upto: id, limits: &limits, lease, rate: 0.0, letter: Some(id) };
+        let vigil = Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
+        let failure = match vigil.keep_over(self.processor.turn(connection, turn)).await {
+            Ok(
+                Turned::Moved { failure: None, handled, .. } | Turned::Ahead { put_off: None, handled, .. },
+            ) => {
+                self.outage.over();
+                self.settings.nudge.notify_one();
+                match handled {
+                    0 => {
+                        info!(processor = self.name, event.id = id, "a dead letter is of no concern any more")
+                    }
+                    _ => info!(processor = self.name, event.id = id, "handled a dead letter"),
+                }
+                return Ok(Next::Again);
+            }
+            Ok(Turned::Moved { failure: Some(failure), .. }) | Err(ProcessorError::Unattributed(failure)) => {
+                *failure
+            }
+            Ok(Turned::Ahead { put_off: Some(put_off), .. }) => put_off.failure,
+            Ok(Turned::Lost) | Err(ProcessorError::Lost) => return self.lost(),
+            Err(ProcessorError::Unavailable { message, wait }) => {
+                return self.unavailable(connection, message, wait).await;
+            }
+            Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => return Err(error),
+            Err(ProcessorError::Database(error)) => Failure::of_database(&error),
+            Err(ProcessorError::Blocked(message)) => Failure::of_processor(message),
+        };
+        self.outage.over();
+        self.letter_failed(connection, id, &failure).await
+    }
+
+    async fn letter_failed(
+        &self,
+        connection: &mut PgConnection,
+        id: Position,
+        failure: &Failure,
+    ) -> Result<Next, sqlx::Error> {
+        let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
+        warn!(processor = self.name, event.id = id, error = %failure, "a dead letter has failed again");
+        in_time(self.letters.failed_again(connection, &self.name, claim, id, failure)).await?;
+        Ok(Next::Again)
+    }
+}

@@ -1,0 +1,78 @@
+//! What happens beside a batch that takes long.
+//!
+//! The batch holds the tracker's row, so its lease cannot be renewed. A second connection shows instead that
+//! the owner lives, and notices when the backend of the batch has vanished without a word.
+
+use std::time::Instant;
+
+use sqlx::{ConnectOptions as _, PgConnection};
+
+use crate::processing::heartbeat;
+use crate::processing::processor::ProcessorError;
+use crate::processing::runner::RunnerSettings;
+use crate::processing::runner::session::{ANSWER_TIMEOUT, in_time, timed_out};
+use crate::processing::tracker::{Claim, Trackers};
+
+/// Watches over the batches of one claim.
+pub(super) struct Vigil<'v> {
+    pub(super) settings: &'v RunnerSettings,
+    pub(super) trackers: &'v Trackers,
+    pub(super) name: &'v str,
+    pub(super) claim: &'v Claim,
+}
+
+impl Vigil<'_> {
+    /// Lets a batch take its time, but not when nobody is at work on it any more.
+    pub(super) async fn keep_over<T>(
+        &self,
+        work: impl Future<Output = Result<T, ProcessorError>>,
+    ) -> Result<T, ProcessorError> {
+        tokio::select! {
+            biased;
+            outcome = work => outcome,
+            lost = self.keep() => Err(lost.into()),
+        }
+    }
+
+    /// Shows that the owner lives. Ends only with a reason to give the batch up.
+    async fn keep(&self) -> sqlx::Error {
+        let lease = self.settings.lease;
+        // Most batches are over long before, and cost no second connection.
+        heartbeat::promise(ANSWER_TIMEOUT.max(lease));
+        tokio::time::sleep(lease / 2).await;
+        let (mut connection, mut at_work) = (None, Instant::now());
+        loop {
+            let error = match in_time(self.show_life(&mut connection)).await {
+                Ok(true) => None,
+                Ok(false) => Some(timed_out()),
+                // Whatever it cannot do, such as let one more connection in: it is there.
+                Err(sqlx::Error::Database(_)) => None,
+                Err(error) => Some(error),
+            };
+            match error {
+                None => at_work = Instant::now(),
+                Some(error) if at_work.elapsed() >= ANSWER_TIMEOUT => return error,
+                Some(_) => {}
+            }
+            heartbeat::promise(ANSWER_TIMEOUT.max(lease));
+            tokio::time::sleep(lease / 4).await;
+        }
+    }
+
+    async fn show_life(&self, kept: &mut Option<PgConnection>) -> Result<bool, sqlx::Error> {
+        let Self { settings, trackers, name, claim } = self;
+        // Kept only if it has answered well.
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => {
+                let options =
+                    settings.database.clone().application_name(&format!("espd: {name} (sign of life)"));
+                options.disable_statement_logging().connect().await?
+            }
+        };
+        let showing = trackers.show_life(&mut connection, name, &settings.owner, claim, settings.lease);
+        let at_work = showing.await?;
+        *kept = Some(connection);
+        Ok(at_work)
+    }
+}

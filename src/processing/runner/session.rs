@@ -1,0 +1,58 @@
+//! A runner's connection, and how long it may take to answer.
+
+use std::io;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, PgConnection};
+
+use crate::processing::heartbeat;
+use crate::processing::runner::{ReleaseBell, RunnerSettings};
+
+/// How long the database may take over a statement on a tracker row. Beyond it the connection is given up:
+/// the server may have vanished without a word.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a bell on another server may take. Whoever does not hear it looks by itself soon.
+const BELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connects to the database of the projections.
+pub(super) async fn connect(settings: &RunnerSettings, name: &str) -> Result<PgConnection, sqlx::Error> {
+    let options = settings.database.clone().application_name(&format!("espd: {name}"));
+    let mut connection = in_time(options.disable_statement_logging().connect()).await?;
+    // Behind a transaction pooler this would change somebody else's session, and not this one.
+    if !settings.pooled {
+        // A batch has a time limit of its own; a shorter one of the server's would never let it end.
+        let statement = sqlx::raw_sql("-- prepare_session\nset statement_timeout = 0");
+        in_time(statement.execute(&mut connection)).await?;
+    }
+    Ok(connection)
+}
+
+/// Tells those who stand by that a tracker is free, where that needs another database than the tracker's.
+pub(super) async fn ring_elsewhere(bell: &ReleaseBell) {
+    let Some(database) = &bell.elsewhere else { return };
+    let rung = tokio::time::timeout(BELL_TIMEOUT, ring(database, &bell.channel)).await;
+    if !matches!(rung, Ok(Ok(()))) {
+        tracing::debug!(channel = bell.channel, "could not ring");
+    }
+}
+
+async fn ring(database: &PgConnectOptions, channel: &str) -> Result<(), sqlx::Error> {
+    let mut connection = database.clone().disable_statement_logging().connect().await?;
+    let statement = "-- ring_control\nselect pg_notify($1, 'control')";
+    sqlx::query(statement).bind(channel).execute(&mut connection).await?;
+    sqlx::Connection::close(connection).await
+}
+
+/// The answer, or an error if it does not come in time.
+pub(super) async fn in_time<T>(
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    heartbeat::promise(ANSWER_TIMEOUT);
+    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| Err(timed_out()))
+}
+
+pub(super) fn timed_out() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
+}

@@ -1,0 +1,385 @@
+//! Who is where: the statements on a processor's tracker row.
+//!
+//! A claim raises the row's epoch, and whatever moves the position names the epoch that it was claimed
+//! under. So a stopped, resumed or otherwise outdated owner can commit nothing, whatever it believes.
+//! Leases are judged by the server's clock only.
+//!
+//! The position itself is moved by the processors, inside the transaction of their effects.
+//!
+//! What runners say travels in the simple protocol, with its values written out: one round trip, nothing
+//! prepared, no state of a session, so it works behind any pooler.
+
+mod advance;
+mod listing;
+mod liveness;
+mod operator;
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _};
+use uuid::Uuid;
+
+pub(crate) use advance::{Advance, Progress};
+pub use listing::TrackerRow;
+pub use liveness::Rival;
+pub use operator::Effects;
+
+use crate::event::Position;
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::row::from_row;
+use crate::processing::failure::Failure;
+use crate::processing::processor::ProcessorKind;
+
+/// Who runs processors: one daemon, drawn at its start and given to its children.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Random per start of a daemon, so that a restarted daemon is never mistaken for its predecessor.
+    pub id: Uuid,
+    /// For people: host and process id.
+    pub label: String,
+}
+
+impl Owner {
+    /// A new owner with a random id, labelled with this host and process.
+    pub fn draw() -> Self {
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        let label = format!("{}:{}", host.as_deref().unwrap_or("?"), std::process::id());
+        Self { id: Uuid::new_v4(), label }
+    }
+}
+
+/// The right to move a tracker, from a claim until somebody else raises the epoch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// Partition of the processor.
+    pub partition: i32,
+    /// What every move has to name.
+    pub epoch: i64,
+    /// Where the processor stands.
+    pub position: Position,
+    /// The version of the tables that the position belongs to.
+    pub version: i32,
+    /// Fingerprint of the declaration that the tables were made from; `None` before they are made.
+    pub declaration: Option<String>,
+    /// Whether an operator has paused the processor.
+    pub paused: bool,
+    /// How often in a row the event of `last_error` has failed.
+    pub attempts: i32,
+    /// The failure that keeps the processor from going on.
+    pub last_error: Option<Json<Failure>>,
+    /// Time left until the next try, in seconds.
+    pub retry_in_seconds: Option<f64>,
+    /// Whether the processor has stopped for good, until an operator acts.
+    pub failed: bool,
+}
+
+from_row!(Claim {
+    partition,
+    epoch,
+    position,
+    version,
+    declaration,
+    paused,
+    attempts,
+    last_error,
+    retry_in_seconds,
+    failed
+});
+
+/// What of the infrastructure keeps a processor from going on. No event is to blame for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outage {
+    /// When it began, by the clock of the daemon's host.
+    pub since: DateTime<Utc>,
+    /// The database's error code, where it was the database that said no.
+    pub sqlstate: Option<String>,
+    /// What happened last, in one sentence.
+    pub message: String,
+    /// Tries that it has spoiled.
+    pub tries: u32,
+    /// When the next try is, if this one fails as well.
+    pub next_try_at: DateTime<Utc>,
+}
+
+/// What a renewed lease says about the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Where the processor stands.
+    pub position: Position,
+    /// Whether an operator has paused it.
+    pub paused: bool,
+    /// Whether an operator wants the failing event tried at once.
+    pub retry_now: bool,
+    /// Whether an operator wants dead letters handled again.
+    pub letters: bool,
+}
+
+from_row!(Standing { position, paused, retry_now, letters });
+
+/// The trackers of one database.
+#[derive(Debug, Clone)]
+pub struct Trackers {
+    /// The quoted schema.
+    schema: String,
+}
+
+const CLAIM_COLUMNS: &str = "t.partition, epoch, position, version, declaration, paused_at is not null as paused, attempts, \
+     last_error, extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds, \
+     failed_at is not null as failed";
+
+impl Trackers {
+    /// The trackers in this schema, made by `migrations/processing`.
+    pub fn new(schema: &str) -> Self {
+        Self { schema: quote_identifier(schema) }
+    }
+
+    /// Makes sure that the processor has a row; a new one begins at `position`.
+    pub async fn register(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        kind: ProcessorKind,
+        version: i32,
+        position: Position,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- register_tracker
+             insert into {}.trackers (name, kind, version, position)
+             values ({}, '{}', {version}, {position}) on conflict do nothing",
+            self.schema,
+            quote_literal(name),
+            kind.as_str()
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// Claims a processor for `owner`: succeeds when its lease has ended or it is the owner's already, and nobody
+    /// has locked the row. Never waits for a lock. `None`: not now, or there is no row.
+    pub async fn claim(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        owner: &Owner,
+        lease: Duration,
+    ) -> Result<Option<Claim>, sqlx::Error> {
+        let statement = format!(
+            "-- claim_tracker
+             with free as (
+               select name, partition from {0}.trackers as t
+               where name = {1} and partition = 0 and {2}
+               -- A batch holds the row to its end, and a frozen owner for as long as it likes.
+               for update skip locked
+             ), gone as (
+               delete from {0}.signs_of_life as s using free
+               where s.name = free.name and s.partition = free.partition
+                 and (s.owner = '{3}' or s.lives_until < clock_timestamp())
+             )
+             update {0}.trackers as t
+             set epoch = epoch + 1, owner = '{3}', owner_label = {4}, lease_until = clock_timestamp() + {5},
+                 backend_pid = pg_backend_pid(),
+                 backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid()),
+                 updated_at = clock_timestamp()
+             from free where t.name = free.name and t.partition = free.partition
+             returning {CLAIM_COLUMNS}",
+            self.schema,
+            quote_literal(name),
+            self.is_free_for(owner),
+            owner.id,
+            quote_literal(&owner.label),
+            interval(lease)
+        );
+        fetch_optional(connection, statement).await
+    }
+
+    /// Lets the lease run on. `outage_over`: what kept the database from going on has passed. `None`: the claim is no
+    /// longer valid.
+    pub async fn renew(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        claim: &Claim,
+        lease: Duration,
+        outage_over: bool,
+    ) -> Result<Option<Standing>, sqlx::Error> {
+        let statement = format!(
+            "-- renew_lease
+             update {schema}.trackers
+             set lease_until = clock_timestamp() + {}, outage = {}, updated_at = clock_timestamp()
+             where {}
+             returning position, paused_at is not null as paused,
+                       coalesce(attempts > 0 and next_retry_at <= clock_timestamp(), false) as retry_now,
+                       exists (select from {schema}.dead_letters as d
+                               where d.processor = name and d.partition = trackers.partition
+                                 and d.retry_requested_at is not null) as letters",
+            interval(lease),
+            if outage_over { "null" } else { "outage" },
+            is_claimed(name, claim),
+            schema = self.schema,
+        );
+        fetch_optional(connection, statement).await
+    }
+
+    /// Gives the processor up, so that another daemon may claim it at once, and rings `channel` for those who
+    /// stand by.
+    pub async fn release(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        claim: &Claim,
+        channel: &str,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- release_tracker
+             with released as (
+               update {}.trackers
+               set owner = null, owner_label = null, lease_until = null, backend_pid = null, backend_start = null,
+                   updated_at = clock_timestamp()
+               where {}
+               returning 1
+             )
+             select pg_notify({}, 'control') from released",
+            self.schema,
+            is_claimed(name, claim),
+            quote_literal(channel)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// Records why the processor does not go on, and when it will try again (`None`: never by itself).
+    pub async fn record_failure(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        claim: &Claim,
+        attempts: u32,
+        failure: &Failure,
+        retry_in: Option<Duration>,
+    ) -> Result<(), sqlx::Error> {
+        let (retry_at, failed_at) = match retry_in {
+            Some(delay) => (format!("clock_timestamp() + {}", interval(delay)), "null"),
+            None => ("null".to_owned(), "clock_timestamp()"),
+        };
+        let statement = format!(
+            "-- record_failure
+             update {}.trackers
+             set attempts = {}, next_retry_at = {retry_at}, caught_up = false,
+                 last_error = {}::jsonb || jsonb_build_object('at', clock_timestamp()),
+                 failed_at = {failed_at}, updated_at = clock_timestamp()
+             where {}",
+            self.schema,
+            i32::try_from(attempts).unwrap_or(i32::MAX),
+            json_literal(failure)?,
+            is_claimed(name, claim)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// Forgets a failure that no event was to blame for: the processor goes on.
+    pub async fn forget_failure(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        claim: &Claim,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- forget_failure
+             update {}.trackers set failed_at = null, last_error = null, updated_at = clock_timestamp() where {}",
+            self.schema,
+            is_claimed(name, claim)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// Records what of the infrastructure keeps the processor from going on.
+    pub async fn record_outage(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        claim: &Claim,
+        outage: &Outage,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- record_outage
+             update {}.trackers set outage = {}::jsonb, updated_at = clock_timestamp() where {}",
+            self.schema,
+            json_literal(outage)?,
+            is_claimed(name, claim)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// The highest position that any processor has reached; 0 if there is none.
+    pub async fn largest_position(&self, connection: impl PgExecutor<'_>) -> Result<Position, sqlx::Error> {
+        sqlx::query_scalar(AssertSqlSafe(self.largest_position_statement())).fetch_one(connection).await
+    }
+
+    /// The statement of [`Self::largest_position`], for those who have a connection of their own.
+    pub fn largest_position_statement(&self) -> String {
+        format!("-- find_largest_position\nselect coalesce(max(position), 0) from {}.trackers", self.schema)
+    }
+
+    /// Locks the row for the rest of the transaction and returns where it stands; `None`: there is none.
+    pub async fn lock(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Option<Position>, sqlx::Error> {
+        let statement = format!(
+            "-- lock_tracker
+             select position from {}.trackers where name = {} and partition = 0 for update",
+            self.schema,
+            quote_literal(name)
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        row.map(|row| row.try_get("position")).transpose()
+    }
+
+    /// Locks the row for the rest of the transaction, if the claim is still valid.
+    pub async fn lock_claimed(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        claim: &Claim,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- lock_claimed_tracker
+             select from {}.trackers where {} for update",
+            self.schema,
+            is_claimed(name, claim)
+        );
+        Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())
+    }
+}
+
+/// The condition that the claim is still valid.
+pub(crate) fn is_claimed(name: &str, claim: &Claim) -> String {
+    let Claim { partition, epoch, .. } = claim;
+    format!("name = {} and partition = {partition} and epoch = {epoch}", quote_literal(name))
+}
+
+pub(crate) fn json_literal(value: &impl Serialize) -> Result<String, sqlx::Error> {
+    let text = serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    Ok(quote_literal(&text))
+}
+
+/// The row that a statement in the simple protocol returns, if any.
+async fn fetch_optional<T>(
+    connection: impl PgExecutor<'_>,
+    statement: String,
+) -> Result<Option<T>, sqlx::Error>
+where
+    T: for<'r> FromRow<'r, PgRow>,
+{
+    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+    row.map(|row| T::from_row(&row)).transpose()
+}
+
+/// A duration as PostgreSQL reads it; longer than a thousand years is cut.
+pub(crate) fn interval(duration: Duration) -> String {
+    const LONGEST: u128 = 1_000 * 365 * 86_400 * 1_000_000;
+    format!("'{} microseconds'::interval", duration.as_micros().min(LONGEST))
+}

@@ -1,0 +1,130 @@
+//! The trackers as people see them.
+
+use chrono::{DateTime, Utc};
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgExecutor};
+
+use super::{Outage, Trackers};
+use crate::event::Position;
+use crate::postgres::row::from_row;
+use crate::processing::failure::Failure;
+
+/// A tracker row as it is shown to people.
+#[derive(Debug, Clone)]
+pub struct TrackerRow {
+    /// Processor.
+    pub name: String,
+    /// Partition of the processor.
+    pub partition: i32,
+    /// `projector` or `reactor`.
+    pub kind: String,
+    /// Version of its tables.
+    pub version: i32,
+    /// Where it stands.
+    pub position: Position,
+    /// How often it has been claimed or reset.
+    pub epoch: i64,
+    /// Host and process id of its owner.
+    pub owner_label: Option<String>,
+    /// Whether the owner's lease runs, by the server's clock.
+    pub owned: bool,
+    /// The backend of the last owner, which still holds the row though the lease has ended.
+    pub holder_pid: Option<i32>,
+    /// Host and process id of the daemons that stand by to take it over.
+    pub standbys: Vec<String>,
+    /// When an operator paused it.
+    pub paused_at: Option<DateTime<Utc>>,
+    /// Who paused it.
+    pub paused_by: Option<String>,
+    /// When it stopped for good.
+    pub failed_at: Option<DateTime<Utc>>,
+    /// Whether its last batch reached the horizon.
+    pub caught_up: bool,
+    /// Events handled since the last reset.
+    pub handled: i64,
+    /// Ids passed per second lately.
+    pub rate: f32,
+    /// How often in a row the event of `last_error` has failed.
+    pub attempts: i32,
+    /// The failure that keeps it from going on.
+    pub last_error: Option<Json<Failure>>,
+    /// When it will be tried again.
+    pub next_retry_at: Option<DateTime<Utc>>,
+    /// What of the infrastructure keeps it from going on.
+    pub outage: Option<Json<Outage>>,
+    /// Events that are set aside for it.
+    pub dead_letters: i64,
+    /// When the oldest of them was set aside.
+    pub oldest_dead_letter_at: Option<DateTime<Utc>>,
+    /// What a reactor has emitted and what is not in the event store yet.
+    pub pending_emissions: i64,
+    /// When the next of it is due.
+    pub next_emission_at: Option<DateTime<Utc>>,
+    /// When the row last changed, renewals of the lease left out.
+    pub updated_at: DateTime<Utc>,
+}
+
+from_row!(TrackerRow {
+    name,
+    partition,
+    kind,
+    version,
+    position,
+    epoch,
+    owner_label,
+    owned,
+    holder_pid,
+    standbys,
+    paused_at,
+    paused_by,
+    failed_at,
+    caught_up,
+    handled,
+    rate,
+    attempts,
+    last_error,
+    next_retry_at,
+    outage,
+    dead_letters,
+    oldest_dead_letter_at,
+    pending_emissions,
+    next_emission_at,
+    updated_at
+});
+
+impl Trackers {
+    /// All trackers, or those of one processor, by name and partition.
+    pub async fn list(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: Option<&str>,
+    ) -> Result<Vec<TrackerRow>, sqlx::Error> {
+        let statement = format!(
+            "-- list_trackers
+             select name, t.partition, kind, version, position, epoch, owner_label,
+                    coalesce(lease_until >= clock_timestamp(), false) or {owner_lives} as owned,
+                    case when lease_until < clock_timestamp() and not {owner_lives} then {holder} end as holder_pid,
+                    array(select s.owner_label from {schema}.signs_of_life as s
+                          where s.name = t.name and s.partition = t.partition and s.epoch is null
+                            and s.lives_until >= clock_timestamp() order by 1) as standbys,
+                    paused_at, paused_by, failed_at, caught_up, handled, rate, attempts, last_error, next_retry_at,
+                    outage, updated_at, coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
+                    coalesce(pending_emissions, 0) as pending_emissions, next_emission_at
+             from {schema}.trackers as t
+             -- Counted once, not for each tracker: a plan of many parts would be compiled, which takes longer than it runs.
+             left join (
+               select processor, d.partition, count(*) as dead_letters, min(set_aside_at) as oldest_dead_letter_at
+               from {schema}.dead_letters as d where $1::text is null or processor = $1 group by processor, d.partition
+             ) as d on d.processor = t.name and d.partition = t.partition
+             left join (
+               select reactor, count(*) as pending_emissions, min(due_at) as next_emission_at
+               from {schema}.emissions where $1::text is null or reactor = $1 group by reactor
+             ) as e on e.reactor = t.name
+             where $1::text is null or name = $1 order by name, t.partition",
+            schema = self.schema,
+            owner_lives = self.owner_lives(),
+            holder = super::liveness::HOLDER
+        );
+        sqlx::query_as(AssertSqlSafe(statement)).bind(name).fetch_all(connection).await
+    }
+}

@@ -1,0 +1,166 @@
+//! What is said of a tracker's owner and heard about it while its row cannot be had.
+//!
+//! A batch holds its tracker's row, so an owner whose batch outlasts its lease cannot renew it: it shows its
+//! life in a row of its own instead. Where neither lease nor sign of life is left and the row is locked all the
+//! same, the owner is frozen inside a transaction, and whoever claims has to end its backend.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
+
+use super::{Claim, Owner, Trackers, fetch_optional, interval};
+use crate::postgres::quote::quote_literal;
+use crate::postgres::row::from_row;
+
+/// The backend that claimed the row `t`, if it is the one that holds its lock now; and null where it is another
+/// one by the same number, or one whose start this role may not see.
+///
+/// The lock's holder is known by its transaction id, which stands in the row. Behind a pooler the recorded
+/// backend may work for anybody, but then it does not hold this row.
+pub(super) const HOLDER: &str = "(select a.pid from pg_locks as l
+     join pg_stat_activity as a on a.pid = l.pid and a.backend_start = t.backend_start
+     where l.locktype = 'transactionid' and l.granted and l.transactionid = t.xmax and l.pid = t.backend_pid)";
+
+/// Who owns a processor that could not be claimed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rival {
+    /// Host and process id of its daemon.
+    pub label: Option<String>,
+    /// Whether that is the daemon which asks.
+    pub ours: bool,
+    /// Seconds until its lease ends; below 0 where it has.
+    pub seconds_left: Option<f64>,
+    /// Whether the processor could be claimed, were the row not locked.
+    pub late: bool,
+    /// The backend of a late owner, which holds the row.
+    pub frozen_backend: Option<i32>,
+}
+
+from_row!(Rival { label, ours, seconds_left, late, frozen_backend });
+
+impl Trackers {
+    /// The condition that the owner of the row `t` has given a sign of life beside it.
+    pub(super) fn owner_lives(&self) -> String {
+        format!(
+            "exists (select from {}.signs_of_life as s where s.name = t.name and s.partition = t.partition
+               and s.epoch = t.epoch and s.lives_until >= clock_timestamp())",
+            self.schema
+        )
+    }
+
+    /// The condition that `owner` may claim the row `t`.
+    pub(super) fn is_free_for(&self, owner: &Owner) -> String {
+        format!(
+            "(owner = '{}' or lease_until is null or lease_until < clock_timestamp() and not {})",
+            owner.id,
+            self.owner_lives()
+        )
+    }
+
+    /// Says that `owner` stands by for three leases from now, and looks who keeps it from claiming. `None`: there
+    /// is no row.
+    pub async fn stand_by(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        owner: &Owner,
+        lease: Duration,
+    ) -> Result<Option<Rival>, sqlx::Error> {
+        let statement = format!(
+            "-- stand_by
+             with said as (
+               insert into {schema}.signs_of_life as s (name, partition, owner, owner_label, lives_until)
+               select {name}, 0, '{owner}', {label}, clock_timestamp() + 3 * {lease}
+               -- Once in a lease is enough.
+               where not exists (select from {schema}.signs_of_life as s
+                                 where s.name = {name} and s.partition = 0 and s.owner = '{owner}' and s.epoch is null
+                                   and s.lives_until > clock_timestamp() + 2 * {lease})
+               on conflict (name, partition, owner) do update
+                 set epoch = null, lives_until = excluded.lives_until
+             )
+             select owner_label as label, coalesce(owner = '{owner}', false) as ours, {is_free} as late,
+                    extract(epoch from lease_until - clock_timestamp())::float8 as seconds_left,
+                    case when {is_free} then {HOLDER} end as frozen_backend
+             from {schema}.trackers as t where t.name = {name} and t.partition = 0",
+            schema = self.schema,
+            name = quote_literal(name),
+            owner = owner.id,
+            label = quote_literal(&owner.label),
+            lease = interval(lease),
+            is_free = self.is_free_for(owner)
+        );
+        fetch_optional(connection, statement).await
+    }
+
+    /// Takes back that `owner` stands by.
+    pub async fn stand_down(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        owner: &Owner,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- stand_down
+             delete from {}.signs_of_life where name = {} and partition = 0 and owner = '{}'",
+            self.schema,
+            quote_literal(name),
+            owner.id
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// Ends the backend that holds the row, if that is still so and `owner` may claim. Returns whether it did.
+    ///
+    /// # Errors
+    /// `42501` where the role may not end it: it has to be the role of the frozen owner, or a member of
+    /// `pg_signal_backend`.
+    pub async fn end_frozen_backend(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        owner: &Owner,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- end_frozen_backend
+             select coalesce(pg_terminate_backend(case when {} then {HOLDER} end), false) as ended
+             from {}.trackers as t where t.name = {} and t.partition = 0",
+            self.is_free_for(owner),
+            self.schema,
+            quote_literal(name)
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        row.map_or(Ok(false), |row| row.try_get("ended"))
+    }
+
+    /// Says that the batch of `claim` is at work and its owner lives, for a lease from now. Returns whether
+    /// somebody holds the row, as a batch does.
+    pub async fn show_life(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+        owner: &Owner,
+        claim: &Claim,
+        lease: Duration,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- show_life
+             insert into {schema}.signs_of_life (name, partition, owner, owner_label, epoch, lives_until)
+             values ({name}, {partition}, '{owner}', {label}, {epoch}, clock_timestamp() + {lease})
+             on conflict (name, partition, owner) do update
+               set epoch = excluded.epoch, lives_until = excluded.lives_until
+             returning exists (
+               select from {schema}.trackers as t
+               join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.transactionid = t.xmax
+               where t.name = {name} and t.partition = {partition}
+             ) as at_work",
+            schema = self.schema,
+            name = quote_literal(name),
+            partition = claim.partition,
+            owner = owner.id,
+            label = quote_literal(&owner.label),
+            epoch = claim.epoch,
+            lease = interval(lease)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("at_work")
+    }
+}

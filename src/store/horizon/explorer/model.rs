@@ -1,0 +1,294 @@
+//! The model: writers that lock, draw ids, become visible and release; a reader that follows the rule.
+//!
+//! It knows what the argument uses and nothing else. A writer may also roll back to a savepoint, which
+//! gives up the lock and the ids drawn under it, or be prepared, which gives it another name. The
+//! reader loops: last value, writers, perhaps the visible prefix, batch.
+
+use crate::event::Position;
+use crate::store::horizon::{Rule, VirtualTransaction, Writer};
+
+/// What the writers may do, how often, and which step is in the wrong place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Model {
+    pub(super) writers: usize,
+    /// Transactions of a writer, one after the other.
+    pub(super) transactions: u8,
+    /// Most ids that a transaction draws.
+    pub(super) draws: u8,
+    /// Whether writers roll back to savepoints and lock again.
+    pub(super) savepoints: bool,
+    /// Whether writers are prepared before they commit or abort.
+    pub(super) prepares: bool,
+    /// Whether the reader looks at the visible prefix.
+    pub(super) prefix: bool,
+    pub(super) fault: Fault,
+}
+
+/// One step in the wrong place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    None,
+    /// The reader asks for the writers before the last value.
+    WritersReadFirst,
+    /// A writer releases its lock before it is visible.
+    ReleasedBeforeVisible,
+    /// A writer draws its first id before it locks.
+    DrawnBeforeLocked,
+    /// The reader reads its batch in the snapshot of the observation.
+    OldSnapshot,
+    /// The reader takes a prepared transaction for a new writer.
+    RenameUnnoticed,
+}
+
+/// A set of small positive ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Ids(u64);
+
+impl Ids {
+    fn up_to(position: Position) -> Self {
+        Self((1 << (position + 1)) - 1)
+    }
+    fn with(self, id: Position) -> Self {
+        Self(self.0 | 1 << id)
+    }
+    fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+    fn only(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+    fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+    fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+    /// The last id of the run that starts just after `position`.
+    fn end_of_run_after(self, position: Position) -> Position {
+        (position..).find(|id| self.only(Self::default().with(id + 1)).is_empty()).unwrap()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Phase {
+    /// Between transactions.
+    Idle,
+    Open,
+    /// Visible; what is left is to release the lock.
+    Committed,
+    /// With [`Fault::ReleasedBeforeVisible`]: unlocked; what is left is to become visible.
+    Released,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct WriterState {
+    phase: Phase,
+    transaction: u8,
+    draws: u8,
+    ids: Ids,
+    locked: bool,
+    prepared: bool,
+    /// Whether it has rolled back to a savepoint already; once is enough.
+    rewound: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum ReaderPhase {
+    Resting,
+    /// Has read the last value.
+    Counted(Position),
+    /// With [`Fault::WritersReadFirst`]: has read the writers.
+    Listed(Vec<Writer>),
+    /// Has told the rule and looks at the prefix.
+    Observed,
+    /// Is about to read the batch.
+    Reading,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct World {
+    pub(super) last_value: Position,
+    pub(super) visible: Ids,
+    writers: Vec<WriterState>,
+    reader: ReaderPhase,
+    snapshot: Ids,
+    rule: Rule,
+    pub(super) position: Position,
+    pub(super) delivered: Ids,
+}
+
+impl World {
+    pub(super) fn new(model: &Model) -> Self {
+        let writer = WriterState {
+            phase: Phase::Idle,
+            transaction: 0,
+            draws: 0,
+            ids: Ids::default(),
+            locked: false,
+            prepared: false,
+            rewound: false,
+        };
+        Self {
+            last_value: 0,
+            visible: Ids::default(),
+            writers: vec![writer; model.writers],
+            reader: ReaderPhase::Resting,
+            snapshot: Ids::default(),
+            rule: Rule::new(0),
+            position: 0,
+            delivered: Ids::default(),
+        }
+    }
+
+    /// An event is visible, the reader is past it, and has not seen it.
+    pub(super) fn has_lost(&self) -> bool {
+        !self.visible.only(Ids::up_to(self.position)).without(self.delivered).is_empty()
+    }
+
+    pub(super) fn writers_are_done(&self, model: &Model) -> bool {
+        self.writers.iter().all(|w| w.phase == Phase::Idle && w.transaction == model.transactions)
+    }
+
+    /// All that can happen next.
+    pub(super) fn successors(&self, model: &Model) -> Vec<Self> {
+        let mut next: Vec<Self> =
+            (0..self.writers.len()).flat_map(|index| self.writer_steps(model, index)).collect();
+        next.extend(self.reader_steps(model));
+        next
+    }
+
+    fn writer_steps(&self, model: &Model, index: usize) -> Vec<Self> {
+        let writer = self.writers[index];
+        let mut next = Vec::new();
+        let mut step = |change: &dyn Fn(&mut Self, &mut WriterState)| {
+            let mut world = self.clone();
+            let mut changed = writer;
+            change(&mut world, &mut changed);
+            world.writers[index] = changed;
+            next.push(world);
+        };
+        let may_draw = writer.draws < model.draws && !writer.prepared;
+        let draws_unlocked = model.fault == Fault::DrawnBeforeLocked && writer.draws == 0;
+        match writer.phase {
+            Phase::Idle if writer.transaction < model.transactions => {
+                step(&|_, writer| {
+                    writer.phase = Phase::Open;
+                    writer.locked = !draws_unlocked;
+                });
+            }
+            Phase::Idle => {}
+            Phase::Open => {
+                if may_draw && (writer.locked || draws_unlocked) {
+                    step(&|world, writer| {
+                        world.last_value += 1;
+                        writer.draws += 1;
+                        writer.ids = writer.ids.with(world.last_value);
+                    });
+                }
+                let must_lock = may_draw || model.fault == Fault::DrawnBeforeLocked;
+                if must_lock && !writer.locked && !draws_unlocked {
+                    step(&|_, writer| writer.locked = true);
+                }
+                if writer.locked && !writer.ids.is_empty() {
+                    if model.savepoints && !writer.rewound && !writer.prepared {
+                        step(&|_, writer| {
+                            writer.rewound = true;
+                            writer.ids = Ids::default();
+                            writer.locked = false;
+                        });
+                    }
+                    if model.prepares && !writer.prepared {
+                        step(&|_, writer| writer.prepared = true);
+                    }
+                    if model.fault == Fault::ReleasedBeforeVisible {
+                        step(&|_, writer| {
+                            writer.phase = Phase::Released;
+                            writer.locked = false;
+                        });
+                    } else {
+                        step(&|world, writer| {
+                            world.visible = world.visible.and(writer.ids);
+                            writer.phase = Phase::Committed;
+                        });
+                    }
+                }
+                if writer.draws > 0 {
+                    // An aborted writer that still holds its lock is like one that has yet to abort.
+                    step(&|_, writer| writer.end());
+                }
+            }
+            Phase::Released => step(&|world, writer| {
+                world.visible = world.visible.and(writer.ids);
+                writer.end();
+            }),
+            Phase::Committed => step(&|_, writer| writer.end()),
+        }
+        next
+    }
+
+    pub(super) fn reader_steps(&self, model: &Model) -> Vec<Self> {
+        let mut world = self.clone();
+        match &self.reader {
+            ReaderPhase::Resting => {
+                world.snapshot = self.visible;
+                world.reader = match model.fault {
+                    Fault::WritersReadFirst => ReaderPhase::Listed(self.lock_holders(model)),
+                    _ => ReaderPhase::Counted(self.last_value),
+                };
+            }
+            ReaderPhase::Listed(writers) => world.observe(model, self.last_value, writers.clone()),
+            ReaderPhase::Counted(last_value) => world.observe(model, *last_value, self.lock_holders(model)),
+            ReaderPhase::Observed => {
+                world.rule.extend(self.visible.end_of_run_after(self.rule.settled()));
+                world.reader = ReaderPhase::Reading;
+            }
+            ReaderPhase::Reading => world.read_batch(model),
+        }
+        vec![world]
+    }
+
+    fn observe(&mut self, model: &Model, last_value: Position, writers: Vec<Writer>) {
+        self.rule.observe(last_value, writers);
+        self.reader = if model.prefix { ReaderPhase::Observed } else { ReaderPhase::Reading };
+    }
+
+    fn read_batch(&mut self, model: &Model) {
+        let seen = if model.fault == Fault::OldSnapshot { self.snapshot } else { self.visible };
+        let settled = self.rule.settled();
+        let batch = seen.only(Ids::up_to(settled)).without(Ids::up_to(self.position));
+        assert!(batch.only(self.delivered).is_empty(), "an event was delivered twice: {self:?}");
+        self.delivered = self.delivered.and(batch);
+        self.position = settled;
+        self.snapshot = Ids::default(); // Of no more consequence: worlds that differ here are one.
+        self.reader = ReaderPhase::Resting;
+    }
+
+    fn lock_holders(&self, model: &Model) -> Vec<Writer> {
+        let locked = self.writers.iter().enumerate().filter(|(_, writer)| writer.locked);
+        locked.map(|(index, writer)| writer.name(index, model)).collect()
+    }
+}
+
+impl WriterState {
+    fn end(&mut self) {
+        let transaction = self.transaction + 1;
+        *self = Self {
+            phase: Phase::Idle,
+            transaction,
+            draws: 0,
+            ids: Ids::default(),
+            locked: false,
+            prepared: false,
+            rewound: false,
+        };
+    }
+
+    fn name(&self, index: usize, model: &Model) -> Writer {
+        let unnoticed = self.prepared && model.fault == Fault::RenameUnnoticed;
+        let slot = index as i32 + if unnoticed { 100 } else { 0 };
+        Writer {
+            virtual_transaction: VirtualTransaction { backend: slot, local: u32::from(self.transaction) },
+            prepared: self.prepared && !unnoticed,
+        }
+    }
+}

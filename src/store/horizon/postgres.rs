@@ -1,0 +1,217 @@
+//! Observing a PostgreSQL event store: the reads that [`Rule`] draws its conclusions from.
+//!
+//! Every statement travels in the simple protocol: one round trip, nothing prepared, so it works
+//! behind any pooler. Each runs in a transaction of its own.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use thiserror::Error;
+
+use super::durability::Durability;
+use super::locks::LockReader;
+use super::{Holder, Horizon, InvalidVirtualTransaction, Rule, Writer};
+use crate::event::Position;
+use crate::store::layout::Layout;
+
+/// Most holders that are named. A store that is held back by more has one problem, not many.
+const HOLDERS_MAX: usize = 10;
+
+/// Most ids that one look at the visible prefix passes.
+const PREFIX_MAX: i64 = 1000;
+
+/// Shortest and longest pause between two observations of [`observe_once`].
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(25);
+
+/// Why an observation failed. Whichever it is, the horizon is unknown until the next one succeeds.
+#[derive(Debug, Error)]
+pub enum ObserveError {
+    /// The database did not answer, or refused.
+    #[error("failed to observe the event store")]
+    Database(#[from] sqlx::Error),
+    /// The server is a standby, where the locks of writers cannot be seen.
+    #[error("the server is a standby: connect to the primary")]
+    Standby,
+    /// The reads of an observation came from two servers, or from one before and after a restart.
+    #[error("the server was restarted or replaced during an observation")]
+    ServerReplaced,
+    /// `pg_locks` names a transaction in a way that this program does not know.
+    #[error("failed to read pg_locks")]
+    UnknownName(#[from] InvalidVirtualTransaction),
+}
+
+/// Observes one event store through one connection.
+///
+/// Take a new observer for a new connection, because the server may have restarted in between: see
+/// [`Rule`].
+#[derive(Debug)]
+pub struct Observer {
+    /// The table, and the sequence of its ids, qualified and quoted.
+    table: String,
+    sequence: String,
+    locks: LockReader,
+    rule: Rule,
+    /// Kept if only what outlives a crash is to count.
+    durability: Option<Durability>,
+    /// Start of the server that the rule's observations came from.
+    server_started: Option<DateTime<Utc>>,
+    /// Whether the table was closed to readers when its locks were last read.
+    is_closed: bool,
+    /// The writers that hold the horizon back, and when each was first seen doing so.
+    held_since: BTreeMap<Writer, Instant>,
+}
+
+impl Observer {
+    /// An observer that trusts the caller that every id at or below `floor` is settled; 0 trusts
+    /// nothing. The position that a tracker in the same database has reached is such a floor.
+    pub fn new(layout: &Layout, floor: Position) -> Self {
+        Self {
+            table: layout.events_table().to_owned(),
+            sequence: layout.sequence().to_owned(),
+            locks: LockReader::new(layout),
+            rule: Rule::new(floor),
+            durability: None,
+            server_started: None,
+            is_closed: false,
+            held_since: BTreeMap::new(),
+        }
+    }
+
+    /// Lets only what outlives a crash of the server count as settled: for readers that keep their position
+    /// on another server. The position that a reader keeps beside the events needs no such care.
+    pub fn durable_only(mut self) -> Self {
+        self.durability = Some(Durability::default());
+        self
+    }
+
+    /// Makes one observation. Afterwards [`Self::horizon`] is as new as it can be.
+    ///
+    /// Costs one short statement while nothing has been drawn since the last time and nothing is
+    /// held, two or three otherwise. A connection whose observation was cancelled or failed must
+    /// not be used again.
+    pub async fn observe(&mut self, connection: &mut PgConnection) -> Result<(), ObserveError> {
+        let last_value = self.read_last_value(connection).await?;
+        if last_value > self.rule.head() || self.rule.is_held() {
+            // Only now: a writer that had drawn up to `last_value` is among these, or has ended.
+            let locks = self.locks.read(connection).await?;
+            if self.server_started != Some(locks.server_started) {
+                return Err(ObserveError::ServerReplaced);
+            }
+            self.rule.observe(last_value, locks.writers);
+            self.is_closed = locks.is_closed;
+        }
+        // A table that is closed to readers would let us wait for whoever has closed it.
+        if self.rule.is_held() && !self.is_closed {
+            let end = self.read_visible_prefix(connection).await?;
+            self.rule.extend(end);
+        }
+        if let Some(durability) = &mut self.durability {
+            durability.observe(connection, self.rule.settled()).await?;
+        }
+        self.note_holders();
+        Ok(())
+    }
+
+    /// What is known now, without the names of the holders.
+    pub fn horizon(&self) -> Horizon {
+        Horizon {
+            head: self.rule.head(),
+            settled: self.durability.as_ref().map_or(self.rule.settled(), Durability::durable),
+            held_by: Vec::new(),
+            held_since: self.held_since.values().min().copied(),
+        }
+    }
+
+    /// Names those who hold the horizon back, the oldest transaction first; nobody if it is not held.
+    pub async fn name_holders(&self, connection: &mut PgConnection) -> Result<Vec<Holder>, ObserveError> {
+        let writers = self.locks.describe_writers(connection).await?;
+        let holds = |writer: &Writer| self.rule.holders().any(|holder| holder == *writer);
+        let holders = writers.into_iter().filter(|(writer, _)| holds(writer)).map(|(_, holder)| holder);
+        Ok(holders.take(HOLDERS_MAX).collect())
+    }
+
+    /// Reads the last id drawn, and starts afresh where that shows that the past means nothing any
+    /// more: on another server, on a restarted one that a pooler hid from us, in a truncated store.
+    async fn read_last_value(&mut self, connection: &mut PgConnection) -> Result<Position, ObserveError> {
+        // The function reads under the lock that nextval takes. A plain select does not: while nextval writes its
+        // log record, it shows the value that the log jumps to, up to 32 ids that nobody has drawn yet, and a
+        // horizon there passes over the events that will have them. Before the sequence's first use the function
+        // says null, and last_value is the id that will be given out next.
+        let statement = format!(
+            "-- read_last_value
+             select coalesce(pg_sequence_last_value(tableoid), last_value - 1) as last_value,
+                    pg_is_in_recovery() as is_standby,
+                    pg_postmaster_start_time() as server_started
+               from {}",
+            self.sequence
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        if row.try_get("is_standby")? {
+            return Err(ObserveError::Standby);
+        }
+        let last_value = row.try_get("last_value")?;
+        let started: DateTime<Utc> = row.try_get("server_started")?;
+        let is_same_server = self.server_started.is_none_or(|before| before == started);
+        if !is_same_server || last_value < self.rule.head() {
+            self.rule = Rule::new(0);
+            self.durability = self.durability.take().map(|_| Durability::default());
+        }
+        self.server_started = Some(started);
+        Ok(last_value)
+    }
+
+    /// The end of the run of visible events right after the settled position; that position itself
+    /// if the next id is a hole, for which the inner condition spares the scan.
+    async fn read_visible_prefix(&self, connection: &mut PgConnection) -> Result<Position, ObserveError> {
+        let (table, position) = (&self.table, self.rule.settled());
+        let statement = format!(
+            "-- read_visible_prefix
+             select coalesce(max(id), {position}) as last_id
+               from (select id, row_number() over (order by id) as place
+                       from {table}
+                      where id > {position}
+                        and exists (select from {table} where id = {position} + 1)
+                      order by id
+                      limit {PREFIX_MAX}) e
+              where id = {position} + place"
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        Ok(row.try_get("last_id")?)
+    }
+
+    fn note_holders(&mut self) {
+        let before = std::mem::take(&mut self.held_since);
+        let since = |writer| before.get(&writer).copied().unwrap_or_else(Instant::now);
+        self.held_since = self.rule.holders().map(|writer| (writer, since(writer))).collect();
+    }
+}
+
+/// Observes until everything drawn so far is settled, or `patience` is over; then names the holders.
+///
+/// For tools that look once. `floor` is a position known to be settled, such as that of a tracker
+/// in the same database, or 0; from there on, what is visible without a hole is settled, too.
+pub async fn observe_once(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    floor: Position,
+    patience: Duration,
+) -> Result<Horizon, ObserveError> {
+    let started = Instant::now();
+    let mut observer = Observer::new(layout, floor);
+    let mut pause = PAUSE_MIN;
+    observer.observe(connection).await?;
+    let head = observer.rule.head();
+    while observer.rule.settled() < head {
+        if started.elapsed() + pause > patience {
+            let held_by = observer.name_holders(connection).await?;
+            return Ok(Horizon { held_by, ..observer.horizon() });
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+        observer.observe(connection).await?;
+    }
+    Ok(observer.horizon())
+}

@@ -1,0 +1,102 @@
+//! What an error of the database means to an appender. Recognised by SQLSTATE and constraint only.
+
+use serde::Deserialize;
+use sqlx::postgres::PgDatabaseError;
+use uuid::Uuid;
+
+use crate::event::{NewEvent, Version};
+use crate::store::{AppendError, jsonb};
+
+const CONFLICT: &str = "ES001";
+const UUID_REUSED: &str = "ES002";
+const INVALID: &str = "ES003";
+const UNIQUE_VIOLATION: &str = "23505";
+const CHECK_VIOLATION: &str = "23514";
+const SERIALIZATION_FAILURE: &str = "40001";
+const DEADLOCK_DETECTED: &str = "40P01";
+
+/// Data exceptions: no such character in jsonb, number out of range, time out of range …
+const DATA_EXCEPTION_CLASS: &str = "22";
+
+/// Program limits: JSON nested too deeply, string too long for jsonb …
+const PROGRAM_LIMIT_CLASS: &str = "54";
+
+/// The constraints that stop an event from being stored twice, or in a place that is taken.
+const KEYS: [&str; 2] = ["events_aggregate_id_version_key", "events_uuid_key"];
+
+/// Translates an error of an append of `events`.
+pub(super) fn translate(error: sqlx::Error, events: &[NewEvent]) -> AppendError {
+    let Some(refusal) = find_refusal(&error) else { return AppendError::Database(error) };
+    let translated = match refusal.code() {
+        CONFLICT => detail(refusal).map(Conflict::into_error),
+        UUID_REUSED => detail(refusal).map(|UuidReused { uuid }| AppendError::UuidReused { uuid }),
+        INVALID | CHECK_VIOLATION => Some(invalid(refusal, events)),
+        code if code.starts_with(DATA_EXCEPTION_CLASS) || code.starts_with(PROGRAM_LIMIT_CLASS) => {
+            Some(invalid(refusal, events))
+        }
+        _ => None,
+    };
+    translated.unwrap_or(AppendError::Database(error))
+}
+
+/// Whether the place or the uuid of an event is taken; why, `append_events` finds out.
+pub(super) fn is_taken(error: &sqlx::Error) -> bool {
+    find_refusal(error).is_some_and(|refusal| {
+        refusal.code() == UNIQUE_VIOLATION && refusal.constraint().is_some_and(|name| KEYS.contains(&name))
+    })
+}
+
+/// Whether the same append may well succeed when it is repeated at once.
+pub(super) fn is_transient(error: &AppendError) -> bool {
+    let AppendError::Database(error) = error else { return false };
+    find_refusal(error)
+        .is_some_and(|refusal| [SERIALIZATION_FAILURE, DEADLOCK_DETECTED].contains(&refusal.code()))
+}
+
+fn find_refusal(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    error.as_database_error()?.try_downcast_ref()
+}
+
+/// The DETAIL of an `ES…` error: JSON, as migrations/event_store says.
+fn detail<'a, T: Deserialize<'a>>(refusal: &'a PgDatabaseError) -> Option<T> {
+    serde_json::from_str(refusal.detail()?).ok()
+}
+
+#[derive(Deserialize)]
+struct Conflict {
+    aggregate_id: Uuid,
+    expected: Version,
+    actual: Version,
+}
+
+impl Conflict {
+    fn into_error(self) -> AppendError {
+        let Self { aggregate_id, expected, actual } = self;
+        AppendError::Conflict { aggregate_id, expected, actual }
+    }
+}
+
+#[derive(Deserialize)]
+struct UuidReused {
+    uuid: Uuid,
+}
+
+#[derive(Deserialize)]
+struct Invalid {
+    event: Option<usize>,
+}
+
+/// The server does not say which of several events it could not take, so this looks for it.
+fn invalid(refusal: &PgDatabaseError, events: &[NewEvent]) -> AppendError {
+    let named = detail::<Invalid>(refusal).and_then(|invalid| invalid.event);
+    if let Some(index) = named.and_then(|number| number.checked_sub(1)) {
+        return AppendError::Invalid { index: Some(index), reason: refusal.message().to_owned() };
+    }
+    let faults = events.iter().map(|event| {
+        jsonb::normalize(event.body.get()).and_then(|_| jsonb::normalize(event.metadata.get())).err()
+    });
+    match faults.enumerate().find_map(|(index, fault)| Some((index, fault?))) {
+        Some((index, fault)) => AppendError::Invalid { index: Some(index), reason: fault.to_owned() },
+        None => AppendError::Invalid { index: None, reason: refusal.message().to_owned() },
+    }
+}

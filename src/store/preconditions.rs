@@ -1,0 +1,241 @@
+//! What must be true of a store before anybody may read by the settled horizon.
+//!
+//! The horizon's argument (`docs/ordering.md`) rests on facts about the server, the table and the
+//! sequence. [`check`] looks at all of them at start-up and reports every one that does not hold, with
+//! the command that repairs it. Starting anyway would lose events, and nobody would notice.
+//!
+//! One thing cannot be checked: that nobody writes ids of their own choice past the sequence, where
+//! the table allows it (`default nextval(…)` or `overriding system value`).
+
+use std::fmt;
+
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use thiserror::Error;
+
+use crate::event::Position;
+use crate::store::layout::Layout;
+
+mod structure;
+
+use structure::Structure;
+
+/// Oldest server version that is supported, as in `server_version_num`.
+const SERVER_VERSION_MIN: i32 = 130_000;
+
+/// Products that speak PostgreSQL's protocol but lock, or draw ids, in their own way: what they are
+/// called in `version()`, and what they are called.
+const IMPOSTORS: [(&str, &str); 3] =
+    [("CockroachDB", "CockroachDB"), ("-YB-", "YugabyteDB"), ("Redshift", "Amazon Redshift")];
+
+/// Why a store must not be read.
+#[derive(Debug, Error)]
+pub enum PreconditionError {
+    /// The database could not be asked.
+    #[error("failed to check the event store")]
+    Database(#[from] sqlx::Error),
+    /// Something does not hold. All of it is listed.
+    #[error("the event store cannot be read safely{}", list(.0))]
+    Unmet(Vec<Fault>),
+}
+
+/// One thing that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Which one it is, for the programs that care.
+    pub kind: FaultKind,
+    /// What is wrong, in a sentence.
+    pub problem: String,
+    /// What to do about it: an SQL command, or advice.
+    pub repair: String,
+}
+
+/// The things that may be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The server is not PostgreSQL.
+    NotPostgres,
+    /// The server is too old.
+    ServerTooOld,
+    /// The server is a standby.
+    Standby,
+    /// The table does not exist, or is not a table.
+    TableMissing,
+    /// The table, or one of its partitions, does not survive a crash.
+    Unlogged,
+    /// The role may not read the table or the sequence.
+    NotReadable,
+    /// Row security hides events from the role.
+    RowSecurity,
+    /// The sequence does not exist.
+    SequenceMissing,
+    /// The sequence does not belong to the id column.
+    SequenceNotOwned,
+    /// Sessions draw ids in stock.
+    SequenceCached,
+    /// The sequence does not count by one.
+    SequenceIncrement,
+    /// The sequence begins again after its last value.
+    SequenceCycles,
+    /// A column that the layout needs is missing, or has another type.
+    ColumnUnfit,
+    /// The insert does not draw the id itself.
+    IdNotDrawn,
+    /// There are ids below 1, which no reader ever reaches.
+    IdTooSmall,
+    /// The sequence is behind the ids in the table.
+    SequenceBehindEvents,
+    /// The sequence is behind a position that a processor has reached.
+    SequenceBehindPosition,
+}
+
+/// Checks everything that the horizon rests on.
+///
+/// `largest_position` is the highest position that any processor has reached, 0 if there is none: a
+/// store that has never got that far is not the one that they followed.
+pub async fn check(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    largest_position: Position,
+) -> Result<(), PreconditionError> {
+    let mut faults = check_server(connection).await?;
+    // On another product the catalog cannot be trusted either, or asked at all.
+    if faults.iter().all(|fault| fault.kind != FaultKind::NotPostgres) {
+        let structure = Structure::read(connection, layout).await?.faults();
+        let readable = structure.iter().all(|fault| !fault.kind.prevents_reading());
+        faults.extend(structure);
+        if readable {
+            faults.extend(check_positions(connection, layout, largest_position).await?);
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(PreconditionError::Unmet(faults)) }
+}
+
+async fn check_server(connection: &mut PgConnection) -> Result<Vec<Fault>, sqlx::Error> {
+    let statement = "
+        -- read_server
+        select version() as version,
+               current_setting('server_version') as number,
+               current_setting('server_version_num')::int as ordinal,
+               pg_is_in_recovery() as is_standby";
+    let server = sqlx::raw_sql(statement).fetch_one(connection).await?;
+    let version: &str = server.try_get("version")?;
+    if let Some(product) = impostor(version) {
+        let problem = format!("the server is {product}, whose locks and sequences are not PostgreSQL's");
+        return Ok(vec![Fault::new(FaultKind::NotPostgres, problem, "connect to a PostgreSQL server")]);
+    }
+    let mut faults = Vec::new();
+    if server.try_get::<i32, _>("ordinal")? < SERVER_VERSION_MIN {
+        let number: &str = server.try_get("number")?;
+        let problem = format!("the server is PostgreSQL {number}, and 13 is the oldest that is supported");
+        faults.push(Fault::new(FaultKind::ServerTooOld, problem, "upgrade the server"));
+    }
+    if server.try_get("is_standby")? {
+        let problem = "the server is a standby, where the locks of writers cannot be seen";
+        let repair = "connect to the primary, or run `select pg_promote()` if this is to be it";
+        faults.push(Fault::new(FaultKind::Standby, problem, repair));
+    }
+    Ok(faults)
+}
+
+/// The product that calls itself `version` and is not PostgreSQL.
+fn impostor(version: &str) -> Option<&'static str> {
+    IMPOSTORS.iter().find(|(mark, _)| version.contains(mark)).map(|(_, product)| *product)
+}
+
+/// Restored and copied stores: the rows are there, but the sequence says that they are not.
+async fn check_positions(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    largest_position: Position,
+) -> Result<Vec<Fault>, sqlx::Error> {
+    let (first, last) = read_ids(connection, layout).await?;
+    // After the ids: the sequence of a store in use is ahead of what was read before.
+    let last_value = read_last_value(connection, layout).await?;
+    let sequence = layout.sequence();
+    let mut faults = Vec::new();
+    if first < 1 {
+        let problem = format!("the smallest id is {first}, and reading begins after 0");
+        let repair = "give these events ids above 0 before anything else reads them";
+        faults.push(Fault::new(FaultKind::IdTooSmall, problem, repair));
+    }
+    if last_value < last {
+        let problem = format!(
+            "sequence {sequence} is at {last_value}, but there is an event with id {last}: \
+             was the store restored or copied without its sequence?"
+        );
+        let repair = format!("select setval('{sequence}', {last});");
+        faults.push(Fault::new(FaultKind::SequenceBehindEvents, problem, repair));
+    }
+    if last_value.max(last) < largest_position {
+        let problem = format!(
+            "sequence {sequence} is at {last_value}, but a processor has reached {largest_position}: \
+             events that follow would be taken for ones that it has seen"
+        );
+        let repair = "restore the store that the processors followed, or `espctl reset` those beyond its end";
+        faults.push(Fault::new(FaultKind::SequenceBehindPosition, problem, repair));
+    }
+    Ok(faults)
+}
+
+/// The smallest and the largest id; 1 and 0 in an empty store.
+async fn read_ids(
+    connection: &mut PgConnection,
+    layout: &Layout,
+) -> Result<(Position, Position), sqlx::Error> {
+    let statement = format!(
+        "-- read_first_and_last_id
+         select coalesce(min(id), 1)::bigint as first, coalesce(max(id), 0)::bigint as last from {}",
+        layout.events_table()
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+    Ok((row.try_get("first")?, row.try_get("last")?))
+}
+
+/// The last id drawn, read in the same way as by the observer.
+async fn read_last_value(connection: &mut PgConnection, layout: &Layout) -> Result<Position, sqlx::Error> {
+    let statement = format!(
+        "-- read_last_value
+         select coalesce(pg_sequence_last_value(tableoid), last_value - 1) as last_value from {}",
+        layout.sequence()
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+    row.try_get("last_value")
+}
+
+impl Fault {
+    fn new(kind: FaultKind, problem: impl Into<String>, repair: impl Into<String>) -> Self {
+        Self { kind, problem: problem.into(), repair: repair.into() }
+    }
+}
+
+impl FaultKind {
+    /// Whether a reader would fail rather than read wrongly.
+    pub(crate) fn prevents_reading(self) -> bool {
+        matches!(self, Self::TableMissing | Self::SequenceMissing | Self::NotReadable | Self::ColumnUnfit)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n    repair: {}", self.problem, self.repair)
+    }
+}
+
+fn list(faults: &[Fault]) -> String {
+    faults.iter().map(|fault| format!("\n  - {fault}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_that_only_speak_like_postgres_are_recognised() {
+        assert_eq!(impostor("PostgreSQL 15.18 (Debian 15.18-0+deb12u1) on x86_64-pc-linux-gnu"), None);
+        assert_eq!(
+            impostor("CockroachDB CCL v23.1.1 (x86_64-pc-linux-gnu, built 2023)"),
+            Some("CockroachDB")
+        );
+        assert_eq!(impostor("PostgreSQL 11.2-YB-2.20.1.0-b0 on x86_64-pc-linux-gnu"), Some("YugabyteDB"));
+    }
+}

@@ -1,0 +1,238 @@
+//! What the catalog says of the table of events and its sequence.
+
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use super::{Fault, FaultKind};
+use crate::store::layout::Layout;
+
+/// The facts, as far as there are a table and a sequence to have them.
+pub(super) struct Structure {
+    table: String,
+    sequence: String,
+    /// The role that is connected, quoted.
+    role: String,
+    is_table: bool,
+    is_sequence: bool,
+    table_is_readable: bool,
+    sequence_is_readable: bool,
+    is_unlogged: bool,
+    hides_rows: bool,
+    is_owned: bool,
+    is_identity: bool,
+    is_drawn: bool,
+    /// Columns that the layout needs and the table has not, or of another type: what is wrong with each.
+    wrong_columns: Vec<String>,
+    cache: i64,
+    increment: i64,
+    cycles: bool,
+    /// Whether the layout is espd's own, which `espctl migrate` can make.
+    is_own: bool,
+}
+
+/// The columns that have to be there, with their types. What may be absent is left out.
+const COLUMNS: [(&str, &str); 7] = [
+    ("id", "bigint"),
+    ("uuid", "uuid"),
+    ("aggregate_id", "uuid"),
+    ("type", "text or character varying"),
+    ("body", "jsonb or json"),
+    ("version", "bigint or integer"),
+    ("created_at", "timestamp without time zone"),
+];
+
+/// The columns as rows of `values`. Those of espd's own table are the migrations' business.
+fn columns(layout: &Layout) -> String {
+    if layout.is_own() {
+        return "('id', 'bigint')".to_owned();
+    }
+    COLUMNS.map(|(name, kinds)| format!("('{name}', '{kinds}')")).join(", ")
+}
+
+impl Structure {
+    /// One row, whatever is missing: names are looked up, not cast.
+    pub(super) async fn read(connection: &mut PgConnection, layout: &Layout) -> Result<Self, sqlx::Error> {
+        let statement = format!(
+            "-- read_structure
+             with recursive
+             named as (select to_regclass('{table}') as t, to_regclass('{sequence}') as s),
+             heirs (oid) as (
+               select t::oid from named
+                union
+               select i.inhrelid from pg_inherits i join heirs on i.inhparent = heirs.oid
+             ),
+             id_column as (
+               select a.* from pg_attribute a join named on a.attrelid = t where a.attname = 'id'
+             ),
+             ties as (
+               select d.deptype
+                 from pg_depend d
+                 join named on d.classid = 'pg_class'::regclass and d.objid = s
+                 join id_column c on d.refclassid = 'pg_class'::regclass
+                                 and d.refobjid = c.attrelid
+                                 and d.refobjsubid = c.attnum
+             )
+             select quote_ident(current_user) as role,
+                    coalesce((select relkind in ('r', 'p') from pg_class where oid = t), false) as is_table,
+                    coalesce((select relkind = 'S' from pg_class where oid = s), false) as is_sequence,
+                    coalesce(has_table_privilege(t, 'select'), false) as table_is_readable,
+                    coalesce((select has_sequence_privilege(oid, 'select') from pg_class
+                               where oid = s and relkind = 'S'), false) as sequence_is_readable,
+                    exists (select from pg_class c join heirs on c.oid = heirs.oid where c.relpersistence <> 'p')
+                      or exists (select from pg_class where oid = s and relpersistence <> 'p') as is_unlogged,
+                    coalesce(row_security_active(t), false) as hides_rows,
+                    exists (select from ties where deptype = 'a') as is_owned,
+                    exists (select from ties where deptype = 'i') as is_identity,
+                    exists (select from pg_attrdef e
+                              join id_column c on e.adrelid = c.attrelid and e.adnum = c.attnum
+                              join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = e.oid
+                                              and d.refclassid = 'pg_class'::regclass and d.refobjid = s
+                             where pg_get_expr(e.adbin, e.adrelid) like 'nextval(%') as is_drawn,
+                    array(select format('column %s should be %s, %s', n.name, n.type_name,
+                                        coalesce('is ' || format_type(a.atttypid, null), 'is missing'))
+                            from (values {columns}) as n (name, type_name)
+                            left join pg_attribute a on a.attrelid = t and a.attname = n.name and not a.attisdropped
+                           where coalesce(format_type(a.atttypid, null) <> all (string_to_array(n.type_name, ' or ')), true)
+                         ) as wrong_columns,
+                    coalesce(q.seqcache, 1) as cache,
+                    coalesce(q.seqincrement, 1) as increment,
+                    coalesce(q.seqcycle, false) as cycles
+               from named
+               left join pg_sequence q on q.seqrelid = s",
+            table = layout.events_table(),
+            sequence = layout.sequence(),
+            columns = columns(layout),
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        Self::in_row(&row, layout)
+    }
+
+    fn in_row(row: &PgRow, layout: &Layout) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            table: layout.events_table().to_owned(),
+            sequence: layout.sequence().to_owned(),
+            role: row.try_get("role")?,
+            is_table: row.try_get("is_table")?,
+            is_sequence: row.try_get("is_sequence")?,
+            table_is_readable: row.try_get("table_is_readable")?,
+            sequence_is_readable: row.try_get("sequence_is_readable")?,
+            is_unlogged: row.try_get("is_unlogged")?,
+            hides_rows: row.try_get("hides_rows")?,
+            is_owned: row.try_get("is_owned")?,
+            is_identity: row.try_get("is_identity")?,
+            is_drawn: row.try_get("is_drawn")?,
+            wrong_columns: row.try_get("wrong_columns")?,
+            is_own: layout.is_own(),
+            cache: row.try_get("cache")?,
+            increment: row.try_get("increment")?,
+            cycles: row.try_get("cycles")?,
+        })
+    }
+
+    /// Everything that does not hold.
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        let Self { table, sequence, .. } = self;
+        if !self.is_table {
+            let problem = format!("there is no table {table}");
+            let repair = if self.is_own {
+                "run `espctl migrate`"
+            } else {
+                "write the name of the table under [event_store.event_sourcery], or connect to the right database"
+            };
+            return vec![Fault::new(FaultKind::TableMissing, problem, repair)];
+        }
+        if !self.is_sequence {
+            let problem = format!("there is no sequence {sequence}");
+            let repair =
+                "create it, or set `layout` (and in a foreign one `sequence`) to what this store has";
+            return vec![Fault::new(FaultKind::SequenceMissing, problem, repair)];
+        }
+        [self.table_faults(), self.id_faults(), self.sequence_faults()].concat()
+    }
+
+    fn table_faults(&self) -> Vec<Fault> {
+        let Self { table, sequence, role, .. } = self;
+        unmet([
+            (
+                self.table_is_readable,
+                FaultKind::NotReadable,
+                format!("role {role} may not read table {table}"),
+                format!("grant select on {table} to {role};"),
+            ),
+            (
+                self.sequence_is_readable,
+                FaultKind::NotReadable,
+                format!("role {role} may not read sequence {sequence}"),
+                format!("grant select on sequence {sequence} to {role};"),
+            ),
+            (
+                !self.hides_rows,
+                FaultKind::RowSecurity,
+                format!("row security may hide events of {table} from role {role}"),
+                format!("alter role {role} bypassrls; -- or connect as the owner of the table"),
+            ),
+            (
+                !self.is_unlogged,
+                FaultKind::Unlogged,
+                format!(
+                    "table {table}, a partition of it or its sequence is unlogged, so a crash empties it"
+                ),
+                format!("alter table {table} set logged; -- and each partition that is unlogged"),
+            ),
+        ])
+    }
+
+    fn id_faults(&self) -> Vec<Fault> {
+        let Self { table, sequence, .. } = self;
+        unmet([
+            (
+                self.is_identity || self.is_owned,
+                FaultKind::SequenceNotOwned,
+                format!("sequence {sequence} is not owned by column id of {table}"),
+                format!("alter sequence {sequence} owned by {table}.id;"),
+            ),
+            (
+                self.wrong_columns.is_empty(),
+                FaultKind::ColumnUnfit,
+                format!("table {table} has not the columns of its layout: {}", self.wrong_columns.join(", ")),
+                "set `layout` under [event_store] to the one that this store has".to_owned(),
+            ),
+            (
+                self.is_identity || self.is_drawn,
+                FaultKind::IdNotDrawn,
+                format!("an insert into {table} does not draw its id from sequence {sequence}"),
+                format!("alter table {table} alter column id set default nextval('{sequence}');"),
+            ),
+        ])
+    }
+
+    fn sequence_faults(&self) -> Vec<Fault> {
+        let Self { sequence, cache, increment, .. } = self;
+        unmet([
+            (
+                *cache == 1,
+                FaultKind::SequenceCached,
+                format!("sequence {sequence} has cache {cache}: sessions draw ids before they insert them"),
+                format!("alter sequence {sequence} cache 1; -- then end the sessions of all writers"),
+            ),
+            (
+                *increment == 1,
+                FaultKind::SequenceIncrement,
+                format!("sequence {sequence} counts by {increment}"),
+                format!("alter sequence {sequence} increment by 1;"),
+            ),
+            (
+                !self.cycles,
+                FaultKind::SequenceCycles,
+                format!("sequence {sequence} begins again after its last value"),
+                format!("alter sequence {sequence} no cycle;"),
+            ),
+        ])
+    }
+}
+
+/// The faults among facts that have to hold: whether it does, which one it is, problem, repair.
+fn unmet<const N: usize>(facts: [(bool, FaultKind, String, String); N]) -> Vec<Fault> {
+    let unmet = facts.into_iter().filter(|(holds, ..)| !holds);
+    unmet.map(|(_, kind, problem, repair)| Fault { kind, problem, repair }).collect()
+}

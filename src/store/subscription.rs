@@ -1,0 +1,73 @@
+//! Where a runner stands between its position and the settled horizon, and how it waits for more.
+//!
+//! The watcher publishes the horizon; every subscription of the process reads the same value. A wake-up
+//! is armed by reading the value that it is about: a horizon that moves between [`Subscription::next_upto`]
+//! and [`Subscription::wait`] ends the wait at once, so nothing falls between.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::event::Position;
+use crate::shutdown::Shutdown;
+use crate::store::horizon::Horizon;
+
+/// One runner's view of the store.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// Written by the watcher, read here; holds the latest value only.
+    horizon: watch::Receiver<Horizon>,
+    /// Counts the rings of operators, who changed a tracker; written by the watcher.
+    control: watch::Receiver<u64>,
+}
+
+/// Why a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Woken {
+    /// The horizon is beyond the position.
+    Events,
+    /// An operator has changed something.
+    Control,
+    /// The time is over.
+    Timeout,
+    /// The process has to stop.
+    Stop,
+}
+
+impl Subscription {
+    /// A subscription to what a watcher publishes.
+    pub fn new(horizon: watch::Receiver<Horizon>, control: watch::Receiver<u64>) -> Self {
+        Self { horizon, control }
+    }
+
+    /// The last position of the next batch: the settled horizon, or `span` ids on; `None`: nothing to do.
+    pub fn next_upto(&self, position: Position, span: i64) -> Option<Position> {
+        let settled = self.horizon.borrow().settled;
+        (settled > position).then(|| settled.min(position.saturating_add(span)))
+    }
+
+    /// Waits until the horizon is beyond `position` (`None`: whatever it does), an operator rings,
+    /// `timeout` is over, or the process has to stop.
+    pub async fn wait(
+        &mut self,
+        position: Option<Position>,
+        timeout: Duration,
+        stop: &mut Shutdown,
+    ) -> Woken {
+        let Self { horizon, control } = self;
+        let beyond = async {
+            match position {
+                // An error means that the watcher is gone: nothing will ever be beyond.
+                Some(position) if horizon.wait_for(|horizon| horizon.settled > position).await.is_ok() => {}
+                Some(_) | None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.requested() => Woken::Stop,
+            Ok(()) = control.changed() => Woken::Control,
+            () = beyond => Woken::Events,
+            () = tokio::time::sleep(timeout) => Woken::Timeout,
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Reactors in Rust: what they emit, when, where, and never twice.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use espd::handlers::native::{Declaration, Delivery, EventType, HandlerError, Program, Reaction, Reactor};
+use espd::processing::declaration::Start;
+use espd::processing::processor::Events;
+use espd::processing::runner::RunnerSettings;
+use espd::retry::{OnFailure, RetryPolicy};
+use espd::store::PostgresEventStore;
+use espd::store::layout::Layout;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::{A, letters, make};
+use crate::processing::runner::{Life, settings};
+use crate::support::facts::{append, eventually, reaches};
+use crate::support::projectors::numbers;
+use crate::support::{self, SCHEMA};
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Answered {
+    to: i64,
+}
+
+impl EventType for Answered {
+    const NAME: &'static str = "Answered";
+}
+
+/// Emitted by nobody who declares it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Shouted;
+
+impl EventType for Shouted {
+    const NAME: &'static str = "Shouted";
+}
+
+/// Answers every A, and notes in a table that it has.
+struct Answering;
+
+#[async_trait]
+impl Reactor for Answering {
+    async fn react(&mut self, event: &Delivery, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+        let a: A = event.read()?.ok_or("it handles nothing else")?;
+        let note = sqlx::query("insert into answers (event_id, replaying) values ($1, $2)");
+        let note = note.bind(event.id).bind(reaction.is_replaying());
+        note.execute(reaction.connection().await?).await?;
+        match a.n {
+            0 => reaction.emit(event.aggregate_id, &Shouted)?,
+            -1 => reaction.emit_expecting(event.aggregate_id, 7, &Answered { to: -1 })?,
+            n => reaction.emit(event.aggregate_id, &Answered { to: n })?,
+        }
+        Ok(())
+    }
+}
+
+fn answering() -> Declaration {
+    Declaration::reactor("answering")
+        .handles::<A>()
+        .emits::<Answered>()
+        .start(Start::Beginning)
+        .table("answers", "place bigint generated always as identity, event_id bigint, replaying boolean")
+}
+
+fn program() -> Program {
+    Program::new().reactor(answering(), || Answering)
+}
+
+type Emitted = (i64, Uuid, Uuid, Value, Value, Option<Uuid>, Option<Uuid>);
+
+async fn emitted(pool: &PgPool) -> Vec<Emitted> {
+    let query = "select id, uuid, aggregate_id, body, metadata, correlation_id, causation_id
+                 from espd.events where type = 'Answered' order by id";
+    sqlx::query_as(query).fetch_all(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_is_emitted_is_what_sql_would_emit() {
+    let (rust, sql) = (support::database().await, support::database().await);
+    append(&rust.pool, 5).await;
+    // The same events in another database, answered by the same reactor in SQL.
+    let copy: Vec<(Uuid, Uuid, Value)> =
+        sqlx::query_as("select uuid, aggregate_id, body from espd.events order by id")
+            .fetch_all(&rust.pool)
+            .await
+            .unwrap();
+    for (uuid, aggregate_id, body) in copy {
+        let insert =
+            "insert into espd.events (uuid, aggregate_id, type, version, body) values ($1, $2, 'A', 1, $3)";
+        sqlx::query(insert).bind(uuid).bind(aggregate_id).bind(body).execute(&sql.pool).await.unwrap();
+    }
+    let emit = "perform espd.emit('Answered', event.aggregate_id, jsonb_build_object('to', event.body->'n'))";
+    let declared = crate::support::projectors::declare("answering", &[], &[(&["A"], emit)]);
+    let reaction = espd::processing::declaration::Reaction {
+        emits: vec!["Answered".into()],
+        start: Start::Beginning,
+        ..Default::default()
+    };
+    let declared =
+        espd::processing::declaration::ProcessorDeclaration { reaction: Some(reaction), ..declared };
+    let lives = [
+        Life::begin_with(&rust, make(&program(), "answering"), settings(&rust)),
+        Life::begin(&sql, declared, settings(&sql)),
+    ];
+    for pool in [&rust.pool, &sql.pool] {
+        eventually("five answers", async || (emitted(pool).await.len() == 5).then_some(())).await;
+    }
+    assert_eq!(emitted(&rust.pool).await, emitted(&sql.pool).await);
+    for life in lives {
+        life.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_fails_takes_back_its_rows_and_what_it_emits() {
+    for (n, said) in [(0, "emits Shouted, which it does not declare"), (-1, "not at the expected version 7")]
+    {
+        let db = support::database().await;
+        append(&db.pool, 20).await;
+        let poison =
+            sqlx::query("update espd.events set body = jsonb_build_object('n', $1::int) where id = 8");
+        poison.bind(n).execute(&db.pool).await.unwrap();
+        let retry = RetryPolicy { max_attempts: Some(2), on_failure: OnFailure::Skip, ..settings(&db).retry };
+        let life =
+            Life::begin_with(&db, make(&program(), "answering"), RunnerSettings { retry, ..settings(&db) });
+        reaches(&db.pool, "answering", 20).await;
+        let answered = numbers(&db.pool, "select event_id from answers order by place").await;
+        assert_eq!(answered, (1..=20).filter(|id| *id != 8).collect::<Vec<i64>>());
+        assert_eq!(emitted(&db.pool).await.len(), 19);
+        let letters = letters(&db.pool).await;
+        assert_eq!((letters.len(), letters[0].event_id, letters[0].attempts), (1, 8, 2));
+        let message = &letters[0].failure.as_ref().unwrap().0.message;
+        assert!(message.contains(said), "{message}");
+        life.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_reset_is_silent_event_by_event_and_repeats_nothing_that_is_there() {
+    let db = support::database().await;
+    append(&db.pool, 10).await;
+    let life = Life::begin_with(&db, make(&program(), "answering"), settings(&db));
+    eventually("answers", async || (emitted(&db.pool).await.len() == 10).then_some(())).await;
+    let trackers = espd::processing::tracker::Trackers::new(SCHEMA);
+    let head = numbers(&db.pool, "select max(id) from espd.events").await[0];
+    reaches(&db.pool, "answering", head).await;
+    let mut connection = db.pool.acquire().await.unwrap();
+    for (effects, replayed) in [
+        (espd::processing::tracker::Effects::Silent, true),
+        (espd::processing::tracker::Effects::Repeated, false),
+    ] {
+        sqlx::query("truncate answers").execute(&db.pool).await.unwrap();
+        trackers.reset(&mut connection, "answering", "alice@here", 0, false, effects).await.unwrap();
+        eventually("all again", async || {
+            (numbers(&db.pool, "select count(*) from answers").await == [10]).then_some(())
+        })
+        .await;
+        let flags: Vec<bool> =
+            sqlx::query_scalar("select replaying from answers").fetch_all(&db.pool).await.unwrap();
+        assert!(flags.iter().all(|flag| *flag == replayed), "{flags:?}");
+        assert_eq!(emitted(&db.pool).await.len(), 10);
+    }
+    append(&db.pool, 1).await;
+    eventually("one more", async || (emitted(&db.pool).await.len() == 11).then_some(())).await;
+    life.end().await;
+}
+
+/// Puts off what it emits, by what `n` says.
+struct Later;
+
+#[async_trait]
+impl Reactor for Later {
+    async fn react(&mut self, event: &Delivery, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+        let a: A = event.read()?.ok_or("it handles nothing else")?;
+        let key = format!("key {}", a.n % 10);
+        let hour = Duration::from_secs(3_600);
+        let body = Answered { to: a.n };
+        match a.n / 10 {
+            // At once, and in an hour.
+            0 => reaction.emit_after(Duration::ZERO, None, event.aggregate_id, &body),
+            1 => reaction.emit_after(hour, Some(&key), event.aggregate_id, &body),
+            // Earlier than said before.
+            2 => reaction.emit_after(Duration::from_millis(300), Some(&key), event.aggregate_id, &body),
+            _ => {
+                reaction.cancel(&key);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn later(start: Start) -> Program {
+    let declaration = Declaration::reactor("later").handles::<A>().emits::<Answered>().start(start);
+    Program::new().reactor(declaration, || Later)
+}
+
+async fn append_numbers(pool: &PgPool, numbers: &[i64]) -> i64 {
+    let mut last = 0;
+    for n in numbers {
+        let insert = "insert into espd.events (aggregate_id, type, version, body)
+                      values (gen_random_uuid(), 'A', 1, jsonb_build_object('n', $1::bigint)) returning id";
+        last = sqlx::query_scalar(insert).bind(n).fetch_one(pool).await.unwrap();
+    }
+    last
+}
+
+#[tokio::test]
+async fn what_is_put_off_is_kept_with_the_position_replaced_by_key_and_cancelled() {
+    let db = support::database().await;
+    let last = append_numbers(&db.pool, &[10, 11, 12, 21, 32]).await;
+    let life = Life::begin_with(&db, make(&later(Start::Beginning), "later"), settings(&db));
+    reaches(&db.pool, "later", last).await;
+    let kept: Vec<(String, i64, bool)> = sqlx::query_as(
+        "select key, (body->>'to')::bigint, due_at > now() + interval '1 minute' from espd.emissions order by key",
+    )
+    .fetch_all(&db.pool)
+    .await
+    .unwrap();
+    assert_eq!(kept, [("key 0".to_owned(), 10, true), ("key 1".to_owned(), 21, false)]);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn what_is_emitted_for_a_store_elsewhere_is_kept_with_the_rows() {
+    let (store, projections) = (support::database().await, support::database().await);
+    append(&store.pool, 200).await;
+    let layout = Layout::espd(SCHEMA).unwrap();
+    let events = || {
+        let store = PostgresEventStore::new(store.pool.clone(), layout.clone());
+        Events::Elsewhere(store)
+    };
+    let mut processor = program().processor("answering", SCHEMA, "public", events()).unwrap();
+    let mut connection = projections.pool.acquire().await.unwrap();
+    let claim = crate::support::projectors::claim_processor(&mut connection, processor.as_ref()).await;
+    processor.prepare(&mut connection, &claim).await.unwrap();
+    let limits = espd::processing::declaration::BatchLimits::default();
+    let turn = espd::processing::processor::Turn {
+        claim: &claim,
+        upto: 200,
+        limits: &limits,
+        lease: Duration::from_secs(60),
+        rate: 0.0,
+        letter: None,
+    };
+    processor.turn(&mut connection, turn).await.unwrap();
+    assert_eq!(numbers(&projections.pool, "select count(*) from espd.emissions").await, [200]);
+    assert_eq!(numbers(&projections.pool, "select count(*) from answers").await, [200]);
+    assert_eq!(emitted(&store.pool).await.len(), 0);
+}

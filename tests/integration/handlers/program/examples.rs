@@ -1,0 +1,98 @@
+//! The workers in `examples/workers`, beside what the SQL projectors make of the same events.
+
+use std::path::Path;
+use std::process::Command;
+
+use espd::daemon::todo_history::TodoHistory;
+use espd::store::layout::Layout;
+use espd::store::{EventStore as _, PostgresEventStore};
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::support;
+use crate::support::facts::reaches;
+use crate::support::program::Installation;
+
+/// Enough for several batches, and for todos to be completed.
+const EVENTS: usize = 3_000;
+
+/// Appends the same events to every store.
+async fn append_history(pool: &PgPool) -> i64 {
+    let events: Vec<_> = TodoHistory::new(42).take(EVENTS).collect();
+    let store = PostgresEventStore::new(pool.clone(), Layout::espd(support::SCHEMA).unwrap());
+    for part in events.chunks(500) {
+        store.append(part).await.unwrap();
+    }
+    EVENTS as i64
+}
+
+/// The rows of a table.
+async fn rows(pool: &PgPool, table: &str) -> Vec<String> {
+    let statement = format!("select t::text from (select * from {table} order by todo_id) as t");
+    sqlx::query_scalar(AssertSqlSafe(statement)).fetch_all(pool).await.unwrap()
+}
+
+/// Who was to be notified of what, by the events alone.
+const TO_NOTIFY: &str = "
+    select jsonb_build_object('to', email.value, 'about', title.value)::text || c.aggregate_id
+    from espd.events as c
+    cross join lateral (
+      select e.body->>'stakeholder_email' as value from espd.events as e
+      where e.aggregate_id = c.aggregate_id and e.id < c.id and e.body ? 'stakeholder_email' order by e.id desc limit 1) as email
+    cross join lateral (
+      select e.body->>'title' as value from espd.events as e
+      where e.aggregate_id = c.aggregate_id and e.id < c.id and e.body ? 'title' order by e.id desc limit 1) as title
+    where c.type = 'TodoCompleted' and email.value is not null order by 1";
+
+const NOTIFIED: &str =
+    "select body::text || aggregate_id from espd.events where type = 'StakeholderNotified' order by 1";
+
+/// Runs the projector and the reactor of one language, if its interpreter is here, and compares what they leave behind.
+async fn agree_with_sql(language: &str, interpreter: &str, table: &str) {
+    if Command::new(interpreter).arg("--version").output().is_err() {
+        eprintln!("LEFT OUT: this machine has no {interpreter}");
+        return;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let include = |path: &str| format!("include = ['{}']\n", folder.join(path).display());
+    let run = async |include: String, processors: &[&str]| {
+        let db = support::database().await;
+        let installation = Installation::without_database("");
+        let text =
+            format!("{include}[log]\nformat = 'json'\nlevel = 'debug'\n[event_store]\nurl = '{}'\n", db.url);
+        std::fs::write(installation.path().join("espd.toml"), text).unwrap();
+        let last = append_history(&db.pool).await;
+        installation.espctl(&["check"]).await.printed();
+        let daemon = installation.start_daemon();
+        for processor in processors {
+            reaches(&db.pool, processor, last).await;
+        }
+        daemon.stop().await;
+        db
+    };
+    let by_sql = run(include(&format!("config/processors/{table}.toml")), &[table]).await;
+    let by_worker =
+        run(include(&format!("examples/workers/{language}/processors.toml")), &[table, "notifier"]).await;
+    let expected = rows(&by_sql.pool, table).await;
+    assert!(expected.len() > 100, "{}", expected.len());
+    assert_eq!(rows(&by_worker.pool, table).await, expected);
+    let strings =
+        async |query| -> Vec<String> { sqlx::query_scalar(query).fetch_all(&by_worker.pool).await.unwrap() };
+    let to_notify: Vec<String> = strings(TO_NOTIFY).await;
+    assert!(to_notify.len() > 100, "{}", to_notify.len());
+    assert_eq!(strings(NOTIFIED).await, to_notify);
+}
+
+#[tokio::test]
+async fn the_workers_in_python_agree_with_sql() {
+    agree_with_sql("python", "python3", "outstanding_todos").await;
+}
+
+#[tokio::test]
+async fn the_workers_in_ruby_agree_with_sql() {
+    agree_with_sql("ruby", "ruby", "scheduled_todos").await;
+}
+
+#[tokio::test]
+async fn the_workers_in_node_agree_with_sql() {
+    agree_with_sql("node", "node", "completed_todos").await;
+}

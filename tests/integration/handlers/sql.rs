@@ -1,0 +1,4 @@
+//! Handlers in SQL, on a real database.
+
+mod projector;
+mod reactor;

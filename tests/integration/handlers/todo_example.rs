@@ -1,0 +1,192 @@
+//! `examples/todo`: the same projections and the same notifier, declared in SQL, in Rust and as programs, give the same
+//! tables and the same emitted events, whoever is killed meanwhile.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use espd::daemon::todo_history::TodoHistory;
+use espd::store::layout::Layout;
+use espd::store::{EventStore as _, PostgresEventStore};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::PgPool;
+
+use crate::support::facts::{eventually, position};
+use crate::support::program::Program;
+use crate::support::receiver::{Receiver, Reply};
+use crate::support::{self, Database, SCHEMA};
+
+const PROCESSORS: [&str; 4] =
+    ["outstanding_todos", "scheduled_todos", "completed_todos", "todo_completed_notifier"];
+
+const TABLES: [&str; 5] =
+    ["outstanding_todos", "scheduled_todos", "completed_todos", "incomplete_todos", "notifiable_todos"];
+
+const EVENTS: usize = 3_000;
+
+fn example(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/todo").join(file)
+}
+
+/// The program of `examples/todo`, which cargo builds beside the tests.
+fn rust_program() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    own.parent().and_then(Path::parent).unwrap().join("examples/todo")
+}
+
+fn start(program: &Path, config: &Path, db: &Database) -> Program {
+    let mut command = Command::new(program);
+    command.arg("run").arg("--config").arg(config).env("DATABASE_URL", &db.url).process_group(0);
+    Program::start(command)
+}
+
+async fn append_history(db: &Database) -> i64 {
+    let layout = Layout::espd(SCHEMA).unwrap();
+    let store = PostgresEventStore::new(db.pool.clone(), layout).without_bell();
+    let events: Vec<_> = TodoHistory::new(11).take(EVENTS).collect();
+    let mut last = 0;
+    for batch in events.chunks(500) {
+        last = store.append(batch).await.unwrap().last().unwrap().id;
+    }
+    last
+}
+
+/// Kills the workers of the database's processors, again and again, while they come this far.
+async fn kill_until(db: &Database, wanted: i64) -> usize {
+    let mut killed = 0;
+    while killed < 4 {
+        let pids: Vec<i32> = sqlx::query_scalar("select pid from espd.workers where pid is not null")
+            .fetch_all(&db.pool)
+            .await
+            .unwrap();
+        for pid in pids {
+            killed += usize::from(kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok());
+        }
+        let before = progress(db).await;
+        eventually("some progress", async || {
+            let now = progress(db).await;
+            (now > before || now >= wanted).then_some(())
+        })
+        .await;
+    }
+    killed
+}
+
+async fn progress(db: &Database) -> i64 {
+    let mut slowest = i64::MAX;
+    for name in PROCESSORS {
+        slowest = slowest.min(position(&db.pool, name).await);
+    }
+    slowest
+}
+
+/// What is in the tables, and what was emitted; everything that must not depend on who handles the events.
+async fn outcome(pool: &PgPool) -> BTreeMap<String, Vec<String>> {
+    let mut outcome = BTreeMap::new();
+    for table in TABLES {
+        let query = format!("select t::text from {table} as t order by todo_id");
+        let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_all(pool).await.unwrap();
+        outcome.insert(table.to_owned(), rows);
+    }
+    let query = "select (uuid, aggregate_id, type, body, metadata, correlation_id, causation_id)::text from espd.events
+                 where type like 'Stakeholder%' order by id";
+    outcome.insert("emitted".to_owned(), sqlx::query_scalar(query).fetch_all(pool).await.unwrap());
+    outcome
+}
+
+/// What comes of the history, handled in one way.
+async fn handle(program: &Path, config: &str) -> BTreeMap<String, Vec<String>> {
+    let db = support::database().await;
+    let last = append_history(&db).await;
+    let daemon = start(program, &example(config), &db);
+    let killed = kill_until(&db, last).await;
+    let what = format!("{config}: all is handled, after {killed} kills");
+    eventually(&what, async || (progress(&db).await >= last).then_some(())).await;
+    let outcome = outcome(&db.pool).await;
+    daemon.stop().await;
+    outcome
+}
+
+#[tokio::test]
+async fn sql_rust_and_python_come_to_the_same() {
+    let espd = Path::new(env!("CARGO_BIN_EXE_espd"));
+    let sql = handle(espd, "sql.toml").await;
+    let completed = sql["completed_todos"].len();
+    assert!(completed > 250 && sql["emitted"].len() == completed, "{completed}");
+    let mut others = vec![("rust", handle(&rust_program(), "rust.toml").await)];
+    if Command::new("python3").arg("--version").output().is_ok() {
+        others.push(("python", handle(espd, "python.toml").await));
+    } else {
+        eprintln!("LEFT OUT: there is no python3 here");
+    }
+    for (what, of_sql) in &sql {
+        for (way, other) in &others {
+            assert_eq!(of_sql, &other[what], "{what} in {way}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_hears_of_everything_in_order_whoever_is_killed() {
+    let receiver = Receiver::start(|request| {
+        // Every seventh event is answered badly at first.
+        let is_seventh = request.header("ce-position").parse::<i64>().unwrap() % 7 == 0;
+        Reply::Status(if is_seventh && request.earlier == 0 { 500 } else { 200 })
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("espd.toml");
+    let webhook = format!(
+        "include = ['{}']\n[event_store]\nurl = '${{DATABASE_URL}}'\n\
+         [reactor]\nname = 'mailer'\nstart = 'beginning'\nevents = ['*']\n\
+         [reactor.webhook]\nurl = '{}'\nallow_private = true\n[reactor.retry]\ninitial = '20ms'\n",
+        example("notifier.toml").display(),
+        receiver.url()
+    );
+    std::fs::write(&config, webhook).unwrap();
+    let db = support::database().await;
+    append_history(&db).await;
+    let daemon = start(Path::new(env!("CARGO_BIN_EXE_espd")), &config, &db);
+    for kills in 1..=4 {
+        eventually("more requests", async || (receiver.received().len() > kills * 400).then_some(())).await;
+        let pids: Vec<i32> = sqlx::query_scalar("select pid from espd.workers where pid is not null")
+            .fetch_all(&db.pool)
+            .await
+            .unwrap();
+        for pid in pids {
+            // One that has just ended by itself is as good.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    // The notifications that the notifier emits are heard of as well.
+    eventually("everything is received", async || {
+        let head: i64 =
+            sqlx::query_scalar("select max(id) from espd.events").fetch_one(&db.pool).await.unwrap();
+        let done = position(&db.pool, "mailer").await >= head
+            && position(&db.pool, "todo_completed_notifier").await >= EVENTS as i64;
+        done.then_some(())
+    })
+    .await;
+    assert_heard(&db.pool, &receiver).await;
+    daemon.stop().await;
+}
+
+/// Requires that the receiver has heard of every event, each under a key of its own, and of each aggregate in order.
+async fn assert_heard(pool: &PgPool, receiver: &Receiver) {
+    let mut keys = BTreeMap::new();
+    let mut versions: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    for request in receiver.received() {
+        let key = keys.entry(request.header("ce-id").to_owned()).or_insert(request.key().to_owned());
+        assert_eq!(key, request.key());
+        let of_aggregate = versions.entry(request.aggregate().to_owned()).or_default();
+        of_aggregate.push(request.header("ce-version").parse().unwrap());
+    }
+    let events: i64 = sqlx::query_scalar("select count(*) from espd.events").fetch_one(pool).await.unwrap();
+    assert_eq!(keys.len() as i64, events);
+    for (aggregate, mut versions) in versions {
+        versions.dedup();
+        assert!(versions.iter().copied().eq(1..=versions.len() as i64), "{aggregate}: {versions:?}");
+    }
+}

@@ -1,0 +1,9 @@
+//! The engine on a real database: trackers, runners, owners, failures, dead letters, emissions.
+
+mod dead_letters;
+mod error_policy;
+mod ownership;
+mod pooler;
+mod relay;
+pub mod runner;
+mod tracker;

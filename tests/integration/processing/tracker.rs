@@ -1,0 +1,241 @@
+//! Trackers on a real database: who may claim, what an outdated claim may do, and what operators leave behind.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use espd::processing::failure::Failure;
+use espd::processing::processor::{ProcessorKind, Turned};
+use espd::processing::tracker::{Claim, Effects, Owner, TrackerRow, Trackers};
+use sqlx::PgPool;
+
+use crate::support::facts::{append, position};
+use crate::support::projectors::{LEASE, Running, declare};
+use crate::support::{self, SCHEMA};
+
+const NAME: &str = "p";
+const CHANNEL: &str = "espd_events";
+
+/// The trackers of a fresh database, with one processor.
+struct Fixture {
+    pool: PgPool,
+    trackers: Trackers,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let pool = support::database().await.pool;
+        let trackers = Trackers::new(SCHEMA);
+        trackers.register(&pool, NAME, ProcessorKind::Projector, 1, 0).await.unwrap();
+        Self { pool, trackers }
+    }
+
+    async fn claim(&self, owner: &Owner) -> Option<Claim> {
+        self.trackers.claim(&self.pool, NAME, owner, LEASE).await.unwrap()
+    }
+
+    async fn renew(&self, claim: &Claim) -> bool {
+        self.trackers.renew(&self.pool, NAME, claim, LEASE, true).await.unwrap().is_some()
+    }
+
+    async fn row(&self) -> TrackerRow {
+        self.trackers.list(&self.pool, Some(NAME)).await.unwrap().pop().unwrap()
+    }
+
+    async fn run(&self, statement: &'static str) {
+        sqlx::query(statement).execute(&self.pool).await.unwrap();
+    }
+
+    /// Who did what to the position, and how long ago, oldest first.
+    async fn log(&self) -> Vec<(String, String, i64, i64)> {
+        let log: Vec<(String, String, i64, i64, DateTime<Utc>)> = sqlx::query_as(
+            "select operator, action, from_position, to_position, at from espd.operator_log order by id",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .unwrap();
+        let entry = |(operator, action, from, to, at): (_, _, _, _, DateTime<Utc>)| {
+            assert!((Utc::now() - at).num_seconds() < 60, "{at}");
+            (operator, action, from, to)
+        };
+        log.into_iter().map(entry).collect()
+    }
+}
+
+fn entry(operator: &str, action: &str, from: i64, to: i64) -> (String, String, i64, i64) {
+    (operator.to_owned(), action.to_owned(), from, to)
+}
+
+#[tokio::test]
+async fn a_running_lease_keeps_other_owners_out_until_it_ends() {
+    let fixture = Fixture::new().await;
+    let (one, other) = (Owner::draw(), Owner::draw());
+    let first = fixture.claim(&one).await.unwrap();
+    assert_eq!(fixture.claim(&other).await, None);
+    fixture.run("update espd.trackers set lease_until = clock_timestamp() - interval '1 ms'").await;
+    let second = fixture.claim(&other).await.unwrap();
+    assert_eq!((first.epoch, second.epoch), (1, 2));
+    assert_eq!(fixture.claim(&one).await, None);
+    assert_eq!(fixture.row().await.owner_label, Some(other.label));
+}
+
+#[tokio::test]
+async fn the_same_owner_claims_at_once_and_every_claim_raises_the_epoch() {
+    let fixture = Fixture::new().await;
+    let owner = Owner::draw();
+    let mut epochs = Vec::new();
+    for _ in 0..3 {
+        epochs.push(fixture.claim(&owner).await.unwrap().epoch);
+    }
+    assert_eq!(epochs, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn of_owners_that_claim_at_the_same_time_one_wins() {
+    let fixture = Fixture::new().await;
+    for round in 1..=5 {
+        let owners: Vec<Owner> = (0..8).map(|_| Owner::draw()).collect();
+        let claims = futures_util::future::join_all(owners.iter().map(|owner| fixture.claim(owner))).await;
+        assert_eq!(claims.iter().flatten().map(|claim| claim.epoch).collect::<Vec<_>>(), [round]);
+        fixture.run("update espd.trackers set lease_until = null").await;
+    }
+}
+
+#[tokio::test]
+async fn an_outdated_claim_renews_records_and_releases_nothing() {
+    let fixture = Fixture::new().await;
+    let Fixture { pool, trackers, .. } = &fixture;
+    let owner = Owner::draw();
+    let old = fixture.claim(&owner).await.unwrap();
+    let new = fixture.claim(&owner).await.unwrap();
+    assert!(!fixture.renew(&old).await);
+    let failure = Failure::of_processor("too late");
+    trackers.record_failure(pool, NAME, &old, 1, &failure, Some(LEASE)).await.unwrap();
+    trackers.release(pool, NAME, &old, CHANNEL).await.unwrap();
+    let row = fixture.row().await;
+    assert_eq!((row.owned, row.attempts, row.last_error.is_none()), (true, 0, true));
+    assert!(fixture.renew(&new).await);
+}
+
+#[tokio::test]
+async fn a_renewal_lets_the_lease_run_on() {
+    let fixture = Fixture::new().await;
+    let claim = fixture.claim(&Owner::draw()).await.unwrap();
+    fixture.run("update espd.trackers set lease_until = clock_timestamp() - interval '1 ms'").await;
+    assert!(!fixture.row().await.owned);
+    assert!(fixture.renew(&claim).await);
+    assert!(fixture.row().await.owned);
+    assert_eq!(fixture.claim(&Owner::draw()).await, None);
+}
+
+#[tokio::test]
+async fn a_release_lets_another_owner_claim_at_once() {
+    let fixture = Fixture::new().await;
+    let claim = fixture.claim(&Owner::draw()).await.unwrap();
+    fixture.trackers.release(&fixture.pool, NAME, &claim, CHANNEL).await.unwrap();
+    let row = fixture.row().await;
+    assert_eq!((row.owned, row.owner_label), (false, None));
+    assert_eq!(fixture.claim(&Owner::draw()).await.unwrap().epoch, 2);
+}
+
+#[tokio::test]
+async fn a_failure_is_recorded_for_the_next_owner() {
+    let fixture = Fixture::new().await;
+    let Fixture { pool, trackers, .. } = &fixture;
+    let owner = Owner::draw();
+    let claim = fixture.claim(&owner).await.unwrap();
+    let failure = Failure {
+        event_id: Some(7),
+        event_type: Some("A".into()),
+        sqlstate: Some("22012".into()),
+        ..Failure::of_processor("division by zero")
+    };
+    let delay = Duration::from_secs(3_600);
+    trackers.record_failure(pool, NAME, &claim, 3, &failure, Some(delay)).await.unwrap();
+
+    let next = fixture.claim(&owner).await.unwrap();
+    let known = next.last_error.unwrap().0;
+    assert_eq!((next.attempts, next.failed, known.event_id), (3, false, Some(7)));
+    assert_eq!((known.sqlstate, known.message), (failure.sqlstate, failure.message));
+    assert!(next.retry_in_seconds.unwrap() > 3_500.0, "{:?}", next.retry_in_seconds);
+    let at = known.at.expect("the time of the failure");
+    assert!((Utc::now() - at).num_seconds() < 60, "{at}");
+}
+
+#[tokio::test]
+async fn what_operators_do_is_recorded_once_with_who_when_from_and_to() {
+    let fixture = Fixture::new().await;
+    let Fixture { pool, trackers, .. } = &fixture;
+    fixture.run("update espd.trackers set position = 40").await;
+    let mut connection = pool.acquire().await.unwrap();
+    assert!(trackers.pause(&mut connection, NAME, "alice@here").await.unwrap());
+    assert!(!trackers.pause(&mut connection, NAME, "carol@here").await.unwrap());
+    let row = fixture.row().await;
+    assert_eq!((row.paused_by.as_deref(), row.paused_at.is_some()), (Some("alice@here"), true));
+    assert!(trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
+    assert!(!trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
+    assert!(trackers.reset(&mut connection, NAME, "dave@here", 3, false, Effects::Silent).await.unwrap());
+    assert!(
+        !trackers.reset(&mut connection, "nobody", "dave@here", 3, false, Effects::Silent).await.unwrap()
+    );
+    let expected = [
+        entry("alice@here", "pause", 40, 40),
+        entry("bob@here", "resume", 40, 40),
+        entry("dave@here", "reset", 40, 3),
+    ];
+    assert_eq!(fixture.log().await, expected);
+    assert_eq!(fixture.row().await.position, 3);
+}
+
+#[tokio::test]
+async fn a_pause_is_told_to_the_owner_and_kept_through_claims() {
+    let fixture = Fixture::new().await;
+    let owner = Owner::draw();
+    let claim = fixture.claim(&owner).await.unwrap();
+    let mut connection = fixture.pool.acquire().await.unwrap();
+    fixture.trackers.pause(&mut connection, NAME, "alice@here").await.unwrap();
+    let standing = fixture.trackers.renew(&fixture.pool, NAME, &claim, LEASE, true).await.unwrap().unwrap();
+    assert!(standing.paused);
+    assert!(fixture.claim(&owner).await.unwrap().paused);
+    fixture.trackers.resume(&mut connection, NAME, "alice@here").await.unwrap();
+    assert!(!fixture.claim(&owner).await.unwrap().paused);
+}
+
+#[tokio::test]
+async fn a_reset_ends_every_claim_and_forgets_the_failure() {
+    let fixture = Fixture::new().await;
+    let Fixture { pool, trackers, .. } = &fixture;
+    let claim = fixture.claim(&Owner::draw()).await.unwrap();
+    trackers.record_failure(pool, NAME, &claim, 2, &Failure::of_processor("no"), None).await.unwrap();
+    assert!(fixture.row().await.failed_at.is_some());
+    let mut connection = pool.acquire().await.unwrap();
+    trackers.reset(&mut connection, NAME, "alice@here", 0, true, Effects::Silent).await.unwrap();
+    assert!(!fixture.renew(&claim).await);
+    let row = fixture.row().await;
+    assert_eq!((row.attempts, row.last_error.is_none(), row.failed_at), (0, true, None));
+    assert!(fixture.claim(&Owner::draw()).await.is_some());
+}
+
+#[tokio::test]
+async fn no_batch_moves_a_position_backward() {
+    let pool = support::database().await.pool;
+    let mut running = Running::start(&pool, declare(NAME, &[], &[(&["A"], "null")])).await.unwrap();
+    let last = append(&pool, 10).await;
+    let moved = running.turn(last).await.unwrap();
+    assert!(matches!(moved, Turned::Moved { position, .. } if position == last), "{moved:?}");
+
+    // The right owner at the right position, with an end that lies behind it.
+    running.turn(last - 5).await.unwrap_err();
+    assert_eq!(position(&pool, NAME).await, last);
+    // The right owner, which believes to be further behind.
+    running.claim.position = last - 5;
+    assert_eq!(running.turn(last - 2).await.unwrap(), Turned::Lost);
+    // An operator has moved it back meanwhile: what the owner believes is outdated, forward and backward.
+    let mut connection = pool.acquire().await.unwrap();
+    Trackers::new(SCHEMA)
+        .reset(&mut connection, NAME, "alice@here", 2, false, Effects::Silent)
+        .await
+        .unwrap();
+    running.claim.position = last;
+    assert_eq!(running.turn(last).await.unwrap(), Turned::Lost);
+    assert_eq!(position(&pool, NAME).await, 2);
+}

@@ -1,0 +1,272 @@
+//! The SQL functions, as a program in any language calls them.
+
+use espd::event::ExpectedVersion::{Absent, Exact};
+use espd::event::NewEvent;
+use espd::schema::migrate_event_store;
+use espd::store::layout::Layout;
+use espd::store::{AppendError, EventStore, PostgresEventStore};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgPool};
+use uuid::Uuid;
+
+use tokio::time::timeout;
+
+use super::{LONG, happened, layout, refusal, store};
+
+const A: &str = "00000000-0000-0000-0000-00000000000a";
+const B: &str = "00000000-0000-0000-0000-00000000000b";
+
+/// Runs one statement and returns its rows as JSON, or SQLSTATE and DETAIL of its error.
+async fn run(pool: &PgPool, sql: &str) -> Result<Value, (String, Value)> {
+    let sql = format!("select coalesce(jsonb_agg(to_jsonb(r)), '[]') from ({sql}) as r");
+    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(pool).await.map_err(|error| {
+        let (code, _, detail) = refusal(&error);
+        (code, detail)
+    })
+}
+
+async fn count(pool: &PgPool) -> i64 {
+    sqlx::query_scalar("select count(*) from espd.events").fetch_one(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn append_events_needs_only_what_has_no_default() {
+    let (pool, _) = store().await;
+    let sql = format!(
+        "select version from espd.append_events(array['{A}', '{B}', '{A}']::uuid[], array['X', 'Y', 'Z'],
+           array['1', '2', '3']::jsonb[])"
+    );
+    assert_eq!(run(&pool, &sql).await, Ok(json!([{"version": 1}, {"version": 1}, {"version": 2}])));
+    let sql = "select type, body, metadata, correlation_id, causation_id, uuid is not null as has_uuid,
+                 created_at > now() - interval '1 hour' as is_new
+               from espd.events where id = (select max(id) from espd.events)";
+    let stored = json!([{"type": "Z", "body": 3, "metadata": {}, "correlation_id": null, "causation_id": null,
+                         "has_uuid": true, "is_new": true}]);
+    assert_eq!(run(&pool, sql).await, Ok(stored));
+}
+
+#[tokio::test]
+async fn append_events_refuses_arrays_that_describe_no_events() {
+    let (pool, _) = store().await;
+    for (arguments, detail) in [
+        ("array[a, a], array['X'], array[j, j]", json!({"event": null})),
+        ("array[a], array['X', 'Y'], array[j]", json!({"event": null})),
+        ("array[a], null, array[j]", json!({"event": null})),
+        ("null, array['X'], null", json!({"event": null})),
+        ("array[a, a], array['X', 'Y'], array[j, j], array[0::bigint]", json!({"event": null})),
+        ("array[a], array['X'], array[j], uuids => array[]::uuid[]", json!({"event": null})),
+        ("array[a], array['X'], array[j], created_ats => array[now(), now()]", json!({"event": null})),
+        ("array[a, null], array['X', 'Y'], array[j, j]", json!({"event": 2})),
+        ("array[a], array[null::text], array[j]", json!({"event": 1})),
+        ("array[a, a, a], array['X', 'Y', ''], array[j, j, j]", json!({"event": 3})),
+        ("array[a, a], array['X', 'Y'], array[null, j]", json!({"event": 1})),
+        ("array[a], array['X'], array[j], array[-1::bigint]", json!({"event": null})),
+    ] {
+        let sql = format!(
+            "select r.* from (values ('{A}'::uuid, '1'::jsonb)) as v (a, j), espd.append_events({arguments}) as r"
+        );
+        assert_eq!(run(&pool, &sql).await, Err(("ES003".to_owned(), detail)), "{arguments}");
+    }
+    assert_eq!(count(&pool).await, 0);
+}
+
+#[tokio::test]
+async fn append_events_takes_no_events_for_an_empty_append() {
+    let (pool, _) = store().await;
+    for arguments in ["'{}', '{}', '{}'", "null, null, null", "'{}', '{}', '{}', '{}', '{}'"] {
+        let sql = format!("select * from espd.append_events({arguments})");
+        assert_eq!(run(&pool, &sql).await, Ok(json!([])), "{arguments}");
+    }
+}
+
+#[tokio::test]
+async fn append_names_the_event_that_it_refuses() {
+    let (pool, _) = store().await;
+    let good = json!({"aggregate_id": A, "type": "X", "body": null});
+    let with = |key: &str, value: Value| {
+        let mut event = good.clone();
+        event[key] = value;
+        event
+    };
+    let mut without_body = good.clone();
+    without_body.as_object_mut().unwrap().remove("body");
+    for bad in [
+        json!(null),
+        json!(1),
+        json!([]),
+        json!({}),
+        without_body,
+        with("boddy", json!(1)),
+        with("aggregate_id", json!(null)),
+        with("aggregate_id", json!("not a uuid")),
+        with("type", json!(1)),
+        with("type", json!("")),
+        with("expected_version", json!("1")),
+        with("expected_version", json!(1.5)),
+        with("expected_version", json!(u64::MAX)),
+        with("uuid", json!("1")),
+        with("uuid", json!(1)),
+        with("metadata", json!([])),
+        with("correlation_id", json!("x")),
+        with("causation_id", json!({})),
+        with("created_at", json!("yesterday")),
+        with("created_at", json!("infinity")),
+        with("created_at", json!(1)),
+        with("created_at", json!("2024-02-29")),
+        with("created_at", json!("2024-02-29T12:00:00")),
+        with("created_at", json!("2024-02-30T12:00:00Z")),
+    ] {
+        for (events, number) in [(bad.clone(), 1), (json!([good, bad]), 2)] {
+            if events.is_array() && number == 1 {
+                continue;
+            }
+            let sql = format!("select * from espd.append('{events}')");
+            assert_eq!(
+                run(&pool, &sql).await,
+                Err(("ES003".to_owned(), json!({"event": number}))),
+                "{events}"
+            );
+        }
+    }
+    assert_eq!(count(&pool).await, 0);
+    assert_eq!(run(&pool, "select * from espd.append('[]')").await, Ok(json!([])));
+    assert_eq!(run(&pool, "select * from espd.append(null)").await.unwrap_err().0, "ES003");
+}
+
+#[tokio::test]
+async fn append_takes_null_for_left_out() {
+    let (pool, _) = store().await;
+    let event = json!({"aggregate_id": A, "type": "X", "body": null, "expected_version": null, "uuid": null,
+                       "metadata": null, "correlation_id": null, "causation_id": null, "created_at": null});
+    let sql = format!("select version from espd.append('[{event}, {event}]')");
+    assert_eq!(run(&pool, &sql).await, Ok(json!([{"version": 1}, {"version": 2}])));
+    let sql = "select distinct body, metadata from espd.events";
+    assert_eq!(run(&pool, sql).await, Ok(json!([{"body": null, "metadata": {}}])));
+}
+
+#[tokio::test]
+async fn append_understands_times_with_a_zone() {
+    let (pool, _) = store().await;
+    for time in
+        ["2024-02-29T12:00:00.123456Z", "2024-02-29 14:00:00.123456+02", "2024-02-29T10:30:00.123456-01:30"]
+    {
+        let event = json!({"aggregate_id": A, "type": "X", "body": null, "created_at": time});
+        run(&pool, &format!("select * from espd.append('{event}')")).await.unwrap();
+    }
+    let times = "select distinct created_at at time zone 'utc' as t from espd.events";
+    assert_eq!(run(&pool, times).await, Ok(json!([{"t": "2024-02-29T12:00:00.123456"}])));
+}
+
+#[tokio::test]
+async fn a_conflict_carries_what_was_expected_and_what_is() {
+    let (pool, _) = store().await;
+    let append = |expected: &str| {
+        format!(
+            "select version from espd.append_events(array['{A}']::uuid[], array['X'], array['1']::jsonb[],
+               array[{expected}]::bigint[])"
+        )
+    };
+    run(&pool, &append("0")).await.unwrap();
+    for expected in ["0", "9223372036854775807"] {
+        let expected_number: i64 = expected.parse().unwrap();
+        let detail = json!({"aggregate_id": A, "expected": expected_number, "actual": 1});
+        assert_eq!(run(&pool, &append(expected)).await, Err(("ES001".to_owned(), detail)));
+    }
+}
+
+/// Plans outlive the size that the table had when they were made.
+#[tokio::test]
+async fn a_bulk_load_into_a_small_table_does_not_scan_it() {
+    let (pool, store) = store().await;
+    let mut connection = pool.acquire().await.unwrap();
+    let few: Vec<_> = (0..60).map(|_| happened(Uuid::new_v4())).collect();
+    store.append_in(&mut connection, &few).await.unwrap();
+    sqlx::raw_sql("vacuum analyze espd.events").execute(&mut *connection).await.unwrap();
+    for event in &few {
+        let repeated = [happened(event.aggregate_id).expecting(Exact(1))];
+        store.append_in(&mut connection, &repeated).await.unwrap();
+        store.append_in(&mut connection, &repeated).await.unwrap();
+        store
+            .append_in(&mut connection, &[happened(event.aggregate_id), happened(Uuid::new_v4())])
+            .await
+            .unwrap();
+    }
+    // A session reports what it did when it ends, at the latest.
+    connection.close().await.unwrap();
+    let counts = "select seq_scan, idx_scan from pg_stat_user_tables where relid = 'espd.events'::regclass";
+    let until_reported = async {
+        loop {
+            let (scans, index_scans): (i64, i64) = sqlx::query_as(counts).fetch_one(&pool).await.unwrap();
+            if index_scans >= 180 {
+                return scans;
+            }
+        }
+    };
+    assert_eq!(timeout(LONG, until_reported).await.expect("a report"), 0);
+}
+
+#[tokio::test]
+async fn an_index_of_somebody_else_speaks_for_itself() {
+    let (pool, store) = store().await;
+    let index = "create unique index one_email on espd.events ((body->>'email'))";
+    sqlx::raw_sql(index).execute(&pool).await.unwrap();
+    let event =
+        || NewEvent { body: super::json(r#"{"email": "a@example.com"}"#), ..happened(Uuid::new_v4()) };
+    store.append(&[event()]).await.unwrap();
+    for events in [vec![event()], vec![event(), event()], vec![event().expecting(Absent)]] {
+        match timeout(LONG, store.append(&events)).await.expect("an answer") {
+            Err(AppendError::Database(error)) => {
+                assert_eq!(refusal(&error).0, "23505");
+                assert_eq!(refusal(&error).1, "one_email");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(count(&pool).await, 1);
+}
+
+#[tokio::test]
+async fn a_writer_needs_no_right_to_change_or_delete() {
+    let (pool, _) = store().await;
+    // Roles belong to the server, which other tests share.
+    let role = format!("writer_{}", Uuid::new_v4().simple());
+    let grants = format!(
+        "create role {role};
+         grant usage on schema espd to {role};
+         grant select, insert on espd.events to {role};"
+    );
+    sqlx::raw_sql(AssertSqlSafe(grants)).execute(&pool).await.unwrap();
+    let mut connection = pool.acquire().await.unwrap();
+    let set_role = format!("set role {role}; set search_path = public");
+    sqlx::raw_sql(AssertSqlSafe(set_role)).execute(&mut *connection).await.unwrap();
+
+    let store = PostgresEventStore::new(pool.clone(), layout()).without_bell();
+    let a = Uuid::new_v4();
+    let events = [happened(a), happened(a)];
+    store.append_in(&mut connection, &events[..1]).await.unwrap();
+    store.append_in(&mut connection, &events[..1]).await.unwrap();
+    store.append_in(&mut connection, &[happened(a), happened(a).expecting(Exact(2))]).await.unwrap();
+    store.append_in(&mut connection, &events).await.unwrap_err();
+    let update = sqlx::query("update espd.events set version = 9").execute(&mut *connection).await;
+    assert_eq!(refusal(&update.unwrap_err()).0, "42501");
+    connection.close().await.unwrap();
+
+    let drop_role = format!("drop owned by {role}; drop role {role}");
+    sqlx::raw_sql(AssertSqlSafe(drop_role)).execute(&pool).await.unwrap();
+    assert_eq!(count(&pool).await, 3);
+}
+
+#[tokio::test]
+async fn a_store_may_live_in_any_schema() {
+    let (pool, espd) = store().await;
+    migrate_event_store(&pool, "select").await.unwrap();
+    let other = PostgresEventStore::new(pool.clone(), Layout::espd("select").unwrap());
+    let a = Uuid::new_v4();
+    other.append(&[happened(a).expecting(Absent)]).await.unwrap();
+    other.append(&[happened(a), happened(a)]).await.unwrap();
+    espd.append(&[happened(a).expecting(Absent)]).await.unwrap();
+    let event = json!({"aggregate_id": a, "type": "X", "body": 1, "expected_version": 3});
+    run(&pool, &format!(r#"select * from "select".append('{event}')"#)).await.unwrap();
+    assert_eq!(other.read_after(0, None, None, 10).await.unwrap().len(), 4);
+    assert_eq!(espd.read_after(0, None, None, 10).await.unwrap().len(), 1);
+}

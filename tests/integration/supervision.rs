@@ -1,0 +1,6 @@
+//! Workers as real processes: started, watched, restarted, killed, stopped.
+
+mod hooks;
+mod isolation;
+mod restarts;
+mod workers;
