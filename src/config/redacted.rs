@@ -175,14 +175,14 @@ fn show_handling(shown: &mut Value, handling: &Handling) {
                 shown.as_object_mut().map(|keys| keys.remove(key));
             }
         }
-        Handling::Command(command) => {
-            shown["events"] = show_events(&command.events);
-            shown["command"] = json!(command.command);
-            shown["command_timeout"] = json!(format_duration(command.timeout));
-            if let Some(memory_max) = command.memory_max {
+        Handling::Program(program) => {
+            shown["events"] = show_events(&program.events);
+            shown["command"] = json!(program.command);
+            shown["command_timeout"] = json!(format_duration(program.timeout));
+            if let Some(memory_max) = program.memory_max {
                 shown["command_memory_max"] = json!(format_size(memory_max.cast_signed()));
             }
-            let hidden = command.environment.keys().map(|name| (name.clone(), json!("***")));
+            let hidden = program.environment.keys().map(|name| (name.clone(), json!("***")));
             shown["command_environment"] = hidden.collect::<Map<_, _>>().into();
         }
         Handling::Webhook(webhook) => {

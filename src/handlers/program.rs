@@ -24,7 +24,7 @@ use tracing::warn;
 
 use crate::event::Position;
 use crate::handlers::batch::{Ledger, RowTables, TableShape};
-use crate::processing::declaration::{BatchLimits, CommandDeclaration, ProcessorDeclaration};
+use crate::processing::declaration::{BatchLimits, ProcessorDeclaration, ProgramDeclaration};
 use crate::processing::emission::{Emitter, Source};
 use crate::processing::failure::{Failure, TEXT_MAX};
 use crate::processing::processor::{Base, Delivery, Processor, ProcessorError, ProcessorKind, Turn, Turned};
@@ -43,9 +43,9 @@ const IDLE_GRACE: Duration = Duration::from_secs(60);
 
 /// A processor whose events a program handles.
 #[derive(Debug)]
-pub(crate) struct CommandProcessor {
+pub(crate) struct ProgramProcessor {
     base: Base,
-    command: CommandDeclaration,
+    program: ProgramDeclaration,
     emitter: Emitter,
     tables: RowTables,
     pace: Pace,
@@ -55,16 +55,16 @@ pub(crate) struct CommandProcessor {
     worker: Option<Worker>,
 }
 
-impl CommandProcessor {
-    pub(crate) fn new(base: Base, command: CommandDeclaration) -> Self {
+impl ProgramProcessor {
+    pub(crate) fn new(base: Base, program: ProgramDeclaration) -> Self {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
         let (tables, pace) = (RowTables::default(), Pace::new());
-        Self { base, command, emitter, tables, pace, batch: 0, worker: None }
+        Self { base, program, emitter, tables, pace, batch: 0, worker: None }
     }
 }
 
 #[async_trait]
-impl Processor for CommandProcessor {
+impl Processor for ProgramProcessor {
     fn name(&self) -> &str {
         self.base.name()
     }
@@ -101,7 +101,7 @@ impl Processor for CommandProcessor {
         let limits = BatchLimits { size: self.pace.size().min(turn.limits.size), ..*turn.limits };
         let turn = Turn { limits: &limits, ..turn };
         let begun = Instant::now();
-        let idle_max = self.command.timeout.saturating_add(IDLE_GRACE);
+        let idle_max = self.program.timeout.saturating_add(IDLE_GRACE);
         let Some(mut ledger) = Ledger::open(connection, &self.base, &turn, idle_max).await? else {
             return Ok(Turned::Lost);
         };
@@ -112,7 +112,7 @@ impl Processor for CommandProcessor {
         // From here on the worker knows what the database does not; it comes back when that is committed whole.
         let Some(mut worker) = self.worker.take() else { return Ok(Turned::Lost) };
         self.batch += 1;
-        let (tables, emitter, patience) = (&self.tables, &self.emitter, self.command.timeout);
+        let (tables, emitter, patience) = (&self.tables, &self.emitter, self.program.timeout);
         let exchange = Exchange::new(&mut worker, &mut ledger, tables, emitter, patience);
         let held = exchange.hold(self.batch, &deliveries).await?;
         if let Some(trouble) = held.trouble {
@@ -137,7 +137,7 @@ impl Processor for CommandProcessor {
     }
 }
 
-impl CommandProcessor {
+impl ProgramProcessor {
     /// Starts a worker where there is none.
     async fn ensure_worker(&mut self) -> Result<(), ProcessorError> {
         if self.worker.as_mut().is_some_and(Worker::is_alive) {
@@ -145,7 +145,7 @@ impl CommandProcessor {
         }
         self.worker = None;
         let hello = hello(&self.base.declaration, &self.tables);
-        let started = Worker::start(&self.command, &hello).await;
+        let started = Worker::start(&self.program, &hello).await;
         let unavailable =
             |error: StartError| ProcessorError::Unavailable { message: error.to_string(), wait: None };
         self.worker = Some(started.map_err(unavailable)?);

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::postgres::source_text::SourceText;
 pub use isolation::Isolation;
-pub use program::{CommandDeclaration, Secret};
+pub use program::{ProgramDeclaration, Secret};
 pub use reaction::{Reaction, Start};
 pub use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret, WebhookDeclaration};
 
@@ -66,7 +66,7 @@ impl ProcessorDeclaration {
     pub fn handlers(&self) -> &[Handler] {
         match &self.handling {
             Handling::Sql(handlers) => handlers,
-            Handling::Native(_) | Handling::Command(_) | Handling::Webhook(_) => &[],
+            Handling::Native(_) | Handling::Program(_) | Handling::Webhook(_) => &[],
         }
     }
 
@@ -75,7 +75,7 @@ impl ProcessorDeclaration {
         match &self.handling {
             Handling::Sql(handlers) => union(handlers.iter().map(|handler| &handler.events)),
             Handling::Native(events) => events.types(),
-            Handling::Command(command) => command.events.types(),
+            Handling::Program(program) => program.events.types(),
             Handling::Webhook(webhook) => webhook.events.types(),
         }
     }
@@ -90,7 +90,7 @@ impl ProcessorDeclaration {
         match self.handling {
             Handling::Sql(_) => false,
             Handling::Native(_) => self.kind() == ProcessorKind::Reactor,
-            Handling::Command(_) | Handling::Webhook(_) => true,
+            Handling::Program(_) | Handling::Webhook(_) => true,
         }
     }
 }
@@ -112,7 +112,7 @@ pub enum Handling {
     /// Rust, in the program that has registered a processor of this name.
     Native(HandledEvents),
     /// A child process, in any language.
-    Command(CommandDeclaration),
+    Program(ProgramDeclaration),
     /// A receiver of HTTP requests. Reactors only.
     Webhook(WebhookDeclaration),
 }

@@ -13,7 +13,7 @@ use tracing::error;
 use super::{Assignment, task};
 use crate::config::WorkerSettings;
 use crate::handlers::native::Registry;
-use crate::handlers::program::CommandProcessor;
+use crate::handlers::program::ProgramProcessor;
 use crate::handlers::sql::SqlProcessor;
 use crate::handlers::webhook::Webhook;
 use crate::process::exit_code::Exit;
@@ -187,7 +187,7 @@ impl Foundation {
                 Ok(Box::new(made.map_err(|fault| fault.to_string())?))
             }
             Handling::Native(_) => Ok(Box::new(self.registry.make(base(events))?)),
-            Handling::Command(command) => Ok(Box::new(CommandProcessor::new(base(events), command.clone()))),
+            Handling::Program(program) => Ok(Box::new(ProgramProcessor::new(base(events), program.clone()))),
             Handling::Webhook(webhook) => Ok(Box::new(Webhook::new(base(events), webhook)?)),
         }
     }

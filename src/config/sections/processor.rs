@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::isolation::read_isolation;
-use super::program::{read_command, refuse_companions};
+use super::program::{read_program, refuse_companions};
 use super::store::{read_batch_limits, read_retry};
 use super::webhook::read_webhook;
 use crate::config::keys::{self, Keys};
@@ -162,7 +162,7 @@ fn read_handling(section: &Section<'_>, form: &Form) -> Option<Handling> {
         refuse_companions(section);
     }
     match way {
-        Some("command") => read_command(section).map(Handling::Command),
+        Some("command") => read_program(section).map(Handling::Program),
         Some("webhook") => read_webhook(section).map(Handling::Webhook),
         Some("native") => read_native(section),
         _ => {

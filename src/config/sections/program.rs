@@ -6,13 +6,13 @@ use std::time::Duration;
 use super::processor::{ADVISE_EVENTS, read_events};
 use crate::config::reader::tree::Section;
 use crate::config::reader::value::Value;
-use crate::processing::declaration::{CommandDeclaration, Secret};
+use crate::processing::declaration::{ProgramDeclaration, Secret};
 
 /// The keys that belong to `command`.
 const COMPANIONS: [&str; 3] = ["command_timeout", "command_memory_max", "command_environment"];
 
 /// The program, or `None` where a fault leaves it incomplete.
-pub(crate) fn read_command(section: &Section<'_>) -> Option<CommandDeclaration> {
+pub(crate) fn read_program(section: &Section<'_>) -> Option<ProgramDeclaration> {
     // Everything is read before anything is given up, so that all faults are noted.
     let value = section.value("command")?;
     let command = value.command();
@@ -27,8 +27,8 @@ pub(crate) fn read_command(section: &Section<'_>) -> Option<CommandDeclaration> 
     let timeout = section.value("command_timeout").and_then(|value| value.duration(timeouts));
     let memory_max = section.value("command_memory_max").and_then(|value| value.size(16 << 20..=1 << 40));
     let environment = section.value("command_environment").map(|value| read_environment(&value));
-    let declaration = CommandDeclaration::new(events?, command?, value.folder());
-    Some(CommandDeclaration {
+    let declaration = ProgramDeclaration::new(events?, command?, value.folder());
+    Some(ProgramDeclaration {
         place: value.place(),
         timeout: timeout.unwrap_or(declaration.timeout),
         memory_max: memory_max.and_then(|size| u64::try_from(size).ok()),

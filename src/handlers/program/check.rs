@@ -4,13 +4,13 @@ use super::hello;
 use super::session::Worker;
 use crate::handlers::batch::RowTables;
 use crate::handlers::sql::Fault;
-use crate::processing::declaration::{CommandDeclaration, ProcessorDeclaration};
+use crate::processing::declaration::{ProcessorDeclaration, ProgramDeclaration};
 
 /// What is wrong with a program and the tables that it writes, as far as that shows without an event. It is started, greeted
 /// and let go.
 pub(crate) async fn check(
     declaration: &ProcessorDeclaration,
-    command: &CommandDeclaration,
+    program: &ProgramDeclaration,
     tables: &RowTables,
 ) -> Vec<Fault> {
     let keyless = tables.shapes().iter().filter(|shape| shape.key.is_empty());
@@ -22,9 +22,9 @@ pub(crate) async fn check(
             fault.with_hint("a program names rows by their keys: make one of the columns a primary key")
         })
         .collect();
-    match Worker::start(command, &hello(declaration, tables)).await {
+    match Worker::start(program, &hello(declaration, tables)).await {
         Ok(worker) => worker.dismiss(super::DISMISSAL_GRACE).await,
-        Err(error) => faults.push(Fault::at(&command.place, 0, error.to_string())),
+        Err(error) => faults.push(Fault::at(&program.place, 0, error.to_string())),
     }
     faults
 }

@@ -22,7 +22,7 @@ use super::stderr::{self, LastWords};
 use crate::process::exit_code::describe_foreign_end;
 use crate::process::memory::resident_bytes_of_group;
 use crate::process::spawner::{close_files_on_exec, die_with_owner, on_spawning_thread};
-use crate::processing::declaration::CommandDeclaration;
+use crate::processing::declaration::ProgramDeclaration;
 
 /// What a worker inherits of espd's environment, beside all that begins with `LC_`.
 const INHERITED: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
@@ -69,7 +69,7 @@ pub(super) enum Broken {
 
 impl Child {
     /// Starts the program.
-    pub(super) fn start(processor: &str, declaration: &CommandDeclaration) -> io::Result<Self> {
+    pub(super) fn start(processor: &str, declaration: &ProgramDeclaration) -> io::Result<Self> {
         let mut process = spawn(declaration)?;
         let group = process.id().map(|id| Pid::from_raw(id.cast_signed()));
         let (input, output, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
@@ -211,7 +211,7 @@ async fn write(input: &mut Option<ChildStdin>, bytes: &[u8]) -> io::Result<usize
     }
 }
 
-fn spawn(declaration: &CommandDeclaration) -> io::Result<tokio::process::Child> {
+fn spawn(declaration: &ProgramDeclaration) -> io::Result<tokio::process::Child> {
     let (program, arguments) =
         declaration.command.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
     let environment = environment(declaration, std::env::vars_os());
@@ -240,7 +240,7 @@ fn spawn(declaration: &CommandDeclaration) -> io::Result<tokio::process::Child> 
 
 /// What a worker may know of our environment, and what is declared for it.
 fn environment(
-    declaration: &CommandDeclaration,
+    declaration: &ProgramDeclaration,
     ours: impl Iterator<Item = (OsString, OsString)>,
 ) -> BTreeMap<OsString, OsString> {
     let is_inherited =
@@ -275,12 +275,12 @@ mod tests {
     use super::*;
     use crate::processing::declaration::HandledEvents;
 
-    fn declare(command: &[&str]) -> CommandDeclaration {
+    fn declare(command: &[&str]) -> ProgramDeclaration {
         let command = command.iter().map(ToString::to_string).collect();
-        CommandDeclaration::new(HandledEvents::All, command, std::env::temp_dir())
+        ProgramDeclaration::new(HandledEvents::All, command, std::env::temp_dir())
     }
 
-    fn shell(script: &str) -> CommandDeclaration {
+    fn shell(script: &str) -> ProgramDeclaration {
         declare(&["sh", "-c", script])
     }
 
@@ -364,7 +364,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (file, script) =
             (folder.path().join("ended"), "echo ready; cat >/dev/null; sleep 0.1; echo > ended");
-        let mut orderly = CommandDeclaration { folder: folder.path().to_owned(), ..shell(script) };
+        let mut orderly = ProgramDeclaration { folder: folder.path().to_owned(), ..shell(script) };
         let mut child = Child::start("p", &orderly).unwrap();
         hear(&mut child).await.unwrap();
         child.dismiss(Duration::from_secs(20)).await;

@@ -10,7 +10,7 @@ use super::lines::LineError;
 use super::process::{Broken, Child};
 use super::protocol::{Hello, Message, Order, VERSION};
 use super::stderr::{self, Allowance, Verdict, confess, cut};
-use crate::processing::declaration::CommandDeclaration;
+use crate::processing::declaration::ProgramDeclaration;
 
 /// How long a program may always take to begin: it loads more than it does for an answer.
 const START_MIN: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ fn words(last_words: Option<&str>) -> String {
 impl Worker {
     /// Starts the program and waits until it is ready.
     pub(super) async fn start(
-        declaration: &CommandDeclaration,
+        declaration: &ProgramDeclaration,
         hello: &Hello<'_>,
     ) -> Result<Self, StartError> {
         let program = declaration.command.first().cloned().unwrap_or_default();

@@ -225,10 +225,10 @@ impl<'c> Scratch<'c> {
     async fn check(&mut self, declaration: &ProcessorDeclaration) -> Result<Vec<Fault>, sqlx::Error> {
         let mut faults = self.check_tables(declaration).await?;
         // Handlers cannot be judged without their tables.
-        if let (Handling::Command(command), true) = (&declaration.handling, faults.is_empty()) {
+        if let (Handling::Program(program), true) = (&declaration.handling, faults.is_empty()) {
             let tables =
                 RowTables::read(&mut self.transaction, &self.schema, &declaration.table_names()).await?;
-            return Ok(program::check(declaration, command, &tables).await);
+            return Ok(program::check(declaration, program, &tables).await);
         }
         if faults.is_empty() {
             faults.extend(self.check_function(declaration).await?);

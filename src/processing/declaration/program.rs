@@ -14,7 +14,7 @@ use super::{HandledEvents, SourceText};
 /// Serialization has the values of its environment in it: it is how a supervisor hands a declaration to a worker through
 /// a pipe. `Debug` has not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CommandDeclaration {
+pub struct ProgramDeclaration {
     /// The events that it is sent.
     pub events: HandledEvents,
     /// The program and its arguments. Never empty.
@@ -31,7 +31,7 @@ pub struct CommandDeclaration {
     pub environment: BTreeMap<String, Secret>,
 }
 
-impl CommandDeclaration {
+impl ProgramDeclaration {
     /// 30 s, as much memory as there is, and no variables of its own.
     pub fn new(events: HandledEvents, command: Vec<String>, folder: PathBuf) -> Self {
         let (place, timeout) = (SourceText::unplaced("command"), Duration::from_secs(30));
