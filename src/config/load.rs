@@ -15,9 +15,7 @@ use super::reader::tree::Section;
 use super::sections::admin::AdminSettings;
 use super::sections::hooks::read_hooks;
 use super::sections::processor::{Defaults, PROJECTOR, REACTOR, read_processor};
-use super::sections::store::{
-    EventStoreSettings, LogSettings, ProjectionsSettings, RunnerSettings, read_retry,
-};
+use super::sections::store::{EventStoreSettings, ProjectionsSettings, RunnerSettings, read_log, read_retry};
 use super::sections::upcast::read_upcast;
 use super::{Config, LookUp};
 use crate::processing::declaration::ProcessorDeclaration;
@@ -104,7 +102,7 @@ fn read_sections(file: &Section<'_>, config: &mut Config) {
         config.retry = read_retry(&retry, RetryPolicy::default());
     }
     if let Some(log) = section("log", &keys::LOG) {
-        config.log = LogSettings::read(&log);
+        config.log = read_log(&log);
     }
     if let Some(hooks) = section("hooks", &keys::HOOKS) {
         config.hooks = read_hooks(&hooks);

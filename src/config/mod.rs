@@ -6,7 +6,6 @@
 //!
 //! `docs/configuration.md` describes every key; `config/espd.example.toml` shows each.
 
-mod database_url;
 mod json_schema;
 mod keys;
 mod load;
@@ -19,11 +18,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub use keys::known_keys;
 pub use reader::faults::{ConfigFaults, Fault};
 pub use sections::admin::{AdminSettings, Listen, Token};
-pub use sections::store::{EventStoreSettings, LogFormat, LogSettings, ProjectionsSettings, RunnerSettings};
+pub use sections::store::{EventStoreSettings, ProjectionsSettings, RunnerSettings};
+
+pub use crate::postgres::database_url::{DatabaseUrl, InvalidDatabaseUrl};
+pub use crate::telemetry::{LogFormat, LogSettings};
 
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::retry::RetryPolicy;

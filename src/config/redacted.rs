@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::database_url::DatabaseUrl;
 use super::reader::quantity::{format_duration, format_size};
 use super::sections::admin::{AdminSettings, Token};
 use super::{Config, EventStoreSettings};
+use crate::postgres::database_url::DatabaseUrl;
 use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handler, Handling, Header, ProcessorDeclaration, Reaction, SourceText, Start,
     WebhookDeclaration,

@@ -1,11 +1,13 @@
 //! Log lines: for people on a terminal, as JSON for programs. They go to standard error.
 
+mod settings;
+
 use std::io::IsTerminal as _;
 use std::panic::PanicHookInfo;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogFormat, LogSettings};
+pub use settings::{LogFormat, LogSettings};
 
 /// Starts logging. `RUST_LOG`, where set, wins over the configured level.
 pub fn start(settings: &LogSettings) {

@@ -13,8 +13,8 @@ use super::interpolation::{interpolate, is_interpolated};
 use super::quantity::{format_duration, format_size, parse_duration, parse_size};
 use super::string_literal::locate_characters;
 use super::tree::Section;
-use crate::config::database_url::DatabaseUrl;
 use crate::config::keys::{self, Keys};
+use crate::postgres::database_url::DatabaseUrl;
 use crate::processing::declaration::{SourceText, is_name};
 use crate::store::layout::identifier;
 

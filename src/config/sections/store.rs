@@ -6,13 +6,14 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
 use super::isolation::read_default_isolation;
-use crate::config::database_url::DatabaseUrl;
 use crate::config::keys;
 use crate::config::reader::tree::Section;
 use crate::config::reader::value::Value;
+use crate::postgres::database_url::DatabaseUrl;
 use crate::processing::declaration::{BatchLimits, Isolation};
 use crate::retry::{OnFailure, RetryPolicy, Strategy};
 use crate::store::layout::{EventSourceryNames, LayoutSettings};
+use crate::telemetry::{LogFormat, LogSettings};
 
 /// `[event_store]`: where the events are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,28 +56,6 @@ pub struct RunnerSettings {
     pub memory_max: Option<i64>,
     /// The longest delay before a worker that ends again and again is restarted.
     pub restart_max: Duration,
-}
-
-/// `[log]`: what is logged, and how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogSettings {
-    /// How a line looks.
-    pub format: LogFormat,
-    /// A filter that `tracing_subscriber::EnvFilter` accepts.
-    pub level: String,
-}
-
-/// How a line of the log looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// Human on a terminal, otherwise JSON.
-    #[default]
-    Auto,
-    /// For people.
-    Human,
-    /// One JSON object per line.
-    Json,
 }
 
 /// What `[log] format` accepts.
@@ -134,12 +113,6 @@ impl Default for RunnerSettings {
             memory_max: None,
             restart_max: Duration::from_secs(60),
         }
-    }
-}
-
-impl Default for LogSettings {
-    fn default() -> Self {
-        Self { format: LogFormat::default(), level: "info".into() }
     }
 }
 
@@ -215,17 +188,12 @@ impl RunnerSettings {
     }
 }
 
-impl LogSettings {
-    pub(crate) fn read(section: &Section<'_>) -> Self {
-        let default = Self::default();
-        Self {
-            format: section
-                .value("format")
-                .and_then(|word| word.choice(&LOG_FORMATS))
-                .unwrap_or(default.format),
-            level: section.value("level").and_then(|level| read_filter(&level)).unwrap_or(default.level),
-        }
-    }
+/// Reads `[log]`.
+pub(crate) fn read_log(section: &Section<'_>) -> LogSettings {
+    let default = LogSettings::default();
+    let format = section.value("format").and_then(|word| word.choice(&LOG_FORMATS));
+    let level = section.value("level").and_then(|level| read_filter(&level));
+    LogSettings { format: format.unwrap_or(default.format), level: level.unwrap_or(default.level) }
 }
 
 /// The bounds of a batch, as `[runner]` and `[projector]` have them.
