@@ -7,7 +7,7 @@ mod events;
 mod notifier;
 mod projections;
 
-use espd::handlers::native::{Declaration, Program};
+use espd::handlers::native::{Program, Registration};
 use espd::processing::declaration::Start;
 
 use events::{TodoAbandoned, TodoAdded, TodoAmended, TodoCompleted};
@@ -18,7 +18,7 @@ const BY_DUE_DATE: &str =
     "create index scheduled_todos_due_date on scheduled_todos (due_date) where due_date is not null";
 
 fn main() -> std::process::ExitCode {
-    let notifier = Declaration::reactor("todo_completed_notifier")
+    let notifier = Registration::reactor("todo_completed_notifier")
         .handles::<TodoAdded>()
         .handles::<TodoAmended>()
         .handles::<TodoCompleted>()

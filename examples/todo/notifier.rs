@@ -1,7 +1,7 @@
 //! Tells the stakeholder of a todo that it is done, once.
 
 use async_trait::async_trait;
-use espd::handlers::native::{Delivery, EventType, HandlerError, Reaction, Reactor};
+use espd::handlers::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -23,35 +23,47 @@ pub(crate) struct Notifier;
 
 #[async_trait]
 impl Reactor for Notifier {
-    async fn react(&mut self, event: &Delivery, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+    async fn react(
+        &mut self,
+        event: &Delivery,
+        context: &mut ReactorContext<'_>,
+    ) -> Result<(), HandlerError> {
         if let Some(TodoAdded(todo)) = event.read()? {
-            return remember(event, &todo, reaction).await;
+            return remember(event, &todo, context).await;
         }
         if let Some(TodoAmended(changes)) = event.read()? {
-            return amend(event, &changes, reaction).await;
+            return amend(event, &changes, context).await;
         }
-        let forgotten = forget(event, reaction).await?;
+        let forgotten = forget(event, context).await?;
         if let (Some(TodoCompleted { .. }), Some((title, Some(stakeholder_email)))) =
             (event.read()?, forgotten)
         {
-            reaction.emit(event.aggregate_id, &Notified { title, stakeholder_email })?;
+            context.emit(event.aggregate_id, &Notified { title, stakeholder_email })?;
         }
         Ok(())
     }
 }
 
-async fn remember(event: &Delivery, todo: &Fields, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+async fn remember(
+    event: &Delivery,
+    todo: &Fields,
+    context: &mut ReactorContext<'_>,
+) -> Result<(), HandlerError> {
     let text = |name: &str| todo.get(name).and_then(Value::as_str);
     sqlx::query("insert into notifiable_todos (todo_id, title, stakeholder_email) values ($1, $2, $3)")
         .bind(event.aggregate_id)
         .bind(text("title"))
         .bind(text("stakeholder_email"))
-        .execute(reaction.connection().await?)
+        .execute(context.connection().await?)
         .await?;
     Ok(())
 }
 
-async fn amend(event: &Delivery, changes: &Fields, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+async fn amend(
+    event: &Delivery,
+    changes: &Fields,
+    context: &mut ReactorContext<'_>,
+) -> Result<(), HandlerError> {
     sqlx::query(
         "update notifiable_todos set
            title             = case when $2 ? 'title' then $2->>'title' else title end,
@@ -60,7 +72,7 @@ async fn amend(event: &Delivery, changes: &Fields, reaction: &mut Reaction<'_>) 
     )
     .bind(event.aggregate_id)
     .bind(sqlx::types::Json(changes))
-    .execute(reaction.connection().await?)
+    .execute(context.connection().await?)
     .await?;
     Ok(())
 }
@@ -68,9 +80,9 @@ async fn amend(event: &Delivery, changes: &Fields, reaction: &mut Reaction<'_>) 
 /// What was known of a todo that is done or given up.
 async fn forget(
     event: &Delivery,
-    reaction: &mut Reaction<'_>,
+    context: &mut ReactorContext<'_>,
 ) -> Result<Option<(String, Option<String>)>, HandlerError> {
     let delete = "delete from notifiable_todos where todo_id = $1 returning title, stakeholder_email";
     let query = sqlx::query_as(delete).bind(event.aggregate_id);
-    Ok(query.fetch_optional(reaction.connection().await?).await?)
+    Ok(query.fetch_optional(context.connection().await?).await?)
 }

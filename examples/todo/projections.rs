@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use espd::handlers::native::{Declaration, Delivery, HandlerError, Projection, Projector};
+use espd::handlers::native::{Delivery, HandlerError, Projector, ProjectorContext, Registration};
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -37,8 +37,8 @@ pub(crate) struct OpenTodos {
 
 impl OpenTodos {
     /// A projector of such a table, both of the same name.
-    pub(crate) fn declaration(name: &str) -> Declaration {
-        of_todos(Declaration::projector(name)).table(name, OPEN_COLUMNS)
+    pub(crate) fn declaration(name: &str) -> Registration {
+        of_todos(Registration::projector(name)).table(name, OPEN_COLUMNS)
     }
 
     pub(crate) fn new(table: &'static str) -> Self {
@@ -117,15 +117,15 @@ impl Projector for OpenTodos {
     async fn project(
         &mut self,
         events: &[Delivery],
-        projection: &mut Projection<'_>,
+        context: &mut ProjectorContext<'_>,
     ) -> Result<(), HandlerError> {
         for event in events {
             if self.has_closed(event) {
-                self.write(projection.connection()).await?;
+                self.write(context.connection()).await?;
             }
             self.note(event)?;
         }
-        self.write(projection.connection()).await
+        self.write(context.connection()).await
     }
 }
 
@@ -146,24 +146,24 @@ impl Projector for CompletedTodos {
     async fn project(
         &mut self,
         events: &[Delivery],
-        projection: &mut Projection<'_>,
+        context: &mut ProjectorContext<'_>,
     ) -> Result<(), HandlerError> {
         for event in events {
             if self.open.has_closed(event) {
-                self.write(projection.connection()).await?;
+                self.write(context.connection()).await?;
             }
             if let Some(TodoCompleted { completed_on }) = event.read()? {
                 self.completed.insert(event.aggregate_id, completed_on);
             }
             self.open.note(event)?;
         }
-        self.write(projection.connection()).await
+        self.write(context.connection()).await
     }
 }
 
 impl CompletedTodos {
-    pub(crate) fn declaration() -> Declaration {
-        of_todos(Declaration::projector("completed_todos"))
+    pub(crate) fn declaration() -> Registration {
+        of_todos(Registration::projector("completed_todos"))
             .table("completed_todos", COMPLETED_COLUMNS)
             .table("incomplete_todos", OPEN_COLUMNS)
     }
@@ -186,7 +186,7 @@ impl CompletedTodos {
     }
 }
 
-fn of_todos(declaration: Declaration) -> Declaration {
+fn of_todos(declaration: Registration) -> Registration {
     declaration
         .handles::<TodoAdded>()
         .handles::<TodoAmended>()

@@ -1,7 +1,7 @@
 //! Processors written in Rust, in a program of the user's that espd is a part of.
 //!
 //! ```no_run
-//! use espd::handlers::native::{Declaration, Delivery, EventType, HandlerError, Program, Projection, Projector};
+//! use espd::handlers::native::{Registration, Delivery, EventType, HandlerError, Program, ProjectorContext, Projector};
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Serialize, Deserialize)]
@@ -17,13 +17,13 @@
 //!
 //! #[async_trait::async_trait]
 //! impl Projector for Titles {
-//!     async fn project(&mut self, events: &[Delivery], projection: &mut Projection<'_>) -> Result<(), HandlerError> {
+//!     async fn project(&mut self, events: &[Delivery], context: &mut ProjectorContext<'_>) -> Result<(), HandlerError> {
 //!         for event in events {
 //!             let Some(added) = event.read::<TodoAdded>()? else { continue };
 //!             sqlx::query("insert into titles (todo_id, title) values ($1, $2)")
 //!                 .bind(event.aggregate_id)
 //!                 .bind(added.title)
-//!                 .execute(projection.connection())
+//!                 .execute(context.connection())
 //!                 .await
 //!                 .map_err(|error| event.failed(error))?;
 //!         }
@@ -32,7 +32,7 @@
 //! }
 //!
 //! fn main() -> std::process::ExitCode {
-//!     let titles = Declaration::projector("titles")
+//!     let titles = Registration::projector("titles")
 //!         .handles::<TodoAdded>()
 //!         .table("titles", "todo_id uuid primary key, title text not null");
 //!     Program::new().projector(titles, || Titles).main()
@@ -43,17 +43,17 @@
 //! configuration file says where the events are, and may say how each processor is to be run (`native = true`).
 
 mod context;
-mod declaration;
 mod error;
 mod folding;
 mod processor;
+mod registration;
 mod registry;
 mod typed;
 
-pub use context::{Projection, Reaction};
-pub use declaration::Declaration;
+pub use context::{ProjectorContext, ReactorContext};
 pub use error::{EventError, HandlerError};
 pub use folding::{EventSourced, FoldingProjector, StateStored, StateStoredProjector};
+pub use registration::Registration;
 pub use registry::{Program, Registry};
 pub use typed::EventType;
 
@@ -76,17 +76,18 @@ pub trait Projector: Send + Sync {
     async fn project(
         &mut self,
         events: &[Delivery],
-        projection: &mut Projection<'_>,
+        context: &mut ProjectorContext<'_>,
     ) -> Result<(), HandlerError>;
 }
 
 /// Acts, and may emit events.
 #[async_trait]
 pub trait Reactor: Send + Sync {
-    /// Handles one event. What it emits and writes through `reaction` commits together with the position; what it does
+    /// Handles one event. What it emits and writes through `context` commits together with the position; what it does
     /// beside that may be done again after a crash, with the same event.
     ///
     /// # Errors
     /// Whatever keeps it from handling the event: what it has emitted and written for it is undone.
-    async fn react(&mut self, event: &Delivery, reaction: &mut Reaction<'_>) -> Result<(), HandlerError>;
+    async fn react(&mut self, event: &Delivery, context: &mut ReactorContext<'_>)
+    -> Result<(), HandlerError>;
 }

@@ -14,12 +14,12 @@ use crate::handlers::batch::{Action, Ledger};
 use crate::processing::emission::Emission;
 
 /// The transaction of a projector's batch.
-pub struct Projection<'p> {
+pub struct ProjectorContext<'p> {
     pub(super) ledger: &'p mut (dyn Transaction + 'p),
 }
 
 /// The transaction of a reactor's batch, at one event.
-pub struct Reaction<'r> {
+pub struct ReactorContext<'r> {
     pub(super) ledger: &'r mut (dyn Transaction + 'r),
     pub(super) replaying: bool,
     pub(super) actions: Vec<Action>,
@@ -50,7 +50,7 @@ impl Transaction for Ledger<'_> {
     }
 }
 
-impl Projection<'_> {
+impl ProjectorContext<'_> {
     /// The connection that the transaction is open on. The search path begins with the schema of the
     /// projections. Beginning, committing and rolling back are not the handler's; savepoints are.
     pub fn connection(&mut self) -> &mut PgConnection {
@@ -66,8 +66,8 @@ impl Projection<'_> {
     }
 }
 
-impl Reaction<'_> {
-    /// The connection that the transaction is open on, as [`Projection::connection`].
+impl ReactorContext<'_> {
+    /// The connection that the transaction is open on, as [`ProjectorContext::connection`].
     ///
     /// # Errors
     /// The database could not begin what it may have to undo.

@@ -22,26 +22,26 @@ pub struct EventError {
 
 /// What an error means for the batch.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum Classified {
     /// The handler could not handle an event: this one, if it is known.
     Failed { event_id: Option<Position>, failure: Failure },
     /// The database could not do it now; the handler is innocent.
     Infrastructure(sqlx::Error),
 }
 
-pub(super) fn judge(error: HandlerError) -> Verdict {
+pub(super) fn classify(error: HandlerError) -> Classified {
     let (event_id, error) = match error.downcast::<EventError>() {
         Ok(known) => (Some(known.event_id), known.source),
         Err(error) => (None, error),
     };
     match error.downcast::<sqlx::Error>() {
-        Ok(error) if is_outage(&error) => Verdict::Infrastructure(*error),
-        Ok(error) => Verdict::Failed { event_id, failure: Failure::of_database(&error) },
+        Ok(error) if is_outage(&error) => Classified::Infrastructure(*error),
+        Ok(error) => Classified::Failed { event_id, failure: Failure::of_database(&error) },
         Err(error) => match find_database_error(error.as_ref()) {
             Some(inner) if is_outage(inner) => {
-                Verdict::Infrastructure(sqlx::Error::Io(std::io::Error::other(chain(error.as_ref()))))
+                Classified::Infrastructure(sqlx::Error::Io(std::io::Error::other(chain(error.as_ref()))))
             }
-            _ => Verdict::Failed { event_id, failure: Failure::of_processor(chain(error.as_ref())) },
+            _ => Classified::Failed { event_id, failure: Failure::of_processor(chain(error.as_ref())) },
         },
     }
 }
@@ -87,13 +87,13 @@ mod tests {
 
     #[test]
     fn an_error_is_a_handlers_unless_the_database_was_not_there() {
-        let failed = |error: HandlerError| matches!(judge(error), Verdict::Failed { .. });
+        let failed = |error: HandlerError| matches!(classify(error), Classified::Failed { .. });
         assert!(failed("no such customer".into()));
         assert!(failed(Box::new(sqlx::Error::RowNotFound)));
         assert!(!failed(Box::new(sqlx::Error::PoolTimedOut)));
         let wrapped = EventError { event_id: 7, source: Box::new(sqlx::Error::PoolTimedOut) };
         assert!(!failed(Box::new(wrapped)));
         let known = EventError { event_id: 7, source: "no".into() };
-        assert!(matches!(judge(Box::new(known)), Verdict::Failed { event_id: Some(7), .. }));
+        assert!(matches!(classify(Box::new(known)), Classified::Failed { event_id: Some(7), .. }));
     }
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Delivery, HandlerError, Projection, Projector};
+use super::{Delivery, HandlerError, Projector, ProjectorContext};
 use crate::event::{Event, Version};
 
 /// Keeps a state of its own for each key: loads it, lets events change it, saves it.
@@ -58,16 +58,16 @@ impl<S: StateStored> Projector for StateStoredProjector<S> {
     async fn project(
         &mut self,
         events: &[Delivery],
-        projection: &mut Projection<'_>,
+        context: &mut ProjectorContext<'_>,
     ) -> Result<(), HandlerError> {
         for (key, events) in by_key(events, |event| self.0.key(event)) {
             let last = events[events.len() - 1];
-            let loaded = self.0.load(key, projection.connection()).await;
+            let loaded = self.0.load(key, context.connection()).await;
             let mut state = loaded.map_err(|error| last.failed(error))?.unwrap_or_default();
             for event in &events {
                 self.0.evolve(&mut state, event).map_err(|error| event.failed(error))?;
             }
-            let saved = self.0.save(key, &state, projection.connection()).await;
+            let saved = self.0.save(key, &state, context.connection()).await;
             // Nobody knows which of its events made the state one that cannot be saved.
             saved.map_err(|error| if events.len() == 1 { last.failed(error) } else { error })?;
         }
@@ -110,16 +110,16 @@ impl<S: EventSourced> Projector for FoldingProjector<S> {
     async fn project(
         &mut self,
         events: &[Delivery],
-        projection: &mut Projection<'_>,
+        context: &mut ProjectorContext<'_>,
     ) -> Result<(), HandlerError> {
         for (aggregate_id, events) in by_key(events, |event| event.aggregate_id) {
             let last = events[events.len() - 1];
-            let history = projection.read_aggregate(aggregate_id, last.version).await?;
+            let history = context.read_aggregate(aggregate_id, last.version).await?;
             let mut state = S::State::default();
             for event in &history {
                 self.0.evolve(&mut state, event).map_err(|error| blame(&events, event, error))?;
             }
-            let saved = self.0.save(aggregate_id, last.version, &state, projection.connection()).await;
+            let saved = self.0.save(aggregate_id, last.version, &state, context.connection()).await;
             saved.map_err(|error| if events.len() == 1 { last.failed(error) } else { error })?;
         }
         Ok(())

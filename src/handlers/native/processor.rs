@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use sqlx::{Connection as _, PgConnection};
 
-use super::context::{Projection, Reaction};
-use super::error::{HandlerError, Verdict, judge};
+use super::context::{ProjectorContext, ReactorContext};
+use super::error::{Classified, HandlerError, classify};
 use super::{Projector, Reactor};
 use crate::event::Position;
 use crate::handlers::batch::{Applied, EventEffects, Ledger, RowTables};
@@ -23,7 +23,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(300);
 
 /// Makes instances of a handler.
 #[derive(Clone)]
-pub(super) enum Make {
+pub(super) enum HandlerFactory {
     Projector(Arc<dyn Fn() -> Box<dyn Projector> + Send + Sync>),
     Reactor(Arc<dyn Fn() -> Box<dyn Reactor> + Send + Sync>),
 }
@@ -33,11 +33,18 @@ enum Handler {
     Reactor(Box<dyn Reactor>),
 }
 
-impl Make {
-    fn make(&self) -> Handler {
+impl HandlerFactory {
+    fn create(&self) -> Handler {
         match self {
             Self::Projector(make) => Handler::Projector(make()),
             Self::Reactor(make) => Handler::Reactor(make()),
+        }
+    }
+
+    pub(super) fn kind(&self) -> ProcessorKind {
+        match self {
+            Self::Projector(_) => ProcessorKind::Projector,
+            Self::Reactor(_) => ProcessorKind::Reactor,
         }
     }
 }
@@ -46,7 +53,7 @@ impl Make {
 pub(crate) struct NativeProcessor {
     base: Base,
     emitter: Emitter,
-    make: Make,
+    factory: HandlerFactory,
     /// `None` after a failure: what it remembers may not be what the database remembers.
     handler: Option<Handler>,
 }
@@ -58,9 +65,9 @@ struct Handled {
 }
 
 impl NativeProcessor {
-    pub(super) fn new(base: Base, make: Make) -> Self {
+    pub(super) fn new(base: Base, factory: HandlerFactory) -> Self {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
-        Self { base, emitter, make, handler: None }
+        Self { base, emitter, factory, handler: None }
     }
 }
 
@@ -98,14 +105,14 @@ impl Processor for NativeProcessor {
         connection: &mut PgConnection,
         turn: Turn<'_>,
     ) -> Result<Turned, ProcessorError> {
-        let mut handler = self.handler.take().unwrap_or_else(|| self.make.make());
+        let mut handler = self.handler.take().unwrap_or_else(|| self.factory.create());
         let Some(mut ledger) = Ledger::open(connection, &self.base, &turn, SILENCE_MAX).await? else {
             self.handler = Some(handler);
             return Ok(Turned::Lost);
         };
         let (events, upto) = ledger.read().await?;
         let handled = match &mut handler {
-            Handler::Projector(projector) => project(projector, &self.make, &mut ledger, &events).await?,
+            Handler::Projector(projector) => project(projector, &self.factory, &mut ledger, &events).await?,
             Handler::Reactor(reactor) => {
                 react(reactor.as_mut(), &self.emitter, &mut ledger, &events, turn.limits.time).await?
             }
@@ -144,7 +151,7 @@ async fn finish(
 /// Hands a projector all events; and where it fails over one, those before it once more.
 async fn project(
     projector: &mut Box<dyn Projector>,
-    make: &Make,
+    factory: &HandlerFactory,
     ledger: &mut Ledger<'_>,
     events: &[Delivery],
 ) -> Result<Handled, ProcessorError> {
@@ -155,9 +162,9 @@ async fn project(
     let Err(error) = project_once(projector.as_mut(), ledger, events).await else {
         return Ok(Handled { events: events.len(), failure: None });
     };
-    let (event_id, failure) = match judge(error) {
-        Verdict::Infrastructure(error) => return Err(error.into()),
-        Verdict::Failed { event_id, failure } => (event_id, failure),
+    let (event_id, failure) = match classify(error) {
+        Classified::Infrastructure(error) => return Err(error.into()),
+        Classified::Failed { event_id, failure } => (event_id, failure),
     };
     let failed = event_id.and_then(|id| events.iter().position(|event| event.id == id));
     let Some(place) = failed.or((events.len() == 1).then_some(0)) else {
@@ -165,13 +172,13 @@ async fn project(
     };
     ledger.go_back().await?;
     if place > 0 {
-        if let Handler::Projector(another) = make.make() {
+        if let Handler::Projector(another) = factory.create() {
             *projector = another;
         }
         if let Err(error) = project_once(projector.as_mut(), ledger, &events[..place]).await {
-            return Err(match judge(error) {
-                Verdict::Infrastructure(error) => error.into(),
-                Verdict::Failed { failure, .. } => ProcessorError::Unattributed(Box::new(failure)),
+            return Err(match classify(error) {
+                Classified::Infrastructure(error) => error.into(),
+                Classified::Failed { failure, .. } => ProcessorError::Unattributed(Box::new(failure)),
             });
         }
     }
@@ -184,8 +191,8 @@ async fn project_once(
     ledger: &mut Ledger<'_>,
     events: &[Delivery],
 ) -> Result<(), HandlerError> {
-    let mut projection = Projection { ledger };
-    without_panic(projector.project(events, &mut projection)).await
+    let mut context = ProjectorContext { ledger };
+    without_panic(projector.project(events, &mut context)).await
 }
 
 /// Hands a reactor one event after the other, until one fails or the time is up.
@@ -201,18 +208,18 @@ async fn react(
     let (mut pending, mut done) = (Vec::new(), 0);
     for event in events {
         let source = Source::of(event);
-        let mut reaction = Reaction {
+        let mut context = ReactorContext {
             ledger: &mut *ledger,
             replaying: event.replaying,
             actions: Vec::new(),
             touched: false,
         };
-        let outcome = without_panic(reactor.react(event, &mut reaction)).await;
-        let Reaction { actions, touched, .. } = reaction;
+        let outcome = without_panic(reactor.react(event, &mut context)).await;
+        let ReactorContext { actions, touched, .. } = context;
         if let Err(error) = outcome {
-            let failure = match judge(error) {
-                Verdict::Infrastructure(error) => return Err(error.into()),
-                Verdict::Failed { failure, .. } => failure,
+            let failure = match classify(error) {
+                Classified::Infrastructure(error) => return Err(error.into()),
+                Classified::Failed { failure, .. } => failure,
             };
             if touched {
                 ledger.undo_event().await?;

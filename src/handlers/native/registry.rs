@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::declaration::Declaration;
-use super::processor::{Make, NativeProcessor};
+use super::processor::{HandlerFactory, NativeProcessor};
+use super::registration::Registration;
 use super::{Projector, Reactor};
 use crate::config::Config;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Reaction, Start, is_name};
@@ -20,7 +20,7 @@ pub struct Registry {
 
 struct Registered {
     declaration: ProcessorDeclaration,
-    make: Make,
+    factory: HandlerFactory,
 }
 
 /// A program that runs processors of its own: espd, with its command line.
@@ -39,11 +39,11 @@ impl Program {
     #[must_use]
     pub fn projector<P: Projector + 'static>(
         mut self,
-        declaration: Declaration,
+        registration: Registration,
         make: impl Fn() -> P + Send + Sync + 'static,
     ) -> Self {
-        let make = Make::Projector(Arc::new(move || Box::new(make())));
-        self.registry.add(declaration.complete(false), make);
+        let factory = HandlerFactory::Projector(Arc::new(move || Box::new(make())));
+        self.registry.add(registration, factory);
         self
     }
 
@@ -51,11 +51,11 @@ impl Program {
     #[must_use]
     pub fn reactor<R: Reactor + 'static>(
         mut self,
-        declaration: Declaration,
+        registration: Registration,
         make: impl Fn() -> R + Send + Sync + 'static,
     ) -> Self {
-        let make = Make::Reactor(Arc::new(move || Box::new(make())));
-        self.registry.add(declaration.complete(true), make);
+        let factory = HandlerFactory::Reactor(Arc::new(move || Box::new(make())));
+        self.registry.add(registration, factory);
         self
     }
 
@@ -80,13 +80,19 @@ impl Program {
 }
 
 impl Registry {
-    fn add(&mut self, declaration: ProcessorDeclaration, make: Make) {
+    fn add(&mut self, registration: Registration, factory: HandlerFactory) {
+        let declaration = registration.into_declaration();
         let name = declaration.name.clone();
+        if declaration.kind() != factory.kind() {
+            let (declared, made) = (declaration.kind().as_str(), factory.kind().as_str());
+            self.faults
+                .push(format!("{name} is declared as a {declared}, but the program registers a {made}"));
+        }
         if !is_name(&name) {
             let rule = "up to 48 of a-z, 0-9 and _, beginning with a letter or _";
             self.faults.push(format!("{name:?} is not a name for a processor: {rule}"));
         }
-        if self.processors.insert(name.clone(), Registered { declaration, make }).is_some() {
+        if self.processors.insert(name.clone(), Registered { declaration, factory }).is_some() {
             self.faults.push(format!("the program registers two processors called {name}"));
         }
     }
@@ -131,7 +137,7 @@ impl Registry {
     /// The processor of this declaration.
     pub(crate) fn make(&self, base: Base) -> Result<NativeProcessor, String> {
         match self.processors.get(base.name()) {
-            Some(registered) => Ok(NativeProcessor::new(base, registered.make.clone())),
+            Some(registered) => Ok(NativeProcessor::new(base, registered.factory.clone())),
             None => Err(format!("this program has not registered {}", base.name())),
         }
     }

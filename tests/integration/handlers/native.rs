@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use espd::handlers::native::{
-    Declaration, Delivery, EventType, HandlerError, Program, Projection, Projector,
+    Delivery, EventType, HandlerError, Program, Projector, ProjectorContext, Registration,
 };
 use espd::processing::dead_letters::DeadLetter;
 use espd::processing::processor::{Events, Processor};
@@ -54,7 +54,7 @@ impl Projector for Notes {
     async fn project(
         &mut self,
         events: &[Delivery],
-        projection: &mut Projection<'_>,
+        context: &mut ProjectorContext<'_>,
     ) -> Result<(), HandlerError> {
         self.projected.fetch_add(1, Ordering::Relaxed);
         for event in events {
@@ -68,7 +68,7 @@ impl Projector for Notes {
                 }
             }
             let note = sqlx::query("insert into notes (event_id) select $1 where 1 / $2::bigint is not null");
-            let noted = note.bind(event.id).bind(a.n).execute(projection.connection()).await;
+            let noted = note.bind(event.id).bind(a.n).execute(context.connection()).await;
             noted.map_err(|error| event.failed(error))?;
         }
         Ok(())
@@ -81,7 +81,7 @@ fn notes(poison: Poison) -> Box<dyn Processor> {
 
 fn notes_counting(poison: Poison, projected: Arc<AtomicU32>) -> Box<dyn Processor> {
     let table = "place bigint generated always as identity, event_id bigint";
-    let declaration = Declaration::projector("notes").handles::<A>().table("notes", table);
+    let declaration = Registration::projector("notes").handles::<A>().table("notes", table);
     let program =
         Program::new().projector(declaration, move || Notes { poison, projected: projected.clone() });
     make(&program, "notes")

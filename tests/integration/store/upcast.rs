@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use espd::handlers::native::{
-    Declaration, Delivery, EventType, HandlerError, Program, Projection, Projector,
+    Delivery, EventType, HandlerError, Program, Projector, ProjectorContext, Registration,
 };
 use espd::processing::declaration::SourceText;
 use espd::processing::processor::Events;
@@ -102,12 +102,12 @@ impl Projector for Titles {
     async fn project(
         &mut self,
         events: &[Delivery],
-        projection: &mut Projection<'_>,
+        context: &mut ProjectorContext<'_>,
     ) -> Result<(), HandlerError> {
         for event in events {
             let added: TodoAdded = event.read()?.ok_or("it handles nothing else")?;
             let insert = sqlx::query("insert into titles values ($1, $2)").bind(event.id).bind(added.title);
-            insert.execute(projection.connection()).await?;
+            insert.execute(context.connection()).await?;
         }
         Ok(())
     }
@@ -135,7 +135,7 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
             when: Some(SourceText::unplaced("event.body ? 'label'")),
         },
     ];
-    let declaration = Declaration::projector("titles")
+    let declaration = Registration::projector("titles")
         .handles::<TodoAdded>()
         .table("titles", "event_id bigint, title text not null");
     let program = Program::new().projector(declaration, || Titles);

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use espd::handlers::native::{Declaration, Delivery, EventType, HandlerError, Program, Reaction, Reactor};
+use espd::handlers::native::{
+    Delivery, EventType, HandlerError, Program, Reactor, ReactorContext, Registration,
+};
 use espd::processing::declaration::Start;
 use espd::processing::processor::Events;
 use espd::processing::runner::RunnerSettings;
@@ -43,22 +45,26 @@ struct Answering;
 
 #[async_trait]
 impl Reactor for Answering {
-    async fn react(&mut self, event: &Delivery, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+    async fn react(
+        &mut self,
+        event: &Delivery,
+        context: &mut ReactorContext<'_>,
+    ) -> Result<(), HandlerError> {
         let a: A = event.read()?.ok_or("it handles nothing else")?;
         let note = sqlx::query("insert into answers (event_id, replaying) values ($1, $2)");
-        let note = note.bind(event.id).bind(reaction.is_replaying());
-        note.execute(reaction.connection().await?).await?;
+        let note = note.bind(event.id).bind(context.is_replaying());
+        note.execute(context.connection().await?).await?;
         match a.n {
-            0 => reaction.emit(event.aggregate_id, &Shouted)?,
-            -1 => reaction.emit_expecting(event.aggregate_id, 7, &Answered { to: -1 })?,
-            n => reaction.emit(event.aggregate_id, &Answered { to: n })?,
+            0 => context.emit(event.aggregate_id, &Shouted)?,
+            -1 => context.emit_expecting(event.aggregate_id, 7, &Answered { to: -1 })?,
+            n => context.emit(event.aggregate_id, &Answered { to: n })?,
         }
         Ok(())
     }
 }
 
-fn answering() -> Declaration {
-    Declaration::reactor("answering")
+fn answering() -> Registration {
+    Registration::reactor("answering")
         .handles::<A>()
         .emits::<Answered>()
         .start(Start::Beginning)
@@ -173,19 +179,23 @@ struct Later;
 
 #[async_trait]
 impl Reactor for Later {
-    async fn react(&mut self, event: &Delivery, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+    async fn react(
+        &mut self,
+        event: &Delivery,
+        context: &mut ReactorContext<'_>,
+    ) -> Result<(), HandlerError> {
         let a: A = event.read()?.ok_or("it handles nothing else")?;
         let key = format!("key {}", a.n % 10);
         let hour = Duration::from_secs(3_600);
         let body = Answered { to: a.n };
         match a.n / 10 {
             // At once, and in an hour.
-            0 => reaction.emit_after(Duration::ZERO, None, event.aggregate_id, &body),
-            1 => reaction.emit_after(hour, Some(&key), event.aggregate_id, &body),
+            0 => context.emit_after(Duration::ZERO, None, event.aggregate_id, &body),
+            1 => context.emit_after(hour, Some(&key), event.aggregate_id, &body),
             // Earlier than said before.
-            2 => reaction.emit_after(Duration::from_millis(300), Some(&key), event.aggregate_id, &body),
+            2 => context.emit_after(Duration::from_millis(300), Some(&key), event.aggregate_id, &body),
             _ => {
-                reaction.cancel(&key);
+                context.cancel(&key);
                 Ok(())
             }
         }
@@ -193,7 +203,7 @@ impl Reactor for Later {
 }
 
 fn later(start: Start) -> Program {
-    let declaration = Declaration::reactor("later").handles::<A>().emits::<Answered>().start(start);
+    let declaration = Registration::reactor("later").handles::<A>().emits::<Answered>().start(start);
     Program::new().reactor(declaration, || Later)
 }
 

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use espd::event::{Event, Version};
 use espd::handlers::native::{
-    Declaration, Delivery, EventSourced, FoldingProjector, HandlerError, Program, StateStored,
+    Delivery, EventSourced, FoldingProjector, HandlerError, Program, Registration, StateStored,
     StateStoredProjector,
 };
 use sqlx::PgConnection;
@@ -86,7 +86,7 @@ async fn a_state_is_loaded_evolved_and_saved_across_batches() {
     let db = support::database().await;
     let last = history(&db).await;
     let declaration =
-        Declaration::projector("sums").handles::<A>().table("sums", "id uuid primary key, sum bigint");
+        Registration::projector("sums").handles::<A>().table("sums", "id uuid primary key, sum bigint");
     let program = Program::new().projector(declaration, || StateStoredProjector(Sums));
     let life = Life::begin_with(&db, make(&program, "sums"), settings(&db));
     reaches(&db.pool, "sums", last).await;
@@ -98,7 +98,7 @@ async fn a_state_is_loaded_evolved_and_saved_across_batches() {
 async fn a_history_is_folded_whatever_its_types() {
     let db = support::database().await;
     let last = history(&db).await;
-    let declaration = Declaration::projector("lengths")
+    let declaration = Registration::projector("lengths")
         .handles_type("B")
         .table("lengths", "id uuid primary key, version bigint, length bigint");
     let program = Program::new().projector(declaration, || FoldingProjector(Lengths));

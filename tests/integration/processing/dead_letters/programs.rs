@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use espd::handlers::native::{Declaration, Delivery, EventType, HandlerError, Program, Reaction, Reactor};
+use espd::handlers::native::{
+    Delivery, EventType, HandlerError, Program, Reactor, ReactorContext, Registration,
+};
 use espd::handlers::sql::SqlProcessor;
 use espd::processing::declaration::Start;
 use espd::processing::processor::{Events, Processor, ProcessorError, ProcessorKind, Turn, Turned};
@@ -35,14 +37,18 @@ struct Noting;
 
 #[async_trait]
 impl Reactor for Noting {
-    async fn react(&mut self, event: &Delivery, reaction: &mut Reaction<'_>) -> Result<(), HandlerError> {
+    async fn react(
+        &mut self,
+        event: &Delivery,
+        context: &mut ReactorContext<'_>,
+    ) -> Result<(), HandlerError> {
         let a: A = event.read()?.ok_or("it handles nothing else")?;
         if a.n == 0 {
             return Err("n is 0".into());
         }
         let note = sqlx::query("insert into notes (event_id, replaying) values ($1, $2)");
-        let note = note.bind(event.id).bind(reaction.is_replaying());
-        note.execute(reaction.connection().await?).await?;
+        let note = note.bind(event.id).bind(context.is_replaying());
+        note.execute(context.connection().await?).await?;
         Ok(())
     }
 }
@@ -50,7 +56,7 @@ impl Reactor for Noting {
 fn noting() -> Box<dyn Processor> {
     let table = "place bigint generated always as identity, event_id bigint, replaying boolean";
     let declaration =
-        Declaration::reactor("notes").handles::<A>().start(Start::Beginning).table("notes", table);
+        Registration::reactor("notes").handles::<A>().start(Start::Beginning).table("notes", table);
     let events = Events::SameDatabase(Layout::espd(SCHEMA).unwrap());
     Program::new().reactor(declaration, || Noting).processor("notes", SCHEMA, "public", events).unwrap()
 }

@@ -5,13 +5,15 @@ use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handling, Isolation, ProcessorDeclaration, Reaction, SourceText, Start,
     TableDeclaration,
 };
+use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 
 /// What a processor is called, which events it handles, and which tables it owns. How it is run (batches, retries,
 /// isolation) the configuration says.
 #[derive(Debug, Clone)]
-pub struct Declaration {
+pub struct Registration {
     name: String,
+    kind: ProcessorKind,
     version: i32,
     types: Vec<String>,
     tables: Vec<(String, String)>,
@@ -20,11 +22,21 @@ pub struct Declaration {
     start: Start,
 }
 
-impl Declaration {
+impl Registration {
     /// A projector of this name: up to 48 of `a-z`, `0-9` and `_`, unique among all processors.
     pub fn projector(name: &str) -> Self {
+        Self::new(name, ProcessorKind::Projector)
+    }
+
+    /// A reactor of this name.
+    pub fn reactor(name: &str) -> Self {
+        Self::new(name, ProcessorKind::Reactor)
+    }
+
+    fn new(name: &str, kind: ProcessorKind) -> Self {
         Self {
             name: name.to_owned(),
+            kind,
             version: 1,
             types: Vec::new(),
             tables: Vec::new(),
@@ -32,11 +44,6 @@ impl Declaration {
             emits: Vec::new(),
             start: Start::default(),
         }
-    }
-
-    /// A reactor of this name.
-    pub fn reactor(name: &str) -> Self {
-        Self::projector(name)
     }
 
     /// The version of its tables, from 1: raised when they have to be built anew.
@@ -90,7 +97,7 @@ impl Declaration {
     }
 
     /// The complete declaration, with defaults for what the configuration says.
-    pub(super) fn complete(self, is_reactor: bool) -> ProcessorDeclaration {
+    pub(super) fn into_declaration(self) -> ProcessorDeclaration {
         let place = |what: &str| format!("<{} of {} in the program>", what, self.name);
         let text = |sql: &str, what: &str| SourceText::new(sql, &place(what), 1, 1);
         let table = |(name, columns): &(String, String)| TableDeclaration {
@@ -108,7 +115,7 @@ impl Declaration {
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
-            reaction: is_reactor.then(|| Reaction {
+            reaction: (self.kind == ProcessorKind::Reactor).then(|| Reaction {
                 emits: self.emits.clone(),
                 start: self.start,
                 ..Reaction::default()
