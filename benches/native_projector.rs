@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
-use espd::handlers::native::Program;
+use espd::Program;
 use support::{Arguments, Installation, Report, Server, Spread};
 
 use projections::OpenTodos;

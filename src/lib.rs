@@ -58,3 +58,5 @@ pub mod config;
 pub mod daemon;
 pub mod espctl;
 pub mod operations;
+
+pub use daemon::Program;

@@ -7,7 +7,8 @@ mod events;
 mod notifier;
 mod projections;
 
-use espd::handlers::native::{Program, Registration};
+use espd::Program;
+use espd::handlers::native::Registration;
 use espd::processing::declaration::Start;
 
 use events::{TodoAbandoned, TodoAdded, TodoAmended, TodoCompleted};

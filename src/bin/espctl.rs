@@ -1,5 +1,5 @@
-//! The operator's tool.
+//! The operator's tool `espctl`. It writes the manual pages and completions of the daemon, too.
 
 fn main() -> std::process::ExitCode {
-    espd::espctl::main()
+    espd::espctl::main(espd::daemon::command())
 }

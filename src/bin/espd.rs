@@ -1,4 +1,4 @@
-//! The daemon.
+//! The daemon `espd`.
 
 fn main() -> std::process::ExitCode {
     espd::daemon::main()

@@ -16,8 +16,6 @@ mod sections;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 pub use keys::known_keys;
 pub use reader::faults::{ConfigFaults, Fault};
 pub use sections::admin::{AdminSettings, Listen, Token};
@@ -28,7 +26,6 @@ pub use crate::telemetry::{LogFormat, LogSettings};
 
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::retry::RetryPolicy;
-use crate::store::layout::LayoutSettings;
 use crate::store::upcast::Upcast;
 use crate::supervision::hooks::HookSettings;
 
@@ -154,33 +151,6 @@ impl Config {
         Some(self.projections.direct_url.as_ref().unwrap_or(url))
     }
 
-    /// What a worker of these processors needs, with the events at `event_store_url`: the configured URL,
-    /// or that of the private PostgreSQL.
-    pub fn worker_settings(
-        &self,
-        processors: &[&ProcessorDeclaration],
-        event_store_url: &DatabaseUrl,
-    ) -> WorkerSettings {
-        let elsewhere = self.projections.url.as_ref().filter(|url| *url != event_store_url);
-        let direct_url = match elsewhere {
-            Some(_) => &self.projections.direct_url,
-            None => &self.event_store.direct_url,
-        };
-        WorkerSettings {
-            event_store_url: self.event_store.direct_url.as_ref().unwrap_or(event_store_url).clone(),
-            batches_url: elsewhere.unwrap_or(event_store_url).clone(),
-            pooled: direct_url.is_some(),
-            layout: self.event_store.layout.clone(),
-            upcasts: self.upcasts.clone(),
-            event_store_schema: self.event_store.schema.clone(),
-            projections_url: elsewhere.cloned(),
-            projections_schema: self.projections.schema.clone(),
-            poll_interval_max: self.runner.poll_interval_max,
-            log: self.log.clone(),
-            processors: processors.iter().copied().cloned().collect(),
-        }
-    }
-
     /// A JSON Schema (draft 2020-12) of the files, for editors.
     pub fn json_schema() -> serde_json::Value {
         json_schema::schema()
@@ -191,34 +161,4 @@ impl Config {
     pub fn redacted(&self) -> serde_json::Value {
         redacted::redact(self)
     }
-}
-
-/// Everything that a worker child needs to run its processors.
-///
-/// Travels from the supervisor to the child as JSON through a pipe, **with its passwords**; it is not
-/// for showing. `Debug` hides them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct WorkerSettings {
-    /// The database of the events, for listening and looking: past a pooler, if there is one.
-    pub event_store_url: DatabaseUrl,
-    /// The database that batches run in, the one of the projections.
-    pub batches_url: DatabaseUrl,
-    /// Whether `batches_url` leads through a transaction pooler.
-    pub pooled: bool,
-    /// The shape of the event table.
-    pub layout: LayoutSettings,
-    /// How old events are read as new ones.
-    pub upcasts: Vec<Upcast>,
-    /// The schema of espd's own tables.
-    pub event_store_schema: String,
-    /// The database of the projections; `None`: the one of the events.
-    pub projections_url: Option<DatabaseUrl>,
-    /// The schema of the projections.
-    pub projections_schema: String,
-    /// The longest time between two looks at the store while nothing happens.
-    pub poll_interval_max: Duration,
-    /// What is logged, and how.
-    pub log: LogSettings,
-    /// The processors themselves, at least one.
-    pub processors: Vec<ProcessorDeclaration>,
 }

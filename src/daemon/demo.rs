@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::admin::{Endpoint, Limits};
 use crate::config::{AdminSettings, Config, Listen, parse_duration};
-use crate::daemon::plan;
+use crate::daemon::plan::supervision_plan;
 use crate::daemon::todo_history::TodoHistory;
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::espctl::render_status;
@@ -99,7 +99,7 @@ async fn show(
     let writing = PgPoolOptions::new().max_connections(1).connect(url.expose()).await?;
     let store = PostgresEventStore::new(writing.clone(), databases.layout.clone());
     let arriving = tokio::spawn(arrive(store, history, arguments.rate, stop.clone()));
-    let supervisor = Supervisor::new(plan(config, &Owner::draw())?);
+    let supervisor = Supervisor::new(supervision_plan(config, &Owner::draw())?);
     endpoint.show_workers(&supervisor);
     let (requesting, requested) = mpsc::channel(4);
     let pictures = paint_until_stopped(config, databases, stop);

@@ -2,6 +2,8 @@
 
 mod announce;
 pub(crate) mod demo;
+pub mod plan;
+mod program;
 mod readiness;
 mod reload;
 pub mod roster;
@@ -20,10 +22,12 @@ use crate::espctl;
 use crate::handlers::native::Registry;
 use crate::process::exit_code::{Exit, report};
 use crate::process::signal;
-use crate::processing::tracker::Owner;
-use crate::worker::{self, Assignment};
+use crate::worker;
 
-pub(crate) use reload::plan;
+pub use program::Program;
+
+use plan::single_assignment;
+use program::add_registered;
 
 #[derive(Parser)]
 #[command(
@@ -76,7 +80,7 @@ struct WorkerArguments {
 }
 
 /// The command line, for manual pages and completions.
-pub(crate) fn command() -> clap::Command {
+pub fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
 }
 
@@ -86,7 +90,7 @@ pub fn main() -> std::process::ExitCode {
 }
 
 /// As [`main`], with processors of the program's own.
-pub(crate) fn main_with(registry: Registry) -> std::process::ExitCode {
+fn main_with(registry: Registry) -> std::process::ExitCode {
     let cli = Cli::parse();
     report(run(cli, Arc::new(registry)))
 }
@@ -99,7 +103,9 @@ fn run(cli: Cli, registry: Arc<Registry>) -> anyhow::Result<()> {
         Command::Check => block_on(espctl::check(&config()?)),
         Command::Probe { question } => probe::run(&config()?, question),
         Command::Worker(arguments) if arguments.supervised => worker::run_supervised(registry),
-        Command::Worker(arguments) => worker::run(assignment(&config()?, &arguments.name)?, registry, false),
+        Command::Worker(arguments) => {
+            worker::run(single_assignment(&config()?, &arguments.name)?, registry, false)
+        }
     }
 }
 
@@ -116,7 +122,7 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 
 fn load(place: &Place, registry: &Registry) -> anyhow::Result<Config> {
     let mut config = Config::load(place.file()?).map_err(Exit::configuration)?;
-    registry.complete(&mut config).map_err(|faults| Exit::configuration(faults.join("\n")))?;
+    add_registered(&mut config, registry).map_err(|faults| Exit::configuration(faults.join("\n")))?;
     Ok(config)
 }
 
@@ -128,16 +134,6 @@ impl Place {
             )
         })
     }
-}
-
-fn assignment(config: &Config, name: &str) -> anyhow::Result<Assignment> {
-    let processor = config.processors.iter().find(|projector| projector.name == name);
-    let processor =
-        processor.ok_or_else(|| Exit::configuration(format!("no processor {name} is declared")))?;
-    let url = config.event_store.url.as_ref();
-    let url =
-        url.ok_or_else(|| Exit::configuration("a worker needs a database: write url under [event_store]"))?;
-    Ok(Assignment { owner: Owner::draw(), settings: config.worker_settings(&[processor], url) })
 }
 
 #[cfg(test)]

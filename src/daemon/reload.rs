@@ -8,14 +8,11 @@ use anyhow::Context as _;
 use sqlx::postgres::PgConnectOptions;
 use tracing::{info, warn};
 
+use super::program::add_registered;
 use crate::config::{Config, DatabaseUrl};
 use crate::daemon::roster::RosterPlace;
 use crate::handlers::native::Registry;
 use crate::process::exit_code::Exit;
-use crate::processing::tracker::Owner;
-use crate::supervision::lifecycle::Policy;
-use crate::supervision::{Plan, Program};
-use crate::worker::Assignment;
 
 /// What a daemon is configured to do, and where that stands.
 pub(super) struct Configured {
@@ -62,7 +59,7 @@ impl Configured {
 
     /// The new configuration with what only this daemon knows, or why it cannot be used.
     fn accept(&self, mut config: Config) -> Result<Config, Vec<String>> {
-        let mut faults = self.registry.complete(&mut config).err().unwrap_or_default();
+        let mut faults = add_registered(&mut config, &self.registry).err().unwrap_or_default();
         if config.processors.is_empty() {
             faults.push(NO_PROCESSOR.to_owned());
         }
@@ -90,26 +87,3 @@ impl Configured {
 }
 
 const NO_PROCESSOR: &str = "no processor is declared: see `espctl config example`";
-
-/// All workers of the configuration, working for `owner`.
-pub(crate) fn plan(config: &Config, owner: &Owner) -> anyhow::Result<Plan> {
-    let url = config.event_store.url.as_ref().context("the database is known by now")?;
-    let mut programs = Vec::new();
-    for (name, members) in config.workers() {
-        let assignment = Assignment { owner: owner.clone(), settings: config.worker_settings(&members, url) };
-        let processors = members.iter().map(|processor| processor.name.clone()).collect();
-        programs.push(Program { name, processors, settings: serde_json::to_string(&assignment)? });
-    }
-    let policy = Policy {
-        grace: config.runner.shutdown_timeout,
-        restart_max: config.runner.restart_max,
-        hang_timeout: config.runner.hang_timeout,
-        ..Policy::default()
-    };
-    Ok(Plan {
-        programs,
-        policy,
-        memory_max: config.runner.memory_max.map(i64::unsigned_abs),
-        hooks: config.hooks.clone(),
-    })
-}

@@ -9,8 +9,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use super::announce::{announce, summarise};
+use super::plan::supervision_plan;
 use super::readiness::wait_until_fit;
-use super::reload::{Configured, plan};
+use super::reload::Configured;
 use crate::admin::{Endpoint, Limits};
 use crate::config::Config;
 use crate::daemon::roster::{Roster, RosterPlace};
@@ -120,7 +121,8 @@ async fn supervise(
 ) -> anyhow::Result<()> {
     configured.require_processors()?;
     let owner = Owner::draw();
-    let supervisor = Supervisor::new(plan(&configured.config, &owner)?).watched_by(observers.manager);
+    let supervisor =
+        Supervisor::new(supervision_plan(&configured.config, &owner)?).watched_by(observers.manager);
     observers.show_workers(&supervisor);
     let (orders, ordered) = mpsc::channel(ORDERS_MAX);
     let (place, places) = watch::channel(configured.roster_place()?);
@@ -185,7 +187,7 @@ impl Steering<'_> {
         }
         self.observers.show_config(&self.configured.config);
         self.place.send_replace(self.configured.roster_place()?);
-        self.order(Order::Replace(Box::new(plan(&self.configured.config, &self.owner)?))).await
+        self.order(Order::Replace(Box::new(supervision_plan(&self.configured.config, &self.owner)?))).await
     }
 
     async fn order(&self, order: Order) -> anyhow::Result<()> {

@@ -7,7 +7,6 @@ use clap::{Args, CommandFactory as _, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::daemon;
 use crate::espctl::{Cli, output};
 
 #[derive(Args)]
@@ -20,8 +19,8 @@ pub(crate) struct CompletionsArguments {
     /// The shell that is to complete
     shell: Shell,
     /// The program whose arguments it is to complete
-    #[arg(long, value_enum, default_value_t = Program::Espctl)]
-    program: Program,
+    #[arg(long, value_enum, default_value_t = Binary::Espctl)]
+    program: Binary,
 }
 
 #[derive(Args)]
@@ -35,37 +34,38 @@ pub(crate) struct ManArguments {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Program {
+enum Binary {
     Espctl,
     Espd,
 }
 
-impl Program {
-    fn command(self) -> clap::Command {
+impl Binary {
+    /// The command line. `daemon` is the one of espd.
+    fn command(self, daemon: &clap::Command) -> clap::Command {
         match self {
             Self::Espctl => Cli::command(),
-            Self::Espd => daemon::command(),
+            Self::Espd => daemon.clone(),
         }
     }
 }
 
-pub(crate) fn completions(arguments: &CompletionsArguments) -> anyhow::Result<()> {
-    let mut command = arguments.program.command();
+pub(crate) fn completions(arguments: &CompletionsArguments, daemon: &clap::Command) -> anyhow::Result<()> {
+    let mut command = arguments.program.command(daemon);
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, name, &mut script);
     output::print(String::from_utf8(script)?.trim_end())
 }
 
-pub(crate) fn man(arguments: &ManArguments) -> anyhow::Result<()> {
+pub(crate) fn man(arguments: &ManArguments, daemon: &clap::Command) -> anyhow::Result<()> {
     let Some(folder) = &arguments.folder else {
         let mut page = Vec::new();
-        Man::new(Program::Espctl.command()).render(&mut page)?;
+        Man::new(Cli::command()).render(&mut page)?;
         return output::print(String::from_utf8(page)?.trim_end());
     };
     std::fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
-    for program in [Program::Espctl, Program::Espd] {
-        clap_mangen::generate_to(program.command(), folder)
+    for command in [Cli::command(), daemon.clone()] {
+        clap_mangen::generate_to(command, folder)
             .with_context(|| format!("could not write to {}", folder.display()))?;
     }
     Ok(())

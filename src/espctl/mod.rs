@@ -120,21 +120,21 @@ enum ConfigCommand {
     Schema,
 }
 
-/// Runs the tool and returns its exit code.
-pub fn main() -> std::process::ExitCode {
+/// Runs the tool and returns its exit code. `daemon` is the command line of espd, for manual pages and completions.
+pub fn main(daemon: clap::Command) -> std::process::ExitCode {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    report(runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli))))
+    report(runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli, &daemon))))
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
     match &cli.command {
         Command::Config(ConfigCommand::Example) => return output::print(EXAMPLE.trim_end()),
         Command::Config(ConfigCommand::Schema) => {
             return output::print(&serde_json::to_string_pretty(&Config::json_schema())?);
         }
-        Command::Completions(arguments) => return manual::completions(arguments),
-        Command::Man(arguments) => return manual::man(arguments),
+        Command::Completions(arguments) => return manual::completions(arguments, daemon),
+        Command::Man(arguments) => return manual::man(arguments, daemon),
         _ => {}
     }
     let config = load(&cli.place)?;

@@ -1,7 +1,8 @@
 //! Processors written in Rust, in a program of the user's that espd is a part of.
 //!
 //! ```no_run
-//! use espd::handlers::native::{Registration, Delivery, EventType, HandlerError, Program, ProjectorContext, Projector};
+//! use espd::Program;
+//! use espd::handlers::native::{Registration, Delivery, EventType, HandlerError, ProjectorContext, Projector};
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Serialize, Deserialize)]
@@ -54,7 +55,7 @@ pub use context::{ProjectorContext, ReactorContext};
 pub use error::{EventError, HandlerError};
 pub use folding::{EventSourced, FoldingProjector, StateStored, StateStoredProjector};
 pub use registration::Registration;
-pub use registry::{Program, Registry};
+pub use registry::Registry;
 pub use typed::EventType;
 
 pub use crate::processing::emission::Emission;

@@ -4,6 +4,7 @@
 //! the work. Standard input is a lifeline: the supervisor writes one line, the assignment, and keeps the pipe
 //! open for as long as it lives.
 
+mod assignment;
 mod runners;
 mod task;
 
@@ -12,23 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
 
-use crate::config::WorkerSettings;
 use crate::handlers::native::Registry;
 use crate::process::exit_code::ExitCode;
 use crate::process::signal;
-use crate::processing::tracker::Owner;
 use crate::{shutdown, telemetry};
 
-/// What a worker is to do, as it is handed to a child. Holds the database's password.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Assignment {
-    /// The daemon that the worker works for.
-    pub owner: Owner,
-    /// What to run, and where.
-    pub settings: WorkerSettings,
-}
+pub use assignment::{Assignment, WorkerSettings};
 
 /// How long a worker may still take after its supervisor has died.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);

@@ -10,8 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::error;
 
-use super::{Assignment, task};
-use crate::config::WorkerSettings;
+use super::{Assignment, WorkerSettings, task};
 use crate::handlers::native::Registry;
 use crate::handlers::program::ProgramProcessor;
 use crate::handlers::sql::SqlProcessor;

@@ -1,5 +1,7 @@
 //! A password is never shown.
 
+use espd::daemon::plan::worker_settings;
+
 use super::{Folder, espd_example};
 
 #[test]
@@ -10,7 +12,7 @@ fn a_password_is_never_shown() {
     )]);
     let config = folder.load().unwrap();
     let worker =
-        config.worker_settings(&[&espd_example().processors[0]], config.event_store.url.as_ref().unwrap());
+        worker_settings(&config, &[&espd_example().processors[0]], config.event_store.url.as_ref().unwrap());
     let shown = format!("{config:?} {config:#?} {worker:?} {}", config.redacted());
     assert!(shown.contains("jo:***@h") && shown.contains("password=***"), "{shown}");
     assert!(!shown.contains("s3cret"), "{shown}");

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use espd::config::{Config, DatabaseUrl, LogFormat, RunnerSettings, WorkerSettings};
+use espd::config::{Config, DatabaseUrl, LogFormat, RunnerSettings};
+use espd::daemon::plan::worker_settings;
 use espd::processing::declaration::{BatchLimits, HandledEvents};
 use espd::retry::{RetryPolicy, Strategy};
+use espd::worker::WorkerSettings;
 
 use super::{Folder, espd_example, load};
 
@@ -162,7 +164,7 @@ fn what_is_shown_can_be_read_again() {
 fn a_worker_receives_its_settings_as_json() {
     let config = espd_example();
     let url = config.event_store.url.clone().unwrap();
-    let settings = config.worker_settings(&[&config.processors[1]], &url);
+    let settings = worker_settings(&config, &[&config.processors[1]], &url);
     let json = serde_json::to_string(&settings).unwrap();
     assert_eq!(serde_json::from_str::<WorkerSettings>(&json).unwrap(), settings);
     assert_eq!(settings.processors[0].name, config.processors[1].name);
@@ -174,7 +176,7 @@ fn projections_in_the_same_database_need_no_second_one() {
     let [here, there] = ["postgres://h/d", "postgres://h/e"].map(|url| DatabaseUrl::new(url).unwrap());
     for (projections, expected) in [(None, None), (Some(&here), None), (Some(&there), Some(&there))] {
         config.projections.url = projections.cloned();
-        let settings = config.worker_settings(&[&config.processors[0]], &here);
+        let settings = worker_settings(&config, &[&config.processors[0]], &here);
         assert_eq!(settings.projections_url.as_ref(), expected);
     }
 }

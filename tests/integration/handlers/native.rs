@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
-use espd::handlers::native::{
-    Delivery, EventType, HandlerError, Program, Projector, ProjectorContext, Registration,
-};
+use espd::Program;
+use espd::handlers::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
 use espd::processing::dead_letters::DeadLetter;
 use espd::processing::processor::{Events, Processor};
 use espd::processing::runner::RunnerSettings;

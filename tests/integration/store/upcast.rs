@@ -1,9 +1,8 @@
 //! Old events are read as new ones, by every kind of handler; what is stored stays as it is.
 
 use async_trait::async_trait;
-use espd::handlers::native::{
-    Delivery, EventType, HandlerError, Program, Projector, ProjectorContext, Registration,
-};
+use espd::Program;
+use espd::handlers::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
 use espd::processing::declaration::SourceText;
 use espd::processing::processor::Events;
 use espd::processing::runner::RunnerSettings;

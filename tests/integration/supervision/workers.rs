@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use espd::config::Config;
+use espd::daemon::plan::worker_settings;
 use espd::processing::tracker::Owner;
 use espd::worker::Assignment;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -211,7 +212,7 @@ async fn a_worker_ends_soon_after_its_lifeline_closes_whatever_it_does() {
     let mut gate = Gate::close(&db.pool, 150).await;
     let config = Config::load(&installation.path().join("espd.toml")).unwrap();
     let url = config.event_store.url.as_ref().unwrap();
-    let settings = config.worker_settings(&[&config.processors[0]], url);
+    let settings = worker_settings(&config, &[&config.processors[0]], url);
     let mut worker = installation.start(&["worker", "--supervised", "notes"]);
     worker.tell(&serde_json::to_string(&Assignment { owner: Owner::draw(), settings }).unwrap());
     gate.visitor().await;

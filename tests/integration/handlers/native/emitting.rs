@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use espd::handlers::native::{
-    Delivery, EventType, HandlerError, Program, Reactor, ReactorContext, Registration,
-};
+use espd::Program;
+use espd::handlers::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
 use espd::processing::declaration::Start;
 use espd::processing::processor::Events;
 use espd::processing::runner::RunnerSettings;

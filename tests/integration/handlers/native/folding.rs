@@ -1,10 +1,10 @@
 //! Projectors that fold events into a state, on a real database.
 
 use async_trait::async_trait;
+use espd::Program;
 use espd::event::{Event, Version};
 use espd::handlers::native::{
-    Delivery, EventSourced, FoldingProjector, HandlerError, Program, Registration, StateStored,
-    StateStoredProjector,
+    Delivery, EventSourced, FoldingProjector, HandlerError, Registration, StateStored, StateStoredProjector,
 };
 use sqlx::PgConnection;
 use uuid::Uuid;

@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use espd::handlers::native::{
-    Delivery, EventType, HandlerError, Program, Reactor, ReactorContext, Registration,
-};
+use espd::Program;
+use espd::handlers::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
 use espd::handlers::sql::SqlProcessor;
 use espd::processing::declaration::Start;
 use espd::processing::processor::{Events, Processor, ProcessorError, ProcessorKind, Turn, Turned};

@@ -1,0 +1,80 @@
+//! From the configuration to the workers: what the supervisor supervises, and what each worker runs.
+
+use anyhow::Context as _;
+
+use crate::config::{Config, DatabaseUrl};
+use crate::process::exit_code::Exit;
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::tracker::Owner;
+use crate::supervision::lifecycle::Policy;
+use crate::supervision::{Plan, Program};
+use crate::worker::{Assignment, WorkerSettings};
+
+/// Plans all workers of the configuration, working for `owner`.
+///
+/// # Errors
+/// The configuration names no database, not even a private one.
+pub(super) fn supervision_plan(config: &Config, owner: &Owner) -> anyhow::Result<Plan> {
+    let url = config.event_store.url.as_ref().context("the database is known by now")?;
+    let mut programs = Vec::new();
+    for (name, members) in config.workers() {
+        let settings = worker_settings(config, &members, url);
+        let assignment = Assignment { owner: owner.clone(), settings };
+        let processors = members.iter().map(|processor| processor.name.clone()).collect();
+        programs.push(Program { name, processors, settings: serde_json::to_string(&assignment)? });
+    }
+    let policy = Policy {
+        grace: config.runner.shutdown_timeout,
+        restart_max: config.runner.restart_max,
+        hang_timeout: config.runner.hang_timeout,
+        ..Policy::default()
+    };
+    Ok(Plan {
+        programs,
+        policy,
+        memory_max: config.runner.memory_max.map(i64::unsigned_abs),
+        hooks: config.hooks.clone(),
+    })
+}
+
+/// Assigns one processor to a worker that no supervisor starts.
+///
+/// # Errors
+/// The configuration does not declare the processor, or names no database.
+pub(super) fn single_assignment(config: &Config, name: &str) -> Result<Assignment, Exit> {
+    let processor = config.processors.iter().find(|processor| processor.name == name);
+    let processor =
+        processor.ok_or_else(|| Exit::configuration(format!("no processor {name} is declared")))?;
+    let url = config.event_store.url.as_ref();
+    let url =
+        url.ok_or_else(|| Exit::configuration("a worker needs a database: write url under [event_store]"))?;
+    Ok(Assignment { owner: Owner::draw(), settings: worker_settings(config, &[processor], url) })
+}
+
+/// What a worker of these processors needs, with the events at `event_store_url`: the configured URL, or that of the
+/// private PostgreSQL.
+pub fn worker_settings(
+    config: &Config,
+    processors: &[&ProcessorDeclaration],
+    event_store_url: &DatabaseUrl,
+) -> WorkerSettings {
+    let Config { event_store, projections, .. } = config;
+    let projections_url = projections.url.as_ref().filter(|url| *url != event_store_url);
+    let direct_url = match projections_url {
+        Some(_) => &projections.direct_url,
+        None => &event_store.direct_url,
+    };
+    WorkerSettings {
+        event_store_url: event_store.direct_url.as_ref().unwrap_or(event_store_url).clone(),
+        batches_url: projections_url.unwrap_or(event_store_url).clone(),
+        pooled: direct_url.is_some(),
+        layout: event_store.layout.clone(),
+        upcasts: config.upcasts.clone(),
+        event_store_schema: event_store.schema.clone(),
+        projections_url: projections_url.cloned(),
+        projections_schema: projections.schema.clone(),
+        poll_interval_max: config.runner.poll_interval_max,
+        log: config.log.clone(),
+        processors: processors.iter().copied().cloned().collect(),
+    }
+}

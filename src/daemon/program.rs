@@ -1,0 +1,131 @@
+//! An espd with processors of one's own.
+
+use crate::config::Config;
+use crate::handlers::native::{Projector, Reactor, Registration, Registry};
+use crate::processing::declaration::{Handling, ProcessorDeclaration, Reaction, Start};
+use crate::processing::processor::{Base, Events, Processor};
+
+/// A program that runs processors of its own: espd, with its command line.
+#[derive(Default)]
+pub struct Program {
+    registry: Registry,
+}
+
+impl Program {
+    /// A program without processors of its own.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Registers a projector. `make` makes an instance at the start, and another one after each failure.
+    #[must_use]
+    pub fn projector<P: Projector + 'static>(
+        mut self,
+        registration: Registration,
+        make: impl Fn() -> P + Send + Sync + 'static,
+    ) -> Self {
+        self.registry.add_projector(registration, make);
+        self
+    }
+
+    /// Registers a reactor. `make` is as for [`Self::projector`].
+    #[must_use]
+    pub fn reactor<R: Reactor + 'static>(
+        mut self,
+        registration: Registration,
+        make: impl Fn() -> R + Send + Sync + 'static,
+    ) -> Self {
+        self.registry.add_reactor(registration, make);
+        self
+    }
+
+    /// Makes one of the processors, for callers that hand it batches themselves, such as tests. `schema` holds espd's
+    /// own tables, `projections_schema` those of the processor. Returns `None` if no processor has this name.
+    pub fn processor(
+        &self,
+        name: &str,
+        schema: &str,
+        projections_schema: &str,
+        events: Events,
+    ) -> Option<Box<dyn Processor>> {
+        let declaration = self.registry.declaration(name)?.clone();
+        let base = Base::new(declaration, schema, projections_schema, events);
+        Some(Box::new(self.registry.make(base).ok()?))
+    }
+
+    /// Does what the command line says, as `espd` does, and returns the exit code.
+    pub fn main(self) -> std::process::ExitCode {
+        super::main_with(self.registry)
+    }
+}
+
+/// Completes a configuration with the registered processors. A processor that is declared with `native = true` is run as
+/// declared there; the others are run as `[runner]` and `[retry]` say.
+///
+/// # Errors
+/// Every contradiction between the configuration and the program.
+pub(super) fn add_registered(config: &mut Config, registry: &Registry) -> Result<(), Vec<String>> {
+    let mut faults = registry.faults().to_vec();
+    for declared in &mut config.processors {
+        let registered = registry.declaration(&declared.name);
+        faults.extend(complete(declared, registered).err());
+    }
+    for registered in registry.declarations() {
+        if !config.processors.iter().any(|declared| declared.name == registered.name) {
+            config.processors.push(ProcessorDeclaration {
+                batch: config.runner.batch,
+                retry: config.retry,
+                isolation: config.runner.isolation.clone(),
+                ..registered.clone()
+            });
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+/// Completes a declared processor, if the program has to provide it.
+fn complete(
+    declared: &mut ProcessorDeclaration,
+    registered: Option<&ProcessorDeclaration>,
+) -> Result<(), String> {
+    match (&declared.handling, registered) {
+        (Handling::Native(_), Some(registered)) => fill_in(declared, registered),
+        (Handling::Native(_), None) => Err(format!(
+            "processor {} is native, and this program has not registered it: run the program that has",
+            declared.name
+        )),
+        (_, Some(_)) => Err(format!(
+            "processor {} is registered by this program: declare it with `native = true`, or give one of the two \
+             another name",
+            declared.name
+        )),
+        (_, None) => Ok(()),
+    }
+}
+
+/// Takes what the processor does from the program, and how it is run from the configuration.
+fn fill_in(declared: &mut ProcessorDeclaration, registered: &ProcessorDeclaration) -> Result<(), String> {
+    if declared.kind() != registered.kind() {
+        return Err(format!(
+            "processor {} is a {} in this program: declare it under [{}]",
+            declared.name,
+            registered.kind().as_str(),
+            registered.kind().as_str()
+        ));
+    }
+    let declared_reaction = declared.reaction.clone().unwrap_or_default();
+    let reaction = registered.reaction.clone().map(|reaction| Reaction {
+        // "now" is also the default, so it does not override what the program says.
+        start: Some(declared_reaction.start).filter(|start| *start != Start::Now).unwrap_or(reaction.start),
+        chain_max: declared_reaction.chain_max,
+        ..reaction
+    });
+    *declared = ProcessorDeclaration {
+        batch: declared.batch,
+        retry: declared.retry,
+        isolation: declared.isolation.clone(),
+        reaction,
+        ..registered.clone()
+    };
+    Ok(())
+}
