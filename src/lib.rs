@@ -33,30 +33,55 @@
 //! operators see and do. The programs are [`daemon`] (`espd`) and [`espctl`]; `ARCHITECTURE.md` has the map and the
 //! invariants.
 
+#![cfg_attr(
+    not(feature = "daemon"),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "a lower tier has tools that the higher ones use"
+    )
+)]
+
 // Words and tools: no database, no process.
 pub mod event;
 mod postgres;
-pub mod process;
 pub mod retry;
 pub mod schema;
 pub mod shutdown;
-pub mod telemetry;
 
 // Events.
-pub mod embedded;
 pub mod store;
 
+// A private PostgreSQL.
+#[cfg(feature = "testing")]
+pub mod embedded;
+#[cfg(any(feature = "processors", feature = "testing"))]
+pub mod process;
+
 // Processing.
+#[cfg(feature = "processors")]
 pub mod handlers;
+#[cfg(feature = "processors")]
 pub mod processing;
+
+// The daemon and its surfaces.
+#[cfg(feature = "daemon")]
+pub mod admin;
+#[cfg(feature = "daemon")]
+pub mod config;
+#[cfg(feature = "daemon")]
+pub mod daemon;
+#[cfg(feature = "daemon")]
+pub mod espctl;
+#[cfg(feature = "daemon")]
+pub mod operations;
+#[cfg(feature = "daemon")]
 pub mod supervision;
+#[cfg(feature = "daemon")]
+pub mod telemetry;
+#[cfg(feature = "daemon")]
 pub mod worker;
 
-// Surfaces.
-pub mod admin;
-pub mod config;
-pub mod daemon;
-pub mod espctl;
-pub mod operations;
-
+#[cfg(feature = "daemon")]
 pub use daemon::Program;

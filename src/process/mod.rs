@@ -4,6 +4,8 @@ pub mod exit_code;
 pub(crate) mod memory;
 pub(crate) mod orphans;
 pub(crate) mod report;
+#[cfg(feature = "daemon")]
 pub(crate) mod service_manager;
+#[cfg(feature = "daemon")]
 pub mod signal;
 pub(crate) mod spawner;

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::postgres::quote::quote_literal;
-use crate::processing::declaration::SourceText;
+use crate::postgres::source_text::SourceText;
 
 /// One `[[upcast]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
