@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::espctl::output;
 use crate::event::{Event, Position};
 use crate::handlers::batch::Action;
-use crate::handlers::webhook::{Answer, NoAnswer, Sender, Verdict};
+use crate::handlers::webhook::{Answer, DeliveryResult, RequestError, Sender};
 use crate::operations::databases::Databases;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, WebhookDeclaration};
 use crate::store::{EventStore as _, PostgresEventStore};
@@ -110,13 +110,13 @@ async fn send(sender: &Sender, request: Request<Full<Bytes>>) -> anyhow::Result<
     let begun = Instant::now();
     let answer = match sender.client.send(request).await {
         Ok(answer) => answer,
-        Err(NoAnswer::Unreachable(message) | NoAnswer::Broken(message)) => bail!(message),
+        Err(RequestError::Unreachable(message) | RequestError::Interrupted(message)) => bail!(message),
     };
     output::print(&describe_answer(&answer, begun)?)?;
-    match answer.judge(Utc::now()) {
-        Verdict::Accepted(actions) => output::print(&describe_actions(&actions)),
-        Verdict::Failed { failure, .. } => bail!("the event would be tried again: {failure}"),
-        Verdict::Busy { message, wait } => {
+    match answer.classify(Utc::now()) {
+        DeliveryResult::Accepted(actions) => output::print(&describe_actions(&actions)),
+        DeliveryResult::Failed { failure, .. } => bail!("the event would be tried again: {failure}"),
+        DeliveryResult::Busy { message, wait } => {
             let wait = wait.map_or(String::new(), |wait| format!(", not before {wait:?} are over"));
             bail!("all events would be tried again{wait}: {message}")
         }

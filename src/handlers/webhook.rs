@@ -37,14 +37,14 @@ use crate::processing::tracker::Claim;
 use crate::processing::tracker::Progress;
 
 pub(crate) use address::is_public;
-pub(crate) use answer::{Answer, Verdict};
-pub(crate) use client::{NoAnswer, read_authorities};
+pub(crate) use answer::{Answer, DeliveryResult};
+pub(crate) use client::{RequestError, read_authorities};
 pub(crate) use request::{is_reserved, read_header};
 pub(crate) use sender::Sender;
 
 use deliveries::{Deliveries, GivenUp};
-use delivery_queue::{Desk, Sum};
-use sender::Sent;
+use delivery_queue::{CommitPlan, DeliveryQueue};
+use sender::SendAttempt;
 
 /// How long the database may be left alone in a transaction that waits for nothing else.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -65,11 +65,11 @@ pub(crate) struct Webhook {
     /// How long a request may take.
     timeout: Duration,
     sender: Arc<Sender>,
-    desk: Desk,
-    under_way: JoinSet<(Position, Sent)>,
+    queue: DeliveryQueue,
+    under_way: JoinSet<(Position, SendAttempt)>,
     /// Whether the next event cannot even be read, and others are held.
     is_stuck: bool,
-    /// The epoch of the claim that the desk belongs to.
+    /// The epoch of the claim that the queue belongs to.
     epoch: i64,
     /// When the tracker was last written.
     committed: Option<Instant>,
@@ -84,7 +84,7 @@ impl Webhook {
         let sender =
             Sender::new(base.name(), &base.schema, declaration).map_err(|error| error.to_string())?;
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
-        let desk = Desk::new(base.declaration.retry);
+        let queue = DeliveryQueue::new(base.declaration.retry);
         let WebhookDeclaration { concurrency, timeout, .. } = *declaration;
         let sender = Arc::new(sender);
         let under_way = JoinSet::new();
@@ -94,7 +94,7 @@ impl Webhook {
             concurrency,
             timeout,
             sender,
-            desk,
+            queue,
             under_way,
             is_stuck: false,
             epoch: 0,
@@ -126,15 +126,15 @@ impl Processor for Webhook {
         self.base.prepare(&mut transaction, claim).await?;
         transaction.commit().await?;
         // Nobody has claimed it in between: what is under way and what is known goes on.
-        let same = claim.epoch == self.epoch + 1 && self.desk.agrees(claim.position);
+        let same = claim.epoch == self.epoch + 1 && self.queue.matches(claim.position);
         self.epoch = claim.epoch;
         if same {
-            self.desk.go_on(claim.position);
+            self.queue.resume_at(claim.position);
             return Ok(());
         }
         self.under_way.shutdown().await;
         let delivered = Deliveries::of(&self.base, claim).list(connection, claim.position).await?;
-        self.desk.begin(claim.position, delivered, claim.attempts == 0);
+        self.queue.restart(claim.position, delivered, claim.attempts == 0);
         Ok(())
     }
 
@@ -143,11 +143,11 @@ impl Processor for Webhook {
     }
 
     fn wind_down(&mut self) {
-        self.desk.wind_down();
+        self.queue.wind_down();
     }
 
     fn retry_now(&mut self) {
-        self.desk.retry_now();
+        self.queue.retry_now();
     }
 
     async fn turn(
@@ -156,36 +156,36 @@ impl Processor for Webhook {
         turn: Turn<'_>,
     ) -> Result<Turned, ProcessorError> {
         if turn.letter.is_some() {
-            return self.handle_letter(connection, &turn).await;
+            return self.retry_dead_letter(connection, &turn).await;
         }
-        if let Some(outage) = self.desk.take_outage() {
+        if let Some(outage) = self.queue.take_outage() {
             return Err(outage);
         }
-        self.desk.follow(turn.claim.position);
+        self.queue.skip_to(turn.claim.position);
         if !self.read(connection, &turn).await? {
             return Ok(Turned::Lost);
         }
         self.send(turn.limits.time.min(TURN_TIME)).await;
         let Some(handled) = self.commit(connection, &turn).await? else { return Ok(Turned::Lost) };
         // Progress has to be told first: the claim names the position.
-        let is_still = handled == 0 && self.desk.position() == turn.claim.position;
-        if let Some(outage) = is_still.then(|| self.desk.take_outage()).flatten() {
+        let is_still = handled == 0 && self.queue.position() == turn.claim.position;
+        if let Some(outage) = is_still.then(|| self.queue.take_outage()).flatten() {
             return Err(outage);
         }
         // Where no more can be read, it does not help to be asked again before something is done.
-        let is_full = self.is_stuck || self.desk.room(turn.limits) == 0;
-        let seen = if is_full { turn.upto } else { self.desk.seen() };
-        let under_way = self.desk.is_busy() || seen < turn.upto;
-        let put_off = self.desk.next_put_off().map(Box::new);
-        Ok(Turned::Ahead { position: self.desk.position(), seen, handled, under_way, put_off })
+        let is_full = self.is_stuck || self.queue.room(turn.limits) == 0;
+        let seen = if is_full { turn.upto } else { self.queue.seen() };
+        let under_way = self.queue.is_busy() || seen < turn.upto;
+        let put_off = self.queue.next_put_off().map(Box::new);
+        Ok(Turned::Ahead { position: self.queue.position(), seen, handled, under_way, put_off })
     }
 }
 
 impl Webhook {
     /// Reads events after those that it has seen, as many as there is room for. `false`: the claim is no longer valid.
     async fn read(&mut self, connection: &mut PgConnection, turn: &Turn<'_>) -> Result<bool, ProcessorError> {
-        let Self { base, desk, is_stuck, .. } = self;
-        let (position, room) = (desk.seen(), desk.room(turn.limits));
+        let Self { base, queue, is_stuck, .. } = self;
+        let (position, room) = (queue.seen(), queue.room(turn.limits));
         *is_stuck = false;
         if room == 0 || position >= turn.upto {
             return Ok(true);
@@ -198,21 +198,21 @@ impl Webhook {
         };
         let Reading { deliveries, upto, set_aside } = match ledger.read_as(&beyond).await {
             // An event that cannot even be read is met again when everything before it is done; the runner sees to it.
-            Err(ProcessorError::Unattributed(_)) if !desk.is_empty() => {
+            Err(ProcessorError::Unattributed(_)) if !queue.is_empty() => {
                 *is_stuck = true;
                 return Ok(true);
             }
             read => read?,
         };
         if set_aside > 0 {
-            Deliveries::of(base, turn.claim).record_letters(ledger.connection(), position, upto).await?;
-            let put_off = desk.next_put_off();
+            Deliveries::of(base, turn.claim).record_dead_letters(ledger.connection(), position, upto).await?;
+            let put_off = queue.next_put_off();
             let position = turn.claim.position;
             ledger
                 .finish(Progress { position, handled: 0, failing: false, put_off: put_off.as_ref() })
                 .await?;
         }
-        desk.take_in(deliveries, upto);
+        queue.enqueue(deliveries, upto);
         Ok(true)
     }
 
@@ -225,13 +225,13 @@ impl Webhook {
             if self.under_way.is_empty() {
                 return;
             }
-            if !self.desk.may_begin() && !is_idle {
+            if !self.queue.can_send() && !is_idle {
                 is_idle = true;
-                let wait = if self.desk.has_unsettled() { GRACE } else { PATIENCE };
+                let wait = if self.queue.has_uncommitted() { GRACE } else { PATIENCE };
                 deadline = deadline.min(Instant::now() + wait);
             }
             match tokio::time::timeout_at(deadline.into(), self.under_way.join_next()).await {
-                Ok(Some(Ok((id, sent)))) => self.desk.note(id, sent),
+                Ok(Some(Ok((id, sent)))) => self.queue.record_result(id, sent),
                 Ok(Some(Err(error))) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Ok(_) | Err(_) => return,
             }
@@ -239,7 +239,7 @@ impl Webhook {
     }
 
     fn fill_slots(&mut self) {
-        while let Some(event) = self.desk.next(self.concurrency) {
+        while let Some(event) = self.queue.next(self.concurrency) {
             let sender = Arc::clone(&self.sender);
             self.under_way.spawn(async move { (event.id, sender.send(&event).await) });
         }
@@ -251,30 +251,30 @@ impl Webhook {
         connection: &mut PgConnection,
         turn: &Turn<'_>,
     ) -> Result<Option<i32>, ProcessorError> {
-        let Self { base, desk, emitter, committed, .. } = self;
-        let sum = desk.sum_up();
+        let Self { base, queue, emitter, committed, .. } = self;
+        let plan = queue.plan_commit();
         let is_recent = committed.is_some_and(|committed| committed.elapsed() < turn.lease / 5);
         // A commit would say that an outage is over.
-        let is_still = sum.is_empty() && sum.position == turn.claim.position;
-        if is_still && (is_recent || desk.is_out()) {
+        let is_still = plan.is_empty() && plan.position == turn.claim.position;
+        if is_still && (is_recent || queue.is_unreachable()) {
             return Ok(Some(0));
         }
         let Some(mut ledger) = Ledger::open(connection, base, turn, SILENCE_MAX).await? else {
             return Ok(None);
         };
-        apply(&mut ledger, emitter, desk, desk.effects()).await?;
-        let sum = desk.sum_up();
-        record(&mut ledger, base, turn.claim, &sum).await?;
-        let handled = i32::try_from(sum.done.len()).unwrap_or(i32::MAX);
-        let put_off = desk.next_put_off();
-        desk.attempt(sum.position);
+        apply(&mut ledger, emitter, queue, queue.effects()).await?;
+        let plan = queue.plan_commit();
+        record(&mut ledger, base, turn.claim, &plan).await?;
+        let handled = i32::try_from(plan.done.len()).unwrap_or(i32::MAX);
+        let put_off = queue.next_put_off();
+        queue.mark_attempted(plan.position);
         let failing = put_off.is_some();
         ledger
-            .finish(Progress { position: sum.position, handled, failing, put_off: put_off.as_ref() })
+            .finish(Progress { position: plan.position, handled, failing, put_off: put_off.as_ref() })
             .await?;
-        desk.settle(&sum);
+        queue.mark_committed(&plan);
         *committed = Some(Instant::now());
-        sum.given_up.iter().for_each(|one| announce(base.name(), one));
+        plan.given_up.iter().for_each(|one| announce(base.name(), one));
         Ok(Some(handled))
     }
 }
@@ -283,34 +283,39 @@ impl Webhook {
 async fn apply(
     ledger: &mut Ledger<'_>,
     emitter: &Emitter,
-    desk: &mut Desk,
+    queue: &mut DeliveryQueue,
     effects: Vec<EventEffects>,
 ) -> Result<(), ProcessorError> {
     let (tables, mut rest) = (RowTables::default(), effects.as_slice());
     while !rest.is_empty() {
         let applied = ledger.apply(&tables, emitter, rest).await?;
         let Some((failing, failure)) = rest.get(applied.events).zip(applied.failure) else { break };
-        desk.fail(failing.source.id, *failure, None);
+        queue.record_failure(failing.source.id, *failure, None);
         rest = &rest[applied.events + 1..];
     }
     Ok(())
 }
 
 /// Records what is done or has failed beyond the position, and what is set aside.
-async fn record(ledger: &mut Ledger<'_>, base: &Base, claim: &Claim, sum: &Sum) -> Result<(), sqlx::Error> {
+async fn record(
+    ledger: &mut Ledger<'_>,
+    base: &Base,
+    claim: &Claim,
+    plan: &CommitPlan,
+) -> Result<(), sqlx::Error> {
     let (deliveries, connection) = (Deliveries::of(base, claim), ledger.connection());
-    for one in &sum.given_up {
+    for one in &plan.given_up {
         deliveries.give_up(connection, one).await?;
     }
-    for one in &sum.waiting {
+    for one in &plan.waiting {
         deliveries.set_aside_behind(connection, one).await?;
     }
-    deliveries.record_done(connection, sum.done.iter().copied().filter(|id| *id > sum.position)).await?;
-    for (id, put_off) in &sum.put_off {
+    deliveries.record_done(connection, plan.done.iter().copied().filter(|id| *id > plan.position)).await?;
+    for (id, put_off) in &plan.put_off {
         deliveries.record_put_off(connection, *id, put_off).await?;
     }
-    if sum.position > claim.position {
-        deliveries.pass(connection, sum.position).await?;
+    if plan.position > claim.position {
+        deliveries.pass(connection, plan.position).await?;
     }
     Ok(())
 }

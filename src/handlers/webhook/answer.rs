@@ -30,7 +30,7 @@ pub(crate) struct Answer {
 
 /// What becomes of the event.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum DeliveryResult {
     /// It has been received, and this is to be done.
     Accepted(Vec<Action>),
     /// It has failed; `wait`: how long to wait at least before the next try.
@@ -39,7 +39,7 @@ pub(crate) enum Verdict {
     Busy { message: String, wait: Option<Duration> },
 }
 
-impl Verdict {
+impl DeliveryResult {
     fn failed(message: impl Into<String>) -> Self {
         Self::Failed { failure: Box::new(Failure::of_processor(message)), wait: None }
     }
@@ -47,13 +47,15 @@ impl Verdict {
 
 impl Answer {
     /// Judges the answer. `now` is when it came.
-    pub(crate) fn judge(&self, now: DateTime<Utc>) -> Verdict {
+    pub(crate) fn classify(&self, now: DateTime<Utc>) -> DeliveryResult {
         let Self { status, .. } = self;
         let wait = self.retry_after(now.into());
         match *status {
             status if status.is_success() => self.read_actions(now),
-            StatusCode::TOO_MANY_REQUESTS => Verdict::Busy { message: self.name(), wait },
-            StatusCode::SERVICE_UNAVAILABLE if wait.is_some() => Verdict::Busy { message: self.name(), wait },
+            StatusCode::TOO_MANY_REQUESTS => DeliveryResult::Busy { message: self.name(), wait },
+            StatusCode::SERVICE_UNAVAILABLE if wait.is_some() => {
+                DeliveryResult::Busy { message: self.name(), wait }
+            }
             StatusCode::GONE => {
                 let meaning =
                     "there will never be a receiver at this URL again; change the URL or remove the reactor";
@@ -74,9 +76,12 @@ impl Answer {
         format!("{}: redirects{whither} are not followed, `url` has to be the final one", self.name())
     }
 
-    fn refuse(&self, message: String, wait: Option<Duration>) -> Verdict {
+    fn refuse(&self, message: String, wait: Option<Duration>) -> DeliveryResult {
         let detail = (!self.body.is_empty()).then(|| excerpt(&self.body));
-        Verdict::Failed { failure: Box::new(Failure { detail, ..Failure::of_processor(message) }), wait }
+        DeliveryResult::Failed {
+            failure: Box::new(Failure { detail, ..Failure::of_processor(message) }),
+            wait,
+        }
     }
 
     /// `Retry-After`, in seconds or as a date.
@@ -97,20 +102,25 @@ impl Answer {
     }
 
     /// What a 2xx answer wants done. Receivers may answer what they like; only a JSON object can say what to do.
-    fn read_actions(&self, now: DateTime<Utc>) -> Verdict {
+    fn read_actions(&self, now: DateTime<Utc>) -> DeliveryResult {
         let first = self.body.iter().find(|byte| !byte.is_ascii_whitespace());
         if !self.is_json() || first != Some(&b'{') {
-            return Verdict::Accepted(Vec::new());
+            return DeliveryResult::Accepted(Vec::new());
         }
-        let wanted: Wanted = match serde_json::from_slice(&self.body) {
+        let wanted: AnswerBody = match serde_json::from_slice(&self.body) {
             Ok(wanted) => wanted,
             Err(error) => {
-                return Verdict::failed(format!("{} with JSON that is not understood: {error}", self.name()));
+                return DeliveryResult::failed(format!(
+                    "{} with JSON that is not understood: {error}",
+                    self.name()
+                ));
             }
         };
         match wanted.actions(now) {
-            Ok(actions) => Verdict::Accepted(actions),
-            Err(message) => Verdict::failed(format!("{} and wants the impossible: {message}", self.name())),
+            Ok(actions) => DeliveryResult::Accepted(actions),
+            Err(message) => {
+                DeliveryResult::failed(format!("{} and wants the impossible: {message}", self.name()))
+            }
         }
     }
 }
@@ -123,9 +133,9 @@ fn excerpt(bytes: &[u8]) -> String {
 
 /// The part of an answer that is for us.
 #[derive(Debug, Default, Deserialize)]
-struct Wanted {
+struct AnswerBody {
     #[serde(default)]
-    emit: Vec<WantedEvent>,
+    emit: Vec<EventToEmit>,
     #[serde(default)]
     cancel: Vec<String>,
 }
@@ -133,7 +143,7 @@ struct Wanted {
 /// An event to be emitted.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WantedEvent {
+struct EventToEmit {
     #[serde(rename = "type")]
     event_type: String,
     aggregate_id: Uuid,
@@ -145,7 +155,7 @@ struct WantedEvent {
     key: Option<String>,
 }
 
-impl Wanted {
+impl AnswerBody {
     fn actions(self, now: DateTime<Utc>) -> Result<Vec<Action>, String> {
         // What is cancelled was wanted earlier, so it does not hit what is emitted now.
         let cancelled = self.cancel.into_iter().map(|key| Ok(Action::Cancel { key }));
@@ -153,7 +163,7 @@ impl Wanted {
     }
 }
 
-impl WantedEvent {
+impl EventToEmit {
     fn emission(self, now: DateTime<Utc>) -> Result<Emission, String> {
         let due_at =
             match (self.at, self.after) {
@@ -194,12 +204,12 @@ mod tests {
     }
 
     /// In a word, with how long to wait.
-    fn judge(status: u16, retry_after: Option<&str>) -> (&'static str, Option<u64>) {
+    fn classify(status: u16, retry_after: Option<&str>) -> (&'static str, Option<u64>) {
         let headers: Vec<_> = retry_after.map(|value| ("retry-after", value)).into_iter().collect();
-        match answer(status, &headers, "").judge(now()) {
-            Verdict::Accepted(_) => ("accepted", None),
-            Verdict::Failed { wait, .. } => ("failed", wait.map(|wait| wait.as_secs())),
-            Verdict::Busy { wait, .. } => ("busy", wait.map(|wait| wait.as_secs())),
+        match answer(status, &headers, "").classify(now()) {
+            DeliveryResult::Accepted(_) => ("accepted", None),
+            DeliveryResult::Failed { wait, .. } => ("failed", wait.map(|wait| wait.as_secs())),
+            DeliveryResult::Busy { wait, .. } => ("busy", wait.map(|wait| wait.as_secs())),
         }
     }
 
@@ -230,7 +240,7 @@ mod tests {
             (504, "failed"),
             (599, "failed"),
         ] {
-            assert_eq!(judge(status, None), (verdict, None), "{status}");
+            assert_eq!(classify(status, None), (verdict, None), "{status}");
         }
     }
 
@@ -252,17 +262,17 @@ mod tests {
             ("soon", None),
             ("", None),
         ] {
-            assert_eq!(judge(429, Some(words)), ("busy", seconds), "{words}");
+            assert_eq!(classify(429, Some(words)), ("busy", seconds), "{words}");
             let verdict = if seconds.is_some() { "busy" } else { "failed" };
-            assert_eq!(judge(503, Some(words)), (verdict, seconds), "{words}");
-            assert_eq!(judge(500, Some(words)), ("failed", seconds), "{words}");
+            assert_eq!(classify(503, Some(words)), (verdict, seconds), "{words}");
+            assert_eq!(classify(500, Some(words)), ("failed", seconds), "{words}");
         }
     }
 
     fn actions(content_type: &str, body: &str) -> Result<Vec<Action>, String> {
-        match answer(200, &[("content-type", content_type)], body).judge(now()) {
-            Verdict::Accepted(actions) => Ok(actions),
-            Verdict::Failed { failure, .. } => Err(failure.message),
+        match answer(200, &[("content-type", content_type)], body).classify(now()) {
+            DeliveryResult::Accepted(actions) => Ok(actions),
+            DeliveryResult::Failed { failure, .. } => Err(failure.message),
             other => panic!("{other:?}"),
         }
     }
@@ -318,7 +328,7 @@ mod tests {
         for (body, words) in [
             ("{", "EOF"),
             ("{\"emit\":{}}", "expected a sequence"),
-            ("{\"emit\":[1]}", "WantedEvent"),
+            ("{\"emit\":[1]}", "EventToEmit"),
             (&event(""), "body"),
             (&event(r#","body":1,"typ":2"#), "typ"),
             (&event(r#","body":1,"at":"tomorrow""#), "input"),
@@ -334,17 +344,19 @@ mod tests {
     #[test]
     fn a_failure_shows_the_beginning_of_the_answer_on_one_line() {
         let body = format!("line 1\nline\t2 \u{1b}[31m{}", "x".repeat(5_000));
-        let Verdict::Failed { failure, .. } = answer(422, &[], &body).judge(now()) else { panic!() };
+        let DeliveryResult::Failed { failure, .. } = answer(422, &[], &body).classify(now()) else {
+            panic!()
+        };
         assert_eq!(failure.message, "the receiver answered 422 Unprocessable Entity");
         let detail = failure.detail.unwrap();
         assert!(detail.starts_with("line 1\\nline\\t2 \\u{1b}[31mxx") && detail.len() < 400, "{detail}");
-        let Verdict::Failed { failure, .. } =
-            answer(302, &[("location", "https://a.example/")], "").judge(now())
+        let DeliveryResult::Failed { failure, .. } =
+            answer(302, &[("location", "https://a.example/")], "").classify(now())
         else {
             panic!()
         };
         assert!(failure.message.contains("https://a.example/"), "{failure}");
-        let Verdict::Failed { failure, .. } = answer(410, &[], "").judge(now()) else { panic!() };
+        let DeliveryResult::Failed { failure, .. } = answer(410, &[], "").classify(now()) else { panic!() };
         assert!(failure.message.contains("never"), "{failure}");
     }
 }

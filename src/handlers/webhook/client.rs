@@ -45,17 +45,17 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// Sends requests to one receiver.
 #[derive(Debug)]
 pub(crate) struct Client {
-    http: HttpClient<InTime<HttpsConnector<Dialer>>, Full<Bytes>>,
+    http: HttpClient<ConnectTimeout<HttpsConnector<Dialer>>, Full<Bytes>>,
     timeout: Duration,
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(crate) enum NoAnswer {
+pub(crate) enum RequestError {
     /// The receiver could not be reached, so it has not seen the request.
     Unreachable(String),
     /// It may have seen it.
-    Broken(String),
+    Interrupted(String),
 }
 
 impl Client {
@@ -68,7 +68,8 @@ impl Client {
         let is_secure = declaration.url.expose().scheme() == "https";
         let tls = tls(declaration.ca_file.as_deref(), is_secure)?;
         let secured = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-        let connector = InTime { inner: secured.wrap_connector(dialer), time: declaration.connect_timeout };
+        let connector =
+            ConnectTimeout { inner: secured.wrap_connector(dialer), time: declaration.connect_timeout };
         let http = HttpClient::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIME)
@@ -80,37 +81,40 @@ impl Client {
     }
 
     /// Sends a request and receives the whole answer.
-    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, NoAnswer> {
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, RequestError> {
         let exchange = async {
-            let response = self.http.request(request).await.map_err(|error| NoAnswer::of(&error))?;
+            let response = self.http.request(request).await.map_err(|error| RequestError::of(&error))?;
             receive(response).await
         };
         let too_late =
-            || NoAnswer::Broken(format!("the receiver has not answered within {:?}", self.timeout));
+            || RequestError::Interrupted(format!("the receiver has not answered within {:?}", self.timeout));
         tokio::time::timeout(self.timeout, exchange).await.unwrap_or_else(|_| Err(too_late()))
     }
 }
 
-async fn receive(response: Response<Incoming>) -> Result<Answer, NoAnswer> {
+async fn receive(response: Response<Incoming>) -> Result<Answer, RequestError> {
     let (head, body) = response.into_parts();
     let body = Limited::new(body, BODY_MAX).collect().await.map_err(|error| {
         if error.is::<LengthLimitError>() {
             let limit = BODY_MAX >> 10;
-            NoAnswer::Broken(format!("the receiver answered {} with more than {limit} KiB", head.status))
+            RequestError::Interrupted(format!(
+                "the receiver answered {} with more than {limit} KiB",
+                head.status
+            ))
         } else {
-            NoAnswer::Broken(format!("the answer broke off: {}", chain(error.as_ref())))
+            RequestError::Interrupted(format!("the answer broke off: {}", chain(error.as_ref())))
         }
     })?;
     Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
 }
 
-impl NoAnswer {
+impl RequestError {
     fn of(error: &HttpError) -> Self {
         let why = error.source().map_or_else(|| error.to_string(), chain);
         if error.is_connect() {
             Self::Unreachable(format!("the receiver cannot be reached: {why}"))
         } else {
-            Self::Broken(format!("the exchange with the receiver broke off: {why}"))
+            Self::Interrupted(format!("the exchange with the receiver broke off: {why}"))
         }
     }
 }
@@ -206,12 +210,12 @@ impl Service<Uri> for Dialer {
 
 /// Connects, with TLS and all, within a time.
 #[derive(Debug, Clone)]
-struct InTime<C> {
+struct ConnectTimeout<C> {
     inner: C,
     time: Duration,
 }
 
-impl<C> Service<Uri> for InTime<C>
+impl<C> Service<Uri> for ConnectTimeout<C>
 where
     C: Service<Uri, Error = BoxError>,
     C::Future: Send + 'static,

@@ -2,8 +2,8 @@
 
 use sqlx::PgConnection;
 
-use super::answer::Verdict;
-use super::sender::Sent;
+use super::answer::DeliveryResult;
+use super::sender::SendAttempt;
 use super::{SILENCE_MAX, Webhook};
 use crate::handlers::batch::{EventEffects, Ledger, RowTables};
 use crate::processing::emission::Source;
@@ -14,7 +14,7 @@ use crate::processing::tracker::Progress;
 impl Webhook {
     /// Sends the event, with the tracker locked meanwhile: nothing else is done under this claim, and what is under way
     /// ends by itself. The letter was recorded as done beyond the position when it was written.
-    pub(super) async fn handle_letter(
+    pub(super) async fn retry_dead_letter(
         &mut self,
         connection: &mut PgConnection,
         turn: &Turn<'_>,
@@ -45,14 +45,16 @@ impl Webhook {
     ) -> Result<Option<Box<Failure>>, ProcessorError> {
         let source = Source::of(delivery);
         let actions = match self.sender.send(&delivery.event).await {
-            Sent::Judged(Verdict::Accepted(actions)) => actions,
-            Sent::Judged(Verdict::Failed { failure, .. }) => {
+            SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => actions,
+            SendAttempt::Concluded(DeliveryResult::Failed { failure, .. }) => {
                 return Ok(Some(Box::new(source.blame(*failure))));
             }
-            Sent::Judged(Verdict::Busy { message, wait }) => {
+            SendAttempt::Concluded(DeliveryResult::Busy { message, wait }) => {
                 return Err(ProcessorError::Unavailable { message, wait });
             }
-            Sent::Unreachable(message) => return Err(ProcessorError::Unavailable { message, wait: None }),
+            SendAttempt::Unreachable(message) => {
+                return Err(ProcessorError::Unavailable { message, wait: None });
+            }
         };
         let effects = [EventEffects { source, actions }];
         Ok(ledger.apply(&RowTables::default(), &self.emitter, &effects).await?.failure)

@@ -117,7 +117,7 @@ impl Deliveries {
     }
 
     /// The dead letters in this range are done: where they are retried or discarded, they are not met again.
-    pub(crate) async fn record_letters(
+    pub(crate) async fn record_dead_letters(
         &self,
         connection: &mut PgConnection,
         after: Position,

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::answer::Verdict;
+use super::answer::DeliveryResult;
 use super::deliveries::{Delivered, GivenUp, Waiting};
 use super::schedule::Schedule;
-use super::sender::Sent;
+use super::sender::SendAttempt;
 use crate::event::{Event, Position};
 use crate::handlers::batch::{Action, EventEffects};
 use crate::processing::declaration::BatchLimits;
@@ -22,20 +22,20 @@ use crate::retry::{OnFailure, RetryPolicy};
 /// for.
 const BATCHES_AHEAD_MAX: usize = 10;
 
-/// An event at the desk.
+/// An event at the queue.
 #[derive(Debug)]
-struct Parcel {
+struct QueuedEvent {
     event: Arc<Event>,
     source: Source,
     /// How often it has failed, and how the last time.
     attempts: u32,
     failure: Option<Failure>,
-    outcome: Option<Outcome>,
+    completion: Option<Completion>,
 }
 
 /// Why an event need not be sent any more.
 #[derive(Debug)]
-enum Outcome {
+enum Completion {
     /// The receiver has it, and wants this done.
     Received(Vec<Action>),
     /// It has used up its attempts.
@@ -46,9 +46,9 @@ enum Outcome {
 
 /// Events between being read and being done.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct DeliveryQueue {
     retry: RetryPolicy,
-    schedule: Schedule<Parcel>,
+    schedule: Schedule<QueuedEvent>,
     /// Everything at or below it is done; what the tracker says.
     position: Position,
     /// What the tracker says if the last commit has happened, of which that is not known.
@@ -70,7 +70,7 @@ pub(crate) struct Desk {
     winding_down: bool,
 }
 
-impl Desk {
+impl DeliveryQueue {
     pub(crate) fn new(retry: RetryPolicy) -> Self {
         Self {
             retry,
@@ -90,7 +90,7 @@ impl Desk {
 
     /// Begins anew at a position, with what earlier processes have left beyond it. `forgiven`: an operator has, so that
     /// attempts begin anew as well.
-    pub(crate) fn begin(&mut self, position: Position, delivered: Vec<Delivered>, forgiven: bool) {
+    pub(crate) fn restart(&mut self, position: Position, delivered: Vec<Delivered>, forgiven: bool) {
         let probing = self.probing;
         *self = Self { position, seen: position, probing, ..Self::new(self.retry) };
         for one in delivered {
@@ -104,21 +104,21 @@ impl Desk {
         }
     }
 
-    /// Whether the tracker is where this desk has left it.
-    pub(crate) fn agrees(&self, position: Position) -> bool {
+    /// Whether the tracker is where this queue has left it.
+    pub(crate) fn matches(&self, position: Position) -> bool {
         self.position == position || self.attempted == Some(position)
     }
 
-    /// Goes on at a position that [`Self::agrees`].
-    pub(crate) fn go_on(&mut self, position: Position) {
+    /// Goes on at a position that [`Self::matches`].
+    pub(crate) fn resume_at(&mut self, position: Position) {
         self.position = position;
         self.attempted = None;
     }
 
     /// The runner may have moved the tracker over an event that could not be read.
-    pub(crate) fn follow(&mut self, position: Position) {
+    pub(crate) fn skip_to(&mut self, position: Position) {
         if position > self.position {
-            self.go_on(position);
+            self.resume_at(position);
             self.seen = self.seen.max(position);
         }
     }
@@ -146,7 +146,7 @@ impl Desk {
     }
 
     /// Takes in what was read up to a position. What was handled before a reset is not sent again.
-    pub(crate) fn take_in(&mut self, deliveries: Vec<Delivery>, upto: Position) {
+    pub(crate) fn enqueue(&mut self, deliveries: Vec<Delivery>, upto: Position) {
         for delivery in deliveries {
             if delivery.replaying || self.beyond.contains(&delivery.event.id) {
                 continue;
@@ -159,8 +159,8 @@ impl Desk {
             let weight = event.body.get().len() + event.metadata.get().len();
             let attempts = tried.as_ref().map_or(0, |tried| tried.attempts);
             let failure = tried.map(|tried| tried.failure);
-            let parcel = Parcel { event: Arc::new(event), source, attempts, failure, outcome: None };
-            self.schedule.hold(id, aggregate_id, parcel, weight, until);
+            let queued = QueuedEvent { event: Arc::new(event), source, attempts, failure, completion: None };
+            self.schedule.insert(id, aggregate_id, queued, weight, until);
         }
         self.seen = self.seen.max(upto);
     }
@@ -171,23 +171,25 @@ impl Desk {
         if self.is_halted() || self.schedule.under_way() >= slots {
             return None;
         }
-        let id = self.schedule.take(Instant::now())?;
-        self.schedule.get(id).map(|parcel| Arc::clone(&parcel.event))
+        let id = self.schedule.take_ready(Instant::now())?;
+        self.schedule.get(id).map(|queued| Arc::clone(&queued.event))
     }
 
     /// Notes what came of sending an event.
-    pub(crate) fn note(&mut self, id: Position, sent: Sent) {
-        match sent {
-            Sent::Judged(Verdict::Accepted(actions)) => {
+    pub(crate) fn record_result(&mut self, id: Position, attempt: SendAttempt) {
+        match attempt {
+            SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => {
                 self.probing = false;
-                self.conclude(id, Outcome::Received(actions));
+                self.complete(id, Completion::Received(actions));
             }
-            Sent::Judged(Verdict::Failed { failure, wait }) => {
+            SendAttempt::Concluded(DeliveryResult::Failed { failure, wait }) => {
                 self.probing = false;
-                self.fail(id, *failure, wait);
+                self.record_failure(id, *failure, wait);
             }
-            Sent::Judged(Verdict::Busy { message, wait }) => self.note_outage(id, message, wait),
-            Sent::Unreachable(message) => self.note_outage(id, message, None),
+            SendAttempt::Concluded(DeliveryResult::Busy { message, wait }) => {
+                self.record_outage(id, message, wait)
+            }
+            SendAttempt::Unreachable(message) => self.record_outage(id, message, None),
         }
     }
 
@@ -196,74 +198,74 @@ impl Desk {
         self.outage.is_some() || self.stopping.is_some() || self.winding_down
     }
 
-    fn note_outage(&mut self, id: Position, message: String, wait: Option<Duration>) {
-        self.schedule.put_back(id);
+    fn record_outage(&mut self, id: Position, message: String, wait: Option<Duration>) {
+        self.schedule.release(id);
         self.probing = true;
         let longest = self.outage.take().and_then(|(_, wait)| wait).max(wait);
         self.outage = Some((message, longest));
     }
 
     /// An event has failed: it is tried again, or given up, or the reactor stops.
-    pub(crate) fn fail(&mut self, id: Position, failure: Failure, wait: Option<Duration>) {
-        let Some(parcel) = self.schedule.get_mut(id) else { return };
-        parcel.attempts = parcel.attempts.saturating_add(1);
-        parcel.failure = Some(parcel.source.blame(failure));
-        let attempts = parcel.attempts;
+    pub(crate) fn record_failure(&mut self, id: Position, failure: Failure, wait: Option<Duration>) {
+        let Some(queued) = self.schedule.get_mut(id) else { return };
+        queued.attempts = queued.attempts.saturating_add(1);
+        queued.failure = Some(queued.source.blame(failure));
+        let attempts = queued.attempts;
         let delay = self.retry.delay_after(attempts).max(wait.unwrap_or_default());
         match self.retry.verdict(attempts) {
-            OnFailure::Retry => self.put_off(id, delay),
+            OnFailure::Retry => self.postpone(id, delay),
             OnFailure::Stop => {
-                self.put_off(id, delay);
+                self.postpone(id, delay);
                 self.stopping = Some(id);
             }
-            OnFailure::Skip => self.conclude(id, Outcome::GivenUp { blocks: false }),
+            OnFailure::Skip => self.complete(id, Completion::GivenUp { blocks: false }),
             OnFailure::Park => {
                 let behind: Vec<Position> = self.schedule.behind(id).collect();
-                behind.into_iter().for_each(|other| self.conclude(other, Outcome::Waits));
-                self.conclude(id, Outcome::GivenUp { blocks: true });
+                behind.into_iter().for_each(|other| self.complete(other, Completion::Waits));
+                self.complete(id, Completion::GivenUp { blocks: true });
             }
         }
     }
 
-    fn put_off(&mut self, id: Position, delay: Duration) {
-        if let Some(parcel) = self.schedule.get_mut(id) {
-            parcel.outcome = None;
+    fn postpone(&mut self, id: Position, delay: Duration) {
+        if let Some(queued) = self.schedule.get_mut(id) {
+            queued.completion = None;
         }
         self.failed.insert(id);
-        self.schedule.put_off(id, Instant::now() + delay);
+        self.schedule.postpone(id, Instant::now() + delay);
     }
 
-    fn conclude(&mut self, id: Position, outcome: Outcome) {
-        if let Some(parcel) = self.schedule.get_mut(id) {
-            parcel.outcome = Some(outcome);
+    fn complete(&mut self, id: Position, completion: Completion) {
+        if let Some(queued) = self.schedule.get_mut(id) {
+            queued.completion = Some(completion);
         }
-        self.schedule.done(id);
+        self.schedule.complete(id);
     }
 
     /// An operator wants everything tried now.
     pub(crate) fn retry_now(&mut self) {
-        self.schedule.put_off_nothing();
+        self.schedule.make_all_due();
     }
 
     /// Whether no event can be sent, and everything that was under way has ended.
-    pub(crate) fn is_out(&self) -> bool {
+    pub(crate) fn is_unreachable(&self) -> bool {
         self.outage.is_some() && self.schedule.under_way() == 0
     }
 
     /// Why that is so, said once.
     pub(crate) fn take_outage(&mut self) -> Option<ProcessorError> {
-        let (message, wait) = if self.is_out() { self.outage.take()? } else { return None };
+        let (message, wait) = if self.is_unreachable() { self.outage.take()? } else { return None };
         Some(ProcessorError::Unavailable { message, wait })
     }
 
     /// Whether there is something to do at once, in the next turn.
     pub(crate) fn is_busy(&self) -> bool {
         let complains = self.outage.is_some() && !self.winding_down;
-        self.schedule.under_way() > 0 || complains || self.may_begin()
+        self.schedule.under_way() > 0 || complains || self.can_send()
     }
 
     /// Whether an event may be begun, as soon as there is a slot for it.
-    pub(crate) fn may_begin(&self) -> bool {
+    pub(crate) fn can_send(&self) -> bool {
         !self.is_halted() && self.schedule.has_ready(Instant::now())
     }
 
@@ -273,16 +275,16 @@ impl Desk {
     }
 
     /// Whether something is done that has not been committed.
-    pub(crate) fn has_unsettled(&self) -> bool {
-        self.schedule.unsettled().next().is_some()
+    pub(crate) fn has_uncommitted(&self) -> bool {
+        self.schedule.completed().next().is_some()
     }
 
     /// What receivers want done, in the order of their events.
     pub(crate) fn effects(&self) -> Vec<EventEffects> {
-        let parcels = self.schedule.unsettled().filter_map(|id| self.schedule.get(id));
-        let effects = parcels.filter_map(|parcel| match &parcel.outcome {
-            Some(Outcome::Received(actions)) if !actions.is_empty() => {
-                Some(EventEffects { source: parcel.source.clone(), actions: actions.clone() })
+        let queued = self.schedule.completed().filter_map(|id| self.schedule.get(id));
+        let effects = queued.filter_map(|queued| match &queued.completion {
+            Some(Completion::Received(actions)) if !actions.is_empty() => {
+                Some(EventEffects { source: queued.source.clone(), actions: actions.clone() })
             }
             _ => None,
         });
@@ -290,22 +292,22 @@ impl Desk {
     }
 
     /// What is to be committed.
-    pub(crate) fn sum_up(&self) -> Sum {
-        let position = self.schedule.low_water(self.seen);
-        let done: Vec<Position> = self.schedule.unsettled().collect();
+    pub(crate) fn plan_commit(&self) -> CommitPlan {
+        let position = self.schedule.completed_upto(self.seen);
+        let done: Vec<Position> = self.schedule.completed().collect();
         let (mut given_up, mut waiting) = (Vec::new(), Vec::new());
-        for parcel in done.iter().filter_map(|id| self.schedule.get(*id)) {
-            match (&parcel.outcome, &parcel.failure) {
-                (Some(Outcome::GivenUp { blocks }), Some(failure)) => {
-                    let (failure, attempts, blocks) = (failure.clone(), parcel.attempts, *blocks);
+        for queued in done.iter().filter_map(|id| self.schedule.get(*id)) {
+            match (&queued.completion, &queued.failure) {
+                (Some(Completion::GivenUp { blocks }), Some(failure)) => {
+                    let (failure, attempts, blocks) = (failure.clone(), queued.attempts, *blocks);
                     given_up.push(GivenUp { failure, attempts, blocks });
                 }
-                (Some(Outcome::Waits), _) => waiting.push(Waiting::of(&parcel.event)),
+                (Some(Completion::Waits), _) => waiting.push(Waiting::of(&queued.event)),
                 _ => {}
             }
         }
         let put_off = self.failed.iter().filter_map(|id| Some((*id, self.put_off_of(*id)?))).collect();
-        Sum { position, done, given_up, waiting, put_off }
+        CommitPlan { position, done, given_up, waiting, put_off }
     }
 
     /// The event that is put off and due next, or that the reactor stops over.
@@ -319,29 +321,29 @@ impl Desk {
     }
 
     fn put_off_of(&self, id: Position) -> Option<PutOff> {
-        let until = self.schedule.put_off_until(id)?;
-        let Parcel { failure, attempts, .. } = self.schedule.get(id)?;
+        let until = self.schedule.postponed_until(id)?;
+        let QueuedEvent { failure, attempts, .. } = self.schedule.get(id)?;
         Some(PutOff { failure: failure.clone()?, attempts: *attempts, until: Some(until) })
     }
 
     /// The tracker is about to be moved there.
-    pub(crate) fn attempt(&mut self, position: Position) {
+    pub(crate) fn mark_attempted(&mut self, position: Position) {
         self.attempted = Some(position);
     }
 
     /// That has been committed.
-    pub(crate) fn settle(&mut self, sum: &Sum) {
-        self.go_on(sum.position);
-        self.schedule.settle();
+    pub(crate) fn mark_committed(&mut self, plan: &CommitPlan) {
+        self.resume_at(plan.position);
+        self.schedule.remove_completed();
         self.failed.clear();
-        self.beyond.extend(sum.done.iter().copied());
-        self.beyond = self.beyond.split_off(&(sum.position + 1));
+        self.beyond.extend(plan.done.iter().copied());
+        self.beyond = self.beyond.split_off(&(plan.position + 1));
     }
 }
 
 /// What is to be committed.
 #[derive(Debug)]
-pub(crate) struct Sum {
+pub(crate) struct CommitPlan {
     /// Everything at or below it is done.
     pub(crate) position: Position,
     /// What was done since the last commit.
@@ -360,7 +362,7 @@ impl Waiting {
     }
 }
 
-impl Sum {
+impl CommitPlan {
     /// Whether nothing has happened.
     pub(crate) fn is_empty(&self) -> bool {
         self.done.is_empty() && self.put_off.is_empty()

@@ -1,8 +1,8 @@
 //! Which event may be sent next: in order within an aggregate, side by side across aggregates.
 //!
-//! A pure thing: what happened and what time it is arrive as arguments. Events of one aggregate stand in a line. Only the
-//! first of a line is ever sent, and it leaves the line when it has been committed that it is done; so whatever is
-//! repeated after a crash is the last that a receiver has seen of its aggregate. One that failed keeps its line waiting
+//! A pure thing: what happened and what time it is arrive as arguments. Events of one aggregate stand in a queue. Only the
+//! first of a queue is ever sent, and it leaves the queue when it has been committed that it is done; so whatever is
+//! repeated after a crash is the last that a receiver has seen of its aggregate. One that failed keeps its queue waiting
 //! and no other.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -15,31 +15,31 @@ use crate::event::Position;
 /// Events that have been looked at and are not done.
 #[derive(Debug, Clone)]
 pub(crate) struct Schedule<T> {
-    held: BTreeMap<Position, Held<T>>,
+    held: BTreeMap<Position, ScheduledEvent<T>>,
     /// The events of each aggregate, in order.
-    lines: HashMap<Uuid, VecDeque<Position>>,
+    queues: HashMap<Uuid, VecDeque<Position>>,
     ready: BTreeSet<Position>,
-    put_off: BTreeSet<(Instant, Position)>,
+    postponed: BTreeSet<(Instant, Position)>,
     done: BTreeSet<Position>,
     under_way: usize,
     weight: usize,
 }
 
 #[derive(Debug, Clone)]
-struct Held<T> {
+struct ScheduledEvent<T> {
     aggregate: Uuid,
-    state: State,
+    state: DeliveryState,
     weight: usize,
     content: T,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum DeliveryState {
     /// For an earlier one of its aggregate.
     Waiting,
     Ready,
     UnderWay,
-    PutOff(Instant),
+    Postponed(Instant),
     /// Until that is committed.
     Done,
 }
@@ -48,9 +48,9 @@ impl<T> Default for Schedule<T> {
     fn default() -> Self {
         Self {
             held: BTreeMap::new(),
-            lines: HashMap::new(),
+            queues: HashMap::new(),
             ready: BTreeSet::new(),
-            put_off: BTreeSet::new(),
+            postponed: BTreeSet::new(),
             done: BTreeSet::new(),
             under_way: 0,
             weight: 0,
@@ -61,7 +61,7 @@ impl<T> Default for Schedule<T> {
 impl<T> Schedule<T> {
     /// Takes an event in, after all that it has. `until`: when it is tried again, if it has failed before. `weight`: its
     /// share of [`Self::weight`].
-    pub(crate) fn hold(
+    pub(crate) fn insert(
         &mut self,
         id: Position,
         aggregate: Uuid,
@@ -69,98 +69,100 @@ impl<T> Schedule<T> {
         weight: usize,
         until: Option<Instant>,
     ) {
-        let line = self.lines.entry(aggregate).or_default();
-        let first = line.is_empty();
-        line.push_back(id);
+        let queue = self.queues.entry(aggregate).or_default();
+        let first = queue.is_empty();
+        queue.push_back(id);
         self.weight += weight;
-        self.held.insert(id, Held { aggregate, state: State::Waiting, weight, content });
+        self.held.insert(id, ScheduledEvent { aggregate, state: DeliveryState::Waiting, weight, content });
         match until {
             _ if !first => {}
-            None => self.enter(id, State::Ready),
-            Some(until) => self.enter(id, State::PutOff(until)),
+            None => self.enter(id, DeliveryState::Ready),
+            Some(until) => self.enter(id, DeliveryState::Postponed(until)),
         }
     }
 
     /// The next event to send, which is under way from now on.
-    pub(crate) fn take(&mut self, now: Instant) -> Option<Position> {
-        while let Some((_, id)) = self.put_off.first().copied().filter(|(until, _)| *until <= now) {
-            self.enter(id, State::Ready);
+    pub(crate) fn take_ready(&mut self, now: Instant) -> Option<Position> {
+        while let Some((_, id)) = self.postponed.first().copied().filter(|(until, _)| *until <= now) {
+            self.enter(id, DeliveryState::Ready);
         }
         let id = self.ready.first().copied()?;
-        self.enter(id, State::UnderWay);
+        self.enter(id, DeliveryState::UnderWay);
         Some(id)
     }
 
-    /// The event need not be sent any more. Its line goes on after [`Self::settle`].
-    pub(crate) fn done(&mut self, id: Position) {
-        self.enter(id, State::Done);
+    /// The event need not be sent any more. Its queue goes on after [`Self::remove_completed`].
+    pub(crate) fn complete(&mut self, id: Position) {
+        self.enter(id, DeliveryState::Done);
     }
 
     /// Nothing has come of it, and it is not to blame: it may be sent as soon as any.
-    pub(crate) fn put_back(&mut self, id: Position) {
-        self.enter(id, State::Ready);
+    pub(crate) fn release(&mut self, id: Position) {
+        self.enter(id, DeliveryState::Ready);
     }
 
-    /// It is tried again then, and its line waits.
-    pub(crate) fn put_off(&mut self, id: Position, until: Instant) {
-        self.enter(id, State::PutOff(until));
+    /// It is tried again then, and its queue waits.
+    pub(crate) fn postpone(&mut self, id: Position, until: Instant) {
+        self.enter(id, DeliveryState::Postponed(until));
     }
 
     /// Everything that is put off may be sent now.
-    pub(crate) fn put_off_nothing(&mut self) {
-        for (_, id) in std::mem::take(&mut self.put_off) {
-            self.enter(id, State::Ready);
+    pub(crate) fn make_all_due(&mut self) {
+        for (_, id) in std::mem::take(&mut self.postponed) {
+            self.enter(id, DeliveryState::Ready);
         }
     }
 
-    /// Those behind an event in its line, in order.
+    /// Those behind an event in its queue, in order.
     pub(crate) fn behind(&self, id: Position) -> impl Iterator<Item = Position> {
-        let line = self.held.get(&id).and_then(|held| self.lines.get(&held.aggregate));
-        line.into_iter().flatten().copied().filter(move |other| *other > id)
+        let queue = self.held.get(&id).and_then(|held| self.queues.get(&held.aggregate));
+        queue.into_iter().flatten().copied().filter(move |other| *other > id)
     }
 
-    /// What is done has been committed: it is forgotten, and the next in line may be sent.
-    pub(crate) fn settle(&mut self) {
+    /// What is done has been committed: it is forgotten, and the next in queue may be sent.
+    pub(crate) fn remove_completed(&mut self) {
         for id in std::mem::take(&mut self.done) {
             let Some(held) = self.held.remove(&id) else { continue };
             self.weight -= held.weight;
-            let Some(line) = self.lines.get_mut(&held.aggregate) else { continue };
-            line.retain(|other| *other != id);
-            match line.front().copied() {
-                None => drop(self.lines.remove(&held.aggregate)),
-                Some(next) if self.state(next) == Some(State::Waiting) => self.enter(next, State::Ready),
+            let Some(queue) = self.queues.get_mut(&held.aggregate) else { continue };
+            queue.retain(|other| *other != id);
+            match queue.front().copied() {
+                None => drop(self.queues.remove(&held.aggregate)),
+                Some(next) if self.state(next) == Some(DeliveryState::Waiting) => {
+                    self.enter(next, DeliveryState::Ready)
+                }
                 Some(_) => {}
             }
         }
     }
 
     /// Every event at or below it is done, of all up to `seen`.
-    pub(crate) fn low_water(&self, seen: Position) -> Position {
-        let open = self.held.iter().find(|(_, held)| held.state != State::Done);
+    pub(crate) fn completed_upto(&self, seen: Position) -> Position {
+        let open = self.held.iter().find(|(_, held)| held.state != DeliveryState::Done);
         open.map_or(seen, |(id, _)| id - 1)
     }
 
     /// What is done and not settled.
-    pub(crate) fn unsettled(&self) -> impl Iterator<Item = Position> {
+    pub(crate) fn completed(&self) -> impl Iterator<Item = Position> {
         self.done.iter().copied()
     }
 
     /// The event that is due first of those put off, and when.
     pub(crate) fn next_due(&self) -> Option<(Instant, Position)> {
-        self.put_off.first().copied()
+        self.postponed.first().copied()
     }
 
     /// When the event is tried again, if it is put off.
-    pub(crate) fn put_off_until(&self, id: Position) -> Option<Instant> {
+    pub(crate) fn postponed_until(&self, id: Position) -> Option<Instant> {
         match self.state(id) {
-            Some(State::PutOff(until)) => Some(until),
+            Some(DeliveryState::Postponed(until)) => Some(until),
             _ => None,
         }
     }
 
     /// Whether there is anything to send.
     pub(crate) fn has_ready(&self, now: Instant) -> bool {
-        !self.ready.is_empty() || self.put_off.first().is_some_and(|(until, _)| *until <= now)
+        !self.ready.is_empty() || self.postponed.first().is_some_and(|(until, _)| *until <= now)
     }
 
     /// Events under way.
@@ -188,26 +190,26 @@ impl<T> Schedule<T> {
         self.held.get_mut(&id).map(|held| &mut held.content)
     }
 
-    fn state(&self, id: Position) -> Option<State> {
+    fn state(&self, id: Position) -> Option<DeliveryState> {
         self.held.get(&id).map(|held| held.state)
     }
 
     /// Moves an event from one state, and from the list of that state, to another.
-    fn enter(&mut self, id: Position, state: State) {
+    fn enter(&mut self, id: Position, state: DeliveryState) {
         let Some(held) = self.held.get_mut(&id) else { return };
         match std::mem::replace(&mut held.state, state) {
-            State::Waiting => {}
-            State::Ready => drop(self.ready.remove(&id)),
-            State::UnderWay => self.under_way -= 1,
-            State::PutOff(until) => drop(self.put_off.remove(&(until, id))),
-            State::Done => drop(self.done.remove(&id)),
+            DeliveryState::Waiting => {}
+            DeliveryState::Ready => drop(self.ready.remove(&id)),
+            DeliveryState::UnderWay => self.under_way -= 1,
+            DeliveryState::Postponed(until) => drop(self.postponed.remove(&(until, id))),
+            DeliveryState::Done => drop(self.done.remove(&id)),
         }
         match state {
-            State::Waiting => {}
-            State::Ready => drop(self.ready.insert(id)),
-            State::UnderWay => self.under_way += 1,
-            State::PutOff(until) => drop(self.put_off.insert((until, id))),
-            State::Done => drop(self.done.insert(id)),
+            DeliveryState::Waiting => {}
+            DeliveryState::Ready => drop(self.ready.insert(id)),
+            DeliveryState::UnderWay => self.under_way += 1,
+            DeliveryState::Postponed(until) => drop(self.postponed.insert((until, id))),
+            DeliveryState::Done => drop(self.done.insert(id)),
         }
     }
 }
@@ -226,22 +228,22 @@ mod tests {
     fn schedule(aggregates: &[u128]) -> Schedule<()> {
         let mut schedule = Schedule::default();
         for (id, number) in (1..).zip(aggregates) {
-            schedule.hold(id, aggregate(*number), (), 1, None);
+            schedule.insert(id, aggregate(*number), (), 1, None);
         }
         schedule
     }
 
     fn take_all(schedule: &mut Schedule<()>, now: Instant) -> Vec<Position> {
-        std::iter::from_fn(|| schedule.take(now)).collect()
+        std::iter::from_fn(|| schedule.take_ready(now)).collect()
     }
 
     #[test]
     fn one_of_each_aggregate_is_under_way() {
         let (mut schedule, now) = (schedule(&[1, 2, 1, 3, 2]), Instant::now());
         assert_eq!(take_all(&mut schedule, now), [1, 2, 4]);
-        schedule.done(1);
+        schedule.complete(1);
         assert_eq!(take_all(&mut schedule, now), [0; 0], "the end of 1 is not committed yet");
-        schedule.settle();
+        schedule.remove_completed();
         assert_eq!((take_all(&mut schedule, now), schedule.under_way(), schedule.len()), (vec![3], 3, 4));
     }
 
@@ -250,21 +252,21 @@ mod tests {
         let (mut schedule, now) = (schedule(&[1, 2, 1, 2]), Instant::now());
         let later = now + Duration::from_secs(1);
         take_all(&mut schedule, now);
-        schedule.put_off(1, later);
-        schedule.done(2);
-        assert_eq!((schedule.low_water(4), schedule.unsettled().collect::<Vec<_>>()), (0, vec![2]));
-        schedule.settle();
+        schedule.postpone(1, later);
+        schedule.complete(2);
+        assert_eq!((schedule.completed_upto(4), schedule.completed().collect::<Vec<_>>()), (0, vec![2]));
+        schedule.remove_completed();
         assert_eq!((take_all(&mut schedule, now), schedule.next_due()), (vec![4], Some((later, 1))));
-        schedule.done(4);
-        schedule.settle();
+        schedule.complete(4);
+        schedule.remove_completed();
         assert_eq!(
-            (schedule.low_water(4), schedule.has_ready(now), schedule.has_ready(later)),
+            (schedule.completed_upto(4), schedule.has_ready(now), schedule.has_ready(later)),
             (0, false, true)
         );
         assert_eq!(take_all(&mut schedule, later), [1]);
-        schedule.done(1);
-        assert_eq!(schedule.low_water(4), 2);
-        schedule.settle();
+        schedule.complete(1);
+        assert_eq!(schedule.completed_upto(4), 2);
+        schedule.remove_completed();
         assert_eq!(take_all(&mut schedule, later), [3]);
     }
 
@@ -274,9 +276,9 @@ mod tests {
         take_all(&mut schedule, now);
         let behind: Vec<Position> = schedule.behind(1).collect();
         assert_eq!(behind, [3, 5]);
-        behind.into_iter().chain([1]).for_each(|id| schedule.done(id));
-        assert_eq!(schedule.low_water(5), 1);
-        schedule.settle();
+        behind.into_iter().chain([1]).for_each(|id| schedule.complete(id));
+        assert_eq!(schedule.completed_upto(5), 1);
+        schedule.remove_completed();
         assert_eq!((schedule.len(), schedule.weight()), (2, 2));
     }
 
@@ -285,12 +287,15 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let mut schedule = Schedule::default();
-        schedule.hold(1, aggregate(1), (), 1, Some(later));
-        schedule.hold(2, aggregate(1), (), 1, None);
-        assert_eq!((schedule.take(now), schedule.take(later), schedule.take(later)), (None, Some(1), None));
-        schedule.put_off(1, later);
-        schedule.put_off_nothing();
-        assert_eq!(schedule.take(now), Some(1));
+        schedule.insert(1, aggregate(1), (), 1, Some(later));
+        schedule.insert(2, aggregate(1), (), 1, None);
+        assert_eq!(
+            (schedule.take_ready(now), schedule.take_ready(later), schedule.take_ready(later)),
+            (None, Some(1), None)
+        );
+        schedule.postpone(1, later);
+        schedule.make_all_due();
+        assert_eq!(schedule.take_ready(now), Some(1));
     }
 
     /// What may happen, in every order, to a few events of two aggregates.
@@ -313,7 +318,7 @@ mod tests {
 
         fn under_way(&self) -> Vec<Position> {
             let held = self.schedule.held.iter();
-            held.filter(|(_, held)| held.state == State::UnderWay).map(|(id, _)| *id).collect()
+            held.filter(|(_, held)| held.state == DeliveryState::UnderWay).map(|(id, _)| *id).collect()
         }
 
         fn next(&self) -> Vec<Self> {
@@ -324,22 +329,22 @@ mod tests {
                 worlds.push(world);
             };
             if self.schedule.has_ready(self.now) {
-                change(&|world| _ = world.schedule.take(world.now));
+                change(&|world| _ = world.schedule.take_ready(world.now));
             }
             for id in self.under_way() {
                 change(&|world| world.accept(id));
-                change(&|world| world.schedule.put_back(id));
-                change(&|world| world.schedule.put_off(id, world.now + Duration::from_secs(1)));
+                change(&|world| world.schedule.release(id));
+                change(&|world| world.schedule.postpone(id, world.now + Duration::from_secs(1)));
                 // It was accepted, and the answer was lost.
                 change(&|world| {
                     world.received.push(id);
-                    world.schedule.put_off(id, world.now + Duration::from_secs(1));
+                    world.schedule.postpone(id, world.now + Duration::from_secs(1));
                 });
             }
             if self.schedule.next_due().is_some() {
                 change(&|world| world.now += Duration::from_secs(1));
             }
-            if self.schedule.unsettled().next().is_some() {
+            if self.schedule.completed().next().is_some() {
                 change(&|world| world.commit());
             }
             change(&|world| world.crash());
@@ -348,13 +353,13 @@ mod tests {
 
         fn accept(&mut self, id: Position) {
             self.received.push(id);
-            self.schedule.done(id);
+            self.schedule.complete(id);
         }
 
         fn commit(&mut self) {
-            self.committed.extend(self.schedule.unsettled());
-            self.schedule.settle();
-            let low_water = self.schedule.low_water(AGGREGATES.len() as Position);
+            self.committed.extend(self.schedule.completed());
+            self.schedule.remove_completed();
+            let low_water = self.schedule.completed_upto(AGGREGATES.len() as Position);
             assert!((1..=low_water).all(|id| self.committed.contains(&id)), "beyond what is done");
         }
 
@@ -363,7 +368,7 @@ mod tests {
             self.schedule = Schedule::default();
             for (id, number) in (1..).zip(AGGREGATES) {
                 if !self.committed.contains(&id) {
-                    self.schedule.hold(id, aggregate(number), (), 1, None);
+                    self.schedule.insert(id, aggregate(number), (), 1, None);
                 }
             }
         }
@@ -408,27 +413,27 @@ mod tests {
             let (mut schedule, start) = (schedule(&[1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]), Instant::now());
             let mut now = start;
             for (step, number) in steps {
-                let under_way = schedule.held.iter().filter(|(_, held)| held.state == State::UnderWay).map(|(id, _)| *id);
+                let under_way = schedule.held.iter().filter(|(_, held)| held.state == DeliveryState::UnderWay).map(|(id, _)| *id);
                 let under_way: Vec<Position> = under_way.collect();
                 let one = under_way.get(usize::try_from(number).unwrap() % under_way.len().max(1)).copied();
                 match (step, one) {
-                    (0, _) => _ = schedule.take(now),
-                    (1, Some(id)) => schedule.done(id),
-                    (2, Some(id)) => schedule.put_off(id, now + Duration::from_secs(number.unsigned_abs())),
-                    (3, Some(id)) => schedule.put_back(id),
+                    (0, _) => _ = schedule.take_ready(now),
+                    (1, Some(id)) => schedule.complete(id),
+                    (2, Some(id)) => schedule.postpone(id, now + Duration::from_secs(number.unsigned_abs())),
+                    (3, Some(id)) => schedule.release(id),
                     (4, _) => now += Duration::from_secs(1),
-                    _ => schedule.settle(),
+                    _ => schedule.remove_completed(),
                 }
-                let count = |wanted: fn(State) -> bool| schedule.held.values().filter(|held| wanted(held.state)).count();
-                proptest::prop_assert_eq!(schedule.ready.len(), count(|state| state == State::Ready));
-                proptest::prop_assert_eq!(schedule.done.len(), count(|state| state == State::Done));
-                proptest::prop_assert_eq!(schedule.under_way(), count(|state| state == State::UnderWay));
-                proptest::prop_assert_eq!(schedule.put_off.len(), count(|state| matches!(state, State::PutOff(_))));
+                let count = |wanted: fn(DeliveryState) -> bool| schedule.held.values().filter(|held| wanted(held.state)).count();
+                proptest::prop_assert_eq!(schedule.ready.len(), count(|state| state == DeliveryState::Ready));
+                proptest::prop_assert_eq!(schedule.done.len(), count(|state| state == DeliveryState::Done));
+                proptest::prop_assert_eq!(schedule.under_way(), count(|state| state == DeliveryState::UnderWay));
+                proptest::prop_assert_eq!(schedule.postponed.len(), count(|state| matches!(state, DeliveryState::Postponed(_))));
                 proptest::prop_assert_eq!(schedule.weight(), schedule.len());
-                for line in schedule.lines.values() {
-                    let first = schedule.state(line[0]).unwrap();
-                    proptest::prop_assert!(first != State::Waiting, "a line that nobody moves");
-                    proptest::prop_assert!(line.iter().skip(1).all(|id| schedule.state(*id) == Some(State::Waiting)));
+                for queue in schedule.queues.values() {
+                    let first = schedule.state(queue[0]).unwrap();
+                    proptest::prop_assert!(first != DeliveryState::Waiting, "a queue that nobody moves");
+                    proptest::prop_assert!(queue.iter().skip(1).all(|id| schedule.state(*id) == Some(DeliveryState::Waiting)));
                 }
             }
         }

@@ -2,8 +2,8 @@
 
 use chrono::Utc;
 
-use super::answer::Verdict;
-use super::client::{Client, NoAnswer};
+use super::answer::DeliveryResult;
+use super::client::{Client, RequestError};
 use super::request::Requests;
 use crate::event::Event;
 use crate::processing::declaration::{InvalidReceiver, WebhookDeclaration};
@@ -20,9 +20,9 @@ pub(crate) struct Sender {
 
 /// What came of sending an event.
 #[derive(Debug)]
-pub(crate) enum Sent {
+pub(crate) enum SendAttempt {
     /// There was an answer, or a failure that counts.
-    Judged(Verdict),
+    Concluded(DeliveryResult),
     /// The receiver is not there, for whichever event.
     Unreachable(String),
 }
@@ -42,25 +42,25 @@ impl Sender {
     }
 
     /// Sends an event; takes the declared timeout at most.
-    pub(crate) async fn send(&self, event: &Event) -> Sent {
+    pub(crate) async fn send(&self, event: &Event) -> SendAttempt {
         match self.client.send(self.requests.request(event, Utc::now())).await {
-            Ok(answer) => Sent::Judged(self.conceal(answer.judge(Utc::now()))),
-            Err(NoAnswer::Unreachable(message)) => Sent::Unreachable(message),
-            Err(NoAnswer::Broken(message)) => {
+            Ok(answer) => SendAttempt::Concluded(self.conceal(answer.classify(Utc::now()))),
+            Err(RequestError::Unreachable(message)) => SendAttempt::Unreachable(message),
+            Err(RequestError::Interrupted(message)) => {
                 let failure = Box::new(Failure::of_processor(message));
-                Sent::Judged(Verdict::Failed { failure, wait: None })
+                SendAttempt::Concluded(DeliveryResult::Failed { failure, wait: None })
             }
         }
     }
 
-    /// The verdict without what the receiver has repeated of our secrets.
-    fn conceal(&self, verdict: Verdict) -> Verdict {
-        let Verdict::Failed { failure, wait } = verdict else { return verdict };
+    /// The result without what the receiver has repeated of our secrets.
+    fn conceal(&self, result: DeliveryResult) -> DeliveryResult {
+        let DeliveryResult::Failed { failure, wait } = result else { return result };
         let conceal =
             |text: String| self.hidden.iter().fold(text, |text, secret| text.replace(secret, HIDDEN));
         let Failure { message, detail, .. } = *failure;
         let failure = Failure { message: conceal(message), detail: detail.map(conceal), ..*failure };
-        Verdict::Failed { failure: Box::new(failure), wait }
+        DeliveryResult::Failed { failure: Box::new(failure), wait }
     }
 }
 
