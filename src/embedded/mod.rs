@@ -30,7 +30,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::postgres::quote::quote_identifier;
 
 pub use binaries::{BINARIES_VARIABLE, Binaries, NotFound, find_binaries};
 pub use error::{Error, Result};
@@ -44,6 +47,9 @@ const ROLE: &str = "espd";
 
 /// Names the socket's file; said aloud everywhere, as `PGPORT` in the environment would change the default.
 const PORT: u16 = 5432;
+
+/// What a URL has to encode: everything but the unreserved characters of RFC 3986.
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// How an embedded server is set up.
 #[derive(Debug, Clone)]
@@ -108,8 +114,8 @@ impl EmbeddedPostgres {
 
     /// The URL of `database`, for sqlx and for `psql` alike.
     pub fn url(&self, database: &str) -> String {
-        let database = percent_encode(database.as_bytes());
-        let socket = percent_encode(self.folder.socket().as_os_str().as_bytes());
+        let database = percent_encode(database.as_bytes(), UNRESERVED);
+        let socket = percent_encode(self.folder.socket().as_os_str().as_bytes(), UNRESERVED);
         format!("postgres://{ROLE}@localhost:{PORT}/{database}?host={socket}")
     }
 
@@ -262,17 +268,4 @@ fn settings(options: &Options) -> Vec<(String, String)> {
     ];
     let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
     own.chain(options.settings.iter().cloned()).collect()
-}
-
-fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// Encodes everything that could mean something in a URL.
-fn percent_encode(bytes: &[u8]) -> String {
-    let encode = |byte: &u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(*byte).to_string(),
-        byte => format!("%{byte:02X}"),
-    };
-    bytes.iter().map(encode).collect()
 }
