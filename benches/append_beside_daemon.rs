@@ -109,7 +109,7 @@ impl<'a> Bench<'a> {
             Some(follower) => Some(self.start(follower).await?),
             None => None,
         };
-        // One more than writers, for the bell.
+        // One more than writers, for the notifier.
         let options = PgPoolOptions::new().min_connections(connections + 1).max_connections(connections + 1);
         let pool = options.test_before_acquire(false).connect(&self.server.url).await?;
         let store = PostgresEventStore::new(pool.clone(), Layout::espd(SCHEMA)?);

@@ -106,8 +106,10 @@ async fn run(server: &Server, contestant: Contestant, time: Duration) -> anyhow:
     let store = PostgresEventStore::new(server.pool.clone(), Layout::espd(SCHEMA)?);
     let appender = match contestant {
         Contestant::Daemon => Appender { store, notify: None },
-        Contestant::SilentWriters => Appender { store: store.without_bell(), notify: None },
-        Contestant::BareLoop => Appender { store: store.without_bell(), notify: Some(server.pool.clone()) },
+        Contestant::SilentWriters => Appender { store: store.without_notifications(), notify: None },
+        Contestant::BareLoop => {
+            Appender { store: store.without_notifications(), notify: Some(server.pool.clone()) }
+        }
     };
     let (table, follower) = match contestant {
         Contestant::BareLoop => ("bare_arrivals", Follower::bare(server).await?),

@@ -71,7 +71,7 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
         let stored = append_all(&mut lines, &store, databases).await.context("nothing was appended")?;
         appended.add(&stored, &arguments)?;
     }
-    databases.ring().await;
+    databases.notify_runners().await;
     appended.summarise();
     Ok(())
 }

@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool};
 
 use crate::config::{Config, DatabaseUrl};
 use crate::embedded::{EmbeddedPostgres, Options};
+use crate::postgres::notify::{CONTROL, notify};
 use crate::process::exit_code::Exit;
 use crate::processing::tracker::Trackers;
 use crate::schema;
@@ -109,13 +110,10 @@ impl Databases {
         }
     }
 
-    /// Tells the daemons that a tracker has changed. A lost ring costs them a second or two.
-    pub async fn ring(&self) {
-        let statement = "-- ring_control\nselect pg_notify($1, 'control')";
-        if let Err(error) =
-            sqlx::query(statement).bind(self.layout.control_channel()).execute(&self.events).await
-        {
-            tracing::debug!(%error, "could not ring");
+    /// Tells the runners that a tracker has changed. Without the notification they notice it a second or two later.
+    pub async fn notify_runners(&self) {
+        if let Err(error) = notify(&self.events, self.layout.control_channel(), CONTROL).await {
+            tracing::debug!(%error, "could not notify the runners");
         }
     }
 

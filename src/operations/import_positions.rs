@@ -130,7 +130,7 @@ impl Takeovers<'_> {
             }
         }
         transaction.commit().await?;
-        self.databases.ring().await;
+        self.databases.notify_runners().await;
         Ok(())
     }
 

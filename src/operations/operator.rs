@@ -160,7 +160,7 @@ impl Operator<'_> {
         let row = self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
         let changed = self.trackers().pause(&mut connection, &row.name, self.name).await?;
-        self.databases.ring().await;
+        self.databases.notify_runners().await;
         Ok((row, changed))
     }
 
@@ -173,7 +173,7 @@ impl Operator<'_> {
         let row = self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
         let changed = self.trackers().retry(&mut connection, &row.name, self.name).await?;
-        self.databases.ring().await;
+        self.databases.notify_runners().await;
         Ok((row, changed))
     }
 
@@ -185,7 +185,7 @@ impl Operator<'_> {
         let row = self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
         let changed = self.trackers().resume(&mut connection, &row.name, self.name).await?;
-        self.databases.ring().await;
+        self.databases.notify_runners().await;
         Ok((row, changed))
     }
 
@@ -237,7 +237,7 @@ impl Operator<'_> {
             Destination::Start => self.start_over(name, effects).await?,
             Destination::Position(position) => self.move_position(name, position, effects).await?,
         }
-        self.databases.ring().await;
+        self.databases.notify_runners().await;
         Ok(())
     }
 

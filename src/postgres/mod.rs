@@ -2,6 +2,7 @@
 
 pub(crate) mod database_url;
 pub(crate) mod lexer;
+pub(crate) mod notify;
 pub(crate) mod quote;
 pub(crate) mod row;
 pub(crate) mod source_text;

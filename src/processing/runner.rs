@@ -48,7 +48,7 @@ pub struct RunnerSettings {
     /// Whether that leads through a transaction pooler, where a session keeps nothing.
     pub pooled: bool,
     /// How those who stand by hear of a release.
-    pub bell: ReleaseBell,
+    pub release_channel: ReleaseChannel,
     /// Schema of the trackers.
     pub schema: String,
     /// Whose runner it is.
@@ -59,13 +59,13 @@ pub struct RunnerSettings {
     pub retry: RetryPolicy,
     /// How long a claim lasts without a sign of life; renewed at a third of it.
     pub lease: Duration,
-    /// Rung after each batch: what it has emitted for another place or time has to be moved there.
-    pub nudge: Arc<Notify>,
+    /// Notified after each batch: what it has emitted for another place or time has to be moved there.
+    pub wake_relay: Arc<Notify>,
 }
 
 /// The channel that watchers listen on.
 #[derive(Debug, Clone)]
-pub struct ReleaseBell {
+pub struct ReleaseChannel {
     /// Its name.
     pub channel: String,
     /// The database that it is in, if not the one of the tracker.
@@ -315,7 +315,7 @@ impl Runner {
             debug!(processor = self.name, position, handled, duration_ms, "batch committed");
         }
         if handled > 0 {
-            self.settings.nudge.notify_one();
+            self.settings.wake_relay.notify_one();
         }
     }
 

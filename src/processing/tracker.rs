@@ -29,6 +29,7 @@ pub use liveness::Rival;
 pub use operator::Effects;
 
 use crate::event::Position;
+use crate::postgres::notify::{CONTROL, notify_call};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
@@ -223,7 +224,7 @@ impl Trackers {
         fetch_optional(connection, statement).await
     }
 
-    /// Gives the processor up, so that another daemon may claim it at once, and rings `channel` for those who
+    /// Gives the processor up, so that another daemon may claim it at once, and notifies `channel` for those who
     /// stand by.
     pub async fn release(
         &self,
@@ -241,10 +242,10 @@ impl Trackers {
                where {}
                returning 1
              )
-             select pg_notify({}, 'control') from released",
+             select {} from released",
             self.schema,
             is_claimed(name, claim),
-            quote_literal(channel)
+            notify_call(channel, CONTROL)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }

@@ -164,7 +164,7 @@ impl Layout {
         self.append_function.as_deref()
     }
 
-    /// The notification channel that writers ring after a commit, not quoted: `espd_events`.
+    /// The channel that writers notify after a commit, not quoted: `espd_events`.
     pub fn channel(&self) -> &str {
         &self.channel
     }

@@ -21,23 +21,23 @@ use uuid::Uuid;
 use super::{AppendError, EventStore, ReadError, validity};
 use crate::event::{Appended, Event, NewEvent, Position, Version};
 use crate::store::layout::Layout;
-use crate::store::notifier::Bell;
+use crate::store::notifier::Notifier;
 
-/// An event store in PostgreSQL. Cheap to clone: clones share the pool and the bell.
+/// An event store in PostgreSQL. Cheap to clone: clones share the pool and the notifier.
 #[derive(Debug, Clone)]
 pub struct PostgresEventStore {
     pool: PgPool,
     layout: Arc<Layout>,
     statements: Arc<Statements>,
-    bell: Option<Bell>,
+    notifier: Option<Notifier>,
 }
 
 impl PostgresEventStore {
-    /// The store that `layout` describes, which rings the layout's channel after each append.
+    /// The store that `layout` describes, which notifies the layout's channel after each append.
     pub fn new(pool: PgPool, layout: Layout) -> Self {
         // Where espd does not append, it has nothing to announce.
-        let bell = layout.is_own().then(|| Bell::new(pool.clone(), layout.channel()));
-        Self { pool, statements: Arc::new(Statements::new(&layout)), layout: Arc::new(layout), bell }
+        let notifier = layout.is_own().then(|| Notifier::new(pool.clone(), layout.channel()));
+        Self { pool, statements: Arc::new(Statements::new(&layout)), layout: Arc::new(layout), notifier }
     }
 
     /// The shape of the event table.
@@ -50,9 +50,9 @@ impl PostgresEventStore {
         &self.pool
     }
 
-    /// The same store without ringing: who follows it hears of new events when next looking.
-    pub fn without_bell(self) -> Self {
-        Self { bell: None, ..self }
+    /// The same store without notifications: those who follow it find new events when they look next.
+    pub fn without_notifications(self) -> Self {
+        Self { notifier: None, ..self }
     }
 
     /// Appends as part of the caller's own transaction on `connection`, in the same way as
@@ -60,7 +60,7 @@ impl PostgresEventStore {
     ///
     /// After an error the transaction can only be rolled back (to a savepoint). Deadlocks and
     /// serialization failures are for the caller to retry, with the whole transaction. Once it is
-    /// committed, [`Self::ring`] spares those who follow the store the wait until they look.
+    /// committed, [`Self::notify`] spares those who follow the store the wait until they look.
     pub async fn append_in(
         &self,
         connection: &mut PgConnection,
@@ -77,9 +77,9 @@ impl PostgresEventStore {
     }
 
     /// Tells those who follow the store that there may be more. Returns at once and never fails.
-    pub fn ring(&self) {
-        if let Some(bell) = &self.bell {
-            bell.ring();
+    pub fn notify(&self) {
+        if let Some(notifier) = &self.notifier {
+            notifier.notify();
         }
     }
 }
@@ -92,7 +92,7 @@ impl EventStore for PostgresEventStore {
             return Ok(Vec::new());
         }
         let appended = append::append(self.statements.append()?, &self.pool, events).await?;
-        self.ring();
+        self.notify();
         Ok(appended)
     }
 

@@ -21,7 +21,7 @@ use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::emission::Relay;
 use crate::processing::heartbeat::Heart;
 use crate::processing::processor::{Base, Events, Processor};
-use crate::processing::runner::{LEASE, ReleaseBell, Runner, RunnerSettings};
+use crate::processing::runner::{LEASE, ReleaseChannel, Runner, RunnerSettings};
 use crate::processing::tracker::{Owner, Trackers};
 use crate::shutdown::Shutdown;
 use crate::store::PostgresEventStore;
@@ -135,8 +135,8 @@ struct Foundation {
     subscription: Subscription,
     /// The processors that this program has registered.
     registry: Arc<Registry>,
-    /// Rung when a reactor may have emitted something.
-    nudge: Arc<Notify>,
+    /// Notified when a reactor may have emitted something.
+    wake_relay: Arc<Notify>,
 }
 
 impl Foundation {
@@ -150,8 +150,8 @@ impl Foundation {
         let layout = layout.with_upcasts(&settings.upcasts);
         let events = PgConnectOptions::from_str(settings.event_store_url.expose())?;
         let batches = PgConnectOptions::from_str(settings.batches_url.expose())?;
-        let nudge = Arc::new(Notify::new());
-        Ok(Self { owner, settings, layout, events, batches, subscription, registry, nudge })
+        let wake_relay = Arc::new(Notify::new());
+        Ok(Self { owner, settings, layout, events, batches, subscription, registry, wake_relay })
     }
 
     /// A new runner of a processor.
@@ -160,7 +160,7 @@ impl Foundation {
         let runner_settings = RunnerSettings {
             database: self.batches.clone(),
             pooled: self.settings.pooled,
-            bell: ReleaseBell {
+            release_channel: ReleaseChannel {
                 channel: self.layout.channel().to_owned(),
                 elsewhere: self.settings.projections_url.is_some().then(|| self.events.clone()),
             },
@@ -169,7 +169,7 @@ impl Foundation {
             limits: declaration.batch,
             retry: declaration.retry,
             lease: LEASE,
-            nudge: Arc::clone(&self.nudge),
+            wake_relay: Arc::clone(&self.wake_relay),
         };
         let processor = self.processor(declaration)?;
         Ok(Runner::new(runner_settings, processor, self.subscription.clone()))
@@ -205,8 +205,8 @@ impl Foundation {
             schema: self.settings.event_store_schema.clone(),
             reactors,
             events: self.events_for("relay"),
-            nudge: Arc::clone(&self.nudge),
-            bell: self.layout.channel().to_owned(),
+            wake_relay: Arc::clone(&self.wake_relay),
+            channel: self.layout.channel().to_owned(),
         })
     }
 

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Finding;
 use crate::config::Config;
 use crate::operations::databases::Databases;
+use crate::postgres::notify::{EVENTS, notify};
 
 /// How long a notification may take. It takes a millisecond where it arrives at all.
 const NOTIFICATION_PATIENCE: Duration = Duration::from_secs(2);
@@ -56,7 +57,7 @@ async fn hears_notifications(pool: &PgPool) -> anyhow::Result<bool> {
     let channel = format!("espd_doctor_{}", Uuid::new_v4().simple());
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(&channel).await?;
-    sqlx::query("-- notify\nselect pg_notify($1, '')").bind(&channel).execute(pool).await?;
+    notify(pool, &channel, EVENTS).await?;
     Ok(tokio::time::timeout(NOTIFICATION_PATIENCE, listener.recv()).await.is_ok_and(|heard| heard.is_ok()))
 }
 

@@ -91,7 +91,7 @@ impl Operator<'_> {
         }
         let projections = &self.databases.projections;
         let asked = self.letters().request_retry(projections, name, &selection, self.name).await?;
-        self.databases.ring().await;
+        self.databases.notify_runners().await;
         Ok((row, asked))
     }
 

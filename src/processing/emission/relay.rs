@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::event::NewEvent;
+use crate::postgres::notify::{EVENTS, notify};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::processing::failure::{TEXT_MAX, describe};
@@ -49,10 +50,10 @@ pub(crate) struct Relay {
     pub(crate) reactors: Vec<String>,
     /// The event store.
     pub(crate) events: Events,
-    /// Rung when a reactor may have emitted something.
-    pub(crate) nudge: Arc<Notify>,
+    /// Notified when a reactor may have emitted something.
+    pub(crate) wake_relay: Arc<Notify>,
     /// The channel that those who follow the store listen on.
-    pub(crate) bell: String,
+    pub(crate) channel: String,
 }
 
 /// A row of `emissions`.
@@ -99,7 +100,7 @@ impl Relay {
             let looked = in_time(self.move_due(&mut connection)).await?;
             outages.succeeded();
             if let Looked::Idle(time) = looked {
-                let _ = timeout(time.min(INTERVAL), self.nudge.notified()).await;
+                let _ = timeout(time.min(INTERVAL), self.wake_relay.notified()).await;
             }
         }
     }
@@ -128,7 +129,7 @@ impl Relay {
         }
         self.remove(&mut transaction, &ids).await?;
         transaction.commit().await?;
-        self.ring(connection).await;
+        self.notify(connection).await;
         debug!(events = ids.len(), "moved emissions into the event store");
         Ok(Looked::Moved)
     }
@@ -194,12 +195,11 @@ impl Relay {
         Ok(())
     }
 
-    /// A store elsewhere has rung by itself.
-    async fn ring(&self, connection: &mut PgConnection) {
+    /// Tells those who follow the store. A store elsewhere has done it by itself.
+    async fn notify(&self, connection: &mut PgConnection) {
         if let Events::SameDatabase(_) = self.events {
-            let statement = format!("-- ring\nselect pg_notify({}, '')", quote_literal(&self.bell));
-            // Whoever does not hear it looks by itself.
-            let _ = sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await;
+            // Without the notification, watchers find the events when they look next.
+            let _ = notify(connection, &self.channel, EVENTS).await;
         }
     }
 

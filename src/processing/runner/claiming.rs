@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::processing::failure::{describe, is_infrastructure_error};
 use crate::processing::processor::ProcessorError;
 use crate::processing::runner::keepalive::Vigil;
-use crate::processing::runner::session::{in_time, ring_elsewhere};
+use crate::processing::runner::session::{in_time, notify_elsewhere};
 use crate::processing::runner::{Next, Phase, Runner};
 use crate::processing::tracker::{Claim, Rival};
 use crate::retry::spread;
@@ -196,8 +196,8 @@ impl Runner {
         let Some(claim) = self.phase.claim() else {
             return in_time(trackers.stand_down(connection, name, &settings.owner)).await;
         };
-        in_time(trackers.release(connection, name, claim, &settings.bell.channel)).await?;
-        ring_elsewhere(&settings.bell).await;
+        in_time(trackers.release(connection, name, claim, &settings.release_channel.channel)).await?;
+        notify_elsewhere(&settings.release_channel).await;
         Ok(())
     }
 }

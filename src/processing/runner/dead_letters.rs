@@ -71,7 +71,7 @@ impl Runner {
                 Turned::Moved { failure: None, handled, .. } | Turned::Ahead { put_off: None, handled, .. },
             ) => {
                 self.outage.over();
-                self.settings.nudge.notify_one();
+                self.settings.wake_relay.notify_one();
                 match handled {
                     0 => {
                         info!(processor = self.name, event.id = id, "a dead letter is of no concern any more")

@@ -6,15 +6,16 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, PgConnection};
 
+use crate::postgres::notify::{CONTROL, notify};
 use crate::processing::heartbeat;
-use crate::processing::runner::{ReleaseBell, RunnerSettings};
+use crate::processing::runner::{ReleaseChannel, RunnerSettings};
 
 /// How long the database may take over a statement on a tracker row. Beyond it the connection is given up:
 /// the server may have vanished without a word.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a bell on another server may take. Whoever does not hear it looks by itself soon.
-const BELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a notification through another server may take. Without it, standbys look by themselves soon.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to the database of the projections.
 pub(super) async fn connect(settings: &RunnerSettings, name: &str) -> Result<PgConnection, sqlx::Error> {
@@ -30,18 +31,17 @@ pub(super) async fn connect(settings: &RunnerSettings, name: &str) -> Result<PgC
 }
 
 /// Tells those who stand by that a tracker is free, where that needs another database than the tracker's.
-pub(super) async fn ring_elsewhere(bell: &ReleaseBell) {
-    let Some(database) = &bell.elsewhere else { return };
-    let rung = tokio::time::timeout(BELL_TIMEOUT, ring(database, &bell.channel)).await;
-    if !matches!(rung, Ok(Ok(()))) {
-        tracing::debug!(channel = bell.channel, "could not ring");
+pub(super) async fn notify_elsewhere(release: &ReleaseChannel) {
+    let Some(database) = &release.elsewhere else { return };
+    let notified = tokio::time::timeout(NOTIFY_TIMEOUT, notify_on(database, &release.channel)).await;
+    if !matches!(notified, Ok(Ok(()))) {
+        tracing::debug!(channel = release.channel, "could not notify");
     }
 }
 
-async fn ring(database: &PgConnectOptions, channel: &str) -> Result<(), sqlx::Error> {
+async fn notify_on(database: &PgConnectOptions, channel: &str) -> Result<(), sqlx::Error> {
     let mut connection = database.clone().disable_statement_logging().connect().await?;
-    let statement = "-- ring_control\nselect pg_notify($1, 'control')";
-    sqlx::query(statement).bind(channel).execute(&mut connection).await?;
+    notify(&mut connection, channel, CONTROL).await?;
     sqlx::Connection::close(connection).await
 }
 

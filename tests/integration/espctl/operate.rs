@@ -150,12 +150,12 @@ async fn without_a_daemon_operators_prepare_what_the_next_one_does() {
 async fn every_operation_rings_so_that_daemons_notice_at_once() {
     let (db, installation, daemon) = running().await;
     daemon.stop().await;
-    let mut bell = PgListener::connect_with(&db.pool).await.unwrap();
-    bell.listen("espd_events").await.unwrap();
+    let mut listener = PgListener::connect_with(&db.pool).await.unwrap();
+    listener.listen("espd_events").await.unwrap();
     for arguments in [&["pause", "notes"][..], &["resume", "notes"], &["reset", "notes", "--yes"]] {
         installation.espctl(arguments).await.printed();
-        let rung = tokio::time::timeout(std::time::Duration::from_secs(30), bell.recv()).await;
-        assert_eq!(rung.expect("no ring").unwrap().payload(), "control", "{arguments:?}");
+        let heard = tokio::time::timeout(std::time::Duration::from_secs(30), listener.recv()).await;
+        assert_eq!(heard.expect("no notification").unwrap().payload(), "control", "{arguments:?}");
     }
 }
 

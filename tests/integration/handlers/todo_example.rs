@@ -44,7 +44,7 @@ fn start(program: &Path, config: &Path, db: &Database) -> Program {
 
 async fn append_history(db: &Database) -> i64 {
     let layout = Layout::espd(SCHEMA).unwrap();
-    let store = PostgresEventStore::new(db.pool.clone(), layout).without_bell();
+    let store = PostgresEventStore::new(db.pool.clone(), layout).without_notifications();
     let events: Vec<_> = TodoHistory::new(11).take(EVENTS).collect();
     let mut last = 0;
     for batch in events.chunks(500) {

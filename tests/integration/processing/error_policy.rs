@@ -17,7 +17,7 @@ async fn run(pool: &PgPool, statements: impl Into<String>) {
     sqlx::raw_sql(AssertSqlSafe(statements.into())).execute(pool).await.unwrap();
 }
 
-async fn ring(pool: &PgPool) {
+async fn notify_runners(pool: &PgPool) {
     run(pool, "notify espd_events, 'control'").await;
 }
 
@@ -82,7 +82,7 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
     let mut stop_again = async |failed: &TrackerRow| {
         assert!(trackers.retry(&mut connection, "notes", "alice@here").await.unwrap());
-        ring(&db.pool).await;
+        notify_runners(&db.pool).await;
         let again = row_with(&db.pool, "the next stop", |row| {
             row.failed_at.is_some() && row.failed_at != failed.failed_at
         })
@@ -103,7 +103,7 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
     stop_again(&failed).await;
     set_n(&db.pool, 8, 1).await;
     assert!(trackers.resume(&mut connection, "notes", "bob@here").await.unwrap());
-    ring(&db.pool).await;
+    notify_runners(&db.pool).await;
     goes_on(&db, last).await;
     let log: Vec<(String, String)> =
         sqlx::query_as("select operator, action from espd.operator_log order by id")
@@ -129,12 +129,12 @@ async fn a_retry_is_at_once_and_keeps_the_count() {
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
     for attempts in [2, 3] {
         assert!(trackers.retry(&mut connection, "notes", "alice@here").await.unwrap());
-        ring(&db.pool).await;
+        notify_runners(&db.pool).await;
         row_with(&db.pool, "another attempt", |row| row.attempts == attempts).await;
     }
     set_n(&db.pool, 3, 1).await;
     assert!(trackers.retry(&mut connection, "notes", "alice@here").await.unwrap());
-    ring(&db.pool).await;
+    notify_runners(&db.pool).await;
     goes_on(&db, 3).await;
     assert!(
         !trackers.retry(&mut connection, "notes", "alice@here").await.unwrap(),

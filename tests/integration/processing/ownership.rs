@@ -75,7 +75,7 @@ async fn a_standby_is_calm_and_seen_and_takes_over_at_once_from_an_owner_that_st
 
     let stopping = Instant::now();
     owner.signal(Signal::SIGTERM);
-    // Release and bell; the process itself may take longer to end.
+    // Release and notification; the process itself may take longer to end.
     standby.says("claimed").await;
     let took = stopping.elapsed();
     // A poll alone takes up to a second. In a debug build on a busy machine, half of that is a lot already.

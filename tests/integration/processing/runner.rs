@@ -7,7 +7,7 @@ use espd::handlers::sql::{Events, SqlProcessor};
 use espd::processing::declaration::{BatchLimits, ProcessorDeclaration};
 use espd::processing::failure::Failure;
 use espd::processing::processor::Processor;
-use espd::processing::runner::{ReleaseBell, Runner, RunnerSettings};
+use espd::processing::runner::{ReleaseChannel, Runner, RunnerSettings};
 use espd::processing::tracker::{Effects, Owner, TrackerRow, Trackers};
 use espd::retry::RetryPolicy;
 use espd::shutdown::{self, ShutdownHandle};
@@ -35,7 +35,7 @@ pub fn settings(db: &Database) -> RunnerSettings {
     RunnerSettings {
         database: db.url.parse().unwrap(),
         pooled: false,
-        bell: ReleaseBell { channel: "espd_events".to_owned(), elsewhere: None },
+        release_channel: ReleaseChannel { channel: "espd_events".to_owned(), elsewhere: None },
         schema: SCHEMA.to_owned(),
         owner: Owner::draw(),
         limits: BatchLimits { size: 100, ..BatchLimits::default() },
@@ -45,7 +45,7 @@ pub fn settings(db: &Database) -> RunnerSettings {
             ..RetryPolicy::default()
         },
         lease: Duration::from_millis(600),
-        nudge: Arc::default(),
+        wake_relay: Arc::default(),
     }
 }
 
@@ -309,7 +309,7 @@ async fn a_paused_processor_stays_where_it_is_until_it_is_resumed() {
 async fn an_operator_who_rings_is_heard_at_once() {
     let db = support::database().await;
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
-    let ring = async || sqlx::query("notify espd_events, 'control'").execute(&db.pool).await.unwrap();
+    let notify = async || sqlx::query("notify espd_events, 'control'").execute(&db.pool).await.unwrap();
     let last = append(&db.pool, 5).await;
     // By itself it would look at its tracker in twenty minutes.
     let hour = RunnerSettings { lease: Duration::from_secs(3_600), ..settings(&db) };
@@ -317,14 +317,14 @@ async fn an_operator_who_rings_is_heard_at_once() {
     reaches(&db.pool, "notes", last).await;
     // While it is idle,
     trackers.reset(&mut connection, "notes", "alice@here", 0, false, Effects::Silent).await.unwrap();
-    ring().await;
+    notify().await;
     row_with(&db.pool, "the events again", |row| row.handled == 10).await;
     // and while it is paused. Its batch tells it so, and it claims anew to wait for the operator.
     trackers.pause(&mut connection, "notes", "alice@here").await.unwrap();
     let last = append(&db.pool, 5).await;
     row_with(&db.pool, "the next claim", |row| row.epoch == 4).await;
     trackers.resume(&mut connection, "notes", "alice@here").await.unwrap();
-    ring().await;
+    notify().await;
     reaches(&db.pool, "notes", last).await;
     life.end().await;
 }

@@ -240,7 +240,7 @@ async fn a_writer_needs_no_right_to_change_or_delete() {
     let set_role = format!("set role {role}; set search_path = public");
     sqlx::raw_sql(AssertSqlSafe(set_role)).execute(&mut *connection).await.unwrap();
 
-    let store = PostgresEventStore::new(pool.clone(), layout()).without_bell();
+    let store = PostgresEventStore::new(pool.clone(), layout()).without_notifications();
     let a = Uuid::new_v4();
     let events = [happened(a), happened(a)];
     store.append_in(&mut connection, &events[..1]).await.unwrap();

@@ -1,4 +1,4 @@
-//! The doorbell.
+//! Notifications of new events.
 
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ async fn hear(listener: &mut PgListener) -> String {
     timeout(LONG, listener.recv()).await.expect("a notification").unwrap().payload().to_owned()
 }
 
-/// Rings in the test's own name; what was sent before on this server is heard before.
+/// Notifies in the test's own name; what was sent before on this server is heard before.
 async fn say(pool: &PgPool, payload: &str) {
     sqlx::query("select pg_notify($1, $2)")
         .bind(layout().channel())
@@ -32,7 +32,7 @@ async fn say(pool: &PgPool, payload: &str) {
         .unwrap();
 }
 
-/// Appends `count` events one by one, while somebody looks into the store when hearing the bell and
+/// Appends `count` events one by one, while somebody looks into the store when hearing a notification and
 /// at no other time, until all events are there. Returns how often that was.
 async fn append_until_heard(store: &PostgresEventStore, listener: &mut PgListener, count: usize) -> u128 {
     let before = store.read_after(0, None, None, i64::MAX).await.unwrap().len();
@@ -64,7 +64,7 @@ async fn the_last_append_of_many_is_heard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_writer_rings_at_most_once_in_ten_milliseconds() {
+async fn a_busy_writer_notifies_at_most_once_in_ten_milliseconds() {
     let (pool, store) = store().await;
     let mut listener = listen(&pool).await;
     let begin = Instant::now();
@@ -74,18 +74,18 @@ async fn a_busy_writer_rings_at_most_once_in_ten_milliseconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_without_bell_is_silent() {
+async fn a_store_without_notifications_is_silent() {
     let (pool, store) = store().await;
     let mut listener = listen(&pool).await;
-    let silent = store.without_bell();
+    let silent = store.without_notifications();
     silent.append(&[happened(Uuid::new_v4())]).await.unwrap();
-    silent.ring();
+    silent.notify();
     say(&pool, "end").await;
     assert_eq!(hear(&mut listener).await, "end");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_append_in_a_transaction_is_rung_for_by_its_owner() {
+async fn after_an_append_in_a_transaction_its_owner_notifies() {
     let (pool, store) = store().await;
     let mut listener = listen(&pool).await;
     let mut transaction = pool.begin().await.unwrap();
@@ -93,17 +93,17 @@ async fn an_append_in_a_transaction_is_rung_for_by_its_owner() {
     transaction.commit().await.unwrap();
     say(&pool, "committed").await;
     assert_eq!(hear(&mut listener).await, "committed");
-    store.ring();
+    store.notify();
     assert_eq!(hear(&mut listener).await, "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bell_ends_with_the_last_handle() {
+async fn the_notifier_ends_with_the_last_handle() {
     let (pool, store) = store().await;
     let clone = store.clone();
     store.append(&[happened(Uuid::new_v4())]).await.unwrap();
     clone.append(&[happened(Uuid::new_v4())]).await.unwrap();
-    // The pool has tasks of its own, which end with its last handle; the bell holds one.
+    // The pool has tasks of its own, which end with its last handle; the notifier holds one.
     drop((pool, store));
     assert!(Handle::current().metrics().num_alive_tasks() > 0);
     drop(clone);
@@ -111,14 +111,14 @@ async fn the_bell_ends_with_the_last_handle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_append_succeeds_though_the_bell_cannot_be_rung() {
+async fn a_notification_that_cannot_be_sent_does_no_harm() {
     let (pool, _) = store().await;
     let closed = PgPool::connect_lazy_with((*pool.connect_options()).clone());
     closed.close().await;
     let deaf = PostgresEventStore::new(closed, layout());
-    deaf.ring();
+    deaf.notify();
     deaf.append(&[happened(Uuid::new_v4())]).await.unwrap_err();
-    deaf.ring();
+    deaf.notify();
     drop((pool, deaf));
     until_no_task_is_left().await;
 }
@@ -129,5 +129,5 @@ async fn until_no_task_is_left() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(LONG, ended).await.expect("the bell's task ends");
+    timeout(LONG, ended).await.expect("the notifier's task ends");
 }

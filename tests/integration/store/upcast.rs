@@ -209,7 +209,7 @@ async fn whoever_reads_up_to_an_unreadable_event_gets_those_before_it() {
         };
         let pool = PgPool::connect(&format!("{}{plan}", db.url)).await.unwrap();
         let layout = Layout::espd(SCHEMA).unwrap().with_upcasts(&[upcast]);
-        let store = PostgresEventStore::new(pool, layout).without_bell();
+        let store = PostgresEventStore::new(pool, layout).without_notifications();
         let read = store.read_after(0, None, None, 1).await.unwrap();
         assert_eq!(read.iter().map(|event| event.id).collect::<Vec<_>>(), [1], "{plan}");
         store.read_after(0, None, None, 2).await.unwrap_err();
