@@ -4,7 +4,7 @@
 use chrono::Utc;
 
 use super::exposition::{Exposition, Kind};
-use crate::operations::status::{ProcessorStatus, State};
+use crate::operations::status::{ProcessorState, ProcessorStatus};
 use crate::supervision::Snapshot;
 
 /// All metrics. `statuses` is `None` while the database cannot be asked.
@@ -133,7 +133,7 @@ fn write_processors(text: &mut Exposition, statuses: &[ProcessorStatus]) {
         "1 for the state that the processor is in, 0 for the others.",
     );
     for status in statuses {
-        for state in State::ALL {
+        for state in ProcessorState::ALL {
             let labels = [("processor", status.name.as_str()), ("state", state.as_str())];
             states.sample(&labels, truth(status.state == state));
         }

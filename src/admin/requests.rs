@@ -153,7 +153,7 @@ impl Desk {
         let (config, databases) = self.databases().await?;
         let _turn = self.turn.lock().await;
         let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
-        Ok(operator.look(name).await?)
+        Ok(operator.statuses(name).await?)
     }
 
     async fn list_letters(&self, wanted: Wanted) -> Result<Answer, Refusal> {

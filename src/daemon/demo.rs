@@ -17,8 +17,9 @@ use crate::config::{AdminSettings, Config, Listen, parse_duration};
 use crate::daemon::plan::supervision_plan;
 use crate::daemon::todo_history::TodoHistory;
 use crate::embedded::{EmbeddedPostgres, Options};
-use crate::espctl::render_status;
 use crate::operations::databases::{Databases, private_database};
+use crate::operations::operator::Operator;
+use crate::operations::status::table;
 use crate::process::signal::{self, Request};
 use crate::processing::tracker::Owner;
 use crate::shutdown::{self, Shutdown};
@@ -182,11 +183,12 @@ async fn paint_until_stopped(
     databases: &Databases,
     mut stop: Shutdown,
 ) -> anyhow::Result<()> {
+    let operator = Operator { databases, declared: &config.processors, name: "" };
     let mut painted = 0;
     let first = tokio::time::Instant::now() + PICTURE_INTERVAL;
     let mut ticks = tokio::time::interval_at(first, PICTURE_INTERVAL);
     while stop.run_until_requested(ticks.tick()).await.is_some() {
-        let picture = render_status(config, databases).await?;
+        let picture = table::render(&operator.statuses(None).await?, chrono::Utc::now());
         let mut out = std::io::stdout().lock();
         if std::io::stdout().is_terminal() && painted > 0 {
             write!(out, "\x1b[{painted}A\x1b[J")?;

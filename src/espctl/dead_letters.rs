@@ -15,6 +15,7 @@ use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
+use crate::operations::status::text::thousands;
 use crate::processing::dead_letters::Selection;
 
 #[derive(Subcommand)]
@@ -97,5 +98,5 @@ impl Target {
 /// `1 dead letter`, `12,345 dead letters`.
 fn count_letters(count: i64) -> String {
     let noun = if count == 1 { "dead letter" } else { "dead letters" };
-    format!("{} {noun}", output::thousands(count))
+    format!("{} {noun}", thousands(count))
 }

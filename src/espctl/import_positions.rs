@@ -5,9 +5,10 @@ use clap::Args;
 use serde_json::json;
 
 use crate::config::Config;
-use crate::espctl::output::{self, thousands};
+use crate::espctl::output;
 use crate::operations::databases::Databases;
 use crate::operations::import_positions::{Plan, Takeover, Takeovers};
+use crate::operations::status::text::{table, thousands};
 use crate::store::layout::LayoutSettings;
 
 #[derive(Args)]
@@ -61,10 +62,10 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     }
     let question = "This moves the positions and makes the tables the processors' own. Go on?";
     if !arguments.yes && !output::confirm(question)? {
-        return output::say("nothing was done");
+        return output::print_note("nothing was done");
     }
     takeovers.carry_out(&plan, &output::operator()).await?;
-    output::say(&format!("{} positions taken over; `espctl status` shows them", plan.takeovers.len()))
+    output::print_note(&format!("{} positions taken over; `espctl status` shows them", plan.takeovers.len()))
 }
 
 fn render(plan: &Plan) -> String {
@@ -80,7 +81,7 @@ fn render(plan: &Plan) -> String {
             dash(takeover.obstacle.clone().unwrap_or_default()),
         ]
     };
-    let mut text = output::table(&header, plan.takeovers.iter().map(row).collect(), &[2, 3]);
+    let mut text = table(&header, plan.takeovers.iter().map(row).collect(), &[2, 3]);
     if !plan.left_out.is_empty() {
         text.push_str(&format!("\n\nLeft out, as no processor has the name: {}", plan.left_out.join(", ")));
     }

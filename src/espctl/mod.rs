@@ -189,11 +189,6 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<()> {
     check::run(config).await
 }
 
-/// The table of `espctl status`, as the demo shows it.
-pub(crate) async fn render_status(config: &Config, databases: &Databases) -> anyhow::Result<String> {
-    Ok(status::render(&status::look(config, databases, None).await?))
-}
-
 fn load(place: &Place) -> anyhow::Result<Config> {
     let config = match &place.config {
         Some(file) => Config::load(file).map(Config::or_database_of_environment),

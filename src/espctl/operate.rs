@@ -4,10 +4,11 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 
 use crate::config::Config;
-use crate::espctl::output::{self, thousands};
+use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Destination, Operator};
+use crate::operations::status::text::thousands;
 use crate::processing::tracker::{Effects, TrackerRow};
 
 #[derive(Args)]
@@ -59,7 +60,7 @@ pub(crate) async fn retry(target: Target, config: &Config, databases: &Databases
             "events are set aside: `espctl dead-letters retry {} --all` handles them again",
             row.name
         );
-        output::say(&format!("{} {hint}", row.dead_letters))?;
+        output::print_note(&format!("{} {hint}", row.dead_letters))?;
     }
     output::print(&format!("{} {said} position {}", row.name, row.position))
 }

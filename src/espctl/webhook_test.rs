@@ -48,7 +48,10 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     let request = sender.requests.request(&event, Utc::now());
     output::print(&describe_request(&request, &event, webhook)?)?;
     if declaration.event_types().is_some_and(|types| !types.contains(event.event_type.as_str())) {
-        output::say(&format!("note: {} is sent no events of type {}", declaration.name, event.event_type))?;
+        output::print_note(&format!(
+            "note: {} is sent no events of type {}",
+            declaration.name, event.event_type
+        ))?;
     }
     if arguments.send { send(&sender, request).await } else { Ok(()) }
 }

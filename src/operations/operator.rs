@@ -124,7 +124,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// The database cannot be asked.
-    pub async fn look(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, OperatorError> {
+    pub async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, OperatorError> {
         let Databases { events, projections, layout, .. } = self.databases;
         let horizon = self.horizon().await?;
         let mut events = events.acquire().await?;

@@ -1,5 +1,8 @@
 //! How far every processor is, whether it goes on, and if not, why and what to do.
 
+mod advice;
+pub(crate) mod table;
+pub(crate) mod text;
 mod worker;
 
 use chrono::{DateTime, Utc};
@@ -14,12 +17,13 @@ use crate::store::horizon::Holder;
 use crate::store::horizon::Horizon;
 use crate::store::layout::Layout;
 
+pub use advice::{Advice, Topic};
 pub use worker::WorkerStatus;
 
 /// What a processor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum ProcessorState {
     /// Claimed by a worker that has not finished a batch yet.
     Running,
     /// Behind the settled horizon, and handling events.
@@ -38,8 +42,8 @@ pub enum State {
     Stopped,
 }
 
-impl State {
-    /// All there are.
+impl ProcessorState {
+    /// Every state.
     pub const ALL: [Self; 8] = [
         Self::Running,
         Self::CatchingUp,
@@ -51,7 +55,7 @@ impl State {
         Self::Stopped,
     ];
 
-    /// The word that people and programs see.
+    /// The state in one word, as people and programs see it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -66,22 +70,22 @@ impl State {
     }
 }
 
-/// One processor's status. The field names are an interface: `espctl status --json` prints them.
+/// The status of one processor. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProcessorStatus {
-    /// Its unique name.
+    /// Name of the processor.
     pub name: String,
     /// `projector` or `reactor`.
     pub kind: String,
-    /// Partition of its aggregates; 0 while it is not partitioned.
+    /// Partition of the processor; 0 unless it is partitioned.
     pub partition: i32,
-    /// Version of its tables.
+    /// Version of the processor's tables.
     pub version: i32,
-    /// What it is doing.
-    pub state: State,
+    /// What the processor is doing.
+    pub state: ProcessorState,
     /// Every event at or below it has been handled.
     pub position: Position,
-    /// The last id drawn by the store.
+    /// The last event id that the store has drawn.
     pub head: Position,
     /// No event can appear at or below it any more.
     pub horizon: Position,
@@ -93,40 +97,42 @@ pub struct ProcessorStatus {
     pub rate: f32,
     /// Events handled since the last reset.
     pub handled: i64,
-    /// How often it has been claimed or reset.
+    /// How often the processor has been claimed or reset.
     pub epoch: i64,
-    /// Host and process id of the daemon that owns it.
+    /// Host and process id of the daemon that owns the processor.
     pub owner: Option<String>,
-    /// Host and process id of the daemons that stand by to take it over.
+    /// Host and process id of the daemons that stand by to take the processor over.
     pub standbys: Vec<String>,
     /// The backend of the last owner, which still holds the tracker though the lease has ended.
     pub holder_pid: Option<i32>,
     /// How often in a row the event of `last_error` has failed.
     pub attempts: i32,
-    /// What of the infrastructure keeps it from going on; no event is to blame.
+    /// The failing infrastructure that keeps the processor from going on; no event is to blame.
     pub outage: Option<Outage>,
-    /// What keeps it from going on.
+    /// The failure that keeps the processor from going on.
     pub last_error: Option<Failure>,
-    /// When it will be tried again.
+    /// When the failing event will be tried again.
     pub next_retry_at: Option<DateTime<Utc>>,
-    /// When an operator paused it.
+    /// When an operator paused the processor.
     pub paused_at: Option<DateTime<Utc>>,
-    /// Who paused it.
+    /// Who paused the processor.
     pub paused_by: Option<String>,
-    /// Events that are set aside for it: `espctl dead-letters list` has them.
+    /// How many events are set aside for the processor; `espctl dead-letters list` shows them.
     pub dead_letters: i64,
-    /// When the oldest of them was set aside.
+    /// When the oldest of these events was set aside.
     pub oldest_dead_letter_at: Option<DateTime<Utc>>,
-    /// What a reactor has emitted and what is not in the event store yet: its time has not come, or it is on its way.
+    /// How many events a reactor has emitted that are not in the event store yet: due later, or on their way.
     pub pending_emissions: i64,
-    /// When the next of it is due.
+    /// When the next of these events is due.
     pub next_emission_at: Option<DateTime<Utc>>,
-    /// When its tracker last changed; `None`: it has never run.
+    /// When the processor's tracker last changed; `None`: it has never run.
     pub updated_at: Option<DateTime<Utc>>,
-    /// The process that it lives in; `None` where no daemon has written one down.
+    /// The process that the processor runs in; `None` where no daemon has recorded one.
     pub worker: Option<WorkerStatus>,
-    /// Who holds the settled horizon back; empty when nobody does.
+    /// The transactions that hold the settled horizon back; empty if none does.
     pub held_by: Vec<HeldBy>,
+    /// What needs attention, and what to do about it, the most urgent first; empty if all is well.
+    pub advice: Vec<Advice>,
 }
 
 /// A transaction that holds the settled horizon back.
@@ -136,7 +142,7 @@ pub struct HeldBy {
     pub pid: Option<i32>,
     /// Role of the session, or owner of the prepared transaction.
     pub user: Option<String>,
-    /// What the session calls itself.
+    /// The session's `application_name`.
     pub application_name: Option<String>,
     /// What the session is doing.
     pub state: Option<String>,
@@ -163,7 +169,7 @@ impl HeldBy {
     }
 }
 
-/// The status of all processors that have run, and of those that are declared and have not.
+/// The status of all processors that have run, and of those that are declared and have not run yet.
 pub async fn collect(
     events: &mut PgConnection,
     projections: &mut PgConnection,
@@ -186,8 +192,10 @@ pub async fn collect(
             statuses.push(never_run(declaration, horizon, lag_seconds));
         }
     }
+    let now = Utc::now();
     for status in &mut statuses {
         status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
+        status.advice = advice::advise(status, now);
     }
     statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
     Ok(statuses)
@@ -233,6 +241,7 @@ fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStat
         updated_at: Some(row.updated_at),
         worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
+        advice: Vec::new(),
         name: row.name,
         kind: row.kind,
         partition: row.partition,
@@ -247,27 +256,27 @@ fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStat
     }
 }
 
-/// A processor whose last batch has caught up, and that leaves an event unhandled for longer, is not live.
+/// A processor whose last batch has caught up is live while it leaves no event unhandled for longer than this.
 const LIVE_LAG_SECONDS_MAX: f64 = 5.0;
 
-/// The most telling word first: an operator's pause outranks a failure, a failure outranks a missing owner.
-fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64) -> State {
+/// Chooses one state where several apply: an operator's pause outranks a failure, a failure outranks a missing owner.
+fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorState {
     if row.paused_at.is_some() {
-        State::Paused
+        ProcessorState::Paused
     } else if row.failed_at.is_some() {
-        State::Failed
+        ProcessorState::Failed
     } else if !row.owned && !row.standbys.is_empty() {
-        State::Standby
+        ProcessorState::Standby
     } else if !row.owned {
-        State::Stopped
+        ProcessorState::Stopped
     } else if row.attempts > 0 {
-        State::Retrying
+        ProcessorState::Retrying
     } else if row.position >= horizon.settled || (row.caught_up && lag_seconds < LIVE_LAG_SECONDS_MAX) {
-        State::Live
+        ProcessorState::Live
     } else if row.handled == 0 && row.position == 0 {
-        State::Running
+        ProcessorState::Running
     } else {
-        State::CatchingUp
+        ProcessorState::CatchingUp
     }
 }
 
@@ -277,7 +286,7 @@ fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds:
         kind: declaration.kind().as_str().to_owned(),
         partition: 0,
         version: declaration.version,
-        state: State::Stopped,
+        state: ProcessorState::Stopped,
         position: 0,
         head: horizon.head,
         horizon: horizon.settled,
@@ -302,5 +311,6 @@ fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds:
         updated_at: None,
         worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
+        advice: Vec::new(),
     }
 }

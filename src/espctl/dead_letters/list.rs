@@ -4,9 +4,10 @@ use chrono::Utc;
 use clap::Args;
 
 use super::Criteria;
-use crate::espctl::output::{self, span, thousands};
+use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::operator::Operator;
+use crate::operations::status::text::{format_duration, table, thousands};
 use crate::processing::dead_letters::{DeadLetter, Selection};
 
 #[derive(Args)]
@@ -65,7 +66,7 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
 
 fn render(letters: &[DeadLetter]) -> String {
     let header = ["PROCESSOR", "EVENT", "TYPE", "AGGREGATE", "REASON", "TRIES", "AGE", "ERROR"];
-    output::table(&header, letters.iter().map(row).collect(), &[1, 5, 6])
+    table(&header, letters.iter().map(row).collect(), &[1, 5, 6])
 }
 
 fn row(letter: &DeadLetter) -> Vec<String> {
@@ -77,7 +78,7 @@ fn row(letter: &DeadLetter) -> Vec<String> {
         letter.aggregate_id.to_string(),
         format!("{}{asked}", letter.reason),
         letter.attempts.to_string(),
-        span((Utc::now() - letter.set_aside_at).as_seconds_f64()),
+        format_duration((Utc::now() - letter.set_aside_at).as_seconds_f64()),
         error(letter),
     ]
 }

@@ -6,8 +6,9 @@ use clap::Args;
 
 use super::{Target, count_letters};
 use crate::config::parse_duration;
-use crate::espctl::output::{self, thousands};
+use crate::espctl::output;
 use crate::operations::operator::{Meant, Operator, OperatorError};
+use crate::operations::status::text::thousands;
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::processing::dead_letters::{Remaining, RetryAsked, Selection};
 use crate::processing::tracker::TrackerRow;
@@ -46,7 +47,7 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
     }
     let (row, asked) = operator.retry_dead_letters(&name, &selection).await.map_err(advise)?;
     if asked.left_out > 0 {
-        output::say(&format!(
+        output::print_note(&format!(
             "{} of these wait behind earlier events of their aggregates, which you do not mean: retry those, and they follow",
             thousands(asked.left_out)
         ))?;

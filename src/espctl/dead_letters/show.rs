@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use clap::Args;
 
-use crate::espctl::output::{self, span};
+use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::operator::{ExaminedLetter, Operator};
+use crate::operations::status::text::{format_duration, thousands};
 
 #[derive(Args)]
 #[command(
@@ -37,7 +38,7 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
 }
 
 fn ago(time: DateTime<Utc>) -> String {
-    format!("{} ago", span((Utc::now() - time).as_seconds_f64()))
+    format!("{} ago", format_duration((Utc::now() - time).as_seconds_f64()))
 }
 
 /// What happened to the event.
@@ -76,7 +77,7 @@ fn tell_line(ExaminedLetter { behind, .. }: &ExaminedLetter) -> Vec<String> {
     if behind.waiting > 0 {
         let shown: Vec<String> = behind.waiting_event_ids.iter().map(ToString::to_string).collect();
         let more = if (shown.len() as i64) < behind.waiting { ", …" } else { "" };
-        let waiting = output::thousands(behind.waiting);
+        let waiting = thousands(behind.waiting);
         lines.push(format!("  behind  {waiting} later of its aggregate: {}{more}", shown.join(", ")));
     }
     lines

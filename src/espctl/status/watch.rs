@@ -1,4 +1,4 @@
-//! `espctl status --watch`: in place on a terminal, otherwise a line for each processor whenever it changes.
+//! `espctl status --watch`: rewrites the table on a terminal; elsewhere prints a line for each processor that changes.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -8,33 +8,35 @@ use anyhow::Context as _;
 use chrono::{SecondsFormat, Utc};
 use sqlx::error::Error as DatabaseError;
 
-use super::{Arguments, look, render, time_left};
+use super::{Arguments, collect};
 use crate::config::Config;
-use crate::espctl::output::{self, span};
+use crate::espctl::output;
 use crate::operations::databases::Databases;
 use crate::operations::status::ProcessorStatus;
+use crate::operations::status::table::{render, seconds_left};
+use crate::operations::status::text::format_duration;
 use crate::process::exit_code::chain;
 use crate::process::signal;
 
-/// Moves to the upper left corner.
+/// Moves the cursor to the upper left corner.
 const HOME: &str = "\x1b[H";
 
-/// Clears what is left of the line, and what is left of the screen.
+/// Clears the rest of the line, and the rest of the screen.
 const CLEAR_LINE: &str = "\x1b[K";
 const CLEAR_BELOW: &str = "\x1b[J";
 
-/// Looks again and again until interrupted. A database that is away is told and waited for.
+/// Shows the statuses until interrupted. A database that does not answer is reported and waited for.
 pub(super) async fn run(arguments: &Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let mut requests = signal::requests().context("could not listen for signals")?;
     let mut screen = Screen::new(arguments);
     loop {
-        let looked = tokio::select! {
+        let collected = tokio::select! {
             _ = requests.recv() => return Ok(()),
-            looked = look(config, databases, arguments.name.as_deref()) => looked,
+            collected = collect(config, databases, arguments.name.as_deref()) => collected,
         };
-        match looked {
+        match collected {
             Ok(statuses) => screen.show(&statuses)?,
-            Err(error) if is_of_database(&error) => screen.complain(&chain(&error))?,
+            Err(error) if is_of_database(&error) => screen.report_outage(&chain(&error))?,
             Err(error) => return Err(error),
         }
         tokio::select! {
@@ -52,7 +54,7 @@ fn is_of_database(error: &anyhow::Error) -> bool {
 enum Screen {
     /// A terminal, rewritten each time.
     Terminal { interval: Duration, fresh: bool },
-    /// Lines for people, with what was said last of each processor.
+    /// Lines for people, with the last line of each processor.
     Lines(BTreeMap<(String, i32), String>),
     /// An array of objects per line.
     Json,
@@ -71,11 +73,11 @@ impl Screen {
 
     fn show(&mut self, statuses: &[ProcessorStatus]) -> anyhow::Result<()> {
         match self {
-            Self::Terminal { .. } => self.rewrite(&render(statuses)),
-            Self::Lines(said) => {
+            Self::Terminal { .. } => self.rewrite(&render(statuses, Utc::now())),
+            Self::Lines(printed) => {
                 for status in statuses {
                     let line = describe(status);
-                    let last = said.insert((status.name.clone(), status.partition), line.clone());
+                    let last = printed.insert((status.name.clone(), status.partition), line.clone());
                     if last.as_ref() != Some(&line) {
                         output::print(&format!("{} {line}", now()))?;
                     }
@@ -86,18 +88,18 @@ impl Screen {
         }
     }
 
-    fn complain(&mut self, problem: &str) -> anyhow::Result<()> {
+    fn report_outage(&mut self, problem: &str) -> anyhow::Result<()> {
         match self {
             Self::Terminal { .. } => self.rewrite(&format!("The database does not answer: {problem}")),
-            Self::Lines(_) | Self::Json => output::say(&format!("{} no answer: {problem}", now())),
+            Self::Lines(_) | Self::Json => output::print_note(&format!("{} no answer: {problem}", now())),
         }
     }
 
     fn rewrite(&mut self, text: &str) -> anyhow::Result<()> {
         let Self::Terminal { interval, fresh } = self else { return Ok(()) };
         let start = if std::mem::take(fresh) { "\x1b[2J" } else { "" };
-        let interval = span(interval.as_secs_f64());
-        let head = format!("{}, every {interval}; Ctrl-C ends this", now());
+        let interval = format_duration(interval.as_secs_f64());
+        let head = format!("{}, every {interval}; press Ctrl-C to end", now());
         let lines: Vec<String> = head
             .lines()
             .chain([""])
@@ -114,13 +116,13 @@ fn now() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// One line without anything that changes while nothing happens.
+/// The status in one line, without anything that changes while nothing happens.
 fn describe(status: &ProcessorStatus) -> String {
     let ProcessorStatus { name, position, head, lag_events, .. } = status;
     let mut line =
         format!("{name} {} position={position} head={head} lag={lag_events}", status.state.as_str());
-    if let Some(left) = time_left(status) {
-        line.push_str(&format!(" rate={:.0}/s left={}", status.rate, span(left)));
+    if let Some(left) = seconds_left(status) {
+        line.push_str(&format!(" rate={:.0}/s left={}", status.rate, format_duration(left)));
     }
     if status.attempts > 0 {
         line.push_str(&format!(" attempts={}", status.attempts));

@@ -1,4 +1,4 @@
-//! The processes that processors live in, as their daemons have written them down.
+//! The worker processes that processors run in, as their daemons have recorded them.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -10,24 +10,24 @@ use crate::store::layout::Layout;
 /// The worker of a processor. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WorkerStatus {
-    /// The processor that this is about.
+    /// A processor that runs in the worker.
     #[serde(skip)]
     pub processor: String,
-    /// Its name: that of its processor, of its group, or of all.
+    /// Name of the worker: that of its processor, of its group, or of all.
     pub worker: String,
-    /// Host and process id of its daemon.
+    /// Host and process id of the worker's daemon.
     pub owner: String,
-    /// Its process id on the daemon's host; `None` while it is not alive.
+    /// Process id of the worker on the daemon's host; `None` while it is not alive.
     pub pid: Option<i32>,
     /// `waiting` | `crash_looping` | `running` | `restarting` | `stopping` | `stopped`.
     pub state: String,
-    /// How often it was started.
+    /// How often the worker was started.
     pub starts: i64,
-    /// How it ended last.
+    /// How the worker ended last.
     pub last_end: Option<String>,
-    /// When it ended last.
+    /// When the worker ended last.
     pub last_end_at: Option<DateTime<Utc>>,
-    /// When it is started again.
+    /// When the worker is started again.
     pub next_start_at: Option<DateTime<Utc>>,
 }
 
@@ -44,13 +44,13 @@ from_row!(WorkerStatus {
 });
 
 impl WorkerStatus {
-    /// Whether it is not alive, though it should be.
+    /// Whether the worker is not alive though it should be.
     pub fn is_down(&self) -> bool {
         matches!(self.state.as_str(), "waiting" | "crash_looping") && self.last_end.is_some()
     }
 }
 
-/// The workers of all daemons that live, those that were seen last first.
+/// The workers of all daemons that are alive, the most recently recorded first.
 pub(super) async fn list(
     connection: &mut PgConnection,
     layout: &Layout,
@@ -66,7 +66,7 @@ pub(super) async fn list(
     sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await
 }
 
-/// The worker of a processor: of the daemon that owns it, or else of whichever was seen last.
+/// The worker of a processor: that of the daemon that owns it, or else the most recently recorded.
 pub(super) fn of(workers: &[WorkerStatus], processor: &str, owner: Option<&str>) -> Option<WorkerStatus> {
     let own = || workers.iter().filter(|worker| worker.processor == processor);
     own().find(|worker| Some(worker.owner.as_str()) == owner).or_else(|| own().next()).cloned()

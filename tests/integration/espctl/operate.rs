@@ -56,7 +56,7 @@ async fn a_running_daemon_pauses_and_resumes_a_processor_when_told() {
     reaches(&db.pool, "other", last).await;
     assert_eq!(position(&db.pool, "notes").await, 10);
     let table = installation.espctl(&["status"]).await.printed();
-    assert!(table.contains("`espctl resume notes` lets it go on"), "{table}");
+    assert!(table.contains("Run `espctl resume notes`."), "{table}");
 
     assert_eq!(installation.espctl(&["resume", "notes"]).await.printed(), "notes goes on from position 10\n");
     reaches(&db.pool, "notes", last).await;

@@ -12,7 +12,7 @@ use crate::support::program::{Installation, Talker};
 const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
 
 /// What a program may rely on.
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 21] = [
     "name",
     "kind",
     "version",
@@ -33,6 +33,7 @@ const FIELDS: [&str; 20] = [
     "oldest_dead_letter_at",
     "pending_emissions",
     "next_emission_at",
+    "advice",
 ];
 
 const INSERT: &str =
@@ -60,7 +61,7 @@ async fn the_status_has_every_promised_field_before_during_and_after_a_run() {
     let expected = serde_json::json!({
         "name": "notes", "kind": "projector", "version": 1, "state": "live", "position": 15, "head": 15, "horizon": 15,
         "lag_events": 0, "lag_seconds": 0.0, "attempts": 0, "last_error": null, "next_retry_at": null, "handled": 10,
-        "epoch": 1, "held_by": [],
+        "epoch": 1, "held_by": [], "advice": [],
     });
     for (field, value) in expected.as_object().unwrap() {
         assert_eq!(&during[field], value, "{field}");
@@ -123,6 +124,11 @@ async fn a_failing_event_is_shown_with_its_cause_and_the_next_try() {
     assert_eq!((&error["event_uuid"], &error["sqlstate"]), (&broken.to_string().into(), &"22012".into()));
     assert!(error["place"].as_str().unwrap().contains("notes.toml:"), "{error}");
     assert!(status["next_retry_at"].is_string(), "{status}");
+    let advice = &status["advice"][0];
+    assert_eq!((&advice["topic"], &advice["since"]), (&"retrying".into(), &error["at"]), "{status}");
+    assert_eq!(advice["next_try_at"], status["next_retry_at"], "{status}");
+    assert!(advice["problem"].as_str().unwrap().starts_with("notes cannot handle event 6 (A): "), "{advice}");
+    assert!(advice["remedy"].as_str().unwrap().contains("`espctl retry notes`"), "{advice}");
     let table = installation.espctl(&["status"]).await.printed();
     assert!(table.contains("notes cannot handle event 6 (A): division by zero [22012] at "), "{table}");
 
@@ -173,6 +179,7 @@ async fn whoever_holds_the_horizon_back_is_named() {
         "{holder}"
     );
     assert!(holder["seconds"].as_f64().is_some() && holder["prepared"].is_null(), "{holder}");
+    assert_eq!(status["advice"][1]["topic"], "horizon_held_back", "{status}");
     let table = installation.espctl(&["status"]).await.printed();
     assert!(
         table.contains("slow import") && table.contains(&format!("pg_terminate_backend({pid})")),
@@ -259,7 +266,7 @@ async fn a_worker_that_keeps_ending_is_told_with_how_it_ended() {
     assert!(fine["worker"]["pid"].is_i64(), "{fine}");
     let table = installation.espctl(&["status"]).await.printed();
     assert!(table.contains("keeps ending: exit code 64 (wrong configuration or declaration)"), "{table}");
-    assert!(!table.contains("is run by no daemon"), "{table}");
+    assert!(!table.contains("No daemon runs faulty"), "{table}");
     daemon.stop().await;
     let gone = installation.status("faulty").await;
     assert!(gone["worker"].is_null(), "{gone}");

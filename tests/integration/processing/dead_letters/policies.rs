@@ -125,14 +125,14 @@ async fn told(installation: &Installation, name: &str, policy: &str) {
         }
         "stop" => {
             assert!(
-                table.contains("Tried 2 times. Events before this one are handled; later ones wait."),
+                table.contains("after 2 attempts. Events before this one are handled; later ones wait."),
                 "{table}"
             );
-            assert!(table.contains(&format!("`espctl retry {name}` lets it go on")), "{table}");
+            assert!(table.contains(&format!("Fix this, then run `espctl retry {name}`.")), "{table}");
         }
         _ => {
             assert!(
-                table.contains(&format!("1 event of {name} was set aside as dead letters, the oldest ")),
+                table.contains(&format!("1 event of {name} was set aside as a dead letter.\n  The oldest ")),
                 "{table}"
             );
             assert!(table.contains(&format!("`espctl dead-letters retry {name} --all`")), "{table}");

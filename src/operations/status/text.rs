@@ -1,0 +1,49 @@
+//! How numbers, durations and rows read in a table for people.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+/// A table without lines; `right` names the columns of numbers.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header).add_rows(rows);
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// A number with separated thousands: `12,345`.
+pub(crate) fn thousands(number: i64) -> String {
+    let digits = number.unsigned_abs().to_string();
+    let groups = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into_owned());
+    let sign = if number < 0 { "-" } else { "" };
+    format!("{sign}{}", groups.collect::<Vec<_>>().join(","))
+}
+
+/// A duration in its two largest units: `0.4s`, `12s`, `3m 20s`, `5h 3m`, `2d 4h`.
+pub(crate) fn format_duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..10 => format!("{:.1}s", seconds.max(0.0)),
+        10..60 => format!("{whole}s"),
+        60..3_600 => format!("{}m {}s", whole / 60, whole % 60),
+        3_600..86_400 => format!("{}h {}m", whole / 3_600, whole % 3_600 / 60),
+        _ => format!("{}d {}h", whole / 86_400, whole % 86_400 / 3_600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_durations_read_well() {
+        assert_eq!([0, 999, 1_000, -1_234_567].map(thousands), ["0", "999", "1,000", "-1,234,567"]);
+        assert_eq!(
+            [0.04, 12.0, 200.0, 18_180.0, 187_200.0].map(format_duration),
+            ["0.0s", "12s", "3m 20s", "5h 3m", "2d 4h"]
+        );
+    }
+}
