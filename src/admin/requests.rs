@@ -26,7 +26,7 @@ use crate::operations::operator::Operator;
 use crate::operations::status::ProcessorStatus;
 use crate::process::exit_code::chain;
 use crate::processing::dead_letters::Selection;
-use crate::processing::tracker::Effects;
+use crate::processing::tracker::ReplayEffects;
 
 /// What whoever shows a wrong token waits for the answer.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(100);
@@ -239,7 +239,7 @@ impl Change {
 async fn carry_out_reset(operator: &Operator<'_>, name: &str, reset: ResetBody) -> Result<Value, Refusal> {
     let row = operator.find(name).await?;
     let to = operator.destination(reset.to, reset.at).await?;
-    let effects = if reset.repeat_effects { Effects::Repeated } else { Effects::Silent };
+    let effects = if reset.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
     operator.reset(name, to, effects).await?;
     Ok(json!({ "name": name, "changed": true, "from": row.position, "position": to.position() }))
 }

@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::handlers::native::{Projector, Reactor, Registration, Registry};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Reaction, Start};
-use crate::processing::processor::{Base, Events, Processor};
+use crate::processing::processor::{Events, Processor, ProcessorBase};
 
 /// A program that runs processors of its own: espd, with its command line.
 #[derive(Default)]
@@ -49,7 +49,7 @@ impl Program {
         events: Events,
     ) -> Option<Box<dyn Processor>> {
         let declaration = self.registry.declaration(name)?.clone();
-        let base = Base::new(declaration, schema, projections_schema, events);
+        let base = ProcessorBase::new(declaration, schema, projections_schema, events);
         Some(Box::new(self.registry.make(base).ok()?))
     }
 

@@ -9,7 +9,7 @@ use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Destination, Operator};
 use crate::operations::status::text::thousands;
-use crate::processing::tracker::{Effects, TrackerRow};
+use crate::processing::tracker::{ReplayEffects, TrackerRow};
 
 #[derive(Args)]
 pub(crate) struct Target {
@@ -88,7 +88,7 @@ pub(crate) async fn reset(
     if !arguments.yes && !output::confirm(&describe(&row, to, &operator).await?)? {
         return output::print("nothing was done");
     }
-    let effects = if arguments.repeat_effects { Effects::Repeated } else { Effects::Silent };
+    let effects = if arguments.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
     operator.reset(&row.name, to, effects).await?;
     output::print(&format!("{} was at {}, is at {}", row.name, row.position, to.position()))
 }

@@ -12,4 +12,4 @@ mod transaction;
 pub(crate) use effects::{Action, Applied, EventEffects};
 pub(crate) use tables::{RowTables, TableShape};
 pub(crate) use touched::Touched;
-pub(crate) use transaction::{Ledger, Reading};
+pub(crate) use transaction::{BatchTransaction, Reading};

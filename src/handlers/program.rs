@@ -23,11 +23,13 @@ use sqlx::{Connection as _, PgConnection};
 use tracing::warn;
 
 use crate::event::Position;
-use crate::handlers::batch::{Ledger, RowTables, TableShape};
+use crate::handlers::batch::{BatchTransaction, RowTables, TableShape};
 use crate::processing::declaration::{BatchLimits, ProcessorDeclaration, ProgramDeclaration};
 use crate::processing::emission::{Emitter, Source};
 use crate::processing::failure::{Failure, TEXT_MAX};
-use crate::processing::processor::{Base, Delivery, Processor, ProcessorError, ProcessorKind, Turn, Turned};
+use crate::processing::processor::{
+    BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
+};
 use crate::processing::tracker::{Claim, Progress};
 pub(crate) use check::check;
 use exchange::{Exchange, Trouble};
@@ -44,7 +46,7 @@ const IDLE_GRACE: Duration = Duration::from_secs(60);
 /// A processor whose events a program handles.
 #[derive(Debug)]
 pub(crate) struct ProgramProcessor {
-    base: Base,
+    base: ProcessorBase,
     program: ProgramDeclaration,
     emitter: Emitter,
     tables: RowTables,
@@ -56,7 +58,7 @@ pub(crate) struct ProgramProcessor {
 }
 
 impl ProgramProcessor {
-    pub(crate) fn new(base: Base, program: ProgramDeclaration) -> Self {
+    pub(crate) fn new(base: ProcessorBase, program: ProgramDeclaration) -> Self {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
         let (tables, pace) = (RowTables::default(), Pace::new());
         Self { base, program, emitter, tables, pace, batch: 0, worker: None }
@@ -65,20 +67,8 @@ impl ProgramProcessor {
 
 #[async_trait]
 impl Processor for ProgramProcessor {
-    fn name(&self) -> &str {
-        self.base.name()
-    }
-
-    fn kind(&self) -> ProcessorKind {
-        self.base.declaration.kind()
-    }
-
-    fn version(&self) -> i32 {
-        self.base.declaration.version
-    }
-
-    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
-        self.base.starting_position(connection).await
+    fn base(&self) -> &ProcessorBase {
+        &self.base
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
@@ -92,28 +82,30 @@ impl Processor for ProgramProcessor {
         Ok(())
     }
 
-    async fn turn(
+    async fn process(
         &mut self,
         connection: &mut PgConnection,
-        turn: Turn<'_>,
-    ) -> Result<Turned, ProcessorError> {
+        request: BatchRequest<'_>,
+    ) -> Result<Outcome, ProcessorError> {
         self.ensure_worker().await?;
-        let limits = BatchLimits { size: self.pace.size().min(turn.limits.size), ..*turn.limits };
-        let turn = Turn { limits: &limits, ..turn };
+        let limits = BatchLimits { size: self.pace.size().min(request.limits.size), ..*request.limits };
+        let request = BatchRequest { limits: &limits, ..request };
         let begun = Instant::now();
         let idle_max = self.program.timeout.saturating_add(IDLE_GRACE);
-        let Some(mut ledger) = Ledger::open(connection, &self.base, &turn, idle_max).await? else {
-            return Ok(Turned::Lost);
+        let Some(mut transaction) =
+            BatchTransaction::open(connection, &self.base, &request, idle_max).await?
+        else {
+            return Ok(Outcome::ClaimLost);
         };
-        let (deliveries, upto) = ledger.read().await?;
+        let (deliveries, upto) = transaction.read().await?;
         if deliveries.is_empty() {
-            return finish(ledger, upto, 0, None).await;
+            return finish(transaction, upto, 0, None).await;
         }
         // From here on the worker knows what the database does not; it comes back when that is committed whole.
-        let Some(mut worker) = self.worker.take() else { return Ok(Turned::Lost) };
+        let Some(mut worker) = self.worker.take() else { return Ok(Outcome::ClaimLost) };
         self.batch += 1;
         let (tables, emitter, patience) = (&self.tables, &self.emitter, self.program.timeout);
-        let exchange = Exchange::new(&mut worker, &mut ledger, tables, emitter, patience);
+        let exchange = Exchange::new(&mut worker, &mut transaction, tables, emitter, patience);
         let held = exchange.hold(self.batch, &deliveries).await?;
         if let Some(trouble) = held.trouble {
             let rest = Rest::of(&trouble, held.handled, &deliveries);
@@ -122,12 +114,12 @@ impl Processor for ProgramProcessor {
             if !rest.is_blamed {
                 warn!(processor = self.base.name(), error = %failure, "the program has broken off a batch");
             }
-            return rest.settle(failure, ledger, &turn).await;
+            return rest.settle(failure, transaction, &request).await;
         }
-        let turned = finish(ledger, upto, held.handled, None).await?;
+        let outcome = finish(transaction, upto, held.handled, None).await?;
         self.pace.answered(held.handled, begun.elapsed(), limits.time);
         self.worker = Some(worker);
-        Ok(turned)
+        Ok(outcome)
     }
 
     async fn close(&mut self) {
@@ -178,16 +170,18 @@ impl<'d> Rest<'d> {
     async fn settle(
         self,
         failure: Box<Failure>,
-        ledger: Ledger<'_>,
-        turn: &Turn<'_>,
-    ) -> Result<Turned, ProcessorError> {
+        transaction: BatchTransaction<'_>,
+        request: &BatchRequest<'_>,
+    ) -> Result<Outcome, ProcessorError> {
         match (self.good, self.is_blamed) {
-            (0, true) => {
-                Ok(Turned::Moved { position: turn.claim.position, handled: 0, failure: Some(failure) })
-            }
+            (0, true) => Ok(Outcome::Committed {
+                position: request.claim.position,
+                handled: 0,
+                failure: Some(failure),
+            }),
             (0, false) => Err(ProcessorError::Unattributed(failure)),
             (good, is_blamed) => {
-                finish(ledger, self.next.event.id - 1, good, is_blamed.then_some(failure)).await
+                finish(transaction, self.next.event.id - 1, good, is_blamed.then_some(failure)).await
             }
         }
     }
@@ -212,14 +206,14 @@ async fn part(worker: Worker, trouble: Trouble) -> Failure {
 
 /// Commits what is in the transaction, and the position with it.
 async fn finish(
-    ledger: Ledger<'_>,
+    transaction: BatchTransaction<'_>,
     position: Position,
     handled: usize,
     failure: Option<Box<Failure>>,
-) -> Result<Turned, ProcessorError> {
+) -> Result<Outcome, ProcessorError> {
     let handled = i32::try_from(handled).unwrap_or(i32::MAX);
-    ledger.finish(Progress { position, handled, failing: failure.is_some(), put_off: None }).await?;
-    Ok(Turned::Moved { position, handled, failure })
+    transaction.finish(Progress { position, handled, failing: failure.is_some(), put_off: None }).await?;
+    Ok(Outcome::Committed { position, handled, failure })
 }
 
 /// What a worker is told first.

@@ -24,13 +24,13 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
 use crate::processing::failure::{Failure, is_infrastructure_error};
-use crate::processing::processor::{Base, Processor, ProcessorError, ProcessorKind, Turn, Turned};
-use crate::processing::tracker::{Claim, Effects, interval};
+use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, Work};
+use crate::processing::tracker::{Claim, ReplayEffects, interval};
 
 /// A declared projector, ready to run.
 #[derive(Debug)]
 pub struct SqlProcessor {
-    base: Base,
+    base: ProcessorBase,
     function: ProcessorFunction,
     /// Whether the function was another one before it was made last.
     has_changed: bool,
@@ -72,7 +72,7 @@ impl SqlProcessor {
         };
         let function = ProcessorFunction::compile(&declaration, schema, projections_schema, source)
             .map_err(|error| Fault::of_compile_error(&declaration, error))?;
-        let base = Base::new(declaration, schema, projections_schema, events);
+        let base = ProcessorBase::new(declaration, schema, projections_schema, events);
         Ok(Self { base, function, has_changed: false })
     }
 
@@ -83,14 +83,18 @@ impl SqlProcessor {
         &self,
         connection: &mut PgConnection,
         operator: &str,
-        effects: Effects,
+        effects: ReplayEffects,
     ) -> Result<bool, ProcessorError> {
         self.base.reset(connection, operator, effects).await
     }
 
     /// One call of the function, which finds the events itself: one round trip, nothing prepared.
-    async fn call(&self, connection: &mut PgConnection, turn: &Turn<'_>) -> Result<Returned, sqlx::Error> {
-        let statement = self.statement(&Self::arguments(turn, turn.upto));
+    async fn call(
+        &self,
+        connection: &mut PgConnection,
+        request: &BatchRequest<'_>,
+    ) -> Result<Returned, sqlx::Error> {
+        let statement = self.statement(&Self::arguments(request, request.upto()));
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
         Returned::from_row(&row)
     }
@@ -100,19 +104,19 @@ impl SqlProcessor {
     async fn fetch_and_call(
         &self,
         connection: &mut PgConnection,
-        turn: &Turn<'_>,
+        request: &BatchRequest<'_>,
     ) -> Result<Option<Returned>, ProcessorError> {
         let mut transaction = connection.begin().await?;
         // Where a pooler hides which backend this is, nobody else could end it if this process was frozen now.
         let limit = "-- limit_silence\nset local idle_in_transaction_session_timeout = '60s'";
         sqlx::raw_sql(limit).execute(&mut *transaction).await?;
         let trackers = self.base.trackers();
-        if !trackers.lock_claimed(&mut transaction, &self.base.declaration.name, turn.claim).await? {
+        if !trackers.lock_claimed(&mut transaction, &self.base.declaration.name, request.claim).await? {
             return Ok(None);
         }
-        let batch = self.base.read_batch(&mut transaction, turn).await?;
+        let batch = self.base.read_batch(&mut transaction, request).await?;
         let arrays = (1..=remote::ARRAYS).map(remote::parameter).collect::<Vec<_>>().join(", ");
-        let statement = self.statement(&format!("{arrays}, {}", Self::arguments(turn, batch.upto)));
+        let statement = self.statement(&format!("{arrays}, {}", Self::arguments(request, batch.upto)));
         let call = remote::bind(&batch, sqlx::query_as(AssertSqlSafe(statement)).persistent(false));
         let returned = call.fetch_one(&mut *transaction).await?;
         transaction.commit().await?;
@@ -131,17 +135,20 @@ impl SqlProcessor {
     }
 
     /// The function's arguments, without those of a batch that is passed.
-    fn arguments(turn: &Turn<'_>, upto: Position) -> String {
-        let Turn { claim, limits, lease, rate, .. } = turn;
+    fn arguments(request: &BatchRequest<'_>, upto: Position) -> String {
+        let BatchRequest { claim, work, limits, lease } = request;
+        let rate = match work {
+            Work::Batch { rate, .. } if rate.is_finite() => *rate,
+            _ => 0.0,
+        };
         let size = i32::try_from(limits.size).unwrap_or(i32::MAX);
-        let rate = if rate.is_finite() { *rate } else { 0.0 };
         let (partition, epoch) = (claim.partition, claim.epoch);
         let (bytes, time, lease) = (limits.bytes, interval(limits.time), interval(*lease));
         // The event of a dead letter is a batch of its own, wherever the position is.
-        let position = turn.after();
-        let letter = turn.letter.map_or("null".to_owned(), |id| id.to_string());
+        let position = request.after();
+        let dead_letter = request.dead_letter().map_or("null".to_owned(), |id| id.to_string());
         format!(
-            "{partition}, {epoch}, {position}, {upto}, {size}, {bytes}, {time}, {lease}, {rate}::real, {letter}"
+            "{partition}, {epoch}, {position}, {upto}, {size}, {bytes}, {time}, {lease}, {rate}::real, {dead_letter}"
         )
     }
 
@@ -166,20 +173,8 @@ pub(crate) async fn adopt_tables(
 
 #[async_trait]
 impl Processor for SqlProcessor {
-    fn name(&self) -> &str {
-        &self.base.declaration.name
-    }
-
-    fn kind(&self) -> ProcessorKind {
-        self.base.declaration.kind()
-    }
-
-    fn version(&self) -> i32 {
-        self.base.declaration.version
-    }
-
-    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
-        self.base.starting_position(connection).await
+    fn base(&self) -> &ProcessorBase {
+        &self.base
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
@@ -199,29 +194,29 @@ impl Processor for SqlProcessor {
         self.has_changed
     }
 
-    async fn turn(
+    async fn process(
         &mut self,
         connection: &mut PgConnection,
-        turn: Turn<'_>,
-    ) -> Result<Turned, ProcessorError> {
+        request: BatchRequest<'_>,
+    ) -> Result<Outcome, ProcessorError> {
         let returned = match &self.base.events {
-            Events::SameDatabase(_) => self.call(connection, &turn).await.map_err(Into::into).map(Some),
-            Events::Elsewhere(_) => self.fetch_and_call(connection, &turn).await,
+            Events::SameDatabase(_) => self.call(connection, &request).await.map_err(Into::into).map(Some),
+            Events::Elsewhere(_) => self.fetch_and_call(connection, &request).await,
         };
         let returned = match returned {
             Ok(Some(returned)) => returned,
-            Ok(None) => return Ok(Turned::Lost),
+            Ok(None) => return Ok(Outcome::ClaimLost),
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
-                let failure = self.base.blame_event(connection, &turn, &error).await?;
+                let failure = self.base.blame_event(connection, &request, &error).await?;
                 return Err(ProcessorError::Unattributed(Box::new(failure)));
             }
             Err(error) => return Err(error),
         };
         let (Some(position), Some(handled)) = (returned.espd_position, returned.espd_handled) else {
-            return Ok(Turned::Lost);
+            return Ok(Outcome::ClaimLost);
         };
         let failure = returned.espd_failure.map(|Json(raw)| Box::new(self.locate(raw)));
-        Ok(Turned::Moved { position, handled, failure })
+        Ok(Outcome::Committed { position, handled, failure })
     }
 }
 

@@ -28,11 +28,13 @@ use tokio::task::JoinSet;
 use tracing::error;
 
 use crate::event::Position;
-use crate::handlers::batch::{EventEffects, Ledger, Reading, RowTables};
+use crate::handlers::batch::{BatchTransaction, EventEffects, Reading, RowTables};
 use crate::processing::declaration::{BatchLimits, WebhookDeclaration};
 use crate::processing::emission::Emitter;
 use crate::processing::heartbeat;
-use crate::processing::processor::{Base, Processor, ProcessorError, ProcessorKind, Turn, Turned};
+use crate::processing::processor::{
+    BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, RunsAhead,
+};
 use crate::processing::tracker::Claim;
 use crate::processing::tracker::Progress;
 
@@ -59,7 +61,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A reactor that sends its events to a receiver.
 pub(crate) struct Webhook {
-    base: Base,
+    base: ProcessorBase,
     emitter: Emitter,
     concurrency: usize,
     /// How long a request may take.
@@ -80,7 +82,7 @@ impl Webhook {
     ///
     /// # Errors
     /// What is declared cannot be used here, in words.
-    pub(crate) fn new(base: Base, declaration: &WebhookDeclaration) -> Result<Self, String> {
+    pub(crate) fn new(base: ProcessorBase, declaration: &WebhookDeclaration) -> Result<Self, String> {
         let sender =
             Sender::new(base.name(), &base.schema, declaration).map_err(|error| error.to_string())?;
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
@@ -105,20 +107,8 @@ impl Webhook {
 
 #[async_trait]
 impl Processor for Webhook {
-    fn name(&self) -> &str {
-        self.base.name()
-    }
-
-    fn kind(&self) -> ProcessorKind {
-        self.base.declaration.kind()
-    }
-
-    fn version(&self) -> i32 {
-        self.base.declaration.version
-    }
-
-    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
-        self.base.starting_position(connection).await
+    fn base(&self) -> &ProcessorBase {
+        &self.base
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
@@ -138,65 +128,72 @@ impl Processor for Webhook {
         Ok(())
     }
 
-    fn works_ahead(&self) -> bool {
-        true
+    fn runs_ahead(&mut self) -> Option<&mut dyn RunsAhead> {
+        Some(self)
     }
 
-    fn wind_down(&mut self) {
+    async fn process(
+        &mut self,
+        connection: &mut PgConnection,
+        request: BatchRequest<'_>,
+    ) -> Result<Outcome, ProcessorError> {
+        if request.dead_letter().is_some() {
+            return self.retry_dead_letter(connection, &request).await;
+        }
+        if let Some(outage) = self.queue.take_outage() {
+            return Err(outage);
+        }
+        self.queue.skip_to(request.claim.position);
+        if !self.read(connection, &request).await? {
+            return Ok(Outcome::ClaimLost);
+        }
+        self.send(request.limits.time.min(TURN_TIME)).await;
+        let Some(handled) = self.commit(connection, &request).await? else { return Ok(Outcome::ClaimLost) };
+        // Progress has to be told first: the claim names the position.
+        let is_still = handled == 0 && self.queue.position() == request.claim.position;
+        if let Some(outage) = is_still.then(|| self.queue.take_outage()).flatten() {
+            return Err(outage);
+        }
+        // Where no more can be read, it does not help to be asked again before something is done.
+        let is_full = self.is_stuck || self.queue.room(request.limits) == 0;
+        let seen = if is_full { request.upto() } else { self.queue.seen() };
+        let under_way = self.queue.is_busy() || seen < request.upto();
+        let put_off = self.queue.next_put_off().map(Box::new);
+        Ok(Outcome::Ahead { position: self.queue.position(), seen, handled, under_way, put_off })
+    }
+}
+
+impl RunsAhead for Webhook {
+    fn stop_sending(&mut self) {
         self.queue.wind_down();
     }
 
     fn retry_now(&mut self) {
         self.queue.retry_now();
     }
-
-    async fn turn(
-        &mut self,
-        connection: &mut PgConnection,
-        turn: Turn<'_>,
-    ) -> Result<Turned, ProcessorError> {
-        if turn.letter.is_some() {
-            return self.retry_dead_letter(connection, &turn).await;
-        }
-        if let Some(outage) = self.queue.take_outage() {
-            return Err(outage);
-        }
-        self.queue.skip_to(turn.claim.position);
-        if !self.read(connection, &turn).await? {
-            return Ok(Turned::Lost);
-        }
-        self.send(turn.limits.time.min(TURN_TIME)).await;
-        let Some(handled) = self.commit(connection, &turn).await? else { return Ok(Turned::Lost) };
-        // Progress has to be told first: the claim names the position.
-        let is_still = handled == 0 && self.queue.position() == turn.claim.position;
-        if let Some(outage) = is_still.then(|| self.queue.take_outage()).flatten() {
-            return Err(outage);
-        }
-        // Where no more can be read, it does not help to be asked again before something is done.
-        let is_full = self.is_stuck || self.queue.room(turn.limits) == 0;
-        let seen = if is_full { turn.upto } else { self.queue.seen() };
-        let under_way = self.queue.is_busy() || seen < turn.upto;
-        let put_off = self.queue.next_put_off().map(Box::new);
-        Ok(Turned::Ahead { position: self.queue.position(), seen, handled, under_way, put_off })
-    }
 }
 
 impl Webhook {
     /// Reads events after those that it has seen, as many as there is room for. `false`: the claim is no longer valid.
-    async fn read(&mut self, connection: &mut PgConnection, turn: &Turn<'_>) -> Result<bool, ProcessorError> {
+    async fn read(
+        &mut self,
+        connection: &mut PgConnection,
+        request: &BatchRequest<'_>,
+    ) -> Result<bool, ProcessorError> {
         let Self { base, queue, is_stuck, .. } = self;
-        let (position, room) = (queue.seen(), queue.room(turn.limits));
+        let (position, room) = (queue.seen(), queue.room(request.limits));
         *is_stuck = false;
-        if room == 0 || position >= turn.upto {
+        if room == 0 || position >= request.upto() {
             return Ok(true);
         }
-        let claim = Claim { position, ..turn.claim.clone() };
-        let limits = BatchLimits { size: room, ..*turn.limits };
-        let beyond = Turn { claim: &claim, limits: &limits, ..*turn };
-        let Some(mut ledger) = Ledger::open(connection, base, turn, SILENCE_MAX).await? else {
+        let claim = Claim { position, ..request.claim.clone() };
+        let limits = BatchLimits { size: room, ..*request.limits };
+        let beyond = BatchRequest { claim: &claim, limits: &limits, ..*request };
+        let Some(mut transaction) = BatchTransaction::open(connection, base, request, SILENCE_MAX).await?
+        else {
             return Ok(false);
         };
-        let Reading { deliveries, upto, set_aside } = match ledger.read_as(&beyond).await {
+        let Reading { deliveries, upto, set_aside } = match transaction.read_as(&beyond).await {
             // An event that cannot even be read is met again when everything before it is done; the runner sees to it.
             Err(ProcessorError::Unattributed(_)) if !queue.is_empty() => {
                 *is_stuck = true;
@@ -205,10 +202,12 @@ impl Webhook {
             read => read?,
         };
         if set_aside > 0 {
-            Deliveries::of(base, turn.claim).record_dead_letters(ledger.connection(), position, upto).await?;
+            Deliveries::of(base, request.claim)
+                .record_dead_letters(transaction.connection(), position, upto)
+                .await?;
             let put_off = queue.next_put_off();
-            let position = turn.claim.position;
-            ledger
+            let position = request.claim.position;
+            transaction
                 .finish(Progress { position, handled: 0, failing: false, put_off: put_off.as_ref() })
                 .await?;
         }
@@ -249,27 +248,28 @@ impl Webhook {
     async fn commit(
         &mut self,
         connection: &mut PgConnection,
-        turn: &Turn<'_>,
+        request: &BatchRequest<'_>,
     ) -> Result<Option<i32>, ProcessorError> {
         let Self { base, queue, emitter, committed, .. } = self;
         let plan = queue.plan_commit();
-        let is_recent = committed.is_some_and(|committed| committed.elapsed() < turn.lease / 5);
+        let is_recent = committed.is_some_and(|committed| committed.elapsed() < request.lease / 5);
         // A commit would say that an outage is over.
-        let is_still = plan.is_empty() && plan.position == turn.claim.position;
+        let is_still = plan.is_empty() && plan.position == request.claim.position;
         if is_still && (is_recent || queue.is_unreachable()) {
             return Ok(Some(0));
         }
-        let Some(mut ledger) = Ledger::open(connection, base, turn, SILENCE_MAX).await? else {
+        let Some(mut transaction) = BatchTransaction::open(connection, base, request, SILENCE_MAX).await?
+        else {
             return Ok(None);
         };
-        apply(&mut ledger, emitter, queue, queue.effects()).await?;
+        apply(&mut transaction, emitter, queue, queue.effects()).await?;
         let plan = queue.plan_commit();
-        record(&mut ledger, base, turn.claim, &plan).await?;
+        record(&mut transaction, base, request.claim, &plan).await?;
         let handled = i32::try_from(plan.done.len()).unwrap_or(i32::MAX);
         let put_off = queue.next_put_off();
         queue.mark_attempted(plan.position);
         let failing = put_off.is_some();
-        ledger
+        transaction
             .finish(Progress { position: plan.position, handled, failing, put_off: put_off.as_ref() })
             .await?;
         queue.mark_committed(&plan);
@@ -281,14 +281,14 @@ impl Webhook {
 
 /// Emits what receivers want emitted. An event whose wishes cannot be met has failed.
 async fn apply(
-    ledger: &mut Ledger<'_>,
+    transaction: &mut BatchTransaction<'_>,
     emitter: &Emitter,
     queue: &mut DeliveryQueue,
     effects: Vec<EventEffects>,
 ) -> Result<(), ProcessorError> {
     let (tables, mut rest) = (RowTables::default(), effects.as_slice());
     while !rest.is_empty() {
-        let applied = ledger.apply(&tables, emitter, rest).await?;
+        let applied = transaction.apply(&tables, emitter, rest).await?;
         let Some((failing, failure)) = rest.get(applied.events).zip(applied.failure) else { break };
         queue.record_failure(failing.source.id, *failure, None);
         rest = &rest[applied.events + 1..];
@@ -298,12 +298,12 @@ async fn apply(
 
 /// Records what is done or has failed beyond the position, and what is set aside.
 async fn record(
-    ledger: &mut Ledger<'_>,
-    base: &Base,
+    transaction: &mut BatchTransaction<'_>,
+    base: &ProcessorBase,
     claim: &Claim,
     plan: &CommitPlan,
 ) -> Result<(), sqlx::Error> {
-    let (deliveries, connection) = (Deliveries::of(base, claim), ledger.connection());
+    let (deliveries, connection) = (Deliveries::of(base, claim), transaction.connection());
     for one in &plan.given_up {
         deliveries.give_up(connection, one).await?;
     }

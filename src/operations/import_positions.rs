@@ -16,7 +16,7 @@ use crate::operations::operator::PATIENCE;
 use crate::postgres::row::from_row;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::ProcessorKind;
-use crate::processing::tracker::{Effects, Trackers};
+use crate::processing::tracker::{ReplayEffects, Trackers};
 use crate::store::horizon::{ObserveError, observe_once};
 use crate::store::layout::{EventSourceryNames, InvalidName, qualify};
 
@@ -122,7 +122,9 @@ impl Takeovers<'_> {
             let Some(declaration) = self.declaration(&takeover.processor) else { continue };
             let ProcessorDeclaration { name, version, .. } = declaration;
             trackers.register(&mut *transaction, name, ProcessorKind::Projector, *version, 0).await?;
-            trackers.reset(&mut transaction, name, operator, takeover.to, false, Effects::Silent).await?;
+            trackers
+                .reset(&mut transaction, name, operator, takeover.to, false, ReplayEffects::Suppress)
+                .await?;
             if !takeover.tables.is_empty() {
                 adopt_tables(declaration, layout.schema(), projections_schema, &mut transaction)
                     .await

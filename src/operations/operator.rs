@@ -17,8 +17,8 @@ use crate::handlers::sql::{Fault, SqlProcessor};
 use crate::operations::databases::Databases;
 use crate::operations::status::{self, ProcessorStatus};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
-use crate::processing::processor::{Base, Events, ProcessorError};
-use crate::processing::tracker::{Effects, TrackerRow, Trackers};
+use crate::processing::processor::{Events, ProcessorBase, ProcessorError};
+use crate::processing::tracker::{ReplayEffects, TrackerRow, Trackers};
 use crate::store::horizon::{Horizon, ObserveError, observe_once};
 use crate::store::{EventStore as _, PostgresEventStore, ReadError};
 
@@ -232,7 +232,12 @@ impl Operator<'_> {
     /// # Errors
     /// The start is wanted and the processor not declared, or its tables cannot be made; or the database
     /// could not do it. Nothing has changed then.
-    pub async fn reset(&self, name: &str, to: Destination, effects: Effects) -> Result<(), OperatorError> {
+    pub async fn reset(
+        &self,
+        name: &str,
+        to: Destination,
+        effects: ReplayEffects,
+    ) -> Result<(), OperatorError> {
         match to {
             Destination::Start => self.start_over(name, effects).await?,
             Destination::Position(position) => self.move_position(name, position, effects).await?,
@@ -241,14 +246,19 @@ impl Operator<'_> {
         Ok(())
     }
 
-    async fn move_position(&self, name: &str, to: Position, effects: Effects) -> Result<(), OperatorError> {
+    async fn move_position(
+        &self,
+        name: &str,
+        to: Position,
+        effects: ReplayEffects,
+    ) -> Result<(), OperatorError> {
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin().await?;
         self.trackers().reset(&mut transaction, name, self.name, to, false, effects).await?;
         Ok(transaction.commit().await?)
     }
 
-    async fn start_over(&self, name: &str, effects: Effects) -> Result<(), OperatorError> {
+    async fn start_over(&self, name: &str, effects: ReplayEffects) -> Result<(), OperatorError> {
         let Databases { layout, projections, projections_schema, .. } = self.databases;
         let declaration = self.declaration(name)?.clone();
         let (schema, events) = (layout.schema(), Events::SameDatabase(layout.clone()));
@@ -258,7 +268,7 @@ impl Operator<'_> {
                 .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
             processor.reset(&mut connection, self.name, effects).await
         } else {
-            let base = Base::new(declaration, schema, projections_schema, events);
+            let base = ProcessorBase::new(declaration, schema, projections_schema, events);
             base.reset(&mut connection, self.name, effects).await
         };
         match reset {

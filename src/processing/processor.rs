@@ -17,7 +17,7 @@ use crate::processing::tracker::Claim;
 use crate::store::PostgresEventStore;
 use crate::store::layout::Layout;
 
-pub(crate) use base::Base;
+pub use base::ProcessorBase;
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use tables::Tables;
@@ -61,35 +61,64 @@ impl Events {
     }
 }
 
-/// A request to handle the next events.
+/// A request to handle the next events, or one dead letter.
 #[derive(Debug, Clone, Copy)]
-pub struct Turn<'a> {
-    /// The right to move the tracker, and where it stands.
+pub struct BatchRequest<'a> {
+    /// The right to move the tracker, and the position that it moves from.
     pub claim: &'a Claim,
-    /// The last position to look at. At or below the settled horizon.
-    pub upto: Position,
+    /// Which events are to be handled.
+    pub work: Work,
     /// Where the batch ends.
     pub limits: &'a BatchLimits,
-    /// How long the lease runs on from the end of the batch.
+    /// How long the lease lasts from the end of the batch on.
     pub lease: Duration,
-    /// Ids passed per second lately, for the tracker to show.
-    pub rate: f32,
-    /// Instead of a batch: handle the event of this dead letter, and remove the letter. The position stays.
-    pub letter: Option<Position>,
 }
 
-impl Turn<'_> {
-    /// The position that the events to handle come after.
+/// Which events a request is about.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Work {
+    /// The events after the claim's position.
+    Batch {
+        /// The last position to look at. At or below the settled horizon.
+        upto: Position,
+        /// Ids passed per second lately, for the tracker to show.
+        rate: f32,
+    },
+    /// The event of this dead letter. The dead letter is removed if the event is handled; the position stays.
+    DeadLetter(Position),
+}
+
+impl BatchRequest<'_> {
+    /// The position that the requested events come after.
     pub fn after(&self) -> Position {
-        self.letter.map_or(self.claim.position, |event_id| event_id - 1)
+        match self.work {
+            Work::Batch { .. } => self.claim.position,
+            Work::DeadLetter(event_id) => event_id - 1,
+        }
+    }
+
+    /// The last position to look at.
+    pub fn upto(&self) -> Position {
+        match self.work {
+            Work::Batch { upto, .. } => upto,
+            Work::DeadLetter(event_id) => event_id,
+        }
+    }
+
+    /// The event of the dead letter that the request is about, if it is about one.
+    pub fn dead_letter(&self) -> Option<Position> {
+        match self.work {
+            Work::Batch { .. } => None,
+            Work::DeadLetter(event_id) => Some(event_id),
+        }
     }
 }
 
 /// What one turn did.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Turned {
+pub enum Outcome {
     /// Rows, emissions and position are committed.
-    Moved {
+    Committed {
         /// Every event at or below it has been handled, or was of no concern.
         position: Position,
         /// Events handled.
@@ -97,7 +126,7 @@ pub enum Turned {
         /// Why the batch ended before the next event, if it did.
         failure: Option<Box<Failure>>,
     },
-    /// As [`Self::Moved`], by a processor that handles events beyond its position as well: those that fail wait for
+    /// As [`Self::Committed`], by a processor that handles events beyond its position as well: those that fail wait for
     /// another try while others go on. It sees to attempts and dead letters itself.
     Ahead {
         /// Every event at or below it has been handled, or was of no concern.
@@ -112,7 +141,7 @@ pub enum Turned {
         put_off: Option<Box<PutOff>>,
     },
     /// The tracker is no longer where or whose the claim says, or is paused: nothing was done.
-    Lost,
+    ClaimLost,
 }
 
 /// An event that waits for another try while others go on.
@@ -155,43 +184,61 @@ pub enum ProcessorError {
 /// A projector or a reactor, as the runner sees it.
 #[async_trait]
 pub trait Processor: Send + Sync {
-    /// Its name: unique, and the key of its tracker.
-    fn name(&self) -> &str;
+    /// The declaration, the tables and the event source that the processor is made of.
+    fn base(&self) -> &ProcessorBase;
 
-    /// What it does with events.
-    fn kind(&self) -> ProcessorKind;
-
-    /// The version of its tables.
-    fn version(&self) -> i32;
-
-    /// Where it begins when it has never run: 0, unless it says otherwise.
-    async fn starting_position(&self, _connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
-        Ok(0)
+    /// The processor's name: unique, and the key of its tracker.
+    fn name(&self) -> &str {
+        self.base().name()
     }
 
-    /// Makes tables and functions ready under a claim. Harmless where they are.
+    /// Whether it writes tables or acts.
+    fn kind(&self) -> ProcessorKind {
+        self.base().declaration.kind()
+    }
+
+    /// The version of its tables.
+    fn version(&self) -> i32 {
+        self.base().declaration.version
+    }
+
+    /// The position at which a processor begins that has never run.
+    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
+        self.base().starting_position(connection).await
+    }
+
+    /// Creates the tables and functions that are missing, under a claim. A second call changes nothing.
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError>;
 
-    /// Whether the last [`Self::prepare`] has found it declared otherwise than it ran before.
+    /// Whether the last [`Self::prepare`] has found another declaration than the one that ran before.
     fn has_changed(&self) -> bool {
         false
     }
 
-    /// Whether it handles events beyond its position, and answers with [`Turned::Ahead`].
-    fn works_ahead(&self) -> bool {
-        false
+    /// What the runner may ask of a processor that handles events beyond its position; `None`: it is not one.
+    fn runs_ahead(&mut self) -> Option<&mut dyn RunsAhead> {
+        None
     }
 
-    /// The runner is asked to stop: what is under way may end, nothing more is to be begun.
-    fn wind_down(&mut self) {}
-
-    /// An operator wants what waits for another try to be tried in the next turn.
-    fn retry_now(&mut self) {}
-
-    /// Lets go of what it holds outside of the database. It may be asked to prepare again.
+    /// Lets go of everything that the processor holds outside of the database. [`Self::prepare`] may follow.
     async fn close(&mut self) {}
 
-    /// Handles the next batch: rows, emissions and position in one transaction.
-    async fn turn(&mut self, connection: &mut PgConnection, turn: Turn<'_>)
-    -> Result<Turned, ProcessorError>;
+    /// Handles the requested events: rows, emissions and position in one transaction.
+    async fn process(
+        &mut self,
+        connection: &mut PgConnection,
+        request: BatchRequest<'_>,
+    ) -> Result<Outcome, ProcessorError>;
+}
+
+/// A processor that handles events beyond its position, and answers with [`Outcome::Ahead`]. It counts attempts and sets
+/// events aside itself.
+pub trait RunsAhead: Processor {
+    /// Begins nothing more, because the runner stops. What has been begun may end in the next calls of
+    /// [`Processor::process`].
+    fn stop_sending(&mut self);
+
+    /// Tries every event that waits for another try in the next call of [`Processor::process`], because an operator wants
+    /// it.
+    fn retry_now(&mut self);
 }

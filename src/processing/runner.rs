@@ -28,10 +28,10 @@ use crate::processing::dead_letters::DeadLetters;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::failure::describe;
 use crate::processing::heartbeat::{self, Condition};
-use crate::processing::processor::{Processor, Turn, Turned};
-use crate::processing::runner::bisection::Halving;
+use crate::processing::processor::{BatchRequest, Outcome, Processor, Work};
+use crate::processing::runner::bisection::Bisection;
 use crate::processing::runner::claiming::Waiting;
-use crate::processing::runner::keepalive::Vigil;
+use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::outage::OutageLog;
 use crate::processing::runner::rate::Rate;
 use crate::processing::runner::session::in_time;
@@ -42,7 +42,7 @@ use crate::store::subscription::{Subscription, Woken};
 
 /// How a runner works.
 #[derive(Debug, Clone)]
-pub struct RunnerSettings {
+pub struct RunnerContext {
     /// The database of the projections, which holds the tracker.
     pub database: PgConnectOptions,
     /// Whether that leads through a transaction pooler, where a session keeps nothing.
@@ -78,7 +78,7 @@ pub const LEASE: Duration = Duration::from_secs(5);
 /// Runs one processor.
 pub struct Runner {
     name: String,
-    settings: RunnerSettings,
+    settings: RunnerContext,
     processor: Box<dyn Processor>,
     trackers: Trackers,
     letters: DeadLetters,
@@ -104,7 +104,7 @@ pub struct Runner {
     /// The event that is put off, and how often it had been tried, as far as that was logged.
     put_off_told: Option<(Option<Position>, u32)>,
     /// Events per batch: fewer while a batch fails without naming an event, until it is found.
-    halving: Halving,
+    bisection: Bisection,
 }
 
 /// What the runner is about.
@@ -132,13 +132,13 @@ enum Next {
 
 impl Runner {
     /// A runner that has done nothing yet.
-    pub fn new(settings: RunnerSettings, processor: Box<dyn Processor>, subscription: Subscription) -> Self {
+    pub fn new(settings: RunnerContext, processor: Box<dyn Processor>, subscription: Subscription) -> Self {
         let trackers = Trackers::new(&settings.schema);
         let letters = DeadLetters::new(&settings.schema);
         let retry = Retry::new(settings.retry);
         let phase = Phase::Unclaimed(Waiting::default());
         let (rate, heard) = (Rate::new(), Instant::now());
-        let halving = Halving::new(settings.limits.size);
+        let bisection = Bisection::new(settings.limits.size);
         Self {
             name: processor.name().to_owned(),
             settings,
@@ -158,7 +158,7 @@ impl Runner {
             heard,
             warned: None,
             put_off_told: None,
-            halving,
+            bisection,
         }
     }
 
@@ -216,7 +216,9 @@ impl Runner {
 
     /// Lets end what the processor has under way.
     async fn wind_down(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        self.processor.wind_down();
+        if let Some(ahead) = self.processor.runs_ahead() {
+            ahead.stop_sending();
+        }
         while self.under_way && matches!(self.phase, Phase::Following(_)) {
             self.step(connection).await?;
         }
@@ -238,7 +240,7 @@ impl Runner {
             return self.handle_letter(connection).await;
         }
         match (upto, &self.phase) {
-            (Some(upto), _) => self.turn(connection, upto).await,
+            (Some(upto), _) => self.handle_batch(connection, upto).await,
             (None, Phase::Following(claim)) if self.until_renewal() > Duration::ZERO => {
                 let seen = self.seen.max(claim.position);
                 Ok(Next::Wait(Some(seen), self.until_renewal().min(self.until_due())))
@@ -276,24 +278,33 @@ impl Runner {
         self.heard = self.heard.checked_sub(self.settings.lease).unwrap_or(self.heard);
     }
 
-    async fn turn(&mut self, connection: &mut PgConnection, upto: Position) -> Result<Next, sqlx::Error> {
+    async fn handle_batch(
+        &mut self,
+        connection: &mut PgConnection,
+        upto: Position,
+    ) -> Result<Next, sqlx::Error> {
         let Phase::Following(claim) = &self.phase else { return Ok(Next::Again) };
         let begun = Instant::now();
-        let RunnerSettings { limits, lease, .. } = &self.settings;
-        let limits = BatchLimits { size: self.halving.size(), ..*limits };
-        let turn =
-            Turn { claim, upto, limits: &limits, lease: *lease, rate: self.rate.per_second(), letter: None };
-        let vigil = Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
-        match vigil.keep_over(self.processor.turn(connection, turn)).await {
-            Ok(Turned::Lost) => self.lost(),
-            Ok(Turned::Moved { position, handled, failure }) => {
+        let RunnerContext { limits, lease, .. } = &self.settings;
+        let limits = BatchLimits { size: self.bisection.size(), ..*limits };
+        let request = BatchRequest {
+            claim,
+            work: Work::Batch { upto, rate: self.rate.per_second() },
+            limits: &limits,
+            lease: *lease,
+        };
+        let keep_alive =
+            KeepAlive { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
+        match keep_alive.run_beside(self.processor.process(connection, request)).await {
+            Ok(Outcome::ClaimLost) => self.lost(),
+            Ok(Outcome::Committed { position, handled, failure }) => {
                 self.moved(position, position, handled, begun);
                 match failure {
                     None => self.succeeded(),
                     Some(failure) => self.failed(connection, *failure).await,
                 }
             }
-            Ok(Turned::Ahead { position, seen, handled, under_way, put_off }) => {
+            Ok(Outcome::Ahead { position, seen, handled, under_way, put_off }) => {
                 self.moved(position, seen, handled, begun);
                 self.under_way = under_way;
                 self.wait_for(connection, put_off.map(|put_off| *put_off)).await
@@ -309,7 +320,7 @@ impl Runner {
         (claim.position, self.seen) = (position, seen);
         self.heard = Instant::now();
         self.outage.over();
-        self.halving.passed(handled.into());
+        self.bisection.passed(handled.into());
         if handled > 0 || seen == position {
             let duration_ms = begun.elapsed().as_millis() as u64;
             debug!(processor = self.name, position, handled, duration_ms, "batch committed");
@@ -373,7 +384,9 @@ impl Runner {
             Phase::Following(claim) => {
                 if standing.retry_now && self.due.is_some() {
                     self.due = Some(Instant::now());
-                    self.processor.retry_now();
+                    if let Some(ahead) = self.processor.runs_ahead() {
+                        ahead.retry_now();
+                    }
                 }
                 let seen = self.seen.max(claim.position);
                 (Phase::Following(claim), Next::Wait(Some(seen), renewal.min(self.until_due())))

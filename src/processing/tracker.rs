@@ -26,7 +26,7 @@ use uuid::Uuid;
 pub(crate) use advance::{Advance, Progress};
 pub use listing::TrackerRow;
 pub use liveness::Rival;
-pub use operator::Effects;
+pub use operator::ReplayEffects;
 
 use crate::event::Position;
 use crate::postgres::notify::{CONTROL, notify_call};

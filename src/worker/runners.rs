@@ -20,8 +20,8 @@ use crate::process::report::{Member, report};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::emission::Relay;
 use crate::processing::heartbeat::Heart;
-use crate::processing::processor::{Base, Events, Processor};
-use crate::processing::runner::{LEASE, ReleaseChannel, Runner, RunnerSettings};
+use crate::processing::processor::{Events, Processor, ProcessorBase};
+use crate::processing::runner::{LEASE, ReleaseChannel, Runner, RunnerContext};
 use crate::processing::tracker::{Owner, Trackers};
 use crate::shutdown::Shutdown;
 use crate::store::PostgresEventStore;
@@ -157,7 +157,7 @@ impl Foundation {
     /// A new runner of a processor.
     fn runner(&self, declaration: &ProcessorDeclaration) -> Result<Runner, String> {
         let schema = &self.settings.event_store_schema;
-        let runner_settings = RunnerSettings {
+        let runner_settings = RunnerContext {
             database: self.batches.clone(),
             pooled: self.settings.pooled,
             release_channel: ReleaseChannel {
@@ -179,7 +179,7 @@ impl Foundation {
         let schema = &self.settings.event_store_schema;
         let projections_schema = &self.settings.projections_schema;
         let (events, declared) = (self.events_for(&declaration.name), declaration.clone());
-        let base = |events| Base::new(declared.clone(), schema, projections_schema, events);
+        let base = |events| ProcessorBase::new(declared.clone(), schema, projections_schema, events);
         match &declaration.handling {
             Handling::Sql(_) => {
                 let made = SqlProcessor::new(declaration.clone(), schema, projections_schema, events);

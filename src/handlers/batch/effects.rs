@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use super::row_changes::{RowChange, RowChanges};
 use super::tables::RowTables;
-use super::transaction::Ledger;
+use super::transaction::BatchTransaction;
 use crate::processing::emission::{Emission, EmitError, Emitter, Emitting, Source};
 use crate::processing::failure::{Failure, is_infrastructure_error};
 use crate::processing::processor::ProcessorError;
@@ -58,7 +58,7 @@ impl Refusal {
     }
 }
 
-impl Ledger<'_> {
+impl BatchTransaction<'_> {
     /// Carries out the effects of events, in order, up to the first event whose effects cannot be. First all together;
     /// only where that fails, event by event.
     pub(crate) async fn apply(
@@ -67,20 +67,20 @@ impl Ledger<'_> {
         emitter: &Emitter,
         effects: &[EventEffects],
     ) -> Result<Applied, ProcessorError> {
-        self.mark().await?;
+        self.savepoint().await?;
         let failure = match apply_all(self.connection(), tables, emitter, effects).await {
             Ok(()) => {
-                self.forget_mark().await?;
+                self.release_savepoint().await?;
                 return Ok(Applied { events: effects.len(), failure: None });
             }
             Err(Refusal::Database(error)) => return Err(error.into()),
             Err(Refusal::Event(place, failure)) => {
-                self.go_back().await?;
+                self.rollback_to_savepoint().await?;
                 return self.apply_before(tables, emitter, effects, place, failure).await;
             }
             Err(Refusal::Somewhere(failure)) => failure,
         };
-        self.go_back().await?;
+        self.rollback_to_savepoint().await?;
         self.apply_each(tables, emitter, effects, failure).await
     }
 
@@ -108,17 +108,17 @@ impl Ledger<'_> {
         of_all: Failure,
     ) -> Result<Applied, ProcessorError> {
         for (place, one) in effects.iter().enumerate() {
-            self.mark().await?;
+            self.savepoint().await?;
             let failure = match apply_all(self.connection(), tables, emitter, std::slice::from_ref(one)).await
             {
                 Ok(()) => {
-                    self.forget_mark().await?;
+                    self.release_savepoint().await?;
                     continue;
                 }
                 Err(Refusal::Database(error)) => return Err(error.into()),
                 Err(Refusal::Event(_, failure) | Refusal::Somewhere(failure)) => failure,
             };
-            self.go_back().await?;
+            self.rollback_to_savepoint().await?;
             let failure = Some(Box::new(one.source.blame(failure)));
             return Ok(Applied { events: place, failure });
         }

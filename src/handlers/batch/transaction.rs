@@ -8,17 +8,19 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Tra
 use crate::event::{Event, Position, Version};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::failure::is_infrastructure_error;
-use crate::processing::processor::{Base, Batch, Delivery, Events, ProcessorError, Turn};
+use crate::processing::processor::{
+    Batch, BatchRequest, Delivery, Events, ProcessorBase, ProcessorError, Work,
+};
 use crate::processing::tracker::{Advance, Progress};
 use crate::store::{EventStore as _, ReadError, read_aggregate_on};
 use uuid::Uuid;
 
 /// An open transaction that holds the tracker locked under the claim. Dropped without [`Self::finish`], it leaves nothing
 /// behind.
-pub(crate) struct Ledger<'t> {
+pub(crate) struct BatchTransaction<'t> {
     transaction: Transaction<'t, Postgres>,
-    base: &'t Base,
-    turn: &'t Turn<'t>,
+    base: &'t ProcessorBase,
+    request: &'t BatchRequest<'t>,
     /// Whether any event of the processor is set aside: others may have to wait behind it.
     parking: bool,
     /// Events up to here were handled before a reset.
@@ -36,23 +38,23 @@ pub(crate) struct Reading {
     pub(crate) set_aside: usize,
 }
 
-impl<'t> Ledger<'t> {
+impl<'t> BatchTransaction<'t> {
     /// Begins the transaction and locks the tracker. `None`: the claim is no longer valid, or the processor is paused.
     ///
     /// The server ends the session if nothing is said for `silence_max`, because a process that was frozen meanwhile would
     /// hold the tracker for ever.
     pub(crate) async fn open(
         connection: &'t mut PgConnection,
-        base: &'t Base,
-        turn: &'t Turn<'t>,
+        base: &'t ProcessorBase,
+        request: &'t BatchRequest<'t>,
         silence_max: Duration,
     ) -> Result<Option<Self>, ProcessorError> {
         let mut transaction = connection.begin().await?;
         // A dead letter was never handled, wherever the position has been, unless it became one after a reset. Where an
         // operator has discarded it meanwhile, there is nothing to do.
-        let (at, silent_until, letter) = match turn.letter {
+        let (at, silent_until, letter) = match request.dead_letter() {
             None => (
-                format!("and t.position = {}", turn.claim.position),
+                format!("and t.position = {}", request.claim.position),
                 "t.silent_until".to_owned(),
                 String::new(),
             ),
@@ -79,13 +81,13 @@ impl<'t> Ledger<'t> {
             name = quote_literal(base.name()),
             projections_schema = quote_identifier(&base.projections_schema),
             silence = silence_max.as_millis(),
-            partition = turn.claim.partition,
-            epoch = turn.claim.epoch,
+            partition = request.claim.partition,
+            epoch = request.claim.epoch,
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(&mut *transaction).await?;
         let Some(row) = row else { return Ok(None) };
         let (parking, silent_until) = (row.try_get("parking")?, row.try_get("silent_until")?);
-        Ok(Some(Self { transaction, base, turn, parking, silent_until }))
+        Ok(Some(Self { transaction, base, request, parking, silent_until }))
     }
 
     /// The connection that the transaction is open on.
@@ -96,13 +98,13 @@ impl<'t> Ledger<'t> {
     /// The events of the turn that are to be handled, and how far they reach. Those that have to wait behind a dead
     /// letter are set aside in this transaction.
     pub(crate) async fn read(&mut self) -> Result<(Vec<Delivery>, Position), ProcessorError> {
-        let Reading { deliveries, upto, .. } = self.read_as(self.turn).await?;
+        let Reading { deliveries, upto, .. } = self.read_as(self.request).await?;
         Ok((deliveries, upto))
     }
 
     /// As [`Self::read`], as if the turn was another one: for those who read beyond the position.
-    pub(crate) async fn read_as(&mut self, turn: &Turn<'_>) -> Result<Reading, ProcessorError> {
-        let mut batch = self.read_batch(turn).await?;
+    pub(crate) async fn read_as(&mut self, request: &BatchRequest<'_>) -> Result<Reading, ProcessorError> {
+        let mut batch = self.read_batch(request).await?;
         let found = batch.events.len();
         self.set_aside_behind(&mut batch).await?;
         let set_aside = found - batch.events.len();
@@ -110,15 +112,15 @@ impl<'t> Ledger<'t> {
         Ok(Reading { deliveries, upto: batch.upto, set_aside })
     }
 
-    async fn read_batch(&mut self, turn: &Turn<'_>) -> Result<Batch, ProcessorError> {
+    async fn read_batch(&mut self, request: &BatchRequest<'_>) -> Result<Batch, ProcessorError> {
         if !self.base.events.layout().may_be_unreadable() {
-            return self.base.read_batch(&mut self.transaction, turn).await;
+            return self.base.read_batch(&mut self.transaction, request).await;
         }
-        self.mark().await?;
-        match self.base.read_batch(&mut self.transaction, turn).await {
+        self.savepoint().await?;
+        match self.base.read_batch(&mut self.transaction, request).await {
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
-                self.go_back().await?;
-                let failure = self.base.blame_event(&mut self.transaction, turn, &error).await?;
+                self.rollback_to_savepoint().await?;
+                let failure = self.base.blame_event(&mut self.transaction, request, &error).await?;
                 Err(ProcessorError::Unattributed(Box::new(failure)))
             }
             read => read,
@@ -134,7 +136,7 @@ impl<'t> Ledger<'t> {
     /// Takes out of a batch what must not be handled now, because it is a dead letter, or an earlier event of its
     /// aggregate is one that it must not overtake.
     pub(crate) async fn set_aside_behind(&mut self, batch: &mut Batch) -> Result<(), sqlx::Error> {
-        if !self.parking || self.turn.letter.is_some() || batch.events.is_empty() {
+        if !self.parking || self.request.dead_letter().is_some() || batch.events.is_empty() {
             return Ok(());
         }
         let statement = format!(
@@ -143,7 +145,7 @@ impl<'t> Ledger<'t> {
              where {}.set_aside_behind({}, {}, e.id, e.uuid, e.type, e.aggregate_id)",
             quote_identifier(&self.base.schema),
             quote_literal(self.base.name()),
-            self.turn.claim.partition
+            self.request.claim.partition
         );
         let events = &batch.events;
         let waiting: Vec<Position> = sqlx::query_scalar(AssertSqlSafe(statement))
@@ -158,19 +160,19 @@ impl<'t> Ledger<'t> {
         Ok(())
     }
 
-    /// Marks a place to go back to.
-    pub(crate) async fn mark(&mut self) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql("savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
+    /// Opens a savepoint.
+    pub(crate) async fn savepoint(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("savepoint espd_savepoint").execute(&mut *self.transaction).await.map(drop)
     }
 
-    /// Undoes what was done since the mark.
-    pub(crate) async fn go_back(&mut self) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql("rollback to savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
+    /// Undoes what was done since the last savepoint.
+    pub(crate) async fn rollback_to_savepoint(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("rollback to savepoint espd_savepoint").execute(&mut *self.transaction).await.map(drop)
     }
 
-    /// Keeps what was done since the mark.
-    pub(crate) async fn forget_mark(&mut self) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql("release savepoint espd_mark").execute(&mut *self.transaction).await.map(drop)
+    /// Releases the last savepoint: what was done since belongs to the transaction.
+    pub(crate) async fn release_savepoint(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("release savepoint espd_savepoint").execute(&mut *self.transaction).await.map(drop)
     }
 
     /// Begins what one event does, so that it can be undone.
@@ -200,15 +202,18 @@ impl<'t> Ledger<'t> {
 
     /// Moves the tracker, or removes the dead letter that was handled, and commits.
     pub(crate) async fn finish(mut self, progress: Progress<'_>) -> Result<(), ProcessorError> {
-        let Turn { claim, lease, rate, letter, .. } = *self.turn;
+        let BatchRequest { claim, work, lease, .. } = *self.request;
         let trackers = self.base.trackers();
-        if let Some(event_id) = letter {
-            trackers.remove_letter(&mut self.transaction, self.base.name(), claim, event_id).await?;
-        } else {
-            let caught_up = !progress.failing && progress.position >= self.turn.upto;
-            let advance = Advance { progress, caught_up, lease, rate };
-            if !trackers.advance(&mut self.transaction, self.base.name(), claim, advance).await? {
-                return Err(ProcessorError::Lost);
+        match work {
+            Work::DeadLetter(event_id) => {
+                trackers.remove_letter(&mut self.transaction, self.base.name(), claim, event_id).await?;
+            }
+            Work::Batch { upto, rate } => {
+                let caught_up = !progress.failing && progress.position >= upto;
+                let advance = Advance { progress, caught_up, lease, rate };
+                if !trackers.advance(&mut self.transaction, self.base.name(), claim, advance).await? {
+                    return Err(ProcessorError::Lost);
+                }
             }
         }
         Ok(self.transaction.commit().await?)

@@ -10,17 +10,17 @@ use uuid::Uuid;
 use super::error::HandlerError;
 use super::typed::EventType;
 use crate::event::{Event, Version};
-use crate::handlers::batch::{Action, Ledger};
+use crate::handlers::batch::{Action, BatchTransaction};
 use crate::processing::emission::Emission;
 
 /// The transaction of a projector's batch.
 pub struct ProjectorContext<'p> {
-    pub(super) ledger: &'p mut (dyn Transaction + 'p),
+    pub(super) transaction: &'p mut (dyn Transaction + 'p),
 }
 
 /// The transaction of a reactor's batch, at one event.
 pub struct ReactorContext<'r> {
-    pub(super) ledger: &'r mut (dyn Transaction + 'r),
+    pub(super) transaction: &'r mut (dyn Transaction + 'r),
     pub(super) replaying: bool,
     pub(super) actions: Vec<Action>,
     /// Whether it has been given the connection, and so may have written.
@@ -36,17 +36,17 @@ pub(super) trait Transaction: Send {
 }
 
 #[async_trait::async_trait]
-impl Transaction for Ledger<'_> {
+impl Transaction for BatchTransaction<'_> {
     fn connection(&mut self) -> &mut PgConnection {
-        Ledger::connection(self)
+        BatchTransaction::connection(self)
     }
 
     async fn begin_event(&mut self) -> Result<(), sqlx::Error> {
-        Ledger::begin_event(self).await
+        BatchTransaction::begin_event(self).await
     }
 
     async fn read_aggregate(&mut self, id: Uuid, upto: Version) -> Result<Vec<Event>, sqlx::Error> {
-        Ledger::read_aggregate(self, id, upto).await
+        BatchTransaction::read_aggregate(self, id, upto).await
     }
 }
 
@@ -54,7 +54,7 @@ impl ProjectorContext<'_> {
     /// The connection that the transaction is open on. The search path begins with the schema of the
     /// projections. Beginning, committing and rolling back are not the handler's; savepoints are.
     pub fn connection(&mut self) -> &mut PgConnection {
-        self.ledger.connection()
+        self.transaction.connection()
     }
 
     /// The events of an aggregate up to a version, by version: all of them are in memory.
@@ -62,7 +62,7 @@ impl ProjectorContext<'_> {
     /// # Errors
     /// The event store could not be read.
     pub async fn read_aggregate(&mut self, id: Uuid, upto: Version) -> Result<Vec<Event>, HandlerError> {
-        Ok(self.ledger.read_aggregate(id, upto).await?)
+        Ok(self.transaction.read_aggregate(id, upto).await?)
     }
 }
 
@@ -73,10 +73,10 @@ impl ReactorContext<'_> {
     /// The database could not begin what it may have to undo.
     pub async fn connection(&mut self) -> Result<&mut PgConnection, HandlerError> {
         if !self.touched {
-            self.ledger.begin_event().await?;
+            self.transaction.begin_event().await?;
             self.touched = true;
         }
-        Ok(self.ledger.connection())
+        Ok(self.transaction.connection())
     }
 
     /// Whether the event was handled before a reset. What is emitted then is not emitted again, which espd sees to;
@@ -90,7 +90,7 @@ impl ReactorContext<'_> {
     /// # Errors
     /// The event store could not be read.
     pub async fn read_aggregate(&mut self, id: Uuid, upto: Version) -> Result<Vec<Event>, HandlerError> {
-        Ok(self.ledger.read_aggregate(id, upto).await?)
+        Ok(self.transaction.read_aggregate(id, upto).await?)
     }
 
     /// Emits an event. Causation, correlation and its uuid are set by espd.

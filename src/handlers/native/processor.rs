@@ -12,10 +12,12 @@ use super::context::{ProjectorContext, ReactorContext};
 use super::error::{Classified, HandlerError, classify};
 use super::{Projector, Reactor};
 use crate::event::Position;
-use crate::handlers::batch::{Applied, EventEffects, Ledger, RowTables};
+use crate::handlers::batch::{Applied, BatchTransaction, EventEffects, RowTables};
 use crate::processing::emission::{Emitter, Source};
 use crate::processing::failure::Failure;
-use crate::processing::processor::{Base, Delivery, Processor, ProcessorError, ProcessorKind, Turn, Turned};
+use crate::processing::processor::{
+    BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError, ProcessorKind,
+};
 use crate::processing::tracker::{Claim, Progress};
 
 /// How long a handler may leave the database alone before the server takes it for frozen.
@@ -51,7 +53,7 @@ impl HandlerFactory {
 
 /// A registered processor, ready to run.
 pub(crate) struct NativeProcessor {
-    base: Base,
+    base: ProcessorBase,
     emitter: Emitter,
     factory: HandlerFactory,
     /// `None` after a failure: what it remembers may not be what the database remembers.
@@ -65,7 +67,7 @@ struct Handled {
 }
 
 impl NativeProcessor {
-    pub(super) fn new(base: Base, factory: HandlerFactory) -> Self {
+    pub(super) fn new(base: ProcessorBase, factory: HandlerFactory) -> Self {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
         Self { base, emitter, factory, handler: None }
     }
@@ -73,20 +75,8 @@ impl NativeProcessor {
 
 #[async_trait]
 impl Processor for NativeProcessor {
-    fn name(&self) -> &str {
-        self.base.name()
-    }
-
-    fn kind(&self) -> ProcessorKind {
-        self.base.declaration.kind()
-    }
-
-    fn version(&self) -> i32 {
-        self.base.declaration.version
-    }
-
-    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
-        self.base.starting_position(connection).await
+    fn base(&self) -> &ProcessorBase {
+        &self.base
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
@@ -100,66 +90,70 @@ impl Processor for NativeProcessor {
         self.handler = None;
     }
 
-    async fn turn(
+    async fn process(
         &mut self,
         connection: &mut PgConnection,
-        turn: Turn<'_>,
-    ) -> Result<Turned, ProcessorError> {
+        request: BatchRequest<'_>,
+    ) -> Result<Outcome, ProcessorError> {
         let mut handler = self.handler.take().unwrap_or_else(|| self.factory.create());
-        let Some(mut ledger) = Ledger::open(connection, &self.base, &turn, SILENCE_MAX).await? else {
+        let Some(mut transaction) =
+            BatchTransaction::open(connection, &self.base, &request, SILENCE_MAX).await?
+        else {
             self.handler = Some(handler);
-            return Ok(Turned::Lost);
+            return Ok(Outcome::ClaimLost);
         };
-        let (events, upto) = ledger.read().await?;
+        let (events, upto) = transaction.read().await?;
         let handled = match &mut handler {
-            Handler::Projector(projector) => project(projector, &self.factory, &mut ledger, &events).await?,
+            Handler::Projector(projector) => {
+                project(projector, &self.factory, &mut transaction, &events).await?
+            }
             Handler::Reactor(reactor) => {
-                react(reactor.as_mut(), &self.emitter, &mut ledger, &events, turn.limits.time).await?
+                react(reactor.as_mut(), &self.emitter, &mut transaction, &events, request.limits.time).await?
             }
         };
-        let turned = finish(ledger, &turn, &events, upto, handled).await?;
-        if let Turned::Moved { failure: None, .. } = turned {
+        let outcome = finish(transaction, &request, &events, upto, handled).await?;
+        if let Outcome::Committed { failure: None, .. } = outcome {
             self.handler = Some(handler);
         }
-        Ok(turned)
+        Ok(outcome)
     }
 }
 
 /// Commits what was handled.
 async fn finish(
-    ledger: Ledger<'_>,
-    turn: &Turn<'_>,
+    transaction: BatchTransaction<'_>,
+    request: &BatchRequest<'_>,
     events: &[Delivery],
     upto: Position,
     handled: Handled,
-) -> Result<Turned, ProcessorError> {
+) -> Result<Outcome, ProcessorError> {
     let Handled { events: count, failure } = handled;
     let position = match events.get(count) {
         // Where nothing has failed, the time of the batch was up.
         Some(next) if failure.is_some() => next.id - 1,
-        Some(_) => count.checked_sub(1).map_or(turn.claim.position, |last| events[last].id),
+        Some(_) => count.checked_sub(1).map_or(request.claim.position, |last| events[last].id),
         None => upto,
     };
     let handled = i32::try_from(count).unwrap_or(i32::MAX);
-    if turn.letter.is_none() || failure.is_none() {
+    if request.dead_letter().is_none() || failure.is_none() {
         let progress = Progress { position, handled, failing: failure.is_some(), put_off: None };
-        ledger.finish(progress).await?;
+        transaction.finish(progress).await?;
     }
-    Ok(Turned::Moved { position, handled, failure })
+    Ok(Outcome::Committed { position, handled, failure })
 }
 
 /// Hands a projector all events; and where it fails over one, those before it once more.
 async fn project(
     projector: &mut Box<dyn Projector>,
     factory: &HandlerFactory,
-    ledger: &mut Ledger<'_>,
+    transaction: &mut BatchTransaction<'_>,
     events: &[Delivery],
 ) -> Result<Handled, ProcessorError> {
     if events.is_empty() {
         return Ok(Handled { events: 0, failure: None });
     }
-    ledger.mark().await?;
-    let Err(error) = project_once(projector.as_mut(), ledger, events).await else {
+    transaction.savepoint().await?;
+    let Err(error) = project_once(projector.as_mut(), transaction, events).await else {
         return Ok(Handled { events: events.len(), failure: None });
     };
     let (event_id, failure) = match classify(error) {
@@ -170,12 +164,12 @@ async fn project(
     let Some(place) = failed.or((events.len() == 1).then_some(0)) else {
         return Err(ProcessorError::Unattributed(Box::new(failure)));
     };
-    ledger.go_back().await?;
+    transaction.rollback_to_savepoint().await?;
     if place > 0 {
         if let Handler::Projector(another) = factory.create() {
             *projector = another;
         }
-        if let Err(error) = project_once(projector.as_mut(), ledger, &events[..place]).await {
+        if let Err(error) = project_once(projector.as_mut(), transaction, &events[..place]).await {
             return Err(match classify(error) {
                 Classified::Infrastructure(error) => error.into(),
                 Classified::Failed { failure, .. } => ProcessorError::Unattributed(Box::new(failure)),
@@ -188,10 +182,10 @@ async fn project(
 
 async fn project_once(
     projector: &mut dyn Projector,
-    ledger: &mut Ledger<'_>,
+    transaction: &mut BatchTransaction<'_>,
     events: &[Delivery],
 ) -> Result<(), HandlerError> {
-    let mut context = ProjectorContext { ledger };
+    let mut context = ProjectorContext { transaction };
     without_panic(projector.project(events, &mut context)).await
 }
 
@@ -199,7 +193,7 @@ async fn project_once(
 async fn react(
     reactor: &mut dyn Reactor,
     emitter: &Emitter,
-    ledger: &mut Ledger<'_>,
+    transaction: &mut BatchTransaction<'_>,
     events: &[Delivery],
     time: Duration,
 ) -> Result<Handled, ProcessorError> {
@@ -209,7 +203,7 @@ async fn react(
     for event in events {
         let source = Source::of(event);
         let mut context = ReactorContext {
-            ledger: &mut *ledger,
+            transaction: &mut *transaction,
             replaying: event.replaying,
             actions: Vec::new(),
             touched: false,
@@ -222,18 +216,18 @@ async fn react(
                 Classified::Failed { failure, .. } => failure,
             };
             if touched {
-                ledger.undo_event().await?;
+                transaction.undo_event().await?;
             }
-            let applied = ledger.apply(&tables, emitter, &pending).await?;
+            let applied = transaction.apply(&tables, emitter, &pending).await?;
             let failure = applied.failure.or(Some(Box::new(source.blame(failure))));
             return Ok(Handled { events: done + applied.events, failure });
         }
         pending.push(EventEffects { source, actions });
         if touched {
             // Its rows are written; what it and those before it emit has to be possible as well.
-            let Applied { events, failure } = ledger.apply(&tables, emitter, &pending).await?;
+            let Applied { events, failure } = transaction.apply(&tables, emitter, &pending).await?;
             if failure.is_some() {
-                ledger.undo_event().await?;
+                transaction.undo_event().await?;
                 return Ok(Handled { events: done + events, failure });
             }
             done += pending.len();
@@ -243,7 +237,7 @@ async fn react(
             break;
         }
     }
-    let Applied { events, failure } = ledger.apply(&tables, emitter, &pending).await?;
+    let Applied { events, failure } = transaction.apply(&tables, emitter, &pending).await?;
     Ok(Handled { events: done + events, failure })
 }
 

@@ -7,7 +7,7 @@ use super::processor::{HandlerFactory, NativeProcessor};
 use super::registration::Registration;
 use super::{Projector, Reactor};
 use crate::processing::declaration::{ProcessorDeclaration, is_name};
-use crate::processing::processor::Base;
+use crate::processing::processor::ProcessorBase;
 
 /// Holds the processors written in Rust, by name.
 #[derive(Default)]
@@ -77,7 +77,7 @@ impl Registry {
     ///
     /// # Errors
     /// No processor of this name was registered.
-    pub(crate) fn make(&self, base: Base) -> Result<NativeProcessor, String> {
+    pub(crate) fn make(&self, base: ProcessorBase) -> Result<NativeProcessor, String> {
         match self.processors.get(base.name()) {
             Some(registered) => Ok(NativeProcessor::new(base, registered.factory.clone())),
             None => Err(format!("this program has not registered {}", base.name())),

@@ -9,7 +9,7 @@ use super::conversation::{Conversation, Heard};
 use super::protocol::{Order, SentEvent};
 use super::session::Worker;
 use crate::event::Position;
-use crate::handlers::batch::{EventEffects, Ledger, RowTables, Touched};
+use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables, Touched};
 use crate::processing::emission::{Emitter, Source};
 use crate::processing::failure::{Failure, is_infrastructure_error};
 use crate::processing::processor::{Delivery, ProcessorError};
@@ -45,7 +45,7 @@ pub(super) enum Trouble {
 /// A batch under way.
 pub(super) struct Exchange<'x, 't> {
     pub(super) worker: &'x mut Worker,
-    pub(super) ledger: &'x mut Ledger<'t>,
+    pub(super) transaction: &'x mut BatchTransaction<'t>,
     pub(super) tables: &'x RowTables,
     pub(super) emitter: &'x Emitter,
     /// How long an answer may take.
@@ -65,14 +65,14 @@ pub(super) struct Exchange<'x, 't> {
 impl<'x, 't> Exchange<'x, 't> {
     pub(super) fn new(
         worker: &'x mut Worker,
-        ledger: &'x mut Ledger<'t>,
+        transaction: &'x mut BatchTransaction<'t>,
         tables: &'x RowTables,
         emitter: &'x Emitter,
         patience: Duration,
     ) -> Self {
         Self {
             worker,
-            ledger,
+            transaction,
             tables,
             emitter,
             patience,
@@ -147,7 +147,7 @@ impl<'x, 't> Exchange<'x, 't> {
             return self.apply().await;
         }
         if self.heard.elapsed() > SILENCE_MAX {
-            sqlx::raw_sql("-- show_life\nselect").execute(self.ledger.connection()).await?;
+            sqlx::raw_sql("-- show_life\nselect").execute(self.transaction.connection()).await?;
             self.heard = Instant::now();
         }
         Ok(None)
@@ -160,7 +160,7 @@ impl<'x, 't> Exchange<'x, 't> {
         }
         let effects = std::mem::take(&mut self.pending);
         (self.pending_bytes, self.examined, self.touched) = (0, 0, Touched::default());
-        let applied = self.ledger.apply(self.tables, self.emitter, &effects).await?;
+        let applied = self.transaction.apply(self.tables, self.emitter, &effects).await?;
         self.heard = Instant::now();
         self.applied += applied.events;
         Ok(applied.failure.map(Trouble::Refused))
@@ -183,16 +183,16 @@ impl<'x, 't> Exchange<'x, 't> {
         {
             return Ok(Some(trouble));
         }
-        self.ledger.mark().await?;
+        self.transaction.savepoint().await?;
         match self.read_row(statement, parameter).await {
             Ok(row) => {
-                self.ledger.forget_mark().await?;
+                self.transaction.release_savepoint().await?;
                 self.worker.tell(&Order::Row { row: row.as_deref() });
                 Ok(None)
             }
             Err(error) if is_infrastructure_error(&error) => Err(error.into()),
             Err(error) => {
-                self.ledger.go_back().await?;
+                self.transaction.rollback_to_savepoint().await?;
                 let failure = Failure::of_database(&error);
                 let message = format!("asked for a row that it cannot have: {}", failure.message);
                 Ok(Some(Trouble::Wrong(message)))
@@ -215,7 +215,7 @@ impl<'x, 't> Exchange<'x, 't> {
         parameter: String,
     ) -> Result<Option<Box<RawValue>>, sqlx::Error> {
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(parameter);
-        let found = query.fetch_optional(self.ledger.connection()).await?;
+        let found = query.fetch_optional(self.transaction.connection()).await?;
         self.heard = Instant::now();
         let text: Option<String> = found.map(|row| row.try_get(0)).transpose()?;
         text.map(RawValue::from_string).transpose().map_err(|error| sqlx::Error::Decode(error.into()))

@@ -5,10 +5,10 @@ use sqlx::PgConnection;
 use super::answer::DeliveryResult;
 use super::sender::SendAttempt;
 use super::{SILENCE_MAX, Webhook};
-use crate::handlers::batch::{EventEffects, Ledger, RowTables};
+use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables};
 use crate::processing::emission::Source;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{Delivery, ProcessorError, Turn, Turned};
+use crate::processing::processor::{BatchRequest, Delivery, Outcome, ProcessorError};
 use crate::processing::tracker::Progress;
 
 impl Webhook {
@@ -17,30 +17,32 @@ impl Webhook {
     pub(super) async fn retry_dead_letter(
         &mut self,
         connection: &mut PgConnection,
-        turn: &Turn<'_>,
-    ) -> Result<Turned, ProcessorError> {
+        request: &BatchRequest<'_>,
+    ) -> Result<Outcome, ProcessorError> {
         let silence_max = self.timeout + SILENCE_MAX;
-        let Some(mut ledger) = Ledger::open(connection, &self.base, turn, silence_max).await? else {
-            return Ok(Turned::Lost);
+        let Some(mut transaction) =
+            BatchTransaction::open(connection, &self.base, request, silence_max).await?
+        else {
+            return Ok(Outcome::ClaimLost);
         };
-        let position = turn.claim.position;
-        let (deliveries, _) = ledger.read().await?;
+        let position = request.claim.position;
+        let (deliveries, _) = transaction.read().await?;
         // Not sent: an event of a type that is not handled any more, and one that was received before a reset.
         let delivery = deliveries.first().filter(|delivery| !delivery.replaying);
         if let Some(delivery) = delivery
-            && let Some(failure) = self.send_again(&mut ledger, delivery).await?
+            && let Some(failure) = self.send_again(&mut transaction, delivery).await?
         {
-            return Ok(Turned::Moved { position, handled: 0, failure: Some(failure) });
+            return Ok(Outcome::Committed { position, handled: 0, failure: Some(failure) });
         }
         let handled = i32::from(delivery.is_some());
-        ledger.finish(Progress { position, handled, failing: false, put_off: None }).await?;
-        Ok(Turned::Moved { position, handled, failure: None })
+        transaction.finish(Progress { position, handled, failing: false, put_off: None }).await?;
+        Ok(Outcome::Committed { position, handled, failure: None })
     }
 
     /// Sends an event, and has done what the answer wants. Returns why that could not be, if so.
     async fn send_again(
         &self,
-        ledger: &mut Ledger<'_>,
+        transaction: &mut BatchTransaction<'_>,
         delivery: &Delivery,
     ) -> Result<Option<Box<Failure>>, ProcessorError> {
         let source = Source::of(delivery);
@@ -57,6 +59,6 @@ impl Webhook {
             }
         };
         let effects = [EventEffects { source, actions }];
-        Ok(ledger.apply(&RowTables::default(), &self.emitter, &effects).await?.failure)
+        Ok(transaction.apply(&RowTables::default(), &self.emitter, &effects).await?.failure)
     }
 }

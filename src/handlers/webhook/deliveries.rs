@@ -12,7 +12,7 @@ use crate::event::Position;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{Base, PutOff};
+use crate::processing::processor::{ProcessorBase, PutOff};
 use crate::processing::tracker::{Claim, interval, json_literal};
 
 /// An event beyond the position that is done, or has been tried.
@@ -65,7 +65,7 @@ pub(crate) struct Deliveries {
 }
 
 impl Deliveries {
-    pub(crate) fn of(base: &Base, claim: &Claim) -> Self {
+    pub(crate) fn of(base: &ProcessorBase, claim: &Claim) -> Self {
         let (schema, name) = (quote_identifier(&base.schema), quote_literal(base.name()));
         Self { schema, name, partition: claim.partition }
     }

@@ -5,17 +5,17 @@ use uuid::Uuid;
 
 use super::batch::Batch;
 use super::tables::Tables;
-use super::{Events, ProcessorError, Turn};
+use super::{BatchRequest, Events, ProcessorError};
 use crate::event::Position;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::processing::failure::Failure;
-use crate::processing::tracker::{Claim, Effects, Trackers};
+use crate::processing::tracker::{Claim, ReplayEffects, Trackers};
 
-/// A processor's declaration, and where what it needs is.
+/// What every processor is made of: its declaration, the schemas that it writes to, and the source of its events.
 #[derive(Debug)]
-pub(crate) struct Base {
+pub struct ProcessorBase {
     pub(crate) declaration: ProcessorDeclaration,
     /// Schema of espd's own tables in the database of the projections.
     pub(crate) schema: String,
@@ -24,7 +24,7 @@ pub(crate) struct Base {
     pub(crate) events: Events,
 }
 
-impl Base {
+impl ProcessorBase {
     pub(crate) fn new(
         declaration: ProcessorDeclaration,
         schema: &str,
@@ -104,7 +104,7 @@ impl Base {
         &self,
         connection: &mut PgConnection,
         operator: &str,
-        effects: Effects,
+        effects: ReplayEffects,
     ) -> Result<bool, ProcessorError> {
         let trackers = self.trackers();
         let mut transaction = connection.begin().await?;
@@ -124,11 +124,11 @@ impl Base {
     pub(crate) async fn read_batch(
         &self,
         connection: &mut PgConnection,
-        turn: &Turn<'_>,
+        request: &BatchRequest<'_>,
     ) -> Result<Batch, ProcessorError> {
         let types = self.event_types();
-        let (after, upto) = (turn.after(), turn.upto);
-        Batch::read(&self.events, connection, types.as_deref(), after, upto, turn.limits).await
+        let (after, upto) = (request.after(), request.upto());
+        Batch::read(&self.events, connection, types.as_deref(), after, upto, request.limits).await
     }
 
     /// What an error means that was raised where no event is known, such as at commit: that nobody knows which event of
@@ -136,14 +136,14 @@ impl Base {
     pub(crate) async fn blame_event(
         &self,
         connection: &mut PgConnection,
-        turn: &Turn<'_>,
+        request: &BatchRequest<'_>,
         error: &sqlx::Error,
     ) -> Result<Failure, sqlx::Error> {
         let failure = Failure::of_database(error);
-        if turn.limits.size > 1 {
+        if request.limits.size > 1 {
             return Ok(failure);
         }
-        Ok(match self.find_first_event(connection, turn).await? {
+        Ok(match self.find_first_event(connection, request).await? {
             Some(FirstEvent { id, uuid, event_type, aggregate_id }) => {
                 failure.at(id, uuid, &event_type, aggregate_id)
             }
@@ -155,7 +155,7 @@ impl Base {
     async fn find_first_event(
         &self,
         connection: &mut PgConnection,
-        turn: &Turn<'_>,
+        request: &BatchRequest<'_>,
     ) -> Result<Option<FirstEvent>, sqlx::Error> {
         let statement = format!(
             "-- find_first_event
@@ -164,7 +164,7 @@ impl Base {
             self.events.layout().source()
         );
         let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
-        let query = query.bind(turn.after()).bind(turn.upto).bind(self.event_types());
+        let query = query.bind(request.after()).bind(request.upto()).bind(self.event_types());
         match &self.events {
             Events::SameDatabase(_) => query.fetch_optional(connection).await,
             Events::Elsewhere(store) => query.fetch_optional(store.pool()).await,

@@ -2,7 +2,7 @@
 
 /// How many events the next batch may have.
 #[derive(Debug)]
-pub(super) struct Halving {
+pub(super) struct Bisection {
     /// As many as the settings allow.
     full: i64,
     /// The next batch.
@@ -11,7 +11,7 @@ pub(super) struct Halving {
     suspects: Option<i64>,
 }
 
-impl Halving {
+impl Bisection {
     pub(super) fn new(full: i64) -> Self {
         Self { full, size: full, suspects: None }
     }
@@ -46,15 +46,15 @@ mod tests {
 
     /// Batches until the event at this place, from 1, is alone.
     fn batches_until_found(place: i64, of: i64) -> i64 {
-        let (mut halving, mut passed) = (Halving::new(of), 0);
+        let (mut bisection, mut passed) = (Bisection::new(of), 0);
         for batches in 1.. {
-            let end = (passed + halving.size()).min(of);
+            let end = (passed + bisection.size()).min(of);
             if end < place {
-                halving.passed(end - passed);
+                bisection.passed(end - passed);
                 passed = end;
-            } else if !halving.halve() {
+            } else if !bisection.halve() {
                 assert_eq!(passed + 1, place);
-                halving.passed(1);
+                bisection.passed(1);
                 return batches;
             }
         }
@@ -72,12 +72,12 @@ mod tests {
 
     #[test]
     fn batches_grow_again_once_it_is_found() {
-        let mut halving = Halving::new(1_000);
-        while halving.halve() {}
+        let mut bisection = Bisection::new(1_000);
+        while bisection.halve() {}
         let mut sizes = Vec::new();
-        while halving.size() < 1_000 {
-            halving.passed(halving.size());
-            sizes.push(halving.size());
+        while bisection.size() < 1_000 {
+            bisection.passed(bisection.size());
+            sizes.push(bisection.size());
         }
         assert_eq!(sizes, [2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000]);
     }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::processing::failure::{describe, is_infrastructure_error};
 use crate::processing::processor::ProcessorError;
-use crate::processing::runner::keepalive::Vigil;
+use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::session::{in_time, notify_elsewhere};
 use crate::processing::runner::{Next, Phase, Runner};
 use crate::processing::tracker::{Claim, Rival};
@@ -69,9 +69,9 @@ impl Runner {
         self.phase = Phase::Following(claim.clone());
         (self.seen, self.due, self.under_way) = (claim.position, None, false);
         self.tell_outage(connection).await;
-        let vigil =
-            Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim: &claim };
-        let prepared = vigil.keep_over(self.processor.prepare(connection, &claim)).await;
+        let keep_alive =
+            KeepAlive { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim: &claim };
+        let prepared = keep_alive.run_beside(self.processor.prepare(connection, &claim)).await;
         match prepared {
             Ok(()) => {
                 // What kept the last owner from preparing is mended, whether or not an operator said so.
@@ -104,7 +104,7 @@ impl Runner {
             // It has used up its attempts, and another process gives it no more.
             _ if claim.failed && attempts > 0 => Phase::Failed(claim),
             // It knows itself what it tries again, and when, and goes on with the others.
-            _ if self.processor.works_ahead() => Phase::Following(claim),
+            _ if self.processor.runs_ahead().is_some() => Phase::Following(claim),
             (Some(failing), Some(seconds)) if attempts > 0 => {
                 self.retry.resume(failing, attempts.unsigned_abs());
                 let delay = Duration::try_from_secs_f64(seconds).unwrap_or_default();

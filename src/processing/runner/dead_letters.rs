@@ -7,8 +7,8 @@ use crate::event::Position;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::failure::{Failure, is_infrastructure_error};
 use crate::processing::heartbeat;
-use crate::processing::processor::{ProcessorError, Turn, Turned};
-use crate::processing::runner::keepalive::Vigil;
+use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
+use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Phase, Runner};
 
@@ -49,7 +49,7 @@ impl Runner {
         );
         heartbeat::set_aside(id);
         claim.position = id;
-        self.halving.passed(1);
+        self.bisection.passed(1);
         self.retry.succeeded();
         Ok(Next::Again)
     }
@@ -64,11 +64,13 @@ impl Runner {
         };
         let limits = BatchLimits { size: 1, ..self.settings.limits };
         let lease = self.settings.lease;
-        let turn = Turn { claim, upto: id, limits: &limits, lease, rate: 0.0, letter: Some(id) };
-        let vigil = Vigil { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
-        let failure = match vigil.keep_over(self.processor.turn(connection, turn)).await {
+        let request = BatchRequest { claim, work: Work::DeadLetter(id), limits: &limits, lease };
+        let keep_alive =
+            KeepAlive { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
+        let failure = match keep_alive.run_beside(self.processor.process(connection, request)).await {
             Ok(
-                Turned::Moved { failure: None, handled, .. } | Turned::Ahead { put_off: None, handled, .. },
+                Outcome::Committed { failure: None, handled, .. }
+                | Outcome::Ahead { put_off: None, handled, .. },
             ) => {
                 self.outage.over();
                 self.settings.wake_relay.notify_one();
@@ -80,11 +82,10 @@ impl Runner {
                 }
                 return Ok(Next::Again);
             }
-            Ok(Turned::Moved { failure: Some(failure), .. }) | Err(ProcessorError::Unattributed(failure)) => {
-                *failure
-            }
-            Ok(Turned::Ahead { put_off: Some(put_off), .. }) => put_off.failure,
-            Ok(Turned::Lost) | Err(ProcessorError::Lost) => return self.lost(),
+            Ok(Outcome::Committed { failure: Some(failure), .. })
+            | Err(ProcessorError::Unattributed(failure)) => *failure,
+            Ok(Outcome::Ahead { put_off: Some(put_off), .. }) => put_off.failure,
+            Ok(Outcome::ClaimLost) | Err(ProcessorError::Lost) => return self.lost(),
             Err(ProcessorError::Unavailable { message, wait }) => {
                 return self.unavailable(connection, message, wait).await;
             }

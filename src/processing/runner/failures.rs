@@ -30,8 +30,8 @@ impl Runner {
             }
             ProcessorError::Unattributed(failure) => {
                 // Raised where no event can be named: smaller batches, until it is one event.
-                if self.halving.halve() {
-                    debug!(processor = self.name, error = %failure, size = self.halving.size(), "halved a batch");
+                if self.bisection.halve() {
+                    debug!(processor = self.name, error = %failure, size = self.bisection.size(), "halved a batch");
                     return Ok(Next::Again);
                 }
                 self.failed(connection, *failure).await

@@ -9,21 +9,21 @@ use sqlx::{ConnectOptions as _, PgConnection};
 
 use crate::processing::heartbeat;
 use crate::processing::processor::ProcessorError;
-use crate::processing::runner::RunnerSettings;
+use crate::processing::runner::RunnerContext;
 use crate::processing::runner::session::{ANSWER_TIMEOUT, in_time, timed_out};
 use crate::processing::tracker::{Claim, Trackers};
 
 /// Watches over the batches of one claim.
-pub(super) struct Vigil<'v> {
-    pub(super) settings: &'v RunnerSettings,
+pub(super) struct KeepAlive<'v> {
+    pub(super) settings: &'v RunnerContext,
     pub(super) trackers: &'v Trackers,
     pub(super) name: &'v str,
     pub(super) claim: &'v Claim,
 }
 
-impl Vigil<'_> {
+impl KeepAlive<'_> {
     /// Lets a batch take its time, but not when nobody is at work on it any more.
-    pub(super) async fn keep_over<T>(
+    pub(super) async fn run_beside<T>(
         &self,
         work: impl Future<Output = Result<T, ProcessorError>>,
     ) -> Result<T, ProcessorError> {

@@ -8,7 +8,7 @@ use sqlx::{ConnectOptions as _, PgConnection};
 
 use crate::postgres::notify::{CONTROL, notify};
 use crate::processing::heartbeat;
-use crate::processing::runner::{ReleaseChannel, RunnerSettings};
+use crate::processing::runner::{ReleaseChannel, RunnerContext};
 
 /// How long the database may take over a statement on a tracker row. Beyond it the connection is given up:
 /// the server may have vanished without a word.
@@ -18,7 +18,7 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to the database of the projections.
-pub(super) async fn connect(settings: &RunnerSettings, name: &str) -> Result<PgConnection, sqlx::Error> {
+pub(super) async fn connect(settings: &RunnerContext, name: &str) -> Result<PgConnection, sqlx::Error> {
     let options = settings.database.clone().application_name(&format!("espd: {name}"));
     let mut connection = in_time(options.disable_statement_logging().connect()).await?;
     // Behind a transaction pooler this would change somebody else's session, and not this one.

@@ -14,12 +14,12 @@ const UNDO_FAILURE: &str = "failed_at = null, outage = null,
 
 /// What a reactor does with events that it handles again after a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Effects {
+pub enum ReplayEffects {
     /// Nothing is emitted up to the position that it had reached.
     #[default]
-    Silent,
+    Suppress,
     /// As if it had never handled them; what it has emitted for them is still not emitted twice.
-    Repeated,
+    Repeat,
 }
 
 impl Trackers {
@@ -98,7 +98,7 @@ impl Trackers {
         operator: &str,
         to: Position,
         tables_dropped: bool,
-        effects: Effects,
+        effects: ReplayEffects,
     ) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "-- reset_processor
@@ -134,7 +134,7 @@ impl Trackers {
             .bind(operator)
             .bind(to)
             .bind(tables_dropped)
-            .bind(effects == Effects::Repeated);
+            .bind(effects == ReplayEffects::Repeat);
         Ok(query.execute(connection).await?.rows_affected() > 0)
     }
 }

@@ -11,7 +11,7 @@ use espd::Program;
 use espd::handlers::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
 use espd::processing::dead_letters::DeadLetter;
 use espd::processing::processor::{Events, Processor};
-use espd::processing::runner::RunnerSettings;
+use espd::processing::runner::RunnerContext;
 use espd::retry::{OnFailure, RetryPolicy};
 use espd::store::layout::Layout;
 use serde::{Deserialize, Serialize};
@@ -123,7 +123,7 @@ async fn whatever_a_handler_fails_by_the_event_is_found_and_those_before_it_are_
         let last = append(&db.pool, 150).await;
         poison(&db.pool, 73).await;
         let retry = RetryPolicy { max_attempts: Some(2), on_failure: OnFailure::Stop, ..settings(&db).retry };
-        let life = Life::begin_with(&db, notes(how), RunnerSettings { retry, ..settings(&db) });
+        let life = Life::begin_with(&db, notes(how), RunnerContext { retry, ..settings(&db) });
         let row = row_with(&db.pool, "stopped", |row| row.failed_at.is_some()).await;
         let failure = row.last_error.unwrap().0;
         assert_eq!((row.position, failure.event_id, row.attempts), (72, Some(73), 2), "{how:?}");
@@ -148,7 +148,7 @@ async fn a_poison_event_is_found_in_few_steps() {
     let life = Life::begin_with(
         &db,
         notes_counting(Poison::Unnamed, projected.clone()),
-        RunnerSettings { retry, limits, ..settings(&db) },
+        RunnerContext { retry, limits, ..settings(&db) },
     );
     row_with(&db.pool, "stopped", |row| row.failed_at.is_some()).await;
     // Ten times halved, and what is before it is handled in growing batches.
@@ -166,7 +166,7 @@ async fn a_parked_event_lets_other_aggregates_go_on() {
                 where id in (60, 61)";
     sqlx::query(same).execute(&db.pool).await.unwrap();
     let retry = RetryPolicy { max_attempts: Some(2), on_failure: OnFailure::Park, ..settings(&db).retry };
-    let life = Life::begin_with(&db, notes(Poison::Named), RunnerSettings { retry, ..settings(&db) });
+    let life = Life::begin_with(&db, notes(Poison::Named), RunnerContext { retry, ..settings(&db) });
     reaches(&db.pool, "notes", 100).await;
     let found: Vec<_> =
         letters(&db.pool).await.into_iter().map(|letter| (letter.event_id, letter.reason)).collect();
@@ -197,7 +197,7 @@ async fn under_each_policy_the_others_of_a_thousand_are_there() {
         let retry = RetryPolicy { max_attempts: Some(2), on_failure, ..settings(&db).retry };
         let limits = espd::processing::declaration::BatchLimits::default();
         let life =
-            Life::begin_with(&db, notes(Poison::Named), RunnerSettings { retry, limits, ..settings(&db) });
+            Life::begin_with(&db, notes(Poison::Named), RunnerContext { retry, limits, ..settings(&db) });
         let goes_on = matches!(on_failure, OnFailure::Park | OnFailure::Skip);
         let row = row_with(&db.pool, "the policy has decided", |row| match on_failure {
             OnFailure::Retry => row.attempts > 2,

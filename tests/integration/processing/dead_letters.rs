@@ -9,7 +9,7 @@ mod retries;
 mod scale;
 mod tools;
 
-use espd::processing::runner::RunnerSettings;
+use espd::processing::runner::RunnerContext;
 use espd::retry::{OnFailure, RetryPolicy, Strategy};
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -19,10 +19,10 @@ use crate::support::Database;
 use crate::support::facts::eventually;
 
 /// Settings by which an event that fails once is set aside.
-fn setting_aside(db: &Database, on_failure: OnFailure) -> RunnerSettings {
+fn setting_aside(db: &Database, on_failure: OnFailure) -> RunnerContext {
     let retry =
         RetryPolicy { strategy: Strategy::None, max_attempts: Some(1), on_failure, ..RetryPolicy::default() };
-    RunnerSettings { retry, ..settings(db) }
+    RunnerContext { retry, ..settings(db) }
 }
 
 /// Adds an event of type `A` with this `n` to an aggregate, and returns its id.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use espd::embedded::StopMode;
-use espd::processing::runner::RunnerSettings;
+use espd::processing::runner::RunnerContext;
 use espd::processing::tracker::{TrackerRow, Trackers};
 use espd::retry::{OnFailure, RetryPolicy, Strategy};
 use sqlx::postgres::PgPoolOptions;
@@ -32,9 +32,9 @@ async fn end_sessions(pool: &PgPool) {
 }
 
 /// Settings by which the first failure of an event would make it a dead letter.
-fn strict(db: &Database) -> RunnerSettings {
+fn strict(db: &Database) -> RunnerContext {
     let retry = RetryPolicy { max_attempts: Some(1), on_failure: OnFailure::Park, ..settings(db).retry };
-    RunnerSettings { retry, ..settings(db) }
+    RunnerContext { retry, ..settings(db) }
 }
 
 /// Waits until an outage with this SQLSTATE is told, and requires that no event is blamed for it.
@@ -66,7 +66,7 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
         on_failure: OnFailure::Stop,
         ..RetryPolicy::default()
     };
-    let settings = RunnerSettings { retry, ..settings(&db) };
+    let settings = RunnerContext { retry, ..settings(&db) };
     let life = Life::begin(&db, notes(DIVIDE), settings.clone());
     let failed = row_with(&db.pool, "the stop", |row| row.failed_at.is_some()).await;
     let failure = failed.last_error.as_ref().unwrap();
@@ -123,7 +123,7 @@ async fn a_retry_is_at_once_and_keeps_the_count() {
     set_n(&db.pool, 3, 0).await;
     let hour = RetryPolicy { initial: Duration::from_secs(3_600), ..RetryPolicy::default() };
     let long = Duration::from_secs(3_600);
-    let life = Life::begin(&db, notes(DIVIDE), RunnerSettings { retry: hour, lease: long, ..settings(&db) });
+    let life = Life::begin(&db, notes(DIVIDE), RunnerContext { retry: hour, lease: long, ..settings(&db) });
     let first = row_with(&db.pool, "a first attempt", |row| row.attempts == 1).await;
     assert!(first.next_retry_at.unwrap() > first.updated_at + chrono::TimeDelta::minutes(50));
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
@@ -151,7 +151,7 @@ async fn a_mended_handler_is_tried_at_once() {
     append(&db.pool, 3).await;
     set_n(&db.pool, 3, 0).await;
     let hour = RetryPolicy { initial: Duration::from_secs(3_600), ..RetryPolicy::default() };
-    let settings = RunnerSettings { retry: hour, ..settings(&db) };
+    let settings = RunnerContext { retry: hour, ..settings(&db) };
     let life = Life::begin(&db, notes(DIVIDE), settings.clone());
     let failed = row_with(&db.pool, "an attempt", |row| row.attempts == 1).await;
     life.end().await;
@@ -290,7 +290,7 @@ async fn a_statement_timeout_is_no_attempt() {
     let last = append(&db.pool, 5).await;
     let mut gate = Gate::close(&db.pool, 3).await;
     // A runner that has a session of its own switches the timeout off.
-    let life = Life::begin(&db, notes(&Gate::at(3)), RunnerSettings { pooled: true, ..strict(&db) });
+    let life = Life::begin(&db, notes(&Gate::at(3)), RunnerContext { pooled: true, ..strict(&db) });
     gate.visitor().await;
     outage(&db.pool, "57014").await;
     gate.open().await;
@@ -312,7 +312,7 @@ async fn weak_life(db: &Database) -> (Life, String, String) {
     .await;
     let (_, place) = db.url.split_once('@').unwrap();
     let url = format!("postgres://{role}@{place}");
-    let weak = RunnerSettings { database: url.parse().unwrap(), ..strict(db) };
+    let weak = RunnerContext { database: url.parse().unwrap(), ..strict(db) };
     (Life::begin(db, notes(""), weak), role, url)
 }
 

@@ -7,8 +7,8 @@ use espd::handlers::sql::{Events, SqlProcessor};
 use espd::processing::declaration::{BatchLimits, ProcessorDeclaration};
 use espd::processing::failure::Failure;
 use espd::processing::processor::Processor;
-use espd::processing::runner::{ReleaseChannel, Runner, RunnerSettings};
-use espd::processing::tracker::{Effects, Owner, TrackerRow, Trackers};
+use espd::processing::runner::{ReleaseChannel, Runner, RunnerContext};
+use espd::processing::tracker::{Owner, ReplayEffects, TrackerRow, Trackers};
 use espd::retry::RetryPolicy;
 use espd::shutdown::{self, ShutdownHandle};
 use espd::store::layout::Layout;
@@ -31,8 +31,8 @@ pub fn notes(first: &str) -> ProcessorDeclaration {
 /// Fails with every event whose `n` is 0.
 pub const DIVIDE: &str = "perform 1 / (event.body->>'n')::bigint;";
 
-pub fn settings(db: &Database) -> RunnerSettings {
-    RunnerSettings {
+pub fn settings(db: &Database) -> RunnerContext {
+    RunnerContext {
         database: db.url.parse().unwrap(),
         pooled: false,
         release_channel: ReleaseChannel { channel: "espd_events".to_owned(), elsewhere: None },
@@ -57,13 +57,13 @@ pub struct Life {
 }
 
 impl Life {
-    pub fn begin(db: &Database, declaration: ProcessorDeclaration, settings: RunnerSettings) -> Self {
+    pub fn begin(db: &Database, declaration: ProcessorDeclaration, settings: RunnerContext) -> Self {
         let events = Events::SameDatabase(Layout::espd(SCHEMA).unwrap());
         let projector = SqlProcessor::new(declaration, SCHEMA, "public", events).unwrap();
         Self::begin_with(db, Box::new(projector), settings)
     }
 
-    pub fn begin_with(db: &Database, processor: Box<dyn Processor>, settings: RunnerSettings) -> Self {
+    pub fn begin_with(db: &Database, processor: Box<dyn Processor>, settings: RunnerContext) -> Self {
         let layout = Layout::espd(SCHEMA).unwrap();
         let watcher_settings =
             WatcherSettings { idle_interval: Duration::from_millis(50), ..WatcherSettings::default() };
@@ -173,7 +173,7 @@ async fn another_failing_event_starts_its_own_count() {
 
     set_n(&db.pool, 3, 1).await;
     let hour = RetryPolicy { initial: Duration::from_secs(3_600), ..RetryPolicy::default() };
-    let life = Life::begin(&db, notes(DIVIDE), RunnerSettings { retry: hour, ..settings(&db) });
+    let life = Life::begin(&db, notes(DIVIDE), RunnerContext { retry: hour, ..settings(&db) });
     let about = |row: &TrackerRow| row.last_error.as_ref().and_then(|error| error.event_id);
     let row = row_with(&db.pool, "the second one failing", |row| about(row) == Some(5)).await;
     assert_eq!((row.position, row.attempts), (4, 1));
@@ -186,7 +186,7 @@ async fn the_backoff_survives_a_crash_until_an_operator_ends_it() {
     append(&db.pool, 3).await;
     set_n(&db.pool, 3, 0).await;
     let hour = RetryPolicy { initial: Duration::from_secs(3_600), jitter: 0.0, ..RetryPolicy::default() };
-    let settings = RunnerSettings { retry: hour, ..settings(&db) };
+    let settings = RunnerContext { retry: hour, ..settings(&db) };
     let life = Life::begin(&db, notes(DIVIDE), settings.clone());
     let before = row_with(&db.pool, "a first attempt", |row| row.attempts == 1).await;
     life.crash().await;
@@ -312,11 +312,11 @@ async fn an_operator_who_rings_is_heard_at_once() {
     let notify = async || sqlx::query("notify espd_events, 'control'").execute(&db.pool).await.unwrap();
     let last = append(&db.pool, 5).await;
     // By itself it would look at its tracker in twenty minutes.
-    let hour = RunnerSettings { lease: Duration::from_secs(3_600), ..settings(&db) };
+    let hour = RunnerContext { lease: Duration::from_secs(3_600), ..settings(&db) };
     let life = Life::begin(&db, notes(""), hour);
     reaches(&db.pool, "notes", last).await;
     // While it is idle,
-    trackers.reset(&mut connection, "notes", "alice@here", 0, false, Effects::Silent).await.unwrap();
+    trackers.reset(&mut connection, "notes", "alice@here", 0, false, ReplayEffects::Suppress).await.unwrap();
     notify().await;
     row_with(&db.pool, "the events again", |row| row.handled == 10).await;
     // and while it is paused. Its batch tells it so, and it claims anew to wait for the operator.
@@ -347,11 +347,11 @@ async fn a_stop_lets_the_batch_at_hand_end_and_releases_the_tracker() {
 #[tokio::test]
 async fn another_owner_stands_by_until_the_tracker_is_released() {
     let db = support::database().await;
-    let long = RunnerSettings { lease: Duration::from_secs(3_600), ..settings(&db) };
+    let long = RunnerContext { lease: Duration::from_secs(3_600), ..settings(&db) };
     let one = Life::begin(&db, notes(""), long.clone());
     let last = append(&db.pool, 5).await;
     reaches(&db.pool, "notes", last).await;
-    let impatient = RunnerSettings { owner: Owner::draw(), ..settings(&db) };
+    let impatient = RunnerContext { owner: Owner::draw(), ..settings(&db) };
     let other = Life::begin(&db, notes(""), impatient);
     let last = append(&db.pool, 5).await;
     reaches(&db.pool, "notes", last).await;
@@ -385,7 +385,7 @@ async fn a_batch_that_outlasts_the_lease_keeps_its_claim() {
     let db = support::database().await;
     let last = append(&db.pool, 50).await;
     let mut gate = Gate::close(&db.pool, 25).await;
-    let short = RunnerSettings { lease: Duration::from_millis(100), ..settings(&db) };
+    let short = RunnerContext { lease: Duration::from_millis(100), ..settings(&db) };
     let life = Life::begin(&db, notes(&Gate::at(25)), short);
     gate.visitor().await;
     eventually("the end of the lease", async || {

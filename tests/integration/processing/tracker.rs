@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use espd::processing::failure::Failure;
-use espd::processing::processor::{ProcessorKind, Turned};
-use espd::processing::tracker::{Claim, Effects, Owner, TrackerRow, Trackers};
+use espd::processing::processor::{Outcome, ProcessorKind};
+use espd::processing::tracker::{Claim, Owner, ReplayEffects, TrackerRow, Trackers};
 use sqlx::PgPool;
 
 use crate::support::facts::{append, position};
@@ -173,9 +173,14 @@ async fn what_operators_do_is_recorded_once_with_who_when_from_and_to() {
     assert_eq!((row.paused_by.as_deref(), row.paused_at.is_some()), (Some("alice@here"), true));
     assert!(trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
     assert!(!trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
-    assert!(trackers.reset(&mut connection, NAME, "dave@here", 3, false, Effects::Silent).await.unwrap());
     assert!(
-        !trackers.reset(&mut connection, "nobody", "dave@here", 3, false, Effects::Silent).await.unwrap()
+        trackers.reset(&mut connection, NAME, "dave@here", 3, false, ReplayEffects::Suppress).await.unwrap()
+    );
+    assert!(
+        !trackers
+            .reset(&mut connection, "nobody", "dave@here", 3, false, ReplayEffects::Suppress)
+            .await
+            .unwrap()
     );
     let expected = [
         entry("alice@here", "pause", 40, 40),
@@ -208,7 +213,7 @@ async fn a_reset_ends_every_claim_and_forgets_the_failure() {
     trackers.record_failure(pool, NAME, &claim, 2, &Failure::of_processor("no"), None).await.unwrap();
     assert!(fixture.row().await.failed_at.is_some());
     let mut connection = pool.acquire().await.unwrap();
-    trackers.reset(&mut connection, NAME, "alice@here", 0, true, Effects::Silent).await.unwrap();
+    trackers.reset(&mut connection, NAME, "alice@here", 0, true, ReplayEffects::Suppress).await.unwrap();
     assert!(!fixture.renew(&claim).await);
     let row = fixture.row().await;
     assert_eq!((row.attempts, row.last_error.is_none(), row.failed_at), (0, true, None));
@@ -220,22 +225,22 @@ async fn no_batch_moves_a_position_backward() {
     let pool = support::database().await.pool;
     let mut running = Running::start(&pool, declare(NAME, &[], &[(&["A"], "null")])).await.unwrap();
     let last = append(&pool, 10).await;
-    let moved = running.turn(last).await.unwrap();
-    assert!(matches!(moved, Turned::Moved { position, .. } if position == last), "{moved:?}");
+    let moved = running.process(last).await.unwrap();
+    assert!(matches!(moved, Outcome::Committed { position, .. } if position == last), "{moved:?}");
 
     // The right owner at the right position, with an end that lies behind it.
-    running.turn(last - 5).await.unwrap_err();
+    running.process(last - 5).await.unwrap_err();
     assert_eq!(position(&pool, NAME).await, last);
     // The right owner, which believes to be further behind.
     running.claim.position = last - 5;
-    assert_eq!(running.turn(last - 2).await.unwrap(), Turned::Lost);
+    assert_eq!(running.process(last - 2).await.unwrap(), Outcome::ClaimLost);
     // An operator has moved it back meanwhile: what the owner believes is outdated, forward and backward.
     let mut connection = pool.acquire().await.unwrap();
     Trackers::new(SCHEMA)
-        .reset(&mut connection, NAME, "alice@here", 2, false, Effects::Silent)
+        .reset(&mut connection, NAME, "alice@here", 2, false, ReplayEffects::Suppress)
         .await
         .unwrap();
     running.claim.position = last;
-    assert_eq!(running.turn(last).await.unwrap(), Turned::Lost);
+    assert_eq!(running.process(last).await.unwrap(), Outcome::ClaimLost);
     assert_eq!(position(&pool, NAME).await, 2);
 }

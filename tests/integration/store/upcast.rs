@@ -5,7 +5,7 @@ use espd::Program;
 use espd::handlers::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
 use espd::processing::declaration::SourceText;
 use espd::processing::processor::Events;
-use espd::processing::runner::RunnerSettings;
+use espd::processing::runner::RunnerContext;
 use espd::retry::{OnFailure, RetryPolicy};
 use espd::store::layout::Layout;
 use espd::store::upcast::Upcast;
@@ -141,7 +141,7 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
     let events = Events::SameDatabase(Layout::espd(SCHEMA).unwrap().with_upcasts(&upcasts));
     let processor = program.processor("titles", SCHEMA, "public", events).unwrap();
     let retry = RetryPolicy { max_attempts: Some(2), on_failure: OnFailure::Skip, ..settings(&db).retry };
-    let life = Life::begin_with(&db, processor, RunnerSettings { retry, ..settings(&db) });
+    let life = Life::begin_with(&db, processor, RunnerContext { retry, ..settings(&db) });
     reaches(&db.pool, "titles", last).await;
     let letter =
         eventually("the letter", async || crate::handlers::native::letters(&db.pool).await.pop()).await;

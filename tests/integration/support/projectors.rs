@@ -7,7 +7,7 @@ use espd::processing::declaration::{
     BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, SourceText,
     TableDeclaration,
 };
-use espd::processing::processor::{Processor, ProcessorError, Turn, Turned};
+use espd::processing::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work};
 use espd::processing::tracker::{Claim, Owner, Trackers};
 use espd::retry::RetryPolicy;
 use espd::store::layout::Layout;
@@ -85,14 +85,18 @@ impl Running {
     }
 
     /// One batch up to `upto`; the claim follows.
-    pub async fn turn(&mut self, upto: i64) -> Result<Turned, ProcessorError> {
-        let turn =
-            Turn { claim: &self.claim, upto, limits: &self.limits, lease: LEASE, rate: 0.0, letter: None };
-        let turned = self.projector.turn(&mut self.connection, turn).await?;
-        if let Turned::Moved { position, .. } = &turned {
+    pub async fn process(&mut self, upto: i64) -> Result<Outcome, ProcessorError> {
+        let request = BatchRequest {
+            claim: &self.claim,
+            work: Work::Batch { upto, rate: 0.0 },
+            limits: &self.limits,
+            lease: LEASE,
+        };
+        let outcome = self.projector.process(&mut self.connection, request).await?;
+        if let Outcome::Committed { position, .. } = &outcome {
             self.claim.position = *position;
         }
-        Ok(turned)
+        Ok(outcome)
     }
 }
 

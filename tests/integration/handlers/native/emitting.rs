@@ -7,7 +7,7 @@ use espd::Program;
 use espd::handlers::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
 use espd::processing::declaration::Start;
 use espd::processing::processor::Events;
-use espd::processing::runner::RunnerSettings;
+use espd::processing::runner::RunnerContext;
 use espd::retry::{OnFailure, RetryPolicy};
 use espd::store::PostgresEventStore;
 use espd::store::layout::Layout;
@@ -130,7 +130,7 @@ async fn an_event_that_fails_takes_back_its_rows_and_what_it_emits() {
         poison.bind(n).execute(&db.pool).await.unwrap();
         let retry = RetryPolicy { max_attempts: Some(2), on_failure: OnFailure::Skip, ..settings(&db).retry };
         let life =
-            Life::begin_with(&db, make(&program(), "answering"), RunnerSettings { retry, ..settings(&db) });
+            Life::begin_with(&db, make(&program(), "answering"), RunnerContext { retry, ..settings(&db) });
         reaches(&db.pool, "answering", 20).await;
         let answered = numbers(&db.pool, "select event_id from answers order by place").await;
         assert_eq!(answered, (1..=20).filter(|id| *id != 8).collect::<Vec<i64>>());
@@ -154,8 +154,8 @@ async fn a_reset_is_silent_event_by_event_and_repeats_nothing_that_is_there() {
     reaches(&db.pool, "answering", head).await;
     let mut connection = db.pool.acquire().await.unwrap();
     for (effects, replayed) in [
-        (espd::processing::tracker::Effects::Silent, true),
-        (espd::processing::tracker::Effects::Repeated, false),
+        (espd::processing::tracker::ReplayEffects::Suppress, true),
+        (espd::processing::tracker::ReplayEffects::Repeat, false),
     ] {
         sqlx::query("truncate answers").execute(&db.pool).await.unwrap();
         trackers.reset(&mut connection, "answering", "alice@here", 0, false, effects).await.unwrap();
@@ -246,15 +246,13 @@ async fn what_is_emitted_for_a_store_elsewhere_is_kept_with_the_rows() {
     let claim = crate::support::projectors::claim_processor(&mut connection, processor.as_ref()).await;
     processor.prepare(&mut connection, &claim).await.unwrap();
     let limits = espd::processing::declaration::BatchLimits::default();
-    let turn = espd::processing::processor::Turn {
+    let request = espd::processing::processor::BatchRequest {
         claim: &claim,
-        upto: 200,
+        work: espd::processing::processor::Work::Batch { upto: 200, rate: 0.0 },
         limits: &limits,
         lease: Duration::from_secs(60),
-        rate: 0.0,
-        letter: None,
     };
-    processor.turn(&mut connection, turn).await.unwrap();
+    processor.process(&mut connection, request).await.unwrap();
     assert_eq!(numbers(&projections.pool, "select count(*) from espd.emissions").await, [200]);
     assert_eq!(numbers(&projections.pool, "select count(*) from answers").await, [200]);
     assert_eq!(emitted(&store.pool).await.len(), 0);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use espd::handlers::sql::check;
 use espd::processing::declaration::{ProcessorDeclaration, SourceText};
 use espd::processing::failure::Failure;
-use espd::processing::processor::{Processor as _, ProcessorError, Turned};
-use espd::processing::tracker::Effects;
+use espd::processing::processor::{Outcome, Processor as _, ProcessorError};
+use espd::processing::tracker::ReplayEffects;
 
 use crate::support;
 use crate::support::projectors::{Running, declare, insert, numbers};
@@ -15,13 +15,13 @@ const SEEN: &[(&str, &str)] = &[("seen", "place serial primary key, event_id big
 
 const SEE: &str = "insert into seen (event_id, n) values (event.id, (event.body->>'n')::bigint)";
 
-fn moved(position: i64, handled: i32) -> Turned {
-    Turned::Moved { position, handled, failure: None }
+fn moved(position: i64, handled: i32) -> Outcome {
+    Outcome::Committed { position, handled, failure: None }
 }
 
-fn failure(turned: Turned) -> (i64, i32, Failure) {
-    match turned {
-        Turned::Moved { position, handled, failure: Some(failure) } => (position, handled, *failure),
+fn failure(outcome: Outcome) -> (i64, i32, Failure) {
+    match outcome {
+        Outcome::Committed { position, handled, failure: Some(failure) } => (position, handled, *failure),
         other => panic!("no failure: {other:?}"),
     }
 }
@@ -31,7 +31,7 @@ async fn rows_and_position_move_together_and_past_other_types() {
     let db = support::database().await;
     let mut running = Running::start(&db.pool, declare("p", SEEN, &[(&["A"], SEE)])).await.unwrap();
     let ids = insert(&db.pool, &["A", "B", "A", "B", "B"]).await;
-    assert_eq!(running.turn(ids[4]).await.unwrap(), moved(ids[4], 2));
+    assert_eq!(running.process(ids[4]).await.unwrap(), moved(ids[4], 2));
     assert_eq!(numbers(&db.pool, "select event_id from seen order by place").await, vec![ids[0], ids[2]]);
     assert_eq!(numbers(&db.pool, "select position from espd.trackers").await, vec![ids[4]]);
 }
@@ -45,7 +45,7 @@ async fn several_handlers_and_those_of_all_events_run_in_the_order_of_the_file()
     let tables = [("notes", "place serial, event_id bigint, what text")];
     let mut running = Running::start(&db.pool, declare("p", &tables, &handlers)).await.unwrap();
     let ids = insert(&db.pool, &["A", "B", "C"]).await;
-    assert_eq!(running.turn(ids[2]).await.unwrap(), moved(ids[2], 3));
+    assert_eq!(running.process(ids[2]).await.unwrap(), moved(ids[2], 3));
     let notes: Vec<(i64, String)> =
         sqlx::query_as("select event_id, what from notes order by place").fetch_all(&db.pool).await.unwrap();
     let expected = [(0, "first"), (0, "all"), (0, "second"), (1, "all"), (1, "second"), (2, "all")];
@@ -64,7 +64,7 @@ async fn the_failing_event_is_named_and_the_events_before_it_commit() {
         .await
         .unwrap();
 
-    let (position, handled, error) = failure(running.turn(ids[4]).await.unwrap());
+    let (position, handled, error) = failure(running.process(ids[4]).await.unwrap());
     assert_eq!((position, handled), (ids[2] - 1, 2));
     assert_eq!((error.event_id, error.event_type.as_deref()), (Some(ids[2]), Some("A")));
     assert_eq!(error.sqlstate.as_deref(), Some("22012"));
@@ -72,7 +72,7 @@ async fn the_failing_event_is_named_and_the_events_before_it_commit() {
     assert_eq!(numbers(&db.pool, "select event_id from seen order by place").await, ids[..2]);
 
     // The same event fails again, and nothing moves.
-    let (position, handled, error) = failure(running.turn(ids[4]).await.unwrap());
+    let (position, handled, error) = failure(running.process(ids[4]).await.unwrap());
     assert_eq!((position, handled, error.event_id), (ids[2] - 1, 0, Some(ids[2])));
 
     sqlx::query("update espd.events set body = '{\"n\": 1}' where id = $1")
@@ -80,7 +80,7 @@ async fn the_failing_event_is_named_and_the_events_before_it_commit() {
         .execute(&db.pool)
         .await
         .unwrap();
-    assert_eq!(running.turn(ids[4]).await.unwrap(), moved(ids[4], 3));
+    assert_eq!(running.process(ids[4]).await.unwrap(), moved(ids[4], 3));
     assert_eq!(numbers(&db.pool, "select event_id from seen order by place").await, ids);
 }
 
@@ -91,7 +91,7 @@ async fn the_place_of_a_failure_is_the_line_of_its_statement() {
     let mut running =
         Running::start(&db.pool, declare("p", &[], &[(&["B"], "null"), (&["A"], handler)])).await.unwrap();
     let ids = insert(&db.pool, &["A"]).await;
-    let (_, _, error) = failure(running.turn(ids[0]).await.unwrap());
+    let (_, _, error) = failure(running.process(ids[0]).await.unwrap());
     assert_eq!((error.place.as_deref(), error.message.as_str()), (Some("1.toml:13"), "no way"));
 }
 
@@ -103,12 +103,12 @@ async fn an_outdated_owner_commits_nothing() {
     let ids = insert(&db.pool, &["A", "A"]).await;
     sqlx::query("update espd.trackers set lease_until = null").execute(&db.pool).await.unwrap();
     let mut new = Running::start(&db.pool, declaration).await.unwrap();
-    assert_eq!(old.turn(ids[1]).await.unwrap(), Turned::Lost);
+    assert_eq!(old.process(ids[1]).await.unwrap(), Outcome::ClaimLost);
     assert_eq!(numbers(&db.pool, "select event_id from seen").await, Vec::<i64>::new());
-    assert_eq!(new.turn(ids[1]).await.unwrap(), moved(ids[1], 2));
+    assert_eq!(new.process(ids[1]).await.unwrap(), moved(ids[1], 2));
     // Nor does an owner that is at another position than the tracker.
     new.claim.position = ids[0];
-    assert_eq!(new.turn(ids[1]).await.unwrap(), Turned::Lost);
+    assert_eq!(new.process(ids[1]).await.unwrap(), Outcome::ClaimLost);
 }
 
 #[tokio::test]
@@ -117,13 +117,13 @@ async fn a_handler_can_neither_commit_nor_move_the_tracker() {
     let ids = insert(&db.pool, &["A"]).await;
     for (name, sql) in [("commits", "commit"), ("moves", "update espd.trackers set position = 77")] {
         let mut running = Running::start(&db.pool, declare(name, &[], &[(&["A"], sql)])).await.unwrap();
-        match running.turn(ids[0]).await {
-            Ok(Turned::Moved { failure: Some(_), position: 0, handled: 0 }) => {}
+        match running.process(ids[0]).await {
+            Ok(Outcome::Committed { failure: Some(_), position: 0, handled: 0 }) => {}
             // The whole batch is in doubt, until it is one event.
             Err(ProcessorError::Unattributed(failure)) => {
                 assert_eq!((failure.event_id, failure.sqlstate.as_deref()), (None, Some("P0001")));
                 running.limits.size = 1;
-                match running.turn(ids[0]).await {
+                match running.process(ids[0]).await {
                     Err(ProcessorError::Unattributed(failure)) => assert_eq!(failure.event_id, Some(ids[0])),
                     other => panic!("{name}: {other:?}"),
                 }
@@ -141,7 +141,7 @@ async fn a_handler_that_exits_ends_for_its_event_only() {
     let handlers: [(&[&str], &str); 2] = [(&["A"], &skip_two), (&["A"], SEE)];
     let mut running = Running::start(&db.pool, declare("p", SEEN, &handlers)).await.unwrap();
     let ids = insert(&db.pool, &["A"; 5]).await;
-    assert_eq!(running.turn(ids[4]).await.unwrap(), moved(ids[4], 5));
+    assert_eq!(running.process(ids[4]).await.unwrap(), moved(ids[4], 5));
     let seen = numbers(&db.pool, "select n from seen order by place").await;
     assert_eq!(seen, vec![1, 1, 2, 3, 3, 4, 5, 5]);
 }
@@ -155,7 +155,7 @@ async fn a_handler_cannot_bend_the_position() {
     for (name, sql) in [("bends", bend), ("loops", own_loop)] {
         let mut running = Running::start(&db.pool, declare(name, &[], &[(&["A"], sql)])).await.unwrap();
         running.limits.size = 2;
-        assert_eq!(running.turn(ids[2]).await.unwrap(), moved(ids[1], 2), "{name}");
+        assert_eq!(running.process(ids[2]).await.unwrap(), moved(ids[1], 2), "{name}");
     }
 }
 
@@ -165,7 +165,7 @@ async fn a_failed_assertion_is_a_failure_of_its_event() {
     let handler = "assert event.body->>'n' <> '2', 'two is odd'";
     let mut running = Running::start(&db.pool, declare("p", &[], &[(&["A"], handler)])).await.unwrap();
     let ids = insert(&db.pool, &["A"; 3]).await;
-    let (position, handled, error) = failure(running.turn(ids[2]).await.unwrap());
+    let (position, handled, error) = failure(running.process(ids[2]).await.unwrap());
     assert_eq!((position, handled, error.event_id), (ids[1] - 1, 1, Some(ids[1])));
 }
 
@@ -178,8 +178,8 @@ async fn the_events_before_a_failure_commit_even_when_they_take_long() {
     running.limits.time = Duration::from_millis(90);
     // Whether or not the fifth is reached in the first turn, no turn tells of it before the fourth is handled.
     loop {
-        match running.turn(ids[4]).await.unwrap() {
-            Turned::Moved { failure: None, .. } => {}
+        match running.process(ids[4]).await.unwrap() {
+            Outcome::Committed { failure: None, .. } => {}
             told => break assert_eq!(failure(told).0, ids[4] - 1),
         }
     }
@@ -222,7 +222,7 @@ async fn a_deferred_constraint_is_blamed_on_its_event() {
     let handler = "insert into once (n) values ((event.body->>'n')::bigint % 3)";
     let mut running = Running::start(&db.pool, declare("p", &tables, &[(&["A"], handler)])).await.unwrap();
     let ids = insert(&db.pool, &["A"; 5]).await;
-    let (position, handled, error) = failure(running.turn(ids[4]).await.unwrap());
+    let (position, handled, error) = failure(running.process(ids[4]).await.unwrap());
     assert_eq!((position, handled, error.event_id), (ids[3] - 1, 3, Some(ids[3])));
     assert_eq!(error.sqlstate.as_deref(), Some("23505"));
 }
@@ -235,15 +235,15 @@ async fn a_batch_ends_at_every_one_of_its_limits() {
     let last = *ids.last().unwrap();
 
     running.limits.size = 2;
-    assert_eq!(running.turn(last).await.unwrap(), moved(ids[1], 2));
+    assert_eq!(running.process(last).await.unwrap(), moved(ids[1], 2));
     running.limits.size = 1_000;
     running.limits.bytes = 1;
-    assert_eq!(running.turn(last).await.unwrap(), moved(ids[2], 1));
+    assert_eq!(running.process(last).await.unwrap(), moved(ids[2], 1));
     running.limits.bytes = 1 << 30;
     running.limits.time = Duration::ZERO;
-    assert_eq!(running.turn(last).await.unwrap(), moved(ids[3], 1));
+    assert_eq!(running.process(last).await.unwrap(), moved(ids[3], 1));
     running.limits.time = Duration::from_secs(60);
-    assert_eq!(running.turn(last).await.unwrap(), moved(last, 2));
+    assert_eq!(running.process(last).await.unwrap(), moved(last, 2));
 }
 
 #[tokio::test]
@@ -281,15 +281,17 @@ async fn a_reset_makes_the_tables_anew_ends_the_claim_and_is_recorded() {
     declaration.ddl.push(SourceText::unplaced("create index on seen (n)"));
     let mut running = Running::start(&db.pool, declaration.clone()).await.unwrap();
     let ids = insert(&db.pool, &["A", "A"]).await;
-    running.turn(ids[1]).await.unwrap();
+    running.process(ids[1]).await.unwrap();
 
     let mut connection = db.pool.acquire().await.unwrap();
-    assert!(running.projector.reset(&mut connection, "alice@example", Effects::Silent).await.unwrap());
+    assert!(
+        running.projector.reset(&mut connection, "alice@example", ReplayEffects::Suppress).await.unwrap()
+    );
     assert_eq!(numbers(&db.pool, "select count(*) from seen").await, vec![0]);
-    assert_eq!(running.turn(ids[1]).await.unwrap(), Turned::Lost);
+    assert_eq!(running.process(ids[1]).await.unwrap(), Outcome::ClaimLost);
 
     let mut again = Running::start(&db.pool, declaration).await.unwrap();
-    assert_eq!(again.turn(ids[1]).await.unwrap(), moved(ids[1], 2));
+    assert_eq!(again.process(ids[1]).await.unwrap(), moved(ids[1], 2));
     assert_eq!(numbers(&db.pool, "select event_id from seen order by place").await, ids);
     let logged: (String, String, i64, i64) =
         sqlx::query_as("select operator, action, from_position, to_position from espd.operator_log")
@@ -308,11 +310,11 @@ async fn a_lock_that_cannot_be_had_is_no_failure_of_the_event() {
     let mut holder = db.pool.begin().await.unwrap();
     sqlx::query("lock table seen").execute(&mut *holder).await.unwrap();
     sqlx::query("set lock_timeout = '10ms'").execute(&mut running.connection).await.unwrap();
-    let error = running.turn(ids[0]).await.err().unwrap();
+    let error = running.process(ids[0]).await.err().unwrap();
     let ProcessorError::Database(error) = error else { panic!("{error:?}") };
     assert!(espd::processing::failure::is_infrastructure_error(&error), "{error}");
     holder.rollback().await.unwrap();
-    assert_eq!(running.turn(ids[0]).await.unwrap(), moved(ids[0], 1));
+    assert_eq!(running.process(ids[0]).await.unwrap(), moved(ids[0], 1));
 }
 
 #[tokio::test]

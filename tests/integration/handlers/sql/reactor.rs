@@ -3,8 +3,8 @@
 use espd::handlers::sql::{Events, check};
 use espd::processing::declaration::{ProcessorDeclaration, Reaction, Start};
 use espd::processing::failure::Failure;
-use espd::processing::processor::Turned;
-use espd::processing::tracker::Effects;
+use espd::processing::processor::Outcome;
+use espd::processing::tracker::ReplayEffects;
 use espd::store::PostgresEventStore;
 use espd::store::layout::Layout;
 use serde_json::{Value, json};
@@ -57,9 +57,9 @@ async fn identity(pool: &PgPool, id: i64) -> (Uuid, Uuid) {
     query.fetch_one(pool).await.unwrap()
 }
 
-fn failure(turned: Turned) -> Failure {
-    match turned {
-        Turned::Moved { failure: Some(failure), .. } => *failure,
+fn failure(outcome: Outcome) -> Failure {
+    match outcome {
+        Outcome::Committed { failure: Some(failure), .. } => *failure,
         other => panic!("no failure: {other:?}"),
     }
 }
@@ -73,8 +73,8 @@ async fn what_is_emitted_tells_what_led_to_it() {
     let db = support::database().await;
     let mut running = Running::start(&db.pool, answering(ANSWER, Start::Beginning)).await.unwrap();
     let ids = insert(&db.pool, &["Asked", "Other", "Asked"]).await;
-    let turned = running.turn(ids[2]).await.unwrap();
-    assert_eq!(turned, Turned::Moved { position: ids[2], handled: 2, failure: None });
+    let outcome = running.process(ids[2]).await.unwrap();
+    assert_eq!(outcome, Outcome::Committed { position: ids[2], handled: 2, failure: None });
     let answers = emitted(&db.pool).await;
     assert_eq!(answers.len(), 2);
     for (answer, (source, n)) in answers.iter().zip([(ids[0], 1), (ids[2], 3)]) {
@@ -96,7 +96,7 @@ async fn a_correlation_is_handed_on() {
     let ids = insert(&db.pool, &["Asked"]).await;
     let update = sqlx::query("update espd.events set correlation_id = $1").bind(correlation);
     update.execute(&db.pool).await.unwrap();
-    running.turn(ids[0]).await.unwrap();
+    running.process(ids[0]).await.unwrap();
     assert_eq!(emitted(&db.pool).await[0].correlation_id, Some(correlation));
 }
 
@@ -107,7 +107,7 @@ async fn a_failing_event_takes_back_what_it_has_emitted() {
     let mut running = Running::start(&db.pool, answering(&sql, Start::Beginning)).await.unwrap();
     let ids = insert(&db.pool, &["Asked"; 3]).await;
     for _ in 0..2 {
-        assert_eq!(failure(running.turn(ids[2]).await.unwrap()).event_id, Some(ids[1]));
+        assert_eq!(failure(running.process(ids[2]).await.unwrap()).event_id, Some(ids[1]));
         assert_eq!(emitted(&db.pool).await.len(), 1, "for the event before it, once");
     }
     assert_eq!(numbers(&db.pool, "select position from espd.trackers").await, [ids[1] - 1]);
@@ -119,7 +119,7 @@ async fn a_type_that_is_not_declared_is_refused_by_name() {
     let sql = "perform espd.emit('Shouted', event.aggregate_id, '{}')";
     let mut running = Running::start(&db.pool, answering(sql, Start::Beginning)).await.unwrap();
     let ids = insert(&db.pool, &["Asked"]).await;
-    let failure = failure(running.turn(ids[0]).await.unwrap());
+    let failure = failure(running.process(ids[0]).await.unwrap());
     assert_eq!(failure.sqlstate.as_deref(), Some("ES004"));
     assert!(failure.message.contains("answering") && failure.message.contains("Shouted"), "{failure}");
     assert_eq!(head(&db.pool).await, ids[0]);
@@ -141,7 +141,7 @@ async fn a_projector_emits_nothing() {
     assert_eq!(faults.len(), 1, "{faults:?}");
     let mut running = Running::start(&db.pool, declaration).await.unwrap();
     let ids = insert(&db.pool, &["Asked"]).await;
-    assert_eq!(failure(running.turn(ids[0]).await.unwrap()).sqlstate.as_deref(), Some("ES004"));
+    assert_eq!(failure(running.process(ids[0]).await.unwrap()).sqlstate.as_deref(), Some("ES004"));
     assert_eq!(head(&db.pool).await, ids[0]);
 }
 
@@ -152,7 +152,7 @@ async fn a_reset_repeats_no_effect_but_builds_the_tables_again() {
     let declaration = answering(&sql, Start::Beginning);
     let mut running = Running::start(&db.pool, declaration.clone()).await.unwrap();
     let ids = insert(&db.pool, &["Asked", "Asked"]).await;
-    running.turn(ids[1]).await.unwrap();
+    running.process(ids[1]).await.unwrap();
     let before: Vec<Uuid> = emitted(&db.pool).await.iter().map(|event| event.uuid).collect();
     // What was emitted is lost to the store, so that a repetition would be seen.
     sqlx::query("delete from espd.events where type = 'Answered'").execute(&db.pool).await.unwrap();
@@ -163,16 +163,16 @@ async fn a_reset_repeats_no_effect_but_builds_the_tables_again() {
         Running::start(&db.pool, declaration.clone()).await.unwrap()
     };
     let third = insert(&db.pool, &["Asked"]).await[0];
-    let mut running = reset(running, Effects::Silent).await;
-    running.turn(third).await.unwrap();
+    let mut running = reset(running, ReplayEffects::Suppress).await;
+    running.process(third).await.unwrap();
     let noted = numbers(&db.pool, "select event_id from answers order by place").await;
     assert_eq!(noted, [-ids[0], ids[0], -ids[1], ids[1], third]);
     let answers = emitted(&db.pool).await;
     assert_eq!(answers.len(), 1, "for the new event only: {answers:?}");
 
     for _ in 0..2 {
-        running = reset(running, Effects::Repeated).await;
-        running.turn(third).await.unwrap();
+        running = reset(running, ReplayEffects::Repeat).await;
+        running.process(third).await.unwrap();
         let mut again: Vec<Uuid> = emitted(&db.pool).await.iter().map(|event| event.uuid).collect();
         assert_eq!(again.len(), 3, "each once, however often it is repeated");
         again.retain(|uuid| *uuid != answers[0].uuid);
@@ -214,9 +214,9 @@ async fn reactors_that_answer_themselves_for_ever_are_stopped() {
     let mut running = Running::start(&db.pool, declaration).await.unwrap();
     insert(&db.pool, &["Asked"]).await;
     let failure = loop {
-        match running.turn(head(&db.pool).await).await.unwrap() {
-            Turned::Moved { failure: Some(failure), .. } => break failure,
-            Turned::Moved { handled: 1, .. } => {}
+        match running.process(head(&db.pool).await).await.unwrap() {
+            Outcome::Committed { failure: Some(failure), .. } => break failure,
+            Outcome::Committed { handled: 1, .. } => {}
             other => panic!("{other:?}"),
         }
     };
@@ -232,8 +232,8 @@ async fn what_is_emitted_for_another_database_is_kept_until_it_is_moved() {
     let mut running =
         Running::start_with(&other.pool, answering(ANSWER, Start::Beginning), events).await.unwrap();
     let ids = insert(&db.pool, &["Asked"]).await;
-    let turned = running.turn(ids[0]).await.unwrap();
-    assert_eq!(turned, Turned::Moved { position: ids[0], handled: 1, failure: None });
+    let outcome = running.process(ids[0]).await.unwrap();
+    assert_eq!(outcome, Outcome::Committed { position: ids[0], handled: 1, failure: None });
     let (source, _) = identity(&db.pool, ids[0]).await;
     let kept: Vec<(String, Uuid)> =
         sqlx::query_as("select type, causation_id from espd.emissions").fetch_all(&other.pool).await.unwrap();

@@ -9,7 +9,7 @@ use espd::Program;
 use espd::handlers::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
 use espd::handlers::sql::SqlProcessor;
 use espd::processing::declaration::Start;
-use espd::processing::processor::{Events, Processor, ProcessorError, ProcessorKind, Turn, Turned};
+use espd::processing::processor::{BatchRequest, Events, Outcome, Processor, ProcessorBase, ProcessorError};
 use espd::processing::tracker::Claim;
 use espd::retry::OnFailure;
 use espd::store::layout::Layout;
@@ -100,32 +100,24 @@ struct Needy {
 
 #[async_trait]
 impl Processor for Needy {
-    fn name(&self) -> &str {
-        self.processor.name()
-    }
-
-    fn kind(&self) -> ProcessorKind {
-        self.processor.kind()
-    }
-
-    fn version(&self) -> i32 {
-        self.processor.version()
+    fn base(&self) -> &ProcessorBase {
+        self.processor.base()
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
         self.processor.prepare(connection, claim).await
     }
 
-    async fn turn(
+    async fn process(
         &mut self,
         connection: &mut PgConnection,
-        turn: Turn<'_>,
-    ) -> Result<Turned, ProcessorError> {
-        if turn.letter.is_some() && !self.is_there.load(Ordering::Relaxed) {
+        request: BatchRequest<'_>,
+    ) -> Result<Outcome, ProcessorError> {
+        if request.dead_letter().is_some() && !self.is_there.load(Ordering::Relaxed) {
             self.tries.lock().unwrap().push(Instant::now());
             return Err(ProcessorError::Unavailable { message: "nobody answers".into(), wait: None });
         }
-        self.processor.turn(connection, turn).await
+        self.processor.process(connection, request).await
     }
 }
 

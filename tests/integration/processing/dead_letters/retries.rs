@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use espd::processing::processor::{Processor as _, Turn, Turned};
-use espd::processing::runner::RunnerSettings;
+use espd::processing::processor::{BatchRequest, Outcome, Processor as _, Work};
+use espd::processing::runner::RunnerContext;
 use espd::processing::tracker::Owner;
 use espd::retry::OnFailure;
 use nix::sys::signal::{Signal, kill};
@@ -129,7 +129,7 @@ async fn a_long_retry_keeps_its_claim_and_lets_other_events_pass() {
     let handler = format!("{DIVIDE} if event.body->>'n' = '1' then perform pg_sleep(0.02); end if;");
     let life = Life::begin(&db, notes(&handler), settings.clone());
     reaches(&db.pool, "notes", 300).await;
-    let standby = Life::begin(&db, notes(&handler), RunnerSettings { owner: Owner::draw(), ..settings });
+    let standby = Life::begin(&db, notes(&handler), RunnerContext { owner: Owner::draw(), ..settings });
     let before = row(&db.pool).await.unwrap();
     assert_eq!(before.dead_letters, 300);
     sqlx::query("update espd.events set body = '{\"n\": 1}'").execute(&db.pool).await.unwrap();
@@ -163,9 +163,9 @@ async fn a_letter_that_was_discarded_meanwhile_is_not_handled() {
     sqlx::query("update espd.trackers set position = 1").execute(&db.pool).await.unwrap();
     running.claim.position = 1;
     let Running { projector, claim, limits, connection } = &mut running;
-    let turn = Turn { claim, upto: event, limits, lease: LEASE, rate: 0.0, letter: Some(event) };
-    let turned = projector.turn(connection, turn).await.unwrap();
-    assert_eq!(turned, Turned::Moved { position: event, handled: 0, failure: None });
+    let request = BatchRequest { claim, work: Work::DeadLetter(event), limits, lease: LEASE };
+    let outcome = projector.process(connection, request).await.unwrap();
+    assert_eq!(outcome, Outcome::Committed { position: event, handled: 0, failure: None });
     assert_eq!(noted(&db.pool).await, Vec::<i64>::new());
 
     // The control: as long as it is there, it is.
@@ -176,7 +176,7 @@ async fn a_letter_that_was_discarded_meanwhile_is_not_handled() {
     .execute(&db.pool)
     .await
     .unwrap();
-    let turned = projector.turn(connection, turn).await.unwrap();
-    assert_eq!(turned, Turned::Moved { position: event, handled: 1, failure: None });
+    let outcome = projector.process(connection, request).await.unwrap();
+    assert_eq!(outcome, Outcome::Committed { position: event, handled: 1, failure: None });
     assert_eq!((noted(&db.pool).await, letters(&db.pool).await), (vec![event], vec![]));
 }
