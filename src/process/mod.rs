@@ -3,7 +3,7 @@
 pub mod exit_code;
 pub(crate) mod memory;
 pub(crate) mod orphans;
-pub(crate) mod report;
+pub mod report;
 #[cfg(feature = "daemon")]
 pub(crate) mod service_manager;
 #[cfg(feature = "daemon")]

@@ -9,31 +9,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use crate::event::Position;
+use crate::process::report::Condition;
 
 tokio::task_local! {
     /// Of the runner that lives in this task.
     static HEART: Heart;
-}
-
-/// What a runner is about, as the supervisor may know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Condition {
-    /// It has not claimed its processor yet.
-    Starting,
-    /// Another daemon owns the processor.
-    StandingBy,
-    /// It handles events as they come.
-    Following,
-    /// An operator has paused it.
-    Paused,
-    /// An event fails and is tried again.
-    Retrying,
-    /// It waits for an operator to mend what it cannot.
-    Failed,
 }
 
 /// One runner's signs of life. Written by the runner's task, read by the one that reports; both short.

@@ -12,8 +12,7 @@ use tracing::{info, warn};
 use super::child::Program;
 use super::lifecycle::{State, Why};
 use crate::process::exit_code::describe_end;
-use crate::process::report::Report;
-use crate::processing::heartbeat::Condition;
+use crate::process::report::{Condition, Report};
 
 /// Never given twice.
 pub(super) type Id = u64;
@@ -95,11 +94,11 @@ impl Worker {
     /// Takes note of a report. Returns when everything in the process was last alive, if it says that.
     pub(super) fn hear(&mut self, report: Report) -> Option<Instant> {
         match report {
-            Report::Beat { silent_ms, silent } => {
-                let silence = Duration::from_millis(silent_ms);
+            Report::Heartbeat { overdue_ms, overdue } => {
+                let silence = Duration::from_millis(overdue_ms);
                 let beat = Instant::now().checked_sub(silence)?;
                 self.last_beat = Some(beat);
-                self.silent = silent.map(|name| (name, silence));
+                self.silent = overdue.map(|name| (name, silence));
                 Some(beat)
             }
             Report::Condition { processor, condition } => {

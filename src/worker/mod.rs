@@ -5,6 +5,7 @@
 //! open for as long as it lives.
 
 mod assignment;
+mod reporting;
 mod runners;
 mod task;
 

@@ -10,13 +10,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::error;
 
+use super::reporting::{ReportedProcessor, report};
 use super::{Assignment, WorkerSettings, task};
 use crate::handlers::native::Registry;
 use crate::handlers::program::ProgramProcessor;
 use crate::handlers::sql::SqlProcessor;
 use crate::handlers::webhook::Webhook;
 use crate::process::exit_code::Exit;
-use crate::process::report::{Member, report};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::emission::Relay;
 use crate::processing::heartbeat::Heart;
@@ -47,9 +47,9 @@ pub(super) async fn work(
     if let Some(relay) = foundation.relay(&declarations) {
         tokio::spawn(relay.run(stop.clone()));
     }
-    let (mut runners, members) = start(&foundation, declarations, &stop)?;
+    let (mut runners, reported) = start(&foundation, declarations, &stop)?;
     if supervised {
-        tokio::spawn(report(members));
+        tokio::spawn(report(reported));
     }
     let mut watching = tokio::spawn(watcher.run(stop));
     let running = async { while runners.join_next().await.is_some() {} };
@@ -70,8 +70,8 @@ fn start(
     foundation: &Arc<Foundation>,
     declarations: Vec<ProcessorDeclaration>,
     stop: &Shutdown,
-) -> anyhow::Result<(JoinSet<()>, Vec<Member>)> {
-    let (mut runners, mut members, mut faults) = (JoinSet::new(), Vec::new(), Vec::new());
+) -> anyhow::Result<(JoinSet<()>, Vec<ReportedProcessor>)> {
+    let (mut runners, mut reported, mut faults) = (JoinSet::new(), Vec::new(), Vec::new());
     for declaration in declarations {
         // What is declared wrongly stays wrong until it is configured anew, which starts another worker.
         if let Err(fault) = foundation.runner(&declaration) {
@@ -92,12 +92,12 @@ fn start(
         };
         let heart = Heart::new();
         runners.spawn(task::run_again_after_panics(name.clone(), heart.clone(), run, stop.clone()));
-        members.push(Member::new(name, heart));
+        reported.push(ReportedProcessor::new(name, heart));
     }
     if runners.is_empty() {
         return Err(Exit::configuration(faults.join("\n")).into());
     }
-    Ok((runners, members))
+    Ok((runners, reported))
 }
 
 fn watcher(settings: &WorkerSettings, declarations: &[ProcessorDeclaration]) -> anyhow::Result<Watcher> {
@@ -110,7 +110,7 @@ fn watcher(settings: &WorkerSettings, declarations: &[ProcessorDeclaration]) -> 
         .application_name(&format!("espd: {for_whom} (watcher)"));
     let watcher_settings = WatcherSettings {
         idle_interval: settings.poll_interval_max,
-        // Another database may be on another server, which remembers a position that this one forgets; and what is done
+        // Another database may be on another server, which rereported a position that this one forgets; and what is done
         // outside of databases is remembered whatever they forget.
         durable_only: settings.projections_url.is_some()
             || declarations.iter().any(ProcessorDeclaration::acts_outside),
