@@ -44,6 +44,7 @@
 )]
 
 // Words and tools: no database, no process.
+pub mod diagnostic;
 pub mod event;
 mod postgres;
 pub mod retry;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::keys;
-use super::reader::context::{Claims, Context};
-use super::reader::faults::{ConfigFaults, Faults};
+use super::reader::context::{Context, UniqueNames};
+use super::reader::diagnostics::{Diagnostics, InvalidConfig};
 use super::reader::include::expand;
 use super::reader::interpolation::Environment;
 use super::reader::source_file::SourceFile;
@@ -23,8 +23,8 @@ use crate::retry::RetryPolicy;
 use crate::store::layout::LayoutSettings;
 
 /// Reads everything; returns the configuration, or all faults of all files.
-pub(super) fn load(path: &Path, variable: LookUp<'_>) -> Result<Config, ConfigFaults> {
-    let reader = Reader { faults: Faults::default(), claims: Claims::default(), variable };
+pub(super) fn load(path: &Path, variable: LookUp<'_>) -> Result<Config, InvalidConfig> {
+    let reader = Reader { diagnostics: Diagnostics::default(), names: UniqueNames::default(), variable };
     let mut config = Config { files: vec![path.to_owned()], ..Config::default() };
     let included = reader.read_main_file(path, &mut config);
     for file in included {
@@ -32,13 +32,13 @@ pub(super) fn load(path: &Path, variable: LookUp<'_>) -> Result<Config, ConfigFa
         config.files.push(file);
     }
     let files: Vec<String> = config.files.iter().map(|file| file.display().to_string()).collect();
-    reader.faults.into_result(config, &files)
+    reader.diagnostics.into_result(config, &files)
 }
 
 /// What is shared by all files.
 struct Reader<'r> {
-    faults: Faults,
-    claims: Claims,
+    diagnostics: Diagnostics,
+    names: UniqueNames,
     variable: LookUp<'r>,
 }
 
@@ -66,16 +66,16 @@ impl Reader<'_> {
     fn read_file(&self, path: &Path, keys: &'static keys::Keys, read: impl FnOnce(&Section<'_>)) {
         let file = match SourceFile::read(path) {
             Ok(file) => file,
-            Err(fault) => return self.faults.push(*fault),
+            Err(diagnostic) => return self.diagnostics.push(*diagnostic),
         };
         let (tree, errors) = DeTable::parse_recoverable(&file.text);
-        let damaged_lines = report_syntax_errors(&file, &errors, tree.get_ref(), &self.faults);
+        let damaged_lines = report_syntax_errors(&file, &errors, tree.get_ref(), &self.diagnostics);
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         let environment = Environment { variable: self.variable, folder };
         let context = Context {
             file: &file,
-            faults: &self.faults,
-            claims: &self.claims,
+            diagnostics: &self.diagnostics,
+            names: &self.names,
             environment: &environment,
             damaged_lines,
         };
@@ -120,7 +120,7 @@ fn refuse_foreign_schema(config: &Config, event_store: Option<&Section<'_>>) {
     if names.schema == config.event_store.schema {
         let message =
             format!("the store is in the schema `{}`, and so would be espd's own tables", names.schema);
-        layout.spot.fault(message, "write another `schema` under [event_store], like \"espd\"");
+        layout.location.report(message, "write another `schema` under [event_store], like \"espd\"");
     }
 }
 
@@ -138,7 +138,9 @@ fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, proje
         [projections, event_store].into_iter().flatten().filter_map(|section| section.value("schema"));
     for schema in schemas.take(1) {
         let message = format!("events and projections share the schema `{}`", config.event_store.schema);
-        schema.spot.fault(message, "give each of them a schema of its own, like \"espd\" and \"public\"");
+        schema
+            .location
+            .report(message, "give each of them a schema of its own, like \"espd\" and \"public\"");
     }
 }
 

@@ -1,8 +1,8 @@
 //! The configuration: one TOML file and what it includes, read into one validated [`Config`].
 //!
-//! Reading never stops at the first fault. Each file is parsed into a tree that knows its places, every
-//! section is read key by key, whatever is wrong is noted with file, line, column and advice, and at the
-//! end there is either a complete `Config` or a [`ConfigFaults`] that prints the whole report.
+//! Reading never stops at the first mistake. Each file is parsed into a tree that knows its places. Every section is
+//! read key by key, and each mistake becomes a [`Diagnostic`] with file, line, column and advice. At the end there is
+//! either a complete `Config`, or an [`InvalidConfig`] that prints the whole report.
 //!
 //! `docs/configuration.md` describes every key; `config/espd.example.toml` shows each.
 
@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use keys::known_keys;
-pub use reader::faults::{ConfigFaults, Fault};
+pub use reader::diagnostics::InvalidConfig;
 pub use sections::admin::{AdminSettings, Listen, Token};
 pub use sections::store::{EventStoreSettings, ProjectionsSettings, RunnerSettings};
 
+pub use crate::diagnostic::Diagnostic;
 pub use crate::postgres::database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub use crate::telemetry::{LogFormat, LogSettings};
 
@@ -77,7 +78,7 @@ impl Config {
     ///
     /// # Errors
     /// Everything that is wrong with the files, as one report.
-    pub fn load(path: &Path) -> Result<Self, ConfigFaults> {
+    pub fn load(path: &Path) -> Result<Self, InvalidConfig> {
         Self::load_with(path, &|name| std::env::var(name).ok())
     }
 
@@ -85,7 +86,7 @@ impl Config {
     ///
     /// # Errors
     /// Everything that is wrong with the files, as one report.
-    pub fn load_with(path: &Path, variable: LookUp<'_>) -> Result<Self, ConfigFaults> {
+    pub fn load_with(path: &Path, variable: LookUp<'_>) -> Result<Self, InvalidConfig> {
         load::load(path, variable)
     }
 
@@ -104,7 +105,7 @@ impl Config {
     ///
     /// # Errors
     /// The variable is not set, or not a PostgreSQL URL.
-    pub fn from_environment() -> Result<Self, ConfigFaults> {
+    pub fn from_environment() -> Result<Self, InvalidConfig> {
         Self::from_environment_with(&|name| std::env::var(name).ok())
     }
 
@@ -112,11 +113,11 @@ impl Config {
     ///
     /// # Errors
     /// The variable is not set, or not a PostgreSQL URL.
-    pub fn from_environment_with(variable: LookUp<'_>) -> Result<Self, ConfigFaults> {
+    pub fn from_environment_with(variable: LookUp<'_>) -> Result<Self, InvalidConfig> {
         let refuse = |message: String| {
             let advice =
                 "name a file with --config, or set DATABASE_URL to postgres://user:password@host/database";
-            ConfigFaults::one(Fault::of_file(DATABASE_URL, message, advice.to_owned()))
+            InvalidConfig::one(Diagnostic::of_file(DATABASE_URL, message).with_advice(advice))
         };
         let url = variable(DATABASE_URL).filter(|url| !url.is_empty());
         let url =

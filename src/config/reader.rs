@@ -1,7 +1,7 @@
 //! Reading TOML: files, syntax, a tree of values with their places. Nothing here knows a key.
 
 pub(crate) mod context;
-pub(crate) mod faults;
+pub(crate) mod diagnostics;
 pub(crate) mod include;
 pub(crate) mod interpolation;
 pub(crate) mod quantity;

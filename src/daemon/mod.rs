@@ -10,6 +10,7 @@ pub mod roster;
 mod running;
 pub mod todo_history;
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,8 +19,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::admin::probe;
 use crate::config::Config;
-use crate::espctl;
 use crate::handlers::native::Registry;
+use crate::operations;
 use crate::process::exit_code::{Exit, report};
 use crate::process::signal;
 use crate::worker;
@@ -100,7 +101,7 @@ fn run(cli: Cli, registry: Arc<Registry>) -> anyhow::Result<()> {
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run_daemon(&cli.place, registry),
         Command::Demo(arguments) => block_on(demo::run(arguments)),
-        Command::Check => block_on(espctl::check(&config()?)),
+        Command::Check => block_on(check(&config()?)),
         Command::Probe { question } => probe::run(&config()?, question),
         Command::Worker(arguments) if arguments.supervised => worker::run_supervised(registry),
         Command::Worker(arguments) => {
@@ -114,6 +115,11 @@ fn run_daemon(place: &Place, registry: Arc<Registry>) -> anyhow::Result<()> {
     let requests = signal::requests_and_reloads().context("could not listen for signals")?;
     let config = load(place, &registry)?;
     block_on(running::run(config, place.file()?.to_owned(), registry, requests))
+}
+
+async fn check(config: &Config) -> anyhow::Result<()> {
+    let summary = operations::check::check(config).await?.into_result()?;
+    Ok(writeln!(io::stdout().lock(), "{summary}")?)
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

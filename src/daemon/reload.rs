@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::program::add_registered;
 use crate::config::{Config, DatabaseUrl};
 use crate::daemon::roster::RosterPlace;
+use crate::diagnostic::Diagnostic;
 use crate::handlers::native::Registry;
 use crate::process::exit_code::Exit;
 
@@ -30,7 +31,7 @@ impl Configured {
     pub(super) fn reload(&mut self) -> bool {
         let read = match Config::load(&self.file) {
             Ok(config) => self.accept(config),
-            Err(faults) => Err(faults.faults().iter().map(ToString::to_string).collect()),
+            Err(invalid) => Err(invalid.diagnostics().iter().map(Diagnostic::render).collect()),
         };
         match read {
             Ok(config) if config == self.config => {

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, EXAMPLE};
-use crate::operations::check;
+use crate::operations::check::check;
 use crate::operations::databases::Databases;
 use crate::process::exit_code::{Exit, report};
 
@@ -143,7 +143,7 @@ async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
             output::print(toml::to_string_pretty(&config.redacted())?.trim_end())
         }
         Command::Config(_) => output::print(&serde_json::to_string_pretty(&config.redacted())?),
-        Command::Check => check::run(&config).await,
+        Command::Check => output::print(&check(&config).await?.into_result()?),
         Command::Roles(_) => roles::run(&config),
         Command::Doctor(arguments) => doctor::run(arguments, &config).await,
         command => {
@@ -182,11 +182,6 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
             unreachable!("handled before a database was needed")
         }
     }
-}
-
-/// What `espd check` does as well.
-pub(crate) async fn check(config: &Config) -> anyhow::Result<()> {
-    check::run(config).await
 }
 
 fn load(place: &Place) -> anyhow::Result<Config> {

@@ -15,9 +15,10 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _};
 
 pub use crate::processing::processor::Events;
-pub use check::{Fault, check};
+pub use check::check;
 pub(crate) use check::{check_upcasts, hidden_types};
 
+use crate::diagnostic::Diagnostic;
 use crate::event::Position;
 use crate::handlers::sql::function::{EventSource, ProcessorFunction};
 use crate::postgres::quote::quote_literal;
@@ -61,7 +62,7 @@ impl SqlProcessor {
         schema: &str,
         projections_schema: &str,
         events: Events,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, Diagnostic> {
         let source = match &events {
             Events::SameDatabase(layout) => EventSource::Table {
                 source: layout.source(),
@@ -71,7 +72,7 @@ impl SqlProcessor {
             Events::Elsewhere(_) => EventSource::Arguments,
         };
         let function = ProcessorFunction::compile(&declaration, schema, projections_schema, source)
-            .map_err(|error| Fault::of_compile_error(&declaration, error))?;
+            .map_err(|error| function::diagnose_compile_error(&declaration, error))?;
         let base = ProcessorBase::new(declaration, schema, projections_schema, events);
         Ok(Self { base, function, has_changed: false })
     }
@@ -239,8 +240,8 @@ impl SqlProcessor {
         if is_infrastructure_error(&error) {
             return ProcessorError::Database(error);
         }
-        let fault = Fault::of_function_error(&self.base.declaration, &self.function, error);
-        ProcessorError::Blocked(format!("{fault}; `espd check` shows it, then restart"))
+        let mistake = function::diagnose_refusal(&self.base.declaration, &self.function, &error);
+        ProcessorError::Blocked(format!("{mistake}; `espd check` shows it, then restart"))
     }
 }
 

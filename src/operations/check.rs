@@ -1,34 +1,53 @@
-//! `espctl check`, which is also `espd check`: find mistakes before they are deployed.
+//! What `espd check` and `espctl check` find: mistakes in declarations, before they are deployed.
 
 use crate::config::Config;
+use crate::diagnostic::{Diagnostic, render_all};
 use crate::embedded::{EmbeddedPostgres, Options};
-use crate::espctl::output;
-use crate::handlers::sql::{self, Fault};
+use crate::handlers::sql;
 use crate::operations::databases::{Databases, private_database};
 use crate::process::exit_code::Exit;
 use crate::processing::processor::ProcessorKind;
 
-/// Checks the store and every declared projector; changes nothing.
-pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
+/// What a check has found.
+pub(crate) struct CheckReport {
+    /// The mistakes, each with its line of the file; empty if everything is right.
+    pub(crate) diagnostics: Vec<Diagnostic>,
+    /// What was checked, in words.
+    checked: String,
+}
+
+impl CheckReport {
+    /// The line to print if nothing is wrong; otherwise every mistake, with the exit code for a wrong configuration.
+    pub(crate) fn into_result(self) -> Result<String, Exit> {
+        if self.diagnostics.is_empty() {
+            return Ok(format!("ok: {}", self.checked));
+        }
+        Err(Exit::configuration(render_all(&self.diagnostics)))
+    }
+}
+
+/// Checks the store and every declared processor; changes nothing.
+///
+/// If no database is configured, the daemon would start a private server, so the SQL is checked on a server like it.
+pub(crate) async fn check(config: &Config) -> anyhow::Result<CheckReport> {
     if config.event_store.url.is_some() {
         let databases = Databases::connect(config, "espd check").await?;
-        let outcome = check(config, &databases).await;
+        let report = check_on(config, &databases).await;
         databases.close().await;
-        return outcome;
+        return report;
     }
-    // The daemon would start a private server; the SQL is judged by one like it.
     let server = EmbeddedPostgres::start_temporary(Options { durable: false, ..Options::default() }).await?;
     let mut config = config.clone();
     config.event_store.url = Some(private_database(&server).await?);
     let databases = Databases::connect(&config, "espd check").await?;
     databases.migrate().await?;
-    let outcome = check(&config, &databases).await;
+    let report = check_on(&config, &databases).await;
     databases.close().await;
     server.stop().await;
-    outcome
+    report
 }
 
-async fn check(config: &Config, databases: &Databases) -> anyhow::Result<()> {
+async fn check_on(config: &Config, databases: &Databases) -> anyhow::Result<CheckReport> {
     databases.check_schema().await?;
     databases.check_store().await?;
     let mut events = databases.events.acquire().await?;
@@ -38,11 +57,9 @@ async fn check(config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let mut projections = databases.projections.acquire().await?;
     let schema = &databases.projections_schema;
     found.extend(sql::check(&mut projections, &config.processors, schema).await?);
-    let faults: Vec<String> = found.iter().map(show).collect();
-    if !faults.is_empty() {
-        return Err(Exit::configuration(faults.join("\n\n")).into());
-    }
-    output::print(&format!("ok: {}, event store {}", count(config), databases.layout.events_table()))
+    let diagnostics = found.into_iter().map(Diagnostic::with_line_of_file).collect();
+    let checked = format!("{}, event store {}", count(config), databases.layout.events_table());
+    Ok(CheckReport { diagnostics, checked })
 }
 
 /// How many processors of each kind are declared, in words.
@@ -55,18 +72,4 @@ fn count(config: &Config) -> String {
     let counts: Vec<String> =
         [ProcessorKind::Projector, ProcessorKind::Reactor].into_iter().filter_map(of).collect();
     if counts.is_empty() { "no processor is declared".to_owned() } else { counts.join(", ") }
-}
-
-/// A fault with the line that it is about, in the manner of the configuration's own faults.
-fn show(fault: &Fault) -> String {
-    let Fault { file, line, column, message, hint } = fault;
-    let mut text = format!("{file}:{line}:{column}: {message}");
-    let source = std::fs::read_to_string(file).unwrap_or_default();
-    if let Some(source) = source.lines().nth(line - 1) {
-        text.push_str(&format!("\n{line:>5} | {source}\n      | {:indent$}^", "", indent = column - 1));
-    }
-    if let Some(hint) = hint {
-        text.push_str(&format!("\n      = {hint}"));
-    }
-    text
 }

@@ -12,8 +12,9 @@ use thiserror::Error;
 
 pub use dead_letters::{ExaminedLetter, Meant};
 
+use crate::diagnostic::Diagnostic;
 use crate::event::Position;
-use crate::handlers::sql::{Fault, SqlProcessor};
+use crate::handlers::sql::SqlProcessor;
 use crate::operations::databases::Databases;
 use crate::operations::status::{self, ProcessorStatus};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
@@ -104,7 +105,7 @@ pub enum OperatorError {
     },
     /// The declaration cannot be compiled.
     #[error("nothing was done: {0}")]
-    Declaration(Box<Fault>),
+    Declaration(Box<Diagnostic>),
     /// The declaration does not fit what is in the database.
     #[error("nothing was done: {0}")]
     Blocked(String),

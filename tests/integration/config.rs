@@ -13,7 +13,7 @@ mod webhook;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use espd::config::{Config, ConfigFaults};
+use espd::config::{Config, InvalidConfig};
 use tempfile::TempDir;
 
 /// A folder with configuration files, and variables.
@@ -42,7 +42,7 @@ impl Folder {
         self.folder.path().join(name)
     }
 
-    fn load(&self) -> Result<Config, ConfigFaults> {
+    fn load(&self) -> Result<Config, InvalidConfig> {
         Config::load_with(&self.path("espd.toml"), &|name| {
             self.variables.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.clone())
         })
@@ -56,7 +56,7 @@ impl Folder {
 }
 
 /// The configuration that this text makes.
-fn load(text: &str) -> Result<Config, ConfigFaults> {
+fn load(text: &str) -> Result<Config, InvalidConfig> {
     Folder::new(&[("espd.toml", text)]).load()
 }
 

@@ -1,18 +1,19 @@
-//! What the values of a file are read with, and the spots that faults point at.
+//! What the values of a file are read with, and the locations that diagnostics point at.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::faults::{Fault, Faults};
+use super::diagnostics::Diagnostics;
 use super::interpolation::Environment;
 use super::source_file::SourceFile;
+use crate::diagnostic::Diagnostic;
 
 /// What every value of a file is read with.
 pub(crate) struct Context<'c> {
     pub(crate) file: &'c SourceFile,
-    pub(crate) faults: &'c Faults,
-    pub(crate) claims: &'c Claims,
+    pub(crate) diagnostics: &'c Diagnostics,
+    pub(crate) names: &'c UniqueNames,
     pub(crate) environment: &'c Environment<'c>,
     /// The lines that are not TOML. The parser goes on behind them as well as it can, so what is found
     /// on them, or found missing, may only be a consequence.
@@ -20,27 +21,27 @@ pub(crate) struct Context<'c> {
 }
 
 impl Context<'_> {
-    /// Notes a fault, unless a syntax error on the same line explains it.
-    pub(crate) fn report(&self, fault: Fault) {
-        if !fault.line.is_some_and(|line| self.damaged_lines.contains(&line)) {
-            self.faults.push(fault);
+    /// Adds a diagnostic, unless a syntax error on the same line explains it.
+    fn report(&self, diagnostic: Diagnostic) {
+        if !diagnostic.line.is_some_and(|line| self.damaged_lines.contains(&line)) {
+            self.diagnostics.push(diagnostic);
         }
     }
 }
 
-/// Names that only one spot of the whole configuration may use, with the spot that has them.
+/// Names that may be used once in the whole configuration, each with the place that uses it.
 #[derive(Debug, Default)]
-pub(crate) struct Claims(RefCell<BTreeMap<(&'static str, String), String>>);
+pub(crate) struct UniqueNames(RefCell<BTreeMap<(&'static str, String), String>>);
 
-/// Part of a file, to point at.
+/// Part of a file, for diagnostics to point at.
 #[derive(Clone, Copy)]
-pub(crate) struct Spot<'c> {
+pub(crate) struct Location<'c> {
     context: &'c Context<'c>,
     start: usize,
     end: usize,
 }
 
-impl<'c> Spot<'c> {
+impl<'c> Location<'c> {
     pub(crate) fn new(context: &'c Context<'c>, span: Range<usize>) -> Self {
         Self { context, start: span.start, end: span.end }
     }
@@ -50,35 +51,35 @@ impl<'c> Spot<'c> {
         self.start..self.end
     }
 
-    /// Notes a fault here.
-    pub(crate) fn fault(&self, message: impl Into<String>, advice: impl Into<String>) {
-        self.context.report(self.context.file.fault(self.span(), None, message.into(), advice.into()));
+    /// Reports a mistake here.
+    pub(crate) fn report(&self, message: impl AsRef<str>, advice: impl Into<String>) {
+        self.report_hiding(None, message.as_ref(), advice);
     }
 
-    /// Notes a fault here, without showing what stands in the bytes of `secret`.
-    pub(crate) fn fault_hiding(
+    /// Reports a mistake here, in a secret: nothing of this location is shown.
+    pub(crate) fn report_secret(&self, message: impl AsRef<str>, advice: impl Into<String>) {
+        self.report_hiding(Some(self.span()), message.as_ref(), advice);
+    }
+
+    /// Reports a mistake here, without showing the bytes of `secret`.
+    pub(crate) fn report_hiding(
         &self,
-        secret: Range<usize>,
-        message: impl Into<String>,
+        secret: Option<Range<usize>>,
+        message: &str,
         advice: impl Into<String>,
     ) {
-        self.context.report(self.context.file.fault(
-            self.span(),
-            Some(secret),
-            message.into(),
-            advice.into(),
-        ));
+        self.context.report(self.context.file.diagnose(self.span(), secret, message).with_advice(advice));
     }
 
-    /// Claims `name` among all names of this `kind`; notes a fault if another spot has it already.
-    pub(crate) fn claim(&self, kind: &'static str, name: &str, advice: &str) {
+    /// Reserves `name` among all names of this `kind`; reports a mistake if another place uses it already.
+    pub(crate) fn reserve(&self, kind: &'static str, name: &str, advice: &str) {
         let (line, _) = self.context.file.place(self.start);
         let here = format!("{}:{line}", self.context.file.name);
-        let mut claims = self.context.claims.0.borrow_mut();
+        let mut names = self.context.names.0.borrow_mut();
         let key = (kind, name.to_owned());
-        match claims.get(&key) {
-            Some(earlier) => self.fault(format!("there is another {kind} `{name}`, at {earlier}"), advice),
-            None => drop(claims.insert(key, here)),
+        match names.get(&key) {
+            Some(earlier) => self.report(format!("there is another {kind} `{name}`, at {earlier}"), advice),
+            None => drop(names.insert(key, here)),
         }
     }
 }

@@ -33,7 +33,7 @@ fn find_files(value: &Value<'_>, including: &Path) -> Vec<PathBuf> {
         if file.is_file() {
             return vec![file];
         }
-        value.spot.fault(
+        value.location.report(
             format!("there is no file {}", file.display()),
             "name an existing file, or write a pattern with `*`, which may match nothing",
         );
@@ -46,7 +46,7 @@ fn find_files(value: &Value<'_>, including: &Path) -> Vec<PathBuf> {
     match glob_with(&format!("{base}{pattern}"), options) {
         Ok(paths) => paths.filter_map(Result::ok).filter(|path| !path.is_dir()).collect(),
         Err(error) => {
-            value.spot.fault(format!("not a pattern: {error}"), "use `*`, `?`, `[a-z]` and `**`");
+            value.location.report(format!("not a pattern: {error}"), "use `*`, `?`, `[a-z]` and `**`");
             Vec::new()
         }
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use super::faults::{Excerpt, Fault, hide_passwords};
+use crate::diagnostic::{Diagnostic, Excerpt, hide_passwords};
 
 /// A file of the configuration.
 #[derive(Debug)]
@@ -17,57 +17,46 @@ pub(crate) struct SourceFile {
 
 impl SourceFile {
     /// Reads a file, or says why it cannot be read.
-    pub(crate) fn read(path: &Path) -> Result<Self, Box<Fault>> {
+    pub(crate) fn read(path: &Path) -> Result<Self, Box<Diagnostic>> {
         let name = path.display().to_string();
         match fs::read(path) {
             Ok(bytes) => Self::from_bytes(name, bytes),
             Err(error) => {
                 let advice = "name an existing file that this user may read; \
                               `espctl config example` prints one to start from";
-                Err(Box::new(Fault::of_file(&name, format!("cannot read the file: {error}"), advice.into())))
+                let message = format!("cannot read the file: {error}");
+                Err(Box::new(Diagnostic::of_file(&name, message).with_advice(advice)))
             }
         }
     }
 
-    fn from_bytes(name: String, bytes: Vec<u8>) -> Result<Self, Box<Fault>> {
+    fn from_bytes(name: String, bytes: Vec<u8>) -> Result<Self, Box<Diagnostic>> {
         match String::from_utf8(bytes) {
             Ok(text) => Ok(Self { name, text }),
             Err(error) => {
                 let end = error.utf8_error().valid_up_to();
                 let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                let message = "this is not UTF-8".to_owned();
-                Err(Box::new(Self { name, text }.fault(
-                    end..end,
-                    None,
-                    message,
-                    "save the file as UTF-8".into(),
-                )))
+                let file = Self { name, text };
+                let diagnostic = file.diagnose(end..end, None, "this is not UTF-8");
+                Err(Box::new(diagnostic.with_advice("save the file as UTF-8")))
             }
         }
     }
 
-    /// A fault at a range of bytes; what `secret` covers is not shown.
-    pub(crate) fn fault(
+    /// A diagnostic for a range of bytes; what `secret` covers is not shown.
+    pub(crate) fn diagnose(
         &self,
         span: Range<usize>,
         secret: Option<Range<usize>>,
-        message: String,
-        advice: String,
-    ) -> Fault {
-        let (line, column) = self.place(span.start);
+        message: &str,
+    ) -> Diagnostic {
+        let place = self.place(span.start);
         let start = self.line_start(span.start);
         let end = self.text[start..].find('\n').map_or(self.text.len(), |length| start + length);
         // A message may quote what was written; advice never does.
-        let message = hide_passwords(&message);
+        let message = hide_passwords(message);
         let excerpt = Excerpt::new(&self.text, start..end, span, secret);
-        Fault {
-            file: self.name.clone(),
-            line: Some(line),
-            column: Some(column),
-            message,
-            advice,
-            excerpt: Some(excerpt),
-        }
+        Diagnostic::at(&self.name, place, message).with_excerpt(excerpt)
     }
 
     /// Line and column, both from 1, the column in characters.
@@ -104,7 +93,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_text_is_refused_where_it_ceases_to_be() {
-        let fault = SourceFile::from_bytes("a.toml".into(), b"a = 1\nb = '\xff'\n".to_vec()).unwrap_err();
-        assert_eq!((fault.line, fault.column), (Some(2), Some(6)));
+        let diagnostic =
+            SourceFile::from_bytes("a.toml".into(), b"a = 1\nb = '\xff'\n".to_vec()).unwrap_err();
+        assert_eq!((diagnostic.line, diagnostic.column), (Some(2), Some(6)));
     }
 }

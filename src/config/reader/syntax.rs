@@ -2,7 +2,7 @@
 
 use toml::de::{DeTable, DeValue, Error};
 
-use super::faults::Faults;
+use super::diagnostics::Diagnostics;
 use super::source_file::SourceFile;
 
 /// Notes all syntax errors of a file and returns their lines.
@@ -10,7 +10,7 @@ pub(crate) fn report_syntax_errors(
     file: &SourceFile,
     errors: &[Error],
     tree: &DeTable<'_>,
-    faults: &Faults,
+    diagnostics: &Diagnostics,
 ) -> Vec<usize> {
     let mut lines = Vec::new();
     for error in errors {
@@ -24,7 +24,8 @@ pub(crate) fn report_syntax_errors(
         // One slip often makes several errors on its line; the first says it.
         if !lines.contains(&line) {
             lines.push(line);
-            faults.push(file.fault(span, None, format!("not TOML: {}", error.message()), advice.into()));
+            let diagnostic = file.diagnose(span, None, &format!("not TOML: {}", error.message()));
+            diagnostics.push(diagnostic.with_advice(advice));
         }
     }
     lines

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use toml::de::DeTable;
 
-use super::context::{Context, Spot};
+use super::context::{Context, Location};
 use super::value::Value;
 use crate::config::keys::{self, Keys};
 
@@ -17,7 +17,7 @@ pub(crate) struct Section<'c> {
     context: &'c Context<'c>,
     keys: &'static Keys,
     table: &'c DeTable<'c>,
-    header: Spot<'c>,
+    header: Location<'c>,
 }
 
 impl<'c> Section<'c> {
@@ -28,7 +28,7 @@ impl<'c> Section<'c> {
         table: &'c DeTable<'c>,
         header: Range<usize>,
     ) -> Self {
-        let section = Self { context, keys, table, header: Spot::new(context, header) };
+        let section = Self { context, keys, table, header: Location::new(context, header) };
         section.refuse_unknown_keys();
         section
     }
@@ -49,14 +49,14 @@ impl<'c> Section<'c> {
         let value = self.value(key);
         // Behind a syntax error, the parser may have lost what looks missing.
         if value.is_none() && self.context.damaged_lines.is_empty() {
-            self.header.fault(format!("{} needs `{key}`", self.keys.title), advice);
+            self.header.report(format!("{} needs `{key}`", self.keys.title), advice);
         }
         value
     }
 
-    /// Notes a fault of the section as a whole.
-    pub(crate) fn fault(&self, message: impl Into<String>, advice: impl Into<String>) {
-        self.header.fault(message, advice);
+    /// Reports a mistake in the section as a whole.
+    pub(crate) fn report(&self, message: impl AsRef<str>, advice: impl Into<String>) {
+        self.header.report(message, advice);
     }
 
     fn refuse_unknown_keys(&self) {
@@ -68,9 +68,9 @@ impl<'c> Section<'c> {
             let name = key.get_ref().as_ref();
             if !self.keys.names.contains(&name) {
                 // Whatever an unknown key holds may be a secret.
-                let secret = if value.get_ref().is_str() { value.span() } else { 0..0 };
+                let secret = value.get_ref().is_str().then(|| value.span());
                 let message = format!("unknown key `{}` {place}", name.escape_debug());
-                Spot::new(self.context, key.span()).fault_hiding(secret, message, self.advise(name));
+                Location::new(self.context, key.span()).report_hiding(secret, &message, self.advise(name));
             }
         }
     }

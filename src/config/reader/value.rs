@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::context::{Context, Spot};
+use super::context::{Context, Location};
 use super::interpolation::{interpolate, is_interpolated};
 use super::quantity::{format_duration, format_size, parse_duration, parse_size};
 use super::string_literal::locate_characters;
@@ -25,12 +25,12 @@ pub(crate) struct Value<'c> {
     key: &'c str,
     value: &'c DeValue<'c>,
     /// Where it is written.
-    pub(crate) spot: Spot<'c>,
+    pub(crate) location: Location<'c>,
 }
 
 impl<'c> Value<'c> {
     pub(crate) fn new(context: &'c Context<'c>, key: &'c str, spanned: &'c Spanned<DeValue<'c>>) -> Self {
-        Self { context, key, value: spanned.get_ref(), spot: Spot::new(context, spanned.span()) }
+        Self { context, key, value: spanned.get_ref(), location: Location::new(context, spanned.span()) }
     }
 
     /// The key that it was found under.
@@ -46,12 +46,12 @@ impl<'c> Value<'c> {
 
     /// The key, with the place of its value.
     pub(crate) fn place(&self) -> SourceText {
-        let (line, column) = self.context.file.place(self.spot.span().start);
+        let (line, column) = self.context.file.place(self.location.span().start);
         SourceText::new(self.key, &self.context.file.name, line, column)
     }
 
     /// True or false.
-    pub(crate) fn truth(&self) -> Option<bool> {
+    pub(crate) fn boolean(&self) -> Option<bool> {
         if let DeValue::Boolean(truth) = self.value {
             return Some(*truth);
         }
@@ -66,7 +66,7 @@ impl<'c> Value<'c> {
             Ok(resolved) => self.refuse_nul(&resolved).map(|()| resolved),
             Err(unresolved) => {
                 for one in unresolved {
-                    self.spot_of(written, one.span).fault(one.message, one.advice);
+                    self.location_of(written, one.span).report(one.message, one.advice);
                 }
                 None
             }
@@ -81,7 +81,7 @@ impl<'c> Value<'c> {
             Err(unresolved) => unresolved,
         };
         for one in unresolved {
-            self.spot.fault_hiding(self.spot.span(), one.message, one.advice);
+            self.location.report_secret(one.message, one.advice);
         }
         None
     }
@@ -92,10 +92,10 @@ impl<'c> Value<'c> {
             self.string("SQL as a string", "write it in quotes: \"\"\" … \"\"\" for several lines")?;
         self.refuse_nul(written)?;
         if written.trim().is_empty() {
-            self.spot.fault(format!("`{}` is empty", self.key), "write the SQL, or remove the key");
+            self.location.report(format!("`{}` is empty", self.key), "write the SQL, or remove the key");
             return None;
         }
-        let (line, column) = self.context.file.place(self.spot.span().start);
+        let (line, column) = self.context.file.place(self.location.span().start);
         Some(locate_characters(self.literal(), written, &self.context.file.name, line, column))
     }
 
@@ -105,7 +105,8 @@ impl<'c> Value<'c> {
         if is_name(&name) {
             return Some(name);
         }
-        self.spot.fault(format!("{} is not a name for a {kind}", self.written()), advise_name(self.as_str()));
+        self.location
+            .report(format!("{} is not a name for a {kind}", self.as_written()), advise_name(self.as_str()));
         None
     }
 
@@ -116,7 +117,7 @@ impl<'c> Value<'c> {
             return Some(name);
         }
         let advice = "write the bare name: up to 63 letters, digits and _, not beginning with a digit";
-        self.spot.fault(format!("{} is not a name for a {kind}", self.written()), advice);
+        self.location.report(format!("{} is not a name for a {kind}", self.as_written()), advice);
         None
     }
 
@@ -131,7 +132,7 @@ impl<'c> Value<'c> {
             "write a list of a program and its arguments: [\"/usr/local/bin/notify\", \"espd\"]";
         let words: Vec<String> = self.items(ADVICE)?.iter().filter_map(Value::text).collect();
         if words.first().is_some_and(String::is_empty) {
-            self.spot.fault("a command needs a program", ADVICE);
+            self.location.report("a command needs a program", ADVICE);
         }
         Some(words)
     }
@@ -145,8 +146,8 @@ impl<'c> Value<'c> {
         let names = choices.iter().map(|(name, _)| *name);
         let known: Vec<_> = names.clone().map(|name| format!("\"{name}\"")).collect();
         let guess = keys::nearest(&word, names).map(|name| format!("did you mean \"{name}\"? "));
-        self.spot.fault(
-            format!("unknown {} {}", self.key, self.written()),
+        self.location.report(
+            format!("unknown {} {}", self.key, self.as_written()),
             format!("{}known: {}", guess.unwrap_or_default(), known.join(", ")),
         );
         None
@@ -198,7 +199,7 @@ impl<'c> Value<'c> {
         let advice = "write \"postgres://user:password@host:5432/database\", or take it from the environment: \
                       \"${DATABASE_URL}\"";
         let url = DatabaseUrl::new(self.text()?);
-        url.map_err(|error| self.spot.fault_hiding(self.spot.span(), error.to_string(), advice)).ok()
+        url.map_err(|error| self.location.report_secret(error.to_string(), advice)).ok()
     }
 
     /// The items of a list.
@@ -217,7 +218,7 @@ impl<'c> Value<'c> {
     /// A table of known keys.
     pub(crate) fn section(&self, keys: &'static Keys) -> Option<Section<'c>> {
         match self.value {
-            DeValue::Table(table) => Some(Section::open(self.context, keys, table, self.spot.span())),
+            DeValue::Table(table) => Some(Section::open(self.context, keys, table, self.location.span())),
             _ => {
                 self.refuse_type("a table", &format!("write {} and its keys below it", keys.title));
                 None
@@ -247,11 +248,11 @@ impl<'c> Value<'c> {
             .iter()
             .map(|(key, value)| {
                 let name = key.get_ref().as_ref();
-                let spot = Spot::new(self.context, key.span());
-                (Key { name, spot }, Self::new(self.context, name, value))
+                let location = Location::new(self.context, key.span());
+                (Key { name, location }, Self::new(self.context, name, value))
             })
             .collect();
-        entries.sort_by_key(|(key, _)| key.spot.span().start);
+        entries.sort_by_key(|(key, _)| key.location.span().start);
         Some(entries)
     }
 
@@ -284,7 +285,7 @@ impl<'c> Value<'c> {
     fn within<T: PartialOrd>(&self, value: Option<T>, range: &RangeInclusive<T>, advice: &str) -> Option<T> {
         let allowed = value.filter(|value| range.contains(value));
         if allowed.is_none() {
-            self.spot.fault(format!("{} is not allowed for `{}`", self.written(), self.key), advice);
+            self.location.report(format!("{} is not allowed for `{}`", self.as_written(), self.key), advice);
         }
         allowed
     }
@@ -294,13 +295,13 @@ impl<'c> Value<'c> {
         let article = if found.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
         let message = format!("`{}` must be {expected}, not {article} {found}", self.key);
         let is_secret = matches!(self.key, "secrets" | "headers");
-        let hidden = if is_secret { self.spot.span() } else { 0..0 };
-        self.spot.fault_hiding(hidden, message, advice);
+        let hidden = is_secret.then(|| self.location.span());
+        self.location.report_hiding(hidden, &message, advice);
     }
 
     fn refuse_nul(&self, text: &str) -> Option<()> {
         if text.contains('\0') {
-            self.spot.fault(
+            self.location.report(
                 format!("`{}` contains a NUL character", self.key),
                 "remove it; PostgreSQL cannot store it",
             );
@@ -311,11 +312,11 @@ impl<'c> Value<'c> {
 
     /// The value as it stands in the file, quotes included.
     fn literal(&self) -> &'c str {
-        self.context.file.text.get(self.spot.span()).unwrap_or_default()
+        self.context.file.text.get(self.location.span()).unwrap_or_default()
     }
 
     /// The value for a message: what the user wrote, so never what a variable holds.
-    pub(crate) fn written(&self) -> String {
+    pub(crate) fn as_written(&self) -> String {
         match self.value {
             DeValue::String(text) if is_interpolated(text) => {
                 format!("`{text}` (with its variables replaced)")
@@ -326,14 +327,14 @@ impl<'c> Value<'c> {
     }
 
     /// Where this part of the string is written.
-    fn spot_of(&self, written: &str, part: Range<usize>) -> Spot<'c> {
+    fn location_of(&self, written: &str, part: Range<usize>) -> Location<'c> {
         let found = written.get(part.clone()).and_then(|text| self.literal().find(text));
         match found {
             Some(offset) => {
-                let start = self.spot.span().start + offset;
-                Spot::new(self.context, start..start + part.len())
+                let start = self.location.span().start + offset;
+                Location::new(self.context, start..start + part.len())
             }
-            None => self.spot,
+            None => self.location,
         }
     }
 }
@@ -342,7 +343,7 @@ impl<'c> Value<'c> {
 #[derive(Clone, Copy)]
 pub(crate) struct Key<'c> {
     pub(crate) name: &'c str,
-    pub(crate) spot: Spot<'c>,
+    pub(crate) location: Location<'c>,
 }
 
 /// The rule for names, with a name near the refused one if that looks like a name at all.

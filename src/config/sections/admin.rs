@@ -117,7 +117,7 @@ impl AdminSettings {
 fn refuse_open_door(section: &Section<'_>, settings: &AdminSettings) {
     let written = section.value("read_token").or_else(|| section.value("operator_token"));
     if let (Some(listen), None, false) = (section.value("listen"), written, settings.listen.is_local()) {
-        listen.spot.fault(
+        listen.location.report(
             format!("{} can be reached from other machines, and there is no token", settings.listen),
             "add read_token = \"${file:/path}\", or listen on 127.0.0.1 or unix:/path",
         );
@@ -125,8 +125,7 @@ fn refuse_open_door(section: &Section<'_>, settings: &AdminSettings) {
     if let (Some(same), Some(token)) = (section.value("operator_token"), &settings.operator_token)
         && settings.read_token.as_ref() == Some(token)
     {
-        same.spot.fault_hiding(
-            same.spot.span(),
+        same.location.report_secret(
             "`operator_token` is the same as `read_token`",
             "whoever may only see must not know it: make another one",
         );
@@ -136,8 +135,8 @@ fn refuse_open_door(section: &Section<'_>, settings: &AdminSettings) {
 fn read_listen(value: &Value<'_>) -> Option<Listen> {
     let listen = Listen::parse(&value.text()?);
     if listen.is_none() {
-        value.spot.fault(
-            format!("{} is no address to listen on", value.written()),
+        value.location.report(
+            format!("{} is no address to listen on", value.as_written()),
             "write an address and a port like \"127.0.0.1:4680\" or \"[::1]:4680\", or \"unix:/absolute/path\"",
         );
     }
@@ -148,8 +147,7 @@ fn read_listen(value: &Value<'_>) -> Option<Listen> {
 fn read_token(value: &Value<'_>) -> Option<Token> {
     let token = Token::new(value.text()?);
     if token.is_none() {
-        value.spot.fault_hiding(
-            value.spot.span(),
+        value.location.report_secret(
             "the token is not 32 to 512 visible ASCII characters",
             "make one with `openssl rand -hex 32` in a file, and name that: \"${file:/path}\"",
         );
@@ -164,7 +162,7 @@ fn read_hosts(value: &Value<'_>) -> Option<Vec<String>> {
         let Some(host) = item.text().map(|host| host.to_ascii_lowercase()) else { continue };
         let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         if host.is_empty() || !host.chars().all(is_part) {
-            item.spot.fault(format!("{} is no name of a host", item.written()), advice);
+            item.location.report(format!("{} is no name of a host", item.as_written()), advice);
         } else {
             hosts.push(host);
         }

@@ -16,7 +16,7 @@ pub(crate) fn read_default_isolation(value: &Value<'_>) -> Option<Isolation> {
     if isolation.is_none() {
         let advice =
             "write \"process\" or \"task\"; a group is named by its processors: isolation = \"group:NAME\"";
-        value.spot.fault(format!("unknown isolation {}", value.written()), advice);
+        value.location.report(format!("unknown isolation {}", value.as_written()), advice);
     }
     isolation
 }
@@ -28,17 +28,18 @@ pub(crate) fn read_isolation(value: &Value<'_>) -> Option<Isolation> {
         if is_name(name) {
             return Some(Isolation::Group(name.to_owned()));
         }
-        let message = format!("{} is not a name for a group", value.written());
-        value.spot.fault(message, advise_name(name));
+        let message = format!("{} is not a name for a group", value.as_written());
+        value.location.report(message, advise_name(name));
         return None;
     }
     let isolation = find(&word);
     if isolation.is_none() {
         let nearest = keys::nearest(&word, ISOLATIONS.iter().map(|(name, _)| *name));
         let guess = nearest.map(|name| format!("did you mean \"{name}\"? ")).unwrap_or_default();
-        value
-            .spot
-            .fault(format!("unknown isolation {}", value.written()), format!("{guess}{ADVISE_ISOLATION}"));
+        value.location.report(
+            format!("unknown isolation {}", value.as_written()),
+            format!("{guess}{ADVISE_ISOLATION}"),
+        );
     }
     isolation
 }

@@ -80,7 +80,7 @@ pub(crate) fn read_processor(
 fn read_name(section: &Section<'_>) -> Option<String> {
     let value = section.require("name", "write `name = \"…\"`, unique among all processors")?;
     let name = value.name("processor")?;
-    value.spot.claim("processor", &name, "give each processor a name of its own");
+    value.location.reserve("processor", &name, "give each processor a name of its own");
     Some(name)
 }
 
@@ -106,7 +106,7 @@ fn read_start(value: &Value<'_>) -> Option<Start> {
             Ok(time) => Some(Start::Time(time)),
             Err(_) => {
                 let advice = "write \"now\", \"beginning\", a position like 1234, or a time like \"2026-01-31T00:00:00Z\"";
-                value.spot.fault(format!("{} is no place to start", value.written()), advice);
+                value.location.report(format!("{} is no place to start", value.as_written()), advice);
                 None
             }
         },
@@ -120,20 +120,24 @@ fn read_tables(value: &Value<'_>) -> Vec<TableDeclaration> {
     {
         let columns = columns.sql();
         if !is_name(key.name) {
-            key.spot.fault(
+            key.location.report(
                 format!("`{}` is not a name for a table", key.name.escape_debug()),
                 advise_name(key.name),
             );
             continue;
         }
         if key.name == "event" {
-            key.spot.fault(
+            key.location.report(
                 "a table cannot be called `event`",
                 "choose another name; `event` is the event in a handler",
             );
             continue;
         }
-        key.spot.claim("table", key.name, "a table belongs to one projector; give this one another name");
+        key.location.reserve(
+            "table",
+            key.name,
+            "a table belongs to one projector; give this one another name",
+        );
         tables.extend(columns.map(|columns| TableDeclaration { name: key.name.to_owned(), columns }));
     }
     tables
@@ -154,7 +158,9 @@ fn read_handling(section: &Section<'_>, form: &Form) -> Option<Handling> {
     let ways: Vec<_> = WAYS.iter().filter(known).filter_map(|key| section.value(key)).collect();
     if let [first, second, ..] = ways.as_slice() {
         let message = format!("`{}` stands beside `{}`", second.key(), first.key());
-        second.spot.fault(message, "remove one of them: the events of a processor are handled in one way");
+        second
+            .location
+            .report(message, "remove one of them: the events of a processor are handled in one way");
         return None;
     }
     let way = ways.first().map(Value::key);
@@ -176,20 +182,20 @@ fn read_handling(section: &Section<'_>, form: &Form) -> Option<Handling> {
 fn refuse_events(section: &Section<'_>, form: &Form) {
     if let Some(events) = section.value("events") {
         let advice = format!("write it below {}", form.handler.title);
-        events.spot.fault("`events` stands without `command` or `webhook`", advice);
+        events.location.report("`events` stands without `command` or `webhook`", advice);
     }
 }
 
 /// What it handles, and in which tables, the program knows that has registered it.
 fn read_native(section: &Section<'_>) -> Option<Handling> {
     let native = section.value("native")?;
-    if !native.truth()? {
-        native.spot.fault("`native = false` says nothing", "remove it");
+    if !native.boolean()? {
+        native.location.report("`native = false` says nothing", "remove it");
     }
     for key in ["events", "tables", "ddl", "version", "emits"] {
         if let Some(value) = section.value_if_known(key) {
             let message = format!("`{key}` stands beside `native`");
-            value.spot.fault(message, "remove it: the program says it where it registers the processor");
+            value.location.report(message, "remove it: the program says it where it registers the processor");
         }
     }
     Some(Handling::Native(HandledEvents::All))
@@ -200,7 +206,7 @@ fn read_handlers(section: &Section<'_>, form: &Form) -> Vec<Handler> {
     let Some(on) = section.require("on", &advice) else { return Vec::new() };
     let Some(handlers) = on.sections(form.handler) else { return Vec::new() };
     if handlers.is_empty() {
-        on.spot.fault(format!("a {} without handlers does nothing", form.key), advice);
+        on.location.report(format!("a {} without handlers does nothing", form.key), advice);
     }
     handlers.iter().filter_map(read_handler).collect()
 }
@@ -216,7 +222,7 @@ fn read_handler(section: &Section<'_>) -> Option<Handler> {
 pub(crate) fn read_events(value: &Value<'_>) -> Option<HandledEvents> {
     let items = value.items(ADVISE_EVENTS)?;
     if items.is_empty() {
-        value.spot.fault("a handler without event types handles nothing", ADVISE_EVENTS);
+        value.location.report("a handler without event types handles nothing", ADVISE_EVENTS);
     }
     let types = read_event_types(&items);
     if !types.iter().any(|event_type| event_type == "*") {
@@ -224,7 +230,7 @@ pub(crate) fn read_events(value: &Value<'_>) -> Option<HandledEvents> {
     }
     if types.len() > 1 {
         let advice = "write [\"*\"] alone, or split this into two handlers; both run, in order";
-        value.spot.fault("`*` stands for all types and allows no other beside it", advice);
+        value.location.report("`*` stands for all types and allows no other beside it", advice);
     }
     Some(HandledEvents::All)
 }
@@ -234,10 +240,11 @@ pub(crate) fn read_event_types(items: &[Value<'_>]) -> Vec<String> {
     for item in items {
         match item.text() {
             Some(event_type) if event_type.trim().is_empty() => {
-                item.spot.fault("an event type is never empty", ADVISE_EVENTS);
+                item.location.report("an event type is never empty", ADVISE_EVENTS);
             }
             Some(event_type) if types.contains(&event_type) => {
-                item.spot.fault(format!("{} is listed twice", item.written()), "remove one of the two");
+                item.location
+                    .report(format!("{} is listed twice", item.as_written()), "remove one of the two");
             }
             event_type => types.extend(event_type),
         }

@@ -17,7 +17,7 @@ pub(crate) fn read_program(section: &Section<'_>) -> Option<ProgramDeclaration> 
     let value = section.value("command")?;
     let command = value.command();
     if command.as_ref().is_some_and(Vec::is_empty) {
-        value.spot.fault(
+        value.location.report(
             "a command needs a program",
             "write a program and its arguments: [\"python3\", \"worker.py\"]",
         );
@@ -41,8 +41,8 @@ pub(crate) fn read_program(section: &Section<'_>) -> Option<ProgramDeclaration> 
 pub(crate) fn refuse_companions(section: &Section<'_>) {
     for value in COMPANIONS.iter().filter_map(|key| section.value_if_known(key)) {
         value
-            .spot
-            .fault(format!("`{}` stands without `command`", value.key()), "remove it, or name the program");
+            .location
+            .report(format!("`{}` stands without `command`", value.key()), "remove it, or name the program");
     }
 }
 
@@ -52,8 +52,7 @@ fn read_environment(table: &Value<'_>) -> BTreeMap<String, Secret> {
     let mut variables = BTreeMap::new();
     for (name, value) in entries {
         if !is_variable(name.name) {
-            table.spot.fault_hiding(
-                table.spot.span(),
+            table.location.report_secret(
                 format!("`{}` is not a name for a variable", name.name.escape_debug()),
                 "write letters, digits and _, not beginning with a digit",
             );

@@ -239,8 +239,8 @@ pub(crate) fn read_retry(section: &Section<'_>, default: RetryPolicy) -> RetryPo
         && policy.max_attempts.is_none()
         && section.value("max_attempts").is_none()
     {
-        stop.spot.fault(
-            format!("`on_failure = {}` never happens, because attempts have no end", stop.written()),
+        stop.location.report(
+            format!("`on_failure = {}` never happens, because attempts have no end", stop.as_written()),
             "write `max_attempts` beside it: after how many attempts",
         );
     }
@@ -251,7 +251,7 @@ pub(crate) fn read_retry(section: &Section<'_>, default: RetryPolicy) -> RetryPo
         && both_known
         && policy.max < policy.initial
     {
-        wrong.spot.fault("`max` is less than `initial`", "write a `max` that is at least `initial`");
+        wrong.location.report("`max` is less than `initial`", "write a `max` that is at least `initial`");
     }
     policy
 }
@@ -260,7 +260,7 @@ pub(crate) fn read_retry(section: &Section<'_>, default: RetryPolicy) -> RetryPo
 fn read_direct_url(section: &Section<'_>) -> Option<DatabaseUrl> {
     let value = section.value("direct_url")?;
     if section.value("url").is_none() {
-        value.spot.fault("`direct_url` stands without `url`", "write `url`: the way through the pooler");
+        value.location.report("`direct_url` stands without `url`", "write `url`: the way through the pooler");
     }
     value.database_url()
 }
@@ -268,7 +268,7 @@ fn read_direct_url(section: &Section<'_>) -> Option<DatabaseUrl> {
 fn read_schema(value: &Value<'_>) -> Option<String> {
     let name = value.name("schema")?;
     if name.starts_with("pg_") || name == "information_schema" {
-        value.spot.fault(format!("the schema `{name}` belongs to PostgreSQL"), "choose another name");
+        value.location.report(format!("the schema `{name}` belongs to PostgreSQL"), "choose another name");
         return None;
     }
     Some(name)
@@ -279,14 +279,14 @@ fn read_filter(value: &Value<'_>) -> Option<String> {
     let advice = "write one of off, error, warn, info, debug, trace, or a list of `target=level` like \
                   \"info,sqlx=warn\"";
     if EnvFilter::builder().parse(&filter).is_err() {
-        value.spot.fault(format!("{} is not a log filter", value.written()), advice);
+        value.location.report(format!("{} is not a log filter", value.as_written()), advice);
         return None;
     }
     // The filter takes any lone word for a target, a misspelt level too.
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     let misspelt = |part: &str| !part.contains(['=', '[', ':']) && !is_level(part);
     if filter.split(',').map(str::trim).any(misspelt) {
-        value.spot.fault(format!("{} is not a log level", value.written()), advice);
+        value.location.report(format!("{} is not a log level", value.as_written()), advice);
         return None;
     }
     Some(filter)

@@ -10,7 +10,7 @@ pub(crate) fn read_upcast(section: &Section<'_>) -> Option<Upcast> {
     let events = section.require("events", ADVICE).and_then(|events| {
         let types = read_event_types(&events.items(ADVICE)?);
         if types.is_empty() || types.iter().any(|name| name == "*") {
-            events.spot.fault("an upcast is for types that it names", ADVICE);
+            events.location.report("an upcast is for types that it names", ADVICE);
         }
         Some(types)
     });
@@ -20,7 +20,7 @@ pub(crate) fn read_upcast(section: &Section<'_>) -> Option<Upcast> {
     if section.value("type").is_none() && section.value("body").is_none() {
         let advice =
             "write `type`: what they are called now, or `body`: SQL for what is in them now, or both";
-        section.fault("an upcast without `type` and `body` changes nothing", advice);
+        section.report("an upcast without `type` and `body` changes nothing", advice);
     }
     Some(Upcast { events: events?, event_type, body, when })
 }

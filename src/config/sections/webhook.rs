@@ -25,7 +25,7 @@ pub(crate) fn read_webhook(reactor: &Section<'_>) -> Option<WebhookDeclaration> 
     refuse_tables(reactor);
     let section = reactor.value("webhook")?.section(&keys::WEBHOOK)?;
     // Everything is read before anything is given up, so that all faults are noted.
-    let allow = |key| section.value(key).and_then(|value| value.truth()).unwrap_or(false);
+    let allow = |key| section.value(key).and_then(|value| value.boolean()).unwrap_or(false);
     let (allow_private, allow_http) = (allow("allow_private"), allow("allow_http"));
     let url = section.require("url", ADVISE_URL).and_then(|url| read_url(&url, allow_private, allow_http));
     let secrets = section.value("secrets").map(|secrets| read_secrets(&secrets)).unwrap_or_default();
@@ -51,7 +51,7 @@ fn refuse_tables(reactor: &Section<'_>) {
     for key in ["tables", "ddl"] {
         if let Some(value) = reactor.value(key) {
             let message = format!("`{key}` stands beside `webhook`");
-            value.spot.fault(message, "remove it: a receiver writes no tables of this database");
+            value.location.report(message, "remove it: a receiver writes no tables of this database");
         }
     }
 }
@@ -60,7 +60,7 @@ fn read_url(value: &Value<'_>, allow_private: bool, allow_http: bool) -> Option<
     let url = match ReceiverUrl::new(&value.secret()?) {
         Ok(url) => url,
         Err(error) => {
-            value.spot.fault_hiding(value.spot.span(), error.to_string(), ADVISE_URL);
+            value.location.report_secret(error.to_string(), ADVISE_URL);
             return None;
         }
     };
@@ -71,14 +71,13 @@ fn read_url(value: &Value<'_>, allow_private: bool, allow_http: bool) -> Option<
         Some(Host::Domain(name)) => (false, name == "localhost"),
         None => (false, false),
     };
-    let hidden = value.spot.span();
     if is_private && !allow_private {
         let message = "the receiver's address is none of the public internet";
-        value.spot.fault_hiding(hidden.clone(), message, "add allow_private = true if that is meant");
+        value.location.report_secret(message, "add allow_private = true if that is meant");
     }
     if parsed.scheme() == "http" && !allow_http && !(allow_private && is_local) {
         let message = "events would be sent without encryption";
-        value.spot.fault_hiding(hidden, message, "write https://, or add allow_http = true if that is meant");
+        value.location.report_secret(message, "write https://, or add allow_http = true if that is meant");
     }
     Some(url)
 }
@@ -89,7 +88,7 @@ fn read_secrets(value: &Value<'_>) -> Vec<SigningSecret> {
         match item.secret().map(SigningSecret::new) {
             Some(Ok(secret)) => secrets.push(secret),
             Some(Err(error)) => {
-                item.spot.fault_hiding(item.spot.span(), error.to_string(), ADVISE_SECRETS);
+                item.location.report_secret(error.to_string(), ADVISE_SECRETS);
             }
             None => {}
         }
@@ -104,9 +103,9 @@ fn read_headers(value: &Value<'_>) -> Vec<Header> {
         let name = key.name.to_ascii_lowercase();
         if is_reserved(&name) {
             let message = format!("the header `{name}` is espd's own");
-            key.spot.fault(message, "remove it, or call it otherwise");
+            key.location.report(message, "remove it, or call it otherwise");
         } else if let Err(error) = read_header(&name, &text) {
-            written.spot.fault_hiding(written.spot.span(), error.to_string(), ADVISE_HEADERS);
+            written.location.report_secret(error.to_string(), ADVISE_HEADERS);
         } else {
             headers.push(Header { name, value: text });
         }
@@ -119,7 +118,7 @@ fn read_ca_file(value: &Value<'_>) -> Option<PathBuf> {
     match read_authorities(&file) {
         Ok(_) => Some(file),
         Err(error) => {
-            value.spot.fault(error.to_string(), "name a file with certificates in the PEM format");
+            value.location.report(error.to_string(), "name a file with certificates in the PEM format");
             None
         }
     }
@@ -135,7 +134,7 @@ fn read_timeouts(section: &Section<'_>) -> (Duration, Duration) {
     let written = section.value("connect_timeout").or_else(|| section.value("timeout"));
     if let Some(value) = written.filter(|_| connect_timeout >= timeout) {
         let message = "`connect_timeout` is not less than `timeout`, which it is a part of";
-        value.spot.fault(message, "write a `timeout` that leaves time to answer");
+        value.location.report(message, "write a `timeout` that leaves time to answer");
     }
     (connect_timeout, timeout)
 }

@@ -10,15 +10,15 @@
 //!    flow is tried with an empty event instead, which finds such errors in the branches that it takes; what it
 //!    does to tables that it does not declare is rolled back as well, but holds their locks until then.
 
-use std::fmt;
-
-use sqlx::postgres::{PgDatabaseError, PgErrorPosition};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
+use crate::diagnostic::{DatabaseAnswer, Diagnostic};
 use crate::handlers::batch::RowTables;
 use crate::handlers::program;
-use crate::handlers::sql::function::{COLUMNS, CompileError, EventSource, ProcessorFunction};
+use crate::handlers::sql::function::{
+    COLUMNS, EventSource, ProcessorFunction, diagnose_compile_error, diagnose_refusal,
+};
 use crate::handlers::sql::reaction;
 use crate::postgres::lexer::{self, Token, TokenKind};
 use crate::postgres::quote::quote_identifier;
@@ -30,106 +30,6 @@ use crate::store::upcast::Upcast;
 /// SQLSTATE of an event that may not be emitted.
 const NOT_EMITTED: &str = "ES004";
 
-/// A mistake in a declaration, with its place in the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// The file, as named in the configuration.
-    pub file: String,
-    /// Line, from 1.
-    pub line: usize,
-    /// Column, from 1, in characters.
-    pub column: usize,
-    /// What is wrong.
-    pub message: String,
-    /// What to do, where the database or we know it.
-    pub hint: Option<String>,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)?;
-        match &self.hint {
-            Some(hint) => write!(f, " ({hint})"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl std::error::Error for Fault {}
-
-impl Fault {
-    /// At a byte offset of a declared text.
-    pub(crate) fn at(source: &SourceText, offset: usize, message: impl Into<String>) -> Self {
-        let upto = source.text.get(..offset).unwrap_or(&source.text);
-        let (line, column) = source.locate(upto.chars().count());
-        Self { file: source.file.clone(), line, column, message: message.into(), hint: None }
-    }
-
-    /// The same, with what to do.
-    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
-    }
-
-    pub(crate) fn of_compile_error(declaration: &ProcessorDeclaration, error: CompileError) -> Self {
-        Self::at(&declaration.handlers()[error.handler].sql, error.offset, error.message)
-    }
-
-    /// The database's refusal of a statement that holds `source` verbatim from byte `lead` on.
-    pub(crate) fn in_source(source: &SourceText, lead: usize, statement: &str, error: sqlx::Error) -> Self {
-        let answer = Answer::of(&error);
-        let offset = answer.offset_in(statement).and_then(|offset| offset.checked_sub(lead)).unwrap_or(0);
-        Self { hint: answer.hint, ..Self::at(source, offset.min(source.text.len()), answer.message) }
-    }
-
-    /// The database's refusal of the whole function.
-    pub(crate) fn of_function_error(
-        declaration: &ProcessorDeclaration,
-        function: &ProcessorFunction,
-        error: sqlx::Error,
-    ) -> Self {
-        let answer = Answer::of(&error);
-        let place = answer
-            .offset_in(&function.create)
-            .and_then(|offset| function.place_of_offset(offset, declaration.handlers()));
-        let (handler, offset) = place.map_or((0, 0), |place| (place.handler, place.offset));
-        Self { hint: answer.hint, ..Self::at(&declaration.handlers()[handler].sql, offset, answer.message) }
-    }
-}
-
-/// What the database said about a statement.
-struct Answer {
-    message: String,
-    hint: Option<String>,
-    code: String,
-    position: Option<(usize, Option<String>)>,
-}
-
-impl Answer {
-    fn of(error: &sqlx::Error) -> Self {
-        let Some(answer) = error.as_database_error().and_then(|e| e.try_downcast_ref::<PgDatabaseError>())
-        else {
-            return Self { message: error.to_string(), hint: None, code: String::new(), position: None };
-        };
-        let position = answer.position().map(|position| match position {
-            PgErrorPosition::Original(at) => (at, None),
-            PgErrorPosition::Internal { position, query } => (position, Some(query.to_owned())),
-        });
-        let (message, hint) = (answer.message().to_owned(), answer.hint().map(str::to_owned));
-        Self { message, hint, code: answer.code().to_owned(), position }
-    }
-
-    /// The byte offset in `statement` that the database pointed at.
-    fn offset_in(&self, statement: &str) -> Option<usize> {
-        let (position, query) = self.position.as_ref()?;
-        let (start, text) = match query {
-            Some(query) => (statement.find(query.as_str())?, query.as_str()),
-            None => (0, statement),
-        };
-        let characters = position.checked_sub(1)?;
-        Some(start + text.char_indices().nth(characters).map_or(text.len(), |(offset, _)| offset))
-    }
-}
-
 /// All mistakes that can be found in these declarations without running them for real.
 ///
 /// Nothing stays behind. Fails only where the database cannot be asked.
@@ -137,7 +37,7 @@ pub async fn check(
     connection: &mut PgConnection,
     declarations: &[ProcessorDeclaration],
     projections_schema: &str,
-) -> Result<Vec<Fault>, sqlx::Error> {
+) -> Result<Vec<Diagnostic>, sqlx::Error> {
     let mut faults = Vec::new();
     for declaration in declarations {
         faults.extend(foreign_tables(declaration, declarations));
@@ -153,7 +53,7 @@ pub(crate) async fn check_upcasts(
     connection: &mut PgConnection,
     layout: &Layout,
     upcasts: &[Upcast],
-) -> Result<Vec<Fault>, sqlx::Error> {
+) -> Result<Vec<Diagnostic>, sqlx::Error> {
     let (mut faults, mut source) = (Vec::new(), layout.source().to_owned());
     for upcast in upcasts {
         let before = faults.len();
@@ -164,7 +64,7 @@ pub(crate) async fn check_upcasts(
             match sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *connection).await {
                 Ok(_) => {}
                 Err(error) if is_infrastructure_error(&error) => return Err(error),
-                Err(error) => faults.push(Fault::in_source(sql, head.len(), &statement, error)),
+                Err(error) => faults.push(Diagnostic::of_refusal(sql, head.len(), &statement, &error)),
             }
         }
         // A wrong one would make those above it wrong as well.
@@ -176,17 +76,20 @@ pub(crate) async fn check_upcasts(
 }
 
 /// Handlers of types that no event is read as any more.
-pub(crate) fn hidden_types(declarations: &[ProcessorDeclaration], upcasts: &[Upcast]) -> Vec<Fault> {
+pub(crate) fn hidden_types(declarations: &[ProcessorDeclaration], upcasts: &[Upcast]) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     for handler in declarations.iter().flat_map(ProcessorDeclaration::handlers) {
         let types = handler.events.types().into_iter().flatten();
         for (name, upcast) in
             types.filter_map(|name| Some((name, upcasts.iter().find(|upcast| upcast.hides(name))?)))
         {
-            let mut fault =
-                Fault::at(&handler.sql, 0, format!("this is for {name}, which no event is read as"));
+            let mut fault = Diagnostic::in_source(
+                &handler.sql,
+                0,
+                format!("this is for {name}, which no event is read as"),
+            );
             let new = upcast.event_type.as_deref().unwrap_or_default();
-            fault.hint = Some(format!("an upcast reads {name} as {new}: handle {new}"));
+            fault.advice = Some(format!("an upcast reads {name} as {new}: handle {new}"));
             faults.push(fault);
         }
     }
@@ -222,7 +125,7 @@ impl<'c> Scratch<'c> {
         self.transaction.rollback().await
     }
 
-    async fn check(&mut self, declaration: &ProcessorDeclaration) -> Result<Vec<Fault>, sqlx::Error> {
+    async fn check(&mut self, declaration: &ProcessorDeclaration) -> Result<Vec<Diagnostic>, sqlx::Error> {
         let mut faults = self.check_tables(declaration).await?;
         // Handlers cannot be judged without their tables.
         if let (Handling::Program(program), true) = (&declaration.handling, faults.is_empty()) {
@@ -251,19 +154,22 @@ impl<'c> Scratch<'c> {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.transaction).await.map(drop)
     }
 
-    async fn check_tables(&mut self, declaration: &ProcessorDeclaration) -> Result<Vec<Fault>, sqlx::Error> {
+    async fn check_tables(
+        &mut self,
+        declaration: &ProcessorDeclaration,
+    ) -> Result<Vec<Diagnostic>, sqlx::Error> {
         let mut faults = Vec::new();
         for table in &declaration.tables {
             let head = format!("create table {}.{} (\n", self.schema, quote_identifier(&table.name));
             let statement = format!("{head}{}\n)", table.columns.text);
             if let Some(error) = self.attempt(&statement).await? {
-                faults.push(Fault::in_source(&table.columns, head.len(), &statement, error));
+                faults.push(Diagnostic::of_refusal(&table.columns, head.len(), &statement, &error));
             }
         }
         if faults.is_empty() {
             for ddl in &declaration.ddl {
                 if let Some(error) = self.attempt(&ddl.text).await? {
-                    faults.push(Fault::in_source(ddl, 0, &ddl.text, error));
+                    faults.push(Diagnostic::of_refusal(ddl, 0, &ddl.text, &error));
                 }
             }
         }
@@ -273,23 +179,23 @@ impl<'c> Scratch<'c> {
     async fn check_function(
         &mut self,
         declaration: &ProcessorDeclaration,
-    ) -> Result<Vec<Fault>, sqlx::Error> {
+    ) -> Result<Vec<Diagnostic>, sqlx::Error> {
         let source = EventSource::Table { source: "espd_event", foreign: None, upcasts: &[] };
         let function = match ProcessorFunction::compile(declaration, &self.schema, &self.schema, source) {
             Ok(function) => function,
-            Err(error) => return Ok(vec![Fault::of_compile_error(declaration, error)]),
+            Err(error) => return Ok(vec![diagnose_compile_error(declaration, error)]),
         };
         let error = self.attempt(&function.create).await?;
-        Ok(error.map(|error| Fault::of_function_error(declaration, &function, error)).into_iter().collect())
+        Ok(error.map(|error| diagnose_refusal(declaration, &function, &error)).into_iter().collect())
     }
 
-    async fn check_handler(&mut self, handler: &Handler) -> Result<Option<Fault>, sqlx::Error> {
+    async fn check_handler(&mut self, handler: &Handler) -> Result<Option<Diagnostic>, sqlx::Error> {
         let source = &handler.sql;
         // The lexer has accepted the text when the function was compiled.
         let tokens = lexer::tokens(&source.text).unwrap_or_default();
         if let Some(select) = lexer::statements(&tokens).find_map(bare_select) {
-            let mut fault = Fault::at(source, select, "the result of this select goes nowhere");
-            fault.hint = Some("write perform instead of select, or select … into a variable".to_owned());
+            let mut fault = Diagnostic::in_source(source, select, "the result of this select goes nowhere");
+            fault.advice = Some("write perform instead of select, or select … into a variable".to_owned());
             return Ok(Some(fault));
         }
         let plain = lexer::statements(&tokens).all(is_plain);
@@ -305,7 +211,7 @@ impl<'c> Scratch<'c> {
         &mut self,
         source: &SourceText,
         tokens: &[Token<'_>],
-    ) -> Result<Option<Fault>, sqlx::Error> {
+    ) -> Result<Option<Diagnostic>, sqlx::Error> {
         let mut text = source.text.clone();
         for statement in lexer::statements(tokens).filter(|statement| statement[0].is_word("perform")) {
             // As long as the word that it replaces, so that places stay where they are.
@@ -319,12 +225,15 @@ impl<'c> Scratch<'c> {
         let error = self.attempt(&statement).await?;
         Ok(error.map(|error| {
             let unknown_field = unknown_field(source, head.len(), &statement, &error);
-            unknown_field.unwrap_or_else(|| Fault::in_source(source, head.len(), &statement, error))
+            unknown_field.unwrap_or_else(|| Diagnostic::of_refusal(source, head.len(), &statement, &error))
         }))
     }
 
     /// Runs a handler with an event whose body is empty. Only what is wrong whatever the event counts.
-    async fn try_with_an_empty_event(&mut self, handler: &Handler) -> Result<Option<Fault>, sqlx::Error> {
+    async fn try_with_an_empty_event(
+        &mut self,
+        handler: &Handler,
+    ) -> Result<Option<Diagnostic>, sqlx::Error> {
         let source = &handler.sql;
         let create = format!(
             "create or replace function {0}.espd_handler(event {0}.espd_event) returns void language plpgsql as $espd_body$
@@ -344,11 +253,11 @@ impl<'c> Scratch<'c> {
             crate::postgres::quote::quote_literal(event_type)
         );
         let Some(error) = self.attempt(&format!("{create};\n{call}")).await? else { return Ok(None) };
-        let answer = Answer::of(&error);
+        let answer = DatabaseAnswer::of(&error);
         let about_the_text =
             answer.code == NOT_EMITTED || answer.code.starts_with("42") && answer.code != "42501";
         let offset = answer.offset_in(&source.text).unwrap_or(0);
-        Ok(about_the_text.then(|| Fault { hint: answer.hint, ..Fault::at(source, offset, answer.message) }))
+        Ok(about_the_text.then(|| answer.at(source, offset)))
     }
 
     /// Runs a statement behind a savepoint; the inner error is the database's judgement of it.
@@ -374,14 +283,19 @@ fn is_plain(statement: &[Token<'_>]) -> bool {
 }
 
 /// A field that `event` does not have, which PostgreSQL takes for a column of an unknown table `event`.
-fn unknown_field(source: &SourceText, lead: usize, statement: &str, error: &sqlx::Error) -> Option<Fault> {
+fn unknown_field(
+    source: &SourceText,
+    lead: usize,
+    statement: &str,
+    error: &sqlx::Error,
+) -> Option<Diagnostic> {
     const UNDEFINED_TABLE: &str = "42P01";
     let code = error.as_database_error()?.code()?;
-    let offset = Answer::of(error).offset_in(statement)?.checked_sub(lead)?;
+    let offset = DatabaseAnswer::of(error).offset_in(statement)?.checked_sub(lead)?;
     let field = source.text.get(offset..)?.strip_prefix("event.").filter(|_| code == UNDEFINED_TABLE)?;
     let length = field.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(field.len());
-    let mut fault = Fault::at(source, offset, format!("event has no field {}", &field[..length]));
-    fault.hint = Some(format!("it has {COLUMNS}"));
+    let mut fault = Diagnostic::in_source(source, offset, format!("event has no field {}", &field[..length]));
+    fault.advice = Some(format!("it has {COLUMNS}"));
     Some(fault)
 }
 
@@ -392,7 +306,7 @@ fn bare_select(statement: &[Token<'_>]) -> Option<usize> {
 }
 
 /// Mentions of tables that another projector owns, where the text shows them.
-fn foreign_tables(declaration: &ProcessorDeclaration, all: &[ProcessorDeclaration]) -> Vec<Fault> {
+fn foreign_tables(declaration: &ProcessorDeclaration, all: &[ProcessorDeclaration]) -> Vec<Diagnostic> {
     let owner_of = |table: &str| {
         all.iter()
             .find(|other| other.name != declaration.name && other.tables.iter().any(|own| own.name == table))
@@ -403,8 +317,8 @@ fn foreign_tables(declaration: &ProcessorDeclaration, all: &[ProcessorDeclaratio
         for token in mentioned_tables(&tokens) {
             let Some(owner) = token.name().and_then(|name| owner_of(&name)) else { continue };
             let message = format!("table {} belongs to projector {}", token.text, owner.name);
-            let mut fault = Fault::at(&handler.sql, token.start, message);
-            fault.hint =
+            let mut fault = Diagnostic::in_source(&handler.sql, token.start, message);
+            fault.advice =
                 Some(format!("declare a table of {}'s own, or handle the events here", declaration.name));
             faults.push(fault);
         }

@@ -10,6 +10,7 @@
 
 use std::fmt::Write as _;
 
+use crate::diagnostic::{DatabaseAnswer, Diagnostic};
 use crate::handlers::sql::reaction;
 use crate::postgres::lexer::{self, Token, TokenKind};
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -97,6 +98,24 @@ impl ProcessorFunction {
         };
         self.place_of_offset(self.body_start + offset, declared)
     }
+}
+
+/// The mistake that keeps a declaration from being compiled.
+pub(crate) fn diagnose_compile_error(declaration: &ProcessorDeclaration, error: CompileError) -> Diagnostic {
+    Diagnostic::in_source(&declaration.handlers()[error.handler].sql, error.offset, error.message)
+}
+
+/// The mistake that made the database refuse the whole function.
+pub(crate) fn diagnose_refusal(
+    declaration: &ProcessorDeclaration,
+    function: &ProcessorFunction,
+    error: &sqlx::Error,
+) -> Diagnostic {
+    let (answer, handlers) = (DatabaseAnswer::of(error), declaration.handlers());
+    let offset = answer.offset_in(&function.create);
+    let place = offset.and_then(|offset| function.place_of_offset(offset, handlers));
+    let HandlerPlace { handler, offset } = place.unwrap_or(HandlerPlace { handler: 0, offset: 0 });
+    answer.at(&handlers[handler].sql, offset)
 }
 
 /// The function's own name, in its schema.

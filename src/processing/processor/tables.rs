@@ -4,7 +4,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::handlers::sql::Fault;
+use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::failure::is_infrastructure_error;
@@ -148,9 +148,9 @@ impl<'a> Tables<'a> {
         match sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(connection).await {
             Ok(_) => Ok(()),
             Err(error) if is_infrastructure_error(&error) => Err(error.into()),
-            Err(error) => {
-                Err(ProcessorError::Blocked(Fault::in_source(source, lead, &statement, error).to_string()))
-            }
+            Err(error) => Err(ProcessorError::Blocked(
+                Diagnostic::of_refusal(source, lead, &statement, &error).to_string(),
+            )),
         }
     }
 

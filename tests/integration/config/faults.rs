@@ -8,8 +8,8 @@ use super::{Folder, load};
 /// The only fault of this text: line, column and the rest.
 fn fault(text: &str) -> (usize, usize, String) {
     let faults = load(text).unwrap_err();
-    let [fault] = faults.faults() else { panic!("not one fault:\n{faults}") };
-    assert!(!fault.advice.is_empty());
+    let [fault] = faults.diagnostics() else { panic!("not one fault:\n{faults}") };
+    assert!(fault.advice.as_ref().is_some_and(|advice| !advice.is_empty()));
     (fault.line.unwrap(), fault.column.unwrap(), fault.message.clone())
 }
 
@@ -260,7 +260,7 @@ fn behind_a_syntax_error_reading_goes_on() {
     ]);
     let faults = folder.load().unwrap_err();
     let places: Vec<_> =
-        faults.faults().iter().map(|fault| (fault.line.unwrap(), fault.column.unwrap())).collect();
+        faults.diagnostics().iter().map(|fault| (fault.line.unwrap(), fault.column.unwrap())).collect();
     assert_eq!(places, [(3, 14), (4, 1), (6, 9), (1, 1), (2, 8)], "{faults}");
 }
 
@@ -291,7 +291,7 @@ fn every_known_key_is_read() {
         };
         let faults = load(&format!("{header}\n{key} = 1979-05-27\n")).unwrap_err();
         let complaint =
-            faults.faults().iter().find(|fault| fault.line == Some(2)).map(|fault| &fault.message);
+            faults.diagnostics().iter().find(|fault| fault.line == Some(2)).map(|fault| &fault.message);
         assert!(complaint.is_some_and(|message| message.contains(&format!("`{key}`"))), "{name}: {faults}");
     }
 }
@@ -309,7 +309,7 @@ proptest! {
         if let Err(faults) = load(&text) {
             let report = faults.to_string();
             prop_assert!(!report.contains("s3cret"), "{report}");
-            prop_assert!(faults.faults().iter().all(|fault| fault.line.is_some()), "{report}");
+            prop_assert!(faults.diagnostics().iter().all(|fault| fault.line.is_some()), "{report}");
         }
     }
 }
