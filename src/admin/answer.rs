@@ -9,7 +9,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use crate::operations::operator::OperatorError;
-use crate::processing::failure;
+use crate::postgres::sqlstate::describe;
 
 /// A complete answer.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -76,7 +76,7 @@ impl From<OperatorError> for Refusal {
             OperatorError::Declaration(_) | OperatorError::Blocked(_) => {
                 Self::new(StatusCode::CONFLICT, said, "mend the declaration; `espctl check` examines it")
             }
-            OperatorError::Database(error) => Self::unavailable(failure::describe(&error)),
+            OperatorError::Database(error) => Self::unavailable(describe(&error)),
             OperatorError::Horizon(_) | OperatorError::Events(_) => Self::unavailable(said),
         }
     }

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use super::Workers;
 use super::answer::{self, Answer, Refusal};
 use crate::operations::databases::Databases;
-use crate::process::exit_code::chain;
-use crate::processing::failure;
+use crate::postgres::error::chain;
+use crate::postgres::sqlstate::describe;
 
 /// A loop that has not turned for this long stands still; it turns once a second when nothing happens.
 const STILL_AFTER: Duration = Duration::from_secs(10);
@@ -71,7 +71,7 @@ async fn check_database(databases: &Databases) -> Check {
         pool.acquire().await.map_err(|error| {
             let error = match error {
                 sqlx::Error::PoolTimedOut => "no connection in time".to_owned(),
-                error => failure::describe(&error),
+                error => describe(&error),
             };
             (error, "see whether the server runs, and whether it takes the configured user")
         })?;
@@ -81,7 +81,7 @@ async fn check_database(databases: &Databases) -> Check {
 
 async fn check_schema(databases: &Databases) -> Check {
     let checked = databases.check_schema().await;
-    checked.map(|()| json!({})).map_err(|error| (chain(&error), "run `espctl migrate`"))
+    checked.map(|()| json!({})).map_err(|error| (chain(&*error), "run `espctl migrate`"))
 }
 
 fn check_workers(workers: Option<&Workers>) -> Check {

@@ -24,7 +24,7 @@ use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
 use crate::operations::status::ProcessorStatus;
-use crate::process::exit_code::chain;
+use crate::postgres::error::chain;
 use crate::processing::dead_letters::Selection;
 use crate::processing::tracker::ReplayEffects;
 
@@ -201,7 +201,7 @@ impl Desk {
             return Ok((config, Arc::clone(databases)));
         }
         let databases = Databases::connect_lazily(&config, "espd admin", CONNECTIONS, CONNECTION_TIME)
-            .map_err(|error| Refusal::unavailable(chain(&error)))?;
+            .map_err(|error| Refusal::unavailable(chain(&*error)))?;
         let databases = Arc::new(databases);
         *known = Some((Arc::clone(&config), Arc::clone(&databases)));
         Ok((config, databases))

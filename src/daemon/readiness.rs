@@ -7,10 +7,10 @@ use tracing::warn;
 
 use crate::config::Config;
 use crate::operations::databases::Databases;
-use crate::process::exit_code::chain;
+use crate::postgres::error::chain;
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::process::service_manager::ServiceManager;
 use crate::process::signal::Request;
-use crate::processing::failure::is_infrastructure_error;
 use crate::retry::{Retry, RetryPolicy};
 
 /// How long a service manager is asked to wait each time that the database has not answered. Longer than one
@@ -38,7 +38,7 @@ pub(super) async fn wait_until_fit(
             },
         };
         let delay: Duration = outage.failed(());
-        warn!(error = chain(&error), retry_in_ms = delay.as_millis() as u64, "the database does not answer");
+        warn!(error = chain(&*error), retry_in_ms = delay.as_millis() as u64, "the database does not answer");
         manager.starting(START_EXTENSION, "waiting for the database");
         tokio::select! {
             request = requests.recv() => return Ok(request.or(Some(Request::Stop))),

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::postgres::quote::quote_identifier;
-use crate::processing::failure::describe;
+use crate::postgres::sqlstate::describe;
 use crate::processing::tracker::Owner;
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;

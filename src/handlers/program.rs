@@ -24,9 +24,10 @@ use tracing::warn;
 
 use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, RowTables, TableShape};
+use crate::postgres::sqlstate::TEXT_MAX;
 use crate::processing::declaration::{BatchLimits, ProcessorDeclaration, ProgramDeclaration};
 use crate::processing::emission::{Emitter, Source};
-use crate::processing::failure::{Failure, TEXT_MAX};
+use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
 };

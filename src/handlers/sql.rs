@@ -23,8 +23,9 @@ use crate::event::Position;
 use crate::handlers::sql::function::{EventSource, ProcessorFunction};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
-use crate::processing::failure::{Failure, is_infrastructure_error};
+use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, Work};
 use crate::processing::tracker::{Claim, ReplayEffects, interval};
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::operations::databases::Databases;
-use crate::process::exit_code::chain;
+use crate::postgres::error::chain;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -72,7 +72,7 @@ pub(crate) async fn examine(config: &Config) -> Vec<Finding> {
                 None => "set DATABASE_URL, or name a configuration with --config",
                 Some(_) => "start the server, or mend the URL, the network or pg_hba.conf",
             };
-            return vec![Finding::failure("connection", chain(&error), remedy)];
+            return vec![Finding::failure("connection", chain(&*error), remedy)];
         }
     };
     let mut findings = Vec::new();
@@ -92,7 +92,7 @@ fn collect(findings: &mut Vec<Finding>, part: &'static str, found: anyhow::Resul
     match found {
         Ok(found) => findings.extend(found),
         Err(error) => {
-            let message = format!("could not be examined: {}", chain(&error));
+            let message = format!("could not be examined: {}", chain(&*error));
             findings.push(Finding::failure(part, message, "mend what stands above, then look again"));
         }
     }

@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 
 use nix::sys::signal::Signal;
 
-use crate::processing::failure::describe;
+use crate::postgres::error::chain;
 
 /// How a program of ours ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,21 +84,6 @@ impl Exit {
     }
 }
 
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &anyhow::Error) -> String {
-    let mut said = Vec::new();
-    for cause in error.chain() {
-        let Some(error) = cause.downcast_ref::<sqlx::Error>() else {
-            said.push(cause.to_string());
-            continue;
-        };
-        // It says itself what caused it.
-        said.push(describe(error));
-        break;
-    }
-    said.join(": ")
-}
-
 /// Whether nobody reads what was to be printed.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
@@ -111,7 +96,7 @@ pub(crate) fn report(outcome: anyhow::Result<()>) -> std::process::ExitCode {
     if is_closed_pipe(&error) {
         return ExitCode::Success.into();
     }
-    eprintln!("error: {}", chain(&error));
+    eprintln!("error: {}", chain(&*error));
     error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code).into()
 }
 

@@ -5,42 +5,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::event::Position;
-
-/// SQLSTATEs (`like` patterns) that say something about the server or the moment, never about an event:
-/// connections, serialization and deadlock, read-only mode, resources such as memory, disk and
-/// connections, locks, shutdown and cancellation, system errors.
-///
-/// They are retried for ever and never count as an attempt. The list is compiled into the projector
-/// functions as well, so that both sides judge alike.
-pub const INFRASTRUCTURE_SQLSTATES: [&str; 8] =
-    ["08%", "25006", "25P03", "40%", "53%", "55P03", "57%", "58%"];
-
-/// Characters of each text of an error that are kept: it may quote a body of megabytes.
-pub const TEXT_MAX: usize = 2_000;
-
-/// Whether an error with this SQLSTATE is infrastructure's, not the handler's.
-pub fn is_infrastructure(sqlstate: &str) -> bool {
-    INFRASTRUCTURE_SQLSTATES.iter().any(|pattern| match pattern.strip_suffix('%') {
-        Some(class) => sqlstate.starts_with(class),
-        None => sqlstate == *pattern,
-    })
-}
-
-/// Whether this error leaves the handler innocent; anything that is not a database's answer does.
-pub fn is_infrastructure_error(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Database(answer) => answer.code().is_some_and(|code| is_infrastructure(&code)),
-        _ => true,
-    }
-}
-
-/// What went wrong, without what only the database's developers need: where it answered, its own words.
-pub(crate) fn describe(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(answer) => answer.message().to_owned(),
-        other => other.to_string(),
-    }
-}
+use crate::postgres::sqlstate::{describe, shorten};
+pub use crate::postgres::sqlstate::{is_infrastructure, is_infrastructure_error};
 
 /// Why a processor could not handle an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,8 +42,7 @@ impl Failure {
     /// What the database did not like, whatever it was about.
     pub fn of_database(error: &sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|answer| answer.code());
-        let message = describe(error).chars().take(TEXT_MAX).collect::<String>();
-        Self { sqlstate: code.map(|code| code.into_owned()), ..Self::of_processor(message) }
+        Self { sqlstate: code.map(|code| code.into_owned()), ..Self::of_processor(describe(error)) }
     }
 
     /// The same, at this event.
@@ -100,7 +65,7 @@ impl Failure {
             event_type: None,
             aggregate_id: None,
             sqlstate: None,
-            message: message.into(),
+            message: shorten(&message.into()),
             detail: None,
             hint: None,
             place: None,
@@ -122,24 +87,5 @@ impl std::fmt::Display for Failure {
             write!(f, " at {place}")?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_infrastructure;
-
-    #[test]
-    fn infrastructure_is_told_from_handlers() {
-        for state in
-            ["08006", "40001", "40P01", "25006", "53100", "53300", "55P03", "57P01", "57014", "58030"]
-        {
-            assert!(is_infrastructure(state), "{state}");
-        }
-        for state in
-            ["22P02", "23505", "42P01", "P0001", "2D000", "XX000", "54000", "54001", "25001", "55006"]
-        {
-            assert!(!is_infrastructure(state), "{state}");
-        }
     }
 }

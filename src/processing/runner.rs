@@ -24,10 +24,10 @@ use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use crate::event::Position;
+use crate::postgres::sqlstate::describe;
 use crate::process::report::Condition;
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::declaration::BatchLimits;
-use crate::processing::failure::describe;
 use crate::processing::heartbeat;
 use crate::processing::processor::{BatchRequest, Outcome, Processor, Work};
 use crate::processing::runner::bisection::Bisection;

@@ -21,6 +21,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
+use crate::postgres::error::chain;
 use crate::shutdown::Shutdown;
 use crate::store::horizon::{Holder, Horizon, Observer};
 use crate::store::layout::Layout;
@@ -266,7 +267,7 @@ impl Watcher {
 
     fn log_loss(&mut self, error: &LineError) {
         let now = Instant::now();
-        let error = error.chain();
+        let error = chain(error);
         match &mut self.contact {
             Contact::Good => {
                 tracing::warn!(error, "lost sight of the event store, connecting again");

@@ -15,7 +15,7 @@ use crate::operations::databases::Databases;
 use crate::operations::status::ProcessorStatus;
 use crate::operations::status::table::{render, seconds_left};
 use crate::operations::status::text::format_duration;
-use crate::process::exit_code::chain;
+use crate::postgres::error::chain;
 use crate::process::signal;
 
 /// Moves the cursor to the upper left corner.
@@ -36,7 +36,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config, databases: &Data
         };
         match collected {
             Ok(statuses) => screen.show(&statuses)?,
-            Err(error) if is_of_database(&error) => screen.report_outage(&chain(&error))?,
+            Err(error) if is_of_database(&error) => screen.report_outage(&chain(&*error))?,
             Err(error) => return Err(error),
         }
         tokio::select! {

@@ -6,8 +6,9 @@ use sqlx::PgConnection;
 use super::row_changes::{RowChange, RowChanges};
 use super::tables::RowTables;
 use super::transaction::BatchTransaction;
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::emission::{Emission, EmitError, Emitter, Emitting, Source};
-use crate::processing::failure::{Failure, is_infrastructure_error};
+use crate::processing::failure::Failure;
 use crate::processing::processor::ProcessorError;
 
 /// One thing that a handler wants done.

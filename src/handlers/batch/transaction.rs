@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Tra
 
 use crate::event::{Event, Position, Version};
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::processing::failure::is_infrastructure_error;
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::processor::{
     Batch, BatchRequest, Delivery, Events, ProcessorBase, ProcessorError, Work,
 };

@@ -5,7 +5,9 @@ use std::error::Error;
 use thiserror::Error;
 
 use crate::event::Position;
-use crate::processing::failure::{Failure, TEXT_MAX, is_infrastructure_error};
+use crate::postgres::error::chain;
+use crate::postgres::sqlstate::is_infrastructure_error;
+use crate::processing::failure::Failure;
 
 /// Whatever a handler cannot go on after. `anyhow::Error` becomes one by `?`, as every error does.
 pub type HandlerError = Box<dyn Error + Send + Sync>;
@@ -65,20 +67,6 @@ fn find_database_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e sqlx:
         next = error.source();
     }
     None
-}
-
-/// The error and its causes, each said once.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let (mut text, mut next) = (error.to_string(), error.source());
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        next = cause.source();
-    }
-    text.chars().take(TEXT_MAX).collect()
 }
 
 #[cfg(test)]

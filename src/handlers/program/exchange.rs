@@ -10,8 +10,9 @@ use super::protocol::{Order, SentEvent};
 use super::session::Worker;
 use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables, Touched};
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::emission::{Emitter, Source};
-use crate::processing::failure::{Failure, is_infrastructure_error};
+use crate::processing::failure::Failure;
 use crate::processing::processor::{Delivery, ProcessorError};
 
 /// Bytes of answers that are kept before they are carried out. A single answer may be larger.

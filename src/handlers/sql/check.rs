@@ -22,8 +22,8 @@ use crate::handlers::sql::function::{
 use crate::handlers::sql::reaction;
 use crate::postgres::lexer::{self, Token, TokenKind};
 use crate::postgres::quote::quote_identifier;
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::declaration::{HandledEvents, Handler, Handling, ProcessorDeclaration, SourceText};
-use crate::processing::failure::is_infrastructure_error;
 use crate::store::layout::Layout;
 use crate::store::upcast::Upcast;
 

@@ -14,8 +14,8 @@ use crate::diagnostic::{DatabaseAnswer, Diagnostic};
 use crate::handlers::sql::reaction;
 use crate::postgres::lexer::{self, Token, TokenKind};
 use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::sqlstate::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
 use crate::processing::declaration::{HandledEvents, Handler, ProcessorDeclaration};
-use crate::processing::failure::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
 use crate::store::upcast::{Upcast, stored_types};
 
 /// Where the function finds its events.

@@ -28,6 +28,7 @@ use tower_service::Service;
 
 use super::address::is_public;
 use super::answer::Answer;
+use crate::postgres::error::chain;
 use crate::processing::declaration::{InvalidReceiver, WebhookDeclaration};
 
 /// The largest body of an answer.
@@ -117,20 +118,6 @@ impl RequestError {
             Self::Interrupted(format!("the exchange with the receiver broke off: {why}"))
         }
     }
-}
-
-/// An error and its causes on one line, each said once.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !words.contains(&next) {
-            words = format!("{words}: {next}");
-        }
-        cause = error.source();
-    }
-    words
 }
 
 /// Verifies certificates by the authorities of the system, or by those in a file; by none where there is no TLS.

@@ -16,10 +16,11 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::event::NewEvent;
+use crate::postgres::deadline::in_time;
 use crate::postgres::notify::{EVENTS, notify};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
-use crate::processing::failure::{TEXT_MAX, describe};
+use crate::postgres::sqlstate::{describe, shorten};
 use crate::processing::processor::Events;
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
@@ -95,9 +96,9 @@ impl Relay {
     /// Works on one connection until it fails.
     async fn serve(&self, outages: &mut Retry<()>) -> Result<(), sqlx::Error> {
         let options = self.database.clone().application_name("espd: relay").disable_statement_logging();
-        let mut connection = in_time(options.connect()).await?;
+        let mut connection = in_time(BATCH_TIME, options.connect()).await?;
         loop {
-            let looked = in_time(self.move_due(&mut connection)).await?;
+            let looked = in_time(BATCH_TIME, self.move_due(&mut connection)).await?;
             outages.succeeded();
             if let Looked::Idle(time) = looked {
                 let _ = timeout(time.min(INTERVAL), self.wake_relay.notified()).await;
@@ -230,7 +231,7 @@ impl Relay {
              where id = any ($1)",
             quote_identifier(&self.schema)
         );
-        let message: String = error.to_string().chars().take(TEXT_MAX).collect();
+        let message = shorten(&error.to_string());
         sqlx::query(AssertSqlSafe(statement))
             .persistent(false)
             .bind(at.unwrap_or(ids))
@@ -254,9 +255,4 @@ fn event(kept: Kept) -> Result<NewEvent, sqlx::Error> {
 
 fn without(events: Vec<NewEvent>, stored: &[Uuid]) -> Vec<NewEvent> {
     events.into_iter().filter(|event| !stored.contains(&event.uuid)).collect()
-}
-
-async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    let late = || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer"));
-    timeout(BATCH_TIME, work).await.unwrap_or_else(|_| Err(late()))
 }

@@ -1,11 +1,11 @@
 //! The events of one batch, read into this process.
 
-use std::io;
 use std::time::Duration;
 
 use sqlx::PgConnection;
 
 use crate::event::{Event, Position};
+use crate::postgres::deadline::timed_out;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::processor::{Events, ProcessorError};
 use crate::store::{EventStore as _, ReadError, read_after_on};
@@ -102,11 +102,6 @@ async fn read_page(
     match tokio::time::timeout(PAGE_TIMEOUT, reading).await {
         Ok(Ok(page)) => Ok(page),
         Ok(Err(ReadError::Database(error))) => Err(error.into()),
-        Err(_elapsed) => Err(timed_out()),
+        Err(_elapsed) => Err(timed_out("the database of the events").into()),
     }
-}
-
-fn timed_out() -> ProcessorError {
-    let message = "the database of the events does not answer";
-    ProcessorError::Database(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, message)))
 }

@@ -6,8 +6,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::failure::is_infrastructure_error;
 use crate::processing::processor::ProcessorError;
 use crate::processing::processor::base::fingerprint;
 

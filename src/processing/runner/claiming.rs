@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tracing::{info, warn};
 
-use crate::processing::failure::{describe, is_infrastructure_error};
+use crate::postgres::sqlstate::{describe, is_infrastructure_error};
 use crate::processing::processor::ProcessorError;
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::session::{in_time, notify_elsewhere};

@@ -4,8 +4,9 @@ use sqlx::PgConnection;
 use tracing::{error, info, warn};
 
 use crate::event::Position;
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::declaration::BatchLimits;
-use crate::processing::failure::{Failure, is_infrastructure_error};
+use crate::processing::failure::Failure;
 use crate::processing::heartbeat;
 use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
 use crate::processing::runner::keepalive::KeepAlive;

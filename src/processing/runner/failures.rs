@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tracing::{debug, error, info, warn};
 
-use crate::processing::failure::{Failure, is_infrastructure_error};
+use crate::postgres::sqlstate::is_infrastructure_error;
+use crate::processing::failure::Failure;
 use crate::processing::processor::{ProcessorError, PutOff};
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Phase, Runner};

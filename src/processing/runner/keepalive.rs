@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use sqlx::{ConnectOptions as _, PgConnection};
 
+use crate::postgres::deadline::timed_out;
 use crate::processing::heartbeat;
 use crate::processing::processor::ProcessorError;
 use crate::processing::runner::RunnerContext;
-use crate::processing::runner::session::{ANSWER_TIMEOUT, in_time, timed_out};
+use crate::processing::runner::session::{ANSWER_TIMEOUT, in_time};
 use crate::processing::tracker::{Claim, Trackers};
 
 /// Watches over the batches of one claim.
@@ -44,7 +45,7 @@ impl KeepAlive<'_> {
         loop {
             let error = match in_time(self.show_life(&mut connection)).await {
                 Ok(true) => None,
-                Ok(false) => Some(timed_out()),
+                Ok(false) => Some(timed_out("the database")),
                 // Whatever it cannot do, such as let one more connection in: it is there.
                 Err(sqlx::Error::Database(_)) => None,
                 Err(error) => Some(error),

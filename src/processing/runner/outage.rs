@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
-use crate::processing::failure::{TEXT_MAX, describe};
+use crate::postgres::sqlstate::{describe, shorten};
 use crate::processing::runner::Runner;
 use crate::processing::runner::session::in_time;
 use crate::processing::tracker::Outage;
@@ -66,7 +66,7 @@ impl OutageLog {
         self.outage = Some(Outage {
             since,
             sqlstate,
-            message: message.chars().take(TEXT_MAX).collect(),
+            message: shorten(message),
             tries: self.retry.attempts(),
             next_try_at: now + TimeDelta::from_std(delay).unwrap_or_default(),
         });

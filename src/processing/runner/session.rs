@@ -1,11 +1,11 @@
 //! A runner's connection, and how long it may take to answer.
 
-use std::io;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, PgConnection};
 
+use crate::postgres::deadline;
 use crate::postgres::notify::{CONTROL, notify};
 use crate::processing::heartbeat;
 use crate::processing::runner::{ReleaseChannel, RunnerContext};
@@ -45,14 +45,10 @@ async fn notify_on(database: &PgConnectOptions, channel: &str) -> Result<(), sql
     sqlx::Connection::close(connection).await
 }
 
-/// The answer, or an error if it does not come in time.
+/// The answer, or an error if it does not come within [`ANSWER_TIMEOUT`].
 pub(super) async fn in_time<T>(
     answer: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
     heartbeat::promise(ANSWER_TIMEOUT);
-    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| Err(timed_out()))
-}
-
-pub(super) fn timed_out() -> sqlx::Error {
-    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
+    deadline::in_time(ANSWER_TIMEOUT, answer).await
 }

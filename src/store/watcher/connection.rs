@@ -1,6 +1,5 @@
 //! The watcher's one connection: it asks on it, and hears notifications on it.
 
-use std::error::Error;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
@@ -29,20 +28,6 @@ pub(super) enum LineError {
     Observe(#[from] ObserveError),
     #[error("failed to read a floor for the horizon")]
     Floor(#[source] sqlx::Error),
-}
-
-impl LineError {
-    /// The error and its causes, in one line.
-    pub(super) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
-    }
 }
 
 /// A notification. What it says is the little that a doorbell can.
