@@ -1,19 +1,21 @@
 //! Processors whose events a program handles, in any language: a child process that reads events and writes answers,
 //! line by line (`docs/worker-protocol.md`).
 //!
-//! What it wants done is carried out here, in the transaction that moves the position, so that it needs no database to
-//! be exactly-once. A worker lives for as long as the database agrees with all that it knows: whatever is not committed
-//! whole, and every new claim, ends it, and another one is started.
+//! The answers are carried out in the transaction that moves the position, so a program is exactly-once without access to
+//! a database. It may keep what it has computed in memory, so it must never know more than is committed: a batch that is
+//! not committed whole, and every new claim, ends the program, and another one is started.
 
 mod actions;
+mod batch_protocol;
+mod batch_size;
 mod check;
-mod conversation;
 mod exchange;
 mod lines;
-mod pace;
+mod log_limit;
 mod process;
 mod protocol;
 mod session;
+mod session_error;
 mod stderr;
 
 use std::time::{Duration, Instant};
@@ -23,25 +25,23 @@ use sqlx::{Connection as _, PgConnection};
 use tracing::warn;
 
 use crate::event::Position;
-use crate::handlers::batch::{BatchTransaction, RowTables, TableShape};
+use crate::handlers::batch::{BatchTransaction, RowTables};
 use crate::postgres::sqlstate::TEXT_MAX;
-use crate::processing::declaration::{BatchLimits, ProcessorDeclaration, ProgramDeclaration};
+use crate::processing::declaration::{BatchLimits, ProgramDeclaration};
 use crate::processing::emission::{Emitter, Source};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
 };
 use crate::processing::tracker::{Claim, Progress};
+use batch_size::BatchSize;
 pub(crate) use check::check;
-use exchange::{Exchange, Trouble};
-use pace::Pace;
-use protocol::{Hello, Table, VERSION};
-use session::{StartError, Worker};
+use exchange::{BatchOutcome, Exchange};
+use protocol::Handshake;
+use session::{ProgramSession, StartError};
+use session_error::SessionError;
 
-/// How long a worker may take to end in order.
-const DISMISSAL_GRACE: Duration = Duration::from_secs(2);
-
-/// How much longer than for an answer the server waits for a word of the transaction.
+/// The server ends the transaction when it is idle for longer than an answer may take, plus this.
 const IDLE_GRACE: Duration = Duration::from_secs(60);
 
 /// A processor whose events a program handles.
@@ -51,18 +51,18 @@ pub(crate) struct ProgramProcessor {
     program: ProgramDeclaration,
     emitter: Emitter,
     tables: RowTables,
-    pace: Pace,
+    batch_size: BatchSize,
     /// The number of the last batch.
     batch: u64,
-    /// It knows nothing that is not committed.
-    worker: Option<Worker>,
+    /// `None` while no program runs. A program kept here knows nothing that is not committed.
+    session: Option<ProgramSession>,
 }
 
 impl ProgramProcessor {
     pub(crate) fn new(base: ProcessorBase, program: ProgramDeclaration) -> Self {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
-        let (tables, pace) = (RowTables::default(), Pace::new());
-        Self { base, program, emitter, tables, pace, batch: 0, worker: None }
+        let (tables, batch_size) = (RowTables::default(), BatchSize::new());
+        Self { base, program, emitter, tables, batch_size, batch: 0, session: None }
     }
 }
 
@@ -73,7 +73,7 @@ impl Processor for ProgramProcessor {
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
-        // Somebody else may have handled events, or an operator may have reset the tables, since it was started.
+        // Since the program was started, another owner may have handled events, or an operator reset the tables.
         self.close().await;
         let mut transaction = connection.begin().await?;
         self.base.prepare(&mut transaction, claim).await?;
@@ -88,8 +88,9 @@ impl Processor for ProgramProcessor {
         connection: &mut PgConnection,
         request: BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
-        self.ensure_worker().await?;
-        let limits = BatchLimits { size: self.pace.size().min(request.limits.size), ..*request.limits };
+        self.ensure_session().await?;
+        let limits =
+            BatchLimits { size: self.batch_size.events().min(request.limits.size), ..*request.limits };
         let request = BatchRequest { limits: &limits, ..request };
         let begun = Instant::now();
         let idle_max = self.program.timeout.saturating_add(IDLE_GRACE);
@@ -102,102 +103,104 @@ impl Processor for ProgramProcessor {
         if deliveries.is_empty() {
             return finish(transaction, upto, 0, None).await;
         }
-        // From here on the worker knows what the database does not; it comes back when that is committed whole.
-        let Some(mut worker) = self.worker.take() else { return Ok(Outcome::ClaimLost) };
+        // From here on the program knows more than the database. It is kept only if the batch is committed whole.
+        let Some(mut session) = self.session.take() else { return Ok(Outcome::ClaimLost) };
         self.batch += 1;
-        let (tables, emitter, patience) = (&self.tables, &self.emitter, self.program.timeout);
-        let exchange = Exchange::new(&mut worker, &mut transaction, tables, emitter, patience);
-        let held = exchange.hold(self.batch, &deliveries).await?;
-        if let Some(trouble) = held.trouble {
-            let rest = Rest::of(&trouble, held.handled, &deliveries);
-            let failure = Box::new(Source::of(rest.next).blame(part(worker, trouble).await));
-            self.pace.broken_off();
+        let (tables, emitter, answer_timeout) = (&self.tables, &self.emitter, self.program.timeout);
+        let exchange = Exchange::new(&mut session, &mut transaction, tables, emitter, answer_timeout);
+        let BatchOutcome { handled, error } = exchange.run_batch(self.batch, &deliveries).await?;
+        if let Some(error) = error {
+            let rest = Remainder::after(&error, handled, &deliveries);
+            let failure = Box::new(Source::of(rest.next).blame(end_session(session, error).await));
+            self.batch_size.record_failure();
             if !rest.is_blamed {
                 warn!(processor = self.base.name(), error = %failure, "the program has broken off a batch");
             }
-            return rest.settle(failure, transaction, &request).await;
+            return rest.commit(failure, transaction, &request).await;
         }
-        let outcome = finish(transaction, upto, held.handled, None).await?;
-        self.pace.answered(held.handled, begun.elapsed(), limits.time);
-        self.worker = Some(worker);
+        let outcome = finish(transaction, upto, handled, None).await?;
+        self.batch_size.record_answered(handled, begun.elapsed(), limits.time);
+        self.session = Some(session);
         Ok(outcome)
     }
 
     async fn close(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            worker.dismiss(DISMISSAL_GRACE).await;
+        if let Some(session) = self.session.take() {
+            session.stop().await;
         }
     }
 }
 
 impl ProgramProcessor {
-    /// Starts a worker where there is none.
-    async fn ensure_worker(&mut self) -> Result<(), ProcessorError> {
-        if self.worker.as_mut().is_some_and(Worker::is_alive) {
+    /// Starts the program if none is running.
+    async fn ensure_session(&mut self) -> Result<(), ProcessorError> {
+        if self.session.as_mut().is_some_and(ProgramSession::is_alive) {
             return Ok(());
         }
-        self.worker = None;
-        let hello = hello(&self.base.declaration, &self.tables);
-        let started = Worker::start(&self.program, &hello).await;
+        self.session = None;
+        let handshake = Handshake::new(&self.base.declaration, &self.tables);
+        let started = ProgramSession::start(&self.program, &handshake).await;
         let unavailable =
             |error: StartError| ProcessorError::Unavailable { message: error.to_string(), wait: None };
-        self.worker = Some(started.map_err(unavailable)?);
+        self.session = Some(started.map_err(unavailable)?);
         Ok(())
     }
 }
 
-/// What is left of a batch that was not handled whole.
+/// What to do with a batch that was not handled whole.
 #[derive(Debug)]
-struct Rest<'d> {
-    /// So many events may be committed.
-    good: usize,
-    /// The first one that may not.
+struct Remainder<'d> {
+    /// The number of events, counted from the first, that may be committed.
+    committable: usize,
+    /// The event behind those.
     next: &'d Delivery,
-    /// Whether that one is why.
+    /// Whether `next` is known to be the reason.
     is_blamed: bool,
 }
 
-impl<'d> Rest<'d> {
-    /// Of a batch of which `handled` events were handled.
-    fn of(trouble: &Trouble, handled: usize, deliveries: &'d [Delivery]) -> Self {
-        // A worker that is out of order after its last answer leaves open what all of them are worth.
-        let good = if handled == deliveries.len() { 0 } else { handled };
+impl<'d> Remainder<'d> {
+    /// The remainder of a batch that ended with `error` after `handled` of its events.
+    fn after(error: &SessionError, handled: usize, deliveries: &'d [Delivery]) -> Self {
+        // A program that violates the protocol after its last answer makes all of its answers doubtful.
+        let committable = if handled == deliveries.len() { 0 } else { handled };
         let alone = deliveries.len() == 1;
-        let is_blamed = alone || good == handled && !matches!(trouble, Trouble::Broken(_));
-        Self { good, next: &deliveries[good], is_blamed }
+        let is_blamed = alone || committable == handled && !matches!(error, SessionError::Broken(_));
+        Self { committable, next: &deliveries[committable], is_blamed }
     }
 
-    /// Commits what may be committed. A failure names the next event; it is its own only if that is to blame.
-    async fn settle(
+    /// Commits what may be committed. `failure` names the next event, and counts against it only if that is to blame.
+    async fn commit(
         self,
         failure: Box<Failure>,
         transaction: BatchTransaction<'_>,
         request: &BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
-        match (self.good, self.is_blamed) {
+        match (self.committable, self.is_blamed) {
             (0, true) => Ok(Outcome::Committed {
                 position: request.claim.position,
                 handled: 0,
                 failure: Some(failure),
             }),
             (0, false) => Err(ProcessorError::Unattributed(failure)),
-            (good, is_blamed) => {
-                finish(transaction, self.next.event.id - 1, good, is_blamed.then_some(failure)).await
+            (committable, is_blamed) => {
+                finish(transaction, self.next.event.id - 1, committable, is_blamed.then_some(failure)).await
             }
         }
     }
 }
 
-/// Ends a worker that did not handle a batch, and says why that was.
-async fn part(worker: Worker, trouble: Trouble) -> Failure {
-    let (message, detail) = match trouble {
-        Trouble::Wrong(what) | Trouble::Broken(what) => (format!("the program {what}"), worker.end().await),
-        Trouble::GaveUp { error, detail } => {
-            worker.dismiss(DISMISSAL_GRACE).await;
+/// Ends the session after a batch that was not handled whole, and describes the failure.
+async fn end_session(session: ProgramSession, error: SessionError) -> Failure {
+    let (message, detail) = match error {
+        SessionError::Violation(what) | SessionError::Broken(what) => {
+            (format!("the program {what}"), session.kill().await)
+        }
+        SessionError::GaveUp { error, detail } => {
+            session.stop().await;
             (error, detail)
         }
-        Trouble::Refused(failure) => {
-            worker.dismiss(DISMISSAL_GRACE).await;
+        SessionError::Refused(failure) => {
+            session.stop().await;
             return *failure;
         }
     };
@@ -205,7 +208,7 @@ async fn part(worker: Worker, trouble: Trouble) -> Failure {
     Failure { detail: detail.map(short), ..Failure::of_processor(short(message)) }
 }
 
-/// Commits what is in the transaction, and the position with it.
+/// Moves the position and commits the transaction.
 async fn finish(
     transaction: BatchTransaction<'_>,
     position: Position,
@@ -215,21 +218,6 @@ async fn finish(
     let handled = i32::try_from(handled).unwrap_or(i32::MAX);
     transaction.finish(Progress { position, handled, failing: failure.is_some(), put_off: None }).await?;
     Ok(Outcome::Committed { position, handled, failure })
-}
-
-/// What a worker is told first.
-fn hello<'h>(declaration: &'h ProcessorDeclaration, tables: &'h RowTables) -> Hello<'h> {
-    let emits = declaration.reaction.as_ref().map_or(&[][..], |reaction| &reaction.emits);
-    let table =
-        |shape: &'h TableShape| (shape.name.as_str(), Table { key: &shape.key, columns: &shape.columns });
-    Hello {
-        protocol: VERSION,
-        processor: &declaration.name,
-        kind: declaration.kind(),
-        version: declaration.version,
-        emits,
-        tables: tables.shapes().iter().map(table).collect(),
-    }
 }
 
 #[cfg(test)]
@@ -258,29 +246,29 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_blamed_only_where_it_must_have_been_the_one() {
-        let wrong = || Trouble::Wrong("x".into());
-        let broken = || Trouble::Broken("x".into());
-        let gave_up = || Trouble::GaveUp { error: "x".into(), detail: None };
-        // The trouble, events in the batch, handled, and then: what may be committed, and whether the next is to blame.
+    fn an_event_is_blamed_only_if_it_must_be_the_reason() {
+        let violation = || SessionError::Violation("x".into());
+        let broken = || SessionError::Broken("x".into());
+        let gave_up = || SessionError::GaveUp { error: "x".into(), detail: None };
+        // The error, events in the batch, events handled; and then: how many may be committed, and whether the next is blamed.
         let cases = [
             (gave_up(), 9, 4, 4, true),
             (gave_up(), 9, 0, 0, true),
-            (wrong(), 9, 4, 4, true),
+            (violation(), 9, 4, 4, true),
             (broken(), 9, 4, 4, false),
             (broken(), 9, 0, 0, false),
             (broken(), 1, 0, 0, true),
             // After the last answer.
-            (wrong(), 9, 9, 0, false),
+            (violation(), 9, 9, 0, false),
             (broken(), 9, 9, 0, false),
-            (wrong(), 1, 1, 0, true),
+            (violation(), 1, 1, 0, true),
         ];
-        for (trouble, events, handled, good, is_blamed) in cases {
+        for (error, events, handled, committable, is_blamed) in cases {
             let deliveries = deliveries(events);
-            let rest = Rest::of(&trouble, handled, &deliveries);
-            let words = format!("{trouble:?} after {handled} of {events}");
-            assert_eq!((rest.good, rest.is_blamed), (good, is_blamed), "{words}");
-            assert_eq!(rest.next.event.id, good as i64 + 1, "{words}");
+            let rest = Remainder::after(&error, handled, &deliveries);
+            let case = format!("{error:?} after {handled} of {events}");
+            assert_eq!((rest.committable, rest.is_blamed), (committable, is_blamed), "{case}");
+            assert_eq!(rest.next.event.id, committable as i64 + 1, "{case}");
         }
     }
 }

@@ -1,25 +1,29 @@
-//! What a worker may want done, read from what it wrote.
+//! Parses the actions that a program answers an event with.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::value::RawValue;
 
-use super::protocol::{SaidAction, Wrong};
+use super::protocol::{ActionMessage, ProtocolViolation};
 use crate::handlers::batch::Action;
 use crate::processing::emission::Emission;
 
-/// The farthest that an emission may be put off, in seconds: a hundred years.
+/// The longest delay of an emission, in seconds: a hundred years.
 const AFTER_MAX: f64 = 100.0 * 366.0 * 86_400.0;
 
-impl SaidAction<'_> {
-    /// What is meant, at the time `now`.
-    pub(super) fn understand(self, now: DateTime<Utc>) -> Result<Action, Wrong> {
-        let telling = [&self.upsert, &self.delete, &self.emit, &self.cancel];
-        if telling.into_iter().flatten().count() != 1 {
-            return Err(Wrong::new("wrote an action that is not one of upsert, delete, emit and cancel"));
+impl ActionMessage<'_> {
+    /// Validates the action. Delays count from `now`.
+    pub(super) fn into_action(self, now: DateTime<Utc>) -> Result<Action, ProtocolViolation> {
+        let deciding = [&self.upsert, &self.delete, &self.emit, &self.cancel];
+        if deciding.into_iter().flatten().count() != 1 {
+            return Err(ProtocolViolation::new(
+                "wrote an action that is not one of upsert, delete, emit and cancel",
+            ));
         }
-        let (name, strange) = self.strange_key();
-        if let Some(key) = strange {
-            return Err(Wrong(format!("wrote `{key}` into the action `{name}`, which has no such key")));
+        let (name, foreign) = self.foreign_key();
+        if let Some(key) = foreign {
+            return Err(ProtocolViolation(format!(
+                "wrote `{key}` into the action `{name}`, which has no such key"
+            )));
         }
         match self {
             Self { upsert: Some(table), row, .. } => {
@@ -29,24 +33,24 @@ impl SaidAction<'_> {
                 Ok(Action::Delete { table, columns: require(condition, "delete", "where")? })
             }
             Self { cancel: Some(key), .. } => Ok(Action::Cancel { key }),
-            emission => emission.understand_emission(now).map(Action::Emit),
+            emission => emission.into_emission(now).map(Action::Emit),
         }
     }
 
-    fn understand_emission(self, now: DateTime<Utc>) -> Result<Emission, Wrong> {
+    fn into_emission(self, now: DateTime<Utc>) -> Result<Emission, ProtocolViolation> {
         let aggregate_id = self.aggregate_id.ok_or_else(|| lacks("emit", "aggregate_id"))?;
         let aggregate_id = aggregate_id.parse().map_err(|_| {
-            Wrong(format!(
+            ProtocolViolation(format!(
                 "wrote an `aggregate_id` that is no uuid: {:?}",
-                super::stderr::cut(&aggregate_id, 100)
+                super::log_limit::truncate(&aggregate_id, 100)
             ))
         })?;
         let due_at = match (self.at, self.after) {
             (None, None) => None,
-            (Some(at), None) => Some(time(&at)?),
-            (None, Some(seconds)) => Some(now + length(seconds)?),
+            (Some(at), None) => Some(parse_time(&at)?),
+            (None, Some(seconds)) => Some(now + parse_delay(seconds)?),
             (Some(_), Some(_)) => {
-                return Err(Wrong::new("wrote both `at` and `after` into an action `emit`"));
+                return Err(ProtocolViolation::new("wrote both `at` and `after` into an action `emit`"));
             }
         };
         Ok(Emission {
@@ -59,8 +63,8 @@ impl SaidAction<'_> {
         })
     }
 
-    /// The action, and a key of it that belongs to another one.
-    fn strange_key(&self) -> (&'static str, Option<&'static str>) {
+    /// The name of the action, and a key that does not belong to it, if there is one.
+    fn foreign_key(&self) -> (&'static str, Option<&'static str>) {
         let (name, allowed): (_, &[&str]) = match self {
             Self { upsert: Some(_), .. } => ("upsert", &["row"]),
             Self { delete: Some(_), .. } => ("delete", &["where"]),
@@ -77,67 +81,70 @@ impl SaidAction<'_> {
             ("after", self.after.is_some()),
             ("key", self.key.is_some()),
         ];
-        let strange = keys.into_iter().find(|(key, is_there)| *is_there && !allowed.contains(key));
-        (name, strange.map(|(key, _)| key))
+        let foreign = keys.into_iter().find(|(key, is_there)| *is_there && !allowed.contains(key));
+        (name, foreign.map(|(key, _)| key))
     }
 }
 
-fn require(value: Option<&RawValue>, action: &str, key: &str) -> Result<Box<RawValue>, Wrong> {
+fn require(value: Option<&RawValue>, action: &str, key: &str) -> Result<Box<RawValue>, ProtocolViolation> {
     value.map(ToOwned::to_owned).ok_or_else(|| lacks(action, key))
 }
 
-fn lacks(action: &str, key: &str) -> Wrong {
-    Wrong(format!("wrote an action `{action}` without `{key}`"))
+fn lacks(action: &str, key: &str) -> ProtocolViolation {
+    ProtocolViolation(format!("wrote an action `{action}` without `{key}`"))
 }
 
-fn time(words: &str) -> Result<DateTime<Utc>, Wrong> {
-    let wrong =
-        |_| Wrong(format!("wrote {words:?} for `at`, which is no time like \"2026-01-31T00:00:00Z\""));
-    words.parse().map_err(wrong)
+fn parse_time(text: &str) -> Result<DateTime<Utc>, ProtocolViolation> {
+    let invalid = |_| {
+        ProtocolViolation(format!("wrote {text:?} for `at`, which is no time like \"2026-01-31T00:00:00Z\""))
+    };
+    text.parse().map_err(invalid)
 }
 
-fn length(seconds: f64) -> Result<TimeDelta, Wrong> {
-    let wrong = || Wrong(format!("wrote {seconds} for `after`: it takes seconds from 0 to a hundred years"));
+fn parse_delay(seconds: f64) -> Result<TimeDelta, ProtocolViolation> {
+    let out_of_range = || {
+        ProtocolViolation(format!("wrote {seconds} for `after`: it takes seconds from 0 to a hundred years"))
+    };
     if !(0.0..=AFTER_MAX).contains(&seconds) {
-        return Err(wrong());
+        return Err(out_of_range());
     }
-    TimeDelta::try_milliseconds((seconds * 1_000.0) as i64).ok_or_else(wrong)
+    TimeDelta::try_milliseconds((seconds * 1_000.0) as i64).ok_or_else(out_of_range)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn understand(text: &str) -> Result<Action, Wrong> {
-        let said: SaidAction<'_> = serde_json::from_str(text).unwrap();
-        said.understand(DateTime::UNIX_EPOCH)
+    fn parse(text: &str) -> Result<Action, ProtocolViolation> {
+        let message: ActionMessage<'_> = serde_json::from_str(text).unwrap();
+        message.into_action(DateTime::UNIX_EPOCH)
     }
 
     const ID: &str = "00000000-0000-4000-8000-000000000001";
 
     #[test]
-    fn every_action_is_understood() {
-        let upsert = understand(r#"{"upsert":"todos","row":{"price":1.10}}"#).unwrap();
+    fn every_action_is_parsed() {
+        let upsert = parse(r#"{"upsert":"todos","row":{"price":1.10}}"#).unwrap();
         assert!(
             matches!(upsert, Action::Upsert { table, row } if table == "todos" && row.get() == r#"{"price":1.10}"#)
         );
-        let delete = understand(r#"{"delete":"todos","where":{"id":1}}"#).unwrap();
+        let delete = parse(r#"{"delete":"todos","where":{"id":1}}"#).unwrap();
         assert!(matches!(delete, Action::Delete { columns, .. } if columns.get() == r#"{"id":1}"#));
-        assert!(matches!(understand(r#"{"cancel":"k"}"#), Ok(Action::Cancel { key }) if key == "k"));
+        assert!(matches!(parse(r#"{"cancel":"k"}"#), Ok(Action::Cancel { key }) if key == "k"));
         let emit = format!(r#"{{"emit":"E","aggregate_id":"{ID}","body":{{}},"expected_version":3}}"#);
         assert!(matches!(
-            understand(&emit),
+            parse(&emit),
             Ok(Action::Emit(Emission { expected_version: Some(3), due_at: None, .. }))
         ));
         for when in [r#""after":1.5"#, r#""at":"1970-01-01T00:00:01.5Z""#] {
             let later = format!(r#"{{"emit":"E","aggregate_id":"{ID}","body":{{}},{when},"key":"k"}}"#);
-            let Ok(Action::Emit(emission)) = understand(&later) else { panic!("{later}") };
+            let Ok(Action::Emit(emission)) = parse(&later) else { panic!("{later}") };
             assert_eq!(emission.due_at.unwrap().timestamp_millis(), 1_500);
         }
     }
 
     #[test]
-    fn what_is_no_action_is_refused_in_words() {
+    fn a_wrong_action_is_refused_with_the_reason() {
         let emit = |rest: &str| format!(r#"{{"emit":"E","aggregate_id":"{ID}"{rest}}}"#);
         for (text, words) in [
             ("{}".to_owned(), "not one of upsert"),
@@ -154,8 +161,8 @@ mod tests {
             (emit(r#","body":{},"after":1,"at":"2026-01-01T00:00:00Z""#), "both `at` and `after`"),
             (emit(r#","body":{},"where":{}"#), "`where` into the action `emit`"),
         ] {
-            let wrong = understand(&text).expect_err(&text);
-            assert!(wrong.0.contains(words), "{text}: {wrong}");
+            let violation = parse(&text).expect_err(&text);
+            assert!(violation.0.contains(words), "{text}: {violation}");
         }
     }
 }

@@ -1,13 +1,13 @@
-//! Finding out whether a program can be a worker, before it is deployed.
+//! Checks a program before it is deployed: whether it starts and completes the handshake.
 
-use super::hello;
-use super::session::Worker;
+use super::protocol::Handshake;
+use super::session::ProgramSession;
 use crate::diagnostic::Diagnostic;
 use crate::handlers::batch::RowTables;
 use crate::processing::declaration::{ProcessorDeclaration, ProgramDeclaration};
 
-/// What is wrong with a program and the tables that it writes, as far as that shows without an event. It is started, greeted
-/// and let go.
+/// Finds what is wrong with a program and its tables, as far as that shows without an event. The program is started and,
+/// after the handshake, stopped.
 pub(crate) async fn check(
     declaration: &ProcessorDeclaration,
     program: &ProgramDeclaration,
@@ -23,8 +23,8 @@ pub(crate) async fn check(
             mistake.with_advice("a program names rows by their keys: make one of the columns a primary key")
         })
         .collect();
-    match Worker::start(program, &hello(declaration, tables)).await {
-        Ok(worker) => worker.dismiss(super::DISMISSAL_GRACE).await,
+    match ProgramSession::start(program, &Handshake::new(declaration, tables)).await {
+        Ok(session) => session.stop().await,
         Err(error) => found.push(Diagnostic::in_source(&program.place, 0, error.to_string())),
     }
     found

@@ -1,13 +1,15 @@
-//! One batch with a worker: events out, answers in, and what the answers want into the transaction.
+//! The exchange of one batch with a program: sends its events, receives the answers, and carries them out in the
+//! transaction.
 
 use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::conversation::{Conversation, Heard};
-use super::protocol::{Order, SentEvent};
-use super::session::Worker;
+use super::batch_protocol::{BatchProtocol, Received};
+use super::protocol::{OutgoingMessage, ProtocolViolation, SentEvent};
+use super::session::ProgramSession;
+use super::session_error::SessionError;
 use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables, Touched};
 use crate::postgres::sqlstate::is_infrastructure_error;
@@ -16,192 +18,212 @@ use crate::processing::failure::Failure;
 use crate::processing::processor::{Delivery, ProcessorError};
 
 /// Bytes of answers that are kept before they are carried out. A single answer may be larger.
-const PENDING_MAX: usize = 8 << 20;
+const PENDING_BYTES_MAX: usize = 8 << 20;
 
-/// How long the transaction may be left alone while answers come; the server ends one that is silent for too long.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// How long the transaction may stay without a statement while answers arrive. The server ends one that is idle for too
+/// long.
+const IDLE_MAX: Duration = Duration::from_secs(15);
 
-/// What a batch has come to.
+/// What was done of a batch.
 #[derive(Debug)]
-pub(super) struct Held {
-    /// So many events, from the first on, are handled, and what they want is in the transaction. Nothing else is.
+pub(super) struct BatchOutcome {
+    /// The number of events, counted from the first, whose answers have been carried out in the transaction. It contains
+    /// nothing of later events.
     pub(super) handled: usize,
-    /// Why it went no further, or did not end as it should.
-    pub(super) trouble: Option<Trouble>,
+    /// Why the batch ended early, or did not end as it should.
+    pub(super) error: Option<SessionError>,
 }
 
-/// Why a batch was not handled whole.
-#[derive(Debug)]
-pub(super) enum Trouble {
-    /// The worker says that it cannot handle the next event.
-    GaveUp { error: String, detail: Option<String> },
-    /// What the next event is to lead to cannot be carried out.
-    Refused(Box<Failure>),
-    /// The worker does not keep to the protocol, and the next event is where that shows.
-    Wrong(String),
-    /// The worker has ended, or is silent. It may have kept back answers to events before the one that it was about.
-    Broken(String),
-}
-
-/// A batch under way.
+/// The exchange of one batch.
 pub(super) struct Exchange<'x, 't> {
-    pub(super) worker: &'x mut Worker,
-    pub(super) transaction: &'x mut BatchTransaction<'t>,
-    pub(super) tables: &'x RowTables,
-    pub(super) emitter: &'x Emitter,
-    /// How long an answer may take.
-    pub(super) patience: Duration,
-    /// Answers that are not carried out yet, and their length.
+    session: &'x mut ProgramSession,
+    transaction: &'x mut BatchTransaction<'t>,
+    tables: &'x RowTables,
+    emitter: &'x Emitter,
+    /// How long the program may take for an answer.
+    answer_timeout: Duration,
+    /// Answers that have not been carried out, and the length of their lines.
     pending: Vec<EventEffects>,
     pending_bytes: usize,
-    /// The rows that the first so many of them are about.
+    /// The rows that the first `examined` of the pending answers change.
     touched: Touched,
     examined: usize,
-    /// Events whose answers are.
+    /// The number of events whose answers have been carried out.
     applied: usize,
-    /// When the transaction was last heard of.
-    heard: Instant,
+    /// When the last statement of the transaction ended.
+    last_statement: Instant,
+}
+
+/// Why an exchange ends early.
+enum Interruption {
+    Session(SessionError),
+    Processor(ProcessorError),
+}
+
+impl From<SessionError> for Interruption {
+    fn from(error: SessionError) -> Self {
+        Self::Session(error)
+    }
+}
+
+impl From<ProtocolViolation> for Interruption {
+    fn from(violation: ProtocolViolation) -> Self {
+        Self::Session(SessionError::Violation(violation.0))
+    }
+}
+
+impl From<ProcessorError> for Interruption {
+    fn from(error: ProcessorError) -> Self {
+        Self::Processor(error)
+    }
+}
+
+impl From<sqlx::Error> for Interruption {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Processor(error.into())
+    }
 }
 
 impl<'x, 't> Exchange<'x, 't> {
     pub(super) fn new(
-        worker: &'x mut Worker,
+        session: &'x mut ProgramSession,
         transaction: &'x mut BatchTransaction<'t>,
         tables: &'x RowTables,
         emitter: &'x Emitter,
-        patience: Duration,
+        answer_timeout: Duration,
     ) -> Self {
         Self {
-            worker,
+            session,
             transaction,
             tables,
             emitter,
-            patience,
+            answer_timeout,
             pending: Vec::new(),
             pending_bytes: 0,
             touched: Touched::default(),
             examined: 0,
             applied: 0,
-            heard: Instant::now(),
+            last_statement: Instant::now(),
         }
     }
 
-    /// Has the worker handle the events, and carries out what it wants.
-    pub(super) async fn hold(mut self, batch: u64, deliveries: &[Delivery]) -> Result<Held, ProcessorError> {
-        let events =
-            deliveries.iter().map(|Delivery { event, replaying }| SentEvent { event, replaying: *replaying });
-        self.worker.tell(&Order::Batch { batch, events: events.collect() });
-        let trouble = self.converse(batch, deliveries).await?;
-        let trouble = match trouble {
-            Some(Trouble::Refused(_)) => trouble,
-            _ => self.apply().await?.or(trouble),
-        };
-        Ok(Held { handled: self.applied, trouble })
-    }
-
-    /// Hears the worker out.
-    async fn converse(
-        &mut self,
+    /// Has the program handle the events, and carries out its answers.
+    ///
+    /// # Errors
+    /// The database could not carry them out, for a reason that lies in no event.
+    pub(super) async fn run_batch(
+        mut self,
         batch: u64,
         deliveries: &[Delivery],
-    ) -> Result<Option<Trouble>, ProcessorError> {
+    ) -> Result<BatchOutcome, ProcessorError> {
+        let events =
+            deliveries.iter().map(|Delivery { event, replaying }| SentEvent { event, replaying: *replaying });
+        self.session.send(&OutgoingMessage::Batch { batch, events: events.collect() });
+        let received = self.receive_answers(batch, deliveries).await;
+        let ended = match received {
+            // What was refused has been undone, so nothing behind it may be carried out.
+            Err(Interruption::Session(SessionError::Refused(_)) | Interruption::Processor(_)) => received,
+            // Answers that arrived before the program failed are carried out all the same.
+            _ => self.apply_pending().await.and(received),
+        };
+        match ended {
+            Ok(()) => Ok(BatchOutcome { handled: self.applied, error: None }),
+            Err(Interruption::Session(error)) => {
+                Ok(BatchOutcome { handled: self.applied, error: Some(error) })
+            }
+            Err(Interruption::Processor(error)) => Err(error),
+        }
+    }
+
+    /// Reads the program's messages until it has ended the batch.
+    async fn receive_answers(&mut self, batch: u64, deliveries: &[Delivery]) -> Result<(), Interruption> {
         let ids: Vec<Position> = deliveries.iter().map(|delivery| delivery.event.id).collect();
-        let mut conversation = Conversation::new(batch, &ids);
-        // What does not bring the batch forward does not count as a sign of life.
+        let mut protocol = BatchProtocol::new(batch, &ids);
         let mut since = Instant::now();
         loop {
-            let line = match self.worker.hear(since, self.patience).await {
-                Ok(line) => line,
-                Err(broken) => return Ok(Some(broken.into())),
-            };
+            let line = self.session.read_line(since, self.answer_timeout).await;
+            let line = line.map_err(SessionError::from)?;
             let length = line.len();
-            match conversation.hear(line) {
-                Ok(Heard::Log { message, level }) => {
-                    self.worker.log(&message, level);
+            match protocol.receive(line)? {
+                Received::Log { message, level } => {
+                    // A program that only logs makes no progress, so its answer is not due any later.
+                    self.session.log(&message, level);
                     continue;
                 }
-                Ok(Heard::Done(actions)) => {
-                    let source = Source::of(&deliveries[conversation.answered() - 1]);
+                Received::Done(actions) => {
+                    let source = Source::of(&deliveries[protocol.answered() - 1]);
                     self.pending.push(EventEffects { source, actions });
                     self.pending_bytes += length;
                 }
-                Ok(Heard::Read { table, key }) => {
+                Received::Read { table, key } => {
                     let (table, key) = (table, key.to_owned());
-                    if let Some(trouble) = self.answer_read(&table, &key).await? {
-                        return Ok(Some(trouble));
-                    }
+                    self.answer_read(&table, &key).await?;
                 }
-                Ok(Heard::Failed { error, detail }) => return Ok(Some(Trouble::GaveUp { error, detail })),
-                Ok(Heard::End) => return Ok(None),
-                Err(wrong) => return Ok(Some(Trouble::Wrong(wrong.0))),
+                Received::Failed { error, detail } => {
+                    return Err(SessionError::GaveUp { error, detail }.into());
+                }
+                Received::End => return Ok(()),
             }
-            if let Some(trouble) = self.relieve().await? {
-                return Ok(Some(trouble));
-            }
+            self.keep_within_bounds().await?;
             since = Instant::now();
         }
     }
 
-    /// Carries out what is too much to keep, and keeps the transaction alive.
-    async fn relieve(&mut self) -> Result<Option<Trouble>, ProcessorError> {
-        if self.pending_bytes > PENDING_MAX {
-            return self.apply().await;
+    /// Carries out the pending answers if they are too many, and keeps the transaction from being idle for too long.
+    async fn keep_within_bounds(&mut self) -> Result<(), Interruption> {
+        if self.pending_bytes > PENDING_BYTES_MAX {
+            return self.apply_pending().await;
         }
-        if self.heard.elapsed() > SILENCE_MAX {
-            sqlx::raw_sql("-- show_life\nselect").execute(self.transaction.connection()).await?;
-            self.heard = Instant::now();
+        if self.last_statement.elapsed() > IDLE_MAX {
+            sqlx::raw_sql("-- keep_transaction_alive\nselect").execute(self.transaction.connection()).await?;
+            self.last_statement = Instant::now();
         }
-        Ok(None)
+        Ok(())
     }
 
-    /// Carries out what is pending.
-    async fn apply(&mut self) -> Result<Option<Trouble>, ProcessorError> {
+    /// Carries out the pending answers.
+    async fn apply_pending(&mut self) -> Result<(), Interruption> {
         if self.pending.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         let effects = std::mem::take(&mut self.pending);
         (self.pending_bytes, self.examined, self.touched) = (0, 0, Touched::default());
         let applied = self.transaction.apply(self.tables, self.emitter, &effects).await?;
-        self.heard = Instant::now();
+        self.last_statement = Instant::now();
         self.applied += applied.events;
-        Ok(applied.failure.map(Trouble::Refused))
+        match applied.failure {
+            None => Ok(()),
+            Some(failure) => Err(SessionError::Refused(failure).into()),
+        }
     }
 
-    /// Tells the worker a row, as earlier answers have left it.
-    async fn answer_read(&mut self, table: &str, key: &RawValue) -> Result<Option<Trouble>, ProcessorError> {
-        if self.worker.is_behind() {
-            let wrong = "asked for a row before it had read what it was told before";
-            return Ok(Some(Trouble::Wrong(wrong.to_owned())));
+    /// Sends a row to the program, as its earlier answers have left it.
+    async fn answer_read(&mut self, table: &str, key: &RawValue) -> Result<(), Interruption> {
+        if self.session.has_unread_input() {
+            let violation = "asked for a row before it had read what it was told before";
+            return Err(ProtocolViolation::new(violation).into());
         }
-        let (statement, parameter) = match self.tables.find_row(table, key) {
-            Ok(found) => found,
-            Err(why) => {
-                return Ok(Some(Trouble::Wrong(format!("asked for a row that it cannot have: {why}"))));
-            }
-        };
-        if !self.is_up_to_date(table, key)
-            && let Some(trouble) = self.apply().await?
-        {
-            return Ok(Some(trouble));
+        let refused = |why: String| ProtocolViolation(format!("asked for a row that it cannot have: {why}"));
+        let (statement, parameter) = self.tables.find_row(table, key).map_err(refused)?;
+        if !self.is_up_to_date(table, key) {
+            self.apply_pending().await?;
         }
         self.transaction.savepoint().await?;
         match self.read_row(statement, parameter).await {
             Ok(row) => {
                 self.transaction.release_savepoint().await?;
-                self.worker.tell(&Order::Row { row: row.as_deref() });
-                Ok(None)
+                self.session.send(&OutgoingMessage::Row { row: row.as_deref() });
+                Ok(())
             }
             Err(error) if is_infrastructure_error(&error) => Err(error.into()),
             Err(error) => {
                 self.transaction.rollback_to_savepoint().await?;
-                let failure = Failure::of_database(&error);
-                let message = format!("asked for a row that it cannot have: {}", failure.message);
-                Ok(Some(Trouble::Wrong(message)))
+                Err(refused(Failure::of_database(&error).message).into())
             }
         }
     }
 
-    /// Whether the row in the database is as the answers so far have left it.
+    /// Whether no pending answer changes the row, so that the database has its current state.
     fn is_up_to_date(&mut self, table: &str, key: &RawValue) -> bool {
         for effects in &self.pending[self.examined..] {
             effects.actions.iter().for_each(|action| self.touched.note(self.tables, action));
@@ -217,7 +239,7 @@ impl<'x, 't> Exchange<'x, 't> {
     ) -> Result<Option<Box<RawValue>>, sqlx::Error> {
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(parameter);
         let found = query.fetch_optional(self.transaction.connection()).await?;
-        self.heard = Instant::now();
+        self.last_statement = Instant::now();
         let text: Option<String> = found.map(|row| row.try_get(0)).transpose()?;
         text.map(RawValue::from_string).transpose().map_err(|error| sqlx::Error::Decode(error.into()))
     }

@@ -1,4 +1,4 @@
-//! Reads what a worker writes, line by line, and never more than a bound.
+//! Reads the lines that a program writes, without ever holding more than the longest line allowed.
 
 use std::io;
 use std::ops::Range;
@@ -8,13 +8,13 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 /// The longest line that is read, in bytes.
 pub(super) const LINE_MAX: usize = 16 << 20;
 
-/// What is asked of the pipe at a time.
+/// Bytes that are read from the pipe at a time.
 const CHUNK: usize = 64 << 10;
 
-/// A buffer that has grown beyond this is given back when it is empty.
+/// A buffer that has grown larger is freed when it is empty, in bytes.
 const KEPT_MAX: usize = 1 << 20;
 
-/// Why there is no further line.
+/// Why no further line can be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LineError {
     #[error("wrote a line of more than {} bytes", LINE_MAX)]
@@ -32,11 +32,11 @@ pub(super) enum LineError {
 pub(super) struct Lines<R> {
     source: R,
     buffer: Vec<u8>,
-    /// The line that was come to last.
+    /// The current line.
     line: Range<usize>,
     /// Where the next line begins in the buffer.
     start: usize,
-    /// Up to where no end of a line has been found.
+    /// The buffer has no end of a line between `start` and here.
     searched: usize,
 }
 
@@ -45,7 +45,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         Self { source, buffer: Vec::new(), line: 0..0, start: 0, searched: 0 }
     }
 
-    /// Goes on to the next line; `false` at the end of the stream. Dropped before it returns, it has lost nothing.
+    /// Moves on to the next line. Returns `false` at the end of the stream. Cancel-safe: dropping the future loses nothing.
     pub(super) async fn advance(&mut self) -> Result<bool, LineError> {
         loop {
             if let Some(length) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
@@ -71,18 +71,18 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// The line that [`Self::advance`] has come to, without its end.
+    /// The line that [`Self::advance`] has moved to, without its end.
     pub(super) fn line(&self) -> &str {
         std::str::from_utf8(&self.buffer[self.line.clone()]).unwrap_or_default()
     }
 
-    /// Whether a whole line can be had without waiting.
+    /// Whether the next line can be read without waiting.
     #[cfg(test)]
     fn is_buffered(&self) -> bool {
         self.buffer[self.searched..].contains(&b'\n')
     }
 
-    /// Forgets the lines that were come to.
+    /// Drops the lines that were read, and makes room for the next chunk.
     fn make_room(&mut self) {
         self.line = 0..0;
         if self.start > 0 {
@@ -97,15 +97,15 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 }
 
-/// As much of a line as an error says of it.
+/// As much of a line as an error shows.
 fn beginning(line: &[u8]) -> Vec<u8> {
     line[..line.len().min(EXCERPT_MAX + 1)].to_vec()
 }
 
-/// Bytes of a line that are shown.
+/// Bytes of a line that an error shows.
 const EXCERPT_MAX: usize = 200;
 
-/// The beginning of a line, for people.
+/// The beginning of a line, escaped, for an error message.
 pub(super) fn excerpt(line: &[u8]) -> String {
     let shown = String::from_utf8_lossy(&line[..line.len().min(EXCERPT_MAX)]).escape_debug().to_string();
     if line.len() > EXCERPT_MAX { format!("{shown} …") } else { shown }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_that_are_no_text_are_an_error() {
+    async fn bytes_that_are_not_text_are_an_error() {
         let (lines, error) = read(b"{}\n\xff\xfe\n").await;
         assert_eq!(lines, ["{}"]);
         assert!(matches!(error, Some(LineError::NotText(_))), "{error:?}");
@@ -159,7 +159,7 @@ mod tests {
         let mut text = vec![b'x'; LINE_MAX];
         text.push(b'\n');
         assert_eq!(read(&text).await.0[0].len(), LINE_MAX);
-        // It does not have to end to be refused, and no more of it than the bound is kept.
+        // A line is refused before its end is read, and no more of it is kept than the bound.
         let endless = tokio::io::repeat(b'x');
         let mut lines = Lines::new(endless);
         assert!(matches!(lines.advance().await, Err(LineError::TooLong)));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn reading_that_is_given_up_loses_nothing() {
+    async fn cancelling_a_read_loses_nothing() {
         let (mut writer, reader) = tokio::io::duplex(64);
         let mut lines = Lines::new(reader);
         writer.write_all(b"fir").await.unwrap();

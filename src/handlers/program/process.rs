@@ -1,60 +1,54 @@
-//! A worker's process: started with nothing of ours but its pipes, spoken to without ever waiting for it alone, ended
-//! with all that it has started.
+//! The process of a program: reading and writing its pipes, its memory, and its end.
+//!
+//! Reading and writing always happen together, so that espd and a program can never block each other with full pipes.
+//! Ending the process ends everything that it has started in its process group.
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+mod launch;
+#[cfg(test)]
+mod tests;
+
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::{ChildStdin, ChildStdout};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use super::lines::{LineError, Lines};
-use super::stderr::{self, LastWords};
+use super::stderr::{self, StderrTail};
 use crate::process::exit_code::describe_foreign_end;
 use crate::process::memory::resident_bytes_of_group;
-use crate::process::spawner::{close_files_on_exec, die_with_owner, on_spawning_thread};
 use crate::processing::declaration::ProgramDeclaration;
 
-/// What a worker inherits of espd's environment, beside all that begins with `LC_`.
-const INHERITED: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
-
-/// Where programs are looked for if nobody says.
-const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-
-/// How long what a worker has written before it ended is waited for; somebody else may keep its pipes open.
+/// How long espd waits for the rest of the output of a process that has ended. Another process may hold the pipes open.
 const REST_GRACE: Duration = Duration::from_millis(500);
 
-/// Between two looks at a working worker's memory.
+/// Time between two checks of the memory of a process that is expected to answer.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A running worker.
+/// A running program. Dropping it kills its process group.
 #[derive(Debug)]
-pub(super) struct Child {
-    process: tokio::process::Child,
-    /// Its process group; `None` once it is gone.
+pub(super) struct ProgramProcess {
+    child: Child,
+    /// `None` once the group has been killed.
     group: Option<Pid>,
     input: Option<ChildStdin>,
     output: Lines<ChildStdout>,
-    /// What it has yet to be told.
+    /// Bytes that the program has not read yet.
     unwritten: Vec<u8>,
-    words: LastWords,
-    pump: JoinHandle<()>,
+    stderr_tail: StderrTail,
+    stderr_forwarding: JoinHandle<()>,
     memory_max: Option<u64>,
-    looked: Instant,
+    memory_checked_at: Instant,
 }
 
-/// Why a worker says nothing more.
+/// Why no further line can be read from a program.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(super) enum ProcessError {
     #[error("ended with {}", describe_foreign_end(*.0))]
     Ended(ExitStatus),
     #[error("closed its standard output")]
@@ -67,140 +61,152 @@ pub(super) enum Broken {
     Line(#[from] LineError),
 }
 
-impl Child {
-    /// Starts the program.
+impl ProgramProcess {
+    /// Starts the program, and logs what it writes to standard error.
     pub(super) fn start(processor: &str, declaration: &ProgramDeclaration) -> io::Result<Self> {
-        let mut process = spawn(declaration)?;
-        let group = process.id().map(|id| Pid::from_raw(id.cast_signed()));
-        let (input, output, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
-        let no_pipe = || io::Error::other("no pipe to the worker");
+        let mut child = launch::launch(declaration)?;
+        let group = child.id().map(|id| Pid::from_raw(id.cast_signed()));
+        let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let no_pipe = || io::Error::other("no pipe to the program");
         let (output, errors) = output.zip(errors).ok_or_else(no_pipe)?;
-        let words = LastWords::default();
-        let pump = tokio::spawn(stderr::pump(processor.to_owned(), errors, words.clone()));
-        let memory_max = declaration.memory_max;
-        let (output, unwritten, looked) = (Lines::new(output), Vec::new(), Instant::now());
-        Ok(Self { process, group, input, output, unwritten, words, pump, memory_max, looked })
+        let stderr_tail = StderrTail::default();
+        let stderr_forwarding =
+            tokio::spawn(stderr::forward(processor.to_owned(), errors, stderr_tail.clone()));
+        Ok(Self {
+            child,
+            group,
+            input,
+            output: Lines::new(output),
+            unwritten: Vec::new(),
+            stderr_tail,
+            stderr_forwarding,
+            memory_max: declaration.memory_max,
+            memory_checked_at: Instant::now(),
+        })
     }
 
     pub(super) fn pid(&self) -> Option<i32> {
         self.group.map(Pid::as_raw)
     }
 
-    /// How it has ended, if it has.
-    pub(super) fn end_of(&mut self) -> Option<ExitStatus> {
-        self.process.try_wait().ok().flatten()
+    /// The exit status, if the process has ended.
+    pub(super) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
     }
 
-    /// Has a line written to it while it is listened to.
-    pub(super) fn tell(&mut self, line: &[u8]) {
+    /// Queues a line. [`Self::read_line`] writes it while it waits for the program's next line.
+    pub(super) fn send(&mut self, line: &[u8]) {
         self.unwritten.extend_from_slice(line);
     }
 
-    /// Whether it has not taken yet what it was told.
-    pub(super) fn is_behind(&self) -> bool {
+    /// Whether the program has not read everything that was sent.
+    pub(super) fn has_unread_input(&self) -> bool {
         !self.unwritten.is_empty()
     }
 
-    /// The next line that it writes, which has to come within `patience`. It is told what it has yet to be told meanwhile,
-    /// so that neither waits for the other.
-    pub(super) async fn hear(&mut self, since: Instant, patience: Duration) -> Result<&str, Broken> {
-        let deadline = since + patience;
-        // It may write without end, and nothing of it be an answer.
+    /// Reads the next line, and writes what was sent meanwhile. The line has to arrive within `answer_timeout` of `since`.
+    pub(super) async fn read_line(
+        &mut self,
+        since: Instant,
+        answer_timeout: Duration,
+    ) -> Result<&str, ProcessError> {
+        let deadline = since + answer_timeout;
+        // A program that writes without end always has a line ready, and none of them may be an answer.
         if Instant::now() >= deadline {
-            return Err(Broken::Silent(patience));
+            return Err(ProcessError::Silent(answer_timeout));
         }
         loop {
-            self.look_at_memory()?;
-            let look = if self.memory_max.is_some() { MEMORY_INTERVAL } else { Duration::MAX };
+            self.check_memory()?;
+            let memory_check = if self.memory_max.is_some() { MEMORY_INTERVAL } else { Duration::MAX };
             tokio::select! {
                 biased;
                 advanced = self.output.advance() => match advanced? {
                     true => break,
-                    false => return Err(self.why_closed().await),
+                    false => return Err(self.why_output_closed().await),
                 },
                 written = write(&mut self.input, &self.unwritten), if !self.unwritten.is_empty() => {
                     match written {
                         Ok(length) => drop(self.unwritten.drain(..length)),
-                        // It does not listen any more. What it still says, and how it ends, tells why.
+                        // The program does not read any more. What it still writes, and how it ends, tells why.
                         Err(_) => self.unwritten.clear(),
                     }
                 }
-                // What it has started may keep its output open. What it has written comes first.
-                status = self.process.wait() => return self.rest(status).await,
-                () = sleep_until(deadline.into()) => return Err(Broken::Silent(patience)),
-                () = sleep(look) => {}
+                // Processes that the program has started may keep its output open. What it has written comes first.
+                status = self.child.wait() => return self.read_rest(status).await,
+                () = sleep_until(deadline.into()) => return Err(ProcessError::Silent(answer_timeout)),
+                () = sleep(memory_check) => {}
             }
         }
         Ok(self.output.line())
     }
 
-    /// The next line that a worker has written before it ended.
-    async fn rest(&mut self, status: io::Result<ExitStatus>) -> Result<&str, Broken> {
-        self.kill();
+    /// Reads the next line that the program wrote before it ended.
+    async fn read_rest(&mut self, status: io::Result<ExitStatus>) -> Result<&str, ProcessError> {
+        self.kill_group();
         let advanced = timeout(REST_GRACE, self.output.advance()).await;
         match (advanced, status) {
             (Ok(Ok(true)), _) => Ok(self.output.line()),
             (Ok(Err(error)), _) => Err(error.into()),
-            (_, Ok(status)) => Err(Broken::Ended(status)),
-            (_, Err(error)) => Err(Broken::Line(LineError::Io(error))),
+            (_, Ok(status)) => Err(ProcessError::Ended(status)),
+            (_, Err(error)) => Err(ProcessError::Line(LineError::Io(error))),
         }
     }
 
-    /// A closed output usually is a process about to end.
-    async fn why_closed(&mut self) -> Broken {
-        match timeout(REST_GRACE, self.process.wait()).await {
-            Ok(Ok(status)) => Broken::Ended(status),
-            _ => Broken::Closed,
+    /// Finds out why the output is closed. Usually the process is about to end.
+    async fn why_output_closed(&mut self) -> ProcessError {
+        match timeout(REST_GRACE, self.child.wait()).await {
+            Ok(Ok(status)) => ProcessError::Ended(status),
+            _ => ProcessError::Closed,
         }
     }
 
-    fn look_at_memory(&mut self) -> Result<(), Broken> {
+    fn check_memory(&mut self) -> Result<(), ProcessError> {
         let (Some(max), Some(group)) = (self.memory_max, self.group) else { return Ok(()) };
-        if self.looked.elapsed() < MEMORY_INTERVAL {
+        if self.memory_checked_at.elapsed() < MEMORY_INTERVAL {
             return Ok(());
         }
-        self.looked = Instant::now();
+        self.memory_checked_at = Instant::now();
         let used = resident_bytes_of_group(group);
-        if used > max { Err(Broken::TooLarge { used, max }) } else { Ok(()) }
+        if used > max { Err(ProcessError::TooLarge { used, max }) } else { Ok(()) }
     }
 
-    /// Lets it end in order: its input closes, and it has this long before it is killed. What it still writes is
-    /// read and forgotten.
-    pub(super) async fn dismiss(mut self, grace: Duration) {
+    /// Closes the program's standard input, which asks it to end, and kills it after `grace`. What it still writes is
+    /// read and dropped.
+    pub(super) async fn stop(mut self, grace: Duration) {
         self.input = None;
         let draining = async {
             while let Ok(true) = self.output.advance().await {}
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            _ = timeout(grace, self.process.wait()) => {}
+            _ = timeout(grace, self.child.wait()) => {}
             () = draining => {}
         }
-        self.end().await;
+        self.kill().await;
     }
 
-    /// Kills it with all that it has started, and returns its last words.
-    pub(super) async fn end(mut self) -> Option<String> {
-        self.kill();
-        let _ = self.process.wait().await;
-        // Its last words are on their way, unless somebody who has left its group holds the pipe.
-        let _ = timeout(REST_GRACE, &mut self.pump).await;
-        self.words.read()
+    /// Kills the process group at once. Returns the last lines of standard error.
+    pub(super) async fn kill(mut self) -> Option<String> {
+        self.kill_group();
+        let _ = self.child.wait().await;
+        // The last lines are on their way, unless a process that has left the group holds the pipe open.
+        let _ = timeout(REST_GRACE, &mut self.stderr_forwarding).await;
+        self.stderr_tail.read()
     }
 
-    /// A group is signalled once: its number may be another's later.
-    fn kill(&mut self) {
+    /// Signals the group, once: later its number may belong to another group.
+    fn kill_group(&mut self) {
         if let Some(group) = self.group.take() {
-            // A group that is gone has had what it needs.
+            // This fails only if the group has ended already.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
 }
 
-impl Drop for Child {
+impl Drop for ProgramProcess {
     fn drop(&mut self) {
-        self.kill();
-        self.pump.abort();
+        self.kill_group();
+        self.stderr_forwarding.abort();
     }
 }
 
@@ -208,194 +214,5 @@ async fn write(input: &mut Option<ChildStdin>, bytes: &[u8]) -> io::Result<usize
     match input {
         Some(input) => input.write(bytes).await,
         None => Err(io::ErrorKind::BrokenPipe.into()),
-    }
-}
-
-fn spawn(declaration: &ProgramDeclaration) -> io::Result<tokio::process::Child> {
-    let (program, arguments) =
-        declaration.command.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
-    let environment = environment(declaration, std::env::vars_os());
-    let folder = absolute(&declaration.folder)?;
-    let file = find_program(program, &folder, environment.get(OsStr::new("PATH")))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no such program"))?;
-    let mut command = std::process::Command::new(file);
-    command
-        .arg0(program)
-        .args(arguments)
-        .current_dir(folder)
-        .env_clear()
-        .envs(environment)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
-    die_with_owner(&mut command, Signal::SIGKILL);
-    close_files_on_exec(&mut command);
-    let runtime = tokio::runtime::Handle::current();
-    on_spawning_thread(move || {
-        let _entered = runtime.enter();
-        tokio::process::Command::from(command).spawn()
-    })
-}
-
-/// What a worker may know of our environment, and what is declared for it.
-fn environment(
-    declaration: &ProgramDeclaration,
-    ours: impl Iterator<Item = (OsString, OsString)>,
-) -> BTreeMap<OsString, OsString> {
-    let is_inherited =
-        |name: &OsStr| name.to_str().is_some_and(|name| INHERITED.contains(&name) || name.starts_with("LC_"));
-    let mut environment: BTreeMap<_, _> = ours.filter(|(name, _)| is_inherited(name)).collect();
-    let declared = declaration.environment.iter();
-    environment.extend(declared.map(|(name, value)| (name.into(), value.expose().into())));
-    environment
-}
-
-/// The folder of a declaration, which is empty where its file is named without one.
-fn absolute(folder: &Path) -> io::Result<PathBuf> {
-    std::path::absolute(folder.join("."))
-}
-
-/// The file of a program: one with a slash in its name is found from the folder of its declaration, any other in the
-/// folders of `path`.
-fn find_program(program: &str, folder: &Path, path: Option<&OsString>) -> Option<PathBuf> {
-    let is_program = |file: &PathBuf| {
-        file.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
-    };
-    if program.contains('/') {
-        return Some(folder.join(program)).filter(is_program);
-    }
-    let path = path.map_or(OsStr::new(DEFAULT_PATH), OsString::as_os_str);
-    // The child is where the declaration is, so that is where its relative folders begin.
-    std::env::split_paths(path).map(|named| folder.join(named).join(program)).find(is_program)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::processing::declaration::HandledEvents;
-
-    fn declare(command: &[&str]) -> ProgramDeclaration {
-        let command = command.iter().map(ToString::to_string).collect();
-        ProgramDeclaration::new(HandledEvents::All, command, std::env::temp_dir())
-    }
-
-    fn shell(script: &str) -> ProgramDeclaration {
-        declare(&["sh", "-c", script])
-    }
-
-    async fn hear(child: &mut Child) -> Result<String, Broken> {
-        child.hear(Instant::now(), Duration::from_secs(20)).await.map(str::to_owned)
-    }
-
-    /// Waits until a process that was killed is gone.
-    async fn goes(pid: &str) {
-        let is_gone = || {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.is_empty() || stat.contains(") Z ")
-        };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !is_gone() {
-            assert!(Instant::now() < deadline, "{pid} is still there");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    #[test]
-    fn nothing_is_inherited_but_what_everybody_needs() {
-        let ours = [
-            ("PATH", "/bin"),
-            ("LC_ALL", "C"),
-            ("DATABASE_URL", "secret"),
-            ("NOTIFY_SOCKET", "@s"),
-            ("TZ", "UTC"),
-        ];
-        let ours = ours.into_iter().map(|(name, value)| (name.into(), value.into()));
-        let mut declaration = shell("true");
-        declaration.environment.insert("TZ".into(), "Europe/Amsterdam".to_owned().into());
-        declaration.environment.insert("TOKEN".into(), "t".to_owned().into());
-        let environment = environment(&declaration, ours);
-        let expected = [("LC_ALL", "C"), ("PATH", "/bin"), ("TOKEN", "t"), ("TZ", "Europe/Amsterdam")];
-        assert_eq!(environment, expected.map(|(name, value)| (name.into(), value.into())).into());
-    }
-
-    #[tokio::test]
-    async fn it_is_told_more_than_a_pipe_holds_while_it_says_more_than_a_pipe_holds() {
-        let mut child = Child::start("p", &declare(&["cat"])).unwrap();
-        child.tell(&b"0123456789\n".repeat(100_000));
-        for _ in 0..100_000 {
-            assert_eq!(hear(&mut child).await.unwrap(), "0123456789");
-        }
-        assert!(!child.is_behind());
-        child.input = None;
-        assert!(matches!(hear(&mut child).await, Err(Broken::Ended(status)) if status.success()));
-    }
-
-    #[tokio::test]
-    async fn what_it_said_before_it_ended_is_heard() {
-        let script = "sleep 600 & echo $!; echo two; echo why >&2; exit 3";
-        let mut child = Child::start("p", &shell(script)).unwrap();
-        let started = hear(&mut child).await.unwrap();
-        assert_eq!(hear(&mut child).await.unwrap(), "two");
-        // What it has started holds its output open, but not for longer than it lives itself.
-        let broken = hear(&mut child).await.unwrap_err();
-        assert_eq!(broken.to_string(), "ended with exit code 3");
-        assert_eq!(child.end().await.as_deref(), Some("why"));
-        goes(&started).await;
-    }
-
-    #[tokio::test]
-    async fn neither_silence_nor_chatter_is_waited_for_longer_than_is_allowed() {
-        let mut child = Child::start("p", &shell("sleep 600")).unwrap();
-        child.tell(&vec![b'\n'; 1_000_000]);
-        let since = Instant::now();
-        let broken = child.hear(since, Duration::from_millis(100)).await.map(str::to_owned).unwrap_err();
-        assert!(broken.to_string().starts_with("was silent for 0.1 s"), "{broken}");
-        assert!(child.is_behind());
-
-        let mut child = Child::start("p", &shell("yes")).unwrap();
-        let since = Instant::now();
-        while child.hear(since, Duration::from_millis(100)).await.is_ok() {}
-        assert!(since.elapsed() < Duration::from_secs(10));
-    }
-
-    #[tokio::test]
-    async fn it_is_dismissed_in_order_or_else_killed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, script) =
-            (folder.path().join("ended"), "echo ready; cat >/dev/null; sleep 0.1; echo > ended");
-        let mut orderly = ProgramDeclaration { folder: folder.path().to_owned(), ..shell(script) };
-        let mut child = Child::start("p", &orderly).unwrap();
-        hear(&mut child).await.unwrap();
-        child.dismiss(Duration::from_secs(20)).await;
-        assert!(file.exists());
-
-        orderly.command[2] = "echo $$; sleep 600".into();
-        let mut child = Child::start("p", &orderly).unwrap();
-        let pid = hear(&mut child).await.unwrap();
-        child.dismiss(Duration::from_millis(50)).await;
-        goes(&pid).await;
-    }
-
-    #[tokio::test]
-    async fn its_memory_is_bounded_with_that_of_what_it_has_started() {
-        let hoard = "x=$(head -c 50000000 /dev/zero | tr '\\0' x); echo $x | sleep 600";
-        let mut declaration = shell(&format!("({hoard}) & wait"));
-        declaration.memory_max = Some(40 << 20);
-        let mut child = Child::start("p", &declaration).unwrap();
-        assert!(matches!(hear(&mut child).await, Err(Broken::TooLarge { used, .. }) if used > 40 << 20));
-    }
-
-    #[test]
-    fn a_program_is_found_by_its_name_or_from_its_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let worker = folder.path().join("worker");
-        std::fs::write(&worker, "#!/bin/sh\n").unwrap();
-        assert_eq!(find_program("./worker", folder.path(), None), None);
-        std::fs::set_permissions(&worker, std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(find_program("./worker", folder.path(), None).is_some());
-        assert_eq!(find_program("worker", folder.path(), None), None);
-        assert!(find_program("worker", folder.path(), Some(&folder.path().into())).is_some());
-        assert!(find_program("sh", folder.path(), None).is_some());
     }
 }

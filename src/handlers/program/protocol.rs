@@ -1,6 +1,6 @@
-//! The lines that espd and a worker exchange, as `docs/worker-protocol.md` specifies them.
+//! The messages that espd and a program exchange, as `docs/worker-protocol.md` specifies them.
 //!
-//! Rows, keys and bodies are raw JSON text from end to end: no number in them ever passes through a floating-point type.
+//! Rows, keys and bodies stay raw JSON text, so that no number in them passes through a floating-point type.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,14 +9,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::event::{Event, Position};
+use crate::handlers::batch::{RowTables, TableShape};
+use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::ProcessorKind;
 
-/// The version of the protocol that is spoken here.
+/// The version of the protocol that this espd speaks.
 pub(super) const VERSION: u32 = 1;
 
-/// The first line that a worker reads: who it works for.
+/// The first message to a program: which processor it handles events for. Its key in JSON is `hello`.
 #[derive(Debug, Serialize)]
-pub(super) struct Hello<'h> {
+pub(super) struct Handshake<'h> {
     pub(super) protocol: u32,
     pub(super) processor: &'h str,
     pub(super) kind: ProcessorKind,
@@ -25,15 +27,31 @@ pub(super) struct Hello<'h> {
     pub(super) tables: BTreeMap<&'h str, Table<'h>>,
 }
 
-/// A table that the worker may write.
+impl<'h> Handshake<'h> {
+    pub(super) fn new(declaration: &'h ProcessorDeclaration, tables: &'h RowTables) -> Self {
+        let emits = declaration.reaction.as_ref().map_or(&[][..], |reaction| &reaction.emits);
+        let table =
+            |shape: &'h TableShape| (shape.name.as_str(), Table { key: &shape.key, columns: &shape.columns });
+        Self {
+            protocol: VERSION,
+            processor: &declaration.name,
+            kind: declaration.kind(),
+            version: declaration.version,
+            emits,
+            tables: tables.shapes().iter().map(table).collect(),
+        }
+    }
+}
+
+/// A table that the program may write.
 #[derive(Debug, Serialize)]
 pub(super) struct Table<'h> {
-    /// The columns of the primary key; none where it has none.
+    /// The columns of the primary key; empty if the table has none.
     pub(super) key: &'h [String],
     pub(super) columns: &'h [String],
 }
 
-/// An event as a worker reads it.
+/// An event as it is sent to a program.
 #[derive(Debug, Serialize)]
 pub(super) struct SentEvent<'e> {
     #[serde(flatten)]
@@ -41,47 +59,47 @@ pub(super) struct SentEvent<'e> {
     pub(super) replaying: bool,
 }
 
-/// Anything that is written to a worker.
+/// A message to a program.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(super) enum Order<'o> {
-    Hello { hello: &'o Hello<'o> },
+pub(super) enum OutgoingMessage<'o> {
+    Handshake { hello: &'o Handshake<'o> },
     Batch { batch: u64, events: Vec<SentEvent<'o>> },
     Row { row: Option<&'o RawValue> },
 }
 
-impl Order<'_> {
-    /// One line, with its end.
+impl OutgoingMessage<'_> {
+    /// Renders the message as one line, including its end.
     pub(super) fn to_line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("names, numbers and JSON are JSON");
-        // Raw text may span lines. In strings a line's end is written as an escape, so that these stand between tokens.
+        // Raw JSON may span lines. Within strings a line break is escaped, so every one found here is between tokens.
         line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
         line.push(b'\n');
         line
     }
 }
 
-/// What a worker may say.
+/// A message from a program.
 #[derive(Debug)]
-pub(super) enum Message<'l> {
-    /// It speaks this version of the protocol.
+pub(super) enum IncomingMessage<'l> {
+    /// The program has started and speaks this version of the protocol.
     Ready(i64),
-    /// It has handled an event, and this is what shall come of it.
-    Done { event: Position, actions: Vec<SaidAction<'l>> },
-    /// It cannot handle an event.
+    /// The program has handled an event, and wants these actions.
+    Done { event: Position, actions: Vec<ActionMessage<'l>> },
+    /// The program cannot handle an event.
     Failed { event: Position, error: String, detail: Option<String> },
-    /// It wants to know a row.
+    /// The program wants to read a row.
     Read { table: String, key: &'l RawValue },
-    /// It has answered all events of a batch.
+    /// The program has answered all events of the batch of this number.
     End(u64),
-    /// Something for espd's log.
+    /// A line for espd's log.
     Log { message: String, level: tracing::Level },
 }
 
-/// One element of `actions`, as it was written.
+/// An element of `actions` as it was received: every key that any action has.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct SaidAction<'l> {
+pub(super) struct ActionMessage<'l> {
     pub(super) upsert: Option<String>,
     #[serde(borrow)]
     pub(super) row: Option<&'l RawValue>,
@@ -99,14 +117,14 @@ pub(super) struct SaidAction<'l> {
     pub(super) cancel: Option<String>,
 }
 
-/// A line as it was written: every key that any message has.
+/// A line as it was received: every key that any message has.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Line<'l> {
     ready: Option<i64>,
     done: Option<Position>,
     #[serde(borrow)]
-    actions: Option<Vec<SaidAction<'l>>>,
+    actions: Option<Vec<ActionMessage<'l>>>,
     failed: Option<Position>,
     error: Option<String>,
     detail: Option<String>,
@@ -118,44 +136,46 @@ struct Line<'l> {
     level: Option<String>,
 }
 
-/// What a worker has done that the protocol does not allow.
+/// What a program did that the protocol does not allow, as a sentence without its subject: "wrote `ready` again".
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wrong(pub(super) String);
+pub(super) struct ProtocolViolation(pub(super) String);
 
-impl Wrong {
+impl ProtocolViolation {
     pub(super) fn new(what: impl Into<String>) -> Self {
         Self(what.into())
     }
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for ProtocolViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl<'l> Message<'l> {
-    /// Reads one line.
-    pub(super) fn parse(line: &'l str) -> Result<Self, Wrong> {
+impl<'l> IncomingMessage<'l> {
+    /// Parses one line.
+    pub(super) fn parse(line: &'l str) -> Result<Self, ProtocolViolation> {
         let shown = || super::lines::excerpt(line.as_bytes());
-        let nothing = || Wrong(format!("wrote a line that is no message: {}", shown()));
-        // Serde would take a list for the members without their names.
+        let nothing = || ProtocolViolation(format!("wrote a line that is no message: {}", shown()));
+        // Serde would also accept an array of the members, without their names.
         if !line.trim_start().starts_with('{') {
             return Err(nothing());
         }
-        let read: Line<'l> = serde_json::from_str(line)
-            .map_err(|error| Wrong(format!("wrote a line that is no message: {error}: {}", shown())))?;
+        let read: Line<'l> = serde_json::from_str(line).map_err(|error| {
+            ProtocolViolation(format!("wrote a line that is no message: {error}: {}", shown()))
+        })?;
         let keys = read.keys();
         let message = read.message().ok_or_else(nothing)?;
         match keys.into_iter().find(|key| !message.allows(key)) {
             None => Ok(message),
-            Some(key) => {
-                Err(Wrong(format!("wrote `{key}` into a message that has no such key: {}", shown())))
-            }
+            Some(key) => Err(ProtocolViolation(format!(
+                "wrote `{key}` into a message that has no such key: {}",
+                shown()
+            ))),
         }
     }
 
-    /// Whether a key may stand in this message.
+    /// Whether this message may have a key.
     fn allows(&self, key: &str) -> bool {
         let keys: &[&str] = match self {
             Self::Ready(_) => &["ready"],
@@ -170,7 +190,7 @@ impl<'l> Message<'l> {
 }
 
 impl<'l> Line<'l> {
-    /// The keys that are there.
+    /// The keys that the line has.
     fn keys(&self) -> Vec<&'static str> {
         let keys = [
             ("ready", self.ready.is_some()),
@@ -188,21 +208,21 @@ impl<'l> Line<'l> {
         keys.into_iter().filter(|(_, is_there)| *is_there).map(|(key, _)| key).collect()
     }
 
-    /// The message that the telling key stands for, if what belongs to it is there.
-    fn message(self) -> Option<Message<'l>> {
+    /// The message that the line stands for, unless a required key is missing.
+    fn message(self) -> Option<IncomingMessage<'l>> {
         if let Some(event) = self.done {
-            return Some(Message::Done { event, actions: self.actions.unwrap_or_default() });
+            return Some(IncomingMessage::Done { event, actions: self.actions.unwrap_or_default() });
         }
         if let Some(event) = self.failed {
-            return Some(Message::Failed { event, error: self.error?, detail: self.detail });
+            return Some(IncomingMessage::Failed { event, error: self.error?, detail: self.detail });
         }
         if let Some(table) = self.read {
-            return Some(Message::Read { table, key: self.key? });
+            return Some(IncomingMessage::Read { table, key: self.key? });
         }
         if let Some(message) = self.log {
-            return Some(Message::Log { message, level: level(self.level.as_deref())? });
+            return Some(IncomingMessage::Log { message, level: level(self.level.as_deref())? });
         }
-        self.end.map(Message::End).or(self.ready.map(Message::Ready))
+        self.end.map(IncomingMessage::End).or(self.ready.map(IncomingMessage::Ready))
     }
 }
 
@@ -243,42 +263,45 @@ mod tests {
     fn a_batch_is_one_line_that_keeps_every_digit() {
         let event = event("{\n  \"price\": 0.10000000000000000000000001,\r\n \"note\": \"a\\nb\"\n}");
         let events = vec![SentEvent { event: &event, replaying: true }];
-        let line = String::from_utf8(Order::Batch { batch: 3, events }.to_line()).unwrap();
+        let line = String::from_utf8(OutgoingMessage::Batch { batch: 3, events }.to_line()).unwrap();
         assert_eq!(line.matches('\n').count(), 1);
         assert!(line.starts_with(r#"{"batch":3,"events":[{"id":7,"uuid":"00000000-"#), "{line}");
         assert!(line.contains("\"price\": 0.10000000000000000000000001,"), "{line}");
         assert!(line.contains(r#""note": "a\nb""#) && line.contains(r#""type":"TodoAdded""#), "{line}");
         assert!(line.ends_with("\"replaying\":true}]}\n"), "{line}");
-        assert_eq!(Order::Row { row: None }.to_line(), b"{\"row\":null}\n");
+        assert_eq!(OutgoingMessage::Row { row: None }.to_line(), b"{\"row\":null}\n");
     }
 
     #[test]
-    fn every_message_is_understood() {
-        assert!(matches!(Message::parse(r#"{"ready":1}"#), Ok(Message::Ready(1))));
+    fn every_message_is_parsed() {
+        assert!(matches!(IncomingMessage::parse(r#"{"ready":1}"#), Ok(IncomingMessage::Ready(1))));
         assert!(
-            matches!(Message::parse(r#" { "done" : 5 } "#), Ok(Message::Done { event: 5, actions }) if actions.is_empty())
+            matches!(IncomingMessage::parse(r#" { "done" : 5 } "#), Ok(IncomingMessage::Done { event: 5, actions }) if actions.is_empty())
         );
-        assert!(matches!(Message::parse(r#"{"end":9}"#), Ok(Message::End(9))));
+        assert!(matches!(IncomingMessage::parse(r#"{"end":9}"#), Ok(IncomingMessage::End(9))));
         assert!(matches!(
-            Message::parse(r#"{"failed":5,"error":"no title","detail":"line 3"}"#),
-            Ok(Message::Failed { event: 5, error, detail: Some(_) }) if error == "no title"
+            IncomingMessage::parse(r#"{"failed":5,"error":"no title","detail":"line 3"}"#),
+            Ok(IncomingMessage::Failed { event: 5, error, detail: Some(_) }) if error == "no title"
         ));
         assert!(matches!(
-            Message::parse(r#"{"log":"hi","level":"debug"}"#),
-            Ok(Message::Log { level: tracing::Level::DEBUG, .. })
+            IncomingMessage::parse(r#"{"log":"hi","level":"debug"}"#),
+            Ok(IncomingMessage::Log { level: tracing::Level::DEBUG, .. })
         ));
-        let read = Message::parse(r#"{"key":{"id":12345678901234567890.10},"read":"todos"}"#).unwrap();
+        let read =
+            IncomingMessage::parse(r#"{"key":{"id":12345678901234567890.10},"read":"todos"}"#).unwrap();
         assert!(
-            matches!(read, Message::Read { key, .. } if key.get() == r#"{"id":12345678901234567890.10}"#)
+            matches!(read, IncomingMessage::Read { key, .. } if key.get() == r#"{"id":12345678901234567890.10}"#)
         );
         let done = r#"{"done":5,"actions":[{"upsert":"t","row":{"a":1.10}},{"emit":"E","aggregate_id":"x","body":{}}]}"#;
-        let Ok(Message::Done { actions, .. }) = Message::parse(done) else { panic!("{done}") };
+        let Ok(IncomingMessage::Done { actions, .. }) = IncomingMessage::parse(done) else {
+            panic!("{done}")
+        };
         assert_eq!(actions[0].row.map(RawValue::get), Some(r#"{"a":1.10}"#));
         assert_eq!(actions[1].emit.as_deref(), Some("E"));
     }
 
     #[test]
-    fn what_is_no_message_is_refused_and_shown() {
+    fn a_line_that_is_no_message_is_refused_and_shown() {
         for line in [
             "",
             "Traceback (most recent call last):",
@@ -297,16 +320,16 @@ mod tests {
             r#"{"log":"x","level":"loud"}"#,
             r#"{"error":"x"}"#,
         ] {
-            let wrong = Message::parse(line).expect_err(line);
-            assert!(wrong.0.contains("no message"), "{line}: {wrong}");
+            let violation = IncomingMessage::parse(line).expect_err(line);
+            assert!(violation.0.contains("no message"), "{line}: {violation}");
         }
         for line in
             [r#"{"done":5,"end":1}"#, r#"{"failed":5,"error":"x","actions":[]}"#, r#"{"ready":1,"log":"x"}"#]
         {
-            let wrong = Message::parse(line).expect_err(line);
-            assert!(wrong.0.contains("no such key"), "{line}: {wrong}");
+            let violation = IncomingMessage::parse(line).expect_err(line);
+            assert!(violation.0.contains("no such key"), "{line}: {violation}");
         }
         let long = format!("{{\"done\":{}", "x".repeat(1_000_000));
-        assert!(Message::parse(&long).unwrap_err().0.len() < 500);
+        assert!(IncomingMessage::parse(&long).unwrap_err().0.len() < 500);
     }
 }

@@ -1,116 +1,123 @@
-//! A worker that has greeted us.
+//! A session with a program: from the handshake to the end of its process.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use tracing::{Level, debug, error, info, trace, warn};
 
-use super::exchange::Trouble;
-use super::lines::LineError;
-use super::process::{Broken, Child};
-use super::protocol::{Hello, Message, Order, VERSION};
-use super::stderr::{self, Allowance, Verdict, confess, cut};
+use super::lines::excerpt;
+use super::log_limit::{LINE_MAX, LogDecision, LogLimit, log_suppressed, truncate};
+use super::process::{ProcessError, ProgramProcess};
+use super::protocol::{Handshake, IncomingMessage, OutgoingMessage, VERSION};
+use crate::process::exit_code::describe_foreign_end;
 use crate::processing::declaration::ProgramDeclaration;
 
-/// How long a program may always take to begin: it loads more than it does for an answer.
-const START_MIN: Duration = Duration::from_secs(10);
+/// How long every program may take to start, whatever `command_timeout` says: it loads more than it does for an answer.
+const START_TIMEOUT_MIN: Duration = Duration::from_secs(10);
 
-/// A process that speaks the protocol.
+/// How long a program may take to end after its input was closed.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// A started program that has completed the handshake.
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(super) struct ProgramSession {
     processor: String,
-    child: Child,
-    /// How much more of its messages to people is logged.
-    allowance: Allowance,
+    process: ProgramProcess,
+    /// Limits how many of the program's `log` messages are logged.
+    log_limit: LogLimit,
 }
 
-/// Why there is no worker. No event is to blame.
+/// Why no session could be started. No event is to blame.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
     #[error(
         "could not start {program:?}: {error}; the program has to be executable, and in PATH or named from {folder}"
     )]
     NotStarted { program: String, folder: String, error: io::Error },
-    #[error("{program:?} {what} before it said {{\"ready\":{VERSION}}}{}", words(last_words.as_deref()))]
-    NotReady { program: String, what: String, last_words: Option<String> },
+    #[error("{program:?} {what} before it said {{\"ready\":{VERSION}}}{}", describe_tail(stderr_tail.as_deref()))]
+    NotReady { program: String, what: String, stderr_tail: Option<String> },
     #[error("{program:?} speaks version {theirs} of the protocol, this espd version {VERSION}")]
     OtherVersion { program: String, theirs: i64 },
 }
 
-fn words(last_words: Option<&str>) -> String {
-    last_words.map(|words| format!("; its last words: {words}")).unwrap_or_default()
+fn describe_tail(stderr_tail: Option<&str>) -> String {
+    stderr_tail.map(|lines| format!("; it wrote to standard error: {lines}")).unwrap_or_default()
 }
 
-impl Worker {
+impl ProgramSession {
     /// Starts the program and waits until it is ready.
     pub(super) async fn start(
         declaration: &ProgramDeclaration,
-        hello: &Hello<'_>,
+        handshake: &Handshake<'_>,
     ) -> Result<Self, StartError> {
         let program = declaration.command.first().cloned().unwrap_or_default();
-        let child = Child::start(hello.processor, declaration).map_err(|error| {
+        let process = ProgramProcess::start(handshake.processor, declaration).map_err(|error| {
             let folder = declaration.folder.display().to_string();
             StartError::NotStarted { program: program.clone(), folder, error }
         })?;
-        let (processor, allowance) = (hello.processor.to_owned(), Allowance::new(Instant::now()));
-        let mut worker = Self { processor, child, allowance };
-        worker.tell(&Order::Hello { hello });
-        match worker.greet(declaration.timeout.max(START_MIN)).await {
+        let (processor, log_limit) = (handshake.processor.to_owned(), LogLimit::new(Instant::now()));
+        let mut session = Self { processor, process, log_limit };
+        session.send(&OutgoingMessage::Handshake { hello: handshake });
+        match session.wait_until_ready(declaration.timeout.max(START_TIMEOUT_MIN)).await {
             Ok(theirs) if theirs == i64::from(VERSION) => {
-                debug!(
-                    processor = worker.processor,
-                    command.pid = worker.child.pid(),
-                    "the program is ready"
-                );
-                Ok(worker)
+                let (processor, pid) = (&session.processor, session.process.pid());
+                debug!(processor, command.pid = pid, "the program is ready");
+                Ok(session)
             }
             Ok(theirs) => Err(StartError::OtherVersion { program, theirs }),
-            Err(what) => Err(StartError::NotReady { program, what, last_words: worker.end().await }),
+            Err(what) => Err(StartError::NotReady { program, what, stderr_tail: session.kill().await }),
         }
     }
 
-    /// The version that it speaks, or what it did instead of saying so.
-    async fn greet(&mut self, patience: Duration) -> Result<i64, String> {
+    /// Returns the version of the protocol that the program speaks, or what it did instead of saying so.
+    async fn wait_until_ready(&mut self, timeout: Duration) -> Result<i64, String> {
         let since = Instant::now();
         loop {
-            let line = self.child.hear(since, patience).await.map_err(|broken| broken.to_string())?;
-            match Message::parse(line) {
-                Ok(Message::Ready(version)) => return Ok(version),
-                Ok(Message::Log { message, level }) => self.log(&message, level),
-                Ok(_) => return Err(format!("wrote {}", super::lines::excerpt(line.as_bytes()))),
-                Err(wrong) => return Err(wrong.0),
+            let line = self.process.read_line(since, timeout).await.map_err(|error| error.to_string())?;
+            match IncomingMessage::parse(line) {
+                Ok(IncomingMessage::Ready(version)) => return Ok(version),
+                Ok(IncomingMessage::Log { message, level }) => self.log(&message, level),
+                Ok(_) => return Err(format!("wrote {}", excerpt(line.as_bytes()))),
+                Err(violation) => return Err(violation.0),
             }
         }
     }
 
-    /// Has it told something while it is listened to.
-    pub(super) fn tell(&mut self, order: &Order<'_>) {
-        self.child.tell(&order.to_line());
+    /// Queues a message. [`Self::read_line`] writes it while it waits for the program's next line.
+    pub(super) fn send(&mut self, message: &OutgoingMessage<'_>) {
+        self.process.send(&message.to_line());
     }
 
-    pub(super) fn is_behind(&self) -> bool {
-        self.child.is_behind()
+    /// Whether the program has not read everything that was sent.
+    pub(super) fn has_unread_input(&self) -> bool {
+        self.process.has_unread_input()
     }
 
-    /// The next line that it writes, within `patience` from `since` on.
-    pub(super) async fn hear(&mut self, since: Instant, patience: Duration) -> Result<&str, Broken> {
-        self.child.hear(since, patience).await
+    /// Reads the next line, which has to arrive within `answer_timeout` of `since`.
+    pub(super) async fn read_line(
+        &mut self,
+        since: Instant,
+        answer_timeout: Duration,
+    ) -> Result<&str, ProcessError> {
+        self.process.read_line(since, answer_timeout).await
     }
 
-    /// Whether it can be given a batch. One that has ended since the last one says so in the log.
+    /// Whether the program can be sent a batch. Logs it if the process has ended since the last one.
     pub(super) fn is_alive(&mut self) -> bool {
-        let Some(status) = self.child.end_of() else { return true };
-        let status = crate::process::exit_code::describe_foreign_end(status);
+        let Some(status) = self.process.exit_status() else { return true };
+        let status = describe_foreign_end(status);
         warn!(processor = self.processor, status, "the program has ended while there was nothing to do");
         false
     }
 
-    /// Passes on what it says to people.
+    /// Logs a `log` message of the program.
     pub(super) fn log(&mut self, message: &str, level: Level) {
-        let line = cut(message, stderr::LINE_MAX);
-        let Verdict::Logged { left_out } = self.allowance.ask(Instant::now(), line.len()) else { return };
+        let line = truncate(message, LINE_MAX);
+        let LogDecision::Log { suppressed } = self.log_limit.decide(Instant::now(), line.len()) else {
+            return;
+        };
         let processor = &self.processor;
-        confess(processor, left_out);
+        log_suppressed(processor, suppressed);
         match level {
             Level::ERROR => error!(processor, line, "the program says"),
             Level::WARN => warn!(processor, line, "the program says"),
@@ -120,22 +127,13 @@ impl Worker {
         }
     }
 
-    /// Lets it end in order.
-    pub(super) async fn dismiss(self, grace: Duration) {
-        self.child.dismiss(grace).await;
+    /// Asks the program to end, and kills it if it takes longer than two seconds.
+    pub(super) async fn stop(self) {
+        self.process.stop(STOP_GRACE).await;
     }
 
-    /// Ends it at once, with all that it has started. Returns its last words.
-    pub(super) async fn end(self) -> Option<String> {
-        self.child.end().await
-    }
-}
-
-impl From<Broken> for Trouble {
-    fn from(broken: Broken) -> Self {
-        match broken {
-            Broken::Line(LineError::TooLong | LineError::NotText(_)) => Self::Wrong(broken.to_string()),
-            _ => Self::Broken(broken.to_string()),
-        }
+    /// Kills the program at once, with all that it has started. Returns the last lines of its standard error.
+    pub(super) async fn kill(self) -> Option<String> {
+        self.process.kill().await
     }
 }

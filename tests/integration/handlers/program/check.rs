@@ -22,7 +22,7 @@ async fn a_check_starts_programs_and_finds_what_is_wrong_with_them() {
     installation.declare("wrong", &projector("wrong", table));
     let complaint = installation.espd(&["check"]).await.complained(64);
     for words in [
-        "processors/stillborn.toml:4:11: \"python3\" ended with exit code 1 before it said {\"ready\":1}; its last words: no such module: todos",
+        "processors/stillborn.toml:4:11: \"python3\" ended with exit code 1 before it said {\"ready\":1}; it wrote to standard error: no such module: todos",
         "processors/absent.toml:4:11: could not start \"./absent.sh\": there is no such program; the program has to be executable, and in PATH or named from",
         "processors/keyless.toml:6:12: table keyless has no primary key",
         // It says what it was told.

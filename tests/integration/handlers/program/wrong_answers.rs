@@ -46,7 +46,7 @@ const BEFORE_ANY: [(&str, &str); 4] = [
     ("mute", "\"python3\" was silent for 10 s"),
     (
         "stillborn",
-        "\"python3\" ended with exit code 1 before it said {\"ready\":1}; its last words: no such module: todos",
+        "\"python3\" ended with exit code 1 before it said {\"ready\":1}; it wrote to standard error: no such module: todos",
     ),
 ];
 

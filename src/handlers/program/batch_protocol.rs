@@ -1,43 +1,43 @@
-//! What may be said when in a batch: a state machine without I/O.
+//! The order of messages within a batch: a state machine without I/O.
 
 use chrono::Utc;
 use serde_json::value::RawValue;
 
-use super::protocol::{Message, Wrong};
+use super::protocol::{IncomingMessage, ProtocolViolation};
 use crate::event::Position;
 use crate::handlers::batch::Action;
 
-/// The answers to one batch, as far as they have come.
+/// The state of one batch: which of its events the program has answered.
 #[derive(Debug)]
-pub(super) struct Conversation<'b> {
+pub(super) struct BatchProtocol<'b> {
     batch: u64,
     /// The events of the batch, in order.
     events: &'b [Position],
-    /// How many of them are answered.
+    /// The number of events that are answered, counted from the first.
     answered: usize,
 }
 
-/// What a message means.
+/// A message that the protocol allows at this point of the batch.
 #[derive(Debug)]
-pub(super) enum Heard<'l> {
-    /// The event that was due is handled.
+pub(super) enum Received<'l> {
+    /// The program has handled the event that was due, and wants these actions.
     Done(Vec<Action>),
-    /// The event that was due cannot be handled. Nothing more is said.
+    /// The program could not handle the event that was due. This ends the batch.
     Failed { error: String, detail: Option<String> },
-    /// It waits for a row.
+    /// The program waits for a row.
     Read { table: String, key: &'l RawValue },
-    /// It has something to say to people.
+    /// A line for espd's log.
     Log { message: String, level: tracing::Level },
-    /// All events are handled, and nothing more is said.
+    /// All events are answered and the batch is over.
     End,
 }
 
-impl<'b> Conversation<'b> {
+impl<'b> BatchProtocol<'b> {
     pub(super) fn new(batch: u64, events: &'b [Position]) -> Self {
         Self { batch, events, answered: 0 }
     }
 
-    /// How many events are answered: the first ones.
+    /// The number of events that are answered, counted from the first.
     pub(super) fn answered(&self) -> usize {
         self.answered
     }
@@ -47,30 +47,33 @@ impl<'b> Conversation<'b> {
         self.answered == self.events.len()
     }
 
-    /// What a line means now.
-    pub(super) fn hear<'l>(&mut self, line: &'l str) -> Result<Heard<'l>, Wrong> {
-        match Message::parse(line)? {
-            Message::Done { event, actions } => {
+    /// Interprets the next line.
+    pub(super) fn receive<'l>(&mut self, line: &'l str) -> Result<Received<'l>, ProtocolViolation> {
+        match IncomingMessage::parse(line)? {
+            IncomingMessage::Done { event, actions } => {
                 self.require_due(event, "answered")?;
                 let now = Utc::now();
                 let actions =
-                    actions.into_iter().map(|said| said.understand(now)).collect::<Result<_, _>>()?;
+                    actions.into_iter().map(|action| action.into_action(now)).collect::<Result<_, _>>()?;
                 self.answered += 1;
-                Ok(Heard::Done(actions))
+                Ok(Received::Done(actions))
             }
-            Message::Failed { event, error, detail } => {
+            IncomingMessage::Failed { event, error, detail } => {
                 self.require_due(event, "gave up")?;
-                Ok(Heard::Failed { error, detail })
+                Ok(Received::Failed { error, detail })
             }
-            Message::Read { .. } if self.is_complete() => Err(Wrong::new("asked for a row: `end` was due")),
-            Message::Read { table, key } => Ok(Heard::Read { table, key }),
-            Message::Log { message, level } => Ok(Heard::Log { message, level }),
-            Message::End(batch) => self.end(batch),
-            Message::Ready(_) => Err(Wrong::new("wrote `ready` again")),
+            IncomingMessage::Read { .. } if self.is_complete() => {
+                Err(ProtocolViolation::new("asked for a row: `end` was due"))
+            }
+            IncomingMessage::Read { table, key } => Ok(Received::Read { table, key }),
+            IncomingMessage::Log { message, level } => Ok(Received::Log { message, level }),
+            IncomingMessage::End(batch) => self.end(batch),
+            IncomingMessage::Ready(_) => Err(ProtocolViolation::new("wrote `ready` again")),
         }
     }
 
-    fn require_due(&self, event: Position, did: &str) -> Result<(), Wrong> {
+    /// Requires that `event` is the one that is to be answered next.
+    fn require_due(&self, event: Position, did: &str) -> Result<(), ProtocolViolation> {
         let due = self.events.get(self.answered);
         if due == Some(&event) {
             return Ok(());
@@ -80,19 +83,19 @@ impl<'b> Conversation<'b> {
             Some(_) => "out of order",
             None => "which is not in the batch",
         };
-        Err(Wrong(match due {
+        Err(ProtocolViolation(match due {
             Some(due) => format!("{did} event {event}, {standing}: event {due} was due"),
             None => format!("{did} event {event}, {standing}: `end` was due"),
         }))
     }
 
-    fn end(&self, batch: u64) -> Result<Heard<'static>, Wrong> {
+    fn end(&self, batch: u64) -> Result<Received<'static>, ProtocolViolation> {
         if batch != self.batch {
-            return Err(Wrong(format!("ended batch {batch}, but this is batch {}", self.batch)));
+            return Err(ProtocolViolation(format!("ended batch {batch}, but this is batch {}", self.batch)));
         }
         match self.events.get(self.answered) {
-            Some(due) => Err(Wrong(format!("ended the batch without an answer to event {due}"))),
-            None => Ok(Heard::End),
+            Some(due) => Err(ProtocolViolation(format!("ended the batch without an answer to event {due}"))),
+            None => Ok(Received::End),
         }
     }
 }
@@ -101,25 +104,27 @@ impl<'b> Conversation<'b> {
 mod tests {
     use super::*;
 
-    /// What a batch of events 5, 6 and 9 comes to: how many are answered, and what the last line was.
-    fn hold(lines: &[&str]) -> (usize, Result<String, String>) {
-        let mut conversation = Conversation::new(7, &[5, 6, 9]);
+    /// Runs a batch of events 5, 6 and 9. Returns how many were answered, and what the last line meant.
+    fn run_batch(lines: &[&str]) -> (usize, Result<String, String>) {
+        let mut protocol = BatchProtocol::new(7, &[5, 6, 9]);
         let mut last = Ok(String::new());
         for line in lines {
-            last = match conversation.hear(line) {
-                Ok(heard) => Ok(format!("{heard:?}").split([' ', '(']).next().unwrap_or_default().to_owned()),
-                Err(wrong) => Err(wrong.0),
+            last = match protocol.receive(line) {
+                Ok(received) => {
+                    Ok(format!("{received:?}").split([' ', '(']).next().unwrap_or_default().to_owned())
+                }
+                Err(violation) => Err(violation.0),
             };
             if last.is_err() {
                 break;
             }
         }
-        (conversation.answered(), last)
+        (protocol.answered(), last)
     }
 
     #[test]
     fn a_batch_is_answered_event_by_event_and_ended() {
-        let (answered, last) = hold(&[
+        let (answered, last) = run_batch(&[
             r#"{"done":5}"#,
             r#"{"log":"half way"}"#,
             r#"{"read":"todos","key":{}}"#,
@@ -131,13 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_cannot_be_handled_ends_it() {
-        let (answered, last) = hold(&[r#"{"done":5}"#, r#"{"failed":6,"error":"no"}"#]);
+    fn an_event_that_cannot_be_handled_ends_the_batch() {
+        let (answered, last) = run_batch(&[r#"{"done":5}"#, r#"{"failed":6,"error":"no"}"#]);
         assert_eq!((answered, last), (1, Ok("Failed".into())));
     }
 
     #[test]
-    fn every_wrong_answer_is_told_by_what_was_due() {
+    fn a_violation_says_what_was_due() {
         let cases: [(&[&str], usize, &str); 13] = [
             (&[r#"{"done":5,"actions":[{"upsert":"t"}]}"#], 0, "wrote an action `upsert` without `row`"),
             (
@@ -166,10 +171,10 @@ mod tests {
             (&[r#"{"done":5}"#, "not json"], 1, "wrote a line that is no message: not json"),
         ];
         for (lines, answered, message) in cases {
-            let (counted, last) = hold(lines);
-            let wrong = last.expect_err(&format!("{lines:?}"));
+            let (counted, last) = run_batch(lines);
+            let violation = last.expect_err(&format!("{lines:?}"));
             assert_eq!(counted, answered, "{lines:?}");
-            assert!(wrong.starts_with(message), "{lines:?}: {wrong}");
+            assert!(violation.starts_with(message), "{lines:?}: {violation}");
         }
     }
 }

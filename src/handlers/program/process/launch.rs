@@ -1,0 +1,119 @@
+//! Starting a program: which file it is, what it inherits, and what it never does.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use tokio::process::Child;
+
+use crate::process::spawner::{close_files_on_exec, die_with_owner, on_spawning_thread};
+use crate::processing::declaration::ProgramDeclaration;
+
+/// Variables that a program inherits of espd's environment, besides all that begin with `LC_`.
+const INHERITED: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
+
+/// Where programs are looked for if `PATH` is not set.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Starts the program in a process group of its own. It inherits no files but its pipes, and dies with espd.
+pub(super) fn launch(declaration: &ProgramDeclaration) -> io::Result<Child> {
+    let (program, arguments) =
+        declaration.command.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
+    let environment = environment(declaration, std::env::vars_os());
+    let folder = absolute(&declaration.folder)?;
+    let file = find_program(program, &folder, environment.get(OsStr::new("PATH")))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no such program"))?;
+    let mut command = Command::new(file);
+    command
+        .arg0(program)
+        .args(arguments)
+        .current_dir(folder)
+        .env_clear()
+        .envs(environment)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    die_with_owner(&mut command, Signal::SIGKILL);
+    close_files_on_exec(&mut command);
+    let runtime = tokio::runtime::Handle::current();
+    on_spawning_thread(move || {
+        let _entered = runtime.enter();
+        tokio::process::Command::from(command).spawn()
+    })
+}
+
+/// The environment of the program: what it inherits of `ours`, and what is declared for it.
+fn environment(
+    declaration: &ProgramDeclaration,
+    ours: impl Iterator<Item = (OsString, OsString)>,
+) -> BTreeMap<OsString, OsString> {
+    let is_inherited =
+        |name: &OsStr| name.to_str().is_some_and(|name| INHERITED.contains(&name) || name.starts_with("LC_"));
+    let mut environment: BTreeMap<_, _> = ours.filter(|(name, _)| is_inherited(name)).collect();
+    let declared = declaration.environment.iter();
+    environment.extend(declared.map(|(name, value)| (name.into(), value.expose().into())));
+    environment
+}
+
+/// The absolute path of a declaration's folder, which is empty if its file was named without one.
+fn absolute(folder: &Path) -> io::Result<PathBuf> {
+    std::path::absolute(folder.join("."))
+}
+
+/// The file of a program. A name with a slash is a path from the declaration's folder; any other is looked for in the
+/// folders of `path`.
+fn find_program(program: &str, folder: &Path, path: Option<&OsString>) -> Option<PathBuf> {
+    let is_program = |file: &PathBuf| {
+        file.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+    };
+    if program.contains('/') {
+        return Some(folder.join(program)).filter(is_program);
+    }
+    let path = path.map_or(OsStr::new(DEFAULT_PATH), OsString::as_os_str);
+    // The program is started in its declaration's folder, so relative folders of the path begin there.
+    std::env::split_paths(path).map(|named| folder.join(named).join(program)).find(is_program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processing::declaration::HandledEvents;
+
+    #[test]
+    fn a_program_inherits_only_what_every_program_needs() {
+        let ours = [
+            ("PATH", "/bin"),
+            ("LC_ALL", "C"),
+            ("DATABASE_URL", "secret"),
+            ("NOTIFY_SOCKET", "@s"),
+            ("TZ", "UTC"),
+        ];
+        let ours = ours.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let command = vec!["true".to_owned()];
+        let mut declaration = ProgramDeclaration::new(HandledEvents::All, command, std::env::temp_dir());
+        declaration.environment.insert("TZ".into(), "Europe/Amsterdam".to_owned().into());
+        declaration.environment.insert("TOKEN".into(), "t".to_owned().into());
+        let environment = environment(&declaration, ours);
+        let expected = [("LC_ALL", "C"), ("PATH", "/bin"), ("TOKEN", "t"), ("TZ", "Europe/Amsterdam")];
+        assert_eq!(environment, expected.map(|(name, value)| (name.into(), value.into())).into());
+    }
+
+    #[test]
+    fn a_program_is_found_by_its_name_or_from_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = folder.path().join("worker");
+        std::fs::write(&worker, "#!/bin/sh\n").unwrap();
+        assert_eq!(find_program("./worker", folder.path(), None), None);
+        std::fs::set_permissions(&worker, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(find_program("./worker", folder.path(), None).is_some());
+        assert_eq!(find_program("worker", folder.path(), None), None);
+        assert!(find_program("worker", folder.path(), Some(&folder.path().into())).is_some());
+        assert!(find_program("sh", folder.path(), None).is_some());
+    }
+}
