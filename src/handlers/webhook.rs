@@ -330,6 +330,6 @@ fn announce(reactor: &str, GivenUp { failure, attempts, .. }: &GivenUp) {
         "set an event aside that could not be handled: `espctl dead-letters list` shows it"
     );
     if let Some(id) = failure.event_id {
-        heartbeat::set_aside(id);
+        heartbeat::record_set_aside(id);
     }
 }

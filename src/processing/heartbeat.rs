@@ -1,10 +1,10 @@
-//! Signs of life of a runner, so that one that no longer turns is told from one that waits.
+//! The heartbeat of a runner: whoever watches it can tell a runner that hangs from one that waits.
 //!
-//! A runner does nothing for long without having said for how long: before it waits it calls `promise`.
-//! A promise that is not kept is what a hang looks like from outside. It is made by the work loop itself and
-//! never by a timer beside it, which would go on beating for a dead one.
+//! A runner calls `expect_within` before everything that takes long, such as a pause or a statement. A runner that lets
+//! the time pass without another call is overdue, which is what a hang looks like from outside. The calls are made by the
+//! loop that works, and never by a timer beside it, which would go on for a loop that hangs.
 //!
-//! Whoever runs a runner gives it a `Heart`; without one, a promise is made to nobody.
+//! Who starts a runner puts it into the scope of a `Heartbeat`. Without one, the functions below do nothing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,83 +13,86 @@ use crate::event::Position;
 use crate::process::report::Condition;
 
 tokio::task_local! {
-    /// Of the runner that lives in this task.
-    static HEART: Heart;
+    /// The heartbeat of the runner that lives in this task.
+    static CURRENT: Heartbeat;
 }
 
-/// One runner's signs of life. Written by the runner's task, read by the one that reports; both short.
+/// One runner's heartbeat. The runner's task writes it, the task that reports to the supervisor reads it; neither keeps
+/// the lock for longer than that.
 #[derive(Debug, Clone)]
-pub(crate) struct Heart(Arc<Mutex<Pulse>>);
+pub(crate) struct Heartbeat(Arc<Mutex<HeartbeatState>>);
 
 #[derive(Debug, Clone, Copy)]
-struct Pulse {
-    back_by: Instant,
+struct HeartbeatState {
+    /// When the next call is due.
+    due: Instant,
     condition: Condition,
-    /// How many events the runner has set aside, and which last.
+    /// How many events the runner has set aside.
     set_aside: u64,
     last_set_aside: Position,
 }
 
-impl Heart {
+impl Heartbeat {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Pulse {
-            back_by: Instant::now(),
+        Self(Arc::new(Mutex::new(HeartbeatState {
+            due: Instant::now(),
             condition: Condition::Starting,
             set_aside: 0,
             last_set_aside: 0,
         })))
     }
 
-    /// Runs a runner that beats with this heart.
-    pub(crate) async fn beat_for<F: Future>(&self, runner: F) -> F::Output {
-        HEART.scope(self.clone(), runner).await
+    /// Runs a runner whose heartbeat this is.
+    pub(crate) async fn scope<F: Future>(&self, runner: F) -> F::Output {
+        CURRENT.scope(self.clone(), runner).await
     }
 
-    /// Its owner will give the next sign within this time.
-    pub(crate) fn promise(&self, time: Duration) {
-        self.pulse().back_by = Instant::now() + time;
+    /// Expects the next call within `time`.
+    pub(crate) fn expect_within(&self, time: Duration) {
+        self.state().due = Instant::now() + time;
     }
 
-    /// For how long a promise has been broken; zero while none is.
-    pub(crate) fn silence(&self) -> Duration {
-        self.pulse().back_by.elapsed()
+    /// For how long the next call has been due; zero before it is.
+    pub(crate) fn overdue(&self) -> Duration {
+        self.state().due.elapsed()
     }
 
+    /// The condition that the runner was in last.
     pub(crate) fn condition(&self) -> Condition {
-        self.pulse().condition
+        self.state().condition
     }
 
     /// How many events were set aside since the runner began, and which last.
     pub(crate) fn set_aside(&self) -> (u64, Position) {
-        let pulse = self.pulse();
-        (pulse.set_aside, pulse.last_set_aside)
+        let state = self.state();
+        (state.set_aside, state.last_set_aside)
     }
 
-    fn pulse(&self) -> MutexGuard<'_, Pulse> {
-        // Two plain values: no panic leaves them half written.
+    fn state(&self) -> MutexGuard<'_, HeartbeatState> {
+        // Plain values: no panic leaves them half written.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The runner in this task will give the next sign within `time`.
-pub(crate) fn promise(time: Duration) {
-    let _ = HEART.try_with(|heart| heart.promise(time));
+/// Expects the next call of the runner in this task within `time`.
+pub(crate) fn expect_within(time: Duration) {
+    let _ = CURRENT.try_with(|heartbeat| heartbeat.expect_within(time));
 }
 
-/// The runner in this task is about to do something, in this condition.
-pub(crate) fn turn(condition: Condition) {
-    let _ = HEART.try_with(|heart| {
-        let mut pulse = heart.pulse();
-        (pulse.back_by, pulse.condition) = (Instant::now(), condition);
+/// Records that the runner in this task is about to do something, and its condition.
+pub(crate) fn record_condition(condition: Condition) {
+    let _ = CURRENT.try_with(|heartbeat| {
+        let mut state = heartbeat.state();
+        (state.due, state.condition) = (Instant::now(), condition);
     });
 }
 
-/// The runner in this task has set an event aside.
-pub(crate) fn set_aside(event_id: Position) {
-    let _ = HEART.try_with(|heart| {
-        let mut pulse = heart.pulse();
-        pulse.set_aside += 1;
-        pulse.last_set_aside = event_id;
+/// Records that the runner in this task has set an event aside.
+pub(crate) fn record_set_aside(event_id: Position) {
+    let _ = CURRENT.try_with(|heartbeat| {
+        let mut state = heartbeat.state();
+        state.set_aside += 1;
+        state.last_set_aside = event_id;
     });
 }
 
@@ -98,19 +101,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn silence_begins_where_a_promise_ends() {
-        let heart = Heart::new();
-        let beating = async {
-            promise(Duration::from_secs(60));
-            assert_eq!(heart.silence(), Duration::ZERO);
-            turn(Condition::Retrying);
+    async fn a_runner_is_overdue_once_the_expected_time_has_passed() {
+        let heartbeat = Heartbeat::new();
+        let runner = async {
+            expect_within(Duration::from_secs(60));
+            assert_eq!(heartbeat.overdue(), Duration::ZERO);
+            record_condition(Condition::Retrying);
         };
-        heart.beat_for(beating).await;
+        heartbeat.scope(runner).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(heart.silence() >= Duration::from_millis(20));
-        assert_eq!(heart.condition(), Condition::Retrying);
-        // Without a heart it is said to nobody.
-        promise(Duration::from_secs(60));
-        assert!(heart.silence() >= Duration::from_millis(20));
+        assert!(heartbeat.overdue() >= Duration::from_millis(20));
+        assert_eq!(heartbeat.condition(), Condition::Retrying);
+        // Out of the scope of any heartbeat it changes nothing.
+        expect_within(Duration::from_secs(60));
+        assert!(heartbeat.overdue() >= Duration::from_millis(20));
     }
 }

@@ -181,7 +181,7 @@ impl Runner {
                 self.tell_outage(connection).await;
             }
             self.phase = Phase::Unclaimed(Waiting::default());
-            heartbeat::promise(delay);
+            heartbeat::expect_within(delay);
             stop.run_until_requested(tokio::time::sleep(delay)).await;
         }
         self.processor.close().await;
@@ -199,7 +199,7 @@ impl Runner {
         let connected = connection.insert(connected?);
         while !stop.is_requested() {
             if let Next::Wait(position, time) = self.step(connected).await? {
-                heartbeat::promise(time);
+                heartbeat::expect_within(time);
                 match self.subscription.wait(position, time, stop).await {
                     Woken::Stop => break,
                     Woken::Control => self.silence_is_over(),
@@ -228,7 +228,7 @@ impl Runner {
 
     /// Does one thing and says what to do next. An error means that the connection is of no use any more.
     async fn step(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
-        heartbeat::turn(self.condition());
+        heartbeat::record_condition(self.condition());
         if std::mem::take(&mut self.handlers_outdated) {
             self.processor.close().await;
         }

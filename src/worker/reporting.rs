@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use crate::process::report::{Condition, Report, ReportPipe};
-use crate::processing::heartbeat::Heart;
+use crate::processing::heartbeat::Heartbeat;
 
 /// Time between two heartbeats.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -13,7 +13,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A processor, and what the supervisor already knows about it.
 pub(super) struct ReportedProcessor {
     name: String,
-    heart: Heart,
+    heartbeat: Heartbeat,
     condition: Option<Condition>,
     /// How many events the processor has set aside.
     set_aside: u64,
@@ -35,12 +35,12 @@ pub(super) async fn report(mut processors: Vec<ReportedProcessor>) {
 }
 
 impl ReportedProcessor {
-    pub(super) fn new(name: String, heart: Heart) -> Self {
-        Self { name, heart, condition: None, set_aside: 0 }
+    pub(super) fn new(name: String, heartbeat: Heartbeat) -> Self {
+        Self { name, heartbeat, condition: None, set_aside: 0 }
     }
 
     fn report_condition(&mut self, pipe: &ReportPipe) {
-        let condition = self.heart.condition();
+        let condition = self.heartbeat.condition();
         let report = Report::Condition { processor: self.name.clone(), condition };
         if self.condition != Some(condition) && pipe.try_send(&report) {
             self.condition = Some(condition);
@@ -48,7 +48,7 @@ impl ReportedProcessor {
     }
 
     fn report_set_aside(&mut self, pipe: &ReportPipe) {
-        let (set_aside, last_event_id) = self.heart.set_aside();
+        let (set_aside, last_event_id) = self.heartbeat.set_aside();
         let events = set_aside - self.set_aside;
         let report = Report::SetAside { processor: self.name.clone(), events, last_event_id };
         if events > 0 && pipe.try_send(&report) {
@@ -58,7 +58,7 @@ impl ReportedProcessor {
 }
 
 fn heartbeat(processors: &[ReportedProcessor]) -> Report {
-    let overdue = processors.iter().map(|processor| (processor.heart.silence(), &processor.name));
+    let overdue = processors.iter().map(|processor| (processor.heartbeat.overdue(), &processor.name));
     let (time, name) = overdue.max().unzip();
     let overdue_ms = time.unwrap_or_default().as_millis() as u64;
     Report::Heartbeat { overdue_ms, overdue: name.filter(|_| overdue_ms > 0).cloned() }

@@ -19,7 +19,7 @@ use crate::handlers::webhook::Webhook;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::emission::Relay;
-use crate::processing::heartbeat::Heart;
+use crate::processing::heartbeat::Heartbeat;
 use crate::processing::processor::{Events, Processor, ProcessorBase};
 use crate::processing::runner::{LEASE, ReleaseChannel, Runner, RunnerContext};
 use crate::processing::tracker::{Owner, Trackers};
@@ -90,9 +90,9 @@ fn start(
                 }
             }
         };
-        let heart = Heart::new();
-        runners.spawn(task::run_again_after_panics(name.clone(), heart.clone(), run, stop.clone()));
-        reported.push(ReportedProcessor::new(name, heart));
+        let heartbeat = Heartbeat::new();
+        runners.spawn(task::run_again_after_panics(name.clone(), heartbeat.clone(), run, stop.clone()));
+        reported.push(ReportedProcessor::new(name, heartbeat));
     }
     if runners.is_empty() {
         return Err(Exit::configuration(faults.join("\n")).into());

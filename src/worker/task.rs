@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::processing::heartbeat::Heart;
+use crate::processing::heartbeat::Heartbeat;
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 
@@ -15,7 +15,7 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// Runs a processor until it returns, again and again after panics, with growing delays.
 pub(super) async fn run_again_after_panics<F>(
     processor: String,
-    heart: Heart,
+    heartbeat: Heartbeat,
     mut run: impl FnMut() -> F,
     mut stop: Shutdown,
 ) where
@@ -24,8 +24,8 @@ pub(super) async fn run_again_after_panics<F>(
     let mut panics = Retry::new(RetryPolicy::infrastructure());
     loop {
         let begun = Instant::now();
-        let (beating, running) = (heart.clone(), run());
-        if tokio::spawn(async move { beating.beat_for(running).await }).await.is_ok() {
+        let (current, running) = (heartbeat.clone(), run());
+        if tokio::spawn(async move { current.scope(running).await }).await.is_ok() {
             return;
         }
         if begun.elapsed() > HEALTHY_AFTER {
@@ -33,7 +33,7 @@ pub(super) async fn run_again_after_panics<F>(
         }
         let delay = panics.failed(());
         let retry_in_ms = delay.as_millis() as u64;
-        heart.promise(delay);
+        heartbeat.expect_within(delay);
         warn!(processor, retry_in_ms, "a processor has panicked, restarting it");
         if stop.run_until_requested(sleep(delay)).await.is_none() {
             return;
@@ -57,7 +57,7 @@ mod tests {
         let stopped = stop.clone();
         let faulty = run_again_after_panics(
             "faulty".into(),
-            Heart::new(),
+            Heartbeat::new(),
             move || {
                 let (nth, mut stopped) = (counted.fetch_add(1, Ordering::Relaxed), stopped.clone());
                 async move {
@@ -70,7 +70,7 @@ mod tests {
         let stopped = stop.clone();
         let sound = run_again_after_panics(
             "sound".into(),
-            Heart::new(),
+            Heartbeat::new(),
             move || {
                 other_counted.fetch_add(1, Ordering::Relaxed);
                 let mut stopped = stopped.clone();
@@ -92,7 +92,7 @@ mod tests {
     async fn a_processor_that_waits_to_be_restarted_can_be_stopped() {
         let (handle, stop) = shutdown::channel();
         let panicking =
-            run_again_after_panics("faulty".into(), Heart::new(), || async { panic!("always") }, stop);
+            run_again_after_panics("faulty".into(), Heartbeat::new(), || async { panic!("always") }, stop);
         let ending = async {
             sleep(Duration::from_millis(50)).await;
             handle.request();

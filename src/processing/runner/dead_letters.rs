@@ -48,7 +48,7 @@ impl Runner {
             error = %failure,
             "set an event aside that could not be handled: `espctl dead-letters list` shows it"
         );
-        heartbeat::set_aside(id);
+        heartbeat::record_set_aside(id);
         claim.position = id;
         self.bisection.passed(1);
         self.retry.succeeded();

@@ -39,11 +39,11 @@ impl KeepAlive<'_> {
     async fn keep(&self) -> sqlx::Error {
         let lease = self.settings.lease;
         // Most batches are over long before, and cost no second connection.
-        heartbeat::promise(ANSWER_TIMEOUT.max(lease));
+        heartbeat::expect_within(ANSWER_TIMEOUT.max(lease));
         tokio::time::sleep(lease / 2).await;
         let (mut connection, mut at_work) = (None, Instant::now());
         loop {
-            let error = match in_time(self.show_life(&mut connection)).await {
+            let error = match in_time(self.record_liveness(&mut connection)).await {
                 Ok(true) => None,
                 Ok(false) => Some(timed_out("the database")),
                 // Whatever it cannot do, such as let one more connection in: it is there.
@@ -55,12 +55,12 @@ impl KeepAlive<'_> {
                 Some(error) if at_work.elapsed() >= ANSWER_TIMEOUT => return error,
                 Some(_) => {}
             }
-            heartbeat::promise(ANSWER_TIMEOUT.max(lease));
+            heartbeat::expect_within(ANSWER_TIMEOUT.max(lease));
             tokio::time::sleep(lease / 4).await;
         }
     }
 
-    async fn show_life(&self, kept: &mut Option<PgConnection>) -> Result<bool, sqlx::Error> {
+    async fn record_liveness(&self, kept: &mut Option<PgConnection>) -> Result<bool, sqlx::Error> {
         let Self { settings, trackers, name, claim } = self;
         // Kept only if it has answered well.
         let mut connection = match kept.take() {
@@ -71,7 +71,7 @@ impl KeepAlive<'_> {
                 options.disable_statement_logging().connect().await?
             }
         };
-        let showing = trackers.show_life(&mut connection, name, &settings.owner, claim, settings.lease);
+        let showing = trackers.record_liveness(&mut connection, name, &settings.owner, claim, settings.lease);
         let at_work = showing.await?;
         *kept = Some(connection);
         Ok(at_work)

@@ -49,6 +49,6 @@ async fn notify_on(database: &PgConnectOptions, channel: &str) -> Result<(), sql
 pub(super) async fn in_time<T>(
     answer: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    heartbeat::promise(ANSWER_TIMEOUT);
+    heartbeat::expect_within(ANSWER_TIMEOUT);
     deadline::in_time(ANSWER_TIMEOUT, answer).await
 }

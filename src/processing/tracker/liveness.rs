@@ -134,7 +134,7 @@ impl Trackers {
 
     /// Says that the batch of `claim` is at work and its owner lives, for a lease from now. Returns whether
     /// somebody holds the row, as a batch does.
-    pub async fn show_life(
+    pub async fn record_liveness(
         &self,
         connection: impl PgExecutor<'_>,
         name: &str,
@@ -143,7 +143,7 @@ impl Trackers {
         lease: Duration,
     ) -> Result<bool, sqlx::Error> {
         let statement = format!(
-            "-- show_life
+            "-- record_liveness
              insert into {schema}.signs_of_life (name, partition, owner, owner_label, epoch, lives_until)
              values ({name}, {partition}, '{owner}', {label}, {epoch}, clock_timestamp() + {lease})
              on conflict (name, partition, owner) do update

@@ -9,7 +9,7 @@ use espd::retry::{OnFailure, RetryPolicy, Strategy};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
-use crate::processing::runner::{DIVIDE, Life, notes, row, row_with, set_n, settings, two_signs_of_life};
+use crate::processing::runner::{DIVIDE, Life, lease_renewed_twice, notes, row, row_with, set_n, settings};
 use crate::support::facts::{Gate, append, assert_exactly_once, eventually, position, reaches};
 use crate::support::{self, Database, SCHEMA};
 
@@ -76,7 +76,7 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
         (Some(8), Some("A"), None)
     );
     assert!(failure.event_uuid.is_some());
-    two_signs_of_life(&db.pool).await;
+    lease_renewed_twice(&db.pool).await;
 
     // An operator gives it three more,
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
@@ -96,7 +96,7 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
     // another process none,
     let life = Life::begin(&db, notes(DIVIDE), settings);
     row_with(&db.pool, "the next owner", |row| row.epoch > failed.epoch && row.owned).await;
-    two_signs_of_life(&db.pool).await;
+    lease_renewed_twice(&db.pool).await;
     let after = row(&db.pool).await.unwrap();
     assert_eq!((after.attempts, after.failed_at), (3, failed.failed_at));
     // and an operator three more again.
@@ -158,7 +158,7 @@ async fn a_mended_handler_is_tried_at_once() {
     // The same handler waits for its time, whichever process has it.
     let life = Life::begin(&db, notes(DIVIDE), settings.clone());
     row_with(&db.pool, "the next owner", |row| row.epoch > failed.epoch && row.owned).await;
-    two_signs_of_life(&db.pool).await;
+    lease_renewed_twice(&db.pool).await;
     assert_eq!(row(&db.pool).await.unwrap().attempts, 1);
     life.end().await;
     let life = Life::begin(&db, notes("perform 1;"), settings);

@@ -99,8 +99,8 @@ pub async fn row_with(pool: &PgPool, what: &str, wanted: impl Fn(&TrackerRow) ->
     eventually(what, async || row(pool).await.filter(&wanted)).await
 }
 
-/// Waits until the owner has given a sign of life twice.
-pub async fn two_signs_of_life(pool: &PgPool) {
+/// Waits until the owner has renewed its lease twice.
+pub async fn lease_renewed_twice(pool: &PgPool) {
     for _ in 0..2 {
         let lease = async || {
             let query = sqlx::query_scalar::<_, Option<i64>>(
@@ -109,7 +109,7 @@ pub async fn two_signs_of_life(pool: &PgPool) {
             query.fetch_one(pool).await.unwrap()
         };
         let before = lease().await;
-        eventually("a sign of life", async || (lease().await > before).then_some(())).await;
+        eventually("a renewed lease", async || (lease().await > before).then_some(())).await;
     }
 }
 
@@ -193,7 +193,7 @@ async fn the_backoff_survives_a_crash_until_an_operator_ends_it() {
 
     let life = Life::begin(&db, notes(DIVIDE), settings);
     row_with(&db.pool, "the next claim", |row| row.epoch > before.epoch).await;
-    two_signs_of_life(&db.pool).await;
+    lease_renewed_twice(&db.pool).await;
     let after = row(&db.pool).await.unwrap();
     assert_eq!((after.attempts, after.next_retry_at), (1, before.next_retry_at));
 
@@ -252,7 +252,7 @@ async fn what_only_an_operator_can_mend_stops_the_processor_until_it_is_resumed(
     let failed = row_with(&db.pool, "the failure", |row| row.failed_at.is_some()).await;
     let Failure { message, event_id, .. } = failed.last_error.unwrap().0;
     assert!(message.contains("public.notes") && event_id.is_none(), "{message}");
-    two_signs_of_life(&db.pool).await;
+    lease_renewed_twice(&db.pool).await;
 
     sqlx::query("drop table public.notes").execute(&db.pool).await.unwrap();
     let mut connection = db.pool.acquire().await.unwrap();
@@ -289,14 +289,14 @@ async fn a_paused_processor_stays_where_it_is_until_it_is_resumed() {
     reaches(&db.pool, "notes", paused_at).await;
     trackers.pause(&mut connection, "notes", "alice@here").await.unwrap();
     let last = append(&db.pool, 5).await;
-    two_signs_of_life(&db.pool).await;
+    lease_renewed_twice(&db.pool).await;
     assert_eq!(position(&db.pool, "notes").await, paused_at);
 
     // Also under a runner that begins with it.
     life.end().await;
     let life = Life::begin(&db, notes(""), settings(&db));
     row_with(&db.pool, "the next owner", |row| row.owned).await;
-    two_signs_of_life(&db.pool).await;
+    lease_renewed_twice(&db.pool).await;
     assert_eq!(position(&db.pool, "notes").await, paused_at);
 
     trackers.resume(&mut connection, "notes", "alice@here").await.unwrap();
