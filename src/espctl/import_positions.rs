@@ -9,7 +9,6 @@ use crate::espctl::output;
 use crate::operations::databases::Databases;
 use crate::operations::import_positions::{Plan, Takeover, Takeovers};
 use crate::operations::status::text::{table, thousands};
-use crate::store::layout::LayoutSettings;
 
 #[derive(Args)]
 #[command(
@@ -37,7 +36,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
-    let LayoutSettings::EventSourcery(names) = &config.event_store.layout else {
+    let Some(positions) = &databases.layout.positions else {
         bail!("there are positions to take over only with layout = \"event_sourcery\" under [event_store]");
     };
     let named = arguments.processors.iter().map(|name| match name.split_once('=') {
@@ -47,7 +46,7 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     let takeovers = Takeovers {
         databases,
         declared: &config.processors,
-        names,
+        positions,
         wanted: named.collect(),
         overwrite: arguments.overwrite,
     };

@@ -5,7 +5,7 @@ use clap::Args;
 use crate::config::Config;
 use crate::espctl::output;
 use crate::postgres::quote::quote_identifier;
-use crate::store::layout::{Layout, LayoutSettings};
+use crate::store::layout::{CreatedBy, Layout, Order};
 
 /// What the script is made from; it also runs under psql.
 const ROLES: &str = include_str!("../../migrations/roles.sql");
@@ -22,19 +22,21 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     let own = ROLES
         .replace(":\"projections\"", &quote_identifier(&config.projections.schema))
         .replace("schema :\"schema\"", &format!("schema {}", layout.quoted_schema()));
-    let text = match &config.event_store.layout {
-        LayoutSettings::Espd => own,
-        LayoutSettings::EventSourcery(names) => {
-            // Its application appends, with rights of its own; everybody else reads.
+    let text = match &layout.created_by {
+        CreatedBy::Migrations => own,
+        CreatedBy::Framework(framework) => {
+            let Order::DrawnInTransaction { sequence, .. } = &layout.order;
+            // The framework's application appends, with rights of its own; everybody else reads.
             let kept: Vec<&str> =
                 own.lines().filter(|line| !line.starts_with("grant insert on :\"schema\".events")).collect();
-            let schema = quote_identifier(&names.schema);
+            let schema = quote_identifier(&framework.schema);
             format!(
-                "{}\n\n-- The store of event_sourcery-postgres is read only.\ngrant usage on schema {schema} to espd_reader;\n\
+                "{}\n\n-- The store of {} is read only.\ngrant usage on schema {schema} to espd_reader;\n\
                  grant select on {} to espd_reader;\ngrant select on sequence {} to espd_reader;",
                 kept.join("\n"),
+                framework.name,
                 layout.events_table(),
-                layout.sequence()
+                sequence
             )
         }
     };

@@ -28,6 +28,7 @@ use crate::processing::declaration::{Handler, ProcessorDeclaration};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, Work};
 use crate::processing::tracker::{Claim, ReplayEffects, interval};
+use crate::store::layout::Bodies;
 
 /// A declared projector, ready to run.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl SqlProcessor {
         let source = match &events {
             Events::SameDatabase(layout) => EventSource::Table {
                 source: layout.source(),
-                foreign: (!layout.is_own()).then_some(layout.events_table()),
+                json_bodies: (layout.bodies == Bodies::Json).then_some(layout.events_table()),
                 upcasts: layout.upcasts(),
             },
             Events::Elsewhere(_) => EventSource::Arguments,

@@ -14,7 +14,7 @@ use crate::postgres::notify::{CONTROL, notify};
 use crate::process::exit_code::Exit;
 use crate::processing::tracker::Trackers;
 use crate::schema;
-use crate::store::layout::Layout;
+use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, PreconditionError};
 
 /// Where `espd` keeps its private PostgreSQL when the configuration names no database.
@@ -82,7 +82,7 @@ impl Databases {
     /// Creates or completes espd's tables. Returns what was done, one line per set.
     pub async fn migrate(&self) -> anyhow::Result<Vec<String>> {
         let schema = self.layout.schema();
-        let events = if self.layout.is_own() {
+        let events = if self.layout.created_by == CreatedBy::Migrations {
             schema::migrate_event_store(&self.events, schema).await?.to_string()
         } else {
             format!("{} is not espd's own, left as it is", self.layout.events_table())
@@ -93,7 +93,7 @@ impl Databases {
 
     /// Confirms that espd's tables are there, in the version that this program knows.
     pub async fn check_schema(&self) -> anyhow::Result<()> {
-        if self.layout.is_own() {
+        if self.layout.created_by == CreatedBy::Migrations {
             schema::check_event_store(&self.events, self.layout.schema()).await?;
         }
         schema::check_processing(&self.projections, self.layout.schema()).await?;
@@ -112,7 +112,7 @@ impl Databases {
 
     /// Tells the runners that a tracker has changed. Without the notification they notice it a second or two later.
     pub async fn notify_runners(&self) {
-        if let Err(error) = notify(&self.events, self.layout.control_channel(), CONTROL).await {
+        if let Err(error) = notify(&self.events, &self.layout.control_channel(), CONTROL).await {
             tracing::debug!(%error, "could not notify the runners");
         }
     }

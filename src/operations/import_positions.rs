@@ -1,4 +1,4 @@
-//! Taking over the positions that processors of event_sourcery-postgres have reached.
+//! Imports the positions that the processors of another framework have reached.
 //!
 //! A processor that is taken over goes on behind the last event that its predecessor handled, on the
 //! tables that the predecessor filled. So three things are required before anything is done: the
@@ -18,7 +18,7 @@ use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::ProcessorKind;
 use crate::processing::tracker::{ReplayEffects, Trackers};
 use crate::store::horizon::{ObserveError, observe_once};
-use crate::store::layout::{EventSourceryNames, InvalidName, qualify};
+use crate::store::layout::Positions;
 
 /// One processor and the predecessor whose position it takes over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +48,6 @@ pub(crate) struct Plan {
 pub(crate) enum TakeoverError {
     #[error("no processor {0} is declared: name the configuration that declares it with --config")]
     NotDeclared(String),
-    #[error(transparent)]
-    InvalidName(#[from] InvalidName),
     #[error("failed to observe the event store")]
     Observe(#[from] ObserveError),
     #[error("a position has changed in the meantime: nothing was done, try again")]
@@ -76,7 +74,8 @@ from_row!(Predecessor { name, position, pid });
 pub(crate) struct Takeovers<'t> {
     pub(crate) databases: &'t Databases,
     pub(crate) declared: &'t [ProcessorDeclaration],
-    pub(crate) names: &'t EventSourceryNames,
+    /// Where the framework keeps them.
+    pub(crate) positions: &'t Positions,
     /// Processor and predecessor, where they are named; empty: everybody who has a predecessor of the same name.
     pub(crate) wanted: BTreeMap<String, String>,
     /// Whether a processor that has moved already is moved again.
@@ -164,7 +163,7 @@ impl Takeovers<'_> {
         let to = predecessor.map_or(0, |row| row.position);
         let is_made = row.is_some_and(|row| row.handled > 0 || row.position > 0);
         let obstacle = match predecessor {
-            None => Some(format!("{} has no row for {wanted}", self.names.tracker_table)),
+            None => Some(format!("{} has no row for {wanted}", self.positions.table)),
             Some(Predecessor { pid: Some(pid), .. }) => {
                 Some(format!("{wanted} is still running (database session {pid}): stop it first"))
             }
@@ -185,17 +184,8 @@ impl Takeovers<'_> {
         &self,
         connection: &mut PgConnection,
     ) -> Result<Vec<Predecessor>, TakeoverError> {
-        // The framework locks the number of a processor's row for as long as the processor runs.
-        let statement = format!(
-            "-- list_predecessors
-             select t.name::text as name, t.last_processed_event_id as position,
-                    (select l.pid from pg_locks l
-                      where l.locktype = 'advisory' and l.granted and l.objsubid = 1
-                        and l.database = (select oid from pg_database where datname = current_database())
-                        and (l.classid::bigint << 32 | l.objid::bigint) = t.id limit 1) as pid
-               from {} as t order by t.name",
-            qualify(&self.names.schema, &self.names.tracker_table)?
-        );
+        let statement =
+            format!("-- list_predecessors\nselect * from ({}) as t order by name", self.positions.query);
         Ok(sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await?)
     }
 }

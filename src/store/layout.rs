@@ -1,68 +1,134 @@
-//! Where the event table is, and what its parts are called.
+//! A layout describes an event store: where its events are, what orders them, who may append.
 //!
-//! Every name that reaches a statement as text passes through here: it is checked once and always
-//! quoted, so the statements built from it are safe to send.
+//! One file per layout says all that espd knows of it; whoever needs to know asks the field that it is about. Every name
+//! that reaches a statement as text passes through here: it is checked once and always quoted, so the statements built
+//! from it are safe to send.
+
+mod espd;
+mod event_sourcery;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::event_sourcery::EventSourceryNames;
+use crate::postgres::quote::quote_literal;
 use crate::store::upcast::Upcast;
 
 /// Longest schema name, in characters: leaves room for the suffixes of channels and indexes within
 /// the 63 bytes that PostgreSQL keeps of an identifier.
 const SCHEMA_NAME_LENGTH_MAX: usize = 48;
 
-/// Which layout a store has, with the names in it that are not ours to choose.
+/// Which layout a store has, with the names in it that espd does not choose.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayoutSettings {
-    /// The own one, as `migrations/event_store` creates it.
+    /// espd's own layout, as `migrations/event_store` creates it.
     #[default]
     Espd,
-    /// The one of event_sourcery-postgres. espd reads it and changes nothing in it.
+    /// The layout of event_sourcery-postgres. espd reads such a store and changes nothing in it.
     EventSourcery(EventSourceryNames),
 }
 
-/// The names in a database of event_sourcery-postgres. The defaults are the framework's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EventSourceryNames {
-    /// The schema of its tables. Default: `public`.
-    pub schema: String,
-    /// The table of events. Default: `events`.
-    pub events_table: String,
-    /// The sequence that ids are drawn from; `None`: the table's name with `_id_seq`.
-    pub sequence: Option<String>,
-    /// The channel that `writeEvents` notifies. Default: `new_event`.
-    pub channel: String,
-    /// The table of its processors' positions, in the database of the projections. Default: `projector_tracker`.
-    pub tracker_table: String,
+/// The description of one event store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The schema of espd's own tables, also beside a store of somebody else.
+    schema: SchemaName,
+    pub(crate) events: Source,
+    pub(crate) order: Order,
+    pub(crate) bodies: Bodies,
+    /// How espd appends; `None`: espd only reads the store.
+    pub(crate) append: Option<Append>,
+    /// The channel that the store's writers notify after a commit, not quoted; `None`: they notify none, and watchers
+    /// look at intervals only.
+    pub(crate) channel: Option<String>,
+    pub(crate) created_by: CreatedBy,
+    /// Where the framework keeps the positions of its own processors; `None`: it has none that could be imported.
+    pub(crate) positions: Option<Positions>,
 }
 
-impl Default for EventSourceryNames {
-    fn default() -> Self {
-        Self {
-            schema: "public".into(),
-            events_table: "events".into(),
-            sequence: None,
-            channel: "new_event".into(),
-            tracker_table: "projector_tracker".into(),
-        }
+/// The events of a store, as readers see them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// The table of events, qualified and quoted: `"espd"."events"`.
+    pub(crate) table: String,
+    /// What stands behind `from`, with the ten columns of an event in espd's own types, upcasts applied.
+    sql: String,
+    /// The columns that the table must have, each with the types that it may have, joined by ` or `.
+    pub(crate) columns: &'static [(&'static str, &'static str)],
+    /// The layers that old events are read through, from the table up.
+    upcasts: Vec<Upcast>,
+}
+
+/// What guarantees the order of ids, which decides how the settled horizon is observed and what is checked before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// An id is drawn from a sequence in the transaction that inserts the event, after that transaction has locked one
+    /// of the tables. So the horizon follows from the locks on them.
+    DrawnInTransaction {
+        /// The sequence, qualified and quoted.
+        sequence: String,
+        /// The tables, qualified and quoted. Their partitions count as well.
+        tables: Vec<String>,
+    },
+}
+
+impl Order {
+    /// An SQL expression for the last id drawn; 0 while none was.
+    pub(crate) fn head_expression(&self) -> String {
+        let Self::DrawnInTransaction { sequence, .. } = self;
+        format!("coalesce(pg_sequence_last_value({}::regclass), 0)", quote_literal(sequence))
     }
 }
 
-/// Names of the parts of an event store.
+/// How the bodies of events are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bodies {
+    /// As `jsonb`.
+    Jsonb,
+    /// As `json`, or as either. `jsonb` may refuse such a text, for example one with a zero character.
+    Json,
+}
+
+/// How espd appends to a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
-    schema: SchemaName,
-    events_table: String,
-    sequence: String,
-    source: String,
-    append_function: Option<String>,
-    channel: String,
-    control_channel: String,
-    upcasts: Vec<Upcast>,
+pub(crate) struct Append {
+    /// The function that appends, qualified and quoted: `"espd"."append_events"`.
+    pub(crate) function: String,
+    /// The channel that espd notifies after an append, not quoted.
+    pub(crate) channel: String,
+}
+
+/// Who creates the tables of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CreatedBy {
+    /// espd's migrations do.
+    Migrations,
+    /// A framework does; espd changes nothing in them.
+    Framework(Framework),
+}
+
+/// The framework that a store belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Framework {
+    /// Its name, for people.
+    pub(crate) name: &'static str,
+    /// The schema of its tables, not quoted.
+    pub(crate) schema: String,
+    /// The section of the configuration that has the names of its tables.
+    pub(crate) section: &'static str,
+}
+
+/// The positions of a framework's own processors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Positions {
+    /// Name of the table that has them, for people.
+    pub(crate) table: String,
+    /// A query that yields, for each processor, `name` (text), `position` (bigint, the last event that it has handled)
+    /// and `pid` (integer, the session in which it runs at this moment; null if it does not).
+    pub(crate) query: String,
 }
 
 impl Layout {
@@ -74,55 +140,24 @@ impl Layout {
         }
     }
 
-    /// The layout that `migrations/event_store` creates in `schema`.
-    pub fn espd(schema: &str) -> Result<Self, InvalidName> {
-        let schema = SchemaName::new(schema)?;
-        let events_table = format!("{schema}.\"events\"");
-        Ok(Self {
-            source: events_table.clone(),
-            events_table,
-            sequence: format!("{schema}.\"events_id_seq\""),
-            append_function: Some(format!("{schema}.\"append_events\"")),
-            channel: own_channel(&schema),
-            control_channel: own_channel(&schema),
-            upcasts: Vec::new(),
-            schema,
-        })
-    }
-
-    /// The layout of event_sourcery-postgres, with espd's own tables in `schema`.
-    pub fn event_sourcery(schema: &str, names: &EventSourceryNames) -> Result<Self, InvalidName> {
-        let schema = SchemaName::new(schema)?;
-        let sequence = names.sequence.clone().unwrap_or_else(|| format!("{}_id_seq", names.events_table));
-        let events_table = qualify(&names.schema, &names.events_table)?;
-        Ok(Self {
-            source: event_sourcery_source(&events_table),
-            sequence: qualify(&names.schema, &sequence)?,
-            events_table,
-            append_function: None,
-            channel: identifier(&names.channel)?.to_owned(),
-            control_channel: own_channel(&schema),
-            upcasts: Vec::new(),
-            schema,
-        })
-    }
-
     /// The same layout, in which old events are read as new ones.
     #[must_use]
     pub fn with_upcasts(mut self, upcasts: &[Upcast]) -> Self {
-        self.source = upcasts.iter().fold(self.source, |source, upcast| upcast.over(&source));
-        self.upcasts.extend_from_slice(upcasts);
+        let events = &mut self.events;
+        events.sql = upcasts.iter().fold(std::mem::take(&mut events.sql), |sql, upcast| upcast.over(&sql));
+        events.upcasts.extend_from_slice(upcasts);
         self
     }
 
     /// The layers that old events are read through, from the event table up.
     pub fn upcasts(&self) -> &[Upcast] {
-        &self.upcasts
+        &self.events.upcasts
     }
 
-    /// Whether an event may be there that cannot be read: JSON that `jsonb` refuses, or an upcast that does not go with it.
+    /// Whether the store may have an event that cannot be read: one with JSON that `jsonb` refuses, or one for which an
+    /// upcast fails.
     pub(crate) fn may_be_unreadable(&self) -> bool {
-        !self.is_own() || !self.upcasts.is_empty()
+        self.bodies == Bodies::Json || !self.upcasts().is_empty()
     }
 
     /// Name of the schema of espd's own tables, not quoted: `espd`.
@@ -137,63 +172,30 @@ impl Layout {
 
     /// The table of events, qualified and quoted: `"espd"."events"`.
     pub fn events_table(&self) -> &str {
-        &self.events_table
+        &self.events.table
     }
 
-    /// What stands behind `from` where events are read, with all columns of an event in espd's own types. It wants
-    /// an alias. The server sees through it: conditions and order reach the table's indexes.
+    /// What stands behind `from` where events are read, with all columns of an event in espd's own types. It needs
+    /// an alias. PostgreSQL sees through it: conditions and order reach the table's indexes.
     pub fn source(&self) -> &str {
-        &self.source
+        &self.events.sql
     }
 
-    /// Whether the store is espd's own: it is created by espd's migrations and appended to by espd.
-    ///
-    /// In a foreign one bodies may be JSON that cannot be read as `jsonb`.
-    pub fn is_own(&self) -> bool {
-        self.append_function.is_some()
+    /// The channel that the store's writers notify after a commit, not quoted: `espd_events`.
+    pub fn channel(&self) -> Option<&str> {
+        self.channel.as_deref()
     }
 
-    /// The sequence that ids are drawn from, qualified and quoted: `"espd"."events_id_seq"`.
-    pub fn sequence(&self) -> &str {
-        &self.sequence
-    }
-
-    /// The function that appends, qualified and quoted: `"espd"."append_events"`; none in a store that espd only
-    /// reads.
-    pub fn append_function(&self) -> Option<&str> {
-        self.append_function.as_deref()
-    }
-
-    /// The channel that writers notify after a commit, not quoted: `espd_events`.
-    pub fn channel(&self) -> &str {
-        &self.channel
-    }
-
-    /// The notification channel on which operators ask runners to read their trackers again, not quoted. In espd's
-    /// own layout it is [`Self::channel`]; on a foreign store's channel espd says nothing.
-    pub fn control_channel(&self) -> &str {
-        &self.control_channel
+    /// The channel on which operators ask runners to read their trackers again, not quoted. In espd's
+    /// own layout it is [`Self::channel`]; espd never notifies the channel of somebody else's store.
+    pub fn control_channel(&self) -> String {
+        own_channel(&self.schema)
     }
 }
 
+/// espd's channel, for new events and changed trackers.
 fn own_channel(schema: &SchemaName) -> String {
     format!("{}_events", schema.as_str())
-}
-
-/// The events of event_sourcery-postgres with the columns that espd's own table has.
-///
-/// Older versions of the framework have no `correlation_id` or `causation_id`, none has `metadata`. A name that the
-/// inner query does not find in the table means the column of the same name beside it, which holds the default;
-/// so nobody has to ask first which columns there are.
-fn event_sourcery_source(table: &str) -> String {
-    format!(
-        "(select of_table.* \
-          from (select null::uuid as correlation_id, null::uuid as causation_id, '{{}}'::jsonb as metadata) as absent \
-          cross join lateral (\
-            select id, uuid, aggregate_id, type::text as type, version::bigint as version, body::jsonb as body, metadata::jsonb as metadata, \
-              correlation_id, causation_id, created_at at time zone 'UTC' as created_at \
-            from {table}) as of_table)"
-    )
 }
 
 /// A qualified and quoted name.
@@ -259,31 +261,6 @@ pub struct InvalidName {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_qualified_and_quoted() {
-        let layout = Layout::espd("shop_2").unwrap();
-        assert_eq!(layout.schema(), "shop_2");
-        assert_eq!(layout.quoted_schema(), r#""shop_2""#);
-        assert_eq!(layout.events_table(), r#""shop_2"."events""#);
-        assert_eq!(layout.sequence(), r#""shop_2"."events_id_seq""#);
-        assert_eq!(layout.append_function(), Some(r#""shop_2"."append_events""#));
-        assert_eq!(layout.channel(), "shop_2_events");
-    }
-
-    #[test]
-    fn the_names_of_others_keep_their_case() {
-        let names = EventSourceryNames { events_table: "myEvents".into(), ..EventSourceryNames::default() };
-        let layout = Layout::event_sourcery("espd", &names).unwrap();
-        assert_eq!(layout.events_table(), r#""public"."myEvents""#);
-        assert_eq!(layout.sequence(), r#""public"."myEvents_id_seq""#);
-        assert_eq!((layout.channel(), layout.control_channel()), ("new_event", "espd_events"));
-        assert!(!layout.is_own());
-        for name in ["", "1a", "a\"b", "a'b", "a b", &"a".repeat(64)] {
-            let names = EventSourceryNames { events_table: name.into(), ..EventSourceryNames::default() };
-            assert!(Layout::event_sourcery("espd", &names).is_err(), "{name:?}");
-        }
-    }
 
     #[test]
     fn a_name_that_would_need_escaping_is_refused() {

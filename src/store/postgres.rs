@@ -36,7 +36,7 @@ impl PostgresEventStore {
     /// The store that `layout` describes, which notifies the layout's channel after each append.
     pub fn new(pool: PgPool, layout: Layout) -> Self {
         // Where espd does not append, it has nothing to announce.
-        let notifier = layout.is_own().then(|| Notifier::new(pool.clone(), layout.channel()));
+        let notifier = layout.append.as_ref().map(|append| Notifier::new(pool.clone(), &append.channel));
         Self { pool, statements: Arc::new(Statements::new(&layout)), layout: Arc::new(layout), notifier }
     }
 
@@ -176,8 +176,8 @@ pub(crate) struct TransactionAppender(append::Statements);
 impl TransactionAppender {
     /// `None`: espd only reads a store of this layout.
     pub(crate) fn new(layout: &Layout) -> Option<Self> {
-        let function = layout.append_function()?;
-        Some(Self(append::Statements::unprepared(layout, function)))
+        let append = layout.append.as_ref()?;
+        Some(Self(append::Statements::unprepared(layout, append)))
     }
 
     /// The uuids of these that are stored already.
@@ -296,7 +296,7 @@ impl Statements {
                 order by id desc
                 limit 1"
             )),
-            append: layout.append_function().map(|function| append::Statements::new(layout, function)),
+            append: layout.append.as_ref().map(|append| append::Statements::new(layout, append)),
         }
     }
 

@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use thiserror::Error;
 
 use crate::event::Position;
-use crate::store::layout::Layout;
+use crate::store::layout::{Layout, Order};
 
 mod structure;
 
@@ -148,10 +148,10 @@ async fn check_positions(
     layout: &Layout,
     largest_position: Position,
 ) -> Result<Vec<Fault>, sqlx::Error> {
+    let Order::DrawnInTransaction { sequence, .. } = &layout.order;
     let (first, last) = read_ids(connection, layout).await?;
     // After the ids: the sequence of a store in use is ahead of what was read before.
-    let last_value = read_last_value(connection, layout).await?;
-    let sequence = layout.sequence();
+    let last_value = read_last_value(connection, sequence).await?;
     let mut faults = Vec::new();
     if first < 1 {
         let problem = format!("the smallest id is {first}, and reading begins after 0");
@@ -192,11 +192,10 @@ async fn read_ids(
 }
 
 /// The last id drawn, read in the same way as by the observer.
-async fn read_last_value(connection: &mut PgConnection, layout: &Layout) -> Result<Position, sqlx::Error> {
+async fn read_last_value(connection: &mut PgConnection, sequence: &str) -> Result<Position, sqlx::Error> {
     let statement = format!(
         "-- read_last_value
-         select coalesce(pg_sequence_last_value(tableoid), last_value - 1) as last_value from {}",
-        layout.sequence()
+         select coalesce(pg_sequence_last_value(tableoid), last_value - 1) as last_value from {sequence}"
     );
     let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
     row.try_get("last_value")

@@ -182,8 +182,9 @@ impl Watcher {
     }
 
     async fn connect(&self) -> Result<Session, LineError> {
-        let mut channels = vec![self.layout.channel(), self.layout.control_channel()];
-        channels.dedup();
+        let control = self.layout.control_channel();
+        let mut channels = vec![control.as_str()];
+        channels.extend(self.layout.channel().filter(|channel| *channel != control));
         channels.truncate(if self.settings.listen { channels.len() } else { 0 });
         let mut line = Line::connect(&self.options, &channels, self.settings.answer_timeout).await?;
         let floor = match &self.floor {

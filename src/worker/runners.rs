@@ -161,7 +161,7 @@ impl Foundation {
             database: self.batches.clone(),
             pooled: self.settings.pooled,
             release_channel: ReleaseChannel {
-                channel: self.layout.channel().to_owned(),
+                channel: self.layout.control_channel(),
                 elsewhere: self.settings.projections_url.is_some().then(|| self.events.clone()),
             },
             schema: schema.clone(),
@@ -197,16 +197,14 @@ impl Foundation {
             declaration.reaction.as_ref().is_some_and(|reaction| !reaction.emits.is_empty())
         };
         let reactors: Vec<String> = declarations.iter().filter(emits).map(|one| one.name.clone()).collect();
-        if reactors.is_empty() || !self.layout.is_own() {
-            return None;
-        }
+        let append = self.layout.append.as_ref().filter(|_| !reactors.is_empty())?;
         Some(Relay {
             database: self.batches.clone(),
             schema: self.settings.event_store_schema.clone(),
             reactors,
             events: self.events_for("relay"),
             wake_relay: Arc::clone(&self.wake_relay),
-            channel: self.layout.channel().to_owned(),
+            channel: append.channel.clone(),
         })
     }
 

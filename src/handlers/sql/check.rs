@@ -180,7 +180,7 @@ impl<'c> Scratch<'c> {
         &mut self,
         declaration: &ProcessorDeclaration,
     ) -> Result<Vec<Diagnostic>, sqlx::Error> {
-        let source = EventSource::Table { source: "espd_event", foreign: None, upcasts: &[] };
+        let source = EventSource::Table { source: "espd_event", json_bodies: None, upcasts: &[] };
         let function = match ProcessorFunction::compile(declaration, &self.schema, &self.schema, source) {
             Ok(function) => function,
             Err(error) => return Ok(vec![diagnose_compile_error(declaration, error)]),

@@ -26,7 +26,7 @@ pub(crate) enum EventSource<'a> {
         /// What stands behind `from`, with the columns of an event.
         source: &'a str,
         /// The table itself, if its bodies are JSON that `jsonb` may refuse.
-        foreign: Option<&'a str>,
+        json_bodies: Option<&'a str>,
         /// The layers that old events are read through.
         upcasts: &'a [Upcast],
     },
@@ -262,12 +262,12 @@ begin
     /// The query of the loop, in id order.
     fn source_query(&self) -> String {
         match self.source {
-            EventSource::Table { source, foreign, upcasts } => {
+            EventSource::Table { source, json_bodies, upcasts } => {
                 let wanted = format!(
                     "where e.id > espd_from and e.id <= espd_upto{}\n        order by e.id limit espd_limit",
                     type_condition(self.projector.event_types())
                 );
-                if foreign.is_none() && upcasts.is_empty() {
+                if json_bodies.is_none() && upcasts.is_empty() {
                     return format!("select {COLUMNS} from {source} as e\n        {wanted}");
                 }
                 // A plan may compute bodies before it sorts and cuts off. So first come the ids: one that cannot be read
@@ -383,7 +383,7 @@ end
     /// Finds the event that no batch can be read across, where bodies come from strangers: JSON that `jsonb` refuses,
     /// such as a zero character. Only after a failure that was none of a handler's.
     fn find_unreadable(&self) -> String {
-        let EventSource::Table { foreign: Some(table), upcasts, .. } = self.source else {
+        let EventSource::Table { json_bodies: Some(table), upcasts, .. } = self.source else {
             return String::new();
         };
         let types = self.projector.event_types().map(|types| stored_types(upcasts, types));

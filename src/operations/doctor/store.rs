@@ -9,7 +9,7 @@ use crate::operations::databases::Databases;
 use crate::processing::tracker::Trackers;
 use crate::schema;
 use crate::store::horizon::observe_once;
-use crate::store::layout::Layout;
+use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, FaultKind, PreconditionError};
 
 /// How long to wait for the horizon to settle before naming who holds it back.
@@ -49,7 +49,7 @@ const PRECONDITIONS: [(&str, &str, &[FaultKind]); 8] = [
 pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
     let mut connection = databases.events.acquire().await?;
     let mut findings = Vec::new();
-    if databases.layout.is_own() {
+    if databases.layout.created_by == CreatedBy::Migrations {
         findings.push(schema_version(databases).await);
     }
     // Without trackers nobody has got anywhere.

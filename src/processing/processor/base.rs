@@ -12,6 +12,7 @@ use crate::postgres::row::from_row;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::processing::failure::Failure;
 use crate::processing::tracker::{Claim, ReplayEffects, Trackers};
+use crate::store::layout::Layout;
 
 /// What every processor is made of: its declaration, the schemas that it writes to, and the source of its events.
 #[derive(Debug)]
@@ -173,7 +174,7 @@ impl ProcessorBase {
 
     fn refuse_to_emit_into_a_foreign_store(&self) -> Result<(), ProcessorError> {
         let emits = self.declaration.reaction.as_ref().is_some_and(|reaction| !reaction.emits.is_empty());
-        if !emits || self.events.layout().is_own() {
+        if !emits || self.events.layout().append.is_some() {
             return Ok(());
         }
         Err(ProcessorError::Blocked(format!(
@@ -193,8 +194,8 @@ struct FirstEvent {
 
 from_row!(FirstEvent { id, uuid, event_type, aggregate_id });
 
-fn find_starting_position(start: Start, layout: &crate::store::layout::Layout) -> String {
-    let head = format!("coalesce(pg_sequence_last_value({}::regclass), 0)", quote_literal(layout.sequence()));
+fn find_starting_position(start: Start, layout: &Layout) -> String {
+    let head = layout.order.head_expression();
     let expression = match start {
         Start::Beginning => "0::bigint".to_owned(),
         Start::Position(position) => format!("{position}::bigint"),

@@ -1,4 +1,4 @@
-//! Who may have drawn ids: the locks on the table of events, and the transactions that hold them.
+//! Reads who may have drawn ids: the locks on the tables of events, and the transactions that hold them.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::{Holder, ObserveError, VirtualTransaction, Writer};
-use crate::store::layout::Layout;
+use crate::postgres::quote::quote_literal;
 
 /// The locks that matter, joined to tables `t`.
 ///
@@ -39,19 +39,21 @@ pub(super) struct Locks {
     pub(super) server_started: DateTime<Utc>,
 }
 
-/// Reads the locks on one table of events and on its partitions.
+/// Reads the locks on the tables of a store and on their partitions.
 #[derive(Debug)]
 pub(super) struct LockReader {
-    /// The table, qualified and quoted, as a literal.
-    table: String,
-    /// Whether the table has partitions, as far as seen. Most have none, and planning a statement
+    /// The tables' oids, as a list of expressions.
+    tables: String,
+    /// Whether a table has partitions, as far as seen. Most have none, and planning a statement
     /// that looks for them takes longer than all the rest of an observation.
     has_heirs: bool,
 }
 
 impl LockReader {
-    pub(super) fn new(layout: &Layout) -> Self {
-        Self { table: literal(layout.events_table()), has_heirs: false }
+    /// A reader for tables given by their names, qualified and quoted.
+    pub(super) fn new(tables: &[String]) -> Self {
+        let oids = tables.iter().map(|table| format!("{}::regclass", quote_literal(table)));
+        Self { tables: oids.collect::<Vec<_>>().join(", "), has_heirs: false }
     }
 
     pub(super) async fn read(&mut self, connection: &mut PgConnection) -> Result<Locks, ObserveError> {
@@ -74,20 +76,20 @@ impl LockReader {
     /// At least one row, also where there is no lock. Whether there are partitions is looked up in
     /// the same snapshot, which is newer than the last value, so none that matters is overlooked.
     async fn fetch(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
-        let table = &self.table;
+        let tables = &self.tables;
         let statement = if self.has_heirs {
             format!(
                 "-- read_locks_with_heirs
                  {}
                  select {LOCK}, true as has_heirs from t left join {LOCKS}",
-                self.table_and_heirs()
+                self.tables_and_heirs()
             )
         } else {
             format!(
                 "-- read_locks
                  select {LOCK}, t.relhassubclass as has_heirs
                    from pg_class t left join {LOCKS}
-                  where t.oid = {table}::regclass"
+                  where t.oid in ({tables})"
             )
         };
         sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await
@@ -124,21 +126,21 @@ impl LockReader {
                        limit 1
                     ) p on true
               order by age_s desc nulls last",
-            self.table_and_heirs()
+            self.tables_and_heirs()
         );
         let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
         rows.iter().map(|row| Ok((writer_in(row)?, holder_in(row)?))).collect()
     }
 
-    /// The table and its partitions, and theirs, as `t`.
-    fn table_and_heirs(&self) -> String {
+    /// The tables and their partitions, and theirs, as `t`.
+    fn tables_and_heirs(&self) -> String {
         format!(
             "with recursive t (oid) as (
-               select {}::regclass::oid
+               select oid from pg_class where oid in ({})
                 union
                select i.inhrelid from pg_inherits i join t on i.inhparent = t.oid
              )",
-            self.table
+            self.tables
         )
     }
 }
@@ -180,9 +182,4 @@ fn any(rows: &[PgRow], column: &str) -> Result<bool, sqlx::Error> {
         found |= row.try_get::<Option<bool>, _>(column)?.unwrap_or(false);
     }
     Ok(found)
-}
-
-/// A text as an SQL literal.
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }

@@ -14,7 +14,7 @@ use super::durability::Durability;
 use super::locks::LockReader;
 use super::{Holder, Horizon, InvalidVirtualTransaction, Rule, Writer};
 use crate::event::Position;
-use crate::store::layout::Layout;
+use crate::store::layout::{Layout, Order};
 
 /// Most holders that are named. A store that is held back by more has one problem, not many.
 const HOLDERS_MAX: usize = 10;
@@ -49,7 +49,7 @@ pub enum ObserveError {
 /// [`Rule`].
 #[derive(Debug)]
 pub struct Observer {
-    /// The table, and the sequence of its ids, qualified and quoted.
+    /// The table of events, and the sequence of their ids, qualified and quoted.
     table: String,
     sequence: String,
     locks: LockReader,
@@ -68,10 +68,11 @@ impl Observer {
     /// An observer that trusts the caller that every id at or below `floor` is settled; 0 trusts
     /// nothing. The position that a tracker in the same database has reached is such a floor.
     pub fn new(layout: &Layout, floor: Position) -> Self {
+        let Order::DrawnInTransaction { sequence, tables } = &layout.order;
         Self {
             table: layout.events_table().to_owned(),
-            sequence: layout.sequence().to_owned(),
-            locks: LockReader::new(layout),
+            sequence: sequence.clone(),
+            locks: LockReader::new(tables),
             rule: Rule::new(floor),
             durability: None,
             server_started: None,

@@ -17,7 +17,7 @@ use super::parameter::Jsonb;
 use super::{refusal, sql};
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::store::AppendError;
-use crate::store::layout::Layout;
+use crate::store::layout::{Append, Layout};
 
 /// Most events sent in one statement.
 const BATCH_LENGTH_MAX: usize = 1_000;
@@ -40,8 +40,8 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) fn new(layout: &Layout, append_events: &str) -> Self {
-        let events = layout.events_table();
+    pub(super) fn new(layout: &Layout, append: &Append) -> Self {
+        let (events, append_events) = (layout.events_table(), &append.function);
         Self {
             insert_one: sql(format!(
                 "-- insert_event
@@ -82,8 +82,8 @@ impl Statements {
     }
 
     /// For sessions that others use as well: nothing stays prepared.
-    pub(super) fn unprepared(layout: &Layout, append_events: &str) -> Self {
-        Self { prepared: false, ..Self::new(layout, append_events) }
+    pub(super) fn unprepared(layout: &Layout, append: &Append) -> Self {
+        Self { prepared: false, ..Self::new(layout, append) }
     }
 }
 

@@ -4,7 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::{Fault, FaultKind};
-use crate::store::layout::Layout;
+use crate::store::layout::{CreatedBy, Framework, Layout, Order};
 
 /// The facts, as far as there are a table and a sequence to have them.
 pub(super) struct Structure {
@@ -26,32 +26,20 @@ pub(super) struct Structure {
     cache: i64,
     increment: i64,
     cycles: bool,
-    /// Whether the layout is espd's own, which `espctl migrate` can make.
-    is_own: bool,
+    /// Who creates the table.
+    created_by: CreatedBy,
 }
 
-/// The columns that have to be there, with their types. What may be absent is left out.
-const COLUMNS: [(&str, &str); 7] = [
-    ("id", "bigint"),
-    ("uuid", "uuid"),
-    ("aggregate_id", "uuid"),
-    ("type", "text or character varying"),
-    ("body", "jsonb or json"),
-    ("version", "bigint or integer"),
-    ("created_at", "timestamp without time zone"),
-];
-
-/// The columns as rows of `values`. Those of espd's own table are the migrations' business.
+/// The columns that the layout needs, as rows of `values`.
 fn columns(layout: &Layout) -> String {
-    if layout.is_own() {
-        return "('id', 'bigint')".to_owned();
-    }
-    COLUMNS.map(|(name, kinds)| format!("('{name}', '{kinds}')")).join(", ")
+    let row = |(name, types): &(&str, &str)| format!("('{name}', '{types}')");
+    layout.events.columns.iter().map(row).collect::<Vec<_>>().join(", ")
 }
 
 impl Structure {
     /// One row, whatever is missing: names are looked up, not cast.
     pub(super) async fn read(connection: &mut PgConnection, layout: &Layout) -> Result<Self, sqlx::Error> {
+        let Order::DrawnInTransaction { sequence, .. } = &layout.order;
         let statement = format!(
             "-- read_structure
              with recursive
@@ -100,17 +88,16 @@ impl Structure {
                from named
                left join pg_sequence q on q.seqrelid = s",
             table = layout.events_table(),
-            sequence = layout.sequence(),
             columns = columns(layout),
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
-        Self::in_row(&row, layout)
+        Self::in_row(&row, layout, sequence)
     }
 
-    fn in_row(row: &PgRow, layout: &Layout) -> Result<Self, sqlx::Error> {
+    fn in_row(row: &PgRow, layout: &Layout, sequence: &str) -> Result<Self, sqlx::Error> {
         Ok(Self {
             table: layout.events_table().to_owned(),
-            sequence: layout.sequence().to_owned(),
+            sequence: sequence.to_owned(),
             role: row.try_get("role")?,
             is_table: row.try_get("is_table")?,
             is_sequence: row.try_get("is_sequence")?,
@@ -122,7 +109,7 @@ impl Structure {
             is_identity: row.try_get("is_identity")?,
             is_drawn: row.try_get("is_drawn")?,
             wrong_columns: row.try_get("wrong_columns")?,
-            is_own: layout.is_own(),
+            created_by: layout.created_by.clone(),
             cache: row.try_get("cache")?,
             increment: row.try_get("increment")?,
             cycles: row.try_get("cycles")?,
@@ -134,10 +121,11 @@ impl Structure {
         let Self { table, sequence, .. } = self;
         if !self.is_table {
             let problem = format!("there is no table {table}");
-            let repair = if self.is_own {
-                "run `espctl migrate`"
-            } else {
-                "write the name of the table under [event_store.event_sourcery], or connect to the right database"
+            let repair = match &self.created_by {
+                CreatedBy::Migrations => "run `espctl migrate`".to_owned(),
+                CreatedBy::Framework(Framework { section, .. }) => {
+                    format!("write the name of the table under {section}, or connect to the right database")
+                }
             };
             return vec![Fault::new(FaultKind::TableMissing, problem, repair)];
         }

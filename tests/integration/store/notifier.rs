@@ -13,7 +13,7 @@ use super::{LONG, happened, layout, store};
 
 async fn listen(pool: &PgPool) -> PgListener {
     let mut listener = PgListener::connect_with(pool).await.unwrap();
-    listener.listen(layout().channel()).await.unwrap();
+    listener.listen(layout().channel().unwrap()).await.unwrap();
     listener
 }
 
@@ -25,7 +25,7 @@ async fn hear(listener: &mut PgListener) -> String {
 /// Notifies in the test's own name; what was sent before on this server is heard before.
 async fn say(pool: &PgPool, payload: &str) {
     sqlx::query("select pg_notify($1, $2)")
-        .bind(layout().channel())
+        .bind(layout().channel().unwrap())
         .bind(payload)
         .execute(pool)
         .await
