@@ -161,5 +161,5 @@ async fn append_until(store: PostgresEventStore, deadline: Instant) -> anyhow::R
 async fn append_one(store: &PostgresEventStore) -> anyhow::Result<i64> {
     let body = RawValue::from_string(BODY.to_owned())?;
     let event = NewEvent::new(Uuid::new_v4(), EVENT_TYPE, body).expecting(ExpectedVersion::Absent);
-    Ok(store.append(&[event]).await?[0].id)
+    Ok(store.append(&[event]).await?[0].id.get())
 }

@@ -150,7 +150,7 @@ async fn append_for(server: &Server, time: Duration) -> anyhow::Result<i64> {
         appends.spawn(async move {
             let body = RawValue::from_string("{}".to_owned())?;
             let appended = store.append(&[NewEvent::new(Uuid::new_v4(), event_type, body)]).await?;
-            anyhow::Ok(appended[0].id)
+            anyhow::Ok(appended[0].id.get())
         });
     }
     let mut last = 0;

@@ -156,7 +156,7 @@ impl Appender {
         if let Some(pool) = &self.notify {
             sqlx::query("select pg_notify($1, '')").bind(BARE_CHANNEL).execute(pool).await?;
         }
-        Ok(appended[0].id)
+        Ok(appended[0].id.get())
     }
 }
 

@@ -120,7 +120,7 @@ mod tests {
             event_type: Some("T x".into()),
             error: Some("it's so".into()),
             older_than: Some(Duration::from_secs(3_600)),
-            after: Some(7),
+            after: Some(7.into()),
             ..Selection::default()
         };
         assert_eq!(some, Wanted { selection: expected, limit: 3 });
@@ -138,7 +138,10 @@ mod tests {
         assert_eq!(of_body(&headers, b"{}").unwrap_err().status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let read = |body: &str| of_body(&headers, body.as_bytes());
-        assert_eq!(read("{\"event\": 7}"), Ok(Selection { event_id: Some(7), ..Selection::default() }));
+        assert_eq!(
+            read("{\"event\": 7}"),
+            Ok(Selection { event_id: Some(7.into()), ..Selection::default() })
+        );
         assert_eq!(read("{\"event\": \"7\"}"), read("{\"event\": 7}"));
         assert_eq!(read("{\"all\": true}"), Ok(Selection::default()));
         for wrong in [

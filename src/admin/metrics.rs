@@ -63,12 +63,12 @@ fn write_store(text: &mut Exposition, any: Option<&ProcessorStatus>) {
         (
             "espd_store_head_position",
             "The last id that the store has drawn.",
-            any.map(|status| status.head as f64),
+            any.map(|status| status.head.get() as f64),
         ),
         (
             "espd_store_settled_position",
             "The settled horizon: nothing appears at or below it.",
-            any.map(|status| status.horizon as f64),
+            any.map(|status| status.horizon.get() as f64),
         ),
         ("espd_store_holders", "Transactions that hold the settled horizon back.", held_by),
         (
@@ -89,7 +89,7 @@ type Column = (&'static str, Kind, &'static str, fn(&ProcessorStatus) -> f64);
 
 const COLUMNS: [Column; 10] = [
     ("espd_processor_position", Kind::Gauge, "Every event at or below it has been handled.", |s| {
-        s.position as f64
+        s.position.get() as f64
     }),
     ("espd_processor_lag_events", Kind::Gauge, "Ids between position and head.", |s| s.lag_events as f64),
     (

@@ -279,7 +279,7 @@ fn parse_reset(headers: &HeaderMap, body: &[u8]) -> Result<ResetBody, Refusal> {
     if reset.to.is_some() && reset.at.is_some() {
         return Err(refuse("there are both `to` and `at`".into()));
     }
-    if reset.to.is_some_and(|to| to < 0) {
+    if reset.to.is_some_and(|to| to < Position::START) {
         return Err(refuse("the position is negative".into()));
     }
     Ok(reset)

@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(find(Method::GET, "/api/v1/dead-letters"), Ok(Route::DeadLetters));
         let letters = |path: &'static str| find(Method::GET, path);
         assert_eq!(letters("/api/v1/processors/a/dead-letters"), Ok(Route::DeadLettersOf("a")));
-        assert_eq!(letters("/api/v1/processors/a/dead-letters/7"), Ok(Route::DeadLetter("a", 7)));
+        assert_eq!(letters("/api/v1/processors/a/dead-letters/7"), Ok(Route::DeadLetter("a", 7.into())));
         let discard = find(Method::POST, "/api/v1/processors/a/dead-letters/discard");
         assert_eq!(discard, Ok(Route::ChangeDeadLetters("a", LetterVerb::Discard)));
         for path in [

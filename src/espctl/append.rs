@@ -11,7 +11,7 @@ use sqlx::Connection as _;
 use uuid::Uuid;
 
 use crate::espctl::output;
-use crate::event::{Appended, ExpectedVersion, NewEvent};
+use crate::event::{Appended, ExpectedVersion, NewEvent, Position};
 use crate::operations::databases::Databases;
 use crate::process::exit_code::is_closed_pipe;
 use crate::store::{EventStore as _, PostgresEventStore};
@@ -97,8 +97,8 @@ async fn append_all(
 #[derive(Default)]
 struct Tally {
     count: usize,
-    first: Option<i64>,
-    last: Option<i64>,
+    first: Option<Position>,
+    last: Option<Position>,
     /// Nobody reads the positions any more. The events are appended all the same.
     unread: bool,
 }

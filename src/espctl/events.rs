@@ -19,7 +19,7 @@ use crate::store::{EventStore as _, PostgresEventStore};
     espctl events --follow --json | jq .type")]
 pub(crate) struct Arguments {
     /// Only events after this position
-    #[arg(long, default_value_t = 0, value_name = "POSITION")]
+    #[arg(long, default_value_t = Position::START, value_name = "POSITION")]
     after: Position,
     /// Only events of this type (repeatable)
     #[arg(long = "type", value_name = "TYPE")]

@@ -110,9 +110,9 @@ async fn describe(row: &TrackerRow, to: Destination, operator: &Operator<'_>) ->
     Ok(if to < *position {
         format!(
             "This lets {name} handle {} ids again and keeps its tables as they are. Go on?",
-            thousands(position - to)
+            thousands(to.distance_to(*position))
         )
     } else {
-        format!("This lets {name} skip {} ids for good. Go on?", thousands(to - position))
+        format!("This lets {name} skip {} ids for good. Go on?", thousands(position.distance_to(to)))
     })
 }

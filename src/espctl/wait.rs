@@ -39,7 +39,7 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
     let deadline = Instant::now() + arguments.timeout;
     loop {
         let row = trackers.list(&databases.projections, Some(&arguments.name)).await?.pop();
-        let position = row.as_ref().map_or(0, |row| row.position);
+        let position = row.as_ref().map_or(Position::START, |row| row.position);
         if row.is_some() && position >= wanted {
             return output::print(&format!("{} is at {position}", arguments.name));
         }

@@ -183,7 +183,8 @@ impl<'d> Remainder<'d> {
             }),
             (0, false) => Err(ProcessorError::Unattributed(failure)),
             (committable, is_blamed) => {
-                finish(transaction, self.next.event.id - 1, committable, is_blamed.then_some(failure)).await
+                finish(transaction, self.next.event.id.previous(), committable, is_blamed.then_some(failure))
+                    .await
             }
         }
     }
@@ -242,7 +243,7 @@ mod tests {
             causation_id: None,
             created_at: DateTime::UNIX_EPOCH,
         };
-        (1..=events).map(|id| Delivery { event: event(id), replaying: false }).collect()
+        (1..=events).map(|id| Delivery { event: event(id.into()), replaying: false }).collect()
     }
 
     #[test]

@@ -323,7 +323,7 @@ async fn record(
 fn announce(reactor: &str, GivenUp { failure, attempts, .. }: &GivenUp) {
     error!(
         processor = reactor,
-        event.id = failure.event_id,
+        event.id = failure.event_id.map(Position::get),
         event.r#type = failure.event_type,
         attempt = attempts,
         error = %failure,

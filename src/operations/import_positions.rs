@@ -120,7 +120,9 @@ impl Takeovers<'_> {
         for takeover in &plan.takeovers {
             let Some(declaration) = self.declaration(&takeover.processor) else { continue };
             let ProcessorDeclaration { name, version, .. } = declaration;
-            trackers.register(&mut *transaction, name, ProcessorKind::Projector, *version, 0).await?;
+            trackers
+                .register(&mut *transaction, name, ProcessorKind::Projector, *version, Position::START)
+                .await?;
             trackers
                 .reset(&mut transaction, name, operator, takeover.to, false, ReplayEffects::Suppress)
                 .await?;
@@ -158,10 +160,10 @@ impl Takeovers<'_> {
         let schema = &self.databases.projections_schema;
         let trackers = Trackers::new(self.databases.layout.schema());
         let row = trackers.list(&mut *connection, Some(&declaration.name)).await?.pop();
-        let from = row.as_ref().map_or(0, |row| row.position);
+        let from = row.as_ref().map_or(Position::START, |row| row.position);
         let missing = find_missing_table(connection, schema, declaration).await?;
-        let to = predecessor.map_or(0, |row| row.position);
-        let is_made = row.is_some_and(|row| row.handled > 0 || row.position > 0);
+        let to = predecessor.map_or(Position::START, |row| row.position);
+        let is_made = row.is_some_and(|row| row.handled > 0 || row.position > Position::START);
         let obstacle = match predecessor {
             None => Some(format!("{} has no row for {wanted}", self.positions.table)),
             Some(Predecessor { pid: Some(pid), .. }) => {

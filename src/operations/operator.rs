@@ -50,7 +50,7 @@ impl Destination {
     /// The position that the processor has after the reset.
     pub fn position(self) -> Position {
         match self {
-            Self::Start => 0,
+            Self::Start => Position::START,
             Self::Position(position) => position,
         }
     }
@@ -206,7 +206,7 @@ impl Operator<'_> {
         let settled = self.horizon().await?.settled;
         let position = match (to, at) {
             (_, Some(time)) => self.store().position_at(time).await?.min(settled),
-            (to, None) => to.unwrap_or(0),
+            (to, None) => to.unwrap_or(Position::START),
         };
         if position > settled {
             return Err(OperatorError::NotSettled { to: position, settled });

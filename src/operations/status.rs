@@ -188,7 +188,7 @@ pub async fn collect(
     for declaration in declared {
         let wanted = name.is_none_or(|name| name == declaration.name);
         if wanted && !statuses.iter().any(|status| status.name == declaration.name) {
-            let lag_seconds = lag_seconds(events, layout, 0).await?;
+            let lag_seconds = lag_seconds(events, layout, Position::START).await?;
             statuses.push(never_run(declaration, horizon, lag_seconds));
         }
     }
@@ -226,7 +226,7 @@ fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStat
         state,
         head: horizon.head,
         horizon: horizon.settled,
-        lag_events: (horizon.head - row.position).max(0),
+        lag_events: row.position.distance_to(horizon.head).max(0),
         lag_seconds,
         rate: if fresh { row.rate } else { 0.0 },
         owner: row.owner_label.filter(|_| row.owned),
@@ -287,10 +287,10 @@ fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds:
         partition: 0,
         version: declaration.version,
         state: ProcessorState::Stopped,
-        position: 0,
+        position: Position::START,
         head: horizon.head,
         horizon: horizon.settled,
-        lag_events: horizon.head,
+        lag_events: horizon.head.get(),
         lag_seconds,
         rate: 0.0,
         handled: 0,

@@ -38,7 +38,7 @@ impl Heartbeat {
             due: Instant::now(),
             condition: Condition::Starting,
             set_aside: 0,
-            last_set_aside: 0,
+            last_set_aside: Position::START,
         })))
     }
 

@@ -93,7 +93,7 @@ impl BatchRequest<'_> {
     pub fn after(&self) -> Position {
         match self.work {
             Work::Batch { .. } => self.claim.position,
-            Work::DeadLetter(event_id) => event_id - 1,
+            Work::DeadLetter(event_id) => event_id.previous(),
         }
     }
 

@@ -148,7 +148,7 @@ impl Runner {
             letters,
             subscription,
             phase,
-            seen: 0,
+            seen: Position::START,
             due: None,
             under_way: false,
             letters_requested: false,
@@ -317,14 +317,14 @@ impl Runner {
     /// Takes note of a batch that was committed, and says so.
     fn moved(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {
         let Phase::Following(claim) = &mut self.phase else { return };
-        self.rate.count(seen - self.seen.max(claim.position));
+        self.rate.count(self.seen.max(claim.position).distance_to(seen));
         (claim.position, self.seen) = (position, seen);
         self.heard = Instant::now();
         self.outage.over();
         self.bisection.passed(handled.into());
         if handled > 0 || seen == position {
             let duration_ms = begun.elapsed().as_millis() as u64;
-            debug!(processor = self.name, position, handled, duration_ms, "batch committed");
+            debug!(processor = self.name, position = position.get(), handled, duration_ms, "batch committed");
         }
         if handled > 0 {
             self.settings.wake_relay.notify_one();
@@ -363,11 +363,11 @@ impl Runner {
         let phase = std::mem::replace(&mut self.phase, Phase::Unclaimed(Waiting::default()));
         let (phase, next) = match phase {
             Phase::Following(claim) | Phase::Retrying(claim, _) if standing.paused => {
-                info!(processor = name, position = standing.position, "paused");
+                info!(processor = name, position = standing.position.get(), "paused");
                 (Phase::Paused(claim), Next::Wait(None, renewal))
             }
             Phase::Paused(claim) if !standing.paused => {
-                info!(processor = name, position = standing.position, "resumed");
+                info!(processor = name, position = standing.position.get(), "resumed");
                 self.handlers_outdated = true;
                 (Phase::Following(claim), Next::Again)
             }

@@ -176,7 +176,7 @@ async fn append_each(store: &Store, events: impl IntoIterator<Item = NewEvent>) 
 }
 
 async fn read_all(store: &Store) -> Vec<Event> {
-    store.read_after(0, None, None, i64::MAX).await.expect("the store reads")
+    store.read_after(Position::START, None, None, i64::MAX).await.expect("the store reads")
 }
 
 async fn collect(stream: BoxStream<'_, Result<Event, ReadError>>) -> Vec<Event> {

@@ -227,6 +227,10 @@ impl std::fmt::Display for Holder {
 mod tests {
     use super::*;
 
+    const fn at(position: i64) -> Position {
+        Position::new(position)
+    }
+
     const A: Writer = writer(1, false);
     const B: Writer = writer(2, false);
 
@@ -236,74 +240,74 @@ mod tests {
 
     #[test]
     fn without_writers_everything_drawn_is_settled() {
-        let mut rule = Rule::new(0);
-        assert_eq!(rule.observe(7, []), 7);
+        let mut rule = Rule::new(at(0));
+        assert_eq!(rule.observe(at(7), []), 7);
         assert!(!rule.is_held());
     }
 
     #[test]
     fn a_writer_holds_back_what_it_may_have_drawn_and_nothing_else() {
-        let mut rule = Rule::new(0);
-        rule.observe(7, []);
-        assert_eq!(rule.observe(9, [A]), 7, "A drew 8, 9 or both");
-        assert_eq!(rule.observe(20, [A, B]), 7);
-        assert_eq!(rule.observe(30, [B]), 9, "B had not locked when 9 was the last id");
-        assert_eq!(rule.observe(30, []), 30);
+        let mut rule = Rule::new(at(0));
+        rule.observe(at(7), []);
+        assert_eq!(rule.observe(at(9), [A]), 7, "A drew 8, 9 or both");
+        assert_eq!(rule.observe(at(20), [A, B]), 7);
+        assert_eq!(rule.observe(at(30), [B]), 9, "B had not locked when 9 was the last id");
+        assert_eq!(rule.observe(at(30), []), 30);
     }
 
     #[test]
     fn writers_that_never_pause_do_not_hold_the_horizon_for_ever() {
-        let mut rule = Rule::new(0);
+        let mut rule = Rule::new(at(0));
         for turn in 0..100 {
             // Each writer is seen twice, and there is always one.
             let seen = [writer(turn, false), writer(turn + 1, false)];
-            let settled = rule.observe(i64::from(turn) * 10, seen);
-            assert!(i64::from(turn) * 10 - settled <= 20);
+            let settled = rule.observe(at(i64::from(turn) * 10), seen);
+            assert!(i64::from(turn) * 10 - settled.get() <= 20);
         }
     }
 
     #[test]
     fn a_writer_seen_first_has_a_floor_of_nothing() {
-        let mut rule = Rule::new(0);
-        assert_eq!(rule.observe(100, [A]), 0, "any of the 100 ids may be A's");
-        let mut rule = Rule::new(60);
-        assert_eq!(rule.observe(100, [A]), 60);
+        let mut rule = Rule::new(at(0));
+        assert_eq!(rule.observe(at(100), [A]), 0, "any of the 100 ids may be A's");
+        let mut rule = Rule::new(at(60));
+        assert_eq!(rule.observe(at(100), [A]), 60);
     }
 
     #[test]
     fn a_prepared_transaction_inherits_from_the_writers_that_vanished() {
-        let mut rule = Rule::new(0);
-        rule.observe(5, [A]);
-        rule.observe(8, [A, B]);
+        let mut rule = Rule::new(at(0));
+        rule.observe(at(5), [A]);
+        rule.observe(at(8), [A, B]);
         let prepared = writer(1, true);
-        assert_eq!(rule.observe(9, [B, prepared]), 0, "it may be A, which had drawn 1 to 5");
-        assert_eq!(rule.observe(9, [B]), 5);
+        assert_eq!(rule.observe(at(9), [B, prepared]), 0, "it may be A, which had drawn 1 to 5");
+        assert_eq!(rule.observe(at(9), [B]), 5);
     }
 
     #[test]
     fn prepared_transactions_in_a_row_do_not_hold_the_horizon_for_ever() {
-        let mut rule = Rule::new(0);
-        rule.observe(5, [writer(1, true)]);
-        assert_eq!(rule.observe(6, [writer(2, true)]), 5, "no writer vanished that could be this one");
+        let mut rule = Rule::new(at(0));
+        rule.observe(at(5), [writer(1, true)]);
+        assert_eq!(rule.observe(at(6), [writer(2, true)]), 5, "no writer vanished that could be this one");
     }
 
     #[test]
     fn the_visible_prefix_passes_a_writer_that_has_drawn_nothing() {
-        let mut rule = Rule::new(0);
-        rule.observe(0, [A]);
-        rule.observe(3, [A]);
-        assert_eq!(rule.extend(3), 3);
+        let mut rule = Rule::new(at(0));
+        rule.observe(at(0), [A]);
+        rule.observe(at(3), [A]);
+        assert_eq!(rule.extend(at(3)), 3);
         assert!(!rule.is_held());
-        assert_eq!(rule.extend(2), 3, "never backward");
+        assert_eq!(rule.extend(at(2)), 3, "never backward");
         assert_eq!(rule.holders().count(), 0);
     }
 
     #[test]
     fn the_holders_are_those_with_the_lowest_floor() {
-        let mut rule = Rule::new(0);
-        rule.observe(1, []);
-        rule.observe(2, [A]);
-        rule.observe(3, [A, B]);
+        let mut rule = Rule::new(at(0));
+        rule.observe(at(1), []);
+        rule.observe(at(2), [A]);
+        rule.observe(at(3), [A, B]);
         assert_eq!(rule.holders().collect::<Vec<_>>(), [A]);
     }
 

@@ -90,11 +90,14 @@ impl EventStore for MemoryEventStore {
     }
 
     async fn position_at(&self, time: DateTime<Utc>) -> Result<Position, ReadError> {
-        Ok(self.select(|event| event.created_at <= time).last().map_or(0, |event| event.id))
+        Ok(self.select(|event| event.created_at <= time).last().map_or(Position::START, |event| event.id))
     }
 
     async fn latest_id(&self, event_types: Option<&[String]>) -> Result<Position, ReadError> {
-        Ok(self.select(|event| is_one_of(event_types, event)).last().map_or(0, |event| event.id))
+        Ok(self
+            .select(|event| is_one_of(event_types, event))
+            .last()
+            .map_or(Position::START, |event| event.id))
     }
 }
 
@@ -134,7 +137,7 @@ impl Events {
         let stored: Vec<&Event> = events
             .iter()
             .filter_map(|event| self.ids.get(&event.uuid))
-            .filter_map(|id| self.by_id.get(usize::try_from(*id - 1).ok()?))
+            .filter_map(|id| self.by_id.get(usize::try_from(id.previous().get()).ok()?))
             .collect();
         let Some(first) = stored.first() else { return Ok(None) };
         if stored.len() < events.len() {
@@ -168,7 +171,7 @@ impl Events {
     }
 
     fn store(&mut self, event: &NewEvent, version: Version, body: Json, metadata: Json) -> Appended {
-        let id = Position::try_from(self.by_id.len()).map_or(Position::MAX, |length| length + 1);
+        let id = i64::try_from(self.by_id.len()).map_or(Position::MAX, |length| Position::new(length).next());
         self.ids.insert(event.uuid, id);
         self.heads.insert(event.aggregate_id, version);
         self.by_id.push(Event {

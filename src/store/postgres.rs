@@ -147,7 +147,7 @@ impl EventStore for PostgresEventStore {
             .bind(time)
             .fetch_optional(&self.pool)
             .await?;
-        Ok(found.unwrap_or(0))
+        Ok(found.unwrap_or_default())
     }
 
     async fn latest_id(&self, event_types: Option<&[String]>) -> Result<Position, ReadError> {
@@ -155,7 +155,7 @@ impl EventStore for PostgresEventStore {
             .bind(event_types)
             .fetch_optional(&self.pool)
             .await?;
-        Ok(found.unwrap_or(0))
+        Ok(found.unwrap_or_default())
     }
 }
 

@@ -153,7 +153,7 @@ async fn check_positions(
     // After the ids: the sequence of a store in use is ahead of what was read before.
     let last_value = read_last_value(connection, sequence).await?;
     let mut faults = Vec::new();
-    if first < 1 {
+    if first.get() < 1 {
         let problem = format!("the smallest id is {first}, and reading begins after 0");
         let repair = "give these events ids above 0 before anything else reads them";
         faults.push(Fault::new(FaultKind::IdTooSmall, problem, repair));

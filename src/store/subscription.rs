@@ -43,7 +43,7 @@ impl Subscription {
     /// The last position of the next batch: the settled horizon, or `span` ids on; `None`: nothing to do.
     pub fn next_upto(&self, position: Position, span: i64) -> Option<Position> {
         let settled = self.horizon.borrow().settled;
-        (settled > position).then(|| settled.min(position.saturating_add(span)))
+        (settled > position).then(|| settled.min(position.advanced_by(span)))
     }
 
     /// Waits until the horizon is beyond `position` (`None`: whatever it does), an operator rings,

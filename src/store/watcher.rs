@@ -21,6 +21,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
+use crate::event::Position;
 use crate::postgres::error::chain;
 use crate::shutdown::Shutdown;
 use crate::store::horizon::{Holder, Horizon, Observer};
@@ -189,7 +190,7 @@ impl Watcher {
         let mut line = Line::connect(&self.options, &channels, self.settings.answer_timeout).await?;
         let floor = match &self.floor {
             Some(statement) => line.read_floor(statement).await?,
-            None => 0,
+            None => Position::START,
         };
         let observer = Observer::new(&self.layout, floor);
         let observer = if self.settings.durable_only { observer.durable_only() } else { observer };
@@ -207,7 +208,7 @@ impl Watcher {
         let mut horizon = session.observer.horizon();
         session.name_holders(&mut horizon, &self.settings).await?;
         let look = Look {
-            moved: (horizon.head - before.head).max(horizon.settled - before.settled),
+            moved: before.head.distance_to(horizon.head).max(before.settled.distance_to(horizon.settled)),
             held: horizon.settled < horizon.head,
             elapsed: std::mem::replace(&mut session.looked, Instant::now()).elapsed(),
         };
@@ -337,8 +338,8 @@ impl Session {
 fn log_holders(horizon: &Horizon, held_for: Duration) {
     let holders: Vec<String> = horizon.held_by.iter().map(ToString::to_string).collect();
     tracing::warn!(
-        settled = horizon.settled,
-        head = horizon.head,
+        settled = horizon.settled.get(),
+        head = horizon.head.get(),
         held_s = held_for.as_secs(),
         holders = holders.join("; "),
         "events wait for a writer that has not ended"

@@ -50,7 +50,8 @@ impl ReportedProcessor {
     fn report_set_aside(&mut self, pipe: &ReportPipe) {
         let (set_aside, last_event_id) = self.heartbeat.set_aside();
         let events = set_aside - self.set_aside;
-        let report = Report::SetAside { processor: self.name.clone(), events, last_event_id };
+        let report =
+            Report::SetAside { processor: self.name.clone(), events, last_event_id: last_event_id.get() };
         if events > 0 && pipe.try_send(&report) {
             self.set_aside = set_aside;
         }

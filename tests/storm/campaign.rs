@@ -93,7 +93,7 @@ async fn pass_gate(world: &World) -> anyhow::Result<()> {
     let deadline = Instant::now() + GATE_LIMIT;
     for (place, server) in world.places() {
         let mut connection = server.connect().await?;
-        while find_laggards(&mut connection, &NAMES, 1).await?.is_some() {
+        while find_laggards(&mut connection, &NAMES, 1.into()).await?.is_some() {
             anyhow::ensure!(Instant::now() < deadline, "the projectors {place} do not begin");
             sleep(POLL).await;
         }
@@ -118,7 +118,7 @@ async fn wait_until_converged(world: &World) -> anyhow::Result<Option<String>> {
     Ok(None)
 }
 
-async fn read_head(world: &World) -> anyhow::Result<i64> {
+async fn read_head(world: &World) -> anyhow::Result<espd::event::Position> {
     let statement = "-- read_head\nselect coalesce(max(id), 0) from espd.events";
     Ok(sqlx::query_scalar(statement).fetch_one(&mut world.events.connect().await?).await?)
 }
@@ -127,7 +127,7 @@ async fn read_head(world: &World) -> anyhow::Result<i64> {
 async fn wait_for_processors(
     server: &Server,
     names: &[&'static str],
-    position: i64,
+    position: espd::event::Position,
     deadline: Instant,
 ) -> anyhow::Result<Option<String>> {
     let mut connection = server.connect().await?;
@@ -144,7 +144,7 @@ async fn wait_for_processors(
 async fn find_laggards(
     connection: &mut PgConnection,
     names: &[&'static str],
-    position: i64,
+    position: espd::event::Position,
 ) -> Result<Option<String>, sqlx::Error> {
     let trackers = trackers::read(connection).await?;
     let behind = |name: &&'static str| trackers.get(*name).is_none_or(|tracker| tracker.position < position);

@@ -71,7 +71,8 @@ fn swap_entries(evidence: &mut Evidence) -> Option<()> {
 
 fn invent_entry(evidence: &mut Evidence) -> Option<()> {
     let journal = &mut projections(evidence)?.journal;
-    journal.last_mut()?.event_id += 1;
+    let last = journal.last_mut()?;
+    last.event_id = last.event_id.next();
     Some(())
 }
 

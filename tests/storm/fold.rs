@@ -24,7 +24,7 @@ pub struct StoredEvent {
 pub async fn read_events(connection: &mut PgConnection) -> Result<Vec<StoredEvent>, sqlx::Error> {
     let statement = "-- read_all_events
          select id, uuid, aggregate_id, type, version, (body->>'amount')::bigint from espd.events order by id";
-    let rows: Vec<(i64, Uuid, Uuid, String, i64, i64)> =
+    let rows: Vec<(Position, Uuid, Uuid, String, i64, i64)> =
         sqlx::query_as(statement).fetch_all(connection).await?;
     let event = |(id, uuid, aggregate_id, event_type, version, amount)| StoredEvent {
         id,
@@ -59,7 +59,7 @@ fn entry(event: &StoredEvent) -> Entry {
 }
 
 fn count(counts: &mut BTreeMap<String, Count>, event: &StoredEvent) {
-    let none = Count { events: 0, amount: 0, last_event: 0 };
+    let none = Count { events: 0, amount: 0, last_event: Position::START };
     let count = counts.entry(event.event_type.clone()).or_insert(none);
     count.events += 1;
     count.amount += event.amount;

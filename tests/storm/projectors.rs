@@ -185,7 +185,7 @@ impl Projections {
     pub async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
         let statement = "-- read_journal
              select event_id, event_uuid, aggregate_id, version from journal order by place";
-        let journal: Vec<(i64, Uuid, Uuid, i64)> =
+        let journal: Vec<(Position, Uuid, Uuid, i64)> =
             sqlx::query_as(statement).fetch_all(&mut *connection).await?;
         let entry = |(event_id, event_uuid, aggregate_id, version)| Entry {
             event_id,
@@ -200,7 +200,7 @@ impl Projections {
         let account = |(id, version, balance, trail)| (id, Account { version, balance, trail });
 
         let statement = "-- read_counts\nselect event_type, events, amount, last_event from counts";
-        let counts: Vec<(String, i64, i64, i64)> =
+        let counts: Vec<(String, i64, i64, Position)> =
             sqlx::query_as(statement).fetch_all(&mut *connection).await?;
         let count = |(name, events, amount, last_event)| (name, Count { events, amount, last_event });
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 
-use espd::event::Version;
+use espd::event::{Position, Version};
 use uuid::Uuid;
 
 use crate::fold::{StoredEvent, fold};
@@ -171,7 +171,7 @@ impl Verdict {
     fn check_journal(&mut self, place: &str, events: &[StoredEvent], journal: &[Entry]) {
         let stored: HashMap<Uuid, &StoredEvent> = events.iter().map(|event| (event.uuid, event)).collect();
         let mut seen = HashSet::new();
-        let mut highest = 0;
+        let mut highest = Position::START;
         for entry in journal {
             if !stored.get(&entry.event_uuid).is_some_and(|event| is_of(entry, event)) {
                 self.complaints.push(format!("handled {place}, but not stored: {entry:?}"));

@@ -97,7 +97,7 @@ fn read_reaction(section: &Section<'_>) -> Reaction {
 
 fn read_start(value: &Value<'_>) -> Option<Start> {
     let Some(words) = value.written_text() else {
-        return value.integer(0..=i64::MAX).map(Start::Position);
+        return value.integer(0..=i64::MAX).map(|position| Start::Position(position.into()));
     };
     match words.as_str() {
         "beginning" => Some(Start::Beginning),

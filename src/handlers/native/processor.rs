@@ -130,7 +130,7 @@ async fn finish(
     let Handled { events: count, failure } = handled;
     let position = match events.get(count) {
         // Where nothing has failed, the time of the batch was up.
-        Some(next) if failure.is_some() => next.id - 1,
+        Some(next) if failure.is_some() => next.id.previous(),
         Some(_) => count.checked_sub(1).map_or(request.claim.position, |last| events[last].id),
         None => upto,
     };

@@ -106,7 +106,8 @@ mod tests {
 
     /// Runs a batch of events 5, 6 and 9. Returns how many were answered, and what the last line meant.
     fn run_batch(lines: &[&str]) -> (usize, Result<String, String>) {
-        let mut protocol = BatchProtocol::new(7, &[5, 6, 9]);
+        let events = [5, 6, 9].map(Position::new);
+        let mut protocol = BatchProtocol::new(7, &events);
         let mut last = Ok(String::new());
         for line in lines {
             last = match protocol.receive(line) {

@@ -52,7 +52,7 @@ mod tests {
 
     fn event(event_type: &str) -> Event {
         Event {
-            id: 7,
+            id: 7.into(),
             uuid: Uuid::from_u128(1),
             aggregate_id: Uuid::from_u128(2),
             event_type: event_type.to_owned(),

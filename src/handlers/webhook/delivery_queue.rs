@@ -75,9 +75,9 @@ impl DeliveryQueue {
         Self {
             retry,
             schedule: Schedule::default(),
-            position: 0,
+            position: Position::START,
             attempted: None,
-            seen: 0,
+            seen: Position::START,
             beyond: BTreeSet::new(),
             tried: BTreeMap::new(),
             outage: None,
@@ -337,7 +337,7 @@ impl DeliveryQueue {
         self.schedule.remove_completed();
         self.failed.clear();
         self.beyond.extend(plan.done.iter().copied());
-        self.beyond = self.beyond.split_off(&(plan.position + 1));
+        self.beyond = self.beyond.split_off(&plan.position.next());
     }
 }
 

@@ -139,7 +139,7 @@ impl<T> Schedule<T> {
     /// Every event at or below it is done, of all up to `seen`.
     pub(crate) fn completed_upto(&self, seen: Position) -> Position {
         let open = self.held.iter().find(|(_, held)| held.state != DeliveryState::Done);
-        open.map_or(seen, |(id, _)| id - 1)
+        open.map_or(seen, |(id, _)| id.previous())
     }
 
     /// What is done and not settled.
@@ -220,6 +220,10 @@ mod tests {
 
     use super::*;
 
+    const fn at(position: i64) -> Position {
+        Position::new(position)
+    }
+
     fn aggregate(number: u128) -> Uuid {
         Uuid::from_u128(number)
     }
@@ -227,7 +231,7 @@ mod tests {
     /// Events 1, 2, 3 … of these aggregates.
     fn schedule(aggregates: &[u128]) -> Schedule<()> {
         let mut schedule = Schedule::default();
-        for (id, number) in (1..).zip(aggregates) {
+        for (id, number) in (1..).map(at).zip(aggregates) {
             schedule.insert(id, aggregate(*number), (), 1, None);
         }
         schedule
@@ -241,10 +245,10 @@ mod tests {
     fn one_of_each_aggregate_is_under_way() {
         let (mut schedule, now) = (schedule(&[1, 2, 1, 3, 2]), Instant::now());
         assert_eq!(take_all(&mut schedule, now), [1, 2, 4]);
-        schedule.complete(1);
+        schedule.complete(at(1));
         assert_eq!(take_all(&mut schedule, now), [0; 0], "the end of 1 is not committed yet");
         schedule.remove_completed();
-        assert_eq!((take_all(&mut schedule, now), schedule.under_way(), schedule.len()), (vec![3], 3, 4));
+        assert_eq!((take_all(&mut schedule, now), schedule.under_way(), schedule.len()), (vec![at(3)], 3, 4));
     }
 
     #[test]
@@ -252,20 +256,23 @@ mod tests {
         let (mut schedule, now) = (schedule(&[1, 2, 1, 2]), Instant::now());
         let later = now + Duration::from_secs(1);
         take_all(&mut schedule, now);
-        schedule.postpone(1, later);
-        schedule.complete(2);
-        assert_eq!((schedule.completed_upto(4), schedule.completed().collect::<Vec<_>>()), (0, vec![2]));
+        schedule.postpone(at(1), later);
+        schedule.complete(at(2));
+        assert_eq!(
+            (schedule.completed_upto(at(4)), schedule.completed().collect::<Vec<_>>()),
+            (at(0), vec![at(2)])
+        );
         schedule.remove_completed();
-        assert_eq!((take_all(&mut schedule, now), schedule.next_due()), (vec![4], Some((later, 1))));
-        schedule.complete(4);
+        assert_eq!((take_all(&mut schedule, now), schedule.next_due()), (vec![at(4)], Some((later, at(1)))));
+        schedule.complete(at(4));
         schedule.remove_completed();
         assert_eq!(
-            (schedule.completed_upto(4), schedule.has_ready(now), schedule.has_ready(later)),
-            (0, false, true)
+            (schedule.completed_upto(at(4)), schedule.has_ready(now), schedule.has_ready(later)),
+            (at(0), false, true)
         );
         assert_eq!(take_all(&mut schedule, later), [1]);
-        schedule.complete(1);
-        assert_eq!(schedule.completed_upto(4), 2);
+        schedule.complete(at(1));
+        assert_eq!(schedule.completed_upto(at(4)), 2);
         schedule.remove_completed();
         assert_eq!(take_all(&mut schedule, later), [3]);
     }
@@ -274,10 +281,10 @@ mod tests {
     fn what_is_set_aside_takes_those_behind_it_along() {
         let (mut schedule, now) = (schedule(&[1, 2, 1, 2, 1]), Instant::now());
         take_all(&mut schedule, now);
-        let behind: Vec<Position> = schedule.behind(1).collect();
+        let behind: Vec<Position> = schedule.behind(at(1)).collect();
         assert_eq!(behind, [3, 5]);
-        behind.into_iter().chain([1]).for_each(|id| schedule.complete(id));
-        assert_eq!(schedule.completed_upto(5), 1);
+        behind.into_iter().chain([at(1)]).for_each(|id| schedule.complete(id));
+        assert_eq!(schedule.completed_upto(at(5)), 1);
         schedule.remove_completed();
         assert_eq!((schedule.len(), schedule.weight()), (2, 2));
     }
@@ -287,15 +294,15 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let mut schedule = Schedule::default();
-        schedule.insert(1, aggregate(1), (), 1, Some(later));
-        schedule.insert(2, aggregate(1), (), 1, None);
+        schedule.insert(at(1), aggregate(1), (), 1, Some(later));
+        schedule.insert(at(2), aggregate(1), (), 1, None);
         assert_eq!(
             (schedule.take_ready(now), schedule.take_ready(later), schedule.take_ready(later)),
-            (None, Some(1), None)
+            (None, Some(at(1)), None)
         );
-        schedule.postpone(1, later);
+        schedule.postpone(at(1), later);
         schedule.make_all_due();
-        assert_eq!(schedule.take_ready(now), Some(1));
+        assert_eq!(schedule.take_ready(now), Some(at(1)));
     }
 
     /// What may happen, in every order, to a few events of two aggregates.
@@ -359,14 +366,17 @@ mod tests {
         fn commit(&mut self) {
             self.committed.extend(self.schedule.completed());
             self.schedule.remove_completed();
-            let low_water = self.schedule.completed_upto(AGGREGATES.len() as Position);
-            assert!((1..=low_water).all(|id| self.committed.contains(&id)), "beyond what is done");
+            let low_water = self.schedule.completed_upto(at(AGGREGATES.len() as i64));
+            assert!(
+                (1..=low_water.get()).map(at).all(|id| self.committed.contains(&id)),
+                "beyond what is done"
+            );
         }
 
         /// Another process begins with what was committed.
         fn crash(&mut self) {
             self.schedule = Schedule::default();
-            for (id, number) in (1..).zip(AGGREGATES) {
+            for (id, number) in (1..).map(at).zip(AGGREGATES) {
                 if !self.committed.contains(&id) {
                     self.schedule.insert(id, aggregate(number), (), 1, None);
                 }
@@ -376,11 +386,11 @@ mod tests {
         /// In each aggregate: nothing is left out, and only the last one is ever repeated.
         fn check(&self) {
             for number in [1, 2] {
-                let of_it = |id: &&Position| AGGREGATES[usize::try_from(**id).unwrap() - 1] == number;
+                let of_it = |id: &&Position| AGGREGATES[usize::try_from(id.get()).unwrap() - 1] == number;
                 let mut received: Vec<&Position> = self.received.iter().filter(of_it).collect();
                 received.dedup();
                 let all: Vec<Position> =
-                    (1..).zip(AGGREGATES).filter(|(_, of)| *of == number).map(|(id, _)| id).collect();
+                    (1..).map(at).zip(AGGREGATES).filter(|(_, of)| *of == number).map(|(id, _)| id).collect();
                 assert!(received.iter().zip(&all).all(|(seen, id)| *seen == id), "{:?}", self.received);
                 assert!(received.len() <= all.len(), "{:?}", self.received);
                 let under_way = self.under_way();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 use super::{Finding, Level};
+use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::processing::tracker::Trackers;
 use crate::schema;
@@ -53,8 +54,10 @@ pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding
         findings.push(schema_version(databases).await);
     }
     // Without trackers nobody has got anywhere.
-    let reached =
-        Trackers::new(databases.layout.schema()).largest_position(&databases.projections).await.unwrap_or(0);
+    let reached = Trackers::new(databases.layout.schema())
+        .largest_position(&databases.projections)
+        .await
+        .unwrap_or_default();
     findings.extend(preconditions(&mut connection, &databases.layout, reached).await?);
     if findings.iter().all(|finding| finding.level < Level::Failure) {
         findings.extend(triggers(&mut connection, &databases.layout).await?);
@@ -75,7 +78,7 @@ async fn schema_version(databases: &Databases) -> Finding {
 async fn preconditions(
     connection: &mut PgConnection,
     layout: &Layout,
-    reached: i64,
+    reached: Position,
 ) -> anyhow::Result<Vec<Finding>> {
     let faults = match preconditions::check(connection, layout, reached).await {
         Ok(()) => Vec::new(),
@@ -117,7 +120,7 @@ async fn triggers(connection: &mut PgConnection, layout: &Layout) -> anyhow::Res
     Ok(names.iter().map(finding).collect())
 }
 
-async fn horizon(connection: &mut PgConnection, layout: &Layout, floor: i64) -> anyhow::Result<Finding> {
+async fn horizon(connection: &mut PgConnection, layout: &Layout, floor: Position) -> anyhow::Result<Finding> {
     let horizon = observe_once(connection, layout, floor, PATIENCE).await?;
     if horizon.held_by.is_empty() {
         return Ok(Finding::ok(

@@ -70,7 +70,7 @@ impl Operator<'_> {
     pub async fn examine(&self, name: &str, event_id: Position) -> Result<ExaminedLetter, OperatorError> {
         let letter = self.letter(name, event_id).await?;
         let behind = self.letters().behind(&self.databases.projections, &letter).await?;
-        let events = self.store().read_after(event_id - 1, Some(event_id), None, 1).await?;
+        let events = self.store().read_after(event_id.previous(), Some(event_id), None, 1).await?;
         Ok(ExaminedLetter { letter, behind, event: events.into_iter().next() })
     }
 

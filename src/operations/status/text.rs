@@ -15,7 +15,8 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) ->
 }
 
 /// A number with separated thousands: `12,345`.
-pub(crate) fn thousands(number: i64) -> String {
+pub(crate) fn thousands(number: impl Into<i64>) -> String {
+    let number: i64 = number.into();
     let digits = number.unsigned_abs().to_string();
     let groups = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into_owned());
     let sign = if number < 0 { "-" } else { "" };

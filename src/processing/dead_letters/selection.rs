@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn what_is_said_narrows_and_what_is_not_said_does_not() {
         assert_eq!(Selection::default().condition(), "true");
-        let one = Selection::one("it's", 7);
+        let one = Selection::one("it's", 7.into());
         assert_eq!(one.condition(), "d.processor = 'it''s' and d.event_id = 7");
         assert!(Selection::of("a").is_everything() && Selection::default().is_everything());
         assert!(!one.is_everything());

@@ -70,7 +70,7 @@ impl ProcessorBase {
 
     async fn starting_position_elsewhere(&self) -> Result<Position, sqlx::Error> {
         let (Some(reaction), Events::Elsewhere(store)) = (&self.declaration.reaction, &self.events) else {
-            return Ok(0);
+            return Ok(Position::START);
         };
         let statement = find_starting_position(reaction.start, store.layout());
         sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(store.pool()).await
@@ -113,7 +113,7 @@ impl ProcessorBase {
             return Ok(false);
         }
         self.tables().drop(&mut transaction).await?;
-        trackers.reset(&mut transaction, self.name(), operator, 0, true, effects).await?;
+        trackers.reset(&mut transaction, self.name(), operator, Position::START, true, effects).await?;
         if !matches!(self.declaration.handling, Handling::Native(_)) {
             self.tables().create(&mut transaction).await?;
         }

@@ -64,7 +64,7 @@ impl Runner {
 
     /// Makes ready for the first batch under a claim.
     async fn begin(&mut self, connection: &mut PgConnection, claim: Claim) -> Result<Next, sqlx::Error> {
-        info!(processor = self.name, position = claim.position, epoch = claim.epoch, "claimed");
+        info!(processor = self.name, position = claim.position.get(), epoch = claim.epoch, "claimed");
         self.heard = Instant::now();
         self.phase = Phase::Following(claim.clone());
         (self.seen, self.due, self.under_way) = (claim.position, None, false);

@@ -42,7 +42,7 @@ impl Runner {
         }
         error!(
             processor = self.name,
-            event.id = id,
+            event.id = id.get(),
             event.r#type = failure.event_type,
             attempt = attempts,
             error = %failure,
@@ -77,9 +77,13 @@ impl Runner {
                 self.settings.wake_relay.notify_one();
                 match handled {
                     0 => {
-                        info!(processor = self.name, event.id = id, "a dead letter is of no concern any more")
+                        info!(
+                            processor = self.name,
+                            event.id = id.get(),
+                            "a dead letter is of no concern any more"
+                        )
                     }
-                    _ => info!(processor = self.name, event.id = id, "handled a dead letter"),
+                    _ => info!(processor = self.name, event.id = id.get(), "handled a dead letter"),
                 }
                 return Ok(Next::Again);
             }
@@ -105,7 +109,7 @@ impl Runner {
         failure: &Failure,
     ) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
-        warn!(processor = self.name, event.id = id, error = %failure, "a dead letter has failed again");
+        warn!(processor = self.name, event.id = id.get(), error = %failure, "a dead letter has failed again");
         in_time(self.letters.failed_again(connection, &self.name, claim, id, failure)).await?;
         Ok(Next::Again)
     }

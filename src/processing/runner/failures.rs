@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tracing::{debug, error, info, warn};
 
+use crate::event::Position;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{ProcessorError, PutOff};
@@ -136,7 +137,7 @@ impl Runner {
         let attempts = self.retry.attempts();
         error!(
             processor = self.name,
-            event.id = failure.event_id,
+            event.id = failure.event_id.map(Position::get),
             event.r#type = failure.event_type,
             attempt = attempts,
             error = %failure,
@@ -161,7 +162,7 @@ impl Runner {
     fn warn_of(&self, failure: &Failure, attempts: u32, delay: Duration) {
         warn!(
             processor = self.name,
-            event.id = failure.event_id,
+            event.id = failure.event_id.map(Position::get),
             event.r#type = failure.event_type,
             attempt = attempts,
             retry_in_ms = delay.as_millis() as u64,

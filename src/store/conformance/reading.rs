@@ -16,39 +16,39 @@ async fn read_range(store: &Store, from: Position, to: Position, names: Option<&
 }
 
 pub(super) async fn reading_on_begins_after_the_position(store: Store) {
-    assert_eq!(read_after(&store, 0, None, 10).await, [0; 0]);
+    assert_eq!(read_after(&store, Position::START, None, 10).await, [0; 0]);
     let stored = append_each(&store, ["A", "B", "C"].map(event_of)).await;
-    assert_eq!(read_after(&store, 0, None, 10).await, stored);
-    assert_eq!(read_after(&store, -5, None, 10).await, stored);
+    assert_eq!(read_after(&store, Position::START, None, 10).await, stored);
+    assert_eq!(read_after(&store, Position::new(-5), None, 10).await, stored);
     assert_eq!(read_after(&store, stored[0], None, 10).await, stored[1..]);
-    assert_eq!(read_after(&store, stored[1] - 1, None, 10).await, stored[1..]);
+    assert_eq!(read_after(&store, stored[1].previous(), None, 10).await, stored[1..]);
     assert_eq!(read_after(&store, stored[2], None, 10).await, [0; 0]);
     assert_eq!(read_after(&store, Position::MAX, None, 10).await, [0; 0]);
 }
 
 pub(super) async fn reading_on_stops_at_the_horizon(store: Store) {
     let stored = append_each(&store, ["A", "B", "C"].map(event_of)).await;
-    assert_eq!(read_after(&store, 0, Some(stored[1]), 10).await, stored[..2]);
+    assert_eq!(read_after(&store, Position::START, Some(stored[1]), 10).await, stored[..2]);
     assert_eq!(read_after(&store, stored[0], Some(stored[1]), 10).await, stored[1..2]);
     assert_eq!(read_after(&store, stored[1], Some(stored[1]), 10).await, [0; 0]);
     assert_eq!(read_after(&store, stored[2], Some(stored[0]), 10).await, [0; 0]);
-    assert_eq!(read_after(&store, 0, Some(stored[2] + 100), 10).await, stored);
-    assert_eq!(read_after(&store, 0, Some(0), 10).await, [0; 0]);
+    assert_eq!(read_after(&store, Position::START, Some(stored[2].advanced_by(100)), 10).await, stored);
+    assert_eq!(read_after(&store, Position::START, Some(Position::START), 10).await, [0; 0]);
 }
 
 pub(super) async fn reading_on_keeps_to_the_limit(store: Store) {
     let stored = append_each(&store, ["A", "B", "C"].map(event_of)).await;
-    assert_eq!(read_after(&store, 0, None, 0).await, [0; 0]);
-    assert_eq!(read_after(&store, 0, None, 2).await, stored[..2]);
+    assert_eq!(read_after(&store, Position::START, None, 0).await, [0; 0]);
+    assert_eq!(read_after(&store, Position::START, None, 2).await, stored[..2]);
     assert_eq!(read_after(&store, stored[0], None, 1).await, stored[1..2]);
-    assert_eq!(read_after(&store, 0, None, 3).await, stored);
-    assert_eq!(read_after(&store, 0, None, i64::MAX).await, stored);
+    assert_eq!(read_after(&store, Position::START, None, 3).await, stored);
+    assert_eq!(read_after(&store, Position::START, None, i64::MAX).await, stored);
 }
 
 pub(super) async fn reading_on_keeps_to_the_types(store: Store) {
     let stored = append_each(&store, ["A", "B", "C", "A", "a"].map(event_of)).await;
     let read = async |names: &[&str], limit| {
-        let found = store.read_after(0, None, Some(&types(names)), limit).await;
+        let found = store.read_after(Position::START, None, Some(&types(names)), limit).await;
         ids(&found.expect("the store reads"))
     };
     assert_eq!(read(&["A"], 10).await, [stored[0], stored[3]]);
@@ -99,7 +99,7 @@ fn at(event: NewEvent, time: DateTime<Utc>) -> NewEvent {
 pub(super) async fn a_range_is_exact(store: Store) {
     let stored = append_each(&store, (0..21).map(|number| event_of(["A", "B", "C"][number % 3]))).await;
     assert_eq!(read_range(&store, stored[0], stored[20], None).await, stored);
-    assert_eq!(read_range(&store, 0, Position::MAX, None).await, stored);
+    assert_eq!(read_range(&store, Position::START, Position::MAX, None).await, stored);
     assert_eq!(read_range(&store, stored[3], stored[10], None).await, stored[3..=10]);
     assert_eq!(read_range(&store, stored[5], stored[5], None).await, stored[5..=5]);
     assert_eq!(read_range(&store, stored[6], stored[5], None).await, [0; 0]);
@@ -114,12 +114,12 @@ pub(super) async fn a_range_is_exact(store: Store) {
 
 pub(super) async fn a_range_is_exact_where_its_end_does_not_exist(store: Store) {
     let stored = append_each(&store, ["A", "B"].map(event_of)).await;
-    assert_eq!(read_range(&store, 0, stored[1] + 10, None).await, stored);
-    assert_eq!(read_range(&store, stored[1] + 1, stored[1] + 10, None).await, [0; 0]);
+    assert_eq!(read_range(&store, Position::START, stored[1].advanced_by(10), None).await, stored);
+    assert_eq!(read_range(&store, stored[1].next(), stored[1].advanced_by(10), None).await, [0; 0]);
     // Later events are beyond an end that was free when they came.
     let end = stored[1];
     append_each(&store, ["A", "B"].map(event_of)).await;
-    assert_eq!(read_range(&store, 0, end, Some(&["A"])).await, stored[..1]);
+    assert_eq!(read_range(&store, Position::START, end, Some(&["A"])).await, stored[..1]);
 }
 
 pub(super) async fn a_range_may_be_longer_than_a_batch(store: Store) {

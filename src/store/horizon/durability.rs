@@ -91,24 +91,28 @@ async fn ask_for_a_write(connection: &mut PgConnection) -> Result<(), sqlx::Erro
 mod tests {
     use super::*;
 
+    const fn at(position: i64) -> Position {
+        Position::new(position)
+    }
+
     #[test]
     fn a_settled_position_is_durable_once_the_log_is_written_up_to_where_it_was() {
         let mut durability = Durability::default();
-        durability.note(7, 100, 130);
+        durability.note(at(7), 100, 130);
         assert_eq!(durability.durable(), 0);
-        durability.note(9, 129, 150);
+        durability.note(at(9), 129, 150);
         assert_eq!(durability.durable(), 0, "one byte is missing");
-        durability.note(9, 130, 150);
+        durability.note(at(9), 130, 150);
         assert_eq!(durability.durable(), 7, "what was settled later waits for its own place");
-        durability.note(9, 150, 170);
+        durability.note(at(9), 150, 170);
         assert_eq!(durability.durable(), 9);
     }
 
     #[test]
     fn where_all_of_the_log_is_written_everything_settled_is_durable() {
         let mut durability = Durability::default();
-        durability.note(7, 100, 130);
-        durability.note(9, 140, 140);
+        durability.note(at(7), 100, 130);
+        durability.note(at(9), 140, 140);
         assert_eq!(durability.durable(), 9);
         assert!(durability.pending.is_none());
     }
@@ -117,8 +121,8 @@ mod tests {
     fn a_log_that_grows_all_the_time_does_not_hold_the_position_for_ever() {
         let mut durability = Durability::default();
         for turn in 1..100 {
-            durability.note(turn, turn * 10, turn * 10 + 5);
+            durability.note(at(turn), turn * 10, turn * 10 + 5);
         }
-        assert!(durability.durable() > 95);
+        assert!(durability.durable() > at(95));
     }
 }

@@ -157,7 +157,7 @@ impl Observer {
         let started: DateTime<Utc> = row.try_get("server_started")?;
         let is_same_server = self.server_started.is_none_or(|before| before == started);
         if !is_same_server || last_value < self.rule.head() {
-            self.rule = Rule::new(0);
+            self.rule = Rule::new(Position::START);
             self.durability = self.durability.take().map(|_| Durability::default());
         }
         self.server_started = Some(started);

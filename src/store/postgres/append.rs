@@ -270,7 +270,7 @@ async fn call_function(
     connection: &mut PgConnection,
     events: &[NewEvent],
 ) -> Result<Vec<Appended>, AppendError> {
-    let rows: Vec<(i64, Uuid, i64)> = sqlx::query_as(statements.call_function.clone())
+    let rows: Vec<(Position, Uuid, i64)> = sqlx::query_as(statements.call_function.clone())
         .persistent(statements.prepared)
         .bind(events.iter().map(|event| event.aggregate_id).bind_iter())
         .bind(events.iter().map(|event| &event.event_type).bind_iter())

@@ -119,7 +119,7 @@ impl Line {
             let row = statement.fetch_one(self.connection().await?).await.map_err(LineError::Floor)?;
             row.try_get::<Option<Position>, _>(0).map_err(LineError::Floor)
         };
-        Ok(in_time(limit, question).await??.unwrap_or(0))
+        Ok(in_time(limit, question).await??.unwrap_or_default())
     }
 
     /// Waits for a bell, or for the connection to break. Nothing is lost when this is cancelled.

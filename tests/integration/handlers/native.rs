@@ -126,7 +126,11 @@ async fn whatever_a_handler_fails_by_the_event_is_found_and_those_before_it_are_
         let life = Life::begin_with(&db, notes(how), RunnerContext { retry, ..settings(&db) });
         let row = row_with(&db.pool, "stopped", |row| row.failed_at.is_some()).await;
         let failure = row.last_error.unwrap().0;
-        assert_eq!((row.position, failure.event_id, row.attempts), (72, Some(73), 2), "{how:?}");
+        assert_eq!(
+            (row.position, failure.event_id, row.attempts),
+            (72.into(), Some(73.into()), 2),
+            "{how:?}"
+        );
         assert_eq!(failure.event_type.as_deref(), Some("A"));
         let said = if matches!(how, Poison::Sql) { "division by zero" } else { "n is 0" };
         assert!(failure.message.contains(said), "{how:?}: {}", failure.message);
@@ -171,7 +175,7 @@ async fn a_parked_event_lets_other_aggregates_go_on() {
     let found: Vec<_> =
         letters(&db.pool).await.into_iter().map(|letter| (letter.event_id, letter.reason)).collect();
     let expected = [(40, "failed"), (60, "waiting"), (61, "waiting")];
-    assert_eq!(found, expected.map(|(id, reason)| (id, reason.to_owned())));
+    assert_eq!(found, expected.map(|(id, reason)| (id.into(), reason.to_owned())));
     let noted = support::projectors::numbers(&db.pool, "select count(*) from notes").await;
     assert_eq!(noted, [97]);
 
@@ -210,11 +214,11 @@ async fn under_each_policy_the_others_of_a_thousand_are_there() {
             letters(&db.pool).await.iter().map(|letter| (letter.event_id, letter.blocks)).collect();
         if goes_on {
             assert_eq!(noted, (1..=1_000).filter(|id| *id != 500).collect::<Vec<i64>>(), "{on_failure:?}");
-            assert_eq!(letters, [(500, on_failure == OnFailure::Park)]);
+            assert_eq!(letters, [(500.into(), on_failure == OnFailure::Park)]);
             assert!(row.last_error.is_none(), "{row:?}");
         } else {
-            assert_eq!((row.position, noted.len(), letters.len()), (499, 499, 0), "{on_failure:?}");
-            assert_eq!(row.last_error.unwrap().0.event_id, Some(500));
+            assert_eq!((row.position, noted.len(), letters.len()), (499.into(), 499, 0), "{on_failure:?}");
+            assert_eq!(row.last_error.unwrap().0.event_id, Some(500.into()));
         }
         life.end().await;
     }

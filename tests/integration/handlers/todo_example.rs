@@ -48,7 +48,7 @@ async fn append_history(db: &Database) -> i64 {
     let events: Vec<_> = TodoHistory::new(11).take(EVENTS).collect();
     let mut last = 0;
     for batch in events.chunks(500) {
-        last = store.append(batch).await.unwrap().last().unwrap().id;
+        last = store.append(batch).await.unwrap().last().unwrap().id.get();
     }
     last
 }

@@ -70,10 +70,10 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
     let life = Life::begin(&db, notes(DIVIDE), settings.clone());
     let failed = row_with(&db.pool, "the stop", |row| row.failed_at.is_some()).await;
     let failure = failed.last_error.as_ref().unwrap();
-    assert_eq!((failed.position, failed.handled, failed.attempts), (7, 7, 3));
+    assert_eq!((failed.position, failed.handled, failed.attempts), (7.into(), 7, 3));
     assert_eq!(
         (failure.event_id, failure.event_type.as_deref(), failed.next_retry_at),
-        (Some(8), Some("A"), None)
+        (Some(8.into()), Some("A"), None)
     );
     assert!(failure.event_uuid.is_some());
     lease_renewed_twice(&db.pool).await;
@@ -320,7 +320,7 @@ async fn weak_life(db: &Database) -> (Life, String, String) {
 /// requires that no event is blamed.
 async fn is_silent(pool: &PgPool, position: i64) {
     let row = row_with(pool, "the end of the lease", |row| !row.owned).await;
-    assert_eq!((row.attempts, row.last_error.is_none(), row.position), (0, true, position));
+    assert_eq!((row.attempts, row.last_error.is_none(), row.position), (0, true, position.into()));
 }
 
 #[tokio::test]

@@ -248,7 +248,7 @@ async fn only_the_backend_that_holds_the_row_is_ended_never_one_with_a_reused_nu
     let trackers = Trackers::new(SCHEMA);
     let me = espd::processing::tracker::Owner::draw();
     let kind = espd::processing::processor::ProcessorKind::Projector;
-    trackers.register(&db.pool, "p", kind, 1, 0).await.unwrap();
+    trackers.register(&db.pool, "p", kind, 1, 0.into()).await.unwrap();
     // The recorded number is that of a bystander, who holds the row for a reason of its own.
     let mut bystander = db.pool.begin().await.unwrap();
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *bystander).await.unwrap();
@@ -260,7 +260,7 @@ async fn only_the_backend_that_holds_the_row_is_ended_never_one_with_a_reused_nu
     .execute(&db.pool)
     .await
     .unwrap();
-    assert_eq!(trackers.lock(&mut bystander, "p").await.unwrap(), Some(0));
+    assert_eq!(trackers.lock(&mut bystander, "p").await.unwrap(), Some(0.into()));
     let lease = Duration::from_secs(5);
     assert_eq!(trackers.claim(&db.pool, "p", &me, lease).await.unwrap(), None);
     let rival = trackers.stand_by(&db.pool, "p", &me, lease).await.unwrap().unwrap();

@@ -131,7 +131,7 @@ async fn the_position_passes_events_of_other_types() {
     let life = Life::begin(&db, notes(""), settings);
     reaches(&db.pool, "notes", last).await;
     let row = row(&db.pool).await.unwrap();
-    assert_eq!((row.position, row.handled), (last, 0));
+    assert_eq!((row.position, row.handled), (last.into(), 0));
 
     append(&db.pool, 3).await;
     let last = append_typed(&db.pool, "B", 5).await;
@@ -148,8 +148,8 @@ async fn a_failing_event_is_retried_and_goes_on_by_itself_once_it_can_be_handled
     let life = Life::begin(&db, notes(DIVIDE), settings(&db));
     let failing = row_with(&db.pool, "three attempts", |row| row.attempts >= 3).await;
     let failure = failing.last_error.unwrap().0;
-    assert_eq!((failing.position, failing.handled), (7, 7));
-    assert_eq!((failure.event_id, failure.sqlstate.as_deref()), (Some(8), Some("22012")));
+    assert_eq!((failing.position, failing.handled), (7.into(), 7));
+    assert_eq!((failure.event_id, failure.sqlstate.as_deref()), (Some(8.into()), Some("22012")));
     assert!(failure.event_uuid.is_some() && failure.at.is_some(), "{failure:?}");
     assert_eq!(failure.place.as_deref(), Some("0.toml:10"));
 
@@ -175,8 +175,8 @@ async fn another_failing_event_starts_its_own_count() {
     let hour = RetryPolicy { initial: Duration::from_secs(3_600), ..RetryPolicy::default() };
     let life = Life::begin(&db, notes(DIVIDE), RunnerContext { retry: hour, ..settings(&db) });
     let about = |row: &TrackerRow| row.last_error.as_ref().and_then(|error| error.event_id);
-    let row = row_with(&db.pool, "the second one failing", |row| about(row) == Some(5)).await;
-    assert_eq!((row.position, row.attempts), (4, 1));
+    let row = row_with(&db.pool, "the second one failing", |row| about(row) == Some(5.into())).await;
+    assert_eq!((row.position, row.attempts), (4.into(), 1));
     life.end().await;
 }
 
@@ -215,7 +215,7 @@ async fn neither_a_lost_connection_nor_a_cancelled_statement_is_an_attempt() {
         sqlx::query(end).bind(visitor).execute(&db.pool).await.unwrap();
         eventually("the next visitor", async || (gate.visitor().await != visitor).then_some(())).await;
         let row = row(&db.pool).await.unwrap();
-        assert_eq!((row.attempts, row.last_error.is_none(), row.position), (0, true, 100));
+        assert_eq!((row.attempts, row.last_error.is_none(), row.position), (0, true, 100.into()));
     }
     gate.open().await;
     reaches(&db.pool, "notes", last).await;
@@ -316,7 +316,10 @@ async fn an_operator_who_rings_is_heard_at_once() {
     let life = Life::begin(&db, notes(""), hour);
     reaches(&db.pool, "notes", last).await;
     // While it is idle,
-    trackers.reset(&mut connection, "notes", "alice@here", 0, false, ReplayEffects::Suppress).await.unwrap();
+    trackers
+        .reset(&mut connection, "notes", "alice@here", 0.into(), false, ReplayEffects::Suppress)
+        .await
+        .unwrap();
     notify().await;
     row_with(&db.pool, "the events again", |row| row.handled == 10).await;
     // and while it is paused. Its batch tells it so, and it claims anew to wait for the operator.
@@ -340,7 +343,7 @@ async fn a_stop_lets_the_batch_at_hand_end_and_releases_the_tracker() {
     gate.open().await;
     life.end().await;
     let row = row(&db.pool).await.unwrap();
-    assert_eq!((row.position, row.handled), (200, 200));
+    assert_eq!((row.position, row.handled), (200.into(), 200));
     assert_eq!((row.owned, row.owner_label), (false, None));
 }
 

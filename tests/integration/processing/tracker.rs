@@ -25,7 +25,7 @@ impl Fixture {
     async fn new() -> Self {
         let pool = support::database().await.pool;
         let trackers = Trackers::new(SCHEMA);
-        trackers.register(&pool, NAME, ProcessorKind::Projector, 1, 0).await.unwrap();
+        trackers.register(&pool, NAME, ProcessorKind::Projector, 1, 0.into()).await.unwrap();
         Self { pool, trackers }
     }
 
@@ -144,7 +144,7 @@ async fn a_failure_is_recorded_for_the_next_owner() {
     let owner = Owner::draw();
     let claim = fixture.claim(&owner).await.unwrap();
     let failure = Failure {
-        event_id: Some(7),
+        event_id: Some(7.into()),
         event_type: Some("A".into()),
         sqlstate: Some("22012".into()),
         ..Failure::of_processor("division by zero")
@@ -154,7 +154,7 @@ async fn a_failure_is_recorded_for_the_next_owner() {
 
     let next = fixture.claim(&owner).await.unwrap();
     let known = next.last_error.unwrap().0;
-    assert_eq!((next.attempts, next.failed, known.event_id), (3, false, Some(7)));
+    assert_eq!((next.attempts, next.failed, known.event_id), (3, false, Some(7.into())));
     assert_eq!((known.sqlstate, known.message), (failure.sqlstate, failure.message));
     assert!(next.retry_in_seconds.unwrap() > 3_500.0, "{:?}", next.retry_in_seconds);
     let at = known.at.expect("the time of the failure");
@@ -174,11 +174,14 @@ async fn what_operators_do_is_recorded_once_with_who_when_from_and_to() {
     assert!(trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
     assert!(!trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
     assert!(
-        trackers.reset(&mut connection, NAME, "dave@here", 3, false, ReplayEffects::Suppress).await.unwrap()
+        trackers
+            .reset(&mut connection, NAME, "dave@here", 3.into(), false, ReplayEffects::Suppress)
+            .await
+            .unwrap()
     );
     assert!(
         !trackers
-            .reset(&mut connection, "nobody", "dave@here", 3, false, ReplayEffects::Suppress)
+            .reset(&mut connection, "nobody", "dave@here", 3.into(), false, ReplayEffects::Suppress)
             .await
             .unwrap()
     );
@@ -213,7 +216,10 @@ async fn a_reset_ends_every_claim_and_forgets_the_failure() {
     trackers.record_failure(pool, NAME, &claim, 2, &Failure::of_processor("no"), None).await.unwrap();
     assert!(fixture.row().await.failed_at.is_some());
     let mut connection = pool.acquire().await.unwrap();
-    trackers.reset(&mut connection, NAME, "alice@here", 0, true, ReplayEffects::Suppress).await.unwrap();
+    trackers
+        .reset(&mut connection, NAME, "alice@here", 0.into(), true, ReplayEffects::Suppress)
+        .await
+        .unwrap();
     assert!(!fixture.renew(&claim).await);
     let row = fixture.row().await;
     assert_eq!((row.attempts, row.last_error.is_none(), row.failed_at), (0, true, None));
@@ -232,15 +238,15 @@ async fn no_batch_moves_a_position_backward() {
     running.process(last - 5).await.unwrap_err();
     assert_eq!(position(&pool, NAME).await, last);
     // The right owner, which believes to be further behind.
-    running.claim.position = last - 5;
+    running.claim.position = (last - 5).into();
     assert_eq!(running.process(last - 2).await.unwrap(), Outcome::ClaimLost);
     // An operator has moved it back meanwhile: what the owner believes is outdated, forward and backward.
     let mut connection = pool.acquire().await.unwrap();
     Trackers::new(SCHEMA)
-        .reset(&mut connection, NAME, "alice@here", 2, false, ReplayEffects::Suppress)
+        .reset(&mut connection, NAME, "alice@here", 2.into(), false, ReplayEffects::Suppress)
         .await
         .unwrap();
-    running.claim.position = last;
+    running.claim.position = last.into();
     assert_eq!(running.process(last).await.unwrap(), Outcome::ClaimLost);
     assert_eq!(position(&pool, NAME).await, 2);
 }

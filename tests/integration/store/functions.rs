@@ -1,7 +1,7 @@
 //! The SQL functions, as a program in any language calls them.
 
 use espd::event::ExpectedVersion::{Absent, Exact};
-use espd::event::NewEvent;
+use espd::event::{NewEvent, Position};
 use espd::schema::migrate_event_store;
 use espd::store::layout::Layout;
 use espd::store::{AppendError, EventStore, PostgresEventStore};
@@ -267,6 +267,6 @@ async fn a_store_may_live_in_any_schema() {
     espd.append(&[happened(a).expecting(Absent)]).await.unwrap();
     let event = json!({"aggregate_id": a, "type": "X", "body": 1, "expected_version": 3});
     run(&pool, &format!(r#"select * from "select".append('{event}')"#)).await.unwrap();
-    assert_eq!(other.read_after(0, None, None, 10).await.unwrap().len(), 4);
-    assert_eq!(espd.read_after(0, None, None, 10).await.unwrap().len(), 1);
+    assert_eq!(other.read_after(Position::START, None, None, 10).await.unwrap().len(), 4);
+    assert_eq!(espd.read_after(Position::START, None, None, 10).await.unwrap().len(), 1);
 }

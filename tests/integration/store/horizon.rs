@@ -136,8 +136,8 @@ async fn nothing_is_lost_doubled_or_inverted_while_writers_do_everything() {
 /// Reads in batches, each up to the horizon, each in a snapshot newer than the observation.
 async fn follow_the_horizon(url: String, writers_done: watch::Receiver<bool>) -> Vec<Position> {
     let (mut watching, mut reading) = (connect(&url).await, connect(&url).await);
-    let mut observer = Observer::new(&layout(), 0);
-    let (mut position, mut delivered) = (0, Vec::new());
+    let mut observer = Observer::new(&layout(), Position::START);
+    let (mut position, mut delivered) = (Position::START, Vec::new());
     loop {
         let last_round = *writers_done.borrow();
         observer.observe(&mut watching).await.unwrap();
@@ -157,7 +157,7 @@ async fn follow_the_last_id(url: String, writers_done: watch::Receiver<bool>) ->
     let mut delivered = Vec::new();
     loop {
         let last_round = *writers_done.borrow();
-        let position = delivered.last().copied().unwrap_or(0);
+        let position = delivered.last().copied().unwrap_or_default();
         delivered.extend(ids_between(&mut connection, position, Position::MAX).await);
         if last_round {
             return delivered;
@@ -271,11 +271,11 @@ async fn a_writer_holds_back_its_event_and_those_after_it() {
     run(&mut slow, "begin").await;
     assert_eq!(insert(&mut slow).await, 2);
     assert_eq!(insert(&mut quick).await, 3);
-    let horizon = look(&mut quick, 0).await;
-    assert_eq!((horizon.head, horizon.settled), (3, 1));
+    let horizon = look(&mut quick, 0.into()).await;
+    assert_eq!((horizon.head, horizon.settled), (3.into(), 1.into()));
     run(&mut slow, "commit").await;
-    let horizon = look(&mut quick, 0).await;
-    assert_eq!((horizon.head, horizon.settled), (3, 3));
+    let horizon = look(&mut quick, 0.into()).await;
+    assert_eq!((horizon.head, horizon.settled), (3.into(), 3.into()));
 }
 
 #[tokio::test]
@@ -285,7 +285,7 @@ async fn rolled_back_ids_hold_nothing_back() {
     run(&mut connection, "begin").await;
     insert_rows(&mut connection, 100).await;
     run(&mut connection, "rollback").await;
-    assert_eq!(look(&mut connection, 0).await.settled, 100);
+    assert_eq!(look(&mut connection, 0.into()).await.settled, 100);
 }
 
 #[tokio::test]
@@ -296,17 +296,17 @@ async fn reading_the_locks_before_the_sequence_would_lose_an_event() {
     let nobody = lock_holders(&mut reader).await;
     run(&mut writer, "begin").await;
     let id = insert(&mut writer).await;
-    let mut wrong = Rule::new(0);
+    let mut wrong = Rule::new(Position::START);
     assert_eq!(wrong.observe(last_value(&mut reader).await, nobody), id, "the reader moves past the event");
-    assert!(ids_between(&mut reader, 0, id).await.is_empty(), "and has not seen it");
+    assert!(ids_between(&mut reader, Position::START, id).await.is_empty(), "and has not seen it");
     // The right order in the same place.
-    let mut right = Rule::new(0);
+    let mut right = Rule::new(Position::START);
     let drawn = last_value(&mut reader).await;
     assert_eq!(right.observe(drawn, lock_holders(&mut reader).await), 0);
     run(&mut writer, "commit").await;
     let drawn = last_value(&mut reader).await;
     assert_eq!(right.observe(drawn, lock_holders(&mut reader).await), id);
-    assert_eq!(ids_between(&mut reader, 0, id).await, [id]);
+    assert_eq!(ids_between(&mut reader, Position::START, id).await, [id]);
 }
 
 #[tokio::test]
@@ -315,17 +315,20 @@ async fn reading_the_batch_in_an_old_snapshot_would_lose_an_event() {
     let (mut writer, mut reader) = (connect(&database.url).await, connect(&database.url).await);
     run(&mut reader, "begin isolation level repeatable read; select 1").await;
     let id = insert(&mut writer).await;
-    assert_eq!(look(&mut writer, 0).await.settled, id);
-    assert!(ids_between(&mut reader, 0, id).await.is_empty(), "the snapshot is older than the observation");
+    assert_eq!(look(&mut writer, 0.into()).await.settled, id);
+    assert!(
+        ids_between(&mut reader, Position::START, id).await.is_empty(),
+        "the snapshot is older than the observation"
+    );
     run(&mut reader, "rollback").await;
-    assert_eq!(ids_between(&mut reader, 0, id).await, [id]);
+    assert_eq!(ids_between(&mut reader, Position::START, id).await, [id]);
 }
 
 #[tokio::test]
 async fn a_writer_that_is_prepared_between_two_observations_is_still_waited_for() {
     let database = support::database().await;
     let (mut writer, mut reader) = (connect(&database.url).await, connect(&database.url).await);
-    let mut observer = Observer::new(&layout(), 0);
+    let mut observer = Observer::new(&layout(), Position::START);
     run(&mut writer, "begin").await;
     insert(&mut writer).await;
     observer.observe(&mut reader).await.unwrap();
@@ -345,11 +348,11 @@ async fn a_savepoint_that_is_rolled_back_lets_go_of_its_ids_only() {
     run(&mut writer, "begin; savepoint s").await;
     insert(&mut writer).await;
     run(&mut writer, "rollback to s").await;
-    assert_eq!(look(&mut reader, 0).await.settled, 1, "id 1 is gone for good");
+    assert_eq!(look(&mut reader, 0.into()).await.settled, 1, "id 1 is gone for good");
     assert_eq!(insert(&mut writer).await, 2);
-    assert_eq!(look(&mut reader, 1).await.settled, 1);
+    assert_eq!(look(&mut reader, 1.into()).await.settled, 1);
     run(&mut writer, "commit").await;
-    assert_eq!(look(&mut reader, 1).await.settled, 2);
+    assert_eq!(look(&mut reader, 1.into()).await.settled, 2);
 }
 
 #[tokio::test]
@@ -358,7 +361,7 @@ async fn a_lock_without_ids_does_not_hold_back_what_is_visible() {
     let (mut locker, mut writer) = (connect(&database.url).await, connect(&database.url).await);
     run(&mut locker, "begin; lock table espd.events in row exclusive mode").await;
     insert_rows(&mut writer, 5).await;
-    assert_eq!(look(&mut writer, 0).await.settled, 5);
+    assert_eq!(look(&mut writer, 0.into()).await.settled, 5);
     run(&mut locker, "rollback").await;
 }
 
@@ -372,22 +375,22 @@ async fn a_floor_is_trusted_unless_the_sequence_never_got_there() {
     insert(&mut quick).await;
     run(&mut slow, "begin").await;
     insert(&mut slow).await;
-    assert_eq!(look(&mut quick, 0).await.settled, 0, "any hole may be the slow writer's");
-    assert_eq!(look(&mut quick, 1).await.settled, 2, "event 2 is visible, right after the floor");
-    assert_eq!(look(&mut quick, 100).await.settled, 0);
+    assert_eq!(look(&mut quick, 0.into()).await.settled, 0, "any hole may be the slow writer's");
+    assert_eq!(look(&mut quick, 1.into()).await.settled, 2, "event 2 is visible, right after the floor");
+    assert_eq!(look(&mut quick, 100.into()).await.settled, 0);
 }
 
 #[tokio::test]
 async fn a_store_that_begins_again_is_followed_from_its_beginning() {
     let database = support::database().await;
     let mut connection = connect(&database.url).await;
-    let mut observer = Observer::new(&layout(), 0);
+    let mut observer = Observer::new(&layout(), Position::START);
     insert_rows(&mut connection, 10).await;
     observer.observe(&mut connection).await.unwrap();
     assert_eq!(observer.horizon().settled, 10);
     run(&mut connection, "truncate espd.events restart identity").await;
     observer.observe(&mut connection).await.unwrap();
-    assert_eq!((observer.horizon().head, observer.horizon().settled), (0, 0));
+    assert_eq!((observer.horizon().head, observer.horizon().settled), (0.into(), 0.into()));
     insert(&mut connection).await;
     observer.observe(&mut connection).await.unwrap();
     assert_eq!(observer.horizon().settled, 1);
@@ -408,7 +411,8 @@ async fn writers_of_partitions_are_waited_for() {
     )
     .await;
     let parted = Layout::espd("parted").unwrap();
-    let settled = async |connection: &mut PgConnection| look_at(connection, &parted, 0).await.settled;
+    let settled =
+        async |connection: &mut PgConnection| look_at(connection, &parted, Position::START).await.settled;
     run(&mut writer, "begin; insert into parted.lowest values (default)").await;
     run(&mut reader, "insert into parted.events default values").await;
     assert_eq!(settled(&mut reader).await, 0, "id 1 is in a partition of a partition");
@@ -455,8 +459,8 @@ async fn ids_that_a_crash_would_forget_are_not_settled_for_positions_elsewhere()
     let url = server.url("events");
     let (mut writer, mut beside, mut elsewhere) =
         (connect(&url).await, connect(&url).await, connect(&url).await);
-    let mut plain = Observer::new(&layout(), 0);
-    let mut durable_only = Observer::new(&layout(), 0).durable_only();
+    let mut plain = Observer::new(&layout(), Position::START);
+    let mut durable_only = Observer::new(&layout(), Position::START).durable_only();
     let committed = insert(&mut writer).await;
     durable_only.observe(&mut elsewhere).await.unwrap();
     assert_eq!(durable_only.horizon().settled, committed, "a commit is durable");
@@ -484,7 +488,7 @@ async fn events_are_settled_for_positions_elsewhere_although_nobody_commits_afte
     run(&mut bystander, "create table t (n int)").await;
     let committed = insert(&mut writer).await;
     run(&mut bystander, "begin; insert into t values (1)").await;
-    let mut durable_only = Observer::new(&layout(), 0).durable_only();
+    let mut durable_only = Observer::new(&layout(), Position::START).durable_only();
     durable_only.observe(&mut elsewhere).await.unwrap();
     assert_eq!(
         durable_only.horizon().settled,
@@ -512,7 +516,7 @@ async fn a_slow_writer_is_named() {
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut slow).await.unwrap();
     run(&mut slow, "begin").await;
     run(&mut slow, INSERT).await;
-    let horizon = look(&mut quick, 0).await;
+    let horizon = look(&mut quick, 0.into()).await;
     let [holder] = horizon.held_by.as_slice() else { panic!("{horizon:?}") };
     assert_eq!(holder.pid, Some(pid));
     assert_eq!(holder.application_name.as_deref(), Some("importer"));
@@ -524,7 +528,7 @@ async fn a_slow_writer_is_named() {
     assert!(line.starts_with(&format!("process {pid} of \"importer\", open for ")), "{line}");
     assert!(horizon.held_since.is_some());
     run(&mut slow, "commit").await;
-    let horizon = look(&mut quick, 0).await;
+    let horizon = look(&mut quick, 0.into()).await;
     assert_eq!((horizon.held_by.len(), horizon.held_since), (0, None));
 }
 
@@ -537,7 +541,7 @@ async fn a_prepared_transaction_is_named() {
     run(&mut connection, "savepoint s").await;
     insert(&mut connection).await;
     run(&mut connection, "prepare transaction 'forgotten'").await;
-    let horizon = look(&mut connection, 0).await;
+    let horizon = look(&mut connection, 0.into()).await;
     let [holder] = horizon.held_by.as_slice() else { panic!("{horizon:?}") };
     assert_eq!((holder.pid, holder.prepared.as_deref()), (None, Some("forgotten")));
     assert_eq!(holder.user.as_deref(), Some("espd"));
@@ -553,7 +557,7 @@ async fn one_look_waits_for_writers_that_end_in_time() {
     let id = insert(&mut slow).await;
     let layout = layout();
     let (horizon, ()) =
-        tokio::join!(observe_once(&mut quick, &layout, 0, PATIENCE), run(&mut slow, "commit"));
+        tokio::join!(observe_once(&mut quick, &layout, Position::START, PATIENCE), run(&mut slow, "commit"));
     assert_eq!(horizon.unwrap().settled, id);
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use espd::event::Position;
 use espd::store::{EventStore, PostgresEventStore};
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
@@ -35,7 +36,7 @@ async fn say(pool: &PgPool, payload: &str) {
 /// Appends `count` events one by one, while somebody looks into the store when hearing a notification and
 /// at no other time, until all events are there. Returns how often that was.
 async fn append_until_heard(store: &PostgresEventStore, listener: &mut PgListener, count: usize) -> u128 {
-    let before = store.read_after(0, None, None, i64::MAX).await.unwrap().len();
+    let before = store.read_after(Position::START, None, None, i64::MAX).await.unwrap().len();
     let append = async {
         for _ in 0..count {
             store.append(&[happened(Uuid::new_v4())]).await.unwrap();
@@ -46,7 +47,8 @@ async fn append_until_heard(store: &PostgresEventStore, listener: &mut PgListene
         loop {
             hear(listener).await;
             times += 1;
-            if store.read_after(0, None, None, i64::MAX).await.unwrap().len() == before + count {
+            if store.read_after(Position::START, None, None, i64::MAX).await.unwrap().len() == before + count
+            {
                 return times;
             }
         }

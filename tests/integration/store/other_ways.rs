@@ -211,7 +211,8 @@ impl_event_store!(
         let forgotten = |event: &NewEvent| NewEvent { uuid: Uuid::new_v4(), ..event.clone() };
         match self.store.append(events).await {
             Ok(appended)
-                if self.store.latest_id(None).await.unwrap() > appended.last().map_or(0, |last| last.id) =>
+                if self.store.latest_id(None).await.unwrap()
+                    > appended.last().map_or(Position::START, |last| last.id) =>
             {
                 let events: Vec<_> =
                     events.iter().map(forgotten).map(|event| event.expecting(ExpectedVersion::Any)).collect();

@@ -30,7 +30,7 @@ async fn faults_of(connection: &mut PgConnection, layout: &Layout, position: Pos
 }
 
 async fn faults(connection: &mut PgConnection) -> Vec<Fault> {
-    faults_of(connection, &Layout::espd(SCHEMA).unwrap(), 0).await
+    faults_of(connection, &Layout::espd(SCHEMA).unwrap(), 0.into()).await
 }
 
 fn kinds(faults: &[Fault]) -> Vec<FaultKind> {
@@ -112,7 +112,7 @@ async fn a_serial_column_is_as_good_as_an_identity() {
     let database = support::database().await;
     let mut connection = connect(&database.url).await;
     run(&mut connection, "create schema old; create table old.events (id bigserial primary key)").await;
-    assert_eq!(faults_of(&mut connection, &Layout::espd("old").unwrap(), 0).await, []);
+    assert_eq!(faults_of(&mut connection, &Layout::espd("old").unwrap(), 0.into()).await, []);
 }
 
 #[tokio::test]
@@ -132,8 +132,8 @@ async fn a_processor_beyond_the_store_followed_another_one() {
     let mut connection = connect(&database.url).await;
     append(&mut connection).await;
     let layout = Layout::espd(SCHEMA).unwrap();
-    assert_eq!(faults_of(&mut connection, &layout, 1).await, []);
-    let found = faults_of(&mut connection, &layout, 2).await;
+    assert_eq!(faults_of(&mut connection, &layout, 1.into()).await, []);
+    let found = faults_of(&mut connection, &layout, 2.into()).await;
     assert_eq!(kinds(&found), [FaultKind::SequenceBehindPosition]);
 }
 
@@ -155,9 +155,9 @@ async fn a_missing_table_and_a_missing_sequence_are_told_apart() {
     let database = support::database().await;
     let mut connection = connect(&database.url).await;
     let layout = Layout::espd("elsewhere").unwrap();
-    assert_eq!(kinds(&faults_of(&mut connection, &layout, 0).await), [FaultKind::TableMissing]);
+    assert_eq!(kinds(&faults_of(&mut connection, &layout, 0.into()).await), [FaultKind::TableMissing]);
     run(&mut connection, "create schema elsewhere; create table elsewhere.events (id bigint)").await;
-    assert_eq!(kinds(&faults_of(&mut connection, &layout, 0).await), [FaultKind::SequenceMissing]);
+    assert_eq!(kinds(&faults_of(&mut connection, &layout, 0.into()).await), [FaultKind::SequenceMissing]);
 }
 
 #[tokio::test]
@@ -193,7 +193,8 @@ async fn all_faults_are_reported_together() {
          alter table espd.events set unlogged",
     )
     .await;
-    let error = check(&mut connection, &Layout::espd(SCHEMA).unwrap(), 7).await.unwrap_err().to_string();
+    let error =
+        check(&mut connection, &Layout::espd(SCHEMA).unwrap(), 7.into()).await.unwrap_err().to_string();
     println!("{error}");
     for part in
         ["cache 50", "counts by 2", "begins again", "unlogged", "has reached 7", "repair: alter sequence"]

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use espd::event::ExpectedVersion::{Absent, Any, Exact};
-use espd::event::{Event, Version};
+use espd::event::{Event, Position, Version};
 use espd::store::{AppendError, EventStore, PostgresEventStore};
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgPoolCopyExt;
@@ -18,7 +18,7 @@ async fn execute(pool: &PgPool, sql: &str) {
 }
 
 async fn read(store: &PostgresEventStore) -> Vec<Event> {
-    store.read_after(0, None, None, 100).await.unwrap()
+    store.read_after(Position::START, None, None, 100).await.unwrap()
 }
 
 async fn insert_version(pool: &PgPool, version: Version) {
@@ -127,9 +127,10 @@ async fn ids_go_beyond_32_bits() {
     let appended = store.append(&events).await.unwrap();
     let ids: Vec<_> = appended.iter().map(|appended| appended.id).collect();
     assert_eq!(ids, [last, last + 1, last + 2, last + 3]);
-    let after: Vec<_> = store.read_after(last, Some(last + 2), None, 10).await.unwrap();
+    let after: Vec<_> = store.read_after(last.into(), Some((last + 2).into()), None, 10).await.unwrap();
     assert_eq!(after.iter().map(|event| event.id).collect::<Vec<_>>(), [last + 1, last + 2]);
-    let range: Vec<Event> = store.read_range(last + 1, last + 3, None).try_collect().await.unwrap();
+    let range: Vec<Event> =
+        store.read_range((last + 1).into(), (last + 3).into(), None).try_collect().await.unwrap();
     assert_eq!(range.len(), 3);
     assert_eq!(store.latest_id(None).await.unwrap(), last + 3);
 }
@@ -162,7 +163,7 @@ async fn a_rolled_back_append_leaves_a_hole_that_nobody_minds() {
     store.append_in(&mut transaction, &[happened(A), happened(A)]).await.unwrap();
     transaction.rollback().await.unwrap();
     let appended = store.append(&[happened(A).expecting(Exact(1))]).await.unwrap()[0];
-    assert_eq!((appended.id, appended.version), (first + 3, 2));
-    let range: Vec<Event> = store.read_range(first, first + 2, None).try_collect().await.unwrap();
+    assert_eq!((appended.id, appended.version), (first.advanced_by(3), 2));
+    let range: Vec<Event> = store.read_range(first, first.advanced_by(2), None).try_collect().await.unwrap();
     assert_eq!(range.len(), 1);
 }

@@ -40,7 +40,7 @@ fn any_string() -> impl Strategy<Value = String> {
 async fn keep(store: &dyn EventStore, event: &NewEvent) -> Option<String> {
     match store.append(std::slice::from_ref(event)).await {
         Ok(appended) => {
-            let stored = store.read_after(appended[0].id - 1, None, None, 1).await.unwrap();
+            let stored = store.read_after(appended[0].id.previous(), None, None, 1).await.unwrap();
             Some(stored[0].body.get().to_owned())
         }
         Err(AppendError::Invalid { index: Some(0), .. }) => None,

@@ -145,7 +145,7 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
     reaches(&db.pool, "titles", last).await;
     let letter =
         eventually("the letter", async || crate::handlers::native::letters(&db.pool).await.pop()).await;
-    assert_eq!((letter.event_id, letter.event_type.as_str()), (5, "TodoAdded"));
+    assert_eq!((letter.event_id, letter.event_type.as_str()), (5.into(), "TodoAdded"));
     assert!(letter.failure.unwrap().0.message.contains("division by zero"));
     let mut all = expected();
     all.push((6, "sixth".into()));
@@ -176,7 +176,7 @@ async fn an_event_that_no_upcast_can_read_is_the_only_one_that_is_blamed() {
             let blamed: Vec<i64> = crate::handlers::native::letters(&db.pool)
                 .await
                 .iter()
-                .map(|letter| letter.event_id)
+                .map(|letter| letter.event_id.get())
                 .collect();
             let read: Vec<i64> = titles(&db.pool).await.into_iter().map(|(id, _)| id).collect();
             assert_eq!((blamed, read), (vec![5], vec![1, 2, 3, 4, 6]), "{plan}");
@@ -210,8 +210,8 @@ async fn whoever_reads_up_to_an_unreadable_event_gets_those_before_it() {
         let pool = PgPool::connect(&format!("{}{plan}", db.url)).await.unwrap();
         let layout = Layout::espd(SCHEMA).unwrap().with_upcasts(&[upcast]);
         let store = PostgresEventStore::new(pool, layout).without_notifications();
-        let read = store.read_after(0, None, None, 1).await.unwrap();
+        let read = store.read_after(0.into(), None, None, 1).await.unwrap();
         assert_eq!(read.iter().map(|event| event.id).collect::<Vec<_>>(), [1], "{plan}");
-        store.read_after(0, None, None, 2).await.unwrap_err();
+        store.read_after(0.into(), None, None, 2).await.unwrap_err();
     }
 }

@@ -46,7 +46,7 @@ impl Watching {
     }
 
     async fn sees(&mut self, position: Position) {
-        let settled = timeout(PATIENCE, wait_beyond(&mut self.horizon, position - 1)).await;
+        let settled = timeout(PATIENCE, wait_beyond(&mut self.horizon, position.previous())).await;
         assert!(settled.unwrap_or_else(|_| panic!("event {position} is never seen")) >= Some(position));
     }
 
@@ -243,10 +243,10 @@ async fn a_crash_that_forgets_ids_takes_the_horizon_back() {
     // The sequence is soon where it was before, so that does not tell.
     run(&mut writer, &insert_many).await;
     proxy.refuse(false);
-    let horizon = watching.waits_for(|horizon| horizon.head == again + 100).await;
+    let horizon = watching.waits_for(|horizon| horizon.head == again.advanced_by(100)).await;
     assert_eq!(horizon.settled, first, "event {again} is still to come");
     run(&mut writer, "commit").await;
-    watching.sees(again + 100).await;
+    watching.sees(again.advanced_by(100)).await;
     watching.ends().await;
     server.stop().await;
 }
@@ -316,9 +316,9 @@ async fn a_floor_frees_the_past_from_a_writer_that_was_there_before() {
     let options: PgConnectOptions = database.url.parse().unwrap();
     let watcher = Watcher::new(options, layout(), settings()).with_floor("select 1::bigint");
     let mut watching = Watching::run(watcher);
-    watching.sees(2).await;
+    watching.sees(2.into()).await;
     run(&mut slow, "commit").await;
-    watching.sees(3).await;
+    watching.sees(3.into()).await;
     watching.ends().await;
 }
 
@@ -343,7 +343,7 @@ async fn the_watcher_stops_at_once_whatever_it_is_doing() {
     timeout(PATIENCE, proxy.wait_until(|tally| tally.refused > refused)).await.unwrap();
     let mut horizon = disconnected.horizon.clone();
     disconnected.ends().await;
-    assert_eq!(wait_beyond(&mut horizon, 0).await, None, "who waits is told that nothing will come");
+    assert_eq!(wait_beyond(&mut horizon, 0.into()).await, None, "who waits is told that nothing will come");
 }
 
 /// What the log says, by the watcher's own lines.
@@ -370,13 +370,13 @@ async fn the_log_tells_of_a_loss_once_and_names_who_holds_back() {
     lines.wait_for("events wait for a writer that has not ended").await;
     assert!(lines.text().contains("importer"), "{}", lines.text());
     run(&mut slow, "commit").await;
-    watching.sees(1).await;
+    watching.sees(1.into()).await;
 
     proxy.refuse(true);
     proxy.reset();
     timeout(PATIENCE, proxy.wait_until(|tally| tally.refused >= 3)).await.unwrap();
     proxy.refuse(false);
-    watching.sees(1).await;
+    watching.sees(1.into()).await;
     lines.wait_for("watching the event store again").await;
     watching.ends().await;
     assert_eq!(lines.text().matches("lost sight of the event store").count(), 1, "{}", lines.text());

@@ -171,5 +171,5 @@ async fn appending_in_a_transaction_is_part_of_it() {
     store.append_in(&mut transaction, &[happened(a).expecting(Exact(1))]).await.unwrap();
     assert_eq!(store.latest_id(None).await.unwrap(), 0);
     transaction.commit().await.unwrap();
-    assert_eq!(store.read_after(0, None, None, 10).await.unwrap().len(), 2);
+    assert_eq!(store.read_after(0.into(), None, None, 10).await.unwrap().len(), 2);
 }

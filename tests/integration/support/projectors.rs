@@ -88,7 +88,7 @@ impl Running {
     pub async fn process(&mut self, upto: i64) -> Result<Outcome, ProcessorError> {
         let request = BatchRequest {
             claim: &self.claim,
-            work: Work::Batch { upto, rate: 0.0 },
+            work: Work::Batch { upto: upto.into(), rate: 0.0 },
             limits: &self.limits,
             lease: LEASE,
         };

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use super::Storm;
 use crate::processes::{Process, State};
 use crate::trackers;
+use espd::event::Position;
 
 /// Ids drawn for nothing: more than the 32 that one record in the server's log covers. They go to rows that
 /// conflict with a stored one, as rows would fill the log, and a full page of the log is written at once.
@@ -54,7 +55,7 @@ impl Storm<'_> {
 
     /// Waits until the daemon elsewhere is at the head, draws ids, rolls back, and waits whether the daemon
     /// moves over them. Returns the last of the ids; `None`: the daemon did not come to the head.
-    async fn draw_ids_for_nothing(&mut self) -> Result<Option<i64>, sqlx::Error> {
+    async fn draw_ids_for_nothing(&mut self) -> Result<Option<Position>, sqlx::Error> {
         let mut events = self.world.events.connect().await?;
         let mut elsewhere = self.world.projections.connect().await?;
         let head = read_last_id(&mut events).await?;
@@ -76,7 +77,11 @@ impl Storm<'_> {
 }
 
 /// Whether all trackers come to a position within `limit`.
-async fn come_to(connection: &mut PgConnection, position: i64, limit: Duration) -> Result<bool, sqlx::Error> {
+async fn come_to(
+    connection: &mut PgConnection,
+    position: Position,
+    limit: Duration,
+) -> Result<bool, sqlx::Error> {
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         if trackers::read(connection).await?.values().all(|tracker| tracker.position >= position) {
@@ -87,7 +92,7 @@ async fn come_to(connection: &mut PgConnection, position: i64, limit: Duration) 
     Ok(false)
 }
 
-async fn read_last_id(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+async fn read_last_id(connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
     let statement = "-- read_last_id\nselect coalesce(pg_sequence_last_value('espd.events_id_seq'), 0)";
     sqlx::query_scalar(statement).fetch_one(connection).await
 }

@@ -42,7 +42,7 @@ async fn insert(connection: &mut PgConnection, drafts: &[Draft]) -> Result<Vec<A
            with ordinality as given (uuid, aggregate_id, type, expected, amount, place)
          order by place
          returning id, uuid, version";
-    let rows: Vec<(i64, Uuid, i64)> = sqlx::query_as(statement)
+    let rows: Vec<(espd::event::Position, Uuid, i64)> = sqlx::query_as(statement)
         .bind(drafts.iter().map(|draft| draft.uuid).collect::<Vec<_>>())
         .bind(drafts.iter().map(|draft| draft.aggregate_id).collect::<Vec<_>>())
         .bind(drafts.iter().map(|draft| draft.event_type).collect::<Vec<_>>())

@@ -46,10 +46,10 @@ pub(super) struct Ids(u64);
 
 impl Ids {
     fn up_to(position: Position) -> Self {
-        Self((1 << (position + 1)) - 1)
+        Self((1 << position.next().get()) - 1)
     }
     fn with(self, id: Position) -> Self {
-        Self(self.0 | 1 << id)
+        Self(self.0 | 1 << id.get())
     }
     fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -65,7 +65,11 @@ impl Ids {
     }
     /// The last id of the run that starts just after `position`.
     fn end_of_run_after(self, position: Position) -> Position {
-        (position..).find(|id| self.only(Self::default().with(id + 1)).is_empty()).unwrap()
+        let mut end = position;
+        while !self.only(Self::default().with(end.next())).is_empty() {
+            end = end.next();
+        }
+        end
     }
 }
 
@@ -129,13 +133,13 @@ impl World {
             rewound: false,
         };
         Self {
-            last_value: 0,
+            last_value: Position::START,
             visible: Ids::default(),
             writers: vec![writer; model.writers],
             reader: ReaderPhase::Resting,
             snapshot: Ids::default(),
-            rule: Rule::new(0),
-            position: 0,
+            rule: Rule::new(Position::START),
+            position: Position::START,
             delivered: Ids::default(),
         }
     }
@@ -180,7 +184,7 @@ impl World {
             Phase::Open => {
                 if may_draw && (writer.locked || draws_unlocked) {
                     step(&|world, writer| {
-                        world.last_value += 1;
+                        world.last_value = world.last_value.next();
                         writer.draws += 1;
                         writer.ids = writer.ids.with(world.last_value);
                     });

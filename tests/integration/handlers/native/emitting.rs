@@ -136,7 +136,7 @@ async fn an_event_that_fails_takes_back_its_rows_and_what_it_emits() {
         assert_eq!(answered, (1..=20).filter(|id| *id != 8).collect::<Vec<i64>>());
         assert_eq!(emitted(&db.pool).await.len(), 19);
         let letters = letters(&db.pool).await;
-        assert_eq!((letters.len(), letters[0].event_id, letters[0].attempts), (1, 8, 2));
+        assert_eq!((letters.len(), letters[0].event_id, letters[0].attempts), (1, 8.into(), 2));
         let message = &letters[0].failure.as_ref().unwrap().0.message;
         assert!(message.contains(said), "{message}");
         life.end().await;
@@ -158,7 +158,7 @@ async fn a_reset_is_silent_event_by_event_and_repeats_nothing_that_is_there() {
         (espd::processing::tracker::ReplayEffects::Repeat, false),
     ] {
         sqlx::query("truncate answers").execute(&db.pool).await.unwrap();
-        trackers.reset(&mut connection, "answering", "alice@here", 0, false, effects).await.unwrap();
+        trackers.reset(&mut connection, "answering", "alice@here", 0.into(), false, effects).await.unwrap();
         eventually("all again", async || {
             (numbers(&db.pool, "select count(*) from answers").await == [10]).then_some(())
         })
@@ -248,7 +248,7 @@ async fn what_is_emitted_for_a_store_elsewhere_is_kept_with_the_rows() {
     let limits = espd::processing::declaration::BatchLimits::default();
     let request = espd::processing::processor::BatchRequest {
         claim: &claim,
-        work: espd::processing::processor::Work::Batch { upto: 200, rate: 0.0 },
+        work: espd::processing::processor::Work::Batch { upto: 200.into(), rate: 0.0 },
         limits: &limits,
         lease: Duration::from_secs(60),
     };

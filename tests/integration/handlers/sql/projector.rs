@@ -16,12 +16,14 @@ const SEEN: &[(&str, &str)] = &[("seen", "place serial primary key, event_id big
 const SEE: &str = "insert into seen (event_id, n) values (event.id, (event.body->>'n')::bigint)";
 
 fn moved(position: i64, handled: i32) -> Outcome {
-    Outcome::Committed { position, handled, failure: None }
+    Outcome::Committed { position: position.into(), handled, failure: None }
 }
 
 fn failure(outcome: Outcome) -> (i64, i32, Failure) {
     match outcome {
-        Outcome::Committed { position, handled, failure: Some(failure) } => (position, handled, *failure),
+        Outcome::Committed { position, handled, failure: Some(failure) } => {
+            (position.get(), handled, *failure)
+        }
         other => panic!("no failure: {other:?}"),
     }
 }
@@ -66,14 +68,14 @@ async fn the_failing_event_is_named_and_the_events_before_it_commit() {
 
     let (position, handled, error) = failure(running.process(ids[4]).await.unwrap());
     assert_eq!((position, handled), (ids[2] - 1, 2));
-    assert_eq!((error.event_id, error.event_type.as_deref()), (Some(ids[2]), Some("A")));
+    assert_eq!((error.event_id, error.event_type.as_deref()), (Some(ids[2].into()), Some("A")));
     assert_eq!(error.sqlstate.as_deref(), Some("22012"));
     assert_eq!(error.place.as_deref(), Some("0.toml:10"), "{error:?}");
     assert_eq!(numbers(&db.pool, "select event_id from seen order by place").await, ids[..2]);
 
     // The same event fails again, and nothing moves.
     let (position, handled, error) = failure(running.process(ids[4]).await.unwrap());
-    assert_eq!((position, handled, error.event_id), (ids[2] - 1, 0, Some(ids[2])));
+    assert_eq!((position, handled, error.event_id), (ids[2] - 1, 0, Some(ids[2].into())));
 
     sqlx::query("update espd.events set body = '{\"n\": 1}' where id = $1")
         .bind(ids[2])
@@ -107,7 +109,7 @@ async fn an_outdated_owner_commits_nothing() {
     assert_eq!(numbers(&db.pool, "select event_id from seen").await, Vec::<i64>::new());
     assert_eq!(new.process(ids[1]).await.unwrap(), moved(ids[1], 2));
     // Nor does an owner that is at another position than the tracker.
-    new.claim.position = ids[0];
+    new.claim.position = ids[0].into();
     assert_eq!(new.process(ids[1]).await.unwrap(), Outcome::ClaimLost);
 }
 
@@ -118,13 +120,15 @@ async fn a_handler_can_neither_commit_nor_move_the_tracker() {
     for (name, sql) in [("commits", "commit"), ("moves", "update espd.trackers set position = 77")] {
         let mut running = Running::start(&db.pool, declare(name, &[], &[(&["A"], sql)])).await.unwrap();
         match running.process(ids[0]).await {
-            Ok(Outcome::Committed { failure: Some(_), position: 0, handled: 0 }) => {}
+            Ok(Outcome::Committed { failure: Some(_), position, handled: 0 }) if position == 0 => {}
             // The whole batch is in doubt, until it is one event.
             Err(ProcessorError::Unattributed(failure)) => {
                 assert_eq!((failure.event_id, failure.sqlstate.as_deref()), (None, Some("P0001")));
                 running.limits.size = 1;
                 match running.process(ids[0]).await {
-                    Err(ProcessorError::Unattributed(failure)) => assert_eq!(failure.event_id, Some(ids[0])),
+                    Err(ProcessorError::Unattributed(failure)) => {
+                        assert_eq!(failure.event_id, Some(ids[0].into()))
+                    }
                     other => panic!("{name}: {other:?}"),
                 }
             }
@@ -166,7 +170,7 @@ async fn a_failed_assertion_is_a_failure_of_its_event() {
     let mut running = Running::start(&db.pool, declare("p", &[], &[(&["A"], handler)])).await.unwrap();
     let ids = insert(&db.pool, &["A"; 3]).await;
     let (position, handled, error) = failure(running.process(ids[2]).await.unwrap());
-    assert_eq!((position, handled, error.event_id), (ids[1] - 1, 1, Some(ids[1])));
+    assert_eq!((position, handled, error.event_id), (ids[1] - 1, 1, Some(ids[1].into())));
 }
 
 #[tokio::test]
@@ -223,7 +227,7 @@ async fn a_deferred_constraint_is_blamed_on_its_event() {
     let mut running = Running::start(&db.pool, declare("p", &tables, &[(&["A"], handler)])).await.unwrap();
     let ids = insert(&db.pool, &["A"; 5]).await;
     let (position, handled, error) = failure(running.process(ids[4]).await.unwrap());
-    assert_eq!((position, handled, error.event_id), (ids[3] - 1, 3, Some(ids[3])));
+    assert_eq!((position, handled, error.event_id), (ids[3] - 1, 3, Some(ids[3].into())));
     assert_eq!(error.sqlstate.as_deref(), Some("23505"));
 }
 

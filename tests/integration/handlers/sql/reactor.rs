@@ -74,7 +74,7 @@ async fn what_is_emitted_tells_what_led_to_it() {
     let mut running = Running::start(&db.pool, answering(ANSWER, Start::Beginning)).await.unwrap();
     let ids = insert(&db.pool, &["Asked", "Other", "Asked"]).await;
     let outcome = running.process(ids[2]).await.unwrap();
-    assert_eq!(outcome, Outcome::Committed { position: ids[2], handled: 2, failure: None });
+    assert_eq!(outcome, Outcome::Committed { position: ids[2].into(), handled: 2, failure: None });
     let answers = emitted(&db.pool).await;
     assert_eq!(answers.len(), 2);
     for (answer, (source, n)) in answers.iter().zip([(ids[0], 1), (ids[2], 3)]) {
@@ -107,7 +107,7 @@ async fn a_failing_event_takes_back_what_it_has_emitted() {
     let mut running = Running::start(&db.pool, answering(&sql, Start::Beginning)).await.unwrap();
     let ids = insert(&db.pool, &["Asked"; 3]).await;
     for _ in 0..2 {
-        assert_eq!(failure(running.process(ids[2]).await.unwrap()).event_id, Some(ids[1]));
+        assert_eq!(failure(running.process(ids[2]).await.unwrap()).event_id, Some(ids[1].into()));
         assert_eq!(emitted(&db.pool).await.len(), 1, "for the event before it, once");
     }
     assert_eq!(numbers(&db.pool, "select position from espd.trackers").await, [ids[1] - 1]);
@@ -192,7 +192,7 @@ async fn a_reactor_begins_where_it_is_told() {
     let starts = [
         (Start::Now, ids[3]),
         (Start::Beginning, 0),
-        (Start::Position(ids[2]), ids[2]),
+        (Start::Position(ids[2].into()), ids[2]),
         (Start::Time(second), ids[1] - 1),
         (Start::Time(chrono::Utc::now() + chrono::Duration::days(365)), ids[3]),
     ];
@@ -233,7 +233,7 @@ async fn what_is_emitted_for_another_database_is_kept_until_it_is_moved() {
         Running::start_with(&other.pool, answering(ANSWER, Start::Beginning), events).await.unwrap();
     let ids = insert(&db.pool, &["Asked"]).await;
     let outcome = running.process(ids[0]).await.unwrap();
-    assert_eq!(outcome, Outcome::Committed { position: ids[0], handled: 1, failure: None });
+    assert_eq!(outcome, Outcome::Committed { position: ids[0].into(), handled: 1, failure: None });
     let (source, _) = identity(&db.pool, ids[0]).await;
     let kept: Vec<(String, Uuid)> =
         sqlx::query_as("select type, causation_id from espd.emissions").fetch_all(&other.pool).await.unwrap();

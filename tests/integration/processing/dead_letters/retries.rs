@@ -161,11 +161,11 @@ async fn a_letter_that_was_discarded_meanwhile_is_not_handled() {
     let event = add(&db.pool, 1, 1).await;
     let mut running = Running::start(&db.pool, notes("")).await.unwrap();
     sqlx::query("update espd.trackers set position = 1").execute(&db.pool).await.unwrap();
-    running.claim.position = 1;
+    running.claim.position = 1.into();
     let Running { projector, claim, limits, connection } = &mut running;
-    let request = BatchRequest { claim, work: Work::DeadLetter(event), limits, lease: LEASE };
+    let request = BatchRequest { claim, work: Work::DeadLetter(event.into()), limits, lease: LEASE };
     let outcome = projector.process(connection, request).await.unwrap();
-    assert_eq!(outcome, Outcome::Committed { position: event, handled: 0, failure: None });
+    assert_eq!(outcome, Outcome::Committed { position: event.into(), handled: 0, failure: None });
     assert_eq!(noted(&db.pool).await, Vec::<i64>::new());
 
     // The control: as long as it is there, it is.
@@ -177,6 +177,6 @@ async fn a_letter_that_was_discarded_meanwhile_is_not_handled() {
     .await
     .unwrap();
     let outcome = projector.process(connection, request).await.unwrap();
-    assert_eq!(outcome, Outcome::Committed { position: event, handled: 1, failure: None });
+    assert_eq!(outcome, Outcome::Committed { position: event.into(), handled: 1, failure: None });
     assert_eq!((noted(&db.pool).await, letters(&db.pool).await), (vec![event], vec![]));
 }
