@@ -38,7 +38,7 @@ const WORKER_COLUMNS: [WorkerColumn; 4] = [
     }),
     ("espd_worker_heartbeat_age_seconds", Kind::Gauge, "Time since the worker's last sign of life.", |w| {
         // One that has not said anything yet is not late.
-        w.last_beat.map_or(0.0, |beat| beat.elapsed().as_secs_f64())
+        w.last_heartbeat.map_or(0.0, |heartbeat| heartbeat.elapsed().as_secs_f64())
     }),
 ];
 

@@ -39,7 +39,7 @@ pub use connections::Limits;
 
 use crate::config::{AdminSettings, Config};
 use crate::shutdown::{self, Shutdown, ShutdownHandle};
-use crate::supervision::{Pulse, Snapshot, Supervisor};
+use crate::supervision::{LoopHeartbeat, Snapshot, Supervisor};
 use listener::Listener;
 use requests::Desk;
 
@@ -65,7 +65,7 @@ struct View {
 #[derive(Debug, Clone)]
 struct Workers {
     snapshots: watch::Receiver<Vec<Snapshot>>,
-    pulse: Pulse,
+    heartbeat: LoopHeartbeat,
 }
 
 impl Endpoint {
@@ -104,7 +104,7 @@ impl Endpoint {
 
     /// Shows the workers.
     pub fn show_workers(&self, supervisor: &Supervisor) {
-        let workers = Workers { snapshots: supervisor.snapshots(), pulse: supervisor.pulse() };
+        let workers = Workers { snapshots: supervisor.snapshots(), heartbeat: supervisor.heartbeat() };
         self.view.send_modify(|view| view.workers = Some(workers));
     }
 

@@ -90,7 +90,7 @@ impl Desk {
         // Bodies that nobody asked for are bounded as well.
         let body = read_body(&head.headers, body).await?;
         match route {
-            Route::Livez => Ok(health::livez(self.workers().map(|workers| workers.pulse.age()))),
+            Route::Livez => Ok(health::livez(self.workers().map(|workers| workers.heartbeat.age()))),
             Route::Readyz => Ok(self.readyz(clearance).await),
             Route::Metrics => Ok(self.metrics().await),
             Route::Processors => Ok(answer::json(StatusCode::OK, &self.look(None).await?)),

@@ -1,36 +1,37 @@
-//! Tells the service manager how the workers are.
+//! Tells systemd how the workers are.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::process::service_manager::ServiceManager;
+use crate::process::systemd::Systemd;
 use crate::supervision::Snapshot;
-use crate::supervision::lifecycle::State;
+use crate::supervision::lifecycle::WorkerState;
 
-/// Between two messages.
+/// Least time between two messages.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// Says when the daemon is ready, and whenever the state of the workers is another one, at most once a second.
-pub(super) async fn announce(manager: &ServiceManager, mut snapshots: watch::Receiver<Vec<Snapshot>>) {
-    // An error means that the supervisor is gone, and all is said.
+/// Says when the daemon is ready, and then every change of the workers' states, at most once a second.
+pub(super) async fn announce(systemd: &Systemd, mut snapshots: watch::Receiver<Vec<Snapshot>>) {
+    // An error means that the supervisor is gone: nothing will change any more.
     if snapshots.wait_for(|workers| workers.iter().all(is_settled)).await.is_err() {
         return;
     }
-    let mut said = summarise(&snapshots.borrow());
-    manager.ready(&said);
+    let mut announced = summarise(&snapshots.borrow());
+    systemd.ready(&announced);
     loop {
         tokio::time::sleep(INTERVAL_MIN).await;
-        let news = |workers: &Vec<Snapshot>| summarise(workers) != said;
-        let Ok(workers) = snapshots.wait_for(news).await else { return };
-        said = summarise(&workers);
-        manager.status(&said);
+        let has_changed = |workers: &Vec<Snapshot>| summarise(workers) != announced;
+        let Ok(workers) = snapshots.wait_for(has_changed).await else { return };
+        announced = summarise(&workers);
+        systemd.status(&announced);
     }
 }
 
-/// What it has to say about the workers, in one line.
+/// Describes the workers in one line.
 pub(super) fn summarise(workers: &[Snapshot]) -> String {
-    let running = workers.iter().filter(|worker| matches!(worker.state, State::Running { .. })).count();
+    let is_running = |worker: &&Snapshot| matches!(worker.state, WorkerState::Running { .. });
+    let running = workers.iter().filter(is_running).count();
     let mut summary = format!("{running} of {} workers running", workers.len());
     let looping: Vec<_> = workers.iter().filter(|worker| worker.state.word() == "crash_looping").collect();
     if let Some(first) = looping.first() {
@@ -40,7 +41,8 @@ pub(super) fn summarise(workers: &[Snapshot]) -> String {
     summary
 }
 
-/// Whether it has given a sign of life. One that has ended since it was started keeps nobody waiting.
+/// Whether the daemon need not wait for this worker to be ready: the worker has given a heartbeat, or it has ended since
+/// it was started.
 fn is_settled(worker: &Snapshot) -> bool {
-    worker.last_beat.is_some() || worker.last_end.is_some()
+    worker.last_heartbeat.is_some() || worker.last_end.is_some()
 }

@@ -24,7 +24,7 @@ use crate::process::signal::{self, Request};
 use crate::processing::tracker::Owner;
 use crate::shutdown::{self, Shutdown};
 use crate::store::{EventStore as _, PostgresEventStore};
-use crate::supervision::{Order, Supervisor};
+use crate::supervision::{Supervisor, SupervisorRequest};
 use crate::telemetry;
 
 #[derive(Args)]
@@ -154,7 +154,7 @@ async fn arrive(
 /// Passes requests on; the end of the time is one as well.
 async fn end_when_asked(
     mut requests: mpsc::Receiver<Request>,
-    supervisor: mpsc::Sender<Order>,
+    supervisor: mpsc::Sender<SupervisorRequest>,
     time: Option<Duration>,
 ) {
     let time_over = async {
@@ -168,12 +168,12 @@ async fn end_when_asked(
         () = time_over => {}
     }
     say("\nstopping …");
-    let _ = supervisor.send(Order::Stop).await;
+    let _ = supervisor.send(SupervisorRequest::Stop).await;
     while let Some(Request::Stop) = tokio::select! {
         request = requests.recv() => request,
         () = supervisor.closed() => None,
     } {
-        let _ = supervisor.send(Order::Stop).await;
+        let _ = supervisor.send(SupervisorRequest::Stop).await;
     }
 }
 

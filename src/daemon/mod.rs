@@ -6,9 +6,9 @@ pub mod plan;
 mod program;
 mod readiness;
 mod reload;
-pub mod roster;
 mod running;
 pub mod todo_history;
+mod worker_table;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};

@@ -7,21 +7,21 @@ use crate::process::exit_code::Exit;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::tracker::Owner;
 use crate::supervision::lifecycle::Policy;
-use crate::supervision::{Plan, Program};
+use crate::supervision::{SupervisionPlan, WorkerProgram};
 use crate::worker::{Assignment, WorkerSettings};
 
 /// Plans all workers of the configuration, working for `owner`.
 ///
 /// # Errors
 /// The configuration names no database, not even a private one.
-pub(super) fn supervision_plan(config: &Config, owner: &Owner) -> anyhow::Result<Plan> {
+pub(super) fn supervision_plan(config: &Config, owner: &Owner) -> anyhow::Result<SupervisionPlan> {
     let url = config.event_store.url.as_ref().context("the database is known by now")?;
     let mut programs = Vec::new();
     for (name, members) in config.workers() {
         let settings = worker_settings(config, &members, url);
         let assignment = Assignment { owner: owner.clone(), settings };
         let processors = members.iter().map(|processor| processor.name.clone()).collect();
-        programs.push(Program { name, processors, settings: serde_json::to_string(&assignment)? });
+        programs.push(WorkerProgram { name, processors, settings: serde_json::to_string(&assignment)? });
     }
     let policy = Policy {
         grace: config.runner.shutdown_timeout,
@@ -29,7 +29,7 @@ pub(super) fn supervision_plan(config: &Config, owner: &Owner) -> anyhow::Result
         hang_timeout: config.runner.hang_timeout,
         ..Policy::default()
     };
-    Ok(Plan {
+    Ok(SupervisionPlan {
         programs,
         policy,
         memory_max: config.runner.memory_max.map(i64::unsigned_abs),

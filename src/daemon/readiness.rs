@@ -1,4 +1,4 @@
-//! Waiting for a database that is down, and checking the one that is there.
+//! Waits for a database that is down, and checks whether the database is ready for espd.
 
 use std::time::Duration;
 
@@ -9,26 +9,29 @@ use crate::config::Config;
 use crate::operations::databases::Databases;
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::is_infrastructure_error;
-use crate::process::service_manager::ServiceManager;
 use crate::process::signal::Request;
+use crate::process::systemd::Systemd;
 use crate::retry::{Retry, RetryPolicy};
 
-/// How long a service manager is asked to wait each time that the database has not answered. Longer than one
-/// try and the delay after it.
+/// How long systemd is asked to wait each time that the database has not answered. Longer than one try and the delay
+/// after it.
 const START_EXTENSION: Duration = Duration::from_secs(60);
 
-/// Waits until the database answers, then checks that it is fit. Returns the request that came meanwhile.
+/// Waits until the database answers, then checks it. Returns the request that came meanwhile, or `None` if the database
+/// is ready.
 ///
-/// A database that is down may come up; one that is not fit needs an operator, so that is an error.
-pub(super) async fn wait_until_fit(
+/// # Errors
+/// The database answers, but an operator has to do something before espd can use it. A database that does not answer is
+/// no error: it may come up.
+pub(super) async fn wait_until_ready(
     config: &Config,
     private: bool,
     requests: &mut mpsc::Receiver<Request>,
-    manager: &ServiceManager,
+    systemd: &Systemd,
 ) -> anyhow::Result<Option<Request>> {
     let mut outage = Retry::new(RetryPolicy::infrastructure());
     loop {
-        // A server that says nothing is given seconds by the driver.
+        // The driver gives up on a silent server after seconds, so this does not take for ever.
         let error = tokio::select! {
             request = requests.recv() => return Ok(request.or(Some(Request::Stop))),
             examined = examine(config, private) => match examined {
@@ -39,7 +42,7 @@ pub(super) async fn wait_until_fit(
         };
         let delay: Duration = outage.failed(());
         warn!(error = chain(&*error), retry_in_ms = delay.as_millis() as u64, "the database does not answer");
-        manager.starting(START_EXTENSION, "waiting for the database");
+        systemd.starting(START_EXTENSION, "waiting for the database");
         tokio::select! {
             request = requests.recv() => return Ok(request.or(Some(Request::Stop))),
             () = tokio::time::sleep(delay) => {}
@@ -47,7 +50,8 @@ pub(super) async fn wait_until_fit(
     }
 }
 
-/// Checks a database that can be reached; it may go down again meanwhile.
+/// Checks the database. The outer error says that it cannot be reached, the inner one what is wrong with it; it may go
+/// down during the check as well.
 async fn examine(config: &Config, private: bool) -> Result<anyhow::Result<()>, anyhow::Error> {
     let databases = Databases::connect(config, "espd").await?;
     let checked = check(&databases, private).await;
@@ -63,7 +67,7 @@ async fn check(databases: &Databases, private: bool) -> anyhow::Result<()> {
     databases.check_store().await
 }
 
-/// Whether this says nothing about the database but that it cannot be asked now.
+/// Whether an error only says that the database does not answer now.
 fn is_outage(error: &anyhow::Error) -> bool {
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<sqlx::Error>());
     causes.any(is_infrastructure_error)
@@ -76,7 +80,7 @@ mod tests {
     use crate::schema::SchemaError;
 
     #[test]
-    fn an_outage_while_looking_is_told_from_an_unfit_database() {
+    fn an_outage_during_the_check_is_told_from_a_database_that_is_not_ready() {
         let broken_pipe = || sqlx::Error::Io(std::io::ErrorKind::BrokenPipe.into());
         assert!(is_outage(&SchemaError::Database(broken_pipe()).into()));
         assert!(is_outage(&anyhow::Error::from(broken_pipe()).context("the event store")));

@@ -1,4 +1,4 @@
-//! The configuration as it is now, and reading it again.
+//! The daemon's configuration, and reading it again.
 
 use std::path::PathBuf;
 use std::str::FromStr as _;
@@ -9,25 +9,25 @@ use sqlx::postgres::PgConnectOptions;
 use tracing::{info, warn};
 
 use super::program::add_registered;
+use super::worker_table::WorkerTablePlace;
 use crate::config::{Config, DatabaseUrl};
-use crate::daemon::roster::RosterPlace;
 use crate::diagnostic::Diagnostic;
 use crate::handlers::native::Registry;
 use crate::process::exit_code::Exit;
 
-/// What a daemon is configured to do, and where that stands.
+/// What a daemon is configured to do, and the file that says so.
 pub(super) struct Configured {
     pub(super) file: PathBuf,
     pub(super) config: Config,
-    /// The database of the private PostgreSQL, where one was started.
+    /// The database of the private PostgreSQL; `None` if the configuration names a database.
     pub(super) private: Option<DatabaseUrl>,
     /// The processors that this program has registered.
     pub(super) registry: Arc<Registry>,
 }
 
 impl Configured {
-    /// Reads the configuration again. With any fault in it, everything stays as it is. Returns whether the new
-    /// one is in force.
+    /// Reads the configuration again. Returns whether it has changed and is used from now on. With any fault in the files,
+    /// the daemon keeps what it has.
     pub(super) fn reload(&mut self) -> bool {
         let read = match Config::load(&self.file) {
             Ok(config) => self.accept(config),
@@ -39,14 +39,7 @@ impl Configured {
                 false
             }
             Ok(config) => {
-                info!(
-                    processors = config.processors.len(),
-                    "the configuration was read again and has changed"
-                );
-                if config.log != self.config.log {
-                    info!("the daemon's own log is as configured at its next start");
-                }
-                self.config = config;
+                self.replace(config);
                 true
             }
             Err(faults) => {
@@ -58,7 +51,19 @@ impl Configured {
         }
     }
 
-    /// The new configuration with what only this daemon knows, or why it cannot be used.
+    fn replace(&mut self, config: Config) {
+        let processors = config.processors.len();
+        info!(processors, "the configuration was read again and has changed");
+        if config.log != self.config.log {
+            info!("the daemon's own log is as configured at its next start");
+        }
+        self.config = config;
+    }
+
+    /// Completes a new configuration with what only this daemon knows.
+    ///
+    /// # Errors
+    /// Why the configuration cannot be used.
     fn accept(&self, mut config: Config) -> Result<Config, Vec<String>> {
         let mut faults = add_registered(&mut config, &self.registry).err().unwrap_or_default();
         if config.processors.is_empty() {
@@ -68,20 +73,20 @@ impl Configured {
             config.event_store.url = self.private.clone();
         }
         if config.event_store.url.is_none() {
-            faults.push("a private PostgreSQL is started with the daemon only: start espd anew".to_owned());
+            faults.push("a private PostgreSQL is started with the daemon only: restart espd".to_owned());
         }
         if faults.is_empty() { Ok(config) } else { Err(faults) }
     }
 
-    /// Where the roster is.
-    pub(super) fn roster_place(&self) -> anyhow::Result<RosterPlace> {
+    /// Where this daemon writes the states of its workers.
+    pub(super) fn worker_table_place(&self) -> anyhow::Result<WorkerTablePlace> {
         let url = self.config.direct_projections_url().or(self.config.direct_event_store_url());
         let url = url.context("the database is known by now")?;
         let database = PgConnectOptions::from_str(url.expose())?;
-        Ok(RosterPlace { database, schema: self.config.event_store.schema.clone() })
+        Ok(WorkerTablePlace { database, schema: self.config.event_store.schema.clone() })
     }
 
-    /// Whether there is anything to run.
+    /// Fails if there is nothing to run.
     pub(super) fn require_processors(&self) -> Result<(), Exit> {
         if self.config.processors.is_empty() { Err(Exit::configuration(NO_PROCESSOR)) } else { Ok(()) }
     }

@@ -10,28 +10,28 @@ use tracing::info;
 
 use super::announce::{announce, summarise};
 use super::plan::supervision_plan;
-use super::readiness::wait_until_fit;
+use super::readiness::wait_until_ready;
 use super::reload::Configured;
+use super::worker_table::{WorkerTable, WorkerTablePlace};
 use crate::admin::{Endpoint, Limits};
 use crate::config::Config;
-use crate::daemon::roster::{Roster, RosterPlace};
 use crate::embedded::EmbeddedPostgres;
 use crate::handlers::native::Registry;
 use crate::operations::databases::{PRIVATE_FOLDER, start_private};
 use crate::process::exit_code::{Exit, ExitCode};
-use crate::process::service_manager::ServiceManager;
 use crate::process::signal::Request;
+use crate::process::systemd::Systemd;
 use crate::processing::tracker::Owner;
-use crate::supervision::{Ending, Order, Snapshot, Supervisor};
+use crate::supervision::{Ending, Snapshot, Supervisor, SupervisorRequest};
 use crate::{shutdown, telemetry};
 
-/// Orders that the supervisor has not looked at yet. Nobody gives more than a few.
-const ORDERS_MAX: usize = 4;
+/// Requests that the supervisor has not read yet. A few are enough: they come from people.
+const REQUESTS_MAX: usize = 4;
 
-/// How long the end of the daemon waits for the roster.
-const ROSTER_GRACE: Duration = Duration::from_secs(2);
+/// How long the end of the daemon waits until its rows are removed from the table `workers`.
+const WORKER_TABLE_GRACE: Duration = Duration::from_secs(2);
 
-/// Boot, in one order: log, database, checks, workers. Signals are listened to already.
+/// Boots in one order: log, admin endpoint, database, checks, workers. The caller listens to signals already.
 pub(super) async fn run(
     mut config: Config,
     file: PathBuf,
@@ -39,18 +39,16 @@ pub(super) async fn run(
     requests: mpsc::Receiver<Request>,
 ) -> anyhow::Result<()> {
     telemetry::start(&config.log);
-    let manager = ServiceManager::from_environment();
+    let systemd = Systemd::from_environment();
     info!(version = env!("CARGO_PKG_VERSION"), processors = config.processors.len(), "espd starts");
     let start_endpoint = |settings| Endpoint::start(settings, Limits::default());
     let endpoint = config.admin.as_ref().map(start_endpoint).transpose()?;
     let server = provide_database(&mut config, Path::new(PRIVATE_FOLDER)).await?;
-    if let Some(endpoint) = &endpoint {
-        endpoint.show_config(&config);
-    }
+    let sinks = StatusSinks { systemd: &systemd, endpoint: endpoint.as_ref() };
+    sinks.show_config(&config);
     let private = server.as_ref().and(config.event_store.url.clone());
-    let observers = Observers { manager: &manager, endpoint: endpoint.as_ref() };
-    let outcome = work(Configured { file, config, private, registry }, requests, observers).await;
-    manager.stopping();
+    let outcome = work(Configured { file, config, private, registry }, requests, sinks).await;
+    systemd.stopping();
     if let Some(endpoint) = endpoint {
         endpoint.stop().await;
     }
@@ -61,7 +59,7 @@ pub(super) async fn run(
     outcome
 }
 
-/// Starts the private PostgreSQL where the configuration names no database.
+/// Starts the private PostgreSQL if the configuration names no database.
 async fn provide_database(config: &mut Config, folder: &Path) -> anyhow::Result<Option<EmbeddedPostgres>> {
     if config.event_store.url.is_some() {
         return Ok(None);
@@ -72,14 +70,14 @@ async fn provide_database(config: &mut Config, folder: &Path) -> anyhow::Result<
     Ok(Some(server))
 }
 
-/// Who sees from outside how the daemon is.
+/// Where the daemon shows how it is: systemd and the admin endpoint.
 #[derive(Clone, Copy)]
-struct Observers<'o> {
-    manager: &'o ServiceManager,
+struct StatusSinks<'o> {
+    systemd: &'o Systemd,
     endpoint: Option<&'o Endpoint>,
 }
 
-impl Observers<'_> {
+impl StatusSinks<'_> {
     fn show_config(&self, config: &Config) {
         if let Some(endpoint) = self.endpoint {
             endpoint.show_config(config);
@@ -93,55 +91,60 @@ impl Observers<'_> {
     }
 }
 
+/// Waits for the database, then runs the workers.
 async fn work(
     mut configured: Configured,
     mut requests: mpsc::Receiver<Request>,
-    observers: Observers<'_>,
+    sinks: StatusSinks<'_>,
 ) -> anyhow::Result<()> {
     loop {
         let private = configured.private.is_some();
-        match wait_until_fit(&configured.config, private, &mut requests, observers.manager).await? {
+        match wait_until_ready(&configured.config, private, &mut requests, sinks.systemd).await? {
             Some(Request::Stop) => return Ok(()),
             Some(Request::Reload) => {
                 if configured.reload() {
-                    observers.show_config(&configured.config);
+                    sinks.show_config(&configured.config);
                 }
             }
             None => break,
         }
     }
-    supervise(configured, requests, observers).await
+    supervise(configured, requests, sinks).await
 }
 
 /// Runs the workers until they have stopped after a request.
 async fn supervise(
     configured: Configured,
     requests: mpsc::Receiver<Request>,
-    observers: Observers<'_>,
+    sinks: StatusSinks<'_>,
 ) -> anyhow::Result<()> {
     configured.require_processors()?;
     let owner = Owner::draw();
-    let supervisor =
-        Supervisor::new(supervision_plan(&configured.config, &owner)?).watched_by(observers.manager);
-    observers.show_workers(&supervisor);
-    let (orders, ordered) = mpsc::channel(ORDERS_MAX);
-    let (place, places) = watch::channel(configured.roster_place()?);
+    let supervisor = Supervisor::new(supervision_plan(&configured.config, &owner)?).watched_by(sinks.systemd);
+    sinks.show_workers(&supervisor);
+    let (supervisor_requests, requested) = mpsc::channel(REQUESTS_MAX);
+    let (place, places) = watch::channel(configured.worker_table_place()?);
     let (end, stop) = shutdown::channel();
     let snapshots = supervisor.snapshots();
-    let writing = tokio::spawn(Roster::new(owner.clone(), snapshots.clone(), places).run(stop));
+    let writing = tokio::spawn(WorkerTable::new(owner.clone(), snapshots.clone(), places).run(stop));
     let announcing = async {
-        announce(observers.manager, snapshots.clone()).await;
+        announce(sinks.systemd, snapshots.clone()).await;
         std::future::pending::<()>().await;
     };
-    let steering = Steering { configured, owner, orders, place, observers, snapshots: snapshots.clone() };
+    let request_loop =
+        RequestLoop { configured, owner, supervisor_requests, place, sinks, snapshots: snapshots.clone() };
     let ending = tokio::select! {
-        ending = supervisor.run(ordered) => ending,
-        steered = steering.steer(requests) => return steered,
+        ending = supervisor.run(requested) => ending,
+        failed = request_loop.run(requests) => return failed,
         () = announcing => bail!("announcing never ends"),
     };
     end.request();
-    // Whatever is left, its rows are outdated soon.
-    let _ = tokio::time::timeout(ROSTER_GRACE, writing).await;
+    // If the rows are not removed in time, they are outdated soon.
+    let _ = tokio::time::timeout(WORKER_TABLE_GRACE, writing).await;
+    outcome_of(ending)
+}
+
+fn outcome_of(ending: Ending) -> anyhow::Result<()> {
     match ending {
         Ending::Orderly => Ok(()),
         Ending::Forced => {
@@ -151,46 +154,47 @@ async fn supervise(
     }
 }
 
-/// Passes requests on to those whom they concern.
-struct Steering<'o> {
+/// Carries out the requests that signals make.
+struct RequestLoop<'o> {
     configured: Configured,
     owner: Owner,
-    orders: mpsc::Sender<Order>,
-    /// Read by the roster.
-    place: watch::Sender<RosterPlace>,
-    observers: Observers<'o>,
+    supervisor_requests: mpsc::Sender<SupervisorRequest>,
+    /// Read by the writer of the table `workers`.
+    place: watch::Sender<WorkerTablePlace>,
+    sinks: StatusSinks<'o>,
     snapshots: watch::Receiver<Vec<Snapshot>>,
 }
 
-impl Steering<'_> {
-    /// Never returns but with an error.
-    async fn steer(mut self, mut requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
+impl RequestLoop<'_> {
+    /// Runs until it fails; otherwise it never returns.
+    async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
         while let Some(request) = requests.recv().await {
             match request {
                 Request::Stop => {
-                    self.observers.manager.stopping();
-                    self.order(Order::Stop).await?;
+                    self.sinks.systemd.stopping();
+                    self.ask(SupervisorRequest::Stop).await?;
                 }
                 Request::Reload => {
-                    self.observers.manager.reloading();
+                    self.sinks.systemd.reloading();
                     self.reload().await?;
-                    self.observers.manager.ready(&summarise(&self.snapshots.borrow()));
+                    self.sinks.systemd.ready(&summarise(&self.snapshots.borrow()));
                 }
             }
         }
-        bail!("nobody listens to signals any more")
+        bail!("the thread that listens to signals is gone")
     }
 
     async fn reload(&mut self) -> anyhow::Result<()> {
         if !self.configured.reload() {
             return Ok(());
         }
-        self.observers.show_config(&self.configured.config);
-        self.place.send_replace(self.configured.roster_place()?);
-        self.order(Order::Replace(Box::new(supervision_plan(&self.configured.config, &self.owner)?))).await
+        self.sinks.show_config(&self.configured.config);
+        self.place.send_replace(self.configured.worker_table_place()?);
+        let plan = supervision_plan(&self.configured.config, &self.owner)?;
+        self.ask(SupervisorRequest::Replace(Box::new(plan))).await
     }
 
-    async fn order(&self, order: Order) -> anyhow::Result<()> {
-        self.orders.send(order).await.ok().context("the supervisor has ended")
+    async fn ask(&self, request: SupervisorRequest) -> anyhow::Result<()> {
+        self.supervisor_requests.send(request).await.ok().context("the supervisor has ended")
     }
 }

@@ -7,13 +7,13 @@ use nix::sys::signal::Signal;
 
 use crate::postgres::error::chain;
 
-/// How a program of ours ends.
+/// How `espd`, a worker or `espctl` ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitCode {
     /// All went well.
     Success = 0,
-    /// It failed; the last line on standard error says why.
+    /// The program failed; the last line on standard error says why.
     Failure = 1,
     /// The command line is wrong.
     Usage = 2,
@@ -29,7 +29,7 @@ impl ExitCode {
     const ALL: [Self; 6] =
         [Self::Success, Self::Failure, Self::Usage, Self::Configuration, Self::Timeout, Self::Interrupted];
 
-    /// What it says, in a few words.
+    /// What the code says, in a few words.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Success => "done",
@@ -42,14 +42,14 @@ impl ExitCode {
     }
 }
 
-/// How a process of espd's has ended, in words: `exit code 64 (wrong configuration or declaration)`, `signal SIGKILL`.
+/// Describes how a process of espd's has ended: `exit code 64 (wrong configuration or declaration)`, `signal SIGKILL`.
 pub fn describe_end(status: ExitStatus) -> String {
     let known = ExitCode::ALL.into_iter().find(|known| status.code() == Some(i32::from(*known as u8)));
     let meaning = known.map_or_else(String::new, |known| format!(" ({})", known.meaning()));
     describe_foreign_end(status) + &meaning
 }
 
-/// The same of a process whose exit codes are its own.
+/// Describes how a process has ended whose exit codes espd does not know.
 pub fn describe_foreign_end(status: ExitStatus) -> String {
     let signal = |number: i32| {
         Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string())
@@ -67,7 +67,7 @@ impl From<ExitCode> for std::process::ExitCode {
     }
 }
 
-/// An error with the exit code that it leads to; any other error leads to [`ExitCode::Failure`].
+/// An error that says which exit code it leads to. Any other error leads to [`ExitCode::Failure`].
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Exit {
@@ -78,7 +78,7 @@ pub struct Exit {
 }
 
 impl Exit {
-    /// The configuration or a declaration is wrong.
+    /// An error of the configuration or of a declaration.
     pub fn configuration(message: impl ToString) -> Self {
         Self { code: ExitCode::Configuration, message: message.to_string() }
     }

@@ -2,13 +2,13 @@
 
 use nix::unistd::Pid;
 
-/// The memory of a process that is in RAM, in bytes; `None` where the system does not say.
+/// Returns the memory of a process that is in RAM, in bytes; `None` if the system does not tell.
 pub(crate) fn resident_bytes(pid: Pid) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     parse(&status)
 }
 
-/// The memory of all processes of a group that is in RAM, in bytes. What they share counts for each of them.
+/// Returns the memory of all processes of a group that is in RAM, in bytes. Shared memory counts for each process.
 pub(crate) fn resident_bytes_of_group(group: Pid) -> u64 {
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -18,7 +18,7 @@ pub(crate) fn resident_bytes_of_group(group: Pid) -> u64 {
 
 fn group_of(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may contain anything. Behind it: state, parent, group.
+    // The name, in parentheses, may contain anything. After it come state, parent and group.
     stat.rsplit_once(") ")?.1.split(' ').nth(2)?.parse().ok()
 }
 

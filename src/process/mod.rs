@@ -5,7 +5,7 @@ pub(crate) mod memory;
 pub(crate) mod orphans;
 pub mod report;
 #[cfg(feature = "daemon")]
-pub(crate) mod service_manager;
-#[cfg(feature = "daemon")]
 pub mod signal;
 pub(crate) mod spawner;
+#[cfg(feature = "daemon")]
+pub(crate) mod systemd;

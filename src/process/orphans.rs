@@ -1,9 +1,8 @@
-//! Collecting processes that became our children without being started by us.
+//! Collects processes that became our children without being started by us.
 //!
-//! Whoever runs as process 1 of a container, or as a subreaper, inherits orphans, and must wait for them when
-//! they end or they stay as zombies. Our own children are waited for by those who started them, whose
-//! statuses must not be taken: so only what has been a zombie for a while is collected, and never what
-//! somebody has reserved.
+//! Process 1 of a container, and any subreaper, inherits orphans and has to wait for them when they end, or they stay as
+//! zombies. Our own children are waited for where they were started, and their statuses must not be taken from there. So
+//! only a child that has been a zombie for a while is collected, and never one that is reserved.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -12,45 +11,45 @@ use std::time::{Duration, Instant};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpid};
 
-/// Our own children are waited for well within this time.
+/// A zombie is collected after this time. Our own children are waited for well within it.
 const AGE_MIN: Duration = Duration::from_secs(3);
 
-/// Children that may be looked after late. Written by those who start them.
+/// Children that may be waited for late. Written where they are started, read by the collector.
 static RESERVED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-/// Whoever started this child will wait for it, however late.
+/// Reserves a child for the code that has started it, which will wait for it, however late.
 pub(crate) fn reserve(pid: u32) {
     RESERVED.lock().unwrap_or_else(PoisonError::into_inner).insert(pid.cast_signed());
 }
 
-/// Collects zombies.
+/// Collects orphans that have ended.
 #[derive(Debug)]
 pub(crate) struct Collector {
     adopts: bool,
-    looked: Instant,
-    /// Zombies at the last look.
+    collected: Instant,
+    /// The zombies of the previous call.
     seen: BTreeSet<i32>,
 }
 
 impl Collector {
     pub(crate) fn new() -> Self {
         let adopts = getpid() == Pid::from_raw(1) || is_subreaper();
-        Self { adopts, looked: Instant::now(), seen: BTreeSet::new() }
+        Self { adopts, collected: Instant::now(), seen: BTreeSet::new() }
     }
 
-    /// Collects those that were zombies at the last look, some seconds ago, and still are.
-    pub(crate) fn look(&mut self) {
-        if !self.adopts || self.looked.elapsed() < AGE_MIN {
+    /// Collects the children that were zombies at the previous call, some seconds ago, and still are.
+    pub(crate) fn collect(&mut self) {
+        if !self.adopts || self.collected.elapsed() < AGE_MIN {
             return;
         }
-        self.looked = Instant::now();
+        self.collected = Instant::now();
         let mut zombies = find_zombies(getpid());
         {
             let reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
             zombies.retain(|pid| !reserved.contains(pid));
         }
         for pid in zombies.intersection(&self.seen) {
-            // Somebody may have been faster after all.
+            // An error means that another part of the program has waited for it after all.
             if waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG)).is_ok() {
                 tracing::debug!(pid, "collected an orphan");
             }
@@ -69,7 +68,7 @@ fn is_subreaper() -> bool {
     false
 }
 
-/// The zombies among the children of a process.
+/// Finds the zombies among the children of a process.
 fn find_zombies(parent: Pid) -> BTreeSet<i32> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return BTreeSet::new() };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());

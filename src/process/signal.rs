@@ -13,25 +13,31 @@ use crate::shutdown::ShutdownHandle;
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// SIGTERM or SIGINT: stop. The second one means: at once.
+    /// SIGTERM or SIGINT: stop. A second one: stop at once.
     Stop,
     /// SIGHUP: read the configuration again.
     Reload,
 }
 
-/// Signals that have arrived and were not yet looked at. Nobody sends more than a few.
+/// Requests that have arrived and were not read yet. A few are enough: more would say nothing new.
 const QUEUE_LENGTH: usize = 16;
 
-/// Signals that follow each other faster are one request: `timeout` and some init systems signal a process and
-/// its group, nobody presses Ctrl-C twice in this time.
+/// Signals that follow each other faster than this are one request: `timeout` and some init systems signal a process and
+/// then its group. No one presses Ctrl-C twice in this time.
 const ONE_REQUEST: Duration = Duration::from_millis(200);
 
-/// Requests to stop from now on. From here on these signals no longer end the process by themselves.
+/// Listens for requests to stop. From now on these signals no longer end the process by themselves.
+///
+/// # Errors
+/// The signals or the thread that waits for them cannot be had.
 pub fn requests() -> io::Result<mpsc::Receiver<Request>> {
     listen(&[SIGTERM, SIGINT])
 }
 
-/// As [`requests`], with those to read the configuration again.
+/// Listens for requests to stop and for requests to read the configuration again.
+///
+/// # Errors
+/// As for [`requests`].
 pub fn requests_and_reloads() -> io::Result<mpsc::Receiver<Request>> {
     listen(&[SIGTERM, SIGINT, SIGHUP])
 }
@@ -65,6 +71,6 @@ pub async fn stop_on_request(mut requests: mpsc::Receiver<Request>, stop: Shutdo
         tracing::warn!("second signal: ending at once");
         std::process::exit(exit_code);
     }
-    // Dropping `stop` would be a request; there is nobody left to make one.
+    // All senders are gone, so no request will come. Returning would drop `stop`, which is a request.
     std::future::pending::<()>().await;
 }

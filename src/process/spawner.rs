@@ -1,22 +1,39 @@
-//! Starting child processes that never outlive us.
+//! Starts child processes that never outlive us.
 //!
-//! The kernel can signal a child when its parent *thread* ends, and a thread of an async runtime's pool may
-//! end at any time. So all children are started by one thread that lives as long as the process.
+//! The kernel can signal a child when its parent *thread* ends, and a thread of an async runtime's pool may end at any
+//! time. So all children are started by one thread that lives as long as the process.
 
 use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::{LazyLock, mpsc};
 use std::thread;
 
 use nix::sys::signal::Signal;
 
-type Order = Box<dyn FnOnce() + Send>;
+type SpawnRequest = Box<dyn FnOnce() + Send>;
 
-/// Bounded by those who wait for an answer: each has one order under way.
-static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
-    let (sender, orders) = mpsc::channel::<Order>();
-    thread::spawn(move || orders.into_iter().for_each(|order| order()));
+/// The way to the spawning thread. It needs no bound: each caller waits for the answer to its one request.
+static SPAWNER: LazyLock<mpsc::Sender<SpawnRequest>> = LazyLock::new(|| {
+    let (sender, requests) = mpsc::channel::<SpawnRequest>();
+    thread::spawn(move || requests.into_iter().for_each(|request| request()));
     sender
 });
+
+/// Starts a child in a process group of its own, which is killed when this process ends.
+///
+/// # Errors
+/// As for [`Command::spawn`].
+#[cfg(feature = "processors")]
+pub(crate) fn spawn_group(mut command: Command) -> io::Result<tokio::process::Child> {
+    command.process_group(0);
+    die_with_owner(&mut command, Signal::SIGKILL);
+    let runtime = tokio::runtime::Handle::current();
+    on_spawning_thread(move || {
+        let _entered = runtime.enter();
+        tokio::process::Command::from(command).spawn()
+    })
+}
 
 /// Runs `spawn` on the spawning thread and waits for it: the time of a fork.
 pub(crate) fn on_spawning_thread<T, F>(spawn: F) -> io::Result<T>
@@ -26,20 +43,18 @@ where
 {
     let (reply, answer) = mpsc::sync_channel(1);
     let gone = || io::Error::other("the thread that starts children is gone");
-    let order: Order = Box::new(move || {
-        // Whoever asked waits for the answer.
+    let request: SpawnRequest = Box::new(move || {
+        // The caller waits below, so the answer arrives.
         let _ = reply.send(spawn());
     });
-    SPAWNER.send(order).map_err(|_| gone())?;
+    SPAWNER.send(request).map_err(|_| gone())?;
     answer.recv().map_err(|_| gone())?
 }
 
 /// Has the kernel send `signal` to the child when the thread that spawns it ends.
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "std offers no safe way to run prctl between fork and exec")]
-pub(crate) fn die_with_owner(command: &mut std::process::Command, signal: Signal) {
-    use std::os::unix::process::CommandExt as _;
-
+pub(crate) fn die_with_owner(command: &mut Command, signal: Signal) {
     let owner = nix::unistd::getpid();
     let arm = move || {
         nix::sys::prctl::set_pdeathsig(signal)?;
@@ -52,22 +67,20 @@ pub(crate) fn die_with_owner(command: &mut std::process::Command, signal: Signal
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn die_with_owner(_command: &mut std::process::Command, _signal: Signal) {}
+pub(crate) fn die_with_owner(_command: &mut Command, _signal: Signal) {}
 
-/// Has the child keep none of our files but its standard streams. Ours are closed on exec already; these are what we have
-/// inherited ourselves.
+/// Has the child keep none of our files but its standard streams. Files that we have opened are closed on exec anyway; this
+/// is about files that we have inherited ourselves.
 #[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "std and nix offer no safe way to close what somebody else has opened")]
-pub(crate) fn close_files_on_exec(command: &mut std::process::Command) {
-    use std::os::unix::process::CommandExt as _;
-
+#[expect(unsafe_code, reason = "std and nix offer no safe way to close files that were inherited")]
+pub(crate) fn close_files_on_exec(command: &mut Command) {
     use nix::libc;
 
     let mark = || {
         let (first, last) = (3 as libc::c_uint, libc::c_uint::MAX);
-        // SAFETY: it only marks files to be closed by exec, which std's own pipe to us is as well.
+        // SAFETY: the call only marks files to be closed by exec, which std's own pipe to us is as well.
         let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
-        // Linux before 5.11 cannot; a worker then inherits what we have, which is no reason not to work.
+        // Linux before 5.11 cannot do this. The child then inherits what we have, which is no reason not to start it.
         let _ = done;
         Ok(())
     };
@@ -76,4 +89,4 @@ pub(crate) fn close_files_on_exec(command: &mut std::process::Command) {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn close_files_on_exec(_command: &mut std::process::Command) {}
+pub(crate) fn close_files_on_exec(_command: &mut Command) {}

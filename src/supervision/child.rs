@@ -15,41 +15,41 @@ use tokio::sync::mpsc;
 
 use super::listener::listen;
 use crate::process::report::Report;
-use crate::process::service_manager::VARIABLES;
-use crate::process::spawner::{die_with_owner, on_spawning_thread};
+use crate::process::spawner::spawn_group;
+use crate::process::systemd::VARIABLES;
 
-/// What to start as a worker.
+/// What a worker runs.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Program {
-    /// Unique name.
+pub struct WorkerProgram {
+    /// The worker's name; no two workers have the same.
     pub name: String,
-    /// The processors that live in it.
+    /// The names of the processors that live in the worker.
     pub processors: Vec<String>,
-    /// The first line on the child's standard input.
+    /// The assignment: the first line on the worker's standard input. The supervisor does not read it.
     pub settings: String,
 }
 
-/// The settings hold passwords.
-impl fmt::Debug for Program {
+/// Leaves out the settings, which hold passwords.
+impl fmt::Debug for WorkerProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Program").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("WorkerProgram").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
-/// A running child.
+/// A running worker process.
 #[derive(Debug)]
-pub(crate) struct Child {
+pub(super) struct Child {
     process: tokio::process::Child,
     pid: Pid,
-    /// The child ends when this closes, which the kernel does for us however we end.
+    /// The worker's standard input. The worker ends when this closes, which the kernel does however we end.
     lifeline: ChildStdin,
-    /// Where the child reports.
+    /// The worker's standard output, where it reports.
     output: ChildStdout,
 }
 
 impl Child {
     /// Starts the program.
-    pub(crate) fn start(program: &Program) -> io::Result<Self> {
+    pub(super) fn start(program: &WorkerProgram) -> io::Result<Self> {
         let mut process = spawn(program)?;
         let pid = process.id().ok_or_else(|| io::Error::other("the child ended at once"))?;
         let (stdin, stdout) = (process.stdin.take(), process.stdout.take());
@@ -57,20 +57,20 @@ impl Child {
         Ok(Self { process, pid: Pid::from_raw(pid.cast_signed()), lifeline, output })
     }
 
-    pub(crate) fn pid(&self) -> Pid {
+    pub(super) fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Hands the child its settings, passes on what it reports, and waits for its end, whether or not it ever
-    /// reads the settings.
-    pub(crate) async fn attend(
+    /// Hands the worker its settings, passes on its reports, and waits for its end, whether or not the worker ever reads
+    /// the settings.
+    pub(super) async fn attend(
         self,
         settings: String,
         reports: mpsc::Sender<(Pid, Report)>,
     ) -> io::Result<ExitStatus> {
         let Self { mut process, pid, mut lifeline, output } = self;
         let handing_over = async {
-            // A child that is dead already is noticed by waiting for it.
+            // An error means that the worker is dead, which waiting for it tells as well.
             let _ = lifeline.write_all(format!("{settings}\n").as_bytes()).await;
             let _ = lifeline.flush().await;
             std::future::pending::<()>().await;
@@ -87,39 +87,33 @@ impl Child {
     }
 }
 
-/// Sends a signal to a child and all that it started. A group that is gone has had it already.
-pub(crate) fn signal_group(pid: Pid, signal: Signal) {
+/// Sends a signal to a worker and all that it has started. If no process of the group is left, there is nothing to do.
+pub(super) fn signal_group(pid: Pid, signal: Signal) {
     match killpg(pid, signal) {
         Ok(()) | Err(Errno::ESRCH) => {}
         Err(error) => tracing::warn!(worker.pid = pid.as_raw(), %error, "could not signal a worker"),
     }
 }
 
-fn spawn(program: &Program) -> io::Result<tokio::process::Child> {
+fn spawn(program: &WorkerProgram) -> io::Result<tokio::process::Child> {
     let mut command = Command::new(own_executable()?);
     command
         .arg0(title(program))
         .args(["worker", "--supervised", &program.name])
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        // A group of its own: the terminal's Ctrl-C is for the supervisor, which stops its workers in order.
-        .process_group(0);
-    // What the service manager has said to us is not for our children.
+        .stdout(Stdio::piped());
+    // What systemd has said to us is not for our children.
     for name in VARIABLES {
         command.env_remove(name);
     }
-    die_with_owner(&mut command, Signal::SIGKILL);
-    let runtime = tokio::runtime::Handle::current();
-    on_spawning_thread(move || {
-        let _entered = runtime.enter();
-        tokio::process::Command::from(command).spawn()
-    })
+    // In a group of its own, the worker does not get the terminal's Ctrl-C: we stop it in order.
+    spawn_group(command)
 }
 
-/// What process lists show.
-fn title(program: &Program) -> String {
+/// The worker's name in process lists.
+fn title(program: &WorkerProgram) -> String {
     const LENGTH_MAX: usize = 200;
-    let Program { name, processors, .. } = program;
+    let WorkerProgram { name, processors, .. } = program;
     let mut title = match processors.as_slice() {
         [only] if only == name => format!("espd: worker {name}"),
         several => format!("espd: worker {name}: {}", several.join(", ")),

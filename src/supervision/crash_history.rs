@@ -1,27 +1,29 @@
-//! How a worker has died lately.
+//! How a worker has crashed lately.
 
 use std::time::{Duration, Instant};
 
-/// More ends than this within [`WINDOW`] are a crash loop.
-const ENDS_MAX: usize = 5;
+/// More crashes than this within [`WINDOW`] are a crash loop.
+const CRASHES_MAX: usize = 5;
 
-/// See [`ENDS_MAX`].
+/// The time in which crashes are counted.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// The early deaths of a worker since its last healthy life.
+/// The crashes of a worker since it was last healthy: since it last lived for [`healthy_after`].
+///
+/// [`healthy_after`]: super::lifecycle::Policy::healthy_after
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ends {
+pub struct CrashHistory {
     in_a_row: u32,
-    /// The latest ones, the latest first.
-    latest: [Option<Instant>; ENDS_MAX],
+    /// The times of the latest crashes, the latest first.
+    latest: [Option<Instant>; CRASHES_MAX],
     crash_loop: bool,
 }
 
-impl Ends {
-    /// These ends and one more, now. Once there is a crash loop, slower deaths do not end it: they are slower
-    /// because the delays have grown.
-    pub(super) fn and(mut self, now: Instant) -> Self {
-        let oldest = self.latest[ENDS_MAX - 1];
+impl CrashHistory {
+    /// Adds a crash at `now`. Once there is a crash loop, slower crashes do not end it: they are slower because the
+    /// delays have grown.
+    pub(super) fn with_crash_at(mut self, now: Instant) -> Self {
+        let oldest = self.latest[CRASHES_MAX - 1];
         self.crash_loop |= oldest.is_some_and(|oldest| now.saturating_duration_since(oldest) <= WINDOW);
         self.latest.rotate_right(1);
         self.latest[0] = Some(now);
@@ -29,12 +31,12 @@ impl Ends {
         self
     }
 
-    /// How many there are.
+    /// How many crashes there were.
     pub fn in_a_row(&self) -> u32 {
         self.in_a_row
     }
 
-    /// Whether there were more than five in a minute.
+    /// Whether there were more than five crashes within a minute.
     pub fn is_crash_loop(&self) -> bool {
         self.crash_loop
     }
@@ -45,13 +47,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slow_ends_are_no_crash_loop() {
+    fn slow_crashes_are_no_crash_loop() {
         let begun = Instant::now();
-        let ends = |seconds: u64| {
-            (0..50).fold(Ends::default(), |ends, nth| ends.and(begun + Duration::from_secs(seconds * nth)))
+        let crashes = |seconds: u64| {
+            let times = (0..50).map(|nth| begun + Duration::from_secs(seconds * nth));
+            times.fold(CrashHistory::default(), CrashHistory::with_crash_at)
         };
-        assert!(!ends(13).is_crash_loop());
-        assert!(ends(12).is_crash_loop());
-        assert_eq!(ends(13).in_a_row(), 50);
+        assert!(!crashes(13).is_crash_loop());
+        assert!(crashes(12).is_crash_loop());
+        assert_eq!(crashes(13).in_a_row(), 50);
     }
 }

@@ -1,12 +1,11 @@
-//! Commands of the operator's, run when a worker ends or a processor fails.
+//! Hooks: commands of the operator's that run when a worker ends or a processor fails.
 //!
-//! A hook gets the facts as one line of JSON on standard input. It has a process group and a time limit, and a
-//! few may run at once; more are left out. What it prints goes to the log, up to a bound. Nothing that it
-//! does or fails to do has a consequence.
+//! A hook gets the facts as one line of JSON on standard input. It has a process group and a time limit. Only a few hooks
+//! run at once; further ones are left out. What a hook prints goes to the log, up to a bound. Nothing that a hook does or
+//! fails to do has a consequence.
 
 use std::io;
-use std::os::unix::process::CommandExt as _;
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,35 +14,34 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::process::exit_code::describe_foreign_end;
-use crate::process::service_manager::VARIABLES;
-use crate::process::spawner::{die_with_owner, on_spawning_thread};
+use crate::process::spawner::spawn_group;
+use crate::process::systemd::VARIABLES;
 
-/// Hooks that run at the same time.
+/// Hooks that may run at the same time.
 const AT_ONCE_MAX: u32 = 4;
 
-/// Bytes of output that are logged, of each stream.
+/// Bytes of each output stream that are logged.
 const OUTPUT_BYTES_MAX: u64 = 4096;
 
-/// How long what is left of a hook's output is waited for.
+/// How long the rest of a hook's output is waited for.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 
-/// `[hooks]`: what to run when.
+/// The section `[hooks]`: what to run when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookSettings {
     /// A program and its arguments, run when a worker has ended; empty: none.
     pub on_worker_end: Vec<String>,
-    /// A program and its arguments, run when a processor has come to retry or to wait for an operator; empty:
-    /// none.
+    /// A program and its arguments, run when a processor begins to retry or to wait for an operator; empty: none.
     pub on_failure: Vec<String>,
     /// A program and its arguments, run when a processor has set events aside; empty: none.
     pub on_dead_letter: Vec<String>,
-    /// How long a hook may take before it is killed.
+    /// The longest time that a hook may take before it is killed.
     pub timeout: Duration,
 }
 
@@ -61,32 +59,32 @@ impl Default for HookSettings {
 
 /// Runs hooks.
 #[derive(Debug)]
-pub(crate) struct Hooks {
-    pub(crate) settings: HookSettings,
-    /// One permit for each that may run.
+pub(super) struct Hooks {
+    pub(super) settings: HookSettings,
+    /// One permit for each hook that may run.
     free: Arc<Semaphore>,
 }
 
 impl Hooks {
-    pub(crate) fn new(settings: HookSettings) -> Self {
+    pub(super) fn new(settings: HookSettings) -> Self {
         Self { settings, free: Arc::new(Semaphore::new(AT_ONCE_MAX as usize)) }
     }
 
-    pub(crate) fn worker_ended(&self, facts: Value) {
+    pub(super) fn worker_ended(&self, facts: Value) {
         self.start("on_worker_end", &self.settings.on_worker_end, facts);
     }
 
-    pub(crate) fn processor_failed(&self, facts: Value) {
+    pub(super) fn processor_failed(&self, facts: Value) {
         self.start("on_failure", &self.settings.on_failure, facts);
     }
 
-    pub(crate) fn event_set_aside(&self, facts: Value) {
+    pub(super) fn event_set_aside(&self, facts: Value) {
         self.start("on_dead_letter", &self.settings.on_dead_letter, facts);
     }
 
-    /// Waits until those that run have ended; each has its time limit.
-    pub(crate) async fn finish(&self) {
-        // An error means that the semaphore is closed, which nobody does.
+    /// Waits until all running hooks have ended; each has its time limit.
+    pub(super) async fn finish(&self) {
+        // An error would mean that the semaphore is closed, which never happens.
         let _ = self.free.acquire_many(AT_ONCE_MAX).await;
     }
 
@@ -96,51 +94,49 @@ impl Hooks {
             warn!(hook, running = AT_ONCE_MAX, "a hook is left out: too many are running");
             return;
         };
-        let mut command = std::process::Command::new(program);
+        let mut command = Command::new(program);
         command.args(arguments);
         let limit = self.settings.timeout;
         tokio::spawn(async move {
-            match run(command, format!("{facts}\n"), limit).await {
-                Ok(Ended { status: Some(status), output }) if status.success() => {
-                    info!(hook, output, "hook done")
-                }
-                Ok(Ended { status: Some(status), output }) => {
-                    warn!(hook, status = describe_foreign_end(status), output, "a hook has failed")
-                }
-                Ok(Ended { status: None, output }) => {
-                    warn!(
-                        hook,
-                        limit_ms = limit.as_millis() as u64,
-                        output,
-                        "a hook takes too long, killed it"
-                    )
-                }
-                Err(error) => warn!(hook, %error, "could not run a hook"),
-            }
+            log(hook, limit, run(command, format!("{facts}\n"), limit).await);
             drop(permit);
         });
     }
 }
 
-/// What became of a hook; without a status it was killed.
+fn log(hook: &str, limit: Duration, outcome: io::Result<Ended>) {
+    match outcome {
+        Ok(Ended { status: Some(status), output }) if status.success() => info!(hook, output, "hook done"),
+        Ok(Ended { status: Some(status), output }) => {
+            warn!(hook, status = describe_foreign_end(status), output, "a hook has failed");
+        }
+        Ok(Ended { status: None, output }) => {
+            let limit_ms = limit.as_millis() as u64;
+            warn!(hook, limit_ms, output, "a hook takes too long, killed it");
+        }
+        Err(error) => warn!(hook, %error, "could not run a hook"),
+    }
+}
+
+/// How a hook has ended; without a status it was killed.
 struct Ended {
     status: Option<ExitStatus>,
     output: String,
 }
 
-async fn run(command: std::process::Command, facts: String, limit: Duration) -> io::Result<Ended> {
+async fn run(command: Command, facts: String, limit: Duration) -> io::Result<Ended> {
     let mut process = spawn(command)?;
     let pid = process.id().map(|id| Pid::from_raw(id.cast_signed()));
     let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
     let feeding = async {
         if let Some(mut stdin) = stdin {
-            // A hook need not read it.
+            // An error means that the hook does not read its facts, which it need not.
             let _ = stdin.write_all(facts.as_bytes()).await;
         }
     };
     let ending = async {
         let ended = timeout(limit, process.wait()).await;
-        // Also what it has started ends now.
+        // What the hook has started ends now as well.
         if let Some(pid) = pid {
             let _ = killpg(pid, Signal::SIGKILL);
         }
@@ -156,20 +152,15 @@ async fn run(command: std::process::Command, facts: String, limit: Duration) -> 
     Ok(Ended { status: status?, output: format!("{printed}{complained}").trim_end().to_owned() })
 }
 
-fn spawn(mut command: std::process::Command) -> io::Result<Child> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+fn spawn(mut command: Command) -> io::Result<Child> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for name in VARIABLES {
         command.env_remove(name);
     }
-    die_with_owner(&mut command, Signal::SIGKILL);
-    let runtime = tokio::runtime::Handle::current();
-    on_spawning_thread(move || {
-        let _entered = runtime.enter();
-        Command::from(command).spawn()
-    })
+    spawn_group(command)
 }
 
-/// The beginning of a stream, as text; the rest is read and forgotten.
+/// Returns the beginning of a stream, as text. The rest is read and forgotten.
 async fn read(stream: Option<impl AsyncRead + Unpin>) -> String {
     let Some(mut stream) = stream else { return String::new() };
     let mut beginning = Vec::new();
@@ -183,8 +174,8 @@ async fn read(stream: Option<impl AsyncRead + Unpin>) -> String {
 mod tests {
     use super::*;
 
-    fn shell(script: &str) -> std::process::Command {
-        let mut command = std::process::Command::new("sh");
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
         command.args(["-c", script]);
         command
     }
@@ -197,7 +188,7 @@ mod tests {
         let ended = run(shell("yes | head -c 1000000"), String::new(), limit).await.unwrap();
         assert!(ended.status.unwrap().success());
         assert!(ended.output.len() as u64 <= OUTPUT_BYTES_MAX);
-        assert!(run(std::process::Command::new("/no/such/hook"), String::new(), limit).await.is_err());
+        assert!(run(Command::new("/no/such/hook"), String::new(), limit).await.is_err());
     }
 
     #[tokio::test]

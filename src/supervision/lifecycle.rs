@@ -1,16 +1,16 @@
-//! The life of one worker, as data: what is, what happens, what follows.
+//! The life of one worker as data: what is, what happens, what follows.
 //!
-//! A pure function of state, event and time: no process, no clock, no waiting. The supervisor carries out
-//! the actions and reports back. `docs/lifecycle.md` has the picture.
+//! [`next`] is a pure function of state, event and time: no process, no clock, no waiting. The supervisor carries out
+//! the actions and reports what becomes of them. `docs/lifecycle.md` has the picture.
 //!
 //! ```text
 //!            start          exited               due
 //!  Waiting ────────► Running ──────► Waiting ─────────► …
-//!     │               │   │ hung, too large, replaced    exited
-//!     │               │   └─────────────► Ending ──────────────► Waiting
+//!     │               │   │ hung, too large, replaced        exited
+//!     │               │   └─────────────► Restarting ──────────────► Waiting
 //!     │ stop          │ stop                │ stop
 //!     │               ▼                     ▼
-//!     │            Stopping ◄───────────────┘       grace over: KILL, in Ending too
+//!     │            Stopping ◄───────────────┘       grace over: KILL, in Restarting too
 //!     │               │ exited
 //!     ▼               ▼
 //!    Stopped ◄────────┘
@@ -18,20 +18,20 @@
 
 use std::time::{Duration, Instant};
 
-use super::crash_history::Ends;
+use super::crash_history::CrashHistory;
 
-/// When to restart and when to lose patience.
+/// Says when workers are restarted and when they are killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// Delay before the first restart.
     pub restart_initial: Duration,
-    /// Longest delay before a restart; it doubles from one early death to the next.
+    /// Longest delay before a restart; the delay doubles with each crash up to this.
     pub restart_max: Duration,
-    /// A worker that has lived this long was healthy: its next restart is a first one.
+    /// A worker that has lived this long was healthy: its next restart counts as the first one.
     pub healthy_after: Duration,
-    /// Time to end after TERM, before KILL.
+    /// Time between TERM and KILL.
     pub grace: Duration,
-    /// How long a worker may give no sign of life.
+    /// Longest time between two heartbeats of a worker; one that takes longer is restarted.
     pub hang_timeout: Duration,
 }
 
@@ -50,201 +50,210 @@ impl Default for Policy {
 
 /// Where a worker is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Not alive; to be started.
+pub enum WorkerState {
+    /// The worker is not alive and will be started.
     Waiting {
-        /// When.
+        /// When it will be started.
         due: Instant,
-        /// How it has died before.
-        ends: Ends,
+        /// How it has crashed before.
+        crashes: CrashHistory,
     },
-    /// Alive.
+    /// The worker is alive.
     Running {
-        /// From when on.
+        /// When it was started.
         since: Instant,
-        /// The latest sign of life.
-        beat: Instant,
-        /// How it has died before this life.
-        ends: Ends,
+        /// When everything in it was last known to be alive.
+        last_heartbeat: Instant,
+        /// How it has crashed before it was started.
+        crashes: CrashHistory,
     },
-    /// Asked to end, to be started again.
-    Ending {
-        /// Why.
-        why: Why,
-        /// From when on it was alive.
+    /// The worker is asked to end, and will be started again.
+    Restarting {
+        /// Why it has to end.
+        reason: RestartReason,
+        /// When it was started.
         since: Instant,
         /// When it will be killed.
         deadline: Instant,
-        /// Whether it was.
+        /// Whether it was killed.
         killed: bool,
-        /// How it has died before this life.
-        ends: Ends,
+        /// How it has crashed before it was started.
+        crashes: CrashHistory,
     },
-    /// Asked to end for good.
+    /// The worker is asked to end for good.
     Stopping {
         /// When it will be killed.
         deadline: Instant,
-        /// Whether it was.
+        /// Whether it was killed.
         killed: bool,
     },
-    /// Ended, and not to be started again.
+    /// The worker has ended, and will not be started again.
     Stopped,
 }
 
 /// Why a living worker is ended and started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// It gave no sign of life.
+pub enum RestartReason {
+    /// It gave no heartbeat in time.
     Hung,
     /// It used more memory than it may.
     TooLarge,
-    /// It is configured anew.
+    /// Its configuration has changed.
     Replaced,
 }
 
 /// What happens to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub enum WorkerEvent {
     /// Time has passed.
     Tick,
     /// The process was started.
     Started,
     /// The process showed that everything in it was alive at this time.
-    Beat(Instant),
+    Heartbeat(Instant),
     /// The process uses more memory than it may.
     TooLarge,
     /// The process has ended, or could not be started.
     Exited,
-    /// There is another program to run in its place.
+    /// Another program has to run in its place.
     Replaced,
-    /// The worker is to end.
+    /// The worker has to end.
     StopRequested,
-    /// The worker is to end at once.
+    /// The worker has to end at once.
     KillRequested,
 }
 
 /// What the supervisor has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub enum WorkerAction {
     /// Nothing.
     Nothing,
     /// Start the process.
     Start,
-    /// Ask it to end (TERM).
+    /// Ask the process to end (TERM).
     Terminate,
-    /// End it, and all that it started (KILL to its group).
+    /// End the process and all that it has started (KILL to its group).
     Kill,
 }
 
-impl State {
-    /// A worker that is to be started now.
+impl WorkerState {
+    /// The state of a worker that has to be started now.
     pub fn new(now: Instant) -> Self {
-        Self::Waiting { due: now, ends: Ends::default() }
+        Self::Waiting { due: now, crashes: CrashHistory::default() }
     }
 
-    /// When [`Event::Tick`] is of interest next.
+    /// When the worker needs the next [`WorkerEvent::Tick`]; `None` if time changes nothing.
     pub fn deadline(&self, policy: &Policy) -> Option<Instant> {
         match self {
             Self::Waiting { due, .. } => Some(*due),
-            Self::Running { beat, .. } => Some(*beat + policy.hang_timeout),
-            Self::Ending { deadline, killed: false, .. } | Self::Stopping { deadline, killed: false } => {
+            Self::Running { last_heartbeat, .. } => Some(*last_heartbeat + policy.hang_timeout),
+            Self::Restarting { deadline, killed: false, .. } | Self::Stopping { deadline, killed: false } => {
                 Some(*deadline)
             }
-            Self::Ending { killed: true, .. } | Self::Stopping { killed: true, .. } | Self::Stopped => None,
+            Self::Restarting { killed: true, .. } | Self::Stopping { killed: true, .. } | Self::Stopped => {
+                None
+            }
         }
     }
 
-    /// Whether it has ended again and again lately, also while it has just been started once more.
+    /// Whether the worker has crashed again and again lately; also true while it runs once more.
     pub fn is_crash_loop(&self) -> bool {
         match self {
-            Self::Waiting { ends, .. } | Self::Running { ends, .. } | Self::Ending { ends, .. } => {
-                ends.is_crash_loop()
-            }
+            Self::Waiting { crashes, .. }
+            | Self::Running { crashes, .. }
+            | Self::Restarting { crashes, .. } => crashes.is_crash_loop(),
             Self::Stopping { .. } | Self::Stopped => false,
         }
     }
 
-    /// The word for it: `waiting`, `crash_looping`, `running`, `restarting`, `stopping` or `stopped`.
+    /// The word that users see: `waiting`, `crash_looping`, `running`, `restarting`, `stopping` or `stopped`.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::Waiting { ends, .. } if ends.is_crash_loop() => "crash_looping",
+            Self::Waiting { crashes, .. } if crashes.is_crash_loop() => "crash_looping",
             Self::Waiting { .. } => "waiting",
             Self::Running { .. } => "running",
-            Self::Ending { .. } => "restarting",
+            Self::Restarting { .. } => "restarting",
             Self::Stopping { .. } => "stopping",
             Self::Stopped => "stopped",
         }
     }
 }
 
-/// What follows from an event.
-pub fn next(state: State, event: Event, now: Instant, policy: &Policy) -> (State, Action) {
-    use Action::{Kill, Nothing, Start, Terminate};
-    use State::{Ending, Running, Stopped, Stopping, Waiting};
+/// Returns what follows from an event: the next state, and what the supervisor has to do.
+pub fn next(
+    state: WorkerState,
+    event: WorkerEvent,
+    now: Instant,
+    policy: &Policy,
+) -> (WorkerState, WorkerAction) {
+    use WorkerAction::{Kill, Nothing, Start, Terminate};
+    use WorkerEvent::{Exited, Heartbeat, KillRequested, Replaced, Started, StopRequested, Tick, TooLarge};
+    use WorkerState::{Restarting, Running, Stopped, Stopping, Waiting};
 
     let deadline = now + policy.grace;
     match (state, event) {
-        (Waiting { due, .. }, Event::Tick) if due <= now => (state, Start),
-        (Waiting { ends, .. }, Event::Started) => (Running { since: now, beat: now, ends }, Nothing),
-        (Waiting { .. }, Event::StopRequested | Event::KillRequested) => (Stopped, Nothing),
-        (Waiting { ends, .. }, Event::Exited) => (restart(ends, now, policy), Nothing),
-        (Waiting { .. } | Stopped, Event::Replaced) => (State::new(now), Nothing),
+        (Waiting { due, .. }, Tick) if due <= now => (state, Start),
+        (Waiting { crashes, .. }, Started) => (Running { since: now, last_heartbeat: now, crashes }, Nothing),
+        (Waiting { .. }, StopRequested | KillRequested) => (Stopped, Nothing),
+        (Waiting { crashes, .. }, Exited) => (restart(crashes, now, policy), Nothing),
+        (Waiting { .. } | Stopped, Replaced) => (WorkerState::new(now), Nothing),
 
-        (Running { since, beat, ends }, Event::Beat(at)) => {
-            (Running { since, beat: beat.max(at), ends }, Nothing)
+        (Running { since, last_heartbeat, crashes }, Heartbeat(at)) => {
+            (Running { since, last_heartbeat: last_heartbeat.max(at), crashes }, Nothing)
         }
-        (Running { since, ends, .. }, Event::Exited) => (again(since, ends, now, policy), Nothing),
-        (Running { since, beat, ends }, Event::Tick) if now >= beat + policy.hang_timeout => {
-            (Ending { why: Why::Hung, since, deadline, killed: false, ends }, Terminate)
+        (Running { since, crashes, .. }, Exited) => (restart_after(since, crashes, now, policy), Nothing),
+        (Running { since, last_heartbeat, crashes }, Tick) if now >= last_heartbeat + policy.hang_timeout => {
+            (Restarting { reason: RestartReason::Hung, since, deadline, killed: false, crashes }, Terminate)
         }
-        (Running { since, ends, .. }, Event::TooLarge) => {
-            (Ending { why: Why::TooLarge, since, deadline, killed: false, ends }, Terminate)
-        }
-        (Running { since, ends, .. }, Event::Replaced) => {
-            (Ending { why: Why::Replaced, since, deadline, killed: false, ends }, Terminate)
-        }
-        (Running { .. }, Event::StopRequested) => (Stopping { deadline, killed: false }, Terminate),
-        (Running { .. } | Ending { .. }, Event::KillRequested) => {
+        (Running { since, crashes, .. }, TooLarge) => (
+            Restarting { reason: RestartReason::TooLarge, since, deadline, killed: false, crashes },
+            Terminate,
+        ),
+        (Running { since, crashes, .. }, Replaced) => (
+            Restarting { reason: RestartReason::Replaced, since, deadline, killed: false, crashes },
+            Terminate,
+        ),
+        (Running { .. }, StopRequested) => (Stopping { deadline, killed: false }, Terminate),
+        (Running { .. } | Restarting { .. }, KillRequested) => {
             (Stopping { deadline: now, killed: true }, Kill)
         }
 
-        (Ending { why: Why::Replaced, .. }, Event::Exited) => (State::new(now), Nothing),
-        (Ending { since, ends, .. }, Event::Exited) => (again(since, ends, now, policy), Nothing),
-        (Ending { why, since, deadline, killed: false, ends }, Event::Tick) if deadline <= now => {
-            (Ending { why, since, deadline, killed: true, ends }, Kill)
+        (Restarting { reason: RestartReason::Replaced, .. }, Exited) => (WorkerState::new(now), Nothing),
+        (Restarting { since, crashes, .. }, Exited) => (restart_after(since, crashes, now, policy), Nothing),
+        (Restarting { reason, since, deadline, killed: false, crashes }, Tick) if deadline <= now => {
+            (Restarting { reason, since, deadline, killed: true, crashes }, Kill)
         }
-        (Ending { since, deadline, killed, ends, .. }, Event::Replaced) => {
-            (Ending { why: Why::Replaced, since, deadline, killed, ends }, Nothing)
+        (Restarting { since, deadline, killed, crashes, .. }, Replaced) => {
+            (Restarting { reason: RestartReason::Replaced, since, deadline, killed, crashes }, Nothing)
         }
-        (Ending { deadline, killed, .. }, Event::StopRequested) => (Stopping { deadline, killed }, Nothing),
+        (Restarting { deadline, killed, .. }, StopRequested) => (Stopping { deadline, killed }, Nothing),
 
-        (Stopping { .. }, Event::Exited) => (Stopped, Nothing),
-        (Stopping { killed: false, .. }, Event::KillRequested) => {
-            (Stopping { deadline: now, killed: true }, Kill)
-        }
-        (Stopping { deadline, killed: false }, Event::Tick) if deadline <= now => {
+        (Stopping { .. }, Exited) => (Stopped, Nothing),
+        (Stopping { killed: false, .. }, KillRequested) => (Stopping { deadline: now, killed: true }, Kill),
+        (Stopping { deadline, killed: false }, Tick) if deadline <= now => {
             (Stopping { deadline, killed: true }, Kill)
         }
-        (Stopping { deadline, killed }, Event::Replaced) => {
-            let ends = Ends::default();
-            (Ending { why: Why::Replaced, since: now, deadline, killed, ends }, Nothing)
+        (Stopping { deadline, killed }, Replaced) => {
+            let crashes = CrashHistory::default();
+            (Restarting { reason: RestartReason::Replaced, since: now, deadline, killed, crashes }, Nothing)
         }
-        // A start that was under way when the stop was requested.
-        (Stopped, Event::Started) => (Stopping { deadline, killed: false }, Terminate),
+        // The start was under way when the stop was requested.
+        (Stopped, Started) => (Stopping { deadline, killed: false }, Terminate),
         (state, _) => (state, Nothing),
     }
 }
 
-/// A worker that has lived since then has died.
-fn again(since: Instant, ends: Ends, now: Instant, policy: &Policy) -> State {
+/// The state of a worker that was started at `since` and has ended now.
+fn restart_after(since: Instant, crashes: CrashHistory, now: Instant, policy: &Policy) -> WorkerState {
     let healthy = now.duration_since(since) >= policy.healthy_after;
-    restart(if healthy { Ends::default() } else { ends }, now, policy)
+    restart(if healthy { CrashHistory::default() } else { crashes }, now, policy)
 }
 
-fn restart(before: Ends, now: Instant, policy: &Policy) -> State {
+/// The state of a worker that waits to be started again, for longer after each crash.
+fn restart(before: CrashHistory, now: Instant, policy: &Policy) -> WorkerState {
     let factor = 2u32.saturating_pow(before.in_a_row().min(31));
     let delay = policy.restart_initial.saturating_mul(factor).min(policy.restart_max);
-    State::Waiting { due: now + delay, ends: before.and(now) }
+    WorkerState::Waiting { due: now + delay, crashes: before.with_crash_at(now) }
 }
 
 #[cfg(test)]
@@ -265,71 +274,83 @@ mod tests {
 
     #[test]
     fn the_table() {
-        use Action::*;
-        use State::*;
+        use RestartReason as Reason;
+        use WorkerAction::*;
+        use WorkerEvent::*;
+        use WorkerState::*;
         let now = Instant::now();
         let earlier = now.checked_sub(s(60)).unwrap();
-        let none = Ends::default();
-        let two = none.and(earlier).and(earlier);
-        let three = two.and(now);
-        let waiting = |seconds, ends| Waiting { due: now + s(seconds), ends };
-        let running = |since, beat| Running { since, beat, ends: two };
+        let none = CrashHistory::default();
+        let two = none.with_crash_at(earlier).with_crash_at(earlier);
+        let three = two.with_crash_at(now);
+        let waiting = |seconds, crashes| Waiting { due: now + s(seconds), crashes };
+        let running = |since, last_heartbeat| Running { since, last_heartbeat, crashes: two };
         let (young, ripe) = (running(now, now), running(earlier, now));
         let (silent, heard) = (running(earlier, now.checked_sub(s(20)).unwrap()), running(earlier, now));
-        let ending = |why, since, seconds, killed| Ending {
-            why,
+        let restarting = |reason, since, seconds, killed| Restarting {
+            reason,
             since,
             deadline: now + s(seconds),
             killed,
-            ends: two,
+            crashes: two,
         };
         let stopping = |seconds, killed| Stopping { deadline: now + s(seconds), killed };
-        let stop = [Event::StopRequested, Event::KillRequested];
+        let stop = [StopRequested, KillRequested];
         let table = [
-            (waiting(0, none), Event::Tick, waiting(0, none), Start),
-            (waiting(1, none), Event::Tick, waiting(1, none), Nothing),
-            (waiting(0, two), Event::Started, young, Nothing),
-            (waiting(0, two), Event::Exited, waiting(4, three), Nothing),
-            (waiting(9, two), Event::Replaced, waiting(0, none), Nothing),
+            (waiting(0, none), Tick, waiting(0, none), Start),
+            (waiting(1, none), Tick, waiting(1, none), Nothing),
+            (waiting(0, two), Started, young, Nothing),
+            (waiting(0, two), Exited, waiting(4, three), Nothing),
+            (waiting(9, two), Replaced, waiting(0, none), Nothing),
             (waiting(1, none), stop[0], Stopped, Nothing),
             (waiting(1, none), stop[1], Stopped, Nothing),
-            (young, Event::Tick, young, Nothing),
-            (young, Event::Exited, waiting(4, three), Nothing),
-            (ripe, Event::Exited, waiting(1, none.and(now)), Nothing),
-            (silent, Event::Tick, ending(Why::Hung, earlier, 30, false), Terminate),
-            (silent, Event::Beat(now), heard, Nothing),
-            (heard, Event::Beat(earlier), heard, Nothing),
-            (young, Event::TooLarge, ending(Why::TooLarge, now, 30, false), Terminate),
-            (young, Event::Replaced, ending(Why::Replaced, now, 30, false), Terminate),
+            (young, Tick, young, Nothing),
+            (young, Exited, waiting(4, three), Nothing),
+            (ripe, Exited, waiting(1, none.with_crash_at(now)), Nothing),
+            (silent, Tick, restarting(Reason::Hung, earlier, 30, false), Terminate),
+            (silent, Heartbeat(now), heard, Nothing),
+            (heard, Heartbeat(earlier), heard, Nothing),
+            (young, TooLarge, restarting(Reason::TooLarge, now, 30, false), Terminate),
+            (young, Replaced, restarting(Reason::Replaced, now, 30, false), Terminate),
             (young, stop[0], stopping(30, false), Terminate),
             (young, stop[1], stopping(0, true), Kill),
-            (ending(Why::Hung, now, 1, false), Event::Tick, ending(Why::Hung, now, 1, false), Nothing),
-            (ending(Why::Hung, now, 0, false), Event::Tick, ending(Why::Hung, now, 0, true), Kill),
-            (ending(Why::Hung, now, 0, true), Event::Tick, ending(Why::Hung, now, 0, true), Nothing),
-            (ending(Why::Hung, now, 1, false), Event::Beat(now), ending(Why::Hung, now, 1, false), Nothing),
-            (ending(Why::Hung, now, 1, true), Event::Exited, waiting(4, three), Nothing),
-            (ending(Why::Hung, earlier, 1, true), Event::Exited, waiting(1, none.and(now)), Nothing),
-            (ending(Why::Replaced, now, 1, false), Event::Exited, waiting(0, none), Nothing),
+            (restarting(Reason::Hung, now, 1, false), Tick, restarting(Reason::Hung, now, 1, false), Nothing),
+            (restarting(Reason::Hung, now, 0, false), Tick, restarting(Reason::Hung, now, 0, true), Kill),
+            (restarting(Reason::Hung, now, 0, true), Tick, restarting(Reason::Hung, now, 0, true), Nothing),
             (
-                ending(Why::Hung, now, 1, false),
-                Event::Replaced,
-                ending(Why::Replaced, now, 1, false),
+                restarting(Reason::Hung, now, 1, false),
+                Heartbeat(now),
+                restarting(Reason::Hung, now, 1, false),
                 Nothing,
             ),
-            (ending(Why::Hung, now, 1, false), stop[0], stopping(1, false), Nothing),
-            (ending(Why::Hung, now, 1, true), stop[0], stopping(1, true), Nothing),
-            (ending(Why::Hung, now, 1, false), stop[1], stopping(0, true), Kill),
-            (stopping(30, false), Event::Tick, stopping(30, false), Nothing),
-            (stopping(0, false), Event::Tick, stopping(0, true), Kill),
+            (restarting(Reason::Hung, now, 1, true), Exited, waiting(4, three), Nothing),
+            (
+                restarting(Reason::Hung, earlier, 1, true),
+                Exited,
+                waiting(1, none.with_crash_at(now)),
+                Nothing,
+            ),
+            (restarting(Reason::Replaced, now, 1, false), Exited, waiting(0, none), Nothing),
+            (
+                restarting(Reason::Hung, now, 1, false),
+                Replaced,
+                restarting(Reason::Replaced, now, 1, false),
+                Nothing,
+            ),
+            (restarting(Reason::Hung, now, 1, false), stop[0], stopping(1, false), Nothing),
+            (restarting(Reason::Hung, now, 1, true), stop[0], stopping(1, true), Nothing),
+            (restarting(Reason::Hung, now, 1, false), stop[1], stopping(0, true), Kill),
+            (stopping(30, false), Tick, stopping(30, false), Nothing),
+            (stopping(0, false), Tick, stopping(0, true), Kill),
             (stopping(30, false), stop[0], stopping(30, false), Nothing),
             (stopping(30, false), stop[1], stopping(0, true), Kill),
-            (stopping(30, false), Event::Exited, Stopped, Nothing),
-            (stopping(0, true), Event::Tick, stopping(0, true), Nothing),
+            (stopping(30, false), Exited, Stopped, Nothing),
+            (stopping(0, true), Tick, stopping(0, true), Nothing),
             (stopping(0, true), stop[1], stopping(0, true), Nothing),
-            (stopping(0, true), Event::Exited, Stopped, Nothing),
-            (Stopped, Event::Started, stopping(30, false), Terminate),
-            (Stopped, Event::Exited, Stopped, Nothing),
-            (Stopped, Event::Replaced, waiting(0, none), Nothing),
+            (stopping(0, true), Exited, Stopped, Nothing),
+            (Stopped, Started, stopping(30, false), Terminate),
+            (Stopped, Exited, Stopped, Nothing),
+            (Stopped, Replaced, waiting(0, none), Nothing),
         ];
         for (state, event, expected_state, expected_action) in table {
             assert_eq!(
@@ -338,20 +359,20 @@ mod tests {
                 "{state:?} {event:?}"
             );
         }
-        // One that was taken out of the configuration and put back ends and starts again.
-        let (again, action) = next(stopping(5, false), Event::Replaced, now, &POLICY);
-        assert!(matches!(again, Ending { why: Why::Replaced, killed: false, .. }), "{again:?}");
+        // A worker that was taken out of the configuration and put back ends and starts again.
+        let (again, action) = next(stopping(5, false), Replaced, now, &POLICY);
+        assert!(matches!(again, Restarting { reason: Reason::Replaced, killed: false, .. }), "{again:?}");
         assert_eq!(action, Nothing);
     }
 
-    /// Lives one early death after the other; returns the delays in seconds and the words for the waiting.
-    fn die_early(times: usize) -> (Vec<u64>, Vec<&'static str>) {
-        let (mut now, mut state) = (Instant::now(), State::new(Instant::now()));
+    /// Lets a worker crash early again and again. Returns the delays in seconds and the words for the waiting.
+    fn crash_early(times: usize) -> (Vec<u64>, Vec<&'static str>) {
+        let (mut now, mut state) = (Instant::now(), WorkerState::new(Instant::now()));
         let (mut delays, mut words) = (Vec::new(), Vec::new());
         for _ in 0..times {
-            (state, _) = next(state, Event::Started, now, &POLICY);
-            (state, _) = next(state, Event::Exited, now, &POLICY);
-            let State::Waiting { due, .. } = state else { panic!("{state:?}") };
+            (state, _) = next(state, WorkerEvent::Started, now, &POLICY);
+            (state, _) = next(state, WorkerEvent::Exited, now, &POLICY);
+            let WorkerState::Waiting { due, .. } = state else { panic!("{state:?}") };
             delays.push(due.duration_since(now).as_secs());
             words.push(state.word());
             now = due;
@@ -361,13 +382,13 @@ mod tests {
 
     #[test]
     fn the_delay_doubles_to_its_maximum_and_never_overflows() {
-        assert_eq!(die_early(6).0, [1, 2, 4, 8, 8, 8]);
-        assert_eq!(die_early(100).0.last(), Some(&8));
+        assert_eq!(crash_early(6).0, [1, 2, 4, 8, 8, 8]);
+        assert_eq!(crash_early(100).0.last(), Some(&8));
     }
 
     #[test]
     fn more_than_five_ends_in_a_minute_are_a_crash_loop_which_is_never_given_up() {
-        let (_, words) = die_early(50);
+        let (_, words) = crash_early(50);
         assert_eq!(words[..6], ["waiting", "waiting", "waiting", "waiting", "waiting", "crash_looping"]);
         assert!(words[6..].iter().all(|word| *word == "crash_looping"));
     }
@@ -375,10 +396,10 @@ mod tests {
     #[test]
     fn a_healthy_life_ends_a_crash_loop() {
         let now = Instant::now();
-        let ends = (0..9).fold(Ends::default(), |ends, _| ends.and(now));
-        assert!(ends.is_crash_loop());
-        let state = State::Running { since: now, beat: now, ends };
-        let (state, _) = next(state, Event::Exited, now + s(60), &POLICY);
+        let crashes = (0..9).fold(CrashHistory::default(), |crashes, _| crashes.with_crash_at(now));
+        assert!(crashes.is_crash_loop());
+        let state = WorkerState::Running { since: now, last_heartbeat: now, crashes };
+        let (state, _) = next(state, WorkerEvent::Exited, now + s(60), &POLICY);
         assert_eq!((state.word(), state.deadline(&POLICY)), ("waiting", Some(now + s(61))));
     }
 }

@@ -9,79 +9,79 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::child::Program;
-use super::lifecycle::{State, Why};
+use super::child::WorkerProgram;
+use super::lifecycle::{RestartReason, WorkerState};
 use crate::process::exit_code::describe_end;
 use crate::process::report::{Condition, Report};
 
-/// Never given twice.
+/// Identifies a worker in its supervisor; never given twice.
 pub(super) type Id = u64;
 
 /// One worker as others may see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The program's name.
+    /// The worker's name.
     pub name: String,
-    /// The processors that live in it.
+    /// The names of the processors that live in the worker.
     pub processors: Vec<String>,
-    /// Its process id while it runs.
+    /// The process id; `None` while the worker is not alive.
     pub pid: Option<i32>,
-    /// Where it is in its life.
-    pub state: State,
-    /// How often it was started.
+    /// Where the worker is in its life.
+    pub state: WorkerState,
+    /// How often the worker was started.
     pub starts: u32,
-    /// How and when it ended last.
+    /// How and when the worker ended last.
     pub last_end: Option<End>,
-    /// When it will be started again, while it waits for that.
+    /// When the worker will be started again; `None` unless it waits for that.
     pub next_start: Option<Instant>,
-    /// When everything in it was last known to be alive; `None` before its first sign of life.
-    pub last_beat: Option<Instant>,
-    /// What its processors are about, as far as it has said so in its present life.
+    /// When everything in the worker was last known to be alive; `None` before the first heartbeat of its present life.
+    pub last_heartbeat: Option<Instant>,
+    /// The conditions of the processors, as far as the worker has reported them in its present life.
     pub conditions: BTreeMap<String, Condition>,
 }
 
 /// How a process has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
-    /// Its exit code or signal, in words.
+    /// The exit code or signal, in words.
     pub how: String,
-    /// When.
+    /// When the process has ended.
     pub at: Instant,
 }
 
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(super) struct SupervisedWorker {
     pub(super) id: Id,
-    pub(super) program: Program,
-    pub(super) state: State,
+    pub(super) program: WorkerProgram,
+    pub(super) state: WorkerState,
     pub(super) pid: Option<Pid>,
     pub(super) starts: u32,
-    /// It is not configured any more.
+    /// Whether the worker is no longer configured, so that it is forgotten once it has stopped.
     pub(super) removed: bool,
     last_end: Option<End>,
-    last_beat: Option<Instant>,
-    /// The processor that has been silent for longest, and for how long it was when that was last heard.
-    silent: Option<(String, Duration)>,
+    last_heartbeat: Option<Instant>,
+    /// The processor that is overdue for longest, by the last heartbeat.
+    overdue: Option<String>,
     conditions: BTreeMap<String, Condition>,
-    /// What hooks were told about which processor, and when.
+    /// The last failure of each processor that hooks were told of, and when.
     failures_told: BTreeMap<String, (Condition, Instant)>,
 }
 
-/// A processor that fails in the same way again is no news within this time.
+/// Time within which hooks are not told again that a processor fails in the same way.
 const SAME_FAILURE: Duration = Duration::from_secs(60);
 
-impl Worker {
-    pub(super) fn new(id: Id, program: Program) -> Self {
+impl SupervisedWorker {
+    pub(super) fn new(id: Id, program: WorkerProgram) -> Self {
         Self {
             id,
             program,
-            state: State::new(Instant::now()),
+            state: WorkerState::new(Instant::now()),
             pid: None,
             starts: 0,
             removed: false,
             last_end: None,
-            last_beat: None,
-            silent: None,
+            last_heartbeat: None,
+            overdue: None,
             conditions: BTreeMap::new(),
             failures_told: BTreeMap::new(),
         }
@@ -91,15 +91,14 @@ impl Worker {
         self.pid.map(Pid::as_raw)
     }
 
-    /// Takes note of a report. Returns when everything in the process was last alive, if it says that.
-    pub(super) fn hear(&mut self, report: Report) -> Option<Instant> {
+    /// Takes note of a report. If it is a heartbeat, returns when everything in the process was last alive.
+    pub(super) fn record(&mut self, report: Report) -> Option<Instant> {
         match report {
             Report::Heartbeat { overdue_ms, overdue } => {
-                let silence = Duration::from_millis(overdue_ms);
-                let beat = Instant::now().checked_sub(silence)?;
-                self.last_beat = Some(beat);
-                self.silent = overdue.map(|name| (name, silence));
-                Some(beat)
+                let heartbeat = Instant::now().checked_sub(Duration::from_millis(overdue_ms))?;
+                self.last_heartbeat = Some(heartbeat);
+                self.overdue = overdue;
+                Some(heartbeat)
             }
             Report::Condition { processor, condition } => {
                 if self.program.processors.contains(&processor) {
@@ -111,45 +110,70 @@ impl Worker {
         }
     }
 
-    /// Nothing is known about a process that has just been started.
+    /// Forgets what the process has reported before it was started again.
     pub(super) fn forget_reports(&mut self) {
-        self.last_beat = None;
-        self.silent = None;
+        self.last_heartbeat = None;
+        self.overdue = None;
         self.conditions.clear();
     }
 
-    /// Says so if it has just been found to hang.
-    pub(super) fn log_hang(&self, before: State) {
-        let State::Ending { why: Why::Hung, .. } = self.state else { return };
-        let State::Running { beat, since, .. } = before else { return };
-        // With a processor, the process itself still reports.
+    /// Writes a log line if the worker has just been found to hang. The line names a processor if one hangs in a process
+    /// that still reports.
+    pub(super) fn log_hang(&self, before: WorkerState) {
+        let WorkerState::Restarting { reason: RestartReason::Hung, .. } = self.state else { return };
+        let WorkerState::Running { last_heartbeat, since, .. } = before else { return };
         warn!(
             worker = self.program.name,
             worker.pid = self.raw_pid(),
-            processor = self.silent.as_ref().map(|(name, _)| name.as_str()),
-            silent_ms = beat.elapsed().as_millis() as u64,
+            processor = self.overdue,
+            silent_ms = last_heartbeat.elapsed().as_millis() as u64,
             alive_ms = since.elapsed().as_millis() as u64,
             "a worker gives no sign of life, restarting it"
         );
     }
 
-    /// Takes note of an end. Returns whether it was asked for.
-    pub(super) fn ended(&mut self, status: &io::Result<ExitStatus>) -> bool {
+    /// Writes a log line if the worker crashes again and again.
+    pub(super) fn log_crash_loop(&self) {
+        let WorkerState::Waiting { due, crashes } = self.state else { return };
+        if crashes.is_crash_loop() {
+            let retry_in_ms = due.saturating_duration_since(Instant::now()).as_millis() as u64;
+            let (worker, ends) = (&self.program.name, crashes.in_a_row());
+            warn!(worker, ends, retry_in_ms, "a worker ends again and again");
+        }
+    }
+
+    /// Takes note of the end of the process. Returns whether the supervisor has asked for it.
+    pub(super) fn record_end(&mut self, status: &io::Result<ExitStatus>) -> bool {
+        use RestartReason::Replaced;
+
         let name = &self.program.name;
         let how = match status {
             Ok(status) => describe_end(*status),
             Err(error) => format!("lost sight of it: {error}"),
         };
-        match self.state {
-            State::Stopping { .. } => info!(worker = name, status = how, "worker stopped"),
-            State::Ending { why: Why::Replaced, .. } => info!(worker = name, status = how, "worker ended"),
-            _ => warn!(worker = name, status = how, "worker ended, restarting"),
-        }
+        let expected = match self.state {
+            WorkerState::Stopping { .. } => {
+                info!(worker = name, status = how, "worker stopped");
+                true
+            }
+            WorkerState::Restarting { reason: Replaced, .. } => {
+                info!(worker = name, status = how, "worker ended");
+                true
+            }
+            _ => {
+                warn!(worker = name, status = how, "worker ended, restarting");
+                false
+            }
+        };
         self.last_end = Some(End { how, at: Instant::now() });
-        matches!(self.state, State::Stopping { .. } | State::Ending { why: Why::Replaced, .. })
+        expected
     }
 
-    /// What a hook is told about an end.
+    pub(super) fn record_failed_start(&mut self, error: &io::Error) {
+        self.last_end = Some(End { how: format!("could not be started: {error}"), at: Instant::now() });
+    }
+
+    /// What the hook is told about an end.
     pub(super) fn end_facts(&self, pid: Option<Pid>, expected: bool) -> Value {
         json!({
             "hook": "on_worker_end",
@@ -163,9 +187,9 @@ impl Worker {
         })
     }
 
-    /// What a hook is told about a processor that this report says to be failing, if that is news. One that is
-    /// tried again and again comes into the same condition each time.
-    pub(super) fn failing(&mut self, report: &Report) -> Option<Value> {
+    /// What the hook is told if a report says that a processor fails; `None` if that is no news. A processor that is tried
+    /// again and again comes into the same condition each time.
+    pub(super) fn failure_facts(&mut self, report: &Report) -> Option<Value> {
         let Report::Condition { processor, condition } = report else { return None };
         if !matches!(condition, Condition::Retrying | Condition::Failed) {
             return None;
@@ -183,7 +207,7 @@ impl Worker {
         )
     }
 
-    /// What a hook is told about events that a processor has set aside.
+    /// What the hook is told if a report says that a processor has set events aside.
     pub(super) fn set_aside_facts(&self, report: &Report) -> Option<Value> {
         let Report::SetAside { processor, events, last_event_id } = report else { return None };
         Some(json!({
@@ -195,13 +219,9 @@ impl Worker {
         }))
     }
 
-    pub(super) fn could_not_start(&mut self, error: &io::Error) {
-        self.last_end = Some(End { how: format!("could not be started: {error}"), at: Instant::now() });
-    }
-
     pub(super) fn snapshot(&self) -> Snapshot {
         let next_start = match self.state {
-            State::Waiting { due, .. } => Some(due),
+            WorkerState::Waiting { due, .. } => Some(due),
             _ => None,
         };
         Snapshot {
@@ -212,7 +232,7 @@ impl Worker {
             starts: self.starts,
             last_end: self.last_end.clone(),
             next_start,
-            last_beat: self.last_beat,
+            last_heartbeat: self.last_heartbeat,
             conditions: self.conditions.clone(),
         }
     }

@@ -8,10 +8,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::Signal;
 use tokio::process::Child;
 
-use crate::process::spawner::{close_files_on_exec, die_with_owner, on_spawning_thread};
+use crate::process::spawner::{close_files_on_exec, spawn_group};
 use crate::processing::declaration::ProgramDeclaration;
 
 /// Variables that a program inherits of espd's environment, besides all that begin with `LC_`.
@@ -37,15 +36,9 @@ pub(super) fn launch(declaration: &ProgramDeclaration) -> io::Result<Child> {
         .envs(environment)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
-    die_with_owner(&mut command, Signal::SIGKILL);
+        .stderr(Stdio::piped());
     close_files_on_exec(&mut command);
-    let runtime = tokio::runtime::Handle::current();
-    on_spawning_thread(move || {
-        let _entered = runtime.enter();
-        tokio::process::Command::from(command).spawn()
-    })
+    spawn_group(command)
 }
 
 /// The environment of the program: what it inherits of `ours`, and what is declared for it.

@@ -1,8 +1,8 @@
-//! Who works where: the table `workers`, so that others than the daemon can tell a crash loop.
+//! The table `workers`: shows the states of a daemon's workers to programs that do not talk to the daemon.
 //!
-//! The roster writes when something has changed, at most once a second, and every ten seconds as a sign of
-//! life. It waits for no database and nobody waits for it: what cannot be written now is written later, as it
-//! is then. Nothing in espd depends on what it writes.
+//! The daemon writes when something has changed, at most once a second, and every ten seconds to show that it is alive.
+//! Nothing waits for the table, and nothing in espd depends on it: states that cannot be written now are written later, as
+//! they are then.
 
 use std::time::{Duration, Instant};
 
@@ -21,36 +21,36 @@ use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 use crate::supervision::{End, Snapshot};
 
-/// Between two writes.
+/// Least time between two writes.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// Between two writes while nothing changes.
+/// Time between two writes while nothing changes.
 const INTERVAL_MAX: Duration = Duration::from_secs(10);
 
-/// How long the database may take.
+/// How long the database may take for a write.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the table is.
 #[derive(Debug, Clone)]
-pub struct RosterPlace {
+pub(super) struct WorkerTablePlace {
     /// The database of the projections.
     pub database: PgConnectOptions,
     /// The schema of the trackers.
     pub schema: String,
 }
 
-/// Writes what a supervisor shows.
+/// Writes the snapshots of a supervisor to the table.
 #[derive(Debug)]
-pub struct Roster {
+pub(super) struct WorkerTable {
     owner: Owner,
     snapshots: watch::Receiver<Vec<Snapshot>>,
-    /// Changes when the configuration does.
-    place: watch::Receiver<RosterPlace>,
-    /// Made when it is needed, thrown away when it fails.
+    /// Written when the configuration is read again.
+    place: watch::Receiver<WorkerTablePlace>,
+    /// Opened when it is needed, dropped when it fails.
     connection: Option<PgConnection>,
 }
 
-/// What is worth a write when it changes.
+/// What is written of a worker, each time that it changes.
 #[derive(Debug, Clone, PartialEq)]
 struct Entry {
     worker: String,
@@ -62,7 +62,7 @@ struct Entry {
     next_start: Option<Instant>,
 }
 
-/// An entry as it is sent. Times are distances from now: the server's clock is the one that counts.
+/// An entry as it is sent. Times are sent as distances from now, because the server's clock decides.
 #[derive(Debug, Serialize)]
 struct Row<'e> {
     worker: &'e str,
@@ -75,49 +75,44 @@ struct Row<'e> {
     starts_in_seconds: Option<f64>,
 }
 
-impl Roster {
-    /// A roster of what `snapshots` shows.
-    pub fn new(
+impl WorkerTable {
+    /// Prepares to write what `snapshots` shows.
+    pub(super) fn new(
         owner: Owner,
         snapshots: watch::Receiver<Vec<Snapshot>>,
-        place: watch::Receiver<RosterPlace>,
+        place: watch::Receiver<WorkerTablePlace>,
     ) -> Self {
         Self { owner, snapshots, place, connection: None }
     }
 
-    /// Writes until the stop is requested, then removes this daemon's rows if the database lets it.
-    pub async fn run(mut self, mut stop: Shutdown) {
+    /// Writes until the stop is requested, then removes this daemon's rows if the database answers.
+    pub(super) async fn run(mut self, mut stop: Shutdown) {
         let mut outage = Retry::new(RetryPolicy::infrastructure());
-        loop {
-            let entries = self.entries();
-            let Some(written) = stop.run_until_requested(self.write(&entries)).await else { break };
-            let pause = match written {
-                Ok(()) => {
-                    outage.succeeded();
-                    INTERVAL_MIN
-                }
-                Err(error) => {
-                    self.connection = None;
-                    if outage.attempts() == 0 {
-                        warn!(error = describe(&error), "could not write down the workers' states, going on");
-                    }
-                    outage.failed(()).max(INTERVAL_MIN)
-                }
-            };
-            if stop.run_until_requested(sleep(pause)).await.is_none() {
-                break;
-            }
-            if outage.attempts() == 0 && stop.run_until_requested(self.wait(&entries)).await.is_none() {
-                break;
-            }
-        }
-        // A write may have been given up in the middle: its connection is of no use any more.
+        while stop.run_until_requested(self.write_next(&mut outage)).await.is_some() {}
+        // A write may have been cancelled in the middle, which leaves its connection unusable.
         self.connection = None;
         if let Err(error) = self.write(&[]).await {
-            debug!(
-                error = describe(&error),
-                "this daemon's workers stay written down until they are outdated"
-            );
+            let error = describe(&error);
+            debug!(error, "this daemon's workers stay written down until they are outdated");
+        }
+    }
+
+    /// Writes once, then waits until there is something to write and the database may be asked again.
+    async fn write_next(&mut self, outage: &mut Retry<()>) {
+        let entries = self.entries();
+        match self.write(&entries).await {
+            Ok(()) => {
+                outage.succeeded();
+                sleep(INTERVAL_MIN).await;
+                self.wait_for_change(&entries).await;
+            }
+            Err(error) => {
+                self.connection = None;
+                if outage.attempts() == 0 {
+                    warn!(error = describe(&error), "could not write down the workers' states, going on");
+                }
+                sleep(outage.failed(()).max(INTERVAL_MIN)).await;
+            }
         }
     }
 
@@ -125,8 +120,8 @@ impl Roster {
         self.snapshots.borrow_and_update().iter().map(Entry::from).collect()
     }
 
-    /// Returns when there is something else to write, or the same again as a sign of life.
-    async fn wait(&mut self, written: &[Entry]) {
+    /// Returns when there is something new to write, or when it is time to write the same again.
+    async fn wait_for_change(&mut self, written: &[Entry]) {
         let Self { snapshots, place, connection, .. } = self;
         let differs = |shown: &Vec<Snapshot>| !shown.iter().map(Entry::from).eq(written.iter().cloned());
         tokio::select! {
@@ -141,9 +136,9 @@ impl Roster {
         timeout(ANSWER_TIMEOUT, self.replace_rows(entries)).await.map_err(late)?
     }
 
-    /// Replaces this daemon's rows, and removes those of daemons that are dead.
+    /// Replaces this daemon's rows, and removes the rows of daemons that have not written for a minute.
     async fn replace_rows(&mut self, entries: &[Entry]) -> Result<(), sqlx::Error> {
-        let RosterPlace { database, schema } = self.place.borrow().clone();
+        let WorkerTablePlace { database, schema } = self.place.borrow().clone();
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => database.application_name("espd: daemon").disable_statement_logging().connect().await?,

@@ -1,7 +1,7 @@
-//! What a service manager is told: systemd's notification protocol, one datagram per message.
+//! What systemd is told: its notification protocol, one datagram per message.
 //!
-//! Where there is no service manager, every message is told to nobody. A message that cannot be delivered is
-//! lost: the daemon never waits for who watches it.
+//! Without systemd (or another service manager that speaks the protocol) every message is dropped. So is a message that
+//! cannot be delivered: the daemon never waits for those who watch it.
 
 use std::io;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// The other end of the notifications.
+/// Sends notifications to systemd, if that has started this process.
 #[derive(Debug, Default)]
-pub(crate) struct ServiceManager {
+pub(crate) struct Systemd {
     socket: Option<(UnixDatagram, SocketAddr)>,
     watchdog: Option<Duration>,
 }
 
-/// The variables that are for this process alone; its children must not see them.
+/// The environment variables that systemd sets for this process alone; its children must not see them.
 pub(crate) const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
-impl ServiceManager {
-    /// The one that the environment names.
+impl Systemd {
+    /// Finds systemd by what it has written into the environment.
     pub(crate) fn from_environment() -> Self {
         let variable = |name: &str| std::env::var(name).ok();
         Self::find(&variable).unwrap_or_else(|error| {
@@ -42,45 +42,45 @@ impl ServiceManager {
         Ok(Self { socket: Some((socket, address(&name)?)), watchdog })
     }
 
-    /// How often it wants to hear [`Self::watchdog`]: twice as often as it would lose patience.
+    /// How often [`Self::watchdog`] has to be called: twice as often as systemd demands. `None` if it demands nothing.
     pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
-        self.watchdog.map(|patience| patience / 2)
+        self.watchdog.map(|timeout| timeout / 2)
     }
 
-    /// The daemon serves.
+    /// Says that the daemon is ready, and how it is, in one line for people.
     pub(crate) fn ready(&self, status: &str) {
-        self.tell(&format!("READY=1\nSTATUS={status}"));
+        self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
-    /// One line for people.
+    /// Says how the daemon is, in one line for people.
     pub(crate) fn status(&self, status: &str) {
-        self.tell(&format!("STATUS={status}"));
+        self.send(&format!("STATUS={status}"));
     }
 
-    /// The start takes longer: it is to be given this much time from now.
+    /// Says that the start takes longer, and asks for this much time from now.
     pub(crate) fn starting(&self, time: Duration, status: &str) {
-        self.tell(&format!("EXTEND_TIMEOUT_USEC={}\nSTATUS={status}", time.as_micros()));
+        self.send(&format!("EXTEND_TIMEOUT_USEC={}\nSTATUS={status}", time.as_micros()));
     }
 
-    /// The configuration is read again; [`Self::ready`] follows.
+    /// Says that the configuration is read again. [`Self::ready`] has to follow.
     pub(crate) fn reloading(&self) {
         let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return };
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", Duration::from(now).as_micros()));
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", Duration::from(now).as_micros()));
     }
 
-    /// The daemon ends.
+    /// Says that the daemon ends.
     pub(crate) fn stopping(&self) {
-        self.tell("STOPPING=1");
+        self.send("STOPPING=1");
     }
 
-    /// The loop that calls this is alive.
+    /// Says that the loop that calls this is alive.
     pub(crate) fn watchdog(&self) {
         if self.watchdog.is_some() {
-            self.tell("WATCHDOG=1");
+            self.send("WATCHDOG=1");
         }
     }
 
-    fn tell(&self, message: &str) {
+    fn send(&self, message: &str) {
         let Some((socket, address)) = &self.socket else { return };
         if let Err(error) = socket.send_to_addr(message.as_bytes(), address) {
             tracing::debug!(%error, "could not tell the service manager");
@@ -88,7 +88,7 @@ impl ServiceManager {
     }
 }
 
-/// A path, or `@` and an abstract name.
+/// Reads an address: a path, or `@` and an abstract name.
 fn address(name: &str) -> io::Result<SocketAddr> {
     match name.strip_prefix('@') {
         None => SocketAddr::from_pathname(name),
@@ -130,13 +130,13 @@ mod tests {
                 "WATCHDOG_USEC" => Some("2000000".to_owned()),
                 _ => None,
             };
-            let manager = ServiceManager::find(&variable).unwrap();
-            assert_eq!(manager.watchdog_interval(), Some(Duration::from_secs(1)));
-            manager.ready("1 worker");
+            let systemd = Systemd::find(&variable).unwrap();
+            assert_eq!(systemd.watchdog_interval(), Some(Duration::from_secs(1)));
+            systemd.ready("1 worker");
             assert_eq!(receive(&socket), "READY=1\nSTATUS=1 worker");
-            manager.watchdog();
+            systemd.watchdog();
             assert_eq!(receive(&socket), "WATCHDOG=1");
-            manager.reloading();
+            systemd.reloading();
             let reloading = receive(&socket);
             let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
             assert!(time.parse::<u64>().unwrap() > 0);
@@ -144,15 +144,15 @@ mod tests {
     }
 
     #[test]
-    fn a_watchdog_of_another_process_is_not_ours_and_nobody_hears_nothing() {
+    fn the_watchdog_of_another_process_is_not_ours_and_a_missing_socket_is_no_error() {
         let variable = |wanted: &str| match wanted {
             "NOTIFY_SOCKET" => Some("/nowhere/at/all".to_owned()),
             "WATCHDOG_USEC" => Some("2000000".to_owned()),
             _ => Some("1".to_owned()),
         };
-        let manager = ServiceManager::find(&variable).unwrap();
-        assert_eq!(manager.watchdog_interval(), None);
-        manager.ready("nobody is there");
-        ServiceManager::find(&|_| None).unwrap().ready("nobody is there");
+        let systemd = Systemd::find(&variable).unwrap();
+        assert_eq!(systemd.watchdog_interval(), None);
+        systemd.ready("no one listens");
+        Systemd::find(&|_| None).unwrap().ready("no one listens");
     }
 }
