@@ -1,7 +1,7 @@
 //! Which addresses a webhook may connect to.
 //!
-//! A name is resolved once, its addresses are judged, and the connection goes to one that was judged; so a name whose
-//! answers change cannot lead elsewhere.
+//! A name is resolved once, its addresses are checked, and the connection goes to one that passed. A name that resolves
+//! differently the next time therefore cannot lead anywhere else.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -24,11 +24,11 @@ const SPECIAL_V4: [(Ipv4Addr, u32); 15] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),     // reserved, broadcast
 ];
 
-/// Everything of IPv6 that is routed on the public internet is in here.
+/// All IPv6 addresses that are routed on the public internet are within this block.
 const GLOBAL_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
-/// What of it is not, or hides an address of IPv4. (Loopback, link-local, unique-local, multicast, mapped addresses and
-/// those of NAT64 are outside of it anyway.)
+/// Parts of [`GLOBAL_V6`] that are not public, or that embed an IPv4 address. (Loopback, link-local, unique-local,
+/// multicast, IPv4-mapped and NAT64 addresses are outside of it anyway.)
 const SPECIAL_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocol assignments, Teredo
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32), // documentation
@@ -36,7 +36,7 @@ const SPECIAL_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
 ];
 
-/// Whether the address is one of the public internet, reached as what it is.
+/// Whether the address belongs to the public internet, and is not a translation of another address.
 pub(crate) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !SPECIAL_V4.iter().any(|block| contains_v4(*block, address)),

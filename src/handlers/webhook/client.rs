@@ -1,7 +1,8 @@
-//! The HTTP client: where it connects to, and how much and how long it listens.
+//! The HTTP client: which addresses it connects to, how much of an answer it reads, and how long it waits.
 //!
-//! No redirects, no proxies, no cookies; certificates are always verified. A name is resolved by `Dialer`, which connects
-//! to an address that it has judged itself. The only file, with `request`, that names hyper's client and rustls.
+//! The client follows no redirects, uses no proxies and keeps no cookies; it always verifies certificates. `Dialer` resolves
+//! a name and connects to an address that it has checked itself. Only this file and `request` name hyper's client and
+//! rustls.
 
 use std::error::Error;
 use std::future::Future;
@@ -31,10 +32,10 @@ use super::answer::Answer;
 use crate::postgres::error::chain;
 use crate::processing::declaration::{InvalidReceiver, WebhookDeclaration};
 
-/// The largest body of an answer.
+/// The largest body of an answer, in bytes.
 const BODY_MAX: usize = 64 << 10;
 
-/// The largest head of an answer, and the most headers in it.
+/// The largest head of an answer, in bytes, and the most headers in it.
 const HEAD_MAX: usize = 32 << 10;
 const HEADERS_MAX: usize = 100;
 
@@ -50,12 +51,12 @@ pub(crate) struct Client {
     timeout: Duration,
 }
 
-/// Why there is no answer.
+/// Why a request got no answer.
 #[derive(Debug)]
 pub(crate) enum RequestError {
     /// The receiver could not be reached, so it has not seen the request.
     Unreachable(String),
-    /// It may have seen it.
+    /// The exchange ended early. The receiver may have seen the request.
     Interrupted(String),
 }
 
@@ -81,15 +82,15 @@ impl Client {
         Ok(Self { http, timeout: declaration.timeout })
     }
 
-    /// Sends a request and receives the whole answer.
+    /// Sends a request and receives the complete answer.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, RequestError> {
-        let exchange = async {
+        let answer = async {
             let response = self.http.request(request).await.map_err(|error| RequestError::of(&error))?;
             receive(response).await
         };
         let too_late =
             || RequestError::Interrupted(format!("the receiver has not answered within {:?}", self.timeout));
-        tokio::time::timeout(self.timeout, exchange).await.unwrap_or_else(|_| Err(too_late()))
+        tokio::time::timeout(self.timeout, answer).await.unwrap_or_else(|_| Err(too_late()))
     }
 }
 
@@ -120,7 +121,7 @@ impl RequestError {
     }
 }
 
-/// Verifies certificates by the authorities of the system, or by those in a file; by none where there is no TLS.
+/// Trusts the authorities of the system, or those in `ca_file`. Without TLS none are read.
 fn tls(ca_file: Option<&Path>, is_secure: bool) -> Result<ClientConfig, InvalidReceiver> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -137,7 +138,7 @@ fn tls(ca_file: Option<&Path>, is_secure: bool) -> Result<ClientConfig, InvalidR
     Ok(builder.with_no_client_auth())
 }
 
-/// The certificates of a file in the PEM format.
+/// Reads the certificates of a PEM file.
 pub(crate) fn read_authorities(file: &Path) -> Result<RootCertStore, InvalidReceiver> {
     let refuse = |why: String| InvalidReceiver(format!("{} cannot be used: {why}", file.display()));
     let certificates = CertificateDer::pem_file_iter(file).map_err(|error| refuse(error.to_string()))?;
@@ -149,7 +150,7 @@ pub(crate) fn read_authorities(file: &Path) -> Result<RootCertStore, InvalidRece
     if store.is_empty() { Err(refuse("there is no certificate in it".into())) } else { Ok(store) }
 }
 
-/// Connects to a host, at an address that may be connected to.
+/// Connects to a host, at an address that is allowed.
 #[derive(Debug, Clone)]
 struct Dialer {
     allow_private: bool,
@@ -195,7 +196,7 @@ impl Service<Uri> for Dialer {
     }
 }
 
-/// Connects, with TLS and all, within a time.
+/// Limits the time for a connection, TLS handshake included.
 #[derive(Debug, Clone)]
 struct ConnectTimeout<C> {
     inner: C,

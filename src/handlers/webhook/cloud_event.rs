@@ -8,16 +8,16 @@ use uuid::Uuid;
 
 use crate::event::Event;
 
-/// Where the keys of deliveries come from; drawn once, at random, for all installations and for ever.
+/// The namespace of delivery keys. It was generated once at random, is the same everywhere and never changes.
 const DELIVERIES: Uuid = Uuid::from_u128(0x6f2b_1c8e_9d34_4a57_b0c6_e81f_7a25_93d4);
 
-/// What a receiver knows a delivery by. It is the same for every try of an event by a reactor, from whatever process
-/// and after whatever restore, because it follows from their names only.
+/// The key by which a receiver recognizes a delivery. It depends only on the names of the reactor and the event, so it is
+/// the same for every attempt, from any process and after any restore.
 pub(crate) fn delivery_key(reactor: &str, event: Uuid) -> Uuid {
     Uuid::new_v5(&DELIVERIES, format!("{reactor}/{event}").as_bytes())
 }
 
-/// The attributes of an event as headers. `source` names the store that it comes from.
+/// The attributes of an event as headers. `source` names the event store.
 pub(crate) fn attributes(event: &Event, source: &str) -> Vec<(&'static str, String)> {
     let mut attributes = vec![
         ("ce-specversion", "1.0".to_owned()),
@@ -26,7 +26,7 @@ pub(crate) fn attributes(event: &Event, source: &str) -> Vec<(&'static str, Stri
         ("ce-type", encode(&event.event_type)),
         ("ce-subject", event.aggregate_id.to_string()),
         ("ce-time", event.created_at.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
-        // Attributes of our own and of registered extensions.
+        // Attributes of espd and of registered extensions.
         ("ce-position", event.id.to_string()),
         ("ce-version", event.version.to_string()),
     ];
@@ -35,11 +35,10 @@ pub(crate) fn attributes(event: &Event, source: &str) -> Vec<(&'static str, Stri
     attributes
 }
 
-/// Visible ASCII apart from `"` and `%` stays as it is, all other characters are encoded. So no text of an event can end
-/// a header.
+/// All characters are encoded but visible ASCII without `"` and `%`, so no text of an event can end a header.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
-/// The value of a header as the binding wants it.
+/// Encodes the value of a header as the binding specifies.
 fn encode(value: &str) -> String {
     utf8_percent_encode(value, ENCODED).to_string()
 }

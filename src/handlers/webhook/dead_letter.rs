@@ -1,10 +1,10 @@
-//! Sending the event of a dead letter again.
+//! Retrying a dead letter: its event is sent again.
 
 use sqlx::PgConnection;
 
 use super::answer::DeliveryResult;
 use super::sender::SendAttempt;
-use super::{SILENCE_MAX, Webhook};
+use super::{IDLE_MAX, Webhook};
 use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables};
 use crate::processing::emission::Source;
 use crate::processing::failure::Failure;
@@ -12,22 +12,21 @@ use crate::processing::processor::{BatchRequest, Delivery, Outcome, ProcessorErr
 use crate::processing::tracker::Progress;
 
 impl Webhook {
-    /// Sends the event, with the tracker locked meanwhile: nothing else is done under this claim, and what is under way
-    /// ends by itself. The letter was recorded as done beyond the position when it was written.
+    /// Sends the event while the tracker is locked, so that nothing else happens under this claim. Requests under way go on
+    /// meanwhile. The position stays, because the event was recorded as done when it became a dead letter.
     pub(super) async fn retry_dead_letter(
         &mut self,
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
-        let silence_max = self.timeout + SILENCE_MAX;
-        let Some(mut transaction) =
-            BatchTransaction::open(connection, &self.base, request, silence_max).await?
+        let idle_max = self.timeout + IDLE_MAX;
+        let Some(mut transaction) = BatchTransaction::open(connection, &self.base, request, idle_max).await?
         else {
             return Ok(Outcome::ClaimLost);
         };
         let position = request.claim.position;
         let (deliveries, _) = transaction.read().await?;
-        // Not sent: an event of a type that is not handled any more, and one that was received before a reset.
+        // An event whose type is no longer handled is not sent, nor is one that was received before a reset.
         let delivery = deliveries.first().filter(|delivery| !delivery.replaying);
         if let Some(delivery) = delivery
             && let Some(failure) = self.send_again(&mut transaction, delivery).await?
@@ -39,7 +38,7 @@ impl Webhook {
         Ok(Outcome::Committed { position, handled, failure: None })
     }
 
-    /// Sends an event, and has done what the answer wants. Returns why that could not be, if so.
+    /// Sends an event and carries out what the answer wants. Returns the failure, if there is one.
     async fn send_again(
         &self,
         transaction: &mut BatchTransaction<'_>,

@@ -1,4 +1,4 @@
-//! The request that an event is sent with.
+//! Builds the request that delivers an event.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +15,7 @@ use super::signature::sign;
 use crate::event::Event;
 use crate::processing::declaration::{InvalidReceiver, SigningSecret, WebhookDeclaration};
 
-/// What the requests of one reactor have in common.
+/// Builds the requests of one reactor, and holds what they have in common.
 #[derive(Debug)]
 pub(crate) struct Requests {
     reactor: String,
@@ -23,15 +23,15 @@ pub(crate) struct Requests {
     source: String,
     uri: Uri,
     secrets: Vec<SigningSecret>,
-    /// The declared headers, and a name and password of the URL. Secrets.
+    /// The declared headers, and the credentials of the URL. All of them may be secrets.
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Requests {
-    /// The requests of a reactor, for events of the store in this schema.
+    /// Prepares the requests of a reactor for events of the store in `schema`.
     ///
     /// # Errors
-    /// A header or the URL is not as a declaration has to have it.
+    /// A declared header or the URL is not valid.
     pub(crate) fn new(
         reactor: &str,
         schema: &str,
@@ -49,12 +49,12 @@ impl Requests {
             source: format!("/espd/{schema}"),
             uri,
             secrets: declaration.secrets.clone(),
-            // What is declared wins.
+            // A declared `authorization` comes last and replaces that of the URL.
             headers: authorization.into_iter().chain(declared).collect::<Result<_, _>>()?,
         })
     }
 
-    /// The request for an event, signed at this time.
+    /// Builds the request for an event, signed at `now`.
     pub(crate) fn request(&self, event: &Event, now: DateTime<Utc>) -> Request<Full<Bytes>> {
         let body = event.body.get();
         let mut request = Request::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
@@ -65,7 +65,7 @@ impl Requests {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.extend(self.headers.iter().cloned());
         let mut add = |name: &'static str, value: String| {
-            // Digits, base64 and what is encoded: always the value of a header.
+            // Digits, base64 and encoded text are always valid in a header.
             headers.extend(HeaderValue::try_from(value).map(|value| (HeaderName::from_static(name), value)));
         };
         for (name, value) in attributes(event, &self.source) {
@@ -82,7 +82,7 @@ impl Requests {
     }
 }
 
-/// Whether a header is one that requests have anyway, or that belongs to the connection.
+/// Whether a header is set by espd itself, or belongs to the connection.
 pub(crate) fn is_reserved(name: &str) -> bool {
     const RESERVED: [&str; 11] = [
         "connection",
@@ -100,7 +100,7 @@ pub(crate) fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name) || name.starts_with("ce-") || name.starts_with("webhook-")
 }
 
-/// Reads a declared header. Its value is kept out of whatever shows headers.
+/// Reads a declared header. Its value is marked as sensitive, so that it is never shown.
 pub(crate) fn read_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), InvalidReceiver> {
     let name = HeaderName::try_from(name)
         .map_err(|_| InvalidReceiver(format!("{name:?} is no name of a header")))?;
@@ -113,11 +113,11 @@ pub(crate) fn read_header(name: &str, value: &str) -> Result<(HeaderName, Header
     Ok((name, value))
 }
 
-/// The URL without name and password, and these as a header.
+/// Splits a URL into one without credentials, and the value of the `authorization` header made of them.
 fn take_credentials(mut url: Url) -> (Url, Option<String>) {
     let decode = |text: &str| percent_decode_str(text).collect::<Vec<u8>>();
     let (name, password) = (decode(url.username()), decode(url.password().unwrap_or_default()));
-    // Both work on every URL with a host.
+    // Neither fails on a URL with a host.
     let _ = (url.set_username(""), url.set_password(None));
     let is_given = !(name.is_empty() && password.is_empty());
     (url, is_given.then(|| format!("Basic {}", STANDARD.encode([&name[..], b":", &password[..]].concat()))))
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_text_and_none_of_our_own() {
+    fn a_header_is_text_and_not_reserved() {
         assert!(read_header("authorization", "Bearer a b").unwrap().1.is_sensitive());
         for (name, value) in [("a b", "x"), ("", "x"), ("a", "x\ny"), ("a", "\0"), ("a", "ä"), ("a", "\t")] {
             let error = read_header(name, value).unwrap_err().to_string();

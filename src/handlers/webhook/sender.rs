@@ -1,4 +1,4 @@
-//! Sends one event and says what came of it.
+//! Sends one event and decides what its delivery resulted in.
 
 use chrono::Utc;
 
@@ -14,24 +14,24 @@ use crate::processing::failure::Failure;
 pub(crate) struct Sender {
     pub(crate) requests: Requests,
     pub(crate) client: Client,
-    /// What must not be shown, also where a receiver repeats it.
+    /// Secrets that must not be shown, even if a receiver repeats them.
     hidden: Vec<String>,
 }
 
-/// What came of sending an event.
+/// The outcome of sending an event once.
 #[derive(Debug)]
 pub(crate) enum SendAttempt {
-    /// There was an answer, or a failure that counts.
+    /// There was an answer, or a failure that counts as an attempt.
     Concluded(DeliveryResult),
-    /// The receiver is not there, for whichever event.
+    /// The receiver could not be reached. No event is to blame.
     Unreachable(String),
 }
 
 impl Sender {
-    /// A sender for the events of the store in this schema.
+    /// Makes a sender for events of the store in `schema`.
     ///
     /// # Errors
-    /// What is declared cannot be used here.
+    /// The declaration cannot be used on this machine.
     pub(crate) fn new(
         reactor: &str,
         schema: &str,
@@ -41,7 +41,7 @@ impl Sender {
         Ok(Self { requests, client: Client::new(declaration)?, hidden: declaration.hidden() })
     }
 
-    /// Sends an event; takes the declared timeout at most.
+    /// Sends an event. Takes no longer than the declared timeout.
     pub(crate) async fn send(&self, event: &Event) -> SendAttempt {
         match self.client.send(self.requests.request(event, Utc::now())).await {
             Ok(answer) => SendAttempt::Concluded(self.conceal(answer.classify(Utc::now()))),
@@ -53,7 +53,7 @@ impl Sender {
         }
     }
 
-    /// The result without what the receiver has repeated of our secrets.
+    /// Removes secrets that the receiver has repeated from a failure.
     fn conceal(&self, result: DeliveryResult) -> DeliveryResult {
         let DeliveryResult::Failed { failure, wait } = result else { return result };
         let conceal =

@@ -1,4 +1,4 @@
-//! Signatures as Standard Webhooks has them: HMAC-SHA256 over `id.timestamp.body`, one for each secret.
+//! Signatures as Standard Webhooks specifies them: HMAC-SHA256 over `id.timestamp.body`, one for each secret.
 //!
 //! <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>
 
@@ -11,17 +11,17 @@ use sha2::Sha256;
 
 use crate::processing::declaration::{InvalidReceiver, SigningSecret};
 
-/// What precedes the base64 of a secret.
+/// The prefix of a secret; base64 follows.
 const PREFIX: &str = "whsec_";
 
-/// Bytes of a secret.
+/// The allowed length of a secret, in bytes.
 const LENGTH: RangeInclusive<usize> = 24..=64;
 
 impl SigningSecret {
     /// Accepts `whsec_` and the base64 of 24 to 64 bytes.
     ///
     /// # Errors
-    /// Says what is wrong with it, without repeating it.
+    /// The secret is not of this form. The text says why, without repeating the secret.
     pub fn new(secret: impl Into<String>) -> Result<Self, InvalidReceiver> {
         let secret = Self(secret.into());
         let Some(key) = secret.key() else {
@@ -42,7 +42,8 @@ impl SigningSecret {
     }
 }
 
-/// The value of `webhook-signature`: `v1,…`, one for each secret, so that a receiver may know the old or the new one.
+/// The value of `webhook-signature`: `v1,…`, one for each secret, so that a receiver may verify with the old or the new
+/// one while secrets are rotated.
 pub(crate) fn sign(secrets: &[SigningSecret], id: &str, timestamp: i64, body: &[u8]) -> String {
     let keys = secrets.iter().filter_map(SigningSecret::key);
     let signatures = keys.filter_map(|key| sign_with(&key, id, timestamp, body));
@@ -50,7 +51,7 @@ pub(crate) fn sign(secrets: &[SigningSecret], id: &str, timestamp: i64, body: &[
 }
 
 fn sign_with(key: &[u8], id: &str, timestamp: i64, body: &[u8]) -> Option<String> {
-    // HMAC takes keys of every length.
+    // HMAC accepts keys of every length, so this does not fail.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     mac.update(format!("{id}.{timestamp}.").as_bytes());
     mac.update(body);

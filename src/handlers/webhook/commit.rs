@@ -1,0 +1,114 @@
+//! Committing what deliveries have resulted in: emissions, dead letters, deliveries beyond the position, and the position.
+
+use std::time::Instant;
+
+use sqlx::PgConnection;
+use tracing::error;
+
+use super::deliveries::{Deliveries, GivenUp};
+use super::delivery_queue::{CommitPlan, DeliveryQueue};
+use super::{IDLE_MAX, Webhook};
+use crate::event::Position;
+use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables};
+use crate::processing::emission::Emitter;
+use crate::processing::heartbeat;
+use crate::processing::processor::{BatchRequest, ProcessorBase, ProcessorError};
+use crate::processing::tracker::{Claim, Progress};
+
+impl Webhook {
+    /// Commits what has happened since the last commit. Returns the number of events that are done with it, or `None` if the
+    /// claim is no longer valid.
+    pub(super) async fn commit(
+        &mut self,
+        connection: &mut PgConnection,
+        request: &BatchRequest<'_>,
+    ) -> Result<Option<i32>, ProcessorError> {
+        if !self.has_to_commit(request) {
+            return Ok(Some(0));
+        }
+        let Self { base, queue, emitter, committed, .. } = self;
+        let Some(mut transaction) = BatchTransaction::open(connection, base, request, IDLE_MAX).await? else {
+            return Ok(None);
+        };
+        apply(&mut transaction, emitter, queue, queue.effects()).await?;
+        let plan = queue.plan_commit();
+        record(&mut transaction, base, request.claim, &plan).await?;
+        let handled = i32::try_from(plan.done.len()).unwrap_or(i32::MAX);
+        let put_off = queue.next_put_off();
+        queue.mark_attempted(plan.position);
+        let failing = put_off.is_some();
+        transaction
+            .finish(Progress { position: plan.position, handled, failing, put_off: put_off.as_ref() })
+            .await?;
+        queue.mark_committed(&plan);
+        *committed = Some(Instant::now());
+        plan.given_up.iter().for_each(|one| announce(base.name(), one));
+        Ok(Some(handled))
+    }
+
+    /// Whether anything has happened, or the lease needs a commit to be extended. An outage allows no empty commit, because
+    /// that would record that the outage is over.
+    fn has_to_commit(&self, request: &BatchRequest<'_>) -> bool {
+        let plan = self.queue.plan_commit();
+        if !plan.is_empty() || plan.position != request.claim.position {
+            return true;
+        }
+        let is_recent = self.committed.is_some_and(|committed| committed.elapsed() < request.lease / 5);
+        !is_recent && !self.queue.is_unreachable()
+    }
+}
+
+/// Emits what receivers want emitted. An event whose emissions are refused has failed.
+async fn apply(
+    transaction: &mut BatchTransaction<'_>,
+    emitter: &Emitter,
+    queue: &mut DeliveryQueue,
+    effects: Vec<EventEffects>,
+) -> Result<(), ProcessorError> {
+    let (tables, mut rest) = (RowTables::default(), effects.as_slice());
+    while !rest.is_empty() {
+        let applied = transaction.apply(&tables, emitter, rest).await?;
+        let Some((failing, failure)) = rest.get(applied.events).zip(applied.failure) else { break };
+        queue.record_failure(failing.source.id, *failure, None);
+        rest = &rest[applied.events + 1..];
+    }
+    Ok(())
+}
+
+/// Records dead letters, and which events beyond the position are done or have failed.
+async fn record(
+    transaction: &mut BatchTransaction<'_>,
+    base: &ProcessorBase,
+    claim: &Claim,
+    plan: &CommitPlan,
+) -> Result<(), sqlx::Error> {
+    let (deliveries, connection) = (Deliveries::of(base, claim), transaction.connection());
+    for one in &plan.given_up {
+        deliveries.give_up(connection, one).await?;
+    }
+    for one in &plan.waiting {
+        deliveries.set_aside_behind(connection, one).await?;
+    }
+    deliveries.record_done(connection, plan.done.iter().copied().filter(|id| *id > plan.position)).await?;
+    for (id, put_off) in &plan.put_off {
+        deliveries.record_put_off(connection, *id, put_off).await?;
+    }
+    if plan.position > claim.position {
+        deliveries.pass(connection, plan.position).await?;
+    }
+    Ok(())
+}
+
+fn announce(reactor: &str, GivenUp { failure, attempts, .. }: &GivenUp) {
+    error!(
+        processor = reactor,
+        event.id = failure.event_id.map(Position::get),
+        event.r#type = failure.event_type,
+        attempt = attempts,
+        error = %failure,
+        "set an event aside that could not be handled: `espctl dead-letters list` shows it"
+    );
+    if let Some(id) = failure.event_id {
+        heartbeat::record_set_aside(id);
+    }
+}
