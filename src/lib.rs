@@ -44,7 +44,6 @@
 )]
 
 // Words and tools: no database, no process.
-pub mod diagnostic;
 pub mod event;
 mod postgres;
 pub mod retry;
@@ -61,6 +60,8 @@ pub mod embedded;
 pub mod process;
 
 // Processing.
+#[cfg(feature = "processors")]
+pub mod diagnostic;
 #[cfg(feature = "processors")]
 pub mod handlers;
 #[cfg(feature = "processors")]

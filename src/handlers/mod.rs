@@ -1,7 +1,11 @@
 //! What handles a batch: SQL, Rust, a program, a webhook; and the transaction that the last three share.
 
 pub(crate) mod batch;
+mod check;
 pub mod native;
 pub(crate) mod program;
+mod scratch;
 pub mod sql;
 pub(crate) mod webhook;
+
+pub use check::check;

@@ -15,8 +15,7 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _};
 
 pub use crate::processing::processor::Events;
-pub use check::check;
-pub(crate) use check::{check_upcasts, hidden_types};
+pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;

@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::diagnostic::{Diagnostic, render_all};
 use crate::embedded::{EmbeddedPostgres, Options};
-use crate::handlers::sql;
+use crate::handlers::{self, sql};
 use crate::operations::databases::{Databases, private_database};
 use crate::process::exit_code::Exit;
 use crate::processing::processor::ProcessorKind;
@@ -56,7 +56,7 @@ async fn check_on(config: &Config, databases: &Databases) -> anyhow::Result<Chec
     found.extend(sql::hidden_types(&config.processors, &config.upcasts));
     let mut projections = databases.projections.acquire().await?;
     let schema = &databases.projections_schema;
-    found.extend(sql::check(&mut projections, &config.processors, schema).await?);
+    found.extend(handlers::check(&mut projections, &config.processors, schema).await?);
     let diagnostics = found.into_iter().map(Diagnostic::with_line_of_file).collect();
     let checked = format!("{}, event store {}", count(config), databases.layout.events_table());
     Ok(CheckReport { diagnostics, checked })

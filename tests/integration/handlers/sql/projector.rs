@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use espd::handlers::sql::check;
+use espd::handlers::check;
 use espd::processing::declaration::{ProcessorDeclaration, SourceText};
 use espd::processing::failure::Failure;
 use espd::processing::processor::{Outcome, Processor as _, ProcessorError};

@@ -1,6 +1,7 @@
 //! SQL reactors on a real database: what they emit, the tables and the position together, and never twice.
 
-use espd::handlers::sql::{Events, check};
+use espd::handlers::check;
+use espd::handlers::sql::Events;
 use espd::processing::declaration::{ProcessorDeclaration, Reaction, Start};
 use espd::processing::failure::Failure;
 use espd::processing::processor::Outcome;
