@@ -24,7 +24,7 @@ const SERVER_VERSION_MIN: i32 = 130_000;
 
 /// Products that speak PostgreSQL's protocol but lock, or draw ids, in their own way: what they are
 /// called in `version()`, and what they are called.
-const IMPOSTORS: [(&str, &str); 3] =
+const LOOKALIKES: [(&str, &str); 3] =
     [("CockroachDB", "CockroachDB"), ("-YB-", "YugabyteDB"), ("Redshift", "Amazon Redshift")];
 
 /// Why a store must not be read.
@@ -35,14 +35,14 @@ pub enum PreconditionError {
     Database(#[from] sqlx::Error),
     /// Something does not hold. All of it is listed.
     #[error("the event store cannot be read safely{}", list(.0))]
-    Unmet(Vec<Fault>),
+    Unmet(Vec<Unmet>),
 }
 
 /// One thing that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct Unmet {
     /// Which one it is, for the programs that care.
-    pub kind: FaultKind,
+    pub kind: UnmetKind,
     /// What is wrong, in a sentence.
     pub problem: String,
     /// What to do about it: an SQL command, or advice.
@@ -51,7 +51,7 @@ pub struct Fault {
 
 /// The things that may be wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaultKind {
+pub enum UnmetKind {
     /// The server is not PostgreSQL.
     NotPostgres,
     /// The server is too old.
@@ -97,20 +97,20 @@ pub async fn check(
     layout: &Layout,
     largest_position: Position,
 ) -> Result<(), PreconditionError> {
-    let mut faults = check_server(connection).await?;
+    let mut unmet = check_server(connection).await?;
     // On another product the catalog cannot be trusted either, or asked at all.
-    if faults.iter().all(|fault| fault.kind != FaultKind::NotPostgres) {
-        let structure = Structure::read(connection, layout).await?.faults();
-        let readable = structure.iter().all(|fault| !fault.kind.prevents_reading());
-        faults.extend(structure);
+    if unmet.iter().all(|one| one.kind != UnmetKind::NotPostgres) {
+        let structure = Structure::read(connection, layout).await?.unmet();
+        let readable = structure.iter().all(|one| !one.kind.prevents_reading());
+        unmet.extend(structure);
         if readable {
-            faults.extend(check_positions(connection, layout, largest_position).await?);
+            unmet.extend(check_positions(connection, layout, largest_position).await?);
         }
     }
-    if faults.is_empty() { Ok(()) } else { Err(PreconditionError::Unmet(faults)) }
+    if unmet.is_empty() { Ok(()) } else { Err(PreconditionError::Unmet(unmet)) }
 }
 
-async fn check_server(connection: &mut PgConnection) -> Result<Vec<Fault>, sqlx::Error> {
+async fn check_server(connection: &mut PgConnection) -> Result<Vec<Unmet>, sqlx::Error> {
     let statement = "
         -- read_server
         select version() as version,
@@ -119,27 +119,27 @@ async fn check_server(connection: &mut PgConnection) -> Result<Vec<Fault>, sqlx:
                pg_is_in_recovery() as is_standby";
     let server = sqlx::raw_sql(statement).fetch_one(connection).await?;
     let version: &str = server.try_get("version")?;
-    if let Some(product) = impostor(version) {
+    if let Some(product) = lookalike(version) {
         let problem = format!("the server is {product}, whose locks and sequences are not PostgreSQL's");
-        return Ok(vec![Fault::new(FaultKind::NotPostgres, problem, "connect to a PostgreSQL server")]);
+        return Ok(vec![Unmet::new(UnmetKind::NotPostgres, problem, "connect to a PostgreSQL server")]);
     }
-    let mut faults = Vec::new();
+    let mut unmet = Vec::new();
     if server.try_get::<i32, _>("ordinal")? < SERVER_VERSION_MIN {
         let number: &str = server.try_get("number")?;
         let problem = format!("the server is PostgreSQL {number}, and 13 is the oldest that is supported");
-        faults.push(Fault::new(FaultKind::ServerTooOld, problem, "upgrade the server"));
+        unmet.push(Unmet::new(UnmetKind::ServerTooOld, problem, "upgrade the server"));
     }
     if server.try_get("is_standby")? {
         let problem = "the server is a standby, where the locks of writers cannot be seen";
         let repair = "connect to the primary, or run `select pg_promote()` if this is to be it";
-        faults.push(Fault::new(FaultKind::Standby, problem, repair));
+        unmet.push(Unmet::new(UnmetKind::Standby, problem, repair));
     }
-    Ok(faults)
+    Ok(unmet)
 }
 
 /// The product that calls itself `version` and is not PostgreSQL.
-fn impostor(version: &str) -> Option<&'static str> {
-    IMPOSTORS.iter().find(|(mark, _)| version.contains(mark)).map(|(_, product)| *product)
+fn lookalike(version: &str) -> Option<&'static str> {
+    LOOKALIKES.iter().find(|(mark, _)| version.contains(mark)).map(|(_, product)| *product)
 }
 
 /// Restored and copied stores: the rows are there, but the sequence says that they are not.
@@ -147,16 +147,16 @@ async fn check_positions(
     connection: &mut PgConnection,
     layout: &Layout,
     largest_position: Position,
-) -> Result<Vec<Fault>, sqlx::Error> {
+) -> Result<Vec<Unmet>, sqlx::Error> {
     let Order::DrawnInTransaction { sequence, .. } = &layout.order;
     let (first, last) = read_ids(connection, layout).await?;
     // After the ids: the sequence of a store in use is ahead of what was read before.
     let last_value = read_last_value(connection, sequence).await?;
-    let mut faults = Vec::new();
+    let mut unmet = Vec::new();
     if first.get() < 1 {
         let problem = format!("the smallest id is {first}, and reading begins after 0");
         let repair = "give these events ids above 0 before anything else reads them";
-        faults.push(Fault::new(FaultKind::IdTooSmall, problem, repair));
+        unmet.push(Unmet::new(UnmetKind::IdTooSmall, problem, repair));
     }
     if last_value < last {
         let problem = format!(
@@ -164,7 +164,7 @@ async fn check_positions(
              was the store restored or copied without its sequence?"
         );
         let repair = format!("select setval('{sequence}', {last});");
-        faults.push(Fault::new(FaultKind::SequenceBehindEvents, problem, repair));
+        unmet.push(Unmet::new(UnmetKind::SequenceBehindEvents, problem, repair));
     }
     if last_value.max(last) < largest_position {
         let problem = format!(
@@ -172,9 +172,9 @@ async fn check_positions(
              events that follow would be taken for ones that it has seen"
         );
         let repair = "restore the store that the processors followed, or `espctl reset` those beyond its end";
-        faults.push(Fault::new(FaultKind::SequenceBehindPosition, problem, repair));
+        unmet.push(Unmet::new(UnmetKind::SequenceBehindPosition, problem, repair));
     }
-    Ok(faults)
+    Ok(unmet)
 }
 
 /// The smallest and the largest id; 1 and 0 in an empty store.
@@ -201,27 +201,27 @@ async fn read_last_value(connection: &mut PgConnection, sequence: &str) -> Resul
     row.try_get("last_value")
 }
 
-impl Fault {
-    fn new(kind: FaultKind, problem: impl Into<String>, repair: impl Into<String>) -> Self {
+impl Unmet {
+    fn new(kind: UnmetKind, problem: impl Into<String>, repair: impl Into<String>) -> Self {
         Self { kind, problem: problem.into(), repair: repair.into() }
     }
 }
 
-impl FaultKind {
+impl UnmetKind {
     /// Whether a reader would fail rather than read wrongly.
     pub(crate) fn prevents_reading(self) -> bool {
         matches!(self, Self::TableMissing | Self::SequenceMissing | Self::NotReadable | Self::ColumnUnfit)
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Unmet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}\n    repair: {}", self.problem, self.repair)
     }
 }
 
-fn list(faults: &[Fault]) -> String {
-    faults.iter().map(|fault| format!("\n  - {fault}")).collect()
+fn list(unmet: &[Unmet]) -> String {
+    unmet.iter().map(|one| format!("\n  - {one}")).collect()
 }
 
 #[cfg(test)]
@@ -230,11 +230,11 @@ mod tests {
 
     #[test]
     fn products_that_only_speak_like_postgres_are_recognised() {
-        assert_eq!(impostor("PostgreSQL 15.18 (Debian 15.18-0+deb12u1) on x86_64-pc-linux-gnu"), None);
+        assert_eq!(lookalike("PostgreSQL 15.18 (Debian 15.18-0+deb12u1) on x86_64-pc-linux-gnu"), None);
         assert_eq!(
-            impostor("CockroachDB CCL v23.1.1 (x86_64-pc-linux-gnu, built 2023)"),
+            lookalike("CockroachDB CCL v23.1.1 (x86_64-pc-linux-gnu, built 2023)"),
             Some("CockroachDB")
         );
-        assert_eq!(impostor("PostgreSQL 11.2-YB-2.20.1.0-b0 on x86_64-pc-linux-gnu"), Some("YugabyteDB"));
+        assert_eq!(lookalike("PostgreSQL 11.2-YB-2.20.1.0-b0 on x86_64-pc-linux-gnu"), Some("YugabyteDB"));
     }
 }

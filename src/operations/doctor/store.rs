@@ -11,40 +11,40 @@ use crate::processing::tracker::Trackers;
 use crate::schema;
 use crate::store::horizon::observe_once;
 use crate::store::layout::{CreatedBy, Layout};
-use crate::store::preconditions::{self, FaultKind, PreconditionError};
+use crate::store::preconditions::{self, PreconditionError, UnmetKind};
 
 /// How long to wait for the horizon to settle before naming who holds it back.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The preconditions by subject: what is said where they hold, and the faults that say otherwise.
-const PRECONDITIONS: [(&str, &str, &[FaultKind]); 8] = [
-    ("server_version", "PostgreSQL 13 or newer", &[FaultKind::NotPostgres, FaultKind::ServerTooOld]),
-    ("primary", "the server is the primary", &[FaultKind::Standby]),
+/// The preconditions by subject: what is said where they hold, and the kinds that say otherwise.
+const PRECONDITIONS: [(&str, &str, &[UnmetKind]); 8] = [
+    ("server_version", "PostgreSQL 13 or newer", &[UnmetKind::NotPostgres, UnmetKind::ServerTooOld]),
+    ("primary", "the server is the primary", &[UnmetKind::Standby]),
     (
         "events_table",
         "the table of events is there, with the columns of its layout",
-        &[FaultKind::TableMissing, FaultKind::ColumnUnfit],
+        &[UnmetKind::TableMissing, UnmetKind::ColumnUnfit],
     ),
-    ("events_logged", "the table of events survives a crash", &[FaultKind::Unlogged]),
-    ("events_readable", "all events can be read", &[FaultKind::NotReadable, FaultKind::RowSecurity]),
+    ("events_logged", "the table of events survives a crash", &[UnmetKind::Unlogged]),
+    ("events_readable", "all events can be read", &[UnmetKind::NotReadable, UnmetKind::RowSecurity]),
     (
         "sequence",
         "ids are drawn by the insert itself, one by one, upward",
         &[
-            FaultKind::SequenceMissing,
-            FaultKind::SequenceNotOwned,
-            FaultKind::SequenceCached,
-            FaultKind::SequenceIncrement,
-            FaultKind::SequenceCycles,
-            FaultKind::IdNotDrawn,
+            UnmetKind::SequenceMissing,
+            UnmetKind::SequenceNotOwned,
+            UnmetKind::SequenceCached,
+            UnmetKind::SequenceIncrement,
+            UnmetKind::SequenceCycles,
+            UnmetKind::IdNotDrawn,
         ],
     ),
     (
         "ids",
         "every event is within a reader's reach",
-        &[FaultKind::IdTooSmall, FaultKind::SequenceBehindEvents],
+        &[UnmetKind::IdTooSmall, UnmetKind::SequenceBehindEvents],
     ),
-    ("positions", "no processor is beyond the end of the store", &[FaultKind::SequenceBehindPosition]),
+    ("positions", "no processor is beyond the end of the store", &[UnmetKind::SequenceBehindPosition]),
 ];
 
 pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
@@ -80,19 +80,18 @@ async fn preconditions(
     layout: &Layout,
     reached: Position,
 ) -> anyhow::Result<Vec<Finding>> {
-    let faults = match preconditions::check(connection, layout, reached).await {
+    let unmet = match preconditions::check(connection, layout, reached).await {
         Ok(()) => Vec::new(),
-        Err(PreconditionError::Unmet(faults)) => faults,
+        Err(PreconditionError::Unmet(unmet)) => unmet,
         Err(error) => return Err(error.into()),
     };
-    // Behind some faults the others cannot be seen.
-    let hidden = faults.iter().any(|fault| fault.kind.prevents_reading());
+    // Some of them hide the others.
+    let hidden = unmet.iter().any(|one| one.kind.prevents_reading());
     let mut findings = Vec::new();
     for (check, good, kinds) in PRECONDITIONS {
-        let found: Vec<_> = faults.iter().filter(|fault| kinds.contains(&fault.kind)).collect();
-        findings.extend(
-            found.iter().map(|fault| Finding::failure(check, fault.problem.clone(), fault.repair.clone())),
-        );
+        let found: Vec<_> = unmet.iter().filter(|one| kinds.contains(&one.kind)).collect();
+        findings
+            .extend(found.iter().map(|one| Finding::failure(check, one.problem.clone(), one.repair.clone())));
         if found.is_empty() && !hidden {
             findings.push(Finding::ok(check, good));
         }

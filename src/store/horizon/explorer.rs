@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 mod model;
 
-use model::{Fault, Model, World};
+use model::{Model, Mutation, World};
 
 struct Explored {
     states: usize,
@@ -27,7 +27,7 @@ fn explore(model: Model) -> Explored {
             losing += 1;
             continue;
         }
-        if model.fault == Fault::None && world.writers_are_done(&model) {
+        if model.mutation == Mutation::None && world.writers_are_done(&model) {
             assert_reader_finishes(&model, world.clone());
         }
         for next in world.successors(&model) {
@@ -58,7 +58,7 @@ const TWO_WRITERS: Model = Model {
     savepoints: false,
     prepares: false,
     prefix: false,
-    fault: Fault::None,
+    mutation: Mutation::None,
 };
 
 const THREE_WRITERS: Model = Model { writers: 3, draws: 1, ..TWO_WRITERS };
@@ -102,15 +102,16 @@ fn writers_that_are_prepared_lose_nothing() {
 
 #[test]
 fn every_step_in_the_wrong_place_loses_an_event() {
-    for fault in [
-        Fault::WritersReadFirst,
-        Fault::ReleasedBeforeVisible,
-        Fault::DrawnBeforeLocked,
-        Fault::OldSnapshot,
-        Fault::RenameUnnoticed,
+    for mutation in [
+        Mutation::WritersReadFirst,
+        Mutation::ReleasedBeforeVisible,
+        Mutation::DrawnBeforeLocked,
+        Mutation::OldSnapshot,
+        Mutation::RenameUnnoticed,
     ] {
-        let model = Model { draws: 1, prepares: fault == Fault::RenameUnnoticed, fault, ..TWO_WRITERS };
-        assert!(explore(model).losing > 0, "{fault:?} goes unnoticed");
+        let model =
+            Model { draws: 1, prepares: mutation == Mutation::RenameUnnoticed, mutation, ..TWO_WRITERS };
+        assert!(explore(model).losing > 0, "{mutation:?} goes unnoticed");
     }
 }
 
@@ -122,7 +123,7 @@ proptest! {
     fn no_random_run_loses_an_event(choices in prop::collection::vec(any::<u16>(), 400)) {
         let model = Model {
             writers: 6, transactions: 2, draws: 3, savepoints: true, prepares: true, prefix: true,
-            fault: Fault::None,
+            mutation: Mutation::None,
         };
         let mut world = World::new(&model);
         for choice in choices {

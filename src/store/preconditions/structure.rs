@@ -1,12 +1,12 @@
-//! What the catalog says of the table of events and its sequence.
+//! Reads what the catalog says of the table of events and its sequence, and judges it.
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use super::{Fault, FaultKind};
+use super::{Unmet, UnmetKind};
 use crate::store::layout::{CreatedBy, Framework, Layout, Order};
 
-/// The facts, as far as there are a table and a sequence to have them.
+/// What the catalog says of a store. Facts about a table or a sequence that does not exist are `false`, or the default.
 pub(super) struct Structure {
     table: String,
     sequence: String,
@@ -21,7 +21,7 @@ pub(super) struct Structure {
     is_owned: bool,
     is_identity: bool,
     is_drawn: bool,
-    /// Columns that the layout needs and the table has not, or of another type: what is wrong with each.
+    /// For each column that the table lacks, or has with another type: what is wrong with it.
     wrong_columns: Vec<String>,
     cache: i64,
     increment: i64,
@@ -30,6 +30,54 @@ pub(super) struct Structure {
     created_by: CreatedBy,
 }
 
+/// What the facts are looked up in: the partitions of the table, its column of ids, and how that column is tied to the
+/// sequence. `named` has the oids of table and sequence as `t` and `s`; both are null where there is no such relation.
+const CATALOG: &str = "\
+    heirs (oid) as (
+       select t::oid from named
+        union
+       select i.inhrelid from pg_inherits i join heirs on i.inhparent = heirs.oid
+     ),
+     id_column as (
+       select a.* from pg_attribute a join named on a.attrelid = t where a.attname = 'id'
+     ),
+     ties as (
+       select d.deptype
+         from pg_depend d
+         join named on d.classid = 'pg_class'::regclass and d.objid = s
+         join id_column c on d.refclassid = 'pg_class'::regclass
+                         and d.refobjid = c.attrelid
+                         and d.refobjsubid = c.attnum
+     )";
+
+/// The facts. `wanted` has the columns that the layout needs, each with the types that it may have.
+const FACTS: &str = "\
+    quote_ident(current_user) as role,
+    coalesce((select relkind in ('r', 'p') from pg_class where oid = t), false) as is_table,
+    coalesce((select relkind = 'S' from pg_class where oid = s), false) as is_sequence,
+    coalesce(has_table_privilege(t, 'select'), false) as table_is_readable,
+    coalesce((select has_sequence_privilege(oid, 'select') from pg_class
+               where oid = s and relkind = 'S'), false) as sequence_is_readable,
+    exists (select from pg_class c join heirs on c.oid = heirs.oid where c.relpersistence <> 'p')
+      or exists (select from pg_class where oid = s and relpersistence <> 'p') as is_unlogged,
+    coalesce(row_security_active(t), false) as hides_rows,
+    exists (select from ties where deptype = 'a') as is_owned,
+    exists (select from ties where deptype = 'i') as is_identity,
+    exists (select from pg_attrdef e
+              join id_column c on e.adrelid = c.attrelid and e.adnum = c.attnum
+              join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = e.oid
+                              and d.refclassid = 'pg_class'::regclass and d.refobjid = s
+             where pg_get_expr(e.adbin, e.adrelid) like 'nextval(%') as is_drawn,
+    array(select format('column %s should be %s, %s', n.name, n.type_name,
+                        coalesce('is ' || format_type(a.atttypid, null), 'is missing'))
+            from wanted n
+            left join pg_attribute a on a.attrelid = t and a.attname = n.name and not a.attisdropped
+           where coalesce(format_type(a.atttypid, null) <> all (string_to_array(n.type_name, ' or ')), true)
+         ) as wrong_columns,
+    coalesce(q.seqcache, 1) as cache,
+    coalesce(q.seqincrement, 1) as increment,
+    coalesce(q.seqcycle, false) as cycles";
+
 /// The columns that the layout needs, as rows of `values`.
 fn columns(layout: &Layout) -> String {
     let row = |(name, types): &(&str, &str)| format!("('{name}', '{types}')");
@@ -37,54 +85,16 @@ fn columns(layout: &Layout) -> String {
 }
 
 impl Structure {
-    /// One row, whatever is missing: names are looked up, not cast.
+    /// Reads the facts, in one row whatever is missing: names are looked up, not cast.
     pub(super) async fn read(connection: &mut PgConnection, layout: &Layout) -> Result<Self, sqlx::Error> {
         let Order::DrawnInTransaction { sequence, .. } = &layout.order;
         let statement = format!(
             "-- read_structure
              with recursive
              named as (select to_regclass('{table}') as t, to_regclass('{sequence}') as s),
-             heirs (oid) as (
-               select t::oid from named
-                union
-               select i.inhrelid from pg_inherits i join heirs on i.inhparent = heirs.oid
-             ),
-             id_column as (
-               select a.* from pg_attribute a join named on a.attrelid = t where a.attname = 'id'
-             ),
-             ties as (
-               select d.deptype
-                 from pg_depend d
-                 join named on d.classid = 'pg_class'::regclass and d.objid = s
-                 join id_column c on d.refclassid = 'pg_class'::regclass
-                                 and d.refobjid = c.attrelid
-                                 and d.refobjsubid = c.attnum
-             )
-             select quote_ident(current_user) as role,
-                    coalesce((select relkind in ('r', 'p') from pg_class where oid = t), false) as is_table,
-                    coalesce((select relkind = 'S' from pg_class where oid = s), false) as is_sequence,
-                    coalesce(has_table_privilege(t, 'select'), false) as table_is_readable,
-                    coalesce((select has_sequence_privilege(oid, 'select') from pg_class
-                               where oid = s and relkind = 'S'), false) as sequence_is_readable,
-                    exists (select from pg_class c join heirs on c.oid = heirs.oid where c.relpersistence <> 'p')
-                      or exists (select from pg_class where oid = s and relpersistence <> 'p') as is_unlogged,
-                    coalesce(row_security_active(t), false) as hides_rows,
-                    exists (select from ties where deptype = 'a') as is_owned,
-                    exists (select from ties where deptype = 'i') as is_identity,
-                    exists (select from pg_attrdef e
-                              join id_column c on e.adrelid = c.attrelid and e.adnum = c.attnum
-                              join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = e.oid
-                                              and d.refclassid = 'pg_class'::regclass and d.refobjid = s
-                             where pg_get_expr(e.adbin, e.adrelid) like 'nextval(%') as is_drawn,
-                    array(select format('column %s should be %s, %s', n.name, n.type_name,
-                                        coalesce('is ' || format_type(a.atttypid, null), 'is missing'))
-                            from (values {columns}) as n (name, type_name)
-                            left join pg_attribute a on a.attrelid = t and a.attname = n.name and not a.attisdropped
-                           where coalesce(format_type(a.atttypid, null) <> all (string_to_array(n.type_name, ' or ')), true)
-                         ) as wrong_columns,
-                    coalesce(q.seqcache, 1) as cache,
-                    coalesce(q.seqincrement, 1) as increment,
-                    coalesce(q.seqcycle, false) as cycles
+             wanted (name, type_name) as (values {columns}),
+             {CATALOG}
+             select {FACTS}
                from named
                left join pg_sequence q on q.seqrelid = s",
             table = layout.events_table(),
@@ -116,8 +126,8 @@ impl Structure {
         })
     }
 
-    /// Everything that does not hold.
-    pub(super) fn faults(&self) -> Vec<Fault> {
+    /// Every precondition that the store does not meet.
+    pub(super) fn unmet(&self) -> Vec<Unmet> {
         let Self { table, sequence, .. } = self;
         if !self.is_table {
             let problem = format!("there is no table {table}");
@@ -127,41 +137,40 @@ impl Structure {
                     format!("write the name of the table under {section}, or connect to the right database")
                 }
             };
-            return vec![Fault::new(FaultKind::TableMissing, problem, repair)];
+            return vec![Unmet::new(UnmetKind::TableMissing, problem, repair)];
         }
         if !self.is_sequence {
             let problem = format!("there is no sequence {sequence}");
-            let repair =
-                "create it, or set `layout` (and in a foreign one `sequence`) to what this store has";
-            return vec![Fault::new(FaultKind::SequenceMissing, problem, repair)];
+            let repair = "create it, or set `layout` (and for another framework's store `sequence`) to what this store has";
+            return vec![Unmet::new(UnmetKind::SequenceMissing, problem, repair)];
         }
-        [self.table_faults(), self.id_faults(), self.sequence_faults()].concat()
+        [self.unmet_by_table(), self.unmet_by_ids(), self.unmet_by_sequence()].concat()
     }
 
-    fn table_faults(&self) -> Vec<Fault> {
+    fn unmet_by_table(&self) -> Vec<Unmet> {
         let Self { table, sequence, role, .. } = self;
-        unmet([
+        filter_unmet([
             (
                 self.table_is_readable,
-                FaultKind::NotReadable,
+                UnmetKind::NotReadable,
                 format!("role {role} may not read table {table}"),
                 format!("grant select on {table} to {role};"),
             ),
             (
                 self.sequence_is_readable,
-                FaultKind::NotReadable,
+                UnmetKind::NotReadable,
                 format!("role {role} may not read sequence {sequence}"),
                 format!("grant select on sequence {sequence} to {role};"),
             ),
             (
                 !self.hides_rows,
-                FaultKind::RowSecurity,
+                UnmetKind::RowSecurity,
                 format!("row security may hide events of {table} from role {role}"),
                 format!("alter role {role} bypassrls; -- or connect as the owner of the table"),
             ),
             (
                 !self.is_unlogged,
-                FaultKind::Unlogged,
+                UnmetKind::Unlogged,
                 format!(
                     "table {table}, a partition of it or its sequence is unlogged, so a crash empties it"
                 ),
@@ -170,48 +179,51 @@ impl Structure {
         ])
     }
 
-    fn id_faults(&self) -> Vec<Fault> {
+    fn unmet_by_ids(&self) -> Vec<Unmet> {
         let Self { table, sequence, .. } = self;
-        unmet([
+        filter_unmet([
             (
                 self.is_identity || self.is_owned,
-                FaultKind::SequenceNotOwned,
+                UnmetKind::SequenceNotOwned,
                 format!("sequence {sequence} is not owned by column id of {table}"),
                 format!("alter sequence {sequence} owned by {table}.id;"),
             ),
             (
                 self.wrong_columns.is_empty(),
-                FaultKind::ColumnUnfit,
-                format!("table {table} has not the columns of its layout: {}", self.wrong_columns.join(", ")),
-                "set `layout` under [event_store] to the one that this store has".to_owned(),
+                UnmetKind::ColumnUnfit,
+                format!(
+                    "table {table} does not have the columns of its layout: {}",
+                    self.wrong_columns.join(", ")
+                ),
+                "set `layout` under [event_store] to the layout of this store".to_owned(),
             ),
             (
                 self.is_identity || self.is_drawn,
-                FaultKind::IdNotDrawn,
+                UnmetKind::IdNotDrawn,
                 format!("an insert into {table} does not draw its id from sequence {sequence}"),
                 format!("alter table {table} alter column id set default nextval('{sequence}');"),
             ),
         ])
     }
 
-    fn sequence_faults(&self) -> Vec<Fault> {
+    fn unmet_by_sequence(&self) -> Vec<Unmet> {
         let Self { sequence, cache, increment, .. } = self;
-        unmet([
+        filter_unmet([
             (
                 *cache == 1,
-                FaultKind::SequenceCached,
+                UnmetKind::SequenceCached,
                 format!("sequence {sequence} has cache {cache}: sessions draw ids before they insert them"),
                 format!("alter sequence {sequence} cache 1; -- then end the sessions of all writers"),
             ),
             (
                 *increment == 1,
-                FaultKind::SequenceIncrement,
+                UnmetKind::SequenceIncrement,
                 format!("sequence {sequence} counts by {increment}"),
                 format!("alter sequence {sequence} increment by 1;"),
             ),
             (
                 !self.cycles,
-                FaultKind::SequenceCycles,
+                UnmetKind::SequenceCycles,
                 format!("sequence {sequence} begins again after its last value"),
                 format!("alter sequence {sequence} no cycle;"),
             ),
@@ -219,8 +231,8 @@ impl Structure {
     }
 }
 
-/// The faults among facts that have to hold: whether it does, which one it is, problem, repair.
-fn unmet<const N: usize>(facts: [(bool, FaultKind, String, String); N]) -> Vec<Fault> {
+/// The unmet ones among preconditions: whether it is met, its kind, problem and repair.
+fn filter_unmet<const N: usize>(facts: [(bool, UnmetKind, String, String); N]) -> Vec<Unmet> {
     let unmet = facts.into_iter().filter(|(holds, ..)| !holds);
-    unmet.map(|(_, kind, problem, repair)| Fault { kind, problem, repair }).collect()
+    unmet.map(|(_, kind, problem, repair)| Unmet { kind, problem, repair }).collect()
 }

@@ -21,12 +21,12 @@ pub(super) struct Model {
     pub(super) prepares: bool,
     /// Whether the reader looks at the visible prefix.
     pub(super) prefix: bool,
-    pub(super) fault: Fault,
+    pub(super) mutation: Mutation,
 }
 
 /// One step in the wrong place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum Mutation {
     None,
     /// The reader asks for the writers before the last value.
     WritersReadFirst,
@@ -80,7 +80,7 @@ pub(super) enum Phase {
     Open,
     /// Visible; what is left is to release the lock.
     Committed,
-    /// With [`Fault::ReleasedBeforeVisible`]: unlocked; what is left is to become visible.
+    /// With [`Mutation::ReleasedBeforeVisible`]: unlocked; what is left is to become visible.
     Released,
 }
 
@@ -101,7 +101,7 @@ pub(super) enum ReaderPhase {
     Resting,
     /// Has read the last value.
     Counted(Position),
-    /// With [`Fault::WritersReadFirst`]: has read the writers.
+    /// With [`Mutation::WritersReadFirst`]: has read the writers.
     Listed(Vec<Writer>),
     /// Has told the rule and looks at the prefix.
     Observed,
@@ -161,71 +161,81 @@ impl World {
         next
     }
 
+    /// All that one writer can do next.
     fn writer_steps(&self, model: &Model, index: usize) -> Vec<Self> {
         let writer = self.writers[index];
-        let mut next = Vec::new();
-        let mut step = |change: &dyn Fn(&mut Self, &mut WriterState)| {
-            let mut world = self.clone();
-            let mut changed = writer;
-            change(&mut world, &mut changed);
-            world.writers[index] = changed;
-            next.push(world);
-        };
-        let may_draw = writer.draws < model.draws && !writer.prepared;
-        let draws_unlocked = model.fault == Fault::DrawnBeforeLocked && writer.draws == 0;
         match writer.phase {
-            Phase::Idle if writer.transaction < model.transactions => {
-                step(&|_, writer| {
-                    writer.phase = Phase::Open;
-                    writer.locked = !draws_unlocked;
-                });
-            }
-            Phase::Idle => {}
-            Phase::Open => {
-                if may_draw && (writer.locked || draws_unlocked) {
-                    step(&|world, writer| {
-                        world.last_value = world.last_value.next();
-                        writer.draws += 1;
-                        writer.ids = writer.ids.with(world.last_value);
-                    });
-                }
-                let must_lock = may_draw || model.fault == Fault::DrawnBeforeLocked;
-                if must_lock && !writer.locked && !draws_unlocked {
-                    step(&|_, writer| writer.locked = true);
-                }
-                if writer.locked && !writer.ids.is_empty() {
-                    if model.savepoints && !writer.rewound && !writer.prepared {
-                        step(&|_, writer| {
-                            writer.rewound = true;
-                            writer.ids = Ids::default();
-                            writer.locked = false;
-                        });
-                    }
-                    if model.prepares && !writer.prepared {
-                        step(&|_, writer| writer.prepared = true);
-                    }
-                    if model.fault == Fault::ReleasedBeforeVisible {
-                        step(&|_, writer| {
-                            writer.phase = Phase::Released;
-                            writer.locked = false;
-                        });
-                    } else {
-                        step(&|world, writer| {
-                            world.visible = world.visible.and(writer.ids);
-                            writer.phase = Phase::Committed;
-                        });
-                    }
-                }
-                if writer.draws > 0 {
-                    // An aborted writer that still holds its lock is like one that has yet to abort.
-                    step(&|_, writer| writer.end());
-                }
-            }
-            Phase::Released => step(&|world, writer| {
+            Phase::Idle if writer.transaction < model.transactions => vec![self.step(index, |_, writer| {
+                writer.phase = Phase::Open;
+                writer.locked = !writer.draws_unlocked(model);
+            })],
+            Phase::Idle => Vec::new(),
+            Phase::Open => [self.draws_and_locks(model, index), self.ends(model, index)].concat(),
+            Phase::Released => vec![self.step(index, |world, writer| {
                 world.visible = world.visible.and(writer.ids);
                 writer.end();
-            }),
-            Phase::Committed => step(&|_, writer| writer.end()),
+            })],
+            Phase::Committed => vec![self.step(index, |_, writer| writer.end())],
+        }
+    }
+
+    /// The world after one writer has changed.
+    fn step(&self, index: usize, change: impl FnOnce(&mut Self, &mut WriterState)) -> Self {
+        let mut world = self.clone();
+        let mut writer = self.writers[index];
+        change(&mut world, &mut writer);
+        world.writers[index] = writer;
+        world
+    }
+
+    /// Steps of an open transaction on its way to more ids.
+    fn draws_and_locks(&self, model: &Model, index: usize) -> Vec<Self> {
+        let writer = self.writers[index];
+        let may_draw = writer.draws < model.draws && !writer.prepared;
+        let draws_unlocked = writer.draws_unlocked(model);
+        let mut next = Vec::new();
+        if may_draw && (writer.locked || draws_unlocked) {
+            next.push(self.step(index, |world, writer| {
+                world.last_value = world.last_value.next();
+                writer.draws += 1;
+                writer.ids = writer.ids.with(world.last_value);
+            }));
+        }
+        let must_lock = may_draw || model.mutation == Mutation::DrawnBeforeLocked;
+        if must_lock && !writer.locked && !draws_unlocked {
+            next.push(self.step(index, |_, writer| writer.locked = true));
+        }
+        next
+    }
+
+    /// Steps that bring an open transaction, or the savepoint in it, nearer to its end.
+    fn ends(&self, model: &Model, index: usize) -> Vec<Self> {
+        let writer = self.writers[index];
+        let mut next = Vec::new();
+        if writer.locked && !writer.ids.is_empty() {
+            if model.savepoints && !writer.rewound && !writer.prepared {
+                next.push(self.step(index, |_, writer| {
+                    writer.rewound = true;
+                    writer.ids = Ids::default();
+                    writer.locked = false;
+                }));
+            }
+            if model.prepares && !writer.prepared {
+                next.push(self.step(index, |_, writer| writer.prepared = true));
+            }
+            next.push(self.step(index, |world, writer| {
+                if model.mutation == Mutation::ReleasedBeforeVisible {
+                    writer.phase = Phase::Released;
+                    writer.locked = false;
+                } else {
+                    world.visible = world.visible.and(writer.ids);
+                    writer.phase = Phase::Committed;
+                }
+            }));
+        }
+        if writer.draws > 0 {
+            // An aborted writer that still holds its lock is like one that has yet to abort.
+            next.push(self.step(index, |_, writer| writer.end()));
         }
         next
     }
@@ -235,8 +245,8 @@ impl World {
         match &self.reader {
             ReaderPhase::Resting => {
                 world.snapshot = self.visible;
-                world.reader = match model.fault {
-                    Fault::WritersReadFirst => ReaderPhase::Listed(self.lock_holders(model)),
+                world.reader = match model.mutation {
+                    Mutation::WritersReadFirst => ReaderPhase::Listed(self.lock_holders(model)),
                     _ => ReaderPhase::Counted(self.last_value),
                 };
             }
@@ -257,7 +267,7 @@ impl World {
     }
 
     fn read_batch(&mut self, model: &Model) {
-        let seen = if model.fault == Fault::OldSnapshot { self.snapshot } else { self.visible };
+        let seen = if model.mutation == Mutation::OldSnapshot { self.snapshot } else { self.visible };
         let settled = self.rule.settled();
         let batch = seen.only(Ids::up_to(settled)).without(Ids::up_to(self.position));
         assert!(batch.only(self.delivered).is_empty(), "an event was delivered twice: {self:?}");
@@ -274,6 +284,11 @@ impl World {
 }
 
 impl WriterState {
+    /// Whether the mutation makes its next draw come before its lock.
+    fn draws_unlocked(&self, model: &Model) -> bool {
+        model.mutation == Mutation::DrawnBeforeLocked && self.draws == 0
+    }
+
     fn end(&mut self) {
         let transaction = self.transaction + 1;
         *self = Self {
@@ -288,7 +303,7 @@ impl WriterState {
     }
 
     fn name(&self, index: usize, model: &Model) -> Writer {
-        let unnoticed = self.prepared && model.fault == Fault::RenameUnnoticed;
+        let unnoticed = self.prepared && model.mutation == Mutation::RenameUnnoticed;
         let slot = index as i32 + if unnoticed { 100 } else { 0 };
         Writer {
             virtual_transaction: VirtualTransaction { backend: slot, local: u32::from(self.transaction) },
