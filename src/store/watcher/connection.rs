@@ -1,4 +1,4 @@
-//! The watcher's one connection: it asks on it, and hears notifications on it.
+//! The watcher's one connection, on which it both observes and listens.
 
 use std::time::Duration;
 
@@ -8,14 +8,12 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use crate::event::Position;
+use crate::postgres::notify::CONTROL;
 use crate::store::horizon::{Holder, ObserveError, Observer};
 
-/// Payload of a notification that asks runners to read their trackers again.
-const CONTROL: &str = "control";
-
-/// Why the connection is given up. There is one answer to all of them: connect again.
+/// Why the connection is given up. The watcher answers each of these errors by connecting again.
 #[derive(Debug, Error)]
-pub(super) enum LineError {
+pub(super) enum ConnectionError {
     #[error("failed to connect")]
     Connect(#[source] sqlx::Error),
     #[error("the connection is lost")]
@@ -30,21 +28,21 @@ pub(super) enum LineError {
     Floor(#[source] sqlx::Error),
 }
 
-/// A notification. What it says is the little that a doorbell can.
+/// A notification, by its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bell {
+pub(super) enum Notification {
     /// Something may have been appended.
     Event,
-    /// Somebody has changed a tracker by hand.
+    /// An operator has changed a tracker, or a runner has released one.
     Control,
 }
 
 /// A connection that is either good or thrown away.
 ///
 /// An sqlx listener would connect again by itself, without telling in every case and without a
-/// timeout; a line never does. After an error, or when one of its futures was dropped before its
-/// end, the only thing left to do with a line is to drop it.
-pub(super) struct Line {
+/// timeout; this connection never does. After an error, or when one of its futures was dropped before its
+/// end, drop the connection: it cannot be used any more.
+pub(super) struct ListenConnection {
     /// `None` only while it is being dropped.
     listener: Option<PgListener>,
     timeout: Duration,
@@ -52,15 +50,15 @@ pub(super) struct Line {
     pub(super) listen_refused: Option<sqlx::Error>,
 }
 
-impl Line {
+impl ListenConnection {
     /// Connects and listens on `channels`, each within `timeout`.
     pub(super) async fn connect(
         options: &PgConnectOptions,
         channels: &[&str],
         timeout: Duration,
-    ) -> Result<Self, LineError> {
+    ) -> Result<Self, ConnectionError> {
         // The listener wants a pool, and a pool hides why it cannot connect: find out first.
-        in_time(timeout, ping(options)).await?.map_err(LineError::Connect)?;
+        in_time(timeout, ping(options)).await?.map_err(ConnectionError::Connect)?;
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .max_lifetime(None)
@@ -69,92 +67,92 @@ impl Line {
             .acquire_timeout(timeout)
             .connect_lazy_with(options.clone());
         let mut listener =
-            in_time(timeout, PgListener::connect_with(&pool)).await?.map_err(LineError::Connect)?;
+            in_time(timeout, PgListener::connect_with(&pool)).await?.map_err(ConnectionError::Connect)?;
         listener.eager_reconnect(false);
         listener.ignore_pool_close_event(true);
-        let mut line = Self { listener: Some(listener), timeout, listen_refused: None };
+        let mut connection = Self { listener: Some(listener), timeout, listen_refused: None };
         if !channels.is_empty() {
-            line.listen(channels).await?;
+            connection.listen(channels).await?;
         }
-        Ok(line)
+        Ok(connection)
     }
 
-    /// Asks for notifications. A server that refuses is still good for looking.
-    async fn listen(&mut self, channels: &[&str]) -> Result<(), LineError> {
+    /// Asks for notifications. On a server that refuses, the watcher can still observe.
+    async fn listen(&mut self, channels: &[&str]) -> Result<(), ConnectionError> {
         match in_time(self.timeout, self.listener()?.listen_all(channels.iter().copied())).await? {
             Ok(()) => Ok(()),
             Err(refusal @ sqlx::Error::Database(_)) => {
                 self.listen_refused = Some(refusal);
                 Ok(())
             }
-            Err(error) => Err(LineError::Lost(error)),
+            Err(error) => Err(ConnectionError::Lost(error)),
         }
     }
 
     /// Makes one observation.
-    pub(super) async fn observe(&mut self, observer: &mut Observer) -> Result<(), LineError> {
+    pub(super) async fn observe(&mut self, observer: &mut Observer) -> Result<(), ConnectionError> {
         let limit = self.timeout;
         let observation = async {
             let connection = self.connection().await?;
-            observer.observe(connection).await.map_err(LineError::from)
+            observer.observe(connection).await.map_err(ConnectionError::from)
         };
         in_time(limit, observation).await?
     }
 
     /// Names who holds the horizon back.
-    pub(super) async fn name_holders(&mut self, observer: &Observer) -> Result<Vec<Holder>, LineError> {
+    pub(super) async fn name_holders(&mut self, observer: &Observer) -> Result<Vec<Holder>, ConnectionError> {
         let limit = self.timeout;
         let question = async {
             let connection = self.connection().await?;
-            observer.name_holders(connection).await.map_err(LineError::from)
+            observer.name_holders(connection).await.map_err(ConnectionError::from)
         };
         in_time(limit, question).await?
     }
 
     /// Runs a statement that returns one position, or null for 0.
-    pub(super) async fn read_floor(&mut self, statement: &str) -> Result<Position, LineError> {
+    pub(super) async fn read_floor(&mut self, statement: &str) -> Result<Position, ConnectionError> {
         let limit = self.timeout;
         let question = async {
             let statement = sqlx::raw_sql(AssertSqlSafe(statement));
-            let row = statement.fetch_one(self.connection().await?).await.map_err(LineError::Floor)?;
-            row.try_get::<Option<Position>, _>(0).map_err(LineError::Floor)
+            let row = statement.fetch_one(self.connection().await?).await.map_err(ConnectionError::Floor)?;
+            row.try_get::<Option<Position>, _>(0).map_err(ConnectionError::Floor)
         };
         Ok(in_time(limit, question).await??.unwrap_or_default())
     }
 
-    /// Waits for a bell, or for the connection to break. Nothing is lost when this is cancelled.
-    pub(super) async fn next_bell(&mut self) -> Result<Bell, LineError> {
+    /// Waits for a notification, or for the connection to break. Nothing is lost when this is cancelled.
+    pub(super) async fn next_notification(&mut self) -> Result<Notification, ConnectionError> {
         match self.listener()?.try_recv().await {
-            Ok(Some(notification)) => Ok(bell(notification.payload())),
-            Ok(None) => Err(LineError::Closed),
-            Err(error) => Err(LineError::Lost(error)),
+            Ok(Some(notification)) => Ok(read_payload(notification.payload())),
+            Ok(None) => Err(ConnectionError::Closed),
+            Err(error) => Err(ConnectionError::Lost(error)),
         }
     }
 
-    /// A bell that rang while something was asked, if there is one.
-    pub(super) fn next_heard_bell(&mut self) -> Option<Bell> {
+    /// A notification that arrived during a statement, if there is one.
+    pub(super) fn next_buffered(&mut self) -> Option<Notification> {
         let notification = self.listener.as_mut()?.next_buffered()?;
-        Some(bell(notification.payload()))
+        Some(read_payload(notification.payload()))
     }
 
-    fn listener(&mut self) -> Result<&mut PgListener, LineError> {
-        self.listener.as_mut().ok_or(LineError::Closed)
+    fn listener(&mut self) -> Result<&mut PgListener, ConnectionError> {
+        self.listener.as_mut().ok_or(ConnectionError::Closed)
     }
 
-    async fn connection(&mut self) -> Result<&mut PgConnection, LineError> {
-        self.listener()?.acquire().await.map_err(LineError::Lost)
+    async fn connection(&mut self) -> Result<&mut PgConnection, ConnectionError> {
+        self.listener()?.acquire().await.map_err(ConnectionError::Lost)
     }
 }
 
-impl Drop for Line {
-    /// Closes the socket without a word.
+impl Drop for ListenConnection {
+    /// Closes the socket without a statement.
     ///
-    /// A dropped listener says goodbye (`UNLISTEN`) in a task of its own, and over a half-open connection it
-    /// would wait for the answer, and keep the socket, for ever. So that task is given to a runtime that
+    /// A dropped sqlx listener sends `UNLISTEN` in a task of its own. Over a half-open connection that task
+    /// would wait for the answer, and keep the socket, for ever. So the task is given to a runtime that
     /// never runs and ends at once, and all that belongs to the task ends with it.
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else {
-            return; // Out of memory or worse: then the listener may say goodbye in its own way.
+            return; // Out of memory or worse: then the listener may close in its own way.
         };
         let handle = runtime.handle().clone();
         let _inside = handle.enter();
@@ -168,10 +166,10 @@ async fn ping(options: &PgConnectOptions) -> Result<(), sqlx::Error> {
     PgConnection::connect_with(options).await?.close().await
 }
 
-async fn in_time<F: Future>(limit: Duration, future: F) -> Result<F::Output, LineError> {
-    timeout(limit, future).await.map_err(|_| LineError::Silent(limit))
+async fn in_time<F: Future>(limit: Duration, future: F) -> Result<F::Output, ConnectionError> {
+    timeout(limit, future).await.map_err(|_| ConnectionError::Silent(limit))
 }
 
-fn bell(payload: &str) -> Bell {
-    if payload == CONTROL { Bell::Control } else { Bell::Event }
+fn read_payload(payload: &str) -> Notification {
+    if payload == CONTROL { Notification::Control } else { Notification::Event }
 }

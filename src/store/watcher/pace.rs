@@ -1,4 +1,4 @@
-//! How long to wait before the next look. Pure: what was seen goes in, a wait comes out.
+//! Decides how long to wait before the next look. Pure: what was seen goes in, a wait comes out.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use super::WatcherSettings;
 
 /// How long the writers' events of one second are worth waiting for: at 1,000 events per second 4 ms.
 ///
-/// A look, and the batch that follows it, cost about as much as an append or two. So at a high rate they have to be
-/// rare in comparison, and at a low one nobody minds them.
+/// A look, and the batch that follows it, cost about as much as an append or two. So at a high rate looks have to be
+/// rare in comparison, and at a low rate they do not matter.
 const WAIT_PER_EVENT_PER_SECOND: Duration = Duration::from_micros(4);
 
 /// The time over which the rate is averaged: one append of many events is not a rate.
@@ -24,7 +24,7 @@ pub(super) struct Look {
     pub(super) elapsed: Duration,
 }
 
-/// A wait that a bell may end early, but not before `at_least`.
+/// A wait that a notification may end early, but not before `at_least`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wait {
     pub(super) at_least: Duration,
@@ -36,33 +36,33 @@ pub(super) struct Wait {
 pub(super) struct Pace {
     settings: WatcherSettings,
     interval: Duration,
-    /// Whether a bell has rung since the last wait was chosen.
-    rung: bool,
+    /// Whether a notification has arrived since the last wait was chosen.
+    notified: bool,
     /// Ids per second, lately.
     rate: f64,
 }
 
 impl Pace {
     pub(super) fn new(settings: &WatcherSettings) -> Self {
-        Self { settings: settings.clone(), interval: settings.shortest_interval, rung: false, rate: 0.0 }
+        Self { settings: settings.clone(), interval: settings.shortest_interval, notified: false, rate: 0.0 }
     }
 
-    /// A bell has rung: something may have happened.
+    /// Takes that a notification has arrived: something may have happened.
     pub(super) fn quicken(&mut self) {
         self.interval = self.settings.shortest_interval;
-        self.rung = true;
+        self.notified = true;
     }
 
-    /// The wait after a look. A bell ends it at once, but no two waits in a row: writers that ring for
-    /// every event must not make us look for every event.
+    /// The wait after a look. A notification ends it at once, but not two waits in a row: writers that notify for
+    /// every event must not make the watcher look for every event.
     pub(super) fn wait_after(&mut self, look: Look) -> Wait {
-        let rung = std::mem::take(&mut self.rung);
+        let notified = std::mem::take(&mut self.notified);
         let WatcherSettings { shortest_interval, busy_interval, held_interval, idle_interval, .. } =
             self.settings;
         self.note_rate(look);
         let busy = WAIT_PER_EVENT_PER_SECOND.mul_f64(self.rate).min(busy_interval);
         if busy > shortest_interval {
-            // Bells are not worth an answer here: the next look comes soon and finds a lot.
+            // No notification is worth an answer here: the next look comes soon and finds a lot.
             self.interval = busy;
             return Wait { at_least: busy, at_most: busy };
         }
@@ -71,7 +71,7 @@ impl Pace {
             Look { held: true, .. } => self.grown(held_interval),
             Look { held: false, .. } => self.grown(idle_interval),
         };
-        Wait { at_least: if rung { shortest_interval } else { Duration::ZERO }, at_most: self.interval }
+        Wait { at_least: if notified { shortest_interval } else { Duration::ZERO }, at_most: self.interval }
     }
 
     /// Moves the rate towards that of the last look, the more the longer it took.
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bell_shortens_a_wait_unless_events_come_faster_than_looks() {
+    fn a_notification_shortens_a_wait_unless_events_come_faster_than_looks() {
         let settings = WatcherSettings::default();
         let mut pace = Pace::new(&settings);
         let busy = settle(&mut pace, BUSY);
@@ -133,9 +133,9 @@ mod tests {
         let idle = settle(&mut pace, NOTHING);
         assert_eq!(idle, Wait { at_least: Duration::ZERO, at_most: settings.idle_interval });
         pace.quicken();
-        let rung = pace.wait_after(NOTHING);
-        assert!(rung.at_most <= 2 * settings.shortest_interval);
-        assert_eq!(rung.at_least, settings.shortest_interval, "the next bell has to wait");
+        let after_one = pace.wait_after(NOTHING);
+        assert!(after_one.at_most <= 2 * settings.shortest_interval);
+        assert_eq!(after_one.at_least, settings.shortest_interval, "the next notification has to wait");
         assert_eq!(pace.wait_after(NOTHING).at_least, Duration::ZERO);
     }
 

@@ -1,0 +1,79 @@
+//! The part of the watcher's state that belongs to one connection and ends with it.
+
+use std::time::{Duration, Instant};
+
+use super::WatcherSettings;
+use super::connection::{ConnectionError, ListenConnection};
+use super::pace::Pace;
+use crate::store::horizon::{Holder, Horizon, Observer};
+
+/// How old the names of holders may get while they are held.
+const NAMES_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// One connection, and what was observed on it.
+pub(super) struct Session {
+    pub(super) connection: ListenConnection,
+    pub(super) observer: Observer,
+    pub(super) pace: Pace,
+    /// When the last look ended.
+    pub(super) looked: Instant,
+    /// The holders' names and when they were asked for.
+    named: Option<(Instant, Vec<Holder>)>,
+    /// After how long of being held the log has to mention it next.
+    next_warning: Duration,
+}
+
+impl Session {
+    pub(super) fn new(connection: ListenConnection, observer: Observer, settings: &WatcherSettings) -> Self {
+        Self {
+            connection,
+            observer,
+            pace: Pace::new(settings),
+            looked: Instant::now(),
+            named: None,
+            next_warning: settings.warn_after,
+        }
+    }
+
+    /// Observes once. The result names the holders once it has been held for long, and so does the log later.
+    pub(super) async fn observe(&mut self, settings: &WatcherSettings) -> Result<Horizon, ConnectionError> {
+        self.connection.observe(&mut self.observer).await?;
+        let mut horizon = self.observer.horizon();
+        self.name_holders(&mut horizon, settings).await?;
+        Ok(horizon)
+    }
+
+    async fn name_holders(
+        &mut self,
+        horizon: &mut Horizon,
+        settings: &WatcherSettings,
+    ) -> Result<(), ConnectionError> {
+        let held_for = horizon.held_since.map_or(Duration::ZERO, |since| since.elapsed());
+        if held_for < settings.name_after {
+            self.named = None;
+            self.next_warning = settings.warn_after;
+            return Ok(());
+        }
+        let names = match self.named.take() {
+            Some((asked, names)) if asked.elapsed() < NAMES_AGE_MAX => (asked, names),
+            _ => (Instant::now(), self.connection.name_holders(&self.observer).await?),
+        };
+        horizon.held_by = self.named.insert(names).1.clone();
+        if held_for >= self.next_warning {
+            self.next_warning = held_for * 2;
+            log_holders(horizon, held_for);
+        }
+        Ok(())
+    }
+}
+
+fn log_holders(horizon: &Horizon, held_for: Duration) {
+    let holders: Vec<String> = horizon.held_by.iter().map(ToString::to_string).collect();
+    tracing::warn!(
+        settled = horizon.settled.get(),
+        head = horizon.head.get(),
+        held_s = held_for.as_secs(),
+        holders = holders.join("; "),
+        "events wait for a writer that has not ended"
+    );
+}
