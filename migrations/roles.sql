@@ -39,8 +39,8 @@ grant espd_reader to espd_daemon;
 grant create on schema :"schema" to espd_daemon;
 grant usage, create on schema :"projections" to espd_daemon;
 grant insert, update on :"schema".trackers to espd_daemon;
-grant insert, update, delete on :"schema".projection_tables, :"schema".workers, :"schema".signs_of_life,
-  :"schema".dead_letters, :"schema".emissions, :"schema".deliveries to espd_daemon;
+grant insert, update, delete on :"schema".declarations, :"schema".projection_tables, :"schema".workers,
+  :"schema".signs_of_life, :"schema".dead_letters, :"schema".emissions, :"schema".deliveries to espd_daemon;
 -- What operators do through the admin endpoint, the daemon records.
 grant insert on :"schema".operator_log to espd_daemon;
 -- For reactors that emit. Where there are none, take it back: revoke insert on :"schema".events from espd_daemon;

@@ -38,6 +38,7 @@ const PROCESSING: MigrationSet = MigrationSet {
         (5, "dead letters", include_str!("../migrations/processing/0005_dead_letters.sql")),
         (6, "emissions", include_str!("../migrations/processing/0006_emissions.sql")),
         (7, "webhook deliveries", include_str!("../migrations/processing/0007_webhook_deliveries.sql")),
+        (8, "processor keys", include_str!("../migrations/processing/0008_processor_keys.sql")),
     ],
 };
 

@@ -26,7 +26,7 @@ use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, Work};
-use crate::processing::tracker::{Claim, ReplayEffects, interval};
+use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, interval};
 use crate::store::layout::Bodies;
 
 /// A declared projector, ready to run.
@@ -84,10 +84,11 @@ impl SqlProcessor {
     pub async fn reset(
         &self,
         connection: &mut PgConnection,
+        tracker: &ProcessorKey,
         operator: &str,
         effects: ReplayEffects,
     ) -> Result<bool, ProcessorError> {
-        self.base.reset(connection, operator, effects).await
+        self.base.reset(connection, tracker, operator, effects).await
     }
 
     /// One call of the function, which finds the events itself: one round trip, nothing prepared.
@@ -113,7 +114,7 @@ impl SqlProcessor {
         let limit = "-- limit_silence\nset local idle_in_transaction_session_timeout = '60s'";
         sqlx::raw_sql(limit).execute(&mut *transaction).await?;
         let trackers = self.base.trackers();
-        if !trackers.lock_claimed(&mut transaction, &self.base.declaration.name, request.claim).await? {
+        if !trackers.lock_claimed(&mut transaction, request.claim).await? {
             return Ok(None);
         }
         let batch = self.base.read_batch(&mut transaction, request).await?;
@@ -144,7 +145,7 @@ impl SqlProcessor {
             _ => 0.0,
         };
         let size = i32::try_from(limits.size).unwrap_or(i32::MAX);
-        let (partition, epoch) = (claim.partition, claim.epoch);
+        let (partition, epoch) = (claim.key.partition, claim.epoch);
         let (bytes, time, lease) = (limits.bytes, interval(limits.time), interval(*lease));
         // The event of a dead letter is a batch of its own, wherever the position is.
         let position = request.after();

@@ -16,7 +16,7 @@ use crate::operations::operator::PATIENCE;
 use crate::postgres::row::from_row;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::ProcessorKind;
-use crate::processing::tracker::{ReplayEffects, Trackers};
+use crate::processing::tracker::{ProcessorKey, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{ObserveError, observe_once};
 use crate::store::layout::Positions;
 
@@ -119,13 +119,15 @@ impl Takeovers<'_> {
         let mut transaction = connection.begin().await?;
         for takeover in &plan.takeovers {
             let Some(declaration) = self.declaration(&takeover.processor) else { continue };
-            let ProcessorDeclaration { name, version, .. } = declaration;
-            trackers
-                .register(&mut *transaction, name, ProcessorKind::Projector, *version, Position::START)
-                .await?;
-            trackers
-                .reset(&mut transaction, name, operator, takeover.to, false, ReplayEffects::Suppress)
-                .await?;
+            let mut key = ProcessorKey::new(&declaration.name, declaration.version);
+            trackers.register(&mut *transaction, &key, ProcessorKind::Projector, Position::START).await?;
+            // The processor may have run before, with tables of another version or none.
+            if let Some(row) = self.find_tracker(&mut transaction, declaration).await? {
+                key = row.key();
+            }
+            let rebuilt_as = (!takeover.tables.is_empty()).then_some(declaration.version);
+            let reset = Reset { rebuilt_as, ..Reset::to(takeover.to) };
+            trackers.reset(&mut transaction, &key, operator, reset).await?;
             if !takeover.tables.is_empty() {
                 adopt_tables(declaration, layout.schema(), projections_schema, &mut transaction)
                     .await
@@ -145,6 +147,21 @@ impl Takeovers<'_> {
         })
     }
 
+    /// The only tracker of a processor, or that of its declared version; `None`: there is none.
+    async fn find_tracker(
+        &self,
+        connection: &mut PgConnection,
+        declaration: &ProcessorDeclaration,
+    ) -> Result<Option<TrackerRow>, sqlx::Error> {
+        let trackers = Trackers::new(self.databases.layout.schema());
+        let mut rows = trackers.list(connection, Some(&declaration.name)).await?;
+        if rows.len() > 1 {
+            let declared = ProcessorKey::new(&declaration.name, declaration.version);
+            rows.retain(|row| row.key() == declared);
+        }
+        Ok(rows.pop())
+    }
+
     fn declaration(&self, name: &str) -> Option<&ProcessorDeclaration> {
         self.declared.iter().find(|declaration| declaration.name == name)
     }
@@ -158,8 +175,7 @@ impl Takeovers<'_> {
         settled: Position,
     ) -> Result<Takeover, TakeoverError> {
         let schema = &self.databases.projections_schema;
-        let trackers = Trackers::new(self.databases.layout.schema());
-        let row = trackers.list(&mut *connection, Some(&declaration.name)).await?.pop();
+        let row = self.find_tracker(connection, declaration).await?;
         let from = row.as_ref().map_or(Position::START, |row| row.position);
         let missing = find_missing_table(connection, schema, declaration).await?;
         let to = predecessor.map_or(Position::START, |row| row.position);

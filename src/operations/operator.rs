@@ -19,7 +19,7 @@ use crate::operations::databases::Databases;
 use crate::operations::status::{self, ProcessorStatus};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::processor::{Events, ProcessorBase, ProcessorError};
-use crate::processing::tracker::{ReplayEffects, TrackerRow, Trackers};
+use crate::processing::tracker::{ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{Horizon, ObserveError, observe_once};
 use crate::store::{EventStore as _, PostgresEventStore, ReadError};
 
@@ -66,6 +66,14 @@ pub enum OperatorError {
         name: String,
         /// The names that would have been known.
         known: Vec<String>,
+    },
+    /// The processor has several trackers, and the name alone does not say which is meant.
+    #[error("there are {} trackers of {name}: {}", trackers.len(), listed(trackers))]
+    Several {
+        /// The name that was asked for.
+        name: String,
+        /// Its trackers.
+        trackers: Vec<ProcessorKey>,
     },
     /// The position is one that no reader may have reached yet.
     #[error(
@@ -145,12 +153,17 @@ impl Operator<'_> {
     /// The tracker of a processor.
     ///
     /// # Errors
-    /// [`OperatorError::Unknown`], or the database cannot be asked.
+    /// [`OperatorError::Unknown`], [`OperatorError::Several`], or the database cannot be asked.
     pub async fn find(&self, name: &str) -> Result<TrackerRow, OperatorError> {
         let rows = self.trackers().list(&self.databases.projections, None).await?;
-        let known = rows.iter().map(|row| row.name.clone()).collect();
-        let found = rows.into_iter().find(|row| row.name == name);
-        found.ok_or_else(|| OperatorError::Unknown { name: name.to_owned(), known })
+        let (mut found, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.name == name);
+        let name = name.to_owned();
+        if found.len() > 1 {
+            let trackers = found.iter().map(TrackerRow::key).collect();
+            return Err(OperatorError::Several { name, trackers });
+        }
+        let known = || others.into_iter().map(|row| row.name).collect();
+        found.pop().ok_or_else(|| OperatorError::Unknown { name, known: known() })
     }
 
     /// Pauses a processor until it is resumed. Returns its tracker as it was, and whether it was running.
@@ -160,7 +173,7 @@ impl Operator<'_> {
     pub async fn pause(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
         let row = self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
-        let changed = self.trackers().pause(&mut connection, &row.name, self.name).await?;
+        let changed = self.trackers().pause(&mut connection, &row.key(), self.name).await?;
         self.databases.notify_runners().await;
         Ok((row, changed))
     }
@@ -173,7 +186,7 @@ impl Operator<'_> {
     pub async fn retry(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
         let row = self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
-        let changed = self.trackers().retry(&mut connection, &row.name, self.name).await?;
+        let changed = self.trackers().retry(&mut connection, &row.key(), self.name).await?;
         self.databases.notify_runners().await;
         Ok((row, changed))
     }
@@ -185,7 +198,7 @@ impl Operator<'_> {
     pub async fn resume(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
         let row = self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
-        let changed = self.trackers().resume(&mut connection, &row.name, self.name).await?;
+        let changed = self.trackers().resume(&mut connection, &row.key(), self.name).await?;
         self.databases.notify_runners().await;
         Ok((row, changed))
     }
@@ -253,24 +266,27 @@ impl Operator<'_> {
         to: Position,
         effects: ReplayEffects,
     ) -> Result<(), OperatorError> {
+        let tracker = self.find(name).await?.key();
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin().await?;
-        self.trackers().reset(&mut transaction, name, self.name, to, false, effects).await?;
+        let reset = Reset { effects, ..Reset::to(to) };
+        self.trackers().reset(&mut transaction, &tracker, self.name, reset).await?;
         Ok(transaction.commit().await?)
     }
 
     async fn start_over(&self, name: &str, effects: ReplayEffects) -> Result<(), OperatorError> {
         let Databases { layout, projections, projections_schema, .. } = self.databases;
         let declaration = self.declaration(name)?.clone();
+        let tracker = self.find(name).await?.key();
         let (schema, events) = (layout.schema(), Events::SameDatabase(layout.clone()));
         let mut connection = projections.acquire().await?;
         let reset = if let Handling::Sql(_) = declaration.handling {
             let processor = SqlProcessor::new(declaration, schema, projections_schema, events)
                 .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
-            processor.reset(&mut connection, self.name, effects).await
+            processor.reset(&mut connection, &tracker, self.name, effects).await
         } else {
             let base = ProcessorBase::new(declaration, schema, projections_schema, events);
-            base.reset(&mut connection, self.name, effects).await
+            base.reset(&mut connection, &tracker, self.name, effects).await
         };
         match reset {
             Ok(_) => Ok(()),
@@ -295,6 +311,11 @@ impl Operator<'_> {
     fn store(&self) -> PostgresEventStore {
         PostgresEventStore::new(self.databases.events.clone(), self.databases.layout.clone())
     }
+}
+
+/// The trackers of one name.
+fn listed(trackers: &[ProcessorKey]) -> String {
+    trackers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// What follows an unknown name.

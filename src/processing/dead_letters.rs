@@ -21,13 +21,16 @@ use crate::event::Position;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
-use crate::processing::tracker::{Claim, is_claimed, json_literal};
+use crate::processing::tracker::{Claim, ProcessorKey, is_claimed, json_literal};
 
 /// A dead letter as people see it. The field names are an interface: `espctl dead-letters list --json` prints them.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeadLetter {
     /// The processor that it was set aside for.
     pub processor: String,
+    /// Version of the processor's tables. Not shown, because operators address a processor by its name alone.
+    #[serde(skip)]
+    pub version: i32,
     /// Its partition.
     pub partition: i32,
     /// The event.
@@ -58,6 +61,7 @@ pub struct DeadLetter {
 
 from_row!(DeadLetter {
     processor,
+    version,
     partition,
     event_id,
     event_uuid,
@@ -80,6 +84,13 @@ pub(crate) struct DeadLetters {
     schema: String,
 }
 
+impl DeadLetter {
+    /// The tracker that it belongs to.
+    pub(crate) fn key(&self) -> ProcessorKey {
+        ProcessorKey { name: self.processor.clone(), version: self.version, partition: self.partition }
+    }
+}
+
 impl DeadLetters {
     /// The dead letters in this schema, made by `migrations/processing`.
     pub(crate) fn new(schema: &str) -> Self {
@@ -91,7 +102,6 @@ impl DeadLetters {
     pub(crate) async fn set_aside(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
         claim: &Claim,
         failure: &Failure,
         attempts: u32,
@@ -107,19 +117,19 @@ impl DeadLetters {
                set position = {id}, handled = handled + 1, attempts = 0, last_error = null, next_retry_at = null,
                    updated_at = clock_timestamp()
                where {is_claimed} and position = {position} and position < {id}
-               returning name, partition, silent_until
+               returning name, version, partition, silent_until
              )
              insert into {schema}.dead_letters
-               (processor, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts,
-                replaying)
-             select name, partition, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure}, {attempts},
+               (processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure,
+                attempts, replaying)
+             select name, version, partition, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure}, {attempts},
                     {id} <= silent_until
              from moved
-             on conflict (processor, partition, event_id) do update
+             on conflict (processor, version, partition, event_id) do update
                set reason = 'failed', blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts
              returning 1",
             schema = self.schema,
-            is_claimed = is_claimed(name, claim),
+            is_claimed = is_claimed(claim),
             position = claim.position,
             uuid = event_uuid.unwrap_or_default(),
             event_type = quote_literal(event_type.as_deref().unwrap_or_default()),
@@ -133,17 +143,15 @@ impl DeadLetters {
     pub(crate) async fn next_requested(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
         claim: &Claim,
     ) -> Result<Option<Position>, sqlx::Error> {
         let statement = format!(
             "-- find_requested_dead_letter
              select event_id from {}.dead_letters as d
-             where processor = {} and partition = {} and retry_requested_at is not null
+             where {} and retry_requested_at is not null
              order by event_id limit 1",
             self.schema,
-            quote_literal(name),
-            claim.partition
+            claim.key.is_processor()
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
         row.map(|row| row.try_get(0)).transpose()
@@ -153,7 +161,6 @@ impl DeadLetters {
     pub(crate) async fn failed_again(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
         claim: &Claim,
         event_id: Position,
         failure: &Failure,
@@ -164,18 +171,16 @@ impl DeadLetters {
                update {schema}.dead_letters
                set reason = 'failed', failure = {failure}, attempts = attempts + 1, tried_at = clock_timestamp(),
                    retry_requested_at = null
-               where processor = {name} and partition = {partition} and event_id = {event_id}
+               where {is_processor} and event_id = {event_id}
                  and exists (select from {schema}.trackers where {is_claimed})
-               returning aggregate_id, blocks
+               returning aggregate_id as of_aggregate, blocks as holds_back
              )
-             update {schema}.dead_letters as d set retry_requested_at = null from failed
-             where d.processor = {name} and d.partition = {partition} and d.aggregate_id = failed.aggregate_id
-               and d.event_id > {event_id} and failed.blocks",
+             update {schema}.dead_letters set retry_requested_at = null from failed
+             where {is_processor} and aggregate_id = of_aggregate and event_id > {event_id} and holds_back",
             schema = self.schema,
             failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
-            name = quote_literal(name),
-            partition = claim.partition,
-            is_claimed = is_claimed(name, claim),
+            is_processor = claim.key.is_processor(),
+            is_claimed = is_claimed(claim),
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }

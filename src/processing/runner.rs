@@ -36,7 +36,7 @@ use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::outage::OutageLog;
 use crate::processing::runner::rate::Rate;
 use crate::processing::runner::session::in_time;
-use crate::processing::tracker::{Claim, Owner, Standing, Trackers};
+use crate::processing::tracker::{Claim, Owner, ProcessorKey, Standing, Trackers};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 use crate::store::subscription::{Subscription, Woken};
@@ -78,6 +78,8 @@ pub const LEASE: Duration = Duration::from_secs(5);
 
 /// Runs one processor.
 pub struct Runner {
+    /// The tracker of the processor as it is declared.
+    key: ProcessorKey,
     name: String,
     settings: RunnerContext,
     processor: Box<dyn Processor>,
@@ -133,7 +135,12 @@ enum Next {
 
 impl Runner {
     /// A runner that has done nothing yet.
-    pub fn new(settings: RunnerContext, processor: Box<dyn Processor>, subscription: Subscription) -> Self {
+    pub fn new(
+        settings: RunnerContext,
+        key: ProcessorKey,
+        processor: Box<dyn Processor>,
+        subscription: Subscription,
+    ) -> Self {
         let trackers = Trackers::new(&settings.schema);
         let letters = DeadLetters::new(&settings.schema);
         let retry = Retry::new(settings.retry);
@@ -141,7 +148,8 @@ impl Runner {
         let (rate, heard) = (Rate::new(), Instant::now());
         let bisection = Bisection::new(settings.limits.size);
         Self {
-            name: processor.name().to_owned(),
+            name: key.name.clone(),
+            key,
             settings,
             processor,
             trackers,
@@ -294,8 +302,7 @@ impl Runner {
             limits: &limits,
             lease: *lease,
         };
-        let keep_alive =
-            KeepAlive { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
+        let keep_alive = KeepAlive { settings: &self.settings, trackers: &self.trackers, claim };
         match keep_alive.run_beside(self.processor.process(connection, request)).await {
             Ok(Outcome::ClaimLost) => self.lost(),
             Ok(Outcome::Committed { position, handled, failure }) => {
@@ -341,7 +348,7 @@ impl Runner {
     async fn renew(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         let outage_over = !self.outage.is_external();
-        let renewing = self.trackers.renew(connection, &self.name, claim, self.settings.lease, outage_over);
+        let renewing = self.trackers.renew(connection, claim, self.settings.lease, outage_over);
         match in_time(renewing).await? {
             None => self.lost(),
             Some(standing) => {

@@ -10,6 +10,7 @@
 //! prepared, no state of a session, so it works behind any pooler.
 
 mod advance;
+mod key;
 mod listing;
 mod liveness;
 mod operator;
@@ -24,9 +25,10 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub(crate) use advance::{Advance, Progress};
+pub use key::ProcessorKey;
 pub use listing::TrackerRow;
 pub use liveness::Rival;
-pub use operator::ReplayEffects;
+pub use operator::{ReplayEffects, Reset};
 
 use crate::event::Position;
 use crate::postgres::notify::{CONTROL, notify_call};
@@ -56,14 +58,12 @@ impl Owner {
 /// The right to move a tracker, from a claim until somebody else raises the epoch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
-    /// Partition of the processor.
-    pub partition: i32,
+    /// The tracker that was claimed. Its version is not the declared one until a reset has made the declared tables.
+    pub key: ProcessorKey,
     /// What every move has to name.
     pub epoch: i64,
     /// Where the processor stands.
     pub position: Position,
-    /// The version of the tables that the position belongs to.
-    pub version: i32,
     /// Fingerprint of the declaration that the tables were made from; `None` before they are made.
     pub declaration: Option<String>,
     /// Whether an operator has paused the processor.
@@ -78,18 +78,25 @@ pub struct Claim {
     pub failed: bool,
 }
 
-from_row!(Claim {
-    partition,
-    epoch,
-    position,
-    version,
-    declaration,
-    paused,
-    attempts,
-    last_error,
-    retry_in_seconds,
-    failed
-});
+impl<'r> FromRow<'r, PgRow> for Claim {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            key: ProcessorKey {
+                name: row.try_get("name")?,
+                version: row.try_get("version")?,
+                partition: row.try_get("partition")?,
+            },
+            epoch: row.try_get("epoch")?,
+            position: row.try_get("position")?,
+            declaration: row.try_get("declaration")?,
+            paused: row.try_get("paused")?,
+            attempts: row.try_get("attempts")?,
+            last_error: row.try_get("last_error")?,
+            retry_in_seconds: row.try_get("retry_in_seconds")?,
+            failed: row.try_get("failed")?,
+        })
+    }
+}
 
 /// What of the infrastructure keeps a processor from going on. No event is to blame for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,72 +135,96 @@ pub struct Trackers {
     schema: String,
 }
 
-const CLAIM_COLUMNS: &str = "t.partition, epoch, position, version, declaration, paused_at is not null as paused, attempts, \
-     last_error, extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds, \
-     failed_at is not null as failed";
-
 impl Trackers {
     /// The trackers in this schema, made by `migrations/processing`.
     pub fn new(schema: &str) -> Self {
         Self { schema: quote_identifier(schema) }
     }
 
-    /// Makes sure that the processor has a row; a new one begins at `position`.
+    /// Makes sure that the processor has a tracker, of whatever version; a new one is that of `key` and begins at
+    /// `position`.
     pub async fn register(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
+        key: &ProcessorKey,
         kind: ProcessorKind,
-        version: i32,
         position: Position,
     ) -> Result<(), sqlx::Error> {
+        let ProcessorKey { name, version, partition } = key;
         let statement = format!(
             "-- register_tracker
-             insert into {}.trackers (name, kind, version, position)
-             values ({}, '{}', {version}, {position}) on conflict do nothing",
-            self.schema,
-            quote_literal(name),
-            kind.as_str()
+             -- Two daemons that declare different versions must not both find that there is no tracker.
+             select pg_advisory_xact_lock(hashtext('espd: register ' || {name}));
+             insert into {schema}.trackers (name, version, partition, kind, position)
+             select {name}, {version}, {partition}, '{kind}', {position}
+             where not exists (select from {schema}.trackers where name = {name} and partition = {partition})",
+            schema = self.schema,
+            name = quote_literal(name),
+            kind = kind.as_str()
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// Claims a processor for `owner`: succeeds when its lease has ended or it is the owner's already, and nobody
-    /// has locked the row. Never waits for a lock. `None`: not now, or there is no row.
+    /// Claims the tracker of a processor for `owner`: succeeds when its lease has ended or is the owner's already, and
+    /// nobody has locked the row. Never waits for a lock. `None`: not now, or there is no row.
+    ///
+    /// The tracker is that of `key`. Where there is none, it is the tracker of another version, for the caller to say that
+    /// a reset is needed; see [`Self::is_runners`]. One that has no tables, because they were never made or a reset has
+    /// dropped them, becomes the tracker of `key`.
     pub async fn claim(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
+        key: &ProcessorKey,
         owner: &Owner,
         lease: Duration,
     ) -> Result<Option<Claim>, sqlx::Error> {
         let statement = format!(
             "-- claim_tracker
              with free as (
-               select name, partition from {0}.trackers as t
-               where name = {1} and partition = 0 and {2}
+               select name, version, partition,
+                      (select d.fingerprint from {schema}.declarations as d
+                       where d.processor = t.name and d.version = t.version) as declaration
+               from {schema}.trackers as t
+               where {is_runners} and {is_free}
                -- A batch holds the row to its end, and a frozen owner for as long as it likes.
                for update skip locked
              ), gone as (
-               delete from {0}.signs_of_life as s using free
-               where s.name = free.name and s.partition = free.partition
-                 and (s.owner = '{3}' or s.lives_until < clock_timestamp())
+               delete from {schema}.signs_of_life as s using free
+               where s.name = free.name and s.version = free.version and s.partition = free.partition
+                 and (s.owner = '{owner}' or s.lives_until < clock_timestamp())
              )
-             update {0}.trackers as t
-             set epoch = epoch + 1, owner = '{3}', owner_label = {4}, lease_until = clock_timestamp() + {5},
-                 backend_pid = pg_backend_pid(),
+             update {schema}.trackers as t
+             set version = case when free.declaration is null then {version} else t.version end,
+                 epoch = epoch + 1, owner = '{owner}', owner_label = {label},
+                 lease_until = clock_timestamp() + {lease}, backend_pid = pg_backend_pid(),
                  backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid()),
                  updated_at = clock_timestamp()
-             from free where t.name = free.name and t.partition = free.partition
-             returning {CLAIM_COLUMNS}",
-            self.schema,
-            quote_literal(name),
-            self.is_free_for(owner),
-            owner.id,
-            quote_literal(&owner.label),
-            interval(lease)
+             from free where t.name = free.name and t.version = free.version and t.partition = free.partition
+             returning t.name, t.version, t.partition, epoch, position, free.declaration,
+                       paused_at is not null as paused, attempts, last_error,
+                       extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds,
+                       failed_at is not null as failed",
+            schema = self.schema,
+            is_runners = self.is_runners(key),
+            is_free = self.is_free_for(owner),
+            version = key.version,
+            owner = owner.id,
+            label = quote_literal(&owner.label),
+            lease = interval(lease)
         );
         fetch_optional(connection, statement).await
+    }
+
+    /// The condition that the row `t` is the tracker that a runner of `key` deals with: the tracker of `key`, or, where
+    /// there is none, the one of the newest other version.
+    fn is_runners(&self, key: &ProcessorKey) -> String {
+        let ProcessorKey { name, version, partition } = key;
+        let (schema, name) = (&self.schema, quote_literal(name));
+        format!(
+            "t.name = {name} and t.partition = {partition} and t.version = (
+               select v.version from {schema}.trackers as v where v.name = {name} and v.partition = {partition}
+               order by v.version = {version} desc, v.version desc limit 1)"
+        )
     }
 
     /// Lets the lease run on. `outage_over`: what kept the database from going on has passed. `None`: the claim is no
@@ -201,7 +232,6 @@ impl Trackers {
     pub async fn renew(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
         claim: &Claim,
         lease: Duration,
         outage_over: bool,
@@ -214,11 +244,11 @@ impl Trackers {
              returning position, paused_at is not null as paused,
                        coalesce(attempts > 0 and next_retry_at <= clock_timestamp(), false) as retry_now,
                        exists (select from {schema}.dead_letters as d
-                               where d.processor = name and d.partition = trackers.partition
-                                 and d.retry_requested_at is not null) as letters",
+                               where d.processor = name and d.version = trackers.version
+                                 and d.partition = trackers.partition and d.retry_requested_at is not null) as letters",
             interval(lease),
             if outage_over { "null" } else { "outage" },
-            is_claimed(name, claim),
+            is_claimed(claim),
             schema = self.schema,
         );
         fetch_optional(connection, statement).await
@@ -229,7 +259,6 @@ impl Trackers {
     pub async fn release(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
         claim: &Claim,
         channel: &str,
     ) -> Result<(), sqlx::Error> {
@@ -244,7 +273,7 @@ impl Trackers {
              )
              select {} from released",
             self.schema,
-            is_claimed(name, claim),
+            is_claimed(claim),
             notify_call(channel, CONTROL)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
@@ -254,7 +283,6 @@ impl Trackers {
     pub async fn record_failure(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
         claim: &Claim,
         attempts: u32,
         failure: &Failure,
@@ -274,7 +302,7 @@ impl Trackers {
             self.schema,
             i32::try_from(attempts).unwrap_or(i32::MAX),
             json_literal(failure)?,
-            is_claimed(name, claim)
+            is_claimed(claim)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
@@ -283,14 +311,13 @@ impl Trackers {
     pub async fn forget_failure(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
         claim: &Claim,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- forget_failure
              update {}.trackers set failed_at = null, last_error = null, updated_at = clock_timestamp() where {}",
             self.schema,
-            is_claimed(name, claim)
+            is_claimed(claim)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
@@ -299,7 +326,6 @@ impl Trackers {
     pub async fn record_outage(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
         claim: &Claim,
         outage: &Outage,
     ) -> Result<(), sqlx::Error> {
@@ -308,7 +334,7 @@ impl Trackers {
              update {}.trackers set outage = {}::jsonb, updated_at = clock_timestamp() where {}",
             self.schema,
             json_literal(outage)?,
-            is_claimed(name, claim)
+            is_claimed(claim)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
@@ -327,13 +353,13 @@ impl Trackers {
     pub async fn lock(
         &self,
         connection: &mut PgConnection,
-        name: &str,
+        key: &ProcessorKey,
     ) -> Result<Option<Position>, sqlx::Error> {
         let statement = format!(
             "-- lock_tracker
-             select position from {}.trackers where name = {} and partition = 0 for update",
+             select position from {}.trackers where {} for update",
             self.schema,
-            quote_literal(name)
+            key.is_tracker()
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
         row.map(|row| row.try_get("position")).transpose()
@@ -343,23 +369,21 @@ impl Trackers {
     pub async fn lock_claimed(
         &self,
         connection: &mut PgConnection,
-        name: &str,
         claim: &Claim,
     ) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "-- lock_claimed_tracker
              select from {}.trackers where {} for update",
             self.schema,
-            is_claimed(name, claim)
+            is_claimed(claim)
         );
         Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())
     }
 }
 
 /// The condition that the claim is still valid.
-pub(crate) fn is_claimed(name: &str, claim: &Claim) -> String {
-    let Claim { partition, epoch, .. } = claim;
-    format!("name = {} and partition = {partition} and epoch = {epoch}", quote_literal(name))
+pub(crate) fn is_claimed(claim: &Claim) -> String {
+    format!("{} and epoch = {}", claim.key.is_tracker(), claim.epoch)
 }
 
 pub(crate) fn json_literal(value: &impl Serialize) -> Result<String, sqlx::Error> {

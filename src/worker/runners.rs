@@ -22,7 +22,7 @@ use crate::processing::emission::Relay;
 use crate::processing::heartbeat::Heartbeat;
 use crate::processing::processor::{Events, Processor, ProcessorBase};
 use crate::processing::runner::{LEASE, ReleaseChannel, Runner, RunnerContext};
-use crate::processing::tracker::{Owner, Trackers};
+use crate::processing::tracker::{Owner, ProcessorKey, Trackers};
 use crate::shutdown::Shutdown;
 use crate::store::PostgresEventStore;
 use crate::store::layout::Layout;
@@ -172,7 +172,8 @@ impl Foundation {
             wake_relay: Arc::clone(&self.wake_relay),
         };
         let processor = self.processor(declaration)?;
-        Ok(Runner::new(runner_settings, processor, self.subscription.clone()))
+        let key = ProcessorKey::new(&declaration.name, declaration.version);
+        Ok(Runner::new(runner_settings, key, processor, self.subscription.clone()))
     }
 
     fn processor(&self, declaration: &ProcessorDeclaration) -> Result<Box<dyn Processor>, String> {

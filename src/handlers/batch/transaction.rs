@@ -6,7 +6,7 @@ use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
 
 use crate::event::{Event, Position, Version};
-use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::quote::quote_identifier;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::processor::{
     Batch, BatchRequest, Delivery, Events, ProcessorBase, ProcessorError, Work,
@@ -62,7 +62,8 @@ impl<'t> BatchTransaction<'t> {
                 String::new(),
                 format!("case when d.replaying then {id} else 0 end::bigint"),
                 format!(
-                    "join {}.dead_letters as d on d.processor = t.name and d.partition = t.partition and d.event_id = {id}",
+                    "join {}.dead_letters as d
+                     on d.processor = t.name and d.version = t.version and d.partition = t.partition and d.event_id = {id}",
                     quote_identifier(&base.schema)
                 ),
             ),
@@ -73,15 +74,15 @@ impl<'t> BatchTransaction<'t> {
              set local idle_in_transaction_session_timeout = {silence};
              set local search_path = {projections_schema}, public;
              select {silent_until} as silent_until, exists (
-               select from {schema}.dead_letters as l where l.processor = t.name and l.partition = t.partition) as parking
+               select from {schema}.dead_letters as l
+               where l.processor = t.name and l.version = t.version and l.partition = t.partition) as parking
              from {schema}.trackers as t {letter}
-             where t.name = {name} and t.partition = {partition} and t.epoch = {epoch} and t.paused_at is null {at}
+             where (t.name, t.version, t.partition) = ({key}) and t.epoch = {epoch} and t.paused_at is null {at}
              for update",
             schema = quote_identifier(&base.schema),
-            name = quote_literal(base.name()),
+            key = request.claim.key.arguments(),
             projections_schema = quote_identifier(&base.projections_schema),
             silence = silence_max.as_millis(),
-            partition = request.claim.partition,
             epoch = request.claim.epoch,
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(&mut *transaction).await?;
@@ -142,10 +143,9 @@ impl<'t> BatchTransaction<'t> {
         let statement = format!(
             "-- set_aside_behind
              select e.id from unnest($1::bigint[], $2::uuid[], $3::text[], $4::uuid[]) as e (id, uuid, type, aggregate_id)
-             where {}.set_aside_behind({}, {}, e.id, e.uuid, e.type, e.aggregate_id)",
+             where {}.set_aside_behind({}, e.id, e.uuid, e.type, e.aggregate_id)",
             quote_identifier(&self.base.schema),
-            quote_literal(self.base.name()),
-            self.request.claim.partition
+            self.request.claim.key.arguments()
         );
         let events = &batch.events;
         let waiting: Vec<Position> = sqlx::query_scalar(AssertSqlSafe(statement))
@@ -206,12 +206,12 @@ impl<'t> BatchTransaction<'t> {
         let trackers = self.base.trackers();
         match work {
             Work::DeadLetter(event_id) => {
-                trackers.remove_letter(&mut self.transaction, self.base.name(), claim, event_id).await?;
+                trackers.remove_letter(&mut self.transaction, claim, event_id).await?;
             }
             Work::Batch { upto, rate } => {
                 let caught_up = !progress.failing && progress.position >= upto;
                 let advance = Advance { progress, caught_up, lease, rate };
-                if !trackers.advance(&mut self.transaction, self.base.name(), claim, advance).await? {
+                if !trackers.advance(&mut self.transaction, claim, advance).await? {
                     return Err(ProcessorError::Lost);
                 }
             }

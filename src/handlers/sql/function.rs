@@ -182,13 +182,14 @@ impl<'a> Body<'a> {
     fn write_opening(&mut self) {
         let schema = self.schema.clone();
         let name = quote_literal(&self.projector.name);
+        let version = self.projector.version;
         let source = self.source_query();
         let reaction = self.projector.reaction.as_ref();
         let declarations = reaction.map_or("", |_| reaction::DECLARATIONS);
         let begin_batch = reaction
             .map(|reaction| {
                 let outbox = matches!(self.source, EventSource::Arguments);
-                reaction::begin_batch(&self.projector.name, reaction, &schema, outbox)
+                reaction::begin_batch(&self.projector.name, version, reaction, &schema, outbox)
             })
             .unwrap_or_default();
         let begin_event = reaction.map_or("", |_| reaction::BEGIN_EVENT);
@@ -215,7 +216,7 @@ begin
   end if;
   -- lock_tracker: no row means that the caller is no longer the owner, or paused
   perform from {schema}.trackers as t
-    where t.name = {name} and t.partition = espd_partition
+    where t.name = {name} and t.version = {version} and t.partition = espd_partition
       and t.epoch = espd_epoch and (t.position = espd_from or espd_letter is not null) and t.paused_at is null
     for update;
   if not found then
@@ -224,14 +225,14 @@ begin
   end if;
   if espd_letter is null then
     espd_parking := exists (select from {schema}.dead_letters as d
-        where d.processor = {name} and d.partition = espd_partition and d.blocks)
+        where d.processor = {name} and d.version = {version} and d.partition = espd_partition and d.blocks)
       or exists (select from {schema}.dead_letters as d
-        where d.processor = {name} and d.partition = espd_partition and d.event_id > espd_from);
+        where d.processor = {name} and d.version = {version} and d.partition = espd_partition and d.event_id > espd_from);
   else
     espd_parking := false;
     -- lock_dead_letter: an operator may have discarded it
     perform from {schema}.dead_letters as d
-      where d.processor = {name} and d.partition = espd_partition and d.event_id = espd_letter for update;
+      where d.processor = {name} and d.version = {version} and d.partition = espd_partition and d.event_id = espd_letter for update;
     if not found then
       espd_position := espd_letter;
       espd_handled := 0;
@@ -250,8 +251,8 @@ begin
         {source}
       loop
         espd_id := event.id;
-        if espd_parking and {schema}.set_aside_behind({name}, espd_partition, event.id, event.uuid, event.type,
-             event.aggregate_id) then
+        if espd_parking and {schema}.set_aside_behind({name}, {version}, espd_partition, event.id, event.uuid,
+             event.type, event.aggregate_id) then
           null;
         else
 {begin_event}"
@@ -318,6 +319,7 @@ begin
     fn write_closing(&mut self) {
         let schema = self.schema.clone();
         let name = quote_literal(&self.projector.name);
+        let version = self.projector.version;
         let deferred = self.deferred_check();
         let infrastructure = literals(INFRASTRUCTURE_SQLSTATES);
         let find_unreadable = self.find_unreadable();
@@ -351,7 +353,7 @@ begin
   end loop;
   if espd_letter is not null then
     if espd_failure is null then
-      perform {schema}.remove_dead_letter({name}, espd_partition, espd_letter);
+      perform {schema}.remove_dead_letter({name}, {version}, espd_partition, espd_letter);
     end if;
     espd_finished := true;
     return;
@@ -368,7 +370,7 @@ begin
         attempts = case when espd_handled > 0 or espd_failure is null then 0 else t.attempts end,
         last_error = case when espd_handled > 0 or espd_failure is null then null else t.last_error end,
         next_retry_at = null, outage = null
-    where t.name = {name} and t.partition = espd_partition
+    where t.name = {name} and t.version = {version} and t.partition = espd_partition
       and t.epoch = espd_epoch and t.position = espd_from and espd_position >= t.position;
   if not found then
     raise exception 'a handler of projector % changed the tracker', {name};

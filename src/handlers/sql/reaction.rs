@@ -9,17 +9,25 @@ use crate::processing::declaration::Reaction;
 pub(super) const DECLARATIONS: &str = "  espd_silent_until bigint;\n";
 
 /// Says who emits, once for a batch; `outbox`: into a store that is in another database.
-pub(super) fn begin_batch(name: &str, reaction: &Reaction, schema: &str, outbox: bool) -> String {
+pub(super) fn begin_batch(
+    name: &str,
+    version: i32,
+    reaction: &Reaction,
+    schema: &str,
+    outbox: bool,
+) -> String {
     format!(
-        "  {who};\n  perform set_config('espd.outbox', '{outbox}', true);\n  \
+        "  {who};\n  perform set_config('espd.outbox', '{outbox}', true),\n    \
+             set_config('espd.partition', espd_partition::text, true);\n  \
            if espd_letter is null then\n    \
              select t.silent_until into espd_silent_until from {schema}.trackers as t\n      \
-               where t.name = {name} and t.partition = espd_partition;\n  \
+               where t.name = {name} and t.version = {version} and t.partition = espd_partition;\n  \
            else\n    \
              -- What is a dead letter was never handled, unless it became one after a reset.\n    \
              select case when d.replaying then espd_letter else 0 end into espd_silent_until\n      \
                from {schema}.dead_letters as d\n      \
-               where d.processor = {name} and d.partition = espd_partition and d.event_id = espd_letter;\n  \
+               where d.processor = {name} and d.version = {version} and d.partition = espd_partition\n        \
+               and d.event_id = espd_letter;\n  \
            end if;\n",
         who = say_who("perform", name, reaction),
         name = quote_literal(name),

@@ -13,7 +13,7 @@ use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{ProcessorBase, PutOff};
-use crate::processing::tracker::{Claim, interval, json_literal};
+use crate::processing::tracker::{Claim, ProcessorKey, interval, json_literal};
 
 /// An event beyond the position that is done, or has been tried.
 #[derive(Debug)]
@@ -59,15 +59,13 @@ pub(crate) struct Waiting {
 pub(crate) struct Deliveries {
     /// The quoted schema.
     schema: String,
-    /// The quoted name of the processor.
-    name: String,
-    partition: i32,
+    /// The tracker that they belong to.
+    key: ProcessorKey,
 }
 
 impl Deliveries {
     pub(crate) fn of(base: &ProcessorBase, claim: &Claim) -> Self {
-        let (schema, name) = (quote_identifier(&base.schema), quote_literal(base.name()));
-        Self { schema, name, partition: claim.partition }
+        Self { schema: quote_identifier(&base.schema), key: claim.key.clone() }
     }
 
     /// Everything beyond the position, by event.
@@ -82,7 +80,7 @@ impl Deliveries {
                     extract(epoch from retry_at - clock_timestamp())::float8 as retry_in_seconds
              from {}.deliveries where {} and event_id > {position} order by event_id",
             self.schema,
-            self.condition()
+            self.key.is_processor()
         );
         let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
         rows.iter().map(Delivered::from_row).collect()
@@ -97,7 +95,7 @@ impl Deliveries {
         let statement = format!(
             "-- forget_deliveries\ndelete from {}.deliveries where {} and event_id <= {position}",
             self.schema,
-            self.condition()
+            self.key.is_processor()
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
@@ -126,18 +124,18 @@ impl Deliveries {
         let source = format!(
             "{}.dead_letters where {} and event_id > {after} and event_id <= {upto}",
             self.schema,
-            self.condition()
+            self.key.is_processor()
         );
         self.insert_done(connection, &source).await
     }
 
     async fn insert_done(&self, connection: &mut PgConnection, source: &str) -> Result<(), sqlx::Error> {
-        let Self { schema, name, partition } = self;
+        let (schema, key) = (&self.schema, self.key.arguments());
         let statement = format!(
             "-- record_deliveries
-             insert into {schema}.deliveries (processor, partition, event_id, is_done)
-             select {name}, {partition}, event_id, true from {source}
-             on conflict (processor, partition, event_id) do update
+             insert into {schema}.deliveries (processor, version, partition, event_id, is_done)
+             select {key}, event_id, true from {source}
+             on conflict (processor, version, partition, event_id) do update
                set is_done = true, attempts = 0, failure = null, retry_at = null"
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
@@ -153,14 +151,14 @@ impl Deliveries {
         let wait = put_off.until.map(|until| until.saturating_duration_since(Instant::now()));
         let statement = format!(
             "-- record_failed_delivery
-             insert into {schema}.deliveries (processor, partition, event_id, is_done, attempts, failure, retry_at)
-             values ({name}, {partition}, {id}, false, {attempts}, {failure}, clock_timestamp() + {wait})
-             on conflict (processor, partition, event_id) do update
+             insert into {schema}.deliveries
+               (processor, version, partition, event_id, is_done, attempts, failure, retry_at)
+             values ({key}, {id}, false, {attempts}, {failure}, clock_timestamp() + {wait})
+             on conflict (processor, version, partition, event_id) do update
                set attempts = excluded.attempts, failure = excluded.failure, retry_at = excluded.retry_at
                where not deliveries.is_done",
             schema = self.schema,
-            name = self.name,
-            partition = self.partition,
+            key = self.key.arguments(),
             attempts = put_off.attempts,
             failure = json_literal(&put_off.failure)?,
             wait = interval(wait.unwrap_or_default()),
@@ -182,14 +180,14 @@ impl Deliveries {
         let statement = format!(
             "-- set_aside
              insert into {schema}.dead_letters
-               (processor, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts)
-             values ({name}, {partition}, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure},
+               (processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure,
+                attempts)
+             values ({key}, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure},
                {attempts})
-             on conflict (processor, partition, event_id) do update
+             on conflict (processor, version, partition, event_id) do update
                set reason = 'failed', blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts",
             schema = self.schema,
-            name = self.name,
-            partition = self.partition,
+            key = self.key.arguments(),
             event_type = quote_literal(failure.event_type.as_deref().unwrap_or_default()),
             failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
         );
@@ -204,16 +202,11 @@ impl Deliveries {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- set_aside_behind
-             select {}.set_aside_behind({}, {}, {id}, '{uuid}', {}, '{aggregate_id}')",
+             select {}.set_aside_behind({}, {id}, '{uuid}', {}, '{aggregate_id}')",
             self.schema,
-            self.name,
-            self.partition,
+            self.key.arguments(),
             quote_literal(event_type)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
-    }
-
-    fn condition(&self) -> String {
-        format!("processor = {} and partition = {}", self.name, self.partition)
     }
 }

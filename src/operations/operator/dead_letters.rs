@@ -160,9 +160,13 @@ impl Operator<'_> {
     }
 
     async fn letter(&self, name: &str, event_id: Position) -> Result<DeadLetter, OperatorError> {
-        let found = self.dead_letters(&Selection::one(name, event_id), 1).await?;
-        let missing = || OperatorError::NoLetter { name: name.to_owned(), event_id };
-        found.into_iter().next().ok_or_else(missing)
+        let mut found = self.dead_letters(&Selection::one(name, event_id), 2).await?;
+        let name = name.to_owned();
+        if found.len() > 1 {
+            let trackers = found.iter().map(DeadLetter::key).collect();
+            return Err(OperatorError::Several { name, trackers });
+        }
+        found.pop().ok_or(OperatorError::NoLetter { name, event_id })
     }
 
     fn letters(&self) -> DeadLetters {

@@ -10,8 +10,8 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 
 /// The columns of a [`DeadLetter`].
-const COLUMNS: &str = "processor, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, \
-     attempts, set_aside_at, tried_at, retry_requested_at, replaying";
+const COLUMNS: &str = "processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, \
+     failure, attempts, set_aside_at, tried_at, retry_requested_at, replaying";
 
 /// What was asked of the owner of a processor.
 #[derive(Debug, Clone)]
@@ -63,7 +63,8 @@ impl DeadLetters {
     ) -> Result<Vec<DeadLetter>, sqlx::Error> {
         let statement = format!(
             "-- list_dead_letters
-             select {COLUMNS} from {}.dead_letters as d where {} order by processor, partition, event_id limit {limit}",
+             select {COLUMNS} from {}.dead_letters as d where {} order by processor, version, partition, event_id
+             limit {limit}",
             self.schema,
             selection.condition()
         );
@@ -96,15 +97,14 @@ impl DeadLetters {
             "-- find_dead_letters_around
              with line as (
                select event_id, blocks from {schema}.dead_letters
-               where processor = {processor} and partition = {partition} and aggregate_id = '{aggregate_id}'
+               where {is_processor} and aggregate_id = '{aggregate_id}'
              )
              select (select min(event_id) from line where event_id < {id} and blocks) as waits_for,
                     (select count(*) from line where event_id > {id} and {blocks}) as waiting,
                     array(select event_id from line where event_id > {id} and {blocks} order by 1 limit {SHOWN})
                       as waiting_event_ids",
             schema = self.schema,
-            processor = quote_literal(&letter.processor),
-            partition = letter.partition,
+            is_processor = letter.key().is_processor(),
             aggregate_id = letter.aggregate_id,
             id = letter.event_id,
             blocks = letter.blocks,
@@ -126,18 +126,19 @@ impl DeadLetters {
              with judged as materialized ({judged}),
              -- The first in the line of each aggregate that others wait behind.
              heads as materialized (
-               select distinct on (partition, aggregate_id) partition, aggregate_id, event_id, meant
-               from judged where blocks order by partition, aggregate_id, event_id
+               select distinct on (version, partition, aggregate_id) version, partition, aggregate_id, event_id, meant
+               from judged where blocks order by version, partition, aggregate_id, event_id
              ),
              lined_up as materialized (
-               select partition, j.event_id, j.meant,
+               select version, partition, j.event_id, j.meant,
                       case when h.event_id < j.event_id then h.meant else j.meant end as chosen
-               from judged as j left join heads as h using (partition, aggregate_id)
+               from judged as j left join heads as h using (version, partition, aggregate_id)
              ),
              now as materialized (select clock_timestamp() as at),
              requested as (
                update {schema}.dead_letters as d set retry_requested_at = now.at from lined_up as c, now
-               where c.chosen and d.processor = $1 and d.partition = c.partition and d.event_id = c.event_id
+               where c.chosen and d.processor = $1 and d.version = c.version and d.partition = c.partition
+                 and d.event_id = c.event_id
                returning d.partition, d.event_id
              ),
              logged as (
@@ -159,7 +160,7 @@ impl DeadLetters {
     fn judged(&self, selection: &Selection) -> String {
         let condition = selection.condition();
         format!(
-            "select partition, aggregate_id, event_id, blocks, coalesce({condition}, false) as meant
+            "select version, partition, aggregate_id, event_id, blocks, coalesce({condition}, false) as meant
              from {schema}.dead_letters as d
              where processor = $1 and aggregate_id in (
                select aggregate_id from {schema}.dead_letters as d where processor = $1 and {condition})",
@@ -254,10 +255,10 @@ impl DeadLetters {
             "-- count_dead_letters_left_behind
              with judged as materialized ({}),
              heads as materialized (
-               select partition, aggregate_id, min(event_id) as event_id
-               from judged where meant and blocks group by partition, aggregate_id
+               select version, partition, aggregate_id, min(event_id) as event_id
+               from judged where meant and blocks group by version, partition, aggregate_id
              )
-             select count(*) from judged as j join heads as h using (partition, aggregate_id)
+             select count(*) from judged as j join heads as h using (version, partition, aggregate_id)
              where not j.meant and j.event_id > h.event_id",
             self.judged(selection)
         );

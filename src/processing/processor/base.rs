@@ -11,7 +11,7 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::processing::failure::Failure;
-use crate::processing::tracker::{Claim, ReplayEffects, Trackers};
+use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset, Trackers};
 use crate::store::layout::Layout;
 
 /// What every processor is made of: its declaration, the schemas that it writes to, and the source of its events.
@@ -88,11 +88,11 @@ impl ProcessorBase {
         sqlx::raw_sql(limits).execute(&mut *transaction).await?;
         self.refuse_to_emit_into_a_foreign_store()?;
         // From here on nobody else prepares: an outdated owner must not replace what the present one has made.
-        if !self.trackers().lock_claimed(&mut *transaction, self.name(), claim).await? {
+        if !self.trackers().lock_claimed(&mut *transaction, claim).await? {
             return Err(ProcessorError::Lost);
         }
         match &claim.declaration {
-            Some(fingerprint) => self.tables().compare(claim.version, fingerprint),
+            Some(fingerprint) => self.tables().compare(claim.key.version, fingerprint),
             None => self.tables().create(transaction).await,
         }
     }
@@ -104,16 +104,18 @@ impl ProcessorBase {
     pub(crate) async fn reset(
         &self,
         connection: &mut PgConnection,
+        tracker: &ProcessorKey,
         operator: &str,
         effects: ReplayEffects,
     ) -> Result<bool, ProcessorError> {
         let trackers = self.trackers();
         let mut transaction = connection.begin().await?;
-        if trackers.lock(&mut transaction, self.name()).await?.is_none() {
+        if trackers.lock(&mut transaction, tracker).await?.is_none() {
             return Ok(false);
         }
         self.tables().drop(&mut transaction).await?;
-        trackers.reset(&mut transaction, self.name(), operator, Position::START, true, effects).await?;
+        let reset = Reset { to: Position::START, rebuilt_as: Some(self.declaration.version), effects };
+        trackers.reset(&mut transaction, tracker, operator, reset).await?;
         if !matches!(self.declaration.handling, Handling::Native(_)) {
             self.tables().create(&mut transaction).await?;
         }

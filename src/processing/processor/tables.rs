@@ -75,8 +75,9 @@ impl<'a> Tables<'a> {
     pub(crate) async fn drop(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
         let statement = format!(
             "-- forget_tables
-             delete from {}.projection_tables where processor = $1 returning table_schema, table_name",
-            self.schema
+             with forgotten as (delete from {schema}.declarations where processor = $1)
+             delete from {schema}.projection_tables where processor = $1 returning table_schema, table_name",
+            schema = self.schema
         );
         let owned: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(statement))
             .persistent(false)
@@ -176,7 +177,8 @@ impl<'a> Tables<'a> {
     async fn record_declaration(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
         let statement = format!(
             "-- record_declaration
-             update {}.trackers set version = $2, declaration = $3 where name = $1 and partition = 0",
+             insert into {}.declarations (processor, version, fingerprint) values ($1, $2, $3)
+             on conflict (processor, version) do update set fingerprint = excluded.fingerprint",
             self.schema
         );
         sqlx::query(AssertSqlSafe(statement))

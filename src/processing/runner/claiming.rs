@@ -47,18 +47,18 @@ impl Runner {
         connection: &mut PgConnection,
         waiting: Waiting,
     ) -> Result<Next, sqlx::Error> {
-        let Self { name, trackers, settings, .. } = self;
-        let claiming = trackers.claim(&mut *connection, name, &settings.owner, settings.lease);
+        let Self { key, trackers, settings, .. } = self;
+        let claiming = trackers.claim(&mut *connection, key, &settings.owner, settings.lease);
         if let Some(claim) = in_time(claiming).await? {
             return self.begin(connection, claim).await;
         }
-        let standing_by = trackers.stand_by(&mut *connection, name, &settings.owner, settings.lease);
+        let standing_by = trackers.stand_by(&mut *connection, key, &settings.owner, settings.lease);
         if let Some(rival) = in_time(standing_by).await? {
             return self.stand_by(connection, rival, waiting).await;
         }
         let position = in_time(self.processor.starting_position(connection)).await?;
-        let (kind, version) = (self.processor.kind(), self.processor.version());
-        in_time(self.trackers.register(connection, &self.name, kind, version, position)).await?;
+        let kind = self.processor.kind();
+        in_time(self.trackers.register(connection, &self.key, kind, position)).await?;
         Ok(Next::Again)
     }
 
@@ -69,14 +69,13 @@ impl Runner {
         self.phase = Phase::Following(claim.clone());
         (self.seen, self.due, self.under_way) = (claim.position, None, false);
         self.tell_outage(connection).await;
-        let keep_alive =
-            KeepAlive { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim: &claim };
+        let keep_alive = KeepAlive { settings: &self.settings, trackers: &self.trackers, claim: &claim };
         let prepared = keep_alive.run_beside(self.processor.prepare(connection, &claim)).await;
         match prepared {
             Ok(()) => {
                 // What kept the last owner from preparing is mended, whether or not an operator said so.
                 if claim.attempts == 0 && (claim.failed || claim.last_error.is_some()) {
-                    in_time(self.trackers.forget_failure(connection, &self.name, &claim)).await?;
+                    in_time(self.trackers.forget_failure(connection, &claim)).await?;
                 }
                 self.phase = self.phase_after_claim(claim);
                 Ok(Next::Again)
@@ -164,7 +163,7 @@ impl Runner {
         backend: i32,
         complained: bool,
     ) -> Result<bool, sqlx::Error> {
-        let ending = self.trackers.end_frozen_backend(connection, &self.name, &self.settings.owner);
+        let ending = self.trackers.end_frozen_backend(connection, &self.key, &self.settings.owner);
         let refused = match in_time(ending).await {
             Ok(true) => {
                 let what = "ended the backend of an owner that gives no sign of life";
@@ -192,11 +191,11 @@ impl Runner {
 
     /// Gives up what this runner holds, or stands by for, and tells those who stand by.
     pub(super) async fn release(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let Self { name, trackers, settings, .. } = self;
+        let Self { key, trackers, settings, .. } = self;
         let Some(claim) = self.phase.claim() else {
-            return in_time(trackers.stand_down(connection, name, &settings.owner)).await;
+            return in_time(trackers.stand_down(connection, key, &settings.owner)).await;
         };
-        in_time(trackers.release(connection, name, claim, &settings.release_channel.channel)).await?;
+        in_time(trackers.release(connection, claim, &settings.release_channel.channel)).await?;
         notify_elsewhere(&settings.release_channel).await;
         Ok(())
     }

@@ -35,8 +35,7 @@ impl Runner {
     ) -> Result<Next, sqlx::Error> {
         let Phase::Following(claim) = &mut self.phase else { return Ok(Next::Again) };
         let (Some(id), attempts) = (failure.event_id, self.retry.attempts()) else { return Ok(Next::Again) };
-        let setting_aside =
-            self.letters.set_aside(&mut *connection, &self.name, claim, &failure, attempts, blocks);
+        let setting_aside = self.letters.set_aside(&mut *connection, claim, &failure, attempts, blocks);
         if !in_time(setting_aside).await? {
             return self.lost();
         }
@@ -58,7 +57,7 @@ impl Runner {
     /// Handles one dead letter again, or finds that none is asked for any more.
     pub(super) async fn handle_letter(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
-        let finding = self.letters.next_requested(&mut *connection, &self.name, claim);
+        let finding = self.letters.next_requested(&mut *connection, claim);
         let Some(id) = in_time(finding).await? else {
             self.letters_requested = false;
             return Ok(Next::Again);
@@ -66,8 +65,7 @@ impl Runner {
         let limits = BatchLimits { size: 1, ..self.settings.limits };
         let lease = self.settings.lease;
         let request = BatchRequest { claim, work: Work::DeadLetter(id), limits: &limits, lease };
-        let keep_alive =
-            KeepAlive { settings: &self.settings, trackers: &self.trackers, name: &self.name, claim };
+        let keep_alive = KeepAlive { settings: &self.settings, trackers: &self.trackers, claim };
         let failure = match keep_alive.run_beside(self.processor.process(connection, request)).await {
             Ok(
                 Outcome::Committed { failure: None, handled, .. }
@@ -110,7 +108,7 @@ impl Runner {
     ) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         warn!(processor = self.name, event.id = id.get(), error = %failure, "a dead letter has failed again");
-        in_time(self.letters.failed_again(connection, &self.name, claim, id, failure)).await?;
+        in_time(self.letters.failed_again(connection, claim, id, failure)).await?;
         Ok(Next::Again)
     }
 }

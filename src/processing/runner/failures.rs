@@ -114,15 +114,7 @@ impl Runner {
         if self.is_worth_a_line(attempts) {
             self.warn_of(&failure, attempts, delay);
         }
-        in_time(self.trackers.record_failure(
-            connection,
-            &self.name,
-            &claim,
-            attempts,
-            &failure,
-            Some(delay),
-        ))
-        .await?;
+        in_time(self.trackers.record_failure(connection, &claim, attempts, &failure, Some(delay))).await?;
         self.phase = Phase::Retrying(claim, Instant::now() + delay);
         Ok(Next::Again)
     }
@@ -143,8 +135,7 @@ impl Runner {
             error = %failure,
             "stopped at an event that could not be handled: `espctl retry` tries again"
         );
-        in_time(self.trackers.record_failure(connection, &self.name, &claim, attempts, &failure, None))
-            .await?;
+        in_time(self.trackers.record_failure(connection, &claim, attempts, &failure, None)).await?;
         self.phase = Phase::Failed(claim);
         Ok(Next::Again)
     }
@@ -180,7 +171,7 @@ impl Runner {
     ) -> Result<Next, sqlx::Error> {
         error!(processor = self.name, error = message, "cannot go on until an operator acts");
         let failure = Failure::of_processor(message);
-        in_time(self.trackers.record_failure(connection, &self.name, &claim, 0, &failure, None)).await?;
+        in_time(self.trackers.record_failure(connection, &claim, 0, &failure, None)).await?;
         self.phase = Phase::Failed(claim);
         Ok(Next::Again)
     }

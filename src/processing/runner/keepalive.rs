@@ -18,7 +18,6 @@ use crate::processing::tracker::{Claim, Trackers};
 pub(super) struct KeepAlive<'v> {
     pub(super) settings: &'v RunnerContext,
     pub(super) trackers: &'v Trackers,
-    pub(super) name: &'v str,
     pub(super) claim: &'v Claim,
 }
 
@@ -61,7 +60,8 @@ impl KeepAlive<'_> {
     }
 
     async fn record_liveness(&self, kept: &mut Option<PgConnection>) -> Result<bool, sqlx::Error> {
-        let Self { settings, trackers, name, claim } = self;
+        let Self { settings, trackers, claim } = self;
+        let name = &claim.key.name;
         // Kept only if it has answered well.
         let mut connection = match kept.take() {
             Some(connection) => connection,
@@ -71,7 +71,7 @@ impl KeepAlive<'_> {
                 options.disable_statement_logging().connect().await?
             }
         };
-        let showing = trackers.record_liveness(&mut connection, name, &settings.owner, claim, settings.lease);
+        let showing = trackers.record_liveness(&mut connection, claim, &settings.owner, settings.lease);
         let at_work = showing.await?;
         *kept = Some(connection);
         Ok(at_work)

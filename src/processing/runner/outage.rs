@@ -95,7 +95,7 @@ impl Runner {
     pub(super) async fn tell_outage(&mut self, connection: &mut PgConnection) {
         let Self { phase, outage, trackers, name, .. } = self;
         let (Some(claim), Some(outage)) = (phase.claim(), outage.news()) else { return };
-        if let Err(error) = in_time(trackers.record_outage(connection, name, claim, outage)).await {
+        if let Err(error) = in_time(trackers.record_outage(connection, claim, outage)).await {
             tracing::debug!(processor = name, error = describe(&error), "could not record an outage");
         }
     }

@@ -6,7 +6,6 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Claim, Trackers, interval, is_claimed, json_literal};
 use crate::event::Position;
-use crate::postgres::quote::quote_literal;
 use crate::processing::processor::PutOff;
 
 /// What a turn has come to.
@@ -39,7 +38,6 @@ impl Trackers {
     pub(crate) async fn advance(
         &self,
         connection: &mut PgConnection,
-        name: &str,
         claim: &Claim,
         advance: Advance<'_>,
     ) -> Result<bool, sqlx::Error> {
@@ -58,7 +56,7 @@ impl Trackers {
             rate = if rate.is_finite() { rate } else { 0.0 },
             lease = interval(lease),
             failure = failure(progress)?,
-            is_claimed = is_claimed(name, claim),
+            is_claimed = is_claimed(claim),
             from = claim.position,
         );
         Ok(sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?.rows_affected() > 0)
@@ -68,16 +66,14 @@ impl Trackers {
     pub(crate) async fn remove_letter(
         &self,
         connection: &mut PgConnection,
-        name: &str,
         claim: &Claim,
         event_id: Position,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- remove_dead_letter
-             select {}.remove_dead_letter({}, {}, {event_id})",
+             select {}.remove_dead_letter({}, {event_id})",
             self.schema,
-            quote_literal(name),
-            claim.partition
+            claim.key.arguments()
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgExecutor};
 
-use super::{Outage, Trackers};
+use super::{Outage, ProcessorKey, Trackers};
 use crate::event::Position;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
@@ -92,8 +92,15 @@ from_row!(TrackerRow {
     updated_at
 });
 
+impl TrackerRow {
+    /// What identifies the tracker.
+    pub fn key(&self) -> ProcessorKey {
+        ProcessorKey { name: self.name.clone(), version: self.version, partition: self.partition }
+    }
+}
+
 impl Trackers {
-    /// All trackers, or those of one processor, by name and partition.
+    /// All trackers, or those of one processor, by name, version and partition.
     pub async fn list(
         &self,
         connection: impl PgExecutor<'_>,
@@ -101,26 +108,28 @@ impl Trackers {
     ) -> Result<Vec<TrackerRow>, sqlx::Error> {
         let statement = format!(
             "-- list_trackers
-             select name, t.partition, kind, version, position, epoch, owner_label,
+             select name, t.partition, kind, t.version, position, epoch, owner_label,
                     coalesce(lease_until >= clock_timestamp(), false) or {owner_lives} as owned,
                     case when lease_until < clock_timestamp() and not {owner_lives} then {holder} end as holder_pid,
                     array(select s.owner_label from {schema}.signs_of_life as s
-                          where s.name = t.name and s.partition = t.partition and s.epoch is null
-                            and s.lives_until >= clock_timestamp() order by 1) as standbys,
+                          where s.name = t.name and s.version = t.version and s.partition = t.partition
+                            and s.epoch is null and s.lives_until >= clock_timestamp() order by 1) as standbys,
                     paused_at, paused_by, failed_at, caught_up, handled, rate, attempts, last_error, next_retry_at,
                     outage, updated_at, coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
                     coalesce(pending_emissions, 0) as pending_emissions, next_emission_at
              from {schema}.trackers as t
              -- Counted once, not for each tracker: a plan of many parts would be compiled, which takes longer than it runs.
              left join (
-               select processor, d.partition, count(*) as dead_letters, min(set_aside_at) as oldest_dead_letter_at
-               from {schema}.dead_letters as d where $1::text is null or processor = $1 group by processor, d.partition
-             ) as d on d.processor = t.name and d.partition = t.partition
+               select processor, d.version, d.partition, count(*) as dead_letters,
+                      min(set_aside_at) as oldest_dead_letter_at
+               from {schema}.dead_letters as d where $1::text is null or processor = $1
+               group by processor, d.version, d.partition
+             ) as d on d.processor = t.name and d.version = t.version and d.partition = t.partition
              left join (
-               select reactor, count(*) as pending_emissions, min(due_at) as next_emission_at
-               from {schema}.emissions where $1::text is null or reactor = $1 group by reactor
-             ) as e on e.reactor = t.name
-             where $1::text is null or name = $1 order by name, t.partition",
+               select reactor, e.partition, count(*) as pending_emissions, min(due_at) as next_emission_at
+               from {schema}.emissions as e where $1::text is null or reactor = $1 group by reactor, e.partition
+             ) as e on e.reactor = t.name and e.partition = t.partition
+             where $1::text is null or name = $1 order by name, t.version, t.partition",
             schema = self.schema,
             owner_lives = self.owner_lives(),
             holder = super::liveness::HOLDER

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
 
-use super::{Claim, Owner, Trackers, fetch_optional, interval};
+use super::{Claim, Owner, ProcessorKey, Trackers, fetch_optional, interval};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 
@@ -42,8 +42,9 @@ impl Trackers {
     /// The condition that the owner of the row `t` has given a sign of life beside it.
     pub(super) fn owner_lives(&self) -> String {
         format!(
-            "exists (select from {}.signs_of_life as s where s.name = t.name and s.partition = t.partition
-               and s.epoch = t.epoch and s.lives_until >= clock_timestamp())",
+            "exists (select from {}.signs_of_life as s
+               where s.name = t.name and s.version = t.version and s.partition = t.partition
+                 and s.epoch = t.epoch and s.lives_until >= clock_timestamp())",
             self.schema
         )
     }
@@ -62,28 +63,31 @@ impl Trackers {
     pub async fn stand_by(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
+        key: &ProcessorKey,
         owner: &Owner,
         lease: Duration,
     ) -> Result<Option<Rival>, sqlx::Error> {
         let statement = format!(
             "-- stand_by
              with said as (
-               insert into {schema}.signs_of_life as s (name, partition, owner, owner_label, lives_until)
-               select {name}, 0, '{owner}', {label}, clock_timestamp() + 3 * {lease}
+               insert into {schema}.signs_of_life as s (name, version, partition, owner, owner_label, lives_until)
+               select t.name, t.version, t.partition, '{owner}', {label}, clock_timestamp() + 3 * {lease}
+               from {schema}.trackers as t
                -- Once in a lease is enough.
-               where not exists (select from {schema}.signs_of_life as s
-                                 where s.name = {name} and s.partition = 0 and s.owner = '{owner}' and s.epoch is null
+               where {is_runners}
+                 and not exists (select from {schema}.signs_of_life as s
+                                 where s.name = t.name and s.version = t.version and s.partition = t.partition
+                                   and s.owner = '{owner}' and s.epoch is null
                                    and s.lives_until > clock_timestamp() + 2 * {lease})
-               on conflict (name, partition, owner) do update
+               on conflict (name, version, partition, owner) do update
                  set epoch = null, lives_until = excluded.lives_until
              )
              select owner_label as label, coalesce(owner = '{owner}', false) as ours, {is_free} as late,
                     extract(epoch from lease_until - clock_timestamp())::float8 as seconds_left,
                     case when {is_free} then {HOLDER} end as frozen_backend
-             from {schema}.trackers as t where t.name = {name} and t.partition = 0",
+             from {schema}.trackers as t where {is_runners}",
             schema = self.schema,
-            name = quote_literal(name),
+            is_runners = self.is_runners(key),
             owner = owner.id,
             label = quote_literal(&owner.label),
             lease = interval(lease),
@@ -96,15 +100,17 @@ impl Trackers {
     pub async fn stand_down(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
+        key: &ProcessorKey,
         owner: &Owner,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- stand_down
-             delete from {}.signs_of_life where name = {} and partition = 0 and owner = '{}'",
-            self.schema,
-            quote_literal(name),
-            owner.id
+             delete from {schema}.signs_of_life as s using {schema}.trackers as t
+             where {is_runners} and s.name = t.name and s.version = t.version and s.partition = t.partition
+               and s.owner = '{owner}'",
+            schema = self.schema,
+            is_runners = self.is_runners(key),
+            owner = owner.id
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
@@ -117,16 +123,16 @@ impl Trackers {
     pub async fn end_frozen_backend(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
+        key: &ProcessorKey,
         owner: &Owner,
     ) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "-- end_frozen_backend
              select coalesce(pg_terminate_backend(case when {} then {HOLDER} end), false) as ended
-             from {}.trackers as t where t.name = {} and t.partition = 0",
+             from {}.trackers as t where {}",
             self.is_free_for(owner),
             self.schema,
-            quote_literal(name)
+            self.is_runners(key)
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
         row.map_or(Ok(false), |row| row.try_get("ended"))
@@ -137,25 +143,24 @@ impl Trackers {
     pub async fn record_liveness(
         &self,
         connection: impl PgExecutor<'_>,
-        name: &str,
-        owner: &Owner,
         claim: &Claim,
+        owner: &Owner,
         lease: Duration,
     ) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "-- record_liveness
-             insert into {schema}.signs_of_life (name, partition, owner, owner_label, epoch, lives_until)
-             values ({name}, {partition}, '{owner}', {label}, {epoch}, clock_timestamp() + {lease})
-             on conflict (name, partition, owner) do update
+             insert into {schema}.signs_of_life (name, version, partition, owner, owner_label, epoch, lives_until)
+             values ({key}, '{owner}', {label}, {epoch}, clock_timestamp() + {lease})
+             on conflict (name, version, partition, owner) do update
                set epoch = excluded.epoch, lives_until = excluded.lives_until
              returning exists (
                select from {schema}.trackers as t
                join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.transactionid = t.xmax
-               where t.name = {name} and t.partition = {partition}
+               where {is_tracker}
              ) as at_work",
             schema = self.schema,
-            name = quote_literal(name),
-            partition = claim.partition,
+            key = claim.key.arguments(),
+            is_tracker = claim.key.is_tracker(),
             owner = owner.id,
             label = quote_literal(&owner.label),
             epoch = claim.epoch,

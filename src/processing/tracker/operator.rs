@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::Trackers;
+use super::{ProcessorKey, Trackers};
 use crate::event::Position;
 
 /// A runner that has failed has to look at everything again, so its claim ends; its attempts begin anew. So does the claim
@@ -22,16 +22,34 @@ pub enum ReplayEffects {
     Repeat,
 }
 
+/// What a reset does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reset {
+    /// The new position.
+    pub to: Position,
+    /// The version that the processor's tables are made anew with, after they were dropped. `None`: they stay.
+    pub rebuilt_as: Option<i32>,
+    /// What a reactor does with events that it has handled before.
+    pub effects: ReplayEffects,
+}
+
+impl Reset {
+    /// Moves the position only. What a reactor has done already, it does not repeat.
+    pub fn to(position: Position) -> Self {
+        Self { to: position, rebuilt_as: None, effects: ReplayEffects::Suppress }
+    }
+}
+
 impl Trackers {
     /// Pauses a processor; it keeps its owner. Returns whether it was running.
     pub async fn pause(
         &self,
         connection: &mut PgConnection,
-        name: &str,
+        key: &ProcessorKey,
         operator: &str,
     ) -> Result<bool, sqlx::Error> {
-        let change = "paused_at = clock_timestamp(), paused_by = $2";
-        self.act(connection, name, operator, "pause", change, "paused_at is null").await
+        let change = "paused_at = clock_timestamp(), paused_by = $1";
+        self.act(connection, key, operator, "pause", change, "paused_at is null").await
     }
 
     /// Lets the failing event be tried now instead of later, also where the processor has stopped over it, or waits for
@@ -39,20 +57,20 @@ impl Trackers {
     pub async fn retry(
         &self,
         connection: &mut PgConnection,
-        name: &str,
+        key: &ProcessorKey,
         operator: &str,
     ) -> Result<bool, sqlx::Error> {
         let due = "case when attempts > 0 or failed_at is not null then clock_timestamp() end";
         let change = format!("next_retry_at = {due}, {UNDO_FAILURE}");
         let condition = "paused_at is null and (attempts > 0 or failed_at is not null or outage is not null)";
-        self.act(connection, name, operator, "retry", &change, condition).await
+        self.act(connection, key, operator, "retry", &change, condition).await
     }
 
     /// Lets a paused or failed processor go on. Returns whether it was paused or failed.
     pub async fn resume(
         &self,
         connection: &mut PgConnection,
-        name: &str,
+        key: &ProcessorKey,
         operator: &str,
     ) -> Result<bool, sqlx::Error> {
         let change = format!(
@@ -60,14 +78,14 @@ impl Trackers {
              next_retry_at = case when attempts > 0 then clock_timestamp() end, {UNDO_FAILURE}"
         );
         let condition = "(paused_at is not null or failed_at is not null)";
-        self.act(connection, name, operator, "resume", &change, condition).await
+        self.act(connection, key, operator, "resume", &change, condition).await
     }
 
     /// Applies an operator's change to one row and records it, in one statement.
     async fn act(
         &self,
         connection: &mut PgConnection,
-        name: &str,
+        key: &ProcessorKey,
         operator: &str,
         action: &str,
         change: &str,
@@ -76,64 +94,62 @@ impl Trackers {
         let statement = format!(
             "-- {action}_processor
              with changed as (
-               update {schema}.trackers set {change} where name = $1 and {condition}
+               update {schema}.trackers set {change} where {is_tracker} and {condition}
                returning name, partition, position
              )
              insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-             select $2, '{action}', name, partition, position, position from changed",
-            schema = self.schema
+             select $1, '{action}', name, partition, position, position from changed",
+            schema = self.schema,
+            is_tracker = key.is_tracker()
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(name).bind(operator);
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(operator);
         Ok(query.execute(connection).await?.rows_affected() > 0)
     }
 
-    /// Sets the position back (or forward), ends every claim, and records who did it.
-    ///
-    /// `tables_dropped` says that the processor's tables have to be made anew. `effects` says
-    /// what a reactor does with events that it has handled before.
+    /// Sets the position back (or forward), ends every claim, and records who did it. Returns whether there was a tracker.
     pub async fn reset(
         &self,
         connection: &mut PgConnection,
-        name: &str,
+        key: &ProcessorKey,
         operator: &str,
-        to: Position,
-        tables_dropped: bool,
-        effects: ReplayEffects,
+        reset: Reset,
     ) -> Result<bool, sqlx::Error> {
+        let Reset { to, rebuilt_as, effects } = reset;
         let statement = format!(
             "-- reset_processor
              with before as (
-               select name, partition, position from {schema}.trackers where name = $1 for update
+               select name, version, partition, position from {schema}.trackers where {is_tracker} for update
              ), changed as (
                update {schema}.trackers as t
-               set position = $3, epoch = epoch + 1, owner = null, owner_label = null, lease_until = null,
-                   declaration = case when $4 then null else declaration end,
-                   silent_until = case when $5 then 0 when kind = 'reactor' then greatest(silent_until, before.position)
+               set version = coalesce($3, t.version), position = $2, epoch = epoch + 1,
+                   owner = null, owner_label = null, lease_until = null,
+                   silent_until = case when $4 then 0 when kind = 'reactor' then greatest(silent_until, before.position)
                                        else 0 end,
-                   handled = case when $4 then 0 else handled end, caught_up = false, attempts = 0, last_error = null,
-                   next_retry_at = null, failed_at = null, updated_at = clock_timestamp()
-               from before where t.name = before.name and t.partition = before.partition
-               returning t.name, t.partition, t.kind, before.position
+                   handled = case when $3 is null then handled else 0 end, caught_up = false, attempts = 0,
+                   last_error = null, next_retry_at = null, failed_at = null, updated_at = clock_timestamp()
+               from before
+               where t.name = before.name and t.version = before.version and t.partition = before.partition
+               returning t.name, before.version, t.partition, t.kind, before.position
              ), forgotten as (
                -- They are met again. But what a silent reactor meets again it leaves alone, and these it has not done.
                delete from {schema}.dead_letters as d using changed
-               where d.processor = changed.name and d.partition = changed.partition and d.event_id > $3
-                 and (changed.kind = 'projector' or $5)
+               where d.processor = changed.name and d.version = changed.version and d.partition = changed.partition
+                 and d.event_id > $2 and (changed.kind = 'projector' or $4)
              ), repeated as (
                -- What was done beyond the position is done, unless its effects are wanted again.
                delete from {schema}.deliveries as d using changed
-               where d.processor = changed.name and d.partition = changed.partition and d.event_id > $3
-                 and ($5 or not d.is_done)
+               where d.processor = changed.name and d.version = changed.version and d.partition = changed.partition
+                 and d.event_id > $2 and ($4 or not d.is_done)
              )
              insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-             select $2, 'reset', name, partition, position, $3 from changed",
-            schema = self.schema
+             select $1, 'reset', name, partition, position, $2 from changed",
+            schema = self.schema,
+            is_tracker = key.is_tracker()
         );
         let query = sqlx::query(AssertSqlSafe(statement))
-            .bind(name)
             .bind(operator)
             .bind(to)
-            .bind(tables_dropped)
+            .bind(rebuilt_as)
             .bind(effects == ReplayEffects::Repeat);
         Ok(query.execute(connection).await?.rows_affected() > 0)
     }

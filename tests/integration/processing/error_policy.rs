@@ -9,7 +9,9 @@ use espd::retry::{OnFailure, RetryPolicy, Strategy};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
-use crate::processing::runner::{DIVIDE, Life, lease_renewed_twice, notes, row, row_with, set_n, settings};
+use crate::processing::runner::{
+    DIVIDE, Life, lease_renewed_twice, notes, notes_key, row, row_with, set_n, settings,
+};
 use crate::support::facts::{Gate, append, assert_exactly_once, eventually, position, reaches};
 use crate::support::{self, Database, SCHEMA};
 
@@ -81,7 +83,7 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
     // An operator gives it three more,
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
     let mut stop_again = async |failed: &TrackerRow| {
-        assert!(trackers.retry(&mut connection, "notes", "alice@here").await.unwrap());
+        assert!(trackers.retry(&mut connection, &notes_key(), "alice@here").await.unwrap());
         notify_runners(&db.pool).await;
         let again = row_with(&db.pool, "the next stop", |row| {
             row.failed_at.is_some() && row.failed_at != failed.failed_at
@@ -102,7 +104,7 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
     // and an operator three more again.
     stop_again(&failed).await;
     set_n(&db.pool, 8, 1).await;
-    assert!(trackers.resume(&mut connection, "notes", "bob@here").await.unwrap());
+    assert!(trackers.resume(&mut connection, &notes_key(), "bob@here").await.unwrap());
     notify_runners(&db.pool).await;
     goes_on(&db, last).await;
     let log: Vec<(String, String)> =
@@ -128,20 +130,23 @@ async fn a_retry_is_at_once_and_keeps_the_count() {
     assert!(first.next_retry_at.unwrap() > first.updated_at + chrono::TimeDelta::minutes(50));
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
     for attempts in [2, 3] {
-        assert!(trackers.retry(&mut connection, "notes", "alice@here").await.unwrap());
+        assert!(trackers.retry(&mut connection, &notes_key(), "alice@here").await.unwrap());
         notify_runners(&db.pool).await;
         row_with(&db.pool, "another attempt", |row| row.attempts == attempts).await;
     }
     set_n(&db.pool, 3, 1).await;
-    assert!(trackers.retry(&mut connection, "notes", "alice@here").await.unwrap());
+    assert!(trackers.retry(&mut connection, &notes_key(), "alice@here").await.unwrap());
     notify_runners(&db.pool).await;
     goes_on(&db, 3).await;
     assert!(
-        !trackers.retry(&mut connection, "notes", "alice@here").await.unwrap(),
+        !trackers.retry(&mut connection, &notes_key(), "alice@here").await.unwrap(),
         "there is no failure left"
     );
-    trackers.pause(&mut connection, "notes", "alice@here").await.unwrap();
-    assert!(!trackers.retry(&mut connection, "notes", "alice@here").await.unwrap(), "a pause outranks it");
+    trackers.pause(&mut connection, &notes_key(), "alice@here").await.unwrap();
+    assert!(
+        !trackers.retry(&mut connection, &notes_key(), "alice@here").await.unwrap(),
+        "a pause outranks it"
+    );
     life.end().await;
 }
 

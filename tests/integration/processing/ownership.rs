@@ -248,7 +248,8 @@ async fn only_the_backend_that_holds_the_row_is_ended_never_one_with_a_reused_nu
     let trackers = Trackers::new(SCHEMA);
     let me = espd::processing::tracker::Owner::draw();
     let kind = espd::processing::processor::ProcessorKind::Projector;
-    trackers.register(&db.pool, "p", kind, 1, 0.into()).await.unwrap();
+    let key = espd::processing::tracker::ProcessorKey::new("p", 1);
+    trackers.register(&db.pool, &key, kind, 0.into()).await.unwrap();
     // The recorded number is that of a bystander, who holds the row for a reason of its own.
     let mut bystander = db.pool.begin().await.unwrap();
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *bystander).await.unwrap();
@@ -260,12 +261,12 @@ async fn only_the_backend_that_holds_the_row_is_ended_never_one_with_a_reused_nu
     .execute(&db.pool)
     .await
     .unwrap();
-    assert_eq!(trackers.lock(&mut bystander, "p").await.unwrap(), Some(0.into()));
+    assert_eq!(trackers.lock(&mut bystander, &key).await.unwrap(), Some(0.into()));
     let lease = Duration::from_secs(5);
-    assert_eq!(trackers.claim(&db.pool, "p", &me, lease).await.unwrap(), None);
-    let rival = trackers.stand_by(&db.pool, "p", &me, lease).await.unwrap().unwrap();
+    assert_eq!(trackers.claim(&db.pool, &key, &me, lease).await.unwrap(), None);
+    let rival = trackers.stand_by(&db.pool, &key, &me, lease).await.unwrap().unwrap();
     assert_eq!((rival.late, rival.frozen_backend), (true, None));
-    assert!(!trackers.end_frozen_backend(&db.pool, "p", &me).await.unwrap());
+    assert!(!trackers.end_frozen_backend(&db.pool, &key, &me).await.unwrap());
     bystander.rollback().await.unwrap();
 
     // It is the recorded backend, but not the one that holds the row.
@@ -278,11 +279,11 @@ async fn only_the_backend_that_holds_the_row_is_ended_never_one_with_a_reused_nu
     .await
     .unwrap();
     let mut bystander = db.pool.begin().await.unwrap();
-    trackers.lock(&mut bystander, "p").await.unwrap();
-    let rival = trackers.stand_by(&db.pool, "p", &me, lease).await.unwrap().unwrap();
+    trackers.lock(&mut bystander, &key).await.unwrap();
+    let rival = trackers.stand_by(&db.pool, &key, &me, lease).await.unwrap().unwrap();
     assert_eq!(rival.frozen_backend, None);
-    assert!(!trackers.end_frozen_backend(&db.pool, "p", &me).await.unwrap());
+    assert!(!trackers.end_frozen_backend(&db.pool, &key, &me).await.unwrap());
     bystander.rollback().await.unwrap();
     sqlx::query("select 1").execute(&mut *idle).await.unwrap();
-    assert!(trackers.claim(&db.pool, "p", &me, lease).await.unwrap().is_some());
+    assert!(trackers.claim(&db.pool, &key, &me, lease).await.unwrap().is_some());
 }

@@ -8,7 +8,7 @@ use espd::processing::declaration::{BatchLimits, ProcessorDeclaration};
 use espd::processing::failure::Failure;
 use espd::processing::processor::Processor;
 use espd::processing::runner::{ReleaseChannel, Runner, RunnerContext};
-use espd::processing::tracker::{Owner, ReplayEffects, TrackerRow, Trackers};
+use espd::processing::tracker::{Owner, ProcessorKey, Reset, TrackerRow, Trackers};
 use espd::retry::RetryPolicy;
 use espd::shutdown::{self, ShutdownHandle};
 use espd::store::layout::Layout;
@@ -70,7 +70,8 @@ impl Life {
         let watcher = Watcher::new(db.url.parse().unwrap(), layout, watcher_settings);
         let subscription = Subscription::new(watcher.horizon(), watcher.control());
         let (stop, stopped) = shutdown::channel();
-        let runner = Runner::new(settings, processor, subscription);
+        let key = ProcessorKey::new(processor.name(), processor.version());
+        let runner = Runner::new(settings, key, processor, subscription);
         let (runner, watcher) =
             (tokio::spawn(runner.run(stopped.clone())), tokio::spawn(watcher.run(stopped)));
         Self { stop, runner, watcher }
@@ -88,6 +89,11 @@ impl Life {
         self.watcher.abort();
         assert!(self.runner.await.unwrap_err().is_cancelled());
     }
+}
+
+/// What identifies the tracker of `notes`.
+pub fn notes_key() -> ProcessorKey {
+    ProcessorKey::new("notes", 1)
 }
 
 pub async fn row(pool: &PgPool) -> Option<TrackerRow> {
@@ -198,8 +204,8 @@ async fn the_backoff_survives_a_crash_until_an_operator_ends_it() {
     assert_eq!((after.attempts, after.next_retry_at), (1, before.next_retry_at));
 
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
-    trackers.pause(&mut connection, "notes", "alice@here").await.unwrap();
-    trackers.resume(&mut connection, "notes", "alice@here").await.unwrap();
+    trackers.pause(&mut connection, &notes_key(), "alice@here").await.unwrap();
+    trackers.resume(&mut connection, &notes_key(), "alice@here").await.unwrap();
     row_with(&db.pool, "a second attempt", |row| row.attempts == 2).await;
     life.end().await;
 }
@@ -256,7 +262,7 @@ async fn what_only_an_operator_can_mend_stops_the_processor_until_it_is_resumed(
 
     sqlx::query("drop table public.notes").execute(&db.pool).await.unwrap();
     let mut connection = db.pool.acquire().await.unwrap();
-    assert!(Trackers::new(SCHEMA).resume(&mut connection, "notes", "alice@here").await.unwrap());
+    assert!(Trackers::new(SCHEMA).resume(&mut connection, &notes_key(), "alice@here").await.unwrap());
     reaches(&db.pool, "notes", last).await;
     let mended = row(&db.pool).await.unwrap();
     assert_eq!((mended.failed_at, mended.last_error.is_none()), (None, true));
@@ -287,7 +293,7 @@ async fn a_paused_processor_stays_where_it_is_until_it_is_resumed() {
     let paused_at = append(&db.pool, 5).await;
     let life = Life::begin(&db, notes(""), settings(&db));
     reaches(&db.pool, "notes", paused_at).await;
-    trackers.pause(&mut connection, "notes", "alice@here").await.unwrap();
+    trackers.pause(&mut connection, &notes_key(), "alice@here").await.unwrap();
     let last = append(&db.pool, 5).await;
     lease_renewed_twice(&db.pool).await;
     assert_eq!(position(&db.pool, "notes").await, paused_at);
@@ -299,7 +305,7 @@ async fn a_paused_processor_stays_where_it_is_until_it_is_resumed() {
     lease_renewed_twice(&db.pool).await;
     assert_eq!(position(&db.pool, "notes").await, paused_at);
 
-    trackers.resume(&mut connection, "notes", "alice@here").await.unwrap();
+    trackers.resume(&mut connection, &notes_key(), "alice@here").await.unwrap();
     reaches(&db.pool, "notes", last).await;
     assert_exactly_once(&db.pool, &db.pool, "notes").await;
     life.end().await;
@@ -316,17 +322,14 @@ async fn an_operator_who_rings_is_heard_at_once() {
     let life = Life::begin(&db, notes(""), hour);
     reaches(&db.pool, "notes", last).await;
     // While it is idle,
-    trackers
-        .reset(&mut connection, "notes", "alice@here", 0.into(), false, ReplayEffects::Suppress)
-        .await
-        .unwrap();
+    trackers.reset(&mut connection, &notes_key(), "alice@here", Reset::to(0.into())).await.unwrap();
     notify().await;
     row_with(&db.pool, "the events again", |row| row.handled == 10).await;
     // and while it is paused. Its batch tells it so, and it claims anew to wait for the operator.
-    trackers.pause(&mut connection, "notes", "alice@here").await.unwrap();
+    trackers.pause(&mut connection, &notes_key(), "alice@here").await.unwrap();
     let last = append(&db.pool, 5).await;
     row_with(&db.pool, "the next claim", |row| row.epoch == 4).await;
-    trackers.resume(&mut connection, "notes", "alice@here").await.unwrap();
+    trackers.resume(&mut connection, &notes_key(), "alice@here").await.unwrap();
     notify().await;
     reaches(&db.pool, "notes", last).await;
     life.end().await;
@@ -399,7 +402,8 @@ async fn a_batch_that_outlasts_the_lease_keeps_its_claim() {
     .await;
     // Its backend is at work, so it counts as owned, and a rival is told so instead of having to wait.
     row_with(&db.pool, "an owner at work", |row| row.owned).await;
-    let rival = Trackers::new(SCHEMA).claim(&db.pool, "notes", &Owner::draw(), Duration::from_secs(5)).await;
+    let rival =
+        Trackers::new(SCHEMA).claim(&db.pool, &notes_key(), &Owner::draw(), Duration::from_secs(5)).await;
     assert_eq!(rival.unwrap(), None);
     gate.open().await;
     reaches(&db.pool, "notes", last).await;

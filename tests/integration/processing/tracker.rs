@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use espd::processing::failure::Failure;
 use espd::processing::processor::{Outcome, ProcessorKind};
-use espd::processing::tracker::{Claim, Owner, ReplayEffects, TrackerRow, Trackers};
+use espd::processing::tracker::{Claim, Owner, ProcessorKey, Reset, TrackerRow, Trackers};
 use sqlx::PgPool;
 
 use crate::support::facts::{append, position};
@@ -19,22 +19,23 @@ const CHANNEL: &str = "espd_events";
 struct Fixture {
     pool: PgPool,
     trackers: Trackers,
+    key: ProcessorKey,
 }
 
 impl Fixture {
     async fn new() -> Self {
         let pool = support::database().await.pool;
-        let trackers = Trackers::new(SCHEMA);
-        trackers.register(&pool, NAME, ProcessorKind::Projector, 1, 0.into()).await.unwrap();
-        Self { pool, trackers }
+        let (trackers, key) = (Trackers::new(SCHEMA), ProcessorKey::new(NAME, 1));
+        trackers.register(&pool, &key, ProcessorKind::Projector, 0.into()).await.unwrap();
+        Self { pool, trackers, key }
     }
 
     async fn claim(&self, owner: &Owner) -> Option<Claim> {
-        self.trackers.claim(&self.pool, NAME, owner, LEASE).await.unwrap()
+        self.trackers.claim(&self.pool, &self.key, owner, LEASE).await.unwrap()
     }
 
     async fn renew(&self, claim: &Claim) -> bool {
-        self.trackers.renew(&self.pool, NAME, claim, LEASE, true).await.unwrap().is_some()
+        self.trackers.renew(&self.pool, claim, LEASE, true).await.unwrap().is_some()
     }
 
     async fn row(&self) -> TrackerRow {
@@ -109,8 +110,8 @@ async fn an_outdated_claim_renews_records_and_releases_nothing() {
     let new = fixture.claim(&owner).await.unwrap();
     assert!(!fixture.renew(&old).await);
     let failure = Failure::of_processor("too late");
-    trackers.record_failure(pool, NAME, &old, 1, &failure, Some(LEASE)).await.unwrap();
-    trackers.release(pool, NAME, &old, CHANNEL).await.unwrap();
+    trackers.record_failure(pool, &old, 1, &failure, Some(LEASE)).await.unwrap();
+    trackers.release(pool, &old, CHANNEL).await.unwrap();
     let row = fixture.row().await;
     assert_eq!((row.owned, row.attempts, row.last_error.is_none()), (true, 0, true));
     assert!(fixture.renew(&new).await);
@@ -131,7 +132,7 @@ async fn a_renewal_lets_the_lease_run_on() {
 async fn a_release_lets_another_owner_claim_at_once() {
     let fixture = Fixture::new().await;
     let claim = fixture.claim(&Owner::draw()).await.unwrap();
-    fixture.trackers.release(&fixture.pool, NAME, &claim, CHANNEL).await.unwrap();
+    fixture.trackers.release(&fixture.pool, &claim, CHANNEL).await.unwrap();
     let row = fixture.row().await;
     assert_eq!((row.owned, row.owner_label), (false, None));
     assert_eq!(fixture.claim(&Owner::draw()).await.unwrap().epoch, 2);
@@ -150,7 +151,7 @@ async fn a_failure_is_recorded_for_the_next_owner() {
         ..Failure::of_processor("division by zero")
     };
     let delay = Duration::from_secs(3_600);
-    trackers.record_failure(pool, NAME, &claim, 3, &failure, Some(delay)).await.unwrap();
+    trackers.record_failure(pool, &claim, 3, &failure, Some(delay)).await.unwrap();
 
     let next = fixture.claim(&owner).await.unwrap();
     let known = next.last_error.unwrap().0;
@@ -167,21 +168,16 @@ async fn what_operators_do_is_recorded_once_with_who_when_from_and_to() {
     let Fixture { pool, trackers, .. } = &fixture;
     fixture.run("update espd.trackers set position = 40").await;
     let mut connection = pool.acquire().await.unwrap();
-    assert!(trackers.pause(&mut connection, NAME, "alice@here").await.unwrap());
-    assert!(!trackers.pause(&mut connection, NAME, "carol@here").await.unwrap());
+    assert!(trackers.pause(&mut connection, &fixture.key, "alice@here").await.unwrap());
+    assert!(!trackers.pause(&mut connection, &fixture.key, "carol@here").await.unwrap());
     let row = fixture.row().await;
     assert_eq!((row.paused_by.as_deref(), row.paused_at.is_some()), (Some("alice@here"), true));
-    assert!(trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
-    assert!(!trackers.resume(&mut connection, NAME, "bob@here").await.unwrap());
-    assert!(
-        trackers
-            .reset(&mut connection, NAME, "dave@here", 3.into(), false, ReplayEffects::Suppress)
-            .await
-            .unwrap()
-    );
+    assert!(trackers.resume(&mut connection, &fixture.key, "bob@here").await.unwrap());
+    assert!(!trackers.resume(&mut connection, &fixture.key, "bob@here").await.unwrap());
+    assert!(trackers.reset(&mut connection, &fixture.key, "dave@here", Reset::to(3.into())).await.unwrap());
     assert!(
         !trackers
-            .reset(&mut connection, "nobody", "dave@here", 3.into(), false, ReplayEffects::Suppress)
+            .reset(&mut connection, &ProcessorKey::new("nobody", 1), "dave@here", Reset::to(3.into()))
             .await
             .unwrap()
     );
@@ -200,11 +196,11 @@ async fn a_pause_is_told_to_the_owner_and_kept_through_claims() {
     let owner = Owner::draw();
     let claim = fixture.claim(&owner).await.unwrap();
     let mut connection = fixture.pool.acquire().await.unwrap();
-    fixture.trackers.pause(&mut connection, NAME, "alice@here").await.unwrap();
-    let standing = fixture.trackers.renew(&fixture.pool, NAME, &claim, LEASE, true).await.unwrap().unwrap();
+    fixture.trackers.pause(&mut connection, &fixture.key, "alice@here").await.unwrap();
+    let standing = fixture.trackers.renew(&fixture.pool, &claim, LEASE, true).await.unwrap().unwrap();
     assert!(standing.paused);
     assert!(fixture.claim(&owner).await.unwrap().paused);
-    fixture.trackers.resume(&mut connection, NAME, "alice@here").await.unwrap();
+    fixture.trackers.resume(&mut connection, &fixture.key, "alice@here").await.unwrap();
     assert!(!fixture.claim(&owner).await.unwrap().paused);
 }
 
@@ -213,13 +209,11 @@ async fn a_reset_ends_every_claim_and_forgets_the_failure() {
     let fixture = Fixture::new().await;
     let Fixture { pool, trackers, .. } = &fixture;
     let claim = fixture.claim(&Owner::draw()).await.unwrap();
-    trackers.record_failure(pool, NAME, &claim, 2, &Failure::of_processor("no"), None).await.unwrap();
+    trackers.record_failure(pool, &claim, 2, &Failure::of_processor("no"), None).await.unwrap();
     assert!(fixture.row().await.failed_at.is_some());
     let mut connection = pool.acquire().await.unwrap();
-    trackers
-        .reset(&mut connection, NAME, "alice@here", 0.into(), true, ReplayEffects::Suppress)
-        .await
-        .unwrap();
+    let reset = Reset { rebuilt_as: Some(1), ..Reset::to(0.into()) };
+    trackers.reset(&mut connection, &fixture.key, "alice@here", reset).await.unwrap();
     assert!(!fixture.renew(&claim).await);
     let row = fixture.row().await;
     assert_eq!((row.attempts, row.last_error.is_none(), row.failed_at), (0, true, None));
@@ -243,10 +237,65 @@ async fn no_batch_moves_a_position_backward() {
     // An operator has moved it back meanwhile: what the owner believes is outdated, forward and backward.
     let mut connection = pool.acquire().await.unwrap();
     Trackers::new(SCHEMA)
-        .reset(&mut connection, NAME, "alice@here", 2.into(), false, ReplayEffects::Suppress)
+        .reset(&mut connection, &ProcessorKey::new(NAME, 1), "alice@here", Reset::to(2.into()))
         .await
         .unwrap();
     running.claim.position = last.into();
     assert_eq!(running.process(last).await.unwrap(), Outcome::ClaimLost);
     assert_eq!(position(&pool, NAME).await, 2);
+}
+
+#[tokio::test]
+async fn a_raised_version_finds_the_tracker_of_the_one_before_and_moves_it_only_when_it_has_no_tables() {
+    let fixture = Fixture::new().await;
+    let Fixture { pool, trackers, key } = &fixture;
+    let raised = ProcessorKey { version: 2, ..key.clone() };
+    let owner = Owner::draw();
+    let claim = async || trackers.claim(pool, &raised, &owner, LEASE).await.unwrap().unwrap();
+
+    fixture.run("insert into espd.declarations values ('p', 1, 'as it was made')").await;
+    let refused = claim().await;
+    assert_eq!((refused.key, refused.declaration.as_deref()), (key.clone(), Some("as it was made")));
+    // It registers no second tracker beside the first one.
+    trackers.register(pool, &raised, ProcessorKind::Projector, 0.into()).await.unwrap();
+    assert_eq!(trackers.list(pool, Some(NAME)).await.unwrap().len(), 1);
+
+    fixture
+        .run(
+            "insert into espd.dead_letters
+               (processor, version, event_id, event_uuid, event_type, aggregate_id, reason, blocks)
+             values ('p', 1, 7, gen_random_uuid(), 'A', gen_random_uuid(), 'failed', true)",
+        )
+        .await;
+    fixture.run("delete from espd.declarations").await;
+    let moved = claim().await;
+    assert_eq!((&moved.key, moved.declaration.as_deref()), (&raised, None));
+    let versions: Vec<i32> = sqlx::query_scalar(
+        "select version from espd.trackers union all select version from espd.dead_letters",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    assert_eq!(versions, [2, 2], "what refers to the tracker follows");
+    assert!(trackers.renew(pool, &moved, LEASE, true).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn of_several_trackers_a_claim_takes_that_of_its_own_version() {
+    let fixture = Fixture::new().await;
+    let Fixture { pool, trackers, key } = &fixture;
+    fixture
+        .run("insert into espd.trackers (name, kind, version, position) values ('p', 'projector', 2, 40)")
+        .await;
+    fixture.run("insert into espd.declarations values ('p', 1, 'one'), ('p', 2, 'two')").await;
+    for (version, position, fingerprint) in [(1, 0, "one"), (2, 40, "two")] {
+        let wanted = ProcessorKey { version, ..key.clone() };
+        let claim = trackers.claim(pool, &wanted, &Owner::draw(), LEASE).await.unwrap().unwrap();
+        assert_eq!((&claim.key, claim.position), (&wanted, position.into()));
+        assert_eq!(claim.declaration.as_deref(), Some(fingerprint));
+    }
+    fixture.run("delete from espd.trackers where version = 2").await;
+    let known: Vec<i32> =
+        sqlx::query_scalar("select version from espd.declarations").fetch_all(pool).await.unwrap();
+    assert_eq!(known, [1], "no tracker, no tables");
 }

@@ -8,7 +8,7 @@ use espd::processing::declaration::{
     TableDeclaration,
 };
 use espd::processing::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work};
-use espd::processing::tracker::{Claim, Owner, Trackers};
+use espd::processing::tracker::{Claim, Owner, ProcessorKey, ReplayEffects, Trackers};
 use espd::retry::RetryPolicy;
 use espd::store::layout::Layout;
 use sqlx::{PgConnection, PgPool};
@@ -84,6 +84,12 @@ impl Running {
         Ok(Self { projector, claim, limits, connection })
     }
 
+    /// Resets it to the start. Returns whether there was a tracker.
+    pub async fn reset(&mut self, operator: &str, effects: ReplayEffects) -> bool {
+        let Self { projector, claim, connection, .. } = self;
+        projector.reset(connection, &claim.key, operator, effects).await.unwrap()
+    }
+
     /// One batch up to `upto`; the claim follows.
     pub async fn process(&mut self, upto: i64) -> Result<Outcome, ProcessorError> {
         let request = BatchRequest {
@@ -105,13 +111,10 @@ pub async fn claim(connection: &mut PgConnection, projector: &SqlProcessor) -> C
 }
 
 pub async fn claim_processor(connection: &mut PgConnection, projector: &dyn Processor) -> Claim {
-    let trackers = Trackers::new(SCHEMA);
+    let (trackers, key) = (Trackers::new(SCHEMA), ProcessorKey::new(projector.name(), projector.version()));
     let position = projector.starting_position(connection).await.unwrap();
-    trackers
-        .register(&mut *connection, projector.name(), projector.kind(), projector.version(), position)
-        .await
-        .unwrap();
-    trackers.claim(connection, projector.name(), &Owner::draw(), Duration::ZERO).await.unwrap().unwrap()
+    trackers.register(&mut *connection, &key, projector.kind(), position).await.unwrap();
+    trackers.claim(connection, &key, &Owner::draw(), Duration::ZERO).await.unwrap().unwrap()
 }
 
 /// Inserts events as a stranger would, each with a body `{"n": …}`, and returns their ids.

@@ -158,7 +158,10 @@ async fn a_reset_is_silent_event_by_event_and_repeats_nothing_that_is_there() {
         (espd::processing::tracker::ReplayEffects::Repeat, false),
     ] {
         sqlx::query("truncate answers").execute(&db.pool).await.unwrap();
-        trackers.reset(&mut connection, "answering", "alice@here", 0.into(), false, effects).await.unwrap();
+        let key = espd::processing::tracker::ProcessorKey::new("answering", 1);
+        let reset =
+            espd::processing::tracker::Reset { effects, ..espd::processing::tracker::Reset::to(0.into()) };
+        trackers.reset(&mut connection, &key, "alice@here", reset).await.unwrap();
         eventually("all again", async || {
             (numbers(&db.pool, "select count(*) from answers").await == [10]).then_some(())
         })

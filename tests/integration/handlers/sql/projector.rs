@@ -287,10 +287,7 @@ async fn a_reset_makes_the_tables_anew_ends_the_claim_and_is_recorded() {
     let ids = insert(&db.pool, &["A", "A"]).await;
     running.process(ids[1]).await.unwrap();
 
-    let mut connection = db.pool.acquire().await.unwrap();
-    assert!(
-        running.projector.reset(&mut connection, "alice@example", ReplayEffects::Suppress).await.unwrap()
-    );
+    assert!(running.reset("alice@example", ReplayEffects::Suppress).await);
     assert_eq!(numbers(&db.pool, "select count(*) from seen").await, vec![0]);
     assert_eq!(running.process(ids[1]).await.unwrap(), Outcome::ClaimLost);
 

@@ -159,8 +159,8 @@ async fn a_reset_repeats_no_effect_but_builds_the_tables_again() {
     sqlx::query("delete from espd.events where type = 'Answered'").execute(&db.pool).await.unwrap();
 
     let reset = async |running: Running, effects| {
-        let mut connection = db.pool.acquire().await.unwrap();
-        assert!(running.projector.reset(&mut connection, "alice@here", effects).await.unwrap());
+        let mut running = running;
+        assert!(running.reset("alice@here", effects).await);
         Running::start(&db.pool, declaration.clone()).await.unwrap()
     };
     let third = insert(&db.pool, &["Asked"]).await[0];

@@ -170,8 +170,9 @@ async fn a_letter_that_was_discarded_meanwhile_is_not_handled() {
 
     // The control: as long as it is there, it is.
     sqlx::query(
-        "insert into espd.dead_letters (processor, event_id, event_uuid, event_type, aggregate_id, reason, blocks)
-         select 'notes', id, uuid, type, aggregate_id, 'failed', true from espd.events",
+        "insert into espd.dead_letters
+           (processor, version, event_id, event_uuid, event_type, aggregate_id, reason, blocks)
+         select 'notes', 1, id, uuid, type, aggregate_id, 'failed', true from espd.events",
     )
     .execute(&db.pool)
     .await

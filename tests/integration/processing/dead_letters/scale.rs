@@ -14,8 +14,8 @@ async fn a_hundred_thousand_letters_are_counted_asked_for_and_discarded_in_secon
     sqlx::raw_sql(
         "insert into espd.trackers (name, kind, version, position) values ('notes', 'projector', 1, 100000);
          insert into espd.dead_letters
-           (processor, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts)
-         select 'notes', id, gen_random_uuid(), 'A', lpad(to_hex(id % 1000), 32, '0')::uuid,
+           (processor, version, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts)
+         select 'notes', 1, id, gen_random_uuid(), 'A', lpad(to_hex(id % 1000), 32, '0')::uuid,
            case when id <= 1000 then 'failed' else 'waiting' end, true,
            case when id <= 1000 then jsonb_build_object('event_id', id, 'message', 'no ' || id) end, 1
          from generate_series(1, 100000) as id;
