@@ -164,7 +164,7 @@ impl Processor for Webhook {
 
 impl RunsAhead for Webhook {
     fn stop_sending(&mut self) {
-        self.queue.wind_down();
+        self.queue.stop_sending();
     }
 
     fn retry_now(&mut self) {

@@ -1,33 +1,37 @@
-//! What a webhook reactor knows of the events that it has looked at: which wait, which are under way, what came of them.
+//! The events that a webhook reactor has read: which of them wait, which are under way, and what their deliveries resulted
+//! in.
 //!
-//! All of it follows from what is in the database and what receivers have answered since; after a crash it is read anew.
+//! The queue can be lost at any time: after a crash it is rebuilt from the database, and events without a committed result
+//! are sent again.
+
+mod commit_plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::answer::DeliveryResult;
-use super::deliveries::{Delivered, GivenUp, Waiting};
+use super::deliveries::Delivered;
 use super::schedule::Schedule;
 use super::sender::SendAttempt;
 use crate::event::{Event, Position};
-use crate::handlers::batch::{Action, EventEffects};
+use crate::handlers::batch::Action;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::emission::Source;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{Delivery, ProcessorError, PutOff};
 use crate::retry::{OnFailure, RetryPolicy};
+pub(crate) use commit_plan::CommitPlan;
 
-/// How many batches of events are held, or done beyond the position, before those that keep the position back are waited
-/// for.
+/// The queue reads no further when it holds this many batches of events, those done beyond the position included.
 const BATCHES_AHEAD_MAX: usize = 10;
 
-/// An event at the queue.
+/// An event in the queue.
 #[derive(Debug)]
 struct QueuedEvent {
     event: Arc<Event>,
     source: Source,
-    /// How often it has failed, and how the last time.
+    /// How often the event has failed, and the last failure.
     attempts: u32,
     failure: Option<Failure>,
     completion: Option<Completion>,
@@ -36,38 +40,39 @@ struct QueuedEvent {
 /// Why an event need not be sent any more.
 #[derive(Debug)]
 enum Completion {
-    /// The receiver has it, and wants this done.
+    /// The receiver has accepted it, and wants these actions.
     Received(Vec<Action>),
-    /// It has used up its attempts.
+    /// It has used up its attempts and becomes a dead letter.
     GivenUp { blocks: bool },
-    /// It waits behind one that has.
+    /// It waits behind a dead letter of its aggregate.
     Waits,
 }
 
-/// Events between being read and being done.
+/// The events that have been read and are not committed as done.
 #[derive(Debug)]
 pub(crate) struct DeliveryQueue {
     retry: RetryPolicy,
     schedule: Schedule<QueuedEvent>,
-    /// Everything at or below it is done; what the tracker says.
+    /// All events up to here are done; the position of the tracker.
     position: Position,
-    /// What the tracker says if the last commit has happened, of which that is not known.
+    /// The position of the tracker if the last commit has succeeded; set while that is not known.
     attempted: Option<Position>,
-    /// Everything at or below it has been looked at.
+    /// All events up to here have been read.
     seen: Position,
-    /// What is done beyond the position.
+    /// The events beyond the position that are committed as done.
     beyond: BTreeSet<Position>,
-    /// What an earlier process has tried beyond the position.
+    /// Events beyond the position that have failed in an earlier process.
     tried: BTreeMap<Position, PutOff>,
-    /// Why no event can be sent now, as far as known; and whether one at a time tries again.
+    /// Why the receiver accepts no events at the moment, and how long it wants to be left alone.
     outage: Option<(String, Option<Duration>)>,
+    /// Whether events are sent one at a time, to find out whether an outage is over.
     probing: bool,
-    /// The event that the reactor stops over.
-    stopping: Option<Position>,
-    /// What has failed since the last commit.
+    /// The event over which the reactor stops.
+    stopped_over: Option<Position>,
+    /// The events that have failed since the last commit.
     failed: BTreeSet<Position>,
-    /// Whether nothing more is to be begun.
-    winding_down: bool,
+    /// Whether no further event may be sent.
+    has_stopped_sending: bool,
 }
 
 impl DeliveryQueue {
@@ -82,14 +87,14 @@ impl DeliveryQueue {
             tried: BTreeMap::new(),
             outage: None,
             probing: false,
-            stopping: None,
+            stopped_over: None,
             failed: BTreeSet::new(),
-            winding_down: false,
+            has_stopped_sending: false,
         }
     }
 
-    /// Begins anew at a position, with what earlier processes have left beyond it. `forgiven`: an operator has, so that
-    /// attempts begin anew as well.
+    /// Starts again at a position, with what earlier processes have recorded beyond it. `forgiven` says that an operator has
+    /// retried the reactor, so that attempts are counted anew.
     pub(crate) fn restart(&mut self, position: Position, delivered: Vec<Delivered>, forgiven: bool) {
         let probing = self.probing;
         *self = Self { position, seen: position, probing, ..Self::new(self.retry) };
@@ -104,18 +109,18 @@ impl DeliveryQueue {
         }
     }
 
-    /// Whether the tracker is where this queue has left it.
+    /// Whether the tracker is where this queue has moved it.
     pub(crate) fn matches(&self, position: Position) -> bool {
         self.position == position || self.attempted == Some(position)
     }
 
-    /// Goes on at a position that [`Self::matches`].
+    /// Continues at a position that [`Self::matches`].
     pub(crate) fn resume_at(&mut self, position: Position) {
         self.position = position;
         self.attempted = None;
     }
 
-    /// The runner may have moved the tracker over an event that could not be read.
+    /// Follows the tracker, which the runner moves past an event that cannot be read.
     pub(crate) fn skip_to(&mut self, position: Position) {
         if position > self.position {
             self.resume_at(position);
@@ -123,7 +128,7 @@ impl DeliveryQueue {
         }
     }
 
-    /// Whether no event is held.
+    /// Whether the queue holds no event.
     pub(crate) fn is_empty(&self) -> bool {
         self.schedule.len() == 0
     }
@@ -136,7 +141,7 @@ impl DeliveryQueue {
         self.seen
     }
 
-    /// How many events more may be read.
+    /// The number of further events that may be read.
     pub(crate) fn room(&self, limits: &BatchLimits) -> i64 {
         let size = usize::try_from(limits.size).unwrap_or(usize::MAX);
         let ahead = self.schedule.len() + self.beyond.len();
@@ -145,7 +150,7 @@ impl DeliveryQueue {
         if bytes >= limits.bytes { 0 } else { i64::try_from(room).unwrap_or(limits.size) }
     }
 
-    /// Takes in what was read up to a position. What was handled before a reset is not sent again.
+    /// Adds what was read up to a position. Events that were handled before a reset are not sent again.
     pub(crate) fn enqueue(&mut self, deliveries: Vec<Delivery>, upto: Position) {
         for delivery in deliveries {
             if delivery.replaying || self.beyond.contains(&delivery.event.id) {
@@ -175,7 +180,7 @@ impl DeliveryQueue {
         self.schedule.get(id).map(|queued| Arc::clone(&queued.event))
     }
 
-    /// Notes what came of sending an event.
+    /// Records the result of sending an event.
     pub(crate) fn record_result(&mut self, id: Position, attempt: SendAttempt) {
         match attempt {
             SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => {
@@ -193,9 +198,9 @@ impl DeliveryQueue {
         }
     }
 
-    /// Whether nothing may be begun, whatever is ready.
+    /// Whether no event may be sent, even if some are ready.
     fn is_halted(&self) -> bool {
-        self.outage.is_some() || self.stopping.is_some() || self.winding_down
+        self.outage.is_some() || self.stopped_over.is_some() || self.has_stopped_sending
     }
 
     fn record_outage(&mut self, id: Position, message: String, wait: Option<Duration>) {
@@ -205,7 +210,7 @@ impl DeliveryQueue {
         self.outage = Some((message, longest));
     }
 
-    /// An event has failed: it is tried again, or given up, or the reactor stops.
+    /// Records that an event has failed. It is tried again or given up, or the reactor stops.
     pub(crate) fn record_failure(&mut self, id: Position, failure: Failure, wait: Option<Duration>) {
         let Some(queued) = self.schedule.get_mut(id) else { return };
         queued.attempts = queued.attempts.saturating_add(1);
@@ -216,7 +221,7 @@ impl DeliveryQueue {
             OnFailure::Retry => self.postpone(id, delay),
             OnFailure::Stop => {
                 self.postpone(id, delay);
-                self.stopping = Some(id);
+                self.stopped_over = Some(id);
             }
             OnFailure::Skip => self.complete(id, Completion::GivenUp { blocks: false }),
             OnFailure::Park => {
@@ -242,129 +247,40 @@ impl DeliveryQueue {
         self.schedule.complete(id);
     }
 
-    /// An operator wants everything tried now.
+    /// Makes all postponed events due, because an operator wants them tried now.
     pub(crate) fn retry_now(&mut self) {
         self.schedule.make_all_due();
     }
 
-    /// Whether no event can be sent, and everything that was under way has ended.
+    /// Whether the receiver accepts no events, and everything under way has ended.
     pub(crate) fn is_unreachable(&self) -> bool {
         self.outage.is_some() && self.schedule.under_way() == 0
     }
 
-    /// Why that is so, said once.
+    /// Why [`Self::is_unreachable`], as an error that is returned once.
     pub(crate) fn take_outage(&mut self) -> Option<ProcessorError> {
         let (message, wait) = if self.is_unreachable() { self.outage.take()? } else { return None };
         Some(ProcessorError::Unavailable { message, wait })
     }
 
-    /// Whether there is something to do at once, in the next turn.
+    /// Whether the next call has something to do at once.
     pub(crate) fn is_busy(&self) -> bool {
-        let complains = self.outage.is_some() && !self.winding_down;
-        self.schedule.under_way() > 0 || complains || self.can_send()
+        let reports_outage = self.outage.is_some() && !self.has_stopped_sending;
+        self.schedule.under_way() > 0 || reports_outage || self.can_send()
     }
 
-    /// Whether an event may be begun, as soon as there is a slot for it.
+    /// Whether an event can be sent as soon as there is a free slot.
     pub(crate) fn can_send(&self) -> bool {
         !self.is_halted() && self.schedule.has_ready(Instant::now())
     }
 
-    /// Nothing more is to be begun.
-    pub(crate) fn wind_down(&mut self) {
-        self.winding_down = true;
+    /// Keeps further events from being sent; those under way may end.
+    pub(crate) fn stop_sending(&mut self) {
+        self.has_stopped_sending = true;
     }
 
-    /// Whether something is done that has not been committed.
+    /// Whether an event is completed and not committed.
     pub(crate) fn has_uncommitted(&self) -> bool {
         self.schedule.completed().next().is_some()
-    }
-
-    /// What receivers want done, in the order of their events.
-    pub(crate) fn effects(&self) -> Vec<EventEffects> {
-        let queued = self.schedule.completed().filter_map(|id| self.schedule.get(id));
-        let effects = queued.filter_map(|queued| match &queued.completion {
-            Some(Completion::Received(actions)) if !actions.is_empty() => {
-                Some(EventEffects { source: queued.source.clone(), actions: actions.clone() })
-            }
-            _ => None,
-        });
-        effects.collect()
-    }
-
-    /// What is to be committed.
-    pub(crate) fn plan_commit(&self) -> CommitPlan {
-        let position = self.schedule.completed_upto(self.seen);
-        let done: Vec<Position> = self.schedule.completed().collect();
-        let (mut given_up, mut waiting) = (Vec::new(), Vec::new());
-        for queued in done.iter().filter_map(|id| self.schedule.get(*id)) {
-            match (&queued.completion, &queued.failure) {
-                (Some(Completion::GivenUp { blocks }), Some(failure)) => {
-                    let (failure, attempts, blocks) = (failure.clone(), queued.attempts, *blocks);
-                    given_up.push(GivenUp { failure, attempts, blocks });
-                }
-                (Some(Completion::Waits), _) => waiting.push(Waiting::of(&queued.event)),
-                _ => {}
-            }
-        }
-        let put_off = self.failed.iter().filter_map(|id| Some((*id, self.put_off_of(*id)?))).collect();
-        CommitPlan { position, done, given_up, waiting, put_off }
-    }
-
-    /// The event that is put off and due next, or that the reactor stops over.
-    pub(crate) fn next_put_off(&self) -> Option<PutOff> {
-        let Some(id) = self.stopping else {
-            return self.schedule.next_due().and_then(|(_, id)| self.put_off_of(id));
-        };
-        let put_off = self.put_off_of(id)?;
-        // It stops when everything under way has ended.
-        Some(if self.schedule.under_way() == 0 { PutOff { until: None, ..put_off } } else { put_off })
-    }
-
-    fn put_off_of(&self, id: Position) -> Option<PutOff> {
-        let until = self.schedule.postponed_until(id)?;
-        let QueuedEvent { failure, attempts, .. } = self.schedule.get(id)?;
-        Some(PutOff { failure: failure.clone()?, attempts: *attempts, until: Some(until) })
-    }
-
-    /// The tracker is about to be moved there.
-    pub(crate) fn mark_attempted(&mut self, position: Position) {
-        self.attempted = Some(position);
-    }
-
-    /// That has been committed.
-    pub(crate) fn mark_committed(&mut self, plan: &CommitPlan) {
-        self.resume_at(plan.position);
-        self.schedule.remove_completed();
-        self.failed.clear();
-        self.beyond.extend(plan.done.iter().copied());
-        self.beyond = self.beyond.split_off(&plan.position.next());
-    }
-}
-
-/// What is to be committed.
-#[derive(Debug)]
-pub(crate) struct CommitPlan {
-    /// Everything at or below it is done.
-    pub(crate) position: Position,
-    /// What was done since the last commit.
-    pub(crate) done: Vec<Position>,
-    /// Which of these are dead letters now.
-    pub(crate) given_up: Vec<GivenUp>,
-    pub(crate) waiting: Vec<Waiting>,
-    /// What has failed since the last commit and is tried again.
-    pub(crate) put_off: Vec<(Position, PutOff)>,
-}
-
-impl Waiting {
-    fn of(event: &Event) -> Self {
-        let Event { id, uuid, event_type, aggregate_id, .. } = event;
-        Self { id: *id, uuid: *uuid, event_type: event_type.clone(), aggregate_id: *aggregate_id }
-    }
-}
-
-impl CommitPlan {
-    /// Whether nothing has happened.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.done.is_empty() && self.put_off.is_empty()
     }
 }

@@ -1,0 +1,99 @@
+//! What the next commit records of the queue.
+
+use super::{Completion, DeliveryQueue, QueuedEvent};
+use crate::event::{Event, Position};
+use crate::handlers::batch::EventEffects;
+use crate::handlers::webhook::deliveries::{GivenUp, Waiting};
+use crate::processing::processor::PutOff;
+
+/// What the next commit records.
+#[derive(Debug)]
+pub(crate) struct CommitPlan {
+    /// All events up to this position are done.
+    pub(crate) position: Position,
+    /// The events that were completed since the last commit.
+    pub(crate) done: Vec<Position>,
+    /// Those of them that become dead letters.
+    pub(crate) given_up: Vec<GivenUp>,
+    /// Those of them that wait behind a dead letter.
+    pub(crate) waiting: Vec<Waiting>,
+    /// The events that have failed since the last commit and are tried again.
+    pub(crate) put_off: Vec<(Position, PutOff)>,
+}
+
+impl CommitPlan {
+    /// Whether nothing has happened since the last commit.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.done.is_empty() && self.put_off.is_empty()
+    }
+}
+
+impl Waiting {
+    fn of(event: &Event) -> Self {
+        let Event { id, uuid, event_type, aggregate_id, .. } = event;
+        Self { id: *id, uuid: *uuid, event_type: event_type.clone(), aggregate_id: *aggregate_id }
+    }
+}
+
+impl DeliveryQueue {
+    /// The actions that receivers want, in the order of their events.
+    pub(crate) fn effects(&self) -> Vec<EventEffects> {
+        let queued = self.schedule.completed().filter_map(|id| self.schedule.get(id));
+        let effects = queued.filter_map(|queued| match &queued.completion {
+            Some(Completion::Received(actions)) if !actions.is_empty() => {
+                Some(EventEffects { source: queued.source.clone(), actions: actions.clone() })
+            }
+            _ => None,
+        });
+        effects.collect()
+    }
+
+    /// Collects what the next commit has to record.
+    pub(crate) fn plan_commit(&self) -> CommitPlan {
+        let position = self.schedule.completed_upto(self.seen);
+        let done: Vec<Position> = self.schedule.completed().collect();
+        let (mut given_up, mut waiting) = (Vec::new(), Vec::new());
+        for queued in done.iter().filter_map(|id| self.schedule.get(*id)) {
+            match (&queued.completion, &queued.failure) {
+                (Some(Completion::GivenUp { blocks }), Some(failure)) => {
+                    let (failure, attempts, blocks) = (failure.clone(), queued.attempts, *blocks);
+                    given_up.push(GivenUp { failure, attempts, blocks });
+                }
+                (Some(Completion::Waits), _) => waiting.push(Waiting::of(&queued.event)),
+                _ => {}
+            }
+        }
+        let put_off = self.failed.iter().filter_map(|id| Some((*id, self.put_off_of(*id)?))).collect();
+        CommitPlan { position, done, given_up, waiting, put_off }
+    }
+
+    /// The postponed event that is due next, or the one over which the reactor stops.
+    pub(crate) fn next_put_off(&self) -> Option<PutOff> {
+        let Some(id) = self.stopped_over else {
+            return self.schedule.next_due().and_then(|(_, id)| self.put_off_of(id));
+        };
+        let put_off = self.put_off_of(id)?;
+        // The reactor stops when everything under way has ended.
+        Some(if self.schedule.under_way() == 0 { PutOff { until: None, ..put_off } } else { put_off })
+    }
+
+    fn put_off_of(&self, id: Position) -> Option<PutOff> {
+        let until = self.schedule.postponed_until(id)?;
+        let QueuedEvent { failure, attempts, .. } = self.schedule.get(id)?;
+        Some(PutOff { failure: failure.clone()?, attempts: *attempts, until: Some(until) })
+    }
+
+    /// Records that the tracker is about to be moved to `position`.
+    pub(crate) fn mark_attempted(&mut self, position: Position) {
+        self.attempted = Some(position);
+    }
+
+    /// Records that the plan has been committed.
+    pub(crate) fn mark_committed(&mut self, plan: &CommitPlan) {
+        self.resume_at(plan.position);
+        self.schedule.remove_completed();
+        self.failed.clear();
+        self.beyond.extend(plan.done.iter().copied());
+        self.beyond = self.beyond.split_off(&plan.position.next());
+    }
+}
