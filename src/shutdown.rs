@@ -1,28 +1,28 @@
-//! The request to stop, as every long-lived part hears it.
+//! The request to stop, which every long-lived part receives.
 //!
-//! One [`ShutdownHandle`] says it, any number of [`Shutdown`]s hear it, also those that ask later.
-//! Dropping the handle counts as a request: a part must never outlive what owns it.
+//! One [`ShutdownHandle`] makes the request, any number of [`Shutdown`]s receive it, also if they ask later. Dropping the
+//! handle counts as a request: a part must never outlive its owner.
 
 use std::future::Future;
 
 use tokio::sync::watch;
 
-/// Says that everything that listens has to stop.
+/// Requests the stop of everything that has a connected [`Shutdown`].
 #[derive(Debug)]
 pub struct ShutdownHandle(watch::Sender<bool>);
 
-/// Hears the request to stop. Cheap to clone.
+/// Receives the request to stop. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<bool>);
 
-/// A connected pair.
+/// Makes a connected pair.
 pub fn channel() -> (ShutdownHandle, Shutdown) {
     let (sender, receiver) = watch::channel(false);
     (ShutdownHandle(sender), Shutdown(receiver))
 }
 
 impl ShutdownHandle {
-    /// Requests the stop. Saying it twice is harmless.
+    /// Requests the stop. A second call does nothing.
     pub fn request(&self) {
         self.0.send_replace(true);
     }
@@ -40,7 +40,7 @@ impl Shutdown {
         let _ = self.0.wait_for(|stop| *stop).await;
     }
 
-    /// Runs `future` to its end, or gives up and returns `None` when the stop is requested.
+    /// Runs `future` to its end, or drops it and returns `None` when the stop is requested.
     pub async fn run_until_requested<F: Future>(&mut self, future: F) -> Option<F::Output> {
         tokio::select! {
             biased;
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_request_is_heard_by_those_who_ask_later() {
+    async fn a_request_reaches_those_who_ask_later() {
         let (handle, stop) = channel();
         assert!(!stop.is_requested());
         handle.request();

@@ -1,7 +1,7 @@
-//! `espd demo`: everything at once, on a private PostgreSQL that leaves nothing behind.
+//! `espd demo`: shows everything at once, on a private PostgreSQL that leaves nothing behind.
 //!
-//! A to-do application's history is appended first, so that there is something to catch up with; then events
-//! go on arriving. The processors are the ones in `config/processors`, run as `espd run` would run them.
+//! First a to-do application's history is appended, so that there is something to catch up with. Then events go on
+//! arriving. The processors are those of `config/processors`, run as `espd run` would run them.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::Ipv4Addr;
@@ -12,10 +12,10 @@ use clap::Args;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::mpsc;
 
+use super::plan::supervision_plan;
+use super::todo_history::TodoHistory;
 use crate::admin::{Endpoint, Limits};
-use crate::config::{AdminSettings, Config, Listen, parse_duration};
-use crate::daemon::plan::supervision_plan;
-use crate::daemon::todo_history::TodoHistory;
+use crate::config::{AdminSettings, Config, DatabaseUrl, Listen, parse_duration};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::operations::databases::{Databases, private_database};
 use crate::operations::operator::Operator;
@@ -40,17 +40,20 @@ pub(crate) struct Arguments {
     time: Option<Duration>,
 }
 
-/// Between two pictures of the progress.
-const PICTURE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two status tables.
+const TABLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Events of the history per append.
 const CHUNK_EVENTS: usize = 1_000;
+
+/// Requests that the supervisor has not read yet. A few are enough: they come from people.
+const REQUESTS_MAX: usize = 4;
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut config = own_configuration().context("the demo's own configuration")?;
     telemetry::start(&config.log);
     let requests = signal::requests().context("could not listen for signals")?;
-    say("starting a private PostgreSQL …");
+    print("starting a private PostgreSQL …");
     let server = EmbeddedPostgres::start_temporary(Options::default()).await?;
     config.event_store.url = Some(private_database(&server).await?);
     let databases = Databases::connect(&config, "espd demo").await?;
@@ -58,11 +61,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     show(&arguments, &config, &databases, requests).await?;
     databases.close().await;
     server.stop().await;
-    say("stopped; nothing is left behind");
+    print("stopped; nothing is left behind");
     Ok(())
 }
 
-/// The processors of `config/processors`, which the program carries along.
+/// Loads the processors of `config/processors`, which are part of this program.
 fn own_configuration() -> anyhow::Result<Config> {
     const FILES: [(&str, &str); 4] = [
         ("espd.toml", "include = [\"processors/*.toml\"]\n[log]\nlevel = \"warn\"\n"),
@@ -86,40 +89,42 @@ async fn show(
 ) -> anyhow::Result<()> {
     let url = config.event_store.url.as_ref().context("just set")?;
     let mut history = TodoHistory::new(1);
-    fill(arguments.events, &mut history, databases).await?;
+    append_history(arguments.events, &mut history, databases).await?;
     let listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into());
     let endpoint = Endpoint::start(&AdminSettings { listen, ..AdminSettings::default() }, Limits::default())?;
     endpoint.show_config(config);
-    say(&format!(
+    print_hints(url, &endpoint);
+    let (handle, stop) = shutdown::channel();
+    let pool = PgPoolOptions::new().max_connections(1).connect(url.expose()).await?;
+    let store = PostgresEventStore::new(pool.clone(), databases.layout.clone());
+    let arriving = tokio::spawn(append_at_rate(arguments.rate, store, history, stop.clone()));
+    let supervisor = Supervisor::new(supervision_plan(config, &Owner::draw())?);
+    endpoint.show_workers(&supervisor);
+    let (sender, receiver) = mpsc::channel(REQUESTS_MAX);
+    let supervising =
+        async { tokio::join!(supervisor.run(receiver), stop_when_asked(requests, sender, arguments.time)) };
+    tokio::select! {
+        _ = supervising => {}
+        outcome = print_status_until_stopped(config, databases, stop) => outcome?,
+    }
+    handle.request();
+    endpoint.stop().await;
+    arriving.await.context("the demo's own writer")??;
+    pool.close().await;
+    Ok(())
+}
+
+fn print_hints(url: &DatabaseUrl, endpoint: &Endpoint) {
+    print(&format!(
         "look around in another terminal:\n  export DATABASE_URL='{0}'\n  espctl status    espctl events --follow    \
          psql \"$DATABASE_URL\" -c 'select * from outstanding_todos limit 5'\n  curl {1}/api/v1/processors    curl {1}/metrics\n",
         url.expose(),
         endpoint.url()
     ));
-    let (handle, stop) = shutdown::channel();
-    let writing = PgPoolOptions::new().max_connections(1).connect(url.expose()).await?;
-    let store = PostgresEventStore::new(writing.clone(), databases.layout.clone());
-    let arriving = tokio::spawn(arrive(store, history, arguments.rate, stop.clone()));
-    let supervisor = Supervisor::new(supervision_plan(config, &Owner::draw())?);
-    endpoint.show_workers(&supervisor);
-    let (requesting, requested) = mpsc::channel(4);
-    let pictures = paint_until_stopped(config, databases, stop);
-    let ended = end_when_asked(requests, requesting, arguments.time);
-    let supervising = supervisor.run(requested);
-    tokio::pin!(pictures, ended);
-    tokio::select! {
-        () = async { tokio::join!(supervising, &mut ended); } => {}
-        outcome = &mut pictures => outcome?,
-    }
-    handle.request();
-    endpoint.stop().await;
-    arriving.await.context("the demo's own writer")??;
-    writing.close().await;
-    Ok(())
 }
 
-/// Appends the history to catch up with.
-async fn fill(events: u64, history: &mut TodoHistory, databases: &Databases) -> anyhow::Result<()> {
+/// Appends the history that the processors catch up with.
+async fn append_history(events: u64, history: &mut TodoHistory, databases: &Databases) -> anyhow::Result<()> {
     let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
     let begun = Instant::now();
     let mut left = events as usize;
@@ -129,18 +134,18 @@ async fn fill(events: u64, history: &mut TodoHistory, databases: &Databases) -> 
         store.append(&chunk).await?;
         left -= count;
     }
-    say(&format!(
+    print(&format!(
         "appended {events} events of a to-do application in {:.1} s",
         begun.elapsed().as_secs_f32()
     ));
     Ok(())
 }
 
-/// Lets events arrive one by one until the stop is requested.
-async fn arrive(
+/// Appends `rate` events per second, one by one, until the stop is requested.
+async fn append_at_rate(
+    rate: u64,
     store: PostgresEventStore,
     mut history: TodoHistory,
-    rate: u64,
     mut stop: Shutdown,
 ) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / u32::try_from(rate)?);
@@ -151,8 +156,8 @@ async fn arrive(
     Ok(())
 }
 
-/// Passes requests on; the end of the time is one as well.
-async fn end_when_asked(
+/// Asks the supervisor to stop when a signal does or when `time` is over, and again with each further signal.
+async fn stop_when_asked(
     mut requests: mpsc::Receiver<Request>,
     supervisor: mpsc::Sender<SupervisorRequest>,
     time: Option<Duration>,
@@ -167,7 +172,7 @@ async fn end_when_asked(
         _ = requests.recv() => {}
         () = time_over => {}
     }
-    say("\nstopping …");
+    print("\nstopping …");
     let _ = supervisor.send(SupervisorRequest::Stop).await;
     while let Some(Request::Stop) = tokio::select! {
         request = requests.recv() => request,
@@ -177,29 +182,29 @@ async fn end_when_asked(
     }
 }
 
-/// Shows the status every second: over itself on a terminal, line after line elsewhere.
-async fn paint_until_stopped(
+/// Prints the status every second. On a terminal, each table replaces the one before.
+async fn print_status_until_stopped(
     config: &Config,
     databases: &Databases,
     mut stop: Shutdown,
 ) -> anyhow::Result<()> {
     let operator = Operator { databases, declared: &config.processors, name: "" };
-    let mut painted = 0;
-    let first = tokio::time::Instant::now() + PICTURE_INTERVAL;
-    let mut ticks = tokio::time::interval_at(first, PICTURE_INTERVAL);
+    let mut lines = 0;
+    let first = tokio::time::Instant::now() + TABLE_INTERVAL;
+    let mut ticks = tokio::time::interval_at(first, TABLE_INTERVAL);
     while stop.run_until_requested(ticks.tick()).await.is_some() {
-        let picture = table::render(&operator.statuses(None).await?, chrono::Utc::now());
+        let table = table::render(&operator.statuses(None).await?, chrono::Utc::now());
         let mut out = std::io::stdout().lock();
-        if std::io::stdout().is_terminal() && painted > 0 {
-            write!(out, "\x1b[{painted}A\x1b[J")?;
+        if std::io::stdout().is_terminal() && lines > 0 {
+            write!(out, "\x1b[{lines}A\x1b[J")?;
         }
-        writeln!(out, "{picture}\n")?;
-        painted = picture.lines().count() + 1;
+        writeln!(out, "{table}\n")?;
+        lines = table.lines().count() + 1;
     }
     Ok(())
 }
 
-fn say(text: &str) {
-    // A closed pipe is noticed by the pictures.
+fn print(text: &str) {
+    // An error means that the reader has closed the pipe, which printing the next table reports.
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }

@@ -1,15 +1,15 @@
-//! A to-do application's history, made up: the events of EventSourcery's example, for demo and benchmarks.
+//! A made-up history of a to-do application: the events of EventSourcery's example, for demo and benchmarks.
 //!
-//! The same seed makes the same history. A third of the events adds a to-do; the others amend, complete or
-//! abandon one that is open, young ones more often than old ones, so that aggregates interleave as in life.
-//! Of 200,000 events, 64,000 add, 97,000 amend, 29,000 complete and 9,500 abandon, and 25,500 to-dos stay open.
+//! The same seed makes the same history. A third of the events adds a to-do. The others amend, complete or abandon an open
+//! to-do, a young one more often than an old one, so that aggregates interleave as they do in real stores. Of 200,000
+//! events, 64,000 add, 97,000 amend, 29,000 complete and 9,500 abandon, and 25,500 to-dos stay open.
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::event::{ExpectedVersion, NewEvent};
 
-/// An endless history.
+/// Makes the events of an endless history.
 #[derive(Debug)]
 pub struct TodoHistory {
     random: SplitMix,
@@ -23,7 +23,7 @@ struct Todo {
     version: i64,
 }
 
-/// To-dos that may be open at a time; beyond it they are completed instead of amended.
+/// To-dos that may be open at a time. Beyond this number, to-dos are completed instead of amended.
 const OPEN_MAX: usize = 30_000;
 
 const THINGS: [&str; 8] = [
@@ -38,7 +38,7 @@ const THINGS: [&str; 8] = [
 ];
 
 impl TodoHistory {
-    /// The history that belongs to `seed`.
+    /// Begins the history that belongs to `seed`.
     pub fn new(seed: u64) -> Self {
         Self { random: SplitMix(seed), added: 0, open: Vec::new() }
     }
@@ -81,7 +81,7 @@ impl TodoHistory {
         }
     }
 
-    /// An open to-do; the younger, the likelier.
+    /// Picks an open to-do: the younger, the likelier.
     fn pick(&mut self) -> usize {
         let newest = self.open.len() - 1;
         let reach = 1 + self.random.below(self.open.len());
@@ -111,7 +111,7 @@ impl Iterator for TodoHistory {
     }
 }
 
-/// Sebastiano Vigna's SplitMix64: a few lines that make the same numbers everywhere.
+/// A random number generator that makes the same numbers everywhere: Sebastiano Vigna's SplitMix64.
 #[derive(Debug)]
 struct SplitMix(u64);
 
@@ -124,7 +124,7 @@ impl SplitMix {
         z ^ (z >> 31)
     }
 
-    /// A number from 0 to `bound`, exclusive.
+    /// Returns a number from 0 to `bound`, exclusive.
     fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound.max(1) as u64) as usize
     }

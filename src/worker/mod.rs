@@ -1,8 +1,8 @@
-//! A worker: the process that one or more processors live in.
+//! A worker: the process that the runners of one or more processors live in.
 //!
-//! The watcher's connection looks after the store, for all of them; each runner has one of its own and does
-//! the work. Standard input is a lifeline: the supervisor writes one line, the assignment, and keeps the pipe
-//! open for as long as it lives.
+//! One connection is the watcher's, which follows the store for all runners; each runner has a connection of its own and
+//! does the work. Standard input is a lifeline: the supervisor writes one line, the [`Assignment`], and keeps the pipe open
+//! for as long as it lives.
 
 mod assignment;
 mod reporting;
@@ -22,10 +22,13 @@ use crate::{shutdown, telemetry};
 
 pub use assignment::{Assignment, WorkerSettings};
 
-/// How long a worker may still take after its supervisor has died.
+/// How long a worker may go on after its supervisor has died.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
 
-/// Runs as the child of a supervisor: the assignment comes first on standard input.
+/// Runs one worker as the child of a supervisor: the first line on standard input is the assignment.
+///
+/// # Errors
+/// The line is no assignment; otherwise as for [`run`].
 pub fn run_supervised(registry: Arc<Registry>) -> anyhow::Result<()> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).context("could not read the assignment")?;
@@ -33,11 +36,15 @@ pub fn run_supervised(registry: Arc<Registry>) -> anyhow::Result<()> {
     run(assignment, registry, true)
 }
 
-/// Runs one worker in this process until it is asked to stop.
+/// Runs one worker in this process until it is asked to stop. `registry` has the processors written in Rust; a
+/// `supervised` worker reports on standard output and ends with its supervisor.
+///
+/// # Errors
+/// The watcher has failed, or none of the processors can be run as it is declared.
 pub fn run(assignment: Assignment, registry: Arc<Registry>, supervised: bool) -> anyhow::Result<()> {
     telemetry::start(&assignment.settings.log);
     std::panic::set_hook(Box::new(telemetry::log_panic));
-    // One thread is enough: the work is done by the database.
+    // One thread is enough: the database does the work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (handle, stop) = shutdown::channel();
@@ -46,14 +53,14 @@ pub fn run(assignment: Assignment, registry: Arc<Registry>, supervised: bool) ->
             end_with_supervisor();
         }
         tokio::spawn(signal::stop_on_request(requests, handle, ExitCode::Interrupted as i32));
-        runners::work(assignment, registry, supervised, stop).await
+        runners::run(assignment, registry, supervised, stop).await
     })
 }
 
-/// Ends this process soon after the lifeline closes, whatever it is doing.
+/// Ends this process soon after the lifeline closes, whatever the process is doing.
 fn end_with_supervisor() {
     std::thread::spawn(|| {
-        // Nothing more is ever written: this returns when the supervisor is gone.
+        // The supervisor writes nothing more, so this returns when the supervisor is gone.
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM);
         std::thread::sleep(ORPHAN_GRACE);

@@ -1,4 +1,4 @@
-//! The processors of one worker, around one watcher.
+//! The runners of one worker, around one watcher.
 
 use std::str::FromStr as _;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use crate::store::watcher::{Watcher, WatcherSettings};
 ///
 /// # Errors
 /// The watcher has failed, or none of the processors can be run as it is declared.
-pub(super) async fn work(
+pub(super) async fn run(
     assignment: Assignment,
     registry: Arc<Registry>,
     supervised: bool,
@@ -43,11 +43,11 @@ pub(super) async fn work(
     let declarations = std::mem::take(&mut settings.processors);
     let watcher = watcher(&settings, &declarations)?;
     let subscription = Subscription::new(watcher.horizon(), watcher.control());
-    let foundation = Arc::new(Foundation::new(owner, settings, subscription, registry)?);
-    if let Some(relay) = foundation.relay(&declarations) {
+    let factory = Arc::new(RunnerFactory::new(owner, settings, subscription, registry)?);
+    if let Some(relay) = factory.relay(&declarations) {
         tokio::spawn(relay.run(stop.clone()));
     }
-    let (mut runners, reported) = start(&foundation, declarations, &stop)?;
+    let (mut runners, reported) = start(&factory, declarations, &stop)?;
     if supervised {
         tokio::spawn(report(reported));
     }
@@ -56,7 +56,7 @@ pub(super) async fn work(
     tokio::pin!(running);
     tokio::select! {
         () = &mut running => watching.await.context("the watcher has failed"),
-        // Asked to stop, it ends before the runners have finished their batches; otherwise it has failed.
+        // When it is asked to stop, the watcher ends before the runners have finished their batches.
         watched = &mut watching => {
             watched.context("the watcher has failed")?;
             running.await;
@@ -67,32 +67,21 @@ pub(super) async fn work(
 
 /// Starts every processor that can be run as it is declared.
 fn start(
-    foundation: &Arc<Foundation>,
+    factory: &Arc<RunnerFactory>,
     declarations: Vec<ProcessorDeclaration>,
     stop: &Shutdown,
 ) -> anyhow::Result<(JoinSet<()>, Vec<ReportedProcessor>)> {
     let (mut runners, mut reported, mut faults) = (JoinSet::new(), Vec::new(), Vec::new());
     for declaration in declarations {
-        // What is declared wrongly stays wrong until it is configured anew, which starts another worker.
-        if let Err(fault) = foundation.runner(&declaration) {
+        // A wrong declaration stays wrong until the configuration is changed, which starts another worker.
+        if let Err(fault) = factory.runner(&declaration) {
             error!(processor = declaration.name, error = %fault, "cannot be run as it is declared");
             faults.push(fault);
             continue;
         }
-        let (foundation, stopped) = (Arc::clone(foundation), stop.clone());
-        let name = declaration.name.clone();
-        let run = move || {
-            let runner = foundation.runner(&declaration);
-            let stopped = stopped.clone();
-            async move {
-                if let Ok(runner) = runner {
-                    runner.run(stopped).await;
-                }
-            }
-        };
         let heartbeat = Heartbeat::new();
-        runners.spawn(task::run_again_after_panics(name.clone(), heartbeat.clone(), run, stop.clone()));
-        reported.push(ReportedProcessor::new(name, heartbeat));
+        reported.push(ReportedProcessor::new(declaration.name.clone(), heartbeat.clone()));
+        runners.spawn(run_processor(Arc::clone(factory), declaration, heartbeat, stop.clone()));
     }
     if runners.is_empty() {
         return Err(Exit::configuration(faults.join("\n")).into());
@@ -100,18 +89,39 @@ fn start(
     Ok((runners, reported))
 }
 
+/// Runs a processor until the stop is requested, with a new runner after each panic.
+async fn run_processor(
+    factory: Arc<RunnerFactory>,
+    declaration: ProcessorDeclaration,
+    heartbeat: Heartbeat,
+    stop: Shutdown,
+) {
+    let (name, stopped) = (declaration.name.clone(), stop.clone());
+    let run = move || {
+        let runner = factory.runner(&declaration);
+        let stopped = stopped.clone();
+        async move {
+            if let Ok(runner) = runner {
+                runner.run(stopped).await;
+            }
+        }
+    };
+    task::run_again_after_panics(name, heartbeat, run, stop).await;
+}
+
+/// The watcher of the store, with a connection of its own.
 fn watcher(settings: &WorkerSettings, declarations: &[ProcessorDeclaration]) -> anyhow::Result<Watcher> {
     let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
-    let for_whom = match declarations {
+    let readers = match declarations {
         [only] => only.name.as_str(),
         _ => "several",
     };
     let database = PgConnectOptions::from_str(settings.event_store_url.expose())?
-        .application_name(&format!("espd: {for_whom} (watcher)"));
+        .application_name(&format!("espd: {readers} (watcher)"));
     let watcher_settings = WatcherSettings {
         idle_interval: settings.poll_interval_max,
-        // Another database may be on another server, which rereported a position that this one forgets; and what is done
-        // outside of databases is remembered whatever they forget.
+        // A server may forget its last commits in a crash. A position in another database, which may be on another server,
+        // would be remembered; and so would be whatever was done outside of databases.
         durable_only: settings.projections_url.is_some()
             || declarations.iter().any(ProcessorDeclaration::acts_outside),
         ..WatcherSettings::default()
@@ -120,12 +130,12 @@ fn watcher(settings: &WorkerSettings, declarations: &[ProcessorDeclaration]) -> 
     if settings.projections_url.is_some() {
         return Ok(watcher);
     }
-    // Nothing but processing moves the trackers, and a reset not beyond what is settled.
+    // Trackers are a lower bound of the horizon: processing and resets never move one beyond it.
     Ok(watcher.with_floor(Trackers::new(&settings.event_store_schema).largest_position_statement()))
 }
 
-/// What all processors of a worker have in common.
-struct Foundation {
+/// Makes the runners of a worker, from what they have in common.
+struct RunnerFactory {
     owner: Owner,
     settings: WorkerSettings,
     layout: Layout,
@@ -139,7 +149,7 @@ struct Foundation {
     wake_relay: Arc<Notify>,
 }
 
-impl Foundation {
+impl RunnerFactory {
     fn new(
         owner: Owner,
         settings: WorkerSettings,
@@ -154,10 +164,10 @@ impl Foundation {
         Ok(Self { owner, settings, layout, events, batches, subscription, registry, wake_relay })
     }
 
-    /// A new runner of a processor.
+    /// Makes a new runner of a processor.
     fn runner(&self, declaration: &ProcessorDeclaration) -> Result<Runner, String> {
         let schema = &self.settings.event_store_schema;
-        let runner_settings = RunnerContext {
+        let context = RunnerContext {
             database: self.batches.clone(),
             pooled: self.settings.pooled,
             release_channel: ReleaseChannel {
@@ -173,9 +183,10 @@ impl Foundation {
         };
         let processor = self.processor(declaration)?;
         let key = ProcessorKey::new(&declaration.name, declaration.version);
-        Ok(Runner::new(runner_settings, key, processor, self.subscription.clone()))
+        Ok(Runner::new(context, key, processor, self.subscription.clone()))
     }
 
+    /// Makes the processor that a declaration describes.
     fn processor(&self, declaration: &ProcessorDeclaration) -> Result<Box<dyn Processor>, String> {
         let schema = &self.settings.event_store_schema;
         let projections_schema = &self.settings.projections_schema;
@@ -192,7 +203,8 @@ impl Foundation {
         }
     }
 
-    /// Moves what the reactors emit for later, or into another database; `None`: there is no such reactor.
+    /// Makes the relay, which moves events that reactors emit for later or into another database. Returns `None` if no
+    /// processor emits events.
     fn relay(&self, declarations: &[ProcessorDeclaration]) -> Option<Relay> {
         let emits = |declaration: &&ProcessorDeclaration| {
             declaration.reaction.as_ref().is_some_and(|reaction| !reaction.emits.is_empty())
@@ -209,6 +221,7 @@ impl Foundation {
         })
     }
 
+    /// Where a processor reads its events: in the database of its batches, or in another one.
     fn events_for(&self, name: &str) -> Events {
         if self.settings.projections_url.is_none() {
             return Events::SameDatabase(self.layout.clone());

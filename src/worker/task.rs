@@ -1,4 +1,4 @@
-//! One processor's task within a worker: a panic in it is nobody else's.
+//! One processor's task within a worker: a panic ends this task only.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use crate::processing::heartbeat::Heartbeat;
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 
-/// A task that has lived this long was healthy: its next panic is a first one.
+/// A task that has lived this long was healthy: its next panic counts as the first one.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
-/// Runs a processor until it returns, again and again after panics, with growing delays.
+/// Runs a processor until it returns. After a panic the processor is run again, with growing delays.
 pub(super) async fn run_again_after_panics<F>(
     processor: String,
     heartbeat: Heartbeat,
