@@ -10,7 +10,7 @@ use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, SqlSafeStr};
 use thiserror::Error;
 
-use crate::store::layout::{InvalidName, SchemaName};
+use crate::postgres::name::{InvalidName, SchemaName};
 
 /// What the migration files write where the name of the schema belongs; psql replaces the same.
 const SCHEMA_TOKEN: &str = ":\"schema\"";

@@ -22,21 +22,10 @@ pub use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret, WebhookDe
 use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 
-/// The longest name of a processor, a table or a schema, in characters. Leaves room for suffixes within
-/// the 63 bytes that PostgreSQL keeps of an identifier.
-pub const NAME_LENGTH_MAX: usize = 48;
-
-/// Whether `name` is `[a-z_][a-z0-9_]{0,47}`: a name of a processor, a table or a schema.
-pub fn is_name(name: &str) -> bool {
-    let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
-    let goes_on_well = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    starts_well && goes_on_well && name.len() <= NAME_LENGTH_MAX
-}
-
 /// A projector or reactor, as declared under `[projector]` or `[reactor]`, or by a program.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessorDeclaration {
-    /// Unique among all processors; see [`is_name`].
+    /// Unique among all processors: `[a-z_][a-z0-9_]{0,47}`.
     pub name: String,
     /// Version of the tables, from 1. Raised by the author when the tables have to be built anew.
     pub version: i32,
@@ -120,7 +109,7 @@ pub enum Handling {
 /// A table that a projector owns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TableDeclaration {
-    /// Unique among the tables of all projectors; see [`is_name`].
+    /// Unique among the tables of all projectors: `[a-z_][a-z0-9_]{0,47}`.
     pub name: String,
     /// The text between the parentheses of `create table`.
     pub columns: SourceText,
@@ -178,16 +167,6 @@ impl Default for BatchLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_lower_case_and_fit() {
-        for name in ["a", "_", "outstanding_todos", "t2", &"x".repeat(48)] {
-            assert!(is_name(name), "{name}");
-        }
-        for name in ["", "2t", "Todos", "to-dos", "tödos", "a b", "a\0", &"x".repeat(49)] {
-            assert!(!is_name(name), "{name}");
-        }
-    }
 
     #[test]
     fn a_handler_of_all_events_widens_the_projector() {

@@ -7,18 +7,12 @@
 mod espd;
 mod event_sourcery;
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 pub use self::event_sourcery::EventSourceryNames;
+use crate::postgres::name::{InvalidName, SchemaName};
 use crate::postgres::quote::quote_literal;
 use crate::store::upcast::Upcast;
-
-/// Longest schema name, in characters: leaves room for the suffixes of channels and indexes within
-/// the 63 bytes that PostgreSQL keeps of an identifier.
-const SCHEMA_NAME_LENGTH_MAX: usize = 48;
 
 /// Which layout a store has, with the names in it that espd does not choose.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -196,66 +190,6 @@ impl Layout {
 /// espd's channel, for new events and changed trackers.
 fn own_channel(schema: &SchemaName) -> String {
     format!("{}_events", schema.as_str())
-}
-
-/// A qualified and quoted name.
-pub(crate) fn qualify(schema: &str, name: &str) -> Result<String, InvalidName> {
-    Ok(format!("\"{}\".\"{}\"", identifier(schema)?, identifier(name)?))
-}
-
-/// Longest name that PostgreSQL keeps whole, in bytes.
-const IDENTIFIER_LENGTH_MAX: usize = 63;
-
-/// Accepts `[A-Za-z_][A-Za-z0-9_]{0,62}`: what others have named, in the case that they wrote.
-pub(crate) fn identifier(name: &str) -> Result<&str, InvalidName> {
-    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    let goes_on_well = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if starts_well && goes_on_well && name.len() <= IDENTIFIER_LENGTH_MAX {
-        Ok(name)
-    } else {
-        Err(InvalidName { name: name.to_owned() })
-    }
-}
-
-/// A checked name of a schema. Displays itself quoted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SchemaName(String);
-
-impl SchemaName {
-    /// Accepts `[a-z_][a-z0-9_]{0,47}`, without the prefix that PostgreSQL keeps to itself.
-    pub(crate) fn new(name: &str) -> Result<Self, InvalidName> {
-        let mut characters = name.chars();
-        let starts_well = characters.next().is_some_and(|c| c.is_ascii_lowercase() || c == '_');
-        let goes_on_well = characters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-        let fits = name.len() <= SCHEMA_NAME_LENGTH_MAX;
-        if starts_well && goes_on_well && fits && !name.starts_with("pg_") {
-            Ok(Self(name.to_owned()))
-        } else {
-            Err(InvalidName { name: name.to_owned() })
-        }
-    }
-
-    /// The name, not quoted.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for SchemaName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\"", self.0)
-    }
-}
-
-/// The name cannot be used for a schema, a table or a channel.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error(
-    "invalid schema name {name:?}: write up to 48 of a-z, 0-9 and _, starting with a letter or _, \
-     and not with pg_"
-)]
-pub struct InvalidName {
-    /// The name as given.
-    pub name: String,
 }
 
 #[cfg(test)]

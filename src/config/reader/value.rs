@@ -15,8 +15,8 @@ use super::string_literal::locate_characters;
 use super::tree::Section;
 use crate::config::keys::{self, Keys};
 use crate::postgres::database_url::DatabaseUrl;
-use crate::processing::declaration::{SourceText, is_name};
-use crate::store::layout::identifier;
+use crate::postgres::name::{is_identifier, is_name};
+use crate::postgres::source_text::SourceText;
 
 /// A value, and the key that it was found under.
 #[derive(Clone, Copy)]
@@ -113,7 +113,7 @@ impl<'c> Value<'c> {
     /// A name that somebody else has given, in whatever case.
     pub(crate) fn identifier(&self, kind: &str) -> Option<String> {
         let name = self.text()?;
-        if identifier(&name).is_ok() {
+        if is_identifier(&name) {
             return Some(name);
         }
         let advice = "write the bare name: up to 63 letters, digits and _, not beginning with a digit";

@@ -2,7 +2,8 @@
 
 use crate::config::keys;
 use crate::config::reader::value::{Value, advise_name};
-use crate::processing::declaration::{Isolation, is_name};
+use crate::postgres::name::is_name;
+use crate::processing::declaration::Isolation;
 
 /// What `isolation` accepts everywhere.
 const ISOLATIONS: [(&str, Isolation); 2] = [("process", Isolation::Process), ("task", Isolation::Task)];

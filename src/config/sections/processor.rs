@@ -9,9 +9,10 @@ use super::webhook::read_webhook;
 use crate::config::keys::{self, Keys};
 use crate::config::reader::tree::Section;
 use crate::config::reader::value::{Value, advise_name};
+use crate::postgres::name::is_name;
 use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, Reaction, SourceText,
-    Start, TableDeclaration, is_name,
+    Start, TableDeclaration,
 };
 use crate::retry::RetryPolicy;
 

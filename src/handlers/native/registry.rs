@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::processor::{HandlerFactory, NativeProcessor};
 use super::registration::Registration;
 use super::{Projector, Reactor};
-use crate::processing::declaration::{ProcessorDeclaration, is_name};
+use crate::postgres::name::is_name;
+use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::ProcessorBase;
 
 /// Holds the processors written in Rust, by name.

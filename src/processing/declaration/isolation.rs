@@ -46,7 +46,7 @@ impl fmt::Display for Isolation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::processing::declaration::is_name;
+    use crate::postgres::name::is_name;
 
     #[test]
     fn no_shared_worker_is_called_like_a_processor() {

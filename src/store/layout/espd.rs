@@ -1,7 +1,7 @@
 //! espd's own layout, as `migrations/event_store` creates it.
 
 use super::{Append, Bodies, CreatedBy, Layout, Order, Source, own_channel};
-use crate::store::layout::{InvalidName, SchemaName};
+use crate::postgres::name::{InvalidName, SchemaName};
 
 /// All other columns are the migrations' business.
 const COLUMNS: [(&str, &str); 1] = [("id", "bigint")];

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Bodies, CreatedBy, Framework, Layout, Order, Positions, Source};
-use crate::store::layout::{InvalidName, SchemaName, identifier, qualify};
+use crate::postgres::name::{InvalidName, SchemaName, identifier, qualify};
 
 /// The names in a database of event_sourcery-postgres. The defaults are the framework's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
