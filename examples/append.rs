@@ -2,7 +2,7 @@
 //!
 //! Works on memory; with DATABASE_URL on PostgreSQL (after `espctl migrate`). The code is the same.
 
-use espd::event::{ExpectedVersion, NewEvent};
+use espd::event::{ExpectedVersion, NewEvent, Version};
 use espd::store::layout::Layout;
 use espd::store::{AppendError, EventStore, MemoryEventStore, PostgresEventStore};
 use futures_util::TryStreamExt as _;
@@ -34,7 +34,7 @@ async fn open_an_account(store: impl EventStore) -> anyhow::Result<()> {
     println!("stored at {:?}", appended.iter().map(|event| event.id).collect::<Vec<_>>());
 
     // Somebody else believes that the account is still at version 1.
-    let late = event("MoneyWithdrawn", 400)?.expecting(ExpectedVersion::Exact(1));
+    let late = event("MoneyWithdrawn", 400)?.expecting(ExpectedVersion::exactly(1));
     match store.append(&[late]).await {
         Err(AppendError::Conflict { expected, actual, .. }) => {
             println!("expected version {expected}, found {actual}")
@@ -42,7 +42,7 @@ async fn open_an_account(store: impl EventStore) -> anyhow::Result<()> {
         other => println!("unexpected: {other:?}"),
     }
 
-    let mut events = store.read_aggregate(account, 1, None);
+    let mut events = store.read_aggregate(account, Version::FIRST, None);
     while let Some(event) = events.try_next().await? {
         println!("{} {} {}", event.version, event.event_type, event.body);
     }

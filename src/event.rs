@@ -41,6 +41,12 @@ macro_rules! number {
             pub const fn next(self) -> Self {
                 Self(self.0.saturating_add(1))
             }
+
+            /// The one `count` places further on, at most [`Self::MAX`].
+            #[must_use]
+            pub const fn advanced_by(self, count: i64) -> Self {
+                Self(self.0.saturating_add(count))
+            }
         }
 
         impl From<i64> for $name {
@@ -124,20 +130,24 @@ impl Position {
         Self(self.0.saturating_sub(1))
     }
 
-    /// The position `count` places further on, at most [`Self::MAX`].
-    #[must_use]
-    pub const fn advanced_by(self, count: i64) -> Self {
-        Self(self.0.saturating_add(count))
-    }
-
     /// How many places lie after this position up to and including `later`; negative if that comes before this one.
     pub const fn distance_to(self, later: Self) -> i64 {
         later.0.saturating_sub(self.0)
     }
 }
 
-/// Place of an event in its aggregate: 1, 2, 3 … Version 0 is an aggregate without events.
-pub type Version = i64;
+number! {
+    /// Place of an event in its aggregate: 1, 2, 3 … without gaps. The version of an aggregate is that of its last event.
+    Version
+}
+
+impl Version {
+    /// The version of an aggregate without events: 0.
+    pub const NONE: Self = Self(0);
+
+    /// The version of the first event of an aggregate: 1.
+    pub const FIRST: Self = Self(1);
+}
 
 /// A stored event.
 ///
@@ -184,11 +194,16 @@ pub enum ExpectedVersion {
 }
 
 impl ExpectedVersion {
+    /// The aggregate must be at exactly this version: `ExpectedVersion::exactly(3)`.
+    pub fn exactly(version: impl Into<Version>) -> Self {
+        Self::Exact(version.into())
+    }
+
     /// The version that is expected; `None` if any will do.
     pub fn version(self) -> Option<Version> {
         match self {
             Self::Any => None,
-            Self::Absent => Some(0),
+            Self::Absent => Some(Version::NONE),
             Self::Exact(version) => Some(version),
         }
     }

@@ -89,7 +89,7 @@ impl Server {
     /// Inserts events as they are; the history has counted the versions.
     async fn insert(&self, events: &[NewEvent]) -> anyhow::Result<()> {
         let version = |event: &NewEvent| match event.expected_version {
-            ExpectedVersion::Exact(version) => version + 1,
+            ExpectedVersion::Exact(version) => version.get() + 1,
             ExpectedVersion::Absent | ExpectedVersion::Any => 1,
         };
         sqlx::query(

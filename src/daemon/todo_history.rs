@@ -60,7 +60,7 @@ impl TodoHistory {
     fn change(&mut self) -> NewEvent {
         let index = self.pick();
         let Todo { id, version } = self.open[index];
-        let expected = ExpectedVersion::Exact(version);
+        let expected = ExpectedVersion::exactly(version);
         let day = 1 + self.random.below(28);
         match self.random.below(1_000) {
             0..716 if self.open.len() < OPEN_MAX => {
@@ -143,7 +143,7 @@ mod tests {
             let version = versions.entry(event.aggregate_id).or_default();
             match event.expected_version {
                 ExpectedVersion::Absent => assert_eq!(*version, 0),
-                expected => assert_eq!(expected, ExpectedVersion::Exact(*version)),
+                expected => assert_eq!(expected, ExpectedVersion::exactly(*version)),
             }
             *version += 1;
         }

@@ -208,7 +208,7 @@ fn parse(line: &str) -> anyhow::Result<NewEvent> {
     event.expected_version = match line.expected_version {
         None => ExpectedVersion::Any,
         Some(version) if version < 0 => bail!("expected_version is {version}, must be 0 or more"),
-        Some(version) => ExpectedVersion::Exact(version),
+        Some(version) => ExpectedVersion::exactly(version),
     };
     event.uuid = line.uuid.unwrap_or(event.uuid);
     event.metadata = line.metadata.unwrap_or(event.metadata);

@@ -7,7 +7,7 @@ use futures_util::TryStreamExt as _;
 use uuid::Uuid;
 
 use crate::espctl::output;
-use crate::event::{Event, Position};
+use crate::event::{Event, Position, Version};
 use crate::operations::databases::Databases;
 use crate::store::horizon;
 use crate::store::{EventStore as _, PostgresEventStore};
@@ -48,7 +48,7 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
     let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
     let mut printer = Printer { json: arguments.json, left: arguments.limit.unwrap_or(u64::MAX) };
     if let Some(aggregate_id) = arguments.aggregate {
-        let mut events = store.read_aggregate(aggregate_id, 1, None);
+        let mut events = store.read_aggregate(aggregate_id, Version::FIRST, None);
         while let Some(event) = events.try_next().await? {
             if !printer.print(&event)? {
                 break;

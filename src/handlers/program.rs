@@ -236,7 +236,7 @@ mod tests {
             uuid: Uuid::nil(),
             aggregate_id: Uuid::nil(),
             event_type: "A".into(),
-            version: 1,
+            version: 1.into(),
             body: RawValue::NULL.to_owned(),
             metadata: RawValue::NULL.to_owned(),
             correlation_id: None,

@@ -184,7 +184,7 @@ async fn collect(stream: BoxStream<'_, Result<Event, ReadError>>) -> Vec<Event> 
 }
 
 async fn read_aggregate(store: &Store, aggregate_id: Uuid) -> Vec<Event> {
-    collect(store.read_aggregate(aggregate_id, 1, None)).await
+    collect(store.read_aggregate(aggregate_id, Version::FIRST, None)).await
 }
 
 fn ids(events: &[Event]) -> Vec<Position> {

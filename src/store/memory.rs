@@ -158,12 +158,12 @@ impl Events {
             let aggregate_id = event.aggregate_id;
             let head = heads
                 .entry(aggregate_id)
-                .or_insert_with(|| self.heads.get(&aggregate_id).copied().unwrap_or(0));
+                .or_insert_with(|| self.heads.get(&aggregate_id).copied().unwrap_or(Version::NONE));
             match event.expected_version.version() {
                 Some(expected) if expected != *head => {
                     return Err(AppendError::Conflict { aggregate_id, expected, actual: *head });
                 }
-                _ => *head += 1,
+                _ => *head = head.next(),
             }
             versions.push(*head);
         }

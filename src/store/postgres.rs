@@ -222,7 +222,7 @@ pub(crate) async fn read_aggregate_on(
     upto: Version,
 ) -> Result<Vec<Event>, sqlx::Error> {
     let query = sqlx::query(sql(read_aggregate(layout))).persistent(false);
-    let query = query.bind(aggregate_id).bind(1 as Version).bind(upto);
+    let query = query.bind(aggregate_id).bind(Version::FIRST).bind(upto);
     query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
 }
 

@@ -31,7 +31,7 @@ fn find_fault(event: &NewEvent) -> Option<&'static str> {
         Some("the metadata is not a JSON object")
     } else if too_long(event.body.get()) || too_long(event.metadata.get()) {
         Some("the body or the metadata is longer than 255 MiB")
-    } else if event.expected_version.version().is_some_and(|version| version < 0) {
+    } else if event.expected_version.version().is_some_and(|version| version.get() < 0) {
         Some("the expected version is negative")
     } else if event.created_at.is_some_and(is_too_early) {
         Some("created_at is before 4714 BC")

@@ -24,7 +24,7 @@ pub struct StoredEvent {
 pub async fn read_events(connection: &mut PgConnection) -> Result<Vec<StoredEvent>, sqlx::Error> {
     let statement = "-- read_all_events
          select id, uuid, aggregate_id, type, version, (body->>'amount')::bigint from espd.events order by id";
-    let rows: Vec<(Position, Uuid, Uuid, String, i64, i64)> =
+    let rows: Vec<(Position, Uuid, Uuid, String, Version, i64)> =
         sqlx::query_as(statement).fetch_all(connection).await?;
     let event = |(id, uuid, aggregate_id, event_type, version, amount)| StoredEvent {
         id,
@@ -69,7 +69,7 @@ fn count(counts: &mut BTreeMap<String, Count>, event: &StoredEvent) {
 fn change_account(accounts: &mut BTreeMap<Uuid, Account>, event: &StoredEvent) {
     let sign = match event.event_type.as_str() {
         OPENED => {
-            let account = Account { version: event.version, balance: 0, trail: event.version };
+            let account = Account { version: event.version, balance: 0, trail: event.version.get() };
             accounts.insert(event.aggregate_id, account);
             return;
         }

@@ -185,7 +185,7 @@ impl Projections {
     pub async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
         let statement = "-- read_journal
              select event_id, event_uuid, aggregate_id, version from journal order by place";
-        let journal: Vec<(Position, Uuid, Uuid, i64)> =
+        let journal: Vec<(Position, Uuid, Uuid, Version)> =
             sqlx::query_as(statement).fetch_all(&mut *connection).await?;
         let entry = |(event_id, event_uuid, aggregate_id, version)| Entry {
             event_id,
@@ -195,7 +195,7 @@ impl Projections {
         };
 
         let statement = "-- read_accounts\nselect account_id, version, balance, trail from accounts";
-        let accounts: Vec<(Uuid, i64, i64, i64)> =
+        let accounts: Vec<(Uuid, Version, i64, i64)> =
             sqlx::query_as(statement).fetch_all(&mut *connection).await?;
         let account = |(id, version, balance, trail)| (id, Account { version, balance, trail });
 

@@ -137,8 +137,8 @@ impl Verdict {
         let mut versions: HashMap<Uuid, Version> = HashMap::new();
         for event in events {
             let version = versions.entry(event.aggregate_id).or_default();
-            if event.version != *version + 1 {
-                self.complaints.push(format!("not version {}: {event:?}", *version + 1));
+            if event.version != version.next() {
+                self.complaints.push(format!("not version {}: {event:?}", version.next()));
             }
             *version = event.version;
         }
@@ -215,7 +215,7 @@ fn is_as_drafted(draft: &Draft, event: &StoredEvent) -> bool {
     draft.aggregate_id == event.aggregate_id
         && draft.event_type == event.event_type
         && draft.amount == event.amount
-        && draft.expected.is_none_or(|version| event.version == version + 1)
+        && draft.expected.is_none_or(|version| event.version == version.next())
 }
 
 fn is_of(entry: &Entry, event: &StoredEvent) -> bool {

@@ -194,7 +194,7 @@ impl<'t> BatchTransaction<'t> {
         match &self.base.events {
             Events::SameDatabase(layout) => read_aggregate_on(&mut self.transaction, layout, id, upto).await,
             Events::Elsewhere(store) => {
-                let read = store.read_aggregate(id, 1, Some(upto)).try_collect().await;
+                let read = store.read_aggregate(id, Version::FIRST, Some(upto)).try_collect().await;
                 read.map_err(|ReadError::Database(error)| error)
             }
         }

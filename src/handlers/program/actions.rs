@@ -4,6 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::value::RawValue;
 
 use super::protocol::{ActionMessage, ProtocolViolation};
+use crate::event::Version;
 use crate::handlers::batch::Action;
 use crate::processing::emission::Emission;
 
@@ -57,7 +58,7 @@ impl ActionMessage<'_> {
             event_type: self.emit.unwrap_or_default(),
             aggregate_id,
             body: require(self.body, "emit", "body")?,
-            expected_version: self.expected_version,
+            expected_version: self.expected_version.map(Version::new),
             due_at,
             key: self.key,
         })
@@ -134,7 +135,7 @@ mod tests {
         let emit = format!(r#"{{"emit":"E","aggregate_id":"{ID}","body":{{}},"expected_version":3}}"#);
         assert!(matches!(
             parse(&emit),
-            Ok(Action::Emit(Emission { expected_version: Some(3), due_at: None, .. }))
+            Ok(Action::Emit(Emission { expected_version: Some(version), due_at: None, .. })) if version == 3
         ));
         for when in [r#""after":1.5"#, r#""at":"1970-01-01T00:00:01.5Z""#] {
             let later = format!(r#"{{"emit":"E","aggregate_id":"{ID}","body":{{}},{when},"key":"k"}}"#);

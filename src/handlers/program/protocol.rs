@@ -250,7 +250,7 @@ mod tests {
             uuid: Uuid::nil(),
             aggregate_id: Uuid::nil(),
             event_type: "TodoAdded".into(),
-            version: 1,
+            version: 1.into(),
             body: RawValue::from_string(body.to_owned()).unwrap(),
             metadata: RawValue::from_string("{}".to_owned()).unwrap(),
             correlation_id: None,

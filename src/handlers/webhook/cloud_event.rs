@@ -55,7 +55,7 @@ mod tests {
             uuid: Uuid::from_u128(1),
             aggregate_id: Uuid::from_u128(2),
             event_type: event_type.to_owned(),
-            version: 3,
+            version: 3.into(),
             body: RawValue::from_string("{}".into()).unwrap(),
             metadata: RawValue::from_string("{}".into()).unwrap(),
             correlation_id: None,

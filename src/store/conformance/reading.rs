@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 use uuid::Uuid;
 
 use super::{Store, append, append_each, collect, event_of, happened, ids, read_all, time, types, versions};
-use crate::event::{Event, NewEvent, Position};
+use crate::event::{Event, NewEvent, Position, Version};
 
 async fn read_after(store: &Store, position: Position, upto: Option<Position>, limit: i64) -> Vec<Position> {
     ids(&store.read_after(position, upto, None, limit).await.expect("the store reads"))
@@ -61,8 +61,8 @@ pub(super) async fn reading_on_keeps_to_the_types(store: Store) {
 pub(super) async fn an_aggregate_is_read_by_version(store: Store) {
     let (a, b) = (Uuid::new_v4(), Uuid::new_v4());
     append_each(&store, [a, b, a, a, b, a, a].map(happened)).await;
-    let read = async |from, to| {
-        let events = collect(store.read_aggregate(a, from, to)).await;
+    let read = async |from: i64, to: Option<i64>| {
+        let events = collect(store.read_aggregate(a, Version::new(from), to.map(Version::new))).await;
         assert!(events.iter().all(|event| event.aggregate_id == a));
         assert!(events.is_sorted_by(|one, next| one.id < next.id));
         versions(&events)
@@ -74,7 +74,7 @@ pub(super) async fn an_aggregate_is_read_by_version(store: Store) {
     assert_eq!(read(3, Some(3)).await, [3]);
     assert_eq!(read(4, Some(3)).await, [0; 0]);
     assert_eq!(read(6, None).await, [0; 0]);
-    assert!(collect(store.read_aggregate(Uuid::new_v4(), 1, None)).await.is_empty());
+    assert!(collect(store.read_aggregate(Uuid::new_v4(), Version::FIRST, None)).await.is_empty());
 }
 
 pub(super) async fn an_aggregate_is_read_up_to_a_time(store: Store) {
@@ -159,7 +159,7 @@ pub(super) async fn a_stream_may_be_dropped_early(store: Store) {
     append(&store, &(0..2_000).map(|_| happened(a)).collect::<Vec<_>>()).await;
     for _ in 0..30 {
         let events: Vec<Event> = store
-            .read_aggregate(a, 1, None)
+            .read_aggregate(a, Version::FIRST, None)
             .take(2)
             .map(|event| event.expect("the store reads"))
             .collect()

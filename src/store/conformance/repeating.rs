@@ -38,13 +38,13 @@ pub(super) async fn the_same_append_again_returns_what_is_stored(store: Store) {
 pub(super) async fn an_append_is_the_same_whatever_version_it_expects(store: Store) {
     let a = Uuid::new_v4();
     let one = happened(a).expecting(Absent);
-    let two = [happened(a).expecting(Exact(1)), happened(a)];
+    let two = [happened(a).expecting(Exact(1.into())), happened(a)];
     let stored_one = append(&store, std::slice::from_ref(&one)).await;
     let stored_two = append(&store, &two).await;
     assert_eq!(append(&store, std::slice::from_ref(&one)).await, stored_one);
     assert_eq!(append(&store, &two).await, stored_two);
-    assert_eq!(append(&store, &[one.expecting(Exact(77))]).await, stored_one);
-    assert_eq!(append(&store, &two.map(|event| event.expecting(Exact(77)))).await, stored_two);
+    assert_eq!(append(&store, &[one.expecting(Exact(77.into()))]).await, stored_one);
+    assert_eq!(append(&store, &two.map(|event| event.expecting(Exact(77.into())))).await, stored_two);
     assert_eq!(read_all(&store).await.len(), 3);
 }
 

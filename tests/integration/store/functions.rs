@@ -183,7 +183,7 @@ async fn a_bulk_load_into_a_small_table_does_not_scan_it() {
     store.append_in(&mut connection, &few).await.unwrap();
     sqlx::raw_sql("vacuum analyze espd.events").execute(&mut *connection).await.unwrap();
     for event in &few {
-        let repeated = [happened(event.aggregate_id).expecting(Exact(1))];
+        let repeated = [happened(event.aggregate_id).expecting(Exact(1.into()))];
         store.append_in(&mut connection, &repeated).await.unwrap();
         store.append_in(&mut connection, &repeated).await.unwrap();
         store
@@ -245,7 +245,7 @@ async fn a_writer_needs_no_right_to_change_or_delete() {
     let events = [happened(a), happened(a)];
     store.append_in(&mut connection, &events[..1]).await.unwrap();
     store.append_in(&mut connection, &events[..1]).await.unwrap();
-    store.append_in(&mut connection, &[happened(a), happened(a).expecting(Exact(2))]).await.unwrap();
+    store.append_in(&mut connection, &[happened(a), happened(a).expecting(Exact(2.into()))]).await.unwrap();
     store.append_in(&mut connection, &events).await.unwrap_err();
     let update = sqlx::query("update espd.events set version = 9").execute(&mut *connection).await;
     assert_eq!(refusal(&update.unwrap_err()).0, "42501");

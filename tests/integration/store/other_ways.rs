@@ -187,8 +187,8 @@ fn translate(error: sqlx::Error) -> AppendError {
     match &code[..] {
         "ES001" => AppendError::Conflict {
             aggregate_id: serde_json::from_value(detail["aggregate_id"].clone()).unwrap(),
-            expected: detail["expected"].as_i64().unwrap(),
-            actual: detail["actual"].as_i64().unwrap(),
+            expected: detail["expected"].as_i64().unwrap().into(),
+            actual: detail["actual"].as_i64().unwrap().into(),
         },
         "ES002" => AppendError::UuidReused { uuid: serde_json::from_value(detail["uuid"].clone()).unwrap() },
         "ES003" => AppendError::Invalid {

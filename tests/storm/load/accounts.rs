@@ -45,7 +45,8 @@ impl Account {
 
     fn happen(&mut self, rng: &mut Rng, event_type: &'static str) -> Draft {
         let amount = rng.i64(1..=1000);
-        let draft = Draft { expected: Some(self.version), ..Draft::new(rng, self.id, event_type, amount) };
+        let draft =
+            Draft { expected: Some(self.version.into()), ..Draft::new(rng, self.id, event_type, amount) };
         self.version += 1;
         self.open = event_type != CLOSED;
         draft
@@ -168,7 +169,7 @@ impl Appender for Racer {
         let Some(version) = self.read_version(aggregate).await else { return };
         let rng = &mut self.rng;
         let amount = rng.i64(1..=1000);
-        let draft = Draft { expected: Some(version), ..Draft::new(rng, aggregate, NOTED, amount) };
+        let draft = Draft { expected: Some(version.into()), ..Draft::new(rng, aggregate, NOTED, amount) };
         self.client.append(vec![draft], rng).await;
     }
 

@@ -200,7 +200,7 @@ async fn append_through_function(
            array(select jsonb_build_object('amount', amount)
                  from unnest($3::bigint[]) with ordinality as given (amount, place) order by place),
            $4, $5)";
-    let rows: Vec<(espd::event::Position, uuid::Uuid, i64)> = sqlx::query_as(statement)
+    let rows: Vec<(espd::event::Position, uuid::Uuid, espd::event::Version)> = sqlx::query_as(statement)
         .bind(drafts.iter().map(|draft| draft.aggregate_id).collect::<Vec<_>>())
         .bind(drafts.iter().map(|draft| draft.event_type).collect::<Vec<_>>())
         .bind(drafts.iter().map(|draft| draft.amount).collect::<Vec<_>>())

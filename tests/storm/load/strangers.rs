@@ -22,10 +22,10 @@ const BUSY: &str = "55000";
 fn draw_account(rng: &mut Rng, deposits_max: u64) -> Vec<Draft> {
     let account = draw_uuid(rng);
     let deposits = rng.u64(..=deposits_max) as i64;
-    let draft = |version| {
+    let draft = |version: i64| {
         let event_type = if version == 0 { OPENED } else { DEPOSITED };
         let amount = rng.i64(1..=1000);
-        Draft { expected: Some(version), ..Draft::new(rng, account, event_type, amount) }
+        Draft { expected: Some(version.into()), ..Draft::new(rng, account, event_type, amount) }
     };
     (0..=deposits).map(draft).collect()
 }
@@ -42,7 +42,7 @@ async fn insert(connection: &mut PgConnection, drafts: &[Draft]) -> Result<Vec<A
            with ordinality as given (uuid, aggregate_id, type, expected, amount, place)
          order by place
          returning id, uuid, version";
-    let rows: Vec<(espd::event::Position, Uuid, i64)> = sqlx::query_as(statement)
+    let rows: Vec<(espd::event::Position, Uuid, espd::event::Version)> = sqlx::query_as(statement)
         .bind(drafts.iter().map(|draft| draft.uuid).collect::<Vec<_>>())
         .bind(drafts.iter().map(|draft| draft.aggregate_id).collect::<Vec<_>>())
         .bind(drafts.iter().map(|draft| draft.event_type).collect::<Vec<_>>())
@@ -156,7 +156,7 @@ impl Copier {
 
 fn copy_line(draft: &Draft) -> String {
     let Draft { uuid, aggregate_id, event_type, amount, expected } = draft;
-    let version = expected.unwrap_or_default() + 1;
+    let version = expected.unwrap_or_default().next();
     format!("{uuid}\t{aggregate_id}\t{event_type}\t{version}\t{{\"amount\": {amount}}}\n")
 }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::event::Version;
 use crate::handlers::batch::Action;
 use crate::processing::emission::Emission;
 
@@ -27,7 +28,7 @@ struct EventToEmit {
     event_type: String,
     aggregate_id: Uuid,
     body: Box<RawValue>,
-    expected_version: Option<i64>,
+    expected_version: Option<Version>,
     at: Option<DateTime<Utc>>,
     /// Seconds, counted from the arrival of the answer.
     after: Option<f64>,

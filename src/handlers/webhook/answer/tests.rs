@@ -115,7 +115,10 @@ fn an_answer_may_want_events() {
             panic!("{actions:?}");
         };
         assert_eq!(key, "old");
-        assert_eq!((first.event_type.as_str(), first.expected_version, first.due_at), ("A", Some(3), None));
+        assert_eq!(
+            (first.event_type.as_str(), first.expected_version, first.due_at),
+            ("A", Some(3.into()), None)
+        );
         assert_eq!(first.body.get(), r#"{"n": 12345678901234567890.10}"#);
         assert_eq!((second.due_at, second.key.as_deref()), (Some(now() + TimeDelta::seconds(90)), Some("k")));
         assert_eq!(third.due_at, Some("2026-02-01T00:00:00Z".parse().unwrap()));

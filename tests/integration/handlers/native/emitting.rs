@@ -55,7 +55,7 @@ impl Reactor for Answering {
         note.execute(context.connection().await?).await?;
         match a.n {
             0 => context.emit(event.aggregate_id, &Shouted)?,
-            -1 => context.emit_expecting(event.aggregate_id, 7, &Answered { to: -1 })?,
+            -1 => context.emit_expecting(event.aggregate_id, 7.into(), &Answered { to: -1 })?,
             n => context.emit(event.aggregate_id, &Answered { to: n })?,
         }
         Ok(())
