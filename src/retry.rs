@@ -1,4 +1,5 @@
-//! How long to wait before the next try. The only file that names the `backoff` crate.
+//! How long to wait before the next attempt, and what to do when there is none. The only file that names the `backoff`
+//! crate.
 
 use std::time::Duration;
 
@@ -15,18 +16,18 @@ pub enum Strategy {
     Exponential,
     /// Always `initial`.
     Constant,
-    /// Try again at once; ten times a second at most.
+    /// No delay but the shortest: ten attempts a second at most.
     None,
 }
 
-/// What even those who do not want to wait have to wait: a failure is a transaction and a log line.
+/// Lower bound for every delay, also with `strategy = "none"`: each failure costs a transaction and a log line.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// What happens when the attempts are used up.
+/// What is configured to happen when the attempts are used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnFailure {
-    /// Go on trying.
+    /// Try again without end.
     #[default]
     Retry,
     /// Stop until an operator acts.
@@ -48,10 +49,24 @@ pub struct RetryPolicy {
     pub max: Duration,
     /// Random share of a delay that is added or taken off, from 0 (exact) to 1.
     pub jitter: f64,
-    /// Attempts after which `on_failure` decides, at least 1; `None`: there is no end to them.
+    /// Attempts after which `on_failure` decides, at least 1; `None`: the number of attempts is not limited.
     pub max_attempts: Option<u32>,
-    /// What happens then.
+    /// What happens when the attempts are used up.
     pub on_failure: OnFailure,
+}
+
+/// What to do about something that has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextStep {
+    /// Try it again.
+    TryAgain,
+    /// Stop until an operator acts.
+    Stop,
+    /// Set the event aside. `blocks`: the later events of its aggregate wait behind it.
+    SetAside {
+        /// Whether later events of the aggregate have to wait.
+        blocks: bool,
+    },
 }
 
 impl Default for RetryPolicy {
@@ -69,7 +84,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// For connections and other infrastructure: 100 ms doubling to 5 s, ±20 %.
+    /// The policy for connections and other infrastructure: 100 ms doubling to 5 s, ±20 %.
     pub fn infrastructure() -> Self {
         Self {
             strategy: Strategy::Exponential,
@@ -80,13 +95,19 @@ impl RetryPolicy {
         }
     }
 
-    /// What to do after so many attempts: the last word once they are used up, until then another try.
-    pub fn verdict(&self, attempts: u32) -> OnFailure {
+    /// What to do about an event that has failed in each of `attempts` attempts.
+    pub fn decide(&self, attempts: u32) -> NextStep {
         let used_up = self.max_attempts.is_some_and(|most| attempts >= most);
-        if used_up { self.on_failure } else { OnFailure::Retry }
+        match self.on_failure {
+            _ if !used_up => NextStep::TryAgain,
+            OnFailure::Retry => NextStep::TryAgain,
+            OnFailure::Stop => NextStep::Stop,
+            OnFailure::Park => NextStep::SetAside { blocks: true },
+            OnFailure::Skip => NextStep::SetAside { blocks: false },
+        }
     }
 
-    /// How long to wait after so many failures in a row, for those who count by themselves.
+    /// How long to wait after `attempts` failures in a row, for callers that count attempts themselves.
     pub fn delay_after(&self, attempts: u32) -> Duration {
         let mut retry = Retry::new(*self);
         retry.resume((), attempts.saturating_sub(1));
@@ -109,7 +130,7 @@ impl RetryPolicy {
     }
 }
 
-/// This delay, up to a fifth longer or shorter: for those who must not all do something at the same moment.
+/// The delay, made longer or shorter by up to a fifth, so that many processes do not act at the same moment.
 pub fn spread(delay: Duration) -> Duration {
     let policy = RetryPolicy {
         strategy: Strategy::Constant,
@@ -120,7 +141,7 @@ pub fn spread(delay: Duration) -> Duration {
     policy.delays().next_backoff().unwrap_or(delay)
 }
 
-/// Counts the failures of one thing and says how long to wait after each.
+/// Counts how often in a row the same thing has failed, and says how long to wait after each failure.
 ///
 /// The delay grows only while the *same* thing keeps failing (EventSourcery's rule): another thing, or
 /// a success, starts over at the initial delay.
@@ -133,7 +154,7 @@ pub struct Retry<T> {
 }
 
 impl<T: PartialEq> Retry<T> {
-    /// Nothing has failed yet.
+    /// A counter of no failures.
     pub fn new(policy: RetryPolicy) -> Self {
         Self { policy, failing: None, attempts: 0, delays: policy.delays() }
     }
@@ -151,7 +172,17 @@ impl<T: PartialEq> Retry<T> {
         self.delays.next_backoff().unwrap_or(self.policy.max)
     }
 
-    /// Goes on counting where another process has left off.
+    /// How many attempts there are once `thing` has failed again.
+    pub fn attempts_with(&self, thing: &T) -> u32 {
+        if self.failing.as_ref() == Some(thing) { self.attempts.saturating_add(1) } else { 1 }
+    }
+
+    /// The policy that the failures are judged by.
+    pub fn policy(&self) -> &RetryPolicy {
+        &self.policy
+    }
+
+    /// Sets the count to what another process has reached, so that attempts and delays continue from there.
     pub fn resume(&mut self, thing: T, attempts: u32) {
         self.succeeded();
         self.failing = Some(thing);
@@ -167,11 +198,6 @@ impl<T: PartialEq> Retry<T> {
         self.failing = None;
         self.attempts = 0;
         self.delays = self.policy.delays();
-    }
-
-    /// What to do after so many failures.
-    pub fn verdict(&self) -> OnFailure {
-        self.policy.verdict(self.attempts)
     }
 
     /// How often in a row the same thing has failed.
@@ -233,11 +259,32 @@ mod tests {
         let used_up = |policy, failures: &[u8]| {
             let mut retry = Retry::new(policy);
             seconds(&mut retry, failures);
-            retry.verdict() == OnFailure::Stop
+            retry.policy().decide(retry.attempts()) == NextStep::Stop
         };
         assert!(used_up(stop, &[1, 1, 1]) && !used_up(stop, &[1, 1]) && !used_up(stop, &[1, 1, 2]));
         assert!(!used_up(RetryPolicy { on_failure: OnFailure::Retry, ..stop }, &[1; 9]));
         assert!(!used_up(RetryPolicy { max_attempts: None, ..stop }, &[1; 9]));
+    }
+
+    #[test]
+    fn the_policy_decides_once_the_attempts_are_used_up() {
+        for (on_failure, then) in [
+            (OnFailure::Retry, NextStep::TryAgain),
+            (OnFailure::Stop, NextStep::Stop),
+            (OnFailure::Park, NextStep::SetAside { blocks: true }),
+            (OnFailure::Skip, NextStep::SetAside { blocks: false }),
+        ] {
+            let policy = RetryPolicy { max_attempts: Some(3), on_failure, ..RetryPolicy::default() };
+            assert_eq!([policy.decide(2), policy.decide(3)], [NextStep::TryAgain, then]);
+        }
+    }
+
+    #[test]
+    fn attempts_are_known_before_they_are_counted() {
+        let mut retry = Retry::new(RetryPolicy::default());
+        assert_eq!(retry.attempts_with(&1), 1);
+        seconds(&mut retry, &[1, 1]);
+        assert_eq!((retry.attempts_with(&1), retry.attempts_with(&2), retry.attempts()), (3, 1, 2));
     }
 
     #[test]

@@ -111,9 +111,9 @@ impl Processor for ProgramProcessor {
         let BatchOutcome { handled, error } = exchange.run_batch(self.batch, &deliveries).await?;
         if let Some(error) = error {
             let rest = Remainder::after(&error, handled, &deliveries);
-            let failure = Box::new(Source::of(rest.next).blame(end_session(session, error).await));
+            let failure = Box::new(Source::of(rest.next).attribute(end_session(session, error).await));
             self.batch_size.record_failure();
-            if !rest.is_blamed {
+            if !rest.is_attributed {
                 warn!(processor = self.base.name(), error = %failure, "the program has broken off a batch");
             }
             return rest.commit(failure, transaction, &request).await;
@@ -155,7 +155,7 @@ struct Remainder<'d> {
     /// The event behind those.
     next: &'d Delivery,
     /// Whether `next` is known to be the reason.
-    is_blamed: bool,
+    is_attributed: bool,
 }
 
 impl<'d> Remainder<'d> {
@@ -164,8 +164,8 @@ impl<'d> Remainder<'d> {
         // A program that violates the protocol after its last answer makes all of its answers doubtful.
         let committable = if handled == deliveries.len() { 0 } else { handled };
         let alone = deliveries.len() == 1;
-        let is_blamed = alone || committable == handled && !matches!(error, SessionError::Broken(_));
-        Self { committable, next: &deliveries[committable], is_blamed }
+        let is_attributed = alone || committable == handled && !matches!(error, SessionError::Broken(_));
+        Self { committable, next: &deliveries[committable], is_attributed }
     }
 
     /// Commits what may be committed. `failure` names the next event, and counts against it only if that is to blame.
@@ -175,16 +175,21 @@ impl<'d> Remainder<'d> {
         transaction: BatchTransaction<'_>,
         request: &BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
-        match (self.committable, self.is_blamed) {
+        match (self.committable, self.is_attributed) {
             (0, true) => Ok(Outcome::Committed {
                 position: request.claim.position,
                 handled: 0,
                 failure: Some(failure),
             }),
             (0, false) => Err(ProcessorError::Unattributed(failure)),
-            (committable, is_blamed) => {
-                finish(transaction, self.next.event.id.previous(), committable, is_blamed.then_some(failure))
-                    .await
+            (committable, is_attributed) => {
+                finish(
+                    transaction,
+                    self.next.event.id.previous(),
+                    committable,
+                    is_attributed.then_some(failure),
+                )
+                .await
             }
         }
     }
@@ -247,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_blamed_only_if_it_must_be_the_reason() {
+    fn an_event_is_attributed_only_if_it_must_be_the_reason() {
         let violation = || SessionError::Violation("x".into());
         let broken = || SessionError::Broken("x".into());
         let gave_up = || SessionError::GaveUp { error: "x".into(), detail: None };
@@ -264,11 +269,11 @@ mod tests {
             (broken(), 9, 9, 0, false),
             (violation(), 1, 1, 0, true),
         ];
-        for (error, events, handled, committable, is_blamed) in cases {
+        for (error, events, handled, committable, is_attributed) in cases {
             let deliveries = deliveries(events);
             let rest = Remainder::after(&error, handled, &deliveries);
             let case = format!("{error:?} after {handled} of {events}");
-            assert_eq!((rest.committable, rest.is_blamed), (committable, is_blamed), "{case}");
+            assert_eq!((rest.committable, rest.is_attributed), (committable, is_attributed), "{case}");
             assert_eq!(rest.next.event.id, committable as i64 + 1, "{case}");
         }
     }

@@ -187,7 +187,7 @@ impl Processor for SqlProcessor {
         sqlx::raw_sql(AssertSqlSafe(self.function.create.clone()))
             .execute(&mut *transaction)
             .await
-            .map_err(|error| self.blame_declaration(error))?;
+            .map_err(|error| self.attribute_to_declaration(error))?;
         self.has_changed = before != self.read_source(&mut transaction).await?;
         transaction.commit().await?;
         Ok(())
@@ -210,7 +210,7 @@ impl Processor for SqlProcessor {
             Ok(Some(returned)) => returned,
             Ok(None) => return Ok(Outcome::ClaimLost),
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
-                let failure = self.base.blame_event(connection, &request, &error).await?;
+                let failure = self.base.attribute_failure(connection, &request, &error).await?;
                 return Err(ProcessorError::Unattributed(Box::new(failure)));
             }
             Err(error) => return Err(error),
@@ -238,7 +238,7 @@ impl SqlProcessor {
     }
 
     /// A function that PostgreSQL refuses is the author's to mend; anything else may pass.
-    fn blame_declaration(&self, error: sqlx::Error) -> ProcessorError {
+    fn attribute_to_declaration(&self, error: sqlx::Error) -> ProcessorError {
         if is_infrastructure_error(&error) {
             return ProcessorError::Database(error);
         }

@@ -5,6 +5,7 @@
 //! operator asks for a retry; the processor's owner hears of that and handles the events, in order of their ids,
 //! under its claim and with the handlers of now.
 
+mod announcement;
 mod operator;
 mod selection;
 
@@ -14,13 +15,14 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
 use uuid::Uuid;
 
+pub(crate) use announcement::announce_set_aside;
 pub use operator::{Behind, Remaining, RetryAsked};
 pub use selection::Selection;
 
 use crate::event::Position;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
-use crate::processing::failure::Failure;
+use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, is_claimed, json_literal};
 
 /// A dead letter as people see it. The field names are an interface: `espctl dead-letters list --json` prints them.
@@ -107,7 +109,7 @@ impl DeadLetters {
         attempts: u32,
         blocks: bool,
     ) -> Result<bool, sqlx::Error> {
-        let Failure { event_id: Some(id), event_uuid, event_type, aggregate_id, .. } = failure else {
+        let Some(FailedEvent { id, uuid, event_type, aggregate_id }) = &failure.event else {
             return Ok(false);
         };
         let statement = format!(
@@ -131,9 +133,7 @@ impl DeadLetters {
             schema = self.schema,
             is_claimed = is_claimed(claim),
             position = claim.position,
-            uuid = event_uuid.unwrap_or_default(),
-            event_type = quote_literal(event_type.as_deref().unwrap_or_default()),
-            aggregate_id = aggregate_id.unwrap_or_default(),
+            event_type = quote_literal(event_type),
             failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
         );
         Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())

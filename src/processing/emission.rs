@@ -224,15 +224,15 @@ async fn append(
         Ok(_) => Ok(()),
         Err(AppendError::Database(error)) => Err(EmitError::Database(error)),
         Err(error) => {
-            let to_blame = blamed(&error, &events).and_then(|index| places.get(index));
-            let place = *to_blame.or(places.first()).unwrap_or(&0);
+            let culprit = attribute(&error, &events).and_then(|index| places.get(index));
+            let place = *culprit.or(places.first()).unwrap_or(&0);
             Err(EmitError::Refused { place, failure: Failure::of_processor(error.to_string()) })
         }
     }
 }
 
 /// Which event of an append an error is about.
-fn blamed(error: &AppendError, events: &[NewEvent]) -> Option<usize> {
+fn attribute(error: &AppendError, events: &[NewEvent]) -> Option<usize> {
     match error {
         AppendError::Conflict { aggregate_id, .. } => events.iter().position(|event| {
             event.aggregate_id == *aggregate_id && event.expected_version != ExpectedVersion::Any

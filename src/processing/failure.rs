@@ -1,69 +1,60 @@
-//! What went wrong while a batch was handled, and whether the handler is to blame.
+//! Why an event, or a processor as a whole, could not be handled.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::event::Position;
+use crate::postgres::row::from_row;
 use crate::postgres::sqlstate::{describe, shorten};
 pub use crate::postgres::sqlstate::{is_infrastructure, is_infrastructure_error};
 
-/// Why a processor could not handle an event.
+/// Why a processor could not handle an event. In JSON the fields of `event` stand beside the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "FlatFailure", into = "FlatFailure")]
 pub struct Failure {
     /// The event that could not be handled; `None` where no single event can be named.
-    pub event_id: Option<Position>,
-    /// Its identity.
-    pub event_uuid: Option<Uuid>,
-    /// Its type.
-    pub event_type: Option<String>,
-    /// Its aggregate.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub aggregate_id: Option<Uuid>,
+    pub event: Option<FailedEvent>,
     /// The database's error code, where the database raised it.
     pub sqlstate: Option<String>,
     /// What happened, in one sentence.
     pub message: String,
     /// The database's further words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// The database's advice.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// File and line of the statement that failed, as far as known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
     /// When it last happened.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<DateTime<Utc>>,
 }
 
+/// The event that a failure is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedEvent {
+    /// The event's position.
+    pub id: Position,
+    /// The event's identity.
+    pub uuid: Uuid,
+    /// The event's type, as the processor saw it.
+    pub event_type: String,
+    /// The aggregate that the event belongs to.
+    pub aggregate_id: Uuid,
+}
+
+from_row!(FailedEvent { id, uuid, event_type, aggregate_id });
+
 impl Failure {
-    /// What the database did not like, whatever it was about.
+    /// What the database did not like, whatever event it was about.
     pub fn of_database(error: &sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|answer| answer.code());
         Self { sqlstate: code.map(|code| code.into_owned()), ..Self::of_processor(describe(error)) }
     }
 
-    /// The same, at this event.
-    #[must_use]
-    pub fn at(self, id: Position, uuid: Uuid, event_type: &str, aggregate_id: Uuid) -> Self {
-        Self {
-            event_id: Some(id),
-            event_uuid: Some(uuid),
-            event_type: Some(event_type.to_owned()),
-            aggregate_id: Some(aggregate_id),
-            ..self
-        }
-    }
-
-    /// A failure that no event can be blamed for.
+    /// A failure that no event is known to have caused. A long message is cut.
     pub fn of_processor(message: impl Into<String>) -> Self {
         Self {
-            event_id: None,
-            event_uuid: None,
-            event_type: None,
-            aggregate_id: None,
+            event: None,
             sqlstate: None,
             message: shorten(&message.into()),
             detail: None,
@@ -72,12 +63,28 @@ impl Failure {
             at: None,
         }
     }
+
+    /// The same failure, attributed to this event.
+    #[must_use]
+    pub fn attribute(self, event: FailedEvent) -> Self {
+        Self { event: Some(event), ..self }
+    }
+
+    /// The position of the event that could not be handled, if it is known.
+    pub fn event_id(&self) -> Option<Position> {
+        self.event.as_ref().map(|event| event.id)
+    }
+
+    /// The type of the event that could not be handled, if it is known.
+    pub fn event_type(&self) -> Option<&str> {
+        self.event.as_ref().map(|event| event.event_type.as_str())
+    }
 }
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if let Some(id) = self.event_id {
-            write!(f, "event {id} ({}): ", self.event_type.as_deref().unwrap_or("?"))?;
+        if let Some(event) = &self.event {
+            write!(f, "event {} ({}): ", event.id, event.event_type)?;
         }
         f.write_str(&self.message)?;
         if let Some(sqlstate) = &self.sqlstate {
@@ -87,5 +94,93 @@ impl std::fmt::Display for Failure {
             write!(f, " at {place}")?;
         }
         Ok(())
+    }
+}
+
+/// A failure as it is stored and printed. The field names are an interface: the generated functions write them, and
+/// `espctl status --json` prints them.
+#[derive(Serialize, Deserialize)]
+struct FlatFailure {
+    event_id: Option<Position>,
+    event_uuid: Option<Uuid>,
+    event_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    aggregate_id: Option<Uuid>,
+    sqlstate: Option<String>,
+    message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    place: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<DateTime<Utc>>,
+}
+
+impl From<FlatFailure> for Failure {
+    fn from(flat: FlatFailure) -> Self {
+        let FlatFailure { event_id, event_uuid, event_type, aggregate_id, .. } = flat;
+        // Half an identity is none: the event could not be set aside.
+        let event = match (event_id, event_uuid, event_type, aggregate_id) {
+            (Some(id), Some(uuid), Some(event_type), Some(aggregate_id)) => {
+                Some(FailedEvent { id, uuid, event_type, aggregate_id })
+            }
+            _ => None,
+        };
+        let FlatFailure { sqlstate, message, detail, hint, place, at, .. } = flat;
+        Self { event, sqlstate, message, detail, hint, place, at }
+    }
+}
+
+impl From<Failure> for FlatFailure {
+    fn from(failure: Failure) -> Self {
+        let Failure { event, sqlstate, message, detail, hint, place, at } = failure;
+        let (event_id, event_uuid, event_type, aggregate_id) = match event {
+            Some(event) => {
+                (Some(event.id), Some(event.uuid), Some(event.event_type), Some(event.aggregate_id))
+            }
+            None => (None, None, None, None),
+        };
+        Self { event_id, event_uuid, event_type, aggregate_id, sqlstate, message, detail, hint, place, at }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn json_has_the_event_beside_the_rest() {
+        let event = FailedEvent {
+            id: 7.into(),
+            uuid: Uuid::nil(),
+            event_type: "A".to_owned(),
+            aggregate_id: Uuid::nil(),
+        };
+        let failure = Failure::of_processor("no").attribute(event);
+        let json = serde_json::to_value(&failure).unwrap();
+        let nil = Uuid::nil();
+        assert_eq!(
+            json,
+            json!({ "event_id": 7, "event_uuid": nil, "event_type": "A", "aggregate_id": nil, "sqlstate": null,
+                    "message": "no" })
+        );
+        assert_eq!(serde_json::from_value::<Failure>(json).unwrap(), failure);
+    }
+
+    #[test]
+    fn json_of_no_event_says_so() {
+        let json = serde_json::to_value(Failure::of_processor("no")).unwrap();
+        assert_eq!((&json["event_id"], json.get("aggregate_id")), (&json!(null), None));
+        assert!(json.as_object().unwrap().contains_key("event_id"));
+    }
+
+    #[test]
+    fn an_event_of_which_only_half_is_known_is_none() {
+        let json = json!({ "event_id": 7, "event_uuid": null, "event_type": "A", "sqlstate": null, "message": "no" });
+        assert_eq!(serde_json::from_value::<Failure>(json).unwrap().event, None);
     }
 }

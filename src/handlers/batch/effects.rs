@@ -98,7 +98,7 @@ impl BatchTransaction<'_> {
         if applied.failure.is_some() {
             return Ok(applied);
         }
-        Ok(Applied { events: place, failure: Some(Box::new(effects[place].source.blame(failure))) })
+        Ok(Applied { events: place, failure: Some(Box::new(effects[place].source.attribute(failure))) })
     }
 
     async fn apply_each(
@@ -120,7 +120,7 @@ impl BatchTransaction<'_> {
                 Err(Refusal::Event(_, failure) | Refusal::Somewhere(failure)) => failure,
             };
             self.rollback_to_savepoint().await?;
-            let failure = Some(Box::new(one.source.blame(failure)));
+            let failure = Some(Box::new(one.source.attribute(failure)));
             return Ok(Applied { events: place, failure });
         }
         // Each alone is possible: what was wrong was doing them together.
@@ -137,17 +137,19 @@ async fn apply_all(
 ) -> Result<(), Refusal> {
     let (mut rows, mut emitting) = (RowChanges::new(tables), Emitting::default());
     for (place, EventEffects { source, actions }) in effects.iter().enumerate() {
-        let blame = |message: String| Refusal::Event(place, Failure::of_processor(message));
+        let refuse = |message: String| Refusal::Event(place, Failure::of_processor(message));
         let mut ordinal = 0;
         for action in actions {
             match action {
-                Action::Upsert { table, row } => rows.add(RowChange::Upsert { table, row }).map_err(blame)?,
+                Action::Upsert { table, row } => {
+                    rows.add(RowChange::Upsert { table, row }).map_err(refuse)?
+                }
                 Action::Delete { table, columns } => {
-                    rows.add(RowChange::Delete { table, columns }).map_err(blame)?;
+                    rows.add(RowChange::Delete { table, columns }).map_err(refuse)?;
                 }
                 Action::Emit(emission) => {
                     ordinal += 1;
-                    emitting.add(emitter, place, source, ordinal, emission).map_err(blame)?;
+                    emitting.add(emitter, place, source, ordinal, emission).map_err(refuse)?;
                 }
                 Action::Cancel { key } => emitting.cancel(source, key),
             }

@@ -121,7 +121,7 @@ impl<'t> BatchTransaction<'t> {
         match self.base.read_batch(&mut self.transaction, request).await {
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
                 self.rollback_to_savepoint().await?;
-                let failure = self.base.blame_event(&mut self.transaction, request, &error).await?;
+                let failure = self.base.attribute_failure(&mut self.transaction, request, &error).await?;
                 Err(ProcessorError::Unattributed(Box::new(failure)))
             }
             read => read,

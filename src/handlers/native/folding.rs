@@ -117,7 +117,7 @@ impl<S: EventSourced> Projector for FoldingProjector<S> {
             let history = context.read_aggregate(aggregate_id, last.version).await?;
             let mut state = S::State::default();
             for event in &history {
-                self.0.evolve(&mut state, event).map_err(|error| blame(&events, event, error))?;
+                self.0.evolve(&mut state, event).map_err(|error| attribute(&events, event, error))?;
             }
             let saved = self.0.save(aggregate_id, last.version, &state, context.connection()).await;
             saved.map_err(|error| if events.len() == 1 { last.failed(error) } else { error })?;
@@ -127,7 +127,7 @@ impl<S: EventSourced> Projector for FoldingProjector<S> {
 }
 
 /// An event that was handled before does not fail now: then it is the first of this batch that meets its failure.
-fn blame(events: &[&Delivery], event: &Event, error: HandlerError) -> HandlerError {
+fn attribute(events: &[&Delivery], event: &Event, error: HandlerError) -> HandlerError {
     let failed = events.iter().find(|delivery| delivery.id >= event.id).unwrap_or(&events[0]);
     failed.failed(error)
 }

@@ -176,7 +176,7 @@ async fn project(
             });
         }
     }
-    let failure = Some(Box::new(Source::of(&events[place]).blame(failure)));
+    let failure = Some(Box::new(Source::of(&events[place]).attribute(failure)));
     Ok(Handled { events: place, failure })
 }
 
@@ -219,7 +219,7 @@ async fn react(
                 transaction.undo_event().await?;
             }
             let applied = transaction.apply(&tables, emitter, &pending).await?;
-            let failure = applied.failure.or(Some(Box::new(source.blame(failure))));
+            let failure = applied.failure.or(Some(Box::new(source.attribute(failure))));
             return Ok(Handled { events: done + applied.events, failure });
         }
         pending.push(EventEffects { source, actions });

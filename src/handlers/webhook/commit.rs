@@ -3,15 +3,13 @@
 use std::time::Instant;
 
 use sqlx::PgConnection;
-use tracing::error;
 
 use super::deliveries::{Deliveries, GivenUp};
 use super::delivery_queue::{CommitPlan, DeliveryQueue};
 use super::{IDLE_MAX, Webhook};
-use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables};
+use crate::processing::dead_letters::announce_set_aside;
 use crate::processing::emission::Emitter;
-use crate::processing::heartbeat;
 use crate::processing::processor::{BatchRequest, ProcessorBase, ProcessorError};
 use crate::processing::tracker::{Claim, Progress};
 
@@ -42,7 +40,9 @@ impl Webhook {
             .await?;
         queue.mark_committed(&plan);
         *committed = Some(Instant::now());
-        plan.given_up.iter().for_each(|one| announce(base.name(), one));
+        for GivenUp { failure, attempts, .. } in &plan.given_up {
+            announce_set_aside(base.name(), failure, *attempts);
+        }
         Ok(Some(handled))
     }
 
@@ -97,18 +97,4 @@ async fn record(
         deliveries.pass(connection, plan.position).await?;
     }
     Ok(())
-}
-
-fn announce(reactor: &str, GivenUp { failure, attempts, .. }: &GivenUp) {
-    error!(
-        processor = reactor,
-        event.id = failure.event_id.map(Position::get),
-        event.r#type = failure.event_type,
-        attempt = attempts,
-        error = %failure,
-        "set an event aside that could not be handled: `espctl dead-letters list` shows it"
-    );
-    if let Some(id) = failure.event_id {
-        heartbeat::record_set_aside(id);
-    }
 }

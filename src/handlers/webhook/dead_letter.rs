@@ -48,7 +48,7 @@ impl Webhook {
         let actions = match self.sender.send(&delivery.event).await {
             SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => actions,
             SendAttempt::Concluded(DeliveryResult::Failed { failure, .. }) => {
-                return Ok(Some(Box::new(source.blame(*failure))));
+                return Ok(Some(Box::new(source.attribute(*failure))));
             }
             SendAttempt::Concluded(DeliveryResult::Busy { message, wait }) => {
                 return Err(ProcessorError::Unavailable { message, wait });

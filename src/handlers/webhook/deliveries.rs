@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::event::Position;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
-use crate::processing::failure::Failure;
+use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::processor::{ProcessorBase, PutOff};
 use crate::processing::tracker::{Claim, ProcessorKey, interval, json_literal};
 
@@ -172,11 +172,7 @@ impl Deliveries {
         connection: &mut PgConnection,
         GivenUp { failure, attempts, blocks }: &GivenUp,
     ) -> Result<(), sqlx::Error> {
-        let (Some(id), Some(uuid), Some(aggregate_id)) =
-            (failure.event_id, failure.event_uuid, failure.aggregate_id)
-        else {
-            return Ok(());
-        };
+        let Some(FailedEvent { id, uuid, event_type, aggregate_id }) = &failure.event else { return Ok(()) };
         let statement = format!(
             "-- set_aside
              insert into {schema}.dead_letters
@@ -188,7 +184,7 @@ impl Deliveries {
                set reason = 'failed', blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts",
             schema = self.schema,
             key = self.key.arguments(),
-            event_type = quote_literal(failure.event_type.as_deref().unwrap_or_default()),
+            event_type = quote_literal(event_type),
             failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)

@@ -20,7 +20,7 @@ use crate::processing::declaration::BatchLimits;
 use crate::processing::emission::Source;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{Delivery, ProcessorError, PutOff};
-use crate::retry::{OnFailure, RetryPolicy};
+use crate::retry::{NextStep, RetryPolicy};
 pub(crate) use commit_plan::CommitPlan;
 
 /// The queue reads no further when it holds this many batches of events, those done beyond the position included.
@@ -214,17 +214,17 @@ impl DeliveryQueue {
     pub(crate) fn record_failure(&mut self, id: Position, failure: Failure, wait: Option<Duration>) {
         let Some(queued) = self.schedule.get_mut(id) else { return };
         queued.attempts = queued.attempts.saturating_add(1);
-        queued.failure = Some(queued.source.blame(failure));
+        queued.failure = Some(queued.source.attribute(failure));
         let attempts = queued.attempts;
         let delay = self.retry.delay_after(attempts).max(wait.unwrap_or_default());
-        match self.retry.verdict(attempts) {
-            OnFailure::Retry => self.postpone(id, delay),
-            OnFailure::Stop => {
+        match self.retry.decide(attempts) {
+            NextStep::TryAgain => self.postpone(id, delay),
+            NextStep::Stop => {
                 self.postpone(id, delay);
                 self.stopped_over = Some(id);
             }
-            OnFailure::Skip => self.complete(id, Completion::GivenUp { blocks: false }),
-            OnFailure::Park => {
+            NextStep::SetAside { blocks: false } => self.complete(id, Completion::GivenUp { blocks: false }),
+            NextStep::SetAside { blocks: true } => {
                 let behind: Vec<Position> = self.schedule.behind(id).collect();
                 behind.into_iter().for_each(|other| self.complete(other, Completion::Waits));
                 self.complete(id, Completion::GivenUp { blocks: true });

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::event::{Event, Position};
-use crate::processing::failure::Failure;
+use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::processor::Delivery;
 
 /// What has to be known of an event to answer it.
@@ -36,9 +36,10 @@ impl Source {
         }
     }
 
-    /// The failure, at this event.
-    pub(crate) fn blame(&self, failure: Failure) -> Failure {
-        failure.at(self.id, self.uuid, &self.event_type, self.aggregate_id)
+    /// The failure, attributed to this event.
+    pub(crate) fn attribute(&self, failure: Failure) -> Failure {
+        let Self { id, uuid, aggregate_id, .. } = *self;
+        failure.attribute(FailedEvent { id, uuid, event_type: self.event_type.clone(), aggregate_id })
     }
 }
 

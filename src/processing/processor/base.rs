@@ -8,9 +8,8 @@ use super::tables::Tables;
 use super::{BatchRequest, Events, ProcessorError};
 use crate::event::Position;
 use crate::postgres::quote::quote_literal;
-use crate::postgres::row::from_row;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
-use crate::processing::failure::Failure;
+use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset, Trackers};
 use crate::store::layout::Layout;
 
@@ -136,7 +135,7 @@ impl ProcessorBase {
 
     /// What an error means that was raised where no event is known, such as at commit: that nobody knows which event of
     /// the batch is to blame, or of a batch of one event, that it is that one.
-    pub(crate) async fn blame_event(
+    pub(crate) async fn attribute_failure(
         &self,
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
@@ -147,9 +146,7 @@ impl ProcessorBase {
             return Ok(failure);
         }
         Ok(match self.find_first_event(connection, request).await? {
-            Some(FirstEvent { id, uuid, event_type, aggregate_id }) => {
-                failure.at(id, uuid, &event_type, aggregate_id)
-            }
+            Some(event) => failure.attribute(event),
             None => failure,
         })
     }
@@ -159,7 +156,7 @@ impl ProcessorBase {
         &self,
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
-    ) -> Result<Option<FirstEvent>, sqlx::Error> {
+    ) -> Result<Option<FailedEvent>, sqlx::Error> {
         let statement = format!(
             "-- find_first_event
              select id, uuid, type as event_type, aggregate_id from {} as e
@@ -185,16 +182,6 @@ impl ProcessorBase {
         )))
     }
 }
-
-/// Which event a batch begins with.
-struct FirstEvent {
-    id: Position,
-    uuid: Uuid,
-    event_type: String,
-    aggregate_id: Uuid,
-}
-
-from_row!(FirstEvent { id, uuid, event_type, aggregate_id });
 
 fn find_starting_position(start: Start, layout: &Layout) -> String {
     let head = layout.order.head_expression();

@@ -96,7 +96,7 @@ impl Runner {
 
     /// A restarted process goes on where the last one was: paused, or waiting with the failing event.
     fn phase_after_claim(&mut self, claim: Claim) -> Phase {
-        let failing = claim.last_error.as_ref().map(|error| error.event_id);
+        let failing = claim.last_error.as_ref().map(|error| error.event_id());
         let attempts = claim.attempts;
         match (failing, claim.retry_in_seconds) {
             _ if claim.paused => Phase::Paused(claim),

@@ -1,13 +1,13 @@
 //! Setting events aside, and handling them again when an operator asks for it.
 
 use sqlx::PgConnection;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::event::Position;
 use crate::postgres::sqlstate::is_infrastructure_error;
+use crate::processing::dead_letters::announce_set_aside;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::failure::Failure;
-use crate::processing::heartbeat;
 use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::session::in_time;
@@ -34,20 +34,14 @@ impl Runner {
         blocks: bool,
     ) -> Result<Next, sqlx::Error> {
         let Phase::Following(claim) = &mut self.phase else { return Ok(Next::Again) };
-        let (Some(id), attempts) = (failure.event_id, self.retry.attempts()) else { return Ok(Next::Again) };
+        let (Some(id), attempts) = (failure.event_id(), self.retry.attempts()) else {
+            return Ok(Next::Again);
+        };
         let setting_aside = self.letters.set_aside(&mut *connection, claim, &failure, attempts, blocks);
         if !in_time(setting_aside).await? {
             return self.lost();
         }
-        error!(
-            processor = self.name,
-            event.id = id.get(),
-            event.r#type = failure.event_type,
-            attempt = attempts,
-            error = %failure,
-            "set an event aside that could not be handled: `espctl dead-letters list` shows it"
-        );
-        heartbeat::record_set_aside(id);
+        announce_set_aside(&self.name, &failure, attempts);
         claim.position = id;
         self.bisection.passed(1);
         self.retry.succeeded();

@@ -12,7 +12,7 @@ use crate::processing::processor::{ProcessorError, PutOff};
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Phase, Runner};
 use crate::processing::tracker::Claim;
-use crate::retry::OnFailure;
+use crate::retry::NextStep;
 
 impl Runner {
     /// The batch has come to nothing.
@@ -53,11 +53,11 @@ impl Runner {
         match (put_off, self.phase.claim().cloned()) {
             (None, _) | (_, None) => self.succeeded(),
             (Some(PutOff { failure, attempts, until: None }), Some(claim)) => {
-                self.retry.resume(failure.event_id, attempts);
+                self.retry.resume(failure.event_id(), attempts);
                 self.stop_at(connection, claim, failure).await
             }
             (Some(PutOff { failure, attempts, until: Some(until) }), _) => {
-                let news = Some((failure.event_id, attempts));
+                let news = Some((failure.event_id(), attempts));
                 if self.put_off_told != news && self.is_worth_a_line(attempts) {
                     self.put_off_told = news;
                     self.warn_of(&failure, attempts, until.saturating_duration_since(Instant::now()));
@@ -102,14 +102,14 @@ impl Runner {
     ) -> Result<Next, sqlx::Error> {
         let Phase::Following(claim) = &self.phase else { return Ok(Next::Again) };
         let claim = claim.clone();
-        let delay = self.retry.failed(failure.event_id);
+        let delay = self.retry.failed(failure.event_id());
         let attempts = self.retry.attempts();
-        match self.retry.verdict() {
-            OnFailure::Stop => return self.stop_at(connection, claim, failure).await,
-            verdict @ (OnFailure::Park | OnFailure::Skip) if failure.event_id.is_some() => {
-                return self.set_aside(connection, failure, verdict == OnFailure::Park).await;
+        match self.retry.policy().decide(attempts) {
+            NextStep::Stop => return self.stop_at(connection, claim, failure).await,
+            NextStep::SetAside { blocks } if failure.event.is_some() => {
+                return self.set_aside(connection, failure, blocks).await;
             }
-            OnFailure::Retry | OnFailure::Park | OnFailure::Skip => {}
+            NextStep::TryAgain | NextStep::SetAside { .. } => {}
         }
         if self.is_worth_a_line(attempts) {
             self.warn_of(&failure, attempts, delay);
@@ -129,8 +129,8 @@ impl Runner {
         let attempts = self.retry.attempts();
         error!(
             processor = self.name,
-            event.id = failure.event_id.map(Position::get),
-            event.r#type = failure.event_type,
+            event.id = failure.event_id().map(Position::get),
+            event.r#type = failure.event_type(),
             attempt = attempts,
             error = %failure,
             "stopped at an event that could not be handled: `espctl retry` tries again"
@@ -153,8 +153,8 @@ impl Runner {
     fn warn_of(&self, failure: &Failure, attempts: u32, delay: Duration) {
         warn!(
             processor = self.name,
-            event.id = failure.event_id.map(Position::get),
-            event.r#type = failure.event_type,
+            event.id = failure.event_id().map(Position::get),
+            event.r#type = failure.event_type(),
             attempt = attempts,
             retry_in_ms = delay.as_millis() as u64,
             error = %failure,

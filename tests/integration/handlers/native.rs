@@ -127,11 +127,11 @@ async fn whatever_a_handler_fails_by_the_event_is_found_and_those_before_it_are_
         let row = row_with(&db.pool, "stopped", |row| row.failed_at.is_some()).await;
         let failure = row.last_error.unwrap().0;
         assert_eq!(
-            (row.position, failure.event_id, row.attempts),
+            (row.position, failure.event_id(), row.attempts),
             (72.into(), Some(73.into()), 2),
             "{how:?}"
         );
-        assert_eq!(failure.event_type.as_deref(), Some("A"));
+        assert_eq!(failure.event_type(), Some("A"));
         let said = if matches!(how, Poison::Sql) { "division by zero" } else { "n is 0" };
         assert!(failure.message.contains(said), "{how:?}: {}", failure.message);
         sqlx::query("delete from espd.events where id > 72").execute(&db.pool).await.unwrap();
@@ -218,7 +218,7 @@ async fn under_each_policy_the_others_of_a_thousand_are_there() {
             assert!(row.last_error.is_none(), "{row:?}");
         } else {
             assert_eq!((row.position, noted.len(), letters.len()), (499.into(), 499, 0), "{on_failure:?}");
-            assert_eq!(row.last_error.unwrap().0.event_id, Some(500.into()));
+            assert_eq!(row.last_error.unwrap().0.event_id(), Some(500.into()));
         }
         life.end().await;
     }

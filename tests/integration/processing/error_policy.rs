@@ -74,10 +74,10 @@ async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
     let failure = failed.last_error.as_ref().unwrap();
     assert_eq!((failed.position, failed.handled, failed.attempts), (7.into(), 7, 3));
     assert_eq!(
-        (failure.event_id, failure.event_type.as_deref(), failed.next_retry_at),
+        (failure.event_id(), failure.event_type(), failed.next_retry_at),
         (Some(8.into()), Some("A"), None)
     );
-    assert!(failure.event_uuid.is_some());
+    assert!(failure.event.is_some());
     lease_renewed_twice(&db.pool).await;
 
     // An operator gives it three more,

@@ -155,8 +155,8 @@ async fn a_failing_event_is_retried_and_goes_on_by_itself_once_it_can_be_handled
     let failing = row_with(&db.pool, "three attempts", |row| row.attempts >= 3).await;
     let failure = failing.last_error.unwrap().0;
     assert_eq!((failing.position, failing.handled), (7.into(), 7));
-    assert_eq!((failure.event_id, failure.sqlstate.as_deref()), (Some(8.into()), Some("22012")));
-    assert!(failure.event_uuid.is_some() && failure.at.is_some(), "{failure:?}");
+    assert_eq!((failure.event_id(), failure.sqlstate.as_deref()), (Some(8.into()), Some("22012")));
+    assert!(failure.event.is_some() && failure.at.is_some(), "{failure:?}");
     assert_eq!(failure.place.as_deref(), Some("0.toml:10"));
 
     set_n(&db.pool, 8, 1).await;
@@ -180,7 +180,7 @@ async fn another_failing_event_starts_its_own_count() {
     set_n(&db.pool, 3, 1).await;
     let hour = RetryPolicy { initial: Duration::from_secs(3_600), ..RetryPolicy::default() };
     let life = Life::begin(&db, notes(DIVIDE), RunnerContext { retry: hour, ..settings(&db) });
-    let about = |row: &TrackerRow| row.last_error.as_ref().and_then(|error| error.event_id);
+    let about = |row: &TrackerRow| row.last_error.as_ref().and_then(|error| error.event_id());
     let row = row_with(&db.pool, "the second one failing", |row| about(row) == Some(5.into())).await;
     assert_eq!((row.position, row.attempts), (4.into(), 1));
     life.end().await;
@@ -256,8 +256,8 @@ async fn what_only_an_operator_can_mend_stops_the_processor_until_it_is_resumed(
     sqlx::query("create table public.notes (precious int)").execute(&db.pool).await.unwrap();
     let life = Life::begin(&db, notes(""), settings(&db));
     let failed = row_with(&db.pool, "the failure", |row| row.failed_at.is_some()).await;
-    let Failure { message, event_id, .. } = failed.last_error.unwrap().0;
-    assert!(message.contains("public.notes") && event_id.is_none(), "{message}");
+    let Failure { message, event, .. } = failed.last_error.unwrap().0;
+    assert!(message.contains("public.notes") && event.is_none(), "{message}");
     lease_renewed_twice(&db.pool).await;
 
     sqlx::query("drop table public.notes").execute(&db.pool).await.unwrap();

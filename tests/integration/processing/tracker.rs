@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use espd::processing::failure::Failure;
+use espd::processing::failure::{FailedEvent, Failure};
 use espd::processing::processor::{Outcome, ProcessorKind};
 use espd::processing::tracker::{Claim, Owner, ProcessorKey, Reset, TrackerRow, Trackers};
 use sqlx::PgPool;
+use uuid::Uuid;
 
 use crate::support::facts::{append, position};
 use crate::support::projectors::{LEASE, Running, declare};
@@ -144,9 +145,14 @@ async fn a_failure_is_recorded_for_the_next_owner() {
     let Fixture { pool, trackers, .. } = &fixture;
     let owner = Owner::draw();
     let claim = fixture.claim(&owner).await.unwrap();
+    let event = FailedEvent {
+        id: 7.into(),
+        uuid: Uuid::new_v4(),
+        event_type: "A".into(),
+        aggregate_id: Uuid::new_v4(),
+    };
     let failure = Failure {
-        event_id: Some(7.into()),
-        event_type: Some("A".into()),
+        event: Some(event),
         sqlstate: Some("22012".into()),
         ..Failure::of_processor("division by zero")
     };
@@ -155,7 +161,7 @@ async fn a_failure_is_recorded_for_the_next_owner() {
 
     let next = fixture.claim(&owner).await.unwrap();
     let known = next.last_error.unwrap().0;
-    assert_eq!((next.attempts, next.failed, known.event_id), (3, false, Some(7.into())));
+    assert_eq!((next.attempts, next.failed, known.event_id()), (3, false, Some(7.into())));
     assert_eq!((known.sqlstate, known.message), (failure.sqlstate, failure.message));
     assert!(next.retry_in_seconds.unwrap() > 3_500.0, "{:?}", next.retry_in_seconds);
     let at = known.at.expect("the time of the failure");

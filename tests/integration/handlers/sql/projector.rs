@@ -68,14 +68,14 @@ async fn the_failing_event_is_named_and_the_events_before_it_commit() {
 
     let (position, handled, error) = failure(running.process(ids[4]).await.unwrap());
     assert_eq!((position, handled), (ids[2] - 1, 2));
-    assert_eq!((error.event_id, error.event_type.as_deref()), (Some(ids[2].into()), Some("A")));
+    assert_eq!((error.event_id(), error.event_type()), (Some(ids[2].into()), Some("A")));
     assert_eq!(error.sqlstate.as_deref(), Some("22012"));
     assert_eq!(error.place.as_deref(), Some("0.toml:10"), "{error:?}");
     assert_eq!(numbers(&db.pool, "select event_id from seen order by place").await, ids[..2]);
 
     // The same event fails again, and nothing moves.
     let (position, handled, error) = failure(running.process(ids[4]).await.unwrap());
-    assert_eq!((position, handled, error.event_id), (ids[2] - 1, 0, Some(ids[2].into())));
+    assert_eq!((position, handled, error.event_id()), (ids[2] - 1, 0, Some(ids[2].into())));
 
     sqlx::query("update espd.events set body = '{\"n\": 1}' where id = $1")
         .bind(ids[2])
@@ -123,11 +123,11 @@ async fn a_handler_can_neither_commit_nor_move_the_tracker() {
             Ok(Outcome::Committed { failure: Some(_), position, handled: 0 }) if position == 0 => {}
             // The whole batch is in doubt, until it is one event.
             Err(ProcessorError::Unattributed(failure)) => {
-                assert_eq!((failure.event_id, failure.sqlstate.as_deref()), (None, Some("P0001")));
+                assert_eq!((failure.event_id(), failure.sqlstate.as_deref()), (None, Some("P0001")));
                 running.limits.size = 1;
                 match running.process(ids[0]).await {
                     Err(ProcessorError::Unattributed(failure)) => {
-                        assert_eq!(failure.event_id, Some(ids[0].into()))
+                        assert_eq!(failure.event_id(), Some(ids[0].into()))
                     }
                     other => panic!("{name}: {other:?}"),
                 }
@@ -170,7 +170,7 @@ async fn a_failed_assertion_is_a_failure_of_its_event() {
     let mut running = Running::start(&db.pool, declare("p", &[], &[(&["A"], handler)])).await.unwrap();
     let ids = insert(&db.pool, &["A"; 3]).await;
     let (position, handled, error) = failure(running.process(ids[2]).await.unwrap());
-    assert_eq!((position, handled, error.event_id), (ids[1] - 1, 1, Some(ids[1].into())));
+    assert_eq!((position, handled, error.event_id()), (ids[1] - 1, 1, Some(ids[1].into())));
 }
 
 #[tokio::test]
@@ -227,7 +227,7 @@ async fn a_deferred_constraint_is_blamed_on_its_event() {
     let mut running = Running::start(&db.pool, declare("p", &tables, &[(&["A"], handler)])).await.unwrap();
     let ids = insert(&db.pool, &["A"; 5]).await;
     let (position, handled, error) = failure(running.process(ids[4]).await.unwrap());
-    assert_eq!((position, handled, error.event_id), (ids[3] - 1, 3, Some(ids[3].into())));
+    assert_eq!((position, handled, error.event_id()), (ids[3] - 1, 3, Some(ids[3].into())));
     assert_eq!(error.sqlstate.as_deref(), Some("23505"));
 }
 

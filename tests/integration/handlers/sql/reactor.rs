@@ -108,7 +108,7 @@ async fn a_failing_event_takes_back_what_it_has_emitted() {
     let mut running = Running::start(&db.pool, answering(&sql, Start::Beginning)).await.unwrap();
     let ids = insert(&db.pool, &["Asked"; 3]).await;
     for _ in 0..2 {
-        assert_eq!(failure(running.process(ids[2]).await.unwrap()).event_id, Some(ids[1].into()));
+        assert_eq!(failure(running.process(ids[2]).await.unwrap()).event_id(), Some(ids[1].into()));
         assert_eq!(emitted(&db.pool).await.len(), 1, "for the event before it, once");
     }
     assert_eq!(numbers(&db.pool, "select position from espd.trackers").await, [ids[1] - 1]);
