@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use clap::Args;
+use clap::builder::TypedValueParser as _;
 
 use crate::config::Config;
 use crate::espctl::output;
@@ -27,7 +28,7 @@ pub(crate) struct ResetArguments {
     /// Name of the processor
     name: String,
     /// Move to this position instead, and keep the tables
-    #[arg(long, value_name = "POSITION", conflicts_with = "at", value_parser = clap::value_parser!(i64).range(0..))]
+    #[arg(long, value_name = "POSITION", conflicts_with = "at", value_parser = clap::value_parser!(i64).range(0..).map(Position::new))]
     to: Option<Position>,
     /// Move to the last position at or before this time (RFC 3339) instead, and keep the tables
     #[arg(long, value_name = "TIME")]
