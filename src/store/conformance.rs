@@ -1,4 +1,4 @@
-//! What every event store promises, as cases that any implementation can be held to.
+//! The conformance suite: what every event store promises, as cases that any implementation can be held to.
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -75,7 +75,7 @@ pub async fn run(make: impl AsyncFn() -> Store) {
 
 macro_rules! cases {
     ($($module:ident: $($name:ident)+;)+) => {
-        /// Every case, in the order of a reader's interest.
+        /// All cases, from the simplest promises to those about concurrent writers.
         pub fn cases() -> Vec<Case> {
             vec![$($(Case { name: stringify!($name), run: |store| Box::pin($module::$name(store)) },)+)+]
         }

@@ -1,6 +1,6 @@
 //! A layout describes an event store: where its events are, what orders them, who may append.
 //!
-//! One file per layout says all that espd knows of it; whoever needs to know asks the field that it is about. Every name
+//! One file per layout says all that espd knows of it, and each user of a layout asks the field that it means. Every name
 //! that reaches a statement as text passes through here: it is checked once and always quoted, so the statements built
 //! from it are safe to send.
 
@@ -28,7 +28,7 @@ pub enum LayoutSettings {
 /// The description of one event store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// The schema of espd's own tables, also beside a store of somebody else.
+    /// The schema of espd's own tables, which exist beside a framework's store as well.
     schema: SchemaName,
     pub(crate) events: Source,
     pub(crate) order: Order,
@@ -76,6 +76,14 @@ impl Order {
         format!("coalesce(pg_sequence_last_value({}::regclass), 0)", quote_literal(sequence))
     }
 }
+
+/// The last id drawn, as an expression for a query from the sequence itself.
+///
+/// The function reads under the lock that `nextval` takes. A plain select does not: while `nextval` writes its
+/// log record, a select shows the value that the log jumps to, up to 32 ids that are not drawn yet, and a
+/// horizon there passes over the events that will have them. Before the sequence's first use the function
+/// returns null, and `last_value` is the id that will be given out next.
+pub(crate) const LAST_VALUE: &str = "coalesce(pg_sequence_last_value(tableoid), last_value - 1)";
 
 /// How the bodies of events are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,7 +189,7 @@ impl Layout {
     }
 
     /// The channel on which operators ask runners to read their trackers again, not quoted. In espd's
-    /// own layout it is [`Self::channel`]; espd never notifies the channel of somebody else's store.
+    /// own layout it is [`Self::channel`]; espd never notifies the channel of a framework's store.
     pub fn control_channel(&self) -> String {
         own_channel(&self.schema)
     }

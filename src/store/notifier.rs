@@ -3,7 +3,7 @@
 //! A notification in the append's own transaction would make all writers of the instance take turns at
 //! commit. So it goes out afterwards, from a task of its own and in a statement of its own, at most once per
 //! [`PERIOD`]: at once after a quiet time, and once more after the last append of a busy one. A lost notification costs
-//! latency only, because whoever follows a store also looks from time to time.
+//! latency only, because those who follow a store also look from time to time.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

@@ -1,10 +1,10 @@
-//! What must be true of a store before anybody may read by the settled horizon.
+//! Checks what must be true of a store before its events may be read by the settled horizon.
 //!
 //! The horizon's argument (`docs/ordering.md`) rests on facts about the server, the table and the
 //! sequence. [`check`] looks at all of them at start-up and reports every one that does not hold, with
-//! the command that repairs it. Starting anyway would lose events, and nobody would notice.
+//! the command that repairs it. A start in spite of one would lose events, and no one would notice.
 //!
-//! One thing cannot be checked: that nobody writes ids of their own choice past the sequence, where
+//! One thing cannot be checked: that no writer inserts ids of its own choice past the sequence, where
 //! the table allows it (`default nextval(…)` or `overriding system value`).
 
 use std::fmt;
@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use thiserror::Error;
 
 use crate::event::Position;
-use crate::store::layout::{Layout, Order};
+use crate::store::layout::{LAST_VALUE, Layout, Order};
 
 mod structure;
 
@@ -22,26 +22,26 @@ use structure::Structure;
 /// Oldest server version that is supported, as in `server_version_num`.
 const SERVER_VERSION_MIN: i32 = 130_000;
 
-/// Products that speak PostgreSQL's protocol but lock, or draw ids, in their own way: what they are
-/// called in `version()`, and what they are called.
+/// Products that speak PostgreSQL's protocol but lock, or draw ids, in their own way: a part of their `version()`, and
+/// their name.
 const LOOKALIKES: [(&str, &str); 3] =
     [("CockroachDB", "CockroachDB"), ("-YB-", "YugabyteDB"), ("Redshift", "Amazon Redshift")];
 
 /// Why a store must not be read.
 #[derive(Debug, Error)]
 pub enum PreconditionError {
-    /// The database could not be asked.
+    /// The database did not answer, or refused.
     #[error("failed to check the event store")]
     Database(#[from] sqlx::Error),
-    /// Something does not hold. All of it is listed.
+    /// Some preconditions are not met. All of them are listed.
     #[error("the event store cannot be read safely{}", list(.0))]
     Unmet(Vec<Unmet>),
 }
 
-/// One thing that does not hold.
+/// One precondition that is not met.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unmet {
-    /// Which one it is, for the programs that care.
+    /// Which precondition it is, for programs.
     pub kind: UnmetKind,
     /// What is wrong, in a sentence.
     pub problem: String,
@@ -49,7 +49,7 @@ pub struct Unmet {
     pub repair: String,
 }
 
-/// The things that may be wrong.
+/// The preconditions, by what is wrong where they are not met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnmetKind {
     /// The server is not PostgreSQL.
@@ -70,7 +70,7 @@ pub enum UnmetKind {
     SequenceMissing,
     /// The sequence does not belong to the id column.
     SequenceNotOwned,
-    /// Sessions draw ids in stock.
+    /// Sessions draw ids before they insert them.
     SequenceCached,
     /// The sequence does not count by one.
     SequenceIncrement,
@@ -88,10 +88,10 @@ pub enum UnmetKind {
     SequenceBehindPosition,
 }
 
-/// Checks everything that the horizon rests on.
+/// Checks all preconditions of the horizon.
 ///
 /// `largest_position` is the highest position that any processor has reached, 0 if there is none: a
-/// store that has never got that far is not the one that they followed.
+/// store that has never got that far is not the store that the processors followed.
 pub async fn check(
     connection: &mut PgConnection,
     layout: &Layout,
@@ -142,7 +142,7 @@ fn lookalike(version: &str) -> Option<&'static str> {
     LOOKALIKES.iter().find(|(mark, _)| version.contains(mark)).map(|(_, product)| *product)
 }
 
-/// Restored and copied stores: the rows are there, but the sequence says that they are not.
+/// Compares ids, sequence and positions: after a restore or a copy, the sequence may be behind the rows.
 async fn check_positions(
     connection: &mut PgConnection,
     layout: &Layout,
@@ -195,7 +195,7 @@ async fn read_ids(
 async fn read_last_value(connection: &mut PgConnection, sequence: &str) -> Result<Position, sqlx::Error> {
     let statement = format!(
         "-- read_last_value
-         select coalesce(pg_sequence_last_value(tableoid), last_value - 1) as last_value from {sequence}"
+         select {LAST_VALUE} as last_value from {sequence}"
     );
     let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
     row.try_get("last_value")

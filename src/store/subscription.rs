@@ -1,4 +1,4 @@
-//! Where a runner stands between its position and the settled horizon, and how it waits for more.
+//! A subscription tells a runner how far it may read, and wakes it when there is more.
 //!
 //! The watcher publishes the horizon; every subscription of the process reads the same value. A wake-up
 //! is armed by reading the value that it is about: a horizon that moves between [`Subscription::next_upto`]
@@ -17,7 +17,7 @@ use crate::store::horizon::Horizon;
 pub struct Subscription {
     /// Written by the watcher, read here; holds the latest value only.
     horizon: watch::Receiver<Horizon>,
-    /// Counts the rings of operators, who changed a tracker; written by the watcher.
+    /// Counts the reasons to read the tracker again; written by the watcher.
     control: watch::Receiver<u64>,
 }
 
@@ -26,7 +26,7 @@ pub struct Subscription {
 pub enum Woken {
     /// The horizon is beyond the position.
     Events,
-    /// An operator has changed something.
+    /// The tracker may have changed: an operator changed it, or a runner released one, or the connection was new.
     Control,
     /// The time is over.
     Timeout,
@@ -46,7 +46,7 @@ impl Subscription {
         (settled > position).then(|| settled.min(position.advanced_by(span)))
     }
 
-    /// Waits until the horizon is beyond `position` (`None`: whatever it does), an operator rings,
+    /// Waits until the horizon is beyond `position` (`None`: the horizon does not matter), the tracker may have changed,
     /// `timeout` is over, or the process has to stop.
     pub async fn wait(
         &mut self,

@@ -1,8 +1,8 @@
-//! Reading old events as new ones: bodies of an older shape, and types that were called otherwise.
+//! Upcasts read old events as new ones: bodies of an older shape, and types that had other names.
 //!
 //! Events are never changed. An upcast is a layer of SQL over the event table that every reader of a processor looks
 //! through, whatever its handlers are written in; the layers lie in the order of the configuration, so an old event goes
-//! through all of them. Where there are none, nothing is in the way.
+//! through all of them. Without upcasts, readers use the layout's source as it is.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,25 +12,26 @@ use crate::postgres::source_text::SourceText;
 /// One `[[upcast]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upcast {
-    /// The types that it is for, as they come from the layer below. Never empty.
+    /// The types that the upcast is for, as they come from the layer below. Never empty.
     pub events: Vec<String>,
     /// The type that they are read as; `None`: the same.
     pub event_type: Option<String>,
     /// A SQL expression of `event`, for the body that is read; `None`: the same.
     pub body: Option<SourceText>,
-    /// A SQL condition on `event`: which of these events it is for; `None`: all of them.
+    /// A SQL condition on `event`: which of these events the upcast is for; `None`: all of them.
     pub when: Option<SourceText>,
 }
 
 impl Upcast {
-    /// The columns of `source` as they are read through this layer. Wants an alias.
+    /// The columns of `source` as they are read through this layer. The text needs an alias.
     pub(crate) fn over(&self, source: &str) -> String {
         let is_old = self.condition();
         let or_else = |new: Option<String>, old: &str| {
             new.map_or(old.to_owned(), |new| format!("case when {is_old} then {new} else {old} end"))
         };
         let event_type = self.event_type.as_ref().map(|name| quote_literal(name));
-        // Nobody is handed an event without a body: what is no JSON is an error that names the event.
+        // An upcast that yields null would produce an event without a body. The text below is not JSON, so its cast fails
+        // with an error that names the event.
         let body = self.body.as_ref().map(|sql| {
             let none = "('an upcast has made no body for event ' || event.id)::jsonb";
             format!("coalesce((\n{}\n)::jsonb, {none})", sql.text)
@@ -49,7 +50,7 @@ impl Upcast {
         format!("event.type in ({}){when}", types.join(", "))
     }
 
-    /// Whether no event of this type gets past it.
+    /// Whether no event of this type gets past this layer.
     pub(crate) fn hides(&self, event_type: &str) -> bool {
         let renames = self.event_type.as_ref().is_some_and(|new| new != event_type);
         renames && self.when.is_none() && self.events.iter().any(|old| old == event_type)

@@ -1,4 +1,4 @@
-//! What no event may be, as far as it is cheap to see before it is sent.
+//! Refuses events that no store can keep, as far as that is cheap to see before they are sent.
 
 use chrono::{DateTime, Utc};
 
@@ -11,17 +11,17 @@ const JSON_LENGTH_MAX: usize = 255 << 20;
 /// The first microsecond that PostgreSQL can store (24 November 4714 BC), since 1970.
 const CREATED_AT_MIN_MICROS: i64 = -210_866_803_200_000_000;
 
-/// Refuses an append that cannot succeed, naming the first faulty event.
+/// Refuses an append that cannot succeed, naming the first invalid event.
 pub(super) fn check(events: &[NewEvent]) -> Result<(), AppendError> {
     for (index, event) in events.iter().enumerate() {
-        if let Some(reason) = find_fault(event) {
+        if let Some(reason) = find_reason(event) {
             return Err(AppendError::Invalid { index: Some(index), reason: reason.to_owned() });
         }
     }
     Ok(())
 }
 
-fn find_fault(event: &NewEvent) -> Option<&'static str> {
+fn find_reason(event: &NewEvent) -> Option<&'static str> {
     let too_long = |json: &str| json.len() > JSON_LENGTH_MAX;
     if event.event_type.is_empty() {
         Some("the type is empty")

@@ -1,12 +1,12 @@
-//! What of the settled horizon outlives a crash of the server.
+//! Finds out how much of what is settled would outlive a crash of the server.
 //!
-//! PostgreSQL writes its log to disk when somebody commits, not when an id is drawn. Ids whose transactions
+//! PostgreSQL writes its log to disk when a transaction commits, not when an id is drawn. Ids whose transactions
 //! rolled back may therefore be drawn again after a crash, and an event that was appended with
 //! `synchronous_commit = off` may be gone. A position that is stored in the same database is safe from that:
 //! its own commit writes all of the log before it. A position that is stored on another server is not. It
 //! would be ahead of the ids that the crashed server gives out next, and their events would never be handled.
 //!
-//! So for these, a settled position counts only once the log has been written up to the place that it had
+//! So where positions are stored on another server, a settled position counts only once the log has been written up to the place that it had
 //! when the position was seen to be settled.
 
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use sqlx::{PgConnection, Row as _};
 
 use crate::event::Position;
 
-/// How long to wait for somebody's commit before asking for the log to be written.
+/// How long to wait for a commit of any transaction before asking for the log to be written.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// A place in the server's log, in bytes from its beginning.
@@ -80,7 +80,7 @@ impl Durability {
     }
 }
 
-/// Has the server write its log soon, although nobody commits: a transaction that did nothing but take an id
+/// Makes the server write its log soon, although no transaction commits. A transaction that does nothing but take an id
 /// for itself is reason enough for the server's own writer, which looks every 0.2 s.
 async fn ask_for_a_write(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let statement = "-- ask_for_a_log_write\nselect pg_current_xact_id()";

@@ -13,15 +13,15 @@ use crate::postgres::quote::quote_literal;
 ///
 /// Every insert takes `RowExclusiveLock`; so do updates and deletes, which are not told apart here.
 /// `AccessExclusiveLock` counts because a transaction that creates a partition holds it on the
-/// parent, and may write into the partition before anybody else can see that it exists. It also
-/// keeps readers out, from the moment in which it is asked for.
+/// parent, and may write into the partition before others can see that it exists. That lock also
+/// keeps readers out, from the moment in which it is requested.
 const LOCKS: &str = "\
     pg_locks l on l.relation = t.oid
      and l.locktype = 'relation'
      and (l.mode = 'RowExclusiveLock' and l.granted or l.mode = 'AccessExclusiveLock')
      and l.database = (select oid from pg_database where datname = current_database())";
 
-/// What is read of such a lock. All but the last is null where there is none.
+/// The columns that are read of such a lock. All but the last are null where there is none.
 const LOCK: &str = "\
     l.virtualtransaction,
     l.granted,
@@ -31,9 +31,9 @@ const LOCK: &str = "\
 
 /// What the locks say at one moment.
 pub(super) struct Locks {
-    /// Everybody who may have drawn ids and not ended yet.
+    /// The transactions that may have drawn ids and have not ended yet.
     pub(super) writers: Vec<Writer>,
-    /// Whether somebody keeps readers out of the table, or is about to.
+    /// Whether a transaction keeps readers out of the table, or is about to.
     pub(super) is_closed: bool,
     /// Start of the server that was asked.
     pub(super) server_started: DateTime<Utc>,
@@ -73,7 +73,7 @@ impl LockReader {
         })
     }
 
-    /// At least one row, also where there is no lock. Whether there are partitions is looked up in
+    /// Fetches at least one row, also where there is no lock. Whether there are partitions is looked up in
     /// the same snapshot, which is newer than the last value, so none that matters is overlooked.
     async fn fetch(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
         let tables = &self.tables;
@@ -95,7 +95,7 @@ impl LockReader {
         sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await
     }
 
-    /// Everybody who may have drawn ids, described, the oldest transaction first.
+    /// The transactions that may have drawn ids, described, the oldest first.
     pub(super) async fn describe_writers(
         &self,
         connection: &mut PgConnection,

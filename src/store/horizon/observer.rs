@@ -1,4 +1,4 @@
-//! Observing a PostgreSQL event store: the reads that [`Rule`] draws its conclusions from.
+//! Observes a PostgreSQL event store: makes the reads that [`Rule`] draws its conclusions from.
 //!
 //! Every statement travels in the simple protocol: one round trip, nothing prepared, so it works
 //! behind any pooler. Each runs in a transaction of its own.
@@ -14,9 +14,9 @@ use super::durability::Durability;
 use super::locks::LockReader;
 use super::{Holder, Horizon, InvalidVirtualTransaction, Rule, Writer};
 use crate::event::Position;
-use crate::store::layout::{Layout, Order};
+use crate::store::layout::{LAST_VALUE, Layout, Order};
 
-/// Most holders that are named. A store that is held back by more has one problem, not many.
+/// Most holders that are named. A store that is held back by more of them has one cause, not many.
 const HOLDERS_MAX: usize = 10;
 
 /// Most ids that one look at the visible prefix passes.
@@ -26,7 +26,7 @@ const PREFIX_MAX: i64 = 1000;
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(25);
 
-/// Why an observation failed. Whichever it is, the horizon is unknown until the next one succeeds.
+/// Why an observation failed. The horizon is unknown until the next observation succeeds.
 #[derive(Debug, Error)]
 pub enum ObserveError {
     /// The database did not answer, or refused.
@@ -104,7 +104,7 @@ impl Observer {
             self.rule.observe(last_value, locks.writers);
             self.is_closed = locks.is_closed;
         }
-        // A table that is closed to readers would let us wait for whoever has closed it.
+        // On a table that is closed to readers, this read would wait for the transaction that has closed it.
         if self.rule.is_held() && !self.is_closed {
             let end = self.read_visible_prefix(connection).await?;
             self.rule.extend(end);
@@ -126,7 +126,7 @@ impl Observer {
         }
     }
 
-    /// Names those who hold the horizon back, the oldest transaction first; nobody if it is not held.
+    /// Names the transactions that hold the horizon back, the oldest first; none if it is not held.
     pub async fn name_holders(&self, connection: &mut PgConnection) -> Result<Vec<Holder>, ObserveError> {
         let writers = self.locks.describe_writers(connection).await?;
         let holds = |writer: &Writer| self.rule.holders().any(|holder| holder == *writer);
@@ -135,15 +135,11 @@ impl Observer {
     }
 
     /// Reads the last id drawn, and starts afresh where that shows that the past means nothing any
-    /// more: on another server, on a restarted one that a pooler hid from us, in a truncated store.
+    /// more: on another server, on a restarted one that a pooler has hidden, in a truncated store.
     async fn read_last_value(&mut self, connection: &mut PgConnection) -> Result<Position, ObserveError> {
-        // The function reads under the lock that nextval takes. A plain select does not: while nextval writes its
-        // log record, it shows the value that the log jumps to, up to 32 ids that nobody has drawn yet, and a
-        // horizon there passes over the events that will have them. Before the sequence's first use the function
-        // says null, and last_value is the id that will be given out next.
         let statement = format!(
             "-- read_last_value
-             select coalesce(pg_sequence_last_value(tableoid), last_value - 1) as last_value,
+             select {LAST_VALUE} as last_value,
                     pg_is_in_recovery() as is_standby,
                     pg_postmaster_start_time() as server_started
                from {}",
