@@ -1,7 +1,7 @@
-//! The database objects that espd needs: creating them, and knowing whether they are there.
+//! Creates the database objects that espd needs, and checks that they are there.
 //!
 //! There are two sets of migrations, each with a table that records what was applied, because
-//! projections may live in another database than the events: that one gets the processing set only.
+//! projections may live in another database than the events. That database gets the processing set only.
 //! The files are embedded in the program. They also run under psql; `migrations/README.md` says how.
 
 use std::fmt;
@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::postgres::name::{InvalidName, SchemaName};
 
-/// What the migration files write where the name of the schema belongs; psql replaces the same.
+/// What the migration files write in place of the schema's name; psql replaces the same text.
 const SCHEMA_TOKEN: &str = ":\"schema\"";
 
 /// The files of `migrations/event_store`, in order. Never edit one that was released: add another.
@@ -44,7 +44,7 @@ const PROCESSING: MigrationSet = MigrationSet {
 
 /// Creates the event store in `schema`, or brings it to the version that this program knows.
 ///
-/// Harmless where nothing is to be done, and when several programs do it at once. Needs a direct
+/// This is harmless where nothing is to be done, and when several programs do it at once. It needs a direct
 /// connection, not one through a pooler, because it holds a session lock.
 pub async fn migrate_event_store(pool: &PgPool, schema: &str) -> Result<Migrated, SchemaError> {
     EVENT_STORE.migrate(pool, &SchemaName::new(schema)?).await
@@ -57,7 +57,7 @@ pub async fn migrate_processing(pool: &PgPool, schema: &str) -> Result<Migrated,
 
 /// Confirms that the event store in `schema` is at the version that this program knows.
 ///
-/// Reads only: it needs no right to create anything, and works on a standby.
+/// The check only reads: it needs no right to create anything, and works on a standby.
 pub async fn check_event_store(pool: &PgPool, schema: &str) -> Result<(), SchemaError> {
     EVENT_STORE.check(pool, &SchemaName::new(schema)?).await
 }
@@ -79,7 +79,7 @@ pub struct Migrated {
 /// Why a database cannot be used as it is, or could not be migrated.
 #[derive(Debug, Error)]
 pub enum SchemaError {
-    /// The schema cannot be called that.
+    /// The schema cannot have this name.
     #[error(transparent)]
     InvalidName(#[from] InvalidName),
     /// Some migrations are missing.
@@ -132,7 +132,7 @@ pub enum SchemaError {
         /// What went wrong.
         source: MigrateError,
     },
-    /// The database could not be asked.
+    /// The database did not answer, or refused.
     #[error("failed to read the version of the database schema")]
     Database(#[from] sqlx::Error),
 }
@@ -168,7 +168,7 @@ impl MigrationSet {
             migrator.create_schema(schema.to_string());
         }
         let outcome = migrator.run_direct(None, &mut connection, false).await;
-        // The outcome is known; a connection that does not close well changes nothing.
+        // The outcome is known by now, whether the connection closes well or not.
         let _ = connection.close().await;
         outcome.map_err(|source| SchemaError::Migrate {
             set: self.name,

@@ -1,4 +1,4 @@
-//! Under which user the server runs: PostgreSQL refuses to run as root.
+//! Chooses the user that the server runs as: PostgreSQL refuses to run as root.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use nix::unistd::{Uid, User, geteuid};
 
-/// The unprivileged user that root hands the server to; for any other user, that user itself.
+/// The user that runs the server: an unprivileged one if this process runs as root (`Some`), else the user of this process.
 #[derive(Debug, Clone)]
 pub(super) struct Account(Option<Delegate>);
 
@@ -23,7 +23,7 @@ struct Delegate {
 impl Account {
     /// The account for a server on `data`, which need not exist yet.
     ///
-    /// As root: the owner of data that an ordinary user has made before, as PostgreSQL insists on the owner; else
+    /// If this process runs as root, it is the owner of data that an ordinary user has made before, as PostgreSQL insists on the owner; else
     /// `postgres`, else `nobody` (`initdb` wants an entry in the user database).
     pub(super) fn for_data(data: &Path) -> io::Result<Self> {
         if !geteuid().is_root() {
@@ -61,7 +61,7 @@ impl Account {
 
     /// The folder above `folder` that keeps this account out, if one does.
     ///
-    /// Those folders are not ours, so their permissions are not changed; groups are left out of the reckoning.
+    /// Those folders belong to others, so their permissions are not changed. Groups are not considered.
     pub(super) fn barred_by(&self, folder: &Path) -> Option<PathBuf> {
         let user = self.0.as_ref()?;
         let barred = |above: &&Path| {

@@ -1,7 +1,7 @@
-//! Where PostgreSQL's server binaries are on this machine.
+//! Finds PostgreSQL's server binaries on this machine.
 //!
 //! Distributions keep `initdb` and `postgres` off the `PATH`, in one folder per version, so the search knows
-//! their layouts.
+//! these folders.
 
 use std::ffi::OsString;
 use std::fs;
@@ -46,7 +46,7 @@ pub enum NotFound {
     #[error("{BINARIES_VARIABLE} is {}, where there is no initdb and postgres", .0.display())]
     NotThere(PathBuf),
 
-    /// The search came to nothing.
+    /// The search found no binaries.
     #[error(
         "no PostgreSQL server binaries (initdb, postgres) on this machine: install them with `{install}`, \
          or set {BINARIES_VARIABLE} to the folder that holds them, \
@@ -106,9 +106,9 @@ impl Search {
     }
 
     fn highest_version(&self) -> Option<Binaries> {
-        LAYOUTS
+        VERSION_FOLDERS
             .iter()
-            .flat_map(|layout| layout.versions(&self.root))
+            .flat_map(|folders| folders.versions(&self.root))
             .filter_map(|(version, folder)| Some((version, Binaries::in_folder(folder)?)))
             .max_by_key(|(version, _)| *version)
             .map(|(_, binaries)| binaries)
@@ -126,22 +126,22 @@ impl Search {
 }
 
 /// One system's way to keep versions side by side: `parent/{prefix}NN/{suffix}`.
-struct Layout {
+struct VersionFolders {
     parent: &'static str,
     prefix: &'static str,
     suffix: &'static str,
 }
 
-const LAYOUTS: [Layout; 6] = [
-    Layout { parent: "usr/lib/postgresql", prefix: "", suffix: "bin" }, // Debian, Ubuntu
-    Layout { parent: "usr", prefix: "pgsql-", suffix: "bin" },          // Red Hat, PostgreSQL's own packages
-    Layout { parent: "usr/libexec", prefix: "postgresql", suffix: "" }, // Alpine
-    Layout { parent: "opt/homebrew/opt", prefix: "postgresql@", suffix: "bin" },
-    Layout { parent: "usr/local/opt", prefix: "postgresql@", suffix: "bin" },
-    Layout { parent: "home/linuxbrew/.linuxbrew/opt", prefix: "postgresql@", suffix: "bin" },
+const VERSION_FOLDERS: [VersionFolders; 6] = [
+    VersionFolders { parent: "usr/lib/postgresql", prefix: "", suffix: "bin" }, // Debian, Ubuntu
+    VersionFolders { parent: "usr", prefix: "pgsql-", suffix: "bin" }, // Red Hat, PostgreSQL's own packages
+    VersionFolders { parent: "usr/libexec", prefix: "postgresql", suffix: "" }, // Alpine
+    VersionFolders { parent: "opt/homebrew/opt", prefix: "postgresql@", suffix: "bin" },
+    VersionFolders { parent: "usr/local/opt", prefix: "postgresql@", suffix: "bin" },
+    VersionFolders { parent: "home/linuxbrew/.linuxbrew/opt", prefix: "postgresql@", suffix: "bin" },
 ];
 
-impl Layout {
+impl VersionFolders {
     fn versions(&self, root: &Path) -> Vec<(u32, PathBuf)> {
         let Ok(entries) = fs::read_dir(root.join(self.parent)) else { return Vec::new() };
         entries
@@ -154,7 +154,7 @@ impl Layout {
     }
 }
 
-/// Reads `ID` and `ID_LIKE`: the first family that is known decides.
+/// The command for the distribution in `ID` or `ID_LIKE`, whichever is known first.
 fn install_command_of(release: &str) -> &'static str {
     let value = |key| release.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("").trim_matches('"');
     [value("ID="), value("ID_LIKE=")]

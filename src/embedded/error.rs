@@ -1,4 +1,4 @@
-//! Why there is no embedded server.
+//! The errors of an embedded server.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::binaries::NotFound;
 
-/// Why there is no embedded server.
+/// Why an embedded server could not be started, used or stopped.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -33,7 +33,7 @@ pub enum Error {
         pid: u32,
     },
 
-    /// espd runs as root, and the user that it gives the server to cannot get at the folder.
+    /// espd runs as root, and the user that it runs the server as cannot reach the folder.
     #[error(
         "PostgreSQL refuses to run as root and runs as `{user}`, who cannot reach {} because of the permissions \
          of {}: choose another folder, run espd as an ordinary user, or `chmod o+x {}`",
@@ -102,5 +102,5 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// The result of something that only this module does.
+/// The result of an operation on an embedded server.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,4 +1,4 @@
-//! The folder of one embedded server: its data, its log, its socket, and the lock that makes it ours.
+//! The folder of one embedded server: its data, its log, its socket, and the lock that reserves it for one espd.
 
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io;
@@ -104,10 +104,10 @@ impl Folder {
         Ok(file)
     }
 
-    /// Deals with the `postmaster.pid` of an earlier life.
+    /// Waits for a server that an earlier espd has left behind, and removes a `postmaster.pid` without a server.
     ///
     /// The lock says that no espd owns this folder. So a server that runs here is about to end, since its owner
-    /// died, or somebody started it by hand. If none runs, the file is a leftover; PostgreSQL would often see
+    /// died, or was started by hand. If none runs, the file is a leftover; PostgreSQL would often see
     /// that itself, but not where another process of the same user has the id now, as in a restarted container.
     fn clear_predecessor(&self, patience: Duration) -> Result<()> {
         let file = self.data().join("postmaster.pid");
@@ -185,7 +185,7 @@ fn works_in(pid: u32, data: &Path) -> bool {
     }
 }
 
-/// Whether process `pid` exists at all; here nothing says where it works.
+/// Whether process `pid` exists at all; this system does not tell where it works.
 #[cfg(not(target_os = "linux"))]
 fn works_in(pid: u32, _data: &Path) -> bool {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), None).is_ok()

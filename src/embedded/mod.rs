@@ -1,6 +1,6 @@
 //! A private PostgreSQL server, started from the binaries that the machine has.
 //!
-//! The daemon uses it when no server is configured, the demo and the tests always. It listens on a Unix socket
+//! The daemon uses it when no server is configured; the demo and the tests always do. The server listens on a Unix socket
 //! in a folder of mode 0700 and nowhere else, so there is no port to collide on and no password to keep. Started
 //! as root, it runs as `postgres` or, failing that, as `nobody`. It ends with its [`EmbeddedPostgres`], or with
 //! the process that holds it, however that dies.
@@ -45,7 +45,8 @@ use process::{Janitor, Process};
 /// The only role of an embedded server, a superuser.
 const ROLE: &str = "espd";
 
-/// Names the socket's file; said aloud everywhere, as `PGPORT` in the environment would change the default.
+/// The port, which names the socket's file. It is given explicitly everywhere, because `PGPORT` in the environment would
+/// change the default.
 const PORT: u16 = 5432;
 
 /// What a URL has to encode: everything but the unreserved characters of RFC 3986.
@@ -81,7 +82,7 @@ impl Default for Options {
 /// matters, and to be sure that it happened, use [`stop`](Self::stop).
 #[derive(Debug)]
 pub struct EmbeddedPostgres {
-    // In the order in which they have to go: first the server, last the files.
+    // In the order in which they have to be dropped: first the server, last the files.
     process: Process,
     janitor: Janitor,
     folder: Folder,
@@ -129,7 +130,7 @@ impl EmbeddedPostgres {
         self.folder.path()
     }
 
-    /// Creates the database `name`, empty or as a copy of `template`. Nobody may be connected to the template.
+    /// Creates the database `name`, empty or as a copy of `template`. No session may be connected to the template.
     ///
     /// # Errors
     /// [`Error::Sql`], with SQLSTATE 42P04 when the database exists.
@@ -167,7 +168,7 @@ impl EmbeddedPostgres {
     }
 
     fn launch(binaries: Binaries, folder: Folder, options: Options) -> Result<Self> {
-        let mut janitor = Janitor::employ(folder.temporary_path())?;
+        let mut janitor = Janitor::start(folder.temporary_path())?;
         if !folder.data().exists() {
             create_data(&binaries, &folder)?;
         }

@@ -1,9 +1,8 @@
-//! The server's process: it starts with us, and it never outlives us.
+//! The server's process, which never outlives the process that started it.
 //!
-//! Two things end it when this process dies without saying so. On Linux the kernel sends the server a signal
-//! (see [`crate::process::spawner`]). And a small shell script, the [`Janitor`], reads a pipe whose other end only we hold:
-//! when it closes, the script stops the server (on systems without that signal) and removes the temporary folder,
-//! which nobody else would.
+//! Two things end the server when its owner dies without stopping it. On Linux the kernel sends the server a signal
+//! (see [`crate::process::spawner`]). And a small shell script, the [`Janitor`], reads a pipe whose other end only the owner holds:
+//! when it closes, the script stops the server (on systems without that signal) and removes the temporary folder.
 
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
@@ -36,7 +35,7 @@ pub enum StopMode {
     Immediate,
 }
 
-/// A running server, our child.
+/// A running server, a child of this process.
 #[derive(Debug)]
 pub(super) struct Process(Child);
 
@@ -91,7 +90,7 @@ impl Process {
     }
 }
 
-/// Cleans up after a process that had no time to: see the module's documentation.
+/// Cleans up after an owner that died: see the module's documentation.
 #[derive(Debug)]
 pub(super) struct Janitor {
     shell: Child,
@@ -118,8 +117,8 @@ fi
 "#;
 
 impl Janitor {
-    /// Employs a janitor that removes `temporary` when this process has died.
-    pub(super) fn employ(temporary: Option<&Path>) -> io::Result<Self> {
+    /// Starts a janitor that removes `temporary` when this process has died.
+    pub(super) fn start(temporary: Option<&Path>) -> io::Result<Self> {
         let mut shell = Command::new("/bin/sh")
             .args(["-c", JANITOR_SCRIPT, "espd-janitor"])
             .arg(temporary.unwrap_or(Path::new("")))
@@ -133,14 +132,14 @@ impl Janitor {
         Ok(Self { shell, lifeline })
     }
 
-    /// Tells which server to stop.
+    /// Tells the janitor which server to stop.
     pub(super) fn watch(&mut self, process: &Process) -> io::Result<()> {
         writeln!(self.lifeline, "{}", process.id())
     }
 }
 
 impl Drop for Janitor {
-    /// Dismisses the janitor: its owner has stopped the server itself, and the id may soon be another's.
+    /// Ends the janitor: its owner has stopped the server itself, and the id may soon be another's.
     fn drop(&mut self) {
         let _ = self.shell.kill();
         let _ = self.shell.wait();

@@ -1,4 +1,4 @@
-//! `NOTIFY`: tells whoever listens on a channel to look again.
+//! Sends notifications, which tell the listeners of a channel to look again.
 //!
 //! A notification carries no truth: listeners look from time to time anyway, so a lost one costs latency only.
 
