@@ -275,7 +275,7 @@ impl<'m> Supervisor<'m> {
         if worker.program == program && !worker.removed {
             return;
         }
-        info!(worker = program.name, "worker is configured anew, restarting it");
+        info!(worker = program.name, "worker's configuration has changed, restarting it");
         (worker.program, worker.removed) = (program, false);
         self.apply(index, WorkerEvent::Replaced);
     }

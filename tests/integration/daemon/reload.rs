@@ -52,7 +52,7 @@ async fn a_reload_restarts_what_has_changed_and_nothing_else() {
         assert_exactly_once(&db.pool, &db.pool, name).await;
     }
     assert_eq!(said_of(&daemon, "worker is no longer configured, stopping it"), ["removed"]);
-    assert_eq!(said_of(&daemon, "worker is configured anew, restarting it"), ["changed"]);
+    assert_eq!(said_of(&daemon, "worker's configuration has changed, restarting it"), ["changed"]);
     assert_eq!(said_of(&daemon, "worker is new in the configuration"), ["new"]);
     assert_eq!(daemon.children("same"), [same]);
     assert_eq!((daemon.children("changed").len(), daemon.children("removed").len()), (2, 1));
