@@ -1,7 +1,7 @@
-//! Who asks, and may they?
+//! Decides which requests are allowed: by token, `Host` and `Origin`.
 //!
-//! A browser can be made to send requests here by any page that somebody reads. It cannot leave out the
-//! `Host` that it believes to talk to, nor the `Origin` of the page, so both have to be ours.
+//! Any web page can make its reader's browser send requests to the endpoint. The browser always sends the `Host` that
+//! it believes to talk to and the `Origin` of the page, so both have to be the endpoint's own.
 
 use std::net::IpAddr;
 
@@ -9,17 +9,17 @@ use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, StatusCode};
 use subtle::ConstantTimeEq as _;
 
-use super::answer::Refusal;
+use super::answer::ApiError;
 use super::route::Route;
 use crate::config::{AdminSettings, Token};
 
-/// Where browsers say how a page and its target are related.
+/// The header in which browsers say how the page and the target of a request are related.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// What a client may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Clearance {
-    /// Learn that the daemon lives and is ready.
+pub(super) enum Permission {
+    /// Learn that the daemon is alive and ready.
     Probe,
     /// See everything.
     Read,
@@ -27,8 +27,8 @@ pub(super) enum Clearance {
     Operate,
 }
 
-impl Clearance {
-    /// What a route asks for.
+impl Permission {
+    /// The permission that a route requires.
     fn needed(route: &Route<'_>) -> Self {
         match route {
             Route::Livez | Route::Readyz => Self::Probe,
@@ -38,13 +38,14 @@ impl Clearance {
     }
 }
 
-/// Lets a request pass, or says why not. `local` is the address that the client has reached.
+/// Allows a request, or says why not. `local` is the address that the client has connected to; `None` for a socket in
+/// the file system.
 pub(super) fn admit(
     settings: &AdminSettings,
     local: Option<IpAddr>,
     headers: &HeaderMap,
     route: &Route<'_>,
-) -> Result<Clearance, Refusal> {
+) -> Result<Permission, ApiError> {
     if let Some(local) = local {
         refuse_foreign_host(settings, local, headers)?;
     }
@@ -52,49 +53,51 @@ pub(super) fn admit(
     let shown = headers.get(AUTHORIZATION).map(|value| bearer_token(value).unwrap_or_default());
     let has = match shown {
         Some(shown) => recognise(settings, shown),
-        None if settings.read_token.is_none() && settings.listen.is_local() => Some(Clearance::Read),
-        None => Some(Clearance::Probe),
+        None if settings.read_token.is_none() && settings.listen.is_local() => Some(Permission::Read),
+        None => Some(Permission::Probe),
     };
-    decide(settings, has, shown.is_some(), Clearance::needed(route))
+    decide(settings, has, shown.is_some(), Permission::needed(route))
 }
 
 fn decide(
     settings: &AdminSettings,
-    has: Option<Clearance>,
+    has: Option<Permission>,
     shown: bool,
-    needed: Clearance,
-) -> Result<Clearance, Refusal> {
-    // A probe is answered whatever else is wrong, only more or less at length.
-    let passes = if needed == Clearance::Probe { Some(has.unwrap_or(needed)) } else { has };
+    needed: Permission,
+) -> Result<Permission, ApiError> {
+    // A probe is answered whatever token it shows; only the details depend on the token.
+    let passes = if needed == Permission::Probe { Some(has.unwrap_or(needed)) } else { has };
     if let Some(has) = passes.filter(|has| *has >= needed) {
         return Ok(has);
     }
-    if needed == Clearance::Operate && settings.operator_token.is_none() {
+    if needed == Permission::Operate && settings.operator_token.is_none() {
         let remedy = "set operator_token under [admin], or use `espctl`";
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             StatusCode::FORBIDDEN,
             "changes are not allowed through this endpoint",
             remedy,
         ));
     }
     let (token, remedy) = match needed {
-        Clearance::Operate => ("the operator's token", "send `Authorization: Bearer` and the operator_token"),
+        Permission::Operate => {
+            ("the operator's token", "send `Authorization: Bearer` and the operator_token")
+        }
         _ => ("a token", "send `Authorization: Bearer` and the read_token"),
     };
     Err(match (has, shown) {
-        (None, _) => Refusal::new(StatusCode::UNAUTHORIZED, "the token is not known", remedy),
-        (Some(_), false) => Refusal::new(StatusCode::UNAUTHORIZED, format!("this needs {token}"), remedy),
-        (Some(_), true) => Refusal::new(StatusCode::FORBIDDEN, format!("this needs {token}"), remedy),
+        (None, _) => ApiError::new(StatusCode::UNAUTHORIZED, "the token is unknown", remedy),
+        (Some(_), false) => ApiError::new(StatusCode::UNAUTHORIZED, format!("this needs {token}"), remedy),
+        (Some(_), true) => ApiError::new(StatusCode::FORBIDDEN, format!("this needs {token}"), remedy),
     })
 }
 
-/// What the bearer of a token may do; `None`: it is not one of ours.
-fn recognise(settings: &AdminSettings, shown: &[u8]) -> Option<Clearance> {
+/// The permission that a token gives; `None`: the token is unknown.
+fn recognise(settings: &AdminSettings, shown: &[u8]) -> Option<Permission> {
     let is = |token: &Option<Token>| {
         token.as_ref().is_some_and(|token| bool::from(token.expose().as_bytes().ct_eq(shown)))
     };
     let (operator, reader) = (is(&settings.operator_token), is(&settings.read_token));
-    if operator { Some(Clearance::Operate) } else { reader.then_some(Clearance::Read) }
+    if operator { Some(Permission::Operate) } else { reader.then_some(Permission::Read) }
 }
 
 fn bearer_token(value: &HeaderValue) -> Option<&[u8]> {
@@ -102,12 +105,19 @@ fn bearer_token(value: &HeaderValue) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
-/// A name that leads here, but is not ours, is how a page of another site gets past the browser.
-fn refuse_foreign_host(settings: &AdminSettings, local: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
+/// Refuses a `Host` that is not the endpoint's own: with a DNS name that it lets point here, a page of another site gets
+/// past the browser (DNS rebinding).
+fn refuse_foreign_host(settings: &AdminSettings, local: IpAddr, headers: &HeaderMap) -> Result<(), ApiError> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = match (hosts.next().map(|host| host.to_str().unwrap_or_default()), hosts.next()) {
         (Some(host), None) => host_name(host),
-        _ => return Err(Refusal::new(StatusCode::BAD_REQUEST, "there is not one `Host`", "send one")),
+        _ => {
+            return Err(ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "there is not exactly one `Host` header",
+                "send one",
+            ));
+        }
     };
     let is_address = match host.parse::<IpAddr>() {
         Ok(address) => address.is_loopback() || address == local,
@@ -117,7 +127,7 @@ fn refuse_foreign_host(settings: &AdminSettings, local: IpAddr, headers: &Header
         return Ok(());
     }
     let remedy = "use the endpoint's address, or add the name to allowed_hosts under [admin]";
-    Err(Refusal::new(StatusCode::FORBIDDEN, "the endpoint is not known by this `Host`", remedy))
+    Err(ApiError::new(StatusCode::FORBIDDEN, "this `Host` is not the endpoint's own", remedy))
 }
 
 /// The host of `host:port`, without the brackets of an IPv6 address.
@@ -128,7 +138,7 @@ fn host_name(host: &str) -> &str {
     host.split_once(':').map_or(host, |(name, _)| name)
 }
 
-fn refuse_foreign_origin(headers: &HeaderMap) -> Result<(), Refusal> {
+fn refuse_foreign_origin(headers: &HeaderMap) -> Result<(), ApiError> {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let is_ours = |origin: &HeaderValue| {
         let origin = origin.to_str().unwrap_or_default();
@@ -139,14 +149,14 @@ fn refuse_foreign_origin(headers: &HeaderMap) -> Result<(), Refusal> {
     if headers.get_all(ORIGIN).iter().all(is_ours) && headers.get_all(FETCH_SITE).iter().all(is_related) {
         return Ok(());
     }
-    let remedy = "send the request from no page, or from one of this endpoint's own";
-    Err(Refusal::new(StatusCode::FORBIDDEN, "the request comes from a page of another site", remedy))
+    let remedy = "send the request from outside a browser, or from a page of this endpoint";
+    Err(ApiError::new(StatusCode::FORBIDDEN, "the request comes from a page of another site", remedy))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::route::Verb;
+    use crate::admin::route::ProcessorAction;
     use crate::config::Listen;
 
     const READ: &str = "0123456789abcdef0123456789abcdef";
@@ -164,12 +174,12 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         }
-        admit(settings, Some(LOCAL), &map, &route).map_or_else(|refusal| refusal.status.as_u16(), |_| 200)
+        admit(settings, Some(LOCAL), &map, &route).map_or_else(|error| error.status.as_u16(), |_| 200)
     }
 
     #[test]
     fn tokens_open_what_they_are_for() {
-        let change = Route::Change("a", Verb::Pause);
+        let change = Route::Change("a", ProcessorAction::Pause);
         let bearer = |token: &str| format!("Bearer {token}");
         let (read, operate) = (bearer(READ), bearer(OPERATE));
         let (wrong, basic) = (bearer("0123456789abcdef0123456789abcdee"), format!("Basic {READ}"));

@@ -1,4 +1,4 @@
-//! What clients are told. Errors are JSON as well, with what is wrong and what to do.
+//! Answers. Errors are JSON as well, with what is wrong and what to do.
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -14,9 +14,9 @@ use crate::postgres::sqlstate::describe;
 /// A complete answer.
 pub(super) type Answer = Response<Full<Bytes>>;
 
-/// Why a request is not done.
+/// Why a request is refused or fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct ApiError {
     pub(super) status: StatusCode,
     /// What is wrong.
     pub(super) error: String,
@@ -24,22 +24,22 @@ pub(super) struct Refusal {
     pub(super) remedy: String,
 }
 
-impl Refusal {
+impl ApiError {
     pub(super) fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { status, error: error.into(), remedy: remedy.into() }
     }
 
-    /// The database cannot be asked now.
+    /// Something that the request needs, mostly the database, is not available now.
     pub(super) fn unavailable(error: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, error, "try again; /readyz says what is missing")
     }
 }
 
-impl From<Refusal> for Answer {
-    fn from(refusal: Refusal) -> Self {
-        let body = serde_json::json!({ "error": refusal.error, "remedy": refusal.remedy });
-        let mut answer = json(refusal.status, &body);
-        let header = match refusal.status {
+impl From<ApiError> for Answer {
+    fn from(error: ApiError) -> Self {
+        let body = serde_json::json!({ "error": error.error, "remedy": error.remedy });
+        let mut answer = json(error.status, &body);
+        let header = match error.status {
             StatusCode::UNAUTHORIZED => Some((hyper::header::WWW_AUTHENTICATE, "Bearer")),
             StatusCode::METHOD_NOT_ALLOWED => Some((hyper::header::ALLOW, "GET, HEAD, POST")),
             _ => None,
@@ -51,7 +51,7 @@ impl From<Refusal> for Answer {
     }
 }
 
-impl From<OperatorError> for Refusal {
+impl From<OperatorError> for ApiError {
     fn from(error: OperatorError) -> Self {
         let said = error.to_string();
         match error {
@@ -66,28 +66,30 @@ impl From<OperatorError> for Refusal {
             OperatorError::NotSettled { settled, .. } => {
                 Self::new(StatusCode::CONFLICT, said, format!("choose a position of at most {settled}"))
             }
-            OperatorError::NoLetter { name, .. } => {
+            OperatorError::NotADeadLetter { name, .. } => {
                 let remedy = format!("GET /api/v1/processors/{name}/dead-letters lists them");
                 Self::new(StatusCode::NOT_FOUND, said, remedy)
             }
-            OperatorError::Waits { first, .. } => {
-                Self::new(StatusCode::CONFLICT, said, format!("retry event {first}: the others follow it"))
+            OperatorError::OutOfOrder { first, .. } => {
+                Self::new(StatusCode::CONFLICT, said, format!("retry event {first}; the others follow"))
             }
             OperatorError::NotDeclared { name } => Self::new(
                 StatusCode::CONFLICT,
-                format!("{name} is not declared, so its tables cannot be made anew"),
+                format!("{name} is not declared, so its tables cannot be created again"),
                 "declare it in the daemon's configuration, or only move its position with `to` or `at`",
             ),
-            OperatorError::Declaration(_) | OperatorError::Blocked(_) => {
-                Self::new(StatusCode::CONFLICT, said, "mend the declaration; `espctl check` examines it")
-            }
+            OperatorError::Declaration(_) | OperatorError::Blocked(_) => Self::new(
+                StatusCode::CONFLICT,
+                said,
+                "fix the declaration; `espctl check` finds what is wrong with it",
+            ),
             OperatorError::Database(error) => Self::unavailable(describe(&error)),
             OperatorError::Horizon(_) | OperatorError::Events(_) => Self::unavailable(said),
         }
     }
 }
 
-/// An object of JSON, and a line break for those who read it on a terminal.
+/// An answer in JSON, with a final line break for terminals.
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     match serde_json::to_string_pretty(value) {
         Ok(body) => text(status, "application/json", body + "\n"),
@@ -95,7 +97,7 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     }
 }
 
-/// A text that no browser may keep, guess about, or run.
+/// An answer in text. Its headers forbid browsers to store it, to guess its type and to run it.
 pub(super) fn text(status: StatusCode, content_type: &'static str, body: String) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(body)));
     *answer.status_mut() = status;

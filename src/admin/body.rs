@@ -1,4 +1,4 @@
-//! Bodies of requests: bounded in size and time, and JSON where there is any.
+//! Bodies of requests: JSON, bounded in size and time.
 
 use std::time::Duration;
 
@@ -8,19 +8,22 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use hyper::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use super::answer::Refusal;
+use super::answer::ApiError;
 
-/// Bytes of a request's body.
+/// The most bytes of a request's body.
 const BODY_BYTES: usize = 16 * 1024;
 
-/// What is read and thrown away of a body that is too large, so that its sender gets to read the answer.
+/// The most bytes that are read and discarded of a body that is too large, so that its sender reads the answer.
 const DISCARDED_BYTES: usize = 1024 * 1024;
 
-/// From the headers to the end of the body.
+/// How long the body may take, from the end of the headers.
 const BODY_TIME: Duration = Duration::from_secs(3);
 
-/// The whole body, if it is not too large and comes in time.
-pub(super) async fn read_body(headers: &HeaderMap, mut body: Incoming) -> Result<Vec<u8>, Refusal> {
+/// Reads the whole body.
+///
+/// # Errors
+/// The body is too large, late or incomplete.
+pub(super) async fn read_body(headers: &HeaderMap, mut body: Incoming) -> Result<Vec<u8>, ApiError> {
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let too_large = announced.is_some_and(|length| length > BODY_BYTES as u64);
     let deadline = Instant::now() + BODY_TIME;
@@ -30,7 +33,11 @@ pub(super) async fn read_body(headers: &HeaderMap, mut body: Incoming) -> Result
             Ok(Some(Ok(frame))) => frame,
             Ok(None) => break,
             Ok(Some(Err(_))) => {
-                return Err(Refusal::new(StatusCode::BAD_REQUEST, "the body breaks off", "send all of it"));
+                return Err(ApiError::new(
+                    StatusCode::BAD_REQUEST,
+                    "the body is incomplete",
+                    "send all of it",
+                ));
             }
             Err(_) => return Err(late_body()),
         };
@@ -42,28 +49,28 @@ pub(super) async fn read_body(headers: &HeaderMap, mut body: Incoming) -> Result
     }
     if too_large || read > BODY_BYTES {
         let error = format!("the body has more than {BODY_BYTES} bytes");
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             error,
-            "say no more than what is to be done",
+            "send only what docs/admin.md names",
         ));
     }
     Ok(kept)
 }
 
-fn late_body() -> Refusal {
-    let error = format!("the body has not come within {BODY_TIME:?}");
-    Refusal::new(StatusCode::REQUEST_TIMEOUT, error, "send it at once")
+fn late_body() -> ApiError {
+    let error = format!("the body has not arrived within {BODY_TIME:?}");
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, error, "send it at once")
 }
 
-/// Refuses a body that is not announced as JSON.
-pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Refuses a body whose `Content-Type` is not JSON.
+pub(super) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
         let remedy = "send `Content-Type: application/json`";
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "the body is not announced as JSON",
+            "the `Content-Type` of the body is not JSON",
             remedy,
         ));
     }

@@ -1,4 +1,4 @@
-//! Connections: a bounded number, each of them for one request and a bounded time.
+//! Connections: a bounded number, each for one request and a bounded time.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,23 +13,23 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::debug;
 
 use super::DRAIN_TIME;
-use super::listener::{AsyncListener, Ends, Stream};
-use super::requests::Desk;
+use super::listener::{AsyncListener, Peer, Stream};
+use super::requests::RequestHandler;
 use crate::shutdown::Shutdown;
 
-/// Bytes of a request's line and headers; more are answered with 431.
+/// The most bytes of a request's first line and headers; more are answered with 431.
 const HEAD_BYTES: usize = 16 * 1024;
 
-/// Headers of a request.
+/// The most headers of a request.
 const HEADERS: usize = 64;
 
-/// Between two attempts to accept where the system is short of something.
+/// The pause after the system could not accept a connection, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What clients are given.
+/// The limits for clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at a time. One more takes the place of the one that has kept us waiting for the longest.
+    /// Connections at a time. One more replaces the oldest one that has not sent its request yet.
     pub connections: usize,
     /// From connecting to the end of the headers.
     pub head_time: Duration,
@@ -51,7 +51,7 @@ impl Default for Limits {
     }
 }
 
-/// Those who are connected, the oldest first.
+/// The present connections, the oldest first.
 struct Clients {
     limit: usize,
     tasks: JoinSet<()>,
@@ -60,16 +60,21 @@ struct Clients {
 
 struct Client {
     task: AbortHandle,
-    /// Whether its request has arrived, and is being answered.
+    /// Whether the request has arrived and is being answered.
     asked: Arc<AtomicBool>,
 }
 
-/// Accepts connections until the stop is requested, then waits for the answers that are under way.
-pub(super) async fn accept(listener: AsyncListener, desk: Arc<Desk>, limits: Limits, mut stop: Shutdown) {
+/// Accepts connections until the stop is requested, then waits for the answers that are being given.
+pub(super) async fn accept(
+    listener: AsyncListener,
+    handler: Arc<RequestHandler>,
+    limits: Limits,
+    mut stop: Shutdown,
+) {
     let mut clients = Clients { limit: limits.connections, tasks: JoinSet::new(), present: VecDeque::new() };
     while let Some(accepted) = stop.run_until_requested(listener.accept()).await {
         match accepted {
-            Ok((stream, ends)) => clients.admit(stream, ends, &desk, limits),
+            Ok((stream, peer)) => clients.admit(stream, peer, &handler, limits),
             Err(error) => {
                 debug!(%error, "could not accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -81,20 +86,21 @@ pub(super) async fn accept(listener: AsyncListener, desk: Arc<Desk>, limits: Lim
 }
 
 impl Clients {
-    fn admit(&mut self, stream: Box<dyn Stream>, ends: Ends, desk: &Arc<Desk>, limits: Limits) {
+    fn admit(&mut self, stream: Box<dyn Stream>, peer: Peer, handler: &Arc<RequestHandler>, limits: Limits) {
         while self.tasks.try_join_next().is_some() {}
         self.present.retain(|client| !client.task.is_finished());
-        if self.present.len() >= self.limit && !self.turn_one_away() {
-            debug!(client = ends.client, "refused a connection: there are too many");
+        if self.present.len() >= self.limit && !self.evict_oldest_idle() {
+            debug!(client = peer.client, "refused a connection: there are too many");
             return;
         }
         let asked = Arc::new(AtomicBool::new(false));
-        let task = self.tasks.spawn(attend(stream, ends, Arc::clone(desk), limits, Arc::clone(&asked)));
+        let task = self.tasks.spawn(attend(stream, peer, Arc::clone(handler), limits, Arc::clone(&asked)));
         self.present.push_back(Client { task, asked });
     }
 
-    /// Drops the oldest connection that has not asked anything. So half-open ones cannot lock out probes.
-    fn turn_one_away(&mut self) -> bool {
+    /// Drops the oldest connection that has not sent its request, so that half-open connections cannot lock out probes.
+    /// Returns `false` if there is none.
+    fn evict_oldest_idle(&mut self) -> bool {
         let Some(index) = self.present.iter().position(|client| !client.asked.load(Ordering::Relaxed)) else {
             return false;
         };
@@ -116,15 +122,15 @@ impl Clients {
 /// Answers one request.
 async fn attend(
     stream: Box<dyn Stream>,
-    ends: Ends,
-    desk: Arc<Desk>,
+    peer: Peer,
+    handler: Arc<RequestHandler>,
     limits: Limits,
     asked: Arc<AtomicBool>,
 ) {
     let service = service_fn(|request| {
         asked.store(true, Ordering::Relaxed);
-        let (desk, ends) = (Arc::clone(&desk), ends.clone());
-        async move { Ok::<_, Infallible>(desk.answer(request, &ends).await) }
+        let (handler, peer) = (Arc::clone(&handler), peer.clone());
+        async move { Ok::<_, Infallible>(handler.answer(request, &peer).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -135,7 +141,7 @@ async fn attend(
         .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(limits.connection_time, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(client = ends.client, %error, "a connection was cut off"),
-        Err(_) => debug!(client = ends.client, "a connection took too long"),
+        Ok(Err(error)) => debug!(client = peer.client, %error, "a connection was cut off"),
+        Err(_) => debug!(client = peer.client, "a connection took too long"),
     }
 }

@@ -1,54 +1,54 @@
-//! Which dead letters a request is about: the same words in the query of a look and in the body of a change.
+//! Which dead letters a request is about. The query of a listing and the body of a change use the same names.
 
 use hyper::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
-use super::answer::Refusal;
+use super::answer::ApiError;
 use super::body::require_json;
 use crate::config::parse_duration;
 use crate::processing::dead_letters::Selection;
 
-/// Letters of an answer, unless the query says otherwise.
+/// The most dead letters of an answer, unless the query has a `limit`.
 const LIMIT: i64 = 100;
 
-/// Letters of an answer at most.
+/// The highest `limit`.
 const LIMIT_MAX: i64 = 1_000;
 
-/// What a look is about.
+/// Which dead letters to list, and how many at most.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct Listing {
     pub(super) selection: Selection,
     pub(super) limit: i64,
 }
 
 /// Reads `?processor=…&event=…&type=…&aggregate=…&error=…&older_than=…&after=…&limit=…`.
-pub(super) fn of_query(query: Option<&str>) -> Result<Wanted, Refusal> {
-    let mut wanted = Wanted { selection: Selection::default(), limit: LIMIT };
+pub(super) fn of_query(query: Option<&str>) -> Result<Listing, ApiError> {
+    let mut listing = Listing { selection: Selection::default(), limit: LIMIT };
     for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         match &*key {
-            "processor" => wanted.selection.processor = Some(value.into_owned()),
-            "after" => wanted.selection.after = Some(parse(&key, &value)?),
+            "processor" => listing.selection.processor = Some(value.into_owned()),
+            "after" => listing.selection.after = Some(parse(&key, &value)?),
             "limit" => {
                 let limit = parse(&key, &value)?;
                 let range = format!("1 to {LIMIT_MAX}");
-                wanted.limit = Some(limit)
+                listing.limit = Some(limit)
                     .filter(|limit| (1..=LIMIT_MAX).contains(limit))
-                    .ok_or_else(|| refuse(format!("`limit` is not {range}"), LOOK))?;
+                    .ok_or_else(|| refuse(format!("`limit` is not {range}"), QUERY_REMEDY))?;
             }
-            _ if narrow(&mut wanted.selection, &key, &value)? => {}
-            _ => return Err(refuse(format!("unknown field `{key}`"), LOOK)),
+            _ if narrow(&mut listing.selection, &key, &value)? => {}
+            _ => return Err(refuse(format!("unknown field `{key}`"), QUERY_REMEDY)),
         }
     }
-    Ok(wanted)
+    Ok(listing)
 }
 
-/// Reads `{"event": …}` or some of the other words, or `{"all": true}`: a change has to say what it is about.
-pub(super) fn of_body(headers: &HeaderMap, body: &[u8]) -> Result<Selection, Refusal> {
+/// Reads `{"event": …}`, some of the other fields, or `{"all": true}`: a change has to name what it is about.
+pub(super) fn of_body(headers: &HeaderMap, body: &[u8]) -> Result<Selection, ApiError> {
     let mut said = Map::new();
     if !body.is_empty() {
         require_json(headers)?;
-        said = serde_json::from_slice(body).map_err(|error| refuse(error.to_string(), CHANGE))?;
+        said = serde_json::from_slice(body).map_err(|error| refuse(error.to_string(), BODY_REMEDY))?;
     }
     let all = said.remove("all");
     let mut selection = Selection::default();
@@ -56,37 +56,40 @@ pub(super) fn of_body(headers: &HeaderMap, body: &[u8]) -> Result<Selection, Ref
         let value = match value {
             Value::String(text) => text.clone(),
             Value::Number(number) => number.to_string(),
-            _ => return Err(refuse(format!("`{key}` is neither a text nor a number"), CHANGE)),
+            _ => return Err(refuse(format!("`{key}` is neither a string nor a number"), BODY_REMEDY)),
         };
         if !narrow(&mut selection, key, &value)? {
-            return Err(refuse(format!("unknown field `{key}`"), CHANGE));
+            return Err(refuse(format!("unknown field `{key}`"), BODY_REMEDY));
         }
     }
     match all {
-        None if selection.is_everything() => Err(refuse("it says no letters".to_owned(), CHANGE)),
+        None if selection.is_everything() => {
+            Err(refuse("the body names no dead letters".to_owned(), BODY_REMEDY))
+        }
         Some(Value::Bool(true)) if !selection.is_everything() => {
-            Err(refuse("there is something beside `all`".to_owned(), CHANGE))
+            Err(refuse("`all` cannot be combined with another field".to_owned(), BODY_REMEDY))
         }
         None | Some(Value::Bool(true)) => Ok(selection),
-        Some(_) => Err(refuse("`all` is not true".to_owned(), CHANGE)),
+        Some(_) => Err(refuse("`all` is not true".to_owned(), BODY_REMEDY)),
     }
 }
 
-const LOOK: &str = "say some of processor, event, type, aggregate, error, older_than, after and limit";
+const QUERY_REMEDY: &str =
+    "use some of processor, event, type, aggregate, error, older_than, after and limit";
 
-const CHANGE: &str =
+const BODY_REMEDY: &str =
     "send {\"event\": ID}, some of \"type\", \"aggregate\", \"error\" and \"older_than\", or {\"all\": true}";
 
-/// Applies one word to the selection. `false`: there is no such word.
-fn narrow(selection: &mut Selection, key: &str, value: &str) -> Result<bool, Refusal> {
+/// Applies one field to the selection. Returns `false` if there is no such field.
+fn narrow(selection: &mut Selection, key: &str, value: &str) -> Result<bool, ApiError> {
     match key {
         "event" => selection.event_id = Some(parse(key, value)?),
         "type" => selection.event_type = Some(value.to_owned()),
         "aggregate" => selection.aggregate_id = Some(parse(key, value)?),
         "error" => selection.error = Some(value.to_owned()),
         "older_than" => {
-            let age =
-                parse_duration(value).map_err(|error| refuse(format!("`older_than`: {error}"), LOOK))?;
+            let age = parse_duration(value)
+                .map_err(|error| refuse(format!("`older_than`: {error}"), QUERY_REMEDY))?;
             selection.older_than = Some(age);
         }
         _ => return Ok(false),
@@ -94,13 +97,13 @@ fn narrow(selection: &mut Selection, key: &str, value: &str) -> Result<bool, Ref
     Ok(true)
 }
 
-fn parse<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Refusal> {
-    let wrong = || refuse(format!("`{key}` cannot be `{}`", value.escape_debug()), LOOK);
+fn parse<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, ApiError> {
+    let wrong = || refuse(format!("`{key}` cannot be `{}`", value.escape_debug()), QUERY_REMEDY);
     value.parse().map_err(|_| wrong())
 }
 
-fn refuse(error: String, remedy: &str) -> Refusal {
-    Refusal::new(StatusCode::BAD_REQUEST, error, remedy)
+fn refuse(error: String, remedy: &str) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, error, remedy)
 }
 
 #[cfg(test)]
@@ -110,9 +113,9 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_query_narrows_and_what_it_does_not_know_is_refused() {
+    fn a_query_selects_and_refuses_unknown_fields() {
         let all = of_query(None).unwrap();
-        assert_eq!(all, Wanted { selection: Selection::default(), limit: 100 });
+        assert_eq!(all, Listing { selection: Selection::default(), limit: 100 });
         let some =
             of_query(Some("processor=a&type=T%20x&error=it%27s+so&older_than=1h&after=7&limit=3")).unwrap();
         let expected = Selection {
@@ -123,17 +126,17 @@ mod tests {
             after: Some(7.into()),
             ..Selection::default()
         };
-        assert_eq!(some, Wanted { selection: expected, limit: 3 });
+        assert_eq!(some, Listing { selection: expected, limit: 3 });
         for wrong in
             ["types=a", "limit=0", "limit=1001", "limit=x", "event=1.5", "aggregate=7", "older_than=soon"]
         {
-            let refusal = of_query(Some(wrong)).unwrap_err();
-            assert!(refusal.status == StatusCode::BAD_REQUEST && !refusal.remedy.is_empty(), "{wrong}");
+            let error = of_query(Some(wrong)).unwrap_err();
+            assert!(error.status == StatusCode::BAD_REQUEST && !error.remedy.is_empty(), "{wrong}");
         }
     }
 
     #[test]
-    fn a_change_says_what_it_is_about() {
+    fn a_change_has_to_name_what_it_is_about() {
         let mut headers = HeaderMap::new();
         assert_eq!(of_body(&headers, b"{}").unwrap_err().status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

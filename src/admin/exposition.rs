@@ -1,25 +1,18 @@
-//! The text format of Prometheus, in the little that is needed of it.
+//! The text format of Prometheus, as far as it is needed.
 
 use std::fmt::Write as _;
 
-/// What the text is.
+use crate::operations::metrics::Kind;
+
+/// The content type of the format.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What a metric's numbers mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Goes up and down.
-    Gauge,
-    /// Goes up only, or starts over.
-    Counter,
-}
-
-/// A text in the making.
+/// A text that is being written.
 #[derive(Debug, Default)]
 pub(super) struct Exposition(String);
 
 impl Exposition {
-    /// Begins a metric; it is announced also where it has no samples.
+    /// Begins a metric. Its name and meaning are written even if no sample follows.
     pub(super) fn family(&mut self, name: &'static str, kind: Kind, help: &str) -> Family<'_> {
         let kind = match kind {
             Kind::Gauge => "gauge",
@@ -43,7 +36,7 @@ pub(super) struct Family<'e> {
 
 impl Family<'_> {
     /// Writes one sample.
-    pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: f64) -> &mut Self {
+    pub(super) fn sample(&mut self, labels: &[(&'static str, String)], value: f64) -> &mut Self {
         self.text.push_str(self.name);
         for (index, (label, value)) in labels.iter().enumerate() {
             let opening = if index == 0 { '{' } else { ',' };
@@ -68,9 +61,10 @@ mod tests {
         let mut text = Exposition::default();
         text.family("a_total", Kind::Counter, "How many.")
             .sample(&[], 12_345_678_901.0)
-            .sample(&[("x", "1")], 0.5);
+            .sample(&[("x", "1".into())], 0.5);
         text.family("b", Kind::Gauge, "None.");
-        text.family("c", Kind::Gauge, "Odd.").sample(&[("x", "a\"b\\c\nd"), ("y", "ü")], f64::NAN);
+        text.family("c", Kind::Gauge, "Odd.")
+            .sample(&[("x", "a\"b\\c\nd".into()), ("y", "ü".into())], f64::NAN);
         assert_eq!(
             text.into_text(),
             "# HELP a_total How many.\n# TYPE a_total counter\na_total 12345678901\na_total{x=\"1\"} 0.5\n\

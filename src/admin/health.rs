@@ -1,4 +1,4 @@
-//! Does the daemon live, and can it work?
+//! Whether the daemon is alive, and whether it is ready.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,43 +7,44 @@ use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::Workers;
-use super::answer::{self, Answer, Refusal};
+use super::answer::{self, Answer, ApiError};
 use crate::operations::databases::Databases;
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::describe;
 
-/// A loop that has not turned for this long stands still; it turns once a second when nothing happens.
-const STILL_AFTER: Duration = Duration::from_secs(10);
+/// The supervisor's loop, which runs once a second even if nothing happens, is stuck after this time without a run.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
 
-/// Whether the supervisor's loop turns. Says nothing about databases: a restart would not mend them.
-/// `age` is the time since its last turn; `None`: it has not begun.
+/// Whether the supervisor's loop runs. Databases do not matter: a restart of the daemon would not repair them.
+/// `age` is the time since the last run of the loop; `None`: it has not begun.
 pub(super) fn livez(age: Option<Duration>) -> Answer {
     match age {
         None => answer::json(StatusCode::OK, &json!({ "live": true, "starting": true })),
-        Some(age) if age < STILL_AFTER => answer::json(StatusCode::OK, &json!({ "live": true })),
+        Some(age) if age < STUCK_AFTER => answer::json(StatusCode::OK, &json!({ "live": true })),
         Some(age) => {
-            let error = format!("the supervisor's loop has stood still for {} s", age.as_secs());
-            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error, "restart the daemon").into()
+            let error = format!("the supervisor's loop has been stuck for {} s", age.as_secs());
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error, "restart the daemon").into()
         }
     }
 }
 
-/// What one part needs to be ready; `Err`: what is wrong and what to do.
+/// The result of one check; `Err`: what is wrong and what to do.
 type Check = Result<Value, (String, &'static str)>;
 
-/// Whether databases, schema and workers are there. `detailed`: also what is wrong with them.
+/// Whether databases, schema and workers are ready. `detailed`: with what is wrong.
 pub(super) async fn readyz(
-    databases: Result<Arc<Databases>, Refusal>,
+    databases: Result<Arc<Databases>, ApiError>,
     workers: Option<&Workers>,
     detailed: bool,
 ) -> Answer {
     let (database, schema) = match databases {
         Ok(databases) => match check_database(&databases).await {
             Ok(found) => (Ok(found), check_schema(&databases).await),
-            Err(error) => (Err(error), Err(("the database cannot be asked".into(), "see `database`"))),
+            Err(error) => (Err(error), Err(("the database does not answer".into(), "see `database`"))),
         },
-        Err(refusal) => {
-            (Err((refusal.error, "wait for it")), Err(("the database is not known".into(), "wait for it")))
+        Err(error) => {
+            let waiting = "wait until the daemon has started";
+            (Err((error.error, waiting)), Err(("the database is not known yet".into(), waiting)))
         }
     };
     let checks = [("database", database), ("schema", schema), ("workers", check_workers(workers))];
@@ -67,13 +68,13 @@ fn show(check: Check, detailed: bool) -> Value {
 
 async fn check_database(databases: &Databases) -> Check {
     for pool in [&databases.events, &databases.projections] {
-        // A connection that was idle is tried before it is given away.
+        // The pool tests an idle connection before it hands it out.
         pool.acquire().await.map_err(|error| {
             let error = match error {
-                sqlx::Error::PoolTimedOut => "no connection in time".to_owned(),
+                sqlx::Error::PoolTimedOut => "no connection within the time limit".to_owned(),
                 error => describe(&error),
             };
-            (error, "see whether the server runs, and whether it takes the configured user")
+            (error, "check that the server runs and accepts the configured user")
         })?;
     }
     Ok(json!({}))
@@ -85,15 +86,14 @@ async fn check_schema(databases: &Databases) -> Check {
 }
 
 fn check_workers(workers: Option<&Workers>) -> Check {
-    let Some(workers) = workers else { return Err(("no worker has been started yet".into(), "wait for it")) };
+    let Some(workers) = workers else {
+        return Err(("no worker has been started yet".into(), "wait until the daemon has started"));
+    };
     let snapshots = workers.snapshots.borrow();
     let down: Vec<&str> =
         snapshots.iter().filter(|worker| worker.pid.is_none()).map(|worker| worker.name.as_str()).collect();
     if snapshots.is_empty() || !down.is_empty() {
-        return Err((
-            format!("workers that do not run: {}", down.join(", ")),
-            "look for them in the daemon's log",
-        ));
+        return Err((format!("workers that do not run: {}", down.join(", ")), "the daemon's log says why"));
     }
     Ok(json!({ "running": snapshots.len() }))
 }
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_loop_that_stands_still_is_not_alive() {
+    fn a_loop_that_is_stuck_is_not_alive() {
         let status = |age: Option<u64>| livez(age.map(Duration::from_secs)).status().as_u16();
         assert_eq!([None, Some(0), Some(9), Some(10), Some(100)].map(status), [200, 200, 200, 503, 503]);
     }

@@ -1,4 +1,4 @@
-//! Where clients knock: a port, or a socket in the file system.
+//! The listening socket: TCP or Unix.
 
 use std::io;
 use std::net::{IpAddr, TcpListener};
@@ -11,14 +11,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::config::Listen;
 
-/// A listener that is bound, so that a taken address is an error of the start.
+/// A bound listener. It is bound before the daemon starts anything, so that a taken address is an error of the start.
 #[derive(Debug)]
 pub(super) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
 
-/// The file of a Unix socket, which goes with it.
+/// The file of a Unix socket, which is removed with the value.
 #[derive(Debug)]
 pub(super) struct SocketFile(PathBuf);
 
@@ -42,12 +42,12 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// The two ends of a connection.
+/// The client of a connection, and the address that it has reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Ends {
-    /// The address that the client has reached; `None` for a socket in the file system.
+pub(super) struct Peer {
+    /// The local address of the connection; `None` for a socket in the file system.
     pub(super) local: Option<IpAddr>,
-    /// Who the client is, for the records.
+    /// Who the client is, for the log and the table `operator_log`: an IP address, or `uid 1000`.
     pub(super) client: String,
 }
 
@@ -58,11 +58,11 @@ impl Listener {
             Listen::Unix(path) => bind_unix(path),
         };
         bound.with_context(|| {
-            format!("the admin endpoint cannot listen on {listen}; choose another `listen` under [admin], or end what listens there")
+            format!("the admin endpoint cannot listen on {listen}; choose another `listen` under [admin], or stop the program that listens there")
         })
     }
 
-    /// How to reach it.
+    /// The URL of the endpoint.
     pub(super) fn url(&self) -> String {
         match self {
             Self::Tcp(listener) => match listener.local_addr() {
@@ -73,7 +73,7 @@ impl Listener {
         }
     }
 
-    /// Hands it to the runtime that this is called in.
+    /// Hands the listener to the current runtime.
     pub(super) fn into_async(self) -> io::Result<AsyncListener> {
         Ok(match self {
             Self::Tcp(listener) => {
@@ -89,28 +89,28 @@ impl Listener {
 }
 
 impl AsyncListener {
-    pub(super) async fn accept(&self) -> io::Result<(Box<dyn Stream>, Ends)> {
+    pub(super) async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, client) = listener.accept().await?;
                 let local = stream.local_addr()?.ip().to_canonical();
                 Ok((
                     Box::new(stream),
-                    Ends { local: Some(local), client: client.ip().to_canonical().to_string() },
+                    Peer { local: Some(local), client: client.ip().to_canonical().to_string() },
                 ))
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 let user = stream.peer_cred().map(|credentials| credentials.uid());
                 let client = user.map_or_else(|_| "?".to_owned(), |user| format!("uid {user}"));
-                Ok((Box::new(stream), Ends { local: None, client }))
+                Ok((Box::new(stream), Peer { local: None, client }))
             }
         }
     }
 }
 
 fn bind_unix(path: &Path) -> io::Result<Listener> {
-    // A file without anybody behind it is what a killed daemon has left.
+    // A file to which no one listens was left by a daemon that was killed.
     if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
         std::fs::remove_file(path)?;
     }

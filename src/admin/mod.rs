@@ -1,23 +1,27 @@
 //! The admin endpoint: probes, metrics, statuses, and what operators do, over HTTP.
 //!
-//! It lives in a thread of its own beside the supervisor's loop, so that it can tell when that loop stands
-//! still, and so that nothing that happens here can hold it up. It has at most two connections to a
-//! database, and looks at it only when it is asked something. Whoever is slow, big or many is turned away:
-//! see [`Limits`].
+//! The endpoint has a thread of its own beside the supervisor's loop, so that it can tell when that loop is stuck, and so
+//! that nothing that happens in the endpoint delays the loop. It has at most two connections to each database (and more
+//! for the doctor), and uses them only to answer requests. Clients that are slow, send much or are many are
+//! refused: see [`Limits`].
 //!
 //! ```text
-//!  connections ──► requests ──► access     who asks, and may they?
+//!  connections ──► requests ──► access         is the request allowed?
 //!                     │
-//!                     ├──► health          does it live, can it work?
-//!                     ├──► metrics         statuses and workers as numbers
-//!                     └──► operator        what espctl does as well
+//!                     ├──► health              is the daemon alive and ready?
+//!                     ├──► metrics             statuses and workers as numbers
+//!                     ├──► doctor              what is wrong with the databases
+//!                     ├──► dead_letters        which dead letters a request is about
+//!                     └──► changes             what operators do
 //! ```
 
 mod access;
 mod answer;
 mod body;
+mod changes;
 mod connections;
 mod dead_letters;
+mod doctor;
 mod exposition;
 mod health;
 mod listener;
@@ -41,12 +45,12 @@ use crate::config::{AdminSettings, Config};
 use crate::shutdown::{self, Shutdown, ShutdownHandle};
 use crate::supervision::{LoopHeartbeat, Snapshot, Supervisor};
 use listener::Listener;
-use requests::Desk;
+use requests::RequestHandler;
 
-/// How long a stop waits for answers that are under way.
+/// How long a stop waits for answers that are being given.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// A running endpoint. It ends with this value; [`Self::stop`] lets it finish its answers.
+/// A running endpoint. It ends when this value is dropped; [`Self::stop`] lets it finish its answers.
 #[derive(Debug)]
 pub struct Endpoint {
     url: String,
@@ -55,7 +59,7 @@ pub struct Endpoint {
     ended: oneshot::Receiver<()>,
 }
 
-/// What the endpoint knows of the daemon. It grows while the daemon starts.
+/// What the endpoint knows of the daemon. The fields are set while the daemon starts.
 #[derive(Debug, Clone, Default)]
 struct View {
     config: Option<Arc<Config>>,
@@ -69,22 +73,22 @@ struct Workers {
 }
 
 impl Endpoint {
-    /// Listens, and answers from now on: at first that the daemon is starting.
+    /// Listens and answers from now on, at first that the daemon is starting.
     ///
     /// # Errors
-    /// The address is taken, or is not this machine's.
+    /// The address is taken, or does not belong to this machine.
     pub fn start(settings: &AdminSettings, limits: Limits) -> anyhow::Result<Self> {
         let listener = Listener::bind(&settings.listen)?;
         let url = listener.url();
         let (view, viewed) = watch::channel(View::default());
         let (stop, stopping) = shutdown::channel();
         let (end, ended) = oneshot::channel();
-        let desk = Desk::new(settings.clone(), viewed, limits.request_time);
+        let handler = RequestHandler::new(settings.clone(), viewed, limits.request_time);
         let serve = move || {
-            if let Err(error) = serve(listener, desk, limits, stopping) {
+            if let Err(error) = serve(listener, handler, limits, stopping) {
                 warn!(%error, "the admin endpoint has ended; the processors go on");
             }
-            // Nobody may be waiting for it.
+            // The receiver is gone if the endpoint was dropped.
             let _ = end.send(());
         };
         thread::Builder::new().name("admin".into()).spawn(serve).context("the admin endpoint")?;
@@ -92,35 +96,35 @@ impl Endpoint {
         Ok(Self { url, view, stop, ended })
     }
 
-    /// Where it is: `http://127.0.0.1:4680`.
+    /// The URL of the endpoint: `http://127.0.0.1:4680`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Shows what is declared, and where the databases are. May be said again after a change.
+    /// Tells the endpoint the configuration: what is declared, and where the databases are. Call it again after a reload.
     pub fn show_config(&self, config: &Config) {
         self.view.send_modify(|view| view.config = Some(Arc::new(config.clone())));
     }
 
-    /// Shows the workers.
+    /// Tells the endpoint where to read the state of the workers.
     pub fn show_workers(&self, supervisor: &Supervisor) {
         let workers = Workers { snapshots: supervisor.snapshots(), heartbeat: supervisor.heartbeat() };
         self.view.send_modify(|view| view.workers = Some(workers));
     }
 
-    /// Takes no more connections, and waits a few seconds for the answers that are under way.
+    /// Accepts no more connections, and waits a few seconds for the answers that are being given.
     pub async fn stop(self) {
         self.stop.request();
         let _ = tokio::time::timeout(DRAIN_TIME + Duration::from_secs(1), self.ended).await;
     }
 }
 
-fn serve(listener: Listener, desk: Desk, limits: Limits, stop: Shutdown) -> io::Result<()> {
+fn serve(listener: Listener, handler: RequestHandler, limits: Limits, stop: Shutdown) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let desk = Arc::new(desk);
-        connections::accept(listener.into_async()?, Arc::clone(&desk), limits, stop).await;
-        desk.close().await;
+        let handler = Arc::new(handler);
+        connections::accept(listener.into_async()?, Arc::clone(&handler), limits, stop).await;
+        handler.close().await;
         Ok(())
     })
 }

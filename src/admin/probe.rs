@@ -1,4 +1,4 @@
-//! `espd probe`: asks the endpoint of a running daemon, for images without any other client.
+//! `espd probe`: asks the endpoint of a running daemon, for container images without an HTTP client.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -12,27 +12,29 @@ use clap::ValueEnum;
 use crate::config::{AdminSettings, Config, Listen};
 use crate::process::exit_code::Exit;
 
-/// How long the daemon may take for each step.
+/// How long connecting, and reading the answer, may take.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Bytes of an answer that are read.
+/// The most bytes of an answer that are read.
 const ANSWER_BYTES: u64 = 64 * 1024;
 
 /// What to ask.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Question {
-    /// Does the supervisor's loop turn?
+    /// Is the daemon alive?
     Livez,
-    /// Can the daemon work?
+    /// Is the daemon ready?
     Readyz,
 }
 
-/// Prints the answer; it is an error where it is not 200.
+/// Prints the answer.
+///
+/// # Errors
+/// There is no answer, or its status is not 200.
 pub(crate) fn run(config: &Config, question: Question) -> anyhow::Result<()> {
-    let settings = config
-        .admin
-        .as_ref()
-        .ok_or_else(|| Exit::configuration("there is nothing to ask: the configuration has no [admin]"))?;
+    let settings = config.admin.as_ref().ok_or_else(|| {
+        Exit::configuration("the configuration has no [admin] section, so the daemon has no endpoint to ask")
+    })?;
     let path = match question {
         Question::Livez => "/livez",
         Question::Readyz => "/readyz",
@@ -43,7 +45,7 @@ pub(crate) fn run(config: &Config, question: Question) -> anyhow::Result<()> {
     if head.split(' ').nth(1) != Some("200") {
         bail!("{path}: {}", body.trim_end());
     }
-    // The end of a pipe is not the daemon's.
+    // A closed pipe says nothing about the daemon.
     let _ = writeln!(std::io::stdout(), "{}", body.trim_end());
     Ok(())
 }
@@ -73,7 +75,7 @@ fn exchange(mut stream: impl Read + Write, settings: &AdminSettings, path: &str)
     Ok(answer)
 }
 
-/// Whoever listens everywhere listens on loopback as well.
+/// Replaces "all addresses" by loopback, which is one of them and can be connected to.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {

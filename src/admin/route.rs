@@ -1,58 +1,51 @@
-//! Which path means what.
+//! The routes: what each method and path asks for.
 
 use hyper::{Method, StatusCode};
 
-use super::answer::Refusal;
+use super::answer::ApiError;
 use crate::event::Position;
 
-/// What a client wants.
+/// What a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route<'p> {
-    /// Does the supervisor's loop turn?
+    /// Whether the daemon is alive.
     Livez,
-    /// Can the daemon work?
+    /// Whether the daemon is ready.
     Readyz,
     Metrics,
+    /// What the doctor finds.
+    Doctor,
     /// The status of all processors.
     Processors,
-    /// The status of one.
+    /// The status of one processor.
     Processor(&'p str),
-    Change(&'p str, Verb),
-    /// Dead letters of all processors.
+    Change(&'p str, ProcessorAction),
+    /// The dead letters of all processors.
     DeadLetters,
-    /// Those of one.
+    /// The dead letters of one processor.
     DeadLettersOf(&'p str),
-    /// One of them.
+    /// One dead letter.
     DeadLetter(&'p str, Position),
-    ChangeDeadLetters(&'p str, LetterVerb),
+    ChangeDeadLetters(&'p str, DeadLetterAction),
 }
 
-/// What operators do about dead letters.
+/// A change to dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LetterVerb {
+pub(super) enum DeadLetterAction {
     Retry,
     Discard,
 }
 
-impl LetterVerb {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Retry => "retry_dead_letters",
-            Self::Discard => "discard_dead_letters",
-        }
-    }
-}
-
-/// What operators do to a processor.
+/// A change to a processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verb {
+pub(super) enum ProcessorAction {
     Pause,
     Resume,
     Retry,
     Reset,
 }
 
-impl Verb {
+impl ProcessorAction {
     const ALL: [Self; 4] = [Self::Pause, Self::Resume, Self::Retry, Self::Reset];
 
     pub(super) fn as_str(self) -> &'static str {
@@ -66,22 +59,22 @@ impl Verb {
 }
 
 impl<'p> Route<'p> {
-    pub(super) fn find(method: &Method, path: &'p str) -> Result<Self, Refusal> {
+    pub(super) fn find(method: &Method, path: &'p str) -> Result<Self, ApiError> {
         let route = Self::of_path(path).ok_or_else(|| {
-            let known = "there are /livez, /readyz, /metrics, /api/v1/processors, /api/v1/processors/NAME, \
+            let known = "there are /livez, /readyz, /metrics, /api/v1/doctor, /api/v1/processors, /api/v1/processors/NAME, \
                          /api/v1/dead-letters, /api/v1/processors/NAME/dead-letters, and for changes POST \
                          /api/v1/processors/NAME/pause, resume, retry, reset, dead-letters/retry and dead-letters/discard";
-            Refusal::new(StatusCode::NOT_FOUND, "there is nothing at this path", known)
+            ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path", known)
         })?;
         let changes = route.changes();
         let reads = *method == Method::GET || *method == Method::HEAD;
         let allowed = if changes { *method == Method::POST } else { reads };
         let needed = if changes { "POST" } else { "GET" };
-        let refusal = || {
-            let error = format!("{method} is not for this path");
-            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, error, format!("use {needed}"))
+        let error = || {
+            let message = format!("{method} is not allowed for this path");
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message, format!("use {needed}"))
         };
-        allowed.then_some(route).ok_or_else(refusal)
+        allowed.then_some(route).ok_or_else(error)
     }
 
     fn of_path(path: &'p str) -> Option<Self> {
@@ -89,6 +82,7 @@ impl<'p> Route<'p> {
             "/livez" => return Some(Self::Livez),
             "/readyz" => return Some(Self::Readyz),
             "/metrics" => return Some(Self::Metrics),
+            "/api/v1/doctor" => return Some(Self::Doctor),
             "/api/v1/processors" => return Some(Self::Processors),
             "/api/v1/dead-letters" => return Some(Self::DeadLetters),
             _ => {}
@@ -101,18 +95,20 @@ impl<'p> Route<'p> {
         let Some(rest) = rest else { return Some(Self::Processor(name)) };
         match rest.split_once('/') {
             None if rest == "dead-letters" => Some(Self::DeadLettersOf(name)),
-            None => Verb::ALL
+            None => ProcessorAction::ALL
                 .into_iter()
                 .find(|known| known.as_str() == rest)
-                .map(|verb| Self::Change(name, verb)),
-            Some(("dead-letters", "retry")) => Some(Self::ChangeDeadLetters(name, LetterVerb::Retry)),
-            Some(("dead-letters", "discard")) => Some(Self::ChangeDeadLetters(name, LetterVerb::Discard)),
+                .map(|action| Self::Change(name, action)),
+            Some(("dead-letters", "retry")) => Some(Self::ChangeDeadLetters(name, DeadLetterAction::Retry)),
+            Some(("dead-letters", "discard")) => {
+                Some(Self::ChangeDeadLetters(name, DeadLetterAction::Discard))
+            }
             Some(("dead-letters", event)) => event.parse().ok().map(|id| Self::DeadLetter(name, id)),
             Some(_) => None,
         }
     }
 
-    /// Whether whoever asks for it changes something.
+    /// Whether the request changes something.
     pub(super) fn changes(&self) -> bool {
         matches!(self, Self::Change(..) | Self::ChangeDeadLetters(..))
     }
@@ -127,15 +123,19 @@ mod tests {
         let find = |method: Method, path| Route::find(&method, path);
         assert_eq!(find(Method::GET, "/livez"), Ok(Route::Livez));
         assert_eq!(find(Method::HEAD, "/readyz"), Ok(Route::Readyz));
+        assert_eq!(find(Method::GET, "/api/v1/doctor"), Ok(Route::Doctor));
         assert_eq!(find(Method::GET, "/api/v1/processors"), Ok(Route::Processors));
         assert_eq!(find(Method::GET, "/api/v1/processors/a"), Ok(Route::Processor("a")));
-        assert_eq!(find(Method::POST, "/api/v1/processors/a/reset"), Ok(Route::Change("a", Verb::Reset)));
+        assert_eq!(
+            find(Method::POST, "/api/v1/processors/a/reset"),
+            Ok(Route::Change("a", ProcessorAction::Reset))
+        );
         assert_eq!(find(Method::GET, "/api/v1/dead-letters"), Ok(Route::DeadLetters));
-        let letters = |path: &'static str| find(Method::GET, path);
-        assert_eq!(letters("/api/v1/processors/a/dead-letters"), Ok(Route::DeadLettersOf("a")));
-        assert_eq!(letters("/api/v1/processors/a/dead-letters/7"), Ok(Route::DeadLetter("a", 7.into())));
+        let get = |path: &'static str| find(Method::GET, path);
+        assert_eq!(get("/api/v1/processors/a/dead-letters"), Ok(Route::DeadLettersOf("a")));
+        assert_eq!(get("/api/v1/processors/a/dead-letters/7"), Ok(Route::DeadLetter("a", 7.into())));
         let discard = find(Method::POST, "/api/v1/processors/a/dead-letters/discard");
-        assert_eq!(discard, Ok(Route::ChangeDeadLetters("a", LetterVerb::Discard)));
+        assert_eq!(discard, Ok(Route::ChangeDeadLetters("a", DeadLetterAction::Discard)));
         for path in [
             "/",
             "",
@@ -155,6 +155,7 @@ mod tests {
             (Method::PUT, "/api/v1/processors/a/pause"),
             (Method::POST, "/api/v1/processors/a"),
             (Method::POST, "/livez"),
+            (Method::POST, "/api/v1/doctor"),
             (Method::GET, "/api/v1/processors/a/dead-letters/retry"),
             (Method::POST, "/api/v1/processors/a/dead-letters"),
         ] {

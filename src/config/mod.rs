@@ -6,6 +6,7 @@
 //!
 //! `docs/configuration.md` describes every key; `config/espd.example.toml` shows each.
 
+mod argument;
 mod json_schema;
 mod keys;
 mod load;
@@ -16,6 +17,7 @@ mod sections;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use argument::ConfigArgument;
 pub use keys::known_keys;
 pub use reader::diagnostics::InvalidConfig;
 pub use sections::admin::{AdminSettings, Listen, Token};

@@ -10,18 +10,18 @@ mod running;
 pub mod todo_history;
 mod worker_table;
 
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
 use crate::admin::probe;
-use crate::config::Config;
+use crate::config::{Config, ConfigArgument};
 use crate::handlers::native::Registry;
-use crate::operations;
-use crate::process::exit_code::{Exit, report};
+use crate::operations::{check, outcome};
+use crate::process::exit_code::Exit;
 use crate::process::signal;
 use crate::worker;
 
@@ -41,16 +41,9 @@ use program::add_registered;
 )]
 struct Cli {
     #[command(flatten)]
-    place: Place,
+    config: ConfigArgument,
     #[command(subcommand)]
     command: Option<Command>,
-}
-
-#[derive(Args)]
-struct Place {
-    /// Configuration file
-    #[arg(long, short, global = true, env = "ESPD_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -59,7 +52,7 @@ enum Command {
     Run,
     /// Show everything on a private PostgreSQL: events arriving, projectors following
     Demo(demo::Arguments),
-    /// Check the configuration, the database and every handler's SQL, without changing anything
+    /// Check the configuration, the databases and every handler, without changing anything
     Check,
     /// Ask a running daemon whether it lives (or can work): for health checks
     Probe {
@@ -93,15 +86,19 @@ pub fn main() -> std::process::ExitCode {
 /// As [`main`], with processors of the program's own.
 fn main_with(registry: Registry) -> std::process::ExitCode {
     let cli = Cli::parse();
-    report(run(cli, Arc::new(registry)))
+    let (code, complaint) = outcome::conclude(run(cli, Arc::new(registry)));
+    if let Some(complaint) = complaint {
+        eprintln!("{complaint}");
+    }
+    code.into()
 }
 
 fn run(cli: Cli, registry: Arc<Registry>) -> anyhow::Result<()> {
-    let config = || load(&cli.place, &registry);
+    let config = || load(&cli.config, &registry);
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run_daemon(&cli.place, registry),
+        Command::Run => run_daemon(&cli.config, registry),
         Command::Demo(arguments) => block_on(demo::run(arguments)),
-        Command::Check => block_on(check(&config()?)),
+        Command::Check => block_on(check_configuration(&config()?)),
         Command::Probe { question } => probe::run(&config()?, question),
         Command::Worker(arguments) if arguments.supervised => worker::run_supervised(registry),
         Command::Worker(arguments) => {
@@ -110,36 +107,34 @@ fn run(cli: Cli, registry: Arc<Registry>) -> anyhow::Result<()> {
     }
 }
 
-fn run_daemon(place: &Place, registry: Arc<Registry>) -> anyhow::Result<()> {
+fn run_daemon(argument: &ConfigArgument, registry: Arc<Registry>) -> anyhow::Result<()> {
     // First of all: a request that comes while the configuration is read must not be lost.
     let requests = signal::requests_and_reloads().context("could not listen for signals")?;
-    let config = load(place, &registry)?;
-    block_on(running::run(config, place.file()?.to_owned(), registry, requests))
+    let config = load(argument, &registry)?;
+    block_on(running::run(config, file(argument)?.to_owned(), registry, requests))
 }
 
-async fn check(config: &Config) -> anyhow::Result<()> {
-    let summary = operations::check::check(config).await?.into_result()?;
-    Ok(writeln!(io::stdout().lock(), "{summary}")?)
+async fn check_configuration(config: &Config) -> anyhow::Result<()> {
+    let summary = check::check(config).await?.into_result()?;
+    Ok(writeln!(std::io::stdout().lock(), "{summary}")?)
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-fn load(place: &Place, registry: &Registry) -> anyhow::Result<Config> {
-    let mut config = Config::load(place.file()?).map_err(Exit::configuration)?;
+fn load(argument: &ConfigArgument, registry: &Registry) -> anyhow::Result<Config> {
+    let mut config = Config::load(file(argument)?).map_err(Exit::configuration)?;
     add_registered(&mut config, registry).map_err(|faults| Exit::configuration(faults.join("\n")))?;
     Ok(config)
 }
 
-impl Place {
-    fn file(&self) -> Result<&Path, Exit> {
-        self.config.as_deref().ok_or_else(|| {
-            Exit::configuration(
-                "no configuration: name a file with --config, or see `espd demo` and `espctl config example`",
-            )
-        })
-    }
+fn file(argument: &ConfigArgument) -> Result<&Path, Exit> {
+    argument.config.as_deref().ok_or_else(|| {
+        Exit::configuration(
+            "no configuration: name a file with --config, or see `espd demo` and `espctl config example`",
+        )
+    })
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `espctl append`: JSON lines in, positions out.
+//! `espctl append`: reads JSON lines and prints the positions of the appended events.
 
 use std::io::{BufRead, BufReader, Read as _};
 
@@ -13,16 +13,16 @@ use uuid::Uuid;
 use crate::espctl::output;
 use crate::event::{Appended, ExpectedVersion, NewEvent, Position};
 use crate::operations::databases::Databases;
-use crate::process::exit_code::is_closed_pipe;
+use crate::operations::outcome::is_closed_pipe;
 use crate::store::{EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
 #[command(after_help = "Each line is an object with aggregate_id (uuid), type and body, and optionally\n\
     expected_version (0: the aggregate must not exist), uuid, correlation_id, causation_id, created_at\n\
-    (RFC 3339) and metadata (object). Appending the same uuids again stores nothing twice.\n\n\
+    (RFC 3339) and metadata (object). An event whose uuid is stored already is not stored twice.\n\n\
     Example:\n  echo '{\"aggregate_id\":\"149d5c70-a373-4857-91e2-1d5ea90c27e4\",\"type\":\"TodoAdded\",\"body\":{\"title\":\"milk\"}}' | espctl append")]
 pub(crate) struct Arguments {
-    /// One transaction per line instead of one for the whole input
+    /// Use one transaction per line instead of one for the whole input
     #[arg(long)]
     each: bool,
     /// Print objects with id, uuid and version instead of positions
@@ -49,10 +49,10 @@ struct Line {
     metadata: Option<Box<RawValue>>,
 }
 
-/// Lines sent at a time.
+/// The most lines sent at a time.
 const CHUNK_LINES: usize = 1_000;
 
-/// Bytes of lines sent at a time, roughly: what a chunk of huge events may weigh.
+/// Bytes of event bodies after which a chunk is sent. A chunk exceeds them by less than one body.
 const CHUNK_BYTES: usize = 16 << 20;
 
 /// The longest line that is read, in bytes.
@@ -93,14 +93,14 @@ async fn append_all(
     Ok(stored)
 }
 
-/// What was appended.
+/// How many events were appended, and where.
 #[derive(Default)]
 struct Tally {
     count: usize,
     first: Option<Position>,
     last: Option<Position>,
-    /// Nobody reads the positions any more. The events are appended all the same.
-    unread: bool,
+    /// The reader of the positions has closed the pipe. The remaining events are appended all the same.
+    output_closed: bool,
 }
 
 impl Tally {
@@ -119,11 +119,11 @@ impl Tally {
     }
 
     fn print(&mut self, line: &str) -> anyhow::Result<()> {
-        if self.unread {
+        if self.output_closed {
             return Ok(());
         }
         match output::print(line) {
-            Err(error) if is_closed_pipe(&error) => self.unread = true,
+            Err(error) if is_closed_pipe(&error) => self.output_closed = true,
             outcome => outcome?,
         }
         Ok(())
@@ -195,7 +195,7 @@ impl<R: std::io::Read> Lines<R> {
     }
 }
 
-/// The reader counts lines from the one that it was given; which one that is, we know better.
+/// Replaces the place in an error: the parser sees one line only, so its line number is always 1.
 fn explain(error: serde_json::Error) -> anyhow::Error {
     let place = format!(" at line {} column {}", error.line(), error.column());
     let said = error.to_string();
@@ -207,7 +207,7 @@ fn parse(line: &str) -> anyhow::Result<NewEvent> {
     let mut event = NewEvent::new(line.aggregate_id, line.event_type, line.body);
     event.expected_version = match line.expected_version {
         None => ExpectedVersion::Any,
-        Some(version) if version < 0 => bail!("expected_version is {version}, must be 0 or more"),
+        Some(version) if version < 0 => bail!("expected_version is {version}, but must be 0 or more"),
         Some(version) => ExpectedVersion::exactly(version),
     };
     event.uuid = line.uuid.unwrap_or(event.uuid);

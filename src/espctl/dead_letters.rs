@@ -1,4 +1,4 @@
-//! `espctl dead-letters`: the events that processors have set aside, and what to do with them.
+//! `espctl dead-letters`: lists, shows, retries and discards the events that processors have set aside.
 
 mod discard;
 mod list;
@@ -20,13 +20,13 @@ use crate::processing::dead_letters::Selection;
 
 #[derive(Subcommand)]
 pub(crate) enum DeadLettersCommand {
-    /// List events that were set aside, of all processors or of one
+    /// List the events that were set aside, for all processors or for one
     List(list::Arguments),
-    /// Show one of them: why it failed and where, the event as it is now, and what waits behind it
+    /// Show one event: why and where it failed, what is in the store now, and what waits behind it
     Show(show::Arguments),
-    /// Have events handled again, with the handlers of now and in order, and those that wait behind them
+    /// Have events handled again by the current handlers, in order, with those that wait behind them
     Retry(retry::Arguments),
-    /// Remove events for good: the processor never handles them
+    /// Discard events for good: the processor never handles them
     Discard(discard::Arguments),
 }
 
@@ -45,7 +45,7 @@ pub(crate) async fn run(
     }
 }
 
-/// What narrows a selection.
+/// Options that select dead letters.
 #[derive(Args)]
 struct Criteria {
     /// Only events of this type
@@ -54,7 +54,7 @@ struct Criteria {
     /// Only events of this aggregate
     #[arg(long, value_name = "ID")]
     aggregate: Option<Uuid>,
-    /// Only those whose error has this text in it, or is this SQLSTATE
+    /// Only those whose error contains this text, or has this SQLSTATE
     #[arg(long, value_name = "TEXT")]
     error: Option<String>,
     /// Only those that were set aside longer ago than this: 10m, 1h, 7d
@@ -69,9 +69,9 @@ impl Criteria {
     }
 }
 
-/// Whom a change is about. It has to be said, if only by `--all`.
+/// What a change is about. At least one option has to select it, if only `--all`.
 #[derive(Args)]
-#[command(group(ArgGroup::new("meant").required(true).multiple(true)
+#[command(group(ArgGroup::new("selected").required(true).multiple(true)
     .args(["event", "event_type", "aggregate", "error", "older_than", "all"])))]
 struct Target {
     /// Name of the processor
@@ -83,7 +83,7 @@ struct Target {
     /// All dead letters of the processor
     #[arg(long, conflicts_with_all = ["event", "event_type", "aggregate", "error", "older_than"])]
     all: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
 }
@@ -96,7 +96,7 @@ impl Target {
 }
 
 /// `1 dead letter`, `12,345 dead letters`.
-fn count_letters(count: i64) -> String {
+fn count_dead_letters(count: i64) -> String {
     let noun = if count == 1 { "dead letter" } else { "dead letters" };
     format!("{} {noun}", thousands(count))
 }

@@ -1,25 +1,29 @@
-//! `espctl doctor`: a line for everything that espd needs, good or bad.
+//! `espctl doctor`: prints one line for everything that espd needs, whether it is there or not.
 
 use clap::Args;
 
 use crate::config::Config;
 use crate::espctl::output;
+use crate::operations::databases::CONNECT_TIMEOUT;
 use crate::operations::doctor::{Finding, Level, examine};
 use crate::process::exit_code::{Exit, ExitCode};
 
 #[derive(Args)]
-#[command(after_help = "Exit code 1 if there is a failure; warnings alone are none. Nothing is changed.\n\n\
+#[command(
+    after_help = "Exit code 1 if there is a failure; warnings do not count. Nothing is changed. The admin endpoint of a daemon\n\
+    answers GET /api/v1/doctor with the same findings.\n\n\
     Examples:\n  \
     espctl doctor\n  \
-    espctl doctor --json | jq '.[] | select(.level != \"ok\")'")]
+    espctl doctor --json | jq '.[] | select(.level != \"ok\")'"
+)]
 pub(crate) struct Arguments {
-    /// An array of objects (check, level, message, remedy) instead of lines
+    /// Print an array of objects (check, level, message, remedy) instead of lines
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result<()> {
-    let findings = examine(config).await;
+    let findings = examine(config, "espctl doctor", CONNECT_TIMEOUT).await;
     output::print(&if arguments.json {
         serde_json::to_string_pretty(&findings)?
     } else {

@@ -1,4 +1,4 @@
-//! `espctl events`: what is in the store, by id.
+//! `espctl events`: prints the events of the store, ordered by id.
 
 use std::time::Duration;
 
@@ -24,16 +24,16 @@ pub(crate) struct Arguments {
     /// Only events of this type (repeatable)
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
-    /// Only the events of this aggregate, by version
+    /// Only the events of this aggregate, ordered by version
     #[arg(long, value_name = "ID", conflicts_with_all = ["follow", "types", "after"])]
     aggregate: Option<Uuid>,
-    /// At most this many events
+    /// Print at most this many events
     #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// Go on as events arrive, in order and without gaps, until interrupted
+    /// Continue as events arrive, in order and without gaps, until interrupted
     #[arg(long, short)]
     follow: bool,
-    /// One JSON object per line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
 /// Events read at a time.
 const PAGE_EVENTS: i64 = 500;
 
-/// Between two looks for new events.
+/// The time between two reads while waiting for new events.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {
@@ -59,7 +59,8 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
     follow(&arguments, databases, &store, &mut printer).await
 }
 
-/// Prints page by page. While following, no further than the settled horizon: what is printed is in order for good.
+/// Prints page by page. With `--follow` it stops at the settled horizon, so that no event can appear before one that is
+/// printed already.
 async fn follow(
     arguments: &Arguments,
     databases: &Databases,
@@ -100,7 +101,7 @@ struct Printer {
 }
 
 impl Printer {
-    /// Prints one event and says whether more are wanted.
+    /// Prints one event. Returns whether the limit allows more.
     fn print(&mut self, event: &Event) -> anyhow::Result<bool> {
         if self.json {
             output::print(&serde_json::to_string(event)?)?;

@@ -1,4 +1,4 @@
-//! `espctl completions` and `espctl man`: made from the definition of the commands, so they are never outdated.
+//! `espctl completions` and `espctl man`: generated from the definitions of the commands, so they are never outdated.
 
 use std::path::PathBuf;
 
@@ -16,9 +16,9 @@ use crate::espctl::{Cli, output};
     espctl completions zsh > ~/.zfunc/_espctl\n  \
     espctl completions fish > ~/.config/fish/completions/espctl.fish")]
 pub(crate) struct CompletionsArguments {
-    /// The shell that is to complete
+    /// The shell
     shell: Shell,
-    /// The program whose arguments it is to complete
+    /// The program whose arguments the shell completes
     #[arg(long, value_enum, default_value_t = Binary::Espctl)]
     program: Binary,
 }
@@ -26,9 +26,9 @@ pub(crate) struct CompletionsArguments {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     espctl man | man -l -                 read the page of espctl\n  \
-    espctl man /usr/local/share/man/man1  install the pages of both programs and all their commands")]
+    espctl man /usr/local/share/man/man1  install the pages of both programs")]
 pub(crate) struct ManArguments {
-    /// Write the pages of espctl and espd and of all their commands into this folder
+    /// Write the pages of espctl, espd and all their commands to this folder
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 }
@@ -63,7 +63,7 @@ pub(crate) fn man(arguments: &ManArguments, daemon: &clap::Command) -> anyhow::R
         Man::new(Cli::command()).render(&mut page)?;
         return output::print(String::from_utf8(page)?.trim_end());
     };
-    std::fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("could not create {}", folder.display()))?;
     for command in [Cli::command(), daemon.clone()] {
         clap_mangen::generate_to(command, folder)
             .with_context(|| format!("could not write to {}", folder.display()))?;

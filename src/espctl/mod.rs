@@ -1,6 +1,7 @@
-//! The operator's tool. It works on the database, whether or not a daemon runs; a daemon notices at once.
+//! The operator's tool `espctl`. It works on the databases, whether or not a daemon runs; running daemons are notified.
 
 mod append;
+mod check;
 mod dead_letters;
 mod doctor;
 mod events;
@@ -13,107 +14,96 @@ mod status;
 mod wait;
 mod webhook_test;
 
-use std::path::PathBuf;
+use clap::{Parser, Subcommand};
 
-use clap::{Args, Parser, Subcommand};
-
-use crate::config::{Config, EXAMPLE};
-use crate::operations::check::check;
+use crate::config::{Config, ConfigArgument, EXAMPLE, InvalidConfig};
 use crate::operations::databases::Databases;
-use crate::process::exit_code::{Exit, report};
+use crate::operations::outcome;
+use crate::process::exit_code::Exit;
 
 #[derive(Parser)]
 #[command(
     name = "espctl",
     version,
-    about = "Look after an event store and its processors",
-    after_help = "The database is the one that --config or DATABASE_URL names.\n\
-                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 75 time is over."
+    about = "Operate an event store and its processors",
+    after_help = "--config or DATABASE_URL names the database.\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 75 time limit exceeded."
 )]
 struct Cli {
     #[command(flatten)]
-    place: Place,
+    config: ConfigArgument,
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Args)]
-struct Place {
-    /// Configuration file; without it only DATABASE_URL is used
-    #[arg(long, short, global = true, env = "ESPD_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-}
-
 #[derive(Subcommand)]
 enum Command {
-    /// Create espd's tables, or bring them to the version that this program knows
-    #[command(after_help = "Harmless where nothing is to be done, and while daemons run.\n\n\
+    /// Create espd's tables, or migrate them to the version of this program
+    #[command(after_help = "Does nothing if the tables are up to date. Safe while daemons run.\n\n\
         Example:\n  DATABASE_URL=postgres://localhost/shop espctl migrate")]
     Migrate,
-    /// Append events: JSON objects, one per line, from standard input
+    /// Append events from standard input: one JSON object per line
     Append(append::Arguments),
-    /// Print events by id
+    /// Print events, ordered by id
     Events(events::Arguments),
-    /// Show every processor: what it does, how far it is, what is wrong and what to do
+    /// Show every processor: its state, its position, what is wrong and what to do
     Status(status::Arguments),
-    /// Drop a projector's tables and let it start over, or only move a position
+    /// Drop a projector's tables and start it over, or only move its position
     Reset(operate::ResetArguments),
     /// Pause a processor until it is resumed
     #[command(
-        after_help = "It stays paused through restarts and deployments; who paused it and when is in the status.\n\n\
+        after_help = "The processor stays paused through restarts and deployments. `espctl status` shows who paused it and when.\n\n\
         Example:\n  espctl pause outstanding_todos && espctl status outstanding_todos"
     )]
     Pause(operate::Target),
-    /// Try the event that fails now instead of later, also where the processor has stopped over it
+    /// Try a failing event again now, even if the processor has stopped because of it
     #[command(
-        after_help = "The count of attempts begins anew.\n\nExample:\n  espctl retry outstanding_todos"
+        after_help = "The number of attempts starts again from zero.\n\nExample:\n  espctl retry outstanding_todos"
     )]
     Retry(operate::Target),
-    /// Let a paused or failed processor go on
+    /// Resume a paused or failed processor
     #[command(after_help = "Example:\n  espctl resume outstanding_todos && espctl wait outstanding_todos")]
     Resume(operate::Target),
-    /// See events that were set aside, and have them handled again or discard them
+    /// List the events that were set aside, have them handled again, or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
-    /// Take over the positions that the processors of event_sourcery have reached
+    /// Import the positions that the processors of event_sourcery have reached
     ImportPositions(import_positions::Arguments),
     /// Wait until a processor has reached a position
     Wait(wait::Arguments),
-    /// Check the configuration, the database and every handler's SQL, without changing anything
-    #[command(
-        after_help = "Tries every declaration in a transaction that is rolled back. Mistakes come with file, line and\n\
-        column; any of them makes the exit code 64.\n\nExample, before a deployment:\n  espctl check --config espd.toml"
-    )]
-    Check,
-    /// Look at everything that espd needs of its databases, and say what to do where it is missing
+    /// Check the configuration, the databases and every handler, without changing anything
+    Check(check::Arguments),
+    /// Examine everything that espd needs from its databases, and say how to fix what is missing
     Doctor(doctor::Arguments),
-    /// Show the request that a webhook reactor sends for an event, and what the receiver answers
+    /// Show the request that a webhook reactor sends for an event, and the answer of the receiver
     WebhookTest(webhook_test::Arguments),
-    /// Print SQL that makes roles with no more rights than appending, reading, running or operating needs
+    /// Print SQL that creates roles with the least rights for appending, reading, running and operating
     Roles(roles::Arguments),
-    /// Print a script that lets a shell complete commands and options
+    /// Print a completion script for a shell
     Completions(manual::CompletionsArguments),
-    /// Print the manual page, or write all pages into a folder
+    /// Print the manual page, or write all pages to a folder
     Man(manual::ManArguments),
-    /// Print configuration
+    /// Print the configuration, an example of it, or its JSON Schema
     #[command(subcommand)]
     Config(ConfigCommand),
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// The configuration as understood, included files and defaults filled in, without secrets
-    #[command(after_help = "Prints TOML that can be read again, apart from the secrets, which are ***.\n\n\
-        Example:\n  espctl config show --config espd.toml")]
+    /// Print the configuration as espd reads it, with included files and defaults, without secrets
+    #[command(
+        after_help = "The TOML that is printed is a configuration again, except for secrets, which are shown as ***.\n\n\
+        Example:\n  espctl config show --config espd.toml"
+    )]
     Show {
-        /// JSON instead of TOML
+        /// Print JSON instead of TOML
         #[arg(long)]
         json: bool,
     },
-    /// A commented example of every key
+    /// Print a commented example of every key
     #[command(after_help = "Example:\n  espctl config example > espd.toml")]
     Example,
-    /// A JSON Schema of the files, for editors that complete and check
+    /// Print a JSON Schema of the files, for editors that complete and check them
     #[command(after_help = "Example, for editors with the taplo language server:\n  \
         espctl config schema > espd.schema.json\n  \
         and as the first line of espd.toml: #:schema ./espd.schema.json")]
@@ -124,7 +114,12 @@ enum ConfigCommand {
 pub fn main(daemon: clap::Command) -> std::process::ExitCode {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    report(runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli, &daemon))))
+    let ended = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli, &daemon)));
+    let (code, complaint) = outcome::conclude(ended);
+    if let Some(complaint) = complaint {
+        eprintln!("{complaint}");
+    }
+    code.into()
 }
 
 async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
@@ -137,13 +132,17 @@ async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
         Command::Man(arguments) => return manual::man(arguments, daemon),
         _ => {}
     }
-    let config = load(&cli.place)?;
-    match cli.command {
+    let config = load(&cli.config);
+    let command = match cli.command {
+        Command::Check(arguments) => return check::run(arguments, config).await,
+        command => command,
+    };
+    let config = config.map_err(Exit::configuration)?;
+    match command {
         Command::Config(ConfigCommand::Show { json: false }) => {
             output::print(toml::to_string_pretty(&config.redacted())?.trim_end())
         }
         Command::Config(_) => output::print(&serde_json::to_string_pretty(&config.redacted())?),
-        Command::Check => output::print(&check(&config).await?.into_result()?),
         Command::Roles(_) => roles::run(&config),
         Command::Doctor(arguments) => doctor::run(arguments, &config).await,
         command => {
@@ -173,23 +172,22 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Wait(arguments) => wait::run(arguments, databases).await,
         Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
         Command::Migrate
-        | Command::Check
+        | Command::Check(_)
         | Command::Doctor(_)
         | Command::Roles(_)
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Config(_) => {
-            unreachable!("handled before a database was needed")
+            unreachable!("handled before a database is connected")
         }
     }
 }
 
-fn load(place: &Place) -> anyhow::Result<Config> {
-    let config = match &place.config {
+fn load(argument: &ConfigArgument) -> Result<Config, InvalidConfig> {
+    match &argument.config {
         Some(file) => Config::load(file).map(Config::or_database_of_environment),
         None => Config::from_environment(),
-    };
-    config.map_err(|faults| Exit::configuration(faults).into())
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `espctl pause`, `resume`, `retry` and `reset`: what operators do to a processor, asked for on a command line.
+//! `espctl pause`, `resume`, `retry` and `reset`: what operators do to a processor.
 
 use chrono::{DateTime, Utc};
 use clap::Args;
@@ -20,9 +20,9 @@ pub(crate) struct Target {
 
 #[derive(Args)]
 #[command(
-    after_help = "Without --to and --at the projector's tables are dropped and made anew, and it starts over from the\n\
-    first event. With them only the position moves and the tables stay as they are: events after the new position are\n\
-    handled (again), events before it are not."
+    after_help = "Without --to and --at the projector's tables are dropped and created again, and it starts over from the\n\
+    first event. With one of them only the position moves and the tables stay as they are: events after the new\n\
+    position are handled (again), events before it are not."
 )]
 pub(crate) struct ResetArguments {
     /// Name of the processor
@@ -33,10 +33,10 @@ pub(crate) struct ResetArguments {
     /// Move to the last position at or before this time (RFC 3339) instead, and keep the tables
     #[arg(long, value_name = "TIME")]
     at: Option<DateTime<Utc>>,
-    /// Let a reactor emit again for events that it has handled before; what it has emitted is not emitted twice
+    /// Let a reactor emit again for events that it has handled before; an event that is stored already is not stored twice
     #[arg(long)]
     repeat_effects: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
 }
@@ -53,12 +53,12 @@ pub(crate) async fn retry(target: Target, config: &Config, databases: &Databases
     let (row, changed) = operator(config, databases, &me).retry(&target.name).await?;
     let said = match (changed, row.paused_at) {
         (true, _) => "tries again now, from",
-        (false, Some(_)) => "is paused (`espctl resume` ends that), at",
+        (false, Some(_)) => "is paused (run `espctl resume` first), at",
         (false, None) => "had no failure, at",
     };
     if row.dead_letters > 0 {
         let hint = format!(
-            "events are set aside: `espctl dead-letters retry {} --all` handles them again",
+            "events are set aside: `espctl dead-letters retry {} --all` has them handled again",
             row.name
         );
         output::print_note(&format!("{} {hint}", row.dead_letters))?;
@@ -83,7 +83,7 @@ pub(crate) async fn reset(
     let row = operator.find(&arguments.name).await?;
     let to = operator.destination(arguments.to, arguments.at).await?;
     if to == Destination::Start {
-        // Nobody is asked about what cannot be done.
+        // Fails before the confirmation if the reset cannot be done.
         operator.declaration(&row.name)?;
     }
     if !arguments.yes && !output::confirm(&describe(&row, to, &operator).await?)? {
@@ -104,16 +104,16 @@ async fn describe(row: &TrackerRow, to: Destination, operator: &Operator<'_>) ->
         let tables = operator.owned_tables(name).await?;
         let tables = if tables.is_empty() { "no tables".to_owned() } else { tables.join(", ") };
         return Ok(format!(
-            "This drops and recreates {tables} and lets {name} handle {} ids again from the start. Go on?",
+            "This drops and recreates {tables} and lets {name} handle {} ids again from the start. Continue?",
             thousands(*position)
         ));
     };
     Ok(if to < *position {
         format!(
-            "This lets {name} handle {} ids again and keeps its tables as they are. Go on?",
+            "This lets {name} handle {} ids again and keeps its tables as they are. Continue?",
             thousands(to.distance_to(*position))
         )
     } else {
-        format!("This lets {name} skip {} ids for good. Go on?", thousands(position.distance_to(to)))
+        format!("This lets {name} skip {} ids for good. Continue?", thousands(position.distance_to(to)))
     })
 }

@@ -1,4 +1,4 @@
-//! `espctl roles`: the script of roles with few rights, with the names of this configuration.
+//! `espctl roles`: prints the script that creates roles with few rights, with the names of this configuration.
 
 use clap::Args;
 
@@ -7,12 +7,12 @@ use crate::espctl::output;
 use crate::postgres::quote::quote_identifier;
 use crate::store::layout::{CreatedBy, Layout, Order};
 
-/// What the script is made from; it also runs under psql.
+/// The script with psql variables, so that it also runs under psql as it is.
 const ROLES: &str = include_str!("../../migrations/roles.sql");
 
 #[derive(Args)]
 #[command(
-    after_help = "Prints SQL and changes nothing: look at it, then give it to psql. docs/roles.md tells what the roles are for.\n\n\
+    after_help = "Prints SQL and changes nothing: read it, then run it with psql. docs/roles.md says what the roles are for.\n\n\
     Example:\n  espctl roles | psql --single-transaction -v ON_ERROR_STOP=1 \"$DATABASE_URL\""
 )]
 pub(crate) struct Arguments {}
@@ -26,7 +26,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
         CreatedBy::Migrations => own,
         CreatedBy::Framework(framework) => {
             let Order::DrawnInTransaction { sequence, .. } = &layout.order;
-            // The framework's application appends, with rights of its own; everybody else reads.
+            // The framework's application appends with rights of its own; the roles of espd only read.
             let kept: Vec<&str> =
                 own.lines().filter(|line| !line.starts_with("grant insert on :\"schema\".events")).collect();
             let schema = quote_identifier(&framework.schema);

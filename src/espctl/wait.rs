@@ -1,4 +1,4 @@
-//! `espctl wait`: for scripts and deployments that need a projection to be as new as something.
+//! `espctl wait`: waits until a processor has reached a position, for scripts and deployments.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,12 @@ use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::store::{EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
-#[command(after_help = "Ends with 0 once it is there, with 75 when the time is over.\n\n\
+#[command(after_help = "Exit code 0 once the position is reached, 75 if the time limit is exceeded.\n\n\
     Example, to read what was just written:\n  espctl wait outstanding_todos --timeout 5s && psql -c 'table outstanding_todos'")]
 pub(crate) struct Arguments {
     /// Name of the processor
     name: String,
-    /// The position to wait for; the last event of now if left out
+    /// The position to wait for; without it, that of the last event now
     #[arg(long, value_name = "POSITION")]
     position: Option<Position>,
     /// How long to wait: 500ms, 30s, 5m
@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     timeout: Duration,
 }
 
-/// Between two looks at the tracker.
+/// The time between two reads of the tracker.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! `espctl webhook-test`: the request that an event is sent with, and what the receiver says to it.
+//! `espctl webhook-test`: shows the request that an event is sent with, and the answer of the receiver.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -21,13 +21,13 @@ use crate::operations::databases::Databases;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, WebhookDeclaration};
 use crate::store::{EventStore as _, PostgresEventStore};
 
-/// Characters of an answer that are shown.
+/// The most characters of an answer's body that are shown.
 const BODY_SHOWN: usize = 2_000;
 
 #[derive(Args)]
 #[command(
     after_help = "Nothing is recorded and no position moves, with or without --send. Secrets and the values of the declared\n\
-    headers are not shown. Ends with 1 where the receiver does not accept the event.\n\n\
+    headers are not shown. Exit code 1 if the receiver does not accept the event.\n\n\
     Example:\n  espctl webhook-test todo_mails --event 1234 --send"
 )]
 pub(crate) struct Arguments {
@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     /// Position of the event
     #[arg(long, value_name = "POSITION")]
     event: Position,
-    /// Send it, and show the answer
+    /// Send the request, and show the answer
     #[arg(long)]
     send: bool,
 }
@@ -49,7 +49,7 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     output::print(&describe_request(&request, &event, webhook)?)?;
     if declaration.event_types().is_some_and(|types| !types.contains(event.event_type.as_str())) {
         output::print_note(&format!(
-            "note: {} is sent no events of type {}",
+            "note: {} does not send events of type {}",
             declaration.name, event.event_type
         ))?;
     }
@@ -63,12 +63,12 @@ fn find_webhook<'c>(
     let found = config.processors.iter().find(|processor| processor.name == name);
     match found.map(|declaration| (declaration, &declaration.handling)) {
         Some((declaration, Handling::Webhook(webhook))) => Ok((declaration, webhook)),
-        Some(_) => bail!("{name} is no webhook: there is no [reactor.webhook] in its declaration"),
+        Some(_) => bail!("{name} is not a webhook: its declaration has no [reactor.webhook]"),
         None => bail!("the configuration declares no processor {name}"),
     }
 }
 
-/// The event, as processors read it.
+/// The event as processors read it, after upcasts.
 async fn find_event(databases: &Databases, config: &Config, position: Position) -> anyhow::Result<Event> {
     let layout = databases.layout.clone().with_upcasts(&config.upcasts);
     let store = PostgresEventStore::new(databases.events.clone(), layout);
@@ -76,7 +76,7 @@ async fn find_event(databases: &Databases, config: &Config, position: Position) 
     events.try_next().await?.with_context(|| format!("there is no event at position {position}"))
 }
 
-/// The request, and how its signature comes about.
+/// The request, and how its signature is computed.
 fn describe_request(
     request: &Request<Full<Bytes>>,
     event: &Event,
@@ -87,7 +87,7 @@ fn describe_request(
     writeln!(text, "\n{}\n", event.body.get())?;
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if webhook.secrets.is_empty() {
-        write!(text, "The request is not signed: there are no `secrets`.")?;
+        write!(text, "The request is not signed: `secrets` is empty.")?;
     } else {
         write!(
             text,

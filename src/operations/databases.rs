@@ -1,4 +1,4 @@
-//! The databases that a command works on, as the configuration names them.
+//! The databases that a command works on, as the configuration names them: connects, migrates and checks them.
 
 use std::path::Path;
 use std::str::FromStr as _;
@@ -17,48 +17,60 @@ use crate::schema;
 use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, PreconditionError};
 
-/// Where `espd` keeps its private PostgreSQL when the configuration names no database.
+/// The folder of the private PostgreSQL that `espd` starts if the configuration names no database.
 pub const PRIVATE_FOLDER: &str = ".espd/postgres";
 
-/// The database on the private PostgreSQL.
+/// The name of the database on the private PostgreSQL.
 pub const PRIVATE_DATABASE: &str = "espd";
 
 /// How long a command waits for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The event store and the projections of one configuration.
 #[derive(Debug)]
 pub struct Databases {
-    /// Where the events are.
+    /// Schema, tables and columns of the events.
     pub layout: Layout,
     /// The database of the events.
     pub events: PgPool,
-    /// The database of the projections; the same pool where it is the same database.
+    /// The database of the projections: the same pool if it is the same database.
     pub projections: PgPool,
     /// The schema of the projectors' tables.
     pub projections_schema: String,
 }
 
 impl Databases {
-    /// Connects to what the configuration names.
+    /// Connects to the databases that the configuration names. `program` is the `application_name` of the sessions.
+    ///
+    /// # Errors
+    /// No database is named, or one does not answer within ten seconds.
     pub async fn connect(config: &Config, program: &str) -> anyhow::Result<Self> {
+        Self::connect_within(config, program, CONNECT_TIMEOUT).await
+    }
+
+    /// As [`Self::connect`], with another limit for each connection.
+    pub(crate) async fn connect_within(
+        config: &Config,
+        program: &str,
+        limit: Duration,
+    ) -> anyhow::Result<Self> {
         let Some(url) = config.direct_event_store_url() else {
             bail!(
                 "no database is named: set DATABASE_URL, or write url under [event_store] (a daemon with a private \
                  PostgreSQL prints the DATABASE_URL to use)"
             );
         };
-        let events = connect(url, program).await.context("the event store")?;
+        let events = connect(url, program, limit).await.context("the event store")?;
         let projections = match config.direct_projections_url() {
             None => events.clone(),
-            Some(url) => connect(url, program).await.context("the database of the projections")?,
+            Some(url) => connect(url, program, limit).await.context("the database of the projections")?,
         };
         let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
         Ok(Self { layout, events, projections, projections_schema: config.projections.schema.clone() })
     }
 
-    /// As [`Self::connect`], without connecting now, and with few connections: for those who ask now and
-    /// then, also while the database is down. `patience` is how long they wait for a connection.
+    /// As [`Self::connect`], but connects when a connection is first needed, also after the database was down. `patience`
+    /// is how long a query waits for one of the `connections`.
     pub(crate) fn connect_lazily(
         config: &Config,
         program: &str,
@@ -79,19 +91,19 @@ impl Databases {
         })
     }
 
-    /// Creates or completes espd's tables. Returns what was done, one line per set.
+    /// Creates espd's tables or migrates them. Returns what was done, one line for each set of migrations.
     pub async fn migrate(&self) -> anyhow::Result<Vec<String>> {
         let schema = self.layout.schema();
         let events = if self.layout.created_by == CreatedBy::Migrations {
             schema::migrate_event_store(&self.events, schema).await?.to_string()
         } else {
-            format!("{} is not espd's own, left as it is", self.layout.events_table())
+            format!("{} does not belong to espd and was not changed", self.layout.events_table())
         };
         let processing = schema::migrate_processing(&self.projections, schema).await?;
         Ok(vec![format!("event store: {events}"), format!("processing: {processing}")])
     }
 
-    /// Confirms that espd's tables are there, in the version that this program knows.
+    /// Checks that espd's tables exist in the version of this program.
     pub async fn check_schema(&self) -> anyhow::Result<()> {
         if self.layout.created_by == CreatedBy::Migrations {
             schema::check_event_store(&self.events, self.layout.schema()).await?;
@@ -100,7 +112,7 @@ impl Databases {
         Ok(())
     }
 
-    /// Confirms that the events can be followed safely, by those who have got as far as the trackers say.
+    /// Checks that no processor would miss events, given the positions of the trackers.
     pub async fn check_store(&self) -> anyhow::Result<()> {
         let reached = Trackers::new(self.layout.schema()).largest_position(&self.projections).await?;
         let mut connection = self.events.acquire().await?;
@@ -124,10 +136,10 @@ impl Databases {
     }
 }
 
-async fn connect(url: &DatabaseUrl, program: &str) -> anyhow::Result<PgPool> {
+async fn connect(url: &DatabaseUrl, program: &str, limit: Duration) -> anyhow::Result<PgPool> {
     let options = options(url, program)?;
-    reach(&options).await.with_context(|| format!("could not connect to {url}"))?;
-    Ok(pool(4, CONNECT_TIMEOUT).connect_lazy_with(options))
+    reach(&options, limit).await.with_context(|| format!("could not connect to {url}"))?;
+    Ok(pool(4, limit).connect_lazy_with(options))
 }
 
 fn options(url: &DatabaseUrl, program: &str) -> anyhow::Result<PgConnectOptions> {
@@ -141,21 +153,21 @@ fn pool(connections: u32, patience: Duration) -> PgPoolOptions {
     PgPoolOptions::new().max_connections(connections).acquire_timeout(patience)
 }
 
-/// Connects once. A pool would go on trying and then say no more than that the time is over.
-async fn reach(options: &PgConnectOptions) -> anyhow::Result<()> {
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
-    let connection = connected.map_err(|_| anyhow::anyhow!("no answer within {CONNECT_TIMEOUT:?}"))??;
+/// Connects once. A pool would keep trying and then report nothing but a timeout.
+async fn reach(options: &PgConnectOptions, limit: Duration) -> anyhow::Result<()> {
+    let connected = tokio::time::timeout(limit, options.connect()).await;
+    let connection = connected.map_err(|_| anyhow::anyhow!("no answer within {limit:?}"))??;
     Ok(connection.close().await?)
 }
 
-/// Starts the private PostgreSQL in `folder` and makes sure that its database exists.
+/// Starts the private PostgreSQL in `folder` and creates its database if it does not exist.
 pub async fn start_private(folder: &Path) -> anyhow::Result<(EmbeddedPostgres, DatabaseUrl)> {
     let server = EmbeddedPostgres::start_at(folder, Options::default()).await?;
     let url = private_database(&server).await?;
     Ok((server, url))
 }
 
-/// The URL of the private database on this server, which is created where it is missing.
+/// The URL of the private database on this server. Creates the database if it does not exist.
 pub async fn private_database(server: &EmbeddedPostgres) -> anyhow::Result<DatabaseUrl> {
     let admin = PgPoolOptions::new().max_connections(1).connect(&server.url("postgres")).await?;
     let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")

@@ -1,12 +1,14 @@
-//! Everything that espd needs of its databases, looked at one by one, with what to do where it is missing.
+//! Examines everything that espd needs from its databases, and says how to fix what is missing.
 //!
-//! The daemon refuses to start only where going on would lose events (`preconditions`). The doctor also tells
-//! what works badly, what will fail later, and what is fine, because at three in the morning that is news, too.
+//! The daemon refuses to start only if it would lose events (`preconditions`). The doctor also reports what works badly,
+//! what will fail later, and what is fine, because in an incident that is news, too.
 
 mod processing;
 mod server;
 mod session;
 mod store;
+
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -14,20 +16,20 @@ use crate::config::Config;
 use crate::operations::databases::Databases;
 use crate::postgres::error::chain;
 
-/// How bad it is.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Level {
-    /// As it should be.
+    /// All is well.
     Ok,
-    /// Works, but not as well or as safely as it could.
+    /// It works, but not as well or as safely as it could.
     Warning,
-    /// Does not work, or loses events.
+    /// It does not work, or loses events.
     Failure,
 }
 
 impl Level {
-    /// The word that people see.
+    /// The level in one word, for people.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -37,10 +39,10 @@ impl Level {
     }
 }
 
-/// What was found of one thing. The field names are an interface: `espctl doctor --json` prints them.
+/// The result of one check. The field names are an interface: `espctl doctor --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// What was looked at; stable, for programs.
+    /// What was examined: a stable word for programs.
     pub(crate) check: &'static str,
     pub(crate) level: Level,
     /// What was found, in a sentence.
@@ -63,14 +65,15 @@ impl Finding {
     }
 }
 
-/// Looks at everything. What cannot be looked at is a failure of its own; nothing is changed.
-pub(crate) async fn examine(config: &Config) -> Vec<Finding> {
-    let databases = match Databases::connect(config, "espctl doctor").await {
+/// Examines everything and changes nothing. What cannot be examined is a finding of its own. `program` is the
+/// `application_name` of the sessions, `connect_limit` how long each connection may take.
+pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Duration) -> Vec<Finding> {
+    let databases = match Databases::connect_within(config, program, connect_limit).await {
         Ok(databases) => databases,
         Err(error) => {
             let remedy = match config.event_store.url {
                 None => "set DATABASE_URL, or name a configuration with --config",
-                Some(_) => "start the server, or mend the URL, the network or pg_hba.conf",
+                Some(_) => "start the server, or fix the URL, the network or pg_hba.conf",
             };
             return vec![Finding::failure("connection", chain(&*error), remedy)];
         }
@@ -87,13 +90,17 @@ pub(crate) async fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Adds what was found, or that nothing could be found.
+/// Adds the findings of a part, or a finding that says why it could not be examined.
 fn collect(findings: &mut Vec<Finding>, part: &'static str, found: anyhow::Result<Vec<Finding>>) {
     match found {
         Ok(found) => findings.extend(found),
         Err(error) => {
-            let message = format!("could not be examined: {}", chain(&*error));
-            findings.push(Finding::failure(part, message, "mend what stands above, then look again"));
+            let message = format!("this could not be examined: {}", chain(&*error));
+            findings.push(Finding::failure(
+                part,
+                message,
+                "fix what the findings above say, then run the doctor again",
+            ));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Imports the positions that the processors of another framework have reached.
 //!
-//! A processor that is taken over goes on behind the last event that its predecessor handled, on the
-//! tables that the predecessor filled. So three things are required before anything is done: the
-//! predecessor has stopped, the tables are there, and what it passed is settled.
+//! After the import a processor continues after the last event that its predecessor handled, with the tables that the
+//! predecessor filled. So three things are checked before anything is changed: the predecessor has stopped, the tables
+//! exist, and the predecessor's position is settled.
 
 use std::collections::BTreeMap;
 
@@ -20,39 +20,39 @@ use crate::processing::tracker::{ProcessorKey, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{ObserveError, observe_once};
 use crate::store::layout::Positions;
 
-/// One processor and the predecessor whose position it takes over.
+/// One processor and the predecessor whose position it gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Takeover {
+pub(crate) struct ImportedPosition {
     pub(crate) processor: String,
     pub(crate) predecessor: String,
-    /// Where the processor stands.
+    /// The position of the processor.
     pub(crate) from: Position,
-    /// Where the predecessor stands.
+    /// The position of the predecessor.
     pub(crate) to: Position,
-    /// Tables that become the processor's own.
+    /// The tables that become the processor's own.
     pub(crate) tables: Vec<String>,
-    /// Why it cannot be done.
+    /// Why the position cannot be imported.
     pub(crate) obstacle: Option<String>,
 }
 
-/// What is to be taken over.
+/// What an import would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
-    pub(crate) takeovers: Vec<Takeover>,
-    /// Names in the framework's table that no processor goes by.
+    pub(crate) imports: Vec<ImportedPosition>,
+    /// Names in the framework's table that no declared processor has.
     pub(crate) left_out: Vec<String>,
 }
 
-/// Why nothing was taken over.
+/// Why nothing was imported.
 #[derive(Debug, Error)]
-pub(crate) enum TakeoverError {
+pub(crate) enum ImportError {
     #[error("no processor {0} is declared: name the configuration that declares it with --config")]
     NotDeclared(String),
     #[error("failed to observe the event store")]
     Observe(#[from] ObserveError),
     #[error("a position has changed in the meantime: nothing was done, try again")]
     Changed,
-    #[error("the database could not be asked, or refused")]
+    #[error("the database does not answer, or refuses")]
     Database(#[from] sqlx::Error),
     #[error("nothing was done: {0}")]
     Tables(String),
@@ -63,30 +63,30 @@ pub(crate) enum TakeoverError {
 struct Predecessor {
     name: String,
     position: Position,
-    /// The session that holds the lock of a running processor.
+    /// The session that holds the lock of a running processor; `None`: it does not run.
     pid: Option<i32>,
 }
 
 from_row!(Predecessor { name, position, pid });
 
-/// Positions of the framework, to be taken over by declared projectors.
+/// An import of the framework's positions by declared projectors.
 #[derive(Debug)]
-pub(crate) struct Takeovers<'t> {
+pub(crate) struct PositionImport<'t> {
     pub(crate) databases: &'t Databases,
     pub(crate) declared: &'t [ProcessorDeclaration],
-    /// Where the framework keeps them.
+    /// Where the framework keeps its positions.
     pub(crate) positions: &'t Positions,
-    /// Processor and predecessor, where they are named; empty: everybody who has a predecessor of the same name.
+    /// Predecessor by processor; empty: every processor with a predecessor of the same name.
     pub(crate) wanted: BTreeMap<String, String>,
-    /// Whether a processor that has moved already is moved again.
+    /// Whether to move also processors that have moved already.
     pub(crate) overwrite: bool,
 }
 
-impl Takeovers<'_> {
-    /// Looks at everything and changes nothing.
-    pub(crate) async fn plan(&self) -> Result<Plan, TakeoverError> {
+impl PositionImport<'_> {
+    /// Examines everything and changes nothing.
+    pub(crate) async fn plan(&self) -> Result<Plan, ImportError> {
         if let Some(unknown) = self.wanted.keys().find(|name| self.declaration(name).is_none()) {
-            return Err(TakeoverError::NotDeclared(unknown.clone()));
+            return Err(ImportError::NotDeclared(unknown.clone()));
         }
         let mut connection = self.databases.projections.acquire().await?;
         let predecessors = self.list_predecessors(&mut connection).await?;
@@ -94,44 +94,47 @@ impl Takeovers<'_> {
         let floor = trackers.largest_position(&mut *connection).await?;
         let mut events = self.databases.events.acquire().await?;
         let settled = observe_once(&mut events, &self.databases.layout, floor, PATIENCE).await?.settled;
-        let mut takeovers = Vec::new();
+        let mut imports = Vec::new();
         for (declaration, wanted) in self.candidates() {
             let predecessor = predecessors.iter().find(|row| row.name == wanted);
-            // Without a wish, who has no predecessor is nobody's concern.
+            // A processor without a predecessor matters only if it was named.
             if predecessor.is_some() || !self.wanted.is_empty() {
-                takeovers
+                imports
                     .push(self.examine(&mut connection, declaration, &wanted, predecessor, settled).await?);
             }
         }
-        let taken = |name: &String| takeovers.iter().any(|takeover| takeover.predecessor == *name);
+        let taken = |name: &String| imports.iter().any(|import| import.predecessor == *name);
         let left_out = predecessors.into_iter().map(|row| row.name).filter(|name| !taken(name)).collect();
-        Ok(Plan { takeovers, left_out })
+        Ok(Plan { imports, left_out })
     }
 
-    /// Does what the plan says, all or nothing, if it still holds.
-    pub(crate) async fn carry_out(&self, plan: &Plan, operator: &str) -> Result<(), TakeoverError> {
+    /// Does what the plan says, all or nothing.
+    ///
+    /// # Errors
+    /// [`ImportError::Changed`] if the plan is outdated.
+    pub(crate) async fn carry_out(&self, plan: &Plan, operator: &str) -> Result<(), ImportError> {
         if self.plan().await? != *plan {
-            return Err(TakeoverError::Changed);
+            return Err(ImportError::Changed);
         }
         let Databases { layout, projections, projections_schema, .. } = self.databases;
         let trackers = Trackers::new(layout.schema());
         let mut connection = projections.acquire().await?;
         let mut transaction = connection.begin().await?;
-        for takeover in &plan.takeovers {
-            let Some(declaration) = self.declaration(&takeover.processor) else { continue };
+        for import in &plan.imports {
+            let Some(declaration) = self.declaration(&import.processor) else { continue };
             let mut key = ProcessorKey::new(&declaration.name, declaration.version);
             trackers.register(&mut *transaction, &key, ProcessorKind::Projector, Position::START).await?;
             // The processor may have run before, with tables of another version or none.
             if let Some(row) = self.find_tracker(&mut transaction, declaration).await? {
                 key = row.key();
             }
-            let rebuilt_as = (!takeover.tables.is_empty()).then_some(declaration.version);
-            let reset = Reset { rebuilt_as, ..Reset::to(takeover.to) };
+            let rebuilt_as = (!import.tables.is_empty()).then_some(declaration.version);
+            let reset = Reset { rebuilt_as, ..Reset::to(import.to) };
             trackers.reset(&mut transaction, &key, operator, reset).await?;
-            if !takeover.tables.is_empty() {
+            if !import.tables.is_empty() {
                 adopt_tables(declaration, layout.schema(), projections_schema, &mut transaction)
                     .await
-                    .map_err(|error| TakeoverError::Tables(error.to_string()))?;
+                    .map_err(|error| ImportError::Tables(error.to_string()))?;
             }
         }
         transaction.commit().await?;
@@ -139,7 +142,7 @@ impl Takeovers<'_> {
         Ok(())
     }
 
-    /// The processors to look at, each with the name of its predecessor.
+    /// The processors to examine, each with the name of its predecessor.
     fn candidates(&self) -> impl Iterator<Item = (&ProcessorDeclaration, String)> {
         self.declared.iter().filter_map(|declaration| match self.wanted.get(&declaration.name) {
             Some(predecessor) => Some((declaration, predecessor.clone())),
@@ -173,7 +176,7 @@ impl Takeovers<'_> {
         wanted: &str,
         predecessor: Option<&Predecessor>,
         settled: Position,
-    ) -> Result<Takeover, TakeoverError> {
+    ) -> Result<ImportedPosition, ImportError> {
         let schema = &self.databases.projections_schema;
         let row = self.find_tracker(connection, declaration).await?;
         let from = row.as_ref().map_or(Position::START, |row| row.position);
@@ -186,22 +189,22 @@ impl Takeovers<'_> {
                 Some(format!("{wanted} is still running (database session {pid}): stop it first"))
             }
             Some(_) if is_made && !self.overwrite => {
-                Some(format!("it has moved already, to {from}: --overwrite moves it nevertheless"))
+                Some(format!("it has moved already, to {from}: add --overwrite to move it all the same"))
             }
-            Some(_) if to > settled => Some(format!("{to} is not settled yet, only {settled} is: try again")),
+            Some(_) if to > settled => Some(format!("{to} is not settled yet, only {settled} is: try again later")),
             Some(_) => missing.map(|table| {
-                format!("its table {schema}.{table} does not exist: it would begin empty in the middle of the events")
+                format!("its table {schema}.{table} does not exist: it would start empty in the middle of the events")
             }),
         };
         let tables = declaration.tables.iter().map(|table| format!("{schema}.{}", table.name)).collect();
         let (processor, predecessor) = (declaration.name.clone(), wanted.to_owned());
-        Ok(Takeover { processor, predecessor, from, to, tables, obstacle })
+        Ok(ImportedPosition { processor, predecessor, from, to, tables, obstacle })
     }
 
     async fn list_predecessors(
         &self,
         connection: &mut PgConnection,
-    ) -> Result<Vec<Predecessor>, TakeoverError> {
+    ) -> Result<Vec<Predecessor>, ImportError> {
         let statement =
             format!("-- list_predecessors\nselect * from ({}) as t order by name", self.positions.query);
         Ok(sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await?)

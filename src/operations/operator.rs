@@ -1,6 +1,6 @@
-//! What operators see and do, without any printing or asking: `espctl` and the admin endpoint share it.
+//! What operators see of processors and do to them: `espctl` and the admin endpoint share it.
 //!
-//! Whatever is done is recorded with the name of who did it, and rings, so that daemons notice at once.
+//! Every change is recorded with the name of the operator, and daemons are notified of it.
 
 mod dead_letters;
 
@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Connection as _};
 use thiserror::Error;
 
-pub use dead_letters::{ExaminedLetter, Meant};
+pub use dead_letters::{Affected, ExaminedDeadLetter};
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
@@ -23,24 +23,24 @@ use crate::processing::tracker::{ProcessorKey, ReplayEffects, Reset, TrackerRow,
 use crate::store::horizon::{Horizon, ObserveError, observe_once};
 use crate::store::{EventStore as _, PostgresEventStore, ReadError};
 
-/// How long to wait for the horizon to settle before saying who holds it back.
+/// How long to wait for the horizon to settle before naming the transactions that hold it back.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Somebody who looks after the processors of some databases.
+/// An operator of the processors of some databases.
 #[derive(Debug, Clone, Copy)]
 pub struct Operator<'o> {
-    /// Where the processors are.
+    /// The databases of the processors.
     pub databases: &'o Databases,
     /// The processors that the configuration declares.
     pub declared: &'o [ProcessorDeclaration],
-    /// Who it is, for the records: `alice@host`.
+    /// The operator's name, for the table `operator_log`: `alice@host`.
     pub name: &'o str,
 }
 
 /// What a reset does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destination {
-    /// Drop the processor's tables, make them anew, and start over from the first event.
+    /// Drop the processor's tables, create them again, and start over from the first event.
     Start,
     /// Only move the position; the tables stay as they are.
     Position(Position),
@@ -56,59 +56,59 @@ impl Destination {
     }
 }
 
-/// Why nothing was done.
+/// Why an operation did nothing.
 #[derive(Debug, Error)]
 pub enum OperatorError {
     /// No processor of this name has run on the database.
     #[error("no processor {name}{}", others(known))]
     Unknown {
-        /// The name that was asked for.
+        /// The unknown name.
         name: String,
-        /// The names that would have been known.
+        /// The names that are known.
         known: Vec<String>,
     },
-    /// The processor has several trackers, and the name alone does not say which is meant.
+    /// The processor has several trackers, and the name alone does not identify one.
     #[error("there are {} trackers of {name}: {}", trackers.len(), listed(trackers))]
     Several {
-        /// The name that was asked for.
+        /// The name.
         name: String,
-        /// Its trackers.
+        /// The trackers of this name.
         trackers: Vec<ProcessorKey>,
     },
-    /// The position is one that no reader may have reached yet.
+    /// The position is beyond the settled horizon, where events may still appear before it.
     #[error(
-        "the last settled position is {settled}: events up to {to} would be skipped before they are there"
+        "the last settled position is {settled}: a processor at {to} would skip events that are still being written"
     )]
     NotSettled {
-        /// The position that was asked for.
+        /// The requested position.
         to: Position,
-        /// The highest that is allowed now.
+        /// The highest position that is allowed now.
         settled: Position,
     },
-    /// The tables cannot be made anew, because nobody says how.
+    /// The tables cannot be created again, because the configuration does not declare the processor.
     #[error("{name} is not declared: name the configuration that declares it with --config")]
     NotDeclared {
         /// The processor.
         name: String,
     },
-    /// The event is no dead letter of the processor.
-    #[error("event {event_id} is no dead letter of {name}")]
-    NoLetter {
+    /// The event is not a dead letter of the processor.
+    #[error("event {event_id} is not a dead letter of {name}")]
+    NotADeadLetter {
         /// The processor.
         name: String,
         /// The event.
         event_id: Position,
     },
-    /// The letter has its turn after another one.
+    /// The dead letter waits behind another one.
     #[error(
         "event {event_id} waits behind event {first} of its aggregate, which has to be handled before it"
     )]
-    Waits {
+    OutOfOrder {
         /// The processor.
         name: String,
-        /// The event that was asked for.
+        /// The event that was to be retried.
         event_id: Position,
-        /// The event to retry.
+        /// The event to retry first.
         first: Position,
     },
     /// The declaration cannot be compiled.
@@ -123,16 +123,16 @@ pub enum OperatorError {
     /// The event store could not be read.
     #[error(transparent)]
     Events(#[from] ReadError),
-    /// The database could not do it now.
+    /// The database does not answer, or refuses.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
 }
 
 impl Operator<'_> {
-    /// The status of every processor, or of one, as of now. Empty where the name is not known.
+    /// The status of every processor, or of one, as of now. Empty if the name is unknown.
     ///
     /// # Errors
-    /// The database cannot be asked.
+    /// The database does not answer.
     pub async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, OperatorError> {
         let Databases { events, projections, layout, .. } = self.databases;
         let horizon = self.horizon().await?;
@@ -144,7 +144,7 @@ impl Operator<'_> {
     /// The settled horizon as of now.
     async fn horizon(&self) -> Result<Horizon, OperatorError> {
         let Databases { events, projections, layout, .. } = self.databases;
-        // A position is only ever moved to where everything had settled, so the highest is a bound to start from.
+        // No tracker is ever beyond the settled horizon, so the highest position is a bound to start from.
         let settled = self.trackers().largest_position(projections).await?;
         let mut events = events.acquire().await?;
         Ok(observe_once(&mut events, layout, settled, PATIENCE).await?)
@@ -153,7 +153,7 @@ impl Operator<'_> {
     /// The tracker of a processor.
     ///
     /// # Errors
-    /// [`OperatorError::Unknown`], [`OperatorError::Several`], or the database cannot be asked.
+    /// [`OperatorError::Unknown`], [`OperatorError::Several`], or the database does not answer.
     pub async fn find(&self, name: &str) -> Result<TrackerRow, OperatorError> {
         let rows = self.trackers().list(&self.databases.projections, None).await?;
         let (mut found, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.name == name);
@@ -166,7 +166,7 @@ impl Operator<'_> {
         found.pop().ok_or_else(|| OperatorError::Unknown { name, known: known() })
     }
 
-    /// Pauses a processor until it is resumed. Returns its tracker as it was, and whether it was running.
+    /// Pauses a processor until it is resumed. Returns the tracker as it was before, and whether it was running.
     ///
     /// # Errors
     /// As for [`Self::find`].
@@ -178,8 +178,8 @@ impl Operator<'_> {
         Ok((row, changed))
     }
 
-    /// Lets the event that fails be tried now, also where the processor has stopped over it. Returns its tracker as it
-    /// was, and whether there was a failure and no pause.
+    /// Has a failing event tried again now, even if the processor has stopped because of it. Returns the tracker as it was
+    /// before, and whether there was a failure and no pause.
     ///
     /// # Errors
     /// As for [`Self::find`].
@@ -191,7 +191,7 @@ impl Operator<'_> {
         Ok((row, changed))
     }
 
-    /// Lets a paused or failed processor go on. Returns its tracker as it was, and whether it was either.
+    /// Resumes a paused or failed processor. Returns the tracker as it was before, and whether it was paused or failed.
     ///
     /// # Errors
     /// As for [`Self::find`].
@@ -203,11 +203,11 @@ impl Operator<'_> {
         Ok((row, changed))
     }
 
-    /// Where a reset leads to that names a position (`to`), or a time and with it the last position at or
-    /// before it (`at`), or neither: then to the start.
+    /// The destination of a reset: the position `to`, or the last position at or before the time `at`, or the start if
+    /// there is neither.
     ///
     /// # Errors
-    /// [`OperatorError::NotSettled`], or the database cannot be asked.
+    /// [`OperatorError::NotSettled`], or the database does not answer.
     pub async fn destination(
         &self,
         to: Option<Position>,
@@ -227,10 +227,10 @@ impl Operator<'_> {
         Ok(Destination::Position(position))
     }
 
-    /// The tables that a reset to the start drops and makes anew, with their schemas.
+    /// The tables that a reset to the start drops and creates again, with their schemas.
     ///
     /// # Errors
-    /// The database cannot be asked.
+    /// The database does not answer.
     pub async fn owned_tables(&self, name: &str) -> Result<Vec<String>, OperatorError> {
         let statement = format!(
             "-- list_owned_tables
@@ -244,8 +244,8 @@ impl Operator<'_> {
     /// Resets a processor. `effects` matters for reactors only.
     ///
     /// # Errors
-    /// The start is wanted and the processor not declared, or its tables cannot be made; or the database
-    /// could not do it. Nothing has changed then.
+    /// The destination is the start and the processor is not declared or its tables cannot be created, or the database
+    /// refuses. Nothing has changed then.
     pub async fn reset(
         &self,
         name: &str,
@@ -295,7 +295,7 @@ impl Operator<'_> {
         }
     }
 
-    /// How a processor is declared.
+    /// The declaration of a processor.
     ///
     /// # Errors
     /// [`OperatorError::NotDeclared`].
@@ -318,7 +318,7 @@ fn listed(trackers: &[ProcessorKey]) -> String {
     trackers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What follows an unknown name.
+/// The end of the message about an unknown name.
 fn others(known: &[String]) -> String {
     match known {
         [] => ": none has run on this database yet".to_owned(),

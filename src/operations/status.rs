@@ -26,7 +26,7 @@ pub use worker::WorkerStatus;
 pub enum ProcessorState {
     /// Claimed by a worker that has not finished a batch yet.
     Running,
-    /// Behind the settled horizon, and handling events.
+    /// AggregateQueue the settled horizon, and handling events.
     CatchingUp,
     /// At the settled horizon.
     Live,

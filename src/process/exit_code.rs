@@ -5,8 +5,6 @@ use std::process::ExitStatus;
 
 use nix::sys::signal::Signal;
 
-use crate::postgres::error::chain;
-
 /// How `espd`, a worker or `espctl` ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -82,22 +80,6 @@ impl Exit {
     pub fn configuration(message: impl ToString) -> Self {
         Self { code: ExitCode::Configuration, message: message.to_string() }
     }
-}
-
-/// Whether nobody reads what was to be printed.
-pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// Prints an error as one chain and returns the code to end with.
-pub(crate) fn report(outcome: anyhow::Result<()>) -> std::process::ExitCode {
-    let Err(error) = outcome else { return ExitCode::Success.into() };
-    // A reader that has gone, such as `head`, has had enough; that is no failure.
-    if is_closed_pipe(&error) {
-        return ExitCode::Success.into();
-    }
-    eprintln!("error: {}", chain(&*error));
-    error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code).into()
 }
 
 #[cfg(test)]

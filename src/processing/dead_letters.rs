@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub(crate) use announcement::announce_set_aside;
-pub use operator::{Behind, Remaining, RetryAsked};
+pub use operator::{AggregateQueue, Remaining, RetryRequest};
 pub use selection::Selection;
 
 use crate::event::Position;

@@ -1,10 +1,11 @@
 //! The admin endpoint of a real daemon, over real connections.
 
+mod actions;
 pub mod client;
 mod clients;
+mod doctor;
 mod guard;
 mod life;
-mod verbs;
 
 use serde_json::{Value, json};
 

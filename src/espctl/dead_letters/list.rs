@@ -1,4 +1,4 @@
-//! `espctl dead-letters list`.
+//! `espctl dead-letters list`: a table of the events that were set aside.
 
 use chrono::Utc;
 use clap::Args;
@@ -22,71 +22,71 @@ pub(crate) struct Arguments {
     name: Option<String>,
     #[command(flatten)]
     criteria: Criteria,
-    /// Only events after this one, to go on where a list ended
+    /// Only events after this one, to continue where a list ended
     #[arg(long, value_name = "EVENT", requires = "name")]
     after: Option<Position>,
-    /// At most this many
+    /// Show at most this many
     #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=100_000))]
     limit: i64,
-    /// An array of objects instead of a table
+    /// Print an array of objects instead of a table
     #[arg(long)]
     json: bool,
 }
 
-/// Characters of an error that fit into a line.
+/// The most characters of an error in the table.
 const ERROR_CHARACTERS: usize = 70;
 
 pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow::Result<()> {
     let Arguments { name, criteria, after, limit, json } = arguments;
     let selection = Selection { processor: name, after, ..criteria.into_selection() };
-    let letters = operator.dead_letters(&selection, limit).await?;
-    if let (Some(name), true) = (&selection.processor, letters.is_empty()) {
+    let dead_letters = operator.dead_letters(&selection, limit).await?;
+    if let (Some(name), true) = (&selection.processor, dead_letters.is_empty()) {
         operator.require_known(name).await?;
     }
     if json {
-        return output::print(&serde_json::to_string_pretty(&letters)?);
+        return output::print(&serde_json::to_string_pretty(&dead_letters)?);
     }
-    let Some(last) = letters.last() else {
-        let which = if selection == Selection::default() { "" } else { " like this" };
+    let Some(last) = dead_letters.last() else {
+        let which = if selection == Selection::default() { "" } else { " match" };
         return output::print(&format!("no dead letters{which}"));
     };
-    let mut text = render(&letters);
-    if letters.len() as i64 == limit {
+    let mut text = render(&dead_letters);
+    if dead_letters.len() as i64 == limit {
         let more = operator.count_dead_letters(&selection).await? - limit;
         if more > 0 {
-            text.push_str(&format!("\n\n{} more: raise --limit, or say which you mean.", thousands(more)));
+            text.push_str(&format!("\n\n{} more: raise --limit, or select fewer.", thousands(more)));
         }
     }
     text.push_str(&format!(
-        "\n\n`espctl dead-letters show {} {}` tells all about one.",
+        "\n\n`espctl dead-letters show {} {}` shows everything about one.",
         last.processor, last.event_id
     ));
     output::print(&text)
 }
 
-fn render(letters: &[DeadLetter]) -> String {
+fn render(dead_letters: &[DeadLetter]) -> String {
     let header = ["PROCESSOR", "EVENT", "TYPE", "AGGREGATE", "REASON", "TRIES", "AGE", "ERROR"];
-    table(&header, letters.iter().map(row).collect(), &[1, 5, 6])
+    table(&header, dead_letters.iter().map(row).collect(), &[1, 5, 6])
 }
 
-fn row(letter: &DeadLetter) -> Vec<String> {
-    let asked = if letter.retry_requested_at.is_some() { ", retry asked for" } else { "" };
+fn row(dead_letter: &DeadLetter) -> Vec<String> {
+    let requested = if dead_letter.retry_requested_at.is_some() { ", retry requested" } else { "" };
     vec![
-        letter.processor.clone(),
-        letter.event_id.to_string(),
-        letter.event_type.clone(),
-        letter.aggregate_id.to_string(),
-        format!("{}{asked}", letter.reason),
-        letter.attempts.to_string(),
-        format_duration((Utc::now() - letter.set_aside_at).as_seconds_f64()),
-        error(letter),
+        dead_letter.processor.clone(),
+        dead_letter.event_id.to_string(),
+        dead_letter.event_type.clone(),
+        dead_letter.aggregate_id.to_string(),
+        format!("{}{requested}", dead_letter.reason),
+        dead_letter.attempts.to_string(),
+        format_duration((Utc::now() - dead_letter.set_aside_at).as_seconds_f64()),
+        error(dead_letter),
     ]
 }
 
-/// Why it is here, in one line.
-fn error(letter: &DeadLetter) -> String {
-    let Some(failure) = &letter.failure else {
-        return "an earlier event of its aggregate is here".to_owned();
+/// Why the event was set aside, in one line.
+fn error(dead_letter: &DeadLetter) -> String {
+    let Some(failure) = &dead_letter.failure else {
+        return "waits behind an earlier event of its aggregate".to_owned();
     };
     let code = failure.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
     let words: Vec<&str> = failure.message.split_whitespace().collect();

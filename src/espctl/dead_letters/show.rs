@@ -1,16 +1,16 @@
-//! `espctl dead-letters show`.
+//! `espctl dead-letters show`: everything about one event that was set aside.
 
 use chrono::{DateTime, Utc};
 use clap::Args;
 
 use crate::espctl::output;
 use crate::event::Position;
-use crate::operations::operator::{ExaminedLetter, Operator};
+use crate::operations::operator::{ExaminedDeadLetter, Operator};
 use crate::operations::status::text::{format_duration, thousands};
 
 #[derive(Args)]
 #[command(
-    after_help = "The event is shown as it is in the store now, which may be otherwise than when it failed.\n\n\
+    after_help = "The event is shown as it is in the store now, which may differ from when it failed.\n\n\
     Examples:\n  \
     espctl dead-letters show outstanding_todos 4711\n  \
     espctl dead-letters show outstanding_todos 4711 --json | jq .event.body"
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     name: String,
     /// Id of the event
     event: Position,
-    /// An object instead of a text
+    /// Print an object instead of text
     #[arg(long)]
     json: bool,
 }
@@ -30,10 +30,10 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
     if arguments.json {
         return output::print(&serde_json::to_string_pretty(&examined)?);
     }
-    let mut lines = tell_letter(&examined);
-    lines.extend(tell_line(&examined));
-    lines.extend(tell_event(&examined)?);
-    lines.push(what_to_do(&examined));
+    let mut lines = describe_failure(&examined);
+    lines.extend(describe_queue(&examined));
+    lines.extend(describe_event(&examined)?);
+    lines.push(remedy(&examined));
     output::print(&lines.join("\n"))
 }
 
@@ -42,64 +42,62 @@ fn ago(time: DateTime<Utc>) -> String {
 }
 
 /// What happened to the event.
-fn tell_letter(ExaminedLetter { letter, .. }: &ExaminedLetter) -> Vec<String> {
+fn describe_failure(ExaminedDeadLetter { dead_letter, .. }: &ExaminedDeadLetter) -> Vec<String> {
     let mut lines = vec![format!(
         "event {} ({}) of aggregate {}, set aside for {} {}",
-        letter.event_id,
-        letter.event_type,
-        letter.aggregate_id,
-        letter.processor,
-        ago(letter.set_aside_at)
+        dead_letter.event_id,
+        dead_letter.event_type,
+        dead_letter.aggregate_id,
+        dead_letter.processor,
+        ago(dead_letter.set_aside_at)
     )];
-    if let Some(failure) = &letter.failure {
+    if let Some(failure) = &dead_letter.failure {
         let code = failure.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
         lines.push(format!("  error   {}{code}", failure.message));
         let further = [("detail", &failure.detail), ("hint  ", &failure.hint), ("place ", &failure.place)];
         lines.extend(further.iter().filter_map(|(name, text)| Some(format!("  {name}  {}", text.as_ref()?))));
     }
-    let last = letter.tried_at.map_or_else(String::new, |at| format!(", last {}", ago(at)));
-    lines.push(format!("  tried   {} times{last}", letter.attempts));
-    if letter.replaying {
-        lines.push(
-            "  effects it was handled before a reset: a retry does not repeat what it led to then".to_owned(),
-        );
+    let last = dead_letter.tried_at.map_or_else(String::new, |at| format!(", last {}", ago(at)));
+    lines.push(format!("  tried   {} times{last}", dead_letter.attempts));
+    if dead_letter.replaying {
+        lines.push("  effects handled before a reset: a retry does not repeat its effects".to_owned());
     }
     lines.extend(
-        letter.retry_requested_at.map(|at| format!("  retry   asked for {}, has not happened yet", ago(at))),
+        dead_letter.retry_requested_at.map(|at| format!("  retry   requested {}, not done yet", ago(at))),
     );
     lines
 }
 
-/// Its place in the line of its aggregate.
-fn tell_line(ExaminedLetter { behind, .. }: &ExaminedLetter) -> Vec<String> {
+/// What the event waits for, and what waits for it.
+fn describe_queue(ExaminedDeadLetter { queue, .. }: &ExaminedDeadLetter) -> Vec<String> {
     let mut lines = Vec::new();
-    lines.extend(behind.waits_for.map(|first| format!("  waits   behind event {first}")));
-    if behind.waiting > 0 {
-        let shown: Vec<String> = behind.waiting_event_ids.iter().map(ToString::to_string).collect();
-        let more = if (shown.len() as i64) < behind.waiting { ", …" } else { "" };
-        let waiting = thousands(behind.waiting);
+    lines.extend(queue.waits_for.map(|first| format!("  waits   behind event {first}")));
+    if queue.waiting > 0 {
+        let shown: Vec<String> = queue.waiting_event_ids.iter().map(ToString::to_string).collect();
+        let more = if (shown.len() as i64) < queue.waiting { ", …" } else { "" };
+        let waiting = thousands(queue.waiting);
         lines.push(format!("  behind  {waiting} later of its aggregate: {}{more}", shown.join(", ")));
     }
     lines
 }
 
-fn tell_event(ExaminedLetter { event, .. }: &ExaminedLetter) -> anyhow::Result<Vec<String>> {
+fn describe_event(ExaminedDeadLetter { event, .. }: &ExaminedDeadLetter) -> anyhow::Result<Vec<String>> {
     Ok(match event {
         Some(event) => vec![String::new(), serde_json::to_string_pretty(event)?, String::new()],
-        None => vec!["  event   is not in the store any more".to_owned(), String::new()],
+        None => vec!["  event   no longer in the store".to_owned(), String::new()],
     })
 }
 
-fn what_to_do(ExaminedLetter { letter, behind, .. }: &ExaminedLetter) -> String {
-    let name = &letter.processor;
-    match behind.waits_for {
+fn remedy(ExaminedDeadLetter { dead_letter, queue, .. }: &ExaminedDeadLetter) -> String {
+    let name = &dead_letter.processor;
+    match queue.waits_for {
         Some(first) => {
-            format!("`espctl dead-letters retry {name} {first}` handles them in order, this one as well.")
+            format!("`espctl dead-letters retry {name} {first}` has them handled in order, this one as well.")
         }
         None => format!(
-            "Mend the handler or what it needs, then `espctl dead-letters retry {name} {0}`; or `espctl dead-letters \
-             discard {name} {0}`.",
-            letter.event_id
+            "Fix the handler or the data it needs, then run `espctl dead-letters retry {name} {0}`; or discard the event: \
+             `espctl dead-letters discard {name} {0}`.",
+            dead_letter.event_id
         ),
     }
 }

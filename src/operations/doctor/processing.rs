@@ -1,4 +1,5 @@
-//! The database of the projections: espd's own tables, what the role may do there, and who belongs to whom.
+//! The database of the projections: espd's own tables, the privileges of the role, and whether trackers and declarations
+//! match.
 
 use sqlx::{PgPool, Row as _};
 
@@ -14,7 +15,7 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
     if let Err(error) = schema::check_processing(&databases.projections, schema).await {
         return Ok(vec![Finding::failure("processing_schema", error.to_string(), "espctl migrate")]);
     }
-    let mut findings = vec![Finding::ok("processing_schema", "at the version that this program knows")];
+    let mut findings = vec![Finding::ok("processing_schema", "at the version of this program")];
     let (own, projections) = (schema, &databases.projections_schema);
     findings.extend(privileges(&databases.projections, own, projections).await?);
     let trackers = Trackers::new(schema).list(&databases.projections, None).await?;
@@ -22,7 +23,7 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
     Ok(findings)
 }
 
-/// What running processors needs beyond reading events.
+/// The privileges that running processors requires beyond reading events.
 async fn privileges(pool: &PgPool, own: &str, projections: &str) -> anyhow::Result<Vec<Finding>> {
     let statement = "
         -- list_missing_privileges
@@ -48,32 +49,32 @@ async fn privileges(pool: &PgPool, own: &str, projections: &str) -> anyhow::Resu
         return Ok(vec![Finding::ok("privileges", format!("role {role} may run processors"))]);
     }
     let finding = |grant: &String| {
-        let message = format!("role {role} has not all that running processors needs");
+        let message = format!("role {role} lacks a privilege that running processors requires");
         Finding::failure("privileges", message, format!("{grant} to {role};"))
     };
     Ok(missing.iter().map(finding).collect())
 }
 
-/// Processors without tracker, trackers without processor, and those whose versions differ.
+/// Processors without a tracker, trackers without a processor, and versions that differ.
 fn processors(config: &Config, trackers: &[TrackerRow]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for declaration in &config.processors {
         let tracker = trackers.iter().find(|tracker| tracker.name == declaration.name);
         findings.extend(compare(declaration, tracker));
     }
-    // Without a file nothing is declared, which says nothing.
-    let strangers = trackers.iter().filter(|_| !config.files.is_empty());
-    for tracker in strangers {
+    // Without a configuration file nothing is declared, so a tracker without a declaration says nothing.
+    let undeclared = trackers.iter().filter(|_| !config.files.is_empty());
+    for tracker in undeclared {
         if !config.processors.iter().any(|declaration| declaration.name == tracker.name) {
             let message =
-                format!("{} has a tracker, at {}, and is not declared", tracker.name, tracker.position);
+                format!("{} has a tracker at {} and is not declared", tracker.name, tracker.position);
             let remedy =
-                "declare it, or, if it is gone for good, delete its row of `trackers` and drop its tables";
+                "declare it; or, if it is no longer needed, delete its row of `trackers` and drop its tables";
             findings.push(Finding::warning("processors", message, remedy));
         }
     }
     if findings.is_empty() {
-        let message = format!("{} are declared, all have run", config.processors.len());
+        let message = format!("{} are declared, and all have run", config.processors.len());
         findings.push(Finding::ok("processors", message));
     }
     findings
@@ -86,7 +87,10 @@ fn compare(declaration: &ProcessorDeclaration, tracker: Option<&TrackerRow>) -> 
         return Some(Finding::warning("processors", message, "start `espd run` with this configuration"));
     };
     (tracker.version != *version).then(|| {
-        let message = format!("the tables of {name} are version {}, declared is {version}", tracker.version);
+        let message = format!(
+            "the tables of {name} have version {}, and version {version} is declared",
+            tracker.version
+        );
         Finding::failure("processors", message, format!("`espctl reset {name}` drops and rebuilds them"))
     })
 }

@@ -1,14 +1,14 @@
-//! The server: what it promises about data that it has acknowledged, and whether it has room.
+//! The server: whether acknowledged data survives a crash, and whether there are free connections.
 
 use sqlx::{PgPool, Row as _};
 
 use super::Finding;
 
-/// Settings that decide what a crash leaves, with what is lost where they are off.
+/// The settings that decide what survives a crash, and what is lost if they are off.
 const DURABILITY: [(&str, &str); 3] = [
     ("fsync", "a crash of the machine may corrupt the whole server"),
     ("full_page_writes", "a crash of the machine may leave torn pages"),
-    ("synchronous_commit", "a crash loses what was acknowledged in the last moments"),
+    ("synchronous_commit", "a crash loses what was acknowledged just before it"),
 ];
 
 pub(super) async fn examine(pool: &PgPool, what: &str) -> anyhow::Result<Vec<Finding>> {
@@ -50,7 +50,7 @@ async fn durability(pool: &PgPool) -> anyhow::Result<Vec<Finding>> {
         });
     }
     if findings.is_empty() {
-        findings.push(Finding::ok("durability", "what the server acknowledges outlives a crash"));
+        findings.push(Finding::ok("durability", "what the server acknowledges survives a crash"));
     }
     Ok(findings)
 }
@@ -59,20 +59,21 @@ fn encoding(encoding: &str) -> Finding {
     if encoding == "UTF8" {
         return Finding::ok("encoding", "UTF8");
     }
-    let message = format!("the database is in {encoding}, which cannot store every character of JSON");
-    Finding::warning("encoding", message, "move to a database made with `encoding 'UTF8'`")
+    let message =
+        format!("the database has the encoding {encoding}, which cannot store every character of JSON");
+    Finding::warning("encoding", message, "move to a database created with `encoding 'UTF8'`")
 }
 
 fn superuser(role: &str, is_superuser: bool) -> Finding {
     if !is_superuser {
-        return Finding::ok("role", format!("{role} is no superuser"));
+        return Finding::ok("role", format!("{role} is not a superuser"));
     }
-    let message = format!("{role} is a superuser: a handler's mistake can reach everything");
-    Finding::warning("role", message, "connect as a role made by `espctl roles`, see docs/roles.md")
+    let message = format!("{role} is a superuser: a mistake in a handler can destroy everything");
+    Finding::warning("role", message, "connect as a role created with `espctl roles`, see docs/roles.md")
 }
 
 fn free_connections(free: i32) -> Finding {
-    /// What a handful of workers takes.
+    /// Enough for a few workers.
     const WANTED: i32 = 10;
     if free >= WANTED {
         return Finding::ok("connections", format!("{free} are free"));
@@ -85,9 +86,9 @@ fn free_connections(free: i32) -> Finding {
     )
 }
 
-/// The server's clock against ours. Leases are judged by the server's alone; ages that are shown are not.
+/// The server's clock against this machine's. Leases use the server's clock only, but ages are shown by both.
 async fn clock(pool: &PgPool) -> anyhow::Result<Finding> {
-    /// More than a slow network explains, in milliseconds.
+    /// The accepted difference in milliseconds: more than a slow network explains.
     const TOLERANCE: i64 = 2_000;
     let before = chrono::Utc::now();
     let server: chrono::DateTime<chrono::Utc> =
@@ -100,7 +101,6 @@ async fn clock(pool: &PgPool) -> anyhow::Result<Finding> {
     if difference.abs() <= TOLERANCE + slack {
         return Ok(Finding::ok("clock", message));
     }
-    let remedy =
-        "let both machines follow a time server; ages and times of retries are shown wrongly until then";
+    let remedy = "synchronise both machines with a time server; until then ages and times of retries are shown wrongly";
     Ok(Finding::warning("clock", message, remedy))
 }

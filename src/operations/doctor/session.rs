@@ -1,4 +1,4 @@
-//! What lies between us and the server, and what the server does to our sessions.
+//! Poolers between espd and the server, notifications, and timeouts of the server.
 
 use std::time::Duration;
 
@@ -11,37 +11,37 @@ use crate::config::Config;
 use crate::operations::databases::Databases;
 use crate::postgres::notify::{EVENTS, notify};
 
-/// How long a notification may take. It takes a millisecond where it arrives at all.
+/// How long a notification may take. It takes a millisecond if it arrives at all.
 const NOTIFICATION_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
     let pooled = is_pooled(&databases.events).await?;
     let mut findings = vec![if pooled {
-        let message = "a pooler in transaction mode lies between here and the server";
-        let remedy = "espd works through it; a direct connection hears of events sooner, and `espctl migrate` needs one";
+        let message = "there is a pooler in transaction mode before the server";
+        let remedy = "espd works through it, but notices events sooner with `direct_url`, and `espctl migrate` needs that";
         Finding::warning("pooler", message, remedy)
     } else {
-        Finding::ok("pooler", "the connection keeps its session")
+        Finding::ok("pooler", "each connection has a session of its own")
     }];
     findings.push(if hears_notifications(&databases.events).await? {
-        Finding::ok("notifications", "they arrive")
+        Finding::ok("notifications", "notifications arrive")
     } else {
         let message = format!(
-            "they do not arrive: events are noticed when looking, after up to {:?}",
+            "notifications do not arrive: new events are noticed by polling, after up to {:?}",
             config.runner.poll_interval_max
         );
-        Finding::warning("notifications", message, "connect directly, not through a pooler")
+        Finding::warning("notifications", message, "connect directly, not through a pooler: set `direct_url`")
     });
     findings.push(timeouts(&databases.projections, config.runner.batch.time).await?);
     Ok(findings)
 }
 
-/// Whether two looks through one connection see two sessions, when somebody takes a session in between.
+/// Whether one connection gets two sessions, if another connection takes a session in between.
 async fn is_pooled(pool: &PgPool) -> anyhow::Result<bool> {
     let mut ours = pool.acquire().await?;
     let mut other = pool.acquire().await?;
     let before = read_pid(&mut ours).await?;
-    // A pooler gives the session that has just become free to whoever comes next.
+    // A pooler gives the session that has just become free to the next transaction.
     let mut transaction = other.begin().await?;
     let others = read_pid(&mut transaction).await?;
     let after = read_pid(&mut ours).await?;
@@ -61,20 +61,20 @@ async fn hears_notifications(pool: &PgPool) -> anyhow::Result<bool> {
     Ok(tokio::time::timeout(NOTIFICATION_PATIENCE, listener.recv()).await.is_ok_and(|heard| heard.is_ok()))
 }
 
-/// Limits of the server that end sessions or batches of a healthy worker.
+/// Whether timeouts of the server end sessions or batches of a healthy worker.
 async fn timeouts(pool: &PgPool, batch: Duration) -> anyhow::Result<Finding> {
     let statement = "
         -- read_timeouts
         select name, setting::bigint as milliseconds from pg_settings
         where name in ('statement_timeout', 'idle_session_timeout', 'transaction_timeout') and setting <> '0'
         order by name";
-    // A batch ends after the event during which its time is up.
+    // A batch exceeds its time by the event that is being handled then.
     let tight = i64::try_from(batch.as_millis()).unwrap_or(i64::MAX).saturating_mul(5);
     for row in sqlx::raw_sql(statement).fetch_all(pool).await? {
         let (name, milliseconds): (String, i64) = (row.try_get("name")?, row.try_get("milliseconds")?);
         if name == "idle_session_timeout" || milliseconds < tight {
             let message =
-                format!("{name} is {milliseconds} ms for this role, and ends batches or waiting workers");
+                format!("{name} is {milliseconds} ms for this role and ends batches or waiting workers");
             return Ok(Finding::warning(
                 "timeouts",
                 message,
@@ -82,5 +82,5 @@ async fn timeouts(pool: &PgPool, batch: Duration) -> anyhow::Result<Finding> {
             ));
         }
     }
-    Ok(Finding::ok("timeouts", "no limit of the server ends a healthy worker"))
+    Ok(Finding::ok("timeouts", "no timeout of the server ends a healthy worker"))
 }

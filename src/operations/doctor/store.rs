@@ -1,4 +1,4 @@
-//! The event store: everything that the settled horizon rests on, and who holds it back.
+//! The event store: the preconditions of the settled horizon, and the transactions that hold it back.
 
 use std::time::Duration;
 
@@ -13,23 +13,23 @@ use crate::store::horizon::observe_once;
 use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, PreconditionError, UnmetKind};
 
-/// How long to wait for the horizon to settle before naming who holds it back.
+/// How long to wait for the horizon to settle before naming the transactions that hold it back.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The preconditions by subject: what is said where they hold, and the kinds that say otherwise.
+/// The preconditions by subject: the message if they hold, and the kinds that mean that they do not.
 const PRECONDITIONS: [(&str, &str, &[UnmetKind]); 8] = [
     ("server_version", "PostgreSQL 13 or newer", &[UnmetKind::NotPostgres, UnmetKind::ServerTooOld]),
     ("primary", "the server is the primary", &[UnmetKind::Standby]),
     (
         "events_table",
-        "the table of events is there, with the columns of its layout",
+        "the table of events exists, with the columns of its layout",
         &[UnmetKind::TableMissing, UnmetKind::ColumnUnfit],
     ),
     ("events_logged", "the table of events survives a crash", &[UnmetKind::Unlogged]),
     ("events_readable", "all events can be read", &[UnmetKind::NotReadable, UnmetKind::RowSecurity]),
     (
         "sequence",
-        "ids are drawn by the insert itself, one by one, upward",
+        "each insert draws its ids itself, one by one, upward",
         &[
             UnmetKind::SequenceMissing,
             UnmetKind::SequenceNotOwned,
@@ -39,12 +39,8 @@ const PRECONDITIONS: [(&str, &str, &[UnmetKind]); 8] = [
             UnmetKind::IdNotDrawn,
         ],
     ),
-    (
-        "ids",
-        "every event is within a reader's reach",
-        &[UnmetKind::IdTooSmall, UnmetKind::SequenceBehindEvents],
-    ),
-    ("positions", "no processor is beyond the end of the store", &[UnmetKind::SequenceBehindPosition]),
+    ("ids", "readers can reach every event", &[UnmetKind::IdTooSmall, UnmetKind::SequenceBehindEvents]),
+    ("positions", "no processor is beyond the last event", &[UnmetKind::SequenceBehindPosition]),
 ];
 
 pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
@@ -53,7 +49,7 @@ pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding
     if databases.layout.created_by == CreatedBy::Migrations {
         findings.push(schema_version(databases).await);
     }
-    // Without trackers nobody has got anywhere.
+    // Without a table of trackers no processor has moved.
     let reached = Trackers::new(databases.layout.schema())
         .largest_position(&databases.projections)
         .await
@@ -70,7 +66,7 @@ pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding
 
 async fn schema_version(databases: &Databases) -> Finding {
     match schema::check_event_store(&databases.events, databases.layout.schema()).await {
-        Ok(()) => Finding::ok("event_store_schema", "at the version that this program knows"),
+        Ok(()) => Finding::ok("event_store_schema", "at the version of this program"),
         Err(error) => Finding::failure("event_store_schema", error.to_string(), "espctl migrate"),
     }
 }
@@ -85,7 +81,7 @@ async fn preconditions(
         Err(PreconditionError::Unmet(unmet)) => unmet,
         Err(error) => return Err(error.into()),
     };
-    // Some of them hide the others.
+    // Some unmet preconditions prevent the other checks.
     let hidden = unmet.iter().any(|one| one.kind.prevents_reading());
     let mut findings = Vec::new();
     for (check, good, kinds) in PRECONDITIONS {
@@ -111,9 +107,10 @@ async fn triggers(connection: &mut PgConnection, layout: &Layout) -> anyhow::Res
     }
     let finding = |name: &String| {
         let table = layout.events_table();
-        let message =
-            format!("trigger {name} on {table} runs in every append; what it raises, the appender gets");
-        let remedy = format!("if a projector can do its work: drop trigger \"{name}\" on {table};");
+        let message = format!("trigger {name} on {table} runs in every append and can make it fail");
+        let remedy = format!(
+            "replace the trigger by a projector if possible, then: drop trigger \"{name}\" on {table};"
+        );
         Finding::warning("triggers", message, remedy)
     };
     Ok(names.iter().map(finding).collect())
@@ -129,22 +126,21 @@ async fn horizon(connection: &mut PgConnection, layout: &Layout, floor: Position
     }
     let holders: Vec<String> = horizon.held_by.iter().map(ToString::to_string).collect();
     let message = format!(
-        "events beyond {} (head {}) wait for writers that have not ended: {}",
+        "events after {} (head {}) wait for open transactions of writers: {}",
         horizon.settled,
         horizon.head,
         holders.join("; ")
     );
-    Ok(Finding::warning("horizon", message, "`espctl status` names them and how to end them"))
+    Ok(Finding::warning("horizon", message, "`espctl status` says how to end them"))
 }
 
-/// Whether other sessions can be described when they hold everybody up.
+/// Whether the sessions that hold the horizon back can be described.
 async fn visibility(connection: &mut PgConnection) -> anyhow::Result<Finding> {
     let statement = "-- may_see_sessions\nselect pg_has_role(current_user, 'pg_read_all_stats', 'usage')";
     if sqlx::query_scalar(statement).fetch_one(connection).await? {
-        return Ok(Finding::ok("sessions_visible", "writers that hold the horizon back can be described"));
+        return Ok(Finding::ok("sessions_visible", "sessions that hold the horizon back can be described"));
     }
-    let message =
-        "sessions of other roles cannot be described, only counted, when they hold the horizon back";
+    let message = "sessions of other roles that hold the horizon back can only be counted, not described";
     Ok(Finding::warning(
         "sessions_visible",
         message,
@@ -152,7 +148,7 @@ async fn visibility(connection: &mut PgConnection) -> anyhow::Result<Finding> {
     ))
 }
 
-/// Transactions that are open for an hour, whatever they do: nothing in the whole database is cleaned up meanwhile.
+/// Transactions that have been open for an hour: they prevent vacuum from cleaning up the whole database.
 async fn old_transactions(connection: &mut PgConnection) -> anyhow::Result<Finding> {
     let statement = "
         -- count_old_transactions
@@ -164,7 +160,8 @@ async fn old_transactions(connection: &mut PgConnection) -> anyhow::Result<Findi
     if open + prepared == 0 {
         return Ok(Finding::ok("old_transactions", "none"));
     }
-    let message = format!("{open} transactions are open for an hour, {prepared} prepared ones for a minute");
-    let remedy = "see pg_stat_activity and pg_prepared_xacts; end them with pg_terminate_backend or `rollback prepared`";
+    let message =
+        format!("{open} transactions have been open for an hour, {prepared} prepared ones for a minute");
+    let remedy = "find them in pg_stat_activity and pg_prepared_xacts; end them with pg_terminate_backend or `rollback prepared`";
     Ok(Finding::warning("old_transactions", message, remedy))
 }

@@ -1,146 +1,149 @@
-//! What operators do about dead letters.
+//! What operators see of dead letters and do about them.
 
 use serde::Serialize;
 
 use super::{Operator, OperatorError};
 use crate::event::{Event, Position};
-use crate::processing::dead_letters::{Behind, DeadLetter, DeadLetters, Remaining, RetryAsked, Selection};
+use crate::processing::dead_letters::{
+    AggregateQueue, DeadLetter, DeadLetters, Remaining, RetryRequest, Selection,
+};
 use crate::processing::tracker::TrackerRow;
 use crate::store::EventStore as _;
 
-/// A dead letter with everything that is known about it. The field names are an interface: `espctl dead-letters show
+/// A dead letter, its event, and the dead letters around it. The field names are an interface: `espctl dead-letters show
 /// --json` prints them.
 #[derive(Debug, Serialize)]
-pub struct ExaminedLetter {
-    /// The letter.
+pub struct ExaminedDeadLetter {
+    /// The dead letter.
     #[serde(flatten)]
-    pub letter: DeadLetter,
-    /// Its place in the line of its aggregate.
+    pub dead_letter: DeadLetter,
+    /// The other dead letters of its aggregate.
     #[serde(flatten)]
-    pub behind: Behind,
-    /// The event as it is in the store now; `None`: it is there no more.
+    pub queue: AggregateQueue,
+    /// The event as it is in the store now; `None`: it is no longer there.
     pub event: Option<Event>,
 }
 
-/// What a retry or a discard is about.
+/// How many dead letters a retry or a discard affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Meant {
-    /// How many letters are meant.
-    pub letters: i64,
-    /// How many others wait behind them.
+pub struct Affected {
+    /// The dead letters that are selected.
+    pub dead_letters: i64,
+    /// Those that are not selected and wait behind selected ones.
     pub left_behind: i64,
 }
 
 impl Operator<'_> {
-    /// The dead letters that are meant, by processor and event, `limit` at most.
+    /// The selected dead letters, ordered by processor and event, `limit` at most.
     ///
     /// # Errors
-    /// The database cannot be asked.
+    /// The database does not answer.
     pub async fn dead_letters(
         &self,
         selection: &Selection,
         limit: i64,
     ) -> Result<Vec<DeadLetter>, OperatorError> {
-        Ok(self.letters().list(&self.databases.projections, selection, limit).await?)
+        Ok(self.table().list(&self.databases.projections, selection, limit).await?)
     }
 
-    /// How many dead letters are meant.
+    /// How many dead letters are selected.
     ///
     /// # Errors
-    /// The database cannot be asked.
+    /// The database does not answer.
     pub async fn count_dead_letters(&self, selection: &Selection) -> Result<i64, OperatorError> {
-        Ok(self.letters().count(&self.databases.projections, selection).await?)
+        Ok(self.table().count(&self.databases.projections, selection).await?)
     }
 
-    /// How many dead letters of a processor are meant, and how many others wait behind them.
+    /// How many dead letters of a processor are selected, and how many others wait behind them.
     ///
     /// # Errors
-    /// The database cannot be asked.
-    pub async fn weigh(&self, name: &str, selection: &Selection) -> Result<Meant, OperatorError> {
+    /// The database does not answer.
+    pub async fn count_affected(&self, name: &str, selection: &Selection) -> Result<Affected, OperatorError> {
         let (projections, selection) = (&self.databases.projections, of(name, selection));
-        let letters = self.letters().count(projections, &selection).await?;
-        let left_behind = self.letters().count_left_behind(projections, name, &selection).await?;
-        Ok(Meant { letters, left_behind })
+        let dead_letters = self.table().count(projections, &selection).await?;
+        let left_behind = self.table().count_left_behind(projections, name, &selection).await?;
+        Ok(Affected { dead_letters, left_behind })
     }
 
-    /// One dead letter, its event, and what waits behind it.
+    /// One dead letter, its event, and the dead letters around it.
     ///
     /// # Errors
-    /// [`OperatorError::NoLetter`], or a database cannot be asked.
-    pub async fn examine(&self, name: &str, event_id: Position) -> Result<ExaminedLetter, OperatorError> {
-        let letter = self.letter(name, event_id).await?;
-        let behind = self.letters().behind(&self.databases.projections, &letter).await?;
+    /// [`OperatorError::NotADeadLetter`], or a database does not answer.
+    pub async fn examine(&self, name: &str, event_id: Position) -> Result<ExaminedDeadLetter, OperatorError> {
+        let dead_letter = self.dead_letter(name, event_id).await?;
+        let queue = self.table().queue_around(&self.databases.projections, &dead_letter).await?;
         let events = self.store().read_after(event_id.previous(), Some(event_id), None, 1).await?;
-        Ok(ExaminedLetter { letter, behind, event: events.into_iter().next() })
+        Ok(ExaminedDeadLetter { dead_letter, queue, event: events.into_iter().next() })
     }
 
-    /// Asks the owner of the processor to handle these again, and those that wait behind them. It does so by itself;
-    /// [`Self::remaining`] tells how far it is. Returns its tracker as well.
+    /// Asks the owner of the processor to handle the selected dead letters again, and those that wait behind them. Returns
+    /// at once, with the tracker of the processor; [`Self::remaining`] says what is left to do.
     ///
     /// # Errors
-    /// As for [`Self::find`], [`OperatorError::NoLetter`] or [`OperatorError::Waits`] where one is named, or the database cannot do it now.
+    /// As for [`Self::find`]. If one event is selected, [`OperatorError::NotADeadLetter`] or
+    /// [`OperatorError::OutOfOrder`]. The database does not answer.
     pub async fn retry_dead_letters(
         &self,
         name: &str,
         selection: &Selection,
-    ) -> Result<(TrackerRow, RetryAsked), OperatorError> {
+    ) -> Result<(TrackerRow, RetryRequest), OperatorError> {
         let row = self.find(name).await?;
         let selection = of(name, selection);
         if let Some(event_id) = selection.event_id {
-            self.refuse_out_of_turn(name, event_id).await?;
+            self.refuse_out_of_order(name, event_id).await?;
         }
         let projections = &self.databases.projections;
-        let asked = self.letters().request_retry(projections, name, &selection, self.name).await?;
+        let request = self.table().request_retry(projections, name, &selection, self.name).await?;
         self.databases.notify_runners().await;
-        Ok((row, asked))
+        Ok((row, request))
     }
 
-    /// How many letters of this retry nobody has come to yet.
+    /// How many dead letters of this retry have not been tried yet.
     ///
     /// # Errors
-    /// The database cannot be asked.
-    pub async fn pending(&self, name: &str, asked: &RetryAsked) -> Result<i64, OperatorError> {
-        Ok(self.letters().count_pending(&self.databases.projections, name, asked).await?)
+    /// The database does not answer.
+    pub async fn count_pending(&self, name: &str, request: &RetryRequest) -> Result<i64, OperatorError> {
+        Ok(self.table().count_pending(&self.databases.projections, name, request).await?)
     }
 
-    /// What of this retry is still here, with up to `shown` of those that failed again.
+    /// The dead letters of this retry that are still set aside, with up to `shown` of those that failed again.
     ///
     /// # Errors
-    /// The database cannot be asked.
+    /// The database does not answer.
     pub async fn remaining(
         &self,
         name: &str,
-        asked: &RetryAsked,
+        request: &RetryRequest,
         shown: i64,
     ) -> Result<Remaining, OperatorError> {
         let mut connection = self.databases.projections.acquire().await?;
-        Ok(self.letters().remaining(&mut connection, name, asked, shown).await?)
+        Ok(self.table().remaining(&mut connection, name, request, shown).await?)
     }
 
-    /// Removes these for good: the processor never handles their events. Returns how many there were, and how many
-    /// others still wait behind them.
+    /// Removes the selected dead letters for good: the processor never handles their events. Returns how many there were,
+    /// and how many others still wait behind them.
     ///
     /// # Errors
-    /// [`OperatorError::NoLetter`] where one is named, or the database cannot do it now.
+    /// [`OperatorError::NotADeadLetter`] if one event is selected, or the database does not answer.
     pub async fn discard_dead_letters(
         &self,
         name: &str,
         selection: &Selection,
-    ) -> Result<Meant, OperatorError> {
+    ) -> Result<Affected, OperatorError> {
         let selection = of(name, selection);
         if let Some(event_id) = selection.event_id {
-            self.letter(name, event_id).await?;
+            self.dead_letter(name, event_id).await?;
         }
-        let left_behind = self.weigh(name, &selection).await?.left_behind;
+        let left_behind = self.count_affected(name, &selection).await?.left_behind;
         let mut connection = self.databases.projections.acquire().await?;
-        let letters = self.letters().discard(&mut connection, &selection, self.name).await?;
-        if letters == 0 {
+        let dead_letters = self.table().discard(&mut connection, &selection, self.name).await?;
+        if dead_letters == 0 {
             self.require_known(name).await?;
         }
-        Ok(Meant { letters, left_behind })
+        Ok(Affected { dead_letters, left_behind })
     }
 
-    /// Refuses a name that neither runs nor is declared: it has no dead letters because it was mistyped.
+    /// Refuses a name that is neither declared nor has a tracker: it is probably mistyped.
     ///
     /// # Errors
     /// As for [`Self::find`].
@@ -151,30 +154,30 @@ impl Operator<'_> {
         Ok(())
     }
 
-    /// What waits behind another one has its turn after that one.
-    async fn refuse_out_of_turn(&self, name: &str, event_id: Position) -> Result<(), OperatorError> {
-        let letter = self.letter(name, event_id).await?;
-        let behind = self.letters().behind(&self.databases.projections, &letter).await?;
-        let Some(first) = behind.waits_for else { return Ok(()) };
-        Err(OperatorError::Waits { name: name.to_owned(), event_id, first })
+    /// Refuses an event that waits behind another one of its aggregate.
+    async fn refuse_out_of_order(&self, name: &str, event_id: Position) -> Result<(), OperatorError> {
+        let dead_letter = self.dead_letter(name, event_id).await?;
+        let queue = self.table().queue_around(&self.databases.projections, &dead_letter).await?;
+        let Some(first) = queue.waits_for else { return Ok(()) };
+        Err(OperatorError::OutOfOrder { name: name.to_owned(), event_id, first })
     }
 
-    async fn letter(&self, name: &str, event_id: Position) -> Result<DeadLetter, OperatorError> {
+    async fn dead_letter(&self, name: &str, event_id: Position) -> Result<DeadLetter, OperatorError> {
         let mut found = self.dead_letters(&Selection::one(name, event_id), 2).await?;
         let name = name.to_owned();
         if found.len() > 1 {
             let trackers = found.iter().map(DeadLetter::key).collect();
             return Err(OperatorError::Several { name, trackers });
         }
-        found.pop().ok_or(OperatorError::NoLetter { name, event_id })
+        found.pop().ok_or(OperatorError::NotADeadLetter { name, event_id })
     }
 
-    fn letters(&self) -> DeadLetters {
+    fn table(&self) -> DeadLetters {
         DeadLetters::new(self.databases.layout.schema())
     }
 }
 
-/// The selection, of this processor.
+/// The selection, restricted to this processor.
 fn of(name: &str, selection: &Selection) -> Selection {
     Selection { processor: Some(name.to_owned()), ..selection.clone() }
 }

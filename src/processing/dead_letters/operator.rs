@@ -13,9 +13,9 @@ use crate::postgres::row::from_row;
 const COLUMNS: &str = "processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, \
      failure, attempts, set_aside_at, tried_at, retry_requested_at, replaying";
 
-/// What was asked of the owner of a processor.
+/// A retry that the owner of a processor was asked for.
 #[derive(Debug, Clone)]
-pub struct RetryAsked {
+pub struct RetryRequest {
     /// When, by the server's clock.
     pub at: DateTime<Utc>,
     /// The events, in the order in which they will be handled.
@@ -24,21 +24,21 @@ pub struct RetryAsked {
     pub left_out: i64,
 }
 
-from_row!(RetryAsked { at, events, left_out });
+from_row!(RetryRequest { at, events, left_out });
 
-/// How a letter stands in the line of its aggregate. The field names are an interface: `espctl dead-letters show
+/// The dead letters of an aggregate around one of them. The field names are an interface: `espctl dead-letters show
 /// --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Behind {
-    /// The earlier letter that has to be handled first, if there is one.
+pub struct AggregateQueue {
+    /// The earlier dead letter that has to be handled first, if there is one.
     pub waits_for: Option<Position>,
-    /// How many wait behind it.
+    /// How many later dead letters wait behind this one.
     pub waiting: i64,
-    /// The first of those.
+    /// The first of the dead letters that wait.
     pub waiting_event_ids: Vec<Position>,
 }
 
-from_row!(Behind { waits_for, waiting, waiting_event_ids });
+from_row!(AggregateQueue { waits_for, waiting, waiting_event_ids });
 
 /// What has become of letters whose retry was asked for, and that are still here.
 #[derive(Debug, Clone)]
@@ -86,12 +86,12 @@ impl DeadLetters {
         sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
     }
 
-    /// What a letter waits for, and what waits for it.
-    pub(crate) async fn behind(
+    /// What a dead letter waits for, and what waits for it.
+    pub(crate) async fn queue_around(
         &self,
         connection: impl PgExecutor<'_>,
-        letter: &DeadLetter,
-    ) -> Result<Behind, sqlx::Error> {
+        dead_letter: &DeadLetter,
+    ) -> Result<AggregateQueue, sqlx::Error> {
         const SHOWN: i64 = 20;
         let statement = format!(
             "-- find_dead_letters_around
@@ -104,10 +104,10 @@ impl DeadLetters {
                     array(select event_id from line where event_id > {id} and {blocks} order by 1 limit {SHOWN})
                       as waiting_event_ids",
             schema = self.schema,
-            is_processor = letter.key().is_processor(),
-            aggregate_id = letter.aggregate_id,
-            id = letter.event_id,
-            blocks = letter.blocks,
+            is_processor = dead_letter.key().is_processor(),
+            aggregate_id = dead_letter.aggregate_id,
+            id = dead_letter.event_id,
+            blocks = dead_letter.blocks,
         );
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
     }
@@ -120,7 +120,7 @@ impl DeadLetters {
         processor: &str,
         selection: &Selection,
         operator: &str,
-    ) -> Result<RetryAsked, sqlx::Error> {
+    ) -> Result<RetryRequest, sqlx::Error> {
         let statement = format!(
             "-- request_retry_of_dead_letters
              with judged as materialized ({judged}),
@@ -173,7 +173,7 @@ impl DeadLetters {
         &self,
         connection: impl PgExecutor<'_>,
         processor: &str,
-        asked: &RetryAsked,
+        request: &RetryRequest,
     ) -> Result<i64, sqlx::Error> {
         let statement = format!(
             "-- count_pending_dead_letters
@@ -181,7 +181,7 @@ impl DeadLetters {
             self.schema
         );
         let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
-        query.bind(processor).bind(asked.at).fetch_one(connection).await
+        query.bind(processor).bind(request.at).fetch_one(connection).await
     }
 
     /// What of a retry that was asked for is still here, with `shown` of those that failed again.
@@ -189,7 +189,7 @@ impl DeadLetters {
         &self,
         connection: &mut PgConnection,
         processor: &str,
-        asked: &RetryAsked,
+        request: &RetryRequest,
         shown: i64,
     ) -> Result<Remaining, sqlx::Error> {
         let mine = "processor = $1 and event_id = any($2)";
@@ -203,14 +203,15 @@ impl DeadLetters {
         );
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
         let counts =
-            query.bind(processor).bind(&asked.events).bind(asked.at).fetch_one(&mut *connection).await?;
+            query.bind(processor).bind(&request.events).bind(request.at).fetch_one(&mut *connection).await?;
         let statement = format!(
             "-- list_dead_letters_that_failed_again
              select {COLUMNS} from {}.dead_letters where {mine} and tried_at >= $3 order by event_id limit {shown}",
             self.schema
         );
         let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
-        let failed = query.bind(processor).bind(&asked.events).bind(asked.at).fetch_all(connection).await?;
+        let failed =
+            query.bind(processor).bind(&request.events).bind(request.at).fetch_all(connection).await?;
         Ok(Remaining {
             failed,
             failed_count: counts.try_get("failed")?,

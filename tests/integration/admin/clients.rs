@@ -31,7 +31,7 @@ async fn a_client_that_does_not_go_on_is_cut_off() {
          Content-Type: application/json\r\nContent-Length: 10\r\n\r\n{{"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    refused(&read_reply(&mut stream).await.json(408), "has not come within 3s");
+    refused(&read_reply(&mut stream).await.json(408), "has not arrived within 3s");
     daemon.stop().await;
 }
 

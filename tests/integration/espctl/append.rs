@@ -83,7 +83,7 @@ async fn a_bad_line_is_named_and_nothing_is_appended() {
         ("[1, 2]\n".into(), "expected"),
         (format!("{{\"aggregate_id\":\"{ONE}\",\"type\":\"A\"}}\n"), "missing field `body`"),
         (line("not-a-uuid", json!({})), "UUID parsing failed"),
-        (line(ONE, json!({"expected_version": -1})), "expected_version is -1, must be 0 or more"),
+        (line(ONE, json!({"expected_version": -1})), "expected_version is -1, but must be 0 or more"),
         (line(ONE, json!({"created_at": "yesterday"})), "invalid characters"),
     ];
     for (bad, message) in bad {

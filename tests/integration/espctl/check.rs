@@ -1,5 +1,7 @@
 //! `espctl check` and `espctl config`: mistakes are found before they are deployed.
 
+use serde_json::Value;
+
 use crate::support;
 use crate::support::facts::append;
 use crate::support::program::Installation;
@@ -13,6 +15,7 @@ async fn a_check_accepts_what_runs_and_changes_nothing() {
     let said = installation.espctl(&["check"]).await.printed();
     assert_eq!(said, "ok: 2 projectors, event store \"espd\".\"events\"\n");
     assert_eq!(installation.espd(&["check"]).await.printed(), said);
+    assert_eq!(installation.espctl(&["check", "--json"]).await.json(), serde_json::json!([]));
     let left: i64 = sqlx::query_scalar(
         "select count(*) from pg_class where relname in ('notes', 'more') or relnamespace in
            (select oid from pg_namespace where nspname like 'espd_check%')",
@@ -38,6 +41,12 @@ async fn a_check_reports_every_fault_with_file_line_and_column() {
     assert!(complaint.contains("processors/one.toml:9:9: "), "{complaint}");
     assert!(complaint.contains("processors/two.toml:8:20: "), "{complaint}");
     assert!(complaint.contains("    8 |   insert into two (m) values (1)'''\n"), "{complaint}");
+    let outcome = installation.espctl(&["check", "--json"]).await;
+    let mistakes: Value = serde_json::from_str(&outcome.stdout).unwrap_or_else(|_| panic!("{outcome:?}"));
+    assert_eq!((outcome.code, mistakes.as_array().unwrap().len()), (Some(64), 2), "{outcome:?}");
+    assert_eq!((&mistakes[0]["line"], &mistakes[0]["column"]), (&9.into(), &9.into()), "{mistakes}");
+    assert!(mistakes[0]["file"].as_str().unwrap().ends_with("processors/one.toml"), "{mistakes}");
+    assert!(mistakes[1]["message"].as_str().unwrap().contains("column \"m\""), "{mistakes}");
 
     installation.declare("one", "[projector]\nnam = 'one'\n").declare("two", "[projector]\nname = 2\n");
     for arguments in [&["check"][..], &["status"], &["config", "show"]] {
@@ -45,6 +54,10 @@ async fn a_check_reports_every_fault_with_file_line_and_column() {
         assert!(complaint.contains("processors/one.toml:2:1: "), "{complaint}");
         assert!(complaint.contains("processors/two.toml:2:8: "), "{complaint}");
     }
+    let outcome = installation.espctl(&["check", "--json"]).await;
+    let mistakes: Value = serde_json::from_str(&outcome.stdout).unwrap_or_else(|_| panic!("{outcome:?}"));
+    assert_eq!(outcome.code, Some(64), "{outcome:?}");
+    assert!(mistakes.as_array().unwrap().iter().any(|mistake| mistake["line"] == 2), "{mistakes}");
 }
 
 #[tokio::test]

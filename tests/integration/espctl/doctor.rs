@@ -1,4 +1,4 @@
-//! `espctl doctor`: each thing that may be wrong is found, named and has a remedy.
+//! `espctl doctor`: finds each thing that may be wrong, names it and has a remedy.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -11,7 +11,7 @@ async fn run(pool: &PgPool, statements: &str) {
     sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(pool).await.unwrap();
 }
 
-/// What the doctor says of one check.
+/// The findings of one check.
 async fn findings(installation: &Installation, check: &str) -> Vec<Value> {
     let outcome = installation.espctl(&["doctor", "--json"]).await;
     let findings: Vec<Value> =
@@ -22,7 +22,7 @@ async fn findings(installation: &Installation, check: &str) -> Vec<Value> {
     findings.into_iter().filter(|finding| finding["check"] == check).collect()
 }
 
-/// The one finding of a check, which has this level.
+/// The only finding of a check, which has to have this level.
 async fn finds(installation: &Installation, check: &str, level: &str) -> String {
     let found = findings(installation, check).await;
     assert!(found.len() == 1 && found[0]["level"] == level, "{check}: {found:?}");
@@ -55,10 +55,10 @@ async fn a_sound_store_gets_a_line_for_each_thing() {
 }
 
 #[tokio::test]
-async fn whatever_loses_events_is_a_failure() {
+async fn what_loses_events_is_a_failure() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, "");
-    for (breaks, check, says, mends) in [
+    for (breaks, check, says, fixes) in [
         (
             "alter sequence espd.events_id_seq cache 5",
             "sequence",
@@ -82,7 +82,7 @@ async fn whatever_loses_events_is_a_failure() {
         run(&db.pool, breaks).await;
         let found = finds(&installation, check, "failure").await;
         assert!(found.contains(says), "{found}");
-        run(&db.pool, mends).await;
+        run(&db.pool, fixes).await;
     }
     run(&db.pool, "delete from espd._processing_migrations").await;
     let found = finds(&installation, "processing_schema", "failure").await;
@@ -102,7 +102,7 @@ async fn what_works_badly_is_a_warning() {
     finds(&installation, "processors", "ok").await;
     run(&db.pool, "insert into espd.trackers (name, kind, version) values ('gone', 'projector', 1)").await;
     let found = finds(&installation, "processors", "warning").await;
-    assert!(found.contains("gone has a tracker, at 0, and is not declared"), "{found}");
+    assert!(found.contains("gone has a tracker at 0 and is not declared"), "{found}");
     run(&db.pool, "delete from espd.trackers where name = 'gone'; update espd.trackers set version = 2")
         .await;
     finds(&installation, "processors", "failure").await;
@@ -122,21 +122,21 @@ async fn what_works_badly_is_a_warning() {
         .await
         .unwrap();
     let found = finds(&installation, "horizon", "warning").await;
-    assert!(found.contains("wait for writers that have not ended"), "{found}");
+    assert!(found.contains("wait for open transactions of writers"), "{found}");
     writer.rollback().await.unwrap();
 
     run(&db.pool, &format!("alter database {} set statement_timeout = '500ms'", db.name)).await;
     let found = finds(&installation, "timeouts", "warning").await;
     assert!(found.contains("statement_timeout is 500 ms"), "{found}");
     run(&db.pool, &format!("alter database {} set synchronous_commit = off", db.name)).await;
-    // The tests' own server has no mercy on data either.
+    // The server of the tests runs with fsync and full_page_writes off.
     let found = findings(&installation, "durability").await;
     let said: Vec<&str> = found.iter().map(|finding| finding["level"].as_str().unwrap()).collect();
     assert_eq!(said, ["failure", "failure", "warning"], "{found:?}");
 }
 
 #[tokio::test]
-async fn a_role_is_told_what_it_may_not() {
+async fn missing_privileges_are_found_with_the_grants_that_give_them() {
     let db = support::database().await;
     let role = format!("poor_{}", db.name);
     run(&db.pool, &format!("create role {role} login; grant usage on schema espd to {role}; grant select on all tables in schema espd to {role}")).await;
@@ -158,7 +158,7 @@ async fn a_role_is_told_what_it_may_not() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_is_the_only_finding() {
+async fn a_server_that_does_not_answer_is_the_only_finding() {
     let installation = Installation::new("postgres://nobody@127.0.0.1:9/none", "");
     let found = finds(&installation, "connection", "failure").await;
     assert!(found.contains("could not connect"), "{found}");

@@ -46,7 +46,7 @@ async fn a_store_is_followed_exactly_while_it_is_written_and_stays_as_it_was() {
     installation.declare("copies", COPIES);
     let before = framework.fingerprint().await;
     let said = installation.espctl(&["migrate"]).await.printed();
-    assert!(said.contains("\"public\".\"events\" is not espd's own, left as it is"), "{said}");
+    assert!(said.contains("\"public\".\"events\" does not belong to espd and was not changed"), "{said}");
     installation.espctl(&["check"]).await.printed();
 
     let daemon = installation.start_daemon();
@@ -302,7 +302,7 @@ async fn a_processor_of_the_framework_moves_to_espd_where_it_is() {
         asked.stdout.contains("counts  Todo::Counts      0        10  projections.counts  -"),
         "{asked:?}"
     );
-    assert!(asked.stdout.contains("Left out, as no processor has the name: Other"), "{asked:?}");
+    assert!(asked.stdout.contains("Left out, because no processor has the name: Other"), "{asked:?}");
     assert!(asked.complained(1).contains("add --yes"));
     let taken = installation.espctl(&[&IMPORT[..], &["--yes", "--json"]].concat()).await.json();
     assert_eq!((&taken[0]["name"], &taken[0]["to_position"]), (&json!("counts"), &json!(10)));
@@ -321,7 +321,7 @@ async fn a_processor_of_the_framework_moves_to_espd_where_it_is() {
     assert_eq!(count(&framework, wrong).await, 0);
 
     let complaint = installation.espctl(&[&IMPORT[..], &["--yes"]].concat()).await.complained(1);
-    assert!(complaint.contains("moved already, to 40: --overwrite"), "{complaint}");
+    assert!(complaint.contains("moved already, to 40: add --overwrite"), "{complaint}");
     installation.espctl(&[&IMPORT[..], &["--yes", "--overwrite"]].concat()).await.printed();
     assert_eq!(installation.status("counts").await["position"], 10);
     // Its own now: a reset makes them anew.

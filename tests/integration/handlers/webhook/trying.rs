@@ -50,7 +50,7 @@ async fn what_cannot_be_tried_is_said() {
     append(&db.pool, &[(1, 7)]).await;
     for (arguments, words) in [
         (["webhook-test", "hook", "--event", "2", "--send"], "there is no event at position 2"),
-        (["webhook-test", "notes", "--event", "1", "--send"], "notes is no webhook"),
+        (["webhook-test", "notes", "--event", "1", "--send"], "notes is not a webhook"),
         (["webhook-test", "other", "--event", "1", "--send"], "declares no processor other"),
         (
             ["webhook-test", "hook", "--event", "1", "--send"],

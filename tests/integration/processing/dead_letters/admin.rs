@@ -39,10 +39,10 @@ async fn letters_are_listed_shown_retried_and_discarded() {
 
     let post = async |verb: &str, body: &str| client.post(&format!("{LETTERS}/{verb}"), OPERATE, body).await;
     for (verb, body, status, words) in [
-        ("retry", "", 400, "it says no letters"),
-        ("discard", "{}", 400, "it says no letters"),
+        ("retry", "", 400, "the body names no dead letters"),
+        ("discard", "{}", 400, "the body names no dead letters"),
         ("retry", "{\"evnt\": 1}", 400, "unknown field `evnt`"),
-        ("retry", "{\"event\": 9}", 404, "event 9 is no dead letter of notes"),
+        ("retry", "{\"event\": 9}", 404, "event 9 is not a dead letter of notes"),
         ("retry", &format!("{{\"event\": {x2}}}"), 409, "waits behind event"),
         ("forget", "{\"all\": true}", 404, "nothing at this path"),
     ] {

@@ -110,11 +110,14 @@ async fn what_waits_behind_a_discarded_event_stays_until_it_is_retried() {
     let espctl = Installation::new(&db.url, "");
     let discard = ["dead-letters", "discard", "notes", &x1.to_string()];
     let asked = espctl.espctl(&discard).await.complained(1);
-    assert!(asked.contains("it never handles these events. 1 dead letter that wait"), "{asked}");
+    assert!(asked.contains("the processor never handles these events. 1 dead letter that wait"), "{asked}");
     assert!(asked.contains("nothing was done: add --yes"), "{asked}");
     assert_eq!(letters(&db.pool).await.len(), 2);
     let said = espctl.espctl(&[&discard[..], &["--yes"]].concat()).await.printed();
-    assert!(said.starts_with("discarded 1 dead letter of notes\n1 dead letter of"), "{said}");
+    assert!(
+        said.starts_with("discarded 1 dead letter of notes\nstill set aside behind these: 1 dead letter."),
+        "{said}"
+    );
     assert_eq!(letters(&db.pool).await, [waiting(x2)]);
 
     // What is appended now waits as well, and follows.
@@ -139,7 +142,7 @@ async fn an_event_that_is_set_aside_after_a_retry_was_asked_for_follows_as_well(
     set_n(&db.pool, x1, 1).await;
     let espctl = Installation::new(&db.url, "");
     let said = espctl.espctl(&["dead-letters", "retry", "notes", "--all"]).await.printed();
-    assert!(said.contains("no daemon runs it now, and it happens when one does"), "{said}");
+    assert!(said.contains("no daemon runs the processor now; the next one that does handles them"), "{said}");
     // The next owner meets this one before it hears of the retry.
     let x2 = add(&db.pool, X, 2).await;
     let life = Life::begin(&db, notes(DIVIDE), setting_aside(&db, OnFailure::Park));

@@ -151,7 +151,7 @@ async fn told(installation: &Installation, name: &str, policy: &str) {
         }
     }
     if ["retry", "stop"].contains(&policy) {
-        assert_eq!((list.as_str(), &listed), ("no dead letters like this\n", &json!([])));
+        assert_eq!((list.as_str(), &listed), ("no dead letters match\n", &json!([])));
     }
 }
 

@@ -137,7 +137,7 @@ async fn a_long_retry_keeps_its_claim_and_lets_other_events_pass() {
     let espctl = Installation::new(&db.url, "");
     let retry = ["dead-letters", "retry", "notes", "--all", "--yes", "--wait", "0s"];
     let said = espctl.espctl(&retry).await.printed();
-    assert!(said.contains("not tried yet: the daemon goes on with them"), "{said}");
+    assert!(said.contains("not tried yet: the daemon continues with them"), "{said}");
     let live = add(&db.pool, 1_000, 5).await;
     reaches(&db.pool, "notes", live).await;
     let left = letters(&db.pool).await.len();

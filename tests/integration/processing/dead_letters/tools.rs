@@ -82,7 +82,7 @@ async fn letters_are_listed_by_whatever_they_have_in_common() {
         table.trim_start().starts_with("PROCESSOR") && table.contains("division by zero [22012]"),
         "{table}"
     );
-    assert!(table.contains("an earlier event of its aggregate is here"), "{table}");
+    assert!(table.contains("waits behind an earlier event of its aggregate"), "{table}");
     assert!(table.contains("`espctl dead-letters show notes 3`"), "{table}");
     let short = installation.espctl(&["dead-letters", "list", "-n", "2"]).await.printed();
     assert!(short.contains("1 more: raise --limit"), "{short}");
@@ -104,13 +104,14 @@ async fn a_letter_is_shown_with_its_failure_its_event_and_what_waits_behind_it()
         "tried   1 times",
         "behind  1 later of its aggregate: 2",
         "\"body\": {\"n\": 0}",
-        "then `espctl dead-letters retry notes 1`; or `espctl dead-letters discard notes 1`.",
+        "then run `espctl dead-letters retry notes 1`; or discard the event: `espctl dead-letters discard notes 1`.",
     ] {
         assert!(first.contains(words), "{words}\n{first}");
     }
     let second = show("2").await.printed();
     assert!(
-        second.contains("waits   behind event 1") && second.contains("retry notes 1` handles them in order"),
+        second.contains("waits   behind event 1")
+            && second.contains("retry notes 1` has them handled in order"),
         "{second}"
     );
     let json = installation.espctl(&["dead-letters", "show", "notes", "2", "--json"]).await.json();
@@ -120,9 +121,9 @@ async fn a_letter_is_shown_with_its_failure_its_event_and_what_waits_behind_it()
 
     // The event may be gone, and the letter is still there.
     sqlx::query("delete from espd.events where id = 3").execute(&db.pool).await.unwrap();
-    assert!(show("3").await.printed().contains("is not in the store any more"));
+    assert!(show("3").await.printed().contains("no longer in the store"));
     let none = show("4").await.complained(1);
-    assert!(none.contains("event 4 is no dead letter of notes"), "{none}");
+    assert!(none.contains("event 4 is not a dead letter of notes"), "{none}");
 }
 
 #[tokio::test]
@@ -141,13 +142,13 @@ async fn a_change_has_to_say_what_it_is_about() {
     }
     for arguments in [&["retry", "notes", "--all"][..], &["discard", "notes", "--type", "A"]] {
         let complaint = installation.espctl(&[&["dead-letters"], arguments].concat()).await.complained(1);
-        assert!(complaint.contains("Go on?\nnothing was done: add --yes"), "{complaint}");
+        assert!(complaint.contains("Continue?\nnothing was done: add --yes"), "{complaint}");
     }
     for (arguments, words) in [
         (&["retry", "nots", "--all", "--yes"][..], "no processor nots; there are notes"),
         (&["discard", "nots", "--all", "--yes"], "no processor nots; there are notes"),
-        (&["retry", "notes", "7"], "event 7 is no dead letter of notes"),
-        (&["discard", "notes", "7", "--yes"], "event 7 is no dead letter of notes"),
+        (&["retry", "notes", "7"], "event 7 is not a dead letter of notes"),
+        (&["discard", "notes", "7", "--yes"], "event 7 is not a dead letter of notes"),
     ] {
         let complaint = installation.espctl(&[&["dead-letters"], arguments].concat()).await.complained(1);
         assert!(complaint.contains(words), "{complaint}");
@@ -157,7 +158,7 @@ async fn a_change_has_to_say_what_it_is_about() {
     assert_eq!(none, "no dead letters of notes to retry: nothing was done\n");
     let none =
         installation.espctl(&["dead-letters", "discard", "notes", "--type", "B", "--yes"]).await.printed();
-    assert_eq!(none, "no dead letters of notes like this: nothing was done\n");
+    assert_eq!(none, "no dead letters of notes match: nothing was done\n");
     assert_eq!((letters(&db.pool).await.len(), operator_log(&db.pool).await), (3, vec![]));
 }
 
@@ -169,12 +170,12 @@ async fn a_retry_says_why_it_does_not_happen_now() {
     let said = retry().await;
     assert_eq!(
         said,
-        "asked for a retry of 3 dead letters of notes: no daemon runs it now, and it happens when one does\n"
+        "requested a retry of 3 dead letters of notes: no daemon runs the processor now; the next one that does handles them\n"
     );
     let list = installation.espctl(&["dead-letters", "list"]).await.printed();
-    assert_eq!(list.matches("retry asked for").count(), 3, "{list}");
+    assert_eq!(list.matches("retry requested").count(), 3, "{list}");
     installation.espctl(&["pause", "notes"]).await.printed();
-    assert!(retry().await.contains("it is paused, and does it once `espctl resume notes` lets it go on"));
+    assert!(retry().await.contains("the processor is paused; run `espctl resume notes`"));
     // What waits is not handled before what it waits for, however it is selected.
     sqlx::query("update espd.dead_letters set retry_requested_at = null").execute(&db.pool).await.unwrap();
     let outcome =

@@ -1,4 +1,4 @@
-//! What operators do through the endpoint.
+//! What operators change through the endpoint.
 
 use serde_json::json;
 
@@ -16,7 +16,8 @@ fn operator_token() -> String {
 #[tokio::test]
 async fn a_processor_is_paused_and_resumed() {
     let (db, installation, daemon, client) = running(&operator_token()).await;
-    let post = async |verb: &str| client.post(&format!("{PROCESSOR}/{verb}"), OPERATE, "").await.json(200);
+    let post =
+        async |action: &str| client.post(&format!("{PROCESSOR}/{action}"), OPERATE, "").await.json(200);
     assert_eq!(post("pause").await, json!({ "name": "notes", "changed": true, "position": 10 }));
     assert_eq!(post("pause").await, json!({ "name": "notes", "changed": false, "position": 10 }));
     daemon.says("paused").await;
@@ -69,7 +70,7 @@ async fn a_change_that_makes_no_sense_changes_nothing() {
     for (body, status, words) in [
         ("{\"to\": 11}", 409, "the last settled position is 10"),
         ("{\"to\": -1}", 400, "negative"),
-        ("{\"to\": 1, \"at\": \"2020-01-01T12:00:00Z\"}", 400, "both"),
+        ("{\"to\": 1, \"at\": \"2020-01-01T12:00:00Z\"}", 400, "cannot be combined"),
         ("{\"too\": 1}", 400, "unknown field `too`"),
         ("{\"at\": \"yesterday\"}", 400, ""),
         ("{", 400, "EOF"),
@@ -81,7 +82,7 @@ async fn a_change_that_makes_no_sense_changes_nothing() {
     let form =
         format!("Authorization: Bearer {OPERATE}\r\nContent-Type: application/x-www-form-urlencoded\r\n");
     let reply = client.post_with(&format!("{PROCESSOR}/reset"), &form, "{\"to\": 1}").await;
-    refused(&reply.json(415), "not announced as JSON");
+    refused(&reply.json(415), "`Content-Type` of the body is not JSON");
     let unknown = client.post("/api/v1/processors/nots/pause", OPERATE, "").await.json(404);
     refused(&unknown, "no processor nots; there are notes");
     assert_eq!((operator_log(&db).await, position(&db.pool, "notes").await), (vec![], 10));

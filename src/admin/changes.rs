@@ -1,0 +1,133 @@
+//! What operators change through the endpoint.
+
+use chrono::{DateTime, Utc};
+use hyper::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answer::ApiError;
+use super::body;
+use super::route::{DeadLetterAction, ProcessorAction};
+use crate::event::Position;
+use crate::operations::operator::Operator;
+use crate::processing::dead_letters::Selection;
+use crate::processing::tracker::ReplayEffects;
+
+/// A change to a processor or to its dead letters.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Pause,
+    Resume,
+    Retry,
+    Reset(ResetBody),
+    RetryDeadLetters(Selection),
+    DiscardDeadLetters(Selection),
+}
+
+/// The body of a reset. Without `to` and `at` the processor starts over.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResetBody {
+    to: Option<Position>,
+    at: Option<DateTime<Utc>>,
+    #[serde(default)]
+    repeat_effects: bool,
+}
+
+impl Change {
+    /// Reads a change to a processor from a request.
+    pub(super) fn of_processor(
+        action: ProcessorAction,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Self, ApiError> {
+        Ok(match action {
+            ProcessorAction::Pause => Self::Pause,
+            ProcessorAction::Resume => Self::Resume,
+            ProcessorAction::Retry => Self::Retry,
+            ProcessorAction::Reset => Self::Reset(parse_reset(headers, body)?),
+        })
+    }
+
+    pub(super) fn of_dead_letters(action: DeadLetterAction, selection: Selection) -> Self {
+        match action {
+            DeadLetterAction::Retry => Self::RetryDeadLetters(selection),
+            DeadLetterAction::Discard => Self::DiscardDeadLetters(selection),
+        }
+    }
+
+    /// The change in one word, for the log.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Retry => "retry",
+            Self::Reset(_) => "reset",
+            Self::RetryDeadLetters(_) => "retry_dead_letters",
+            Self::DiscardDeadLetters(_) => "discard_dead_letters",
+        }
+    }
+
+    /// Makes the change and returns the body of the answer.
+    pub(super) async fn carry_out(self, operator: &Operator<'_>, name: &str) -> Result<Value, ApiError> {
+        let (row, changed) = match self {
+            Self::Pause => operator.pause(name).await?,
+            Self::Resume => operator.resume(name).await?,
+            Self::Retry => operator.retry(name).await?,
+            Self::Reset(body) => return reset(operator, name, body).await,
+            Self::RetryDeadLetters(selection) => return retry_dead_letters(operator, name, &selection).await,
+            Self::DiscardDeadLetters(selection) => {
+                return discard_dead_letters(operator, name, &selection).await;
+            }
+        };
+        Ok(json!({ "name": name, "changed": changed, "position": row.position }))
+    }
+}
+
+async fn reset(operator: &Operator<'_>, name: &str, body: ResetBody) -> Result<Value, ApiError> {
+    let row = operator.find(name).await?;
+    let to = operator.destination(body.to, body.at).await?;
+    let effects = if body.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
+    operator.reset(name, to, effects).await?;
+    Ok(json!({ "name": name, "changed": true, "from": row.position, "position": to.position() }))
+}
+
+async fn retry_dead_letters(
+    operator: &Operator<'_>,
+    name: &str,
+    selection: &Selection,
+) -> Result<Value, ApiError> {
+    let (row, requested) = operator.retry_dead_letters(name, selection).await?;
+    Ok(json!({
+        "name": name, "requested": requested.events.len(), "left_out": requested.left_out,
+        "requested_at": requested.at, "owned": row.owned,
+    }))
+}
+
+async fn discard_dead_letters(
+    operator: &Operator<'_>,
+    name: &str,
+    selection: &Selection,
+) -> Result<Value, ApiError> {
+    let discarded = operator.discard_dead_letters(name, selection).await?;
+    Ok(json!({
+        "name": name, "discarded": discarded.dead_letters, "left_behind": discarded.left_behind
+    }))
+}
+
+fn parse_reset(headers: &HeaderMap, body: &[u8]) -> Result<ResetBody, ApiError> {
+    if body.is_empty() {
+        return Ok(ResetBody::default());
+    }
+    body::require_json(headers)?;
+    let remedy = "send {}, {\"to\": POSITION} with a position from 0, or {\"at\": \"2026-01-31T12:00:00Z\"}";
+    let refuse = |error: String| ApiError::new(StatusCode::BAD_REQUEST, error, remedy);
+    let reset: ResetBody = serde_json::from_slice(body).map_err(|error| refuse(error.to_string()))?;
+    if reset.to.is_some() && reset.at.is_some() {
+        return Err(refuse("`to` cannot be combined with `at`".into()));
+    }
+    if reset.to.is_some_and(|to| to < Position::START) {
+        return Err(refuse("the position `to` is negative".into()));
+    }
+    Ok(reset)
+}

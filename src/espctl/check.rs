@@ -1,0 +1,41 @@
+//! `espctl check`: prints the mistakes in configuration, databases and handlers, as text or as data.
+
+use clap::Args;
+
+use crate::config::{Config, InvalidConfig};
+use crate::diagnostic::Diagnostic;
+use crate::espctl::output;
+use crate::operations::check::check;
+use crate::process::exit_code::Exit;
+
+#[derive(Args)]
+#[command(
+    after_help = "Tries every declaration in a transaction that is rolled back. Each mistake is shown with file, line and\n\
+    column. Exit code 64 if there is any.\n\n\
+    Example, before a deployment:\n  espctl check --config espd.toml"
+)]
+pub(crate) struct Arguments {
+    /// Print the mistakes as an array of objects (file, line, column, message, advice) instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(arguments: Arguments, config: Result<Config, InvalidConfig>) -> anyhow::Result<()> {
+    if !arguments.json {
+        let config = config.map_err(Exit::configuration)?;
+        return output::print(&check(&config).await?.into_result()?);
+    }
+    match config {
+        Err(invalid) => print_json(invalid.diagnostics()),
+        Ok(config) => print_json(&check(&config).await?.diagnostics),
+    }
+}
+
+fn print_json(diagnostics: &[Diagnostic]) -> anyhow::Result<()> {
+    output::print(&serde_json::to_string_pretty(diagnostics)?)?;
+    match diagnostics.len() {
+        0 => Ok(()),
+        1 => Err(Exit::configuration("there is 1 mistake").into()),
+        count => Err(Exit::configuration(format!("there are {count} mistakes")).into()),
+    }
+}

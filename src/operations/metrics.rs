@@ -1,0 +1,264 @@
+//! All metrics in one table: name, kind, meaning, and where the value comes from.
+//!
+//! Names and labels are an interface: `docs/admin.md` lists them, `deploy/prometheus/alerts.yaml` watches them.
+
+use chrono::Utc;
+
+use super::status::{ProcessorState, ProcessorStatus};
+
+/// One metric.
+#[derive(Debug)]
+pub(crate) struct Metric {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    /// The meaning, in a sentence.
+    pub(crate) help: &'static str,
+    value: Value,
+}
+
+/// How the values of a metric behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The value goes up and down.
+    Gauge,
+    /// The value only goes up, or starts over from zero.
+    Counter,
+}
+
+/// What the values are computed from.
+#[derive(Debug, Default)]
+pub(crate) struct Readings {
+    /// The statuses of all processors; `None` while the database does not answer.
+    pub(crate) statuses: Option<Vec<ProcessorStatus>>,
+    /// The workers of this daemon.
+    pub(crate) workers: Vec<WorkerReading>,
+}
+
+/// What a daemon knows of one of its workers.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerReading {
+    pub(crate) name: String,
+    pub(crate) is_running: bool,
+    /// Starts so far, the first one included.
+    pub(crate) starts: u32,
+    pub(crate) is_crash_looping: bool,
+    /// Seconds since the last heartbeat; `None` before the first one.
+    pub(crate) heartbeat_age: Option<f64>,
+}
+
+/// One value of a metric.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Sample {
+    pub(crate) labels: Vec<(&'static str, String)>,
+    pub(crate) value: f64,
+}
+
+/// Where the samples of a metric come from.
+#[derive(Debug)]
+enum Value {
+    /// One sample, always 1, with the version of the program.
+    BuildInfo,
+    /// One sample, of the database.
+    Database,
+    /// A sample of each worker.
+    Worker(fn(&WorkerReading) -> f64),
+    /// One sample, of the event store, as any processor's status has it.
+    Store(fn(&ProcessorStatus) -> f64),
+    /// A sample of each processor.
+    Processor(fn(&ProcessorStatus) -> f64),
+    /// A sample of each processor and state.
+    ProcessorState,
+}
+
+/// Every metric of espd.
+pub(crate) const METRICS: [Metric; 21] = [
+    gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
+    gauge(
+        "espd_database_up",
+        "Whether the database answers; if not, nothing is known of processors.",
+        Value::Database,
+    ),
+    gauge(
+        "espd_worker_up",
+        "Whether the worker's process runs.",
+        Value::Worker(|worker| truth(worker.is_running)),
+    ),
+    counter(
+        "espd_worker_restarts_total",
+        "Starts of the worker after its first one.",
+        Value::Worker(|worker| f64::from(worker.starts.saturating_sub(1))),
+    ),
+    gauge(
+        "espd_worker_crash_looping",
+        "Whether the worker has ended again and again.",
+        Value::Worker(|worker| truth(worker.is_crash_looping)),
+    ),
+    gauge(
+        "espd_worker_heartbeat_age_seconds",
+        "Time since the worker's last heartbeat; 0 before the first one.",
+        Value::Worker(|worker| worker.heartbeat_age.unwrap_or(0.0)),
+    ),
+    gauge(
+        "espd_store_head_position",
+        "The last id that the store has drawn.",
+        Value::Store(|status| status.head.get() as f64),
+    ),
+    gauge(
+        "espd_store_settled_position",
+        "The settled horizon: nothing appears at or below it.",
+        Value::Store(|status| status.horizon.get() as f64),
+    ),
+    gauge(
+        "espd_store_holders",
+        "Transactions that hold the settled horizon back.",
+        Value::Store(|status| status.held_by.len() as f64),
+    ),
+    gauge(
+        "espd_store_held_seconds",
+        "Age of the oldest transaction that holds the settled horizon back.",
+        Value::Store(|status| status.held_by.iter().filter_map(|holder| holder.seconds).fold(0.0, f64::max)),
+    ),
+    gauge(
+        "espd_processor_position",
+        "Every event at or below it has been handled.",
+        Value::Processor(|status| status.position.get() as f64),
+    ),
+    gauge(
+        "espd_processor_lag_events",
+        "Ids between position and head.",
+        Value::Processor(|status| status.lag_events as f64),
+    ),
+    gauge(
+        "espd_processor_lag_seconds",
+        "Age of the oldest event beyond the position; 0 when there is none.",
+        Value::Processor(|status| status.lag_seconds),
+    ),
+    gauge(
+        "espd_processor_rate",
+        "Ids passed per second lately.",
+        Value::Processor(|status| f64::from(status.rate)),
+    ),
+    gauge(
+        "espd_processor_attempts",
+        "How often in a row the present event has failed.",
+        Value::Processor(|status| f64::from(status.attempts)),
+    ),
+    gauge(
+        "espd_processor_owned",
+        "Whether a daemon owns the processor.",
+        Value::Processor(|status| truth(status.owner.is_some())),
+    ),
+    gauge(
+        "espd_dead_letters",
+        "Events that are set aside.",
+        Value::Processor(|status| status.dead_letters as f64),
+    ),
+    gauge(
+        "espd_dead_letter_oldest_seconds",
+        "Time since the oldest dead letter was set aside; 0 when there is none.",
+        Value::Processor(dead_letter_age),
+    ),
+    gauge(
+        "espd_emissions_pending",
+        "Emitted events that are not in the event store yet.",
+        Value::Processor(|status| status.pending_emissions as f64),
+    ),
+    counter(
+        "espd_events_processed_total",
+        "Events handled since the last reset.",
+        Value::Processor(|status| status.handled as f64),
+    ),
+    gauge(
+        "espd_processor_state",
+        "1 for the state that the processor is in, 0 for the others.",
+        Value::ProcessorState,
+    ),
+];
+
+const fn gauge(name: &'static str, help: &'static str, value: Value) -> Metric {
+    Metric { name, kind: Kind::Gauge, help, value }
+}
+
+const fn counter(name: &'static str, help: &'static str, value: Value) -> Metric {
+    Metric { name, kind: Kind::Counter, help, value }
+}
+
+impl Metric {
+    /// The samples of the metric; none where nothing is known.
+    pub(crate) fn samples(&self, readings: &Readings) -> Vec<Sample> {
+        let statuses = readings.statuses.as_deref().unwrap_or_default();
+        match self.value {
+            Value::BuildInfo => vec![sample(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0)],
+            Value::Database => vec![sample(Vec::new(), truth(readings.statuses.is_some()))],
+            Value::Worker(value) => {
+                let one =
+                    |worker: &WorkerReading| sample(vec![("worker", worker.name.clone())], value(worker));
+                readings.workers.iter().map(one).collect()
+            }
+            Value::Store(value) => {
+                statuses.first().map(|status| sample(Vec::new(), value(status))).into_iter().collect()
+            }
+            Value::Processor(value) => {
+                statuses.iter().map(|status| sample(vec![of(status)], value(status))).collect()
+            }
+            Value::ProcessorState => statuses.iter().flat_map(state_samples).collect(),
+        }
+    }
+}
+
+fn sample(labels: Vec<(&'static str, String)>, value: f64) -> Sample {
+    Sample { labels, value }
+}
+
+/// The label of a processor.
+fn of(status: &ProcessorStatus) -> (&'static str, String) {
+    ("processor", status.name.clone())
+}
+
+fn state_samples(status: &ProcessorStatus) -> Vec<Sample> {
+    let one = |state: ProcessorState| {
+        sample(vec![of(status), ("state", state.as_str().to_owned())], truth(status.state == state))
+    };
+    ProcessorState::ALL.into_iter().map(one).collect()
+}
+
+fn dead_letter_age(status: &ProcessorStatus) -> f64 {
+    status.oldest_dead_letter_at.map_or(0.0, |at| (Utc::now() - at).as_seconds_f64().max(0.0))
+}
+
+fn truth(is: bool) -> f64 {
+    f64::from(u8::from(is))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_documented() {
+        let documentation = include_str!("../../docs/admin.md");
+        for metric in &METRICS {
+            assert!(documentation.contains(&format!("| `{}` |", metric.name)), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn a_database_that_does_not_answer_leaves_only_what_the_daemon_knows() {
+        let worker = WorkerReading {
+            name: "notes".into(),
+            is_running: true,
+            starts: 3,
+            is_crash_looping: false,
+            heartbeat_age: None,
+        };
+        let readings = Readings { statuses: None, workers: vec![worker] };
+        let value = |name: &str| {
+            let metric = METRICS.iter().find(|metric| metric.name == name).unwrap();
+            metric.samples(&readings).first().map(|sample| sample.value)
+        };
+        assert_eq!(value("espd_database_up"), Some(0.0));
+        assert_eq!(value("espd_worker_restarts_total"), Some(2.0));
+        assert_eq!(value("espd_worker_heartbeat_age_seconds"), Some(0.0));
+        assert_eq!((value("espd_store_holders"), value("espd_processor_state")), (None, None));
+    }
+}

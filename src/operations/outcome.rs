@@ -1,0 +1,41 @@
+//! How a command ends: its exit code, and its error in one line.
+
+use crate::postgres::error::chain;
+use crate::process::exit_code::{Exit, ExitCode};
+
+/// The exit code of a command, and what to print to standard error.
+pub(crate) fn conclude(outcome: anyhow::Result<()>) -> (ExitCode, Option<String>) {
+    match outcome {
+        Ok(()) => (ExitCode::Success, None),
+        // A reader that has closed the pipe, such as `head`, has read enough; that is no failure.
+        Err(error) if is_closed_pipe(&error) => (ExitCode::Success, None),
+        Err(error) => {
+            let code = error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code);
+            (code, Some(format!("error: {}", chain(&*error))))
+        }
+    }
+}
+
+/// Whether the reader of the output has closed the pipe.
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_its_code_and_its_causes_in_one_line() {
+        let failed = anyhow::anyhow!("refused").context("no database");
+        assert_eq!(conclude(Err(failed)), (ExitCode::Failure, Some("error: no database: refused".into())));
+        let wrong = Exit::configuration("espd.toml:1:1: unknown key").into();
+        assert_eq!(
+            conclude(Err(wrong)),
+            (ExitCode::Configuration, Some("error: espd.toml:1:1: unknown key".into()))
+        );
+        let closed = std::io::Error::from(std::io::ErrorKind::BrokenPipe).into();
+        assert_eq!(conclude(Err(closed)), (ExitCode::Success, None));
+        assert_eq!(conclude(Ok(())), (ExitCode::Success, None));
+    }
+}
