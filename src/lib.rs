@@ -87,3 +87,5 @@ pub mod worker;
 
 #[cfg(feature = "daemon")]
 pub use daemon::Program;
+#[cfg(feature = "processors")]
+pub use handlers::native;

@@ -1,6 +1,6 @@
 //! The events of the application, each called once what it is called in the store.
 
-use espd::handlers::native::EventType;
+use espd::native::EventType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 

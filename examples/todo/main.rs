@@ -8,7 +8,7 @@ mod notifier;
 mod projections;
 
 use espd::Program;
-use espd::handlers::native::Registration;
+use espd::native::Registration;
 use espd::processing::declaration::Start;
 
 use events::{TodoAbandoned, TodoAdded, TodoAmended, TodoCompleted};

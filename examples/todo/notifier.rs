@@ -1,7 +1,7 @@
 //! Tells the stakeholder of a todo that it is done, once.
 
 use async_trait::async_trait;
-use espd::handlers::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext};
+use espd::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

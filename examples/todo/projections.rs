@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use espd::handlers::native::{Delivery, HandlerError, Projector, ProjectorContext, Registration};
+use espd::native::{Delivery, HandlerError, Projector, ProjectorContext, Registration};
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};

@@ -1,8 +1,8 @@
-//! Processors written in Rust, in a program of the user's that espd is a part of.
+//! Processors written in Rust, in a program of your own that espd is a part of.
 //!
 //! ```no_run
 //! use espd::Program;
-//! use espd::handlers::native::{Registration, Delivery, EventType, HandlerError, ProjectorContext, Projector};
+//! use espd::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Serialize, Deserialize)]
@@ -18,7 +18,11 @@
 //!
 //! #[async_trait::async_trait]
 //! impl Projector for Titles {
-//!     async fn project(&mut self, events: &[Delivery], context: &mut ProjectorContext<'_>) -> Result<(), HandlerError> {
+//!     async fn project(
+//!         &mut self,
+//!         events: &[Delivery],
+//!         context: &mut ProjectorContext<'_>,
+//!     ) -> Result<(), HandlerError> {
 //!         for event in events {
 //!             let Some(added) = event.read::<TodoAdded>()? else { continue };
 //!             sqlx::query("insert into titles (todo_id, title) values ($1, $2)")
@@ -40,55 +44,55 @@
 //! }
 //! ```
 //!
-//! Such a program is espd, with the same command line: `run`, `check`, `demo`; a worker is this program once more. A
-//! configuration file says where the events are, and may say how each processor is to be run (`native = true`).
+//! This program is espd, with the same command line: `run`, `check`, `demo`. Its workers are the same program again.
+//!
+//! # The parts
+//!
+//! An [`EventType`] ties a Rust type to the name of an event. A [`Projector`] handles batches of events and writes tables; a
+//! [`Reactor`] handles one event at a time, acts and emits events. A [`Registration`] says what a processor is called, which
+//! events it handles and which tables it owns. [`Program`](crate::Program) collects the registrations and runs.
+//!
+//! How a processor is run (batches, retries, isolation) is a matter of the configuration file: `[runner]` and `[retry]` for
+//! all processors, and a section with `native = true` for one of them.
+//!
+//! # What commits together
+//!
+//! A handler gets the open transaction of its batch, through a [`ProjectorContext`] or a [`ReactorContext`]. The rows that it
+//! writes there, the events that a reactor emits, and the position of the processor commit together or not at all. So every
+//! event takes effect exactly once in the database. What a reactor does outside of it, such as sending an e-mail, may be
+//! repeated after a crash.
+//!
+//! # Failures
+//!
+//! A handler that cannot handle an event returns an error, best made by [`Delivery::failed`], which names the event. The
+//! events before it are committed, and the retry policy of the processor decides about the failed one. A panic is a failure,
+//! too. Errors of the database that say nothing about the event, such as a lost connection or a deadlock, do not count: the
+//! batch is repeated until it succeeds.
+//!
+//! Only the database remembers: after each failure the instance of the handler is dropped and another one made.
+//!
+//! # Projectors of a state
+//!
+//! Two kinds of projector need no loop over events. A [`StateStored`] loads the state of a key, lets the events of a batch
+//! change it, and saves it. An [`EventSourced`] folds the whole history of an aggregate into a state and saves that.
 
 mod context;
 mod error;
+mod event_type;
 mod folding;
+mod handler;
 mod processor;
 mod registration;
 mod registry;
-mod typed;
 
 pub use context::{ProjectorContext, ReactorContext};
 pub use error::{EventError, HandlerError};
-pub use folding::{EventSourced, FoldingProjector, StateStored, StateStoredProjector};
+pub use event_type::EventType;
+pub use folding::{EventSourced, EventSourcedProjector, StateStored, StateStoredProjector};
+pub use handler::{Projector, Reactor};
 pub use registration::Registration;
-pub use registry::Registry;
-pub use typed::EventType;
+pub(crate) use registry::Registry;
 
+pub use crate::processing::declaration::Start;
 pub use crate::processing::emission::Emission;
 pub use crate::processing::processor::Delivery;
-
-use async_trait::async_trait;
-
-/// Writes tables.
-#[async_trait]
-pub trait Projector: Send + Sync {
-    /// Handles events, in order, by writing to the projector's tables in the transaction that also moves its position.
-    ///
-    /// Called again with some of the events when it fails, so nothing but the tables may remember them: an instance is
-    /// thrown away after each failure, and another one made.
-    ///
-    /// # Errors
-    /// Whatever keeps it from handling an event; [`Delivery::failed`] says which. Where that is not said, the batch is
-    /// halved until it is known. The events before it are committed, and the processor's policy decides how it goes on.
-    async fn project(
-        &mut self,
-        events: &[Delivery],
-        context: &mut ProjectorContext<'_>,
-    ) -> Result<(), HandlerError>;
-}
-
-/// Acts, and may emit events.
-#[async_trait]
-pub trait Reactor: Send + Sync {
-    /// Handles one event. What it emits and writes through `context` commits together with the position; what it does
-    /// beside that may be done again after a crash, with the same event.
-    ///
-    /// # Errors
-    /// Whatever keeps it from handling the event: what it has emitted and written for it is undone.
-    async fn react(&mut self, event: &Delivery, context: &mut ReactorContext<'_>)
-    -> Result<(), HandlerError>;
-}

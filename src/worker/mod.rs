@@ -29,7 +29,7 @@ const ORPHAN_GRACE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// The line is no assignment; otherwise as for [`run`].
-pub fn run_supervised(registry: Arc<Registry>) -> anyhow::Result<()> {
+pub(crate) fn run_supervised(registry: Arc<Registry>) -> anyhow::Result<()> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).context("could not read the assignment")?;
     let assignment: Assignment = serde_json::from_str(&line).context("the assignment is not understood")?;
@@ -41,7 +41,7 @@ pub fn run_supervised(registry: Arc<Registry>) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The watcher has failed, or none of the processors can be run as it is declared.
-pub fn run(assignment: Assignment, registry: Arc<Registry>, supervised: bool) -> anyhow::Result<()> {
+pub(crate) fn run(assignment: Assignment, registry: Arc<Registry>, supervised: bool) -> anyhow::Result<()> {
     telemetry::start(&assignment.settings.log);
     std::panic::set_hook(Box::new(telemetry::log_panic));
     // One thread is enough: the database does the work.

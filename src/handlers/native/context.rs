@@ -1,4 +1,4 @@
-//! What a handler in Rust may do beside its own work: in the transaction that also moves the position.
+//! What handlers can do in the transaction that also moves the position.
 
 use std::time::Duration;
 
@@ -8,23 +8,23 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::error::HandlerError;
-use super::typed::EventType;
+use super::event_type::EventType;
 use crate::event::{Event, Version};
 use crate::handlers::batch::{Action, BatchTransaction};
 use crate::processing::emission::Emission;
 
-/// The transaction of a projector's batch.
+/// The transaction in which a projector handles a batch.
 pub struct ProjectorContext<'p> {
     pub(super) transaction: &'p mut (dyn Transaction + 'p),
 }
 
-/// The transaction of a reactor's batch, at one event.
+/// The transaction in which a reactor handles an event, and the events that it emits.
 pub struct ReactorContext<'r> {
     pub(super) transaction: &'r mut (dyn Transaction + 'r),
     pub(super) replaying: bool,
     pub(super) actions: Vec<Action>,
-    /// Whether it has been given the connection, and so may have written.
-    pub(super) touched: bool,
+    /// Whether the reactor has asked for the connection, and so may have written.
+    pub(super) may_have_written: bool,
 }
 
 /// What of the ledger handlers reach.
@@ -51,13 +51,13 @@ impl Transaction for BatchTransaction<'_> {
 }
 
 impl ProjectorContext<'_> {
-    /// The connection that the transaction is open on. The search path begins with the schema of the
-    /// projections. Beginning, committing and rolling back are not the handler's; savepoints are.
+    /// The connection of the open transaction. Its search path begins with the schema of the projections. A handler must not
+    /// begin, commit or roll back; it may use savepoints.
     pub fn connection(&mut self) -> &mut PgConnection {
         self.transaction.connection()
     }
 
-    /// The events of an aggregate up to a version, by version: all of them are in memory.
+    /// Reads the events of an aggregate up to a version, in order. All of them are held in memory.
     ///
     /// # Errors
     /// The event store could not be read.
@@ -67,25 +67,26 @@ impl ProjectorContext<'_> {
 }
 
 impl ReactorContext<'_> {
-    /// The connection that the transaction is open on, as [`ProjectorContext::connection`].
+    /// The connection of the open transaction, as [`ProjectorContext::connection`]. What is written on it is undone if
+    /// handling the event fails.
     ///
     /// # Errors
-    /// The database could not begin what it may have to undo.
+    /// The database could not set the savepoint for that.
     pub async fn connection(&mut self) -> Result<&mut PgConnection, HandlerError> {
-        if !self.touched {
+        if !self.may_have_written {
             self.transaction.begin_event().await?;
-            self.touched = true;
+            self.may_have_written = true;
         }
         Ok(self.transaction.connection())
     }
 
-    /// Whether the event was handled before a reset. What is emitted then is not emitted again, which espd sees to;
-    /// what else must not be done again, the handler sees to.
+    /// Whether the event was handled before a reset. Events that are emitted now were emitted then, and espd does not emit
+    /// them again. The reactor has to leave out what else must not be repeated.
     pub fn is_replaying(&self) -> bool {
         self.replaying
     }
 
-    /// The events of an aggregate up to a version, by version: all of them are in memory.
+    /// Reads the events of an aggregate up to a version, in order. All of them are held in memory.
     ///
     /// # Errors
     /// The event store could not be read.
@@ -93,34 +94,35 @@ impl ReactorContext<'_> {
         Ok(self.transaction.read_aggregate(id, upto).await?)
     }
 
-    /// Emits an event. Causation, correlation and its uuid are set by espd.
+    /// Emits an event. espd sets its causation, correlation and uuid.
     ///
     /// # Errors
-    /// The body cannot be written as JSON. Whether the reactor may emit this type is judged when the handler returns.
+    /// The body cannot be written as JSON. If the registration does not name this type, the event fails when the handler
+    /// has returned.
     pub fn emit<E: EventType>(&mut self, aggregate_id: Uuid, body: &E) -> Result<(), HandlerError> {
-        self.add(emission(aggregate_id, body)?);
+        self.emit_untyped(emission(aggregate_id, body)?);
         Ok(())
     }
 
-    /// As [`Self::emit`], if the aggregate is at this version.
+    /// Emits an event on condition that the aggregate is at version `expected`.
     ///
     /// # Errors
-    /// As [`Self::emit`]; that the aggregate is at another version is found when the handler returns.
+    /// As for [`Self::emit`]. If the aggregate is at another version, the event fails when the handler has returned.
     pub fn emit_expecting<E: EventType>(
         &mut self,
         aggregate_id: Uuid,
         expected: Version,
         body: &E,
     ) -> Result<(), HandlerError> {
-        self.add(Emission { expected_version: Some(expected), ..emission(aggregate_id, body)? });
+        self.emit_untyped(Emission { expected_version: Some(expected), ..emission(aggregate_id, body)? });
         Ok(())
     }
 
-    /// Emits an event at a later time. With a key it can be cancelled, and takes the place of an earlier one by that
-    /// key.
+    /// Emits an event at a later time. One with a key replaces what the reactor was to emit later under that key, and can be
+    /// cancelled by it.
     ///
     /// # Errors
-    /// As [`Self::emit`].
+    /// As for [`Self::emit`].
     pub fn emit_at<E: EventType>(
         &mut self,
         time: DateTime<Utc>,
@@ -129,31 +131,31 @@ impl ReactorContext<'_> {
         body: &E,
     ) -> Result<(), HandlerError> {
         let emission = emission(aggregate_id, body)?;
-        self.add(Emission { due_at: Some(time), key: key.map(str::to_owned), ..emission });
+        self.emit_untyped(Emission { due_at: Some(time), key: key.map(str::to_owned), ..emission });
         Ok(())
     }
 
-    /// As [`Self::emit_at`], some time from now.
+    /// Emits an event after a delay, otherwise as [`Self::emit_at`].
     ///
     /// # Errors
-    /// As [`Self::emit`].
+    /// As for [`Self::emit`], or the time is too far away to be represented.
     pub fn emit_after<E: EventType>(
         &mut self,
-        time: Duration,
+        delay: Duration,
         key: Option<&str>,
         aggregate_id: Uuid,
         body: &E,
     ) -> Result<(), HandlerError> {
-        let due_at = Utc::now().checked_add_signed(chrono::TimeDelta::from_std(time)?);
+        let due_at = Utc::now().checked_add_signed(chrono::TimeDelta::from_std(delay)?);
         self.emit_at(due_at.ok_or("there is no such time")?, key, aggregate_id, body)
     }
 
-    /// Emits what need not be of a type of Rust.
-    pub fn add(&mut self, emission: Emission) {
+    /// Emits an event whose type and body are known only at run time.
+    pub fn emit_untyped(&mut self, emission: Emission) {
         self.actions.push(Action::Emit(emission));
     }
 
-    /// Cancels what the reactor would have emitted later by this key, if there is anything.
+    /// Cancels the event that the reactor was to emit later under this key, if there is one.
     pub fn cancel(&mut self, key: &str) {
         self.actions.push(Action::Cancel { key: key.to_owned() });
     }

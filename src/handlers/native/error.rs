@@ -1,4 +1,4 @@
-//! What goes wrong in a handler, and whose fault it is.
+//! Errors of handlers, and whether an event is to blame for one.
 
 use std::error::Error;
 
@@ -9,28 +9,29 @@ use crate::postgres::error::chain;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::failure::Failure;
 
-/// Whatever a handler cannot go on after. `anyhow::Error` becomes one by `?`, as every error does.
+/// Any error that keeps a handler from handling an event. The operator `?` converts every error, `anyhow::Error` included.
 pub type HandlerError = Box<dyn Error + Send + Sync>;
 
-/// An error over a known event: [`crate::handlers::native::Delivery::failed`] makes it.
+/// An error that names the event that could not be handled. Made by [`Delivery::failed`](super::Delivery::failed).
 #[derive(Debug, Error)]
 #[error("{source}")]
 pub struct EventError {
-    /// The event.
+    /// The position of the event.
     pub event_id: Position,
-    /// What went wrong.
+    /// Why it could not be handled.
     pub source: HandlerError,
 }
 
-/// What an error means for the batch.
+/// Whether an error counts against an event.
 #[derive(Debug)]
 pub(super) enum Classified {
-    /// The handler could not handle an event: this one, if it is known.
+    /// The handler could not handle an event. Which one is known if the error names it.
     Failed { event_id: Option<Position>, failure: Failure },
-    /// The database could not do it now; the handler is innocent.
+    /// The database could not do it at the moment. No event is to blame.
     Infrastructure(sqlx::Error),
 }
 
+/// Decides whether an error of a handler counts against an event.
 pub(super) fn classify(error: HandlerError) -> Classified {
     let (event_id, error) = match error.downcast::<EventError>() {
         Ok(known) => (Some(known.event_id), known.source),
@@ -48,7 +49,7 @@ pub(super) fn classify(error: HandlerError) -> Classified {
     }
 }
 
-/// Whether the error says something about the database or the connection, and nothing about what was asked for.
+/// Whether the error is about the state of the database or the connection, and not about the statement.
 fn is_outage(error: &sqlx::Error) -> bool {
     use sqlx::Error as E;
     match error {
@@ -58,6 +59,7 @@ fn is_outage(error: &sqlx::Error) -> bool {
     }
 }
 
+/// The error of sqlx among the causes of an error, if there is one.
 fn find_database_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e sqlx::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -74,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_a_handlers_unless_the_database_was_not_there() {
+    fn an_error_counts_unless_the_database_was_unavailable() {
         let failed = |error: HandlerError| matches!(classify(error), Classified::Failed { .. });
         assert!(failed("no such customer".into()));
         assert!(failed(Box::new(sqlx::Error::RowNotFound)));

@@ -1,5 +1,5 @@
-//! Projectors that fold events into a state and save that, in the manner of Sourced: state-stored ones load the state,
-//! let the events of a batch change it, and save it once; event-sourced ones fold the whole history.
+//! Projectors that fold events into a state and save it. A state-stored one loads the state and lets the events of a batch
+//! change it; an event-sourced one folds the whole history of an aggregate.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,26 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Delivery, HandlerError, Projector, ProjectorContext};
+use super::context::ProjectorContext;
+use super::error::HandlerError;
+use super::handler::Projector;
 use crate::event::{Event, Version};
+use crate::processing::processor::Delivery;
 
-/// Keeps a state of its own for each key: loads it, lets events change it, saves it.
+/// Keeps one state for each key: it is loaded, changed by events, and saved.
+///
+/// Run by a [`StateStoredProjector`].
 #[async_trait]
 pub trait StateStored: Send + Sync {
-    /// What is kept for a key; the default is the state before the first event.
+    /// The state of a key. Its default is the state before the first event.
     type State: Default + Send;
 
-    /// What the event is about; its aggregate, unless said otherwise.
+    /// The key whose state an event changes. By default its aggregate.
     fn key(&self, event: &Event) -> Uuid {
         event.aggregate_id
     }
 
-    /// The saved state of a key, if there is one.
+    /// Loads the saved state of a key. Returns `None` if there is none.
     ///
     /// # Errors
     /// As for [`Projector::project`].
@@ -31,10 +36,10 @@ pub trait StateStored: Send + Sync {
         connection: &mut PgConnection,
     ) -> Result<Option<Self::State>, HandlerError>;
 
-    /// Lets an event change the state.
+    /// Changes the state by an event.
     ///
     /// # Errors
-    /// The event cannot be understood: it is the one that has failed.
+    /// The event cannot be handled. It need not be named.
     fn evolve(&self, state: &mut Self::State, event: &Delivery) -> Result<(), HandlerError>;
 
     /// Saves the state of a key.
@@ -49,7 +54,7 @@ pub trait StateStored: Send + Sync {
     ) -> Result<(), HandlerError>;
 }
 
-/// A projector of a [`StateStored`]: each key of a batch is loaded once and saved once.
+/// The projector of a [`StateStored`]. A batch loads and saves each key once.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StateStoredProjector<S>(pub S);
 
@@ -68,27 +73,29 @@ impl<S: StateStored> Projector for StateStoredProjector<S> {
                 self.0.evolve(&mut state, event).map_err(|error| event.failed(error))?;
             }
             let saved = self.0.save(key, &state, context.connection()).await;
-            // Nobody knows which of its events made the state one that cannot be saved.
+            // Of several events, any may have led to the state that cannot be saved.
             saved.map_err(|error| if events.len() == 1 { last.failed(error) } else { error })?;
         }
         Ok(())
     }
 }
 
-/// Folds the history of an aggregate into a state, and saves that.
+/// Folds the history of an aggregate into a state, and saves the state.
+///
+/// Run by an [`EventSourcedProjector`].
 #[async_trait]
 pub trait EventSourced: Send + Sync {
-    /// What the history comes to; the default is the state before the first event.
+    /// The state of an aggregate. Its default is the state before the first event.
     type State: Default + Send;
 
-    /// Lets an event change the state. It is given all events of the aggregate, also of types that the projector does not
+    /// Changes the state by an event. Called with every event of the aggregate, including types that the projector does not
     /// handle.
     ///
     /// # Errors
-    /// The event cannot be understood.
+    /// The event cannot be handled.
     fn evolve(&self, state: &mut Self::State, event: &Event) -> Result<(), HandlerError>;
 
-    /// Saves the state of an aggregate at a version.
+    /// Saves the state that an aggregate has at a version.
     ///
     /// # Errors
     /// As for [`Projector::project`].
@@ -101,12 +108,12 @@ pub trait EventSourced: Send + Sync {
     ) -> Result<(), HandlerError>;
 }
 
-/// A projector of an [`EventSourced`]: each aggregate of a batch is folded once and saved once.
+/// The projector of an [`EventSourced`]. A batch folds and saves each aggregate once.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct FoldingProjector<S>(pub S);
+pub struct EventSourcedProjector<S>(pub S);
 
 #[async_trait]
-impl<S: EventSourced> Projector for FoldingProjector<S> {
+impl<S: EventSourced> Projector for EventSourcedProjector<S> {
     async fn project(
         &mut self,
         events: &[Delivery],
@@ -126,13 +133,14 @@ impl<S: EventSourced> Projector for FoldingProjector<S> {
     }
 }
 
-/// An event that was handled before does not fail now: then it is the first of this batch that meets its failure.
+/// Names the event of the batch that fails with an event of the history. If that was handled by an earlier batch, the first
+/// event behind it fails.
 fn attribute(events: &[&Delivery], event: &Event, error: HandlerError) -> HandlerError {
     let failed = events.iter().find(|delivery| delivery.id >= event.id).unwrap_or(&events[0]);
     failed.failed(error)
 }
 
-/// The events of each key, in order.
+/// Groups events by key. Within a group they stay in order.
 fn by_key(events: &[Delivery], key: impl Fn(&Event) -> Uuid) -> Vec<(Uuid, Vec<&Delivery>)> {
     let mut groups: BTreeMap<Uuid, Vec<&Delivery>> = BTreeMap::new();
     for event in events {

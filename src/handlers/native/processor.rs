@@ -1,4 +1,4 @@
-//! A processor written in Rust, as the runner sees it.
+//! Runs a registered handler as a processor.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use sqlx::{Connection as _, PgConnection};
 
 use super::context::{ProjectorContext, ReactorContext};
 use super::error::{Classified, HandlerError, classify};
-use super::{Projector, Reactor};
+use super::handler::{Projector, Reactor};
 use crate::event::Position;
 use crate::handlers::batch::{Applied, BatchTransaction, EventEffects, RowTables};
 use crate::processing::emission::{Emitter, Source};
@@ -20,10 +20,10 @@ use crate::processing::processor::{
 };
 use crate::processing::tracker::{Claim, Progress};
 
-/// How long a handler may leave the database alone before the server takes it for frozen.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How long the transaction may be idle while a handler works. Then the server ends it, because the handler seems frozen.
+const IDLE_MAX: Duration = Duration::from_secs(300);
 
-/// Makes instances of a handler.
+/// Makes the instances of a handler.
 #[derive(Clone)]
 pub(super) enum HandlerFactory {
     Projector(Arc<dyn Fn() -> Box<dyn Projector> + Send + Sync>),
@@ -56,11 +56,11 @@ pub(crate) struct NativeProcessor {
     base: ProcessorBase,
     emitter: Emitter,
     factory: HandlerFactory,
-    /// `None` after a failure: what it remembers may not be what the database remembers.
+    /// `None` after a failure, because the instance may remember what was not committed.
     handler: Option<Handler>,
 }
 
-/// How many events were handled, and why not the next one.
+/// The number of events that were handled, and the failure of the next one, if there is one.
 struct Handled {
     events: usize,
     failure: Option<Box<Failure>>,
@@ -97,7 +97,7 @@ impl Processor for NativeProcessor {
     ) -> Result<Outcome, ProcessorError> {
         let mut handler = self.handler.take().unwrap_or_else(|| self.factory.create());
         let Some(mut transaction) =
-            BatchTransaction::open(connection, &self.base, &request, SILENCE_MAX).await?
+            BatchTransaction::open(connection, &self.base, &request, IDLE_MAX).await?
         else {
             self.handler = Some(handler);
             return Ok(Outcome::ClaimLost);
@@ -119,7 +119,7 @@ impl Processor for NativeProcessor {
     }
 }
 
-/// Commits what was handled.
+/// Commits what was handled, and moves the position.
 async fn finish(
     transaction: BatchTransaction<'_>,
     request: &BatchRequest<'_>,
@@ -129,7 +129,7 @@ async fn finish(
 ) -> Result<Outcome, ProcessorError> {
     let Handled { events: count, failure } = handled;
     let position = match events.get(count) {
-        // Where nothing has failed, the time of the batch was up.
+        // Without a failure, the batch ended because its time was up.
         Some(next) if failure.is_some() => next.id.previous(),
         Some(_) => count.checked_sub(1).map_or(request.claim.position, |last| events[last].id),
         None => upto,
@@ -142,7 +142,7 @@ async fn finish(
     Ok(Outcome::Committed { position, handled, failure })
 }
 
-/// Hands a projector all events; and where it fails over one, those before it once more.
+/// Hands all events to the projector. If it fails at one of them, hands those before it to another instance.
 async fn project(
     projector: &mut Box<dyn Projector>,
     factory: &HandlerFactory,
@@ -186,10 +186,10 @@ async fn project_once(
     events: &[Delivery],
 ) -> Result<(), HandlerError> {
     let mut context = ProjectorContext { transaction };
-    without_panic(projector.project(events, &mut context)).await
+    catch_panic(projector.project(events, &mut context)).await
 }
 
-/// Hands a reactor one event after the other, until one fails or the time is up.
+/// Hands the events to the reactor one by one, until one fails or the time is up.
 async fn react(
     reactor: &mut dyn Reactor,
     emitter: &Emitter,
@@ -198,7 +198,7 @@ async fn react(
     time: Duration,
 ) -> Result<Handled, ProcessorError> {
     let (deadline, tables) = (Instant::now() + time, RowTables::default());
-    // Effects of events that have not been carried out yet, and how many events come before them.
+    // The effects of events that have not been carried out, and the number of events before them.
     let (mut pending, mut done) = (Vec::new(), 0);
     for event in events {
         let source = Source::of(event);
@@ -206,16 +206,16 @@ async fn react(
             transaction: &mut *transaction,
             replaying: event.replaying,
             actions: Vec::new(),
-            touched: false,
+            may_have_written: false,
         };
-        let outcome = without_panic(reactor.react(event, &mut context)).await;
-        let ReactorContext { actions, touched, .. } = context;
+        let outcome = catch_panic(reactor.react(event, &mut context)).await;
+        let ReactorContext { actions, may_have_written, .. } = context;
         if let Err(error) = outcome {
             let failure = match classify(error) {
                 Classified::Infrastructure(error) => return Err(error.into()),
                 Classified::Failed { failure, .. } => failure,
             };
-            if touched {
+            if may_have_written {
                 transaction.undo_event().await?;
             }
             let applied = transaction.apply(&tables, emitter, &pending).await?;
@@ -223,8 +223,8 @@ async fn react(
             return Ok(Handled { events: done + applied.events, failure });
         }
         pending.push(EventEffects { source, actions });
-        if touched {
-            // Its rows are written; what it and those before it emit has to be possible as well.
+        if may_have_written {
+            // Rows are in the transaction already, so whether the emissions are accepted has to be known now.
             let Applied { events, failure } = transaction.apply(&tables, emitter, &pending).await?;
             if failure.is_some() {
                 transaction.undo_event().await?;
@@ -241,8 +241,8 @@ async fn react(
     Ok(Handled { events: done + events, failure })
 }
 
-/// A panic is the handler's failure, and nobody else's.
-async fn without_panic(work: impl Future<Output = Result<(), HandlerError>>) -> Result<(), HandlerError> {
+/// Turns a panic of the handler into an error.
+async fn catch_panic(work: impl Future<Output = Result<(), HandlerError>>) -> Result<(), HandlerError> {
     match AssertUnwindSafe(work).catch_unwind().await {
         Ok(outcome) => outcome,
         Err(panic) => {

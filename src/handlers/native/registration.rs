@@ -1,6 +1,6 @@
-//! What a program says about a processor of its own.
+//! What a program says about a processor that it registers.
 
-use super::typed::EventType;
+use super::event_type::EventType;
 use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handling, Isolation, ProcessorDeclaration, Reaction, SourceText, Start,
     TableDeclaration,
@@ -8,8 +8,8 @@ use crate::processing::declaration::{
 use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 
-/// What a processor is called, which events it handles, and which tables it owns. How it is run (batches, retries,
-/// isolation) the configuration says.
+/// What a processor is called, which events it handles, which tables it owns, and, for a reactor, what it emits. How it is
+/// run (batches, retries, isolation) is configured.
 #[derive(Debug, Clone)]
 pub struct Registration {
     name: String,
@@ -23,12 +23,13 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// A projector of this name: up to 48 of `a-z`, `0-9` and `_`, unique among all processors.
+    /// Registers a projector. Its name has up to 48 characters of `a-z`, `0-9` and `_`, does not begin with a digit, and is
+    /// unique among all processors. Without [`Self::handles`] it handles all events.
     pub fn projector(name: &str) -> Self {
         Self::new(name, ProcessorKind::Projector)
     }
 
-    /// A reactor of this name.
+    /// Registers a reactor, under a name as for [`Self::projector`].
     pub fn reactor(name: &str) -> Self {
         Self::new(name, ProcessorKind::Reactor)
     }
@@ -46,19 +47,19 @@ impl Registration {
         }
     }
 
-    /// The version of its tables, from 1: raised when they have to be built anew.
+    /// Sets the version of the tables, 1 by default. Raising it has them built anew.
     #[must_use]
     pub fn version(self, version: i32) -> Self {
         Self { version, ..self }
     }
 
-    /// It handles events of this type. One that names no type handles all events.
+    /// Has the processor handle events of type `E`. May be repeated.
     #[must_use]
     pub fn handles<E: EventType>(self) -> Self {
         self.handles_type(E::NAME)
     }
 
-    /// As [`Self::handles`], for a type that is no type of Rust.
+    /// Has the processor handle events of the named type, for which there need not be a Rust type.
     #[must_use]
     pub fn handles_type(mut self, name: &str) -> Self {
         if !self.types.iter().any(|known| known == name) {
@@ -67,36 +68,36 @@ impl Registration {
         self
     }
 
-    /// It owns this table: `columns` is what stands between the parentheses of `create table`. espd makes it, and a
-    /// reset drops it and makes it anew.
+    /// Gives the processor a table. `columns` is the text between the parentheses of `create table`. espd creates the table
+    /// before the processor runs; a reset drops it and creates it again.
     #[must_use]
     pub fn table(mut self, name: &str, columns: &str) -> Self {
         self.tables.push((name.to_owned(), columns.to_owned()));
         self
     }
 
-    /// A statement to run once after the tables were made: an index, a view.
+    /// Adds a statement that is run once after the tables were created, such as `create index`.
     #[must_use]
     pub fn ddl(mut self, statement: &str) -> Self {
         self.ddl.push(statement.to_owned());
         self
     }
 
-    /// It may emit events of this type. Reactors only.
+    /// Allows a reactor to emit events of type `E`.
     #[must_use]
     pub fn emits<E: EventType>(mut self) -> Self {
         self.emits.push(E::NAME.to_owned());
         self
     }
 
-    /// Where a reactor begins when it is run for the first time: with what happens from then on, unless said otherwise
-    /// here or in the configuration.
+    /// Sets where a reactor begins when it is run for the first time. By default it begins with the events that are appended
+    /// from then on. Another `start` in the configuration takes precedence.
     #[must_use]
     pub fn start(self, start: Start) -> Self {
         Self { start, ..self }
     }
 
-    /// The complete declaration, with defaults for what the configuration says.
+    /// The complete declaration, with defaults for what is configured.
     pub(super) fn into_declaration(self) -> ProcessorDeclaration {
         let place = |what: &str| format!("<{} of {} in the program>", what, self.name);
         let text = |sql: &str, what: &str| SourceText::new(sql, &place(what), 1, 1);

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::handler::{Projector, Reactor};
 use super::processor::{HandlerFactory, NativeProcessor};
 use super::registration::Registration;
-use super::{Projector, Reactor};
 use crate::postgres::name::is_name;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::ProcessorBase;
 
 /// Holds the processors written in Rust, by name.
 #[derive(Default)]
-pub struct Registry {
+pub(crate) struct Registry {
     processors: BTreeMap<String, Registered>,
     /// Why some of them cannot be run as they were registered.
     faults: Vec<String>,
@@ -82,6 +82,50 @@ impl Registry {
         match self.processors.get(base.name()) {
             Some(registered) => Ok(NativeProcessor::new(base, registered.factory.clone())),
             None => Err(format!("this program has not registered {}", base.name())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::super::context::ProjectorContext;
+    use super::super::error::HandlerError;
+    use super::*;
+    use crate::processing::processor::Delivery;
+
+    struct Nothing;
+
+    #[async_trait]
+    impl Projector for Nothing {
+        async fn project(
+            &mut self,
+            _events: &[Delivery],
+            _context: &mut ProjectorContext<'_>,
+        ) -> Result<(), HandlerError> {
+            Ok(())
+        }
+    }
+
+    fn faults(registrations: Vec<Registration>) -> Vec<String> {
+        let mut registry = Registry::default();
+        for registration in registrations {
+            registry.add_projector(registration, || Nothing);
+        }
+        registry.faults().to_vec()
+    }
+
+    #[test]
+    fn a_registration_that_cannot_be_run_is_a_fault() {
+        assert_eq!(faults(vec![Registration::projector("a"), Registration::projector("b")]), [""; 0]);
+        for (registrations, words) in [
+            (vec![Registration::projector("2a")], "not a name"),
+            (vec![Registration::projector("a"), Registration::projector("a")], "two processors called a"),
+            (vec![Registration::reactor("a")], "a is declared as a reactor"),
+        ] {
+            let faults = faults(registrations);
+            assert!(faults.len() == 1 && faults[0].contains(words), "{faults:?}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use espd::Program;
-use espd::handlers::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
+use espd::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
 use espd::processing::dead_letters::DeadLetter;
 use espd::processing::processor::{Events, Processor};
 use espd::processing::runner::RunnerContext;

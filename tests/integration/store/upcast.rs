@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use espd::Program;
-use espd::handlers::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
+use espd::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
 use espd::processing::declaration::SourceText;
 use espd::processing::processor::Events;
 use espd::processing::runner::RunnerContext;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use espd::Program;
-use espd::handlers::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
+use espd::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
 use espd::processing::declaration::Start;
 use espd::processing::processor::Events;
 use espd::processing::runner::RunnerContext;

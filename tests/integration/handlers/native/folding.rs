@@ -3,8 +3,9 @@
 use async_trait::async_trait;
 use espd::Program;
 use espd::event::{Event, Version};
-use espd::handlers::native::{
-    Delivery, EventSourced, FoldingProjector, HandlerError, Registration, StateStored, StateStoredProjector,
+use espd::native::{
+    Delivery, EventSourced, EventSourcedProjector, HandlerError, Registration, StateStored,
+    StateStoredProjector,
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -101,7 +102,7 @@ async fn a_history_is_folded_whatever_its_types() {
     let declaration = Registration::projector("lengths")
         .handles_type("B")
         .table("lengths", "id uuid primary key, version bigint, length bigint");
-    let program = Program::new().projector(declaration, || FoldingProjector(Lengths));
+    let program = Program::new().projector(declaration, || EventSourcedProjector(Lengths));
     let life = Life::begin_with(&db, make(&program, "lengths"), settings(&db));
     reaches(&db.pool, "lengths", last).await;
     assert_eq!(counted(&db, "select version, length from lengths group by 1, 2").await, [(51, 51)]);

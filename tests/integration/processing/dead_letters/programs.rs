@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use espd::Program;
-use espd::handlers::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
 use espd::handlers::sql::SqlProcessor;
+use espd::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
 use espd::processing::declaration::Start;
 use espd::processing::processor::{BatchRequest, Events, Outcome, Processor, ProcessorBase, ProcessorError};
 use espd::processing::tracker::Claim;

@@ -1,4 +1,4 @@
-//! Events as types of Rust: each says once what it is called.
+//! Rust types for the bodies of events.
 
 use std::ops::Deref;
 
@@ -11,18 +11,18 @@ use crate::processing::processor::Delivery;
 
 /// The body of one type of event.
 ///
-/// Bodies of older shape, and types of older names, are read as this one after an `[[upcast]]` of the configuration; or
-/// with what serde offers: `#[serde(default)]`, `#[serde(alias = "…")]`.
+/// Events of an older name or shape can be read as this type with an `[[upcast]]` in the configuration, or, for the shape,
+/// with the attributes of serde: `#[serde(default)]`, `#[serde(alias = "…")]`.
 pub trait EventType: Serialize + DeserializeOwned {
-    /// What the event is called in the store.
+    /// The name of the event type in the store.
     const NAME: &'static str;
 }
 
 impl Delivery {
-    /// The body, if the event is of this type.
+    /// Reads the body as `E`. Returns `None` if the event is of another type.
     ///
     /// # Errors
-    /// It is of this type, but its body is not of this shape.
+    /// The event is of this type, but its body is not of this shape. The error names the event.
     pub fn read<E: EventType>(&self) -> Result<Option<E>, HandlerError> {
         if self.event.event_type != E::NAME {
             return Ok(None);
@@ -33,13 +33,13 @@ impl Delivery {
         }
     }
 
-    /// Says that this is the event that could not be handled.
+    /// Makes an error that names this event as the one that could not be handled.
     pub fn failed(&self, source: impl Into<HandlerError>) -> HandlerError {
         EventError { event_id: self.event.id, source: source.into() }.into()
     }
 }
 
-/// A delivery is an event that also knows whether it is replayed.
+/// A delivery can be used as its event.
 impl Deref for Delivery {
     type Target = Event;
 
