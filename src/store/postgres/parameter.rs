@@ -1,4 +1,4 @@
-//! JSON text on its way into the database.
+//! Sends JSON text to the database as it is.
 
 use serde_json::value::RawValue;
 use sqlx::encode::IsNull;

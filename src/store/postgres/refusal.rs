@@ -1,4 +1,4 @@
-//! What an error of the database means to an appender. Recognised by SQLSTATE and constraint only.
+//! Translates errors of the database into what they mean to an appender, by SQLSTATE and constraint only.
 
 use serde::Deserialize;
 use sqlx::postgres::PgDatabaseError;
@@ -39,7 +39,7 @@ pub(super) fn translate(error: sqlx::Error, events: &[NewEvent]) -> AppendError 
     translated.unwrap_or(AppendError::Database(error))
 }
 
-/// Whether the place or the uuid of an event is taken; why, `append_events` finds out.
+/// Whether the version or the uuid of an event is taken; `append_events` finds out why.
 pub(super) fn is_taken(error: &sqlx::Error) -> bool {
     find_refusal(error).is_some_and(|refusal| {
         refusal.code() == UNIQUE_VIOLATION && refusal.constraint().is_some_and(|name| KEYS.contains(&name))
@@ -86,7 +86,7 @@ struct Invalid {
     event: Option<usize>,
 }
 
-/// The server does not say which of several events it could not take, so this looks for it.
+/// The event that the server could not take. The server does not say which of several it is, so this function looks for it.
 fn invalid(refusal: &PgDatabaseError, events: &[NewEvent]) -> AppendError {
     let named = detail::<Invalid>(refusal).and_then(|invalid| invalid.event);
     if let Some(index) = named.and_then(|number| number.checked_sub(1)) {

@@ -1,4 +1,4 @@
-//! A row of the event table as an [`Event`].
+//! Reads a row of the event table as an [`Event`].
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 
 use crate::event::Event;
 
-/// The columns that [`event`] reads, in its order. JSON comes as text: nothing here looks into it.
+/// The columns that [`event`] reads, in its order. JSON is read as text and not parsed.
 pub(super) const COLUMNS: &str = "id, uuid, aggregate_id, type, version, body::text, metadata::text, \
                                   correlation_id, causation_id, created_at";
 
@@ -35,8 +35,8 @@ fn json(row: &PgRow, column: usize) -> Result<Box<RawValue>, sqlx::Error> {
     RawValue::from_string(text).map_err(|source| sqlx::Error::Decode(source.into()))
 }
 
-/// A point in time, to the microsecond. Strangers may store `infinity` and years that chrono has not;
-/// they become the last or first moment that it has. The driver's own decoding would panic.
+/// A point in time, to the microsecond. Other writers may store `infinity` and years that chrono does not have;
+/// they become the last or first moment of chrono. The driver's own decoding would panic.
 fn time(row: &PgRow, column: usize) -> Result<DateTime<Utc>, sqlx::Error> {
     let value = row.try_get_raw(column)?;
     let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;

@@ -1,0 +1,68 @@
+//! Reads and appends on a connection of the caller, which may lead through a pooler: nothing stays prepared.
+
+use futures_util::TryStreamExt;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::statements::{read_after, read_aggregate, sql};
+use super::{append, row};
+use crate::event::{Appended, Event, NewEvent, Position, Version};
+use crate::store::layout::Layout;
+use crate::store::{AppendError, validity};
+
+/// Appends to a store in transactions of the caller.
+#[derive(Debug)]
+pub(crate) struct TransactionAppender(append::Statements);
+
+impl TransactionAppender {
+    /// An appender to a store of this layout; `None` if espd only reads such a store.
+    pub(crate) fn new(layout: &Layout) -> Option<Self> {
+        let append = layout.append.as_ref()?;
+        Some(Self(append::Statements::unprepared(layout, append)))
+    }
+
+    /// Those of the uuids that are stored already.
+    pub(crate) async fn find_stored(
+        &self,
+        connection: &mut PgConnection,
+        uuids: &[Uuid],
+    ) -> Result<Vec<Uuid>, sqlx::Error> {
+        append::find_stored(&self.0, connection, uuids).await
+    }
+
+    /// Appends as [`PostgresEventStore::append_in`](super::PostgresEventStore::append_in) does.
+    pub(crate) async fn append(
+        &self,
+        connection: &mut PgConnection,
+        events: &[NewEvent],
+    ) -> Result<Vec<Appended>, AppendError> {
+        validity::check(events)?;
+        append::append_in_transaction(&self.0, connection, events).await
+    }
+}
+
+/// Reads as [`EventStore::read_after`](crate::store::EventStore::read_after) does.
+pub(crate) async fn read_after_on(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    position: Position,
+    upto: Position,
+    event_types: Option<&[String]>,
+    limit: i64,
+) -> Result<Vec<Event>, sqlx::Error> {
+    let query = sqlx::query(sql(read_after(layout))).persistent(false);
+    let query = query.bind(position).bind(upto).bind(event_types).bind(limit.max(0));
+    query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
+}
+
+/// Reads from the first version on as [`EventStore::read_aggregate`](crate::store::EventStore::read_aggregate) does.
+pub(crate) async fn read_aggregate_on(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    aggregate_id: Uuid,
+    upto: Version,
+) -> Result<Vec<Event>, sqlx::Error> {
+    let query = sqlx::query(sql(read_aggregate(layout))).persistent(false);
+    let query = query.bind(aggregate_id).bind(Version::FIRST).bind(upto);
+    query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
+}
