@@ -1,7 +1,7 @@
-//! The daemon: `espd run`, `espd demo`, `espd check`, and `espd worker`, which is one child.
+//! The daemon `espd`, with its commands: `run`, `demo`, `check`, `probe`, and `worker`, which is what its children run.
 
 mod announce;
-pub(crate) mod demo;
+mod demo;
 pub mod plan;
 mod program;
 mod readiness;
@@ -54,7 +54,7 @@ enum Command {
     Demo(demo::Arguments),
     /// Check the configuration, the databases and every handler, without changing anything
     Check,
-    /// Ask a running daemon whether it lives (or can work): for health checks
+    /// Ask a running daemon whether it is alive (or can work): for health checks
     Probe {
         /// What to ask
         #[arg(value_enum, default_value = "livez")]
@@ -68,12 +68,12 @@ enum Command {
 struct WorkerArguments {
     /// Name of the processor
     name: String,
-    /// The assignment comes on standard input, from a supervisor
+    /// Read the assignment from standard input, where a supervisor writes it
     #[arg(long, hide = true)]
     supervised: bool,
 }
 
-/// The command line, for manual pages and completions.
+/// The command line of espd, for manual pages and completions.
 pub fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
 }
@@ -83,7 +83,7 @@ pub fn main() -> std::process::ExitCode {
     main_with(Registry::default())
 }
 
-/// As [`main`], with processors of the program's own.
+/// Runs the daemon with the processors that a program has registered.
 fn main_with(registry: Registry) -> std::process::ExitCode {
     let cli = Cli::parse();
     let (code, complaint) = outcome::conclude(run(cli, Arc::new(registry)));
@@ -108,7 +108,7 @@ fn run(cli: Cli, registry: Arc<Registry>) -> anyhow::Result<()> {
 }
 
 fn run_daemon(argument: &ConfigArgument, registry: Arc<Registry>) -> anyhow::Result<()> {
-    // First of all: a request that comes while the configuration is read must not be lost.
+    // This comes first: a request that comes while the configuration is read must not be lost.
     let requests = signal::requests_and_reloads().context("could not listen for signals")?;
     let config = load(argument, &registry)?;
     block_on(running::run(config, file(argument)?.to_owned(), registry, requests))

@@ -51,8 +51,8 @@ pub(super) fn single_assignment(config: &Config, name: &str) -> Result<Assignmen
     Ok(Assignment { owner: Owner::draw(), settings: worker_settings(config, &[processor], url) })
 }
 
-/// What a worker of these processors needs, with the events at `event_store_url`: the configured URL, or that of the
-/// private PostgreSQL.
+/// Settles what a worker of these processors needs. `event_store_url` is the configured URL, or the one of the private
+/// PostgreSQL.
 pub fn worker_settings(
     config: &Config,
     processors: &[&ProcessorDeclaration],

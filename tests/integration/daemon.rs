@@ -1,4 +1,4 @@
-//! The daemon's surroundings: databases that are down, restarted, elsewhere, private or not fit.
+//! What surrounds a daemon: databases that are down, restarted, elsewhere, private or not ready, and the configuration.
 
 mod deployment;
 mod reload;
@@ -20,10 +20,10 @@ use crate::support::facts::{Gate, append, assert_exactly_once, eventually, posit
 use crate::support::program::{Installation, Talker, is_alive};
 use crate::support::{self, SCHEMA};
 
-/// Small batches and quick looks.
+/// Small batches and short poll intervals.
 const RUNNER: &str = "[runner]\nbatch_size = 100\npoll_interval_max = '50ms'\n";
 
-/// A database of a private server, with both sets of migrations.
+/// Creates a database on a private server, with both sets of migrations.
 async fn migrated(server: &EmbeddedPostgres, name: &str) -> PgPool {
     server.create_database(name, None).await.unwrap();
     let pool = PgPoolOptions::new().connect(&server.url(name)).await.unwrap();
@@ -36,7 +36,7 @@ async fn start_at(folder: &Path) -> EmbeddedPostgres {
     EmbeddedPostgres::start_at(folder, Options { durable: false, ..Options::default() }).await.unwrap()
 }
 
-/// A folder that the server's unprivileged user can reach.
+/// Creates a folder that the server's unprivileged user can reach.
 fn open_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -64,7 +64,7 @@ async fn a_daemon_waits_for_a_database_that_is_down_and_starts_when_it_is_up() {
 }
 
 #[tokio::test]
-async fn a_database_that_ends_while_it_is_looked_at_is_waited_for_too() {
+async fn a_daemon_waits_for_a_database_that_goes_down_during_the_check_too() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("notes", "");
@@ -85,7 +85,7 @@ async fn a_database_that_ends_while_it_is_looked_at_is_waited_for_too() {
     .await;
     assert!(ended);
     daemon.says("the database does not answer").await;
-    // It asks again, and stands at the lock again. There it still listens to who asks it to stop.
+    // The daemon asks again, and waits for the lock again. It still listens to requests to stop there.
     let mut impatient = installation.start_daemon();
     eventually("both at the lock", async || {
         let query = sqlx::query_scalar::<_, i64>(
@@ -127,7 +127,7 @@ async fn an_unclean_restart_of_the_server_loses_and_doubles_nothing() {
         let mut gate = Gate::close(&pool, number).await;
         append(&pool, 1_000).await;
         gate.visitor().await;
-        // A writer that has drawn ids and will never commit them.
+        // This writer has drawn ids and will never commit them.
         let mut writer = PgConnection::connect(&server.url("events")).await.unwrap();
         let mut transaction = writer.begin().await.unwrap();
         sqlx::query("insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'A', 1, '{}')")
@@ -136,7 +136,7 @@ async fn an_unclean_restart_of_the_server_loses_and_doubles_nothing() {
             .unwrap();
         server = server.restart(StopMode::Immediate).await.unwrap();
     }
-    // The pool's connections are of the last server.
+    // The pool's connections are those of the server before.
     let pool = PgPool::connect(&server.url("events")).await.unwrap();
     let last = append(&pool, 1_000).await;
     for name in ["busy", "idle"] {
@@ -184,7 +184,7 @@ async fn a_processor_that_cannot_run_does_not_keep_the_others_from_it() {
     let message = status["last_error"]["message"].as_str().unwrap();
     assert!(message.contains("broken.toml:5:") && message.contains("insert"), "{message}");
     assert_eq!(position(&db.pool, "broken").await, 0);
-    // Mended, it runs after a restart, and nothing is left of the failure.
+    // Once its declaration is fixed, it runs after a restart, and nothing is left of the failure.
     daemon.stop().await;
     installation.declare("broken", &broken.replace("insert insert", "perform 1"));
     let daemon = installation.start_daemon();
@@ -217,7 +217,7 @@ async fn without_a_database_of_its_own_a_daemon_runs_a_private_one_that_keeps_it
 }
 
 #[tokio::test]
-async fn a_daemon_refuses_what_is_not_fit_to_run_and_says_what_to_do() {
+async fn a_daemon_refuses_what_it_cannot_run_and_says_what_to_do() {
     let db = support::empty_database().await;
     let installation = Installation::new(&db.url, RUNNER);
     let complaint = installation.espd(&["run"]).await;
@@ -266,13 +266,13 @@ async fn the_demo_shows_processors_that_follow_and_leaves_nothing_behind() {
     line("nothing is left behind").await;
     let process = &mut demo.process;
     let status = eventually("the end of the demo", async || process.try_wait().unwrap()).await;
-    // Whoever still ran would have this open.
+    // Any process that still ran would have this open.
     let complaints = std::io::read_to_string(process.stderr.take().unwrap()).unwrap();
     assert_eq!((status.code(), complaints.as_str()), (Some(0), ""));
     assert!(PgConnection::connect(url).await.is_err(), "the demo's server still runs");
 }
 
-/// Every column of an event, so that a difference of the two ways to a handler would show.
+/// Every column of an event, so that a difference between the two ways to a handler would show.
 const COPY: &str = "
 [projector]
 name = 'copy'
@@ -326,7 +326,7 @@ async fn projections_in_another_database_are_the_same_and_exactly_once() {
     let copied = format!("select event_id, {columns} from copy order by place");
     assert_eq!(contents(&projections.pool, &copied).await, contents(&events.pool, &appended).await);
 
-    // The tracker and the tables are beside each other, and operators reach both.
+    // The tracker and the tables are in the same database, and operators reach both.
     assert!(!exists(&events.pool, "espd.trackers").await && !exists(&projections.pool, "espd.events").await);
     assert_eq!(installation.status("copy").await["position"], 1_000);
     installation.espctl(&["reset", "copy", "--yes"]).await.printed();

@@ -1,4 +1,4 @@
-//! What is deployed keeps to what the program does.
+//! The files for deployments agree with what the program does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -96,7 +96,7 @@ async fn every_metric_that_is_watched_or_documented_is_exported_and_the_other_wa
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let watched = committed("deploy/prometheus/alerts.yaml");
     for name in metric_names(&watched) {
-        assert!(exported.contains(name), "an alert watches {name}, which nobody exports");
+        assert!(exported.contains(name), "an alert watches {name}, which is not exported");
     }
     assert_eq!(metric_names(&committed("docs/admin.md")), exported);
     daemon.stop().await;
@@ -120,7 +120,7 @@ fn metric_names(text: &str) -> BTreeSet<&str> {
     text.split(|c| !is_part(c)).filter(|word| word.starts_with("espd_")).collect()
 }
 
-/// A port that nobody listens on; somebody may take it meanwhile.
+/// A port that no one listens on at the moment.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -1,4 +1,4 @@
-//! SIGHUP, the service manager, and the table of workers: what surrounds the workers' lives.
+//! What surrounds the workers' lives: SIGHUP, systemd, and the table `workers`.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::support;
 use crate::support::facts::{append, assert_exactly_once, eventually, reaches};
 use crate::support::program::{Installation, Program, is_alive};
 
-/// Small batches and quick looks.
+/// Small batches and short poll intervals.
 const RUNNER: &str = "[runner]\nbatch_size = 100\npoll_interval_max = '50ms'\n";
 
 /// Worker, state, starts and last end, by worker.
@@ -57,7 +57,7 @@ async fn a_reload_restarts_what_has_changed_and_nothing_else() {
     assert_eq!(daemon.children("same"), [same]);
     assert_eq!((daemon.children("changed").len(), daemon.children("removed").len()), (2, 1));
 
-    // Back again, in a worker of its own name.
+    // The processor is back, in a worker of its own name.
     installation.declare_notes("removed", "");
     daemon.signal(Signal::SIGHUP);
     reaches(&db.pool, "removed", last).await;
@@ -93,7 +93,7 @@ async fn a_reload_with_faults_keeps_everything_as_it_is_and_names_them_all() {
     daemon.stop().await;
 }
 
-/// SIGHUP comes at every moment of the start, again and again.
+/// Sends SIGHUP at every moment of the start, again and again.
 #[tokio::test]
 async fn a_reload_while_starting_does_no_harm() {
     let db = support::database().await;
@@ -178,7 +178,7 @@ async fn a_dead_daemons_workers_are_removed_by_another_one() {
 }
 
 #[tokio::test]
-async fn the_service_manager_is_told_what_happens_and_that_the_loop_turns() {
+async fn systemd_is_told_what_happens_and_that_the_loop_turns() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("notes", "");

@@ -1,4 +1,4 @@
-//! Commands that run when a worker ends or a processor fails, and the orphans that they may leave.
+//! Hooks, which run when a worker ends or a processor fails, and the orphans that they may leave.
 
 use std::os::unix::process::CommandExt as _;
 
@@ -10,7 +10,7 @@ use crate::support;
 use crate::support::facts::{append, eventually, reaches};
 use crate::support::program::{Installation, Program};
 
-/// Small batches and quick looks.
+/// Small batches and short poll intervals.
 const RUNNER: &str = "[runner]\nbatch_size = 100\npoll_interval_max = '50ms'\n";
 
 /// The facts in a file that hooks add lines to.
@@ -20,7 +20,7 @@ fn told(installation: &Installation, file: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn hooks_are_told_the_facts_and_their_failure_hurts_nobody() {
+async fn hooks_are_told_the_facts_and_their_failure_has_no_consequence() {
     let db = support::database().await;
     let hooks = "[hooks]\non_worker_end = ['sh', '-c', 'cat >> ends; echo noted; exit 3']\n\
                  on_failure = ['sh', '-c', 'cat >> failures']\n";
@@ -53,7 +53,7 @@ async fn hooks_are_told_the_facts_and_their_failure_hurts_nobody() {
 #[tokio::test]
 async fn a_hook_is_told_of_events_that_are_set_aside() {
     let db = support::database().await;
-    let settings = "[retry]\nmax_attempts = 1\non_failure = 'skip'\n[hooks]\non_dead_letter = ['sh', '-c', 'cat >> letters']\n";
+    let settings = "[retry]\nmax_attempts = 1\non_failure = 'skip'\n[hooks]\non_dead_letter = ['sh', '-c', 'cat >> dead_letters']\n";
     let installation = Installation::new(&db.url, &format!("{RUNNER}{settings}"));
     installation
         .declare_notes("notes", "perform 1 / ((event.body->>'n')::int % 5);")
@@ -61,11 +61,11 @@ async fn a_hook_is_told_of_events_that_are_set_aside() {
     let last = append(&db.pool, 12).await;
     let daemon = installation.start_daemon();
     reaches(&db.pool, "notes", last).await;
-    // Told at most once a second, and together every one of them.
+    // The hook is told at most once a second, and in total of every event.
     let events = |facts: &[Value]| facts.iter().map(|fact| fact["events"].as_i64().unwrap()).sum::<i64>();
     let told_of = async |count: i64| {
         eventually("the hook", async || {
-            let facts = told(&installation, "letters");
+            let facts = told(&installation, "dead_letters");
             (events(&facts) >= count).then_some(facts)
         })
         .await
@@ -78,7 +78,7 @@ async fn a_hook_is_told_of_events_that_are_set_aside() {
     });
     assert_eq!(facts[facts.len() - 1], expected);
 
-    // Neither an event that only waits, nor a letter that fails again, nor a restarted worker is news.
+    // No news are: an event that only waits, a dead letter that fails again, a restarted worker.
     installation.espctl(&["dead-letters", "retry", "notes", "--all", "--yes"]).await.complained(1);
     kill(daemon.child("notes", 1).await, Signal::SIGKILL).unwrap();
     daemon.child("notes", 2).await;
@@ -87,11 +87,11 @@ async fn a_hook_is_told_of_events_that_are_set_aside() {
     let facts = told_of(3).await;
     assert_eq!((events(&facts), &facts[facts.len() - 1]["last_event_id"]), (3, &last.into()));
     daemon.stop().await;
-    assert_eq!(events(&told(&installation, "letters")), 3);
+    assert_eq!(events(&told(&installation, "dead_letters")), 3);
 }
 
 #[tokio::test]
-async fn a_hook_that_hangs_is_killed_and_keeps_nobody_waiting_for_long() {
+async fn a_hook_that_hangs_is_killed_and_delays_nothing_for_long() {
     let db = support::database().await;
     let hooks = "[hooks]\non_worker_end = ['sleep', '600']\ntimeout = '200ms'\n";
     let installation = Installation::new(&db.url, &format!("{RUNNER}{hooks}"));
@@ -113,7 +113,7 @@ fn zombies(parent: Pid) -> Vec<String> {
     stats.filter(|stat| stat.contains(&format!(") Z {parent} "))).collect()
 }
 
-/// As process 1 of a container would be: the orphans of its hooks are its own.
+/// The daemon is a subreaper, as process 1 of a container would be: it inherits the orphans of its hooks.
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "std offers no safe way to run prctl between fork and exec")]
 #[tokio::test]

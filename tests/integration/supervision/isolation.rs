@@ -7,10 +7,10 @@ use crate::support;
 use crate::support::facts::{append, assert_exactly_once, eventually, position, reaches};
 use crate::support::program::{Installation, Program};
 
-/// Small batches and quick looks.
+/// Small batches and short poll intervals.
 const RUNNER: &str = "[runner]\nbatch_size = 100\npoll_interval_max = '50ms'\n";
 
-/// A further declaration of notes, with an isolation of its own.
+/// Declares one more processor of notes, with an isolation of its own.
 fn declare_isolated(installation: &Installation, name: &str, isolation: &str, first: &str) {
     installation.declare_notes(name, first);
     let file = installation.path().join(format!("processors/{name}.toml"));
@@ -19,7 +19,7 @@ fn declare_isolated(installation: &Installation, name: &str, isolation: &str, fi
     std::fs::write(file, text.replace(&named, &format!("{named}isolation = '{isolation}'\n"))).unwrap();
 }
 
-/// What process lists show.
+/// The title of a process in process lists.
 fn title(pid: Pid) -> String {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
     String::from_utf8(line.split(|byte| *byte == 0).next().unwrap().to_vec()).unwrap()

@@ -1,4 +1,4 @@
-//! What makes the supervisor end a worker, and what it does about workers that end.
+//! When the supervisor ends a worker, and what it does about workers that end.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::support;
 use crate::support::facts::{Gate, append, assert_exactly_once, eventually, reaches, within};
 use crate::support::program::{Installation, is_alive};
 
-/// Small batches and quick looks.
+/// Small batches and short poll intervals.
 const RUNNER: &str = "[runner]\nbatch_size = 100\npoll_interval_max = '50ms'\n";
 
 #[tokio::test]
@@ -31,7 +31,7 @@ async fn a_worker_that_hangs_is_killed_and_restarted_and_nothing_is_lost() {
         (&"notes".into(), Some(first.as_raw().into()))
     );
     assert!(said["silent_ms"].as_i64().unwrap() >= 5_000, "{said}");
-    // A stopped process does not hear TERM.
+    // A stopped process does not handle TERM.
     daemon.says("killing a worker that does not stop").await;
     daemon.child("notes", 2).await;
     for name in ["notes", "other"] {
@@ -44,7 +44,7 @@ async fn a_worker_that_hangs_is_killed_and_restarted_and_nothing_is_lost() {
     daemon.stop().await;
 }
 
-/// A batch that takes long is work, not silence: its backend is known to be alive.
+/// A batch that takes long is no hang: its backend is known to be alive.
 #[tokio::test]
 async fn a_long_batch_is_no_hang() {
     let db = support::database().await;
@@ -66,7 +66,7 @@ async fn a_long_batch_is_no_hang() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_was_stopped_itself_accuses_nobody() {
+async fn a_daemon_that_was_stopped_itself_restarts_no_worker_for_that() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, &format!("{RUNNER}hang_timeout = '5s'\n"));
     installation.declare_notes("notes", "");
@@ -80,7 +80,7 @@ async fn a_daemon_that_was_stopped_itself_accuses_nobody() {
     })
     .await;
     daemon.signal(Signal::SIGCONT);
-    // It is back when it restarts a child that was killed.
+    // The daemon works again when it restarts a child that was killed.
     kill(daemon.child("notes", 1).await, Signal::SIGKILL).unwrap();
     daemon.child("notes", 2).await;
     assert!(daemon.logged("a worker gives no sign of life, restarting it").is_empty());
@@ -125,10 +125,10 @@ async fn a_worker_that_ends_at_once_is_restarted_ever_more_slowly_and_never_give
     daemon.stop().await;
 }
 
-/// TERM comes at every moment of the start: before the configuration is read, while the database is looked at,
-/// while children are started, while they claim.
+/// Sends TERM at every moment of the start: before the configuration is read, while the database is checked, while
+/// children are started, while they claim.
 #[tokio::test]
-async fn a_request_to_stop_is_heard_at_every_moment_of_the_start() {
+async fn a_request_to_stop_is_carried_out_at_every_moment_of_the_start() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("one", "").declare_notes("two", "");
@@ -139,7 +139,7 @@ async fn a_request_to_stop_is_heard_at_every_moment_of_the_start() {
         daemon.signal(Signal::SIGTERM);
         let begun = Instant::now();
         let status = daemon.ended().await;
-        // Before it listens to signals it ends as any process does.
+        // Before it listens to signals, the daemon ends as any process does.
         assert!(status.success() || daemon.log().is_empty(), "{delay_ms} ms: {status}");
         assert!(begun.elapsed() < Duration::from_secs(10), "{delay_ms} ms: took {:?}", begun.elapsed());
         daemon.is_deserted().await;

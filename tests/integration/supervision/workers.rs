@@ -16,7 +16,7 @@ use crate::support;
 use crate::support::facts::{Gate, append, assert_exactly_once, eventually, position, reaches, within};
 use crate::support::program::{Installation, Program, is_alive};
 
-/// Small batches and quick looks.
+/// Small batches and short poll intervals.
 const RUNNER: &str = "[runner]\nbatch_size = 100\npoll_interval_max = '50ms'\n";
 
 /// How many trackers have an owner.
@@ -29,7 +29,7 @@ async fn owned(pool: &PgPool) -> i64 {
     .unwrap()
 }
 
-/// Sends TERM until the daemon has taken one as a second request: two in quick succession are one.
+/// Sends TERM until the daemon has taken one as a second request: two in quick succession count as one.
 async fn insist(daemon: &Program) {
     daemon.says("stopping").await;
     eventually("a second request", async || {
@@ -63,12 +63,12 @@ async fn a_killed_child_is_restarted_and_its_effects_are_exactly_once() {
     let daemon = installation.start_daemon();
     let other = daemon.child("other", 1).await;
 
-    // In the middle of a batch: the server ends the batch although nobody waits for it any more.
+    // In the middle of a batch: the server finishes the batch although no client waits for it any more.
     gate.visitor().await;
     kill(daemon.child("slow", 1).await, Signal::SIGKILL).unwrap();
     let second = daemon.child("slow", 2).await;
     gate.open().await;
-    // In the middle of another one: the server gives the batch up.
+    // In the middle of another batch: the server rolls the batch back.
     let visitor = next_gate.visitor().await;
     assert_eq!(position(&db.pool, "slow").await, 1_200);
     kill(second, Signal::SIGKILL).unwrap();
@@ -98,7 +98,7 @@ async fn no_child_outlives_a_killed_daemon_and_a_new_one_goes_on() {
     let mut daemon = installation.start_daemon();
     let children = [daemon.child("one", 1).await, daemon.child("other", 1).await];
     gate.visitor().await;
-    // A stopped process hears no lifeline and handles no signal.
+    // A stopped process neither notices its lifeline nor handles a signal.
     killpg(children[1], Signal::SIGSTOP).unwrap();
 
     daemon.kill().await;
@@ -234,36 +234,36 @@ async fn a_worker_run_by_hand_stops_in_order_when_interrupted() {
     assert_eq!(owned(&db.pool).await, 0);
 }
 
-/// G5. The stopped process has a claim in its memory that was good when it fell asleep.
+/// The stopped process remembers a claim that was valid when it was stopped.
 #[tokio::test]
 async fn a_stopped_and_resumed_process_commits_nothing() {
-    let rival = Rival::overtake().await;
-    let (stopped, pool) = (&rival.stopped, &rival.pool);
+    let takeover = Takeover::happen().await;
+    let (stopped, pool) = (&takeover.stopped, &takeover.pool);
     killpg(stopped.pid(), Signal::SIGCONT).unwrap();
     stopped.says("the claim is no longer valid").await;
     assert_exactly_once(pool, pool, "notes").await;
-    assert_eq!(position(pool, "notes").await, rival.last);
-    // It is of use again once the other owner is gone.
-    rival.worker.stop().await;
+    assert_eq!(position(pool, "notes").await, takeover.last);
+    // The resumed process works again once the other owner is gone.
+    takeover.worker.stop().await;
     let last = append(pool, 300).await;
     reaches(pool, "notes", last).await;
     assert_exactly_once(pool, pool, "notes").await;
 }
 
-/// The negative control: with a tracker that knows no epochs, the same process commits.
+/// The negative control: if the epoch is reset, the same process commits.
 #[tokio::test]
 async fn without_the_epoch_a_resumed_process_would_do_it_all_again() {
-    let rival = Rival::overtake().await;
-    let (stopped, pool) = (&rival.stopped, &rival.pool);
+    let takeover = Takeover::happen().await;
+    let (stopped, pool) = (&takeover.stopped, &takeover.pool);
     sqlx::query("update espd.trackers set epoch = 1, position = 200").execute(pool).await.unwrap();
     killpg(stopped.pid(), Signal::SIGCONT).unwrap();
-    reaches(pool, "notes", rival.last).await;
+    reaches(pool, "notes", takeover.last).await;
     let noted: i64 = sqlx::query_scalar("select count(*) from notes").fetch_one(pool).await.unwrap();
     assert_eq!(noted, 1_000 + 800);
 }
 
-/// A worker that was stopped in the middle, and one that has taken over from it.
-struct Rival {
+/// A worker that was stopped in the middle of a batch, and a second worker that has taken over from it.
+struct Takeover {
     stopped: Program,
     worker: Program,
     pool: PgPool,
@@ -271,8 +271,8 @@ struct Rival {
     _installation: Installation,
 }
 
-impl Rival {
-    async fn overtake() -> Self {
+impl Takeover {
+    async fn happen() -> Self {
         let db = support::database().await;
         let installation = Installation::new(&db.url, RUNNER);
         installation.declare_notes("notes", &Gate::at(150));
@@ -281,7 +281,7 @@ impl Rival {
         let stopped = installation.start(&["worker", "notes"]);
         gate.visitor().await;
         killpg(stopped.pid(), Signal::SIGSTOP).unwrap();
-        // Its batch commits: that was its right.
+        // Its batch commits, because its claim was still valid.
         gate.open().await;
         reaches(&db.pool, "notes", 200).await;
         let worker = installation.start(&["worker", "notes"]);
