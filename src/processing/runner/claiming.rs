@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tracing::{info, warn};
 
-use crate::postgres::sqlstate::{describe, is_infrastructure_error};
-use crate::processing::processor::ProcessorError;
+use crate::processing::runner::decision::{Attempt, decide};
 use crate::processing::runner::keepalive::KeepAlive;
+use crate::processing::runner::phase::{Following, Phase};
 use crate::processing::runner::session::{in_time, notify_elsewhere};
-use crate::processing::runner::{Next, Phase, Runner};
+use crate::processing::runner::{Next, Runner};
 use crate::processing::tracker::{Claim, Rival};
 use crate::retry::spread;
 
@@ -47,12 +47,12 @@ impl Runner {
         connection: &mut PgConnection,
         waiting: Waiting,
     ) -> Result<Next, sqlx::Error> {
-        let Self { key, trackers, settings, .. } = self;
-        let claiming = trackers.claim(&mut *connection, key, &settings.owner, settings.lease);
+        let Self { key, trackers, context, .. } = self;
+        let claiming = trackers.claim(&mut *connection, key, &context.owner, context.lease);
         if let Some(claim) = in_time(claiming).await? {
             return self.begin(connection, claim).await;
         }
-        let standing_by = trackers.stand_by(&mut *connection, key, &settings.owner, settings.lease);
+        let standing_by = trackers.stand_by(&mut *connection, key, &context.owner, context.lease);
         if let Some(rival) = in_time(standing_by).await? {
             return self.stand_by(connection, rival, waiting).await;
         }
@@ -62,60 +62,44 @@ impl Runner {
         Ok(Next::Again)
     }
 
-    /// Makes ready for the first batch under a claim.
+    /// Prepares the processor for its first batch under a claim.
     async fn begin(&mut self, connection: &mut PgConnection, claim: Claim) -> Result<Next, sqlx::Error> {
         info!(processor = self.name, position = claim.position.get(), epoch = claim.epoch, "claimed");
-        self.heard = Instant::now();
-        self.phase = Phase::Following(claim.clone());
-        (self.seen, self.due, self.under_way) = (claim.position, None, false);
-        self.tell_outage(connection).await;
-        let keep_alive = KeepAlive { settings: &self.settings, trackers: &self.trackers, claim: &claim };
-        let prepared = keep_alive.run_beside(self.processor.prepare(connection, &claim)).await;
-        match prepared {
-            Ok(()) => {
-                // What kept the last owner from preparing is mended, whether or not an operator said so.
-                if claim.attempts == 0 && (claim.failed || claim.last_error.is_some()) {
-                    in_time(self.trackers.forget_failure(connection, &claim)).await?;
-                }
-                self.phase = self.phase_after_claim(claim);
-                Ok(Next::Again)
-            }
-            Err(ProcessorError::Blocked(message)) => self.block(connection, claim, message).await,
-            Err(ProcessorError::Unattributed(failure)) => {
-                self.block(connection, claim, failure.message).await
-            }
-            Err(ProcessorError::Unavailable { message, wait }) => {
-                self.unavailable(connection, message, wait).await
-            }
-            Err(ProcessorError::Lost) => self.lost(),
-            Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => Err(error),
-            // A missing right, for example: trying again by itself would only hide it.
-            Err(ProcessorError::Database(error)) => self.block(connection, claim, describe(&error)).await,
+        self.tracker_known = Instant::now();
+        self.phase = Phase::Following(Following::new(claim.clone(), self.context.limits.size));
+        self.record_outage(connection).await;
+        let keep_alive = KeepAlive::new(&self.context, &self.trackers, &claim);
+        if let Err(error) = keep_alive.run_beside(self.processor.prepare(connection, &claim)).await {
+            return self.act(connection, decide(error, Attempt::Prepare)).await;
         }
+        // What kept the last owner from preparing is fixed, whether or not an operator said so.
+        if claim.attempts == 0 && (claim.failed || claim.last_error.is_some()) {
+            in_time(self.trackers.forget_failure(connection, &claim)).await?;
+        }
+        self.go_on(&claim);
+        Ok(Next::Again)
     }
 
-    /// A restarted process goes on where the last one was: paused, or waiting with the failing event.
-    fn phase_after_claim(&mut self, claim: Claim) -> Phase {
+    /// Enters the phase that the last process was in: paused, failed, or waiting with the failing event.
+    fn go_on(&mut self, claim: &Claim) {
         let failing = claim.last_error.as_ref().map(|error| error.event_id());
         let attempts = claim.attempts;
         match (failing, claim.retry_in_seconds) {
-            _ if claim.paused => Phase::Paused(claim),
-            // It has used up its attempts, and another process gives it no more.
-            _ if claim.failed && attempts > 0 => Phase::Failed(claim),
-            // It knows itself what it tries again, and when, and goes on with the others.
-            _ if self.processor.runs_ahead().is_some() => Phase::Following(claim),
+            _ if claim.paused => self.phase.enter(Phase::Paused),
+            // The event has used up its attempts, and another process gives it no more.
+            _ if claim.failed && attempts > 0 => self.phase.enter(Phase::Failed),
+            // The processor knows itself what it tries again, and when, and goes on with the other events.
+            _ if self.processor.runs_ahead().is_some() => {}
             (Some(failing), Some(seconds)) if attempts > 0 => {
                 self.retry.resume(failing, attempts.unsigned_abs());
                 let delay = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-                // Whoever has mended the handler does not wait to see it.
+                // An author who has fixed the handler does not want to wait to see it work.
                 let delay = if self.processor.has_changed() { Duration::ZERO } else { delay };
-                Phase::Retrying(claim, Instant::now() + delay)
+                let until = Instant::now() + delay;
+                self.phase.enter(|following| Phase::Retrying(following, until));
             }
-            _ => {
-                // An operator has forgiven what failed.
-                self.retry.succeeded();
-                Phase::Following(claim)
-            }
+            // An operator has let go of what failed.
+            _ => self.retry.succeeded(),
         }
     }
 
@@ -144,7 +128,7 @@ impl Runner {
 
     /// How long to wait before the next look, if nobody rings.
     fn pause(&self, rival: &Rival, looks: u32) -> Duration {
-        let longest = self.settings.lease / 5;
+        let longest = self.context.lease / 5;
         let wanted = if rival.late {
             SHORT_PAUSE.saturating_mul(1 << looks.min(16))
         } else {
@@ -163,7 +147,7 @@ impl Runner {
         backend: i32,
         complained: bool,
     ) -> Result<bool, sqlx::Error> {
-        let ending = self.trackers.end_frozen_backend(connection, &self.key, &self.settings.owner);
+        let ending = self.trackers.end_frozen_backend(connection, &self.key, &self.context.owner);
         let refused = match in_time(ending).await {
             Ok(true) => {
                 let what = "ended the backend of an owner that gives no sign of life";
@@ -191,12 +175,12 @@ impl Runner {
 
     /// Gives up what this runner holds, or stands by for, and tells those who stand by.
     pub(super) async fn release(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let Self { key, trackers, settings, .. } = self;
+        let Self { key, trackers, context, .. } = self;
         let Some(claim) = self.phase.claim() else {
-            return in_time(trackers.stand_down(connection, key, &settings.owner)).await;
+            return in_time(trackers.stand_down(connection, key, &context.owner)).await;
         };
-        in_time(trackers.release(connection, claim, &settings.release_channel.channel)).await?;
-        notify_elsewhere(&settings.release_channel).await;
+        in_time(trackers.release(connection, claim, &context.release_channel.channel)).await?;
+        notify_elsewhere(&context.release_channel).await;
         Ok(())
     }
 }

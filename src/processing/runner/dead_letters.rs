@@ -4,105 +4,97 @@ use sqlx::PgConnection;
 use tracing::{info, warn};
 
 use crate::event::Position;
-use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::dead_letters::announce_set_aside;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
+use crate::processing::processor::{BatchRequest, Outcome, PutOff, Work};
+use crate::processing::runner::decision::{Attempt, Decision, decide};
 use crate::processing::runner::keepalive::KeepAlive;
+use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
-use crate::processing::runner::{Next, Phase, Runner};
+use crate::processing::runner::{Next, Runner};
 
 impl Runner {
-    /// Whether to handle a dead letter now. Not when the lease is due: it is renewed first, by the next batch if there is
-    /// one. So a long retry neither loses the claim nor keeps other events waiting.
-    pub(super) fn letters_have_a_turn(&self) -> bool {
-        let may = match self.phase {
-            Phase::Following(_) => true,
-            // What the handlers need is not there: it is waited for.
-            Phase::Retrying(..) => !self.outage.is_external(),
-            Phase::Unclaimed(_) | Phase::Paused(_) | Phase::Failed(_) => false,
-        };
-        self.letters_requested && may && !self.until_renewal().is_zero()
-    }
-
-    /// The event has used up its attempts: the position moves over it, and it waits for an operator.
+    /// Sets an event aside whose attempts are used up: the position moves over it, and it waits for an operator.
     pub(super) async fn set_aside(
         &mut self,
         connection: &mut PgConnection,
         failure: Failure,
+        attempts: u32,
         blocks: bool,
     ) -> Result<Next, sqlx::Error> {
-        let Phase::Following(claim) = &mut self.phase else { return Ok(Next::Again) };
-        let (Some(id), attempts) = (failure.event_id(), self.retry.attempts()) else {
-            return Ok(Next::Again);
-        };
-        let setting_aside = self.letters.set_aside(&mut *connection, claim, &failure, attempts, blocks);
+        let Phase::Following(following) = &mut self.phase else { return Ok(Next::Again) };
+        let Some(id) = failure.event_id() else { return Ok(Next::Again) };
+        let claim = &following.claim;
+        let setting_aside = self.dead_letters.set_aside(&mut *connection, claim, &failure, attempts, blocks);
         if !in_time(setting_aside).await? {
-            return self.lost();
+            return Ok(self.claim_lost());
         }
-        announce_set_aside(&self.name, &failure, attempts);
-        claim.position = id;
-        self.bisection.passed(1);
+        following.claim.position = id;
+        following.bisection.passed(1);
         self.retry.succeeded();
+        announce_set_aside(&self.name, &failure, attempts);
         Ok(Next::Again)
     }
 
     /// Handles one dead letter again, or finds that none is asked for any more.
-    pub(super) async fn handle_letter(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
-        let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
-        let finding = self.letters.next_requested(&mut *connection, claim);
+    pub(super) async fn handle_dead_letter(
+        &mut self,
+        connection: &mut PgConnection,
+    ) -> Result<Next, sqlx::Error> {
+        let Some(following) = self.phase.following_mut() else { return Ok(Next::Again) };
+        let finding = self.dead_letters.next_requested(&mut *connection, &following.claim);
         let Some(id) = in_time(finding).await? else {
-            self.letters_requested = false;
+            following.dead_letters_requested = false;
             return Ok(Next::Again);
         };
-        let limits = BatchLimits { size: 1, ..self.settings.limits };
-        let lease = self.settings.lease;
-        let request = BatchRequest { claim, work: Work::DeadLetter(id), limits: &limits, lease };
-        let keep_alive = KeepAlive { settings: &self.settings, trackers: &self.trackers, claim };
-        let failure = match keep_alive.run_beside(self.processor.process(connection, request)).await {
+        let request = BatchRequest {
+            claim: &following.claim,
+            work: Work::DeadLetter(id),
+            limits: &BatchLimits { size: 1, ..self.context.limits },
+            lease: self.context.lease,
+        };
+        let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
+        let decision = match keep_alive.run_beside(self.processor.process(connection, request)).await {
             Ok(
                 Outcome::Committed { failure: None, handled, .. }
                 | Outcome::Ahead { put_off: None, handled, .. },
-            ) => {
-                self.outage.over();
-                self.settings.wake_relay.notify_one();
-                match handled {
-                    0 => {
-                        info!(
-                            processor = self.name,
-                            event.id = id.get(),
-                            "a dead letter is of no concern any more"
-                        )
-                    }
-                    _ => info!(processor = self.name, event.id = id.get(), "handled a dead letter"),
-                }
-                return Ok(Next::Again);
+            ) => return Ok(self.dead_letter_handled(id, handled)),
+            Ok(Outcome::Committed { failure: Some(failure), .. }) => {
+                Decision::KeepDeadLetter { event_id: id, failure: *failure }
             }
-            Ok(Outcome::Committed { failure: Some(failure), .. })
-            | Err(ProcessorError::Unattributed(failure)) => *failure,
-            Ok(Outcome::Ahead { put_off: Some(put_off), .. }) => put_off.failure,
-            Ok(Outcome::ClaimLost) | Err(ProcessorError::Lost) => return self.lost(),
-            Err(ProcessorError::Unavailable { message, wait }) => {
-                return self.unavailable(connection, message, wait).await;
+            Ok(Outcome::Ahead { put_off: Some(put_off), .. }) => {
+                let PutOff { failure, .. } = *put_off;
+                Decision::KeepDeadLetter { event_id: id, failure }
             }
-            Err(ProcessorError::Database(error)) if is_infrastructure_error(&error) => return Err(error),
-            Err(ProcessorError::Database(error)) => Failure::of_database(&error),
-            Err(ProcessorError::Blocked(message)) => Failure::of_processor(message),
+            Ok(Outcome::ClaimLost) => Decision::Reclaim,
+            Err(error) => decide(error, Attempt::DeadLetter(id)),
         };
-        self.outage.over();
-        self.letter_failed(connection, id, &failure).await
+        self.act(connection, decision).await
     }
 
-    async fn letter_failed(
-        &self,
+    fn dead_letter_handled(&mut self, id: Position, handled: i32) -> Next {
+        self.outage.over();
+        self.context.wake_relay.notify_one();
+        let what = match handled {
+            0 => "a dead letter is of no concern any more",
+            _ => "handled a dead letter",
+        };
+        info!(processor = self.name, event.id = id.get(), "{what}");
+        Next::Again
+    }
+
+    /// Records that the event of a dead letter has failed again. It stays a dead letter.
+    pub(super) async fn keep_dead_letter(
+        &mut self,
         connection: &mut PgConnection,
         id: Position,
         failure: &Failure,
     ) -> Result<Next, sqlx::Error> {
+        self.outage.over();
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         warn!(processor = self.name, event.id = id.get(), error = %failure, "a dead letter has failed again");
-        in_time(self.letters.failed_again(connection, claim, id, failure)).await?;
+        in_time(self.dead_letters.failed_again(connection, claim, id, failure)).await?;
         Ok(Next::Again)
     }
 }

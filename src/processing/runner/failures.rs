@@ -1,4 +1,4 @@
-//! What a runner does about what went wrong: wait and try again, stop, or set the event aside.
+//! Carrying out what was decided about a failure.
 
 use std::time::{Duration, Instant};
 
@@ -6,126 +6,152 @@ use sqlx::PgConnection;
 use tracing::{debug, error, info, warn};
 
 use crate::event::Position;
-use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{ProcessorError, PutOff};
+use crate::processing::processor::PutOff;
+use crate::processing::runner::decision::Decision;
+use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
-use crate::processing::runner::{Next, Phase, Runner};
-use crate::processing::tracker::Claim;
-use crate::retry::NextStep;
+use crate::processing::runner::{Next, Runner};
+
+/// Shortest time between two log lines about an event that fails again and again.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What was logged about failures, so that an event that fails again and again does not fill the log.
+#[derive(Debug, Default)]
+pub(super) struct FailureLog {
+    /// When a failure was last logged.
+    logged: Option<Instant>,
+    /// The event that is tried again while others go on, and its attempts, when that was last logged.
+    put_off: Option<(Option<Position>, u32)>,
+}
+
+impl FailureLog {
+    /// Whether to log a failure: the first one is logged, then one every ten seconds at most.
+    fn is_due(&mut self, attempts: u32) -> bool {
+        let due = attempts == 1 || self.logged.is_none_or(|logged| logged.elapsed() >= WARN_INTERVAL);
+        if due {
+            self.logged = Some(Instant::now());
+        }
+        due
+    }
+
+    /// Whether to log a failure of an event that is tried again while others go on. The same attempt is logged once.
+    fn is_put_off_due(&mut self, event_id: Option<Position>, attempts: u32) -> bool {
+        let due = self.put_off != Some((event_id, attempts)) && self.is_due(attempts);
+        if due {
+            self.put_off = Some((event_id, attempts));
+        }
+        due
+    }
+}
 
 impl Runner {
-    /// The batch has come to nothing.
-    pub(super) async fn went_wrong(
+    /// Does what was decided.
+    pub(super) async fn act(
         &mut self,
         connection: &mut PgConnection,
-        error: ProcessorError,
+        decision: Decision,
     ) -> Result<Next, sqlx::Error> {
-        match error {
-            ProcessorError::Lost => self.lost(),
-            ProcessorError::Blocked(message) => match self.phase.claim().cloned() {
-                Some(claim) => self.block(connection, claim, message).await,
-                None => Ok(Next::Again),
-            },
-            ProcessorError::Unavailable { message, wait } => {
-                self.unavailable(connection, message, wait).await
-            }
-            ProcessorError::Unattributed(failure) => {
-                // Raised where no event can be named: smaller batches, until it is one event.
-                if self.bisection.halve() {
-                    debug!(processor = self.name, error = %failure, size = self.bisection.size(), "halved a batch");
-                    return Ok(Next::Again);
-                }
-                self.failed(connection, *failure).await
-            }
-            ProcessorError::Database(error) if is_infrastructure_error(&error) => Err(error),
-            ProcessorError::Database(error) => self.failed(connection, Failure::of_database(&error)).await,
-        }
-    }
-
-    /// Goes on, and remembers when an event is due that is tried again.
-    pub(super) async fn wait_for(
-        &mut self,
-        connection: &mut PgConnection,
-        put_off: Option<PutOff>,
-    ) -> Result<Next, sqlx::Error> {
-        self.due = put_off.as_ref().and_then(|put_off| put_off.until);
-        match (put_off, self.phase.claim().cloned()) {
-            (None, _) | (_, None) => self.succeeded(),
-            (Some(PutOff { failure, attempts, until: None }), Some(claim)) => {
-                self.retry.resume(failure.event_id(), attempts);
-                self.stop_at(connection, claim, failure).await
-            }
-            (Some(PutOff { failure, attempts, until: Some(until) }), _) => {
-                let news = Some((failure.event_id(), attempts));
-                if self.put_off_told != news && self.is_worth_a_line(attempts) {
-                    self.put_off_told = news;
-                    self.warn_of(&failure, attempts, until.saturating_duration_since(Instant::now()));
-                }
+        match decision {
+            Decision::Reclaim => Ok(self.claim_lost()),
+            Decision::Reconnect(error) => Err(error),
+            Decision::WaitFor { message, at_least } => self.wait_for(connection, &message, at_least).await,
+            Decision::Bisect(failure) => {
+                debug!(processor = self.name, error = %failure, "looking for the failing event in smaller batches");
                 Ok(Next::Again)
             }
+            Decision::Retry(failure) => self.retry_later(connection, failure).await,
+            Decision::SetAside { failure, blocks } => {
+                self.retry.failed(failure.event_id());
+                self.set_aside(connection, failure, self.retry.attempts(), blocks).await
+            }
+            Decision::Stop(failure) => {
+                self.retry.failed(failure.event_id());
+                self.stop_at(connection, &failure).await
+            }
+            Decision::Block { message } => self.block(connection, message).await,
+            Decision::KeepDeadLetter { event_id, failure } => {
+                self.keep_dead_letter(connection, event_id, &failure).await
+            }
         }
     }
 
-    /// Something beside the database is not there. It is waited for as long as that takes.
-    pub(super) async fn unavailable(
-        &mut self,
-        connection: &mut PgConnection,
-        message: String,
-        wait: Option<Duration>,
-    ) -> Result<Next, sqlx::Error> {
-        let Some(claim) = self.phase.claim().cloned() else { return Ok(Next::Again) };
-        let delay = self.outage.unavailable(&message, wait);
-        if self.is_worth_a_line(self.outage.tries()) {
-            let retry_in_ms = delay.as_millis() as u64;
-            let what = "something that the handlers need is not there";
-            warn!(processor = self.name, error = message, retry_in_ms, "{what}");
-        }
-        self.tell_outage(connection).await;
-        self.phase = Phase::Retrying(claim, Instant::now() + delay);
-        Ok(Next::Again)
-    }
-
-    pub(super) fn succeeded(&mut self) -> Result<Next, sqlx::Error> {
+    /// Takes note of a batch without a failure.
+    pub(super) fn succeeded(&mut self) -> Next {
         if self.retry.attempts() > 0 {
             info!(processor = self.name, "going on: the failing event has been handled");
         }
         self.retry.succeeded();
+        Next::Again
+    }
+
+    /// Takes note of how far a processor is that runs ahead of its position, and of what it tries again.
+    pub(super) async fn follow_ahead(
+        &mut self,
+        connection: &mut PgConnection,
+        under_way: bool,
+        put_off: Option<Box<PutOff>>,
+    ) -> Result<Next, sqlx::Error> {
+        if let Phase::Following(following) = &mut self.phase {
+            following.under_way = under_way;
+            following.due = put_off.as_ref().and_then(|put_off| put_off.until);
+        }
+        let Some(put_off) = put_off else { return Ok(self.succeeded()) };
+        let PutOff { failure, attempts, until } = *put_off;
+        let Some(until) = until else {
+            self.retry.resume(failure.event_id(), attempts);
+            return self.stop_at(connection, &failure).await;
+        };
+        if self.failure_log.is_put_off_due(failure.event_id(), attempts) {
+            self.warn(&failure, attempts, until.saturating_duration_since(Instant::now()));
+        }
         Ok(Next::Again)
     }
 
-    /// The batch ended before an event that could not be handled.
-    pub(super) async fn failed(
+    /// Waits for something that the handlers need beside the database, as long as that takes.
+    async fn wait_for(
+        &mut self,
+        connection: &mut PgConnection,
+        message: &str,
+        at_least: Option<Duration>,
+    ) -> Result<Next, sqlx::Error> {
+        let delay = self.outage.unavailable(message, at_least);
+        if self.failure_log.is_due(self.outage.tries()) {
+            let retry_in_ms = delay.as_millis() as u64;
+            let what = "something that the handlers need is not there";
+            warn!(processor = self.name, error = message, retry_in_ms, "{what}");
+        }
+        self.record_outage(connection).await;
+        let until = Instant::now() + delay;
+        self.phase.enter(|following| Phase::Retrying(following, until));
+        Ok(Next::Again)
+    }
+
+    /// Counts the failure, and tries again after a delay.
+    async fn retry_later(
         &mut self,
         connection: &mut PgConnection,
         failure: Failure,
     ) -> Result<Next, sqlx::Error> {
-        let Phase::Following(claim) = &self.phase else { return Ok(Next::Again) };
-        let claim = claim.clone();
+        let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         let delay = self.retry.failed(failure.event_id());
         let attempts = self.retry.attempts();
-        match self.retry.policy().decide(attempts) {
-            NextStep::Stop => return self.stop_at(connection, claim, failure).await,
-            NextStep::SetAside { blocks } if failure.event.is_some() => {
-                return self.set_aside(connection, failure, blocks).await;
-            }
-            NextStep::TryAgain | NextStep::SetAside { .. } => {}
+        if self.failure_log.is_due(attempts) {
+            self.warn(&failure, attempts, delay);
         }
-        if self.is_worth_a_line(attempts) {
-            self.warn_of(&failure, attempts, delay);
-        }
-        in_time(self.trackers.record_failure(connection, &claim, attempts, &failure, Some(delay))).await?;
-        self.phase = Phase::Retrying(claim, Instant::now() + delay);
+        in_time(self.trackers.record_failure(connection, claim, attempts, &failure, Some(delay))).await?;
+        let until = Instant::now() + delay;
+        self.phase.enter(|following| Phase::Retrying(following, until));
         Ok(Next::Again)
     }
 
-    /// The event has used up its attempts. Those before it are committed.
+    /// Stops at an event whose attempts are used up. Those before it are committed.
     async fn stop_at(
         &mut self,
         connection: &mut PgConnection,
-        claim: Claim,
-        failure: Failure,
+        failure: &Failure,
     ) -> Result<Next, sqlx::Error> {
+        let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         let attempts = self.retry.attempts();
         error!(
             processor = self.name,
@@ -135,22 +161,22 @@ impl Runner {
             error = %failure,
             "stopped at an event that could not be handled: `espctl retry` tries again"
         );
-        in_time(self.trackers.record_failure(connection, &claim, attempts, &failure, None)).await?;
-        self.phase = Phase::Failed(claim);
+        in_time(self.trackers.record_failure(connection, claim, attempts, failure, None)).await?;
+        self.phase.enter(Phase::Failed);
         Ok(Next::Again)
     }
 
-    /// A failing event gets a line at its first failure, then one every ten seconds at most.
-    fn is_worth_a_line(&mut self, attempts: u32) -> bool {
-        const SILENCE: Duration = Duration::from_secs(10);
-        let worth = attempts == 1 || self.warned.is_none_or(|warned| warned.elapsed() >= SILENCE);
-        if worth {
-            self.warned = Some(Instant::now());
-        }
-        worth
+    /// Stops until an operator acts, because only an operator can help.
+    async fn block(&mut self, connection: &mut PgConnection, message: String) -> Result<Next, sqlx::Error> {
+        let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
+        error!(processor = self.name, error = message, "cannot go on until an operator acts");
+        let failure = Failure::of_processor(message);
+        in_time(self.trackers.record_failure(connection, claim, 0, &failure, None)).await?;
+        self.phase.enter(Phase::Failed);
+        Ok(Next::Again)
     }
 
-    fn warn_of(&self, failure: &Failure, attempts: u32, delay: Duration) {
+    fn warn(&self, failure: &Failure, attempts: u32, delay: Duration) {
         warn!(
             processor = self.name,
             event.id = failure.event_id().map(Position::get),
@@ -160,19 +186,5 @@ impl Runner {
             error = %failure,
             "could not handle an event"
         );
-    }
-
-    /// Only an operator can help.
-    pub(super) async fn block(
-        &mut self,
-        connection: &mut PgConnection,
-        claim: Claim,
-        message: String,
-    ) -> Result<Next, sqlx::Error> {
-        error!(processor = self.name, error = message, "cannot go on until an operator acts");
-        let failure = Failure::of_processor(message);
-        in_time(self.trackers.record_failure(connection, &claim, 0, &failure, None)).await?;
-        self.phase = Phase::Failed(claim);
-        Ok(Next::Again)
     }
 }

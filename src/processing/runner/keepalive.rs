@@ -14,14 +14,18 @@ use crate::processing::runner::RunnerContext;
 use crate::processing::runner::session::{ANSWER_TIMEOUT, in_time};
 use crate::processing::tracker::{Claim, Trackers};
 
-/// Watches over the batches of one claim.
-pub(super) struct KeepAlive<'v> {
-    pub(super) settings: &'v RunnerContext,
-    pub(super) trackers: &'v Trackers,
-    pub(super) claim: &'v Claim,
+/// Keeps one claim alive while a batch holds the tracker's row.
+pub(super) struct KeepAlive<'r> {
+    context: &'r RunnerContext,
+    trackers: &'r Trackers,
+    claim: &'r Claim,
 }
 
-impl KeepAlive<'_> {
+impl<'r> KeepAlive<'r> {
+    pub(super) fn new(context: &'r RunnerContext, trackers: &'r Trackers, claim: &'r Claim) -> Self {
+        Self { context, trackers, claim }
+    }
+
     /// Lets a batch take its time, but not when nobody is at work on it any more.
     pub(super) async fn run_beside<T>(
         &self,
@@ -36,7 +40,7 @@ impl KeepAlive<'_> {
 
     /// Shows that the owner lives. Ends only with a reason to give the batch up.
     async fn keep(&self) -> sqlx::Error {
-        let lease = self.settings.lease;
+        let lease = self.context.lease;
         // Most batches are over long before, and cost no second connection.
         heartbeat::expect_within(ANSWER_TIMEOUT.max(lease));
         tokio::time::sleep(lease / 2).await;
@@ -60,18 +64,18 @@ impl KeepAlive<'_> {
     }
 
     async fn record_liveness(&self, kept: &mut Option<PgConnection>) -> Result<bool, sqlx::Error> {
-        let Self { settings, trackers, claim } = self;
+        let Self { context, trackers, claim } = self;
         let name = &claim.key.name;
         // Kept only if it has answered well.
         let mut connection = match kept.take() {
             Some(connection) => connection,
             None => {
                 let options =
-                    settings.database.clone().application_name(&format!("espd: {name} (sign of life)"));
+                    context.database.clone().application_name(&format!("espd: {name} (sign of life)"));
                 options.disable_statement_logging().connect().await?
             }
         };
-        let showing = trackers.record_liveness(&mut connection, claim, &settings.owner, settings.lease);
+        let showing = trackers.record_liveness(&mut connection, claim, &context.owner, context.lease);
         let at_work = showing.await?;
         *kept = Some(connection);
         Ok(at_work)

@@ -92,7 +92,7 @@ impl OutageLog {
 
 impl Runner {
     /// Writes the outage at hand into the tracker, as far as that can be done in one.
-    pub(super) async fn tell_outage(&mut self, connection: &mut PgConnection) {
+    pub(super) async fn record_outage(&mut self, connection: &mut PgConnection) {
         let Self { phase, outage, trackers, name, .. } = self;
         let (Some(claim), Some(outage)) = (phase.claim(), outage.news()) else { return };
         if let Err(error) = in_time(trackers.record_outage(connection, claim, outage)).await {

@@ -18,11 +18,11 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to the database of the projections.
-pub(super) async fn connect(settings: &RunnerContext, name: &str) -> Result<PgConnection, sqlx::Error> {
-    let options = settings.database.clone().application_name(&format!("espd: {name}"));
+pub(super) async fn connect(context: &RunnerContext, name: &str) -> Result<PgConnection, sqlx::Error> {
+    let options = context.database.clone().application_name(&format!("espd: {name}"));
     let mut connection = in_time(options.disable_statement_logging().connect()).await?;
     // Behind a transaction pooler this would change somebody else's session, and not this one.
-    if !settings.pooled {
+    if !context.pooled {
         // A batch has a time limit of its own; a shorter one of the server's would never let it end.
         let statement = sqlx::raw_sql("-- prepare_session\nset statement_timeout = 0");
         in_time(statement.execute(&mut connection)).await?;

@@ -1,0 +1,78 @@
+//! Handling the next events.
+
+use std::time::Instant;
+
+use sqlx::PgConnection;
+use tracing::debug;
+
+use crate::event::Position;
+use crate::processing::declaration::BatchLimits;
+use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
+use crate::processing::runner::decision::{Attempt, decide, decide_failure};
+use crate::processing::runner::keepalive::KeepAlive;
+use crate::processing::runner::phase::Phase;
+use crate::processing::runner::{Next, Runner};
+
+impl Runner {
+    /// Handles the events up to `upto`, as many as fit into a batch.
+    pub(super) async fn handle_batch(
+        &mut self,
+        connection: &mut PgConnection,
+        upto: Position,
+    ) -> Result<Next, sqlx::Error> {
+        let Phase::Following(following) = &self.phase else { return Ok(Next::Again) };
+        let (begun, size) = (Instant::now(), following.bisection.size());
+        let limits = BatchLimits { size, ..self.context.limits };
+        let request = BatchRequest {
+            claim: &following.claim,
+            work: Work::Batch { upto, rate: self.rate.per_second() },
+            limits: &limits,
+            lease: self.context.lease,
+        };
+        let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
+        match keep_alive.run_beside(self.processor.process(connection, request)).await {
+            Ok(Outcome::ClaimLost) => Ok(self.claim_lost()),
+            Ok(Outcome::Committed { position, handled, failure: None }) => {
+                self.committed(position, position, handled, begun);
+                Ok(self.succeeded())
+            }
+            Ok(Outcome::Committed { position, handled, failure: Some(failure) }) => {
+                self.committed(position, position, handled, begun);
+                let decision = decide_failure(*failure, &self.retry);
+                self.act(connection, decision).await
+            }
+            Ok(Outcome::Ahead { position, seen, handled, under_way, put_off }) => {
+                self.committed(position, seen, handled, begun);
+                self.follow_ahead(connection, under_way, put_off).await
+            }
+            Err(error) => {
+                self.narrow_down(&error);
+                let decision = decide(error, Attempt::Batch { size, retry: &self.retry });
+                self.act(connection, decision).await
+            }
+        }
+    }
+
+    /// Makes the next batch smaller if the error names no event, so that the failing event is found.
+    fn narrow_down(&mut self, error: &ProcessorError) {
+        if let (ProcessorError::Unattributed(_), Phase::Following(following)) = (error, &mut self.phase) {
+            following.bisection.halve();
+        }
+    }
+
+    /// Takes note of a batch that was committed, and logs it.
+    fn committed(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {
+        let Phase::Following(following) = &mut self.phase else { return };
+        self.rate.count(following.advance(position, seen));
+        following.bisection.passed(handled.into());
+        self.tracker_known = Instant::now();
+        self.outage.over();
+        if handled > 0 || seen == position {
+            let duration_ms = begun.elapsed().as_millis() as u64;
+            debug!(processor = self.name, position = position.get(), handled, duration_ms, "batch committed");
+        }
+        if handled > 0 {
+            self.context.wake_relay.notify_one();
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What a runner does about what went wrong: one pure function from the error, and what was tried, to a decision.
+//!
+//! `Runner::act` in `failures` carries the decisions out.
+
+use std::time::Duration;
+
+use crate::event::Position;
+use crate::postgres::sqlstate::{describe, is_infrastructure_error};
+use crate::processing::failure::Failure;
+use crate::processing::processor::ProcessorError;
+use crate::retry::{NextStep, Retry};
+
+/// What the runner tried when the error came up.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Attempt<'r> {
+    /// To create tables and functions under a new claim.
+    Prepare,
+    /// To handle a batch.
+    Batch {
+        /// The most events that the batch may have had.
+        size: i64,
+        /// The failures so far.
+        retry: &'r Retry<Option<Position>>,
+    },
+    /// To handle the event of this dead letter again.
+    DeadLetter(Position),
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub(super) enum Decision {
+    /// Claim the processor again, because the claim is no longer valid.
+    Reclaim,
+    /// Connect again, because the database could not do it now.
+    Reconnect(sqlx::Error),
+    /// Wait for something that the handlers need beside the database, for at least `at_least`. No event is counted as
+    /// failed.
+    WaitFor { message: String, at_least: Option<Duration> },
+    /// Handle smaller batches, until the failing event is alone in one.
+    Bisect(Failure),
+    /// Try again after a delay that grows with each failure of the same event.
+    Retry(Failure),
+    /// Set the event aside, because its attempts are used up. `blocks`: the later events of its aggregate wait behind it.
+    SetAside { failure: Failure, blocks: bool },
+    /// Stop at the event until an operator acts, because its attempts are used up.
+    Stop(Failure),
+    /// Stop until an operator acts, because no further attempt can succeed before that.
+    Block { message: String },
+    /// Leave the dead letter where it is, because its event has failed again.
+    KeepDeadLetter { event_id: Position, failure: Failure },
+}
+
+/// What to do about an error.
+pub(super) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
+    use ProcessorError::{Blocked, Database, Lost, Unattributed, Unavailable};
+    match (error, attempt) {
+        (Lost, _) => Decision::Reclaim,
+        (Unavailable { message, wait }, _) => Decision::WaitFor { message, at_least: wait },
+        (Database(error), _) if is_infrastructure_error(&error) => Decision::Reconnect(error),
+
+        (Blocked(message), Attempt::Prepare | Attempt::Batch { .. }) => Decision::Block { message },
+        // A missing right, for example: trying again would only hide it.
+        (Database(error), Attempt::Prepare) => Decision::Block { message: describe(&error) },
+        (Unattributed(failure), Attempt::Prepare) => Decision::Block { message: failure.message },
+
+        (Unattributed(failure), Attempt::Batch { size, .. }) if size > 1 => Decision::Bisect(*failure),
+        (Unattributed(failure), Attempt::Batch { retry, .. }) => decide_failure(*failure, retry),
+        (Database(error), Attempt::Batch { retry, .. }) => {
+            decide_failure(Failure::of_database(&error), retry)
+        }
+
+        (error, Attempt::DeadLetter(event_id)) => {
+            let failure = match error {
+                Unattributed(failure) => *failure,
+                Database(error) => Failure::of_database(&error),
+                Blocked(message) => Failure::of_processor(message),
+                other => Failure::of_processor(other.to_string()),
+            };
+            Decision::KeepDeadLetter { event_id, failure }
+        }
+    }
+}
+
+/// What to do about an event that could not be handled. `retry` has not counted the failure yet.
+pub(super) fn decide_failure(failure: Failure, retry: &Retry<Option<Position>>) -> Decision {
+    let attempts = retry.attempts_with(&failure.event_id());
+    match retry.policy().decide(attempts) {
+        NextStep::Stop => Decision::Stop(failure),
+        NextStep::SetAside { blocks } if failure.event.is_some() => Decision::SetAside { failure, blocks },
+        // Where no event is known, none can be set aside.
+        NextStep::SetAside { .. } | NextStep::TryAgain => Decision::Retry(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::processing::failure::FailedEvent;
+    use crate::retry::{OnFailure, RetryPolicy};
+
+    fn at_event(id: i64) -> Failure {
+        let event = FailedEvent {
+            id: id.into(),
+            uuid: Uuid::nil(),
+            event_type: "A".to_owned(),
+            aggregate_id: Uuid::nil(),
+        };
+        Failure::of_processor("no").attribute(event)
+    }
+
+    /// Two attempts, of which one has failed at event 7.
+    fn retry(on_failure: OnFailure) -> Retry<Option<Position>> {
+        let mut retry =
+            Retry::new(RetryPolicy { max_attempts: Some(2), on_failure, ..RetryPolicy::default() });
+        retry.failed(Some(7.into()));
+        retry
+    }
+
+    fn in_words(decision: &Decision) -> String {
+        match decision {
+            Decision::Reclaim => "reclaim".to_owned(),
+            Decision::Reconnect(_) => "reconnect".to_owned(),
+            Decision::WaitFor { message, at_least } => format!("wait for {message}, {at_least:?}"),
+            Decision::Bisect(failure) => format!("bisect, {failure}"),
+            Decision::Retry(failure) => format!("retry, {failure}"),
+            Decision::SetAside { failure, blocks } => format!("set aside, {failure}, {blocks}"),
+            Decision::Stop(failure) => format!("stop, {failure}"),
+            Decision::Block { message } => format!("block, {message}"),
+            Decision::KeepDeadLetter { event_id, failure } => format!("keep {event_id}, {failure}"),
+        }
+    }
+
+    #[test]
+    fn each_error_leads_to_one_decision() {
+        type Error = fn() -> ProcessorError;
+        let lost: Error = || ProcessorError::Lost;
+        let blocked: Error = || ProcessorError::Blocked("x".into());
+        let unattributed: Error = || ProcessorError::Unattributed(Box::new(Failure::of_processor("no")));
+        let at_7: Error = || ProcessorError::Unattributed(Box::new(at_event(7)));
+        let away: Error =
+            || ProcessorError::Unavailable { message: "x".into(), wait: Some(Duration::from_secs(9)) };
+        let gone: Error = || sqlx::Error::PoolTimedOut.into();
+
+        let policy = retry(OnFailure::Stop);
+        let batch = |size| Attempt::Batch { size, retry: &policy };
+        let cases = [
+            (lost, Attempt::Prepare, "reclaim"),
+            (lost, batch(9), "reclaim"),
+            (lost, Attempt::DeadLetter(3.into()), "reclaim"),
+            (gone, Attempt::Prepare, "reconnect"),
+            (gone, batch(9), "reconnect"),
+            (gone, Attempt::DeadLetter(3.into()), "reconnect"),
+            (away, Attempt::Prepare, "wait for x, Some(9s)"),
+            (away, batch(9), "wait for x, Some(9s)"),
+            (away, Attempt::DeadLetter(3.into()), "wait for x, Some(9s)"),
+            (blocked, Attempt::Prepare, "block, x"),
+            (blocked, batch(9), "block, x"),
+            (blocked, Attempt::DeadLetter(3.into()), "keep 3, x"),
+            (unattributed, Attempt::Prepare, "block, no"),
+            (unattributed, batch(9), "bisect, no"),
+            // No event is known, so it is another thing that fails, for the first time.
+            (unattributed, batch(1), "retry, no"),
+            (unattributed, Attempt::DeadLetter(3.into()), "keep 3, no"),
+            (at_7, batch(9), "bisect, event 7 (A): no"),
+            (at_7, batch(1), "stop, event 7 (A): no"),
+            (at_7, Attempt::DeadLetter(7.into()), "keep 7, event 7 (A): no"),
+        ];
+        for (error, attempt, expected) in cases {
+            assert_eq!(in_words(&decide(error(), attempt)), expected, "{:?}, {attempt:?}", error());
+        }
+    }
+
+    #[test]
+    fn the_policy_decides_about_an_event_whose_attempts_are_used_up() {
+        for (on_failure, expected) in [
+            (OnFailure::Retry, "retry, event 7 (A): no"),
+            (OnFailure::Stop, "stop, event 7 (A): no"),
+            (OnFailure::Park, "set aside, event 7 (A): no, true"),
+            (OnFailure::Skip, "set aside, event 7 (A): no, false"),
+        ] {
+            let retry = retry(on_failure);
+            assert_eq!(in_words(&decide_failure(at_event(7), &retry)), expected);
+            // Another event begins with its first attempt.
+            assert_eq!(in_words(&decide_failure(at_event(8), &retry)), "retry, event 8 (A): no");
+        }
+    }
+
+    #[test]
+    fn what_no_event_is_known_of_is_not_set_aside() {
+        let mut retry = retry(OnFailure::Park);
+        retry.failed(None);
+        assert_eq!(in_words(&decide_failure(Failure::of_processor("no"), &retry)), "retry, no");
+    }
+}

@@ -1,0 +1,191 @@
+//! What a runner is about: the phases of its life, and what it knows in them.
+
+use std::time::{Duration, Instant};
+
+use crate::event::Position;
+use crate::process::report::Condition;
+use crate::processing::runner::bisection::Bisection;
+use crate::processing::runner::claiming::Waiting;
+use crate::processing::tracker::{Claim, Standing};
+
+/// What the runner is about.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// It has no claim.
+    Unclaimed(Waiting),
+    /// It handles events.
+    Following(Following),
+    /// It waits for an operator to resume the processor.
+    Paused(Following),
+    /// It waits until it is time to try again.
+    Retrying(Following, Instant),
+    /// It waits for an operator to fix what it cannot.
+    Failed(Following),
+}
+
+/// What the runner knows under one claim.
+#[derive(Debug)]
+pub(super) struct Following {
+    pub(super) claim: Claim,
+    /// How far the processor has looked. Greater than the position only if the processor runs ahead.
+    seen: Position,
+    /// When the processor tries an event again while others go on.
+    pub(super) due: Option<Instant>,
+    /// Whether the processor wants to be called again although there is no new event.
+    pub(super) under_way: bool,
+    /// Whether an operator wants dead letters handled again.
+    pub(super) dead_letters_requested: bool,
+    /// Events per batch: fewer while a batch fails without naming an event, until the event is found.
+    pub(super) bisection: Bisection,
+}
+
+impl Default for Phase {
+    fn default() -> Self {
+        Self::Unclaimed(Waiting::default())
+    }
+}
+
+impl Phase {
+    /// The claim, if there is one.
+    pub(super) fn claim(&self) -> Option<&Claim> {
+        match self {
+            Self::Unclaimed(_) => None,
+            Self::Following(following)
+            | Self::Paused(following)
+            | Self::Retrying(following, _)
+            | Self::Failed(following) => Some(&following.claim),
+        }
+    }
+
+    /// What is known under the claim, if there is one.
+    pub(super) fn following_mut(&mut self) -> Option<&mut Following> {
+        match self {
+            Self::Unclaimed(_) => None,
+            Self::Following(following)
+            | Self::Paused(following)
+            | Self::Retrying(following, _)
+            | Self::Failed(following) => Some(following),
+        }
+    }
+
+    /// Changes to another phase under the same claim. A runner without a claim stays without.
+    pub(super) fn enter(&mut self, phase: impl FnOnce(Following) -> Self) {
+        *self = match std::mem::take(self) {
+            Self::Unclaimed(waiting) => Self::Unclaimed(waiting),
+            Self::Following(following)
+            | Self::Paused(following)
+            | Self::Retrying(following, _)
+            | Self::Failed(following) => phase(following),
+        };
+    }
+
+    /// The phase after a renewal of the lease, which has told what operators have done.
+    pub(super) fn after_renewal(self, standing: &Standing, now: Instant) -> Self {
+        match self {
+            Self::Following(following) | Self::Retrying(following, _) if standing.paused => {
+                Self::Paused(following)
+            }
+            Self::Paused(following) if !standing.paused => Self::Following(following),
+            Self::Retrying(following, until) if standing.retry_now || until <= now => {
+                Self::Following(following)
+            }
+            unchanged => unchanged,
+        }
+    }
+
+    /// The condition that the supervisor is told.
+    pub(super) fn condition(&self) -> Condition {
+        match self {
+            Self::Unclaimed(waiting) if waiting.stands_by() => Condition::StandingBy,
+            Self::Unclaimed(_) => Condition::Starting,
+            Self::Following(following) if following.due.is_some() => Condition::Retrying,
+            Self::Following(_) => Condition::Following,
+            Self::Paused(_) => Condition::Paused,
+            Self::Retrying(..) => Condition::Retrying,
+            Self::Failed(_) => Condition::Failed,
+        }
+    }
+}
+
+impl Following {
+    /// What is known at the beginning of a claim: nothing but the claim.
+    pub(super) fn new(claim: Claim, batch_size: i64) -> Self {
+        Self {
+            seen: claim.position,
+            claim,
+            due: None,
+            under_way: false,
+            dead_letters_requested: false,
+            bisection: Bisection::new(batch_size),
+        }
+    }
+
+    /// How far the processor has looked: at its position at least.
+    pub(super) fn seen(&self) -> Position {
+        self.seen.max(self.claim.position)
+    }
+
+    /// Moves the position, and how far the processor has looked. Returns how many ids have been passed.
+    pub(super) fn advance(&mut self, position: Position, seen: Position) -> i64 {
+        let passed = self.seen().distance_to(seen);
+        (self.claim.position, self.seen) = (position, seen);
+        passed
+    }
+
+    /// Time until the processor tries an event again while others go on; [`Duration::MAX`] if it does not.
+    pub(super) fn until_due(&self) -> Duration {
+        self.due.map_or(Duration::MAX, |due| due.saturating_duration_since(Instant::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processing::tracker::ProcessorKey;
+
+    fn following() -> Following {
+        let claim = Claim {
+            key: ProcessorKey { name: "notes".to_owned(), version: 1, partition: 0 },
+            epoch: 1,
+            position: 5.into(),
+            declaration: None,
+            paused: false,
+            attempts: 0,
+            last_error: None,
+            retry_in_seconds: None,
+            failed: false,
+        };
+        Following::new(claim, 100)
+    }
+
+    #[test]
+    fn operators_and_time_change_the_phase_at_a_renewal() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(9);
+        let standing = |paused, retry_now| Standing { position: 5.into(), paused, retry_now, letters: false };
+        let cases: [(Phase, Standing, Condition); 9] = [
+            (Phase::Following(following()), standing(false, false), Condition::Following),
+            (Phase::Following(following()), standing(true, false), Condition::Paused),
+            (Phase::Retrying(following(), later), standing(false, false), Condition::Retrying),
+            (Phase::Retrying(following(), later), standing(true, true), Condition::Paused),
+            (Phase::Retrying(following(), later), standing(false, true), Condition::Following),
+            (Phase::Retrying(following(), now), standing(false, false), Condition::Following),
+            (Phase::Paused(following()), standing(false, false), Condition::Following),
+            (Phase::Paused(following()), standing(true, false), Condition::Paused),
+            (Phase::Failed(following()), standing(true, true), Condition::Failed),
+        ];
+        for (phase, standing, expected) in cases {
+            let words = format!("{phase:?} {standing:?}");
+            assert_eq!(phase.after_renewal(&standing, now).condition(), expected, "{words}");
+        }
+    }
+
+    #[test]
+    fn the_position_carries_along_how_far_was_looked() {
+        let mut following = following();
+        assert_eq!(following.advance(7.into(), 20.into()), 15);
+        assert_eq!((following.claim.position, following.seen()), (7.into(), 20.into()));
+        following.claim.position = 30.into();
+        assert_eq!(following.seen(), 30);
+    }
+}

@@ -1,0 +1,50 @@
+//! Renewing the lease, and what operators have done meanwhile.
+
+use std::time::Instant;
+
+use sqlx::PgConnection;
+use tracing::info;
+
+use crate::processing::runner::phase::Phase;
+use crate::processing::runner::session::in_time;
+use crate::processing::runner::{Next, Runner};
+use crate::processing::tracker::Standing;
+
+impl Runner {
+    /// Extends the lease, and follows what the tracker row says about operators.
+    pub(super) async fn renew(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
+        let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
+        let outage_over = !self.outage.is_external();
+        let renewing = self.trackers.renew(connection, claim, self.context.lease, outage_over);
+        let Some(standing) = in_time(renewing).await? else { return Ok(self.claim_lost()) };
+        self.tracker_known = Instant::now();
+        if outage_over {
+            self.outage.over();
+        }
+        self.follow_operators(&standing);
+        Ok(Next::Again)
+    }
+
+    fn follow_operators(&mut self, standing: &Standing) {
+        let was_paused = matches!(self.phase, Phase::Paused(_));
+        self.phase = std::mem::take(&mut self.phase).after_renewal(standing, Instant::now());
+        let position = standing.position.get();
+        match (was_paused, &self.phase) {
+            (false, Phase::Paused(_)) => info!(processor = self.name, position, "paused"),
+            (true, Phase::Following(_)) => {
+                info!(processor = self.name, position, "resumed");
+                self.restart_handler = true;
+            }
+            _ => {}
+        }
+        let Some(following) = self.phase.following_mut() else { return };
+        self.restart_handler |= standing.letters && !following.dead_letters_requested;
+        following.dead_letters_requested = standing.letters;
+        if standing.retry_now && following.due.is_some() {
+            following.due = Some(Instant::now());
+            if let Some(ahead) = self.processor.runs_ahead() {
+                ahead.retry_now();
+            }
+        }
+    }
+}
