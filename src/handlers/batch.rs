@@ -1,7 +1,7 @@
-//! Handlers that live outside of the database: in this program, in a child process, behind HTTP.
+//! What handlers outside of the database share: handlers in this program, in a child process, or behind HTTP.
 //!
-//! They are handed a `batch` of events and say what came of each: `effects`. Rows, emissions and position are committed
-//! in one transaction, the `ledger`, which holds the tracker locked under the runner's claim from beginning to end.
+//! Such a handler is handed a batch of events and returns the `effects` of each event. Rows, emissions and position are
+//! committed in one `BatchTransaction`, which holds the tracker locked under the runner's claim from beginning to end.
 
 mod effects;
 mod row_changes;

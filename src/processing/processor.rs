@@ -1,4 +1,4 @@
-//! What handles events: the contract between a runner and a projector or reactor.
+//! The contract between a runner and what handles events: a projector or a reactor.
 
 mod base;
 mod batch;
@@ -45,9 +45,9 @@ impl ProcessorKind {
 /// Where the events of a processor are.
 #[derive(Debug)]
 pub enum Events {
-    /// In the database of its tracker and its tables, in this layout.
+    /// The events are in the database of the tracker and the tables, in this layout.
     SameDatabase(Layout),
-    /// In another database.
+    /// The events are in another database.
     Elsewhere(PostgresEventStore),
 }
 
@@ -114,66 +114,68 @@ impl BatchRequest<'_> {
     }
 }
 
-/// What one turn did.
+/// What came of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// Rows, emissions and position are committed.
     Committed {
-        /// Every event at or below it has been handled, or was of no concern.
+        /// Every event at or below this position has been handled, or is of a type that the processor does not handle.
         position: Position,
-        /// Events handled.
+        /// How many events were handled.
         handled: i32,
-        /// Why the batch ended before the next event, if it did.
+        /// Why the batch ended before the next event, if that could not be handled.
         failure: Option<Box<Failure>>,
     },
-    /// As [`Self::Committed`], by a processor that handles events beyond its position as well: those that fail wait for
-    /// another try while others go on. It sees to attempts and dead letters itself.
+    /// As [`Self::Committed`], by a processor that handles events beyond its position as well: see [`RunsAhead`]. Events that
+    /// fail wait for another attempt while others go on.
     Ahead {
-        /// Every event at or below it has been handled, or was of no concern.
+        /// Every event at or below this position has been handled, or is of a type that the processor does not handle.
         position: Position,
-        /// Every event at or below it has been looked at: the next turn may begin behind it.
+        /// Every event at or below this position has been looked at, so that the next batch may begin after it.
         seen: Position,
-        /// Events handled.
+        /// How many events were handled.
         handled: i32,
-        /// Whether there is more to do that nobody has to wait for: the next turn follows at once.
+        /// Whether the processor has more to do, so that the next request has to follow at once.
         under_way: bool,
-        /// What waits for another try, if anything does.
+        /// The event that is due next for another attempt, if one is.
         put_off: Option<Box<PutOff>>,
     },
-    /// The tracker is no longer where or whose the claim says, or is paused: nothing was done.
+    /// Nothing was done: the position or the owner of the tracker is not the one of the claim, or an operator has paused the
+    /// processor.
     ClaimLost,
 }
 
-/// An event that waits for another try while others go on.
+/// An event that waits for another attempt while others go on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PutOff {
     /// Why the event that is due next could not be handled.
     pub failure: Failure,
-    /// How often it has been tried.
+    /// How often the event has been tried.
     pub attempts: u32,
-    /// When it is tried again; `None`: not before an operator acts.
+    /// When the event is tried again; `None`: not before an operator acts.
     pub until: Option<Instant>,
 }
 
 /// Why a processor cannot go on at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessorError {
-    /// Only an operator can help: the declaration does not fit what is there.
+    /// Only an operator can help, because the declaration does not fit what is in the database.
     #[error("{0}")]
     Blocked(String),
     /// The claim is no longer valid.
     #[error("another owner has claimed the processor")]
     Lost,
-    /// The batch could not be handled, and nobody knows over which event; of a batch of one event, the failure names it.
+    /// The batch could not be handled, and it is not known which event is the reason. If the batch had one event, the failure
+    /// names it.
     #[error("{0}")]
     Unattributed(Box<Failure>),
-    /// Something that the handler needs beside the database is not there now. No event is to blame; it is tried
-    /// for ever.
+    /// Something that the handler needs beside the database is not there now. No event is counted as failed, and attempts do
+    /// not end.
     #[error("{message}")]
     Unavailable {
         /// What happened, in one sentence.
         message: String,
-        /// How long to wait at least, if that is known.
+        /// How long to wait at least before the next attempt, if that is known.
         wait: Option<Duration>,
     },
     /// The database could not do it now.

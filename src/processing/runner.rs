@@ -46,35 +46,35 @@ use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 use crate::store::subscription::{Subscription, Woken};
 
-/// How a runner works.
+/// What a runner needs beside the processor, and how it works.
 #[derive(Debug, Clone)]
 pub struct RunnerContext {
     /// The database of the projections, which holds the tracker.
     pub database: PgConnectOptions,
-    /// Whether that leads through a transaction pooler, where a session keeps nothing.
+    /// Whether the connection leads through a transaction pooler, where a session keeps nothing.
     pub pooled: bool,
-    /// How those who stand by hear of a release.
+    /// How standbys are told that a tracker is released.
     pub release_channel: ReleaseChannel,
     /// Schema of the trackers.
     pub schema: String,
-    /// Whose runner it is.
+    /// The owner that the runner claims for: its daemon.
     pub owner: Owner,
     /// Where a batch ends.
     pub limits: BatchLimits,
-    /// How to go on after a failing event.
+    /// When a failing event is tried again, and what happens when its attempts are used up.
     pub retry: RetryPolicy,
-    /// How long a claim lasts without a sign of life; renewed at a third of it.
+    /// How long a claim lasts without a renewal; renewed after a third of it.
     pub lease: Duration,
-    /// Notified after each batch: what it has emitted for another place or time has to be moved there.
+    /// Notified after each batch, because the relay has to move what the batch has emitted for another place or time.
     pub wake_relay: Arc<Notify>,
 }
 
-/// The channel that watchers listen on.
+/// The channel on which standbys are told of a release: the one that watchers listen on.
 #[derive(Debug, Clone)]
 pub struct ReleaseChannel {
-    /// Its name.
+    /// The channel's name.
     pub channel: String,
-    /// The database that it is in, if not the one of the tracker.
+    /// The database that the channel is in, if it is not the one of the tracker.
     pub elsewhere: Option<PgConnectOptions>,
 }
 

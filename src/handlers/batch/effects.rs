@@ -1,4 +1,4 @@
-//! What the handling of events has led to, and carrying it out.
+//! The effects of events, and how they are applied.
 
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
@@ -14,37 +14,37 @@ use crate::processing::processor::ProcessorError;
 /// One thing that a handler wants done.
 #[derive(Debug, Clone)]
 pub(crate) enum Action {
-    /// Sets the given columns of the row with the given key, or makes it.
+    /// Sets the given columns of the row with the given key, or inserts the row.
     Upsert { table: String, row: Box<RawValue> },
     /// Deletes the rows that are equal in all the given columns.
     Delete { table: String, columns: Box<RawValue> },
     /// Emits an event, now or later.
     Emit(Emission),
-    /// Cancels what would be emitted later.
+    /// Cancels an event that would be emitted later.
     Cancel { key: String },
 }
 
-/// What one event has led to, in order.
+/// The actions that one event has led to, in order.
 #[derive(Debug, Clone)]
 pub(crate) struct EventEffects {
     pub(crate) source: Source,
     pub(crate) actions: Vec<Action>,
 }
 
-/// How much of it was carried out.
+/// How many effects were applied.
 #[derive(Debug)]
 pub(crate) struct Applied {
-    /// The effects of so many events, from the first on.
+    /// The number of events, from the first on, whose effects were applied.
     pub(crate) events: usize,
-    /// Why not those of the next one, if that is so.
+    /// Why the effects of the next event could not be applied, if so.
     pub(crate) failure: Option<Box<Failure>>,
 }
 
-/// Why effects could not be carried out.
+/// Why effects could not be applied.
 enum Refusal {
-    /// The effects of this event are to blame, by its place.
+    /// The effects of the event at this place are the reason.
     Event(usize, Failure),
-    /// Nobody knows whose.
+    /// It is not known whose effects are the reason.
     Somewhere(Failure),
     Database(sqlx::Error),
 }
@@ -60,8 +60,8 @@ impl Refusal {
 }
 
 impl BatchTransaction<'_> {
-    /// Carries out the effects of events, in order, up to the first event whose effects cannot be. First all together;
-    /// only where that fails, event by event.
+    /// Applies the effects of events, in order, up to the first event whose effects cannot be applied. All are tried together
+    /// first; only if that fails, event by event.
     pub(crate) async fn apply(
         &mut self,
         tables: &RowTables,
@@ -85,7 +85,7 @@ impl BatchTransaction<'_> {
         self.apply_each(tables, emitter, effects, failure).await
     }
 
-    /// Carries out what comes before an event that is to blame.
+    /// Applies the effects of the events before the one at `place`, which is the reason of `failure`.
     async fn apply_before(
         &mut self,
         tables: &RowTables,
@@ -123,8 +123,8 @@ impl BatchTransaction<'_> {
             let failure = Some(Box::new(one.source.attribute(failure)));
             return Ok(Applied { events: place, failure });
         }
-        // Each alone is possible: what was wrong was doing them together.
-        tracing::debug!(error = %of_all, "effects were carried out one by one");
+        // The effects of each event can be applied alone, so what failed was to apply them together.
+        tracing::debug!(error = %of_all, "effects were applied one by one");
         Ok(Applied { events: effects.len(), failure: None })
     }
 }

@@ -1,10 +1,10 @@
 //! Which row changes share a statement.
 //!
 //! A handler names rows one by one. Written one by one, each would cost a round trip. Changes of different keys of a table
-//! do not touch each other, so a change may go together with an earlier one of the same form, as long as nothing that
-//! was said between them is about the same row. A row that is set once more takes the place of what was to be set before:
-//! nobody would have seen that. Where more than the key ties rows together, or where it cannot be told
-//! whether two keys are the same, changes are carried out in the order in which they were said.
+//! do not affect each other, so a change may share the statement of an earlier one of the same form, as long as no change
+//! between them is about the same row. A row that is set again replaces what was to be set before, which no one would have
+//! seen. If rows depend on one another beyond the key, or if it cannot be told whether two keys are the same, changes are
+//! applied in the order in which they were named.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use super::tables::{Members, RowTables};
 /// One row that is to be written or deleted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum RowChange<'a> {
-    /// Sets the given columns of the row with the given key, or makes it.
+    /// Sets the given columns of the row with the given key, or inserts the row.
     Upsert { table: &'a str, row: &'a RawValue },
     /// Deletes the rows that are equal in all the given columns.
     Delete { table: &'a str, columns: &'a RawValue },
@@ -33,7 +33,7 @@ struct Form {
 /// A row of a table, by its key.
 type Row = (String, Vec<String>);
 
-/// Changes that are carried out together.
+/// Changes that share one statement.
 #[derive(Debug)]
 struct Group<'a> {
     form: Form,
@@ -50,7 +50,7 @@ pub(crate) struct RowChanges<'a> {
     last_of_form: HashMap<Form, usize>,
     /// The last group that a row is in, and its place there.
     last_of_row: HashMap<Row, (usize, usize)>,
-    /// The first group that changes of a table may go into, behind one that is about unknown rows.
+    /// The first group that changes of a table may go into: after the last change about unknown rows.
     floor: HashMap<String, usize>,
     /// The last group of tables whose rows depend on one another.
     last_tied: Option<usize>,
@@ -71,7 +71,7 @@ impl<'a> RowChanges<'a> {
     /// Adds a change, which takes effect after those before it.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// What is wrong with the change, in words.
     pub(crate) fn add(&mut self, change: RowChange<'a>) -> Result<(), String> {
         let (table, deletes, row) = match change {
             RowChange::Upsert { table, row } => (table, false, row),
@@ -95,7 +95,7 @@ impl<'a> RowChanges<'a> {
         Ok(())
     }
 
-    /// What a change takes the place of: the last one of its row, if that sets the same columns.
+    /// The change that this one replaces: the last one of its row, if that sets the same columns.
     fn overwritten(&mut self, form: &Form, is_tied: bool, row: &Row) -> Option<&mut &'a RawValue> {
         let (group, place) = *self.last_of_row.get(row).filter(|_| !is_tied && !form.deletes)?;
         let is_behind_unknown = group < self.floor.get(&form.table).copied().unwrap_or(0);
@@ -136,7 +136,7 @@ impl<'a> RowChanges<'a> {
         self.groups.len() - 1
     }
 
-    /// Carries all of them out.
+    /// Applies all changes.
     pub(crate) async fn apply(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         for Group { statement, rows, .. } in self.groups {
             let rows = rows.iter().map(|row| row.get()).collect::<Vec<_>>().join(",");

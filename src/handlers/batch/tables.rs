@@ -1,5 +1,5 @@
-//! Rows that a handler outside of the database wants read, written or deleted: what may be said about them, and the
-//! statements for that. Which rows share a statement is the business of `changes`.
+//! The tables of a processor: which rows a handler outside of the database may read, write and delete, and the statements
+//! for that. `row_changes` decides which rows share a statement.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +13,15 @@ use crate::postgres::row::from_row;
 /// What is known of a table that a processor owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TableShape {
-    /// Its name in the schema of the projections.
+    /// The table's name in the schema of the projections.
     pub(crate) name: String,
-    /// The columns of its primary key; none where it has no such key.
+    /// The columns of the primary key; none if the table has no such key.
     pub(crate) key: Vec<String>,
-    /// All of its columns.
+    /// All columns of the table.
     pub(crate) columns: Vec<String>,
     /// The types of the key's columns.
     key_types: Vec<String>,
-    /// The columns that a new row has to be given.
+    /// The columns that a new row needs a value for.
     required: Vec<String>,
     /// Whether rows of different keys may depend on one another: by further unique columns, foreign keys, triggers, rules.
     is_tied: bool,
@@ -37,7 +37,7 @@ pub(crate) struct RowTables {
     shapes: Vec<TableShape>,
 }
 
-/// The members of a JSON object, by name, as the text that they are.
+/// The members of a JSON object, by name, each as its text.
 pub(crate) type Members<'a> = BTreeMap<String, &'a RawValue>;
 
 impl RowTables {
@@ -102,8 +102,8 @@ impl RowTables {
         }
     }
 
-    /// The key of the one row that a row or condition is about, where that can be told and rows do not depend on one
-    /// another. Asking the database for such a key cannot fail.
+    /// The key of the one row that a row or condition is about. `None` if that cannot be told, or if rows depend on one
+    /// another. A statement with such a key cannot fail.
     pub(super) fn row_of(&self, table: &str, row: &RawValue) -> Option<Vec<String>> {
         let shape = self.find(table).ok().filter(|shape| !shape.is_tied)?;
         shape.key_of(&self.members(shape, row).ok()?)
@@ -125,9 +125,9 @@ impl RowTables {
         Ok((statement, format!("[{}]", key.get())))
     }
 
-    /// The statement that sets these columns, `$1` being the rows. Rows that are given all that a new one needs are tried
-    /// as new ones first; others only where there are none of their keys, because PostgreSQL looks at what is missing in
-    /// a new row before it looks whether it is one.
+    /// The statement that sets these columns, `$1` being the rows. Rows with a value for every required column are inserted,
+    /// and updated on conflict. Other rows are inserted only if no row has their key, because PostgreSQL checks a new row for
+    /// missing values before it looks for a conflict.
     pub(super) fn upsert_rows(&self, shape: &TableShape, columns: &[&String]) -> String {
         let quoted =
             |columns: &[&String]| columns.iter().map(|c| quote_identifier(c)).collect::<Vec<_>>().join(", ");
@@ -172,14 +172,14 @@ impl RowTables {
         format!("{}.{}", self.schema, quote_identifier(&shape.name))
     }
 
-    /// The rows given as JSON, as rows of the table.
+    /// The rows that are given as JSON, as rows of the table.
     fn recordset(&self, shape: &TableShape) -> String {
         format!("json_populate_recordset(null::{}, $1::text::json) as g", self.qualified(shape))
     }
 }
 
 impl TableShape {
-    /// Whether the order of changes matters beyond those of one key.
+    /// Whether the order of changes matters also between rows of different keys.
     pub(super) fn is_tied(&self) -> bool {
         self.is_tied
     }
@@ -197,7 +197,7 @@ impl TableShape {
         }
     }
 
-    /// The members of a condition that rows are to be deleted under.
+    /// The members of the condition of a delete.
     pub(super) fn deleted<'a>(&self, members: Members<'a>) -> Result<Members<'a>, String> {
         let name = &self.name;
         if members.is_empty() {
@@ -211,8 +211,8 @@ impl TableShape {
         }
     }
 
-    /// The key of a row in one way of writing it, so that rows are of one key exactly if these are equal; `None` where
-    /// that cannot be told from the text.
+    /// The key of a row in canonical form: two rows have the same key exactly if these are equal. `None` if that cannot be
+    /// told from the text.
     pub(super) fn key_of(&self, members: &Members<'_>) -> Option<Vec<String>> {
         let values = self.key.iter().zip(&self.key_types);
         let key: Vec<String> =
@@ -221,7 +221,7 @@ impl TableShape {
     }
 }
 
-/// A value of a type in one way of writing it.
+/// The canonical form of a value of a type.
 fn canonical(kind: &str, value: &RawValue) -> Option<String> {
     let text = match value.get().as_bytes().first()? {
         b'"' => serde_json::from_str::<String>(value.get()).ok()?,

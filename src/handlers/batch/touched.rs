@@ -1,4 +1,4 @@
-//! Rows that are about to change, so that others can be read without carrying that out first.
+//! Tracks which rows have pending changes. A row without any can be read at once, without flushing the batch.
 
 use std::collections::HashSet;
 
@@ -7,16 +7,16 @@ use serde_json::value::RawValue;
 use super::effects::Action;
 use super::tables::RowTables;
 
-/// What changes are about that are not carried out yet.
+/// The rows that pending changes are about.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
     rows: HashSet<(String, Vec<String>)>,
-    /// Tables of which it cannot be told.
+    /// Tables with a pending change of which the row cannot be told.
     unclear: HashSet<String>,
 }
 
 impl Touched {
-    /// Notes an action.
+    /// Takes note of a pending action.
     pub(crate) fn note(&mut self, tables: &RowTables, action: &Action) {
         let (table, row) = match action {
             Action::Upsert { table, row } => (table, row),
@@ -29,7 +29,7 @@ impl Touched {
         }
     }
 
-    /// Whether the row of this key is surely none of those.
+    /// Whether it is certain that the row of this key has no pending change.
     pub(crate) fn spares(&self, tables: &RowTables, table: &str, key: &RawValue) -> bool {
         let row = tables.row_of(table, key).map(|key| (table.to_owned(), key));
         !self.unclear.contains(table) && row.is_some_and(|row| !self.rows.contains(&row))
@@ -51,7 +51,7 @@ mod tests {
         let upsert = |table: &str, row: &str| Action::Upsert { table: table.into(), row: json(row) };
         touched.note(&tables, &upsert("todos", r#"{"id":1,"title":"a"}"#));
         assert!(!spares(&touched, "todos", "\"1\"") && spares(&touched, "todos", "2"));
-        // Of keys that cannot be compared, and of rows that depend on others, nothing is known.
+        // Nothing is known of keys that cannot be compared, and of rows that depend on others.
         assert!(!spares(&touched, "todos", "2.0"));
         assert!(!spares(&touched, "lists", "\"c0ffee00-0000-4000-8000-000000000001\""));
         touched.note(&tables, &Action::Delete { table: "todos".into(), columns: json(r#"{"list":3}"#) });

@@ -1,4 +1,4 @@
-//! The transaction that effects and position commit in.
+//! The transaction in which effects and position are committed.
 
 use std::time::Duration;
 
@@ -15,43 +15,43 @@ use crate::processing::tracker::{Advance, Progress};
 use crate::store::{EventStore as _, ReadError, read_aggregate_on};
 use uuid::Uuid;
 
-/// An open transaction that holds the tracker locked under the claim. Dropped without [`Self::finish`], it leaves nothing
-/// behind.
+/// An open transaction that holds the tracker locked under the claim. If it is dropped without [`Self::finish`], it is rolled
+/// back.
 pub(crate) struct BatchTransaction<'t> {
     transaction: Transaction<'t, Postgres>,
     base: &'t ProcessorBase,
     request: &'t BatchRequest<'t>,
-    /// Whether any event of the processor is set aside: others may have to wait behind it.
+    /// Whether any event of the processor is set aside, so that others may have to wait behind it.
     parking: bool,
-    /// Events up to here were handled before a reset.
+    /// Events up to this position were handled before a reset.
     silent_until: Position,
 }
 
-/// Events that were read.
+/// The events of a request, as they were read.
 #[derive(Debug)]
 pub(crate) struct Reading {
-    /// Those that are to be handled.
+    /// The events that are to be handled.
     pub(crate) deliveries: Vec<Delivery>,
-    /// How far they reach.
+    /// The last position that was looked at.
     pub(crate) upto: Position,
-    /// How many others are dead letters, or have to wait behind one.
+    /// How many other events are dead letters, or have to wait behind one.
     pub(crate) set_aside: usize,
 }
 
 impl<'t> BatchTransaction<'t> {
     /// Begins the transaction and locks the tracker. `None`: the claim is no longer valid, or the processor is paused.
     ///
-    /// The server ends the session if nothing is said for `silence_max`, because a process that was frozen meanwhile would
+    /// The server ends the session after `idle_max` without a statement, because a process that was frozen meanwhile would
     /// hold the tracker for ever.
     pub(crate) async fn open(
         connection: &'t mut PgConnection,
         base: &'t ProcessorBase,
         request: &'t BatchRequest<'t>,
-        silence_max: Duration,
+        idle_max: Duration,
     ) -> Result<Option<Self>, ProcessorError> {
         let mut transaction = connection.begin().await?;
-        // A dead letter was never handled, wherever the position has been, unless it became one after a reset. Where an
-        // operator has discarded it meanwhile, there is nothing to do.
+        // The event of a dead letter was never handled, wherever the position has been, unless it became a dead letter after
+        // a reset. If an operator has discarded the dead letter meanwhile, there is nothing to do.
         let (at, silent_until, letter) = match request.dead_letter() {
             None => (
                 format!("and t.position = {}", request.claim.position),
@@ -71,7 +71,7 @@ impl<'t> BatchTransaction<'t> {
         let statement = format!(
             "-- lock_tracker
              set local lock_timeout = '30s';
-             set local idle_in_transaction_session_timeout = {silence};
+             set local idle_in_transaction_session_timeout = {idle};
              set local search_path = {projections_schema}, public;
              select {silent_until} as silent_until, exists (
                select from {schema}.dead_letters as l
@@ -82,7 +82,7 @@ impl<'t> BatchTransaction<'t> {
             schema = quote_identifier(&base.schema),
             key = request.claim.key.arguments(),
             projections_schema = quote_identifier(&base.projections_schema),
-            silence = silence_max.as_millis(),
+            idle = idle_max.as_millis(),
             epoch = request.claim.epoch,
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(&mut *transaction).await?;
@@ -91,19 +91,19 @@ impl<'t> BatchTransaction<'t> {
         Ok(Some(Self { transaction, base, request, parking, silent_until }))
     }
 
-    /// The connection that the transaction is open on.
+    /// The connection on which the transaction is open.
     pub(crate) fn connection(&mut self) -> &mut PgConnection {
         &mut self.transaction
     }
 
-    /// The events of the turn that are to be handled, and how far they reach. Those that have to wait behind a dead
-    /// letter are set aside in this transaction.
+    /// Reads the requested events. Returns those that are to be handled, and the last position that was looked at. Events that
+    /// have to wait behind a dead letter are set aside in this transaction.
     pub(crate) async fn read(&mut self) -> Result<(Vec<Delivery>, Position), ProcessorError> {
         let Reading { deliveries, upto, .. } = self.read_as(self.request).await?;
         Ok((deliveries, upto))
     }
 
-    /// As [`Self::read`], as if the turn was another one: for those who read beyond the position.
+    /// As [`Self::read`], for another request: a processor that runs ahead reads beyond the position.
     pub(crate) async fn read_as(&mut self, request: &BatchRequest<'_>) -> Result<Reading, ProcessorError> {
         let mut batch = self.read_batch(request).await?;
         let found = batch.events.len();
@@ -128,14 +128,14 @@ impl<'t> BatchTransaction<'t> {
         }
     }
 
-    /// An event on its way to the handler.
+    /// Makes an event ready for the handler.
     pub(crate) fn deliver(&self, event: Event) -> Delivery {
         let replaying = event.id <= self.silent_until;
         Delivery { event, replaying }
     }
 
-    /// Takes out of a batch what must not be handled now, because it is a dead letter, or an earlier event of its
-    /// aggregate is one that it must not overtake.
+    /// Takes the events out of a batch that must not be handled now: dead letters, and events behind a dead letter of their
+    /// aggregate.
     pub(crate) async fn set_aside_behind(&mut self, batch: &mut Batch) -> Result<(), sqlx::Error> {
         if !self.parking || self.request.dead_letter().is_some() || batch.events.is_empty() {
             return Ok(());
@@ -175,17 +175,17 @@ impl<'t> BatchTransaction<'t> {
         sqlx::raw_sql("release savepoint espd_savepoint").execute(&mut *self.transaction).await.map(drop)
     }
 
-    /// Begins what one event does, so that it can be undone.
+    /// Opens the savepoint of one event, so that what the event does can be undone.
     pub(crate) async fn begin_event(&mut self) -> Result<(), sqlx::Error> {
         sqlx::raw_sql("savepoint espd_event").execute(&mut *self.transaction).await.map(drop)
     }
 
-    /// Undoes what was done since the event was begun.
+    /// Undoes what was done since [`Self::begin_event`].
     pub(crate) async fn undo_event(&mut self) -> Result<(), sqlx::Error> {
         sqlx::raw_sql("rollback to savepoint espd_event").execute(&mut *self.transaction).await.map(drop)
     }
 
-    /// The events of an aggregate up to a version, by version.
+    /// Reads the events of an aggregate up to a version, ordered by version.
     pub(crate) async fn read_aggregate(
         &mut self,
         id: Uuid,

@@ -1,4 +1,4 @@
-//! What every processor stands on: its declaration, its tables, and where its events are.
+//! What every processor is made of: its declaration, its tables, and the source of its events.
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use uuid::Uuid;
@@ -47,13 +47,13 @@ impl ProcessorBase {
         Trackers::new(&self.schema)
     }
 
-    /// The types that it handles, or `None` for all.
+    /// The types of events that the processor handles; `None`: all types.
     pub(crate) fn event_types(&self) -> Option<Vec<String>> {
         let types = self.declaration.event_types()?;
         Some(types.into_iter().map(str::to_owned).collect())
     }
 
-    /// Where it begins when it has never run.
+    /// The position at which the processor begins when it has never run.
     pub(crate) async fn starting_position(
         &self,
         connection: &mut PgConnection,
@@ -75,18 +75,18 @@ impl ProcessorBase {
         sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(store.pool()).await
     }
 
-    /// Begins to make ready under a claim: nobody else does so before the transaction ends. Makes the tables where
-    /// they are missing.
+    /// Begins to prepare the processor under a claim, and creates its tables if they are missing. No other owner can prepare
+    /// it before the transaction ends.
     pub(crate) async fn prepare(
         &self,
         transaction: &mut PgConnection,
         claim: &Claim,
     ) -> Result<(), ProcessorError> {
-        // Neither a lock nor a silent owner holds anybody up for long; an owner that was frozen in here least of all.
+        // The limits end a wait for a lock, and an owner that is frozen in this transaction.
         let limits = "-- limit_waits\nset local lock_timeout = '5s'; set local idle_in_transaction_session_timeout = '60s'";
         sqlx::raw_sql(limits).execute(&mut *transaction).await?;
         self.refuse_to_emit_into_a_foreign_store()?;
-        // From here on nobody else prepares: an outdated owner must not replace what the present one has made.
+        // From here on no other owner prepares: an outdated one must not replace what the present one has made.
         if !self.trackers().lock_claimed(&mut *transaction, claim).await? {
             return Err(ProcessorError::Lost);
         }
@@ -96,8 +96,8 @@ impl ProcessorBase {
         }
     }
 
-    /// Sets the position to 0 and drops and makes the tables anew, all in one transaction. Those of a processor whose
-    /// tables only its own program knows are made when it runs next.
+    /// Sets the position to 0 and drops and creates the tables again, all in one transaction. If only the processor's own
+    /// program knows the tables, they are created when it runs next.
     ///
     /// Returns whether the processor was known. Every claim ends; a running worker claims again.
     pub(crate) async fn reset(
@@ -122,7 +122,7 @@ impl ProcessorBase {
         Ok(true)
     }
 
-    /// The events of a batch.
+    /// Reads the events of a request.
     pub(crate) async fn read_batch(
         &self,
         connection: &mut PgConnection,
@@ -133,8 +133,8 @@ impl ProcessorBase {
         Batch::read(&self.events, connection, types.as_deref(), after, upto, request.limits).await
     }
 
-    /// What an error means that was raised where no event is known, such as at commit: that nobody knows which event of
-    /// the batch is to blame, or of a batch of one event, that it is that one.
+    /// The failure that an error stands for which was raised where no event is known, such as at commit. It is attributed to
+    /// the event if the batch had only one.
     pub(crate) async fn attribute_failure(
         &self,
         connection: &mut PgConnection,
@@ -151,7 +151,7 @@ impl ProcessorBase {
         })
     }
 
-    /// The first event of a batch, without its body, which may be what cannot be read.
+    /// Finds the first event of a batch. Its body is not read, because that may be what cannot be read.
     async fn find_first_event(
         &self,
         connection: &mut PgConnection,
@@ -198,7 +198,7 @@ fn find_starting_position(start: Start, layout: &Layout) -> String {
     format!("-- find_starting_position\nselect {expression}")
 }
 
-/// A fingerprint of everything that shaped the tables.
+/// The fingerprint of everything in the declaration that shapes the tables.
 pub(super) fn fingerprint(declaration: &ProcessorDeclaration) -> String {
     let tables = declaration.tables.iter().map(|table| format!("{}\u{1}{}", table.name, table.columns.text));
     let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());

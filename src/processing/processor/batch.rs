@@ -10,13 +10,14 @@ use crate::processing::declaration::BatchLimits;
 use crate::processing::processor::{Events, ProcessorError};
 use crate::store::{EventStore as _, ReadError, read_after_on};
 
-/// Events read before anything is known about their size. Few, because a page is in memory whatever its events weigh.
+/// Events in the first page of a batch, before anything is known about their size. Few, because a page is in memory however
+/// large its events are.
 const FIRST_PAGE_EVENTS: i64 = 64;
 
-/// Most events read at a time.
+/// Most events in a page.
 const PAGE_EVENTS_MAX: i64 = 1_000;
 
-/// How long a database of events may take over a page, before it counts as gone.
+/// How long a database may take to return a page. After that it counts as gone.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An event on its way to a handler.
@@ -24,11 +25,11 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Delivery {
     /// The event.
     pub event: Event,
-    /// Whether it was handled before a reset: what it led to then must not be done again.
+    /// Whether the event was handled before a reset, so that its effects must not be repeated.
     pub replaying: bool,
 }
 
-/// Events of one batch, in order.
+/// The events of one batch, in order.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) events: Vec<Event>,
@@ -37,8 +38,8 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Reads the events after `position` until a limit is reached; at least one, if there is one. On `connection`, if
-    /// the events are in its database.
+    /// Reads the events after `position` until a limit is reached: at least one event, if there is one. If the events are in
+    /// the same database, they are read on `connection`.
     pub(crate) async fn read(
         events: &Events,
         connection: &mut PgConnection,
@@ -72,7 +73,7 @@ impl Batch {
         self.events.len() as i64
     }
 
-    /// How many events to read next: as many as should fit, judged by those read.
+    /// How many events to read next: as many as should fit, judged by the size of those read.
     fn next_page(&self, limits: &BatchLimits, bytes: i64) -> i64 {
         let room = limits.size - self.length();
         let fitting = match self.length() {

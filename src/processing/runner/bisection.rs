@@ -1,13 +1,13 @@
-//! Finding the event that batches fail over without naming it: smaller ones, until it is alone.
+//! Finding the event over which batches fail without naming it: batches get smaller until the event is alone in one.
 
 /// How many events the next batch may have.
 #[derive(Debug)]
 pub(super) struct Bisection {
-    /// As many as the settings allow.
+    /// The size of a batch as it is configured.
     full: i64,
-    /// The next batch.
+    /// The size of the next batch.
     size: i64,
-    /// Among so many events from the position on is the one that is looked for.
+    /// The failing event is among so many events after the position; `None`: no event is looked for.
     suspects: Option<i64>,
 }
 
@@ -16,12 +16,12 @@ impl Bisection {
         Self { full, size: full, suspects: None }
     }
 
-    /// Events in the next batch.
+    /// The most events that the next batch may have.
     pub(super) fn size(&self) -> i64 {
         self.size
     }
 
-    /// The batch has failed. `false`: it was of one event, which is found.
+    /// Makes the next batch smaller, because a batch has failed. `false`: the batch had one event, so that is the one.
     pub(super) fn halve(&mut self) -> bool {
         let divisible = self.size > 1;
         self.suspects = Some(self.size);
@@ -29,7 +29,7 @@ impl Bisection {
         divisible
     }
 
-    /// So many events have been left behind.
+    /// Takes note that the position has moved over so many events.
     pub(super) fn passed(&mut self, events: i64) {
         let left = self.suspects.map_or(0, |suspects| suspects - events);
         if left > 0 {
@@ -44,7 +44,7 @@ impl Bisection {
 mod tests {
     use super::*;
 
-    /// Batches until the event at this place, from 1, is alone.
+    /// How many batches it takes until the event at this place, from 1, is alone.
     fn batches_until_found(place: i64, of: i64) -> i64 {
         let (mut bisection, mut passed) = (Bisection::new(of), 0);
         for batches in 1.. {

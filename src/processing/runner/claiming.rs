@@ -1,8 +1,9 @@
-//! How a runner comes to its claim, and gives it up.
+//! How a runner gets its claim, and releases it.
 //!
-//! A second daemon is a calm standby: it looks at the lease about once in a fifth of its length, and at once
-//! when a release rings. It takes over when the lease has been released or has ended. An owner that was frozen
-//! inside a transaction still holds the row then, so its backend is ended first; its batch can never commit.
+//! A runner of a second daemon stands by: it looks at the lease about once in a fifth of the lease's length, and at once
+//! when it is notified of a release. It takes over when the lease has been released or has ended. An owner that was frozen
+//! inside a transaction still holds the row then, so the standby ends the owner's backend first. The batch of that owner can
+//! never commit.
 
 use std::time::{Duration, Instant};
 
@@ -17,20 +18,20 @@ use crate::processing::runner::{Next, Runner};
 use crate::processing::tracker::{Claim, Rival};
 use crate::retry::spread;
 
-/// First pause before the next look at a row that nobody should hold, but somebody does.
+/// First pause before the next look at a row that is locked although its lease has ended.
 const SHORT_PAUSE: Duration = Duration::from_millis(20);
 
-/// SQLSTATE of a missing right.
+/// The SQLSTATE of a missing privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
-/// What a runner without a claim has done so far.
+/// What a runner has done so far while it waits for a claim.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Waiting {
-    /// It has been logged that another owner is waited for.
+    /// Whether it was logged that another owner is waited for.
     announced: bool,
-    /// It has been logged that a frozen owner cannot be removed.
+    /// Whether it was logged that a frozen owner cannot be removed.
     complained: bool,
-    /// Looks in a row at a row that nobody should hold.
+    /// How often in a row the tracker was found locked although its lease has ended.
     looks: u32,
 }
 
@@ -103,7 +104,7 @@ impl Runner {
         }
     }
 
-    /// Waits for another owner, and sees to it that a frozen one does not hold the row for ever.
+    /// Waits for another owner, and ends a frozen one, which would hold the row for ever.
     async fn stand_by(
         &mut self,
         connection: &mut PgConnection,
@@ -126,7 +127,7 @@ impl Runner {
         Ok(Next::Wait(None, self.pause(&rival, waiting.looks)))
     }
 
-    /// How long to wait before the next look, if nobody rings.
+    /// How long to wait before the next look, if no notification comes.
     fn pause(&self, rival: &Rival, looks: u32) -> Duration {
         let longest = self.context.lease / 5;
         let wanted = if rival.late {
@@ -135,12 +136,12 @@ impl Runner {
             let left = rival.seconds_left.and_then(|left| Duration::try_from_secs_f64(left).ok());
             left.filter(|left| !left.is_zero()).unwrap_or(longest)
         };
-        // Not in step with others who wait for the same end.
+        // Standbys that wait for the same lease must not all look at the same moment.
         spread(wanted.min(longest))
     }
 
     /// Ends the backend that holds the row for a frozen owner, or for a worker of this daemon that is gone.
-    /// `false`: this role may not.
+    /// `false`: this role is not allowed to.
     async fn end_frozen(
         &self,
         connection: &mut PgConnection,
@@ -154,7 +155,7 @@ impl Runner {
                 warn!(processor = self.name, backend.pid = backend, "{what}");
                 return Ok(true);
             }
-            // It has let go by itself.
+            // The backend has ended, or released the row, by itself.
             Ok(false) => return Ok(true),
             Err(error) => error,
         };
@@ -173,7 +174,7 @@ impl Runner {
         Ok(false)
     }
 
-    /// Gives up what this runner holds, or stands by for, and tells those who stand by.
+    /// Releases the claim and tells the standbys; without a claim, stops standing by.
     pub(super) async fn release(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let Self { key, trackers, context, .. } = self;
         let Some(claim) = self.phase.claim() else {

@@ -1,7 +1,7 @@
-//! What happens beside a batch that takes long.
+//! Keeping a claim alive while a batch takes long.
 //!
-//! The batch holds the tracker's row, so its lease cannot be renewed. A second connection shows instead that
-//! the owner lives, and notices when the backend of the batch has vanished without a word.
+//! The batch holds the tracker's row, so the lease cannot be renewed. Instead, a second connection records that the owner
+//! is alive, and notices when the backend of the batch has vanished without a word.
 
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ impl<'r> KeepAlive<'r> {
         Self { context, trackers, claim }
     }
 
-    /// Lets a batch take its time, but not when nobody is at work on it any more.
+    /// Runs a batch for as long as it takes, but gives it up when no backend works on it any more.
     pub(super) async fn run_beside<T>(
         &self,
         work: impl Future<Output = Result<T, ProcessorError>>,
@@ -38,10 +38,10 @@ impl<'r> KeepAlive<'r> {
         }
     }
 
-    /// Shows that the owner lives. Ends only with a reason to give the batch up.
+    /// Records again and again that the owner is alive. Returns only with a reason to give the batch up.
     async fn keep(&self) -> sqlx::Error {
         let lease = self.context.lease;
-        // Most batches are over long before, and cost no second connection.
+        // Most batches end before that, and cost no second connection.
         heartbeat::expect_within(ANSWER_TIMEOUT.max(lease));
         tokio::time::sleep(lease / 2).await;
         let (mut connection, mut at_work) = (None, Instant::now());
@@ -49,7 +49,7 @@ impl<'r> KeepAlive<'r> {
             let error = match in_time(self.record_liveness(&mut connection)).await {
                 Ok(true) => None,
                 Ok(false) => Some(timed_out("the database")),
-                // Whatever it cannot do, such as let one more connection in: it is there.
+                // A server that refuses, such as one without a free connection, is there.
                 Err(sqlx::Error::Database(_)) => None,
                 Err(error) => Some(error),
             };
@@ -66,7 +66,7 @@ impl<'r> KeepAlive<'r> {
     async fn record_liveness(&self, kept: &mut Option<PgConnection>) -> Result<bool, sqlx::Error> {
         let Self { context, trackers, claim } = self;
         let name = &claim.key.name;
-        // Kept only if it has answered well.
+        // A connection is kept only if it has answered without an error.
         let mut connection = match kept.take() {
             Some(connection) => connection,
             None => {

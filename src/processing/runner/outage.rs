@@ -1,4 +1,4 @@
-//! What a runner remembers of the infrastructure's failures, and what it tells the tracker of them.
+//! The outage that a runner waits out: when it began, how long to wait, and when to record it in the tracker.
 
 use std::time::{Duration, Instant};
 
@@ -11,29 +11,29 @@ use crate::processing::runner::session::in_time;
 use crate::processing::tracker::Outage;
 use crate::retry::{Retry, RetryPolicy};
 
-/// Shortest time between two writes of an outage: it may last for hours, and be of a server that is short of
-/// everything.
-const TELL_INTERVAL: Duration = Duration::from_secs(5);
+/// Shortest time between two records of an outage in the tracker. The outage may last for hours, and the server may be short
+/// of everything.
+const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The outage at hand, if there is one.
+/// The present outage, if there is one.
 #[derive(Debug)]
 pub(super) struct OutageLog {
     retry: Retry<()>,
     outage: Option<Outage>,
-    told: Option<Instant>,
-    /// Whether it is of something that is no database.
+    recorded: Option<Instant>,
+    /// Whether the outage is of something that is no database.
     external: bool,
 }
 
 impl Default for OutageLog {
     fn default() -> Self {
         let retry = Retry::new(RetryPolicy::infrastructure());
-        Self { retry, outage: None, told: None, external: false }
+        Self { retry, outage: None, recorded: None, external: false }
     }
 }
 
 impl OutageLog {
-    /// Notes a failure of the database and returns the delay before the next try.
+    /// Takes note of a failure of the database. Returns the delay before the next attempt.
     pub(super) fn failed(&mut self, error: &sqlx::Error) -> Duration {
         let delay = self.retry.failed(());
         let code = error.as_database_error().and_then(|answer| answer.code());
@@ -42,7 +42,8 @@ impl OutageLog {
         delay
     }
 
-    /// Notes that something else is not there, and returns the delay before the next try: `wait` at least.
+    /// Takes note that something that is no database is not there. Returns the delay before the next attempt: `wait` at
+    /// least.
     pub(super) fn unavailable(&mut self, message: &str, wait: Option<Duration>) -> Duration {
         let delay = self.retry.failed(()).max(wait.unwrap_or_default());
         self.note(None, message, delay);
@@ -50,12 +51,12 @@ impl OutageLog {
         delay
     }
 
-    /// Whether the outage at hand is of something that is no database.
+    /// Whether there is an outage of something that is no database.
     pub(super) fn is_external(&self) -> bool {
         self.external && self.outage.is_some()
     }
 
-    /// How many tries in a row the outage at hand has spoiled.
+    /// How many attempts in a row have failed because of the present outage.
     pub(super) fn tries(&self) -> u32 {
         self.retry.attempts()
     }
@@ -72,29 +73,29 @@ impl OutageLog {
         });
     }
 
-    /// A batch has been committed, or the tracker been renewed: whatever it was, it has passed.
+    /// Ends the outage, because a batch was committed or the lease renewed.
     pub(super) fn over(&mut self) {
         if self.outage.take().is_some() {
             self.retry.succeeded();
         }
     }
 
-    /// What to tell now, if it was not told lately.
-    fn news(&mut self) -> Option<&Outage> {
-        let due = self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL);
-        let news = self.outage.as_ref().filter(|_| due);
-        if news.is_some() {
-            self.told = Some(Instant::now());
+    /// The outage, if it is time to record it.
+    fn to_record(&mut self) -> Option<&Outage> {
+        let due = self.recorded.is_none_or(|recorded| recorded.elapsed() >= RECORD_INTERVAL);
+        let outage = self.outage.as_ref().filter(|_| due);
+        if outage.is_some() {
+            self.recorded = Some(Instant::now());
         }
-        news
+        outage
     }
 }
 
 impl Runner {
-    /// Writes the outage at hand into the tracker, as far as that can be done in one.
+    /// Records the present outage in the tracker, if there is a claim. A failure to do so changes nothing.
     pub(super) async fn record_outage(&mut self, connection: &mut PgConnection) {
         let Self { phase, outage, trackers, name, .. } = self;
-        let (Some(claim), Some(outage)) = (phase.claim(), outage.news()) else { return };
+        let (Some(claim), Some(outage)) = (phase.claim(), outage.to_record()) else { return };
         if let Err(error) = in_time(trackers.record_outage(connection, claim, outage)).await {
             tracing::debug!(processor = name, error = describe(&error), "could not record an outage");
         }
@@ -106,25 +107,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outage_is_told_at_once_and_then_seldom() {
+    fn an_outage_is_recorded_at_once_and_then_seldom() {
         let mut log = OutageLog::default();
-        assert!(log.news().is_none());
-        let silence = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-        log.failed(&silence());
-        assert_eq!(log.news().map(|outage| outage.tries), Some(1));
-        log.failed(&silence());
-        assert!(log.news().is_none());
-        log.told = log.told.and_then(|told| told.checked_sub(TELL_INTERVAL));
-        assert_eq!(log.news().map(|outage| outage.tries), Some(2));
+        assert!(log.to_record().is_none());
+        let timed_out = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+        log.failed(&timed_out());
+        assert_eq!(log.to_record().map(|outage| outage.tries), Some(1));
+        log.failed(&timed_out());
+        assert!(log.to_record().is_none());
+        log.recorded = log.recorded.and_then(|recorded| recorded.checked_sub(RECORD_INTERVAL));
+        assert_eq!(log.to_record().map(|outage| outage.tries), Some(2));
     }
 
     #[test]
     fn the_delay_begins_anew_only_when_it_is_over() {
         let mut log = OutageLog::default();
-        let silence = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-        let delays: Vec<Duration> = (0..8).map(|_| log.failed(&silence())).collect();
+        let timed_out = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+        let delays: Vec<Duration> = (0..8).map(|_| log.failed(&timed_out())).collect();
         assert!(delays[7] > delays[0] * 8, "{delays:?}");
         log.over();
-        assert!(log.failed(&silence()) < delays[0] * 2);
+        assert!(log.failed(&timed_out()) < delays[0] * 2);
     }
 }

@@ -1,4 +1,4 @@
-//! How fast a runner passes ids.
+//! How many ids a runner passes per second.
 
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ impl Rate {
         }
     }
 
-    /// Of the last full second; before there is one, of the time so far.
+    /// The rate of the last full second; before one has passed, of the time so far.
     pub(super) fn per_second(&self) -> f32 {
         if self.per_second > 0.0 {
             return self.per_second;

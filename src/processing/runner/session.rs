@@ -1,4 +1,4 @@
-//! A runner's connection, and how long it may take to answer.
+//! The connection of a runner, and how long the database may take to answer.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::postgres::notify::{CONTROL, notify};
 use crate::processing::heartbeat;
 use crate::processing::runner::{ReleaseChannel, RunnerContext};
 
-/// How long the database may take over a statement on a tracker row. Beyond it the connection is given up:
-/// the server may have vanished without a word.
+/// How long the database may take to answer a statement on a tracker row. After that the runner gives the connection up,
+/// because the server may have vanished without a word.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long a notification through another server may take. Without it, standbys look by themselves soon.
@@ -21,16 +21,16 @@ const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) async fn connect(context: &RunnerContext, name: &str) -> Result<PgConnection, sqlx::Error> {
     let options = context.database.clone().application_name(&format!("espd: {name}"));
     let mut connection = in_time(options.disable_statement_logging().connect()).await?;
-    // Behind a transaction pooler this would change somebody else's session, and not this one.
+    // Behind a transaction pooler the statement would change the session of somebody else.
     if !context.pooled {
-        // A batch has a time limit of its own; a shorter one of the server's would never let it end.
+        // A batch has a time limit of its own. A shorter one of the server would never let the batch end.
         let statement = sqlx::raw_sql("-- prepare_session\nset statement_timeout = 0");
         in_time(statement.execute(&mut connection)).await?;
     }
     Ok(connection)
 }
 
-/// Tells those who stand by that a tracker is free, where that needs another database than the tracker's.
+/// Tells standbys that a tracker is free, if their channel is in another database than the tracker.
 pub(super) async fn notify_elsewhere(release: &ReleaseChannel) {
     let Some(database) = &release.elsewhere else { return };
     let notified = tokio::time::timeout(NOTIFY_TIMEOUT, notify_on(database, &release.channel)).await;
