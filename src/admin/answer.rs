@@ -58,11 +58,9 @@ impl From<OperatorError> for ApiError {
             OperatorError::Unknown { .. } => {
                 Self::new(StatusCode::NOT_FOUND, said, "GET /api/v1/processors lists all of them")
             }
-            OperatorError::Several { name, .. } => Self::new(
-                StatusCode::CONFLICT,
-                said,
-                format!("GET /api/v1/processors/{name} shows one of them"),
-            ),
+            OperatorError::Several { .. } => {
+                Self::new(StatusCode::CONFLICT, said, "GET /api/v1/processors lists all of them")
+            }
             OperatorError::NotSettled { settled, .. } => {
                 Self::new(StatusCode::CONFLICT, said, format!("choose a position of at most {settled}"))
             }

@@ -86,7 +86,7 @@ impl Endpoint {
         let handler = RequestHandler::new(settings.clone(), viewed, limits.request_time);
         let serve = move || {
             if let Err(error) = serve(listener, handler, limits, stopping) {
-                warn!(%error, "the admin endpoint has ended; the processors go on");
+                warn!(%error, "the admin endpoint has ended; the processors continue");
             }
             // The receiver is gone if the endpoint was dropped.
             let _ = end.send(());

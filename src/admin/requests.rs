@@ -21,7 +21,7 @@ use super::{View, Workers, exposition, health, metrics};
 use crate::config::{AdminSettings, Config};
 use crate::event::Position;
 use crate::operations::databases::Databases;
-use crate::operations::operator::Operator;
+use crate::operations::operator::{Operator, OperatorError};
 use crate::operations::status::ProcessorStatus;
 use crate::postgres::error::chain;
 
@@ -129,12 +129,17 @@ impl RequestHandler {
     }
 
     async fn show(&self, name: &str) -> Result<Answer, ApiError> {
-        let statuses = self.statuses(Some(name)).await?;
-        let status = statuses.first().ok_or_else(|| {
-            let remedy = "GET /api/v1/processors lists all of them";
-            ApiError::new(StatusCode::NOT_FOUND, format!("no processor {name}"), remedy)
-        })?;
-        Ok(answer::json(StatusCode::OK, status))
+        match &self.statuses(Some(name)).await?[..] {
+            [] => {
+                let remedy = "GET /api/v1/processors lists all of them";
+                Err(ApiError::new(StatusCode::NOT_FOUND, format!("no processor {name}"), remedy))
+            }
+            [status] => Ok(answer::json(StatusCode::OK, status)),
+            several => {
+                let trackers = several.iter().map(ProcessorStatus::key).collect();
+                Err(OperatorError::Several { name: name.to_owned(), trackers }.into())
+            }
+        }
     }
 
     async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, ApiError> {

@@ -69,7 +69,7 @@ pub(crate) async fn retry(target: Target, config: &Config, databases: &Databases
 pub(crate) async fn resume(target: Target, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let me = output::operator();
     let (row, changed) = operator(config, databases, &me).resume(&target.name).await?;
-    let said = if changed { "goes on from" } else { "was neither paused nor failed, at" };
+    let said = if changed { "resumes from" } else { "was neither paused nor failed, at" };
     output::print(&format!("{} {said} position {}", row.name, row.position))
 }
 

@@ -38,7 +38,9 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
     let trackers = Trackers::new(databases.layout.schema());
     let deadline = Instant::now() + arguments.timeout;
     loop {
-        let row = trackers.list(&databases.projections, Some(&arguments.name)).await?.pop();
+        // A processor with several trackers is as far as the last of them.
+        let rows = trackers.list(&databases.projections, Some(&arguments.name)).await?;
+        let row = rows.into_iter().min_by_key(|row| row.position);
         let position = row.as_ref().map_or(Position::START, |row| row.position);
         if row.is_some() && position >= wanted {
             return output::print(&format!("{} is at {position}", arguments.name));

@@ -199,9 +199,11 @@ impl Metric {
                 statuses.first().map(|status| sample(Vec::new(), value(status))).into_iter().collect()
             }
             Value::Processor(value) => {
-                statuses.iter().map(|status| sample(vec![of(status)], value(status))).collect()
+                statuses.iter().map(|status| sample(labels(status, statuses), value(status))).collect()
             }
-            Value::ProcessorState => statuses.iter().flat_map(state_samples).collect(),
+            Value::ProcessorState => {
+                statuses.iter().flat_map(|status| state_samples(status, statuses)).collect()
+            }
         }
     }
 }
@@ -210,14 +212,21 @@ fn sample(labels: Vec<(&'static str, String)>, value: f64) -> Sample {
     Sample { labels, value }
 }
 
-/// The label of a processor.
-fn of(status: &ProcessorStatus) -> (&'static str, String) {
-    ("processor", status.name.clone())
+/// The labels of a processor: its name, with version and partition if another one has the same name.
+fn labels(status: &ProcessorStatus, all: &[ProcessorStatus]) -> Vec<(&'static str, String)> {
+    let mut labels = vec![("processor", status.name.clone())];
+    if all.iter().filter(|other| other.name == status.name).count() > 1 {
+        labels.push(("version", status.version.to_string()));
+        labels.push(("partition", status.partition.to_string()));
+    }
+    labels
 }
 
-fn state_samples(status: &ProcessorStatus) -> Vec<Sample> {
+fn state_samples(status: &ProcessorStatus, all: &[ProcessorStatus]) -> Vec<Sample> {
     let one = |state: ProcessorState| {
-        sample(vec![of(status), ("state", state.as_str().to_owned())], truth(status.state == state))
+        let mut labels = labels(status, all);
+        labels.push(("state", state.as_str().to_owned()));
+        sample(labels, truth(status.state == state))
     };
     ProcessorState::ALL.into_iter().map(one).collect()
 }
@@ -232,7 +241,23 @@ fn truth(is: bool) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::status::examples::live;
     use super::*;
+
+    #[test]
+    fn samples_of_one_name_differ_in_their_labels() {
+        let new = ProcessorStatus { version: 2, ..live("notes") };
+        let readings = Readings { statuses: Some(vec![live("notes"), new, live("other")]), workers: vec![] };
+        for metric in &METRICS {
+            let mut labels: Vec<_> = metric.samples(&readings).into_iter().map(|one| one.labels).collect();
+            let count = labels.len();
+            labels.sort();
+            labels.dedup();
+            assert_eq!(labels.len(), count, "{}", metric.name);
+        }
+        let owned = METRICS.iter().find(|metric| metric.name == "espd_processor_owned").unwrap();
+        assert_eq!(owned.samples(&readings)[2].labels, [("processor", "other".to_owned())]);
+    }
 
     #[test]
     fn every_metric_is_documented() {

@@ -1,4 +1,4 @@
-//! How far every processor is, whether it goes on, and if not, why and what to do.
+//! How far every processor is, whether it runs, and if not, why and what to do.
 
 mod advice;
 pub(crate) mod table;
@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::event::Position;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::failure::Failure;
-use crate::processing::tracker::{Outage, TrackerRow, Trackers};
+use crate::processing::tracker::{Outage, ProcessorKey, TrackerRow, Trackers};
 use crate::store::horizon::Holder;
 use crate::store::horizon::Horizon;
 use crate::store::layout::Layout;
@@ -133,6 +133,19 @@ pub struct ProcessorStatus {
     pub held_by: Vec<HeldBy>,
     /// What needs attention, and what to do about it, the most urgent first; empty if all is well.
     pub advice: Vec<Advice>,
+}
+
+impl ProcessorStatus {
+    /// What identifies the processor's tracker.
+    pub fn key(&self) -> ProcessorKey {
+        ProcessorKey { name: self.name.clone(), version: self.version, partition: self.partition }
+    }
+
+    /// The name that people see: without version and partition, unless another one of `all` has the same name.
+    pub(crate) fn shown_name(&self, all: &[Self]) -> String {
+        let same = all.iter().filter(|other| other.name == self.name).count();
+        if same > 1 { self.key().to_string() } else { self.name.clone() }
+    }
 }
 
 /// A transaction that holds the settled horizon back.
@@ -312,5 +325,47 @@ fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds:
         worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
         advice: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod examples {
+    use super::{ProcessorState, ProcessorStatus};
+    use crate::event::Position;
+
+    /// The status of a processor that all is well with.
+    pub(crate) fn live(name: &str) -> ProcessorStatus {
+        ProcessorStatus {
+            name: name.to_owned(),
+            kind: "projector".to_owned(),
+            partition: 0,
+            version: 1,
+            state: ProcessorState::Live,
+            position: Position::START,
+            head: Position::START,
+            horizon: Position::START,
+            lag_events: 0,
+            lag_seconds: 0.0,
+            rate: 0.0,
+            handled: 0,
+            epoch: 1,
+            owner: Some("web-1:4711".to_owned()),
+            standbys: Vec::new(),
+            holder_pid: None,
+            outage: None,
+            attempts: 0,
+            last_error: None,
+            next_retry_at: None,
+            paused_at: None,
+            paused_by: None,
+            dead_letters: 0,
+            oldest_dead_letter_at: None,
+            pending_emissions: 0,
+            next_emission_at: None,
+            updated_at: None,
+            worker: None,
+            held_by: Vec::new(),
+            advice: Vec::new(),
+        }
     }
 }

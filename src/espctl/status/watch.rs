@@ -17,6 +17,7 @@ use crate::operations::status::table::{render, seconds_left};
 use crate::operations::status::text::format_duration;
 use crate::postgres::error::chain;
 use crate::process::signal;
+use crate::processing::tracker::ProcessorKey;
 
 /// Moves the cursor to the upper left corner.
 const HOME: &str = "\x1b[H";
@@ -55,7 +56,7 @@ enum Screen {
     /// A terminal, rewritten each time.
     Terminal { interval: Duration, fresh: bool },
     /// Lines for people, with the last line of each processor.
-    Lines(BTreeMap<(String, i32), String>),
+    Lines(BTreeMap<ProcessorKey, String>),
     /// An array of objects per line.
     Json,
 }
@@ -76,8 +77,8 @@ impl Screen {
             Self::Terminal { .. } => self.rewrite(&render(statuses, Utc::now())),
             Self::Lines(printed) => {
                 for status in statuses {
-                    let line = describe(status);
-                    let last = printed.insert((status.name.clone(), status.partition), line.clone());
+                    let line = describe(status, statuses);
+                    let last = printed.insert(status.key(), line.clone());
                     if last.as_ref() != Some(&line) {
                         output::print(&format!("{} {line}", now()))?;
                     }
@@ -117,8 +118,9 @@ fn now() -> String {
 }
 
 /// The status in one line, without anything that changes while nothing happens.
-fn describe(status: &ProcessorStatus) -> String {
-    let ProcessorStatus { name, position, head, lag_events, .. } = status;
+fn describe(status: &ProcessorStatus, all: &[ProcessorStatus]) -> String {
+    let ProcessorStatus { position, head, lag_events, .. } = status;
+    let name = status.shown_name(all);
     let mut line =
         format!("{name} {} position={position} head={head} lag={lag_events}", status.state.as_str());
     if let Some(left) = seconds_left(status) {

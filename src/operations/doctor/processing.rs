@@ -59,8 +59,9 @@ async fn privileges(pool: &PgPool, own: &str, projections: &str) -> anyhow::Resu
 fn processors(config: &Config, trackers: &[TrackerRow]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for declaration in &config.processors {
-        let tracker = trackers.iter().find(|tracker| tracker.name == declaration.name);
-        findings.extend(compare(declaration, tracker));
+        let named = || trackers.iter().filter(|tracker| tracker.name == declaration.name);
+        let declared = named().find(|tracker| tracker.version == declaration.version);
+        findings.extend(compare(declaration, declared.or_else(|| named().next())));
     }
     // Without a configuration file nothing is declared, so a tracker without a declaration says nothing.
     let undeclared = trackers.iter().filter(|_| !config.files.is_empty());

@@ -169,12 +169,12 @@ fn of_outage(status: &ProcessorStatus) -> Option<Advice> {
     let (name, outage) = (&status.name, status.outage.as_ref()?);
     let code = outage.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
     let problem = format!(
-        "The database keeps {name} from going on: {}{code} after {}. No event is to blame and none is lost.",
+        "The database keeps {name} from continuing: {}{code} after {}. No event is to blame and none is lost.",
         outage.message,
         count(outage.tries.into(), "attempt"),
     );
     let remedy =
-        format!("Fix the database; {name} then goes on by itself. `espctl retry {name}` tries again now.");
+        format!("Fix the database; {name} then continues by itself. `espctl retry {name}` tries again now.");
     let advice = Advice::new(Topic::Outage, problem, Some(outage.since), remedy);
     Some(advice.trying_again_at(Some(outage.next_try_at)))
 }
@@ -261,4 +261,80 @@ fn show_pid(holder: &HeldBy) -> String {
 fn count(number: i64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {noun}{plural}", thousands(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::examples::live;
+    use super::*;
+
+    fn topics(status: &ProcessorStatus) -> Vec<Topic> {
+        advise(status, Utc::now()).into_iter().map(|advice| advice.topic).collect()
+    }
+
+    #[test]
+    fn each_state_has_its_advice_and_a_live_processor_has_none() {
+        for (state, expected) in [
+            (ProcessorState::Live, None),
+            (ProcessorState::CatchingUp, None),
+            (ProcessorState::Paused, Some(Topic::Paused)),
+            (ProcessorState::Failed, Some(Topic::Failed)),
+            (ProcessorState::Retrying, Some(Topic::Retrying)),
+            (ProcessorState::Standby, Some(Topic::Standby)),
+            (ProcessorState::Stopped, Some(Topic::Stopped)),
+        ] {
+            let status = ProcessorStatus { state, ..live("notes") };
+            assert_eq!(topics(&status), Vec::from_iter(expected), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_down_explains_why_no_daemon_runs_the_processor() {
+        let worker = WorkerStatus {
+            processor: "notes".into(),
+            worker: "notes".into(),
+            owner: "web-1:4711".into(),
+            pid: None,
+            state: "crash_looping".into(),
+            starts: 1,
+            last_end: Some("signal SIGKILL".into()),
+            last_end_at: Some(Utc::now()),
+            next_start_at: Some(Utc::now()),
+        };
+        let status =
+            ProcessorStatus { state: ProcessorState::Stopped, worker: Some(worker), ..live("notes") };
+        let advice = advise(&status, Utc::now());
+        assert_eq!(advice[0].topic, Topic::WorkerDown);
+        assert_eq!(
+            advice[0].problem,
+            "The worker notes of web-1:4711 keeps ending: signal SIGKILL after 1 start."
+        );
+        assert!(advice[0].next_try_at.is_some() && advice.len() == 1, "{advice:?}");
+    }
+
+    #[test]
+    fn the_most_urgent_advice_comes_first() {
+        let holder = HeldBy {
+            pid: Some(7),
+            user: Some("import".into()),
+            application_name: None,
+            state: None,
+            query: None,
+            seconds: Some(60.0),
+            prepared: None,
+        };
+        let status = ProcessorStatus {
+            state: ProcessorState::Failed,
+            dead_letters: 2,
+            oldest_dead_letter_at: Some(Utc::now()),
+            held_by: vec![holder],
+            ..live("notes")
+        };
+        assert_eq!(topics(&status), [Topic::Failed, Topic::DeadLetters, Topic::HorizonHeldBack]);
+        let now = Utc::now();
+        let advice = advise(&status, now);
+        assert_eq!(advice[1].problem, "2 events of notes were set aside as dead letters.");
+        assert_eq!(advice[2].since, Some(now - TimeDelta::seconds(60)));
+        assert!(advice[2].remedy.contains("`select pg_terminate_backend(7)` ends process 7"), "{advice:?}");
+    }
 }

@@ -13,7 +13,8 @@ pub(crate) fn render(statuses: &[ProcessorStatus], now: DateTime<Utc>) -> String
     }
     let header =
         ["NAME", "KIND", "STATE", "POSITION", "HEAD", "LAG", "AGE", "RATE/S", "LEFT", "DEAD", "OWNER"];
-    let mut text = table(&header, statuses.iter().map(row).collect(), &[3, 4, 5, 6, 7, 8, 9]);
+    let mut text =
+        table(&header, statuses.iter().map(|status| row(status, statuses)).collect(), &[3, 4, 5, 6, 7, 8, 9]);
     for advice in advice_of_all(statuses) {
         text.push_str("\n\n");
         text.push_str(&show_advice(advice, now));
@@ -55,10 +56,10 @@ fn show_advice(advice: &Advice, now: DateTime<Utc>) -> String {
     format!("{}{times}\n  {}", advice.problem, advice.remedy)
 }
 
-fn row(status: &ProcessorStatus) -> Vec<String> {
+fn row(status: &ProcessorStatus, all: &[ProcessorStatus]) -> Vec<String> {
     let dash = || "-".to_owned();
     vec![
-        status.name.clone(),
+        status.shown_name(all),
         status.kind.clone(),
         status.state.as_str().to_owned(),
         thousands(status.position),
@@ -89,7 +90,25 @@ pub(crate) fn seconds_left(status: &ProcessorStatus) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::examples::live;
     use super::*;
+
+    #[test]
+    fn processors_of_one_name_are_told_apart_and_shared_advice_is_told_once() {
+        let advice = Advice {
+            topic: Topic::HorizonHeldBack,
+            problem: "The settled horizon is held back.".into(),
+            since: None,
+            next_try_at: None,
+            remedy: "End process 7.".into(),
+        };
+        let old = ProcessorStatus { advice: vec![advice], ..live("notes") };
+        let new = ProcessorStatus { version: 2, ..old.clone() };
+        let text = render(&[old, new, live("other")], Utc::now());
+        assert!(text.contains("notes (version 2, partition 0)  projector"), "{text}");
+        assert!(text.contains("\n other  "), "{text}");
+        assert_eq!(text.matches("held back").count(), 1, "{text}");
+    }
 
     #[test]
     fn advice_is_shown_with_its_age_and_the_next_attempt() {

@@ -58,7 +58,7 @@ async fn a_running_daemon_pauses_and_resumes_a_processor_when_told() {
     let table = installation.espctl(&["status"]).await.printed();
     assert!(table.contains("Run `espctl resume notes`."), "{table}");
 
-    assert_eq!(installation.espctl(&["resume", "notes"]).await.printed(), "notes goes on from position 10\n");
+    assert_eq!(installation.espctl(&["resume", "notes"]).await.printed(), "notes resumes from position 10\n");
     reaches(&db.pool, "notes", last).await;
     assert_exactly_once(&db.pool, &db.pool, "notes").await;
     let said = installation.espctl(&["resume", "notes"]).await.printed();

@@ -113,7 +113,8 @@ impl Framework {
                select concat_ws(' ', 'function', proname, md5(prosrc), proacl) from pg_proc
                where pronamespace = 'public'::regnamespace
                union all
-               select concat_ws(' ', 'trigger', tgrelid::regclass, tgname) from pg_trigger
+               select concat_ws(' ', 'trigger', tgrelid::regclass, tgname)
+               from pg_trigger join pg_class on pg_class.oid = tgrelid where relnamespace = 'public'::regnamespace
                union all
                select concat_ws(' ', 'constraint', conrelid::regclass, conname) from pg_constraint
                where connamespace = 'public'::regnamespace
