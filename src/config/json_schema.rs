@@ -1,5 +1,5 @@
-//! The configuration as a JSON Schema, for editors: keys from the reader's own table, descriptions from the
-//! commented example.
+//! The configuration as a JSON Schema, for editors: keys from the table of keys, descriptions from
+//! the commented example.
 //!
 //! A schema cannot say everything that the reader checks (ranges, names used twice, SQL), and does not try to:
 //! what it refuses, the reader refuses.
@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::EXAMPLE;
 use super::keys;
+use super::reader::key::{Keys, Kind};
 
 /// What stands in a string where its value comes from a variable.
 const VARIABLE: &str = r"\$\{";
@@ -17,7 +18,7 @@ const VARIABLE: &str = r"\$\{";
 /// The schema, draft 2020-12.
 pub(super) fn schema() -> Value {
     let descriptions = descriptions(EXAMPLE);
-    let mut root = object("", &descriptions);
+    let mut root = object(&keys::MAIN_FILE, &descriptions);
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     root["title"] = json!("espd");
     root["description"] = json!("Configuration of espd; `espctl config example` is a commented one.");
@@ -25,70 +26,43 @@ pub(super) fn schema() -> Value {
 }
 
 /// A section: its keys, and no other.
-fn object(prefix: &str, descriptions: &BTreeMap<String, String>) -> Value {
+fn object(keys: &Keys, descriptions: &BTreeMap<String, String>) -> Value {
     let mut properties = Map::new();
-    for name in keys::known_keys() {
-        let Some(key) = name.strip_prefix(prefix).filter(|key| !key.contains('.')) else { continue };
-        let mut property = property(&name, descriptions);
-        property["description"] = json!(describe(&name, descriptions));
-        properties.insert(key.to_owned(), property);
+    for key in keys.iter() {
+        let mut property = property(key.kind, descriptions);
+        property["description"] = json!(describe(&format!("{}{}", keys.prefix, key.name), descriptions));
+        properties.insert(key.name.to_owned(), property);
     }
-    let required = match prefix {
-        "projector." | "reactor." => json!(["name"]),
-        "upcast." => json!(["events"]),
-        "projector.on." | "reactor.on." => json!(["events", "sql"]),
-        "reactor.webhook." => json!(["url"]),
-        _ => json!([]),
-    };
+    let required: Vec<_> = keys.iter().filter(|key| key.required.is_some()).map(|key| key.name).collect();
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }
 
-/// What a key is. The example says once what is the same for reactors as for projectors.
+/// The description of a key. The example says once what is the same for reactors as for projectors.
 fn describe<'d>(name: &str, descriptions: &'d BTreeMap<String, String>) -> &'d str {
     let told = |name: &str| descriptions.get(name).map(String::as_str).filter(|told| !told.is_empty());
     let as_projector = || told(&name.replacen("reactor.", "projector.", 1));
     told(name).or_else(as_projector).unwrap_or_default()
 }
 
-fn property(name: &str, descriptions: &BTreeMap<String, String>) -> Value {
-    let key = name.rsplit('.').next().unwrap_or(name);
-    if keys::known_keys().iter().any(|other| other.starts_with(&format!("{name}."))) {
-        let section = object(&format!("{name}."), descriptions);
-        return match key {
-            // One of them may stand alone.
-            "projector" | "reactor" | "on" | "upcast" => {
-                json!({ "anyOf": [section, { "type": "array", "items": section }] })
-            }
-            _ => section,
-        };
-    }
-    match key {
-        // There are two of this name.
-        "on_failure" if !name.starts_with("hooks.") => choice(&["retry", "stop", "park", "skip"]),
-        "include" | "ddl" | "command" | "events" | "emits" | "allowed_hosts" | "on_worker_end"
-        | "on_failure" | "on_dead_letter" | "secrets" => {
-            json!({ "type": "array", "items": { "type": "string" } })
-        }
-        "tables" | "command_environment" | "headers" => {
+fn property(kind: Kind, descriptions: &BTreeMap<String, String>) -> Value {
+    match kind {
+        Kind::Text | Kind::Url | Kind::Sql => json!({ "type": "string" }),
+        Kind::Boolean => json!({ "type": "boolean" }),
+        Kind::Integer { .. } | Kind::Start => number("integer"),
+        Kind::Fraction { .. } => number("number"),
+        Kind::Duration { .. } => text("^[0-9]+ ?(ms|s|m|h|d)$"),
+        Kind::Size { .. } => text("^[0-9]+ ?(B|[kKMG]i?B)$"),
+        Kind::Choice(words) => choice(words),
+        Kind::Isolation => text("^(process|task|group:.+)$"),
+        Kind::TextList | Kind::SqlList => json!({ "type": "array", "items": { "type": "string" } }),
+        Kind::TextMap | Kind::SqlMap => {
             json!({ "type": "object", "additionalProperties": { "type": "string" } })
         }
-        "batch_size" | "batch_span" | "version" | "max_attempts" | "chain_max" | "concurrency" => {
-            number("integer")
+        Kind::Section(keys) => object(keys, descriptions),
+        Kind::Sections(keys) => {
+            let section = object(keys, descriptions);
+            json!({ "anyOf": [section, { "type": "array", "items": section }] })
         }
-        // A position, or a word, or a time.
-        "start" => number("integer"),
-        "jitter" => number("number"),
-        "native" | "allow_private" | "allow_http" => json!({ "type": "boolean" }),
-        "layout" => choice(&["espd", "event_sourcery"]),
-        "strategy" => choice(&["exponential", "constant", "none"]),
-        "format" => choice(&["auto", "human", "json"]),
-        "isolation" => text("^(process|task|group:.+)$"),
-        "batch_bytes" | "memory_max" | "command_memory_max" => text("^[0-9]+ ?(B|[kKMG]i?B)$"),
-        "batch_time" | "poll_interval_max" | "shutdown_timeout" | "hang_timeout" | "restart_max"
-        | "command_timeout" | "timeout" | "connect_timeout" | "initial" | "max" => {
-            text("^[0-9]+ ?(ms|s|m|h|d)$")
-        }
-        _ => json!({ "type": "string" }),
     }
 }
 

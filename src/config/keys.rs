@@ -1,175 +1,230 @@
-//! Every key that the configuration knows.
+//! Every key of the configuration, once: name, kind with range and default, whether it is required, whether it is secret.
 //!
-//! A key that is not listed here is refused; the reader asserts that it asks for listed keys only. The
-//! example file and `docs/configuration.md` are tested against this list.
+//! Unknown keys, types, ranges, the JSON Schema and what `config show` hides follow from this table. The example file and
+//! `docs/configuration.md` are tested against it.
 
-/// The keys of one section.
-#[derive(Debug)]
-pub(crate) struct Keys {
-    /// How the section is written: `[runner]`; empty for the top of the file.
-    pub(super) title: &'static str,
-    /// What precedes its keys in a full name: `runner.`.
-    prefix: &'static str,
-    /// The keys, in the order of the documentation.
-    pub(super) names: &'static [&'static str],
-}
+use std::time::Duration;
+
+use super::reader::key::{Key, Keys, Kind};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+const I32_MAX: i64 = i32::MAX as i64;
+
+const REQUIRE_NAME: &str = "write `name = \"…\"`, unique among all processors";
+const REQUIRE_EVENTS: &str = "write `events = [\"SomethingHappened\"]`, or `events = [\"*\"]` for all";
 
 /// The top of the main file.
 pub(super) const MAIN_FILE: Keys = Keys {
     title: "",
     prefix: "",
-    names: &[
-        "include",
-        "event_store",
-        "projections",
-        "runner",
-        "retry",
-        "log",
-        "admin",
-        "hooks",
-        "upcast",
-        "projector",
-        "reactor",
+    groups: &[
+        &[
+            key("include", Kind::TextList),
+            key("event_store", Kind::Section(&EVENT_STORE)),
+            key("projections", Kind::Section(&PROJECTIONS)),
+            key("runner", Kind::Section(&RUNNER)),
+            key("retry", Kind::Section(&RETRY)),
+            key("log", Kind::Section(&LOG)),
+            key("admin", Kind::Section(&ADMIN)),
+            key("hooks", Kind::Section(&HOOKS)),
+            key("upcast", Kind::Sections(&UPCAST)),
+        ],
+        PROCESSORS,
     ],
 };
 
 /// The top of an included file.
-pub(super) const INCLUDED_FILE: Keys = Keys { title: "", prefix: "", names: &["projector", "reactor"] };
+pub(super) const INCLUDED_FILE: Keys = Keys { title: "", prefix: "", groups: &[PROCESSORS] };
 
-pub(super) const EVENT_STORE: Keys = Keys {
+const PROCESSORS: &[Key] =
+    &[key("projector", Kind::Sections(&PROJECTOR)), key("reactor", Kind::Sections(&REACTOR))];
+
+const EVENT_STORE: Keys = Keys {
     title: "[event_store]",
     prefix: "event_store.",
-    names: &["url", "direct_url", "layout", "schema", "event_sourcery"],
+    groups: &[&[
+        key("url", Kind::Url),
+        key("direct_url", Kind::Url),
+        key("layout", Kind::Choice(&["espd", "event_sourcery"])),
+        key("schema", Kind::Text),
+        key("event_sourcery", Kind::Section(&EVENT_SOURCERY)),
+    ]],
 };
 
-pub(super) const EVENT_SOURCERY: Keys = Keys {
+const EVENT_SOURCERY: Keys = Keys {
     title: "[event_store.event_sourcery]",
     prefix: "event_store.event_sourcery.",
-    names: &["schema", "events_table", "sequence", "channel", "tracker_table"],
+    groups: &[&[
+        key("schema", Kind::Text),
+        key("events_table", Kind::Text),
+        key("sequence", Kind::Text),
+        key("channel", Kind::Text),
+        key("tracker_table", Kind::Text),
+    ]],
 };
 
-pub(super) const PROJECTIONS: Keys =
-    Keys { title: "[projections]", prefix: "projections.", names: &["url", "direct_url", "schema"] };
+const PROJECTIONS: Keys = Keys {
+    title: "[projections]",
+    prefix: "projections.",
+    groups: &[&[key("url", Kind::Url), key("direct_url", Kind::Url), key("schema", Kind::Text)]],
+};
 
 pub(super) const RUNNER: Keys = Keys {
     title: "[runner]",
     prefix: "runner.",
-    names: &[
-        "batch_size",
-        "batch_bytes",
-        "batch_time",
-        "batch_span",
-        "poll_interval_max",
-        "shutdown_timeout",
-        "isolation",
-        "hang_timeout",
-        "memory_max",
-        "restart_max",
+    groups: &[
+        BATCH,
+        &[
+            key("poll_interval_max", duration_or(Duration::from_millis(10), HOUR, seconds(1))),
+            key("shutdown_timeout", duration_or(Duration::ZERO, HOUR, seconds(30))),
+            key("isolation", Kind::Isolation),
+            key("hang_timeout", duration_or(seconds(5), HOUR, seconds(60))),
+            key("memory_max", MEMORY),
+            key("restart_max", duration_or(seconds(1), HOUR, seconds(60))),
+        ],
     ],
 };
 
-const RETRY_NAMES: &[&str] = &["strategy", "initial", "max", "jitter", "max_attempts", "on_failure"];
+/// Where a batch ends.
+const BATCH: &[Key] = &[
+    key("batch_size", integer(1, 100_000)),
+    key("batch_bytes", Kind::Size { from: 1 << 10, to: 1 << 30 }),
+    key("batch_time", duration(Duration::from_millis(10), HOUR)),
+    key("batch_span", integer(1, 1_000_000_000)),
+];
 
-pub(super) const RETRY: Keys = Keys { title: "[retry]", prefix: "retry.", names: RETRY_NAMES };
+const MEMORY: Kind = Kind::Size { from: 16 << 20, to: 1 << 40 };
 
-pub(super) const LOG: Keys = Keys { title: "[log]", prefix: "log.", names: &["format", "level"] };
+const RETRY: Keys = Keys { title: "[retry]", prefix: "retry.", groups: &[RETRIES] };
 
-pub(super) const HOOKS: Keys = Keys {
-    title: "[hooks]",
-    prefix: "hooks.",
-    names: &["on_worker_end", "on_failure", "on_dead_letter", "timeout"],
+const RETRIES: &[Key] = &[
+    key("strategy", Kind::Choice(&["exponential", "constant", "none"])),
+    key("initial", duration(Duration::from_millis(1), DAY)),
+    key("max", duration(Duration::from_millis(1), DAY)),
+    key("jitter", Kind::Fraction { from: 0.0, to: 1.0 }),
+    key("max_attempts", integer(1, I32_MAX)),
+    key("on_failure", Kind::Choice(&["retry", "stop", "park", "skip"])),
+];
+
+const LOG: Keys = Keys {
+    title: "[log]",
+    prefix: "log.",
+    groups: &[&[key("format", Kind::Choice(&["auto", "human", "json"])), key("level", Kind::Text)]],
 };
 
-pub(super) const ADMIN: Keys = Keys {
+const ADMIN: Keys = Keys {
     title: "[admin]",
     prefix: "admin.",
-    names: &["listen", "read_token", "operator_token", "allowed_hosts"],
+    groups: &[&[
+        key("listen", Kind::Text),
+        key("read_token", Kind::Text).secret(),
+        key("operator_token", Kind::Text).secret(),
+        key("allowed_hosts", Kind::TextList),
+    ]],
 };
 
-pub(super) const UPCAST: Keys =
-    Keys { title: "[[upcast]]", prefix: "upcast.", names: &["events", "type", "body", "when"] };
+const HOOKS: Keys = Keys {
+    title: "[hooks]",
+    prefix: "hooks.",
+    groups: &[&[
+        key("on_worker_end", Kind::TextList),
+        key("on_failure", Kind::TextList),
+        key("on_dead_letter", Kind::TextList),
+        key("timeout", duration(Duration::from_millis(100), seconds(300))),
+    ]],
+};
+
+const UPCAST: Keys = Keys {
+    title: "[[upcast]]",
+    prefix: "upcast.",
+    groups: &[&[
+        key("events", Kind::TextList)
+            .required("write a list of the types as they are stored: events = [\"SomethingHappened\"]"),
+        key("type", Kind::Text),
+        key("body", Kind::Sql),
+        key("when", Kind::Sql),
+    ]],
+};
 
 pub(super) const PROJECTOR: Keys = Keys {
     title: "[projector]",
     prefix: "projector.",
-    names: &[
-        "name",
-        "version",
-        "batch_size",
-        "batch_bytes",
-        "batch_time",
-        "batch_span",
-        "isolation",
-        "retry",
-        "tables",
-        "ddl",
-        "on",
-        "events",
-        "command",
-        "command_timeout",
-        "command_memory_max",
-        "command_environment",
-        "native",
+    groups: &[
+        PROCESSOR,
+        BATCH,
+        &[key("isolation", Kind::Isolation), key("retry", Kind::Section(&PROJECTOR_RETRY))],
+        TABLES,
+        &[key("on", Kind::Sections(&PROJECTOR_HANDLER)), key("events", Kind::TextList)],
+        COMMAND,
+        &[key("native", Kind::Boolean)],
     ],
 };
 
 pub(super) const REACTOR: Keys = Keys {
     title: "[reactor]",
     prefix: "reactor.",
-    names: &[
-        "name",
-        "version",
-        "emits",
-        "start",
-        "chain_max",
-        "batch_size",
-        "batch_bytes",
-        "batch_time",
-        "batch_span",
-        "isolation",
-        "retry",
-        "tables",
-        "ddl",
-        "on",
-        "events",
-        "command",
-        "command_timeout",
-        "command_memory_max",
-        "command_environment",
-        "webhook",
-        "native",
+    groups: &[
+        PROCESSOR,
+        &[key("emits", Kind::TextList), key("start", Kind::Start), key("chain_max", integer(1, 10_000))],
+        BATCH,
+        &[key("isolation", Kind::Isolation), key("retry", Kind::Section(&REACTOR_RETRY))],
+        TABLES,
+        &[key("on", Kind::Sections(&REACTOR_HANDLER)), key("events", Kind::TextList)],
+        COMMAND,
+        &[key("webhook", Kind::Section(&WEBHOOK)), key("native", Kind::Boolean)],
     ],
 };
 
-pub(super) const PROJECTOR_RETRY: Keys =
-    Keys { title: "[projector.retry]", prefix: "projector.retry.", names: RETRY_NAMES };
+const PROCESSOR: &[Key] = &[
+    key("name", Kind::Text).required(REQUIRE_NAME),
+    key("version", Kind::Integer { from: 1, to: I32_MAX, default: Some(1) }),
+];
 
-pub(super) const HANDLER: Keys =
-    Keys { title: "[[projector.on]]", prefix: "projector.on.", names: &["events", "sql"] };
+const TABLES: &[Key] = &[key("tables", Kind::SqlMap), key("ddl", Kind::SqlList)];
 
-pub(super) const REACTOR_RETRY: Keys =
-    Keys { title: "[reactor.retry]", prefix: "reactor.retry.", names: RETRY_NAMES };
+const COMMAND: &[Key] = &[
+    key("command", Kind::TextList),
+    key("command_timeout", duration(Duration::from_millis(100), HOUR)),
+    key("command_memory_max", MEMORY),
+    key("command_environment", Kind::TextMap).secret(),
+];
 
-pub(super) const REACTOR_HANDLER: Keys =
-    Keys { title: "[[reactor.on]]", prefix: "reactor.on.", names: &["events", "sql"] };
+const PROJECTOR_RETRY: Keys =
+    Keys { title: "[projector.retry]", prefix: "projector.retry.", groups: &[RETRIES] };
 
-pub(super) const WEBHOOK: Keys = Keys {
+const REACTOR_RETRY: Keys = Keys { title: "[reactor.retry]", prefix: "reactor.retry.", groups: &[RETRIES] };
+
+const PROJECTOR_HANDLER: Keys =
+    Keys { title: "[[projector.on]]", prefix: "projector.on.", groups: &[HANDLER] };
+
+const REACTOR_HANDLER: Keys = Keys { title: "[[reactor.on]]", prefix: "reactor.on.", groups: &[HANDLER] };
+
+const HANDLER: &[Key] = &[
+    key("events", Kind::TextList).required(REQUIRE_EVENTS),
+    key("sql", Kind::Sql).required("write `sql = \"\"\" … \"\"\"`"),
+];
+
+const WEBHOOK: Keys = Keys {
     title: "[reactor.webhook]",
     prefix: "reactor.webhook.",
-    names: &[
-        "url",
-        "secrets",
-        "concurrency",
-        "connect_timeout",
-        "timeout",
-        "allow_private",
-        "allow_http",
-        "ca_file",
-        "headers",
-    ],
+    groups: &[&[
+        key("url", Kind::Url)
+            .required("write the URL of the receiver: url = \"https://example.org/events\"")
+            .secret(),
+        key("secrets", Kind::TextList).secret(),
+        key("concurrency", Kind::Integer { from: 1, to: 256, default: Some(8) }),
+        key("connect_timeout", duration_or(Duration::from_millis(10), seconds(300), seconds(5))),
+        key("timeout", duration_or(Duration::from_millis(10), seconds(300), seconds(30))),
+        key("allow_private", Kind::Boolean),
+        key("allow_http", Kind::Boolean),
+        key("ca_file", Kind::Text),
+        key("headers", Kind::TextMap).secret(),
+    ]],
 };
 
-const SECTIONS: [&Keys; 17] = [
+/// Every section, the main file first.
+pub(super) const SECTIONS: &[&Keys] = &[
     &MAIN_FILE,
     &EVENT_STORE,
     &EVENT_SOURCERY,
@@ -182,7 +237,7 @@ const SECTIONS: [&Keys; 17] = [
     &UPCAST,
     &PROJECTOR,
     &PROJECTOR_RETRY,
-    &HANDLER,
+    &PROJECTOR_HANDLER,
     &REACTOR,
     &REACTOR_RETRY,
     &REACTOR_HANDLER,
@@ -191,33 +246,31 @@ const SECTIONS: [&Keys; 17] = [
 
 /// The full names of all keys, sections included: `runner`, `runner.batch_size`.
 pub fn known_keys() -> Vec<String> {
-    let full_names = |keys: &Keys| keys.names.iter().map(|name| format!("{}{name}", keys.prefix)).collect();
-    SECTIONS.iter().flat_map(|keys| -> Vec<String> { full_names(keys) }).collect()
+    let full_names = |keys: &&Keys| {
+        let prefix = keys.prefix;
+        keys.names().map(move |name| format!("{prefix}{name}"))
+    };
+    SECTIONS.iter().flat_map(full_names).collect()
 }
 
-/// The sections, other than `here`, that know the key; the top of the file is not one of them.
-pub(super) fn sections_with(key: &str, here: &Keys) -> Vec<&'static str> {
-    elsewhere(here).filter(|keys| keys.names.contains(&key)).map(|keys| keys.title).collect()
+const fn key(name: &'static str, kind: Kind) -> Key {
+    Key::new(name, kind)
 }
 
-/// The keys of all sections other than `here`.
-pub(super) fn keys_elsewhere(here: &Keys) -> impl Iterator<Item = &'static str> {
-    elsewhere(here).flat_map(|keys| keys.names.iter().copied())
+const fn integer(from: i64, to: i64) -> Kind {
+    Kind::Integer { from, to, default: None }
 }
 
-fn elsewhere(here: &Keys) -> impl Iterator<Item = &'static Keys> {
-    SECTIONS.into_iter().filter(|keys| !keys.title.is_empty() && keys.title != here.title)
+const fn duration(from: Duration, to: Duration) -> Kind {
+    Kind::Duration { from, to, default: None }
 }
 
-/// The word that was probably meant: at most every third letter differs.
-pub(super) fn nearest<'w>(word: &str, known: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
-    let distance_max = (word.chars().count() / 3).clamp(1, 3);
-    known
-        .into_iter()
-        .map(|candidate| (strsim::osa_distance(word, candidate), candidate))
-        .filter(|(distance, _)| *distance <= distance_max)
-        .min()
-        .map(|(_, candidate)| candidate)
+const fn duration_or(from: Duration, to: Duration, default: Duration) -> Kind {
+    Kind::Duration { from, to, default: Some(default) }
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
 }
 
 #[cfg(test)]
@@ -225,15 +278,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_of_the_pen_is_recognised() {
-        assert_eq!(nearest("batch_sise", RUNNER.names.iter().copied()), Some("batch_size"));
-        assert_eq!(nearest("ulr", EVENT_STORE.names.iter().copied()), Some("url"));
-        assert_eq!(nearest("colour", RUNNER.names.iter().copied()), None);
-    }
-
-    #[test]
-    fn a_key_in_the_wrong_section_is_recognised() {
-        assert_eq!(sections_with("shutdown_timeout", &MAIN_FILE), ["[runner]"]);
-        assert_eq!(sections_with("jitter", &RETRY), ["[projector.retry]", "[reactor.retry]"]);
+    fn every_section_is_listed() {
+        for keys in SECTIONS {
+            for key in keys.iter() {
+                if let Kind::Section(section) | Kind::Sections(section) = key.kind {
+                    assert_eq!(section.prefix, format!("{}{}.", keys.prefix, key.name));
+                    assert!(SECTIONS.iter().any(|listed| listed.title == section.title), "{}", section.title);
+                }
+            }
+        }
     }
 }

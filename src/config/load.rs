@@ -9,20 +9,25 @@ use super::reader::context::{Context, UniqueNames};
 use super::reader::diagnostics::{Diagnostics, InvalidConfig};
 use super::reader::include::expand;
 use super::reader::interpolation::Environment;
+use super::reader::key::Keys;
 use super::reader::source_file::SourceFile;
 use super::reader::syntax::report_syntax_errors;
 use super::reader::tree::Section;
 use super::sections::admin::AdminSettings;
 use super::sections::hooks::read_hooks;
-use super::sections::processor::{Defaults, PROJECTOR, REACTOR, read_processor};
-use super::sections::store::{EventStoreSettings, ProjectionsSettings, RunnerSettings, read_log, read_retry};
+use super::sections::log::read_log;
+use super::sections::processor::{Defaults, read_processor};
+use super::sections::retry::read_retry;
+use super::sections::runner::RunnerSection;
+use super::sections::store::{EventStoreSettings, ProjectionsSettings};
 use super::sections::upcast::read_upcast;
 use super::{Config, LookUp};
 use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 use crate::store::layout::LayoutSettings;
 
-/// Reads everything; returns the configuration, or all faults of all files.
+/// Reads everything; returns the configuration, or everything that is wrong with all files.
 pub(super) fn load(path: &Path, variable: LookUp<'_>) -> Result<Config, InvalidConfig> {
     let reader = Reader { diagnostics: Diagnostics::default(), names: UniqueNames::default(), variable };
     let mut config = Config { files: vec![path.to_owned()], ..Config::default() };
@@ -63,7 +68,7 @@ impl Reader<'_> {
     }
 
     /// Parses a file and hands the top of it to `read`.
-    fn read_file(&self, path: &Path, keys: &'static keys::Keys, read: impl FnOnce(&Section<'_>)) {
+    fn read_file(&self, path: &Path, keys: &'static Keys, read: impl FnOnce(&Section<'_>)) {
         let file = match SourceFile::read(path) {
             Ok(file) => file,
             Err(diagnostic) => return self.diagnostics.push(*diagnostic),
@@ -77,6 +82,7 @@ impl Reader<'_> {
             diagnostics: &self.diagnostics,
             names: &self.names,
             environment: &environment,
+            sections: keys::SECTIONS,
             damaged_lines,
         };
         read(&Section::open(&context, keys, tree.get_ref(), 0..0));
@@ -84,36 +90,33 @@ impl Reader<'_> {
 }
 
 fn read_sections(file: &Section<'_>, config: &mut Config) {
-    let section = |key, keys| file.value(key).and_then(|value| value.section(keys));
-    let event_store = section("event_store", &keys::EVENT_STORE);
+    let event_store = file.section("event_store");
     if let Some(event_store) = &event_store {
         config.event_store = EventStoreSettings::read(event_store);
     }
-    let projections = section("projections", &keys::PROJECTIONS);
+    let projections = file.section("projections");
     if let Some(projections) = &projections {
         config.projections = ProjectionsSettings::read(projections);
     }
     refuse_foreign_schema(config, event_store.as_ref());
     refuse_shared_schema(config, event_store, projections);
-    if let Some(runner) = section("runner", &keys::RUNNER) {
-        config.runner = RunnerSettings::read(&runner);
+    if let Some(runner) = file.section("runner") {
+        config.runner = RunnerSection::read(&runner);
     }
-    if let Some(retry) = section("retry", &keys::RETRY) {
+    if let Some(retry) = file.section("retry") {
         config.retry = read_retry(&retry, RetryPolicy::default());
     }
-    if let Some(log) = section("log", &keys::LOG) {
+    if let Some(log) = file.section("log") {
         config.log = read_log(&log);
     }
-    if let Some(hooks) = section("hooks", &keys::HOOKS) {
+    if let Some(hooks) = file.section("hooks") {
         config.hooks = read_hooks(&hooks);
     }
-    if let Some(upcasts) = file.value("upcast").and_then(|value| value.sections(&keys::UPCAST)) {
-        config.upcasts = upcasts.iter().filter_map(read_upcast).collect();
-    }
-    config.admin = section("admin", &keys::ADMIN).map(|admin| AdminSettings::read(&admin));
+    config.upcasts = file.sections("upcast").iter().filter_map(read_upcast).collect();
+    config.admin = file.section("admin").map(|admin| AdminSettings::read(&admin));
 }
 
-/// A store that espd only reads must not get tables of espd's.
+/// espd's own tables must not be created in the schema of a store that espd only reads.
 fn refuse_foreign_schema(config: &Config, event_store: Option<&Section<'_>>) {
     let LayoutSettings::EventSourcery(names) = &config.event_store.layout else { return };
     let Some(layout) = event_store.and_then(|section| section.value("layout")) else { return };
@@ -124,11 +127,11 @@ fn refuse_foreign_schema(config: &Config, event_store: Option<&Section<'_>>) {
     }
 }
 
-/// A reset drops the tables of a projector; those of the store must be out of its reach.
+/// A reset drops the tables of a projector, so the tables of the store need a schema of their own.
 fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, projections: Option<Section<'_>>) {
     let elsewhere = match &config.projections.url {
         Some(url) => config.event_store.url.as_ref() != Some(url),
-        // Given, but faulty: nothing is known about it.
+        // A URL that is given but wrong tells nothing.
         None => projections.is_some_and(|section| section.value("url").is_some()),
     };
     if elsewhere || config.projections.schema != config.event_store.schema {
@@ -145,12 +148,12 @@ fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, proje
 }
 
 fn read_processors(file: &Section<'_>, config: &Config) -> Vec<ProcessorDeclaration> {
-    let RunnerSettings { batch, isolation, .. } = &config.runner;
+    let RunnerSection { batch, isolation, .. } = &config.runner;
     let defaults = Defaults { batch: *batch, retry: config.retry, isolation: isolation.clone() };
     let mut processors = Vec::new();
-    for form in [&PROJECTOR, &REACTOR] {
-        let sections = file.value(form.key).and_then(|value| value.sections(form.keys)).unwrap_or_default();
-        processors.extend(sections.iter().filter_map(|section| read_processor(section, form, &defaults)));
+    for kind in [ProcessorKind::Projector, ProcessorKind::Reactor] {
+        let sections = file.sections(kind.as_str());
+        processors.extend(sections.iter().filter_map(|section| read_processor(section, kind, &defaults)));
     }
     processors
 }

@@ -21,7 +21,8 @@ pub(crate) use argument::ConfigArgument;
 pub use keys::known_keys;
 pub use reader::diagnostics::InvalidConfig;
 pub use sections::admin::{AdminSettings, Listen, Token};
-pub use sections::store::{EventStoreSettings, ProjectionsSettings, RunnerSettings};
+pub use sections::runner::RunnerSection;
+pub use sections::store::{EventStoreSettings, ProjectionsSettings};
 
 pub use crate::diagnostic::Diagnostic;
 pub use crate::postgres::database_url::{DatabaseUrl, InvalidDatabaseUrl};
@@ -60,7 +61,7 @@ pub struct Config {
     /// Where the projectors' tables are.
     pub projections: ProjectionsSettings,
     /// How processors follow the store.
-    pub runner: RunnerSettings,
+    pub runner: RunnerSection,
     /// How to retry, for projectors that do not say otherwise.
     pub retry: RetryPolicy,
     /// What is logged, and how.

@@ -1,89 +1,91 @@
-//! The configuration as people may see it.
+//! The configuration as people may see it: in the shape of its file, defaults filled in, secrets hidden.
+//!
+//! The functions below say which value belongs to which key. What the table of keys says is done in one place,
+//! [`apply_keys`]: secrets are hidden, and what looks like a variable is escaped.
 
 use serde_json::{Map, Value, json};
 
+use super::keys;
+use super::reader::key::{Keys, Kind};
 use super::reader::quantity::{format_duration, format_size};
-use super::sections::admin::{AdminSettings, Token};
-use super::{Config, EventStoreSettings};
-use crate::postgres::database_url::DatabaseUrl;
+use super::sections::admin::AdminSettings;
+use super::{Config, EventStoreSettings, RunnerSection};
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, Header, ProcessorDeclaration, Reaction, SourceText, Start,
-    WebhookDeclaration,
+    BatchLimits, HandledEvents, Handler, Handling, ProcessorDeclaration, ProgramDeclaration, SourceText,
+    Start, TableDeclaration, WebhookDeclaration,
 };
 use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 use crate::store::layout::LayoutSettings;
 use crate::store::upcast::Upcast;
+use crate::supervision::hooks::HookSettings;
 
-/// The configuration in the shape of its file, defaults filled in, passwords hidden.
+/// What is shown in the place of a secret.
+const HIDDEN: &str = "***";
+
+/// The configuration in the shape of its file.
 pub(super) fn redact(config: &Config) -> Value {
     let mut shown = json!({
-        "event_store": show_layout(&config.event_store),
-        "projections": { "schema": config.projections.schema },
-        "runner": {
-            "poll_interval_max": format_duration(config.runner.poll_interval_max),
-            "shutdown_timeout": format_duration(config.runner.shutdown_timeout),
-            "isolation": config.runner.isolation.to_string(),
-            "hang_timeout": format_duration(config.runner.hang_timeout),
-            "restart_max": format_duration(config.runner.restart_max),
+        "event_store": show_event_store(&config.event_store),
+        "projections": {
+            "url": config.projections.url.as_ref().map(ToString::to_string),
+            "direct_url": config.projections.direct_url.as_ref().map(ToString::to_string),
+            "schema": config.projections.schema,
         },
+        "runner": show_runner(&config.runner),
         "retry": show_retry(&config.retry),
         "log": { "format": config.log.format, "level": config.log.level },
+        "admin": config.admin.as_ref().map(show_admin),
+        "hooks": show_hooks(&config.hooks),
         "upcast": config.upcasts.iter().map(show_upcast).collect::<Vec<_>>(),
         "projector": show_processors(config, ProcessorKind::Projector),
         "reactor": show_processors(config, ProcessorKind::Reactor),
     });
-    show_url(&mut shown["event_store"], "url", config.event_store.url.as_ref());
-    show_url(&mut shown["event_store"], "direct_url", config.event_store.direct_url.as_ref());
-    show_url(&mut shown["projections"], "url", config.projections.url.as_ref());
-    show_url(&mut shown["projections"], "direct_url", config.projections.direct_url.as_ref());
-    if let Some(memory_max) = config.runner.memory_max {
-        shown["runner"]["memory_max"] = json!(format_size(memory_max));
-    }
-    show_batch_limits(&mut shown["runner"], &config.runner.batch);
-    shown["hooks"] = json!({
-        "on_worker_end": config.hooks.on_worker_end,
-        "on_failure": config.hooks.on_failure,
-        "on_dead_letter": config.hooks.on_dead_letter,
-        "timeout": format_duration(config.hooks.timeout),
-    });
-    if let Some(admin) = &config.admin {
-        shown["admin"] = show_admin(admin);
-    }
-    escape_variables(&mut shown);
+    apply_keys(&mut shown, &keys::MAIN_FILE);
     shown
 }
 
-/// Writes `${` so that reading it again gives `${`. SQL is taken as it is.
-fn escape_variables(value: &mut Value) {
-    match value {
-        Value::String(text) => *text = text.replace("${", "$${"),
-        Value::Array(items) => items.iter_mut().for_each(escape_variables),
-        Value::Object(members) => {
-            let values = members
-                .iter_mut()
-                .filter(|(key, _)| !matches!(key.as_str(), "tables" | "ddl" | "sql" | "body" | "when"));
-            values.for_each(|(_, value)| escape_variables(value));
+/// Removes what is absent, as TOML has no null; hides secrets; escapes what reading would take for a variable.
+fn apply_keys(section: &mut Value, keys: &Keys) {
+    let Value::Object(members) = section else { return };
+    members.retain(|_, value| !value.is_null());
+    for (name, value) in members {
+        let Some(key) = keys.find(name) else {
+            debug_assert!(false, "`{name}` is missing from the table of keys");
+            continue;
+        };
+        match (key.kind, value) {
+            (Kind::Section(inner), value) => apply_keys(value, inner),
+            (Kind::Sections(inner), Value::Array(items)) => {
+                items.iter_mut().for_each(|item| apply_keys(item, inner));
+            }
+            (Kind::Sql | Kind::SqlList | Kind::SqlMap, _) => {}
+            // `Display` of a URL has hidden its secret parts.
+            (kind, value) if key.is_secret && !matches!(kind, Kind::Url) => {
+                replace_texts(value, &|_| HIDDEN.to_owned());
+            }
+            (_, value) => replace_texts(value, &|text| text.replace("${", "$${")),
         }
+    }
+}
+
+/// Replaces every string in a value.
+fn replace_texts(value: &mut Value, replace: &dyn Fn(&str) -> String) {
+    match value {
+        Value::String(text) => *text = replace(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| replace_texts(item, replace)),
+        Value::Object(members) => members.values_mut().for_each(|member| replace_texts(member, replace)),
         _ => {}
     }
 }
 
-/// Whether there are tokens, not which.
-fn show_admin(admin: &AdminSettings) -> Value {
-    let mut shown = json!({ "listen": admin.listen.to_string(), "allowed_hosts": admin.allowed_hosts });
-    let mut show = |key: &str, token: &Option<Token>| {
-        if token.is_some() {
-            shown[key] = json!("***");
-        }
-    };
-    show("read_token", &admin.read_token);
-    show("operator_token", &admin.operator_token);
-    shown
-}
-
-fn show_layout(settings: &EventStoreSettings) -> Value {
-    let mut shown = json!({ "layout": "espd", "schema": settings.schema });
+fn show_event_store(settings: &EventStoreSettings) -> Value {
+    let mut shown = json!({
+        "url": settings.url.as_ref().map(ToString::to_string),
+        "direct_url": settings.direct_url.as_ref().map(ToString::to_string),
+        "layout": "espd",
+        "schema": settings.schema,
+    });
     if let LayoutSettings::EventSourcery(names) = &settings.layout {
         shown["layout"] = json!("event_sourcery");
         shown["event_sourcery"] = json!(names);
@@ -94,11 +96,36 @@ fn show_layout(settings: &EventStoreSettings) -> Value {
     shown
 }
 
-/// TOML has no null, so a URL that is absent is left out.
-fn show_url(section: &mut Value, key: &str, url: Option<&DatabaseUrl>) {
-    if let Some(url) = url {
-        section[key] = json!(url.to_string());
-    }
+fn show_runner(runner: &RunnerSection) -> Value {
+    let mut shown = json!({
+        "poll_interval_max": format_duration(runner.poll_interval_max),
+        "shutdown_timeout": format_duration(runner.shutdown_timeout),
+        "isolation": runner.isolation.to_string(),
+        "hang_timeout": format_duration(runner.hang_timeout),
+        "memory_max": runner.memory_max.map(format_size),
+        "restart_max": format_duration(runner.restart_max),
+    });
+    show_batch_limits(&mut shown, &runner.batch);
+    shown
+}
+
+/// Whether there are tokens, not which.
+fn show_admin(admin: &AdminSettings) -> Value {
+    json!({
+        "listen": admin.listen.to_string(),
+        "read_token": admin.read_token.as_ref().map(|_| HIDDEN),
+        "operator_token": admin.operator_token.as_ref().map(|_| HIDDEN),
+        "allowed_hosts": admin.allowed_hosts,
+    })
+}
+
+fn show_hooks(hooks: &HookSettings) -> Value {
+    json!({
+        "on_worker_end": hooks.on_worker_end,
+        "on_failure": hooks.on_failure,
+        "on_dead_letter": hooks.on_dead_letter,
+        "timeout": format_duration(hooks.timeout),
+    })
 }
 
 fn show_batch_limits(section: &mut Value, limits: &BatchLimits) {
@@ -109,61 +136,56 @@ fn show_batch_limits(section: &mut Value, limits: &BatchLimits) {
 }
 
 fn show_retry(policy: &RetryPolicy) -> Value {
-    let mut shown = json!({
+    json!({
         "strategy": policy.strategy,
         "initial": format_duration(policy.initial),
         "max": format_duration(policy.max),
         "jitter": policy.jitter,
+        "max_attempts": policy.max_attempts,
         "on_failure": policy.on_failure,
-    });
-    if let Some(most) = policy.max_attempts {
-        shown["max_attempts"] = json!(most);
-    }
-    shown
+    })
 }
 
 fn show_upcast(upcast: &Upcast) -> Value {
-    let mut shown = json!({ "events": upcast.events });
-    if let Some(event_type) = &upcast.event_type {
-        shown["type"] = json!(event_type);
-    }
-    for (key, sql) in [("body", &upcast.body), ("when", &upcast.when)] {
-        if let Some(sql) = sql {
-            shown[key] = json!(sql.text);
-        }
-    }
-    shown
+    json!({
+        "events": upcast.events,
+        "type": upcast.event_type,
+        "body": upcast.body.as_ref().map(|sql| &sql.text),
+        "when": upcast.when.as_ref().map(|sql| &sql.text),
+    })
 }
 
 fn show_processors(config: &Config, kind: ProcessorKind) -> Vec<Value> {
     config.processors.iter().filter(|processor| processor.kind() == kind).map(show_processor).collect()
 }
 
-fn show_processor(projector: &ProcessorDeclaration) -> Value {
-    let table = |table: &crate::processing::declaration::TableDeclaration| {
-        (table.name.clone(), json!(table.columns.text))
-    };
+fn show_processor(processor: &ProcessorDeclaration) -> Value {
+    let table = |table: &TableDeclaration| (table.name.clone(), json!(table.columns.text));
     let mut shown = json!({
-        "name": projector.name,
-        "version": projector.version,
-        "isolation": projector.isolation.to_string(),
-        "retry": show_retry(&projector.retry),
-        "tables": projector.tables.iter().map(table).collect::<Map<_, _>>(),
-        "ddl": projector.ddl.iter().map(|statement: &SourceText| &statement.text).collect::<Vec<_>>(),
+        "name": processor.name,
+        "version": processor.version,
+        "isolation": processor.isolation.to_string(),
+        "retry": show_retry(&processor.retry),
+        "tables": processor.tables.iter().map(table).collect::<Map<_, _>>(),
+        "ddl": processor.ddl.iter().map(|statement: &SourceText| &statement.text).collect::<Vec<_>>(),
     });
-    show_handling(&mut shown, &projector.handling);
-    show_batch_limits(&mut shown, &projector.batch);
-    if let Some(Reaction { emits, start, chain_max }) = &projector.reaction {
-        shown["chain_max"] = json!(chain_max);
-        shown["emits"] = json!(emits);
-        shown["start"] = match start {
-            Start::Beginning => json!("beginning"),
-            Start::Now => json!("now"),
-            Start::Position(position) => json!(position),
-            Start::Time(time) => json!(time),
-        };
+    show_handling(&mut shown, &processor.handling);
+    show_batch_limits(&mut shown, &processor.batch);
+    if let Some(reaction) = &processor.reaction {
+        shown["chain_max"] = json!(reaction.chain_max);
+        shown["emits"] = json!(reaction.emits);
+        shown["start"] = show_start(reaction.start);
     }
     shown
+}
+
+fn show_start(start: Start) -> Value {
+    match start {
+        Start::Beginning => json!("beginning"),
+        Start::Now => json!("now"),
+        Start::Position(position) => json!(position),
+        Start::Time(time) => json!(time),
+    }
 }
 
 fn show_handling(shown: &mut Value, handling: &Handling) {
@@ -171,47 +193,49 @@ fn show_handling(shown: &mut Value, handling: &Handling) {
         Handling::Sql(handlers) => shown["on"] = handlers.iter().map(show_handler).collect(),
         Handling::Native(_) => {
             shown["native"] = json!(true);
-            for key in ["version", "tables", "ddl"] {
-                shown.as_object_mut().map(|keys| keys.remove(key));
-            }
+            leave_out(shown, &["version", "tables", "ddl"]);
         }
-        Handling::Program(program) => {
-            shown["events"] = show_events(&program.events);
-            shown["command"] = json!(program.command);
-            shown["command_timeout"] = json!(format_duration(program.timeout));
-            if let Some(memory_max) = program.memory_max {
-                shown["command_memory_max"] = json!(format_size(memory_max.cast_signed()));
-            }
-            let hidden = program.environment.keys().map(|name| (name.clone(), json!("***")));
-            shown["command_environment"] = hidden.collect::<Map<_, _>>().into();
-        }
+        Handling::Program(program) => show_program(shown, program),
         Handling::Webhook(webhook) => {
             shown["events"] = show_events(&webhook.events);
             shown["webhook"] = show_webhook(webhook);
-            for key in ["tables", "ddl"] {
-                shown.as_object_mut().map(|keys| keys.remove(key));
-            }
+            leave_out(shown, &["tables", "ddl"]);
         }
     }
 }
 
+/// Leaves out keys that the reader refuses here.
+fn leave_out(shown: &mut Value, keys: &[&str]) {
+    for key in keys {
+        shown[*key] = Value::Null;
+    }
+}
+
+/// Which variables there are, not their values.
+fn show_program(shown: &mut Value, program: &ProgramDeclaration) {
+    let memory_max = program.memory_max.map(|size| format_size(size.cast_signed()));
+    let variables = program.environment.keys().map(|name| (name.clone(), json!(HIDDEN)));
+    shown["events"] = show_events(&program.events);
+    shown["command"] = json!(program.command);
+    shown["command_timeout"] = json!(format_duration(program.timeout));
+    shown["command_memory_max"] = json!(memory_max);
+    shown["command_environment"] = variables.collect::<Map<_, _>>().into();
+}
+
 /// How many secrets and which headers there are, not what they are.
 fn show_webhook(webhook: &WebhookDeclaration) -> Value {
-    let hidden = |header: &Header| (header.name.clone(), json!("***"));
-    let mut shown = json!({
+    let headers = webhook.headers.iter().map(|header| (header.name.clone(), json!(HIDDEN)));
+    json!({
         "url": webhook.url.to_string(),
-        "secrets": vec!["***"; webhook.secrets.len()],
+        "secrets": vec![HIDDEN; webhook.secrets.len()],
         "concurrency": webhook.concurrency,
         "connect_timeout": format_duration(webhook.connect_timeout),
         "timeout": format_duration(webhook.timeout),
         "allow_private": webhook.allow_private,
         "allow_http": webhook.url.is_plain(),
-        "headers": webhook.headers.iter().map(hidden).collect::<Map<_, _>>(),
-    });
-    if let Some(file) = &webhook.ca_file {
-        shown["ca_file"] = json!(file);
-    }
-    shown
+        "ca_file": webhook.ca_file,
+        "headers": headers.collect::<Map<_, _>>(),
+    })
 }
 
 fn show_handler(handler: &Handler) -> Value {

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::diagnostics::Diagnostics;
 use super::interpolation::Environment;
+use super::key::Keys;
 use super::source_file::SourceFile;
 use crate::diagnostic::Diagnostic;
 
@@ -15,8 +16,10 @@ pub(crate) struct Context<'c> {
     pub(crate) diagnostics: &'c Diagnostics,
     pub(crate) names: &'c UniqueNames,
     pub(crate) environment: &'c Environment<'c>,
-    /// The lines that are not TOML. The parser goes on behind them as well as it can, so what is found
-    /// on them, or found missing, may only be a consequence.
+    /// The keys of every section, the main file first: what a misplaced key is looked for in.
+    pub(crate) sections: &'static [&'static Keys],
+    /// The lines that are not TOML. The parser goes on after them as well as it can, so a mistake on such a line, or a
+    /// missing key, may only be a consequence.
     pub(crate) damaged_lines: Vec<usize>,
 }
 
@@ -39,11 +42,28 @@ pub(crate) struct Location<'c> {
     context: &'c Context<'c>,
     start: usize,
     end: usize,
+    /// The bytes of the file that what is reported here does not show.
+    secret: Option<(usize, usize)>,
 }
 
 impl<'c> Location<'c> {
     pub(crate) fn new(context: &'c Context<'c>, span: Range<usize>) -> Self {
-        Self { context, start: span.start, end: span.end }
+        Self { context, start: span.start, end: span.end, secret: None }
+    }
+
+    /// Another part of the file, which hides the same bytes.
+    pub(crate) fn at(&self, span: Range<usize>) -> Self {
+        Self { start: span.start, end: span.end, ..*self }
+    }
+
+    /// The same location, without showing the bytes of `secret`.
+    pub(crate) fn hiding(&self, secret: Range<usize>) -> Self {
+        Self { secret: Some((secret.start, secret.end)), ..*self }
+    }
+
+    /// The same location, without showing what is written there.
+    pub(crate) fn hidden(&self) -> Self {
+        self.hiding(self.span())
     }
 
     /// The bytes of the file.
@@ -53,22 +73,9 @@ impl<'c> Location<'c> {
 
     /// Reports a mistake here.
     pub(crate) fn report(&self, message: impl AsRef<str>, advice: impl Into<String>) {
-        self.report_hiding(None, message.as_ref(), advice);
-    }
-
-    /// Reports a mistake here, in a secret: nothing of this location is shown.
-    pub(crate) fn report_secret(&self, message: impl AsRef<str>, advice: impl Into<String>) {
-        self.report_hiding(Some(self.span()), message.as_ref(), advice);
-    }
-
-    /// Reports a mistake here, without showing the bytes of `secret`.
-    pub(crate) fn report_hiding(
-        &self,
-        secret: Option<Range<usize>>,
-        message: &str,
-        advice: impl Into<String>,
-    ) {
-        self.context.report(self.context.file.diagnose(self.span(), secret, message).with_advice(advice));
+        let secret = self.secret.map(|(start, end)| start..end);
+        let diagnostic = self.context.file.diagnose(self.span(), secret, message.as_ref());
+        self.context.report(diagnostic.with_advice(advice));
     }
 
     /// Reserves `name` among all names of this `kind`; reports a mistake if another place uses it already.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern, glob_with};
 
-use super::value::Value;
+use super::tree::Value;
 
 /// The files that the patterns match: in the order of the patterns, by name within one, none twice, and
 /// never the including file itself.

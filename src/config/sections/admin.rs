@@ -4,8 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::config::reader::tree::Section;
-use crate::config::reader::value::Value;
+use crate::config::reader::tree::{Section, Value};
 
 /// Where the endpoint listens if the section does not say.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4680);
@@ -21,9 +20,9 @@ const TOKEN_LENGTH: std::ops::RangeInclusive<usize> = 32..=512;
 pub struct AdminSettings {
     /// Where it listens.
     pub listen: Listen,
-    /// Lets its bearer see; needed by everybody where it is set, and beyond loopback.
+    /// Lets its bearer read. Every client needs it where it is set; required on addresses beyond loopback.
     pub read_token: Option<Token>,
-    /// Lets its bearer see and change; without it nobody changes anything through the endpoint.
+    /// Lets its bearer read and change. Without it, no client changes anything through the endpoint.
     pub operator_token: Option<Token>,
     /// Names that clients may address the endpoint by, besides its own address and those of loopback.
     pub allowed_hosts: Vec<String>,
@@ -108,13 +107,13 @@ impl AdminSettings {
                 .and_then(|hosts| read_hosts(&hosts))
                 .unwrap_or_default(),
         };
-        refuse_open_door(section, &settings);
+        refuse_open_access(section, &settings);
         settings
     }
 }
 
-/// Whoever reaches an address that is not this machine's own has to show something.
-fn refuse_open_door(section: &Section<'_>, settings: &AdminSettings) {
+/// An address that other machines can reach needs a token, and the two tokens have to differ.
+fn refuse_open_access(section: &Section<'_>, settings: &AdminSettings) {
     let written = section.value("read_token").or_else(|| section.value("operator_token"));
     if let (Some(listen), None, false) = (section.value("listen"), written, settings.listen.is_local()) {
         listen.location.report(
@@ -125,9 +124,9 @@ fn refuse_open_door(section: &Section<'_>, settings: &AdminSettings) {
     if let (Some(same), Some(token)) = (section.value("operator_token"), &settings.operator_token)
         && settings.read_token.as_ref() == Some(token)
     {
-        same.location.report_secret(
+        same.location.report(
             "`operator_token` is the same as `read_token`",
-            "whoever may only see must not know it: make another one",
+            "a client that may only read must not know it: make another one",
         );
     }
 }
@@ -136,7 +135,7 @@ fn read_listen(value: &Value<'_>) -> Option<Listen> {
     let listen = Listen::parse(&value.text()?);
     if listen.is_none() {
         value.location.report(
-            format!("{} is no address to listen on", value.as_written()),
+            format!("{} is not an address to listen on", value.as_written()),
             "write an address and a port like \"127.0.0.1:4680\" or \"[::1]:4680\", or \"unix:/absolute/path\"",
         );
     }
@@ -147,7 +146,7 @@ fn read_listen(value: &Value<'_>) -> Option<Listen> {
 fn read_token(value: &Value<'_>) -> Option<Token> {
     let token = Token::new(value.text()?);
     if token.is_none() {
-        value.location.report_secret(
+        value.location.report(
             "the token is not 32 to 512 visible ASCII characters",
             "make one with `openssl rand -hex 32` in a file, and name that: \"${file:/path}\"",
         );
@@ -162,7 +161,7 @@ fn read_hosts(value: &Value<'_>) -> Option<Vec<String>> {
         let Some(host) = item.text().map(|host| host.to_ascii_lowercase()) else { continue };
         let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         if host.is_empty() || !host.chars().all(is_part) {
-            item.location.report(format!("{} is no name of a host", item.as_written()), advice);
+            item.location.report(format!("{} is not the name of a host", item.as_written()), advice);
         } else {
             hosts.push(host);
         }

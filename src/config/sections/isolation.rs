@@ -1,7 +1,8 @@
-//! Reads how workers are supervised.
+//! Reads `isolation`: whom a processor shares a worker with.
 
-use crate::config::keys;
-use crate::config::reader::value::{Value, advise_name};
+use crate::config::reader::key::nearest;
+use crate::config::reader::scalars::advise_name;
+use crate::config::reader::tree::Value;
 use crate::postgres::name::is_name;
 use crate::processing::declaration::Isolation;
 
@@ -35,8 +36,8 @@ pub(crate) fn read_isolation(value: &Value<'_>) -> Option<Isolation> {
     }
     let isolation = find(&word);
     if isolation.is_none() {
-        let nearest = keys::nearest(&word, ISOLATIONS.iter().map(|(name, _)| *name));
-        let guess = nearest.map(|name| format!("did you mean \"{name}\"? ")).unwrap_or_default();
+        let guess = nearest(&word, ISOLATIONS.iter().map(|(name, _)| *name));
+        let guess = guess.map(|name| format!("did you mean \"{name}\"? ")).unwrap_or_default();
         value.location.report(
             format!("unknown isolation {}", value.as_written()),
             format!("{guess}{ADVISE_ISOLATION}"),

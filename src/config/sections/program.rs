@@ -1,19 +1,17 @@
 //! Reads how a program handles the events of a processor.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use super::processor::{ADVISE_EVENTS, read_events};
-use crate::config::reader::tree::Section;
-use crate::config::reader::value::Value;
+use super::events::{ADVISE_EVENTS, read_events};
+use crate::config::reader::tree::{Section, Value};
 use crate::processing::declaration::{ProgramDeclaration, Secret};
 
 /// The keys that belong to `command`.
 const COMPANIONS: [&str; 3] = ["command_timeout", "command_memory_max", "command_environment"];
 
-/// The program, or `None` where a fault leaves it incomplete.
+/// The program, or `None` if a mistake leaves it incomplete.
 pub(crate) fn read_program(section: &Section<'_>) -> Option<ProgramDeclaration> {
-    // Everything is read before anything is given up, so that all faults are noted.
+    // Everything is read before anything is given up, so that all mistakes are reported.
     let value = section.value("command")?;
     let command = value.command();
     if command.as_ref().is_some_and(Vec::is_empty) {
@@ -23,9 +21,7 @@ pub(crate) fn read_program(section: &Section<'_>) -> Option<ProgramDeclaration> 
         );
     }
     let events = section.require("events", ADVISE_EVENTS).and_then(|events| read_events(&events));
-    let timeouts = Duration::from_millis(100)..=Duration::from_secs(3_600);
-    let timeout = section.value("command_timeout").and_then(|value| value.duration(timeouts));
-    let memory_max = section.value("command_memory_max").and_then(|value| value.size(16 << 20..=1 << 40));
+    let (timeout, memory_max) = (section.duration("command_timeout"), section.size("command_memory_max"));
     let environment = section.value("command_environment").map(|value| read_environment(&value));
     let declaration = ProgramDeclaration::new(events?, command?, value.folder());
     Some(ProgramDeclaration {
@@ -37,12 +33,11 @@ pub(crate) fn read_program(section: &Section<'_>) -> Option<ProgramDeclaration> 
     })
 }
 
-/// Notes what only means something beside `command`.
+/// Reports the keys that mean nothing without `command`.
 pub(crate) fn refuse_companions(section: &Section<'_>) {
     for value in COMPANIONS.iter().filter_map(|key| section.value_if_known(key)) {
-        value
-            .location
-            .report(format!("`{}` stands without `command`", value.key()), "remove it, or name the program");
+        let message = format!("`{}` cannot be used without `command`", value.name());
+        value.location.report(message, "remove it, or name the program");
     }
 }
 
@@ -52,7 +47,7 @@ fn read_environment(table: &Value<'_>) -> BTreeMap<String, Secret> {
     let mut variables = BTreeMap::new();
     for (name, value) in entries {
         if !is_variable(name.name) {
-            table.location.report_secret(
+            table.location.report(
                 format!("`{}` is not a name for a variable", name.name.escape_debug()),
                 "write letters, digits and _, not beginning with a digit",
             );

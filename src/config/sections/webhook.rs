@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use url::Host;
 
-use super::processor::{ADVISE_EVENTS, read_events};
-use crate::config::keys;
-use crate::config::reader::tree::Section;
-use crate::config::reader::value::Value;
+use super::events::{ADVISE_EVENTS, read_events};
+use crate::config::reader::tree::{Section, Value};
 use crate::handlers::webhook::{is_public, is_reserved, read_authorities, read_header};
 use crate::processing::declaration::{Header, ReceiverUrl, SigningSecret, WebhookDeclaration};
 
@@ -23,44 +21,43 @@ const ADVISE_HEADERS: &str = "write a table: headers = { authorization = \"Beare
 pub(crate) fn read_webhook(reactor: &Section<'_>) -> Option<WebhookDeclaration> {
     let events = reactor.require("events", ADVISE_EVENTS).and_then(|events| read_events(&events));
     refuse_tables(reactor);
-    let section = reactor.value("webhook")?.section(&keys::WEBHOOK)?;
-    // Everything is read before anything is given up, so that all faults are noted.
-    let allow = |key| section.value(key).and_then(|value| value.boolean()).unwrap_or(false);
-    let (allow_private, allow_http) = (allow("allow_private"), allow("allow_http"));
-    let url = section.require("url", ADVISE_URL).and_then(|url| read_url(&url, allow_private, allow_http));
+    let section = reactor.section("webhook")?;
+    // Everything is read before anything is given up, so that all mistakes are reported.
+    let (allow_private, allow_http) = (section.is_on("allow_private"), section.is_on("allow_http"));
+    let url = section.value("url").and_then(|url| read_url(&url, allow_private, allow_http));
     let secrets = section.value("secrets").map(|secrets| read_secrets(&secrets)).unwrap_or_default();
     let headers = section.value("headers").map(|headers| read_headers(&headers)).unwrap_or_default();
-    let concurrency = section.value("concurrency").and_then(|value| value.integer(1..=256));
+    let concurrency = section.integer("concurrency").and_then(|count| usize::try_from(count).ok());
     let ca_file = section.value("ca_file").and_then(|file| read_ca_file(&file));
     let (connect_timeout, timeout) = read_timeouts(&section);
     Some(WebhookDeclaration {
         events: events?,
         url: url?,
         secrets,
-        concurrency: usize::try_from(concurrency.unwrap_or(8)).unwrap_or(8),
-        connect_timeout,
-        timeout,
+        concurrency: concurrency?,
+        connect_timeout: connect_timeout?,
+        timeout: timeout?,
         allow_private,
         ca_file,
         headers,
     })
 }
 
-/// Nobody could write them.
+/// A webhook has no access to the database, so declared tables would stay empty.
 fn refuse_tables(reactor: &Section<'_>) {
     for key in ["tables", "ddl"] {
         if let Some(value) = reactor.value(key) {
-            let message = format!("`{key}` stands beside `webhook`");
+            let message = format!("`{key}` cannot be combined with `webhook`");
             value.location.report(message, "remove it: a receiver writes no tables of this database");
         }
     }
 }
 
 fn read_url(value: &Value<'_>, allow_private: bool, allow_http: bool) -> Option<ReceiverUrl> {
-    let url = match ReceiverUrl::new(&value.secret()?) {
+    let url = match ReceiverUrl::new(&value.text()?) {
         Ok(url) => url,
         Err(error) => {
-            value.location.report_secret(error.to_string(), ADVISE_URL);
+            value.location.report(error.to_string(), ADVISE_URL);
             return None;
         }
     };
@@ -73,11 +70,11 @@ fn read_url(value: &Value<'_>, allow_private: bool, allow_http: bool) -> Option<
     };
     if is_private && !allow_private {
         let message = "the receiver's address is none of the public internet";
-        value.location.report_secret(message, "add allow_private = true if that is meant");
+        value.location.report(message, "add allow_private = true if that is meant");
     }
     if parsed.scheme() == "http" && !allow_http && !(allow_private && is_local) {
         let message = "events would be sent without encryption";
-        value.location.report_secret(message, "write https://, or add allow_http = true if that is meant");
+        value.location.report(message, "write https://, or add allow_http = true if that is meant");
     }
     Some(url)
 }
@@ -85,10 +82,10 @@ fn read_url(value: &Value<'_>, allow_private: bool, allow_http: bool) -> Option<
 fn read_secrets(value: &Value<'_>) -> Vec<SigningSecret> {
     let mut secrets = Vec::new();
     for item in value.items(ADVISE_SECRETS).unwrap_or_default() {
-        match item.secret().map(SigningSecret::new) {
+        match item.text().map(SigningSecret::new) {
             Some(Ok(secret)) => secrets.push(secret),
             Some(Err(error)) => {
-                item.location.report_secret(error.to_string(), ADVISE_SECRETS);
+                item.location.report(error.to_string(), ADVISE_SECRETS);
             }
             None => {}
         }
@@ -99,13 +96,13 @@ fn read_secrets(value: &Value<'_>) -> Vec<SigningSecret> {
 fn read_headers(value: &Value<'_>) -> Vec<Header> {
     let mut headers = Vec::new();
     for (key, written) in value.entries(ADVISE_HEADERS).unwrap_or_default() {
-        let Some(text) = written.secret() else { continue };
+        let Some(text) = written.text() else { continue };
         let name = key.name.to_ascii_lowercase();
         if is_reserved(&name) {
             let message = format!("the header `{name}` is espd's own");
             key.location.report(message, "remove it, or call it otherwise");
         } else if let Err(error) = read_header(&name, &text) {
-            written.location.report_secret(error.to_string(), ADVISE_HEADERS);
+            written.location.report(error.to_string(), ADVISE_HEADERS);
         } else {
             headers.push(Header { name, value: text });
         }
@@ -124,13 +121,8 @@ fn read_ca_file(value: &Value<'_>) -> Option<PathBuf> {
     }
 }
 
-fn read_timeouts(section: &Section<'_>) -> (Duration, Duration) {
-    let range = Duration::from_millis(10)..=Duration::from_secs(300);
-    let read = |key, default| {
-        let written = section.value(key).and_then(|value| value.duration(range.clone()));
-        written.unwrap_or(Duration::from_secs(default))
-    };
-    let (connect_timeout, timeout) = (read("connect_timeout", 5), read("timeout", 30));
+fn read_timeouts(section: &Section<'_>) -> (Option<Duration>, Option<Duration>) {
+    let (connect_timeout, timeout) = (section.duration("connect_timeout"), section.duration("timeout"));
     let written = section.value("connect_timeout").or_else(|| section.value("timeout"));
     if let Some(value) = written.filter(|_| connect_timeout >= timeout) {
         let message = "`connect_timeout` is not less than `timeout`, which it is a part of";

@@ -42,13 +42,13 @@ fn what_would_be_open_or_useless_is_refused_with_its_place() {
     for (text, place, message) in [
         ("listen = '0.0.0.0:80'", "2:10", "can be reached from other machines, and there is no token"),
         ("listen = '[::]:80'", "2:10", "can be reached from other machines, and there is no token"),
-        ("listen = 'localhost:80'", "2:10", "no address to listen on"),
-        ("listen = 'unix:run/admin'", "2:10", "no address to listen on"),
+        ("listen = 'localhost:80'", "2:10", "not an address to listen on"),
+        ("listen = 'unix:run/admin'", "2:10", "not an address to listen on"),
         ("listen = 4680", "2:10", "must be a string"),
         ("read_token = 'short'", "2:14", "not 32 to 512 visible ASCII characters"),
         ("read_token = 'with a space ...................'", "2:14", "not 32 to 512 visible"),
         (&format!("read_token = '{READ}'\noperator_token = '{READ}'"), "3:18", "is the same as `read_token`"),
-        ("allowed_hosts = ['a', 'b:80']", "2:23", "no name of a host"),
+        ("allowed_hosts = ['a', 'b:80']", "2:23", "not the name of a host"),
         ("token = 'x'", "2:1", "unknown key `token`"),
     ] {
         let report = Folder::new(&[("espd.toml", &format!("[admin]\n{text}"))]).report();

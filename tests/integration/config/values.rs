@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use espd::config::{Config, DatabaseUrl, LogFormat, RunnerSettings};
+use espd::config::{Config, DatabaseUrl, LogFormat, RunnerSection};
 use espd::daemon::plan::worker_settings;
 use espd::processing::declaration::{BatchLimits, HandledEvents};
 use espd::retry::{RetryPolicy, Strategy};
@@ -61,11 +61,11 @@ fn settings_are_read_and_inherited() {
     let [seconds_5, minute] = [5, 60].map(Duration::from_secs);
     assert_eq!(
         config.runner,
-        RunnerSettings {
+        RunnerSection {
             batch,
             poll_interval_max: seconds_5,
             shutdown_timeout: minute,
-            ..RunnerSettings::default()
+            ..RunnerSection::default()
         }
     );
     let [initial, max] = [2, 64].map(Duration::from_secs);

@@ -75,8 +75,8 @@ fn each_rule_is_kept() {
             "the value of header a is not visible ASCII",
         ),
         ("", "url = 'https://a.b/'\nretries = 3", "unknown key `retries` in [reactor.webhook]"),
-        ("tables = { t = 'a int' }", "url = 'https://a.b/'", "`tables` stands beside `webhook`"),
-        ("command = ['x']", "url = 'https://a.b/'", "`webhook` stands beside `command`"),
+        ("tables = { t = 'a int' }", "url = 'https://a.b/'", "`tables` cannot be combined with `webhook`"),
+        ("command = ['x']", "url = 'https://a.b/'", "`webhook` cannot be combined with `command`"),
     ] {
         let faults = load(&text(reactor, lines)).unwrap_err();
         let [fault] = faults.diagnostics() else { panic!("{lines}: not one fault:\n{faults}") };

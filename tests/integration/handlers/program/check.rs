@@ -53,7 +53,7 @@ async fn what_is_said_of_a_program_is_checked() {
         "faulty.toml:5:19: `1ms` is not allowed for `command_timeout`",
         "faulty.toml:6:22: `1KiB` is not allowed for `command_memory_max`",
         "faulty.toml:7:23: `A B` is not a name for a variable",
-        "faulty.toml:10:19: `command_timeout` stands without `command`",
+        "faulty.toml:10:19: `command_timeout` cannot be used without `command`",
         "faulty.toml:12:1: [projector] needs `events`",
     ] {
         assert!(complaint.contains(words), "{words}\n---\n{complaint}");
