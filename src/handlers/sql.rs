@@ -29,16 +29,16 @@ use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorBa
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, interval};
 use crate::store::layout::Bodies;
 
-/// A declared projector, ready to run.
+/// A processor that is declared in SQL, ready to run.
 #[derive(Debug)]
 pub struct SqlProcessor {
     base: ProcessorBase,
     function: ProcessorFunction,
-    /// Whether the function was another one before it was made last.
+    /// Whether the last `prepare` has replaced the function by another one.
     has_changed: bool,
 }
 
-/// What the function returns; all null when it did nothing.
+/// What the function returns. All is null if it did nothing.
 #[derive(Debug)]
 struct Returned {
     espd_position: Option<Position>,
@@ -48,7 +48,7 @@ struct Returned {
 
 from_row!(Returned { espd_position, espd_handled, espd_failure });
 
-/// A failure as the function reports it: with the database's context instead of a place in a file.
+/// A failure as the function reports it: with PostgreSQL's context instead of a place in a file.
 #[derive(Debug, Deserialize)]
 struct RawFailure {
     context: String,
@@ -78,7 +78,7 @@ impl SqlProcessor {
         Ok(Self { base, function, has_changed: false })
     }
 
-    /// Sets the position to 0 and drops and makes the tables anew, all in one transaction.
+    /// Sets the position to 0 and drops and creates the tables again, all in one transaction.
     ///
     /// Returns whether the processor was known. Every claim ends; a running worker claims again.
     pub async fn reset(
@@ -91,7 +91,7 @@ impl SqlProcessor {
         self.base.reset(connection, tracker, operator, effects).await
     }
 
-    /// One call of the function, which finds the events itself: one round trip, nothing prepared.
+    /// Calls the function, which finds the events itself: one round trip, nothing prepared.
     async fn call(
         &self,
         connection: &mut PgConnection,
@@ -102,15 +102,15 @@ impl SqlProcessor {
         Returned::from_row(&row)
     }
 
-    /// Fetches the events from their database and passes them along. Nobody else fetches them meanwhile: the
-    /// tracker is locked.
+    /// Fetches the events from their database and calls the function with them. No other owner does so at the same time,
+    /// because the tracker is locked.
     async fn fetch_and_call(
         &self,
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
     ) -> Result<Option<Returned>, ProcessorError> {
         let mut transaction = connection.begin().await?;
-        // Where a pooler hides which backend this is, nobody else could end it if this process was frozen now.
+        // Where a pooler hides which backend this is, no other daemon could end it if this process was frozen now.
         let limit = "-- limit_silence\nset local idle_in_transaction_session_timeout = '60s'";
         sqlx::raw_sql(limit).execute(&mut *transaction).await?;
         let trackers = self.base.trackers();
@@ -147,7 +147,7 @@ impl SqlProcessor {
         let size = i32::try_from(limits.size).unwrap_or(i32::MAX);
         let (partition, epoch) = (claim.key.partition, claim.epoch);
         let (bytes, time, lease) = (limits.bytes, interval(limits.time), interval(*lease));
-        // The event of a dead letter is a batch of its own, wherever the position is.
+        // The event of a dead letter is a batch of its own, whatever the position is.
         let position = request.after();
         let dead_letter = request.dead_letter().map_or("null".to_owned(), |id| id.to_string());
         format!(
@@ -155,7 +155,7 @@ impl SqlProcessor {
         )
     }
 
-    /// The failure with the place in the author's file instead of the function's line.
+    /// The failure, with the place in the author's file instead of the line of the function.
     fn locate(&self, raw: RawFailure) -> Failure {
         let place = line_in_context(&raw.context, &self.function.name)
             .and_then(|line| self.function.place_of_line(line, self.base.declaration.handlers()))
@@ -164,7 +164,7 @@ impl SqlProcessor {
     }
 }
 
-/// Makes the declared tables, which exist already, the projector's own. It has a tracker.
+/// Records that the declared tables, which exist already, belong to the processor. It has a tracker.
 pub(crate) async fn adopt_tables(
     declaration: &ProcessorDeclaration,
     schema: &str,
@@ -224,7 +224,7 @@ impl Processor for SqlProcessor {
 }
 
 impl SqlProcessor {
-    /// The body of the function as it is in the database, if it is there.
+    /// Reads the body of the function in the database, if the function is there.
     async fn read_source(&self, connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
         let statement = format!(
             "-- read_function
@@ -237,7 +237,8 @@ impl SqlProcessor {
         row.map(|row| row.try_get(0)).transpose()
     }
 
-    /// A function that PostgreSQL refuses is the author's to mend; anything else may pass.
+    /// The error that creating the function has failed with. If PostgreSQL refuses the function, the author has to fix it; any
+    /// other error may pass.
     fn attribute_to_declaration(&self, error: sqlx::Error) -> ProcessorError {
         if is_infrastructure_error(&error) {
             return ProcessorError::Database(error);
@@ -254,9 +255,9 @@ fn describe(handler: &Handler, offset: usize) -> String {
     format!("{}:{line}", handler.sql.file)
 }
 
-/// The line of our function in an error's context: the first number behind its signature.
+/// The line of the generated function in an error's context: the first number after the function's signature.
 ///
-/// Only the function's own name is recognised, so the language of the server's messages does not matter.
+/// Only the function's name is looked for, so the language of the server's messages does not matter.
 fn line_in_context(context: &str, qualified_name: &str) -> Option<usize> {
     let name = qualified_name.rsplit('.').next()?.trim_matches('"');
     let line = context.lines().rfind(|line| line.contains(name))?;

@@ -27,7 +27,7 @@ pub struct ReactorContext<'r> {
     pub(super) may_have_written: bool,
 }
 
-/// What of the ledger handlers reach.
+/// The part of the batch transaction that handlers can reach.
 #[async_trait::async_trait]
 pub(super) trait Transaction: Send {
     fn connection(&mut self) -> &mut PgConnection;

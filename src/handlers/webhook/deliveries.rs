@@ -1,5 +1,5 @@
 //! The statements on what was done beyond the position (`migrations/processing/0007_webhook_deliveries.sql`). All but the
-//! first run in the transaction of a ledger, which holds the tracker.
+//! first run in the batch transaction, which holds the tracker locked.
 
 use std::time::{Duration, Instant};
 

@@ -138,7 +138,7 @@ impl<'a> Tables<'a> {
         )))
     }
 
-    /// Runs one declared statement; a refusal is the author's to mend.
+    /// Runs one declared statement. If the database refuses it, the author has to fix it.
     async fn define(
         &self,
         connection: &mut PgConnection,

@@ -39,7 +39,7 @@ fn strict(db: &Database) -> RunnerContext {
     RunnerContext { retry, ..settings(db) }
 }
 
-/// Waits until an outage with this SQLSTATE is told, and requires that no event is blamed for it.
+/// Waits until an outage with this SQLSTATE is recorded, and requires that no event is counted as failed for it.
 async fn outage(pool: &PgPool, sqlstate: &str) -> TrackerRow {
     let told = |row: &TrackerRow| {
         row.outage.as_ref().is_some_and(|outage| outage.sqlstate.as_deref() == Some(sqlstate))
@@ -49,7 +49,7 @@ async fn outage(pool: &PgPool, sqlstate: &str) -> TrackerRow {
     row
 }
 
-/// Requires that everything is handled, and that nothing is left of an outage, least of all a dead letter.
+/// Requires that everything is handled, and that no outage and no dead letter is left.
 async fn goes_on(db: &Database, last: i64) {
     reaches(&db.pool, "notes", last).await;
     assert_exactly_once(&db.pool, &db.pool, "notes").await;

@@ -1,4 +1,4 @@
-//! Projectors that tests declare in a line or two, and turns of them without a runner.
+//! Projectors that tests declare in a line or two, and their batches without a runner.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::SCHEMA;
 
 pub const LEASE: Duration = Duration::from_secs(60);
 
-/// A declaration from tables and handlers; `*` handles everything. Handler n stands in `n.toml`, line 10.
+/// Declares a projector from tables and handlers; `*` handles everything. Handler n is in `n.toml`, line 10.
 pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]) -> ProcessorDeclaration {
     let handler = |(index, (events, sql)): (usize, &(&[&str], &str))| Handler {
         events: match *events {
@@ -84,13 +84,13 @@ impl Running {
         Ok(Self { projector, claim, limits, connection })
     }
 
-    /// Resets it to the start. Returns whether there was a tracker.
+    /// Resets the projector to the start. Returns whether there was a tracker.
     pub async fn reset(&mut self, operator: &str, effects: ReplayEffects) -> bool {
         let Self { projector, claim, connection, .. } = self;
         projector.reset(connection, &claim.key, operator, effects).await.unwrap()
     }
 
-    /// One batch up to `upto`; the claim follows.
+    /// Processes one batch up to `upto`. The claim follows the position.
     pub async fn process(&mut self, upto: i64) -> Result<Outcome, ProcessorError> {
         let request = BatchRequest {
             claim: &self.claim,
