@@ -39,6 +39,7 @@ const PROCESSING: MigrationSet = MigrationSet {
         (6, "emissions", include_str!("../migrations/processing/0006_emissions.sql")),
         (7, "webhook deliveries", include_str!("../migrations/processing/0007_webhook_deliveries.sql")),
         (8, "processor keys", include_str!("../migrations/processing/0008_processor_keys.sql")),
+        (9, "tracker functions", include_str!("../migrations/processing/0009_tracker_functions.sql")),
     ],
 };
 

@@ -8,6 +8,7 @@ mod check;
 mod function;
 mod reaction;
 mod remote;
+mod template;
 
 use async_trait::async_trait;
 use serde::Deserialize;

@@ -9,21 +9,23 @@ mod announcement;
 mod operator;
 mod selection;
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub(crate) use announcement::announce_set_aside;
 pub use operator::{AggregateQueue, Remaining, RetryRequest};
 pub use selection::Selection;
 
-use crate::event::Position;
-use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::event::{Event, Position};
+use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
-use crate::processing::failure::{FailedEvent, Failure};
-use crate::processing::tracker::{Claim, ProcessorKey, is_claimed, json_literal};
+use crate::processing::failure::Failure;
+use crate::processing::tracker::{Claim, ProcessorKey, interval, is_claimed, json_literal};
 
 /// A dead letter as people see it. The field names are an interface: `espctl dead-letters list --json` prints them.
 #[derive(Debug, Clone, Serialize)]
@@ -79,6 +81,17 @@ from_row!(DeadLetter {
     replaying
 });
 
+/// An event to set aside.
+#[derive(Debug)]
+pub(crate) struct NewDeadLetter {
+    /// Why it could not be handled. Names the event.
+    pub(crate) failure: Failure,
+    /// How often it was tried.
+    pub(crate) attempts: u32,
+    /// Whether later events of its aggregate have to wait.
+    pub(crate) blocks: bool,
+}
+
 /// The dead letters of one database.
 #[derive(Debug, Clone)]
 pub(crate) struct DeadLetters {
@@ -99,44 +112,89 @@ impl DeadLetters {
         Self { schema: quote_identifier(schema) }
     }
 
-    /// Sets the failing event aside and moves the position over it, if the claim is still valid. `blocks`: later
-    /// events of its aggregate have to wait. Returns whether it did.
-    pub(crate) async fn set_aside(
+    /// Sets the failing event aside and moves the position over it, if the claim is still valid. The lease runs on from
+    /// here. With `blocks`, later events of its aggregate wait. Returns whether it did.
+    pub(crate) async fn pass_over(
         &self,
         connection: impl PgExecutor<'_>,
         claim: &Claim,
-        failure: &Failure,
-        attempts: u32,
-        blocks: bool,
+        dead_letter: &NewDeadLetter,
+        lease: Duration,
     ) -> Result<bool, sqlx::Error> {
-        let Some(FailedEvent { id, uuid, event_type, aggregate_id }) = &failure.event else {
-            return Ok(false);
-        };
+        let Some(id) = dead_letter.failure.event_id() else { return Ok(false) };
         let statement = format!(
-            "-- set_aside
-             with moved as (
-               update {schema}.trackers
-               set position = {id}, handled = handled + 1, attempts = 0, last_error = null, next_retry_at = null,
-                   updated_at = clock_timestamp()
-               where {is_claimed} and position = {position} and position < {id}
-               returning name, version, partition, silent_until
-             )
-             insert into {schema}.dead_letters
-               (processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure,
-                attempts, replaying)
-             select name, version, partition, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure}, {attempts},
-                    {id} <= silent_until
-             from moved
-             on conflict (processor, version, partition, event_id) do update
-               set reason = 'failed', blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts
-             returning 1",
-            schema = self.schema,
-            is_claimed = is_claimed(claim),
-            position = claim.position,
-            event_type = quote_literal(event_type),
-            failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
+            "-- pass_over
+             select {}, moved from {}.advance_tracker({}, epoch => {}, from_position => {}, to_position => {id}, handled => 1,
+               lease => {}) as moved
+             where moved",
+            self.set_aside_call(&claim.key, dead_letter)?,
+            self.schema,
+            claim.key.arguments(),
+            claim.epoch,
+            claim.position,
+            interval(lease)
         );
         Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())
+    }
+
+    /// Sets an event aside in the caller's transaction, which has locked the tracker and sees to the position.
+    pub(crate) async fn set_aside(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        dead_letter: &NewDeadLetter,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!("-- set_aside\nselect {}", self.set_aside_call(key, dead_letter)?);
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    fn set_aside_call(
+        &self,
+        key: &ProcessorKey,
+        NewDeadLetter { failure, attempts, blocks }: &NewDeadLetter,
+    ) -> Result<String, sqlx::Error> {
+        let (schema, key, failure) = (&self.schema, key.arguments(), json_literal(failure)?);
+        Ok(format!(
+            "{schema}.set_aside({key}, failure => {failure}, attempts => {attempts}, blocks => {blocks})"
+        ))
+    }
+
+    /// Sets those events aside that are dead letters already, or that must not overtake one of their aggregate, in the
+    /// caller's transaction, which has locked the tracker. Returns their ids, in order.
+    pub(crate) async fn set_aside_waiting(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        events: &[Event],
+    ) -> Result<Vec<Position>, sqlx::Error> {
+        let statement = format!(
+            "-- set_aside_behind
+             select e.id from unnest($1::bigint[], $2::uuid[], $3::text[], $4::uuid[]) as e (id, uuid, type, aggregate_id)
+             where {}.set_aside_behind({}, e.id, e.uuid, e.type, e.aggregate_id)",
+            self.schema,
+            key.arguments()
+        );
+        sqlx::query_scalar(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(events.iter().map(|event| event.id).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.uuid).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.event_type.clone()).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.aggregate_id).collect::<Vec<_>>())
+            .fetch_all(connection)
+            .await
+    }
+
+    /// Removes a dead letter whose event has been handled, in the caller's transaction, which has locked the tracker.
+    pub(crate) async fn remove(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        event_id: Position,
+    ) -> Result<(), sqlx::Error> {
+        let (schema, key) = (&self.schema, key.arguments());
+        let statement =
+            format!("-- remove_dead_letter\nselect {schema}.remove_dead_letter({key}, {event_id})");
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
     /// The next event that an operator wants handled again; `None`: there is none.

@@ -355,14 +355,7 @@ impl Trackers {
         connection: &mut PgConnection,
         key: &ProcessorKey,
     ) -> Result<Option<Position>, sqlx::Error> {
-        let statement = format!(
-            "-- lock_tracker
-             select position from {}.trackers where {} for update",
-            self.schema,
-            key.is_tracker()
-        );
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
-        row.map(|row| row.try_get("position")).transpose()
+        self.lock_where(connection, key, "").await
     }
 
     /// Locks the row for the rest of the transaction, if the claim is still valid.
@@ -371,13 +364,24 @@ impl Trackers {
         connection: &mut PgConnection,
         claim: &Claim,
     ) -> Result<bool, sqlx::Error> {
+        let is_claimed = format!("epoch => {}, ", claim.epoch);
+        Ok(self.lock_where(connection, &claim.key, &is_claimed).await?.is_some())
+    }
+
+    async fn lock_where(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        condition: &str,
+    ) -> Result<Option<Position>, sqlx::Error> {
         let statement = format!(
-            "-- lock_claimed_tracker
-             select from {}.trackers where {} for update",
+            "-- lock_tracker
+             select locked_position from {}.lock_tracker({}, {condition}even_paused => true)",
             self.schema,
-            is_claimed(claim)
+            key.arguments()
         );
-        Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        row.map(|row| row.try_get("locked_position")).transpose()
     }
 }
 

@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Tra
 use crate::event::{Event, Position, Version};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::sqlstate::is_infrastructure_error;
+use crate::processing::dead_letters::DeadLetters;
 use crate::processing::processor::{
     Batch, BatchRequest, Delivery, Events, ProcessorBase, ProcessorError, Work,
 };
@@ -50,35 +51,17 @@ impl<'t> BatchTransaction<'t> {
         idle_max: Duration,
     ) -> Result<Option<Self>, ProcessorError> {
         let mut transaction = connection.begin().await?;
-        // The event of a dead letter was never handled, wherever the position has been, unless it became a dead letter after
-        // a reset. If an operator has discarded the dead letter meanwhile, there is nothing to do.
-        let (at, silent_until, letter) = match request.dead_letter() {
-            None => (
-                format!("and t.position = {}", request.claim.position),
-                "t.silent_until".to_owned(),
-                String::new(),
-            ),
-            Some(id) => (
-                String::new(),
-                format!("case when d.replaying then {id} else 0 end::bigint"),
-                format!(
-                    "join {}.dead_letters as d
-                     on d.processor = t.name and d.version = t.version and d.partition = t.partition and d.event_id = {id}",
-                    quote_identifier(&base.schema)
-                ),
-            ),
+        // A dead letter is handled wherever the position is.
+        let what = match request.dead_letter() {
+            None => format!("at_position => {}", request.claim.position),
+            Some(id) => format!("dead_letter => {id}"),
         };
         let statement = format!(
             "-- lock_tracker
              set local lock_timeout = '30s';
              set local idle_in_transaction_session_timeout = {idle};
              set local search_path = {projections_schema}, public;
-             select {silent_until} as silent_until, exists (
-               select from {schema}.dead_letters as l
-               where l.processor = t.name and l.version = t.version and l.partition = t.partition) as parking
-             from {schema}.trackers as t {letter}
-             where (t.name, t.version, t.partition) = ({key}) and t.epoch = {epoch} and t.paused_at is null {at}
-             for update",
+             select silent_until, parking from {schema}.lock_tracker({key}, epoch => {epoch}, {what})",
             schema = quote_identifier(&base.schema),
             key = request.claim.key.arguments(),
             projections_schema = quote_identifier(&base.projections_schema),
@@ -87,7 +70,9 @@ impl<'t> BatchTransaction<'t> {
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(&mut *transaction).await?;
         let Some(row) = row else { return Ok(None) };
-        let (parking, silent_until) = (row.try_get("parking")?, row.try_get("silent_until")?);
+        // An operator may have discarded the dead letter meanwhile.
+        let Some(silent_until) = row.try_get("silent_until")? else { return Ok(None) };
+        let parking = row.try_get("parking")?;
         Ok(Some(Self { transaction, base, request, parking, silent_until }))
     }
 
@@ -140,22 +125,9 @@ impl<'t> BatchTransaction<'t> {
         if !self.parking || self.request.dead_letter().is_some() || batch.events.is_empty() {
             return Ok(());
         }
-        let statement = format!(
-            "-- set_aside_behind
-             select e.id from unnest($1::bigint[], $2::uuid[], $3::text[], $4::uuid[]) as e (id, uuid, type, aggregate_id)
-             where {}.set_aside_behind({}, e.id, e.uuid, e.type, e.aggregate_id)",
-            quote_identifier(&self.base.schema),
-            self.request.claim.key.arguments()
-        );
-        let events = &batch.events;
-        let waiting: Vec<Position> = sqlx::query_scalar(AssertSqlSafe(statement))
-            .persistent(false)
-            .bind(events.iter().map(|event| event.id).collect::<Vec<_>>())
-            .bind(events.iter().map(|event| event.uuid).collect::<Vec<_>>())
-            .bind(events.iter().map(|event| event.event_type.clone()).collect::<Vec<_>>())
-            .bind(events.iter().map(|event| event.aggregate_id).collect::<Vec<_>>())
-            .fetch_all(&mut *self.transaction)
-            .await?;
+        let dead_letters = DeadLetters::new(&self.base.schema);
+        let key = &self.request.claim.key;
+        let waiting = dead_letters.set_aside_waiting(&mut self.transaction, key, &batch.events).await?;
         batch.events.retain(|event| waiting.binary_search(&event.id).is_err());
         Ok(())
     }
@@ -203,15 +175,16 @@ impl<'t> BatchTransaction<'t> {
     /// Moves the tracker, or removes the dead letter that was handled, and commits.
     pub(crate) async fn finish(mut self, progress: Progress<'_>) -> Result<(), ProcessorError> {
         let BatchRequest { claim, work, lease, .. } = *self.request;
-        let trackers = self.base.trackers();
         match work {
             Work::DeadLetter(event_id) => {
-                trackers.remove_letter(&mut self.transaction, claim, event_id).await?;
+                DeadLetters::new(&self.base.schema)
+                    .remove(&mut self.transaction, &claim.key, event_id)
+                    .await?;
             }
             Work::Batch { upto, rate } => {
                 let caught_up = !progress.failing && progress.position >= upto;
                 let advance = Advance { progress, caught_up, lease, rate };
-                if !trackers.advance(&mut self.transaction, claim, advance).await? {
+                if !self.base.trackers().advance(&mut self.transaction, claim, advance).await? {
                     return Err(ProcessorError::Lost);
                 }
             }

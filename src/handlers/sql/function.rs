@@ -1,9 +1,8 @@
 //! A projector's handlers, compiled into one PL/pgSQL function.
 //!
-//! One call of the function is one batch: it locks the tracker under the caller's epoch, loops over the
-//! events in order, runs the handlers, and moves the tracker, all in the caller's transaction. When a
-//! handler fails, the block's effects are rolled back and the events before the failing one are handled
-//! again, so that they commit; the failure is returned as a value with the event's id.
+//! One call of the function is one batch; `project_batch.sql` is its text. When a handler fails, the effects of the batch
+//! are rolled back and the events before the failing one are handled again, so that they commit; the failure is returned
+//! as a value with the event's id.
 //!
 //! The handlers' text is copied verbatim and starts on a line of its own. That is how a line of the
 //! function is traced back to a line of the file that it was written in.
@@ -12,6 +11,7 @@ use std::fmt::Write as _;
 
 use crate::diagnostic::{DatabaseAnswer, Diagnostic};
 use crate::handlers::sql::reaction;
+use crate::handlers::sql::template::Template;
 use crate::postgres::lexer::{self, Token, TokenKind};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sqlstate::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
@@ -74,11 +74,14 @@ impl ProcessorFunction {
         source: EventSource<'_>,
     ) -> Result<Self, CompileError> {
         let name = format!("{}.{}", quote_identifier(schema), quote_identifier(&name(projector)));
-        let mut body = Body::new(projector, schema, source);
-        body.write()?;
-        let head = head(&name, projections_schema, source);
-        let create = format!("{head}{}{DELIMITER}", body.text);
-        Ok(Self { name, create, body_start: head.len(), handler_starts: body.handler_starts })
+        let template = template(&name, projector, schema, projections_schema, source);
+        let handlers = Handlers::of(projector.handlers())?;
+        let (before, behind) = TEXT.split_once(HANDLERS).unwrap_or((TEXT, ""));
+        let (before, behind) = (template.fill(before), template.fill(behind));
+        let body_start = before.find(DELIMITER).map_or(0, |start| start + DELIMITER.len());
+        let first = before.len() - body_start;
+        let handler_starts = handlers.starts.iter().map(|start| first + start).collect();
+        Ok(Self { name, create: before + &handlers.text + &behind, body_start, handler_starts })
     }
 
     /// Where a byte offset in `create` lies in the author's text.
@@ -123,171 +126,86 @@ pub(crate) fn name(projector: &ProcessorDeclaration) -> String {
     format!("project_{}_v{}", projector.name, projector.version)
 }
 
-/// Quotes the function's body. No handler may contain it; see [`Body::write_handler`].
+/// The function, without the handlers.
+const TEXT: &str = include_str!("project_batch.sql");
+
+/// Where the handlers belong in [`TEXT`].
+const HANDLERS: &str = "--{{handlers}}\n";
+
+/// Quotes the function's body. No handler may contain it; see [`escape`].
 const DELIMITER: &str = "$espd_body$";
 
-/// The parameters that every projector function takes, after the batch itself where that is passed.
-const PARAMETERS: &str = "espd_partition integer, espd_epoch bigint, espd_from bigint, espd_upto bigint, \
-     espd_limit integer, espd_bytes_max bigint, espd_time_max interval, espd_lease interval, espd_rate real, \
-     espd_letter bigint";
-
-/// The batch as arrays, one element per event.
-const BATCH_PARAMETERS: &str = "espd_ids bigint[], espd_uuids uuid[], espd_aggregate_ids uuid[], espd_types text[], \
-     espd_versions bigint[], espd_bodies jsonb[], espd_metadata jsonb[], espd_correlation_ids uuid[], \
-     espd_causation_ids uuid[], espd_created_ats timestamptz[], ";
-
-/// The columns of `event`, in the order of the arrays above.
+/// The columns of `event`, in the order of the arrays that a batch is passed as.
 pub(crate) const COLUMNS: &str =
     "id, uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at";
 
-fn head(name: &str, projections_schema: &str, source: EventSource<'_>) -> String {
-    let batch = if matches!(source, EventSource::Arguments) { BATCH_PARAMETERS } else { "" };
-    format!(
-        "create or replace function {name}({batch}{PARAMETERS}, \
-         out espd_position bigint, out espd_handled integer, out espd_failure jsonb, out espd_finished boolean)\n\
-         language plpgsql\n\
-         set search_path = {schema}, public, pg_temp\n\
-         set jit = off\n\
-         -- A plan made while a projection was small must not scan it once it is large.\n\
-         set enable_seqscan = off\n\
-         as {DELIMITER}",
-        schema = quote_identifier(projections_schema),
-    )
+/// Everything that is filled in but the handlers.
+fn template(
+    function: &str,
+    projector: &ProcessorDeclaration,
+    schema: &str,
+    projections_schema: &str,
+    source: EventSource<'_>,
+) -> Template<'static> {
+    let mut template = Template::default();
+    template.values.extend([
+        ("function", function.to_owned()),
+        ("projections_schema", quote_identifier(projections_schema)),
+        ("schema", quote_identifier(schema)),
+        ("processor", quote_literal(&projector.name)),
+        ("version", projector.version.to_string()),
+        ("columns", COLUMNS.to_owned()),
+        ("of_types", type_condition(projector.event_types())),
+        ("infrastructure", literals(INFRASTRUCTURE_SQLSTATES)),
+        ("text_max", TEXT_MAX.to_string()),
+    ]);
+    fill_source(&mut template, projector, source);
+    if let Some(reaction) = &projector.reaction {
+        let outbox = if matches!(source, EventSource::Arguments) { "'on'" } else { "'off'" };
+        template.conditions.push("reactor");
+        template.values.push(("emits_as", reaction::emits_as(&projector.name, reaction)));
+        template.values.push(("outbox", outbox.to_owned()));
+    }
+    if mentions_deferrable(projector) {
+        template.conditions.push("deferrable");
+    }
+    template
 }
 
-struct Body<'a> {
-    projector: &'a ProcessorDeclaration,
-    /// The quoted schema of the trackers.
-    schema: String,
-    source: EventSource<'a>,
+/// Where the events come from.
+fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaration, source: EventSource<'_>) {
+    let EventSource::Table { source, json_bodies, upcasts } = source else {
+        return template.conditions.push("passed");
+    };
+    let is_plain = json_bodies.is_none() && upcasts.is_empty();
+    template.conditions.push(if is_plain { "table" } else { "layered" });
+    template.values.push(("source", source.to_owned()));
+    if let Some(table) = json_bodies {
+        let types = projector.event_types().map(|types| stored_types(upcasts, types));
+        template.conditions.push("json_bodies");
+        template.values.push(("table", table.to_owned()));
+        template.values.push(("of_stored_types", type_condition(types)));
+    }
+}
+
+/// The handlers as they stand in the function.
+#[derive(Default)]
+struct Handlers {
     text: String,
-    handler_starts: Vec<usize>,
+    /// Byte offset at which the text of each begins.
+    starts: Vec<usize>,
 }
 
-impl<'a> Body<'a> {
-    fn new(projector: &'a ProcessorDeclaration, schema: &str, source: EventSource<'a>) -> Self {
-        let schema = quote_identifier(schema);
-        Self { projector, schema, source, text: String::new(), handler_starts: Vec::new() }
-    }
-
-    fn write(&mut self) -> Result<(), CompileError> {
-        self.write_opening();
-        for (index, handler) in self.projector.handlers().iter().enumerate() {
-            self.write_handler(index, handler)?;
+impl Handlers {
+    fn of(handlers: &[Handler]) -> Result<Self, CompileError> {
+        let mut written = Self::default();
+        for (index, handler) in handlers.iter().enumerate() {
+            written.write(index, handler)?;
         }
-        self.write_closing();
-        Ok(())
+        Ok(written)
     }
 
-    fn write_opening(&mut self) {
-        let schema = self.schema.clone();
-        let name = quote_literal(&self.projector.name);
-        let version = self.projector.version;
-        let source = self.source_query();
-        let reaction = self.projector.reaction.as_ref();
-        let declarations = reaction.map_or("", |_| reaction::DECLARATIONS);
-        let begin_batch = reaction
-            .map(|reaction| {
-                let outbox = matches!(self.source, EventSource::Arguments);
-                reaction::begin_batch(&self.projector.name, version, reaction, &schema, outbox)
-            })
-            .unwrap_or_default();
-        let begin_event = reaction.map_or("", |_| reaction::BEGIN_EVENT);
-        let opening = format!(
-            "
-#variable_conflict use_column
-declare
-  event record;
-  -- The event at hand, whatever a handler does to its record.
-  espd_id bigint;
-{declarations}  espd_bytes bigint;
-  espd_deadline timestamptz := clock_timestamp() + espd_time_max;
-  espd_state text;
-  espd_message text;
-  espd_detail text;
-  espd_hint text;
-  espd_context text;
-  -- Whether an event that is set aside may be met, or one that has to wait behind it.
-  espd_parking boolean;
-begin
-  -- Nobody waits for a lock without end and unseen: after this time it is an outage, which the status shows.
-  if current_setting('lock_timeout') = '0' then
-    perform set_config('lock_timeout', '30s', true);
-  end if;
-  -- lock_tracker: no row means that the caller is no longer the owner, or paused
-  perform from {schema}.trackers as t
-    where t.name = {name} and t.version = {version} and t.partition = espd_partition
-      and t.epoch = espd_epoch and (t.position = espd_from or espd_letter is not null) and t.paused_at is null
-    for update;
-  if not found then
-    espd_finished := true;
-    return;
-  end if;
-  if espd_letter is null then
-    espd_parking := exists (select from {schema}.dead_letters as d
-        where d.processor = {name} and d.version = {version} and d.partition = espd_partition and d.blocks)
-      or exists (select from {schema}.dead_letters as d
-        where d.processor = {name} and d.version = {version} and d.partition = espd_partition and d.event_id > espd_from);
-  else
-    espd_parking := false;
-    -- lock_dead_letter: an operator may have discarded it
-    perform from {schema}.dead_letters as d
-      where d.processor = {name} and d.version = {version} and d.partition = espd_partition and d.event_id = espd_letter for update;
-    if not found then
-      espd_position := espd_letter;
-      espd_handled := 0;
-      espd_finished := true;
-      return;
-    end if;
-  end if;
-{begin_batch}  -- When a handler fails: once to meet the failing event, once more for those before it.
-  loop
-    espd_position := espd_upto;
-    espd_handled := 0;
-    espd_bytes := 0;
-    espd_id := null;
-    begin
-      for event in
-        {source}
-      loop
-        espd_id := event.id;
-        if espd_parking and {schema}.set_aside_behind({name}, {version}, espd_partition, event.id, event.uuid,
-             event.type, event.aggregate_id) then
-          null;
-        else
-{begin_event}"
-        );
-        self.text.push_str(&opening);
-    }
-
-    /// The query of the loop, in id order.
-    fn source_query(&self) -> String {
-        match self.source {
-            EventSource::Table { source, json_bodies, upcasts } => {
-                let wanted = format!(
-                    "where e.id > espd_from and e.id <= espd_upto{}\n        order by e.id limit espd_limit",
-                    type_condition(self.projector.event_types())
-                );
-                if json_bodies.is_none() && upcasts.is_empty() {
-                    return format!("select {COLUMNS} from {source} as e\n        {wanted}");
-                }
-                // A plan may compute bodies before it sorts and cuts off. So first come the ids: one that cannot be read
-                // must not be an error of those before it.
-                format!(
-                    "select {COLUMNS} from {source} as e where e.id = any (array(\n        \
-                     select e.id from {source} as e {wanted}))\n        order by e.id"
-                )
-            }
-            // `espd_upto` shrinks when a handler fails.
-            EventSource::Arguments => format!(
-                "select {COLUMNS} from unnest(espd_ids, espd_uuids, espd_aggregate_ids, espd_types, espd_versions, \
-                 espd_bodies, espd_metadata, espd_correlation_ids, espd_causation_ids, espd_created_ats)\n        \
-                 as e({COLUMNS}) where e.id <= espd_upto order by e.id"
-            ),
-        }
-    }
-
-    fn write_handler(&mut self, index: usize, handler: &Handler) -> Result<(), CompileError> {
+    fn write(&mut self, index: usize, handler: &Handler) -> Result<(), CompileError> {
         let text = &handler.sql.text;
         let refuse = |(offset, message)| CompileError { handler: index, offset, message };
         let tokens =
@@ -303,7 +221,7 @@ begin
         }
         // A loop of its own to leave, so that it cannot leave the loop over the events.
         self.text.push_str(if jumps { "        for espd_once in 1..1 loop\n" } else { "" });
-        self.handler_starts.push(self.text.len());
+        self.starts.push(self.text.len());
         self.text.push_str(text);
         // On a line of its own: the text may end in a comment.
         let closed = tokens.last().is_none_or(|token| token.kind == TokenKind::Semicolon);
@@ -314,107 +232,6 @@ begin
             HandledEvents::Types(_) => "        end if;\n",
         });
         Ok(())
-    }
-
-    fn write_closing(&mut self) {
-        let schema = self.schema.clone();
-        let name = quote_literal(&self.projector.name);
-        let version = self.projector.version;
-        let deferred = self.deferred_check();
-        let infrastructure = literals(INFRASTRUCTURE_SQLSTATES);
-        let find_unreadable = self.find_unreadable();
-        let closing = format!(
-            "{deferred}        end if;
-        espd_handled := espd_handled + 1;
-        espd_bytes := espd_bytes + pg_column_size(event.body);
-        if espd_handled >= espd_limit or espd_bytes >= espd_bytes_max or clock_timestamp() >= espd_deadline then
-          espd_position := espd_id;
-          exit;
-        end if;
-        espd_id := null;
-      end loop;
-      exit;
-    exception when others or assert_failure then
-      get stacked diagnostics
-        espd_state = returned_sqlstate, espd_message = message_text, espd_detail = pg_exception_detail,
-        espd_hint = pg_exception_hint, espd_context = pg_exception_context;
-{find_unreadable}      if espd_id is null or espd_state like any (array[{infrastructure}]) then
-        raise;
-      end if;
-      espd_failure := jsonb_build_object(
-        'event_id', espd_id, 'event_uuid', event.uuid, 'event_type', event.type,
-        'aggregate_id', event.aggregate_id, 'sqlstate', espd_state,
-        'message', left(espd_message, {TEXT_MAX}), 'detail', nullif(left(espd_detail, {TEXT_MAX}), ''),
-        'hint', nullif(left(espd_hint, {TEXT_MAX}), ''), 'context', right(espd_context, {TEXT_MAX}));
-      espd_upto := espd_id - 1;
-      -- They were handled in time once; all of them have to be before the failure is told.
-      espd_deadline := 'infinity';
-    end;
-  end loop;
-  if espd_letter is not null then
-    if espd_failure is null then
-      perform {schema}.remove_dead_letter({name}, {version}, espd_partition, espd_letter);
-    end if;
-    espd_finished := true;
-    return;
-  end if;
-  if espd_handled = 0 then
-    -- Nobody's effect depends on it: lost in a crash, the same ids are passed again.
-    perform set_config('synchronous_commit', 'off', true);
-  end if;
-  -- move_tracker
-  update {schema}.trackers as t
-    set position = espd_position, caught_up = espd_position >= espd_upto and espd_failure is null,
-        handled = t.handled + espd_handled, rate = espd_rate,
-        lease_until = clock_timestamp() + espd_lease, updated_at = clock_timestamp(),
-        attempts = case when espd_handled > 0 or espd_failure is null then 0 else t.attempts end,
-        last_error = case when espd_handled > 0 or espd_failure is null then null else t.last_error end,
-        next_retry_at = null, outage = null
-    where t.name = {name} and t.version = {version} and t.partition = espd_partition
-      and t.epoch = espd_epoch and t.position = espd_from and espd_position >= t.position;
-  if not found then
-    raise exception 'a handler of projector % changed the tracker', {name};
-  end if;
-  espd_finished := true;
-end
-"
-        );
-        self.text.push_str(&closing);
-    }
-
-    /// Finds the event that no batch can be read across, where bodies come from strangers: JSON that `jsonb` refuses,
-    /// such as a zero character. Only after a failure that was none of a handler's.
-    fn find_unreadable(&self) -> String {
-        let EventSource::Table { json_bodies: Some(table), upcasts, .. } = self.source else {
-            return String::new();
-        };
-        let types = self.projector.event_types().map(|types| stored_types(upcasts, types));
-        format!(
-            "      if espd_id is null then
-        for event in
-          select e.id, e.uuid, e.aggregate_id, e.type::text as type, e.body from {table} as e
-          where e.id > espd_from and e.id <= espd_upto{} order by e.id limit espd_limit
-        loop
-          begin
-            perform event.body::jsonb;
-          exception when others then
-            espd_id := event.id;
-            exit;
-          end;
-        end loop;
-      end if;
-",
-            type_condition(types)
-        )
-    }
-
-    /// A deferred constraint would fail at commit, where no event can be blamed any more.
-    fn deferred_check(&self) -> &'static str {
-        if mentions_deferrable(self.projector) {
-            "        set constraints all immediate;\n        set constraints all deferred;\n"
-        } else {
-            ""
-        }
     }
 }
 

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use sqlx::PgConnection;
 
-use super::deliveries::{Deliveries, GivenUp};
+use super::deliveries::Deliveries;
 use super::delivery_queue::{CommitPlan, DeliveryQueue};
 use super::{IDLE_MAX, Webhook};
 use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables};
-use crate::processing::dead_letters::announce_set_aside;
+use crate::processing::dead_letters::{DeadLetters, NewDeadLetter, announce_set_aside};
 use crate::processing::emission::Emitter;
 use crate::processing::processor::{BatchRequest, ProcessorBase, ProcessorError};
 use crate::processing::tracker::{Claim, Progress};
@@ -40,7 +40,7 @@ impl Webhook {
             .await?;
         queue.mark_committed(&plan);
         *committed = Some(Instant::now());
-        for GivenUp { failure, attempts, .. } in &plan.given_up {
+        for NewDeadLetter { failure, attempts, .. } in &plan.given_up {
             announce_set_aside(base.name(), failure, *attempts);
         }
         Ok(Some(handled))
@@ -83,11 +83,12 @@ async fn record(
     plan: &CommitPlan,
 ) -> Result<(), sqlx::Error> {
     let (deliveries, connection) = (Deliveries::of(base, claim), transaction.connection());
-    for one in &plan.given_up {
-        deliveries.give_up(connection, one).await?;
+    let dead_letters = DeadLetters::new(&base.schema);
+    for dead_letter in &plan.given_up {
+        dead_letters.set_aside(connection, &claim.key, dead_letter).await?;
     }
-    for one in &plan.waiting {
-        deliveries.set_aside_behind(connection, one).await?;
+    if !plan.waiting.is_empty() {
+        dead_letters.set_aside_waiting(connection, &claim.key, &plan.waiting).await?;
     }
     deliveries.record_done(connection, plan.done.iter().copied().filter(|id| *id > plan.position)).await?;
     for (id, put_off) in &plan.put_off {

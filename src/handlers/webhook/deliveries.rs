@@ -3,15 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow as _, PgConnection};
-use uuid::Uuid;
 
 use crate::event::Position;
-use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
-use crate::processing::failure::{FailedEvent, Failure};
+use crate::processing::failure::Failure;
 use crate::processing::processor::{ProcessorBase, PutOff};
 use crate::processing::tracker::{Claim, ProcessorKey, interval, json_literal};
 
@@ -35,24 +33,6 @@ impl Delivered {
         let until = Instant::now() + wait.unwrap_or_default();
         Some(PutOff { failure, attempts: self.attempts.unsigned_abs(), until: Some(until) })
     }
-}
-
-/// An event that is given up.
-#[derive(Debug)]
-pub(crate) struct GivenUp {
-    pub(crate) failure: Failure,
-    pub(crate) attempts: u32,
-    /// Whether later events of its aggregate have to wait.
-    pub(crate) blocks: bool,
-}
-
-/// An event that waits behind one that is given up.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    pub(crate) id: Position,
-    pub(crate) uuid: Uuid,
-    pub(crate) event_type: String,
-    pub(crate) aggregate_id: Uuid,
 }
 
 /// The deliveries of one processor.
@@ -162,46 +142,6 @@ impl Deliveries {
             attempts = put_off.attempts,
             failure = json_literal(&put_off.failure)?,
             wait = interval(wait.unwrap_or_default()),
-        );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
-    }
-
-    /// Sets an event aside as a dead letter.
-    pub(crate) async fn give_up(
-        &self,
-        connection: &mut PgConnection,
-        GivenUp { failure, attempts, blocks }: &GivenUp,
-    ) -> Result<(), sqlx::Error> {
-        let Some(FailedEvent { id, uuid, event_type, aggregate_id }) = &failure.event else { return Ok(()) };
-        let statement = format!(
-            "-- set_aside
-             insert into {schema}.dead_letters
-               (processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure,
-                attempts)
-             values ({key}, {id}, '{uuid}', {event_type}, '{aggregate_id}', 'failed', {blocks}, {failure},
-               {attempts})
-             on conflict (processor, version, partition, event_id) do update
-               set reason = 'failed', blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts",
-            schema = self.schema,
-            key = self.key.arguments(),
-            event_type = quote_literal(event_type),
-            failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
-        );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
-    }
-
-    /// Sets an event aside behind an earlier one of its aggregate.
-    pub(crate) async fn set_aside_behind(
-        &self,
-        connection: &mut PgConnection,
-        Waiting { id, uuid, event_type, aggregate_id }: &Waiting,
-    ) -> Result<(), sqlx::Error> {
-        let statement = format!(
-            "-- set_aside_behind
-             select {}.set_aside_behind({}, {id}, '{uuid}', {}, '{aggregate_id}')",
-            self.schema,
-            self.key.arguments(),
-            quote_literal(event_type)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }

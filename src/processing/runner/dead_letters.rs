@@ -1,10 +1,12 @@
 //! Setting events aside, and handling them again when an operator asks for it.
 
+use std::time::Instant;
+
 use sqlx::PgConnection;
 use tracing::{info, warn};
 
 use crate::event::Position;
-use crate::processing::dead_letters::announce_set_aside;
+use crate::processing::dead_letters::{NewDeadLetter, announce_set_aside};
 use crate::processing::declaration::BatchLimits;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, PutOff, Work};
@@ -25,15 +27,18 @@ impl Runner {
     ) -> Result<Next, sqlx::Error> {
         let Phase::Following(following) = &mut self.phase else { return Ok(Next::Again) };
         let Some(id) = failure.event_id() else { return Ok(Next::Again) };
-        let claim = &following.claim;
-        let setting_aside = self.dead_letters.set_aside(&mut *connection, claim, &failure, attempts, blocks);
-        if !in_time(setting_aside).await? {
+        let dead_letter = NewDeadLetter { failure, attempts, blocks };
+        let (claim, lease) = (&following.claim, self.context.lease);
+        let passing = self.dead_letters.pass_over(&mut *connection, claim, &dead_letter, lease);
+        if !in_time(passing).await? {
             return Ok(self.claim_lost());
         }
         following.claim.position = id;
         following.bisection.passed(1);
+        self.outage.over();
+        self.tracker_known = Instant::now();
         self.retry.succeeded();
-        announce_set_aside(&self.name, &failure, attempts);
+        announce_set_aside(&self.name, &dead_letter.failure, attempts);
         Ok(Next::Again)
     }
 

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
-use super::{Claim, Trackers, interval, is_claimed, json_literal};
+use super::{Claim, Trackers, interval, json_literal};
 use crate::event::Position;
 use crate::processing::processor::PutOff;
 
@@ -42,56 +42,33 @@ impl Trackers {
         advance: Advance<'_>,
     ) -> Result<bool, sqlx::Error> {
         let Advance { progress, caught_up, lease, rate } = advance;
-        let Progress { position, handled, .. } = progress;
-        // Nobody's effect depends on it: lost in a crash, the same ids are passed again.
-        let hurry = if handled == 0 { "set local synchronous_commit = off;" } else { "" };
         let statement = format!(
-            "-- move_tracker
-             {hurry}
-             update {schema}.trackers
-             set position = {position}, caught_up = {caught_up}, handled = handled + {handled}, rate = {rate}::real,
-                 lease_until = clock_timestamp() + {lease}, updated_at = clock_timestamp(), outage = null{failure}
-             where {is_claimed} and position = {from} and position <= {position}",
-            schema = self.schema,
-            rate = if rate.is_finite() { rate } else { 0.0 },
-            lease = interval(lease),
-            failure = failure(progress)?,
-            is_claimed = is_claimed(claim),
-            from = claim.position,
-        );
-        Ok(sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?.rows_affected() > 0)
-    }
-
-    /// Removes a dead letter whose event has been handled, in the caller's transaction.
-    pub(crate) async fn remove_letter(
-        &self,
-        connection: &mut PgConnection,
-        claim: &Claim,
-        event_id: Position,
-    ) -> Result<(), sqlx::Error> {
-        let statement = format!(
-            "-- remove_dead_letter
-             select {}.remove_dead_letter({}, {event_id})",
+            "-- advance_tracker
+             select {}.advance_tracker({}, epoch => {}, from_position => {}, to_position => {}, handled => {},
+               lease => {}, caught_up => {caught_up}, rate => {}::real, {}) as moved",
             self.schema,
-            claim.key.arguments()
+            claim.key.arguments(),
+            claim.epoch,
+            claim.position,
+            progress.position,
+            progress.handled,
+            interval(lease),
+            if rate.is_finite() { rate } else { 0.0 },
+            failure(progress)?
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("moved")
     }
 }
 
 /// What the tracker says of events that fail.
 fn failure(progress: Progress<'_>) -> Result<String, sqlx::Error> {
     let Some(PutOff { failure, attempts, until }) = progress.put_off else {
-        // The same event fails again, and is counted on.
-        let same = progress.failing && progress.handled == 0;
-        let forgotten = ", attempts = 0, last_error = null, next_retry_at = null";
-        return Ok(if same { String::new() } else { forgotten.to_owned() });
+        return Ok(format!("failing => {}", progress.failing));
     };
-    let until = until.map(|until| interval(until.saturating_duration_since(Instant::now())));
+    let left = until.map(|until| interval(until.saturating_duration_since(Instant::now())));
     Ok(format!(
-        ", attempts = {attempts}, next_retry_at = {},
-         last_error = {}::jsonb || jsonb_build_object('at', clock_timestamp())",
-        until.map_or("null".to_owned(), |left| format!("clock_timestamp() + {left}")),
-        json_literal(failure)?
+        "failing => true, attempts => {attempts}, last_error => {}::jsonb, retry_in => {}",
+        json_literal(failure)?,
+        left.unwrap_or_else(|| "null".to_owned())
     ))
 }

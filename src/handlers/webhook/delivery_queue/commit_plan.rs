@@ -3,7 +3,7 @@
 use super::{Completion, DeliveryQueue, QueuedEvent};
 use crate::event::{Event, Position};
 use crate::handlers::batch::EventEffects;
-use crate::handlers::webhook::deliveries::{GivenUp, Waiting};
+use crate::processing::dead_letters::NewDeadLetter;
 use crate::processing::processor::PutOff;
 
 /// What the next commit records.
@@ -14,9 +14,9 @@ pub(crate) struct CommitPlan {
     /// The events that were completed since the last commit.
     pub(crate) done: Vec<Position>,
     /// Those of them that become dead letters.
-    pub(crate) given_up: Vec<GivenUp>,
+    pub(crate) given_up: Vec<NewDeadLetter>,
     /// Those of them that wait behind a dead letter.
-    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) waiting: Vec<Event>,
     /// The events that have failed since the last commit and are tried again.
     pub(crate) put_off: Vec<(Position, PutOff)>,
 }
@@ -25,13 +25,6 @@ impl CommitPlan {
     /// Whether nothing has happened since the last commit.
     pub(crate) fn is_empty(&self) -> bool {
         self.done.is_empty() && self.put_off.is_empty()
-    }
-}
-
-impl Waiting {
-    fn of(event: &Event) -> Self {
-        let Event { id, uuid, event_type, aggregate_id, .. } = event;
-        Self { id: *id, uuid: *uuid, event_type: event_type.clone(), aggregate_id: *aggregate_id }
     }
 }
 
@@ -57,9 +50,9 @@ impl DeliveryQueue {
             match (&queued.completion, &queued.failure) {
                 (Some(Completion::GivenUp { blocks }), Some(failure)) => {
                     let (failure, attempts, blocks) = (failure.clone(), queued.attempts, *blocks);
-                    given_up.push(GivenUp { failure, attempts, blocks });
+                    given_up.push(NewDeadLetter { failure, attempts, blocks });
                 }
-                (Some(Completion::Waits), _) => waiting.push(Waiting::of(&queued.event)),
+                (Some(Completion::Waits), _) => waiting.push(Event::clone(&queued.event)),
                 _ => {}
             }
         }

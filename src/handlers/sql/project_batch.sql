@@ -1,0 +1,170 @@
+-- The function that is compiled from the handlers of one projector or reactor. One call is one batch: it locks the tracker,
+-- runs the handlers for the events in order, and moves the position, all in the caller's transaction.
+--
+-- `template.rs` fills in what is in double braces, and leaves out a section whose condition does not hold. The parameters
+-- keep their names for ever, because PostgreSQL replaces no function by one whose parameters have other names.
+create or replace function {{function}}(
+  --{{if passed}}
+  -- The batch, one element per event.
+  espd_ids bigint[], espd_uuids uuid[], espd_aggregate_ids uuid[], espd_types text[], espd_versions bigint[],
+  espd_bodies jsonb[], espd_metadata jsonb[], espd_correlation_ids uuid[], espd_causation_ids uuid[],
+  espd_created_ats timestamptz[],
+  --{{end}}
+  espd_partition integer, espd_epoch bigint, espd_from bigint, espd_upto bigint,
+  espd_limit integer, espd_bytes_max bigint, espd_time_max interval, espd_lease interval, espd_rate real,
+  -- Instead of a batch: the event of this dead letter.
+  espd_letter bigint,
+  out espd_position bigint, out espd_handled integer, out espd_failure jsonb, out espd_finished boolean
+)
+language plpgsql
+set search_path = {{projections_schema}}, public, pg_temp
+set jit = off
+-- A plan made while a projection was small must not scan it once it is large.
+set enable_seqscan = off
+as $espd_body$
+#variable_conflict use_column
+declare
+  event record;
+  -- The event at hand, whatever a handler does to its record.
+  espd_id bigint;
+  -- Events up to here were handled before a reset.
+  espd_silent_until bigint;
+  -- Whether an event that is set aside may be met, or one that has to wait behind it.
+  espd_parking boolean;
+  espd_bytes bigint;
+  espd_deadline timestamptz := clock_timestamp() + espd_time_max;
+  espd_state text;
+  espd_message text;
+  espd_detail text;
+  espd_hint text;
+  espd_context text;
+begin
+  -- No batch waits for a lock without end and unseen: after this time it is an outage, which the status shows.
+  if current_setting('lock_timeout') = '0' then
+    perform set_config('lock_timeout', '30s', true);
+  end if;
+  select l.silent_until, l.parking into espd_silent_until, espd_parking
+    from {{schema}}.lock_tracker({{processor}}, {{version}}, espd_partition, epoch => espd_epoch,
+      at_position => case when espd_letter is null then espd_from end, dead_letter => espd_letter) as l;
+  if not found then
+    -- The caller is no longer the owner, or the processor is paused.
+    espd_finished := true;
+    return;
+  elsif espd_silent_until is null then
+    -- An operator has discarded the dead letter.
+    espd_position := espd_letter;
+    espd_handled := 0;
+    espd_finished := true;
+    return;
+  end if;
+  --{{if reactor}}
+  -- Says to `espd.emit` who emits.
+  perform {{emits_as}}, set_config('espd.outbox', {{outbox}}, true),
+    set_config('espd.partition', espd_partition::text, true);
+  --{{end}}
+  -- When a handler fails: once to meet the failing event, once more for those before it.
+  loop
+    espd_position := espd_upto;
+    espd_handled := 0;
+    espd_bytes := 0;
+    espd_id := null;
+    begin
+      for event in
+        --{{if passed}}
+        -- `espd_upto` shrinks when a handler fails.
+        select {{columns}} from unnest(espd_ids, espd_uuids, espd_aggregate_ids, espd_types, espd_versions,
+          espd_bodies, espd_metadata, espd_correlation_ids, espd_causation_ids, espd_created_ats)
+        as e({{columns}}) where e.id <= espd_upto order by e.id
+        --{{end}}
+        --{{if table}}
+        select {{columns}} from {{source}} as e
+        where e.id > espd_from and e.id <= espd_upto{{of_types}}
+        order by e.id limit espd_limit
+        --{{end}}
+        --{{if layered}}
+        -- A plan may compute bodies before it sorts and cuts off. So first come the ids: a body that cannot be read must
+        -- not be an error of the events before it.
+        select {{columns}} from {{source}} as e where e.id = any (array(
+          select e.id from {{source}} as e
+          where e.id > espd_from and e.id <= espd_upto{{of_types}}
+          order by e.id limit espd_limit))
+        order by e.id
+        --{{end}}
+      loop
+        espd_id := event.id;
+        if espd_parking and {{schema}}.set_aside_behind({{processor}}, {{version}}, espd_partition, event.id, event.uuid,
+             event.type, event.aggregate_id) then
+          null;
+        else
+        --{{if reactor}}
+        -- Says to `espd.emit` which event is at hand.
+        perform set_config('espd.source', event.uuid::text, true),
+          set_config('espd.correlation', coalesce(event.correlation_id, event.uuid)::text, true),
+          set_config('espd.depth',
+            coalesce(substring(event.metadata #>> '{espd,depth}' from '^[0-9]{1,6}$'), '0'), true),
+          set_config('espd.emitted', '0', true),
+          set_config('espd.replaying', case when event.id <= espd_silent_until then 'on' else 'off' end, true);
+        --{{end}}
+--{{handlers}}
+        --{{if deferrable}}
+        -- A deferred constraint would fail at the commit, where no event can be named any more.
+        set constraints all immediate;
+        set constraints all deferred;
+        --{{end}}
+        end if;
+        espd_handled := espd_handled + 1;
+        espd_bytes := espd_bytes + pg_column_size(event.body);
+        if espd_handled >= espd_limit or espd_bytes >= espd_bytes_max or clock_timestamp() >= espd_deadline then
+          espd_position := espd_id;
+          exit;
+        end if;
+        espd_id := null;
+      end loop;
+      exit;
+    exception when others or assert_failure then
+      get stacked diagnostics
+        espd_state = returned_sqlstate, espd_message = message_text, espd_detail = pg_exception_detail,
+        espd_hint = pg_exception_hint, espd_context = pg_exception_context;
+      --{{if json_bodies}}
+      -- No handler has failed, so an event could not be read: its JSON is one that `jsonb` refuses, such as a zero
+      -- character. This finds the event.
+      if espd_id is null then
+        for event in
+          select e.id, e.uuid, e.aggregate_id, e.type::text as type, e.body from {{table}} as e
+          where e.id > espd_from and e.id <= espd_upto{{of_stored_types}} order by e.id limit espd_limit
+        loop
+          begin
+            perform event.body::jsonb;
+          exception when others then
+            espd_id := event.id;
+            exit;
+          end;
+        end loop;
+      end if;
+      --{{end}}
+      if espd_id is null or espd_state like any (array[{{infrastructure}}]) then
+        raise;
+      end if;
+      espd_failure := jsonb_build_object(
+        'event_id', espd_id, 'event_uuid', event.uuid, 'event_type', event.type,
+        'aggregate_id', event.aggregate_id, 'sqlstate', espd_state,
+        'message', left(espd_message, {{text_max}}), 'detail', nullif(left(espd_detail, {{text_max}}), ''),
+        'hint', nullif(left(espd_hint, {{text_max}}), ''), 'context', right(espd_context, {{text_max}}));
+      espd_upto := espd_id - 1;
+      -- They were handled in time once; all of them have to be before the failure is told.
+      espd_deadline := 'infinity';
+    end;
+  end loop;
+  if espd_letter is not null then
+    if espd_failure is null then
+      perform {{schema}}.remove_dead_letter({{processor}}, {{version}}, espd_partition, espd_letter);
+    end if;
+  elsif not {{schema}}.advance_tracker({{processor}}, {{version}}, espd_partition, epoch => espd_epoch,
+      from_position => espd_from, to_position => espd_position, handled => espd_handled, lease => espd_lease,
+      caught_up => espd_position >= espd_upto and espd_failure is null, rate => espd_rate,
+      failing => espd_failure is not null) then
+    raise exception 'a handler of projector % changed the tracker', {{processor}};
+  end if;
+  espd_finished := true;
+end
+$espd_body$
