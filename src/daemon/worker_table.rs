@@ -136,49 +136,59 @@ impl WorkerTable {
         timeout(ANSWER_TIMEOUT, self.replace_rows(entries)).await.map_err(late)?
     }
 
-    /// Replaces this daemon's rows, and removes the rows of daemons that have not written for a minute.
     async fn replace_rows(&mut self, entries: &[Entry]) -> Result<(), sqlx::Error> {
         let WorkerTablePlace { database, schema } = self.place.borrow().clone();
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => database.application_name("espd: daemon").disable_statement_logging().connect().await?,
         };
-        let rows: Vec<Row<'_>> = entries.iter().map(Entry::row).collect();
-        let statement = format!(
-            "-- replace_workers
-             with shown as (
-               select * from jsonb_to_recordset($3) as shown (
-                 worker text, processors text[], pid integer, state text, starts bigint, last_end text,
-                 ended_seconds_ago float8, starts_in_seconds float8
-               )
-             ),
-             removed as (
-               delete from {0}.workers
-               where owner = $1 and worker not in (select worker from shown)
-                  or owner <> $1 and updated_at < clock_timestamp() - interval '1 minute'
-             )
-             insert into {0}.workers as present (
-               owner, owner_label, worker, processors, pid, state, starts, last_end, last_end_at, next_start_at, updated_at
-             )
-             select $1, $2, worker, processors, pid, state, starts, last_end,
-                    clock_timestamp() - make_interval(secs => ended_seconds_ago),
-                    clock_timestamp() + make_interval(secs => starts_in_seconds),
-                    clock_timestamp()
-             from shown
-             on conflict (owner, worker) do update set
-               processors = excluded.processors, pid = excluded.pid, state = excluded.state, starts = excluded.starts,
-               last_end = excluded.last_end, last_end_at = excluded.last_end_at,
-               next_start_at = excluded.next_start_at, updated_at = excluded.updated_at",
-            quote_identifier(&schema)
-        );
-        let query = sqlx::query(AssertSqlSafe(statement));
-        query.bind(self.owner.id).bind(&self.owner.label).bind(Json(rows)).execute(&mut connection).await?;
+        replace_workers(&mut connection, &schema, &self.owner, entries).await?;
         if entries.is_empty() {
             return connection.close().await;
         }
         self.connection = Some(connection);
         Ok(())
     }
+}
+
+/// Replaces the rows of `owner`, and removes the rows of daemons that have not written for a minute.
+async fn replace_workers(
+    connection: &mut PgConnection,
+    schema: &str,
+    owner: &Owner,
+    entries: &[Entry],
+) -> Result<(), sqlx::Error> {
+    let rows: Vec<Row<'_>> = entries.iter().map(Entry::row).collect();
+    let statement = format!(
+        "-- replace_workers
+         with shown as (
+           select * from jsonb_to_recordset($3) as shown (
+             worker text, processors text[], pid integer, state text, starts bigint, last_end text,
+             ended_seconds_ago float8, starts_in_seconds float8
+           )
+         ),
+         removed as (
+           delete from {0}.workers
+           where owner = $1 and worker not in (select worker from shown)
+              or owner <> $1 and updated_at < clock_timestamp() - interval '1 minute'
+         )
+         insert into {0}.workers as present (
+           owner, owner_label, worker, processors, pid, state, starts, last_end, last_end_at, next_start_at, updated_at
+         )
+         select $1, $2, worker, processors, pid, state, starts, last_end,
+                clock_timestamp() - make_interval(secs => ended_seconds_ago),
+                clock_timestamp() + make_interval(secs => starts_in_seconds),
+                clock_timestamp()
+         from shown
+         on conflict (owner, worker) do update set
+           processors = excluded.processors, pid = excluded.pid, state = excluded.state, starts = excluded.starts,
+           last_end = excluded.last_end, last_end_at = excluded.last_end_at,
+           next_start_at = excluded.next_start_at, updated_at = excluded.updated_at",
+        quote_identifier(schema)
+    );
+    let query = sqlx::query(AssertSqlSafe(statement)).bind(owner.id).bind(&owner.label).bind(Json(rows));
+    query.execute(connection).await?;
+    Ok(())
 }
 
 impl Entry {

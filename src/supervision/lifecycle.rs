@@ -191,6 +191,8 @@ pub fn next(
     use WorkerState::{Restarting, Running, Stopped, Stopping, Waiting};
 
     let deadline = now + policy.grace;
+    let restart_for =
+        |reason, since, crashes| (Restarting { reason, since, deadline, killed: false, crashes }, Terminate);
     match (state, event) {
         (Waiting { due, .. }, Tick) if due <= now => (state, Start),
         (Waiting { crashes, .. }, Started) => (Running { since: now, last_heartbeat: now, crashes }, Nothing),
@@ -203,16 +205,10 @@ pub fn next(
         }
         (Running { since, crashes, .. }, Exited) => (restart_after(since, crashes, now, policy), Nothing),
         (Running { since, last_heartbeat, crashes }, Tick) if now >= last_heartbeat + policy.hang_timeout => {
-            (Restarting { reason: RestartReason::Hung, since, deadline, killed: false, crashes }, Terminate)
+            restart_for(RestartReason::Hung, since, crashes)
         }
-        (Running { since, crashes, .. }, TooLarge) => (
-            Restarting { reason: RestartReason::TooLarge, since, deadline, killed: false, crashes },
-            Terminate,
-        ),
-        (Running { since, crashes, .. }, Replaced) => (
-            Restarting { reason: RestartReason::Replaced, since, deadline, killed: false, crashes },
-            Terminate,
-        ),
+        (Running { since, crashes, .. }, TooLarge) => restart_for(RestartReason::TooLarge, since, crashes),
+        (Running { since, crashes, .. }, Replaced) => restart_for(RestartReason::Replaced, since, crashes),
         (Running { .. }, StopRequested) => (Stopping { deadline, killed: false }, Terminate),
         (Running { .. } | Restarting { .. }, KillRequested) => {
             (Stopping { deadline: now, killed: true }, Kill)
