@@ -43,6 +43,7 @@ impl ProcessorKind {
 }
 
 /// Where the events of a processor are.
+#[expect(clippy::large_enum_variant, reason = "a processor has one of them")]
 #[derive(Debug)]
 pub enum Events {
     /// The events are in the database of the tracker and the tables, in this layout.

@@ -81,7 +81,7 @@ impl OutageLog {
     }
 
     /// The outage, if it is time to record it.
-    fn to_record(&mut self) -> Option<&Outage> {
+    fn due_record(&mut self) -> Option<&Outage> {
         let due = self.recorded.is_none_or(|recorded| recorded.elapsed() >= RECORD_INTERVAL);
         let outage = self.outage.as_ref().filter(|_| due);
         if outage.is_some() {
@@ -95,7 +95,7 @@ impl Runner {
     /// Records the present outage in the tracker, if there is a claim. A failure to do so changes nothing.
     pub(super) async fn record_outage(&mut self, connection: &mut PgConnection) {
         let Self { phase, outage, trackers, name, .. } = self;
-        let (Some(claim), Some(outage)) = (phase.claim(), outage.to_record()) else { return };
+        let (Some(claim), Some(outage)) = (phase.claim(), outage.due_record()) else { return };
         if let Err(error) = in_time(trackers.record_outage(connection, claim, outage)).await {
             tracing::debug!(processor = name, error = describe(&error), "could not record an outage");
         }
@@ -109,14 +109,14 @@ mod tests {
     #[test]
     fn an_outage_is_recorded_at_once_and_then_seldom() {
         let mut log = OutageLog::default();
-        assert!(log.to_record().is_none());
+        assert!(log.due_record().is_none());
         let timed_out = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
         log.failed(&timed_out());
-        assert_eq!(log.to_record().map(|outage| outage.tries), Some(1));
+        assert_eq!(log.due_record().map(|outage| outage.tries), Some(1));
         log.failed(&timed_out());
-        assert!(log.to_record().is_none());
+        assert!(log.due_record().is_none());
         log.recorded = log.recorded.and_then(|recorded| recorded.checked_sub(RECORD_INTERVAL));
-        assert_eq!(log.to_record().map(|outage| outage.tries), Some(2));
+        assert_eq!(log.due_record().map(|outage| outage.tries), Some(2));
     }
 
     #[test]
