@@ -30,7 +30,7 @@ const BATCH_EVENTS: i64 = 1_000;
 /// The benchmark is also the program that it measures: workers are started as this program once more.
 fn main() -> anyhow::Result<ExitCode> {
     if std::env::args().any(|argument| argument == "run" || argument == "worker") {
-        let program = Program::new().projector(OpenTodos::declaration(NAME), || OpenTodos::new(NAME));
+        let program = Program::new().projector(OpenTodos::registration(NAME), || OpenTodos::new(NAME));
         return Ok(program.main());
     }
     tokio::runtime::Runtime::new()?.block_on(measure())?;

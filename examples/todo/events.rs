@@ -1,13 +1,14 @@
-//! The events of the application, each called once what it is called in the store.
+//! The events of the to-do application: a Rust type for each, tied to its name in the store.
 
 use espd::native::EventType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// What is said of a todo: `title`, `description`, `due_date`, `stakeholder_email`. An amendment says only what changes;
-/// a null in it takes a value away.
+/// The fields of a todo: `title`, `description`, `due_date`, `stakeholder_email`. An amendment has only those that change;
+/// a null in it removes a value.
 pub(crate) type Fields = Map<String, Value>;
 
+/// A todo was added, with these fields.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct TodoAdded(pub(crate) Fields);
@@ -16,6 +17,7 @@ impl EventType for TodoAdded {
     const NAME: &'static str = "TodoAdded";
 }
 
+/// These fields of a todo were changed.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct TodoAmended(pub(crate) Fields);
@@ -24,6 +26,7 @@ impl EventType for TodoAmended {
     const NAME: &'static str = "TodoAmended";
 }
 
+/// A todo was done, on the day that the user gave.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct TodoCompleted {
     pub(crate) completed_on: Option<String>,
@@ -33,6 +36,7 @@ impl EventType for TodoCompleted {
     const NAME: &'static str = "TodoCompleted";
 }
 
+/// A todo was given up.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct TodoAbandoned {}
 

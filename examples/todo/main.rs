@@ -1,38 +1,30 @@
-//! The to-do application's three projections and its notifier in Rust: what `config/processors` and `notifier.toml` declare
-//! in SQL, with the same tables and the same emitted events.
+//! The to-do application's three projectors and its notifier in Rust. They write the same tables and emit the same events as
+//! those that `config/processors` and `notifier.toml` declare in SQL.
 //!
-//! `cargo run --release --example todo -- --config examples/todo/rust.toml`
+//! `cargo run --release --example todo -- run --config examples/todo/rust.toml`
+//!
+//! `events` has the events, `projections` the projectors, `notifier` the reactor. Each handler has its registration beside
+//! it: its name, its events and its tables.
 
 mod events;
 mod notifier;
 mod projections;
 
 use espd::Program;
-use espd::native::Registration;
-use espd::processing::declaration::Start;
 
-use events::{TodoAbandoned, TodoAdded, TodoAmended, TodoCompleted};
-use notifier::{Notified, Notifier};
+use notifier::Notifier;
 use projections::{CompletedTodos, OpenTodos};
 
 const BY_DUE_DATE: &str =
     "create index scheduled_todos_due_date on scheduled_todos (due_date) where due_date is not null";
 
 fn main() -> std::process::ExitCode {
-    let notifier = Registration::reactor("todo_completed_notifier")
-        .handles::<TodoAdded>()
-        .handles::<TodoAmended>()
-        .handles::<TodoCompleted>()
-        .handles::<TodoAbandoned>()
-        .emits::<Notified>()
-        .start(Start::Beginning)
-        .table("notifiable_todos", "todo_id uuid primary key, title text not null, stakeholder_email text");
+    let outstanding = OpenTodos::registration("outstanding_todos");
+    let scheduled = OpenTodos::registration("scheduled_todos").ddl(BY_DUE_DATE);
     Program::new()
-        .projector(OpenTodos::declaration("outstanding_todos"), || OpenTodos::new("outstanding_todos"))
-        .projector(OpenTodos::declaration("scheduled_todos").ddl(BY_DUE_DATE), || {
-            OpenTodos::new("scheduled_todos")
-        })
-        .projector(CompletedTodos::declaration(), CompletedTodos::default)
-        .reactor(notifier, || Notifier)
+        .projector(outstanding, || OpenTodos::new("outstanding_todos"))
+        .projector(scheduled, || OpenTodos::new("scheduled_todos"))
+        .projector(CompletedTodos::registration(), CompletedTodos::default)
+        .reactor(Notifier::registration(), || Notifier)
         .main()
 }

@@ -1,13 +1,14 @@
-//! Tells the stakeholder of a todo that it is done, once.
+//! Emits an event for each todo that is done and has a stakeholder, so that the stakeholder can be notified. Each todo leads
+//! to one such event, however often the program is killed.
 
 use async_trait::async_trait;
-use espd::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext};
+use espd::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration, Start};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::events::{Fields, TodoAdded, TodoAmended, TodoCompleted};
+use crate::events::{Fields, TodoAbandoned, TodoAdded, TodoAmended, TodoCompleted};
 
-/// What the notifier emits.
+/// The event that the notifier emits: somebody has to be told that this todo is done.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Notified {
     title: String,
@@ -18,8 +19,25 @@ impl EventType for Notified {
     const NAME: &'static str = "StakeholderNotifiedOfTodoCompletion";
 }
 
-/// Keeps what it needs of the open todos in a table, because `TodoCompleted` says nothing of it.
+/// Keeps the title and the stakeholder of each open todo in a table, because `TodoCompleted` has neither.
 pub(crate) struct Notifier;
+
+impl Notifier {
+    /// Starts with the first event of the store, because todos that are open now may have been added long ago.
+    pub(crate) fn registration() -> Registration {
+        Registration::reactor("todo_completed_notifier")
+            .handles::<TodoAdded>()
+            .handles::<TodoAmended>()
+            .handles::<TodoCompleted>()
+            .handles::<TodoAbandoned>()
+            .emits::<Notified>()
+            .start(Start::Beginning)
+            .table(
+                "notifiable_todos",
+                "todo_id uuid primary key, title text not null, stakeholder_email text",
+            )
+    }
+}
 
 #[async_trait]
 impl Reactor for Notifier {
@@ -34,10 +52,8 @@ impl Reactor for Notifier {
         if let Some(TodoAmended(changes)) = event.read()? {
             return amend(event, &changes, context).await;
         }
-        let forgotten = forget(event, context).await?;
-        if let (Some(TodoCompleted { .. }), Some((title, Some(stakeholder_email)))) =
-            (event.read()?, forgotten)
-        {
+        let known = forget(event, context).await?;
+        if let (Some(TodoCompleted { .. }), Some((title, Some(stakeholder_email)))) = (event.read()?, known) {
             context.emit(event.aggregate_id, &Notified { title, stakeholder_email })?;
         }
         Ok(())
@@ -77,7 +93,7 @@ async fn amend(
     Ok(())
 }
 
-/// What was known of a todo that is done or given up.
+/// Removes a todo that is done or given up. Returns its title and stakeholder.
 async fn forget(
     event: &Delivery,
     context: &mut ReactorContext<'_>,

@@ -1,5 +1,5 @@
-//! The three projections. Each collects the changes of a batch and writes them in a few statements, which is what makes
-//! a projector in Rust fast.
+//! The three projections. Each collects the changes of a batch and writes them in a few statements, instead of one for each
+//! event. That is what makes a projector in Rust fast.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,17 +27,18 @@ const COMPLETED_COLUMNS: &str = "
   stakeholder_email text,
   completed_on      date";
 
-/// A table of the todos that are still to be done.
+/// Keeps a table of the todos that are still to be done.
 pub(crate) struct OpenTodos {
     table: &'static str,
+    // The changes of the batch that are not written yet.
     added: BTreeMap<Uuid, Fields>,
     amended: BTreeMap<Uuid, Fields>,
     closed: BTreeSet<Uuid>,
 }
 
 impl OpenTodos {
-    /// A projector of such a table, both of the same name.
-    pub(crate) fn declaration(name: &str) -> Registration {
+    /// Registers a projector with a table of the same name.
+    pub(crate) fn registration(name: &str) -> Registration {
         of_todos(Registration::projector(name)).table(name, OPEN_COLUMNS)
     }
 
@@ -45,26 +46,26 @@ impl OpenTodos {
         Self { table, added: BTreeMap::new(), amended: BTreeMap::new(), closed: BTreeSet::new() }
     }
 
-    /// Whether the todo was closed in this batch. Should it come back, that has to be written before.
+    /// Whether this batch has closed the todo of an event. If it comes back, its removal has to be written first.
     fn has_closed(&self, event: &Delivery) -> bool {
         self.closed.contains(&event.aggregate_id)
     }
 
-    /// Takes note of an event.
-    fn note(&mut self, event: &Delivery) -> Result<(), HandlerError> {
+    /// Collects the change that an event makes.
+    fn collect(&mut self, event: &Delivery) -> Result<(), HandlerError> {
         let id = event.aggregate_id;
         if let Some(TodoAdded(todo)) = event.read()? {
             self.added.insert(id, todo);
         } else if let Some(TodoAmended(changes)) = event.read()? {
-            let known = self.added.get_mut(&id);
-            known.unwrap_or_else(|| self.amended.entry(id).or_default()).extend(changes);
+            let added = self.added.get_mut(&id);
+            added.unwrap_or_else(|| self.amended.entry(id).or_default()).extend(changes);
         } else {
             self.closed.insert(id);
         }
         Ok(())
     }
 
-    /// Writes what was noted.
+    /// Writes the collected changes.
     async fn write(&mut self, connection: &mut PgConnection) -> Result<(), HandlerError> {
         self.write_open(connection).await?;
         self.remove_closed(connection).await
@@ -95,7 +96,7 @@ impl OpenTodos {
     }
 }
 
-/// Runs a statement with these todos as a JSON array, each with its id, and forgets them.
+/// Runs a statement with the todos as a JSON array, each with its id, and empties the collection.
 async fn run(
     connection: &mut PgConnection,
     statement: String,
@@ -123,13 +124,13 @@ impl Projector for OpenTodos {
             if self.has_closed(event) {
                 self.write(context.connection()).await?;
             }
-            self.note(event)?;
+            self.collect(event)?;
         }
         self.write(context.connection()).await
     }
 }
 
-/// The todos that were done, as they were when they were done.
+/// Keeps a table of the todos that were done, with the fields that they had then. A second table keeps the open ones.
 pub(crate) struct CompletedTodos {
     open: OpenTodos,
     completed: BTreeMap<Uuid, Option<String>>,
@@ -155,20 +156,20 @@ impl Projector for CompletedTodos {
             if let Some(TodoCompleted { completed_on }) = event.read()? {
                 self.completed.insert(event.aggregate_id, completed_on);
             }
-            self.open.note(event)?;
+            self.open.collect(event)?;
         }
         self.write(context.connection()).await
     }
 }
 
 impl CompletedTodos {
-    pub(crate) fn declaration() -> Registration {
+    pub(crate) fn registration() -> Registration {
         of_todos(Registration::projector("completed_todos"))
             .table("completed_todos", COMPLETED_COLUMNS)
             .table("incomplete_todos", OPEN_COLUMNS)
     }
 
-    /// Writes what was noted: what a todo was is known until it is removed.
+    /// Writes the collected changes. Completed todos are copied before they are removed from the open ones.
     async fn write(&mut self, connection: &mut PgConnection) -> Result<(), HandlerError> {
         self.open.write_open(connection).await?;
         let (ids, dates): (Vec<Uuid>, Vec<Option<String>>) =
@@ -186,8 +187,9 @@ impl CompletedTodos {
     }
 }
 
-fn of_todos(declaration: Registration) -> Registration {
-    declaration
+/// Adds the events of todos to a registration.
+fn of_todos(registration: Registration) -> Registration {
+    registration
         .handles::<TodoAdded>()
         .handles::<TodoAmended>()
         .handles::<TodoCompleted>()

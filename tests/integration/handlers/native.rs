@@ -96,7 +96,7 @@ async fn poison(pool: &PgPool, id: i64) {
     poison.execute(pool).await.unwrap();
 }
 
-pub async fn letters(pool: &PgPool) -> Vec<DeadLetter> {
+pub async fn dead_letters(pool: &PgPool) -> Vec<DeadLetter> {
     let rows =
         sqlx::query("select * from espd.dead_letters order by event_id").fetch_all(pool).await.unwrap();
     rows.iter().map(|row| DeadLetter::from_row(row).unwrap()).collect()
@@ -173,25 +173,26 @@ async fn a_parked_event_lets_other_aggregates_go_on() {
     let life = Life::begin_with(&db, notes(Poison::Named), RunnerContext { retry, ..settings(&db) });
     reaches(&db.pool, "notes", 100).await;
     let found: Vec<_> =
-        letters(&db.pool).await.into_iter().map(|letter| (letter.event_id, letter.reason)).collect();
+        dead_letters(&db.pool).await.into_iter().map(|one| (one.event_id, one.reason)).collect();
     let expected = [(40, "failed"), (60, "waiting"), (61, "waiting")];
     assert_eq!(found, expected.map(|(id, reason)| (id.into(), reason.to_owned())));
     let noted = support::projectors::numbers(&db.pool, "select count(*) from notes").await;
     assert_eq!(noted, [97]);
 
-    // Mended, all three are handled, in order.
+    // Fixed, all three are handled, in order.
     sqlx::query("update espd.events set body = '{\"n\": 40}' where id = 40").execute(&db.pool).await.unwrap();
     let request = "update espd.dead_letters set retry_requested_at = now()";
     sqlx::query(request).execute(&db.pool).await.unwrap();
     sqlx::query("select pg_notify('espd_events', 'control')").execute(&db.pool).await.unwrap();
-    eventually("no letter is left", async || letters(&db.pool).await.is_empty().then_some(())).await;
+    eventually("no dead letter is left", async || dead_letters(&db.pool).await.is_empty().then_some(()))
+        .await;
     let last =
         support::projectors::numbers(&db.pool, "select event_id from notes order by place desc limit 3");
     assert_eq!(last.await, [61, 60, 40]);
     life.end().await;
 }
 
-/// As `dead_letters/policies.rs` for declared SQL and `command/policies.rs` for programs.
+/// As `dead_letters/policies.rs` for declared SQL and `program/policies.rs` for programs.
 #[tokio::test]
 async fn under_each_policy_the_others_of_a_thousand_are_there() {
     for on_failure in [OnFailure::Retry, OnFailure::Stop, OnFailure::Park, OnFailure::Skip] {
@@ -210,14 +211,18 @@ async fn under_each_policy_the_others_of_a_thousand_are_there() {
         })
         .await;
         let noted = support::projectors::numbers(&db.pool, "select event_id from notes order by place").await;
-        let letters: Vec<_> =
-            letters(&db.pool).await.iter().map(|letter| (letter.event_id, letter.blocks)).collect();
+        let dead_letters: Vec<_> =
+            dead_letters(&db.pool).await.iter().map(|one| (one.event_id, one.blocks)).collect();
         if goes_on {
             assert_eq!(noted, (1..=1_000).filter(|id| *id != 500).collect::<Vec<i64>>(), "{on_failure:?}");
-            assert_eq!(letters, [(500.into(), on_failure == OnFailure::Park)]);
+            assert_eq!(dead_letters, [(500.into(), on_failure == OnFailure::Park)]);
             assert!(row.last_error.is_none(), "{row:?}");
         } else {
-            assert_eq!((row.position, noted.len(), letters.len()), (499.into(), 499, 0), "{on_failure:?}");
+            assert_eq!(
+                (row.position, noted.len(), dead_letters.len()),
+                (499.into(), 499, 0),
+                "{on_failure:?}"
+            );
             assert_eq!(row.last_error.unwrap().0.event_id(), Some(500.into()));
         }
         life.end().await;

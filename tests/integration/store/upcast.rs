@@ -144,7 +144,8 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
     let life = Life::begin_with(&db, processor, RunnerContext { retry, ..settings(&db) });
     reaches(&db.pool, "titles", last).await;
     let letter =
-        eventually("the letter", async || crate::handlers::native::letters(&db.pool).await.pop()).await;
+        eventually("the dead letter", async || crate::handlers::native::dead_letters(&db.pool).await.pop())
+            .await;
     assert_eq!((letter.event_id, letter.event_type.as_str()), (5.into(), "TodoAdded"));
     assert!(letter.failure.unwrap().0.message.contains("division by zero"));
     let mut all = expected();
@@ -173,7 +174,7 @@ async fn an_event_that_no_upcast_can_read_is_the_only_one_that_is_blamed() {
             installation.declare("titles", TITLES);
             let daemon = installation.start_daemon();
             reaches(&db.pool, "titles", last).await;
-            let blamed: Vec<i64> = crate::handlers::native::letters(&db.pool)
+            let blamed: Vec<i64> = crate::handlers::native::dead_letters(&db.pool)
                 .await
                 .iter()
                 .map(|letter| letter.event_id.get())

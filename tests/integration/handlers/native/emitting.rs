@@ -16,7 +16,7 @@ use serde_json::Value;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::{A, letters, make};
+use super::{A, dead_letters, make};
 use crate::processing::runner::{Life, settings};
 use crate::support::facts::{append, eventually, reaches};
 use crate::support::projectors::numbers;
@@ -135,9 +135,12 @@ async fn an_event_that_fails_takes_back_its_rows_and_what_it_emits() {
         let answered = numbers(&db.pool, "select event_id from answers order by place").await;
         assert_eq!(answered, (1..=20).filter(|id| *id != 8).collect::<Vec<i64>>());
         assert_eq!(emitted(&db.pool).await.len(), 19);
-        let letters = letters(&db.pool).await;
-        assert_eq!((letters.len(), letters[0].event_id, letters[0].attempts), (1, 8.into(), 2));
-        let message = &letters[0].failure.as_ref().unwrap().0.message;
+        let dead_letters = dead_letters(&db.pool).await;
+        assert_eq!(
+            (dead_letters.len(), dead_letters[0].event_id, dead_letters[0].attempts),
+            (1, 8.into(), 2)
+        );
+        let message = &dead_letters[0].failure.as_ref().unwrap().0.message;
         assert!(message.contains(said), "{message}");
         life.end().await;
     }

@@ -27,13 +27,13 @@ async fn the_others_are_there_whatever_becomes_of_a_poison_event() {
         reaches(&db.pool, name, ids[999]).await;
         assert_eq!(counted(&db.pool, name).await, others, "{name}");
     }
-    let letters: Vec<(String, i64, i32)> =
+    let dead_letters: Vec<(String, i64, i32)> =
         sqlx::query_as("select processor, event_id, attempts from espd.dead_letters order by processor")
             .fetch_all(&db.pool)
             .await
             .unwrap();
-    let letter = |name: &str| (name.to_owned(), ids[499], 3);
-    assert_eq!(letters, [letter("parked"), letter("skipped")]);
+    let dead_letter = |name: &str| (name.to_owned(), ids[499], 3);
+    assert_eq!(dead_letters, [dead_letter("parked"), dead_letter("skipped")]);
 
     eventually("the stop", async || {
         (installation.status("stopped").await["state"] == "failed").then_some(())

@@ -204,8 +204,9 @@ async fn an_event_that_cannot_be_read_is_set_aside_as_any_other() {
     let mut numbers = receiver.numbers();
     numbers.sort_unstable();
     assert_eq!(numbers, [3, 6, 12], "{:#?}", daemon.log());
-    let letters = "select event_id - $1, reason from espd.dead_letters order by event_id";
-    let letters: Vec<(i64, String)> = sqlx::query_as(letters).bind(first).fetch_all(&db.pool).await.unwrap();
-    assert_eq!(letters, [(3, "failed".to_owned()), (4, "waiting".to_owned())]);
+    let dead_letters = "select event_id - $1, reason from espd.dead_letters order by event_id";
+    let dead_letters: Vec<(i64, String)> =
+        sqlx::query_as(dead_letters).bind(first).fetch_all(&db.pool).await.unwrap();
+    assert_eq!(dead_letters, [(3, "failed".to_owned()), (4, "waiting".to_owned())]);
     daemon.stop().await;
 }
