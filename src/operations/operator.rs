@@ -4,6 +4,7 @@
 
 mod dead_letters;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -162,8 +163,8 @@ impl Operator<'_> {
             let trackers = found.iter().map(TrackerRow::key).collect();
             return Err(OperatorError::Several { name, trackers });
         }
-        let known = || others.into_iter().map(|row| row.name).collect();
-        found.pop().ok_or_else(|| OperatorError::Unknown { name, known: known() })
+        let known: BTreeSet<String> = others.into_iter().map(|row| row.name).collect();
+        found.pop().ok_or_else(|| OperatorError::Unknown { name, known: known.into_iter().collect() })
     }
 
     /// Pauses a processor until it is resumed. Returns the tracker as it was before, and whether it was running.

@@ -42,7 +42,7 @@ async fn running(keys: &str) -> (Database, Installation, Program, Client) {
 }
 
 #[tokio::test]
-async fn a_running_daemon_tells_that_it_lives_and_is_ready() {
+async fn a_running_daemon_is_alive_and_ready() {
     let (_db, _installation, daemon, client) = running("").await;
     assert_eq!(client.get("/livez").await.json(200), json!({ "live": true }));
     let ready = client.get("/readyz").await.json(200);
@@ -105,7 +105,7 @@ async fn metrics_are_what_the_statuses_say() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_said_with_a_remedy() {
+async fn an_unknown_route_or_processor_is_refused_with_a_remedy() {
     let (_db, _installation, daemon, client) = running("").await;
     for (request, status) in [
         ("GET / HTTP/1.1", 404),

@@ -1,4 +1,4 @@
-//! Clients that are slow, big or many.
+//! Clients that are slow, send much or are many.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ async fn a_client_that_does_not_go_on_is_cut_off() {
         (client.connect().await, client.connect().await, client.connect().await);
     halting.write_all(b"GET /livez HTTP/1.1\r\nHost: loc").await.unwrap();
     let drip = async {
-        // A byte now and then does not buy more time; at last nobody listens any more.
+        // Sending a byte now and then does not extend the time; at last the connection is closed.
         while dripping.write_all(b"G").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -64,7 +64,7 @@ async fn what_is_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn half_open_connections_lock_nobody_out() {
+async fn half_open_connections_lock_no_one_out() {
     let (db, _installation, daemon, client) = running("").await;
     let files = format!("/proc/{}/fd", daemon.pid());
     let open_files = || std::fs::read_dir(&files).unwrap().count();
@@ -72,7 +72,7 @@ async fn half_open_connections_lock_nobody_out() {
     let mut half_open = Vec::new();
     for _ in 0..500 {
         let mut stream = client.connect().await;
-        // It may have been turned away meanwhile.
+        // It may have been evicted meanwhile.
         let _ = stream.write_all(b"GET /livez HTTP/1.1\r\n").await;
         half_open.push(stream);
     }

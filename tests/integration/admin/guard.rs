@@ -1,4 +1,4 @@
-//! Who may ask for what: the matrix of requests that must not get through.
+//! Permissions: the matrix of requests that must be refused.
 
 use std::os::unix::fs::PermissionsExt as _;
 

@@ -1,4 +1,4 @@
-//! The endpoint while the daemon starts, while the database is away, and while the daemon stops.
+//! The endpoint while the daemon starts, while the database does not answer, and while the daemon stops.
 
 use espd::embedded::StopMode;
 use nix::sys::signal::Signal;

@@ -153,7 +153,7 @@ async fn more_lines_than_are_sent_at_a_time_are_still_one_transaction() {
 }
 
 #[tokio::test]
-async fn events_are_appended_also_when_nobody_reads_their_positions() {
+async fn events_are_appended_even_if_no_one_reads_their_positions() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, "");
     let mut command = installation.espctl_command(&["append", "--each"]);

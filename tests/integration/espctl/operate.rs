@@ -39,7 +39,7 @@ async fn operator_log(pool: &PgPool) -> Vec<(String, i64, i64)> {
 }
 
 #[tokio::test]
-async fn a_running_daemon_pauses_and_resumes_a_processor_when_told() {
+async fn a_running_daemon_pauses_and_resumes_a_processor_on_request() {
     let (db, installation, daemon) = running().await;
     assert_eq!(installation.espctl(&["pause", "notes"]).await.printed(), "notes paused at position 10\n");
     let status = installation.status("notes").await;
@@ -68,7 +68,7 @@ async fn a_running_daemon_pauses_and_resumes_a_processor_when_told() {
 }
 
 #[tokio::test]
-async fn a_running_daemon_builds_the_tables_of_a_reset_projector_anew() {
+async fn a_running_daemon_rebuilds_the_tables_of_a_reset_projector() {
     let (db, installation, daemon) = running().await;
     sqlx::query("update notes set event_id = -1").execute(&db.pool).await.unwrap();
     let said = installation.espctl(&["reset", "notes", "--yes"]).await.printed();
@@ -107,7 +107,7 @@ async fn a_position_is_moved_without_touching_the_tables() {
 }
 
 #[tokio::test]
-async fn a_reset_that_nobody_has_confirmed_does_nothing() {
+async fn an_unconfirmed_reset_does_nothing() {
     let (db, installation, daemon) = running().await;
     let before = noted(&db.pool).await;
     for (arguments, question) in [
@@ -147,7 +147,7 @@ async fn without_a_daemon_operators_prepare_what_the_next_one_does() {
 }
 
 #[tokio::test]
-async fn every_operation_rings_so_that_daemons_notice_at_once() {
+async fn every_operation_notifies_the_daemons() {
     let (db, installation, daemon) = running().await;
     daemon.stop().await;
     let mut listener = PgListener::connect_with(&db.pool).await.unwrap();
@@ -173,7 +173,7 @@ async fn an_unknown_processor_is_named_with_those_that_are_known() {
         .unwrap();
     let complaint = installation.espctl(&["pause", "nots"]).await.complained(1);
     assert!(complaint.contains("no processor nots; there are notes"), "{complaint}");
-    // Its tables are not known either.
+    // It is not declared, so its tables are not known either.
     let complaint = installation.espctl(&["reset", "notes", "--yes"]).await.complained(1);
     assert!(complaint.contains("notes is not declared"), "{complaint}");
 }

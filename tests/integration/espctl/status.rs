@@ -1,4 +1,4 @@
-//! `espctl status`: what every processor does, what is wrong with it, and who holds everybody up.
+//! `espctl status`: the state of every processor, what is wrong with it, and what holds the horizon back.
 
 use std::process::Stdio;
 
@@ -132,7 +132,7 @@ async fn a_failing_event_is_shown_with_its_cause_and_the_next_try() {
     let table = installation.espctl(&["status"]).await.printed();
     assert!(table.contains("notes cannot handle event 6 (A): division by zero [22012] at "), "{table}");
 
-    // A restarted worker goes on counting and waiting; mended, it goes on by itself.
+    // A restarted worker continues to count and to wait. Once the event can be handled, the processor continues by itself.
     let child = daemon.child("notes", 1).await;
     nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
     daemon.child("notes", 2).await;
@@ -144,14 +144,14 @@ async fn a_failing_event_is_shown_with_its_cause_and_the_next_try() {
     assert!(resumed["attempts"].as_i64() >= Some(3), "{resumed}");
     sqlx::query("update espd.events set body = '{\"n\": 6}' where id = 6").execute(&db.pool).await.unwrap();
     reaches(&db.pool, "notes", 10).await;
-    let mended = installation.status("notes").await;
-    assert_eq!((&mended["state"], &mended["attempts"]), (&"live".into(), &0.into()), "{mended}");
-    assert!(mended["last_error"].is_null() && mended["next_retry_at"].is_null(), "{mended}");
+    let fixed = installation.status("notes").await;
+    assert_eq!((&fixed["state"], &fixed["attempts"]), (&"live".into(), &0.into()), "{fixed}");
+    assert!(fixed["last_error"].is_null() && fixed["next_retry_at"].is_null(), "{fixed}");
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn whoever_holds_the_horizon_back_is_named() {
+async fn transactions_that_hold_the_horizon_back_are_named() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("notes", "");
@@ -199,7 +199,7 @@ async fn whoever_holds_the_horizon_back_is_named() {
 }
 
 #[tokio::test]
-async fn a_reader_that_has_seen_enough_is_no_failure() {
+async fn a_reader_that_closes_the_pipe_is_no_failure() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("notes", "");
@@ -217,7 +217,7 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[tokio::test]
-async fn watching_tells_every_change_until_interrupted() {
+async fn watching_shows_every_change_until_interrupted() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("notes", "");
@@ -230,7 +230,7 @@ async fn watching_tells_every_change_until_interrupted() {
         lines.printed().filter(|line| line.contains("notes live position=3"))
     })
     .await;
-    // Whoever looks on is not thrown out by a lost connection.
+    // A lost connection does not end `--watch`.
     sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'espctl' and datname = current_database()")
         .execute(&db.pool)
         .await
@@ -249,7 +249,7 @@ async fn watching_tells_every_change_until_interrupted() {
 }
 
 #[tokio::test]
-async fn a_worker_that_keeps_ending_is_told_with_how_it_ended() {
+async fn a_worker_that_keeps_ending_is_shown_with_how_it_ended() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("faulty", "perform 'no end;\n").declare_notes("fine", "");
