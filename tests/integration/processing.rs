@@ -7,3 +7,4 @@ mod pooler;
 mod relay;
 pub mod runner;
 mod tracker;
+mod upgrade;
