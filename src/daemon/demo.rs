@@ -98,7 +98,7 @@ async fn show(
     let pool = PgPoolOptions::new().max_connections(1).connect(url.expose()).await?;
     let store = PostgresEventStore::new(pool.clone(), databases.layout.clone());
     let arriving = tokio::spawn(append_at_rate(arguments.rate, store, history, stop.clone()));
-    let supervisor = Supervisor::new(supervision_plan(config, &Owner::draw())?);
+    let supervisor = Supervisor::new(supervision_plan(config, &Owner::generate())?);
     endpoint.show_workers(&supervisor);
     let (sender, receiver) = mpsc::channel(REQUESTS_MAX);
     let supervising =

@@ -48,7 +48,7 @@ pub(super) fn single_assignment(config: &Config, name: &str) -> Result<Assignmen
     let url = config.event_store.url.as_ref();
     let url =
         url.ok_or_else(|| Exit::configuration("a worker needs a database: write url under [event_store]"))?;
-    Ok(Assignment { owner: Owner::draw(), settings: worker_settings(config, &[processor], url) })
+    Ok(Assignment { owner: Owner::generate(), settings: worker_settings(config, &[processor], url) })
 }
 
 /// Settles what a worker of these processors needs. `event_store_url` is the configured URL, or the one of the private

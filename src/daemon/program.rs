@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::handlers::native::{Projector, Reactor, Registration, Registry};
-use crate::processing::declaration::{Handling, ProcessorDeclaration, Reaction, Start};
+use crate::processing::declaration::{Handling, ProcessorDeclaration, ReactorDeclaration, Start};
 use crate::processing::processor::{Events, Processor, ProcessorBase};
 
 /// A program that runs processors of its own: espd, with its command line.
@@ -114,7 +114,7 @@ fn fill_in(declared: &mut ProcessorDeclaration, registered: &ProcessorDeclaratio
         ));
     }
     let declared_reaction = declared.reaction.clone().unwrap_or_default();
-    let reaction = registered.reaction.clone().map(|reaction| Reaction {
+    let reaction = registered.reaction.clone().map(|reaction| ReactorDeclaration {
         // "now" is also the default, so it does not override what the program says.
         start: Some(declared_reaction.start).filter(|start| *start != Start::Now).unwrap_or(reaction.start),
         chain_max: declared_reaction.chain_max,

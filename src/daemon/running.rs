@@ -119,7 +119,7 @@ async fn supervise(
     sinks: StatusSinks<'_>,
 ) -> anyhow::Result<()> {
     configured.require_processors()?;
-    let owner = Owner::draw();
+    let owner = Owner::generate();
     let supervisor = Supervisor::new(supervision_plan(&configured.config, &owner)?).watched_by(sinks.systemd);
     sinks.show_workers(&supervisor);
     let (supervisor_requests, requested) = mpsc::channel(REQUESTS_MAX);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::postgres::source_text::SourceText;
 pub use isolation::Isolation;
 pub use program::{ProgramDeclaration, Secret};
-pub use reaction::{Reaction, Start};
+pub use reaction::{ReactorDeclaration, Start};
 pub use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret, WebhookDeclaration};
 
 use crate::processing::processor::ProcessorKind;
@@ -42,7 +42,7 @@ pub struct ProcessorDeclaration {
     /// Whom it shares a worker with.
     pub isolation: Isolation,
     /// What makes it a reactor, if it is one.
-    pub reaction: Option<Reaction>,
+    pub reaction: Option<ReactorDeclaration>,
 }
 
 impl ProcessorDeclaration {

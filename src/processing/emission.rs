@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::event::{ExpectedVersion, NewEvent, Version};
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::processing::declaration::{ProcessorDeclaration, Reaction};
+use crate::processing::declaration::{ProcessorDeclaration, ReactorDeclaration};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{Events, ProcessorKind};
 use crate::store::{AppendError, TransactionAppender};
@@ -64,7 +64,7 @@ impl Emitter {
             Events::SameDatabase(layout) => TransactionAppender::new(layout),
             Events::Elsewhere(_) => None,
         };
-        let Reaction { emits, chain_max, .. } = declaration.reaction.clone().unwrap_or_default();
+        let ReactorDeclaration { emits, chain_max, .. } = declaration.reaction.clone().unwrap_or_default();
         Self {
             reactor: declaration.name.clone(),
             kind: declaration.kind(),
@@ -129,7 +129,7 @@ impl From<sqlx::Error> for EmitError {
 
 /// The emissions of a batch.
 #[derive(Debug, Default)]
-pub(crate) struct Emitting {
+pub(crate) struct EmissionBatch {
     /// For the event store, each with the place of the event that it answers.
     now: Vec<(usize, NewEvent)>,
     /// For the table of emissions, in order.
@@ -142,7 +142,7 @@ enum Later {
     Cancel { key: String },
 }
 
-impl Emitting {
+impl EmissionBatch {
     /// Adds the `ordinal`th emission, from 1, for the event at `place`. Nothing is added while replaying.
     ///
     /// # Errors

@@ -139,7 +139,7 @@ pub enum Outcome {
         /// Whether the processor has more to do, so that the next request has to follow at once.
         under_way: bool,
         /// The event that is due next for another attempt, if one is.
-        put_off: Option<Box<PutOff>>,
+        put_off: Option<Box<PendingRetry>>,
     },
     /// Nothing was done: the position or the owner of the tracker is not the one of the claim, or an operator has paused the
     /// processor.
@@ -148,7 +148,7 @@ pub enum Outcome {
 
 /// An event that waits for another attempt while others go on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PutOff {
+pub struct PendingRetry {
     /// Why the event that is due next could not be handled.
     pub failure: Failure,
     /// How often the event has been tried.

@@ -27,7 +27,7 @@ use uuid::Uuid;
 pub(crate) use advance::{Advance, Progress};
 pub use key::ProcessorKey;
 pub use listing::TrackerRow;
-pub use liveness::Rival;
+pub use liveness::CurrentOwner;
 pub use operator::{ReplayEffects, Reset};
 
 use crate::event::Position;
@@ -48,7 +48,7 @@ pub struct Owner {
 
 impl Owner {
     /// A new owner with a random id, labelled with this host and process.
-    pub fn draw() -> Self {
+    pub fn generate() -> Self {
         let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
         let label = format!("{}:{}", host.as_deref().unwrap_or("?"), std::process::id());
         Self { id: Uuid::new_v4(), label }
@@ -115,7 +115,7 @@ pub struct Outage {
 
 /// What a renewed lease says about the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub struct LeaseStatus {
     /// Where the processor stands.
     pub position: Position,
     /// Whether an operator has paused it.
@@ -126,7 +126,7 @@ pub struct Standing {
     pub letters: bool,
 }
 
-from_row!(Standing { position, paused, retry_now, letters });
+from_row!(LeaseStatus { position, paused, retry_now, letters });
 
 /// The trackers of one database.
 #[derive(Debug, Clone)]
@@ -235,7 +235,7 @@ impl Trackers {
         claim: &Claim,
         lease: Duration,
         outage_over: bool,
-    ) -> Result<Option<Standing>, sqlx::Error> {
+    ) -> Result<Option<LeaseStatus>, sqlx::Error> {
         let statement = format!(
             "-- renew_lease
              update {schema}.trackers

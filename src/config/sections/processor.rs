@@ -12,8 +12,8 @@ use crate::config::reader::scalars::advise_name;
 use crate::config::reader::tree::{ChosenKey, Section, Value};
 use crate::postgres::name::is_name;
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, Reaction, SourceText,
-    Start, TableDeclaration,
+    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, ReactorDeclaration,
+    SourceText, Start, TableDeclaration,
 };
 use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
@@ -63,11 +63,11 @@ fn read_name(section: &Section<'_>) -> Option<String> {
     Some(name)
 }
 
-fn read_reaction(section: &Section<'_>) -> Reaction {
+fn read_reaction(section: &Section<'_>) -> ReactorDeclaration {
     let emits = section.value("emits").and_then(|emits| emits.items(ADVISE_EMITS));
     let chain_max = section.integer("chain_max").and_then(|most| u32::try_from(most).ok());
-    let default = Reaction::default();
-    Reaction {
+    let default = ReactorDeclaration::default();
+    ReactorDeclaration {
         chain_max: chain_max.unwrap_or(default.chain_max),
         emits: emits.map(|items| read_event_types(&items)).unwrap_or_default(),
         start: section.value("start").and_then(|start| read_start(&start)).unwrap_or_default(),

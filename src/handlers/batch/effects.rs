@@ -7,7 +7,7 @@ use super::row_changes::{RowChange, RowChanges};
 use super::tables::RowTables;
 use super::transaction::BatchTransaction;
 use crate::postgres::sqlstate::is_infrastructure_error;
-use crate::processing::emission::{Emission, EmitError, Emitter, Emitting, Source};
+use crate::processing::emission::{Emission, EmissionBatch, EmitError, Emitter, Source};
 use crate::processing::failure::Failure;
 use crate::processing::processor::ProcessorError;
 
@@ -135,7 +135,7 @@ async fn apply_all(
     emitter: &Emitter,
     effects: &[EventEffects],
 ) -> Result<(), Refusal> {
-    let (mut rows, mut emitting) = (RowChanges::new(tables), Emitting::default());
+    let (mut rows, mut emitting) = (RowChanges::new(tables), EmissionBatch::default());
     for (place, EventEffects { source, actions }) in effects.iter().enumerate() {
         let refuse = |message: String| Refusal::Event(place, Failure::of_processor(message));
         let mut ordinal = 0;

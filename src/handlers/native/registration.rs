@@ -2,8 +2,8 @@
 
 use super::event_type::EventType;
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handling, Isolation, ProcessorDeclaration, Reaction, SourceText, Start,
-    TableDeclaration,
+    BatchLimits, HandledEvents, Handling, Isolation, ProcessorDeclaration, ReactorDeclaration, SourceText,
+    Start, TableDeclaration,
 };
 use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
@@ -116,10 +116,10 @@ impl Registration {
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
-            reaction: (self.kind == ProcessorKind::Reactor).then(|| Reaction {
+            reaction: (self.kind == ProcessorKind::Reactor).then(|| ReactorDeclaration {
                 emits: self.emits.clone(),
                 start: self.start,
-                ..Reaction::default()
+                ..ReactorDeclaration::default()
             }),
             name: self.name,
         }

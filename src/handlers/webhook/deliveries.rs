@@ -10,7 +10,7 @@ use crate::event::Position;
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{ProcessorBase, PutOff};
+use crate::processing::processor::{PendingRetry, ProcessorBase};
 use crate::processing::tracker::{Claim, ProcessorKey, interval, json_literal};
 
 /// An event beyond the position that is done, or has been tried.
@@ -27,11 +27,11 @@ from_row!(Delivered { event_id, is_done, attempts, failure, retry_in_seconds });
 
 impl Delivered {
     /// What waits for another try; `None` for one that is done.
-    pub(crate) fn put_off(self) -> Option<PutOff> {
+    pub(crate) fn put_off(self) -> Option<PendingRetry> {
         let Json(failure) = self.failure.filter(|_| !self.is_done)?;
         let wait = self.retry_in_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let until = Instant::now() + wait.unwrap_or_default();
-        Some(PutOff { failure, attempts: self.attempts.unsigned_abs(), until: Some(until) })
+        Some(PendingRetry { failure, attempts: self.attempts.unsigned_abs(), until: Some(until) })
     }
 }
 
@@ -126,7 +126,7 @@ impl Deliveries {
         &self,
         connection: &mut PgConnection,
         id: Position,
-        put_off: &PutOff,
+        put_off: &PendingRetry,
     ) -> Result<(), sqlx::Error> {
         let wait = put_off.until.map(|until| until.saturating_duration_since(Instant::now()));
         let statement = format!(

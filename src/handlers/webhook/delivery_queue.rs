@@ -19,7 +19,7 @@ use crate::handlers::batch::Action;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::emission::Source;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{Delivery, ProcessorError, PutOff};
+use crate::processing::processor::{Delivery, PendingRetry, ProcessorError};
 use crate::retry::{NextStep, RetryPolicy};
 pub(crate) use commit_plan::CommitPlan;
 
@@ -62,7 +62,7 @@ pub(crate) struct DeliveryQueue {
     /// The events beyond the position that are committed as done.
     beyond: BTreeSet<Position>,
     /// Events beyond the position that have failed in an earlier process.
-    tried: BTreeMap<Position, PutOff>,
+    tried: BTreeMap<Position, PendingRetry>,
     /// Why the receiver accepts no events at the moment, and how long it wants to be left alone.
     outage: Option<(String, Option<Duration>)>,
     /// Whether events are sent one at a time, to find out whether an outage is over.

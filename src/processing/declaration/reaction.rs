@@ -7,7 +7,7 @@ use crate::event::Position;
 
 /// What is declared about a reactor beside what projectors have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reaction {
+pub struct ReactorDeclaration {
     /// The event types that it may emit, in the order of the file, none twice.
     pub emits: Vec<String>,
     /// Where it begins when it is run for the first time.
@@ -17,7 +17,7 @@ pub struct Reaction {
     pub chain_max: u32,
 }
 
-impl Default for Reaction {
+impl Default for ReactorDeclaration {
     /// Emits nothing, begins now, chains of 100.
     fn default() -> Self {
         Self { emits: Vec::new(), start: Start::default(), chain_max: 100 }

@@ -15,7 +15,7 @@ use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::{Following, Phase};
 use crate::processing::runner::session::{in_time, notify_elsewhere};
 use crate::processing::runner::{Next, Runner};
-use crate::processing::tracker::{Claim, Rival};
+use crate::processing::tracker::{Claim, CurrentOwner};
 use crate::retry::spread;
 
 /// First pause before the next look at a row that is locked although its lease has ended.
@@ -108,7 +108,7 @@ impl Runner {
     async fn stand_by(
         &mut self,
         connection: &mut PgConnection,
-        rival: Rival,
+        rival: CurrentOwner,
         mut waiting: Waiting,
     ) -> Result<Next, sqlx::Error> {
         self.outage.over();
@@ -128,7 +128,7 @@ impl Runner {
     }
 
     /// How long to wait before the next look, if no notification comes.
-    fn pause(&self, rival: &Rival, looks: u32) -> Duration {
+    fn pause(&self, rival: &CurrentOwner, looks: u32) -> Duration {
         let longest = self.context.lease / 5;
         let wanted = if rival.late {
             SHORT_PAUSE.saturating_mul(1 << looks.min(16))
@@ -178,7 +178,7 @@ impl Runner {
     pub(super) async fn release(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let Self { key, trackers, context, .. } = self;
         let Some(claim) = self.phase.claim() else {
-            return in_time(trackers.stand_down(connection, key, &context.owner)).await;
+            return in_time(trackers.withdraw_standby(connection, key, &context.owner)).await;
         };
         in_time(trackers.release(connection, claim, &context.release_channel.channel)).await?;
         notify_elsewhere(&context.release_channel).await;

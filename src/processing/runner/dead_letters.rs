@@ -9,7 +9,7 @@ use crate::event::Position;
 use crate::processing::dead_letters::{NewDeadLetter, announce_set_aside};
 use crate::processing::declaration::BatchLimits;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{BatchRequest, Outcome, PutOff, Work};
+use crate::processing::processor::{BatchRequest, Outcome, PendingRetry, Work};
 use crate::processing::runner::decision::{Attempt, Decision, decide};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::Phase;
@@ -69,7 +69,7 @@ impl Runner {
                 Decision::KeepDeadLetter { event_id: id, failure: *failure }
             }
             Ok(Outcome::Ahead { put_off: Some(put_off), .. }) => {
-                let PutOff { failure, .. } = *put_off;
+                let PendingRetry { failure, .. } = *put_off;
                 Decision::KeepDeadLetter { event_id: id, failure }
             }
             Ok(Outcome::ClaimLost) => Decision::Reclaim,

@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::event::Position;
 use crate::processing::failure::Failure;
-use crate::processing::processor::PutOff;
+use crate::processing::processor::PendingRetry;
 use crate::processing::runner::decision::Decision;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
@@ -90,14 +90,14 @@ impl Runner {
         &mut self,
         connection: &mut PgConnection,
         under_way: bool,
-        put_off: Option<Box<PutOff>>,
+        put_off: Option<Box<PendingRetry>>,
     ) -> Result<Next, sqlx::Error> {
         if let Phase::Following(following) = &mut self.phase {
             following.under_way = under_way;
             following.due = put_off.as_ref().and_then(|put_off| put_off.until);
         }
         let Some(put_off) = put_off else { return Ok(self.succeeded()) };
-        let PutOff { failure, attempts, until } = *put_off;
+        let PendingRetry { failure, attempts, until } = *put_off;
         let Some(until) = until else {
             self.retry.resume(failure.event_id(), attempts);
             return self.stop_at(connection, &failure).await;

@@ -6,7 +6,7 @@ use crate::event::Position;
 use crate::process::report::Condition;
 use crate::processing::runner::bisection::Bisection;
 use crate::processing::runner::claiming::Waiting;
-use crate::processing::tracker::{Claim, Standing};
+use crate::processing::tracker::{Claim, LeaseStatus};
 
 /// What the runner is about.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Phase {
     }
 
     /// The phase after a renewal of the lease, which has told what operators have done.
-    pub(super) fn after_renewal(self, standing: &Standing, now: Instant) -> Self {
+    pub(super) fn after_renewal(self, standing: &LeaseStatus, now: Instant) -> Self {
         match self {
             Self::Following(following) | Self::Retrying(following, _) if standing.paused => {
                 Self::Paused(following)
@@ -162,8 +162,9 @@ mod tests {
     fn operators_and_time_change_the_phase_at_a_renewal() {
         let now = Instant::now();
         let later = now + Duration::from_secs(9);
-        let standing = |paused, retry_now| Standing { position: 5.into(), paused, retry_now, letters: false };
-        let cases: [(Phase, Standing, Condition); 9] = [
+        let standing =
+            |paused, retry_now| LeaseStatus { position: 5.into(), paused, retry_now, letters: false };
+        let cases: [(Phase, LeaseStatus, Condition); 9] = [
             (Phase::Following(following()), standing(false, false), Condition::Following),
             (Phase::Following(following()), standing(true, false), Condition::Paused),
             (Phase::Retrying(following(), later), standing(false, false), Condition::Retrying),

@@ -8,7 +8,7 @@ use tracing::info;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
-use crate::processing::tracker::Standing;
+use crate::processing::tracker::LeaseStatus;
 
 impl Runner {
     /// Extends the lease, and follows what the tracker row says about operators.
@@ -25,7 +25,7 @@ impl Runner {
         Ok(Next::Again)
     }
 
-    fn follow_operators(&mut self, standing: &Standing) {
+    fn follow_operators(&mut self, standing: &LeaseStatus) {
         let was_paused = matches!(self.phase, Phase::Paused(_));
         self.phase = std::mem::take(&mut self.phase).after_renewal(standing, Instant::now());
         let position = standing.position.get();

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use super::{Claim, Trackers, interval, json_literal};
 use crate::event::Position;
-use crate::processing::processor::PutOff;
+use crate::processing::processor::PendingRetry;
 
 /// What a turn has come to.
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +18,7 @@ pub(crate) struct Progress<'p> {
     /// Whether the event behind it has failed.
     pub(crate) failing: bool,
     /// What waits for another try while others go on.
-    pub(crate) put_off: Option<&'p PutOff>,
+    pub(crate) put_off: Option<&'p PendingRetry>,
 }
 
 /// What a move writes into the tracker.
@@ -62,7 +62,7 @@ impl Trackers {
 
 /// What the tracker says of events that fail.
 fn failure(progress: Progress<'_>) -> Result<String, sqlx::Error> {
-    let Some(PutOff { failure, attempts, until }) = progress.put_off else {
+    let Some(PendingRetry { failure, attempts, until }) = progress.put_off else {
         return Ok(format!("failing => {}", progress.failing));
     };
     let left = until.map(|until| interval(until.saturating_duration_since(Instant::now())));

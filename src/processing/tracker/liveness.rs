@@ -23,7 +23,7 @@ pub(super) const HOLDER: &str = "(select a.pid from pg_locks as l
 
 /// Who owns a processor that could not be claimed.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rival {
+pub struct CurrentOwner {
     /// Host and process id of its daemon.
     pub label: Option<String>,
     /// Whether that is the daemon which asks.
@@ -36,7 +36,7 @@ pub struct Rival {
     pub frozen_backend: Option<i32>,
 }
 
-from_row!(Rival { label, ours, seconds_left, late, frozen_backend });
+from_row!(CurrentOwner { label, ours, seconds_left, late, frozen_backend });
 
 impl Trackers {
     /// The condition that the owner of the row `t` has given a sign of life beside it.
@@ -66,7 +66,7 @@ impl Trackers {
         key: &ProcessorKey,
         owner: &Owner,
         lease: Duration,
-    ) -> Result<Option<Rival>, sqlx::Error> {
+    ) -> Result<Option<CurrentOwner>, sqlx::Error> {
         let statement = format!(
             "-- stand_by
              with said as (
@@ -97,14 +97,14 @@ impl Trackers {
     }
 
     /// Takes back that `owner` stands by.
-    pub async fn stand_down(
+    pub async fn withdraw_standby(
         &self,
         connection: impl PgExecutor<'_>,
         key: &ProcessorKey,
         owner: &Owner,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
-            "-- stand_down
+            "-- withdraw_standby
              delete from {schema}.signs_of_life as s using {schema}.trackers as t
              where {is_runners} and s.name = t.name and s.version = t.version and s.partition = t.partition
                and s.owner = '{owner}'",

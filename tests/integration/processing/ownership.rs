@@ -246,7 +246,7 @@ async fn a_standby_that_may_not_end_a_frozen_owner_says_so_and_so_does_the_statu
 async fn only_the_backend_that_holds_the_row_is_ended_never_one_with_a_reused_number() {
     let db = support::database().await;
     let trackers = Trackers::new(SCHEMA);
-    let me = espd::processing::tracker::Owner::draw();
+    let me = espd::processing::tracker::Owner::generate();
     let kind = espd::processing::processor::ProcessorKind::Projector;
     let key = espd::processing::tracker::ProcessorKey::new("p", 1);
     trackers.register(&db.pool, &key, kind, 0.into()).await.unwrap();

@@ -37,7 +37,7 @@ pub fn settings(db: &Database) -> RunnerContext {
         pooled: false,
         release_channel: ReleaseChannel { channel: "espd_events".to_owned(), elsewhere: None },
         schema: SCHEMA.to_owned(),
-        owner: Owner::draw(),
+        owner: Owner::generate(),
         limits: BatchLimits { size: 100, ..BatchLimits::default() },
         retry: RetryPolicy {
             initial: Duration::from_millis(50),
@@ -357,7 +357,7 @@ async fn another_owner_stands_by_until_the_tracker_is_released() {
     let one = Life::begin(&db, notes(""), long.clone());
     let last = append(&db.pool, 5).await;
     reaches(&db.pool, "notes", last).await;
-    let impatient = RunnerContext { owner: Owner::draw(), ..settings(&db) };
+    let impatient = RunnerContext { owner: Owner::generate(), ..settings(&db) };
     let other = Life::begin(&db, notes(""), impatient);
     let last = append(&db.pool, 5).await;
     reaches(&db.pool, "notes", last).await;
@@ -403,7 +403,7 @@ async fn a_batch_that_outlasts_the_lease_keeps_its_claim() {
     // Its backend is at work, so it counts as owned, and a rival is told so instead of having to wait.
     row_with(&db.pool, "an owner at work", |row| row.owned).await;
     let rival =
-        Trackers::new(SCHEMA).claim(&db.pool, &notes_key(), &Owner::draw(), Duration::from_secs(5)).await;
+        Trackers::new(SCHEMA).claim(&db.pool, &notes_key(), &Owner::generate(), Duration::from_secs(5)).await;
     assert_eq!(rival.unwrap(), None);
     gate.open().await;
     reaches(&db.pool, "notes", last).await;

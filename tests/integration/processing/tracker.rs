@@ -70,7 +70,7 @@ fn entry(operator: &str, action: &str, from: i64, to: i64) -> (String, String, i
 #[tokio::test]
 async fn a_running_lease_keeps_other_owners_out_until_it_ends() {
     let fixture = Fixture::new().await;
-    let (one, other) = (Owner::draw(), Owner::draw());
+    let (one, other) = (Owner::generate(), Owner::generate());
     let first = fixture.claim(&one).await.unwrap();
     assert_eq!(fixture.claim(&other).await, None);
     fixture.run("update espd.trackers set lease_until = clock_timestamp() - interval '1 ms'").await;
@@ -83,7 +83,7 @@ async fn a_running_lease_keeps_other_owners_out_until_it_ends() {
 #[tokio::test]
 async fn the_same_owner_claims_at_once_and_every_claim_raises_the_epoch() {
     let fixture = Fixture::new().await;
-    let owner = Owner::draw();
+    let owner = Owner::generate();
     let mut epochs = Vec::new();
     for _ in 0..3 {
         epochs.push(fixture.claim(&owner).await.unwrap().epoch);
@@ -95,7 +95,7 @@ async fn the_same_owner_claims_at_once_and_every_claim_raises_the_epoch() {
 async fn of_owners_that_claim_at_the_same_time_one_wins() {
     let fixture = Fixture::new().await;
     for round in 1..=5 {
-        let owners: Vec<Owner> = (0..8).map(|_| Owner::draw()).collect();
+        let owners: Vec<Owner> = (0..8).map(|_| Owner::generate()).collect();
         let claims = futures_util::future::join_all(owners.iter().map(|owner| fixture.claim(owner))).await;
         assert_eq!(claims.iter().flatten().map(|claim| claim.epoch).collect::<Vec<_>>(), [round]);
         fixture.run("update espd.trackers set lease_until = null").await;
@@ -106,7 +106,7 @@ async fn of_owners_that_claim_at_the_same_time_one_wins() {
 async fn an_outdated_claim_renews_records_and_releases_nothing() {
     let fixture = Fixture::new().await;
     let Fixture { pool, trackers, .. } = &fixture;
-    let owner = Owner::draw();
+    let owner = Owner::generate();
     let old = fixture.claim(&owner).await.unwrap();
     let new = fixture.claim(&owner).await.unwrap();
     assert!(!fixture.renew(&old).await);
@@ -121,29 +121,29 @@ async fn an_outdated_claim_renews_records_and_releases_nothing() {
 #[tokio::test]
 async fn a_renewal_lets_the_lease_run_on() {
     let fixture = Fixture::new().await;
-    let claim = fixture.claim(&Owner::draw()).await.unwrap();
+    let claim = fixture.claim(&Owner::generate()).await.unwrap();
     fixture.run("update espd.trackers set lease_until = clock_timestamp() - interval '1 ms'").await;
     assert!(!fixture.row().await.owned);
     assert!(fixture.renew(&claim).await);
     assert!(fixture.row().await.owned);
-    assert_eq!(fixture.claim(&Owner::draw()).await, None);
+    assert_eq!(fixture.claim(&Owner::generate()).await, None);
 }
 
 #[tokio::test]
 async fn a_release_lets_another_owner_claim_at_once() {
     let fixture = Fixture::new().await;
-    let claim = fixture.claim(&Owner::draw()).await.unwrap();
+    let claim = fixture.claim(&Owner::generate()).await.unwrap();
     fixture.trackers.release(&fixture.pool, &claim, CHANNEL).await.unwrap();
     let row = fixture.row().await;
     assert_eq!((row.owned, row.owner_label), (false, None));
-    assert_eq!(fixture.claim(&Owner::draw()).await.unwrap().epoch, 2);
+    assert_eq!(fixture.claim(&Owner::generate()).await.unwrap().epoch, 2);
 }
 
 #[tokio::test]
 async fn a_failure_is_recorded_for_the_next_owner() {
     let fixture = Fixture::new().await;
     let Fixture { pool, trackers, .. } = &fixture;
-    let owner = Owner::draw();
+    let owner = Owner::generate();
     let claim = fixture.claim(&owner).await.unwrap();
     let event = FailedEvent {
         id: 7.into(),
@@ -199,7 +199,7 @@ async fn what_operators_do_is_recorded_once_with_who_when_from_and_to() {
 #[tokio::test]
 async fn a_pause_is_told_to_the_owner_and_kept_through_claims() {
     let fixture = Fixture::new().await;
-    let owner = Owner::draw();
+    let owner = Owner::generate();
     let claim = fixture.claim(&owner).await.unwrap();
     let mut connection = fixture.pool.acquire().await.unwrap();
     fixture.trackers.pause(&mut connection, &fixture.key, "alice@here").await.unwrap();
@@ -214,7 +214,7 @@ async fn a_pause_is_told_to_the_owner_and_kept_through_claims() {
 async fn a_reset_ends_every_claim_and_forgets_the_failure() {
     let fixture = Fixture::new().await;
     let Fixture { pool, trackers, .. } = &fixture;
-    let claim = fixture.claim(&Owner::draw()).await.unwrap();
+    let claim = fixture.claim(&Owner::generate()).await.unwrap();
     trackers.record_failure(pool, &claim, 2, &Failure::of_processor("no"), None).await.unwrap();
     assert!(fixture.row().await.failed_at.is_some());
     let mut connection = pool.acquire().await.unwrap();
@@ -223,7 +223,7 @@ async fn a_reset_ends_every_claim_and_forgets_the_failure() {
     assert!(!fixture.renew(&claim).await);
     let row = fixture.row().await;
     assert_eq!((row.attempts, row.last_error.is_none(), row.failed_at), (0, true, None));
-    assert!(fixture.claim(&Owner::draw()).await.is_some());
+    assert!(fixture.claim(&Owner::generate()).await.is_some());
 }
 
 #[tokio::test]
@@ -256,7 +256,7 @@ async fn a_raised_version_finds_the_tracker_of_the_one_before_and_moves_it_only_
     let fixture = Fixture::new().await;
     let Fixture { pool, trackers, key } = &fixture;
     let raised = ProcessorKey { version: 2, ..key.clone() };
-    let owner = Owner::draw();
+    let owner = Owner::generate();
     let claim = async || trackers.claim(pool, &raised, &owner, LEASE).await.unwrap().unwrap();
 
     fixture.run("insert into espd.declarations values ('p', 1, 'as it was made')").await;
@@ -296,7 +296,7 @@ async fn of_several_trackers_a_claim_takes_that_of_its_own_version() {
     fixture.run("insert into espd.declarations values ('p', 1, 'one'), ('p', 2, 'two')").await;
     for (version, position, fingerprint) in [(1, 0, "one"), (2, 40, "two")] {
         let wanted = ProcessorKey { version, ..key.clone() };
-        let claim = trackers.claim(pool, &wanted, &Owner::draw(), LEASE).await.unwrap().unwrap();
+        let claim = trackers.claim(pool, &wanted, &Owner::generate(), LEASE).await.unwrap().unwrap();
         assert_eq!((&claim.key, claim.position), (&wanted, position.into()));
         assert_eq!(claim.declaration.as_deref(), Some(fingerprint));
     }

@@ -214,7 +214,7 @@ async fn a_worker_ends_soon_after_its_lifeline_closes_whatever_it_does() {
     let url = config.event_store.url.as_ref().unwrap();
     let settings = worker_settings(&config, &[&config.processors[0]], url);
     let mut worker = installation.start(&["worker", "--supervised", "notes"]);
-    worker.tell(&serde_json::to_string(&Assignment { owner: Owner::draw(), settings }).unwrap());
+    worker.tell(&serde_json::to_string(&Assignment { owner: Owner::generate(), settings }).unwrap());
     gate.visitor().await;
     worker.hang_up();
     assert_eq!(worker.ended().await.code(), Some(130));

@@ -114,7 +114,7 @@ pub async fn claim_processor(connection: &mut PgConnection, projector: &dyn Proc
     let (trackers, key) = (Trackers::new(SCHEMA), ProcessorKey::new(projector.name(), projector.version()));
     let position = projector.starting_position(connection).await.unwrap();
     trackers.register(&mut *connection, &key, projector.kind(), position).await.unwrap();
-    trackers.claim(connection, &key, &Owner::draw(), Duration::ZERO).await.unwrap().unwrap()
+    trackers.claim(connection, &key, &Owner::generate(), Duration::ZERO).await.unwrap().unwrap()
 }
 
 /// Inserts events as a stranger would, each with a body `{"n": …}`, and returns their ids.

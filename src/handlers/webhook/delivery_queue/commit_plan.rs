@@ -4,7 +4,7 @@ use super::{Completion, DeliveryQueue, QueuedEvent};
 use crate::event::{Event, Position};
 use crate::handlers::batch::EventEffects;
 use crate::processing::dead_letters::NewDeadLetter;
-use crate::processing::processor::PutOff;
+use crate::processing::processor::PendingRetry;
 
 /// What the next commit records.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct CommitPlan {
     /// Those of them that wait behind a dead letter.
     pub(crate) waiting: Vec<Event>,
     /// The events that have failed since the last commit and are tried again.
-    pub(crate) put_off: Vec<(Position, PutOff)>,
+    pub(crate) put_off: Vec<(Position, PendingRetry)>,
 }
 
 impl CommitPlan {
@@ -61,19 +61,19 @@ impl DeliveryQueue {
     }
 
     /// The postponed event that is due next, or the one over which the reactor stops.
-    pub(crate) fn next_put_off(&self) -> Option<PutOff> {
+    pub(crate) fn next_put_off(&self) -> Option<PendingRetry> {
         let Some(id) = self.stopped_over else {
             return self.schedule.next_due().and_then(|(_, id)| self.put_off_of(id));
         };
         let put_off = self.put_off_of(id)?;
         // The reactor stops when everything under way has ended.
-        Some(if self.schedule.under_way() == 0 { PutOff { until: None, ..put_off } } else { put_off })
+        Some(if self.schedule.under_way() == 0 { PendingRetry { until: None, ..put_off } } else { put_off })
     }
 
-    fn put_off_of(&self, id: Position) -> Option<PutOff> {
+    fn put_off_of(&self, id: Position) -> Option<PendingRetry> {
         let until = self.schedule.postponed_until(id)?;
         let QueuedEvent { failure, attempts, .. } = self.schedule.get(id)?;
-        Some(PutOff { failure: failure.clone()?, attempts: *attempts, until: Some(until) })
+        Some(PendingRetry { failure: failure.clone()?, attempts: *attempts, until: Some(until) })
     }
 
     /// Records that the tracker is about to be moved to `position`.

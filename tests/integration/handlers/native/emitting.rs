@@ -99,7 +99,7 @@ async fn what_is_emitted_is_what_sql_would_emit() {
     }
     let emit = "perform espd.emit('Answered', event.aggregate_id, jsonb_build_object('to', event.body->'n'))";
     let declared = crate::support::projectors::declare("answering", &[], &[(&["A"], emit)]);
-    let reaction = espd::processing::declaration::Reaction {
+    let reaction = espd::processing::declaration::ReactorDeclaration {
         emits: vec!["Answered".into()],
         start: Start::Beginning,
         ..Default::default()

@@ -2,7 +2,7 @@
 
 use espd::handlers::check;
 use espd::handlers::sql::Events;
-use espd::processing::declaration::{ProcessorDeclaration, Reaction, Start};
+use espd::processing::declaration::{ProcessorDeclaration, ReactorDeclaration, Start};
 use espd::processing::failure::Failure;
 use espd::processing::processor::Outcome;
 use espd::processing::tracker::ReplayEffects;
@@ -21,7 +21,7 @@ const ANSWER: &str =
 
 /// A reactor that answers every `Asked`.
 fn answering(sql: &str, start: Start) -> ProcessorDeclaration {
-    let reaction = Some(Reaction { emits: vec!["Answered".into()], start, ..Default::default() });
+    let reaction = Some(ReactorDeclaration { emits: vec!["Answered".into()], start, ..Default::default() });
     let tables = [("answers", "place serial primary key, event_id bigint")];
     let note = "insert into answers (event_id) values (event.id)";
     let handlers: [(&[&str], &str); 2] = [(&["Asked"], sql), (&["Asked"], note)];
@@ -208,8 +208,11 @@ async fn a_reactor_begins_where_it_is_told() {
 #[tokio::test]
 async fn reactors_that_answer_themselves_for_ever_are_stopped() {
     let db = support::database().await;
-    let reaction =
-        Some(Reaction { emits: vec!["Asked".into()], start: Start::Beginning, ..Default::default() });
+    let reaction = Some(ReactorDeclaration {
+        emits: vec!["Asked".into()],
+        start: Start::Beginning,
+        ..Default::default()
+    });
     let sql = "perform espd.emit('Asked', event.aggregate_id, '{}')";
     let declaration = ProcessorDeclaration { reaction, ..declare("echo", &[], &[(&["Asked"], sql)]) };
     let mut running = Running::start(&db.pool, declaration).await.unwrap();

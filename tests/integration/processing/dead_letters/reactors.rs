@@ -1,6 +1,6 @@
 //! Dead letters of reactors: whether what an event leads to is done once, after resets and retries.
 
-use espd::processing::declaration::{ProcessorDeclaration, Reaction, Start};
+use espd::processing::declaration::{ProcessorDeclaration, ReactorDeclaration, Start};
 use espd::retry::OnFailure;
 use sqlx::PgPool;
 
@@ -13,8 +13,11 @@ use crate::support::program::Installation;
 /// A reactor that answers each event whose `n` is not 0, and notes it.
 fn answering() -> ProcessorDeclaration {
     let handler = format!("{DIVIDE}\nperform espd.emit('Answered', gen_random_uuid(), event.body);");
-    let reaction =
-        Some(Reaction { emits: vec!["Answered".into()], start: Start::Beginning, ..Default::default() });
+    let reaction = Some(ReactorDeclaration {
+        emits: vec!["Answered".into()],
+        start: Start::Beginning,
+        ..Default::default()
+    });
     ProcessorDeclaration { reaction, ..notes(&handler) }
 }
 

@@ -129,7 +129,7 @@ async fn a_long_retry_keeps_its_claim_and_lets_other_events_pass() {
     let handler = format!("{DIVIDE} if event.body->>'n' = '1' then perform pg_sleep(0.02); end if;");
     let life = Life::begin(&db, notes(&handler), settings.clone());
     reaches(&db.pool, "notes", 300).await;
-    let standby = Life::begin(&db, notes(&handler), RunnerContext { owner: Owner::draw(), ..settings });
+    let standby = Life::begin(&db, notes(&handler), RunnerContext { owner: Owner::generate(), ..settings });
     let before = row(&db.pool).await.unwrap();
     assert_eq!(before.dead_letters, 300);
     sqlx::query("update espd.events set body = '{\"n\": 1}'").execute(&db.pool).await.unwrap();
