@@ -1,8 +1,8 @@
 //! The configuration as a JSON Schema, for editors: keys from the table of keys, descriptions from
 //! the commented example.
 //!
-//! A schema cannot say everything that the reader checks (ranges, names used twice, SQL), and does not try to:
-//! what it refuses, the reader refuses.
+//! Whatever the schema refuses, the reader refuses. The reader refuses more: values out of range, names used twice, SQL
+//! that is blank.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::EXAMPLE;
 use super::keys;
 use super::reader::key::{Keys, Kind};
 
-/// What stands in a string where its value comes from a variable.
+/// Matches a string whose value comes from a variable.
 const VARIABLE: &str = r"\$\{";
 
 /// The schema, draft 2020-12.

@@ -40,7 +40,7 @@ pub(super) fn load(path: &Path, variable: LookUp<'_>) -> Result<Config, InvalidC
     reader.diagnostics.into_result(config, &files)
 }
 
-/// What is shared by all files.
+/// What the reading of all files shares.
 struct Reader<'r> {
     diagnostics: Diagnostics,
     names: UniqueNames,

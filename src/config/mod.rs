@@ -36,7 +36,7 @@ use crate::supervision::hooks::HookSettings;
 /// The commented example of every key: the very file `config/espd.example.toml`.
 pub const EXAMPLE: &str = include_str!("../../config/espd.example.toml");
 
-/// The environment variable that names the database where there is no file.
+/// The environment variable that names the database if there is no file.
 const DATABASE_URL: &str = "DATABASE_URL";
 
 /// Reads a duration as the configuration has it, for command lines: `"30s"`.
@@ -62,7 +62,7 @@ pub struct Config {
     pub projections: ProjectionsSettings,
     /// How processors follow the store.
     pub runner: RunnerSection,
-    /// How to retry, for projectors that do not say otherwise.
+    /// How to retry, for processors that do not say otherwise.
     pub retry: RetryPolicy,
     /// What is logged, and how.
     pub log: LogSettings,
@@ -72,7 +72,7 @@ pub struct Config {
     pub hooks: HookSettings,
     /// How old events are read as new ones, in the order of the file.
     pub upcasts: Vec<Upcast>,
-    /// The projectors: those of the main file, then those of the included files in their order.
+    /// The processors: those of the main file, then those of the included files in their order.
     pub processors: Vec<ProcessorDeclaration>,
 }
 
@@ -93,8 +93,8 @@ impl Config {
         load::load(path, variable)
     }
 
-    /// With the database that `DATABASE_URL` names, where the files name none: for a tool that looks into the private
-    /// PostgreSQL of a daemon.
+    /// Uses the database that `DATABASE_URL` names if the files name none. Tools need it to reach the private PostgreSQL of
+    /// a daemon.
     #[must_use]
     pub fn or_database_of_environment(mut self) -> Self {
         if self.event_store.url.is_none() {
@@ -131,7 +131,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The workers, by name, each with the processors that live in it; both in the order of the files.
+    /// The workers by name, each with its processors; both in the order of the files.
     pub fn workers(&self) -> Vec<(String, Vec<&ProcessorDeclaration>)> {
         let mut workers: Vec<(String, Vec<_>)> = Vec::new();
         for projector in &self.processors {
@@ -144,12 +144,12 @@ impl Config {
         workers
     }
 
-    /// The way to the events' database for those who prepare statements or listen: past a pooler, if there is one.
+    /// The URL of the events' database past a pooler, if there is one: for prepared statements and for `listen`.
     pub fn direct_event_store_url(&self) -> Option<&DatabaseUrl> {
         self.event_store.direct_url.as_ref().or(self.event_store.url.as_ref())
     }
 
-    /// The same for the database of the projections; `None`: it is the one of the events.
+    /// The URL of the projections' database past a pooler, if there is one; `None`: it is the one of the events.
     pub fn direct_projections_url(&self) -> Option<&DatabaseUrl> {
         let url = self.projections.url.as_ref().filter(|url| Some(*url) != self.event_store.url.as_ref())?;
         Some(self.projections.direct_url.as_ref().unwrap_or(url))
@@ -161,7 +161,7 @@ impl Config {
     }
 
     /// The configuration as people may see it: in the shape of its file, with the included processors
-    /// and every default filled in, without passwords.
+    /// and every default filled in, without secrets.
     pub fn redacted(&self) -> serde_json::Value {
         redacted::redact(self)
     }

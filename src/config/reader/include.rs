@@ -6,7 +6,7 @@ use glob::{MatchOptions, Pattern, glob_with};
 
 use super::tree::Value;
 
-/// The files that the patterns match: in the order of the patterns, by name within one, none twice, and
+/// The files that the patterns match: in the order of the patterns, by name within one pattern, none twice, and
 /// never the including file itself.
 pub(crate) fn expand(patterns: &Value<'_>, including: &Path) -> Vec<PathBuf> {
     let advice = "write a list of files or patterns: include = [\"processors/*.toml\"]";
@@ -41,7 +41,7 @@ fn find_files(value: &Value<'_>, including: &Path) -> Vec<PathBuf> {
     }
     let absolute = Path::new(&pattern).is_absolute();
     let base = if absolute { String::new() } else { Pattern::escape(&folder.join("").to_string_lossy()) };
-    // A file that an editor keeps for itself begins with a dot.
+    // Editors give their temporary files names that begin with a dot.
     let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
     match glob_with(&format!("{base}{pattern}"), options) {
         Ok(paths) => paths.filter_map(Result::ok).filter(|path| !path.is_dir()).collect(),
@@ -56,7 +56,7 @@ fn has_wildcard(pattern: &str) -> bool {
     pattern.contains(['*', '?', '['])
 }
 
-/// Equal for two paths to the same file.
+/// A path that is equal for two paths to the same file.
 fn identity(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }

@@ -1,6 +1,6 @@
-//! `${VARIABLE}`, `${VARIABLE:-default}` and `${file:/path}` in string values.
+//! Replaces `${VARIABLE}`, `${VARIABLE:-default}` and `${file:/path}` in string values.
 //!
-//! Done after parsing, so nothing that a variable holds can change the structure of the file.
+//! Variables are replaced after parsing, so nothing that a variable holds can change the structure of the file.
 //! `$${` stands for `${`.
 
 use std::fs;
@@ -18,13 +18,13 @@ pub(crate) struct Environment<'e> {
 /// What cannot be replaced, and why.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Unresolved {
-    /// The bytes of the text that it concerns.
+    /// The bytes of the `${…}` in the text.
     pub(crate) span: Range<usize>,
     pub(crate) message: String,
     pub(crate) advice: String,
 }
 
-/// Whether a text asks for anything to be replaced.
+/// Whether a text contains anything to replace.
 pub(crate) fn is_interpolated(text: &str) -> bool {
     text.contains("${")
 }
@@ -32,7 +32,7 @@ pub(crate) fn is_interpolated(text: &str) -> bool {
 /// Replaces every `${…}` of a text, or says what is wrong with each that cannot be replaced.
 pub(crate) fn interpolate(text: &str, environment: &Environment<'_>) -> Result<String, Vec<Unresolved>> {
     let mut resolved = String::new();
-    let mut faults = Vec::new();
+    let mut unresolved = Vec::new();
     let mut position = 0;
     while let Some(found) = text[position..].find("${") {
         let start = position + found;
@@ -46,12 +46,12 @@ pub(crate) fn interpolate(text: &str, environment: &Environment<'_>) -> Result<S
         let end = text[start..].find('}').map_or(text.len(), |length| start + length + 1);
         match replace(&text[start..end], environment) {
             Ok(value) => resolved.push_str(&value),
-            Err((message, advice)) => faults.push(Unresolved { span: start..end, message, advice }),
+            Err((message, advice)) => unresolved.push(Unresolved { span: start..end, message, advice }),
         }
         position = end;
     }
     resolved.push_str(&text[position..]);
-    if faults.is_empty() { Ok(resolved) } else { Err(faults) }
+    if unresolved.is_empty() { Ok(resolved) } else { Err(unresolved) }
 }
 
 /// The value of one `${…}`, or message and advice.
@@ -74,7 +74,7 @@ fn replace(expression: &str, environment: &Environment<'_>) -> Result<String, (S
     if !is_variable_name(name) {
         let advice =
             "write `${NAME}`, `${NAME:-default}` or `${file:/path}`; `$${` stands for a literal `${`";
-        return Err((format!("`{expression}` is none of the known forms"), advice.into()));
+        return Err((format!("`{expression}` is not one of the known forms"), advice.into()));
     }
     match ((environment.variable)(name).filter(|value| !value.is_empty()), default) {
         (Some(value), _) => Ok(value),

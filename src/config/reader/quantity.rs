@@ -1,4 +1,4 @@
-//! Durations and sizes as words: `"30s"`, `"16MiB"`.
+//! Reads and writes durations and sizes as words: `"30s"`, `"16MiB"`.
 
 use std::time::Duration;
 

@@ -9,9 +9,9 @@ use crate::diagnostic::{Diagnostic, Excerpt, hide_passwords};
 /// A file of the configuration.
 #[derive(Debug)]
 pub(crate) struct SourceFile {
-    /// As named by the user, or as found by a pattern of the user.
+    /// The path as named by the user, or as found by a pattern of the user.
     pub(crate) name: String,
-    /// All of it.
+    /// The whole content.
     pub(crate) text: String,
 }
 
@@ -53,7 +53,7 @@ impl SourceFile {
         let place = self.place(span.start);
         let start = self.line_start(span.start);
         let end = self.text[start..].find('\n').map_or(self.text.len(), |length| start + length);
-        // A message may quote what was written; advice never does.
+        // A message may quote the file; advice never does.
         let message = hide_passwords(message);
         let excerpt = Excerpt::new(&self.text, start..end, span, secret);
         Diagnostic::at(&self.name, place, message).with_excerpt(excerpt)
@@ -64,7 +64,7 @@ impl SourceFile {
         let byte = self.text.floor_char_boundary(byte);
         let start = self.line_start(byte);
         let line = self.text[..start].matches('\n').count() + 1;
-        // A byte order mark takes part in no column.
+        // A byte order mark does not count as a column.
         let column = self.text[start..byte].chars().filter(|c| *c != '\u{feff}').count() + 1;
         (line, column)
     }

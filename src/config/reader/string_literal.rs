@@ -1,6 +1,6 @@
-//! Where each character of a TOML string is written.
+//! Finds where each character of a TOML string is written.
 //!
-//! The parser hands out the value of a string and the range of the literal. This reads the literal
+//! The parser returns the value of a string and the range of the literal. This file reads the literal
 //! again, so that an error inside a piece of SQL can be shown at its line and column, whatever quotes,
 //! escapes and line breaks the author used.
 
@@ -9,7 +9,7 @@ use crate::processing::declaration::SourceText;
 
 /// Reads a string literal, quotes included, that begins at `line` and `column` of `file`.
 ///
-/// `value` is what the parser made of it. Should the two disagree, the parser is right and every
+/// `value` is what the parser made of it. If the two disagree, the parser is right and every
 /// character is placed as if the value had been written without quotes.
 pub(crate) fn locate_characters(
     literal: &str,
@@ -25,14 +25,14 @@ pub(crate) fn locate_characters(
     }
 }
 
-/// The literal's characters, or `None` where it is not a complete string literal.
+/// The literal's characters, or `None` if it is not a complete string literal.
 fn scan(literal: &str, file: &str, line: usize, column: usize) -> Option<SourceText> {
     let quotes = ["\"\"\"", "'''", "\"", "'"].into_iter().find(|quotes| literal.starts_with(quotes))?;
     let content = literal.strip_prefix(quotes)?.strip_suffix(quotes)?;
     let mut scanner =
         Scanner { rest: content, line, column: column + quotes.len(), built: Builder::default() };
     if quotes.len() == 3 {
-        // A line break right behind the opening quotes is not part of the value.
+        // A line break right after the opening quotes is not part of the value.
         scanner.skip_newline();
     }
     if quotes.starts_with('"') {
@@ -43,7 +43,7 @@ fn scan(literal: &str, file: &str, line: usize, column: usize) -> Option<SourceT
     Some(scanner.built.finish(file, scanner.line, scanner.column))
 }
 
-/// A place in the literal, moving on.
+/// Reads the literal from its beginning to its end.
 struct Scanner<'l> {
     rest: &'l str,
     line: usize,
@@ -52,7 +52,7 @@ struct Scanner<'l> {
 }
 
 impl Scanner<'_> {
-    /// Everything stands for itself.
+    /// Reads a literal in which every character stands for itself.
     fn read_plain(&mut self) {
         while let Some(character) = self.rest.chars().next() {
             self.built.push(character, self.line, self.column);
@@ -60,7 +60,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// A backslash begins an escape; everything else stands for itself.
+    /// Reads a literal in which a backslash begins an escape and every other character stands for itself.
     fn read_escaped(&mut self) -> Option<()> {
         while let Some(character) = self.rest.chars().next() {
             let (line, column) = (self.line, self.column);
@@ -74,7 +74,7 @@ impl Scanner<'_> {
         Some(())
     }
 
-    /// What follows a backslash: a character, or `Some(None)` for a continued line.
+    /// Reads what follows a backslash: a character, or `Some(None)` for a continued line.
     fn read_escape(&mut self) -> Option<Option<char>> {
         let letter = self.rest.chars().next()?;
         if letter.is_ascii_whitespace() {
@@ -98,7 +98,7 @@ impl Scanner<'_> {
         Some(Some(character))
     }
 
-    /// A character given by hexadecimal digits.
+    /// Reads a character given by hexadecimal digits.
     fn read_code(&mut self, digits: usize) -> Option<char> {
         let code = self.rest.get(..digits)?;
         self.rest = &self.rest[digits..];

@@ -1,11 +1,11 @@
-//! What is wrong with a file that is not TOML.
+//! Reports what is wrong with a file that is not TOML.
 
 use toml::de::{DeTable, DeValue, Error};
 
 use super::diagnostics::Diagnostics;
 use super::source_file::SourceFile;
 
-/// Notes all syntax errors of a file and returns their lines.
+/// Reports all syntax errors of a file and returns their lines.
 pub(crate) fn report_syntax_errors(
     file: &SourceFile,
     errors: &[Error],
@@ -21,7 +21,7 @@ pub(crate) fn report_syntax_errors(
             None => (span, "write TOML: `key = value`, strings in quotes, [section] on a line of its own"),
         };
         let (line, _) = file.place(span.start);
-        // One slip often makes several errors on its line; the first says it.
+        // One mistake often makes several errors on its line; the first one is enough.
         if !lines.contains(&line) {
             lines.push(line);
             let diagnostic = file.diagnose(span, None, &format!("not TOML: {}", error.message()));
@@ -31,7 +31,7 @@ pub(crate) fn report_syntax_errors(
     lines
 }
 
-/// Where a string begins that the parser gave up on at `end`.
+/// The beginning of a string whose end the parser missed at `end`.
 ///
 /// The parser reports it at the end of the file; the author needs its beginning.
 fn unclosed_string(tree: &DeTable<'_>, end: usize) -> Option<usize> {

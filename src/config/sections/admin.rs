@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::config::reader::tree::{Section, Value};
 
-/// Where the endpoint listens if the section does not say.
+/// Where the endpoint listens by default.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4680);
 
 /// What precedes the path of a Unix socket.
@@ -24,7 +24,7 @@ pub struct AdminSettings {
     pub read_token: Option<Token>,
     /// Lets its bearer read and change. Without it, no client changes anything through the endpoint.
     pub operator_token: Option<Token>,
-    /// Names that clients may address the endpoint by, besides its own address and those of loopback.
+    /// Host names that clients may use for the endpoint, besides its own address and those of loopback.
     pub allowed_hosts: Vec<String>,
 }
 
@@ -70,7 +70,7 @@ impl fmt::Display for Listen {
     }
 }
 
-/// A secret that its bearer shows. Neither `Debug` nor anything else shows it.
+/// A secret that a client sends to prove what it may do. Neither `Debug` nor `config show` shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 

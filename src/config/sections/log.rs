@@ -24,7 +24,7 @@ fn read_filter(value: &Value<'_>) -> Option<String> {
         value.location.report(format!("{} is not a log filter", value.as_written()), advice);
         return None;
     }
-    // The filter takes any lone word for a target, a misspelt level too.
+    // The filter takes any single word for a target, also a misspelt level.
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     let misspelt = |part: &str| !part.contains(['=', '[', ':']) && !is_level(part);
     if filter.split(',').map(str::trim).any(misspelt) {

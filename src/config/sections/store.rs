@@ -11,7 +11,7 @@ use crate::store::layout::{EventSourceryNames, LayoutSettings};
 pub struct EventStoreSettings {
     /// The database; `None`: espd runs a private PostgreSQL.
     pub url: Option<DatabaseUrl>,
-    /// The same database past a transaction pooler that `url` leads through: for listening and looking.
+    /// The same database past a transaction pooler that `url` leads through: for listening to notifications and for reading the store's state.
     pub direct_url: Option<DatabaseUrl>,
     /// The shape of the event table, with its names where they are not espd's.
     pub layout: LayoutSettings,
@@ -61,7 +61,7 @@ impl EventStoreSettings {
     }
 }
 
-/// The names of `[event_store.event_sourcery]` count with that layout only.
+/// The names in `[event_store.event_sourcery]` are used with that layout only.
 fn read_layout(section: &Section<'_>) -> LayoutSettings {
     let names = section.section("event_sourcery");
     let names = names.map_or_else(EventSourceryNames::default, |names| read_event_sourcery(&names));

@@ -196,7 +196,7 @@ fn each_rule_is_kept() {
         // Variables.
         ("[log]\nlevel = '${NONE}'", 2, 10, "the environment variable NONE is not set, or empty"),
         ("[log]\nlevel = '${NONE'", 2, 10, "`${` without its `}`"),
-        ("[log]\nlevel = '${N ONE}'", 2, 10, "`${N ONE}` is none of the known forms"),
+        ("[log]\nlevel = '${N ONE}'", 2, 10, "`${N ONE}` is not one of the known forms"),
         ("[log]\nlevel = '${file:/nowhere}'", 2, 10, "cannot read /nowhere: "),
         // Projectors.
         (&projector("version = 2147483648"), 3, 11, "`2147483648` is not allowed for `version`"),

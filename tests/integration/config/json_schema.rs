@@ -3,7 +3,7 @@
 use espd::config::Config;
 use serde_json::Value;
 
-use super::repository;
+use super::{load, repository};
 
 /// Whether the value is as the schema says: as much of JSON Schema as ours uses, patterns left out.
 fn admits(schema: &Value, value: &Value) -> bool {
@@ -85,6 +85,28 @@ fn what_the_schema_refuses_is_wrong() {
         ["[runner]\nbatch_size = '${SIZE}'", "[projector]\nname = 'a'\non = { events = ['A'], sql = 'null' }"]
     {
         assert!(admits(&schema, &toml(right)), "{right}");
+    }
+}
+
+#[test]
+fn every_word_that_the_schema_offers_is_read() {
+    for (section, keys) in [("event_store", 1), ("retry", 2), ("log", 1)] {
+        let properties = Config::json_schema()["properties"][section]["properties"].clone();
+        let offers = |property: &Value| property["anyOf"][0]["enum"].as_array().cloned();
+        let choices: Vec<(String, Vec<Value>)> = properties
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter_map(|(key, property)| Some((key.clone(), offers(property)?)))
+            .collect();
+        assert_eq!(choices.len(), keys, "{section}");
+        for (key, words) in choices {
+            for word in words {
+                let further = if section == "retry" { "max_attempts = 3" } else { "" };
+                let shown = load(&format!("[{section}]\n{key} = {word}\n{further}\n")).unwrap().redacted();
+                assert_eq!(shown[section][&key], word);
+            }
+        }
     }
 }
 

@@ -119,6 +119,7 @@ fn a_secret_is_never_shown() {
         "headers = { a = 's3cretä' }",
         "headers = { a = 'Bearer s3cret ${NONE}' }",
         "headers = ['s3cret']",
+        "headers = { Host = 's3cret' }",
     ] {
         let faults = Folder::new(&[("espd.toml", &text("", wrong))]).load().unwrap_err();
         let shown = format!("{faults} {faults:?}");
