@@ -15,8 +15,8 @@ use crate::event::{Appended, Event, NewEvent, Position, Version};
 
 /// An event store in memory, for tests and examples. Clones are the same store.
 ///
-/// It behaves as [`super::PostgresEventStore`] does: it keeps JSON as jsonb would, takes uuids for
-/// identities, and judges expected versions in the same way. Ids have no holes.
+/// It behaves as [`super::PostgresEventStore`] does: it keeps JSON as jsonb would, takes events with the same uuid for
+/// the same event, and checks expected versions in the same way. Its ids have no holes.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryEventStore(Arc<Mutex<Events>>);
 
@@ -109,10 +109,10 @@ fn stream<'a>(events: Vec<Event>) -> BoxStream<'a, Result<Event, ReadError>> {
     stream::iter(events).map(Ok).boxed()
 }
 
-/// The events and what finds them.
+/// The events, and indexes on them.
 #[derive(Debug, Default)]
 struct Events {
-    /// In the order of ids, which are 1, 2, 3 … and so in that of versions too.
+    /// In the order of ids, which are 1, 2, 3 …, and therefore in the order of versions too.
     by_id: Vec<Event>,
     ids: HashMap<Uuid, Position>,
     heads: HashMap<Uuid, Version>,
@@ -132,7 +132,7 @@ impl Events {
             .collect())
     }
 
-    /// Where the events are stored already; `None` if none of them is.
+    /// The places of the events if they are stored already; `None` if none of them is.
     fn find_appended(&self, events: &[NewEvent]) -> Result<Option<Vec<Appended>>, AppendError> {
         let stored: Vec<&Event> = events
             .iter()
@@ -192,7 +192,7 @@ impl Events {
 
 type Json = Box<RawValue>;
 
-/// Body and metadata of each event as they are kept.
+/// Body and metadata of each event as the store keeps them.
 fn normalize(events: &[NewEvent]) -> Result<Vec<(Json, Json)>, AppendError> {
     let json = |index, raw: &RawValue| {
         let invalid = |reason: String| AppendError::Invalid { index: Some(index), reason };

@@ -1,7 +1,18 @@
-//! The event store: append with an expected version, read on after a position.
+//! The event store: append with an expected version, read on after a position, follow to the settled horizon.
 //!
-//! [`PostgresEventStore`] is the real one; [`MemoryEventStore`] is its twin for tests and examples.
-//! Both pass [`conformance`], which is public so that any other implementation can be held to it.
+//! Applications use [`EventStore`], the trait, with one of two implementations: [`PostgresEventStore`], and
+//! [`MemoryEventStore`], its twin for tests and examples. Both pass [`conformance`], which is public so that any other
+//! implementation can be held to it.
+//!
+//! The parts, in the order in which an event passes them:
+//!
+//! - [`layout`] describes a store in PostgreSQL: where its events are, what orders them, who may append. [`upcast`]s are
+//!   laid over its source, so that old events are read as new ones.
+//! - An append checks what is cheap to check (`validity`), is stored in one transaction (`postgres/append`), and then
+//!   notifies those who follow the store (`notifier`).
+//! - [`preconditions`] are what a store must meet before it may be followed.
+//! - [`horizon`] says up to which id no event can appear any more. [`watcher`] observes it, once per process, and
+//!   [`subscription`] hands it to a runner, which reads up to it with [`EventStore::read_after`].
 
 pub mod conformance;
 pub mod horizon;
@@ -42,9 +53,9 @@ pub trait EventStore: Send + Sync {
     /// the same events again.
     async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError>;
 
-    /// Up to `limit` events after `position`, by ascending id, of the given types only (`None`: all).
+    /// Reads up to `limit` events after `position`, by ascending id, of the given types only (`None`: all).
     ///
-    /// This reads what is visible now. A processor must not read beyond the settled horizon; it passes
+    /// It reads what is visible now. A processor must not read beyond the settled horizon; it passes
     /// the horizon as `upto`, inclusive.
     async fn read_after(
         &self,
@@ -54,7 +65,7 @@ pub trait EventStore: Send + Sync {
         limit: i64,
     ) -> Result<Vec<Event>, ReadError>;
 
-    /// The events of an aggregate, by version, from and to the given versions, both inclusive.
+    /// Streams the events of an aggregate, by version, from and to the given versions, both inclusive.
     fn read_aggregate(
         &self,
         aggregate_id: Uuid,
@@ -62,7 +73,7 @@ pub trait EventStore: Send + Sync {
         to: Option<Version>,
     ) -> BoxStream<'_, Result<Event, ReadError>>;
 
-    /// The events of an aggregate, by version, to the last one that was created at or before `time`.
+    /// Streams the events of an aggregate, by version, to the last one that was created at or before `time`.
     ///
     /// The result has no holes: where `created_at` goes back and forth, an event that was created
     /// later than `time` comes too if a higher version was not.
@@ -72,9 +83,9 @@ pub trait EventStore: Send + Sync {
         time: DateTime<Utc>,
     ) -> BoxStream<'_, Result<Event, ReadError>>;
 
-    /// The events with `from <= id <= to`, by ascending id, of the given types only (`None`: all).
+    /// Streams the events with `from <= id <= to`, by ascending id, of the given types only (`None`: all).
     ///
-    /// Exact also where no event has the id `to`.
+    /// No event needs to have the id `to`.
     fn read_range(
         &self,
         from: Position,
@@ -84,51 +95,52 @@ pub trait EventStore: Send + Sync {
 
     /// The highest id of the events created at or before `time`; 0 if there is none.
     ///
-    /// There is no index for it: takes the longer, the more events came after `time`.
+    /// No index serves this: it takes the longer, the more events came after `time`.
     async fn position_at(&self, time: DateTime<Utc>) -> Result<Position, ReadError>;
 
     /// The highest id, of the given types only (`None`: all); 0 if there is no such event.
     ///
-    /// There is no index on types: takes the longer, the more events came after the last such one.
+    /// No index serves the types: it takes the longer, the more events came after the last such event.
     async fn latest_id(&self, event_types: Option<&[String]>) -> Result<Position, ReadError>;
 }
 
 /// Why nothing was appended, by what the appender can do about it.
 #[derive(Debug, Error)]
 pub enum AppendError {
-    /// Another writer was faster, or the appender was wrong: load the aggregate again and decide anew.
+    /// The aggregate is at another version: another writer was faster, or the appender was wrong. Load the aggregate
+    /// again and decide anew.
     #[error("aggregate {aggregate_id} is at version {actual}, not at the expected version {expected}")]
     Conflict {
-        /// The first aggregate that is not as expected.
+        /// The first aggregate that is at another version.
         aggregate_id: Uuid,
-        /// What the event expected.
+        /// The version that the event expected.
         expected: Version,
-        /// What it would have found: for a later event of the append, with the earlier ones counted.
+        /// The version that the event would have found, with the earlier events of the append counted.
         actual: Version,
     },
-    /// The uuid belongs to another fact, or to an append that had not the same events: the appender
-    /// reuses uuids, which repeating cannot mend.
+    /// The uuid belongs to another event, or to an append with other events. The appender reuses uuids, which no
+    /// repetition fixes.
     #[error("uuid {uuid} is stored already, with other content or without the rest of the append")]
     UuidReused {
         /// The first such uuid.
         uuid: Uuid,
     },
-    /// The store cannot keep such an event: repeating is useless.
+    /// The store cannot keep such an event. The same append will fail again.
     #[error("{}{reason}", place(*.index))]
     Invalid {
         /// Which event, counted from 0; `None` if it is not about one event, or not known.
         index: Option<usize>,
-        /// What is wrong with it.
+        /// What is wrong with the event.
         reason: String,
     },
-    /// The database said no for another reason, or could not be reached. The same append may be
+    /// The database refused for another reason, or could not be reached. The same append may be
     /// repeated: it stores nothing twice.
     #[error("failed to append events")]
     Database(#[from] sqlx::Error),
 }
 
 impl AppendError {
-    /// The same error of a longer append, in which `count` events come before those that it is about.
+    /// The same error with the index that the event has in a longer append, in which `count` events come before.
     fn counting_from(self, count: usize) -> Self {
         match self {
             Self::Invalid { index: Some(index), reason } => {
@@ -143,12 +155,12 @@ impl AppendError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// The database said no, or could not be reached.
+    /// The database refused, or could not be reached.
     #[error("failed to read events")]
     Database(#[from] sqlx::Error),
 }
 
-/// How a message begins that is about the event at `index`: people count from 1.
+/// The beginning of a message about the event at `index`. People count from 1.
 fn place(index: Option<usize>) -> String {
     index.map_or_else(String::new, |index| format!("event {}: ", index + 1))
 }

@@ -1,4 +1,4 @@
-//! The embedded PostgreSQL server: where it lives, whom it runs as, and that it never outlives its owner.
+//! The embedded PostgreSQL server: its folder, the user that it runs as, and that it never outlives its owner.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -211,7 +211,7 @@ async fn the_kernel_ends_the_server_when_the_janitor_is_dead_as_well() {
     fs::remove_dir_all(&owner.folder).unwrap();
 }
 
-/// A folder for a server, that also another user gets at.
+/// A folder for a server that another user can reach as well.
 struct Home(tempfile::TempDir);
 
 impl Home {
@@ -280,7 +280,7 @@ impl Drop for Owner {
     }
 }
 
-/// Whether the process still does something; one that has ended and that nobody has waited for does not.
+/// Whether the process still does something; one that has ended and is not waited for does not.
 #[cfg(target_os = "linux")]
 fn is_alive(pid: u32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state != "Z")

@@ -9,6 +9,7 @@ use espd::store::layout::{EventSourceryNames, Layout};
 use espd::store::{AppendError, EventStore as _, PostgresEventStore};
 use serde_json::json;
 use serde_json::value::RawValue;
+use sqlx::postgres::PgListener;
 use uuid::Uuid;
 
 use crate::support::facts::{eventually, reaches, within};
@@ -202,6 +203,23 @@ async fn projections_in_another_database_are_kept() {
     .unwrap();
     assert_eq!(copied, (20, 20));
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_frameworks_channel_is_left_to_the_framework() {
+    let framework = Framework::create().await;
+    let installation = Installation::new(&framework.db.url, SETTINGS);
+    installation.declare("copies", COPIES);
+    installation.espctl(&["migrate"]).await.printed();
+    let daemon = installation.start_daemon();
+    installation.espctl(&["wait", "copies"]).await.printed();
+    let mut listener = PgListener::connect_with(&framework.db.pool).await.unwrap();
+    listener.listen("new_event").await.unwrap();
+    installation.espctl(&["pause", "copies"]).await.printed();
+    installation.espctl(&["resume", "copies"]).await.printed();
+    daemon.stop().await;
+    framework.run("notify new_event, 'end'").await;
+    assert_eq!(listener.recv().await.unwrap().payload(), "end");
 }
 
 #[tokio::test]

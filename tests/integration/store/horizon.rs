@@ -18,7 +18,7 @@ use crate::support::{self, SCHEMA};
 /// Ends only in a test that fails: nothing here takes that long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// For observations of which one already knows that they cannot settle.
+/// For observations that cannot settle, as the test knows.
 const NO_PATIENCE: Duration = Duration::ZERO;
 
 const INSERT: &str = "insert into espd.events (aggregate_id, type, version, body)
@@ -151,7 +151,7 @@ async fn follow_the_horizon(url: String, writers_done: watch::Receiver<bool>) ->
     }
 }
 
-/// What one does without a horizon.
+/// Reads as one does without a horizon.
 async fn follow_the_last_id(url: String, writers_done: watch::Receiver<bool>) -> Vec<Position> {
     let mut connection = connect(&url).await;
     let mut delivered = Vec::new();
@@ -478,7 +478,7 @@ async fn ids_that_a_crash_would_forget_are_not_settled_for_positions_elsewhere()
     server.stop().await;
 }
 
-/// A transaction that has written to the log and does not end must not hold anybody back.
+/// A transaction that has written to the log and does not end must not hold any reader back.
 #[tokio::test]
 async fn events_are_settled_for_positions_elsewhere_although_nobody_commits_after_them() {
     let server = store_on_its_own(&[]).await;

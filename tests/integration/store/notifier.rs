@@ -33,7 +33,7 @@ async fn say(pool: &PgPool, payload: &str) {
         .unwrap();
 }
 
-/// Appends `count` events one by one, while somebody looks into the store when hearing a notification and
+/// Appends `count` events one by one, while a reader looks into the store after each notification and
 /// at no other time, until all events are there. Returns how often that was.
 async fn append_until_heard(store: &PostgresEventStore, listener: &mut PgListener, count: usize) -> u128 {
     let before = store.read_after(Position::START, None, None, i64::MAX).await.unwrap().len();

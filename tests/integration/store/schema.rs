@@ -1,4 +1,4 @@
-//! Migrations: applied once, by whoever comes first, and checked.
+//! Migrations: applied once, by the program that comes first, and checked.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -168,7 +168,7 @@ async fn every_file_is_embedded() {
     }
 }
 
-/// As migrations/README.md says: who ran the files with psql has them recorded by migrating.
+/// As migrations/README.md says: files that were run with psql are recorded by migrating.
 #[tokio::test]
 async fn files_that_were_run_by_hand_may_run_again() {
     let (pool, _) = store().await;

@@ -1,4 +1,4 @@
-//! Events that somebody else wrote, in ways that the library would not.
+//! Events of other writers, written in ways that the library would not.
 
 use chrono::{DateTime, Utc};
 use espd::event::ExpectedVersion::{Absent, Any, Exact};

@@ -154,7 +154,7 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
     life.end().await;
 }
 
-/// Whatever the server computes before it sorts and cuts off, nobody is blamed for another event.
+/// Whatever the server computes before it sorts and applies the limit, no event is blamed for another one.
 #[tokio::test]
 async fn an_event_that_no_upcast_can_read_is_the_only_one_that_is_blamed() {
     for plan in ["", "&options=-c%20enable_indexscan%3Doff", "&options=-c%20enable_bitmapscan%3Doff"] {

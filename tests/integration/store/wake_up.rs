@@ -104,7 +104,7 @@ async fn store_server(settings: &[(&str, &str)]) -> (EmbeddedPostgres, String) {
 }
 
 #[tokio::test]
-async fn an_appended_event_is_seen_without_any_bell() {
+async fn an_appended_event_is_seen_without_any_notification() {
     let database = support::database().await;
     let settings = WatcherSettings { listen: false, ..settings() };
     let mut watching = Watching::start_with(database.url.parse().unwrap(), settings);
@@ -114,8 +114,8 @@ async fn an_appended_event_is_seen_without_any_bell() {
     watching.ends().await;
 }
 
-/// The control counter moves for two reasons only, a new connection and a bell, so it tells that bells
-/// are heard. A hundred in a row also ring while the watcher is looking, and between look and wait.
+/// The control counter moves for two reasons only, a new connection and a notification, so it tells that notifications
+/// are received. A hundred in a row also arrive while the watcher is looking, and between look and wait.
 #[tokio::test]
 async fn every_control_bell_is_heard() {
     let database = support::database().await;
@@ -207,8 +207,8 @@ async fn a_restart_of_the_server_is_survived() {
     server.stop().await;
 }
 
-/// A rolled-back id need not reach the log before a crash. The server then draws it again, and whoever
-/// still believed in the horizon of before would move past the new event.
+/// A rolled-back id need not reach the log before a crash. The server then draws it again, and a reader that
+/// still followed the horizon of before would move past the new event.
 #[tokio::test]
 async fn a_crash_that_forgets_ids_takes_the_horizon_back() {
     let lazy = [("wal_writer_delay", "10s"), ("wal_writer_flush_after", "1GB"), ("autovacuum", "off")];
