@@ -1,4 +1,4 @@
-//! What is true of any PostgreSQL: URLs, quoting, rows, errors, deadlines, a lexer, SQL with its place in a file.
+//! What is true of any PostgreSQL: URLs, names, quoting, rows, errors, deadlines, notifications, a lexer, SQL with its place in a file.
 
 pub(crate) mod database_url;
 pub(crate) mod deadline;

@@ -1,8 +1,7 @@
 //! A layout describes an event store: where its events are, what orders them, who may append.
 //!
 //! One file per layout says all that espd knows of it, and each user of a layout asks the field that it means. Every name
-//! that reaches a statement as text passes through here: it is checked once and always quoted, so the statements built
-//! from it are safe to send.
+//! in a layout is checked and quoted when the layout is made, so the statements built from it are safe to send.
 
 mod espd;
 mod event_sourcery;
@@ -10,7 +9,8 @@ mod event_sourcery;
 use serde::{Deserialize, Serialize};
 
 pub use self::event_sourcery::EventSourceryNames;
-use crate::postgres::name::{InvalidName, SchemaName};
+pub use crate::postgres::name::InvalidName;
+use crate::postgres::name::SchemaName;
 use crate::postgres::quote::quote_literal;
 use crate::store::upcast::Upcast;
 

@@ -117,7 +117,7 @@ async fn an_appended_event_is_seen_without_any_notification() {
 /// The control counter moves for two reasons only, a new connection and a notification, so it tells that notifications
 /// are received. A hundred in a row also arrive while the watcher is looking, and between look and wait.
 #[tokio::test]
-async fn every_control_bell_is_heard() {
+async fn every_control_notification_is_received() {
     let database = support::database().await;
     let mut watching = Watching::start(database.url.parse().unwrap());
     watching.hears(1).await;
