@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::parameter::Jsonb;
 use super::refusal;
-use super::statements::sql;
+use super::sql_text::sql;
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::store::AppendError;
 use crate::store::layout::{Append, Layout};
