@@ -109,7 +109,7 @@ impl WorkerTable {
             Err(error) => {
                 self.connection = None;
                 if outage.attempts() == 0 {
-                    warn!(error = describe(&error), "could not write down the workers' states, going on");
+                    warn!(error = describe(&error), "could not record the states of workers, trying again");
                 }
                 sleep(outage.failed(()).max(INTERVAL_MIN)).await;
             }
