@@ -22,8 +22,7 @@ use super::sections::runner::RunnerSection;
 use super::sections::store::{EventStoreSettings, ProjectionsSettings};
 use super::sections::upcast::read_upcast;
 use super::{Config, LookUp};
-use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::processor::ProcessorKind;
+use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::retry::RetryPolicy;
 use crate::store::layout::LayoutSettings;
 

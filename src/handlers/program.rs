@@ -33,7 +33,8 @@ use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
 };
-use crate::processing::tracker::{Claim, Progress};
+use crate::processing::progress::Progress;
+use crate::processing::tracker::Claim;
 use batch_size::BatchSize;
 pub(crate) use check::check;
 use exchange::{BatchOutcome, Exchange};

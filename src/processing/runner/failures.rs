@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::event::Position;
 use crate::processing::failure::Failure;
-use crate::processing::processor::PendingRetry;
+use crate::processing::progress::PendingRetry;
 use crate::processing::runner::decision::Decision;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
