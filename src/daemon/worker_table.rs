@@ -93,7 +93,7 @@ impl WorkerTable {
         self.connection = None;
         if let Err(error) = self.write(&[]).await {
             let error = describe(&error);
-            debug!(error, "this daemon's workers stay written down until they are outdated");
+            debug!(error, "the rows of this daemon's workers stay until they are outdated");
         }
     }
 

@@ -115,7 +115,7 @@ impl Processor for ProgramProcessor {
             let failure = Box::new(Source::of(rest.next).attribute(end_session(session, error).await));
             self.batch_size.record_failure();
             if !rest.is_attributed {
-                warn!(processor = self.base.name(), error = %failure, "the program has broken off a batch");
+                warn!(processor = self.base.name(), error = %failure, "the program has not finished a batch");
             }
             return rest.commit(failure, transaction, &request).await;
         }
