@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_goes_on_with_the_delay_that_was_reached() {
+    fn another_process_continues_with_the_delay_that_was_reached() {
         let mut retry = Retry::new(exact(Strategy::Exponential));
         retry.resume(7, 3);
         assert_eq!((seconds(&mut retry, &[7, 7, 8]), retry.attempts()), (vec![8, 16, 1], 1));

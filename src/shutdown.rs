@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_request_reaches_those_who_ask_later() {
+    async fn a_request_reaches_later_listeners() {
         let (handle, stop) = channel();
         assert!(!stop.is_requested());
         handle.request();

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_of_pg_config_is_believed() {
+    fn the_folder_of_pg_config_is_used() {
         use std::os::unix::fs::PermissionsExt;
         let machine = Machine::empty();
         let there = machine.with_binaries("odd/place");

@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_does_not_answer_is_not_waited_for() {
+    async fn a_database_that_does_not_answer_is_not_waited_for() {
         let limit = Duration::from_millis(5);
         assert!(in_time(limit, async { Ok(1) }).await.is_ok_and(|answer| answer == 1));
         let late = in_time(limit, std::future::pending::<Result<(), sqlx::Error>>()).await;

@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_is_told_once() {
+    fn each_cause_is_shown_once() {
         assert_eq!(chain(&layer("no page", layer("no answer", "refused"))), "no page: no answer: refused");
         assert_eq!(chain(&layer("no answer: refused", "refused")), "no answer: refused");
         let io = sqlx::Error::Io(std::io::Error::other("refused"));

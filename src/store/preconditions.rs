@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_that_only_speak_like_postgres_are_recognised() {
+    fn products_that_only_speak_the_protocol_of_postgresql_are_recognised() {
         assert_eq!(lookalike("PostgreSQL 15.18 (Debian 15.18-0+deb12u1) on x86_64-pc-linux-gnu"), None);
         assert_eq!(
             lookalike("CockroachDB CCL v23.1.1 (x86_64-pc-linux-gnu, built 2023)"),

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_of_the_pen_is_recognised() {
+    fn a_mistyped_key_is_recognised() {
         let known = ["batch_size", "batch_bytes", "url", "direct_url", "isolation"];
         assert_eq!(nearest("batch_sise", known), Some("batch_size"));
         assert_eq!(nearest("ulr", known), Some("url"));

@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_in_words() {
+    fn an_impossible_change_is_refused_with_a_reason() {
         let tables = tables();
         let refusal = |change: RowChange<'_>| RowChanges::new(&tables).add(change).unwrap_err();
         let upsert = |table: &str, row: &str| refusal(RowChange::Upsert { table, row: &json(row) });

@@ -42,7 +42,7 @@ mod tests {
     use crate::handlers::batch::tables::tests::{json, tables};
 
     #[test]
-    fn only_what_cannot_have_changed_is_spared() {
+    fn only_rows_without_pending_changes_are_read_without_a_flush() {
         let tables = tables();
         let mut touched = Touched::default();
         let spares = |touched: &Touched, table: &str, id: &str| {

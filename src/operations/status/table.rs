@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processors_of_one_name_are_told_apart_and_shared_advice_is_told_once() {
+    fn processors_of_one_name_are_distinguished_and_shared_advice_is_shown_once() {
         let advice = Advice {
             topic: Topic::HorizonHeldBack,
             problem: "The settled horizon is held back.".into(),

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_narrows_and_what_is_not_said_does_not() {
+    fn given_conditions_select_and_absent_ones_do_not() {
         assert_eq!(Selection::default().condition(), "true");
         let one = Selection::one("it's", 7.into());
         assert_eq!(one.condition(), "d.processor = 'it''s' and d.event_id = 7");

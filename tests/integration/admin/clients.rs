@@ -9,7 +9,7 @@ use super::{OPERATE, refused, running};
 use crate::support::facts::{append, eventually, reaches};
 
 #[tokio::test]
-async fn a_client_that_does_not_go_on_is_cut_off() {
+async fn a_client_that_does_not_continue_is_disconnected() {
     let (_db, _installation, daemon, client) = running(&format!("operator_token = '{OPERATE}'")).await;
     let (mut silent, mut halting, mut dripping) =
         (client.connect().await, client.connect().await, client.connect().await);

@@ -80,7 +80,7 @@ async fn every_request_from_elsewhere_is_refused_and_none_changes_anything() {
 }
 
 #[tokio::test]
-async fn an_address_that_others_reach_shows_strangers_nothing_but_whether_it_is_ready() {
+async fn an_address_that_others_reach_shows_clients_without_a_token_only_whether_it_is_ready() {
     let db = support::database().await;
     let keys = settings(&format!("read_token = '{READ}'")).replace("127.0.0.1:0", "0.0.0.0:0");
     let installation = Installation::new(&db.url, &keys);

@@ -84,7 +84,7 @@ async fn a_taken_port_is_an_error_of_the_start() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_under_way_is_given_before_the_end() {
+async fn an_answer_under_way_is_completed_before_the_daemon_ends() {
     let (db, _installation, mut daemon, client) = running(&format!("operator_token = '{OPERATE}'")).await;
     sqlx::query(
         "insert into espd.trackers (name, kind, version, position) values ('old', 'projector', 1, 3)",

@@ -250,7 +250,7 @@ fn two_processors_cannot_have_one_name_or_one_table() {
 }
 
 #[test]
-fn behind_a_syntax_error_reading_goes_on() {
+fn reading_continues_after_a_syntax_error() {
     let folder = Folder::new(&[
         (
             "espd.toml",

@@ -178,7 +178,7 @@ async fn a_dead_daemons_workers_are_removed_by_another_one() {
 }
 
 #[tokio::test]
-async fn systemd_is_told_what_happens_and_that_the_loop_turns() {
+async fn systemd_receives_the_state_and_the_watchdogs_signal() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("notes", "");

@@ -67,7 +67,7 @@ async fn several_looks(pool: &PgPool) {
 }
 
 #[tokio::test]
-async fn who_follows_sees_every_event_in_order_also_behind_a_slow_writer() {
+async fn following_shows_every_event_in_order_also_behind_a_slow_writer() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, "");
     append(&db.pool, 2).await;

@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::support::program::Installation;
 
 #[tokio::test]
-async fn shells_are_told_every_command_of_both_programs() {
+async fn completions_have_every_command_of_both_programs() {
     let installation = Installation::without_database("");
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let espctl = installation.espctl(&["completions", shell]).await.printed();

@@ -83,7 +83,7 @@ fn rows(table: &str) -> Vec<Vec<&str>> {
 }
 
 #[tokio::test]
-async fn people_see_a_table_and_what_to_do() {
+async fn the_status_is_a_table_with_advice() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("notes", "").declare_notes("more", "");

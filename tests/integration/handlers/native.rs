@@ -161,7 +161,7 @@ async fn a_poison_event_is_found_in_few_steps() {
 }
 
 #[tokio::test]
-async fn a_parked_event_lets_other_aggregates_go_on() {
+async fn a_parked_event_lets_other_aggregates_continue() {
     let db = support::database().await;
     append(&db.pool, 100).await;
     poison(&db.pool, 40).await;

@@ -129,7 +129,7 @@ async fn sql_rust_and_python_come_to_the_same() {
 }
 
 #[tokio::test]
-async fn a_receiver_hears_of_everything_in_order_whoever_is_killed() {
+async fn a_receiver_gets_every_event_in_order_whichever_process_is_killed() {
     let receiver = Receiver::start(|request| {
         // Every seventh event is answered badly at first.
         let is_seventh = request.header("ce-position").parse::<i64>().unwrap() % 7 == 0;

@@ -58,7 +58,7 @@ async fn goes_on(db: &Database, last: i64) {
 }
 
 #[tokio::test]
-async fn a_processor_stops_after_its_last_attempt_until_it_is_told_to_retry() {
+async fn a_processor_stops_after_its_last_attempt_until_an_operator_retries() {
     let db = support::database().await;
     let last = append(&db.pool, 10).await;
     set_n(&db.pool, 8, 0).await;
@@ -151,7 +151,7 @@ async fn a_retry_is_at_once_and_keeps_the_count() {
 }
 
 #[tokio::test]
-async fn a_mended_handler_is_tried_at_once() {
+async fn a_fixed_handler_is_tried_at_once() {
     let db = support::database().await;
     append(&db.pool, 3).await;
     set_n(&db.pool, 3, 0).await;
@@ -255,7 +255,7 @@ async fn no_error_of_the_infrastructures_makes_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn a_lock_timeout_is_no_attempt_and_is_told_with_since_when_and_the_next_try() {
+async fn a_lock_timeout_is_no_attempt_and_is_shown_with_its_beginning_and_the_next_try() {
     let db = support::database().await;
     run(
         &db.pool,

@@ -64,7 +64,7 @@ async fn epoch(pool: &PgPool) -> i64 {
 }
 
 #[tokio::test]
-async fn a_standby_is_calm_and_seen_and_takes_over_at_once_from_an_owner_that_stops() {
+async fn a_standby_is_idle_and_shown_and_takes_over_at_once_from_an_owner_that_stops() {
     let db = support::database().await;
     let (installation, owner, standby) = pair(&db, "").await;
     let status = installation.status("notes").await;

@@ -65,7 +65,7 @@ async fn a_store_in_another_database_gets_each_emission_once_and_in_order() {
 }
 
 #[tokio::test]
-async fn an_expected_version_is_refused_where_nobody_can_check_it() {
+async fn an_expected_version_is_refused_where_it_cannot_be_checked() {
     let (store, projections) = (support::database().await, support::database().await);
     let sql = "perform espd.emit('Answered', event.aggregate_id, '{}', 1)";
     let installation = apart(&store.url, &projections.url, sql);

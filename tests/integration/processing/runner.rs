@@ -147,7 +147,7 @@ async fn the_position_passes_events_of_other_types() {
 }
 
 #[tokio::test]
-async fn a_failing_event_is_retried_and_goes_on_by_itself_once_it_can_be_handled() {
+async fn a_failing_event_is_retried_until_it_can_be_handled_and_processing_continues() {
     let db = support::database().await;
     let last = append(&db.pool, 20).await;
     set_n(&db.pool, 8, 0).await;
@@ -230,7 +230,7 @@ async fn neither_a_lost_connection_nor_a_cancelled_statement_is_an_attempt() {
 }
 
 #[tokio::test]
-async fn an_idle_runner_whose_connections_end_goes_on() {
+async fn an_idle_runner_whose_connections_end_continues() {
     let db = support::database().await;
     let last = append(&db.pool, 1).await;
     let life = Life::begin(&db, notes(""), settings(&db));
@@ -250,7 +250,7 @@ async fn an_idle_runner_whose_connections_end_goes_on() {
 }
 
 #[tokio::test]
-async fn what_only_an_operator_can_mend_stops_the_processor_until_it_is_resumed() {
+async fn what_only_an_operator_can_fix_stops_the_processor_until_it_is_resumed() {
     let db = support::database().await;
     let last = append(&db.pool, 5).await;
     sqlx::query("create table public.notes (precious int)").execute(&db.pool).await.unwrap();
@@ -270,7 +270,7 @@ async fn what_only_an_operator_can_mend_stops_the_processor_until_it_is_resumed(
 }
 
 #[tokio::test]
-async fn a_mended_processor_is_no_longer_failed_after_a_restart() {
+async fn a_fixed_processor_is_no_longer_failed_after_a_restart() {
     let db = support::database().await;
     let last = append(&db.pool, 5).await;
     sqlx::query("create table public.notes (precious int)").execute(&db.pool).await.unwrap();
@@ -312,7 +312,7 @@ async fn a_paused_processor_stays_where_it_is_until_it_is_resumed() {
 }
 
 #[tokio::test]
-async fn an_operator_who_rings_is_heard_at_once() {
+async fn a_notification_of_an_operator_is_received_at_once() {
     let db = support::database().await;
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
     let notify = async || sqlx::query("notify espd_events, 'control'").execute(&db.pool).await.unwrap();
@@ -336,7 +336,7 @@ async fn an_operator_who_rings_is_heard_at_once() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_the_batch_at_hand_end_and_releases_the_tracker() {
+async fn a_stop_lets_the_current_batch_end_and_releases_the_tracker() {
     let db = support::database().await;
     append(&db.pool, 250).await;
     let mut gate = Gate::close(&db.pool, 150).await;
@@ -372,7 +372,7 @@ async fn another_owner_stands_by_until_the_tracker_is_released() {
 }
 
 #[tokio::test]
-async fn a_tracker_that_was_removed_is_made_anew() {
+async fn a_tracker_that_was_removed_is_created_again() {
     let db = support::database().await;
     let last = append(&db.pool, 5).await;
     let life = Life::begin(&db, notes(""), settings(&db));

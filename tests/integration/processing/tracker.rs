@@ -198,7 +198,7 @@ async fn what_operators_do_is_recorded_once_with_who_when_from_and_to() {
 }
 
 #[tokio::test]
-async fn a_pause_is_told_to_the_owner_and_kept_through_claims() {
+async fn the_owner_learns_of_a_pause_which_outlasts_claims() {
     let fixture = Fixture::new().await;
     let owner = Owner::generate();
     let claim = fixture.claim(&owner).await.unwrap();
@@ -253,7 +253,7 @@ async fn no_batch_moves_a_position_backward() {
 }
 
 #[tokio::test]
-async fn a_raised_version_finds_the_tracker_of_the_one_before_and_moves_it_only_when_it_has_no_tables() {
+async fn a_raised_version_takes_the_tracker_of_the_version_before_only_when_that_has_no_tables() {
     let fixture = Fixture::new().await;
     let Fixture { pool, trackers, key } = &fixture;
     let raised = ProcessorKey { version: 2, ..key.clone() };

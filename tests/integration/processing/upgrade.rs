@@ -189,7 +189,7 @@ fn declare(installation: &Installation, receiver: &Receiver) {
 }
 
 #[tokio::test]
-async fn an_upgrade_keeps_everything_and_processing_goes_on_from_there() {
+async fn an_upgrade_keeps_everything_and_processing_continues() {
     let db = support::empty_database().await;
     migrate_as_before(&db.pool, "_event_store_migrations", EVENT_STORE).await;
     migrate_as_before(&db.pool, "_processing_migrations", PROCESSING).await;

@@ -206,7 +206,7 @@ async fn a_bulk_load_into_a_small_table_does_not_scan_it() {
 }
 
 #[tokio::test]
-async fn an_index_of_somebody_else_speaks_for_itself() {
+async fn an_error_of_a_foreign_index_is_passed_on() {
     let (pool, store) = store().await;
     let index = "create unique index one_email on espd.events ((body->>'email'))";
     sqlx::raw_sql(index).execute(&pool).await.unwrap();

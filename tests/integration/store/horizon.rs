@@ -480,7 +480,7 @@ async fn ids_that_a_crash_would_forget_are_not_settled_for_positions_elsewhere()
 
 /// A transaction that has written to the log and does not end must not hold any reader back.
 #[tokio::test]
-async fn events_are_settled_for_positions_elsewhere_although_nobody_commits_after_them() {
+async fn events_are_settled_for_positions_elsewhere_without_a_later_commit() {
     let server = store_on_its_own(&[]).await;
     let url = server.url("events");
     let (mut writer, mut bystander, mut elsewhere) =

@@ -101,7 +101,7 @@ async fn a_default_that_draws_from_another_sequence_is_refused() {
 }
 
 #[tokio::test]
-async fn a_sequence_that_nobody_owns_is_refused() {
+async fn a_sequence_without_an_owning_column_is_refused() {
     let sql = "alter table espd.events alter column id drop identity;
                create sequence espd.events_id_seq start 2;
                alter table espd.events alter column id set default nextval('espd.events_id_seq');";

@@ -74,7 +74,7 @@ async fn a_database_of_a_newer_program_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_database_that_stopped_half_way_is_brought_on() {
+async fn a_migration_that_stopped_half_way_is_completed() {
     let (pool, _) = store().await;
     execute(
         &pool,

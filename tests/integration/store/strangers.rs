@@ -160,7 +160,7 @@ async fn times_that_no_calendar_has_do_not_stop_a_reader() {
 }
 
 #[tokio::test]
-async fn a_rolled_back_append_leaves_a_hole_that_nobody_minds() {
+async fn a_rolled_back_append_leaves_a_hole_that_readers_pass() {
     let (pool, store) = store().await;
     let first = store.append(&[happened(A)]).await.unwrap()[0].id;
     let mut transaction = pool.begin().await.unwrap();

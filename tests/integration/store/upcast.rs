@@ -197,7 +197,7 @@ async fn a_condition_that_is_none_is_found_by_the_check() {
 }
 
 #[tokio::test]
-async fn whoever_reads_up_to_an_unreadable_event_gets_those_before_it() {
+async fn a_reader_gets_the_events_before_an_unreadable_one() {
     for plan in ["", "&options=-c%20enable_indexscan%3Doff", "&options=-c%20enable_seqscan%3Doff"] {
         let db = support::database().await;
         append(&db.pool, "TodoAdded", json!({})).await;

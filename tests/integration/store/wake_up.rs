@@ -252,7 +252,7 @@ async fn a_crash_that_forgets_ids_takes_the_horizon_back() {
 }
 
 #[tokio::test]
-async fn a_standby_is_not_believed_until_it_is_promoted() {
+async fn a_standby_is_not_used_until_it_is_promoted() {
     let (server, url) = store_server(&[]).await;
     let event = append(&url).await;
     std::fs::write(server.folder().join("data/standby.signal"), "").unwrap();
@@ -272,7 +272,7 @@ async fn a_standby_is_not_believed_until_it_is_promoted() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_to_notify_is_looked_at() {
+async fn a_server_that_refuses_notifications_is_polled() {
     let url = support::database().await.url;
     let proxy = Proxy::start(&url).await;
     proxy.replace("LISTEN \"", "LISTEM \"");
@@ -285,7 +285,7 @@ async fn a_server_that_refuses_to_notify_is_looked_at() {
 }
 
 #[tokio::test]
-async fn those_who_hold_the_horizon_back_are_published_and_forgotten() {
+async fn writers_that_hold_the_horizon_back_are_published_until_they_end() {
     let database = support::database().await;
     let settings = WatcherSettings { name_after: Duration::from_millis(50), ..settings() };
     let mut watching = Watching::start_with(database.url.parse().unwrap(), settings);
@@ -348,7 +348,7 @@ async fn the_watcher_stops_at_once_whatever_it_is_doing() {
 
 /// What the log says, by the watcher's own lines.
 #[tokio::test]
-async fn the_log_tells_of_a_loss_once_and_names_who_holds_back() {
+async fn the_log_has_a_loss_once_and_names_the_holders() {
     // With a single subscriber in the process, tracing asks the subscriber of the thread that comes by
     // a line first whether the line is of interest, and that thread may run another test.
     let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());

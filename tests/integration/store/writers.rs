@@ -17,7 +17,7 @@ async fn until_somebody_waits(pool: &PgPool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_second_waits_and_is_told() {
+async fn the_second_writer_waits_and_gets_a_conflict() {
     for commits in [true, false] {
         for (count, expected) in [(1, Absent), (2, Absent), (1, Any), (2, Any)] {
             let (pool, store) = store().await;
@@ -72,7 +72,7 @@ async fn the_same_append_waits_for_itself() {
 }
 
 #[tokio::test]
-async fn an_open_append_holds_nobody_else_up() {
+async fn an_open_append_holds_up_no_other_writer() {
     let (pool, store) = store().await;
     let mut open = pool.begin().await.unwrap();
     store.append_in(&mut open, &[happened(Uuid::new_v4()), happened(Uuid::new_v4())]).await.unwrap();
@@ -138,7 +138,7 @@ async fn a_conflict_that_an_old_snapshot_sees_is_a_conflict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_that_are_serializable_by_default_get_through() {
+async fn sessions_that_are_serializable_by_default_can_append() {
     let (pool, _) = store().await;
     let database: String = sqlx::query_scalar("select current_database()").fetch_one(&pool).await.unwrap();
     let sql = format!("alter database {database} set default_transaction_isolation = 'serializable'");

@@ -20,7 +20,7 @@ fn told(installation: &Installation, file: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn hooks_are_told_the_facts_and_their_failure_has_no_consequence() {
+async fn hooks_receive_the_facts_and_their_failure_has_no_consequence() {
     let db = support::database().await;
     let hooks = "[hooks]\non_worker_end = ['sh', '-c', 'cat >> ends; echo noted; exit 3']\n\
                  on_failure = ['sh', '-c', 'cat >> failures']\n";
@@ -51,7 +51,7 @@ async fn hooks_are_told_the_facts_and_their_failure_has_no_consequence() {
 }
 
 #[tokio::test]
-async fn a_hook_is_told_of_events_that_are_set_aside() {
+async fn a_hook_runs_when_events_are_set_aside() {
     let db = support::database().await;
     let settings = "[retry]\nmax_attempts = 1\non_failure = 'skip'\n[hooks]\non_dead_letter = ['sh', '-c', 'cat >> dead_letters']\n";
     let installation = Installation::new(&db.url, &format!("{RUNNER}{settings}"));

@@ -75,7 +75,7 @@ async fn a_group_shares_a_process_and_one_watcher_and_is_restarted_together() {
 }
 
 #[tokio::test]
-async fn a_processor_that_fails_does_not_keep_the_others_of_its_worker_from_going_on() {
+async fn a_processor_that_fails_does_not_stop_the_others_of_its_worker() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, &format!("{RUNNER}isolation = 'task'\n"));
     installation.declare_notes("failing", "perform 1 / 0;").declare_notes("fine", "");

@@ -89,7 +89,7 @@ async fn a_killed_child_is_restarted_and_its_effects_are_exactly_once() {
 }
 
 #[tokio::test]
-async fn no_child_outlives_a_killed_daemon_and_a_new_one_goes_on() {
+async fn no_child_outlives_a_killed_daemon_and_a_new_one_continues() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("one", &Gate::at(450)).declare_notes("other", "");
@@ -140,7 +140,7 @@ async fn a_child_runs_in_a_group_of_its_own_under_a_readable_name_without_secret
 }
 
 #[tokio::test]
-async fn a_stop_lets_the_batch_at_hand_end_and_releases_every_tracker() {
+async fn a_stop_lets_the_current_batch_end_and_releases_every_tracker() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("busy", &Gate::at(150)).declare_notes("idle", "");

@@ -40,7 +40,7 @@ async fn a_check_starts_programs_and_finds_what_is_wrong_with_them() {
 }
 
 #[tokio::test]
-async fn what_is_said_of_a_program_is_checked() {
+async fn the_declaration_of_a_program_is_checked() {
     let installation = Installation::without_database("");
     let text = "[[projector]]\nname = 'one'\nevents = ['A']\ncommand = []\ncommand_timeout = '1ms'\n\
                 command_memory_max = '1KiB'\ncommand_environment = { 'A B' = 'hush-hush', C = 'quiet' }\n\

@@ -62,7 +62,7 @@ async fn kills_of_programs_and_of_espd_lose_and_double_nothing() {
 }
 
 #[tokio::test]
-async fn a_program_that_ends_while_there_is_nothing_to_do_is_nobodys_failure() {
+async fn a_program_that_ends_while_there_is_nothing_to_do_fails_no_event() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, "");
     declare_counting(&installation, "idle", "well", "");

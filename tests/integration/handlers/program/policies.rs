@@ -64,7 +64,7 @@ async fn the_others_are_there_whatever_becomes_of_a_poison_event() {
 }
 
 #[tokio::test]
-async fn a_retry_and_a_resumption_are_the_business_of_the_program_of_now() {
+async fn a_retry_and_a_resumption_run_the_current_program() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, SETTINGS);
     let worker = |said: &str| {

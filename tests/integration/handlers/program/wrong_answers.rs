@@ -182,7 +182,7 @@ async fn a_worker_that_never_reads_holds_nothing_up_for_longer_than_is_allowed()
 }
 
 #[tokio::test]
-async fn a_worker_that_ends_the_wrong_batch_is_not_believed() {
+async fn a_worker_that_ends_the_wrong_batch_is_refused() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, SETTINGS);
     declare_counting(&installation, "other", "other_batch", "");

@@ -151,7 +151,7 @@ async fn a_handler_that_exits_ends_for_its_event_only() {
 }
 
 #[tokio::test]
-async fn a_handler_cannot_bend_the_position() {
+async fn a_handler_cannot_change_the_position() {
     let db = support::database().await;
     let ids = insert(&db.pool, &["A"; 3]).await;
     let bend = "if true then event.id := 1000; end if";
@@ -251,7 +251,7 @@ async fn a_batch_ends_at_every_one_of_its_limits() {
 }
 
 #[tokio::test]
-async fn a_table_of_somebody_else_is_left_alone() {
+async fn a_table_of_another_owner_is_left_alone() {
     let db = support::database().await;
     sqlx::query("create table public.seen (precious int)").execute(&db.pool).await.unwrap();
     let blocked = Running::start(&db.pool, declare("p", SEEN, &[(&["A"], SEE)])).await.err().unwrap();

@@ -70,7 +70,7 @@ async fn head(pool: &PgPool) -> i64 {
 }
 
 #[tokio::test]
-async fn what_is_emitted_tells_what_led_to_it() {
+async fn an_emitted_event_names_the_event_that_led_to_it() {
     let db = support::database().await;
     let mut running = Running::start(&db.pool, answering(ANSWER, Start::Beginning)).await.unwrap();
     let ids = insert(&db.pool, &["Asked", "Other", "Asked"]).await;
@@ -182,7 +182,7 @@ async fn a_reset_repeats_no_effect_but_builds_the_tables_again() {
 }
 
 #[tokio::test]
-async fn a_reactor_begins_where_it_is_told() {
+async fn a_reactor_begins_at_its_configured_start() {
     let db = support::database().await;
     let ids = insert(&db.pool, &["Asked"; 4]).await;
     let time =

@@ -55,7 +55,7 @@ async fn a_worker_that_is_killed_loses_nothing_and_repeats_only_the_last() {
 }
 
 #[tokio::test]
-async fn another_daemon_goes_on_where_the_first_one_died() {
+async fn another_daemon_continues_where_the_first_one_died() {
     let db = support::database().await;
     let receiver =
         Receiver::start(|_| Reply::After(Duration::from_millis(5), Box::new(Reply::Status(200)))).await;

@@ -77,7 +77,7 @@ async fn a_parked_event_is_followed_aside_by_those_of_its_aggregate_and_by_no_ot
 }
 
 #[tokio::test]
-async fn a_skipped_event_keeps_nobody_waiting() {
+async fn a_skipped_event_keeps_no_other_waiting() {
     let db = support::database().await;
     let (receiver, _) = refusing().await;
     let installation = installation(&db);
@@ -91,7 +91,7 @@ async fn a_skipped_event_keeps_nobody_waiting() {
 }
 
 #[tokio::test]
-async fn a_reactor_that_stops_lets_the_others_end_and_goes_on_when_it_is_told() {
+async fn a_reactor_that_stops_lets_requests_under_way_end_and_continues_after_a_retry() {
     let db = support::database().await;
     let (receiver, mended) = refusing().await;
     let installation = installation(&db);

@@ -100,7 +100,7 @@ async fn an_expected_version_that_is_not_there_is_a_failure_of_the_event() {
 }
 
 #[tokio::test]
-async fn an_answer_may_emit_later_and_think_better_of_it() {
+async fn an_answer_may_emit_later_and_cancel_it() {
     let db = support::database().await;
     let receiver = Receiver::start(|request| match request.n() {
         1 => {

@@ -116,7 +116,7 @@ async fn a_trickling_answer_holds_no_slot_beyond_the_timeout() {
 }
 
 #[tokio::test]
-async fn whoever_says_when_to_come_again_is_asked_then_and_no_attempt_is_counted() {
+async fn a_receiver_that_says_when_to_retry_is_asked_then_and_no_attempt_is_counted() {
     for status in [429, 503] {
         let db = support::database().await;
         let receiver = Receiver::start(move |request| match request.earlier {
@@ -145,7 +145,7 @@ async fn whoever_says_when_to_come_again_is_asked_then_and_no_attempt_is_counted
 
 /// The count of attempts and the time of the next one outlive the process.
 #[tokio::test]
-async fn another_process_goes_on_counting_and_waiting() {
+async fn another_process_continues_counting_and_waiting() {
     let db = support::database().await;
     let receiver =
         Receiver::start(|request| if request.n() == 1 { Reply::Status(500) } else { Reply::Status(200) })

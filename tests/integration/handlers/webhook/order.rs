@@ -149,7 +149,7 @@ async fn a_slow_receiver_of_one_aggregate_delays_no_other() {
 
 /// How far ahead of a failing event the others may go is bounded, and waiting for it costs nothing.
 #[tokio::test]
-async fn an_event_that_fails_for_long_is_waited_for_calmly() {
+async fn an_event_that_fails_for_long_is_retried_without_haste() {
     let db = support::database().await;
     let mended = Arc::new(AtomicBool::new(false));
     let is_mended = Arc::clone(&mended);

@@ -13,7 +13,7 @@ use crate::support::receiver::{Receiver, Reply};
 const NO_MERCY: &str = "max_attempts = 1\non_failure = 'skip'\n";
 
 #[tokio::test]
-async fn a_receiver_that_is_down_is_waited_for_and_nobody_is_blamed() {
+async fn a_receiver_that_is_down_is_waited_for_and_no_event_is_blamed() {
     let db = support::database().await;
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let installation = installation(&db);
@@ -75,7 +75,7 @@ async fn an_operator_need_not_wait_as_long_as_a_busy_receiver_has_asked_for() {
 }
 
 #[tokio::test]
-async fn a_name_that_nobody_knows_is_an_outage() {
+async fn an_unknown_host_name_is_an_outage() {
     let db = support::database().await;
     let installation = installation(&db);
     declare_at(&installation, "https://receiver.invalid/", "", "", NO_MERCY);

@@ -99,7 +99,7 @@ async fn no_text_of_an_event_gets_into_other_headers() {
 }
 
 #[tokio::test]
-async fn a_name_and_a_password_in_the_url_become_a_header_that_nobody_sees() {
+async fn a_name_and_a_password_in_the_url_become_a_header_that_is_never_shown() {
     let db = support::database().await;
     let receiver = Receiver::start(|_| Reply::Status(500)).await;
     let installation = installation(&db);

@@ -41,7 +41,7 @@ async fn a_request_is_shown_and_sent_only_where_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_tried_is_said() {
+async fn a_request_that_cannot_be_tried_is_refused_with_a_reason() {
     let db = support::database().await;
     let receiver = Receiver::start(|_| Reply::Full(422, vec![], "never heard of it".into())).await;
     let installation = installation(&db);

@@ -12,7 +12,7 @@ const X: u128 = 1;
 const Y: u128 = 2;
 
 #[tokio::test]
-async fn later_events_of_a_parked_aggregate_wait_across_batches_and_restarts_and_go_on_in_order() {
+async fn later_events_of_a_parked_aggregate_wait_across_batches_and_restarts_and_are_handled_in_order() {
     let db = support::database().await;
     let mut settings = setting_aside(&db, OnFailure::Park);
     settings.limits.size = 2;
@@ -152,7 +152,7 @@ async fn an_event_that_is_set_aside_after_a_retry_was_asked_for_follows_as_well(
 }
 
 #[tokio::test]
-async fn a_skipped_event_keeps_nobody_waiting() {
+async fn a_skipped_event_keeps_no_other_waiting() {
     let db = support::database().await;
     let (x1, x2) = (add(&db.pool, X, 0).await, add(&db.pool, X, 2).await);
     let life = Life::begin(&db, notes(DIVIDE), setting_aside(&db, OnFailure::Skip));

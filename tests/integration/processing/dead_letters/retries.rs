@@ -49,7 +49,7 @@ async fn a_worker_that_is_killed_in_the_middle_of_a_retry_has_handled_each_event
 }
 
 #[tokio::test]
-async fn what_fails_at_the_commit_is_found_by_halving_and_set_aside() {
+async fn an_event_that_fails_at_the_commit_is_found_by_bisection_and_set_aside() {
     let db = support::database().await;
     // Not the processor's own table, so nothing is known about its constraints.
     sqlx::raw_sql(

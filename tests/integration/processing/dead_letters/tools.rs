@@ -127,7 +127,7 @@ async fn a_letter_is_shown_with_its_failure_its_event_and_what_waits_behind_it()
 }
 
 #[tokio::test]
-async fn a_change_has_to_say_what_it_is_about() {
+async fn a_change_has_to_name_what_it_is_about() {
     let (db, installation) = parked().await;
     for arguments in [
         &["retry", "notes"][..],
