@@ -129,7 +129,7 @@ async fn insert_plainly(pool: &PgPool, events: &[NewEvent]) -> Result<()> {
              values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, clock_timestamp()))",
         )
         .bind(event.uuid)
-        .bind(event.aggregate_id)
+        .bind(event.aggregate_id.as_uuid())
         .bind(&event.event_type)
         .bind(1_i64)
         .bind(Jsonb(&event.body))
@@ -147,7 +147,7 @@ async fn insert_plainly(pool: &PgPool, events: &[NewEvent]) -> Result<()> {
                as new (uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at)",
         )
         .bind(events.iter().map(|event| event.uuid).bind_iter())
-        .bind(events.iter().map(|event| event.aggregate_id).bind_iter())
+        .bind(events.iter().map(|event| event.aggregate_id.as_uuid()).bind_iter())
         .bind(events.iter().map(|event| &event.event_type).bind_iter())
         .bind((1_i64..).take(events.len()).bind_iter())
         .bind(events.iter().map(|event| Jsonb(&event.body)).bind_iter())

@@ -42,7 +42,7 @@ async fn open_an_account(store: impl EventStore) -> anyhow::Result<()> {
         other => println!("unexpected: {other:?}"),
     }
 
-    let mut events = store.read_aggregate(account, Version::FIRST, None);
+    let mut events = store.read_aggregate(account.into(), Version::FIRST, None);
     while let Some(event) = events.try_next().await? {
         println!("{} {} {}", event.version, event.event_type, event.body);
     }

@@ -40,6 +40,7 @@ const PROCESSING: MigrationSet = MigrationSet {
         (7, "webhook deliveries", include_str!("../migrations/processing/0007_webhook_deliveries.sql")),
         (8, "processor keys", include_str!("../migrations/processing/0008_processor_keys.sql")),
         (9, "tracker functions", include_str!("../migrations/processing/0009_tracker_functions.sql")),
+        (10, "aggregate ids", include_str!("../migrations/processing/0010_aggregate_ids.sql")),
     ],
 };
 

@@ -101,7 +101,7 @@ impl Server {
              order by place",
         )
         .bind(events.iter().map(|event| event.uuid).collect::<Vec<_>>())
-        .bind(events.iter().map(|event| event.aggregate_id).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.aggregate_id.as_uuid()).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.event_type.as_str()).collect::<Vec<_>>())
         .bind(events.iter().map(version).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.body.get()).collect::<Vec<_>>())

@@ -54,7 +54,7 @@ impl Reactor for Notifier {
         }
         let known = forget(event, context).await?;
         if let (Some(TodoCompleted { .. }), Some((title, Some(stakeholder_email)))) = (event.read()?, known) {
-            context.emit(event.aggregate_id, &Notified { title, stakeholder_email })?;
+            context.emit(&event.aggregate_id, &Notified { title, stakeholder_email })?;
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ async fn remember(
 ) -> Result<(), HandlerError> {
     let text = |name: &str| todo.get(name).and_then(Value::as_str);
     sqlx::query("insert into notifiable_todos (todo_id, title, stakeholder_email) values ($1, $2, $3)")
-        .bind(event.aggregate_id)
+        .bind(&event.aggregate_id)
         .bind(text("title"))
         .bind(text("stakeholder_email"))
         .execute(context.connection().await?)
@@ -86,7 +86,7 @@ async fn amend(
            stakeholder_email = case when $2 ? 'stakeholder_email' then $2->>'stakeholder_email' else stakeholder_email end
          where todo_id = $1",
     )
-    .bind(event.aggregate_id)
+    .bind(&event.aggregate_id)
     .bind(sqlx::types::Json(changes))
     .execute(context.connection().await?)
     .await?;
@@ -99,6 +99,6 @@ async fn forget(
     context: &mut ReactorContext<'_>,
 ) -> Result<Option<(String, Option<String>)>, HandlerError> {
     let delete = "delete from notifiable_todos where todo_id = $1 returning title, stakeholder_email";
-    let query = sqlx::query_as(delete).bind(event.aggregate_id);
+    let query = sqlx::query_as(delete).bind(&event.aggregate_id);
     Ok(query.fetch_optional(context.connection().await?).await?)
 }

@@ -48,12 +48,12 @@ impl OpenTodos {
 
     /// Whether this batch has closed the todo of an event. If it comes back, its removal has to be written first.
     fn has_closed(&self, event: &Delivery) -> bool {
-        self.closed.contains(&event.aggregate_id)
+        event.aggregate_id.as_uuid().is_some_and(|id| self.closed.contains(&id))
     }
 
     /// Collects the change that an event makes.
     fn collect(&mut self, event: &Delivery) -> Result<(), HandlerError> {
-        let id = event.aggregate_id;
+        let id = Uuid::try_from(&event.aggregate_id)?;
         if let Some(TodoAdded(todo)) = event.read()? {
             self.added.insert(id, todo);
         } else if let Some(TodoAmended(changes)) = event.read()? {
@@ -154,7 +154,7 @@ impl Projector for CompletedTodos {
                 self.write(context.connection()).await?;
             }
             if let Some(TodoCompleted { completed_on }) = event.read()? {
-                self.completed.insert(event.aggregate_id, completed_on);
+                self.completed.insert(Uuid::try_from(&event.aggregate_id)?, completed_on);
             }
             self.open.collect(event)?;
         }

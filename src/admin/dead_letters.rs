@@ -3,6 +3,7 @@
 use hyper::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
 use url::form_urlencoded;
+use uuid::Uuid;
 
 use super::answer::ApiError;
 use super::body::require_json;
@@ -85,7 +86,7 @@ fn narrow(selection: &mut Selection, key: &str, value: &str) -> Result<bool, Api
     match key {
         "event" => selection.event_id = Some(parse(key, value)?),
         "type" => selection.event_type = Some(value.to_owned()),
-        "aggregate" => selection.aggregate_id = Some(parse(key, value)?),
+        "aggregate" => selection.aggregate_id = Some(parse::<Uuid>(key, value)?.into()),
         "error" => selection.error = Some(value.to_owned()),
         "older_than" => {
             let age = parse_duration(value)

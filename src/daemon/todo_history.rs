@@ -138,9 +138,9 @@ mod tests {
 
     #[test]
     fn versions_follow_each_other_and_the_seed_decides() {
-        let mut versions: HashMap<Uuid, i64> = HashMap::new();
+        let mut versions: HashMap<crate::event::AggregateId, i64> = HashMap::new();
         for event in TodoHistory::new(7).take(20_000) {
-            let version = versions.entry(event.aggregate_id).or_default();
+            let version = versions.entry(event.aggregate_id.clone()).or_default();
             match event.expected_version {
                 ExpectedVersion::Absent => assert_eq!(*version, 0),
                 expected => assert_eq!(expected, ExpectedVersion::exactly(*version)),

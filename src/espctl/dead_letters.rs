@@ -65,7 +65,13 @@ struct Criteria {
 impl Criteria {
     fn into_selection(self) -> Selection {
         let Self { event_type, aggregate, error, older_than } = self;
-        Selection { event_type, aggregate_id: aggregate, error, older_than, ..Selection::default() }
+        Selection {
+            event_type,
+            aggregate_id: aggregate.map(Into::into),
+            error,
+            older_than,
+            ..Selection::default()
+        }
     }
 }
 

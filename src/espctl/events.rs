@@ -48,7 +48,7 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
     let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
     let mut printer = Printer { json: arguments.json, left: arguments.limit.unwrap_or(u64::MAX) };
     if let Some(aggregate_id) = arguments.aggregate {
-        let mut events = store.read_aggregate(aggregate_id, Version::FIRST, None);
+        let mut events = store.read_aggregate(aggregate_id.into(), Version::FIRST, None);
         while let Some(event) = events.try_next().await? {
             if !printer.print(&event)? {
                 break;

@@ -33,8 +33,7 @@ use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
 };
-use crate::processing::progress::Progress;
-use crate::processing::tracker::Claim;
+use crate::processing::tracker::{Claim, Progress};
 use batch_size::BatchSize;
 pub(crate) use check::check;
 use exchange::{BatchOutcome, Exchange};
@@ -115,7 +114,7 @@ impl Processor for ProgramProcessor {
             let failure = Box::new(Source::of(rest.next).attribute(end_session(session, error).await));
             self.batch_size.record_failure();
             if !rest.is_attributed {
-                warn!(processor = self.base.name(), error = %failure, "the program has not finished a batch");
+                warn!(processor = self.base.name(), error = %failure, "the program has broken off a batch");
             }
             return rest.commit(failure, transaction, &request).await;
         }
@@ -240,7 +239,7 @@ mod tests {
         let event = |id| Event {
             id,
             uuid: Uuid::nil(),
-            aggregate_id: Uuid::nil(),
+            aggregate_id: Uuid::nil().into(),
             event_type: "A".into(),
             version: 1.into(),
             body: RawValue::NULL.to_owned(),

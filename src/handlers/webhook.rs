@@ -35,8 +35,7 @@ use crate::processing::emission::Emitter;
 use crate::processing::processor::{
     BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, RunsAhead,
 };
-use crate::processing::progress::Progress;
-use crate::processing::tracker::Claim;
+use crate::processing::tracker::{Claim, Progress};
 
 pub(crate) use address::is_public;
 pub(crate) use answer::{Answer, DeliveryResult};

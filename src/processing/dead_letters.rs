@@ -21,12 +21,11 @@ pub(crate) use announcement::announce_set_aside;
 pub use operator::{AggregateQueue, Remaining, RetryRequest};
 pub use selection::Selection;
 
-use crate::event::{Event, Position};
-use crate::postgres::literal::{interval, json_literal};
+use crate::event::{AggregateId, Event, Position};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
-use crate::processing::tracker::{Claim, ProcessorKey, is_claimed};
+use crate::processing::tracker::{Claim, ProcessorKey, interval, is_claimed, json_literal};
 
 /// A dead letter as people see it. The field names are an interface: `espctl dead-letters list --json` prints them.
 #[derive(Debug, Clone, Serialize)]
@@ -45,7 +44,7 @@ pub struct DeadLetter {
     /// Its type, as the processor saw it.
     pub event_type: String,
     /// Its aggregate.
-    pub aggregate_id: Uuid,
+    pub aggregate_id: AggregateId,
     /// `failed`, or `waiting` behind an earlier one of its aggregate.
     pub reason: String,
     /// Whether later events of the aggregate wait behind it.
@@ -170,7 +169,7 @@ impl DeadLetters {
     ) -> Result<Vec<Position>, sqlx::Error> {
         let statement = format!(
             "-- set_aside_behind
-             select e.id from unnest($1::bigint[], $2::uuid[], $3::text[], $4::uuid[]) as e (id, uuid, type, aggregate_id)
+             select e.id from unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[]) as e (id, uuid, type, aggregate_id)
              where {}.set_aside_behind({}, e.id, e.uuid, e.type, e.aggregate_id)",
             self.schema,
             key.arguments()
@@ -180,7 +179,7 @@ impl DeadLetters {
             .bind(events.iter().map(|event| event.id).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.uuid).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.event_type.clone()).collect::<Vec<_>>())
-            .bind(events.iter().map(|event| event.aggregate_id).collect::<Vec<_>>())
+            .bind(events.iter().map(|event| event.aggregate_id.to_string()).collect::<Vec<_>>())
             .fetch_all(connection)
             .await
     }

@@ -15,12 +15,12 @@ use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
-use crate::event::{ExpectedVersion, NewEvent, Version};
+use crate::event::{AggregateId, ExpectedVersion, NewEvent, Version};
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind, ReactorDeclaration};
+use crate::processing::declaration::{ProcessorDeclaration, ReactorDeclaration};
 use crate::processing::failure::Failure;
-use crate::processing::processor::Events;
-use crate::store::{AppendError, TransactionAppender};
+use crate::processing::processor::{Events, ProcessorKind};
+use crate::store::{AppendError, TransactionAppender, find_reason};
 
 pub(crate) use relay::Relay;
 pub(crate) use source::Source;
@@ -31,7 +31,7 @@ pub struct Emission {
     /// What happens: one of the types that the reactor declares.
     pub event_type: String,
     /// The aggregate that it happens to.
-    pub aggregate_id: Uuid,
+    pub aggregate_id: AggregateId,
     /// The facts, as JSON text.
     pub body: Box<RawValue>,
     /// What the aggregate's version has to be just before it; `None`: no check. Only for now, and only where the event
@@ -163,6 +163,10 @@ impl EmissionBatch {
         if emission.due_at.is_none() && emitter.appender.is_some() {
             self.now.push((place, event));
         } else {
+            // The event store would refuse it for ever, long after this handler has ended.
+            if let Some(reason) = find_reason(&event) {
+                return Err(reason.into_owned());
+            }
             let (due_at, key) = (emission.due_at, emission.key.clone());
             self.later.push(Later::Keep { event: Box::new(event), due_at, key });
         }
@@ -199,7 +203,7 @@ impl EmissionBatch {
 fn event(emitter: &Emitter, source: &Source, ordinal: u32, emission: &Emission) -> NewEvent {
     let metadata = serde_json::json!({ "espd": { "reactor": emitter.reactor, "depth": source.depth + 1 } });
     let body = emission.body.clone();
-    let mut event = NewEvent::new(emission.aggregate_id, emission.event_type.clone(), body);
+    let mut event = NewEvent::new(&emission.aggregate_id, emission.event_type.clone(), body);
     event.uuid = identify(&emitter.reactor, source.uuid, ordinal);
     event.expected_version = emission.expected_version.map_or(ExpectedVersion::Any, ExpectedVersion::Exact);
     event.correlation_id = Some(source.correlation_id);
@@ -259,13 +263,13 @@ impl Emitter {
              delete from {schema}.emissions where reactor = {reactor} and key = {key} and uuid <> '{uuid}' and {is_new};
              insert into {schema}.emissions
                (reactor, uuid, aggregate_id, type, body, metadata, correlation_id, causation_id, key, due_at)
-             select {reactor}, '{uuid}', '{aggregate_id}', {event_type}, {body}::jsonb, {metadata}::jsonb,
+             select {reactor}, '{uuid}', {aggregate_id}, {event_type}, {body}::jsonb, {metadata}::jsonb,
                     {correlation_id}, {causation_id}, {key}, coalesce({due_at}::timestamptz, clock_timestamp())
              where {is_new} on conflict (uuid) do nothing",
             reactor = quote_literal(&self.reactor),
             key = null_or(key.map(str::to_owned)),
             uuid = event.uuid,
-            aggregate_id = event.aggregate_id,
+            aggregate_id = quote_literal(&event.aggregate_id.to_string()),
             event_type = quote_literal(&event.event_type),
             body = quote_literal(event.body.get()),
             metadata = quote_literal(event.metadata.get()),

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::event::Position;
+use crate::event::{AggregateId, Position};
 use crate::postgres::row::from_row;
 use crate::postgres::sqlstate::{describe, shorten};
 pub use crate::postgres::sqlstate::{is_infrastructure, is_infrastructure_error};
@@ -39,7 +39,7 @@ pub struct FailedEvent {
     /// The event's type, as the processor saw it.
     pub event_type: String,
     /// The aggregate that the event belongs to.
-    pub aggregate_id: Uuid,
+    pub aggregate_id: AggregateId,
 }
 
 from_row!(FailedEvent { id, uuid, event_type, aggregate_id });
@@ -105,7 +105,7 @@ struct FlatFailure {
     event_uuid: Option<Uuid>,
     event_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    aggregate_id: Option<Uuid>,
+    aggregate_id: Option<AggregateId>,
     sqlstate: Option<String>,
     message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -158,7 +158,7 @@ mod tests {
             id: 7.into(),
             uuid: Uuid::nil(),
             event_type: "A".to_owned(),
-            aggregate_id: Uuid::nil(),
+            aggregate_id: Uuid::nil().into(),
         };
         let failure = Failure::of_processor("no").attribute(event);
         let json = serde_json::to_value(&failure).unwrap();

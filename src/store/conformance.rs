@@ -28,7 +28,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{EventStore, ReadError};
-use crate::event::{Appended, Event, NewEvent, Position, Version};
+use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
 /// A store under test. Cases with concurrent writers share it between tasks.
 pub type Store = Arc<dyn EventStore>;
@@ -95,7 +95,8 @@ cases! {
         ten_thousand_events_go_into_one_append
         times_are_kept_to_the_microsecond
         types_may_be_any_text
-        what_cannot_be_stored_is_refused_by_index;
+        what_cannot_be_stored_is_refused_by_index
+        an_aggregate_id_that_is_no_uuid_is_refused_by_name;
     expecting:
         an_expected_version_must_be_the_version
         a_conflict_stores_nothing
@@ -141,7 +142,7 @@ cases! {
 }
 
 /// An event without particulars.
-fn happened(aggregate_id: Uuid) -> NewEvent {
+fn happened(aggregate_id: impl Into<AggregateId>) -> NewEvent {
     NewEvent::new(aggregate_id, "Happened", json("{}"))
 }
 
@@ -183,8 +184,8 @@ async fn collect(stream: BoxStream<'_, Result<Event, ReadError>>) -> Vec<Event> 
     stream.try_collect().await.expect("the store reads")
 }
 
-async fn read_aggregate(store: &Store, aggregate_id: Uuid) -> Vec<Event> {
-    collect(store.read_aggregate(aggregate_id, Version::FIRST, None)).await
+async fn read_aggregate(store: &Store, aggregate_id: impl Into<AggregateId>) -> Vec<Event> {
+    collect(store.read_aggregate(aggregate_id.into(), Version::FIRST, None)).await
 }
 
 fn ids(events: &[Event]) -> Vec<Position> {

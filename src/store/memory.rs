@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{AppendError, EventStore, ReadError, jsonb, validity};
-use crate::event::{Appended, Event, NewEvent, Position, Version};
+use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
 /// An event store in memory, for tests and examples. Clones are the same store.
 ///
@@ -59,7 +59,7 @@ impl EventStore for MemoryEventStore {
 
     fn read_aggregate(
         &self,
-        aggregate_id: Uuid,
+        aggregate_id: AggregateId,
         from: Version,
         to: Option<Version>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
@@ -70,7 +70,7 @@ impl EventStore for MemoryEventStore {
 
     fn read_aggregate_until(
         &self,
-        aggregate_id: Uuid,
+        aggregate_id: AggregateId,
         time: DateTime<Utc>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
         let mut found = self.select(|event| event.aggregate_id == aggregate_id);
@@ -115,7 +115,7 @@ struct Events {
     /// In the order of ids, which are 1, 2, 3 …, and therefore in the order of versions too.
     by_id: Vec<Event>,
     ids: HashMap<Uuid, Position>,
-    heads: HashMap<Uuid, Version>,
+    heads: HashMap<AggregateId, Version>,
 }
 
 impl Events {
@@ -155,9 +155,9 @@ impl Events {
         let mut heads = HashMap::new();
         let mut versions = Vec::with_capacity(events.len());
         for event in events {
-            let aggregate_id = event.aggregate_id;
+            let aggregate_id = event.aggregate_id.clone();
             let head = heads
-                .entry(aggregate_id)
+                .entry(aggregate_id.clone())
                 .or_insert_with(|| self.heads.get(&aggregate_id).copied().unwrap_or(Version::NONE));
             match event.expected_version.version() {
                 Some(expected) if expected != *head => {
@@ -173,11 +173,11 @@ impl Events {
     fn store(&mut self, event: &NewEvent, version: Version, body: Json, metadata: Json) -> Appended {
         let id = i64::try_from(self.by_id.len()).map_or(Position::MAX, |length| Position::new(length).next());
         self.ids.insert(event.uuid, id);
-        self.heads.insert(event.aggregate_id, version);
+        self.heads.insert(event.aggregate_id.clone(), version);
         self.by_id.push(Event {
             id,
             uuid: event.uuid,
-            aggregate_id: event.aggregate_id,
+            aggregate_id: event.aggregate_id.clone(),
             event_type: event.event_type.clone(),
             version,
             body,

@@ -33,11 +33,12 @@ use futures_util::stream::BoxStream;
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::event::{Appended, Event, NewEvent, Position, Version};
+use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
 pub use memory::MemoryEventStore;
 pub use postgres::PostgresEventStore;
 pub(crate) use postgres::{TransactionAppender, read_after_on, read_aggregate_on};
+pub(crate) use validity::find_reason;
 
 /// An append-only store of events.
 #[async_trait]
@@ -68,7 +69,7 @@ pub trait EventStore: Send + Sync {
     /// Streams the events of an aggregate, by version, from and to the given versions, both inclusive.
     fn read_aggregate(
         &self,
-        aggregate_id: Uuid,
+        aggregate_id: AggregateId,
         from: Version,
         to: Option<Version>,
     ) -> BoxStream<'_, Result<Event, ReadError>>;
@@ -79,7 +80,7 @@ pub trait EventStore: Send + Sync {
     /// later than `time` comes too if a higher version was not.
     fn read_aggregate_until(
         &self,
-        aggregate_id: Uuid,
+        aggregate_id: AggregateId,
         time: DateTime<Utc>,
     ) -> BoxStream<'_, Result<Event, ReadError>>;
 
@@ -112,7 +113,7 @@ pub enum AppendError {
     #[error("aggregate {aggregate_id} is at version {actual}, not at the expected version {expected}")]
     Conflict {
         /// The first aggregate that is at another version.
-        aggregate_id: Uuid,
+        aggregate_id: AggregateId,
         /// The version that the event expected.
         expected: Version,
         /// The version that the event would have found, with the earlier events of the append counted.

@@ -7,7 +7,6 @@ mod on_connection;
 mod parameter;
 mod refusal;
 mod row;
-mod sql_text;
 mod statements;
 
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use sqlx::{PgConnection, PgPool, Postgres};
 use uuid::Uuid;
 
 use super::{AppendError, EventStore, ReadError, validity};
-use crate::event::{Appended, Event, NewEvent, Position, Version};
+use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 use crate::store::layout::Layout;
 use crate::store::notifier::Notifier;
 
@@ -120,12 +119,12 @@ impl EventStore for PostgresEventStore {
 
     fn read_aggregate(
         &self,
-        aggregate_id: Uuid,
+        aggregate_id: AggregateId,
         from: Version,
         to: Option<Version>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
         let query = sqlx::query(self.statements.read_aggregate.clone())
-            .bind(aggregate_id)
+            .bind(aggregate_id.as_uuid())
             .bind(from)
             .bind(to.unwrap_or(Version::MAX));
         self.stream(query)
@@ -133,10 +132,12 @@ impl EventStore for PostgresEventStore {
 
     fn read_aggregate_until(
         &self,
-        aggregate_id: Uuid,
+        aggregate_id: AggregateId,
         time: DateTime<Utc>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
-        self.stream(sqlx::query(self.statements.read_aggregate_until.clone()).bind(aggregate_id).bind(time))
+        self.stream(
+            sqlx::query(self.statements.read_aggregate_until.clone()).bind(aggregate_id.as_uuid()).bind(time),
+        )
     }
 
     fn read_range(

@@ -1,9 +1,11 @@
 //! Refuses events that no store can keep, as far as that is cheap to see before they are sent.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 
 use super::AppendError;
-use crate::event::NewEvent;
+use crate::event::{AggregateId, NewEvent};
 
 /// Longest JSON text of a body or of metadata, in bytes: about what jsonb can hold.
 const JSON_LENGTH_MAX: usize = 255 << 20;
@@ -15,13 +17,30 @@ const CREATED_AT_MIN_MICROS: i64 = -210_866_803_200_000_000;
 pub(super) fn check(events: &[NewEvent]) -> Result<(), AppendError> {
     for (index, event) in events.iter().enumerate() {
         if let Some(reason) = find_reason(event) {
-            return Err(AppendError::Invalid { index: Some(index), reason: reason.to_owned() });
+            return Err(AppendError::Invalid { index: Some(index), reason: reason.into_owned() });
         }
     }
     Ok(())
 }
 
-fn find_reason(event: &NewEvent) -> Option<&'static str> {
+/// Why no event store can keep an event.
+pub(crate) fn find_reason(event: &NewEvent) -> Option<Cow<'static, str>> {
+    let reason = refuse_aggregate_id(&event.aggregate_id).map(Cow::Owned);
+    reason.or_else(|| find_other_reason(event).map(Cow::Borrowed))
+}
+
+/// Why no event store can have such an aggregate: the layouts that espd writes to have a column of the type `uuid`.
+fn refuse_aggregate_id(id: &AggregateId) -> Option<String> {
+    id.as_uuid().is_none().then(|| {
+        format!(
+            "the aggregate id {:?} is not a uuid, but this event store keeps uuids only: \
+             use a uuid, for example one of version 5, which is made from a text",
+            id.to_string()
+        )
+    })
+}
+
+fn find_other_reason(event: &NewEvent) -> Option<&'static str> {
     let too_long = |json: &str| json.len() > JSON_LENGTH_MAX;
     if event.event_type.is_empty() {
         Some("the type is empty")

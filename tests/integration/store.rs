@@ -22,7 +22,6 @@ use espd::store::layout::Layout;
 use espd::store::{EventStore, MemoryEventStore, PostgresEventStore, conformance};
 use serde_json::value::RawValue;
 use sqlx::PgPool;
-use uuid::Uuid;
 
 use crate::support;
 
@@ -73,7 +72,7 @@ fn json(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned()).unwrap()
 }
 
-fn happened(aggregate_id: Uuid) -> NewEvent {
+fn happened(aggregate_id: impl Into<espd::event::AggregateId>) -> NewEvent {
     NewEvent::new(aggregate_id, "Happened", json("{}"))
 }
 

@@ -5,17 +5,15 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
 
-use crate::event::{Event, Position, Version};
+use crate::event::{AggregateId, Event, Position, Version};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::processor::{
     Batch, BatchRequest, Delivery, Events, ProcessorBase, ProcessorError, Work,
 };
-use crate::processing::progress::Progress;
-use crate::processing::tracker::Advance;
+use crate::processing::tracker::{Advance, Progress};
 use crate::store::{EventStore as _, ReadError, read_aggregate_on};
-use uuid::Uuid;
 
 /// An open transaction that holds the tracker locked under the claim. If it is dropped without [`Self::finish`], it is rolled
 /// back.
@@ -161,7 +159,7 @@ impl<'t> BatchTransaction<'t> {
     /// Reads the events of an aggregate up to a version, ordered by version.
     pub(crate) async fn read_aggregate(
         &mut self,
-        id: Uuid,
+        id: AggregateId,
         upto: Version,
     ) -> Result<Vec<Event>, sqlx::Error> {
         match &self.base.events {

@@ -5,11 +5,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::value::to_raw_value;
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use super::error::HandlerError;
 use super::event_type::EventType;
-use crate::event::{Event, Version};
+use crate::event::{AggregateId, Event, Version};
 use crate::handlers::batch::{Action, BatchTransaction};
 use crate::processing::emission::Emission;
 
@@ -32,7 +31,7 @@ pub struct ReactorContext<'r> {
 pub(super) trait Transaction: Send {
     fn connection(&mut self) -> &mut PgConnection;
     async fn begin_event(&mut self) -> Result<(), sqlx::Error>;
-    async fn read_aggregate(&mut self, id: Uuid, upto: Version) -> Result<Vec<Event>, sqlx::Error>;
+    async fn read_aggregate(&mut self, id: AggregateId, upto: Version) -> Result<Vec<Event>, sqlx::Error>;
 }
 
 #[async_trait::async_trait]
@@ -45,7 +44,7 @@ impl Transaction for BatchTransaction<'_> {
         BatchTransaction::begin_event(self).await
     }
 
-    async fn read_aggregate(&mut self, id: Uuid, upto: Version) -> Result<Vec<Event>, sqlx::Error> {
+    async fn read_aggregate(&mut self, id: AggregateId, upto: Version) -> Result<Vec<Event>, sqlx::Error> {
         BatchTransaction::read_aggregate(self, id, upto).await
     }
 }
@@ -61,8 +60,12 @@ impl ProjectorContext<'_> {
     ///
     /// # Errors
     /// The event store could not be read.
-    pub async fn read_aggregate(&mut self, id: Uuid, upto: Version) -> Result<Vec<Event>, HandlerError> {
-        Ok(self.transaction.read_aggregate(id, upto).await?)
+    pub async fn read_aggregate(
+        &mut self,
+        id: impl Into<AggregateId>,
+        upto: Version,
+    ) -> Result<Vec<Event>, HandlerError> {
+        Ok(self.transaction.read_aggregate(id.into(), upto).await?)
     }
 }
 
@@ -90,8 +93,12 @@ impl ReactorContext<'_> {
     ///
     /// # Errors
     /// The event store could not be read.
-    pub async fn read_aggregate(&mut self, id: Uuid, upto: Version) -> Result<Vec<Event>, HandlerError> {
-        Ok(self.transaction.read_aggregate(id, upto).await?)
+    pub async fn read_aggregate(
+        &mut self,
+        id: impl Into<AggregateId>,
+        upto: Version,
+    ) -> Result<Vec<Event>, HandlerError> {
+        Ok(self.transaction.read_aggregate(id.into(), upto).await?)
     }
 
     /// Emits an event. espd sets its causation, correlation and uuid.
@@ -99,7 +106,11 @@ impl ReactorContext<'_> {
     /// # Errors
     /// The body cannot be written as JSON. If the registration does not name this type, the event fails when the handler
     /// has returned.
-    pub fn emit<E: EventType>(&mut self, aggregate_id: Uuid, body: &E) -> Result<(), HandlerError> {
+    pub fn emit<E: EventType>(
+        &mut self,
+        aggregate_id: impl Into<AggregateId>,
+        body: &E,
+    ) -> Result<(), HandlerError> {
         self.emit_untyped(emission(aggregate_id, body)?);
         Ok(())
     }
@@ -110,7 +121,7 @@ impl ReactorContext<'_> {
     /// As for [`Self::emit`]. If the aggregate is at another version, the event fails when the handler has returned.
     pub fn emit_expecting<E: EventType>(
         &mut self,
-        aggregate_id: Uuid,
+        aggregate_id: impl Into<AggregateId>,
         expected: Version,
         body: &E,
     ) -> Result<(), HandlerError> {
@@ -127,7 +138,7 @@ impl ReactorContext<'_> {
         &mut self,
         time: DateTime<Utc>,
         key: Option<&str>,
-        aggregate_id: Uuid,
+        aggregate_id: impl Into<AggregateId>,
         body: &E,
     ) -> Result<(), HandlerError> {
         let emission = emission(aggregate_id, body)?;
@@ -143,7 +154,7 @@ impl ReactorContext<'_> {
         &mut self,
         delay: Duration,
         key: Option<&str>,
-        aggregate_id: Uuid,
+        aggregate_id: impl Into<AggregateId>,
         body: &E,
     ) -> Result<(), HandlerError> {
         let due_at = Utc::now().checked_add_signed(chrono::TimeDelta::from_std(delay)?);
@@ -161,10 +172,10 @@ impl ReactorContext<'_> {
     }
 }
 
-fn emission<E: EventType>(aggregate_id: Uuid, body: &E) -> Result<Emission, HandlerError> {
+fn emission<E: EventType>(aggregate_id: impl Into<AggregateId>, body: &E) -> Result<Emission, HandlerError> {
     Ok(Emission {
         event_type: E::NAME.to_owned(),
-        aggregate_id,
+        aggregate_id: aggregate_id.into(),
         body: to_raw_value(body)?,
         expected_version: None,
         due_at: None,

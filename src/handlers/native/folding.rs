@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use super::context::ProjectorContext;
 use super::error::HandlerError;
 use super::handler::Projector;
-use crate::event::{Event, Version};
+use crate::event::{AggregateId, Event, Version};
 use crate::processing::processor::Delivery;
 
 /// Keeps one state for each key: it is loaded, changed by events, and saved.
@@ -22,8 +21,8 @@ pub trait StateStored: Send + Sync {
     type State: Default + Send;
 
     /// The key whose state an event changes. By default its aggregate.
-    fn key(&self, event: &Event) -> Uuid {
-        event.aggregate_id
+    fn key(&self, event: &Event) -> AggregateId {
+        event.aggregate_id.clone()
     }
 
     /// Loads the saved state of a key. Returns `None` if there is none.
@@ -32,7 +31,7 @@ pub trait StateStored: Send + Sync {
     /// As for [`Projector::project`].
     async fn load(
         &self,
-        key: Uuid,
+        key: &AggregateId,
         connection: &mut PgConnection,
     ) -> Result<Option<Self::State>, HandlerError>;
 
@@ -48,7 +47,7 @@ pub trait StateStored: Send + Sync {
     /// As for [`Projector::project`].
     async fn save(
         &self,
-        key: Uuid,
+        key: &AggregateId,
         state: &Self::State,
         connection: &mut PgConnection,
     ) -> Result<(), HandlerError>;
@@ -67,12 +66,12 @@ impl<S: StateStored> Projector for StateStoredProjector<S> {
     ) -> Result<(), HandlerError> {
         for (key, events) in by_key(events, |event| self.0.key(event)) {
             let last = events[events.len() - 1];
-            let loaded = self.0.load(key, context.connection()).await;
+            let loaded = self.0.load(&key, context.connection()).await;
             let mut state = loaded.map_err(|error| last.failed(error))?.unwrap_or_default();
             for event in &events {
                 self.0.evolve(&mut state, event).map_err(|error| event.failed(error))?;
             }
-            let saved = self.0.save(key, &state, context.connection()).await;
+            let saved = self.0.save(&key, &state, context.connection()).await;
             // Of several events, any may have led to the state that cannot be saved.
             saved.map_err(|error| if events.len() == 1 { last.failed(error) } else { error })?;
         }
@@ -101,7 +100,7 @@ pub trait EventSourced: Send + Sync {
     /// As for [`Projector::project`].
     async fn save(
         &self,
-        aggregate_id: Uuid,
+        aggregate_id: &AggregateId,
         version: Version,
         state: &Self::State,
         connection: &mut PgConnection,
@@ -119,14 +118,14 @@ impl<S: EventSourced> Projector for EventSourcedProjector<S> {
         events: &[Delivery],
         context: &mut ProjectorContext<'_>,
     ) -> Result<(), HandlerError> {
-        for (aggregate_id, events) in by_key(events, |event| event.aggregate_id) {
+        for (aggregate_id, events) in by_key(events, |event| event.aggregate_id.clone()) {
             let last = events[events.len() - 1];
-            let history = context.read_aggregate(aggregate_id, last.version).await?;
+            let history = context.read_aggregate(&aggregate_id, last.version).await?;
             let mut state = S::State::default();
             for event in &history {
                 self.0.evolve(&mut state, event).map_err(|error| attribute(&events, event, error))?;
             }
-            let saved = self.0.save(aggregate_id, last.version, &state, context.connection()).await;
+            let saved = self.0.save(&aggregate_id, last.version, &state, context.connection()).await;
             saved.map_err(|error| if events.len() == 1 { last.failed(error) } else { error })?;
         }
         Ok(())
@@ -141,8 +140,8 @@ fn attribute(events: &[&Delivery], event: &Event, error: HandlerError) -> Handle
 }
 
 /// Groups events by key. Within a group they stay in order.
-fn by_key(events: &[Delivery], key: impl Fn(&Event) -> Uuid) -> Vec<(Uuid, Vec<&Delivery>)> {
-    let mut groups: BTreeMap<Uuid, Vec<&Delivery>> = BTreeMap::new();
+fn by_key(events: &[Delivery], key: impl Fn(&Event) -> AggregateId) -> Vec<(AggregateId, Vec<&Delivery>)> {
+    let mut groups: BTreeMap<AggregateId, Vec<&Delivery>> = BTreeMap::new();
     for event in events {
         groups.entry(key(event)).or_default().push(event);
     }

@@ -40,7 +40,7 @@ impl ActionMessage<'_> {
 
     fn into_emission(self, now: DateTime<Utc>) -> Result<Emission, ProtocolViolation> {
         let aggregate_id = self.aggregate_id.ok_or_else(|| lacks("emit", "aggregate_id"))?;
-        let aggregate_id = aggregate_id.parse().map_err(|_| {
+        let aggregate_id: uuid::Uuid = aggregate_id.parse().map_err(|_| {
             ProtocolViolation(format!(
                 "wrote an `aggregate_id` that is no uuid: {:?}",
                 super::log_limit::truncate(&aggregate_id, 100)
@@ -56,7 +56,7 @@ impl ActionMessage<'_> {
         };
         Ok(Emission {
             event_type: self.emit.unwrap_or_default(),
-            aggregate_id,
+            aggregate_id: aggregate_id.into(),
             body: require(self.body, "emit", "body")?,
             expected_version: self.expected_version.map(Version::new),
             due_at,

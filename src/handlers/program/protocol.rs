@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 
 use crate::event::{Event, Position};
 use crate::handlers::batch::{RowTables, TableShape};
-use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::processor::ProcessorKind;
 
 /// The version of the protocol that this espd speaks.
 pub(super) const VERSION: u32 = 1;
@@ -247,7 +248,7 @@ mod tests {
         Event {
             id: 7.into(),
             uuid: Uuid::nil(),
-            aggregate_id: Uuid::nil(),
+            aggregate_id: Uuid::nil().into(),
             event_type: "TodoAdded".into(),
             version: 1.into(),
             body: RawValue::from_string(body.to_owned()).unwrap(),

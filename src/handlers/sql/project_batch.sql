@@ -93,7 +93,7 @@ begin
       loop
         espd_id := event.id;
         if espd_parking and {{schema}}.set_aside_behind({{processor}}, {{version}}, espd_partition, event.id, event.uuid,
-             event.type, event.aggregate_id) then
+             event.type, event.aggregate_id::text) then
           null;
         else
         --{{if reactor}}

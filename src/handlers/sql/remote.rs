@@ -26,7 +26,7 @@ pub(super) fn bind<'q, O>(
     query
         .bind(batch.events.iter().map(|event| event.id).collect::<Vec<_>>())
         .bind(batch.events.iter().map(|event| event.uuid).collect::<Vec<_>>())
-        .bind(batch.events.iter().map(|event| event.aggregate_id).collect::<Vec<_>>())
+        .bind(batch.events.iter().map(|event| event.aggregate_id.as_uuid()).collect::<Vec<_>>())
         .bind(column(|event| event.event_type.clone()))
         .bind(batch.events.iter().map(|event| event.version).collect::<Vec<_>>())
         .bind(column(|event| event.body.get().to_owned()))

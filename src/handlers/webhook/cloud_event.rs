@@ -53,7 +53,7 @@ mod tests {
         Event {
             id: 7.into(),
             uuid: Uuid::from_u128(1),
-            aggregate_id: Uuid::from_u128(2),
+            aggregate_id: Uuid::from_u128(2).into(),
             event_type: event_type.to_owned(),
             version: 3.into(),
             body: RawValue::from_string("{}".into()).unwrap(),

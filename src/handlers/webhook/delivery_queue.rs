@@ -19,8 +19,7 @@ use crate::handlers::batch::Action;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::emission::Source;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{Delivery, ProcessorError};
-use crate::processing::progress::PendingRetry;
+use crate::processing::processor::{Delivery, PendingRetry, ProcessorError};
 use crate::retry::{NextStep, RetryPolicy};
 pub(crate) use commit_plan::CommitPlan;
 
@@ -161,7 +160,7 @@ impl DeliveryQueue {
             let event = delivery.event;
             let tried = self.tried.remove(&event.id);
             let until = tried.as_ref().and_then(|tried| tried.until);
-            let (id, aggregate_id) = (event.id, event.aggregate_id);
+            let (id, aggregate_id) = (event.id, event.aggregate_id.clone());
             let weight = event.body.get().len() + event.metadata.get().len();
             let attempts = tried.as_ref().map_or(0, |tried| tried.attempts);
             let failure = tried.map(|tried| tried.failure);

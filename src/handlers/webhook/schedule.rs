@@ -11,16 +11,14 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
-use uuid::Uuid;
-
-use crate::event::Position;
+use crate::event::{AggregateId, Position};
 
 /// Events that have been read and whose completion is not committed.
 #[derive(Debug, Clone)]
 pub(crate) struct Schedule<T> {
     events: BTreeMap<Position, ScheduledEvent<T>>,
     /// The events of each aggregate, in order.
-    queues: HashMap<Uuid, VecDeque<Position>>,
+    queues: HashMap<AggregateId, VecDeque<Position>>,
     // The events of each state; those that wait for an earlier event have no list.
     ready: BTreeSet<Position>,
     postponed: BTreeSet<(Instant, Position)>,
@@ -31,7 +29,7 @@ pub(crate) struct Schedule<T> {
 
 #[derive(Debug, Clone)]
 struct ScheduledEvent<T> {
-    aggregate: Uuid,
+    aggregate: AggregateId,
     state: DeliveryState,
     weight: usize,
     content: T,
@@ -68,12 +66,12 @@ impl<T> Schedule<T> {
     pub(crate) fn insert(
         &mut self,
         id: Position,
-        aggregate: Uuid,
+        aggregate: AggregateId,
         content: T,
         weight: usize,
         until: Option<Instant>,
     ) {
-        let queue = self.queues.entry(aggregate).or_default();
+        let queue = self.queues.entry(aggregate.clone()).or_default();
         let first = queue.is_empty();
         queue.push_back(id);
         self.weight += weight;

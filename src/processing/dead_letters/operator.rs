@@ -97,7 +97,7 @@ impl DeadLetters {
             "-- find_dead_letters_around
              with line as (
                select event_id, blocks from {schema}.dead_letters
-               where {is_processor} and aggregate_id = '{aggregate_id}'
+               where {is_processor} and aggregate_id = {aggregate_id}
              )
              select (select min(event_id) from line where event_id < {id} and blocks) as waits_for,
                     (select count(*) from line where event_id > {id} and {blocks}) as waiting,
@@ -105,7 +105,7 @@ impl DeadLetters {
                       as waiting_event_ids",
             schema = self.schema,
             is_processor = dead_letter.key().is_processor(),
-            aggregate_id = dead_letter.aggregate_id,
+            aggregate_id = quote_literal(&dead_letter.aggregate_id.to_string()),
             id = dead_letter.event_id,
             blocks = dead_letter.blocks,
         );

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
-use crate::event::Position;
-use crate::postgres::literal::interval;
+use crate::event::{AggregateId, Position};
 use crate::postgres::quote::quote_literal;
+use crate::processing::tracker::interval;
 
 /// Which dead letters are meant; what is `None` does not matter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,7 +18,7 @@ pub struct Selection {
     /// Of events of this type.
     pub event_type: Option<String>,
     /// Of events of this aggregate.
-    pub aggregate_id: Option<Uuid>,
+    pub aggregate_id: Option<AggregateId>,
     /// Whose failure's message or SQLSTATE has this in it, in whatever case.
     pub error: Option<String>,
     /// Set aside for longer than this, by the server's clock.
@@ -51,7 +49,7 @@ impl Selection {
             event_id.map(|id| format!("d.event_id = {id}")),
             after.map(|id| format!("d.event_id > {id}")),
             event_type.as_ref().map(|name| format!("d.event_type = {}", quote_literal(name))),
-            aggregate_id.map(|id| format!("d.aggregate_id = '{id}'")),
+            aggregate_id.as_ref().map(|id| format!("d.aggregate_id = {}", quote_literal(&id.to_string()))),
             error.as_ref().map(|error| has_failed_with(error)),
             older_than.map(|age| format!("d.set_aside_at < clock_timestamp() - {}", interval(age))),
         ];

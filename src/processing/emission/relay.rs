@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use crate::event::NewEvent;
+use crate::event::{AggregateId, NewEvent};
 use crate::postgres::deadline::in_time;
 use crate::postgres::notify::{EVENTS, notify};
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -62,7 +62,7 @@ pub(crate) struct Relay {
 struct Kept {
     id: i64,
     uuid: Uuid,
-    aggregate_id: Uuid,
+    aggregate_id: AggregateId,
     event_type: String,
     body: String,
     metadata: String,

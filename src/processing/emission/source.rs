@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::event::{Event, Position};
+use crate::event::{AggregateId, Event, Position};
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::processor::Delivery;
 
@@ -13,7 +13,7 @@ pub(crate) struct Source {
     pub(crate) id: Position,
     pub(crate) uuid: Uuid,
     pub(crate) event_type: String,
-    pub(crate) aggregate_id: Uuid,
+    pub(crate) aggregate_id: AggregateId,
     /// The conversation that it belongs to, or begins.
     pub(crate) correlation_id: Uuid,
     /// How many emitted events led to it.
@@ -29,7 +29,7 @@ impl Source {
             id: event.id,
             uuid: event.uuid,
             event_type: event.event_type.clone(),
-            aggregate_id: event.aggregate_id,
+            aggregate_id: event.aggregate_id.clone(),
             correlation_id: event.correlation_id.unwrap_or(event.uuid),
             depth: depth(event),
             replaying: *replaying,
@@ -38,8 +38,13 @@ impl Source {
 
     /// The failure, attributed to this event.
     pub(crate) fn attribute(&self, failure: Failure) -> Failure {
-        let Self { id, uuid, aggregate_id, .. } = *self;
-        failure.attribute(FailedEvent { id, uuid, event_type: self.event_type.clone(), aggregate_id })
+        let Self { id, uuid, ref aggregate_id, .. } = *self;
+        failure.attribute(FailedEvent {
+            id,
+            uuid,
+            event_type: self.event_type.clone(),
+            aggregate_id: aggregate_id.clone(),
+        })
     }
 }
 

@@ -105,7 +105,7 @@ mod tests {
             id: id.into(),
             uuid: Uuid::nil(),
             event_type: "A".to_owned(),
-            aggregate_id: Uuid::nil(),
+            aggregate_id: Uuid::nil().into(),
         };
         Failure::of_processor("no").attribute(event)
     }

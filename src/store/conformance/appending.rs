@@ -6,13 +6,13 @@ use uuid::Uuid;
 use super::{
     Store, append, append_each, event_of, happened, ids, json, read_aggregate, read_all, time, versions,
 };
-use crate::event::{ExpectedVersion, NewEvent};
+use crate::event::{AggregateId, ExpectedVersion, NewEvent};
 use crate::store::AppendError;
 
 pub(super) async fn an_event_is_read_back_whole(store: Store) {
     let event = NewEvent {
         uuid: Uuid::new_v4(),
-        aggregate_id: Uuid::new_v4(),
+        aggregate_id: Uuid::new_v4().into(),
         event_type: "TodoAdded".to_owned(),
         body: json(r#"{"title": "Milk"}"#),
         metadata: json(r#"{"user": "ann"}"#),
@@ -189,4 +189,17 @@ pub(super) async fn what_cannot_be_stored_is_refused_by_index(store: Store) {
         }
     }
     assert_eq!(read_all(&store).await.len(), 0);
+}
+
+pub(super) async fn an_aggregate_id_that_is_no_uuid_is_refused_by_name(store: Store) {
+    let order: AggregateId = "order-7".parse().expect("a text may be an id");
+    match store.append(&[happened(Uuid::new_v4()), happened(&order)]).await {
+        Err(AppendError::Invalid { index: Some(1), reason }) => {
+            assert!(reason.contains("order-7") && reason.contains("uuid"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(read_all(&store).await.len(), 0);
+    // So there is no such aggregate.
+    assert_eq!(read_aggregate(&store, order).await.len(), 0);
 }

@@ -11,7 +11,7 @@ use crate::store::AppendError;
 async fn fail(store: &Store, events: &[NewEvent]) -> (Uuid, i64, i64) {
     match store.append(events).await {
         Err(AppendError::Conflict { aggregate_id, expected, actual }) => {
-            (aggregate_id, expected.get(), actual.get())
+            (aggregate_id.as_uuid().expect("the id is a uuid"), expected.get(), actual.get())
         }
         other => panic!("{other:?}"),
     }

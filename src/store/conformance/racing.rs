@@ -41,7 +41,7 @@ async fn race_for(store: &Store, aggregate_id: Uuid, expected: ExpectedVersion) 
                 winners += 1;
             }
             Err(AppendError::Conflict { aggregate_id: id, expected, actual }) => {
-                assert_eq!((id, expected, actual), (aggregate_id, head, head.next()));
+                assert_eq!((id, expected, actual), (aggregate_id.into(), head, head.next()));
             }
             Err(other) => panic!("{other:?}"),
         }

@@ -62,7 +62,7 @@ pub(super) async fn an_aggregate_is_read_by_version(store: Store) {
     let (a, b) = (Uuid::new_v4(), Uuid::new_v4());
     append_each(&store, [a, b, a, a, b, a, a].map(happened)).await;
     let read = async |from: i64, to: Option<i64>| {
-        let events = collect(store.read_aggregate(a, Version::new(from), to.map(Version::new))).await;
+        let events = collect(store.read_aggregate(a.into(), Version::new(from), to.map(Version::new))).await;
         assert!(events.iter().all(|event| event.aggregate_id == a));
         assert!(events.is_sorted_by(|one, next| one.id < next.id));
         versions(&events)
@@ -74,7 +74,7 @@ pub(super) async fn an_aggregate_is_read_by_version(store: Store) {
     assert_eq!(read(3, Some(3)).await, [3]);
     assert_eq!(read(4, Some(3)).await, [0; 0]);
     assert_eq!(read(6, None).await, [0; 0]);
-    assert!(collect(store.read_aggregate(Uuid::new_v4(), Version::FIRST, None)).await.is_empty());
+    assert!(collect(store.read_aggregate(Uuid::new_v4().into(), Version::FIRST, None)).await.is_empty());
 }
 
 pub(super) async fn an_aggregate_is_read_up_to_a_time(store: Store) {
@@ -82,14 +82,14 @@ pub(super) async fn an_aggregate_is_read_up_to_a_time(store: Store) {
     // The fourth event was created before the third.
     let times = [(a, 0), (a, 1), (b, 1), (a, 500_000), (a, 2), (a, 1_000_000)];
     append_each(&store, times.map(|(id, micros)| at(happened(id), time(micros)))).await;
-    let read = async |micros| versions(&collect(store.read_aggregate_until(a, time(micros))).await);
+    let read = async |micros| versions(&collect(store.read_aggregate_until(a.into(), time(micros))).await);
     assert_eq!(read(-1).await, [0; 0]);
     assert_eq!(read(0).await, [1]);
     assert_eq!(read(1).await, [1, 2]);
     assert_eq!(read(2).await, [1, 2, 3, 4]);
     assert_eq!(read(999_999).await, [1, 2, 3, 4]);
     assert_eq!(read(1_000_000).await, [1, 2, 3, 4, 5]);
-    assert!(collect(store.read_aggregate_until(Uuid::new_v4(), time(9))).await.is_empty());
+    assert!(collect(store.read_aggregate_until(Uuid::new_v4().into(), time(9))).await.is_empty());
 }
 
 fn at(event: NewEvent, time: DateTime<Utc>) -> NewEvent {
@@ -159,7 +159,7 @@ pub(super) async fn a_stream_may_be_dropped_early(store: Store) {
     append(&store, &(0..2_000).map(|_| happened(a)).collect::<Vec<_>>()).await;
     for _ in 0..30 {
         let events: Vec<Event> = store
-            .read_aggregate(a, Version::FIRST, None)
+            .read_aggregate(a.into(), Version::FIRST, None)
             .take(2)
             .map(|event| event.expect("the store reads"))
             .collect()

@@ -29,7 +29,7 @@ pub(super) async fn the_same_append_again_returns_what_is_stored(store: Store) {
     for count in [1, 2, 3] {
         let events: Vec<_> = (0..count).map(|_| full()).collect();
         let first = append(&store, &events).await;
-        append(&store, &[happened(events[0].aggregate_id)]).await;
+        append(&store, &[happened(&events[0].aggregate_id)]).await;
         assert_eq!(append(&store, &events).await, first);
     }
     assert_eq!(read_all(&store).await.len(), 9);
@@ -65,7 +65,7 @@ pub(super) async fn other_content_under_a_stored_uuid_is_refused(store: Store) {
     let event = full();
     append(&store, std::slice::from_ref(&event)).await;
     let others = [
-        NewEvent { aggregate_id: Uuid::new_v4(), ..event.clone() },
+        NewEvent { aggregate_id: Uuid::new_v4().into(), ..event.clone() },
         NewEvent { event_type: "Other".to_owned(), ..event.clone() },
         NewEvent { body: json(r#"{"title": "Milk", "amount": 3}"#), ..event.clone() },
         NewEvent { metadata: json("{}"), ..event.clone() },

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::parameter::Jsonb;
 use super::refusal;
-use super::sql_text::sql;
+use super::statements::sql;
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::store::AppendError;
 use crate::store::layout::{Append, Layout};
@@ -75,7 +75,7 @@ pub(super) async fn append(
     loop {
         match try_append(statements, pool, events).await {
             Err(error) if attempt < ATTEMPTS_MAX && refusal::is_transient(&error) => {
-                tracing::debug!(attempt, error = %error, "append failed for now, trying again");
+                tracing::debug!(attempt, error = %error, "append did not get through, trying again");
                 tokio::time::sleep(delay_after(attempt)).await;
                 attempt += 1;
             }
@@ -178,7 +178,7 @@ async fn call_function(
 ) -> Result<Vec<Appended>, AppendError> {
     let rows: Vec<(Position, Uuid, Version)> = sqlx::query_as(statements.call_function.clone())
         .persistent(statements.prepared)
-        .bind(events.iter().map(|event| event.aggregate_id).bind_iter())
+        .bind(events.iter().map(|event| event.aggregate_id.as_uuid()).bind_iter())
         .bind(events.iter().map(|event| &event.event_type).bind_iter())
         .bind(events.iter().map(|event| Jsonb(&event.body)).bind_iter())
         .bind(events.iter().map(|event| event.expected_version.version()).bind_iter())

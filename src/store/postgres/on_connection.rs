@@ -4,10 +4,9 @@ use futures_util::TryStreamExt;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::sql_text::sql;
-use super::statements::{read_after, read_aggregate};
+use super::statements::{read_after, read_aggregate, sql};
 use super::{append, row};
-use crate::event::{Appended, Event, NewEvent, Position, Version};
+use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 use crate::store::layout::Layout;
 use crate::store::{AppendError, validity};
 
@@ -60,10 +59,10 @@ pub(crate) async fn read_after_on(
 pub(crate) async fn read_aggregate_on(
     connection: &mut PgConnection,
     layout: &Layout,
-    aggregate_id: Uuid,
+    aggregate_id: AggregateId,
     upto: Version,
 ) -> Result<Vec<Event>, sqlx::Error> {
     let query = sqlx::query(sql(read_aggregate(layout))).persistent(false);
-    let query = query.bind(aggregate_id).bind(Version::FIRST).bind(upto);
+    let query = query.bind(aggregate_id.as_uuid()).bind(Version::FIRST).bind(upto);
     query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use sqlx::postgres::PgDatabaseError;
 use uuid::Uuid;
 
-use crate::event::{NewEvent, Version};
+use crate::event::{AggregateId, NewEvent, Version};
 use crate::store::{AppendError, jsonb};
 
 const CONFLICT: &str = "ES001";
@@ -64,7 +64,7 @@ fn detail<'a, T: Deserialize<'a>>(refusal: &'a PgDatabaseError) -> Option<T> {
 
 #[derive(Deserialize)]
 struct Conflict {
-    aggregate_id: Uuid,
+    aggregate_id: AggregateId,
     expected: Version,
     actual: Version,
 }

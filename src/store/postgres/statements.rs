@@ -1,8 +1,7 @@
 //! The statements that read a store, as text.
 
-use sqlx::SqlStr;
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-use super::sql_text::sql;
 use super::{append, row};
 use crate::store::AppendError;
 use crate::store::layout::Layout;
@@ -88,4 +87,9 @@ pub(super) fn read_after(layout: &Layout) -> String {
         where id = any (array(select id from {source} as e where {wanted}))
         order by id"
     )
+}
+
+/// Text as a statement. The only parts of it that vary are names from a [`Layout`], checked and quoted.
+pub(super) fn sql(text: String) -> SqlStr {
+    AssertSqlSafe(text).into_sql_str()
 }

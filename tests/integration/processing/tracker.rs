@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use espd::processing::declaration::ProcessorKind;
 use espd::processing::failure::{FailedEvent, Failure};
-use espd::processing::processor::Outcome;
+use espd::processing::processor::{Outcome, ProcessorKind};
 use espd::processing::tracker::{Claim, Owner, ProcessorKey, Reset, TrackerRow, Trackers};
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -150,7 +149,7 @@ async fn a_failure_is_recorded_for_the_next_owner() {
         id: 7.into(),
         uuid: Uuid::new_v4(),
         event_type: "A".into(),
-        aggregate_id: Uuid::new_v4(),
+        aggregate_id: Uuid::new_v4().into(),
     };
     let failure = Failure {
         event: Some(event),

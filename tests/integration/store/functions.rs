@@ -183,11 +183,11 @@ async fn a_bulk_load_into_a_small_table_does_not_scan_it() {
     store.append_in(&mut connection, &few).await.unwrap();
     sqlx::raw_sql("vacuum analyze espd.events").execute(&mut *connection).await.unwrap();
     for event in &few {
-        let repeated = [happened(event.aggregate_id).expecting(Exact(1.into()))];
+        let repeated = [happened(&event.aggregate_id).expecting(Exact(1.into()))];
         store.append_in(&mut connection, &repeated).await.unwrap();
         store.append_in(&mut connection, &repeated).await.unwrap();
         store
-            .append_in(&mut connection, &[happened(event.aggregate_id), happened(Uuid::new_v4())])
+            .append_in(&mut connection, &[happened(&event.aggregate_id), happened(Uuid::new_v4())])
             .await
             .unwrap();
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use espd::event::{Appended, Event, ExpectedVersion, NewEvent, Position, Version};
+use espd::event::{AggregateId, Appended, Event, ExpectedVersion, NewEvent, Position, Version};
 use espd::store::{AppendError, EventStore, MemoryEventStore, PostgresEventStore, ReadError, conformance};
 use futures_util::stream::BoxStream;
 use serde::Serialize;
@@ -59,7 +59,7 @@ macro_rules! impl_event_store {
 
             fn read_aggregate(
                 &self,
-                aggregate_id: Uuid,
+                aggregate_id: AggregateId,
                 from: Version,
                 to: Option<Version>,
             ) -> BoxStream<'_, Result<Event, ReadError>> {
@@ -68,7 +68,7 @@ macro_rules! impl_event_store {
 
             fn read_aggregate_until(
                 &self,
-                aggregate_id: Uuid,
+                aggregate_id: AggregateId,
                 time: DateTime<Utc>,
             ) -> BoxStream<'_, Result<Event, ReadError>> {
                 self.store.read_aggregate_until(aggregate_id, time)
@@ -124,7 +124,7 @@ struct ByJson {
 
 #[derive(Serialize)]
 struct JsonEvent<'a> {
-    aggregate_id: Uuid,
+    aggregate_id: &'a AggregateId,
     #[serde(rename = "type")]
     event_type: &'a str,
     body: &'a RawValue,
@@ -140,7 +140,7 @@ struct JsonEvent<'a> {
 impl<'a> From<&'a NewEvent> for JsonEvent<'a> {
     fn from(event: &'a NewEvent) -> Self {
         Self {
-            aggregate_id: event.aggregate_id,
+            aggregate_id: &event.aggregate_id,
             event_type: &event.event_type,
             body: &event.body,
             metadata: &event.metadata,

@@ -228,3 +228,46 @@ async fn the_table_keeps_what_readers_rely_on() {
             .unwrap();
     assert_eq!(triggers, 0);
 }
+
+/// Rows that were written while aggregates were noted as uuids.
+#[tokio::test]
+async fn aggregates_that_were_noted_as_uuids_are_found_as_text() {
+    const UUID: &str = "149d5c70-a373-4857-91e2-1d5ea90c27e4";
+    let (pool, _) = store().await;
+    execute(&pool, "create schema older").await;
+    let files = files("processing");
+    let (before, after) =
+        files.split_at(files.iter().position(|file| makes_aggregate_ids_text(file)).unwrap());
+    for file in before {
+        execute(&pool, &fs::read_to_string(file).unwrap().replace(":\"schema\"", "older")).await;
+    }
+    let rows = format!(
+        "insert into older.trackers (name, version, kind) values ('p', 1, 'projector');
+         insert into older.dead_letters
+           (processor, version, event_id, event_uuid, event_type, aggregate_id, reason, blocks)
+         values ('p', 1, 7, gen_random_uuid(), 'A', '{UUID}', 'failed', true);
+         insert into older.emissions (reactor, uuid, aggregate_id, type, body, metadata)
+         values ('r', gen_random_uuid(), '{UUID}', 'A', '1', '{{}}')"
+    );
+    execute(&pool, &rows).await;
+    // Each file may run twice.
+    for file in after.iter().chain(&after[..1]) {
+        execute(&pool, &fs::read_to_string(file).unwrap().replace(":\"schema\"", "older")).await;
+    }
+    for table in ["dead_letters", "emissions"] {
+        let query = format!("select aggregate_id from older.{table}");
+        let kept: String = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&pool).await.unwrap();
+        assert_eq!(kept, UUID, "{table}");
+    }
+    for (event_id, aggregate_id, behind) in [(8, UUID, true), (9, "order-7", false)] {
+        let query = format!(
+            "select older.set_aside_behind('p', 1, 0, {event_id}, gen_random_uuid(), 'A', '{aggregate_id}')"
+        );
+        let answer: bool = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&pool).await.unwrap();
+        assert_eq!(answer, behind, "{aggregate_id}");
+    }
+}
+
+fn makes_aggregate_ids_text(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name.to_string_lossy().ends_with("_aggregate_ids.sql"))
+}

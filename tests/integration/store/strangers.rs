@@ -57,7 +57,7 @@ async fn a_copy_is_read_like_an_append() {
         copy.send(row.as_bytes()).await.unwrap();
     }
     copy.finish().await.unwrap();
-    let events: Vec<_> = store.read_aggregate(A, Version::FIRST, None).try_collect().await.unwrap();
+    let events: Vec<_> = store.read_aggregate(A.into(), Version::FIRST, None).try_collect().await.unwrap();
     assert_eq!(events.len(), 1_000);
     for event in &events {
         assert_eq!(event.body.get(), format!("{{\"version\": {}}}", event.version));
@@ -104,8 +104,11 @@ async fn versions_go_beyond_32_bits() {
         let first = if expected == Any { last.advanced_by(4) } else { last.advanced_by(6) };
         assert_eq!([appended[0].version, appended[1].version], [first, first.next()]);
     }
-    let read: Vec<Event> =
-        store.read_aggregate(A, last.advanced_by(1), Some(last.advanced_by(2))).try_collect().await.unwrap();
+    let read: Vec<Event> = store
+        .read_aggregate(A.into(), last.advanced_by(1), Some(last.advanced_by(2)))
+        .try_collect()
+        .await
+        .unwrap();
     assert_eq!(read.len(), 2);
 
     // After the very last version there is no next one.

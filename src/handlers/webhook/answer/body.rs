@@ -49,7 +49,7 @@ impl EventToEmit {
     fn into_emission(self, now: DateTime<Utc>) -> Result<Emission, String> {
         let due_at = self.due_at(now)?;
         let Self { event_type, aggregate_id, body, expected_version, key, .. } = self;
-        Ok(Emission { event_type, aggregate_id, body, expected_version, due_at, key })
+        Ok(Emission { event_type, aggregate_id: aggregate_id.into(), body, expected_version, due_at, key })
     }
 
     fn due_at(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, String> {

@@ -6,8 +6,8 @@ const fn at(position: i64) -> Position {
     Position::new(position)
 }
 
-fn aggregate(number: u128) -> Uuid {
-    Uuid::from_u128(number)
+fn aggregate(number: u128) -> AggregateId {
+    uuid::Uuid::from_u128(number).into()
 }
 
 /// Events 1, 2, 3 … of these aggregates.

@@ -8,7 +8,7 @@ use crate::event::{Appended, NewEvent, Position, Version};
 use crate::store::AppendError;
 use crate::store::postgres::parameter::Jsonb;
 use crate::store::postgres::refusal;
-use crate::store::postgres::sql_text::sql;
+use crate::store::postgres::statements::sql;
 
 /// The statements, with the name of the table of events filled in once.
 #[derive(Debug)]
@@ -81,10 +81,10 @@ pub(super) async fn insert_where_expected(
 /// The version that the aggregate must be at; `None` if there are several aggregates, or if the events
 /// expect nothing or contradict each other. One expectation is enough: it fixes all versions.
 fn find_expected_head(events: &[NewEvent]) -> Option<Version> {
-    let aggregate_id = events.first()?.aggregate_id;
+    let aggregate_id = &events.first()?.aggregate_id;
     let mut head = None;
     for (place, event) in (0..).zip(events) {
-        if event.aggregate_id != aggregate_id {
+        if event.aggregate_id != *aggregate_id {
             return None;
         }
         let Some(expected) = event.expected_version.version() else { continue };
@@ -101,7 +101,7 @@ type Bound<'q> = Query<'q, Postgres, PgArguments>;
 
 fn bind_one<'q>(statements: &Statements, event: &NewEvent, head: Version) -> Bound<'q> {
     sqlx::query(statements.insert_one.clone())
-        .bind(event.aggregate_id)
+        .bind(event.aggregate_id.as_uuid())
         .bind(head)
         .bind(event.uuid)
         .bind(&event.event_type)
@@ -114,7 +114,7 @@ fn bind_one<'q>(statements: &Statements, event: &NewEvent, head: Version) -> Bou
 
 fn bind_several<'q>(statements: &Statements, events: &[NewEvent], head: Version) -> Bound<'q> {
     sqlx::query(statements.insert_several.clone())
-        .bind(events[0].aggregate_id)
+        .bind(events[0].aggregate_id.as_uuid())
         .bind(head)
         .bind(events.iter().map(|event| event.uuid).bind_iter())
         .bind(events.iter().map(|event| &event.event_type).bind_iter())

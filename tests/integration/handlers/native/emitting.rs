@@ -54,9 +54,9 @@ impl Reactor for Answering {
         let note = note.bind(event.id).bind(context.is_replaying());
         note.execute(context.connection().await?).await?;
         match a.n {
-            0 => context.emit(event.aggregate_id, &Shouted)?,
-            -1 => context.emit_expecting(event.aggregate_id, 7.into(), &Answered { to: -1 })?,
-            n => context.emit(event.aggregate_id, &Answered { to: n })?,
+            0 => context.emit(&event.aggregate_id, &Shouted)?,
+            -1 => context.emit_expecting(&event.aggregate_id, 7.into(), &Answered { to: -1 })?,
+            n => context.emit(&event.aggregate_id, &Answered { to: n })?,
         }
         Ok(())
     }
@@ -195,10 +195,10 @@ impl Reactor for Later {
         let body = Answered { to: a.n };
         match a.n / 10 {
             // At once, and in an hour.
-            0 => context.emit_after(Duration::ZERO, None, event.aggregate_id, &body),
-            1 => context.emit_after(hour, Some(&key), event.aggregate_id, &body),
+            0 => context.emit_after(Duration::ZERO, None, &event.aggregate_id, &body),
+            1 => context.emit_after(hour, Some(&key), &event.aggregate_id, &body),
             // Earlier than said before.
-            2 => context.emit_after(Duration::from_millis(300), Some(&key), event.aggregate_id, &body),
+            2 => context.emit_after(Duration::from_millis(300), Some(&key), &event.aggregate_id, &body),
             _ => {
                 context.cancel(&key);
                 Ok(())

@@ -2,13 +2,12 @@
 
 use async_trait::async_trait;
 use espd::Program;
-use espd::event::{Event, Version};
+use espd::event::{AggregateId, Event, Version};
 use espd::native::{
     Delivery, EventSourced, EventSourcedProjector, HandlerError, Registration, StateStored,
     StateStoredProjector,
 };
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use super::{A, make};
 use crate::processing::runner::{Life, settings};
@@ -22,7 +21,11 @@ struct Sums;
 impl StateStored for Sums {
     type State = i64;
 
-    async fn load(&self, key: Uuid, connection: &mut PgConnection) -> Result<Option<i64>, HandlerError> {
+    async fn load(
+        &self,
+        key: &AggregateId,
+        connection: &mut PgConnection,
+    ) -> Result<Option<i64>, HandlerError> {
         let query = sqlx::query_scalar("select sum from sums where id = $1").bind(key);
         Ok(query.fetch_optional(connection).await?)
     }
@@ -33,7 +36,12 @@ impl StateStored for Sums {
         Ok(())
     }
 
-    async fn save(&self, key: Uuid, state: &i64, connection: &mut PgConnection) -> Result<(), HandlerError> {
+    async fn save(
+        &self,
+        key: &AggregateId,
+        state: &i64,
+        connection: &mut PgConnection,
+    ) -> Result<(), HandlerError> {
         let upsert = "insert into sums values ($1, $2) on conflict (id) do update set sum = excluded.sum";
         sqlx::query(upsert).bind(key).bind(state).execute(connection).await?;
         Ok(())
@@ -54,7 +62,7 @@ impl EventSourced for Lengths {
 
     async fn save(
         &self,
-        aggregate_id: Uuid,
+        aggregate_id: &AggregateId,
         version: Version,
         state: &i64,
         connection: &mut PgConnection,
