@@ -43,9 +43,9 @@ sql    = "insert into arrivals values (event.id, clock_timestamp())"
 /// Who makes the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contestant {
-    /// `espd run`, and a store that rings.
+    /// `espd run`, and a store that notifies.
     Daemon,
-    /// `espd run`, and writers that tell nobody.
+    /// `espd run`, and writers that do not notify.
     SilentWriters,
     /// Nothing but LISTEN, and writers that notify after each commit.
     BareLoop,
@@ -94,8 +94,8 @@ async fn main() -> anyhow::Result<()> {
     report.row("p50; a bare LISTEN loop", p50(&daemon), p50(&bare), "< 3 ms");
     report.row("p99; a bare LISTEN loop", p99(&daemon), p99(&bare), "< 20 ms");
     report.row("p50 to the handler; a bare LISTEN loop", handled(&daemon), handled(&bare), "");
-    report.row("p50, nobody rings; a bare LISTEN loop", p50(&silent), p50(&bare), "");
-    report.row("p99, nobody rings; a bare LISTEN loop", p99(&silent), p99(&bare), "");
+    report.row("p50, without notifications; a bare LISTEN loop", p50(&silent), p50(&bare), "");
+    report.row("p99, without notifications; a bare LISTEN loop", p99(&silent), p99(&bare), "");
     server.stop().await;
     Ok(())
 }

@@ -123,7 +123,7 @@ number! {
 }
 
 impl Position {
-    /// The position before the first event: 0. Whoever is there has read nothing.
+    /// The position before the first event: 0. A reader at this position has read nothing.
     pub const START: Self = Self(0);
 
     /// The position just before this one: who has read up to there reads this one next.

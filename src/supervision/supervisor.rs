@@ -46,7 +46,7 @@ pub struct Supervisor<'m> {
     /// The ends of the worker processes.
     children: JoinSet<(Id, io::Result<ExitStatus>)>,
     /// Written by the tasks that attend the processes, read in the loop. A worker that reports more than the loop reads
-    /// finds its pipe full, and goes on without the supervisor.
+    /// finds its pipe full, and continues without the supervisor.
     reporting: mpsc::Sender<(Pid, Report)>,
     reports: mpsc::Receiver<(Pid, Report)>,
     /// Written after each change; read by the admin endpoint, the table `workers`, systemd's status, and tests.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use espd::config::parse_duration;
 
-/// How long the storm blows when nobody says otherwise: short, so that the suite stays fast.
+/// How long the storm lasts by default: short, so that the suite stays fast.
 const DEFAULT_TIME: Duration = Duration::from_secs(12);
 
 /// The name by which filters and lists know this test.

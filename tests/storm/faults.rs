@@ -112,13 +112,13 @@ impl<'w> Storm<'w> {
         Self { world, lull, rng, tally: Tally::default(), frozen: Vec::new(), outage: None, due: due.into() }
     }
 
-    /// Blows for `time`, or until each kind of fault has landed, and then mends what can be mended.
+    /// Blows for `time`, or until each kind of fault has landed, and then repairs what can be repaired.
     pub async fn blow(mut self, time: Duration) -> anyhow::Result<Tally> {
         let end = Instant::now() + time;
         while Instant::now() < end || (self.owes_something() && Instant::now() < end + PATIENCE) {
             sleep(self.draw_gap()).await;
             self.wake_sleepers(Instant::now());
-            self.mend_network(Instant::now());
+            self.restore_network(Instant::now());
             self.start_daemons(false)?;
             self.welcome_servers(false).await?;
             let due = if self.rng.bool() { self.due.pop_front() } else { None };
@@ -131,7 +131,7 @@ impl<'w> Storm<'w> {
             self.tally.complaints.push(format!("this was no storm: it lacks {:?}, or a sleeper", self.due));
         }
         self.wake_sleepers(Instant::now() + LEASE * 2);
-        self.mend_network(Instant::now() + LEASE * 2);
+        self.restore_network(Instant::now() + LEASE * 2);
         self.start_daemons(true)?;
         self.welcome_servers(true).await?;
         Ok(self.tally)

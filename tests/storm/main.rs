@@ -1,7 +1,7 @@
 //! The storm: espd under random violence, with real processes and durable PostgreSQL servers.
 //!
 //! Appenders of every habit append, projectors follow, and meanwhile workers and daemons are killed, or stopped
-//! for longer than their lease and go on, sessions are ended, servers crash, a network cuts, delays and
+//! for longer than their lease and continue, sessions are ended, servers crash, a network cuts, delays and
 //! swallows. When it is over, everything has to converge, every acknowledged event has to be there once, and every projection has to be
 //! the fold of the events: none lost, none doubled, none out of order.
 //!

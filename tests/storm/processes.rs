@@ -63,7 +63,7 @@ impl Process {
         }
     }
 
-    /// Sends a signal; `false` if there is nobody to receive it.
+    /// Sends a signal; `false` if there is no process to receive it.
     pub fn signal(self, signal: Signal) -> bool {
         self.state() != State::Dead && kill(Pid::from_raw(self.pid), signal).is_ok()
     }

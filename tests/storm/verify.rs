@@ -85,7 +85,7 @@ impl Verdict {
         }
         let emitted = |event: &&StoredEvent| event.event_type == GREETED;
         for stranger in events.iter().filter(|event| !known.contains(&event.uuid) && !emitted(event)) {
-            self.complaints.push(format!("stored, but nobody has appended it: {stranger:?}"));
+            self.complaints.push(format!("stored, but no client has appended it: {stranger:?}"));
         }
     }
 

@@ -73,7 +73,7 @@ impl World {
         self.projections.stop().await;
     }
 
-    /// Keeps the folder, with logs and data, for whoever has to find out what happened.
+    /// Keeps the folder, with logs and data, so that a developer can find out what happened.
     pub fn keep(self) -> PathBuf {
         self.folder.keep()
     }

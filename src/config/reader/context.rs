@@ -18,7 +18,7 @@ pub(crate) struct Context<'c> {
     pub(crate) environment: &'c Environment<'c>,
     /// The keys of every section, the main file first: what a misplaced key is looked for in.
     pub(crate) sections: &'static [&'static Keys],
-    /// The lines that are not TOML. The parser goes on after them as well as it can, so a mistake on such a line, or a
+    /// The lines that are not TOML. The parser continues after them as well as it can, so a mistake on such a line, or a
     /// missing key, may only be a consequence.
     pub(crate) damaged_lines: Vec<usize>,
 }

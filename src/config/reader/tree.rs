@@ -1,6 +1,6 @@
 //! Reads the tables and lists of a configuration file, key by key.
 //!
-//! Nothing here returns an error. A mistake is reported, the value is absent, and reading goes on, so that the user sees
+//! Nothing here returns an error. A mistake is reported, the value is absent, and reading continues, so that the user sees
 //! everything that is wrong at once.
 
 use std::ops::Range;

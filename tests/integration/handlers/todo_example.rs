@@ -1,5 +1,5 @@
 //! `examples/todo`: the same projections and the same notifier, declared in SQL, in Rust and as programs, give the same
-//! tables and the same emitted events, whoever is killed meanwhile.
+//! tables and the same emitted events, whichever process is killed meanwhile.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt as _;
@@ -160,7 +160,7 @@ async fn a_receiver_gets_every_event_in_order_whichever_process_is_killed() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
-    // The notifications that the notifier emits are heard of as well.
+    // The notifications that the notifier emits arrive as well.
     eventually("everything is received", async || {
         let head: i64 =
             sqlx::query_scalar("select max(id) from espd.events").fetch_one(&db.pool).await.unwrap();
@@ -173,7 +173,7 @@ async fn a_receiver_gets_every_event_in_order_whichever_process_is_killed() {
     daemon.stop().await;
 }
 
-/// Requires that the receiver has heard of every event, each under a key of its own, and of each aggregate in order.
+/// Requires that the receiver has received every event, each under a key of its own, and of each aggregate in order.
 async fn assert_heard(pool: &PgPool, receiver: &Receiver) {
     let mut keys = BTreeMap::new();
     let mut versions: BTreeMap<String, Vec<i64>> = BTreeMap::new();

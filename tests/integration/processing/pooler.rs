@@ -104,7 +104,7 @@ async fn projections_elsewhere_may_be_behind_a_transaction_pooler() {
         assert!(daemon.logged(trouble).is_empty(), "{:?}", daemon.logged(trouble));
     }
     assert_sessions_are_clean(&url).await;
-    // A release is heard by those who listen on the other database.
+    // A release reaches listeners on the other database.
     let standby = installation.start_daemon();
     standby.says("standing by: another daemon owns the processor").await;
     daemon.stop().await;

@@ -161,8 +161,8 @@ async fn a_failing_event_is_retried_until_it_can_be_handled_and_processing_conti
 
     set_n(&db.pool, 8, 1).await;
     reaches(&db.pool, "notes", last).await;
-    let mended = row(&db.pool).await.unwrap();
-    assert_eq!((mended.attempts, mended.last_error.is_none(), mended.next_retry_at), (0, true, None));
+    let fixed = row(&db.pool).await.unwrap();
+    assert_eq!((fixed.attempts, fixed.last_error.is_none(), fixed.next_retry_at), (0, true, None));
     assert_exactly_once(&db.pool, &db.pool, "notes").await;
     life.end().await;
 }
@@ -264,8 +264,8 @@ async fn what_only_an_operator_can_fix_stops_the_processor_until_it_is_resumed()
     let mut connection = db.pool.acquire().await.unwrap();
     assert!(Trackers::new(SCHEMA).resume(&mut connection, &notes_key(), "alice@here").await.unwrap());
     reaches(&db.pool, "notes", last).await;
-    let mended = row(&db.pool).await.unwrap();
-    assert_eq!((mended.failed_at, mended.last_error.is_none()), (None, true));
+    let fixed = row(&db.pool).await.unwrap();
+    assert_eq!((fixed.failed_at, fixed.last_error.is_none()), (None, true));
     life.end().await;
 }
 
@@ -281,8 +281,8 @@ async fn a_fixed_processor_is_no_longer_failed_after_a_restart() {
     sqlx::query("drop table public.notes").execute(&db.pool).await.unwrap();
     let life = Life::begin(&db, notes(""), settings(&db));
     reaches(&db.pool, "notes", last).await;
-    let mended = row(&db.pool).await.unwrap();
-    assert_eq!((mended.failed_at, mended.last_error.is_none()), (None, true));
+    let fixed = row(&db.pool).await.unwrap();
+    assert_eq!((fixed.failed_at, fixed.last_error.is_none()), (None, true));
     life.end().await;
 }
 

@@ -1,4 +1,4 @@
-//! A database that an earlier espd has worked on is migrated with everything in it, and processing goes on from there.
+//! A database that an earlier espd has worked on is migrated with everything in it, and processing continues from there.
 
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;

@@ -107,7 +107,7 @@ async fn the_frameworks_notification_wakes_and_espds_own_do_not_reach_the_framew
         })
         .await;
     }
-    // An operator's doings are announced on a channel of espd's own, and heard.
+    // What an operator does is announced on espd's own channel, and received.
     installation.espctl(&["pause", "copies"]).await.printed();
     framework.write(Write::of("paused")).await;
     assert_eq!(listener.recv().await.unwrap().payload(), "4");

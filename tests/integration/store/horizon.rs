@@ -293,11 +293,15 @@ async fn reading_the_locks_before_the_sequence_would_lose_an_event() {
     let database = support::database().await;
     let (mut writer, mut reader) = (connect(&database.url).await, connect(&database.url).await);
     // The wrong order: the writer comes between the two reads.
-    let nobody = lock_holders(&mut reader).await;
+    let no_writers = lock_holders(&mut reader).await;
     run(&mut writer, "begin").await;
     let id = insert(&mut writer).await;
     let mut wrong = Rule::new(Position::START);
-    assert_eq!(wrong.observe(last_value(&mut reader).await, nobody), id, "the reader moves past the event");
+    assert_eq!(
+        wrong.observe(last_value(&mut reader).await, no_writers),
+        id,
+        "the reader moves past the event"
+    );
     assert!(ids_between(&mut reader, Position::START, id).await.is_empty(), "and has not seen it");
     // The right order in the same place.
     let mut right = Rule::new(Position::START);
@@ -418,7 +422,7 @@ async fn writers_of_partitions_are_waited_for() {
     assert_eq!(settled(&mut reader).await, 0, "id 1 is in a partition of a partition");
     run(&mut writer, "commit").await;
     assert_eq!(settled(&mut reader).await, 2);
-    // A partition that nobody else can see yet.
+    // A partition that no other session can see yet.
     run(
         &mut writer,
         "begin;

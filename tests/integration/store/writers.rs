@@ -165,7 +165,7 @@ async fn appending_in_a_transaction_is_part_of_it() {
     let mut transaction = pool.begin().await.unwrap();
     store.append_in(&mut transaction, &[happened(a)]).await.unwrap();
     {
-        // An application may go on after a conflict if it made a savepoint.
+        // An application may continue after a conflict if it made a savepoint.
         let mut savepoint = transaction.begin().await.unwrap();
         store.append_in(&mut savepoint, &[happened(a).expecting(Absent)]).await.unwrap_err();
         savepoint.rollback().await.unwrap();

@@ -1,4 +1,4 @@
-//! Authorities that nobody trusts, and the certificates that they sign.
+//! Authorities that no system trusts, and the certificates that they sign.
 
 use std::sync::Arc;
 

@@ -291,7 +291,7 @@ impl Drop for Program {
     }
 }
 
-/// A running program that goes on printing, and ends with this value.
+/// A running program that keeps printing, and ends with this value.
 pub struct Talker {
     pub process: Child,
     lines: Receiver<String>,
@@ -341,7 +341,7 @@ fn die_with_this_thread(command: &mut Command) {
 #[cfg(not(target_os = "linux"))]
 fn die_with_this_thread(_command: &mut Command) {}
 
-/// Whether a process still does something; one that has ended and that nobody has waited for does not.
+/// Whether a process still does something; one that has ended and is a zombie does not.
 pub fn is_alive(pid: Pid) -> bool {
     let ended = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('Z'));
     kill(pid, None).is_ok() && !std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(ended)

@@ -68,7 +68,7 @@ pub enum Reply {
     Silence,
     /// Ends the connection without an answer.
     Reset,
-    /// Begins a good answer and goes on byte by byte, for ever.
+    /// Begins a good answer and continues byte by byte, for ever.
     Trickle,
     /// Begins a good answer and ends the connection in it.
     BreakOff,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Fault, Storm};
 
-/// The longest time for which the network lets nobody connect after a cut, or is slow.
+/// The longest time for which the network refuses connections after a cut, or is slow.
 const LONGEST_OUTAGE: Duration = Duration::from_secs(2);
 
 /// The longest time that what was sent is on its way while the network is slow.
@@ -37,7 +37,7 @@ impl Storm<'_> {
         let until = Instant::now() + LONGEST_OUTAGE.mul_f64(self.rng.f64());
         let count = match fault {
             Fault::SwallowNetwork => {
-                // For good: whoever wants to go on has to connect again.
+                // For good: a client has to connect again.
                 network.freeze();
                 &mut self.tally.network.swallowed
             }
@@ -58,7 +58,7 @@ impl Storm<'_> {
     }
 
     /// Ends an outage whose time is over.
-    pub(super) fn mend_network(&mut self, now: Instant) {
+    pub(super) fn restore_network(&mut self, now: Instant) {
         if self.outage.take_if(|outage| outage.until <= now).is_some() {
             self.world.network.refuse(false);
             self.world.network.delay(Duration::ZERO);

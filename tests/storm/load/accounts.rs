@@ -12,7 +12,7 @@ use crate::ledger::{CLOSED, DEPOSITED, Draft, NOTED, OPENED, Outcome, WITHDRAWN,
 /// Most accounts that one owner has; more are forgotten about.
 const ACCOUNTS_MAX: usize = 40;
 
-/// Appends to accounts that nobody else touches, with expected versions: it can never be refused.
+/// Appends to accounts that no other client touches, with expected versions: it can never be refused.
 pub struct Owner {
     client: Client,
     rng: Rng,

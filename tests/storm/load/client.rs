@@ -80,7 +80,7 @@ impl Client {
         }
     }
 
-    /// Throws the connection away: nobody knows what is still under way on it.
+    /// Closes the connection, because what is still under way on it is unknown.
     pub fn hang_up(&mut self) {
         self.connection = None;
     }

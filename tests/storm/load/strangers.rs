@@ -1,4 +1,4 @@
-//! Appenders that have never heard of `append_events`: plain inserts, COPY, two-phase commit.
+//! Appenders that do not use `append_events`: plain inserts, COPY, two-phase commit.
 
 use std::time::Duration;
 
@@ -225,7 +225,7 @@ impl Preparer {
         }
     }
 
-    /// Ends a prepared transaction for sure: once nobody knows it any more, an earlier try has succeeded.
+    /// Ends a prepared transaction for sure: once the server does not know it any more, an earlier try has succeeded.
     async fn end_prepared(&mut self, verb: &str, name: &str) {
         let mut tries = 0;
         loop {

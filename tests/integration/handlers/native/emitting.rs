@@ -31,7 +31,7 @@ impl EventType for Answered {
     const NAME: &'static str = "Answered";
 }
 
-/// Emitted by nobody who declares it.
+/// An event type that no reactor declares.
 #[derive(Debug, Serialize, Deserialize)]
 struct Shouted;
 

@@ -96,7 +96,7 @@ async fn a_stop_waits_for_what_is_under_way() {
     daemon.stop().await;
 }
 
-/// A pause lets end what is under way as well; it is not repeated when the reactor goes on.
+/// A pause lets end what is under way as well; it is not repeated when the reactor continues.
 #[tokio::test]
 async fn a_pause_repeats_nothing() {
     let db = support::database().await;

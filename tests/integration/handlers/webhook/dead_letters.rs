@@ -9,15 +9,15 @@ use crate::support::Database;
 use crate::support::facts::{eventually, reaches};
 use crate::support::receiver::{Receiver, Reply};
 
-/// A receiver that refuses event 1 until it is mended.
+/// A receiver that refuses event 1 until it is fixed.
 async fn refusing() -> (Receiver, Arc<AtomicBool>) {
-    let mended = Arc::new(AtomicBool::new(false));
-    let is_mended = Arc::clone(&mended);
+    let fixed = Arc::new(AtomicBool::new(false));
+    let is_fixed = Arc::clone(&fixed);
     let script = move |request: &support::receiver::Received| match request.n() {
-        1 if !is_mended.load(Ordering::Relaxed) => Reply::Status(500),
+        1 if !is_fixed.load(Ordering::Relaxed) => Reply::Status(500),
         _ => Reply::Status(200),
     };
-    (Receiver::start(script).await, mended)
+    (Receiver::start(script).await, fixed)
 }
 
 fn retry(on_failure: &str) -> String {
@@ -38,7 +38,7 @@ async fn request_retry(db: &Database) {
 #[tokio::test]
 async fn a_parked_event_is_followed_aside_by_those_of_its_aggregate_and_by_no_other() {
     let db = support::database().await;
-    let (receiver, mended) = refusing().await;
+    let (receiver, fixed) = refusing().await;
     let installation = installation(&db);
     declare(&installation, &receiver, "", "", &retry("park"));
     let last = append(&db.pool, &[(1, 1), (2, 2), (1, 3), (2, 4)]).await;
@@ -64,7 +64,7 @@ async fn a_parked_event_is_followed_aside_by_those_of_its_aggregate_and_by_no_ot
         [(1, failed, true, 4), (3, waiting.clone(), true, 0), (5, waiting, true, 0)]
     );
 
-    mended.store(true, Ordering::Relaxed);
+    fixed.store(true, Ordering::Relaxed);
     request_retry(&db).await;
     eventually("no more letters", async || letters(&db).await.is_empty().then_some(())).await;
     assert_eq!(receiver.numbers()[6..], [1, 1, 3, 5], "in order");
@@ -93,7 +93,7 @@ async fn a_skipped_event_keeps_no_other_waiting() {
 #[tokio::test]
 async fn a_reactor_that_stops_lets_requests_under_way_end_and_continues_after_a_retry() {
     let db = support::database().await;
-    let (receiver, mended) = refusing().await;
+    let (receiver, fixed) = refusing().await;
     let installation = installation(&db);
     declare(&installation, &receiver, "", "", &retry("stop"));
     let last = append(&db.pool, &[(1, 1), (2, 2), (1, 3)]).await;
@@ -111,7 +111,7 @@ async fn a_reactor_that_stops_lets_requests_under_way_end_and_continues_after_a_
     shows(&installation, "still stopped", |status| status["state"] == "failed" && status["head"] == 4).await;
     assert_eq!(receiver.numbers(), before);
 
-    // Told to try again it has three attempts more, and when mended it goes on.
+    // After a retry the event has three attempts more; once the receiver is fixed, the reactor continues.
     installation.espctl(&["retry", "hook"]).await.printed();
     eventually("three more attempts", async || {
         let tries = receiver.numbers().iter().filter(|n| **n == 1).count();
@@ -119,7 +119,7 @@ async fn a_reactor_that_stops_lets_requests_under_way_end_and_continues_after_a_
     })
     .await;
     shows(&installation, "the stop", |status| status["state"] == "failed").await;
-    mended.store(true, Ordering::Relaxed);
+    fixed.store(true, Ordering::Relaxed);
     installation.espctl(&["resume", "hook"]).await.printed();
     reaches(&db.pool, "hook", last + 1).await;
     assert_eq!(receiver.numbers().iter().filter(|n| **n == 1).count(), 7);

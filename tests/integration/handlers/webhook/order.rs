@@ -151,10 +151,10 @@ async fn a_slow_receiver_of_one_aggregate_delays_no_other() {
 #[tokio::test]
 async fn an_event_that_fails_for_long_is_retried_without_haste() {
     let db = support::database().await;
-    let mended = Arc::new(AtomicBool::new(false));
-    let is_mended = Arc::clone(&mended);
+    let fixed = Arc::new(AtomicBool::new(false));
+    let is_fixed = Arc::clone(&fixed);
     let receiver = Receiver::start(move |request| match request.n() {
-        1 if !is_mended.load(Ordering::Relaxed) => Reply::Status(500),
+        1 if !is_fixed.load(Ordering::Relaxed) => Reply::Status(500),
         _ => Reply::Status(200),
     })
     .await;
@@ -175,7 +175,7 @@ async fn an_event_that_fails_for_long_is_retried_without_haste() {
     assert!(during < 200, "{during} transactions in two seconds of waiting");
     assert_eq!(receiver.numbers().len(), 20, "ten batches of two");
 
-    mended.store(true, Ordering::Relaxed);
+    fixed.store(true, Ordering::Relaxed);
     installation.espctl(&["retry", "hook"]).await.printed();
     reaches(&db.pool, "hook", last).await;
     let mut numbers = receiver.numbers();
@@ -185,7 +185,7 @@ async fn an_event_that_fails_for_long_is_retried_without_haste() {
     daemon.stop().await;
 }
 
-/// An event whose upcast fails cannot be read, and so not be sent. It holds up nobody but those behind it.
+/// An event whose upcast fails cannot be read, and so not be sent. It holds up only the events behind it.
 #[tokio::test]
 async fn an_event_that_cannot_be_read_is_set_aside_as_any_other() {
     let db = support::database().await;

@@ -35,7 +35,7 @@ async fn later_events_of_a_parked_aggregate_wait_across_batches_and_restarts_and
     assert_eq!(letters(&db.pool).await, [failed(x1, 1), waiting(x2), waiting(x3)]);
     life.end().await;
 
-    // A mended handler alone moves nothing.
+    // A fixed handler alone moves nothing.
     let life = Life::begin(&db, notes(""), settings);
     let (x4, y4) = (add(&db.pool, X, 4).await, add(&db.pool, Y, 4).await);
     reaches(&db.pool, "notes", y4).await;
@@ -86,7 +86,7 @@ async fn a_letter_that_fails_again_stays_and_so_do_those_behind_it() {
             .fetch_one(&db.pool)
             .await
             .unwrap();
-    assert_eq!(again, 0, "nobody tries again by himself");
+    assert_eq!(again, 0, "no retry happens by itself");
 
     // Out of turn, and in turn.
     let complaint = retry(&[&ids[3].to_string()]).await.complained(1);

@@ -11,7 +11,7 @@ use crate::support::program::Installation;
 const POLICIES: [&str; 4] = ["retry", "stop", "park", "skip"];
 const KINDS: [&str; 2] = ["projector", "reactor"];
 
-/// The event that nobody can handle, in a batch of a thousand.
+/// The event that cannot be handled, in a batch of a thousand.
 const POISON: i64 = 500;
 const EVENTS: i64 = 1_000;
 
@@ -110,7 +110,7 @@ async fn a_poison_event_is_dealt_with_as_the_policy_says_and_the_other_999_are_t
             told(&installation, &name, policy).await;
         }
     }
-    mend(&installation, &db.pool).await;
+    fix(&installation, &db.pool).await;
     daemon.stop().await;
 }
 
@@ -155,8 +155,8 @@ async fn told(installation: &Installation, name: &str, policy: &str) {
     }
 }
 
-/// The cause is mended, and all of them have all events.
-async fn mend(installation: &Installation, pool: &PgPool) {
+/// Fixes the cause; afterwards all processors have all events.
+async fn fix(installation: &Installation, pool: &PgPool) {
     sqlx::query("update espd.events set body = '{\"n\": 1}' where id = $1")
         .bind(POISON)
         .execute(pool)

@@ -41,7 +41,7 @@ async fn a_silent_reset_keeps_the_letters_and_a_retry_does_what_was_never_done()
     assert_eq!((answers(&db.pool).await, letters(&db.pool).await), (vec![5], vec![failed(x1, 1)]));
     lose_answers(&db.pool).await;
 
-    // It could be handled now, and is not: nobody has asked for that.
+    // It could be handled now, and is not: no operator has asked for that.
     set_n(&db.pool, x1, 7).await;
     let espctl = Installation::new(&db.url, "");
     espctl.espctl(&["reset", "notes", "--to", "0", "--yes"]).await.printed();

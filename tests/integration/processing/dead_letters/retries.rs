@@ -125,7 +125,7 @@ async fn a_long_retry_keeps_its_claim_and_lets_other_events_pass() {
         add(&db.pool, aggregate, 0).await;
     }
     let settings = setting_aside(&db, OnFailure::Park);
-    // What was mended takes its time.
+    // The fixed handler is slow.
     let handler = format!("{DIVIDE} if event.body->>'n' = '1' then perform pg_sleep(0.02); end if;");
     let life = Life::begin(&db, notes(&handler), settings.clone());
     reaches(&db.pool, "notes", 300).await;
@@ -147,7 +147,7 @@ async fn a_long_retry_keeps_its_claim_and_lets_other_events_pass() {
     assert_eq!(
         (after.epoch, after.owner_label),
         (before.epoch, before.owner_label),
-        "nobody has taken it over"
+        "no other owner has taken it over"
     );
     let handled = noted(&db.pool).await;
     assert_eq!((handled.len(), handled.iter().collect::<HashSet<_>>().len()), (301, 301));
