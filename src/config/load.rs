@@ -22,8 +22,7 @@ use super::sections::runner::RunnerSection;
 use super::sections::store::{EventStoreSettings, ProjectionsSettings};
 use super::sections::upcast::read_upcast;
 use super::{Config, LookUp};
-use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::processor::ProcessorKind;
+use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::retry::RetryPolicy;
 use crate::store::layout::LayoutSettings;
 
@@ -156,4 +155,44 @@ fn read_processors(file: &Section<'_>, config: &Config) -> Vec<ProcessorDeclarat
         processors.extend(sections.iter().filter_map(|section| read_processor(section, kind, &defaults)));
     }
     processors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a file says wrong in its first line, with the advice.
+    fn first_advice(text: &str) -> (String, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("espd.toml");
+        std::fs::write(&path, text).unwrap();
+        let invalid = load(&path, &|_| None).unwrap_err();
+        let first = &invalid.diagnostics()[0];
+        (first.message.clone(), first.advice.clone().unwrap())
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_section_is_recognised() {
+        for (text, message, advice) in [
+            (
+                "shutdown_timeout = \"30s\"",
+                "unknown key `shutdown_timeout` at the top of this file",
+                "did you mean `shutdown_timeout` of [runner]? ",
+            ),
+            (
+                "[runner]\njitter = 0.5",
+                "unknown key `jitter` in [runner]",
+                "did you mean `jitter` of [retry] or [projector.retry] or [reactor.retry]? ",
+            ),
+            (
+                "[retry]\nbatch_size = 100",
+                "unknown key `batch_size` in [retry]",
+                "did you mean `batch_size` of [runner] or [projector] or [reactor]? ",
+            ),
+        ] {
+            let (found_message, found_advice) = first_advice(text);
+            assert_eq!(found_message, message);
+            assert!(found_advice.starts_with(advice), "{text}: {found_advice}");
+        }
+    }
 }

@@ -11,10 +11,9 @@ use super::reader::quantity::{format_duration, format_size};
 use super::sections::admin::AdminSettings;
 use super::{Config, EventStoreSettings, RunnerSection};
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, ProcessorDeclaration, ProgramDeclaration, SourceText,
-    Start, TableDeclaration, WebhookDeclaration,
+    BatchLimits, HandledEvents, Handler, Handling, ProcessorDeclaration, ProcessorKind, ProgramDeclaration,
+    SourceText, Start, TableDeclaration, WebhookDeclaration,
 };
-use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 use crate::store::layout::LayoutSettings;
 use crate::store::upcast::Upcast;

@@ -148,7 +148,7 @@ fn outcome_of(ending: Ending) -> anyhow::Result<()> {
     match ending {
         Ending::Orderly => Ok(()),
         Ending::Forced => {
-            let message = "asked twice to stop: batches were given up, they will be handled again".to_owned();
+            let message = "asked twice to stop: unfinished batches will be handled again".to_owned();
             Err(Exit { code: ExitCode::Interrupted, message }.into())
         }
     }

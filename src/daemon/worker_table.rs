@@ -93,7 +93,7 @@ impl WorkerTable {
         self.connection = None;
         if let Err(error) = self.write(&[]).await {
             let error = describe(&error);
-            debug!(error, "this daemon's workers stay written down until they are outdated");
+            debug!(error, "the rows of this daemon's workers stay until they are outdated");
         }
     }
 
@@ -109,7 +109,7 @@ impl WorkerTable {
             Err(error) => {
                 self.connection = None;
                 if outage.attempts() == 0 {
-                    warn!(error = describe(&error), "could not write down the workers' states, going on");
+                    warn!(error = describe(&error), "could not record the states of workers, trying again");
                 }
                 sleep(outage.failed(()).max(INTERVAL_MIN)).await;
             }

@@ -33,7 +33,8 @@ use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
 };
-use crate::processing::tracker::{Claim, Progress};
+use crate::processing::progress::Progress;
+use crate::processing::tracker::Claim;
 use batch_size::BatchSize;
 pub(crate) use check::check;
 use exchange::{BatchOutcome, Exchange};
@@ -114,7 +115,7 @@ impl Processor for ProgramProcessor {
             let failure = Box::new(Source::of(rest.next).attribute(end_session(session, error).await));
             self.batch_size.record_failure();
             if !rest.is_attributed {
-                warn!(processor = self.base.name(), error = %failure, "the program has broken off a batch");
+                warn!(processor = self.base.name(), error = %failure, "the program has not finished a batch");
             }
             return rest.commit(failure, transaction, &request).await;
         }

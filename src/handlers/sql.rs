@@ -21,13 +21,14 @@ pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
 use crate::handlers::sql::function::{EventSource, ProcessorFunction};
+use crate::postgres::literal::interval;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, Work};
-use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, interval};
+use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects};
 use crate::store::layout::Bodies;
 
 /// A processor that is declared in SQL, ready to run.

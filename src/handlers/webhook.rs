@@ -35,7 +35,8 @@ use crate::processing::emission::Emitter;
 use crate::processing::processor::{
     BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, RunsAhead,
 };
-use crate::processing::tracker::{Claim, Progress};
+use crate::processing::progress::Progress;
+use crate::processing::tracker::Claim;
 
 pub(crate) use address::is_public;
 pub(crate) use answer::{Answer, DeliveryResult};

@@ -6,7 +6,7 @@ use crate::embedded::{EmbeddedPostgres, Options};
 use crate::handlers::{self, sql};
 use crate::operations::databases::{Databases, private_database};
 use crate::process::exit_code::Exit;
-use crate::processing::processor::ProcessorKind;
+use crate::processing::declaration::ProcessorKind;
 
 /// What a check has found.
 pub(crate) struct CheckReport {

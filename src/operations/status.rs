@@ -107,9 +107,9 @@ pub struct ProcessorStatus {
     pub holder_pid: Option<i32>,
     /// How often in a row the event of `last_error` has failed.
     pub attempts: i32,
-    /// The failing infrastructure that keeps the processor from going on; no event is to blame.
+    /// The failing infrastructure that stops it; no event is to blame.
     pub outage: Option<Outage>,
-    /// The failure that keeps the processor from going on.
+    /// The failure that stops it.
     pub last_error: Option<Failure>,
     /// When the failing event will be tried again.
     pub next_retry_at: Option<DateTime<Utc>>,

@@ -22,10 +22,11 @@ pub use operator::{AggregateQueue, Remaining, RetryRequest};
 pub use selection::Selection;
 
 use crate::event::{AggregateId, Event, Position};
+use crate::postgres::literal::{interval, json_literal};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
-use crate::processing::tracker::{Claim, ProcessorKey, interval, is_claimed, json_literal};
+use crate::processing::tracker::{Claim, ProcessorKey, is_claimed};
 
 /// A dead letter as people see it. The field names are an interface: `espctl dead-letters list --json` prints them.
 #[derive(Debug, Clone, Serialize)]

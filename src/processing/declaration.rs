@@ -4,6 +4,7 @@
 //! receives its processor's declaration from the supervisor as JSON.
 
 mod isolation;
+mod kind;
 mod program;
 mod reaction;
 mod webhook;
@@ -15,11 +16,11 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::postgres::source_text::SourceText;
 pub use isolation::Isolation;
+pub use kind::ProcessorKind;
 pub use program::{ProgramDeclaration, Secret};
 pub use reaction::{ReactorDeclaration, Start};
 pub use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret, WebhookDeclaration};
 
-use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 
 /// A projector or reactor, as declared under `[projector]` or `[reactor]`, or by a program.

@@ -17,9 +17,9 @@ use uuid::Uuid;
 
 use crate::event::{AggregateId, ExpectedVersion, NewEvent, Version};
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::processing::declaration::{ProcessorDeclaration, ReactorDeclaration};
+use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind, ReactorDeclaration};
 use crate::processing::failure::Failure;
-use crate::processing::processor::{Events, ProcessorKind};
+use crate::processing::processor::Events;
 use crate::store::{AppendError, TransactionAppender, find_reason};
 
 pub(crate) use relay::Relay;

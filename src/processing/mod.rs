@@ -6,5 +6,6 @@ pub(crate) mod emission;
 pub mod failure;
 pub mod heartbeat;
 pub mod processor;
+pub mod progress;
 pub mod runner;
 pub mod tracker;

@@ -4,15 +4,15 @@ mod base;
 mod batch;
 mod tables;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use crate::event::Position;
-use crate::processing::declaration::BatchLimits;
+use crate::processing::declaration::{BatchLimits, ProcessorKind};
 use crate::processing::failure::Failure;
+use crate::processing::progress::PendingRetry;
 use crate::processing::tracker::Claim;
 use crate::store::PostgresEventStore;
 use crate::store::layout::Layout;
@@ -21,26 +21,6 @@ pub use base::ProcessorBase;
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use tables::Tables;
-
-/// What a processor does with the events that it handles.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProcessorKind {
-    /// Writes tables.
-    Projector,
-    /// Acts, and may emit events.
-    Reactor,
-}
-
-impl ProcessorKind {
-    /// The word for it: `projector` or `reactor`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Projector => "projector",
-            Self::Reactor => "reactor",
-        }
-    }
-}
 
 /// Where the events of a processor are.
 #[expect(clippy::large_enum_variant, reason = "a processor has one of them")]
@@ -144,17 +124,6 @@ pub enum Outcome {
     /// Nothing was done: the position or the owner of the tracker is not the one of the claim, or an operator has paused the
     /// processor.
     ClaimLost,
-}
-
-/// An event that waits for another attempt while others go on.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PendingRetry {
-    /// Why the event that is due next could not be handled.
-    pub failure: Failure,
-    /// How often the event has been tried.
-    pub attempts: u32,
-    /// When the event is tried again; `None`: not before an operator acts.
-    pub until: Option<Instant>,
 }
 
 /// Why a processor cannot go on at all.

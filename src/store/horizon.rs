@@ -31,12 +31,14 @@ mod durability;
 mod explorer;
 mod holder;
 mod locks;
+mod observe_error;
 mod observer;
 mod rule;
 mod writer;
 
 pub use holder::Holder;
-pub use observer::{ObserveError, Observer, observe_once};
+pub use observe_error::ObserveError;
+pub use observer::{Observer, observe_once};
 pub use rule::Rule;
 pub use writer::{InvalidVirtualTransaction, VirtualTransaction, Writer};
 

@@ -7,6 +7,7 @@ mod on_connection;
 mod parameter;
 mod refusal;
 mod row;
+mod sql_text;
 mod statements;
 
 use std::sync::Arc;

@@ -149,7 +149,7 @@ impl SupervisedWorker {
         let name = &self.program.name;
         let how = match status {
             Ok(status) => describe_end(*status),
-            Err(error) => format!("lost sight of it: {error}"),
+            Err(error) => format!("its end could not be observed: {error}"),
         };
         let expected = match self.state {
             WorkerState::Stopping { .. } => {

@@ -175,7 +175,7 @@ async fn a_processor_that_cannot_run_does_not_keep_the_others_from_it() {
     let last = append(&db.pool, 10).await;
     let daemon = installation.start_daemon();
     reaches(&db.pool, "fine", last).await;
-    daemon.says("cannot go on until an operator acts").await;
+    daemon.says("cannot continue until an operator acts").await;
     let status = eventually("the failure", async || {
         let status = installation.status("broken").await;
         (status["state"] == "failed").then_some(status)

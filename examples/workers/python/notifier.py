@@ -1,4 +1,4 @@
-"""Notifies whoever has a stake in a todo when it is done: once, whatever happens in between."""
+"""Notifies the stakeholder of a todo when it is done: once, also if espd or this program is killed in between."""
 
 from espd_worker import run
 

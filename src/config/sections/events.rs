@@ -18,7 +18,7 @@ pub(crate) fn read_events(value: &Value<'_>) -> Option<HandledEvents> {
     }
     if types.len() > 1 {
         let advice = "write [\"*\"] alone, or split this into two handlers; both run, in order";
-        value.location.report("`*` stands for all types and allows no other beside it", advice);
+        value.location.report("`*` stands for all types and cannot be combined with others", advice);
     }
     Some(HandledEvents::All)
 }

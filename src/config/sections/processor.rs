@@ -12,10 +12,9 @@ use crate::config::reader::scalars::advise_name;
 use crate::config::reader::tree::{ChosenKey, Section, Value};
 use crate::postgres::name::is_name;
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, ReactorDeclaration,
-    SourceText, Start, TableDeclaration,
+    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, ProcessorKind,
+    ReactorDeclaration, SourceText, Start, TableDeclaration,
 };
-use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 
 const ADVISE_EMITS: &str = "write a list of event types: emits = [\"SomethingHappened\"]";

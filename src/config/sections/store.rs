@@ -98,9 +98,10 @@ impl ProjectionsSettings {
 fn read_direct_url(section: &Section<'_>) -> Option<DatabaseUrl> {
     let value = section.value("direct_url")?;
     if section.value("url").is_none() {
-        value
-            .location
-            .report("`direct_url` cannot be used without `url`", "write `url`: the way through the pooler");
+        value.location.report(
+            "`direct_url` cannot be used without `url`",
+            "write `url`, which leads through the pooler",
+        );
     }
     section.database_url("direct_url")
 }

@@ -10,7 +10,7 @@ pub(crate) fn read_upcast(section: &Section<'_>) -> Option<Upcast> {
     let events = section.value("events").and_then(|events| {
         let types = read_event_types(&events.items(ADVICE)?);
         if types.is_empty() || types.iter().any(|name| name == "*") {
-            events.location.report("an upcast is for types that it names", ADVICE);
+            events.location.report("an upcast has to name its event types", ADVICE);
         }
         Some(types)
     });

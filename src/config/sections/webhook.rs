@@ -69,7 +69,7 @@ fn read_url(value: &Value<'_>, allow_private: bool, allow_http: bool) -> Option<
         None => (false, false),
     };
     if is_private && !allow_private {
-        let message = "the receiver's address is none of the public internet";
+        let message = "the receiver's address is not on the public internet";
         value.location.report(message, "add allow_private = true if that is meant");
     }
     if parsed.scheme() == "http" && !allow_http && !(allow_private && is_local) {
@@ -100,7 +100,7 @@ fn read_headers(value: &Value<'_>) -> Vec<Header> {
         let name = key.name.to_ascii_lowercase();
         if is_reserved(&name) {
             let message = format!("the header `{name}` is espd's own");
-            key.location.report(message, "remove it, or call it otherwise");
+            key.location.report(message, "remove it, or give it another name");
         } else if let Err(error) = read_header(&name, &text) {
             written.location.report(error.to_string(), ADVISE_HEADERS);
         } else {

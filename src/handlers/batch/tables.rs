@@ -91,7 +91,7 @@ impl RowTables {
     /// Reads the members of a row or condition, if the table has such columns.
     pub(super) fn members<'a>(&self, shape: &TableShape, json: &'a RawValue) -> Result<Members<'a>, String> {
         let members: Members<'a> = serde_json::from_str(json.get())
-            .map_err(|_| format!("what is said of a row of {} is not a JSON object", shape.name))?;
+            .map_err(|_| format!("the columns of a row of {} are not a JSON object", shape.name))?;
         match members.keys().find(|column| !shape.columns.contains(column)) {
             Some(unknown) => Err(format!(
                 "table {} has no column {unknown:?}: it has {}",

@@ -12,7 +12,8 @@ use crate::processing::dead_letters::DeadLetters;
 use crate::processing::processor::{
     Batch, BatchRequest, Delivery, Events, ProcessorBase, ProcessorError, Work,
 };
-use crate::processing::tracker::{Advance, Progress};
+use crate::processing::progress::Progress;
+use crate::processing::tracker::Advance;
 use crate::store::{EventStore as _, ReadError, read_aggregate_on};
 
 /// An open transaction that holds the tracker locked under the claim. If it is dropped without [`Self::finish`], it is rolled

@@ -13,12 +13,14 @@ use super::error::{Classified, HandlerError, classify};
 use super::handler::{Projector, Reactor};
 use crate::event::Position;
 use crate::handlers::batch::{Applied, BatchTransaction, EventEffects, RowTables};
+use crate::processing::declaration::ProcessorKind;
 use crate::processing::emission::{Emitter, Source};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{
-    BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError, ProcessorKind,
+    BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
 };
-use crate::processing::tracker::{Claim, Progress};
+use crate::processing::progress::Progress;
+use crate::processing::tracker::Claim;
 
 /// How long the transaction may be idle while a handler works. Then the server ends it, because the handler seems frozen.
 const IDLE_MAX: Duration = Duration::from_secs(300);

@@ -2,10 +2,9 @@
 
 use super::event_type::EventType;
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handling, Isolation, ProcessorDeclaration, ReactorDeclaration, SourceText,
-    Start, TableDeclaration,
+    BatchLimits, HandledEvents, Handling, Isolation, ProcessorDeclaration, ProcessorKind, ReactorDeclaration,
+    SourceText, Start, TableDeclaration,
 };
-use crate::processing::processor::ProcessorKind;
 use crate::retry::RetryPolicy;
 
 /// What a processor is called, which events it handles, which tables it owns, and, for a reactor, what it emits. How it is

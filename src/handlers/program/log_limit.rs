@@ -60,7 +60,7 @@ impl LogLimit {
 /// Logs how many lines were suppressed, if any were.
 pub(super) fn log_suppressed(processor: &str, suppressed: u64) {
     if suppressed > 0 {
-        warn!(processor, left_out = suppressed, "the program says too much: lines were left out");
+        warn!(processor, left_out = suppressed, "the program writes too many lines: some were left out");
     }
 }
 

@@ -10,8 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::event::{Event, Position};
 use crate::handlers::batch::{RowTables, TableShape};
-use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::processor::ProcessorKind;
+use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 
 /// The version of the protocol that this espd speaks.
 pub(super) const VERSION: u32 = 1;

@@ -119,9 +119,10 @@ impl Answer {
         };
         match body.into_actions(now) {
             Ok(actions) => DeliveryResult::Accepted(actions),
-            Err(message) => {
-                DeliveryResult::failed(format!("{} and wants the impossible: {message}", self.status_line()))
-            }
+            Err(message) => DeliveryResult::failed(format!(
+                "{} and wants something that is not possible: {message}",
+                self.status_line()
+            )),
         }
     }
 }

@@ -167,7 +167,7 @@ impl Dialer {
             Some(refused) if allowed.is_empty() => Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 format!(
-                    "{} is no address of the public internet: `allow_private = true` allows it",
+                    "{} is not an address on the public internet: `allow_private = true` allows it",
                     refused.ip()
                 ),
             )),

@@ -11,7 +11,8 @@ use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables};
 use crate::processing::dead_letters::{DeadLetters, NewDeadLetter, announce_set_aside};
 use crate::processing::emission::Emitter;
 use crate::processing::processor::{BatchRequest, ProcessorBase, ProcessorError};
-use crate::processing::tracker::{Claim, Progress};
+use crate::processing::progress::Progress;
+use crate::processing::tracker::Claim;
 
 impl Webhook {
     /// Commits what has happened since the last commit. Returns the number of events that are done with it, or `None` if the

@@ -9,7 +9,7 @@ use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables};
 use crate::processing::emission::Source;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Delivery, Outcome, ProcessorError};
-use crate::processing::tracker::Progress;
+use crate::processing::progress::Progress;
 
 impl Webhook {
     /// Sends the event while the tracker is locked, so that nothing else happens under this claim. Requests under way go on

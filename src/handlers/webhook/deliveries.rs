@@ -7,11 +7,13 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow as _, PgConnection};
 
 use crate::event::Position;
+use crate::postgres::literal::{interval, json_literal};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{PendingRetry, ProcessorBase};
-use crate::processing::tracker::{Claim, ProcessorKey, interval, json_literal};
+use crate::processing::processor::ProcessorBase;
+use crate::processing::progress::PendingRetry;
+use crate::processing::tracker::{Claim, ProcessorKey};
 
 /// An event beyond the position that is done, or has been tried.
 #[derive(Debug)]

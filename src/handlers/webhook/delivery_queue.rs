@@ -19,7 +19,8 @@ use crate::handlers::batch::Action;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::emission::Source;
 use crate::processing::failure::Failure;
-use crate::processing::processor::{Delivery, PendingRetry, ProcessorError};
+use crate::processing::processor::{Delivery, ProcessorError};
+use crate::processing::progress::PendingRetry;
 use crate::retry::{NextStep, RetryPolicy};
 pub(crate) use commit_plan::CommitPlan;
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::event::{AggregateId, Position};
+use crate::postgres::literal::interval;
 use crate::postgres::quote::quote_literal;
-use crate::processing::tracker::interval;
 
 /// Which dead letters are meant; what is `None` does not matter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! What every processor is made of: its declaration, its tables, and the source of its events.
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
-use uuid::Uuid;
 
 use super::batch::Batch;
 use super::tables::Tables;
@@ -196,12 +195,4 @@ fn find_starting_position(start: Start, layout: &Layout) -> String {
         ),
     };
     format!("-- find_starting_position\nselect {expression}")
-}
-
-/// The fingerprint of everything in the declaration that shapes the tables.
-pub(super) fn fingerprint(declaration: &ProcessorDeclaration) -> String {
-    let tables = declaration.tables.iter().map(|table| format!("{}\u{1}{}", table.name, table.columns.text));
-    let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());
-    let text = tables.chain(ddl).collect::<Vec<_>>().join("\u{2}");
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()
 }

@@ -3,13 +3,13 @@
 //! Nothing is prepared for longer than a statement: behind a transaction pooler it would be left to strangers.
 
 use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sqlstate::is_infrastructure_error;
-use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::declaration::{ProcessorDeclaration, SourceText};
 use crate::processing::processor::ProcessorError;
-use crate::processing::processor::base::fingerprint;
 
 /// One projector's tables in one database.
 #[derive(Debug)]
@@ -143,7 +143,7 @@ impl<'a> Tables<'a> {
         &self,
         connection: &mut PgConnection,
         statement: String,
-        source: &crate::processing::declaration::SourceText,
+        source: &SourceText,
         lead: usize,
     ) -> Result<(), ProcessorError> {
         match sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(connection).await {
@@ -190,4 +190,12 @@ impl<'a> Tables<'a> {
             .await?;
         Ok(())
     }
+}
+
+/// Returns the fingerprint of everything in the declaration that shapes the tables.
+fn fingerprint(declaration: &ProcessorDeclaration) -> String {
+    let tables = declaration.tables.iter().map(|table| format!("{}\u{1}{}", table.name, table.columns.text));
+    let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());
+    let text = tables.chain(ddl).collect::<Vec<_>>().join("\u{2}");
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()
 }

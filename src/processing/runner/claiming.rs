@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::processing::runner::decision::{Attempt, decide};
 use crate::processing::runner::keepalive::KeepAlive;
-use crate::processing::runner::phase::{Following, Phase};
+use crate::processing::runner::phase::{Following, Phase, Waiting};
 use crate::processing::runner::session::{in_time, notify_elsewhere};
 use crate::processing::runner::{Next, Runner};
 use crate::processing::tracker::{Claim, CurrentOwner};
@@ -23,24 +23,6 @@ const SHORT_PAUSE: Duration = Duration::from_millis(20);
 
 /// The SQLSTATE of a missing privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
-
-/// What a runner has done so far while it waits for a claim.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Waiting {
-    /// Whether it was logged that another owner is waited for.
-    announced: bool,
-    /// Whether it was logged that a frozen owner cannot be removed.
-    complained: bool,
-    /// How often in a row the tracker was found locked although its lease has ended.
-    looks: u32,
-}
-
-impl Waiting {
-    /// Whether another daemon is known to own the processor.
-    pub(super) fn stands_by(self) -> bool {
-        self.announced
-    }
-}
 
 impl Runner {
     pub(super) async fn claim(

@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::event::Position;
 use crate::processing::failure::Failure;
-use crate::processing::processor::PendingRetry;
+use crate::processing::progress::PendingRetry;
 use crate::processing::runner::decision::Decision;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
@@ -79,7 +79,7 @@ impl Runner {
     /// Takes note of a batch without a failure.
     pub(super) fn succeeded(&mut self) -> Next {
         if self.retry.attempts() > 0 {
-            info!(processor = self.name, "going on: the failing event has been handled");
+            info!(processor = self.name, "continues: the failing event has been handled");
         }
         self.retry.succeeded();
         Next::Again
@@ -169,7 +169,7 @@ impl Runner {
     /// Stops until an operator acts, because only an operator can help.
     async fn block(&mut self, connection: &mut PgConnection, message: String) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
-        error!(processor = self.name, error = message, "cannot go on until an operator acts");
+        error!(processor = self.name, error = message, "cannot continue until an operator acts");
         let failure = Failure::of_processor(message);
         in_time(self.trackers.record_failure(connection, claim, 0, &failure, None)).await?;
         self.phase.enter(Phase::Failed);

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use crate::event::Position;
 use crate::process::report::Condition;
 use crate::processing::runner::bisection::Bisection;
-use crate::processing::runner::claiming::Waiting;
 use crate::processing::tracker::{Claim, LeaseStatus};
 
 /// What the runner is about.
@@ -21,6 +20,24 @@ pub(super) enum Phase {
     Retrying(Following, Instant),
     /// It waits for an operator to fix what it cannot.
     Failed(Following),
+}
+
+/// What a runner has done so far while it waits for a claim.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Waiting {
+    /// Whether it was logged that another owner is waited for.
+    pub(super) announced: bool,
+    /// Whether it was logged that a frozen owner cannot be removed.
+    pub(super) complained: bool,
+    /// How often in a row the tracker was found locked although its lease has ended.
+    pub(super) looks: u32,
+}
+
+impl Waiting {
+    /// Whether another daemon is known to own the processor.
+    pub(super) fn stands_by(self) -> bool {
+        self.announced
+    }
 }
 
 /// What the runner knows under one claim.
@@ -162,8 +179,12 @@ mod tests {
     fn operators_and_time_change_the_phase_at_a_renewal() {
         let now = Instant::now();
         let later = now + Duration::from_secs(9);
-        let standing =
-            |paused, retry_now| LeaseStatus { position: 5.into(), paused, retry_now, letters: false };
+        let standing = |paused, retry_now| LeaseStatus {
+            position: 5.into(),
+            paused,
+            retry_now,
+            dead_letters_requested: false,
+        };
         let cases: [(Phase, LeaseStatus, Condition); 9] = [
             (Phase::Following(following()), standing(false, false), Condition::Following),
             (Phase::Following(following()), standing(true, false), Condition::Paused),

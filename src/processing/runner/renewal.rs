@@ -38,8 +38,8 @@ impl Runner {
             _ => {}
         }
         let Some(following) = self.phase.following_mut() else { return };
-        self.restart_handler |= standing.letters && !following.dead_letters_requested;
-        following.dead_letters_requested = standing.letters;
+        self.restart_handler |= standing.dead_letters_requested && !following.dead_letters_requested;
+        following.dead_letters_requested = standing.dead_letters_requested;
         if standing.retry_now && following.due.is_some() {
             following.due = Some(Instant::now());
             if let Some(ahead) = self.processor.runs_ahead() {

@@ -4,22 +4,9 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
-use super::{Claim, Trackers, interval, json_literal};
-use crate::event::Position;
-use crate::processing::processor::PendingRetry;
-
-/// What a turn has come to.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Progress<'p> {
-    /// Every event at or below it has been handled.
-    pub(crate) position: Position,
-    /// Events handled.
-    pub(crate) handled: i32,
-    /// Whether the event behind it has failed.
-    pub(crate) failing: bool,
-    /// What waits for another try while others go on.
-    pub(crate) put_off: Option<&'p PendingRetry>,
-}
+use super::{Claim, Trackers};
+use crate::postgres::literal::{interval, json_literal};
+use crate::processing::progress::{PendingRetry, Progress};
 
 /// What a move writes into the tracker.
 pub(crate) struct Advance<'p> {

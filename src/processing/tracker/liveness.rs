@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
 
-use super::{Claim, Owner, ProcessorKey, Trackers, fetch_optional, interval};
+use super::{Claim, Owner, ProcessorKey, Trackers};
+use crate::postgres::literal::{fetch_optional, interval};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 

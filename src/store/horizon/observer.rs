@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
-use thiserror::Error;
 
 use super::durability::Durability;
 use super::locks::LockReader;
-use super::{Holder, Horizon, InvalidVirtualTransaction, Rule, Writer};
+use super::observe_error::ObserveError;
+use super::{Holder, Horizon, Rule, Writer};
 use crate::event::Position;
 use crate::store::layout::{LAST_VALUE, Layout, Order};
 
@@ -25,23 +25,6 @@ const PREFIX_MAX: i64 = 1000;
 /// Shortest and longest pause between two observations of [`observe_once`].
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(25);
-
-/// Why an observation failed. The horizon is unknown until the next observation succeeds.
-#[derive(Debug, Error)]
-pub enum ObserveError {
-    /// The database did not answer, or refused.
-    #[error("failed to observe the event store")]
-    Database(#[from] sqlx::Error),
-    /// The server is a standby, where the locks of writers cannot be seen.
-    #[error("the server is a standby: connect to the primary")]
-    Standby,
-    /// The reads of an observation came from two servers, or from one before and after a restart.
-    #[error("the server was restarted or replaced during an observation")]
-    ServerReplaced,
-    /// `pg_locks` names a transaction in a way that this program does not know.
-    #[error("failed to read pg_locks")]
-    UnknownName(#[from] InvalidVirtualTransaction),
-}
 
 /// Observes one event store through one connection.
 ///

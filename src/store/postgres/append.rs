@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::parameter::Jsonb;
 use super::refusal;
-use super::statements::sql;
+use super::sql_text::sql;
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::store::AppendError;
 use crate::store::layout::{Append, Layout};
@@ -75,7 +75,7 @@ pub(super) async fn append(
     loop {
         match try_append(statements, pool, events).await {
             Err(error) if attempt < ATTEMPTS_MAX && refusal::is_transient(&error) => {
-                tracing::debug!(attempt, error = %error, "append did not get through, trying again");
+                tracing::debug!(attempt, error = %error, "append failed for now, trying again");
                 tokio::time::sleep(delay_after(attempt)).await;
                 attempt += 1;
             }

@@ -4,7 +4,8 @@ use futures_util::TryStreamExt;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::statements::{read_after, read_aggregate, sql};
+use super::sql_text::sql;
+use super::statements::{read_after, read_aggregate};
 use super::{append, row};
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 use crate::store::layout::Layout;

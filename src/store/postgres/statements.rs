@@ -1,7 +1,8 @@
 //! The statements that read a store, as text.
 
-use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+use sqlx::SqlStr;
 
+use super::sql_text::sql;
 use super::{append, row};
 use crate::store::AppendError;
 use crate::store::layout::Layout;
@@ -87,9 +88,4 @@ pub(super) fn read_after(layout: &Layout) -> String {
         where id = any (array(select id from {source} as e where {wanted}))
         order by id"
     )
-}
-
-/// Text as a statement. The only parts of it that vary are names from a [`Layout`], checked and quoted.
-pub(super) fn sql(text: String) -> SqlStr {
-    AssertSqlSafe(text).into_sql_str()
 }

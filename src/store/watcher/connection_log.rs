@@ -40,15 +40,15 @@ impl ConnectionLog {
         let error = chain(error);
         match &mut self.lost {
             None => {
-                tracing::warn!(error, "lost sight of the event store, connecting again");
+                tracing::warn!(error, "lost the connection to the event store, connecting again");
                 self.lost = Some(Loss { since: now, mentioned: now });
             }
             Some(Loss { since, mentioned }) if now - *mentioned >= STILL_LOST_INTERVAL => {
                 let lost_ms = since.elapsed().as_millis() as u64;
-                tracing::warn!(error, lost_ms, "the event store is still out of sight");
+                tracing::warn!(error, lost_ms, "the event store still cannot be reached");
                 *mentioned = now;
             }
-            Some(_) => tracing::debug!(error, "the event store is still out of sight"),
+            Some(_) => tracing::debug!(error, "the event store still cannot be reached"),
         }
     }
 }

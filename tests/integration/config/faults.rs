@@ -134,7 +134,7 @@ processors/lists.toml:3:11: `0` is not allowed for `version`
       |           ^
       = write a whole number from 1 to 2147483647, without quotes
 
-processors/lists.toml:9:10: `*` stands for all types and allows no other beside it
+processors/lists.toml:9:10: `*` stands for all types and cannot be combined with others
     9 | events = ["*", "TodoAdded"]
       |          ^^^^^^^^^^^^^^^^^^
       = write ["*"] alone, or split this into two handlers; both run, in order

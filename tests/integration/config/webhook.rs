@@ -55,7 +55,7 @@ fn each_rule_is_kept() {
         ("", "url = 'ftp://example.org/'", "the URL of a receiver begins with https://"),
         ("", "url = 'http://example.org/'", "events would be sent without encryption"),
         ("", "url = 'http://10.0.0.1/'\nallow_private = true", "events would be sent without encryption"),
-        ("", "url = 'https://10.0.0.1/'", "the receiver's address is none of the public internet"),
+        ("", "url = 'https://10.0.0.1/'", "the receiver's address is not on the public internet"),
         ("", "url = 'https://a.b/'\nsecrets = 'x'", "`secrets` must be a list"),
         ("", "url = 'https://a.b/'\nsecrets = ['x']", "the secret is not whsec_ and base64"),
         ("", "url = 'https://a.b/'\nsecrets = ['whsec_AAAA']", "the secret has 3 bytes instead of 24 to 64"),

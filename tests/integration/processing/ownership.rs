@@ -247,7 +247,7 @@ async fn only_the_backend_that_holds_the_row_is_ended_never_one_with_a_reused_nu
     let db = support::database().await;
     let trackers = Trackers::new(SCHEMA);
     let me = espd::processing::tracker::Owner::generate();
-    let kind = espd::processing::processor::ProcessorKind::Projector;
+    let kind = espd::processing::declaration::ProcessorKind::Projector;
     let key = espd::processing::tracker::ProcessorKey::new("p", 1);
     trackers.register(&db.pool, &key, kind, 0.into()).await.unwrap();
     // The recorded number is that of a bystander, who holds the row for a reason of its own.

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use espd::processing::declaration::ProcessorKind;
 use espd::processing::failure::{FailedEvent, Failure};
-use espd::processing::processor::{Outcome, ProcessorKind};
+use espd::processing::processor::Outcome;
 use espd::processing::tracker::{Claim, Owner, ProcessorKey, Reset, TrackerRow, Trackers};
 use sqlx::PgPool;
 use uuid::Uuid;

@@ -379,7 +379,7 @@ async fn the_log_has_a_loss_once_and_names_the_holders() {
     watching.sees(1.into()).await;
     lines.wait_for("watching the event store again").await;
     watching.ends().await;
-    assert_eq!(lines.text().matches("lost sight of the event store").count(), 1, "{}", lines.text());
+    assert_eq!(lines.text().matches("lost the connection to the event store").count(), 1, "{}", lines.text());
 }
 
 /// A log to look into.

@@ -87,7 +87,7 @@ async fn a_processor_that_fails_does_not_stop_the_others_of_its_worker() {
     let last = append(&db.pool, 1_000).await;
     let daemon = installation.start_daemon();
     daemon.says("could not handle an event").await;
-    daemon.says("cannot go on until an operator acts").await;
+    daemon.says("cannot continue until an operator acts").await;
     reaches(&db.pool, "fine", last).await;
     let last = append(&db.pool, 1_000).await;
     reaches(&db.pool, "fine", last).await;

@@ -4,7 +4,7 @@ use super::{Completion, DeliveryQueue, QueuedEvent};
 use crate::event::{Event, Position};
 use crate::handlers::batch::EventEffects;
 use crate::processing::dead_letters::NewDeadLetter;
-use crate::processing::processor::PendingRetry;
+use crate::processing::progress::PendingRetry;
 
 /// What the next commit records.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use crate::event::{Appended, NewEvent, Position, Version};
 use crate::store::AppendError;
 use crate::store::postgres::parameter::Jsonb;
 use crate::store::postgres::refusal;
-use crate::store::postgres::statements::sql;
+use crate::store::postgres::sql_text::sql;
 
 /// The statements, with the name of the table of events filled in once.
 #[derive(Debug)]

@@ -1,0 +1,30 @@
+//! How far a processor has come with a batch, as its tracker and its runner are told.
+
+use std::time::Instant;
+
+use crate::event::Position;
+use crate::processing::failure::Failure;
+
+/// An event that waits for another attempt while others go on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PendingRetry {
+    /// Why the event that is due next could not be handled.
+    pub failure: Failure,
+    /// How often the event has been tried.
+    pub attempts: u32,
+    /// When the event is tried again; `None`: not before an operator acts.
+    pub until: Option<Instant>,
+}
+
+/// What one batch has changed about the progress of its processor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Progress<'p> {
+    /// Every event at or below this position has been handled.
+    pub(crate) position: Position,
+    /// How many events the batch has handled.
+    pub(crate) handled: i32,
+    /// Whether the first event after the position has failed.
+    pub(crate) failing: bool,
+    /// The event that is due next for another attempt while others go on, if one is.
+    pub(crate) put_off: Option<&'p PendingRetry>,
+}

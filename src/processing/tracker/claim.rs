@@ -1,0 +1,198 @@
+//! This module claims trackers, renews the leases of claims, and releases them.
+//!
+//! A claim raises the row's epoch, and every later statement of the owner names the epoch of its claim. So an owner that was
+//! stopped, resumed or overtaken can commit nothing. Only the server's clock decides whether a lease has ended.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, FromRow, PgExecutor, Row as _};
+
+use super::{Owner, ProcessorKey, Trackers};
+use crate::event::Position;
+use crate::postgres::literal::{fetch_optional, interval};
+use crate::postgres::notify::{CONTROL, notify_call};
+use crate::postgres::quote::quote_literal;
+use crate::postgres::row::from_row;
+use crate::processing::failure::Failure;
+
+/// The right to move a tracker, from a claim until somebody else raises the epoch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// The tracker that was claimed. Its version is not the declared one until a reset has made the declared tables.
+    pub key: ProcessorKey,
+    /// What every move has to name.
+    pub epoch: i64,
+    /// Where the processor stands.
+    pub position: Position,
+    /// Fingerprint of the declaration that the tables were made from; `None` before they are made.
+    pub declaration: Option<String>,
+    /// Whether an operator has paused the processor.
+    pub paused: bool,
+    /// How often in a row the event of `last_error` has failed.
+    pub attempts: i32,
+    /// The failure that keeps the processor from going on.
+    pub last_error: Option<Json<Failure>>,
+    /// Time left until the next try, in seconds.
+    pub retry_in_seconds: Option<f64>,
+    /// Whether the processor has stopped for good, until an operator acts.
+    pub failed: bool,
+}
+
+impl<'r> FromRow<'r, PgRow> for Claim {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            key: ProcessorKey {
+                name: row.try_get("name")?,
+                version: row.try_get("version")?,
+                partition: row.try_get("partition")?,
+            },
+            epoch: row.try_get("epoch")?,
+            position: row.try_get("position")?,
+            declaration: row.try_get("declaration")?,
+            paused: row.try_get("paused")?,
+            attempts: row.try_get("attempts")?,
+            last_error: row.try_get("last_error")?,
+            retry_in_seconds: row.try_get("retry_in_seconds")?,
+            failed: row.try_get("failed")?,
+        })
+    }
+}
+
+/// What a renewed lease says about the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// Where the processor stands.
+    pub position: Position,
+    /// Whether an operator has paused it.
+    pub paused: bool,
+    /// Whether an operator wants the failing event tried at once.
+    pub retry_now: bool,
+    /// Whether an operator wants dead letters handled again.
+    pub dead_letters_requested: bool,
+}
+
+from_row!(LeaseStatus { position, paused, retry_now, dead_letters_requested });
+
+impl Trackers {
+    /// Claims the tracker of a processor for `owner`: succeeds when its lease has ended or is the owner's already, and
+    /// nobody has locked the row. Never waits for a lock. `None`: not now, or there is no row.
+    ///
+    /// The tracker is that of `key`. Where there is none, it is the tracker of another version, for the caller to say that
+    /// a reset is needed; see [`Self::is_runners`]. One that has no tables, because they were never made or a reset has
+    /// dropped them, becomes the tracker of `key`.
+    pub async fn claim(
+        &self,
+        connection: impl PgExecutor<'_>,
+        key: &ProcessorKey,
+        owner: &Owner,
+        lease: Duration,
+    ) -> Result<Option<Claim>, sqlx::Error> {
+        let statement = format!(
+            "-- claim_tracker
+             with free as (
+               select name, version, partition,
+                      (select d.fingerprint from {schema}.declarations as d
+                       where d.processor = t.name and d.version = t.version) as declaration
+               from {schema}.trackers as t
+               where {is_runners} and {is_free}
+               -- A batch holds the row to its end, and a frozen owner for as long as it likes.
+               for update skip locked
+             ), gone as (
+               delete from {schema}.signs_of_life as s using free
+               where s.name = free.name and s.version = free.version and s.partition = free.partition
+                 and (s.owner = '{owner}' or s.lives_until < clock_timestamp())
+             )
+             update {schema}.trackers as t
+             set version = case when free.declaration is null then {version} else t.version end,
+                 epoch = epoch + 1, owner = '{owner}', owner_label = {label},
+                 lease_until = clock_timestamp() + {lease}, backend_pid = pg_backend_pid(),
+                 backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid()),
+                 updated_at = clock_timestamp()
+             from free where t.name = free.name and t.version = free.version and t.partition = free.partition
+             returning t.name, t.version, t.partition, epoch, position, free.declaration,
+                       paused_at is not null as paused, attempts, last_error,
+                       extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds,
+                       failed_at is not null as failed",
+            schema = self.schema,
+            is_runners = self.is_runners(key),
+            is_free = self.is_free_for(owner),
+            version = key.version,
+            owner = owner.id,
+            label = quote_literal(&owner.label),
+            lease = interval(lease)
+        );
+        fetch_optional(connection, statement).await
+    }
+
+    /// The condition that the row `t` is the tracker that a runner of `key` deals with: the tracker of `key`, or, where
+    /// there is none, the one of the newest other version.
+    pub(super) fn is_runners(&self, key: &ProcessorKey) -> String {
+        let ProcessorKey { name, version, partition } = key;
+        let (schema, name) = (&self.schema, quote_literal(name));
+        format!(
+            "t.name = {name} and t.partition = {partition} and t.version = (
+               select v.version from {schema}.trackers as v where v.name = {name} and v.partition = {partition}
+               order by v.version = {version} desc, v.version desc limit 1)"
+        )
+    }
+
+    /// Lets the lease run on. `outage_over`: what kept the database from going on has passed. `None`: the claim is no
+    /// longer valid.
+    pub async fn renew(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+        lease: Duration,
+        outage_over: bool,
+    ) -> Result<Option<LeaseStatus>, sqlx::Error> {
+        let statement = format!(
+            "-- renew_lease
+             update {schema}.trackers
+             set lease_until = clock_timestamp() + {}, outage = {}, updated_at = clock_timestamp()
+             where {}
+             returning position, paused_at is not null as paused,
+                       coalesce(attempts > 0 and next_retry_at <= clock_timestamp(), false) as retry_now,
+                       exists (select from {schema}.dead_letters as d
+                               where d.processor = name and d.version = trackers.version
+                                 and d.partition = trackers.partition and d.retry_requested_at is not null)
+                         as dead_letters_requested",
+            interval(lease),
+            if outage_over { "null" } else { "outage" },
+            is_claimed(claim),
+            schema = self.schema,
+        );
+        fetch_optional(connection, statement).await
+    }
+
+    /// Gives the processor up, so that another daemon may claim it at once, and notifies `channel` for those who
+    /// stand by.
+    pub async fn release(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+        channel: &str,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- release_tracker
+             with released as (
+               update {}.trackers
+               set owner = null, owner_label = null, lease_until = null, backend_pid = null, backend_start = null,
+                   updated_at = clock_timestamp()
+               where {}
+               returning 1
+             )
+             select {} from released",
+            self.schema,
+            is_claimed(claim),
+            notify_call(channel, CONTROL)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+}
+
+/// The condition that the claim is still valid.
+pub(crate) fn is_claimed(claim: &Claim) -> String {
+    format!("{} and epoch = {}", claim.key.is_tracker(), claim.epoch)
+}
