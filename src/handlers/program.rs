@@ -28,7 +28,7 @@ use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, RowTables};
 use crate::postgres::sqlstate::TEXT_MAX;
 use crate::processing::declaration::{BatchLimits, ProgramDeclaration};
-use crate::processing::emission::{Emitter, Source};
+use crate::processing::emission::{Emitter, SourceEvent};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
@@ -112,7 +112,7 @@ impl Processor for ProgramProcessor {
         let BatchOutcome { handled, error } = exchange.run_batch(self.batch, &deliveries).await?;
         if let Some(error) = error {
             let rest = Remainder::after(&error, handled, &deliveries);
-            let failure = Box::new(Source::of(rest.next).attribute(end_session(session, error).await));
+            let failure = Box::new(SourceEvent::of(rest.next).attribute(end_session(session, error).await));
             self.batch_size.record_failure();
             if !rest.is_attributed {
                 warn!(processor = self.base.name(), error = %failure, "the program has not finished a batch");
@@ -223,7 +223,9 @@ async fn finish(
     failure: Option<Box<Failure>>,
 ) -> Result<Outcome, ProcessorError> {
     let handled = i32::try_from(handled).unwrap_or(i32::MAX);
-    transaction.finish(Progress { position, handled, failing: failure.is_some(), put_off: None }).await?;
+    transaction
+        .finish(Progress { position, handled, failing: failure.is_some(), pending_retry: None })
+        .await?;
     Ok(Outcome::Committed { position, handled, failure })
 }
 

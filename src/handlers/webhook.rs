@@ -158,8 +158,8 @@ impl Processor for Webhook {
         let is_full = self.is_stuck || self.queue.room(request.limits) == 0;
         let seen = if is_full { request.upto() } else { self.queue.seen() };
         let under_way = self.queue.is_busy() || seen < request.upto();
-        let put_off = self.queue.next_put_off().map(Box::new);
-        Ok(Outcome::Ahead { position: self.queue.position(), seen, handled, under_way, put_off })
+        let pending_retry = self.queue.next_pending_retry().map(Box::new);
+        Ok(Outcome::Ahead { position: self.queue.position(), seen, handled, under_way, pending_retry })
     }
 }
 
@@ -205,10 +205,15 @@ impl Webhook {
             Deliveries::of(base, request.claim)
                 .record_dead_letters(transaction.connection(), position, upto)
                 .await?;
-            let put_off = queue.next_put_off();
+            let pending_retry = queue.next_pending_retry();
             let position = request.claim.position;
             transaction
-                .finish(Progress { position, handled: 0, failing: false, put_off: put_off.as_ref() })
+                .finish(Progress {
+                    position,
+                    handled: 0,
+                    failing: false,
+                    pending_retry: pending_retry.as_ref(),
+                })
                 .await?;
         }
         queue.enqueue(deliveries, upto);

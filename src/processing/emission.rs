@@ -5,7 +5,7 @@
 //! Otherwise, and where its time has not come, it is kept in the table `emissions`, from where the `relay` moves it.
 
 mod relay;
-mod source;
+mod source_event;
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, PgConnection};
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use crate::event::{AggregateId, ExpectedVersion, NewEvent, Version};
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -23,7 +23,7 @@ use crate::processing::processor::Events;
 use crate::store::{AppendError, TransactionAppender, find_reason};
 
 pub(crate) use relay::Relay;
-pub(crate) use source::Source;
+pub(crate) use source_event::SourceEvent;
 
 /// An event that a handler wants emitted.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ impl Emitter {
     }
 
     /// Whether the emission is allowed, in the words of `espd.emit`.
-    fn judge(&self, source: &Source, emission: &Emission) -> Result<(), String> {
+    fn judge(&self, source: &SourceEvent, emission: &Emission) -> Result<(), String> {
         let Self { reactor, emits, appender, .. } = self;
         let Emission { event_type, expected_version, due_at, .. } = emission;
         if self.kind == ProcessorKind::Projector {
@@ -107,10 +107,9 @@ fn identify(reactor: &str, source: Uuid, ordinal: u32) -> Uuid {
     let digest = Sha256::digest(format!("espd/{reactor}/{source}/{ordinal}"));
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
-    // The two nibbles that say which kind of uuid it is.
-    bytes[6] = 0x80 | bytes[6] & 0x0f;
+    // The variant leaves two bits of its nibble free, and the builder would keep them: they are 01 in every uuid so far.
     bytes[8] = 0x90 | bytes[8] & 0x0f;
-    Uuid::from_bytes(bytes)
+    Builder::from_custom_bytes(bytes).into_uuid()
 }
 
 /// Why emissions could not be stored.
@@ -133,11 +132,11 @@ pub(crate) struct EmissionBatch {
     /// For the event store, each with the place of the event that it answers.
     now: Vec<(usize, NewEvent)>,
     /// For the table of emissions, in order.
-    later: Vec<Later>,
+    deferred: Vec<Deferred>,
 }
 
 #[derive(Debug)]
-enum Later {
+enum Deferred {
     Keep { event: Box<NewEvent>, due_at: Option<DateTime<Utc>>, key: Option<String> },
     Cancel { key: String },
 }
@@ -151,7 +150,7 @@ impl EmissionBatch {
         &mut self,
         emitter: &Emitter,
         place: usize,
-        source: &Source,
+        source: &SourceEvent,
         ordinal: u32,
         emission: &Emission,
     ) -> Result<(), String> {
@@ -168,15 +167,15 @@ impl EmissionBatch {
                 return Err(reason.into_owned());
             }
             let (due_at, key) = (emission.due_at, emission.key.clone());
-            self.later.push(Later::Keep { event: Box::new(event), due_at, key });
+            self.deferred.push(Deferred::Keep { event: Box::new(event), due_at, key });
         }
         Ok(())
     }
 
     /// Cancels what was to be emitted later.
-    pub(crate) fn cancel(&mut self, source: &Source, key: &str) {
+    pub(crate) fn cancel(&mut self, source: &SourceEvent, key: &str) {
         if !source.replaying {
-            self.later.push(Later::Cancel { key: key.to_owned() });
+            self.deferred.push(Deferred::Cancel { key: key.to_owned() });
         }
     }
 
@@ -189,10 +188,10 @@ impl EmissionBatch {
         if let (Some(appender), false) = (&emitter.appender, self.now.is_empty()) {
             append(appender, connection, self.now).await?;
         }
-        for later in self.later {
-            let statement = match later {
-                Later::Keep { event, due_at, key } => emitter.keep(&event, due_at, key.as_deref()),
-                Later::Cancel { key } => emitter.cancel(&key),
+        for deferred in self.deferred {
+            let statement = match deferred {
+                Deferred::Keep { event, due_at, key } => emitter.keep(&event, due_at, key.as_deref()),
+                Deferred::Cancel { key } => emitter.cancel(&key),
             };
             sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
         }
@@ -200,7 +199,7 @@ impl EmissionBatch {
     }
 }
 
-fn event(emitter: &Emitter, source: &Source, ordinal: u32, emission: &Emission) -> NewEvent {
+fn event(emitter: &Emitter, source: &SourceEvent, ordinal: u32, emission: &Emission) -> NewEvent {
     let metadata = serde_json::json!({ "espd": { "reactor": emitter.reactor, "depth": source.depth + 1 } });
     let body = emission.body.clone();
     let mut event = NewEvent::new(&emission.aggregate_id, emission.event_type.clone(), body);
@@ -297,6 +296,8 @@ mod tests {
     fn an_emission_has_one_identity() {
         let source = Uuid::from_u128(7);
         let uuid = identify("reminders", source, 1);
+        // A stored uuid has to be found again by every later release.
+        assert_eq!(uuid.to_string(), "7689cbf5-23a3-8e3d-966d-9318c182f87b");
         assert_eq!(uuid, identify("reminders", source, 1));
         assert_eq!(uuid.get_version_num(), 8);
         assert_ne!(uuid, identify("reminders", source, 2));

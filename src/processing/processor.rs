@@ -119,7 +119,7 @@ pub enum Outcome {
         /// Whether the processor has more to do, so that the next request has to follow at once.
         under_way: bool,
         /// The event that is due next for another attempt, if one is.
-        put_off: Option<Box<PendingRetry>>,
+        pending_retry: Option<Box<PendingRetry>>,
     },
     /// Nothing was done: the position or the owner of the tracker is not the one of the claim, or an operator has paused the
     /// processor.

@@ -26,5 +26,5 @@ pub(crate) struct Progress<'p> {
     /// Whether the first event after the position has failed.
     pub(crate) failing: bool,
     /// The event that is due next for another attempt while others go on, if one is.
-    pub(crate) put_off: Option<&'p PendingRetry>,
+    pub(crate) pending_retry: Option<&'p PendingRetry>,
 }

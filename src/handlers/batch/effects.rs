@@ -7,7 +7,7 @@ use super::row_changes::{RowChange, RowChanges};
 use super::tables::RowTables;
 use super::transaction::BatchTransaction;
 use crate::postgres::sqlstate::is_infrastructure_error;
-use crate::processing::emission::{Emission, EmissionBatch, EmitError, Emitter, Source};
+use crate::processing::emission::{Emission, EmissionBatch, EmitError, Emitter, SourceEvent};
 use crate::processing::failure::Failure;
 use crate::processing::processor::ProcessorError;
 
@@ -27,7 +27,7 @@ pub(crate) enum Action {
 /// The actions that one event has led to, in order.
 #[derive(Debug, Clone)]
 pub(crate) struct EventEffects {
-    pub(crate) source: Source,
+    pub(crate) source: SourceEvent,
     pub(crate) actions: Vec<Action>,
 }
 

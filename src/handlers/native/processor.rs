@@ -14,7 +14,7 @@ use super::handler::{Projector, Reactor};
 use crate::event::Position;
 use crate::handlers::batch::{Applied, BatchTransaction, EventEffects, RowTables};
 use crate::processing::declaration::ProcessorKind;
-use crate::processing::emission::{Emitter, Source};
+use crate::processing::emission::{Emitter, SourceEvent};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
@@ -138,7 +138,7 @@ async fn finish(
     };
     let handled = i32::try_from(count).unwrap_or(i32::MAX);
     if request.dead_letter().is_none() || failure.is_none() {
-        let progress = Progress { position, handled, failing: failure.is_some(), put_off: None };
+        let progress = Progress { position, handled, failing: failure.is_some(), pending_retry: None };
         transaction.finish(progress).await?;
     }
     Ok(Outcome::Committed { position, handled, failure })
@@ -178,7 +178,7 @@ async fn project(
             });
         }
     }
-    let failure = Some(Box::new(Source::of(&events[place]).attribute(failure)));
+    let failure = Some(Box::new(SourceEvent::of(&events[place]).attribute(failure)));
     Ok(Handled { events: place, failure })
 }
 
@@ -203,7 +203,7 @@ async fn react(
     // The effects of events that have not been carried out, and the number of events before them.
     let (mut pending, mut done) = (Vec::new(), 0);
     for event in events {
-        let source = Source::of(event);
+        let source = SourceEvent::of(event);
         let mut context = ReactorContext {
             transaction: &mut *transaction,
             replaying: event.replaying,

@@ -13,7 +13,7 @@ use super::session_error::SessionError;
 use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables, Touched};
 use crate::postgres::sqlstate::is_infrastructure_error;
-use crate::processing::emission::{Emitter, Source};
+use crate::processing::emission::{Emitter, SourceEvent};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{Delivery, ProcessorError};
 
@@ -151,7 +151,7 @@ impl<'x, 't> Exchange<'x, 't> {
                     continue;
                 }
                 Received::Done(actions) => {
-                    let source = Source::of(&deliveries[protocol.answered() - 1]);
+                    let source = SourceEvent::of(&deliveries[protocol.answered() - 1]);
                     self.pending.push(EventEffects { source, actions });
                     self.pending_bytes += length;
                 }

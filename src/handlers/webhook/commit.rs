@@ -33,11 +33,16 @@ impl Webhook {
         let plan = queue.plan_commit();
         record(&mut transaction, base, request.claim, &plan).await?;
         let handled = i32::try_from(plan.done.len()).unwrap_or(i32::MAX);
-        let put_off = queue.next_put_off();
+        let pending_retry = queue.next_pending_retry();
         queue.mark_attempted(plan.position);
-        let failing = put_off.is_some();
+        let failing = pending_retry.is_some();
         transaction
-            .finish(Progress { position: plan.position, handled, failing, put_off: put_off.as_ref() })
+            .finish(Progress {
+                position: plan.position,
+                handled,
+                failing,
+                pending_retry: pending_retry.as_ref(),
+            })
             .await?;
         queue.mark_committed(&plan);
         *committed = Some(Instant::now());
@@ -92,8 +97,8 @@ async fn record(
         dead_letters.set_aside_waiting(connection, &claim.key, &plan.waiting).await?;
     }
     deliveries.record_done(connection, plan.done.iter().copied().filter(|id| *id > plan.position)).await?;
-    for (id, put_off) in &plan.put_off {
-        deliveries.record_put_off(connection, *id, put_off).await?;
+    for (id, pending_retry) in &plan.pending_retries {
+        deliveries.record_pending_retry(connection, *id, pending_retry).await?;
     }
     if plan.position > claim.position {
         deliveries.pass(connection, plan.position).await?;

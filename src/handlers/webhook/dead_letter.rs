@@ -6,7 +6,7 @@ use super::answer::DeliveryResult;
 use super::sender::SendAttempt;
 use super::{IDLE_MAX, Webhook};
 use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables};
-use crate::processing::emission::Source;
+use crate::processing::emission::SourceEvent;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Delivery, Outcome, ProcessorError};
 use crate::processing::progress::Progress;
@@ -34,7 +34,7 @@ impl Webhook {
             return Ok(Outcome::Committed { position, handled: 0, failure: Some(failure) });
         }
         let handled = i32::from(delivery.is_some());
-        transaction.finish(Progress { position, handled, failing: false, put_off: None }).await?;
+        transaction.finish(Progress { position, handled, failing: false, pending_retry: None }).await?;
         Ok(Outcome::Committed { position, handled, failure: None })
     }
 
@@ -44,7 +44,7 @@ impl Webhook {
         transaction: &mut BatchTransaction<'_>,
         delivery: &Delivery,
     ) -> Result<Option<Box<Failure>>, ProcessorError> {
-        let source = Source::of(delivery);
+        let source = SourceEvent::of(delivery);
         let actions = match self.sender.send(&delivery.event).await {
             SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => actions,
             SendAttempt::Concluded(DeliveryResult::Failed { failure, .. }) => {

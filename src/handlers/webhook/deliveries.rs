@@ -29,7 +29,7 @@ from_row!(Delivered { event_id, is_done, attempts, failure, retry_in_seconds });
 
 impl Delivered {
     /// What waits for another try; `None` for one that is done.
-    pub(crate) fn put_off(self) -> Option<PendingRetry> {
+    pub(crate) fn pending_retry(self) -> Option<PendingRetry> {
         let Json(failure) = self.failure.filter(|_| !self.is_done)?;
         let wait = self.retry_in_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let until = Instant::now() + wait.unwrap_or_default();
@@ -124,13 +124,13 @@ impl Deliveries {
     }
 
     /// This one has failed and is tried again.
-    pub(crate) async fn record_put_off(
+    pub(crate) async fn record_pending_retry(
         &self,
         connection: &mut PgConnection,
         id: Position,
-        put_off: &PendingRetry,
+        pending_retry: &PendingRetry,
     ) -> Result<(), sqlx::Error> {
-        let wait = put_off.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let wait = pending_retry.until.map(|until| until.saturating_duration_since(Instant::now()));
         let statement = format!(
             "-- record_failed_delivery
              insert into {schema}.deliveries
@@ -141,8 +141,8 @@ impl Deliveries {
                where not deliveries.is_done",
             schema = self.schema,
             key = self.key.arguments(),
-            attempts = put_off.attempts,
-            failure = json_literal(&put_off.failure)?,
+            attempts = pending_retry.attempts,
+            failure = json_literal(&pending_retry.failure)?,
             wait = interval(wait.unwrap_or_default()),
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)

@@ -17,7 +17,7 @@ use super::sender::SendAttempt;
 use crate::event::{Event, Position};
 use crate::handlers::batch::Action;
 use crate::processing::declaration::BatchLimits;
-use crate::processing::emission::Source;
+use crate::processing::emission::SourceEvent;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{Delivery, ProcessorError};
 use crate::processing::progress::PendingRetry;
@@ -31,7 +31,7 @@ const BATCHES_AHEAD_MAX: usize = 10;
 #[derive(Debug)]
 struct QueuedEvent {
     event: Arc<Event>,
-    source: Source,
+    source: SourceEvent,
     /// How often the event has failed, and the last failure.
     attempts: u32,
     failure: Option<Failure>,
@@ -104,8 +104,8 @@ impl DeliveryQueue {
             if one.is_done {
                 self.beyond.insert(id);
             } else {
-                let put_off = one.put_off().filter(|_| !forgiven);
-                self.tried.extend(put_off.map(|put_off| (id, put_off)));
+                let pending_retry = one.pending_retry().filter(|_| !forgiven);
+                self.tried.extend(pending_retry.map(|pending_retry| (id, pending_retry)));
             }
         }
     }
@@ -157,7 +157,7 @@ impl DeliveryQueue {
             if delivery.replaying || self.beyond.contains(&delivery.event.id) {
                 continue;
             }
-            let source = Source::of(&delivery);
+            let source = SourceEvent::of(&delivery);
             let event = delivery.event;
             let tried = self.tried.remove(&event.id);
             let until = tried.as_ref().and_then(|tried| tried.until);

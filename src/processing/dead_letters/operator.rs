@@ -40,7 +40,7 @@ pub struct AggregateQueue {
 
 from_row!(AggregateQueue { waits_for, waiting, waiting_event_ids });
 
-/// What has become of letters whose retry was asked for, and that are still here.
+/// What has become of dead letters whose retry was asked for, and that are still here.
 #[derive(Debug, Clone)]
 pub struct Remaining {
     /// Those that were tried and failed again.
@@ -156,7 +156,7 @@ impl DeadLetters {
         query.bind(processor).bind(operator).fetch_one(connection).await
     }
 
-    /// The query of the letters of processor `$1` in those aggregates of which any is meant, and which these are.
+    /// The query of the dead letters of processor `$1` in those aggregates of which any is meant, and which these are.
     fn judged(&self, selection: &Selection) -> String {
         let condition = selection.condition();
         format!(

@@ -31,12 +31,12 @@ impl Selection {
         Self { processor: Some(processor.to_owned()), ..Self::default() }
     }
 
-    /// One letter.
+    /// One dead letter.
     pub fn one(processor: &str, event_id: Position) -> Self {
         Self { event_id: Some(event_id), ..Self::of(processor) }
     }
 
-    /// Whether it means all letters of its processor, or of all.
+    /// Whether it means all dead letters of its processor, or of all.
     pub fn is_everything(&self) -> bool {
         *self == Self { processor: self.processor.clone(), ..Self::default() }
     }

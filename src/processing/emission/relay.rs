@@ -59,7 +59,7 @@ pub(crate) struct Relay {
 
 /// A row of `emissions`.
 #[derive(Debug)]
-struct Kept {
+struct PendingEmission {
     id: i64,
     uuid: Uuid,
     aggregate_id: AggregateId,
@@ -70,7 +70,16 @@ struct Kept {
     causation_id: Option<Uuid>,
 }
 
-from_row!(Kept { id, uuid, aggregate_id, event_type, body, metadata, correlation_id, causation_id });
+from_row!(PendingEmission {
+    id,
+    uuid,
+    aggregate_id,
+    event_type,
+    body,
+    metadata,
+    correlation_id,
+    causation_id
+});
 
 /// What a look has come to.
 enum Looked {
@@ -146,7 +155,7 @@ impl Relay {
         sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("ours")
     }
 
-    async fn lock_due(&self, connection: &mut PgConnection) -> Result<Vec<Kept>, sqlx::Error> {
+    async fn lock_due(&self, connection: &mut PgConnection) -> Result<Vec<PendingEmission>, sqlx::Error> {
         let statement = format!(
             "-- lock_due_emissions
              select id, uuid, aggregate_id, type as event_type, body::text, metadata::text, correlation_id, causation_id
@@ -179,7 +188,11 @@ impl Relay {
     }
 
     /// Appends what is not stored already: an earlier attempt may have got that far.
-    async fn append(&self, connection: &mut PgConnection, kept: Vec<Kept>) -> Result<(), AppendError> {
+    async fn append(
+        &self,
+        connection: &mut PgConnection,
+        kept: Vec<PendingEmission>,
+    ) -> Result<(), AppendError> {
         let events = kept.into_iter().map(event).collect::<Result<Vec<_>, _>>()?;
         let uuids: Vec<Uuid> = events.iter().map(|event| event.uuid).collect();
         match &self.events {
@@ -213,7 +226,8 @@ impl Relay {
         query.execute(connection).await.map(drop)
     }
 
-    /// Puts off what the store has refused, and says why in the rows: nothing else is held back for long by it.
+    /// Postpones the emissions that the store has refused, and records the reason in their rows. Other emissions are not held
+    /// back for long.
     async fn refuse(
         &self,
         connection: &mut PgConnection,
@@ -226,7 +240,7 @@ impl Relay {
             _ => None,
         };
         let statement = format!(
-            "-- put_off_emissions
+            "-- postpone_emissions
              update {}.emissions set last_error = $2, due_at = clock_timestamp() + $3 * interval '1 second'
              where id = any ($1)",
             quote_identifier(&self.schema)
@@ -243,7 +257,7 @@ impl Relay {
     }
 }
 
-fn event(kept: Kept) -> Result<NewEvent, sqlx::Error> {
+fn event(kept: PendingEmission) -> Result<NewEvent, sqlx::Error> {
     let json = |text| RawValue::from_string(text).map_err(|error| sqlx::Error::Decode(error.into()));
     let mut event = NewEvent::new(kept.aggregate_id, kept.event_type, json(kept.body)?);
     event.uuid = kept.uuid;

@@ -41,9 +41,9 @@ impl Runner {
                 let decision = decide_failure(*failure, &self.retry);
                 self.act(connection, decision).await
             }
-            Ok(Outcome::Ahead { position, seen, handled, under_way, put_off }) => {
+            Ok(Outcome::Ahead { position, seen, handled, under_way, pending_retry }) => {
                 self.committed(position, seen, handled, begun);
-                self.follow_ahead(connection, under_way, put_off).await
+                self.follow_ahead(connection, under_way, pending_retry).await
             }
             Err(error) => {
                 self.narrow_down(&error);

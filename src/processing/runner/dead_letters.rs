@@ -64,13 +64,13 @@ impl Runner {
         let decision = match keep_alive.run_beside(self.processor.process(connection, request)).await {
             Ok(
                 Outcome::Committed { failure: None, handled, .. }
-                | Outcome::Ahead { put_off: None, handled, .. },
+                | Outcome::Ahead { pending_retry: None, handled, .. },
             ) => return Ok(self.dead_letter_handled(id, handled)),
             Ok(Outcome::Committed { failure: Some(failure), .. }) => {
                 Decision::KeepDeadLetter { event_id: id, failure: *failure }
             }
-            Ok(Outcome::Ahead { put_off: Some(put_off), .. }) => {
-                let PendingRetry { failure, .. } = *put_off;
+            Ok(Outcome::Ahead { pending_retry: Some(pending_retry), .. }) => {
+                let PendingRetry { failure, .. } = *pending_retry;
                 Decision::KeepDeadLetter { event_id: id, failure }
             }
             Ok(Outcome::ClaimLost) => Decision::Reclaim,

@@ -22,7 +22,7 @@ pub(super) struct FailureLog {
     /// When a failure was last logged.
     logged: Option<Instant>,
     /// The event that is tried again while others go on, and its attempts, when that was last logged.
-    put_off: Option<(Option<Position>, u32)>,
+    pending_retry: Option<(Option<Position>, u32)>,
 }
 
 impl FailureLog {
@@ -36,10 +36,10 @@ impl FailureLog {
     }
 
     /// Whether to log a failure of an event that is tried again while others go on. The same attempt is logged once.
-    fn is_put_off_due(&mut self, event_id: Option<Position>, attempts: u32) -> bool {
-        let due = self.put_off != Some((event_id, attempts)) && self.is_due(attempts);
+    fn is_pending_retry_due(&mut self, event_id: Option<Position>, attempts: u32) -> bool {
+        let due = self.pending_retry != Some((event_id, attempts)) && self.is_due(attempts);
         if due {
-            self.put_off = Some((event_id, attempts));
+            self.pending_retry = Some((event_id, attempts));
         }
         due
     }
@@ -90,19 +90,19 @@ impl Runner {
         &mut self,
         connection: &mut PgConnection,
         under_way: bool,
-        put_off: Option<Box<PendingRetry>>,
+        pending_retry: Option<Box<PendingRetry>>,
     ) -> Result<Next, sqlx::Error> {
         if let Phase::Following(following) = &mut self.phase {
             following.under_way = under_way;
-            following.due = put_off.as_ref().and_then(|put_off| put_off.until);
+            following.due = pending_retry.as_ref().and_then(|pending_retry| pending_retry.until);
         }
-        let Some(put_off) = put_off else { return Ok(self.succeeded()) };
-        let PendingRetry { failure, attempts, until } = *put_off;
+        let Some(pending_retry) = pending_retry else { return Ok(self.succeeded()) };
+        let PendingRetry { failure, attempts, until } = *pending_retry;
         let Some(until) = until else {
             self.retry.resume(failure.event_id(), attempts);
             return self.stop_at(connection, &failure).await;
         };
-        if self.failure_log.is_put_off_due(failure.event_id(), attempts) {
+        if self.failure_log.is_pending_retry_due(failure.event_id(), attempts) {
             self.warn(&failure, attempts, until.saturating_duration_since(Instant::now()));
         }
         Ok(Next::Again)

@@ -49,7 +49,7 @@ impl Trackers {
 
 /// What the tracker says of events that fail.
 fn failure(progress: Progress<'_>) -> Result<String, sqlx::Error> {
-    let Some(PendingRetry { failure, attempts, until }) = progress.put_off else {
+    let Some(PendingRetry { failure, attempts, until }) = progress.pending_retry else {
         return Ok(format!("failing => {}", progress.failing));
     };
     let left = until.map(|until| interval(until.saturating_duration_since(Instant::now())));

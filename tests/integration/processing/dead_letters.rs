@@ -41,7 +41,7 @@ async fn add(pool: &PgPool, aggregate: u128, n: i64) -> i64 {
 }
 
 /// The dead letters of all processors: the event, why it is here, how often it was tried.
-async fn letters(pool: &PgPool) -> Vec<(i64, String, i32)> {
+async fn dead_letters(pool: &PgPool) -> Vec<(i64, String, i32)> {
     let query = "select event_id, reason, attempts from espd.dead_letters order by processor, event_id";
     sqlx::query_as(query).fetch_all(pool).await.unwrap()
 }

@@ -143,11 +143,11 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
     let retry = RetryPolicy { max_attempts: Some(2), on_failure: OnFailure::Skip, ..settings(&db).retry };
     let life = Life::begin_with(&db, processor, RunnerContext { retry, ..settings(&db) });
     reaches(&db.pool, "titles", last).await;
-    let letter =
+    let dead_letter =
         eventually("the dead letter", async || crate::handlers::native::dead_letters(&db.pool).await.pop())
             .await;
-    assert_eq!((letter.event_id, letter.event_type.as_str()), (5.into(), "TodoAdded"));
-    assert!(letter.failure.unwrap().0.message.contains("division by zero"));
+    assert_eq!((dead_letter.event_id, dead_letter.event_type.as_str()), (5.into(), "TodoAdded"));
+    assert!(dead_letter.failure.unwrap().0.message.contains("division by zero"));
     let mut all = expected();
     all.push((6, "sixth".into()));
     assert_eq!(titles(&db.pool).await, all);
@@ -158,7 +158,7 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
 #[tokio::test]
 async fn an_event_that_no_upcast_can_read_is_the_only_one_that_is_blamed() {
     for plan in ["", "&options=-c%20enable_indexscan%3Doff", "&options=-c%20enable_bitmapscan%3Doff"] {
-        // The second makes no body at all. Both are cheap: the server puts off what is dear until it has cut off.
+        // The second makes no body at all. Both are cheap: the server postpones costly expressions until after the limit.
         for body in ["event.body - 'name'", "event.body->'nothing'"] {
             let db = support::database().await;
             for n in 1..=4 {
@@ -177,7 +177,7 @@ async fn an_event_that_no_upcast_can_read_is_the_only_one_that_is_blamed() {
             let blamed: Vec<i64> = crate::handlers::native::dead_letters(&db.pool)
                 .await
                 .iter()
-                .map(|letter| letter.event_id.get())
+                .map(|dead_letter| dead_letter.event_id.get())
                 .collect();
             let read: Vec<i64> = titles(&db.pool).await.into_iter().map(|(id, _)| id).collect();
             assert_eq!((blamed, read), (vec![5], vec![1, 2, 3, 4, 6]), "{plan}");

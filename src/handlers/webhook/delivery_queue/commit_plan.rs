@@ -18,13 +18,13 @@ pub(crate) struct CommitPlan {
     /// Those of them that wait behind a dead letter.
     pub(crate) waiting: Vec<Event>,
     /// The events that have failed since the last commit and are tried again.
-    pub(crate) put_off: Vec<(Position, PendingRetry)>,
+    pub(crate) pending_retries: Vec<(Position, PendingRetry)>,
 }
 
 impl CommitPlan {
     /// Whether nothing has happened since the last commit.
     pub(crate) fn is_empty(&self) -> bool {
-        self.done.is_empty() && self.put_off.is_empty()
+        self.done.is_empty() && self.pending_retries.is_empty()
     }
 }
 
@@ -56,21 +56,26 @@ impl DeliveryQueue {
                 _ => {}
             }
         }
-        let put_off = self.failed.iter().filter_map(|id| Some((*id, self.put_off_of(*id)?))).collect();
-        CommitPlan { position, done, given_up, waiting, put_off }
+        let pending_retries =
+            self.failed.iter().filter_map(|id| Some((*id, self.pending_retry_of(*id)?))).collect();
+        CommitPlan { position, done, given_up, waiting, pending_retries }
     }
 
     /// The postponed event that is due next, or the one over which the reactor stops.
-    pub(crate) fn next_put_off(&self) -> Option<PendingRetry> {
+    pub(crate) fn next_pending_retry(&self) -> Option<PendingRetry> {
         let Some(id) = self.stopped_over else {
-            return self.schedule.next_due().and_then(|(_, id)| self.put_off_of(id));
+            return self.schedule.next_due().and_then(|(_, id)| self.pending_retry_of(id));
         };
-        let put_off = self.put_off_of(id)?;
+        let pending_retry = self.pending_retry_of(id)?;
         // The reactor stops when everything under way has ended.
-        Some(if self.schedule.under_way() == 0 { PendingRetry { until: None, ..put_off } } else { put_off })
+        Some(if self.schedule.under_way() == 0 {
+            PendingRetry { until: None, ..pending_retry }
+        } else {
+            pending_retry
+        })
     }
 
-    fn put_off_of(&self, id: Position) -> Option<PendingRetry> {
+    fn pending_retry_of(&self, id: Position) -> Option<PendingRetry> {
         let until = self.schedule.postponed_until(id)?;
         let QueuedEvent { failure, attempts, .. } = self.schedule.get(id)?;
         Some(PendingRetry { failure: failure.clone()?, attempts: *attempts, until: Some(until) })

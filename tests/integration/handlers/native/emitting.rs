@@ -179,11 +179,11 @@ async fn a_reset_is_silent_event_by_event_and_repeats_nothing_that_is_there() {
     life.end().await;
 }
 
-/// Puts off what it emits, by what `n` says.
-struct Later;
+/// Postpones its emission, for as long as `n` says.
+struct Remind;
 
 #[async_trait]
-impl Reactor for Later {
+impl Reactor for Remind {
     async fn react(
         &mut self,
         event: &Delivery,
@@ -209,7 +209,7 @@ impl Reactor for Later {
 
 fn later(start: Start) -> Program {
     let declaration = Registration::reactor("later").handles::<A>().emits::<Answered>().start(start);
-    Program::new().reactor(declaration, || Later)
+    Program::new().reactor(declaration, || Remind)
 }
 
 async fn append_numbers(pool: &PgPool, numbers: &[i64]) -> i64 {
@@ -223,7 +223,7 @@ async fn append_numbers(pool: &PgPool, numbers: &[i64]) -> i64 {
 }
 
 #[tokio::test]
-async fn what_is_put_off_is_kept_with_the_position_replaced_by_key_and_cancelled() {
+async fn what_is_postponed_is_kept_with_the_position_replaced_by_key_and_cancelled() {
     let db = support::database().await;
     let last = append_numbers(&db.pool, &[10, 11, 12, 21, 32]).await;
     let life = Life::begin_with(&db, make(&later(Start::Beginning), "later"), settings(&db));

@@ -24,7 +24,7 @@ fn retry(on_failure: &str) -> String {
     format!("initial = '20ms'\nmax = '20ms'\nmax_attempts = 3\non_failure = '{on_failure}'\n")
 }
 
-async fn letters(db: &Database) -> Vec<(i64, String, bool, i32)> {
+async fn dead_letters(db: &Database) -> Vec<(i64, String, bool, i32)> {
     let query = "select event_id, reason, blocks, attempts from espd.dead_letters order by event_id";
     sqlx::query_as(query).fetch_all(&db.pool).await.unwrap()
 }
@@ -45,34 +45,34 @@ async fn a_parked_event_is_followed_aside_by_those_of_its_aggregate_and_by_no_ot
     let daemon = installation.start_daemon();
     reaches(&db.pool, "hook", last).await;
     let (failed, waiting) = ("failed".to_owned(), "waiting".to_owned());
-    assert_eq!(letters(&db).await, [(1, failed.clone(), true, 3), (3, waiting.clone(), true, 0)]);
+    assert_eq!(dead_letters(&db).await, [(1, failed.clone(), true, 3), (3, waiting.clone(), true, 0)]);
     daemon.says("set an event aside that could not be handled: `espctl dead-letters list` shows it").await;
 
     // One that comes later waits as well.
     let last = append(&db.pool, &[(1, 5), (2, 6)]).await;
     reaches(&db.pool, "hook", last).await;
-    assert_eq!(letters(&db).await.len(), 3);
+    assert_eq!(dead_letters(&db).await.len(), 3);
     let mut numbers = receiver.numbers();
     numbers.sort_unstable();
     assert_eq!(numbers, [1, 1, 1, 2, 4, 6]);
 
     // It fails again, and stays with those behind it.
     request_retry(&db).await;
-    eventually("the failure", async || (letters(&db).await[0].3 == 4).then_some(())).await;
+    eventually("the failure", async || (dead_letters(&db).await[0].3 == 4).then_some(())).await;
     assert_eq!(
-        letters(&db).await,
+        dead_letters(&db).await,
         [(1, failed, true, 4), (3, waiting.clone(), true, 0), (5, waiting, true, 0)]
     );
 
     fixed.store(true, Ordering::Relaxed);
     request_retry(&db).await;
-    eventually("no more letters", async || letters(&db).await.is_empty().then_some(())).await;
+    eventually("no more dead letters", async || dead_letters(&db).await.is_empty().then_some(())).await;
     assert_eq!(receiver.numbers()[6..], [1, 1, 3, 5], "in order");
     let last = append(&db.pool, &[(1, 7)]).await;
     reaches(&db.pool, "hook", last).await;
     let keys: std::collections::HashSet<_> =
         receiver.received().iter().map(|one| one.key().to_owned()).collect();
-    assert_eq!(keys.len(), 7, "a letter has the key that its event had before");
+    assert_eq!(keys.len(), 7, "a dead letter has the key that its event had before");
     daemon.stop().await;
 }
 
@@ -85,7 +85,7 @@ async fn a_skipped_event_keeps_no_other_waiting() {
     let last = append(&db.pool, &[(1, 1), (1, 2)]).await;
     let daemon = installation.start_daemon();
     reaches(&db.pool, "hook", last).await;
-    assert_eq!(letters(&db).await, [(1, "failed".to_owned(), false, 3)]);
+    assert_eq!(dead_letters(&db).await, [(1, "failed".to_owned(), false, 3)]);
     assert_eq!(receiver.numbers(), [1, 1, 1, 2]);
     daemon.stop().await;
 }
@@ -100,7 +100,7 @@ async fn a_reactor_that_stops_lets_requests_under_way_end_and_continues_after_a_
     let daemon = installation.start_daemon();
     let status = shows(&installation, "the stop", |status| status["state"] == "failed").await;
     assert_eq!((status["attempts"].as_i64(), status["last_error"]["event_id"].as_i64()), (Some(3), Some(1)));
-    assert!(letters(&db).await.is_empty());
+    assert!(dead_letters(&db).await.is_empty());
     daemon.stop().await;
 
     // Another process stays where it is.
@@ -128,7 +128,7 @@ async fn a_reactor_that_stops_lets_requests_under_way_end_and_continues_after_a_
 
 /// What was handled or discarded beyond the position is not met again by another process.
 #[tokio::test]
-async fn a_letter_that_was_handled_beyond_the_position_is_not_sent_again() {
+async fn a_dead_letter_that_was_handled_beyond_the_position_is_not_sent_again() {
     let db = support::database().await;
     let receiver = Receiver::start(|request| match (request.n(), request.earlier) {
         // It keeps the position back.
@@ -150,9 +150,9 @@ async fn a_letter_that_was_handled_beyond_the_position_is_not_sent_again() {
     declare(&installation, &receiver, "", "", retry);
     append(&db.pool, &[(2, 2), (2, 3), (3, 4)]).await;
     let daemon = installation.start_daemon();
-    eventually("two letters", async || (letters(&db).await.len() == 2).then_some(())).await;
+    eventually("two dead letters", async || (dead_letters(&db).await.len() == 2).then_some(())).await;
     request_retry(&db).await;
-    eventually("no more letters", async || letters(&db).await.is_empty().then_some(())).await;
+    eventually("no more dead letters", async || dead_letters(&db).await.is_empty().then_some(())).await;
     daemon.stop().await;
     let before = receiver.numbers();
     let daemon = installation.start_daemon();

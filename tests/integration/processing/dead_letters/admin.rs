@@ -2,17 +2,17 @@
 
 use serde_json::json;
 
-use super::{add, letters, noted};
+use super::{add, dead_letters, noted};
 use crate::admin::client::Client;
 use crate::support;
 use crate::support::facts::{eventually, reaches};
 use crate::support::program::Installation;
 
 const OPERATE: &str = "fedcba9876543210fedcba9876543210";
-const LETTERS: &str = "/api/v1/processors/notes/dead-letters";
+const DEAD_LETTERS: &str = "/api/v1/processors/notes/dead-letters";
 
 #[tokio::test]
-async fn letters_are_listed_shown_retried_and_discarded() {
+async fn dead_letters_are_listed_shown_retried_and_discarded() {
     let db = support::database().await;
     let settings = format!(
         "[runner]\npoll_interval_max = '50ms'\n[retry]\nmax_attempts = 1\non_failure = 'park'\n\
@@ -28,21 +28,22 @@ async fn letters_are_listed_shown_retried_and_discarded() {
     // The very objects of espctl.
     let listed = installation.espctl(&["dead-letters", "list", "--json"]).await.json();
     assert_eq!(client.get("/api/v1/dead-letters").await.json(200), listed);
-    assert_eq!(client.get(LETTERS).await.json(200), listed);
+    assert_eq!(client.get(DEAD_LETTERS).await.json(200), listed);
     let narrowed = client.get("/api/v1/dead-letters?processor=notes&error=by%20zero&limit=1").await.json(200);
     assert_eq!(narrowed, json!([listed[0]]));
     let shown = installation.espctl(&["dead-letters", "show", "notes", "1", "--json"]).await.json();
-    assert_eq!(client.get(&format!("{LETTERS}/{x1}")).await.json(200), shown);
+    assert_eq!(client.get(&format!("{DEAD_LETTERS}/{x1}")).await.json(200), shown);
     let metrics = client.get("/metrics").await.body;
     assert!(metrics.contains("\nespd_dead_letters{processor=\"notes\"} 3\n"), "{metrics}");
     assert!(metrics.contains("\nespd_emissions_pending{processor=\"notes\"} 0\n"), "{metrics}");
 
-    let post = async |verb: &str, body: &str| client.post(&format!("{LETTERS}/{verb}"), OPERATE, body).await;
+    let post =
+        async |verb: &str, body: &str| client.post(&format!("{DEAD_LETTERS}/{verb}"), OPERATE, body).await;
     for (verb, body, status, words) in [
         ("retry", "", 400, "the body names no dead letters"),
         ("discard", "{}", 400, "the body names no dead letters"),
         ("retry", "{\"evnt\": 1}", 400, "unknown field `evnt`"),
-        ("retry", "{\"event\": 9}", 404, "event 9 is not a dead letter of notes"),
+        ("retry", "{\"event\": 9}", 404, "event 9 is not a dead dead_letter of notes"),
         ("retry", &format!("{{\"event\": {x2}}}"), 409, "waits behind event"),
         ("forget", "{\"all\": true}", 404, "nothing at this path"),
     ] {
@@ -50,7 +51,7 @@ async fn letters_are_listed_shown_retried_and_discarded() {
         assert!(refusal["error"].as_str().unwrap().contains(words), "{refusal}");
         assert!(!refusal["remedy"].as_str().unwrap().is_empty(), "{refusal}");
     }
-    let path = format!("{LETTERS}/retry");
+    let path = format!("{DEAD_LETTERS}/retry");
     let tokenless = client.post_with(&path, "Content-Type: application/json\r\n", "{\"all\": true}").await;
     assert_eq!((tokenless.status, client.get(&path).await.status), (401, 405));
     assert_eq!(client.get("/api/v1/processors/nots/dead-letters").await.status, 404);
@@ -70,7 +71,7 @@ async fn letters_are_listed_shown_retried_and_discarded() {
     eventually("the retry", async || (noted(&db.pool).await == [x1, x2]).then_some(())).await;
     let discarded = post("discard", "{\"all\": true}").await.json(200);
     assert_eq!(discarded, json!({ "name": "notes", "discarded": 1, "left_behind": 0 }));
-    assert_eq!(letters(&db.pool).await, []);
+    assert_eq!(dead_letters(&db.pool).await, []);
     let log: Vec<(String, String)> =
         sqlx::query_as("select operator, action from espd.operator_log order by id")
             .fetch_all(&db.pool)
@@ -78,6 +79,6 @@ async fn letters_are_listed_shown_retried_and_discarded() {
             .unwrap();
     let by = |action: &str| ("admin endpoint, 127.0.0.1".to_owned(), action.to_owned());
     assert_eq!(log, [by("retry_dead_letters"), by("discard_dead_letters")]);
-    daemon.says("handled a dead letter").await;
+    daemon.says("handled a dead dead_letter").await;
     daemon.stop().await;
 }

@@ -2,7 +2,7 @@
 
 use espd::retry::OnFailure;
 
-use super::{add, failed, letters, noted, notes_of, operator_log, setting_aside, waiting};
+use super::{add, dead_letters, failed, noted, notes_of, operator_log, setting_aside, waiting};
 use crate::processing::runner::{DIVIDE, Life, notes, set_n};
 use crate::support;
 use crate::support::facts::reaches;
@@ -25,26 +25,26 @@ async fn later_events_of_a_parked_aggregate_wait_across_batches_and_restarts_and
     let life = Life::begin(&db, notes(DIVIDE), settings.clone());
     reaches(&db.pool, "notes", y2).await;
     assert_eq!(noted(&db.pool).await, [y1, y2]);
-    assert_eq!(letters(&db.pool).await, [failed(x1, 1), waiting(x2)]);
+    assert_eq!(dead_letters(&db.pool).await, [failed(x1, 1), waiting(x2)]);
     life.crash().await;
 
     let life = Life::begin(&db, notes(DIVIDE), settings.clone());
     let (x3, y3) = (add(&db.pool, X, 3).await, add(&db.pool, Y, 3).await);
     reaches(&db.pool, "notes", y3).await;
     assert_eq!(noted(&db.pool).await, [y1, y2, y3]);
-    assert_eq!(letters(&db.pool).await, [failed(x1, 1), waiting(x2), waiting(x3)]);
+    assert_eq!(dead_letters(&db.pool).await, [failed(x1, 1), waiting(x2), waiting(x3)]);
     life.end().await;
 
     // A fixed handler alone moves nothing.
     let life = Life::begin(&db, notes(""), settings);
     let (x4, y4) = (add(&db.pool, X, 4).await, add(&db.pool, Y, 4).await);
     reaches(&db.pool, "notes", y4).await;
-    assert_eq!(letters(&db.pool).await.len(), 4);
+    assert_eq!(dead_letters(&db.pool).await.len(), 4);
     let espctl = Installation::new(&db.url, "");
     let said = espctl.espctl(&["dead-letters", "retry", "notes", &x1.to_string(), "--yes"]).await.printed();
     assert_eq!(said, "4 dead letters of notes handled\n");
     assert_eq!(noted(&db.pool).await, [y1, y2, y3, y4, x1, x2, x3, x4]);
-    assert_eq!(letters(&db.pool).await, []);
+    assert_eq!(dead_letters(&db.pool).await, []);
 
     let x5 = add(&db.pool, X, 5).await;
     reaches(&db.pool, "notes", x5).await;
@@ -54,7 +54,7 @@ async fn later_events_of_a_parked_aggregate_wait_across_batches_and_restarts_and
 }
 
 #[tokio::test]
-async fn a_letter_that_fails_again_stays_and_so_do_those_behind_it() {
+async fn a_dead_letter_that_fails_again_stays_and_so_do_those_behind_it() {
     let db = support::database().await;
     let mut ids = Vec::new();
     for n in [0, 2, 0, 4] {
@@ -63,7 +63,7 @@ async fn a_letter_that_fails_again_stays_and_so_do_those_behind_it() {
     let other = add(&db.pool, Y, 0).await;
     let life = Life::begin(&db, notes(DIVIDE), setting_aside(&db, OnFailure::Park));
     reaches(&db.pool, "notes", other).await;
-    assert_eq!(letters(&db.pool).await.len(), 5);
+    assert_eq!(dead_letters(&db.pool).await.len(), 5);
     set_n(&db.pool, ids[0], 1).await;
 
     let espctl = Installation::new(&db.url, "");
@@ -80,7 +80,7 @@ async fn a_letter_that_fails_again_stays_and_so_do_those_behind_it() {
         "{complaint}"
     );
     assert_eq!(noted(&db.pool).await, ids[..2]);
-    assert_eq!(letters(&db.pool).await, [failed(ids[2], 1), waiting(ids[3]), failed(other, 2)]);
+    assert_eq!(dead_letters(&db.pool).await, [failed(ids[2], 1), waiting(ids[3]), failed(other, 2)]);
     let again: i64 =
         sqlx::query_scalar("select count(*) from espd.dead_letters where retry_requested_at is not null")
             .fetch_one(&db.pool)
@@ -97,7 +97,7 @@ async fn a_letter_that_fails_again_stays_and_so_do_those_behind_it() {
     let said = retry(&[&ids[2].to_string(), "--yes"]).await.printed();
     assert_eq!(said, "2 dead letters of notes handled\n");
     assert_eq!(noted(&db.pool).await, ids);
-    assert_eq!(letters(&db.pool).await, [failed(other, 2)]);
+    assert_eq!(dead_letters(&db.pool).await, [failed(other, 2)]);
     life.end().await;
 }
 
@@ -110,20 +110,25 @@ async fn what_waits_behind_a_discarded_event_stays_until_it_is_retried() {
     let espctl = Installation::new(&db.url, "");
     let discard = ["dead-letters", "discard", "notes", &x1.to_string()];
     let asked = espctl.espctl(&discard).await.complained(1);
-    assert!(asked.contains("the processor never handles these events. 1 dead letter that wait"), "{asked}");
+    assert!(
+        asked.contains("the processor never handles these events. 1 dead dead_letter that wait"),
+        "{asked}"
+    );
     assert!(asked.contains("nothing was done: add --yes"), "{asked}");
-    assert_eq!(letters(&db.pool).await.len(), 2);
+    assert_eq!(dead_letters(&db.pool).await.len(), 2);
     let said = espctl.espctl(&[&discard[..], &["--yes"]].concat()).await.printed();
     assert!(
-        said.starts_with("discarded 1 dead letter of notes\nstill set aside behind these: 1 dead letter."),
+        said.starts_with(
+            "discarded 1 dead dead_letter of notes\nstill set aside behind these: 1 dead dead_letter."
+        ),
         "{said}"
     );
-    assert_eq!(letters(&db.pool).await, [waiting(x2)]);
+    assert_eq!(dead_letters(&db.pool).await, [waiting(x2)]);
 
     // What is appended now waits as well, and follows.
     let x3 = add(&db.pool, X, 3).await;
     reaches(&db.pool, "notes", x3).await;
-    assert_eq!((noted(&db.pool).await.len(), letters(&db.pool).await.len()), (0, 2));
+    assert_eq!((noted(&db.pool).await.len(), dead_letters(&db.pool).await.len()), (0, 2));
     let said = espctl.espctl(&["dead-letters", "retry", "notes", &x2.to_string(), "--yes"]).await.printed();
     assert_eq!(said, "2 dead letters of notes handled\n");
     assert_eq!(noted(&db.pool).await, [x2, x3]);
@@ -147,7 +152,7 @@ async fn an_event_that_is_set_aside_after_a_retry_was_asked_for_follows_as_well(
     let x2 = add(&db.pool, X, 2).await;
     let life = Life::begin(&db, notes(DIVIDE), setting_aside(&db, OnFailure::Park));
     assert_eq!(notes_of(&db.pool, 2).await, [x1, x2]);
-    assert_eq!(letters(&db.pool).await, []);
+    assert_eq!(dead_letters(&db.pool).await, []);
     life.end().await;
 }
 
@@ -157,21 +162,21 @@ async fn a_skipped_event_keeps_no_other_waiting() {
     let (x1, x2) = (add(&db.pool, X, 0).await, add(&db.pool, X, 2).await);
     let life = Life::begin(&db, notes(DIVIDE), setting_aside(&db, OnFailure::Skip));
     reaches(&db.pool, "notes", x2).await;
-    assert_eq!((noted(&db.pool).await, letters(&db.pool).await), (vec![x2], vec![failed(x1, 1)]));
+    assert_eq!((noted(&db.pool).await, dead_letters(&db.pool).await), (vec![x2], vec![failed(x1, 1)]));
     set_n(&db.pool, x1, 1).await;
     let espctl = Installation::new(&db.url, "");
     espctl.espctl(&["dead-letters", "retry", "notes", "--all"]).await.printed();
-    assert_eq!((noted(&db.pool).await, letters(&db.pool).await), (vec![x2, x1], vec![]));
+    assert_eq!((noted(&db.pool).await, dead_letters(&db.pool).await), (vec![x2, x1], vec![]));
     life.end().await;
 }
 
 #[tokio::test]
-async fn a_projector_forgets_the_letters_that_it_meets_again_after_a_reset() {
+async fn a_projector_forgets_the_dead_letters_that_it_meets_again_after_a_reset() {
     let db = support::database().await;
     let (x1, y1, y2) = (add(&db.pool, X, 0).await, add(&db.pool, Y, 1).await, add(&db.pool, Y, 0).await);
     let life = Life::begin(&db, notes(DIVIDE), setting_aside(&db, OnFailure::Park));
     reaches(&db.pool, "notes", y2).await;
-    assert_eq!(letters(&db.pool).await, [failed(x1, 1), failed(y2, 1)]);
+    assert_eq!(dead_letters(&db.pool).await, [failed(x1, 1), failed(y2, 1)]);
     set_n(&db.pool, x1, 1).await;
     set_n(&db.pool, y2, 2).await;
     let espctl = Installation::new(&db.url, "");
@@ -184,9 +189,9 @@ async fn a_projector_forgets_the_letters_that_it_meets_again_after_a_reset() {
     // Only what is behind the new position is met again.
     espctl.espctl(&["reset", "notes", "--to", &x1.to_string(), "--yes"]).await.printed();
     assert_eq!(notes_of(&db.pool, 3).await, [y1, y1, y2]);
-    assert_eq!((letters(&db.pool).await, set_aside_at().await), (vec![failed(x1, 1)], before));
+    assert_eq!((dead_letters(&db.pool).await, set_aside_at().await), (vec![failed(x1, 1)], before));
     espctl.espctl(&["reset", "notes", "--to", "0", "--yes"]).await.printed();
     assert_eq!(notes_of(&db.pool, 6).await, [y1, y1, y2, x1, y1, y2]);
-    assert_eq!(letters(&db.pool).await, []);
+    assert_eq!(dead_letters(&db.pool).await, []);
     life.end().await;
 }

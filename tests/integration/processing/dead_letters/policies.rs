@@ -79,21 +79,21 @@ async fn a_poison_event_is_dealt_with_as_the_policy_says_and_the_other_999_are_t
     for kind in KINDS {
         for policy in POLICIES {
             let name = format!("{policy}_{kind}");
-            let (state, position, notes, letters) = expected(policy);
+            let (state, position, notes, dead_letters) = expected(policy);
             let status = eventually(&format!("{name}, {state}"), async || {
                 let status = installation.status(&name).await;
-                let there = status["state"] == state || letters == 1 && status["dead_letters"] == 1;
+                let there = status["state"] == state || dead_letters == 1 && status["dead_letters"] == 1;
                 (there && status["position"].as_i64() >= Some(position)).then_some(status)
             })
             .await;
             assert_eq!(
                 (&status["dead_letters"], &status["kind"]),
-                (&json!(letters), &json!(kind)),
+                (&json!(dead_letters), &json!(kind)),
                 "{status}"
             );
             assert_eq!(count(&db.pool, &name).await, notes, "{name}");
             assert_eq!(answers(&db.pool, &name).await, if kind == "reactor" { notes } else { 0 }, "{name}");
-            if letters == 0 {
+            if dead_letters == 0 {
                 assert_eq!(
                     (&status["last_error"]["event_id"], &status["position"]),
                     (&json!(POISON), &json!(position))
@@ -132,21 +132,26 @@ async fn told(installation: &Installation, name: &str, policy: &str) {
         }
         _ => {
             assert!(
-                table.contains(&format!("1 event of {name} was set aside as a dead letter.\n  The oldest ")),
+                table.contains(&format!(
+                    "1 event of {name} was set aside as a dead dead_letter.\n  The oldest "
+                )),
                 "{table}"
             );
             assert!(table.contains(&format!("`espctl dead-letters retry {name} --all`")), "{table}");
             assert!(list.contains("poison [P0001]") && list.contains("failed"), "{list}");
-            let letter = &listed[0];
+            let dead_letter = &listed[0];
             assert_eq!(
-                (&letter["event_id"], &letter["reason"], &letter["attempts"]),
+                (&dead_letter["event_id"], &dead_letter["reason"], &dead_letter["attempts"]),
                 (&json!(500), &json!("failed"), &json!(2))
             );
-            assert_eq!((&letter["blocks"], &letter["processor"]), (&json!(policy == "park"), &json!(name)));
-            assert_eq!(letter["failure"]["sqlstate"], "P0001");
+            assert_eq!(
+                (&dead_letter["blocks"], &dead_letter["processor"]),
+                (&json!(policy == "park"), &json!(name))
+            );
+            assert_eq!(dead_letter["failure"]["sqlstate"], "P0001");
             assert!(
-                letter["failure"]["place"].as_str().unwrap().contains(&format!("{name}.toml:")),
-                "{letter}"
+                dead_letter["failure"]["place"].as_str().unwrap().contains(&format!("{name}.toml:")),
+                "{dead_letter}"
             );
         }
     }
@@ -171,7 +176,7 @@ async fn fix(installation: &Installation, pool: &PgPool) {
                 _ => {
                     let said =
                         installation.espctl(&["dead-letters", "retry", &name, "--all"]).await.printed();
-                    assert_eq!(said, format!("1 dead letter of {name} handled\n"));
+                    assert_eq!(said, format!("1 dead dead_letter of {name} handled\n"));
                 }
             }
             reaches(pool, &name, EVENTS).await;

@@ -16,7 +16,7 @@ use espd::store::layout::Layout;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 
-use super::{add, failed, letters, noted, setting_aside, waiting};
+use super::{add, dead_letters, failed, noted, setting_aside, waiting};
 use crate::processing::runner::{DIVIDE, Life, notes, row_with, set_n};
 use crate::support::facts::{eventually, reaches};
 use crate::support::program::Installation;
@@ -70,14 +70,14 @@ async fn a_processor_in_rust_keeps_the_order_and_tells_a_first_time_from_a_repet
     let (x1, y1, x2) = (add(&db.pool, 1, 0).await, add(&db.pool, 2, 1).await, add(&db.pool, 1, 2).await);
     let life = Life::begin_with(&db, noting(), setting_aside(&db, OnFailure::Park));
     reaches(&db.pool, "notes", x2).await;
-    assert_eq!(letters(&db.pool).await, [failed(x1, 1), waiting(x2)]);
+    assert_eq!(dead_letters(&db.pool).await, [failed(x1, 1), waiting(x2)]);
 
     // What was handled before a reset, and fails now; and what never was.
     set_n(&db.pool, y1, 0).await;
     let espctl = Installation::new(&db.url, "");
     espctl.espctl(&["reset", "notes", "--to", "0", "--yes"]).await.printed();
     eventually("the failure of what was handled", async || {
-        (letters(&db.pool).await.len() == 3).then_some(())
+        (dead_letters(&db.pool).await.len() == 3).then_some(())
     })
     .await;
     reaches(&db.pool, "notes", x2).await;
@@ -87,7 +87,7 @@ async fn a_processor_in_rust_keeps_the_order_and_tells_a_first_time_from_a_repet
     let retry = ["dead-letters", "retry", "notes", "--all", "--yes"];
     assert_eq!(espctl.espctl(&retry).await.printed(), "3 dead letters of notes handled\n");
     assert_eq!(replays(&db.pool).await, [(y1, false), (x1, false), (y1, true), (x2, false)]);
-    assert_eq!(letters(&db.pool).await, []);
+    assert_eq!(dead_letters(&db.pool).await, []);
     life.end().await;
 }
 
@@ -122,7 +122,7 @@ impl Processor for Needy {
 }
 
 #[tokio::test]
-async fn a_retry_waits_for_what_the_handler_needs_and_blames_no_letter() {
+async fn a_retry_waits_for_what_the_handler_needs_and_counts_against_no_dead_letter() {
     let db = support::database().await;
     let x1 = add(&db.pool, 1, 0).await;
     let (is_there, tries) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
@@ -146,10 +146,10 @@ async fn a_retry_waits_for_what_the_handler_needs_and_blames_no_letter() {
     .await;
     // 100 ms doubling, a fifth shorter at most.
     assert!(tried[3] - tried[0] >= Duration::from_millis(560), "{:?}", tried[3] - tried[0]);
-    assert_eq!(letters(&db.pool).await, [failed(x1, 1)]);
+    assert_eq!(dead_letters(&db.pool).await, [failed(x1, 1)]);
 
     is_there.store(true, Ordering::Relaxed);
-    eventually("the retry", async || letters(&db.pool).await.is_empty().then_some(())).await;
+    eventually("the retry", async || dead_letters(&db.pool).await.is_empty().then_some(())).await;
     assert_eq!(noted(&db.pool).await, [x1]);
     row_with(&db.pool, "the end of the outage", |row| row.outage.is_none()).await;
     life.end().await;

@@ -4,7 +4,7 @@ use espd::processing::declaration::{ProcessorDeclaration, ReactorDeclaration, St
 use espd::retry::OnFailure;
 use sqlx::PgPool;
 
-use super::{add, failed, letters, notes_of, setting_aside};
+use super::{add, dead_letters, failed, notes_of, setting_aside};
 use crate::processing::runner::{DIVIDE, Life, notes, set_n};
 use crate::support;
 use crate::support::facts::reaches;
@@ -33,12 +33,12 @@ async fn lose_answers(pool: &PgPool) {
 }
 
 #[tokio::test]
-async fn a_silent_reset_keeps_the_letters_and_a_retry_does_what_was_never_done() {
+async fn a_silent_reset_keeps_the_dead_letters_and_a_retry_does_what_was_never_done() {
     let db = support::database().await;
     let (x1, y1) = (add(&db.pool, 1, 0).await, add(&db.pool, 2, 5).await);
     let life = Life::begin(&db, answering(), setting_aside(&db, OnFailure::Park));
     reaches(&db.pool, "notes", y1).await;
-    assert_eq!((answers(&db.pool).await, letters(&db.pool).await), (vec![5], vec![failed(x1, 1)]));
+    assert_eq!((answers(&db.pool).await, dead_letters(&db.pool).await), (vec![5], vec![failed(x1, 1)]));
     lose_answers(&db.pool).await;
 
     // It could be handled now, and is not: no operator has asked for that.
@@ -47,9 +47,9 @@ async fn a_silent_reset_keeps_the_letters_and_a_retry_does_what_was_never_done()
     espctl.espctl(&["reset", "notes", "--to", "0", "--yes"]).await.printed();
     assert_eq!(notes_of(&db.pool, 2).await, [y1, y1]);
     reaches(&db.pool, "notes", y1).await;
-    assert_eq!((answers(&db.pool).await, letters(&db.pool).await), (vec![], vec![failed(x1, 1)]));
+    assert_eq!((answers(&db.pool).await, dead_letters(&db.pool).await), (vec![], vec![failed(x1, 1)]));
     espctl.espctl(&["dead-letters", "retry", "notes", "--all"]).await.printed();
-    assert_eq!((answers(&db.pool).await, letters(&db.pool).await), (vec![7], vec![]));
+    assert_eq!((answers(&db.pool).await, dead_letters(&db.pool).await), (vec![7], vec![]));
     assert_eq!(notes_of(&db.pool, 3).await, [y1, y1, x1]);
     life.end().await;
 }
@@ -68,19 +68,19 @@ async fn a_retry_of_what_failed_only_after_a_reset_repeats_no_effect() {
     espctl.espctl(&["reset", "notes", "--to", "0", "--yes"]).await.printed();
     let x3 = add(&db.pool, 1, 8).await;
     reaches(&db.pool, "notes", x3).await;
-    assert_eq!(letters(&db.pool).await.len(), 3);
+    assert_eq!(dead_letters(&db.pool).await.len(), 3);
     let shown = espctl.espctl(&["dead-letters", "show", "notes", &x1.to_string()]).await.printed();
     assert!(shown.contains("handled before a reset: a retry does not repeat"), "{shown}");
     set_n(&db.pool, x1, 5).await;
     espctl.espctl(&["dead-letters", "retry", "notes", "--all", "--yes"]).await.printed();
     assert_eq!(notes_of(&db.pool, 5).await, [x1, x2, x1, x2, x3]);
     // Two were answered before, one never was.
-    assert_eq!((answers(&db.pool).await, letters(&db.pool).await), (vec![8], vec![]));
+    assert_eq!((answers(&db.pool).await, dead_letters(&db.pool).await), (vec![8], vec![]));
     life.end().await;
 }
 
 #[tokio::test]
-async fn a_reset_that_repeats_effects_meets_the_letters_again() {
+async fn a_reset_that_repeats_effects_meets_the_dead_letters_again() {
     let db = support::database().await;
     let (x1, y1) = (add(&db.pool, 1, 0).await, add(&db.pool, 2, 5).await);
     let life = Life::begin(&db, answering(), setting_aside(&db, OnFailure::Park));
@@ -89,6 +89,6 @@ async fn a_reset_that_repeats_effects_meets_the_letters_again() {
     let espctl = Installation::new(&db.url, "");
     espctl.espctl(&["reset", "notes", "--to", "0", "--repeat-effects", "--yes"]).await.printed();
     assert_eq!(notes_of(&db.pool, 3).await, [y1, x1, y1]);
-    assert_eq!((answers(&db.pool).await, letters(&db.pool).await), (vec![5, 7], vec![]));
+    assert_eq!((answers(&db.pool).await, dead_letters(&db.pool).await), (vec![5, 7], vec![]));
     life.end().await;
 }

@@ -8,7 +8,7 @@ use espd::processing::tracker::Owner;
 use espd::retry::OnFailure;
 use nix::sys::signal::{Signal, kill};
 
-use super::{add, failed, letters, noted, setting_aside};
+use super::{add, dead_letters, failed, noted, setting_aside};
 use crate::processing::runner::{DIVIDE, Life, notes, row};
 use crate::support;
 use crate::support::facts::{Gate, append, eventually, reaches};
@@ -30,7 +30,7 @@ async fn a_worker_that_is_killed_in_the_middle_of_a_retry_has_handled_each_event
     let last = append(&db.pool, 20).await;
     let daemon = installation.start_daemon();
     reaches(&db.pool, "notes", last).await;
-    assert_eq!(letters(&db.pool).await.len(), 20);
+    assert_eq!(dead_letters(&db.pool).await.len(), 20);
     sqlx::query("create table public.remedy ()").execute(&db.pool).await.unwrap();
 
     let mut gate = Gate::close(&db.pool, 13).await;
@@ -41,7 +41,7 @@ async fn a_worker_that_is_killed_in_the_middle_of_a_retry_has_handled_each_event
     kill(daemon.child("notes", 1).await, Signal::SIGKILL).unwrap();
     daemon.child("notes", 2).await;
     gate.open().await;
-    eventually("the end of the retry", async || letters(&db.pool).await.is_empty().then_some(())).await;
+    eventually("the end of the retry", async || dead_letters(&db.pool).await.is_empty().then_some(())).await;
     let handled = noted(&db.pool).await;
     assert_eq!((handled.len(), handled.iter().collect::<HashSet<_>>().len()), (20, 20));
     assert!(handled.is_sorted(), "{handled:?}");
@@ -69,7 +69,7 @@ async fn an_event_that_fails_at_the_commit_is_found_by_bisection_and_set_aside()
     let insert = "perform nextval('tries'); insert into strict values ((event.body->>'n')::bigint);";
     let life = Life::begin(&db, notes(insert), settings);
     reaches(&db.pool, "notes", last).await;
-    assert_eq!(letters(&db.pool).await, [failed(700, 1)]);
+    assert_eq!(dead_letters(&db.pool).await, [failed(700, 1)]);
     assert_eq!(noted(&db.pool).await.len(), 999);
     let failure: String = sqlx::query_scalar("select failure->>'sqlstate' from espd.dead_letters")
         .fetch_one(&db.pool)
@@ -87,12 +87,12 @@ async fn an_event_that_fails_at_the_commit_is_found_by_bisection_and_set_aside()
     assert!(complaint.contains("1 failed again\n  event 700 (A): duplicate key"), "{complaint}");
     sqlx::query("delete from public.strict where n = 300").execute(&db.pool).await.unwrap();
     espctl.espctl(&["dead-letters", "retry", "notes", "700"]).await.printed();
-    assert_eq!((noted(&db.pool).await.len(), letters(&db.pool).await), (1_000, vec![]));
+    assert_eq!((noted(&db.pool).await.len(), dead_letters(&db.pool).await), (1_000, vec![]));
     life.end().await;
 }
 
 #[tokio::test]
-async fn letters_are_beside_the_projections_where_these_are_in_another_database() {
+async fn dead_letters_are_beside_the_projections_where_these_are_in_another_database() {
     let (db, other) = (support::database().await, support::database().await);
     let installation =
         Installation::new(&db.url, &format!("{PARKING}[projections]\nurl = '{}'\n", other.url));
@@ -104,7 +104,7 @@ async fn letters_are_beside_the_projections_where_these_are_in_another_database(
     let daemon = installation.start_daemon();
     reaches(&other.pool, "notes", x2).await;
     assert_eq!(noted(&other.pool).await, [y1]);
-    assert_eq!((letters(&other.pool).await.len(), letters(&db.pool).await.len()), (2, 0));
+    assert_eq!((dead_letters(&other.pool).await.len(), dead_letters(&db.pool).await.len()), (2, 0));
     let x3 = add(&db.pool, 1, 3).await;
     reaches(&other.pool, "notes", x3).await;
 
@@ -140,9 +140,9 @@ async fn a_long_retry_keeps_its_claim_and_lets_other_events_pass() {
     assert!(said.contains("not tried yet: the daemon continues with them"), "{said}");
     let live = add(&db.pool, 1_000, 5).await;
     reaches(&db.pool, "notes", live).await;
-    let left = letters(&db.pool).await.len();
+    let left = dead_letters(&db.pool).await.len();
     assert!(left > 0, "it has waited for all of them");
-    eventually("the end of the retry", async || letters(&db.pool).await.is_empty().then_some(())).await;
+    eventually("the end of the retry", async || dead_letters(&db.pool).await.is_empty().then_some(())).await;
     let after = row(&db.pool).await.unwrap();
     assert_eq!(
         (after.epoch, after.owner_label),
@@ -156,7 +156,7 @@ async fn a_long_retry_keeps_its_claim_and_lets_other_events_pass() {
 }
 
 #[tokio::test]
-async fn a_letter_that_was_discarded_meanwhile_is_not_handled() {
+async fn a_dead_letter_that_was_discarded_meanwhile_is_not_handled() {
     let db = support::database().await;
     let event = add(&db.pool, 1, 1).await;
     let mut running = Running::start(&db.pool, notes("")).await.unwrap();
@@ -179,5 +179,5 @@ async fn a_letter_that_was_discarded_meanwhile_is_not_handled() {
     .unwrap();
     let outcome = projector.process(connection, request).await.unwrap();
     assert_eq!(outcome, Outcome::Committed { position: event.into(), handled: 1, failure: None });
-    assert_eq!((noted(&db.pool).await, letters(&db.pool).await), (vec![event], vec![]));
+    assert_eq!((noted(&db.pool).await, dead_letters(&db.pool).await), (vec![event], vec![]));
 }

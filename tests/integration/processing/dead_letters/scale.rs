@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use crate::support;
 use crate::support::program::Installation;
 
-const LETTERS: i64 = 100_000;
+const DEAD_LETTERS: i64 = 100_000;
 
 #[tokio::test]
-async fn a_hundred_thousand_letters_are_counted_asked_for_and_discarded_in_seconds() {
+async fn a_hundred_thousand_dead_letters_are_counted_asked_for_and_discarded_in_seconds() {
     let db = support::database().await;
-    // A thousand aggregates with a hundred letters each; the first of each has failed.
+    // A thousand aggregates with a hundred dead letters each; the first of each has failed.
     sqlx::raw_sql(
         "insert into espd.trackers (name, kind, version, position) values ('notes', 'projector', 1, 100000);
          insert into espd.dead_letters
@@ -25,23 +25,23 @@ async fn a_hundred_thousand_letters_are_counted_asked_for_and_discarded_in_secon
     .await
     .unwrap();
     let installation = Installation::new(&db.url, "");
-    let letters = |arguments: &[&'static str]| [&["dead-letters"], arguments].concat();
+    let command = |arguments: &[&'static str]| [&["dead-letters"], arguments].concat();
     for (arguments, words, limit) in [
         (vec!["status", "notes", "--json"], "\"dead_letters\": 100000", 2),
-        (letters(&["list"]), "99,900 more", 3),
-        (letters(&["list", "notes", "--error", "no 77", "-n", "3"]), "8 more", 3),
-        (letters(&["show", "notes", "1", "--json"]), "\"waiting\": 99", 3),
-        (letters(&["retry", "notes", "1", "--yes"]), "100 dead letters of notes", 5),
-        (letters(&["retry", "notes", "--all", "--yes"]), "100,000 dead letters of notes", 30),
-        (letters(&["discard", "notes", "1", "--yes"]), "still set aside behind these: 99 dead letters", 5),
-        (letters(&["discard", "notes", "--all", "--yes"]), "discarded 99,999 dead letters", 30),
+        (command(&["list"]), "99,900 more", 3),
+        (command(&["list", "notes", "--error", "no 77", "-n", "3"]), "8 more", 3),
+        (command(&["show", "notes", "1", "--json"]), "\"waiting\": 99", 3),
+        (command(&["retry", "notes", "1", "--yes"]), "100 dead letters of notes", 5),
+        (command(&["retry", "notes", "--all", "--yes"]), "100,000 dead letters of notes", 30),
+        (command(&["discard", "notes", "1", "--yes"]), "still set aside behind these: 99 dead letters", 5),
+        (command(&["discard", "notes", "--all", "--yes"]), "discarded 99,999 dead letters", 30),
     ] {
         let begun = Instant::now();
         let printed = installation.espctl(&arguments).await.printed();
         let taken = begun.elapsed();
         assert!(printed.contains(words), "{arguments:?}\n{printed}");
-        // A plan that compares each letter with each other one takes minutes.
+        // A plan that compares each dead letter with each other one takes minutes.
         assert!(taken < Duration::from_secs(limit), "{arguments:?} takes {taken:?}");
-        println!("{taken:?} for {LETTERS} letters: {arguments:?}");
+        println!("{taken:?} for {DEAD_LETTERS} dead letters: {arguments:?}");
     }
 }

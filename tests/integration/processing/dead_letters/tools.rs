@@ -4,7 +4,7 @@ use espd::retry::OnFailure;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{add, letters, operator_log, setting_aside};
+use super::{add, dead_letters, operator_log, setting_aside};
 use crate::processing::runner::{DIVIDE, Life, notes};
 use crate::support;
 use crate::support::Database;
@@ -44,12 +44,12 @@ async fn parked() -> (Database, Installation) {
 }
 
 #[tokio::test]
-async fn letters_are_listed_by_whatever_they_have_in_common() {
+async fn dead_letters_are_listed_by_whatever_they_have_in_common() {
     let (db, installation) = parked().await;
     let list = async |arguments: &[&str]| {
         let all =
             installation.espctl(&[&["dead-letters", "list", "--json"], arguments].concat()).await.json();
-        let ids = all.as_array().unwrap().iter().map(|letter| letter["event_id"].as_i64().unwrap());
+        let ids = all.as_array().unwrap().iter().map(|dead_letter| dead_letter["event_id"].as_i64().unwrap());
         ids.collect::<Vec<_>>()
     };
     let (x, y) = (Uuid::from_u128(1).to_string(), Uuid::from_u128(2).to_string());
@@ -70,11 +70,11 @@ async fn letters_are_listed_by_whatever_they_have_in_common() {
         assert_eq!(list(arguments).await, expected, "{arguments:?}");
     }
     let all = installation.espctl(&["dead-letters", "list", "--json"]).await.json();
-    for letter in all.as_array().unwrap() {
-        let fields: Vec<&str> = letter.as_object().unwrap().keys().map(String::as_str).collect();
+    for dead_letter in all.as_array().unwrap() {
+        let fields: Vec<&str> = dead_letter.as_object().unwrap().keys().map(String::as_str).collect();
         assert!(
             FIELDS.iter().all(|field| fields.contains(field)) && fields.len() == FIELDS.len(),
-            "{letter}"
+            "{dead_letter}"
         );
     }
     let table = installation.espctl(&["dead-letters", "list"]).await.printed();
@@ -93,7 +93,7 @@ async fn letters_are_listed_by_whatever_they_have_in_common() {
 }
 
 #[tokio::test]
-async fn a_letter_is_shown_with_its_failure_its_event_and_what_waits_behind_it() {
+async fn a_dead_letter_is_shown_with_its_failure_its_event_and_what_waits_behind_it() {
     let (db, installation) = parked().await;
     let show = async |event: &str| installation.espctl(&["dead-letters", "show", "notes", event]).await;
     let first = show("1").await.printed();
@@ -119,11 +119,11 @@ async fn a_letter_is_shown_with_its_failure_its_event_and_what_waits_behind_it()
     assert_eq!(line, [&json!(1), &json!(0), &json!([]), &json!(null)]);
     assert_eq!((&json["event"]["id"], &json["event"]["type"]), (&json!(2), &json!("A")), "{json}");
 
-    // The event may be gone, and the letter is still there.
+    // The event may be gone, and the dead letter is still there.
     sqlx::query("delete from espd.events where id = 3").execute(&db.pool).await.unwrap();
     assert!(show("3").await.printed().contains("no longer in the store"));
     let none = show("4").await.complained(1);
-    assert!(none.contains("event 4 is not a dead letter of notes"), "{none}");
+    assert!(none.contains("event 4 is not a dead dead_letter of notes"), "{none}");
 }
 
 #[tokio::test]
@@ -147,8 +147,8 @@ async fn a_change_has_to_name_what_it_is_about() {
     for (arguments, words) in [
         (&["retry", "nots", "--all", "--yes"][..], "no processor nots; there are notes"),
         (&["discard", "nots", "--all", "--yes"], "no processor nots; there are notes"),
-        (&["retry", "notes", "7"], "event 7 is not a dead letter of notes"),
-        (&["discard", "notes", "7", "--yes"], "event 7 is not a dead letter of notes"),
+        (&["retry", "notes", "7"], "event 7 is not a dead dead_letter of notes"),
+        (&["discard", "notes", "7", "--yes"], "event 7 is not a dead dead_letter of notes"),
     ] {
         let complaint = installation.espctl(&[&["dead-letters"], arguments].concat()).await.complained(1);
         assert!(complaint.contains(words), "{complaint}");
@@ -159,7 +159,7 @@ async fn a_change_has_to_name_what_it_is_about() {
     let none =
         installation.espctl(&["dead-letters", "discard", "notes", "--type", "B", "--yes"]).await.printed();
     assert_eq!(none, "no dead letters of notes match: nothing was done\n");
-    assert_eq!((letters(&db.pool).await.len(), operator_log(&db.pool).await), (3, vec![]));
+    assert_eq!((dead_letters(&db.pool).await.len(), operator_log(&db.pool).await), (3, vec![]));
 }
 
 #[tokio::test]

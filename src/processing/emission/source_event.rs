@@ -9,7 +9,7 @@ use crate::processing::processor::Delivery;
 
 /// What has to be known of an event to answer it.
 #[derive(Debug, Clone)]
-pub(crate) struct Source {
+pub(crate) struct SourceEvent {
     pub(crate) id: Position,
     pub(crate) uuid: Uuid,
     pub(crate) event_type: String,
@@ -22,7 +22,7 @@ pub(crate) struct Source {
     pub(crate) replaying: bool,
 }
 
-impl Source {
+impl SourceEvent {
     pub(crate) fn of(delivery: &Delivery) -> Self {
         let Delivery { event, replaying } = delivery;
         Self {
