@@ -121,8 +121,9 @@ impl Receiver {
         let address = listener.local_addr().unwrap();
         let (notes, connections) = (Arc::default(), Arc::default());
         let busy = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
-        let desk = Desk { script: Arc::new(script), notes: Arc::clone(&notes), busy: Arc::clone(&busy) };
-        let task = tokio::spawn(accept(listener, acceptor, desk, Arc::clone(&connections)));
+        let responder =
+            Responder { script: Arc::new(script), notes: Arc::clone(&notes), busy: Arc::clone(&busy) };
+        let task = tokio::spawn(accept(listener, acceptor, responder, Arc::clone(&connections)));
         Self { address, notes, connections, busy, task }
     }
 
@@ -164,7 +165,7 @@ impl Drop for Receiver {
 }
 
 #[derive(Clone)]
-struct Desk {
+struct Responder {
     script: Arc<Script>,
     notes: Arc<Mutex<Notes>>,
     busy: Arc<(AtomicUsize, AtomicUsize)>,
@@ -173,20 +174,20 @@ struct Desk {
 async fn accept(
     listener: TcpListener,
     acceptor: Option<TlsAcceptor>,
-    desk: Desk,
+    responder: Responder,
     connections: Arc<AtomicUsize>,
 ) {
     // Those that are open end with this task.
     let mut open = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         connections.fetch_add(1, Ordering::Relaxed);
-        let (acceptor, desk) = (acceptor.clone(), desk.clone());
+        let (acceptor, responder) = (acceptor.clone(), responder.clone());
         open.spawn(async move {
             match acceptor {
-                None => serve(stream, desk).await,
+                None => serve(stream, responder).await,
                 Some(acceptor) => {
                     if let Ok(stream) = acceptor.accept(stream).await {
-                        serve(stream, desk).await;
+                        serve(stream, responder).await;
                     }
                 }
             }
@@ -194,8 +195,8 @@ async fn accept(
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, desk: Desk) {
-    let service = service_fn(move |request| desk.clone().answer(request));
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, responder: Responder) {
+    let service = service_fn(move |request| responder.clone().answer(request));
     // An end without an answer is an error here, and meant.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
@@ -211,7 +212,7 @@ impl Drop for Busy {
     }
 }
 
-impl Desk {
+impl Responder {
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
         let busy = self.busy.0.fetch_add(1, Ordering::Relaxed) + 1;
         self.busy.1.fetch_max(busy, Ordering::Relaxed);
