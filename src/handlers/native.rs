@@ -26,7 +26,7 @@
 //!         for event in events {
 //!             let Some(added) = event.read::<TodoAdded>()? else { continue };
 //!             sqlx::query("insert into titles (todo_id, title) values ($1, $2)")
-//!                 .bind(event.aggregate_id)
+//!                 .bind(&event.aggregate_id)
 //!                 .bind(added.title)
 //!                 .execute(context.connection())
 //!                 .await

@@ -29,7 +29,7 @@ pub(crate) fn find_reason(event: &NewEvent) -> Option<Cow<'static, str>> {
     reason.or_else(|| find_other_reason(event).map(Cow::Borrowed))
 }
 
-/// Why no event store can have such an aggregate: the layouts that espd writes to have a column of the type `uuid`.
+/// Why no event of such an aggregate can be stored: the layouts that espd writes to have a column of the type `uuid`.
 fn refuse_aggregate_id(id: &AggregateId) -> Option<String> {
     id.as_uuid().is_none().then(|| {
         format!(

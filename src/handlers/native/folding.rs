@@ -20,7 +20,8 @@ pub trait StateStored: Send + Sync {
     /// The state of a key. Its default is the state before the first event.
     type State: Default + Send;
 
-    /// The key whose state an event changes. By default its aggregate.
+    /// Returns the key whose state an event changes. By default it is the event's aggregate. A key of another kind is
+    /// made from a uuid (`customer_id.into()`) or from a text (`text.parse()`).
     fn key(&self, event: &Event) -> AggregateId {
         event.aggregate_id.clone()
     }
