@@ -32,9 +32,9 @@ pub enum OnFailure {
     Retry,
     /// Stop until an operator acts.
     Stop,
-    /// Set the event aside, and with it the later ones of its aggregate; go on with the others.
+    /// Set the event aside, and with it the later ones of its aggregate; continue with the others.
     Park,
-    /// Set the event aside; go on with all others.
+    /// Set the event aside; continue with all others.
     Skip,
 }
 

@@ -1,6 +1,6 @@
 //! `espd demo`: shows everything at once, on a private PostgreSQL that leaves nothing behind.
 //!
-//! First a to-do application's history is appended, so that there is something to catch up with. Then events go on
+//! First a to-do application's history is appended, so that there is something to catch up with. Then events keep
 //! arriving. The processors are those of `config/processors`, run as `espd run` would run them.
 
 use std::io::{IsTerminal as _, Write as _};

@@ -22,7 +22,7 @@ use crate::{shutdown, telemetry};
 
 pub use assignment::{Assignment, WorkerSettings};
 
-/// How long a worker may go on after its supervisor has died.
+/// How long a worker may continue after its supervisor has died.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
 
 /// Runs one worker as the child of a supervisor: the first line on standard input is the assignment.

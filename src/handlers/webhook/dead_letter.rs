@@ -12,8 +12,8 @@ use crate::processing::processor::{BatchRequest, Delivery, Outcome, ProcessorErr
 use crate::processing::progress::Progress;
 
 impl Webhook {
-    /// Sends the event while the tracker is locked, so that nothing else happens under this claim. Requests under way go on
-    /// meanwhile. The position stays, because the event was recorded as done when it became a dead letter.
+    /// Sends the event while the tracker is locked, so that nothing else happens under this claim. Requests under way
+    /// continue meanwhile. The position stays, because the event was recorded as done when it became a dead letter.
     pub(super) async fn retry_dead_letter(
         &mut self,
         connection: &mut PgConnection,
