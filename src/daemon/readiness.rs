@@ -80,7 +80,7 @@ mod tests {
     use crate::schema::SchemaError;
 
     #[test]
-    fn an_outage_during_the_check_is_told_from_a_database_that_is_not_ready() {
+    fn an_outage_during_the_check_is_distinguished_from_a_database_that_is_not_ready() {
         let broken_pipe = || sqlx::Error::Io(std::io::ErrorKind::BrokenPipe.into());
         assert!(is_outage(&SchemaError::Database(broken_pipe()).into()));
         assert!(is_outage(&anyhow::Error::from(broken_pipe()).context("the event store")));

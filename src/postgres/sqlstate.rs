@@ -47,7 +47,7 @@ mod tests {
     use super::is_infrastructure;
 
     #[test]
-    fn infrastructure_is_told_from_handlers() {
+    fn failures_of_the_infrastructure_are_distinguished_from_those_of_handlers() {
         for state in
             ["08006", "40001", "40P01", "25006", "53100", "53300", "55P03", "57P01", "57014", "58030"]
         {

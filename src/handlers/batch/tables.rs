@@ -281,7 +281,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn keys_are_told_apart_as_the_database_tells_them_apart() {
+    fn keys_are_compared_as_the_database_compares_them() {
         let canonical = |kind: &str, text: &str| canonical(kind, &json(text));
         let id = "c0ffee00-0000-4000-8000-000000000001";
         for written in [id.to_uppercase(), id.replace('-', ""), format!("{{{id}}}")] {

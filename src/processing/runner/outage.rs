@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_begins_anew_only_when_it_is_over() {
+    fn the_delay_starts_over_only_when_the_outage_is_over() {
         let mut log = OutageLog::default();
         let timed_out = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
         let delays: Vec<Duration> = (0..8).map(|_| log.failed(&timed_out())).collect();

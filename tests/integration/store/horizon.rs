@@ -346,7 +346,7 @@ async fn a_writer_that_is_prepared_between_two_observations_is_still_waited_for(
 }
 
 #[tokio::test]
-async fn a_savepoint_that_is_rolled_back_lets_go_of_its_ids_only() {
+async fn a_rolled_back_savepoint_releases_only_its_own_ids() {
     let database = support::database().await;
     let (mut writer, mut reader) = (connect(&database.url).await, connect(&database.url).await);
     run(&mut writer, "begin; savepoint s").await;

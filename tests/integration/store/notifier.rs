@@ -57,7 +57,7 @@ async fn append_until_heard(store: &PostgresEventStore, listener: &mut PgListene
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_append_of_many_is_heard() {
+async fn the_last_append_of_many_is_notified() {
     let (pool, store) = store().await;
     let mut listener = listen(&pool).await;
     for count in [1, 1, 2, 20, 200] {

@@ -152,7 +152,7 @@ async fn an_id_below_one_is_refused() {
 }
 
 #[tokio::test]
-async fn a_missing_table_and_a_missing_sequence_are_told_apart() {
+async fn a_missing_table_and_a_missing_sequence_are_distinguished() {
     let database = support::database().await;
     let mut connection = connect(&database.url).await;
     let layout = Layout::espd("elsewhere").unwrap();

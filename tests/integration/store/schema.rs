@@ -38,7 +38,7 @@ async fn many_may_migrate_at_once_and_again() {
 }
 
 #[tokio::test]
-async fn a_database_that_was_never_migrated_is_told_from_one_that_was() {
+async fn a_database_that_was_never_migrated_is_distinguished_from_one_that_was() {
     let (pool, _) = store().await;
     schema::check_event_store(&pool, "espd").await.unwrap();
     schema::check_processing(&pool, "espd").await.unwrap();

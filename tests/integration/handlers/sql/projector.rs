@@ -279,7 +279,7 @@ async fn tables_made_from_another_declaration_are_not_written_to() {
 }
 
 #[tokio::test]
-async fn a_reset_makes_the_tables_anew_ends_the_claim_and_is_recorded() {
+async fn a_reset_recreates_the_tables_ends_the_claim_and_is_recorded() {
     let db = support::database().await;
     let mut declaration = declare("p", SEEN, &[(&["A"], SEE)]);
     declaration.ddl.push(SourceText::unplaced("create index on seen (n)"));
