@@ -1,9 +1,9 @@
-//! Events set aside for one processor: the statements on them.
+//! This module has the statements on dead letters: events that were set aside for one processor.
 //!
-//! An event becomes a dead letter in the transaction that moves the position over it, so it is never forgotten. Where
-//! later events of its aggregate have to wait behind it, whoever handles a batch sets them aside as well, in order. An
-//! operator asks for a retry; the processor's owner hears of that and handles the events, in order of their ids,
-//! under its claim and with the handlers of now.
+//! An event becomes a dead letter in the transaction that moves the position over it, so it is never forgotten. If later
+//! events of its aggregate have to wait behind it, the batch that meets them sets them aside as well, in order. When an
+//! operator asks for a retry, the owner of the processor learns of it at its next renewal of the lease. It then handles the
+//! dead letters in order of their ids, under its claim and with its current handlers.
 
 mod announcement;
 mod operator;
@@ -28,39 +28,39 @@ use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
 use crate::processing::tracker::{Claim, ProcessorKey, is_claimed};
 
-/// A dead letter as people see it. The field names are an interface: `espctl dead-letters list --json` prints them.
+/// A dead letter as it is shown to people. The field names are an interface: `espctl dead-letters list --json` prints them.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeadLetter {
-    /// The processor that it was set aside for.
+    /// The processor that the event was set aside for.
     pub processor: String,
     /// Version of the processor's tables. Not shown, because operators address a processor by its name alone.
     #[serde(skip)]
     pub version: i32,
-    /// Its partition.
+    /// Partition of the processor.
     pub partition: i32,
-    /// The event.
+    /// The event's position.
     pub event_id: Position,
-    /// Its identity.
+    /// The event's identity.
     pub event_uuid: Uuid,
-    /// Its type, as the processor saw it.
+    /// The event's type, as the processor saw it.
     pub event_type: String,
-    /// Its aggregate.
+    /// The aggregate that the event belongs to.
     pub aggregate_id: AggregateId,
-    /// `failed`, or `waiting` behind an earlier one of its aggregate.
+    /// `failed`, or `waiting` behind an earlier dead letter of the same aggregate.
     pub reason: String,
-    /// Whether later events of the aggregate wait behind it.
+    /// Whether later events of the aggregate wait behind this one.
     pub blocks: bool,
-    /// Why it could not be handled the last time; `None` for one that only waits.
+    /// Why the event could not be handled at the last attempt; `None` if it only waits.
     pub failure: Option<Json<Failure>>,
-    /// How often it was tried.
+    /// How often the event was tried.
     pub attempts: i32,
-    /// When it was set aside.
+    /// When the event was set aside.
     pub set_aside_at: DateTime<Utc>,
-    /// When it was tried last, if it was since.
+    /// When the event was last tried as a dead letter, if it was.
     pub tried_at: Option<DateTime<Utc>>,
     /// When an operator asked for a retry that has not happened yet.
     pub retry_requested_at: Option<DateTime<Utc>>,
-    /// Whether a reactor had handled it before a reset, so that a retry repeats no effects.
+    /// Whether a reactor had handled the event before a reset, so that a retry repeats no effects.
     pub replaying: bool,
 }
 
@@ -85,15 +85,15 @@ from_row!(DeadLetter {
 /// An event to set aside.
 #[derive(Debug)]
 pub(crate) struct NewDeadLetter {
-    /// Why it could not be handled. Names the event.
+    /// Why the event could not be handled. The failure names the event.
     pub(crate) failure: Failure,
-    /// How often it was tried.
+    /// How often the event was tried.
     pub(crate) attempts: u32,
-    /// Whether later events of its aggregate have to wait.
+    /// Whether later events of the aggregate have to wait behind it.
     pub(crate) blocks: bool,
 }
 
-/// The dead letters of one database.
+/// The table of dead letters in one schema.
 #[derive(Debug, Clone)]
 pub(crate) struct DeadLetters {
     /// The quoted schema.
@@ -101,20 +101,20 @@ pub(crate) struct DeadLetters {
 }
 
 impl DeadLetter {
-    /// The tracker that it belongs to.
+    /// Returns the key of the tracker that the dead letter belongs to.
     pub(crate) fn key(&self) -> ProcessorKey {
         ProcessorKey { name: self.processor.clone(), version: self.version, partition: self.partition }
     }
 }
 
 impl DeadLetters {
-    /// The dead letters in this schema, made by `migrations/processing`.
+    /// Names the schema whose tables `migrations/processing` has created.
     pub(crate) fn new(schema: &str) -> Self {
         Self { schema: quote_identifier(schema) }
     }
 
-    /// Sets the failing event aside and moves the position over it, if the claim is still valid. The lease runs on from
-    /// here. With `blocks`, later events of its aggregate wait. Returns whether it did.
+    /// Sets the failing event aside and moves the position over it, if the claim is still valid. Renews the lease for `lease`
+    /// from now. With `blocks`, later events of the aggregate wait. Returns whether the event was set aside.
     pub(crate) async fn pass_over(
         &self,
         connection: impl PgExecutor<'_>,
@@ -138,7 +138,7 @@ impl DeadLetters {
         Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())
     }
 
-    /// Sets an event aside in the caller's transaction, which has locked the tracker and sees to the position.
+    /// Sets an event aside in the caller's transaction, which has locked the tracker and moves the position itself.
     pub(crate) async fn set_aside(
         &self,
         connection: &mut PgConnection,
@@ -160,8 +160,8 @@ impl DeadLetters {
         ))
     }
 
-    /// Sets those events aside that are dead letters already, or that must not overtake one of their aggregate, in the
-    /// caller's transaction, which has locked the tracker. Returns their ids, in order.
+    /// Sets those of the `events` aside that are dead letters already or that must not overtake a dead letter of their
+    /// aggregate, in the caller's transaction, which has locked the tracker. Returns their ids, in order.
     pub(crate) async fn set_aside_waiting(
         &self,
         connection: &mut PgConnection,
@@ -198,7 +198,7 @@ impl DeadLetters {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// The next event that an operator wants handled again; `None`: there is none.
+    /// Returns the next event that an operator wants handled again; `None`: there is none.
     pub(crate) async fn next_requested(
         &self,
         connection: impl PgExecutor<'_>,
@@ -216,7 +216,7 @@ impl DeadLetters {
         row.map(|row| row.try_get(0)).transpose()
     }
 
-    /// Records that the event has failed again: it stays, and so do those behind it.
+    /// Records that the event has failed again. It stays a dead letter, and so do the events that wait behind it.
     pub(crate) async fn failed_again(
         &self,
         connection: impl PgExecutor<'_>,

@@ -1,7 +1,7 @@
-//! What is declared about a processor: its tables, its handlers, the bounds of its batches.
+//! A declaration says what a processor is: its tables, its handlers, the limits of its batches.
 //!
-//! Plain data, checked by [`crate::config`] and complete: every default is filled in. A worker child
-//! receives its processor's declaration from the supervisor as JSON.
+//! Declarations are plain data. [`crate::config`] has checked them and filled in every default. A worker process receives the
+//! declarations of its processors from the supervisor, as JSON.
 
 mod isolation;
 mod kind;
@@ -28,31 +28,31 @@ use crate::retry::RetryPolicy;
 pub struct ProcessorDeclaration {
     /// Unique among all processors: `[a-z_][a-z0-9_]{0,47}`.
     pub name: String,
-    /// Version of the tables, from 1. Raised by the author when the tables have to be built anew.
+    /// Version of the tables, from 1. The author raises it when the tables have to be rebuilt.
     pub version: i32,
-    /// The tables that the processor owns, in the order of the file.
+    /// The tables that the processor owns, in the order of the configuration file.
     pub tables: Vec<TableDeclaration>,
-    /// Statements to run once after the tables were created: indexes, views, comments.
+    /// Statements that run once after the tables were created: indexes, views, comments.
     pub ddl: Vec<SourceText>,
-    /// Which events it handles, and how.
+    /// Which events the processor handles, and how.
     pub handling: Handling,
-    /// Where a batch ends.
+    /// The limits of a batch.
     pub batch: BatchLimits,
-    /// How to go on after a failure.
+    /// What happens after a failure.
     pub retry: RetryPolicy,
-    /// Whom it shares a worker with.
+    /// Which processors share a worker with this one.
     pub isolation: Isolation,
-    /// What makes it a reactor, if it is one.
+    /// What only reactors declare; `None` for a projector.
     pub reaction: Option<ReactorDeclaration>,
 }
 
 impl ProcessorDeclaration {
-    /// What it does with events.
+    /// Whether the processor is a projector or a reactor.
     pub fn kind(&self) -> ProcessorKind {
         if self.reaction.is_some() { ProcessorKind::Reactor } else { ProcessorKind::Projector }
     }
 
-    /// The pieces of SQL that handle events, in the order of the file; none where something else does.
+    /// Returns the SQL handlers, in the order of the configuration file; none if the events are not handled in SQL.
     pub fn handlers(&self) -> &[Handler] {
         match &self.handling {
             Handling::Sql(handlers) => handlers,
@@ -60,7 +60,7 @@ impl ProcessorDeclaration {
         }
     }
 
-    /// The event types that it handles, or `None` if it handles all events.
+    /// Returns the event types that the processor handles; `None`: it handles all events.
     pub fn event_types(&self) -> Option<BTreeSet<&str>> {
         match &self.handling {
             Handling::Sql(handlers) => union(handlers.iter().map(|handler| &handler.events)),
@@ -70,12 +70,12 @@ impl ProcessorDeclaration {
         }
     }
 
-    /// The names of its tables, in the order of the file.
+    /// Returns the names of the processor's tables, in the order of the configuration file.
     pub fn table_names(&self) -> Vec<String> {
         self.tables.iter().map(|table| table.name.clone()).collect()
     }
 
-    /// Whether it does something that no rollback takes back.
+    /// Whether the processor has effects that no rollback undoes.
     pub fn acts_outside(&self) -> bool {
         match self.handling {
             Handling::Sql(_) => false,
@@ -85,7 +85,7 @@ impl ProcessorDeclaration {
     }
 }
 
-/// The types of all of these, or `None` if one of them is all events.
+/// Returns the types of all of these; `None` if one of them stands for all events.
 fn union<'e>(all: impl Iterator<Item = &'e HandledEvents>) -> Option<BTreeSet<&'e str>> {
     all.map(HandledEvents::types).try_fold(BTreeSet::new(), |mut union, types| {
         union.extend(types?);
@@ -93,17 +93,17 @@ fn union<'e>(all: impl Iterator<Item = &'e HandledEvents>) -> Option<BTreeSet<&'
     })
 }
 
-/// Who handles the events of a processor.
+/// What handles the events of a processor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Handling {
-    /// Declared SQL, inside the database. Never empty.
+    /// Declared SQL handles the events, inside the database. There is one handler at least.
     Sql(Vec<Handler>),
-    /// Rust, in the program that has registered a processor of this name.
+    /// Rust handles the events, in the program that has registered a processor of this name.
     Native(HandledEvents),
-    /// A child process, in any language.
+    /// A child process handles the events; it can be written in any language.
     Program(ProgramDeclaration),
-    /// A receiver of HTTP requests. Reactors only.
+    /// A receiver of HTTP requests handles the events. For reactors only.
     Webhook(WebhookDeclaration),
 }
 
@@ -116,27 +116,27 @@ pub struct TableDeclaration {
     pub columns: SourceText,
 }
 
-/// One `[[projector.on]]`: a piece of PL/pgSQL and the events that it is for.
+/// A `[[projector.on]]` or `[[reactor.on]]`: some PL/pgSQL, and the events that it handles.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Handler {
-    /// The events that it is for.
+    /// The events that the handler handles.
     pub events: HandledEvents,
     /// One or more PL/pgSQL statements; the last one may lack its semicolon. Never blank.
     pub sql: SourceText,
 }
 
-/// Which events a handler is for.
+/// The events that a handler handles.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandledEvents {
-    /// Every event, written `["*"]`.
+    /// All events, written `["*"]`.
     All,
     /// The events of these types; at least one, none twice.
     Types(Vec<String>),
 }
 
 impl HandledEvents {
-    /// The types, or `None` for all events.
+    /// Returns the types; `None`: all events.
     pub fn types(&self) -> Option<BTreeSet<&str>> {
         match self {
             Self::All => None,
@@ -145,16 +145,16 @@ impl HandledEvents {
     }
 }
 
-/// Where a batch ends: at whichever bound is reached first.
+/// The limits of a batch. A batch ends at the limit that it reaches first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchLimits {
-    /// Events handled in one batch, at least 1.
+    /// Most events that are handled in one batch, at least 1.
     pub size: i64,
-    /// Bytes of event bodies as stored; a batch holds one event at least, however large.
+    /// Most bytes of event bodies, as stored. A batch has one event at least, however large.
     pub bytes: i64,
-    /// Time that a batch may take, roughly: it ends after the event during which the time is up.
+    /// Time that a batch may take. The batch ends after the event during which the time is up.
     pub time: Duration,
-    /// Ids looked at, whatever their types. Keeps a statement short when a type is rare.
+    /// Most ids that a batch looks at, whatever their types. It keeps a statement short when a type is rare.
     pub span: i64,
 }
 

@@ -1,8 +1,9 @@
-//! What reactors emit, where their handlers live outside of the database: which types they may, the identity that an
-//! emitted event gets, and where it goes. For handlers in SQL, `migrations/processing/0006_emissions.sql` does the same.
+//! This module stores the events that reactors emit, if their handlers run outside of the database. It decides which types
+//! a reactor may emit, which uuid an emitted event gets, and where the event goes. For handlers in SQL,
+//! `migrations/processing/0006_emissions.sql` does the same.
 //!
-//! An event for now goes into the event store in the transaction of the batch, where that is in the same database.
-//! Otherwise, and where its time has not come, it is kept in the table `emissions`, from where the `relay` moves it.
+//! An event that is to be emitted at once goes into the event store in the transaction of the batch, if the store is in the
+//! same database. Every other event is kept in the table `emissions`, and the `relay` moves it into the store when it is due.
 
 mod relay;
 mod source_event;
@@ -28,23 +29,23 @@ pub(crate) use source_event::SourceEvent;
 /// An event that a handler wants emitted.
 #[derive(Debug, Clone)]
 pub struct Emission {
-    /// What happens: one of the types that the reactor declares.
+    /// The type of the event: one of those that the reactor declares.
     pub event_type: String,
-    /// The aggregate that it happens to.
+    /// The aggregate that the event belongs to.
     pub aggregate_id: AggregateId,
-    /// The facts, as JSON text.
+    /// The body of the event, as JSON text.
     pub body: Box<RawValue>,
-    /// What the aggregate's version has to be just before it; `None`: no check. Only for now, and only where the event
-    /// store is in the database of the reactor's tables.
+    /// The version that the aggregate must have just before the event; `None`: any. Can be checked only if the event is
+    /// emitted at once and the event store is in the database of the reactor's tables.
     pub expected_version: Option<Version>,
-    /// When it is to be emitted; `None`: now.
+    /// When the event is to be emitted; `None`: at once.
     pub due_at: Option<DateTime<Utc>>,
-    /// Names it among those that the reactor emits later, so that it can be cancelled, and takes the place of an earlier
-    /// one of that name.
+    /// Names the event among those that the reactor emits later, so that it can be cancelled. An event replaces an earlier one
+    /// of the same key.
     pub key: Option<String>,
 }
 
-/// Judges and stores what one reactor emits. That of a projector refuses everything.
+/// Checks and stores what one reactor emits. The emitter of a projector refuses everything.
 #[derive(Debug)]
 pub(crate) struct Emitter {
     reactor: String,
@@ -75,7 +76,7 @@ impl Emitter {
         }
     }
 
-    /// Whether the emission is allowed, in the words of `espd.emit`.
+    /// Refuses an emission that is not allowed, in the words of the SQL function `espd.emit`.
     fn judge(&self, source: &SourceEvent, emission: &Emission) -> Result<(), String> {
         let Self { reactor, emits, appender, .. } = self;
         let Emission { event_type, expected_version, due_at, .. } = emission;
@@ -102,7 +103,8 @@ impl Emitter {
     }
 }
 
-/// The uuid of what a reactor emits for an event: the `ordinal`th, from 1. Of version 8, made from a digest (RFC 9562).
+/// Returns the uuid of the `ordinal`th event, from 1, that a reactor emits for the event `source`. The uuid is of version 8,
+/// made from a digest (RFC 9562), so an event that is handled again emits the same uuids.
 fn identify(reactor: &str, source: Uuid, ordinal: u32) -> Uuid {
     let digest = Sha256::digest(format!("espd/{reactor}/{source}/{ordinal}"));
     let mut bytes = [0; 16];
@@ -114,9 +116,9 @@ fn identify(reactor: &str, source: Uuid, ordinal: u32) -> Uuid {
 
 /// Why emissions could not be stored.
 pub(crate) enum EmitError {
-    /// One of the event at this place is to blame.
+    /// The store refuses an emission of the event at this place in the batch.
     Refused { place: usize, failure: Failure },
-    /// The database said no, or could not be reached.
+    /// The database refused the statement, or could not be reached.
     Database(sqlx::Error),
 }
 
@@ -129,12 +131,13 @@ impl From<sqlx::Error> for EmitError {
 /// The emissions of a batch.
 #[derive(Debug, Default)]
 pub(crate) struct EmissionBatch {
-    /// For the event store, each with the place of the event that it answers.
+    /// Events for the event store, each with the place of its source event in the batch.
     now: Vec<(usize, NewEvent)>,
-    /// For the table of emissions, in order.
+    /// Changes of the table `emissions`, in order.
     deferred: Vec<Deferred>,
 }
 
+/// A change of the table `emissions`.
 #[derive(Debug)]
 enum Deferred {
     Keep { event: Box<NewEvent>, due_at: Option<DateTime<Utc>>, key: Option<String> },
@@ -142,10 +145,10 @@ enum Deferred {
 }
 
 impl EmissionBatch {
-    /// Adds the `ordinal`th emission, from 1, for the event at `place`. Nothing is added while replaying.
+    /// Adds the `ordinal`th emission, from 1, for the event at `place`. Adds nothing while the event is replayed.
     ///
     /// # Errors
-    /// Why it is not allowed, in words.
+    /// The message says why the emission is not allowed.
     pub(crate) fn add(
         &mut self,
         emitter: &Emitter,
@@ -172,14 +175,14 @@ impl EmissionBatch {
         Ok(())
     }
 
-    /// Cancels what was to be emitted later.
+    /// Cancels the event that was to be emitted later by this key. Cancels nothing while the source event is replayed.
     pub(crate) fn cancel(&mut self, source: &SourceEvent, key: &str) {
         if !source.replaying {
             self.deferred.push(Deferred::Cancel { key: key.to_owned() });
         }
     }
 
-    /// Stores all of them in the transaction that `connection` is in; those that were stored before stay as they are.
+    /// Stores all emissions in the transaction that `connection` is in. Events that were stored before stay as they are.
     pub(crate) async fn store(
         self,
         emitter: &Emitter,
@@ -213,7 +216,7 @@ fn event(emitter: &Emitter, source: &SourceEvent, ordinal: u32, emission: &Emiss
     event
 }
 
-/// Appends what is not stored yet.
+/// Appends the events that are not stored yet.
 async fn append(
     appender: &TransactionAppender,
     connection: &mut PgConnection,
@@ -234,7 +237,7 @@ async fn append(
     }
 }
 
-/// Which event of an append an error is about.
+/// Returns the index of the event that an error of an append is about, if it is known.
 fn attribute(error: &AppendError, events: &[NewEvent]) -> Option<usize> {
     match error {
         AppendError::Conflict { aggregate_id, .. } => events.iter().position(|event| {
@@ -247,7 +250,7 @@ fn attribute(error: &AppendError, events: &[NewEvent]) -> Option<usize> {
 }
 
 impl Emitter {
-    /// The statement that keeps an emission, unless it is kept or stored already.
+    /// Returns the statement that keeps an emission, unless it is kept or stored already.
     fn keep(&self, event: &NewEvent, due_at: Option<DateTime<Utc>>, key: Option<&str>) -> String {
         let schema = &self.schema;
         let is_new = match &self.appender {

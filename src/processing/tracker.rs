@@ -31,17 +31,17 @@ use crate::event::Position;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::ProcessorKind;
 
-/// Who runs processors: one daemon, drawn at its start and given to its children.
+/// Identifies the daemon that runs processors. A daemon generates it at its start and passes it to its workers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// Random per start of a daemon, so that a restarted daemon is never mistaken for its predecessor.
+    /// Random for each start of a daemon, so that a restarted daemon is never mistaken for its predecessor.
     pub id: Uuid,
-    /// For people: host and process id.
+    /// Host and process id, to be shown to people.
     pub label: String,
 }
 
 impl Owner {
-    /// A new owner with a random id, labelled with this host and process.
+    /// Generates an owner with a random id, labelled with this host and process.
     pub fn generate() -> Self {
         let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
         let label = format!("{}:{}", host.as_deref().unwrap_or("?"), std::process::id());
@@ -49,7 +49,7 @@ impl Owner {
     }
 }
 
-/// The trackers of one database.
+/// The table of trackers in one schema.
 #[derive(Debug, Clone)]
 pub struct Trackers {
     /// The quoted schema.
@@ -57,12 +57,12 @@ pub struct Trackers {
 }
 
 impl Trackers {
-    /// The trackers in this schema, made by `migrations/processing`.
+    /// Names the schema whose tables `migrations/processing` has created.
     pub fn new(schema: &str) -> Self {
         Self { schema: quote_identifier(schema) }
     }
 
-    /// Makes sure that the processor has a tracker, of whatever version; a new one is that of `key` and begins at
+    /// Makes sure that the processor has a tracker, of whatever version. A new tracker gets the version of `key` and begins at
     /// `position`.
     pub async fn register(
         &self,
@@ -86,17 +86,17 @@ impl Trackers {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// The highest position that any processor has reached; 0 if there is none.
+    /// Returns the highest position that any processor has reached; 0 if there is no processor.
     pub async fn largest_position(&self, connection: impl PgExecutor<'_>) -> Result<Position, sqlx::Error> {
         sqlx::query_scalar(AssertSqlSafe(self.largest_position_statement())).fetch_one(connection).await
     }
 
-    /// The statement of [`Self::largest_position`], for those who have a connection of their own.
+    /// Returns the statement of [`Self::largest_position`], for callers that run it themselves.
     pub fn largest_position_statement(&self) -> String {
         format!("-- find_largest_position\nselect coalesce(max(position), 0) from {}.trackers", self.schema)
     }
 
-    /// Locks the row for the rest of the transaction and returns where it stands; `None`: there is none.
+    /// Locks the tracker for the rest of the transaction and returns its position; `None`: there is no tracker.
     pub async fn lock(
         &self,
         connection: &mut PgConnection,
@@ -105,7 +105,7 @@ impl Trackers {
         self.lock_where(connection, key, "").await
     }
 
-    /// Locks the row for the rest of the transaction, if the claim is still valid.
+    /// Locks the tracker for the rest of the transaction. Returns whether the claim is still valid.
     pub async fn lock_claimed(
         &self,
         connection: &mut PgConnection,

@@ -1,4 +1,4 @@
-//! Telling that an event was set aside: one log line, and the count that the supervisor is told.
+//! This module announces that an event was set aside: with one log line, and in the count that the supervisor receives.
 
 use tracing::error;
 
@@ -6,7 +6,7 @@ use crate::event::Position;
 use crate::processing::failure::Failure;
 use crate::processing::heartbeat;
 
-/// Tells that the event of `failure` was set aside for a processor, once that is committed.
+/// Announces that the event of `failure` was set aside for a processor. Called once that is committed.
 pub(crate) fn announce_set_aside(processor: &str, failure: &Failure, attempts: u32) {
     error!(
         processor,

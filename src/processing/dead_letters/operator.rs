@@ -1,4 +1,5 @@
-//! What operators see of dead letters and do about them. What is done is recorded by the statement that does it.
+//! Operators list, retry and discard dead letters with these statements. Each change is recorded in `operator_log` by the
+//! statement that makes it.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -13,14 +14,14 @@ use crate::postgres::row::from_row;
 const COLUMNS: &str = "processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, \
      failure, attempts, set_aside_at, tried_at, retry_requested_at, replaying";
 
-/// A retry that the owner of a processor was asked for.
+/// A retry of dead letters that the owner of a processor was asked for.
 #[derive(Debug, Clone)]
 pub struct RetryRequest {
-    /// When, by the server's clock.
+    /// When an operator asked for it, by the server's clock.
     pub at: DateTime<Utc>,
     /// The events, in the order in which they will be handled.
     pub events: Vec<Position>,
-    /// How many were meant, and wait behind earlier ones that were not.
+    /// How many dead letters were selected but wait behind earlier ones that were not.
     pub left_out: i64,
 }
 
@@ -40,21 +41,21 @@ pub struct AggregateQueue {
 
 from_row!(AggregateQueue { waits_for, waiting, waiting_event_ids });
 
-/// What has become of dead letters whose retry was asked for, and that are still here.
+/// The dead letters whose retry was asked for and that are still set aside.
 #[derive(Debug, Clone)]
 pub struct Remaining {
-    /// Those that were tried and failed again.
+    /// The dead letters that were tried and failed again.
     pub failed: Vec<DeadLetter>,
-    /// How many of them there are; `failed` has the first ones only.
+    /// How many failed again; `failed` has only the first of them.
     pub failed_count: i64,
-    /// Those that wait behind one that failed again.
+    /// How many wait behind one that failed again.
     pub waiting: i64,
-    /// Those that nobody has come to yet.
+    /// How many have not been tried yet.
     pub pending: i64,
 }
 
 impl DeadLetters {
-    /// The dead letters that are meant, by processor and event, `limit` at most.
+    /// Lists the selected dead letters by processor and event, `limit` at most.
     pub(crate) async fn list(
         &self,
         connection: impl PgExecutor<'_>,
@@ -71,7 +72,7 @@ impl DeadLetters {
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
     }
 
-    /// How many are meant.
+    /// Counts the selected dead letters.
     pub(crate) async fn count(
         &self,
         connection: impl PgExecutor<'_>,
@@ -86,7 +87,7 @@ impl DeadLetters {
         sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
     }
 
-    /// What a dead letter waits for, and what waits for it.
+    /// Finds what a dead letter waits for, and what waits for it.
     pub(crate) async fn queue_around(
         &self,
         connection: impl PgExecutor<'_>,
@@ -112,8 +113,8 @@ impl DeadLetters {
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
     }
 
-    /// Asks the owner of a processor to handle these again, and with each that blocks all that wait behind it. What has
-    /// to wait behind an earlier one that is not meant is not asked for.
+    /// Asks the owner of a processor to handle the selected dead letters again, and with each one that blocks all that wait
+    /// behind it. A dead letter that waits behind one that is not selected is left out.
     pub(crate) async fn request_retry(
         &self,
         connection: impl PgExecutor<'_>,
@@ -156,7 +157,8 @@ impl DeadLetters {
         query.bind(processor).bind(operator).fetch_one(connection).await
     }
 
-    /// The query of the dead letters of processor `$1` in those aggregates of which any is meant, and which these are.
+    /// Returns the query of all dead letters of processor `$1` in the aggregates of the selected ones. Its column `meant` says
+    /// which are selected.
     fn judged(&self, selection: &Selection) -> String {
         let condition = selection.condition();
         format!(
@@ -168,7 +170,7 @@ impl DeadLetters {
         )
     }
 
-    /// How many retries that were asked for at this time nobody has come to yet.
+    /// Counts the dead letters of a request that have not been tried yet.
     pub(crate) async fn count_pending(
         &self,
         connection: impl PgExecutor<'_>,
@@ -184,7 +186,7 @@ impl DeadLetters {
         query.bind(processor).bind(request.at).fetch_one(connection).await
     }
 
-    /// What of a retry that was asked for is still here, with `shown` of those that failed again.
+    /// Finds out which dead letters of a request are still set aside, with `shown` of those that failed again.
     pub(crate) async fn remaining(
         &self,
         connection: &mut PgConnection,
@@ -220,7 +222,7 @@ impl DeadLetters {
         })
     }
 
-    /// Removes these for good. Returns how many there were.
+    /// Removes the selected dead letters for good. Returns how many there were.
     pub(crate) async fn discard(
         &self,
         connection: &mut PgConnection,
@@ -245,7 +247,7 @@ impl DeadLetters {
         sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
     }
 
-    /// How many would still wait behind those of a processor that are meant, if these were gone.
+    /// Counts the dead letters that would stay set aside behind the selected ones of a processor, if those were discarded.
     pub(crate) async fn count_left_behind(
         &self,
         connection: impl PgExecutor<'_>,

@@ -1,4 +1,4 @@
-//! Which dead letters somebody means.
+//! A selection says which dead letters an operator's command is about.
 
 use std::time::Duration;
 
@@ -6,42 +6,42 @@ use crate::event::{AggregateId, Position};
 use crate::postgres::literal::interval;
 use crate::postgres::quote::quote_literal;
 
-/// Which dead letters are meant; what is `None` does not matter.
+/// Selects the dead letters that meet every condition; `None` is no condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Of this processor.
+    /// Dead letters of this processor.
     pub processor: Option<String>,
-    /// Of this event.
+    /// The dead letter of this event.
     pub event_id: Option<Position>,
-    /// Of events after this one.
+    /// Dead letters of events after this position.
     pub after: Option<Position>,
-    /// Of events of this type.
+    /// Dead letters of events of this type.
     pub event_type: Option<String>,
-    /// Of events of this aggregate.
+    /// Dead letters of events of this aggregate.
     pub aggregate_id: Option<AggregateId>,
-    /// Whose failure's message or SQLSTATE has this in it, in whatever case.
+    /// Dead letters whose failure has this text in its message, or is of this SQLSTATE; case does not matter.
     pub error: Option<String>,
-    /// Set aside for longer than this, by the server's clock.
+    /// Dead letters that were set aside longer ago than this, by the server's clock.
     pub older_than: Option<Duration>,
 }
 
 impl Selection {
-    /// All of one processor.
+    /// Selects all dead letters of one processor.
     pub fn of(processor: &str) -> Self {
         Self { processor: Some(processor.to_owned()), ..Self::default() }
     }
 
-    /// One dead letter.
+    /// Selects one dead letter.
     pub fn one(processor: &str, event_id: Position) -> Self {
         Self { event_id: Some(event_id), ..Self::of(processor) }
     }
 
-    /// Whether it means all dead letters of its processor, or of all.
+    /// Whether all dead letters of the processor are selected, or those of all processors.
     pub fn is_everything(&self) -> bool {
         *self == Self { processor: self.processor.clone(), ..Self::default() }
     }
 
-    /// The condition on a row `d`.
+    /// Returns the SQL condition on a row `d` of `dead_letters`.
     pub(super) fn condition(&self) -> String {
         let Self { processor, event_id, after, event_type, aggregate_id, error, older_than } = self;
         let conditions = [

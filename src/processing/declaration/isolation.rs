@@ -1,28 +1,28 @@
-//! Whom a processor shares a worker with.
+//! Isolation decides which processors share a worker.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Whom a processor shares a worker with.
+/// Decides which processors share a worker with a processor.
 ///
-/// Those who share a worker share a process, the memory limit and the watcher's connection. None of them
-/// ends because another one fails or panics; all of them end when the process is killed.
+/// Processors of one worker share a process, its memory limit and the watcher's connection. A processor does not end because
+/// another one fails or panics; all of them end when the process is killed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Isolation {
-    /// Nobody, written `"process"`.
+    /// The processor has a worker of its own; written `"process"`.
     #[default]
     Process,
-    /// All others of this kind, written `"task"`.
+    /// The processor shares a worker with all others of this isolation; written `"task"`.
     Task,
-    /// The others of this group, written `"group:NAME"`.
+    /// The processor shares a worker with the others of this group; written `"group:NAME"`.
     Group(String),
 }
 
 impl Isolation {
-    /// The name of the worker that a processor of this isolation lives in. Only `Process` gives what could
-    /// be the name of a processor, so no two workers have the same.
+    /// Returns the name of the worker that runs a processor of this isolation. Names of shared workers contain a character that
+    /// no processor's name may have, so no two workers have the same name.
     pub fn worker_of(&self, processor: &str) -> String {
         match self {
             Self::Process => processor.to_owned(),
@@ -32,7 +32,7 @@ impl Isolation {
     }
 }
 
-/// As it is written.
+/// As the configuration has it.
 impl fmt::Display for Isolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -49,7 +49,7 @@ mod tests {
     use crate::postgres::name::is_name;
 
     #[test]
-    fn no_shared_worker_is_called_like_a_processor() {
+    fn no_shared_worker_has_the_name_of_a_processor() {
         for shared in [Isolation::Task, Isolation::Group("billing".into())] {
             assert!(!is_name(&shared.worker_of("orders")), "{shared}");
         }

@@ -1,4 +1,4 @@
-//! There are two kinds of processors.
+//! A processor is either a projector or a reactor.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProcessorKind {
-    /// Writes tables.
+    /// A projector writes tables.
     Projector,
-    /// Acts, and may emit events.
+    /// A reactor acts, and may emit events.
     Reactor,
 }
 
 impl ProcessorKind {
-    /// The word for it: `projector` or `reactor`.
+    /// Returns `projector` or `reactor`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Projector => "projector",

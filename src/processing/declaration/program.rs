@@ -1,4 +1,4 @@
-//! What is declared about a processor whose events a child process handles.
+//! A program declaration says which child process handles the events of a processor.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,28 +11,28 @@ use super::{HandledEvents, SourceText};
 
 /// A program that handles events, in any language: `docs/worker-protocol.md`.
 ///
-/// Serialization has the values of its environment in it: it is how a supervisor hands a declaration to a worker through
-/// a pipe. `Debug` has not.
+/// The serialized form includes the values of the environment, because the supervisor sends declarations to workers in this
+/// form, through a pipe. `Debug` leaves them out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProgramDeclaration {
-    /// The events that it is sent.
+    /// The events that the program is sent.
     pub events: HandledEvents,
     /// The program and its arguments. Never empty.
     pub command: Vec<String>,
-    /// Where it is started: the folder of the file that declares it.
+    /// The folder that the program is started in: that of the file that declares it.
     pub folder: PathBuf,
-    /// Where it is declared.
+    /// Where the program is declared.
     pub place: SourceText,
-    /// The longest silence while an answer is due.
+    /// How long the program may be silent while an answer is due.
     pub timeout: Duration,
-    /// The memory that it and what it has started may have in use, in bytes; `None`: as much as there is.
+    /// How many bytes of memory the program and its child processes may use together; `None`: no limit.
     pub memory_max: Option<u64>,
-    /// Variables of its environment, beside the few that every program needs.
+    /// Variables of the program's environment, in addition to the few that every program needs.
     pub environment: BTreeMap<String, Secret>,
 }
 
 impl ProgramDeclaration {
-    /// 30 s, as much memory as there is, and no variables of its own.
+    /// Declares a program with a timeout of 30 s, no memory limit, and no further environment variables.
     pub fn new(events: HandledEvents, command: Vec<String>, folder: PathBuf) -> Self {
         let (place, timeout) = (SourceText::unplaced("command"), Duration::from_secs(30));
         Self { events, command, folder, place, timeout, memory_max: None, environment: BTreeMap::new() }
@@ -45,7 +45,7 @@ impl ProgramDeclaration {
 pub struct Secret(String);
 
 impl Secret {
-    /// The text itself, to be used and not to be shown.
+    /// Returns the text, to be used but never shown.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -1,30 +1,30 @@
-//! What makes a processor a reactor: what it may emit, and where it begins.
+//! A reactor declares what it may emit, and where it begins.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::event::Position;
 
-/// What is declared about a reactor beside what projectors have.
+/// What a reactor declares in addition to what every processor declares.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReactorDeclaration {
-    /// The event types that it may emit, in the order of the file, none twice.
+    /// The event types that the reactor may emit, in the order of the configuration file, none twice.
     pub emits: Vec<String>,
-    /// Where it begins when it is run for the first time.
+    /// Where the reactor begins when it runs for the first time.
     pub start: Start,
-    /// How many emitted events may lead to one another, at least 1: reactors that answer each other for ever are stopped
-    /// there.
+    /// How many emitted events may lead to one another, at least 1. The limit stops reactors that answer each other without
+    /// end.
     pub chain_max: u32,
 }
 
 impl Default for ReactorDeclaration {
-    /// Emits nothing, begins now, chains of 100.
+    /// The reactor emits nothing, begins now, and allows chains of 100 events.
     fn default() -> Self {
         Self { emits: Vec::new(), start: Start::default(), chain_max: 100 }
     }
 }
 
-/// Where a reactor begins. What was there before it is none of its business, unless it says so.
+/// Where a reactor begins. It does not handle the events that were there before its first start, unless it declares so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {

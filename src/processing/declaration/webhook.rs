@@ -1,4 +1,4 @@
-//! What is declared about a reactor whose events are sent over HTTP.
+//! A webhook declaration says where and how the events of a reactor are sent over HTTP.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,33 +14,33 @@ const HIDDEN: &str = "***";
 
 /// A receiver of events: `docs/webhooks.md`.
 ///
-/// Serialization has the secrets in it: it is how a supervisor hands a declaration to a worker through a pipe. Neither
-/// `Debug` nor `Display` of its parts has.
+/// The serialized form includes the secrets, because the supervisor sends declarations to workers in this form, through a
+/// pipe. `Debug` and `Display` of its parts leave them out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WebhookDeclaration {
-    /// The events that it is sent.
+    /// The events that the receiver is sent.
     pub events: HandledEvents,
-    /// Where they are sent to.
+    /// Where the events are sent to.
     pub url: ReceiverUrl,
-    /// The keys that sign a request, each for a signature of its own; none: nothing is signed.
+    /// The keys that sign a request, each with a signature of its own. Without keys, requests are not signed.
     pub secrets: Vec<SigningSecret>,
-    /// Requests under way at a time, from 1; never two of one aggregate.
+    /// Most requests under way at a time, from 1. There are never two of one aggregate.
     pub concurrency: usize,
     /// How long finding the address, connecting and agreeing on TLS may take, altogether.
     pub connect_timeout: Duration,
     /// How long a request may take from its beginning to the end of the answer.
     pub timeout: Duration,
-    /// Whether addresses may be connected to that are not of the public internet.
+    /// Whether addresses outside of the public internet are allowed.
     pub allow_private: bool,
-    /// Certificates of the authorities to trust in the place of the system's.
+    /// A file of certificates of the authorities that are trusted instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// Further headers, in the order of the file.
+    /// Further headers, in the order of the configuration file.
     pub headers: Vec<Header>,
 }
 
 impl WebhookDeclaration {
-    /// What of the declaration must not be shown, whoever repeats it. What is shorter than four letters is no secret, and
-    /// would be found in everything.
+    /// Returns the texts of the declaration that must not be shown, even if the receiver repeats them. A text shorter than four
+    /// characters is no secret, and would be found everywhere.
     pub(crate) fn hidden(&self) -> Vec<String> {
         let url = self.url.expose();
         let mut hidden: Vec<String> = self.headers.iter().map(|header| header.value.clone()).collect();
@@ -61,7 +61,7 @@ impl WebhookDeclaration {
     }
 }
 
-/// The URL of a receiver: `http` or `https`, with a host, without a fragment. What may be a secret in it is not shown.
+/// The URL of a receiver: `http` or `https`, with a host, without a fragment. Parts that may be secret are not shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ReceiverUrl(String);
@@ -70,7 +70,7 @@ impl ReceiverUrl {
     /// Accepts a URL of a receiver.
     ///
     /// # Errors
-    /// Says what is wrong with it, without repeating it.
+    /// The error says what is wrong with the URL, without repeating it.
     pub fn new(url: &str) -> Result<Self, InvalidReceiver> {
         let mut parsed = Url::parse(url).map_err(|error| InvalidReceiver(format!("not a URL: {error}")))?;
         if !matches!(parsed.scheme(), "http" | "https") {
@@ -80,24 +80,24 @@ impl ReceiverUrl {
         Ok(Self(parsed.into()))
     }
 
-    /// Whether it is read by everybody on the way.
+    /// Whether requests are sent without encryption.
     pub fn is_plain(&self) -> bool {
         self.0.starts_with("http:")
     }
 
-    /// The URL with everything in it; not to be shown.
+    /// Returns the URL with its secrets, to be used but never shown.
     pub fn expose(&self) -> Url {
         Url::parse(&self.0).expect("it was parsed before")
     }
 }
 
 impl fmt::Display for ReceiverUrl {
-    /// Names and keys may be in the part before the host and in the values of the query.
+    /// Hides the part before the host and the values of the query, which may have names and keys in them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut url = self.expose();
         let hidden = [url.password().is_some(), !url.username().is_empty()];
         let pairs: Vec<_> = url.query_pairs().map(|(name, _)| name.into_owned()).collect();
-        // Both work on every URL with a host, which these have.
+        // Neither call fails on a URL with a host, and every receiver has one.
         let _ = hidden[0].then(|| url.set_password(Some(HIDDEN)));
         let _ = hidden[1].then(|| url.set_username(HIDDEN));
         if !pairs.is_empty() {
@@ -121,12 +121,12 @@ impl TryFrom<String> for ReceiverUrl {
     }
 }
 
-/// Something about a receiver cannot be used. Says why, without repeating it.
+/// A part of a receiver's declaration cannot be used. The error says why, without repeating it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidReceiver(pub(crate) String);
 
-/// A key that signs requests, as both sides write it: `whsec_` and base64. Never shown.
+/// A key that signs requests, as sender and receiver write it: `whsec_` and base64. It is never shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SigningSecret(pub(crate) String);
 
@@ -139,9 +139,9 @@ impl fmt::Debug for SigningSecret {
 /// A header that goes with every request. Its value may be a secret and is never shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// Its name, in lower case.
+    /// The header's name, in lower case.
     pub name: String,
-    /// Its value: visible ASCII and spaces.
+    /// The header's value: visible ASCII and spaces.
     pub value: String,
 }
 

@@ -1,8 +1,8 @@
-//! Moves kept emissions into the event store when they are due.
+//! The relay moves pending emissions into the event store when they are due.
 //!
-//! One per worker that reactors live in, on a connection of its own. Rows are locked while they are moved, and an event's
-//! uuid is fixed, so each is emitted once, however many daemons there are. A reactor that is paused or retrying does
-//! not hold back what it has decided to emit.
+//! Each worker that runs reactors has one relay, on a connection of its own. The relay locks the rows that it moves, and the
+//! uuid of an event is fixed, so each event is emitted once, however many daemons there are. A reactor that is paused or
+//! retrying does not hold back what it has decided to emit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,34 +26,34 @@ use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 use crate::store::{AppendError, EventStore as _, TransactionAppender};
 
-/// Between two looks while nothing is known to be due. What is known is moved when it is due.
+/// Time between two looks at the table while nothing is known to be due. A known emission is moved when it is due.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long to leave it to another relay that is at work.
+/// How long to wait while another relay is moving emissions.
 const OTHERS_TURN: Duration = Duration::from_millis(100);
 
-/// Emissions moved in one transaction.
+/// Most emissions that are moved in one transaction.
 const BATCH_SIZE: i64 = 100;
 
 /// How long a batch may take.
 const BATCH_TIME: Duration = Duration::from_secs(30);
 
-/// Before an emission that the store has refused is tried again.
+/// How long to wait before an emission that the store has refused is tried again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
-/// Moves what the reactors of one worker have emitted for later, or into another database.
+/// Moves what the reactors of one worker have emitted for a later time, or for a store in another database.
 pub(crate) struct Relay {
-    /// The database of the trackers, which the emissions are kept in.
+    /// The database that has the trackers and the table `emissions`.
     pub(crate) database: PgConnectOptions,
     /// The schema of espd's own tables.
     pub(crate) schema: String,
-    /// The reactors.
+    /// The names of the reactors whose emissions are moved.
     pub(crate) reactors: Vec<String>,
     /// The event store.
     pub(crate) events: Events,
-    /// Notified when a reactor may have emitted something.
+    /// Wakes the relay when a reactor may have emitted something.
     pub(crate) wake_relay: Arc<Notify>,
-    /// The channel that those who follow the store listen on.
+    /// The channel that subscriptions of the store listen on.
     pub(crate) channel: String,
 }
 
@@ -81,16 +81,16 @@ from_row!(PendingEmission {
     causation_id
 });
 
-/// What a look has come to.
+/// What the relay has found in the table.
 enum Looked {
-    /// There may be more that is due.
+    /// More emissions may be due.
     Moved,
-    /// Nothing is due for so long.
+    /// Nothing is due before this time has passed.
     Idle(Duration),
 }
 
 impl Relay {
-    /// Moves until the stop is requested. Outages are waited out.
+    /// Moves emissions until the stop is requested, and waits for the end of outages.
     pub(crate) async fn run(self, mut stop: Shutdown) {
         let mut outages = Retry::new(RetryPolicy::infrastructure());
         while !stop.is_requested() {
@@ -102,7 +102,7 @@ impl Relay {
         }
     }
 
-    /// Works on one connection until it fails.
+    /// Moves emissions over one connection until the connection fails.
     async fn serve(&self, outages: &mut Retry<()>) -> Result<(), sqlx::Error> {
         let options = self.database.clone().application_name("espd: relay").disable_statement_logging();
         let mut connection = in_time(BATCH_TIME, options.connect()).await?;
@@ -115,7 +115,7 @@ impl Relay {
         }
     }
 
-    /// Moves some of what is due, in order for each reactor.
+    /// Moves some of the emissions that are due, in order for each reactor.
     async fn move_due(&self, connection: &mut PgConnection) -> Result<Looked, sqlx::Error> {
         let mut transaction = connection.begin().await?;
         if !self.take_turn(&mut transaction).await? {
@@ -144,7 +144,8 @@ impl Relay {
         Ok(Looked::Moved)
     }
 
-    /// One at a time, so that what a reactor emits keeps its order. Whoever falls silent over it is ended by the server.
+    /// Takes the lock that lets one relay work at a time, so that what a reactor emits keeps its order. The server ends the
+    /// session of a relay that is frozen under the lock.
     async fn take_turn(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "-- take_turn
@@ -176,7 +177,7 @@ impl Relay {
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
         let seconds: Option<f64> = row.try_get("seconds")?;
-        // One that is due but locked is somebody else's at the moment.
+        // Another relay has locked an emission that is due and could not be read.
         let shortest = Duration::from_millis(5);
         let left = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());
         Ok(left.unwrap_or(INTERVAL).max(shortest))
@@ -187,7 +188,7 @@ impl Relay {
         format!("reactor in ({})", names.join(", "))
     }
 
-    /// Appends what is not stored already: an earlier attempt may have got that far.
+    /// Appends the events that are not stored already: an earlier attempt may have stored some of them.
     async fn append(
         &self,
         connection: &mut PgConnection,
@@ -209,7 +210,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Tells those who follow the store. A store elsewhere has done it by itself.
+    /// Notifies the subscriptions of the store. A store in another database does so itself.
     async fn notify(&self, connection: &mut PgConnection) {
         if let Events::SameDatabase(_) = self.events {
             // Without the notification, watchers find the events when they look next.

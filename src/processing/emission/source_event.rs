@@ -1,4 +1,4 @@
-//! The event that an emission answers.
+//! A source event is the event that a reactor handles when it emits another.
 
 use serde::Deserialize;
 use uuid::Uuid;
@@ -7,18 +7,18 @@ use crate::event::{AggregateId, Event, Position};
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::processor::Delivery;
 
-/// What has to be known of an event to answer it.
+/// What an emission takes from the event that it answers.
 #[derive(Debug, Clone)]
 pub(crate) struct SourceEvent {
     pub(crate) id: Position,
     pub(crate) uuid: Uuid,
     pub(crate) event_type: String,
     pub(crate) aggregate_id: AggregateId,
-    /// The conversation that it belongs to, or begins.
+    /// The correlation id of the event; its own uuid if it has none, because it begins a correlation then.
     pub(crate) correlation_id: Uuid,
-    /// How many emitted events led to it.
+    /// How many emitted events led to the event, one after the other.
     pub(crate) depth: u32,
-    /// Whether it was answered before a reset.
+    /// Whether the event was handled before a reset, so that nothing is emitted for it again.
     pub(crate) replaying: bool,
 }
 
@@ -36,7 +36,7 @@ impl SourceEvent {
         }
     }
 
-    /// The failure, attributed to this event.
+    /// Attributes a failure to this event.
     pub(crate) fn attribute(&self, failure: Failure) -> Failure {
         let Self { id, uuid, ref aggregate_id, .. } = *self;
         failure.attribute(FailedEvent {
@@ -48,7 +48,7 @@ impl SourceEvent {
     }
 }
 
-/// What espd writes into the metadata of events that it emits. Anybody may write anything there.
+/// What espd writes into the metadata of the events that it emits. Other writers may put anything there.
 #[derive(Deserialize, Default)]
 struct Metadata {
     espd: Option<OfEspd>,

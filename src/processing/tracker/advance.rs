@@ -1,4 +1,4 @@
-//! Moving the position, for those who handle events outside of the database. Declared SQL moves it by itself.
+//! This module moves the position of processors that handle events outside of the database. Declared SQL moves it itself.
 
 use std::time::{Duration, Instant};
 
@@ -8,20 +8,21 @@ use super::{Claim, Trackers};
 use crate::postgres::literal::{interval, json_literal};
 use crate::processing::progress::{PendingRetry, Progress};
 
-/// What a move writes into the tracker.
+/// What a batch writes into its tracker.
 pub(crate) struct Advance<'p> {
-    /// How far the processor has come.
+    /// How far the processor has come with the batch.
     pub(crate) progress: Progress<'p>,
-    /// Whether nothing is left to do up to where the turn might go.
+    /// Whether the batch has reached the last position that it was allowed to reach.
     pub(crate) caught_up: bool,
-    /// How long the lease runs on.
+    /// How long the lease lasts from now on.
     pub(crate) lease: Duration,
-    /// Ids passed per second lately.
+    /// Recent speed, in ids passed per second.
     pub(crate) rate: f32,
 }
 
 impl Trackers {
-    /// Moves the position in the caller's transaction. `false`: it is not where or whose the claim says.
+    /// Moves the position in the caller's transaction. `false`: the position or the epoch is not that of the claim, and nothing
+    /// was changed.
     pub(crate) async fn advance(
         &self,
         connection: &mut PgConnection,
@@ -47,7 +48,7 @@ impl Trackers {
     }
 }
 
-/// What the tracker says of events that fail.
+/// Returns the arguments of `advance_tracker` about the event that fails.
 fn failure(progress: Progress<'_>) -> Result<String, sqlx::Error> {
     let Some(PendingRetry { failure, attempts, until }) = progress.pending_retry else {
         return Ok(format!("failing => {}", progress.failing));

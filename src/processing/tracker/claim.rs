@@ -17,26 +17,26 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
 
-/// The right to move a tracker, from a claim until somebody else raises the epoch.
+/// The right to move a tracker. It is valid until another claim or an operator raises the epoch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
-    /// The tracker that was claimed. Its version is not the declared one until a reset has made the declared tables.
+    /// The tracker that was claimed. Its version differs from the declared one until a reset has created the declared tables.
     pub key: ProcessorKey,
-    /// What every move has to name.
+    /// The epoch of the claim. Every change of the tracker under this claim has to name it.
     pub epoch: i64,
-    /// Where the processor stands.
+    /// The processor's position.
     pub position: Position,
-    /// Fingerprint of the declaration that the tables were made from; `None` before they are made.
+    /// Fingerprint of the declaration that the tables were created from; `None` before they are created.
     pub declaration: Option<String>,
     /// Whether an operator has paused the processor.
     pub paused: bool,
     /// How often in a row the event of `last_error` has failed.
     pub attempts: i32,
-    /// The failure that keeps the processor from going on.
+    /// The failure that keeps the processor from continuing.
     pub last_error: Option<Json<Failure>>,
-    /// Time left until the next try, in seconds.
+    /// Time left until the next attempt, in seconds.
     pub retry_in_seconds: Option<f64>,
-    /// Whether the processor has stopped for good, until an operator acts.
+    /// Whether the processor has stopped until an operator acts.
     pub failed: bool,
 }
 
@@ -60,14 +60,14 @@ impl<'r> FromRow<'r, PgRow> for Claim {
     }
 }
 
-/// What a renewed lease says about the row.
+/// What the renewal of a lease has found in the tracker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseStatus {
-    /// Where the processor stands.
+    /// The processor's position.
     pub position: Position,
-    /// Whether an operator has paused it.
+    /// Whether an operator has paused the processor.
     pub paused: bool,
-    /// Whether an operator wants the failing event tried at once.
+    /// Whether the failing event is to be tried at once, because an operator wants it or its time has come.
     pub retry_now: bool,
     /// Whether an operator wants dead letters handled again.
     pub dead_letters_requested: bool,
@@ -76,12 +76,13 @@ pub struct LeaseStatus {
 from_row!(LeaseStatus { position, paused, retry_now, dead_letters_requested });
 
 impl Trackers {
-    /// Claims the tracker of a processor for `owner`: succeeds when its lease has ended or is the owner's already, and
-    /// nobody has locked the row. Never waits for a lock. `None`: not now, or there is no row.
+    /// Claims the tracker of a processor for `owner`. The claim succeeds if the lease has ended or is the owner's already, and
+    /// no other session has locked the row; it never waits for a lock. `None`: the tracker cannot be claimed now, or there is
+    /// none.
     ///
-    /// The tracker is that of `key`. Where there is none, it is the tracker of another version, for the caller to say that
-    /// a reset is needed; see [`Self::is_runners`]. One that has no tables, because they were never made or a reset has
-    /// dropped them, becomes the tracker of `key`.
+    /// The tracker is that of `key`. If there is none, a tracker of another version is claimed, so that the caller can report
+    /// that a reset is needed; see [`Self::is_runners`]. A tracker without tables, because they were never created or a reset
+    /// has dropped them, becomes the tracker of `key`.
     pub async fn claim(
         &self,
         connection: impl PgExecutor<'_>,
@@ -97,7 +98,7 @@ impl Trackers {
                        where d.processor = t.name and d.version = t.version) as declaration
                from {schema}.trackers as t
                where {is_runners} and {is_free}
-               -- A batch holds the row to its end, and a frozen owner for as long as it likes.
+               -- A batch holds the row to its end, and a frozen owner without end.
                for update skip locked
              ), gone as (
                delete from {schema}.signs_of_life as s using free
@@ -126,8 +127,8 @@ impl Trackers {
         fetch_optional(connection, statement).await
     }
 
-    /// The condition that the row `t` is the tracker that a runner of `key` deals with: the tracker of `key`, or, where
-    /// there is none, the one of the newest other version.
+    /// Returns the condition that the row `t` is the tracker that a runner of `key` works on: the tracker of `key`, or if there
+    /// is none, the one of the newest other version.
     pub(super) fn is_runners(&self, key: &ProcessorKey) -> String {
         let ProcessorKey { name, version, partition } = key;
         let (schema, name) = (&self.schema, quote_literal(name));
@@ -138,8 +139,8 @@ impl Trackers {
         )
     }
 
-    /// Lets the lease run on. `outage_over`: what kept the database from going on has passed. `None`: the claim is no
-    /// longer valid.
+    /// Renews the lease for `lease` from now. `outage_over`: a recorded outage has ended and is removed from the row. `None`:
+    /// the claim is no longer valid.
     pub async fn renew(
         &self,
         connection: impl PgExecutor<'_>,
@@ -166,8 +167,8 @@ impl Trackers {
         fetch_optional(connection, statement).await
     }
 
-    /// Gives the processor up, so that another daemon may claim it at once, and notifies `channel` for those who
-    /// stand by.
+    /// Releases the claim, so that another daemon can claim the processor at once, and notifies the standbys, which listen on
+    /// `channel`.
     pub async fn release(
         &self,
         connection: impl PgExecutor<'_>,
@@ -192,7 +193,7 @@ impl Trackers {
     }
 }
 
-/// The condition that the claim is still valid.
+/// Returns the condition on a row of `trackers` that the claim is still valid.
 pub(crate) fn is_claimed(claim: &Claim) -> String {
     format!("{} and epoch = {}", claim.key.is_tracker(), claim.epoch)
 }

@@ -1,4 +1,4 @@
-//! This module records in a tracker why its processor does not go on.
+//! This module records in a tracker why its processor does not continue.
 
 use std::time::Duration;
 
@@ -10,23 +10,23 @@ use super::{Claim, Trackers, is_claimed};
 use crate::postgres::literal::{interval, json_literal};
 use crate::processing::failure::Failure;
 
-/// What of the infrastructure keeps a processor from going on. No event is to blame for it.
+/// A failure of the infrastructure that keeps a processor from continuing. No event has caused it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outage {
-    /// When it began, by the clock of the daemon's host.
+    /// When the outage began, by the clock of the daemon's host.
     pub since: DateTime<Utc>,
-    /// The database's error code, where it was the database that said no.
+    /// The database's error code, if the database has answered.
     pub sqlstate: Option<String>,
     /// What happened last, in one sentence.
     pub message: String,
-    /// Tries that it has spoiled.
+    /// How many attempts have failed since the outage began.
     pub tries: u32,
-    /// When the next try is, if this one fails as well.
+    /// When the next attempt is, if the current one fails as well.
     pub next_try_at: DateTime<Utc>,
 }
 
 impl Trackers {
-    /// Records why the processor does not go on, and when it will try again (`None`: never by itself).
+    /// Records why the processor does not continue, and when it tries again (`None`: not before an operator acts).
     pub async fn record_failure(
         &self,
         connection: impl PgExecutor<'_>,
@@ -54,7 +54,7 @@ impl Trackers {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// Forgets a failure that no event was to blame for: the processor goes on.
+    /// Removes a failure that no event has caused, because the processor continues.
     pub async fn forget_failure(
         &self,
         connection: impl PgExecutor<'_>,
@@ -69,7 +69,7 @@ impl Trackers {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// Records what of the infrastructure keeps the processor from going on.
+    /// Records the outage that keeps the processor from continuing.
     pub async fn record_outage(
         &self,
         connection: impl PgExecutor<'_>,

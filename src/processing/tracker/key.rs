@@ -1,4 +1,4 @@
-//! What identifies a tracker.
+//! A processor key identifies a tracker.
 
 use std::fmt;
 
@@ -18,24 +18,24 @@ pub struct ProcessorKey {
 }
 
 impl ProcessorKey {
-    /// The key of a processor that is not partitioned.
+    /// Returns the key of a processor that is not partitioned.
     pub fn new(name: &str, version: i32) -> Self {
         Self { name: name.to_owned(), version, partition: 0 }
     }
 
-    /// The condition on a row of `trackers` or `signs_of_life`, where a processor has a `name`.
+    /// Returns the condition on a row of `trackers` or `signs_of_life`, whose key has the column `name`.
     pub(crate) fn is_tracker(&self) -> String {
         let Self { name, version, partition } = self;
         format!("name = {} and version = {version} and partition = {partition}", quote_literal(name))
     }
 
-    /// The condition on a row of a table that refers to a tracker by `processor`, `version` and `partition`.
+    /// Returns the condition on a row of a table that refers to a tracker by `processor`, `version` and `partition`.
     pub(crate) fn is_processor(&self) -> String {
         let Self { name, version, partition } = self;
         format!("processor = {} and version = {version} and partition = {partition}", quote_literal(name))
     }
 
-    /// The first arguments of a SQL function about a tracker.
+    /// Returns the first arguments of every SQL function about a tracker.
     pub(crate) fn arguments(&self) -> String {
         let Self { name, version, partition } = self;
         format!("{}, {version}, {partition}", quote_literal(name))

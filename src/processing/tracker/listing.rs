@@ -1,4 +1,4 @@
-//! The trackers as people see them.
+//! This module lists trackers as they are shown to people.
 
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
@@ -12,55 +12,55 @@ use crate::processing::failure::Failure;
 /// A tracker row as it is shown to people.
 #[derive(Debug, Clone)]
 pub struct TrackerRow {
-    /// Processor.
+    /// Name of the processor.
     pub name: String,
     /// Partition of the processor.
     pub partition: i32,
     /// `projector` or `reactor`.
     pub kind: String,
-    /// Version of its tables.
+    /// Version of the processor's tables.
     pub version: i32,
-    /// Where it stands.
+    /// The processor's position.
     pub position: Position,
-    /// How often it has been claimed or reset.
+    /// How often the tracker has been claimed or reset.
     pub epoch: i64,
-    /// Host and process id of its owner.
+    /// Host and process id of the owner's daemon.
     pub owner_label: Option<String>,
-    /// Whether the owner's lease runs, by the server's clock.
+    /// Whether the owner's lease is still valid, by the server's clock.
     pub owned: bool,
-    /// The backend of the last owner, which still holds the row though the lease has ended.
+    /// The backend of the last owner, if it still locks the row although the lease has ended.
     pub holder_pid: Option<i32>,
-    /// Host and process id of the daemons that stand by to take it over.
+    /// Host and process id of each daemon that stands by for the processor.
     pub standbys: Vec<String>,
-    /// When an operator paused it.
+    /// When an operator paused the processor.
     pub paused_at: Option<DateTime<Utc>>,
-    /// Who paused it.
+    /// Who paused the processor.
     pub paused_by: Option<String>,
-    /// When it stopped for good.
+    /// When the processor stopped until an operator acts.
     pub failed_at: Option<DateTime<Utc>>,
-    /// Whether its last batch reached the horizon.
+    /// Whether the last batch reached the settled horizon.
     pub caught_up: bool,
     /// Events handled since the last reset.
     pub handled: i64,
-    /// Ids passed per second lately.
+    /// Recent speed, in ids passed per second.
     pub rate: f32,
     /// How often in a row the event of `last_error` has failed.
     pub attempts: i32,
-    /// The failure that keeps it from going on.
+    /// The failure that keeps the processor from continuing.
     pub last_error: Option<Json<Failure>>,
-    /// When it will be tried again.
+    /// When the failing event is tried again.
     pub next_retry_at: Option<DateTime<Utc>>,
-    /// What of the infrastructure keeps it from going on.
+    /// The outage that keeps the processor from continuing.
     pub outage: Option<Json<Outage>>,
-    /// Events that are set aside for it.
+    /// How many events are set aside for the processor.
     pub dead_letters: i64,
-    /// When the oldest of them was set aside.
+    /// When the oldest dead letter was set aside.
     pub oldest_dead_letter_at: Option<DateTime<Utc>>,
-    /// What a reactor has emitted and what is not in the event store yet.
+    /// How many events a reactor has emitted that are not in the event store yet.
     pub pending_emissions: i64,
-    /// When the next of it is due.
+    /// When the next pending emission is due.
     pub next_emission_at: Option<DateTime<Utc>>,
-    /// When the row last changed, renewals of the lease left out.
+    /// When the row last changed; renewals of the lease do not count.
     pub updated_at: DateTime<Utc>,
 }
 
@@ -93,14 +93,14 @@ from_row!(TrackerRow {
 });
 
 impl TrackerRow {
-    /// What identifies the tracker.
+    /// Returns the key of the tracker.
     pub fn key(&self) -> ProcessorKey {
         ProcessorKey { name: self.name.clone(), version: self.version, partition: self.partition }
     }
 }
 
 impl Trackers {
-    /// All trackers, or those of one processor, by name, version and partition.
+    /// Lists all trackers, or those of one processor, by name, version and partition.
     pub async fn list(
         &self,
         connection: impl PgExecutor<'_>,

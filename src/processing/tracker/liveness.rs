@@ -1,8 +1,8 @@
-//! What is said of a tracker's owner and heard about it while its row cannot be had.
+//! This module records the liveness of owners and standbys outside of the tracker row, which a running batch keeps locked.
 //!
-//! A batch holds its tracker's row, so an owner whose batch outlasts its lease cannot renew it: it shows its
-//! life in a row of its own instead. Where neither lease nor sign of life is left and the row is locked all the
-//! same, the owner is frozen inside a transaction, and whoever claims has to end its backend.
+//! An owner whose batch outlasts the lease cannot renew it, so it records its liveness in a row of `signs_of_life` instead. If
+//! neither the lease nor that row is valid any more and the tracker is still locked, the owner is frozen inside a transaction.
+//! A standby then ends the owner's backend before it claims the tracker.
 
 use std::time::Duration;
 
@@ -13,34 +13,34 @@ use crate::postgres::literal::{fetch_optional, interval};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 
-/// The backend that claimed the row `t`, if it is the one that holds its lock now; and null where it is another
-/// one by the same number, or one whose start this role may not see.
+/// Finds the backend that claimed the row `t`, if that backend locks the row now. The result is null if another backend has
+/// got the same process id, or if this role may not see when the backend started.
 ///
-/// The lock's holder is known by its transaction id, which stands in the row. Behind a pooler the recorded
-/// backend may work for anybody, but then it does not hold this row.
+/// The holder of the lock is known by its transaction id, which is in the row. Behind a pooler the recorded backend may work
+/// for another client, but then it does not lock this row.
 pub(super) const HOLDER: &str = "(select a.pid from pg_locks as l
      join pg_stat_activity as a on a.pid = l.pid and a.backend_start = t.backend_start
      where l.locktype = 'transactionid' and l.granted and l.transactionid = t.xmax and l.pid = t.backend_pid)";
 
-/// Who owns a processor that could not be claimed.
+/// The owner of a processor that could not be claimed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CurrentOwner {
-    /// Host and process id of its daemon.
+    /// Host and process id of the owner's daemon.
     pub label: Option<String>,
-    /// Whether that is the daemon which asks.
+    /// Whether the owner is the daemon that asks.
     pub ours: bool,
-    /// Seconds until its lease ends; below 0 where it has.
+    /// Seconds until the lease ends; below 0 if it has ended.
     pub seconds_left: Option<f64>,
-    /// Whether the processor could be claimed, were the row not locked.
+    /// Whether the processor could be claimed if the row were not locked.
     pub late: bool,
-    /// The backend of a late owner, which holds the row.
+    /// The backend of a late owner, if it locks the row.
     pub frozen_backend: Option<i32>,
 }
 
 from_row!(CurrentOwner { label, ours, seconds_left, late, frozen_backend });
 
 impl Trackers {
-    /// The condition that the owner of the row `t` has given a sign of life beside it.
+    /// Returns the condition that the owner of the row `t` has recorded its liveness, and that the record is still valid.
     pub(super) fn owner_lives(&self) -> String {
         format!(
             "exists (select from {}.signs_of_life as s
@@ -50,7 +50,7 @@ impl Trackers {
         )
     }
 
-    /// The condition that `owner` may claim the row `t`.
+    /// Returns the condition that `owner` may claim the row `t`.
     pub(super) fn is_free_for(&self, owner: &Owner) -> String {
         format!(
             "(owner = '{}' or lease_until is null or lease_until < clock_timestamp() and not {})",
@@ -59,8 +59,8 @@ impl Trackers {
         )
     }
 
-    /// Says that `owner` stands by for three leases from now, and looks who keeps it from claiming. `None`: there
-    /// is no row.
+    /// Records that `owner` stands by for three leases from now, and returns the owner that keeps it from claiming. `None`:
+    /// there is no tracker.
     pub async fn stand_by(
         &self,
         connection: impl PgExecutor<'_>,
@@ -97,7 +97,7 @@ impl Trackers {
         fetch_optional(connection, statement).await
     }
 
-    /// Takes back that `owner` stands by.
+    /// Removes the record that `owner` stands by.
     pub async fn withdraw_standby(
         &self,
         connection: impl PgExecutor<'_>,
@@ -116,10 +116,11 @@ impl Trackers {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// Ends the backend that holds the row, if that is still so and `owner` may claim. Returns whether it did.
+    /// Ends the backend that locks the row, if it still does and `owner` may claim the tracker. Returns whether a backend was
+    /// ended.
     ///
     /// # Errors
-    /// `42501` where the role may not end it: it has to be the role of the frozen owner, or a member of
+    /// SQLSTATE `42501` if the role may not end the backend: it has to be the role of the frozen owner, or a member of
     /// `pg_signal_backend`.
     pub async fn end_frozen_backend(
         &self,
@@ -139,8 +140,8 @@ impl Trackers {
         row.map_or(Ok(false), |row| row.try_get("ended"))
     }
 
-    /// Says that the batch of `claim` is at work and its owner lives, for a lease from now. Returns whether
-    /// somebody holds the row, as a batch does.
+    /// Records that the owner of `claim` is alive, for a lease from now. Returns whether a session locks the row, as a running
+    /// batch does.
     pub async fn record_liveness(
         &self,
         connection: impl PgExecutor<'_>,

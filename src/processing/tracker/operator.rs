@@ -1,47 +1,47 @@
-//! What operators do to a tracker. Each is one statement that also records who did it.
+//! Operators pause, resume, retry and reset processors with these statements. Each statement also records who did it.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{ProcessorKey, Trackers};
 use crate::event::Position;
 
-/// A runner that has failed has to look at everything again, so its claim ends; its attempts begin anew. So does the claim
-/// of one that waits for something that was not there.
+/// Undoes a failure or an outage. The claim ends, so that the runner prepares the processor again; after a failure, the
+/// attempts start again from 0.
 const UNDO_FAILURE: &str = "failed_at = null, outage = null,
      attempts = case when failed_at is null then attempts else 0 end,
      epoch = epoch + case when failed_at is null and outage is null then 0 else 1 end,
      lease_until = case when failed_at is null and outage is null then lease_until end";
 
-/// What a reactor does with events that it handles again after a reset.
+/// Decides what a reactor does with events that it handles again after a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReplayEffects {
-    /// Nothing is emitted up to the position that it had reached.
+    /// The reactor emits nothing up to the position that it had reached.
     #[default]
     Suppress,
-    /// As if it had never handled them; what it has emitted for them is still not emitted twice.
+    /// The reactor handles the events as if for the first time. What it has emitted for them is still not emitted twice.
     Repeat,
 }
 
-/// What a reset does.
+/// The parameters of a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reset {
     /// The new position.
     pub to: Position,
-    /// The version that the processor's tables are made anew with, after they were dropped. `None`: they stay.
+    /// The version of the tables that are created after the old ones were dropped. `None`: the tables stay.
     pub rebuilt_as: Option<i32>,
     /// What a reactor does with events that it has handled before.
     pub effects: ReplayEffects,
 }
 
 impl Reset {
-    /// Moves the position only. What a reactor has done already, it does not repeat.
+    /// Returns a reset that only moves the position. A reactor does not repeat what it has done already.
     pub fn to(position: Position) -> Self {
         Self { to: position, rebuilt_as: None, effects: ReplayEffects::Suppress }
     }
 }
 
 impl Trackers {
-    /// Pauses a processor; it keeps its owner. Returns whether it was running.
+    /// Pauses a processor, which keeps its owner. Returns whether it was running.
     pub async fn pause(
         &self,
         connection: &mut PgConnection,
@@ -52,8 +52,9 @@ impl Trackers {
         self.act(connection, key, operator, "pause", change, "paused_at is null").await
     }
 
-    /// Lets the failing event be tried now instead of later, also where the processor has stopped over it, or waits for
-    /// something that is not there. Returns whether there was any of that, and no pause that outranks it.
+    /// Has the failing event tried now instead of later, also if the processor has stopped because of it, or waits for the end
+    /// of an outage. Returns whether there was a failure or an outage; a paused processor is left alone, and the result is
+    /// `false`.
     pub async fn retry(
         &self,
         connection: &mut PgConnection,
@@ -66,7 +67,7 @@ impl Trackers {
         self.act(connection, key, operator, "retry", &change, condition).await
     }
 
-    /// Lets a paused or failed processor go on. Returns whether it was paused or failed.
+    /// Lets a paused or failed processor continue. Returns whether it was paused or failed.
     pub async fn resume(
         &self,
         connection: &mut PgConnection,
@@ -131,12 +132,13 @@ impl Trackers {
                where t.name = before.name and t.version = before.version and t.partition = before.partition
                returning t.name, before.version, t.partition, t.kind, before.position
              ), forgotten as (
-               -- They are met again. But what a silent reactor meets again it leaves alone, and these it has not done.
+               -- The processor meets these events again. A reactor that suppresses its effects leaves them alone, although
+               -- it has not handled them, so it keeps its dead letters.
                delete from {schema}.dead_letters as d using changed
                where d.processor = changed.name and d.version = changed.version and d.partition = changed.partition
                  and d.event_id > $2 and (changed.kind = 'projector' or $4)
              ), repeated as (
-               -- What was done beyond the position is done, unless its effects are wanted again.
+               -- A delivery beyond the position stays delivered, unless its effects are to be repeated.
                delete from {schema}.deliveries as d using changed
                where d.processor = changed.name and d.version = changed.version and d.partition = changed.partition
                  and d.event_id > $2 and ($4 or not d.is_done)

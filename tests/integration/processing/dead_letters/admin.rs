@@ -43,7 +43,7 @@ async fn dead_letters_are_listed_shown_retried_and_discarded() {
         ("retry", "", 400, "the body names no dead letters"),
         ("discard", "{}", 400, "the body names no dead letters"),
         ("retry", "{\"evnt\": 1}", 400, "unknown field `evnt`"),
-        ("retry", "{\"event\": 9}", 404, "event 9 is not a dead dead_letter of notes"),
+        ("retry", "{\"event\": 9}", 404, "event 9 is not a dead letter of notes"),
         ("retry", &format!("{{\"event\": {x2}}}"), 409, "waits behind event"),
         ("forget", "{\"all\": true}", 404, "nothing at this path"),
     ] {
@@ -79,6 +79,6 @@ async fn dead_letters_are_listed_shown_retried_and_discarded() {
             .unwrap();
     let by = |action: &str| ("admin endpoint, 127.0.0.1".to_owned(), action.to_owned());
     assert_eq!(log, [by("retry_dead_letters"), by("discard_dead_letters")]);
-    daemon.says("handled a dead dead_letter").await;
+    daemon.says("handled a dead letter").await;
     daemon.stop().await;
 }

@@ -110,17 +110,12 @@ async fn what_waits_behind_a_discarded_event_stays_until_it_is_retried() {
     let espctl = Installation::new(&db.url, "");
     let discard = ["dead-letters", "discard", "notes", &x1.to_string()];
     let asked = espctl.espctl(&discard).await.complained(1);
-    assert!(
-        asked.contains("the processor never handles these events. 1 dead dead_letter that wait"),
-        "{asked}"
-    );
+    assert!(asked.contains("the processor never handles these events. 1 dead letter that wait"), "{asked}");
     assert!(asked.contains("nothing was done: add --yes"), "{asked}");
     assert_eq!(dead_letters(&db.pool).await.len(), 2);
     let said = espctl.espctl(&[&discard[..], &["--yes"]].concat()).await.printed();
     assert!(
-        said.starts_with(
-            "discarded 1 dead dead_letter of notes\nstill set aside behind these: 1 dead dead_letter."
-        ),
+        said.starts_with("discarded 1 dead letter of notes\nstill set aside behind these: 1 dead letter."),
         "{said}"
     );
     assert_eq!(dead_letters(&db.pool).await, [waiting(x2)]);

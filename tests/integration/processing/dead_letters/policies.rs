@@ -132,9 +132,7 @@ async fn told(installation: &Installation, name: &str, policy: &str) {
         }
         _ => {
             assert!(
-                table.contains(&format!(
-                    "1 event of {name} was set aside as a dead dead_letter.\n  The oldest "
-                )),
+                table.contains(&format!("1 event of {name} was set aside as a dead letter.\n  The oldest ")),
                 "{table}"
             );
             assert!(table.contains(&format!("`espctl dead-letters retry {name} --all`")), "{table}");
@@ -176,7 +174,7 @@ async fn fix(installation: &Installation, pool: &PgPool) {
                 _ => {
                     let said =
                         installation.espctl(&["dead-letters", "retry", &name, "--all"]).await.printed();
-                    assert_eq!(said, format!("1 dead dead_letter of {name} handled\n"));
+                    assert_eq!(said, format!("1 dead letter of {name} handled\n"));
                 }
             }
             reaches(pool, &name, EVENTS).await;

@@ -123,7 +123,7 @@ async fn a_dead_letter_is_shown_with_its_failure_its_event_and_what_waits_behind
     sqlx::query("delete from espd.events where id = 3").execute(&db.pool).await.unwrap();
     assert!(show("3").await.printed().contains("no longer in the store"));
     let none = show("4").await.complained(1);
-    assert!(none.contains("event 4 is not a dead dead_letter of notes"), "{none}");
+    assert!(none.contains("event 4 is not a dead letter of notes"), "{none}");
 }
 
 #[tokio::test]
@@ -147,8 +147,8 @@ async fn a_change_has_to_name_what_it_is_about() {
     for (arguments, words) in [
         (&["retry", "nots", "--all", "--yes"][..], "no processor nots; there are notes"),
         (&["discard", "nots", "--all", "--yes"], "no processor nots; there are notes"),
-        (&["retry", "notes", "7"], "event 7 is not a dead dead_letter of notes"),
-        (&["discard", "notes", "7", "--yes"], "event 7 is not a dead dead_letter of notes"),
+        (&["retry", "notes", "7"], "event 7 is not a dead letter of notes"),
+        (&["discard", "notes", "7", "--yes"], "event 7 is not a dead letter of notes"),
     ] {
         let complaint = installation.espctl(&[&["dead-letters"], arguments].concat()).await.complained(1);
         assert!(complaint.contains(words), "{complaint}");
