@@ -1,5 +1,6 @@
 //! What is true of any PostgreSQL: URLs, names, quoting, rows, errors, deadlines, notifications, a lexer, SQL with its place in a file.
 
+#[cfg(feature = "processors")]
 pub(crate) mod database_url;
 pub(crate) mod deadline;
 pub(crate) mod error;

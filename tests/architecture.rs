@@ -1,0 +1,357 @@
+//! Imports point downward: which part of `src/` may name which, and no file is in a circle with another.
+//!
+//! The table is the architecture. A new folder, or a new arrow, is a change to this table and to ARCHITECTURE.md.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each folder or file directly below `src/`, with what it may import; the lowest floor first.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("event", &[]),
+    ("retry", &[]),
+    ("shutdown", &[]),
+    ("postgres", &[]),
+    ("telemetry", &[]),
+    ("diagnostic", &["postgres"]),
+    ("schema", &["postgres"]),
+    ("process", &["shutdown"]),
+    ("store", &["event", "postgres", "retry", "shutdown"]),
+    ("supervision", &["process"]),
+    ("embedded", &["postgres", "process"]),
+    ("processing", &["diagnostic", "event", "postgres", "process", "retry", "shutdown", "store"]),
+    ("handlers", &["diagnostic", "event", "postgres", "process", "processing", "retry", "store"]),
+    (
+        "config",
+        &["diagnostic", "handlers", "postgres", "processing", "retry", "store", "supervision", "telemetry"],
+    ),
+    (
+        "worker",
+        &[
+            "event",
+            "handlers",
+            "postgres",
+            "process",
+            "processing",
+            "retry",
+            "shutdown",
+            "store",
+            "telemetry",
+        ],
+    ),
+    (
+        "operations",
+        &[
+            "config",
+            "diagnostic",
+            "embedded",
+            "event",
+            "handlers",
+            "postgres",
+            "process",
+            "processing",
+            "retry",
+            "schema",
+            "store",
+        ],
+    ),
+    (
+        "espctl",
+        &[
+            "config",
+            "diagnostic",
+            "event",
+            "handlers",
+            "operations",
+            "postgres",
+            "process",
+            "processing",
+            "store",
+        ],
+    ),
+    (
+        "admin",
+        &[
+            "config",
+            "event",
+            "operations",
+            "postgres",
+            "process",
+            "processing",
+            "shutdown",
+            "supervision",
+            "telemetry",
+        ],
+    ),
+    (
+        "daemon",
+        &[
+            "admin",
+            "config",
+            "diagnostic",
+            "embedded",
+            "event",
+            "handlers",
+            "operations",
+            "postgres",
+            "process",
+            "processing",
+            "retry",
+            "schema",
+            "shutdown",
+            "store",
+            "supervision",
+            "telemetry",
+            "worker",
+        ],
+    ),
+];
+
+#[test]
+fn imports_point_downward() {
+    let wrong = wrong_imports(&SourceTree::read(&source_folder()));
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_file_is_in_a_circle_with_another() {
+    let circles = circles(&SourceTree::read(&source_folder()));
+    assert!(circles.is_empty(), "\n{}", circles.join("\n"));
+}
+
+/// What the folders say of themselves in the table stands on something: an arrow leads to a lower line only.
+#[test]
+fn the_table_itself_points_downward() {
+    let mut below = BTreeSet::new();
+    for (name, may) in MAY_IMPORT {
+        for lower in *may {
+            assert!(below.contains(lower), "{name} stands below {lower}, which it may import");
+        }
+        below.insert(*name);
+    }
+}
+
+#[test]
+fn every_part_is_in_the_table() {
+    let table: BTreeSet<String> = MAY_IMPORT.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let parts: BTreeSet<String> =
+        SourceTree::read(&source_folder()).files.keys().map(|module| module[0].clone()).collect();
+    assert_eq!(parts, table);
+}
+
+/// The negative controls: what is planted into a copy of the sources is found.
+#[test]
+fn a_planted_import_is_found() {
+    for (file, import, complaint) in [
+        ("event.rs", "use crate::store::EventStore;", "event.rs: event may not import store"),
+        ("retry.rs", "use crate::{event::Event, daemon};", "retry.rs: retry may not import daemon"),
+        (
+            "supervision/lifecycle.rs",
+            "fn f() { crate::event::Event::f() }",
+            "supervision/lifecycle.rs: supervision may not import event",
+        ),
+    ] {
+        let copy = planted(file, import);
+        let wrong = wrong_imports(&SourceTree::read(copy.path()));
+        assert!(wrong.iter().any(|line| line == complaint), "{import} in {file}: {wrong:?}");
+    }
+}
+
+#[test]
+fn a_planted_circle_is_found() {
+    // `subscription` uses the watcher.
+    let copy = planted("store/watcher.rs", "use crate::store::subscription::Subscription;");
+    let circles = circles(&SourceTree::read(copy.path()));
+    assert!(circles.iter().any(|circle| circle.contains("store::subscription")), "{circles:?}");
+}
+
+/// A copy of the sources with one more line at the top of a file.
+fn planted(file: &str, line: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let source = source_folder();
+    for path in rust_files(&source) {
+        let target = copy.path().join(path.strip_prefix(&source).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&path, &target).unwrap();
+    }
+    let target = copy.path().join(file);
+    let text = fs::read_to_string(&target).unwrap();
+    fs::write(&target, format!("{line}\n{text}")).unwrap();
+    copy
+}
+
+fn source_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// A module's path below the crate: `["store", "horizon"]`.
+type Module = Vec<String>;
+
+/// The library's modules with their texts, without comments.
+struct SourceTree {
+    files: BTreeMap<Module, String>,
+    /// Where each module's file is, below the folder of the sources.
+    paths: BTreeMap<Module, PathBuf>,
+}
+
+impl SourceTree {
+    fn read(source: &Path) -> Self {
+        let mut tree = Self { files: BTreeMap::new(), paths: BTreeMap::new() };
+        for file in rust_files(source) {
+            let path = file.strip_prefix(source).unwrap();
+            if path.starts_with("bin") || path == Path::new("lib.rs") {
+                continue;
+            }
+            let mut module: Module =
+                path.with_extension("").iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+            module.retain(|part| part != "mod");
+            tree.files.insert(module.clone(), without_comments(&fs::read_to_string(&file).unwrap()));
+            tree.paths.insert(module, path.to_owned());
+        }
+        tree
+    }
+
+    /// The module whose file an absolute path leads into: re-exports are followed to where the name comes from.
+    fn module_of(&self, path: &[String]) -> Option<Module> {
+        let depth = (1..=path.len()).rev().find(|depth| self.files.contains_key(&path[..*depth]))?;
+        let module = path[..depth].to_vec();
+        let Some(name) = path.get(depth) else { return Some(module) };
+        for exported in re_exports(&self.files[&module]) {
+            if exported.last() == Some(name) {
+                let source: Module = module.iter().cloned().chain(exported.clone()).collect();
+                if self.files.contains_key(&source[..=depth]) {
+                    return self.module_of(&source);
+                }
+            }
+        }
+        Some(module)
+    }
+}
+
+/// Each import that the table does not have.
+fn wrong_imports(tree: &SourceTree) -> Vec<String> {
+    let table: BTreeMap<&str, &[&str]> = MAY_IMPORT.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (module, text) in &tree.files {
+        let part = module[0].as_str();
+        let may = table.get(part).copied().unwrap_or_default();
+        let named: BTreeSet<String> =
+            paths_from("crate", text).into_iter().filter_map(|path| path.into_iter().next()).collect();
+        for name in named {
+            if name != part && table.contains_key(name.as_str()) && !may.contains(&name.as_str()) {
+                wrong.push(format!("{}: {part} may not import {name}", tree.paths[module].display()));
+            }
+        }
+    }
+    wrong
+}
+
+/// Each circle of files. A file and the folder of its name are one thing in two parts, and may name each other.
+fn circles(tree: &SourceTree) -> Vec<String> {
+    let arrows: BTreeMap<&Module, BTreeSet<Module>> =
+        tree.files.keys().map(|module| (module, imported_modules(tree, module))).collect();
+    let reach = |from: &Module| {
+        let mut seen: BTreeSet<Module> = BTreeSet::new();
+        let mut open = vec![from.clone()];
+        while let Some(module) = open.pop() {
+            open.extend(arrows[&module].iter().filter(|next| seen.insert((*next).clone())).cloned());
+        }
+        seen
+    };
+    let reached: BTreeMap<&Module, BTreeSet<Module>> =
+        tree.files.keys().map(|module| (module, reach(module))).collect();
+    let mut found = BTreeSet::new();
+    for (module, from_it) in &reached {
+        let circle: Vec<String> =
+            from_it.iter().filter(|other| reached[other].contains(*module)).map(|m| m.join("::")).collect();
+        if circle.len() > 1 {
+            found.insert(circle.join(" ↔ "));
+        }
+    }
+    found.into_iter().collect()
+}
+
+fn imported_modules(tree: &SourceTree, module: &Module) -> BTreeSet<Module> {
+    let code = tree.files[module].split("#[cfg(test)]\nmod tests").next().unwrap();
+    let mut absolute = paths_from("crate", code);
+    for path in paths_from("super", code) {
+        let ups = 1 + path.iter().take_while(|part| *part == "super").count();
+        let parent = &module[..module.len().saturating_sub(ups)];
+        absolute.push(parent.iter().chain(&path[ups - 1..]).cloned().collect());
+    }
+    let own_folder = |other: &Module| other.starts_with(module) || module.starts_with(other);
+    absolute.iter().filter_map(|path| tree.module_of(path)).filter(|other| !own_folder(other)).collect()
+}
+
+/// All paths that begin with `root::`, without it; `use root::{a, b::c}` gives two.
+fn paths_from(root: &str, code: &str) -> Vec<Vec<String>> {
+    let start = format!("{root}::");
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices(&start) {
+        let continues_a_path = code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
+        if !continues_a_path {
+            collect_paths(&code[at + start.len()..], &[], &mut found);
+        }
+    }
+    found
+}
+
+/// The paths of a use tree, behind a prefix; returns what follows the tree.
+fn collect_paths<'a>(text: &'a str, prefix: &[String], found: &mut Vec<Vec<String>>) -> &'a str {
+    let mut path = prefix.to_vec();
+    let mut rest = text.trim_start();
+    loop {
+        if let Some(mut group) = rest.strip_prefix('{') {
+            loop {
+                group = collect_paths(group, &path, found).trim_start();
+                group = group.trim_start_matches(|c: char| c != ',' && c != '}');
+                match group.strip_prefix(',').map(str::trim_start) {
+                    Some(next) if !next.starts_with('}') => group = next,
+                    Some(next) => return &next[1..],
+                    None => return group.get(1..).unwrap_or_default(),
+                }
+            }
+        }
+        let name: &str = &rest[..rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())];
+        if !name.is_empty() {
+            path.push(name.to_owned());
+        }
+        rest = &rest[name.len()..];
+        match rest.strip_prefix("::") {
+            Some(next) if !name.is_empty() => rest = next,
+            _ => break,
+        }
+    }
+    path.retain(|part| part != "self");
+    found.push(path);
+    rest
+}
+
+/// The paths of `pub use child::…;` in a module, relative to it.
+fn re_exports(code: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for line_start in ["\npub use ", "\npub(crate) use ", "\npub(super) use "] {
+        for (at, _) in code.match_indices(line_start) {
+            collect_paths(&code[at + line_start.len()..], &[], &mut found);
+        }
+    }
+    found
+}
+
+fn without_comments(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).flat_map(|line| [line, "\n"]).collect()
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            files.extend(rust_files(&entry));
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            files.push(entry);
+        }
+    }
+    files
+}
