@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use espd::embedded::{EmbeddedPostgres, Options};
 use espd::event::{ExpectedVersion, NewEvent};
 use espd::schema::migrate_event_store;
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use espd::store::{EventStore, PostgresEventStore};
 use futures_util::future::try_join_all;
 use serde_json::value::RawValue;

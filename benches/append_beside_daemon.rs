@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use espd::event::{ExpectedVersion, NewEvent};
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use espd::store::{EventStore as _, PostgresEventStore};
 use serde_json::value::RawValue;
 use sqlx::postgres::PgPoolOptions;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use espd::event::NewEvent;
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use espd::store::{EventStore as _, PostgresEventStore};
 use serde_json::value::RawValue;
 use sqlx::postgres::{PgConnection, PgListener};

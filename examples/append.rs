@@ -3,7 +3,7 @@
 //! Works on memory; with DATABASE_URL on PostgreSQL (after `espctl migrate`). The code is the same.
 
 use espd::event::{ExpectedVersion, NewEvent, Version};
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use espd::store::{AppendError, EventStore, MemoryEventStore, PostgresEventStore};
 use futures_util::TryStreamExt as _;
 use serde_json::value::to_raw_value;

@@ -1,6 +1,153 @@
-//! espd runs projectors and reactors on a PostgreSQL event store.
+//! espd runs projectors and reactors on a PostgreSQL event store, so that read models and reactions are never silently
+//! wrong. This crate is the library around it: an application appends and reads events with it, and writes processors in
+//! Rust. The programs `espd` and `espctl` are made of the same parts; their manual is the `README.md`.
 //!
-//! Follow one event through the files, in the order of the flow:
+//! What an application's file needs is in the [`prelude`]. By task:
+//!
+//! # Append
+//!
+//! ```no_run
+//! # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
+//! use espd::prelude::*;
+//!
+//! let store = PostgresEventStore::new(pool, Layout::espd("espd")?);
+//! let todo = Uuid::new_v4();
+//! let body = serde_json::value::to_raw_value(&serde_json::json!({ "title": "buy milk" }))?;
+//! let added = NewEvent::new(todo, "TodoAdded", body).expecting(ExpectedVersion::Absent);
+//! match store.append(&[added]).await {
+//!     Ok(appended) => println!("stored at {}", appended[0].id),
+//!     Err(AppendError::Conflict { actual, .. }) => println!("it exists, at version {actual}"),
+//!     Err(error) => return Err(error.into()),
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! Other languages call the SQL function `espd.append`, with the same checks. See [`store`] and [`event`].
+//!
+//! # Read
+//!
+//! ```no_run
+//! # async fn example(store: impl espd::store::EventStore, todo: espd::event::AggregateId) -> Result<(), Box<dyn std::error::Error>> {
+//! use espd::prelude::*;
+//! use futures_util::TryStreamExt as _;
+//!
+//! let mut events = store.read_aggregate(&todo, Version::FIRST, None);
+//! while let Some(event) = events.try_next().await? {
+//!     println!("{} {} {}", event.version, event.event_type, event.body);
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! Whoever reads across aggregates reads up to the settled horizon: `docs/ordering.md` says why. Processors do.
+//!
+//! # Project
+//!
+//! Most projectors are SQL in the configuration and need no crate at all. In Rust:
+//!
+//! ```no_run
+//! # #[cfg(feature = "daemon")] mod example {
+//! use espd::prelude::*;
+//!
+//! struct Titles;
+//!
+//! #[async_trait]
+//! impl Projector for Titles {
+//!     async fn project(&mut self, events: &[Delivery], context: &mut ProjectorContext<'_>) -> Result<(), HandlerError> {
+//!         let insert = "insert into titles (todo_id, title) values ($1, $2)";
+//!         for event in events {
+//!             let title = event.read::<TodoAdded>()?.map(|added| added.title);
+//!             let query = sqlx::query(insert).bind(event.aggregate_id.as_uuid()).bind(title);
+//!             query.execute(context.connection()).await.map_err(|error| event.failed(error))?;
+//!         }
+//!         Ok(())
+//!     }
+//! }
+//! # #[derive(serde::Serialize, serde::Deserialize)] struct TodoAdded { title: String }
+//! # impl EventType for TodoAdded { const NAME: &'static str = "TodoAdded"; }
+//! # }
+//! ```
+//!
+//! Rows and position commit in one transaction. See [`native`] and `docs/native.md`.
+//!
+//! # React
+//!
+//! ```no_run
+//! # #[cfg(feature = "daemon")] mod example {
+//! use espd::prelude::*;
+//!
+//! struct Reminders;
+//!
+//! #[async_trait]
+//! impl Reactor for Reminders {
+//!     async fn react(&mut self, event: &Delivery, context: &mut ReactorContext<'_>) -> Result<(), HandlerError> {
+//!         let Some(added) = event.read::<TodoAdded>()? else { return Ok(()) };
+//!         context.emit(&event.aggregate_id, &ReminderSent { title: added.title })
+//!     }
+//! }
+//! # #[derive(serde::Serialize, serde::Deserialize)] struct TodoAdded { title: String }
+//! # impl EventType for TodoAdded { const NAME: &'static str = "TodoAdded"; }
+//! # #[derive(serde::Serialize, serde::Deserialize)] struct ReminderSent { title: String }
+//! # impl EventType for ReminderSent { const NAME: &'static str = "ReminderSent"; }
+//! # }
+//! ```
+//!
+//! Emitted events commit with the position, so each is emitted once. E-mails and calls are made at least once, under a
+//! stable key: `docs/native.md`, "Reactors".
+//!
+//! # Test
+//!
+//! ```no_run
+//! # #[cfg(feature = "testing")]
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use espd::embedded::{EmbeddedPostgres, Options};
+//!
+//! let server = EmbeddedPostgres::start_temporary(Options::default()).await?;
+//! server.create_database("shop", None).await?;
+//! let pool = sqlx::PgPool::connect(&server.url("shop")).await?;
+//! espd::schema::migrate_event_store(&pool, "espd").await?;
+//! // … the application, on a PostgreSQL of its own …
+//! server.stop().await;
+//! # Ok(()) }
+//! ```
+//!
+//! Without a database, [`store::MemoryEventStore`] is a twin that passes the same [`store::conformance`] suite. See
+//! [`embedded`].
+//!
+//! # Run
+//!
+//! ```no_run
+//! # #[cfg(feature = "daemon")] mod example {
+//! # use espd::prelude::*;
+//! fn main() -> std::process::ExitCode {
+//!     let titles = Registration::projector("titles")
+//!         .handles::<TodoAdded>()
+//!         .table("titles", "todo_id uuid primary key, title text");
+//!     Program::new().projector(titles, || Titles).main()
+//! }
+//! # struct Titles;
+//! # #[async_trait] impl Projector for Titles {
+//! #     async fn project(&mut self, _: &[Delivery], _: &mut ProjectorContext<'_>) -> Result<(), HandlerError> { Ok(()) }
+//! # }
+//! # #[derive(serde::Serialize, serde::Deserialize)] struct TodoAdded { title: String }
+//! # impl EventType for TodoAdded { const NAME: &'static str = "TodoAdded"; }
+//! # }
+//! ```
+//!
+//! That is espd with a processor of its own and the command line of espd: `titles run --config espd.toml`. See
+//! [`Program`], `docs/configuration.md` and `docs/operations.md`.
+//!
+//! # Features
+//!
+//! | feature | adds |
+//! |---|---|
+//! | none (`default-features = false`) | [`event`], [`store`], [`schema`]: for an application that writes events |
+//! | `processors` | [`native`]: projectors and reactors in Rust |
+//! | `testing` | [`embedded`]: a private PostgreSQL |
+//! | `daemon` (default) | [`Program`], both programs |
+//!
+//! # Inside
+//!
+//! Follow one event through the folders, in the order of the flow; `ARCHITECTURE.md` has the map and the invariants.
 //!
 //! ```text
 //!            append                                  wake (notification or timer)
@@ -10,7 +157,7 @@
 //!                      SUBSCRIPTION
 //!                           │  batch
 //!                           ▼
-//!                       PROCESSOR      projector │ reactor        declared SQL, Rust, a program, a webhook
+//!                       PROCESSOR      projector │ reactor        SQL, Rust, a program, a webhook
 //!                           │                │
 //!                           ▼                ▼
 //!                      projection        emission ──► event store
@@ -18,25 +165,12 @@
 //!                                   ▼
 //!                                TRACKER             the position moves, never backward
 //! ```
-//!
-//! 1. [`event`] is what travels. [`store`] appends and reads it, in the tables that [`store::layout`] names and
-//!    [`schema`] creates.
-//! 2. [`store::horizon`] is the rule that says up to which position nothing can appear any more; the
-//!    [`store::watcher`] applies it and wakes those who wait.
-//! 3. [`store::subscription`] is a runner's view of that; [`processing::processor`] the contract for what handles a
-//!    batch. [`handlers`] has what handles it: declared SQL, Rust, a program, a webhook.
-//! 4. [`processing::tracker`] is who is where. [`processing::runner`] lives one processor's life around it, with
-//!    [`retry`] and [`processing::failure`] for what goes wrong, and [`processing::dead_letters`] for what is set aside.
-//!
-//! Around the flow: a [`worker`] is the process that runners live in, [`supervision`] starts, watches and restarts
-//! workers, [`config`] says which, [`embedded`] provides a PostgreSQL where there is none, [`operations`] is what
-//! operators see and do. The programs are [`daemon`] (`espd`) and [`espctl`]; `ARCHITECTURE.md` has the map and the
-//! invariants.
 
 #![cfg_attr(
     not(feature = "daemon"),
     allow(
         dead_code,
+        unreachable_pub,
         unused_imports,
         unused_macros,
         reason = "a lower tier has tools that the higher ones use"
@@ -44,48 +178,148 @@
 )]
 
 // Words and tools: no database, no process.
+#[cfg(feature = "processors")]
+mod diagnostic;
 pub mod event;
 mod postgres;
-pub mod retry;
+#[cfg(any(feature = "processors", feature = "testing"))]
+mod process;
+mod retry;
 pub mod schema;
-pub mod shutdown;
+mod shutdown;
+#[cfg(feature = "daemon")]
+mod telemetry;
 
 // Events.
-pub mod store;
-
-// A private PostgreSQL.
 #[cfg(feature = "testing")]
 pub mod embedded;
-#[cfg(any(feature = "processors", feature = "testing"))]
-pub mod process;
+pub mod store;
 
 // Processing.
 #[cfg(feature = "processors")]
-pub mod diagnostic;
+mod handlers;
 #[cfg(feature = "processors")]
-pub mod handlers;
-#[cfg(feature = "processors")]
-pub mod processing;
+mod processing;
+#[cfg(feature = "daemon")]
+mod supervision;
+#[cfg(feature = "daemon")]
+mod worker;
 
-// The daemon and its surfaces.
+// Surfaces.
 #[cfg(feature = "daemon")]
-pub mod admin;
+mod admin;
 #[cfg(feature = "daemon")]
-pub mod config;
+mod config;
 #[cfg(feature = "daemon")]
-pub mod daemon;
+mod daemon;
 #[cfg(feature = "daemon")]
-pub mod espctl;
+mod espctl;
 #[cfg(feature = "daemon")]
-pub mod operations;
-#[cfg(feature = "daemon")]
-pub mod supervision;
-#[cfg(feature = "daemon")]
-pub mod telemetry;
-#[cfg(feature = "daemon")]
-pub mod worker;
+mod operations;
 
 #[cfg(feature = "daemon")]
 pub use daemon::Program;
 #[cfg(feature = "processors")]
 pub use handlers::native;
+
+/// What an application's file uses: `use espd::prelude::*`.
+pub mod prelude {
+    pub use async_trait::async_trait;
+    pub use sqlx;
+    pub use uuid::Uuid;
+
+    #[cfg(feature = "daemon")]
+    pub use crate::Program;
+    pub use crate::event::{AggregateId, Appended, Event, ExpectedVersion, NewEvent, Position, Version};
+    #[cfg(feature = "processors")]
+    pub use crate::native::{
+        Delivery, EventSourced, EventSourcedProjector, EventType, HandlerError, Projector, ProjectorContext,
+        Reactor, ReactorContext, Registration, Start, StateStored, StateStoredProjector,
+    };
+    pub use crate::store::{
+        AppendError, EventStore, Layout, MemoryEventStore, PostgresEventStore, ReadError,
+    };
+}
+
+/// What the programs, the tests and the benches of espd itself use. It is no part of the public interface: any version
+/// may change it.
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod internals {
+    pub mod config {
+        pub use crate::config::{
+            AdminSettings, Config, DatabaseUrl, EXAMPLE, InvalidConfig, Listen, LogFormat, RunnerSection,
+            Token, known_keys, parse_duration,
+        };
+    }
+    pub mod dead_letters {
+        pub use crate::processing::dead_letters::DeadLetter;
+    }
+    pub mod declaration {
+        pub use crate::processing::declaration::{
+            BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, ProcessorKind,
+            ReactorDeclaration, SourceText, TableDeclaration, WebhookDeclaration,
+        };
+    }
+    pub mod failure {
+        pub use crate::processing::failure::{
+            FailedEvent, Failure, is_infrastructure, is_infrastructure_error,
+        };
+    }
+    pub mod handlers {
+        pub use crate::handlers::check;
+    }
+    pub mod horizon {
+        pub use crate::store::horizon::{Horizon, Observer, Rule, Writer, observe_once, wait_beyond};
+    }
+    pub mod plan {
+        pub use crate::daemon::plan::worker_settings;
+    }
+    pub mod preconditions {
+        pub use crate::store::preconditions::{PreconditionError, Unmet, UnmetKind, check};
+    }
+    pub mod processor {
+        pub use crate::processing::processor::{
+            BatchRequest, Events, Outcome, Processor, ProcessorBase, ProcessorError, Work,
+        };
+    }
+    pub mod retry {
+        pub use crate::retry::{OnFailure, RetryPolicy, Strategy};
+    }
+    pub mod runner {
+        pub use crate::processing::runner::{LEASE, ReleaseChannel, Runner, RunnerContext};
+    }
+    pub mod shutdown {
+        pub use crate::shutdown::{Shutdown, ShutdownHandle, channel};
+    }
+    pub mod signal {
+        pub use crate::process::signal::requests;
+    }
+    pub mod sql {
+        pub use crate::handlers::sql::{Events, SqlProcessor};
+    }
+    pub mod subscription {
+        pub use crate::store::subscription::Subscription;
+    }
+    pub mod programs {
+        pub use crate::daemon::{command as espd_command, main as espd};
+        pub use crate::espctl::main as espctl;
+    }
+    pub mod todo_history {
+        pub use crate::daemon::todo_history::TodoHistory;
+    }
+    pub mod tracker {
+        pub use crate::processing::tracker::{
+            Claim, Owner, ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers,
+        };
+    }
+    pub mod upcast {
+        pub use crate::store::upcast::Upcast;
+    }
+    pub mod watcher {
+        pub use crate::store::watcher::{Watcher, WatcherSettings};
+    }
+    pub mod worker {
+        pub use crate::worker::{Assignment, WorkerSettings};
+    }
+}

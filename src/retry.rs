@@ -131,7 +131,7 @@ impl RetryPolicy {
 }
 
 /// The delay, made longer or shorter by up to a fifth, so that many processes do not act at the same moment.
-pub fn spread(delay: Duration) -> Duration {
+pub(crate) fn spread(delay: Duration) -> Duration {
     let policy = RetryPolicy {
         strategy: Strategy::Constant,
         initial: delay,
@@ -146,7 +146,7 @@ pub fn spread(delay: Duration) -> Duration {
 /// The delay grows only while the *same* thing keeps failing (EventSourcery's rule): another thing, or
 /// a success, starts over at the initial delay.
 #[derive(Debug)]
-pub struct Retry<T> {
+pub(crate) struct Retry<T> {
     policy: RetryPolicy,
     failing: Option<T>,
     attempts: u32,
@@ -155,12 +155,12 @@ pub struct Retry<T> {
 
 impl<T: PartialEq> Retry<T> {
     /// A counter of no failures.
-    pub fn new(policy: RetryPolicy) -> Self {
+    pub(crate) fn new(policy: RetryPolicy) -> Self {
         Self { policy, failing: None, attempts: 0, delays: policy.delays() }
     }
 
     /// Counts a failure of `thing` and returns the delay before the next try.
-    pub fn failed(&mut self, thing: T) -> Duration {
+    pub(crate) fn failed(&mut self, thing: T) -> Duration {
         if self.failing.as_ref() != Some(&thing) {
             self.succeeded();
             self.failing = Some(thing);
@@ -173,17 +173,17 @@ impl<T: PartialEq> Retry<T> {
     }
 
     /// How many attempts there are once `thing` has failed again.
-    pub fn attempts_with(&self, thing: &T) -> u32 {
+    pub(crate) fn attempts_with(&self, thing: &T) -> u32 {
         if self.failing.as_ref() == Some(thing) { self.attempts.saturating_add(1) } else { 1 }
     }
 
     /// The policy that the failures are judged by.
-    pub fn policy(&self) -> &RetryPolicy {
+    pub(crate) fn policy(&self) -> &RetryPolicy {
         &self.policy
     }
 
     /// Sets the count to what another process has reached, so that attempts and delays continue from there.
-    pub fn resume(&mut self, thing: T, attempts: u32) {
+    pub(crate) fn resume(&mut self, thing: T, attempts: u32) {
         self.succeeded();
         self.failing = Some(thing);
         self.attempts = attempts;
@@ -194,14 +194,14 @@ impl<T: PartialEq> Retry<T> {
     }
 
     /// Forgets all failures.
-    pub fn succeeded(&mut self) {
+    pub(crate) fn succeeded(&mut self) {
         self.failing = None;
         self.attempts = 0;
         self.delays = self.policy.delays();
     }
 
     /// How often in a row the same thing has failed.
-    pub fn attempts(&self) -> u32 {
+    pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }
 }

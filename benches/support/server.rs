@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use espd::daemon::todo_history::TodoHistory;
 use espd::embedded::{EmbeddedPostgres, Options};
 use espd::event::{ExpectedVersion, NewEvent};
+use espd::internals::todo_history::TodoHistory;
 use espd::schema::{migrate_event_store, migrate_processing};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};

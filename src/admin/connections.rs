@@ -28,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The limits for clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Connections at a time. One more replaces the oldest one that has not sent its request yet.
     pub connections: usize,
     /// From connecting to the end of the headers.

@@ -39,7 +39,7 @@ use anyhow::Context as _;
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
-pub use connections::Limits;
+pub(crate) use connections::Limits;
 
 use crate::config::{AdminSettings, Config};
 use crate::shutdown::{self, Shutdown, ShutdownHandle};
@@ -52,7 +52,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// A running endpoint. It ends when this value is dropped; [`Self::stop`] lets it finish its answers.
 #[derive(Debug)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     url: String,
     view: watch::Sender<View>,
     stop: ShutdownHandle,
@@ -77,7 +77,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// The address is taken, or does not belong to this machine.
-    pub fn start(settings: &AdminSettings, limits: Limits) -> anyhow::Result<Self> {
+    pub(crate) fn start(settings: &AdminSettings, limits: Limits) -> anyhow::Result<Self> {
         let listener = Listener::bind(&settings.listen)?;
         let url = listener.url();
         let (view, viewed) = watch::channel(View::default());
@@ -97,23 +97,23 @@ impl Endpoint {
     }
 
     /// The URL of the endpoint: `http://127.0.0.1:4680`.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
     /// Tells the endpoint the configuration: what is declared, and where the databases are. Call it again after a reload.
-    pub fn show_config(&self, config: &Config) {
+    pub(crate) fn show_config(&self, config: &Config) {
         self.view.send_modify(|view| view.config = Some(Arc::new(config.clone())));
     }
 
     /// Tells the endpoint where to read the state of the workers.
-    pub fn show_workers(&self, supervisor: &Supervisor) {
+    pub(crate) fn show_workers(&self, supervisor: &Supervisor) {
         let workers = Workers { snapshots: supervisor.snapshots(), heartbeat: supervisor.heartbeat() };
         self.view.send_modify(|view| view.workers = Some(workers));
     }
 
     /// Accepts no more connections, and waits a few seconds for the answers that are being given.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.request();
         let _ = tokio::time::timeout(DRAIN_TIME + Duration::from_secs(1), self.ended).await;
     }

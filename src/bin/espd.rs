@@ -1,5 +1,5 @@
 //! The daemon `espd`.
 
 fn main() -> std::process::ExitCode {
-    espd::daemon::main()
+    espd::internals::programs::espd()
 }

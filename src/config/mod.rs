@@ -22,11 +22,12 @@ pub use keys::known_keys;
 pub use reader::diagnostics::InvalidConfig;
 pub use sections::admin::{AdminSettings, Listen, Token};
 pub use sections::runner::RunnerSection;
-pub use sections::store::{EventStoreSettings, ProjectionsSettings};
+pub(crate) use sections::store::{EventStoreSettings, ProjectionsSettings};
 
-pub use crate::diagnostic::Diagnostic;
-pub use crate::postgres::database_url::{DatabaseUrl, InvalidDatabaseUrl};
-pub use crate::telemetry::{LogFormat, LogSettings};
+pub(crate) use crate::diagnostic::Diagnostic;
+pub use crate::postgres::database_url::DatabaseUrl;
+pub use crate::telemetry::LogFormat;
+pub(crate) use crate::telemetry::LogSettings;
 
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::retry::RetryPolicy;
@@ -49,7 +50,7 @@ pub fn parse_duration(words: &str) -> Result<Duration, String> {
 }
 
 /// Looks up an environment variable; `None` if it is not set.
-pub type LookUp<'l> = &'l dyn Fn(&str) -> Option<String>;
+pub(crate) type LookUp<'l> = &'l dyn Fn(&str) -> Option<String>;
 
 /// Everything that is configured, with every default filled in.
 #[derive(Debug, Clone, PartialEq, Default)]

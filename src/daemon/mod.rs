@@ -2,12 +2,12 @@
 
 mod announce;
 mod demo;
-pub mod plan;
+pub(crate) mod plan;
 mod program;
 mod readiness;
 mod reload;
 mod running;
-pub mod todo_history;
+pub(crate) mod todo_history;
 mod worker_table;
 
 use std::io::Write as _;

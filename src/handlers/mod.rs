@@ -5,7 +5,7 @@ mod check;
 pub mod native;
 pub(crate) mod program;
 mod scratch;
-pub mod sql;
+pub(crate) mod sql;
 pub(crate) mod webhook;
 
 pub use check::check;

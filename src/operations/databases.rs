@@ -18,17 +18,17 @@ use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, PreconditionError};
 
 /// The folder of the private PostgreSQL that `espd` starts if the configuration names no database.
-pub const PRIVATE_FOLDER: &str = ".espd/postgres";
+pub(crate) const PRIVATE_FOLDER: &str = ".espd/postgres";
 
 /// The name of the database on the private PostgreSQL.
-pub const PRIVATE_DATABASE: &str = "espd";
+pub(crate) const PRIVATE_DATABASE: &str = "espd";
 
 /// How long a command waits for a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The event store and the projections of one configuration.
 #[derive(Debug)]
-pub struct Databases {
+pub(crate) struct Databases {
     /// Schema, tables and columns of the events.
     pub layout: Layout,
     /// The database of the events.
@@ -44,7 +44,7 @@ impl Databases {
     ///
     /// # Errors
     /// No database is named, or one does not answer within ten seconds.
-    pub async fn connect(config: &Config, program: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(config: &Config, program: &str) -> anyhow::Result<Self> {
         Self::connect_within(config, program, CONNECT_TIMEOUT).await
     }
 
@@ -92,7 +92,7 @@ impl Databases {
     }
 
     /// Creates espd's tables or migrates them. Returns what was done, one line for each set of migrations.
-    pub async fn migrate(&self) -> anyhow::Result<Vec<String>> {
+    pub(crate) async fn migrate(&self) -> anyhow::Result<Vec<String>> {
         let schema = self.layout.schema();
         let events = if self.layout.created_by == CreatedBy::Migrations {
             schema::migrate_event_store(&self.events, schema).await?.to_string()
@@ -104,7 +104,7 @@ impl Databases {
     }
 
     /// Checks that espd's tables exist in the version of this program.
-    pub async fn check_schema(&self) -> anyhow::Result<()> {
+    pub(crate) async fn check_schema(&self) -> anyhow::Result<()> {
         if self.layout.created_by == CreatedBy::Migrations {
             schema::check_event_store(&self.events, self.layout.schema()).await?;
         }
@@ -113,7 +113,7 @@ impl Databases {
     }
 
     /// Checks that no processor would miss events, given the positions of the trackers.
-    pub async fn check_store(&self) -> anyhow::Result<()> {
+    pub(crate) async fn check_store(&self) -> anyhow::Result<()> {
         let reached = Trackers::new(self.layout.schema()).largest_position(&self.projections).await?;
         let mut connection = self.events.acquire().await?;
         match preconditions::check(&mut connection, &self.layout, reached).await {
@@ -123,14 +123,14 @@ impl Databases {
     }
 
     /// Tells the runners that a tracker has changed. Without the notification they notice it a second or two later.
-    pub async fn notify_runners(&self) {
+    pub(crate) async fn notify_runners(&self) {
         if let Err(error) = notify(&self.events, &self.layout.control_channel(), CONTROL).await {
             tracing::debug!(%error, "could not notify the runners");
         }
     }
 
     /// Closes all connections.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         self.events.close().await;
         self.projections.close().await;
     }
@@ -161,14 +161,14 @@ async fn reach(options: &PgConnectOptions, limit: Duration) -> anyhow::Result<()
 }
 
 /// Starts the private PostgreSQL in `folder` and creates its database if it does not exist.
-pub async fn start_private(folder: &Path) -> anyhow::Result<(EmbeddedPostgres, DatabaseUrl)> {
+pub(crate) async fn start_private(folder: &Path) -> anyhow::Result<(EmbeddedPostgres, DatabaseUrl)> {
     let server = EmbeddedPostgres::start_at(folder, Options::default()).await?;
     let url = private_database(&server).await?;
     Ok((server, url))
 }
 
 /// The URL of the private database on this server. Creates the database if it does not exist.
-pub async fn private_database(server: &EmbeddedPostgres) -> anyhow::Result<DatabaseUrl> {
+pub(crate) async fn private_database(server: &EmbeddedPostgres) -> anyhow::Result<DatabaseUrl> {
     let admin = PgPoolOptions::new().max_connections(1).connect(&server.url("postgres")).await?;
     let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
         .bind(PRIVATE_DATABASE)

@@ -1,10 +1,10 @@
 //! What operators see and do. Nothing here prints: `espctl`, the admin endpoint and the daemon show it.
 
 pub(crate) mod check;
-pub mod databases;
+pub(crate) mod databases;
 pub(crate) mod doctor;
 pub(crate) mod import_positions;
 pub(crate) mod metrics;
-pub mod operator;
+pub(crate) mod operator;
 pub(crate) mod outcome;
-pub mod status;
+pub(crate) mod status;

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Connection as _};
 use thiserror::Error;
 
-pub use dead_letters::{Affected, ExaminedDeadLetter};
+pub(crate) use dead_letters::{Affected, ExaminedDeadLetter};
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
@@ -29,7 +29,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
 
 /// An operator of the processors of some databases.
 #[derive(Debug, Clone, Copy)]
-pub struct Operator<'o> {
+pub(crate) struct Operator<'o> {
     /// The databases of the processors.
     pub databases: &'o Databases,
     /// The processors that the configuration declares.
@@ -40,7 +40,7 @@ pub struct Operator<'o> {
 
 /// What a reset does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Destination {
+pub(crate) enum Destination {
     /// Drop the processor's tables, create them again, and start over from the first event.
     Start,
     /// Only move the position; the tables stay as they are.
@@ -49,7 +49,7 @@ pub enum Destination {
 
 impl Destination {
     /// The position that the processor has after the reset.
-    pub fn position(self) -> Position {
+    pub(crate) fn position(self) -> Position {
         match self {
             Self::Start => Position::START,
             Self::Position(position) => position,
@@ -59,7 +59,7 @@ impl Destination {
 
 /// Why an operation did nothing.
 #[derive(Debug, Error)]
-pub enum OperatorError {
+pub(crate) enum OperatorError {
     /// No processor of this name has run on the database.
     #[error("no processor {name}{}", others(known))]
     Unknown {
@@ -134,7 +134,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, OperatorError> {
+    pub(crate) async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, OperatorError> {
         let Databases { events, projections, layout, .. } = self.databases;
         let horizon = self.horizon().await?;
         let mut events = events.acquire().await?;
@@ -155,7 +155,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// [`OperatorError::Unknown`], [`OperatorError::Several`], or the database does not answer.
-    pub async fn find(&self, name: &str) -> Result<TrackerRow, OperatorError> {
+    pub(crate) async fn find(&self, name: &str) -> Result<TrackerRow, OperatorError> {
         let rows = self.trackers().list(&self.databases.projections, None).await?;
         let (mut found, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.name == name);
         let name = name.to_owned();
@@ -171,7 +171,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// As for [`Self::find`].
-    pub async fn pause(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
+    pub(crate) async fn pause(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
         let row = self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
         let changed = self.trackers().pause(&mut connection, &row.key(), self.name).await?;
@@ -184,7 +184,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// As for [`Self::find`].
-    pub async fn retry(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
+    pub(crate) async fn retry(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
         let row = self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
         let changed = self.trackers().retry(&mut connection, &row.key(), self.name).await?;
@@ -196,7 +196,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// As for [`Self::find`].
-    pub async fn resume(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
+    pub(crate) async fn resume(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
         let row = self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
         let changed = self.trackers().resume(&mut connection, &row.key(), self.name).await?;
@@ -209,7 +209,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// [`OperatorError::NotSettled`], or the database does not answer.
-    pub async fn destination(
+    pub(crate) async fn destination(
         &self,
         to: Option<Position>,
         at: Option<DateTime<Utc>>,
@@ -232,7 +232,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn owned_tables(&self, name: &str) -> Result<Vec<String>, OperatorError> {
+    pub(crate) async fn owned_tables(&self, name: &str) -> Result<Vec<String>, OperatorError> {
         let statement = format!(
             "-- list_owned_tables
              select table_schema || '.' || table_name from {}.projection_tables where processor = $1 order by 1",
@@ -247,7 +247,7 @@ impl Operator<'_> {
     /// # Errors
     /// The destination is the start and the processor is not declared or its tables cannot be created, or the database
     /// refuses. Nothing has changed then.
-    pub async fn reset(
+    pub(crate) async fn reset(
         &self,
         name: &str,
         to: Destination,
@@ -300,7 +300,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// [`OperatorError::NotDeclared`].
-    pub fn declaration(&self, name: &str) -> Result<&ProcessorDeclaration, OperatorError> {
+    pub(crate) fn declaration(&self, name: &str) -> Result<&ProcessorDeclaration, OperatorError> {
         let declaration = self.declared.iter().find(|declaration| declaration.name == name);
         declaration.ok_or_else(|| OperatorError::NotDeclared { name: name.to_owned() })
     }

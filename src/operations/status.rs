@@ -17,13 +17,13 @@ use crate::store::horizon::Holder;
 use crate::store::horizon::Horizon;
 use crate::store::layout::Layout;
 
-pub use advice::{Advice, Topic};
-pub use worker::WorkerStatus;
+pub(crate) use advice::Advice;
+pub(crate) use worker::WorkerStatus;
 
 /// What a processor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ProcessorState {
+pub(crate) enum ProcessorState {
     /// Claimed by a worker that has not finished a batch yet.
     Running,
     /// AggregateQueue the settled horizon, and handling events.
@@ -44,7 +44,7 @@ pub enum ProcessorState {
 
 impl ProcessorState {
     /// Every state.
-    pub const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Running,
         Self::CatchingUp,
         Self::Live,
@@ -56,7 +56,7 @@ impl ProcessorState {
     ];
 
     /// The state in one word, as people and programs see it.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
             Self::CatchingUp => "catching_up",
@@ -72,7 +72,7 @@ impl ProcessorState {
 
 /// The status of one processor. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, Serialize)]
-pub struct ProcessorStatus {
+pub(crate) struct ProcessorStatus {
     /// Name of the processor.
     pub name: String,
     /// `projector` or `reactor`.
@@ -137,7 +137,7 @@ pub struct ProcessorStatus {
 
 impl ProcessorStatus {
     /// What identifies the processor's tracker.
-    pub fn key(&self) -> ProcessorKey {
+    pub(crate) fn key(&self) -> ProcessorKey {
         ProcessorKey { name: self.name.clone(), version: self.version, partition: self.partition }
     }
 
@@ -150,7 +150,7 @@ impl ProcessorStatus {
 
 /// A transaction that holds the settled horizon back.
 #[derive(Debug, Clone, Serialize)]
-pub struct HeldBy {
+pub(crate) struct HeldBy {
     /// Process id of its session; `None` for a prepared transaction.
     pub pid: Option<i32>,
     /// Role of the session, or owner of the prepared transaction.
@@ -183,7 +183,7 @@ impl HeldBy {
 }
 
 /// The status of all processors that have run, and of those that are declared and have not run yet.
-pub async fn collect(
+pub(crate) async fn collect(
     events: &mut PgConnection,
     projections: &mut PgConnection,
     layout: &Layout,

@@ -41,14 +41,14 @@ impl ExitCode {
 }
 
 /// Describes how a process of espd's has ended: `exit code 64 (wrong configuration or declaration)`, `signal SIGKILL`.
-pub fn describe_end(status: ExitStatus) -> String {
+pub(crate) fn describe_end(status: ExitStatus) -> String {
     let known = ExitCode::ALL.into_iter().find(|known| status.code() == Some(i32::from(*known as u8)));
     let meaning = known.map_or_else(String::new, |known| format!(" ({})", known.meaning()));
     describe_foreign_end(status) + &meaning
 }
 
 /// Describes how a process has ended whose exit codes espd does not know.
-pub fn describe_foreign_end(status: ExitStatus) -> String {
+pub(crate) fn describe_foreign_end(status: ExitStatus) -> String {
     let signal = |number: i32| {
         Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string())
     };
@@ -68,7 +68,7 @@ impl From<ExitCode> for std::process::ExitCode {
 /// An error that says which exit code it leads to. Any other error leads to [`ExitCode::Failure`].
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub struct Exit {
+pub(crate) struct Exit {
     /// The code to end with.
     pub code: ExitCode,
     /// What to print; may have several lines.
@@ -77,7 +77,7 @@ pub struct Exit {
 
 impl Exit {
     /// An error of the configuration or of a declaration.
-    pub fn configuration(message: impl ToString) -> Self {
+    pub(crate) fn configuration(message: impl ToString) -> Self {
         Self { code: ExitCode::Configuration, message: message.to_string() }
     }
 }

@@ -41,7 +41,7 @@ pub(crate) enum Report {
 /// What a processor is doing, as far as its supervisor has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Condition {
+pub(crate) enum Condition {
     /// It has not claimed its tracker yet.
     Starting,
     /// Another daemon owns its tracker.

@@ -38,7 +38,7 @@ pub fn requests() -> io::Result<mpsc::Receiver<Request>> {
 ///
 /// # Errors
 /// As for [`requests`].
-pub fn requests_and_reloads() -> io::Result<mpsc::Receiver<Request>> {
+pub(crate) fn requests_and_reloads() -> io::Result<mpsc::Receiver<Request>> {
     listen(&[SIGTERM, SIGINT, SIGHUP])
 }
 
@@ -63,7 +63,11 @@ fn listen(signals: &[i32]) -> io::Result<mpsc::Receiver<Request>> {
 }
 
 /// Requests the stop at the first signal; ends the process at the second.
-pub async fn stop_on_request(mut requests: mpsc::Receiver<Request>, stop: ShutdownHandle, exit_code: i32) {
+pub(crate) async fn stop_on_request(
+    mut requests: mpsc::Receiver<Request>,
+    stop: ShutdownHandle,
+    exit_code: i32,
+) {
     if requests.recv().await.is_some() {
         stop.request();
     }

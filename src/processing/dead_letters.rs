@@ -18,8 +18,8 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub(crate) use announcement::announce_set_aside;
-pub use operator::{AggregateQueue, Remaining, RetryRequest};
-pub use selection::Selection;
+pub(crate) use operator::{AggregateQueue, Remaining, RetryRequest};
+pub(crate) use selection::Selection;
 
 use crate::event::{AggregateId, Event, Position};
 use crate::postgres::literal::{interval, json_literal};

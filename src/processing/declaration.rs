@@ -17,9 +17,10 @@ use serde::{Deserialize, Serialize};
 pub use crate::postgres::source_text::SourceText;
 pub use isolation::Isolation;
 pub use kind::ProcessorKind;
-pub use program::{ProgramDeclaration, Secret};
+pub(crate) use program::{ProgramDeclaration, Secret};
 pub use reaction::{ReactorDeclaration, Start};
-pub use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret, WebhookDeclaration};
+pub use webhook::WebhookDeclaration;
+pub(crate) use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret};
 
 use crate::retry::RetryPolicy;
 

@@ -1,11 +1,11 @@
 //! The engine: declarations, trackers, the runner, dead letters, emissions.
 
-pub mod dead_letters;
-pub mod declaration;
+pub(crate) mod dead_letters;
+pub(crate) mod declaration;
 pub(crate) mod emission;
-pub mod failure;
-pub mod heartbeat;
-pub mod processor;
-pub mod progress;
-pub mod runner;
-pub mod tracker;
+pub(crate) mod failure;
+pub(crate) mod heartbeat;
+pub(crate) mod processor;
+pub(crate) mod progress;
+pub(crate) mod runner;
+pub(crate) mod tracker;

@@ -19,12 +19,13 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub(crate) use advance::Advance;
+pub use claim::Claim;
+pub(crate) use claim::LeaseStatus;
 pub(crate) use claim::is_claimed;
-pub use claim::{Claim, LeaseStatus};
-pub use failures::Outage;
+pub(crate) use failures::Outage;
 pub use key::ProcessorKey;
 pub use listing::TrackerRow;
-pub use liveness::CurrentOwner;
+pub(crate) use liveness::CurrentOwner;
 pub use operator::{ReplayEffects, Reset};
 
 use crate::event::Position;

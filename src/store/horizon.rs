@@ -36,11 +36,12 @@ mod observer;
 mod rule;
 mod writer;
 
-pub use holder::Holder;
-pub use observe_error::ObserveError;
+pub(crate) use holder::Holder;
+pub(crate) use observe_error::ObserveError;
 pub use observer::{Observer, observe_once};
 pub use rule::Rule;
-pub use writer::{InvalidVirtualTransaction, VirtualTransaction, Writer};
+pub(crate) use writer::VirtualTransaction;
+pub use writer::Writer;
 
 /// What is known of the order of events at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -15,17 +15,17 @@
 //!   [`subscription`] hands it to a runner, which reads up to it with [`EventStore::read_after`].
 
 pub mod conformance;
-pub mod horizon;
+pub(crate) mod horizon;
 mod jsonb;
-pub mod layout;
+pub(crate) mod layout;
 mod memory;
 pub(crate) mod notifier;
 mod postgres;
-pub mod preconditions;
-pub mod subscription;
-pub mod upcast;
+pub(crate) mod preconditions;
+pub(crate) mod subscription;
+pub(crate) mod upcast;
 mod validity;
-pub mod watcher;
+pub(crate) mod watcher;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -35,6 +35,7 @@ use uuid::Uuid;
 
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
+pub use layout::{EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
 pub use postgres::PostgresEventStore;
 pub(crate) use postgres::{TransactionAppender, read_after_on, read_aggregate_on};

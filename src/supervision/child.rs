@@ -20,7 +20,7 @@ use crate::process::systemd::VARIABLES;
 
 /// What a worker runs.
 #[derive(Clone, PartialEq, Eq)]
-pub struct WorkerProgram {
+pub(crate) struct WorkerProgram {
     /// The worker's name; no two workers have the same.
     pub name: String,
     /// The names of the processors that live in the worker.

@@ -12,7 +12,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 ///
 /// [`healthy_after`]: super::lifecycle::Policy::healthy_after
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CrashHistory {
+pub(crate) struct CrashHistory {
     in_a_row: u32,
     /// The times of the latest crashes, the latest first.
     latest: [Option<Instant>; CRASHES_MAX],
@@ -32,12 +32,12 @@ impl CrashHistory {
     }
 
     /// How many crashes there were.
-    pub fn in_a_row(&self) -> u32 {
+    pub(crate) fn in_a_row(&self) -> u32 {
         self.in_a_row
     }
 
     /// Whether there were more than five crashes within a minute.
-    pub fn is_crash_loop(&self) -> bool {
+    pub(crate) fn is_crash_loop(&self) -> bool {
         self.crash_loop
     }
 }

@@ -22,7 +22,7 @@ use super::crash_history::CrashHistory;
 
 /// Says when workers are restarted and when they are killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// Delay before the first restart.
     pub restart_initial: Duration,
     /// Longest delay before a restart; the delay doubles with each crash up to this.
@@ -50,7 +50,7 @@ impl Default for Policy {
 
 /// Where a worker is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WorkerState {
+pub(crate) enum WorkerState {
     /// The worker is not alive and will be started.
     Waiting {
         /// When it will be started.
@@ -93,7 +93,7 @@ pub enum WorkerState {
 
 /// Why a living worker is ended and started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RestartReason {
+pub(crate) enum RestartReason {
     /// It gave no heartbeat in time.
     Hung,
     /// It used more memory than it may.
@@ -104,7 +104,7 @@ pub enum RestartReason {
 
 /// What happens to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WorkerEvent {
+pub(crate) enum WorkerEvent {
     /// Time has passed.
     Tick,
     /// The process was started.
@@ -125,7 +125,7 @@ pub enum WorkerEvent {
 
 /// What the supervisor has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WorkerAction {
+pub(crate) enum WorkerAction {
     /// Nothing.
     Nothing,
     /// Start the process.
@@ -138,12 +138,12 @@ pub enum WorkerAction {
 
 impl WorkerState {
     /// The state of a worker that has to be started now.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self::Waiting { due: now, crashes: CrashHistory::default() }
     }
 
     /// When the worker needs the next [`WorkerEvent::Tick`]; `None` if time changes nothing.
-    pub fn deadline(&self, policy: &Policy) -> Option<Instant> {
+    pub(crate) fn deadline(&self, policy: &Policy) -> Option<Instant> {
         match self {
             Self::Waiting { due, .. } => Some(*due),
             Self::Running { last_heartbeat, .. } => Some(*last_heartbeat + policy.hang_timeout),
@@ -157,7 +157,7 @@ impl WorkerState {
     }
 
     /// Whether the worker has crashed again and again lately; also true while it runs once more.
-    pub fn is_crash_loop(&self) -> bool {
+    pub(crate) fn is_crash_loop(&self) -> bool {
         match self {
             Self::Waiting { crashes, .. }
             | Self::Running { crashes, .. }
@@ -167,7 +167,7 @@ impl WorkerState {
     }
 
     /// The word that users see: `waiting`, `crash_looping`, `running`, `restarting`, `stopping` or `stopped`.
-    pub fn word(&self) -> &'static str {
+    pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Waiting { crashes, .. } if crashes.is_crash_loop() => "crash_looping",
             Self::Waiting { .. } => "waiting",
@@ -180,7 +180,7 @@ impl WorkerState {
 }
 
 /// Returns what follows from an event: the next state, and what the supervisor has to do.
-pub fn next(
+pub(crate) fn next(
     state: WorkerState,
     event: WorkerEvent,
     now: Instant,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// Records each turn of a loop. All clones show the same loop.
 #[derive(Debug, Clone)]
-pub struct LoopHeartbeat(Arc<Turns>);
+pub(crate) struct LoopHeartbeat(Arc<Turns>);
 
 #[derive(Debug)]
 struct Turns {
@@ -30,7 +30,7 @@ impl LoopHeartbeat {
     }
 
     /// The time since the last turn.
-    pub fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         let last = Duration::from_millis(self.0.last.load(Ordering::Relaxed));
         self.0.begun.elapsed().saturating_sub(last)
     }

@@ -5,17 +5,16 @@
 
 mod child;
 mod crash_history;
-pub mod hooks;
-pub mod lifecycle;
+pub(crate) mod hooks;
+pub(crate) mod lifecycle;
 mod listener;
 mod loop_heartbeat;
 mod plan;
 mod supervised;
 mod supervisor;
 
-pub use child::WorkerProgram;
-pub use crash_history::CrashHistory;
-pub use loop_heartbeat::LoopHeartbeat;
-pub use plan::SupervisionPlan;
-pub use supervised::{End, Snapshot};
-pub use supervisor::{Ending, Supervisor, SupervisorRequest};
+pub(crate) use child::WorkerProgram;
+pub(crate) use loop_heartbeat::LoopHeartbeat;
+pub(crate) use plan::SupervisionPlan;
+pub(crate) use supervised::{End, Snapshot};
+pub(crate) use supervisor::{Ending, Supervisor, SupervisorRequest};

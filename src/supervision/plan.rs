@@ -6,7 +6,7 @@ use super::lifecycle::Policy;
 
 /// Which workers to supervise, and how.
 #[derive(Debug, Clone, Default)]
-pub struct SupervisionPlan {
+pub(crate) struct SupervisionPlan {
     /// The workers; no two have the same name.
     pub programs: Vec<WorkerProgram>,
     /// When workers are restarted and when they are killed.

@@ -19,7 +19,7 @@ pub(super) type Id = u64;
 
 /// One worker as others may see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// The worker's name.
     pub name: String,
     /// The names of the processors that live in the worker.
@@ -42,7 +42,7 @@ pub struct Snapshot {
 
 /// How a process has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct End {
+pub(crate) struct End {
     /// The exit code or signal, in words.
     pub how: String,
     /// When the process has ended.

@@ -26,7 +26,7 @@ use crate::process::systemd::Systemd;
 
 /// What a supervisor is asked to do.
 #[derive(Debug)]
-pub enum SupervisorRequest {
+pub(crate) enum SupervisorRequest {
     /// Stop all workers; if asked a second time, at once.
     Stop,
     /// Restart the workers whose program has changed, start new ones, stop those that are gone.
@@ -35,7 +35,7 @@ pub enum SupervisorRequest {
 
 /// Supervises workers.
 #[derive(Debug)]
-pub struct Supervisor<'m> {
+pub(crate) struct Supervisor<'m> {
     policy: Policy,
     memory_max: Option<u64>,
     hooks: Hooks,
@@ -59,7 +59,7 @@ pub struct Supervisor<'m> {
 
 /// How the supervisor's work has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// Every worker was given the time to end its batch.
     Orderly,
     /// A second request did not wait for that.
@@ -85,7 +85,7 @@ const OVERSLEPT: Duration = Duration::from_secs(1);
 
 impl<'m> Supervisor<'m> {
     /// A supervisor of the workers in `plan`. None is started before [`Self::run`].
-    pub fn new(plan: SupervisionPlan) -> Self {
+    pub(crate) fn new(plan: SupervisionPlan) -> Self {
         let (reporting, reports) = mpsc::channel(REPORTS_MAX);
         let mut supervisor = Self {
             policy: plan.policy,
@@ -116,17 +116,17 @@ impl<'m> Supervisor<'m> {
     }
 
     /// Shows what the workers are doing, from now on.
-    pub fn snapshots(&self) -> watch::Receiver<Vec<Snapshot>> {
+    pub(crate) fn snapshots(&self) -> watch::Receiver<Vec<Snapshot>> {
         self.snapshot.subscribe()
     }
 
     /// Tells when the loop last turned, which it does at least once a second.
-    pub fn heartbeat(&self) -> LoopHeartbeat {
+    pub(crate) fn heartbeat(&self) -> LoopHeartbeat {
         self.heartbeat.clone()
     }
 
     /// Runs until every worker has stopped after a request to stop. A second request kills the workers.
-    pub async fn run(mut self, mut requests: mpsc::Receiver<SupervisorRequest>) -> Ending {
+    pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<SupervisorRequest>) -> Ending {
         let mut stops = 0;
         let mut inspected = Instant::now();
         self.apply_to_all(WorkerEvent::Tick);

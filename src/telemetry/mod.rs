@@ -7,10 +7,11 @@ use std::panic::PanicHookInfo;
 
 use tracing_subscriber::EnvFilter;
 
-pub use settings::{LogFormat, LogSettings};
+pub use settings::LogFormat;
+pub(crate) use settings::LogSettings;
 
 /// Starts logging. `RUST_LOG`, where set, wins over the configured level.
-pub fn start(settings: &LogSettings) {
+pub(crate) fn start(settings: &LogSettings) {
     let filter = EnvFilter::try_from_default_env()
         .or_else(|_| EnvFilter::try_new(&settings.level))
         .unwrap_or_else(|_| EnvFilter::new("info"));

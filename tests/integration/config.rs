@@ -13,7 +13,7 @@ mod webhook;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use espd::config::{Config, InvalidConfig};
+use espd::internals::config::{Config, InvalidConfig};
 use tempfile::TempDir;
 
 /// A folder with configuration files, and variables.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use espd::event::NewEvent;
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use espd::store::{EventStore, MemoryEventStore, PostgresEventStore, conformance};
 use serde_json::value::RawValue;
 use sqlx::PgPool;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use espd::config::parse_duration;
+use espd::internals::config::parse_duration;
 
 /// How long the storm lasts by default: short, so that the suite stays fast.
 const DEFAULT_TIME: Duration = Duration::from_secs(12);

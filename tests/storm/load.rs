@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use espd::shutdown::{self, Shutdown, ShutdownHandle};
-use espd::store::layout::Layout;
+use espd::internals::shutdown::{self, Shutdown, ShutdownHandle};
+use espd::store::Layout;
 use fastrand::Rng;
 use tokio::sync::RwLock;
 use tokio::task::JoinSet;

@@ -87,7 +87,7 @@ fn storm(settings: Settings) -> ExitCode {
 
 /// Returns whether espd has weathered it.
 async fn hold(settings: Settings) -> anyhow::Result<bool> {
-    let mut interrupts = espd::process::signal::requests()?;
+    let mut interrupts = espd::internals::signal::requests()?;
     let mut world = World::create().await?;
     let report = tokio::select! {
         report = campaign::run(&mut world, settings) => report,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use espd::event::Position;
-use espd::shutdown::{self, Shutdown, ShutdownHandle};
+use espd::internals::shutdown::{self, Shutdown, ShutdownHandle};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 use tokio::task::JoinHandle;

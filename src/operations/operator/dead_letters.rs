@@ -13,7 +13,7 @@ use crate::store::EventStore as _;
 /// A dead letter, its event, and the dead letters around it. The field names are an interface: `espctl dead-letters show
 /// --json` prints them.
 #[derive(Debug, Serialize)]
-pub struct ExaminedDeadLetter {
+pub(crate) struct ExaminedDeadLetter {
     /// The dead letter.
     #[serde(flatten)]
     pub dead_letter: DeadLetter,
@@ -26,7 +26,7 @@ pub struct ExaminedDeadLetter {
 
 /// How many dead letters a retry or a discard affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Affected {
+pub(crate) struct Affected {
     /// The dead letters that are selected.
     pub dead_letters: i64,
     /// Those that are not selected and wait behind selected ones.
@@ -38,7 +38,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn dead_letters(
+    pub(crate) async fn dead_letters(
         &self,
         selection: &Selection,
         limit: i64,
@@ -50,7 +50,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn count_dead_letters(&self, selection: &Selection) -> Result<i64, OperatorError> {
+    pub(crate) async fn count_dead_letters(&self, selection: &Selection) -> Result<i64, OperatorError> {
         Ok(self.table().count(&self.databases.projections, selection).await?)
     }
 
@@ -58,7 +58,11 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn count_affected(&self, name: &str, selection: &Selection) -> Result<Affected, OperatorError> {
+    pub(crate) async fn count_affected(
+        &self,
+        name: &str,
+        selection: &Selection,
+    ) -> Result<Affected, OperatorError> {
         let (projections, selection) = (&self.databases.projections, of(name, selection));
         let dead_letters = self.table().count(projections, &selection).await?;
         let left_behind = self.table().count_left_behind(projections, name, &selection).await?;
@@ -69,7 +73,11 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// [`OperatorError::NotADeadLetter`], or a database does not answer.
-    pub async fn examine(&self, name: &str, event_id: Position) -> Result<ExaminedDeadLetter, OperatorError> {
+    pub(crate) async fn examine(
+        &self,
+        name: &str,
+        event_id: Position,
+    ) -> Result<ExaminedDeadLetter, OperatorError> {
         let dead_letter = self.dead_letter(name, event_id).await?;
         let queue = self.table().queue_around(&self.databases.projections, &dead_letter).await?;
         let events = self.store().read_after(event_id.previous(), Some(event_id), None, 1).await?;
@@ -82,7 +90,7 @@ impl Operator<'_> {
     /// # Errors
     /// As for [`Self::find`]. If one event is selected, [`OperatorError::NotADeadLetter`] or
     /// [`OperatorError::OutOfOrder`]. The database does not answer.
-    pub async fn retry_dead_letters(
+    pub(crate) async fn retry_dead_letters(
         &self,
         name: &str,
         selection: &Selection,
@@ -102,7 +110,11 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn count_pending(&self, name: &str, request: &RetryRequest) -> Result<i64, OperatorError> {
+    pub(crate) async fn count_pending(
+        &self,
+        name: &str,
+        request: &RetryRequest,
+    ) -> Result<i64, OperatorError> {
         Ok(self.table().count_pending(&self.databases.projections, name, request).await?)
     }
 
@@ -110,7 +122,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn remaining(
+    pub(crate) async fn remaining(
         &self,
         name: &str,
         request: &RetryRequest,
@@ -125,7 +137,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// [`OperatorError::NotADeadLetter`] if one event is selected, or the database does not answer.
-    pub async fn discard_dead_letters(
+    pub(crate) async fn discard_dead_letters(
         &self,
         name: &str,
         selection: &Selection,
@@ -147,7 +159,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// As for [`Self::find`].
-    pub async fn require_known(&self, name: &str) -> Result<(), OperatorError> {
+    pub(crate) async fn require_known(&self, name: &str) -> Result<(), OperatorError> {
         if self.declaration(name).is_err() {
             self.find(name).await?;
         }

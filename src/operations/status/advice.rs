@@ -10,7 +10,7 @@ use super::{HeldBy, ProcessorState, ProcessorStatus, WorkerStatus};
 
 /// One thing that needs attention. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Advice {
+pub(crate) struct Advice {
     /// What it is about: a stable word for programs.
     pub topic: Topic,
     /// What is wrong, in one or two sentences.
@@ -26,7 +26,7 @@ pub struct Advice {
 /// What advice is about, the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Topic {
+pub(crate) enum Topic {
     /// The processor has stopped until an operator acts.
     Failed,
     /// An event fails again and again.

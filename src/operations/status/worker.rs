@@ -9,7 +9,7 @@ use crate::store::layout::Layout;
 
 /// The worker of a processor. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct WorkerStatus {
+pub(crate) struct WorkerStatus {
     /// A processor that runs in the worker.
     #[serde(skip)]
     pub processor: String,
@@ -45,7 +45,7 @@ from_row!(WorkerStatus {
 
 impl WorkerStatus {
     /// Whether the worker is not alive though it should be.
-    pub fn is_down(&self) -> bool {
+    pub(crate) fn is_down(&self) -> bool {
         matches!(self.state.as_str(), "waiting" | "crash_looping") && self.last_end.is_some()
     }
 }

@@ -16,7 +16,7 @@ const COLUMNS: &str = "processor, version, partition, event_id, event_uuid, even
 
 /// A retry of dead letters that the owner of a processor was asked for.
 #[derive(Debug, Clone)]
-pub struct RetryRequest {
+pub(crate) struct RetryRequest {
     /// When an operator asked for it, by the server's clock.
     pub at: DateTime<Utc>,
     /// The events, in the order in which they will be handled.
@@ -30,7 +30,7 @@ from_row!(RetryRequest { at, events, left_out });
 /// The dead letters of an aggregate around one of them. The field names are an interface: `espctl dead-letters show
 /// --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct AggregateQueue {
+pub(crate) struct AggregateQueue {
     /// The earlier dead letter that has to be handled first, if there is one.
     pub waits_for: Option<Position>,
     /// How many later dead letters wait behind this one.
@@ -43,7 +43,7 @@ from_row!(AggregateQueue { waits_for, waiting, waiting_event_ids });
 
 /// The dead letters whose retry was asked for and that are still set aside.
 #[derive(Debug, Clone)]
-pub struct Remaining {
+pub(crate) struct Remaining {
     /// The dead letters that were tried and failed again.
     pub failed: Vec<DeadLetter>,
     /// How many failed again; `failed` has only the first of them.

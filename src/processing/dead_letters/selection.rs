@@ -8,7 +8,7 @@ use crate::postgres::quote::quote_literal;
 
 /// Selects the dead letters that meet every condition; `None` is no condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// Dead letters of this processor.
     pub processor: Option<String>,
     /// The dead letter of this event.
@@ -27,17 +27,17 @@ pub struct Selection {
 
 impl Selection {
     /// Selects all dead letters of one processor.
-    pub fn of(processor: &str) -> Self {
+    pub(crate) fn of(processor: &str) -> Self {
         Self { processor: Some(processor.to_owned()), ..Self::default() }
     }
 
     /// Selects one dead letter.
-    pub fn one(processor: &str, event_id: Position) -> Self {
+    pub(crate) fn one(processor: &str, event_id: Position) -> Self {
         Self { event_id: Some(event_id), ..Self::of(processor) }
     }
 
     /// Whether all dead letters of the processor are selected, or those of all processors.
-    pub fn is_everything(&self) -> bool {
+    pub(crate) fn is_everything(&self) -> bool {
         *self == Self { processor: self.processor.clone(), ..Self::default() }
     }
 

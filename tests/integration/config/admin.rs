@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use espd::config::{AdminSettings, Listen, Token};
+use espd::internals::config::{AdminSettings, Listen, Token};
 
 use super::{Folder, load};
 

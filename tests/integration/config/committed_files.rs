@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use espd::config::{AdminSettings, Config, EXAMPLE};
-use espd::processing::declaration::SourceText;
+use espd::internals::config::{AdminSettings, Config, EXAMPLE};
+use espd::internals::declaration::SourceText;
 
 use crate::support::certificates::Authority;
 
@@ -59,7 +59,7 @@ fn the_example_names_every_key() {
     // What is the same for reactors as for projectors, it says once.
     let told =
         |key: &String| named.contains(key) || named.contains(&key.replacen("reactor.", "projector.", 1));
-    let known = espd::config::known_keys();
+    let known = espd::internals::config::known_keys();
     assert_eq!(known.iter().filter(|key| !told(key)).collect::<Vec<_>>(), Vec::<&String>::new());
     assert!(named.iter().all(|key| known.contains(key)), "{named:?}");
 }
@@ -67,7 +67,7 @@ fn the_example_names_every_key() {
 #[test]
 fn the_documentation_names_every_key() {
     let documentation = fs::read_to_string(repository().join("docs/configuration.md")).unwrap();
-    for name in espd::config::known_keys() {
+    for name in espd::internals::config::known_keys() {
         let (section, key) = name.rsplit_once('.').unwrap_or(("", &name));
         // Sections are headings; keys stand in the table below the heading of their section.
         let heading = format!("\n### {name}\n");

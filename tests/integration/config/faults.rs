@@ -1,6 +1,6 @@
 //! Everything that is wrong is said at once: where, and what to write instead.
 
-use espd::config::EXAMPLE;
+use espd::internals::config::EXAMPLE;
 use proptest::prelude::*;
 
 use super::{Folder, load};
@@ -282,7 +282,7 @@ fn an_included_file_holds_processors_only() {
 
 #[test]
 fn every_known_key_is_read() {
-    for name in espd::config::known_keys() {
+    for name in espd::internals::config::known_keys() {
         let (section, key) = name.rsplit_once('.').unwrap_or(("", &name));
         let header = match section {
             "" => String::new(),

@@ -1,6 +1,6 @@
 //! The JSON Schema knows what the reader knows.
 
-use espd::config::Config;
+use espd::internals::config::Config;
 use serde_json::Value;
 
 use super::{load, repository};
@@ -123,7 +123,7 @@ fn the_schema_has_exactly_the_keys_of_the_reader() {
     let mut keys = Vec::new();
     collect(&Config::json_schema(), "", &mut keys);
     keys.sort();
-    let mut known = espd::config::known_keys();
+    let mut known = espd::internals::config::known_keys();
     known.sort();
     assert_eq!(keys, known);
 }

@@ -1,6 +1,6 @@
 //! A password is never shown.
 
-use espd::daemon::plan::worker_settings;
+use espd::internals::plan::worker_settings;
 
 use super::{Folder, espd_example};
 

@@ -3,8 +3,8 @@
 //! Their handlers are run here one event at a time, without the runner: this is about the SQL that the
 //! demo and a newcomer's first configuration consist of.
 
-use espd::config::Config;
-use espd::processing::declaration::{HandledEvents, ProcessorDeclaration};
+use espd::internals::config::Config;
+use espd::internals::declaration::{HandledEvents, ProcessorDeclaration};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;

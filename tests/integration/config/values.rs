@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use espd::config::{Config, DatabaseUrl, LogFormat, RunnerSection};
-use espd::daemon::plan::worker_settings;
-use espd::processing::declaration::{BatchLimits, HandledEvents};
-use espd::retry::{RetryPolicy, Strategy};
-use espd::worker::WorkerSettings;
+use espd::internals::config::{Config, DatabaseUrl, LogFormat, RunnerSection};
+use espd::internals::declaration::{BatchLimits, HandledEvents};
+use espd::internals::plan::worker_settings;
+use espd::internals::retry::{RetryPolicy, Strategy};
+use espd::internals::worker::WorkerSettings;
 
 use super::{Folder, espd_example, load};
 

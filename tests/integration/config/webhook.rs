@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use espd::processing::declaration::{Handling, WebhookDeclaration};
+use espd::internals::declaration::{Handling, WebhookDeclaration};
 
 use super::{Folder, load};
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use espd::config::Config;
+use espd::internals::config::Config;
 
 use crate::support;
 use crate::support::facts::{eventually, reaches};

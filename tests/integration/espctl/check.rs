@@ -82,5 +82,5 @@ async fn the_configuration_is_shown_without_its_secrets() {
     std::fs::write(again.path().join("espd.toml"), &shown).unwrap();
     assert_eq!(again.espctl(&["config", "show"]).await.printed(), shown);
     let example = installation.espctl(&["config", "example"]).await.printed();
-    assert_eq!(example.trim_end(), espd::config::EXAMPLE.trim_end());
+    assert_eq!(example.trim_end(), espd::internals::config::EXAMPLE.trim_end());
 }

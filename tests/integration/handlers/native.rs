@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use espd::Program;
+use espd::internals::dead_letters::DeadLetter;
+use espd::internals::processor::{Events, Processor};
+use espd::internals::retry::{OnFailure, RetryPolicy};
+use espd::internals::runner::RunnerContext;
 use espd::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
-use espd::processing::dead_letters::DeadLetter;
-use espd::processing::processor::{Events, Processor};
-use espd::processing::runner::RunnerContext;
-use espd::retry::{OnFailure, RetryPolicy};
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use serde::{Deserialize, Serialize};
 use sqlx::{FromRow as _, PgPool};
 
@@ -148,7 +148,7 @@ async fn a_poison_event_is_found_in_few_steps() {
     poison(&db.pool, 500).await;
     let projected = Arc::new(AtomicU32::new(0));
     let retry = RetryPolicy { max_attempts: Some(1), on_failure: OnFailure::Stop, ..settings(&db).retry };
-    let limits = espd::processing::declaration::BatchLimits::default();
+    let limits = espd::internals::declaration::BatchLimits::default();
     let life = Life::begin_with(
         &db,
         notes_counting(Poison::Unnamed, projected.clone()),
@@ -200,7 +200,7 @@ async fn under_each_policy_the_others_of_a_thousand_are_there() {
         append(&db.pool, 1_000).await;
         poison(&db.pool, 500).await;
         let retry = RetryPolicy { max_attempts: Some(2), on_failure, ..settings(&db).retry };
-        let limits = espd::processing::declaration::BatchLimits::default();
+        let limits = espd::internals::declaration::BatchLimits::default();
         let life =
             Life::begin_with(&db, notes(Poison::Named), RunnerContext { retry, limits, ..settings(&db) });
         let goes_on = matches!(on_failure, OnFailure::Park | OnFailure::Skip);

@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use espd::daemon::todo_history::TodoHistory;
-use espd::store::layout::Layout;
+use espd::internals::todo_history::TodoHistory;
+use espd::store::Layout;
 use espd::store::{EventStore as _, PostgresEventStore};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

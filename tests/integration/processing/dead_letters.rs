@@ -9,8 +9,8 @@ mod retries;
 mod scale;
 mod tools;
 
-use espd::processing::runner::RunnerContext;
-use espd::retry::{OnFailure, RetryPolicy, Strategy};
+use espd::internals::retry::{OnFailure, RetryPolicy, Strategy};
+use espd::internals::runner::RunnerContext;
 use sqlx::PgPool;
 use uuid::Uuid;
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use espd::embedded::StopMode;
-use espd::processing::runner::RunnerContext;
-use espd::processing::tracker::{TrackerRow, Trackers};
-use espd::retry::{OnFailure, RetryPolicy, Strategy};
+use espd::internals::retry::{OnFailure, RetryPolicy, Strategy};
+use espd::internals::runner::RunnerContext;
+use espd::internals::tracker::{TrackerRow, Trackers};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 

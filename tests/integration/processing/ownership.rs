@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use espd::processing::tracker::Trackers;
+use espd::internals::tracker::Trackers;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::PgPool;
@@ -246,9 +246,9 @@ async fn a_standby_that_may_not_end_a_frozen_owner_says_so_and_so_does_the_statu
 async fn only_the_backend_that_holds_the_row_is_ended_never_one_with_a_reused_number() {
     let db = support::database().await;
     let trackers = Trackers::new(SCHEMA);
-    let me = espd::processing::tracker::Owner::generate();
-    let kind = espd::processing::declaration::ProcessorKind::Projector;
-    let key = espd::processing::tracker::ProcessorKey::new("p", 1);
+    let me = espd::internals::tracker::Owner::generate();
+    let kind = espd::internals::declaration::ProcessorKind::Projector;
+    let key = espd::internals::tracker::ProcessorKey::new("p", 1);
     trackers.register(&db.pool, &key, kind, 0.into()).await.unwrap();
     // The recorded number is that of a bystander, who holds the row for a reason of its own.
     let mut bystander = db.pool.begin().await.unwrap();

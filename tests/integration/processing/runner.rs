@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use espd::handlers::sql::{Events, SqlProcessor};
-use espd::processing::declaration::{BatchLimits, ProcessorDeclaration};
-use espd::processing::failure::Failure;
-use espd::processing::processor::Processor;
-use espd::processing::runner::{ReleaseChannel, Runner, RunnerContext};
-use espd::processing::tracker::{Owner, ProcessorKey, Reset, TrackerRow, Trackers};
-use espd::retry::RetryPolicy;
-use espd::shutdown::{self, ShutdownHandle};
-use espd::store::layout::Layout;
-use espd::store::subscription::Subscription;
-use espd::store::watcher::{Watcher, WatcherSettings};
+use espd::internals::declaration::{BatchLimits, ProcessorDeclaration};
+use espd::internals::failure::Failure;
+use espd::internals::processor::Processor;
+use espd::internals::retry::RetryPolicy;
+use espd::internals::runner::{ReleaseChannel, Runner, RunnerContext};
+use espd::internals::shutdown::{self, ShutdownHandle};
+use espd::internals::sql::{Events, SqlProcessor};
+use espd::internals::subscription::Subscription;
+use espd::internals::tracker::{Owner, ProcessorKey, Reset, TrackerRow, Trackers};
+use espd::internals::watcher::{Watcher, WatcherSettings};
+use espd::store::Layout;
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
 

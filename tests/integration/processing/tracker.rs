@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use espd::processing::declaration::ProcessorKind;
-use espd::processing::failure::{FailedEvent, Failure};
-use espd::processing::processor::Outcome;
-use espd::processing::tracker::{Claim, Owner, ProcessorKey, Reset, TrackerRow, Trackers};
+use espd::internals::declaration::ProcessorKind;
+use espd::internals::failure::{FailedEvent, Failure};
+use espd::internals::processor::Outcome;
+use espd::internals::tracker::{Claim, Owner, ProcessorKey, Reset, TrackerRow, Trackers};
 use sqlx::PgPool;
 use uuid::Uuid;
 

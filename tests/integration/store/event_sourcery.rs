@@ -5,8 +5,8 @@ mod framework;
 use std::time::Duration;
 
 use espd::event::NewEvent;
-use espd::store::layout::{EventSourceryNames, Layout};
 use espd::store::{AppendError, EventStore as _, PostgresEventStore};
+use espd::store::{EventSourceryNames, Layout};
 use serde_json::json;
 use serde_json::value::RawValue;
 use sqlx::postgres::PgListener;

@@ -3,7 +3,7 @@
 use espd::event::ExpectedVersion::{Absent, Exact};
 use espd::event::{NewEvent, Position};
 use espd::schema::migrate_event_store;
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use espd::store::{AppendError, EventStore, PostgresEventStore};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};

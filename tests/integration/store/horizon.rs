@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use espd::embedded::{EmbeddedPostgres, StopMode};
 use espd::event::Position;
+use espd::internals::horizon::{Horizon, Observer, Rule, Writer, observe_once};
 use espd::schema::migrate_event_store;
-use espd::store::horizon::{Horizon, Observer, Rule, Writer, observe_once};
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
 use tokio::sync::watch;
 

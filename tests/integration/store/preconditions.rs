@@ -1,8 +1,8 @@
 //! The preconditions of the settled horizon: every one broken once, and repaired as the message says.
 
 use espd::event::Position;
-use espd::store::layout::Layout;
-use espd::store::preconditions::{PreconditionError, Unmet, UnmetKind, check};
+use espd::internals::preconditions::{PreconditionError, Unmet, UnmetKind, check};
+use espd::store::Layout;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::support::{self, SCHEMA};

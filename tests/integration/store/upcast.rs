@@ -2,13 +2,13 @@
 
 use async_trait::async_trait;
 use espd::Program;
+use espd::internals::declaration::SourceText;
+use espd::internals::processor::Events;
+use espd::internals::retry::{OnFailure, RetryPolicy};
+use espd::internals::runner::RunnerContext;
+use espd::internals::upcast::Upcast;
 use espd::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
-use espd::processing::declaration::SourceText;
-use espd::processing::processor::Events;
-use espd::processing::runner::RunnerContext;
-use espd::retry::{OnFailure, RetryPolicy};
-use espd::store::layout::Layout;
-use espd::store::upcast::Upcast;
+use espd::store::Layout;
 use espd::store::{EventStore as _, PostgresEventStore};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use espd::embedded::{EmbeddedPostgres, StopMode};
 use espd::event::Position;
+use espd::internals::horizon::{Horizon, wait_beyond};
+use espd::internals::shutdown::{self, ShutdownHandle};
+use espd::internals::watcher::{Watcher, WatcherSettings};
 use espd::schema::migrate_event_store;
-use espd::shutdown::{self, ShutdownHandle};
-use espd::store::horizon::{Horizon, wait_beyond};
-use espd::store::layout::Layout;
-use espd::store::watcher::{Watcher, WatcherSettings};
+use espd::store::Layout;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::watch;

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use espd::config::Config;
-use espd::daemon::plan::worker_settings;
-use espd::processing::tracker::Owner;
-use espd::worker::Assignment;
+use espd::internals::config::Config;
+use espd::internals::plan::worker_settings;
+use espd::internals::tracker::Owner;
+use espd::internals::worker::Assignment;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::getpgid;
 use serde_json::Value;

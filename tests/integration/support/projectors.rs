@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use espd::handlers::sql::{Events, SqlProcessor};
-use espd::processing::declaration::{
+use espd::internals::declaration::{
     BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, SourceText,
     TableDeclaration,
 };
-use espd::processing::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work};
-use espd::processing::tracker::{Claim, Owner, ProcessorKey, ReplayEffects, Trackers};
-use espd::retry::RetryPolicy;
-use espd::store::layout::Layout;
+use espd::internals::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work};
+use espd::internals::retry::RetryPolicy;
+use espd::internals::sql::{Events, SqlProcessor};
+use espd::internals::tracker::{Claim, Owner, ProcessorKey, ReplayEffects, Trackers};
+use espd::store::Layout;
 use sqlx::{PgConnection, PgPool};
 
 use super::SCHEMA;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use espd::event::{Appended, ExpectedVersion, NewEvent};
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use espd::store::{AppendError, EventStore as _, PostgresEventStore};
 use fastrand::Rng;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -168,7 +168,7 @@ pub fn sqlstate(error: &sqlx::Error) -> Option<String> {
 
 /// Whether the server has judged the request itself, and not told of its own troubles.
 pub fn is_refusal(state: &str) -> bool {
-    !espd::processing::failure::is_infrastructure(state)
+    !espd::internals::failure::is_infrastructure(state)
 }
 
 async fn append_through_library(store: &PostgresEventStore, drafts: &[Draft]) -> Answer {

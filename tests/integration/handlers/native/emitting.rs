@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use espd::Program;
+use espd::internals::processor::Events;
+use espd::internals::retry::{OnFailure, RetryPolicy};
+use espd::internals::runner::RunnerContext;
+use espd::native::Start;
 use espd::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
-use espd::processing::declaration::Start;
-use espd::processing::processor::Events;
-use espd::processing::runner::RunnerContext;
-use espd::retry::{OnFailure, RetryPolicy};
+use espd::store::Layout;
 use espd::store::PostgresEventStore;
-use espd::store::layout::Layout;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -99,13 +99,13 @@ async fn what_is_emitted_is_what_sql_would_emit() {
     }
     let emit = "perform espd.emit('Answered', event.aggregate_id, jsonb_build_object('to', event.body->'n'))";
     let declared = crate::support::projectors::declare("answering", &[], &[(&["A"], emit)]);
-    let reaction = espd::processing::declaration::ReactorDeclaration {
+    let reaction = espd::internals::declaration::ReactorDeclaration {
         emits: vec!["Answered".into()],
         start: Start::Beginning,
         ..Default::default()
     };
     let declared =
-        espd::processing::declaration::ProcessorDeclaration { reaction: Some(reaction), ..declared };
+        espd::internals::declaration::ProcessorDeclaration { reaction: Some(reaction), ..declared };
     let lives = [
         Life::begin_with(&rust, make(&program(), "answering"), settings(&rust)),
         Life::begin(&sql, declared, settings(&sql)),
@@ -152,18 +152,18 @@ async fn a_reset_is_silent_event_by_event_and_repeats_nothing_that_is_there() {
     append(&db.pool, 10).await;
     let life = Life::begin_with(&db, make(&program(), "answering"), settings(&db));
     eventually("answers", async || (emitted(&db.pool).await.len() == 10).then_some(())).await;
-    let trackers = espd::processing::tracker::Trackers::new(SCHEMA);
+    let trackers = espd::internals::tracker::Trackers::new(SCHEMA);
     let head = numbers(&db.pool, "select max(id) from espd.events").await[0];
     reaches(&db.pool, "answering", head).await;
     let mut connection = db.pool.acquire().await.unwrap();
     for (effects, replayed) in [
-        (espd::processing::tracker::ReplayEffects::Suppress, true),
-        (espd::processing::tracker::ReplayEffects::Repeat, false),
+        (espd::internals::tracker::ReplayEffects::Suppress, true),
+        (espd::internals::tracker::ReplayEffects::Repeat, false),
     ] {
         sqlx::query("truncate answers").execute(&db.pool).await.unwrap();
-        let key = espd::processing::tracker::ProcessorKey::new("answering", 1);
+        let key = espd::internals::tracker::ProcessorKey::new("answering", 1);
         let reset =
-            espd::processing::tracker::Reset { effects, ..espd::processing::tracker::Reset::to(0.into()) };
+            espd::internals::tracker::Reset { effects, ..espd::internals::tracker::Reset::to(0.into()) };
         trackers.reset(&mut connection, &key, "alice@here", reset).await.unwrap();
         eventually("all again", async || {
             (numbers(&db.pool, "select count(*) from answers").await == [10]).then_some(())
@@ -251,10 +251,10 @@ async fn what_is_emitted_for_a_store_elsewhere_is_kept_with_the_rows() {
     let mut connection = projections.pool.acquire().await.unwrap();
     let claim = crate::support::projectors::claim_processor(&mut connection, processor.as_ref()).await;
     processor.prepare(&mut connection, &claim).await.unwrap();
-    let limits = espd::processing::declaration::BatchLimits::default();
-    let request = espd::processing::processor::BatchRequest {
+    let limits = espd::internals::declaration::BatchLimits::default();
+    let request = espd::internals::processor::BatchRequest {
         claim: &claim,
-        work: espd::processing::processor::Work::Batch { upto: 200.into(), rate: 0.0 },
+        work: espd::internals::processor::Work::Batch { upto: 200.into(), rate: 0.0 },
         limits: &limits,
         lease: Duration::from_secs(60),
     };

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use espd::daemon::todo_history::TodoHistory;
-use espd::store::layout::Layout;
+use espd::internals::todo_history::TodoHistory;
+use espd::store::Layout;
 use espd::store::{EventStore as _, PostgresEventStore};
 use sqlx::{AssertSqlSafe, PgPool};
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use espd::handlers::check;
-use espd::processing::declaration::{ProcessorDeclaration, SourceText};
-use espd::processing::failure::Failure;
-use espd::processing::processor::{Outcome, Processor as _, ProcessorError};
-use espd::processing::tracker::ReplayEffects;
+use espd::internals::declaration::{ProcessorDeclaration, SourceText};
+use espd::internals::failure::Failure;
+use espd::internals::handlers::check;
+use espd::internals::processor::{Outcome, Processor as _, ProcessorError};
+use espd::internals::tracker::ReplayEffects;
 
 use crate::support;
 use crate::support::projectors::{Running, declare, insert, numbers};
@@ -313,7 +313,7 @@ async fn a_lock_that_cannot_be_had_is_no_failure_of_the_event() {
     sqlx::query("set lock_timeout = '10ms'").execute(&mut running.connection).await.unwrap();
     let error = running.process(ids[0]).await.err().unwrap();
     let ProcessorError::Database(error) = error else { panic!("{error:?}") };
-    assert!(espd::processing::failure::is_infrastructure_error(&error), "{error}");
+    assert!(espd::internals::failure::is_infrastructure_error(&error), "{error}");
     holder.rollback().await.unwrap();
     assert_eq!(running.process(ids[0]).await.unwrap(), moved(ids[0], 1));
 }

@@ -1,13 +1,14 @@
 //! SQL reactors on a real database: what they emit, the tables and the position together, and never twice.
 
-use espd::handlers::check;
-use espd::handlers::sql::Events;
-use espd::processing::declaration::{ProcessorDeclaration, ReactorDeclaration, Start};
-use espd::processing::failure::Failure;
-use espd::processing::processor::Outcome;
-use espd::processing::tracker::ReplayEffects;
+use espd::internals::declaration::{ProcessorDeclaration, ReactorDeclaration};
+use espd::internals::failure::Failure;
+use espd::internals::handlers::check;
+use espd::internals::processor::Outcome;
+use espd::internals::sql::Events;
+use espd::internals::tracker::ReplayEffects;
+use espd::native::Start;
+use espd::store::Layout;
 use espd::store::PostgresEventStore;
-use espd::store::layout::Layout;
 use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row as _};

@@ -1,6 +1,6 @@
 //! The order of an aggregate's events: nothing overtakes what is set aside.
 
-use espd::retry::OnFailure;
+use espd::internals::retry::OnFailure;
 
 use super::{add, dead_letters, failed, noted, notes_of, operator_log, setting_aside, waiting};
 use crate::processing::runner::{DIVIDE, Life, notes, set_n};

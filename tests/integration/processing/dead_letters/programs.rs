@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use espd::Program;
-use espd::handlers::sql::SqlProcessor;
+use espd::internals::processor::{BatchRequest, Events, Outcome, Processor, ProcessorBase, ProcessorError};
+use espd::internals::retry::OnFailure;
+use espd::internals::sql::SqlProcessor;
+use espd::internals::tracker::Claim;
+use espd::native::Start;
 use espd::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration};
-use espd::processing::declaration::Start;
-use espd::processing::processor::{BatchRequest, Events, Outcome, Processor, ProcessorBase, ProcessorError};
-use espd::processing::tracker::Claim;
-use espd::retry::OnFailure;
-use espd::store::layout::Layout;
+use espd::store::Layout;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 

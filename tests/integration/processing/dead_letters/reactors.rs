@@ -1,7 +1,8 @@
 //! Dead letters of reactors: whether what an event leads to is done once, after resets and retries.
 
-use espd::processing::declaration::{ProcessorDeclaration, ReactorDeclaration, Start};
-use espd::retry::OnFailure;
+use espd::internals::declaration::{ProcessorDeclaration, ReactorDeclaration};
+use espd::internals::retry::OnFailure;
+use espd::native::Start;
 use sqlx::PgPool;
 
 use super::{add, dead_letters, failed, notes_of, setting_aside};

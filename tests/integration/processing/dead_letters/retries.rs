@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use espd::processing::processor::{BatchRequest, Outcome, Processor as _, Work};
-use espd::processing::runner::RunnerContext;
-use espd::processing::tracker::Owner;
-use espd::retry::OnFailure;
+use espd::internals::processor::{BatchRequest, Outcome, Processor as _, Work};
+use espd::internals::retry::OnFailure;
+use espd::internals::runner::RunnerContext;
+use espd::internals::tracker::Owner;
 use nix::sys::signal::{Signal, kill};
 
 use super::{add, dead_letters, failed, noted, setting_aside};

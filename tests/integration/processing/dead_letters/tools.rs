@@ -1,6 +1,6 @@
 //! `espctl dead-letters`, as people and scripts use it.
 
-use espd::retry::OnFailure;
+use espd::internals::retry::OnFailure;
 use serde_json::json;
 use uuid::Uuid;
 
