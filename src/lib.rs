@@ -31,7 +31,7 @@
 //! use espd::prelude::*;
 //! use futures_util::TryStreamExt as _;
 //!
-//! let mut events = store.read_aggregate(&todo, Version::FIRST, None);
+//! let mut events = store.read_aggregate(todo, Version::FIRST, None);
 //! while let Some(event) = events.try_next().await? {
 //!     println!("{} {} {}", event.version, event.event_type, event.body);
 //! }

@@ -161,8 +161,8 @@ fn a_planted_import_is_found() {
 
 #[test]
 fn a_planted_circle_is_found() {
-    // `subscription` uses the watcher.
-    let copy = planted("store/watcher.rs", "use crate::store::subscription::Subscription;");
+    // `subscription` uses the horizon.
+    let copy = planted("store/horizon.rs", "use crate::store::subscription::Subscription;");
     let circles = circles(&SourceTree::read(copy.path()));
     assert!(circles.iter().any(|circle| circle.contains("store::subscription")), "{circles:?}");
 }

@@ -107,7 +107,7 @@ pub enum Outcome {
         /// Why the batch ended before the next event, if that could not be handled.
         failure: Option<Box<Failure>>,
     },
-    /// As [`Self::Committed`], by a processor that handles events beyond its position as well: see [`RunsAhead`]. Events that
+    /// As [`Self::Committed`], by a processor that handles events beyond its position as well: see `RunsAhead`. Events that
     /// fail wait for another attempt while others go on.
     Ahead {
         /// Every event at or below this position has been handled, or is of a type that the processor does not handle.

@@ -6,13 +6,13 @@
 //!
 //! The parts, in the order in which an event passes them:
 //!
-//! - [`layout`] describes a store in PostgreSQL: where its events are, what orders them, who may append. [`upcast`]s are
+//! - `layout` describes a store in PostgreSQL: where its events are, what orders them, who may append. Upcasts are
 //!   laid over its source, so that old events are read as new ones.
 //! - An append checks what is cheap to check (`validity`), is stored in one transaction (`postgres/append`), and then
 //!   notifies those who follow the store (`notifier`).
-//! - [`preconditions`] are what a store must meet before it may be followed.
-//! - [`horizon`] says up to which id no event can appear any more. [`watcher`] observes it, once per process, and
-//!   [`subscription`] hands it to a runner, which reads up to it with [`EventStore::read_after`].
+//! - `preconditions` are what a store must meet before it may be followed.
+//! - `horizon` says up to which id no event can appear any more. `watcher` observes it, once per process, and
+//!   `subscription` hands it to a runner, which reads up to it with [`EventStore::read_after`].
 
 pub mod conformance;
 pub(crate) mod horizon;

@@ -8,7 +8,7 @@ use crate::event::Position;
 /// Takes observations and says which position is settled.
 ///
 /// It has no I/O and no clock. The caller has to make both reads of an observation in the
-/// order of [the module's documentation](super), to make observations one after the other, and to take a new rule whenever
+/// order of the module's documentation, to make observations one after the other, and to take a new rule whenever
 /// the server may have restarted, because then other transactions go by the same names, and ids that
 /// were never committed may be drawn again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
