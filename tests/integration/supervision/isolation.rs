@@ -107,8 +107,11 @@ async fn a_handler_that_cannot_be_compiled_ends_the_worker_only_if_it_is_alone()
     let last = append(&db.pool, 100).await;
     let daemon = installation.start_daemon();
     reaches(&db.pool, "fine", last).await;
-    let said = daemon.logged("cannot be run as it is declared");
-    let of_faulty = said.iter().find(|line| line["processor"] == "faulty").unwrap();
+    let of_faulty = eventually("the error of `faulty`", async || {
+        let said = daemon.logged("cannot be run as it is declared");
+        said.into_iter().find(|line| line["processor"] == "faulty")
+    })
+    .await;
     assert!(of_faulty["error"].as_str().unwrap().contains("faulty.toml:"), "{of_faulty}");
     eventually("the second life of `alone`", async || daemon.children("alone").get(1).copied()).await;
     assert_eq!(daemon.children("group:lists").len(), 1);
