@@ -287,7 +287,7 @@ pub mod internals {
         pub use crate::retry::{OnFailure, RetryPolicy, Strategy};
     }
     pub mod runner {
-        pub use crate::processing::runner::{LEASE, ReleaseChannel, Runner, RunnerContext};
+        pub use crate::processing::runner::{ReleaseChannel, Runner, RunnerContext};
     }
     pub mod shutdown {
         pub use crate::shutdown::{Shutdown, ShutdownHandle, channel};
@@ -310,7 +310,7 @@ pub mod internals {
     }
     pub mod tracker {
         pub use crate::processing::tracker::{
-            Claim, Owner, ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers,
+            Claim, LEASE, Owner, ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers,
         };
     }
     pub mod upcast {

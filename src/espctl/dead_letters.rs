@@ -15,7 +15,7 @@ use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
-use crate::operations::status::text::thousands;
+use crate::operations::status::format::thousands;
 use crate::processing::dead_letters::Selection;
 
 #[derive(Subcommand)]

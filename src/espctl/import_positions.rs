@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::espctl::output;
 use crate::operations::databases::Databases;
 use crate::operations::import_positions::{ImportedPosition, Plan, PositionImport};
-use crate::operations::status::text::{table, thousands};
+use crate::operations::status::format::{table, thousands};
 
 #[derive(Args)]
 #[command(

@@ -9,7 +9,7 @@ use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Destination, Operator};
-use crate::operations::status::text::thousands;
+use crate::operations::status::format::thousands;
 use crate::processing::tracker::{ReplayEffects, TrackerRow};
 
 #[derive(Args)]

@@ -1,8 +1,8 @@
 //! How far every processor is, whether it runs, and if not, why and what to do.
 
 mod advice;
+pub(crate) mod format;
 pub(crate) mod table;
-pub(crate) mod text;
 mod worker;
 
 use chrono::{DateTime, Utc};

@@ -77,9 +77,6 @@ pub struct ReleaseChannel {
     pub elsewhere: Option<PgConnectOptions>,
 }
 
-/// How long a claim lasts by default.
-pub const LEASE: Duration = Duration::from_secs(5);
-
 /// Runs one processor.
 pub struct Runner {
     /// The tracker of the processor as it is declared.

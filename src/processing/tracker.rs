@@ -19,9 +19,9 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub(crate) use advance::Advance;
-pub use claim::Claim;
 pub(crate) use claim::LeaseStatus;
 pub(crate) use claim::is_claimed;
+pub use claim::{Claim, LEASE};
 pub(crate) use failures::Outage;
 pub use key::ProcessorKey;
 pub use listing::TrackerRow;

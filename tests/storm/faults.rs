@@ -6,7 +6,7 @@ mod network;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use espd::internals::runner::LEASE;
+use espd::internals::tracker::LEASE;
 use fastrand::Rng;
 use nix::sys::signal::Signal;
 use tokio::time::sleep;

@@ -7,7 +7,7 @@ use super::Criteria;
 use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::operator::Operator;
-use crate::operations::status::text::{format_duration, table, thousands};
+use crate::operations::status::format::{format_duration, table, thousands};
 use crate::processing::dead_letters::{DeadLetter, Selection};
 
 #[derive(Args)]

@@ -8,7 +8,7 @@ use super::{Target, count_dead_letters};
 use crate::config::parse_duration;
 use crate::espctl::output;
 use crate::operations::operator::{Affected, Operator, OperatorError};
-use crate::operations::status::text::thousands;
+use crate::operations::status::format::thousands;
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::processing::dead_letters::{Remaining, RetryRequest, Selection};
 use crate::processing::tracker::TrackerRow;

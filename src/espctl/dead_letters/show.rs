@@ -6,7 +6,7 @@ use clap::Args;
 use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::operator::{ExaminedDeadLetter, Operator};
-use crate::operations::status::text::{format_duration, thousands};
+use crate::operations::status::format::{format_duration, thousands};
 
 #[derive(Args)]
 #[command(

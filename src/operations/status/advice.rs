@@ -5,7 +5,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
-use super::text::{format_duration, thousands};
+use super::format::{format_duration, thousands};
 use super::{HeldBy, ProcessorState, ProcessorStatus, WorkerStatus};
 
 /// One thing that needs attention. The field names are an interface: `espctl status --json` prints them.

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::advice::{Advice, Topic};
-use super::text::{format_duration, table, thousands};
+use super::format::{format_duration, table, thousands};
 use super::{ProcessorState, ProcessorStatus};
 
 /// The table and, below it, what needs attention as of `now`. Advice that several processors share is told once.

@@ -17,6 +17,9 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
 
+/// How long a claim lasts without a batch or a renewal. A standby waits so long for an owner that was killed.
+pub const LEASE: Duration = Duration::from_secs(5);
+
 /// The right to move a tracker. It is valid until another claim or an operator raises the epoch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
