@@ -4,7 +4,7 @@
 --
 --   psql -v ON_ERROR_STOP=1 -v schema=espd -v projections=public -1 -f migrations/roles.sql
 --
--- Nobody logs in as these roles. Give them to the roles that do (docs/roles.md):
+-- No one logs in as these roles. Give them to the roles that do (docs/roles.md):
 --
 --   create role shop_app login password '…'; grant espd_appender to shop_app;
 --   create role espd login password '…' in role espd_daemon; alter role espd set role espd_daemon;
@@ -26,10 +26,10 @@ $$;
 grant usage on schema :"schema" to espd_reader;
 grant select on all tables in schema :"schema" to espd_reader;
 grant select on all sequences in schema :"schema" to espd_reader;
--- Names whoever holds the horizon back.
+-- Names the session that holds the horizon back.
 grant pg_read_all_stats to espd_reader;
 
--- Appends, and reads what there is to decide by. Nobody updates, deletes or truncates events.
+-- Appends, and reads what there is to decide by. No role may update, delete or truncate events.
 grant espd_reader to espd_appender;
 grant insert on :"schema".events to espd_appender;
 
@@ -46,7 +46,7 @@ grant insert on :"schema".operator_log to espd_daemon;
 -- For reactors that emit. Where there are none, take it back: revoke insert on :"schema".events from espd_daemon;
 grant insert on :"schema".events to espd_daemon;
 
--- Pauses, resumes, retries and moves positions. What it does is recorded, and the records are nobody's to change.
+-- Pauses, resumes, retries and moves positions. What it does is recorded, and no role may change the records.
 -- A reset that makes tables anew is the daemon's: they have to belong to it.
 grant espd_reader to espd_operator;
 grant update on :"schema".trackers to espd_operator;

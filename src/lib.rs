@@ -296,7 +296,7 @@ pub mod internals {
         pub use crate::process::signal::requests;
     }
     pub mod sql {
-        pub use crate::handlers::sql::{Events, SqlProcessor};
+        pub use crate::handlers::sql::SqlProcessor;
     }
     pub mod subscription {
         pub use crate::store::subscription::Subscription;

@@ -98,15 +98,17 @@ begin
 end
 $$;
 
--- Sets an event aside that could not be handled. The failure names the event. With `blocks`, later events of its aggregate
--- wait behind it. The caller has locked the tracker and moves the position, or has passed the event already.
+-- Sets an event aside: one that could not be handled, or one that waits behind such an event (`reason`). The failure names the
+-- event; for one that waits, it says no more. With `blocks`, later events of its aggregate wait behind it. The caller has
+-- locked the tracker and moves the position, or has passed the event already.
 create or replace function :"schema".set_aside(
   processor text,
   version   integer,
   partition integer,
   failure   jsonb,
   attempts  integer,
-  blocks    boolean
+  blocks    boolean,
+  reason    text default 'failed'
 ) returns void
 language plpgsql
 set search_path = :"schema", pg_temp
@@ -116,11 +118,12 @@ begin
   insert into dead_letters
     (processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts,
      replaying)
-  select processor, version, partition, e.event_id, e.event_uuid, e.event_type, e.aggregate_id, 'failed', blocks,
-    failure || jsonb_build_object('at', clock_timestamp()), attempts, e.event_id <= t.silent_until
+  select processor, version, partition, e.event_id, e.event_uuid, e.event_type, e.aggregate_id, reason, blocks,
+    case reason when 'failed' then failure || jsonb_build_object('at', clock_timestamp()) end, attempts,
+    e.event_id <= t.silent_until
   from jsonb_populate_record(null::dead_letters, failure) as e, trackers as t
   where t.name = processor and t.version = version and t.partition = partition
   on conflict on constraint dead_letters_pkey do update
-    set reason = 'failed', blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts;
+    set reason = excluded.reason, blocks = excluded.blocks, failure = excluded.failure, attempts = excluded.attempts;
 end
 $$;

@@ -21,11 +21,10 @@ begin
   elsif exists (select from dead_letters as d
                 where d.processor = processor and d.version = version and d.partition = partition
                   and d.aggregate_id = aggregate_id and d.event_id < event_id and d.blocks) then
-    insert into dead_letters
-      (processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, replaying)
-    select processor, version, partition, event_id, event_uuid, event_type, aggregate_id, 'waiting', true,
-      event_id <= t.silent_until
-    from trackers as t where t.name = processor and t.version = version and t.partition = partition;
+    perform set_aside(processor, version, partition,
+      jsonb_build_object('event_id', event_id, 'event_uuid', event_uuid, 'event_type', event_type,
+        'aggregate_id', aggregate_id),
+      attempts => 0, blocks => true, reason => 'waiting');
     return true;
   end if;
   return false;

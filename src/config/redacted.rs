@@ -170,10 +170,10 @@ fn show_processor(processor: &ProcessorDeclaration) -> Value {
     });
     show_handling(&mut shown, &processor.handling);
     show_batch_limits(&mut shown, &processor.batch);
-    if let Some(reaction) = &processor.reaction {
-        shown["chain_max"] = json!(reaction.chain_max);
-        shown["emits"] = json!(reaction.emits);
-        shown["start"] = show_start(reaction.start);
+    if let Some(reactor) = &processor.reactor {
+        shown["chain_max"] = json!(reactor.chain_max);
+        shown["emits"] = json!(reactor.emits);
+        shown["start"] = show_start(reactor.start);
     }
     shown
 }

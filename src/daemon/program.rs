@@ -41,6 +41,7 @@ impl Program {
 
     /// Makes one of the processors, for callers that hand it batches themselves, such as tests. `schema` holds espd's
     /// own tables, `projections_schema` those of the processor. Returns `None` if no processor has this name.
+    #[doc(hidden)]
     pub fn processor(
         &self,
         name: &str,
@@ -113,18 +114,18 @@ fn fill_in(declared: &mut ProcessorDeclaration, registered: &ProcessorDeclaratio
             registered.kind().as_str()
         ));
     }
-    let declared_reaction = declared.reaction.clone().unwrap_or_default();
-    let reaction = registered.reaction.clone().map(|reaction| ReactorDeclaration {
+    let declared_reactor = declared.reactor.clone().unwrap_or_default();
+    let reactor = registered.reactor.clone().map(|reactor| ReactorDeclaration {
         // "now" is also the default, so it does not override what the program says.
-        start: Some(declared_reaction.start).filter(|start| *start != Start::Now).unwrap_or(reaction.start),
-        chain_max: declared_reaction.chain_max,
-        ..reaction
+        start: Some(declared_reactor.start).filter(|start| *start != Start::Now).unwrap_or(reactor.start),
+        chain_max: declared_reactor.chain_max,
+        ..reactor
     });
     *declared = ProcessorDeclaration {
         batch: declared.batch,
         retry: declared.retry,
         isolation: declared.isolation.clone(),
-        reaction,
+        reactor,
         ..registered.clone()
     };
     Ok(())

@@ -6,7 +6,7 @@
 
 mod check;
 mod function;
-mod reaction;
+mod reactor;
 mod remote;
 mod template;
 
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _};
 
-pub use crate::processing::processor::Events;
+use crate::processing::processor::Events;
 pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
 
 use crate::diagnostic::Diagnostic;

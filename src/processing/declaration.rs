@@ -6,7 +6,7 @@
 mod isolation;
 mod kind;
 mod program;
-mod reaction;
+mod reactor;
 mod webhook;
 
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ pub use crate::postgres::source_text::SourceText;
 pub use isolation::Isolation;
 pub use kind::ProcessorKind;
 pub(crate) use program::{ProgramDeclaration, Secret};
-pub use reaction::{ReactorDeclaration, Start};
+pub use reactor::{ReactorDeclaration, Start};
 pub use webhook::WebhookDeclaration;
 pub(crate) use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret};
 
@@ -44,13 +44,13 @@ pub struct ProcessorDeclaration {
     /// Which processors share a worker with this one.
     pub isolation: Isolation,
     /// What only reactors declare; `None` for a projector.
-    pub reaction: Option<ReactorDeclaration>,
+    pub reactor: Option<ReactorDeclaration>,
 }
 
 impl ProcessorDeclaration {
     /// Whether the processor is a projector or a reactor.
     pub fn kind(&self) -> ProcessorKind {
-        if self.reaction.is_some() { ProcessorKind::Reactor } else { ProcessorKind::Projector }
+        if self.reactor.is_some() { ProcessorKind::Reactor } else { ProcessorKind::Projector }
     }
 
     /// Returns the SQL handlers, in the order of the configuration file; none if the events are not handled in SQL.
@@ -183,7 +183,7 @@ mod tests {
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
-            reaction: None,
+            reactor: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));
         projector.handling = Handling::Sql(vec![typed, handler(HandledEvents::All)]);

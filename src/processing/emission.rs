@@ -65,7 +65,7 @@ impl Emitter {
             Events::SameDatabase(layout) => TransactionAppender::new(layout),
             Events::Elsewhere(_) => None,
         };
-        let ReactorDeclaration { emits, chain_max, .. } = declaration.reaction.clone().unwrap_or_default();
+        let ReactorDeclaration { emits, chain_max, .. } = declaration.reactor.clone().unwrap_or_default();
         Self {
             reactor: declaration.name.clone(),
             kind: declaration.kind(),
@@ -77,7 +77,7 @@ impl Emitter {
     }
 
     /// Refuses an emission that is not allowed, in the words of the SQL function `espd.emit`.
-    fn judge(&self, source: &SourceEvent, emission: &Emission) -> Result<(), String> {
+    fn check_allowed(&self, source: &SourceEvent, emission: &Emission) -> Result<(), String> {
         let Self { reactor, emits, appender, .. } = self;
         let Emission { event_type, expected_version, due_at, .. } = emission;
         if self.kind == ProcessorKind::Projector {
@@ -157,7 +157,7 @@ impl EmissionBatch {
         ordinal: u32,
         emission: &Emission,
     ) -> Result<(), String> {
-        emitter.judge(source, emission)?;
+        emitter.check_allowed(source, emission)?;
         if source.replaying {
             return Ok(());
         }

@@ -134,7 +134,7 @@ pub enum ProcessorError {
     Blocked(String),
     /// The claim is no longer valid.
     #[error("another owner has claimed the processor")]
-    Lost,
+    ClaimLost,
     /// The batch could not be handled, and it is not known which event is the reason. If the batch had one event, the failure
     /// names it.
     #[error("{0}")]

@@ -207,7 +207,7 @@ impl RunnerFactory {
     /// processor emits events.
     fn relay(&self, declarations: &[ProcessorDeclaration]) -> Option<Relay> {
         let emits = |declaration: &&ProcessorDeclaration| {
-            declaration.reaction.as_ref().is_some_and(|reaction| !reaction.emits.is_empty())
+            declaration.reactor.as_ref().is_some_and(|reactor| !reactor.emits.is_empty())
         };
         let reactors: Vec<String> = declarations.iter().filter(emits).map(|one| one.name.clone()).collect();
         let append = self.layout.append.as_ref().filter(|_| !reactors.is_empty())?;

@@ -41,7 +41,7 @@ pub(crate) fn read_processor(
     let tables = section.value("tables").map(|tables| read_tables(&tables)).unwrap_or_default();
     let ddl = section.value("ddl").map(|ddl| read_ddl(&ddl)).unwrap_or_default();
     let handling = read_handling(section, kind);
-    let reaction = (kind == ProcessorKind::Reactor).then(|| read_reaction(section));
+    let reactor = (kind == ProcessorKind::Reactor).then(|| read_reactor(section));
     Some(ProcessorDeclaration {
         name: name?,
         version: i32::try_from(version?).ok()?,
@@ -51,7 +51,7 @@ pub(crate) fn read_processor(
         batch,
         retry: retry.unwrap_or(defaults.retry),
         isolation: isolation.unwrap_or_else(|| defaults.isolation.clone()),
-        reaction,
+        reactor,
     })
 }
 
@@ -62,7 +62,7 @@ fn read_name(section: &Section<'_>) -> Option<String> {
     Some(name)
 }
 
-fn read_reaction(section: &Section<'_>) -> ReactorDeclaration {
+fn read_reactor(section: &Section<'_>) -> ReactorDeclaration {
     let emits = section.value("emits").and_then(|emits| emits.items(ADVISE_EMITS));
     let chain_max = section.integer("chain_max").and_then(|most| u32::try_from(most).ok());
     let default = ReactorDeclaration::default();

@@ -41,7 +41,7 @@ pub(crate) struct Applied {
 }
 
 /// Why effects could not be applied.
-enum Refusal {
+enum EffectError {
     /// The effects of the event at this place are the reason.
     Event(usize, Failure),
     /// It is not known whose effects are the reason.
@@ -49,7 +49,7 @@ enum Refusal {
     Database(sqlx::Error),
 }
 
-impl Refusal {
+impl EffectError {
     fn of(error: sqlx::Error) -> Self {
         if is_infrastructure_error(&error) {
             Self::Database(error)
@@ -74,12 +74,12 @@ impl BatchTransaction<'_> {
                 self.release_savepoint().await?;
                 return Ok(Applied { events: effects.len(), failure: None });
             }
-            Err(Refusal::Database(error)) => return Err(error.into()),
-            Err(Refusal::Event(place, failure)) => {
+            Err(EffectError::Database(error)) => return Err(error.into()),
+            Err(EffectError::Event(place, failure)) => {
                 self.rollback_to_savepoint().await?;
                 return self.apply_before(tables, emitter, effects, place, failure).await;
             }
-            Err(Refusal::Somewhere(failure)) => failure,
+            Err(EffectError::Somewhere(failure)) => failure,
         };
         self.rollback_to_savepoint().await?;
         self.apply_each(tables, emitter, effects, failure).await
@@ -116,8 +116,8 @@ impl BatchTransaction<'_> {
                     self.release_savepoint().await?;
                     continue;
                 }
-                Err(Refusal::Database(error)) => return Err(error.into()),
-                Err(Refusal::Event(_, failure) | Refusal::Somewhere(failure)) => failure,
+                Err(EffectError::Database(error)) => return Err(error.into()),
+                Err(EffectError::Event(_, failure) | EffectError::Somewhere(failure)) => failure,
             };
             self.rollback_to_savepoint().await?;
             let failure = Some(Box::new(one.source.attribute(failure)));
@@ -134,10 +134,10 @@ async fn apply_all(
     tables: &RowTables,
     emitter: &Emitter,
     effects: &[EventEffects],
-) -> Result<(), Refusal> {
+) -> Result<(), EffectError> {
     let (mut rows, mut emitting) = (RowChanges::new(tables), EmissionBatch::default());
     for (place, EventEffects { source, actions }) in effects.iter().enumerate() {
-        let refuse = |message: String| Refusal::Event(place, Failure::of_processor(message));
+        let refuse = |message: String| EffectError::Event(place, Failure::of_processor(message));
         let mut ordinal = 0;
         for action in actions {
             match action {
@@ -155,9 +155,9 @@ async fn apply_all(
             }
         }
     }
-    rows.apply(&mut *connection).await.map_err(Refusal::of)?;
+    rows.apply(&mut *connection).await.map_err(EffectError::of)?;
     emitting.store(emitter, connection).await.map_err(|error| match error {
-        EmitError::Refused { place, failure } => Refusal::Event(place, failure),
-        EmitError::Database(error) => Refusal::of(error),
+        EmitError::Refused { place, failure } => EffectError::Event(place, failure),
+        EmitError::Database(error) => EffectError::of(error),
     })
 }

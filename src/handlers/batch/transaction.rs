@@ -185,7 +185,7 @@ impl<'t> BatchTransaction<'t> {
                 let caught_up = !progress.failing && progress.position >= upto;
                 let advance = Advance { progress, caught_up, lease, rate };
                 if !self.base.trackers().advance(&mut self.transaction, claim, advance).await? {
-                    return Err(ProcessorError::Lost);
+                    return Err(ProcessorError::ClaimLost);
                 }
             }
         }

@@ -115,7 +115,7 @@ impl Registration {
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
-            reaction: (self.kind == ProcessorKind::Reactor).then(|| ReactorDeclaration {
+            reactor: (self.kind == ProcessorKind::Reactor).then(|| ReactorDeclaration {
                 emits: self.emits.clone(),
                 start: self.start,
                 ..ReactorDeclaration::default()

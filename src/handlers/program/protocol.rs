@@ -28,7 +28,7 @@ pub(super) struct Handshake<'h> {
 
 impl<'h> Handshake<'h> {
     pub(super) fn new(declaration: &'h ProcessorDeclaration, tables: &'h RowTables) -> Self {
-        let emits = declaration.reaction.as_ref().map_or(&[][..], |reaction| &reaction.emits);
+        let emits = declaration.reactor.as_ref().map_or(&[][..], |reactor| &reactor.emits);
         let table =
             |shape: &'h TableShape| (shape.name.as_str(), Table { key: &shape.key, columns: &shape.columns });
         Self {

@@ -20,7 +20,7 @@ use crate::handlers::scratch::Scratch;
 use crate::handlers::sql::function::{
     EventSource, ProcessorFunction, diagnose_compile_error, diagnose_refusal,
 };
-use crate::handlers::sql::reaction;
+use crate::handlers::sql::reactor;
 use crate::processing::declaration::ProcessorDeclaration;
 
 /// The mistakes in the handlers of a declaration whose tables exist in `scratch`.
@@ -58,7 +58,7 @@ async fn pretend_to_react(
     scratch: &mut Scratch<'_>,
     declaration: &ProcessorDeclaration,
 ) -> Result<(), sqlx::Error> {
-    let Some(reaction) = &declaration.reaction else { return Ok(()) };
-    let statement = reaction::pretend(&declaration.name, reaction);
+    let Some(reactor) = &declaration.reactor else { return Ok(()) };
+    let statement = reactor::pretend(&declaration.name, reactor);
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(scratch.connection()).await.map(drop)
 }

@@ -10,7 +10,7 @@
 use std::fmt::Write as _;
 
 use crate::diagnostic::{DatabaseAnswer, Diagnostic};
-use crate::handlers::sql::reaction;
+use crate::handlers::sql::reactor;
 use crate::handlers::sql::template::Template;
 use crate::postgres::lexer::{self, Token, TokenKind};
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -160,10 +160,10 @@ fn template(
         ("text_max", TEXT_MAX.to_string()),
     ]);
     fill_source(&mut template, projector, source);
-    if let Some(reaction) = &projector.reaction {
+    if let Some(reactor) = &projector.reactor {
         let outbox = if matches!(source, EventSource::Arguments) { "'on'" } else { "'off'" };
         template.conditions.push("reactor");
-        template.values.push(("emits_as", reaction::emits_as(&projector.name, reaction)));
+        template.values.push(("emits_as", reactor::emits_as(&projector.name, reactor)));
         template.values.push(("outbox", outbox.to_owned()));
     }
     if mentions_deferrable(projector) {

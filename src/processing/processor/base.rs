@@ -57,20 +57,19 @@ impl ProcessorBase {
         &self,
         connection: &mut PgConnection,
     ) -> Result<Position, sqlx::Error> {
-        let (Some(reaction), Events::SameDatabase(layout)) = (&self.declaration.reaction, &self.events)
-        else {
+        let (Some(reactor), Events::SameDatabase(layout)) = (&self.declaration.reactor, &self.events) else {
             return self.starting_position_elsewhere().await;
         };
-        let statement = find_starting_position(reaction.start, layout);
+        let statement = find_starting_position(reactor.start, layout);
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
         row.try_get(0)
     }
 
     async fn starting_position_elsewhere(&self) -> Result<Position, sqlx::Error> {
-        let (Some(reaction), Events::Elsewhere(store)) = (&self.declaration.reaction, &self.events) else {
+        let (Some(reactor), Events::Elsewhere(store)) = (&self.declaration.reactor, &self.events) else {
             return Ok(Position::START);
         };
-        let statement = find_starting_position(reaction.start, store.layout());
+        let statement = find_starting_position(reactor.start, store.layout());
         sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(store.pool()).await
     }
 
@@ -87,7 +86,7 @@ impl ProcessorBase {
         self.refuse_to_emit_into_a_foreign_store()?;
         // From here on no other owner prepares: an outdated one must not replace what the present one has made.
         if !self.trackers().lock_claimed(&mut *transaction, claim).await? {
-            return Err(ProcessorError::Lost);
+            return Err(ProcessorError::ClaimLost);
         }
         match &claim.declaration {
             Some(fingerprint) => self.tables().compare(claim.key.version, fingerprint),
@@ -171,7 +170,7 @@ impl ProcessorBase {
     }
 
     fn refuse_to_emit_into_a_foreign_store(&self) -> Result<(), ProcessorError> {
-        let emits = self.declaration.reaction.as_ref().is_some_and(|reaction| !reaction.emits.is_empty());
+        let emits = self.declaration.reactor.as_ref().is_some_and(|reactor| !reactor.emits.is_empty());
         if !emits || self.events.layout().append.is_some() {
             return Ok(());
         }

@@ -36,8 +36,8 @@ impl Runner {
             return self.begin(connection, claim).await;
         }
         let standing_by = trackers.stand_by(&mut *connection, key, &context.owner, context.lease);
-        if let Some(rival) = in_time(standing_by).await? {
-            return self.stand_by(connection, rival, waiting).await;
+        if let Some(current_owner) = in_time(standing_by).await? {
+            return self.stand_by(connection, current_owner, waiting).await;
         }
         let position = in_time(self.processor.starting_position(connection)).await?;
         let kind = self.processor.kind();
@@ -90,32 +90,32 @@ impl Runner {
     async fn stand_by(
         &mut self,
         connection: &mut PgConnection,
-        rival: CurrentOwner,
+        current_owner: CurrentOwner,
         mut waiting: Waiting,
     ) -> Result<Next, sqlx::Error> {
         self.outage.over();
-        if let Some(backend) = rival.frozen_backend {
+        if let Some(backend) = current_owner.frozen_backend {
             waiting.complained |= !self.end_frozen(connection, backend, waiting.complained).await?;
-        } else if !rival.ours && !waiting.announced {
+        } else if !current_owner.ours && !waiting.announced {
             info!(
                 processor = self.name,
-                owner = rival.label,
+                owner = current_owner.label,
                 "standing by: another daemon owns the processor"
             );
             waiting.announced = true;
         }
-        waiting.looks = if rival.late { waiting.looks.saturating_add(1) } else { 0 };
+        waiting.looks = if current_owner.late { waiting.looks.saturating_add(1) } else { 0 };
         self.phase = Phase::Unclaimed(waiting);
-        Ok(Next::Wait(None, self.pause(&rival, waiting.looks)))
+        Ok(Next::Wait(None, self.pause(&current_owner, waiting.looks)))
     }
 
     /// How long to wait before the next look, if no notification comes.
-    fn pause(&self, rival: &CurrentOwner, looks: u32) -> Duration {
+    fn pause(&self, current_owner: &CurrentOwner, looks: u32) -> Duration {
         let longest = self.context.lease / 5;
-        let wanted = if rival.late {
+        let wanted = if current_owner.late {
             SHORT_PAUSE.saturating_mul(1 << looks.min(16))
         } else {
-            let left = rival.seconds_left.and_then(|left| Duration::try_from_secs_f64(left).ok());
+            let left = current_owner.seconds_left.and_then(|left| Duration::try_from_secs_f64(left).ok());
             left.filter(|left| !left.is_zero()).unwrap_or(longest)
         };
         // Standbys that wait for the same lease must not all look at the same moment.

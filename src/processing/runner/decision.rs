@@ -52,9 +52,9 @@ pub(super) enum Decision {
 
 /// What to do about an error.
 pub(super) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
-    use ProcessorError::{Blocked, Database, Lost, Unattributed, Unavailable};
+    use ProcessorError::{Blocked, ClaimLost, Database, Unattributed, Unavailable};
     match (error, attempt) {
-        (Lost, _) => Decision::Reclaim,
+        (ClaimLost, _) => Decision::Reclaim,
         (Unavailable { message, wait }, _) => Decision::WaitFor { message, at_least: wait },
         (Database(error), _) if is_infrastructure_error(&error) => Decision::Reconnect(error),
 
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn each_error_leads_to_one_decision() {
         type Error = fn() -> ProcessorError;
-        let lost: Error = || ProcessorError::Lost;
+        let lost: Error = || ProcessorError::ClaimLost;
         let blocked: Error = || ProcessorError::Blocked("x".into());
         let unattributed: Error = || ProcessorError::Unattributed(Box::new(Failure::of_processor("no")));
         let at_7: Error = || ProcessorError::Unattributed(Box::new(at_event(7)));

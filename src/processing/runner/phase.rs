@@ -97,13 +97,13 @@ impl Phase {
     }
 
     /// The phase after a renewal of the lease, which has told what operators have done.
-    pub(super) fn after_renewal(self, standing: &LeaseStatus, now: Instant) -> Self {
+    pub(super) fn after_renewal(self, lease_status: &LeaseStatus, now: Instant) -> Self {
         match self {
-            Self::Following(following) | Self::Retrying(following, _) if standing.paused => {
+            Self::Following(following) | Self::Retrying(following, _) if lease_status.paused => {
                 Self::Paused(following)
             }
-            Self::Paused(following) if !standing.paused => Self::Following(following),
-            Self::Retrying(following, until) if standing.retry_now || until <= now => {
+            Self::Paused(following) if !lease_status.paused => Self::Following(following),
+            Self::Retrying(following, until) if lease_status.retry_now || until <= now => {
                 Self::Following(following)
             }
             unchanged => unchanged,
@@ -179,26 +179,26 @@ mod tests {
     fn operators_and_time_change_the_phase_at_a_renewal() {
         let now = Instant::now();
         let later = now + Duration::from_secs(9);
-        let standing = |paused, retry_now| LeaseStatus {
+        let lease_status = |paused, retry_now| LeaseStatus {
             position: 5.into(),
             paused,
             retry_now,
             dead_letters_requested: false,
         };
         let cases: [(Phase, LeaseStatus, Condition); 9] = [
-            (Phase::Following(following()), standing(false, false), Condition::Following),
-            (Phase::Following(following()), standing(true, false), Condition::Paused),
-            (Phase::Retrying(following(), later), standing(false, false), Condition::Retrying),
-            (Phase::Retrying(following(), later), standing(true, true), Condition::Paused),
-            (Phase::Retrying(following(), later), standing(false, true), Condition::Following),
-            (Phase::Retrying(following(), now), standing(false, false), Condition::Following),
-            (Phase::Paused(following()), standing(false, false), Condition::Following),
-            (Phase::Paused(following()), standing(true, false), Condition::Paused),
-            (Phase::Failed(following()), standing(true, true), Condition::Failed),
+            (Phase::Following(following()), lease_status(false, false), Condition::Following),
+            (Phase::Following(following()), lease_status(true, false), Condition::Paused),
+            (Phase::Retrying(following(), later), lease_status(false, false), Condition::Retrying),
+            (Phase::Retrying(following(), later), lease_status(true, true), Condition::Paused),
+            (Phase::Retrying(following(), later), lease_status(false, true), Condition::Following),
+            (Phase::Retrying(following(), now), lease_status(false, false), Condition::Following),
+            (Phase::Paused(following()), lease_status(false, false), Condition::Following),
+            (Phase::Paused(following()), lease_status(true, false), Condition::Paused),
+            (Phase::Failed(following()), lease_status(true, true), Condition::Failed),
         ];
-        for (phase, standing, expected) in cases {
-            let words = format!("{phase:?} {standing:?}");
-            assert_eq!(phase.after_renewal(&standing, now).condition(), expected, "{words}");
+        for (phase, lease_status, expected) in cases {
+            let words = format!("{phase:?} {lease_status:?}");
+            assert_eq!(phase.after_renewal(&lease_status, now).condition(), expected, "{words}");
         }
     }
 

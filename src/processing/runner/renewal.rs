@@ -16,19 +16,19 @@ impl Runner {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         let outage_over = !self.outage.is_external();
         let renewing = self.trackers.renew(connection, claim, self.context.lease, outage_over);
-        let Some(standing) = in_time(renewing).await? else { return Ok(self.claim_lost()) };
+        let Some(lease_status) = in_time(renewing).await? else { return Ok(self.claim_lost()) };
         self.tracker_known = Instant::now();
         if outage_over {
             self.outage.over();
         }
-        self.follow_operators(&standing);
+        self.follow_operators(&lease_status);
         Ok(Next::Again)
     }
 
-    fn follow_operators(&mut self, standing: &LeaseStatus) {
+    fn follow_operators(&mut self, lease_status: &LeaseStatus) {
         let was_paused = matches!(self.phase, Phase::Paused(_));
-        self.phase = std::mem::take(&mut self.phase).after_renewal(standing, Instant::now());
-        let position = standing.position.get();
+        self.phase = std::mem::take(&mut self.phase).after_renewal(lease_status, Instant::now());
+        let position = lease_status.position.get();
         match (was_paused, &self.phase) {
             (false, Phase::Paused(_)) => info!(processor = self.name, position, "paused"),
             (true, Phase::Following(_)) => {
@@ -38,9 +38,9 @@ impl Runner {
             _ => {}
         }
         let Some(following) = self.phase.following_mut() else { return };
-        self.restart_handler |= standing.dead_letters_requested && !following.dead_letters_requested;
-        following.dead_letters_requested = standing.dead_letters_requested;
-        if standing.retry_now && following.due.is_some() {
+        self.restart_handler |= lease_status.dead_letters_requested && !following.dead_letters_requested;
+        following.dead_letters_requested = lease_status.dead_letters_requested;
+        if lease_status.retry_now && following.due.is_some() {
             following.due = Some(Instant::now());
             if let Some(ahead) = self.processor.runs_ahead() {
                 ahead.retry_now();

@@ -155,9 +155,8 @@ fn what_is_shown_can_be_read_again() {
     let again = load(&shown).unwrap();
     assert_eq!(again.redacted(), config.redacted());
     assert_eq!(again.processors.len(), 8);
-    let reaction =
-        |config: &Config| config.processors.iter().find_map(|processor| processor.reaction.clone());
-    assert!(reaction(&config).is_some() && reaction(&again) == reaction(&config));
+    let reactor = |config: &Config| config.processors.iter().find_map(|processor| processor.reactor.clone());
+    assert!(reactor(&config).is_some() && reactor(&again) == reactor(&config));
 }
 
 #[test]

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use espd::internals::declaration::{BatchLimits, ProcessorDeclaration};
 use espd::internals::failure::Failure;
+use espd::internals::processor::Events;
 use espd::internals::processor::Processor;
 use espd::internals::retry::RetryPolicy;
 use espd::internals::runner::{ReleaseChannel, Runner, RunnerContext};
 use espd::internals::shutdown::{self, ShutdownHandle};
-use espd::internals::sql::{Events, SqlProcessor};
+use espd::internals::sql::SqlProcessor;
 use espd::internals::subscription::Subscription;
 use espd::internals::tracker::{Owner, ProcessorKey, Reset, TrackerRow, Trackers};
 use espd::internals::watcher::{Watcher, WatcherSettings};

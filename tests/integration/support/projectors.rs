@@ -6,9 +6,10 @@ use espd::internals::declaration::{
     BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, SourceText,
     TableDeclaration,
 };
+use espd::internals::processor::Events;
 use espd::internals::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work};
 use espd::internals::retry::RetryPolicy;
-use espd::internals::sql::{Events, SqlProcessor};
+use espd::internals::sql::SqlProcessor;
 use espd::internals::tracker::{Claim, Owner, ProcessorKey, ReplayEffects, Trackers};
 use espd::store::Layout;
 use sqlx::{PgConnection, PgPool};
@@ -39,7 +40,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         batch: BatchLimits::default(),
         retry: RetryPolicy::default(),
         isolation: Isolation::default(),
-        reaction: None,
+        reactor: None,
     }
 }
 

@@ -99,13 +99,12 @@ async fn what_is_emitted_is_what_sql_would_emit() {
     }
     let emit = "perform espd.emit('Answered', event.aggregate_id, jsonb_build_object('to', event.body->'n'))";
     let declared = crate::support::projectors::declare("answering", &[], &[(&["A"], emit)]);
-    let reaction = espd::internals::declaration::ReactorDeclaration {
+    let reactor = espd::internals::declaration::ReactorDeclaration {
         emits: vec!["Answered".into()],
         start: Start::Beginning,
         ..Default::default()
     };
-    let declared =
-        espd::internals::declaration::ProcessorDeclaration { reaction: Some(reaction), ..declared };
+    let declared = espd::internals::declaration::ProcessorDeclaration { reactor: Some(reactor), ..declared };
     let lives = [
         Life::begin_with(&rust, make(&program(), "answering"), settings(&rust)),
         Life::begin(&sql, declared, settings(&sql)),

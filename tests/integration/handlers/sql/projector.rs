@@ -198,7 +198,7 @@ async fn an_outdated_owner_does_not_replace_the_function_of_the_present_one() {
     let _new = Running::start(&db.pool, declaration).await.unwrap();
     let claim = old.claim.clone();
     let outcome = old.projector.prepare(&mut old.connection, &claim).await;
-    assert!(matches!(outcome, Err(ProcessorError::Lost)), "{outcome:?}");
+    assert!(matches!(outcome, Err(ProcessorError::ClaimLost)), "{outcome:?}");
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 use espd::internals::declaration::{ProcessorDeclaration, ReactorDeclaration};
 use espd::internals::failure::Failure;
 use espd::internals::handlers::check;
+use espd::internals::processor::Events;
 use espd::internals::processor::Outcome;
-use espd::internals::sql::Events;
 use espd::internals::tracker::ReplayEffects;
 use espd::native::Start;
 use espd::store::Layout;
@@ -22,11 +22,11 @@ const ANSWER: &str =
 
 /// A reactor that answers every `Asked`.
 fn answering(sql: &str, start: Start) -> ProcessorDeclaration {
-    let reaction = Some(ReactorDeclaration { emits: vec!["Answered".into()], start, ..Default::default() });
+    let reactor = Some(ReactorDeclaration { emits: vec!["Answered".into()], start, ..Default::default() });
     let tables = [("answers", "place serial primary key, event_id bigint")];
     let note = "insert into answers (event_id) values (event.id)";
     let handlers: [(&[&str], &str); 2] = [(&["Asked"], sql), (&["Asked"], note)];
-    ProcessorDeclaration { reaction, ..declare("answering", &tables, &handlers) }
+    ProcessorDeclaration { reactor, ..declare("answering", &tables, &handlers) }
 }
 
 #[derive(Debug)]
@@ -209,13 +209,13 @@ async fn a_reactor_begins_at_its_configured_start() {
 #[tokio::test]
 async fn reactors_that_answer_themselves_for_ever_are_stopped() {
     let db = support::database().await;
-    let reaction = Some(ReactorDeclaration {
+    let reactor = Some(ReactorDeclaration {
         emits: vec!["Asked".into()],
         start: Start::Beginning,
         ..Default::default()
     });
     let sql = "perform espd.emit('Asked', event.aggregate_id, '{}')";
-    let declaration = ProcessorDeclaration { reaction, ..declare("echo", &[], &[(&["Asked"], sql)]) };
+    let declaration = ProcessorDeclaration { reactor, ..declare("echo", &[], &[(&["Asked"], sql)]) };
     let mut running = Running::start(&db.pool, declaration).await.unwrap();
     insert(&db.pool, &["Asked"]).await;
     let failure = loop {

@@ -14,12 +14,12 @@ use crate::support::program::Installation;
 /// A reactor that answers each event whose `n` is not 0, and notes it.
 fn answering() -> ProcessorDeclaration {
     let handler = format!("{DIVIDE}\nperform espd.emit('Answered', gen_random_uuid(), event.body);");
-    let reaction = Some(ReactorDeclaration {
+    let reactor = Some(ReactorDeclaration {
         emits: vec!["Answered".into()],
         start: Start::Beginning,
         ..Default::default()
     });
-    ProcessorDeclaration { reaction, ..notes(&handler) }
+    ProcessorDeclaration { reactor, ..notes(&handler) }
 }
 
 /// What was answered, as `n`.
