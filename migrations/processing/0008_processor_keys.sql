@@ -108,34 +108,8 @@ create trigger follow_version after update of version on :"schema".trackers
   for each row when (old.version is distinct from new.version)
   execute function :"schema".follow_version();
 
--- Sets an event aside that must not be handled now, because it is a dead letter already, or because an earlier event of
--- its aggregate is one that later events wait behind. Returns whether that is so. The caller has locked the tracker.
+-- The old function would set events aside without a version. 0010 creates it again, for all three parts of the key.
 drop function if exists :"schema".set_aside_behind(text, int, bigint, uuid, text, uuid);
-create or replace function :"schema".set_aside_behind(
-  processor text, version int, partition int, event_id bigint, event_uuid uuid, event_type text, aggregate_id uuid
-) returns boolean
-language plpgsql
-set search_path = :"schema", pg_temp
-as $$
-#variable_conflict use_variable
-begin
-  if exists (select from dead_letters as d
-             where d.processor = processor and d.version = version and d.partition = partition
-               and d.event_id = event_id) then
-    return true;
-  elsif exists (select from dead_letters as d
-                where d.processor = processor and d.version = version and d.partition = partition
-                  and d.aggregate_id = aggregate_id and d.event_id < event_id and d.blocks) then
-    insert into dead_letters
-      (processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, replaying)
-    select processor, version, partition, event_id, event_uuid, event_type, aggregate_id, 'waiting', true,
-      event_id <= t.silent_until
-    from trackers as t where t.name = processor and t.version = version and t.partition = partition;
-    return true;
-  end if;
-  return false;
-end
-$$;
 
 -- Removes a dead letter that was handled again. The next one that only waited behind it is retried as well, also where it
 -- was set aside after the retry had been requested. The caller has locked the tracker.

@@ -5,7 +5,6 @@ alter table :"schema".emissions alter column aggregate_id type text;
 
 -- Sets an event aside that must not be handled now, because it is a dead letter already, or because an earlier event of
 -- its aggregate is one that later events wait behind. Returns whether that is so. The caller has locked the tracker.
-drop function if exists :"schema".set_aside_behind(text, int, int, bigint, uuid, text, uuid);
 create or replace function :"schema".set_aside_behind(
   processor text, version int, partition int, event_id bigint, event_uuid uuid, event_type text, aggregate_id text
 ) returns boolean
