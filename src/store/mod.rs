@@ -10,11 +10,13 @@
 //!   laid over its source, so that old events are read as new ones.
 //! - An append checks what is cheap to check (`validity`), is stored in one transaction (`postgres/append`), and then
 //!   notifies those who follow the store (`notifier`).
+//! - `history` tells one life of a store from another, after a failover or a restore.
 //! - `preconditions` are what a store must meet before it may be followed.
 //! - `horizon` says up to which id no event can appear any more. `watcher` observes it, once per process, and
 //!   `subscription` hands it to a runner, which reads up to it with [`EventStore::read_after`].
 
 pub mod conformance;
+pub(crate) mod history;
 pub(crate) mod horizon;
 mod jsonb;
 pub(crate) mod layout;

@@ -23,6 +23,7 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 
 use crate::event::Position;
 use crate::shutdown::Shutdown;
+use crate::store::history::History;
 use crate::store::horizon::{Horizon, Observer};
 use crate::store::layout::Layout;
 
@@ -54,6 +55,8 @@ pub struct Watcher {
     /// Counts the reasons to read trackers again. Written by the watcher, read by every runner.
     control: watch::Sender<u64>,
     connection_log: ConnectionLog,
+    /// The store's history, as of the latest look at it.
+    history: Option<History>,
 }
 
 impl Watcher {
@@ -68,6 +71,7 @@ impl Watcher {
             horizon: watch::Sender::default(),
             control: watch::Sender::default(),
             connection_log: ConnectionLog::default(),
+            history: None,
         }
     }
 
@@ -113,6 +117,7 @@ impl Watcher {
     /// Connects, and looks and waits for as long as the connection is good.
     async fn watch(&mut self) -> Result<Infallible, ConnectionError> {
         let mut session = self.connect().await?;
+        self.compare_history(&mut session).await?;
         let mut look = self.look(&mut session).await?;
         self.connection_log.connected(&session.connection, self.layout.channel());
         self.wake_runners();
@@ -137,6 +142,20 @@ impl Watcher {
         let observer = Observer::new(&self.layout, floor);
         let observer = if self.settings.durable_only { observer.durable_only() } else { observer };
         Ok(Session::new(connection, observer, &self.settings))
+    }
+
+    /// Reads the store's history and says so if it is not the one that was followed. Nothing that was observed outlives a
+    /// connection, so there is nothing to forget here; the trackers, which runners read again then, have witnesses.
+    async fn compare_history(&mut self, session: &mut Session) -> Result<(), ConnectionError> {
+        let now = session.connection.read_history(&self.layout).await?;
+        let divergence = self.history.replace(now).and_then(|before| now.divergence_from(&before));
+        if let Some(divergence) = divergence {
+            tracing::warn!(
+                head = now.head.get(),
+                "the event store is not the one that was followed: {divergence}"
+            );
+        }
+        Ok(())
     }
 
     /// Looks once and publishes the horizon.

@@ -9,7 +9,9 @@ use tokio::time::timeout;
 
 use crate::event::Position;
 use crate::postgres::notify::CONTROL;
+use crate::store::history::History;
 use crate::store::horizon::{Holder, ObserveError, Observer};
+use crate::store::layout::Layout;
 
 /// Why the connection is given up. The watcher answers each of these errors by connecting again.
 #[derive(Debug, Error)]
@@ -105,6 +107,16 @@ impl ListenConnection {
         let question = async {
             let connection = self.connection().await?;
             observer.name_holders(connection).await.map_err(ConnectionError::from)
+        };
+        in_time(limit, question).await?
+    }
+
+    /// Reads which store this is.
+    pub(super) async fn read_history(&mut self, layout: &Layout) -> Result<History, ConnectionError> {
+        let limit = self.timeout;
+        let question = async {
+            let connection = self.connection().await?;
+            History::read(connection, layout).await.map_err(ConnectionError::Lost)
         };
         in_time(limit, question).await?
     }
