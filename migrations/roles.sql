@@ -40,7 +40,8 @@ grant create on schema :"schema" to espd_daemon;
 grant usage, create on schema :"projections" to espd_daemon;
 grant insert, update on :"schema".trackers to espd_daemon;
 grant insert, update, delete on :"schema".declarations, :"schema".projection_tables, :"schema".workers,
-  :"schema".signs_of_life, :"schema".dead_letters, :"schema".emissions, :"schema".deliveries to espd_daemon;
+  :"schema".signs_of_life, :"schema".dead_letters, :"schema".emissions, :"schema".deliveries, :"schema".witnesses
+  to espd_daemon;
 -- What operators do through the admin endpoint, the daemon records.
 grant insert on :"schema".operator_log to espd_daemon;
 -- For reactors that emit. Where there are none, take it back: revoke insert on :"schema".events from espd_daemon;
@@ -55,5 +56,7 @@ grant insert on :"schema".operator_log to espd_operator;
 grant update, delete on :"schema".dead_letters to espd_operator;
 -- Lets a webhook send again what it has sent beyond a position that is reset.
 grant delete on :"schema".deliveries to espd_operator;
+-- Forgets what a tracker remembers of a store that has gone back, when its position is reset or the store is accepted.
+grant insert, update, delete on :"schema".witnesses to espd_operator;
 -- Ends sessions that hold the horizon or a tracker.
 grant pg_signal_backend to espd_operator;

@@ -41,6 +41,7 @@ const PROCESSING: MigrationSet = MigrationSet {
         (8, "processor keys", include_str!("../migrations/processing/0008_processor_keys.sql")),
         (9, "tracker functions", include_str!("../migrations/processing/0009_tracker_functions.sql")),
         (10, "aggregate ids", include_str!("../migrations/processing/0010_aggregate_ids.sql")),
+        (11, "witnesses", include_str!("../migrations/processing/0011_witnesses.sql")),
     ],
 };
 
