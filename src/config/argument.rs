@@ -1,13 +1,41 @@
-//! The command-line argument that names the configuration file.
+//! The command-line argument that names the configuration file, and where the file is looked for without it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use nix::unistd::geteuid;
 
 /// `--config`, the same for every program and command.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgument {
-    /// Configuration file
+    /// Configuration file; without it, espd.toml in the current folder
     #[arg(long, short, global = true, env = "ESPD_CONFIG", value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
+    config: Option<PathBuf>,
+}
+
+/// The file that is read from the current folder when none is named.
+const USUAL_FILE: &str = "espd.toml";
+
+impl ConfigArgument {
+    /// The file that is named, or else `espd.toml` in the current folder, if it exists.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        self.config.clone().or_else(|| Some(PathBuf::from(USUAL_FILE)).filter(|file| file.exists()))
+    }
+}
+
+/// A link to the folder with the configuration of the demo that this user runs.
+pub(crate) fn demo_link() -> PathBuf {
+    std::env::temp_dir().join(format!("espd-demo-{}", geteuid()))
+}
+
+/// The configuration of the demo that this user runs; `None` if none runs.
+pub(crate) fn demo_file() -> Option<PathBuf> {
+    let link = demo_link();
+    let ours = |path: &Path, metadata: std::io::Result<std::fs::Metadata>| {
+        use std::os::unix::fs::MetadataExt as _;
+        metadata.is_ok_and(|metadata| metadata.uid() == geteuid().as_raw()) && path.exists()
+    };
+    // Anybody may write into the folder of temporary files: a link that another user has made is not followed.
+    let file = link.join(USUAL_FILE);
+    (ours(&link, link.symlink_metadata()) && ours(&file, file.metadata())).then_some(file)
 }

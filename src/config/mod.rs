@@ -17,7 +17,7 @@ mod sections;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(crate) use argument::ConfigArgument;
+pub(crate) use argument::{ConfigArgument, demo_file, demo_link};
 pub use keys::known_keys;
 pub use reader::diagnostics::InvalidConfig;
 pub use sections::admin::{AdminSettings, Listen, Token};
@@ -38,7 +38,7 @@ use crate::supervision::hooks::HookSettings;
 pub const EXAMPLE: &str = include_str!("../../config/espd.example.toml");
 
 /// The environment variable that names the database if there is no file.
-const DATABASE_URL: &str = "DATABASE_URL";
+pub(crate) const DATABASE_URL: &str = "DATABASE_URL";
 
 /// Reads a duration as the configuration has it, for command lines: `"30s"`.
 ///

@@ -1,31 +1,43 @@
 //! `espd demo`: shows everything at once, on a private PostgreSQL that leaves nothing behind.
 //!
 //! First a to-do application's history is appended, so that there is something to catch up with. Then events keep
-//! arriving. The processors are those of `config/processors`, run as `espd run` would run them.
+//! arriving, a worker is killed, and an event comes that cannot be handled. The processors are those of
+//! `config/processors` and a reactor, run as `espd run` would run them.
 
-use std::io::{IsTerminal as _, Write as _};
+mod arriving;
+mod configuration;
+mod read_model;
+mod screen;
+mod story;
+
+use std::convert::Infallible;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
-use sqlx::postgres::PgPoolOptions;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::plan::supervision_plan;
 use super::todo_history::TodoHistory;
 use crate::admin::{Endpoint, Limits};
-use crate::config::{AdminSettings, Config, DatabaseUrl, Listen, parse_duration};
+use crate::config::{AdminSettings, Config, Listen, parse_duration};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::operations::databases::{Databases, private_database};
 use crate::operations::operator::Operator;
-use crate::operations::status::table;
 use crate::process::signal::{self, Request};
 use crate::processing::tracker::Owner;
-use crate::shutdown::{self, Shutdown};
-use crate::store::{EventStore as _, PostgresEventStore};
-use crate::supervision::{Supervisor, SupervisorRequest};
+use crate::shutdown;
+use crate::store::PostgresEventStore;
+use crate::supervision::{Snapshot, Supervisor, SupervisorRequest};
 use crate::telemetry;
+
+use arriving::{append_at_rate, append_history};
+use configuration::Configuration;
+use read_model::latest_todos;
+use screen::{Page, Screen, write};
+use story::Story;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -35,125 +47,162 @@ pub(crate) struct Arguments {
     /// Events that arrive per second after that
     #[arg(long, default_value_t = 200, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=5_000))]
     rate: u64,
+    /// Time to look at what has just happened, before the next thing does
+    #[arg(long, default_value = "8s", value_name = "TIME", value_parser = parse_duration)]
+    pause: Duration,
     /// End by itself after this time instead of with Ctrl-C
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     time: Option<Duration>,
 }
 
-/// Time between two status tables.
-const TABLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two frames.
+const FRAME: Duration = Duration::from_millis(500);
 
-/// Events of the history per append.
-const CHUNK_EVENTS: usize = 1_000;
+/// Rows of the read model on the page.
+const TODOS: i64 = 3;
 
 /// Requests that the supervisor has not read yet. A few are enough: they come from people.
 const REQUESTS_MAX: usize = 4;
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut config = own_configuration().context("the demo's own configuration")?;
-    telemetry::start(&config.log);
     let requests = signal::requests().context("could not listen for signals")?;
-    print("starting a private PostgreSQL …");
+    write("starting a private PostgreSQL …\n");
     let server = EmbeddedPostgres::start_temporary(Options::default()).await?;
-    config.event_store.url = Some(private_database(&server).await?);
+    let configuration = Configuration::write(&private_database(&server).await?)?;
+    let config = configuration.load()?;
+    telemetry::start(&config.log);
     let databases = Databases::connect(&config, "espd demo").await?;
     databases.migrate().await?;
-    show(&arguments, &config, &databases, requests).await?;
+    Stage { arguments, config, databases: &databases, configuration: &configuration }.play(requests).await?;
     databases.close().await;
     server.stop().await;
-    print("stopped; nothing is left behind");
+    write("stopped; nothing is left behind\n");
     Ok(())
 }
 
-/// Loads the processors of `config/processors`, which are part of this program.
-fn own_configuration() -> anyhow::Result<Config> {
-    const FILES: [(&str, &str); 4] = [
-        ("espd.toml", "include = [\"processors/*.toml\"]\n[log]\nlevel = \"warn\"\n"),
-        ("processors/outstanding_todos.toml", include_str!("../../config/processors/outstanding_todos.toml")),
-        ("processors/scheduled_todos.toml", include_str!("../../config/processors/scheduled_todos.toml")),
-        ("processors/completed_todos.toml", include_str!("../../config/processors/completed_todos.toml")),
-    ];
-    let folder = tempfile::tempdir()?;
-    std::fs::create_dir(folder.path().join("processors"))?;
-    for (name, text) in FILES {
-        std::fs::write(folder.path().join(name), text)?;
-    }
-    Ok(Config::load(&folder.path().join("espd.toml"))?)
+/// What the demo consists of.
+struct Stage<'s> {
+    arguments: Arguments,
+    config: Config,
+    databases: &'s Databases,
+    configuration: &'s Configuration,
 }
 
-async fn show(
-    arguments: &Arguments,
-    config: &Config,
-    databases: &Databases,
-    requests: mpsc::Receiver<Request>,
-) -> anyhow::Result<()> {
-    let url = config.event_store.url.as_ref().context("just set")?;
-    let mut history = TodoHistory::new(1);
-    append_history(arguments.events, &mut history, databases).await?;
-    let listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into());
-    let endpoint = Endpoint::start(&AdminSettings { listen, ..AdminSettings::default() }, Limits::default())?;
-    endpoint.show_config(config);
-    print_hints(url, &endpoint);
-    let (handle, stop) = shutdown::channel();
-    let pool = PgPoolOptions::new().max_connections(1).connect(url.expose()).await?;
-    let store = PostgresEventStore::new(pool.clone(), databases.layout.clone());
-    let arriving = tokio::spawn(append_at_rate(arguments.rate, store, history, stop.clone()));
-    let supervisor = Supervisor::new(supervision_plan(config, &Owner::generate())?);
-    endpoint.show_workers(&supervisor);
-    let (sender, receiver) = mpsc::channel(REQUESTS_MAX);
-    let supervising =
-        async { tokio::join!(supervisor.run(receiver), stop_when_asked(requests, sender, arguments.time)) };
-    tokio::select! {
-        _ = supervising => {}
-        outcome = print_status_until_stopped(config, databases, stop) => outcome?,
+impl Stage<'_> {
+    async fn play(&self, requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
+        let store = PostgresEventStore::new(self.databases.events.clone(), self.databases.layout.clone());
+        let mut history = TodoHistory::new(1);
+        self.begin(&mut history, &store).await?;
+        let listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into());
+        let endpoint =
+            Endpoint::start(&AdminSettings { listen, ..AdminSettings::default() }, Limits::default())?;
+        endpoint.show_config(&self.config);
+        let owner = Owner::generate();
+        let supervisor = Supervisor::new(supervision_plan(&self.config, &owner)?);
+        endpoint.show_workers(&supervisor);
+        let (handle, stop) = shutdown::channel();
+        let arriving = tokio::spawn(append_at_rate(self.arguments.rate, store, history, stop));
+        let (sender, receiver) = mpsc::channel(REQUESTS_MAX);
+        let (lines, told) = watch::channel(Vec::new());
+        let mut screen = Screen::open();
+        let story = self.story(owner, sender.clone(), supervisor.snapshots(), lines);
+        let hints = self.hints(endpoint.url());
+        let showing = self.show(&mut screen, supervisor.snapshots(), &told, &hints);
+        let showing = async { tokio::try_join!(story.run(), showing) };
+        let supervising = async {
+            tokio::join!(supervisor.run(receiver), stop_when_asked(requests, sender, self.arguments.time))
+        };
+        let outcome = tokio::select! {
+            _ = supervising => Ok(()),
+            outcome = showing => outcome.map(drop),
+        };
+        screen.close(&told.borrow());
+        handle.request();
+        endpoint.stop().await;
+        arriving.await.context("the demo's own writer")??;
+        outcome
     }
-    handle.request();
-    endpoint.stop().await;
-    arriving.await.context("the demo's own writer")??;
-    pool.close().await;
-    Ok(())
+
+    /// Appends the history.
+    async fn begin(&self, history: &mut TodoHistory, store: &PostgresEventStore) -> anyhow::Result<()> {
+        let events = self.arguments.events;
+        let took = append_history(events, history, store).await?;
+        write(&format!("appended {events} events of a to-do application in {:.1} s\n", took.as_secs_f32()));
+        Ok(())
+    }
+
+    fn story(
+        &self,
+        owner: Owner,
+        supervisor: mpsc::Sender<SupervisorRequest>,
+        snapshots: watch::Receiver<Vec<Snapshot>>,
+        lines: watch::Sender<Vec<String>>,
+    ) -> Story<'_> {
+        let pool = self.databases.events.clone();
+        let store = PostgresEventStore::new(pool.clone(), self.databases.layout.clone());
+        Story {
+            pool,
+            store,
+            configuration: self.configuration,
+            owner,
+            supervisor,
+            snapshots,
+            history: self.arguments.events.cast_signed(),
+            pause: self.arguments.pause,
+            espctl: format!("{}{}", espctl(), self.configuration.argument()),
+            started: Instant::now(),
+            lines,
+        }
+    }
+
+    /// What to try in another terminal.
+    fn hints(&self, endpoint: &str) -> Vec<String> {
+        let espctl = format!("{}{}", espctl(), self.configuration.argument());
+        vec![
+            "TRY IN ANOTHER TERMINAL (Ctrl-C here ends the demo)".to_owned(),
+            format!("  {espctl} status"),
+            format!("  {espctl} events --follow --type StakeholderThanked"),
+            format!("  curl {endpoint}/metrics"),
+        ]
+    }
+
+    /// Shows a frame every half second; ends with an error only.
+    async fn show(
+        &self,
+        screen: &mut Screen,
+        snapshots: watch::Receiver<Vec<Snapshot>>,
+        told: &watch::Receiver<Vec<String>>,
+        hints: &[String],
+    ) -> anyhow::Result<Infallible> {
+        let operator = Operator { databases: self.databases, declared: &self.config.processors, name: "" };
+        let mut ticks = tokio::time::interval(FRAME);
+        loop {
+            ticks.tick().await;
+            let statuses = operator.statuses(None).await?;
+            // The table is made by its projector, a moment after the start.
+            let todos = latest_todos(&self.databases.events, TODOS).await.unwrap_or_default();
+            let (workers, story) = (snapshots.borrow().clone(), told.borrow().clone());
+            screen.show(&Page {
+                statuses: &statuses,
+                workers: &workers,
+                todos: &todos,
+                story: &story,
+                hints,
+            });
+        }
+    }
 }
 
-fn print_hints(url: &DatabaseUrl, endpoint: &Endpoint) {
-    print(&format!(
-        "look around in another terminal:\n  export DATABASE_URL='{0}'\n  espctl status    espctl events --follow    \
-         psql \"$DATABASE_URL\" -c 'select * from outstanding_todos limit 5'\n  curl {1}/api/v1/processors    curl {1}/metrics\n",
-        url.expose(),
-        endpoint.url()
-    ));
-}
-
-/// Appends the history that the processors catch up with.
-async fn append_history(events: u64, history: &mut TodoHistory, databases: &Databases) -> anyhow::Result<()> {
-    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
-    let begun = Instant::now();
-    let mut left = events as usize;
-    while left > 0 {
-        let count = left.min(CHUNK_EVENTS);
-        let chunk: Vec<_> = history.take(count).collect();
-        store.append(&chunk).await?;
-        left -= count;
+/// How to call `espctl` from here: by its path if it is beside this program, as after a build.
+fn espctl() -> String {
+    let beside = std::env::current_exe().ok().map(|program| program.with_file_name("espctl"));
+    let Some(path) = beside.filter(|path| path.exists()) else { return "espctl".to_owned() };
+    let here =
+        std::env::current_dir().ok().and_then(|folder| path.strip_prefix(folder).ok().map(Path::to_owned));
+    match here {
+        Some(relative) => format!("./{}", relative.display()),
+        None => path.display().to_string(),
     }
-    print(&format!(
-        "appended {events} events of a to-do application in {:.1} s",
-        begun.elapsed().as_secs_f32()
-    ));
-    Ok(())
-}
-
-/// Appends `rate` events per second, one by one, until the stop is requested.
-async fn append_at_rate(
-    rate: u64,
-    store: PostgresEventStore,
-    mut history: TodoHistory,
-    mut stop: Shutdown,
-) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(Duration::from_secs(1) / u32::try_from(rate)?);
-    while stop.run_until_requested(ticks.tick()).await.is_some() {
-        let event: Vec<_> = history.by_ref().take(1).collect();
-        store.append(&event).await?;
-    }
-    Ok(())
 }
 
 /// Asks the supervisor to stop when a signal does or when `time` is over, and again with each further signal.
@@ -172,7 +221,6 @@ async fn stop_when_asked(
         _ = requests.recv() => {}
         () = time_over => {}
     }
-    print("\nstopping …");
     let _ = supervisor.send(SupervisorRequest::Stop).await;
     while let Some(Request::Stop) = tokio::select! {
         request = requests.recv() => request,
@@ -180,31 +228,4 @@ async fn stop_when_asked(
     } {
         let _ = supervisor.send(SupervisorRequest::Stop).await;
     }
-}
-
-/// Prints the status every second. On a terminal, each table replaces the one before.
-async fn print_status_until_stopped(
-    config: &Config,
-    databases: &Databases,
-    mut stop: Shutdown,
-) -> anyhow::Result<()> {
-    let operator = Operator { databases, declared: &config.processors, name: "" };
-    let mut lines = 0;
-    let first = tokio::time::Instant::now() + TABLE_INTERVAL;
-    let mut ticks = tokio::time::interval_at(first, TABLE_INTERVAL);
-    while stop.run_until_requested(ticks.tick()).await.is_some() {
-        let table = table::render(&operator.statuses(None).await?, chrono::Utc::now());
-        let mut out = std::io::stdout().lock();
-        if std::io::stdout().is_terminal() && lines > 0 {
-            write!(out, "\x1b[{lines}A\x1b[J")?;
-        }
-        writeln!(out, "{table}\n")?;
-        lines = table.lines().count() + 1;
-    }
-    Ok(())
-}
-
-fn print(text: &str) {
-    // An error means that the reader has closed the pipe, which printing the next table reports.
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
 }

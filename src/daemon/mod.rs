@@ -11,7 +11,7 @@ pub(crate) mod todo_history;
 mod worker_table;
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -111,7 +111,7 @@ fn run_daemon(argument: &ConfigArgument, registry: Arc<Registry>) -> anyhow::Res
     // This comes first: a request that comes while the configuration is read must not be lost.
     let requests = signal::requests_and_reloads().context("could not listen for signals")?;
     let config = load(argument, &registry)?;
-    block_on(running::run(config, file(argument)?.to_owned(), registry, requests))
+    block_on(running::run(config, file(argument)?, registry, requests))
 }
 
 async fn check_configuration(config: &Config) -> anyhow::Result<()> {
@@ -124,15 +124,16 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 }
 
 fn load(argument: &ConfigArgument, registry: &Registry) -> anyhow::Result<Config> {
-    let mut config = Config::load(file(argument)?).map_err(Exit::configuration)?;
+    let mut config = Config::load(&file(argument)?).map_err(Exit::configuration)?;
     add_registered(&mut config, registry).map_err(|faults| Exit::configuration(faults.join("\n")))?;
     Ok(config)
 }
 
-fn file(argument: &ConfigArgument) -> Result<&Path, Exit> {
-    argument.config.as_deref().ok_or_else(|| {
+fn file(argument: &ConfigArgument) -> Result<PathBuf, Exit> {
+    argument.file().ok_or_else(|| {
         Exit::configuration(
-            "no configuration: name a file with --config, or see `espd demo` and `espctl config example`",
+            "no configuration: there is no espd.toml here; name a file with --config, or see `espd demo` and \
+             `espctl config example`",
         )
     })
 }

@@ -16,7 +16,7 @@ mod webhook_test;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, ConfigArgument, EXAMPLE, InvalidConfig};
+use crate::config::{Config, ConfigArgument, DATABASE_URL, EXAMPLE, InvalidConfig, demo_file};
 use crate::operations::databases::Databases;
 use crate::operations::outcome;
 use crate::process::exit_code::Exit;
@@ -26,7 +26,8 @@ use crate::process::exit_code::Exit;
     name = "espctl",
     version,
     about = "Operate an event store and its processors",
-    after_help = "--config or DATABASE_URL names the database.\n\
+    after_help = "--config, espd.toml in the current folder, or DATABASE_URL names the database; without any of them, it is that of \
+                  an `espd demo` that runs.\n\
                   Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 75 time limit exceeded."
 )]
 struct Cli {
@@ -184,9 +185,12 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
 }
 
 fn load(argument: &ConfigArgument) -> Result<Config, InvalidConfig> {
-    match &argument.config {
-        Some(file) => Config::load(file).map(Config::or_database_of_environment),
-        None => Config::from_environment(),
+    if let Some(file) = argument.file() {
+        return Config::load(&file).map(Config::or_database_of_environment);
+    }
+    match demo_file() {
+        Some(demo) if std::env::var_os(DATABASE_URL).is_none() => Config::load(&demo),
+        _ => Config::from_environment(),
     }
 }
 

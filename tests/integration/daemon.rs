@@ -244,32 +244,53 @@ async fn a_daemon_refuses_what_it_cannot_run_and_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn the_demo_shows_processors_that_follow_and_leaves_nothing_behind() {
+async fn the_demo_tells_its_story_is_found_by_espctl_and_leaves_nothing_behind() {
     let installation = Installation::without_database("");
-    let mut command = installation.espd_command(&["demo", "--events", "500", "--rate", "20"]);
-    command.stderr(Stdio::piped());
+    // So that no other test of this user finds the demo.
+    let temporary = installation.path().to_owned();
+    let demo_arguments = ["demo", "--events", "500", "--rate", "20", "--pause", "100ms"];
+    let mut command = installation.espd_command(&demo_arguments);
+    command.env("TMPDIR", &temporary).stderr(Stdio::piped());
     let mut demo = Talker::start(command);
-    let line = async |wanted: &str| loop {
+    let line = async |demo: &mut Talker, wanted: &str| loop {
         let line = demo.next().await;
         if line.contains(wanted) {
             return line;
         }
     };
-    line("appended 500 events").await;
-    let export = line("DATABASE_URL='").await;
-    let url = export.split('\'').nth(1).unwrap();
-    line("curl http://127.0.0.1:").await;
-    for name in ["completed_todos", "outstanding_todos", "scheduled_todos"] {
-        while !line(name).await.contains(" live ") {}
+    line(&mut demo, "appended 500 events").await;
+    line(&mut demo, "curl http://127.0.0.1:").await;
+    line(&mut demo, "caught up: 3 × 500 events").await;
+    line(&mut demo, "killed the worker of outstanding_todos").await;
+    line(&mut demo, "nothing lost, nothing twice").await;
+    line(&mut demo, "set aside after 3 attempts").await;
+    line(&mut demo, "corrected that handler").await;
+    let retry = line(&mut demo, "dead-letters retry completed_todos").await;
+    for name in ["completed_todos", "outstanding_todos", "scheduled_todos", "thank_stakeholders"] {
+        while !line(&mut demo, name).await.contains(" live ") {}
     }
+    let link = std::fs::read_dir(&temporary).unwrap().flatten().find(|entry| {
+        entry.file_name().to_string_lossy().starts_with("espd-demo-")
+            && entry.file_type().unwrap().is_symlink()
+    });
+    let file = std::fs::read_to_string(link.expect("a link to the demo").path().join("espd.toml")).unwrap();
+    let url = file.lines().find_map(|line| line.strip_prefix("url = '")).unwrap().trim_end_matches('\'');
+    let arguments: Vec<_> = retry.split_whitespace().skip(1).collect();
+    let mut command = installation.espctl_command(&arguments);
+    command.env("TMPDIR", &temporary).env_remove("ESPD_CONFIG").current_dir("/");
+    let retried = command.output().unwrap();
+    assert!(retried.status.success(), "{retried:?}");
     kill(Pid::from_raw(demo.process.id().cast_signed()), Signal::SIGINT).unwrap();
-    line("nothing is left behind").await;
+    line(&mut demo, "nothing is left behind").await;
     let process = &mut demo.process;
     let status = eventually("the end of the demo", async || process.try_wait().unwrap()).await;
     // Any process that still ran would have this open.
     let complaints = std::io::read_to_string(process.stderr.take().unwrap()).unwrap();
     assert_eq!((status.code(), complaints.as_str()), (Some(0), ""));
     assert!(PgConnection::connect(url).await.is_err(), "the demo's server still runs");
+    let left: Vec<_> =
+        std::fs::read_dir(&temporary).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("espd-demo")), "{left:?}");
 }
 
 /// Every column of an event, so that a difference between the two ways to a handler would show.

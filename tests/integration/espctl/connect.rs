@@ -1,5 +1,7 @@
 //! `espctl` and databases that it cannot use.
 
+use std::path::Path;
+
 use crate::support;
 use crate::support::program::Installation;
 
@@ -46,7 +48,8 @@ async fn the_database_may_be_named_by_a_variable_alone() {
     let installation = Installation::without_database("");
     let run = |url: Option<&str>| {
         let mut command = installation.espctl_command(&["events"]);
-        command.env_remove("ESPD_CONFIG");
+        // Neither a file here nor a demo that runs is to be found instead.
+        command.env_remove("ESPD_CONFIG").env("TMPDIR", "/nowhere").current_dir("/");
         url.map(|url| command.env("DATABASE_URL", url));
         command.output().unwrap()
     };
@@ -56,4 +59,17 @@ async fn the_database_may_be_named_by_a_variable_alone() {
     let complaint = String::from_utf8(unnamed.stderr).unwrap();
     assert_eq!(unnamed.status.code(), Some(64), "{complaint}");
     assert!(complaint.starts_with("error: ") && complaint.contains("DATABASE_URL"), "{complaint}");
+}
+
+#[tokio::test]
+async fn the_configuration_in_the_current_folder_is_found_by_itself() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let in_folder = |folder: &Path| {
+        let mut command = installation.espctl_command(&["events"]);
+        command.env_remove("ESPD_CONFIG").env("TMPDIR", "/nowhere").current_dir(folder);
+        command.output().unwrap()
+    };
+    assert_eq!(in_folder(installation.path()).status.code(), Some(0));
+    assert_eq!(in_folder(Path::new("/")).status.code(), Some(64));
 }
