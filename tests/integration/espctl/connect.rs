@@ -70,6 +70,6 @@ async fn the_configuration_in_the_current_folder_is_found_by_itself() {
         command.env_remove("ESPD_CONFIG").env("TMPDIR", "/nowhere").current_dir(folder);
         command.output().unwrap()
     };
-    assert_eq!(in_folder(installation.path()).status.code(), Some(0));
+    assert_eq!(in_folder(&installation.path()).status.code(), Some(0));
     assert_eq!(in_folder(Path::new("/")).status.code(), Some(64));
 }
