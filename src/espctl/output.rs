@@ -30,3 +30,18 @@ pub(crate) fn operator() -> String {
     let host = nix::unistd::gethostname().ok().and_then(|host| host.into_string().ok());
     format!("{}@{}", name.as_deref().unwrap_or("?"), host.as_deref().unwrap_or("?"))
 }
+
+/// The narrowest terminal that is written for.
+const WIDTH_MIN: usize = 40;
+
+/// How many characters a line may have: what `COLUMNS` says, or the width of the terminal; `None` where the output goes
+/// elsewhere, for programs to read.
+pub(crate) fn width() -> Option<usize> {
+    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse::<usize>().ok());
+    let terminal = || {
+        let out = io::stdout();
+        let size = out.is_terminal().then(|| rustix::termios::tcgetwinsize(&out).ok()).flatten()?;
+        Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+    };
+    told.filter(|columns| *columns > 0).or_else(terminal).map(|columns| columns.max(WIDTH_MIN))
+}

@@ -1,5 +1,6 @@
 //! `espctl status`: prints the statuses of processors, once or again and again.
 
+mod filter;
 mod watch;
 
 use std::time::Duration;
@@ -12,17 +13,24 @@ use crate::espctl::output;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
 use crate::operations::status::{ProcessorStatus, table};
+use filter::Filter;
 
 #[derive(Args)]
-#[command(after_help = "Below the table: what is wrong, since when, and what to do.\n\n\
+#[command(
+    after_help = "Processors in trouble come first. Below the table: what is wrong, since when, and what to do; what several\n\
+    processors share is told once. On a terminal the table is as wide as that (COLUMNS overrides it): columns that say\n\
+    nothing or that do not fit are left out. `--json` always has everything.\n\n\
     Examples:\n  \
     espctl status                         all processors\n  \
-    espctl status outstanding_todos       one of them\n  \
+    espctl status outstanding_todos       one of them, or several\n  \
+    espctl status --state retrying,failed those that need you\n  \
+    espctl status --name 'todo*'          those whose names match\n  \
     espctl status --watch --interval 5s   again every 5 s, until Ctrl-C\n  \
-    espctl status --json | jq '.[].advice[] | .problem, .remedy'")]
+    espctl status --json | jq '.[].advice[] | .problem, .remedy'"
+)]
 pub(crate) struct Arguments {
-    /// Only this processor
-    name: Option<String>,
+    #[command(flatten)]
+    filter: Filter,
     /// An array of objects instead of a table
     #[arg(long)]
     json: bool,
@@ -38,23 +46,21 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     if arguments.watch {
         return watch::run(&arguments, config, databases).await;
     }
-    let statuses = collect(config, databases, arguments.name.as_deref()).await?;
-    if let (Some(name), true) = (&arguments.name, statuses.is_empty()) {
-        anyhow::bail!("no processor {name}: it is not declared, and it has never run on this database");
-    }
+    let all = collect(config, databases).await?;
+    arguments.filter.require_known(&all)?;
+    let is_filtered_out = !all.is_empty();
+    let statuses = arguments.filter.apply(all);
     output::print(&if arguments.json {
         serde_json::to_string_pretty(&statuses)?
+    } else if statuses.is_empty() && is_filtered_out {
+        "no processor is like this".to_owned()
     } else {
-        table::render(&statuses, Utc::now())
+        table::render(&statuses, Utc::now(), output::width())
     })
 }
 
-/// The statuses as of now.
-pub(crate) async fn collect(
-    config: &Config,
-    databases: &Databases,
-    name: Option<&str>,
-) -> anyhow::Result<Vec<ProcessorStatus>> {
+/// The statuses as of now, of all processors.
+pub(crate) async fn collect(config: &Config, databases: &Databases) -> anyhow::Result<Vec<ProcessorStatus>> {
     let operator = Operator { databases, declared: &config.processors, name: "" };
-    Ok(operator.statuses(name).await?)
+    Ok(operator.statuses(None).await?)
 }

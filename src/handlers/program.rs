@@ -45,6 +45,9 @@ use session_error::SessionError;
 /// The server ends the transaction when it is idle for longer than an answer may take, plus this.
 const IDLE_GRACE: Duration = Duration::from_secs(60);
 
+/// Characters of the last line of standard error that are kept with a failure.
+const STDERR_LINE_MAX: usize = 200;
+
 /// A processor whose events a program handles.
 #[derive(Debug)]
 pub(crate) struct ProgramProcessor {
@@ -127,7 +130,7 @@ impl Processor for ProgramProcessor {
 
     async fn close(&mut self) {
         if let Some(session) = self.session.take() {
-            session.stop().await;
+            drop(session.stop().await);
         }
     }
 }
@@ -198,21 +201,25 @@ impl<'d> Remainder<'d> {
 
 /// Ends the session after a batch that was not handled whole, and describes the failure.
 async fn end_session(session: ProgramSession, error: SessionError) -> Failure {
-    let (message, detail) = match error {
+    let (message, detail, tail) = match error {
         SessionError::Violation(what) | SessionError::Broken(what) => {
-            (format!("the program {what}"), session.kill().await)
+            let tail = session.kill().await;
+            (format!("the program {what}"), tail.clone(), tail)
         }
-        SessionError::GaveUp { error, detail } => {
-            session.stop().await;
-            (error, detail)
-        }
+        SessionError::GaveUp { error, detail } => (error, detail, session.stop().await),
         SessionError::Refused(failure) => {
-            session.stop().await;
-            return *failure;
+            return Failure { stderr: session.stop().await.as_deref().and_then(last_line), ..*failure };
         }
     };
     let short = |text: String| text.chars().take(TEXT_MAX).collect::<String>();
-    Failure { detail: detail.map(short), ..Failure::of_processor(short(message)) }
+    let stderr = tail.as_deref().and_then(last_line);
+    Failure { detail: detail.map(short), stderr, ..Failure::of_processor(short(message)) }
+}
+
+/// The last line of what a program has written to its standard error, without control characters.
+fn last_line(tail: &str) -> Option<String> {
+    let line = tail.lines().rfind(|line| !line.trim().is_empty())?;
+    Some(line.chars().filter(|character| !character.is_control()).take(STDERR_LINE_MAX).collect())
 }
 
 /// Moves the position and commits the transaction.

@@ -71,7 +71,7 @@ enum Value {
 }
 
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 21] = [
+pub(crate) const METRICS: [Metric; 22] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
@@ -135,8 +135,13 @@ pub(crate) const METRICS: [Metric; 21] = [
     ),
     gauge(
         "espd_processor_rate",
-        "Ids passed per second lately.",
+        "Ids passed per second in the last seconds; 0 when nothing moves.",
         Value::Processor(|status| f64::from(status.rate)),
+    ),
+    gauge(
+        "espd_processor_waiting_seconds",
+        "For how long an outage or a lock has kept the processor waiting; 0 when none does.",
+        Value::Processor(|status| status.waiting_seconds(Utc::now())),
     ),
     gauge(
         "espd_processor_attempts",

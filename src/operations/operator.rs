@@ -136,10 +136,13 @@ impl Operator<'_> {
     /// The database does not answer.
     pub(crate) async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, OperatorError> {
         let Databases { events, projections, layout, .. } = self.databases;
+        // The positions come first: read the other way round, one that moves meanwhile would be beyond the head.
+        let rows = self.trackers().list(projections, name).await?;
         let horizon = self.horizon().await?;
         let mut events = events.acquire().await?;
         let mut projections = projections.acquire().await?;
-        Ok(status::collect(&mut events, &mut projections, layout, &horizon, self.declared, name).await?)
+        let (events, projections) = (&mut *events, &mut *projections);
+        Ok(status::collect(events, projections, layout, rows, &horizon, self.declared, name).await?)
     }
 
     /// The settled horizon as of now.

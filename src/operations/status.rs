@@ -1,23 +1,24 @@
 //! How far every processor is, whether it runs, and if not, why and what to do.
 
 mod advice;
+mod collection;
 pub(crate) mod format;
+pub(crate) mod groups;
+mod lock_wait;
 pub(crate) mod table;
 mod worker;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::event::Position;
-use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::failure::Failure;
-use crate::processing::tracker::{Outage, ProcessorKey, TrackerRow, Trackers};
+use crate::processing::tracker::{Outage, ProcessorKey};
 use crate::store::horizon::Holder;
-use crate::store::horizon::Horizon;
-use crate::store::layout::Layout;
 
 pub(crate) use advice::Advice;
+pub(crate) use collection::collect;
+pub(crate) use lock_wait::LockWait;
 pub(crate) use worker::WorkerStatus;
 
 /// What a processor is doing.
@@ -26,7 +27,7 @@ pub(crate) use worker::WorkerStatus;
 pub(crate) enum ProcessorState {
     /// Claimed by a worker that has not finished a batch yet.
     Running,
-    /// AggregateQueue the settled horizon, and handling events.
+    /// Behind the settled horizon, and handling events.
     CatchingUp,
     /// At the settled horizon.
     Live,
@@ -34,6 +35,8 @@ pub(crate) enum ProcessorState {
     Paused,
     /// Trying a failing event again and again.
     Retrying,
+    /// Waiting for something that is not there, such as a lock or a server with room; no event is to blame.
+    Waiting,
     /// Stopped until an operator acts.
     Failed,
     /// No worker owns it, but a daemon stands by to take it over.
@@ -44,16 +47,32 @@ pub(crate) enum ProcessorState {
 
 impl ProcessorState {
     /// Every state.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Running,
         Self::CatchingUp,
         Self::Live,
         Self::Paused,
         Self::Retrying,
+        Self::Waiting,
         Self::Failed,
         Self::Standby,
         Self::Stopped,
     ];
+
+    /// How much attention the state needs: the lower, the more.
+    pub(crate) fn trouble(self) -> u8 {
+        match self {
+            Self::Failed => 0,
+            Self::Retrying => 1,
+            Self::Waiting => 2,
+            Self::Stopped => 3,
+            Self::Standby => 4,
+            Self::Paused => 5,
+            Self::CatchingUp => 6,
+            Self::Running => 7,
+            Self::Live => 8,
+        }
+    }
 
     /// The state in one word, as people and programs see it.
     pub(crate) fn as_str(self) -> &'static str {
@@ -63,6 +82,7 @@ impl ProcessorState {
             Self::Live => "live",
             Self::Paused => "paused",
             Self::Retrying => "retrying",
+            Self::Waiting => "waiting",
             Self::Failed => "failed",
             Self::Standby => "standby",
             Self::Stopped => "stopped",
@@ -93,7 +113,7 @@ pub(crate) struct ProcessorStatus {
     pub lag_events: i64,
     /// Age of the oldest event beyond the position, in seconds; 0 when there is none.
     pub lag_seconds: f64,
-    /// Ids passed per second lately, events of other types included; 0 when idle.
+    /// Ids passed per second in the last seconds, events of other types included; 0 when nothing moves.
     pub rate: f32,
     /// Events handled since the last reset.
     pub handled: i64,
@@ -109,6 +129,8 @@ pub(crate) struct ProcessorStatus {
     pub attempts: i32,
     /// The failing infrastructure that stops it; no event is to blame.
     pub outage: Option<Outage>,
+    /// The lock that keeps it waiting, and who holds it.
+    pub lock_wait: Option<LockWait>,
     /// The failure that stops it.
     pub last_error: Option<Failure>,
     /// When the failing event will be tried again.
@@ -139,6 +161,13 @@ impl ProcessorStatus {
     /// What identifies the processor's tracker.
     pub(crate) fn key(&self) -> ProcessorKey {
         ProcessorKey { name: self.name.clone(), version: self.version, partition: self.partition }
+    }
+
+    /// For how long an outage or a lock has kept the processor waiting as of `now`, in seconds; 0 if none does.
+    pub(crate) fn waiting_seconds(&self, now: DateTime<Utc>) -> f64 {
+        let outage = self.outage.as_ref().map(|outage| (now - outage.since).as_seconds_f64().max(0.0));
+        let waiting = outage.or(self.lock_wait.as_ref().map(|wait| wait.seconds));
+        waiting.filter(|_| self.state == ProcessorState::Waiting).unwrap_or(0.0)
     }
 
     /// The name that people see: without version and partition, unless another one of `all` has the same name.
@@ -182,152 +211,6 @@ impl HeldBy {
     }
 }
 
-/// The status of all processors that have run, and of those that are declared and have not run yet.
-pub(crate) async fn collect(
-    events: &mut PgConnection,
-    projections: &mut PgConnection,
-    layout: &Layout,
-    horizon: &Horizon,
-    declared: &[ProcessorDeclaration],
-    name: Option<&str>,
-) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
-    let rows = Trackers::new(layout.schema()).list(&mut *projections, name).await?;
-    let workers = worker::list(projections, layout).await?;
-    let mut statuses = Vec::new();
-    for row in rows {
-        let lag_seconds = lag_seconds(events, layout, row.position).await?;
-        statuses.push(of_row(row, horizon, lag_seconds));
-    }
-    for declaration in declared {
-        let wanted = name.is_none_or(|name| name == declaration.name);
-        if wanted && !statuses.iter().any(|status| status.name == declaration.name) {
-            let lag_seconds = lag_seconds(events, layout, Position::START).await?;
-            statuses.push(never_run(declaration, horizon, lag_seconds));
-        }
-    }
-    let now = Utc::now();
-    for status in &mut statuses {
-        status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
-        status.advice = advice::advise(status, now);
-    }
-    statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
-    Ok(statuses)
-}
-
-/// Age of the oldest event beyond `position` that is visible now, in seconds by the server's clock.
-async fn lag_seconds(
-    connection: &mut PgConnection,
-    layout: &Layout,
-    position: Position,
-) -> Result<f64, sqlx::Error> {
-    let statement = format!(
-        "-- age_oldest_unhandled_event
-         select case when isfinite(created_at)
-                then greatest(0, extract(epoch from clock_timestamp() - created_at)) else 0 end::float8
-         from {} as e where id > $1 order by id limit 1",
-        layout.source()
-    );
-    let age: Option<f64> =
-        sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_optional(connection).await?;
-    Ok(age.unwrap_or(0.0))
-}
-
-fn of_row(row: TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
-    let state = state_of(&row, horizon, lag_seconds);
-    let fresh = Utc::now().signed_duration_since(row.updated_at) < chrono::TimeDelta::seconds(5);
-    ProcessorStatus {
-        state,
-        head: horizon.head,
-        horizon: horizon.settled,
-        lag_events: row.position.distance_to(horizon.head).max(0),
-        lag_seconds,
-        rate: if fresh { row.rate } else { 0.0 },
-        owner: row.owner_label.filter(|_| row.owned),
-        standbys: row.standbys,
-        holder_pid: row.holder_pid,
-        outage: row.outage.map(|outage| outage.0),
-        last_error: row.last_error.map(|error| error.0),
-        dead_letters: row.dead_letters,
-        oldest_dead_letter_at: row.oldest_dead_letter_at,
-        pending_emissions: row.pending_emissions,
-        next_emission_at: row.next_emission_at,
-        updated_at: Some(row.updated_at),
-        worker: None,
-        held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
-        advice: Vec::new(),
-        name: row.name,
-        kind: row.kind,
-        partition: row.partition,
-        version: row.version,
-        position: row.position,
-        handled: row.handled,
-        epoch: row.epoch,
-        attempts: row.attempts,
-        next_retry_at: row.next_retry_at,
-        paused_at: row.paused_at,
-        paused_by: row.paused_by,
-    }
-}
-
-/// A processor whose last batch has caught up is live while it leaves no event unhandled for longer than this.
-const LIVE_LAG_SECONDS_MAX: f64 = 5.0;
-
-/// Chooses one state where several apply: an operator's pause outranks a failure, a failure outranks a missing owner.
-fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64) -> ProcessorState {
-    if row.paused_at.is_some() {
-        ProcessorState::Paused
-    } else if row.failed_at.is_some() {
-        ProcessorState::Failed
-    } else if !row.owned && !row.standbys.is_empty() {
-        ProcessorState::Standby
-    } else if !row.owned {
-        ProcessorState::Stopped
-    } else if row.attempts > 0 {
-        ProcessorState::Retrying
-    } else if row.position >= horizon.settled || (row.caught_up && lag_seconds < LIVE_LAG_SECONDS_MAX) {
-        ProcessorState::Live
-    } else if row.handled == 0 && row.position == 0 {
-        ProcessorState::Running
-    } else {
-        ProcessorState::CatchingUp
-    }
-}
-
-fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
-    ProcessorStatus {
-        name: declaration.name.clone(),
-        kind: declaration.kind().as_str().to_owned(),
-        partition: 0,
-        version: declaration.version,
-        state: ProcessorState::Stopped,
-        position: Position::START,
-        head: horizon.head,
-        horizon: horizon.settled,
-        lag_events: horizon.head.get(),
-        lag_seconds,
-        rate: 0.0,
-        handled: 0,
-        epoch: 0,
-        owner: None,
-        standbys: Vec::new(),
-        holder_pid: None,
-        outage: None,
-        attempts: 0,
-        last_error: None,
-        next_retry_at: None,
-        paused_at: None,
-        paused_by: None,
-        dead_letters: 0,
-        oldest_dead_letter_at: None,
-        pending_emissions: 0,
-        next_emission_at: None,
-        updated_at: None,
-        worker: None,
-        held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
-        advice: Vec::new(),
-    }
-}
-
 #[cfg(test)]
 pub(super) mod examples {
     use super::{ProcessorState, ProcessorStatus};
@@ -353,6 +236,7 @@ pub(super) mod examples {
             standbys: Vec::new(),
             holder_pid: None,
             outage: None,
+            lock_wait: None,
             attempts: 0,
             last_error: None,
             next_retry_at: None,

@@ -25,6 +25,8 @@ pub struct Failure {
     pub hint: Option<String>,
     /// File and line of the statement that failed, as far as known.
     pub place: Option<String>,
+    /// The last line that a program wrote to its standard error before.
+    pub stderr: Option<String>,
     /// When it last happened.
     pub at: Option<DateTime<Utc>>,
 }
@@ -60,6 +62,7 @@ impl Failure {
             detail: None,
             hint: None,
             place: None,
+            stderr: None,
             at: None,
         }
     }
@@ -115,6 +118,8 @@ struct FlatFailure {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     place: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    stderr: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     at: Option<DateTime<Utc>>,
 }
 
@@ -128,21 +133,33 @@ impl From<FlatFailure> for Failure {
             }
             _ => None,
         };
-        let FlatFailure { sqlstate, message, detail, hint, place, at, .. } = flat;
-        Self { event, sqlstate, message, detail, hint, place, at }
+        let FlatFailure { sqlstate, message, detail, hint, place, stderr, at, .. } = flat;
+        Self { event, sqlstate, message, detail, hint, place, stderr, at }
     }
 }
 
 impl From<Failure> for FlatFailure {
     fn from(failure: Failure) -> Self {
-        let Failure { event, sqlstate, message, detail, hint, place, at } = failure;
+        let Failure { event, sqlstate, message, detail, hint, place, stderr, at } = failure;
         let (event_id, event_uuid, event_type, aggregate_id) = match event {
             Some(event) => {
                 (Some(event.id), Some(event.uuid), Some(event.event_type), Some(event.aggregate_id))
             }
             None => (None, None, None, None),
         };
-        Self { event_id, event_uuid, event_type, aggregate_id, sqlstate, message, detail, hint, place, at }
+        Self {
+            event_id,
+            event_uuid,
+            event_type,
+            aggregate_id,
+            sqlstate,
+            message,
+            detail,
+            hint,
+            place,
+            stderr,
+            at,
+        }
     }
 }
 

@@ -145,7 +145,7 @@ impl Runner {
             restart_handler: false,
             failure_log: FailureLog::default(),
             outage: OutageLog::default(),
-            rate: Rate::new(),
+            rate: Rate::new(Instant::now()),
         }
     }
 

@@ -33,10 +33,10 @@ pub(super) async fn run(arguments: &Arguments, config: &Config, databases: &Data
     loop {
         let collected = tokio::select! {
             _ = requests.recv() => return Ok(()),
-            collected = collect(config, databases, arguments.name.as_deref()) => collected,
+            collected = collect(config, databases) => collected,
         };
         match collected {
-            Ok(statuses) => screen.show(&statuses)?,
+            Ok(statuses) => screen.show(&arguments.filter.apply(statuses))?,
             Err(error) if is_of_database(&error) => screen.report_outage(&chain(&*error))?,
             Err(error) => return Err(error),
         }
@@ -74,7 +74,7 @@ impl Screen {
 
     fn show(&mut self, statuses: &[ProcessorStatus]) -> anyhow::Result<()> {
         match self {
-            Self::Terminal { .. } => self.rewrite(&render(statuses, Utc::now())),
+            Self::Terminal { .. } => self.rewrite(&render(statuses, Utc::now(), output::width())),
             Self::Lines(printed) => {
                 for status in statuses {
                     let line = describe(status, statuses);

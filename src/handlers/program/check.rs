@@ -24,7 +24,7 @@ pub(crate) async fn check(
         })
         .collect();
     match ProgramSession::start(program, &Handshake::new(declaration, tables)).await {
-        Ok(session) => session.stop().await,
+        Ok(session) => drop(session.stop().await),
         Err(error) => found.push(Diagnostic::in_source(&program.place, 0, error.to_string())),
     }
     found

@@ -171,8 +171,8 @@ impl ProgramProcess {
     }
 
     /// Closes the program's standard input, which asks it to end, and kills it after `grace`. What it still writes is
-    /// read and dropped.
-    pub(super) async fn stop(mut self, grace: Duration) {
+    /// read and dropped. Returns the last lines of standard error.
+    pub(super) async fn stop(mut self, grace: Duration) -> Option<String> {
         self.input = None;
         let draining = async {
             while let Ok(true) = self.output.advance().await {}
@@ -182,7 +182,7 @@ impl ProgramProcess {
             _ = timeout(grace, self.child.wait()) => {}
             () = draining => {}
         }
-        self.kill().await;
+        self.kill().await
     }
 
     /// Kills the process group at once. Returns the last lines of standard error.

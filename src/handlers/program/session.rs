@@ -127,9 +127,10 @@ impl ProgramSession {
         }
     }
 
-    /// Asks the program to end, and kills it if it takes longer than two seconds.
-    pub(super) async fn stop(self) {
-        self.process.stop(STOP_GRACE).await;
+    /// Asks the program to end, and kills it if it takes longer than two seconds. Returns the last lines of its standard
+    /// error.
+    pub(super) async fn stop(self) -> Option<String> {
+        self.process.stop(STOP_GRACE).await
     }
 
     /// Kills the program at once, with all that it has started. Returns the last lines of its standard error.

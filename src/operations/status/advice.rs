@@ -2,11 +2,14 @@
 //!
 //! `espctl status` prints it; `--json` and the admin API carry it as data.
 
-use chrono::{DateTime, TimeDelta, Utc};
+mod holders;
+mod states;
+
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::format::{format_duration, thousands};
-use super::{HeldBy, ProcessorState, ProcessorStatus, WorkerStatus};
+use super::ProcessorStatus;
+use super::format::thousands;
 
 /// One thing that needs attention. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -21,6 +24,29 @@ pub(crate) struct Advice {
     pub next_try_at: Option<DateTime<Utc>>,
     /// What to do.
     pub remedy: String,
+    /// How it is told where several processors are in the same trouble; `None`: of each by itself.
+    #[serde(skip)]
+    pub shared: Option<SharedTrouble>,
+}
+
+/// A trouble that several processors may be in. What is equal in all but the processor is told once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SharedTrouble {
+    /// The processor, as it is shown.
+    pub processor: String,
+    /// What is wrong, with the processors as the subject: `60 processors …`.
+    pub predicate: String,
+    /// What to do about all of them.
+    pub remedy: String,
+}
+
+/// What advice depends on beside the status itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surroundings<'s> {
+    /// The present time.
+    pub(super) now: DateTime<Utc>,
+    /// Host and process id of each daemon that runs workers on this database.
+    pub(super) daemons: &'s [String],
 }
 
 /// What advice is about, the most urgent first.
@@ -33,6 +59,8 @@ pub(crate) enum Topic {
     Retrying,
     /// The infrastructure fails; no event is to blame.
     Outage,
+    /// Another session holds a lock that the processor needs.
+    Locked,
     /// No daemon runs the processor.
     Stopped,
     /// No daemon owns the processor, and another one is about to take it over.
@@ -50,7 +78,13 @@ pub(crate) enum Topic {
 impl Advice {
     /// Advice about something that espd does not try again by itself.
     fn new(topic: Topic, problem: String, since: Option<DateTime<Utc>>, remedy: String) -> Self {
-        Self { topic, problem, since, next_try_at: None, remedy }
+        Self { topic, problem, since, next_try_at: None, remedy, shared: None }
+    }
+
+    /// The same advice, which is told once for all processors with an equal `predicate` and `remedy`.
+    fn shared(self, status: &ProcessorStatus, predicate: String, remedy: &str) -> Self {
+        let shared = SharedTrouble { processor: status.name.clone(), predicate, remedy: remedy.to_owned() };
+        Self { shared: Some(shared), ..self }
     }
 
     fn trying_again_at(self, next_try_at: Option<DateTime<Utc>>) -> Self {
@@ -58,125 +92,17 @@ impl Advice {
     }
 }
 
-/// Everything about this processor that needs attention as of `now`, the most urgent first; empty if all is well.
-pub(super) fn advise(status: &ProcessorStatus, now: DateTime<Utc>) -> Vec<Advice> {
+/// Everything about this processor that needs attention, the most urgent first; empty if all is well.
+pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Vec<Advice> {
     let parts = [
-        of_state(status),
+        states::of_state(status, surroundings),
         of_dead_letters(status),
         of_worker(status),
-        of_horizon(&status.held_by, status, now),
+        holders::of_horizon(status, surroundings.now),
     ];
     let mut advice: Vec<Advice> = parts.into_iter().flatten().collect();
     advice.sort_by_key(|advice| advice.topic);
     advice
-}
-
-fn of_state(status: &ProcessorStatus) -> Option<Advice> {
-    match status.state {
-        ProcessorState::Paused => Some(of_pause(status)),
-        ProcessorState::Failed => Some(of_failure(status)),
-        ProcessorState::Retrying => Some(of_retries(status)),
-        ProcessorState::Standby => Some(of_takeover(status)),
-        ProcessorState::Stopped => of_missing_owner(status),
-        ProcessorState::Running | ProcessorState::CatchingUp | ProcessorState::Live => of_outage(status),
-    }
-}
-
-fn of_pause(status: &ProcessorStatus) -> Advice {
-    let name = &status.name;
-    let by = status.paused_by.as_deref().unwrap_or("an unknown operator");
-    let mut problem = format!("{name} was paused by {by}.");
-    if let Some(error) = &status.last_error {
-        problem.push_str(&format!(" It could not handle {error}."));
-    }
-    Advice::new(Topic::Paused, problem, status.paused_at, format!("Run `espctl resume {name}`."))
-}
-
-fn of_failure(status: &ProcessorStatus) -> Advice {
-    let name = &status.name;
-    let error = status.last_error.as_ref();
-    let cause = error.map_or_else(|| "for an unknown reason".to_owned(), ToString::to_string);
-    let tried = match status.attempts {
-        0 => ".".to_owned(),
-        attempts => format!(" after {}. {ORDER}", count(attempts.into(), "attempt")),
-    };
-    Advice::new(
-        Topic::Failed,
-        format!("{name} stopped: {cause}{tried}"),
-        error.and_then(|error| error.at),
-        format!("Fix this, then run `espctl retry {name}`."),
-    )
-}
-
-/// What an event that fails means for the others.
-const ORDER: &str = "Events before this one are handled; later ones wait.";
-
-fn of_retries(status: &ProcessorStatus) -> Advice {
-    let name = &status.name;
-    let error = status.last_error.as_ref();
-    let cause = error.map_or_else(|| "an event".to_owned(), ToString::to_string);
-    let attempts = count(status.attempts.into(), "attempt");
-    Advice::new(
-        Topic::Retrying,
-        format!("{name} cannot handle {cause} after {attempts}. {ORDER}"),
-        error.and_then(|error| error.at),
-        format!(
-            "Fix the handler and reload the daemon (SIGHUP) or restart it, or correct the data that the handler needs. \
-             `espctl retry {name}` tries again now."
-        ),
-    )
-    .trying_again_at(status.next_retry_at)
-}
-
-fn of_takeover(status: &ProcessorStatus) -> Advice {
-    let (name, standbys) = (&status.name, status.standbys.join(", "));
-    Advice::new(
-        Topic::Standby,
-        format!("No daemon owns {name}; about to take it over: {standbys}."),
-        status.updated_at,
-        format!("Wait a few seconds.{}", of_held_tracker(status)),
-    )
-}
-
-/// Why no daemon runs the processor; `None` where [`of_worker`] knows better.
-fn of_missing_owner(status: &ProcessorStatus) -> Option<Advice> {
-    let name = &status.name;
-    let problem = if status.holder_pid.is_some() {
-        format!("The owner of {name} gives no sign of life.")
-    } else if status.worker.as_ref().is_some_and(WorkerStatus::is_down) {
-        return None;
-    } else if status.updated_at.is_none() {
-        format!("No daemon runs {name}, and none ever has.")
-    } else {
-        format!("No daemon runs {name}.")
-    };
-    let remedy =
-        format!("Start `espd run` with a configuration that declares it.{}", of_held_tracker(status));
-    Some(Advice::new(Topic::Stopped, problem, status.updated_at, remedy))
-}
-
-/// What to do where the database session of a frozen owner keeps the tracker from others.
-fn of_held_tracker(status: &ProcessorStatus) -> String {
-    status.holder_pid.map_or_else(String::new, |pid| {
-        format!(
-            " Database process {pid} still holds the tracker for the last owner: a daemon that has the right to ends it, \
-             and so does `select pg_terminate_backend({pid})`."
-        )
-    })
-}
-
-fn of_outage(status: &ProcessorStatus) -> Option<Advice> {
-    let (name, outage) = (&status.name, status.outage.as_ref()?);
-    let code = outage.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
-    let problem = format!(
-        "The database keeps {name} from continuing: {}{code} after {}. No event is to blame and none is lost.",
-        outage.message,
-        count(outage.tries.into(), "attempt"),
-    );
-    let remedy =
-        format!("Fix the database; {name} then continues by itself. `espctl retry {name}` tries again now.");
-    let advice = Advice::new(Topic::Outage, problem, Some(outage.since), remedy);
-    Some(advice.trying_again_at(Some(outage.next_try_at)))
 }
 
 /// The events that the processor has not handled and does not try by itself.
@@ -189,10 +115,12 @@ fn of_dead_letters(status: &ProcessorStatus) -> Option<Advice> {
     };
     let problem = format!("{} of {name} {became}.", count(status.dead_letters, "event"));
     let remedy = format!(
-        "`espctl dead-letters list {name}` shows them. Fix the handler, reload the daemon, then run `espctl dead-letters \
+        "`espctl dead-letters list {name}` shows them. Fix the handler, run `espctl reload`, then `espctl dead-letters \
          retry {name} --all`; `espctl dead-letters discard {name} EVENT` removes what no one needs."
     );
-    Some(Advice::new(Topic::DeadLetters, problem, Some(oldest), remedy))
+    let advice = Advice::new(Topic::DeadLetters, problem, Some(oldest), remedy);
+    let predicate = "have events that were set aside as dead letters.".to_owned();
+    Some(advice.shared(status, predicate, "`espctl dead-letters list` shows them, with the reasons."))
 }
 
 /// Why the worker process of the processor is not alive.
@@ -213,63 +141,27 @@ fn of_worker(status: &ProcessorStatus) -> Option<Advice> {
     Some(advice.trying_again_at(worker.next_start_at))
 }
 
-/// Who holds the settled horizon back, if anyone does.
-fn of_horizon(held_by: &[HeldBy], status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
-    let oldest = held_by.iter().map(|holder| holder.seconds.unwrap_or(0.0)).reduce(f64::max)?;
-    let describe = |what: fn(&HeldBy) -> String| held_by.iter().map(what).collect::<Vec<_>>().join("; ");
-    let problem = format!(
-        "The settled horizon is held back at {} (head {}): later events wait for open transactions that may still add \
-         earlier ones. {}",
-        thousands(status.horizon),
-        thousands(status.head),
-        describe(describe_holder),
-    );
-    let since = now - TimeDelta::milliseconds((oldest * 1_000.0) as i64);
-    let remedy = format!("Let these end, or end them: {}.", describe(end_holder));
-    Some(Advice::new(Topic::HorizonHeldBack, problem, Some(since), remedy))
-}
-
-fn describe_holder(holder: &HeldBy) -> String {
-    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "?".to_owned());
-    let age = holder.seconds.map_or_else(|| "an unknown time".to_owned(), format_duration);
-    let user = word(&holder.user);
-    if let Some(name) = &holder.prepared {
-        return format!("Prepared transaction '{name}' of {user}, {age} old");
-    }
-    format!(
-        "Process {} ({}, user {user}), {}, open for {age}: {}",
-        show_pid(holder),
-        word(&holder.application_name),
-        word(&holder.state),
-        word(&holder.query)
-    )
-}
-
-/// The statement that ends a transaction.
-fn end_holder(holder: &HeldBy) -> String {
-    match &holder.prepared {
-        Some(name) => format!("`rollback prepared '{name}'` ends it"),
-        None => format!("`select pg_terminate_backend({0})` ends process {0}", show_pid(holder)),
-    }
-}
-
-fn show_pid(holder: &HeldBy) -> String {
-    holder.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string())
-}
-
 /// `1 attempt`, `12,345 attempts`.
-fn count(number: i64, noun: &str) -> String {
+pub(super) fn count(number: i64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {noun}{plural}", thousands(number))
 }
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::super::examples::live;
+    use super::super::{HeldBy, ProcessorState, WorkerStatus};
     use super::*;
+    use crate::processing::tracker::Outage;
+
+    fn alone(now: DateTime<Utc>) -> Surroundings<'static> {
+        Surroundings { now, daemons: &[] }
+    }
 
     fn topics(status: &ProcessorStatus) -> Vec<Topic> {
-        advise(status, Utc::now()).into_iter().map(|advice| advice.topic).collect()
+        advise(status, alone(Utc::now())).into_iter().map(|advice| advice.topic).collect()
     }
 
     #[test]
@@ -277,6 +169,7 @@ mod tests {
         for (state, expected) in [
             (ProcessorState::Live, None),
             (ProcessorState::CatchingUp, None),
+            (ProcessorState::Running, None),
             (ProcessorState::Paused, Some(Topic::Paused)),
             (ProcessorState::Failed, Some(Topic::Failed)),
             (ProcessorState::Retrying, Some(Topic::Retrying)),
@@ -303,7 +196,7 @@ mod tests {
         };
         let status =
             ProcessorStatus { state: ProcessorState::Stopped, worker: Some(worker), ..live("notes") };
-        let advice = advise(&status, Utc::now());
+        let advice = advise(&status, alone(Utc::now()));
         assert_eq!(advice[0].topic, Topic::WorkerDown);
         assert_eq!(
             advice[0].problem,
@@ -332,9 +225,46 @@ mod tests {
         };
         assert_eq!(topics(&status), [Topic::Failed, Topic::DeadLetters, Topic::HorizonHeldBack]);
         let now = Utc::now();
-        let advice = advise(&status, now);
+        let advice = advise(&status, alone(now));
         assert_eq!(advice[1].problem, "2 events of notes were set aside as dead letters.");
         assert_eq!(advice[2].since, Some(now - TimeDelta::seconds(60)));
         assert!(advice[2].remedy.contains("`select pg_terminate_backend(7)` ends process 7"), "{advice:?}");
+    }
+
+    #[test]
+    fn an_outage_is_told_with_the_next_try_only_while_that_is_to_come() {
+        let now = Utc::now();
+        let outage = |next_try_at| Outage {
+            since: now - TimeDelta::minutes(5),
+            sqlstate: Some("53100".into()),
+            message: "no space left on device".into(),
+            tries: 9,
+            next_try_at,
+        };
+        let waiting = |next_try_at| ProcessorStatus {
+            state: ProcessorState::Waiting,
+            outage: Some(outage(next_try_at)),
+            ..live("notes")
+        };
+        let to_come = Some(now + TimeDelta::seconds(3));
+        for (next_try_at, told) in [(to_come, to_come), (Some(now - TimeDelta::seconds(3)), None)] {
+            let advice = advise(&waiting(next_try_at.unwrap()), alone(now));
+            assert_eq!((advice[0].topic, advice[0].next_try_at), (Topic::Outage, told), "{advice:?}");
+            assert_eq!(
+                advice[0].problem,
+                "notes waits: no space left on device [53100] after 9 attempts. No event is to blame and none is lost."
+            );
+        }
+    }
+
+    #[test]
+    fn a_processor_that_no_running_daemon_knows_is_told_from_one_that_no_daemon_runs() {
+        let status = ProcessorStatus { state: ProcessorState::Stopped, owner: None, ..live("notes") };
+        let daemons = ["web-1:4711".to_owned()];
+        let advice = advise(&status, Surroundings { now: Utc::now(), daemons: &daemons });
+        assert!(advice[0].problem.contains("not in the running configuration of web-1:4711"), "{advice:?}");
+        assert!(advice[0].remedy.contains("`espctl reload`"), "{advice:?}");
+        let advice = advise(&status, alone(Utc::now()));
+        assert!(advice[0].remedy.starts_with("Start `espd run`"), "{advice:?}");
     }
 }

@@ -14,6 +14,36 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) ->
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
+/// The width of a text on a terminal, in characters.
+pub(crate) fn width_of(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// A text in lines of at most `width` characters, each behind `indent`. What is in backticks stays whole, to be copied.
+pub(crate) fn wrap(text: &str, width: Option<usize>, indent: &str) -> String {
+    let mut lines = vec![indent.to_owned()];
+    for word in words(text) {
+        let last = lines.last().map_or(0, |line| width_of(line));
+        let is_first = last == indent.len();
+        if width.is_some_and(|width| !is_first && last + 1 + width_of(word) > width) {
+            lines.push(format!("{indent}{word}"));
+        } else if let Some(line) = lines.last_mut() {
+            line.push_str(if is_first { "" } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines.join("\n")
+}
+
+/// The parts of a text between spaces that are not in backticks.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    text.split(move |character| {
+        quoted ^= character == '`';
+        character == ' ' && !quoted
+    })
+}
+
 /// A number with separated thousands: `12,345`.
 pub(crate) fn thousands(number: impl Into<i64>) -> String {
     let number: i64 = number.into();
@@ -46,5 +76,14 @@ mod tests {
             [0.04, 12.0, 200.0, 18_180.0, 187_200.0].map(format_duration),
             ["0.0s", "12s", "3m 20s", "5h 3m", "2d 4h"]
         );
+    }
+
+    #[test]
+    fn a_text_is_wrapped_between_words_and_a_command_stays_whole() {
+        let text = "Fix this, then run `espctl retry notes` or wait.";
+        assert_eq!(wrap(text, None, "  "), format!("  {text}"));
+        assert_eq!(wrap(text, Some(24), "  "), "  Fix this, then run\n  `espctl retry notes` or\n  wait.");
+        assert_eq!(wrap("Last attempt 3s ago.  Next.", None, ""), "Last attempt 3s ago.  Next.");
+        assert_eq!(wrap("", Some(10), "  "), "  ");
     }
 }

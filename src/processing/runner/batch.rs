@@ -25,7 +25,7 @@ impl Runner {
         let limits = BatchLimits { size, ..self.context.limits };
         let request = BatchRequest {
             claim: &following.claim,
-            work: Work::Batch { upto, rate: self.rate.per_second() },
+            work: Work::Batch { upto, rate: self.rate.per_second(begun) },
             limits: &limits,
             lease: self.context.lease,
         };
@@ -63,7 +63,7 @@ impl Runner {
     /// Takes note of a batch that was committed, and logs it.
     fn committed(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {
         let Phase::Following(following) = &mut self.phase else { return };
-        self.rate.count(following.advance(position, seen));
+        self.rate.count(following.advance(position, seen), begun, Instant::now());
         following.bisection.passed(handled.into());
         self.tracker_known = Instant::now();
         self.outage.over();

@@ -11,11 +11,12 @@ use crate::processing::runner::{Next, Runner};
 use crate::processing::tracker::LeaseStatus;
 
 impl Runner {
-    /// Extends the lease, and follows what the tracker row says about operators.
+    /// Extends the lease, records the rate, and follows what the tracker row says about operators.
     pub(super) async fn renew(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         let outage_over = !self.outage.is_external();
-        let renewing = self.trackers.renew(connection, claim, self.context.lease, outage_over);
+        let rate = self.rate.per_second(Instant::now());
+        let renewing = self.trackers.renew(connection, claim, self.context.lease, outage_over, rate);
         let Some(lease_status) = in_time(renewing).await? else { return Ok(self.claim_lost()) };
         self.tracker_known = Instant::now();
         if outage_over {

@@ -142,19 +142,20 @@ impl Trackers {
         )
     }
 
-    /// Renews the lease for `lease` from now. `outage_over`: a recorded outage has ended and is removed from the row. `None`:
-    /// the claim is no longer valid.
+    /// Renews the lease for `lease` from now, and records the present `rate`. `outage_over`: a recorded outage has ended and
+    /// is removed from the row. `None`: the claim is no longer valid.
     pub async fn renew(
         &self,
         connection: impl PgExecutor<'_>,
         claim: &Claim,
         lease: Duration,
         outage_over: bool,
+        rate: f32,
     ) -> Result<Option<LeaseStatus>, sqlx::Error> {
         let statement = format!(
             "-- renew_lease
              update {schema}.trackers
-             set lease_until = clock_timestamp() + {}, outage = {}, updated_at = clock_timestamp()
+             set lease_until = clock_timestamp() + {}, outage = {}, rate = {}, updated_at = clock_timestamp()
              where {}
              returning position, paused_at is not null as paused,
                        coalesce(attempts > 0 and next_retry_at <= clock_timestamp(), false) as retry_now,
@@ -164,6 +165,7 @@ impl Trackers {
                          as dead_letters_requested",
             interval(lease),
             if outage_over { "null" } else { "outage" },
+            if rate.is_finite() { rate } else { 0.0 },
             is_claimed(claim),
             schema = self.schema,
         );

@@ -42,7 +42,7 @@ pub struct TrackerRow {
     pub caught_up: bool,
     /// Events handled since the last reset.
     pub handled: i64,
-    /// Recent speed, in ids passed per second.
+    /// Speed in the last seconds, in ids passed per second; 0 when nothing moves.
     pub rate: f32,
     /// How often in a row the event of `last_error` has failed.
     pub attempts: i32,
@@ -60,7 +60,7 @@ pub struct TrackerRow {
     pub pending_emissions: i64,
     /// When the next pending emission is due.
     pub next_emission_at: Option<DateTime<Utc>>,
-    /// When the row last changed; renewals of the lease do not count.
+    /// When the row last changed; each renewal of the lease is a change.
     pub updated_at: DateTime<Utc>,
 }
 
@@ -114,7 +114,9 @@ impl Trackers {
                     array(select s.owner_label from {schema}.signs_of_life as s
                           where s.name = t.name and s.version = t.version and s.partition = t.partition
                             and s.epoch is null and s.lives_until >= clock_timestamp() order by 1) as standbys,
-                    paused_at, paused_by, failed_at, caught_up, handled, rate, attempts, last_error, next_retry_at,
+                    paused_at, paused_by, failed_at, caught_up, handled, attempts, last_error, next_retry_at,
+                    -- An owner writes its rate with each batch and each renewal; one that cannot has none.
+                    case when updated_at > clock_timestamp() - interval '5 seconds' then rate else 0 end as rate,
                     outage, updated_at, coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
                     coalesce(pending_emissions, 0) as pending_emissions, next_emission_at
              from {schema}.trackers as t

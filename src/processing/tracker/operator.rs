@@ -5,8 +5,13 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::{ProcessorKey, Trackers};
 use crate::event::Position;
 
-/// Undoes a failure or an outage. The claim ends, so that the runner prepares the processor again; after a failure, the
-/// attempts start again from 0.
+/// Undoes a failure, a retry that is still to come, or an outage. The claim ends, so that the runner prepares the processor
+/// again and forgets what it has counted: the attempts start again from 0.
+const BEGIN_ANEW: &str =
+    "failed_at = null, outage = null, attempts = 0, epoch = epoch + 1, lease_until = null";
+
+/// As [`BEGIN_ANEW`] where the processor has stopped or waits for the end of an outage. Otherwise the claim goes on, and
+/// so does the count.
 const UNDO_FAILURE: &str = "failed_at = null, outage = null,
      attempts = case when failed_at is null then attempts else 0 end,
      epoch = epoch + case when failed_at is null and outage is null then 0 else 1 end,
@@ -52,8 +57,8 @@ impl Trackers {
         self.act(connection, key, operator, "pause", change, "paused_at is null").await
     }
 
-    /// Has the failing event tried now instead of later, also if the processor has stopped because of it, or waits for the end
-    /// of an outage. Returns whether there was a failure or an outage; a paused processor is left alone, and the result is
+    /// Has the failing event tried now instead of later, with attempts that are counted anew; also if the processor has stopped
+    /// because of it, or waits for the end of an outage. Returns whether there was a failure or an outage; a paused processor is left alone, and the result is
     /// `false`.
     pub async fn retry(
         &self,
@@ -62,9 +67,33 @@ impl Trackers {
         operator: &str,
     ) -> Result<bool, sqlx::Error> {
         let due = "case when attempts > 0 or failed_at is not null then clock_timestamp() end";
-        let change = format!("next_retry_at = {due}, {UNDO_FAILURE}");
+        let change = format!("next_retry_at = {due}, {BEGIN_ANEW}");
         let condition = "paused_at is null and (attempts > 0 or failed_at is not null or outage is not null)";
         self.act(connection, key, operator, "retry", &change, condition).await
+    }
+
+    /// Makes the retries of these processors due that are still to come, because somebody may have fixed what fails. Counts
+    /// go on. Returns the number of processors concerned.
+    pub(crate) async fn make_retries_due(
+        &self,
+        connection: &mut PgConnection,
+        names: &[String],
+    ) -> Result<u64, sqlx::Error> {
+        let statement = format!(
+            "-- make_retries_due
+             with due as (
+               update {schema}.trackers set next_retry_at = clock_timestamp()
+               where name = any($1) and attempts > 0 and next_retry_at > clock_timestamp() and paused_at is null
+               returning name, version, partition
+             ), deliveries as (
+               update {schema}.deliveries as d set retry_at = clock_timestamp() from due
+               where d.processor = due.name and d.version = due.version and d.partition = due.partition and not d.is_done
+             )
+             select from due",
+            schema = self.schema
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(names);
+        Ok(query.execute(connection).await?.rows_affected())
     }
 
     /// Lets a paused or failed processor continue. Returns whether it was paused or failed.

@@ -37,7 +37,7 @@ impl Fixture {
     }
 
     async fn renew(&self, claim: &Claim) -> bool {
-        self.trackers.renew(&self.pool, claim, LEASE, true).await.unwrap().is_some()
+        self.trackers.renew(&self.pool, claim, LEASE, true, 0.0).await.unwrap().is_some()
     }
 
     async fn row(&self) -> TrackerRow {
@@ -204,7 +204,7 @@ async fn the_owner_learns_of_a_pause_which_outlasts_claims() {
     let claim = fixture.claim(&owner).await.unwrap();
     let mut connection = fixture.pool.acquire().await.unwrap();
     fixture.trackers.pause(&mut connection, &fixture.key, "alice@here").await.unwrap();
-    let standing = fixture.trackers.renew(&fixture.pool, &claim, LEASE, true).await.unwrap().unwrap();
+    let standing = fixture.trackers.renew(&fixture.pool, &claim, LEASE, true, 0.0).await.unwrap().unwrap();
     assert!(standing.paused);
     assert!(fixture.claim(&owner).await.unwrap().paused);
     fixture.trackers.resume(&mut connection, &fixture.key, "alice@here").await.unwrap();
@@ -284,7 +284,7 @@ async fn a_raised_version_takes_the_tracker_of_the_version_before_only_when_that
     .await
     .unwrap();
     assert_eq!(versions, [2, 2], "what refers to the tracker follows");
-    assert!(trackers.renew(pool, &moved, LEASE, true).await.unwrap().is_some());
+    assert!(trackers.renew(pool, &moved, LEASE, true, 0.0).await.unwrap().is_some());
 }
 
 #[tokio::test]

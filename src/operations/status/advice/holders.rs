@@ -1,0 +1,69 @@
+//! Which transactions others wait for, and how to end them.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::super::format::{format_duration, thousands};
+use super::super::{HeldBy, ProcessorStatus};
+use super::{Advice, Topic};
+
+/// Who holds the settled horizon back, if anyone does.
+pub(super) fn of_horizon(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
+    let held_by = &status.held_by;
+    let oldest = held_by.iter().map(|holder| holder.seconds.unwrap_or(0.0)).reduce(f64::max)?;
+    let problem = format!(
+        "The settled horizon is held back at {} (head {}): later events wait for open transactions that may still add \
+         earlier ones. {}",
+        thousands(status.horizon),
+        thousands(status.head),
+        join(held_by, describe_holder),
+    );
+    let since = now - TimeDelta::milliseconds((oldest * 1_000.0) as i64);
+    let remedy = format!("Let these end, or end them: {}.", join(held_by, end_holder));
+    Some(Advice::new(Topic::HorizonHeldBack, problem, Some(since), remedy))
+}
+
+/// Who holds the lock that keeps the processor waiting, if one does.
+pub(super) fn of_lock(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
+    let (name, wait) = (&status.name, status.lock_wait.as_ref()?);
+    let what = wait.relation.as_ref().map_or_else(String::new, |relation| format!(" on {relation}"));
+    let problem = format!(
+        "{name} waits for a lock{what}. No event is to blame and none is lost. {}",
+        join(&wait.held_by, describe_holder),
+    );
+    let since = now - TimeDelta::milliseconds((wait.seconds * 1_000.0) as i64);
+    let remedy = format!("Let this end, or end it: {}.", join(&wait.held_by, end_holder));
+    let predicate = format!("wait for locks. {}", join(&wait.held_by, describe_holder));
+    Some(Advice::new(Topic::Locked, problem, Some(since), remedy.clone()).shared(status, predicate, &remedy))
+}
+
+fn join(holders: &[HeldBy], what: fn(&HeldBy) -> String) -> String {
+    holders.iter().map(what).collect::<Vec<_>>().join("; ")
+}
+
+fn describe_holder(holder: &HeldBy) -> String {
+    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "?".to_owned());
+    let age = holder.seconds.map_or_else(|| "an unknown time".to_owned(), format_duration);
+    let user = word(&holder.user);
+    if let Some(name) = &holder.prepared {
+        return format!("Prepared transaction '{name}' of {user}, {age} old");
+    }
+    format!(
+        "Process {} ({}, user {user}), {}, open for {age}: {}",
+        show_pid(holder),
+        word(&holder.application_name),
+        word(&holder.state),
+        word(&holder.query)
+    )
+}
+
+/// The statement that ends a transaction.
+fn end_holder(holder: &HeldBy) -> String {
+    match &holder.prepared {
+        Some(name) => format!("`rollback prepared '{name}'` ends it"),
+        None => format!("`select pg_terminate_backend({0})` ends process {0}", show_pid(holder)),
+    }
+}
+
+fn show_pid(holder: &HeldBy) -> String {
+    holder.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string())
+}

@@ -1,0 +1,167 @@
+//! What is wrong with a processor according to its state, and what to do about it.
+
+use super::super::{ProcessorState, ProcessorStatus, WorkerStatus};
+use super::{Advice, Surroundings, Topic, count, holders};
+use crate::processing::failure::Failure;
+
+pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
+    match status.state {
+        ProcessorState::Paused => Some(of_pause(status)),
+        ProcessorState::Failed => Some(of_failure(status)),
+        ProcessorState::Retrying => Some(of_retries(status, surroundings)),
+        ProcessorState::Waiting => {
+            of_outage(status, surroundings).or_else(|| holders::of_lock(status, surroundings.now))
+        }
+        ProcessorState::Standby => Some(of_takeover(status)),
+        ProcessorState::Stopped => of_missing_owner(status, surroundings.daemons),
+        ProcessorState::Running | ProcessorState::CatchingUp | ProcessorState::Live => None,
+    }
+}
+
+fn of_pause(status: &ProcessorStatus) -> Advice {
+    let name = &status.name;
+    let by = status.paused_by.as_deref().unwrap_or("an unknown operator");
+    let mut problem = format!("{name} was paused by {by}.");
+    if let Some(error) = &status.last_error {
+        problem.push_str(&format!(" It could not handle {error}."));
+    }
+    Advice::new(Topic::Paused, problem, status.paused_at, format!("Run `espctl resume {name}`.")).shared(
+        status,
+        format!("were paused by {by}."),
+        "Run `espctl resume NAME`, with one or more names.",
+    )
+}
+
+fn of_failure(status: &ProcessorStatus) -> Advice {
+    let name = &status.name;
+    let error = status.last_error.as_ref();
+    let cause = error.map_or_else(|| "for an unknown reason".to_owned(), ToString::to_string);
+    let tried = match status.attempts {
+        0 => ".".to_owned(),
+        attempts => format!(" after {}. {ORDER}", count(attempts.into(), "attempt")),
+    };
+    let problem = format!("{name} stopped: {cause}{tried}{}", last_words(error));
+    let remedy = format!("Fix this, then run `espctl retry {name}`.");
+    let advice = Advice::new(Topic::Failed, problem, error.and_then(|error| error.at), remedy);
+    let predicate = format!("stopped: {}.", error.map_or_else(|| cause.clone(), without_place));
+    advice.shared(status, predicate, "Fix this, then run `espctl retry --all`.")
+}
+
+/// What an event that fails means for the others.
+const ORDER: &str = "Events before this one are handled; later ones wait.";
+
+fn of_retries(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'_>) -> Advice {
+    let name = &status.name;
+    let error = status.last_error.as_ref();
+    let cause = error.map_or_else(|| "an event".to_owned(), ToString::to_string);
+    let attempts = count(status.attempts.into(), "attempt");
+    let problem = format!("{name} cannot handle {cause} after {attempts}. {ORDER}{}", last_words(error));
+    let remedy = format!(
+        "Fix the handler, or the data that it needs, and run `espctl reload`, which tries the event at once; so do a \
+         restart of the daemon and `espctl retry {name}`. `espctl dead-letters park {name}` (or `skip`) sets the event aside."
+    );
+    let advice = Advice::new(Topic::Retrying, problem, error.and_then(|error| error.at), remedy);
+    let predicate = format!("cannot handle {}. {ORDER}", error.map_or_else(|| cause.clone(), without_place));
+    advice.trying_again_at(status.next_retry_at.filter(|at| *at > now)).shared(
+        status,
+        predicate,
+        "Fix the handlers, or the data that they need, and run `espctl reload`, which tries the event at once; so do a \
+         restart of the daemon and `espctl retry --all`.",
+    )
+}
+
+/// The failure without the place of the statement, which differs where several processors fail at one event.
+fn without_place(failure: &Failure) -> String {
+    Failure { place: None, ..failure.clone() }.to_string()
+}
+
+/// The last line that a program wrote to its standard error before the failure.
+fn last_words(error: Option<&Failure>) -> String {
+    let line = error.and_then(|error| error.stderr.as_ref());
+    line.map_or_else(String::new, |line| format!(" The program's last line on standard error: {line}"))
+}
+
+fn of_takeover(status: &ProcessorStatus) -> Advice {
+    let (name, standbys) = (&status.name, status.standbys.join(", "));
+    Advice::new(
+        Topic::Standby,
+        format!("No daemon owns {name}; about to take it over: {standbys}."),
+        status.updated_at,
+        format!("Wait a few seconds.{}", of_held_tracker(status)),
+    )
+    .shared(
+        status,
+        format!("have no owner; about to take them over: {standbys}."),
+        "Wait a few seconds.",
+    )
+}
+
+/// Why no daemon runs the processor; `None` where the advice about its worker knows better.
+fn of_missing_owner(status: &ProcessorStatus, daemons: &[String]) -> Option<Advice> {
+    let name = &status.name;
+    if status.holder_pid.is_none() && status.worker.is_none() && !daemons.is_empty() {
+        return Some(of_other_configuration(status, daemons));
+    }
+    let problem = if status.holder_pid.is_some() {
+        format!("The owner of {name} gives no sign of life.")
+    } else if status.worker.as_ref().is_some_and(WorkerStatus::is_down) {
+        return None;
+    } else if status.updated_at.is_none() {
+        format!("No daemon runs {name}, and none ever has.")
+    } else {
+        format!("No daemon runs {name}.")
+    };
+    let remedy =
+        format!("Start `espd run` with a configuration that declares it.{}", of_held_tracker(status));
+    let advice = Advice::new(Topic::Stopped, problem, status.updated_at, remedy);
+    Some(if status.holder_pid.is_some() {
+        advice
+    } else {
+        let predicate = "are run by no daemon.".to_owned();
+        advice.shared(status, predicate, "Start `espd run` with a configuration that declares them.")
+    })
+}
+
+/// A daemon of this store runs, and does not know the processor.
+fn of_other_configuration(status: &ProcessorStatus, daemons: &[String]) -> Advice {
+    let (name, daemons) = (&status.name, daemons.join(", "));
+    let problem = format!("No daemon runs {name}: it is not in the running configuration of {daemons}.");
+    let remedy = format!(
+        "If a file declares {name}, run `espctl reload`: the daemon reads its configuration again. If no file does, it is no \
+         longer wanted: its tracker and its tables are all that is left of it."
+    );
+    Advice::new(Topic::Stopped, problem, status.updated_at, remedy).shared(
+        status,
+        format!("are not in the running configuration of {daemons}."),
+        "If files declare them, run `espctl reload`: the daemon reads its configuration again.",
+    )
+}
+
+/// What to do where the database session of a frozen owner keeps the tracker from others.
+fn of_held_tracker(status: &ProcessorStatus) -> String {
+    status.holder_pid.map_or_else(String::new, |pid| {
+        format!(
+            " Database process {pid} still holds the tracker for the last owner: a daemon that has the right to ends it, \
+             and so does `select pg_terminate_backend({pid})`."
+        )
+    })
+}
+
+fn of_outage(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'_>) -> Option<Advice> {
+    let (name, outage) = (&status.name, status.outage.as_ref()?);
+    let code = outage.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
+    let problem = format!(
+        "{name} waits: {}{code} after {}. No event is to blame and none is lost.",
+        outage.message,
+        count(outage.tries.into(), "attempt"),
+    );
+    let (what, remedy) = match outage.sqlstate {
+        Some(_) => ("the database", "Fix the database; they then continue by themselves."),
+        None => ("this", "Fix this; they then continue by themselves."),
+    };
+    let own = format!("Fix {what}; {name} then continues by itself. `espctl retry {name}` tries again now.");
+    let advice = Advice::new(Topic::Outage, problem, Some(outage.since), own);
+    let predicate = format!("wait: {}{code}. No event is to blame and none is lost.", outage.message);
+    let next_try_at = Some(outage.next_try_at).filter(|at| *at > now);
+    Some(advice.trying_again_at(next_try_at).shared(status, predicate, remedy))
+}

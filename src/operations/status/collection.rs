@@ -1,0 +1,182 @@
+//! Collecting the statuses: what the trackers, the store and the daemons' rows say, put together.
+
+use std::collections::BTreeSet;
+
+use chrono::Utc;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::advice::{Surroundings, advise};
+use super::lock_wait::{self, LockWait};
+use super::worker::{self, WorkerStatus};
+use super::{HeldBy, ProcessorState, ProcessorStatus};
+use crate::event::Position;
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::tracker::TrackerRow;
+use crate::store::horizon::Horizon;
+use crate::store::layout::Layout;
+
+/// The status of all processors that have run, and of those that are declared and have not run yet. The `rows` of the
+/// trackers were read just before the `horizon`, so no position in them is beyond its head unless the store went back.
+pub(crate) async fn collect(
+    events: &mut PgConnection,
+    projections: &mut PgConnection,
+    layout: &Layout,
+    rows: Vec<TrackerRow>,
+    horizon: &Horizon,
+    declared: &[ProcessorDeclaration],
+    name: Option<&str>,
+) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
+    let workers = worker::list(projections, layout).await?;
+    let mut lock_waits = lock_wait::list(projections).await?;
+    let mut statuses = Vec::new();
+    for row in rows {
+        let lag_seconds = lag_seconds(events, layout, row.position).await?;
+        let lock_wait = lock_waits.remove(&row.name).filter(|_| row.owned);
+        statuses.push(of_row(row, horizon, lag_seconds, lock_wait));
+    }
+    for declaration in declared {
+        let wanted = name.is_none_or(|name| name == declaration.name);
+        if wanted && !statuses.iter().any(|status| status.name == declaration.name) {
+            let lag_seconds = lag_seconds(events, layout, Position::START).await?;
+            statuses.push(never_run(declaration, horizon, lag_seconds));
+        }
+    }
+    let daemons = daemons_of(&workers);
+    let surroundings = Surroundings { now: Utc::now(), daemons: &daemons };
+    for status in &mut statuses {
+        status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
+        status.advice = advise(status, surroundings);
+    }
+    statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
+    Ok(statuses)
+}
+
+/// The daemons that have workers, each once.
+fn daemons_of(workers: &[WorkerStatus]) -> Vec<String> {
+    let daemons: BTreeSet<&String> = workers.iter().map(|worker| &worker.owner).collect();
+    daemons.into_iter().cloned().collect()
+}
+
+/// Age of the oldest event beyond `position` that is visible now, in seconds by the server's clock.
+async fn lag_seconds(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    position: Position,
+) -> Result<f64, sqlx::Error> {
+    let statement = format!(
+        "-- age_oldest_unhandled_event
+         select case when isfinite(created_at)
+                then greatest(0, extract(epoch from clock_timestamp() - created_at)) else 0 end::float8
+         from {} as e where id > $1 order by id limit 1",
+        layout.source()
+    );
+    let age: Option<f64> =
+        sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_optional(connection).await?;
+    Ok(age.unwrap_or(0.0))
+}
+
+fn of_row(
+    row: TrackerRow,
+    horizon: &Horizon,
+    lag_seconds: f64,
+    lock_wait: Option<LockWait>,
+) -> ProcessorStatus {
+    let is_waiting = row.outage.is_some() || lock_wait.is_some();
+    let state = state_of(&row, horizon, lag_seconds, is_waiting);
+    ProcessorStatus {
+        state,
+        head: horizon.head,
+        horizon: horizon.settled,
+        lag_events: row.position.distance_to(horizon.head).max(0),
+        lag_seconds,
+        rate: if row.owned { row.rate } else { 0.0 },
+        owner: row.owner_label.filter(|_| row.owned),
+        standbys: row.standbys,
+        holder_pid: row.holder_pid,
+        outage: row.outage.map(|outage| outage.0),
+        lock_wait,
+        last_error: row.last_error.map(|error| error.0),
+        dead_letters: row.dead_letters,
+        oldest_dead_letter_at: row.oldest_dead_letter_at,
+        pending_emissions: row.pending_emissions,
+        next_emission_at: row.next_emission_at,
+        updated_at: Some(row.updated_at),
+        worker: None,
+        held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
+        advice: Vec::new(),
+        name: row.name,
+        kind: row.kind,
+        partition: row.partition,
+        version: row.version,
+        position: row.position,
+        handled: row.handled,
+        epoch: row.epoch,
+        attempts: row.attempts,
+        next_retry_at: row.next_retry_at,
+        paused_at: row.paused_at,
+        paused_by: row.paused_by,
+    }
+}
+
+/// A processor whose last batch has caught up is live while it leaves no event unhandled for longer than this.
+const LIVE_LAG_SECONDS_MAX: f64 = 5.0;
+
+/// Chooses one state where several apply: an operator's pause outranks a failure, a failure outranks a missing owner, and
+/// what keeps an owner from trying at all outranks what fails when it tries.
+fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64, is_waiting: bool) -> ProcessorState {
+    if row.paused_at.is_some() {
+        ProcessorState::Paused
+    } else if row.failed_at.is_some() {
+        ProcessorState::Failed
+    } else if !row.owned && !row.standbys.is_empty() {
+        ProcessorState::Standby
+    } else if !row.owned {
+        ProcessorState::Stopped
+    } else if is_waiting {
+        ProcessorState::Waiting
+    } else if row.attempts > 0 {
+        ProcessorState::Retrying
+    } else if row.position >= horizon.settled || (row.caught_up && lag_seconds < LIVE_LAG_SECONDS_MAX) {
+        ProcessorState::Live
+    } else if row.handled == 0 && row.position == 0 {
+        ProcessorState::Running
+    } else {
+        ProcessorState::CatchingUp
+    }
+}
+
+fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
+    ProcessorStatus {
+        name: declaration.name.clone(),
+        kind: declaration.kind().as_str().to_owned(),
+        partition: 0,
+        version: declaration.version,
+        state: ProcessorState::Stopped,
+        position: Position::START,
+        head: horizon.head,
+        horizon: horizon.settled,
+        lag_events: horizon.head.get(),
+        lag_seconds,
+        rate: 0.0,
+        handled: 0,
+        epoch: 0,
+        owner: None,
+        standbys: Vec::new(),
+        holder_pid: None,
+        outage: None,
+        lock_wait: None,
+        attempts: 0,
+        last_error: None,
+        next_retry_at: None,
+        paused_at: None,
+        paused_by: None,
+        dead_letters: 0,
+        oldest_dead_letter_at: None,
+        pending_emissions: 0,
+        next_emission_at: None,
+        updated_at: None,
+        worker: None,
+        held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
+        advice: Vec::new(),
+    }
+}
