@@ -29,7 +29,7 @@ pub(super) fn livez(age: Option<Duration>) -> Answer {
 }
 
 /// The result of one check; `Err`: what is wrong and what to do.
-type Check = Result<Value, (String, &'static str)>;
+type Check = Result<Value, (String, String)>;
 
 /// Whether databases, schema and workers are ready. `detailed`: with what is wrong.
 pub(super) async fn readyz(
@@ -40,11 +40,11 @@ pub(super) async fn readyz(
     let (database, schema) = match databases {
         Ok(databases) => match check_database(&databases).await {
             Ok(found) => (Ok(found), check_schema(&databases).await),
-            Err(error) => (Err(error), Err(("the database does not answer".into(), "see `database`"))),
+            Err(error) => (Err(error), Err(("the database does not answer".into(), "see `database`".into()))),
         },
         Err(error) => {
-            let waiting = "wait until the daemon has started";
-            (Err((error.error, waiting)), Err(("the database is not known yet".into(), waiting)))
+            let waiting = || "wait until the daemon has started".to_owned();
+            (Err((error.error, waiting())), Err(("the database is not known yet".into(), waiting())))
         }
     };
     let checks = [("database", database), ("schema", schema), ("workers", check_workers(workers))];
@@ -74,7 +74,7 @@ async fn check_database(databases: &Databases) -> Check {
                 sqlx::Error::PoolTimedOut => "no connection within the time limit".to_owned(),
                 error => describe(&error),
             };
-            (error, "check that the server runs and accepts the configured user")
+            (error, "check that the server runs and accepts the configured user".to_owned())
         })?;
     }
     Ok(json!({}))
@@ -82,18 +82,21 @@ async fn check_database(databases: &Databases) -> Check {
 
 async fn check_schema(databases: &Databases) -> Check {
     let checked = databases.check_schema().await;
-    checked.map(|()| json!({})).map_err(|error| (chain(&*error), "run `espctl migrate`"))
+    checked.map(|()| json!({})).map_err(|error| (chain(&error), error.remedy()))
 }
 
 fn check_workers(workers: Option<&Workers>) -> Check {
     let Some(workers) = workers else {
-        return Err(("no worker has been started yet".into(), "wait until the daemon has started"));
+        return Err(("no worker has been started yet".into(), "wait until the daemon has started".into()));
     };
     let snapshots = workers.snapshots.borrow();
     let down: Vec<&str> =
         snapshots.iter().filter(|worker| worker.pid.is_none()).map(|worker| worker.name.as_str()).collect();
     if snapshots.is_empty() || !down.is_empty() {
-        return Err((format!("workers that do not run: {}", down.join(", ")), "the daemon's log says why"));
+        return Err((
+            format!("workers that do not run: {}", down.join(", ")),
+            "the daemon's log says why".into(),
+        ));
     }
     Ok(json!({ "running": snapshots.len() }))
 }

@@ -14,7 +14,7 @@ mod status;
 mod wait;
 mod webhook_test;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigArgument, DATABASE_URL, EXAMPLE, InvalidConfig, demo_file};
 use crate::operations::databases::Databases;
@@ -41,8 +41,9 @@ struct Cli {
 enum Command {
     /// Create espd's tables, or migrate them to the version of this program
     #[command(after_help = "Does nothing if the tables are up to date. Safe while daemons run.\n\n\
+        Tables that were made by hand with the files of migrations/ are recognised and recorded.\n\n\
         Example:\n  DATABASE_URL=postgres://localhost/shop espctl migrate")]
-    Migrate,
+    Migrate(MigrateArguments),
     /// Append events from standard input: one JSON object per line
     Append(append::Arguments),
     /// Print events, ordered by id
@@ -87,6 +88,13 @@ enum Command {
     /// Print the configuration, an example of it, or its JSON Schema
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Args)]
+struct MigrateArguments {
+    /// Print the SQL that would be run, and change nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Subcommand)]
@@ -156,8 +164,8 @@ async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
 }
 
 async fn run_on(command: Command, config: &Config, databases: &Databases) -> anyhow::Result<()> {
-    if let Command::Migrate = command {
-        return output::print(&databases.migrate().await?.join("\n"));
+    if let Command::Migrate(MigrateArguments { dry_run }) = command {
+        return output::print(&migrate(databases, dry_run).await?);
     }
     databases.check_schema().await?;
     match command {
@@ -172,7 +180,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, databases).await,
         Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
-        Command::Migrate
+        Command::Migrate(_)
         | Command::Check(_)
         | Command::Doctor(_)
         | Command::Roles(_)
@@ -182,6 +190,13 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
             unreachable!("handled before a database is connected")
         }
     }
+}
+
+async fn migrate(databases: &Databases, dry_run: bool) -> anyhow::Result<String> {
+    if dry_run {
+        return Ok(databases.plan_migration().await?.trim_end().to_owned());
+    }
+    Ok(databases.migrate().await?.join("\n"))
 }
 
 fn load(argument: &ConfigArgument) -> Result<Config, InvalidConfig> {

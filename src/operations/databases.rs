@@ -13,7 +13,7 @@ use crate::embedded::{EmbeddedPostgres, Options};
 use crate::postgres::notify::{CONTROL, notify};
 use crate::process::exit_code::Exit;
 use crate::processing::tracker::Trackers;
-use crate::schema;
+use crate::schema::{self, SchemaError};
 use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, PreconditionError};
 
@@ -103,8 +103,22 @@ impl Databases {
         Ok(vec![format!("event store: {events}"), format!("processing: {processing}")])
     }
 
-    /// Checks that espd's tables exist in the version of this program.
-    pub(crate) async fn check_schema(&self) -> anyhow::Result<()> {
+    /// The SQL that [`Self::migrate`] would run now, as comments and statements.
+    pub(crate) async fn plan_migration(&self) -> anyhow::Result<String> {
+        let schema = self.layout.schema();
+        let events = if self.layout.created_by == CreatedBy::Migrations {
+            schema::plan_event_store(&self.events, schema).await?
+        } else {
+            format!(
+                "-- event store: {} does not belong to espd and is not changed\n",
+                self.layout.events_table()
+            )
+        };
+        Ok(format!("{events}\n{}", schema::plan_processing(&self.projections, schema).await?))
+    }
+
+    /// Checks that espd's tables exist in a version that this program works with.
+    pub(crate) async fn check_schema(&self) -> Result<(), SchemaError> {
         if self.layout.created_by == CreatedBy::Migrations {
             schema::check_event_store(&self.events, self.layout.schema()).await?;
         }

@@ -6,6 +6,7 @@ mod connect;
 mod doctor;
 mod events;
 mod manual;
+mod migrate;
 mod operate;
 mod roles;
 mod status;

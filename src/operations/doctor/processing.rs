@@ -6,16 +6,19 @@ use sqlx::{PgPool, Row as _};
 use super::Finding;
 use crate::config::Config;
 use crate::operations::databases::Databases;
+use crate::postgres::error::chain;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::schema;
 
 pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
     let schema = databases.layout.schema();
-    if let Err(error) = schema::check_processing(&databases.projections, schema).await {
-        return Ok(vec![Finding::failure("processing_schema", error.to_string(), "espctl migrate")]);
-    }
-    let mut findings = vec![Finding::ok("processing_schema", "at the version of this program")];
+    let mut findings = match schema::describe_processing(&databases.projections, schema).await {
+        Ok(version) => vec![Finding::ok("processing_schema", version)],
+        Err(error) => {
+            return Ok(vec![Finding::failure("processing_schema", chain(&error), error.remedy())]);
+        }
+    };
     let (own, projections) = (schema, &databases.projections_schema);
     findings.extend(privileges(&databases.projections, own, projections).await?);
     let trackers = Trackers::new(schema).list(&databases.projections, None).await?;

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use super::{Finding, Level};
 use crate::event::Position;
 use crate::operations::databases::Databases;
+use crate::postgres::error::chain;
 use crate::processing::tracker::Trackers;
 use crate::schema;
 use crate::store::horizon::observe_once;
@@ -65,9 +66,9 @@ pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding
 }
 
 async fn schema_version(databases: &Databases) -> Finding {
-    match schema::check_event_store(&databases.events, databases.layout.schema()).await {
-        Ok(()) => Finding::ok("event_store_schema", "at the version of this program"),
-        Err(error) => Finding::failure("event_store_schema", error.to_string(), "espctl migrate"),
+    match schema::describe_event_store(&databases.events, databases.layout.schema()).await {
+        Ok(version) => Finding::ok("event_store_schema", version),
+        Err(error) => Finding::failure("event_store_schema", chain(&error), error.remedy()),
     }
 }
 

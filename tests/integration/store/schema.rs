@@ -168,16 +168,81 @@ async fn every_file_is_embedded() {
     }
 }
 
+/// Runs the first files of a set, as the loop in migrations/README.md does.
+async fn run_by_hand(pool: &PgPool, set: &str, count: usize) {
+    for file in files(set).iter().take(count) {
+        execute(pool, &fs::read_to_string(file).unwrap().replace(":\"schema\"", "by_hand")).await;
+    }
+}
+
 /// As migrations/README.md says: files that were run with psql are recorded by migrating.
 #[tokio::test]
 async fn files_that_were_run_by_hand_may_run_again() {
     let (pool, _) = store().await;
     execute(&pool, "create schema by_hand").await;
-    for file in files("event_store") {
-        execute(&pool, &fs::read_to_string(file).unwrap().replace(":\"schema\"", "by_hand")).await;
-    }
+    run_by_hand(&pool, "event_store", usize::MAX).await;
     schema::migrate_event_store(&pool, "by_hand").await.unwrap();
     schema::check_event_store(&pool, "by_hand").await.unwrap();
+}
+
+#[tokio::test]
+async fn both_sets_may_be_run_by_hand_and_are_recorded_without_running_again() {
+    let (pool, _) = store().await;
+    execute(&pool, "create schema by_hand").await;
+    run_by_hand(&pool, "event_store", usize::MAX).await;
+    run_by_hand(&pool, "processing", usize::MAX).await;
+    let rows = "insert into by_hand.trackers (name, version, kind, epoch) values ('p', 1, 'projector', 7);
+                -- What others have added does not matter.
+                create index mine on by_hand.trackers (kind); alter table by_hand.workers add column mine int;
+                grant select on by_hand.trackers to public;
+                create function by_hand.project_p_v1() returns int language sql as 'select 1'";
+    execute(&pool, rows).await;
+    schema::migrate_event_store(&pool, "by_hand").await.unwrap();
+    schema::migrate_processing(&pool, "by_hand").await.unwrap();
+    schema::check_event_store(&pool, "by_hand").await.unwrap();
+    schema::check_processing(&pool, "by_hand").await.unwrap();
+    let epoch: i64 = sqlx::query_scalar("select epoch from by_hand.trackers").fetch_one(&pool).await.unwrap();
+    assert_eq!(epoch, 7, "a migration that ends claims has run again");
+    let left: i64 = sqlx::query_scalar("select count(*) from pg_namespace where nspname like 'espd_try%'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn files_of_an_earlier_version_that_were_run_by_hand_are_continued() {
+    let (pool, _) = store().await;
+    for count in [1, 4, 9] {
+        execute(&pool, "drop schema if exists by_hand cascade; create schema by_hand").await;
+        run_by_hand(&pool, "processing", count).await;
+        // A program of before has tried to migrate it, and left an empty table.
+        let empty = "create table by_hand._processing_migrations (version bigint primary key, description text not null,
+                       installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null,
+                       execution_time bigint not null)";
+        execute(&pool, empty).await;
+        schema::migrate_processing(&pool, "by_hand").await.unwrap();
+        schema::check_processing(&pool, "by_hand").await.unwrap();
+        let recorded: i64 = sqlx::query_scalar(
+            "select count(*) from by_hand._processing_migrations where execution_time < 0",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        assert_eq!(usize::try_from(recorded).unwrap(), count, "recorded without running");
+    }
+}
+
+#[tokio::test]
+async fn tables_that_no_version_makes_are_not_taken_for_one() {
+    let (pool, _) = store().await;
+    execute(&pool, "create schema by_hand").await;
+    run_by_hand(&pool, "processing", usize::MAX).await;
+    execute(&pool, "alter table by_hand.trackers drop column position").await;
+    match schema::migrate_processing(&pool, "by_hand").await {
+        Err(SchemaError::Migrate { .. }) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,203 @@
+//! Applies the migrations that are missing, and records them.
+
+use std::time::Instant;
+
+use sqlx::migrate::{Migrate as _, MigrateError, Migration};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
+
+use super::applied::{check, find_applied};
+use super::files::MigrationSet;
+use super::{Migrated, SchemaError, by_hand};
+use crate::postgres::name::SchemaName;
+
+/// Brings the set to the version of this program, if it is older.
+pub(super) async fn migrate(
+    set: &MigrationSet,
+    pool: &PgPool,
+    schema: &SchemaName,
+) -> Result<Migrated, SchemaError> {
+    // Looking first spares a role that may not create schemas an error where nothing is to do.
+    match check(set, pool, schema).await {
+        Ok(found) => Ok(Migrated { from: found, to: found }),
+        Err(SchemaError::NotMigrated { found, .. }) => {
+            apply_missing(set, pool, schema).await?;
+            Ok(Migrated { from: found, to: set.newest().max(found) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the SQL that is to be run, as comments and statements.
+#[cfg(feature = "daemon")]
+pub(super) async fn plan(
+    set: &MigrationSet,
+    pool: &PgPool,
+    schema: &SchemaName,
+) -> Result<String, SchemaError> {
+    let name = set.name;
+    let found = match check(set, pool, schema).await {
+        Ok(found) => return Ok(format!("-- {name}: already at version {found}\n")),
+        Err(SchemaError::NotMigrated { found, .. }) => found,
+        Err(error) => return Err(error),
+    };
+    let mut connection = pool.acquire().await?;
+    let mut text = format!("-- {name}: from version {found} to {}\n", set.newest());
+    if !schema_exists(&mut connection, schema).await? {
+        text += &format!("create schema if not exists {schema};\n");
+    }
+    let missing = missing(set, &mut connection, schema).await?;
+    for migration in &missing.by_hand {
+        let Migration { version, description, .. } = migration;
+        text +=
+            &format!("\n-- {name} {version} ({description}): its tables are there; it is recorded only\n");
+    }
+    for migration in &missing.to_apply {
+        let Migration { version, description, sql, .. } = migration;
+        text += &format!("\n-- {name} {version} ({description})\n{}\n", sql.as_str().trim_end());
+    }
+    Ok(text)
+}
+
+/// Works on a connection of its own: its session lock ends with it, so it must never go back to the pool.
+async fn apply_missing(set: &MigrationSet, pool: &PgPool, schema: &SchemaName) -> Result<(), SchemaError> {
+    let mut connection = pool.acquire().await?.detach();
+    let outcome = apply_locked(set, &mut connection, schema).await;
+    // The outcome is known by now, whether the connection closes well or not.
+    let _ = connection.close().await;
+    outcome.map_err(|error| match error {
+        ApplyError::Migrate(source) => {
+            SchemaError::Migrate { set: set.name, schema: schema.as_str().to_owned(), source }
+        }
+        ApplyError::Schema(error) => error,
+    })
+}
+
+/// Takes the lock that every espd takes to migrate, then applies what is missing.
+async fn apply_locked(
+    set: &MigrationSet,
+    connection: &mut PgConnection,
+    schema: &SchemaName,
+) -> Result<(), ApplyError> {
+    connection.lock().await?;
+    // `create schema if not exists` wants the right to create one even where one exists.
+    if !schema_exists(connection, schema).await? {
+        execute(connection, format!("-- create_schema\ncreate schema {schema}")).await?;
+    }
+    let table = set.qualified_table(schema);
+    connection.ensure_migrations_table(&table).await?;
+    let columns = format!(
+        "-- complete_migrations_table
+         set client_min_messages = warning;
+         alter table {table} add column if not exists oldest_program bigint,
+           add column if not exists applied_by text"
+    );
+    execute(connection, columns).await?;
+    let missing = missing(set, connection, schema).await?;
+    for migration in &missing.by_hand {
+        record(set, connection, schema, migration, -1).await.map_err(MigrateError::Execute)?;
+    }
+    for migration in &missing.to_apply {
+        apply(set, connection, schema, migration)
+            .await
+            .map_err(|error| MigrateError::ExecuteMigration(error, migration.version))?;
+    }
+    Ok(())
+}
+
+/// The migrations that are not recorded.
+struct Missing {
+    /// What they make is there already, because somebody has run the files by hand.
+    by_hand: Vec<Migration>,
+    to_apply: Vec<Migration>,
+}
+
+async fn missing(
+    set: &MigrationSet,
+    connection: &mut PgConnection,
+    schema: &SchemaName,
+) -> Result<Missing, SchemaError> {
+    let applied = find_applied(set, connection, schema).await?;
+    let recorded = |migration: &Migration| applied.iter().any(|one| one.version == migration.version);
+    let missing: Vec<Migration> =
+        set.migrations(schema).into_iter().filter(|migration| !recorded(migration)).collect();
+    let made = if missing.is_empty() { 0 } else { by_hand::find_version(set, connection, schema).await? };
+    let (by_hand, to_apply) = missing.into_iter().partition(|migration| migration.version <= made);
+    Ok(Missing { by_hand, to_apply })
+}
+
+/// Runs a file and records it, in one transaction.
+async fn apply(
+    set: &MigrationSet,
+    connection: &mut PgConnection,
+    schema: &SchemaName,
+    migration: &Migration,
+) -> Result<(), sqlx::Error> {
+    let begun = Instant::now();
+    let mut transaction = connection.begin().await?;
+    sqlx::raw_sql(migration.sql.clone()).execute(&mut *transaction).await?;
+    let nanoseconds = i64::try_from(begun.elapsed().as_nanos()).unwrap_or(-1);
+    record(set, &mut transaction, schema, migration, nanoseconds).await?;
+    transaction.commit().await
+}
+
+async fn record(
+    set: &MigrationSet,
+    connection: &mut PgConnection,
+    schema: &SchemaName,
+    migration: &Migration,
+    nanoseconds: i64,
+) -> Result<(), sqlx::Error> {
+    let statement = format!(
+        "-- record_migration
+         insert into {} (version, description, success, checksum, execution_time, oldest_program, applied_by)
+         values ($1, $2, true, $3, $4, $5, $6)",
+        set.qualified_table(schema)
+    );
+    sqlx::query(AssertSqlSafe(statement))
+        .persistent(false)
+        .bind(migration.version)
+        .bind(&*migration.description)
+        .bind(&*migration.checksum)
+        .bind(nanoseconds)
+        .bind(set.oldest_program(migration.version))
+        .bind(env!("CARGO_PKG_VERSION"))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+async fn execute(connection: &mut PgConnection, statement: String) -> Result<(), MigrateError> {
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?;
+    Ok(())
+}
+
+async fn schema_exists(connection: &mut PgConnection, schema: &SchemaName) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("-- find_schema\nselect to_regnamespace($1) is not null")
+        .bind(schema.to_string())
+        .fetch_one(connection)
+        .await
+}
+
+/// Why nothing more was applied.
+enum ApplyError {
+    Migrate(MigrateError),
+    Schema(SchemaError),
+}
+
+impl From<MigrateError> for ApplyError {
+    fn from(error: MigrateError) -> Self {
+        Self::Migrate(error)
+    }
+}
+
+impl From<SchemaError> for ApplyError {
+    fn from(error: SchemaError) -> Self {
+        Self::Schema(error)
+    }
+}
+
+impl From<sqlx::Error> for ApplyError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Schema(error.into())
+    }
+}

@@ -1,0 +1,121 @@
+//! Recognises what somebody has made with the files under psql, which records nothing.
+//!
+//! The files are run in a schema of their own, in a transaction that is rolled back. After each file it is noted what there
+//! is. A schema that has exactly what is there after one of them is at that version: what espd never makes does not count.
+
+use std::collections::BTreeSet;
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use uuid::Uuid;
+
+use super::SchemaError;
+use super::files::MigrationSet;
+use crate::postgres::name::SchemaName;
+use crate::postgres::quote::quote_literal;
+
+/// Tables, columns, constraints, indexes, functions and triggers, each as one text.
+type Inventory = BTreeSet<String>;
+
+/// Returns the version that the objects in the schema are at, whether recorded or not; 0 where they are as no version
+/// makes them.
+pub(super) async fn find_version(
+    set: &MigrationSet,
+    connection: &mut PgConnection,
+    schema: &SchemaName,
+) -> Result<i64, SchemaError> {
+    let first = format!("{schema}.\"{}\"", set.first_table);
+    let exists: bool = sqlx::query_scalar(
+        "-- find_first_table\nselect exists (select from pg_class where oid = to_regclass($1) and relkind in ('r', 'p'))",
+    )
+    .bind(&first)
+    .fetch_one(&mut *connection)
+    .await?;
+    if !exists {
+        return Ok(0);
+    }
+    let mut transaction = connection.begin().await?;
+    let made = compare(set, &mut transaction, schema).await;
+    transaction.rollback().await?;
+    match made {
+        // A role that may not create a schema cannot try the files. Migrating goes on without the answer.
+        Err(sqlx::Error::Database(error)) => {
+            tracing::debug!(%error, "could not compare the schema with the migrations");
+            Ok(0)
+        }
+        made => Ok(made?),
+    }
+}
+
+async fn compare(
+    set: &MigrationSet,
+    transaction: &mut PgConnection,
+    schema: &SchemaName,
+) -> Result<i64, sqlx::Error> {
+    let there = take_inventory(transaction, schema.as_str()).await?;
+    let versions = make_versions(set, transaction).await?;
+    let ever_made: BTreeSet<&String> = versions.iter().flat_map(|(_, inventory)| inventory).collect();
+    let there: BTreeSet<&String> = there.iter().filter(|one| ever_made.contains(one)).collect();
+    // The first of several that look the same: a file that changes rows only is run rather than taken for done.
+    let matching = versions.iter().find(|(_, inventory)| inventory.iter().collect::<BTreeSet<_>>() == there);
+    Ok(matching.map_or(0, |(version, _)| *version))
+}
+
+/// Runs the files in a schema of their own. Returns what there is after each.
+async fn make_versions(
+    set: &MigrationSet,
+    transaction: &mut PgConnection,
+) -> Result<Vec<(i64, Inventory)>, sqlx::Error> {
+    let name = format!("espd_try_{}", Uuid::new_v4().simple());
+    let Ok(schema) = SchemaName::new(&name) else { return Ok(Vec::new()) };
+    let create = format!(
+        "-- open_trial\nset local client_min_messages = warning; set local check_function_bodies = off; create schema {schema}"
+    );
+    sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
+    let mut versions = Vec::new();
+    for migration in set.migrations(&schema) {
+        sqlx::raw_sql(migration.sql).execute(&mut *transaction).await?;
+        versions.push((migration.version, take_inventory(transaction, &name).await?));
+    }
+    Ok(versions)
+}
+
+/// Lists what is in a schema, without the schema's name.
+async fn take_inventory(transaction: &mut PgConnection, schema: &str) -> Result<Inventory, sqlx::Error> {
+    // Names in this schema are written without it where it is on the path; some texts always have it.
+    let statement = format!(
+        "-- list_objects
+         with home as (
+           select oid, quote_ident(nspname) || '.' as prefix, quote_ident(nspname) as name
+           from pg_namespace where nspname = {name}
+         ), relations as (
+           select c.oid, c.relname, c.relkind, h.prefix from pg_class as c join home as h on c.relnamespace = h.oid
+         )
+         select format('relation %s %s', relkind, relname) from relations
+         union all
+         select format('column %s.%s %s %s %s %s', r.relname, a.attname, format_type(a.atttypid, a.atttypmod),
+                       a.attnotnull, a.attidentity, pg_get_expr(d.adbin, d.adrelid))
+         from relations as r join pg_attribute as a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
+           left join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
+         where r.relkind in ('r', 'p')
+         union all
+         select format('constraint %s.%s %s', r.relname, c.conname, pg_get_constraintdef(c.oid))
+         from relations as r join pg_constraint as c on c.conrelid = r.oid where c.contype <> 'n'
+         union all
+         select 'index ' || replace(pg_get_indexdef(i.indexrelid), r.prefix, '')
+         from relations as r join pg_index as i on i.indrelid = r.oid where r.relkind in ('r', 'p')
+         union all
+         select 'trigger ' || replace(pg_get_triggerdef(t.oid), r.prefix, '')
+         from relations as r join pg_trigger as t on t.tgrelid = r.oid where not t.tgisinternal
+         union all
+         select format('function %s(%s) returns %s %s %s %s %s', p.proname, pg_get_function_arguments(p.oid),
+                       pg_get_function_result(p.oid), p.provolatile, p.prosecdef,
+                       replace(p.proconfig::text, h.name, ''), md5(p.prosrc))
+         from pg_proc as p join home as h on p.pronamespace = h.oid where p.prokind = 'f'",
+        name = quote_literal(schema)
+    );
+    let path = format!("-- look_into_schema\nset local search_path = \"{schema}\", pg_temp");
+    sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *transaction).await?;
+    let listed =
+        sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_all(transaction).await?;
+    Ok(listed.into_iter().collect())
+}

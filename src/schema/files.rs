@@ -1,0 +1,125 @@
+//! The embedded files of the two sets of migrations, and what they say about themselves.
+
+use sqlx::migrate::{Migration, MigrationType};
+use sqlx::{AssertSqlSafe, SqlSafeStr};
+
+use crate::postgres::name::SchemaName;
+
+/// How a file begins the line that says which programs may go on after it: those that know this version, or a later one.
+/// A file without the line lets no program go on that does not know it.
+const OLDEST_PROGRAM: &str = "-- Oldest program: ";
+
+/// What the migration files write in place of the schema's name; psql replaces the same text.
+const SCHEMA_TOKEN: &str = ":\"schema\"";
+
+/// The files of `migrations/event_store`, in order. Never edit one that was released: add another.
+pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
+    name: "event store",
+    table: "_event_store_migrations",
+    first_table: "events",
+    files: &[
+        (1, "events", include_str!("../../migrations/event_store/0001_events.sql")),
+        (2, "append events", include_str!("../../migrations/event_store/0002_append_events.sql")),
+        (3, "append", include_str!("../../migrations/event_store/0003_append.sql")),
+    ],
+};
+
+/// The files of `migrations/processing`, in order. Never edit one that was released: add another.
+pub(super) const PROCESSING: MigrationSet = MigrationSet {
+    name: "processing",
+    table: "_processing_migrations",
+    first_table: "trackers",
+    files: &[
+        (1, "trackers", include_str!("../../migrations/processing/0001_trackers.sql")),
+        (2, "workers", include_str!("../../migrations/processing/0002_workers.sql")),
+        (3, "signs of life", include_str!("../../migrations/processing/0003_signs_of_life.sql")),
+        (4, "reactors", include_str!("../../migrations/processing/0004_reactors.sql")),
+        (5, "dead letters", include_str!("../../migrations/processing/0005_dead_letters.sql")),
+        (6, "emissions", include_str!("../../migrations/processing/0006_emissions.sql")),
+        (7, "webhook deliveries", include_str!("../../migrations/processing/0007_webhook_deliveries.sql")),
+        (8, "processor keys", include_str!("../../migrations/processing/0008_processor_keys.sql")),
+        (9, "tracker functions", include_str!("../../migrations/processing/0009_tracker_functions.sql")),
+        (10, "aggregate ids", include_str!("../../migrations/processing/0010_aggregate_ids.sql")),
+        (11, "witnesses", include_str!("../../migrations/processing/0011_witnesses.sql")),
+    ],
+};
+
+/// Migrations that are applied together and recorded in one table.
+#[derive(Debug)]
+pub(super) struct MigrationSet {
+    pub(super) name: &'static str,
+    /// The table that records them.
+    pub(super) table: &'static str,
+    /// A table that the first file creates.
+    pub(super) first_table: &'static str,
+    files: &'static [(i64, &'static str, &'static str)],
+}
+
+impl MigrationSet {
+    /// The files as migrations for this schema. A checksum is that of the file, before the name of
+    /// the schema is filled in, so `sha384sum` of the file gives the same.
+    pub(super) fn migrations(&self, schema: &SchemaName) -> Vec<Migration> {
+        let quoted = schema.to_string();
+        let migration = |&(version, description, text): &(i64, &'static str, &'static str)| {
+            let as_in_the_file = text.into_sql_str();
+            let mut migration =
+                Migration::new(version, description.into(), MigrationType::Simple, as_in_the_file, false);
+            migration.sql = AssertSqlSafe(text.replace(SCHEMA_TOKEN, &quoted)).into_sql_str();
+            migration
+        };
+        self.files.iter().map(migration).collect()
+    }
+
+    /// The oldest program that may go on after a migration, as the version that it knows.
+    pub(super) fn oldest_program(&self, version: i64) -> i64 {
+        let file = self.files.iter().find(|file| file.0 == version);
+        file.and_then(|file| declared_oldest_program(file.2)).unwrap_or(version)
+    }
+
+    pub(super) fn qualified_table(&self, schema: &SchemaName) -> String {
+        format!("{schema}.\"{}\"", self.table)
+    }
+
+    pub(super) fn newest(&self) -> i64 {
+        self.files.last().map_or(0, |&(version, ..)| version)
+    }
+}
+
+fn declared_oldest_program(text: &str) -> Option<i64> {
+    text.lines().find_map(|line| line.strip_prefix(OLDEST_PROGRAM))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_are_numbered_without_holes() {
+        for set in [EVENT_STORE, PROCESSING] {
+            let numbers: Vec<i64> = set.files.iter().map(|file| file.0).collect();
+            assert_eq!(numbers, (1..=set.newest()).collect::<Vec<_>>(), "{}", set.name);
+        }
+    }
+
+    #[test]
+    fn no_migration_leaves_a_token_behind() {
+        let schema = SchemaName::new("shop").unwrap();
+        for migration in EVENT_STORE.migrations(&schema).iter().chain(&PROCESSING.migrations(&schema)) {
+            assert!(!migration.sql.as_str().contains(SCHEMA_TOKEN));
+        }
+    }
+
+    #[test]
+    fn a_file_says_which_programs_may_go_on_or_lets_none_of_before() {
+        assert_eq!(declared_oldest_program("-- A column.\n-- Oldest program: 12\nselect 1"), Some(12));
+        assert_eq!(declared_oldest_program("-- A column.\nselect 1"), None);
+        for set in [EVENT_STORE, PROCESSING] {
+            for &(version, name, text) in set.files {
+                let said = text.contains(OLDEST_PROGRAM.trim_end());
+                let oldest = set.oldest_program(version);
+                assert!((1..=version).contains(&oldest), "{name}");
+                assert_eq!(said, declared_oldest_program(text).is_some(), "{name}");
+            }
+        }
+    }
+}
