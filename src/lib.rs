@@ -309,9 +309,11 @@ pub mod internals {
         pub use crate::daemon::todo_history::TodoHistory;
     }
     pub mod tracker {
+        pub use crate::processing::divergence::{Divergence, DivergenceKind};
         pub use crate::processing::tracker::{
             Claim, LEASE, Owner, ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers,
         };
+        pub use crate::store::witness::Witness;
     }
     pub mod upcast {
         pub use crate::store::upcast::Upcast;

@@ -1,3 +1,5 @@
+-- Oldest program: 10
+--
 -- A store that goes back, by a failover that loses a tail, a restore or a truncation, must not be taken for the store that
 -- was followed. So each tracker remembers a witness: which event was the last one at or below a position (`witness_at`)
 -- when that was passed, whatever its type. A batch commits only where the store still says the same.

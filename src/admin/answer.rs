@@ -64,6 +64,17 @@ impl From<OperatorError> for ApiError {
             OperatorError::NotSettled { settled, .. } => {
                 Self::new(StatusCode::CONFLICT, said, format!("choose a position of at most {settled}"))
             }
+            OperatorError::Diverged { .. } => Self::new(
+                StatusCode::CONFLICT,
+                said,
+                "reset it, or resume it with {\"accept_history\": true}; docs/operations.md says which",
+            ),
+            OperatorError::NotDiverged { .. } => {
+                Self::new(StatusCode::CONFLICT, said, "resume it without `accept_history`")
+            }
+            OperatorError::BeyondHead { head, .. } => {
+                Self::new(StatusCode::CONFLICT, said, format!("reset it to a position of at most {head}"))
+            }
             OperatorError::NotADeadLetter { name, .. } => {
                 let remedy = format!("GET /api/v1/processors/{name}/dead-letters lists them");
                 Self::new(StatusCode::NOT_FOUND, said, remedy)

@@ -17,7 +17,7 @@ use crate::processing::tracker::ReplayEffects;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Pause,
-    Resume,
+    Resume(ResumeBody),
     Retry,
     Reset(ResetBody),
     RetryDeadLetters(Selection),
@@ -34,6 +34,14 @@ pub(super) struct ResetBody {
     repeat_effects: bool,
 }
 
+/// The body of a resumption.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResumeBody {
+    #[serde(default)]
+    accept_history: bool,
+}
+
 impl Change {
     /// Reads a change to a processor from a request.
     pub(super) fn of_processor(
@@ -43,7 +51,7 @@ impl Change {
     ) -> Result<Self, ApiError> {
         Ok(match action {
             ProcessorAction::Pause => Self::Pause,
-            ProcessorAction::Resume => Self::Resume,
+            ProcessorAction::Resume => Self::Resume(parse_resume(headers, body)?),
             ProcessorAction::Retry => Self::Retry,
             ProcessorAction::Reset => Self::Reset(parse_reset(headers, body)?),
         })
@@ -60,7 +68,8 @@ impl Change {
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Pause => "pause",
-            Self::Resume => "resume",
+            Self::Resume(ResumeBody { accept_history: false }) => "resume",
+            Self::Resume(ResumeBody { accept_history: true }) => "accept_history",
             Self::Retry => "retry",
             Self::Reset(_) => "reset",
             Self::RetryDeadLetters(_) => "retry_dead_letters",
@@ -72,7 +81,8 @@ impl Change {
     pub(super) async fn carry_out(self, operator: &Operator<'_>, name: &str) -> Result<Value, ApiError> {
         let (row, changed) = match self {
             Self::Pause => operator.pause(name).await?,
-            Self::Resume => operator.resume(name).await?,
+            Self::Resume(ResumeBody { accept_history: false }) => operator.resume(name).await?,
+            Self::Resume(ResumeBody { accept_history: true }) => (operator.accept_history(name).await?, true),
             Self::Retry => operator.retry(name).await?,
             Self::Reset(body) => return reset(operator, name, body).await,
             Self::RetryDeadLetters(selection) => return retry_dead_letters(operator, name, &selection).await,
@@ -113,6 +123,16 @@ async fn discard_dead_letters(
     Ok(json!({
         "name": name, "discarded": discarded.dead_letters, "left_behind": discarded.left_behind
     }))
+}
+
+fn parse_resume(headers: &HeaderMap, body: &[u8]) -> Result<ResumeBody, ApiError> {
+    if body.is_empty() {
+        return Ok(ResumeBody::default());
+    }
+    body::require_json(headers)?;
+    let remedy = "send no body, or {\"accept_history\": true}";
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), remedy))
 }
 
 fn parse_reset(headers: &HeaderMap, body: &[u8]) -> Result<ResetBody, ApiError> {

@@ -63,9 +63,8 @@ enum Command {
         after_help = "The number of attempts starts again from zero.\n\nExample:\n  espctl retry outstanding_todos"
     )]
     Retry(operate::Target),
-    /// Resume a paused or failed processor
-    #[command(after_help = "Example:\n  espctl resume outstanding_todos && espctl wait outstanding_todos")]
-    Resume(operate::Target),
+    /// Resume a paused or failed processor, or accept an event store that is not the one that it followed
+    Resume(operate::ResumeArguments),
     /// List the events that were set aside, have them handled again, or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
@@ -175,7 +174,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Reset(arguments) => operate::reset(arguments, config, databases).await,
         Command::Pause(target) => operate::pause(target, config, databases).await,
         Command::Retry(target) => operate::retry(target, config, databases).await,
-        Command::Resume(target) => operate::resume(target, config, databases).await,
+        Command::Resume(arguments) => operate::resume(arguments, config, databases).await,
         Command::DeadLetters(command) => dead_letters::run(command, config, databases).await,
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, databases).await,

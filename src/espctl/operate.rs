@@ -20,6 +20,22 @@ pub(crate) struct Target {
 
 #[derive(Args)]
 #[command(
+    after_help = "A processor in state `diverged` has met an event store that is not the one that it has followed, after a\n\
+    failover, a restore, or because its last event was deleted. `espctl status` says what was found. --accept-history\n\
+    lets it continue from its position in the store as it is: events that have come at or below the position are left\n\
+    out, and what it has done for events that are gone stays. `espctl reset` is the way where that is not wanted.\n\n\
+    Example:\n  espctl resume outstanding_todos && espctl wait outstanding_todos"
+)]
+pub(crate) struct ResumeArguments {
+    /// Name of the processor
+    name: String,
+    /// Accept that the event store is not the one that the processor has followed
+    #[arg(long)]
+    accept_history: bool,
+}
+
+#[derive(Args)]
+#[command(
     after_help = "Without --to and --at the projector's tables are dropped and created again, and it starts over from the\n\
     first event. With one of them only the position moves and the tables stay as they are: events after the new\n\
     position are handled (again), events before it are not."
@@ -66,9 +82,21 @@ pub(crate) async fn retry(target: Target, config: &Config, databases: &Databases
     output::print(&format!("{} {said} position {}", row.name, row.position))
 }
 
-pub(crate) async fn resume(target: Target, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+pub(crate) async fn resume(
+    arguments: ResumeArguments,
+    config: &Config,
+    databases: &Databases,
+) -> anyhow::Result<()> {
     let me = output::operator();
-    let (row, changed) = operator(config, databases, &me).resume(&target.name).await?;
+    let operator = operator(config, databases, &me);
+    if arguments.accept_history {
+        let row = operator.accept_history(&arguments.name).await?;
+        return output::print(&format!(
+            "{} accepts the event store as it is and resumes from position {}",
+            row.name, row.position
+        ));
+    }
+    let (row, changed) = operator.resume(&arguments.name).await?;
     let said = if changed { "resumes from" } else { "was neither paused nor failed, at" };
     output::print(&format!("{} {said} position {}", row.name, row.position))
 }

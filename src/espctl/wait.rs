@@ -9,12 +9,16 @@ use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::process::exit_code::{Exit, ExitCode};
+use crate::processing::history::find_divergence;
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::store::{EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
-#[command(after_help = "Exit code 0 once the position is reached, 75 if the time limit is exceeded.\n\n\
-    Example, to read what was just written:\n  espctl wait outstanding_todos --timeout 5s && psql -c 'table outstanding_todos'")]
+#[command(
+    after_help = "Exit code 0 once the position is reached, 75 if the time limit is exceeded, 65 if the event store is not the one\n\
+    that the processor has followed.\n\n\
+    Example, to read what was just written:\n  espctl wait outstanding_todos --timeout 5s && psql -c 'table outstanding_todos'"
+)]
 pub(crate) struct Arguments {
     /// Name of the processor
     name: String,
@@ -40,6 +44,7 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
     loop {
         // A processor with several trackers is as far as the last of them.
         let rows = trackers.list(&databases.projections, Some(&arguments.name)).await?;
+        refuse_another_store(&rows, databases, &trackers).await?;
         let row = rows.into_iter().min_by_key(|row| row.position);
         let position = row.as_ref().map_or(Position::START, |row| row.position);
         if row.is_some() && position >= wanted {
@@ -52,6 +57,24 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
         }
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+/// Refuses a position that was reached in another store. A daemon may not have noticed yet.
+async fn refuse_another_store(
+    rows: &[TrackerRow],
+    databases: &Databases,
+    trackers: &Trackers,
+) -> anyhow::Result<()> {
+    let (mut events, mut projections) =
+        (databases.events.acquire().await?, databases.projections.acquire().await?);
+    for row in rows {
+        let found = find_divergence(trackers, row, &mut events, &mut projections, &databases.layout).await?;
+        if let Some(found) = found {
+            let message = format!("{}\n{}", found.describe(&row.name), found.remedy(&row.name));
+            return Err(Exit { code: ExitCode::Diverged, message }.into());
+        }
+    }
+    Ok(())
 }
 
 fn describe(row: Option<&TrackerRow>) -> String {

@@ -20,7 +20,7 @@ pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
-use crate::handlers::sql::function::{EventSource, ProcessorFunction};
+use crate::handlers::sql::function::{DIVERGED, EventSource, ProcessorFunction};
 use crate::postgres::literal::interval;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
@@ -69,6 +69,7 @@ impl SqlProcessor {
         let source = match &events {
             Events::SameDatabase(layout) => EventSource::Table {
                 source: layout.source(),
+                table: layout.events_table(),
                 json_bodies: (layout.bodies == Bodies::Json).then_some(layout.events_table()),
                 upcasts: layout.upcasts(),
             },
@@ -116,14 +117,18 @@ impl SqlProcessor {
         let limit = "-- limit_silence\nset local idle_in_transaction_session_timeout = '60s'";
         sqlx::raw_sql(limit).execute(&mut *transaction).await?;
         let trackers = self.base.trackers();
-        if !trackers.lock_claimed(&mut transaction, request.claim).await? {
+        let Some(locked) = trackers.lock_for_reading(&mut transaction, request.claim).await? else {
             return Ok(None);
-        }
-        let batch = self.base.read_batch(&mut transaction, request).await?;
+        };
+        let batch = self.base.read_batch(&mut transaction, request, locked.witness).await?;
         let arrays = (1..=remote::ARRAYS).map(remote::parameter).collect::<Vec<_>>().join(", ");
         let statement = self.statement(&format!("{arrays}, {}", Self::arguments(request, batch.upto)));
         let call = remote::bind(&batch, sqlx::query_as(AssertSqlSafe(statement)).persistent(false));
-        let returned = call.fetch_one(&mut *transaction).await?;
+        let returned: Returned = call.fetch_one(&mut *transaction).await?;
+        let position = returned.espd_position.filter(|_| request.dead_letter().is_none());
+        if let Some(witness) = position.and_then(|position| batch.trail.upto(position)) {
+            trackers.note_witness(&mut *transaction, request.claim, witness).await?;
+        }
         transaction.commit().await?;
         Ok(Some(returned))
     }
@@ -211,6 +216,9 @@ impl Processor for SqlProcessor {
         let returned = match returned {
             Ok(Some(returned)) => returned,
             Ok(None) => return Ok(Outcome::ClaimLost),
+            Err(ProcessorError::Database(error)) if has_diverged(&error) => {
+                return Err(ProcessorError::Diverged);
+            }
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
                 let failure = self.base.attribute_failure(connection, &request, &error).await?;
                 return Err(ProcessorError::Unattributed(Box::new(failure)));
@@ -248,6 +256,12 @@ impl SqlProcessor {
         let mistake = function::diagnose_refusal(&self.base.declaration, &self.function, &error);
         ProcessorError::Blocked(format!("{mistake}; `espd check` shows it, then restart"))
     }
+}
+
+/// Whether the function has found that the store is not the one that was followed.
+fn has_diverged(error: &sqlx::Error) -> bool {
+    let answer = error.as_database_error();
+    answer.and_then(|answer| answer.code()).is_some_and(|code| code == DIVERGED)
 }
 
 /// `file:line` of a place in a handler.

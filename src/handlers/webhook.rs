@@ -193,7 +193,8 @@ impl Webhook {
         let Some(mut transaction) = BatchTransaction::open(connection, base, request, IDLE_MAX).await? else {
             return Ok(false);
         };
-        let Reading { deliveries, upto, set_aside } = match transaction.read_as(&beyond).await {
+        let reading = transaction.read_as(&beyond, queue.last_witness()).await;
+        let Reading { deliveries, upto, trail, set_aside } = match reading {
             // An event that cannot be read is left until all before it are done. Then the runner handles the error.
             Err(ProcessorError::Unattributed(_)) if !queue.is_empty() => {
                 *is_stuck = true;
@@ -216,7 +217,7 @@ impl Webhook {
                 })
                 .await?;
         }
-        queue.enqueue(deliveries, upto);
+        queue.enqueue(deliveries, upto, trail);
         Ok(true)
     }
 

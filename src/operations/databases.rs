@@ -10,9 +10,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool};
 
 use crate::config::{Config, DatabaseUrl};
 use crate::embedded::{EmbeddedPostgres, Options};
+use crate::event::Position;
 use crate::postgres::notify::{CONTROL, notify};
 use crate::process::exit_code::Exit;
-use crate::processing::tracker::Trackers;
 use crate::schema::{self, SchemaError};
 use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, PreconditionError};
@@ -126,11 +126,11 @@ impl Databases {
         Ok(())
     }
 
-    /// Checks that no processor would miss events, given the positions of the trackers.
+    /// Checks that no processor would miss events. A processor whose position is not one of this store stops by itself, as
+    /// `diverged`, and keeps no other one from running.
     pub(crate) async fn check_store(&self) -> anyhow::Result<()> {
-        let reached = Trackers::new(self.layout.schema()).largest_position(&self.projections).await?;
         let mut connection = self.events.acquire().await?;
-        match preconditions::check(&mut connection, &self.layout, reached).await {
+        match preconditions::check(&mut connection, &self.layout, Position::START).await {
             Err(unmet @ PreconditionError::Unmet(_)) => Err(Exit::configuration(unmet).into()),
             outcome => Ok(outcome?),
         }

@@ -19,9 +19,12 @@ use crate::handlers::sql::SqlProcessor;
 use crate::operations::databases::Databases;
 use crate::operations::status::{self, ProcessorStatus};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
+use crate::processing::divergence::Divergence;
+use crate::processing::history::Look;
 use crate::processing::processor::{Events, ProcessorBase, ProcessorError};
 use crate::processing::tracker::{ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{Horizon, ObserveError, observe_once};
+use crate::store::witness::Witness;
 use crate::store::{EventStore as _, PostgresEventStore, ReadError};
 
 /// How long to wait for the horizon to settle before naming the transactions that hold it back.
@@ -85,6 +88,33 @@ pub(crate) enum OperatorError {
         to: Position,
         /// The highest position that is allowed now.
         settled: Position,
+    },
+    /// The store is not the one that the processor has followed, and the operator has not said what follows from that.
+    #[error("{} {}", found.describe(name), found.remedy(name))]
+    Diverged {
+        /// The processor.
+        name: String,
+        /// How the store differs.
+        found: Box<Divergence>,
+    },
+    /// There is no difference to accept.
+    #[error("the event store is the one that {name} has followed: there is nothing to accept")]
+    NotDiverged {
+        /// The processor.
+        name: String,
+    },
+    /// In a store that has not reached the position yet, the next events would be skipped.
+    #[error(
+        "{name} is at {position}, and the last id of the event store is {head}: the next events would be skipped. \
+         `espctl reset {name} --to` moves it to a position that the store has"
+    )]
+    BeyondHead {
+        /// The processor.
+        name: String,
+        /// The processor's position.
+        position: Position,
+        /// The last id of the store.
+        head: Position,
     },
     /// The tables cannot be created again, because the configuration does not declare the processor.
     #[error("{name} is not declared: name the configuration that declares it with --config")]
@@ -189,6 +219,7 @@ impl Operator<'_> {
     /// As for [`Self::find`].
     pub(crate) async fn retry(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
         let row = self.find(name).await?;
+        refuse_diverged(&row)?;
         let mut connection = self.databases.projections.acquire().await?;
         let changed = self.trackers().retry(&mut connection, &row.key(), self.name).await?;
         self.databases.notify_runners().await;
@@ -198,13 +229,45 @@ impl Operator<'_> {
     /// Resumes a paused or failed processor. Returns the tracker as it was before, and whether it was paused or failed.
     ///
     /// # Errors
-    /// As for [`Self::find`].
+    /// As for [`Self::find`], or [`OperatorError::Diverged`].
     pub(crate) async fn resume(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
         let row = self.find(name).await?;
+        refuse_diverged(&row)?;
         let mut connection = self.databases.projections.acquire().await?;
         let changed = self.trackers().resume(&mut connection, &row.key(), self.name).await?;
         self.databases.notify_runners().await;
         Ok((row, changed))
+    }
+
+    /// Lets a processor continue from its position in a store that is not the one that it has followed, and resumes it if it
+    /// is paused. Returns the tracker as it was before.
+    ///
+    /// # Errors
+    /// As for [`Self::find`]; [`OperatorError::NotDiverged`], or [`OperatorError::BeyondHead`].
+    pub(crate) async fn accept_history(&self, name: &str) -> Result<TrackerRow, OperatorError> {
+        let row = self.find(name).await?;
+        let look = self.look(&row).await?;
+        if row.diverged.is_none() {
+            return Err(OperatorError::NotDiverged { name: row.name });
+        }
+        if row.position > look.head() {
+            let (position, head) = (row.position, look.head());
+            return Err(OperatorError::BeyondHead { name: row.name, position, head });
+        }
+        let mut connection = self.databases.projections.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        let (trackers, key) = (self.trackers(), row.key());
+        trackers.accept_history(&mut transaction, &key, self.name, look.present_witness()).await?;
+        trackers.resume(&mut transaction, &key, self.name).await?;
+        transaction.commit().await?;
+        self.databases.notify_runners().await;
+        Ok(row)
+    }
+
+    /// Compares the store with what a tracker remembers of it.
+    pub(crate) async fn look(&self, row: &TrackerRow) -> Result<Look, OperatorError> {
+        let mut events = self.databases.events.acquire().await?;
+        Ok(Look::take(&mut events, &self.databases.layout, row.memory()).await?)
     }
 
     /// The destination of a reset: the position `to`, or the last position at or before the time `at`, or the start if
@@ -271,9 +334,11 @@ impl Operator<'_> {
         effects: ReplayEffects,
     ) -> Result<(), OperatorError> {
         let tracker = self.find(name).await?.key();
+        let Databases { events, layout, .. } = self.databases;
+        let (_, witness) = Witness::examine(None, to, events, layout).await?;
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin().await?;
-        let reset = Reset { effects, ..Reset::to(to) };
+        let reset = Reset { effects, witness, ..Reset::to(to) };
         self.trackers().reset(&mut transaction, &tracker, self.name, reset).await?;
         Ok(transaction.commit().await?)
     }
@@ -315,6 +380,12 @@ impl Operator<'_> {
     fn store(&self) -> PostgresEventStore {
         PostgresEventStore::new(self.databases.events.clone(), self.databases.layout.clone())
     }
+}
+
+/// Refuses what would let a processor continue in a store that is not the one that it has followed.
+fn refuse_diverged(row: &TrackerRow) -> Result<(), OperatorError> {
+    let Some(found) = &row.diverged else { return Ok(()) };
+    Err(OperatorError::Diverged { name: row.name.clone(), found: Box::new(found.0.clone()) })
 }
 
 /// The trackers of one name.

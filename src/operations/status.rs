@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::event::Position;
+use crate::processing::divergence::Divergence;
 use crate::processing::failure::Failure;
 use crate::processing::tracker::{Outage, ProcessorKey};
 use crate::store::horizon::Holder;
@@ -39,6 +40,8 @@ pub(crate) enum ProcessorState {
     Waiting,
     /// Stopped until an operator acts.
     Failed,
+    /// Stopped until an operator decides, because the event store is not the one that it has followed.
+    Diverged,
     /// No worker owns it, but a daemon stands by to take it over.
     Standby,
     /// No worker owns it.
@@ -47,7 +50,7 @@ pub(crate) enum ProcessorState {
 
 impl ProcessorState {
     /// Every state.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Running,
         Self::CatchingUp,
         Self::Live,
@@ -55,6 +58,7 @@ impl ProcessorState {
         Self::Retrying,
         Self::Waiting,
         Self::Failed,
+        Self::Diverged,
         Self::Standby,
         Self::Stopped,
     ];
@@ -62,15 +66,16 @@ impl ProcessorState {
     /// How much attention the state needs: the lower, the more.
     pub(crate) fn trouble(self) -> u8 {
         match self {
-            Self::Failed => 0,
-            Self::Retrying => 1,
-            Self::Waiting => 2,
-            Self::Stopped => 3,
-            Self::Standby => 4,
-            Self::Paused => 5,
-            Self::CatchingUp => 6,
-            Self::Running => 7,
-            Self::Live => 8,
+            Self::Diverged => 0,
+            Self::Failed => 1,
+            Self::Retrying => 2,
+            Self::Waiting => 3,
+            Self::Stopped => 4,
+            Self::Standby => 5,
+            Self::Paused => 6,
+            Self::CatchingUp => 7,
+            Self::Running => 8,
+            Self::Live => 9,
         }
     }
 
@@ -84,6 +89,7 @@ impl ProcessorState {
             Self::Retrying => "retrying",
             Self::Waiting => "waiting",
             Self::Failed => "failed",
+            Self::Diverged => "diverged",
             Self::Standby => "standby",
             Self::Stopped => "stopped",
         }
@@ -131,6 +137,8 @@ pub(crate) struct ProcessorStatus {
     pub outage: Option<Outage>,
     /// The lock that keeps it waiting, and who holds it.
     pub lock_wait: Option<LockWait>,
+    /// How the event store differs from the one that the processor has followed; `None`: it is the same.
+    pub diverged: Option<Divergence>,
     /// The failure that stops it.
     pub last_error: Option<Failure>,
     /// When the failing event will be tried again.
@@ -237,6 +245,7 @@ pub(super) mod examples {
             holder_pid: None,
             outage: None,
             lock_wait: None,
+            diverged: None,
             attempts: 0,
             last_error: None,
             next_retry_at: None,

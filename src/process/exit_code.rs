@@ -17,6 +17,8 @@ pub enum ExitCode {
     Usage = 2,
     /// The configuration or a declaration is wrong.
     Configuration = 64,
+    /// The event store is not the one that a processor has followed.
+    Diverged = 65,
     /// The time to wait was over.
     Timeout = 75,
     /// Ended by a second signal, before the work at hand was finished.
@@ -24,8 +26,15 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
-    const ALL: [Self; 6] =
-        [Self::Success, Self::Failure, Self::Usage, Self::Configuration, Self::Timeout, Self::Interrupted];
+    const ALL: [Self; 7] = [
+        Self::Success,
+        Self::Failure,
+        Self::Usage,
+        Self::Configuration,
+        Self::Diverged,
+        Self::Timeout,
+        Self::Interrupted,
+    ];
 
     /// What the code says, in a few words.
     pub fn meaning(self) -> &'static str {
@@ -34,6 +43,7 @@ impl ExitCode {
             Self::Failure => "failed",
             Self::Usage => "wrong command line",
             Self::Configuration => "wrong configuration or declaration",
+            Self::Diverged => "the event store is not the one that was followed",
             Self::Timeout => "the time to wait was over",
             Self::Interrupted => "interrupted before the work at hand was finished",
         }

@@ -54,6 +54,8 @@ pub(crate) enum Condition {
     Retrying,
     /// It waits for an operator to fix what it cannot.
     Failed,
+    /// It waits for an operator, because the event store is not the one that it has followed.
+    Diverged,
 }
 
 /// The worker's end of the pipe.

@@ -26,7 +26,8 @@ use crate::postgres::literal::{interval, json_literal};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
-use crate::processing::tracker::{Claim, ProcessorKey, is_claimed};
+use crate::processing::tracker::{Claim, ProcessorKey, is_claimed, witness_parameters};
+use crate::store::witness::Witness;
 
 /// A dead letter as it is shown to people. The field names are an interface: `espctl dead-letters list --json` prints them.
 #[derive(Debug, Clone, Serialize)]
@@ -122,18 +123,20 @@ impl DeadLetters {
         dead_letter: &NewDeadLetter,
         lease: Duration,
     ) -> Result<bool, sqlx::Error> {
+        let event = dead_letter.failure.event.as_ref();
         let Some(id) = dead_letter.failure.event_id() else { return Ok(false) };
         let statement = format!(
             "-- pass_over
              select {}, moved from {}.advance_tracker({}, epoch => {}, from_position => {}, to_position => {id}, handled => 1,
-               lease => {}) as moved
+               lease => {}{}) as moved
              where moved",
             self.set_aside_call(&claim.key, dead_letter)?,
             self.schema,
             claim.key.arguments(),
             claim.epoch,
             claim.position,
-            interval(lease)
+            interval(lease),
+            witness_parameters(event.map(|event| Witness { at: event.id, id: event.id, uuid: event.uuid }))
         );
         Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())
     }

@@ -2,9 +2,11 @@
 
 pub(crate) mod dead_letters;
 pub(crate) mod declaration;
+pub(crate) mod divergence;
 pub(crate) mod emission;
 pub(crate) mod failure;
 pub(crate) mod heartbeat;
+pub(crate) mod history;
 pub(crate) mod processor;
 pub(crate) mod progress;
 pub(crate) mod runner;

@@ -135,6 +135,10 @@ pub enum ProcessorError {
     /// The claim is no longer valid.
     #[error("another owner has claimed the processor")]
     ClaimLost,
+    /// The store is not the one that was followed: it lacks what the tracker's witness says, or has other events. Nothing
+    /// was done.
+    #[error("the event store is not the one that was followed")]
+    Diverged,
     /// The batch could not be handled, and it is not known which event is the reason. If the batch had one event, the failure
     /// names it.
     #[error("{0}")]

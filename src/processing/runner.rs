@@ -14,6 +14,7 @@ mod claiming;
 mod dead_letters;
 mod decision;
 mod failures;
+mod history;
 mod keepalive;
 mod outage;
 mod phase;
@@ -253,7 +254,9 @@ impl Runner {
             Phase::Retrying(_, until) => {
                 self.wait_or_renew(None, until.saturating_duration_since(Instant::now()))
             }
-            Phase::Paused(_) | Phase::Failed(_) => self.wait_or_renew(None, Duration::MAX),
+            Phase::Paused(_) | Phase::Failed(_) | Phase::Diverged(_) => {
+                self.wait_or_renew(None, Duration::MAX)
+            }
         }
     }
 

@@ -13,6 +13,7 @@ mod key;
 mod listing;
 mod liveness;
 mod operator;
+mod witness;
 
 use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
@@ -27,10 +28,12 @@ pub use key::ProcessorKey;
 pub use listing::TrackerRow;
 pub(crate) use liveness::CurrentOwner;
 pub use operator::{ReplayEffects, Reset};
+pub(crate) use witness::{Memory, parameters as witness_parameters, read_witness};
 
 use crate::event::Position;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::ProcessorKind;
+use crate::store::witness::Witness;
 
 /// Identifies the daemon that runs processors. A daemon generates it at its start and passes it to its workers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +51,15 @@ impl Owner {
         let label = format!("{}:{}", host.as_deref().unwrap_or("?"), std::process::id());
         Self { id: Uuid::new_v4(), label }
     }
+}
+
+/// A tracker that is locked for the rest of the transaction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Locked {
+    /// The processor's position.
+    pub(crate) position: Position,
+    /// What the store has to say still, so that it is the one that was followed.
+    pub(crate) witness: Option<Witness>,
 }
 
 /// The table of trackers in one schema.
@@ -103,7 +115,7 @@ impl Trackers {
         connection: &mut PgConnection,
         key: &ProcessorKey,
     ) -> Result<Option<Position>, sqlx::Error> {
-        self.lock_where(connection, key, "").await
+        Ok(self.lock_where(connection, key, "").await?.map(|locked| locked.position))
     }
 
     /// Locks the tracker for the rest of the transaction. Returns whether the claim is still valid.
@@ -112,8 +124,17 @@ impl Trackers {
         connection: &mut PgConnection,
         claim: &Claim,
     ) -> Result<bool, sqlx::Error> {
+        Ok(self.lock_for_reading(connection, claim).await?.is_some())
+    }
+
+    /// As [`Self::lock_claimed`], for one who reads events. `None`: the claim is no longer valid.
+    pub(crate) async fn lock_for_reading(
+        &self,
+        connection: &mut PgConnection,
+        claim: &Claim,
+    ) -> Result<Option<Locked>, sqlx::Error> {
         let is_claimed = format!("epoch => {}, ", claim.epoch);
-        Ok(self.lock_where(connection, &claim.key, &is_claimed).await?.is_some())
+        self.lock_where(connection, &claim.key, &is_claimed).await
     }
 
     async fn lock_where(
@@ -121,14 +142,15 @@ impl Trackers {
         connection: &mut PgConnection,
         key: &ProcessorKey,
         condition: &str,
-    ) -> Result<Option<Position>, sqlx::Error> {
+    ) -> Result<Option<Locked>, sqlx::Error> {
         let statement = format!(
             "-- lock_tracker
-             select locked_position from {}.lock_tracker({}, {condition}even_paused => true)",
+             select locked_position, witness_at, witness_id, witness_uuid from {}.lock_tracker({}, {condition}even_paused => true)",
             self.schema,
             key.arguments()
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
-        row.map(|row| row.try_get("locked_position")).transpose()
+        row.map(|row| Ok(Locked { position: row.try_get("locked_position")?, witness: read_witness(&row)? }))
+            .transpose()
     }
 }

@@ -10,7 +10,8 @@
 //!   laid over its source, so that old events are read as new ones.
 //! - An append checks what is cheap to check (`validity`), is stored in one transaction (`postgres/append`), and then
 //!   notifies those who follow the store (`notifier`).
-//! - `history` tells one life of a store from another, after a failover or a restore.
+//! - `history` tells one life of a store from another, after a failover or a restore; by a `witness`, readers recognise that
+//!   the store lacks what they have read.
 //! - `preconditions` are what a store must meet before it may be followed.
 //! - `horizon` says up to which id no event can appear any more. `watcher` observes it, once per process, and
 //!   `subscription` hands it to a runner, which reads up to it with [`EventStore::read_after`].
@@ -28,6 +29,7 @@ pub(crate) mod subscription;
 pub(crate) mod upcast;
 mod validity;
 pub(crate) mod watcher;
+pub(crate) mod witness;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};

@@ -76,6 +76,20 @@ impl PostgresEventStore {
         append::append_in_transaction(self.statements.append()?, connection, events).await
     }
 
+    /// Reads as [`EventStore::read_after`] does, in the caller's transaction on a connection of [`Self::pool`].
+    pub(crate) async fn read_after_in(
+        &self,
+        connection: &mut PgConnection,
+        position: Position,
+        upto: Position,
+        event_types: Option<&[String]>,
+        limit: i64,
+    ) -> Result<Vec<Event>, sqlx::Error> {
+        let query = sqlx::query(self.statements.read_after.clone());
+        let query = query.bind(position).bind(upto).bind(event_types).bind(limit.max(0));
+        query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
+    }
+
     /// Those of the uuids that are stored already.
     pub(crate) async fn find_stored(&self, uuids: &[Uuid]) -> Result<Vec<Uuid>, AppendError> {
         let mut connection = self.pool.acquire().await?;

@@ -40,6 +40,11 @@ impl Subscription {
         Self { horizon, control }
     }
 
+    /// The settled horizon; 0 while it is not known.
+    pub(crate) fn settled(&self) -> Position {
+        self.horizon.borrow().settled
+    }
+
     /// The last position of the next batch: the settled horizon, or `span` ids on; `None`: nothing to do.
     pub fn next_upto(&self, position: Position, span: i64) -> Option<Position> {
         let settled = self.horizon.borrow().settled;

@@ -191,7 +191,7 @@ impl SupervisedWorker {
     /// again and again comes into the same condition each time.
     pub(super) fn failure_facts(&mut self, report: &Report) -> Option<Value> {
         let Report::Condition { processor, condition } = report else { return None };
-        if !matches!(condition, Condition::Retrying | Condition::Failed) {
+        if !matches!(condition, Condition::Retrying | Condition::Failed | Condition::Diverged) {
             return None;
         }
         let told = self.failures_told.get(processor);

@@ -1,6 +1,7 @@
 //! The engine on a real database: trackers, runners, owners, failures, dead letters, emissions.
 
 mod dead_letters;
+mod divergence;
 mod error_policy;
 mod ownership;
 mod pooler;

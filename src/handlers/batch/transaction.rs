@@ -13,7 +13,8 @@ use crate::processing::processor::{
     Batch, BatchRequest, Delivery, Events, ProcessorBase, ProcessorError, Work,
 };
 use crate::processing::progress::Progress;
-use crate::processing::tracker::Advance;
+use crate::processing::tracker::{Advance, read_witness};
+use crate::store::witness::{Trail, Witness};
 use crate::store::{EventStore as _, ReadError, read_aggregate_on};
 
 /// An open transaction that holds the tracker locked under the claim. If it is dropped without [`Self::finish`], it is rolled
@@ -26,6 +27,10 @@ pub(crate) struct BatchTransaction<'t> {
     parking: bool,
     /// Events up to this position were handled before a reset.
     silent_until: Position,
+    /// What the store has to say still, so that it is the one that was followed.
+    witness: Option<Witness>,
+    /// The witnesses of what [`Self::read`] has read.
+    trail: Trail,
 }
 
 /// The events of a request, as they were read.
@@ -35,6 +40,8 @@ pub(crate) struct Reading {
     pub(crate) deliveries: Vec<Delivery>,
     /// The last position that was looked at.
     pub(crate) upto: Position,
+    /// The witnesses of what was read.
+    pub(crate) trail: Trail,
     /// How many other events are dead letters, or have to wait behind one.
     pub(crate) set_aside: usize,
 }
@@ -61,7 +68,7 @@ impl<'t> BatchTransaction<'t> {
              set local lock_timeout = '30s';
              set local idle_in_transaction_session_timeout = {idle};
              set local search_path = {projections_schema}, public;
-             select silent_until, parking from {schema}.lock_tracker({key}, epoch => {epoch}, {what})",
+             select silent_until, parking, witness_at, witness_id, witness_uuid from {schema}.lock_tracker({key}, epoch => {epoch}, {what})",
             schema = quote_identifier(&base.schema),
             key = request.claim.key.arguments(),
             projections_schema = quote_identifier(&base.projections_schema),
@@ -73,7 +80,8 @@ impl<'t> BatchTransaction<'t> {
         // An operator may have discarded the dead letter meanwhile.
         let Some(silent_until) = row.try_get("silent_until")? else { return Ok(None) };
         let parking = row.try_get("parking")?;
-        Ok(Some(Self { transaction, base, request, parking, silent_until }))
+        let (witness, trail) = (read_witness(&row)?, Trail::default());
+        Ok(Some(Self { transaction, base, request, parking, silent_until, witness, trail }))
     }
 
     /// The connection on which the transaction is open.
@@ -84,26 +92,36 @@ impl<'t> BatchTransaction<'t> {
     /// Reads the requested events. Returns those that are to be handled, and the last position that was looked at. Events that
     /// have to wait behind a dead letter are set aside in this transaction.
     pub(crate) async fn read(&mut self) -> Result<(Vec<Delivery>, Position), ProcessorError> {
-        let Reading { deliveries, upto, .. } = self.read_as(self.request).await?;
+        let Reading { deliveries, upto, trail, .. } = self.read_as(self.request, None).await?;
+        self.trail = trail;
         Ok((deliveries, upto))
     }
 
-    /// As [`Self::read`], for another request: a processor that runs ahead reads beyond the position.
-    pub(crate) async fn read_as(&mut self, request: &BatchRequest<'_>) -> Result<Reading, ProcessorError> {
-        let mut batch = self.read_batch(request).await?;
+    /// As [`Self::read`], for another request: a processor that runs ahead reads beyond the position. It knows a later
+    /// `witness` than the tracker, as soon as it has read anything.
+    pub(crate) async fn read_as(
+        &mut self,
+        request: &BatchRequest<'_>,
+        witness: Option<Witness>,
+    ) -> Result<Reading, ProcessorError> {
+        let mut batch = self.read_batch(request, witness.or(self.witness)).await?;
         let found = batch.events.len();
         self.set_aside_behind(&mut batch).await?;
         let set_aside = found - batch.events.len();
         let deliveries = batch.events.into_iter().map(|event| self.deliver(event)).collect();
-        Ok(Reading { deliveries, upto: batch.upto, set_aside })
+        Ok(Reading { deliveries, upto: batch.upto, trail: batch.trail, set_aside })
     }
 
-    async fn read_batch(&mut self, request: &BatchRequest<'_>) -> Result<Batch, ProcessorError> {
+    async fn read_batch(
+        &mut self,
+        request: &BatchRequest<'_>,
+        witness: Option<Witness>,
+    ) -> Result<Batch, ProcessorError> {
         if !self.base.events.layout().may_be_unreadable() {
-            return self.base.read_batch(&mut self.transaction, request).await;
+            return self.base.read_batch(&mut self.transaction, request, witness).await;
         }
         self.savepoint().await?;
-        match self.base.read_batch(&mut self.transaction, request).await {
+        match self.base.read_batch(&mut self.transaction, request, witness).await {
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
                 self.rollback_to_savepoint().await?;
                 let failure = self.base.attribute_failure(&mut self.transaction, request, &error).await?;
@@ -173,7 +191,17 @@ impl<'t> BatchTransaction<'t> {
     }
 
     /// Moves the tracker, or removes the dead letter that was handled, and commits.
-    pub(crate) async fn finish(mut self, progress: Progress<'_>) -> Result<(), ProcessorError> {
+    pub(crate) async fn finish(self, progress: Progress<'_>) -> Result<(), ProcessorError> {
+        let witness = self.trail.upto(progress.position);
+        self.finish_with(progress, witness).await
+    }
+
+    /// As [`Self::finish`], with the witness of what was read before this transaction.
+    pub(crate) async fn finish_with(
+        mut self,
+        progress: Progress<'_>,
+        witness: Option<Witness>,
+    ) -> Result<(), ProcessorError> {
         let BatchRequest { claim, work, lease, .. } = *self.request;
         match work {
             Work::DeadLetter(event_id) => {
@@ -183,7 +211,7 @@ impl<'t> BatchTransaction<'t> {
             }
             Work::Batch { upto, rate } => {
                 let caught_up = !progress.failing && progress.position >= upto;
-                let advance = Advance { progress, caught_up, lease, rate };
+                let advance = Advance { progress, caught_up, lease, rate, witness };
                 if !self.base.trackers().advance(&mut self.transaction, claim, advance).await? {
                     return Err(ProcessorError::ClaimLost);
                 }

@@ -43,7 +43,8 @@ async fn check_function(
     scratch: &mut Scratch<'_>,
     declaration: &ProcessorDeclaration,
 ) -> Result<Option<Diagnostic>, sqlx::Error> {
-    let source = EventSource::Table { source: "espd_event", json_bodies: None, upcasts: &[] };
+    let source =
+        EventSource::Table { source: "espd_event", table: "espd_event", json_bodies: None, upcasts: &[] };
     let schema = &scratch.schema;
     let function = match ProcessorFunction::compile(declaration, schema, schema, source) {
         Ok(function) => function,

@@ -25,6 +25,8 @@ pub(crate) enum EventSource<'a> {
     Table {
         /// What stands behind `from`, with the columns of an event.
         source: &'a str,
+        /// The table of the events itself.
+        table: &'a str,
         /// The table itself, if its bodies are JSON that `jsonb` may refuse.
         json_bodies: Option<&'a str>,
         /// The layers that old events are read through.
@@ -135,6 +137,9 @@ const HANDLERS: &str = "--{{handlers}}\n";
 /// Quotes the function's body. No handler may contain it; see [`escape`].
 const DELIMITER: &str = "$espd_body$";
 
+/// The SQLSTATE of a batch that has met a store which is not the one that was followed.
+pub(crate) const DIVERGED: &str = "ES005";
+
 /// The columns of `event`, in the order of the arrays that a batch is passed as.
 pub(crate) const COLUMNS: &str =
     "id, uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at";
@@ -174,12 +179,15 @@ fn template(
 
 /// Where the events come from.
 fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaration, source: EventSource<'_>) {
-    let EventSource::Table { source, json_bodies, upcasts } = source else {
+    let EventSource::Table { source, table, json_bodies, upcasts } = source else {
         return template.conditions.push("passed");
     };
     let is_plain = json_bodies.is_none() && upcasts.is_empty();
     template.conditions.push(if is_plain { "table" } else { "layered" });
+    template.conditions.push("stored");
     template.values.push(("source", source.to_owned()));
+    template.values.push(("events_table", table.to_owned()));
+    template.values.push(("diverged", quote_literal(DIVERGED)));
     if let Some(table) = json_bodies {
         let types = projector.event_types().map(|types| stored_types(upcasts, types));
         template.conditions.push("json_bodies");

@@ -31,6 +31,14 @@ declare
   espd_silent_until bigint;
   -- Whether an event that is set aside may be met, or one that has to wait behind it.
   espd_parking boolean;
+  -- What the store has to say still, so that it is the one that was followed: which event is the last one at or below a position.
+  espd_witness_at bigint;
+  espd_witness_id bigint;
+  espd_witness_uuid uuid;
+  -- The event that was handled last.
+  espd_uuid uuid;
+  espd_last_id bigint;
+  espd_last_uuid uuid;
   espd_bytes bigint;
   espd_deadline timestamptz := clock_timestamp() + espd_time_max;
   espd_state text;
@@ -43,7 +51,8 @@ begin
   if current_setting('lock_timeout') = '0' then
     perform set_config('lock_timeout', '30s', true);
   end if;
-  select l.silent_until, l.parking into espd_silent_until, espd_parking
+  select l.silent_until, l.parking, l.witness_at, l.witness_id, l.witness_uuid
+    into espd_silent_until, espd_parking, espd_witness_at, espd_witness_id, espd_witness_uuid
     from {{schema}}.lock_tracker({{processor}}, {{version}}, espd_partition, epoch => espd_epoch,
       at_position => case when espd_letter is null then espd_from end, dead_letter => espd_letter) as l;
   if not found then
@@ -68,6 +77,7 @@ begin
     espd_handled := 0;
     espd_bytes := 0;
     espd_id := null;
+    espd_last_id := null;
     begin
       for event in
         --{{if passed}}
@@ -92,6 +102,7 @@ begin
         --{{end}}
       loop
         espd_id := event.id;
+        espd_uuid := event.uuid;
         if espd_parking and {{schema}}.set_aside_behind({{processor}}, {{version}}, espd_partition, event.id, event.uuid,
              event.type, event.aggregate_id::text) then
           null;
@@ -113,6 +124,8 @@ begin
         --{{end}}
         end if;
         espd_handled := espd_handled + 1;
+        espd_last_id := espd_id;
+        espd_last_uuid := espd_uuid;
         espd_bytes := espd_bytes + pg_column_size(event.body);
         if espd_handled >= espd_limit or espd_bytes >= espd_bytes_max or clock_timestamp() >= espd_deadline then
           espd_position := espd_id;
@@ -155,6 +168,28 @@ begin
       espd_deadline := 'infinity';
     end;
   end loop;
+  --{{if stored}}
+  -- Asked after the events were read: whoever sets the store back later does so after them as well.
+  if espd_witness_at is not null and not exists (
+    select from (
+      select e.id, e.uuid from {{events_table}} as e where e.id <= espd_witness_at order by e.id desc limit 1
+    ) as w where w.id = espd_witness_id and w.uuid = espd_witness_uuid
+  ) then
+    raise exception using errcode = {{diverged}}, message = 'the event store is not the one that was followed';
+  end if;
+  select espd_position, e.id, e.uuid into espd_witness_at, espd_witness_id, espd_witness_uuid
+    from {{events_table}} as e where e.id <= espd_position order by e.id desc limit 1;
+  -- If the last event that was handled has gone meanwhile, the next batch finds that out.
+  if espd_last_id >= coalesce(espd_witness_id, 0) then
+    espd_witness_at := espd_last_id;
+    espd_witness_id := espd_last_id;
+    espd_witness_uuid := espd_last_uuid;
+  end if;
+  --{{end}}
+  --{{if passed}}
+  -- Whoever has read the events notes their witness.
+  espd_witness_id := null;
+  --{{end}}
   if espd_letter is not null then
     if espd_failure is null then
       perform {{schema}}.remove_dead_letter({{processor}}, {{version}}, espd_partition, espd_letter);
@@ -162,7 +197,8 @@ begin
   elsif not {{schema}}.advance_tracker({{processor}}, {{version}}, espd_partition, epoch => espd_epoch,
       from_position => espd_from, to_position => espd_position, handled => espd_handled, lease => espd_lease,
       caught_up => espd_position >= espd_upto and espd_failure is null, rate => espd_rate,
-      failing => espd_failure is not null) then
+      failing => espd_failure is not null,
+      witness_at => espd_witness_at, witness_id => espd_witness_id, witness_uuid => espd_witness_uuid) then
     raise exception 'a handler of projector % changed the tracker', {{processor}};
   end if;
   espd_finished := true;

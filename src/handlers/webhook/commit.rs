@@ -36,14 +36,9 @@ impl Webhook {
         let pending_retry = queue.next_pending_retry();
         queue.mark_attempted(plan.position);
         let failing = pending_retry.is_some();
-        transaction
-            .finish(Progress {
-                position: plan.position,
-                handled,
-                failing,
-                pending_retry: pending_retry.as_ref(),
-            })
-            .await?;
+        let progress =
+            Progress { position: plan.position, handled, failing, pending_retry: pending_retry.as_ref() };
+        transaction.finish_with(progress, plan.witness).await?;
         queue.mark_committed(&plan);
         *committed = Some(Instant::now());
         for NewDeadLetter { failure, attempts, .. } in &plan.given_up {

@@ -22,6 +22,7 @@ use crate::processing::failure::Failure;
 use crate::processing::processor::{Delivery, ProcessorError};
 use crate::processing::progress::PendingRetry;
 use crate::retry::{NextStep, RetryPolicy};
+use crate::store::witness::{Trail, Witness};
 pub(crate) use commit_plan::CommitPlan;
 
 /// The queue reads no further when it holds this many batches of events, those done beyond the position included.
@@ -60,6 +61,8 @@ pub(crate) struct DeliveryQueue {
     attempted: Option<Position>,
     /// All events up to here have been read.
     seen: Position,
+    /// The witnesses of what was read, from the position on.
+    trail: Trail,
     /// The events beyond the position that are committed as done.
     beyond: BTreeSet<Position>,
     /// Events beyond the position that have failed in an earlier process.
@@ -84,6 +87,7 @@ impl DeliveryQueue {
             position: Position::START,
             attempted: None,
             seen: Position::START,
+            trail: Trail::default(),
             beyond: BTreeSet::new(),
             tried: BTreeMap::new(),
             outage: None,
@@ -142,6 +146,11 @@ impl DeliveryQueue {
         self.seen
     }
 
+    /// The witness of the last position that was read; `None`: nothing has been read since the queue was started.
+    pub(crate) fn last_witness(&self) -> Option<Witness> {
+        self.trail.last()
+    }
+
     /// The number of further events that may be read.
     pub(crate) fn room(&self, limits: &BatchLimits) -> i64 {
         let size = usize::try_from(limits.size).unwrap_or(usize::MAX);
@@ -152,7 +161,8 @@ impl DeliveryQueue {
     }
 
     /// Adds what was read up to a position. Events that were handled before a reset are not sent again.
-    pub(crate) fn enqueue(&mut self, deliveries: Vec<Delivery>, upto: Position) {
+    pub(crate) fn enqueue(&mut self, deliveries: Vec<Delivery>, upto: Position, trail: Trail) {
+        self.trail.append(trail);
         for delivery in deliveries {
             if delivery.replaying || self.beyond.contains(&delivery.event.id) {
                 continue;

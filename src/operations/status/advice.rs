@@ -53,6 +53,8 @@ pub(super) struct Surroundings<'s> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Topic {
+    /// The event store is not the one that the processor has followed.
+    Diverged,
     /// The processor has stopped until an operator acts.
     Failed,
     /// An event fails again and again.
@@ -154,6 +156,7 @@ mod tests {
     use super::super::examples::live;
     use super::super::{HeldBy, ProcessorState, WorkerStatus};
     use super::*;
+    use crate::processing::divergence::{Divergence, DivergenceKind};
     use crate::processing::tracker::Outage;
 
     fn alone(now: DateTime<Utc>) -> Surroundings<'static> {
@@ -164,6 +167,18 @@ mod tests {
         advise(status, alone(Utc::now())).into_iter().map(|advice| advice.topic).collect()
     }
 
+    fn divergence() -> Divergence {
+        Divergence {
+            kind: DivergenceKind::EventGone,
+            position: 20.into(),
+            event_id: Some(20.into()),
+            event_uuid: None,
+            last_common: 11.into(),
+            head: 11.into(),
+            at: None,
+        }
+    }
+
     #[test]
     fn each_state_has_its_advice_and_a_live_processor_has_none() {
         for (state, expected) in [
@@ -172,11 +187,13 @@ mod tests {
             (ProcessorState::Running, None),
             (ProcessorState::Paused, Some(Topic::Paused)),
             (ProcessorState::Failed, Some(Topic::Failed)),
+            (ProcessorState::Diverged, Some(Topic::Diverged)),
             (ProcessorState::Retrying, Some(Topic::Retrying)),
             (ProcessorState::Standby, Some(Topic::Standby)),
             (ProcessorState::Stopped, Some(Topic::Stopped)),
         ] {
-            let status = ProcessorStatus { state, ..live("notes") };
+            let diverged = (state == ProcessorState::Diverged).then(divergence);
+            let status = ProcessorStatus { state, diverged, ..live("notes") };
             assert_eq!(topics(&status), Vec::from_iter(expected), "{state:?}");
         }
     }

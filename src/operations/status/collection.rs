@@ -11,7 +11,9 @@ use super::worker::{self, WorkerStatus};
 use super::{HeldBy, ProcessorState, ProcessorStatus};
 use crate::event::Position;
 use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::tracker::TrackerRow;
+use crate::processing::divergence::Divergence;
+use crate::processing::history::find_divergence;
+use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::store::horizon::Horizon;
 use crate::store::layout::Layout;
 
@@ -28,11 +30,13 @@ pub(crate) async fn collect(
 ) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
     let workers = worker::list(projections, layout).await?;
     let mut lock_waits = lock_wait::list(projections).await?;
-    let mut statuses = Vec::new();
+    let (mut statuses, trackers) = (Vec::new(), Trackers::new(layout.schema()));
     for row in rows {
         let lag_seconds = lag_seconds(events, layout, row.position).await?;
         let lock_wait = lock_waits.remove(&row.name).filter(|_| row.owned);
-        statuses.push(of_row(row, horizon, lag_seconds, lock_wait));
+        // No daemon need have noticed yet.
+        let diverged = find_divergence(&trackers, &row, &mut *events, &mut *projections, layout).await?;
+        statuses.push(of_row(row, horizon, lag_seconds, lock_wait, diverged));
     }
     for declaration in declared {
         let wanted = name.is_none_or(|name| name == declaration.name);
@@ -80,9 +84,13 @@ fn of_row(
     horizon: &Horizon,
     lag_seconds: f64,
     lock_wait: Option<LockWait>,
+    diverged: Option<Divergence>,
 ) -> ProcessorStatus {
     let is_waiting = row.outage.is_some() || lock_wait.is_some();
-    let state = state_of(&row, horizon, lag_seconds, is_waiting);
+    let state = match diverged {
+        Some(_) => ProcessorState::Diverged,
+        None => state_of(&row, horizon, lag_seconds, is_waiting),
+    };
     ProcessorStatus {
         state,
         head: horizon.head,
@@ -95,6 +103,7 @@ fn of_row(
         holder_pid: row.holder_pid,
         outage: row.outage.map(|outage| outage.0),
         lock_wait,
+        diverged,
         last_error: row.last_error.map(|error| error.0),
         dead_letters: row.dead_letters,
         oldest_dead_letter_at: row.oldest_dead_letter_at,
@@ -121,7 +130,7 @@ fn of_row(
 /// A processor whose last batch has caught up is live while it leaves no event unhandled for longer than this.
 const LIVE_LAG_SECONDS_MAX: f64 = 5.0;
 
-/// Chooses one state where several apply: an operator's pause outranks a failure, a failure outranks a missing owner, and
+/// Chooses one state of a processor whose store is the one that it follows, where several apply: an operator's pause outranks a failure, a failure outranks a missing owner, and
 /// what keeps an owner from trying at all outranks what fails when it tries.
 fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64, is_waiting: bool) -> ProcessorState {
     if row.paused_at.is_some() {
@@ -165,6 +174,7 @@ fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds:
         holder_pid: None,
         outage: None,
         lock_wait: None,
+        diverged: None,
         attempts: 0,
         last_error: None,
         next_retry_at: None,

@@ -89,7 +89,7 @@ fn times(group: &[&Advice], now: DateTime<Utc>) -> Option<String> {
     let since = group.iter().filter_map(|advice| advice.since).max().map(|since| {
         let age = format_duration((now - since).as_seconds_f64());
         match topic {
-            Topic::Failed => format!("Stopped {age} ago"),
+            Topic::Failed | Topic::Diverged => format!("Stopped {age} ago"),
             Topic::Paused => format!("Paused {age} ago"),
             Topic::WorkerDown => format!("Ended {age} ago"),
             Topic::Retrying => format!("Last attempt {age} ago"),

@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
-use super::batch::Batch;
+use super::batch::{Batch, BatchQuery};
 use super::tables::Tables;
 use super::{BatchRequest, Events, ProcessorError};
 use crate::event::Position;
@@ -11,6 +11,7 @@ use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset, Trackers};
 use crate::store::layout::Layout;
+use crate::store::witness::Witness;
 
 /// What every processor is made of: its declaration, the schemas that it writes to, and the source of its events.
 #[derive(Debug)]
@@ -111,7 +112,8 @@ impl ProcessorBase {
             return Ok(false);
         }
         self.tables().drop(&mut transaction).await?;
-        let reset = Reset { to: Position::START, rebuilt_as: Some(self.declaration.version), effects };
+        let rebuilt_as = Some(self.declaration.version);
+        let reset = Reset { rebuilt_as, effects, ..Reset::to(Position::START) };
         trackers.reset(&mut transaction, tracker, operator, reset).await?;
         if !matches!(self.declaration.handling, Handling::Native(_)) {
             self.tables().create(&mut transaction).await?;
@@ -120,15 +122,17 @@ impl ProcessorBase {
         Ok(true)
     }
 
-    /// Reads the events of a request.
+    /// Reads the events of a request from the store that has the `witness`.
     pub(crate) async fn read_batch(
         &self,
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
+        witness: Option<Witness>,
     ) -> Result<Batch, ProcessorError> {
         let types = self.event_types();
-        let (after, upto) = (request.after(), request.upto());
-        Batch::read(&self.events, connection, types.as_deref(), after, upto, request.limits).await
+        let (after, upto, limits) = (request.after(), request.upto(), request.limits);
+        let query = BatchQuery { types: types.as_deref(), after, upto, limits, witness };
+        Batch::read(&self.events, connection, query).await
     }
 
     /// The failure that an error stands for which was raised where no event is known, such as at commit. It is attributed to

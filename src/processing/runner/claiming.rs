@@ -57,10 +57,10 @@ impl Runner {
         }
         // What kept the last owner from preparing is fixed, whether or not an operator said so.
         if claim.attempts == 0 && (claim.failed || claim.last_error.is_some()) {
-            in_time(self.trackers.forget_failure(connection, &claim)).await?;
+            in_time(self.trackers.forget_failure(&mut *connection, &claim)).await?;
         }
         self.go_on(&claim);
-        Ok(Next::Again)
+        if claim.diverged { self.stay_diverged().await } else { self.compare_history(connection).await }
     }
 
     /// Enters the phase that the last process was in: paused, failed, or waiting with the failing event.

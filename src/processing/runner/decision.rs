@@ -44,6 +44,8 @@ pub(super) enum Decision {
     SetAside { failure: Failure, blocks: bool },
     /// Stop at the event until an operator acts, because its attempts are used up.
     Stop(Failure),
+    /// Stop until an operator decides what follows from a store that is not the one that was followed.
+    Diverge,
     /// Stop until an operator acts, because no further attempt can succeed before that.
     Block { message: String },
     /// Leave the dead letter where it is, because its event has failed again.
@@ -52,9 +54,10 @@ pub(super) enum Decision {
 
 /// What to do about an error.
 pub(super) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
-    use ProcessorError::{Blocked, ClaimLost, Database, Unattributed, Unavailable};
+    use ProcessorError::{Blocked, ClaimLost, Database, Diverged, Unattributed, Unavailable};
     match (error, attempt) {
         (ClaimLost, _) => Decision::Reclaim,
+        (Diverged, _) => Decision::Diverge,
         (Unavailable { message, wait }, _) => Decision::WaitFor { message, at_least: wait },
         (Database(error), _) if is_infrastructure_error(&error) => Decision::Reconnect(error),
 
@@ -127,6 +130,7 @@ mod tests {
             Decision::Retry(failure) => format!("retry, {failure}"),
             Decision::SetAside { failure, blocks } => format!("set aside, {failure}, {blocks}"),
             Decision::Stop(failure) => format!("stop, {failure}"),
+            Decision::Diverge => "diverge".to_owned(),
             Decision::Block { message } => format!("block, {message}"),
             Decision::KeepDeadLetter { event_id, failure } => format!("keep {event_id}, {failure}"),
         }
@@ -136,6 +140,7 @@ mod tests {
     fn each_error_leads_to_one_decision() {
         type Error = fn() -> ProcessorError;
         let lost: Error = || ProcessorError::ClaimLost;
+        let diverged: Error = || ProcessorError::Diverged;
         let blocked: Error = || ProcessorError::Blocked("x".into());
         let unattributed: Error = || ProcessorError::Unattributed(Box::new(Failure::of_processor("no")));
         let at_7: Error = || ProcessorError::Unattributed(Box::new(at_event(7)));
@@ -149,6 +154,9 @@ mod tests {
             (lost, Attempt::Prepare, "reclaim"),
             (lost, batch(9), "reclaim"),
             (lost, Attempt::DeadLetter(3.into()), "reclaim"),
+            (diverged, Attempt::Prepare, "diverge"),
+            (diverged, batch(9), "diverge"),
+            (diverged, Attempt::DeadLetter(3.into()), "diverge"),
             (gone, Attempt::Prepare, "reconnect"),
             (gone, batch(9), "reconnect"),
             (gone, Attempt::DeadLetter(3.into()), "reconnect"),

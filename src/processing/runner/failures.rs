@@ -69,6 +69,7 @@ impl Runner {
                 self.retry.failed(failure.event_id());
                 self.stop_at(connection, &failure).await
             }
+            Decision::Diverge => self.diverge(connection).await,
             Decision::Block { message } => self.block(connection, message).await,
             Decision::KeepDeadLetter { event_id, failure } => {
                 self.keep_dead_letter(connection, event_id, &failure).await

@@ -20,6 +20,8 @@ pub(super) enum Phase {
     Retrying(Following, Instant),
     /// It waits for an operator to fix what it cannot.
     Failed(Following),
+    /// It waits for an operator to decide what follows from a store that is not the one that it followed.
+    Diverged(Following),
 }
 
 /// What a runner has done so far while it waits for a claim.
@@ -70,7 +72,8 @@ impl Phase {
             Self::Following(following)
             | Self::Paused(following)
             | Self::Retrying(following, _)
-            | Self::Failed(following) => Some(&following.claim),
+            | Self::Failed(following)
+            | Self::Diverged(following) => Some(&following.claim),
         }
     }
 
@@ -81,7 +84,8 @@ impl Phase {
             Self::Following(following)
             | Self::Paused(following)
             | Self::Retrying(following, _)
-            | Self::Failed(following) => Some(following),
+            | Self::Failed(following)
+            | Self::Diverged(following) => Some(following),
         }
     }
 
@@ -92,7 +96,8 @@ impl Phase {
             Self::Following(following)
             | Self::Paused(following)
             | Self::Retrying(following, _)
-            | Self::Failed(following) => phase(following),
+            | Self::Failed(following)
+            | Self::Diverged(following) => phase(following),
         };
     }
 
@@ -120,6 +125,7 @@ impl Phase {
             Self::Paused(_) => Condition::Paused,
             Self::Retrying(..) => Condition::Retrying,
             Self::Failed(_) => Condition::Failed,
+            Self::Diverged(_) => Condition::Diverged,
         }
     }
 }
@@ -171,6 +177,7 @@ mod tests {
             last_error: None,
             retry_in_seconds: None,
             failed: false,
+            diverged: false,
         };
         Following::new(claim, 100)
     }
@@ -185,7 +192,7 @@ mod tests {
             retry_now,
             dead_letters_requested: false,
         };
-        let cases: [(Phase, LeaseStatus, Condition); 9] = [
+        let cases: [(Phase, LeaseStatus, Condition); 10] = [
             (Phase::Following(following()), lease_status(false, false), Condition::Following),
             (Phase::Following(following()), lease_status(true, false), Condition::Paused),
             (Phase::Retrying(following(), later), lease_status(false, false), Condition::Retrying),
@@ -195,6 +202,7 @@ mod tests {
             (Phase::Paused(following()), lease_status(false, false), Condition::Following),
             (Phase::Paused(following()), lease_status(true, false), Condition::Paused),
             (Phase::Failed(following()), lease_status(true, true), Condition::Failed),
+            (Phase::Diverged(following()), lease_status(true, true), Condition::Diverged),
         ];
         for (phase, lease_status, expected) in cases {
             let words = format!("{phase:?} {lease_status:?}");

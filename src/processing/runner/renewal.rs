@@ -16,14 +16,14 @@ impl Runner {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         let outage_over = !self.outage.is_external();
         let rate = self.rate.per_second(Instant::now());
-        let renewing = self.trackers.renew(connection, claim, self.context.lease, outage_over, rate);
+        let renewing = self.trackers.renew(&mut *connection, claim, self.context.lease, outage_over, rate);
         let Some(lease_status) = in_time(renewing).await? else { return Ok(self.claim_lost()) };
         self.tracker_known = Instant::now();
         if outage_over {
             self.outage.over();
         }
         self.follow_operators(&lease_status);
-        Ok(Next::Again)
+        self.compare_history(connection).await
     }
 
     fn follow_operators(&mut self, lease_status: &LeaseStatus) {

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use super::{Claim, Trackers};
 use crate::postgres::literal::{interval, json_literal};
 use crate::processing::progress::{PendingRetry, Progress};
+use crate::store::witness::Witness;
 
 /// What a batch writes into its tracker.
 pub(crate) struct Advance<'p> {
@@ -18,6 +19,8 @@ pub(crate) struct Advance<'p> {
     pub(crate) lease: Duration,
     /// Recent speed, in ids passed per second.
     pub(crate) rate: f32,
+    /// The witness of the new position, in the store that was read; `None`: the tracker keeps the one that it has.
+    pub(crate) witness: Option<Witness>,
 }
 
 impl Trackers {
@@ -29,11 +32,11 @@ impl Trackers {
         claim: &Claim,
         advance: Advance<'_>,
     ) -> Result<bool, sqlx::Error> {
-        let Advance { progress, caught_up, lease, rate } = advance;
+        let Advance { progress, caught_up, lease, rate, witness } = advance;
         let statement = format!(
             "-- advance_tracker
              select {}.advance_tracker({}, epoch => {}, from_position => {}, to_position => {}, handled => {},
-               lease => {}, caught_up => {caught_up}, rate => {}::real, {}) as moved",
+               lease => {}, caught_up => {caught_up}, rate => {}::real, {}{}) as moved",
             self.schema,
             claim.key.arguments(),
             claim.epoch,
@@ -42,7 +45,8 @@ impl Trackers {
             progress.handled,
             interval(lease),
             if rate.is_finite() { rate } else { 0.0 },
-            failure(progress)?
+            failure(progress)?,
+            super::witness::parameters(witness)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("moved")
     }

@@ -41,6 +41,8 @@ pub struct Claim {
     pub retry_in_seconds: Option<f64>,
     /// Whether the processor has stopped until an operator acts.
     pub failed: bool,
+    /// Whether the store is not the one that was followed, so that nothing is handled until an operator acts.
+    pub diverged: bool,
 }
 
 impl<'r> FromRow<'r, PgRow> for Claim {
@@ -59,6 +61,7 @@ impl<'r> FromRow<'r, PgRow> for Claim {
             last_error: row.try_get("last_error")?,
             retry_in_seconds: row.try_get("retry_in_seconds")?,
             failed: row.try_get("failed")?,
+            diverged: row.try_get("diverged")?,
         })
     }
 }
@@ -118,7 +121,7 @@ impl Trackers {
              returning t.name, t.version, t.partition, epoch, position, free.declaration,
                        paused_at is not null as paused, attempts, last_error,
                        extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds,
-                       failed_at is not null as failed",
+                       failed_at is not null as failed, diverged is not null as diverged",
             schema = self.schema,
             is_runners = self.is_runners(key),
             is_free = self.is_free_for(owner),

@@ -4,10 +4,14 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgExecutor};
 
-use super::{Outage, ProcessorKey, Trackers};
+use uuid::Uuid;
+
+use super::{Memory, Outage, ProcessorKey, Trackers};
 use crate::event::Position;
 use crate::postgres::row::from_row;
+use crate::processing::divergence::Divergence;
 use crate::processing::failure::Failure;
+use crate::store::witness::Witness;
 
 /// A tracker row as it is shown to people.
 #[derive(Debug, Clone)]
@@ -52,6 +56,14 @@ pub struct TrackerRow {
     pub next_retry_at: Option<DateTime<Utc>>,
     /// The outage that keeps the processor from continuing.
     pub outage: Option<Json<Outage>>,
+    /// How the store differs from the one that the processor has followed; until an operator acts, nothing is handled.
+    pub diverged: Option<Json<Divergence>>,
+    /// The position that the witness is about, the last event at or below it, and the uuid of that event.
+    pub witness_at: Option<Position>,
+    /// See [`Self::witness_at`].
+    pub witness_id: Option<Position>,
+    /// See [`Self::witness_at`].
+    pub witness_uuid: Option<Uuid>,
     /// How many events are set aside for the processor.
     pub dead_letters: i64,
     /// When the oldest dead letter was set aside.
@@ -85,6 +97,10 @@ from_row!(TrackerRow {
     last_error,
     next_retry_at,
     outage,
+    diverged,
+    witness_at,
+    witness_id,
+    witness_uuid,
     dead_letters,
     oldest_dead_letter_at,
     pending_emissions,
@@ -96,6 +112,16 @@ impl TrackerRow {
     /// Returns the key of the tracker.
     pub fn key(&self) -> ProcessorKey {
         ProcessorKey { name: self.name.clone(), version: self.version, partition: self.partition }
+    }
+
+    /// Returns what the tracker remembers of the store.
+    pub(crate) fn memory(&self) -> Memory {
+        let witness = self.witness_at.zip(self.witness_id).zip(self.witness_uuid);
+        Memory {
+            position: self.position,
+            handled: self.handled,
+            witness: witness.map(|((at, id), uuid)| Witness { at, id, uuid }),
+        }
     }
 }
 
@@ -117,7 +143,8 @@ impl Trackers {
                     paused_at, paused_by, failed_at, caught_up, handled, attempts, last_error, next_retry_at,
                     -- An owner writes its rate with each batch and each renewal; one that cannot has none.
                     case when updated_at > clock_timestamp() - interval '5 seconds' then rate else 0 end as rate,
-                    outage, updated_at, coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
+                    outage, diverged, witness_at, witness_id, witness_uuid, updated_at,
+                    coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
                     coalesce(pending_emissions, 0) as pending_emissions, next_emission_at
              from {schema}.trackers as t
              -- Counted once, not for each tracker: a plan of many parts would be compiled, which takes longer than it runs.

@@ -4,6 +4,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{ProcessorKey, Trackers};
 use crate::event::Position;
+use crate::postgres::quote::quote_literal;
+use crate::store::witness::Witness;
 
 /// Undoes a failure, a retry that is still to come, or an outage. The claim ends, so that the runner prepares the processor
 /// again and forgets what it has counted: the attempts start again from 0.
@@ -36,12 +38,15 @@ pub struct Reset {
     pub rebuilt_as: Option<i32>,
     /// What a reactor does with events that it has handled before.
     pub effects: ReplayEffects,
+    /// The last event at or below the new position in the store as it is; `None`: it is not known, and the next batch notes
+    /// it.
+    pub witness: Option<Witness>,
 }
 
 impl Reset {
     /// Returns a reset that only moves the position. A reactor does not repeat what it has done already.
     pub fn to(position: Position) -> Self {
-        Self { to: position, rebuilt_as: None, effects: ReplayEffects::Suppress }
+        Self { to: position, rebuilt_as: None, effects: ReplayEffects::Suppress, witness: None }
     }
 }
 
@@ -111,6 +116,34 @@ impl Trackers {
         self.act(connection, key, operator, "resume", &change, condition).await
     }
 
+    /// Lets a processor continue from its position although its store is not the one that it has followed. `witness` is the
+    /// last event at or below the position in the store as it is. Returns whether the processor had stopped because of that.
+    pub(crate) async fn accept_history(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        operator: &str,
+        witness: Option<Witness>,
+    ) -> Result<bool, sqlx::Error> {
+        let forget = format!(
+            "-- forget_witnesses
+             delete from {schema}.witnesses as w using {schema}.trackers as t
+             where t.name = {name} and t.version = {version} and t.partition = {partition} and t.diverged is not null
+               and w.processor = t.name and w.version = t.version and w.partition = t.partition
+               and w.id > (t.diverged ->> 'last_common')::bigint",
+            schema = self.schema,
+            name = quote_literal(&key.name),
+            version = key.version,
+            partition = key.partition,
+        );
+        sqlx::raw_sql(AssertSqlSafe(forget)).execute(&mut *connection).await?;
+        let change = format!(
+            "diverged = null, {}, epoch = epoch + 1, lease_until = null, updated_at = clock_timestamp()",
+            assignments(witness)
+        );
+        self.act(connection, key, operator, "accept_history", &change, "diverged is not null").await
+    }
+
     /// Applies an operator's change to one row and records it, in one statement.
     async fn act(
         &self,
@@ -144,37 +177,49 @@ impl Trackers {
         operator: &str,
         reset: Reset,
     ) -> Result<bool, sqlx::Error> {
-        let Reset { to, rebuilt_as, effects } = reset;
+        let Reset { to, rebuilt_as, effects, witness } = reset;
         let statement = format!(
             "-- reset_processor
              with before as (
-               select name, version, partition, position from {schema}.trackers where {is_tracker} for update
+               -- Events beyond `common` are not in the store as the processor has handled them.
+               select name, version, partition, position, (diverged ->> 'last_common')::bigint as common
+               from {schema}.trackers where {is_tracker} for update
              ), changed as (
                update {schema}.trackers as t
                set version = coalesce($3, t.version), position = $2, epoch = epoch + 1,
                    owner = null, owner_label = null, lease_until = null,
-                   silent_until = case when $4 then 0 when kind = 'reactor' then greatest(silent_until, before.position)
+                   silent_until = case when $4 then 0
+                                       when kind = 'reactor'
+                                         then least(greatest(silent_until, before.position), before.common)
                                        else 0 end,
+                   diverged = null, {witness},
                    handled = case when $3 is null then handled else 0 end, caught_up = false, attempts = 0,
                    last_error = null, next_retry_at = null, failed_at = null, updated_at = clock_timestamp()
                from before
                where t.name = before.name and t.version = before.version and t.partition = before.partition
-               returning t.name, before.version, t.partition, t.kind, before.position
+               returning t.name, before.version, t.partition, t.kind, before.position, before.common
              ), forgotten as (
                -- The processor meets these events again. A reactor that suppresses its effects leaves them alone, although
                -- it has not handled them, so it keeps its dead letters.
                delete from {schema}.dead_letters as d using changed
                where d.processor = changed.name and d.version = changed.version and d.partition = changed.partition
-                 and d.event_id > $2 and (changed.kind = 'projector' or $4)
+                 and d.event_id > least($2, changed.common)
+                 and (changed.kind = 'projector' or $4 or d.event_id > changed.common)
              ), repeated as (
                -- A delivery beyond the position stays delivered, unless its effects are to be repeated.
                delete from {schema}.deliveries as d using changed
                where d.processor = changed.name and d.version = changed.version and d.partition = changed.partition
-                 and d.event_id > $2 and ($4 or not d.is_done)
+                 and d.event_id > least($2, changed.common)
+                 and ($4 or not d.is_done or d.event_id > changed.common)
+             ), unknown as (
+               delete from {schema}.witnesses as w using changed
+               where w.processor = changed.name and w.version = changed.version and w.partition = changed.partition
+                 and w.id > least($2, changed.common)
              )
              insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
              select $1, 'reset', name, partition, position, $2 from changed",
             schema = self.schema,
+            witness = assignments(witness),
             is_tracker = key.is_tracker()
         );
         let query = sqlx::query(AssertSqlSafe(statement))
@@ -183,5 +228,15 @@ impl Trackers {
             .bind(rebuilt_as)
             .bind(effects == ReplayEffects::Repeat);
         Ok(query.execute(connection).await?.rows_affected() > 0)
+    }
+}
+
+/// Returns the assignments that give a tracker a witness, or take it away.
+fn assignments(witness: Option<Witness>) -> String {
+    match witness {
+        Some(Witness { at, id, uuid }) => {
+            format!("witness_at = {at}, witness_id = {id}, witness_uuid = '{uuid}'")
+        }
+        None => "witness_at = null, witness_id = null, witness_uuid = null".to_owned(),
     }
 }

@@ -5,12 +5,15 @@ use crate::event::{Event, Position};
 use crate::handlers::batch::EventEffects;
 use crate::processing::dead_letters::NewDeadLetter;
 use crate::processing::progress::PendingRetry;
+use crate::store::witness::Witness;
 
 /// What the next commit records.
 #[derive(Debug)]
 pub(crate) struct CommitPlan {
     /// All events up to this position are done.
     pub(crate) position: Position,
+    /// The witness of that position, in the store that the events were read from.
+    pub(crate) witness: Option<Witness>,
     /// The events that were completed since the last commit.
     pub(crate) done: Vec<Position>,
     /// Those of them that become dead letters.
@@ -58,7 +61,8 @@ impl DeliveryQueue {
         }
         let pending_retries =
             self.failed.iter().filter_map(|id| Some((*id, self.pending_retry_of(*id)?))).collect();
-        CommitPlan { position, done, given_up, waiting, pending_retries }
+        let witness = self.trail.upto(position);
+        CommitPlan { position, witness, done, given_up, waiting, pending_retries }
     }
 
     /// The postponed event that is due next, or the one over which the reactor stops.
@@ -89,6 +93,7 @@ impl DeliveryQueue {
     /// Records that the plan has been committed.
     pub(crate) fn mark_committed(&mut self, plan: &CommitPlan) {
         self.resume_at(plan.position);
+        self.trail.forget_below(plan.position);
         self.schedule.remove_completed();
         self.failed.clear();
         self.beyond.extend(plan.done.iter().copied());

@@ -6,6 +6,7 @@ use crate::processing::failure::Failure;
 
 pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
     match status.state {
+        ProcessorState::Diverged => of_divergence(status),
         ProcessorState::Paused => Some(of_pause(status)),
         ProcessorState::Failed => Some(of_failure(status)),
         ProcessorState::Retrying => Some(of_retries(status, surroundings)),
@@ -16,6 +17,18 @@ pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>)
         ProcessorState::Stopped => of_missing_owner(status, surroundings.daemons),
         ProcessorState::Running | ProcessorState::CatchingUp | ProcessorState::Live => None,
     }
+}
+
+fn of_divergence(status: &ProcessorStatus) -> Option<Advice> {
+    let (name, found) = (&status.name, status.diverged.as_ref()?);
+    let advice = Advice::new(Topic::Diverged, found.describe(name), found.at, found.remedy(name));
+    let predicate = format!(
+        "have stopped because the event store is not the one that they have followed (last id {}, last common event {}).",
+        found.head, found.last_common
+    );
+    let remedy = "`espctl status NAME` says what was found and what to do about each: `espctl reset NAME` rebuilds it from \
+                  the store as it is.";
+    Some(advice.shared(status, predicate, remedy))
 }
 
 fn of_pause(status: &ProcessorStatus) -> Advice {

@@ -1,0 +1,124 @@
+//! Compares what a tracker remembers of the event store with the store itself, also while no event arrives.
+//!
+//! Batches compare by themselves, in the snapshot that they read. This is for a processor that has nothing to do, for one
+//! that begins, and for operators who ask.
+
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use uuid::Uuid;
+
+use crate::event::Position;
+use crate::processing::divergence::{Divergence, Facts};
+use crate::processing::tracker::{Memory, TrackerRow, Trackers};
+use crate::store::layout::Layout;
+use crate::store::witness::{Standing, StoredEvent, Witness};
+
+/// What the store says of what a tracker remembers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    memory: Memory,
+    standing: Standing,
+    head: Position,
+    /// The last event at or below the position.
+    end: Option<Witness>,
+}
+
+impl Look {
+    /// Asks the store. `memory` has been read before, so that its position is not newer than the head of the store.
+    pub(crate) async fn take(
+        events: &mut PgConnection,
+        layout: &Layout,
+        memory: Memory,
+    ) -> Result<Self, sqlx::Error> {
+        let (standing, end) = Witness::examine(memory.witness, memory.position, &mut *events, layout).await?;
+        let head = read_head(events, layout).await?;
+        Ok(Self { memory, standing, head, end })
+    }
+
+    /// Whether the store is not the one that the tracker remembers.
+    ///
+    /// A processor that has handled nothing may begin at a position that the store has not reached yet.
+    pub(crate) fn contradicts(&self) -> bool {
+        let has_read = self.memory.witness.is_some() || self.memory.handled > 0;
+        self.standing != Standing::Stands || has_read && self.memory.position > self.head
+    }
+
+    /// The witness of a tracker that has none, such as one of an earlier espd. `settled` is the settled horizon: events may
+    /// still appear beyond it.
+    pub(crate) fn first_witness(&self, settled: Position) -> Option<Witness> {
+        let is_settled = self.memory.position <= settled.min(self.head);
+        self.end.filter(|_| self.memory.witness.is_none() && is_settled)
+    }
+
+    /// The witness of the position in the store as it is now.
+    pub(crate) fn present_witness(&self) -> Option<Witness> {
+        self.end
+    }
+
+    /// The last id of the store.
+    pub(crate) fn head(&self) -> Position {
+        self.head
+    }
+
+    /// Finds out how far the store is still the one that the tracker remembers. `earlier` are events that processors have
+    /// read.
+    pub(crate) async fn explain(
+        &self,
+        events: &mut PgConnection,
+        layout: &Layout,
+        earlier: &[StoredEvent],
+    ) -> Result<Divergence, sqlx::Error> {
+        let Self { memory: Memory { position, witness, .. }, standing, head, .. } = *self;
+        let last_read = witness.map(|witness| StoredEvent { id: witness.id, uuid: witness.uuid });
+        let earlier: Vec<StoredEvent> = earlier.iter().copied().chain(last_read).collect();
+        let stored = find_stored(events, layout, &earlier).await?;
+        Ok(Divergence::of(Facts { position, witness, standing, head, earlier: &earlier, stored: &stored }))
+    }
+}
+
+/// How the store differs from the one that a processor has followed, as a daemon has recorded it or as it is now; `None`: it
+/// does not.
+pub(crate) async fn find_divergence(
+    trackers: &Trackers,
+    row: &TrackerRow,
+    events: &mut PgConnection,
+    projections: &mut PgConnection,
+    layout: &Layout,
+) -> Result<Option<Divergence>, sqlx::Error> {
+    if let Some(found) = &row.diverged {
+        return Ok(Some(found.0.clone()));
+    }
+    let look = Look::take(&mut *events, layout, row.memory()).await?;
+    if !look.contradicts() {
+        return Ok(None);
+    }
+    let earlier = trackers.list_witnesses(projections, row.position).await?;
+    look.explain(events, layout, &earlier).await.map(Some)
+}
+
+/// The last id that was drawn or that an event has.
+async fn read_head(events: &mut PgConnection, layout: &Layout) -> Result<Position, sqlx::Error> {
+    let statement = format!(
+        "-- read_head
+         select greatest({}, (select max(id) from {})) as head",
+        layout.order.head_expression(),
+        layout.events_table()
+    );
+    sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(events).await?.try_get("head")
+}
+
+/// Those of the events that are in the store as they were.
+async fn find_stored(
+    events: &mut PgConnection,
+    layout: &Layout,
+    wanted: &[StoredEvent],
+) -> Result<Vec<StoredEvent>, sqlx::Error> {
+    let statement = format!(
+        "-- find_stored_events
+         select id, uuid from {} where id = any ($1)",
+        layout.events_table()
+    );
+    let ids: Vec<Position> = wanted.iter().map(|event| event.id).collect();
+    let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false).bind(ids);
+    let rows: Vec<(Position, Uuid)> = query.fetch_all(events).await?;
+    Ok(rows.into_iter().map(|(id, uuid)| StoredEvent { id, uuid }).collect())
+}

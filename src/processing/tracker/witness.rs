@@ -1,0 +1,123 @@
+//! The witnesses that trackers keep: of what was read last, and of what was read before.
+
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
+use uuid::Uuid;
+
+use super::{Claim, Trackers};
+use crate::event::Position;
+use crate::postgres::literal::json_literal;
+use crate::processing::divergence::Divergence;
+use crate::store::witness::{StoredEvent, Witness};
+
+/// Most earlier witnesses that are read, of all trackers together.
+const EARLIER_MAX: i64 = 5_000;
+
+/// What a tracker remembers of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// The processor's position.
+    pub(crate) position: Position,
+    /// The events that it has handled since the last reset.
+    pub(crate) handled: i64,
+    /// What the store has to say still; `None`: nothing is known.
+    pub(crate) witness: Option<Witness>,
+}
+
+/// Reads the columns `witness_at`, `witness_id` and `witness_uuid`.
+pub(crate) fn read_witness(row: &PgRow) -> Result<Option<Witness>, sqlx::Error> {
+    let at: Option<Position> = row.try_get("witness_at")?;
+    let id: Option<Position> = row.try_get("witness_id")?;
+    let uuid: Option<Uuid> = row.try_get("witness_uuid")?;
+    Ok(at.zip(id).zip(uuid).map(|((at, id), uuid)| Witness { at, id, uuid }))
+}
+
+/// Returns the witness as further parameters of `advance_tracker`; nothing if there is none.
+pub(crate) fn parameters(witness: Option<Witness>) -> String {
+    witness.map_or_else(String::new, |Witness { at, id, uuid }| {
+        format!(", witness_at => {at}, witness_id => {id}, witness_uuid => '{uuid}'")
+    })
+}
+
+impl Trackers {
+    /// Gives the tracker a witness, if the claim is still valid.
+    pub(crate) async fn note_witness(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+        Witness { at, id, uuid }: Witness,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_witness
+             select {}.note_witness({}, {}, {at}, {id}, '{uuid}')",
+            self.schema,
+            claim.key.arguments(),
+            claim.epoch
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// Returns what the tracker of a claim remembers of the store; `None`: the claim is no longer valid.
+    pub(crate) async fn remember(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+    ) -> Result<Option<Memory>, sqlx::Error> {
+        let statement = format!(
+            "-- read_witness
+             select position, handled, witness_at, witness_id, witness_uuid from {}.trackers where {}",
+            self.schema,
+            super::is_claimed(claim)
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        let memory = |row: PgRow| -> Result<Memory, sqlx::Error> {
+            Ok(Memory {
+                position: row.try_get("position")?,
+                handled: row.try_get("handled")?,
+                witness: read_witness(&row)?,
+            })
+        };
+        row.map(memory).transpose()
+    }
+
+    /// Lists events that processors have read at or below `position`, the newest first. What one of them has read tells of
+    /// the store that all of them follow.
+    pub(crate) async fn list_witnesses(
+        &self,
+        connection: impl PgExecutor<'_>,
+        position: Position,
+    ) -> Result<Vec<StoredEvent>, sqlx::Error> {
+        let statement = format!(
+            "-- list_witnesses
+             select id, uuid from (
+               select id, uuid from {schema}.witnesses
+               union select witness_id, witness_uuid from {schema}.trackers where witness_id is not null
+             ) as w where id <= {position} order by id desc limit {EARLIER_MAX}",
+            schema = self.schema
+        );
+        let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
+        rows.iter()
+            .map(|row| Ok(StoredEvent { id: row.try_get("id")?, uuid: row.try_get("uuid")? }))
+            .collect()
+    }
+
+    /// Records that the store is not the one that was followed. Nothing is handled under any claim until an operator acts.
+    pub(crate) async fn record_divergence(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+        divergence: &Divergence,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- record_divergence
+             update {}.trackers
+             set diverged = {}::jsonb || jsonb_build_object('at', clock_timestamp()), caught_up = false,
+                 updated_at = clock_timestamp()
+             where {}",
+            self.schema,
+            json_literal(divergence)?,
+            super::is_claimed(claim)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+}
