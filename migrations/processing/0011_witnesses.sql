@@ -178,9 +178,9 @@ as $$
 declare
   same_failure constant boolean := failing and handled = 0 and last_error is null;
 begin
-  if handled = 0 then
-    -- No effect depends on this commit: if it is lost in a crash, the same events are passed again.
-    perform set_config('synchronous_commit', 'off', true);
+  if current_setting('synchronous_commit') = 'off' then
+    -- What an owner has done elsewhere, and what it remembers, depends on this commit. A stricter setting stays.
+    perform set_config('synchronous_commit', 'local', true);
   end if;
   update trackers as t
     set position = to_position, handled = t.handled + handled,

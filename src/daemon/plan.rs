@@ -67,7 +67,7 @@ pub fn worker_settings(
     WorkerSettings {
         event_store_url: event_store.direct_url.as_ref().unwrap_or(event_store_url).clone(),
         batches_url: projections_url.unwrap_or(event_store_url).clone(),
-        pooled: direct_url.is_some(),
+        direct_batches_url: direct_url.clone(),
         layout: event_store.layout.clone(),
         upcasts: config.upcasts.clone(),
         event_store_schema: event_store.schema.clone(),

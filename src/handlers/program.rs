@@ -77,8 +77,6 @@ impl Processor for ProgramProcessor {
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
-        // Since the program was started, another owner may have handled events, or an operator reset the tables.
-        self.close().await;
         let mut transaction = connection.begin().await?;
         self.base.prepare(&mut transaction, claim).await?;
         let names = self.base.declaration.table_names();

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, Reading};
@@ -68,11 +69,16 @@ pub(crate) struct Webhook {
     timeout: Duration,
     sender: Arc<Sender>,
     queue: DeliveryQueue,
-    under_way: JoinSet<(Position, SendAttempt)>,
+    under_way: JoinSet<(Position, Uuid, SendAttempt)>,
     /// Whether the next event cannot be read, while the queue still holds earlier ones.
     is_stuck: bool,
-    /// The epoch of the claim that the queue was filled under.
-    epoch: i64,
+    /// The claim that the queue was filled under.
+    claim: Option<Claim>,
+    /// Whether a transaction has been begun of which it is not known that it was committed. Until everything is read again,
+    /// the queue may say something else than the database.
+    in_doubt: bool,
+    /// Whether the session was given up because of the last failure.
+    session_is_renewed: bool,
     /// When the last commit wrote the tracker.
     committed: Option<Instant>,
 }
@@ -99,7 +105,9 @@ impl Webhook {
             queue,
             under_way,
             is_stuck: false,
-            epoch: 0,
+            claim: None,
+            in_doubt: false,
+            session_is_renewed: false,
             committed: None,
         })
     }
@@ -114,17 +122,17 @@ impl Processor for Webhook {
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
         let mut transaction = connection.begin().await?;
         self.base.prepare(&mut transaction, claim).await?;
+        let delivered = Deliveries::of(&self.base, claim).list(&mut transaction, claim.position).await?;
         transaction.commit().await?;
-        // If no other owner has claimed the reactor in between, the queue and the requests under way stay valid.
-        let is_own = claim.epoch == self.epoch + 1 && self.queue.matches(claim.position);
-        self.epoch = claim.epoch;
-        if is_own {
-            self.queue.resume_at(claim.position);
-            return Ok(());
+        // If nobody else was here in between, and the server has not forgotten anything, the requests are still what the
+        // receiver was last sent.
+        let before = self.claim.replace(claim.clone());
+        if !before.is_some_and(|before| claim.follows(&before)) || !self.queue.matches(claim.position) {
+            self.under_way.shutdown().await;
+            self.queue.clear();
         }
-        self.under_way.shutdown().await;
-        let delivered = Deliveries::of(&self.base, claim).list(connection, claim.position).await?;
         self.queue.restart(claim.position, delivered, claim.attempts == 0);
+        self.in_doubt = false;
         Ok(())
     }
 
@@ -137,29 +145,17 @@ impl Processor for Webhook {
         connection: &mut PgConnection,
         request: BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
-        if request.dead_letter().is_some() {
-            return self.retry_dead_letter(connection, &request).await;
-        }
-        if let Some(outage) = self.queue.take_outage() {
-            return Err(outage);
-        }
-        self.queue.skip_to(request.claim.position);
-        if !self.read(connection, &request).await? {
+        if std::mem::replace(&mut self.in_doubt, true) {
+            // The runner claims the reactor again, and prepares it.
             return Ok(Outcome::ClaimLost);
         }
-        self.send(request.limits.time.min(SENDING_TIME_MAX)).await;
-        let Some(handled) = self.commit(connection, &request).await? else { return Ok(Outcome::ClaimLost) };
-        // Progress has to be reported before an outage, because the claim holds the position.
-        let has_progressed = handled > 0 || self.queue.position() != request.claim.position;
-        if let Some(outage) = (!has_progressed).then(|| self.queue.take_outage()).flatten() {
-            return Err(outage);
-        }
-        // If no more can be read, calling again does not help before something is done.
-        let is_full = self.is_stuck || self.queue.room(request.limits) == 0;
-        let seen = if is_full { request.upto() } else { self.queue.seen() };
-        let under_way = self.queue.is_busy() || seen < request.upto();
-        let pending_retry = self.queue.next_pending_retry().map(Box::new);
-        Ok(Outcome::Ahead { position: self.queue.position(), seen, handled, under_way, pending_retry })
+        let outcome = self.step(connection, &request).await;
+        // An event that cannot be read leaves the queue as it was.
+        self.in_doubt = !matches!(
+            outcome,
+            Ok(_) | Err(ProcessorError::Unavailable { .. } | ProcessorError::Unattributed(_))
+        );
+        outcome
     }
 }
 
@@ -174,6 +170,36 @@ impl RunsAhead for Webhook {
 }
 
 impl Webhook {
+    async fn step(
+        &mut self,
+        connection: &mut PgConnection,
+        request: &BatchRequest<'_>,
+    ) -> Result<Outcome, ProcessorError> {
+        if request.dead_letter().is_some() {
+            return self.retry_dead_letter(connection, request).await;
+        }
+        if let Some(outage) = self.queue.take_outage() {
+            return Err(outage);
+        }
+        self.queue.skip_to(request.claim.position);
+        if !self.read(connection, request).await? {
+            return Ok(Outcome::ClaimLost);
+        }
+        self.send(request.limits.time.min(SENDING_TIME_MAX)).await;
+        let Some(handled) = self.commit(connection, request).await? else { return Ok(Outcome::ClaimLost) };
+        // Progress has to be reported before an outage, because the claim holds the position.
+        let has_progressed = handled > 0 || self.queue.position() != request.claim.position;
+        if let Some(outage) = (!has_progressed).then(|| self.queue.take_outage()).flatten() {
+            return Err(outage);
+        }
+        // If no more can be read, calling again does not help before something is done.
+        let is_full = self.is_stuck || self.queue.room(request.limits) == 0;
+        let seen = if is_full { request.upto() } else { self.queue.seen() };
+        let under_way = self.queue.is_busy() || seen < request.upto();
+        let pending_retry = self.queue.next_pending_retry().map(Box::new);
+        Ok(Outcome::Ahead { position: self.queue.position(), seen, handled, under_way, pending_retry })
+    }
+
     /// Reads events behind those already seen, as many as the queue has room for. Returns `false` if the claim is no longer
     /// valid.
     async fn read(
@@ -237,7 +263,7 @@ impl Webhook {
                 deadline = deadline.min(Instant::now() + wait);
             }
             match tokio::time::timeout_at(deadline.into(), self.under_way.join_next()).await {
-                Ok(Some(Ok((id, attempt)))) => self.queue.record_result(id, attempt),
+                Ok(Some(Ok((id, uuid, attempt)))) => self.queue.record_result(id, uuid, attempt),
                 Ok(Some(Err(error))) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Ok(_) | Err(_) => return,
             }
@@ -248,7 +274,7 @@ impl Webhook {
     fn fill_slots(&mut self) {
         while let Some(event) = self.queue.next(self.concurrency) {
             let sender = Arc::clone(&self.sender);
-            self.under_way.spawn(async move { (event.id, sender.send(&event).await) });
+            self.under_way.spawn(async move { (event.id, event.uuid, sender.send(&event).await) });
         }
     }
 }

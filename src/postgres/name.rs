@@ -3,6 +3,7 @@
 use std::fmt;
 
 use thiserror::Error;
+use uuid::Uuid;
 
 use super::quote::quote_identifier;
 
@@ -11,6 +12,9 @@ pub(crate) const NAME_LENGTH_MAX: usize = 48;
 
 /// The longest name that PostgreSQL keeps whole, in bytes.
 const IDENTIFIER_LENGTH_MAX: usize = 63;
+
+/// The digits of the hash in a name that would be too long.
+const HASH_LENGTH: usize = 16;
 
 /// Whether `name` is `[a-z_][a-z0-9_]{0,47}`: a name of a processor, a table or a schema.
 pub(crate) fn is_name(name: &str) -> bool {
@@ -24,6 +28,18 @@ pub(crate) fn is_identifier(name: &str) -> bool {
     let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let goes_on_well = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     starts_well && goes_on_well && name.len() <= IDENTIFIER_LENGTH_MAX
+}
+
+/// A name that is derived from others, so that PostgreSQL keeps it whole: if it is too long, its end becomes a hash of all
+/// of it.
+pub(crate) fn fitting(name: String) -> String {
+    if name.len() <= IDENTIFIER_LENGTH_MAX {
+        return name;
+    }
+    let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).simple().to_string();
+    let hash = &hash[..HASH_LENGTH];
+    let kept = name.floor_char_boundary(IDENTIFIER_LENGTH_MAX - HASH_LENGTH - 1);
+    format!("{}_{hash}", &name[..kept])
 }
 
 /// The name, if it is an identifier as [`is_identifier`] defines it.
@@ -85,6 +101,17 @@ pub enum InvalidName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_derived_name_fits_and_stays_its_own() {
+        let name = |length: usize, end: &str| fitting(format!("{}{end}", "a".repeat(length - end.len())));
+        assert_eq!(name(63, "_v1"), format!("{}_v1", "a".repeat(60)));
+        for (one, other) in [(name(64, "_v1"), name(64, "_v2")), (name(200, "_v1"), name(200, "_v2"))] {
+            assert_eq!((one.len(), other.len()), (63, 63));
+            assert_ne!(one, other);
+        }
+        assert!(fitting("\u{e4}".repeat(40)).len() <= 63);
+    }
 
     #[test]
     fn names_are_lower_case_and_fit() {

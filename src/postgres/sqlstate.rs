@@ -1,13 +1,32 @@
 //! What a database's error says, and whether it is about the server or about what was asked for.
 
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
 /// SQLSTATEs (`like` patterns) that say something about the server or the moment, never about an event:
 /// connections, serialization and deadlock, read-only mode, resources such as memory, disk and
 /// connections, locks, shutdown and cancellation, system errors.
 ///
 /// They are retried for ever and never count as an attempt. The list is compiled into the projector
 /// functions as well, so that both sides decide alike.
-pub(crate) const INFRASTRUCTURE_SQLSTATES: [&str; 8] =
-    ["08%", "25006", "25P03", "40%", "53%", "55P03", "57%", "58%"];
+pub(crate) const INFRASTRUCTURE_SQLSTATES: [&str; 9] =
+    ["08%", "25006", "25P03", TRANSACTION_TIMEOUT, "40%", "53%", "55P03", "57%", "58%"];
+
+/// The server has ended the session, because a transaction has lasted longer than `transaction_timeout`.
+pub(crate) const TRANSACTION_TIMEOUT: &str = "25P04";
+
+/// SQLSTATEs that a session can be to blame for: a plan that a change of a table has outdated (42804: "type of parameter …
+/// does not match that when preparing the plan", 0A000: "cached plan must not change result type"), something in a cache
+/// that is gone (XX000: "cache lookup failed", "could not open relation"), a prepared statement or a cursor that is not
+/// there (26000, 34000), is there already (42P05), or is another one ([`PROTOCOL_VIOLATION`]).
+///
+/// Each of them may as well be the fault of a handler. So it counts if it comes again on a new session.
+const SESSION_SQLSTATES: [&str; 7] =
+    ["0A000", "26000", "34000", "42804", "42P05", PROTOCOL_VIOLATION, "XX000"];
+
+/// A message that the server cannot accept, such as parameters of another statement. A pooler gives all its own errors this
+/// code, with the severity FATAL; they are about the infrastructure.
+const PROTOCOL_VIOLATION: &str = "08P01";
 
 /// Characters that are kept of each text of an error, because an error may quote a body of megabytes.
 pub(crate) const TEXT_MAX: usize = 2_000;
@@ -23,10 +42,27 @@ pub fn is_infrastructure(sqlstate: &str) -> bool {
 /// Whether the error is about the infrastructure and not about the handler. An error that no database has answered with
 /// always is.
 pub fn is_infrastructure_error(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Database(answer) => answer.code().is_some_and(|code| is_infrastructure(&code)),
-        _ => true,
+    let sqlx::Error::Database(answer) = error else { return true };
+    match answer.code().as_deref() {
+        Some(PROTOCOL_VIOLATION) => has_ended_session(answer.as_ref()),
+        code => code.is_some_and(is_infrastructure),
     }
+}
+
+/// Whether the server, or a pooler before it, has ended the session with this error.
+fn has_ended_session(answer: &dyn DatabaseError) -> bool {
+    let severity = answer.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+    matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
+}
+
+/// Whether the session, or a plan in it, may be to blame for an error with this SQLSTATE.
+pub(crate) fn is_of_session(sqlstate: &str) -> bool {
+    SESSION_SQLSTATES.contains(&sqlstate)
+}
+
+/// Whether the server has ended the session because of `transaction_timeout`.
+pub(crate) fn is_transaction_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|answer| answer.code()).is_some_and(|code| code == TRANSACTION_TIMEOUT)
 }
 
 /// The error as users read it: the database's own words, without the driver's introduction.
@@ -44,19 +80,30 @@ pub(crate) fn shorten(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::is_infrastructure;
+    use super::*;
 
     #[test]
     fn failures_of_the_infrastructure_are_distinguished_from_those_of_handlers() {
-        for state in
-            ["08006", "40001", "40P01", "25006", "53100", "53300", "55P03", "57P01", "57014", "58030"]
-        {
+        for state in [
+            "08006", "40001", "40P01", "25006", "25P04", "53100", "53300", "55P03", "57P01", "57014", "58030",
+        ] {
             assert!(is_infrastructure(state), "{state}");
         }
         for state in
             ["22P02", "23505", "42P01", "P0001", "2D000", "XX000", "54000", "54001", "25001", "55006"]
         {
             assert!(!is_infrastructure(state), "{state}");
+        }
+    }
+
+    #[test]
+    fn what_a_session_may_be_to_blame_for_is_told_from_what_only_a_handler_can_do() {
+        for state in ["0A000", "26000", "34000", "42804", "42P05", "08P01", "XX000"] {
+            assert!(is_of_session(state), "{state}");
+            assert!(state == "08P01" || !is_infrastructure(state), "{state}");
+        }
+        for state in ["22P02", "23505", "42P01", "42703", "P0001", "54000", "57014"] {
+            assert!(!is_of_session(state), "{state}");
         }
     }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::event::{AggregateId, Position};
 use crate::postgres::row::from_row;
-use crate::postgres::sqlstate::{describe, shorten};
+use crate::postgres::sqlstate::{describe, is_of_session, shorten};
 pub use crate::postgres::sqlstate::{is_infrastructure, is_infrastructure_error};
 
 /// Why a processor could not handle an event. In JSON the fields of `event` stand beside the others.
@@ -71,6 +71,11 @@ impl Failure {
     #[must_use]
     pub fn attribute(self, event: FailedEvent) -> Self {
         Self { event: Some(event), ..self }
+    }
+
+    /// Whether the session, or a plan in it, may be to blame.
+    pub(crate) fn is_of_session(&self) -> bool {
+        self.sqlstate.as_deref().is_some_and(is_of_session)
     }
 
     /// The position of the event that could not be handled, if it is known.

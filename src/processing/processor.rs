@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use crate::event::Position;
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::declaration::{BatchLimits, ProcessorKind};
 use crate::processing::failure::Failure;
 use crate::processing::progress::PendingRetry;
@@ -152,9 +153,27 @@ pub enum ProcessorError {
         /// How long to wait at least before the next attempt, if that is known.
         wait: Option<Duration>,
     },
+    /// The session, or a plan in it, may be to blame for the failure of an event: see
+    /// [`is_of_session`](crate::postgres::sqlstate::is_of_session). It is tried again on a new session.
+    #[error("{0}")]
+    StaleSession(Box<Failure>),
     /// The database could not do it now.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+}
+
+impl ProcessorError {
+    /// The failure that the session may be to blame for, if it is of this kind.
+    pub(crate) fn of_session(&self) -> Option<Failure> {
+        match self {
+            Self::StaleSession(failure) => Some(Failure::clone(failure)),
+            Self::Unattributed(failure) if failure.is_of_session() => Some(Failure::clone(failure)),
+            Self::Database(error) if !is_infrastructure_error(error) => {
+                Some(Failure::of_database(error)).filter(Failure::is_of_session)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A projector or a reactor, as the runner sees it.
@@ -183,11 +202,18 @@ pub trait Processor: Send + Sync {
         self.base().starting_position(connection).await
     }
 
-    /// Creates the tables and functions that are missing, under a claim. A second call changes nothing.
+    /// Creates the tables and functions that are missing, under a claim. A second call changes nothing. [`Self::close`] has
+    /// been called since the last claim.
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError>;
 
     /// Whether the last [`Self::prepare`] has found another declaration than the one that ran before.
     fn has_changed(&self) -> bool {
+        false
+    }
+
+    /// Whether the authors of its handlers run statements on its connection. They may keep statements prepared, as drivers
+    /// do by themselves, so the connection must not lead through a transaction pooler.
+    fn hands_out_connection(&self) -> bool {
         false
     }
 
@@ -196,7 +222,7 @@ pub trait Processor: Send + Sync {
         None
     }
 
-    /// Lets go of everything that the processor holds outside of the database. [`Self::prepare`] may follow.
+    /// Lets go of everything that the processor holds or remembers outside of the database. [`Self::prepare`] may follow.
     async fn close(&mut self) {}
 
     /// Handles the requested events: rows, emissions and position in one transaction.

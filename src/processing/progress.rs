@@ -28,3 +28,10 @@ pub(crate) struct Progress<'p> {
     /// The event that is due next for another attempt while others go on, if one is.
     pub(crate) pending_retry: Option<&'p PendingRetry>,
 }
+
+impl Progress<'_> {
+    /// Whether the batch has met no event, so that nothing depends on it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.handled == 0 && !self.failing && self.pending_retry.is_none()
+    }
+}

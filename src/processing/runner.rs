@@ -11,6 +11,7 @@
 mod batch;
 mod bisection;
 mod claiming;
+mod cut_off;
 mod dead_letters;
 mod decision;
 mod failures;
@@ -36,6 +37,7 @@ use crate::processing::dead_letters::DeadLetters;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::heartbeat;
 use crate::processing::processor::Processor;
+use crate::processing::runner::cut_off::CutOff;
 use crate::processing::runner::failures::FailureLog;
 use crate::processing::runner::outage::OutageLog;
 use crate::processing::runner::phase::{Following, Phase, Waiting};
@@ -51,8 +53,9 @@ use crate::store::subscription::{Subscription, Woken};
 pub struct RunnerContext {
     /// The database of the projections, which holds the tracker.
     pub database: PgConnectOptions,
-    /// Whether the connection leads through a transaction pooler, where a session keeps nothing.
-    pub pooled: bool,
+    /// The way past the transaction pooler that `database` leads through, if there is one. Behind it, a session keeps
+    /// nothing.
+    pub direct: Option<PgConnectOptions>,
     /// How standbys are told that a tracker is released.
     pub release_channel: ReleaseChannel,
     /// Schema of the trackers.
@@ -67,6 +70,18 @@ pub struct RunnerContext {
     pub lease: Duration,
     /// Notified after each batch, because the relay has to move what the batch has emitted for another place or time.
     pub wake_relay: Arc<Notify>,
+}
+
+impl RunnerContext {
+    /// Leads past the pooler if authors run statements of their own on the connection: those that their driver keeps
+    /// prepared would be found by others, under names of their own statements.
+    fn for_processor(self, processor: &dyn Processor) -> Self {
+        if !processor.hands_out_connection() {
+            return self;
+        }
+        let Self { database, direct, .. } = self;
+        Self { database: direct.unwrap_or(database), direct: None, ..self }
+    }
 }
 
 /// The channel on which standbys are told of a release: the one that watchers listen on.
@@ -98,6 +113,11 @@ pub struct Runner {
     failure_log: FailureLog,
     outage: OutageLog,
     rate: Rate,
+    /// Whether the session was opened because the one before may have been to blame for a failure, and nothing has been
+    /// handled on it yet.
+    session_is_renewed: bool,
+    /// How batches are kept within the server's `transaction_timeout`.
+    cut_off: CutOff,
 }
 
 /// The one thing that a step does.
@@ -120,8 +140,19 @@ enum Action {
 enum Next {
     /// Step again at once.
     Again,
+    /// Step again on a new session.
+    Reconnect,
     /// Wait until the horizon is beyond this position, an operator notifies, or the time is over.
     Wait(Option<Position>, Duration),
+}
+
+/// Why the runner has left a connection that works.
+#[derive(Debug)]
+enum Served {
+    /// The stop was requested.
+    ToTheEnd,
+    /// The session may be to blame for a failure.
+    OldSession,
 }
 
 impl Runner {
@@ -132,6 +163,7 @@ impl Runner {
         processor: Box<dyn Processor>,
         subscription: Subscription,
     ) -> Self {
+        let context = context.for_processor(processor.as_ref());
         Self {
             name: key.name.clone(),
             key,
@@ -147,6 +179,8 @@ impl Runner {
             failure_log: FailureLog::default(),
             outage: OutageLog::default(),
             rate: Rate::new(Instant::now()),
+            session_is_renewed: false,
+            cut_off: CutOff::default(),
         }
     }
 
@@ -154,11 +188,16 @@ impl Runner {
     pub async fn run(mut self, mut stop: Shutdown) {
         while !stop.is_requested() {
             let mut connection = None;
-            let Err(error) = self.serve(&mut connection, &mut stop).await else { break };
-            let delay = self.database_failed(&error, connection.as_mut()).await;
-            self.phase = Phase::default();
-            heartbeat::expect_within(delay);
-            stop.run_until_requested(tokio::time::sleep(delay)).await;
+            match self.serve(&mut connection, &mut stop).await {
+                Ok(Served::ToTheEnd) => break,
+                Ok(Served::OldSession) => self.phase = Phase::default(),
+                Err(error) => {
+                    let delay = self.database_failed(&error, connection.as_mut()).await;
+                    self.phase = Phase::default();
+                    heartbeat::expect_within(delay);
+                    stop.run_until_requested(tokio::time::sleep(delay)).await;
+                }
+            }
         }
         self.processor.close().await;
         info!(processor = self.name, "stopped");
@@ -181,31 +220,37 @@ impl Runner {
         delay
     }
 
-    /// Works on one connection, which it leaves behind, until the stop is requested or the connection fails.
+    /// Works on one connection, which it leaves behind, until the stop is requested, the connection fails, or its session is
+    /// given up.
     async fn serve(
         &mut self,
         connection: &mut Option<PgConnection>,
         stop: &mut Shutdown,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<Served, sqlx::Error> {
         let connecting = session::connect(&self.context, &self.name);
-        let Some(connected) = stop.run_until_requested(connecting).await else { return Ok(()) };
+        let Some(connected) = stop.run_until_requested(connecting).await else { return Ok(Served::ToTheEnd) };
         let connected = connection.insert(connected?);
+        self.cut_off.learn(session::transaction_timeout(connected).await?);
         while !stop.is_requested() {
-            if let Next::Wait(position, time) = self.step(connected).await? {
-                heartbeat::expect_within(time);
-                match self.subscription.wait(position, time, stop).await {
-                    Woken::Stop => break,
-                    Woken::Control => self.expect_news(),
-                    Woken::Events | Woken::Timeout => {}
+            match self.step(connected).await? {
+                Next::Again => {}
+                Next::Reconnect => return Ok(Served::OldSession),
+                Next::Wait(position, time) => {
+                    heartbeat::expect_within(time);
+                    match self.subscription.wait(position, time, stop).await {
+                        Woken::Stop => break,
+                        Woken::Control => self.expect_news(),
+                        Woken::Events | Woken::Timeout => {}
+                    }
                 }
             }
         }
         self.finish_requests(connected).await?;
         self.release(connected).await?;
-        match connection.take() {
-            Some(connection) => in_time(connection.close()).await,
-            None => Ok(()),
+        if let Some(connection) = connection.take() {
+            in_time(connection.close()).await?;
         }
+        Ok(Served::ToTheEnd)
     }
 
     /// Lets requests end that a processor which runs ahead has begun.

@@ -30,8 +30,8 @@ pub struct WorkerSettings {
     pub event_store_url: DatabaseUrl,
     /// The database that batches run in, which is the one of the projections.
     pub batches_url: DatabaseUrl,
-    /// Whether `batches_url` leads through a transaction pooler.
-    pub pooled: bool,
+    /// The way past the transaction pooler that `batches_url` leads through; `None` if there is no pooler.
+    pub direct_batches_url: Option<DatabaseUrl>,
     /// The shape of the event table.
     pub layout: LayoutSettings,
     /// How old events are read as new ones.

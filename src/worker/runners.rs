@@ -4,8 +4,8 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::error;
@@ -142,6 +142,8 @@ struct RunnerFactory {
     events: PgConnectOptions,
     /// The database of the projections.
     batches: PgConnectOptions,
+    /// The way past the pooler that `batches` leads through, if there is one.
+    direct_batches: Option<PgConnectOptions>,
     subscription: Subscription,
     /// The processors that this program has registered.
     registry: Arc<Registry>,
@@ -160,8 +162,20 @@ impl RunnerFactory {
         let layout = layout.with_upcasts(&settings.upcasts);
         let events = PgConnectOptions::from_str(settings.event_store_url.expose())?;
         let batches = PgConnectOptions::from_str(settings.batches_url.expose())?;
+        let direct_url = settings.direct_batches_url.as_ref();
+        let direct_batches = direct_url.map(|url| PgConnectOptions::from_str(url.expose())).transpose()?;
         let wake_relay = Arc::new(Notify::new());
-        Ok(Self { owner, settings, layout, events, batches, subscription, registry, wake_relay })
+        Ok(Self {
+            owner,
+            settings,
+            layout,
+            events,
+            batches,
+            direct_batches,
+            subscription,
+            registry,
+            wake_relay,
+        })
     }
 
     /// Makes a new runner of a processor.
@@ -169,7 +183,7 @@ impl RunnerFactory {
         let schema = &self.settings.event_store_schema;
         let context = RunnerContext {
             database: self.batches.clone(),
-            pooled: self.settings.pooled,
+            direct: self.direct_batches.clone(),
             release_channel: ReleaseChannel {
                 channel: self.layout.control_channel(),
                 elsewhere: self.settings.projections_url.is_some().then(|| self.events.clone()),
@@ -228,7 +242,18 @@ impl RunnerFactory {
         }
         let reading = self.events.clone().application_name(&format!("espd: {name} (reader)"));
         let reading = reading.disable_statement_logging();
-        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(reading);
+        let options = PgPoolOptions::new().max_connections(1);
+        // The relay removes an emission when the store has acknowledged it, on another server perhaps.
+        let options = options.after_connect(|connection, _| Box::pin(wait_for_the_disk(connection)));
+        let pool = options.connect_lazy_with(reading);
         Events::Elsewhere(PostgresEventStore::new(pool, self.layout.clone()))
     }
+}
+
+/// Has the commits of a session written to disk before they are acknowledged, whatever the default of the database is. A
+/// stricter default stays.
+async fn wait_for_the_disk(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let statement = "-- wait_for_the_disk
+        select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'";
+    sqlx::raw_sql(statement).execute(connection).await.map(drop)
 }

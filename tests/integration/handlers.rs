@@ -1,7 +1,7 @@
 //! What handles events: SQL, Rust, programs and webhooks, each on a real database.
 
 pub mod native;
-mod program;
+pub mod program;
 mod sql;
 mod todo_example;
 mod webhook;

@@ -7,5 +7,6 @@ mod ownership;
 mod pooler;
 mod relay;
 pub mod runner;
+mod stale_sessions;
 mod tracker;
 mod upgrade;

@@ -31,6 +31,8 @@ pub(crate) struct BatchTransaction<'t> {
     witness: Option<Witness>,
     /// The witnesses of what [`Self::read`] has read.
     trail: Trail,
+    /// Whether anything beside the tracker may have been written.
+    may_have_written: bool,
 }
 
 /// The events of a request, as they were read.
@@ -68,12 +70,14 @@ impl<'t> BatchTransaction<'t> {
              set local lock_timeout = '30s';
              set local idle_in_transaction_session_timeout = {idle};
              set local search_path = {projections_schema}, public;
-             select silent_until, parking, witness_at, witness_id, witness_uuid from {schema}.lock_tracker({key}, epoch => {epoch}, {what})",
+             select silent_until, parking, witness_at, witness_id, witness_uuid from {schema}.lock_tracker({key}, epoch => {epoch}, {what})
+             where {server}",
             schema = quote_identifier(&base.schema),
             key = request.claim.key.arguments(),
             projections_schema = quote_identifier(&base.projections_schema),
             idle = idle_max.as_millis(),
             epoch = request.claim.epoch,
+            server = request.claim.is_same_server(),
         );
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(&mut *transaction).await?;
         let Some(row) = row else { return Ok(None) };
@@ -81,11 +85,21 @@ impl<'t> BatchTransaction<'t> {
         let Some(silent_until) = row.try_get("silent_until")? else { return Ok(None) };
         let parking = row.try_get("parking")?;
         let (witness, trail) = (read_witness(&row)?, Trail::default());
-        Ok(Some(Self { transaction, base, request, parking, silent_until, witness, trail }))
+        Ok(Some(Self {
+            transaction,
+            base,
+            request,
+            parking,
+            silent_until,
+            witness,
+            trail,
+            may_have_written: false,
+        }))
     }
 
-    /// The connection on which the transaction is open.
+    /// The connection on which the transaction is open. Whoever asks for it may write, so the commit waits for the disk.
     pub(crate) fn connection(&mut self) -> &mut PgConnection {
+        self.may_have_written = true;
         &mut self.transaction
     }
 
@@ -146,6 +160,7 @@ impl<'t> BatchTransaction<'t> {
         let dead_letters = DeadLetters::new(&self.base.schema);
         let key = &self.request.claim.key;
         let waiting = dead_letters.set_aside_waiting(&mut self.transaction, key, &batch.events).await?;
+        self.may_have_written |= !waiting.is_empty();
         batch.events.retain(|event| waiting.binary_search(&event.id).is_err());
         Ok(())
     }
@@ -190,6 +205,12 @@ impl<'t> BatchTransaction<'t> {
         }
     }
 
+    /// Lets the commit be acknowledged before it is on disk. If it is lost in a crash, the same events are passed again.
+    async fn allow_to_be_lost(&mut self) -> Result<(), sqlx::Error> {
+        let statement = "-- allow_to_be_lost\nset local synchronous_commit = off";
+        sqlx::raw_sql(statement).execute(&mut *self.transaction).await.map(drop)
+    }
+
     /// Moves the tracker, or removes the dead letter that was handled, and commits.
     pub(crate) async fn finish(self, progress: Progress<'_>) -> Result<(), ProcessorError> {
         let witness = self.trail.upto(progress.position);
@@ -214,6 +235,9 @@ impl<'t> BatchTransaction<'t> {
                 let advance = Advance { progress, caught_up, lease, rate, witness };
                 if !self.base.trackers().advance(&mut self.transaction, claim, advance).await? {
                     return Err(ProcessorError::ClaimLost);
+                }
+                if progress.is_idle() && !self.may_have_written {
+                    self.allow_to_be_lost().await?;
                 }
             }
         }

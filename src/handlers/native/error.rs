@@ -44,7 +44,11 @@ pub(super) fn classify(error: HandlerError) -> Classified {
             Some(inner) if is_outage(inner) => {
                 Classified::Infrastructure(sqlx::Error::Io(std::io::Error::other(chain(error.as_ref()))))
             }
-            _ => Classified::Failed { event_id, failure: Failure::of_processor(chain(error.as_ref())) },
+            inner => {
+                let sqlstate = inner.and_then(|inner| Failure::of_database(inner).sqlstate);
+                let failure = Failure { sqlstate, ..Failure::of_processor(chain(error.as_ref())) };
+                Classified::Failed { event_id, failure }
+            }
         },
     }
 }

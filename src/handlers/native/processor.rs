@@ -88,6 +88,10 @@ impl Processor for NativeProcessor {
         Ok(())
     }
 
+    fn hands_out_connection(&self) -> bool {
+        true
+    }
+
     async fn close(&mut self) {
         self.handler = None;
     }

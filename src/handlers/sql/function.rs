@@ -13,6 +13,7 @@ use crate::diagnostic::{DatabaseAnswer, Diagnostic};
 use crate::handlers::sql::reactor;
 use crate::handlers::sql::template::Template;
 use crate::postgres::lexer::{self, Token, TokenKind};
+use crate::postgres::name::fitting;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sqlstate::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
 use crate::processing::declaration::{HandledEvents, Handler, ProcessorDeclaration};
@@ -125,7 +126,7 @@ pub(crate) fn diagnose_refusal(
 
 /// The function's own name, in its schema.
 pub(crate) fn name(projector: &ProcessorDeclaration) -> String {
-    format!("project_{}_v{}", projector.name, projector.version)
+    fitting(format!("project_{}_v{}", projector.name, projector.version))
 }
 
 /// The function, without the handlers.

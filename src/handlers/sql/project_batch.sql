@@ -200,6 +200,9 @@ begin
       failing => espd_failure is not null,
       witness_at => espd_witness_at, witness_id => espd_witness_id, witness_uuid => espd_witness_uuid) then
     raise exception 'a handler of projector % changed the tracker', {{processor}};
+  elsif espd_handled = 0 and espd_failure is null then
+    -- Nothing depends on this commit: if it is lost in a crash, the same events are passed again.
+    perform set_config('synchronous_commit', 'off', true);
   end if;
   espd_finished := true;
 end

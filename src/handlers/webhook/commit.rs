@@ -25,11 +25,11 @@ impl Webhook {
         if !self.has_to_commit(request) {
             return Ok(Some(0));
         }
-        let Self { base, queue, emitter, committed, .. } = self;
+        let Self { base, queue, emitter, committed, session_is_renewed, .. } = self;
         let Some(mut transaction) = BatchTransaction::open(connection, base, request, IDLE_MAX).await? else {
             return Ok(None);
         };
-        apply(&mut transaction, emitter, queue, queue.effects()).await?;
+        apply(&mut transaction, emitter, queue, session_is_renewed).await?;
         let plan = queue.plan_commit();
         record(&mut transaction, base, request.claim, &plan).await?;
         let handled = i32::try_from(plan.done.len()).unwrap_or(i32::MAX);
@@ -40,6 +40,7 @@ impl Webhook {
             Progress { position: plan.position, handled, failing, pending_retry: pending_retry.as_ref() };
         transaction.finish_with(progress, plan.witness).await?;
         queue.mark_committed(&plan);
+        *session_is_renewed &= handled == 0;
         *committed = Some(Instant::now());
         for NewDeadLetter { failure, attempts, .. } in &plan.given_up {
             announce_set_aside(base.name(), failure, *attempts);
@@ -59,17 +60,21 @@ impl Webhook {
     }
 }
 
-/// Emits what receivers want emitted. An event whose emissions are refused has failed.
+/// Emits what receivers want emitted. An event whose emissions are refused has failed, unless the session may be to blame.
 async fn apply(
     transaction: &mut BatchTransaction<'_>,
     emitter: &Emitter,
     queue: &mut DeliveryQueue,
-    effects: Vec<EventEffects>,
+    session_is_renewed: &mut bool,
 ) -> Result<(), ProcessorError> {
+    let effects: Vec<EventEffects> = queue.effects();
     let (tables, mut rest) = (RowTables::default(), effects.as_slice());
     while !rest.is_empty() {
         let applied = transaction.apply(&tables, emitter, rest).await?;
         let Some((failing, failure)) = rest.get(applied.events).zip(applied.failure) else { break };
+        if failure.is_of_session() && !std::mem::replace(session_is_renewed, true) {
+            return Err(ProcessorError::StaleSession(failure));
+        }
         queue.record_failure(failing.source.id, *failure, None);
         rest = &rest[applied.events + 1..];
     }

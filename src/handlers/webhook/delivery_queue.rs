@@ -1,14 +1,17 @@
 //! The events that a webhook reactor has read: which of them wait, which are under way, and what their deliveries resulted
 //! in.
 //!
-//! The queue can be lost at any time: after a crash it is rebuilt from the database, and events without a committed result
-//! are sent again.
+//! The queue can be lost at any time: it is rebuilt from the database at each claim. After a crash, events without a committed
+//! result are sent again.
 
 mod commit_plan;
+mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use uuid::Uuid;
 
 use super::answer::DeliveryResult;
 use super::deliveries::Delivered;
@@ -24,6 +27,7 @@ use crate::processing::progress::PendingRetry;
 use crate::retry::{NextStep, RetryPolicy};
 use crate::store::witness::{Trail, Witness};
 pub(crate) use commit_plan::CommitPlan;
+use requests::{SentRequest, SentRequests};
 
 /// The queue reads no further when it holds this many batches of events, those done beyond the position included.
 const BATCHES_AHEAD_MAX: usize = 10;
@@ -65,8 +69,10 @@ pub(crate) struct DeliveryQueue {
     trail: Trail,
     /// The events beyond the position that are committed as done.
     beyond: BTreeSet<Position>,
-    /// Events beyond the position that have failed in an earlier process.
+    /// Events beyond the position that have failed before.
     tried: BTreeMap<Position, PendingRetry>,
+    /// Requests of events that are still to be read again.
+    requests: SentRequests,
     /// Why the receiver accepts no events at the moment, and how long it wants to be left alone.
     outage: Option<(String, Option<Duration>)>,
     /// Whether events are sent one at a time, to find out whether an outage is over.
@@ -90,6 +96,7 @@ impl DeliveryQueue {
             trail: Trail::default(),
             beyond: BTreeSet::new(),
             tried: BTreeMap::new(),
+            requests: SentRequests::default(),
             outage: None,
             probing: false,
             stopped_over: None,
@@ -98,11 +105,11 @@ impl DeliveryQueue {
         }
     }
 
-    /// Starts again at a position, with what earlier processes have recorded beyond it. `forgiven` says that an operator has
-    /// retried the reactor, so that attempts are counted anew.
+    /// Starts again at a position, with what the database has recorded beyond it. `forgiven` says that an operator has
+    /// retried the reactor, so that attempts are counted anew. What is known of requests stays.
     pub(crate) fn restart(&mut self, position: Position, delivered: Vec<Delivered>, forgiven: bool) {
-        let probing = self.probing;
-        *self = Self { position, seen: position, probing, ..Self::new(self.retry) };
+        let (probing, requests) = (self.probing, self.take_requests());
+        *self = Self { position, seen: position, probing, requests, ..Self::new(self.retry) };
         for one in delivered {
             let id = one.event_id;
             if one.is_done {
@@ -112,17 +119,17 @@ impl DeliveryQueue {
                 self.tried.extend(pending_retry.map(|pending_retry| (id, pending_retry)));
             }
         }
+        self.requests.forget(position, |id| self.beyond.contains(&id));
     }
 
-    /// Whether the tracker is where this queue has moved it.
+    /// Forgets everything, requests as well.
+    pub(crate) fn clear(&mut self) {
+        *self = Self { probing: self.probing, ..Self::new(self.retry) };
+    }
+
+    /// Whether the tracker is where this queue has moved it, as far as it knows.
     pub(crate) fn matches(&self, position: Position) -> bool {
         self.position == position || self.attempted == Some(position)
-    }
-
-    /// Continues at a position that [`Self::matches`].
-    pub(crate) fn resume_at(&mut self, position: Position) {
-        self.position = position;
-        self.attempted = None;
     }
 
     /// Follows the tracker, which the runner moves past an event that cannot be read.
@@ -131,6 +138,11 @@ impl DeliveryQueue {
             self.resume_at(position);
             self.seen = self.seen.max(position);
         }
+    }
+
+    fn resume_at(&mut self, position: Position) {
+        self.position = position;
+        self.attempted = None;
     }
 
     /// Whether the queue holds no event.
@@ -169,6 +181,7 @@ impl DeliveryQueue {
             }
             let source = SourceEvent::of(&delivery);
             let event = delivery.event;
+            let request = self.requests.take(&event);
             let tried = self.tried.remove(&event.id);
             let until = tried.as_ref().and_then(|tried| tried.until);
             let (id, aggregate_id) = (event.id, event.aggregate_id.clone());
@@ -177,14 +190,25 @@ impl DeliveryQueue {
             let failure = tried.map(|tried| tried.failure);
             let queued = QueuedEvent { event: Arc::new(event), source, attempts, failure, completion: None };
             self.schedule.insert(id, aggregate_id, queued, weight, until);
+            match request {
+                Some(SentRequest::Accepted(actions)) => self.complete(id, Completion::Received(actions)),
+                Some(SentRequest::UnderWay) => self.schedule.mark_under_way(id),
+                None => {}
+            }
         }
         self.seen = self.seen.max(upto);
+        self.requests.forget(self.seen, |_| false);
+    }
+
+    /// The number of requests under way.
+    fn under_way(&self) -> usize {
+        self.schedule.under_way() + self.requests.under_way()
     }
 
     /// The next event to send, if one may be sent now.
     pub(crate) fn next(&mut self, concurrency: usize) -> Option<Arc<Event>> {
         let slots = if self.probing { 1 } else { concurrency };
-        if self.is_halted() || self.schedule.under_way() >= slots {
+        if self.is_halted() || self.under_way() >= slots {
             return None;
         }
         let id = self.schedule.take_ready(Instant::now())?;
@@ -192,7 +216,14 @@ impl DeliveryQueue {
     }
 
     /// Records the result of sending an event.
-    pub(crate) fn record_result(&mut self, id: Position, attempt: SendAttempt) {
+    pub(crate) fn record_result(&mut self, id: Position, uuid: Uuid, attempt: SendAttempt) {
+        if self.schedule.get(id).is_none_or(|queued| queued.event.uuid != uuid) {
+            let accepted = match attempt {
+                SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => Some(actions),
+                _ => None,
+            };
+            return self.requests.record(id, uuid, accepted);
+        }
         match attempt {
             SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => {
                 self.probing = false;
@@ -265,7 +296,7 @@ impl DeliveryQueue {
 
     /// Whether the receiver accepts no events, and everything under way has ended.
     pub(crate) fn is_unreachable(&self) -> bool {
-        self.outage.is_some() && self.schedule.under_way() == 0
+        self.outage.is_some() && self.under_way() == 0
     }
 
     /// Why [`Self::is_unreachable`], as an error that is returned once.
@@ -277,7 +308,7 @@ impl DeliveryQueue {
     /// Whether the next call has something to do at once.
     pub(crate) fn is_busy(&self) -> bool {
         let reports_outage = self.outage.is_some() && !self.has_stopped_sending;
-        self.schedule.under_way() > 0 || reports_outage || self.can_send()
+        self.under_way() > 0 || reports_outage || self.can_send()
     }
 
     /// Whether an event can be sent as soon as there is a free slot.

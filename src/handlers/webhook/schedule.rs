@@ -103,6 +103,11 @@ impl<T> Schedule<T> {
         self.enter(id, DeliveryState::Ready);
     }
 
+    /// Takes note that an event is under way already.
+    pub(crate) fn mark_under_way(&mut self, id: Position) {
+        self.enter(id, DeliveryState::UnderWay);
+    }
+
     /// Postpones an event until its next attempt. Its queue waits meanwhile.
     pub(crate) fn postpone(&mut self, id: Position, until: Instant) {
         self.enter(id, DeliveryState::Postponed(until));
@@ -142,6 +147,12 @@ impl<T> Schedule<T> {
     pub(crate) fn completed_upto(&self, seen: Position) -> Position {
         let open = self.events.iter().find(|(_, event)| event.state != DeliveryState::Done);
         open.map_or(seen, |(id, _)| id.previous())
+    }
+
+    /// The events under way.
+    pub(crate) fn all_under_way(&self) -> impl Iterator<Item = Position> {
+        let events = self.events.iter();
+        events.filter(|(_, event)| event.state == DeliveryState::UnderWay).map(|(id, _)| *id)
     }
 
     /// The completed events that are not committed.

@@ -8,7 +8,12 @@ use super::Finding;
 const DURABILITY: [(&str, &str); 3] = [
     ("fsync", "a crash of the machine may corrupt the whole server"),
     ("full_page_writes", "a crash of the machine may leave torn pages"),
-    ("synchronous_commit", "a crash loses what was acknowledged just before it"),
+    (
+        "synchronous_commit",
+        "a crash of the server loses the last transactions that were acknowledged. An event may be among them that a \
+         reactor has acted on, and its id may be given to another event. What espd commits itself about events that were \
+         handled (rows, positions, emissions, deliveries, dead letters) is written to disk all the same",
+    ),
 ];
 
 pub(super) async fn examine(pool: &PgPool, what: &str) -> anyhow::Result<Vec<Finding>> {
@@ -35,15 +40,20 @@ pub(super) async fn examine(pool: &PgPool, what: &str) -> anyhow::Result<Vec<Fin
 async fn durability(pool: &PgPool) -> anyhow::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for (setting, loss) in DURABILITY {
-        let value: String = sqlx::query_scalar("-- read_setting\nselect current_setting($1)")
-            .bind(setting)
-            .fetch_one(pool)
-            .await?;
-        if value != "off" {
+        let statement = "-- read_setting\nselect setting, source, quote_ident(current_database()) as database, \
+             quote_ident(current_user) as role from pg_settings where name = $1";
+        let row = sqlx::query(statement).bind(setting).fetch_one(pool).await?;
+        if row.try_get::<String, _>("setting")? != "off" {
             continue;
         }
+        let (database, role): (String, String) = (row.try_get("database")?, row.try_get("role")?);
+        let remedy = match row.try_get("source")? {
+            "database" => format!("alter database {database} set {setting} = on;"),
+            "user" => format!("alter role {role} set {setting} = on;"),
+            "database user" => format!("alter role {role} in database {database} set {setting} = on;"),
+            _ => format!("alter system set {setting} = on; select pg_reload_conf();"),
+        };
         let message = format!("{setting} is off: {loss}");
-        let remedy = format!("alter system set {setting} = on; select pg_reload_conf();");
         findings.push(match setting {
             "synchronous_commit" => Finding::warning("durability", message, remedy),
             _ => Finding::failure("durability", message, remedy),

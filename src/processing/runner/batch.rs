@@ -7,8 +7,9 @@ use tracing::debug;
 
 use crate::event::Position;
 use crate::processing::declaration::BatchLimits;
+use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
-use crate::processing::runner::decision::{Attempt, decide, decide_failure};
+use crate::processing::runner::decision::{Attempt, decide, decide_failure, doubt_session};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::{Next, Runner};
@@ -21,8 +22,9 @@ impl Runner {
         upto: Position,
     ) -> Result<Next, sqlx::Error> {
         let Phase::Following(following) = &self.phase else { return Ok(Next::Again) };
-        let (begun, size) = (Instant::now(), following.bisection.size());
-        let limits = BatchLimits { size, ..self.context.limits };
+        let (begun, size) = (Instant::now(), following.bisection.size().min(self.cut_off.size_max()));
+        let limits =
+            BatchLimits { size, time: self.cut_off.time(self.context.limits.time), ..self.context.limits };
         let request = BatchRequest {
             claim: &following.claim,
             work: Work::Batch { upto, rate: self.rate.per_second(begun) },
@@ -38,7 +40,8 @@ impl Runner {
             }
             Ok(Outcome::Committed { position, handled, failure: Some(failure) }) => {
                 self.committed(position, position, handled, begun);
-                let decision = decide_failure(*failure, &self.retry);
+                let doubt = doubt_session(Some(Failure::clone(&failure)), self.session_is_renewed);
+                let decision = doubt.unwrap_or_else(|| decide_failure(*failure, &self.retry));
                 self.act(connection, decision).await
             }
             Ok(Outcome::Ahead { position, seen, handled, under_way, pending_retry }) => {
@@ -46,7 +49,11 @@ impl Runner {
                 self.follow_ahead(connection, under_way, pending_retry).await
             }
             Err(error) => {
+                if let Some(decision) = doubt_session(error.of_session(), self.session_is_renewed) {
+                    return self.act(connection, decision).await;
+                }
                 self.narrow_down(&error);
+                self.shorten_batches(&error, size, begun.elapsed());
                 let decision = decide(error, Attempt::Batch { size, retry: &self.retry });
                 self.act(connection, decision).await
             }
@@ -65,6 +72,7 @@ impl Runner {
         let Phase::Following(following) = &mut self.phase else { return };
         self.rate.count(following.advance(position, seen), begun, Instant::now());
         following.bisection.passed(handled.into());
+        self.session_is_renewed &= handled == 0;
         self.tracker_known = Instant::now();
         self.outage.over();
         if handled > 0 || seen == position {

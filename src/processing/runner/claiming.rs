@@ -52,7 +52,13 @@ impl Runner {
         self.phase = Phase::Following(Following::new(claim.clone(), self.context.limits.size));
         self.record_outage(connection).await;
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &claim);
-        if let Err(error) = keep_alive.run_beside(self.processor.prepare(connection, &claim)).await {
+        let preparing = async {
+            // Since the last claim, commits may have been lost, another owner may have handled events, or an operator reset
+            // the tables. Whatever the processor remembers is read again.
+            self.processor.close().await;
+            self.processor.prepare(connection, &claim).await
+        };
+        if let Err(error) = keep_alive.run_beside(preparing).await {
             return self.act(connection, decide(error, Attempt::Prepare)).await;
         }
         // What kept the last owner from preparing is fixed, whether or not an operator said so.

@@ -11,7 +11,7 @@ use crate::processing::declaration::BatchLimits;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, Work};
 use crate::processing::progress::PendingRetry;
-use crate::processing::runner::decision::{Attempt, Decision, decide};
+use crate::processing::runner::decision::{Attempt, Decision, decide, doubt_session};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
@@ -61,26 +61,30 @@ impl Runner {
             lease: self.context.lease,
         };
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
+        let is_renewed = self.session_is_renewed;
         let decision = match keep_alive.run_beside(self.processor.process(connection, request)).await {
             Ok(
                 Outcome::Committed { failure: None, handled, .. }
                 | Outcome::Ahead { pending_retry: None, handled, .. },
             ) => return Ok(self.dead_letter_handled(id, handled)),
             Ok(Outcome::Committed { failure: Some(failure), .. }) => {
-                Decision::KeepDeadLetter { event_id: id, failure: *failure }
+                let doubt = doubt_session(Some(Failure::clone(&failure)), is_renewed);
+                doubt.unwrap_or(Decision::KeepDeadLetter { event_id: id, failure: *failure })
             }
             Ok(Outcome::Ahead { pending_retry: Some(pending_retry), .. }) => {
                 let PendingRetry { failure, .. } = *pending_retry;
                 Decision::KeepDeadLetter { event_id: id, failure }
             }
             Ok(Outcome::ClaimLost) => Decision::Reclaim,
-            Err(error) => decide(error, Attempt::DeadLetter(id)),
+            Err(error) => doubt_session(error.of_session(), is_renewed)
+                .unwrap_or_else(|| decide(error, Attempt::DeadLetter(id))),
         };
         self.act(connection, decision).await
     }
 
     fn dead_letter_handled(&mut self, id: Position, handled: i32) -> Next {
         self.outage.over();
+        self.session_is_renewed &= handled == 0;
         self.context.wake_relay.notify_one();
         let what = match handled {
             0 => "a dead letter is of no concern any more",

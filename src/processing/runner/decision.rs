@@ -33,6 +33,8 @@ pub(super) enum Decision {
     Reclaim,
     /// Connect again, because the database could not do it now.
     Reconnect(sqlx::Error),
+    /// Try again on a new session at once, because the old one may be to blame. No event is counted as failed.
+    RenewSession(Failure),
     /// Wait for something that the handlers need beside the database, for at least `at_least`. No event is counted as
     /// failed.
     WaitFor { message: String, at_least: Option<Duration> },
@@ -52,10 +54,17 @@ pub(super) enum Decision {
     KeepDeadLetter { event_id: Position, failure: Failure },
 }
 
+/// What to do about a failure that the session may be to blame for: `None` if it counts as any other. `is_renewed`: the
+/// session was opened because of such a failure, and nothing has been handled on it yet.
+pub(super) fn doubt_session(failure: Option<Failure>, is_renewed: bool) -> Option<Decision> {
+    failure.filter(|failure| failure.is_of_session() && !is_renewed).map(Decision::RenewSession)
+}
+
 /// What to do about an error.
 pub(super) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
-    use ProcessorError::{Blocked, ClaimLost, Database, Diverged, Unattributed, Unavailable};
+    use ProcessorError::{Blocked, ClaimLost, Database, Diverged, StaleSession, Unattributed, Unavailable};
     match (error, attempt) {
+        (StaleSession(failure), _) => Decision::RenewSession(*failure),
         (ClaimLost, _) => Decision::Reclaim,
         (Diverged, _) => Decision::Diverge,
         (Unavailable { message, wait }, _) => Decision::WaitFor { message, at_least: wait },
@@ -125,6 +134,7 @@ mod tests {
         match decision {
             Decision::Reclaim => "reclaim".to_owned(),
             Decision::Reconnect(_) => "reconnect".to_owned(),
+            Decision::RenewSession(failure) => format!("renew the session, {failure}"),
             Decision::WaitFor { message, at_least } => format!("wait for {message}, {at_least:?}"),
             Decision::Bisect(failure) => format!("bisect, {failure}"),
             Decision::Retry(failure) => format!("retry, {failure}"),
@@ -200,5 +210,17 @@ mod tests {
         let mut retry = retry(OnFailure::Park);
         retry.failed(None);
         assert_eq!(in_words(&decide_failure(Failure::of_processor("no"), &retry)), "retry, no");
+    }
+
+    #[test]
+    fn a_failure_that_a_session_may_be_to_blame_for_counts_on_a_new_session_only() {
+        let failing = |sqlstate: &str| Failure { sqlstate: Some(sqlstate.to_owned()), ..at_event(7) };
+        for sqlstate in ["42804", "0A000", "26000", "42P05", "08P01"] {
+            let decision = doubt_session(Some(failing(sqlstate)), false).map(|decision| in_words(&decision));
+            assert_eq!(decision, Some(format!("renew the session, event 7 (A): no [{sqlstate}]")));
+            assert!(doubt_session(Some(failing(sqlstate)), true).is_none());
+        }
+        assert!(doubt_session(Some(failing("22P02")), false).is_none());
+        assert!(doubt_session(None, false).is_none());
     }
 }

@@ -55,6 +55,7 @@ impl Runner {
         match decision {
             Decision::Reclaim => Ok(self.claim_lost()),
             Decision::Reconnect(error) => Err(error),
+            Decision::RenewSession(failure) => Ok(self.renew_session(&failure)),
             Decision::WaitFor { message, at_least } => self.wait_for(connection, &message, at_least).await,
             Decision::Bisect(failure) => {
                 debug!(processor = self.name, error = %failure, "looking for the failing event in smaller batches");
@@ -75,6 +76,18 @@ impl Runner {
                 self.keep_dead_letter(connection, event_id, &failure).await
             }
         }
+    }
+
+    /// Gives the session up, because it may be to blame for a failure.
+    fn renew_session(&mut self, failure: &Failure) -> Next {
+        info!(
+            processor = self.name,
+            event.id = failure.event_id().map(Position::get),
+            error = %failure,
+            "tries again on a new session: this one, or a plan in it, may be the reason"
+        );
+        self.session_is_renewed = true;
+        Next::Reconnect
     }
 
     /// Takes note of a batch without a failure.

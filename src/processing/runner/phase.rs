@@ -178,6 +178,7 @@ mod tests {
             retry_in_seconds: None,
             failed: false,
             diverged: false,
+            server_start: 0,
         };
         Following::new(claim, 100)
     }

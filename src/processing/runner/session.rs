@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, PgConnection};
+use sqlx::{ConnectOptions as _, PgConnection, Row as _};
 
 use crate::postgres::deadline;
 use crate::postgres::notify::{CONTROL, notify};
@@ -22,12 +22,24 @@ pub(super) async fn connect(context: &RunnerContext, name: &str) -> Result<PgCon
     let options = context.database.clone().application_name(&format!("espd: {name}"));
     let mut connection = in_time(options.disable_statement_logging().connect()).await?;
     // Behind a transaction pooler the statement would change the session of somebody else.
-    if !context.pooled {
+    if context.direct.is_none() {
         // A batch has a time limit of its own. A shorter one of the server would never let the batch end.
         let statement = sqlx::raw_sql("-- prepare_session\nset statement_timeout = 0");
         in_time(statement.execute(&mut connection)).await?;
     }
     Ok(connection)
+}
+
+/// How long a transaction may last before the server ends the session; `None`: as long as it takes. PostgreSQL has had the
+/// setting since version 17.
+pub(super) async fn transaction_timeout(
+    connection: &mut PgConnection,
+) -> Result<Option<Duration>, sqlx::Error> {
+    let statement = "-- read_transaction_timeout
+        select setting::bigint as milliseconds from pg_settings where name = 'transaction_timeout'";
+    let row = in_time(sqlx::raw_sql(statement).fetch_optional(connection)).await?;
+    let milliseconds: Option<i64> = row.map(|row| row.try_get("milliseconds")).transpose()?;
+    Ok(milliseconds.filter(|time| *time > 0).map(|time| Duration::from_millis(time.unsigned_abs())))
 }
 
 /// Tells standbys that a tracker is free, if their channel is in another database than the tracker.

@@ -20,7 +20,7 @@ use crate::processing::failure::Failure;
 /// How long a claim lasts without a batch or a renewal. A standby waits so long for an owner that was killed.
 pub const LEASE: Duration = Duration::from_secs(5);
 
-/// The right to move a tracker. It is valid until another claim or an operator raises the epoch.
+/// The right to move a tracker. It is valid until another claim or an operator raises the epoch, or the server restarts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
     /// The tracker that was claimed. Its version differs from the declared one until a reset has created the declared tables.
@@ -43,6 +43,28 @@ pub struct Claim {
     pub failed: bool,
     /// Whether the store is not the one that was followed, so that nothing is handled until an operator acts.
     pub diverged: bool,
+    /// When the server that has made the claim was started, in microseconds since 1970. A claim ends with its server: a
+    /// crash may have made it forget what depends on the claim.
+    pub server_start: i64,
+}
+
+/// The start of the server that a statement runs on, as in [`Claim::server_start`].
+const SERVER_START: &str = "(extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint";
+
+impl Claim {
+    /// Whether the claim was made right after an `earlier` one, so that nobody else was the owner in between, and on a server
+    /// that has not been restarted since.
+    pub(crate) fn follows(&self, earlier: &Self) -> bool {
+        self.key == earlier.key
+            && self.epoch == earlier.epoch + 1
+            && self.server_start == earlier.server_start
+    }
+
+    /// Returns the condition that the statement runs on the server that has made the claim, and that this has not been
+    /// restarted since. The client need not notice that: a pooler keeps its connection.
+    pub(crate) fn is_same_server(&self) -> String {
+        format!("{SERVER_START} = {}", self.server_start)
+    }
 }
 
 impl<'r> FromRow<'r, PgRow> for Claim {
@@ -62,6 +84,7 @@ impl<'r> FromRow<'r, PgRow> for Claim {
             retry_in_seconds: row.try_get("retry_in_seconds")?,
             failed: row.try_get("failed")?,
             diverged: row.try_get("diverged")?,
+            server_start: row.try_get("server_start")?,
         })
     }
 }
@@ -121,7 +144,10 @@ impl Trackers {
              returning t.name, t.version, t.partition, epoch, position, free.declaration,
                        paused_at is not null as paused, attempts, last_error,
                        extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds,
-                       failed_at is not null as failed, diverged is not null as diverged",
+                       failed_at is not null as failed, diverged is not null as diverged, {SERVER_START} as server_start,
+                       -- A claim that a crash undoes would be made a second time, with the same epoch.
+                       case when current_setting('synchronous_commit') = 'off'
+                            then set_config('synchronous_commit', 'local', true) end as flushed",
             schema = self.schema,
             is_runners = self.is_runners(key),
             is_free = self.is_free_for(owner),
@@ -203,5 +229,5 @@ impl Trackers {
 
 /// Returns the condition on a row of `trackers` that the claim is still valid.
 pub(crate) fn is_claimed(claim: &Claim) -> String {
-    format!("{} and epoch = {}", claim.key.is_tracker(), claim.epoch)
+    format!("{} and epoch = {} and {}", claim.key.is_tracker(), claim.epoch, claim.is_same_server())
 }

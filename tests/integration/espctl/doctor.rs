@@ -163,3 +163,19 @@ async fn a_server_that_does_not_answer_is_the_only_finding() {
     let found = finds(&installation, "connection", "failure").await;
     assert!(found.contains("could not connect"), "{found}");
 }
+
+#[tokio::test]
+async fn a_database_that_does_not_wait_for_the_disk_is_told_what_that_means() {
+    let db = support::database().await;
+    run(&db.pool, &format!("alter database {} set synchronous_commit = off", db.name)).await;
+    let installation = Installation::new(&db.url, "");
+    let found = findings(&installation, "durability").await;
+    let found = found
+        .iter()
+        .find(|finding| finding["message"].as_str().unwrap().starts_with("synchronous_commit is off"))
+        .unwrap_or_else(|| panic!("{found:?}"));
+    let message = found["message"].as_str().unwrap();
+    assert!(message.contains("An event may be among them that a reactor has acted on"), "{message}");
+    let remedy = format!("alter database {} set synchronous_commit = on;", db.name);
+    assert_eq!((found["level"].as_str(), found["remedy"].as_str()), (Some("warning"), Some(remedy.as_str())));
+}

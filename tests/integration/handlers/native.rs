@@ -192,6 +192,83 @@ async fn a_parked_event_lets_other_aggregates_continue() {
     life.end().await;
 }
 
+/// What an instance knows may not be in the database any more, as after a crash of the server.
+#[tokio::test]
+async fn an_instance_does_not_outlive_the_session_that_it_has_written_in() {
+    let db = support::database().await;
+    let (instances, projected) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let counted = Arc::clone(&instances);
+    let table = "place bigint generated always as identity, event_id bigint";
+    let declaration = Registration::projector("notes").handles::<A>().table("notes", table);
+    let program = Program::new().projector(declaration, move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Notes { poison: Poison::Named, projected: projected.clone() }
+    });
+    let life = Life::begin_with(&db, make(&program, "notes"), settings(&db));
+    let last = append(&db.pool, 5).await;
+    reaches(&db.pool, "notes", last).await;
+    let last = append(&db.pool, 5).await;
+    reaches(&db.pool, "notes", last).await;
+    assert_eq!(instances.load(Ordering::Relaxed), 1);
+    let session = "select pid from pg_stat_activity
+                   where application_name = 'espd: notes' and datname = current_database()";
+    let first: i32 = sqlx::query_scalar(session).fetch_one(&db.pool).await.unwrap();
+    sqlx::query("select pg_terminate_backend($1)").bind(first).execute(&db.pool).await.unwrap();
+    // The renewal of the lease has met the end of the session, and no batch.
+    eventually("another session", async || {
+        let found: Option<i32> = sqlx::query_scalar(session).fetch_optional(&db.pool).await.unwrap();
+        found.filter(|pid| *pid != first)
+    })
+    .await;
+    let last = append(&db.pool, 5).await;
+    reaches(&db.pool, "notes", last).await;
+    assert_eq!(instances.load(Ordering::Relaxed), 2);
+    assert_exactly_once(&db.pool, &db.pool, "notes").await;
+    life.end().await;
+}
+
+/// Reads a table of the user's with a statement that stays prepared.
+struct Copies;
+
+#[async_trait]
+impl Projector for Copies {
+    async fn project(
+        &mut self,
+        events: &[Delivery],
+        context: &mut ProjectorContext<'_>,
+    ) -> Result<(), HandlerError> {
+        for event in events {
+            let connection = context.connection();
+            let read = sqlx::query("select * from rates").fetch_all(&mut *connection).await;
+            read.map_err(|error| event.failed(error))?;
+            let note = sqlx::query("insert into notes (event_id) values ($1)").bind(event.id);
+            note.execute(connection).await.map_err(|error| event.failed(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// The plan of the session is to blame, and no event.
+#[tokio::test]
+async fn a_plan_that_a_change_of_a_table_has_outdated_is_no_failure_of_an_event() {
+    let db = support::database().await;
+    sqlx::query("create table public.rates (rate int)").execute(&db.pool).await.unwrap();
+    let table = "place bigint generated always as identity, event_id bigint";
+    let declaration = Registration::projector("notes").handles::<A>().table("notes", table);
+    let program = Program::new().projector(declaration, || Copies);
+    let retry = RetryPolicy { max_attempts: Some(1), on_failure: OnFailure::Skip, ..settings(&db).retry };
+    let life = Life::begin_with(&db, make(&program, "notes"), RunnerContext { retry, ..settings(&db) });
+    let last = append(&db.pool, 5).await;
+    reaches(&db.pool, "notes", last).await;
+    sqlx::query("alter table public.rates add column since date").execute(&db.pool).await.unwrap();
+    let last = append(&db.pool, 12).await;
+    reaches(&db.pool, "notes", last).await;
+    let failures: Vec<_> = dead_letters(&db.pool).await.into_iter().map(|one| one.failure).collect();
+    assert_eq!(failures, []);
+    assert_exactly_once(&db.pool, &db.pool, "notes").await;
+    life.end().await;
+}
+
 /// As `dead_letters/policies.rs` for declared SQL and `program/policies.rs` for programs.
 #[tokio::test]
 async fn under_each_policy_the_others_of_a_thousand_are_there() {

@@ -20,7 +20,7 @@ const SETTINGS: &str = "[retry]\ninitial = '50ms'\nmax = '200ms'\n";
 
 /// Adds a projector with a worker that counts events of type `A` in a table of its own name, and misbehaves as `mode`
 /// says. `keys` are further lines of the declaration.
-fn declare_counting(installation: &Installation, name: &str, mode: &str, keys: &str) {
+pub fn declare_counting(installation: &Installation, name: &str, mode: &str, keys: &str) {
     std::fs::write(installation.path().join("processors/counting.py"), COUNTING).unwrap();
     installation.declare(
         name,

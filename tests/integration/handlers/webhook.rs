@@ -4,6 +4,7 @@ mod crashes;
 mod dead_letters;
 mod emissions;
 mod failures;
+mod lost_commits;
 mod order;
 mod outages;
 mod places;

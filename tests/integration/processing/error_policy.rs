@@ -295,7 +295,8 @@ async fn a_statement_timeout_is_no_attempt() {
     let last = append(&db.pool, 5).await;
     let mut gate = Gate::close(&db.pool, 3).await;
     // A runner that has a session of its own switches the timeout off.
-    let life = Life::begin(&db, notes(&Gate::at(3)), RunnerContext { pooled: true, ..strict(&db) });
+    let life =
+        Life::begin(&db, notes(&Gate::at(3)), RunnerContext { direct: db.url.parse().ok(), ..strict(&db) });
     gate.visitor().await;
     outage(&db.pool, "57014").await;
     gate.open().await;

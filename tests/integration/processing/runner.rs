@@ -35,7 +35,7 @@ pub const DIVIDE: &str = "perform 1 / (event.body->>'n')::bigint;";
 pub fn settings(db: &Database) -> RunnerContext {
     RunnerContext {
         database: db.url.parse().unwrap(),
-        pooled: false,
+        direct: None,
         release_channel: ReleaseChannel { channel: "espd_events".to_owned(), elsewhere: None },
         schema: SCHEMA.to_owned(),
         owner: Owner::generate(),

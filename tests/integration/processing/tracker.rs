@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use espd::embedded::StopMode;
 use espd::internals::declaration::ProcessorKind;
 use espd::internals::failure::{FailedEvent, Failure};
 use espd::internals::processor::Outcome;
@@ -305,4 +306,21 @@ async fn of_several_trackers_a_claim_takes_that_of_its_own_version() {
     let known: Vec<i32> =
         sqlx::query_scalar("select version from espd.declarations").fetch_all(pool).await.unwrap();
     assert_eq!(known, [1], "no tracker, no tables");
+}
+
+/// After a crash, and behind a pooler that has kept the client's connection, nothing else tells the claim apart from one
+/// that somebody else makes on the restarted server.
+#[tokio::test]
+async fn a_claim_is_not_forgotten_in_a_crash_and_ends_with_the_server_that_it_was_made_on() {
+    let server = support::server_with(&[("wal_writer_delay", "10s"), ("synchronous_commit", "off")]).await;
+    let db = support::database_on(&server).await;
+    let (trackers, key) = (Trackers::new(SCHEMA), ProcessorKey::new(NAME, 1));
+    trackers.register(&db.pool, &key, ProcessorKind::Projector, 0.into()).await.unwrap();
+    let claim = trackers.claim(&db.pool, &key, &Owner::generate(), LEASE).await.unwrap().unwrap();
+    assert!(trackers.renew(&db.pool, &claim, LEASE, true, 0.0).await.unwrap().is_some());
+    let server = server.restart(StopMode::Immediate).await.unwrap();
+    let row = trackers.list(&db.pool, Some(NAME)).await.unwrap().pop().expect("a tracker");
+    assert_eq!(row.epoch, claim.epoch);
+    assert!(trackers.renew(&db.pool, &claim, LEASE, true, 0.0).await.unwrap().is_none());
+    server.stop().await;
 }

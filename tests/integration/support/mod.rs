@@ -61,6 +61,17 @@ pub async fn server() -> EmbeddedPostgres {
     server_with(&[]).await
 }
 
+/// The database `shop` on a server of one test, with both sets of migrations in [`SCHEMA`].
+pub async fn database_on(server: &EmbeddedPostgres) -> Database {
+    let name = "shop".to_owned();
+    server.create_database(&name, None).await.unwrap();
+    let url = server.url(&name);
+    let pool = PgPoolOptions::new().max_connections(20).connect_lazy(&url).unwrap();
+    migrate_event_store(&pool, SCHEMA).await.unwrap();
+    migrate_processing(&pool, SCHEMA).await.unwrap();
+    Database { pool, url, name }
+}
+
 /// As [`server`], with settings of `postgresql.conf`.
 pub async fn server_with(settings: &[(&str, &str)]) -> EmbeddedPostgres {
     let settings = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();

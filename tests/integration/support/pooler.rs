@@ -7,10 +7,25 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use nix::unistd::User;
+use sqlx::{Connection as _, PgConnection, Row as _};
 use tempfile::TempDir;
 
 use super::Database;
 use super::facts::eventually;
+
+/// A session of the server that a client of the pooler keeps to itself.
+pub struct Occupied {
+    pub pid: i32,
+    client: PgConnection,
+}
+
+impl Occupied {
+    /// Gives the session back.
+    pub async fn free(mut self) {
+        sqlx::raw_sql("rollback").execute(&mut self.client).await.unwrap();
+        self.client.close().await.unwrap();
+    }
+}
 
 /// A pgbouncer before the server of some databases. It ends with this value.
 pub struct Pooler {
@@ -56,6 +71,25 @@ impl Pooler {
     /// The way to a database through the pooler.
     pub fn url(&self, db: &Database) -> String {
         format!("postgres://anybody@127.0.0.1:{}/{}?sslmode=disable", self.port, db.name)
+    }
+
+    /// Takes a session of the server, other than `not`, until the answer is freed: others get the session that is left.
+    pub async fn occupy(&self, db: &Database, not: Option<i32>) -> Occupied {
+        let first = self.begin(db).await;
+        if Some(first.pid) != not {
+            return first;
+        }
+        // While the first one holds the session that is not wanted, there is only the other one.
+        let second = self.begin(db).await;
+        first.free().await;
+        second
+    }
+
+    async fn begin(&self, db: &Database) -> Occupied {
+        let mut client = PgConnection::connect(&self.url(db)).await.unwrap();
+        sqlx::raw_sql("begin").execute(&mut client).await.unwrap();
+        let row = sqlx::raw_sql("select pg_backend_pid() as pid").fetch_one(&mut client).await.unwrap();
+        Occupied { pid: row.get("pid"), client }
     }
 }
 

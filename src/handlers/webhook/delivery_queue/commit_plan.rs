@@ -72,7 +72,7 @@ impl DeliveryQueue {
         };
         let pending_retry = self.pending_retry_of(id)?;
         // The reactor stops when everything under way has ended.
-        Some(if self.schedule.under_way() == 0 {
+        Some(if self.under_way() == 0 {
             PendingRetry { until: None, ..pending_retry }
         } else {
             pending_retry

@@ -395,3 +395,25 @@ async fn a_check_refuses_another_projectors_table() {
         "{faults:?}"
     );
 }
+
+/// PostgreSQL cuts a name of more than 63 bytes.
+#[tokio::test]
+async fn a_failure_has_its_place_whatever_the_name_and_the_version() {
+    let db = support::database().await;
+    let name = "a".repeat(47);
+    let handler = "insert into seen (event_id, n)\nvalues (event.id, 10 / (event.body->>'n')::bigint)";
+    for (index, version) in [1, 20_261_128, i32::MAX].into_iter().enumerate() {
+        let table = format!("seen_{version}");
+        let handler = handler.replace("seen", &table);
+        let columns = [(table.as_str(), "event_id bigint, n bigint")];
+        let declaration = ProcessorDeclaration {
+            version,
+            ..declare(&format!("{name}{index}"), &columns, &[(&["A"], &handler)])
+        };
+        let mut running = Running::start(&db.pool, declaration).await.unwrap();
+        let ids = insert(&db.pool, &["A"]).await;
+        sqlx::query("update espd.events set body = '{\"n\": 0}'").execute(&db.pool).await.unwrap();
+        let (_, _, failure) = failure(running.process(ids[0]).await.unwrap());
+        assert_eq!(failure.place.as_deref(), Some("0.toml:10"), "{version}");
+    }
+}
