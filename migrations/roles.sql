@@ -42,6 +42,8 @@ grant insert, update on :"schema".trackers to espd_daemon;
 grant insert, update, delete on :"schema".declarations, :"schema".projection_tables, :"schema".workers,
   :"schema".signs_of_life, :"schema".dead_letters, :"schema".emissions, :"schema".deliveries, :"schema".witnesses
   to espd_daemon;
+-- Answers operators who ask it to read its configuration again.
+grant update, delete on :"schema".reload_requests to espd_daemon;
 -- What operators do through the admin endpoint, the daemon records.
 grant insert on :"schema".operator_log to espd_daemon;
 -- For reactors that emit. Where there are none, take it back: revoke insert on :"schema".events from espd_daemon;
@@ -54,6 +56,10 @@ grant update on :"schema".trackers to espd_operator;
 grant insert on :"schema".operator_log to espd_operator;
 -- Has dead letters handled again, or removes them.
 grant update, delete on :"schema".dead_letters to espd_operator;
+-- Sets an event aside.
+grant execute on function :"schema".set_aside_by_operator(text, integer, integer, jsonb, boolean, text) to espd_operator, espd_daemon;
+-- Asks daemons to read their configuration again.
+grant insert on :"schema".reload_requests to espd_operator;
 -- Lets a webhook send again what it has sent beyond a position that is reset.
 grant delete on :"schema".deliveries to espd_operator;
 -- Forgets what a tracker remembers of a store that has gone back, when its position is reset or the store is accepted.

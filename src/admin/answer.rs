@@ -82,6 +82,17 @@ impl From<OperatorError> for ApiError {
             OperatorError::OutOfOrder { first, .. } => {
                 Self::new(StatusCode::CONFLICT, said, format!("retry event {first}; the others follow"))
             }
+            OperatorError::NothingFails { name } => Self::new(
+                StatusCode::CONFLICT,
+                format!("{name} fails at no event now"),
+                "name the event: {\"event\": ID}",
+            ),
+            OperatorError::NoSuchEvent { .. } => {
+                Self::new(StatusCode::NOT_FOUND, said, "name an event that is in the store")
+            }
+            OperatorError::AlreadyHandled { .. } => {
+                Self::new(StatusCode::CONFLICT, said, "name an event beyond the processor's position")
+            }
             OperatorError::NotDeclared { name } => Self::new(
                 StatusCode::CONFLICT,
                 format!("{name} is not declared, so its tables cannot be created again"),

@@ -6,6 +6,7 @@ pub(crate) mod plan;
 mod program;
 mod readiness;
 mod reload;
+mod requests;
 mod running;
 pub(crate) mod todo_history;
 mod worker_table;

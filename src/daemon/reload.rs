@@ -25,10 +25,20 @@ pub(super) struct Configured {
     pub(super) registry: Arc<Registry>,
 }
 
+/// What came of reading the configuration again. What is wrong, and what else is to be said, is in lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reloaded {
+    /// It is what the daemon follows already.
+    Unchanged,
+    /// The daemon follows it from now on.
+    Changed(Vec<String>),
+    /// It is wrong, and the daemon keeps the old one.
+    Refused(Vec<String>),
+}
+
 impl Configured {
-    /// Reads the configuration again. Returns whether it has changed and is used from now on. With any fault in the files,
-    /// the daemon keeps what it has.
-    pub(super) fn reload(&mut self) -> bool {
+    /// Reads the configuration again. With any fault in the files, the daemon keeps what it has.
+    pub(super) fn reload(&mut self) -> Reloaded {
         let read = match Config::load(&self.file) {
             Ok(config) => self.accept(config),
             Err(invalid) => Err(invalid.diagnostics().iter().map(Diagnostic::render).collect()),
@@ -36,28 +46,30 @@ impl Configured {
         match read {
             Ok(config) if config == self.config => {
                 info!("the configuration was read again: nothing has changed");
-                false
+                Reloaded::Unchanged
             }
-            Ok(config) => {
-                self.replace(config);
-                true
-            }
+            Ok(config) => Reloaded::Changed(self.replace(config)),
             Err(faults) => {
-                for fault in faults {
+                for fault in &faults {
                     warn!(fault, "the configuration was read again and is wrong, keeping the old one");
                 }
-                false
+                Reloaded::Refused(faults)
             }
         }
     }
 
-    fn replace(&mut self, config: Config) {
+    /// Follows another configuration. Returns what is to be said about it.
+    fn replace(&mut self, config: Config) -> Vec<String> {
         let processors = config.processors.len();
         info!(processors, "the configuration was read again and has changed");
+        let mut report = vec![format!("processors: {processors}")];
         if config.log != self.config.log {
-            info!("the daemon's own log is as configured at its next start");
+            let later = "the daemon's own log is as configured at its next start";
+            info!("{later}");
+            report.push(later.to_owned());
         }
         self.config = config;
+        report
     }
 
     /// Completes a new configuration with what only this daemon knows.
@@ -83,7 +95,8 @@ impl Configured {
         let url = self.config.direct_projections_url().or(self.config.direct_event_store_url());
         let url = url.context("the database is known by now")?;
         let database = PgConnectOptions::from_str(url.expose())?;
-        Ok(WorkerTablePlace { database, schema: self.config.event_store.schema.clone() })
+        let processors = self.config.processors.iter().map(|processor| processor.name.clone()).collect();
+        Ok(WorkerTablePlace { database, schema: self.config.event_store.schema.clone(), processors })
     }
 
     /// Fails if there is nothing to run.

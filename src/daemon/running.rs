@@ -11,7 +11,8 @@ use tracing::info;
 use super::announce::{announce, summarise};
 use super::plan::supervision_plan;
 use super::readiness::wait_until_ready;
-use super::reload::Configured;
+use super::reload::{Configured, Reloaded};
+use super::requests::{ReloadOrder, ReloadRequests};
 use super::worker_table::{WorkerTable, WorkerTablePlace};
 use crate::admin::{Endpoint, Limits};
 use crate::config::Config;
@@ -102,7 +103,7 @@ async fn work(
         match wait_until_ready(&configured.config, private, &mut requests, sinks.systemd).await? {
             Some(Request::Stop) => return Ok(()),
             Some(Request::Reload) => {
-                if configured.reload() {
+                if let Reloaded::Changed(_) = configured.reload() {
                     sinks.show_config(&configured.config);
                 }
             }
@@ -126,7 +127,10 @@ async fn supervise(
     let (place, places) = watch::channel(configured.worker_table_place()?);
     let (end, stop) = shutdown::channel();
     let snapshots = supervisor.snapshots();
-    let writing = tokio::spawn(WorkerTable::new(owner.clone(), snapshots.clone(), places).run(stop));
+    let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
+    let reloads = ReloadRequests::new(owner.id, orders);
+    let table = WorkerTable::new(owner.clone(), snapshots.clone(), places, reloads);
+    let writing = tokio::spawn(table.run(stop));
     let announcing = async {
         announce(sinks.systemd, snapshots.clone()).await;
         std::future::pending::<()>().await;
@@ -135,7 +139,7 @@ async fn supervise(
         RequestLoop { configured, owner, supervisor_requests, place, sinks, snapshots: snapshots.clone() };
     let ending = tokio::select! {
         ending = supervisor.run(requested) => ending,
-        failed = request_loop.run(requests) => return failed,
+        failed = request_loop.run(requests, ordered) => return failed,
         () = announcing => bail!("announcing never ends"),
     };
     end.request();
@@ -154,7 +158,7 @@ fn outcome_of(ending: Ending) -> anyhow::Result<()> {
     }
 }
 
-/// Carries out the requests that signals make.
+/// Carries out the requests that signals make, and operators through the database.
 struct RequestLoop<'o> {
     configured: Configured,
     owner: Owner,
@@ -167,31 +171,44 @@ struct RequestLoop<'o> {
 
 impl RequestLoop<'_> {
     /// Runs until it fails; otherwise it never returns.
-    async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
-        while let Some(request) = requests.recv().await {
-            match request {
-                Request::Stop => {
-                    self.sinks.systemd.stopping();
-                    self.ask(SupervisorRequest::Stop).await?;
-                }
-                Request::Reload => {
-                    self.sinks.systemd.reloading();
-                    self.reload().await?;
-                    self.sinks.systemd.ready(&summarise(&self.snapshots.borrow()));
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut ordered: mpsc::Receiver<ReloadOrder>,
+    ) -> anyhow::Result<()> {
+        loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(Request::Stop) => {
+                        self.sinks.systemd.stopping();
+                        self.ask(SupervisorRequest::Stop).await?;
+                    }
+                    Some(Request::Reload) => drop(self.reload().await?),
+                    None => bail!("the thread that listens to signals is gone"),
+                },
+                Some(order) = ordered.recv() => {
+                    // Nobody waits for the outcome any more where it cannot be sent.
+                    let _ = order.send(self.reload().await?);
                 }
             }
         }
-        bail!("the thread that listens to signals is gone")
     }
 
-    async fn reload(&mut self) -> anyhow::Result<()> {
-        if !self.configured.reload() {
-            return Ok(());
+    /// Reads the configuration again, and has the supervisor follow it if it has changed. Either way the reader of `place`
+    /// learns of it.
+    async fn reload(&mut self) -> anyhow::Result<Reloaded> {
+        self.sinks.systemd.reloading();
+        let reloaded = self.configured.reload();
+        if let Reloaded::Changed(_) = reloaded {
+            self.sinks.show_config(&self.configured.config);
+            let plan = supervision_plan(&self.configured.config, &self.owner)?;
+            self.ask(SupervisorRequest::Replace(Box::new(plan))).await?;
         }
-        self.sinks.show_config(&self.configured.config);
-        self.place.send_replace(self.configured.worker_table_place()?);
-        let plan = supervision_plan(&self.configured.config, &self.owner)?;
-        self.ask(SupervisorRequest::Replace(Box::new(plan))).await
+        if !matches!(reloaded, Reloaded::Refused(_)) {
+            self.place.send_replace(self.configured.worker_table_place()?);
+        }
+        self.sinks.systemd.ready(&summarise(&self.snapshots.borrow()));
+        Ok(reloaded)
     }
 
     async fn ask(&self, request: SupervisorRequest) -> anyhow::Result<()> {

@@ -14,9 +14,10 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use super::requests::ReloadRequests;
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::sqlstate::describe;
-use crate::processing::tracker::Owner;
+use crate::processing::tracker::{Owner, Trackers};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 use crate::supervision::{End, Snapshot};
@@ -37,6 +38,8 @@ pub(super) struct WorkerTablePlace {
     pub database: PgConnectOptions,
     /// The schema of the trackers.
     pub schema: String,
+    /// The processors that the daemon is configured to run.
+    pub processors: Vec<String>,
 }
 
 /// Writes the snapshots of a supervisor to the table.
@@ -48,6 +51,10 @@ pub(super) struct WorkerTable {
     place: watch::Receiver<WorkerTablePlace>,
     /// Opened when it is needed, dropped when it fails.
     connection: Option<PgConnection>,
+    /// What operators ask of the daemon through this database.
+    reloads: ReloadRequests,
+    /// Whether the configuration has been read since the retries of its processors were last made due.
+    is_configuration_fresh: bool,
 }
 
 /// What is written of a worker, each time that it changes.
@@ -76,13 +83,14 @@ struct Row<'e> {
 }
 
 impl WorkerTable {
-    /// Prepares to write what `snapshots` shows.
+    /// Prepares to write what `snapshots` shows, and to serve `reloads`.
     pub(super) fn new(
         owner: Owner,
         snapshots: watch::Receiver<Vec<Snapshot>>,
         place: watch::Receiver<WorkerTablePlace>,
+        reloads: ReloadRequests,
     ) -> Self {
-        Self { owner, snapshots, place, connection: None }
+        Self { owner, snapshots, place, connection: None, reloads, is_configuration_fresh: true }
     }
 
     /// Writes until the stop is requested, then removes this daemon's rows if the database answers.
@@ -103,6 +111,7 @@ impl WorkerTable {
         match self.write(&entries).await {
             Ok(()) => {
                 outage.succeeded();
+                self.make_retries_due().await;
                 sleep(INTERVAL_MIN).await;
                 self.wait_for_change(&entries).await;
             }
@@ -122,12 +131,47 @@ impl WorkerTable {
 
     /// Returns when there is something new to write, or when it is time to write the same again.
     async fn wait_for_change(&mut self, written: &[Entry]) {
-        let Self { snapshots, place, connection, .. } = self;
         let differs = |shown: &Vec<Snapshot>| !shown.iter().map(Entry::from).eq(written.iter().cloned());
-        tokio::select! {
-            Ok(_) = snapshots.wait_for(differs) => {}
-            Ok(()) = place.changed() => *connection = None,
-            () = sleep(INTERVAL_MAX - INTERVAL_MIN) => {}
+        let until = Instant::now() + INTERVAL_MAX - INTERVAL_MIN;
+        while Instant::now() < until {
+            // This must not be cancelled: an answer would be lost.
+            self.serve_requests().await;
+            let Self { snapshots, place, connection, .. } = self;
+            tokio::select! {
+                Ok(_) = snapshots.wait_for(differs) => return,
+                Ok(()) = place.changed() => {
+                    (*connection, self.is_configuration_fresh) = (None, true);
+                    return;
+                }
+                () = sleep(INTERVAL_MIN) => {}
+            }
+        }
+    }
+
+    /// Does what operators ask for.
+    async fn serve_requests(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        let schema = self.place.borrow().schema.clone();
+        match self.reloads.serve(&mut connection, &schema).await {
+            Ok(()) => self.connection = Some(connection),
+            Err(error) => {
+                debug!(error = describe(&error), "could not look for requests of operators");
+                // A server that refuses, because of a missing right, has left the connection as it was.
+                self.connection = matches!(error, sqlx::Error::Database(_)).then_some(connection);
+            }
+        }
+    }
+
+    /// Has events tried at once that fail, after the configuration was read: somebody may have fixed what fails.
+    async fn make_retries_due(&mut self) {
+        let (true, Some(connection)) = (self.is_configuration_fresh, &mut self.connection) else { return };
+        let WorkerTablePlace { schema, processors, .. } = self.place.borrow().clone();
+        match Trackers::new(&schema).make_retries_due(connection, &processors).await {
+            Ok(_) => self.is_configuration_fresh = false,
+            Err(error) => {
+                self.connection = None;
+                debug!(error = describe(&error), "could not have failing events tried at once");
+            }
         }
     }
 
@@ -137,7 +181,7 @@ impl WorkerTable {
     }
 
     async fn replace_rows(&mut self, entries: &[Entry]) -> Result<(), sqlx::Error> {
-        let WorkerTablePlace { database, schema } = self.place.borrow().clone();
+        let WorkerTablePlace { database, schema, .. } = self.place.borrow().clone();
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => database.application_name("espd: daemon").disable_statement_logging().connect().await?,

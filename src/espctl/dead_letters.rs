@@ -1,8 +1,9 @@
-//! `espctl dead-letters`: lists, shows, retries and discards the events that processors have set aside.
+//! `espctl dead-letters`: lists, shows, retries and discards the events that processors have set aside, and sets events aside.
 
 mod discard;
 mod list;
 mod retry;
+mod set_aside;
 mod show;
 
 use std::time::Duration;
@@ -26,6 +27,10 @@ pub(crate) enum DeadLettersCommand {
     Show(show::Arguments),
     /// Have events handled again by the current handlers, in order, with those that wait behind them
     Retry(retry::Arguments),
+    /// Set the event aside that a processor fails at; later events of its aggregate go on without it
+    Skip(set_aside::Arguments),
+    /// Set the event aside that a processor fails at; later events of its aggregate wait behind it
+    Park(set_aside::Arguments),
     /// Discard events for good: the processor never handles them
     Discard(discard::Arguments),
 }
@@ -41,6 +46,8 @@ pub(crate) async fn run(
         DeadLettersCommand::List(arguments) => list::run(arguments, &operator).await,
         DeadLettersCommand::Show(arguments) => show::run(arguments, &operator).await,
         DeadLettersCommand::Retry(arguments) => retry::run(arguments, &operator).await,
+        DeadLettersCommand::Skip(arguments) => set_aside::run(arguments, false, &operator).await,
+        DeadLettersCommand::Park(arguments) => set_aside::run(arguments, true, &operator).await,
         DeadLettersCommand::Discard(arguments) => discard::run(arguments, &operator).await,
     }
 }

@@ -9,6 +9,7 @@ mod import_positions;
 mod manual;
 mod operate;
 pub(crate) mod output;
+mod reload;
 mod roles;
 mod status;
 mod wait;
@@ -52,25 +53,27 @@ enum Command {
     Status(status::Arguments),
     /// Drop a projector's tables and start it over, or only move its position
     Reset(operate::ResetArguments),
-    /// Pause a processor until it is resumed
+    /// Pause processors until they are resumed
     #[command(
-        after_help = "The processor stays paused through restarts and deployments. `espctl status` shows who paused it and when.\n\n\
-        Example:\n  espctl pause outstanding_todos && espctl status outstanding_todos"
+        after_help = "A processor stays paused through restarts and deployments. `espctl status` shows who paused it and when.\n\n\
+        Examples:\n  espctl pause outstanding_todos && espctl status outstanding_todos\n  espctl pause --all"
     )]
     Pause(operate::Target),
-    /// Try a failing event again now, even if the processor has stopped because of it
+    /// Try failing events again now, even if a processor has stopped because of one
     #[command(
-        after_help = "The number of attempts starts again from zero.\n\nExample:\n  espctl retry outstanding_todos"
+        after_help = "The number of attempts starts again from zero.\n\nExamples:\n  espctl retry outstanding_todos\n  espctl retry --all"
     )]
     Retry(operate::Target),
-    /// Resume a paused or failed processor, or accept an event store that is not the one that it followed
+    /// Resume paused or failed processors, or accept an event store that is not the one that they followed
     Resume(operate::ResumeArguments),
     /// List the events that were set aside, have them handled again, or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
     /// Import the positions that the processors of event_sourcery have reached
     ImportPositions(import_positions::Arguments),
-    /// Wait until a processor has reached a position
+    /// Have the running daemons read their configuration again
+    Reload(reload::Arguments),
+    /// Wait until processors have reached a position
     Wait(wait::Arguments),
     /// Check the configuration, the databases and every handler, without changing anything
     Check(check::Arguments),
@@ -177,7 +180,8 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Resume(arguments) => operate::resume(arguments, config, databases).await,
         Command::DeadLetters(command) => dead_letters::run(command, config, databases).await,
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
-        Command::Wait(arguments) => wait::run(arguments, databases).await,
+        Command::Reload(arguments) => reload::run(arguments, config, databases).await,
+        Command::Wait(arguments) => wait::run(arguments, config, databases).await,
         Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
         Command::Migrate(_)
         | Command::Check(_)

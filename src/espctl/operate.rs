@@ -12,10 +12,22 @@ use crate::operations::operator::{Destination, Operator};
 use crate::operations::status::format::thousands;
 use crate::processing::tracker::{ReplayEffects, TrackerRow};
 
+/// The processors that a command is about.
 #[derive(Args)]
 pub(crate) struct Target {
-    /// Name of the processor
-    name: String,
+    /// Names of the processors
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    names: Vec<String>,
+    /// All processors that have run on this database
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+}
+
+impl Target {
+    /// The names; `None`: all.
+    pub(crate) fn names(&self) -> Option<&[String]> {
+        (!self.all).then_some(&self.names)
+    }
 }
 
 #[derive(Args)]
@@ -27,10 +39,10 @@ pub(crate) struct Target {
     Example:\n  espctl resume outstanding_todos && espctl wait outstanding_todos"
 )]
 pub(crate) struct ResumeArguments {
-    /// Name of the processor
-    name: String,
-    /// Accept that the event store is not the one that the processor has followed
-    #[arg(long)]
+    #[command(flatten)]
+    target: Target,
+    /// Accept that the event store is not the one that the processors have followed
+    #[arg(long, conflicts_with = "all")]
     accept_history: bool,
 }
 
@@ -41,8 +53,8 @@ pub(crate) struct ResumeArguments {
     position are handled (again), events before it are not."
 )]
 pub(crate) struct ResetArguments {
-    /// Name of the processor
-    name: String,
+    #[command(flatten)]
+    target: Target,
     /// Move to this position instead, and keep the tables
     #[arg(long, value_name = "POSITION", conflicts_with = "at", value_parser = clap::value_parser!(i64).range(0..).map(Position::new))]
     to: Option<Position>,
@@ -58,28 +70,32 @@ pub(crate) struct ResetArguments {
 }
 
 pub(crate) async fn pause(target: Target, config: &Config, databases: &Databases) -> anyhow::Result<()> {
-    let me = output::operator();
-    let (row, changed) = operator(config, databases, &me).pause(&target.name).await?;
-    let said = if changed { "paused" } else { "was paused already" };
-    output::print(&format!("{} {said} at position {}", row.name, row.position))
+    act(target, config, databases, "nothing to pause", async |operator, name| {
+        let (row, changed) = operator.pause(name).await?;
+        let said = if changed { "paused" } else { "was paused already" };
+        Ok((changed, format!("{} {said} at position {}", row.name, row.position)))
+    })
+    .await
 }
 
 pub(crate) async fn retry(target: Target, config: &Config, databases: &Databases) -> anyhow::Result<()> {
-    let me = output::operator();
-    let (row, changed) = operator(config, databases, &me).retry(&target.name).await?;
-    let said = match (changed, row.paused_at) {
-        (true, _) => "tries again now, from",
-        (false, Some(_)) => "is paused (run `espctl resume` first), at",
-        (false, None) => "had no failure, at",
-    };
-    if row.dead_letters > 0 {
-        let hint = format!(
-            "events are set aside: `espctl dead-letters retry {} --all` has them handled again",
-            row.name
-        );
-        output::print_note(&format!("{} {hint}", row.dead_letters))?;
-    }
-    output::print(&format!("{} {said} position {}", row.name, row.position))
+    act(target, config, databases, "no processor has a failure", async |operator, name| {
+        let (row, changed) = operator.retry(name).await?;
+        let said = match (changed, row.paused_at) {
+            (true, _) => "tries again now, from",
+            (false, Some(_)) => "is paused (run `espctl resume` first), at",
+            (false, None) => "had no failure, at",
+        };
+        if row.dead_letters > 0 {
+            let hint = format!(
+                "events are set aside: `espctl dead-letters retry {} --all` has them handled again",
+                row.name
+            );
+            output::print_note(&format!("{} {hint}", row.dead_letters))?;
+        }
+        Ok((changed, format!("{} {said} position {}", row.name, row.position)))
+    })
+    .await
 }
 
 pub(crate) async fn resume(
@@ -87,18 +103,40 @@ pub(crate) async fn resume(
     config: &Config,
     databases: &Databases,
 ) -> anyhow::Result<()> {
+    let ResumeArguments { target, accept_history } = arguments;
+    act(target, config, databases, "no processor is paused or has failed", async |operator, name| {
+        if accept_history {
+            let row = operator.accept_history(name).await?;
+            let said = "accepts the event store as it is and resumes from position";
+            return Ok((true, format!("{} {said} {}", row.name, row.position)));
+        }
+        let (row, changed) = operator.resume(name).await?;
+        let said = if changed { "resumes from" } else { "was neither paused nor failed, at" };
+        Ok((changed, format!("{} {said} position {}", row.name, row.position)))
+    })
+    .await
+}
+
+/// Does something to each processor and says of each what became of it; where it is done to all, only of those that it
+/// has changed.
+async fn act(
+    target: Target,
+    config: &Config,
+    databases: &Databases,
+    nothing: &str,
+    each: impl AsyncFn(&Operator<'_>, &str) -> anyhow::Result<(bool, String)>,
+) -> anyhow::Result<()> {
     let me = output::operator();
     let operator = operator(config, databases, &me);
-    if arguments.accept_history {
-        let row = operator.accept_history(&arguments.name).await?;
-        return output::print(&format!(
-            "{} accepts the event store as it is and resumes from position {}",
-            row.name, row.position
-        ));
+    let mut has_spoken = false;
+    for name in operator.targets(target.names()).await? {
+        let (changed, said) = each(&operator, &name).await?;
+        if changed || !target.all {
+            output::print(&said)?;
+            has_spoken = true;
+        }
     }
-    let (row, changed) = operator.resume(&arguments.name).await?;
-    let said = if changed { "resumes from" } else { "was neither paused nor failed, at" };
-    output::print(&format!("{} {said} position {}", row.name, row.position))
+    if has_spoken { Ok(()) } else { output::print(nothing) }
 }
 
 pub(crate) async fn reset(
@@ -108,13 +146,20 @@ pub(crate) async fn reset(
 ) -> anyhow::Result<()> {
     let me = output::operator();
     let operator = operator(config, databases, &me);
-    let row = operator.find(&arguments.name).await?;
+    for name in operator.targets(arguments.target.names()).await? {
+        reset_one(&name, &arguments, &operator).await?;
+    }
+    Ok(())
+}
+
+async fn reset_one(name: &str, arguments: &ResetArguments, operator: &Operator<'_>) -> anyhow::Result<()> {
+    let row = operator.find(name).await?;
     let to = operator.destination(arguments.to, arguments.at).await?;
     if to == Destination::Start {
         // Fails before the confirmation if the reset cannot be done.
         operator.declaration(&row.name)?;
     }
-    if !arguments.yes && !output::confirm(&describe(&row, to, &operator).await?)? {
+    if !arguments.yes && !output::confirm(&describe(&row, to, operator).await?)? {
         return output::print("nothing was done");
     }
     let effects = if arguments.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };

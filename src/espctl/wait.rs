@@ -1,13 +1,16 @@
-//! `espctl wait`: waits until a processor has reached a position, for scripts and deployments.
+//! `espctl wait`: waits until processors have reached a position, for scripts and deployments.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use crate::config::parse_duration;
+use super::operate::Target;
+use crate::config::{Config, parse_duration};
 use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::databases::Databases;
+use crate::operations::operator::{Operator, OperatorError, RunningDaemon};
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::processing::history::find_divergence;
 use crate::processing::tracker::{TrackerRow, Trackers};
@@ -15,13 +18,15 @@ use crate::store::{EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
 #[command(
-    after_help = "Exit code 0 once the position is reached, 75 if the time limit is exceeded, 65 if the event store is not the one\n\
-    that the processor has followed.\n\n\
-    Example, to read what was just written:\n  espctl wait outstanding_todos --timeout 5s && psql -c 'table outstanding_todos'"
+    after_help = "Exit code 0 once the position is reached, 1 if a name is unknown, 75 if the time limit is exceeded, 65 if the event\n\
+    store is not the one that the processor has followed.\n\n\
+    Examples, to read what was just written:\n  \
+    espctl wait outstanding_todos --timeout 5s && psql -c 'table outstanding_todos'\n  \
+    espctl wait --all"
 )]
 pub(crate) struct Arguments {
-    /// Name of the processor
-    name: String,
+    #[command(flatten)]
+    target: Target,
     /// The position to wait for; without it, that of the last event now
     #[arg(long, value_name = "POSITION")]
     position: Option<Position>,
@@ -30,10 +35,12 @@ pub(crate) struct Arguments {
     timeout: Duration,
 }
 
-/// The time between two reads of the tracker.
+/// The time between two reads of the trackers.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+    let operator = Operator { databases, declared: &config.processors, name: "" };
+    let mut left = names(&arguments.target, &operator).await?;
     let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
     let wanted = match arguments.position {
         Some(position) => position,
@@ -42,17 +49,20 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
     let trackers = Trackers::new(databases.layout.schema());
     let deadline = Instant::now() + arguments.timeout;
     loop {
-        // A processor with several trackers is as far as the last of them.
-        let rows = trackers.list(&databases.projections, Some(&arguments.name)).await?;
+        let mut rows = trackers.list(&databases.projections, None).await?;
+        rows.retain(|row| left.contains(&row.name));
         refuse_another_store(&rows, databases, &trackers).await?;
-        let row = rows.into_iter().min_by_key(|row| row.position);
-        let position = row.as_ref().map_or(Position::START, |row| row.position);
-        if row.is_some() && position >= wanted {
-            return output::print(&format!("{} is at {position}", arguments.name));
+        left.retain(|name| !reached(name, &rows, wanted));
+        if left.is_empty() {
+            return Ok(());
         }
         if Instant::now() >= deadline {
-            let message =
-                format!("{} has not reached {wanted} in time: {}", arguments.name, describe(row.as_ref()));
+            let daemons = operator.daemons().await?;
+            let complaint = |name: &String| {
+                let why = describe(name, slowest(name, &rows), &daemons);
+                format!("{name} has not reached {wanted} in time: {why}")
+            };
+            let message = left.iter().map(complaint).collect::<Vec<_>>().join("\n");
             return Err(Exit { code: ExitCode::Timeout, message }.into());
         }
         tokio::time::sleep(INTERVAL).await;
@@ -77,13 +87,48 @@ async fn refuse_another_store(
     Ok(())
 }
 
-fn describe(row: Option<&TrackerRow>) -> String {
-    let Some(row) = row else { return "it has never run on this database".to_owned() };
-    let why = match &row.last_error {
+/// The processors to wait for. One may be declared and not have run yet; one that nobody knows is probably mistyped.
+async fn names(target: &Target, operator: &Operator<'_>) -> Result<Vec<String>, OperatorError> {
+    let Some(names) = target.names() else { return operator.targets(None).await };
+    let known: BTreeSet<String> = operator.known_names().await?;
+    match names.iter().find(|name| !known.contains(*name)) {
+        None => Ok(names.to_vec()),
+        Some(unknown) => {
+            Err(OperatorError::Unknown { name: unknown.clone(), known: known.into_iter().collect() })
+        }
+    }
+}
+
+/// The tracker of a processor; where it has several, the last of them, because it is as far as that.
+fn slowest<'r>(name: &str, rows: &'r [TrackerRow]) -> Option<&'r TrackerRow> {
+    rows.iter().filter(|row| row.name == name).min_by_key(|row| row.position)
+}
+
+/// Whether a processor is there; says so if it is.
+fn reached(name: &str, rows: &[TrackerRow], wanted: Position) -> bool {
+    let position = slowest(name, rows).map(|row| row.position).filter(|position| *position >= wanted);
+    position.is_some_and(|position| output::print(&format!("{name} is at {position}")).is_ok())
+}
+
+fn describe(name: &str, row: Option<&TrackerRow>, daemons: &[RunningDaemon]) -> String {
+    let unowned = why_unowned(name, daemons);
+    let Some(row) = row else { return format!("it has never run on this database{unowned}") };
+    let why = match (&row.last_error, &row.outage) {
         _ if row.paused_at.is_some() => ", paused".to_owned(),
-        Some(error) => format!(", {}", error.0),
-        None if !row.owned => ", no worker owns it".to_owned(),
-        None => String::new(),
+        (Some(error), _) => format!(", {}", error.0),
+        (None, Some(outage)) if row.owned => format!(", waiting: {}", outage.0.message),
+        _ if !row.owned && unowned.is_empty() => ", no worker owns it".to_owned(),
+        _ if !row.owned => unowned,
+        _ => String::new(),
     };
     format!("it is at {}{why}", row.position)
+}
+
+/// What to do where daemons run and none has the processor in its configuration.
+fn why_unowned(name: &str, daemons: &[RunningDaemon]) -> String {
+    if daemons.is_empty() || daemons.iter().any(|daemon| daemon.processors.iter().any(|one| one == name)) {
+        return String::new();
+    }
+    let labels: Vec<&str> = daemons.iter().map(|daemon| daemon.label.as_str()).collect();
+    format!(", not in the running configuration of {}: reload it with `espctl reload`", labels.join(", "))
 }

@@ -4,6 +4,7 @@
 //! what will fail later, and what is fine, because in an incident that is news, too.
 
 mod processing;
+mod running;
 mod server;
 mod session;
 mod store;
@@ -86,6 +87,7 @@ pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Durat
     collect(&mut findings, "session", session::examine(&databases, config).await);
     collect(&mut findings, "store", store::examine(&databases).await);
     collect(&mut findings, "processing", processing::examine(&databases, config).await);
+    collect(&mut findings, "running", running::examine(&databases, config).await);
     databases.close().await;
     findings
 }

@@ -2,7 +2,10 @@
 //!
 //! Every change is recorded with the name of the operator, and daemons are notified of it.
 
+mod daemons;
 mod dead_letters;
+mod set_aside;
+mod targets;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,6 +14,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Connection as _};
 use thiserror::Error;
 
+pub(crate) use daemons::{ReloadRequest, RunningDaemon};
 pub(crate) use dead_letters::{Affected, ExaminedDeadLetter};
 
 use crate::diagnostic::Diagnostic;
@@ -141,6 +145,26 @@ pub(crate) enum OperatorError {
         event_id: Position,
         /// The event to retry first.
         first: Position,
+    },
+    /// No event is named, and the processor fails at none.
+    #[error("{name} fails at no event now: name the event with --event")]
+    NothingFails {
+        /// The processor.
+        name: String,
+    },
+    /// There is no such event in the store.
+    #[error("there is no event {event_id} in the store")]
+    NoSuchEvent {
+        /// The event.
+        event_id: Position,
+    },
+    /// The processor has handled the event, or passed it over.
+    #[error("{name} is done with event {event_id} already: nothing was done")]
+    AlreadyHandled {
+        /// The processor.
+        name: String,
+        /// The event.
+        event_id: Position,
     },
     /// The declaration cannot be compiled.
     #[error("nothing was done: {0}")]

@@ -17,7 +17,7 @@ use crate::processing::failure::Failure;
 use crate::processing::tracker::{Outage, ProcessorKey};
 use crate::store::horizon::Holder;
 
-pub(crate) use advice::Advice;
+pub(crate) use advice::{Advice, Topic};
 pub(crate) use collection::collect;
 pub(crate) use lock_wait::LockWait;
 pub(crate) use worker::WorkerStatus;

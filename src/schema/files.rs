@@ -42,6 +42,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (10, "aggregate ids", include_str!("../../migrations/processing/0010_aggregate_ids.sql")),
         (11, "witnesses", include_str!("../../migrations/processing/0011_witnesses.sql")),
         (14, "durable commits", include_str!("../../migrations/processing/0014_durable_commits.sql")),
+        (13, "operators", include_str!("../../migrations/processing/0013_operators.sql")),
     ],
 };
 

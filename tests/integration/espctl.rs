@@ -8,5 +8,7 @@ mod events;
 mod manual;
 mod migrate;
 mod operate;
+mod reload;
 mod roles;
 mod status;
+mod trouble;

@@ -82,7 +82,7 @@ mod tests {
     fn a_text_is_wrapped_between_words_and_a_command_stays_whole() {
         let text = "Fix this, then run `espctl retry notes` or wait.";
         assert_eq!(wrap(text, None, "  "), format!("  {text}"));
-        assert_eq!(wrap(text, Some(24), "  "), "  Fix this, then run\n  `espctl retry notes` or\n  wait.");
+        assert_eq!(wrap(text, Some(25), "  "), "  Fix this, then run\n  `espctl retry notes` or\n  wait.");
         assert_eq!(wrap("Last attempt 3s ago.  Next.", None, ""), "Last attempt 3s ago.  Next.");
         assert_eq!(wrap("", Some(10), "  "), "  ");
     }

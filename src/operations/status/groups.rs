@@ -42,13 +42,13 @@ pub(crate) fn groups(statuses: &[ProcessorStatus]) -> Vec<Vec<&Advice>> {
     groups
 }
 
-/// What is wrong with a group, in a sentence, and what to do about it.
-pub(crate) fn describe(group: &[&Advice]) -> (String, String) {
+/// What is wrong with a group, and what to do about it: once for all where they are many, else of each.
+pub(crate) fn describe(group: &[&Advice]) -> Vec<(String, String)> {
     match &group[0].shared {
         Some(SharedTrouble { predicate, remedy, .. }) if group.len() >= TOGETHER_MIN => {
-            (format!("{} processors {predicate}", group.len()), remedy.clone())
+            vec![(format!("{} processors {predicate}", group.len()), remedy.clone())]
         }
-        _ => (group[0].problem.clone(), group[0].remedy.clone()),
+        _ => group.iter().map(|advice| (advice.problem.clone(), advice.remedy.clone())).collect(),
     }
 }
 
@@ -61,16 +61,17 @@ fn is_same(one: &Advice, other: &Advice) -> bool {
 }
 
 fn tell_group(group: &[&Advice], now: DateTime<Utc>) -> Vec<Told> {
-    if group.len() < TOGETHER_MIN {
-        return group.iter().map(|advice| tell_one(advice, now)).collect();
-    }
-    let (problem, remedy) = describe(group);
-    vec![Told { problem, processors: Some(names(group)), times: times(group, now), remedy }]
-}
-
-fn tell_one(advice: &Advice, now: DateTime<Utc>) -> Told {
-    let (problem, remedy) = (advice.problem.clone(), advice.remedy.clone());
-    Told { problem, processors: None, times: times(&[advice], now), remedy }
+    let described = describe(group);
+    let together = described.len() < group.len();
+    let told = |(index, (problem, remedy)): (usize, (String, String))| {
+        let (processors, times) = if together {
+            (Some(names(group)), times(group, now))
+        } else {
+            (None, times(&group[index..=index], now))
+        };
+        Told { problem, processors, times, remedy }
+    };
+    described.into_iter().enumerate().map(told).collect()
 }
 
 fn names(group: &[&Advice]) -> String {
@@ -101,10 +102,10 @@ fn times(group: &[&Advice], now: DateTime<Utc>) -> Option<String> {
     let next = group.iter().filter_map(|advice| advice.next_try_at).min().map(|at| {
         let what = if topic == Topic::WorkerDown { "Next start" } else { "Next attempt" };
         // A time that has passed is one that has not been written down anew.
-        if at <= now {
-            return format!("{what} now");
+        match (at - now).as_seconds_f64() {
+            seconds if seconds < 0.1 => format!("{what} now"),
+            seconds => format!("{what} in {}", format_duration(seconds)),
         }
-        format!("{what} in {}", format_duration((at - now).as_seconds_f64()))
     });
     let times: Vec<String> = [since, next].into_iter().flatten().map(|time| format!("{time}.")).collect();
     (!times.is_empty()).then(|| times.join("  "))
@@ -133,6 +134,6 @@ mod tests {
         let past = Advice { next_try_at: Some(now), since: None, ..advice.clone() };
         assert_eq!(times(&[&past], now).as_deref(), Some("Next attempt now."));
         let timeless = Advice { since: None, next_try_at: None, ..advice };
-        assert_eq!(tell_one(&timeless, now).times, None);
+        assert_eq!(tell_group(&[&timeless], now)[0].times, None);
     }
 }

@@ -86,17 +86,38 @@ fn all_columns(sorted: &[&ProcessorStatus], all: &[ProcessorStatus]) -> Vec<Colu
     ]
 }
 
-/// Leaves columns out until the others fit, and at last shortens the names.
+/// What is said elsewhere as well goes before a name is shortened, the rest after that.
+const SAID_ELSEWHERE: u8 = 3;
+
+/// So much of a name stays while there is a column that can be left out, and so much in any case.
+const NAME_MIN: usize = 20;
+const NAME_LEAST: usize = 8;
+
+/// Leaves columns out and shortens the names until the table fits.
 fn fit(columns: &mut Vec<Column>, width: usize) {
-    let total = |columns: &[Column]| columns.iter().map(Column::width).sum::<usize>();
+    leave_out(columns, width, SAID_ELSEWHERE);
+    shorten_names(columns, width, NAME_MIN);
+    leave_out(columns, width, u8::MAX);
+    shorten_names(columns, width, NAME_LEAST);
+}
+
+fn total(columns: &[Column]) -> usize {
+    columns.iter().map(Column::width).sum()
+}
+
+/// Leaves out the most dispensable columns, up to this rank, while the table is too wide.
+fn leave_out(columns: &mut Vec<Column>, width: usize, rank_max: u8) {
     while total(columns) > width {
         let ranks = columns.iter().enumerate().filter_map(|(index, column)| Some((column.rank()?, index)));
-        let Some((_, index)) = ranks.min() else { break };
+        let Some((_, index)) = ranks.filter(|(rank, _)| *rank <= rank_max).min() else { break };
         columns.remove(index);
     }
+}
+
+fn shorten_names(columns: &mut [Column], width: usize, least: usize) {
     let excess = total(columns).saturating_sub(width);
     if let (1.., Some(names)) = (excess, columns.first_mut()) {
-        let longest = names.width().saturating_sub(2 + excess).max(8);
+        let longest = names.width().saturating_sub(2 + excess).max(least);
         names.values.iter_mut().for_each(|name| *name = shorten(name, longest));
     }
 }

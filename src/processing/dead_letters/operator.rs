@@ -7,8 +7,11 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 
 use super::{DeadLetter, DeadLetters, Selection};
 use crate::event::Position;
+use crate::postgres::literal::json_literal;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
+use crate::processing::failure::Failure;
+use crate::processing::tracker::ProcessorKey;
 
 /// The columns of a [`DeadLetter`].
 const COLUMNS: &str = "processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, \
@@ -111,6 +114,27 @@ impl DeadLetters {
             blocks = dead_letter.blocks,
         );
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
+    }
+
+    /// Sets an event aside that the processor fails at or has not come to; the failure names it. With `blocks`, later events of
+    /// its aggregate wait. The claim ends. Returns `false` if the processor is beyond the event.
+    pub(crate) async fn set_aside_now(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        failure: &Failure,
+        blocks: bool,
+        operator: &str,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- set_aside_by_operator
+             select {}.set_aside_by_operator({}, failure => {}::jsonb, blocks => {blocks}, operator => {}) as done",
+            self.schema,
+            key.arguments(),
+            json_literal(failure)?,
+            quote_literal(operator)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("done")
     }
 
     /// Asks the owner of a processor to handle the selected dead letters again, and with each one that blocks all that wait

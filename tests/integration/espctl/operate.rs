@@ -191,7 +191,8 @@ async fn waiting_ends_at_the_position_or_says_why_it_does_not() {
     installation.espctl(&["pause", "notes"]).await.printed();
     assert!(wait("notes", "11").await.ends_with("it is at 10, paused\n"));
     installation.espctl(&["resume", "notes"]).await.printed();
-    assert!(wait("another", "1").await.ends_with("it has never run on this database\n"));
+    let complaint = installation.espctl(&["wait", "another", "--position", "1"]).await.complained(1);
+    assert_eq!(complaint, "error: no processor another; there are notes, other\n");
 
     daemon.stop().await;
     assert!(wait("notes", "11").await.ends_with("it is at 10, no worker owns it\n"));

@@ -7,6 +7,7 @@ mod programs;
 mod reactors;
 mod retries;
 mod scale;
+mod set_aside;
 mod tools;
 
 use espd::internals::retry::{OnFailure, RetryPolicy, Strategy};

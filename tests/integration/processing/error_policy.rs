@@ -119,20 +119,24 @@ async fn a_processor_stops_after_its_last_attempt_until_an_operator_retries() {
 }
 
 #[tokio::test]
-async fn a_retry_is_at_once_and_keeps_the_count() {
+async fn a_retry_is_at_once_and_counts_anew() {
     let db = support::database().await;
     append(&db.pool, 3).await;
     set_n(&db.pool, 3, 0).await;
     let hour = RetryPolicy { initial: Duration::from_secs(3_600), ..RetryPolicy::default() };
     let long = Duration::from_secs(3_600);
     let life = Life::begin(&db, notes(DIVIDE), RunnerContext { retry: hour, lease: long, ..settings(&db) });
-    let first = row_with(&db.pool, "a first attempt", |row| row.attempts == 1).await;
-    assert!(first.next_retry_at.unwrap() > first.updated_at + chrono::TimeDelta::minutes(50));
+    let mut last = row_with(&db.pool, "a first attempt", |row| row.attempts == 1).await;
+    assert!(last.next_retry_at.unwrap() > last.updated_at + chrono::TimeDelta::minutes(50));
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
-    for attempts in [2, 3] {
+    for _ in 0..2 {
         assert!(trackers.retry(&mut connection, &notes_key(), "alice@here").await.unwrap());
+        assert_eq!(row(&db.pool).await.unwrap().epoch, last.epoch + 1, "the claim ends");
         notify_runners(&db.pool).await;
-        row_with(&db.pool, "another attempt", |row| row.attempts == attempts).await;
+        let is_next = |row: &TrackerRow| row.epoch == last.epoch + 2 && row.attempts > 0;
+        let next = row_with(&db.pool, "another first attempt", is_next).await;
+        assert_eq!(next.attempts, 1);
+        last = next;
     }
     set_n(&db.pool, 3, 1).await;
     assert!(trackers.retry(&mut connection, &notes_key(), "alice@here").await.unwrap());

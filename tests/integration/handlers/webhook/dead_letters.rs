@@ -161,3 +161,25 @@ async fn a_dead_letter_that_was_handled_beyond_the_position_is_not_sent_again() 
     assert_eq!(receiver.numbers()[before.len()..], [5], "{before:?}");
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn an_operator_skips_or_parks_the_event_that_the_receiver_refuses() {
+    for (action, order) in [("skip", &[1, 2, 4, 3][..]), ("park", &[1, 2, 4])] {
+        let db = support::database().await;
+        let (receiver, _) = refusing().await;
+        let installation = installation(&db);
+        declare(&installation, &receiver, "", "", "initial = '1h'\nmax = '1h'\n");
+        let last = append(&db.pool, &[(1, 1), (2, 2), (1, 3), (2, 4)]).await;
+        let daemon = installation.start_daemon();
+        // The other aggregate has gone on meanwhile.
+        eventually("both of the other", async || (receiver.numbers() == [1, 2, 4]).then_some(())).await;
+        shows(&installation, "the failure", |status| status["last_error"]["event_id"] == 1).await;
+        installation.espctl(&["dead-letters", action, "hook"]).await.printed();
+        reaches(&db.pool, "hook", last).await;
+        assert_eq!(receiver.numbers(), order, "{action}");
+        let blocks = action == "park";
+        assert_eq!(dead_letters(&db).await[0], (1, "failed".to_owned(), blocks, 1));
+        assert_eq!(dead_letters(&db).await.len(), if blocks { 2 } else { 1 });
+        daemon.stop().await;
+    }
+}

@@ -1,0 +1,78 @@
+//! What operators ask of a daemon through the database: to read its configuration again.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use super::reload::Reloaded;
+use crate::postgres::quote::quote_identifier;
+
+/// An order to read the configuration again: where to say what came of it.
+pub(super) type ReloadOrder = oneshot::Sender<Reloaded>;
+
+/// The requests for one daemon.
+#[derive(Debug)]
+pub(super) struct ReloadRequests {
+    owner: Uuid,
+    orders: mpsc::Sender<ReloadOrder>,
+}
+
+impl ReloadRequests {
+    /// Requests for the daemon `owner`, which carries out the `orders`.
+    pub(super) fn new(owner: Uuid, orders: mpsc::Sender<ReloadOrder>) -> Self {
+        Self { owner, orders }
+    }
+
+    /// Has the configuration read again if somebody has asked for it, and answers. Several requests get one answer.
+    pub(super) async fn serve(&self, connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+        let requests = self.find(connection, schema).await?;
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let (order, outcome) = oneshot::channel();
+        if self.orders.send(order).await.is_err() {
+            // The daemon is stopping.
+            return Ok(());
+        }
+        match outcome.await {
+            Ok(outcome) => self.answer(connection, schema, &requests, outcome).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The requests without an answer. One that nobody waits for any more is left alone.
+    async fn find(&self, connection: &mut PgConnection, schema: &str) -> Result<Vec<i64>, sqlx::Error> {
+        let statement = format!(
+            "-- find_reload_requests
+             select id from {}.reload_requests
+             where owner = $1 and answered_at is null and requested_at > clock_timestamp() - interval '5 minutes'",
+            quote_identifier(schema)
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).bind(self.owner);
+        query.fetch_all(connection).await
+    }
+
+    async fn answer(
+        &self,
+        connection: &mut PgConnection,
+        schema: &str,
+        requests: &[i64],
+        outcome: Reloaded,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- answer_reload_requests
+             with outdated as (
+               delete from {0}.reload_requests where requested_at < clock_timestamp() - interval '1 day'
+             )
+             update {0}.reload_requests set answered_at = clock_timestamp(), outcome = $2, report = $3 where id = any($1)",
+            quote_identifier(schema)
+        );
+        let (word, report) = match outcome {
+            Reloaded::Unchanged => ("unchanged", Vec::new()),
+            Reloaded::Changed(report) => ("changed", report),
+            Reloaded::Refused(faults) => ("refused", faults),
+        };
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(requests).bind(word).bind(report);
+        query.execute(connection).await.map(drop)
+    }
+}

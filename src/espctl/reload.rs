@@ -1,0 +1,72 @@
+//! `espctl reload`: asks the running daemons to read their configuration again, and says what came of it.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use crate::config::{Config, parse_duration};
+use crate::espctl::output;
+use crate::operations::databases::Databases;
+use crate::operations::operator::{Operator, ReloadRequest};
+use crate::process::exit_code::{Exit, ExitCode};
+
+#[derive(Args)]
+#[command(
+    after_help = "The request goes through the database, so it reaches daemons on other hosts. Each reads the files that it was\n\
+    started with, as after SIGHUP: workers whose configuration has changed are restarted, all others go on, and an event\n\
+    that is tried again later is tried at once. A daemon whose files are wrong says why and keeps what it has.\n\
+    Exit code 0 if all have answered, 1 if the files of one are wrong or no daemon runs, 75 if one has not answered in\n\
+    time.\n\n\
+    Example:\n  espctl check && espctl reload"
+)]
+pub(crate) struct Arguments {
+    /// How long to wait for the answers: 500ms, 30s, 5m
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+/// The time between two looks for answers.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+    let me = output::operator();
+    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let mut requests = operator.request_reload().await?;
+    if requests.is_empty() {
+        anyhow::bail!("no daemon runs on this database: start `espd run`");
+    }
+    let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
+    let deadline = Instant::now() + arguments.timeout;
+    while requests.iter().any(|request| request.answered_at.is_none()) && Instant::now() < deadline {
+        tokio::time::sleep(INTERVAL).await;
+        requests = operator.reload_requests(&ids).await?;
+    }
+    let text = requests.iter().map(describe).collect::<Vec<_>>().join("\n");
+    let has = |outcome: Option<&str>| requests.iter().any(|request| request.outcome.as_deref() == outcome);
+    let code = match () {
+        () if has(Some("refused")) => ExitCode::Failure,
+        () if has(None) => ExitCode::Timeout,
+        () => return output::print(&text),
+    };
+    Err(Exit { code, message: text }.into())
+}
+
+fn describe(request: &ReloadRequest) -> String {
+    let daemon = &request.daemon;
+    let what = match request.outcome.as_deref() {
+        Some("changed") => "has read its configuration again, and follows the new one",
+        Some("unchanged") => "has read its configuration again: nothing has changed",
+        Some(_) => "has read its configuration again: it is wrong, and the old one is kept",
+        None => {
+            let (host, pid) = daemon.rsplit_once(':').unwrap_or((daemon, "PID"));
+            return format!(
+                "{daemon} has not answered: if it is of an older version, `kill -HUP {pid}` on {host} does the same"
+            );
+        }
+    };
+    let report = request.report.iter().flatten().flat_map(|entry| entry.lines());
+    std::iter::once(format!("{daemon} {what}"))
+        .chain(report.map(|line| format!("  {line}")))
+        .collect::<Vec<_>>()
+        .join("\n")
+}

@@ -1,0 +1,63 @@
+//! Setting one event aside at once, whatever the policy of its processor says.
+
+use super::{Operator, OperatorError};
+use crate::event::{Event, Position};
+use crate::processing::dead_letters::DeadLetters;
+use crate::processing::failure::{FailedEvent, Failure};
+use crate::processing::tracker::TrackerRow;
+use crate::store::EventStore as _;
+
+impl Operator<'_> {
+    /// Sets an event aside for a processor: `event_id`, or the event that the processor fails at. With `blocks`, later events
+    /// of its aggregate wait behind it, as with `on_failure = "park"`; otherwise they go on. Returns the event.
+    ///
+    /// # Errors
+    /// As for [`Self::find`]; [`OperatorError::NothingFails`] if no event is named and none fails;
+    /// [`OperatorError::NoSuchEvent`]; [`OperatorError::AlreadyHandled`].
+    pub(crate) async fn set_aside(
+        &self,
+        name: &str,
+        event_id: Option<Position>,
+        blocks: bool,
+    ) -> Result<FailedEvent, OperatorError> {
+        let row = self.find(name).await?;
+        let (failure, event) = self.failure_at(&row, event_id).await?;
+        let table = DeadLetters::new(self.databases.layout.schema());
+        let mut connection = self.databases.projections.acquire().await?;
+        let done = table.set_aside_now(&mut connection, &row.key(), &failure, blocks, self.name).await?;
+        if !done {
+            let name = name.to_owned();
+            return Err(OperatorError::AlreadyHandled { name, event_id: event.id });
+        }
+        self.databases.notify_runners().await;
+        Ok(event)
+    }
+
+    /// Why the event is set aside: the failure that the tracker has of it, or else that an operator wants it.
+    async fn failure_at(
+        &self,
+        row: &TrackerRow,
+        event_id: Option<Position>,
+    ) -> Result<(Failure, FailedEvent), OperatorError> {
+        let failing =
+            row.last_error.as_ref().and_then(|failure| Some((&failure.0, failure.0.event.as_ref()?)));
+        match (failing, event_id) {
+            (Some((failure, event)), wanted) if wanted.is_none_or(|wanted| wanted == event.id) => {
+                Ok((failure.clone(), event.clone()))
+            }
+            (_, None) => Err(OperatorError::NothingFails { name: row.name.clone() }),
+            (_, Some(id)) => {
+                let event = self.identify(id).await?;
+                let message = format!("set aside by {} before it was handled", self.name);
+                Ok((Failure::of_processor(message).attribute(event.clone()), event))
+            }
+        }
+    }
+
+    async fn identify(&self, event_id: Position) -> Result<FailedEvent, OperatorError> {
+        let found = self.store().read_after(event_id.previous(), Some(event_id), None, 1).await?;
+        let Event { id, uuid, event_type, aggregate_id, .. } =
+            found.into_iter().next().ok_or(OperatorError::NoSuchEvent { event_id })?;
+        Ok(FailedEvent { id, uuid, event_type, aggregate_id })
+    }
+}

@@ -1,0 +1,168 @@
+//! `espctl reload`, and what `status` and `wait` say of a processor that is not in the running configuration.
+
+use crate::support;
+use crate::support::facts::{append, assert_exactly_once, eventually, reaches};
+use crate::support::program::Installation;
+
+const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
+
+#[tokio::test]
+async fn a_new_file_is_followed_after_a_reload_as_status_and_wait_advise() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    let last = append(&db.pool, 5).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", last).await;
+    let label = eventually("the daemon's row", async || {
+        let query = sqlx::query_scalar::<_, String>("select owner_label from espd.workers");
+        query.fetch_optional(&db.pool).await.unwrap()
+    })
+    .await;
+    installation.declare_notes("added", "");
+
+    let status = installation.status("added").await;
+    assert_eq!((&status["state"], &status["advice"][0]["topic"]), (&"stopped".into(), &"stopped".into()));
+    let problem = status["advice"][0]["problem"].as_str().unwrap();
+    assert_eq!(problem, format!("No daemon runs added: it is not in the running configuration of {label}."));
+    assert!(status["advice"][0]["remedy"].as_str().unwrap().contains("`espctl reload`"), "{status}");
+    let complaint = installation.espctl(&["wait", "added", "--timeout", "100ms"]).await.complained(75);
+    assert!(complaint.contains(&format!("not in the running configuration of {label}")), "{complaint}");
+    assert!(complaint.contains("`espctl reload`"), "{complaint}");
+
+    let said = installation.espctl(&["reload"]).await.printed();
+    assert_eq!(
+        said,
+        format!("{label} has read its configuration again, and follows the new one\n  processors: 2\n")
+    );
+    reaches(&db.pool, "added", last).await;
+    assert_exactly_once(&db.pool, &db.pool, "added").await;
+    let said = installation.espctl(&["reload"]).await.printed();
+    assert_eq!(said, format!("{label} has read its configuration again: nothing has changed\n"));
+
+    installation.declare("added", "colour = 1\n");
+    let complaint = installation.espctl(&["reload"]).await.complained(64);
+    assert!(complaint.contains("added.toml:1:1: unknown key `colour`"), "{complaint}");
+    // On another host, say, where the files are not those of the daemon.
+    let mut elsewhere = installation.espctl_command(&["reload"]);
+    elsewhere.current_dir("/").env_remove("ESPD_CONFIG").env("DATABASE_URL", &db.url);
+    let output = elsewhere.output().unwrap();
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("it is wrong, and the old one is kept\n"), "{complaint}");
+    assert!(complaint.contains("added.toml:1:1: unknown key `colour`"), "{complaint}");
+    let asked: Vec<(String, Option<String>)> =
+        sqlx::query_as("select operator, outcome from espd.reload_requests order by id")
+            .fetch_all(&db.pool)
+            .await
+            .unwrap();
+    let outcomes: Vec<_> = asked.iter().map(|(_, outcome)| outcome.as_deref().unwrap()).collect();
+    assert_eq!(outcomes, ["changed", "unchanged", "refused"]);
+    assert!(asked.iter().all(|(operator, _)| operator.contains('@')), "{asked:?}");
+    daemon.stop().await;
+    installation.declare_notes("added", "");
+    let complaint = installation.espctl(&["reload"]).await.complained(1);
+    assert_eq!(complaint, "error: no daemon runs on this database: start `espd run`\n");
+}
+
+#[tokio::test]
+async fn a_reload_and_a_restart_try_a_failing_event_at_once() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, &format!("{RUNNER}[retry]\ninitial = '1h'\nmax = '1h'\n"));
+    installation.declare_notes("notes", "perform 1 / (event.body->>'n')::bigint;");
+    let failing = async |n: i64| {
+        let last = append(&db.pool, 1).await;
+        eventually("a failure", async || {
+            let status = installation.status("notes").await;
+            (status["state"] == "retrying" && status["last_error"]["event_id"] == last).then_some(())
+        })
+        .await;
+        set_n(&db.pool, last, n).await;
+        last
+    };
+    // The event that is to fail is there before anything handles it.
+    sqlx::query(
+        "create function public.break() returns trigger language plpgsql as
+           $$ begin new.body := '{\"n\": 0}'; return new; end $$",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    sqlx::query(
+        "create trigger break before insert on espd.events for each row execute function public.break()",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let daemon = installation.start_daemon();
+    let last = failing(1).await;
+    installation.espctl(&["reload"]).await.printed();
+    reaches(&db.pool, "notes", last).await;
+
+    let last = failing(2).await;
+    daemon.stop().await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", last).await;
+    daemon.stop().await;
+}
+
+async fn set_n(pool: &sqlx::PgPool, id: i64, n: i64) {
+    sqlx::query("update espd.events set body = jsonb_build_object('n', $2::bigint) where id = $1")
+        .bind(id)
+        .bind(n)
+        .execute(pool)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_knows_is_not_waited_for() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "").declare_notes("other", "");
+    let begun = std::time::Instant::now();
+    let complaint = installation.espctl(&["wait", "nots", "--timeout", "30s"]).await.complained(1);
+    assert_eq!(complaint, "error: no processor nots; there are notes, other\n");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20));
+    // One that is declared may begin to run at any time.
+    let complaint = installation.espctl(&["wait", "notes", "--timeout", "100ms"]).await.complained(75);
+    assert!(complaint.ends_with("it has never run on this database\n"), "{complaint}");
+}
+
+#[tokio::test]
+async fn several_processors_or_all_are_operated_at_once() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "").declare_notes("more", "").declare_notes("other", "");
+    let last = append(&db.pool, 3).await;
+    let daemon = installation.start_daemon();
+    let said = installation.espctl(&["wait", "notes", "more", "other", "--timeout", "60s"]).await.printed();
+    for name in ["notes", "more", "other"] {
+        assert!(said.contains(&format!("{name} is at {last}\n")), "{said}");
+    }
+    let espctl = async |arguments: &[&str]| installation.espctl(arguments).await.printed();
+    assert_eq!(
+        espctl(&["pause", "notes", "more"]).await,
+        "notes paused at position 3\nmore paused at position 3\n"
+    );
+    // What is done to all is told of those that it changes.
+    assert_eq!(espctl(&["pause", "--all"]).await, "other paused at position 3\n");
+    assert_eq!(
+        espctl(&["resume", "--all"]).await,
+        "more resumes from position 3\nnotes resumes from position 3\nother resumes from position 3\n"
+    );
+    assert_eq!(espctl(&["resume", "--all"]).await, "no processor is paused or has failed\n");
+    assert_eq!(espctl(&["retry", "--all"]).await, "no processor has a failure\n");
+    assert_eq!(
+        espctl(&["reset", "notes", "other", "--to", "1", "--yes"]).await,
+        "notes was at 3, is at 1\nother was at 3, is at 1\n"
+    );
+    espctl(&["wait", "--all", "--timeout", "60s"]).await;
+    // One wrong name, and nothing is done.
+    let complaint = installation.espctl(&["pause", "notes", "nots"]).await.complained(1);
+    assert!(complaint.contains("no processor nots; there are more, notes, other"), "{complaint}");
+    assert_ne!(installation.status("notes").await["state"], "paused");
+    assert_eq!(installation.espctl(&["pause"]).await.code, Some(2));
+    assert_eq!(installation.espctl(&["pause", "notes", "--all"]).await.code, Some(2));
+    daemon.stop().await;
+}
