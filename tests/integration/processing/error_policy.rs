@@ -131,7 +131,6 @@ async fn a_retry_is_at_once_and_counts_anew() {
     let (trackers, mut connection) = (Trackers::new(SCHEMA), db.pool.acquire().await.unwrap());
     for _ in 0..2 {
         assert!(trackers.retry(&mut connection, &notes_key(), "alice@here").await.unwrap());
-        assert_eq!(row(&db.pool).await.unwrap().epoch, last.epoch + 1, "the claim ends");
         notify_runners(&db.pool).await;
         let is_next = |row: &TrackerRow| row.epoch == last.epoch + 2 && row.attempts > 0;
         let next = row_with(&db.pool, "another first attempt", is_next).await;
