@@ -30,7 +30,9 @@ fn of_group(group: &[&Advice]) -> Vec<Finding> {
 /// How serious a trouble is; `None`: it passes by itself, or another check tells of it.
 fn level_of(topic: Topic) -> Option<Level> {
     match topic {
-        Topic::Failed | Topic::Retrying | Topic::Outage | Topic::Locked => Some(Level::Failure),
+        Topic::Failed | Topic::Diverged | Topic::Retrying | Topic::Outage | Topic::Locked => {
+            Some(Level::Failure)
+        }
         Topic::Stopped | Topic::Paused | Topic::DeadLetters | Topic::WorkerDown => Some(Level::Warning),
         Topic::Standby | Topic::HorizonHeldBack => None,
     }
