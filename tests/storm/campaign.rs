@@ -11,9 +11,10 @@ use crate::arguments::Settings;
 use crate::controls;
 use crate::faults::{Storm, Tally};
 use crate::fold::read_events;
+use crate::handlers::Notified;
 use crate::ledger::Ledger;
 use crate::load::Load;
-use crate::projectors::{NAMES, Projections, REACTOR};
+use crate::projectors::{NAMES, NOTIFIER_NAME, Projections, REACTORS};
 use crate::servers::Server;
 use crate::trackers::{self, History, Lookout};
 use crate::verify::{Evidence, Verdict, verify};
@@ -24,7 +25,7 @@ const GATE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the projectors may take to catch up once the faults have stopped. A worker that was killed often is
 /// started after up to 30 s, and a lease lasts 5 s.
-const CONVERGENCE_LIMIT: Duration = Duration::from_secs(90);
+const CONVERGENCE_LIMIT: Duration = Duration::from_secs(180);
 
 /// How long sessions may outlive their processes.
 const SESSION_LIMIT: Duration = Duration::from_secs(10);
@@ -104,10 +105,13 @@ async fn pass_gate(world: &World) -> anyhow::Result<()> {
 /// Waits until every processor has reached the head. Returns those that do not.
 async fn wait_until_converged(world: &World) -> anyhow::Result<Option<String>> {
     let deadline = Instant::now() + CONVERGENCE_LIMIT;
-    // What the reactor emits on its way moves the head once more.
-    let laggard = wait_for_processors(&world.events, &[REACTOR], read_head(world).await?, deadline).await?;
-    if laggard.is_some() {
-        return Ok(laggard);
+    // What the reactors emit on their way, and later, moves the head once more.
+    let laggards = wait_for_processors(&world.events, &REACTORS, read_head(world).await?, deadline).await?;
+    if laggards.is_some() {
+        return Ok(laggards);
+    }
+    if let Some(pending) = wait_for_emissions(world, deadline).await? {
+        return Ok(Some(pending));
     }
     let head = read_head(world).await?;
     for (place, server) in world.places() {
@@ -116,6 +120,22 @@ async fn wait_until_converged(world: &World) -> anyhow::Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// Waits until everything that is to be emitted later is in the store. Returns what is not by the deadline.
+async fn wait_for_emissions(world: &World, deadline: Instant) -> anyhow::Result<Option<String>> {
+    let mut connection = world.events.connect().await?;
+    let statement = "-- count_emissions\nselect count(*) from espd.emissions";
+    loop {
+        let pending: i64 = sqlx::query_scalar(statement).fetch_one(&mut connection).await?;
+        if pending == 0 {
+            return Ok(None);
+        }
+        if Instant::now() > deadline {
+            return Ok(Some(format!("{pending} emissions are still pending after {CONVERGENCE_LIMIT:?}")));
+        }
+        sleep(POLL).await;
+    }
 }
 
 async fn read_head(world: &World) -> anyhow::Result<espd::event::Position> {
@@ -193,5 +213,7 @@ async fn collect_evidence(world: &World, ledger: Ledger) -> anyhow::Result<Evide
         let projections = Projections::read(&mut server.connect().await?).await;
         places.push((place, projections.with_context(|| format!("could not read the projections {place}"))?));
     }
-    Ok(Evidence { events, ledger, places })
+    let set_aside = Notified::read_dead_letters(&mut world.events.connect().await?, NOTIFIER_NAME).await?;
+    let delivered = world.accepted.lock().map(|accepted| accepted.clone()).unwrap_or_default();
+    Ok(Evidence { events, ledger, places, notified: Notified { delivered, set_aside } })
 }

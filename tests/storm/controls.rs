@@ -1,6 +1,7 @@
 //! Negative controls: the verifier has to notice each of these changes of the evidence, every time.
 
-use crate::ledger::{Append, GREETED, Outcome};
+use crate::handlers::Delivered;
+use crate::ledger::{Append, GREETED, Outcome, REMINDED};
 use crate::projectors::Projections;
 use crate::verify::{Evidence, Verdict, verify};
 
@@ -10,7 +11,7 @@ type Change = fn(&mut Evidence) -> Option<()>;
 /// How the verdict on the changed evidence has to differ from that on the true one.
 type Notice = fn(&Verdict, &Verdict) -> bool;
 
-const CONTROLS: [(&str, Change, Notice); 13] = [
+const CONTROLS: [(&str, Change, Notice); 18] = [
     ("an event not handled", drop_entry, |before, after| after.lost == before.lost + 1),
     ("an event handled twice", double_entry, |before, after| after.doubled == before.doubled + 1),
     ("two events handled in the wrong order", swap_entries, |before, after| {
@@ -26,6 +27,17 @@ const CONTROLS: [(&str, Change, Notice); 13] = [
     ("an emission lost", drop_emission, |before, after| after.emissions_lost == before.emissions_lost + 1),
     ("an emission doubled", double_emission, |before, after| {
         after.emissions_doubled == before.emissions_doubled + 1
+    }),
+    ("a wrong count in Rust", change_native_count, |before, after| after.rows_wrong == before.rows_wrong + 1),
+    ("a wrong count of a program", change_program_count, |before, after| {
+        after.rows_wrong == before.rows_wrong + 1
+    }),
+    ("a later emission lost", drop_reminder, |before, after| {
+        after.emissions_lost == before.emissions_lost + 1
+    }),
+    ("an event not sent", drop_delivery, |before, after| after.undelivered == before.undelivered + 1),
+    ("two events sent in the wrong order", swap_deliveries, |before, after| {
+        after.delivered_late > before.delivered_late
     }),
     ("an append stored in part", tear_append, |before, after| after.torn == before.torn + 1),
 ];
@@ -86,7 +98,41 @@ fn drop_account(evidence: &mut Evidence) -> Option<()> {
 }
 
 fn change_count(evidence: &mut Evidence) -> Option<()> {
-    projections(evidence)?.counts.values_mut().next()?.events -= 1;
+    change_count_of(evidence, 0)
+}
+
+fn change_native_count(evidence: &mut Evidence) -> Option<()> {
+    change_count_of(evidence, 1)
+}
+
+fn change_program_count(evidence: &mut Evidence) -> Option<()> {
+    change_count_of(evidence, 2)
+}
+
+fn change_count_of(evidence: &mut Evidence, table: usize) -> Option<()> {
+    projections(evidence)?.counts[table].values_mut().next()?.events -= 1;
+    Some(())
+}
+
+fn drop_delivery(evidence: &mut Evidence) -> Option<()> {
+    let delivered = &mut evidence.notified.delivered;
+    let uuid = delivered.last()?.event_uuid;
+    delivered.retain(|delivered| delivered.event_uuid != uuid);
+    Some(())
+}
+
+/// Two that were sent once each, the later one of the same aggregate.
+fn swap_deliveries(evidence: &mut Evidence) -> Option<()> {
+    let delivered = &mut evidence.notified.delivered;
+    let once = |delivered: &[Delivered], place: usize| {
+        delivered.iter().filter(|other| other.event_uuid == delivered[place].event_uuid).count() == 1
+    };
+    let (first, second) = (0..delivered.len()).find_map(|first| {
+        let second = (first + 1..delivered.len())
+            .find(|second| delivered[*second].aggregate_id == delivered[first].aggregate_id)?;
+        (once(delivered, first) && once(delivered, second)).then_some((first, second))
+    })?;
+    delivered.swap(first, second);
     Some(())
 }
 
@@ -108,7 +154,15 @@ fn double_event(evidence: &mut Evidence) -> Option<()> {
 }
 
 fn drop_emission(evidence: &mut Evidence) -> Option<()> {
-    let emission = evidence.events.iter().position(|event| event.event_type == GREETED)?;
+    drop_event_of(evidence, GREETED)
+}
+
+fn drop_reminder(evidence: &mut Evidence) -> Option<()> {
+    drop_event_of(evidence, REMINDED)
+}
+
+fn drop_event_of(evidence: &mut Evidence, event_type: &str) -> Option<()> {
+    let emission = evidence.events.iter().position(|event| event.event_type == event_type)?;
     evidence.events.remove(emission);
     Some(())
 }

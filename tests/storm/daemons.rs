@@ -40,7 +40,7 @@ impl Daemon {
     pub fn start(&mut self) -> anyhow::Result<()> {
         self.lives += 1;
         let log = File::options().create(true).append(true).open(self.log())?;
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_espd"));
+        let mut command = std::process::Command::new(std::env::current_exe()?);
         command
             .arg("run")
             .arg("--config")

@@ -39,11 +39,16 @@ pub async fn read_events(connection: &mut PgConnection) -> Result<Vec<StoredEven
 
 /// Folds events into what all projectors together make of them.
 pub fn fold(events: &[StoredEvent]) -> Projections {
-    let mut projections =
-        Projections { journal: Vec::new(), accounts: BTreeMap::new(), counts: BTreeMap::new() };
+    let mut projections = Projections {
+        journal: Vec::new(),
+        accounts: BTreeMap::new(),
+        counts: [const { BTreeMap::new() }; 3],
+    };
     for event in events {
         projections.journal.push(entry(event));
-        count(&mut projections.counts, event);
+        for counts in &mut projections.counts {
+            count(counts, event);
+        }
         change_account(&mut projections.accounts, event);
     }
     projections

@@ -13,6 +13,9 @@ pub const NOTED: &str = "NoteAdded";
 /// The type that no appender appends, but a reactor emits.
 pub const GREETED: &str = "AccountGreeted";
 
+/// The same, at a later time.
+pub const REMINDED: &str = "AccountReminded";
+
 /// An event that an appender wants to be stored.
 #[derive(Debug, Clone)]
 pub struct Draft {

@@ -1,6 +1,6 @@
 //! The storm: espd under random violence, with real processes and durable PostgreSQL servers.
 //!
-//! Appenders of every habit append, projectors follow, and meanwhile workers and daemons are killed, or stopped
+//! Appenders of every habit append, processors of every kind (SQL, Rust, a program, a webhook) follow, and meanwhile workers and daemons are killed, or stopped
 //! for longer than their lease and continue, sessions are ended, servers crash, a network cuts, delays and
 //! swallows. When it is over, everything has to converge, every acknowledged event has to be there once, and every projection has to be
 //! the fold of the events: none lost, none doubled, none out of order.
@@ -20,8 +20,15 @@ mod arguments;
 mod campaign;
 mod controls;
 mod daemons;
+#[allow(dead_code, clippy::unwrap_used, reason = "the integration tests use all of it, and may unwrap")]
+#[path = "../integration/support/facts.rs"]
+mod facts;
 mod faults;
 mod fold;
+mod handlers;
+#[allow(dead_code, clippy::unwrap_used, reason = "the integration tests use all of it, and may unwrap")]
+#[path = "../integration/support/receiver.rs"]
+mod http_receiver;
 mod ledger;
 mod load;
 mod processes;
@@ -44,6 +51,12 @@ use campaign::Report;
 use world::World;
 
 fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some(handlers::PROGRAM_ARGUMENT) => return handlers::program(),
+        // A daemon of the storm, or a worker of one: they run espd with a projector in Rust.
+        Some(_) if std::env::var_os(processes::MARKER_VARIABLE).is_some() => return handlers::daemon(),
+        _ => {}
+    }
     match arguments::read(std::env::args().skip(1)) {
         Err(error) => {
             eprintln!("{error}");

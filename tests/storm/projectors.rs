@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use espd::event::{Position, Version};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
+
+use crate::handlers::{COLUMNS, NATIVE_COUNTS, PROGRAM_ARGUMENT, PROGRAM_COUNTS};
 
 /// One row for each event that was handled. Nothing is unique but the place in the journal: doubles and
 /// inversions show.
@@ -101,11 +103,59 @@ events = ["AccountOpened"]
 sql = """perform espd.emit('AccountGreeted', event.uuid, '{"amount": 1}')"""
 "#;
 
-/// Names of the projectors.
-pub const NAMES: [&str; 3] = ["accounts", "counts", "journal"];
+/// Emits one event for each account, a little later.
+const REMINDER: &str = r#"
+[reactor]
+name = "reminder"
+emits = ["AccountReminded"]
+start = "beginning"
 
-/// Name of the reactor, which runs beside the events only.
-pub const REACTOR: &str = "greeter";
+[[reactor.on]]
+events = ["AccountOpened"]
+sql = """perform espd.emit_after('AccountReminded', event.uuid, '{"amount": 1}', interval '300 milliseconds')"""
+"#;
+
+/// Notifies the receiver of what happens to accounts. One that the receiver refuses waits, and the others go on.
+const NOTIFIER: &str = r#"
+[reactor]
+name = "notifier"
+events = ["AccountOpened", "MoneyDeposited", "MoneyWithdrawn", "AccountClosed"]
+start = "beginning"
+batch_size = 40
+
+[reactor.retry]
+max_attempts = 2
+on_failure   = "park"
+
+[reactor.webhook]
+url             = "{url}"
+allow_private   = true
+connect_timeout = "1s"
+timeout         = "3s"
+"#;
+
+/// Counts as `counts` does, by a program.
+const PROGRAM: &str = r#"
+[projector]
+name = "program_counts"
+events = ["*"]
+command = ["{program}", "{argument}"]
+
+[projector.tables]
+program_counts = "{columns}"
+"#;
+
+/// Names of the projectors.
+pub const NAMES: [&str; 5] = ["accounts", "counts", "journal", NATIVE_COUNTS, PROGRAM_COUNTS];
+
+/// The tables that count the events of each type, which are those of the projectors of these names.
+pub const COUNTED: [&str; 3] = ["counts", NATIVE_COUNTS, PROGRAM_COUNTS];
+
+/// Names of the reactors, which run beside the events only.
+pub const REACTORS: [&str; 3] = ["greeter", "reminder", NOTIFIER_NAME];
+
+/// Name of the reactor that sends webhooks: the only processor with events that fail.
+pub const NOTIFIER_NAME: &str = "notifier";
 
 /// Writes the processors and returns a configuration for a daemon that runs them.
 pub fn write_config(
@@ -113,11 +163,19 @@ pub fn write_config(
     name: &str,
     events_url: &str,
     projections_url: Option<&str>,
+    receiver_url: &str,
 ) -> anyhow::Result<PathBuf> {
     for (file, text) in [("journal", JOURNAL), ("accounts", ACCOUNTS), ("counts", COUNTS)] {
         fs::write(folder.join(format!("{file}.projector.toml")), text)?;
     }
+    let program = PROGRAM
+        .replace("{program}", &std::env::current_exe()?.display().to_string())
+        .replace("{argument}", PROGRAM_ARGUMENT)
+        .replace("{columns}", COLUMNS);
+    fs::write(folder.join("program.projector.toml"), program)?;
     fs::write(folder.join("greeter.reactor.toml"), GREETER)?;
+    fs::write(folder.join("reminder.reactor.toml"), REMINDER)?;
+    fs::write(folder.join("notifier.reactor.toml"), NOTIFIER.replace("{url}", receiver_url))?;
     let reactors = if projections_url.is_none() { ", \"*.reactor.toml\"" } else { "" };
     let projections = projections_url.map(|url| format!("url = \"{url}\"")).unwrap_or_default();
     let text = format!(
@@ -177,7 +235,8 @@ pub struct Projections {
     /// In the order in which the rows were written.
     pub journal: Vec<Entry>,
     pub accounts: BTreeMap<Uuid, Account>,
-    pub counts: BTreeMap<String, Count>,
+    /// Of each of [`COUNTED`].
+    pub counts: [BTreeMap<String, Count>; 3],
 }
 
 impl Projections {
@@ -199,15 +258,25 @@ impl Projections {
             sqlx::query_as(statement).fetch_all(&mut *connection).await?;
         let account = |(id, version, balance, trail)| (id, Account { version, balance, trail });
 
-        let statement = "-- read_counts\nselect event_type, events, amount, last_event from counts";
-        let counts: Vec<(String, i64, i64, Position)> =
-            sqlx::query_as(statement).fetch_all(&mut *connection).await?;
-        let count = |(name, events, amount, last_event)| (name, Count { events, amount, last_event });
-
+        let mut counts = [const { BTreeMap::new() }; 3];
+        for (table, counts) in COUNTED.into_iter().zip(&mut counts) {
+            *counts = read_counts(connection, table).await?;
+        }
         Ok(Self {
             journal: journal.into_iter().map(entry).collect(),
             accounts: accounts.into_iter().map(account).collect(),
-            counts: counts.into_iter().map(count).collect(),
+            counts,
         })
     }
+}
+
+async fn read_counts(
+    connection: &mut PgConnection,
+    table: &str,
+) -> Result<BTreeMap<String, Count>, sqlx::Error> {
+    let statement = format!("-- read_counts\nselect event_type, events, amount, last_event from {table}");
+    let counts: Vec<(String, i64, i64, Position)> =
+        sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await?;
+    let count = |(name, events, amount, last_event)| (name, Count { events, amount, last_event });
+    Ok(counts.into_iter().map(count).collect())
 }

@@ -43,9 +43,13 @@ impl Display for Report {
         row("doubled", &verdict.doubled)?;
         row("inverted", &verdict.inverted)?;
         row("appends stored in part", &verdict.torn)?;
-        row("events emitted by a reactor", &verdict.emitted)?;
+        row("events emitted, now and later", &verdict.emitted)?;
         row("  emissions lost", &verdict.emissions_lost)?;
         row("  emissions doubled", &verdict.emissions_doubled)?;
+        row("requests accepted by a receiver", &verdict.delivered)?;
+        row("  neither accepted nor set aside", &verdict.undelivered)?;
+        row("  in the wrong order", &verdict.delivered_late)?;
+        row("  set aside, as they should", &verdict.set_aside)?;
         row("projections compared", &verdict.tables_compared)?;
         row("  rows compared", &verdict.rows_compared)?;
         row("  rows that differ from the fold", &verdict.rows_wrong)?;

@@ -7,8 +7,11 @@ use espd::event::{Position, Version};
 use uuid::Uuid;
 
 use crate::fold::{StoredEvent, fold};
-use crate::ledger::{Append, Draft, GREETED, Ledger, OPENED, Outcome};
-use crate::projectors::{Entry, Projections};
+use crate::handlers::{Notified, is_cursed};
+use crate::ledger::{
+    Append, CLOSED, DEPOSITED, Draft, GREETED, Ledger, OPENED, Outcome, REMINDED, WITHDRAWN,
+};
+use crate::projectors::{COUNTED, Entry, Projections};
 
 /// All that is left when the storm is over.
 #[derive(Debug, Clone)]
@@ -17,6 +20,8 @@ pub struct Evidence {
     pub ledger: Ledger,
     /// The projections, by the name of the place where they are.
     pub places: Vec<(&'static str, Projections)>,
+    /// What the receiver of the webhook has got.
+    pub notified: Notified,
 }
 
 /// What the evidence says. All numbers are of events, unless they say otherwise.
@@ -44,6 +49,14 @@ pub struct Verdict {
     /// That the reactor should have emitted.
     pub emissions_lost: u64,
     pub emissions_doubled: u64,
+    /// Requests that the receiver has accepted, repeated ones included.
+    pub delivered: u64,
+    /// Set aside because the receiver refuses their aggregate.
+    pub set_aside: u64,
+    /// Neither accepted nor set aside.
+    pub undelivered: u64,
+    /// Accepted for the first time after a later one of the aggregate.
+    pub delivered_late: u64,
     pub tables_compared: u64,
     pub rows_compared: u64,
     pub rows_wrong: u64,
@@ -57,13 +70,18 @@ pub fn verify(evidence: &Evidence) -> Verdict {
     verdict.complaints.extend(evidence.ledger.complaints.iter().cloned());
     verdict.check_store(&evidence.events, &evidence.ledger);
     verdict.check_versions(&evidence.events);
-    verdict.check_emissions(&evidence.events);
+    verdict.check_emissions(&evidence.events, GREETED);
+    verdict.check_emissions(&evidence.events, REMINDED);
+    verdict.check_webhook(&evidence.events, &evidence.notified);
     let expected = fold(&evidence.events);
     for (place, projections) in &evidence.places {
         verdict.check_journal(place, &evidence.events, &projections.journal);
         verdict.compare(&format!("accounts {place}"), &expected.accounts, &projections.accounts);
-        verdict.compare(&format!("counts {place}"), &expected.counts, &projections.counts);
-        verdict.tables_compared += 3;
+        for (table, (expected, found)) in COUNTED.iter().zip(expected.counts.iter().zip(&projections.counts))
+        {
+            verdict.compare(&format!("{table} {place}"), expected, found);
+        }
+        verdict.tables_compared += 2 + COUNTED.len() as u64;
     }
     verdict
 }
@@ -83,7 +101,7 @@ impl Verdict {
             known.extend(append.drafts.iter().map(|draft| draft.uuid));
             self.check_append(append, &stored);
         }
-        let emitted = |event: &&StoredEvent| event.event_type == GREETED;
+        let emitted = |event: &&StoredEvent| [GREETED, REMINDED].contains(&event.event_type.as_str());
         for stranger in events.iter().filter(|event| !known.contains(&event.uuid) && !emitted(event)) {
             self.complaints.push(format!("stored, but no client has appended it: {stranger:?}"));
         }
@@ -144,10 +162,10 @@ impl Verdict {
         }
     }
 
-    /// The reactor's events: one for each account, in the aggregate that its opening names.
-    fn check_emissions(&mut self, events: &[StoredEvent]) {
+    /// A reactor's events: one for each account, in the aggregate that its opening names.
+    fn check_emissions(&mut self, events: &[StoredEvent], emitted: &str) {
         let mut emissions: HashMap<Uuid, u64> = HashMap::new();
-        for event in events.iter().filter(|event| event.event_type == GREETED) {
+        for event in events.iter().filter(|event| event.event_type == emitted) {
             *emissions.entry(event.aggregate_id).or_default() += 1;
             self.emitted += 1;
         }
@@ -156,15 +174,47 @@ impl Verdict {
                 Some(1) => {}
                 Some(times) => {
                     self.emissions_doubled += times - 1;
-                    self.complaints.push(format!("emitted {times} times for {event:?}"));
+                    self.complaints.push(format!("{emitted} {times} times for {event:?}"));
                 }
                 None => {
                     self.emissions_lost += 1;
-                    self.complaints.push(format!("nothing emitted for {event:?}"));
+                    self.complaints.push(format!("no {emitted} for {event:?}"));
                 }
             }
         }
-        self.complaints.extend(emissions.keys().map(|uuid| format!("emitted for nothing: {uuid}")));
+        self.complaints.extend(emissions.keys().map(|uuid| format!("{emitted} for nothing: {uuid}")));
+    }
+
+    /// The webhook: each event was accepted, in the order of its aggregate, or is set aside because the receiver refuses it.
+    fn check_webhook(&mut self, events: &[StoredEvent], notified: &Notified) {
+        self.delivered = notified.delivered.len() as u64;
+        self.set_aside = notified.set_aside.len() as u64;
+        let mut first: HashSet<Uuid> = HashSet::new();
+        let mut highest: HashMap<Uuid, Position> = HashMap::new();
+        for delivered in &notified.delivered {
+            // A request that is repeated after a crash is no inversion.
+            if !first.insert(delivered.event_uuid) {
+                continue;
+            }
+            let highest = highest.entry(delivered.aggregate_id).or_default();
+            if delivered.event_id < *highest {
+                self.delivered_late += 1;
+                self.complaints.push(format!("sent after event {highest}: {delivered:?}"));
+            }
+            *highest = delivered.event_id.max(*highest);
+        }
+        let sent = [OPENED, DEPOSITED, WITHDRAWN, CLOSED];
+        for event in events.iter().filter(|event| sent.contains(&event.event_type.as_str())) {
+            let set_aside = notified.set_aside.contains(&event.uuid);
+            let as_it_should =
+                if is_cursed(event.aggregate_id) { set_aside } else { first.contains(&event.uuid) };
+            if !as_it_should {
+                self.undelivered += 1;
+                self.complaints.push(format!("neither accepted nor set aside: {event:?}"));
+            } else if set_aside && first.contains(&event.uuid) {
+                self.complaints.push(format!("accepted and set aside: {event:?}"));
+            }
+        }
     }
 
     /// The journal against the store: each event once, in order, as it is.

@@ -10,6 +10,8 @@ use sqlx::PgPool;
 use tempfile::TempDir;
 
 use crate::daemons::Daemon;
+use crate::handlers::{Accepted, start_receiver};
+use crate::http_receiver::Receiver;
 use crate::processes::Process;
 use crate::projectors::write_config;
 use crate::proxy::Proxy;
@@ -28,6 +30,10 @@ pub struct World {
     pub projections: Server,
     /// What lies between the daemon `here-2` and the events.
     pub network: Proxy,
+    /// Where the webhooks are sent to.
+    _receiver: Receiver,
+    /// What it has accepted.
+    pub accepted: Accepted,
     folder: TempDir,
 }
 
@@ -41,14 +47,17 @@ impl World {
         let projections = Server::start(&folder.path().join("projections")).await?;
         migrate(events.url(), true).await?;
         migrate(projections.url(), false).await?;
-        let here = write_config(folder.path(), "here", events.url(), None)?;
-        let elsewhere = write_config(folder.path(), "elsewhere", events.url(), Some(projections.url()))?;
+        let (receiver, accepted) = start_receiver().await;
+        let hook = receiver.url();
+        let here = write_config(folder.path(), "here", events.url(), None, &hook)?;
+        let elsewhere =
+            write_config(folder.path(), "elsewhere", events.url(), Some(projections.url()), &hook)?;
         let network = Proxy::start(events.url()).await;
-        let far = write_config(folder.path(), "far", &network.url(), None)?;
+        let far = write_config(folder.path(), "far", &network.url(), None, &hook)?;
         let daemon = |name, config| Daemon::new(name, folder.path(), config);
         // Two of a kind: each stands by for the other.
         let daemons = vec![daemon("here-1", here), daemon("here-2", far), daemon("elsewhere", elsewhere)];
-        Ok(Self { daemons, events, projections, network, folder })
+        Ok(Self { daemons, events, projections, network, _receiver: receiver, accepted, folder })
     }
 
     /// One of the servers, that of the events more often.

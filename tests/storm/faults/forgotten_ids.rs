@@ -20,7 +20,7 @@ use espd::event::Position;
 const IDS: i64 = 40;
 
 /// How long the daemon elsewhere may take to catch up with the quiet store.
-const CATCH_UP_LIMIT: Duration = Duration::from_millis(500);
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long it is given to go too far. The server writes its log by itself every 0.2 s, and that spoils it.
 const TEMPTATION: Duration = Duration::from_millis(80);
