@@ -11,6 +11,16 @@ use sqlx::postgres::{PgDatabaseError, PgErrorPosition};
 
 use crate::postgres::source_text::SourceText;
 
+/// How serious a diagnostic is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// It is wrong: nothing runs with it.
+    Error,
+    /// It may be meant, and may be a mistake.
+    Warning,
+}
+
 /// One mistake in a declared text.
 ///
 /// `Display` writes it in one line, for logs and error messages; [`Diagnostic::render`] shows the line of the file too.
@@ -24,6 +34,8 @@ pub struct Diagnostic {
     pub column: Option<usize>,
     /// What is wrong.
     pub message: String,
+    /// Whether it has to be mended.
+    pub severity: Severity,
     /// What to write or do instead; absent if neither espd nor the database knows it.
     pub advice: Option<String>,
     #[serde(skip)]
@@ -38,6 +50,7 @@ impl Diagnostic {
             line: None,
             column: None,
             message: message.into(),
+            severity: Severity::Error,
             advice: None,
             excerpt: None,
         }
@@ -59,6 +72,25 @@ impl Diagnostic {
         let answer = DatabaseAnswer::of(error);
         let offset = answer.offset_in(statement).and_then(|offset| offset.checked_sub(lead)).unwrap_or(0);
         answer.at(source, offset.min(source.text.len()))
+    }
+
+    /// As [`Self::of_refusal`], for a statement that holds several declared texts, each from its byte on.
+    pub(crate) fn of_refusal_in(
+        places: &[(usize, &SourceText)],
+        statement: &str,
+        error: &sqlx::Error,
+    ) -> Self {
+        let offset = DatabaseAnswer::of(error).offset_in(statement).unwrap_or(0);
+        let holds = places.iter().rfind(|(lead, _)| *lead <= offset).or(places.first());
+        match holds {
+            Some((lead, source)) => Self::of_refusal(source, *lead, statement, error),
+            None => Self::of_file("<generated>", error.to_string()),
+        }
+    }
+
+    /// The same, as something to look at that prevents nothing.
+    pub(crate) fn as_warning(self) -> Self {
+        Self { severity: Severity::Warning, ..self }
     }
 
     /// The same mistake, with what to write or do instead.
@@ -96,9 +128,12 @@ impl Diagnostic {
     }
 
     fn heading(&self) -> String {
+        let severity = if self.severity == Severity::Warning { "warning: " } else { "" };
         match (self.line, self.column) {
-            (Some(line), Some(column)) => format!("{}:{line}:{column}: {}", self.file, self.message),
-            _ => format!("{}: {}", self.file, self.message),
+            (Some(line), Some(column)) => {
+                format!("{severity}{}:{line}:{column}: {}", self.file, self.message)
+            }
+            _ => format!("{severity}{}: {}", self.file, self.message),
         }
     }
 }

@@ -55,8 +55,10 @@ fn property(kind: Kind, descriptions: &BTreeMap<String, String>) -> Value {
         Kind::Choice(words) => choice(words),
         Kind::Isolation => text("^(process|task|group:.+)$"),
         Kind::TextList | Kind::SqlList => json!({ "type": "array", "items": { "type": "string" } }),
-        Kind::TextMap | Kind::SqlMap => {
-            json!({ "type": "object", "additionalProperties": { "type": "string" } })
+        Kind::TextMap => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+        Kind::Tables(keys) => {
+            let table = json!({ "anyOf": [{ "type": "string" }, object(keys, descriptions)] });
+            json!({ "type": "object", "additionalProperties": table })
         }
         Kind::Section(keys) => object(keys, descriptions),
         Kind::Sections(keys) => {

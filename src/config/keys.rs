@@ -67,7 +67,13 @@ const EVENT_SOURCERY: Keys = Keys {
 const PROJECTIONS: Keys = Keys {
     title: "[projections]",
     prefix: "projections.",
-    groups: &[&[key("url", Kind::Url), key("direct_url", Kind::Url), key("schema", Kind::Text)]],
+    groups: &[&[
+        key("url", Kind::Url),
+        key("direct_url", Kind::Url),
+        key("schema", Kind::Text),
+        key("search_path", Kind::TextList),
+        key("settings", Kind::TextMap),
+    ]],
 };
 
 pub(super) const RUNNER: Keys = Keys {
@@ -181,7 +187,18 @@ const PROCESSOR: &[Key] = &[
     key("version", Kind::Integer { from: 1, to: I32_MAX, default: Some(1) }),
 ];
 
-const TABLES: &[Key] = &[key("tables", Kind::SqlMap), key("ddl", Kind::SqlList)];
+const TABLES: &[Key] = &[key("tables", Kind::Tables(&TABLE)), key("ddl", Kind::SqlList)];
+
+/// A table that is declared by more than a text.
+pub(super) const TABLE: Keys = Keys {
+    title: "[projector.tables.NAME]",
+    prefix: "projector.tables.NAME.",
+    groups: &[&[
+        key("columns", Kind::Sql).required("write what stands between the parentheses of `create table`"),
+        key("options", Kind::Sql),
+        key("comment", Kind::Text),
+    ]],
+};
 
 const COMMAND: &[Key] = &[
     key("command", Kind::TextList),

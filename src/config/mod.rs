@@ -20,6 +20,7 @@ use std::time::Duration;
 pub(crate) use argument::{ConfigArgument, demo_file, demo_link};
 pub use keys::known_keys;
 pub use reader::diagnostics::InvalidConfig;
+pub(crate) use reader::key::nearest;
 pub use sections::admin::{AdminSettings, Listen, Token};
 pub use sections::runner::RunnerSection;
 pub(crate) use sections::store::{EventStoreSettings, ProjectionsSettings};

@@ -30,6 +30,8 @@ pub(super) fn redact(config: &Config) -> Value {
             "url": config.projections.url.as_ref().map(ToString::to_string),
             "direct_url": config.projections.direct_url.as_ref().map(ToString::to_string),
             "schema": config.projections.schema,
+            "search_path": config.projections.search_path,
+            "settings": config.projections.settings,
         },
         "runner": show_runner(&config.runner),
         "retry": show_retry(&config.retry),
@@ -58,7 +60,10 @@ fn apply_keys(section: &mut Value, keys: &Keys) {
             (Kind::Sections(inner), Value::Array(items)) => {
                 items.iter_mut().for_each(|item| apply_keys(item, inner));
             }
-            (Kind::Sql | Kind::SqlList | Kind::SqlMap, _) => {}
+            (Kind::Sql | Kind::SqlList, _) => {}
+            (Kind::Tables(inner), Value::Object(tables)) => {
+                tables.values_mut().for_each(|table| apply_keys(table, inner));
+            }
             // `Display` of a URL has hidden its secret parts.
             (kind, value) if key.is_secret && !matches!(kind, Kind::Url) => {
                 replace_texts(value, &|_| HIDDEN.to_owned());
@@ -159,7 +164,7 @@ fn show_processors(config: &Config, kind: ProcessorKind) -> Vec<Value> {
 }
 
 fn show_processor(processor: &ProcessorDeclaration) -> Value {
-    let table = |table: &TableDeclaration| (table.name.clone(), json!(table.columns.text));
+    let table = |table: &TableDeclaration| (table.name.clone(), show_table(table));
     let mut shown = json!({
         "name": processor.name,
         "version": processor.version,
@@ -176,6 +181,14 @@ fn show_processor(processor: &ProcessorDeclaration) -> Value {
         shown["start"] = show_start(reactor.start);
     }
     shown
+}
+
+fn show_table(table: &TableDeclaration) -> Value {
+    let TableDeclaration { columns, options, comment, .. } = table;
+    if options.is_none() && comment.is_none() {
+        return json!(columns.text);
+    }
+    json!({ "columns": columns.text, "options": options.as_ref().map(|sql| &sql.text), "comment": comment })
 }
 
 fn show_start(start: Start) -> Value {

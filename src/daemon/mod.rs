@@ -116,7 +116,11 @@ fn run_daemon(argument: &ConfigArgument, registry: Arc<Registry>) -> anyhow::Res
 }
 
 async fn check_configuration(config: &Config) -> anyhow::Result<()> {
-    let summary = check::check(config).await?.into_result()?;
+    let report = check::check(config).await?;
+    for warning in report.warnings() {
+        writeln!(std::io::stderr().lock(), "{}", warning.render())?;
+    }
+    let summary = report.into_result()?;
     Ok(writeln!(std::io::stdout().lock(), "{summary}")?)
 }
 

@@ -72,7 +72,7 @@ pub fn worker_settings(
         upcasts: config.upcasts.clone(),
         event_store_schema: event_store.schema.clone(),
         projections_url: projections_url.cloned(),
-        projections_schema: projections.schema.clone(),
+        scope: projections.scope(),
         poll_interval_max: config.runner.poll_interval_max,
         log: config.log.clone(),
         processors: processors.iter().copied().cloned().collect(),

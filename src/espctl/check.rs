@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::config::{Config, InvalidConfig};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::espctl::output;
 use crate::operations::check::check;
 use crate::process::exit_code::Exit;
@@ -23,7 +23,11 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments, config: Result<Config, InvalidConfig>) -> anyhow::Result<()> {
     if !arguments.json {
         let config = config.map_err(Exit::configuration)?;
-        return output::print(&check(&config).await?.into_result()?);
+        let report = check(&config).await?;
+        for warning in report.warnings() {
+            output::print_note(&warning.render())?;
+        }
+        return output::print(&report.into_result()?);
     }
     match config {
         Err(invalid) => print_json(invalid.diagnostics()),
@@ -33,7 +37,7 @@ pub(crate) async fn run(arguments: Arguments, config: Result<Config, InvalidConf
 
 fn print_json(diagnostics: &[Diagnostic]) -> anyhow::Result<()> {
     output::print(&serde_json::to_string_pretty(diagnostics)?)?;
-    match diagnostics.len() {
+    match diagnostics.iter().filter(|one| one.severity == Severity::Error).count() {
         0 => Ok(()),
         1 => Err(Exit::configuration("there is 1 mistake").into()),
         count => Err(Exit::configuration(format!("there are {count} mistakes")).into()),

@@ -6,6 +6,7 @@ use crate::diagnostic::Diagnostic;
 use crate::handlers::batch::RowTables;
 use crate::handlers::scratch::Scratch;
 use crate::handlers::{program, sql};
+use crate::postgres::sql_scope::SqlScope;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProgramDeclaration};
 
 /// All mistakes that can be found in these declarations without handling an event of the store.
@@ -17,12 +18,13 @@ use crate::processing::declaration::{Handling, ProcessorDeclaration, ProgramDecl
 pub async fn check(
     connection: &mut PgConnection,
     declarations: &[ProcessorDeclaration],
-    projections_schema: &str,
+    scope: impl Into<SqlScope>,
 ) -> Result<Vec<Diagnostic>, sqlx::Error> {
+    let scope = scope.into();
     let mut found = Vec::new();
     for declaration in declarations {
         found.extend(sql::find_foreign_tables(declaration, declarations));
-        let mut scratch = Scratch::open(connection, projections_schema).await?;
+        let mut scratch = Scratch::open(connection, &scope).await?;
         found.extend(check_one(&mut scratch, declaration).await?);
         scratch.close().await?;
     }

@@ -80,7 +80,7 @@ impl Processor for ProgramProcessor {
         let mut transaction = connection.begin().await?;
         self.base.prepare(&mut transaction, claim).await?;
         let names = self.base.declaration.table_names();
-        self.tables = RowTables::read(&mut transaction, &self.base.projections_schema, &names).await?;
+        self.tables = RowTables::read(&mut transaction, &self.base.scope.schema, &names).await?;
         transaction.commit().await?;
         Ok(())
     }

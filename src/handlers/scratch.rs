@@ -5,41 +5,49 @@ use uuid::Uuid;
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::quote_identifier;
-use crate::postgres::sqlstate::is_infrastructure_error;
-use crate::processing::declaration::{ProcessorDeclaration, SourceText};
+use crate::postgres::sql_scope::SqlScope;
+use crate::postgres::sqlstate::{is_infrastructure_error, lacks_right};
+use crate::processing::declaration::{CreateTable, ProcessorDeclaration};
 
 /// A transaction that is rolled back, with a schema of its own for the tables of one declaration.
 ///
-/// The processor's own tables are neither touched nor locked. The type `espd_event` in the schema has the columns of an
+/// The processor's own tables are neither touched nor locked. The type [`EVENT_TABLE`] in the schema has the columns of an
 /// event.
 pub(crate) struct Scratch<'c> {
     transaction: sqlx::Transaction<'c, sqlx::Postgres>,
     /// The name of the schema, which needs no quotes.
     pub(crate) schema: String,
+    /// What SQL means in the scratch schema.
+    pub(crate) scope: SqlScope,
 }
 
+/// The quoted name of the type and table with the columns of an event. No declared table has such a name.
+pub(crate) const EVENT_TABLE: &str = "\"Event of espd\"";
+
 impl<'c> Scratch<'c> {
-    /// Begins the transaction and creates the schema, which hides that of the projections.
+    /// Begins the transaction and creates the schema, which hides that of the projections. SQL means what it means in the
+    /// `scope` of the projections.
     pub(crate) async fn open(
         connection: &'c mut PgConnection,
-        projections_schema: &str,
+        scope: &SqlScope,
     ) -> Result<Self, sqlx::Error> {
         let schema = format!("espd_check_{}", Uuid::new_v4().simple());
+        let scope = scope.beside(&schema);
         let mut transaction = connection.begin().await?;
         let statement = format!(
             "-- open_scratch
              create schema {schema};
-             set local search_path = {schema}, {}, public;
+             select {meaning};
              set local lock_timeout = '5s';
              set local statement_timeout = '30s';
-             create table {schema}.espd_event (
+             create table {schema}.{EVENT_TABLE} (
                id bigint, uuid uuid, aggregate_id uuid, type text, version bigint, body jsonb, metadata jsonb,
                correlation_id uuid, causation_id uuid, created_at timestamptz
              )",
-            quote_identifier(projections_schema)
+            meaning = scope.set_local()
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
-        Ok(Self { transaction, schema })
+        Ok(Self { transaction, schema, scope })
     }
 
     /// Rolls everything back.
@@ -59,27 +67,18 @@ impl<'c> Scratch<'c> {
     ) -> Result<Vec<Diagnostic>, sqlx::Error> {
         let mut found = Vec::new();
         for table in &declaration.tables {
-            let head = format!("create table {}.{} (\n", self.schema, quote_identifier(&table.name));
-            let statement = format!("{head}{}\n)", table.columns.text);
-            found.extend(self.attempt_source(&table.columns, head.len(), &statement).await?);
+            let name = format!("{}.{}", self.schema, quote_identifier(&table.name));
+            let CreateTable { statement, places } = table.create(&name);
+            let refusal = self.attempt(&statement).await?;
+            found.extend(refusal.map(|error| Diagnostic::of_refusal_in(&places, &statement, &error)));
         }
         // The DDL needs the tables.
         let ddl = if found.is_empty() { declaration.ddl.as_slice() } else { &[] };
         for statement in ddl {
-            found.extend(self.attempt_source(statement, 0, &statement.text).await?);
+            let refusal = self.attempt(&statement.text).await?;
+            found.extend(refusal.map(|error| Diagnostic::of_refusal(statement, 0, &statement.text, &error)));
         }
         Ok(found)
-    }
-
-    /// Runs a statement that holds `source` verbatim from byte `lead` on.
-    async fn attempt_source(
-        &mut self,
-        source: &SourceText,
-        lead: usize,
-        statement: &str,
-    ) -> Result<Option<Diagnostic>, sqlx::Error> {
-        let refusal = self.attempt(statement).await?;
-        Ok(refusal.map(|error| Diagnostic::of_refusal(source, lead, statement, &error)))
     }
 
     /// Runs a statement behind a savepoint, and returns the error with which the database refuses it.
@@ -90,7 +89,7 @@ impl<'c> Scratch<'c> {
         let outcome = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *savepoint).await;
         match outcome {
             Ok(_) => savepoint.commit().await.map(|()| None),
-            Err(error) if is_infrastructure_error(&error) => Err(error),
+            Err(error) if is_infrastructure_error(&error) && !lacks_right(&error) => Err(error),
             Err(error) => savepoint.rollback().await.map(|()| Some(error)),
         }
     }

@@ -24,7 +24,8 @@ use crate::handlers::sql::function::{DIVERGED, EventSource, ProcessorFunction};
 use crate::postgres::literal::interval;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
-use crate::postgres::sqlstate::is_infrastructure_error;
+use crate::postgres::sql_scope::SqlScope;
+use crate::postgres::sqlstate::{is_infrastructure_error, lacks_right};
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, Work};
@@ -63,9 +64,10 @@ impl SqlProcessor {
     pub fn new(
         declaration: ProcessorDeclaration,
         schema: &str,
-        projections_schema: &str,
+        scope: impl Into<SqlScope>,
         events: Events,
     ) -> Result<Self, Diagnostic> {
+        let scope = scope.into();
         let source = match &events {
             Events::SameDatabase(layout) => EventSource::Table {
                 source: layout.source(),
@@ -75,9 +77,9 @@ impl SqlProcessor {
             },
             Events::Elsewhere(_) => EventSource::Arguments,
         };
-        let function = ProcessorFunction::compile(&declaration, schema, projections_schema, source)
+        let function = ProcessorFunction::compile(&declaration, schema, &scope, source)
             .map_err(|error| function::diagnose_compile_error(&declaration, error))?;
-        let base = ProcessorBase::new(declaration, schema, projections_schema, events);
+        let base = ProcessorBase::new(declaration, schema, scope, events);
         Ok(Self { base, function, has_changed: false })
     }
 
@@ -122,7 +124,7 @@ impl SqlProcessor {
         };
         let batch = self.base.read_batch(&mut transaction, request, locked.witness).await?;
         let arrays = (1..=remote::ARRAYS).map(remote::parameter).collect::<Vec<_>>().join(", ");
-        let statement = self.statement(&format!("{arrays}, {}", Self::arguments(request, batch.upto)));
+        let statement = self.statement(&format!("{}, {arrays}", Self::arguments(request, batch.upto)));
         let call = remote::bind(&batch, sqlx::query_as(AssertSqlSafe(statement)).persistent(false));
         let returned: Returned = call.fetch_one(&mut *transaction).await?;
         let position = returned.espd_position.filter(|_| request.dead_letter().is_none());
@@ -139,7 +141,7 @@ impl SqlProcessor {
             "-- project_batch
              select espd_position, espd_handled, espd_failure,
                     coalesce(espd_finished::text, 'a handler has left the function')::boolean as finished
-             from {}({arguments})",
+             from {}({arguments}) as returned (espd_position, espd_handled, espd_failure, espd_finished)",
             self.function.name
         )
     }
@@ -175,10 +177,10 @@ impl SqlProcessor {
 pub(crate) async fn adopt_tables(
     declaration: &ProcessorDeclaration,
     schema: &str,
-    projections_schema: &str,
+    scope: &SqlScope,
     connection: &mut PgConnection,
 ) -> Result<(), ProcessorError> {
-    crate::processing::processor::Tables::new(declaration, schema, projections_schema).adopt(connection).await
+    crate::processing::processor::Tables::new(declaration, schema, scope).adopt(connection).await
 }
 
 #[async_trait]
@@ -191,6 +193,7 @@ impl Processor for SqlProcessor {
         let mut transaction = connection.begin().await?;
         self.base.prepare(&mut transaction, claim).await?;
         let before = self.read_source(&mut transaction).await?;
+        self.drop_earlier_function(&mut transaction).await?;
         sqlx::raw_sql(AssertSqlSafe(self.function.create.clone()))
             .execute(&mut *transaction)
             .await
@@ -247,10 +250,32 @@ impl SqlProcessor {
         row.map(|row| row.try_get(0)).transpose()
     }
 
+    /// Drops the function of the name that it had in an earlier espd, so that no one calls it any more.
+    async fn drop_earlier_function(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- drop_earlier_function
+             do $earlier$
+             declare
+               earlier regprocedure;
+             begin
+               for earlier in
+                 select p.oid from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+                 where n.nspname = {} and p.proname = {} and pg_has_role(p.proowner, 'usage')
+               loop
+                 execute 'drop function ' || earlier;
+               end loop;
+             end
+             $earlier$",
+            quote_literal(&self.base.schema),
+            quote_literal(&function::earlier_name(&self.base.declaration))
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
     /// The error that creating the function has failed with. If PostgreSQL refuses the function, the author has to fix it; any
     /// other error may pass.
     fn attribute_to_declaration(&self, error: sqlx::Error) -> ProcessorError {
-        if is_infrastructure_error(&error) {
+        if is_infrastructure_error(&error) && !lacks_right(&error) {
             return ProcessorError::Database(error);
         }
         let mistake = function::diagnose_refusal(&self.base.declaration, &self.function, &error);

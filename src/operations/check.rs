@@ -1,16 +1,17 @@
 //! What `espd check` and `espctl check` find: mistakes in declarations, before they are deployed.
 
 use crate::config::Config;
-use crate::diagnostic::{Diagnostic, render_all};
+use crate::diagnostic::{Diagnostic, Severity, render_all};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::handlers::{self, sql};
 use crate::operations::databases::{Databases, private_database};
+use crate::operations::event_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::ProcessorKind;
 
 /// What a check has found.
 pub(crate) struct CheckReport {
-    /// The mistakes, each with its line of the file; empty if everything is right.
+    /// The mistakes and warnings, each with its line of the file; empty if everything is right.
     pub(crate) diagnostics: Vec<Diagnostic>,
     /// What was checked, in words.
     checked: String,
@@ -19,11 +20,21 @@ pub(crate) struct CheckReport {
 impl CheckReport {
     /// The line to print if nothing is wrong; otherwise every mistake, with the exit code for a wrong configuration.
     pub(crate) fn into_result(self) -> Result<String, Exit> {
-        if self.diagnostics.is_empty() {
+        let mistakes: Vec<Diagnostic> = self.diagnostics.into_iter().filter(|one| !is_warning(one)).collect();
+        if mistakes.is_empty() {
             return Ok(format!("ok: {}", self.checked));
         }
-        Err(Exit::configuration(render_all(&self.diagnostics)))
+        Err(Exit::configuration(render_all(&mistakes)))
     }
+
+    /// What may be a mistake and prevents nothing.
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.diagnostics.iter().filter(|one| is_warning(one))
+    }
+}
+
+fn is_warning(diagnostic: &Diagnostic) -> bool {
+    diagnostic.severity == Severity::Warning
 }
 
 /// Checks the store and every declared processor; changes nothing.
@@ -54,9 +65,9 @@ async fn check_on(config: &Config, databases: &Databases) -> anyhow::Result<Chec
     let mut found = sql::check_upcasts(&mut events, &databases.layout, &config.upcasts).await?;
     drop(events);
     found.extend(sql::hidden_types(&config.processors, &config.upcasts));
+    found.extend(find_unknown_types(&databases.events, &databases.layout, &config.processors).await?);
     let mut projections = databases.projections.acquire().await?;
-    let schema = &databases.projections_schema;
-    found.extend(handlers::check(&mut projections, &config.processors, schema).await?);
+    found.extend(handlers::check(&mut projections, &config.processors, databases.scope.clone()).await?);
     let diagnostics = found.into_iter().map(Diagnostic::with_line_of_file).collect();
     let checked = format!("{}, event store {}", count(config), databases.layout.events_table());
     Ok(CheckReport { diagnostics, checked })

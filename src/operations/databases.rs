@@ -12,6 +12,7 @@ use crate::config::{Config, DatabaseUrl};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::event::Position;
 use crate::postgres::notify::{CONTROL, notify};
+use crate::postgres::sql_scope::SqlScope;
 use crate::process::exit_code::Exit;
 use crate::schema::{self, SchemaError};
 use crate::store::layout::{CreatedBy, Layout};
@@ -35,8 +36,8 @@ pub(crate) struct Databases {
     pub events: PgPool,
     /// The database of the projections: the same pool if it is the same database.
     pub projections: PgPool,
-    /// The schema of the projectors' tables.
-    pub projections_schema: String,
+    /// Where the projectors' tables are, and what SQL means there.
+    pub scope: SqlScope,
 }
 
 impl Databases {
@@ -66,7 +67,7 @@ impl Databases {
             Some(url) => connect(url, program, limit).await.context("the database of the projections")?,
         };
         let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
-        Ok(Self { layout, events, projections, projections_schema: config.projections.schema.clone() })
+        Ok(Self { layout, events, projections, scope: config.projections.scope() })
     }
 
     /// As [`Self::connect`], but connects when a connection is first needed, also after the database was down. `patience`
@@ -83,12 +84,7 @@ impl Databases {
         let elsewhere = config.direct_projections_url();
         let projections: anyhow::Result<PgPool> = elsewhere.map_or_else(|| Ok(events.clone()), pool);
         let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
-        Ok(Self {
-            layout,
-            events,
-            projections: projections?,
-            projections_schema: config.projections.schema.clone(),
-        })
+        Ok(Self { layout, events, projections: projections?, scope: config.projections.scope() })
     }
 
     /// Creates espd's tables or migrates them. Returns what was done, one line for each set of migrations.

@@ -115,7 +115,7 @@ impl PositionImport<'_> {
         if self.plan().await? != *plan {
             return Err(ImportError::Changed);
         }
-        let Databases { layout, projections, projections_schema, .. } = self.databases;
+        let Databases { layout, projections, scope, .. } = self.databases;
         let trackers = Trackers::new(layout.schema());
         let mut connection = projections.acquire().await?;
         let mut transaction = connection.begin().await?;
@@ -131,7 +131,7 @@ impl PositionImport<'_> {
             let reset = Reset { rebuilt_as, ..Reset::to(import.to) };
             trackers.reset(&mut transaction, &key, operator, reset).await?;
             if !import.tables.is_empty() {
-                adopt_tables(declaration, layout.schema(), projections_schema, &mut transaction)
+                adopt_tables(declaration, layout.schema(), scope, &mut transaction)
                     .await
                     .map_err(|error| ImportError::Tables(error.to_string()))?;
             }
@@ -176,7 +176,7 @@ impl PositionImport<'_> {
         predecessor: Option<&Predecessor>,
         settled: Position,
     ) -> Result<ImportedPosition, ImportError> {
-        let schema = &self.databases.projections_schema;
+        let schema = &self.databases.scope.schema;
         let row = self.find_tracker(connection, declaration).await?;
         let from = row.as_ref().map_or(Position::START, |row| row.position);
         let missing = find_missing_table(connection, schema, declaration).await?;

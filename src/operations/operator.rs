@@ -368,17 +368,17 @@ impl Operator<'_> {
     }
 
     async fn start_over(&self, name: &str, effects: ReplayEffects) -> Result<(), OperatorError> {
-        let Databases { layout, projections, projections_schema, .. } = self.databases;
+        let Databases { layout, projections, scope, .. } = self.databases;
         let declaration = self.declaration(name)?.clone();
         let tracker = self.find(name).await?.key();
         let (schema, events) = (layout.schema(), Events::SameDatabase(layout.clone()));
         let mut connection = projections.acquire().await?;
         let reset = if let Handling::Sql(_) = declaration.handling {
-            let processor = SqlProcessor::new(declaration, schema, projections_schema, events)
+            let processor = SqlProcessor::new(declaration, schema, scope.clone(), events)
                 .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
             processor.reset(&mut connection, &tracker, self.name, effects).await
         } else {
-            let base = ProcessorBase::new(declaration, schema, projections_schema, events);
+            let base = ProcessorBase::new(declaration, schema, scope.clone(), events);
             base.reset(&mut connection, &tracker, self.name, effects).await
         };
         match reset {

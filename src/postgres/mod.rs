@@ -11,4 +11,5 @@ pub(crate) mod notify;
 pub(crate) mod quote;
 pub(crate) mod row;
 pub(crate) mod source_text;
+pub(crate) mod sql_scope;
 pub(crate) mod sqlstate;

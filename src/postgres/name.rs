@@ -11,7 +11,7 @@ use super::quote::quote_identifier;
 pub(crate) const NAME_LENGTH_MAX: usize = 48;
 
 /// The longest name that PostgreSQL keeps whole, in bytes.
-const IDENTIFIER_LENGTH_MAX: usize = 63;
+pub(crate) const IDENTIFIER_LENGTH_MAX: usize = 63;
 
 /// The digits of the hash in a name that would be too long.
 const HASH_LENGTH: usize = 16;

@@ -14,6 +14,12 @@ pub(crate) fn quote_literal(text: &str) -> String {
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
+/// A dollar quote that does not occur in `text`.
+pub(crate) fn dollar_quote(text: &str) -> String {
+    let quotes = (0..).map(|number| format!("$espd{number}$"));
+    quotes.take(text.len() + 1).find(|quote| !text.contains(quote)).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -23,5 +29,6 @@ mod tests {
         assert_eq!(quote_identifier("a\"b"), "\"a\"\"b\"");
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal("a\\'b"), "E'a\\\\''b'");
+        assert_eq!(dollar_quote("$espd0$ $espd2$"), "$espd1$");
     }
 }

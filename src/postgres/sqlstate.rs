@@ -3,14 +3,24 @@
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
-/// SQLSTATEs (`like` patterns) that say something about the server or the moment, never about an event:
-/// connections, serialization and deadlock, read-only mode, resources such as memory, disk and
-/// connections, locks, shutdown and cancellation, system errors.
+/// SQLSTATEs (`like` patterns) that say something about the server, the role or the moment, never about an event:
+/// connections, serialization and deadlock, read-only mode, missing rights and row security that would hide rows,
+/// resources such as memory, disk and connections, locks, shutdown and cancellation, system errors.
 ///
 /// They are retried for ever and never count as an attempt. The list is compiled into the projector
 /// functions as well, so that both sides decide alike.
-pub(crate) const INFRASTRUCTURE_SQLSTATES: [&str; 9] =
-    ["08%", "25006", "25P03", TRANSACTION_TIMEOUT, "40%", "53%", "55P03", "57%", "58%"];
+pub(crate) const INFRASTRUCTURE_SQLSTATES: [&str; 10] = [
+    "08%",
+    "25006",
+    "25P03",
+    TRANSACTION_TIMEOUT,
+    "40%",
+    INSUFFICIENT_PRIVILEGE,
+    "53%",
+    "55P03",
+    "57%",
+    "58%",
+];
 
 /// The server has ended the session, because a transaction has lasted longer than `transaction_timeout`.
 pub(crate) const TRANSACTION_TIMEOUT: &str = "25P04";
@@ -27,6 +37,9 @@ const SESSION_SQLSTATES: [&str; 7] =
 /// A message that the server cannot accept, such as parameters of another statement. A pooler gives all its own errors this
 /// code, with the severity FATAL; they are about the infrastructure.
 const PROTOCOL_VIOLATION: &str = "08P01";
+
+/// SQLSTATE of a right that the role lacks, and of a query that row security would hide rows from.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 /// Characters that are kept of each text of an error, because an error may quote a body of megabytes.
 pub(crate) const TEXT_MAX: usize = 2_000;
@@ -65,6 +78,14 @@ pub(crate) fn is_transaction_timeout(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|answer| answer.code()).is_some_and(|code| code == TRANSACTION_TIMEOUT)
 }
 
+/// Whether the role lacks a right.
+pub(crate) fn lacks_right(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|answer| answer.code())
+        .is_some_and(|code| code == INSUFFICIENT_PRIVILEGE)
+}
+
 /// The error as users read it: the database's own words, without the driver's introduction.
 pub(crate) fn describe(error: &sqlx::Error) -> String {
     match error {
@@ -85,7 +106,8 @@ mod tests {
     #[test]
     fn failures_of_the_infrastructure_are_distinguished_from_those_of_handlers() {
         for state in [
-            "08006", "40001", "40P01", "25006", "25P04", "53100", "53300", "55P03", "57P01", "57014", "58030",
+            "08006", "40001", "40P01", "25006", "25P04", "42501", "53100", "53300", "55P03", "57P01",
+            "57014", "58030",
         ] {
             assert!(is_infrastructure(state), "{state}");
         }

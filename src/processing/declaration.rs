@@ -7,6 +7,7 @@ mod isolation;
 mod kind;
 mod program;
 mod reactor;
+mod table;
 mod webhook;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,8 @@ pub use isolation::Isolation;
 pub use kind::ProcessorKind;
 pub(crate) use program::{ProgramDeclaration, Secret};
 pub use reactor::{ReactorDeclaration, Start};
+pub(crate) use table::CreateTable;
+pub use table::TableDeclaration;
 pub use webhook::WebhookDeclaration;
 pub(crate) use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret};
 
@@ -106,15 +109,6 @@ pub enum Handling {
     Program(ProgramDeclaration),
     /// A receiver of HTTP requests handles the events. For reactors only.
     Webhook(WebhookDeclaration),
-}
-
-/// A table that a projector owns.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TableDeclaration {
-    /// Unique among the tables of all projectors: `[a-z_][a-z0-9_]{0,47}`.
-    pub name: String,
-    /// The text between the parentheses of `create table`.
-    pub columns: SourceText,
 }
 
 /// A `[[projector.on]]` or `[[reactor.on]]`: some PL/pgSQL, and the events that it handles.

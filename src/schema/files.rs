@@ -21,6 +21,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (1, "events", include_str!("../../migrations/event_store/0001_events.sql")),
         (2, "append events", include_str!("../../migrations/event_store/0002_append_events.sql")),
         (3, "append", include_str!("../../migrations/event_store/0003_append.sql")),
+        (4, "any session", include_str!("../../migrations/event_store/0004_any_session.sql")),
     ],
 };
 
@@ -41,8 +42,9 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (9, "tracker functions", include_str!("../../migrations/processing/0009_tracker_functions.sql")),
         (10, "aggregate ids", include_str!("../../migrations/processing/0010_aggregate_ids.sql")),
         (11, "witnesses", include_str!("../../migrations/processing/0011_witnesses.sql")),
-        (14, "durable commits", include_str!("../../migrations/processing/0014_durable_commits.sql")),
         (13, "operators", include_str!("../../migrations/processing/0013_operators.sql")),
+        (14, "durable commits", include_str!("../../migrations/processing/0014_durable_commits.sql")),
+        (15, "row security", include_str!("../../migrations/processing/0015_row_security.sql")),
     ],
 };
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::postgres::database_url::DatabaseUrl;
+use crate::postgres::sql_scope::SqlScope;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::tracker::Owner;
 use crate::store::layout::LayoutSettings;
@@ -40,8 +41,8 @@ pub struct WorkerSettings {
     pub event_store_schema: String,
     /// The database of the projections; `None` if it is the one of the events.
     pub projections_url: Option<DatabaseUrl>,
-    /// The schema of the projections.
-    pub projections_schema: String,
+    /// Where the projections are, and what SQL means there.
+    pub scope: SqlScope,
     /// The longest time between two looks at the store while nothing happens.
     pub poll_interval_max: Duration,
     /// What is logged, and how.

@@ -203,12 +203,12 @@ impl RunnerFactory {
     /// Makes the processor that a declaration describes.
     fn processor(&self, declaration: &ProcessorDeclaration) -> Result<Box<dyn Processor>, String> {
         let schema = &self.settings.event_store_schema;
-        let projections_schema = &self.settings.projections_schema;
+        let scope = &self.settings.scope;
         let (events, declared) = (self.events_for(&declaration.name), declaration.clone());
-        let base = |events| ProcessorBase::new(declared.clone(), schema, projections_schema, events);
+        let base = |events| ProcessorBase::new(declared.clone(), schema, scope.clone(), events);
         match &declaration.handling {
             Handling::Sql(_) => {
-                let made = SqlProcessor::new(declaration.clone(), schema, projections_schema, events);
+                let made = SqlProcessor::new(declaration.clone(), schema, scope.clone(), events);
                 Ok(Box::new(made.map_err(|fault| fault.to_string())?))
             }
             Handling::Native(_) => Ok(Box::new(self.registry.make(base(events))?)),

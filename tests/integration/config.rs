@@ -6,6 +6,7 @@ mod committed_files;
 mod faults;
 mod json_schema;
 mod secrets;
+mod tables;
 mod todo_projectors;
 mod values;
 mod webhook;

@@ -89,8 +89,8 @@ pub(crate) enum Kind {
     SqlList,
     /// Strings by names that the user chooses.
     TextMap,
-    /// SQL by names that the user chooses.
-    SqlMap,
+    /// By names that the user chooses: SQL, or a table with these keys.
+    Tables(&'static Keys),
     /// A table.
     Section(&'static Keys),
     /// A table, or a list of tables.

@@ -211,6 +211,12 @@ impl<'c> Value<'c> {
         }
     }
 
+    /// The value as a table with these keys, if it is a table.
+    pub(crate) fn table_of(&self, keys: &'static Keys) -> Option<Section<'c>> {
+        let DeValue::Table(table) = self.value else { return None };
+        Some(Section::open(self.context, keys, table, self.location.span()))
+    }
+
     /// The table that the key stands for, or several of them.
     pub(crate) fn sections(&self) -> Option<Vec<Section<'c>>> {
         match self.value {

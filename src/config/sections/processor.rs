@@ -8,6 +8,7 @@ use super::program::{read_program, refuse_companions};
 use super::retry::read_retry;
 use super::runner::read_batch_limits;
 use super::webhook::read_webhook;
+use crate::config::keys;
 use crate::config::reader::scalars::advise_name;
 use crate::config::reader::tree::{ChosenKey, Section, Value};
 use crate::postgres::name::is_name;
@@ -94,15 +95,25 @@ fn read_start(value: &Value<'_>) -> Option<Start> {
 fn read_tables(value: &Value<'_>) -> Vec<TableDeclaration> {
     let advice = "write [projector.tables] and `table_name = \"columns\"` below it";
     let mut tables = Vec::new();
-    for (key, columns) in value.entries(advice).unwrap_or_default() {
-        let columns = columns.sql();
+    for (key, value) in value.entries(advice).unwrap_or_default() {
+        let table = read_table(key.name, &value);
         if is_table_name(&key) {
             let advice = "a table belongs to one projector; give this one another name";
             key.location.reserve("table", key.name, advice);
-            tables.extend(columns.map(|columns| TableDeclaration { name: key.name.to_owned(), columns }));
+            tables.extend(table);
         }
     }
     tables
+}
+
+/// A table, which is declared by a text, or by a table of `columns`, `options` and `comment`.
+fn read_table(name: &str, value: &Value<'_>) -> Option<TableDeclaration> {
+    let Some(table) = value.table_of(&keys::TABLE) else {
+        return value.sql().map(|columns| TableDeclaration::new(name, columns));
+    };
+    let (columns, options) = (table.sql("columns"), table.sql("options"));
+    let comment = table.text("comment");
+    Some(TableDeclaration { options, comment, ..TableDeclaration::new(name, columns?) })
 }
 
 /// Whether a table may have this name; reports it if not.

@@ -1,9 +1,13 @@
 //! Reads `[event_store]` and `[projections]`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use crate::config::reader::key::nearest;
 use crate::config::reader::tree::{Section, Value};
 use crate::postgres::database_url::DatabaseUrl;
+use crate::postgres::sql_scope::{SqlScope, setting_name, setting_names};
 use crate::store::layout::{EventSourceryNames, LayoutSettings};
 
 /// `[event_store]`: where the events are.
@@ -28,6 +32,10 @@ pub struct ProjectionsSettings {
     pub direct_url: Option<DatabaseUrl>,
     /// The schema of the tables.
     pub schema: String,
+    /// The schemas in which SQL finds names after that.
+    pub search_path: Vec<String>,
+    /// The settings that SQL runs under, where they are not espd's, by PostgreSQL's names.
+    pub settings: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -45,7 +53,8 @@ impl Default for EventStoreSettings {
 
 impl Default for ProjectionsSettings {
     fn default() -> Self {
-        Self { url: None, direct_url: None, schema: "public".into() }
+        let SqlScope { schema, search_path, settings } = "public".into();
+        Self { url: None, direct_url: None, schema, search_path, settings }
     }
 }
 
@@ -84,14 +93,61 @@ fn read_event_sourcery(section: &Section<'_>) -> EventSourceryNames {
 }
 
 impl ProjectionsSettings {
+    /// Where the tables are, and what SQL means there.
+    pub(crate) fn scope(&self) -> SqlScope {
+        let Self { schema, search_path, settings, .. } = self.clone();
+        SqlScope { schema, search_path, settings }
+    }
+
     pub(crate) fn read(section: &Section<'_>) -> Self {
         let default = Self::default();
         Self {
             url: section.database_url("url"),
             direct_url: read_direct_url(section),
             schema: section.value("schema").and_then(|name| read_schema(&name)).unwrap_or(default.schema),
+            search_path: section
+                .value("search_path")
+                .and_then(|path| read_search_path(&path))
+                .unwrap_or(default.search_path),
+            settings: section.value("settings").map(|settings| read_settings(&settings)).unwrap_or_default(),
         }
     }
+}
+
+/// The schemas behind that of the tables. Their names are not espd's to choose.
+fn read_search_path(value: &Value<'_>) -> Option<Vec<String>> {
+    let items = value.items("write a list of schemas: search_path = [\"public\", \"extensions\"]")?;
+    let mut path = Vec::new();
+    for item in items {
+        let name = item.identifier_for("schema");
+        if name.as_ref().is_some_and(|name| name.starts_with("pg_")) {
+            let message = format!("{} cannot be in the search path", item.as_written());
+            item.location.report(message, "remove it: pg_catalog is always first, and pg_temp always last");
+        }
+        path.extend(name);
+    }
+    Some(path)
+}
+
+/// Settings that change what SQL means, by PostgreSQL's names for them.
+fn read_settings(value: &Value<'_>) -> BTreeMap<String, String> {
+    let advice = "write settings = { TimeZone = \"Europe/Berlin\" }";
+    let mut settings = BTreeMap::new();
+    for (key, value) in value.entries(advice).unwrap_or_default() {
+        let text = value.text();
+        match setting_name(key.name) {
+            Some(name) => settings.extend(text.map(|text| (name.to_owned(), text))),
+            None => {
+                let guess = nearest(key.name, setting_names()).map(|name| format!("did you mean `{name}`? "));
+                let known = setting_names().collect::<Vec<_>>().join(", ");
+                key.location.report(
+                    format!("`{}` is no setting that changes what SQL means", key.name.escape_debug()),
+                    format!("{}known: {known}", guess.unwrap_or_default()),
+                );
+            }
+        }
+    }
+    settings
 }
 
 /// The URL past a pooler, which makes sense only together with the URL through the pooler.

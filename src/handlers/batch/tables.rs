@@ -23,11 +23,15 @@ pub(crate) struct TableShape {
     key_types: Vec<String>,
     /// The columns that a new row needs a value for.
     required: Vec<String>,
+    /// The columns whose values the database makes: a program reads them, and what it writes into them is left out.
+    computed: Vec<String>,
+    /// Whether a column of the key gets its values from the database unless a statement overrides that.
+    overrides: bool,
     /// Whether rows of different keys may depend on one another: by further unique columns, foreign keys, triggers, rules.
     is_tied: bool,
 }
 
-from_row!(TableShape { name, key, columns, key_types, required, is_tied });
+from_row!(TableShape { name, key, columns, key_types, required, computed, overrides, is_tied });
 
 /// The tables that a processor's rows may go into.
 #[derive(Debug, Clone, Default)]
@@ -54,13 +58,18 @@ impl RowTables {
                     array(select a.attname::text from pg_attribute as a
                           where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
                             and a.attnotnull and not a.atthasdef and a.attidentity = '') as required,
+                    array(select a.attname::text from pg_attribute as a
+                          where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+                            and (a.attgenerated <> '' or a.attidentity = 'a' and a.attname <> all (k.columns))) as computed,
+                    exists (select from pg_attribute as a
+                            where a.attrelid = c.oid and a.attidentity = 'a' and a.attname = any (k.columns)) as overrides,
                     c.relhastriggers or c.relhasrules or exists (
                       select from pg_index as i
                       where i.indrelid = c.oid and not i.indisprimary and (i.indisunique or i.indisexclusion)) as is_tied
              from pg_class as c
              join pg_namespace as n on n.oid = c.relnamespace
              cross join lateral (
-               select coalesce(array_agg(a.attname::text order by k.place), '{}') as columns,
+               select coalesce(array_agg(a.attname order by k.place), '{}')::text[] as columns,
                       coalesce(array_agg(case when co.collisdeterministic is false then '' else t.typname::text end
                                          order by k.place), '{}') as types
                from pg_index as i
@@ -117,10 +126,11 @@ impl RowTables {
             return Err(format!("a row of {table} is read by its key: {}", shape.key.join(", ")));
         }
         let statement = format!(
-            "-- find_row\nselect row_to_json(t)::text from {table} as t join {given} on {equal}",
+            "-- find_row\nselect row_to_json({row}.*)::text from {table} as {row} join {given} on {equal}",
+            row = shape.alias(ROW),
             table = self.qualified(shape),
             given = self.recordset(shape),
-            equal = equal(shape.key.iter())
+            equal = shape.equal(shape.key.iter())
         );
         Ok((statement, format!("[{}]", key.get())))
     }
@@ -131,16 +141,21 @@ impl RowTables {
     pub(super) fn upsert_rows(&self, shape: &TableShape, columns: &[&String]) -> String {
         let quoted =
             |columns: &[&String]| columns.iter().map(|c| quote_identifier(c)).collect::<Vec<_>>().join(", ");
+        let (row, new, added) = (shape.alias(ROW), shape.alias(GIVEN), shape.alias("added"));
+        let columns: Vec<&String> =
+            columns.iter().copied().filter(|column| !shape.computed.contains(column)).collect();
         let others: Vec<&String> =
             columns.iter().copied().filter(|column| !shape.key.contains(column)).collect();
         let set = |from: &str| {
             let set = others.iter().map(|c| quote_identifier(c)).map(|c| format!("{c} = {from}.{c}"));
             set.collect::<Vec<_>>().join(", ")
         };
-        let (table, given, columns_of) = (self.qualified(shape), self.recordset(shape), quoted(columns));
-        let insert = format!("insert into {table} ({columns_of}) select {columns_of} from");
-        let is_same = equal(shape.key.iter());
-        let is_new = format!("not exists (select from {table} as t where {is_same})");
+        let (table, given, columns_of) = (self.qualified(shape), self.recordset(shape), quoted(&columns));
+        let overriding = if shape.overrides { " overriding system value" } else { "" };
+        let insert =
+            format!("insert into {table} as {row} ({columns_of}){overriding} select {columns_of} from");
+        let is_same = shape.equal(shape.key.iter());
+        let is_new = format!("not exists (select from {table} as {row} where {is_same})");
         if shape.required.iter().all(|column| columns.contains(&column)) {
             let key = quoted(&shape.key.iter().collect::<Vec<_>>());
             let action =
@@ -152,19 +167,20 @@ impl RowTables {
         }
         format!(
             "-- update_or_add_rows
-             with g as (select * from {given}), added as ({insert} g where {is_new})
-             update {table} as t set {} from g where {is_same}",
-            set("g")
+             with {new} as (select * from {given}), {added} as ({insert} {new} where {is_new})
+             update {table} as {row} set {} from {new} where {is_same}",
+            set(&new)
         )
     }
 
     /// The statement that deletes the rows that are equal to one of `$1` in these columns.
     pub(super) fn delete_rows(&self, shape: &TableShape, columns: &[&String]) -> String {
         format!(
-            "-- delete_rows\ndelete from {} as t using {} where {}",
+            "-- delete_rows\ndelete from {} as {} using {} where {}",
             self.qualified(shape),
+            shape.alias(ROW),
             self.recordset(shape),
-            equal(columns.iter().copied())
+            shape.equal(columns.iter().copied())
         )
     }
 
@@ -174,11 +190,35 @@ impl RowTables {
 
     /// The rows that are given as JSON, as rows of the table.
     fn recordset(&self, shape: &TableShape) -> String {
-        format!("json_populate_recordset(null::{}, $1::text::json) as g", self.qualified(shape))
+        let given = shape.alias(GIVEN);
+        format!("json_populate_recordset(null::{}, $1::text::json) as {given}", self.qualified(shape))
     }
 }
 
+/// What a row of the table is called in statements, and a row that is given.
+const ROW: &str = "held";
+const GIVEN: &str = "given";
+
 impl TableShape {
+    /// A name for a part of a statement that no column and no table has, so that it never stands for one of them.
+    fn alias(&self, wanted: &str) -> String {
+        let mut alias = wanted.to_owned();
+        while alias == self.name || self.columns.contains(&alias) {
+            alias.push('_');
+        }
+        alias
+    }
+
+    /// The condition that a row of the table and a given one are equal in these columns.
+    fn equal<'c>(&self, columns: impl Iterator<Item = &'c String>) -> String {
+        let (row, given) = (self.alias(ROW), self.alias(GIVEN));
+        let equal = |column: &String| {
+            let column = quote_identifier(column);
+            format!("{row}.{column} = {given}.{column}")
+        };
+        columns.map(equal).collect::<Vec<_>>().join(" and ")
+    }
+
     /// Whether the order of changes matters also between rows of different keys.
     pub(super) fn is_tied(&self) -> bool {
         self.is_tied
@@ -239,12 +279,6 @@ fn canonical(kind: &str, value: &RawValue) -> Option<String> {
     }
 }
 
-fn equal<'c>(columns: impl Iterator<Item = &'c String>) -> String {
-    let equal =
-        columns.map(|column| quote_identifier(column)).map(|column| format!("t.{column} = g.{column}"));
-    equal.collect::<Vec<_>>().join(" and ")
-}
-
 fn sorted(names: &[String]) -> Vec<&String> {
     let mut names: Vec<_> = names.iter().collect();
     names.sort();
@@ -263,6 +297,8 @@ pub(super) mod tests {
             key_types: key.iter().map(|(_, kind)| kind.to_string()).collect(),
             columns: owned(columns),
             required: owned(&["id", "title"]),
+            computed: Vec::new(),
+            overrides: false,
             is_tied,
         }
     }

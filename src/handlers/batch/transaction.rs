@@ -69,12 +69,12 @@ impl<'t> BatchTransaction<'t> {
             "-- lock_tracker
              set local lock_timeout = '30s';
              set local idle_in_transaction_session_timeout = {idle};
-             set local search_path = {projections_schema}, public;
-             select silent_until, parking, witness_at, witness_id, witness_uuid from {schema}.lock_tracker({key}, epoch => {epoch}, {what})
+             select silent_until, parking, witness_at, witness_id, witness_uuid, {meaning}
+             from {schema}.lock_tracker({key}, epoch => {epoch}, {what})
              where {server}",
             schema = quote_identifier(&base.schema),
             key = request.claim.key.arguments(),
-            projections_schema = quote_identifier(&base.projections_schema),
+            meaning = base.scope.set_local(),
             idle = idle_max.as_millis(),
             epoch = request.claim.epoch,
             server = request.claim.is_same_server(),

@@ -100,9 +100,8 @@ impl Registration {
     pub(super) fn into_declaration(self) -> ProcessorDeclaration {
         let place = |what: &str| format!("<{} of {} in the program>", what, self.name);
         let text = |sql: &str, what: &str| SourceText::new(sql, &place(what), 1, 1);
-        let table = |(name, columns): &(String, String)| TableDeclaration {
-            name: name.clone(),
-            columns: text(columns, &format!("table {name}")),
+        let table = |(name, columns): &(String, String)| {
+            TableDeclaration::new(name, text(columns, &format!("table {name}")))
         };
         ProcessorDeclaration {
             version: self.version,

@@ -8,6 +8,7 @@
 
 mod foreign_tables;
 mod handler;
+mod meaning;
 mod upcasts;
 
 use sqlx::AssertSqlSafe;
@@ -16,7 +17,7 @@ pub(crate) use foreign_tables::find_foreign_tables;
 pub(crate) use upcasts::{check_upcasts, hidden_types};
 
 use crate::diagnostic::Diagnostic;
-use crate::handlers::scratch::Scratch;
+use crate::handlers::scratch::{EVENT_TABLE, Scratch};
 use crate::handlers::sql::function::{
     EventSource, ProcessorFunction, diagnose_compile_error, diagnose_refusal,
 };
@@ -32,7 +33,7 @@ pub(crate) async fn check(
         return Ok(vec![mistake]);
     }
     pretend_to_react(scratch, declaration).await?;
-    let mut found = Vec::new();
+    let mut found = meaning::find_foreign_operators(scratch, declaration).await?;
     for handler in declaration.handlers() {
         found.extend(handler::check_handler(scratch, handler).await?);
     }
@@ -44,9 +45,8 @@ async fn check_function(
     declaration: &ProcessorDeclaration,
 ) -> Result<Option<Diagnostic>, sqlx::Error> {
     let source =
-        EventSource::Table { source: "espd_event", table: "espd_event", json_bodies: None, upcasts: &[] };
-    let schema = &scratch.schema;
-    let function = match ProcessorFunction::compile(declaration, schema, schema, source) {
+        EventSource::Table { source: EVENT_TABLE, table: EVENT_TABLE, json_bodies: None, upcasts: &[] };
+    let function = match ProcessorFunction::compile(declaration, &scratch.schema, &scratch.scope, source) {
         Ok(function) => function,
         Err(error) => return Ok(Some(diagnose_compile_error(declaration, error))),
     };

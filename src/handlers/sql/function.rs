@@ -7,16 +7,20 @@
 //! The handlers' text is copied verbatim and starts on a line of its own. That is how a line of the
 //! function is traced back to a line of the file that it was written in.
 
-use std::fmt::Write as _;
+mod dispatch;
+mod gate;
+
+use dispatch::Dispatch;
+use gate::{OWN, own_prefix};
 
 use crate::diagnostic::{DatabaseAnswer, Diagnostic};
 use crate::handlers::sql::reactor;
 use crate::handlers::sql::template::Template;
-use crate::postgres::lexer::{self, Token, TokenKind};
-use crate::postgres::name::fitting;
+use crate::postgres::name::{IDENTIFIER_LENGTH_MAX, fitting};
 use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
-use crate::processing::declaration::{HandledEvents, Handler, ProcessorDeclaration};
+use crate::processing::declaration::{Handler, ProcessorDeclaration, TableDeclaration};
 use crate::store::upcast::{Upcast, stored_types};
 
 /// Where the function finds its events.
@@ -69,22 +73,29 @@ pub(crate) struct HandlerPlace {
 }
 
 impl ProcessorFunction {
-    /// Compiles `projector` for the schemas of espd's own tables and of the projections.
+    /// Compiles `projector`, with espd's own tables in `schema`, for SQL that means what `scope` says.
     pub(crate) fn compile(
         projector: &ProcessorDeclaration,
         schema: &str,
-        projections_schema: &str,
+        scope: &SqlScope,
         source: EventSource<'_>,
     ) -> Result<Self, CompileError> {
         let name = format!("{}.{}", quote_identifier(schema), quote_identifier(&name(projector)));
-        let template = template(&name, projector, schema, projections_schema, source);
-        let handlers = Handlers::of(projector.handlers())?;
-        let (before, behind) = TEXT.split_once(HANDLERS).unwrap_or((TEXT, ""));
+        let mut template = template(&name, projector, schema, scope, source);
+        let dispatch = Dispatch::of(projector.handlers())?;
+        if dispatch.may_change_event() {
+            template.conditions.push("guarded");
+        }
+        let own = own_prefix(texts(projector, &template));
+        let text = TEXT.replace(OWN, &own);
+        let (before, behind) = text.split_once(HANDLERS).unwrap_or((&text, ""));
         let (before, behind) = (template.fill(before), template.fill(behind));
-        let body_start = before.find(DELIMITER).map_or(0, |start| start + DELIMITER.len());
+        let delimiter = format!("${own}body$");
+        let body_start = before.find(&delimiter).map_or(0, |start| start + delimiter.len());
         let first = before.len() - body_start;
-        let handler_starts = handlers.starts.iter().map(|start| first + start).collect();
-        Ok(Self { name, create: before + &handlers.text + &behind, body_start, handler_starts })
+        let (handlers, starts) = dispatch.write(&own);
+        let handler_starts = starts.iter().map(|start| first + start).collect();
+        Ok(Self { name, create: before + &handlers + &behind, body_start, handler_starts })
     }
 
     /// Where a byte offset in `create` lies in the author's text.
@@ -126,7 +137,24 @@ pub(crate) fn diagnose_refusal(
 
 /// The function's own name, in its schema.
 pub(crate) fn name(projector: &ProcessorDeclaration) -> String {
-    fitting(format!("project_{}_v{}", projector.name, projector.version))
+    fitting(format!("handle_{}_v{}", projector.name, projector.version))
+}
+
+/// The name that the function had while its parameters had names. PostgreSQL cut it off where it was too long.
+pub(crate) fn earlier_name(projector: &ProcessorDeclaration) -> String {
+    let mut name = format!("project_{}_v{}", projector.name, projector.version);
+    name.truncate(IDENTIFIER_LENGTH_MAX);
+    name
+}
+
+/// All that is written into the function.
+fn texts<'t>(
+    projector: &'t ProcessorDeclaration,
+    template: &'t Template<'_>,
+) -> impl Iterator<Item = &'t str> {
+    let handlers = projector.handlers().iter().map(|handler| handler.sql.text.as_str());
+    let types = projector.handlers().iter().filter_map(|handler| handler.events.types()).flatten();
+    handlers.chain(types).chain(template.values.iter().map(|(_, value)| value.as_str()))
 }
 
 /// The function, without the handlers.
@@ -134,9 +162,6 @@ const TEXT: &str = include_str!("project_batch.sql");
 
 /// Where the handlers belong in [`TEXT`].
 const HANDLERS: &str = "--{{handlers}}\n";
-
-/// Quotes the function's body. No handler may contain it; see [`escape`].
-const DELIMITER: &str = "$espd_body$";
 
 /// The SQLSTATE of a batch that has met a store which is not the one that was followed.
 pub(crate) const DIVERGED: &str = "ES005";
@@ -150,13 +175,13 @@ fn template(
     function: &str,
     projector: &ProcessorDeclaration,
     schema: &str,
-    projections_schema: &str,
+    scope: &SqlScope,
     source: EventSource<'_>,
 ) -> Template<'static> {
     let mut template = Template::default();
     template.values.extend([
         ("function", function.to_owned()),
-        ("projections_schema", quote_identifier(projections_schema)),
+        ("scope", scope.clauses()),
         ("schema", quote_identifier(schema)),
         ("processor", quote_literal(&projector.name)),
         ("version", projector.version.to_string()),
@@ -197,53 +222,6 @@ fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaratio
     }
 }
 
-/// The handlers as they stand in the function.
-#[derive(Default)]
-struct Handlers {
-    text: String,
-    /// Byte offset at which the text of each begins.
-    starts: Vec<usize>,
-}
-
-impl Handlers {
-    fn of(handlers: &[Handler]) -> Result<Self, CompileError> {
-        let mut written = Self::default();
-        for (index, handler) in handlers.iter().enumerate() {
-            written.write(index, handler)?;
-        }
-        Ok(written)
-    }
-
-    fn write(&mut self, index: usize, handler: &Handler) -> Result<(), CompileError> {
-        let text = &handler.sql.text;
-        let refuse = |(offset, message)| CompileError { handler: index, offset, message };
-        let tokens =
-            lexer::tokens(text).map_err(|unclosed| refuse((unclosed.start, unclosed.to_string())))?;
-        escape(text, &tokens).map_or(Ok(()), |escape| Err(refuse(escape)))?;
-        let jumps = tokens.iter().any(|token| token.is_word("exit") || token.is_word("continue"));
-        match &handler.events {
-            HandledEvents::All => self.text.push_str("        begin\n"),
-            HandledEvents::Types(types) => {
-                // Writing to a String cannot fail.
-                let _ = writeln!(self.text, "        if event.type in ({}) then", literals(types));
-            }
-        }
-        // A loop of its own to leave, so that it cannot leave the loop over the events.
-        self.text.push_str(if jumps { "        for espd_once in 1..1 loop\n" } else { "" });
-        self.starts.push(self.text.len());
-        self.text.push_str(text);
-        // On a line of its own: the text may end in a comment.
-        let closed = tokens.last().is_none_or(|token| token.kind == TokenKind::Semicolon);
-        self.text.push_str(if closed { "\n" } else { "\n        ;\n" });
-        self.text.push_str(if jumps { "        end loop;\n" } else { "" });
-        self.text.push_str(match handler.events {
-            HandledEvents::All => "        end;\n",
-            HandledEvents::Types(_) => "        end if;\n",
-        });
-        Ok(())
-    }
-}
-
 fn type_condition<'t>(types: Option<impl IntoIterator<Item = &'t str>>) -> String {
     types.map_or(String::new(), |types| format!(" and e.type in ({})", literals(types)))
 }
@@ -252,27 +230,8 @@ fn literals<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
     texts.into_iter().map(|text| quote_literal(text.as_ref())).collect::<Vec<_>>().join(", ")
 }
 
-/// What would let a handler out of its place in the function, with its byte offset.
-///
-/// A `return` would commit rows without moving the position; a changed `event` would move it elsewhere.
-fn escape(text: &str, tokens: &[Token<'_>]) -> Option<(usize, String)> {
-    if let Some(offset) = text.find(DELIMITER) {
-        return Some((offset, format!("{DELIMITER} is espd's own: choose another tag")));
-    }
-    if let Some(found) = tokens.iter().find(|token| token.is_word("return")) {
-        return Some((
-            found.start,
-            "a handler cannot return: use if, or exit to end it for this event".to_owned(),
-        ));
-    }
-    let assigned = lexer::statements(tokens).find(|statement| statement[0].is_word("event"));
-    let selected = tokens.windows(2).find(|pair| pair[0].is_word("into") && pair[1].is_word("event"));
-    let changed = assigned.map(|statement| statement[0].start).or(selected.map(|pair| pair[1].start));
-    changed.map(|offset| (offset, "event cannot be changed: declare a variable of your own".to_owned()))
-}
-
 /// Whether a constraint of the projector's tables may be checked at commit only.
 fn mentions_deferrable(projector: &ProcessorDeclaration) -> bool {
-    let columns = projector.tables.iter().map(|table| &table.columns);
-    columns.chain(&projector.ddl).any(|sql| sql.text.to_lowercase().contains("deferrable"))
+    let tables = projector.tables.iter().flat_map(TableDeclaration::texts);
+    tables.chain(&projector.ddl).any(|sql| sql.text.to_lowercase().contains("deferrable"))
 }

@@ -1,30 +1,49 @@
 -- The function that is compiled from the handlers of one projector or reactor. One call is one batch: it locks the tracker,
 -- runs the handlers for the events in order, and moves the position, all in the caller's transaction.
 --
--- `template.rs` fills in what is in double braces, and leaves out a section whose condition does not hold. The parameters
--- keep their names for ever, because PostgreSQL replaces no function by one whose parameters have other names.
+-- `template.rs` fills in what is in double braces, and leaves out a section whose condition does not hold. The function's
+-- own names begin with `espd_` here; where a handler has such a name, they are given another beginning (`function/gate.rs`).
+-- The parameters have no name that a handler could reach.
 create or replace function {{function}}(
+  out bigint, out integer, out jsonb, out boolean,
+  integer, bigint, bigint, bigint, integer, bigint, interval, interval, real, bigint
   --{{if passed}}
   -- The batch, one element per event.
-  espd_ids bigint[], espd_uuids uuid[], espd_aggregate_ids uuid[], espd_types text[], espd_versions bigint[],
-  espd_bodies jsonb[], espd_metadata jsonb[], espd_correlation_ids uuid[], espd_causation_ids uuid[],
-  espd_created_ats timestamptz[],
+  , bigint[], uuid[], uuid[], text[], bigint[], jsonb[], jsonb[], uuid[], uuid[], timestamptz[]
   --{{end}}
-  espd_partition integer, espd_epoch bigint, espd_from bigint, espd_upto bigint,
-  espd_limit integer, espd_bytes_max bigint, espd_time_max interval, espd_lease interval, espd_rate real,
-  -- Instead of a batch: the event of this dead letter.
-  espd_letter bigint,
-  out espd_position bigint, out espd_handled integer, out espd_failure jsonb, out espd_finished boolean
 )
 language plpgsql
-set search_path = {{projections_schema}}, public, pg_temp
+{{scope}}
+-- Rows that a policy hides would seem not to exist: an error says so instead.
+set row_security = off
 set jit = off
 -- A plan made while a projection was small must not scan it once it is large.
 set enable_seqscan = off
 as $espd_body$
 #variable_conflict use_column
 declare
+  espd_position  alias for $1;
+  espd_handled   alias for $2;
+  espd_failure   alias for $3;
+  espd_finished  alias for $4;
+  espd_partition alias for $5;
+  espd_epoch     alias for $6;
+  espd_from      alias for $7;
+  espd_upto      alias for $8;
+  espd_limit     alias for $9;
+  espd_bytes_max alias for $10;
+  espd_time_max  alias for $11;
+  espd_lease     alias for $12;
+  espd_rate      alias for $13;
+  -- Instead of a batch: the event of this dead letter.
+  espd_letter    alias for $14;
   event record;
+  --{{if guarded}}
+  -- The event, whatever a handler makes of its record.
+  espd_event record;
+  --{{end}}
+  -- Which of the handlers is for the event.
+  espd_handler integer;
   -- The event at hand, whatever a handler does to its record.
   espd_id bigint;
   -- Events up to here were handled before a reset.
@@ -82,9 +101,8 @@ begin
       for event in
         --{{if passed}}
         -- `espd_upto` shrinks when a handler fails.
-        select {{columns}} from unnest(espd_ids, espd_uuids, espd_aggregate_ids, espd_types, espd_versions,
-          espd_bodies, espd_metadata, espd_correlation_ids, espd_causation_ids, espd_created_ats)
-        as e({{columns}}) where e.id <= espd_upto order by e.id
+        select {{columns}} from unnest($15, $16, $17, $18, $19, $20, $21, $22, $23, $24) as e({{columns}})
+        where e.id <= espd_upto order by e.id
         --{{end}}
         --{{if table}}
         select {{columns}} from {{source}} as e
@@ -103,6 +121,9 @@ begin
       loop
         espd_id := event.id;
         espd_uuid := event.uuid;
+        --{{if guarded}}
+        espd_event := event;
+        --{{end}}
         if espd_parking and {{schema}}.set_aside_behind({{processor}}, {{version}}, espd_partition, event.id, event.uuid,
              event.type, event.aggregate_id::text) then
           null;
@@ -117,6 +138,9 @@ begin
           set_config('espd.replaying', case when event.id <= espd_silent_until then 'on' else 'off' end, true);
         --{{end}}
 --{{handlers}}
+        --{{if guarded}}
+        event := espd_event;
+        --{{end}}
         --{{if deferrable}}
         -- A deferred constraint would fail at the commit, where no event can be named any more.
         set constraints all immediate;
@@ -138,6 +162,11 @@ begin
       get stacked diagnostics
         espd_state = returned_sqlstate, espd_message = message_text, espd_detail = pg_exception_detail,
         espd_hint = pg_exception_hint, espd_context = pg_exception_context;
+      --{{if guarded}}
+      if espd_id is not null then
+        event := espd_event;
+      end if;
+      --{{end}}
       --{{if json_bodies}}
       -- No handler has failed, so an event could not be read: its JSON is one that `jsonb` refuses, such as a zero
       -- character. This finds the event.

@@ -5,7 +5,9 @@ use sqlx::{PgPool, Row as _};
 
 use super::Finding;
 use crate::config::Config;
+use crate::diagnostic::Diagnostic;
 use crate::operations::databases::Databases;
+use crate::operations::event_types::find_unknown_types;
 use crate::postgres::error::chain;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::tracker::{TrackerRow, Trackers};
@@ -19,10 +21,11 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
             return Ok(vec![Finding::failure("processing_schema", chain(&error), error.remedy())]);
         }
     };
-    let (own, projections) = (schema, &databases.projections_schema);
+    let (own, projections) = (schema, &databases.scope.schema);
     findings.extend(privileges(&databases.projections, own, projections).await?);
     let trackers = Trackers::new(schema).list(&databases.projections, None).await?;
     findings.extend(processors(config, &trackers));
+    findings.extend(event_types(databases, config).await?);
     Ok(findings)
 }
 
@@ -56,6 +59,17 @@ async fn privileges(pool: &PgPool, own: &str, projections: &str) -> anyhow::Resu
         Finding::failure("privileges", message, format!("{grant} to {role};"))
     };
     Ok(missing.iter().map(finding).collect())
+}
+
+/// Declared event types that the store has no event of.
+async fn event_types(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
+    let unknown = find_unknown_types(&databases.events, &databases.layout, &config.processors).await?;
+    let finding = |warning: &Diagnostic| {
+        let place = warning.line.map_or_else(String::new, |line| format!("{}:{line}: ", warning.file));
+        let remedy = warning.advice.clone().unwrap_or_default();
+        Finding::warning("event_types", format!("{place}{}", warning.message), remedy)
+    };
+    Ok(unknown.iter().map(finding).collect())
 }
 
 /// Processors without a tracker, trackers without a processor, and versions that differ.

@@ -7,6 +7,7 @@ use super::tables::Tables;
 use super::{BatchRequest, Events, ProcessorError};
 use crate::event::Position;
 use crate::postgres::quote::quote_literal;
+use crate::postgres::sql_scope::SqlScope;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset, Trackers};
@@ -19,8 +20,8 @@ pub struct ProcessorBase {
     pub(crate) declaration: ProcessorDeclaration,
     /// Schema of espd's own tables in the database of the projections.
     pub(crate) schema: String,
-    /// Schema of the processor's tables.
-    pub(crate) projections_schema: String,
+    /// Where the processor's tables are, and what SQL means there.
+    pub(crate) scope: SqlScope,
     pub(crate) events: Events,
 }
 
@@ -28,11 +29,10 @@ impl ProcessorBase {
     pub(crate) fn new(
         declaration: ProcessorDeclaration,
         schema: &str,
-        projections_schema: &str,
+        scope: impl Into<SqlScope>,
         events: Events,
     ) -> Self {
-        let (schema, projections_schema) = (schema.to_owned(), projections_schema.to_owned());
-        Self { declaration, schema, projections_schema, events }
+        Self { declaration, schema: schema.to_owned(), scope: scope.into(), events }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -40,7 +40,7 @@ impl ProcessorBase {
     }
 
     pub(crate) fn tables(&self) -> Tables<'_> {
-        Tables::new(&self.declaration, &self.schema, &self.projections_schema)
+        Tables::new(&self.declaration, &self.schema, &self.scope)
     }
 
     pub(crate) fn trackers(&self) -> Trackers {

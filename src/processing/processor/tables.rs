@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::postgres::sqlstate::is_infrastructure_error;
-use crate::processing::declaration::{ProcessorDeclaration, SourceText};
+use crate::postgres::sql_scope::SqlScope;
+use crate::postgres::sqlstate::{is_infrastructure_error, lacks_right};
+use crate::processing::declaration::{CreateTable, ProcessorDeclaration, SourceText, TableDeclaration};
 use crate::processing::processor::ProcessorError;
 
 /// One projector's tables in one database.
@@ -16,16 +17,12 @@ use crate::processing::processor::ProcessorError;
 pub(crate) struct Tables<'a> {
     declaration: &'a ProcessorDeclaration,
     schema: String,
-    projections_schema: &'a str,
+    scope: &'a SqlScope,
 }
 
 impl<'a> Tables<'a> {
-    pub(crate) fn new(
-        declaration: &'a ProcessorDeclaration,
-        schema: &str,
-        projections_schema: &'a str,
-    ) -> Self {
-        Self { declaration, schema: quote_identifier(schema), projections_schema }
+    pub(crate) fn new(declaration: &'a ProcessorDeclaration, schema: &str, scope: &'a SqlScope) -> Self {
+        Self { declaration, schema: quote_identifier(schema), scope }
     }
 
     /// Refuses to run on tables that were made from something else than is declared now.
@@ -48,17 +45,18 @@ impl<'a> Tables<'a> {
 
     /// Makes the tables, runs the extra DDL and records both in the caller's transaction.
     pub(crate) async fn create(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
-        self.set_search_path(connection).await?;
+        self.enter_scope(connection).await?;
         for table in &self.declaration.tables {
             self.refuse_foreign(connection, &table.name).await?;
-            let statement =
-                format!("create table {} (\n{}\n)", self.qualified(&table.name), table.columns.text);
-            let lead = statement.find('\n').map_or(0, |newline| newline + 1);
-            self.define(connection, statement, &table.columns, lead).await?;
+            let CreateTable { statement, places } = table.create(&self.qualified(&table.name));
+            self.define(connection, statement, &places).await?;
+            if let Some(comment) = table.comment_on(&self.qualified(&table.name)) {
+                sqlx::raw_sql(AssertSqlSafe(comment)).execute(&mut *connection).await?;
+            }
             self.record(connection, &table.name).await?;
         }
         for ddl in &self.declaration.ddl {
-            self.define(connection, ddl.text.clone(), ddl, 0).await?;
+            self.define(connection, ddl.text.clone(), &[(0, ddl)]).await?;
         }
         self.record_declaration(connection).await
     }
@@ -95,9 +93,9 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// Lets the author's names mean the schema of the projections, which is made where it is missing.
-    async fn set_search_path(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
-        let schema = quote_identifier(self.projections_schema);
+    /// Lets the author's SQL mean what it means in the schema of the projections, which is made where it is missing.
+    async fn enter_scope(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+        let schema = quote_identifier(&self.scope.schema);
         let exists: bool = sqlx::query_scalar("-- find_schema\nselect to_regnamespace($1) is not null")
             .persistent(false)
             .bind(&schema)
@@ -113,13 +111,13 @@ impl<'a> Tables<'a> {
             name = quote_literal(&schema)
         );
         let create = if exists { "" } else { create.as_str() };
-        let statement = format!("{create} set local search_path = {schema}, public");
+        let statement = format!("{create} select {}", self.scope.set_local());
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?;
         Ok(())
     }
 
     fn qualified(&self, table: &str) -> String {
-        format!("{}.{}", quote_identifier(self.projections_schema), quote_identifier(table))
+        format!("{}.{}", quote_identifier(&self.scope.schema), quote_identifier(table))
     }
 
     /// A table that somebody else made must never be dropped by a reset, so it is not taken over either.
@@ -134,7 +132,7 @@ impl<'a> Tables<'a> {
         }
         Err(ProcessorError::Blocked(format!(
             "table {}.{table} exists already and was not made by projector {}: drop or rename it, or declare another name",
-            self.projections_schema, self.declaration.name
+            self.scope.schema, self.declaration.name
         )))
     }
 
@@ -143,15 +141,15 @@ impl<'a> Tables<'a> {
         &self,
         connection: &mut PgConnection,
         statement: String,
-        source: &SourceText,
-        lead: usize,
+        places: &[(usize, &SourceText)],
     ) -> Result<(), ProcessorError> {
         match sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(connection).await {
             Ok(_) => Ok(()),
-            Err(error) if is_infrastructure_error(&error) => Err(error.into()),
-            Err(error) => Err(ProcessorError::Blocked(
-                Diagnostic::of_refusal(source, lead, &statement, &error).to_string(),
-            )),
+            Err(error) if is_infrastructure_error(&error) && !lacks_right(&error) => Err(error.into()),
+            Err(error) => {
+                let mistake = Diagnostic::of_refusal_in(places, &statement, &error);
+                Err(ProcessorError::Blocked(mistake.to_string()))
+            }
         }
     }
 
@@ -165,7 +163,7 @@ impl<'a> Tables<'a> {
         );
         sqlx::query(AssertSqlSafe(statement))
             .persistent(false)
-            .bind(self.projections_schema)
+            .bind(&self.scope.schema)
             .bind(table)
             .bind(&self.declaration.name)
             .bind(self.declaration.version)
@@ -194,7 +192,7 @@ impl<'a> Tables<'a> {
 
 /// Returns the fingerprint of everything in the declaration that shapes the tables.
 fn fingerprint(declaration: &ProcessorDeclaration) -> String {
-    let tables = declaration.tables.iter().map(|table| format!("{}\u{1}{}", table.name, table.columns.text));
+    let tables = declaration.tables.iter().map(TableDeclaration::identity);
     let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());
     let text = tables.chain(ddl).collect::<Vec<_>>().join("\u{2}");
     Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()

@@ -54,6 +54,7 @@ fn the_example_names_every_key() {
         "reactor.tables.",
         "projector.command_environment.",
         "reactor.webhook.headers.",
+        "projections.settings.",
     ];
     named.retain(|key| !chosen.iter().any(|prefix| key.starts_with(prefix)));
     // What is the same for reactors as for projectors, it says once.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support;
-use crate::support::facts::append;
+use crate::support::facts::{append, append_typed};
 use crate::support::program::Installation;
 
 #[tokio::test]
@@ -58,6 +58,49 @@ async fn a_check_reports_every_fault_with_file_line_and_column() {
     let mistakes: Value = serde_json::from_str(&outcome.stdout).unwrap_or_else(|_| panic!("{outcome:?}"));
     assert_eq!(outcome.code, Some(64), "{outcome:?}");
     assert!(mistakes.as_array().unwrap().iter().any(|mistake| mistake["line"] == 2), "{mistakes}");
+}
+
+#[tokio::test]
+async fn a_type_that_was_never_stored_is_told_with_the_nearest_names() {
+    let db = support::database().await;
+    for name in ["BookLent", "BookReturned"] {
+        append_typed(&db.pool, name, 2).await;
+    }
+    let installation = Installation::new(&db.url, "");
+    let loans = "[projector]\nname = 'loans'\n[[projector.on]]\nevents = ['BookReturned', 'BookLend']\nsql = 'null'\n";
+    installation.declare("loans", loans);
+    installation.declare(
+        "told",
+        "[projector]\nname = 'told'\nevents = ['bookreturned', 'Quite other']\n\
+         command = ['sh', '-c', '''read x; echo '{\"ready\":1}'; cat''']\n",
+    );
+    let outcome = installation.espctl(&["check"]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    for words in [
+        "warning: ",
+        "processors/loans.toml:5:8: no event of type BookLend was ever stored",
+        "did you mean BookLent?",
+        "processors/told.toml:4:11: no event of type bookreturned was ever stored",
+        "did you mean BookReturned?",
+        "no event of type \"Quite other\" was ever stored",
+    ] {
+        assert!(outcome.stderr.contains(words), "{words}\n---\n{}", outcome.stderr);
+    }
+    assert!(outcome.stdout.starts_with("ok: 2 projectors"), "{outcome:?}");
+    let said = installation.espctl(&["doctor", "--json"]).await;
+    let findings: Value = serde_json::from_str(&said.stdout).unwrap_or_else(|_| panic!("{said:?}"));
+    let found: Vec<&Value> =
+        findings.as_array().unwrap().iter().filter(|finding| finding["check"] == "event_types").collect();
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found.iter().all(|finding| finding["level"] == "warning"), "{found:?}");
+    assert!(found.iter().any(|finding| finding.to_string().contains("BookLent")), "{found:?}");
+
+    // In an empty store there is nothing to compare with.
+    let empty = support::database().await;
+    let installation = Installation::new(&empty.url, "");
+    installation.declare_notes("notes", "");
+    let outcome = installation.espctl(&["check"]).await;
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{outcome:?}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod check;
 mod confinement;
 mod deaths;
 mod examples;
+mod odd_rows;
 mod policies;
 mod reactors;
 mod wrong_answers;

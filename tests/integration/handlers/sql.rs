@@ -1,4 +1,8 @@
 //! Handlers in SQL, on a real database.
 
+mod confinement;
+mod meaning;
 mod projector;
 mod reactor;
+mod row_security;
+mod tables;

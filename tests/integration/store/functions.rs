@@ -158,6 +158,59 @@ async fn append_understands_times_with_a_zone() {
 }
 
 #[tokio::test]
+async fn append_accepts_a_valid_time_whatever_the_session_has_set() {
+    let (pool, _) = store().await;
+    let mut session = pool.acquire().await.unwrap();
+    let append = |time: &str| {
+        format!(
+            "select id from espd.append(jsonb_build_object(
+               'aggregate_id', gen_random_uuid(), 'type', 'X', 'body', null, 'created_at', {time}))"
+        )
+    };
+    for settings in [
+        "set standard_conforming_strings = off",
+        "set datestyle = 'SQL, DMY'; set timezone = 'America/New_York'",
+        "set datestyle = 'German'; set timezone = 'Europe/Berlin'; set intervalstyle = 'iso_8601'",
+        "set datestyle = 'Postgres, MDY'; set timezone = 'Etc/UTC'; set quote_all_identifiers = on",
+        "set datestyle = 'ISO, YMD'; set timezone = 'Asia/Kolkata'; set transform_null_equals = on",
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(format!("reset all; {settings}"))).execute(&mut *session).await.unwrap();
+        // As PostgreSQL itself writes a time here, and as JSON has it.
+        for time in [
+            "clock_timestamp()::text",
+            "to_jsonb(clock_timestamp()) #>> '{}'",
+            "to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.USZ')",
+        ] {
+            let appended = sqlx::query_scalar(AssertSqlSafe(append(time))).persistent(false);
+            let id: i64 = appended
+                .fetch_one(&mut *session)
+                .await
+                .unwrap_or_else(|error| panic!("{settings}: {time}: {error}"));
+            let is_now =
+                "select abs(extract(epoch from created_at - now())) < 60 from espd.events where id = $1";
+            let is_now: bool =
+                sqlx::query_scalar(is_now).persistent(false).bind(id).fetch_one(&mut *session).await.unwrap();
+            assert!(is_now, "{settings}: {time}");
+        }
+        for time in [
+            "2024-02-29T12:00:00",
+            "29.02.2024 12:00",
+            "2024-02-29",
+            "today",
+            "now",
+            "infinity",
+            "12:00:00",
+            "2024-02-29 12:00 pm",
+            "no time 12:00 at all",
+        ] {
+            let refused = sqlx::query(AssertSqlSafe(append(&format!("'{time}'")))).persistent(false);
+            let error = refused.execute(&mut *session).await.expect_err(&format!("{settings}: {time}"));
+            assert_eq!(refusal(&error).0, "ES003", "{settings}: {time}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_conflict_carries_what_was_expected_and_what_is() {
     let (pool, _) = store().await;
     let append = |expected: &str| {

@@ -27,9 +27,8 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         },
         sql: SourceText::new(sql, &format!("{index}.toml"), 10, 1),
     };
-    let table = |(name, columns): &(&str, &str)| TableDeclaration {
-        name: name.to_string(),
-        columns: SourceText::new(columns, "tables.toml", 1, 1),
+    let table = |(name, columns): &(&str, &str)| {
+        TableDeclaration::new(*name, SourceText::new(columns, "tables.toml", 1, 1))
     };
     ProcessorDeclaration {
         name: name.to_owned(),
@@ -74,6 +73,14 @@ impl Running {
     ) -> Result<Self, ProcessorError> {
         let events = Events::SameDatabase(Layout::espd(SCHEMA).unwrap());
         Self::prepare(pool, SqlProcessor::new(declaration, SCHEMA, schema, events).unwrap()).await
+    }
+
+    /// As [`Self::start`], or why the processor is refused: at once, or when its function is created.
+    pub async fn try_start(pool: &PgPool, declaration: ProcessorDeclaration) -> Result<Self, String> {
+        let events = Events::SameDatabase(Layout::espd(SCHEMA).unwrap());
+        let projector = SqlProcessor::new(declaration, SCHEMA, "public", events)
+            .map_err(|refusal| refusal.to_string())?;
+        Self::prepare(pool, projector).await.map_err(|refusal| refusal.to_string())
     }
 
     async fn prepare(pool: &PgPool, mut projector: SqlProcessor) -> Result<Self, ProcessorError> {

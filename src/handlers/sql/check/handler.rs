@@ -4,11 +4,12 @@
 //! handler with control flow, or one that emits, is run with an empty event, which finds mistakes in the branches that it
 //! takes. What it does to tables that it does not declare is rolled back as well, but their locks are held until then.
 
+use super::meaning;
 use crate::diagnostic::{DatabaseAnswer, Diagnostic};
-use crate::handlers::scratch::Scratch;
+use crate::handlers::scratch::{EVENT_TABLE, Scratch};
 use crate::handlers::sql::function::COLUMNS;
 use crate::postgres::lexer::{self, Token};
-use crate::postgres::quote::quote_literal;
+use crate::postgres::quote::{dollar_quote, quote_literal};
 use crate::processing::declaration::{HandledEvents, Handler, SourceText};
 
 /// SQLSTATE of an event that may not be emitted.
@@ -37,8 +38,15 @@ pub(super) async fn check_handler(
         return Ok(Some(mistake.with_advice(advice)));
     }
     let plain = lexer::statements(&tokens).all(is_plain);
-    if plain && let Some(mistake) = analyse(scratch, source, &tokens).await? {
-        return Ok(Some(mistake));
+    if plain {
+        if let Some(mistake) = analyse(scratch, source, &tokens).await? {
+            return Ok(Some(mistake));
+        }
+        if let Some(warning) =
+            meaning::find_other_meaning(scratch, source, &as_selects(source, &tokens)).await?
+        {
+            return Ok(Some(warning));
+        }
     }
     let emits = tokens.iter().any(|token| token.is_word("emit"));
     if plain && !emits { Ok(None) } else { try_with_an_empty_event(scratch, handler).await }
@@ -50,21 +58,27 @@ async fn analyse(
     source: &SourceText,
     tokens: &[Token<'_>],
 ) -> Result<Option<Diagnostic>, sqlx::Error> {
-    let mut text = source.text.clone();
-    for statement in lexer::statements(tokens).filter(|statement| statement[0].is_word("perform")) {
-        // As long as the word that it replaces, so that places stay where they are.
-        text.replace_range(statement[0].start..statement[0].end, "select ");
-    }
+    let text = as_selects(source, tokens);
+    let quote = dollar_quote(&text);
     let head = format!(
-        "create or replace function {0}.espd_handler(event {0}.espd_event) returns void language sql as $espd_body$",
+        "create or replace function {0}.espd_handler(event {0}.{EVENT_TABLE}) returns void language sql as {quote}",
         scratch.schema
     );
-    let statement = format!("{head}{text}$espd_body$");
+    let statement = format!("{head}{text}{quote}");
     let refusal = scratch.attempt(&statement).await?;
     Ok(refusal.map(|error| {
         let unknown_field = unknown_field(source, head.len(), &statement, &error);
         unknown_field.unwrap_or_else(|| Diagnostic::of_refusal(source, head.len(), &statement, &error))
     }))
+}
+
+/// The text as PostgreSQL's own SQL. Every character stays where it is.
+fn as_selects(source: &SourceText, tokens: &[Token<'_>]) -> String {
+    let mut text = source.text.clone();
+    for statement in lexer::statements(tokens).filter(|statement| statement[0].is_word("perform")) {
+        text.replace_range(statement[0].start..statement[0].end, "select ");
+    }
+    text
 }
 
 /// Runs a handler with an event whose body is empty. An error counts only if it does not depend on the event.
@@ -91,15 +105,16 @@ fn call_with_an_empty_event(schema: &str, handler: &Handler) -> String {
     };
     format!(
         "-- try_handler
-         create or replace function {schema}.espd_handler(event {schema}.espd_event) returns void language plpgsql
-         as $espd_body$
+         create or replace function {schema}.espd_handler(event {schema}.{EVENT_TABLE}) returns void language plpgsql
+         as {quote}
          #variable_conflict use_column
-         begin\n{text}\n;end $espd_body$;
+         begin\n{text}\n;end {quote};
          select {schema}.espd_handler(
            row(1, gen_random_uuid(), gen_random_uuid(), {event_type}, 1, '{{}}', '{{}}', null, null, clock_timestamp()
-         )::{schema}.espd_event)",
+         )::{schema}.{EVENT_TABLE})",
         text = handler.sql.text.trim_end().trim_end_matches(';'),
         event_type = quote_literal(event_type),
+        quote = dollar_quote(&handler.sql.text),
     )
 }
 

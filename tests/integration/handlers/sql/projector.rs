@@ -334,7 +334,7 @@ async fn a_check_finds_each_mistake_with_its_place_and_leaves_nothing() {
         ("if event.id > 1 then\n  return; end if", "0.toml:11:3: a handler cannot return"),
         ("perform 1;\n event.id := 7", "0.toml:11:2: event cannot be changed"),
         ("select null into event", "0.toml:10:18: event cannot be changed"),
-        ("perform '$espd_body$'", "0.toml:10:10: $espd_body$ is espd's own"),
+        ("perform 1;\n$1 := 7", "0.toml:11:1: a handler has no parameters"),
     ];
     let mut connection = db.pool.acquire().await.unwrap();
     for (sql, place) in mistakes {
@@ -355,6 +355,7 @@ async fn a_check_accepts_what_runs() {
         "perform 1; delete from seen where n = (event.body->>'n')::bigint; -- done",
         "declare x bigint; begin select max(n) into x from seen; update seen set n = x; end",
         "if event.body ? 'n' then delete from seen; end if;",
+        "perform '$espd_body$', '$espd0$', $espd1$ $1 $espd1$",
         "insert into seen (n) select n from seen where event_id = event.id on conflict (place) do nothing",
         "insert into seen (n) values ((event.body->'missing'->>'deep')::date - current_date)",
     ];
