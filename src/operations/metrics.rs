@@ -71,7 +71,7 @@ enum Value {
 }
 
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 22] = [
+pub(crate) const METRICS: [Metric; 23] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
@@ -172,6 +172,11 @@ pub(crate) const METRICS: [Metric; 22] = [
         "espd_events_processed_total",
         "Events handled since the last reset.",
         Value::Processor(|status| status.handled as f64),
+    ),
+    gauge(
+        "espd_processor_diverged",
+        "Whether the event store is not the one that the processor has followed.",
+        Value::Processor(|status| truth(status.diverged.is_some())),
     ),
     gauge(
         "espd_processor_state",

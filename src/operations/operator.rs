@@ -24,7 +24,7 @@ use crate::operations::databases::Databases;
 use crate::operations::status::{self, ProcessorStatus};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::divergence::Divergence;
-use crate::processing::history::Look;
+use crate::processing::history::{Look, find_divergence};
 use crate::processing::processor::{Events, ProcessorBase, ProcessorError};
 use crate::processing::tracker::{ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{Horizon, ObserveError, observe_once};
@@ -270,10 +270,10 @@ impl Operator<'_> {
     /// As for [`Self::find`]; [`OperatorError::NotDiverged`], or [`OperatorError::BeyondHead`].
     pub(crate) async fn accept_history(&self, name: &str) -> Result<TrackerRow, OperatorError> {
         let row = self.find(name).await?;
-        let look = self.look(&row).await?;
-        if row.diverged.is_none() {
+        if self.note_divergence(&row).await?.is_none() {
             return Err(OperatorError::NotDiverged { name: row.name });
         }
+        let look = self.look(&row).await?;
         if row.position > look.head() {
             let (position, head) = (row.position, look.head());
             return Err(OperatorError::BeyondHead { name: row.name, position, head });
@@ -288,8 +288,21 @@ impl Operator<'_> {
         Ok(row)
     }
 
+    /// How the store differs from the one that a processor has followed. Where no daemon has noticed yet, it is recorded now,
+    /// so that an operator's decision knows which events are still as they were.
+    async fn note_divergence(&self, row: &TrackerRow) -> Result<Option<Divergence>, OperatorError> {
+        let Databases { events, projections, layout, .. } = self.databases;
+        let (mut events, mut projections) = (events.acquire().await?, projections.acquire().await?);
+        let trackers = self.trackers();
+        let found = find_divergence(&trackers, row, &mut events, &mut projections, layout).await?;
+        if let (Some(found), None) = (&found, &row.diverged) {
+            trackers.record_divergence(&mut *projections, &row.key(), None, found).await?;
+        }
+        Ok(found)
+    }
+
     /// Compares the store with what a tracker remembers of it.
-    pub(crate) async fn look(&self, row: &TrackerRow) -> Result<Look, OperatorError> {
+    async fn look(&self, row: &TrackerRow) -> Result<Look, OperatorError> {
         let mut events = self.databases.events.acquire().await?;
         Ok(Look::take(&mut events, &self.databases.layout, row.memory()).await?)
     }
@@ -343,6 +356,7 @@ impl Operator<'_> {
         to: Destination,
         effects: ReplayEffects,
     ) -> Result<(), OperatorError> {
+        self.note_divergence(&self.find(name).await?).await?;
         match to {
             Destination::Start => self.start_over(name, effects).await?,
             Destination::Position(position) => self.move_position(name, position, effects).await?,

@@ -208,10 +208,12 @@ begin
   end if;
   select espd_position, e.id, e.uuid into espd_witness_at, espd_witness_id, espd_witness_uuid
     from {{events_table}} as e where e.id <= espd_position order by e.id desc limit 1;
-  -- If the last event that was handled has gone meanwhile, the next batch finds that out.
-  if espd_last_id >= coalesce(espd_witness_id, 0) then
+  -- If the last event that was handled has gone meanwhile, or is another one, the next batch finds that out.
+  if espd_last_id > coalesce(espd_witness_id, 0) then
     espd_witness_at := espd_last_id;
     espd_witness_id := espd_last_id;
+    espd_witness_uuid := espd_last_uuid;
+  elsif espd_last_id = espd_witness_id then
     espd_witness_uuid := espd_last_uuid;
   end if;
   --{{end}}

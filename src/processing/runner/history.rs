@@ -70,7 +70,8 @@ impl Runner {
             remedy = divergence.remedy(&self.name),
             "stopped: the event store is not the one that was followed"
         );
-        in_time(self.trackers.record_divergence(connection, claim, &divergence)).await?;
+        let recording = self.trackers.record_divergence(connection, &claim.key, Some(claim), &divergence);
+        in_time(recording).await?;
         // Nothing that a handler remembers of the store before holds for this one.
         self.processor.close().await;
         self.phase.enter(Phase::Diverged);

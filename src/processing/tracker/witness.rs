@@ -4,7 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
 use uuid::Uuid;
 
-use super::{Claim, Trackers};
+use super::{Claim, ProcessorKey, Trackers};
 use crate::event::Position;
 use crate::postgres::literal::json_literal;
 use crate::processing::divergence::Divergence;
@@ -101,11 +101,13 @@ impl Trackers {
             .collect()
     }
 
-    /// Records that the store is not the one that was followed. Nothing is handled under any claim until an operator acts.
+    /// Records that the store is not the one that was followed, if the claim (`None`: any) is still valid. Nothing is handled
+    /// under any claim until an operator acts.
     pub(crate) async fn record_divergence(
         &self,
         connection: impl PgExecutor<'_>,
-        claim: &Claim,
+        key: &ProcessorKey,
+        claim: Option<&Claim>,
         divergence: &Divergence,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
@@ -116,7 +118,7 @@ impl Trackers {
              where {}",
             self.schema,
             json_literal(divergence)?,
-            super::is_claimed(claim)
+            claim.map_or_else(|| key.is_tracker(), super::is_claimed)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }

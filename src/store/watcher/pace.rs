@@ -78,7 +78,8 @@ impl Pace {
     fn note_rate(&mut self, look: Look) {
         let seconds = look.elapsed.as_secs_f64().max(1e-6);
         let weight = 1.0 - (-seconds / RATE_WINDOW.as_secs_f64()).exp();
-        self.rate += (look.moved as f64 / seconds - self.rate) * weight;
+        // A head that has gone back has not moved on.
+        self.rate += (look.moved.max(0) as f64 / seconds - self.rate) * weight;
     }
 
     /// Half as long again as the last interval, up to `longest`.
@@ -114,6 +115,15 @@ mod tests {
         assert_eq!(settle(&mut pace, NOTHING).at_most, settings.idle_interval);
         let wait = pace.wait_after(CALM);
         assert_eq!(wait.at_most, settings.shortest_interval);
+    }
+
+    #[test]
+    fn a_head_that_goes_back_is_no_rate() {
+        let settings = WatcherSettings::default();
+        let mut pace = Pace::new(&settings);
+        let wait = pace.wait_after(Look { moved: -1_000_000, ..NOTHING });
+        assert!(wait.at_most <= settings.idle_interval);
+        assert_eq!(pace.rate, 0.0);
     }
 
     #[test]

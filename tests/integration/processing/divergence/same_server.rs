@@ -32,10 +32,16 @@ async fn a_tail_that_is_deleted_stops_every_processor_until_an_operator_decides(
             "{status}"
         );
     }
-    let table = installation.espctl(&["status"]).await.printed();
+    let table = installation.espctl(&["status", "notes"]).await.printed();
     assert!(table.contains("Event 11 is the last one that is known to be as it was"), "{table}");
     assert!(table.contains("events 12 to 20 is not undone"), "{table}");
     assert!(table.contains("`espctl reset notes --to 11`"), "{table}");
+
+    let doctor = installation.espctl(&["doctor"]).await;
+    assert!(
+        doctor.code == Some(1) && doctor.stdout.contains("is not in the event store any more"),
+        "{doctor:?}"
+    );
 
     // Nothing is skipped and nothing repeated, also after a restart.
     append(&db.pool, 12).await;
