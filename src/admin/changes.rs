@@ -96,7 +96,7 @@ impl Change {
 
 async fn reset(operator: &Operator<'_>, name: &str, body: ResetBody) -> Result<Value, ApiError> {
     let row = operator.find(name).await?;
-    let to = operator.destination(body.to, body.at).await?;
+    let to = operator.destination(row.position, body.to, body.at).await?;
     let effects = if body.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
     operator.reset(name, to, effects).await?;
     Ok(json!({ "name": name, "changed": true, "from": row.position, "position": to.position() }))

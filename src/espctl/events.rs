@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use clap::Args;
 use futures_util::TryStreamExt as _;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::espctl::output;
 use crate::event::{Event, Position, Version};
 use crate::operations::databases::Databases;
-use crate::store::horizon;
+use crate::store::horizon::{ObserveError, Observer};
 use crate::store::{EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
@@ -67,10 +68,14 @@ async fn follow(
     store: &PostgresEventStore,
     printer: &mut Printer,
 ) -> anyhow::Result<()> {
+    let mut watch = if arguments.follow { Some(Follower::new(databases).await?) } else { None };
     let types = (!arguments.types.is_empty()).then_some(arguments.types.as_slice());
     let mut position = arguments.after;
     loop {
-        let upto = if arguments.follow { Some(settled(databases, position).await?) } else { None };
+        let upto = match &mut watch {
+            Some(follower) => Some(follower.settled().await?),
+            None => None,
+        };
         let page = store.read_after(position, upto, types, PAGE_EVENTS).await?;
         for event in &page {
             position = event.id;
@@ -88,11 +93,26 @@ async fn follow(
     }
 }
 
-async fn settled(databases: &Databases, position: Position) -> anyhow::Result<Position> {
-    let mut connection = databases.events.acquire().await?;
-    let horizon =
-        horizon::observe_once(&mut connection, &databases.layout, position, FOLLOW_INTERVAL).await?;
-    Ok(horizon.settled)
+/// Observes the settled horizon, again and again on one connection: what one observation tells counts for the next.
+struct Follower<'d> {
+    databases: &'d Databases,
+    connection: PgConnection,
+    observer: Observer,
+}
+
+impl<'d> Follower<'d> {
+    async fn new(databases: &'d Databases) -> Result<Self, sqlx::Error> {
+        let connection = databases.events.acquire().await?.detach();
+        Ok(Self { databases, connection, observer: Observer::new(&databases.layout) })
+    }
+
+    async fn settled(&mut self) -> Result<Position, ObserveError> {
+        if self.observer.observe(&mut self.connection).await.is_err() {
+            *self = Self::new(self.databases).await?;
+            self.observer.observe(&mut self.connection).await?;
+        }
+        Ok(self.observer.horizon().settled)
+    }
 }
 
 struct Printer {

@@ -154,7 +154,7 @@ pub(crate) async fn reset(
 
 async fn reset_one(name: &str, arguments: &ResetArguments, operator: &Operator<'_>) -> anyhow::Result<()> {
     let row = operator.find(name).await?;
-    let to = operator.destination(arguments.to, arguments.at).await?;
+    let to = operator.destination(row.position, arguments.to, arguments.at).await?;
     if to == Destination::Start {
         // Fails before the confirmation if the reset cannot be done.
         operator.declaration(&row.name)?;

@@ -89,10 +89,8 @@ impl PositionImport<'_> {
         }
         let mut connection = self.databases.projections.acquire().await?;
         let predecessors = self.list_predecessors(&mut connection).await?;
-        let trackers = Trackers::new(self.databases.layout.schema());
-        let floor = trackers.largest_position(&mut *connection).await?;
         let mut events = self.databases.events.acquire().await?;
-        let settled = observe_once(&mut events, &self.databases.layout, floor, PATIENCE).await?.settled;
+        let settled = observe_once(&mut events, &self.databases.layout, PATIENCE).await?.settled;
         let mut imports = Vec::new();
         for (declaration, wanted) in self.candidates() {
             let predecessor = predecessors.iter().find(|row| row.name == wanted);

@@ -192,20 +192,21 @@ impl Operator<'_> {
         let Databases { events, projections, layout, .. } = self.databases;
         // The positions come first: read the other way round, one that moves meanwhile would be beyond the head.
         let rows = self.trackers().list(projections, name).await?;
-        let horizon = self.horizon().await?;
+        let reached = self.trackers().largest_position(projections).await?;
+        let mut horizon = self.horizon().await?;
+        // Where a writer was there before, one look knows little. To people, what processors have reached says more.
+        horizon.settled = horizon.settled.max(reached.min(horizon.head));
         let mut events = events.acquire().await?;
         let mut projections = projections.acquire().await?;
         let (events, projections) = (&mut *events, &mut *projections);
         Ok(status::collect(events, projections, layout, rows, &horizon, self.declared, name).await?)
     }
 
-    /// The settled horizon as of now.
+    /// The settled horizon as of now, as far as one look can know it.
     async fn horizon(&self) -> Result<Horizon, OperatorError> {
-        let Databases { events, projections, layout, .. } = self.databases;
-        // No tracker is ever beyond the settled horizon, so the highest position is a bound to start from.
-        let settled = self.trackers().largest_position(projections).await?;
+        let Databases { events, layout, .. } = self.databases;
         let mut events = events.acquire().await?;
-        Ok(observe_once(&mut events, layout, settled, PATIENCE).await?)
+        Ok(observe_once(&mut events, layout, PATIENCE).await?)
     }
 
     /// The tracker of a processor.
@@ -307,20 +308,22 @@ impl Operator<'_> {
         Ok(Look::take(&mut events, &self.databases.layout, row.memory()).await?)
     }
 
-    /// The destination of a reset: the position `to`, or the last position at or before the time `at`, or the start if
-    /// there is neither.
+    /// The destination of a reset of a processor that stands at `from`: the position `to`, or the last position at or
+    /// before the time `at`, or the start if there is neither. Going back is always possible; going forward ends at the settled horizon.
     ///
     /// # Errors
     /// [`OperatorError::NotSettled`], or the database does not answer.
     pub(crate) async fn destination(
         &self,
+        from: Position,
         to: Option<Position>,
         at: Option<DateTime<Utc>>,
     ) -> Result<Destination, OperatorError> {
         if to.is_none() && at.is_none() {
             return Ok(Destination::Start);
         }
-        let settled = self.horizon().await?.settled;
+        let horizon = self.horizon().await?;
+        let settled = horizon.settled.max(from.min(horizon.head));
         let position = match (to, at) {
             (_, Some(time)) => self.store().position_at(time).await?.min(settled),
             (to, None) => to.unwrap_or(Position::START),

@@ -4,6 +4,7 @@ mod advice;
 mod collection;
 pub(crate) mod format;
 pub(crate) mod groups;
+mod lag;
 mod lock_wait;
 pub(crate) mod table;
 mod worker;
@@ -115,7 +116,7 @@ pub(crate) struct ProcessorStatus {
     pub head: Position,
     /// No event can appear at or below it any more.
     pub horizon: Position,
-    /// Ids between position and head; holes and events of other types included.
+    /// Events between position and head, of other types included: ids where these are few, otherwise counted or estimated.
     pub lag_events: i64,
     /// Age of the oldest event beyond the position, in seconds; 0 when there is none.
     pub lag_seconds: f64,

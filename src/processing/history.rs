@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use uuid::Uuid;
 
 use crate::event::Position;
+use crate::postgres::quote::quote_literal;
 use crate::processing::divergence::{Divergence, Facts};
 use crate::processing::tracker::{Memory, TrackerRow, Trackers};
 use crate::store::layout::Layout;
@@ -18,6 +19,8 @@ pub(crate) struct Look {
     memory: Memory,
     standing: Standing,
     head: Position,
+    /// Whether row security may hide events from this role: then what is not seen need not be gone.
+    hides_rows: bool,
     /// The last event at or below the position.
     end: Option<Witness>,
 }
@@ -30,16 +33,18 @@ impl Look {
         memory: Memory,
     ) -> Result<Self, sqlx::Error> {
         let (standing, end) = Witness::examine(memory.witness, memory.position, &mut *events, layout).await?;
-        let head = read_head(events, layout).await?;
-        Ok(Self { memory, standing, head, end })
+        let (head, hides_rows) = read_head(events, layout).await?;
+        Ok(Self { memory, standing, head, hides_rows, end })
     }
 
     /// Whether the store is not the one that the tracker remembers.
     ///
-    /// A processor that has handled nothing may begin at a position that the store has not reached yet.
+    /// A processor that has handled nothing may begin at a position that the store has not reached yet. Where row security
+    /// hides events, nothing is concluded; the watcher lets nothing be handled then.
     pub(crate) fn contradicts(&self) -> bool {
         let has_read = self.memory.witness.is_some() || self.memory.handled > 0;
-        self.standing != Standing::Stands || has_read && self.memory.position > self.head
+        let differs = self.standing != Standing::Stands || has_read && self.memory.position > self.head;
+        differs && !self.hides_rows
     }
 
     /// The witness of a tracker that has none, such as one of an earlier espd. `settled` is the settled horizon: events may
@@ -95,15 +100,18 @@ pub(crate) async fn find_divergence(
     look.explain(events, layout, &earlier).await.map(Some)
 }
 
-/// The last id that was drawn or that an event has.
-async fn read_head(events: &mut PgConnection, layout: &Layout) -> Result<Position, sqlx::Error> {
+/// The last id that was drawn or that an event has, and whether row security may hide events from this role.
+async fn read_head(events: &mut PgConnection, layout: &Layout) -> Result<(Position, bool), sqlx::Error> {
+    let table = layout.events_table();
     let statement = format!(
         "-- read_head
-         select greatest({}, (select max(id) from {})) as head",
+         select greatest({}, (select max(id) from {table})) as head,
+                row_security_active({}::regclass) as hides_rows",
         layout.order.head_expression(),
-        layout.events_table()
+        quote_literal(table)
     );
-    sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(events).await?.try_get("head")
+    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(events).await?;
+    Ok((row.try_get("head")?, row.try_get("hides_rows")?))
 }
 
 /// Those of the events that are in the store as they were.

@@ -197,9 +197,13 @@ pub trait Processor: Send + Sync {
         self.base().declaration.version
     }
 
-    /// The position at which a processor begins that has never run.
-    async fn starting_position(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
-        self.base().starting_position(connection).await
+    /// The position at which a processor begins that has never run; `now` is a settled position.
+    async fn starting_position(
+        &self,
+        connection: &mut PgConnection,
+        now: Position,
+    ) -> Result<Position, sqlx::Error> {
+        self.base().starting_position(connection, now).await
     }
 
     /// Creates the tables and functions that are missing, under a claim. A second call changes nothing. [`Self::close`] has

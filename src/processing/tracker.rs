@@ -99,14 +99,14 @@ impl Trackers {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// Returns the highest position that any processor has reached; 0 if there is no processor.
+    /// Returns the highest position of all processors, reached or chosen; 0 if there is no processor. It says nothing about
+    /// what is settled.
     pub async fn largest_position(&self, connection: impl PgExecutor<'_>) -> Result<Position, sqlx::Error> {
-        sqlx::query_scalar(AssertSqlSafe(self.largest_position_statement())).fetch_one(connection).await
-    }
-
-    /// Returns the statement of [`Self::largest_position`], for callers that run it themselves.
-    pub fn largest_position_statement(&self) -> String {
-        format!("-- find_largest_position\nselect coalesce(max(position), 0) from {}.trackers", self.schema)
+        let statement = format!(
+            "-- find_largest_position\nselect coalesce(max(position), 0) from {}.trackers",
+            self.schema
+        );
+        sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(connection).await
     }
 
     /// Locks the tracker for the rest of the transaction and returns its position; `None`: there is no tracker.

@@ -2,13 +2,13 @@
 //!
 //! Ids are drawn before commit and become visible out of order, so a reader that follows
 //! `id > position` loses events. A reader may read up to the horizon, and no further. Writers need not do anything for
-//! it: an `INSERT` or `COPY` locks the table before it draws an id and holds the lock until
-//! its transaction ends, and PostgreSQL makes a transaction visible before it releases its locks.
+//! it: `nextval` locks the sequence before it draws an id, and an `INSERT` or `COPY` the table before that; the locks are held
+//! until the transaction ends, and PostgreSQL makes a transaction visible before it releases its locks.
 //!
 //! One observation is two reads, **in this order**:
 //!
 //! 1. `last_value`, the last id drawn;
-//! 2. the writers: who holds the lock on the table that every insert takes.
+//! 2. the writers: who holds the lock that every insert takes on the table, or the one that `nextval` takes on the sequence.
 //!
 //! A writer that is missing from an observation had ended before it, or has not yet locked and will
 //! draw ids above its `last_value` only. So a writer that appears for the first time has only ids
@@ -20,6 +20,7 @@
 //! [`crate::store::watcher`] repeats it. The argument in full, and the experiment, are in
 //! `docs/ordering.md`; `horizon/explorer.rs` tries every interleaving of small cases.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -37,6 +38,7 @@ mod rule;
 mod writer;
 
 pub(crate) use holder::Holder;
+pub(crate) use locks::StructureVersion;
 pub(crate) use observe_error::ObserveError;
 pub use observer::{Observer, observe_once};
 pub use rule::Rule;
@@ -56,6 +58,8 @@ pub struct Horizon {
     pub held_by: Vec<Holder>,
     /// Since when the longest holder has been seen, on this process' clock.
     pub held_since: Option<Instant>,
+    /// Why the store cannot be read safely, and how to repair that. `settled` is 0 then.
+    pub unmet: Option<Arc<str>>,
 }
 
 /// Waits until events after `position` are settled and returns the horizon; at once if they are.

@@ -66,6 +66,8 @@ pub enum UnmetKind {
     NotReadable,
     /// Row security hides events from the role.
     RowSecurity,
+    /// Events arrive by logical replication, with ids of another server.
+    Replicated,
     /// The sequence does not exist.
     SequenceMissing,
     /// The sequence does not belong to the id column.

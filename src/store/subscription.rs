@@ -4,6 +4,7 @@
 //! is armed by reading the value that it is about: a horizon that moves between [`Subscription::next_upto`]
 //! and [`Subscription::wait`] ends the wait at once, so nothing falls between.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -47,8 +48,13 @@ impl Subscription {
 
     /// The last position of the next batch: the settled horizon, or `span` ids on; `None`: nothing to do.
     pub fn next_upto(&self, position: Position, span: i64) -> Option<Position> {
-        let settled = self.horizon.borrow().settled;
+        let settled = self.settled();
         (settled > position).then(|| settled.min(position.advanced_by(span)))
+    }
+
+    /// Why nothing may be read from the store now, and how to repair that; `None`: all is well, or nothing is known.
+    pub fn unmet(&self) -> Option<Arc<str>> {
+        self.horizon.borrow().unmet.clone()
     }
 
     /// Waits until the horizon is beyond `position` (`None`: the horizon does not matter), the tracker may have changed,

@@ -9,6 +9,9 @@
 //! stay queued on the connection while a look is under way. So a notification of what is committed after a look
 //! has read is received after that look.
 //!
+//! What must be true of the store for a horizon to mean anything is checked on every new connection and again and again
+//! (`verification`). While it is not true, the watcher withdraws the horizon and says why.
+//!
 //! A horizon is a statement about one life of one server. When the connection is lost, the watcher
 //! withdraws it (`settled` becomes 0) and starts afresh on a new connection: after a crash, ids that
 //! were never committed may be drawn again, also ones that had been settled. Then it wakes all runners, as
@@ -21,7 +24,6 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
-use crate::event::Position;
 use crate::shutdown::Shutdown;
 use crate::store::history::History;
 use crate::store::horizon::{Horizon, Observer};
@@ -32,6 +34,7 @@ mod connection_log;
 mod pace;
 mod session;
 mod settings;
+mod verification;
 
 pub use settings::WatcherSettings;
 
@@ -39,6 +42,7 @@ use connection::{ConnectionError, ListenConnection, Notification};
 use connection_log::ConnectionLog;
 use pace::{Look, Pace, Wait};
 use session::Session;
+use verification::CHECK_INTERVAL;
 
 /// First delay before connecting again; it doubles up to the setting.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
@@ -49,14 +53,13 @@ pub struct Watcher {
     options: PgConnectOptions,
     layout: Layout,
     settings: WatcherSettings,
-    floor: Option<String>,
     /// Written by the watcher, read by every runner: the latest value only.
     horizon: watch::Sender<Horizon>,
     /// Counts the reasons to read trackers again. Written by the watcher, read by every runner.
     control: watch::Sender<u64>,
     connection_log: ConnectionLog,
-    /// The store's history, as of the latest look at it.
-    history: Option<History>,
+    /// The store's history, and when it was read last.
+    history: Option<(History, Instant)>,
 }
 
 impl Watcher {
@@ -67,23 +70,11 @@ impl Watcher {
             options,
             layout,
             settings,
-            floor: None,
             horizon: watch::Sender::default(),
             control: watch::Sender::default(),
             connection_log: ConnectionLog::default(),
             history: None,
         }
-    }
-
-    /// Gives the watcher a statement that returns one position known to be settled, or null.
-    ///
-    /// It runs on every new connection. Without it a slow writer that was there before the watcher
-    /// holds back everything, as any hole in the past may be its id. The highest position that a
-    /// processor has reached is a good answer, if the trackers are in the database of the events and
-    /// nothing but processing moves them.
-    pub fn with_floor(mut self, statement: impl Into<String>) -> Self {
-        self.floor = Some(statement.into());
-        self
     }
 
     /// The horizon, as of the latest look. Its sender lives as long as the watcher.
@@ -133,13 +124,9 @@ impl Watcher {
         let mut channels = vec![control.as_str()];
         channels.extend(self.layout.channel().filter(|channel| *channel != control));
         channels.truncate(if self.settings.listen { channels.len() } else { 0 });
-        let mut connection =
+        let connection =
             ListenConnection::connect(&self.options, &channels, self.settings.answer_timeout).await?;
-        let floor = match &self.floor {
-            Some(statement) => connection.read_floor(statement).await?,
-            None => Position::START,
-        };
-        let observer = Observer::new(&self.layout, floor);
+        let observer = Observer::new(&self.layout);
         let observer = if self.settings.durable_only { observer.durable_only() } else { observer };
         Ok(Session::new(connection, observer, &self.settings))
     }
@@ -148,8 +135,8 @@ impl Watcher {
     /// connection, so there is nothing to forget here; the trackers, which runners read again then, have witnesses.
     async fn compare_history(&mut self, session: &mut Session) -> Result<(), ConnectionError> {
         let now = session.connection.read_history(&self.layout).await?;
-        let divergence = self.history.replace(now).and_then(|before| now.divergence_from(&before));
-        if let Some(divergence) = divergence {
+        let before = self.history.replace((now, Instant::now()));
+        if let Some(divergence) = before.and_then(|(before, _)| now.divergence_from(&before)) {
             tracing::warn!(
                 head = now.head.get(),
                 "the event store is not the one that was followed: {divergence}"
@@ -159,15 +146,20 @@ impl Watcher {
     }
 
     /// Looks once and publishes the horizon.
-    async fn look(&self, session: &mut Session) -> Result<Look, ConnectionError> {
+    async fn look(&mut self, session: &mut Session) -> Result<Look, ConnectionError> {
         // Notifications that have arrived by now are answered by this look.
         while let Some(notification) = session.connection.next_buffered() {
             self.take(notification, &mut session.pace);
         }
         let before = session.observer.horizon();
-        let horizon = session.observe(&self.settings).await?;
+        let horizon = session.observe(&self.layout, &self.settings).await?;
+        let is_compared = self.history.is_some_and(|(_, read)| read.elapsed() < CHECK_INTERVAL);
+        if horizon.head < before.head || !is_compared {
+            self.compare_history(session).await?;
+        }
+        let moved = before.head.distance_to(horizon.head).max(before.settled.distance_to(horizon.settled));
         let look = Look {
-            moved: before.head.distance_to(horizon.head).max(before.settled.distance_to(horizon.settled)),
+            moved,
             held: horizon.settled < horizon.head,
             elapsed: std::mem::replace(&mut session.looked, Instant::now()).elapsed(),
         };
@@ -213,7 +205,16 @@ impl Watcher {
     /// Takes the horizon back: no runner may read by it before it is known again.
     fn withdraw(&mut self, error: &ConnectionError) {
         let head = self.horizon.borrow().head;
-        self.publish(Horizon { head, ..Horizon::default() });
+        let unmet = match error {
+            ConnectionError::Unmet(_) => Some(error.to_string().into()),
+            _ => None,
+        };
+        let must_tell = unmet.is_some() && self.horizon.borrow().unmet.is_none();
+        self.publish(Horizon { head, unmet, ..Horizon::default() });
         self.connection_log.lost(error);
+        if must_tell {
+            // Each runner writes the reason into its tracker, where operators look.
+            self.wake_runners();
+        }
     }
 }

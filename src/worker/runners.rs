@@ -22,7 +22,7 @@ use crate::processing::emission::Relay;
 use crate::processing::heartbeat::Heartbeat;
 use crate::processing::processor::{Events, Processor, ProcessorBase};
 use crate::processing::runner::{ReleaseChannel, Runner, RunnerContext};
-use crate::processing::tracker::{LEASE, Owner, ProcessorKey, Trackers};
+use crate::processing::tracker::{LEASE, Owner, ProcessorKey};
 use crate::shutdown::Shutdown;
 use crate::store::PostgresEventStore;
 use crate::store::layout::Layout;
@@ -126,12 +126,7 @@ fn watcher(settings: &WorkerSettings, declarations: &[ProcessorDeclaration]) -> 
             || declarations.iter().any(ProcessorDeclaration::acts_outside),
         ..WatcherSettings::default()
     };
-    let watcher = Watcher::new(database, layout, watcher_settings);
-    if settings.projections_url.is_some() {
-        return Ok(watcher);
-    }
-    // Trackers are a lower bound of the horizon: processing and resets never move one beyond it.
-    Ok(watcher.with_floor(Trackers::new(&settings.event_store_schema).largest_position_statement()))
+    Ok(Watcher::new(database, layout, watcher_settings))
 }
 
 /// Makes the runners of a worker, from what they have in common.

@@ -1,6 +1,8 @@
 //! What surrounds a daemon: databases that are down, restarted, elsewhere, private or not ready, and the configuration.
 
 mod deployment;
+mod positions;
+mod preconditions;
 mod reload;
 
 use std::net::TcpListener;

@@ -32,6 +32,7 @@ const PRECONDITIONS: [(&str, &str, &[UnmetKind]); 8] = [
         "sequence",
         "each insert draws its ids itself, one by one, upward",
         &[
+            UnmetKind::Replicated,
             UnmetKind::SequenceMissing,
             UnmetKind::SequenceNotOwned,
             UnmetKind::SequenceCached,
@@ -58,7 +59,7 @@ pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding
     findings.extend(preconditions(&mut connection, &databases.layout, reached).await?);
     if findings.iter().all(|finding| finding.level < Level::Failure) {
         findings.extend(triggers(&mut connection, &databases.layout).await?);
-        findings.push(horizon(&mut connection, &databases.layout, reached).await?);
+        findings.push(horizon(&mut connection, &databases.layout).await?);
         findings.push(visibility(&mut connection).await?);
     }
     findings.push(old_transactions(&mut connection).await?);
@@ -117,8 +118,8 @@ async fn triggers(connection: &mut PgConnection, layout: &Layout) -> anyhow::Res
     Ok(names.iter().map(finding).collect())
 }
 
-async fn horizon(connection: &mut PgConnection, layout: &Layout, floor: Position) -> anyhow::Result<Finding> {
-    let horizon = observe_once(connection, layout, floor, PATIENCE).await?;
+async fn horizon(connection: &mut PgConnection, layout: &Layout) -> anyhow::Result<Finding> {
+    let horizon = observe_once(connection, layout, PATIENCE).await?;
     if horizon.held_by.is_empty() {
         return Ok(Finding::ok(
             "horizon",
@@ -127,8 +128,7 @@ async fn horizon(connection: &mut PgConnection, layout: &Layout, floor: Position
     }
     let holders: Vec<String> = horizon.held_by.iter().map(ToString::to_string).collect();
     let message = format!(
-        "events after {} (head {}) wait for open transactions of writers: {}",
-        horizon.settled,
+        "events up to the head ({}) wait for open transactions of writers: {}",
         horizon.head,
         holders.join("; ")
     );

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use chrono::Utc;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
 use super::advice::{Surroundings, advise};
+use super::lag::Lag;
 use super::lock_wait::{self, LockWait};
 use super::worker::{self, WorkerStatus};
 use super::{HeldBy, ProcessorState, ProcessorStatus};
@@ -32,17 +33,17 @@ pub(crate) async fn collect(
     let mut lock_waits = lock_wait::list(projections).await?;
     let (mut statuses, trackers) = (Vec::new(), Trackers::new(layout.schema()));
     for row in rows {
-        let lag_seconds = lag_seconds(events, layout, row.position).await?;
+        let lag = Lag::read(&mut *events, layout, row.position, horizon.head).await?;
         let lock_wait = lock_waits.remove(&row.name).filter(|_| row.owned);
         // No daemon need have noticed yet.
         let diverged = find_divergence(&trackers, &row, &mut *events, &mut *projections, layout).await?;
-        statuses.push(of_row(row, horizon, lag_seconds, lock_wait, diverged));
+        statuses.push(of_row(row, horizon, lag, lock_wait, diverged));
     }
     for declaration in declared {
         let wanted = name.is_none_or(|name| name == declaration.name);
         if wanted && !statuses.iter().any(|status| status.name == declaration.name) {
-            let lag_seconds = lag_seconds(events, layout, Position::START).await?;
-            statuses.push(never_run(declaration, horizon, lag_seconds));
+            let lag = Lag::read(&mut *events, layout, Position::START, horizon.head).await?;
+            statuses.push(never_run(declaration, horizon, lag));
         }
     }
     let daemons = daemons_of(&workers);
@@ -61,42 +62,24 @@ fn daemons_of(workers: &[WorkerStatus]) -> Vec<String> {
     daemons.into_iter().cloned().collect()
 }
 
-/// Age of the oldest event beyond `position` that is visible now, in seconds by the server's clock.
-async fn lag_seconds(
-    connection: &mut PgConnection,
-    layout: &Layout,
-    position: Position,
-) -> Result<f64, sqlx::Error> {
-    let statement = format!(
-        "-- age_oldest_unhandled_event
-         select case when isfinite(created_at)
-                then greatest(0, extract(epoch from clock_timestamp() - created_at)) else 0 end::float8
-         from {} as e where id > $1 order by id limit 1",
-        layout.source()
-    );
-    let age: Option<f64> =
-        sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_optional(connection).await?;
-    Ok(age.unwrap_or(0.0))
-}
-
 fn of_row(
     row: TrackerRow,
     horizon: &Horizon,
-    lag_seconds: f64,
+    lag: Lag,
     lock_wait: Option<LockWait>,
     diverged: Option<Divergence>,
 ) -> ProcessorStatus {
     let is_waiting = row.outage.is_some() || lock_wait.is_some();
     let state = match diverged {
         Some(_) => ProcessorState::Diverged,
-        None => state_of(&row, horizon, lag_seconds, is_waiting),
+        None => state_of(&row, horizon, lag.seconds, is_waiting),
     };
     ProcessorStatus {
         state,
         head: horizon.head,
         horizon: horizon.settled,
-        lag_events: row.position.distance_to(horizon.head).max(0),
-        lag_seconds,
+        lag_events: lag.events,
+        lag_seconds: lag.seconds,
         rate: if row.owned { row.rate } else { 0.0 },
         owner: row.owner_label.filter(|_| row.owned),
         standbys: row.standbys,
@@ -154,7 +137,7 @@ fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64, is_waiting: b
     }
 }
 
-fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds: f64) -> ProcessorStatus {
+fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag: Lag) -> ProcessorStatus {
     ProcessorStatus {
         name: declaration.name.clone(),
         kind: declaration.kind().as_str().to_owned(),
@@ -164,8 +147,8 @@ fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag_seconds:
         position: Position::START,
         head: horizon.head,
         horizon: horizon.settled,
-        lag_events: horizon.head.get(),
-        lag_seconds,
+        lag_events: lag.events,
+        lag_seconds: lag.seconds,
         rate: 0.0,
         handled: 0,
         epoch: 0,

@@ -1,5 +1,6 @@
 //! What every processor is made of: its declaration, its tables, and the source of its events.
 
+use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use super::batch::{Batch, BatchQuery};
@@ -11,7 +12,6 @@ use crate::postgres::sql_scope::SqlScope;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset, Trackers};
-use crate::store::layout::Layout;
 use crate::store::witness::Witness;
 
 /// What every processor is made of: its declaration, the schemas that it writes to, and the source of its events.
@@ -53,25 +53,79 @@ impl ProcessorBase {
         Some(types.into_iter().map(str::to_owned).collect())
     }
 
-    /// The position at which the processor begins when it has never run.
+    /// The position at which the processor begins when it has never run. `now` is a position that is settled: everything at
+    /// or below it was appended before. See [`Start::needs_now`].
     pub(crate) async fn starting_position(
         &self,
         connection: &mut PgConnection,
+        now: Position,
     ) -> Result<Position, sqlx::Error> {
-        let (Some(reactor), Events::SameDatabase(layout)) = (&self.declaration.reactor, &self.events) else {
-            return self.starting_position_elsewhere().await;
-        };
-        let statement = find_starting_position(reactor.start, layout);
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
-        row.try_get(0)
+        match self.start() {
+            Start::Beginning => Ok(Position::START),
+            Start::Position(position) => Ok(position),
+            Start::Now => Ok(now),
+            Start::Time(time) => self.position_before(connection, time, now).await,
+        }
     }
 
-    async fn starting_position_elsewhere(&self) -> Result<Position, sqlx::Error> {
-        let (Some(reactor), Events::Elsewhere(store)) = (&self.declaration.reactor, &self.events) else {
-            return Ok(Position::START);
+    /// Where the processor begins as it is declared.
+    pub(crate) fn start(&self) -> Start {
+        self.declaration.reactor.as_ref().map_or(Start::Beginning, |reactor| reactor.start)
+    }
+
+    /// The position just before the first event of this time or later, at most `now`.
+    async fn position_before(
+        &self,
+        connection: &mut PgConnection,
+        time: DateTime<Utc>,
+        now: Position,
+    ) -> Result<Position, sqlx::Error> {
+        let statement = format!(
+            "-- find_starting_position
+             select coalesce(min(id) - 1, {now}) from {} where created_at >= {} and id <= {now}",
+            self.events.layout().events_table(),
+            quote_literal(&time.to_rfc3339())
+        );
+        self.read_position(connection, statement).await
+    }
+
+    /// The last id drawn.
+    pub(crate) async fn find_head(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
+        let head = self.events.layout().order.head_expression();
+        self.read_position(connection, format!("-- find_head\nselect {head}")).await
+    }
+
+    /// How far a batch may go that would find nothing, or little, for many ids: up to the event that is the `count`-th after
+    /// `position`, of whatever type; `settled` if there are fewer.
+    pub(crate) async fn find_batch_end(
+        &self,
+        connection: &mut PgConnection,
+        position: Position,
+        settled: Position,
+        count: i64,
+    ) -> Result<Position, sqlx::Error> {
+        let statement = format!(
+            "-- find_batch_end
+             select coalesce((select id::bigint from {} where id > {position} and id <= {settled}
+                               order by id offset {} limit 1), {settled})",
+            self.events.layout().events_table(),
+            (count - 1).max(0)
+        );
+        self.read_position(connection, statement).await
+    }
+
+    /// Runs a statement in the database of the events that returns one position.
+    async fn read_position(
+        &self,
+        connection: &mut PgConnection,
+        statement: String,
+    ) -> Result<Position, sqlx::Error> {
+        let statement = sqlx::raw_sql(AssertSqlSafe(statement));
+        let row = match &self.events {
+            Events::SameDatabase(_) => statement.fetch_one(connection).await?,
+            Events::Elsewhere(store) => statement.fetch_one(store.pool()).await?,
         };
-        let statement = find_starting_position(reactor.start, store.layout());
-        sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(store.pool()).await
+        row.try_get(0)
     }
 
     /// Begins to prepare the processor under a claim, and creates its tables if they are missing. No other owner can prepare
@@ -183,19 +237,4 @@ impl ProcessorBase {
             self.name()
         )))
     }
-}
-
-fn find_starting_position(start: Start, layout: &Layout) -> String {
-    let head = layout.order.head_expression();
-    let expression = match start {
-        Start::Beginning => "0::bigint".to_owned(),
-        Start::Position(position) => format!("{position}::bigint"),
-        Start::Now => head,
-        Start::Time(time) => format!(
-            "coalesce((select min(id) - 1 from {} where created_at >= {}), {head})",
-            layout.events_table(),
-            quote_literal(&time.to_rfc3339())
-        ),
-    };
-    format!("-- find_starting_position\nselect {expression}")
 }

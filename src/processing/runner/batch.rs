@@ -12,6 +12,7 @@ use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
 use crate::processing::runner::decision::{Attempt, decide, decide_failure, doubt_session};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::Phase;
+use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
 
 impl Runner {
@@ -21,6 +22,7 @@ impl Runner {
         connection: &mut PgConnection,
         upto: Position,
     ) -> Result<Next, sqlx::Error> {
+        let upto = self.beyond_empty_ids(connection, upto).await?;
         let Phase::Following(following) = &self.phase else { return Ok(Next::Again) };
         let (begun, size) = (Instant::now(), following.bisection.size().min(self.cut_off.size_max()));
         let limits =
@@ -36,6 +38,7 @@ impl Runner {
             Ok(Outcome::ClaimLost) => Ok(self.claim_lost()),
             Ok(Outcome::Committed { position, handled, failure: None }) => {
                 self.committed(position, position, handled, begun);
+                self.note_density(position, upto);
                 Ok(self.succeeded())
             }
             Ok(Outcome::Committed { position, handled, failure: Some(failure) }) => {
@@ -46,6 +49,7 @@ impl Runner {
             }
             Ok(Outcome::Ahead { position, seen, handled, under_way, pending_retry }) => {
                 self.committed(position, seen, handled, begun);
+                self.note_density(seen, upto);
                 self.follow_ahead(connection, under_way, pending_retry).await
             }
             Err(error) => {
@@ -57,6 +61,30 @@ impl Runner {
                 let decision = decide(error, Attempt::Batch { size, retry: &self.retry });
                 self.act(connection, decision).await
             }
+        }
+    }
+
+    /// Where the ids of the last batch were used up before its events: how far the next one may go, so that a processor
+    /// neither crawls over ids that no event has, nor handles events that are far apart one by one.
+    async fn beyond_empty_ids(
+        &self,
+        connection: &mut PgConnection,
+        upto: Position,
+    ) -> Result<Position, sqlx::Error> {
+        let Phase::Following(following) = &self.phase else { return Ok(upto) };
+        let settled = self.subscription.settled();
+        if !following.sparse || upto >= settled {
+            return Ok(upto);
+        }
+        let (seen, size) = (following.seen(), self.context.limits.size);
+        let end = self.processor.base().find_batch_end(connection, seen, settled, size);
+        Ok(in_time(end).await?.max(upto))
+    }
+
+    /// Takes note of whether a batch ended where its ids did, and not where its events filled it.
+    fn note_density(&mut self, seen: Position, upto: Position) {
+        if let Some(following) = self.phase.following_mut() {
+            following.sparse = seen >= upto;
         }
     }
 

@@ -8,8 +8,9 @@
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use crate::event::Position;
 use crate::processing::runner::decision::{Attempt, decide};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::{Following, Phase, Waiting};
@@ -39,10 +40,37 @@ impl Runner {
         if let Some(current_owner) = in_time(standing_by).await? {
             return self.stand_by(connection, current_owner, waiting).await;
         }
-        let position = in_time(self.processor.starting_position(connection)).await?;
+        let now = match self.settled_now(connection, waiting).await? {
+            Ok(now) => now,
+            Err(wait) => return Ok(wait),
+        };
+        let position = in_time(self.processor.starting_position(&mut *connection, now)).await?;
         let kind = self.processor.kind();
         in_time(self.trackers.register(connection, &self.key, kind, position)).await?;
         Ok(Next::Again)
+    }
+
+    /// The position that stands for now where a processor begins that has never run: the last id drawn, once nothing can
+    /// appear at or below it any more. Until then, what to wait for.
+    async fn settled_now(
+        &mut self,
+        connection: &mut PgConnection,
+        waiting: Waiting,
+    ) -> Result<Result<Position, Next>, sqlx::Error> {
+        if !self.processor.base().start().needs_now() {
+            return Ok(Ok(Position::START));
+        }
+        let head = in_time(self.processor.base().find_head(connection)).await?;
+        // A store may go back meanwhile, and then the head of before is never reached.
+        let now = waiting.now.map_or(head, |before| before.min(head));
+        if self.subscription.settled() >= now {
+            return Ok(Ok(now));
+        }
+        if waiting.now.is_none() {
+            debug!(processor = self.name, position = now.get(), "waiting for transactions that write now");
+        }
+        self.phase = Phase::Unclaimed(Waiting { now: Some(now), ..waiting });
+        Ok(Err(Next::Wait(Some(now.previous()), self.context.lease / 5)))
     }
 
     /// Prepares the processor for its first batch under a claim.

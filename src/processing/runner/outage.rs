@@ -51,6 +51,13 @@ impl OutageLog {
         delay
     }
 
+    /// Takes note that the event store does not meet the preconditions of reading it. It is looked at again in `delay`.
+    pub(super) fn unreadable(&mut self, reason: &str, delay: Duration) {
+        self.retry.failed(());
+        self.note(None, &format!("the event store cannot be read safely: {reason}"), delay);
+        self.external = false;
+    }
+
     /// Whether there is an outage of something that is no database.
     pub(super) fn is_external(&self) -> bool {
         self.external && self.outage.is_some()

@@ -33,6 +33,8 @@ pub(super) struct Waiting {
     pub(super) complained: bool,
     /// How often in a row the tracker was found locked although its lease has ended.
     pub(super) looks: u32,
+    /// The last id drawn when a processor that begins now was met first. It begins there once that is settled.
+    pub(super) now: Option<Position>,
 }
 
 impl Waiting {
@@ -54,6 +56,8 @@ pub(super) struct Following {
     pub(super) under_way: bool,
     /// Whether an operator wants dead letters handled again.
     pub(super) dead_letters_requested: bool,
+    /// Whether the last batch has looked at all the ids that it was allowed to look at, and there are more.
+    pub(super) sparse: bool,
     /// Events per batch: fewer while a batch fails without naming an event, until the event is found.
     pub(super) bisection: Bisection,
 }
@@ -139,6 +143,7 @@ impl Following {
             due: None,
             under_way: false,
             dead_letters_requested: false,
+            sparse: false,
             bisection: Bisection::new(batch_size),
         }
     }

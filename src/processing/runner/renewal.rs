@@ -14,7 +14,8 @@ impl Runner {
     /// Extends the lease, records the rate, and follows what the tracker row says about operators.
     pub(super) async fn renew(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
-        let outage_over = !self.outage.is_external();
+        let unmet = self.subscription.unmet();
+        let outage_over = !self.outage.is_external() && unmet.is_none();
         let rate = self.rate.per_second(Instant::now());
         let renewing = self.trackers.renew(&mut *connection, claim, self.context.lease, outage_over, rate);
         let Some(lease_status) = in_time(renewing).await? else { return Ok(self.claim_lost()) };
@@ -23,6 +24,10 @@ impl Runner {
             self.outage.over();
         }
         self.follow_operators(&lease_status);
+        if let Some(reason) = unmet {
+            self.outage.unreadable(&reason, self.until_renewal());
+            self.record_outage(connection).await;
+        }
         self.compare_history(connection).await
     }
 

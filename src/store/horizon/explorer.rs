@@ -1,4 +1,4 @@
-//! Tries every interleaving of a few writers and a reader that follows the rule.
+//! Tries every interleaving of a few writers and of processors that follow the rule.
 //!
 //! Every sound model must lose nothing; every model with one step in the wrong place must lose
 //! something, or the exploration proves nothing.
@@ -31,7 +31,11 @@ fn explore(model: Model) -> Explored {
             assert_reader_finishes(&model, world.clone());
         }
         for next in world.successors(&model) {
-            assert!(next.position >= world.position, "the position moved backward");
+            let pairs = next.processors.iter().zip(&world.processors);
+            assert!(
+                pairs.into_iter().all(|(next, now)| next.position >= now.position),
+                "a position moved backward"
+            );
             if seen.insert(next.clone()) {
                 waiting.push(next);
             }
@@ -47,8 +51,11 @@ fn assert_reader_finishes(model: &Model, mut world: World) {
     for _ in 0..10 {
         world = world.reader_steps(model).remove(0);
     }
-    assert_eq!(world.delivered, world.visible, "an event is never read: {world:?}");
-    assert_eq!(world.position, world.last_value, "the reader never reaches the head: {world:?}");
+    for one in &world.processors {
+        let expected = one.expected(world.visible);
+        assert_eq!(one.delivered, expected, "an event is never read: {world:?}");
+        assert!(one.position >= world.last_value, "a processor never reaches the head: {world:?}");
+    }
 }
 
 const TWO_WRITERS: Model = Model {
@@ -58,6 +65,8 @@ const TWO_WRITERS: Model = Model {
     savepoints: false,
     prepares: false,
     prefix: false,
+    draws_first: false,
+    joins: false,
     mutation: Mutation::None,
 };
 
@@ -96,6 +105,17 @@ fn writers_that_roll_back_to_savepoints_lose_nothing() {
 }
 
 #[test]
+fn writers_that_draw_first_and_insert_later_lose_nothing() {
+    assert_nothing_is_lost(Model { draws_first: true, ..TWO_WRITERS });
+}
+
+#[test]
+fn processors_that_join_at_chosen_positions_cost_nobody_an_event() {
+    assert_nothing_is_lost(Model { joins: true, prefix: true, draws: 1, ..TWO_WRITERS });
+    assert_nothing_is_lost(Model { joins: true, draws_first: true, draws: 1, ..TWO_WRITERS });
+}
+
+#[test]
 fn writers_that_are_prepared_lose_nothing() {
     assert_nothing_is_lost(Model { prepares: true, ..TWO_WRITERS });
 }
@@ -108,9 +128,17 @@ fn every_step_in_the_wrong_place_loses_an_event() {
         Mutation::DrawnBeforeLocked,
         Mutation::OldSnapshot,
         Mutation::RenameUnnoticed,
+        Mutation::TableLocksOnly,
+        Mutation::ChosenPositionTrusted,
     ] {
-        let model =
-            Model { draws: 1, prepares: mutation == Mutation::RenameUnnoticed, mutation, ..TWO_WRITERS };
+        let model = Model {
+            draws: 1,
+            prepares: mutation == Mutation::RenameUnnoticed,
+            draws_first: mutation == Mutation::TableLocksOnly,
+            joins: mutation == Mutation::ChosenPositionTrusted,
+            mutation,
+            ..TWO_WRITERS
+        };
         assert!(explore(model).losing > 0, "{mutation:?} goes unnoticed");
     }
 }
@@ -120,10 +148,13 @@ proptest! {
 
     /// More writers than can be tried exhaustively, doing everything, in random order.
     #[test]
-    fn no_random_run_loses_an_event(choices in prop::collection::vec(any::<u16>(), 400)) {
+    fn no_random_run_loses_an_event(
+        choices in prop::collection::vec(any::<u16>(), 400),
+        draws_first in any::<bool>(),
+    ) {
         let model = Model {
             writers: 6, transactions: 2, draws: 3, savepoints: true, prepares: true, prefix: true,
-            mutation: Mutation::None,
+            draws_first, joins: true, mutation: Mutation::None,
         };
         let mut world = World::new(&model);
         for choice in choices {

@@ -26,6 +26,8 @@ pub struct Holder {
     pub age: Option<Duration>,
     /// Global identifier of a prepared transaction: `rollback prepared 'gid'` ends it.
     pub prepared: Option<String>,
+    /// Whether it holds no table, only the sequence: it has drawn ids and not inserted them, or has looked at the last id.
+    pub draws_only: bool,
 }
 
 impl fmt::Display for Holder {
@@ -41,6 +43,9 @@ impl fmt::Display for Holder {
         }
         if let Some(age) = self.age {
             write!(f, ", open for {} s", age.as_secs())?;
+        }
+        if self.draws_only {
+            write!(f, ", holds the sequence of the ids (nextval, or a monitor that reads pg_sequences)")?;
         }
         if let Some(state) = &self.state {
             write!(f, ", {state}")?;

@@ -1,4 +1,4 @@
-//! Reads who may have drawn ids: the locks on the tables of events, and the transactions that hold them.
+//! Reads who may have drawn ids: the locks on the tables of events and on the sequence, and the transactions that hold them.
 
 use std::time::Duration;
 
@@ -9,9 +9,11 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use super::{Holder, ObserveError, VirtualTransaction, Writer};
 use crate::postgres::quote::quote_literal;
 
-/// The locks that matter, joined to tables `t`.
+/// The locks that matter, joined to tables and sequence `t`.
 ///
-/// Every insert takes `RowExclusiveLock`; so do updates and deletes, which are not told apart here.
+/// Every insert takes `RowExclusiveLock` on its table; so do updates and deletes, which are not told apart here.
+/// `nextval` takes it on the sequence, so a transaction that draws an id first and inserts it later is not overlooked. A look
+/// at the last value takes it as well, for a moment; that of this session, whose transaction goes on, does not count.
 /// `AccessExclusiveLock` counts because a transaction that creates a partition holds it on the
 /// parent, and may write into the partition before others can see that it exists. That lock also
 /// keeps readers out, from the moment in which it is requested.
@@ -19,6 +21,7 @@ const LOCKS: &str = "\
     pg_locks l on l.relation = t.oid
      and l.locktype = 'relation'
      and (l.mode = 'RowExclusiveLock' and l.granted or l.mode = 'AccessExclusiveLock')
+     and (t.relkind <> 'S' or l.pid is distinct from pg_backend_pid())
      and l.database = (select oid from pg_database where datname = current_database())";
 
 /// The columns that are read of such a lock. All but the last are null where there is none.
@@ -26,8 +29,18 @@ const LOCK: &str = "\
     l.virtualtransaction,
     l.granted,
     l.pid is null as is_prepared,
-    l.mode = 'AccessExclusiveLock' as closes,
+    l.mode = 'AccessExclusiveLock' and t.relkind <> 'S' as closes,
     pg_postmaster_start_time() as server_started";
+
+/// A text that is another one whenever what the catalog says of tables and sequence has changed: whoever changes a row of the
+/// catalog becomes its `xmin`, and no change is undone without another.
+const STRUCTURE: &str = "\
+    md5(concat_ws(';',
+      (select string_agg(concat_ws(':', c.oid, c.xmin, q.xmin), ',' order by c.oid)
+         from t as c left join pg_sequence as q on q.seqrelid = c.oid),
+      (select string_agg(concat_ws(':', a.attrelid, a.attnum, a.xmin), ',' order by a.attrelid, a.attnum)
+         from pg_attribute as a where a.attrelid in ({tables}) and a.attnum > 0),
+      (select count(*) from pg_subscription_rel as r where r.srrelid in (select oid from t)))) as structure";
 
 /// What the locks say at one moment.
 pub(super) struct Locks {
@@ -37,23 +50,32 @@ pub(super) struct Locks {
     pub(super) is_closed: bool,
     /// Start of the server that was asked.
     pub(super) server_started: DateTime<Utc>,
+    /// What the catalog said of the tables and the sequence.
+    pub(super) structure: StructureVersion,
 }
 
-/// Reads the locks on the tables of a store and on their partitions.
+/// A version of what the catalog says of a store's tables and sequence. Equal ones mean that nothing has changed in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StructureVersion(String);
+
+/// Reads the locks on the tables of a store, on their partitions and on the sequence.
 #[derive(Debug)]
 pub(super) struct LockReader {
     /// The tables' oids, as a list of expressions.
     tables: String,
+    /// The sequence's oid, as an expression.
+    sequence: String,
     /// Whether a table has partitions, as far as seen. Most have none, and planning a statement
-    /// that looks for them takes longer than all the rest of an observation.
+    /// that looks for them takes as long as all the rest of an observation.
     has_heirs: bool,
 }
 
 impl LockReader {
-    /// A reader for tables given by their names, qualified and quoted.
-    pub(super) fn new(tables: &[String]) -> Self {
-        let oids = tables.iter().map(|table| format!("{}::regclass", quote_literal(table)));
-        Self { tables: oids.collect::<Vec<_>>().join(", "), has_heirs: false }
+    /// A reader for tables and a sequence given by their names, qualified and quoted.
+    pub(super) fn new(tables: &[String], sequence: &str) -> Self {
+        let oid = |name: &str| format!("{}::regclass", quote_literal(name));
+        let tables = tables.iter().map(|table| oid(table)).collect::<Vec<_>>().join(", ");
+        Self { tables, sequence: oid(sequence), has_heirs: false }
     }
 
     pub(super) async fn read(&mut self, connection: &mut PgConnection) -> Result<Locks, ObserveError> {
@@ -70,28 +92,21 @@ impl LockReader {
             writers: writers.collect::<Result<_, _>>()?,
             is_closed: any(&rows, "closes")?,
             server_started: first.try_get("server_started")?,
+            structure: StructureVersion(first.try_get("structure")?),
         })
     }
 
     /// Fetches at least one row, also where there is no lock. Whether there are partitions is looked up in
     /// the same snapshot, which is newer than the last value, so none that matters is overlooked.
     async fn fetch(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
-        let tables = &self.tables;
-        let statement = if self.has_heirs {
-            format!(
-                "-- read_locks_with_heirs
-                 {}
-                 select {LOCK}, true as has_heirs from t left join {LOCKS}",
-                self.tables_and_heirs()
-            )
-        } else {
-            format!(
-                "-- read_locks
-                 select {LOCK}, t.relhassubclass as has_heirs
-                   from pg_class t left join {LOCKS}
-                  where t.oid in ({tables})"
-            )
-        };
+        let statement = format!(
+            "-- read_locks
+             {}
+             select {LOCK}, (select bool_or(relhassubclass) from t) as has_heirs, {}
+               from t left join {LOCKS}",
+            self.relations(),
+            STRUCTURE.replace("{tables}", &self.tables)
+        );
         sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await
     }
 
@@ -103,10 +118,12 @@ impl LockReader {
         let statement = format!(
             "-- describe_writers
              {},
-             w as (select distinct l.virtualtransaction, l.pid from t join {LOCKS} where l.granted)
+             w as (select l.virtualtransaction, l.pid, bool_and(t.relkind = 'S') as draws_only
+                     from t join {LOCKS} where l.granted group by l.virtualtransaction, l.pid)
              select w.virtualtransaction,
                     w.pid,
                     w.pid is null as is_prepared,
+                    w.draws_only,
                     coalesce(a.usename, p.owner)::text as user_name,
                     a.application_name,
                     a.state,
@@ -126,21 +143,30 @@ impl LockReader {
                        limit 1
                     ) p on true
               order by age_s desc nulls last",
-            self.tables_and_heirs()
+            self.relations()
         );
         let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
         rows.iter().map(|row| Ok((writer_in(row)?, holder_in(row)?))).collect()
     }
 
-    /// The tables and their partitions, and theirs, as `t`.
-    fn tables_and_heirs(&self) -> String {
+    /// The sequence, and the tables with their partitions, and theirs, as `t`.
+    fn relations(&self) -> String {
+        let Self { tables, sequence, has_heirs } = self;
+        let columns = "c.oid, c.xmin, c.relkind, c.relhassubclass";
+        if !has_heirs {
+            return format!(
+                "with t as materialized (
+                   select {columns} from pg_class as c where c.oid in ({tables}, {sequence})
+                 )"
+            );
+        }
         format!(
-            "with recursive t (oid) as (
-               select oid from pg_class where oid in ({})
+            "with recursive heirs (oid) as (
+               select oid from pg_class where oid in ({tables}, {sequence})
                 union
-               select i.inhrelid from pg_inherits i join t on i.inhparent = t.oid
-             )",
-            self.tables
+               select i.inhrelid from pg_inherits as i join heirs on i.inhparent = heirs.oid
+             ),
+             t as materialized (select {columns} from heirs join pg_class as c on c.oid = heirs.oid)"
         )
     }
 }
@@ -168,6 +194,7 @@ fn holder_in(row: &PgRow) -> Result<Holder, ObserveError> {
         query: row.try_get("query")?,
         age: age.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
         prepared: row.try_get("gid")?,
+        draws_only: row.try_get("draws_only")?,
     })
 }
 

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::durability::Durability;
-use super::locks::LockReader;
+use super::locks::{LockReader, Locks, StructureVersion};
 use super::observe_error::ObserveError;
 use super::{Holder, Horizon, Rule, Writer};
 use crate::event::Position;
@@ -43,23 +43,26 @@ pub struct Observer {
     server_started: Option<DateTime<Utc>>,
     /// Whether the table was closed to readers when its locks were last read.
     is_closed: bool,
+    /// What the catalog said of the store during the last observation that read the locks, until it is taken.
+    observed: Option<StructureVersion>,
     /// The writers that hold the horizon back, and when each was first seen doing so.
     held_since: BTreeMap<Writer, Instant>,
 }
 
 impl Observer {
-    /// An observer that trusts the caller that every id at or below `floor` is settled; 0 trusts
-    /// nothing. The position that a tracker in the same database has reached is such a floor.
-    pub fn new(layout: &Layout, floor: Position) -> Self {
+    /// An observer that has seen nothing yet. No position tells it what is settled, not even one that a tracker has reached:
+    /// it may have been chosen.
+    pub fn new(layout: &Layout) -> Self {
         let Order::DrawnInTransaction { sequence, tables } = &layout.order;
         Self {
             table: layout.events_table().to_owned(),
             sequence: sequence.clone(),
-            locks: LockReader::new(tables),
-            rule: Rule::new(floor),
+            locks: LockReader::new(tables, sequence),
+            rule: Rule::new(),
             durability: None,
             server_started: None,
             is_closed: false,
+            observed: None,
             held_since: BTreeMap::new(),
         }
     }
@@ -80,12 +83,9 @@ impl Observer {
         let last_value = self.read_last_value(connection).await?;
         if last_value > self.rule.head() || self.rule.is_held() {
             // Only now: a writer that had drawn up to `last_value` is among these, or has ended.
-            let locks = self.locks.read(connection).await?;
-            if self.server_started != Some(locks.server_started) {
-                return Err(ObserveError::ServerReplaced);
-            }
-            self.rule.observe(last_value, locks.writers);
-            self.is_closed = locks.is_closed;
+            let (writers, structure) = self.read_locks(connection).await?;
+            self.rule.observe(last_value, writers);
+            self.observed = Some(structure);
         }
         // On a table that is closed to readers, this read would wait for the transaction that has closed it.
         if self.rule.is_held() && !self.is_closed {
@@ -99,6 +99,38 @@ impl Observer {
         Ok(())
     }
 
+    /// Reads the locks, and with them what the catalog says of the store.
+    async fn read_locks(
+        &mut self,
+        connection: &mut PgConnection,
+    ) -> Result<(Vec<Writer>, StructureVersion), ObserveError> {
+        let Locks { writers, is_closed, server_started, structure } = self.locks.read(connection).await?;
+        if self.server_started.is_some_and(|started| started != server_started) {
+            return Err(ObserveError::ServerReplaced);
+        }
+        self.is_closed = is_closed;
+        Ok((writers, structure))
+    }
+
+    /// Reads what the catalog says of the store now.
+    pub(crate) async fn read_structure(
+        &mut self,
+        connection: &mut PgConnection,
+    ) -> Result<StructureVersion, ObserveError> {
+        self.read_locks(connection).await.map(|(_, structure)| structure)
+    }
+
+    /// What the catalog said of the store during the last observation that may have settled something, once; `None`: there
+    /// was no new one.
+    pub(crate) fn take_observed(&mut self) -> Option<StructureVersion> {
+        self.observed.take()
+    }
+
+    /// Whether the table was closed to readers when its locks were last read, or is about to be.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
     /// What is known now, without the names of the holders.
     pub fn horizon(&self) -> Horizon {
         Horizon {
@@ -106,6 +138,7 @@ impl Observer {
             settled: self.durability.as_ref().map_or(self.rule.settled(), Durability::durable),
             held_by: Vec::new(),
             held_since: self.held_since.values().min().copied(),
+            unmet: None,
         }
     }
 
@@ -136,7 +169,7 @@ impl Observer {
         let started: DateTime<Utc> = row.try_get("server_started")?;
         let is_same_server = self.server_started.is_none_or(|before| before == started);
         if !is_same_server || last_value < self.rule.head() {
-            self.rule = Rule::new(Position::START);
+            self.rule = Rule::new();
             self.durability = self.durability.take().map(|_| Durability::default());
         }
         self.server_started = Some(started);
@@ -171,16 +204,15 @@ impl Observer {
 
 /// Observes until everything drawn so far is settled, or `patience` is over; then names the holders.
 ///
-/// For tools that look once. `floor` is a position known to be settled, such as that of a tracker
-/// in the same database, or 0; from there on, what is visible without a hole is settled, too.
+/// For tools that look once. Where a writer outlasts the patience that was there before the first look, hardly anything is
+/// known to be settled: only what is visible without a hole from the beginning of the store.
 pub async fn observe_once(
     connection: &mut PgConnection,
     layout: &Layout,
-    floor: Position,
     patience: Duration,
 ) -> Result<Horizon, ObserveError> {
     let started = Instant::now();
-    let mut observer = Observer::new(layout, floor);
+    let mut observer = Observer::new(layout);
     let mut pause = PAUSE_MIN;
     observer.observe(connection).await?;
     let head = observer.rule.head();

@@ -11,7 +11,7 @@ use crate::event::Position;
 /// order of the module's documentation, to make observations one after the other, and to take a new rule whenever
 /// the server may have restarted, because then other transactions go by the same names, and ids that
 /// were never committed may be drawn again.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// `last_value` of the latest observation.
     head: Position,
@@ -21,9 +21,16 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A rule that trusts the caller that everything at or below `floor` is settled; 0 trusts nothing.
-    pub fn new(floor: Position) -> Self {
-        Self { head: floor, settled: floor, floors: BTreeMap::new() }
+    /// A rule that has not seen anything yet. It trusts nobody's position: only observations say what is settled.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A rule that has concluded before that everything at or below `settled` is. No caller knows such a position: this is
+    /// how the tests show what a wrong one costs.
+    #[cfg(test)]
+    pub(super) fn trusting(settled: Position) -> Self {
+        Self { head: settled, settled, floors: BTreeMap::new() }
     }
 
     /// Takes an observation and returns what is settled now, which never moves backward.
@@ -99,14 +106,14 @@ mod tests {
 
     #[test]
     fn without_writers_everything_drawn_is_settled() {
-        let mut rule = Rule::new(at(0));
+        let mut rule = Rule::new();
         assert_eq!(rule.observe(at(7), []), 7);
         assert!(!rule.is_held());
     }
 
     #[test]
     fn a_writer_holds_back_what_it_may_have_drawn_and_nothing_else() {
-        let mut rule = Rule::new(at(0));
+        let mut rule = Rule::new();
         rule.observe(at(7), []);
         assert_eq!(rule.observe(at(9), [A]), 7, "A drew 8, 9 or both");
         assert_eq!(rule.observe(at(20), [A, B]), 7);
@@ -116,7 +123,7 @@ mod tests {
 
     #[test]
     fn writers_that_never_pause_do_not_hold_the_horizon_for_ever() {
-        let mut rule = Rule::new(at(0));
+        let mut rule = Rule::new();
         for turn in 0..100 {
             // Each writer is seen twice, and there is always one.
             let seen = [writer(turn, false), writer(turn + 1, false)];
@@ -127,15 +134,16 @@ mod tests {
 
     #[test]
     fn a_writer_seen_first_has_a_floor_of_nothing() {
-        let mut rule = Rule::new(at(0));
+        let mut rule = Rule::new();
         assert_eq!(rule.observe(at(100), [A]), 0, "any of the 100 ids may be A's");
-        let mut rule = Rule::new(at(60));
+        let mut rule = Rule::new();
+        rule.observe(at(60), []);
         assert_eq!(rule.observe(at(100), [A]), 60);
     }
 
     #[test]
     fn a_prepared_transaction_inherits_from_the_writers_that_vanished() {
-        let mut rule = Rule::new(at(0));
+        let mut rule = Rule::new();
         rule.observe(at(5), [A]);
         rule.observe(at(8), [A, B]);
         let prepared = writer(1, true);
@@ -145,14 +153,14 @@ mod tests {
 
     #[test]
     fn prepared_transactions_in_a_row_do_not_hold_the_horizon_for_ever() {
-        let mut rule = Rule::new(at(0));
+        let mut rule = Rule::new();
         rule.observe(at(5), [writer(1, true)]);
         assert_eq!(rule.observe(at(6), [writer(2, true)]), 5, "no writer vanished that could be this one");
     }
 
     #[test]
     fn the_visible_prefix_passes_a_writer_that_has_drawn_nothing() {
-        let mut rule = Rule::new(at(0));
+        let mut rule = Rule::new();
         rule.observe(at(0), [A]);
         rule.observe(at(3), [A]);
         assert_eq!(rule.extend(at(3)), 3);
@@ -163,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_holders_are_those_with_the_lowest_floor() {
-        let mut rule = Rule::new(at(0));
+        let mut rule = Rule::new();
         rule.observe(at(1), []);
         rule.observe(at(2), [A]);
         rule.observe(at(3), [A, B]);

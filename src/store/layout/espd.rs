@@ -3,8 +3,19 @@
 use super::{Append, Bodies, CreatedBy, Layout, Order, Source, own_channel};
 use crate::postgres::name::{InvalidName, SchemaName};
 
-/// All other columns are the migrations' business.
-const COLUMNS: [(&str, &str); 1] = [("id", "bigint")];
+/// The columns that the migrations create.
+const COLUMNS: [(&str, &str); 10] = [
+    ("id", "bigint"),
+    ("uuid", "uuid"),
+    ("aggregate_id", "uuid"),
+    ("type", "text"),
+    ("version", "bigint"),
+    ("body", "jsonb"),
+    ("metadata", "jsonb"),
+    ("causation_id", "uuid"),
+    ("correlation_id", "uuid"),
+    ("created_at", "timestamp with time zone"),
+];
 
 impl Layout {
     /// The layout that `migrations/event_store` creates in `schema`.

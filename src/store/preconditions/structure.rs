@@ -12,12 +12,15 @@ pub(super) struct Structure {
     sequence: String,
     /// The role that is connected, quoted.
     role: String,
-    is_table: bool,
+    /// What the relation with the table's name is, as in `pg_class.relkind`; `None`: there is none.
+    kind: Option<String>,
     is_sequence: bool,
     table_is_readable: bool,
     sequence_is_readable: bool,
     is_unlogged: bool,
     hides_rows: bool,
+    /// The subscriptions of logical replication that write into the table, by name.
+    subscriptions: Option<String>,
     is_owned: bool,
     is_identity: bool,
     is_drawn: bool,
@@ -53,7 +56,7 @@ const CATALOG: &str = "\
 /// The facts. `wanted` has the columns that the layout needs, each with the types that it may have.
 const FACTS: &str = "\
     quote_ident(current_user) as role,
-    coalesce((select relkind in ('r', 'p') from pg_class where oid = t), false) as is_table,
+    (select relkind::text from pg_class where oid = t) as kind,
     coalesce((select relkind = 'S' from pg_class where oid = s), false) as is_sequence,
     coalesce(has_table_privilege(t, 'select'), false) as table_is_readable,
     coalesce((select has_sequence_privilege(oid, 'select') from pg_class
@@ -61,6 +64,10 @@ const FACTS: &str = "\
     exists (select from pg_class c join heirs on c.oid = heirs.oid where c.relpersistence <> 'p')
       or exists (select from pg_class where oid = s and relpersistence <> 'p') as is_unlogged,
     coalesce(row_security_active(t), false) as hides_rows,
+    (select string_agg(distinct coalesce(n.subname::text, r.srsubid::text), ', ')
+       from pg_subscription_rel r
+       join heirs on r.srrelid = heirs.oid
+       left join pg_stat_subscription n on n.subid = r.srsubid) as subscriptions,
     exists (select from ties where deptype = 'a') as is_owned,
     exists (select from ties where deptype = 'i') as is_identity,
     exists (select from pg_attrdef e
@@ -109,12 +116,13 @@ impl Structure {
             table: layout.events_table().to_owned(),
             sequence: sequence.to_owned(),
             role: row.try_get("role")?,
-            is_table: row.try_get("is_table")?,
+            kind: row.try_get("kind")?,
             is_sequence: row.try_get("is_sequence")?,
             table_is_readable: row.try_get("table_is_readable")?,
             sequence_is_readable: row.try_get("sequence_is_readable")?,
             is_unlogged: row.try_get("is_unlogged")?,
             hides_rows: row.try_get("hides_rows")?,
+            subscriptions: row.try_get("subscriptions")?,
             is_owned: row.try_get("is_owned")?,
             is_identity: row.try_get("is_identity")?,
             is_drawn: row.try_get("is_drawn")?,
@@ -128,16 +136,9 @@ impl Structure {
 
     /// Every precondition that the store does not meet.
     pub(super) fn unmet(&self) -> Vec<Unmet> {
-        let Self { table, sequence, .. } = self;
-        if !self.is_table {
-            let problem = format!("there is no table {table}");
-            let repair = match &self.created_by {
-                CreatedBy::Migrations => "run `espctl migrate`".to_owned(),
-                CreatedBy::Framework(Framework { section, .. }) => {
-                    format!("write the name of the table under {section}, or connect to the right database")
-                }
-            };
-            return vec![Unmet::new(UnmetKind::TableMissing, problem, repair)];
+        let Self { sequence, .. } = self;
+        if !matches!(self.kind.as_deref(), Some("r" | "p")) {
+            return vec![self.no_table()];
         }
         if !self.is_sequence {
             let problem = format!("there is no sequence {sequence}");
@@ -145,6 +146,35 @@ impl Structure {
             return vec![Unmet::new(UnmetKind::SequenceMissing, problem, repair)];
         }
         [self.unmet_by_table(), self.unmet_by_ids(), self.unmet_by_sequence()].concat()
+    }
+
+    fn no_table(&self) -> Unmet {
+        let Self { table, .. } = self;
+        let what = match self.kind.as_deref() {
+            Some("v" | "m") => "view",
+            Some("f") => "foreign table",
+            Some(_) => "relation of another kind",
+            None => {
+                return Unmet::new(
+                    UnmetKind::TableMissing,
+                    format!("there is no table {table}"),
+                    self.creation(),
+                );
+            }
+        };
+        let problem = format!("{table} is a {what}, whose writers hold no lock on it, and not a table");
+        let repair = "name the table of events itself: espd reads it and the sequence of its ids";
+        Unmet::new(UnmetKind::TableMissing, problem, repair)
+    }
+
+    /// How the table comes to exist.
+    fn creation(&self) -> String {
+        match &self.created_by {
+            CreatedBy::Migrations => "run `espctl migrate`".to_owned(),
+            CreatedBy::Framework(Framework { section, .. }) => {
+                format!("write the name of the table under {section}, or connect to the right database")
+            }
+        }
     }
 
     fn unmet_by_table(&self) -> Vec<Unmet> {
@@ -176,6 +206,15 @@ impl Structure {
                 ),
                 format!("alter table {table} set logged; -- and each partition that is unlogged"),
             ),
+            (
+                self.subscriptions.is_none(),
+                UnmetKind::Replicated,
+                format!(
+                    "events arrive in {table} by logical replication (subscription {}): another server draws their ids",
+                    self.subscriptions.as_deref().unwrap_or_default()
+                ),
+                "run espd on the publisher, or drop the subscription".to_owned(),
+            ),
         ])
     }
 
@@ -195,7 +234,8 @@ impl Structure {
                     "table {table} does not have the columns of its layout: {}",
                     self.wrong_columns.join(", ")
                 ),
-                "set `layout` under [event_store] to the layout of this store".to_owned(),
+                "give the columns these types again, or set `layout` under [event_store] to the layout of this store"
+                    .to_owned(),
             ),
             (
                 self.is_identity || self.is_drawn,

@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{Acquire, AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{Acquire, Connection, PgConnection};
 use thiserror::Error;
 use tokio::time::timeout;
 
 use crate::event::Position;
 use crate::postgres::notify::CONTROL;
 use crate::store::history::History;
-use crate::store::horizon::{Holder, ObserveError, Observer};
+use crate::store::horizon::{Holder, ObserveError, Observer, StructureVersion};
 use crate::store::layout::Layout;
+use crate::store::preconditions::{self, PreconditionError, Unmet};
 
 /// Why the connection is given up. The watcher answers each of these errors by connecting again.
 #[derive(Debug, Error)]
@@ -26,8 +27,12 @@ pub(super) enum ConnectionError {
     Silent(Duration),
     #[error(transparent)]
     Observe(#[from] ObserveError),
-    #[error("failed to read a floor for the horizon")]
-    Floor(#[source] sqlx::Error),
+    /// Observations before and after the change say nothing about one another.
+    #[error("the table of events or its sequence was changed during an observation")]
+    Changed,
+    /// Nothing may be read until somebody repairs the store.
+    #[error("{}", in_one_line(.0))]
+    Unmet(Vec<Unmet>),
 }
 
 /// A notification, by its payload.
@@ -121,15 +126,39 @@ impl ListenConnection {
         in_time(limit, question).await?
     }
 
-    /// Runs a statement that returns one position, or null for 0.
-    pub(super) async fn read_floor(&mut self, statement: &str) -> Result<Position, ConnectionError> {
+    /// Reads what the catalog says of the store.
+    pub(super) async fn read_structure(
+        &mut self,
+        observer: &mut Observer,
+    ) -> Result<StructureVersion, ConnectionError> {
         let limit = self.timeout;
         let question = async {
-            let statement = sqlx::raw_sql(AssertSqlSafe(statement));
-            let row = statement.fetch_one(self.connection().await?).await.map_err(ConnectionError::Floor)?;
-            row.try_get::<Option<Position>, _>(0).map_err(ConnectionError::Floor)
+            let connection = self.connection().await?;
+            observer.read_structure(connection).await.map_err(ConnectionError::from)
         };
-        Ok(in_time(limit, question).await??.unwrap_or_default())
+        in_time(limit, question).await?
+    }
+
+    /// Checks all preconditions. Returns the version of the catalog that they are met under; `None`: it has changed meanwhile.
+    pub(super) async fn check_preconditions(
+        &mut self,
+        observer: &mut Observer,
+        layout: &Layout,
+    ) -> Result<Option<StructureVersion>, ConnectionError> {
+        let limit = self.timeout;
+        let question = async {
+            let connection = self.connection().await?;
+            let before = observer.read_structure(&mut *connection).await?;
+            // The positions of processors are compared by themselves, one by one.
+            match preconditions::check(&mut *connection, layout, Position::START).await {
+                Ok(()) => {}
+                Err(PreconditionError::Unmet(unmet)) => return Err(ConnectionError::Unmet(unmet)),
+                Err(PreconditionError::Database(error)) => return Err(ConnectionError::Lost(error)),
+            }
+            let after = observer.read_structure(&mut *connection).await?;
+            Ok((before == after).then_some(after))
+        };
+        in_time(limit, question).await?
     }
 
     /// Waits for a notification, or for the connection to break. Nothing is lost when this is cancelled.
@@ -176,6 +205,12 @@ impl Drop for ListenConnection {
 /// Connects and closes again.
 async fn ping(options: &PgConnectOptions) -> Result<(), sqlx::Error> {
     PgConnection::connect_with(options).await?.close().await
+}
+
+/// What is unmet, for a log and a status: `problem (repair: command); problem (…)`.
+fn in_one_line(unmet: &[Unmet]) -> String {
+    let one = |one: &Unmet| format!("{} (repair: {})", one.problem, one.repair.trim_end_matches(';'));
+    unmet.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 async fn in_time<F: Future>(limit: Duration, future: F) -> Result<F::Output, ConnectionError> {

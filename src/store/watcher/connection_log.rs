@@ -8,6 +8,12 @@ use crate::postgres::error::chain;
 /// How often a connection that cannot be made is mentioned in the log again.
 const STILL_LOST_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What it is called that there is no connection.
+const LOST: &str = "lost the connection to the event store, connecting again";
+
+/// What it is called that nothing may be read through a connection.
+const UNSAFE: &str = "the event store cannot be read safely: nothing is handled until it is repaired";
+
 /// What the log knows about the connection.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionLog {
@@ -19,6 +25,8 @@ pub(super) struct ConnectionLog {
 struct Loss {
     since: Instant,
     mentioned: Instant,
+    /// What the log has called it.
+    what: &'static str,
 }
 
 impl ConnectionLog {
@@ -37,16 +45,25 @@ impl ConnectionLog {
     /// Says that the connection is lost, or still is.
     pub(super) fn lost(&mut self, error: &ConnectionError) {
         let now = Instant::now();
+        let what = match error {
+            ConnectionError::Unmet(_) => UNSAFE,
+            _ => LOST,
+        };
         let error = chain(error);
+        let since = self.lost.as_ref().map_or(now, |loss| loss.since);
         match &mut self.lost {
-            None => {
-                tracing::warn!(error, "lost the connection to the event store, connecting again");
-                self.lost = Some(Loss { since: now, mentioned: now });
-            }
-            Some(Loss { since, mentioned }) if now - *mentioned >= STILL_LOST_INTERVAL => {
+            Some(loss) if loss.what == what && now - loss.mentioned >= STILL_LOST_INTERVAL => {
                 let lost_ms = since.elapsed().as_millis() as u64;
                 tracing::warn!(error, lost_ms, "the event store still cannot be reached");
-                *mentioned = now;
+                loss.mentioned = now;
+            }
+            None => {
+                tracing::warn!(error, "{what}");
+                self.lost = Some(Loss { since, mentioned: now, what });
+            }
+            Some(loss) if loss.what != what => {
+                tracing::warn!(error, "{what}");
+                self.lost = Some(Loss { since, mentioned: now, what });
             }
             Some(_) => tracing::debug!(error, "the event store still cannot be reached"),
         }

@@ -16,7 +16,7 @@ const RATE_WINDOW: Duration = Duration::from_millis(100);
 /// What a look has found.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look {
-    /// Ids that were drawn or settled since the look before.
+    /// Ids that were drawn or settled since the look before; negative in a store that has gone back.
     pub(super) moved: i64,
     /// Whether ids are drawn that are not settled yet.
     pub(super) held: bool,
@@ -60,7 +60,8 @@ impl Pace {
         let WatcherSettings { shortest_interval, busy_interval, held_interval, idle_interval, .. } =
             self.settings;
         self.note_rate(look);
-        let busy = WAIT_PER_EVENT_PER_SECOND.mul_f64(self.rate).min(busy_interval);
+        let busy = Duration::try_from_secs_f64(WAIT_PER_EVENT_PER_SECOND.as_secs_f64() * self.rate)
+            .map_or(busy_interval, |wait| wait.min(busy_interval));
         if busy > shortest_interval {
             // No notification is worth an answer here: the next look comes soon and finds a lot.
             self.interval = busy;
@@ -147,6 +148,15 @@ mod tests {
         assert!(after_one.at_most <= 2 * settings.shortest_interval);
         assert_eq!(after_one.at_least, settings.shortest_interval, "the next notification has to wait");
         assert_eq!(pace.wait_after(NOTHING).at_least, Duration::ZERO);
+    }
+
+    #[test]
+    fn ids_that_are_set_far_ahead_are_no_reason_to_look_more_seldom_than_busy() {
+        let settings = WatcherSettings::default();
+        let mut pace = Pace::new(&settings);
+        let jump = Look { moved: i64::MAX, held: false, elapsed: Duration::ZERO };
+        assert_eq!(pace.wait_after(jump).at_most, settings.busy_interval);
+        assert_eq!(settle(&mut pace, NOTHING).at_most, settings.idle_interval);
     }
 
     #[test]

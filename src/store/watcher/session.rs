@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use super::WatcherSettings;
 use super::connection::{ConnectionError, ListenConnection};
 use super::pace::Pace;
+use super::verification::Verification;
+use crate::event::Position;
 use crate::store::horizon::{Holder, Horizon, Observer};
+use crate::store::layout::Layout;
 
 /// How old the names of holders may get while they are held.
 const NAMES_AGE_MAX: Duration = Duration::from_secs(1);
@@ -17,6 +20,10 @@ pub(super) struct Session {
     pub(super) pace: Pace,
     /// When the last look ended.
     pub(super) looked: Instant,
+    /// What is known of the store's preconditions.
+    verification: Verification,
+    /// What was settled when the preconditions were last known to hold.
+    settled: Position,
     /// The holders' names and when they were asked for.
     named: Option<(Instant, Vec<Holder>)>,
     /// After how long of being held the log has to mention it next.
@@ -30,15 +37,27 @@ impl Session {
             observer,
             pace: Pace::new(settings),
             looked: Instant::now(),
+            verification: Verification::default(),
+            settled: Position::START,
             named: None,
             next_warning: settings.warn_after,
         }
     }
 
-    /// Observes once. The result names the holders once it has been held for long, and so does the log later.
-    pub(super) async fn observe(&mut self, settings: &WatcherSettings) -> Result<Horizon, ConnectionError> {
-        self.connection.observe(&mut self.observer).await?;
+    /// Observes once. The result names the holders once it has been held for long, and so does the log later. Nothing counts
+    /// as settled that was observed while the store was not known to meet the preconditions.
+    pub(super) async fn observe(
+        &mut self,
+        layout: &Layout,
+        settings: &WatcherSettings,
+    ) -> Result<Horizon, ConnectionError> {
+        let Self { connection, observer, verification, .. } = self;
+        connection.observe(observer).await?;
         let mut horizon = self.observer.horizon();
+        if verification.verify(connection, &mut self.observer, layout).await? {
+            self.settled = horizon.settled;
+        }
+        horizon.settled = horizon.settled.min(self.settled);
         self.name_holders(&mut horizon, settings).await?;
         Ok(horizon)
     }

@@ -51,12 +51,12 @@ async fn ids_between(connection: &mut PgConnection, after: Position, upto: Posit
         .unwrap()
 }
 
-async fn look(connection: &mut PgConnection, floor: Position) -> Horizon {
-    look_at(connection, &layout(), floor).await
+async fn look(connection: &mut PgConnection) -> Horizon {
+    look_at(connection, &layout()).await
 }
 
-async fn look_at(connection: &mut PgConnection, layout: &Layout, floor: Position) -> Horizon {
-    let look = observe_once(connection, layout, floor, NO_PATIENCE);
+async fn look_at(connection: &mut PgConnection, layout: &Layout) -> Horizon {
+    let look = observe_once(connection, layout, NO_PATIENCE);
     tokio::time::timeout(PATIENCE, look).await.expect("a look must not wait for locks").unwrap()
 }
 
@@ -136,7 +136,7 @@ async fn nothing_is_lost_doubled_or_inverted_while_writers_do_everything() {
 /// Reads in batches, each up to the horizon, each in a snapshot newer than the observation.
 async fn follow_the_horizon(url: String, writers_done: watch::Receiver<bool>) -> Vec<Position> {
     let (mut watching, mut reading) = (connect(&url).await, connect(&url).await);
-    let mut observer = Observer::new(&layout(), Position::START);
+    let mut observer = Observer::new(&layout());
     let (mut position, mut delivered) = (Position::START, Vec::new());
     loop {
         let last_round = *writers_done.borrow();
@@ -261,6 +261,71 @@ impl Chance {
     }
 }
 
+/// Writers that draw their ids first, as some libraries do, and lock the table only when they insert.
+const FIRST_DRAWERS: u64 = 8;
+const FIRST_DRAWS: u64 = 120;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_that_draw_first_and_insert_later_lose_nothing() {
+    let database = support::database().await;
+    let (done, writers_done) = watch::channel(false);
+    let safe = tokio::spawn(follow_the_horizon(database.url.clone(), writers_done.clone()));
+    let tables_only = tokio::spawn(follow_the_table_locks(database.url.clone(), writers_done));
+    let mut writers = tokio::task::JoinSet::new();
+    for number in 1..=FIRST_DRAWERS {
+        writers.spawn(draw_first(database.url.clone(), number));
+    }
+    while let Some(writer) = writers.join_next().await {
+        writer.unwrap();
+    }
+    done.send_replace(true);
+    let (safe, tables_only) = (safe.await.unwrap(), tables_only.await.unwrap());
+    let in_table: Vec<Position> =
+        sqlx::query_scalar("select id from espd.events").fetch_all(&database.pool).await.unwrap();
+    let (safe, tables_only) = (Outcome::of(&safe, &in_table), Outcome::of(&tables_only, &in_table));
+    println!("by the horizon: {safe:?}\nby the locks on the table alone: {tables_only:?}");
+    assert!(tables_only.lost > 0, "the control lost nothing, so the experiment proves nothing");
+    assert_eq!((safe.lost, safe.doubled, safe.inverted, safe.phantom), (0, 0, 0, 0));
+}
+
+/// Draws an id, takes its time, inserts with that id, takes its time, and commits or rolls back.
+async fn draw_first(url: String, number: u64) {
+    let mut connection = connect(&url).await;
+    let mut chance = Chance(number * 104_729);
+    for _ in 0..FIRST_DRAWS {
+        run(&mut connection, "begin").await;
+        let drawn: i64 = sqlx::query_scalar("select nextval(pg_get_serial_sequence('espd.events', 'id'))")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        chance.pause().await;
+        let sql = format!(
+            "insert into espd.events (id, aggregate_id, type, version, body) overriding system value
+             values ({drawn}, gen_random_uuid(), 'Tested', 1, '{{}}')"
+        );
+        run(&mut connection, &sql).await;
+        chance.pause().await;
+        run(&mut connection, if chance.below(100) >= 15 { "commit" } else { "rollback" }).await;
+    }
+}
+
+/// Reads by the rule, and counts the locks on the table only.
+async fn follow_the_table_locks(url: String, writers_done: watch::Receiver<bool>) -> Vec<Position> {
+    let (mut watching, mut reading) = (connect(&url).await, connect(&url).await);
+    let mut rule = Rule::new();
+    let (mut position, mut delivered) = (Position::START, Vec::new());
+    loop {
+        let last_round = *writers_done.borrow();
+        let drawn = last_value(&mut watching).await;
+        let settled = rule.observe(drawn, lock_holders(&mut watching).await);
+        delivered.extend(ids_between(&mut reading, position, settled).await);
+        position = settled;
+        if last_round {
+            return delivered;
+        }
+    }
+}
+
 // ---- Forced schedules -------------------------------------------------------------------------
 
 #[tokio::test]
@@ -271,10 +336,10 @@ async fn a_writer_holds_back_its_event_and_those_after_it() {
     run(&mut slow, "begin").await;
     assert_eq!(insert(&mut slow).await, 2);
     assert_eq!(insert(&mut quick).await, 3);
-    let horizon = look(&mut quick, 0.into()).await;
+    let horizon = look(&mut quick).await;
     assert_eq!((horizon.head, horizon.settled), (3.into(), 1.into()));
     run(&mut slow, "commit").await;
-    let horizon = look(&mut quick, 0.into()).await;
+    let horizon = look(&mut quick).await;
     assert_eq!((horizon.head, horizon.settled), (3.into(), 3.into()));
 }
 
@@ -285,7 +350,7 @@ async fn rolled_back_ids_hold_nothing_back() {
     run(&mut connection, "begin").await;
     insert_rows(&mut connection, 100).await;
     run(&mut connection, "rollback").await;
-    assert_eq!(look(&mut connection, 0.into()).await.settled, 100);
+    assert_eq!(look(&mut connection).await.settled, 100);
 }
 
 #[tokio::test]
@@ -296,7 +361,7 @@ async fn reading_the_locks_before_the_sequence_would_lose_an_event() {
     let no_writers = lock_holders(&mut reader).await;
     run(&mut writer, "begin").await;
     let id = insert(&mut writer).await;
-    let mut wrong = Rule::new(Position::START);
+    let mut wrong = Rule::new();
     assert_eq!(
         wrong.observe(last_value(&mut reader).await, no_writers),
         id,
@@ -304,7 +369,7 @@ async fn reading_the_locks_before_the_sequence_would_lose_an_event() {
     );
     assert!(ids_between(&mut reader, Position::START, id).await.is_empty(), "and has not seen it");
     // The right order in the same place.
-    let mut right = Rule::new(Position::START);
+    let mut right = Rule::new();
     let drawn = last_value(&mut reader).await;
     assert_eq!(right.observe(drawn, lock_holders(&mut reader).await), 0);
     run(&mut writer, "commit").await;
@@ -319,7 +384,7 @@ async fn reading_the_batch_in_an_old_snapshot_would_lose_an_event() {
     let (mut writer, mut reader) = (connect(&database.url).await, connect(&database.url).await);
     run(&mut reader, "begin isolation level repeatable read; select 1").await;
     let id = insert(&mut writer).await;
-    assert_eq!(look(&mut writer, 0.into()).await.settled, id);
+    assert_eq!(look(&mut writer).await.settled, id);
     assert!(
         ids_between(&mut reader, Position::START, id).await.is_empty(),
         "the snapshot is older than the observation"
@@ -332,7 +397,7 @@ async fn reading_the_batch_in_an_old_snapshot_would_lose_an_event() {
 async fn a_writer_that_is_prepared_between_two_observations_is_still_waited_for() {
     let database = support::database().await;
     let (mut writer, mut reader) = (connect(&database.url).await, connect(&database.url).await);
-    let mut observer = Observer::new(&layout(), Position::START);
+    let mut observer = Observer::new(&layout());
     run(&mut writer, "begin").await;
     insert(&mut writer).await;
     observer.observe(&mut reader).await.unwrap();
@@ -346,17 +411,53 @@ async fn a_writer_that_is_prepared_between_two_observations_is_still_waited_for(
 }
 
 #[tokio::test]
-async fn a_rolled_back_savepoint_releases_only_its_own_ids() {
+async fn a_rolled_back_savepoint_releases_the_table_and_not_the_sequence() {
     let database = support::database().await;
     let (mut writer, mut reader) = (connect(&database.url).await, connect(&database.url).await);
     run(&mut writer, "begin; savepoint s").await;
     insert(&mut writer).await;
     run(&mut writer, "rollback to s").await;
-    assert_eq!(look(&mut reader, 0.into()).await.settled, 1, "id 1 is gone for good");
+    assert_eq!(look(&mut reader).await.settled, 0, "the transaction knows id 1 and may still use it");
     assert_eq!(insert(&mut writer).await, 2);
-    assert_eq!(look(&mut reader, 1.into()).await.settled, 1);
+    assert_eq!(look(&mut reader).await.settled, 0);
     run(&mut writer, "commit").await;
-    assert_eq!(look(&mut reader, 1.into()).await.settled, 2);
+    assert_eq!(look(&mut reader).await.settled, 2);
+}
+
+#[tokio::test]
+async fn who_has_drawn_and_not_inserted_yet_is_waited_for_and_named() {
+    let database = support::database().await;
+    let (mut slow, mut quick) = (connect(&database.url).await, connect(&database.url).await);
+    insert(&mut quick).await;
+    run(&mut slow, "set application_name = 'allocator'; begin; savepoint s").await;
+    run(&mut slow, "select nextval('espd.events_id_seq')").await;
+    // A sequence stays locked to the end of the transaction, and the id may still be used.
+    run(&mut slow, "rollback to s").await;
+    insert(&mut quick).await;
+    let horizon = look(&mut quick).await;
+    assert_eq!((horizon.head, horizon.settled), (3.into(), 1.into()));
+    assert_eq!(horizon.held_by[0].application_name.as_deref(), Some("allocator"));
+    let said = horizon.held_by[0].to_string();
+    assert!(said.contains("the sequence of the ids"), "{said}");
+    run(
+        &mut slow,
+        "insert into espd.events (id, aggregate_id, type, version, body) overriding system value
+         values (2, gen_random_uuid(), 'Tested', 1, '{}'); commit",
+    )
+    .await;
+    assert_eq!(look(&mut quick).await.settled, 3);
+}
+
+/// The look itself takes the lock of `nextval` for a moment.
+#[tokio::test]
+async fn an_observer_does_not_wait_for_itself() {
+    let database = support::database().await;
+    let mut connection = connect(&database.url).await;
+    insert(&mut connection).await;
+    run(&mut connection, "begin; select pg_sequence_last_value('espd.events_id_seq')").await;
+    insert(&mut connect(&database.url).await).await;
+    assert_eq!(look(&mut connection).await.settled, 2);
+    run(&mut connection, "rollback").await;
 }
 
 #[tokio::test]
@@ -365,30 +466,36 @@ async fn a_lock_without_ids_does_not_hold_back_what_is_visible() {
     let (mut locker, mut writer) = (connect(&database.url).await, connect(&database.url).await);
     run(&mut locker, "begin; lock table espd.events in row exclusive mode").await;
     insert_rows(&mut writer, 5).await;
-    assert_eq!(look(&mut writer, 0.into()).await.settled, 5);
+    assert_eq!(look(&mut writer).await.settled, 5);
     run(&mut locker, "rollback").await;
 }
 
+/// Only what was observed is known: what was settled before a writer came stays settled, and a look that comes later than
+/// the writer knows nothing but what it sees.
 #[tokio::test]
-async fn a_floor_is_trusted_unless_the_sequence_never_got_there() {
+async fn what_was_settled_before_a_writer_came_is_known_to_who_has_observed_it() {
     let database = support::database().await;
     let (mut slow, mut quick) = (connect(&database.url).await, connect(&database.url).await);
     run(&mut quick, "begin").await;
     insert(&mut quick).await;
     run(&mut quick, "rollback").await;
     insert(&mut quick).await;
+    let mut observer = Observer::new(&layout());
+    observer.observe(&mut quick).await.unwrap();
     run(&mut slow, "begin").await;
     insert(&mut slow).await;
-    assert_eq!(look(&mut quick, 0.into()).await.settled, 0, "any hole may be the slow writer's");
-    assert_eq!(look(&mut quick, 1.into()).await.settled, 2, "event 2 is visible, right after the floor");
-    assert_eq!(look(&mut quick, 100.into()).await.settled, 0);
+    observer.observe(&mut quick).await.unwrap();
+    assert_eq!(observer.horizon().settled, 2, "id 1 was gone before the writer came");
+    assert_eq!(look(&mut quick).await.settled, 0, "any hole may be the slow writer's");
+    run(&mut slow, "commit").await;
+    assert_eq!(look(&mut quick).await.settled, 3);
 }
 
 #[tokio::test]
 async fn a_store_that_begins_again_is_followed_from_its_beginning() {
     let database = support::database().await;
     let mut connection = connect(&database.url).await;
-    let mut observer = Observer::new(&layout(), Position::START);
+    let mut observer = Observer::new(&layout());
     insert_rows(&mut connection, 10).await;
     observer.observe(&mut connection).await.unwrap();
     assert_eq!(observer.horizon().settled, 10);
@@ -415,8 +522,7 @@ async fn writers_of_partitions_are_waited_for() {
     )
     .await;
     let parted = Layout::espd("parted").unwrap();
-    let settled =
-        async |connection: &mut PgConnection| look_at(connection, &parted, Position::START).await.settled;
+    let settled = async |connection: &mut PgConnection| look_at(connection, &parted).await.settled;
     run(&mut writer, "begin; insert into parted.lowest values (default)").await;
     run(&mut reader, "insert into parted.events default values").await;
     assert_eq!(settled(&mut reader).await, 0, "id 1 is in a partition of a partition");
@@ -463,8 +569,8 @@ async fn ids_that_a_crash_would_forget_are_not_settled_for_positions_elsewhere()
     let url = server.url("events");
     let (mut writer, mut beside, mut elsewhere) =
         (connect(&url).await, connect(&url).await, connect(&url).await);
-    let mut plain = Observer::new(&layout(), Position::START);
-    let mut durable_only = Observer::new(&layout(), Position::START).durable_only();
+    let mut plain = Observer::new(&layout());
+    let mut durable_only = Observer::new(&layout()).durable_only();
     let committed = insert(&mut writer).await;
     durable_only.observe(&mut elsewhere).await.unwrap();
     assert_eq!(durable_only.horizon().settled, committed, "a commit is durable");
@@ -492,7 +598,7 @@ async fn events_are_settled_for_positions_elsewhere_without_a_later_commit() {
     run(&mut bystander, "create table t (n int)").await;
     let committed = insert(&mut writer).await;
     run(&mut bystander, "begin; insert into t values (1)").await;
-    let mut durable_only = Observer::new(&layout(), Position::START).durable_only();
+    let mut durable_only = Observer::new(&layout()).durable_only();
     durable_only.observe(&mut elsewhere).await.unwrap();
     assert_eq!(
         durable_only.horizon().settled,
@@ -520,7 +626,7 @@ async fn a_slow_writer_is_named() {
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut slow).await.unwrap();
     run(&mut slow, "begin").await;
     run(&mut slow, INSERT).await;
-    let horizon = look(&mut quick, 0.into()).await;
+    let horizon = look(&mut quick).await;
     let [holder] = horizon.held_by.as_slice() else { panic!("{horizon:?}") };
     assert_eq!(holder.pid, Some(pid));
     assert_eq!(holder.application_name.as_deref(), Some("importer"));
@@ -532,7 +638,7 @@ async fn a_slow_writer_is_named() {
     assert!(line.starts_with(&format!("process {pid} of \"importer\", open for ")), "{line}");
     assert!(horizon.held_since.is_some());
     run(&mut slow, "commit").await;
-    let horizon = look(&mut quick, 0.into()).await;
+    let horizon = look(&mut quick).await;
     assert_eq!((horizon.held_by.len(), horizon.held_since), (0, None));
 }
 
@@ -545,7 +651,7 @@ async fn a_prepared_transaction_is_named() {
     run(&mut connection, "savepoint s").await;
     insert(&mut connection).await;
     run(&mut connection, "prepare transaction 'forgotten'").await;
-    let horizon = look(&mut connection, 0.into()).await;
+    let horizon = look(&mut connection).await;
     let [holder] = horizon.held_by.as_slice() else { panic!("{horizon:?}") };
     assert_eq!((holder.pid, holder.prepared.as_deref()), (None, Some("forgotten")));
     assert_eq!(holder.user.as_deref(), Some("espd"));
@@ -560,8 +666,7 @@ async fn one_look_waits_for_writers_that_end_in_time() {
     run(&mut slow, "begin").await;
     let id = insert(&mut slow).await;
     let layout = layout();
-    let (horizon, ()) =
-        tokio::join!(observe_once(&mut quick, &layout, Position::START, PATIENCE), run(&mut slow, "commit"));
+    let (horizon, ()) = tokio::join!(observe_once(&mut quick, &layout, PATIENCE), run(&mut slow, "commit"));
     assert_eq!(horizon.unwrap().settled, id);
 }
 

@@ -112,7 +112,13 @@ async fn a_sequence_without_an_owning_column_is_refused() {
 async fn a_serial_column_is_as_good_as_an_identity() {
     let database = support::database().await;
     let mut connection = connect(&database.url).await;
-    run(&mut connection, "create schema old; create table old.events (id bigserial primary key)").await;
+    run(
+        &mut connection,
+        "create schema old; create table old.events (like espd.events);
+         create sequence old.events_id_seq owned by old.events.id;
+         alter table old.events alter column id set default nextval('old.events_id_seq')",
+    )
+    .await;
     assert_eq!(unmet_of(&mut connection, &Layout::espd("old").unwrap(), 0.into()).await, []);
 }
 
@@ -202,6 +208,75 @@ async fn everything_unmet_is_reported_together() {
     {
         assert!(error.contains(part), "{part:?} is missing in {error}");
     }
+}
+
+#[tokio::test]
+async fn a_column_of_another_type_is_named() {
+    let database = support::database().await;
+    let mut connection = connect(&database.url).await;
+    run(
+        &mut connection,
+        "alter table espd.events alter column version type int, alter column created_at type timestamp;
+         alter table espd.events drop column metadata",
+    )
+    .await;
+    let found = unmet(&mut connection).await;
+    assert_eq!(kinds(&found), [UnmetKind::ColumnUnfit]);
+    for part in [
+        "column version should be bigint, is integer",
+        "column created_at should be timestamp with time zone, is timestamp without time zone",
+        "column metadata should be jsonb, is missing",
+    ] {
+        assert!(found[0].problem.contains(part), "{found:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_view_is_no_table_of_events() {
+    let database = support::database().await;
+    let mut connection = connect(&database.url).await;
+    run(&mut connection, "create schema seen; create view seen.events as table espd.events").await;
+    let found = unmet_of(&mut connection, &Layout::espd("seen").unwrap(), 0.into()).await;
+    assert_eq!(kinds(&found), [UnmetKind::TableMissing]);
+    assert!(found[0].problem.contains("\"seen\".\"events\" is a view"), "{found:?}");
+}
+
+/// Its ids are drawn on another server, and its own sequence says nothing about them.
+#[tokio::test]
+async fn a_subscriber_of_logical_replication_is_refused_by_name() {
+    let server = support::server_with(&[("wal_level", "logical")]).await;
+    for name in ["publisher", "subscriber"] {
+        server.create_database(name, None).await.unwrap();
+        let pool = sqlx::PgPool::connect(&server.url(name)).await.unwrap();
+        espd::schema::migrate_event_store(&pool, SCHEMA).await.unwrap();
+        pool.close().await;
+    }
+    let mut publisher = connect(&server.url("publisher")).await;
+    run(&mut publisher, "create publication of_events for table espd.events").await;
+    run(&mut publisher, "select pg_create_logical_replication_slot('copies', 'pgoutput')").await;
+    let mut subscriber = connect(&server.url("subscriber")).await;
+    let address: String = sqlx::query_scalar(
+        "select format('host=%s port=%s user=%s dbname=publisher',
+                       split_part(current_setting('unix_socket_directories'), ',', 1),
+                       current_setting('port'), current_user)",
+    )
+    .fetch_one(&mut subscriber)
+    .await
+    .unwrap();
+    run(
+        &mut subscriber,
+        &format!(
+            "create subscription copies connection '{address}' publication of_events
+             with (create_slot = false, slot_name = 'copies', copy_data = false, enabled = false)"
+        ),
+    )
+    .await;
+    let found = unmet(&mut subscriber).await;
+    assert_eq!(kinds(&found), [UnmetKind::Replicated], "{found:?}");
+    assert!(found[0].problem.contains("subscription copies"), "{found:?}");
+    run(&mut subscriber, "alter subscription copies set (slot_name = none); drop subscription copies").await;
+    assert_eq!(kinds(&unmet(&mut subscriber).await), []);
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -120,7 +120,12 @@ pub async fn claim(connection: &mut PgConnection, projector: &SqlProcessor) -> C
 
 pub async fn claim_processor(connection: &mut PgConnection, projector: &dyn Processor) -> Claim {
     let (trackers, key) = (Trackers::new(SCHEMA), ProcessorKey::new(projector.name(), projector.version()));
-    let position = projector.starting_position(connection).await.unwrap();
+    // Nobody else writes: what is drawn is settled.
+    let drawn: i64 = sqlx::query_scalar("select coalesce(pg_sequence_last_value('espd.events_id_seq'), 0)")
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap();
+    let position = projector.starting_position(connection, drawn.into()).await.unwrap();
     trackers.register(&mut *connection, &key, projector.kind(), position).await.unwrap();
     trackers.claim(connection, &key, &Owner::generate(), Duration::ZERO).await.unwrap().unwrap()
 }

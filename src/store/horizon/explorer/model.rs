@@ -1,8 +1,10 @@
-//! The model: writers that lock, draw ids, become visible and release; a reader that follows the rule.
+//! The model: writers that lock, draw ids, become visible and release; processors that read by the rule.
 //!
-//! It knows what the argument uses and nothing else. A writer may also roll back to a savepoint, which
-//! gives up the lock and the ids drawn under it, or be prepared, which gives it another name. The
-//! reader loops: last value, writers, perhaps the visible prefix, batch.
+//! It knows what the argument uses and nothing else. A draw locks the sequence to the end of the transaction; the table is
+//! locked before the draw, or only before the event becomes visible, where a writer draws first. A writer may also roll back
+//! to a savepoint, which gives up the lock on the table and the ids drawn under it, or be prepared, which gives it another
+//! name. The watcher loops: last value, writers, perhaps the visible prefix, and then every processor reads its batch. A
+//! second processor may join, at a position that somebody has chosen, and then the watcher starts afresh.
 
 use crate::event::Position;
 use crate::store::horizon::{Rule, VirtualTransaction, Writer};
@@ -21,6 +23,10 @@ pub(super) struct Model {
     pub(super) prepares: bool,
     /// Whether the reader looks at the visible prefix.
     pub(super) prefix: bool,
+    /// Whether writers draw their ids first and lock the table when they insert.
+    pub(super) draws_first: bool,
+    /// Whether a processor joins, somewhere between the position of the first one and the head, and the watcher starts afresh.
+    pub(super) joins: bool,
     pub(super) mutation: Mutation,
 }
 
@@ -32,8 +38,12 @@ pub(super) enum Mutation {
     WritersReadFirst,
     /// A writer releases its lock before it is visible.
     ReleasedBeforeVisible,
-    /// A writer draws its first id before it locks.
+    /// A writer draws its first id before it locks anything, as one that got it from somewhere else.
     DrawnBeforeLocked,
+    /// The reader counts the locks on the table, and not those on the sequence.
+    TableLocksOnly,
+    /// A watcher that starts afresh takes the highest position of a processor for settled.
+    ChosenPositionTrusted,
     /// The reader reads its batch in the snapshot of the observation.
     OldSnapshot,
     /// The reader takes a prepared transaction for a new writer.
@@ -90,7 +100,10 @@ pub(super) struct WriterState {
     transaction: u8,
     draws: u8,
     ids: Ids,
+    /// Whether it holds the lock on the table.
     locked: bool,
+    /// Whether it holds the lock on the sequence.
+    holds_sequence: bool,
     prepared: bool,
     /// Whether it has rolled back to a savepoint already; once is enough.
     rewound: bool,
@@ -117,8 +130,27 @@ pub(super) struct World {
     reader: ReaderPhase,
     snapshot: Ids,
     rule: Rule,
+    /// The first processor, which has been there from the beginning, and the one that has joined.
+    pub(super) processors: Vec<Processor>,
+}
+
+/// What handles every event beyond the position that it began at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Processor {
+    began_at: Position,
     pub(super) position: Position,
     pub(super) delivered: Ids,
+}
+
+impl Processor {
+    fn beginning_at(position: Position) -> Self {
+        Self { began_at: position, position, delivered: Ids::default() }
+    }
+
+    /// What it has to have seen of what is visible.
+    pub(super) fn expected(self, visible: Ids) -> Ids {
+        visible.without(Ids::up_to(self.began_at))
+    }
 }
 
 impl World {
@@ -129,6 +161,7 @@ impl World {
             draws: 0,
             ids: Ids::default(),
             locked: false,
+            holds_sequence: false,
             prepared: false,
             rewound: false,
         };
@@ -138,15 +171,17 @@ impl World {
             writers: vec![writer; model.writers],
             reader: ReaderPhase::Resting,
             snapshot: Ids::default(),
-            rule: Rule::new(Position::START),
-            position: Position::START,
-            delivered: Ids::default(),
+            rule: Rule::new(),
+            processors: vec![Processor::beginning_at(Position::START)],
         }
     }
 
-    /// An event is visible, the reader is past it, and has not seen it.
+    /// An event is visible, a processor is past it, and has not seen it.
     pub(super) fn has_lost(&self) -> bool {
-        !self.visible.only(Ids::up_to(self.position)).without(self.delivered).is_empty()
+        self.processors.iter().any(|one| {
+            let passed = one.expected(self.visible).only(Ids::up_to(one.position));
+            !passed.without(one.delivered).is_empty()
+        })
     }
 
     pub(super) fn writers_are_done(&self, model: &Model) -> bool {
@@ -158,6 +193,27 @@ impl World {
         let mut next: Vec<Self> =
             (0..self.writers.len()).flat_map(|index| self.writer_steps(model, index)).collect();
         next.extend(self.reader_steps(model));
+        if model.joins && self.processors.len() == 1 {
+            next.extend(self.joins(model));
+        }
+        next
+    }
+
+    /// A processor joins, at each position that may be chosen, and a watcher starts afresh.
+    fn joins(&self, model: &Model) -> Vec<Self> {
+        let mut next = Vec::new();
+        let mut chosen = self.processors[0].position;
+        while chosen <= self.last_value.next() {
+            let mut world = self.clone();
+            world.processors.push(Processor::beginning_at(chosen));
+            world.rule = match model.mutation {
+                Mutation::ChosenPositionTrusted => Rule::trusting(chosen),
+                _ => Rule::new(),
+            };
+            (world.reader, world.snapshot) = (ReaderPhase::Resting, Ids::default());
+            next.push(world);
+            chosen = chosen.next();
+        }
         next
     }
 
@@ -167,7 +223,7 @@ impl World {
         match writer.phase {
             Phase::Idle if writer.transaction < model.transactions => vec![self.step(index, |_, writer| {
                 writer.phase = Phase::Open;
-                writer.locked = !writer.draws_unlocked(model);
+                writer.locked = !model.draws_first && !writer.draws_unlocked(model);
             })],
             Phase::Idle => Vec::new(),
             Phase::Open => [self.draws_and_locks(model, index), self.ends(model, index)].concat(),
@@ -194,15 +250,19 @@ impl World {
         let may_draw = writer.draws < model.draws && !writer.prepared;
         let draws_unlocked = writer.draws_unlocked(model);
         let mut next = Vec::new();
-        if may_draw && (writer.locked || draws_unlocked) {
+        // `nextval` locks the sequence before it draws. Both are one step where the lock on the table comes before.
+        if may_draw && model.draws_first && !writer.holds_sequence && !draws_unlocked {
+            next.push(self.step(index, |_, writer| writer.holds_sequence = true));
+        } else if may_draw && (writer.locked || model.draws_first || draws_unlocked) {
             next.push(self.step(index, |world, writer| {
                 world.last_value = world.last_value.next();
+                writer.holds_sequence = !draws_unlocked;
                 writer.draws += 1;
                 writer.ids = writer.ids.with(world.last_value);
             }));
         }
-        let must_lock = may_draw || model.mutation == Mutation::DrawnBeforeLocked;
-        if must_lock && !writer.locked && !draws_unlocked {
+        let must_lock = may_draw || model.draws_first || model.mutation == Mutation::DrawnBeforeLocked;
+        if must_lock && !writer.locked && !draws_unlocked && !(model.draws_first && writer.draws == 0) {
             next.push(self.step(index, |_, writer| writer.locked = true));
         }
         next
@@ -216,7 +276,8 @@ impl World {
             if model.savepoints && !writer.rewound && !writer.prepared {
                 next.push(self.step(index, |_, writer| {
                     writer.rewound = true;
-                    writer.ids = Ids::default();
+                    // Ids that the transaction knows apart from its rows may still be used.
+                    writer.ids = if model.draws_first { writer.ids } else { Ids::default() };
                     writer.locked = false;
                 }));
             }
@@ -226,7 +287,7 @@ impl World {
             next.push(self.step(index, |world, writer| {
                 if model.mutation == Mutation::ReleasedBeforeVisible {
                     writer.phase = Phase::Released;
-                    writer.locked = false;
+                    (writer.locked, writer.holds_sequence) = (false, false);
                 } else {
                     world.visible = world.visible.and(writer.ids);
                     writer.phase = Phase::Committed;
@@ -269,16 +330,22 @@ impl World {
     fn read_batch(&mut self, model: &Model) {
         let seen = if model.mutation == Mutation::OldSnapshot { self.snapshot } else { self.visible };
         let settled = self.rule.settled();
-        let batch = seen.only(Ids::up_to(settled)).without(Ids::up_to(self.position));
-        assert!(batch.only(self.delivered).is_empty(), "an event was delivered twice: {self:?}");
-        self.delivered = self.delivered.and(batch);
-        self.position = settled;
+        for one in &mut self.processors {
+            let batch = seen.only(Ids::up_to(settled)).without(Ids::up_to(one.position));
+            assert!(batch.only(one.delivered).is_empty(), "an event was delivered twice: {one:?}");
+            one.delivered = one.delivered.and(batch);
+            // A watcher that has started afresh knows less than is handled.
+            one.position = one.position.max(settled);
+        }
         self.snapshot = Ids::default(); // Of no more consequence: worlds that differ here are one.
         self.reader = ReaderPhase::Resting;
     }
 
     fn lock_holders(&self, model: &Model) -> Vec<Writer> {
-        let locked = self.writers.iter().enumerate().filter(|(_, writer)| writer.locked);
+        let counts = |writer: &WriterState| {
+            writer.locked || writer.holds_sequence && model.mutation != Mutation::TableLocksOnly
+        };
+        let locked = self.writers.iter().enumerate().filter(|(_, writer)| counts(writer));
         locked.map(|(index, writer)| writer.name(index, model)).collect()
     }
 }
@@ -297,6 +364,7 @@ impl WriterState {
             draws: 0,
             ids: Ids::default(),
             locked: false,
+            holds_sequence: false,
             prepared: false,
             rewound: false,
         };
