@@ -30,6 +30,7 @@ pub use program::Program;
 
 use plan::single_assignment;
 use program::add_registered;
+use running::Afterwards;
 
 #[derive(Parser)]
 #[command(
@@ -112,7 +113,13 @@ fn run_daemon(argument: &ConfigArgument, registry: Arc<Registry>) -> anyhow::Res
     // This comes first: a request that comes while the configuration is read must not be lost.
     let requests = signal::requests_and_reloads().context("could not listen for signals")?;
     let config = load(argument, &registry)?;
-    block_on(running::run(config, file(argument)?, registry, requests))
+    let work = running::run(config, file(argument)?, registry, requests);
+    match tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)? {
+        Afterwards::End => Ok(()),
+        Afterwards::StartAgain(program) => {
+            Err(program.start_again()).context("could not run the program that has replaced this one")
+        }
+    }
 }
 
 async fn check_configuration(config: &Config) -> anyhow::Result<()> {

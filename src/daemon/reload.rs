@@ -13,6 +13,7 @@ use super::worker_table::WorkerTablePlace;
 use crate::config::{Config, DatabaseUrl};
 use crate::diagnostic::Diagnostic;
 use crate::handlers::native::Registry;
+use crate::process::executable::Executable;
 use crate::process::exit_code::Exit;
 
 /// What a daemon is configured to do, and the file that says so.
@@ -23,6 +24,8 @@ pub(super) struct Configured {
     pub(super) private: Option<DatabaseUrl>,
     /// The processors that this program has registered.
     pub(super) registry: Arc<Registry>,
+    /// The program that runs, if it is known.
+    pub(super) executable: Option<Executable>,
 }
 
 /// What came of reading the configuration again. What is wrong, and what else is to be said, is in lines.
@@ -37,13 +40,34 @@ pub(super) enum Reloaded {
 }
 
 impl Configured {
-    /// Reads the configuration again. With any fault in the files, the daemon keeps what it has.
-    pub(super) fn reload(&mut self) -> Reloaded {
-        let read = match Config::load(&self.file) {
+    /// Whether the program, which was replaced by another one, is to be started again: it has handlers, and the configuration
+    /// is sound.
+    pub(super) fn can_start_again(&self) -> bool {
+        if self.registry.is_empty() {
+            info!("the program has changed: the new one runs after a restart");
+            return false;
+        }
+        let faults = self.read().err().unwrap_or_default();
+        if faults.is_empty() {
+            info!("the program has changed, and the handlers in it may have: starting again");
+        }
+        faults.is_empty()
+    }
+
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    fn read(&self) -> Result<Config, Vec<String>> {
+        match Config::load(&self.file) {
             Ok(config) => self.accept(config),
             Err(invalid) => Err(invalid.diagnostics().iter().map(Diagnostic::render).collect()),
-        };
-        match read {
+        }
+    }
+
+    /// Reads the configuration again. With any fault in the files, the daemon keeps what it has.
+    pub(super) fn reload(&mut self) -> Reloaded {
+        match self.read() {
             Ok(config) if config == self.config => {
                 info!("the configuration was read again: nothing has changed");
                 Reloaded::Unchanged

@@ -1,5 +1,6 @@
 //! `espd run`: from the configuration to the end of the last worker.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::config::Config;
 use crate::embedded::EmbeddedPostgres;
 use crate::handlers::native::Registry;
 use crate::operations::databases::{PRIVATE_FOLDER, start_private};
+use crate::process::executable::Executable;
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::process::signal::Request;
 use crate::process::systemd::Systemd;
@@ -32,13 +34,22 @@ const REQUESTS_MAX: usize = 4;
 /// How long the end of the daemon waits until its rows are removed from the table `workers`.
 const WORKER_TABLE_GRACE: Duration = Duration::from_secs(2);
 
+/// What follows the end of the daemon.
+#[derive(Debug)]
+pub(super) enum Afterwards {
+    /// The process ends.
+    End,
+    /// The program was replaced by another one, which runs in this process.
+    StartAgain(Executable),
+}
+
 /// Boots in one order: log, admin endpoint, database, checks, workers. The caller listens to signals already.
 pub(super) async fn run(
     mut config: Config,
     file: PathBuf,
     registry: Arc<Registry>,
     requests: mpsc::Receiver<Request>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Afterwards> {
     telemetry::start(&config.log);
     let systemd = Systemd::from_environment();
     info!(version = env!("CARGO_PKG_VERSION"), processors = config.processors.len(), "espd starts");
@@ -48,8 +59,12 @@ pub(super) async fn run(
     let sinks = StatusSinks { systemd: &systemd, endpoint: endpoint.as_ref() };
     sinks.show_config(&config);
     let private = server.as_ref().and(config.event_store.url.clone());
-    let outcome = work(Configured { file, config, private, registry }, requests, sinks).await;
-    systemd.stopping();
+    let executable = Executable::of_this_process().ok();
+    let configured = Configured { file, config, private, registry, executable };
+    let outcome = work(configured, requests, sinks).await;
+    if !matches!(outcome, Ok(Afterwards::StartAgain(_))) {
+        systemd.stopping();
+    }
     if let Some(endpoint) = endpoint {
         endpoint.stop().await;
     }
@@ -97,11 +112,11 @@ async fn work(
     mut configured: Configured,
     mut requests: mpsc::Receiver<Request>,
     sinks: StatusSinks<'_>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Afterwards> {
     loop {
         let private = configured.private.is_some();
         match wait_until_ready(&configured.config, private, &mut requests, sinks.systemd).await? {
-            Some(Request::Stop) => return Ok(()),
+            Some(Request::Stop) => return Ok(Afterwards::End),
             Some(Request::Reload) => {
                 if let Reloaded::Changed(_) = configured.reload() {
                     sinks.show_config(&configured.config);
@@ -115,11 +130,12 @@ async fn work(
 
 /// Runs the workers until they have stopped after a request.
 async fn supervise(
-    configured: Configured,
+    mut configured: Configured,
     requests: mpsc::Receiver<Request>,
     sinks: StatusSinks<'_>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Afterwards> {
     configured.require_processors()?;
+    let (executable, starts_again) = (configured.executable.take(), Cell::new(false));
     let owner = Owner::generate();
     let supervisor = Supervisor::new(supervision_plan(&configured.config, &owner)?).watched_by(sinks.systemd);
     sinks.show_workers(&supervisor);
@@ -135,17 +151,27 @@ async fn supervise(
         announce(sinks.systemd, snapshots.clone()).await;
         std::future::pending::<()>().await;
     };
-    let request_loop =
-        RequestLoop { configured, owner, supervisor_requests, place, sinks, snapshots: snapshots.clone() };
+    let request_loop = RequestLoop {
+        configured,
+        executable: executable.as_ref(),
+        starts_again: &starts_again,
+        owner,
+        supervisor_requests,
+        place,
+        sinks,
+        snapshots: snapshots.clone(),
+    };
     let ending = tokio::select! {
         ending = supervisor.run(requested) => ending,
-        failed = request_loop.run(requests, ordered) => return failed,
+        failed = request_loop.run(requests, ordered) => return failed.map(|()| Afterwards::End),
         () = announcing => bail!("announcing never ends"),
     };
     end.request();
     // If the rows are not removed in time, they are outdated soon.
     let _ = tokio::time::timeout(WORKER_TABLE_GRACE, writing).await;
-    outcome_of(ending)
+    outcome_of(ending)?;
+    let executable = executable.filter(|_| starts_again.get());
+    Ok(executable.map_or(Afterwards::End, Afterwards::StartAgain))
 }
 
 fn outcome_of(ending: Ending) -> anyhow::Result<()> {
@@ -161,6 +187,9 @@ fn outcome_of(ending: Ending) -> anyhow::Result<()> {
 /// Carries out the requests that signals make, and operators through the database.
 struct RequestLoop<'o> {
     configured: Configured,
+    executable: Option<&'o Executable>,
+    /// Whether the daemon was asked to stop so that another program runs in its place.
+    starts_again: &'o Cell<bool>,
     owner: Owner,
     supervisor_requests: mpsc::Sender<SupervisorRequest>,
     /// Read by the writer of the table `workers`.
@@ -180,6 +209,7 @@ impl RequestLoop<'_> {
             tokio::select! {
                 request = requests.recv() => match request {
                     Some(Request::Stop) => {
+                        self.starts_again.set(false);
                         self.sinks.systemd.stopping();
                         self.ask(SupervisorRequest::Stop).await?;
                     }
@@ -198,6 +228,11 @@ impl RequestLoop<'_> {
     /// learns of it.
     async fn reload(&mut self) -> anyhow::Result<Reloaded> {
         self.sinks.systemd.reloading();
+        if self.executable.is_some_and(Executable::is_replaced) && self.configured.can_start_again() {
+            self.starts_again.set(true);
+            self.ask(SupervisorRequest::Stop).await?;
+            return Ok(Reloaded::Changed(vec!["the program has changed: starting again".to_owned()]));
+        }
         let reloaded = self.configured.reload();
         if let Reloaded::Changed(_) = reloaded {
             self.sinks.show_config(&self.configured.config);

@@ -1,5 +1,7 @@
 //! The operating system's side: spawning, signals, orphans, memory, exit codes, systemd, and what a worker reports.
 
+#[cfg(feature = "daemon")]
+pub(crate) mod executable;
 pub(crate) mod exit_code;
 pub(crate) mod memory;
 pub(crate) mod orphans;

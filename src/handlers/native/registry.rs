@@ -69,6 +69,11 @@ impl Registry {
         self.processors.get(name).map(|registered| &registered.declaration)
     }
 
+    /// Whether no processor is registered.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.processors.is_empty()
+    }
+
     /// The declarations of all registered processors, by name.
     pub(crate) fn declarations(&self) -> impl Iterator<Item = &ProcessorDeclaration> {
         self.processors.values().map(|registered| &registered.declaration)

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::PgPool;
 
-use crate::support::facts::{eventually, position};
+use crate::support::facts::{append, eventually, position};
 use crate::support::program::Program;
 use crate::support::receiver::{Receiver, Reply};
 use crate::support::{self, Database, SCHEMA};
@@ -189,4 +189,34 @@ async fn assert_heard(pool: &PgPool, receiver: &Receiver) {
         versions.dedup();
         assert!(versions.iter().copied().eq(1..=versions.len() as i64), "{aggregate}: {versions:?}");
     }
+}
+
+/// A rebuild puts another file in the place of the program.
+#[tokio::test]
+async fn a_reload_starts_the_program_again_that_was_rebuilt() {
+    let db = support::database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("todo");
+    std::fs::copy(rust_program(), &program).unwrap();
+    let daemon = start(&program, &example("rust.toml"), &db);
+    let last = append_history(&db).await;
+    eventually("all is handled", async || (progress(&db).await >= last).then_some(())).await;
+    daemon.signal(Signal::SIGHUP);
+    let starts = |wanted: &'static str| daemon.log().iter().filter(|line| is_said(line, wanted)).count();
+    eventually("the first reload", async || (starts("nothing has changed") == 1).then_some(())).await;
+
+    std::fs::copy(rust_program(), folder.path().join("new")).unwrap();
+    std::fs::rename(folder.path().join("new"), &program).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    eventually("another start", async || (starts("espd starts") == 2).then_some(())).await;
+    assert_eq!(starts("starting again"), 1);
+    let last = append(&db.pool, 3).await;
+    eventually("all is handled", async || (progress(&db).await >= last).then_some(())).await;
+    let running = std::fs::read_link(format!("/proc/{}/exe", daemon.pid())).unwrap();
+    assert_eq!(running, program, "the same process runs the new file");
+    daemon.stop().await;
+}
+
+fn is_said(line: &serde_json::Value, wanted: &str) -> bool {
+    line["message"].as_str().is_some_and(|message| message.contains(wanted))
 }
