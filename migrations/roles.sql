@@ -64,5 +64,7 @@ grant insert on :"schema".reload_requests to espd_operator;
 grant delete on :"schema".deliveries to espd_operator;
 -- Forgets what a tracker remembers of a store that has gone back, when its position is reset or the store is accepted.
 grant insert, update, delete on :"schema".witnesses to espd_operator;
+-- Cancels and retries what reactors have emitted for later; the functions record it.
+grant execute on function :"schema".cancel_emissions, :"schema".retry_emissions to espd_operator, espd_daemon;
 -- Ends sessions that hold the horizon or a tracker.
 grant pg_signal_backend to espd_operator;

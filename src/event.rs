@@ -15,6 +15,7 @@
 
 mod aggregate_id;
 mod number;
+mod stored_time;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ use uuid::Uuid;
 
 pub use aggregate_id::{AggregateId, InvalidAggregateId, NotAUuid};
 pub use number::{Position, Version};
+pub use stored_time::{InvalidTime, StoredTime};
 
 /// A stored event.
 ///
@@ -49,8 +51,8 @@ pub struct Event {
     pub correlation_id: Option<Uuid>,
     /// The event or command that led to this one.
     pub causation_id: Option<Uuid>,
-    /// When it happened; never used for order.
-    pub created_at: DateTime<Utc>,
+    /// When it happened; never used for order. It may be infinite, or in a year that the program's own type does not have.
+    pub created_at: StoredTime,
 }
 
 /// What the appender believes the version of the aggregate to be just before an event.

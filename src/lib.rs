@@ -189,6 +189,8 @@ pub mod schema;
 mod shutdown;
 #[cfg(feature = "daemon")]
 mod telemetry;
+#[cfg(feature = "daemon")]
+mod visible;
 
 // Events.
 #[cfg(feature = "testing")]
@@ -230,7 +232,9 @@ pub mod prelude {
 
     #[cfg(feature = "daemon")]
     pub use crate::Program;
-    pub use crate::event::{AggregateId, Appended, Event, ExpectedVersion, NewEvent, Position, Version};
+    pub use crate::event::{
+        AggregateId, Appended, Event, ExpectedVersion, NewEvent, Position, StoredTime, Version,
+    };
     #[cfg(feature = "processors")]
     pub use crate::native::{
         Delivery, EventSourced, EventSourcedProjector, EventType, HandlerError, Projector, ProjectorContext,

@@ -14,7 +14,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("retry", &[]),
     ("shutdown", &[]),
     ("postgres", &[]),
-    ("telemetry", &[]),
+    ("visible", &[]),
+    ("telemetry", &["visible"]),
     ("diagnostic", &["postgres"]),
     ("schema", &["postgres"]),
     ("process", &["shutdown"]),
@@ -55,6 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "retry",
             "schema",
             "store",
+            "visible",
         ],
     ),
     (
@@ -69,6 +71,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "process",
             "processing",
             "store",
+            "visible",
         ],
     ),
     (

@@ -9,6 +9,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use crate::operations::operator::OperatorError;
+use crate::postgres::error::chain;
 use crate::postgres::sqlstate::describe;
 
 /// A complete answer.
@@ -53,7 +54,7 @@ impl From<ApiError> for Answer {
 
 impl From<OperatorError> for ApiError {
     fn from(error: OperatorError) -> Self {
-        let said = error.to_string();
+        let said = chain(&error);
         match error {
             OperatorError::Unknown { .. } => {
                 Self::new(StatusCode::NOT_FOUND, said, "GET /api/v1/processors lists all of them")

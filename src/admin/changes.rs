@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use super::answer::ApiError;
 use super::body;
-use super::route::{DeadLetterAction, ProcessorAction};
+use super::route::{DeadLetterAction, EmissionAction, ProcessorAction};
 use crate::event::Position;
 use crate::operations::operator::Operator;
 use crate::processing::dead_letters::Selection;
+use crate::processing::emission::EmissionSelection;
 use crate::processing::tracker::ReplayEffects;
 
 /// A change to a processor or to its dead letters.
@@ -22,6 +23,8 @@ pub(super) enum Change {
     Reset(ResetBody),
     RetryDeadLetters(Selection),
     DiscardDeadLetters(Selection),
+    CancelEmissions(EmissionSelection),
+    RetryEmissions(EmissionSelection),
 }
 
 /// The body of a reset. Without `to` and `at` the processor starts over.
@@ -64,6 +67,13 @@ impl Change {
         }
     }
 
+    pub(super) fn of_emissions(action: EmissionAction, selection: EmissionSelection) -> Self {
+        match action {
+            EmissionAction::Cancel => Self::CancelEmissions(selection),
+            EmissionAction::Retry => Self::RetryEmissions(selection),
+        }
+    }
+
     /// The change in one word, for the log.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
@@ -74,6 +84,8 @@ impl Change {
             Self::Reset(_) => "reset",
             Self::RetryDeadLetters(_) => "retry_dead_letters",
             Self::DiscardDeadLetters(_) => "discard_dead_letters",
+            Self::CancelEmissions(_) => "cancel_emissions",
+            Self::RetryEmissions(_) => "retry_emissions",
         }
     }
 
@@ -88,6 +100,14 @@ impl Change {
             Self::RetryDeadLetters(selection) => return retry_dead_letters(operator, name, &selection).await,
             Self::DiscardDeadLetters(selection) => {
                 return discard_dead_letters(operator, name, &selection).await;
+            }
+            Self::CancelEmissions(selection) => {
+                let cancelled = operator.cancel_emissions(name, &selection).await?;
+                return Ok(json!({ "name": name, "cancelled": cancelled }));
+            }
+            Self::RetryEmissions(selection) => {
+                let requested = operator.retry_emissions(name, &selection).await?;
+                return Ok(json!({ "name": name, "requested": requested }));
             }
         };
         Ok(json!({ "name": name, "changed": changed, "position": row.position }))

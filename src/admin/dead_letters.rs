@@ -27,6 +27,7 @@ pub(super) struct Listing {
 pub(super) fn of_query(query: Option<&str>) -> Result<Listing, ApiError> {
     let mut listing = Listing { selection: Selection::default(), limit: LIMIT };
     for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        refuse_nul(&key, &value)?;
         match &*key {
             "processor" => listing.selection.processor = Some(value.into_owned()),
             "after" => listing.selection.after = Some(parse(&key, &value)?),
@@ -81,8 +82,18 @@ const QUERY_REMEDY: &str =
 const BODY_REMEDY: &str =
     "send {\"event\": ID}, some of \"type\", \"aggregate\", \"error\" and \"older_than\", or {\"all\": true}";
 
+/// Refuses a value that no column has and no statement can carry.
+pub(super) fn refuse_nul(key: &str, value: &str) -> Result<(), ApiError> {
+    let wrong = || {
+        let message = format!("`{}` contains a NUL character", key.escape_debug());
+        refuse(message, "send text without it")
+    };
+    if value.contains('\0') { Err(wrong()) } else { Ok(()) }
+}
+
 /// Applies one field to the selection. Returns `false` if there is no such field.
 fn narrow(selection: &mut Selection, key: &str, value: &str) -> Result<bool, ApiError> {
+    refuse_nul(key, value)?;
     match key {
         "event" => selection.event_id = Some(parse(key, value)?),
         "type" => selection.event_type = Some(value.to_owned()),
@@ -98,12 +109,12 @@ fn narrow(selection: &mut Selection, key: &str, value: &str) -> Result<bool, Api
     Ok(true)
 }
 
-fn parse<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, ApiError> {
+pub(super) fn parse<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, ApiError> {
     let wrong = || refuse(format!("`{key}` cannot be `{}`", value.escape_debug()), QUERY_REMEDY);
     value.parse().map_err(|_| wrong())
 }
 
-fn refuse(error: String, remedy: &str) -> ApiError {
+pub(super) fn refuse(error: String, remedy: &str) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, error, remedy)
 }
 
@@ -128,9 +139,17 @@ mod tests {
             ..Selection::default()
         };
         assert_eq!(some, Listing { selection: expected, limit: 3 });
-        for wrong in
-            ["types=a", "limit=0", "limit=1001", "limit=x", "event=1.5", "aggregate=7", "older_than=soon"]
-        {
+        for wrong in [
+            "type=a%00",
+            "processor=%00",
+            "types=a",
+            "limit=0",
+            "limit=1001",
+            "limit=x",
+            "event=1.5",
+            "aggregate=7",
+            "older_than=soon",
+        ] {
             let error = of_query(Some(wrong)).unwrap_err();
             assert!(error.status == StatusCode::BAD_REQUEST && !error.remedy.is_empty(), "{wrong}");
         }
@@ -160,6 +179,7 @@ mod tests {
             "{\"processor\": \"b\", \"event\": 1}",
             "{\"type\": null}",
             "{\"event\": 9223372036854775808}",
+            "{\"type\": \"a\\u0000\"}",
         ] {
             assert_eq!(read(wrong).unwrap_err().status, StatusCode::BAD_REQUEST, "{wrong}");
         }

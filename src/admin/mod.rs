@@ -12,6 +12,7 @@
 //!                     ├──► metrics             statuses and workers as numbers
 //!                     ├──► doctor              what is wrong with the databases
 //!                     ├──► dead_letters        which dead letters a request is about
+//!                     ├──► emissions           which pending emissions a request is about
 //!                     └──► changes             what operators do
 //! ```
 
@@ -22,6 +23,7 @@ mod changes;
 mod connections;
 mod dead_letters;
 mod doctor;
+mod emissions;
 mod exposition;
 mod health;
 mod listener;

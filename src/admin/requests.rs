@@ -15,6 +15,7 @@ use super::body::read_body;
 use super::changes::Change;
 use super::dead_letters::{self, Listing};
 use super::doctor::Doctor;
+use super::emissions;
 use super::listener::Peer;
 use super::route::Route;
 use super::{View, Workers, exposition, health, metrics};
@@ -91,6 +92,16 @@ impl RequestHandler {
                 listing.selection.processor = Some(name.to_owned());
                 self.list_dead_letters(listing).await
             }
+            Route::Emissions => self.list_emissions(emissions::of_query(head.uri.query())?).await,
+            Route::EmissionsOf(name) => {
+                let mut listing = emissions::of_query(head.uri.query())?;
+                listing.selection.reactor = Some(name.to_owned());
+                self.list_emissions(listing).await
+            }
+            Route::ChangeEmissions(name, action) => {
+                let selection = emissions::of_body(&head.headers, &body)?;
+                self.change(name, Change::of_emissions(action, selection), peer).await
+            }
             Route::DeadLetter(name, event) => self.show_dead_letter(name, event).await,
             Route::Change(name, action) => {
                 self.change(name, Change::of_processor(action, &head.headers, &body)?, peer).await
@@ -157,6 +168,14 @@ impl RequestHandler {
         if let (Some(name), true) = (&listing.selection.processor, found.is_empty()) {
             operator.require_known(name).await?;
         }
+        Ok(answer::json(StatusCode::OK, &found))
+    }
+
+    async fn list_emissions(&self, listing: emissions::Listing) -> Result<Answer, ApiError> {
+        let (config, databases) = self.databases().await?;
+        let _turn = self.turn.lock().await;
+        let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
+        let found = operator.emissions(&listing.selection, listing.limit).await?;
         Ok(answer::json(StatusCode::OK, &found))
     }
 

@@ -27,6 +27,18 @@ pub(super) enum Route<'p> {
     /// One dead letter.
     DeadLetter(&'p str, Position),
     ChangeDeadLetters(&'p str, DeadLetterAction),
+    /// The pending emissions of all reactors.
+    Emissions,
+    /// The pending emissions of one reactor.
+    EmissionsOf(&'p str),
+    ChangeEmissions(&'p str, EmissionAction),
+}
+
+/// A change to pending emissions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EmissionAction {
+    Cancel,
+    Retry,
 }
 
 /// A change to dead letters.
@@ -62,8 +74,9 @@ impl<'p> Route<'p> {
     pub(super) fn find(method: &Method, path: &'p str) -> Result<Self, ApiError> {
         let route = Self::of_path(path).ok_or_else(|| {
             let known = "there are /livez, /readyz, /metrics, /api/v1/doctor, /api/v1/processors, /api/v1/processors/NAME, \
-                         /api/v1/dead-letters, /api/v1/processors/NAME/dead-letters, and for changes POST \
-                         /api/v1/processors/NAME/pause, resume, retry, reset, dead-letters/retry and dead-letters/discard";
+                         /api/v1/dead-letters, /api/v1/processors/NAME/dead-letters, /api/v1/emissions, \
+                         /api/v1/processors/NAME/emissions, and for changes POST /api/v1/processors/NAME/pause, resume, retry, \
+                         reset, dead-letters/retry, dead-letters/discard, emissions/cancel and emissions/retry";
             ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path", known)
         })?;
         let changes = route.changes();
@@ -85,6 +98,7 @@ impl<'p> Route<'p> {
             "/api/v1/doctor" => return Some(Self::Doctor),
             "/api/v1/processors" => return Some(Self::Processors),
             "/api/v1/dead-letters" => return Some(Self::DeadLetters),
+            "/api/v1/emissions" => return Some(Self::Emissions),
             _ => {}
         }
         let rest = path.strip_prefix("/api/v1/processors/")?;
@@ -95,6 +109,7 @@ impl<'p> Route<'p> {
         let Some(rest) = rest else { return Some(Self::Processor(name)) };
         match rest.split_once('/') {
             None if rest == "dead-letters" => Some(Self::DeadLettersOf(name)),
+            None if rest == "emissions" => Some(Self::EmissionsOf(name)),
             None => ProcessorAction::ALL
                 .into_iter()
                 .find(|known| known.as_str() == rest)
@@ -103,6 +118,8 @@ impl<'p> Route<'p> {
             Some(("dead-letters", "discard")) => {
                 Some(Self::ChangeDeadLetters(name, DeadLetterAction::Discard))
             }
+            Some(("emissions", "cancel")) => Some(Self::ChangeEmissions(name, EmissionAction::Cancel)),
+            Some(("emissions", "retry")) => Some(Self::ChangeEmissions(name, EmissionAction::Retry)),
             Some(("dead-letters", event)) => event.parse().ok().map(|id| Self::DeadLetter(name, id)),
             Some(_) => None,
         }
@@ -110,7 +127,7 @@ impl<'p> Route<'p> {
 
     /// Whether the request changes something.
     pub(super) fn changes(&self) -> bool {
-        matches!(self, Self::Change(..) | Self::ChangeDeadLetters(..))
+        matches!(self, Self::Change(..) | Self::ChangeDeadLetters(..) | Self::ChangeEmissions(..))
     }
 }
 
@@ -136,6 +153,10 @@ mod tests {
         assert_eq!(get("/api/v1/processors/a/dead-letters/7"), Ok(Route::DeadLetter("a", 7.into())));
         let discard = find(Method::POST, "/api/v1/processors/a/dead-letters/discard");
         assert_eq!(discard, Ok(Route::ChangeDeadLetters("a", DeadLetterAction::Discard)));
+        assert_eq!(get("/api/v1/emissions"), Ok(Route::Emissions));
+        assert_eq!(get("/api/v1/processors/a/emissions"), Ok(Route::EmissionsOf("a")));
+        let cancel = find(Method::POST, "/api/v1/processors/a/emissions/cancel");
+        assert_eq!(cancel, Ok(Route::ChangeEmissions("a", EmissionAction::Cancel)));
         for path in [
             "/",
             "",

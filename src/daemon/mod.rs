@@ -24,6 +24,7 @@ use crate::handlers::native::Registry;
 use crate::operations::{check, outcome};
 use crate::process::exit_code::Exit;
 use crate::process::signal;
+use crate::telemetry;
 use crate::worker;
 
 pub use program::Program;
@@ -90,7 +91,7 @@ fn main_with(registry: Registry) -> std::process::ExitCode {
     let cli = Cli::parse();
     let (code, complaint) = outcome::conclude(run(cli, Arc::new(registry)));
     if let Some(complaint) = complaint {
-        eprintln!("{complaint}");
+        telemetry::report_end(&complaint);
     }
     code.into()
 }

@@ -199,11 +199,19 @@ impl<R: std::io::Read> Lines<R> {
 fn explain(error: serde_json::Error) -> anyhow::Error {
     let place = format!(" at line {} column {}", error.line(), error.column());
     let said = error.to_string();
-    anyhow::anyhow!("column {}: {}", error.column(), said.strip_suffix(&place).unwrap_or(&said))
+    let more = if error.is_eof() { ": one object per line, as `jq -c .` writes it" } else { "" };
+    anyhow::anyhow!("column {}: {}{more}", error.column(), said.strip_suffix(&place).unwrap_or(&said))
 }
 
 fn parse(line: &str) -> anyhow::Result<NewEvent> {
+    // Serde would take the elements of an array for the fields of the object, in their order.
+    if line.trim_start().starts_with('[') {
+        bail!("an array, expected one object per line; `jq -c '.[]'` makes lines of an array");
+    }
     let line: Line = serde_json::from_str(line).map_err(explain)?;
+    if let Some(character) = line.event_type.chars().find(|character| character.is_control()) {
+        bail!("the type {:?} contains the control character {character:?}", line.event_type);
+    }
     let mut event = NewEvent::new(line.aggregate_id, line.event_type, line.body);
     event.expected_version = match line.expected_version {
         None => ExpectedVersion::Any,

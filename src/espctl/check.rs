@@ -36,7 +36,7 @@ pub(crate) async fn run(arguments: Arguments, config: Result<Config, InvalidConf
 }
 
 fn print_json(diagnostics: &[Diagnostic]) -> anyhow::Result<()> {
-    output::print(&serde_json::to_string_pretty(diagnostics)?)?;
+    output::print_verbatim(&serde_json::to_string_pretty(diagnostics)?)?;
     match diagnostics.iter().filter(|one| one.severity == Severity::Error).count() {
         0 => Ok(()),
         1 => Err(Exit::configuration("there is 1 mistake").into()),

@@ -7,6 +7,7 @@ use crate::espctl::output;
 use crate::operations::databases::CONNECT_TIMEOUT;
 use crate::operations::doctor::{Finding, Level, examine};
 use crate::process::exit_code::{Exit, ExitCode};
+use crate::visible::in_block;
 
 #[derive(Args)]
 #[command(
@@ -24,11 +25,11 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result<()> {
     let findings = examine(config, "espctl doctor", CONNECT_TIMEOUT).await;
-    output::print(&if arguments.json {
-        serde_json::to_string_pretty(&findings)?
+    if arguments.json {
+        output::print_verbatim(&serde_json::to_string_pretty(&findings)?)?;
     } else {
-        render(&findings)
-    })?;
+        output::print(&render(&findings))?;
+    }
     let failures = findings.iter().filter(|finding| finding.level == Level::Failure).count();
     if failures == 0 {
         return Ok(());
@@ -41,9 +42,10 @@ fn render(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
     let line = |finding: &Finding| {
         let Finding { check, level, message, remedy } = finding;
-        let remedy =
-            remedy.as_ref().map_or_else(String::new, |remedy| format!("\n{:11}remedy: {remedy}", ""));
-        format!("{:8} {check:width$}  {message}{remedy}", level.as_str())
+        let remedy = remedy
+            .as_ref()
+            .map_or_else(String::new, |remedy| format!("\n{:11}remedy: {}", "", in_block(remedy, 11)));
+        format!("{:8} {check:width$}  {}{remedy}", level.as_str(), in_block(message, 11))
     };
     findings.iter().map(line).collect::<Vec<_>>().join("\n")
 }

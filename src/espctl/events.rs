@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use chrono::Datelike as _;
 use clap::Args;
 use futures_util::TryStreamExt as _;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::espctl::output;
-use crate::event::{Event, Position, Version};
+use crate::event::{Event, Position, StoredTime, Version};
 use crate::operations::databases::Databases;
 use crate::store::horizon::{ObserveError, Observer};
 use crate::store::{EventStore as _, PostgresEventStore};
+use crate::visible::in_one_line;
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -115,6 +117,14 @@ impl<'d> Follower<'d> {
     }
 }
 
+/// The time to the millisecond, or as the database writes it where the program's own type does not have it.
+fn show_time(time: StoredTime) -> String {
+    match time.to_utc() {
+        Some(utc) if (1..=9_999).contains(&utc.year()) => utc.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
+        _ => time.to_string(),
+    }
+}
+
 struct Printer {
     json: bool,
     left: u64,
@@ -124,14 +134,14 @@ impl Printer {
     /// Prints one event. Returns whether the limit allows more.
     fn print(&mut self, event: &Event) -> anyhow::Result<bool> {
         if self.json {
-            output::print(&serde_json::to_string(event)?)?;
+            output::print_verbatim(&serde_json::to_string(event)?)?;
         } else {
-            let time = event.created_at.format("%Y-%m-%d %H:%M:%S%.3f");
+            let time = show_time(event.created_at);
             let Event { id, event_type, aggregate_id, version, body, .. } = event;
-            output::print(&format!(
+            output::print(&in_one_line(&format!(
                 "{id:>10}  {time}  {event_type}  {aggregate_id} {version}  {}",
                 body.get()
-            ))?;
+            )))?;
         }
         self.left -= 1;
         Ok(self.left > 0)

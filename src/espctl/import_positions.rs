@@ -51,7 +51,11 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
         overwrite: arguments.overwrite,
     };
     let plan = import.plan().await?;
-    output::print(&if arguments.json { as_json(&plan)? } else { render(&plan) })?;
+    if arguments.json {
+        output::print_verbatim(&as_json(&plan)?)?;
+    } else {
+        output::print(&render(&plan))?;
+    }
     if plan.imports.is_empty() {
         bail!("nothing was done: no declared processor has a predecessor of its name");
     }

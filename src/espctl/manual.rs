@@ -54,14 +54,14 @@ pub(crate) fn completions(arguments: &CompletionsArguments, daemon: &clap::Comma
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, name, &mut script);
-    output::print(String::from_utf8(script)?.trim_end())
+    output::print_verbatim(String::from_utf8(script)?.trim_end())
 }
 
 pub(crate) fn man(arguments: &ManArguments, daemon: &clap::Command) -> anyhow::Result<()> {
     let Some(folder) = &arguments.folder else {
         let mut page = Vec::new();
         Man::new(Cli::command()).render(&mut page)?;
-        return output::print(String::from_utf8(page)?.trim_end());
+        return output::print_verbatim(String::from_utf8(page)?.trim_end());
     };
     std::fs::create_dir_all(folder).with_context(|| format!("could not create {}", folder.display()))?;
     for command in [Cli::command(), daemon.clone()] {

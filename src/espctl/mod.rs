@@ -4,6 +4,7 @@ mod append;
 mod check;
 mod dead_letters;
 mod doctor;
+mod emissions;
 mod events;
 mod import_positions;
 mod manual;
@@ -69,6 +70,11 @@ enum Command {
     /// List the events that were set aside, have them handled again, or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// List what reactors have emitted for later, cancel it, or have what the event store has refused tried again
+    Emissions {
+        #[command(subcommand)]
+        command: Option<emissions::EmissionsCommand>,
+    },
     /// Import the positions that the processors of event_sourcery have reached
     ImportPositions(import_positions::Arguments),
     /// Have the running daemons read their configuration again
@@ -135,9 +141,9 @@ pub fn main(daemon: clap::Command) -> std::process::ExitCode {
 
 async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
     match &cli.command {
-        Command::Config(ConfigCommand::Example) => return output::print(EXAMPLE.trim_end()),
+        Command::Config(ConfigCommand::Example) => return output::print_verbatim(EXAMPLE.trim_end()),
         Command::Config(ConfigCommand::Schema) => {
-            return output::print(&serde_json::to_string_pretty(&Config::json_schema())?);
+            return output::print_verbatim(&serde_json::to_string_pretty(&Config::json_schema())?);
         }
         Command::Completions(arguments) => return manual::completions(arguments, daemon),
         Command::Man(arguments) => return manual::man(arguments, daemon),
@@ -151,9 +157,9 @@ async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
     let config = config.map_err(Exit::configuration)?;
     match command {
         Command::Config(ConfigCommand::Show { json: false }) => {
-            output::print(toml::to_string_pretty(&config.redacted())?.trim_end())
+            output::print_verbatim(toml::to_string_pretty(&config.redacted())?.trim_end())
         }
-        Command::Config(_) => output::print(&serde_json::to_string_pretty(&config.redacted())?),
+        Command::Config(_) => output::print_verbatim(&serde_json::to_string_pretty(&config.redacted())?),
         Command::Roles(_) => roles::run(&config),
         Command::Doctor(arguments) => doctor::run(arguments, &config).await,
         command => {
@@ -179,6 +185,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Retry(target) => operate::retry(target, config, databases).await,
         Command::Resume(arguments) => operate::resume(arguments, config, databases).await,
         Command::DeadLetters(command) => dead_letters::run(command, config, databases).await,
+        Command::Emissions { command } => emissions::run(command, config, databases).await,
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Reload(arguments) => reload::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, config, databases).await,

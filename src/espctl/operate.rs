@@ -73,7 +73,12 @@ pub(crate) async fn pause(target: Target, config: &Config, databases: &Databases
     act(target, config, databases, "nothing to pause", async |operator, name| {
         let (row, changed) = operator.pause(name).await?;
         let said = if changed { "paused" } else { "was paused already" };
-        Ok((changed, format!("{} {said} at position {}", row.name, row.position)))
+        let held = match row.pending_emissions {
+            0 => String::new(),
+            1 => "; its pending emission is held".to_owned(),
+            pending => format!("; its {} pending emissions are held", thousands(pending)),
+        };
+        Ok((changed, format!("{} {said} at position {}{held}", row.name, row.position)))
     })
     .await
 }

@@ -2,14 +2,22 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-/// Prints a text and a line break to standard output. A closed pipe is an error, which ends the program silently.
+use crate::visible::in_lines;
+
+/// Prints a text for people and a line break to standard output. Nothing in it reaches the terminal as more than text. A
+/// closed pipe is an error, which ends the program silently.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(io::stdout().lock(), "{}", in_lines(text))?)
+}
+
+/// Prints JSON, or another text for programs, as it is.
+pub(crate) fn print_verbatim(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout().lock(), "{text}")?)
 }
 
 /// Prints to standard error something that is not the command's result.
 pub(crate) fn print_note(text: &str) -> anyhow::Result<()> {
-    Ok(writeln!(io::stderr().lock(), "{text}")?)
+    Ok(writeln!(io::stderr().lock(), "{}", in_lines(text))?)
 }
 
 /// Asks a question on the terminal. Without a terminal it is an error that names `--yes`.
@@ -17,7 +25,7 @@ pub(crate) fn confirm(question: &str) -> anyhow::Result<bool> {
     if !io::stdin().is_terminal() {
         anyhow::bail!("{question}\nnothing was done: add --yes to do this without being asked");
     }
-    eprint!("{question} [y/N] ");
+    eprint!("{} [y/N] ", in_lines(question));
     io::stderr().flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;

@@ -40,5 +40,5 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
             )
         }
     };
-    output::print(text.replace(":\"schema\"", &layout.quoted_schema()).trim_end())
+    output::print_verbatim(text.replace(":\"schema\"", &layout.quoted_schema()).trim_end())
 }

@@ -50,9 +50,10 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     arguments.filter.require_known(&all)?;
     let is_filtered_out = !all.is_empty();
     let statuses = arguments.filter.apply(all);
-    output::print(&if arguments.json {
-        serde_json::to_string_pretty(&statuses)?
-    } else if statuses.is_empty() && is_filtered_out {
+    if arguments.json {
+        return output::print_verbatim(&serde_json::to_string_pretty(&statuses)?);
+    }
+    output::print(&if statuses.is_empty() && is_filtered_out {
         "no processor is like this".to_owned()
     } else {
         table::render(&statuses, Utc::now(), output::width())

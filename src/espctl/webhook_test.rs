@@ -140,7 +140,7 @@ fn describe_actions(actions: &[Action]) -> String {
     for action in actions {
         match action {
             Action::Emit(emission) => {
-                let when = emission.due_at.map_or(String::new(), |time| format!(" at {time}"));
+                let when = emission.due;
                 text.push_str(&format!(
                     "\n  and wants {} emitted for {}{when}",
                     emission.event_type, emission.aggregate_id

@@ -94,5 +94,5 @@ pub use registration::Registration;
 pub(crate) use registry::Registry;
 
 pub use crate::processing::declaration::Start;
-pub use crate::processing::emission::Emission;
+pub use crate::processing::emission::{Due, Emission};
 pub use crate::processing::processor::Delivery;

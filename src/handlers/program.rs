@@ -254,7 +254,7 @@ mod tests {
             metadata: RawValue::NULL.to_owned(),
             correlation_id: None,
             causation_id: None,
-            created_at: DateTime::UNIX_EPOCH,
+            created_at: DateTime::UNIX_EPOCH.into(),
         };
         (1..=events).map(|id| Delivery { event: event(id.into()), replaying: false }).collect()
     }

@@ -13,6 +13,7 @@ use crate::embedded::{EmbeddedPostgres, Options};
 use crate::event::Position;
 use crate::postgres::notify::{CONTROL, notify};
 use crate::postgres::sql_scope::SqlScope;
+use crate::postgres::sqlstate::describe;
 use crate::process::exit_code::Exit;
 use crate::schema::{self, SchemaError};
 use crate::store::layout::{CreatedBy, Layout};
@@ -135,7 +136,7 @@ impl Databases {
     /// Tells the runners that a tracker has changed. Without the notification they notice it a second or two later.
     pub(crate) async fn notify_runners(&self) {
         if let Err(error) = notify(&self.events, &self.layout.control_channel(), CONTROL).await {
-            tracing::debug!(%error, "could not notify the runners");
+            tracing::debug!(error = describe(&error), "could not notify the runners");
         }
     }
 

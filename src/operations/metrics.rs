@@ -71,7 +71,7 @@ enum Value {
 }
 
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 23] = [
+pub(crate) const METRICS: [Metric; 24] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
@@ -167,6 +167,11 @@ pub(crate) const METRICS: [Metric; 23] = [
         "espd_emissions_pending",
         "Emitted events that are not in the event store yet.",
         Value::Processor(|status| status.pending_emissions as f64),
+    ),
+    gauge(
+        "espd_emissions_refused",
+        "Emitted events that the event store has refused; they are tried again.",
+        Value::Processor(|status| status.refused_emissions as f64),
     ),
     counter(
         "espd_events_processed_total",

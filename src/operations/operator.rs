@@ -4,6 +4,7 @@
 
 mod daemons;
 mod dead_letters;
+mod emissions;
 mod set_aside;
 mod targets;
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 pub(crate) use daemons::{ReloadRequest, RunningDaemon};
 pub(crate) use dead_letters::{Affected, ExaminedDeadLetter};
+pub(crate) use emissions::ListedEmission;
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;

@@ -1,7 +1,8 @@
 //! How a command ends: its exit code, and its error in one line.
 
-use crate::postgres::error::chain;
+use crate::postgres::error::{chain, find_answer};
 use crate::process::exit_code::{Exit, ExitCode};
+use crate::visible::in_lines;
 
 /// The exit code of a command, and what to print to standard error.
 pub(crate) fn conclude(outcome: anyhow::Result<()>) -> (ExitCode, Option<String>) {
@@ -11,10 +12,26 @@ pub(crate) fn conclude(outcome: anyhow::Result<()>) -> (ExitCode, Option<String>
         Err(error) if is_closed_pipe(&error) => (ExitCode::Success, None),
         Err(error) => {
             let code = error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code);
-            (code, Some(format!("error: {}", chain(&*error))))
+            let text = chain(&*error);
+            (code, Some(format!("error: {}{}", in_lines(&text), remedy(&error))))
         }
     }
 }
+
+/// What to do about an error that the database has named by a code, as a further line; empty where the message says it.
+fn remedy(error: &anyhow::Error) -> &'static str {
+    let mut answers = error.chain().filter_map(find_answer);
+    match answers.find_map(|answer| answer.code()).as_deref() {
+        Some(READ_ONLY) => {
+            "\nremedy: this session may only read. Connect to the primary, or look where `default_transaction_read_only` is \
+             set (`alter role … reset default_transaction_read_only`, `alter database …`, postgresql.conf, or the URL's `options`)"
+        }
+        _ => "",
+    }
+}
+
+/// PostgreSQL's code for a change in a transaction that may only read.
+const READ_ONLY: &str = "25006";
 
 /// Whether the reader of the output has closed the pipe.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {

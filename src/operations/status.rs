@@ -12,7 +12,7 @@ mod worker;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::event::Position;
+use crate::event::{Position, StoredTime};
 use crate::processing::divergence::Divergence;
 use crate::processing::failure::Failure;
 use crate::processing::tracker::{Outage, ProcessorKey};
@@ -155,7 +155,13 @@ pub(crate) struct ProcessorStatus {
     /// How many events a reactor has emitted that are not in the event store yet: due later, or on their way.
     pub pending_emissions: i64,
     /// When the next of these events is due.
-    pub next_emission_at: Option<DateTime<Utc>>,
+    pub next_emission_at: Option<StoredTime>,
+    /// How many of these events the event store has refused; `espctl emissions list` shows them.
+    pub refused_emissions: i64,
+    /// Since when the oldest of them that is due, and was not refused, waits; `None`: none does.
+    pub emissions_overdue_since: Option<DateTime<Utc>>,
+    /// Why the last of them was refused, or what they wait for.
+    pub emission_error: Option<String>,
     /// When the processor's tracker last changed; `None`: it has never run.
     pub updated_at: Option<DateTime<Utc>>,
     /// The process that the processor runs in; `None` where no daemon has recorded one.
@@ -256,6 +262,9 @@ pub(super) mod examples {
             oldest_dead_letter_at: None,
             pending_emissions: 0,
             next_emission_at: None,
+            refused_emissions: 0,
+            emissions_overdue_since: None,
+            emission_error: None,
             updated_at: None,
             worker: None,
             held_by: Vec::new(),

@@ -2,6 +2,9 @@
 
 use std::error::Error;
 
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
+
 use super::sqlstate::describe;
 
 /// Joins the messages of an error and its causes. A message that those before it contain already is left out.
@@ -9,7 +12,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let (mut text, mut next) = (String::new(), Some(error));
     while let Some(error) = next {
         let database_error = error.downcast_ref::<sqlx::Error>();
-        let message = database_error.map_or_else(|| error.to_string(), describe);
+        let message = database_error.map_or_else(|| in_the_words_of_the_server(error), describe);
         if text.is_empty() {
             text = message;
         } else if !text.contains(&message) {
@@ -20,6 +23,33 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
         next = error.source().filter(|_| database_error.is_none());
     }
     text
+}
+
+/// The message of an error. One that passes an error of the database on has the driver's introduction in it, and the line of
+/// PostgreSQL's own source that raised it; both are left out.
+fn in_the_words_of_the_server(error: &(dyn Error + 'static)) -> String {
+    let text = error.to_string();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(answer) = find_answer(error) {
+            let shown = answer.to_string();
+            let introduced = format!("error returned from database: {shown}");
+            return text.replace(&introduced, answer.message()).replace(&shown, answer.message());
+        }
+        next = error.source();
+    }
+    text
+}
+
+/// What the server has answered with, if this error is that.
+pub(crate) fn find_answer<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e dyn DatabaseError> {
+    if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+        return error.as_database_error();
+    }
+    if let Some(answer) = error.downcast_ref::<PgDatabaseError>() {
+        return Some(answer);
+    }
+    error.downcast_ref::<Box<dyn DatabaseError>>().map(|answer| &**answer)
 }
 
 #[cfg(test)]

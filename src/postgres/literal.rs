@@ -10,9 +10,30 @@ use sqlx::{AssertSqlSafe, FromRow, PgExecutor};
 use crate::postgres::quote::quote_literal;
 
 /// Writes a value as a quoted literal of JSON text, to be cast to `json` or `jsonb`.
+///
+/// The texts in it explain something to people, and may come from anywhere. What `jsonb` refuses to keep, a NUL, is kept as
+/// the six characters that JSON writes it with.
 pub(crate) fn json_literal(value: &impl Serialize) -> Result<String, sqlx::Error> {
     let text = serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    Ok(quote_literal(&text))
+    Ok(quote_literal(&without_nul(text)))
+}
+
+/// JSON text with every escaped NUL as visible text. Serde writes one in no other way.
+fn without_nul(json: String) -> String {
+    const NUL: &str = "\\u0000";
+    if !json.contains(NUL) {
+        return json;
+    }
+    let (mut kept, mut rest) = (String::with_capacity(json.len() + 16), json.as_str());
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        // A backslash that is itself escaped begins no escape.
+        let (escape, behind) = escape.split_at(if escape.starts_with(NUL) { NUL.len() } else { 2 });
+        kept.push_str(before);
+        kept.push_str(if escape == NUL { "\\\\u0000" } else { escape });
+        rest = behind;
+    }
+    kept + rest
 }
 
 /// Writes a duration as a literal of type `interval`. A duration over a thousand years is cut.
@@ -31,4 +52,23 @@ where
 {
     let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
     row.map(|row| T::from_row(&row)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nul_in_a_text_is_kept_as_text() {
+        for (text, kept) in [
+            ("a\0b", r#"E'"a\\\\u0000b"'"#),
+            ("\0\0", r#"E'"\\\\u0000\\\\u0000"'"#),
+            // This is no NUL, but a backslash and five characters.
+            (r"\u0000", r#"E'"\\\\u0000"'"#),
+            (r"\", r#"E'"\\\\"'"#),
+        ] {
+            assert_eq!(json_literal(&text).unwrap(), kept, "{text:?}");
+        }
+        assert_eq!(json_literal(&"it's").unwrap(), "'\"it''s\"'");
+    }
 }

@@ -9,7 +9,14 @@ pub(crate) fn quote_identifier(name: &str) -> String {
 }
 
 /// `text` as a string literal, whatever `standard_conforming_strings` says.
+///
+/// A NUL would end the whole statement, which the server answers with an error of the protocol. Instead, the literal becomes an
+/// expression that PostgreSQL refuses when it evaluates it (`54000`), as it refuses any other value that it cannot keep.
 pub(crate) fn quote_literal(text: &str) -> String {
+    if text.contains('\0') {
+        let parts: Vec<String> = text.split('\0').map(quote_literal).collect();
+        return format!("({})", parts.join(" || chr(0) || "));
+    }
     let quoted = text.replace('\'', "''");
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
@@ -30,5 +37,10 @@ mod tests {
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal("a\\'b"), "E'a\\\\''b'");
         assert_eq!(dollar_quote("$espd0$ $espd2$"), "$espd1$");
+    }
+
+    #[test]
+    fn no_nul_gets_into_a_statement() {
+        assert_eq!(quote_literal("a\0b\0"), "('a' || chr(0) || 'b' || chr(0) || '')");
     }
 }

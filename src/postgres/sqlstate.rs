@@ -94,9 +94,10 @@ pub(crate) fn describe(error: &sqlx::Error) -> String {
     }
 }
 
-/// The text, cut to [`TEXT_MAX`] characters.
+/// The text, cut to [`TEXT_MAX`] characters. A NUL, which no column keeps, becomes visible text.
 pub(crate) fn shorten(text: &str) -> String {
-    text.chars().take(TEXT_MAX).collect()
+    let cut: String = text.chars().take(TEXT_MAX).collect();
+    if cut.contains('\0') { cut.replace('\0', "\\u0000") } else { cut }
 }
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
 //! This module stores the events that reactors emit, if their handlers run outside of the database. It decides which types
 //! a reactor may emit, which uuid an emitted event gets, and where the event goes. For handlers in SQL,
-//! `migrations/processing/0006_emissions.sql` does the same.
+//! `migrations/processing/0006_emissions.sql` and `0012_refused_emissions.sql` do the same.
 //!
 //! An event that is to be emitted at once goes into the event store in the transaction of the batch, if the store is in the
 //! same database. Every other event is kept in the table `emissions`, and the `relay` moves it into the store when it is due.
 
+mod due;
+mod pending;
 mod relay;
 mod source_event;
 
 use std::collections::HashSet;
 
-use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -23,6 +24,10 @@ use crate::processing::failure::Failure;
 use crate::processing::processor::Events;
 use crate::store::{AppendError, TransactionAppender, find_reason};
 
+pub use due::Due;
+pub(crate) use pending::{
+    EmissionSelection, EmissionState, PendingEmission, PendingEmissions, PendingOfReactor,
+};
 pub(crate) use relay::Relay;
 pub(crate) use source_event::SourceEvent;
 
@@ -38,8 +43,8 @@ pub struct Emission {
     /// The version that the aggregate must have just before the event; `None`: any. Can be checked only if the event is
     /// emitted at once and the event store is in the database of the reactor's tables.
     pub expected_version: Option<Version>,
-    /// When the event is to be emitted; `None`: at once.
-    pub due_at: Option<DateTime<Utc>>,
+    /// When the event is to be emitted.
+    pub due: Due,
     /// Names the event among those that the reactor emits later, so that it can be cancelled. An event replaces an earlier one
     /// of the same key.
     pub key: Option<String>,
@@ -79,7 +84,7 @@ impl Emitter {
     /// Refuses an emission that is not allowed, in the words of the SQL function `espd.emit`.
     fn check_allowed(&self, source: &SourceEvent, emission: &Emission) -> Result<(), String> {
         let Self { reactor, emits, appender, .. } = self;
-        let Emission { event_type, expected_version, due_at, .. } = emission;
+        let Emission { event_type, expected_version, due, key, .. } = emission;
         if self.kind == ProcessorKind::Projector {
             return Err(format!("projector {reactor} emits {event_type}: only reactors emit"));
         }
@@ -88,17 +93,34 @@ impl Emitter {
                 "reactor {reactor} emits {event_type}, which it does not declare (emits = {emits:?})"
             ));
         }
+        if let Some(key) = key {
+            check_key(key)?;
+        }
         if source.depth >= self.chain_max {
             let depth = source.depth + 1;
             return Err(format!(
                 "reactor {reactor} emits the {depth}th event of a chain that each event led to the next"
             ));
         }
-        if expected_version.is_some() && (appender.is_none() || due_at.is_some()) {
-            let why =
-                if due_at.is_some() { "it is for later" } else { "the event store is in another database" };
+        let is_later = *due != Due::AtOnce;
+        if expected_version.is_some() && (appender.is_none() || is_later) {
+            let why = if is_later { "it is for later" } else { "the event store is in another database" };
             return Err(format!("the expected version of {event_type} cannot be checked: {why}"));
         }
+        Ok(())
+    }
+}
+
+/// The most bytes of a key: it has to fit into an index.
+const KEY_LENGTH_MAX: usize = 1_000;
+
+/// Refuses a key that the database cannot keep.
+fn check_key(key: &str) -> Result<(), String> {
+    if key.contains('\0') {
+        Err("the key of an emission contains a NUL character".to_owned())
+    } else if key.len() > KEY_LENGTH_MAX {
+        Err(format!("the key of an emission has {} bytes: {KEY_LENGTH_MAX} is the most", key.len()))
+    } else {
         Ok(())
     }
 }
@@ -140,7 +162,7 @@ pub(crate) struct EmissionBatch {
 /// A change of the table `emissions`.
 #[derive(Debug)]
 enum Deferred {
-    Keep { event: Box<NewEvent>, due_at: Option<DateTime<Utc>>, key: Option<String> },
+    Keep { event: Box<NewEvent>, due: Due, key: Option<String> },
     Cancel { key: String },
 }
 
@@ -162,24 +184,29 @@ impl EmissionBatch {
             return Ok(());
         }
         let event = event(emitter, source, ordinal, emission);
-        if emission.due_at.is_none() && emitter.appender.is_some() {
+        if emission.due == Due::AtOnce && emitter.appender.is_some() {
             self.now.push((place, event));
         } else {
             // The event store would refuse it for ever, long after this handler has ended.
             if let Some(reason) = find_reason(&event) {
                 return Err(reason.into_owned());
             }
-            let (due_at, key) = (emission.due_at, emission.key.clone());
-            self.deferred.push(Deferred::Keep { event: Box::new(event), due_at, key });
+            let (due, key) = (emission.due, emission.key.clone());
+            self.deferred.push(Deferred::Keep { event: Box::new(event), due, key });
         }
         Ok(())
     }
 
     /// Cancels the event that was to be emitted later by this key. Cancels nothing while the source event is replayed.
-    pub(crate) fn cancel(&mut self, source: &SourceEvent, key: &str) {
+    ///
+    /// # Errors
+    /// The message says why there can be no such key.
+    pub(crate) fn cancel(&mut self, source: &SourceEvent, key: &str) -> Result<(), String> {
+        check_key(key)?;
         if !source.replaying {
             self.deferred.push(Deferred::Cancel { key: key.to_owned() });
         }
+        Ok(())
     }
 
     /// Stores all emissions in the transaction that `connection` is in. Events that were stored before stay as they are.
@@ -193,7 +220,7 @@ impl EmissionBatch {
         }
         for deferred in self.deferred {
             let statement = match deferred {
-                Deferred::Keep { event, due_at, key } => emitter.keep(&event, due_at, key.as_deref()),
+                Deferred::Keep { event, due, key } => emitter.keep(&event, due, key.as_deref()),
                 Deferred::Cancel { key } => emitter.cancel(&key),
             };
             sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
@@ -251,7 +278,7 @@ fn attribute(error: &AppendError, events: &[NewEvent]) -> Option<usize> {
 
 impl Emitter {
     /// Returns the statement that keeps an emission, unless it is kept or stored already.
-    fn keep(&self, event: &NewEvent, due_at: Option<DateTime<Utc>>, key: Option<&str>) -> String {
+    fn keep(&self, event: &NewEvent, due: Due, key: Option<&str>) -> String {
         let schema = &self.schema;
         let is_new = match &self.appender {
             Some(_) => {
@@ -266,7 +293,7 @@ impl Emitter {
              insert into {schema}.emissions
                (reactor, uuid, aggregate_id, type, body, metadata, correlation_id, causation_id, key, due_at)
              select {reactor}, '{uuid}', {aggregate_id}, {event_type}, {body}::jsonb, {metadata}::jsonb,
-                    {correlation_id}, {causation_id}, {key}, coalesce({due_at}::timestamptz, clock_timestamp())
+                    {correlation_id}, {causation_id}, {key}, {due_at}
              where {is_new} on conflict (uuid) do nothing",
             reactor = quote_literal(&self.reactor),
             key = null_or(key.map(str::to_owned)),
@@ -277,7 +304,7 @@ impl Emitter {
             metadata = quote_literal(event.metadata.get()),
             correlation_id = null_or(event.correlation_id.map(|id| id.to_string())),
             causation_id = null_or(event.causation_id.map(|id| id.to_string())),
-            due_at = null_or(due_at.map(|time| time.to_rfc3339())),
+            due_at = due.expression(),
         )
     }
 

@@ -79,7 +79,8 @@ async fn make_versions(
     Ok(versions)
 }
 
-/// Lists what is in a schema, without the schema's name.
+/// Lists what is in a schema, without the schema's name. An ellipsis in a function may be one character or three periods: see
+/// `in_ascii`.
 async fn take_inventory(transaction: &mut PgConnection, schema: &str) -> Result<Inventory, sqlx::Error> {
     // Names in this schema are written without it where it is on the path; some texts always have it.
     let statement = format!(
@@ -109,7 +110,8 @@ async fn take_inventory(transaction: &mut PgConnection, schema: &str) -> Result<
          union all
          select format('function %s(%s) returns %s %s %s %s %s', p.proname, pg_get_function_arguments(p.oid),
                        pg_get_function_result(p.oid), p.provolatile, p.prosecdef,
-                       replace(p.proconfig::text, h.name, ''), md5(p.prosrc))
+                       replace(p.proconfig::text, h.name, ''),
+                       md5(regexp_replace(p.prosrc, '[^\\x01-\\x7f]|[.]', '', 'g')))
          from pg_proc as p join home as h on p.pronamespace = h.oid where p.prokind = 'f'",
         name = quote_literal(schema)
     );

@@ -42,6 +42,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (9, "tracker functions", include_str!("../../migrations/processing/0009_tracker_functions.sql")),
         (10, "aggregate ids", include_str!("../../migrations/processing/0010_aggregate_ids.sql")),
         (11, "witnesses", include_str!("../../migrations/processing/0011_witnesses.sql")),
+        (12, "refused emissions", include_str!("../../migrations/processing/0012_refused_emissions.sql")),
         (13, "operators", include_str!("../../migrations/processing/0013_operators.sql")),
         (14, "durable commits", include_str!("../../migrations/processing/0014_durable_commits.sql")),
         (15, "row security", include_str!("../../migrations/processing/0015_row_security.sql")),
@@ -68,7 +69,7 @@ impl MigrationSet {
             let as_in_the_file = text.into_sql_str();
             let mut migration =
                 Migration::new(version, description.into(), MigrationType::Simple, as_in_the_file, false);
-            migration.sql = AssertSqlSafe(text.replace(SCHEMA_TOKEN, &quoted)).into_sql_str();
+            migration.sql = AssertSqlSafe(in_ascii(text).replace(SCHEMA_TOKEN, &quoted)).into_sql_str();
             migration
         };
         self.files.iter().map(migration).collect()
@@ -89,6 +90,12 @@ impl MigrationSet {
     }
 }
 
+/// The text of a migration in characters that every encoding of a database has. Early files have an ellipsis in comments and
+/// in a hint, and a file that was released is never edited.
+fn in_ascii(text: &str) -> String {
+    text.replace('…', "...")
+}
+
 fn declared_oldest_program(text: &str) -> Option<i64> {
     text.lines().find_map(|line| line.strip_prefix(OLDEST_PROGRAM))?.trim().parse().ok()
 }
@@ -102,6 +109,19 @@ mod tests {
         for set in [EVENT_STORE, PROCESSING] {
             let numbers: Vec<i64> = set.files.iter().map(|file| file.0).collect();
             assert_eq!(numbers, (1..=set.newest()).collect::<Vec<_>>(), "{}", set.name);
+        }
+    }
+
+    /// A database may have another encoding than UTF-8.
+    #[test]
+    fn every_migration_is_applied_in_ascii() {
+        let schema = SchemaName::new("shop").unwrap();
+        for migration in EVENT_STORE.migrations(&schema).iter().chain(&PROCESSING.migrations(&schema)) {
+            assert!(migration.sql.as_str().is_ascii(), "{}", migration.description);
+        }
+        let later = |set: MigrationSet, released| set.files.iter().filter(move |file| file.0 > released);
+        for (version, description, text) in later(EVENT_STORE, 3).chain(later(PROCESSING, 10)) {
+            assert!(text.is_ascii(), "{version} {description}: write plain ASCII");
         }
     }
 

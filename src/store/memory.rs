@@ -184,7 +184,7 @@ impl Events {
             metadata,
             correlation_id: event.correlation_id,
             causation_id: event.causation_id,
-            created_at: event.kept_created_at().unwrap_or_else(now),
+            created_at: event.kept_created_at().unwrap_or_else(now).into(),
         });
         Appended { id, uuid: event.uuid, version }
     }
@@ -222,7 +222,7 @@ fn is_same(stored: &Event, event: &NewEvent) -> bool {
         && jsonb::are_equal(stored.metadata.get(), event.metadata.get())
         && stored.correlation_id == event.correlation_id
         && stored.causation_id == event.causation_id
-        && event.kept_created_at().is_none_or(|time| time == stored.created_at)
+        && event.kept_created_at().is_none_or(|time| stored.created_at == time)
 }
 
 /// The clock, to the microsecond.

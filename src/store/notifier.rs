@@ -12,6 +12,7 @@ use sqlx::PgPool;
 use tokio::sync::mpsc;
 
 use crate::postgres::notify::{EVENTS, notify};
+use crate::postgres::sqlstate::describe;
 
 /// Shortest time between two notifications of one notifier.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -51,7 +52,7 @@ impl Notifier {
 async fn notify_until_dropped(pool: PgPool, channel: String, mut requests: mpsc::Receiver<()>) {
     while requests.recv().await.is_some() {
         if let Err(error) = notify(&pool, &channel, EVENTS).await {
-            tracing::debug!(channel, error = %error, "failed to notify the channel");
+            tracing::debug!(channel, error = describe(&error), "failed to notify the channel");
         }
         tokio::time::sleep(PERIOD).await;
     }

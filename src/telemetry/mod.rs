@@ -1,9 +1,11 @@
 //! Log lines: for people on a terminal, as JSON for programs. They go to standard error.
 
+mod fields;
 mod settings;
 
 use std::io::IsTerminal as _;
 use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing_subscriber::EnvFilter;
 
@@ -23,12 +25,26 @@ pub(crate) fn start(settings: &LogSettings) {
     };
     let lines =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    WRITES_JSON.store(!human, Ordering::Relaxed);
     // A second start in the same process is a test's, which has its subscriber already.
     let _ = if human {
-        lines.with_ansi(terminal).try_init()
+        lines.with_ansi(terminal).fmt_fields(fields::VisibleFields).try_init()
     } else {
         lines.json().flatten_event(true).try_init()
     };
+}
+
+/// Whether the log of this process has begun and is one of JSON.
+static WRITES_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Reports why the program ends: as a line of the log where that is JSON, so that whoever reads it understands every line; as
+/// plain text otherwise.
+pub(crate) fn report_end(complaint: &str) {
+    if WRITES_JSON.load(Ordering::Relaxed) && tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!(error = complaint.strip_prefix("error: ").unwrap_or(complaint), "espd ends");
+    } else {
+        eprintln!("{complaint}");
+    }
 }
 
 /// Says where a panic came from, as a line like any other.

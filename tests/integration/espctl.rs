@@ -12,3 +12,4 @@ mod reload;
 mod roles;
 mod status;
 mod trouble;
+mod visible;

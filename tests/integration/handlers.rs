@@ -3,5 +3,6 @@
 pub mod native;
 pub mod program;
 mod sql;
+mod strange_times;
 mod todo_example;
 mod webhook;

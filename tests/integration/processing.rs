@@ -2,6 +2,7 @@
 
 mod dead_letters;
 mod divergence;
+mod emissions;
 mod error_policy;
 mod ownership;
 mod pooler;

@@ -44,7 +44,7 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
         operator.require_known(name).await?;
     }
     if json {
-        return output::print(&serde_json::to_string_pretty(&dead_letters)?);
+        return output::print_verbatim(&serde_json::to_string_pretty(&dead_letters)?);
     }
     let Some(last) = dead_letters.last() else {
         let which = if selection == Selection::default() { "" } else { " match" };

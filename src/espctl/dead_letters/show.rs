@@ -7,6 +7,7 @@ use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::operator::{ExaminedDeadLetter, Operator};
 use crate::operations::status::format::{format_duration, thousands};
+use crate::visible::{in_block, in_one_line};
 
 #[derive(Args)]
 #[command(
@@ -28,7 +29,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow::Result<()> {
     let examined = operator.examine(&arguments.name, arguments.event).await?;
     if arguments.json {
-        return output::print(&serde_json::to_string_pretty(&examined)?);
+        return output::print_verbatim(&serde_json::to_string_pretty(&examined)?);
     }
     let mut lines = describe_failure(&examined);
     lines.extend(describe_queue(&examined));
@@ -36,6 +37,9 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
     lines.push(remedy(&examined));
     output::print(&lines.join("\n"))
 }
+
+/// Where the text of a field begins.
+const FIELD_INDENT: usize = 10;
 
 fn ago(time: DateTime<Utc>) -> String {
     format!("{} ago", format_duration((Utc::now() - time).as_seconds_f64()))
@@ -46,16 +50,18 @@ fn describe_failure(ExaminedDeadLetter { dead_letter, .. }: &ExaminedDeadLetter)
     let mut lines = vec![format!(
         "event {} ({}) of aggregate {}, set aside for {} {}",
         dead_letter.event_id,
-        dead_letter.event_type,
+        in_one_line(&dead_letter.event_type),
         dead_letter.aggregate_id,
         dead_letter.processor,
         ago(dead_letter.set_aside_at)
     )];
     if let Some(failure) = &dead_letter.failure {
         let code = failure.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
-        lines.push(format!("  error   {}{code}", failure.message));
+        lines.push(format!("  error   {}{code}", in_one_line(&failure.message)));
         let further = [("detail", &failure.detail), ("hint  ", &failure.hint), ("place ", &failure.place)];
-        lines.extend(further.iter().filter_map(|(name, text)| Some(format!("  {name}  {}", text.as_ref()?))));
+        lines.extend(further.iter().filter_map(|(name, text)| {
+            Some(format!("  {name}  {}", in_block(text.as_ref()?, FIELD_INDENT)))
+        }));
     }
     let last = dead_letter.tried_at.map_or_else(String::new, |at| format!(", last {}", ago(at)));
     lines.push(format!("  tried   {} times{last}", dead_letter.attempts));

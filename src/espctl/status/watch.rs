@@ -18,6 +18,7 @@ use crate::operations::status::table::{render, seconds_left};
 use crate::postgres::error::chain;
 use crate::process::signal;
 use crate::processing::tracker::ProcessorKey;
+use crate::visible::in_lines;
 
 /// Moves the cursor to the upper left corner.
 const HOME: &str = "\x1b[H";
@@ -85,7 +86,7 @@ impl Screen {
                 }
                 Ok(())
             }
-            Self::Json => output::print(&serde_json::to_string(statuses)?),
+            Self::Json => output::print_verbatim(&serde_json::to_string(statuses)?),
         }
     }
 
@@ -101,10 +102,11 @@ impl Screen {
         let start = if std::mem::take(fresh) { "\x1b[2J" } else { "" };
         let interval = format_duration(interval.as_secs_f64());
         let head = format!("{}, every {interval}; press Ctrl-C to end", now());
+        let visible = in_lines(text);
         let lines: Vec<String> = head
             .lines()
             .chain([""])
-            .chain(text.lines())
+            .chain(visible.lines())
             .map(|line| format!("{line}{CLEAR_LINE}\n"))
             .collect();
         let mut out = io::stdout().lock();

@@ -151,7 +151,7 @@ async fn apply_all(
                     ordinal += 1;
                     emitting.add(emitter, place, source, ordinal, emission).map_err(refuse)?;
                 }
-                Action::Cancel { key } => emitting.cancel(source, key),
+                Action::Cancel { key } => emitting.cancel(source, key).map_err(refuse)?,
             }
         }
     }

@@ -10,7 +10,10 @@ use super::error::HandlerError;
 use super::event_type::EventType;
 use crate::event::{AggregateId, Event, Version};
 use crate::handlers::batch::{Action, BatchTransaction};
-use crate::processing::emission::Emission;
+use crate::processing::emission::{Due, Emission};
+
+/// The longest delay of an emission.
+const DELAY_MAX: Duration = Duration::from_secs(1_000 * 365 * 86_400);
 
 /// The transaction in which a projector handles a batch.
 pub struct ProjectorContext<'p> {
@@ -142,14 +145,15 @@ impl ReactorContext<'_> {
         body: &E,
     ) -> Result<(), HandlerError> {
         let emission = emission(aggregate_id, body)?;
-        self.emit_untyped(Emission { due_at: Some(time), key: key.map(str::to_owned), ..emission });
+        self.emit_untyped(Emission { due: Due::At(time), key: key.map(str::to_owned), ..emission });
         Ok(())
     }
 
-    /// Emits an event after a delay, otherwise as [`Self::emit_at`].
+    /// Emits an event after a delay, which the database counts from when it stores the emission; otherwise as
+    /// [`Self::emit_at`].
     ///
     /// # Errors
-    /// As for [`Self::emit`], or the time is too far away to be represented.
+    /// As for [`Self::emit`], or the delay is longer than a thousand years.
     pub fn emit_after<E: EventType>(
         &mut self,
         delay: Duration,
@@ -157,8 +161,12 @@ impl ReactorContext<'_> {
         aggregate_id: impl Into<AggregateId>,
         body: &E,
     ) -> Result<(), HandlerError> {
-        let due_at = Utc::now().checked_add_signed(chrono::TimeDelta::from_std(delay)?);
-        self.emit_at(due_at.ok_or("there is no such time")?, key, aggregate_id, body)
+        if delay > DELAY_MAX {
+            return Err("the delay is longer than a thousand years".into());
+        }
+        let emission = emission(aggregate_id, body)?;
+        self.emit_untyped(Emission { due: Due::After(delay), key: key.map(str::to_owned), ..emission });
+        Ok(())
     }
 
     /// Emits an event whose type and body are known only at run time.
@@ -178,7 +186,7 @@ fn emission<E: EventType>(aggregate_id: impl Into<AggregateId>, body: &E) -> Res
         aggregate_id: aggregate_id.into(),
         body: to_raw_value(body)?,
         expected_version: None,
-        due_at: None,
+        due: Due::AtOnce,
         key: None,
     })
 }

@@ -1,19 +1,21 @@
 //! Parses the actions that a program answers an event with.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
 use super::protocol::{ActionMessage, ProtocolViolation};
 use crate::event::Version;
 use crate::handlers::batch::Action;
-use crate::processing::emission::Emission;
+use crate::processing::emission::{Due, Emission};
 
 /// The longest delay of an emission, in seconds: a hundred years.
 const AFTER_MAX: f64 = 100.0 * 366.0 * 86_400.0;
 
 impl ActionMessage<'_> {
-    /// Validates the action. Delays count from `now`.
-    pub(super) fn into_action(self, now: DateTime<Utc>) -> Result<Action, ProtocolViolation> {
+    /// Validates the action.
+    pub(super) fn into_action(self) -> Result<Action, ProtocolViolation> {
         let deciding = [&self.upsert, &self.delete, &self.emit, &self.cancel];
         if deciding.into_iter().flatten().count() != 1 {
             return Err(ProtocolViolation::new(
@@ -34,11 +36,11 @@ impl ActionMessage<'_> {
                 Ok(Action::Delete { table, columns: require(condition, "delete", "where")? })
             }
             Self { cancel: Some(key), .. } => Ok(Action::Cancel { key }),
-            emission => emission.into_emission(now).map(Action::Emit),
+            emission => emission.into_emission().map(Action::Emit),
         }
     }
 
-    fn into_emission(self, now: DateTime<Utc>) -> Result<Emission, ProtocolViolation> {
+    fn into_emission(self) -> Result<Emission, ProtocolViolation> {
         let aggregate_id = self.aggregate_id.ok_or_else(|| lacks("emit", "aggregate_id"))?;
         let aggregate_id: uuid::Uuid = aggregate_id.parse().map_err(|_| {
             ProtocolViolation(format!(
@@ -46,10 +48,10 @@ impl ActionMessage<'_> {
                 super::log_limit::truncate(&aggregate_id, 100)
             ))
         })?;
-        let due_at = match (self.at, self.after) {
-            (None, None) => None,
-            (Some(at), None) => Some(parse_time(&at)?),
-            (None, Some(seconds)) => Some(now + parse_delay(seconds)?),
+        let due = match (self.at, self.after) {
+            (None, None) => Due::AtOnce,
+            (Some(at), None) => Due::At(parse_time(&at)?),
+            (None, Some(seconds)) => Due::After(parse_delay(seconds)?),
             (Some(_), Some(_)) => {
                 return Err(ProtocolViolation::new("wrote both `at` and `after` into an action `emit`"));
             }
@@ -59,7 +61,7 @@ impl ActionMessage<'_> {
             aggregate_id: aggregate_id.into(),
             body: require(self.body, "emit", "body")?,
             expected_version: self.expected_version.map(Version::new),
-            due_at,
+            due,
             key: self.key,
         })
     }
@@ -102,14 +104,14 @@ fn parse_time(text: &str) -> Result<DateTime<Utc>, ProtocolViolation> {
     text.parse().map_err(invalid)
 }
 
-fn parse_delay(seconds: f64) -> Result<TimeDelta, ProtocolViolation> {
+fn parse_delay(seconds: f64) -> Result<Duration, ProtocolViolation> {
     let out_of_range = || {
         ProtocolViolation(format!("wrote {seconds} for `after`: it takes seconds from 0 to a hundred years"))
     };
     if !(0.0..=AFTER_MAX).contains(&seconds) {
         return Err(out_of_range());
     }
-    TimeDelta::try_milliseconds((seconds * 1_000.0) as i64).ok_or_else(out_of_range)
+    Duration::try_from_secs_f64(seconds).map_err(|_| out_of_range())
 }
 
 #[cfg(test)]
@@ -118,7 +120,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<Action, ProtocolViolation> {
         let message: ActionMessage<'_> = serde_json::from_str(text).unwrap();
-        message.into_action(DateTime::UNIX_EPOCH)
+        message.into_action()
     }
 
     const ID: &str = "00000000-0000-4000-8000-000000000001";
@@ -135,12 +137,16 @@ mod tests {
         let emit = format!(r#"{{"emit":"E","aggregate_id":"{ID}","body":{{}},"expected_version":3}}"#);
         assert!(matches!(
             parse(&emit),
-            Ok(Action::Emit(Emission { expected_version: Some(version), due_at: None, .. })) if version == 3
+            Ok(Action::Emit(Emission { expected_version: Some(version), due: Due::AtOnce, .. })) if version == 3
         ));
-        for when in [r#""after":1.5"#, r#""at":"1970-01-01T00:00:01.5Z""#] {
+        let moment = "1970-01-01T00:00:01.5Z".parse().unwrap();
+        for (when, due) in [
+            (r#""after":1.5"#, Due::After(Duration::from_millis(1_500))),
+            (r#""at":"1970-01-01T00:00:01.5Z""#, Due::At(moment)),
+        ] {
             let later = format!(r#"{{"emit":"E","aggregate_id":"{ID}","body":{{}},{when},"key":"k"}}"#);
             let Ok(Action::Emit(emission)) = parse(&later) else { panic!("{later}") };
-            assert_eq!(emission.due_at.unwrap().timestamp_millis(), 1_500);
+            assert_eq!(emission.due, due);
         }
     }
 

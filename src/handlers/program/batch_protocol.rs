@@ -1,9 +1,8 @@
 //! The order of messages within a batch: a state machine without I/O.
 
-use chrono::Utc;
 use serde_json::value::RawValue;
 
-use super::protocol::{IncomingMessage, ProtocolViolation};
+use super::protocol::{ActionMessage, IncomingMessage, ProtocolViolation};
 use crate::event::Position;
 use crate::handlers::batch::Action;
 
@@ -52,9 +51,8 @@ impl<'b> BatchProtocol<'b> {
         match IncomingMessage::parse(line)? {
             IncomingMessage::Done { event, actions } => {
                 self.require_due(event, "answered")?;
-                let now = Utc::now();
                 let actions =
-                    actions.into_iter().map(|action| action.into_action(now)).collect::<Result<_, _>>()?;
+                    actions.into_iter().map(ActionMessage::into_action).collect::<Result<_, _>>()?;
                 self.answered += 1;
                 Ok(Received::Done(actions))
             }

@@ -254,7 +254,7 @@ mod tests {
             metadata: RawValue::from_string("{}".to_owned()).unwrap(),
             correlation_id: None,
             causation_id: None,
-            created_at: DateTime::UNIX_EPOCH,
+            created_at: DateTime::UNIX_EPOCH.into(),
         }
     }
 

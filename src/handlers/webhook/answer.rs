@@ -52,7 +52,7 @@ impl Answer {
         let Self { status, .. } = self;
         let wait = self.retry_after(now.into());
         match *status {
-            status if status.is_success() => self.read_actions(now),
+            status if status.is_success() => self.read_actions(),
             StatusCode::TOO_MANY_REQUESTS => DeliveryResult::Busy { message: self.status_line(), wait },
             StatusCode::SERVICE_UNAVAILABLE if wait.is_some() => {
                 DeliveryResult::Busy { message: self.status_line(), wait }
@@ -103,7 +103,7 @@ impl Answer {
     }
 
     /// Reads the actions that a 2xx answer asks for. Only a JSON object can ask for any; every other body is ignored.
-    fn read_actions(&self, now: DateTime<Utc>) -> DeliveryResult {
+    fn read_actions(&self) -> DeliveryResult {
         let first = self.body.iter().find(|byte| !byte.is_ascii_whitespace());
         if !self.is_json() || first != Some(&b'{') {
             return DeliveryResult::Accepted(Vec::new());
@@ -117,7 +117,7 @@ impl Answer {
                 ));
             }
         };
-        match body.into_actions(now) {
+        match body.into_actions() {
             Ok(actions) => DeliveryResult::Accepted(actions),
             Err(message) => DeliveryResult::failed(format!(
                 "{} and wants something that is not possible: {message}",

@@ -2,7 +2,6 @@
 //!
 //! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>
 
-use chrono::SecondsFormat;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use uuid::Uuid;
 
@@ -25,7 +24,7 @@ pub(crate) fn attributes(event: &Event, source: &str) -> Vec<(&'static str, Stri
         ("ce-source", encode(source)),
         ("ce-type", encode(&event.event_type)),
         ("ce-subject", event.aggregate_id.to_string()),
-        ("ce-time", event.created_at.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+        ("ce-time", encode(&event.created_at.to_string())),
         // Attributes of espd and of registered extensions.
         ("ce-position", event.id.to_string()),
         ("ce-version", event.version.to_string()),

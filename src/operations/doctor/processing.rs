@@ -10,6 +10,7 @@ use crate::operations::databases::Databases;
 use crate::operations::event_types::find_unknown_types;
 use crate::postgres::error::chain;
 use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::emission::{PendingEmissions, PendingOfReactor};
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::schema;
 
@@ -26,6 +27,8 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
     let trackers = Trackers::new(schema).list(&databases.projections, None).await?;
     findings.extend(processors(config, &trackers));
     findings.extend(event_types(databases, config).await?);
+    let pending = PendingEmissions::new(schema).count_by_reactor(&databases.projections).await?;
+    findings.extend(emissions(config, &pending));
     Ok(findings)
 }
 
@@ -74,6 +77,25 @@ async fn event_types(databases: &Databases, config: &Config) -> anyhow::Result<V
         Finding::warning("event_types", format!("{place}{}", warning.message), remedy)
     };
     Ok(unknown.iter().map(finding).collect())
+}
+
+/// What reactors have emitted that nobody moves into the event store any more.
+fn emissions(config: &Config, pending: &[PendingOfReactor]) -> Vec<Finding> {
+    let is_declared = |name: &str| {
+        let mut declared = config.processors.iter().filter(|declaration| declaration.name == name);
+        declared
+            .any(|declaration| declaration.reactor.as_ref().is_some_and(|reactor| !reactor.emits.is_empty()))
+    };
+    // Without a configuration file nothing is declared.
+    let orphans = pending.iter().filter(|one| !config.files.is_empty() && !is_declared(&one.reactor));
+    let finding = |PendingOfReactor { reactor, pending }: &PendingOfReactor| {
+        let message = format!(
+            "{pending} emissions of {reactor} are pending, and no reactor of this name that emits is declared"
+        );
+        let remedy = format!("declare it again; or `espctl emissions cancel {reactor} --all` removes them");
+        Finding::warning("emissions", message, remedy)
+    };
+    orphans.map(finding).collect()
 }
 
 /// Processors without a tracker, trackers without a processor, and versions that differ.

@@ -33,7 +33,12 @@ fn level_of(topic: Topic) -> Option<Level> {
         Topic::Failed | Topic::Diverged | Topic::Retrying | Topic::Outage | Topic::Locked => {
             Some(Level::Failure)
         }
-        Topic::Stopped | Topic::Paused | Topic::DeadLetters | Topic::WorkerDown => Some(Level::Warning),
+        Topic::Stopped
+        | Topic::Paused
+        | Topic::DeadLetters
+        | Topic::RefusedEmissions
+        | Topic::OverdueEmissions
+        | Topic::WorkerDown => Some(Level::Warning),
         Topic::Standby | Topic::HorizonHeldBack => None,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! `espctl status` prints it; `--json` and the admin API carry it as data.
 
+mod emissions;
 mod holders;
 mod states;
 
@@ -71,6 +72,10 @@ pub(crate) enum Topic {
     Paused,
     /// Events were set aside.
     DeadLetters,
+    /// The event store has refused what a reactor has emitted.
+    RefusedEmissions,
+    /// What a reactor has emitted is due, and nothing moves it into the event store.
+    OverdueEmissions,
     /// The worker process of the processor has ended and is not running again yet.
     WorkerDown,
     /// Open transactions hold the settled horizon back. This concerns all processors alike.
@@ -99,6 +104,8 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
     let parts = [
         states::of_state(status, surroundings),
         of_dead_letters(status),
+        emissions::of_refused(status),
+        emissions::of_overdue(status, surroundings.now),
         of_worker(status),
         holders::of_horizon(status, surroundings.now),
     ];

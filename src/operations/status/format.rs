@@ -2,8 +2,11 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-/// A table without lines; `right` names the columns of numbers.
+use crate::visible::in_one_line;
+
+/// A table without lines; `right` names the columns of numbers. A cell is one line, whatever its text.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String {
+    let rows = rows.iter().map(|cells| cells.iter().map(|cell| in_one_line(cell)).collect::<Vec<_>>());
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header).add_rows(rows);
     for column in right {
@@ -19,8 +22,10 @@ pub(crate) fn width_of(text: &str) -> usize {
     text.chars().count()
 }
 
-/// A text in lines of at most `width` characters, each behind `indent`. What is in backticks stays whole, to be copied.
+/// A text in lines of at most `width` characters, each behind `indent`. What is in backticks stays whole, to be copied. No
+/// line break of the text itself is one here.
 pub(crate) fn wrap(text: &str, width: Option<usize>, indent: &str) -> String {
+    let text = &in_one_line(text);
     let mut lines = vec![indent.to_owned()];
     for word in words(text) {
         let last = lines.last().map_or(0, |line| width_of(line));

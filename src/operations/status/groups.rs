@@ -96,6 +96,7 @@ fn times(group: &[&Advice], now: DateTime<Utc>) -> Option<String> {
             Topic::Retrying => format!("Last attempt {age} ago"),
             Topic::Stopped | Topic::Standby => format!("Last sign of life {age} ago"),
             Topic::DeadLetters => format!("The oldest {age} ago"),
+            Topic::RefusedEmissions | Topic::OverdueEmissions => format!("Due {age} ago"),
             Topic::Outage | Topic::Locked | Topic::HorizonHeldBack => format!("For {age}"),
         }
     });

@@ -18,6 +18,7 @@ pub(crate) fn render(statuses: &[ProcessorStatus], now: DateTime<Utc>, width: Op
         let lines = std::iter::once(wrap(&problem, width, ""));
         parts.push(lines.chain(details.map(|line| wrap(&line, width, "  "))).collect::<Vec<_>>().join("\n"));
     }
+    parts.extend(describe_pending_emissions(statuses, now).map(|line| wrap(&line, width, "")));
     parts.push(wrap(&summarise(statuses), width, ""));
     parts.join("\n\n")
 }
@@ -127,6 +128,23 @@ fn shorten(text: &str, longest: usize) -> String {
         return text.to_owned();
     }
     text.chars().take(longest - 1).chain(['…']).collect()
+}
+
+/// What reactors have emitted that is not in the event store yet, in one line; `None`: nothing.
+fn describe_pending_emissions(statuses: &[ProcessorStatus], now: DateTime<Utc>) -> Option<String> {
+    let describe = |status: &ProcessorStatus| {
+        let left = status.next_emission_at.and_then(|at| at.to_utc()).map(|at| (at - now).as_seconds_f64());
+        let next = match left {
+            _ if status.state == ProcessorState::Paused => "held".to_owned(),
+            Some(seconds) if seconds > 0.0 => format!("the next in {}", format_duration(seconds)),
+            Some(_) => "due".to_owned(),
+            None => "at no time".to_owned(),
+        };
+        format!("{} {} ({next})", status.shown_name(statuses), thousands(status.pending_emissions))
+    };
+    let pending = statuses.iter().filter(|status| status.pending_emissions > 0);
+    let described: Vec<String> = pending.map(describe).collect();
+    (!described.is_empty()).then(|| format!("Pending emissions: {}.", described.join(", ")))
 }
 
 /// How many processors are in which state, and how far the store is.

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgExecutor};
 use uuid::Uuid;
 
 use super::{Memory, Outage, ProcessorKey, Trackers};
-use crate::event::Position;
+use crate::event::{Position, StoredTime};
 use crate::postgres::row::from_row;
 use crate::processing::divergence::Divergence;
 use crate::processing::failure::Failure;
@@ -71,7 +71,13 @@ pub struct TrackerRow {
     /// How many events a reactor has emitted that are not in the event store yet.
     pub pending_emissions: i64,
     /// When the next pending emission is due.
-    pub next_emission_at: Option<DateTime<Utc>>,
+    pub next_emission_at: Option<StoredTime>,
+    /// How many of the pending emissions the event store has refused.
+    pub refused_emissions: i64,
+    /// Since when the oldest emission that is due, and was not refused, waits; `None`: none does.
+    pub emissions_overdue_since: Option<DateTime<Utc>>,
+    /// Why the last of them was refused, or what they wait for.
+    pub emission_error: Option<String>,
     /// When the row last changed; each renewal of the lease is a change.
     pub updated_at: DateTime<Utc>,
 }
@@ -105,6 +111,9 @@ from_row!(TrackerRow {
     oldest_dead_letter_at,
     pending_emissions,
     next_emission_at,
+    refused_emissions,
+    emissions_overdue_since,
+    emission_error,
     updated_at
 });
 
@@ -145,7 +154,8 @@ impl Trackers {
                     case when updated_at > clock_timestamp() - interval '5 seconds' then rate else 0 end as rate,
                     outage, diverged, witness_at, witness_id, witness_uuid, updated_at,
                     coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
-                    coalesce(pending_emissions, 0) as pending_emissions, next_emission_at
+                    coalesce(pending_emissions, 0) as pending_emissions, next_emission_at,
+                    coalesce(refused_emissions, 0) as refused_emissions, emissions_overdue_since, emission_error
              from {schema}.trackers as t
              -- Counted once, not for each tracker: a plan of many parts would be compiled, which takes longer than it runs.
              left join (
@@ -155,7 +165,12 @@ impl Trackers {
                group by processor, d.version, d.partition
              ) as d on d.processor = t.name and d.version = t.version and d.partition = t.partition
              left join (
-               select reactor, e.partition, count(*) as pending_emissions, min(due_at) as next_emission_at
+               select reactor, e.partition, count(*) as pending_emissions, min(due_at) as next_emission_at,
+                      count(*) filter (where e.attempts > 0) as refused_emissions,
+                      min(due_at) filter (where e.attempts = 0 and due_at < clock_timestamp() and isfinite(due_at))
+                        as emissions_overdue_since,
+                      (array_agg(e.last_error order by e.tried_at desc nulls last)
+                        filter (where e.last_error is not null))[1] as emission_error
                from {schema}.emissions as e where $1::text is null or reactor = $1 group by reactor, e.partition
              ) as e on e.reactor = t.name and e.partition = t.partition
              where $1::text is null or name = $1 order by name, t.version, t.partition",

@@ -18,6 +18,7 @@ use super::parameter::Jsonb;
 use super::refusal;
 use super::sql_text::sql;
 use crate::event::{Appended, NewEvent, Position, Version};
+use crate::postgres::error::chain;
 use crate::store::AppendError;
 use crate::store::layout::{Append, Layout};
 
@@ -75,7 +76,7 @@ pub(super) async fn append(
     loop {
         match try_append(statements, pool, events).await {
             Err(error) if attempt < ATTEMPTS_MAX && refusal::is_transient(&error) => {
-                tracing::debug!(attempt, error = %error, "append failed for now, trying again");
+                tracing::debug!(attempt, error = chain(&error), "append failed for now, trying again");
                 tokio::time::sleep(delay_after(attempt)).await;
                 attempt += 1;
             }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::connection::{ConnectionError, ListenConnection};
 use crate::postgres::error::chain;
+use crate::postgres::sqlstate::describe;
 
 /// How often a connection that cannot be made is mentioned in the log again.
 const STILL_LOST_INTERVAL: Duration = Duration::from_secs(60);
@@ -37,7 +38,7 @@ impl ConnectionLog {
             tracing::info!(lost_ms, "watching the event store again");
         }
         if let (Some(error), false) = (&connection.listen_refused, self.said_not_listening) {
-            tracing::warn!(%error, channel, "no notifications: looking at intervals only");
+            tracing::warn!(error = describe(error), channel, "no notifications: looking at intervals only");
             self.said_not_listening = true;
         }
     }

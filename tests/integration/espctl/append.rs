@@ -166,3 +166,39 @@ async fn events_are_appended_even_if_no_one_reads_their_positions() {
     assert_eq!(espctl.wait().unwrap().code(), Some(0));
     assert_eq!(stored(&db.pool).await, 20);
 }
+
+#[tokio::test]
+async fn an_array_an_object_of_many_lines_and_a_strange_type_are_named() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let array = format!("[{}]", line(ONE, json!({})).trim());
+    let positional = format!("[\"{ONE}\", \"A\", {{}}, null, null, null, null, null, null]");
+    for (input, words) in [
+        (array.as_str(), "line 1: an array, expected one object per line"),
+        (positional.as_str(), "line 1: an array, expected one object per line"),
+        ("[\n{}\n]", "line 1: an array, "),
+        ("{\n  \"type\": \"A\"\n}", "one object per line, as `jq -c .` writes it"),
+        (
+            &line(ONE, json!({"type": "A\nB"})),
+            "line 1: the type \"A\\nB\" contains the control character '\\n'",
+        ),
+        (&line(ONE, json!({"type": "A\u{1b}[2J"})), "the type \"A\\u{1b}[2J\" contains"),
+    ] {
+        let complaint = installation.espctl_fed(&["append"], input).await.complained(1);
+        assert!(complaint.contains(words), "{input}: {complaint}");
+    }
+    assert_eq!(stored(&db.pool).await, 0);
+}
+
+#[tokio::test]
+async fn a_session_that_may_only_read_is_told_where_that_comes_from() {
+    let db = support::database().await;
+    let read_only = format!("alter database {} set default_transaction_read_only = on", db.name);
+    sqlx::query(sqlx::AssertSqlSafe(read_only)).execute(&db.pool).await.unwrap();
+    let installation = Installation::new(&db.url, "");
+    for arguments in [&["append"][..], &["append", "--each"]] {
+        let complaint = installation.espctl_fed(arguments, &line(ONE, json!({}))).await.complained(1);
+        assert!(complaint.contains("default_transaction_read_only"), "{complaint}");
+        assert!(complaint.contains("cannot execute INSERT in a read-only transaction"), "{complaint}");
+    }
+}

@@ -1,12 +1,14 @@
 //! Processors whose events a program handles, on real programs: whatever they do, nothing is lost and nothing doubled.
 
 mod check;
+mod clock;
 mod confinement;
 mod deaths;
 mod examples;
 mod odd_rows;
 mod policies;
 mod reactors;
+mod refused_text;
 mod wrong_answers;
 
 use sqlx::{AssertSqlSafe, PgPool};

@@ -8,6 +8,7 @@ mod lost_commits;
 mod order;
 mod outages;
 mod places;
+mod refused_text;
 mod replay;
 mod requests;
 mod trying;

@@ -8,6 +8,9 @@ use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use super::store;
+use crate::support;
+use crate::support::facts::{append, reaches};
+use crate::support::program::Installation;
 
 async fn execute(pool: &PgPool, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap();
@@ -335,4 +338,23 @@ async fn aggregates_that_were_noted_as_uuids_are_found_as_text() {
 
 fn makes_aggregate_ids_text(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name.to_string_lossy().ends_with("_aggregate_ids.sql"))
+}
+
+/// Such a database has no ellipsis, and migrations had one.
+#[tokio::test]
+async fn a_database_of_another_encoding_is_migrated_and_followed() {
+    let db = support::empty_database().await;
+    let name = format!("{}_latin1", db.name);
+    let create =
+        format!("create database {name} encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0");
+    execute(&db.pool, &create).await;
+    let url = db.url.replace(&db.name, &name);
+    let installation = Installation::new(&url, "");
+    installation.declare_notes("notes", "");
+    installation.espctl(&["migrate"]).await.printed();
+    let pool = PgPool::connect(&url).await.unwrap();
+    let last = append(&pool, 3).await;
+    let daemon = installation.start_daemon();
+    reaches(&pool, "notes", last).await;
+    daemon.stop().await;
 }

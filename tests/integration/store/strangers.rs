@@ -1,6 +1,5 @@
 //! Events of other writers, written in ways that the library would not.
 
-use chrono::{DateTime, Utc};
 use espd::event::ExpectedVersion::{Absent, Any, Exact};
 use espd::event::{Event, Position, Version};
 use espd::store::{AppendError, EventStore, PostgresEventStore};
@@ -143,7 +142,7 @@ async fn ids_go_beyond_32_bits() {
 }
 
 #[tokio::test]
-async fn times_that_no_calendar_has_do_not_stop_a_reader() {
+async fn times_that_no_calendar_has_are_read_as_they_are_stored() {
     let (pool, store) = store().await;
     for (version, time) in
         ["infinity", "-infinity", "294276-12-31 23:59:59.999999Z", "4714-11-24 00:00:00Z BC"]
@@ -158,8 +157,17 @@ async fn times_that_no_calendar_has_do_not_stop_a_reader() {
         execute(&pool, &sql).await;
     }
     let times: Vec<_> = read(&store).await.iter().map(|event| event.created_at).collect();
-    assert_eq!(times[..3], [DateTime::<Utc>::MAX_UTC, DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC]);
-    assert_eq!(times[3].to_rfc3339(), "-4713-11-24T00:00:00+00:00");
+    let written: Vec<String> = times.iter().map(ToString::to_string).collect();
+    let in_json: Vec<String> = sqlx::query_scalar(
+        "select to_jsonb(created_at at time zone 'UTC') #>> '{}' from espd.events order by id",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(written[..2], in_json[..2]);
+    assert_eq!(written[2..], ["294276-12-31T23:59:59.999999+00:00", "4714-11-24T00:00:00+00:00 BC"]);
+    assert!(times[..3].iter().all(|time| time.to_utc().is_none()), "{times:?}");
+    assert_eq!(times[3].to_utc().unwrap().to_rfc3339(), "-4713-11-24T00:00:00+00:00");
 }
 
 #[tokio::test]

@@ -146,7 +146,10 @@ impl Outcome {
     /// What it complained about; it must have failed with this code, and without a backtrace or a panic.
     pub fn complained(self, code: i32) -> String {
         assert_eq!(self.code, Some(code), "{self:?}");
-        assert!(self.stderr.starts_with("error: ") && !self.stderr.contains("panicked"), "{self:?}");
+        // A daemon whose log is JSON ends with a line of the log.
+        let is_said = self.stderr.starts_with("error: ")
+            || self.stderr.lines().last().is_some_and(|line| line.contains("\"message\":\"espd ends\""));
+        assert!(is_said && !self.stderr.contains("panicked"), "{self:?}");
         self.stderr
     }
 }

@@ -1,6 +1,7 @@
-use chrono::TimeDelta;
+use std::time::Duration;
 
 use super::*;
+use crate::processing::emission::Due;
 
 fn answer(status: u16, headers: &[(&'static str, &str)], body: &str) -> Answer {
     let headers =
@@ -116,12 +117,12 @@ fn an_answer_may_want_events() {
         };
         assert_eq!(key, "old");
         assert_eq!(
-            (first.event_type.as_str(), first.expected_version, first.due_at),
-            ("A", Some(3.into()), None)
+            (first.event_type.as_str(), first.expected_version, first.due),
+            ("A", Some(3.into()), Due::AtOnce)
         );
         assert_eq!(first.body.get(), r#"{"n": 12345678901234567890.10}"#);
-        assert_eq!((second.due_at, second.key.as_deref()), (Some(now() + TimeDelta::seconds(90)), Some("k")));
-        assert_eq!(third.due_at, Some("2026-02-01T00:00:00Z".parse().unwrap()));
+        assert_eq!((second.due, second.key.as_deref()), (Due::After(Duration::from_secs(90)), Some("k")));
+        assert_eq!(third.due, Due::At("2026-02-01T00:00:00Z".parse().unwrap()));
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is wrong with a processor according to its state, and what to do about it.
 
 use super::super::{ProcessorState, ProcessorStatus, WorkerStatus};
-use super::{Advice, Surroundings, Topic, count, holders};
+use super::{Advice, Surroundings, Topic, count, emissions, holders};
 use crate::processing::failure::Failure;
 
 pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
@@ -38,6 +38,7 @@ fn of_pause(status: &ProcessorStatus) -> Advice {
     if let Some(error) = &status.last_error {
         problem.push_str(&format!(" It could not handle {error}."));
     }
+    problem.push_str(&emissions::held(status));
     Advice::new(Topic::Paused, problem, status.paused_at, format!("Run `espctl resume {name}`.")).shared(
         status,
         format!("were paused by {by}."),

@@ -1,0 +1,81 @@
+//! Texts that no database keeps: they are the failure of their event, the policy applies, and the others are handled.
+
+use serde_json::Value;
+use sqlx::PgPool;
+
+use super::SETTINGS;
+use crate::support;
+use crate::support::facts::{append, reaches};
+use crate::support::program::Installation;
+
+/// Answers the third event with `said`, a Python expression of a message or a statement, and the others as they should be.
+fn worker(said: &str) -> String {
+    format!(
+        "import sys, json, os\nprint(json.dumps({{'ready': 1}}), flush=True)\nsys.stdin.readline()\n\
+         def say(m):\n    sys.stdout.write(m if isinstance(m, str) else json.dumps(m)); sys.stdout.write('\\n'); sys.stdout.flush()\n\
+         for line in sys.stdin:\n    batch = json.loads(line)\n    for event in batch['events']:\n        id = event['id']\n\
+         \x20       aggregate = event['aggregate_id']\n        if event['body']['n'] == 3:\n            {said}\n\
+         \x20       else:\n            say({{'done': id}})\n    say({{'end': batch['batch']}})\n"
+    )
+}
+
+/// Runs a reactor whose worker says this about the third of five events, and returns the failure of that event.
+async fn failure_of(pool: &PgPool, url: &str, said: &str) -> Value {
+    let installation = Installation::new(url, SETTINGS);
+    std::fs::write(installation.path().join("processors/worker.py"), worker(said)).unwrap();
+    installation.declare(
+        "texts",
+        "[reactor]\nname = 'texts'\nevents = ['A']\nstart = 'beginning'\nemits = ['E']\n\
+         command = ['python3', 'worker.py']\nretry = { max_attempts = 1, on_failure = 'skip' }\n",
+    );
+    let last = append(pool, 5).await;
+    let daemon = installation.start_daemon();
+    reaches(pool, "texts", last).await;
+    daemon.stop().await;
+    let failures: Vec<(i64, Value)> =
+        sqlx::query_as("select event_id, failure from espd.dead_letters").fetch_all(pool).await.unwrap();
+    assert_eq!(failures.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [3], "{said}: {failures:?}");
+    failures.into_iter().next().unwrap().1
+}
+
+#[tokio::test]
+async fn a_nul_in_an_error_or_its_detail_is_kept_as_text() {
+    let db = support::database().await;
+    let failure =
+        failure_of(&db.pool, &db.url, "say({'failed': id, 'error': 'a\\0b', 'detail': 'c\\0'})").await;
+    assert_eq!((&failure["message"], &failure["detail"]), (&"a\\u0000b".into(), &"c\\u0000".into()));
+}
+
+#[tokio::test]
+async fn a_nul_on_standard_error_does_not_keep_the_failure_from_being_recorded() {
+    let db = support::database().await;
+    let said = "sys.stderr.buffer.write(b'x\\0y\\xff\\n'); sys.stderr.flush(); os._exit(3)";
+    let failure = failure_of(&db.pool, &db.url, said).await;
+    assert_eq!(failure["detail"], "x\\u0000y\u{fffd}", "{failure}");
+}
+
+#[tokio::test]
+async fn types_keys_and_bodies_that_cannot_be_kept_are_failures_of_their_event() {
+    let emit = |more: &str| format!("say({{'done': id, 'actions': [{{{more}}}]}})");
+    for (said, words) in [
+        (emit("'emit': 'E\\0', 'aggregate_id': aggregate, 'body': {}"), "does not declare"),
+        (emit("'emit': 'E', 'aggregate_id': aggregate, 'body': {}, 'after': 9, 'key': 'k\\0'"), "NUL"),
+        (
+            emit("'emit': 'E', 'aggregate_id': aggregate, 'body': {}, 'after': 9, 'key': 'k' * (15 << 20)"),
+            "key",
+        ),
+        (emit("'cancel': 'k\\0'"), "NUL"),
+        (emit("'emit': 'E', 'aggregate_id': aggregate, 'body': 'b\\0', 'after': 9"), "22P05"),
+        (emit("'emit': 'E', 'aggregate_id': aggregate, 'body': '\\ud800', 'after': 9"), ""),
+        (emit("'emit': 'E', 'aggregate_id': aggregate, 'body': '\\ud800'"), ""),
+        (emit("'upsert': 't\\0', 'row': {}"), ""),
+        ("say('{\"failed\":%d,\"error\":\"\\\\ud800\"}' % id)".to_owned(), ""),
+        ("sys.stdout.buffer.write(b'\\xff\\xfe\\n'); sys.stdout.flush()".to_owned(), ""),
+        ("say({'failed': id, 'error': 'e' * (15 << 20)})".to_owned(), "e"),
+    ] {
+        let db = support::database().await;
+        let failure = failure_of(&db.pool, &db.url, &said).await;
+        let text = failure.to_string();
+        assert!(text.contains(words) && text.len() < 6_000, "{said}: {failure}");
+    }
+}

@@ -1,0 +1,280 @@
+//! Emissions that the event store refuses, that are held, and that nobody moves: each by itself, seen, and in the hands of
+//! operators.
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::support;
+use crate::support::facts::{append, append_typed, eventually, reaches};
+use crate::support::program::Installation;
+use crate::support::projectors::numbers;
+
+const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
+
+/// A reactor that answers every event of type `on` with what `sql` emits.
+fn reactor(name: &str, on: &str, sql: &str) -> String {
+    format!(
+        "[reactor]\nname = '{name}'\nemits = ['Answered']\nstart = 'beginning'\n\
+         [[reactor.on]]\nevents = ['{on}']\nsql = '''{sql}'''\n"
+    )
+}
+
+/// Emits an answer after a time.
+fn after(time: &str) -> String {
+    format!(
+        "perform espd.emit_after('Answered', event.aggregate_id, jsonb_build_object('to', event.body->'n'), '{time}', \
+         event.body->>'n')"
+    )
+}
+
+async fn execute(pool: &PgPool, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap();
+}
+
+/// Which events were answered.
+async fn answered(pool: &PgPool) -> Vec<i64> {
+    numbers(pool, "select (body->>'to')::bigint from espd.events where type = 'Answered' order by 1").await
+}
+
+#[tokio::test]
+async fn sql_emits_later_where_the_projections_are_in_another_database() {
+    // As `espctl migrate` makes them: the database of the projections has no table of events.
+    let (store, projections) = (support::empty_database().await, support::empty_database().await);
+    let installation =
+        Installation::new(&store.url, &format!("{RUNNER}[projections]\nurl = '{}'\n", projections.url));
+    installation.espctl(&["migrate"]).await.printed();
+    let at = "perform espd.emit_at('Answered', event.aggregate_id, '{\"to\": 7}', now() + interval '50 ms')";
+    installation.declare("later", &reactor("later", "A", &after("50 ms")));
+    installation.declare("at", &reactor("at", "A", at));
+    append(&store.pool, 2).await;
+    let daemon = installation.start_daemon();
+    let all = eventually("the answers", async || {
+        let all = answered(&store.pool).await;
+        (all.len() == 4).then_some(all)
+    })
+    .await;
+    assert_eq!(all, [1, 2, 7, 7]);
+    daemon.stop().await;
+}
+
+/// Makes the store refuse the second answer as `raise` says, in a trigger.
+async fn refuse_second(pool: &PgPool, raise: &str) {
+    execute(
+        pool,
+        &format!(
+            "create function public.refuse() returns trigger language plpgsql as $$ begin
+               if new.type = 'Answered' and new.body->>'to' = '2' then {raise}; end if; return new; end $$;
+             create trigger refuse before insert on espd.events for each row execute function public.refuse()"
+        ),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn one_refused_emission_holds_up_no_other_and_is_seen() {
+    let refusals = [
+        ("P0001", "raise exception 'no such customer'"),
+        ("40001", "raise exception 'busy' using errcode = '40001'"),
+        ("42501", "raise exception 'not for you' using errcode = '42501'"),
+        ("57014", "raise exception 'too slow' using errcode = '57014'"),
+        ("23503", "raise exception 'no parent' using errcode = '23503'"),
+    ];
+    for elsewhere in [false, true] {
+        let refusals = if elsewhere { &refusals[..2] } else { &refusals[..] };
+        for (code, raise) in refusals {
+            one_is_refused(elsewhere, code, raise).await;
+        }
+    }
+}
+
+async fn one_is_refused(elsewhere: bool, code: &str, raise: &str) {
+    let store = support::database().await;
+    let other = if elsewhere { Some(support::database().await) } else { None };
+    let projections = other.as_ref().unwrap_or(&store);
+    let place =
+        if elsewhere { format!("[projections]\nurl = '{}'\n", projections.url) } else { String::new() };
+    let installation = Installation::new(&store.url, &format!("{RUNNER}{place}"));
+    let now = after("0 s");
+    installation.declare("answering", &reactor("answering", "A", &now));
+    installation.declare("other", &reactor("other", "B", &now));
+    refuse_second(&store.pool, raise).await;
+    append(&store.pool, 3).await;
+    append_typed(&store.pool, "B", 1).await;
+    let daemon = installation.start_daemon();
+    eventually(&format!("{code}: the others"), async || {
+        (answered(&store.pool).await == [1, 1, 3]).then_some(())
+    })
+    .await;
+    let status = eventually("the refusal", async || {
+        let status = installation.status("answering").await;
+        (status["refused_emissions"] == 1).then_some(status)
+    })
+    .await;
+    let advice = status["advice"].to_string();
+    assert!(advice.contains("refused_emissions") && advice.contains("espctl emissions"), "{status}");
+    let refused =
+        installation.espctl(&["emissions", "list", "answering", "--refused", "--json"]).await.json();
+    let one = &refused[0];
+    assert_eq!(
+        (&one["state"], &one["sqlstate"], &one["declared"]),
+        (&"refused".into(), &code.into(), &true.into())
+    );
+    assert!(refused.as_array().unwrap().len() == 1 && one["attempts"].as_i64().unwrap() >= 1, "{refused}");
+
+    // It is moved when the reason is gone, at once if an operator wants it.
+    execute(&store.pool, "drop trigger refuse on espd.events").await;
+    execute(&projections.pool, "update espd.emissions set next_try_at = now() + interval '1 hour'").await;
+    let said = installation.espctl(&["emissions", "retry", "answering", "--all"]).await.printed();
+    assert_eq!(said, "requested a retry of 1 emission of answering\n");
+    eventually("the refused one", async || (answered(&store.pool).await == [1, 1, 2, 3]).then_some(())).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn constraints_of_the_user_refuse_one_emission_only() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare("answering", &reactor("answering", "A", &after("0 s")));
+    // One that is checked at once, and one that waits for the commit.
+    execute(
+        &db.pool,
+        "create table public.customers (id int primary key);
+         insert into public.customers values (1), (3), (4), (5);
+         alter table espd.events add column customer int generated always as ((body->>'to')::int) stored
+           references public.customers deferrable initially deferred;
+         create unique index only_one_fourth on espd.events ((body->>'to')) where body->>'to' = '4';
+         insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'X', 1, '{\"to\": 4}')",
+    )
+    .await;
+    append(&db.pool, 5).await;
+    let daemon = installation.start_daemon();
+    eventually("the others", async || (answered(&db.pool).await == [1, 3, 5]).then_some(())).await;
+    let codes = eventually("the refusals", async || {
+        let query = "select sqlstate from espd.emissions where attempts > 0 order by 1";
+        let codes: Vec<String> = sqlx::query_scalar(query).fetch_all(&db.pool).await.unwrap();
+        (codes.len() == 2).then_some(codes)
+    })
+    .await;
+    assert_eq!(codes, ["23503", "23505"]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_waited_for_and_named() {
+    let (store, projections) = (support::database().await, support::database().await);
+    let installation =
+        Installation::new(&store.url, &format!("{RUNNER}[projections]\nurl = '{}'\n", projections.url));
+    installation.declare("answering", &reactor("answering", "A", &after("0 s")));
+    // A store that takes no writes: nothing is about an emission.
+    execute(&store.pool, &format!("alter database {} set default_transaction_read_only = on", store.name))
+        .await;
+    let mut writer = store.pool.acquire().await.unwrap();
+    sqlx::query("set default_transaction_read_only = off").execute(&mut *writer).await.unwrap();
+    sqlx::query(
+        "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'A', 1, '{\"n\": 1}')",
+    )
+    .execute(&mut *writer)
+    .await
+    .unwrap();
+    let daemon = installation.start_daemon();
+    eventually("a line of the log", async || {
+        daemon.log().iter().any(|line| line["message"].to_string().contains("emissions wait")).then_some(())
+    })
+    .await;
+    let listed = eventually("the reason", async || {
+        let listed: Value = installation.espctl(&["emissions", "list", "--json"]).await.json();
+        listed[0]["last_error"].as_str().is_some_and(|error| error.contains("read-only")).then_some(listed)
+    })
+    .await;
+    assert_eq!((&listed[0]["attempts"], &listed[0]["state"]), (&0.into(), &"due".into()), "{listed}");
+    execute(&projections.pool, "update espd.emissions set due_at = due_at - interval '1 hour'").await;
+    let advice = installation.status("answering").await["advice"].to_string();
+    assert!(advice.contains("overdue_emissions") && advice.contains("read-only"), "{advice}");
+    sqlx::query(AssertSqlSafe(format!("alter database {} reset default_transaction_read_only", store.name)))
+        .execute(&mut *writer)
+        .await
+        .unwrap();
+    execute(
+        &projections.pool,
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'espd: relay (reader)%'",
+    )
+    .await;
+    eventually("the answer", async || (answered(&store.pool).await == [1]).then_some(())).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_pause_holds_what_a_reactor_has_emitted_for_later() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare("answering", &reactor("answering", "A", &after("1 hour")));
+    installation.declare("other", &reactor("other", "B", &after("0 s")));
+    let last = append(&db.pool, 2).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "answering", last).await;
+    let table = installation.espctl(&["status"]).await.printed();
+    assert!(table.contains("Pending emissions: answering 2 (the next in 59m"), "{table}");
+    let paused = installation.espctl(&["pause", "answering"]).await.printed();
+    assert!(paused.contains("2 pending emissions are held"), "{paused}");
+    execute(&db.pool, "update espd.emissions set due_at = now() - interval '1 hour'").await;
+    // The relay looks, and moves what others have emitted.
+    append_typed(&db.pool, "B", 1).await;
+    eventually("the other's", async || (answered(&db.pool).await == [1]).then_some(())).await;
+    assert_eq!(
+        numbers(&db.pool, "select count(*) from espd.emissions where reactor = 'answering'").await,
+        [2]
+    );
+    let held = installation.espctl(&["emissions", "list", "--json"]).await.json();
+    assert_eq!(held[0]["state"], "held", "{held}");
+    let status = installation.espctl(&["status", "answering"]).await.printed();
+    assert!(status.contains("2 pending emissions are held") && !status.contains("overdue"), "{status}");
+    installation.espctl(&["resume", "answering"]).await.printed();
+    eventually("the answers", async || (answered(&db.pool).await == [1, 1, 2]).then_some(())).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn emissions_are_listed_and_cancelled_also_of_reactors_that_are_not_declared() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare("answering", &reactor("answering", "A", &after("1 hour")));
+    let never = "perform espd.emit_at('Answered', event.aggregate_id, '{}', 'infinity')";
+    installation.declare("gone", &reactor("gone", "A", never));
+    let last = append(&db.pool, 3).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "answering", last).await;
+    reaches(&db.pool, "gone", last).await;
+    daemon.stop().await;
+    std::fs::remove_file(installation.path().join("processors/gone.toml")).unwrap();
+    execute(&db.pool, "delete from espd.trackers where name = 'gone'").await;
+
+    let all = installation.espctl(&["emissions", "list", "--json"]).await.json();
+    let declared: Vec<bool> =
+        all.as_array().unwrap().iter().map(|one| one["declared"].as_bool().unwrap()).collect();
+    assert_eq!(declared, [true, true, true, false, false, false]);
+    let table = installation.espctl(&["emissions"]).await.printed();
+    assert!(
+        table.contains("later, not declared") && table.contains("espctl emissions cancel gone --all"),
+        "{table}"
+    );
+    let doctor = installation.espctl(&["doctor"]).await.stdout;
+    assert!(doctor.contains("3 emissions of gone are pending"), "{doctor}");
+
+    let refused = installation.espctl(&["emissions", "cancel", "gone", "--all"]).await.complained(1);
+    assert!(refused.contains("--yes"), "{refused}");
+    let done = installation.espctl(&["emissions", "cancel", "gone", "--all", "--yes"]).await.printed();
+    assert_eq!(done, "cancelled 3 emissions of gone\n");
+    let done =
+        installation.espctl(&["emissions", "cancel", "answering", "--key", "2", "--yes"]).await.printed();
+    assert_eq!(done, "cancelled 1 emission of answering\n");
+    assert_eq!(numbers(&db.pool, "select key::bigint from espd.emissions order by 1").await, [1, 3]);
+    let log: Vec<(String, String)> =
+        sqlx::query_as("select action, processor from espd.operator_log order by id")
+            .fetch_all(&db.pool)
+            .await
+            .unwrap();
+    let entry = |name: &str| ("cancel_emissions".to_owned(), name.to_owned());
+    assert_eq!(log, [entry("gone"), entry("answering")]);
+    let unknown = installation.espctl(&["emissions", "list", "nobody"]).await.complained(1);
+    assert!(unknown.contains("no processor nobody"), "{unknown}");
+}
