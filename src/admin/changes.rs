@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::ApiError;
-use super::body;
 use super::route::{DeadLetterAction, EmissionAction, ProcessorAction};
+use super::{body, dead_letters};
 use crate::event::Position;
 use crate::operations::operator::Operator;
 use crate::processing::dead_letters::Selection;
@@ -25,6 +25,15 @@ pub(super) enum Change {
     DiscardDeadLetters(Selection),
     CancelEmissions(EmissionSelection),
     RetryEmissions(EmissionSelection),
+    /// Sets an event aside, the one that fails if none is named; whether later ones of its aggregate wait.
+    SetAside(Option<Position>, bool),
+}
+
+/// The body of a request to set an event aside.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetAsideBody {
+    event: Option<Position>,
 }
 
 /// The body of a reset. Without `to` and `at` the processor starts over.
@@ -60,11 +69,18 @@ impl Change {
         })
     }
 
-    pub(super) fn of_dead_letters(action: DeadLetterAction, selection: Selection) -> Self {
-        match action {
-            DeadLetterAction::Retry => Self::RetryDeadLetters(selection),
-            DeadLetterAction::Discard => Self::DiscardDeadLetters(selection),
-        }
+    /// Reads a change to dead letters from a request.
+    pub(super) fn of_dead_letters(
+        action: DeadLetterAction,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Self, ApiError> {
+        Ok(match action {
+            DeadLetterAction::Retry => Self::RetryDeadLetters(dead_letters::of_body(headers, body)?),
+            DeadLetterAction::Discard => Self::DiscardDeadLetters(dead_letters::of_body(headers, body)?),
+            DeadLetterAction::Skip => Self::SetAside(parse_set_aside(headers, body)?, false),
+            DeadLetterAction::Park => Self::SetAside(parse_set_aside(headers, body)?, true),
+        })
     }
 
     pub(super) fn of_emissions(action: EmissionAction, selection: EmissionSelection) -> Self {
@@ -86,6 +102,8 @@ impl Change {
             Self::DiscardDeadLetters(_) => "discard_dead_letters",
             Self::CancelEmissions(_) => "cancel_emissions",
             Self::RetryEmissions(_) => "retry_emissions",
+            Self::SetAside(_, false) => "skip_event",
+            Self::SetAside(_, true) => "park_event",
         }
     }
 
@@ -108,6 +126,12 @@ impl Change {
             Self::RetryEmissions(selection) => {
                 let requested = operator.retry_emissions(name, &selection).await?;
                 return Ok(json!({ "name": name, "requested": requested }));
+            }
+            Self::SetAside(event, blocks) => {
+                let event = operator.set_aside(name, event, blocks).await?;
+                return Ok(
+                    json!({ "name": name, "set_aside": event.id, "type": event.event_type, "blocks": blocks }),
+                );
             }
         };
         Ok(json!({ "name": name, "changed": changed, "position": row.position }))
@@ -153,6 +177,17 @@ fn parse_resume(headers: &HeaderMap, body: &[u8]) -> Result<ResumeBody, ApiError
     let remedy = "send no body, or {\"accept_history\": true}";
     serde_json::from_slice(body)
         .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), remedy))
+}
+
+fn parse_set_aside(headers: &HeaderMap, body: &[u8]) -> Result<Option<Position>, ApiError> {
+    if body.is_empty() {
+        return Ok(None);
+    }
+    body::require_json(headers)?;
+    let refuse = |error: serde_json::Error| {
+        ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), "send {\"event\": ID}, or no body")
+    };
+    serde_json::from_slice(body).map(|body: SetAsideBody| body.event).map_err(refuse)
 }
 
 fn parse_reset(headers: &HeaderMap, body: &[u8]) -> Result<ResetBody, ApiError> {

@@ -107,8 +107,8 @@ impl RequestHandler {
                 self.change(name, Change::of_processor(action, &head.headers, &body)?, peer).await
             }
             Route::ChangeDeadLetters(name, action) => {
-                let selection = dead_letters::of_body(&head.headers, &body)?;
-                self.change(name, Change::of_dead_letters(action, selection), peer).await
+                let change = Change::of_dead_letters(action, &head.headers, &body)?;
+                self.change(name, change, peer).await
             }
         }
     }

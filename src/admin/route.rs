@@ -46,6 +46,22 @@ pub(super) enum EmissionAction {
 pub(super) enum DeadLetterAction {
     Retry,
     Discard,
+    /// Sets an event aside; later ones of its aggregate go on.
+    Skip,
+    /// Sets an event aside; later ones of its aggregate wait.
+    Park,
+}
+
+impl DeadLetterAction {
+    fn find(word: &str) -> Option<Self> {
+        match word {
+            "retry" => Some(Self::Retry),
+            "discard" => Some(Self::Discard),
+            "skip" => Some(Self::Skip),
+            "park" => Some(Self::Park),
+            _ => None,
+        }
+    }
 }
 
 /// A change to a processor.
@@ -76,7 +92,7 @@ impl<'p> Route<'p> {
             let known = "there are /livez, /readyz, /metrics, /api/v1/doctor, /api/v1/processors, /api/v1/processors/NAME, \
                          /api/v1/dead-letters, /api/v1/processors/NAME/dead-letters, /api/v1/emissions, \
                          /api/v1/processors/NAME/emissions, and for changes POST /api/v1/processors/NAME/pause, resume, retry, \
-                         reset, dead-letters/retry, dead-letters/discard, emissions/cancel and emissions/retry";
+                         reset, dead-letters/retry, discard, skip and park, emissions/cancel and emissions/retry";
             ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path", known)
         })?;
         let changes = route.changes();
@@ -114,13 +130,11 @@ impl<'p> Route<'p> {
                 .into_iter()
                 .find(|known| known.as_str() == rest)
                 .map(|action| Self::Change(name, action)),
-            Some(("dead-letters", "retry")) => Some(Self::ChangeDeadLetters(name, DeadLetterAction::Retry)),
-            Some(("dead-letters", "discard")) => {
-                Some(Self::ChangeDeadLetters(name, DeadLetterAction::Discard))
-            }
             Some(("emissions", "cancel")) => Some(Self::ChangeEmissions(name, EmissionAction::Cancel)),
             Some(("emissions", "retry")) => Some(Self::ChangeEmissions(name, EmissionAction::Retry)),
-            Some(("dead-letters", event)) => event.parse().ok().map(|id| Self::DeadLetter(name, id)),
+            Some(("dead-letters", word)) => DeadLetterAction::find(word)
+                .map(|action| Self::ChangeDeadLetters(name, action))
+                .or_else(|| word.parse().ok().map(|id| Self::DeadLetter(name, id))),
             Some(_) => None,
         }
     }

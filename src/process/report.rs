@@ -52,6 +52,8 @@ pub(crate) enum Condition {
     Paused,
     /// An event fails and is tried again.
     Retrying,
+    /// Something that its handlers need is not there.
+    Waiting,
     /// It waits for an operator to fix what it cannot.
     Failed,
     /// It waits for an operator, because the event store is not the one that it has followed.

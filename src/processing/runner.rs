@@ -33,6 +33,7 @@ use tracing::{debug, info, warn};
 
 use crate::event::Position;
 use crate::postgres::sqlstate::describe;
+use crate::process::report::Condition;
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::heartbeat;
@@ -265,7 +266,7 @@ impl Runner {
 
     /// Does one thing and says what to do next. An error means that the connection is of no use any more.
     async fn step(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
-        heartbeat::record_condition(self.phase.condition());
+        heartbeat::record_condition(self.condition());
         if std::mem::take(&mut self.restart_handler) {
             self.processor.close().await;
         }
@@ -275,6 +276,14 @@ impl Runner {
             Action::HandleDeadLetter => self.handle_dead_letter(connection).await,
             Action::Renew => self.renew(connection).await,
             Action::Wait(next) => Ok(next),
+        }
+    }
+
+    /// The condition that the supervisor is told.
+    fn condition(&self) -> Condition {
+        match self.phase {
+            Phase::Retrying(..) if self.outage.is_external() => Condition::Waiting,
+            _ => self.phase.condition(),
         }
     }
 

@@ -191,7 +191,11 @@ impl SupervisedWorker {
     /// again and again comes into the same condition each time.
     pub(super) fn failure_facts(&mut self, report: &Report) -> Option<Value> {
         let Report::Condition { processor, condition } = report else { return None };
-        if !matches!(condition, Condition::Retrying | Condition::Failed | Condition::Diverged) {
+        let fails = matches!(
+            condition,
+            Condition::Retrying | Condition::Waiting | Condition::Failed | Condition::Diverged
+        );
+        if !fails {
             return None;
         }
         let told = self.failures_told.get(processor);

@@ -78,7 +78,7 @@ impl Trackers {
     }
 
     /// Makes the retries of these processors due that are still to come, because somebody may have fixed what fails. Counts
-    /// go on. Returns the number of processors concerned.
+    /// go on. Those of webhooks stay as they are. Returns the number of processors concerned.
     pub(crate) async fn make_retries_due(
         &self,
         connection: &mut PgConnection,
@@ -86,15 +86,12 @@ impl Trackers {
     ) -> Result<u64, sqlx::Error> {
         let statement = format!(
             "-- make_retries_due
-             with due as (
-               update {schema}.trackers set next_retry_at = clock_timestamp()
-               where name = any($1) and attempts > 0 and next_retry_at > clock_timestamp() and paused_at is null
-               returning name, version, partition
-             ), deliveries as (
-               update {schema}.deliveries as d set retry_at = clock_timestamp() from due
-               where d.processor = due.name and d.version = due.version and d.partition = due.partition and not d.is_done
-             )
-             select from due",
+             update {schema}.trackers as t set next_retry_at = clock_timestamp()
+             where name = any($1) and attempts > 0 and next_retry_at > clock_timestamp() and paused_at is null
+               -- The receiver of a webhook may have asked for the time.
+               and not exists (select from {schema}.deliveries as d
+                               where d.processor = t.name and d.version = t.version and d.partition = t.partition
+                                 and not d.is_done)",
             schema = self.schema
         );
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(names);

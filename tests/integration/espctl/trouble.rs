@@ -3,6 +3,7 @@
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
+use crate::admin::client::Client;
 use crate::support;
 use crate::support::facts::{append, eventually, reaches};
 use crate::support::program::Installation;
@@ -26,7 +27,7 @@ async fn an_outage_is_a_state_of_its_own_without_an_estimate() {
         &format!("create table public.l1 (); alter database {} set lock_timeout = '100ms'", db.name),
     )
     .await;
-    let installation = Installation::new(&db.url, RUNNER);
+    let installation = Installation::new(&db.url, &format!("{RUNNER}[admin]\nlisten = '127.0.0.1:0'\n"));
     installation.declare_notes("notes", "lock table l1;");
     let last = append(&db.pool, 5).await;
     let mut other = PgConnection::connect(&db.url).await.unwrap();
@@ -43,6 +44,13 @@ async fn an_outage_is_a_state_of_its_own_without_an_estimate() {
     }
     let complaint = installation.espctl(&["wait", "notes", "--timeout", "100ms"]).await.complained(75);
     assert!(complaint.contains("it is at 0, waiting: "), "{complaint}");
+    let client = Client::new(daemon.says("the admin endpoint listens").await["url"].as_str().unwrap());
+    let metrics = client.get("/metrics").await.body;
+    let state = "\nespd_processor_state{processor=\"notes\",state=\"waiting\"} 1\n";
+    assert!(metrics.contains(state), "{metrics}");
+    let line = metrics.lines().find(|line| line.starts_with("espd_processor_waiting_seconds{")).unwrap();
+    assert!(line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() > 0.0, "{line}");
+    assert_eq!(client.get("/api/v1/processors/notes").await.json(200)["state"], "waiting");
     let found = finding(&installation, "running").await;
     assert_eq!(found["level"], "failure", "{found}");
     sqlx::raw_sql("commit").execute(&mut other).await.unwrap();

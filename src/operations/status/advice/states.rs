@@ -71,16 +71,16 @@ fn of_retries(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'
     let attempts = count(status.attempts.into(), "attempt");
     let problem = format!("{name} cannot handle {cause} after {attempts}. {ORDER}{}", last_words(error));
     let remedy = format!(
-        "Fix the handler, or the data that it needs, and run `espctl reload`, which tries the event at once; so do a \
-         restart of the daemon and `espctl retry {name}`. `espctl dead-letters park {name}` (or `skip`) sets the event aside."
+        "Fix the handler, or the data that it needs, and run `espctl retry {name}`, which tries the event at once; so do \
+         `espctl reload` and a restart of the daemon, but for webhooks. `espctl dead-letters park {name}` (or `skip`) sets the event aside."
     );
     let advice = Advice::new(Topic::Retrying, problem, error.and_then(|error| error.at), remedy);
     let predicate = format!("cannot handle {}. {ORDER}", error.map_or_else(|| cause.clone(), without_place));
     advice.trying_again_at(status.next_retry_at.filter(|at| *at > now)).shared(
         status,
         predicate,
-        "Fix the handlers, or the data that they need, and run `espctl reload`, which tries the event at once; so do a \
-         restart of the daemon and `espctl retry --all`.",
+        "Fix the handlers, or the data that they need, and run `espctl retry --all`, which tries the event at once; so do \
+         `espctl reload` and a restart of the daemon, but for webhooks.",
     )
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{add, dead_letters, noted};
+use super::{add, dead_letters, failed, noted, waiting};
 use crate::admin::client::Client;
 use crate::support;
 use crate::support::facts::{eventually, reaches};
@@ -80,5 +80,38 @@ async fn dead_letters_are_listed_shown_retried_and_discarded() {
     let by = |action: &str| ("admin endpoint, 127.0.0.1".to_owned(), action.to_owned());
     assert_eq!(log, [by("retry_dead_letters"), by("discard_dead_letters")]);
     daemon.says("handled a dead letter").await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_event_that_fails_is_set_aside_at_once() {
+    let db = support::database().await;
+    let settings = format!(
+        "[runner]\npoll_interval_max = '50ms'\n[retry]\ninitial = '1h'\nmax = '1h'\n\
+         [admin]\nlisten = '127.0.0.1:0'\noperator_token = '{OPERATE}'\n"
+    );
+    let installation = Installation::new(&db.url, &settings);
+    installation.declare_notes("notes", "perform 1 / (event.body->>'n')::bigint;");
+    let first = add(&db.pool, 1, 0).await;
+    let second = add(&db.pool, 2, 0).await;
+    let last = add(&db.pool, 2, 1).await;
+    let daemon = installation.start_daemon();
+    let client = Client::new(daemon.says("the admin endpoint listens").await["url"].as_str().unwrap());
+    let post =
+        async |verb: &str, body: &str| client.post(&format!("{DEAD_LETTERS}/{verb}"), OPERATE, body).await;
+    eventually("the failure", async || {
+        let status = installation.status("notes").await;
+        (status["last_error"]["event_id"] == first).then_some(())
+    })
+    .await;
+    assert_eq!(post("skip", "{\"evnt\": 1}").await.status, 400);
+    assert_eq!(post("skip", "{\"event\": 99}").await.status, 404);
+    let parked = post("park", &format!("{{\"event\": {second}}}")).await.json(200);
+    assert_eq!(parked, json!({ "name": "notes", "set_aside": second, "type": "A", "blocks": true }));
+    let skipped = post("skip", "").await.json(200);
+    assert_eq!(skipped, json!({ "name": "notes", "set_aside": first, "type": "A", "blocks": false }));
+    reaches(&db.pool, "notes", last).await;
+    assert_eq!(dead_letters(&db.pool).await, [failed(first, 1), failed(second, 0), waiting(last)]);
+    assert_eq!(post("skip", "").await.status, 409);
     daemon.stop().await;
 }
