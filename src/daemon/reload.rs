@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing::{info, warn};
 
 use super::program::add_registered;
+use super::requests::Reloaded;
 use super::worker_table::WorkerTablePlace;
 use crate::config::{Config, DatabaseUrl};
 use crate::diagnostic::Diagnostic;
@@ -26,17 +27,6 @@ pub(super) struct Configured {
     pub(super) registry: Arc<Registry>,
     /// The program that runs, if it is known.
     pub(super) executable: Option<Executable>,
-}
-
-/// What came of reading the configuration again. What is wrong, and what else is to be said, is in lines.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Reloaded {
-    /// It is what the daemon follows already.
-    Unchanged,
-    /// The daemon follows it from now on.
-    Changed(Vec<String>),
-    /// It is wrong, and the daemon keeps the old one.
-    Refused(Vec<String>),
 }
 
 impl Configured {

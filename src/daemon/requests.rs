@@ -4,8 +4,18 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::reload::Reloaded;
 use crate::postgres::quote::quote_identifier;
+
+/// What came of reading the configuration again. What is wrong, and what else is to be said, is in lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reloaded {
+    /// It is what the daemon follows already.
+    Unchanged,
+    /// The daemon follows it from now on.
+    Changed(Vec<String>),
+    /// It is wrong, and the daemon keeps the old one.
+    Refused(Vec<String>),
+}
 
 /// An order to read the configuration again: where to say what came of it.
 pub(super) type ReloadOrder = oneshot::Sender<Reloaded>;
