@@ -116,7 +116,11 @@ const RETRIES: &[Key] = &[
 const LOG: Keys = Keys {
     title: "[log]",
     prefix: "log.",
-    groups: &[&[key("format", Kind::Choice(&["auto", "human", "json"])), key("level", Kind::Text)]],
+    groups: &[&[
+        key("format", Kind::Choice(&["auto", "human", "json"])),
+        key("level", Kind::Text),
+        key("query_literals", Kind::Boolean),
+    ]],
 };
 
 const ADMIN: Keys = Keys {

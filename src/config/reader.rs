@@ -1,5 +1,6 @@
 //! Reads TOML: files, syntax, a tree of values with their places. Nothing here knows a key.
 
+pub(crate) mod bounded;
 pub(crate) mod context;
 pub(crate) mod diagnostics;
 pub(crate) mod include;

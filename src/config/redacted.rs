@@ -35,7 +35,11 @@ pub(super) fn redact(config: &Config) -> Value {
         },
         "runner": show_runner(&config.runner),
         "retry": show_retry(&config.retry),
-        "log": { "format": config.log.format, "level": config.log.level },
+        "log": {
+            "format": config.log.format,
+            "level": config.log.level,
+            "query_literals": config.log.query_literals,
+        },
         "admin": config.admin.as_ref().map(show_admin),
         "hooks": show_hooks(&config.hooks),
         "upcast": config.upcasts.iter().map(show_upcast).collect::<Vec<_>>(),

@@ -1,17 +1,18 @@
 //! The daemon's configuration, and reading it again.
 
 use std::path::PathBuf;
-use std::str::FromStr as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use sqlx::postgres::PgConnectOptions;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::program::add_registered;
 use super::requests::Reloaded;
 use super::worker_table::WorkerTablePlace;
-use crate::config::{Config, DatabaseUrl};
+use crate::config::{Config, DatabaseUrl, InvalidConfig};
 use crate::diagnostic::Diagnostic;
 use crate::handlers::native::Registry;
 use crate::process::executable::Executable;
@@ -32,12 +33,12 @@ pub(super) struct Configured {
 impl Configured {
     /// Whether the program, which was replaced by another one, is to be started again: it has handlers, and the configuration
     /// is sound.
-    pub(super) fn can_start_again(&self) -> bool {
+    pub(super) async fn can_start_again(&self) -> bool {
         if self.registry.is_empty() {
             info!("the program has changed: the new one runs after a restart");
             return false;
         }
-        let faults = self.read().err().unwrap_or_default();
+        let faults = self.read().await.err().unwrap_or_default();
         if faults.is_empty() {
             info!("the program has changed, and the handlers in it may have: starting again");
         }
@@ -48,16 +49,17 @@ impl Configured {
     ///
     /// # Errors
     /// What is wrong with it, in words.
-    fn read(&self) -> Result<Config, Vec<String>> {
-        match Config::load(&self.file) {
-            Ok(config) => self.accept(config),
-            Err(invalid) => Err(invalid.diagnostics().iter().map(Diagnostic::render).collect()),
+    async fn read(&self) -> Result<Config, Vec<String>> {
+        match read(self.file.clone()).await {
+            Some(Ok(config)) => self.accept(config),
+            Some(Err(invalid)) => Err(invalid.diagnostics().iter().map(Diagnostic::render).collect()),
+            None => Err(vec![format!("{} cannot be read within {READING_MAX:?}", self.file.display())]),
         }
     }
 
     /// Reads the configuration again. With any fault in the files, the daemon keeps what it has.
-    pub(super) fn reload(&mut self) -> Reloaded {
-        match self.read() {
+    pub(super) async fn reload(&mut self) -> Reloaded {
+        match self.read().await {
             Ok(config) if config == self.config => {
                 info!("the configuration was read again: nothing has changed");
                 Reloaded::Unchanged
@@ -106,11 +108,7 @@ impl Configured {
 
     /// Where this daemon writes the states of its workers.
     pub(super) fn worker_table_place(&self) -> anyhow::Result<WorkerTablePlace> {
-        let url = self.config.direct_projections_url().or(self.config.direct_event_store_url());
-        let url = url.context("the database is known by now")?;
-        let database = PgConnectOptions::from_str(url.expose())?;
-        let processors = self.config.processors.iter().map(|processor| processor.name.clone()).collect();
-        Ok(WorkerTablePlace { database, schema: self.config.event_store.schema.clone(), processors })
+        WorkerTablePlace::of(&self.config).context("the database is known by now")
     }
 
     /// Fails if there is nothing to run.
@@ -118,5 +116,16 @@ impl Configured {
         if self.config.processors.is_empty() { Err(Exit::configuration(NO_PROCESSOR)) } else { Ok(()) }
     }
 }
+
+/// Reads the files on a thread of its own, because a file system may hang. `None`: it does.
+async fn read(file: PathBuf) -> Option<Result<Config, InvalidConfig>> {
+    let (sender, read) = oneshot::channel();
+    // A task of the runtime would be waited for when the daemon ends.
+    std::thread::spawn(move || drop(sender.send(Config::load(&file))));
+    timeout(READING_MAX, read).await.ok()?.ok()
+}
+
+/// How long reading the configuration again may take.
+const READING_MAX: Duration = Duration::from_secs(10);
 
 const NO_PROCESSOR: &str = "no processor is declared: see `espctl config example`";

@@ -2,6 +2,7 @@
 //! committed files keep to it.
 
 mod admin;
+mod bounds;
 mod committed_files;
 mod faults;
 mod json_schema;

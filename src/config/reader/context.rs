@@ -1,7 +1,7 @@
 //! What the values of a file are read with, and the locations that diagnostics point at.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::diagnostics::Diagnostics;
@@ -20,7 +20,7 @@ pub(crate) struct Context<'c> {
     pub(crate) sections: &'static [&'static Keys],
     /// The lines that are not TOML. The parser continues after them as well as it can, so a mistake on such a line, or a
     /// missing key, may only be a consequence.
-    pub(crate) damaged_lines: Vec<usize>,
+    pub(crate) damaged_lines: BTreeSet<usize>,
 }
 
 impl Context<'_> {
@@ -73,6 +73,9 @@ impl<'c> Location<'c> {
 
     /// Reports a mistake here.
     pub(crate) fn report(&self, message: impl AsRef<str>, advice: impl Into<String>) {
+        if self.context.diagnostics.is_full() {
+            return self.context.diagnostics.count();
+        }
         let secret = self.secret.map(|(start, end)| start..end);
         let diagnostic = self.context.file.diagnose(self.span(), secret, message.as_ref());
         self.context.report(diagnostic.with_advice(advice));

@@ -3,9 +3,14 @@
 //! Variables are replaced after parsing, so nothing that a variable holds can change the structure of the file.
 //! `$${` stands for `${`.
 
-use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+use super::bounded;
+
+/// The largest file that a value is read from.
+const FILE_MAX: u64 = 1 << 20;
 
 /// Where the variables of the configuration come from.
 pub(crate) struct Environment<'e> {
@@ -94,7 +99,10 @@ fn is_variable_name(name: &str) -> bool {
 /// The content of a file, without the one line break that editors leave at its end.
 fn read_file(path: &str, environment: &Environment<'_>) -> Result<String, (String, String)> {
     let path = environment.folder.join(Path::new(path));
-    match fs::read_to_string(&path) {
+    let content = bounded::read(&path, FILE_MAX).and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+    });
+    match content {
         Ok(content) => {
             let line = content.strip_suffix('\n').unwrap_or(&content);
             Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
@@ -108,6 +116,8 @@ fn read_file(path: &str, environment: &Environment<'_>) -> Result<String, (Strin
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn resolve(text: &str) -> Result<String, Vec<Unresolved>> {

@@ -1,10 +1,13 @@
 //! A configuration file as text, and the places in it.
 
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
+use super::bounded;
 use crate::diagnostic::{Diagnostic, Excerpt, hide_passwords};
+
+/// The largest file of a configuration.
+const FILE_MAX: u64 = 16 << 20;
 
 /// A file of the configuration.
 #[derive(Debug)]
@@ -13,13 +16,15 @@ pub(crate) struct SourceFile {
     pub(crate) name: String,
     /// The whole content.
     pub(crate) text: String,
+    /// Where each line begins.
+    line_starts: Vec<usize>,
 }
 
 impl SourceFile {
     /// Reads a file, or says why it cannot be read.
     pub(crate) fn read(path: &Path) -> Result<Self, Box<Diagnostic>> {
         let name = path.display().to_string();
-        match fs::read(path) {
+        match bounded::read(path, FILE_MAX) {
             Ok(bytes) => Self::from_bytes(name, bytes),
             Err(error) => {
                 let advice = "name an existing file that this user may read; \
@@ -32,15 +37,21 @@ impl SourceFile {
 
     fn from_bytes(name: String, bytes: Vec<u8>) -> Result<Self, Box<Diagnostic>> {
         match String::from_utf8(bytes) {
-            Ok(text) => Ok(Self { name, text }),
+            Ok(text) => Ok(Self::new(name, text)),
             Err(error) => {
                 let end = error.utf8_error().valid_up_to();
                 let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                let file = Self { name, text };
+                let file = Self::new(name, text);
                 let diagnostic = file.diagnose(end..end, None, "this is not UTF-8");
                 Err(Box::new(diagnostic.with_advice("save the file as UTF-8")))
             }
         }
+    }
+
+    fn new(name: String, text: String) -> Self {
+        let breaks = text.match_indices('\n').map(|(at, _)| at + 1);
+        let line_starts = std::iter::once(0).chain(breaks).collect();
+        Self { name, text, line_starts }
     }
 
     /// A diagnostic for a range of bytes; what `secret` covers is not shown.
@@ -62,8 +73,8 @@ impl SourceFile {
     /// Line and column, both from 1, the column in characters.
     pub(crate) fn place(&self, byte: usize) -> (usize, usize) {
         let byte = self.text.floor_char_boundary(byte);
-        let start = self.line_start(byte);
-        let line = self.text[..start].matches('\n').count() + 1;
+        let line = self.line_of(byte);
+        let start = self.line_starts[line - 1];
         // A byte order mark does not count as a column.
         let column = self.text[start..byte].chars().filter(|c| *c != '\u{feff}').count() + 1;
         (line, column)
@@ -71,8 +82,12 @@ impl SourceFile {
 
     /// Where the line of this byte begins.
     fn line_start(&self, byte: usize) -> usize {
-        let byte = self.text.floor_char_boundary(byte);
-        self.text[..byte].rfind('\n').map_or(0, |newline| newline + 1)
+        self.line_starts[self.line_of(byte) - 1]
+    }
+
+    /// The number of the line of this byte, from 1.
+    fn line_of(&self, byte: usize) -> usize {
+        self.line_starts.partition_point(|start| *start <= byte).max(1)
     }
 }
 
@@ -82,7 +97,7 @@ mod tests {
 
     #[test]
     fn places_count_characters() {
-        let file = SourceFile { name: "a.toml".into(), text: "\u{feff}ä = 1\nb = 'ü' # x\n".into() };
+        let file = SourceFile::new("a.toml".into(), "\u{feff}ä = 1\nb = 'ü' # x\n".into());
         let at = |needle| file.place(file.text.find(needle).unwrap());
         assert_eq!(at("ä"), (1, 1));
         assert_eq!(at("1"), (1, 5));

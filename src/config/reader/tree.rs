@@ -89,6 +89,10 @@ impl<'c> Section<'c> {
         for (key, value) in self.table {
             let name = key.get_ref().as_ref();
             if self.keys.find(name).is_none() {
+                if self.context.diagnostics.is_full() {
+                    self.context.diagnostics.count();
+                    continue;
+                }
                 let location = Location::new(self.context, key.span());
                 // The value of an unknown key may be a secret.
                 let location =

@@ -13,6 +13,10 @@ pub(crate) fn read_log(section: &Section<'_>) -> LogSettings {
     LogSettings {
         format: section.choice("format").unwrap_or(default.format),
         level: section.value("level").and_then(|level| read_filter(&level)).unwrap_or(default.level),
+        query_literals: section
+            .value("query_literals")
+            .and_then(|value| value.boolean())
+            .unwrap_or(default.query_literals),
     }
 }
 

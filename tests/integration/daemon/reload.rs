@@ -93,6 +93,23 @@ async fn a_reload_with_faults_keeps_everything_as_it_is_and_names_them_all() {
     daemon.stop().await;
 }
 
+#[tokio::test]
+async fn a_reload_of_a_pipe_that_nobody_writes_holds_nothing() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    daemon.child("notes", 1).await;
+    let file = installation.path().join("espd.toml");
+    std::fs::remove_file(&file).unwrap();
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.says("the configuration was read again and is wrong, keeping the old one").await;
+    let last = append(&db.pool, 5).await;
+    reaches(&db.pool, "notes", last).await;
+    daemon.stop().await;
+}
+
 /// Sends SIGHUP at every moment of the start, again and again.
 #[tokio::test]
 async fn a_reload_while_starting_does_no_harm() {
