@@ -3,11 +3,14 @@
 use super::exposition::Exposition;
 use crate::operations::metrics::{METRICS, Readings, WorkerReading};
 use crate::operations::status::ProcessorStatus;
+use crate::process::report;
 use crate::supervision::Snapshot;
+use crate::telemetry;
 
 /// All metrics. `statuses` is `None` while the database does not answer.
 pub(super) fn render(statuses: Option<Vec<ProcessorStatus>>, workers: &[Snapshot]) -> String {
-    let readings = Readings { statuses, workers: workers.iter().map(read_worker).collect() };
+    let log_lines_lost = telemetry::lost_lines() + report::lost_lines_of_workers();
+    let readings = Readings { statuses, workers: workers.iter().map(read_worker).collect(), log_lines_lost };
     let mut text = Exposition::default();
     for metric in &METRICS {
         let mut family = text.family(metric.name, metric.kind, metric.help);

@@ -32,6 +32,8 @@ pub(crate) struct Readings {
     pub(crate) statuses: Option<Vec<ProcessorStatus>>,
     /// The workers of this daemon.
     pub(crate) workers: Vec<WorkerReading>,
+    /// Lines of log that the daemon and its workers could not write.
+    pub(crate) log_lines_lost: u64,
 }
 
 /// What a daemon knows of one of its workers.
@@ -60,6 +62,8 @@ enum Value {
     BuildInfo,
     /// One sample, of the database.
     Database,
+    /// One sample, of the daemon and its workers together.
+    Daemon(fn(&Readings) -> f64),
     /// A sample of each worker.
     Worker(fn(&WorkerReading) -> f64),
     /// One sample, of the event store, as any processor's status has it.
@@ -77,6 +81,11 @@ pub(crate) const METRICS: [Metric; 24] = [
         "espd_database_up",
         "Whether the database answers; if not, nothing is known of processors.",
         Value::Database,
+    ),
+    counter(
+        "espd_log_lines_lost_total",
+        "Lines of log that the daemon and its workers could not write.",
+        Value::Daemon(|readings| readings.log_lines_lost as f64),
     ),
     gauge(
         "espd_worker_up",
@@ -205,6 +214,7 @@ impl Metric {
         match self.value {
             Value::BuildInfo => vec![sample(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0)],
             Value::Database => vec![sample(Vec::new(), truth(readings.statuses.is_some()))],
+            Value::Daemon(value) => vec![sample(Vec::new(), value(readings))],
             Value::Worker(value) => {
                 let one =
                     |worker: &WorkerReading| sample(vec![("worker", worker.name.clone())], value(worker));

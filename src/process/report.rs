@@ -4,6 +4,7 @@
 //! supervisor passes on without reading it.
 
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe;
@@ -19,6 +20,11 @@ pub(crate) enum Report {
         overdue_ms: u64,
         /// The processor whose step is overdue for longest; `None` if none is.
         overdue: Option<String>,
+    },
+    /// Lines of the process's log are lost.
+    LogLinesLost {
+        /// How many since the previous report of this kind.
+        lines: u64,
     },
     /// A processor has come into this condition.
     Condition {
@@ -58,6 +64,19 @@ pub(crate) enum Condition {
     Failed,
     /// It waits for an operator, because the event store is not the one that it has followed.
     Diverged,
+}
+
+/// Lines of log that the workers of this process have lost.
+static LOST_LINES: AtomicU64 = AtomicU64::new(0);
+
+/// Counts lines of log that a worker has lost.
+pub(crate) fn count_lost_lines(lines: u64) {
+    LOST_LINES.fetch_add(lines, Ordering::Relaxed);
+}
+
+/// How many lines of log the workers of this process have lost.
+pub(crate) fn lost_lines_of_workers() -> u64 {
+    LOST_LINES.load(Ordering::Relaxed)
 }
 
 /// The worker's end of the pipe.

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::child::WorkerProgram;
 use super::lifecycle::{RestartReason, WorkerState};
 use crate::process::exit_code::describe_end;
-use crate::process::report::{Condition, Report};
+use crate::process::report::{Condition, Report, count_lost_lines};
 
 /// Identifies a worker in its supervisor; never given twice.
 pub(super) type Id = u64;
@@ -104,6 +104,10 @@ impl SupervisedWorker {
                 if self.program.processors.contains(&processor) {
                     self.conditions.insert(processor, condition);
                 }
+                None
+            }
+            Report::LogLinesLost { lines } => {
+                count_lost_lines(lines);
                 None
             }
             Report::SetAside { .. } => None,

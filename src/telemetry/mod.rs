@@ -2,8 +2,9 @@
 
 mod fields;
 mod settings;
+mod writer;
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 pub use settings::LogFormat;
 pub(crate) use settings::LogSettings;
+pub(crate) use writer::{finish, lost_lines};
 
 /// Starts logging. `RUST_LOG`, where set, wins over the configured level.
 pub(crate) fn start(settings: &LogSettings) {
@@ -23,8 +25,8 @@ pub(crate) fn start(settings: &LogSettings) {
         LogFormat::Human => true,
         LogFormat::Json => false,
     };
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let writer = writer::start(if human { notice_for_people } else { notice_in_json });
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
     WRITES_JSON.store(!human, Ordering::Relaxed);
     // A second start in the same process is a test's, which has its subscriber already.
     let _ = if human {
@@ -43,8 +45,24 @@ pub(crate) fn report_end(complaint: &str) {
     if WRITES_JSON.load(Ordering::Relaxed) && tracing::enabled!(tracing::Level::ERROR) {
         tracing::error!(error = complaint.strip_prefix("error: ").unwrap_or(complaint), "espd ends");
     } else {
-        eprintln!("{complaint}");
+        // Where it cannot be written, the exit code tells.
+        let _ = writeln!(std::io::stderr(), "{complaint}");
     }
+}
+
+fn notice_for_people(lines: u64) -> String {
+    format!("{}  WARN log lines were lost lines={lines}\n", now())
+}
+
+fn notice_in_json(lines: u64) -> String {
+    format!(
+        "{{\"timestamp\":\"{}\",\"level\":\"WARN\",\"message\":\"log lines were lost\",\"lines\":{lines}}}\n",
+        now()
+    )
+}
+
+fn now() -> String {
+    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
 }
 
 /// Says where a panic came from, as a line like any other.

@@ -9,6 +9,9 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// A filter that `tracing_subscriber::EnvFilter` accepts.
     pub level: String,
+    /// Whether the statements of other sessions are shown with the values in them.
+    #[serde(default)]
+    pub query_literals: bool,
 }
 
 /// How a line of the log looks.
@@ -27,6 +30,6 @@ pub enum LogFormat {
 impl Default for LogSettings {
     /// Lines of `info` and above, in the format that suits standard error.
     fn default() -> Self {
-        Self { format: LogFormat::default(), level: "info".into() }
+        Self { format: LogFormat::default(), level: "info".into(), query_literals: false }
     }
 }

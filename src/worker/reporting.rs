@@ -6,6 +6,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::process::report::{Condition, Report, ReportPipe};
 use crate::processing::heartbeat::Heartbeat;
+use crate::telemetry;
 
 /// Time between two heartbeats.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -23,10 +24,15 @@ pub(super) struct ReportedProcessor {
 pub(super) async fn report(mut processors: Vec<ReportedProcessor>) {
     let Some(pipe) = ReportPipe::from_standard_output() else { return };
     let mut ticks = tokio::time::interval(INTERVAL);
+    let mut lost_lines = 0;
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         pipe.try_send(&heartbeat(&processors));
+        let lines = telemetry::lost_lines() - lost_lines;
+        if lines > 0 && pipe.try_send(&Report::LogLinesLost { lines }) {
+            lost_lines += lines;
+        }
         for processor in &mut processors {
             processor.report_condition(&pipe);
             processor.report_set_aside(&pipe);
