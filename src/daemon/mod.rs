@@ -9,6 +9,7 @@ mod reload;
 mod requests;
 mod running;
 pub(crate) mod todo_history;
+mod waiting_rows;
 mod worker_table;
 
 use std::io::Write as _;
@@ -22,10 +23,10 @@ use crate::admin::probe;
 use crate::config::{Config, ConfigArgument};
 use crate::handlers::native::Registry;
 use crate::operations::{check, outcome};
+use crate::process::descriptors;
 use crate::process::exit_code::Exit;
 use crate::process::signal;
-use crate::telemetry;
-use crate::worker;
+use crate::{telemetry, worker};
 
 pub use program::Program;
 
@@ -89,10 +90,12 @@ pub fn main() -> std::process::ExitCode {
 /// Runs the daemon with the processors that a program has registered.
 fn main_with(registry: Registry) -> std::process::ExitCode {
     let cli = Cli::parse();
-    let (code, complaint) = outcome::conclude(run(cli, Arc::new(registry)));
+    let ended = descriptors::require().map_err(Into::into).and_then(|()| run(cli, Arc::new(registry)));
+    let (code, complaint) = outcome::conclude(ended);
     if let Some(complaint) = complaint {
         telemetry::report_end(&complaint);
     }
+    telemetry::finish();
     code.into()
 }
 

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use super::waiting_rows::WaitingRows;
 use crate::config::Config;
-use crate::operations::databases::Databases;
+use crate::operations::databases::ways::{self, WayFault};
+use crate::operations::databases::{CONNECT_TIMEOUT, Databases};
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::process::signal::Request;
@@ -29,6 +32,19 @@ pub(super) async fn wait_until_ready(
     requests: &mut mpsc::Receiver<Request>,
     systemd: &Systemd,
 ) -> anyhow::Result<Option<Request>> {
+    let mut waiting = WaitingRows::new();
+    let outcome = wait(config, private, requests, systemd, &mut waiting).await;
+    waiting.remove().await;
+    outcome
+}
+
+async fn wait(
+    config: &Config,
+    private: bool,
+    requests: &mut mpsc::Receiver<Request>,
+    systemd: &Systemd,
+    waiting: &mut WaitingRows,
+) -> anyhow::Result<Option<Request>> {
     let mut outage = Retry::new(RetryPolicy::infrastructure());
     loop {
         // The driver gives up on a silent server after seconds, so this does not take for ever.
@@ -41,11 +57,12 @@ pub(super) async fn wait_until_ready(
             },
         };
         let delay: Duration = outage.failed(());
-        warn!(error = chain(&*error), retry_in_ms = delay.as_millis() as u64, "the database does not answer");
+        let error = chain(&*error);
+        warn!(error, retry_in_ms = delay.as_millis() as u64, "the database does not answer");
         systemd.starting(START_EXTENSION, "waiting for the database");
         tokio::select! {
             request = requests.recv() => return Ok(request.or(Some(Request::Stop))),
-            () = tokio::time::sleep(delay) => {}
+            () = async { tokio::join!(waiting.show(config, &error), tokio::time::sleep(delay)); } => {}
         }
     }
 }
@@ -53,10 +70,24 @@ pub(super) async fn wait_until_ready(
 /// Checks the database. The outer error says that it cannot be reached, the inner one what is wrong with it; it may go
 /// down during the check as well.
 async fn examine(config: &Config, private: bool) -> Result<anyhow::Result<()>, anyhow::Error> {
-    let databases = Databases::connect(config, "espd").await?;
+    try_ways(config).await?;
+    let databases = Databases::connect_directly(config, "espd", CONNECT_TIMEOUT).await?;
     let checked = check(&databases, private).await;
     databases.close().await;
     Ok(checked)
+}
+
+/// Tries every way to the databases. One through a pooler that should be direct is a worse way, and no hindrance.
+async fn try_ways(config: &Config) -> anyhow::Result<()> {
+    let ways = ways::examine(config, "espd", CONNECT_TIMEOUT).await;
+    for way in &ways {
+        match &way.fault {
+            None => {}
+            Some(WayFault::Pooled(_)) => warn!(way = way.describe(), "a pooler is where no pooler should be"),
+            Some(_) => bail!("{}", way.describe()),
+        }
+    }
+    Ok(())
 }
 
 async fn check(databases: &Databases, private: bool) -> anyhow::Result<()> {

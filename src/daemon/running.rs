@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::embedded::EmbeddedPostgres;
 use crate::handlers::native::Registry;
 use crate::operations::databases::{PRIVATE_FOLDER, start_private};
+use crate::postgres::query_text::show_literals;
 use crate::process::executable::Executable;
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::process::signal::Request;
@@ -51,6 +52,7 @@ pub(super) async fn run(
     requests: mpsc::Receiver<Request>,
 ) -> anyhow::Result<Afterwards> {
     telemetry::start(&config.log);
+    show_literals(config.log.query_literals);
     let systemd = Systemd::from_environment();
     info!(version = env!("CARGO_PKG_VERSION"), processors = config.processors.len(), "espd starts");
     let start_endpoint = |settings| Endpoint::start(settings, Limits::default());
@@ -118,7 +120,7 @@ async fn work(
         match wait_until_ready(&configured.config, private, &mut requests, sinks.systemd).await? {
             Some(Request::Stop) => return Ok(Afterwards::End),
             Some(Request::Reload) => {
-                if let Reloaded::Changed(_) = configured.reload() {
+                if let Reloaded::Changed(_) = configured.reload().await {
                     sinks.show_config(&configured.config);
                 }
             }
@@ -228,12 +230,12 @@ impl RequestLoop<'_> {
     /// learns of it.
     async fn reload(&mut self) -> anyhow::Result<Reloaded> {
         self.sinks.systemd.reloading();
-        if self.executable.is_some_and(Executable::is_replaced) && self.configured.can_start_again() {
+        if self.executable.is_some_and(Executable::is_replaced) && self.configured.can_start_again().await {
             self.starts_again.set(true);
             self.ask(SupervisorRequest::Stop).await?;
             return Ok(Reloaded::Changed(vec!["the program has changed: starting again".to_owned()]));
         }
-        let reloaded = self.configured.reload();
+        let reloaded = self.configured.reload().await;
         if let Reloaded::Changed(_) = reloaded {
             self.sinks.show_config(&self.configured.config);
             let plan = supervision_plan(&self.configured.config, &self.owner)?;

@@ -7,14 +7,15 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::requests::ReloadRequests;
+use crate::config::Config;
+use crate::postgres::connector::Connector;
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::sqlstate::describe;
 use crate::processing::tracker::{Owner, Trackers};
@@ -35,7 +36,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(super) struct WorkerTablePlace {
     /// The database of the projections.
-    pub database: PgConnectOptions,
+    pub database: Connector,
     /// The schema of the trackers.
     pub schema: String,
     /// The processors that the daemon is configured to run.
@@ -59,7 +60,7 @@ pub(super) struct WorkerTable {
 
 /// What is written of a worker, each time that it changes.
 #[derive(Debug, Clone, PartialEq)]
-struct Entry {
+pub(super) struct Entry {
     worker: String,
     processors: Vec<String>,
     pid: Option<i32>,
@@ -184,7 +185,7 @@ impl WorkerTable {
         let WorkerTablePlace { database, schema, .. } = self.place.borrow().clone();
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => database.application_name("espd: daemon").disable_statement_logging().connect().await?,
+            None => database.named("espd: daemon").connect().await?.connection,
         };
         replace_workers(&mut connection, &schema, &self.owner, entries).await?;
         if entries.is_empty() {
@@ -196,7 +197,7 @@ impl WorkerTable {
 }
 
 /// Replaces the rows of `owner`, and removes the rows of daemons that have not written for a minute.
-async fn replace_workers(
+pub(super) async fn replace_workers(
     connection: &mut PgConnection,
     schema: &str,
     owner: &Owner,
@@ -235,7 +236,22 @@ async fn replace_workers(
     Ok(())
 }
 
+impl WorkerTablePlace {
+    /// Where the table is, if the configuration names a database.
+    pub(super) fn of(config: &Config) -> Option<Self> {
+        let url = config.direct_projections_url().or(config.direct_event_store_url())?;
+        let processors = config.processors.iter().map(|processor| processor.name.clone()).collect();
+        Some(Self { database: url.connector().ok()?, schema: config.event_store.schema.clone(), processors })
+    }
+}
+
 impl Entry {
+    /// A worker that the daemon has not started, because it waits for something.
+    pub(super) fn waiting(worker: String, processors: Vec<String>, reason: &str) -> Self {
+        let last_end = Some(End { how: reason.to_owned(), at: Instant::now() });
+        Self { worker, processors, pid: None, state: "waiting", starts: 0, last_end, next_start: None }
+    }
+
     fn from(snapshot: &Snapshot) -> Self {
         Self {
             worker: snapshot.name.clone(),

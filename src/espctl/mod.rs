@@ -21,6 +21,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, ConfigArgument, DATABASE_URL, EXAMPLE, InvalidConfig, demo_file};
 use crate::operations::databases::Databases;
 use crate::operations::outcome;
+use crate::postgres::query_text::show_literals;
+use crate::process::descriptors;
 use crate::process::exit_code::Exit;
 
 #[derive(Parser)]
@@ -130,11 +132,13 @@ enum ConfigCommand {
 /// Runs the tool and returns its exit code. `daemon` is the command line of espd, for manual pages and completions.
 pub fn main(daemon: clap::Command) -> std::process::ExitCode {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = descriptors::require()
+        .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_all().build());
     let ended = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli, &daemon)));
     let (code, complaint) = outcome::conclude(ended);
     if let Some(complaint) = complaint {
-        eprintln!("{complaint}");
+        // Where the complaint cannot be written, the exit code tells.
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{complaint}\n"));
     }
     code.into()
 }
@@ -155,6 +159,7 @@ async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
         command => command,
     };
     let config = config.map_err(Exit::configuration)?;
+    show_literals(config.log.query_literals);
     match command {
         Command::Config(ConfigCommand::Show { json: false }) => {
             output::print_verbatim(toml::to_string_pretty(&config.redacted())?.trim_end())

@@ -26,6 +26,7 @@ use tracing::warn;
 
 use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, RowTables};
+use crate::postgres::server_mark;
 use crate::postgres::sqlstate::TEXT_MAX;
 use crate::processing::declaration::{BatchLimits, ProgramDeclaration};
 use crate::processing::emission::{Emitter, SourceEvent};
@@ -77,7 +78,7 @@ impl Processor for ProgramProcessor {
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.base.prepare(&mut transaction, claim).await?;
         let names = self.base.declaration.table_names();
         self.tables = RowTables::read(&mut transaction, &self.base.scope.schema, &names).await?;

@@ -24,6 +24,7 @@ use crate::handlers::sql::function::{DIVERGED, EventSource, ProcessorFunction};
 use crate::postgres::literal::interval;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
+use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::{is_infrastructure_error, lacks_right};
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
@@ -102,7 +103,8 @@ impl SqlProcessor {
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
     ) -> Result<Returned, sqlx::Error> {
-        let statement = self.statement(&Self::arguments(request, request.upto()));
+        let call = self.statement(&Self::arguments(request, request.upto()));
+        let statement = format!("{}\n{call}", server_mark::prelude(request.mark));
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
         Returned::from_row(&row)
     }
@@ -114,7 +116,7 @@ impl SqlProcessor {
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
     ) -> Result<Option<Returned>, ProcessorError> {
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(request.mark)).await?;
         // Where a pooler hides which backend this is, no other daemon could end it if this process was frozen now.
         let limit = "-- limit_silence\nset local idle_in_transaction_session_timeout = '60s'";
         sqlx::raw_sql(limit).execute(&mut *transaction).await?;
@@ -148,7 +150,7 @@ impl SqlProcessor {
 
     /// The function's arguments, without those of a batch that is passed.
     fn arguments(request: &BatchRequest<'_>, upto: Position) -> String {
-        let BatchRequest { claim, work, limits, lease } = request;
+        let BatchRequest { claim, work, limits, lease, .. } = request;
         let rate = match work {
             Work::Batch { rate, .. } if rate.is_finite() => *rate,
             _ => 0.0,
@@ -190,7 +192,7 @@ impl Processor for SqlProcessor {
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.base.prepare(&mut transaction, claim).await?;
         let before = self.read_source(&mut transaction).await?;
         self.drop_earlier_function(&mut transaction).await?;

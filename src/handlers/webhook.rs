@@ -31,6 +31,7 @@ use uuid::Uuid;
 
 use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, Reading};
+use crate::postgres::server_mark;
 use crate::processing::declaration::{BatchLimits, WebhookDeclaration};
 use crate::processing::emission::Emitter;
 use crate::processing::processor::{
@@ -120,7 +121,7 @@ impl Processor for Webhook {
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.base.prepare(&mut transaction, claim).await?;
         let delivered = Deliveries::of(&self.base, claim).list(&mut transaction, claim.position).await?;
         transaction.commit().await?;

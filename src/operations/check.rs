@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Severity, render_all};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::handlers::{self, sql};
-use crate::operations::databases::{Databases, private_database};
+use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database, ways};
 use crate::operations::event_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::ProcessorKind;
@@ -42,7 +42,8 @@ fn is_warning(diagnostic: &Diagnostic) -> bool {
 /// If no database is configured, the daemon would start a private server, so the SQL is checked on a server like it.
 pub(crate) async fn check(config: &Config) -> anyhow::Result<CheckReport> {
     if config.event_store.url.is_some() {
-        let databases = Databases::connect(config, "espd check").await?;
+        ways::require(config, "espd check", CONNECT_TIMEOUT).await?;
+        let databases = Databases::connect_directly(config, "espd check", CONNECT_TIMEOUT).await?;
         let report = check_on(config, &databases).await;
         databases.close().await;
         return report;

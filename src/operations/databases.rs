@@ -1,16 +1,18 @@
 //! The databases that a command works on, as the configuration names them: connects, migrates and checks them.
 
+pub(crate) mod ways;
+
 use std::path::Path;
-use std::str::FromStr as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, Connection as _, PgPool};
 
 use crate::config::{Config, DatabaseUrl};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::event::Position;
+use crate::postgres::connector::{Connected, Connector};
 use crate::postgres::notify::{CONTROL, notify};
 use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::describe;
@@ -45,13 +47,14 @@ impl Databases {
     /// Connects to the databases that the configuration names. `program` is the `application_name` of the sessions.
     ///
     /// # Errors
-    /// No database is named, or one does not answer within ten seconds.
+    /// No database is named, one does not answer within ten seconds, or `url` leads to another database than `direct_url`.
     pub(crate) async fn connect(config: &Config, program: &str) -> anyhow::Result<Self> {
-        Self::connect_within(config, program, CONNECT_TIMEOUT).await
+        ways::require_same(config, program, CONNECT_TIMEOUT).await?;
+        Self::connect_directly(config, program, CONNECT_TIMEOUT).await
     }
 
-    /// As [`Self::connect`], with another limit for each connection.
-    pub(crate) async fn connect_within(
+    /// As [`Self::connect`], with another limit for each connection, and without comparing the ways to a database.
+    pub(crate) async fn connect_directly(
         config: &Config,
         program: &str,
         limit: Duration,
@@ -80,7 +83,7 @@ impl Databases {
         patience: Duration,
     ) -> anyhow::Result<Self> {
         let url = config.direct_event_store_url().context("no database is known yet")?;
-        let pool = |url| Ok(pool(connections, patience).connect_lazy_with(options(url, program)?));
+        let pool = |url: &DatabaseUrl| Ok(url.connector()?.named(program).pool(pool(connections, patience)));
         let events: PgPool = pool(url)?;
         let elsewhere = config.direct_projections_url();
         let projections: anyhow::Result<PgPool> = elsewhere.map_or_else(|| Ok(events.clone()), pool);
@@ -148,27 +151,21 @@ impl Databases {
 }
 
 async fn connect(url: &DatabaseUrl, program: &str, limit: Duration) -> anyhow::Result<PgPool> {
-    let options = options(url, program)?;
-    reach(&options, limit).await.with_context(|| format!("could not connect to {url}"))?;
-    Ok(pool(4, limit).connect_lazy_with(options))
-}
-
-fn options(url: &DatabaseUrl, program: &str) -> anyhow::Result<PgConnectOptions> {
-    // The error must not repeat the URL, which holds a password.
-    let options = PgConnectOptions::from_str(url.expose())
-        .map_err(|_| anyhow::anyhow!("{url:?} is not a database URL"))?;
-    Ok(options.application_name(program).disable_statement_logging())
+    let connector = url.connector()?.named(program);
+    // A pool would keep trying and then report nothing but a timeout.
+    let connected = reach(&connector, limit).await.with_context(|| format!("could not connect to {url}"))?;
+    let options = connected.options;
+    connected.connection.close().await?;
+    Ok(connector.pool_with(pool(4, limit), options))
 }
 
 fn pool(connections: u32, patience: Duration) -> PgPoolOptions {
     PgPoolOptions::new().max_connections(connections).acquire_timeout(patience)
 }
 
-/// Connects once. A pool would keep trying and then report nothing but a timeout.
-async fn reach(options: &PgConnectOptions, limit: Duration) -> anyhow::Result<()> {
-    let connected = tokio::time::timeout(limit, options.connect()).await;
-    let connection = connected.map_err(|_| anyhow::anyhow!("no answer within {limit:?}"))??;
-    Ok(connection.close().await?)
+async fn reach(connector: &Connector, limit: Duration) -> anyhow::Result<Connected> {
+    let connected = tokio::time::timeout(limit, connector.connect()).await;
+    Ok(connected.map_err(|_| anyhow::anyhow!("no answer within {limit:?}"))??)
 }
 
 /// Starts the private PostgreSQL in `folder` and creates its database if it does not exist.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::operations::databases::Databases;
+use crate::operations::databases::{Databases, ways};
 use crate::postgres::error::chain;
 
 /// How serious a finding is.
@@ -69,17 +69,18 @@ impl Finding {
 /// Examines everything and changes nothing. What cannot be examined is a finding of its own. `program` is the
 /// `application_name` of the sessions, `connect_limit` how long each connection may take.
 pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Duration) -> Vec<Finding> {
-    let databases = match Databases::connect_within(config, program, connect_limit).await {
+    let mut findings = examine_ways(config, program, connect_limit).await;
+    let databases = match Databases::connect_directly(config, program, connect_limit).await {
         Ok(databases) => databases,
         Err(error) => {
             let remedy = match config.event_store.url {
                 None => "set DATABASE_URL, or name a configuration with --config",
                 Some(_) => "start the server, or fix the URL, the network or pg_hba.conf",
             };
-            return vec![Finding::failure("connection", chain(&*error), remedy)];
+            findings.push(Finding::failure("connection", chain(&*error), remedy));
+            return findings;
         }
     };
-    let mut findings = Vec::new();
     collect(&mut findings, "server", server::examine(&databases.events, "the event store").await);
     if config.projections.url.is_some() {
         collect(&mut findings, "server", server::examine(&databases.projections, "the projections").await);
@@ -90,6 +91,20 @@ pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Durat
     collect(&mut findings, "running", running::examine(&databases, config).await);
     databases.close().await;
     findings
+}
+
+/// Tries every URL. A database without a second way has a finding of its own where it cannot be connected to.
+async fn examine_ways(config: &Config, program: &str, limit: Duration) -> Vec<Finding> {
+    let ways = ways::examine(config, program, limit).await;
+    let findings = ways.iter().map(|way| match &way.fault {
+        None => Finding::ok("ways", way.describe()),
+        Some(_) => {
+            let remedy =
+                "correct the URL or the pooler; docs/configuration.md says what espd needs of a pooler";
+            Finding::failure("ways", way.describe(), remedy)
+        }
+    });
+    findings.collect()
 }
 
 /// Adds the findings of a part, or a finding that says why it could not be examined.

@@ -1,17 +1,23 @@
 //! The URL of a database, whose password is never shown.
 
+mod environment;
+mod hosts;
+mod parameters;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::PgConnectOptions;
 use thiserror::Error;
 use url::Url;
+
+use super::connector::Connector;
+use hosts::Places;
 
 /// What is shown in place of a password.
 const HIDDEN: &str = "***";
 
-/// A PostgreSQL URL that the driver accepts: `postgres://user:password@host:port/database`.
+/// A PostgreSQL URL that espd can connect with: `postgres://user:password@host:port,host:port/database?parameter=value`.
 ///
 /// `Display` and `Debug` hide the password. Serialization does not: it is how a supervisor hands the
 /// URL to a worker child through a pipe. Whatever is shown to people goes through `Display`.
@@ -20,31 +26,42 @@ const HIDDEN: &str = "***";
 pub struct DatabaseUrl(String);
 
 impl DatabaseUrl {
-    /// Accepts what the driver accepts.
+    /// Accepts what has an effect, and refuses every parameter that would be ignored.
+    ///
+    /// # Errors
+    /// What is wrong with the URL, or with a variable of the environment such as `PGSERVICE`. The URL is not repeated.
     pub fn new(url: impl Into<String>) -> Result<Self, InvalidDatabaseUrl> {
-        let url = url.into();
-        let parsed = Url::parse(&url).map_err(|error| InvalidDatabaseUrl(error.to_string()))?;
-        if !matches!(parsed.scheme(), "postgres" | "postgresql") || !parsed.has_authority() {
-            return Err(InvalidDatabaseUrl("it does not begin with `postgres://`".into()));
-        }
-        if parsed.query_pairs().any(|(key, _)| is_secret(&key) && key != "password") {
-            // The driver would ignore it, with a warning that quotes it.
-            return Err(InvalidDatabaseUrl("the only secret parameter that is known is `password`".into()));
-        }
-        // The driver's message is about one parameter and does not repeat the URL.
-        PgConnectOptions::from_str(&url).map_err(|error| InvalidDatabaseUrl(error.to_string()))?;
-        Ok(Self(url))
+        let url = Self(url.into());
+        url.connector()?;
+        Ok(url)
     }
 
     /// The URL with its password, to connect with; not to be shown.
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// How to connect to the database.
+    pub(crate) fn connector(&self) -> Result<Connector, InvalidDatabaseUrl> {
+        hosts::read(&self.0, &|name| std::env::var(name).ok())
+    }
+}
+
+impl FromStr for Connector {
+    type Err = InvalidDatabaseUrl;
+
+    fn from_str(url: &str) -> Result<Self, Self::Err> {
+        DatabaseUrl::new(url)?.connector()
+    }
 }
 
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Ok(mut url) = Url::parse(&self.0) else { return f.write_str(HIDDEN) };
+        let Some((places, mut url)) = Places::split(&self.0)
+            .and_then(|places| Url::parse(&places.with_first_host()).ok().map(|url| (places, url)))
+        else {
+            return f.write_str(HIDDEN);
+        };
         if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
             return f.write_str(HIDDEN);
         }
@@ -53,7 +70,7 @@ impl fmt::Display for DatabaseUrl {
             let shown = pairs.iter().map(|(key, value)| (key, if is_secret(key) { HIDDEN } else { value }));
             url.query_pairs_mut().clear().extend_pairs(shown);
         }
-        write!(f, "{url}")
+        f.write_str(&places.with_all_hosts(url.as_str()))
     }
 }
 
@@ -80,6 +97,12 @@ impl TryFrom<String> for DatabaseUrl {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("not a PostgreSQL URL: {0}")]
 pub struct InvalidDatabaseUrl(String);
+
+impl InvalidDatabaseUrl {
+    fn because(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}
 
 #[cfg(test)]
 mod tests {

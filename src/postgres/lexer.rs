@@ -56,7 +56,7 @@ pub(crate) struct Unclosed {
 
 /// The tokens of `text`, without white space and comments.
 pub(crate) fn tokens(text: &str) -> Result<Vec<Token<'_>>, Unclosed> {
-    let mut lexer = Lexer { text, at: 0 };
+    let mut lexer = Lexer::new(text);
     let mut tokens = Vec::new();
     while let Some(token) = lexer.next()? {
         tokens.push(token);
@@ -69,13 +69,19 @@ pub(crate) fn statements<'a, 'b>(tokens: &'b [Token<'a>]) -> impl Iterator<Item 
     tokens.split(|token| token.kind == TokenKind::Semicolon).filter(|statement| !statement.is_empty())
 }
 
-struct Lexer<'a> {
+/// Takes a text apart, token by token.
+pub(crate) struct Lexer<'a> {
     text: &'a str,
     at: usize,
 }
 
 impl<'a> Lexer<'a> {
-    fn next(&mut self) -> Result<Option<Token<'a>>, Unclosed> {
+    pub(crate) fn new(text: &'a str) -> Self {
+        Self { text, at: 0 }
+    }
+
+    /// The next token, without white space and comments before it.
+    pub(crate) fn next(&mut self) -> Result<Option<Token<'a>>, Unclosed> {
         self.skip_blank()?;
         let start = self.at;
         let Some(first) = self.rest().chars().next() else { return Ok(None) };

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use sqlx::RawSql;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow, PgExecutor};
 
 use crate::postgres::quote::quote_literal;
+use crate::postgres::server_mark::SEE_ALL_ROWS;
 
 /// Writes a value as a quoted literal of JSON text, to be cast to `json` or `jsonb`.
 ///
@@ -42,6 +44,12 @@ pub(crate) fn interval(duration: Duration) -> String {
     format!("'{} microseconds'::interval", duration.as_micros().min(LONGEST))
 }
 
+/// A statement of the simple protocol that fails where a policy hides rows from it, also on a session of a pooler, which
+/// keeps no settings.
+pub(crate) fn simple(statement: String) -> RawSql {
+    sqlx::raw_sql(AssertSqlSafe(format!("{SEE_ALL_ROWS}\n{statement}")))
+}
+
 /// Runs a statement in the simple protocol, and returns its first row, if there is one.
 pub(crate) async fn fetch_optional<T>(
     connection: impl PgExecutor<'_>,
@@ -50,7 +58,7 @@ pub(crate) async fn fetch_optional<T>(
 where
     T: for<'r> FromRow<'r, PgRow>,
 {
-    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+    let row = simple(statement).fetch_optional(connection).await?;
     row.map(|row| T::from_row(&row)).transpose()
 }
 

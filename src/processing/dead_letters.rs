@@ -22,7 +22,7 @@ pub(crate) use operator::{AggregateQueue, Remaining, RetryRequest};
 pub(crate) use selection::Selection;
 
 use crate::event::{AggregateId, Event, Position};
-use crate::postgres::literal::{interval, json_literal};
+use crate::postgres::literal::{interval, json_literal, simple};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
@@ -138,7 +138,7 @@ impl DeadLetters {
             interval(lease),
             witness_parameters(event.map(|event| Witness { at: event.id, id: event.id, uuid: event.uuid }))
         );
-        Ok(sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?.is_some())
+        Ok(simple(statement).fetch_optional(connection).await?.is_some())
     }
 
     /// Sets an event aside in the caller's transaction, which has locked the tracker and moves the position itself.
@@ -149,7 +149,7 @@ impl DeadLetters {
         dead_letter: &NewDeadLetter,
     ) -> Result<(), sqlx::Error> {
         let statement = format!("-- set_aside\nselect {}", self.set_aside_call(key, dead_letter)?);
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     fn set_aside_call(
@@ -198,7 +198,7 @@ impl DeadLetters {
         let (schema, key) = (&self.schema, key.arguments());
         let statement =
             format!("-- remove_dead_letter\nselect {schema}.remove_dead_letter({key}, {event_id})");
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     /// Returns the next event that an operator wants handled again; `None`: there is none.
@@ -215,7 +215,7 @@ impl DeadLetters {
             self.schema,
             claim.key.is_processor()
         );
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        let row = simple(statement).fetch_optional(connection).await?;
         row.map(|row| row.try_get(0)).transpose()
     }
 
@@ -244,6 +244,6 @@ impl DeadLetters {
             is_processor = claim.key.is_processor(),
             is_claimed = is_claimed(claim),
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 }

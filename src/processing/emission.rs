@@ -14,10 +14,11 @@ use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 use uuid::{Builder, Uuid};
 
 use crate::event::{AggregateId, ExpectedVersion, NewEvent, Version};
+use crate::postgres::literal::simple;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind, ReactorDeclaration};
 use crate::processing::failure::Failure;
@@ -223,7 +224,7 @@ impl EmissionBatch {
                 Deferred::Keep { event, due, key } => emitter.keep(&event, due, key.as_deref()),
                 Deferred::Cancel { key } => emitter.cancel(&key),
             };
-            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+            simple(statement).execute(&mut *connection).await?;
         }
         Ok(())
     }

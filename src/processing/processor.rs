@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use crate::event::Position;
+use crate::postgres::server_mark::ServerMark;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::declaration::{BatchLimits, ProcessorKind};
 use crate::processing::failure::Failure;
@@ -54,6 +55,8 @@ pub struct BatchRequest<'a> {
     pub limits: &'a BatchLimits,
     /// How long the lease lasts from the end of the batch on.
     pub lease: Duration,
+    /// The mark that has to be on the server of the batch; `None`: there is nothing to compare.
+    pub mark: Option<ServerMark>,
 }
 
 /// Which events a request is about.

@@ -26,12 +26,12 @@ mod session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use crate::event::Position;
+use crate::postgres::connector::Connector;
 use crate::postgres::sqlstate::describe;
 use crate::process::report::Condition;
 use crate::processing::dead_letters::DeadLetters;
@@ -53,10 +53,10 @@ use crate::store::subscription::{Subscription, Woken};
 #[derive(Debug, Clone)]
 pub struct RunnerContext {
     /// The database of the projections, which holds the tracker.
-    pub database: PgConnectOptions,
+    pub database: Connector,
     /// The way past the transaction pooler that `database` leads through, if there is one. Behind it, a session keeps
     /// nothing.
-    pub direct: Option<PgConnectOptions>,
+    pub direct: Option<Connector>,
     /// How standbys are told that a tracker is released.
     pub release_channel: ReleaseChannel,
     /// Schema of the trackers.
@@ -91,7 +91,7 @@ pub struct ReleaseChannel {
     /// The channel's name.
     pub channel: String,
     /// The database that the channel is in, if it is not the one of the tracker.
-    pub elsewhere: Option<PgConnectOptions>,
+    pub elsewhere: Option<Connector>,
 }
 
 /// Runs one processor.

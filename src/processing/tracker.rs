@@ -31,6 +31,7 @@ pub use operator::{ReplayEffects, Reset};
 pub(crate) use witness::{Memory, parameters as witness_parameters, read_witness};
 
 use crate::event::Position;
+use crate::postgres::literal::simple;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::ProcessorKind;
 use crate::store::witness::Witness;
@@ -96,7 +97,7 @@ impl Trackers {
             name = quote_literal(name),
             kind = kind.as_str()
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     /// Returns the highest position of all processors, reached or chosen; 0 if there is no processor. It says nothing about
@@ -149,7 +150,7 @@ impl Trackers {
             self.schema,
             key.arguments()
         );
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        let row = simple(statement).fetch_optional(connection).await?;
         row.map(|row| Ok(Locked { position: row.try_get("locked_position")?, witness: read_witness(&row)? }))
             .transpose()
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::event::Position;
+use crate::postgres::server_mark::ServerMark;
 use crate::shutdown::Shutdown;
 use crate::store::horizon::Horizon;
 
@@ -20,6 +21,8 @@ pub struct Subscription {
     horizon: watch::Receiver<Horizon>,
     /// Counts the reasons to read the tracker again; written by the watcher.
     control: watch::Receiver<u64>,
+    /// The mark of the session that batches have to be on the server of; written by who holds it.
+    mark: Option<watch::Receiver<Option<ServerMark>>>,
 }
 
 /// Why a wait ended.
@@ -38,7 +41,18 @@ pub enum Woken {
 impl Subscription {
     /// A subscription to what a watcher publishes.
     pub fn new(horizon: watch::Receiver<Horizon>, control: watch::Receiver<u64>) -> Self {
-        Self { horizon, control }
+        Self { horizon, control, mark: None }
+    }
+
+    /// The same subscription, for batches that are handled only on the server where this mark is.
+    #[must_use]
+    pub(crate) fn marked_by(self, mark: watch::Receiver<Option<ServerMark>>) -> Self {
+        Self { mark: Some(mark), ..self }
+    }
+
+    /// The mark that belongs to what [`Self::next_upto`] says now; `None`: there is nothing to compare.
+    pub(crate) fn mark(&self) -> Option<ServerMark> {
+        self.mark.as_ref().and_then(|mark| *mark.borrow())
     }
 
     /// The settled horizon; 0 while it is not known.
@@ -65,7 +79,7 @@ impl Subscription {
         timeout: Duration,
         stop: &mut Shutdown,
     ) -> Woken {
-        let Self { horizon, control } = self;
+        let Self { horizon, control, .. } = self;
         let beyond = async {
             match position {
                 // An error means that the watcher is gone: nothing will ever be beyond.

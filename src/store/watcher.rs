@@ -20,10 +20,11 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
+use crate::postgres::connector::Connector;
+use crate::postgres::server_mark::ServerMark;
 use crate::shutdown::Shutdown;
 use crate::store::history::History;
 use crate::store::horizon::{Horizon, Observer};
@@ -50,28 +51,31 @@ const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
 /// Watches one event store until it is asked to stop.
 #[derive(Debug)]
 pub struct Watcher {
-    options: PgConnectOptions,
+    database: Connector,
     layout: Layout,
     settings: WatcherSettings,
     /// Written by the watcher, read by every runner: the latest value only.
     horizon: watch::Sender<Horizon>,
     /// Counts the reasons to read trackers again. Written by the watcher, read by every runner.
     control: watch::Sender<u64>,
+    /// The mark of the session that the horizon was seen in. Written by the watcher, read by every runner.
+    mark: watch::Sender<Option<ServerMark>>,
     connection_log: ConnectionLog,
     /// The store's history, and when it was read last.
     history: Option<(History, Instant)>,
 }
 
 impl Watcher {
-    /// A watcher of the store with the given layout. `options` must lead to the primary; for
+    /// A watcher of the store with the given layout. `database` must lead to the primary; for
     /// notifications the connection must be direct, not through a transaction pooler.
-    pub fn new(options: PgConnectOptions, layout: Layout, settings: WatcherSettings) -> Self {
+    pub fn new(database: impl Into<Connector>, layout: Layout, settings: WatcherSettings) -> Self {
         Self {
-            options,
+            database: database.into(),
             layout,
             settings,
             horizon: watch::Sender::default(),
             control: watch::Sender::default(),
+            mark: watch::Sender::default(),
             connection_log: ConnectionLog::default(),
             history: None,
         }
@@ -86,6 +90,12 @@ impl Watcher {
     /// connection, because such a notification may have been missed before.
     pub fn control(&self) -> watch::Receiver<u64> {
         self.control.subscribe()
+    }
+
+    /// The mark of the session that looks at the store; `None` before there is one, and behind a pooler, where no session
+    /// can hold it. The last one stays until there is another.
+    pub fn mark(&self) -> watch::Receiver<Option<ServerMark>> {
+        self.mark.subscribe()
     }
 
     /// Watches until it is asked to stop. Never gives up before.
@@ -125,7 +135,8 @@ impl Watcher {
         channels.extend(self.layout.channel().filter(|channel| *channel != control));
         channels.truncate(if self.settings.listen { channels.len() } else { 0 });
         let connection =
-            ListenConnection::connect(&self.options, &channels, self.settings.answer_timeout).await?;
+            ListenConnection::connect(&self.database, &channels, self.settings.answer_timeout).await?;
+        self.mark.send_replace(connection.mark);
         let observer = Observer::new(&self.layout);
         let observer = if self.settings.durable_only { observer.durable_only() } else { observer };
         Ok(Session::new(connection, observer, &self.settings))

@@ -5,6 +5,7 @@
 //! for as long as it lives.
 
 mod assignment;
+mod mark_keeper;
 mod reporting;
 mod runners;
 mod task;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::handlers::native::Registry;
+use crate::postgres::query_text::show_literals;
 use crate::process::exit_code::ExitCode;
 use crate::process::signal;
 use crate::{shutdown, telemetry};
@@ -43,6 +45,7 @@ pub(crate) fn run_supervised(registry: Arc<Registry>) -> anyhow::Result<()> {
 /// The watcher has failed, or none of the processors can be run as it is declared.
 pub(crate) fn run(assignment: Assignment, registry: Arc<Registry>, supervised: bool) -> anyhow::Result<()> {
     telemetry::start(&assignment.settings.log);
+    show_literals(assignment.settings.log.query_literals);
     std::panic::set_hook(Box::new(telemetry::log_panic));
     // One thread is enough: the database does the work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,21 +1,24 @@
 //! The runners of one worker, around one watcher.
 
-use std::str::FromStr as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, PgConnection};
-use tokio::sync::Notify;
+use sqlx::postgres::PgPoolOptions;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::error;
 
+use super::mark_keeper::MarkKeeper;
 use super::reporting::{ReportedProcessor, report};
 use super::{Assignment, WorkerSettings, task};
 use crate::handlers::native::Registry;
 use crate::handlers::program::ProgramProcessor;
 use crate::handlers::sql::SqlProcessor;
 use crate::handlers::webhook::Webhook;
+use crate::postgres::connector::Connector;
+use crate::postgres::database_url::DatabaseUrl;
+use crate::postgres::server_mark::ServerMark;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::emission::Relay;
@@ -29,6 +32,9 @@ use crate::store::layout::Layout;
 use crate::store::subscription::Subscription;
 use crate::store::watcher::{Watcher, WatcherSettings};
 
+/// How long the first batch waits for the mark, before it is tried.
+const MARK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Runs all processors of the assignment until the stop is requested.
 ///
 /// # Errors
@@ -41,9 +47,15 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     let Assignment { owner, mut settings } = assignment;
     let declarations = std::mem::take(&mut settings.processors);
-    let watcher = watcher(&settings, &declarations)?;
+    let events = settings.event_store_url.connector()?;
+    let watcher = watcher(&settings, &declarations, &events)?;
     let subscription = Subscription::new(watcher.horizon(), watcher.control());
-    let factory = Arc::new(RunnerFactory::new(owner, settings, subscription, registry)?);
+    let mark = mark(&settings, &watcher, &events, &stop).await?;
+    let subscription = match &mark {
+        Some(mark) => subscription.marked_by(mark.clone()),
+        None => subscription,
+    };
+    let factory = Arc::new(RunnerFactory::new(owner, settings, subscription, registry, events, mark)?);
     if let Some(relay) = factory.relay(&declarations) {
         tokio::spawn(relay.run(stop.clone()));
     }
@@ -110,14 +122,17 @@ async fn run_processor(
 }
 
 /// The watcher of the store, with a connection of its own.
-fn watcher(settings: &WorkerSettings, declarations: &[ProcessorDeclaration]) -> anyhow::Result<Watcher> {
+fn watcher(
+    settings: &WorkerSettings,
+    declarations: &[ProcessorDeclaration],
+    events: &Connector,
+) -> anyhow::Result<Watcher> {
     let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
     let readers = match declarations {
         [only] => only.name.as_str(),
         _ => "several",
     };
-    let database = PgConnectOptions::from_str(settings.event_store_url.expose())?
-        .application_name(&format!("espd: {readers} (watcher)"));
+    let database = events.named(&format!("espd: {readers} (watcher)"));
     let watcher_settings = WatcherSettings {
         idle_interval: settings.poll_interval_max,
         // A server may forget its last commits in a crash. A position in another database, which may be on another server,
@@ -129,16 +144,37 @@ fn watcher(settings: &WorkerSettings, declarations: &[ProcessorDeclaration]) -> 
     Ok(Watcher::new(database, layout, watcher_settings))
 }
 
+/// The mark that batches have to be on the server of, where they go another way than who tells them how far they may go,
+/// or may find another host.
+async fn mark(
+    settings: &WorkerSettings,
+    watcher: &Watcher,
+    events: &Connector,
+    stop: &Shutdown,
+) -> anyhow::Result<Option<watch::Receiver<Option<ServerMark>>>> {
+    if settings.projections_url.is_none() {
+        return Ok((settings.direct_batches_url.is_some() || events.has_several_hosts()).then(|| watcher.mark()));
+    }
+    let Some(direct) = &settings.direct_batches_url else { return Ok(None) };
+    let (keeper, mut mark) = MarkKeeper::new(direct.connector()?.named("espd: mark"));
+    tokio::spawn(keeper.run(stop.clone()));
+    // Without the mark there is nothing to do but to try again.
+    let _ = tokio::time::timeout(MARK_PATIENCE, mark.changed()).await;
+    Ok(Some(mark))
+}
+
 /// Makes the runners of a worker, from what they have in common.
 struct RunnerFactory {
     owner: Owner,
     settings: WorkerSettings,
     layout: Layout,
-    events: PgConnectOptions,
+    events: Connector,
     /// The database of the projections.
-    batches: PgConnectOptions,
+    batches: Connector,
     /// The way past the pooler that `batches` leads through, if there is one.
-    direct_batches: Option<PgConnectOptions>,
+    direct_batches: Option<Connector>,
+    /// The mark that has to be on the server of the batches; `None`: there is nothing to compare.
+    mark: Option<watch::Receiver<Option<ServerMark>>>,
     subscription: Subscription,
     /// The processors that this program has registered.
     registry: Arc<Registry>,
@@ -152,13 +188,13 @@ impl RunnerFactory {
         settings: WorkerSettings,
         subscription: Subscription,
         registry: Arc<Registry>,
+        events: Connector,
+        mark: Option<watch::Receiver<Option<ServerMark>>>,
     ) -> anyhow::Result<Self> {
         let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
         let layout = layout.with_upcasts(&settings.upcasts);
-        let events = PgConnectOptions::from_str(settings.event_store_url.expose())?;
-        let batches = PgConnectOptions::from_str(settings.batches_url.expose())?;
-        let direct_url = settings.direct_batches_url.as_ref();
-        let direct_batches = direct_url.map(|url| PgConnectOptions::from_str(url.expose())).transpose()?;
+        let batches = settings.batches_url.connector()?;
+        let direct_batches = settings.direct_batches_url.as_ref().map(DatabaseUrl::connector).transpose()?;
         let wake_relay = Arc::new(Notify::new());
         Ok(Self {
             owner,
@@ -167,6 +203,7 @@ impl RunnerFactory {
             events,
             batches,
             direct_batches,
+            mark,
             subscription,
             registry,
             wake_relay,
@@ -222,6 +259,7 @@ impl RunnerFactory {
         let append = self.layout.append.as_ref().filter(|_| !reactors.is_empty())?;
         Some(Relay {
             database: self.batches.clone(),
+            mark: self.mark.clone(),
             schema: self.settings.event_store_schema.clone(),
             reactors,
             events: self.events_for("relay"),
@@ -235,20 +273,14 @@ impl RunnerFactory {
         if self.settings.projections_url.is_none() {
             return Events::SameDatabase(self.layout.clone());
         }
-        let reading = self.events.clone().application_name(&format!("espd: {name} (reader)"));
-        let reading = reading.disable_statement_logging();
-        let options = PgPoolOptions::new().max_connections(1);
+        let reading = self.events.named(&format!("espd: {name} (reader)"));
         // The relay removes an emission when the store has acknowledged it, on another server perhaps.
-        let options = options.after_connect(|connection, _| Box::pin(wait_for_the_disk(connection)));
-        let pool = options.connect_lazy_with(reading);
+        let pool = reading.prepared_pool(PgPoolOptions::new().max_connections(1), WAIT_FOR_THE_DISK);
         Events::Elsewhere(PostgresEventStore::new(pool, self.layout.clone()))
     }
 }
 
 /// Has the commits of a session written to disk before they are acknowledged, whatever the default of the database is. A
 /// stricter default stays.
-async fn wait_for_the_disk(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let statement = "-- wait_for_the_disk
-        select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'";
-    sqlx::raw_sql(statement).execute(connection).await.map(drop)
-}
+const WAIT_FOR_THE_DISK: &str = "-- wait_for_the_disk
+    select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'";

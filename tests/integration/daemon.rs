@@ -1,6 +1,7 @@
 //! What surrounds a daemon: databases that are down, restarted, elsewhere, private or not ready, and the configuration.
 
 mod deployment;
+mod log;
 mod positions;
 mod preconditions;
 mod reload;

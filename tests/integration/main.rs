@@ -8,6 +8,7 @@
 
 mod admin;
 mod config;
+mod connections;
 mod daemon;
 mod embedded;
 mod espctl;

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Tra
 
 use crate::event::{AggregateId, Event, Position, Version};
 use crate::postgres::quote::quote_identifier;
+use crate::postgres::server_mark;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::processor::{
@@ -59,7 +60,7 @@ impl<'t> BatchTransaction<'t> {
         request: &'t BatchRequest<'t>,
         idle_max: Duration,
     ) -> Result<Option<Self>, ProcessorError> {
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(request.mark)).await?;
         // A dead letter is handled wherever the position is.
         let what = match request.dead_letter() {
             None => format!("at_position => {}", request.claim.position),

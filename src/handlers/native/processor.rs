@@ -13,6 +13,7 @@ use super::error::{Classified, HandlerError, classify};
 use super::handler::{Projector, Reactor};
 use crate::event::Position;
 use crate::handlers::batch::{Applied, BatchTransaction, EventEffects, RowTables};
+use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorKind;
 use crate::processing::emission::{Emitter, SourceEvent};
 use crate::processing::failure::Failure;
@@ -82,7 +83,7 @@ impl Processor for NativeProcessor {
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.base.prepare(&mut transaction, claim).await?;
         transaction.commit().await?;
         Ok(())

@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, FromRow as _, PgConnection};
+use sqlx::{FromRow as _, PgConnection};
 
 use crate::event::Position;
-use crate::postgres::literal::{interval, json_literal};
+use crate::postgres::literal::{interval, json_literal, simple};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
@@ -64,7 +64,7 @@ impl Deliveries {
             self.schema,
             self.key.is_processor()
         );
-        let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
+        let rows = simple(statement).fetch_all(connection).await?;
         rows.iter().map(Delivered::from_row).collect()
     }
 
@@ -79,7 +79,7 @@ impl Deliveries {
             self.schema,
             self.key.is_processor()
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     /// These are done.
@@ -120,7 +120,7 @@ impl Deliveries {
              on conflict (processor, version, partition, event_id) do update
                set is_done = true, attempts = 0, failure = null, retry_at = null"
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     /// This one has failed and is tried again.
@@ -145,6 +145,6 @@ impl Deliveries {
             failure = json_literal(&pending_retry.failure)?,
             wait = interval(wait.unwrap_or_default()),
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 }

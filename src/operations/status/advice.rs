@@ -135,6 +135,12 @@ fn of_dead_letters(status: &ProcessorStatus) -> Option<Advice> {
 /// Why the worker process of the processor is not alive.
 fn of_worker(status: &ProcessorStatus) -> Option<Advice> {
     let worker = status.worker.as_ref().filter(|worker| worker.is_down())?;
+    if worker.starts == 0 {
+        let waits = worker.last_end.as_deref().unwrap_or("unknown");
+        let problem = format!("The daemon {} is waiting: {waits}.", worker.owner);
+        let remedy = "`espctl doctor` tries every way to the databases.".to_owned();
+        return Some(Advice::new(Topic::WorkerDown, problem, worker.last_end_at, remedy));
+    }
     let ends = if worker.state == "crash_looping" { "keeps ending" } else { "has ended" };
     let problem = format!(
         "The worker {} of {} {ends}: {} after {}.",

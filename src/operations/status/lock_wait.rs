@@ -7,6 +7,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::HeldBy;
+use crate::postgres::query_text::present;
 use crate::postgres::row::from_row;
 
 /// A lock that a processor has waited for longer than a second.
@@ -104,7 +105,7 @@ impl Row {
             user: self.user_name,
             application_name: self.application_name,
             state: self.state,
-            query: self.query,
+            query: self.query.as_deref().map(present),
             seconds: self.begun_at.map(|at| (self.now - at).as_seconds_f64().max(0.0)),
             prepared: self.gid,
         }

@@ -11,17 +11,18 @@ mod refusal;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _};
-use tokio::sync::Notify;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use self::moving::{DueEmission, Tally};
 use super::pending::is_held;
+use crate::postgres::connector::Connector;
 use crate::postgres::deadline::in_time;
 use crate::postgres::notify::{EVENTS, notify};
 use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::server_mark::{self, ServerMark};
 use crate::postgres::sqlstate::{describe, shorten};
 use crate::processing::processor::Events;
 use crate::retry::{Retry, RetryPolicy};
@@ -42,7 +43,9 @@ const BATCH_TIME: Duration = Duration::from_secs(60);
 /// Moves what the reactors of one worker have emitted for a later time, or for a store in another database.
 pub(crate) struct Relay {
     /// The database that has the trackers and the table `emissions`.
-    pub(crate) database: PgConnectOptions,
+    pub(crate) database: Connector,
+    /// The mark that has to be on the server of the emissions; `None`: there is nothing to compare.
+    pub(crate) mark: Option<watch::Receiver<Option<ServerMark>>>,
     /// The schema of espd's own tables.
     pub(crate) schema: String,
     /// The names of the reactors whose emissions are moved.
@@ -91,8 +94,8 @@ impl Relay {
 
     /// Moves emissions over one connection until the connection fails.
     async fn serve(&self, outages: &mut Retry<()>) -> Result<(), sqlx::Error> {
-        let options = self.database.clone().application_name("espd: relay").disable_statement_logging();
-        let mut connection = in_time(BATCH_TIME, options.connect()).await?;
+        let mut connection =
+            in_time(BATCH_TIME, self.database.named("espd: relay").connect()).await?.connection;
         loop {
             let looked = in_time(BATCH_TIME, self.move_due(&mut connection)).await?;
             if outages.attempts() > 0 {
@@ -107,7 +110,8 @@ impl Relay {
 
     /// Moves some of the emissions that are due, in order for each reactor.
     async fn move_due(&self, connection: &mut PgConnection) -> Result<Looked, sqlx::Error> {
-        let mut transaction = connection.begin().await?;
+        let mark = self.mark.as_ref().and_then(|mark| *mark.borrow());
+        let mut transaction = connection.begin_with(server_mark::begin(mark)).await?;
         if !self.take_turn(&mut transaction).await? {
             transaction.rollback().await?;
             return Ok(Looked::Idle(OTHERS_TURN));

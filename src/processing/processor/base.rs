@@ -7,7 +7,9 @@ use super::batch::{Batch, BatchQuery};
 use super::tables::Tables;
 use super::{BatchRequest, Events, ProcessorError};
 use crate::event::Position;
+use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
+use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::processing::failure::{FailedEvent, Failure};
@@ -120,7 +122,7 @@ impl ProcessorBase {
         connection: &mut PgConnection,
         statement: String,
     ) -> Result<Position, sqlx::Error> {
-        let statement = sqlx::raw_sql(AssertSqlSafe(statement));
+        let statement = simple(statement);
         let row = match &self.events {
             Events::SameDatabase(_) => statement.fetch_one(connection).await?,
             Events::Elsewhere(store) => statement.fetch_one(store.pool()).await?,
@@ -161,7 +163,7 @@ impl ProcessorBase {
         effects: ReplayEffects,
     ) -> Result<bool, ProcessorError> {
         let trackers = self.trackers();
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         if trackers.lock(&mut transaction, tracker).await?.is_none() {
             return Ok(false);
         }

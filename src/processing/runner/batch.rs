@@ -32,6 +32,8 @@ impl Runner {
             work: Work::Batch { upto, rate: self.rate.per_second(begun) },
             limits: &limits,
             lease: self.context.lease,
+            // Nothing has been waited for since the horizon was read, so the two belong together.
+            mark: self.subscription.mark(),
         };
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
         match keep_alive.run_beside(self.processor.process(connection, request)).await {

@@ -31,6 +31,10 @@ impl Runner {
         connection: &mut PgConnection,
         waiting: Waiting,
     ) -> Result<Next, sqlx::Error> {
+        // What is registered and claimed in another database would stay there.
+        if let Some(mark) = self.subscription.mark() {
+            in_time(mark.require(&mut *connection)).await?;
+        }
         let Self { key, trackers, context, .. } = self;
         let claiming = trackers.claim(&mut *connection, key, &context.owner, context.lease);
         if let Some(claim) = in_time(claiming).await? {

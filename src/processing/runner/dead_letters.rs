@@ -59,6 +59,7 @@ impl Runner {
             work: Work::DeadLetter(id),
             limits: &BatchLimits { size: 1, ..self.context.limits },
             lease: self.context.lease,
+            mark: self.subscription.mark(),
         };
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
         let is_renewed = self.session_is_renewed;

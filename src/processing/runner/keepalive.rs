@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use sqlx::{ConnectOptions as _, PgConnection};
+use sqlx::PgConnection;
 
 use crate::postgres::deadline::timed_out;
 use crate::processing::heartbeat;
@@ -70,9 +70,8 @@ impl<'r> KeepAlive<'r> {
         let mut connection = match kept.take() {
             Some(connection) => connection,
             None => {
-                let options =
-                    context.database.clone().application_name(&format!("espd: {name} (sign of life)"));
-                options.disable_statement_logging().connect().await?
+                let database = context.database.named(&format!("espd: {name} (sign of life)"));
+                database.connect().await?.connection
             }
         };
         let showing = trackers.record_liveness(&mut connection, claim, &context.owner, context.lease);

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, PgConnection, Row as _};
+use sqlx::{PgConnection, Row as _};
 
+use crate::postgres::connector::Connector;
 use crate::postgres::deadline;
 use crate::postgres::notify::{CONTROL, notify};
 use crate::processing::heartbeat;
@@ -19,10 +19,10 @@ const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to the database of the projections.
 pub(super) async fn connect(context: &RunnerContext, name: &str) -> Result<PgConnection, sqlx::Error> {
-    let options = context.database.clone().application_name(&format!("espd: {name}"));
-    let mut connection = in_time(options.disable_statement_logging().connect()).await?;
+    let connected = in_time(context.database.named(&format!("espd: {name}")).connect()).await?;
+    let mut connection = connected.connection;
     // Behind a transaction pooler the statement would change the session of somebody else.
-    if context.direct.is_none() {
+    if context.direct.is_none() && connected.pooler.is_none() {
         // A batch has a time limit of its own. A shorter one of the server would never let the batch end.
         let statement = sqlx::raw_sql("-- prepare_session\nset statement_timeout = 0");
         in_time(statement.execute(&mut connection)).await?;
@@ -51,8 +51,8 @@ pub(super) async fn notify_elsewhere(release: &ReleaseChannel) {
     }
 }
 
-async fn notify_on(database: &PgConnectOptions, channel: &str) -> Result<(), sqlx::Error> {
-    let mut connection = database.clone().disable_statement_logging().connect().await?;
+async fn notify_on(database: &Connector, channel: &str) -> Result<(), sqlx::Error> {
+    let mut connection = database.connect().await?.connection;
     notify(&mut connection, channel, CONTROL).await?;
     sqlx::Connection::close(connection).await
 }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{PgConnection, Row as _};
 
 use super::{Claim, Trackers};
-use crate::postgres::literal::{interval, json_literal};
+use crate::postgres::literal::{interval, json_literal, simple};
 use crate::processing::progress::{PendingRetry, Progress};
 use crate::store::witness::Witness;
 
@@ -48,7 +48,7 @@ impl Trackers {
             failure(progress)?,
             super::witness::parameters(witness)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("moved")
+        simple(statement).fetch_one(connection).await?.try_get("moved")
     }
 }
 

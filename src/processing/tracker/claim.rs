@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, FromRow, PgExecutor, Row as _};
+use sqlx::{FromRow, PgExecutor, Row as _};
 
 use super::{Owner, ProcessorKey, Trackers};
 use crate::event::Position;
-use crate::postgres::literal::{fetch_optional, interval};
+use crate::postgres::literal::{fetch_optional, interval, simple};
 use crate::postgres::notify::{CONTROL, notify_call};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
@@ -223,7 +223,7 @@ impl Trackers {
             is_claimed(claim),
             notify_call(channel, CONTROL)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 }
 

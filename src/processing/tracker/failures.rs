@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{AssertSqlSafe, PgExecutor};
+use sqlx::PgExecutor;
 
 use super::{Claim, Trackers, is_claimed};
-use crate::postgres::literal::{interval, json_literal};
+use crate::postgres::literal::{interval, json_literal, simple};
 use crate::processing::failure::Failure;
 
 /// A failure of the infrastructure that keeps a processor from continuing. No event has caused it.
@@ -51,7 +51,7 @@ impl Trackers {
             json_literal(failure)?,
             is_claimed(claim)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     /// Removes a failure that no event has caused, because the processor continues.
@@ -66,7 +66,7 @@ impl Trackers {
             self.schema,
             is_claimed(claim)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     /// Records the outage that keeps the processor from continuing.
@@ -83,6 +83,6 @@ impl Trackers {
             json_literal(outage)?,
             is_claimed(claim)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 }

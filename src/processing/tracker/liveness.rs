@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
+use sqlx::{PgExecutor, Row as _};
 
 use super::{Claim, Owner, ProcessorKey, Trackers};
-use crate::postgres::literal::{fetch_optional, interval};
+use crate::postgres::literal::{fetch_optional, interval, simple};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 
@@ -113,7 +113,7 @@ impl Trackers {
             is_runners = self.is_runners(key),
             owner = owner.id
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     /// Ends the backend that locks the row, if it still does and `owner` may claim the tracker. Returns whether a backend was
@@ -136,7 +136,7 @@ impl Trackers {
             self.schema,
             self.is_runners(key)
         );
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        let row = simple(statement).fetch_optional(connection).await?;
         row.map_or(Ok(false), |row| row.try_get("ended"))
     }
 
@@ -168,6 +168,6 @@ impl Trackers {
             epoch = claim.epoch,
             lease = interval(lease)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("at_work")
+        simple(statement).fetch_one(connection).await?.try_get("at_work")
     }
 }

@@ -20,7 +20,7 @@ pub struct Holder {
     pub application_name: Option<String>,
     /// State of its session: `active`, `idle in transaction`, …
     pub state: Option<String>,
-    /// The statement that its session runs or ran last, up to 200 characters.
+    /// The statement that its session runs or ran last, up to 200 characters, without the values in it.
     pub query: Option<String>,
     /// How long the transaction has been open, or prepared, on the server's clock.
     pub age: Option<Duration>,

@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::{Holder, ObserveError, VirtualTransaction, Writer};
+use crate::postgres::query_text::present;
 use crate::postgres::quote::quote_literal;
 
 /// The locks that matter, joined to tables and sequence `t`.
@@ -191,7 +192,7 @@ fn holder_in(row: &PgRow) -> Result<Holder, ObserveError> {
         user: row.try_get("user_name")?,
         application_name: row.try_get("application_name")?,
         state: row.try_get("state")?,
-        query: row.try_get("query")?,
+        query: row.try_get::<Option<&str>, _>("query")?.map(present),
         age: age.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
         prepared: row.try_get("gid")?,
         draws_only: row.try_get("draws_only")?,

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::{Acquire, Connection, PgConnection};
 use thiserror::Error;
 use tokio::time::timeout;
 
 use crate::event::Position;
+use crate::postgres::connector::Connector;
 use crate::postgres::notify::CONTROL;
+use crate::postgres::server_mark::ServerMark;
 use crate::store::history::History;
 use crate::store::horizon::{Holder, ObserveError, Observer, StructureVersion};
 use crate::store::layout::Layout;
@@ -55,29 +57,39 @@ pub(super) struct ListenConnection {
     timeout: Duration,
     /// Why the server does not notify, if it refused to.
     pub(super) listen_refused: Option<sqlx::Error>,
+    /// The mark that the session holds.
+    pub(super) mark: Option<ServerMark>,
 }
 
 impl ListenConnection {
     /// Connects and listens on `channels`, each within `timeout`.
     pub(super) async fn connect(
-        options: &PgConnectOptions,
+        database: &Connector,
         channels: &[&str],
         timeout: Duration,
     ) -> Result<Self, ConnectionError> {
         // The listener wants a pool, and a pool hides why it cannot connect: find out first.
-        in_time(timeout, ping(options)).await?.map_err(ConnectionError::Connect)?;
+        let found = in_time(timeout, database.connect()).await?.map_err(ConnectionError::Connect)?;
+        let (pooled, options) = (found.pooler.is_some(), found.options);
+        in_time(timeout, found.connection.close()).await?.map_err(ConnectionError::Connect)?;
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .max_lifetime(None)
             .idle_timeout(None)
             .test_before_acquire(false)
             .acquire_timeout(timeout)
-            .connect_lazy_with(options.clone());
+            .connect_lazy_with(options);
         let mut listener =
             in_time(timeout, PgListener::connect_with(&pool)).await?.map_err(ConnectionError::Connect)?;
         listener.eager_reconnect(false);
         listener.ignore_pool_close_event(true);
-        let mut connection = Self { listener: Some(listener), timeout, listen_refused: None };
+        let mut connection = Self { listener: Some(listener), timeout, listen_refused: None, mark: None };
+        if !pooled {
+            let mark = in_time(timeout, async {
+                ServerMark::set(connection.connection().await?).await.map_err(ConnectionError::Lost)
+            });
+            connection.mark = Some(mark.await??);
+        }
         if !channels.is_empty() {
             connection.listen(channels).await?;
         }
@@ -200,11 +212,6 @@ impl Drop for ListenConnection {
         drop(self.listener.take());
         runtime.shutdown_background();
     }
-}
-
-/// Connects and closes again.
-async fn ping(options: &PgConnectOptions) -> Result<(), sqlx::Error> {
-    PgConnection::connect_with(options).await?.close().await
 }
 
 /// What is unmet, for a log and a status: `problem (repair: command); problem (…)`.

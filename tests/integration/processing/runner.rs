@@ -68,7 +68,11 @@ impl Life {
         let layout = Layout::espd(SCHEMA).unwrap();
         let watcher_settings =
             WatcherSettings { idle_interval: Duration::from_millis(50), ..WatcherSettings::default() };
-        let watcher = Watcher::new(db.url.parse().unwrap(), layout, watcher_settings);
+        let watcher = Watcher::new(
+            db.url.parse::<sqlx::postgres::PgConnectOptions>().unwrap(),
+            layout,
+            watcher_settings,
+        );
         let subscription = Subscription::new(watcher.horizon(), watcher.control());
         let (stop, stopped) = shutdown::channel();
         let key = ProcessorKey::new(processor.name(), processor.version());

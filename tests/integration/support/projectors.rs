@@ -105,6 +105,7 @@ impl Running {
             work: Work::Batch { upto: upto.into(), rate: 0.0 },
             limits: &self.limits,
             lease: LEASE,
+            mark: None,
         };
         let outcome = self.projector.process(&mut self.connection, request).await?;
         if let Outcome::Committed { position, .. } = &outcome {

@@ -256,6 +256,7 @@ async fn what_is_emitted_for_a_store_elsewhere_is_kept_with_the_rows() {
         work: espd::internals::processor::Work::Batch { upto: 200.into(), rate: 0.0 },
         limits: &limits,
         lease: Duration::from_secs(60),
+        mark: None,
     };
     processor.process(&mut connection, request).await.unwrap();
     assert_eq!(numbers(&projections.pool, "select count(*) from espd.emissions").await, [200]);

@@ -1,0 +1,275 @@
+//! Connects to a database: tries its hosts until one is what is needed, and finds out whether a pooler is in between.
+//!
+//! Every session that espd opens is asked for with `row_security = off`, so that rows which a policy hides are an error.
+//! Poolers refuse that parameter, or ignore it, which is how they are recognised.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions as _, PgConnection, PgPool, Row as _};
+
+use super::connect_error::{explain, join};
+use super::deadline;
+
+/// Which of several hosts is good enough: the parameter `target_session_attrs` of libpq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum NeededHost {
+    /// Whatever answers. Of several hosts, one that is no standby.
+    #[default]
+    Any,
+    /// One that is no standby.
+    Primary,
+    /// One whose transactions may write.
+    Writable,
+}
+
+/// How to reach one database: over one host, or over the first of several that is its primary.
+///
+/// Clones share what is known of the hosts.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    hosts: Arc<Hosts>,
+    present: Arc<Present>,
+    application_name: Option<String>,
+}
+
+/// What is known of the hosts at present.
+#[derive(Debug, Default)]
+struct Present {
+    /// The host that was good last.
+    last: AtomicUsize,
+    /// Pools that follow when another host becomes the primary.
+    pools: Mutex<Vec<(PgPool, Option<String>)>>,
+}
+
+/// What a [`Connector`] is made of.
+#[derive(Debug, Default)]
+pub(crate) struct Hosts {
+    /// One for each host, in the order in which they are tried.
+    pub(crate) options: Vec<PgConnectOptions>,
+    pub(crate) needed: NeededHost,
+    /// How long each host may take.
+    pub(crate) timeout: Option<Duration>,
+    /// Whether the URL has parameters for the session, which must not be left out for a pooler that refuses them.
+    pub(crate) has_session_options: bool,
+    /// Files that have to be there, by the key that names them.
+    pub(crate) files: Vec<(&'static str, PathBuf)>,
+}
+
+/// A new session, and what is known about it.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) connection: PgConnection,
+    /// The pooler in between, if there is one: what a session is asked for when it starts has no effect then.
+    pub(crate) pooler: Option<&'static str>,
+    /// With what it was connected.
+    pub(crate) options: PgConnectOptions,
+}
+
+impl From<PgConnectOptions> for Connector {
+    fn from(options: PgConnectOptions) -> Self {
+        Self::new(Hosts { options: vec![options], ..Hosts::default() })
+    }
+}
+
+impl Connector {
+    pub(crate) fn new(hosts: Hosts) -> Self {
+        Self { hosts: Arc::new(hosts), present: Arc::default(), application_name: None }
+    }
+
+    /// The same database, for sessions with this `application_name`.
+    #[must_use]
+    pub(crate) fn named(&self, application_name: &str) -> Self {
+        Self { application_name: Some(application_name.to_owned()), ..self.clone() }
+    }
+
+    /// Opens a session on the first host that is what is needed.
+    ///
+    /// # Errors
+    /// Why no host is good enough: the error of the only host, or one that names each.
+    pub(crate) async fn connect(&self) -> Result<Connected, sqlx::Error> {
+        self.require_files()?;
+        let (count, last) = (self.hosts.options.len(), self.present.last.load(Ordering::Relaxed));
+        let mut errors = Vec::new();
+        for index in (0..count).map(|offset| (last + offset) % count) {
+            match self.try_host(index).await {
+                Ok(connected) => {
+                    self.prefer(index);
+                    return Ok(connected);
+                }
+                Err(error) => errors.push((&self.hosts.options[index], error)),
+            }
+        }
+        Err(join(errors))
+    }
+
+    async fn try_host(&self, index: usize) -> Result<Connected, sqlx::Error> {
+        let connecting = async {
+            let mut connected = self.open(index).await?;
+            self.examine(&mut connected).await?;
+            Ok(connected)
+        };
+        let connected = match self.hosts.timeout {
+            Some(limit) => deadline::in_time(limit, connecting).await,
+            None => connecting.await,
+        };
+        connected.map_err(|error| explain(error, &self.hosts.options[index]))
+    }
+
+    /// Opens a session as we want it, or as a pooler allows it.
+    async fn open(&self, index: usize) -> Result<Connected, sqlx::Error> {
+        let options = self.options(index);
+        match options.connect().await {
+            Ok(connection) => Ok(Connected { connection, pooler: None, options }),
+            Err(error) if refuses_parameters(&error) && !self.hosts.has_session_options => {
+                let options = self.plain_options(index).extra_float_digits(None);
+                let pooler = Some(name_pooler(&error));
+                Ok(Connected { connection: options.connect().await?, pooler, options })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds out what the session is, and whether that is what is needed.
+    async fn examine(&self, connected: &mut Connected) -> Result<(), sqlx::Error> {
+        let statement = "-- examine_session
+            select current_setting('row_security') = 'off' as sees_all_rows,
+                   pg_is_in_recovery() as is_standby, current_setting('transaction_read_only') = 'on' as is_read_only";
+        let row = sqlx::raw_sql(statement).fetch_one(&mut connected.connection).await?;
+        if !row.try_get::<bool, _>("sees_all_rows")? {
+            connected.pooler.get_or_insert("a pooler");
+        }
+        let (is_standby, is_read_only) = (row.try_get("is_standby")?, row.try_get("is_read_only")?);
+        match self.needed() {
+            NeededHost::Any => Ok(()),
+            _ if is_standby => Err(not_needed("it is a standby")),
+            NeededHost::Writable if is_read_only => Err(not_needed("its transactions are read-only")),
+            NeededHost::Primary | NeededHost::Writable => Ok(()),
+        }
+    }
+
+    /// espd needs the primary. Of several hosts it never takes another.
+    fn needed(&self) -> NeededHost {
+        match self.hosts.needed {
+            NeededHost::Any if self.has_several_hosts() => NeededHost::Primary,
+            needed => needed,
+        }
+    }
+
+    /// What each host is connected with, without what espd adds.
+    #[cfg(test)]
+    pub(crate) fn options_of_hosts(&self) -> &[PgConnectOptions] {
+        &self.hosts.options
+    }
+
+    /// Whether there is more than one host.
+    pub(crate) fn has_several_hosts(&self) -> bool {
+        self.hosts.options.len() > 1
+    }
+
+    /// A pool of sessions with the present primary. It follows when [`Self::connect`], on any clone, finds another.
+    pub(crate) fn pool(&self, settings: PgPoolOptions) -> PgPool {
+        let options = self.options(self.present.last.load(Ordering::Relaxed));
+        self.pool_with(settings, options)
+    }
+
+    /// As [`Self::pool`], of sessions that each begin with a statement.
+    pub(crate) fn prepared_pool(&self, settings: PgPoolOptions, statement: &'static str) -> PgPool {
+        let options = self.options(self.present.last.load(Ordering::Relaxed));
+        self.make_pool(settings, options, statement)
+    }
+
+    /// As [`Self::pool`], with what a session was connected with.
+    pub(crate) fn pool_with(&self, settings: PgPoolOptions, options: PgConnectOptions) -> PgPool {
+        self.make_pool(settings, options, "")
+    }
+
+    fn make_pool(&self, settings: PgPoolOptions, options: PgConnectOptions, statement: &'static str) -> PgPool {
+        let has_several_hosts = self.has_several_hosts();
+        let settings = settings.after_connect(move |connection, _| {
+            Box::pin(async move {
+                if !statement.is_empty() {
+                    sqlx::raw_sql(statement).execute(&mut *connection).await?;
+                }
+                // A host that has become a standby must not be read.
+                if has_several_hosts { refuse_standby(connection).await } else { Ok(()) }
+            })
+        });
+        let pool = settings.connect_lazy_with(options);
+        if !has_several_hosts {
+            return pool;
+        }
+        let mut pools = self.present.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|(pool, _)| !pool.is_closed());
+        pools.push((pool.clone(), self.application_name.clone()));
+        pool
+    }
+
+    /// Remembers which host is good, and leads the pools there.
+    fn prefer(&self, index: usize) {
+        if self.present.last.swap(index, Ordering::Relaxed) == index {
+            return;
+        }
+        for (pool, name) in &*self.present.pools.lock().unwrap_or_else(PoisonError::into_inner) {
+            let connector = Self { application_name: name.clone(), ..self.clone() };
+            pool.set_connect_options(connector.options(index));
+        }
+    }
+
+    /// What a session is asked for.
+    fn options(&self, index: usize) -> PgConnectOptions {
+        self.plain_options(index).options([("row_security", "off")])
+    }
+
+    fn plain_options(&self, index: usize) -> PgConnectOptions {
+        let options = self.hosts.options[index].clone().disable_statement_logging();
+        match &self.application_name {
+            Some(name) => options.application_name(name),
+            None => options,
+        }
+    }
+
+    /// The driver's error would not say which file is not there.
+    fn require_files(&self) -> Result<(), sqlx::Error> {
+        for (key, file) in &self.hosts.files {
+            if let Err(error) = std::fs::File::open(file) {
+                let message = format!(
+                    "cannot read {}, which `{key}` names: {error}; give the right path, or leave `{key}` out",
+                    file.display()
+                );
+                return Err(sqlx::Error::Io(io::Error::new(error.kind(), message)));
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn refuse_standby(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let statement = "-- find_recovery\nselect pg_is_in_recovery() as is_standby";
+    let row = sqlx::raw_sql(statement).fetch_one(connection).await?;
+    if row.try_get("is_standby")? { Err(not_needed("it is a standby")) } else { Ok(()) }
+}
+
+fn not_needed(what: &str) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(
+        io::ErrorKind::ConnectionRefused,
+        format!("it is not used, because {what}"),
+    ))
+}
+
+/// Who refuses a parameter with these words.
+fn name_pooler(error: &sqlx::Error) -> &'static str {
+    if error.to_string().contains("startup parameter") { "PgBouncer" } else { "a pooler" }
+}
+
+/// Whether a server, or a pooler before it, wants to be asked for less.
+fn refuses_parameters(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(answer) = error else { return false };
+    let refused = answer.code().is_some_and(|code| matches!(&*code, "08P01" | "0A000"));
+    let message = answer.message();
+    refused && (message.contains("startup parameter") || message.contains("command-line options"))
+}

@@ -1,0 +1,95 @@
+//! Poolers that cannot do what espd does through them: every URL is tried, and the pooler is named.
+
+use sqlx::{Connection as _, PgConnection};
+
+use crate::support;
+use crate::support::facts::{append, eventually, reaches};
+use crate::support::pooler::Pooler;
+use crate::support::program::Installation;
+
+fn both(url: &str, direct_url: &str) -> Installation {
+    let installation = Installation::without_database(&format!(
+        "[event_store]\nurl = '{url}'\ndirect_url = '{direct_url}'\n"
+    ));
+    installation.declare_notes("notes", "");
+    installation
+}
+
+/// `check` refuses and the doctor fails, both with these words.
+async fn both_say(installation: &Installation, words: &[&str]) {
+    let complaint = installation.espctl(&["check"]).await.complained(1);
+    let doctor = installation.espctl(&["doctor", "--json"]).await;
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&doctor.stdout).unwrap();
+    let failures: Vec<String> =
+        findings.iter().filter(|finding| finding["level"] == "failure").map(ToString::to_string).collect();
+    for word in words {
+        assert!(complaint.contains(word), "{word}: {complaint}");
+        assert!(failures.iter().any(|failure| failure.contains(word)), "{word}: {findings:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_pooler_in_statement_mode_is_refused_by_name() {
+    let db = support::database().await;
+    let settings = "pool_mode = statement\nignore_startup_parameters = extra_float_digits\n";
+    let Some(pooler) = Pooler::start_with(&db, settings).await else { return };
+    let installation = both(&pooler.alias_url(), &db.url);
+    both_say(&installation, &["PgBouncer", "statement mode", "`url`", "transaction"]).await;
+}
+
+#[tokio::test]
+async fn a_pooler_without_a_free_connection_is_named() {
+    let db = support::database().await;
+    let settings = "pool_mode = transaction\ndefault_pool_size = 1\nquery_wait_timeout = 1\n\
+                    ignore_startup_parameters = extra_float_digits\n";
+    let Some(pooler) = Pooler::start_with(&db, settings).await else { return };
+    let installation = both(&pooler.alias_url(), &db.url);
+    let mut holder = PgConnection::connect(&pooler.alias_url()).await.unwrap();
+    let held = holder.begin().await.unwrap();
+    both_say(&installation, &["`url`", "query_wait_timeout"]).await;
+    // A daemon that waits for it says so.
+    let daemon = installation.start_daemon();
+    let waits = eventually("the daemon in status", async || {
+        let said = installation.espctl(&["status"]).await.printed();
+        (said.contains("query_wait_timeout") && said.contains("waiting")).then_some(said)
+    })
+    .await;
+    assert!(!waits.contains("Start `espd run`"), "{waits}");
+    held.rollback().await.unwrap();
+    let last = append(&db.pool, 3).await;
+    reaches(&db.pool, "notes", last).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_pooler_needs_no_list_of_parameters_to_ignore() {
+    let db = support::database().await;
+    let Some(pooler) = Pooler::start_with(&db, "pool_mode = transaction\ndefault_pool_size = 2\n").await
+    else {
+        return;
+    };
+    let installation = both(&pooler.alias_url(), &db.url);
+    installation.espctl(&["check"]).await.printed();
+    let daemon = installation.start_daemon();
+    let last = append(&db.pool, 3).await;
+    reaches(&db.pool, "notes", last).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_pooler_without_a_way_past_it_is_refused_by_name() {
+    let db = support::database().await;
+    let Some(pooler) = Pooler::start(&db).await else { return };
+    let installation = Installation::new(&pooler.alias_url(), "");
+    installation.declare_notes("notes", "");
+    both_say(&installation, &["PgBouncer", "transaction mode", "`direct_url`"]).await;
+    // The other way round as well.
+    both_say(&both(&db.url, &pooler.alias_url()), &["PgBouncer", "transaction mode", "`direct_url`"]).await;
+}
+
+#[tokio::test]
+async fn a_url_that_leads_nowhere_is_named_although_the_other_works() {
+    let db = support::database().await;
+    let installation = both("postgres://espd@127.0.0.1:1/shop", &db.url);
+    both_say(&installation, &["`url`", "Connection refused"]).await;
+}
