@@ -272,7 +272,11 @@ mod tests {
     #[test]
     fn samples_of_one_name_differ_in_their_labels() {
         let new = ProcessorStatus { version: 2, ..live("notes") };
-        let readings = Readings { statuses: Some(vec![live("notes"), new, live("other")]), workers: vec![] };
+        let readings = Readings {
+            statuses: Some(vec![live("notes"), new, live("other")]),
+            workers: vec![],
+            log_lines_lost: 0,
+        };
         for metric in &METRICS {
             let mut labels: Vec<_> = metric.samples(&readings).into_iter().map(|one| one.labels).collect();
             let count = labels.len();
@@ -301,7 +305,7 @@ mod tests {
             is_crash_looping: false,
             heartbeat_age: None,
         };
-        let readings = Readings { statuses: None, workers: vec![worker] };
+        let readings = Readings { statuses: None, workers: vec![worker], log_lines_lost: 0 };
         let value = |name: &str| {
             let metric = METRICS.iter().find(|metric| metric.name == name).unwrap();
             metric.samples(&readings).first().map(|sample| sample.value)

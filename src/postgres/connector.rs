@@ -188,7 +188,12 @@ impl Connector {
         self.make_pool(settings, options, "")
     }
 
-    fn make_pool(&self, settings: PgPoolOptions, options: PgConnectOptions, statement: &'static str) -> PgPool {
+    fn make_pool(
+        &self,
+        settings: PgPoolOptions,
+        options: PgConnectOptions,
+        statement: &'static str,
+    ) -> PgPool {
         let has_several_hosts = self.has_several_hosts();
         let settings = settings.after_connect(move |connection, _| {
             Box::pin(async move {

@@ -153,7 +153,9 @@ async fn mark(
     stop: &Shutdown,
 ) -> anyhow::Result<Option<watch::Receiver<Option<ServerMark>>>> {
     if settings.projections_url.is_none() {
-        return Ok((settings.direct_batches_url.is_some() || events.has_several_hosts()).then(|| watcher.mark()));
+        return Ok(
+            (settings.direct_batches_url.is_some() || events.has_several_hosts()).then(|| watcher.mark())
+        );
     }
     let Some(direct) = &settings.direct_batches_url else { return Ok(None) };
     let (keeper, mut mark) = MarkKeeper::new(direct.connector()?.named("espd: mark"));
