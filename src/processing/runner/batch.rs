@@ -22,6 +22,8 @@ impl Runner {
         connection: &mut PgConnection,
         upto: Position,
     ) -> Result<Next, sqlx::Error> {
+        // Nothing has been waited for since the horizon was read, so the two belong together.
+        let mark = self.subscription.mark();
         let upto = self.beyond_empty_ids(connection, upto).await?;
         let Phase::Following(following) = &self.phase else { return Ok(Next::Again) };
         let (begun, size) = (Instant::now(), following.bisection.size().min(self.cut_off.size_max()));
@@ -32,8 +34,7 @@ impl Runner {
             work: Work::Batch { upto, rate: self.rate.per_second(begun) },
             limits: &limits,
             lease: self.context.lease,
-            // Nothing has been waited for since the horizon was read, so the two belong together.
-            mark: self.subscription.mark(),
+            mark,
         };
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
         match keep_alive.run_beside(self.processor.process(connection, request)).await {
