@@ -75,7 +75,7 @@ enum Value {
 }
 
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 24] = [
+pub(crate) const METRICS: [Metric; 25] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
