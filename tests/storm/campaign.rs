@@ -1,4 +1,4 @@
-//! The order of things: gate, storm, calm, convergence, end, verdict.
+//! The order of things: gate, storm, calm, convergence, the store that goes back, end, verdict.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +7,7 @@ use fastrand::Rng;
 use sqlx::PgConnection;
 use tokio::time::sleep;
 
+use crate::aftermath::{self, Aftermath};
 use crate::arguments::Settings;
 use crate::controls;
 use crate::faults::{Storm, Tally};
@@ -38,6 +39,7 @@ pub struct Report {
     pub tally: Tally,
     pub history: Vec<(&'static str, History)>,
     pub verdict: Verdict,
+    pub aftermath: Aftermath,
     pub unanswered: u64,
     pub controls: usize,
     /// Time from the end of the faults until all projectors had reached the head.
@@ -77,16 +79,34 @@ pub async fn run(world: &mut World, settings: Settings) -> anyhow::Result<Report
         complaints.append(&mut seen.complaints);
         history.push((place, seen));
     }
-    complaints.extend(stop_daemons(world).await?);
-
     let unanswered = ledger.unanswered;
     let evidence = collect_evidence(world, ledger).await?;
+    let mut aftermath = Aftermath::default();
+    if complaints.is_empty() {
+        aftermath = aftermath::run(world).await.unwrap_or_else(|error| Aftermath {
+            complaints: vec![format!("the store went back: {error:#}")],
+            ..Aftermath::default()
+        });
+        complaints.append(&mut aftermath.complaints);
+    }
+    complaints.extend(stop_daemons(world).await?);
+
     let mut verdict = verify(&evidence);
     let (controls, missed) = controls::run(&evidence, &verdict);
     complaints.append(&mut verdict.complaints);
     complaints.extend(missed.iter().map(|control| format!("the verifier does not notice {control}")));
     let elapsed = begun.elapsed();
-    Ok(Report { tally, history, verdict, unanswered, controls, converged_after, elapsed, complaints })
+    Ok(Report {
+        tally,
+        history,
+        verdict,
+        aftermath,
+        unanswered,
+        controls,
+        converged_after,
+        elapsed,
+        complaints,
+    })
 }
 
 /// The storm may begin when every projector has handled events.
@@ -103,7 +123,7 @@ async fn pass_gate(world: &World) -> anyhow::Result<()> {
 }
 
 /// Waits until every processor has reached the head. Returns those that do not.
-async fn wait_until_converged(world: &World) -> anyhow::Result<Option<String>> {
+pub async fn wait_until_converged(world: &World) -> anyhow::Result<Option<String>> {
     let deadline = Instant::now() + CONVERGENCE_LIMIT;
     // What the reactors emit on their way, and later, moves the head once more.
     let laggards = wait_for_processors(&world.events, &REACTORS, read_head(world).await?, deadline).await?;

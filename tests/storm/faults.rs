@@ -123,7 +123,9 @@ impl<'w> Storm<'w> {
             self.welcome_servers(false).await?;
             let due = if self.rng.bool() { self.due.pop_front() } else { None };
             let fault = due.unwrap_or_else(|| self.draw_fault());
-            if !self.strike(fault).await? {
+            if self.strike(fault).await? {
+                self.due.retain(|other| *other != fault);
+            } else {
                 self.due.extend(due);
             }
         }

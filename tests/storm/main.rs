@@ -3,7 +3,8 @@
 //! Appenders of every habit append, processors of every kind (SQL, Rust, a program, a webhook) follow, and meanwhile workers and daemons are killed, or stopped
 //! for longer than their lease and continue, sessions are ended, servers crash, a network cuts, delays and
 //! swallows. When it is over, everything has to converge, every acknowledged event has to be there once, and every projection has to be
-//! the fold of the events: none lost, none doubled, none out of order.
+//! the fold of the events: none lost, none doubled, none out of order. Then the store goes back, in three ways, and everybody
+//! who has handled events that are gone has to notice.
 //!
 //!     cargo test --test storm                                       a short one
 //!     cargo test --release --test storm -- --for 2m --seed 7        a long one
@@ -16,6 +17,7 @@
     reason = "`pub` says here what a module offers to the others; nothing leaves the binary"
 )]
 
+mod aftermath;
 mod arguments;
 mod campaign;
 mod controls;

@@ -173,6 +173,8 @@ pub fn write_config(
         .replace("{argument}", PROGRAM_ARGUMENT)
         .replace("{columns}", COLUMNS);
     fs::write(folder.join("program.projector.toml"), program)?;
+    let native = format!("[projector]\nname = \"{NATIVE_COUNTS}\"\nnative = true\n");
+    fs::write(folder.join("native.projector.toml"), native)?;
     fs::write(folder.join("greeter.reactor.toml"), GREETER)?;
     fs::write(folder.join("reminder.reactor.toml"), REMINDER)?;
     fs::write(folder.join("notifier.reactor.toml"), NOTIFIER.replace("{url}", receiver_url))?;
@@ -230,7 +232,7 @@ pub struct Count {
 }
 
 /// All that the projectors have made in one database.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Projections {
     /// In the order in which the rows were written.
     pub journal: Vec<Entry>,

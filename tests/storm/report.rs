@@ -16,7 +16,7 @@ impl Report {
 
 impl Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tally, verdict, .. } = self;
+        let Self { tally, verdict, aftermath, .. } = self;
         let mut row = |name: &str, value: &dyn Display| writeln!(f, "  {name:<44}{value:>10}");
         row("workers killed (SIGKILL)", &tally.workers_killed)?;
         row("daemons killed (SIGKILL)", &tally.daemons_killed)?;
@@ -53,6 +53,9 @@ impl Display for Report {
         row("projections compared", &verdict.tables_compared)?;
         row("  rows compared", &verdict.rows_compared)?;
         row("  rows that differ from the fold", &verdict.rows_wrong)?;
+        row("the store went back", &aftermath.times)?;
+        row("  processors that noticed", &aftermath.diverged)?;
+        row("  rows compared after the resets", &aftermath.rows_compared)?;
         row("errors planted for the verifier to notice", &self.controls)?;
         match self.converged_after {
             Some(time) => row("head reached after the faults", &format!("{:.1} s", time.as_secs_f64()))?,

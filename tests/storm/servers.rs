@@ -1,7 +1,8 @@
 //! The PostgreSQL servers: real, durable, and crashed on purpose.
 
+use std::fs;
 use std::mem;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -26,6 +27,7 @@ const PROOF_PAUSE: Duration = Duration::from_millis(5);
 /// A server that may crash at any time.
 pub struct Server {
     life: Life,
+    folder: PathBuf,
     url: String,
 }
 
@@ -42,7 +44,7 @@ impl Server {
         let postgres = EmbeddedPostgres::start_at(folder, Options::default()).await?;
         postgres.create_database(DATABASE, None).await?;
         let url = postgres.url(DATABASE);
-        Ok(Self { life: Life::Up(Box::new(postgres)), url })
+        Ok(Self { life: Life::Up(Box::new(postgres)), folder: folder.to_owned(), url })
     }
 
     /// The URL of the database, in all lives of the server.
@@ -115,12 +117,52 @@ impl Server {
         sqlx::query_scalar(statement).fetch_all(&mut self.connect().await?).await
     }
 
+    /// Copies the data to another folder while the server is down, and starts it again.
+    pub async fn copy_data(&mut self, to: &Path) -> anyhow::Result<()> {
+        self.stop().await;
+        copy(&self.folder.join("data"), to)?;
+        self.start_again().await
+    }
+
+    /// Puts a copy of the data in the place of the data. `promote`: as a standby that becomes the primary.
+    pub async fn replace_data(&mut self, with: &Path, promote: bool) -> anyhow::Result<()> {
+        self.stop().await;
+        let data = self.folder.join("data");
+        fs::remove_dir_all(&data)?;
+        fs::rename(with, &data)?;
+        if promote {
+            // A copy of another file, so that it belongs to the account that the server runs under.
+            let signal = data.join("standby.signal");
+            copy(&data.join("PG_VERSION"), &signal)?;
+            fs::write(signal, "")?;
+        }
+        self.start_again().await?;
+        if promote {
+            let promoted: bool = sqlx::query_scalar("-- promote\nselect pg_promote()")
+                .fetch_one(&mut self.connect().await?)
+                .await?;
+            ensure!(promoted, "the standby was not promoted");
+        }
+        Ok(())
+    }
+
+    async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.life = Life::Up(Box::new(EmbeddedPostgres::start_at(&self.folder, Options::default()).await?));
+        Ok(())
+    }
+
     /// Stops the server.
     pub async fn stop(&mut self) {
         if let Life::Up(postgres) = mem::replace(&mut self.life, Life::Gone) {
             postgres.stop().await;
         }
     }
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let copied = std::process::Command::new("cp").arg("-a").args([from, to]).status()?;
+    ensure!(copied.success(), "could not copy {}", from.display());
+    Ok(())
 }
 
 /// A session of the driver on the database at `url`.

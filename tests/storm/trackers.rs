@@ -28,12 +28,15 @@ pub struct Tracker {
     pub owner: Option<Uuid>,
     /// What the daemon takes for a failing event.
     pub failure: Option<String>,
+    /// Whether it has stopped because the store is not the one that it has followed.
+    pub diverged: bool,
 }
 
 /// Reads the trackers, by the name of their processor.
 pub async fn read(connection: &mut PgConnection) -> Result<BTreeMap<String, Tracker>, sqlx::Error> {
     let statement = "-- read_trackers
-         select name, position, epoch, owner, case when attempts > 0 or failed_at is not null then last_error::text end as failure
+         select name, position, epoch, owner, case when attempts > 0 or failed_at is not null then last_error::text end as failure,
+           diverged is not null as diverged
          from espd.trackers";
     let tracker = |row: PgRow| {
         let tracker = Tracker {
@@ -41,6 +44,7 @@ pub async fn read(connection: &mut PgConnection) -> Result<BTreeMap<String, Trac
             epoch: row.try_get("epoch")?,
             owner: row.try_get("owner")?,
             failure: row.try_get("failure")?,
+            diverged: row.try_get("diverged")?,
         };
         Ok((row.try_get("name")?, tracker))
     };

@@ -2,7 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use espd::schema::{migrate_event_store, migrate_processing};
 use fastrand::Rng;
@@ -74,6 +74,27 @@ impl World {
     pub fn processes_here(&self) -> Vec<Process> {
         let here = self.daemons.iter().filter(|daemon| daemon.name.starts_with("here"));
         here.flat_map(Daemon::processes).collect()
+    }
+
+    /// Copies the server of the events as it is now. Returns where to.
+    pub async fn copy_events(&mut self) -> anyhow::Result<PathBuf> {
+        let copy = self.folder.path().join("copy");
+        match std::fs::remove_dir_all(&copy) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        self.events.copy_data(&copy).await?;
+        Ok(copy)
+    }
+
+    /// Puts a copy in the place of the server of the events.
+    pub async fn replace_events(&mut self, copy: &Path, promote: bool) -> anyhow::Result<()> {
+        self.events.replace_data(copy, promote).await
+    }
+
+    /// The configuration of the daemons in a place.
+    pub fn config(&self, place: &str) -> PathBuf {
+        self.folder.path().join(format!("{place}.toml"))
     }
 
     /// Stops the servers. The daemons must have been stopped.

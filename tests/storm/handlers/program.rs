@@ -1,5 +1,6 @@
-//! The projector in a program: it counts the events of each type, by reading and writing rows.
+//! The projector in a program: it counts the events of each type, and remembers the rows that it has written.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead as _, Lines, StdinLock, Write as _};
 use std::process::ExitCode;
 
@@ -25,18 +26,28 @@ pub fn main() -> ExitCode {
 fn speak(mut input: Lines<StdinLock<'_>>) -> anyhow::Result<()> {
     read(&mut input)?.context("no hello")?;
     say(&json!({"ready": 1}))?;
+    // What it remembers is wrong as soon as something was not committed, and it has to be ended then.
+    let mut rows: HashMap<String, Value> = HashMap::new();
     while let Some(batch) = read(&mut input)? {
         for event in batch["events"].as_array().context("no events")? {
-            let key = json!({"event_type": event["type"]});
-            say(&json!({"read": PROGRAM_COUNTS, "key": key}))?;
-            let row = read(&mut input)?.context("no row")?;
-            say(
-                &json!({"done": event["id"], "actions": [{"upsert": PROGRAM_COUNTS, "row": count(&row["row"], event)}]}),
-            )?;
+            let event_type = event["type"].as_str().context("no type")?;
+            let row = match rows.remove(event_type) {
+                Some(row) => row,
+                None => ask(&mut input, event_type)?,
+            };
+            let row = count(&row, event);
+            say(&json!({"done": event["id"], "actions": [{"upsert": PROGRAM_COUNTS, "row": row}]}))?;
+            rows.insert(event_type.to_owned(), row);
         }
         say(&json!({"end": batch["batch"]}))?;
     }
     Ok(())
+}
+
+/// Reads the row of a type; null if there is none.
+fn ask(input: &mut Lines<StdinLock<'_>>, event_type: &str) -> anyhow::Result<Value> {
+    say(&json!({"read": PROGRAM_COUNTS, "key": {"event_type": event_type}}))?;
+    Ok(read(input)?.context("no row")?["row"].take())
 }
 
 /// The row with one event more.
