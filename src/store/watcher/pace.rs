@@ -13,6 +13,9 @@ const WAIT_PER_EVENT_PER_SECOND: Duration = Duration::from_micros(4);
 /// The time over which the rate is averaged: one append of many events is not a rate.
 const RATE_WINDOW: Duration = Duration::from_millis(100);
 
+/// More ids per second than writers can draw.
+const RATE_MAX: f64 = 1e6;
+
 /// What a look has found.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look {
@@ -79,8 +82,9 @@ impl Pace {
     fn note_rate(&mut self, look: Look) {
         let seconds = look.elapsed.as_secs_f64().max(1e-6);
         let weight = 1.0 - (-seconds / RATE_WINDOW.as_secs_f64()).exp();
-        // A head that has gone back has not moved on.
-        self.rate += (look.moved.max(0) as f64 / seconds - self.rate) * weight;
+        // A head that has gone back has not moved on, and one that was set far ahead by `setval` is no flood of events.
+        let seen = (look.moved.max(0) as f64 / seconds).min(RATE_MAX);
+        self.rate += (seen - self.rate) * weight;
     }
 
     /// Half as long again as the last interval, up to `longest`.
