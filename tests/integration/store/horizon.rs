@@ -542,8 +542,10 @@ async fn writers_of_partitions_are_waited_for() {
 }
 
 /// Draws 40 ids and rolls back: more than the 32 that one record in the server's log covers, and so few bytes
-/// in the log that it is not written for their sake. Rows that conflict with the first event need none.
-const DRAW_IDS_IN_VAIN: &str = "begin;
+/// in the log that it is not written for their sake. Rows that conflict with the first event need none. A full page of the
+/// log would be written at once, so a new one comes first.
+const DRAW_IDS_IN_VAIN: &str = "select pg_switch_wal();
+     begin;
      insert into espd.events (uuid, aggregate_id, type, version, body)
      select uuid, gen_random_uuid(), 'Tested', 1, '{}'
        from (select uuid from espd.events limit 1) as stored, generate_series(1, 40)
