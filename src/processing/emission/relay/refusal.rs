@@ -11,9 +11,10 @@ pub(super) struct Refusal {
 }
 
 /// What of the infrastructure's errors is about one emission all the same, because a trigger, a lock on a row or a slow
-/// statement may be the reason: serialization failures and deadlocks, lock timeouts, statement timeouts. Nothing but the moment
+/// statement may be the reason: serialization failures and deadlocks, missing rights, lock timeouts,
+/// statement timeouts. Nothing but the moment
 /// can be the reason of the others, such as a lost connection or a full disk.
-const OF_ONE_EMISSION: [&str; 3] = ["40", "55P03", "57014"];
+const OF_ONE_EMISSION: [&str; 4] = ["40", "42501", "55P03", "57014"];
 
 impl Refusal {
     pub(super) fn new(message: &str) -> Self {
