@@ -6,6 +6,9 @@
 alter table :"schema".trackers add column if not exists witness_at bigint;
 alter table :"schema".trackers add column if not exists witness_id bigint;
 alter table :"schema".trackers add column if not exists witness_uuid uuid;
+-- The partitions of the table of events that were there when it was looked at last, by their object ids, each with the last
+-- event that it had then. Null where the table has none, or nobody has looked.
+alter table :"schema".trackers add column if not exists events_partitions jsonb;
 -- How the store differs from what the tracker remembers. While it is not null, nothing is handled: only an operator, by a
 -- reset or by accepting the store as it is, makes it null again.
 alter table :"schema".trackers add column if not exists diverged jsonb;
@@ -77,15 +80,18 @@ create function :"schema".lock_tracker(
   dead_letter bigint  default null,
   even_paused boolean default false
 ) returns table (
-  locked_position bigint, silent_until bigint, parking boolean, witness_at bigint, witness_id bigint, witness_uuid uuid
+  locked_position bigint, silent_until bigint, parking boolean, witness_at bigint, witness_id bigint, witness_uuid uuid,
+  events_partitions bigint[]
 )
 language plpgsql
 set search_path = :"schema", pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  select t.position, t.silent_until, t.witness_at, t.witness_id, t.witness_uuid
-    into locked_position, silent_until, witness_at, witness_id, witness_uuid
+  select t.position, t.silent_until, t.witness_at, t.witness_id, t.witness_uuid,
+      case when t.events_partitions is not null then
+        array(select p::bigint from jsonb_object_keys(t.events_partitions) as p order by p::bigint) end
+    into locked_position, silent_until, witness_at, witness_id, witness_uuid, events_partitions
     from trackers as t
     where t.name = processor and t.version = version and t.partition = partition
       and (epoch is null or t.epoch = epoch)

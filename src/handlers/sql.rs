@@ -124,7 +124,10 @@ impl SqlProcessor {
         let Some(locked) = trackers.lock_for_reading(&mut transaction, request.claim).await? else {
             return Ok(None);
         };
-        let batch = self.base.read_batch(&mut transaction, request, locked.witness).await?;
+        let batch = self
+            .base
+            .read_batch(&mut transaction, request, locked.witness, locked.partitions.as_deref())
+            .await?;
         let arrays = (1..=remote::ARRAYS).map(remote::parameter).collect::<Vec<_>>().join(", ");
         let statement = self.statement(&format!("{}, {arrays}", Self::arguments(request, batch.upto)));
         let call = remote::bind(&batch, sqlx::query_as(AssertSqlSafe(statement)).persistent(false));

@@ -378,7 +378,7 @@ impl Operator<'_> {
     ) -> Result<(), OperatorError> {
         let tracker = self.find(name).await?.key();
         let Databases { events, layout, .. } = self.databases;
-        let (_, witness) = Witness::examine(None, to, events, layout).await?;
+        let witness = Witness::examine(None, to, events, layout).await?.end;
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin().await?;
         let reset = Reset { effects, witness, ..Reset::to(to) };

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::event::Position;
+use crate::processing::partitions::PartitionChange;
 use crate::store::witness::{Standing, StoredEvent, Witness};
 
 /// How a store differs from the one that a processor has followed. The field names are an interface: `espctl status --json`
@@ -25,6 +26,9 @@ pub struct Divergence {
     pub last_common: Position,
     /// The last id of the store, when that was found.
     pub head: Position,
+    /// The partition of the table of events that is gone or was added.
+    #[serde(default)]
+    pub partition: Option<String>,
     /// When that was found.
     #[serde(default)]
     pub at: Option<DateTime<Utc>>,
@@ -44,6 +48,10 @@ pub enum DivergenceKind {
     EventsAppeared,
     /// The position is beyond the last id of the store.
     BeyondHead,
+    /// A partition of the table of events was taken out that has events beyond the position.
+    PartitionGone,
+    /// A partition of the table of events was added that has events at or below the position.
+    PartitionAdded,
 }
 
 /// What is known of one tracker and of the store that it follows.
@@ -74,6 +82,32 @@ impl Divergence {
             event_uuid: witness.map(|witness| witness.uuid),
             last_common: common.filter(|id| *id <= last_read.min(head)).max().unwrap_or_default(),
             head,
+            partition: None,
+            at: None,
+        }
+    }
+
+    /// Describes a change of the partitions of the table of events.
+    pub(crate) fn of_partitions(
+        position: Position,
+        witness: Option<Witness>,
+        head: Position,
+        change: &PartitionChange,
+    ) -> Self {
+        let (kind, name, last_common) = match change {
+            PartitionChange::Gone { name, .. } => (DivergenceKind::PartitionGone, name, position),
+            PartitionChange::Added { name, first } => {
+                (DivergenceKind::PartitionAdded, name, first.previous())
+            }
+        };
+        Self {
+            kind,
+            position,
+            event_id: witness.map(|witness| witness.id),
+            event_uuid: witness.map(|witness| witness.uuid),
+            last_common,
+            head,
+            partition: Some(name.clone()),
             at: None,
         }
     }
@@ -82,7 +116,17 @@ impl Divergence {
     pub(crate) fn describe(&self, name: &str) -> String {
         let Self { position, head, .. } = self;
         let event = self.event_id.unwrap_or(*position);
+        let partition = self.partition.as_deref().unwrap_or("?");
         match self.kind {
+            DivergenceKind::PartitionGone => format!(
+                "Partition {partition} is no longer part of the table of events, and has or had events beyond position \
+                 {position}, which {name} has not handled."
+            ),
+            DivergenceKind::PartitionAdded => format!(
+                "Partition {partition} has become part of the table of events, with events between {} and position \
+                 {position} that {name} may not have handled.",
+                self.last_common.next()
+            ),
             DivergenceKind::EventDeleted => format!(
                 "Event {event}, the last one that {name} has read, is not in the event store any more, and events before \
                  and behind it are: it was deleted."
@@ -128,6 +172,14 @@ impl Divergence {
         let accept = format!("`espctl resume {name} --accept-history`");
         let reset = format!("`espctl reset {name} --to {last_common}`");
         match self.kind {
+            DivergenceKind::PartitionGone => format!(
+                "Attach it again, then {accept} continues from position {position} and leaves nothing out. Without it, the same \
+                 command leaves its events out."
+            ),
+            DivergenceKind::PartitionAdded => format!(
+                "`espctl reset {name}` rebuilds it; {reset} keeps its tables and handles everything behind event \
+                 {last_common} (again). If it has handled these events before, {accept} continues from position {position}."
+            ),
             DivergenceKind::EventDeleted => format!("{accept} continues from position {position}."),
             DivergenceKind::EventsAppeared => format!(
                 "{reset} handles them; {accept} leaves them out and continues from position {position}."
@@ -228,6 +280,7 @@ mod tests {
             event_uuid: Some(Uuid::nil()),
             last_common: 33.into(),
             head: 33.into(),
+            partition: None,
             at: None,
         };
         let (problem, remedy) = (divergence.describe("notes"), divergence.remedy("notes"));

@@ -9,12 +9,13 @@ use uuid::Uuid;
 use crate::event::Position;
 use crate::postgres::quote::quote_literal;
 use crate::processing::divergence::{Divergence, Facts};
+use crate::processing::partitions::{self, Partition, PartitionChange, RecordedPartitions};
 use crate::processing::tracker::{Memory, TrackerRow, Trackers};
 use crate::store::layout::Layout;
-use crate::store::witness::{Standing, StoredEvent, Witness};
+use crate::store::witness::{Examined, Standing, StoredEvent, Witness};
 
 /// What the store says of what a tracker remembers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Look {
     memory: Memory,
     standing: Standing,
@@ -23,6 +24,10 @@ pub(crate) struct Look {
     hides_rows: bool,
     /// The last event at or below the position.
     end: Option<Witness>,
+    /// The partitions of the table of events, if they are not those that the tracker has recorded.
+    new_partitions: Option<Vec<Partition>>,
+    /// What that means for the processor.
+    change: Option<PartitionChange>,
 }
 
 impl Look {
@@ -32,9 +37,20 @@ impl Look {
         layout: &Layout,
         memory: Memory,
     ) -> Result<Self, sqlx::Error> {
-        let (standing, end) = Witness::examine(memory.witness, memory.position, &mut *events, layout).await?;
-        let (head, hides_rows) = read_head(events, layout).await?;
-        Ok(Self { memory, standing, head, hides_rows, end })
+        let (witness, position) = (memory.witness, memory.position);
+        let Examined { standing, end, partitions } =
+            Witness::examine(witness, position, &mut *events, layout).await?;
+        let (head, hides_rows) = read_head(&mut *events, layout).await?;
+        let recorded: Option<Vec<i64>> = memory.partitions.as_ref().map(|map| map.keys().copied().collect());
+        let mut look = Self { memory, standing, head, hides_rows, end, new_partitions: None, change: None };
+        if recorded != partitions {
+            let present = partitions::list(&mut *events, layout, position).await?;
+            if let Some(recorded) = &look.memory.partitions {
+                look.change = partitions::find_change(events, recorded, &present, position).await?;
+            }
+            look.new_partitions = Some(present);
+        }
+        Ok(look)
     }
 
     /// Whether the store is not the one that the tracker remembers.
@@ -43,8 +59,14 @@ impl Look {
     /// hides events, nothing is concluded; the watcher lets nothing be handled then.
     pub(crate) fn contradicts(&self) -> bool {
         let has_read = self.memory.witness.is_some() || self.memory.handled > 0;
-        let differs = self.standing != Standing::Stands || has_read && self.memory.position > self.head;
+        let is_beyond_head = has_read && self.memory.position > self.head;
+        let differs = self.standing != Standing::Stands || is_beyond_head || self.change.is_some();
         differs && !self.hides_rows
+    }
+
+    /// The partitions that the tracker is to record, if they have changed.
+    pub(crate) fn partitions_to_record(&self) -> Option<RecordedPartitions> {
+        self.new_partitions.as_deref().map(partitions::to_record)
     }
 
     /// The witness of a tracker that has none, such as one of an earlier espd. `settled` is the settled horizon: events may
@@ -73,6 +95,9 @@ impl Look {
         earlier: &[StoredEvent],
     ) -> Result<Divergence, sqlx::Error> {
         let Self { memory: Memory { position, witness, .. }, standing, head, .. } = *self;
+        if let (Standing::Stands, Some(change)) = (standing, &self.change) {
+            return Ok(Divergence::of_partitions(position, witness, head, change));
+        }
         let last_read = witness.map(|witness| StoredEvent { id: witness.id, uuid: witness.uuid });
         let earlier: Vec<StoredEvent> = earlier.iter().copied().chain(last_read).collect();
         let stored = find_stored(events, layout, &earlier).await?;

@@ -7,6 +7,7 @@ pub(crate) mod emission;
 pub(crate) mod failure;
 pub(crate) mod heartbeat;
 pub(crate) mod history;
+pub(crate) mod partitions;
 pub(crate) mod processor;
 pub(crate) mod progress;
 pub(crate) mod runner;

@@ -55,12 +55,14 @@ impl Owner {
 }
 
 /// A tracker that is locked for the rest of the transaction.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Locked {
     /// The processor's position.
     pub(crate) position: Position,
     /// What the store has to say still, so that it is the one that was followed.
     pub(crate) witness: Option<Witness>,
+    /// The partitions that the table of events has to have still; `None`: none are known.
+    pub(crate) partitions: Option<Vec<i64>>,
 }
 
 /// The table of trackers in one schema.
@@ -146,12 +148,18 @@ impl Trackers {
     ) -> Result<Option<Locked>, sqlx::Error> {
         let statement = format!(
             "-- lock_tracker
-             select locked_position, witness_at, witness_id, witness_uuid from {}.lock_tracker({}, {condition}even_paused => true)",
+             select locked_position, witness_at, witness_id, witness_uuid, events_partitions from {}.lock_tracker({}, {condition}even_paused => true)",
             self.schema,
             key.arguments()
         );
         let row = simple(statement).fetch_optional(connection).await?;
-        row.map(|row| Ok(Locked { position: row.try_get("locked_position")?, witness: read_witness(&row)? }))
-            .transpose()
+        row.map(|row| {
+            Ok(Locked {
+                position: row.try_get("locked_position")?,
+                witness: read_witness(&row)?,
+                partitions: row.try_get("events_partitions")?,
+            })
+        })
+        .transpose()
     }
 }

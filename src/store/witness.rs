@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::layout::Layout;
 use crate::event::{Event, Position};
+use crate::postgres::quote::quote_literal;
 
 /// In the store that was read, the event `id` was the last one at or below `at`, whatever its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,16 @@ pub struct Witness {
 pub(crate) struct StoredEvent {
     pub(crate) id: Position,
     pub(crate) uuid: Uuid,
+}
+
+/// What a store says when it is asked for a witness.
+#[derive(Debug, Clone)]
+pub(crate) struct Examined {
+    pub(crate) standing: Standing,
+    /// The last event at or below the position that was asked for.
+    pub(crate) end: Option<Witness>,
+    /// The object ids of the partitions of the table of events, in order; `None`: it has none.
+    pub(crate) partitions: Option<Vec<i64>>,
 }
 
 /// What a store says of a witness.
@@ -48,18 +59,19 @@ impl Witness {
         Self { at: event.id, id: event.id, uuid: event.uuid }
     }
 
-    /// Asks the store whether `witness` stands, and which event is the last one at or below `at` (`None`: there is none).
-    /// Without a witness, nothing contradicts.
+    /// Asks the store whether `witness` stands, and which event is the last one at or below `at`. Without a witness, nothing
+    /// contradicts.
     pub(crate) async fn examine(
         witness: Option<Self>,
         at: Position,
         connection: impl PgExecutor<'_>,
         layout: &Layout,
-    ) -> Result<(Standing, Option<Self>), sqlx::Error> {
+    ) -> Result<Examined, sqlx::Error> {
         let before = witness.map_or(at, |witness| witness.at);
-        let [before, end] = find_last_events(connection, layout, [before, at]).await?;
+        let (before, end, partitions) = find_last_events(connection, layout, before, at).await?;
         let standing = witness.map_or(Standing::Stands, |witness| witness.compare(before));
-        Ok((standing, end.map(|StoredEvent { id, uuid }| Self { at, id, uuid })))
+        let end = end.map(|StoredEvent { id, uuid }| Self { at, id, uuid });
+        Ok(Examined { standing, end, partitions })
     }
 
     /// What it means that `found` is the last event at or below [`Self::at`].
@@ -73,19 +85,24 @@ impl Witness {
     }
 }
 
-/// For each position, the last event at or below it.
+/// For each position, the last event at or below it; and the partitions of the table.
 async fn find_last_events(
     connection: impl PgExecutor<'_>,
     layout: &Layout,
-    [first, second]: [Position; 2],
-) -> Result<[Option<StoredEvent>; 2], sqlx::Error> {
+    first: Position,
+    second: Position,
+) -> Result<(Option<StoredEvent>, Option<StoredEvent>, Option<Vec<i64>>), sqlx::Error> {
     let statement = format!(
         "-- find_last_events
-         select e.id, e.uuid from (values (1, {first}::bigint), (2, {second})) as p (place, at)
+         select e.id, e.uuid,
+           (select array_agg(relid::oid::bigint order by relid::oid::bigint)
+            from pg_partition_tree({}::regclass) where isleaf) as partitions
+         from (values (1, {first}::bigint), (2, {second})) as p (place, at)
          left join lateral (
            select id, uuid from {} where id <= p.at order by id desc limit 1
          ) as e on true
          order by p.place",
+        quote_literal(layout.events_table()),
         layout.events_table()
     );
     let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
@@ -94,7 +111,8 @@ async fn find_last_events(
         let (id, uuid): (Option<Position>, Option<Uuid>) = (row.try_get("id")?, row.try_get("uuid")?);
         Ok(id.zip(uuid).map(|(id, uuid)| StoredEvent { id, uuid }))
     };
-    Ok([event(0)?, event(1)?])
+    let partitions = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("partitions")?;
+    Ok((event(0)?, event(1)?, partitions))
 }
 
 /// The witnesses of what was read, in order, for a position that is to be moved over a part of it.

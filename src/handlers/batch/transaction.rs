@@ -30,6 +30,8 @@ pub(crate) struct BatchTransaction<'t> {
     silent_until: Position,
     /// What the store has to say still, so that it is the one that was followed.
     witness: Option<Witness>,
+    /// The partitions that the table of events has to have still; `None`: none are known.
+    partitions: Option<Vec<i64>>,
     /// The witnesses of what [`Self::read`] has read.
     trail: Trail,
     /// Whether anything beside the tracker may have been written.
@@ -86,6 +88,7 @@ impl<'t> BatchTransaction<'t> {
         let Some(silent_until) = row.try_get("silent_until")? else { return Ok(None) };
         let parking = row.try_get("parking")?;
         let (witness, trail) = (read_witness(&row)?, Trail::default());
+        let partitions = row.try_get("events_partitions")?;
         Ok(Some(Self {
             transaction,
             base,
@@ -93,6 +96,7 @@ impl<'t> BatchTransaction<'t> {
             parking,
             silent_until,
             witness,
+            partitions,
             trail,
             may_have_written: false,
         }))
@@ -133,10 +137,14 @@ impl<'t> BatchTransaction<'t> {
         witness: Option<Witness>,
     ) -> Result<Batch, ProcessorError> {
         if !self.base.events.layout().may_be_unreadable() {
-            return self.base.read_batch(&mut self.transaction, request, witness).await;
+            return self
+                .base
+                .read_batch(&mut self.transaction, request, witness, self.partitions.as_deref())
+                .await;
         }
         self.savepoint().await?;
-        match self.base.read_batch(&mut self.transaction, request, witness).await {
+        match self.base.read_batch(&mut self.transaction, request, witness, self.partitions.as_deref()).await
+        {
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
                 self.rollback_to_savepoint().await?;
                 let failure = self.base.attribute_failure(&mut self.transaction, request, &error).await?;

@@ -213,6 +213,7 @@ fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaratio
     template.conditions.push("stored");
     template.values.push(("source", source.to_owned()));
     template.values.push(("events_table", table.to_owned()));
+    template.values.push(("events_literal", quote_literal(table)));
     template.values.push(("diverged", quote_literal(DIVERGED)));
     if let Some(table) = json_bodies {
         let types = projector.event_types().map(|types| stored_types(upcasts, types));

@@ -54,6 +54,7 @@ declare
   espd_witness_at bigint;
   espd_witness_id bigint;
   espd_witness_uuid uuid;
+  espd_partitions bigint[];
   -- The event that was handled last.
   espd_uuid uuid;
   espd_last_id bigint;
@@ -70,8 +71,10 @@ begin
   if current_setting('lock_timeout') = '0' then
     perform set_config('lock_timeout', '30s', true);
   end if;
-  select l.silent_until, l.parking, l.witness_at, l.witness_id, l.witness_uuid
-    into espd_silent_until, espd_parking, espd_witness_at, espd_witness_id, espd_witness_uuid
+  select l.silent_until, l.parking, l.witness_at, l.witness_id, l.witness_uuid,
+      l.events_partitions
+    into espd_silent_until, espd_parking, espd_witness_at, espd_witness_id, espd_witness_uuid,
+      espd_partitions
     from {{schema}}.lock_tracker({{processor}}, {{version}}, espd_partition, epoch => espd_epoch,
       at_position => case when espd_letter is null then espd_from end, dead_letter => espd_letter) as l;
   if not found then
@@ -203,6 +206,9 @@ begin
     select from (
       select e.id, e.uuid from {{events_table}} as e where e.id <= espd_witness_at order by e.id desc limit 1
     ) as w where w.id = espd_witness_id and w.uuid = espd_witness_uuid
+  ) or espd_partitions is not null and espd_partitions is distinct from (
+    select array_agg(p.relid::oid::bigint order by p.relid::oid::bigint)
+    from pg_partition_tree({{events_literal}}::regclass) as p where p.isleaf
   ) then
     raise exception using errcode = {{diverged}}, message = 'the event store is not the one that was followed';
   end if;

@@ -188,6 +188,7 @@ mod tests {
             event_uuid: None,
             last_common: 11.into(),
             head: 11.into(),
+            partition: None,
             at: None,
         }
     }

@@ -178,16 +178,17 @@ impl ProcessorBase {
         Ok(true)
     }
 
-    /// Reads the events of a request from the store that has the `witness`.
+    /// Reads the events of a request from the store that has the `witness` and the `partitions`.
     pub(crate) async fn read_batch(
         &self,
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
         witness: Option<Witness>,
+        partitions: Option<&[i64]>,
     ) -> Result<Batch, ProcessorError> {
         let types = self.event_types();
         let (after, upto, limits) = (request.after(), request.upto(), request.limits);
-        let query = BatchQuery { types: types.as_deref(), after, upto, limits, witness };
+        let query = BatchQuery { types: types.as_deref(), after, upto, limits, witness, partitions };
         Batch::read(&self.events, connection, query).await
     }
 

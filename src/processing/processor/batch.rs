@@ -53,6 +53,8 @@ pub(crate) struct BatchQuery<'a> {
     pub(crate) limits: &'a BatchLimits,
     /// What the store has to say still, so that it is the one that was followed.
     pub(crate) witness: Option<Witness>,
+    /// The partitions that the table of events has to have still; `None`: none are known.
+    pub(crate) partitions: Option<&'a [i64]>,
 }
 
 impl Batch {
@@ -90,11 +92,12 @@ impl Batch {
         let mut batch = Self { events: Vec::new(), upto: query.upto, trail: Trail::default() };
         batch.fill(connection, pages, query).await?;
         let examining = Witness::examine(query.witness, batch.upto, connection, pages.layout());
-        let (standing, end) = in_time(examining).await?;
-        if standing != Standing::Stands {
+        let examined = in_time(examining).await?;
+        let is_whole = query.partitions.is_none_or(|known| examined.partitions.as_deref() == Some(known));
+        if examined.standing != Standing::Stands || !is_whole {
             return Err(ProcessorError::Diverged);
         }
-        batch.trail.extend(&batch.events, end);
+        batch.trail.extend(&batch.events, examined.end);
         Ok(batch)
     }
 

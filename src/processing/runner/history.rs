@@ -112,14 +112,18 @@ impl Runner {
     ) -> Result<Option<Divergence>, sqlx::Error> {
         let (trackers, layout) = (&self.trackers, self.processor.base().events.layout());
         let Some(memory) = trackers.remember(&mut *connection, claim).await? else { return Ok(None) };
-        let look = Look::take(events.as_deref_mut().unwrap_or(connection), layout, memory).await?;
+        let position = memory.position;
+        let look = Look::take(events.as_deref_mut().unwrap_or(&mut *connection), layout, memory).await?;
         if !look.contradicts() {
             if let Some(witness) = look.first_witness(self.subscription.settled()) {
-                trackers.note_witness(connection, claim, witness).await?;
+                trackers.note_witness(&mut *connection, claim, witness).await?;
+            }
+            if let Some(partitions) = look.partitions_to_record() {
+                trackers.note_partitions(connection, claim, &partitions).await?;
             }
             return Ok(None);
         }
-        let earlier = trackers.list_witnesses(&mut *connection, memory.position).await?;
+        let earlier = trackers.list_witnesses(&mut *connection, position).await?;
         look.explain(events.unwrap_or(connection), layout, &earlier).await.map(Some)
     }
 }

@@ -1,5 +1,7 @@
 //! This module lists trackers as they are shown to people.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgExecutor};
@@ -64,6 +66,8 @@ pub struct TrackerRow {
     pub witness_id: Option<Position>,
     /// See [`Self::witness_at`].
     pub witness_uuid: Option<Uuid>,
+    /// The partitions of the table of events, as the processor has found them last, each with its last event then.
+    pub events_partitions: Option<Json<BTreeMap<i64, Option<Position>>>>,
     /// How many events are set aside for the processor.
     pub dead_letters: i64,
     /// When the oldest dead letter was set aside.
@@ -107,6 +111,7 @@ from_row!(TrackerRow {
     witness_at,
     witness_id,
     witness_uuid,
+    events_partitions,
     dead_letters,
     oldest_dead_letter_at,
     pending_emissions,
@@ -130,6 +135,7 @@ impl TrackerRow {
             position: self.position,
             handled: self.handled,
             witness: witness.map(|((at, id), uuid)| Witness { at, id, uuid }),
+            partitions: self.events_partitions.as_ref().map(|partitions| partitions.0.clone()),
         }
     }
 }
@@ -152,7 +158,7 @@ impl Trackers {
                     paused_at, paused_by, failed_at, caught_up, handled, attempts, last_error, next_retry_at,
                     -- An owner writes its rate with each batch and each renewal; one that cannot has none.
                     case when updated_at > clock_timestamp() - interval '5 seconds' then rate else 0 end as rate,
-                    outage, diverged, witness_at, witness_id, witness_uuid, updated_at,
+                    outage, diverged, witness_at, witness_id, witness_uuid, events_partitions, updated_at,
                     coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
                     coalesce(pending_emissions, 0) as pending_emissions, next_emission_at,
                     coalesce(refused_emissions, 0) as refused_emissions, emissions_overdue_since, emission_error

@@ -232,8 +232,10 @@ impl Trackers {
 fn assignments(witness: Option<Witness>) -> String {
     match witness {
         Some(Witness { at, id, uuid }) => {
-            format!("witness_at = {at}, witness_id = {id}, witness_uuid = '{uuid}'")
+            format!("witness_at = {at}, witness_id = {id}, witness_uuid = '{uuid}', events_partitions = null")
         }
-        None => "witness_at = null, witness_id = null, witness_uuid = null".to_owned(),
+        None => {
+            "witness_at = null, witness_id = null, witness_uuid = null, events_partitions = null".to_owned()
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The witnesses that trackers keep: of what was read last, and of what was read before.
 
 use sqlx::postgres::PgRow;
+use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
 use uuid::Uuid;
 
@@ -8,13 +9,14 @@ use super::{Claim, ProcessorKey, Trackers};
 use crate::event::Position;
 use crate::postgres::literal::json_literal;
 use crate::processing::divergence::Divergence;
+use crate::processing::partitions::RecordedPartitions;
 use crate::store::witness::{StoredEvent, Witness};
 
 /// Most earlier witnesses that are read, of all trackers together.
 const EARLIER_MAX: i64 = 5_000;
 
 /// What a tracker remembers of the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Memory {
     /// The processor's position.
     pub(crate) position: Position,
@@ -22,6 +24,8 @@ pub(crate) struct Memory {
     pub(crate) handled: i64,
     /// What the store has to say still; `None`: nothing is known.
     pub(crate) witness: Option<Witness>,
+    /// The partitions of the table of events; `None`: nothing is known.
+    pub(crate) partitions: Option<RecordedPartitions>,
 }
 
 /// Reads the columns `witness_at`, `witness_id` and `witness_uuid`.
@@ -57,6 +61,23 @@ impl Trackers {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
+    /// Records the partitions of the table of events, if the claim is still valid.
+    pub(crate) async fn note_partitions(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+        partitions: &RecordedPartitions,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_partitions
+             update {}.trackers set events_partitions = {}::jsonb where {}",
+            self.schema,
+            json_literal(partitions)?,
+            super::is_claimed(claim)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
     /// Returns what the tracker of a claim remembers of the store; `None`: the claim is no longer valid.
     pub(crate) async fn remember(
         &self,
@@ -65,7 +86,7 @@ impl Trackers {
     ) -> Result<Option<Memory>, sqlx::Error> {
         let statement = format!(
             "-- read_witness
-             select position, handled, witness_at, witness_id, witness_uuid from {}.trackers where {}",
+             select position, handled, witness_at, witness_id, witness_uuid, events_partitions from {}.trackers where {}",
             self.schema,
             super::is_claimed(claim)
         );
@@ -75,6 +96,7 @@ impl Trackers {
                 position: row.try_get("position")?,
                 handled: row.try_get("handled")?,
                 witness: read_witness(&row)?,
+                partitions: row.try_get::<Option<Json<_>>, _>("events_partitions")?.map(|Json(it)| it),
             })
         };
         row.map(memory).transpose()

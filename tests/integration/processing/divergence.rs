@@ -2,6 +2,7 @@
 
 mod elsewhere;
 mod in_process;
+mod partitions;
 mod same_server;
 
 use serde_json::Value;

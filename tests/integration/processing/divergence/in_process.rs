@@ -35,11 +35,11 @@ fn same_database() -> Events {
     Events::SameDatabase(Layout::espd(SCHEMA).unwrap())
 }
 
-fn in_sql() -> Box<dyn Processor> {
+pub fn in_sql() -> Box<dyn Processor> {
     Box::new(SqlProcessor::new(notes_in_sql(""), SCHEMA, "public", same_database()).unwrap())
 }
 
-fn in_rust() -> Box<dyn Processor> {
+pub fn in_rust() -> Box<dyn Processor> {
     let table = "place bigint generated always as identity, event_id bigint";
     let declaration = Registration::projector("notes").handles::<A>().table("notes", table);
     let program = Program::new().projector(declaration, || Notes);
@@ -47,7 +47,7 @@ fn in_rust() -> Box<dyn Processor> {
 }
 
 /// Waits until the processor has stopped because of its store; returns what was found, and the last common event.
-async fn divergence(pool: &PgPool) -> (DivergenceKind, i64) {
+pub async fn divergence(pool: &PgPool) -> (DivergenceKind, i64) {
     let row = row_with(pool, "a divergence", |row| row.diverged.is_some()).await;
     row.diverged.map(|found| (found.kind, found.last_common.get())).unwrap()
 }

@@ -1,0 +1,165 @@
+//! Compares the partitions of the table of events with those that a tracker has recorded.
+//!
+//! Events vanish with a partition that is detached, and appear with one that is attached, also behind a position.
+
+use std::collections::BTreeMap;
+
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+
+use crate::event::Position;
+use crate::postgres::quote::quote_literal;
+use crate::store::layout::Layout;
+
+/// What a tracker records: the last event of each partition when that was recorded last, by the partition's object id.
+pub(crate) type RecordedPartitions = BTreeMap<i64, Option<Position>>;
+
+/// A partition, or a table that was one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Partition {
+    pub(crate) oid: i64,
+    pub(crate) name: String,
+    /// Its first event beyond the position, and its first event at all.
+    first_beyond: Option<Position>,
+    first: Option<Position>,
+    last: Option<Position>,
+}
+
+/// A change of partitions that concerns a processor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PartitionChange {
+    /// A partition was detached or dropped that had events beyond the position; `first` is not known of one that was dropped.
+    Gone { name: String, first: Option<Position> },
+    /// A partition was attached that has events at or below the position.
+    Added { name: String, first: Position },
+}
+
+/// Reads the partitions of the table of events; none if it has none.
+pub(crate) async fn list(
+    events: &mut PgConnection,
+    layout: &Layout,
+    position: Position,
+) -> Result<Vec<Partition>, sqlx::Error> {
+    let statement = format!(
+        "-- list_event_partitions
+         select relid::oid::bigint as oid, relid::regclass::text as name
+         from pg_partition_tree({}::regclass) where isleaf",
+        quote_literal(layout.events_table())
+    );
+    read(events, statement, position).await
+}
+
+/// Reads those of the tables that still exist, although they are no partitions any more.
+async fn list_detached(
+    events: &mut PgConnection,
+    oids: &[i64],
+    position: Position,
+) -> Result<Vec<Partition>, sqlx::Error> {
+    let oids = oids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let statement = format!(
+        "-- list_detached_partitions
+         select oid::bigint as oid, oid::regclass::text as name from pg_class where oid = any ('{{{oids}}}'::oid[])"
+    );
+    read(events, statement, position).await
+}
+
+async fn read(
+    events: &mut PgConnection,
+    statement: String,
+    position: Position,
+) -> Result<Vec<Partition>, sqlx::Error> {
+    let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&mut *events).await?;
+    let mut partitions = Vec::new();
+    for row in rows {
+        let (oid, name): (i64, String) = (row.try_get("oid")?, row.try_get("name")?);
+        let bounds = format!(
+            "-- read_partition_bounds
+             select min(id) as first, max(id) as last, (select min(id) from {name} where id > {position}) as first_beyond
+             from {name}"
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(bounds)).fetch_one(&mut *events).await?;
+        let (first, last) = (row.try_get("first")?, row.try_get("last")?);
+        partitions.push(Partition { oid, name, first, last, first_beyond: row.try_get("first_beyond")? });
+    }
+    Ok(partitions)
+}
+
+/// What a tracker is to record of these partitions.
+pub(crate) fn to_record(partitions: &[Partition]) -> RecordedPartitions {
+    partitions.iter().map(|partition| (partition.oid, partition.last)).collect()
+}
+
+/// Finds a change that concerns a processor at this position.
+pub(crate) async fn find_change(
+    events: &mut PgConnection,
+    recorded: &RecordedPartitions,
+    present: &[Partition],
+    position: Position,
+) -> Result<Option<PartitionChange>, sqlx::Error> {
+    let is_present = |oid: &i64| present.iter().any(|partition| partition.oid == *oid);
+    let gone: Vec<i64> = recorded.keys().copied().filter(|oid| !is_present(oid)).collect();
+    let detached = if gone.is_empty() { vec![] } else { list_detached(events, &gone, position).await? };
+    Ok(compare(recorded, present, &detached, position))
+}
+
+fn compare(
+    recorded: &RecordedPartitions,
+    present: &[Partition],
+    detached: &[Partition],
+    position: Position,
+) -> Option<PartitionChange> {
+    let known = |oid: &i64| present.iter().chain(detached).any(|partition| partition.oid == *oid);
+    // Another database has other object ids for the same tables: a copy, about which the witness says more.
+    if !recorded.is_empty() && !recorded.keys().any(known) {
+        return None;
+    }
+    let taken_out = detached.iter().find_map(|partition| {
+        let first = partition.first_beyond?;
+        Some(PartitionChange::Gone { name: partition.name.clone(), first: Some(first) })
+    });
+    let dropped = || {
+        let lost =
+            recorded.iter().find(|(oid, last)| !known(oid) && last.is_some_and(|last| last > position));
+        lost.map(|(oid, _)| PartitionChange::Gone { name: format!("{oid} (dropped)"), first: None })
+    };
+    let added = || {
+        present.iter().filter(|partition| !recorded.contains_key(&partition.oid)).find_map(|partition| {
+            let first = partition.first.filter(|first| *first <= position)?;
+            Some(PartitionChange::Added { name: partition.name.clone(), first })
+        })
+    };
+    taken_out.or_else(dropped).or_else(added)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A partition with the events from `first` to `last`, as a processor at 15 sees it.
+    fn partition(oid: i64, first: i64, last: i64) -> Partition {
+        let first_beyond = (last > 15).then(|| first.max(16).into());
+        let name = format!("events_{oid}");
+        Partition { oid, name, first: Some(first.into()), last: Some(last.into()), first_beyond }
+    }
+
+    #[test]
+    fn only_events_that_the_processor_would_miss_matter() {
+        let all = [partition(1, 1, 10), partition(2, 11, 20), partition(3, 21, 30)];
+        let recorded = to_record(&all);
+        let gone = |name: &str, first| Some(PartitionChange::Gone { name: name.to_owned(), first });
+        let find = |recorded: &RecordedPartitions, present: &[Partition], detached: &[Partition]| {
+            compare(recorded, present, detached, 15.into())
+        };
+        assert_eq!(find(&recorded, &all, &[]), None);
+        assert_eq!(find(&recorded, &all[1..], &all[..1]), None, "all of its events were handled");
+        assert_eq!(find(&recorded, &all[1..], &[]), None, "old ones are dropped");
+        let two = [all[0].clone(), all[2].clone()];
+        assert_eq!(find(&recorded, &two, &all[1..2]), gone("events_2", Some(16.into())));
+        assert_eq!(find(&recorded, &two, &[]), gone("2 (dropped)", None));
+        let grown = to_record(&two);
+        let added = PartitionChange::Added { name: "events_2".to_owned(), first: 11.into() };
+        assert_eq!(find(&grown, &all, &[]), Some(added));
+        assert_eq!(find(&to_record(&all[..2]), &all, &[]), None, "the next one is for new events");
+        let elsewhere = [partition(101, 1, 10), partition(102, 11, 30)];
+        assert_eq!(find(&recorded, &elsewhere, &[]), None, "a copy in another database");
+    }
+}
