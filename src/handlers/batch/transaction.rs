@@ -72,7 +72,7 @@ impl<'t> BatchTransaction<'t> {
             "-- lock_tracker
              set local lock_timeout = '30s';
              set local idle_in_transaction_session_timeout = {idle};
-             select silent_until, parking, witness_at, witness_id, witness_uuid, {meaning}
+             select silent_until, parking, witness_at, witness_id, witness_uuid, events_partitions, {meaning}
              from {schema}.lock_tracker({key}, epoch => {epoch}, {what})
              where {server}",
             schema = quote_identifier(&base.schema),
