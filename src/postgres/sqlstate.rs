@@ -39,7 +39,7 @@ const SESSION_SQLSTATES: [&str; 7] =
 const PROTOCOL_VIOLATION: &str = "08P01";
 
 /// SQLSTATE of a right that the role lacks, and of a query that row security would hide rows from.
-const INSUFFICIENT_PRIVILEGE: &str = "42501";
+pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 /// Characters that are kept of each text of an error, because an error may quote a body of megabytes.
 pub(crate) const TEXT_MAX: usize = 2_000;

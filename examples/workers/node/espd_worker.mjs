@@ -8,7 +8,25 @@ const lines = createInterface({ input: process.stdin, crlfDelay: Infinity })[Sym
 /** The next message, or undefined when espd has no more. */
 async function hear() {
   const { value, done } = await lines.next();
-  return done ? undefined : JSON.parse(value);
+  return done ? undefined : parse(value);
+}
+
+/** A number that a JavaScript number would round. It is passed on with all its digits; to calculate with it is an error. */
+export class Exact {
+  constructor(digits) { this.digits = digits; }
+  toJSON() { return this.digits; }
+  toString() { return this.digits; }
+  valueOf() { throw new RangeError(`${this.digits} is no JavaScript number: use its digits`); }
+}
+
+/** Strings, so that no number is looked for in them, and numbers. */
+const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+
+/** Parses a message. A number that would be rounded becomes an Exact. */
+function parse(text) {
+  const isKept = (token) => token[0] === '"' || String(Number(token)) === token.replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+  const marked = text.replace(TOKENS, (token) => (isKept(token) ? token : `{"\\u0000exact":"${token}"}`));
+  return JSON.parse(marked, (_, value) => (value?.["\0exact"] === undefined ? value : new Exact(value["\0exact"])));
 }
 
 /** Writes messages, and waits where the pipe is full. */

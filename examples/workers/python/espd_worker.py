@@ -1,8 +1,10 @@
 """Talks to espd as docs/worker-protocol.md says, so that a worker is one function: handle(event, espd)."""
 
 import json
+import re
 import sys
 import traceback
+from decimal import Decimal
 
 
 class Espd:
@@ -30,11 +32,29 @@ class Espd:
     def read(self, table, **key):
         """The row with this key as the events before have left it, or None."""
         send({"read": table, "key": key}, flush=True)
-        return json.loads(sys.stdin.readline())["row"]
+        return decode(sys.stdin.readline())["row"]
+
+
+def decode(line):
+    """A message; numbers with a fraction keep all their digits."""
+    return json.loads(line, parse_float=Decimal)
+
+
+def encode(message):
+    """A message as JSON, where each Decimal is a number with the digits that it has."""
+    text = json.dumps(message, default=mark, separators=(",", ":"))
+    return re.sub(r'"\\u0000([^"]*)\\u0000"', r"\1", text)
+
+
+def mark(value):
+    """Marks a number with NUL characters, which no text of PostgreSQL has."""
+    if isinstance(value, Decimal) and value.is_finite():
+        return f"\0{value}\0"
+    raise TypeError(f"{value!r} cannot be written as JSON")
 
 
 def send(message, flush=False):
-    sys.stdout.write(json.dumps(message, separators=(",", ":")) + "\n")
+    sys.stdout.write(encode(message) + "\n")
     if flush:
         sys.stdout.flush()
 
@@ -44,7 +64,7 @@ def run(handle):
     json.loads(sys.stdin.readline())  # hello
     send({"ready": 1}, flush=True)
     for line in sys.stdin:
-        batch = json.loads(line)
+        batch = decode(line)
         for event in batch["events"]:
             espd = Espd()
             try:

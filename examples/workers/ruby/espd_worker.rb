@@ -1,6 +1,12 @@
 # Talks to espd as docs/worker-protocol.md says, so that a worker is one block: EspdWorker.run { |event, espd| … }
 
+require "bigdecimal"
 require "json"
+
+# Numbers with a fraction are decimals, which keep their digits, and are written as numbers.
+class BigDecimal
+  def to_json(*) = to_s("F")
+end
 
 class EspdWorker
   attr_reader :actions
@@ -26,8 +32,10 @@ class EspdWorker
   # The row with this key as the events before have left it, or nil.
   def read(table, key)
     self.class.tell({ read: table, key: key }, flush: true)
-    JSON.parse($stdin.gets)["row"]
+    self.class.parse($stdin.gets)["row"]
   end
+
+  def self.parse(line) = JSON.parse(line, decimal_class: BigDecimal)
 
   def self.tell(message, flush: false)
     $stdout.write(JSON.generate(message), "\n")
@@ -40,7 +48,7 @@ class EspdWorker
     $stdin.gets # hello
     tell({ ready: 1 }, flush: true)
     $stdin.each_line do |line|
-      batch = JSON.parse(line)
+      batch = parse(line)
       tell({ end: batch["batch"] }, flush: true) if batch["events"].all? { |event| handle_one(event, handle) }
     end
   end

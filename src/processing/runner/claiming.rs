@@ -11,6 +11,7 @@ use sqlx::PgConnection;
 use tracing::{debug, info, warn};
 
 use crate::event::Position;
+use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;
 use crate::processing::runner::decision::{Attempt, decide};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::{Following, Phase, Waiting};
@@ -21,9 +22,6 @@ use crate::retry::spread;
 
 /// First pause before the next look at a row that is locked although its lease has ended.
 const SHORT_PAUSE: Duration = Duration::from_millis(20);
-
-/// The SQLSTATE of a missing privilege.
-const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 impl Runner {
     pub(super) async fn claim(

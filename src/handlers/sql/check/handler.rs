@@ -10,6 +10,7 @@ use crate::handlers::scratch::{EVENT_TABLE, Scratch};
 use crate::handlers::sql::function::COLUMNS;
 use crate::postgres::lexer::{self, Token};
 use crate::postgres::quote::{dollar_quote, quote_literal};
+use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;
 use crate::processing::declaration::{HandledEvents, Handler, SourceText};
 
 /// SQLSTATE of an event that may not be emitted.
@@ -20,9 +21,6 @@ const UNDEFINED_TABLE: &str = "42P01";
 
 /// Begins the class of SQLSTATEs for errors of syntax and access rules.
 const SYNTAX_OR_ACCESS: &str = "42";
-
-/// SQLSTATE of a missing right: a matter of the role that checks, not of the handler.
-const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 /// The first mistake in a handler. The function with its text has been compiled.
 pub(super) async fn check_handler(

@@ -2,6 +2,7 @@
 
 use super::super::{ProcessorState, ProcessorStatus, WorkerStatus};
 use super::{Advice, Surroundings, Topic, count, emissions, holders};
+use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;
 use crate::processing::failure::Failure;
 
 pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
@@ -28,7 +29,7 @@ fn of_divergence(status: &ProcessorStatus) -> Option<Advice> {
     );
     let remedy = "`espctl status NAME` says what was found and what to do about each: `espctl reset NAME` rebuilds it from \
                   the store as it is.";
-    Some(advice.shared(status, predicate, remedy))
+    Some(advice.shared(status, predicate, &remedy))
 }
 
 fn of_pause(status: &ProcessorStatus) -> Advice {
@@ -161,6 +162,10 @@ fn of_held_tracker(status: &ProcessorStatus) -> String {
     })
 }
 
+/// What to fix if the role lacks a right, or a policy would hide rows from it.
+const RIGHTS: &str = "the rights of espd's role (grant what is missing; where row security would hide rows, disable it on the \
+                      table or give the role bypassrls)";
+
 fn of_outage(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'_>) -> Option<Advice> {
     let (name, outage) = (&status.name, status.outage.as_ref()?);
     let code = outage.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
@@ -169,13 +174,15 @@ fn of_outage(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'_
         outage.message,
         count(outage.tries.into(), "attempt"),
     );
-    let (what, remedy) = match outage.sqlstate {
-        Some(_) => ("the database", "Fix the database; they then continue by themselves."),
-        None => ("this", "Fix this; they then continue by themselves."),
+    let what = match outage.sqlstate.as_deref() {
+        Some(INSUFFICIENT_PRIVILEGE) => RIGHTS,
+        Some(_) => "the database",
+        None => "this",
     };
+    let remedy = format!("Fix {what}; they then continue by themselves.");
     let own = format!("Fix {what}; {name} then continues by itself. `espctl retry {name}` tries again now.");
     let advice = Advice::new(Topic::Outage, problem, Some(outage.since), own);
     let predicate = format!("wait: {}{code}. No event is to blame and none is lost.", outage.message);
     let next_try_at = Some(outage.next_try_at).filter(|at| *at > now);
-    Some(advice.trying_again_at(next_try_at).shared(status, predicate, remedy))
+    Some(advice.trying_again_at(next_try_at).shared(status, predicate, &remedy))
 }

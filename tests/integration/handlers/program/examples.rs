@@ -80,6 +80,52 @@ async fn agree_with_sql(language: &str, interpreter: &str, table: &str) {
     assert_eq!(strings(NOTIFIED).await, to_notify);
 }
 
+/// A worker that reads a row, counts in it, and writes it back.
+const PYTHON: &str = "import sys\nsys.path.insert(0, sys.argv[1])\nimport espd_worker\n\
+    def handle(event, espd):\n    \
+        row = espd.read('prices', id=1) or {'id': 1, 'price': event['body']['price'], 'n': 0}\n    \
+        row['n'] += 1\n    \
+        espd.upsert('prices', **row)\n\
+    espd_worker.run(handle)\n";
+const NODE: &str = "const { run } = await import(`${process.argv[2]}/espd_worker.mjs`);\n\
+    await run(async (event, espd) => {\n  \
+      const row = (await espd.read('prices', { id: 1 })) ?? { id: 1, price: event.body.price, n: 0 };\n  \
+      row.n += 1;\n  \
+      espd.upsert('prices', row);\n});\n";
+
+#[tokio::test]
+async fn a_row_keeps_the_digits_of_its_numbers_in_the_libraries_of_the_examples() {
+    for (language, interpreter, script, name) in
+        [("python", "python3", PYTHON, "exact.py"), ("node", "node", NODE, "exact.mjs")]
+    {
+        for digits in
+            ["12345678901234567890.123456789012345678901234567890", "0.1", "1e3", "123456789012345678901"]
+        {
+            let db = support::database().await;
+            let installation = Installation::new(&db.url, "");
+            std::fs::write(installation.path().join("processors").join(name), script).unwrap();
+            let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/workers").join(language);
+            let command = format!("['{interpreter}', '{name}', '{}']", library.display());
+            let declaration = format!(
+                "[projector]\nname = 'prices'\nevents = ['Priced']\ncommand = {command}\n[projector.tables]\n\
+                 prices = 'id int primary key, price numeric not null, n int, double numeric generated always as (price * 2) stored'\n"
+            );
+            installation.declare("prices", &declaration);
+            let append = format!(
+                "insert into espd.events (aggregate_id, type, version, body)
+                 select gen_random_uuid(), 'Priced', 1, '{{\"price\": {digits}}}' from generate_series(1, 3)"
+            );
+            sqlx::query(AssertSqlSafe(append)).execute(&db.pool).await.unwrap();
+            let daemon = installation.start_daemon();
+            reaches(&db.pool, "prices", 3).await;
+            daemon.stop().await;
+            let exact = format!("select price = {digits} and double = 2 * price and n = 3 from prices");
+            let exact: bool = sqlx::query_scalar(AssertSqlSafe(exact)).fetch_one(&db.pool).await.unwrap();
+            assert!(exact, "{language}: {digits}");
+        }
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs python3: ./bin/test and ./.ci/run have it and run this"]
 async fn the_workers_in_python_agree_with_sql() {

@@ -6,6 +6,8 @@ use espd::internals::processor::ProcessorError;
 use espd::native::Start;
 use sqlx::{AssertSqlSafe, PgPool};
 
+use crate::support::facts::{append, assert_exactly_once, eventually, position, reaches};
+use crate::support::program::Installation;
 use crate::support::projectors::{Running, declare, insert, numbers};
 use crate::support::{self, Database};
 
@@ -20,9 +22,14 @@ async fn least(db: &Database) -> PgPool {
          grant all on all tables in schema espd to {role}; grant all on all sequences in schema espd to {role}"
     );
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(&db.pool).await.unwrap();
+    PgPool::connect(&least_url(db)).await.unwrap()
+}
+
+fn least_url(db: &Database) -> String {
+    let role = format!("least_{}", db.name);
     let url = db.url.replace("//espd@", &format!("//{role}@")).replace("user=espd", &format!("user={role}"));
     assert_ne!(url, db.url);
-    PgPool::connect(&url).await.unwrap()
+    url
 }
 
 async fn run(pool: &PgPool, statements: &str) {
@@ -121,4 +128,31 @@ async fn an_append_does_not_take_hidden_events_for_none() {
     let refused = sqlx::query(append).fetch_all(&pool).await.unwrap_err();
     let state = refused.as_database_error().and_then(|answer| answer.code().map(String::from));
     assert_eq!(state.as_deref(), Some("42501"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_daemon_waits_while_a_policy_hides_rows_and_loses_none() {
+    let db = support::database().await;
+    let pool = least(&db).await;
+    let settings = "[runner]\npoll_interval_max = '50ms'\n";
+    let installation = Installation::new(&least_url(&db), settings);
+    installation.declare_notes("notes", "");
+    let first = append(&db.pool, 2).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", first).await;
+    run(&db.pool, "alter table espd.events enable row level security").await;
+    append(&db.pool, 1).await;
+    let advice = eventually("the outage", async || {
+        let status = installation.status("notes").await;
+        (status["state"] == "waiting").then(|| status["advice"].to_string())
+    })
+    .await;
+    assert!(advice.contains("42501") && advice.contains("bypassrls"), "{advice}");
+    assert_eq!(position(&db.pool, "notes").await, first);
+    run(&db.pool, "alter table espd.events disable row level security").await;
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "notes", last).await;
+    assert_exactly_once(&db.pool, &db.pool, "notes").await;
+    daemon.stop().await;
+    pool.close().await;
 }
