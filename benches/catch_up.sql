@@ -13,9 +13,10 @@ begin
   select * into claim from espd.trackers where name = 'outstanding_todos';
   while reached < head loop
     select * into returned
-      from espd.project_outstanding_todos_v1(
-        0, claim.epoch, reached, head, batch, 16 * 1024 * 1024, interval '2 s', interval '5 s', 0::real, null);
-    reached := returned.espd_position;
+      from espd.handle_outstanding_todos_v1(
+        0, claim.epoch, reached, head, batch, 16 * 1024 * 1024, interval '2 s', interval '5 s', 0::real, null)
+        as handled (position, handled, failure, finished);
+    reached := returned.position;
     commit;
     first := coalesce(first, now_iso());
   end loop;
