@@ -49,7 +49,8 @@ async fn measure(server: &Server, handlers: usize, events: usize) -> anyhow::Res
     server.execute("vacuum analyze espd.events").await?;
     let installation =
         Installation::new(&server.url, "warn,espd::processing::runner=debug", &declare(handlers))?;
-    let known: bool = sqlx::query_scalar("select exists (select from espd.trackers)").fetch_one(&server.pool).await?;
+    let known: bool =
+        sqlx::query_scalar("select exists (select from espd.trackers)").fetch_one(&server.pool).await?;
     if known {
         installation.espctl(&["reset", NAME, "--yes"])?;
     }
