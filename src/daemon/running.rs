@@ -23,6 +23,7 @@ use crate::operations::databases::{PRIVATE_FOLDER, start_private};
 use crate::postgres::query_text::show_literals;
 use crate::process::executable::Executable;
 use crate::process::exit_code::{Exit, ExitCode};
+use crate::process::orphans::adopt_orphans;
 use crate::process::signal::Request;
 use crate::process::systemd::Systemd;
 use crate::processing::tracker::Owner;
@@ -139,6 +140,7 @@ async fn supervise(
     configured.require_processors()?;
     let (executable, starts_again) = (configured.executable.take(), Cell::new(false));
     let owner = Owner::generate();
+    adopt_orphans();
     let supervisor = Supervisor::new(supervision_plan(&configured.config, &owner)?).watched_by(sinks.systemd);
     sinks.show_workers(&supervisor);
     let (supervisor_requests, requested) = mpsc::channel(REQUESTS_MAX);

@@ -128,6 +128,7 @@ impl Janitor {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()?;
+        reserve(shell.id());
         let lifeline = shell.stdin.take().ok_or_else(|| io::Error::other("no pipe to the janitor"))?;
         Ok(Self { shell, lifeline })
     }

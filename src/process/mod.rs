@@ -4,6 +4,8 @@ pub(crate) mod descriptors;
 #[cfg(feature = "daemon")]
 pub(crate) mod executable;
 pub(crate) mod exit_code;
+#[cfg(feature = "processors")]
+pub(crate) mod group_guard;
 pub(crate) mod memory;
 pub(crate) mod orphans;
 pub(crate) mod report;

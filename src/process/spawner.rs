@@ -11,6 +11,9 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 
+#[cfg(feature = "processors")]
+use super::orphans::note_started;
+
 type SpawnRequest = Box<dyn FnOnce() + Send>;
 
 /// The way to the spawning thread. It needs no bound: each caller waits for the answer to its one request.
@@ -31,7 +34,9 @@ pub(crate) fn spawn_group(mut command: Command) -> io::Result<tokio::process::Ch
     let runtime = tokio::runtime::Handle::current();
     on_spawning_thread(move || {
         let _entered = runtime.enter();
-        tokio::process::Command::from(command).spawn()
+        let child = tokio::process::Command::from(command).spawn()?;
+        child.id().into_iter().for_each(note_started);
+        Ok(child)
     })
 }
 

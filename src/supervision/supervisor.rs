@@ -230,6 +230,7 @@ impl<'m> Supervisor<'m> {
         if let Some(pid) = pid {
             signal_group(pid, Signal::SIGKILL);
         }
+        self.orphans.kill_left_behind();
         let expected = worker.record_end(status);
         self.apply(index, WorkerEvent::Exited);
         self.hooks.worker_ended(self.workers[index].end_facts(pid, expected));

@@ -19,6 +19,7 @@ use anyhow::Context as _;
 use crate::handlers::native::Registry;
 use crate::postgres::query_text::show_literals;
 use crate::process::exit_code::ExitCode;
+use crate::process::orphans::adopt_orphans;
 use crate::process::signal;
 use crate::{shutdown, telemetry};
 
@@ -53,6 +54,7 @@ pub(crate) fn run(assignment: Assignment, registry: Arc<Registry>, supervised: b
         let (handle, stop) = shutdown::channel();
         let requests = signal::requests().context("could not listen for signals")?;
         if supervised {
+            adopt_orphans();
             end_with_supervisor();
         }
         tokio::spawn(signal::stop_on_request(requests, handle, ExitCode::Interrupted as i32));

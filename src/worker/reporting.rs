@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
+use crate::process::orphans::Collector;
 use crate::process::report::{Condition, Report, ReportPipe};
 use crate::processing::heartbeat::Heartbeat;
 use crate::telemetry;
@@ -23,6 +24,7 @@ pub(super) struct ReportedProcessor {
 /// Reports until the process ends.
 pub(super) async fn report(mut processors: Vec<ReportedProcessor>) {
     let Some(pipe) = ReportPipe::from_standard_output() else { return };
+    let mut orphans = Collector::new();
     let mut ticks = tokio::time::interval(INTERVAL);
     let mut lost_lines = 0;
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -33,6 +35,7 @@ pub(super) async fn report(mut processors: Vec<ReportedProcessor>) {
         if lines > 0 && pipe.try_send(&Report::LogLinesLost { lines }) {
             lost_lines += lines;
         }
+        orphans.collect();
         for processor in &mut processors {
             processor.report_condition(&pipe);
             processor.report_set_aside(&pipe);

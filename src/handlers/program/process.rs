@@ -1,7 +1,8 @@
 //! The process of a program: reading and writing its pipes, its memory, and its end.
 //!
 //! Reading and writing always happen together, so that espd and a program can never block each other with full pipes.
-//! Ending the process ends everything that it has started in its process group.
+//! Ending the process ends everything that it has started in its process group, and what has left that as far as it is
+//! found. So does the end of this process: see [`crate::process::group_guard`] and [`crate::process::orphans`].
 
 mod launch;
 #[cfg(test)]
@@ -11,7 +12,7 @@ use std::io;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStdin, ChildStdout};
@@ -21,7 +22,9 @@ use tokio::time::{sleep, sleep_until, timeout};
 use super::lines::{LineError, Lines};
 use super::stderr::{self, StderrTail};
 use crate::process::exit_code::describe_foreign_end;
+use crate::process::group_guard::GroupGuard;
 use crate::process::memory::resident_bytes_of_group;
+use crate::process::orphans::descendants;
 use crate::processing::declaration::ProgramDeclaration;
 
 /// How long espd waits for the rest of the output of a process that has ended. Another process may hold the pipes open.
@@ -36,6 +39,8 @@ pub(super) struct ProgramProcess {
     child: Child,
     /// `None` once the group has been killed.
     group: Option<Pid>,
+    /// Kills the group if this process ends before.
+    guard: Option<GroupGuard>,
     input: Option<ChildStdin>,
     output: Lines<ChildStdout>,
     /// Bytes that the program has not read yet.
@@ -67,6 +72,11 @@ impl ProgramProcess {
         let mut child = launch::launch(declaration)?;
         let group = child.id().map(|id| Pid::from_raw(id.cast_signed()));
         let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let guard = group.map(GroupGuard::start).transpose();
+        let guard = guard.inspect_err(|_| {
+            // Unguarded it might outlive us.
+            let _ = group.map(|group| killpg(group, Signal::SIGKILL));
+        })?;
         let no_pipe = || io::Error::other("no pipe to the program");
         let (output, errors) = output.zip(errors).ok_or_else(no_pipe)?;
         let stderr_tail = StderrTail::default();
@@ -75,6 +85,7 @@ impl ProgramProcess {
         Ok(Self {
             child,
             group,
+            guard,
             input,
             output: Lines::new(output),
             unwritten: Vec::new(),
@@ -196,9 +207,16 @@ impl ProgramProcess {
 
     /// Signals the group, once: later its number may belong to another group.
     fn kill_group(&mut self) {
-        if let Some(group) = self.group.take() {
-            // This fails only if the group has ended already.
-            let _ = killpg(group, Signal::SIGKILL);
+        let Some(group) = self.group.take() else { return };
+        // What has left the group is still found below the program, unless its parent has ended.
+        let family = descendants(group);
+        // This fails only if the group has ended already.
+        let _ = killpg(group, Signal::SIGKILL);
+        for pid in family {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        if let Some(guard) = self.guard.take() {
+            guard.dismiss();
         }
     }
 }

@@ -107,6 +107,75 @@ async fn what_a_program_has_started_ends_with_it() {
     daemon.stop().await;
 }
 
+/// Starts processes in the program's group, in a group of their own, in a session of their own, and orphaned, and writes
+/// down all their ids.
+const FAMILY: &str = "read -r batch\n\
+     sleep 600 & one=$!\n(sleep 600 & echo $! > orphan) \n\
+     setsid sh -c 'echo $$ > apart; exec sleep 600' & \n\
+     (setsid sh -c 'echo $$ > far; sleep 600 & echo $! > farther; wait' &) \n\
+     while [ ! -s farther ] || [ ! -s far ] || [ ! -s apart ]; do sleep 0.01; done\n\
+     echo $one $(cat orphan) $(cat apart) $(cat far) $(cat farther) > family.tmp; mv family.tmp family; cat";
+
+async fn family(installation: &Installation) -> Vec<Pid> {
+    let file = installation.path().join("processors/family");
+    let read = async || {
+        let text = std::fs::read_to_string(&file).ok()?;
+        std::fs::remove_file(&file).ok()?;
+        Some(text.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect())
+    };
+    eventually("process ids in a file", read).await
+}
+
+#[tokio::test]
+async fn what_a_program_has_started_ends_with_its_worker_wherever_it_has_gone() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "[runner]\nrestart_max = '1s'\n");
+    declare_shell(&installation, "parent", FAMILY, "command_timeout = '1h'");
+    declare_counting(&installation, "other", "well", "");
+    append(&db.pool, 1).await;
+    let daemon = installation.start_daemon();
+    for nth in 1..=2 {
+        let family = family(&installation).await;
+        assert_eq!(family.len(), 5);
+        assert!(family.iter().all(|pid| is_alive(*pid)));
+        let worker = daemon.child("parent", nth).await;
+        kill(worker, Signal::SIGKILL).unwrap();
+        for pid in family {
+            is_gone(pid).await;
+        }
+        for file in ["apart", "far", "farther"] {
+            let _ = std::fs::remove_file(installation.path().join("processors").join(file));
+        }
+    }
+    // The programs of other workers are left alone.
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "other", last).await;
+    daemon.child("parent", 3).await;
+    assert_eq!(daemon.children("other").len(), 1);
+    family(&installation).await.into_iter().for_each(|pid| assert!(is_alive(pid)));
+    daemon.signal(Signal::SIGTERM);
+    daemon.says("stopping").await;
+    daemon.signal(Signal::SIGTERM);
+    daemon.is_deserted().await;
+}
+
+#[tokio::test]
+async fn the_group_of_a_program_ends_with_the_daemon_as_well() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    declare_shell(&installation, "parent", FAMILY, "command_timeout = '1h'");
+    append(&db.pool, 1).await;
+    let mut daemon = installation.start_daemon();
+    let family = family(&installation).await;
+    daemon.kill().await;
+    // In the program's group; what has left it is for the service manager.
+    is_gone(family[0]).await;
+    is_gone(family[1]).await;
+    for pid in &family[2..] {
+        let _ = kill(*pid, Signal::SIGKILL);
+    }
+}
+
 #[tokio::test]
 async fn a_stop_lets_programs_end_in_order() {
     let db = support::database().await;
