@@ -29,9 +29,11 @@ grant select on all sequences in schema :"schema" to espd_reader;
 -- Names the session that holds the horizon back.
 grant pg_read_all_stats to espd_reader;
 
--- Appends, and reads what there is to decide by. No role may update, delete or truncate events.
+-- Appends, and reads what there is to decide by. No role may update, delete or truncate events, nor choose their ids: an id
+-- that the insert has not drawn itself is one that readers may have passed already.
 grant espd_reader to espd_appender;
-grant insert on :"schema".events to espd_appender;
+revoke insert on :"schema".events from espd_appender;
+grant insert (uuid, aggregate_id, type, version, body, metadata, causation_id, correlation_id, created_at) on :"schema".events to espd_appender;
 
 -- Runs processors. It makes their functions in espd's schema and their tables in that of the projections, so it owns
 -- these and needs `create` on both.
@@ -46,8 +48,14 @@ grant insert, update, delete on :"schema".declarations, :"schema".projection_tab
 grant update, delete on :"schema".reload_requests to espd_daemon;
 -- What operators do through the admin endpoint, the daemon records.
 grant insert on :"schema".operator_log to espd_daemon;
--- For reactors that emit. Where there are none, take it back: revoke insert on :"schema".events from espd_daemon;
-grant insert on :"schema".events to espd_daemon;
+-- What others have made on tables that are dropped, for those that take their place.
+grant insert, delete on :"schema".carried_over to espd_daemon;
+-- Where `espd check` tries declarations, in transactions that are rolled back, because the role may not make schemas.
+create schema if not exists espd_check;
+grant usage, create on schema espd_check to espd_daemon;
+-- For reactors that emit. Where there are none, take it back.
+revoke insert on :"schema".events from espd_daemon;
+grant insert (uuid, aggregate_id, type, version, body, metadata, causation_id, correlation_id, created_at) on :"schema".events to espd_daemon;
 
 -- Pauses, resumes, retries and moves positions. What it does is recorded, and no role may change the records.
 -- A reset that makes tables anew is the daemon's: they have to belong to it.

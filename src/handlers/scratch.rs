@@ -24,6 +24,28 @@ pub(crate) struct Scratch<'c> {
 /// The quoted name of the type and table with the columns of an event. No declared table has such a name.
 pub(crate) const EVENT_TABLE: &str = "\"Event of espd\"";
 
+/// The schema of scratch objects of roles that may not create schemas, as `migrations/roles.sql` makes it.
+const SHARED_SCHEMA: &str = "espd_check";
+
+/// Chooses the schema to work in. Returns its name and the statement after which it can be used: it creates one, or waits
+/// until no one else works in the shared one.
+async fn choose_schema(connection: &mut PgConnection) -> Result<(String, String), sqlx::Error> {
+    let statement = format!(
+        "-- find_scratch_schema
+         select not has_database_privilege(current_database(), 'create')
+            and coalesce(has_schema_privilege(to_regnamespace('{SHARED_SCHEMA}')::oid, 'create'), false)"
+    );
+    let is_shared: bool =
+        sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await?;
+    if is_shared {
+        let wait = format!("select pg_advisory_xact_lock(hashtext('espd: {SHARED_SCHEMA}'))");
+        return Ok((SHARED_SCHEMA.to_owned(), wait));
+    }
+    let schema = format!("espd_check_{}", Uuid::new_v4().simple());
+    let create = format!("create schema {schema}");
+    Ok((schema, create))
+}
+
 impl<'c> Scratch<'c> {
     /// Begins the transaction and creates the schema, which hides that of the projections. SQL means what it means in the
     /// `scope` of the projections.
@@ -31,12 +53,12 @@ impl<'c> Scratch<'c> {
         connection: &'c mut PgConnection,
         scope: &SqlScope,
     ) -> Result<Self, sqlx::Error> {
-        let schema = format!("espd_check_{}", Uuid::new_v4().simple());
-        let scope = scope.beside(&schema);
         let mut transaction = connection.begin().await?;
+        let (schema, make) = choose_schema(&mut transaction).await?;
+        let scope = scope.beside(&schema);
         let statement = format!(
             "-- open_scratch
-             create schema {schema};
+             {make};
              select {meaning};
              set local lock_timeout = '5s';
              set local statement_timeout = '30s';

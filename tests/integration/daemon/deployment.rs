@@ -68,6 +68,14 @@ fn the_unit_gives_workers_the_time_to_end() {
     }
 }
 
+/// Programs that are shipped name functions in a backtrace, and carry no line tables of 63 MB.
+#[test]
+fn release_builds_have_symbols_and_no_debug_sections() {
+    let manifest: toml::Table = committed("Cargo.toml").parse().unwrap();
+    let release = manifest["profile"]["release"].as_table().unwrap();
+    assert_eq!((release["debug"].as_bool(), release["strip"].as_str()), (Some(false), Some("debuginfo")));
+}
+
 /// The number behind `key`.
 fn seconds(text: &str, key: &str) -> u64 {
     let (_, rest) = text.split_once(key).unwrap();

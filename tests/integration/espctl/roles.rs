@@ -25,7 +25,11 @@ impl Roles {
     }
 
     async fn apply(&self) {
-        let script = self.owner.espctl(&["roles"]).await.printed();
+        self.apply_with(&["roles"]).await;
+    }
+
+    async fn apply_with(&self, arguments: &[&str]) {
+        let script = self.owner.espctl(arguments).await.printed();
         assert!(!script.lines().any(|line| line.contains(":\"") && !line.starts_with("--")), "{script}");
         // Roles are the server's, and other tests make them, too.
         let mut transaction = self.db.pool.begin().await.unwrap();
@@ -62,6 +66,12 @@ const CHANGE_EVENTS: [&str; 3] =
     ["update espd.events set body = '{}'", "delete from espd.events", "truncate espd.events"];
 const INSERT: &str =
     "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'A', 1, '{}')";
+const OVERRIDE_IDS: [&str; 3] = [
+    "insert into espd.events (id, aggregate_id, type, version, body) overriding system value
+     values (1000, gen_random_uuid(), 'A', 1, '{}')",
+    "select setval('espd.events_id_seq', 1000)",
+    "select nextval('espd.events_id_seq')",
+];
 const MOVE: &str = "update espd.trackers set position = 1";
 const CHANGE_LOG: &str = "delete from espd.operator_log";
 
@@ -75,7 +85,96 @@ async fn an_appender_appends_and_changes_nothing() {
     assert_eq!(appender.espctl(&["events", "--json"]).await.json_lines().len(), 1);
     may_not(&pool, &CHANGE_EVENTS).await;
     may_not(&pool, &[MOVE, CHANGE_LOG, "create table views.mine ()", "create table espd.mine ()"]).await;
+    may_not(&pool, &OVERRIDE_IDS).await;
+    sqlx::raw_sql(INSERT).execute(&pool).await.unwrap();
     appender.espctl(&["migrate"]).await.printed();
+}
+
+/// Roles that were made when an appender could still write every column.
+#[tokio::test]
+async fn rights_that_were_too_wide_are_taken_back() {
+    let roles = Roles::create().await;
+    let before = "grant insert on espd.events to espd_appender, espd_daemon";
+    sqlx::raw_sql(before).execute(&roles.db.pool).await.unwrap();
+    roles.apply().await;
+    for role in ["espd_appender", "espd_daemon"] {
+        may_not(&roles.login(role).await.1, &OVERRIDE_IDS).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reader_of_projections_reads_them_also_after_a_reset_and_no_events() {
+    let roles = Roles::create().await;
+    let (daemon, _) = roles.login("espd_daemon").await;
+    daemon.declare_notes("notes", "").declare_notes("later", "");
+    sqlx::raw_sql("create table views.strange (secret text)").execute(&roles.db.pool).await.unwrap();
+    let role = format!("web_{}", roles.db.name);
+    let running = daemon.start_daemon();
+    append(&roles.db.pool, 2).await;
+    reaches(&roles.db.pool, "notes", 2).await;
+    for _ in 0..2 {
+        roles.apply_with(&["roles", "--reader", &role]).await;
+    }
+    let (_, reader) = roles.login(&role).await;
+    let count = async |table: &'static str| -> i64 {
+        let query = format!("select count(*) from views.{table}");
+        sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&reader).await.unwrap()
+    };
+    assert_eq!(count("notes").await, 2);
+    may_not(
+        &reader,
+        &["select * from espd.events", "select * from views.strange", "delete from views.notes", INSERT],
+    )
+    .await;
+    // Where they are told how far everybody is.
+    sqlx::query("select position from espd.trackers").fetch_all(&reader).await.unwrap();
+    daemon.espctl(&["reset", "notes", "--yes"]).await.printed();
+    reaches(&roles.db.pool, "notes", 2).await;
+    assert_eq!(count("notes").await, 2);
+    daemon.declare_notes("newer", "");
+    running.signal(nix::sys::signal::Signal::SIGHUP);
+    reaches(&roles.db.pool, "newer", 2).await;
+    assert_eq!(count("newer").await, 2);
+    running.stop().await;
+}
+
+/// The unit says which commands are run before, at and after a start; all run as the daemon's role.
+#[tokio::test]
+async fn the_commands_of_the_unit_work_under_the_daemons_role() {
+    let roles = Roles::create().await;
+    let (daemon, _) = roles.login("espd_daemon").await;
+    daemon.declare_notes("notes", "");
+    daemon.declare(
+        "reminders",
+        "[reactor]\nname = 'reminders'\nemits = ['Reminded']\n[[reactor.on]]\nevents = ['A']\n\
+         sql = \"perform espd.emit('Reminded', event.aggregate_id, '{}')\"\n",
+    );
+    let unit = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/espd.service")).unwrap();
+    let config = daemon.path().join("espd.toml").display().to_string();
+    let commands: Vec<(&str, Vec<&str>)> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("Exec")?.split_once("=/usr/local/bin/espd "))
+        .map(|(when, arguments)| (when, arguments.split(' ').collect()))
+        .collect();
+    assert_eq!(commands.iter().map(|(when, _)| *when).collect::<Vec<_>>(), ["StartPre", "Start", "Reload"]);
+    for (when, arguments) in commands {
+        let arguments: Vec<String> =
+            arguments.iter().map(|one| one.replace("/etc/espd/espd.toml", &config)).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        if when == "Start" {
+            let running = daemon.start(&arguments);
+            append(&roles.db.pool, 2).await;
+            reaches(&roles.db.pool, "notes", 2).await;
+            // ExecReload checks while the daemon runs.
+            daemon.espd(&["check"]).await.printed();
+            running.stop().await;
+        } else {
+            daemon.espd(&arguments).await.printed();
+        }
+    }
+    // A mistake is found in the same way.
+    daemon.declare_notes("wrong", "selekt 1;");
+    assert!(daemon.espd(&["check"]).await.complained(64).contains("selekt"));
 }
 
 #[tokio::test]
