@@ -94,6 +94,7 @@ impl From<OperatorError> for ApiError {
             OperatorError::AlreadyHandled { .. } => {
                 Self::new(StatusCode::CONFLICT, said, "name an event beyond the processor's position")
             }
+            OperatorError::Owned { .. } => Self::new(StatusCode::CONFLICT, said, "stop its daemon first"),
             OperatorError::NotDeclared { name } => Self::new(
                 StatusCode::CONFLICT,
                 format!("{name} is not declared, so its tables cannot be created again"),
@@ -102,7 +103,7 @@ impl From<OperatorError> for ApiError {
             OperatorError::Declaration(_) | OperatorError::Blocked(_) => Self::new(
                 StatusCode::CONFLICT,
                 said,
-                "fix the declaration; `espctl check` finds what is wrong with it",
+                "do what it says: `espctl check` finds what is wrong with a declaration, and {\"cascade\": true} is --cascade",
             ),
             OperatorError::Database(error) => Self::unavailable(describe(&error)),
             OperatorError::Horizon(_) | OperatorError::Events(_) => Self::unavailable(said),

@@ -12,6 +12,7 @@ use crate::event::Position;
 use crate::operations::operator::Operator;
 use crate::processing::dead_letters::Selection;
 use crate::processing::emission::EmissionSelection;
+use crate::processing::processor::OthersObjects;
 use crate::processing::tracker::ReplayEffects;
 
 /// A change to a processor or to its dead letters.
@@ -44,6 +45,9 @@ pub(super) struct ResetBody {
     at: Option<DateTime<Utc>>,
     #[serde(default)]
     repeat_effects: bool,
+    /// Also drops what others have made on the tables and what cannot be carried over.
+    #[serde(default)]
+    cascade: bool,
 }
 
 /// The body of a resumption.
@@ -142,7 +146,8 @@ async fn reset(operator: &Operator<'_>, name: &str, body: ResetBody) -> Result<V
     let row = operator.find(name).await?;
     let to = operator.destination(row.position, body.to, body.at).await?;
     let effects = if body.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
-    operator.reset(name, to, effects).await?;
+    let others = if body.cascade { OthersObjects::Drop } else { OthersObjects::Keep };
+    operator.reset(name, to, effects, others).await?;
     Ok(json!({ "name": name, "changed": true, "from": row.position, "position": to.position() }))
 }
 

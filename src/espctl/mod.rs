@@ -11,6 +11,7 @@ mod manual;
 mod operate;
 pub(crate) mod output;
 mod reload;
+mod retire;
 mod roles;
 mod status;
 mod wait;
@@ -56,6 +57,10 @@ enum Command {
     Status(status::Arguments),
     /// Drop a projector's tables and start it over, or only move its position
     Reset(operate::ResetArguments),
+    /// Remove a processor that no daemon runs any more, with its tables
+    Drop(retire::DropArguments),
+    /// Give a projector that no daemon runs another name
+    Rename(retire::RenameArguments),
     /// Pause processors until they are resumed
     #[command(
         after_help = "A processor stays paused through restarts and deployments. `espctl status` shows who paused it and when.\n\n\
@@ -165,7 +170,7 @@ async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
             output::print_verbatim(toml::to_string_pretty(&config.redacted())?.trim_end())
         }
         Command::Config(_) => output::print_verbatim(&serde_json::to_string_pretty(&config.redacted())?),
-        Command::Roles(_) => roles::run(&config),
+        Command::Roles(arguments) => roles::run(&arguments, &config),
         Command::Doctor(arguments) => doctor::run(arguments, &config).await,
         command => {
             let databases = Databases::connect(&config, "espctl").await?;
@@ -178,13 +183,15 @@ async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
 
 async fn run_on(command: Command, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     if let Command::Migrate(MigrateArguments { dry_run }) = command {
-        return output::print(&migrate(databases, dry_run).await?);
+        return output::print_verbatim(&migrate(databases, dry_run).await?);
     }
     databases.check_schema().await?;
     match command {
         Command::Append(arguments) => append::run(arguments, databases).await,
         Command::Events(arguments) => events::run(arguments, databases).await,
         Command::Status(arguments) => status::run(arguments, config, databases).await,
+        Command::Drop(arguments) => retire::drop_processor(arguments, config, databases).await,
+        Command::Rename(arguments) => retire::rename(arguments, config, databases).await,
         Command::Reset(arguments) => operate::reset(arguments, config, databases).await,
         Command::Pause(target) => operate::pause(target, config, databases).await,
         Command::Retry(target) => operate::retry(target, config, databases).await,

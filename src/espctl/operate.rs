@@ -10,6 +10,7 @@ use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Destination, Operator};
 use crate::operations::status::format::thousands;
+use crate::processing::processor::OthersObjects;
 use crate::processing::tracker::{ReplayEffects, TrackerRow};
 
 /// The processors that a command is about.
@@ -50,7 +51,9 @@ pub(crate) struct ResumeArguments {
 #[command(
     after_help = "Without --to and --at the projector's tables are dropped and created again, and it starts over from the\n\
     first event. With one of them only the position moves and the tables stay as they are: events after the new\n\
-    position are handled (again), events before it are not."
+    position are handled (again), events before it are not.\n\n\
+    What others have made on the tables is carried over to the new ones: grants, comments, row level security and policies,\n\
+    options, publications. Where something else of theirs would be lost, nothing is done without --cascade."
 )]
 pub(crate) struct ResetArguments {
     #[command(flatten)]
@@ -64,6 +67,9 @@ pub(crate) struct ResetArguments {
     /// Let a reactor emit again for events that it has handled before; an event that is stored already is not stored twice
     #[arg(long)]
     repeat_effects: bool,
+    /// Also drop what others have made on the tables and what cannot be carried over, such as views and foreign keys
+    #[arg(long, conflicts_with_all = ["to", "at"])]
+    cascade: bool,
     /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
@@ -160,15 +166,25 @@ pub(crate) async fn reset(
 async fn reset_one(name: &str, arguments: &ResetArguments, operator: &Operator<'_>) -> anyhow::Result<()> {
     let row = operator.find(name).await?;
     let to = operator.destination(row.position, arguments.to, arguments.at).await?;
+    let effects = if arguments.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
+    let others = if arguments.cascade { OthersObjects::Drop } else { OthersObjects::Keep };
     if to == Destination::Start {
         // Fails before the confirmation if the reset cannot be done.
         operator.declaration(&row.name)?;
     }
-    if !arguments.yes && !output::confirm(&describe(&row, to, operator).await?)? {
-        return output::print("nothing was done");
+    if !arguments.yes {
+        let question = match to {
+            Destination::Start => describe_rebuild(&row, operator, arguments.cascade).await?,
+            Destination::Position(to) => describe_move(&row, to),
+        };
+        if !output::confirm(&question)? {
+            return output::print("nothing was done");
+        }
     }
-    let effects = if arguments.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
-    operator.reset(&row.name, to, effects).await?;
+    let replaced = operator.reset(&row.name, to, effects, others).await?;
+    if !replaced.lost.is_empty() {
+        output::print_note(&format!("dropped: {}", replaced.lost.join("; ")))?;
+    }
     output::print(&format!("{} was at {}, is at {}", row.name, row.position, to.position()))
 }
 
@@ -176,22 +192,39 @@ fn operator<'o>(config: &'o Config, databases: &'o Databases, name: &'o str) -> 
     Operator { databases, declared: &config.processors, name }
 }
 
-async fn describe(row: &TrackerRow, to: Destination, operator: &Operator<'_>) -> anyhow::Result<String> {
+async fn describe_rebuild(
+    row: &TrackerRow,
+    operator: &Operator<'_>,
+    cascade: bool,
+) -> anyhow::Result<String> {
     let TrackerRow { name, position, .. } = row;
-    let Destination::Position(to) = to else {
-        let tables = operator.owned_tables(name).await?;
-        let tables = if tables.is_empty() { "no tables".to_owned() } else { tables.join(", ") };
-        return Ok(format!(
-            "This drops and recreates {tables} and lets {name} handle {} ids again from the start. Continue?",
-            thousands(*position)
-        ));
-    };
-    Ok(if to < *position {
+    let tables = operator.owned_tables(name).await?;
+    let tables = if tables.is_empty() { "no tables".to_owned() } else { tables.join(", ") };
+    let mut question = format!(
+        "This drops and recreates {tables} and lets {name} handle {} ids again from the start.",
+        thousands(*position)
+    );
+    // Fails before the confirmation if something of others would be lost.
+    let replaced = operator.start_over(name, ReplayEffects::Suppress, OthersObjects::Preview).await?;
+    if let (Some(refusal), false) = (replaced.refusal(name), cascade) {
+        anyhow::bail!("nothing was done: {refusal}");
+    }
+    for (what, items) in [("carries over", &replaced.carried_over), ("drops for good", &replaced.lost)] {
+        if !items.is_empty() {
+            question += &format!(" It {what} {}.", items.join("; "));
+        }
+    }
+    Ok(question + " Continue?")
+}
+
+fn describe_move(row: &TrackerRow, to: Position) -> String {
+    let TrackerRow { name, position, .. } = row;
+    if to < *position {
         format!(
             "This lets {name} handle {} ids again and keeps its tables as they are. Continue?",
             thousands(to.distance_to(*position))
         )
     } else {
         format!("This lets {name} skip {} ids for good. Continue?", thousands(position.distance_to(to)))
-    })
+    }
 }

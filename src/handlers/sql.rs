@@ -29,7 +29,9 @@ use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::{is_infrastructure_error, lacks_right};
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
 use crate::processing::failure::Failure;
-use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorBase, ProcessorError, Work};
+use crate::processing::processor::{
+    BatchRequest, OthersObjects, Outcome, Processor, ProcessorBase, ProcessorError, Work,
+};
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects};
 use crate::store::layout::Bodies;
 
@@ -94,7 +96,8 @@ impl SqlProcessor {
         operator: &str,
         effects: ReplayEffects,
     ) -> Result<bool, ProcessorError> {
-        self.base.reset(connection, tracker, operator, effects).await
+        let reset = self.base.reset(connection, tracker, operator, effects, OthersObjects::Keep).await?;
+        Ok(reset.is_some())
     }
 
     /// Calls the function, which finds the events itself: one round trip, nothing prepared.
@@ -176,6 +179,11 @@ impl SqlProcessor {
             .map(|place| describe(&self.base.declaration.handlers()[place.handler], place.offset));
         Failure { place, ..raw.failure }
     }
+}
+
+/// The names that the functions of a processor's version have or had.
+pub(crate) fn function_names(processor: &str, version: i32) -> [String; 2] {
+    [function::name_of(processor, version), function::earlier_name_of(processor, version)]
 }
 
 /// Records that the declared tables, which exist already, belong to the processor. It has a tracker.

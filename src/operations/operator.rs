@@ -5,6 +5,7 @@
 mod daemons;
 mod dead_letters;
 mod emissions;
+mod retire;
 mod set_aside;
 mod targets;
 
@@ -18,6 +19,7 @@ use thiserror::Error;
 pub(crate) use daemons::{ReloadRequest, RunningDaemon};
 pub(crate) use dead_letters::{Affected, ExaminedDeadLetter};
 pub(crate) use emissions::ListedEmission;
+pub(crate) use retire::{Remains, Retirement};
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
@@ -27,7 +29,7 @@ use crate::operations::status::{self, ProcessorStatus};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::divergence::Divergence;
 use crate::processing::history::{Look, find_divergence};
-use crate::processing::processor::{Events, ProcessorBase, ProcessorError};
+use crate::processing::processor::{Events, OthersObjects, ProcessorBase, ProcessorError, Replaced};
 use crate::processing::tracker::{ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{Horizon, ObserveError, observe_once};
 use crate::store::witness::Witness;
@@ -127,6 +129,16 @@ pub(crate) enum OperatorError {
     NotDeclared {
         /// The processor.
         name: String,
+    },
+    /// A daemon runs the processor.
+    #[error(
+        "{name} is run by {owner}: take it out of the configuration and reload that, or stop the daemon, then try again"
+    )]
+    Owned {
+        /// The processor.
+        name: String,
+        /// The daemon.
+        owner: String,
     },
     /// The event is not a dead letter of the processor.
     #[error("event {event_id} is not a dead letter of {name}")]
@@ -350,24 +362,29 @@ impl Operator<'_> {
         Ok(query.fetch_all(&self.databases.projections).await?)
     }
 
-    /// Resets a processor. `effects` matters for reactors only.
+    /// Resets a processor. `effects` matters for reactors only. Returns what has become of what others had made on the
+    /// tables.
     ///
     /// # Errors
-    /// The destination is the start and the processor is not declared or its tables cannot be created, or the database
-    /// refuses. Nothing has changed then.
+    /// The destination is the start and the processor is not declared, its tables cannot be created, or something of others
+    /// would be lost that `others` keeps; or the database refuses. Nothing has changed then.
     pub(crate) async fn reset(
         &self,
         name: &str,
         to: Destination,
         effects: ReplayEffects,
-    ) -> Result<(), OperatorError> {
+        others: OthersObjects,
+    ) -> Result<Replaced, OperatorError> {
         self.note_divergence(&self.find(name).await?).await?;
-        match to {
-            Destination::Start => self.start_over(name, effects).await?,
-            Destination::Position(position) => self.move_position(name, position, effects).await?,
-        }
+        let replaced = match to {
+            Destination::Start => self.start_over(name, effects, others).await?,
+            Destination::Position(position) => {
+                self.move_position(name, position, effects).await?;
+                Replaced::default()
+            }
+        };
         self.databases.notify_runners().await;
-        Ok(())
+        Ok(replaced)
     }
 
     async fn move_position(
@@ -386,22 +403,29 @@ impl Operator<'_> {
         Ok(transaction.commit().await?)
     }
 
-    async fn start_over(&self, name: &str, effects: ReplayEffects) -> Result<(), OperatorError> {
+    /// Drops and creates the tables of a processor. With [`OthersObjects::Preview`], nothing is changed.
+    ///
+    /// # Errors
+    /// As for [`Self::reset`].
+    pub(crate) async fn start_over(
+        &self,
+        name: &str,
+        effects: ReplayEffects,
+        others: OthersObjects,
+    ) -> Result<Replaced, OperatorError> {
         let Databases { layout, projections, scope, .. } = self.databases;
         let declaration = self.declaration(name)?.clone();
         let tracker = self.find(name).await?.key();
         let (schema, events) = (layout.schema(), Events::SameDatabase(layout.clone()));
         let mut connection = projections.acquire().await?;
-        let reset = if let Handling::Sql(_) = declaration.handling {
-            let processor = SqlProcessor::new(declaration, schema, scope.clone(), events)
+        if let Handling::Sql(_) = declaration.handling {
+            let events = Events::SameDatabase(layout.clone());
+            SqlProcessor::new(declaration.clone(), schema, scope.clone(), events)
                 .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
-            processor.reset(&mut connection, &tracker, self.name, effects).await
-        } else {
-            let base = ProcessorBase::new(declaration, schema, scope.clone(), events);
-            base.reset(&mut connection, &tracker, self.name, effects).await
-        };
-        match reset {
-            Ok(_) => Ok(()),
+        }
+        let base = ProcessorBase::new(declaration, schema, scope.clone(), events);
+        match base.reset(&mut connection, &tracker, self.name, effects, others).await {
+            Ok(replaced) => Ok(replaced.unwrap_or_default()),
             Err(ProcessorError::Database(error)) => Err(error.into()),
             Err(error) => Err(OperatorError::Blocked(error.to_string())),
         }

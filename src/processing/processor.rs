@@ -19,10 +19,11 @@ use crate::processing::tracker::Claim;
 use crate::store::PostgresEventStore;
 use crate::store::layout::Layout;
 
+pub(crate) use base::OthersObjects;
 pub use base::ProcessorBase;
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
-pub(crate) use tables::Tables;
+pub(crate) use tables::{Replaced, Tables, drop_tables};
 
 /// Where the events of a processor are.
 #[expect(clippy::large_enum_variant, reason = "a processor has one of them")]

@@ -13,6 +13,7 @@ mod key;
 mod listing;
 mod liveness;
 mod operator;
+mod retire;
 mod witness;
 
 use serde::{Deserialize, Serialize};

@@ -46,6 +46,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (13, "operators", include_str!("../../migrations/processing/0013_operators.sql")),
         (14, "durable commits", include_str!("../../migrations/processing/0014_durable_commits.sql")),
         (15, "row security", include_str!("../../migrations/processing/0015_row_security.sql")),
+        (16, "dependents", include_str!("../../migrations/processing/0016_dependents.sql")),
     ],
 };
 

@@ -9,6 +9,8 @@ mod manual;
 mod migrate;
 mod operate;
 mod reload;
+mod reset;
+mod retire;
 mod roles;
 mod status;
 mod trouble;

@@ -137,12 +137,22 @@ pub(crate) fn diagnose_refusal(
 
 /// The function's own name, in its schema.
 pub(crate) fn name(projector: &ProcessorDeclaration) -> String {
-    fitting(format!("handle_{}_v{}", projector.name, projector.version))
+    name_of(&projector.name, projector.version)
+}
+
+/// As [`name`], without a declaration.
+pub(crate) fn name_of(processor: &str, version: i32) -> String {
+    fitting(format!("handle_{processor}_v{version}"))
 }
 
 /// The name that the function had while its parameters had names. PostgreSQL cut it off where it was too long.
 pub(crate) fn earlier_name(projector: &ProcessorDeclaration) -> String {
-    let mut name = format!("project_{}_v{}", projector.name, projector.version);
+    earlier_name_of(&projector.name, projector.version)
+}
+
+/// As [`earlier_name`], without a declaration.
+pub(crate) fn earlier_name_of(processor: &str, version: i32) -> String {
+    let mut name = format!("project_{processor}_v{version}");
     name.truncate(IDENTIFIER_LENGTH_MAX);
     name
 }

@@ -113,7 +113,7 @@ fn processors(config: &Config, trackers: &[TrackerRow]) -> Vec<Finding> {
             let message =
                 format!("{} has a tracker at {} and is not declared", tracker.name, tracker.position);
             let remedy =
-                "declare it; or, if it is no longer needed, delete its row of `trackers` and drop its tables";
+                format!("declare it; or, if it is no longer needed, run `espctl drop {}`", tracker.name);
             findings.push(Finding::warning("processors", message, remedy));
         }
     }

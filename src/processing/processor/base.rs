@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use super::batch::{Batch, BatchQuery};
-use super::tables::Tables;
+use super::tables::{Replaced, Tables};
 use super::{BatchRequest, Events, ProcessorError};
 use crate::event::Position;
 use crate::postgres::literal::simple;
@@ -15,6 +15,17 @@ use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset, Trackers};
 use crate::store::witness::Witness;
+
+/// What becomes of what others have made on a processor's tables and what cannot be carried over to new ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OthersObjects {
+    /// Nothing is done where something would be lost.
+    Keep,
+    /// It is dropped.
+    Drop,
+    /// Everything is rolled back, so that one can see what would become of it.
+    Preview,
+}
 
 /// What every processor is made of: its declaration, the schemas that it writes to, and the source of its events.
 #[derive(Debug)]
@@ -154,28 +165,54 @@ impl ProcessorBase {
     /// Sets the position to 0 and drops and creates the tables again, all in one transaction. If only the processor's own
     /// program knows the tables, they are created when it runs next.
     ///
-    /// Returns whether the processor was known. Every claim ends; a running worker claims again.
+    /// Returns what has become of what others had made on the tables; `None`: the processor is not known. Every claim
+    /// ends; a running worker claims again.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Blocked`] if something of others could not be carried over and `others` does not allow that.
     pub(crate) async fn reset(
         &self,
         connection: &mut PgConnection,
         tracker: &ProcessorKey,
         operator: &str,
         effects: ReplayEffects,
-    ) -> Result<bool, ProcessorError> {
-        let trackers = self.trackers();
+        others: OthersObjects,
+    ) -> Result<Option<Replaced>, ProcessorError> {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-        if trackers.lock(&mut transaction, tracker).await?.is_none() {
-            return Ok(false);
+        let replaced = self.reset_within(&mut transaction, tracker, operator, effects, others).await?;
+        if let Some(refusal) = replaced.as_ref().and_then(|replaced| replaced.refusal(self.name()))
+            && others == OthersObjects::Keep
+        {
+            return Err(ProcessorError::Blocked(refusal));
         }
-        self.tables().drop(&mut transaction).await?;
+        match others {
+            OthersObjects::Preview => transaction.rollback().await?,
+            OthersObjects::Keep | OthersObjects::Drop => transaction.commit().await?,
+        }
+        Ok(replaced)
+    }
+
+    async fn reset_within(
+        &self,
+        transaction: &mut PgConnection,
+        tracker: &ProcessorKey,
+        operator: &str,
+        effects: ReplayEffects,
+        others: OthersObjects,
+    ) -> Result<Option<Replaced>, ProcessorError> {
+        let trackers = self.trackers();
+        if trackers.lock(transaction, tracker).await?.is_none() {
+            return Ok(None);
+        }
+        let dropped = self.tables().drop(transaction).await?;
         let rebuilt_as = Some(self.declaration.version);
         let reset = Reset { rebuilt_as, effects, ..Reset::to(Position::START) };
-        trackers.reset(&mut transaction, tracker, operator, reset).await?;
-        if !matches!(self.declaration.handling, Handling::Native(_)) {
-            self.tables().create(&mut transaction).await?;
+        trackers.reset(transaction, tracker, operator, reset).await?;
+        if matches!(self.declaration.handling, Handling::Native(_)) {
+            return Ok(Some(self.tables().keep(transaction, &dropped, others != OthersObjects::Drop).await?));
         }
-        transaction.commit().await?;
-        Ok(true)
+        self.tables().create(transaction).await?;
+        Ok(Some(self.tables().restore(transaction, &dropped).await?))
     }
 
     /// Reads the events of a request from the store that has the `witness` and the `partitions`.

@@ -2,8 +2,13 @@
 //!
 //! Nothing is prepared for longer than a statement: behind a transaction pooler it would be left to strangers.
 
+mod dependents;
+
 use sqlx::{AssertSqlSafe, PgConnection};
+use tracing::warn;
 use uuid::Uuid;
+
+pub(crate) use dependents::{Dropped, Replaced};
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -58,7 +63,11 @@ impl<'a> Tables<'a> {
         for ddl in &self.declaration.ddl {
             self.define(connection, ddl.text.clone(), &[(0, ddl)]).await?;
         }
-        self.record_declaration(connection).await
+        let made = dependents::list(connection, &self.schema, &self.declaration.name).await?;
+        let made: Vec<String> = made.into_iter().map(|dependent| dependent.item).collect();
+        self.record_declaration(connection, Some(&made)).await?;
+        self.carry_over_kept(connection, &made).await?;
+        self.enter_scope(connection).await
     }
 
     /// Records tables that exist already as this projector's, in the caller's transaction.
@@ -66,29 +75,94 @@ impl<'a> Tables<'a> {
         for table in &self.declaration.tables {
             self.record(connection, &table.name).await?;
         }
-        self.record_declaration(connection).await
+        self.record_declaration(connection, None).await
     }
 
-    /// Drops every table that is recorded as this projector's, with what depends on it.
-    pub(crate) async fn drop(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+    /// Drops every table that is recorded as this processor's: see [`drop_tables`].
+    pub(crate) async fn drop(&self, connection: &mut PgConnection) -> Result<Dropped, sqlx::Error> {
+        drop_tables(connection, &self.schema, &self.declaration.name).await
+    }
+
+    /// Makes again on the tables of [`Self::create`] what others had made on those that were dropped.
+    pub(crate) async fn restore(
+        &self,
+        connection: &mut PgConnection,
+        dropped: &Dropped,
+    ) -> Result<Replaced, sqlx::Error> {
+        let now = dependents::list(connection, &self.schema, &self.declaration.name).await?;
+        dropped.restore(connection, &now).await
+    }
+
+    /// Keeps what others had made on the dropped tables until [`Self::create`]. With `is_required`, the processor then waits
+    /// for an operator where something cannot be made again.
+    pub(crate) async fn keep(
+        &self,
+        connection: &mut PgConnection,
+        dropped: &Dropped,
+        is_required: bool,
+    ) -> Result<Replaced, sqlx::Error> {
+        let (later, replaced) = dropped.divide();
+        if later.is_empty() {
+            return Ok(replaced);
+        }
+        let items: Vec<&str> = later.iter().map(|dependent| dependent.item.as_str()).collect();
+        let statements: Vec<Option<&str>> =
+            later.iter().map(|dependent| dependent.statement.as_deref()).collect();
         let statement = format!(
-            "-- forget_tables
-             with forgotten as (delete from {schema}.declarations where processor = $1)
-             delete from {schema}.projection_tables where processor = $1 returning table_schema, table_name",
+            "-- keep_for_later
+             with former as (delete from {schema}.carried_over where processor = $1 returning place)
+             insert into {schema}.carried_over (processor, place, item, statement, is_required)
+             select $1, place + coalesce((select max(place) from former), 0), item, statement, $4
+             from unnest($2::text[], $3::text[]) with ordinality as later (item, statement, place)",
             schema = self.schema
         );
-        let owned: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(statement))
+        sqlx::query(AssertSqlSafe(statement))
             .persistent(false)
             .bind(&self.declaration.name)
+            .bind(items)
+            .bind(statements)
+            .bind(is_required)
+            .execute(connection)
+            .await?;
+        Ok(replaced)
+    }
+
+    /// Makes again what [`Self::keep`] has kept. `made`: what is there.
+    async fn carry_over_kept(
+        &self,
+        connection: &mut PgConnection,
+        made: &[String],
+    ) -> Result<(), ProcessorError> {
+        let (schema, name) = (&self.schema, &self.declaration.name);
+        let statement = format!(
+            "-- take_kept
+             with kept as (delete from {schema}.carried_over where processor = $1 returning *)
+             select item, statement, is_required from kept order by place"
+        );
+        let kept: Vec<(String, String, bool)> = sqlx::query_as(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(name)
             .fetch_all(&mut *connection)
             .await?;
-        // Somebody who reads for long would make everybody else queue behind the drop.
-        sqlx::raw_sql("set local lock_timeout = '5s'").execute(&mut *connection).await?;
-        for (schema, table) in owned {
-            let table = format!("{}.{}", quote_identifier(&schema), quote_identifier(&table));
-            sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists {table} cascade")))
-                .execute(&mut *connection)
-                .await?;
+        for (item, statement, is_required) in kept {
+            let is_right = statement.starts_with("grant ") || statement.starts_with("do ");
+            if made.contains(&item) && !is_right {
+                continue;
+            }
+            match dependents::attempt(connection, &statement).await? {
+                Some(reason) if is_required => {
+                    return Err(ProcessorError::Blocked(format!(
+                        "{item} cannot be made again on the new tables of {name}: {reason}. Declare the tables so that it \
+                         can, or give it up: delete from {schema}.carried_over where processor = {} and item = {}",
+                        quote_literal(name),
+                        quote_literal(&item)
+                    )));
+                }
+                Some(reason) => {
+                    warn!(processor = name, item, reason, "could not be carried over to the new tables")
+                }
+                None => {}
+            }
         }
         Ok(())
     }
@@ -172,11 +246,16 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    async fn record_declaration(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+    /// Records from what the tables were made. `made`: what there is on them now; `None`: they were made by others.
+    async fn record_declaration(
+        &self,
+        connection: &mut PgConnection,
+        made: Option<&[String]>,
+    ) -> Result<(), ProcessorError> {
         let statement = format!(
             "-- record_declaration
-             insert into {}.declarations (processor, version, fingerprint) values ($1, $2, $3)
-             on conflict (processor, version) do update set fingerprint = excluded.fingerprint",
+             insert into {}.declarations (processor, version, fingerprint, made) values ($1, $2, $3, $4)
+             on conflict (processor, version) do update set fingerprint = excluded.fingerprint, made = excluded.made",
             self.schema
         );
         sqlx::query(AssertSqlSafe(statement))
@@ -184,10 +263,41 @@ impl<'a> Tables<'a> {
             .bind(&self.declaration.name)
             .bind(self.declaration.version)
             .bind(fingerprint(self.declaration))
+            .bind(made)
             .execute(connection)
             .await?;
         Ok(())
     }
+}
+
+/// Drops every table that is recorded as a processor's, with what depends on it. Returns what that was: what others have
+/// made must not go without a word. `schema` is quoted.
+pub(crate) async fn drop_tables(
+    connection: &mut PgConnection,
+    schema: &str,
+    processor: &str,
+) -> Result<Dropped, sqlx::Error> {
+    let before = dependents::list(connection, schema, processor).await?;
+    let made = dependents::find_made(connection, schema, processor).await?;
+    let statement = format!(
+        "-- forget_tables
+         with forgotten as (delete from {schema}.declarations where processor = $1)
+         delete from {schema}.projection_tables where processor = $1 returning table_schema, table_name"
+    );
+    let owned: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(statement))
+        .persistent(false)
+        .bind(processor)
+        .fetch_all(&mut *connection)
+        .await?;
+    // Somebody who reads for long would make everybody else queue behind the drop.
+    sqlx::raw_sql("set local lock_timeout = '5s'").execute(&mut *connection).await?;
+    for (schema, table) in owned {
+        let table = format!("{}.{}", quote_identifier(&schema), quote_identifier(&table));
+        sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists {table} cascade")))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(Dropped { before, made })
 }
 
 /// Returns the fingerprint of everything in the declaration that shapes the tables.

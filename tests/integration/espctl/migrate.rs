@@ -148,7 +148,8 @@ async fn a_newer_schema_that_excludes_this_program_is_refused_with_a_remedy_that
     let remedy = checks["remedy"].as_str().unwrap();
     assert!(remedy.contains("espd 9.9.9") && !remedy.contains("migrate`"), "{checks}");
     daemon.stop().await;
-    assert!(installation.espd(&["run"]).await.complained(1).contains("run espd 9.9.9"));
+    let refused = installation.espd(&["run"]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("run espd 9.9.9"), "{refused:?}");
 
     for verb in verbs(&installation).await {
         let outcome = run(&installation, &verb).await;

@@ -1,0 +1,158 @@
+//! Processors that are no longer wanted, or wanted under another name.
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use super::{Operator, OperatorError};
+use crate::handlers::sql::function_names;
+use crate::postgres::name::is_name;
+use crate::postgres::quote::quote_literal;
+use crate::processing::declaration::ProcessorKind;
+use crate::processing::processor::drop_tables;
+use crate::processing::tracker::TrackerRow;
+
+/// What a processor leaves when it is dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Remains {
+    /// The tracker, as it was.
+    pub(crate) position: crate::event::Position,
+    /// Its tables, with their schemas.
+    pub(crate) tables: Vec<String>,
+    /// How many events are set aside for it.
+    pub(crate) dead_letters: i64,
+    /// How many events a reactor has emitted that are not in the event store yet.
+    pub(crate) pending_emissions: i64,
+    /// What others have made and goes with the tables.
+    pub(crate) others: Vec<String>,
+}
+
+/// Whether something is done, or only tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Retirement {
+    /// Everything is rolled back.
+    Preview,
+    /// Nothing is done where something of others would go.
+    Careful,
+    /// What others have made on the tables goes as well.
+    Cascade,
+}
+
+impl Operator<'_> {
+    /// Removes a processor that no daemon runs: its tables, its functions, its tracker, and what was set aside or is to be
+    /// emitted for it. What it has emitted stays.
+    ///
+    /// # Errors
+    /// As for [`Self::find`]; [`OperatorError::Owned`] while a daemon runs it; [`OperatorError::Blocked`] if others have made
+    /// something on the tables and `retirement` is careful.
+    pub(crate) async fn drop_processor(
+        &self,
+        name: &str,
+        retirement: Retirement,
+    ) -> Result<Remains, OperatorError> {
+        let row = self.find(name).await?;
+        let tables = self.owned_tables(name).await?;
+        let mut connection = self.databases.projections.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        self.lock_unowned(&mut transaction, &row).await?;
+        let schema = self.databases.layout.quoted_schema();
+        let dropped = drop_tables(&mut transaction, &schema, name).await?;
+        let remains = Remains {
+            position: row.position,
+            tables,
+            dead_letters: row.dead_letters,
+            pending_emissions: row.pending_emissions,
+            others: dropped.apart(),
+        };
+        if retirement == Retirement::Careful && !remains.others.is_empty() {
+            return Err(OperatorError::Blocked(format!(
+                "others have made on the tables of {name}: {}. With --cascade it is dropped as well",
+                remains.others.join("; ")
+            )));
+        }
+        self.drop_functions(&mut transaction, &row).await?;
+        self.trackers().remove(&mut transaction, &row.key(), self.name).await?;
+        match retirement {
+            Retirement::Preview => transaction.rollback().await?,
+            Retirement::Careful | Retirement::Cascade => transaction.commit().await?,
+        }
+        Ok(remains)
+    }
+
+    /// Gives a projector that no daemon runs another name. It keeps its position, its tables and its dead letters.
+    ///
+    /// # Errors
+    /// As for [`Self::find`]; [`OperatorError::Owned`] while a daemon runs it; [`OperatorError::Blocked`] if the name is taken
+    /// or none, or for a reactor: the identity of what that emits follows from its name.
+    pub(crate) async fn rename(&self, name: &str, new: &str) -> Result<TrackerRow, OperatorError> {
+        let row = self.find(name).await?;
+        if !is_name(new) {
+            return Err(OperatorError::Blocked(format!(
+                "{new:?} is no name of a processor: use a-z, 0-9 and _"
+            )));
+        }
+        if row.kind != ProcessorKind::Projector.as_str() {
+            return Err(OperatorError::Blocked(format!(
+                "{name} is a reactor: the identity of what it emits follows from its name, so under another one it would \
+                 emit again what it has emitted. Declare the new reactor with `start` at position {}",
+                row.position
+            )));
+        }
+        let mut connection = self.databases.projections.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        self.lock_unowned(&mut transaction, &row).await?;
+        if !self.trackers().rename(&mut transaction, &row.key(), new, self.name).await? {
+            return Err(OperatorError::Blocked(format!("there is a processor {new} already")));
+        }
+        self.drop_functions(&mut transaction, &row).await?;
+        transaction.commit().await?;
+        Ok(row)
+    }
+
+    /// Locks the tracker for the rest of the transaction, unless a daemon runs the processor.
+    async fn lock_unowned(
+        &self,
+        transaction: &mut PgConnection,
+        row: &TrackerRow,
+    ) -> Result<(), OperatorError> {
+        // A batch that is at work holds the row.
+        sqlx::raw_sql("-- limit_waits\nset local lock_timeout = '5s'").execute(&mut *transaction).await?;
+        self.trackers().lock(transaction, &row.key()).await?;
+        let statement = format!(
+            "-- find_owner
+             select coalesce(owner_label, owner::text) from {}.trackers
+             where {} and lease_until > clock_timestamp()",
+            self.databases.layout.quoted_schema(),
+            row.key().is_tracker()
+        );
+        let owner: Option<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .persistent(false)
+            .fetch_optional(transaction)
+            .await?;
+        let name = row.name.clone();
+        owner.map_or(Ok(()), |owner| Err(OperatorError::Owned { name, owner }))
+    }
+
+    /// Drops the functions that were made from the processor's handlers.
+    async fn drop_functions(
+        &self,
+        transaction: &mut PgConnection,
+        row: &TrackerRow,
+    ) -> Result<(), OperatorError> {
+        let names = function_names(&row.name, row.version).map(|name| quote_literal(&name)).join(", ");
+        let schema = self.databases.layout.quoted_schema();
+        let statement = format!(
+            "-- list_functions
+             select oid::regprocedure::text from pg_proc
+             where pronamespace = to_regnamespace({}) and proname in ({names})",
+            quote_literal(&schema)
+        );
+        let functions: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+            .persistent(false)
+            .fetch_all(&mut *transaction)
+            .await?;
+        for function in functions {
+            let drop = format!("-- drop_function\ndrop function {function}");
+            sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *transaction).await?;
+        }
+        Ok(())
+    }
+}

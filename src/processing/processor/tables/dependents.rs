@@ -1,0 +1,169 @@
+//! What is on a processor's tables, and what depends on them.
+
+use std::collections::BTreeSet;
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::postgres::quote::quote_literal;
+use crate::postgres::row::from_row;
+use crate::postgres::sqlstate::{describe, is_infrastructure_error};
+
+/// The query of [`list`].
+const LIST: &str = include_str!("dependents.sql");
+
+/// A view, a foreign key, an index, a policy, a right, a comment …
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dependent {
+    /// What it is, in words, with its name.
+    pub(crate) item: String,
+    /// Makes it again on a table of the same name; `None`: only whoever has made it can.
+    pub(crate) statement: Option<String>,
+    /// Whether it is not a part of one of the tables.
+    pub(crate) apart: bool,
+    /// Whether it is a right, which is granted again whatever there is.
+    is_right: bool,
+}
+
+from_row!(Dependent { item, statement, apart, is_right });
+
+/// Lists what is on the tables of a processor, and what depends on them. `schema` is quoted.
+pub(super) async fn list(
+    connection: &mut PgConnection,
+    schema: &str,
+    processor: &str,
+) -> Result<Vec<Dependent>, sqlx::Error> {
+    // On this path every name in an expression is written with its schema.
+    let path = "-- list_with_schemas\nset local search_path = pg_catalog, pg_temp";
+    sqlx::raw_sql(path).execute(&mut *connection).await?;
+    let statement = LIST.replace("{schema}", schema).replace("{processor}", &quote_literal(processor));
+    sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+}
+
+/// What espd had made with the tables, in the words of [`list`]; `None`: that was not recorded.
+pub(super) async fn find_made(
+    connection: &mut PgConnection,
+    schema: &str,
+    processor: &str,
+) -> Result<Option<BTreeSet<String>>, sqlx::Error> {
+    let statement = format!(
+        "-- find_made
+         select case when bool_and(made is not null)
+                then array(select unnest(made) from {schema}.declarations where processor = $1) end
+         from {schema}.declarations where processor = $1"
+    );
+    let made: Option<Vec<String>> = sqlx::query_scalar(AssertSqlSafe(statement))
+        .persistent(false)
+        .bind(processor)
+        .fetch_one(connection)
+        .await?;
+    Ok(made.map(|made| made.into_iter().collect()))
+}
+
+/// What has become of what others had made on tables that were dropped and made again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Replaced {
+    /// It is there again.
+    pub(crate) carried_over: Vec<String>,
+    /// It is gone.
+    pub(crate) lost: Vec<String>,
+}
+
+impl Replaced {
+    /// Why the tables of a processor are not replaced without being told to; `None`: nothing is lost.
+    pub(crate) fn refusal(&self, name: &str) -> Option<String> {
+        let lost = self.lost.join("; ");
+        (!lost.is_empty()).then(|| {
+            format!(
+                "the tables of {name} cannot be replaced without losing what others have made: {lost}. With --cascade it \
+                 is dropped, for them to make it again"
+            )
+        })
+    }
+}
+
+/// What was on tables, or depended on them, when they were dropped.
+#[derive(Debug)]
+pub(crate) struct Dropped {
+    pub(super) before: Vec<Dependent>,
+    /// What espd itself had made; `None`: made by an espd that did not record it.
+    pub(super) made: Option<BTreeSet<String>>,
+}
+
+impl Dropped {
+    /// What others have made: it is not the author's to take away.
+    fn of_others(&self) -> impl Iterator<Item = &Dependent> {
+        self.before.iter().filter(|dependent| match &self.made {
+            Some(made) => dependent.is_right || !made.contains(&dependent.item),
+            None => !["column ", "default value ", "sequence "]
+                .iter()
+                .any(|kind| dependent.item.starts_with(kind)),
+        })
+    }
+
+    /// What others have made, is no part of the tables, and goes with them.
+    pub(crate) fn apart(&self) -> Vec<String> {
+        let apart = self.of_others().filter(|dependent| dependent.apart);
+        apart.map(|dependent| dependent.item.clone()).collect()
+    }
+
+    /// Makes again on the new tables what is not there, as far as that can be done. `now` is what is there.
+    pub(super) async fn restore(
+        &self,
+        connection: &mut PgConnection,
+        now: &[Dependent],
+    ) -> Result<Replaced, sqlx::Error> {
+        let mut replaced = Replaced::default();
+        let now: BTreeSet<&str> = now.iter().map(|dependent| dependent.item.as_str()).collect();
+        for Dependent { item, statement, is_right, .. } in self.of_others() {
+            let is_there = now.contains(item.as_str());
+            match statement {
+                _ if is_there && !is_right => {}
+                None => replaced.lost.push(item.clone()),
+                Some(statement) => match attempt(connection, statement).await? {
+                    // What was on a view that is lost goes with it.
+                    Some(_) if is_on_one_of(item, &replaced.lost) => {}
+                    Some(reason) if !is_there => replaced.lost.push(format!("{item} ({reason})")),
+                    None if !is_there && !item.starts_with("rights ") => {
+                        replaced.carried_over.push(item.clone())
+                    }
+                    _ => {}
+                },
+            }
+        }
+        Ok(replaced)
+    }
+
+    /// Divides what others have made into what can be made again later, on tables that are not there yet, and what is lost.
+    /// Without a record of what espd has made, parts of the tables count as made by espd.
+    pub(super) fn divide(&self) -> (Vec<&Dependent>, Replaced) {
+        let can_be_declared = |dependent: &&Dependent| self.made.is_none() && !dependent.apart;
+        let (later, others): (Vec<&Dependent>, Vec<&Dependent>) =
+            self.of_others().partition(|dependent| dependent.statement.is_some());
+        let lost = others.into_iter().filter(|dependent| !can_be_declared(dependent));
+        let replaced = Replaced {
+            carried_over: later.iter().map(|dependent| dependent.item.clone()).collect(),
+            lost: lost.map(|dependent| dependent.item.clone()).collect(),
+        };
+        (later, replaced)
+    }
+}
+
+/// Whether something is on one of these, of which the last word is the name.
+fn is_on_one_of(item: &str, objects: &[String]) -> bool {
+    let names = objects.iter().filter_map(|object| object.rsplit(' ').next());
+    names.into_iter().any(|name| item.split(' ').any(|word| word == name))
+}
+
+/// Runs a statement behind a savepoint. Returns why the database refuses it.
+pub(super) async fn attempt(
+    connection: &mut PgConnection,
+    statement: &str,
+) -> Result<Option<String>, sqlx::Error> {
+    let mut savepoint = connection.begin().await?;
+    let outcome = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *savepoint).await;
+    match outcome {
+        Ok(_) => savepoint.commit().await.map(|()| None),
+        Err(error) if is_infrastructure_error(&error) => Err(error),
+        Err(error) => savepoint.rollback().await.map(|()| Some(describe(&error))),
+    }
+}

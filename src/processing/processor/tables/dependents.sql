@@ -1,0 +1,148 @@
+-- list_dependents
+-- What is on the tables of a processor, and what depends on them: everything that `drop table … cascade` takes away.
+-- `statement` makes it again on a table of the same name; null where that is for whoever has made it. Rights are made
+-- again whether or not there are any. `apart`: it is not a part of one of the tables.
+with recursive owned as (
+  select c.oid
+  from {schema}.projection_tables as p
+    join pg_namespace as n on n.nspname = p.table_schema
+    join pg_class as c on c.relnamespace = n.oid and c.relname = p.table_name
+  where p.processor = {processor}
+), closure (classid, objid) as (
+  select 'pg_class'::regclass::oid, oid from owned
+  union
+  select linked.classid, linked.objid
+  from closure as c cross join lateral (
+    select d.classid, d.objid from pg_depend as d
+    where d.refclassid = c.classid and d.refobjid = c.objid and d.deptype in ('n', 'a', 'i', 'P', 'S')
+    union all
+    -- A view is a rule that it cannot be without.
+    select d.refclassid, d.refobjid from pg_depend as d
+    where d.classid = c.classid and d.objid = c.objid and d.deptype = 'i'
+  ) as linked
+), relations as (
+  select r.oid, format('%I.%I', n.nspname, r.relname) as name, r.relkind, r.relowner, r.relacl, r.reloptions,
+    r.relrowsecurity, r.relforcerowsecurity, r.relreplident, r.oid in (select oid from owned) as is_owned
+  from closure as c
+    join pg_class as r on c.classid = 'pg_class'::regclass and r.oid = c.objid
+    join pg_namespace as n on n.oid = r.relnamespace
+  where r.relkind in ('r', 'p', 'v', 'm', 'S', 'f')
+), objects as (
+  select c.classid, c.objid, case i.type when 'table constraint' then 'constraint' else i.type end as type, i.identity,
+    case c.classid
+      when 'pg_constraint'::regclass then (select conrelid from pg_constraint where oid = c.objid)
+      when 'pg_trigger'::regclass then (select tgrelid from pg_trigger where oid = c.objid)
+      when 'pg_policy'::regclass then (select polrelid from pg_policy where oid = c.objid)
+      when 'pg_attrdef'::regclass then (select adrelid from pg_attrdef where oid = c.objid)
+      when 'pg_publication_rel'::regclass then (select prrelid from pg_publication_rel where oid = c.objid)
+      when 'pg_rewrite'::regclass then (select ev_class from pg_rewrite where oid = c.objid)
+      when 'pg_statistic_ext'::regclass then (select stxrelid from pg_statistic_ext where oid = c.objid)
+      when 'pg_class'::regclass then coalesce(
+        (select indrelid from pg_index where indexrelid = c.objid),
+        (select d.refobjid from pg_depend as d join pg_class as s on s.oid = d.objid
+         where d.classid = 'pg_class'::regclass and d.objid = c.objid and s.relkind = 'S' and d.deptype in ('a', 'i')
+           and d.refclassid = 'pg_class'::regclass limit 1),
+        c.objid)
+    end as relation
+  from closure as c cross join lateral pg_identify_object(c.classid, c.objid, 0) as i
+  where c.classid <> 'pg_type'::regclass and coalesce(i.schema, '') <> 'pg_toast'
+    and not (c.classid = 'pg_class'::regclass and c.objid in (select oid from owned))
+    and not (c.classid = 'pg_trigger'::regclass and exists (select from pg_trigger where oid = c.objid and tgisinternal))
+    and not (c.classid = 'pg_rewrite'::regclass
+             and exists (select from pg_rewrite where oid = c.objid and rulename = '_RETURN'))
+    and not (c.classid = 'pg_constraint'::regclass
+             and exists (select from pg_constraint where oid = c.objid and contype = 'n'))
+    and not (c.classid = 'pg_class'::regclass
+             and exists (select from pg_constraint where conindid = c.objid and contype in ('p', 'u', 'x')))
+), grants as (
+  select r.name, r.relkind, a.privilege_type, a.is_grantable, a.grantee, null::name as column_name
+  from relations as r cross join lateral aclexplode(r.relacl) as a where a.grantee <> r.relowner
+  union all
+  select r.name, r.relkind, a.privilege_type, a.is_grantable, a.grantee, t.attname
+  from relations as r join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
+    cross join lateral aclexplode(t.attacl) as a
+  where a.grantee <> r.relowner
+), items (place, item, statement, apart, is_right) as (
+  select 1, format('column %s.%I', r.name, t.attname), null, false, false
+  from relations as r join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
+  where r.is_owned
+  union all
+  select 2, format('option %s of %s', option, r.name), format('alter table %s set (%s)', r.name, option), false, false
+  from relations as r cross join lateral unnest(r.reloptions) as option where r.is_owned
+  union all
+  select 3, format('row level security of %s', r.name), format('alter table %s enable row level security', r.name),
+    false, false
+  from relations as r where r.is_owned and r.relrowsecurity
+  union all
+  select 3, format('forced row level security of %s', r.name),
+    format('alter table %s force row level security', r.name), false, false
+  from relations as r where r.is_owned and r.relforcerowsecurity
+  union all
+  select 4, format('%s %s', o.type, o.identity),
+    case o.classid
+      when 'pg_policy'::regclass then (
+        select format('create policy %I on %s as %s for %s to %s', p.polname, r.name,
+            case when p.polpermissive then 'permissive' else 'restrictive' end,
+            case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete'
+              else 'all' end,
+            (select string_agg(case role when 0 then 'public' else quote_ident(pg_get_userbyid(role)) end, ', ')
+             from unnest(p.polroles) as role))
+          || coalesce(' using (' || pg_get_expr(p.polqual, p.polrelid) || ')', '')
+          || coalesce(' with check (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')', '')
+        from pg_policy as p join relations as r on r.oid = p.polrelid and r.is_owned where p.oid = o.objid)
+      when 'pg_publication_rel'::regclass then (
+        -- Lists of columns and filters of rows are there from PostgreSQL 15 on.
+        select format('alter publication %I add table %s', b.pubname, r.name)
+          || case when to_jsonb(m)->>'prattrs' is null then '' else (
+               select format(' (%s)', string_agg(quote_ident(named.attname), ', '))
+               from jsonb_array_elements_text(to_jsonb(t)->'attnames') as named (attname)) end
+          || coalesce(' where (' || (to_jsonb(t)->>'rowfilter') || ')', '')
+        from pg_publication_rel as m
+          join pg_publication as b on b.oid = m.prpubid
+          join relations as r on r.oid = m.prrelid and r.is_owned
+          join pg_publication_tables as t
+            on t.pubname = b.pubname and format('%I.%I', t.schemaname, t.tablename) = r.name
+        where m.oid = o.objid)
+    end,
+    coalesce(o.relation not in (select oid from owned), true), false
+  from objects as o
+  union all
+  select 5, format('replica identity of %s', r.name), format('alter table %s replica identity %s', r.name,
+    case r.relreplident when 'f' then 'full' when 'n' then 'nothing'
+      else (select 'using index ' || quote_ident(x.relname) from pg_index as i join pg_class as x on x.oid = i.indexrelid
+            where i.indrelid = r.oid and i.indisreplident) end), false, false
+  from relations as r where r.is_owned and r.relreplident <> 'd'
+  union all
+  -- What was granted is granted again, and nothing else: default privileges do not bring back what was taken away.
+  select 6, format('rights on %s', r.name), format(
+    'do $do$ declare who text; begin
+       for who in select distinct case a.grantee when 0 then ''public'' else quote_ident(pg_get_userbyid(a.grantee)) end
+                  from pg_class as c cross join lateral aclexplode(c.relacl) as a
+                  where c.oid = %L::regclass and a.grantee <> c.relowner loop
+         execute ''revoke all on %s %s from '' || who;
+       end loop;
+     end $do$', r.name, case r.relkind when 'S' then 'sequence' else 'table' end, replace(r.name, '''', '''''')), false, true
+  from relations as r where r.relacl is not null
+  union all
+  select 7, format('%s%s on %s for %s', lower(g.privilege_type), coalesce(' (' || quote_ident(g.column_name) || ')', ''), g.name,
+      grantee.name),
+    format('grant %s%s on %s %s to %s%s', g.privilege_type, coalesce(' (' || quote_ident(g.column_name) || ')', ''),
+      case g.relkind when 'S' then 'sequence' else 'table' end, g.name, grantee.name,
+      case when g.is_grantable then ' with grant option' else '' end), false, true
+  from grants as g cross join lateral (
+    select case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end as name) as grantee
+  union all
+  select 8, format('comment on %s %s', of.type, of.identity),
+    format('comment on %s %s is %L', of.type, of.identity, d.description), false, false
+  from (
+    select 'pg_class'::regclass::oid as classid, r.oid as objid, 0 as objsubid, 'table' as type, r.name as identity
+    from relations as r where r.is_owned
+    union all
+    select 'pg_class'::regclass::oid, r.oid, t.attnum, 'column', format('%s.%I', r.name, t.attname)
+    from relations as r join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
+    union all
+    select o.classid, o.objid, 0, o.type, o.identity from objects as o
+  ) as of join pg_description as d
+    on d.classoid = of.classid and d.objoid = of.objid and d.objsubid = of.objsubid
+)
+select item, statement, apart, is_right from items order by place, item

@@ -1,0 +1,175 @@
+//! What depends on a projector's tables when they are dropped: carried over, recreated, or told before it is lost.
+
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::support;
+use crate::support::Database;
+use crate::support::facts::{append, position, reaches};
+use crate::support::program::{Installation, Program};
+
+const TODOS: &str = "[projector]\nname = 'todos'\n\
+     ddl = ['create index todos_title on todos (title)', 'create view titles as select title from todos']\n\
+     [projector.tables]\ntodos = 'id bigint primary key, title text, tenant text'\n\
+     [[projector.on]]\nevents = ['A']\nsql = \"insert into todos values (event.id, 't', 'a')\"\n";
+
+const LABELS: &str = "[projector]\nname = 'labels'\n\
+     [projector.tables]\nlabels = 'id bigint primary key, todo_id bigint'\n\
+     [[projector.on]]\nevents = ['B']\nsql = \"insert into labels values (event.id, null)\"\n";
+
+/// A projector that has handled five events.
+async fn running() -> (Database, Installation, Program) {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "[runner]\npoll_interval_max = '50ms'\n");
+    installation.declare("todos", TODOS).declare("labels", LABELS);
+    append(&db.pool, 5).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "todos", 5).await;
+    reaches(&db.pool, "labels", 5).await;
+    (db, installation, daemon)
+}
+
+async fn execute(pool: &PgPool, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap();
+}
+
+async fn fact(pool: &PgPool, query: &str) -> String {
+    let query = format!("select ({query})::text");
+    let fact: Option<String> = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(pool).await.unwrap();
+    fact.unwrap_or_default()
+}
+
+/// Roles are the server's, so each database of a test has its own.
+fn dba(db: &Database) -> String {
+    let (name, other) = (&db.name, format!("other_{}", db.name));
+    format!(
+        "create role tenant_{name}; create role {other};
+         grant select, insert on todos to tenant_{name}; grant select on todos to {other} with grant option;
+         grant update (title) on todos to {other};
+         comment on table todos is 'What is \"to do\"'; comment on column todos.title is 'it''s short';
+         alter table todos enable row level security; alter table todos force row level security;
+         create policy tenants on todos for select to tenant_{name} using (tenant = current_user);
+         create policy writes on todos as restrictive for insert with check (tenant is not null);
+         create publication changes_{name} for table todos, labels;"
+    )
+}
+
+/// Everything that a DBA has added and that can be carried over.
+async fn additions(pool: &PgPool) -> [String; 7] {
+    [
+        fact(pool, "select array_agg(a::text order by a::text) from pg_class, unnest(relacl) as a where oid = 'todos'::regclass").await,
+        fact(pool, "select array_agg(a::text order by a::text) from pg_attribute, unnest(attacl) as a where attrelid = 'todos'::regclass").await,
+        fact(pool, "obj_description('todos'::regclass) || col_description('todos'::regclass, 2)").await,
+        fact(pool, "select relrowsecurity::text || relforcerowsecurity from pg_class where oid = 'todos'::regclass").await,
+        fact(pool, "select array_agg(format('%s %s %s %s %s %s', policyname, permissive, roles, cmd, qual, with_check) order by 1)
+                    from pg_policies where tablename = 'todos'").await,
+        fact(pool, "select array_agg(pubname || ' ' || tablename order by tablename) from pg_publication_tables where tablename in ('todos', 'labels')").await,
+        fact(pool, "select array_agg(indexname order by indexname) from pg_indexes where tablename = 'todos'").await,
+    ]
+}
+
+#[tokio::test]
+async fn a_reset_carries_over_grants_comments_policies_and_publications() {
+    let (db, installation, daemon) = running().await;
+    execute(&db.pool, &dba(&db)).await;
+    let before = additions(&db.pool).await;
+    assert!(before.iter().all(|fact| !fact.is_empty()), "{before:?}");
+    let question = installation.espctl(&["reset", "todos"]).await.complained(1);
+    assert!(question.contains("carries over") && question.contains("policy tenants"), "{question}");
+    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    assert_eq!(additions(&db.pool).await, before);
+    reaches(&db.pool, "todos", 5).await;
+    assert_eq!(fact(&db.pool, "select count(*) from todos").await, "5");
+    assert_eq!(fact(&db.pool, "select count(*) from titles").await, "5", "declared DDL is there again");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn rights_that_were_taken_away_do_not_come_back() {
+    let (db, installation, daemon) = running().await;
+    let role = format!("reader_{}", db.name);
+    let sql = format!(
+        "create role {role}; alter default privileges grant select on tables to {role};
+         grant select on todos to {role}; revoke select on todos from {role}; grant insert on todos to {role}"
+    );
+    execute(&db.pool, &sql).await;
+    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    let may = format!(
+        "has_table_privilege('{role}', 'todos', 'select')::text || has_table_privilege('{role}', 'todos', 'insert')"
+    );
+    assert_eq!(fact(&db.pool, &may).await, "falsetrue");
+    daemon.stop().await;
+}
+
+const OTHERS: &str = "alter table labels add constraint of_todo foreign key (todo_id) references todos;
+     create view public.strange as select id from todos;
+     create materialized view public.stranger as select id from public.strange;
+     create function audit() returns trigger language plpgsql as 'begin return new; end';
+     create trigger audited after insert on todos for each row execute function audit();
+     create index todos_tenant on todos (tenant);
+     alter table todos add constraint short check (length(title) < 100);
+     alter table todos add column noted_by_hand text";
+
+#[tokio::test]
+async fn a_reset_refuses_to_drop_what_others_have_made_unless_it_is_told_to() {
+    let (db, installation, daemon) = running().await;
+    execute(&db.pool, &dba(&db)).await;
+    execute(&db.pool, OTHERS).await;
+    let before = additions(&db.pool).await;
+    for arguments in [&["reset", "todos", "--yes"][..], &["reset", "todos"]] {
+        let complaint = installation.espctl(arguments).await.complained(1);
+        for lost in [
+            "view public.strange",
+            "materialized view public.stranger",
+            "constraint of_todo on public.labels",
+            "trigger audited on public.todos",
+            "index public.todos_tenant",
+            "constraint short on public.todos",
+            "column public.todos.noted_by_hand",
+            "--cascade",
+        ] {
+            assert!(complaint.contains(lost), "{lost}: {complaint}");
+        }
+        assert!(!complaint.contains("todos_title") && !complaint.contains("titles"), "{complaint}");
+    }
+    assert_eq!(additions(&db.pool).await, before);
+    assert_eq!(position(&db.pool, "todos").await, 5);
+    assert_eq!(fact(&db.pool, "select count(*) from public.stranger").await, "0");
+
+    let question = installation.espctl(&["reset", "todos", "--cascade"]).await.complained(1);
+    assert!(question.contains("drops for good") && question.contains("view public.strange"), "{question}");
+    let said = installation.espctl(&["reset", "todos", "--cascade", "--yes"]).await.printed();
+    assert!(said.contains("was at 5, is at 0"), "{said}");
+    assert_eq!(
+        fact(&db.pool, "to_regclass('public.strange') is null and to_regclass('public.stranger') is null")
+            .await,
+        "true"
+    );
+    let mut expected = before;
+    expected[6] = "{todos_pkey,todos_title}".to_owned();
+    assert_eq!(additions(&db.pool).await, expected);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_author_takes_out_of_the_declaration_goes_without_a_word() {
+    let (db, installation, daemon) = running().await;
+    let changed = TODOS
+        .replace("ddl = ['create index todos_title on todos (title)', 'create view titles as select title from todos']\n", "")
+        .replace(", tenant text", "")
+        .replace(", 'a')", ")");
+    installation.declare("todos", &changed);
+    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    assert_eq!(additions(&db.pool).await[6], "{todos_pkey}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_carried_over_to_the_new_shape_is_told_as_well() {
+    let (db, installation, daemon) = running().await;
+    execute(&db.pool, "create policy tenants on todos using (tenant = current_user); alter table todos enable row level security").await;
+    installation.declare("todos", &TODOS.replace(", tenant text", "").replace(", 'a')", ")"));
+    let complaint = installation.espctl(&["reset", "todos", "--yes"]).await.complained(1);
+    assert!(complaint.contains("policy tenants on public.todos"), "{complaint}");
+    assert_eq!(fact(&db.pool, "select count(*) from pg_policies where tablename = 'todos'").await, "1");
+    daemon.stop().await;
+}
