@@ -133,7 +133,7 @@ async fn a_reset_refuses_to_drop_what_others_have_made_unless_it_is_told_to() {
     }
     assert_eq!(additions(&db.pool).await, before);
     assert_eq!(position(&db.pool, "todos").await, 5);
-    assert_eq!(fact(&db.pool, "select count(*) from public.stranger").await, "0");
+    assert_eq!(fact(&db.pool, "select count(*) from public.stranger").await, "5");
 
     let question = installation.espctl(&["reset", "todos", "--cascade"]).await.complained(1);
     assert!(question.contains("drops for good") && question.contains("view public.strange"), "{question}");

@@ -150,13 +150,17 @@ async fn what_a_program_has_started_ends_with_its_worker_wherever_it_has_gone() 
     // The programs of other workers are left alone.
     let last = append(&db.pool, 1).await;
     reaches(&db.pool, "other", last).await;
-    daemon.child("parent", 3).await;
+    let worker = daemon.child("parent", 3).await;
     assert_eq!(daemon.children("other").len(), 1);
-    family(&installation).await.into_iter().for_each(|pid| assert!(is_alive(pid)));
+    let family = family(&installation).await;
+    // Nothing is left either where the daemon stops meanwhile.
     daemon.signal(Signal::SIGTERM);
     daemon.says("stopping").await;
-    daemon.signal(Signal::SIGTERM);
-    daemon.is_deserted().await;
+    kill(worker, Signal::SIGKILL).unwrap();
+    for pid in family {
+        is_gone(pid).await;
+    }
+    daemon.stop_after_request().await;
 }
 
 #[tokio::test]
