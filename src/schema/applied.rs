@@ -6,6 +6,9 @@ use super::SchemaError;
 use super::files::MigrationSet;
 use crate::postgres::name::SchemaName;
 
+/// The columns of [`AppliedMigration`], in its order.
+type Row = (i64, Vec<u8>, Option<i64>, Option<String>);
+
 /// A migration that was applied.
 #[derive(Debug)]
 pub(super) struct AppliedMigration {
@@ -95,8 +98,7 @@ pub(super) async fn find_applied(
            to_jsonb(m)->>'applied_by' as applied_by
          from {table} as m where success order by version"
     );
-    let rows: Vec<(i64, Vec<u8>, Option<i64>, Option<String>)> =
-        sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_all(connection).await?;
+    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_all(connection).await?;
     let migration = |(version, checksum, oldest_program, applied_by)| AppliedMigration {
         version,
         checksum,
