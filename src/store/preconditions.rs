@@ -212,7 +212,14 @@ impl Unmet {
 impl UnmetKind {
     /// Whether a reader would fail rather than read wrongly.
     pub(crate) fn prevents_reading(self) -> bool {
-        matches!(self, Self::TableMissing | Self::SequenceMissing | Self::NotReadable | Self::ColumnUnfit)
+        matches!(
+            self,
+            Self::TableMissing
+                | Self::SequenceMissing
+                | Self::NotReadable
+                | Self::RowSecurity
+                | Self::ColumnUnfit
+        )
     }
 }
 
