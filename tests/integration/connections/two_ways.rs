@@ -87,17 +87,19 @@ async fn repoint(installation: &Installation, pooler: &Pooler, events: &Database
 }
 
 #[tokio::test]
+#[ignore = "needs pgbouncer: ./bin/test and ./.ci/run have it and run this"]
 async fn a_pooler_that_is_led_elsewhere_handles_nothing() {
     let db = support::database().await;
-    let Some(pooler) = Pooler::start(&db).await else { return };
+    let pooler = Pooler::start(&db).await;
     let installation = installation(&pooler.alias_url(), &db.url);
     repoint(&installation, &pooler, &db, &db).await;
 }
 
 #[tokio::test]
+#[ignore = "needs pgbouncer: ./bin/test and ./.ci/run have it and run this"]
 async fn a_pooler_of_the_projections_that_is_led_elsewhere_handles_nothing() {
     let (events, db) = (support::database().await, support::database().await);
-    let Some(pooler) = Pooler::start(&db).await else { return };
+    let pooler = Pooler::start(&db).await;
     let ways = format!("url = '{}'\ndirect_url = '{}'", pooler.alias_url(), db.url);
     let installation = Installation::new(&events.url, &format!("[projections]\n{ways}\n{RUNNER}"));
     installation.declare_notes("notes", "");
@@ -105,9 +107,10 @@ async fn a_pooler_of_the_projections_that_is_led_elsewhere_handles_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "needs pgbouncer: ./bin/test and ./.ci/run have it and run this"]
 async fn two_ways_to_one_database_are_no_trouble() {
     let db = support::database().await;
-    let Some(pooler) = Pooler::start(&db).await else { return };
+    let pooler = Pooler::start(&db).await;
     let installation = installation(&pooler.url(&db), &db.url);
     installation.espctl(&["check"]).await.printed();
     let daemon = installation.start_daemon();

@@ -1,4 +1,4 @@
-//! A real pgbouncer, in transaction mode if nothing else is asked for, where the machine has one.
+//! A real pgbouncer, in transaction mode if nothing else is asked for. Tests with one are ignored unless asked for.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -43,17 +43,16 @@ const SETTINGS: &str = "pool_mode = transaction\ndefault_pool_size = 2\nserver_r
 const ALIAS: &str = "shop";
 
 impl Pooler {
-    /// Starts it, with two connections per database to the server. `None`: there is no pgbouncer here, which is said.
-    pub async fn start(db: &Database) -> Option<Self> {
+    /// Starts it, with two connections per database to the server.
+    pub async fn start(db: &Database) -> Self {
         Self::start_with(db, SETTINGS).await
     }
 
     /// As [`Self::start`], with other lines of its configuration.
-    pub async fn start_with(db: &Database, settings: &str) -> Option<Self> {
+    pub async fn start_with(db: &Database, settings: &str) -> Self {
         let places = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"];
         let Some(binary) = places.into_iter().find(|place| Path::new(place).exists()) else {
-            eprintln!("LEFT OUT: this machine has no pgbouncer (apt-get install pgbouncer)");
-            return None;
+            panic!("this machine has no pgbouncer (apt-get install pgbouncer)");
         };
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = tempfile::tempdir().unwrap();
@@ -68,7 +67,7 @@ impl Pooler {
         }
         let pooler = Self { process: command.spawn().unwrap(), port, folder, settings: settings.to_owned() };
         eventually("the pooler", async || std::net::TcpStream::connect(("127.0.0.1", port)).ok()).await;
-        Some(pooler)
+        pooler
     }
 
     /// Leads the alias to another database, as after a failover. Clients keep their connections.
