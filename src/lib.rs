@@ -261,8 +261,8 @@ pub mod internals {
     }
     pub mod declaration {
         pub use crate::processing::declaration::{
-            BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, ProcessorKind,
-            ReactorDeclaration, SourceText, TableDeclaration, WebhookDeclaration,
+            BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
+            ProcessorKind, ReactorDeclaration, SourceText, TableDeclaration, WebhookDeclaration,
         };
     }
     pub mod failure {

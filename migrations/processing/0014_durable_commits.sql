@@ -29,3 +29,8 @@ begin
   end if;
 end
 $$;
+
+-- Two daemons may declare other handlers under one name and version, and then rows are made by both. So a tracker says which
+-- handlers the last owner had, and when an owner last came with others: `at`, `position`, `owner`, `before`, `after`.
+alter table :"schema".trackers add column if not exists handlers text;
+alter table :"schema".trackers add column if not exists handler_change jsonb;

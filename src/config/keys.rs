@@ -85,6 +85,7 @@ pub(super) const RUNNER: Keys = Keys {
             key("poll_interval_max", duration_or(Duration::from_millis(10), HOUR, seconds(1))),
             key("shutdown_timeout", duration_or(Duration::ZERO, HOUR, seconds(30))),
             key("isolation", Kind::Isolation),
+            key("on_handler_change", Kind::Choice(&["warn", "rebuild", "refuse"])),
             key("hang_timeout", duration_or(seconds(5), HOUR, seconds(60))),
             key("memory_max", MEMORY),
             key("restart_max", duration_or(seconds(1), HOUR, seconds(60))),
@@ -163,7 +164,11 @@ pub(super) const PROJECTOR: Keys = Keys {
     groups: &[
         PROCESSOR,
         BATCH,
-        &[key("isolation", Kind::Isolation), key("retry", Kind::Section(&PROJECTOR_RETRY))],
+        &[
+            key("isolation", Kind::Isolation),
+            key("on_handler_change", Kind::Choice(&["warn", "rebuild", "refuse"])),
+            key("retry", Kind::Section(&PROJECTOR_RETRY)),
+        ],
         TABLES,
         &[key("on", Kind::Sections(&PROJECTOR_HANDLER)), key("events", Kind::TextList)],
         COMMAND,
@@ -178,7 +183,11 @@ pub(super) const REACTOR: Keys = Keys {
         PROCESSOR,
         &[key("emits", Kind::TextList), key("start", Kind::Start), key("chain_max", integer(1, 10_000))],
         BATCH,
-        &[key("isolation", Kind::Isolation), key("retry", Kind::Section(&REACTOR_RETRY))],
+        &[
+            key("isolation", Kind::Isolation),
+            key("on_handler_change", Kind::Choice(&["warn", "refuse"])),
+            key("retry", Kind::Section(&REACTOR_RETRY)),
+        ],
         TABLES,
         &[key("on", Kind::Sections(&REACTOR_HANDLER)), key("events", Kind::TextList)],
         COMMAND,

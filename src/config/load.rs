@@ -147,8 +147,13 @@ fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, proje
 }
 
 fn read_processors(file: &Section<'_>, config: &Config) -> Vec<ProcessorDeclaration> {
-    let RunnerSection { batch, isolation, .. } = &config.runner;
-    let defaults = Defaults { batch: *batch, retry: config.retry, isolation: isolation.clone() };
+    let RunnerSection { batch, isolation, on_handler_change, .. } = &config.runner;
+    let defaults = Defaults {
+        batch: *batch,
+        retry: config.retry,
+        isolation: isolation.clone(),
+        on_handler_change: *on_handler_change,
+    };
     let mut processors = Vec::new();
     for kind in [ProcessorKind::Projector, ProcessorKind::Reactor] {
         let sections = file.sections(kind.as_str());

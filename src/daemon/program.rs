@@ -77,6 +77,7 @@ pub(super) fn add_registered(config: &mut Config, registry: &Registry) -> Result
                 batch: config.runner.batch,
                 retry: config.retry,
                 isolation: config.runner.isolation.clone(),
+                on_handler_change: config.runner.on_handler_change,
                 ..registered.clone()
             });
         }
@@ -125,6 +126,7 @@ fn fill_in(declared: &mut ProcessorDeclaration, registered: &ProcessorDeclaratio
         batch: declared.batch,
         retry: declared.retry,
         isolation: declared.isolation.clone(),
+        on_handler_change: declared.on_handler_change,
         reactor,
         ..registered.clone()
     };

@@ -3,11 +3,13 @@
 use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Severity, render_all};
 use crate::embedded::{EmbeddedPostgres, Options};
+use crate::event::Position;
 use crate::handlers::{self, sql};
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database, ways};
 use crate::operations::event_types::find_unknown_types;
 use crate::process::exit_code::Exit;
-use crate::processing::declaration::ProcessorKind;
+use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
+use crate::processing::tracker::{TrackerRow, Trackers};
 
 /// What a check has found.
 pub(crate) struct CheckReport {
@@ -15,6 +17,8 @@ pub(crate) struct CheckReport {
     pub(crate) diagnostics: Vec<Diagnostic>,
     /// What was checked, in words.
     checked: String,
+    /// What is no mistake, and yet has to be known, each in a line.
+    notes: Vec<String>,
 }
 
 impl CheckReport {
@@ -22,7 +26,8 @@ impl CheckReport {
     pub(crate) fn into_result(self) -> Result<String, Exit> {
         let mistakes: Vec<Diagnostic> = self.diagnostics.into_iter().filter(|one| !is_warning(one)).collect();
         if mistakes.is_empty() {
-            return Ok(format!("ok: {}", self.checked));
+            let notes = self.notes.iter().map(|note| format!("note: {note}\n")).collect::<String>();
+            return Ok(format!("{notes}ok: {}", self.checked));
         }
         Err(Exit::configuration(render_all(&mistakes)))
     }
@@ -69,9 +74,32 @@ async fn check_on(config: &Config, databases: &Databases) -> anyhow::Result<Chec
     found.extend(find_unknown_types(&databases.events, &databases.layout, &config.processors).await?);
     let mut projections = databases.projections.acquire().await?;
     found.extend(handlers::check(&mut projections, &config.processors, databases.scope.clone()).await?);
+    let notes = note_other_handlers(config, databases).await?;
     let diagnostics = found.into_iter().map(Diagnostic::with_line_of_file).collect();
     let checked = format!("{}, event store {}", count(config), databases.layout.events_table());
-    Ok(CheckReport { diagnostics, checked })
+    Ok(CheckReport { diagnostics, checked, notes })
+}
+
+/// The processors whose handlers are not those that have handled events.
+async fn note_other_handlers(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
+    let trackers = Trackers::new(databases.layout.schema()).list(&databases.projections, None).await?;
+    let mut notes = Vec::new();
+    for declaration in &config.processors {
+        let is_its = |row: &&TrackerRow| row.name == declaration.name && row.version == declaration.version;
+        let Some(row) = trackers.iter().find(is_its).filter(|row| row.position > Position::START) else {
+            continue;
+        };
+        let declared = declaration.handler_fingerprint(&config.upcasts);
+        if row.handlers.is_some() && declared.is_some() && row.handlers != declared {
+            let ProcessorDeclaration { name, on_handler_change, .. } = declaration;
+            notes.push(format!(
+                "the handlers of {name} are not those that have handled the events up to {}; on_handler_change = \
+                 \"{on_handler_change}\" says what the daemon does",
+                row.position
+            ));
+        }
+    }
+    Ok(notes)
 }
 
 /// How many processors of each kind are declared, in words.

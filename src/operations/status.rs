@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::event::{Position, StoredTime};
 use crate::processing::divergence::Divergence;
 use crate::processing::failure::Failure;
-use crate::processing::tracker::{Outage, ProcessorKey};
+use crate::processing::tracker::{HandlerChange, Outage, ProcessorKey};
 use crate::store::horizon::Holder;
 
 pub(crate) use advice::{Advice, Topic};
@@ -140,6 +140,8 @@ pub(crate) struct ProcessorStatus {
     pub lock_wait: Option<LockWait>,
     /// How the event store differs from the one that the processor has followed; `None`: it is the same.
     pub diverged: Option<Divergence>,
+    /// When an owner last came with other handlers; `None`: never since the tables were made.
+    pub handler_change: Option<HandlerChange>,
     /// The failure that stops it.
     pub last_error: Option<Failure>,
     /// When the failing event will be tried again.
@@ -253,6 +255,7 @@ pub(super) mod examples {
             outage: None,
             lock_wait: None,
             diverged: None,
+            handler_change: None,
             attempts: 0,
             last_error: None,
             next_retry_at: None,

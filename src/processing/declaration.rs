@@ -3,8 +3,10 @@
 //! Declarations are plain data. [`crate::config`] has checked them and filled in every default. A worker process receives the
 //! declarations of its processors from the supervisor, as JSON.
 
+mod fingerprint;
 mod isolation;
 mod kind;
+mod on_handler_change;
 mod program;
 mod reactor;
 mod table;
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::postgres::source_text::SourceText;
 pub use isolation::Isolation;
 pub use kind::ProcessorKind;
+pub use on_handler_change::OnHandlerChange;
 pub(crate) use program::{ProgramDeclaration, Secret};
 pub use reactor::{ReactorDeclaration, Start};
 pub(crate) use table::CreateTable;
@@ -46,6 +49,8 @@ pub struct ProcessorDeclaration {
     pub retry: RetryPolicy,
     /// Which processors share a worker with this one.
     pub isolation: Isolation,
+    /// What happens when the handlers are not those that have made the rows.
+    pub on_handler_change: OnHandlerChange,
     /// What only reactors declare; `None` for a projector.
     pub reactor: Option<ReactorDeclaration>,
 }
@@ -177,10 +182,14 @@ mod tests {
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
+            on_handler_change: OnHandlerChange::default(),
             reactor: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));
+        let before = projector.handler_fingerprint(&[]);
+        assert_eq!(before, projector.clone().handler_fingerprint(&[]));
         projector.handling = Handling::Sql(vec![typed, handler(HandledEvents::All)]);
         assert_eq!(projector.event_types(), None);
+        assert_ne!(before, projector.handler_fingerprint(&[]));
     }
 }

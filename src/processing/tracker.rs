@@ -9,6 +9,7 @@
 mod advance;
 mod claim;
 mod failures;
+mod handlers;
 mod key;
 mod listing;
 mod liveness;
@@ -25,6 +26,7 @@ pub(crate) use claim::LeaseStatus;
 pub(crate) use claim::is_claimed;
 pub use claim::{Claim, LEASE};
 pub(crate) use failures::Outage;
+pub(crate) use handlers::HandlerChange;
 pub use key::ProcessorKey;
 pub use listing::TrackerRow;
 pub(crate) use liveness::CurrentOwner;

@@ -4,6 +4,7 @@ mod dead_letters;
 mod divergence;
 mod emissions;
 mod error_policy;
+mod handler_changes;
 mod ownership;
 mod pooler;
 mod relay;

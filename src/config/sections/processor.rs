@@ -13,8 +13,8 @@ use crate::config::reader::scalars::advise_name;
 use crate::config::reader::tree::{ChosenKey, Section, Value};
 use crate::postgres::name::is_name;
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, ProcessorKind,
-    ReactorDeclaration, SourceText, Start, TableDeclaration,
+    BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
+    ProcessorKind, ReactorDeclaration, SourceText, Start, TableDeclaration,
 };
 use crate::retry::RetryPolicy;
 
@@ -25,6 +25,17 @@ pub(crate) struct Defaults {
     pub(crate) batch: BatchLimits,
     pub(crate) retry: RetryPolicy,
     pub(crate) isolation: Isolation,
+    pub(crate) on_handler_change: OnHandlerChange,
+}
+
+impl Defaults {
+    /// What happens when the handlers of a processor have changed. What a reactor has done cannot be undone.
+    fn on_handler_change_of(&self, kind: ProcessorKind) -> OnHandlerChange {
+        match (kind, self.on_handler_change) {
+            (ProcessorKind::Reactor, OnHandlerChange::Rebuild) => OnHandlerChange::Warn,
+            (_, on_handler_change) => on_handler_change,
+        }
+    }
 }
 
 /// A processor, or `None` if a mistake leaves it incomplete.
@@ -39,6 +50,7 @@ pub(crate) fn read_processor(
     let batch = read_batch_limits(section, defaults.batch);
     let retry = section.section("retry").map(|retry| read_retry(&retry, defaults.retry));
     let isolation = section.value("isolation").and_then(|value| read_isolation(&value));
+    let on_handler_change = section.choice("on_handler_change");
     let tables = section.value("tables").map(|tables| read_tables(&tables)).unwrap_or_default();
     let ddl = section.value("ddl").map(|ddl| read_ddl(&ddl)).unwrap_or_default();
     let handling = read_handling(section, kind);
@@ -52,6 +64,7 @@ pub(crate) fn read_processor(
         batch,
         retry: retry.unwrap_or(defaults.retry),
         isolation: isolation.unwrap_or_else(|| defaults.isolation.clone()),
+        on_handler_change: on_handler_change.unwrap_or_else(|| defaults.on_handler_change_of(kind)),
         reactor,
     })
 }

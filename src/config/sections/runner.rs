@@ -8,7 +8,7 @@ use super::isolation::read_default_isolation;
 use crate::config::keys;
 use crate::config::reader::key::Kind;
 use crate::config::reader::tree::Section;
-use crate::processing::declaration::{BatchLimits, Isolation};
+use crate::processing::declaration::{BatchLimits, Isolation, OnHandlerChange};
 
 /// `[runner]`: how processors follow the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub struct RunnerSection {
     pub shutdown_timeout: Duration,
     /// Whom a processor shares a worker with, for processors that do not say otherwise; never a group.
     pub isolation: Isolation,
+    /// What happens when a processor has other handlers than those that have made its rows. A reactor is never rebuilt.
+    pub on_handler_change: OnHandlerChange,
     /// How long a worker may give no sign of life before it is restarted.
     pub hang_timeout: Duration,
     /// The memory that a worker may use before it is restarted, in bytes; `None`: as much as there is.
@@ -36,6 +38,7 @@ impl Default for RunnerSection {
             poll_interval_max: default_duration("poll_interval_max"),
             shutdown_timeout: default_duration("shutdown_timeout"),
             isolation: Isolation::default(),
+            on_handler_change: OnHandlerChange::default(),
             hang_timeout: default_duration("hang_timeout"),
             memory_max: None,
             restart_max: default_duration("restart_max"),
@@ -61,6 +64,7 @@ impl RunnerSection {
             poll_interval_max: duration("poll_interval_max", default.poll_interval_max),
             shutdown_timeout: duration("shutdown_timeout", default.shutdown_timeout),
             isolation: isolation.unwrap_or(default.isolation),
+            on_handler_change: section.choice("on_handler_change").unwrap_or(default.on_handler_change),
             hang_timeout: duration("hang_timeout", default.hang_timeout),
             memory_max: section.size("memory_max"),
             restart_max: duration("restart_max", default.restart_max),

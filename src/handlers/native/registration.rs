@@ -2,8 +2,8 @@
 
 use super::event_type::EventType;
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handling, Isolation, ProcessorDeclaration, ProcessorKind, ReactorDeclaration,
-    SourceText, Start, TableDeclaration,
+    BatchLimits, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration, ProcessorKind,
+    ReactorDeclaration, SourceText, Start, TableDeclaration,
 };
 use crate::retry::RetryPolicy;
 
@@ -114,6 +114,7 @@ impl Registration {
             batch: BatchLimits::default(),
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
+            on_handler_change: OnHandlerChange::default(),
             reactor: (self.kind == ProcessorKind::Reactor).then(|| ReactorDeclaration {
                 emits: self.emits.clone(),
                 start: self.start,

@@ -38,7 +38,8 @@ fn level_of(topic: Topic) -> Option<Level> {
         | Topic::DeadLetters
         | Topic::RefusedEmissions
         | Topic::OverdueEmissions
-        | Topic::WorkerDown => Some(Level::Warning),
+        | Topic::WorkerDown
+        | Topic::HandlersChanged => Some(Level::Warning),
         Topic::Standby | Topic::HorizonHeldBack => None,
     }
 }

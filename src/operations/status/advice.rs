@@ -6,7 +6,7 @@ mod emissions;
 mod holders;
 mod states;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use super::ProcessorStatus;
@@ -78,6 +78,8 @@ pub(crate) enum Topic {
     OverdueEmissions,
     /// The worker process of the processor has ended and is not running again yet.
     WorkerDown,
+    /// Other handlers than now have handled earlier events.
+    HandlersChanged,
     /// Open transactions hold the settled horizon back. This concerns all processors alike.
     HorizonHeldBack,
 }
@@ -107,6 +109,7 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
         emissions::of_refused(status),
         emissions::of_overdue(status, surroundings.now),
         of_worker(status),
+        of_handler_change(status, surroundings.now),
         holders::of_horizon(status, surroundings.now),
     ];
     let mut advice: Vec<Advice> = parts.into_iter().flatten().collect();
@@ -130,6 +133,25 @@ fn of_dead_letters(status: &ProcessorStatus) -> Option<Advice> {
     let advice = Advice::new(Topic::DeadLetters, problem, Some(oldest), remedy);
     let predicate = "have events that were set aside as dead letters.".to_owned();
     Some(advice.shared(status, predicate, "`espctl dead-letters list` shows them, with the reasons."))
+}
+
+/// How long a change of handlers is told.
+const HANDLER_CHANGE_TOLD: TimeDelta = TimeDelta::days(1);
+
+/// Rows that other handlers have made.
+fn of_handler_change(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
+    let change = status.handler_change.as_ref().filter(|change| now - change.at < HANDLER_CHANGE_TOLD)?;
+    let name = &status.name;
+    let owner = change.owner.as_deref().unwrap_or("an unknown daemon");
+    let problem = format!(
+        "The handlers of {name} have changed: those of {owner} are not those that have handled the events up to {}.",
+        change.position
+    );
+    let remedy = format!(
+        "`espctl reset {name}` handles all events with the same handlers. Nothing, if the change is meant for later events; but \
+         two daemons have to declare the same."
+    );
+    Some(Advice::new(Topic::HandlersChanged, problem, Some(change.at), remedy))
 }
 
 /// Why the worker process of the processor is not alive.

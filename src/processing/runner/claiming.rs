@@ -81,6 +81,9 @@ impl Runner {
         self.tracker_known = Instant::now();
         self.phase = Phase::Following(Following::new(claim.clone(), self.context.limits.size));
         self.record_outage(connection).await;
+        if let Some(next) = self.refuse_other_handlers(connection, &claim).await? {
+            return Ok(next);
+        }
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &claim);
         let preparing = async {
             // Since the last claim, commits may have been lost, another owner may have handled events, or an operator reset
@@ -95,6 +98,7 @@ impl Runner {
         if claim.attempts == 0 && (claim.failed || claim.last_error.is_some()) {
             in_time(self.trackers.forget_failure(&mut *connection, &claim)).await?;
         }
+        self.note_handlers(connection, &claim).await?;
         self.go_on(&claim);
         if claim.diverged { self.stay_diverged().await } else { self.compare_history(connection).await }
     }

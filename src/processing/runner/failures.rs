@@ -181,7 +181,11 @@ impl Runner {
     }
 
     /// Stops until an operator acts, because only an operator can help.
-    async fn block(&mut self, connection: &mut PgConnection, message: String) -> Result<Next, sqlx::Error> {
+    pub(super) async fn block(
+        &mut self,
+        connection: &mut PgConnection,
+        message: String,
+    ) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         error!(processor = self.name, error = message, "cannot continue until an operator acts");
         let failure = Failure::of_processor(message);

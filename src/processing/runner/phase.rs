@@ -177,6 +177,7 @@ mod tests {
             epoch: 1,
             position: 5.into(),
             declaration: None,
+            handlers: None,
             paused: false,
             attempts: 0,
             last_error: None,

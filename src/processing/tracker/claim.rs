@@ -31,6 +31,8 @@ pub struct Claim {
     pub position: Position,
     /// Fingerprint of the declaration that the tables were created from; `None` before they are created.
     pub declaration: Option<String>,
+    /// Fingerprint of the handlers of the last owner; `None`: it is not known.
+    pub handlers: Option<String>,
     /// Whether an operator has paused the processor.
     pub paused: bool,
     /// How often in a row the event of `last_error` has failed.
@@ -78,6 +80,7 @@ impl<'r> FromRow<'r, PgRow> for Claim {
             epoch: row.try_get("epoch")?,
             position: row.try_get("position")?,
             declaration: row.try_get("declaration")?,
+            handlers: row.try_get("handlers")?,
             paused: row.try_get("paused")?,
             attempts: row.try_get("attempts")?,
             last_error: row.try_get("last_error")?,
@@ -141,7 +144,7 @@ impl Trackers {
                  backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid()),
                  updated_at = clock_timestamp()
              from free where t.name = free.name and t.version = free.version and t.partition = free.partition
-             returning t.name, t.version, t.partition, epoch, position, free.declaration,
+             returning t.name, t.version, t.partition, epoch, position, free.declaration, handlers,
                        paused_at is not null as paused, attempts, last_error,
                        extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds,
                        failed_at is not null as failed, diverged is not null as diverged, {SERVER_START} as server_start,

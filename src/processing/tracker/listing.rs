@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgExecutor};
 
 use uuid::Uuid;
 
-use super::{Memory, Outage, ProcessorKey, Trackers};
+use super::{HandlerChange, Memory, Outage, ProcessorKey, Trackers};
 use crate::event::{Position, StoredTime};
 use crate::postgres::row::from_row;
 use crate::processing::divergence::Divergence;
@@ -68,6 +68,10 @@ pub struct TrackerRow {
     pub witness_uuid: Option<Uuid>,
     /// The partitions of the table of events, as the processor has found them last, each with its last event then.
     pub events_partitions: Option<Json<BTreeMap<i64, Option<Position>>>>,
+    /// Fingerprint of the handlers of the last owner.
+    pub handlers: Option<String>,
+    /// When an owner last came with other handlers; `None`: never since the tables were made.
+    pub handler_change: Option<Json<HandlerChange>>,
     /// How many events are set aside for the processor.
     pub dead_letters: i64,
     /// When the oldest dead letter was set aside.
@@ -112,6 +116,8 @@ from_row!(TrackerRow {
     witness_id,
     witness_uuid,
     events_partitions,
+    handlers,
+    handler_change,
     dead_letters,
     oldest_dead_letter_at,
     pending_emissions,
@@ -158,7 +164,7 @@ impl Trackers {
                     paused_at, paused_by, failed_at, caught_up, handled, attempts, last_error, next_retry_at,
                     -- An owner writes its rate with each batch and each renewal; one that cannot has none.
                     case when updated_at > clock_timestamp() - interval '5 seconds' then rate else 0 end as rate,
-                    outage, diverged, witness_at, witness_id, witness_uuid, events_partitions, updated_at,
+                    outage, diverged, witness_at, witness_id, witness_uuid, events_partitions, handlers, handler_change, updated_at,
                     coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
                     coalesce(pending_emissions, 0) as pending_emissions, next_emission_at,
                     coalesce(refused_emissions, 0) as refused_emissions, emissions_overdue_since, emission_error

@@ -190,6 +190,8 @@ impl Trackers {
                                          then least(greatest(silent_until, before.position), before.common)
                                        else 0 end,
                    diverged = null, {witness},
+                   handlers = case when $3 is null then handlers end,
+                   handler_change = case when $3 is null then handler_change end,
                    handled = case when $3 is null then handled else 0 end, caught_up = false, attempts = 0,
                    last_error = null, next_retry_at = null, failed_at = null, updated_at = clock_timestamp()
                from before

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use espd::internals::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, Isolation, ProcessorDeclaration, SourceText,
-    TableDeclaration,
+    BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
+    SourceText, TableDeclaration,
 };
 use espd::internals::processor::Events;
 use espd::internals::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work};
@@ -39,6 +39,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         batch: BatchLimits::default(),
         retry: RetryPolicy::default(),
         isolation: Isolation::default(),
+        on_handler_change: OnHandlerChange::default(),
         reactor: None,
     }
 }

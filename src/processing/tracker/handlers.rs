@@ -1,0 +1,53 @@
+//! Which handlers the owners of a processor have had.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::{AssertSqlSafe, PgExecutor};
+
+use super::{Claim, Trackers, is_claimed};
+use crate::event::Position;
+use crate::postgres::quote::quote_literal;
+
+/// An owner came whose handlers were not those of the last one. The field names are an interface: `espctl status --json`
+/// prints them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandlerChange {
+    /// When it came.
+    pub at: DateTime<Utc>,
+    /// The position then: the rows of events up to it were made by other handlers.
+    pub position: Position,
+    /// Host and process id of its daemon.
+    pub owner: Option<String>,
+    /// Fingerprint of the handlers before.
+    pub before: String,
+    /// Fingerprint of the handlers from then on.
+    pub after: String,
+}
+
+impl Trackers {
+    /// Records the handlers of the owner, and with `is_change` that they are others than those of the last one.
+    pub(crate) async fn note_handlers(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+        fingerprint: &str,
+        is_change: bool,
+    ) -> Result<(), sqlx::Error> {
+        let fingerprint = quote_literal(fingerprint);
+        let change = if is_change {
+            format!(
+                "jsonb_build_object('at', clock_timestamp(), 'position', position, 'owner', owner_label,
+                                    'before', handlers, 'after', {fingerprint})"
+            )
+        } else {
+            "handler_change".to_owned()
+        };
+        let statement = format!(
+            "-- note_handlers
+             update {}.trackers set handlers = {fingerprint}, handler_change = {change} where {}",
+            self.schema,
+            is_claimed(claim)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+}
