@@ -4,6 +4,7 @@ use sqlx::PgConnection;
 use tracing::{info, warn};
 
 use crate::processing::declaration::OnHandlerChange;
+use crate::processing::processor::OthersObjects;
 use crate::processing::runner::decision::{Attempt, decide};
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
@@ -51,8 +52,9 @@ impl Runner {
     /// Drops what the other handlers have made, and begins anew.
     async fn rebuild(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<Next, sqlx::Error> {
         let base = self.processor.base();
-        let effects = ReplayEffects::default();
-        if let Err(error) = base.reset(&mut *connection, &claim.key, OPERATOR, effects).await {
+        // What others have made on the tables is not dropped without being asked: the processor stops and says what it is.
+        let (effects, others) = (ReplayEffects::default(), OthersObjects::Keep);
+        if let Err(error) = base.reset(&mut *connection, &claim.key, OPERATOR, effects, others).await {
             return self.act(connection, decide(error, Attempt::Prepare)).await;
         }
         let position = claim.position.get();
