@@ -159,7 +159,7 @@ mod tests {
         let settings = WatcherSettings::default();
         let mut pace = Pace::new(&settings);
         let jump = Look { moved: i64::MAX, held: false, elapsed: Duration::ZERO };
-        assert_eq!(pace.wait_after(jump).at_most, settings.busy_interval);
+        assert!(pace.wait_after(jump).at_most <= settings.busy_interval);
         assert_eq!(settle(&mut pace, NOTHING).at_most, settings.idle_interval);
     }
 
