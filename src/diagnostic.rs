@@ -89,7 +89,7 @@ impl Diagnostic {
     }
 
     /// The same, as something to look at that prevents nothing.
-    pub(crate) fn as_warning(self) -> Self {
+    pub(crate) fn into_warning(self) -> Self {
         Self { severity: Severity::Warning, ..self }
     }
 

@@ -35,7 +35,7 @@ pub(crate) async fn find_unknown_types(
         }
         for place in places {
             let message = format!("no event of type {} was ever stored", shown(name));
-            let warning = Diagnostic::in_source(place, 0, message).as_warning();
+            let warning = Diagnostic::in_source(place, 0, message).into_warning();
             found.push(warning.with_advice(stored.advise(name)));
         }
     }

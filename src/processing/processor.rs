@@ -158,7 +158,7 @@ pub enum ProcessorError {
         wait: Option<Duration>,
     },
     /// The session, or a plan in it, may be to blame for the failure of an event: see
-    /// [`is_of_session`](crate::postgres::sqlstate::is_of_session). It is tried again on a new session.
+    /// `is_of_session`. It is tried again on a new session.
     #[error("{0}")]
     StaleSession(Box<Failure>),
     /// The database could not do it now.

@@ -100,7 +100,7 @@ impl Runner {
         }
         self.note_handlers(connection, &claim).await?;
         self.go_on(&claim);
-        if claim.diverged { self.stay_diverged().await } else { self.compare_history(connection).await }
+        if claim.diverged { Ok(self.stay_diverged()) } else { self.compare_history(connection).await }
     }
 
     /// Enters the phase that the last process was in: paused, failed, or waiting with the failing event.

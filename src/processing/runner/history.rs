@@ -46,13 +46,13 @@ impl Runner {
     }
 
     /// Stays where the last process was.
-    pub(super) async fn stay_diverged(&mut self) -> Result<Next, sqlx::Error> {
+    pub(super) fn stay_diverged(&mut self) -> Next {
         warn!(
             processor = self.name,
             "has stopped because the event store is not the one that it followed: `espctl status` says what to do"
         );
         self.phase.enter(Phase::Diverged);
-        Ok(Next::Again)
+        Next::Again
     }
 
     async fn enter_diverged(

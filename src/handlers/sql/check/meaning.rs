@@ -40,7 +40,7 @@ pub(super) async fn find_foreign_operators(
         let offset = table.columns.text.find(&column).unwrap_or(0);
         let warning = Diagnostic::in_source(&table.columns, offset, message)
             .with_advice(advice(&scratch.scope, &schema));
-        found.push(warning.as_warning());
+        found.push(warning.into_warning());
     }
     Ok(found)
 }
@@ -62,7 +62,7 @@ pub(super) async fn find_other_meaning(
     let used = ours.difference(&theirs).next().map_or("PostgreSQL's own", String::as_str);
     let message = format!("by the search_path of the database this means {other}, for espd {used}");
     let advice = "write the schema that you mean, or set search_path under [projections]";
-    Ok(Some(Diagnostic::in_source(source, 0, message).with_advice(advice).as_warning()))
+    Ok(Some(Diagnostic::in_source(source, 0, message).with_advice(advice).into_warning()))
 }
 
 /// The search path that a session has by the defaults of the database and the role, with the tables of the declaration before

@@ -29,7 +29,7 @@ fn of_divergence(status: &ProcessorStatus) -> Option<Advice> {
     );
     let remedy = "`espctl status NAME` says what was found and what to do about each: `espctl reset NAME` rebuilds it from \
                   the store as it is.";
-    Some(advice.shared(status, predicate, &remedy))
+    Some(advice.shared(status, predicate, remedy))
 }
 
 fn of_pause(status: &ProcessorStatus) -> Advice {

@@ -262,7 +262,8 @@ impl World {
             }));
         }
         let must_lock = may_draw || model.draws_first || model.mutation == Mutation::DrawnBeforeLocked;
-        if must_lock && !writer.locked && !draws_unlocked && !(model.draws_first && writer.draws == 0) {
+        let has_drawn_if_first = !model.draws_first || writer.draws > 0;
+        if must_lock && !writer.locked && !draws_unlocked && has_drawn_if_first {
             next.push(self.step(index, |_, writer| writer.locked = true));
         }
         next

@@ -132,10 +132,10 @@ async fn a_column_may_have_any_name() {
     }
     let last = append(&db.pool, 4).await;
     run_to(&installation, &db.pool, last).await;
-    for number in 0..COLUMNS.len() {
+    for (number, name) in COLUMNS.iter().enumerate() {
         let query = format!("select count(*) from odd{number}");
         let left: i64 = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&db.pool).await.unwrap();
-        assert_eq!(left, 0, "{}", COLUMNS[number]);
+        assert_eq!(left, 0, "{name}");
     }
 }
 
