@@ -144,6 +144,69 @@ fn every_part_is_in_the_table() {
     assert_eq!(parts, table);
 }
 
+/// Files that may run a statement, or begin a transaction, without turning row security off first, each with why. A row
+/// that a policy hides would look like a row that is not there, and a session of a pooler keeps no settings.
+///
+/// Everything else goes through `postgres::literal::simple` or `postgres::server_mark::begin`.
+const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
+    ("embedded/mod.rs", "sets up a server of its own"),
+    ("espctl/append.rs", "writes, in the transaction of an application's library"),
+    ("handlers/batch/transaction.rs", "within the transaction that it begins so"),
+    ("handlers/program/exchange.rs", "reads nothing"),
+    ("handlers/scratch.rs", "within the transaction that it begins so"),
+    ("handlers/sql.rs", "within transactions that it begins so, or behind their prelude"),
+    ("handlers/sql/check.rs", "within the transaction of handlers/scratch.rs"),
+    ("handlers/sql/check/upcasts.rs", "analyses expressions and reads no row"),
+    ("operations/databases/ways.rs", "asks for the session only"),
+    ("operations/doctor/server.rs", "reads settings"),
+    ("operations/doctor/session.rs", "asks for the session only"),
+    ("operations/event_types.rs", "sets a limit within the transaction that it begins so"),
+    ("operations/operator/retire.rs", "within transactions that it begins so"),
+    ("processing/emission/relay/moving.rs", "savepoints, within the transaction of the relay"),
+    ("processing/processor/base.rs", "sets limits within the transaction of those who call it"),
+    ("processing/processor/tables.rs", "changes tables and reads catalogs"),
+    ("processing/processor/tables/dependents.rs", "changes tables and reads catalogs"),
+    ("processing/runner/session.rs", "sets and reads settings"),
+    ("schema/apply.rs", "within the transaction that it begins so"),
+    ("schema/by_hand.rs", "within the transaction that it begins so"),
+    ("store/history.rs", "reads the control file and the sequence"),
+    ("store/horizon/durability.rs", "reads places of the log"),
+    ("store/horizon/locks.rs", "reads locks and catalogs"),
+    ("store/postgres/append.rs", "writes, in the transaction of an application's library"),
+    ("store/preconditions.rs", "reads settings"),
+    ("store/preconditions/structure.rs", "reads catalogs"),
+    ("worker/mark_keeper.rs", "reads nothing"),
+];
+
+#[test]
+fn no_statement_overlooks_what_row_security_hides() {
+    let found = leaving_row_security(&SourceTree::read(&source_folder()));
+    let may: BTreeSet<String> = MAY_LEAVE_ROW_SECURITY.iter().map(|(file, _)| (*file).to_owned()).collect();
+    assert_eq!(
+        found, may,
+        "use `postgres::literal::simple` or `postgres::server_mark::begin`, or say why not"
+    );
+}
+
+#[test]
+fn a_planted_statement_that_overlooks_hidden_rows_is_found() {
+    for line in ["fn f() { sqlx::raw_sql(\"select 1\") }", "fn f() { connection.begin().await }"] {
+        let copy = planted("store/witness.rs", line);
+        let found = leaving_row_security(&SourceTree::read(copy.path()));
+        assert!(found.contains("store/witness.rs"), "{line}: {found:?}");
+    }
+}
+
+/// The files that run a statement of their own in the simple protocol, or begin a transaction without more.
+fn leaving_row_security(tree: &SourceTree) -> BTreeSet<String> {
+    let leaves = |text: &str| text.contains("raw_sql(") || text.contains(".begin()");
+    let outside = tree.files.iter().filter(|(module, _)| module[0] != "postgres");
+    outside
+        .filter(|(_, text)| leaves(text))
+        .map(|(module, _)| tree.paths[module].display().to_string())
+        .collect()
+}
+
 /// The negative controls: what is planted into a copy of the sources is found.
 #[test]
 fn a_planted_import_is_found() {

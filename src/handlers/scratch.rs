@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::quote_identifier;
+use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::{is_infrastructure_error, lacks_right};
 use crate::processing::declaration::{CreateTable, ProcessorDeclaration};
@@ -53,7 +54,7 @@ impl<'c> Scratch<'c> {
         connection: &'c mut PgConnection,
         scope: &SqlScope,
     ) -> Result<Self, sqlx::Error> {
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         let (schema, make) = choose_schema(&mut transaction).await?;
         let scope = scope.beside(&schema);
         let statement = format!(

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::config::nearest;
 use crate::diagnostic::Diagnostic;
+use crate::postgres::server_mark;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, SourceText};
 use crate::store::layout::Layout;
 
@@ -71,7 +72,7 @@ struct Stored {
 impl Stored {
     /// Looks for events of these types: first near the head, then everywhere, as long as that does not take long.
     async fn read(events: &PgPool, layout: &Layout, names: Vec<&str>) -> Result<Self, sqlx::Error> {
-        let mut transaction = events.begin().await?;
+        let mut transaction = events.begin_with(server_mark::begin(None)).await?;
         let limit = format!("set local statement_timeout = {}", PATIENCE.as_millis());
         sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
         let sample = format!(

@@ -14,6 +14,7 @@ use crate::handlers::sql::adopt_tables;
 use crate::operations::databases::Databases;
 use crate::operations::operator::PATIENCE;
 use crate::postgres::row::from_row;
+use crate::postgres::server_mark;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::processing::tracker::{ProcessorKey, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{ObserveError, observe_once};
@@ -116,7 +117,7 @@ impl PositionImport<'_> {
         let Databases { layout, projections, scope, .. } = self.databases;
         let trackers = Trackers::new(layout.schema());
         let mut connection = projections.acquire().await?;
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         for import in &plan.imports {
             let Some(declaration) = self.declaration(&import.processor) else { continue };
             let mut key = ProcessorKey::new(&declaration.name, declaration.version);

@@ -26,6 +26,7 @@ use crate::event::Position;
 use crate::handlers::sql::SqlProcessor;
 use crate::operations::databases::Databases;
 use crate::operations::status::{self, ProcessorStatus};
+use crate::postgres::server_mark;
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::divergence::Divergence;
 use crate::processing::history::{Look, find_divergence};
@@ -294,7 +295,7 @@ impl Operator<'_> {
             return Err(OperatorError::BeyondHead { name: row.name, position, head });
         }
         let mut connection = self.databases.projections.acquire().await?;
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         let (trackers, key) = (self.trackers(), row.key());
         trackers.accept_history(&mut transaction, &key, self.name, look.present_witness()).await?;
         trackers.resume(&mut transaction, &key, self.name).await?;
@@ -397,7 +398,7 @@ impl Operator<'_> {
         let Databases { events, layout, .. } = self.databases;
         let witness = Witness::examine(None, to, events, layout).await?.end;
         let mut connection = self.databases.projections.acquire().await?;
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         let reset = Reset { effects, witness, ..Reset::to(to) };
         self.trackers().reset(&mut transaction, &tracker, self.name, reset).await?;
         Ok(transaction.commit().await?)

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use uuid::Uuid;
 
 use crate::event::Position;
+use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
 use crate::processing::divergence::{Divergence, Facts};
 use crate::processing::partitions::{self, Partition, PartitionChange, RecordedPartitions};
@@ -135,7 +136,7 @@ async fn read_head(events: &mut PgConnection, layout: &Layout) -> Result<(Positi
         layout.order.head_expression(),
         quote_literal(table)
     );
-    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(events).await?;
+    let row = simple(statement).fetch_one(events).await?;
     Ok((row.try_get("head")?, row.try_get("hides_rows")?))
 }
 

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{PgConnection, Row as _};
 
 use crate::event::Position;
+use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
 use crate::store::layout::Layout;
 
@@ -67,7 +68,7 @@ async fn read(
     statement: String,
     position: Position,
 ) -> Result<Vec<Partition>, sqlx::Error> {
-    let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&mut *events).await?;
+    let rows = simple(statement).fetch_all(&mut *events).await?;
     let mut partitions = Vec::new();
     for row in rows {
         let (oid, name): (i64, String) = (row.try_get("oid")?, row.try_get("name")?);
@@ -76,7 +77,7 @@ async fn read(
              select min(id) as first, max(id) as last, (select min(id) from {name} where id > {position}) as first_beyond
              from {name}"
         );
-        let row = sqlx::raw_sql(AssertSqlSafe(bounds)).fetch_one(&mut *events).await?;
+        let row = simple(bounds).fetch_one(&mut *events).await?;
         let (first, last) = (row.try_get("first")?, row.try_get("last")?);
         partitions.push(Partition { oid, name, first, last, first_beyond: row.try_get("first_beyond")? });
     }

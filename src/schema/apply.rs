@@ -9,6 +9,7 @@ use super::applied::{check, find_applied};
 use super::files::MigrationSet;
 use super::{Migrated, SchemaError, by_hand};
 use crate::postgres::name::SchemaName;
+use crate::postgres::server_mark;
 
 /// Brings the set to the version of this program, if it is older.
 pub(super) async fn migrate(
@@ -133,7 +134,7 @@ async fn apply(
     migration: &Migration,
 ) -> Result<(), sqlx::Error> {
     let begun = Instant::now();
-    let mut transaction = connection.begin().await?;
+    let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
     sqlx::raw_sql(migration.sql.clone()).execute(&mut *transaction).await?;
     let nanoseconds = i64::try_from(begun.elapsed().as_nanos()).unwrap_or(-1);
     record(set, &mut transaction, schema, migration, nanoseconds).await?;

@@ -12,6 +12,7 @@ use super::SchemaError;
 use super::files::MigrationSet;
 use crate::postgres::name::SchemaName;
 use crate::postgres::quote::quote_literal;
+use crate::postgres::server_mark;
 
 /// Tables, columns, constraints, indexes, functions and triggers, each as one text.
 type Inventory = BTreeSet<String>;
@@ -33,7 +34,7 @@ pub(super) async fn find_version(
     if !exists {
         return Ok(0);
     }
-    let mut transaction = connection.begin().await?;
+    let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
     let made = compare(set, &mut transaction, schema).await;
     transaction.rollback().await?;
     match made {

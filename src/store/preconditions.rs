@@ -9,10 +9,11 @@
 
 use std::fmt;
 
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 use thiserror::Error;
 
 use crate::event::Position;
+use crate::postgres::literal::simple;
 use crate::store::layout::{LAST_VALUE, Layout, Order};
 
 mod structure;
@@ -189,7 +190,7 @@ async fn read_ids(
          select coalesce(min(id), 1)::bigint as first, coalesce(max(id), 0)::bigint as last from {}",
         layout.events_table()
     );
-    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+    let row = simple(statement).fetch_one(connection).await?;
     Ok((row.try_get("first")?, row.try_get("last")?))
 }
 
@@ -199,7 +200,7 @@ async fn read_last_value(connection: &mut PgConnection, sequence: &str) -> Resul
         "-- read_last_value
          select {LAST_VALUE} as last_value from {sequence}"
     );
-    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+    let row = simple(statement).fetch_one(connection).await?;
     row.try_get("last_value")
 }
 

@@ -5,11 +5,12 @@
 //! event is the last one at or below [`Witness::at`]? Another answer means that the store is not the one that was
 //! followed, or that events have appeared where all were taken to be handled. One probe of the index answers it.
 
-use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
+use sqlx::{PgExecutor, Row as _};
 use uuid::Uuid;
 
 use super::layout::Layout;
 use crate::event::{Event, Position};
+use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
 
 /// In the store that was read, the event `id` was the last one at or below `at`, whatever its type.
@@ -105,7 +106,7 @@ async fn find_last_events(
         quote_literal(layout.events_table()),
         layout.events_table()
     );
-    let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
+    let rows = simple(statement).fetch_all(connection).await?;
     let event = |place: usize| -> Result<Option<StoredEvent>, sqlx::Error> {
         let row = rows.get(place).ok_or(sqlx::Error::RowNotFound)?;
         let (id, uuid): (Option<Position>, Option<Uuid>) = (row.try_get("id")?, row.try_get("uuid")?);

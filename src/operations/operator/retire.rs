@@ -6,6 +6,7 @@ use super::{Operator, OperatorError};
 use crate::handlers::sql::function_names;
 use crate::postgres::name::is_name;
 use crate::postgres::quote::quote_literal;
+use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorKind;
 use crate::processing::processor::drop_tables;
 use crate::processing::tracker::TrackerRow;
@@ -51,7 +52,7 @@ impl Operator<'_> {
         let row = self.find(name).await?;
         let tables = self.owned_tables(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.lock_unowned(&mut transaction, &row).await?;
         let schema = self.databases.layout.quoted_schema();
         let dropped = drop_tables(&mut transaction, &schema, name).await?;
@@ -97,7 +98,7 @@ impl Operator<'_> {
             )));
         }
         let mut connection = self.databases.projections.acquire().await?;
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.lock_unowned(&mut transaction, &row).await?;
         if !self.trackers().rename(&mut transaction, &row.key(), new, self.name).await? {
             return Err(OperatorError::Blocked(format!("there is a processor {new} already")));

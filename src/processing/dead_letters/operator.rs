@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 
 use super::{DeadLetter, DeadLetters, Selection};
 use crate::event::Position;
-use crate::postgres::literal::json_literal;
+use crate::postgres::literal::{json_literal, simple};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
@@ -134,7 +134,7 @@ impl DeadLetters {
             json_literal(failure)?,
             quote_literal(operator)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("done")
+        simple(statement).fetch_one(connection).await?.try_get("done")
     }
 
     /// Asks the owner of a processor to handle the selected dead letters again, and with each one that blocks all that wait

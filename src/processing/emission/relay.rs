@@ -20,6 +20,7 @@ use self::moving::{DueEmission, Tally};
 use super::pending::is_held;
 use crate::postgres::connector::Connector;
 use crate::postgres::deadline::in_time;
+use crate::postgres::literal::simple;
 use crate::postgres::notify::{EVENTS, notify};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark::{self, ServerMark};
@@ -167,7 +168,7 @@ impl Relay {
              select pg_try_advisory_xact_lock(hashtextextended({}, 0)) as ours",
             quote_literal(&format!("espd: emissions of {}", self.schema))
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?.try_get("ours")
+        simple(statement).fetch_one(connection).await?.try_get("ours")
     }
 
     async fn lock_due(&self, connection: &mut PgConnection) -> Result<Vec<DueEmission>, sqlx::Error> {
@@ -192,7 +193,7 @@ impl Relay {
             quote_identifier(&self.schema),
             self.is_ours()
         );
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        let row = simple(statement).fetch_one(connection).await?;
         let seconds: Option<f64> = row.try_get("seconds")?;
         // Another relay has locked an emission that is due and could not be read.
         let shortest = Duration::from_millis(5);

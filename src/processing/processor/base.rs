@@ -1,13 +1,13 @@
 //! What every processor is made of: its declaration, its tables, and the source of its events.
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use sqlx::{Connection as _, PgConnection, Row as _};
 
 use super::batch::{Batch, BatchQuery};
 use super::tables::{Replaced, Tables};
 use super::{BatchRequest, Events, ProcessorError};
 use crate::event::Position;
-use crate::postgres::literal::simple;
+use crate::postgres::literal::{fetch_optional, simple};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
@@ -253,17 +253,21 @@ impl ProcessorBase {
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
     ) -> Result<Option<FailedEvent>, sqlx::Error> {
+        let of_types = self.event_types().map_or_else(String::new, |types| {
+            let types: Vec<String> = types.iter().map(|name| quote_literal(name)).collect();
+            format!(" and type = any (array[{}]::text[])", types.join(", "))
+        });
         let statement = format!(
             "-- find_first_event
              select id, uuid, type as event_type, aggregate_id from {} as e
-             where id > $1 and id <= $2 and ($3::text[] is null or type = any ($3)) order by id limit 1",
-            self.events.layout().source()
+             where id > {} and id <= {}{of_types} order by id limit 1",
+            self.events.layout().source(),
+            request.after(),
+            request.upto()
         );
-        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
-        let query = query.bind(request.after()).bind(request.upto()).bind(self.event_types());
         match &self.events {
-            Events::SameDatabase(_) => query.fetch_optional(connection).await,
-            Events::Elsewhere(store) => query.fetch_optional(store.pool()).await,
+            Events::SameDatabase(_) => fetch_optional(connection, statement).await,
+            Events::Elsewhere(store) => fetch_optional(store.pool(), statement).await,
         }
     }
 

@@ -2,10 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{AssertSqlSafe, PgExecutor};
+use sqlx::PgExecutor;
 
 use super::{Claim, Trackers, is_claimed};
 use crate::event::Position;
+use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
 
 /// An owner came whose handlers were not those of the last one. The field names are an interface: `espctl status --json`
@@ -48,6 +49,6 @@ impl Trackers {
             self.schema,
             is_claimed(claim)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 }

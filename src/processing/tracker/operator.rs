@@ -4,6 +4,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{ProcessorKey, Trackers};
 use crate::event::Position;
+use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
 use crate::store::witness::Witness;
 
@@ -133,7 +134,7 @@ impl Trackers {
             version = key.version,
             partition = key.partition,
         );
-        sqlx::raw_sql(AssertSqlSafe(forget)).execute(&mut *connection).await?;
+        simple(forget).execute(&mut *connection).await?;
         let change = format!(
             "diverged = null, {}, epoch = epoch + 1, lease_until = null, updated_at = clock_timestamp()",
             assignments(witness)

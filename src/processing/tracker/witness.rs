@@ -2,12 +2,12 @@
 
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
+use sqlx::{PgExecutor, Row as _};
 use uuid::Uuid;
 
 use super::{Claim, ProcessorKey, Trackers};
 use crate::event::Position;
-use crate::postgres::literal::json_literal;
+use crate::postgres::literal::{json_literal, simple};
 use crate::processing::divergence::Divergence;
 use crate::processing::partitions::RecordedPartitions;
 use crate::store::witness::{StoredEvent, Witness};
@@ -58,7 +58,7 @@ impl Trackers {
             claim.key.arguments(),
             claim.epoch
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     /// Records the partitions of the table of events, if the claim is still valid.
@@ -75,7 +75,7 @@ impl Trackers {
             json_literal(partitions)?,
             super::is_claimed(claim)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 
     /// Returns what the tracker of a claim remembers of the store; `None`: the claim is no longer valid.
@@ -90,7 +90,7 @@ impl Trackers {
             self.schema,
             super::is_claimed(claim)
         );
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_optional(connection).await?;
+        let row = simple(statement).fetch_optional(connection).await?;
         let memory = |row: PgRow| -> Result<Memory, sqlx::Error> {
             Ok(Memory {
                 position: row.try_get("position")?,
@@ -117,7 +117,7 @@ impl Trackers {
              ) as w where id <= {position} order by id desc limit {EARLIER_MAX}",
             schema = self.schema
         );
-        let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await?;
+        let rows = simple(statement).fetch_all(connection).await?;
         rows.iter()
             .map(|row| Ok(StoredEvent { id: row.try_get("id")?, uuid: row.try_get("uuid")? }))
             .collect()
@@ -142,6 +142,6 @@ impl Trackers {
             json_literal(divergence)?,
             claim.map_or_else(|| key.is_tracker(), super::is_claimed)
         );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+        simple(statement).execute(connection).await.map(drop)
     }
 }

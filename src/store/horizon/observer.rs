@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
 use super::durability::Durability;
 use super::locks::{LockReader, Locks, StructureVersion};
 use super::observe_error::ObserveError;
 use super::{Holder, Horizon, Rule, Writer};
 use crate::event::Position;
+use crate::postgres::literal::simple;
 use crate::store::layout::{LAST_VALUE, Layout, Order};
 
 /// Most holders that are named. A store that is held back by more of them has one cause, not many.
@@ -161,7 +162,7 @@ impl Observer {
                from {}",
             self.sequence
         );
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        let row = simple(statement).fetch_one(connection).await?;
         if row.try_get("is_standby")? {
             return Err(ObserveError::Standby);
         }
@@ -191,7 +192,7 @@ impl Observer {
                       limit {PREFIX_MAX}) e
               where id = {position} + place"
         );
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        let row = simple(statement).fetch_one(connection).await?;
         Ok(row.try_get("last_id")?)
     }
 
