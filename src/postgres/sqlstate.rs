@@ -44,6 +44,11 @@ pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// Characters that are kept of each text of an error, because an error may quote a body of megabytes.
 pub(crate) const TEXT_MAX: usize = 2_000;
 
+/// Whether the database has refused because of a right that the role lacks, or because row security would hide rows.
+pub(crate) fn is_missing_right(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(INSUFFICIENT_PRIVILEGE)
+}
+
 /// Whether an error with this SQLSTATE is about the infrastructure and not about the handler.
 pub fn is_infrastructure(sqlstate: &str) -> bool {
     INFRASTRUCTURE_SQLSTATES.iter().any(|pattern| match pattern.strip_suffix('%') {

@@ -229,7 +229,7 @@ async fn a_daemon_refuses_what_it_cannot_run_and_says_what_to_do() {
     );
     installation.declare_notes("notes", "");
     let complaint = installation.espd(&["run"]).await.stderr;
-    assert!(complaint.contains("error: ") && complaint.contains("run `espctl migrate`"), "{complaint}");
+    assert!(complaint.contains("espd ends") && complaint.contains("run `espctl migrate`"), "{complaint}");
 
     installation.espctl(&["migrate"]).await.printed();
     installation.declare("notes", "[projector]\nname = 'notes'\nbatch = 3\n");

@@ -50,6 +50,11 @@ async fn privileges(pool: &PgPool, own: &str, projections: &str) -> anyhow::Resu
                or not has_table_privilege(format('%I.witnesses', $1), 'update')
                or not has_table_privilege(format('%I.witnesses', $1), 'delete')
                then format('grant select, insert, update, delete on %I.witnesses', $1) end,
+          case when not has_table_privilege(format('%I.carried_over', $1), 'insert')
+               or not has_table_privilege(format('%I.carried_over', $1), 'delete')
+               or not has_table_privilege(format('%I.reload_requests', $1), 'update')
+               or not has_table_privilege(format('%I.reload_requests', $1), 'delete')
+               then format('grant select, insert, update, delete on %1$I.carried_over, %1$I.reload_requests', $1) end,
           case when to_regnamespace(quote_ident($2)) is null
                and not has_database_privilege(current_database(), 'create')
                then format('create schema %I; grant usage, create on schema %I', $2, $2)

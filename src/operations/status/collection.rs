@@ -11,6 +11,7 @@ use super::lock_wait::{self, LockWait};
 use super::worker::{self, WorkerStatus};
 use super::{HeldBy, ProcessorState, ProcessorStatus};
 use crate::event::Position;
+use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::divergence::Divergence;
 use crate::processing::history::find_divergence;
@@ -36,7 +37,10 @@ pub(crate) async fn collect(
         let lag = Lag::read(&mut *events, layout, row.position, horizon.head).await?;
         let lock_wait = lock_waits.remove(&row.name).filter(|_| row.owned);
         // No daemon need have noticed yet.
-        let diverged = find_divergence(&trackers, &row, &mut *events, &mut *projections, layout).await?;
+        let diverged = match find_divergence(&trackers, &row, &mut *events, &mut *projections, layout).await {
+            Err(error) if is_missing_right(&error) => row.diverged.clone().map(|recorded| recorded.0),
+            found => found?,
+        };
         statuses.push(of_row(row, horizon, lag, lock_wait, diverged));
     }
     for declaration in declared {

@@ -76,10 +76,11 @@ const FACTS: &str = "\
                               and d.refclassid = 'pg_class'::regclass and d.refobjid = s
              where pg_get_expr(e.adbin, e.adrelid) like 'nextval(%') as is_drawn,
     array(select format('column %s should be %s, %s', n.name, n.type_name,
-                        coalesce('is ' || format_type(a.atttypid, null), 'is missing'))
+                        coalesce('is ' || translate(format_type(a.atttypid, null), chr(34), ''), 'is missing'))
             from wanted n
             left join pg_attribute a on a.attrelid = t and a.attname = n.name and not a.attisdropped
-           where coalesce(format_type(a.atttypid, null) <> all (string_to_array(n.type_name, ' or ')), true)
+           -- Under `quote_all_identifiers`, types are written in quotes.
+           where coalesce(translate(format_type(a.atttypid, null), chr(34), '') <> all (string_to_array(n.type_name, ' or ')), true)
          ) as wrong_columns,
     coalesce(q.seqcache, 1) as cache,
     coalesce(q.seqincrement, 1) as increment,

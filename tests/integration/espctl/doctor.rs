@@ -147,7 +147,7 @@ async fn missing_privileges_are_found_with_the_grants_that_give_them() {
     finds(&installation, "events_readable", "failure").await;
     let missing = findings(&installation, "privileges").await;
     let remedies: Vec<&str> = missing.iter().map(|finding| finding["remedy"].as_str().unwrap()).collect();
-    assert_eq!(remedies.len(), 4, "{remedies:?}");
+    assert_eq!(remedies.len(), 6, "{remedies:?}");
     run(&db.pool, "grant select on all sequences in schema espd to public").await;
     for remedy in remedies {
         run(&db.pool, remedy).await;

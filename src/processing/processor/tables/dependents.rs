@@ -32,9 +32,11 @@ pub(super) async fn list(
     schema: &str,
     processor: &str,
 ) -> Result<Vec<Dependent>, sqlx::Error> {
-    // On this path every name in an expression is written with its schema.
-    let path = "-- list_with_schemas\nset local search_path = pg_catalog, pg_temp";
-    sqlx::raw_sql(path).execute(&mut *connection).await?;
+    // On this path every name in an expression is written with its schema. Names are written in quotes where they have to be,
+    // whatever the database's default: they are compared with those that were recorded earlier.
+    let settings = "-- list_with_schemas
+         set local search_path = pg_catalog, pg_temp; set local quote_all_identifiers = off";
+    sqlx::raw_sql(settings).execute(&mut *connection).await?;
     let statement = LIST.replace("{schema}", schema).replace("{processor}", &quote_literal(processor));
     sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
 }
