@@ -207,6 +207,25 @@ fn leaving_row_security(tree: &SourceTree) -> BTreeSet<String> {
         .collect()
 }
 
+/// A database of another encoding refuses a statement with a character that it does not have, even in a comment.
+#[test]
+fn sql_files_are_plain_ascii() {
+    let mut folders = vec![source_folder()];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "sql") {
+                files += 1;
+                assert!(fs::read_to_string(&path).unwrap().is_ascii(), "{}", path.display());
+            }
+        }
+    }
+    assert!(files > 0);
+}
+
 /// The negative controls: what is planted into a copy of the sources is found.
 #[test]
 fn a_planted_import_is_found() {

@@ -50,6 +50,7 @@ async fn hidden_rows_stop(db: &Database, store: &str, table: &str) {
     eventually(&format!("a word about the policy on {table}"), async || {
         daemon.log().into_iter().find(|line| {
             line.to_string().contains("row-level security policy")
+                || line.to_string().contains("row security may hide")
                 || line.to_string().contains("row level security")
                 || line.to_string().contains("policies")
         })

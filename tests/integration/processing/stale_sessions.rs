@@ -32,6 +32,13 @@ async fn a_column_whose_type_changes_makes_no_good_event_a_dead_letter() {
     }
     sqlx::query("alter table espd.events alter version type int").execute(&db.pool).await.unwrap();
     let last = append(&db.pool, 12).await;
+    // The store is refused with the reason until it is repaired.
+    eventually("the reason", async || {
+        let said = installation.status("skipping").await.to_string();
+        said.contains("column version should be bigint").then_some(())
+    })
+    .await;
+    sqlx::query("alter table espd.events alter version type bigint").execute(&db.pool).await.unwrap();
     for name in ["skipping", "retrying"] {
         reaches(&db.pool, name, last).await;
         assert_exactly_once(&db.pool, &db.pool, name).await;

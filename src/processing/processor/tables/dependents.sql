@@ -1,5 +1,5 @@
 -- list_dependents
--- What is on the tables of a processor, and what depends on them: everything that `drop table … cascade` takes away.
+-- What is on the tables of a processor, and what depends on them: everything that `drop table ... cascade` takes away.
 -- `statement` makes it again on a table of the same name; null where that is for whoever has made it. Rights are made
 -- again whether or not there are any. `apart`: it is not a part of one of the tables.
 with recursive owned as (
