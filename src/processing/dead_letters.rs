@@ -14,7 +14,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use uuid::Uuid;
 
 pub(crate) use announcement::announce_set_aside;
@@ -22,10 +22,10 @@ pub(crate) use operator::{AggregateQueue, Remaining, RetryRequest};
 pub(crate) use selection::Selection;
 
 use crate::event::{AggregateId, Event, Position};
-use crate::postgres::literal::{interval, json_literal, simple};
+use crate::postgres::literal::{fetch_optional, interval, json_literal, simple};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
-use crate::processing::failure::Failure;
+use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, is_claimed, witness_parameters};
 use crate::store::witness::Witness;
 
@@ -201,22 +201,21 @@ impl DeadLetters {
         simple(statement).execute(connection).await.map(drop)
     }
 
-    /// Returns the next event that an operator wants handled again; `None`: there is none.
+    /// Returns the next event that an operator wants handled again, as it was set aside; `None`: there is none.
     pub(crate) async fn next_requested(
         &self,
         connection: impl PgExecutor<'_>,
         claim: &Claim,
-    ) -> Result<Option<Position>, sqlx::Error> {
+    ) -> Result<Option<FailedEvent>, sqlx::Error> {
         let statement = format!(
             "-- find_requested_dead_letter
-             select event_id from {}.dead_letters as d
+             select event_id as id, event_uuid as uuid, event_type, aggregate_id from {}.dead_letters as d
              where {} and retry_requested_at is not null
              order by event_id limit 1",
             self.schema,
             claim.key.is_processor()
         );
-        let row = simple(statement).fetch_optional(connection).await?;
-        row.map(|row| row.try_get(0)).transpose()
+        fetch_optional(connection, statement).await
     }
 
     /// Records that the event has failed again. It stays a dead letter, and so do the events that wait behind it.

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection, Row as _};
+use uuid::Uuid;
 
 use super::batch::{Batch, BatchQuery};
 use super::tables::{Replaced, Tables};
@@ -269,6 +270,33 @@ impl ProcessorBase {
             Events::SameDatabase(_) => fetch_optional(connection, statement).await,
             Events::Elsewhere(store) => fetch_optional(store.pool(), statement).await,
         }
+    }
+
+    /// Why an event that was set aside is not the one that the store has under its id; `None`: it is. After a restore, or a
+    /// failover, another event may have the id.
+    pub(crate) async fn compare_stored(
+        &self,
+        connection: &mut PgConnection,
+        set_aside: FailedEvent,
+    ) -> Result<Option<Failure>, sqlx::Error> {
+        let FailedEvent { id, uuid, .. } = set_aside;
+        let table = self.events.layout().source();
+        let statement = format!("-- identify_stored_event\nselect uuid from {table} as e where id = {id}");
+        let stored: Option<(Uuid,)> = match &self.events {
+            Events::SameDatabase(_) => fetch_optional(connection, statement).await?,
+            Events::Elsewhere(store) => fetch_optional(store.pool(), statement).await?,
+        };
+        let found = match stored {
+            Some((stored,)) if stored == uuid => return Ok(None),
+            Some((stored,)) => {
+                format!("the event store has another event under id {id} now, {stored} instead of {uuid}")
+            }
+            None => format!("event {id} is not in the event store any more"),
+        };
+        let name = self.name();
+        let message =
+            format!("{found}: it was not handled. `espctl dead-letters discard {name} {id}` removes it");
+        Ok(Some(Failure::of_processor(message).attribute(set_aside)))
     }
 
     fn refuse_to_emit_into_a_foreign_store(&self) -> Result<(), ProcessorError> {

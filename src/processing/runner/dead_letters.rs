@@ -50,10 +50,20 @@ impl Runner {
     ) -> Result<Next, sqlx::Error> {
         let Some(following) = self.phase.following_mut() else { return Ok(Next::Again) };
         let finding = self.dead_letters.next_requested(&mut *connection, &following.claim);
-        let Some(id) = in_time(finding).await? else {
+        let Some(event) = in_time(finding).await? else {
             following.dead_letters_requested = false;
             return Ok(Next::Again);
         };
+        let id = event.id;
+        match in_time(self.processor.base().compare_stored(connection, event)).await {
+            Ok(None) => {}
+            Ok(Some(failure)) => return self.keep_dead_letter(connection, id, &failure).await,
+            Err(error) => {
+                let decision = decide(error.into(), Attempt::DeadLetter(id));
+                return self.act(connection, decision).await;
+            }
+        }
+        let Some(following) = self.phase.following_mut() else { return Ok(Next::Again) };
         let request = BatchRequest {
             claim: &following.claim,
             work: Work::DeadLetter(id),

@@ -182,3 +182,38 @@ async fn a_dead_letter_that_was_discarded_meanwhile_is_not_handled() {
     assert_eq!(outcome, Outcome::Committed { position: event.into(), handled: 1, failure: None });
     assert_eq!((noted(&db.pool).await, dead_letters(&db.pool).await), (vec![event], vec![]));
 }
+
+#[tokio::test]
+async fn a_dead_letter_whose_event_is_gone_or_is_another_one_is_told_and_left() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, PARKING);
+    installation.declare_notes("notes", "perform 1 / (event.body->>'n')::bigint;");
+    for (aggregate, n) in [(1, 0), (2, 0), (3, 0), (4, 1)] {
+        add(&db.pool, aggregate, n).await;
+    }
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", 4).await;
+    // As after a restore that an operator has accepted.
+    sqlx::raw_sql(
+        "update espd.events set uuid = gen_random_uuid() where id = 1;
+         delete from espd.events where id = 2;
+         update espd.events set body = '{\"n\": 1}'",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let said = installation.espctl(&["dead-letters", "retry", "notes", "--all", "--yes"]).await.complained(1);
+    assert!(said.contains("1 dead letter of notes handled"), "{said}");
+    assert_eq!(
+        (noted(&db.pool).await, dead_letters(&db.pool).await),
+        (vec![4, 3], vec![failed(1, 2), failed(2, 2)])
+    );
+    for (id, words) in [
+        ("1", "the event store has another event under id 1"),
+        ("2", "event 2 is not in the event store any more"),
+    ] {
+        let letter = installation.espctl(&["dead-letters", "show", "notes", id]).await.printed();
+        assert!(letter.contains(words) && letter.contains("dead-letters discard notes"), "{letter}");
+    }
+    daemon.stop().await;
+}
