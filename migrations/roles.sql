@@ -6,8 +6,8 @@
 --
 -- No one logs in as these roles. Give them to the roles that do (docs/roles.md):
 --
---   create role shop_app login password '…'; grant espd_appender to shop_app;
---   create role espd login password '…' in role espd_daemon; alter role espd set role espd_daemon;
+--   create role shop_app login password '...'; grant espd_appender to shop_app;
+--   create role espd login password '...' in role espd_daemon; alter role espd set role espd_daemon;
 --
 -- Roles belong to the whole server. What they may do is said here for one database.
 do $$

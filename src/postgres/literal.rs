@@ -14,10 +14,33 @@ use crate::postgres::server_mark::SEE_ALL_ROWS;
 /// Writes a value as a quoted literal of JSON text, to be cast to `json` or `jsonb`.
 ///
 /// The texts in it explain something to people, and may come from anywhere. What `jsonb` refuses to keep, a NUL, is kept as
-/// the six characters that JSON writes it with.
+/// the six characters that JSON writes it with. So is every character beyond ASCII in a database of another encoding than
+/// UTF-8, which may lack it: the whole statement would fail.
 pub(crate) fn json_literal(value: &impl Serialize) -> Result<String, sqlx::Error> {
     let text = serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    Ok(quote_literal(&without_nul(text)))
+    let text = without_nul(text);
+    if text.is_ascii() {
+        return Ok(quote_literal(&text));
+    }
+    Ok(format!(
+        "(case pg_catalog.getdatabaseencoding() when 'UTF8' then {} else {} end)::jsonb",
+        quote_literal(&in_ascii(&text, "\\u")),
+        quote_literal(&in_ascii(&text, "\\\\u"))
+    ))
+}
+
+/// JSON text with every character beyond ASCII as the numbers of its UTF-16 code units, each behind `escape`.
+fn in_ascii(json: &str, escape: &str) -> String {
+    let mut kept = String::with_capacity(json.len() * 2);
+    for character in json.chars() {
+        if character.is_ascii() {
+            kept.push(character);
+        } else {
+            let units = character.encode_utf16(&mut [0; 2]).to_vec();
+            kept.extend(units.iter().map(|unit| format!("{escape}{unit:04x}")));
+        }
+    }
+    kept
 }
 
 /// JSON text with every escaped NUL as visible text. Serde writes one in no other way.
@@ -78,5 +101,13 @@ mod tests {
             assert_eq!(json_literal(&text).unwrap(), kept, "{text:?}");
         }
         assert_eq!(json_literal(&"it's").unwrap(), "'\"it''s\"'");
+    }
+
+    #[test]
+    fn a_literal_is_ascii_whatever_it_says() {
+        let literal = json_literal(&"a\u{e9}\u{1f600}").unwrap();
+        assert!(literal.is_ascii() && literal.ends_with(" end)::jsonb"), "{literal}");
+        assert!(literal.contains(r#"then E'"a\\u00e9\\ud83d\\ude00"'"#), "{literal}");
+        assert!(literal.contains(r#"else E'"a\\\\u00e9\\\\ud83d\\\\ude00"'"#), "{literal}");
     }
 }

@@ -1,7 +1,7 @@
 //! Texts that no database keeps: they are the failure of their event, the policy applies, and the others are handled.
 
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 
 use super::SETTINGS;
 use crate::support;
@@ -52,6 +52,25 @@ async fn a_nul_on_standard_error_does_not_keep_the_failure_from_being_recorded()
     let said = "sys.stderr.buffer.write(b'x\\0y\\xff\\n'); sys.stderr.flush(); os._exit(3)";
     let failure = failure_of(&db.pool, &db.url, said).await;
     assert_eq!(failure["detail"], "x\\u0000y\u{fffd}", "{failure}");
+}
+
+/// The server keeps a part of all characters only. The others are kept as JSON would write them.
+#[tokio::test]
+async fn text_that_the_encoding_of_the_database_lacks_does_not_keep_the_failure_from_being_recorded() {
+    let said = "sys.stderr.write('caf\u{e9} \u{4e2d}\u{1f600}\\n'); sys.stderr.flush(); os._exit(3)";
+    let db = support::empty_database().await;
+    let name = format!("{}_latin1", db.name);
+    let create =
+        format!("create database {name} encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0");
+    sqlx::raw_sql(AssertSqlSafe(create)).execute(&db.pool).await.unwrap();
+    let url = db.url.replace(&db.name, &name);
+    Installation::new(&url, "").espctl(&["migrate"]).await.printed();
+    let failure = failure_of(&PgPool::connect(&url).await.unwrap(), &url, said).await;
+    assert_eq!(failure["detail"], "caf\\u00e9 \\u4e2d\\ud83d\\ude00", "{failure}");
+
+    let db = support::database().await;
+    let failure = failure_of(&db.pool, &db.url, said).await;
+    assert_eq!(failure["detail"], "caf\u{e9} \u{4e2d}\u{1f600}", "{failure}");
 }
 
 #[tokio::test]
