@@ -65,7 +65,8 @@ $$;
 
 -- Locks a tracker to the end of the transaction. Returns no row where the tracker is not as the caller says: its claim is
 -- no longer valid (`epoch`), its position is another one (`at_position`), or nothing is to be handled, because an operator
--- has paused the processor or its store has diverged. What is null does not matter.
+-- has paused the processor. What is null does not matter. Where the store has diverged, it raises 57ES1: programs of before
+-- take that for an outage and try again ever more seldom; where they got no row, they would claim again at once, for ever.
 --
 -- `parking` says whether a later event may be a dead letter, or have to wait behind one. Events up to `silent_until` were
 -- handled before a reset. With `dead_letter` this row is locked as well, and both say what is true of its event;
@@ -87,19 +88,26 @@ language plpgsql
 set search_path = :"schema", pg_temp
 as $$
 #variable_conflict use_variable
+declare
+  has_diverged boolean;
 begin
   select t.position, t.silent_until, t.witness_at, t.witness_id, t.witness_uuid,
       case when t.events_partitions is not null then
-        array(select p::bigint from jsonb_object_keys(t.events_partitions) as p order by p::bigint) end
-    into locked_position, silent_until, witness_at, witness_id, witness_uuid, events_partitions
+        array(select p::bigint from jsonb_object_keys(t.events_partitions) as p order by p::bigint) end,
+      t.diverged is not null
+    into locked_position, silent_until, witness_at, witness_id, witness_uuid, events_partitions, has_diverged
     from trackers as t
     where t.name = processor and t.version = version and t.partition = partition
       and (epoch is null or t.epoch = epoch)
       and (at_position is null or t.position = at_position)
-      and (even_paused or t.paused_at is null and t.diverged is null)
+      and (even_paused or t.paused_at is null)
     for update;
   if not found then
     return;
+  end if;
+  if has_diverged and not even_paused then
+    raise exception using errcode = '57ES1', message =
+      'the event store is not the one that ' || processor || ' has followed: the present espctl status says what to do';
   end if;
   if dead_letter is null then
     parking := exists (select from dead_letters as d

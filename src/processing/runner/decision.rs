@@ -67,6 +67,8 @@ pub(super) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
         (StaleSession(failure), _) => Decision::RenewSession(*failure),
         (ClaimLost, _) => Decision::Reclaim,
         (Diverged, _) => Decision::Diverge,
+        // An operator has noticed it before this process: the next claim says so.
+        (Database(error), _) if is_of_diverged_tracker(&error) => Decision::Reclaim,
         (Unavailable { message, wait }, _) => Decision::WaitFor { message, at_least: wait },
         (Database(error), _) if is_infrastructure_error(&error) => Decision::Reconnect(error),
 
@@ -91,6 +93,11 @@ pub(super) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
             Decision::KeepDeadLetter { event_id, failure }
         }
     }
+}
+
+/// Whether `lock_tracker` has refused the tracker because its store is not the one that was followed.
+fn is_of_diverged_tracker(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|answer| answer.code()).is_some_and(|code| code == "57ES1")
 }
 
 /// What to do about an event that could not be handled. `retry` has not counted the failure yet.

@@ -214,3 +214,21 @@ async fn earlier_witnesses_are_few_and_the_more_the_nearer_they_are() {
         assert!(near - far <= 1 + (20_000 - near) / 2, "between {far} and {near}: {ids:?}");
     }
 }
+
+/// An earlier program knows no divergence: where it gets no row, it claims again at once.
+#[tokio::test]
+async fn an_earlier_program_takes_a_diverged_tracker_for_an_outage() {
+    let db = support::database().await;
+    let life = Life::begin_with(&db, in_sql(), settings(&db));
+    reaches(&db.pool, "notes", append(&db.pool, 3).await).await;
+    replace_tail(&db.pool, 1, 1).await;
+    divergence(&db.pool).await;
+    let lock = "select * from espd.lock_tracker('notes', 1, 0, at_position => 3)";
+    let refused = sqlx::query(lock).execute(&db.pool).await.unwrap_err();
+    let code = refused.as_database_error().and_then(|error| error.code()).unwrap().into_owned();
+    assert!(code == "57ES1" && espd::internals::failure::is_infrastructure(&code), "{refused}");
+    // Whoever prepares or resets the processor gets the row.
+    let lock = "select * from espd.lock_tracker('notes', 1, 0, even_paused => true)";
+    assert_eq!(sqlx::query(lock).execute(&db.pool).await.unwrap().rows_affected(), 1);
+    life.end().await;
+}
