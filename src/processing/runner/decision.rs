@@ -73,7 +73,7 @@ pub(super) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
         (Database(error), _) if is_infrastructure_error(&error) => Decision::Reconnect(error),
 
         (Blocked(message), Attempt::Prepare | Attempt::Batch { .. }) => Decision::Block { message },
-        // A missing right, for example: trying again would only hide it.
+        // The database refuses what the processor is made of: trying again would only hide it.
         (Database(error), Attempt::Prepare) => Decision::Block { message: describe(&error) },
         (Unattributed(failure), Attempt::Prepare) => Decision::Block { message: failure.message },
 
