@@ -9,16 +9,46 @@ use crate::postgres::sqlstate::describe;
 /// How often a connection that cannot be made is mentioned in the log again.
 const STILL_LOST_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What it is called that there is no connection.
-const LOST: &str = "lost the connection to the event store, connecting again";
+/// What has been lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// There is no connection.
+    Connection,
+    /// There is one, and nothing may be read through it.
+    Safety,
+}
 
-/// What it is called that nothing may be read through a connection.
-const UNSAFE: &str = "the event store cannot be read safely: nothing is handled until it is repaired";
+impl Lost {
+    fn by(error: &ConnectionError) -> Self {
+        match error {
+            ConnectionError::Unmet(_) => Self::Safety,
+            _ => Self::Connection,
+        }
+    }
+
+    /// What the log says at first.
+    fn beginning(self) -> &'static str {
+        match self {
+            Self::Connection => "lost the connection to the event store, connecting again",
+            Self::Safety => "the event store cannot be read safely: nothing is handled until it is repaired",
+        }
+    }
+
+    /// What the log says as long as it lasts.
+    fn continuation(self) -> &'static str {
+        match self {
+            Self::Connection => "the event store still cannot be reached",
+            Self::Safety => {
+                "the event store still cannot be read safely: nothing is handled until it is repaired"
+            }
+        }
+    }
+}
 
 /// What the log knows about the connection.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionLog {
-    lost: Option<Loss>,
+    loss: Option<Loss>,
     said_not_listening: bool,
 }
 
@@ -26,14 +56,13 @@ pub(super) struct ConnectionLog {
 struct Loss {
     since: Instant,
     mentioned: Instant,
-    /// What the log has called it.
-    what: &'static str,
+    what: Lost,
 }
 
 impl ConnectionLog {
     /// Says that the connection is good, where the log has something else, and whether the server notifies.
     pub(super) fn connected(&mut self, connection: &ListenConnection, channel: Option<&str>) {
-        if let Some(Loss { since, .. }) = self.lost.take() {
+        if let Some(Loss { since, .. }) = self.loss.take() {
             let lost_ms = since.elapsed().as_millis() as u64;
             tracing::info!(lost_ms, "watching the event store again");
         }
@@ -45,28 +74,21 @@ impl ConnectionLog {
 
     /// Says that the connection is lost, or still is.
     pub(super) fn lost(&mut self, error: &ConnectionError) {
-        let now = Instant::now();
-        let what = match error {
-            ConnectionError::Unmet(_) => UNSAFE,
-            _ => LOST,
-        };
-        let error = chain(error);
-        let since = self.lost.as_ref().map_or(now, |loss| loss.since);
-        match &mut self.lost {
-            Some(loss) if loss.what == what && now - loss.mentioned >= STILL_LOST_INTERVAL => {
-                let lost_ms = since.elapsed().as_millis() as u64;
-                tracing::warn!(error, lost_ms, "the event store still cannot be reached");
+        let (now, what, error) = (Instant::now(), Lost::by(error), chain(error));
+        match &mut self.loss {
+            Some(loss) if loss.what == what && now - loss.mentioned < STILL_LOST_INTERVAL => {
+                tracing::debug!(error, "{}", what.continuation());
+            }
+            Some(loss) if loss.what == what => {
+                let lost_ms = loss.since.elapsed().as_millis() as u64;
+                tracing::warn!(error, lost_ms, "{}", what.continuation());
                 loss.mentioned = now;
             }
-            None => {
-                tracing::warn!(error, "{what}");
-                self.lost = Some(Loss { since, mentioned: now, what });
+            before => {
+                tracing::warn!(error, "{}", what.beginning());
+                let since = before.as_ref().map_or(now, |loss| loss.since);
+                *before = Some(Loss { since, mentioned: now, what });
             }
-            Some(loss) if loss.what != what => {
-                tracing::warn!(error, "{what}");
-                self.lost = Some(Loss { since, mentioned: now, what });
-            }
-            Some(_) => tracing::debug!(error, "the event store still cannot be reached"),
         }
     }
 }
