@@ -11,7 +11,6 @@ use sqlx::{AssertSqlSafe, Connection as _, PgPool};
 
 use crate::config::{Config, DatabaseUrl};
 use crate::embedded::{EmbeddedPostgres, Options};
-use crate::event::Position;
 use crate::postgres::connector::{Connected, Connector};
 use crate::postgres::notify::{CONTROL, notify};
 use crate::postgres::sql_scope::SqlScope;
@@ -130,7 +129,7 @@ impl Databases {
     /// `diverged`, and keeps no other one from running.
     pub(crate) async fn check_store(&self) -> anyhow::Result<()> {
         let mut connection = self.events.acquire().await?;
-        match preconditions::check(&mut connection, &self.layout, Position::START).await {
+        match preconditions::check(&mut connection, &self.layout).await {
             Err(unmet @ PreconditionError::Unmet(_)) => Err(Exit::configuration(unmet).into()),
             outcome => Ok(outcome?),
         }
@@ -178,12 +177,15 @@ pub(crate) async fn start_private(folder: &Path) -> anyhow::Result<(EmbeddedPost
 /// The URL of the private database on this server. Creates the database if it does not exist.
 pub(crate) async fn private_database(server: &EmbeddedPostgres) -> anyhow::Result<DatabaseUrl> {
     let admin = PgPoolOptions::new().max_connections(1).connect(&server.url("postgres")).await?;
-    let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
-        .bind(PRIVATE_DATABASE)
-        .fetch_one(&admin)
-        .await?;
+    let exists: bool = sqlx::query_scalar(
+        "-- find_private_database\nselect exists (select from pg_database where datname = $1)",
+    )
+    .bind(PRIVATE_DATABASE)
+    .fetch_one(&admin)
+    .await?;
     if !exists {
-        sqlx::query(AssertSqlSafe(format!("create database {PRIVATE_DATABASE}"))).execute(&admin).await?;
+        let statement = format!("-- create_private_database\ncreate database {PRIVATE_DATABASE}");
+        sqlx::query(AssertSqlSafe(statement)).execute(&admin).await?;
     }
     admin.close().await;
     Ok(DatabaseUrl::new(server.url(PRIVATE_DATABASE))?)

@@ -18,7 +18,7 @@ mod retire;
 mod witness;
 
 use serde::{Deserialize, Serialize};
-use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
+use sqlx::{PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub(crate) use advance::Advance;
@@ -105,16 +105,6 @@ impl Trackers {
         simple(statement).execute(connection).await.map(drop)
     }
 
-    /// Returns the highest position of all processors, reached or chosen; 0 if there is no processor. It says nothing about
-    /// what is settled.
-    pub async fn largest_position(&self, connection: impl PgExecutor<'_>) -> Result<Position, sqlx::Error> {
-        let statement = format!(
-            "-- find_largest_position\nselect coalesce(max(position), 0) from {}.trackers",
-            self.schema
-        );
-        sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(connection).await
-    }
-
     /// Locks the tracker for the rest of the transaction and returns its position; `None`: there is no tracker.
     pub async fn lock(
         &self,
@@ -151,7 +141,8 @@ impl Trackers {
     ) -> Result<Option<Locked>, sqlx::Error> {
         let statement = format!(
             "-- lock_tracker
-             select locked_position, witness_at, witness_id, witness_uuid, events_partitions from {}.lock_tracker({}, {condition}even_paused => true)",
+             select locked_position, witness_at, witness_id, witness_uuid, events_partitions
+             from {}.lock_tracker({}, {condition}even_paused => true)",
             self.schema,
             key.arguments()
         );

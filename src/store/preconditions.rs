@@ -87,19 +87,13 @@ pub enum UnmetKind {
     IdTooSmall,
     /// The sequence is behind the ids in the table.
     SequenceBehindEvents,
-    /// The sequence is behind a position that a processor has reached.
-    SequenceBehindPosition,
 }
 
 /// Checks all preconditions of the horizon.
 ///
-/// `largest_position` is the highest position that any processor has reached, 0 if there is none: a
-/// store that has never got that far is not the store that the processors followed.
-pub async fn check(
-    connection: &mut PgConnection,
-    layout: &Layout,
-    largest_position: Position,
-) -> Result<(), PreconditionError> {
+/// Positions of processors are none of them: each processor finds out by itself whether the store is the one that it has
+/// followed, and it may begin at a position that the store has not reached yet.
+pub async fn check(connection: &mut PgConnection, layout: &Layout) -> Result<(), PreconditionError> {
     let mut unmet = check_server(connection).await?;
     // On another product the catalog cannot be trusted either, or asked at all.
     if unmet.iter().all(|one| one.kind != UnmetKind::NotPostgres) {
@@ -107,7 +101,7 @@ pub async fn check(
         let readable = structure.iter().all(|one| !one.kind.prevents_reading());
         unmet.extend(structure);
         if readable {
-            unmet.extend(check_positions(connection, layout, largest_position).await?);
+            unmet.extend(check_ids(connection, layout).await?);
         }
     }
     if unmet.is_empty() { Ok(()) } else { Err(PreconditionError::Unmet(unmet)) }
@@ -145,12 +139,8 @@ fn lookalike(version: &str) -> Option<&'static str> {
     LOOKALIKES.iter().find(|(mark, _)| version.contains(mark)).map(|(_, product)| *product)
 }
 
-/// Compares ids, sequence and positions: after a restore or a copy, the sequence may be behind the rows.
-async fn check_positions(
-    connection: &mut PgConnection,
-    layout: &Layout,
-    largest_position: Position,
-) -> Result<Vec<Unmet>, sqlx::Error> {
+/// Compares the ids with the sequence: after a restore or a copy, the sequence may be behind the rows.
+async fn check_ids(connection: &mut PgConnection, layout: &Layout) -> Result<Vec<Unmet>, sqlx::Error> {
     let Order::DrawnInTransaction { sequence, .. } = &layout.order;
     let (first, last) = read_ids(connection, layout).await?;
     // After the ids: the sequence of a store in use is ahead of what was read before.
@@ -168,14 +158,6 @@ async fn check_positions(
         );
         let repair = format!("select setval('{sequence}', {last});");
         unmet.push(Unmet::new(UnmetKind::SequenceBehindEvents, problem, repair));
-    }
-    if last_value.max(last) < largest_position {
-        let problem = format!(
-            "sequence {sequence} is at {last_value}, but a processor has reached {largest_position}: \
-             events that follow would be taken for ones that it has seen"
-        );
-        let repair = "restore the store that the processors followed, or `espctl reset` those beyond its end";
-        unmet.push(Unmet::new(UnmetKind::SequenceBehindPosition, problem, repair));
     }
     Ok(unmet)
 }

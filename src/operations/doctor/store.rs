@@ -5,10 +5,8 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 use super::{Finding, Level};
-use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::postgres::error::chain;
-use crate::processing::tracker::Trackers;
 use crate::schema;
 use crate::store::horizon::observe_once;
 use crate::store::layout::{CreatedBy, Layout};
@@ -18,7 +16,7 @@ use crate::store::preconditions::{self, PreconditionError, UnmetKind};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The preconditions by subject: the message if they hold, and the kinds that mean that they do not.
-const PRECONDITIONS: [(&str, &str, &[UnmetKind]); 8] = [
+const PRECONDITIONS: [(&str, &str, &[UnmetKind]); 7] = [
     ("server_version", "PostgreSQL 13 or newer", &[UnmetKind::NotPostgres, UnmetKind::ServerTooOld]),
     ("primary", "the server is the primary", &[UnmetKind::Standby]),
     (
@@ -42,7 +40,6 @@ const PRECONDITIONS: [(&str, &str, &[UnmetKind]); 8] = [
         ],
     ),
     ("ids", "readers can reach every event", &[UnmetKind::IdTooSmall, UnmetKind::SequenceBehindEvents]),
-    ("positions", "no processor is beyond the last event", &[UnmetKind::SequenceBehindPosition]),
 ];
 
 pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
@@ -51,12 +48,7 @@ pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding
     if databases.layout.created_by == CreatedBy::Migrations {
         findings.push(schema_version(databases).await);
     }
-    // Without a table of trackers no processor has moved.
-    let reached = Trackers::new(databases.layout.schema())
-        .largest_position(&databases.projections)
-        .await
-        .unwrap_or_default();
-    findings.extend(preconditions(&mut connection, &databases.layout, reached).await?);
+    findings.extend(preconditions(&mut connection, &databases.layout).await?);
     if findings.iter().all(|finding| finding.level < Level::Failure) {
         findings.extend(triggers(&mut connection, &databases.layout).await?);
         findings.push(horizon(&mut connection, &databases.layout).await?);
@@ -73,12 +65,8 @@ async fn schema_version(databases: &Databases) -> Finding {
     }
 }
 
-async fn preconditions(
-    connection: &mut PgConnection,
-    layout: &Layout,
-    reached: Position,
-) -> anyhow::Result<Vec<Finding>> {
-    let unmet = match preconditions::check(connection, layout, reached).await {
+async fn preconditions(connection: &mut PgConnection, layout: &Layout) -> anyhow::Result<Vec<Finding>> {
+    let unmet = match preconditions::check(connection, layout).await {
         Ok(()) => Vec::new(),
         Err(PreconditionError::Unmet(unmet)) => unmet,
         Err(error) => return Err(error.into()),

@@ -7,7 +7,6 @@ use sqlx::{Acquire, Connection, PgConnection};
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::event::Position;
 use crate::postgres::connector::Connector;
 use crate::postgres::notify::CONTROL;
 use crate::postgres::server_mark::ServerMark;
@@ -161,8 +160,7 @@ impl ListenConnection {
         let question = async {
             let connection = self.connection().await?;
             let before = observer.read_structure(&mut *connection).await?;
-            // The positions of processors are compared by themselves, one by one.
-            match preconditions::check(&mut *connection, layout, Position::START).await {
+            match preconditions::check(&mut *connection, layout).await {
                 Ok(()) => {}
                 Err(PreconditionError::Unmet(unmet)) => return Err(ConnectionError::Unmet(unmet)),
                 Err(PreconditionError::Database(error)) => return Err(ConnectionError::Lost(error)),

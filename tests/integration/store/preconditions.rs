@@ -1,6 +1,5 @@
 //! The preconditions of the settled horizon: every one broken once, and repaired as the message says.
 
-use espd::event::Position;
 use espd::internals::preconditions::{PreconditionError, Unmet, UnmetKind, check};
 use espd::store::Layout;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -21,8 +20,8 @@ async fn append(connection: &mut PgConnection) {
     run(connection, sql).await;
 }
 
-async fn unmet_of(connection: &mut PgConnection, layout: &Layout, position: Position) -> Vec<Unmet> {
-    match check(connection, layout, position).await {
+async fn unmet_of(connection: &mut PgConnection, layout: &Layout) -> Vec<Unmet> {
+    match check(connection, layout).await {
         Ok(()) => Vec::new(),
         Err(PreconditionError::Unmet(unmet)) => unmet,
         Err(PreconditionError::Database(error)) => panic!("{error}"),
@@ -30,7 +29,7 @@ async fn unmet_of(connection: &mut PgConnection, layout: &Layout, position: Posi
 }
 
 async fn unmet(connection: &mut PgConnection) -> Vec<Unmet> {
-    unmet_of(connection, &Layout::espd(SCHEMA).unwrap(), 0.into()).await
+    unmet_of(connection, &Layout::espd(SCHEMA).unwrap()).await
 }
 
 fn kinds(unmet: &[Unmet]) -> Vec<UnmetKind> {
@@ -119,7 +118,7 @@ async fn a_serial_column_is_as_good_as_an_identity() {
          alter table old.events alter column id set default nextval('old.events_id_seq')",
     )
     .await;
-    assert_eq!(unmet_of(&mut connection, &Layout::espd("old").unwrap(), 0.into()).await, []);
+    assert_eq!(unmet_of(&mut connection, &Layout::espd("old").unwrap()).await, []);
 }
 
 #[tokio::test]
@@ -131,17 +130,6 @@ async fn a_sequence_that_was_set_to_give_out_the_next_id_is_sound() {
     assert_eq!(kinds(&unmet(&mut connection).await), []);
     run(&mut connection, "select setval('espd.events_id_seq', 1, false)").await;
     assert_eq!(kinds(&unmet(&mut connection).await), [UnmetKind::SequenceBehindEvents]);
-}
-
-#[tokio::test]
-async fn a_processor_beyond_the_store_followed_another_one() {
-    let database = support::database().await;
-    let mut connection = connect(&database.url).await;
-    append(&mut connection).await;
-    let layout = Layout::espd(SCHEMA).unwrap();
-    assert_eq!(unmet_of(&mut connection, &layout, 1.into()).await, []);
-    let found = unmet_of(&mut connection, &layout, 2.into()).await;
-    assert_eq!(kinds(&found), [UnmetKind::SequenceBehindPosition]);
 }
 
 #[tokio::test]
@@ -162,9 +150,9 @@ async fn a_missing_table_and_a_missing_sequence_are_distinguished() {
     let database = support::database().await;
     let mut connection = connect(&database.url).await;
     let layout = Layout::espd("elsewhere").unwrap();
-    assert_eq!(kinds(&unmet_of(&mut connection, &layout, 0.into()).await), [UnmetKind::TableMissing]);
+    assert_eq!(kinds(&unmet_of(&mut connection, &layout).await), [UnmetKind::TableMissing]);
     run(&mut connection, "create schema elsewhere; create table elsewhere.events (id bigint)").await;
-    assert_eq!(kinds(&unmet_of(&mut connection, &layout, 0.into()).await), [UnmetKind::SequenceMissing]);
+    assert_eq!(kinds(&unmet_of(&mut connection, &layout).await), [UnmetKind::SequenceMissing]);
 }
 
 #[tokio::test]
@@ -200,12 +188,9 @@ async fn everything_unmet_is_reported_together() {
          alter table espd.events set unlogged",
     )
     .await;
-    let error =
-        check(&mut connection, &Layout::espd(SCHEMA).unwrap(), 7.into()).await.unwrap_err().to_string();
+    let error = check(&mut connection, &Layout::espd(SCHEMA).unwrap()).await.unwrap_err().to_string();
     println!("{error}");
-    for part in
-        ["cache 50", "counts by 2", "begins again", "unlogged", "has reached 7", "repair: alter sequence"]
-    {
+    for part in ["cache 50", "counts by 2", "begins again", "unlogged", "repair: alter sequence"] {
         assert!(error.contains(part), "{part:?} is missing in {error}");
     }
 }
@@ -236,7 +221,7 @@ async fn a_view_is_no_table_of_events() {
     let database = support::database().await;
     let mut connection = connect(&database.url).await;
     run(&mut connection, "create schema seen; create view seen.events as table espd.events").await;
-    let found = unmet_of(&mut connection, &Layout::espd("seen").unwrap(), 0.into()).await;
+    let found = unmet_of(&mut connection, &Layout::espd("seen").unwrap()).await;
     assert_eq!(kinds(&found), [UnmetKind::TableMissing]);
     assert!(found[0].problem.contains("\"seen\".\"events\" is a view"), "{found:?}");
 }
