@@ -29,7 +29,7 @@ use crate::operations::status::{self, ProcessorStatus};
 use crate::postgres::server_mark;
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::divergence::Divergence;
-use crate::processing::history::{Look, find_divergence};
+use crate::processing::history::{Comparison, find_divergence};
 use crate::processing::processor::{Events, OthersObjects, ProcessorBase, ProcessorError, Replaced};
 use crate::processing::tracker::{ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{Horizon, ObserveError, observe_once};
@@ -207,10 +207,7 @@ impl Operator<'_> {
         let Databases { events, projections, layout, .. } = self.databases;
         // The positions come first: read the other way round, one that moves meanwhile would be beyond the head.
         let rows = self.trackers().list(projections, name).await?;
-        let reached = self.trackers().largest_position(projections).await?;
-        let mut horizon = self.horizon().await?;
-        // Where a writer was there before, one look knows little. To people, what processors have reached says more.
-        horizon.settled = horizon.settled.max(reached.min(horizon.head));
+        let horizon = self.horizon().await?;
         let mut events = events.acquire().await?;
         let mut projections = projections.acquire().await?;
         let (events, projections) = (&mut *events, &mut *projections);
@@ -289,15 +286,15 @@ impl Operator<'_> {
         if self.note_divergence(&row).await?.is_none() {
             return Err(OperatorError::NotDiverged { name: row.name });
         }
-        let look = self.look(&row).await?;
-        if row.position > look.head() {
-            let (position, head) = (row.position, look.head());
+        let comparison = self.compare(&row).await?;
+        if row.position > comparison.head() {
+            let (position, head) = (row.position, comparison.head());
             return Err(OperatorError::BeyondHead { name: row.name, position, head });
         }
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         let (trackers, key) = (self.trackers(), row.key());
-        trackers.accept_history(&mut transaction, &key, self.name, look.present_witness()).await?;
+        trackers.accept_history(&mut transaction, &key, self.name, comparison.present_witness()).await?;
         trackers.resume(&mut transaction, &key, self.name).await?;
         transaction.commit().await?;
         self.databases.notify_runners().await;
@@ -318,13 +315,14 @@ impl Operator<'_> {
     }
 
     /// Compares the store with what a tracker remembers of it.
-    async fn look(&self, row: &TrackerRow) -> Result<Look, OperatorError> {
+    async fn compare(&self, row: &TrackerRow) -> Result<Comparison, OperatorError> {
         let mut events = self.databases.events.acquire().await?;
-        Ok(Look::take(&mut events, &self.databases.layout, row.memory()).await?)
+        Ok(Comparison::take(&mut events, &self.databases.layout, row.memory()).await?)
     }
 
     /// The destination of a reset of a processor that stands at `from`: the position `to`, or the last position at or
-    /// before the time `at`, or the start if there is neither. Going back is always possible; going forward ends at the settled horizon.
+    /// before the time `at`, or the start if there is neither. Going back is always possible; going forward ends at the
+    /// settled horizon.
     ///
     /// # Errors
     /// [`OperatorError::NotSettled`], or the database does not answer.

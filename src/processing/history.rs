@@ -17,7 +17,7 @@ use crate::store::witness::{Examined, Standing, StoredEvent, Witness};
 
 /// What the store says of what a tracker remembers.
 #[derive(Debug, Clone)]
-pub(crate) struct Look {
+pub(crate) struct Comparison {
     memory: Memory,
     standing: Standing,
     head: Position,
@@ -31,7 +31,7 @@ pub(crate) struct Look {
     change: Option<PartitionChange>,
 }
 
-impl Look {
+impl Comparison {
     /// Asks the store. `memory` has been read before, so that its position is not newer than the head of the store.
     pub(crate) async fn take(
         events: &mut PgConnection,
@@ -43,15 +43,16 @@ impl Look {
             Witness::examine(witness, position, &mut *events, layout).await?;
         let (head, hides_rows) = read_head(&mut *events, layout).await?;
         let recorded: Option<Vec<i64>> = memory.partitions.as_ref().map(|map| map.keys().copied().collect());
-        let mut look = Self { memory, standing, head, hides_rows, end, new_partitions: None, change: None };
+        let mut comparison =
+            Self { memory, standing, head, hides_rows, end, new_partitions: None, change: None };
         if recorded != partitions {
             let present = partitions::list(&mut *events, layout, position).await?;
-            if let Some(recorded) = &look.memory.partitions {
-                look.change = partitions::find_change(events, recorded, &present, position).await?;
+            if let Some(recorded) = &comparison.memory.partitions {
+                comparison.change = partitions::find_change(events, recorded, &present, position).await?;
             }
-            look.new_partitions = Some(present);
+            comparison.new_partitions = Some(present);
         }
-        Ok(look)
+        Ok(comparison)
     }
 
     /// Whether the store is not the one that the tracker remembers.
@@ -118,12 +119,12 @@ pub(crate) async fn find_divergence(
     if let Some(found) = &row.diverged {
         return Ok(Some(found.0.clone()));
     }
-    let look = Look::take(&mut *events, layout, row.memory()).await?;
-    if !look.contradicts() {
+    let comparison = Comparison::take(&mut *events, layout, row.memory()).await?;
+    if !comparison.contradicts() {
         return Ok(None);
     }
     let earlier = trackers.list_witnesses(projections, row.position).await?;
-    look.explain(events, layout, &earlier).await.map(Some)
+    comparison.explain(events, layout, &earlier).await.map(Some)
 }
 
 /// The last id that was drawn or that an event has, and whether row security may hide events from this role.

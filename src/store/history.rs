@@ -28,7 +28,7 @@ pub(crate) struct History {
 
 /// How a store differs from the one that was followed before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Divergence {
+pub(crate) enum HistoryChange {
     /// It is on another server, which is no copy of the one before.
     OtherServer {
         /// The system identifier of the server before.
@@ -68,20 +68,20 @@ impl History {
     }
 
     /// How this store differs from the one `before`; `None`: it is the same one, no older.
-    pub(crate) fn divergence_from(&self, before: &Self) -> Option<Divergence> {
+    pub(crate) fn change_since(&self, before: &Self) -> Option<HistoryChange> {
         let differing = |before: Option<i64>, now: Option<i64>| before.zip(now).filter(|(a, b)| a != b);
         if let Some((before, now)) = differing(before.system_identifier, self.system_identifier) {
-            return Some(Divergence::OtherServer { before, now });
+            return Some(HistoryChange::OtherServer { before, now });
         }
         if let Some((before, now)) = differing(before.timeline, self.timeline) {
-            return Some(Divergence::OtherTimeline { before, now });
+            return Some(HistoryChange::OtherTimeline { before, now });
         }
         let (before, now) = (before.head, self.head);
-        (now < before).then_some(Divergence::WentBack { before, now })
+        (now < before).then_some(HistoryChange::WentBack { before, now })
     }
 }
 
-impl fmt::Display for Divergence {
+impl fmt::Display for HistoryChange {
     /// Writes what happened, as the middle of a sentence about the store.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -129,25 +129,25 @@ mod tests {
 
     #[test]
     fn a_store_that_only_grows_is_the_same_one() {
-        assert_eq!(BEFORE.divergence_from(&BEFORE), None);
-        assert_eq!(History { head: 90.into(), ..BEFORE }.divergence_from(&BEFORE), None);
+        assert_eq!(BEFORE.change_since(&BEFORE), None);
+        assert_eq!(History { head: 90.into(), ..BEFORE }.change_since(&BEFORE), None);
     }
 
     #[test]
     fn another_server_a_promotion_and_fewer_ids_are_told_apart() {
-        let diverged = |now: History| now.divergence_from(&BEFORE).unwrap();
+        let change = |now: History| now.change_since(&BEFORE).unwrap();
         let elsewhere = History { system_identifier: Some(72), timeline: Some(3), head: 5.into() };
-        assert_eq!(diverged(elsewhere), Divergence::OtherServer { before: 71, now: 72 });
+        assert_eq!(change(elsewhere), HistoryChange::OtherServer { before: 71, now: 72 });
         let promoted = History { timeline: Some(2), head: 90.into(), ..BEFORE };
-        assert_eq!(diverged(promoted), Divergence::OtherTimeline { before: 1, now: 2 });
+        assert_eq!(change(promoted), HistoryChange::OtherTimeline { before: 1, now: 2 });
         let restored = History { head: 19.into(), ..BEFORE };
-        assert_eq!(diverged(restored).to_string(), "it has gone back (last id drawn 19, before 20)");
+        assert_eq!(change(restored).to_string(), "it has gone back (last id drawn 19, before 20)");
     }
 
     #[test]
     fn what_the_server_does_not_tell_is_not_compared() {
         let silent = History { system_identifier: None, timeline: None, ..BEFORE };
-        assert_eq!(silent.divergence_from(&BEFORE), None);
-        assert_eq!(BEFORE.divergence_from(&silent), None);
+        assert_eq!(silent.change_since(&BEFORE), None);
+        assert_eq!(BEFORE.change_since(&silent), None);
     }
 }

@@ -147,11 +147,9 @@ impl Watcher {
     async fn compare_history(&mut self, session: &mut Session) -> Result<(), ConnectionError> {
         let now = session.connection.read_history(&self.layout).await?;
         let before = self.history.replace((now, Instant::now()));
-        if let Some(divergence) = before.and_then(|(before, _)| now.divergence_from(&before)) {
-            tracing::warn!(
-                head = now.head.get(),
-                "the event store is not the one that was followed: {divergence}"
-            );
+        if let Some(difference) = before.and_then(|(before, _)| now.change_since(&before)) {
+            let head = now.head.get();
+            tracing::warn!(head, %difference, "the event store is not the one that was followed");
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use tracing::{debug, error, warn};
 
 use crate::postgres::sqlstate::describe;
 use crate::processing::divergence::Divergence;
-use crate::processing::history::Look;
+use crate::processing::history::Comparison;
 use crate::processing::processor::Events;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
@@ -113,17 +113,18 @@ impl Runner {
         let (trackers, layout) = (&self.trackers, self.processor.base().events.layout());
         let Some(memory) = trackers.remember(&mut *connection, claim).await? else { return Ok(None) };
         let position = memory.position;
-        let look = Look::take(events.as_deref_mut().unwrap_or(&mut *connection), layout, memory).await?;
-        if !look.contradicts() {
-            if let Some(witness) = look.first_witness(self.subscription.settled()) {
+        let comparison =
+            Comparison::take(events.as_deref_mut().unwrap_or(&mut *connection), layout, memory).await?;
+        if !comparison.contradicts() {
+            if let Some(witness) = comparison.first_witness(self.subscription.settled()) {
                 trackers.note_witness(&mut *connection, claim, witness).await?;
             }
-            if let Some(partitions) = look.partitions_to_record() {
+            if let Some(partitions) = comparison.partitions_to_record() {
                 trackers.note_partitions(connection, claim, &partitions).await?;
             }
             return Ok(None);
         }
         let earlier = trackers.list_witnesses(&mut *connection, position).await?;
-        look.explain(events.unwrap_or(connection), layout, &earlier).await.map(Some)
+        comparison.explain(events.unwrap_or(connection), layout, &earlier).await.map(Some)
     }
 }
