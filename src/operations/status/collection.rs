@@ -121,8 +121,9 @@ fn of_row(
 /// A processor whose last batch has caught up is live while it leaves no event unhandled for longer than this.
 const LIVE_LAG_SECONDS_MAX: f64 = 5.0;
 
-/// Chooses one state of a processor whose store is the one that it follows, where several apply: an operator's pause outranks a failure, a failure outranks a missing owner, and
-/// what keeps an owner from trying at all outranks what fails when it tries.
+/// Chooses one state of a processor whose store is the one that it follows, where several apply: an operator's pause outranks
+/// a failure, a failure outranks a missing owner, and what keeps an owner from trying at all outranks what fails when it
+/// tries.
 fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64, is_waiting: bool) -> ProcessorState {
     if row.paused_at.is_some() {
         ProcessorState::Paused
@@ -136,13 +137,20 @@ fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64, is_waiting: b
         ProcessorState::Waiting
     } else if row.attempts > 0 {
         ProcessorState::Retrying
-    } else if row.position >= horizon.settled || (row.caught_up && lag_seconds < LIVE_LAG_SECONDS_MAX) {
+    } else if is_live(row, horizon, lag_seconds) {
         ProcessorState::Live
     } else if row.handled == 0 && row.position == 0 {
         ProcessorState::Running
     } else {
         ProcessorState::CatchingUp
     }
+}
+
+/// Whether a processor has nothing to do, or does it as it comes. Where a writer was there before, one look at the horizon
+/// may know little of what is settled. So who is beyond that counts only if its last batch had reached what a watcher knew.
+fn is_live(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64) -> bool {
+    let is_at_horizon = row.position >= horizon.settled;
+    row.position >= horizon.head || (row.caught_up && (is_at_horizon || lag_seconds < LIVE_LAG_SECONDS_MAX))
 }
 
 fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag: Lag) -> ProcessorStatus {

@@ -124,6 +124,12 @@ async fn a_chosen_position_costs_nobody_an_event() {
     append(&db.pool, 4).await;
     replace_watchers(&db.pool).await;
     watchers_look(&db.pool).await;
+    // The chosen position says nothing of what is settled, and who has handled all of that is live.
+    for (name, state) in [("seen", "live"), ("chosen", "catching_up")] {
+        let status = installation.status(name).await;
+        assert_eq!((&status["horizon"], &status["head"]), (&7.into(), &12.into()), "{status}");
+        assert_eq!(status["state"], state, "{status}");
+    }
     commit(writer).await;
     reaches(&db.pool, "seen", 12).await;
     assert_exactly_once(&db.pool, &db.pool, "seen").await;
