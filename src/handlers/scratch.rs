@@ -7,7 +7,7 @@ use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
-use crate::postgres::sqlstate::{is_infrastructure_error, lacks_right};
+use crate::postgres::sqlstate::is_no_answer;
 use crate::processing::declaration::{CreateTable, ProcessorDeclaration};
 
 /// A transaction that is rolled back, with a schema of its own for the tables of one declaration.
@@ -112,7 +112,7 @@ impl<'c> Scratch<'c> {
         let outcome = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *savepoint).await;
         match outcome {
             Ok(_) => savepoint.commit().await.map(|()| None),
-            Err(error) if is_infrastructure_error(&error) && !lacks_right(&error) => Err(error),
+            Err(error) if is_no_answer(&error) => Err(error),
             Err(error) => savepoint.rollback().await.map(|()| Some(error)),
         }
     }

@@ -26,7 +26,7 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
-use crate::postgres::sqlstate::{is_infrastructure_error, lacks_right};
+use crate::postgres::sqlstate::{is_infrastructure_error, is_no_answer};
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{
@@ -288,7 +288,7 @@ impl SqlProcessor {
     /// The error that creating the function has failed with. If PostgreSQL refuses the function, the author has to fix it; any
     /// other error may pass.
     fn attribute_to_declaration(&self, error: sqlx::Error) -> ProcessorError {
-        if is_infrastructure_error(&error) && !lacks_right(&error) {
+        if is_no_answer(&error) {
             return ProcessorError::Database(error);
         }
         let mistake = function::diagnose_refusal(&self.base.declaration, &self.function, &error);

@@ -67,6 +67,12 @@ pub fn is_infrastructure_error(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether the database could not be asked. What the role has no right to is an answer: it stays as it is until somebody
+/// changes the role or the statement.
+pub(crate) fn is_no_answer(error: &sqlx::Error) -> bool {
+    is_infrastructure_error(error) && !is_missing_right(error)
+}
+
 /// Whether the server, or a pooler before it, has ended the session with this error.
 fn has_ended_session(answer: &dyn DatabaseError) -> bool {
     let severity = answer.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
@@ -81,14 +87,6 @@ pub(crate) fn is_of_session(sqlstate: &str) -> bool {
 /// Whether the server has ended the session because of `transaction_timeout`.
 pub(crate) fn is_transaction_timeout(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|answer| answer.code()).is_some_and(|code| code == TRANSACTION_TIMEOUT)
-}
-
-/// Whether the role lacks a right.
-pub(crate) fn lacks_right(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(|answer| answer.code())
-        .is_some_and(|code| code == INSUFFICIENT_PRIVILEGE)
 }
 
 /// The error as users read it: the database's own words, without the driver's introduction.

@@ -95,7 +95,7 @@ impl Divergence {
         change: &PartitionChange,
     ) -> Self {
         let (kind, name, last_common) = match change {
-            PartitionChange::Gone { name, .. } => (DivergenceKind::PartitionGone, name, position),
+            PartitionChange::Gone { name } => (DivergenceKind::PartitionGone, name, position),
             PartitionChange::Added { name, first } => {
                 (DivergenceKind::PartitionAdded, name, first.previous())
             }

@@ -19,8 +19,8 @@ pub(crate) type RecordedPartitions = BTreeMap<i64, Option<Position>>;
 pub(crate) struct Partition {
     pub(crate) oid: i64,
     pub(crate) name: String,
-    /// Its first event beyond the position, and its first event at all.
-    first_beyond: Option<Position>,
+    /// Whether it has an event beyond the position.
+    has_beyond: bool,
     first: Option<Position>,
     last: Option<Position>,
 }
@@ -28,8 +28,8 @@ pub(crate) struct Partition {
 /// A change of partitions that concerns a processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PartitionChange {
-    /// A partition was detached or dropped that had events beyond the position; `first` is not known of one that was dropped.
-    Gone { name: String, first: Option<Position> },
+    /// A partition was detached or dropped that had events beyond the position.
+    Gone { name: String },
     /// A partition was attached that has events at or below the position.
     Added { name: String, first: Position },
 }
@@ -74,12 +74,12 @@ async fn read(
         let (oid, name): (i64, String) = (row.try_get("oid")?, row.try_get("name")?);
         let bounds = format!(
             "-- read_partition_bounds
-             select min(id) as first, max(id) as last, (select min(id) from {name} where id > {position}) as first_beyond
+             select min(id) as first, max(id) as last, coalesce(max(id) > {position}, false) as has_beyond
              from {name}"
         );
         let row = simple(bounds).fetch_one(&mut *events).await?;
         let (first, last) = (row.try_get("first")?, row.try_get("last")?);
-        partitions.push(Partition { oid, name, first, last, first_beyond: row.try_get("first_beyond")? });
+        partitions.push(Partition { oid, name, first, last, has_beyond: row.try_get("has_beyond")? });
     }
     Ok(partitions)
 }
@@ -113,14 +113,12 @@ fn compare(
     if !recorded.is_empty() && !recorded.keys().any(known) {
         return None;
     }
-    let taken_out = detached.iter().find_map(|partition| {
-        let first = partition.first_beyond?;
-        Some(PartitionChange::Gone { name: partition.name.clone(), first: Some(first) })
-    });
+    let taken_out = detached.iter().find(|partition| partition.has_beyond);
+    let taken_out = taken_out.map(|partition| PartitionChange::Gone { name: partition.name.clone() });
     let dropped = || {
         let lost =
             recorded.iter().find(|(oid, last)| !known(oid) && last.is_some_and(|last| last > position));
-        lost.map(|(oid, _)| PartitionChange::Gone { name: format!("{oid} (dropped)"), first: None })
+        lost.map(|(oid, _)| PartitionChange::Gone { name: format!("{oid} (dropped)") })
     };
     let added = || {
         present.iter().filter(|partition| !recorded.contains_key(&partition.oid)).find_map(|partition| {
@@ -137,16 +135,15 @@ mod tests {
 
     /// A partition with the events from `first` to `last`, as a processor at 15 sees it.
     fn partition(oid: i64, first: i64, last: i64) -> Partition {
-        let first_beyond = (last > 15).then(|| first.max(16).into());
         let name = format!("events_{oid}");
-        Partition { oid, name, first: Some(first.into()), last: Some(last.into()), first_beyond }
+        Partition { oid, name, first: Some(first.into()), last: Some(last.into()), has_beyond: last > 15 }
     }
 
     #[test]
     fn only_events_that_the_processor_would_miss_matter() {
         let all = [partition(1, 1, 10), partition(2, 11, 20), partition(3, 21, 30)];
         let recorded = to_record(&all);
-        let gone = |name: &str, first| Some(PartitionChange::Gone { name: name.to_owned(), first });
+        let gone = |name: &str| Some(PartitionChange::Gone { name: name.to_owned() });
         let find = |recorded: &RecordedPartitions, present: &[Partition], detached: &[Partition]| {
             compare(recorded, present, detached, 15.into())
         };
@@ -154,8 +151,8 @@ mod tests {
         assert_eq!(find(&recorded, &all[1..], &all[..1]), None, "all of its events were handled");
         assert_eq!(find(&recorded, &all[1..], &[]), None, "old ones are dropped");
         let two = [all[0].clone(), all[2].clone()];
-        assert_eq!(find(&recorded, &two, &all[1..2]), gone("events_2", Some(16.into())));
-        assert_eq!(find(&recorded, &two, &[]), gone("2 (dropped)", None));
+        assert_eq!(find(&recorded, &two, &all[1..2]), gone("events_2"));
+        assert_eq!(find(&recorded, &two, &[]), gone("2 (dropped)"));
         let grown = to_record(&two);
         let added = PartitionChange::Added { name: "events_2".to_owned(), first: 11.into() };
         assert_eq!(find(&grown, &all, &[]), Some(added));

@@ -13,6 +13,7 @@ use super::files::MigrationSet;
 use crate::postgres::name::SchemaName;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark;
+use crate::postgres::sqlstate::is_missing_right;
 
 /// Tables, columns, constraints, indexes, functions and triggers, each as one text.
 type Inventory = BTreeSet<String>;
@@ -39,7 +40,7 @@ pub(super) async fn find_version(
     transaction.rollback().await?;
     match made {
         // A role that may not create a schema cannot try the files. Migrating goes on without the answer.
-        Err(sqlx::Error::Database(error)) => {
+        Err(error) if is_missing_right(&error) => {
             tracing::debug!(%error, "could not compare the schema with the migrations");
             Ok(0)
         }
