@@ -23,8 +23,8 @@ struct Delegate {
 impl Account {
     /// The account for a server on `data`, which need not exist yet.
     ///
-    /// If this process runs as root, it is the owner of data that an ordinary user has made before, as PostgreSQL insists on the owner; else
-    /// `postgres`, else `nobody` (`initdb` wants an entry in the user database).
+    /// If this process runs as root, it is the owner of data that an ordinary user has made before, as PostgreSQL insists on
+    /// the owner; else `postgres`, else `nobody` (`initdb` wants an entry in the user database).
     pub(super) fn for_data(data: &Path) -> io::Result<Self> {
         if !geteuid().is_root() {
             return Ok(Self(None));

@@ -1,8 +1,8 @@
 //! The server's process, which never outlives the process that started it.
 //!
 //! Two things end the server when its owner dies without stopping it. On Linux the kernel sends the server a signal
-//! (see [`crate::process::spawner`]). And a small shell script, the [`Janitor`], reads a pipe whose other end only the owner holds:
-//! when it closes, the script stops the server (on systems without that signal) and removes the temporary folder.
+//! (see [`crate::process::spawner`]). And a small shell script, the [`Janitor`], reads a pipe whose other end only the owner
+//! holds: when it closes, the script stops the server (on systems without that signal) and removes the temporary folder.
 
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;

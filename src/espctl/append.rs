@@ -20,7 +20,8 @@ use crate::store::{EventStore as _, PostgresEventStore};
 #[command(after_help = "Each line is an object with aggregate_id (uuid), type and body, and optionally\n\
     expected_version (0: the aggregate must not exist), uuid, correlation_id, causation_id, created_at\n\
     (RFC 3339) and metadata (object). An event whose uuid is stored already is not stored twice.\n\n\
-    Example:\n  echo '{\"aggregate_id\":\"149d5c70-a373-4857-91e2-1d5ea90c27e4\",\"type\":\"TodoAdded\",\"body\":{\"title\":\"milk\"}}' | espctl append")]
+    Example:\n  echo '{\"aggregate_id\":\"149d5c70-a373-4857-91e2-1d5ea90c27e4\",\
+    \"type\":\"TodoAdded\",\"body\":{\"title\":\"milk\"}}' | espctl append")]
 pub(crate) struct Arguments {
     /// Use one transaction per line instead of one for the whole input
     #[arg(long)]

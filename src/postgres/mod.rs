@@ -1,4 +1,5 @@
-//! What is true of any PostgreSQL: URLs, names, quoting, rows, errors, deadlines, notifications, a lexer, SQL with its place in a file.
+//! What is true of any PostgreSQL: URLs, names, quoting, rows, errors, deadlines, notifications, a lexer, SQL with its
+//! place in a file.
 
 pub(crate) mod connect_error;
 pub(crate) mod connector;

@@ -1,7 +1,7 @@
 //! The life of one worker as data: what is, what happens, what follows.
 //!
 //! [`next`] is a pure function of state, event and time: no process, no clock, no waiting. The supervisor carries out
-//! the actions and reports what becomes of them. `docs/lifecycle.md` has the picture.
+//! the actions and reports what becomes of them. `docs/lifecycle.md` has the diagram.
 //!
 //! ```text
 //!            start          exited               due

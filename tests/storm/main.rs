@@ -1,9 +1,9 @@
 //! The storm: espd under random violence, with real processes and durable PostgreSQL servers.
 //!
-//! Appenders of every habit append, processors of every kind (SQL, Rust, a program, a webhook) follow, and meanwhile workers and daemons are killed, or stopped
-//! for longer than their lease and continue, sessions are ended, servers crash, a network cuts, delays and
-//! swallows. When it is over, everything has to converge, every acknowledged event has to be there once, and every projection has to be
-//! the fold of the events: none lost, none doubled, none out of order. Then the store goes back, in three ways, and everybody
+//! Appenders of every habit append, processors of every kind (SQL, Rust, a program, a webhook) follow, and meanwhile workers
+//! and daemons are killed, or stopped for longer than their lease and continue, sessions are ended, servers crash, a network
+//! cuts, delays and swallows. When it is over, everything has to converge, every acknowledged event has to be there once, and
+//! every projection has to be the fold of the events: none lost, none doubled, none out of order. Then the store goes back, in three ways, and everybody
 //! who has handled events that are gone has to notice.
 //!
 //!     cargo test --test storm                                       a short one

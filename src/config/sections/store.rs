@@ -15,7 +15,8 @@ use crate::store::layout::{EventSourceryNames, LayoutSettings};
 pub struct EventStoreSettings {
     /// The database; `None`: espd runs a private PostgreSQL.
     pub url: Option<DatabaseUrl>,
-    /// The same database past a transaction pooler that `url` leads through: for listening to notifications and for reading the store's state.
+    /// The same database past a transaction pooler that `url` leads through: for listening to notifications and for reading
+    /// the store's state.
     pub direct_url: Option<DatabaseUrl>,
     /// The shape of the event table, with its names where they are not espd's.
     pub layout: LayoutSettings,

@@ -50,7 +50,7 @@ pub(super) const IMPOSSIBLE_DAY: &str = "2027-06-31";
 
 /// Appends a to-do that was completed on a day that does not exist. Returns the id of its last event, which
 /// `completed_todos` cannot handle.
-pub(super) async fn append_poison(store: &PostgresEventStore) -> anyhow::Result<Position> {
+pub(super) async fn append_impossible_day(store: &PostgresEventStore) -> anyhow::Result<Position> {
     let id = Uuid::new_v4();
     let body = |text: String| RawValue::from_string(text);
     let added = body(r#"{"title":"fix the calendar"}"#.to_owned())?;

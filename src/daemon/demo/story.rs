@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-use super::arriving::{IMPOSSIBLE_DAY, append_poison};
+use super::arriving::{IMPOSSIBLE_DAY, append_impossible_day};
 use super::configuration::Configuration;
 use super::read_model::{compare_with_events, dead_letter};
 use crate::daemon::plan::supervision_plan;
@@ -25,7 +25,7 @@ const GLANCE: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The worker that is killed: it has one processor, whose name it has.
-const VICTIM: &str = "outstanding_todos";
+const KILLED_WORKER: &str = "outstanding_todos";
 
 /// The demo as the story sees it.
 pub(super) struct Story<'s> {
@@ -53,7 +53,7 @@ impl Story<'_> {
         sleep(self.pause).await;
         self.kill_worker().await?;
         sleep(self.pause).await;
-        self.poison().await?;
+        self.set_aside_one().await?;
         sleep(self.pause).await;
         self.say("that was all: events go on arriving until Ctrl-C");
         Ok(())
@@ -82,11 +82,11 @@ impl Story<'_> {
     }
 
     async fn kill_worker(&self) -> anyhow::Result<()> {
-        let pid = self.until("a worker", async || Ok(self.victim())).await?;
+        let pid = self.until("a worker", async || Ok(self.killed_worker_pid())).await?;
         kill(Pid::from_raw(pid), Signal::SIGKILL).context("could not kill a worker")?;
         let begun = Instant::now();
-        self.say(&format!("killed the worker of {VICTIM} while it worked: kill -9 {pid}"));
-        let other = async || Ok(self.victim().filter(|other| *other != pid));
+        self.say(&format!("killed the worker of {KILLED_WORKER} while it worked: kill -9 {pid}"));
+        let other = async || Ok(self.killed_worker_pid().filter(|other| *other != pid));
         let successor = self.until("the worker to start again", other).await?;
         let before = self.position().await?;
         let moved = async || Ok((self.position().await? > before).then_some(()));
@@ -103,8 +103,8 @@ impl Story<'_> {
         Ok(())
     }
 
-    async fn poison(&self) -> anyhow::Result<()> {
-        let event = append_poison(&self.store).await?;
+    async fn set_aside_one(&self) -> anyhow::Result<()> {
+        let event = append_impossible_day(&self.store).await?;
         self.say(&format!("a to-do was completed on {IMPOSSIBLE_DAY}, says event {event}: no such day"));
         let set_aside =
             self.until("the dead letter", async || Ok(dead_letter(&self.pool, event).await?)).await?;
@@ -128,14 +128,14 @@ impl Story<'_> {
         self.supervisor.send(request).await.ok().context("the supervisor has ended")
     }
 
-    /// The process that the victim lives in.
-    fn victim(&self) -> Option<i32> {
-        self.snapshots.borrow().iter().find(|worker| worker.name == VICTIM)?.pid
+    /// The process of the worker that is killed, or of its successor; `None`: there is none now.
+    fn killed_worker_pid(&self) -> Option<i32> {
+        self.snapshots.borrow().iter().find(|worker| worker.name == KILLED_WORKER)?.pid
     }
 
     async fn position(&self) -> sqlx::Result<i64> {
         sqlx::query_scalar("-- read_position\n select position from espd.trackers where name = $1")
-            .bind(VICTIM)
+            .bind(KILLED_WORKER)
             .fetch_one(&self.pool)
             .await
     }

@@ -13,7 +13,7 @@ pub(crate) use dependents::{Dropped, Replaced};
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sql_scope::SqlScope;
-use crate::postgres::sqlstate::{is_infrastructure_error, lacks_right};
+use crate::postgres::sqlstate::is_no_answer;
 use crate::processing::declaration::{CreateTable, ProcessorDeclaration, SourceText, TableDeclaration};
 use crate::processing::processor::ProcessorError;
 
@@ -219,7 +219,7 @@ impl<'a> Tables<'a> {
     ) -> Result<(), ProcessorError> {
         match sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(connection).await {
             Ok(_) => Ok(()),
-            Err(error) if is_infrastructure_error(&error) && !lacks_right(&error) => Err(error.into()),
+            Err(error) if is_no_answer(&error) => Err(error.into()),
             Err(error) => {
                 let mistake = Diagnostic::of_refusal_in(places, &statement, &error);
                 Err(ProcessorError::Blocked(mistake.to_string()))
@@ -290,10 +290,10 @@ pub(crate) async fn drop_tables(
         .fetch_all(&mut *connection)
         .await?;
     // Somebody who reads for long would make everybody else queue behind the drop.
-    sqlx::raw_sql("set local lock_timeout = '5s'").execute(&mut *connection).await?;
+    sqlx::raw_sql("-- limit_lock_wait\nset local lock_timeout = '5s'").execute(&mut *connection).await?;
     for (schema, table) in owned {
         let table = format!("{}.{}", quote_identifier(&schema), quote_identifier(&table));
-        sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists {table} cascade")))
+        sqlx::raw_sql(AssertSqlSafe(format!("-- drop_table\ndrop table if exists {table} cascade")))
             .execute(&mut *connection)
             .await?;
     }

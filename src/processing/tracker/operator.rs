@@ -64,8 +64,8 @@ impl Trackers {
     }
 
     /// Has the failing event tried now instead of later, with attempts that are counted anew; also if the processor has stopped
-    /// because of it, or waits for the end of an outage. Returns whether there was a failure or an outage; a paused processor is left alone, and the result is
-    /// `false`.
+    /// because of it, or waits for the end of an outage. Returns whether there was a failure or an outage; a paused processor is
+    /// left alone, and the result is `false`.
     pub async fn retry(
         &self,
         connection: &mut PgConnection,

@@ -6,8 +6,8 @@
 //! its own commit writes all of the log before it. A position that is stored on another server is not. It
 //! would be ahead of the ids that the crashed server gives out next, and their events would never be handled.
 //!
-//! So where positions are stored on another server, a settled position counts only once the log has been written up to the place that it had
-//! when the position was seen to be settled.
+//! So where positions are stored on another server, a settled position counts only once the log has been written up to the
+//! place that it had when the position was seen to be settled.
 
 use std::time::{Duration, Instant};
 

@@ -33,7 +33,10 @@ async fn many_may_migrate_at_once_and_again() {
         assert_eq!(again.from, again.to);
     }
     // No session kept the migrator's lock.
-    let locks: i64 = sqlx::query_scalar("select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())")
+    let locks: i64 = sqlx::query_scalar(
+        "select count(*) from pg_locks
+         where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())",
+    )
         .fetch_one(&pool)
         .await
         .unwrap();
