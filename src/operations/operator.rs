@@ -5,6 +5,7 @@
 mod daemons;
 mod dead_letters;
 mod emissions;
+mod reset;
 mod retire;
 mod set_aside;
 mod targets;
@@ -12,29 +13,26 @@ mod targets;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, Connection as _};
+use sqlx::Connection as _;
 use thiserror::Error;
 
 pub(crate) use daemons::{ReloadRequest, RunningDaemon};
 pub(crate) use dead_letters::{Affected, ExaminedDeadLetter};
 pub(crate) use emissions::ListedEmission;
+pub(crate) use reset::Destination;
 pub(crate) use retire::{Remains, Retirement};
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
-use crate::handlers::sql::SqlProcessor;
 use crate::operations::databases::Databases;
 use crate::operations::status::{self, ProcessorStatus};
 use crate::postgres::server_mark;
-use crate::processing::declaration::{Handling, ProcessorDeclaration};
+use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::divergence::Divergence;
 use crate::processing::history::{Comparison, find_divergence};
-use crate::processing::processor::{Events, OthersObjects, ProcessorBase, ProcessorError, Replaced};
-use crate::processing::tracker::{ProcessorKey, ReplayEffects, Reset, TrackerRow, Trackers};
+use crate::processing::tracker::{ProcessorKey, TrackerRow, Trackers};
 use crate::store::horizon::{Horizon, ObserveError, observe_once};
-use crate::store::witness::Witness;
-use crate::store::{EventStore as _, PostgresEventStore, ReadError};
+use crate::store::{PostgresEventStore, ReadError};
 
 /// How long to wait for the horizon to settle before naming the transactions that hold it back.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
@@ -48,25 +46,6 @@ pub(crate) struct Operator<'o> {
     pub declared: &'o [ProcessorDeclaration],
     /// The operator's name, for the table `operator_log`: `alice@host`.
     pub name: &'o str,
-}
-
-/// What a reset does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Destination {
-    /// Drop the processor's tables, create them again, and start over from the first event.
-    Start,
-    /// Only move the position; the tables stay as they are.
-    Position(Position),
-}
-
-impl Destination {
-    /// The position that the processor has after the reset.
-    pub(crate) fn position(self) -> Position {
-        match self {
-            Self::Start => Position::START,
-            Self::Position(position) => position,
-        }
-    }
 }
 
 /// Why an operation did nothing.
@@ -318,116 +297,6 @@ impl Operator<'_> {
     async fn compare(&self, row: &TrackerRow) -> Result<Comparison, OperatorError> {
         let mut events = self.databases.events.acquire().await?;
         Ok(Comparison::take(&mut events, &self.databases.layout, row.memory()).await?)
-    }
-
-    /// The destination of a reset of a processor that stands at `from`: the position `to`, or the last position at or
-    /// before the time `at`, or the start if there is neither. Going back is always possible; going forward ends at the
-    /// settled horizon.
-    ///
-    /// # Errors
-    /// [`OperatorError::NotSettled`], or the database does not answer.
-    pub(crate) async fn destination(
-        &self,
-        from: Position,
-        to: Option<Position>,
-        at: Option<DateTime<Utc>>,
-    ) -> Result<Destination, OperatorError> {
-        if to.is_none() && at.is_none() {
-            return Ok(Destination::Start);
-        }
-        let horizon = self.horizon().await?;
-        let settled = horizon.settled.max(from.min(horizon.head));
-        let position = match (to, at) {
-            (_, Some(time)) => self.store().position_at(time).await?.min(settled),
-            (to, None) => to.unwrap_or(Position::START),
-        };
-        if position > settled {
-            return Err(OperatorError::NotSettled { to: position, settled });
-        }
-        Ok(Destination::Position(position))
-    }
-
-    /// The tables that a reset to the start drops and creates again, with their schemas.
-    ///
-    /// # Errors
-    /// The database does not answer.
-    pub(crate) async fn owned_tables(&self, name: &str) -> Result<Vec<String>, OperatorError> {
-        let statement = format!(
-            "-- list_owned_tables
-             select table_schema || '.' || table_name from {}.projection_tables where processor = $1 order by 1",
-            self.databases.layout.quoted_schema()
-        );
-        let query = sqlx::query_scalar(AssertSqlSafe(statement)).bind(name);
-        Ok(query.fetch_all(&self.databases.projections).await?)
-    }
-
-    /// Resets a processor. `effects` matters for reactors only. Returns what has become of what others had made on the
-    /// tables.
-    ///
-    /// # Errors
-    /// The destination is the start and the processor is not declared, its tables cannot be created, or something of others
-    /// would be lost that `others` keeps; or the database refuses. Nothing has changed then.
-    pub(crate) async fn reset(
-        &self,
-        name: &str,
-        to: Destination,
-        effects: ReplayEffects,
-        others: OthersObjects,
-    ) -> Result<Replaced, OperatorError> {
-        self.note_divergence(&self.find(name).await?).await?;
-        let replaced = match to {
-            Destination::Start => self.start_over(name, effects, others).await?,
-            Destination::Position(position) => {
-                self.move_position(name, position, effects).await?;
-                Replaced::default()
-            }
-        };
-        self.databases.notify_runners().await;
-        Ok(replaced)
-    }
-
-    async fn move_position(
-        &self,
-        name: &str,
-        to: Position,
-        effects: ReplayEffects,
-    ) -> Result<(), OperatorError> {
-        let tracker = self.find(name).await?.key();
-        let Databases { events, layout, .. } = self.databases;
-        let witness = Witness::examine(None, to, events, layout).await?.end;
-        let mut connection = self.databases.projections.acquire().await?;
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-        let reset = Reset { effects, witness, ..Reset::to(to) };
-        self.trackers().reset(&mut transaction, &tracker, self.name, reset).await?;
-        Ok(transaction.commit().await?)
-    }
-
-    /// Drops and creates the tables of a processor. With [`OthersObjects::Preview`], nothing is changed.
-    ///
-    /// # Errors
-    /// As for [`Self::reset`].
-    pub(crate) async fn start_over(
-        &self,
-        name: &str,
-        effects: ReplayEffects,
-        others: OthersObjects,
-    ) -> Result<Replaced, OperatorError> {
-        let Databases { layout, projections, scope, .. } = self.databases;
-        let declaration = self.declaration(name)?.clone();
-        let tracker = self.find(name).await?.key();
-        let (schema, events) = (layout.schema(), Events::SameDatabase(layout.clone()));
-        let mut connection = projections.acquire().await?;
-        if let Handling::Sql(_) = declaration.handling {
-            let events = Events::SameDatabase(layout.clone());
-            SqlProcessor::new(declaration.clone(), schema, scope.clone(), events)
-                .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
-        }
-        let base = ProcessorBase::new(declaration, schema, scope.clone(), events);
-        match base.reset(&mut connection, &tracker, self.name, effects, others).await {
-            Ok(replaced) => Ok(replaced.unwrap_or_default()),
-            Err(ProcessorError::Database(error)) => Err(error.into()),
-            Err(error) => Err(OperatorError::Blocked(error.to_string())),
-        }
     }
 
     /// The declaration of a processor.

@@ -1,0 +1,146 @@
+//! Resets: a processor starts over, or moves to another position.
+
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, Connection as _};
+
+use super::{Operator, OperatorError};
+use crate::event::Position;
+use crate::handlers::sql::SqlProcessor;
+use crate::operations::databases::Databases;
+use crate::postgres::server_mark;
+use crate::processing::declaration::Handling;
+use crate::processing::processor::{Events, OthersObjects, ProcessorBase, ProcessorError, Replaced};
+use crate::processing::tracker::{ReplayEffects, Reset};
+use crate::store::EventStore as _;
+use crate::store::witness::Witness;
+
+/// What a reset does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// Drop the processor's tables, create them again, and start over from the first event.
+    Start,
+    /// Only move the position; the tables stay as they are.
+    Position(Position),
+}
+
+impl Destination {
+    /// The position that the processor has after the reset.
+    pub(crate) fn position(self) -> Position {
+        match self {
+            Self::Start => Position::START,
+            Self::Position(position) => position,
+        }
+    }
+}
+
+impl Operator<'_> {
+    /// The destination of a reset of a processor that stands at `from`: the position `to`, or the last position at or
+    /// before the time `at`, or the start if there is neither. Going back is always possible; going forward ends at the
+    /// settled horizon.
+    ///
+    /// # Errors
+    /// [`OperatorError::NotSettled`], or the database does not answer.
+    pub(crate) async fn destination(
+        &self,
+        from: Position,
+        to: Option<Position>,
+        at: Option<DateTime<Utc>>,
+    ) -> Result<Destination, OperatorError> {
+        if to.is_none() && at.is_none() {
+            return Ok(Destination::Start);
+        }
+        let horizon = self.horizon().await?;
+        let settled = horizon.settled.max(from.min(horizon.head));
+        let position = match (to, at) {
+            (_, Some(time)) => self.store().position_at(time).await?.min(settled),
+            (to, None) => to.unwrap_or(Position::START),
+        };
+        if position > settled {
+            return Err(OperatorError::NotSettled { to: position, settled });
+        }
+        Ok(Destination::Position(position))
+    }
+
+    /// The tables that a reset to the start drops and creates again, with their schemas.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub(crate) async fn owned_tables(&self, name: &str) -> Result<Vec<String>, OperatorError> {
+        let statement = format!(
+            "-- list_owned_tables
+             select table_schema || '.' || table_name from {}.projection_tables where processor = $1 order by 1",
+            self.databases.layout.quoted_schema()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).bind(name);
+        Ok(query.fetch_all(&self.databases.projections).await?)
+    }
+
+    /// Resets a processor. `effects` matters for reactors only. Returns what has become of what others had made on the
+    /// tables.
+    ///
+    /// # Errors
+    /// The destination is the start and the processor is not declared, its tables cannot be created, or something of others
+    /// would be lost that `others` keeps; or the database refuses. Nothing has changed then.
+    pub(crate) async fn reset(
+        &self,
+        name: &str,
+        to: Destination,
+        effects: ReplayEffects,
+        others: OthersObjects,
+    ) -> Result<Replaced, OperatorError> {
+        self.note_divergence(&self.find(name).await?).await?;
+        let replaced = match to {
+            Destination::Start => self.start_over(name, effects, others).await?,
+            Destination::Position(position) => {
+                self.move_position(name, position, effects).await?;
+                Replaced::default()
+            }
+        };
+        self.databases.notify_runners().await;
+        Ok(replaced)
+    }
+
+    async fn move_position(
+        &self,
+        name: &str,
+        to: Position,
+        effects: ReplayEffects,
+    ) -> Result<(), OperatorError> {
+        let tracker = self.find(name).await?.key();
+        let Databases { events, layout, .. } = self.databases;
+        let witness = Witness::examine(None, to, events, layout).await?.end;
+        let mut connection = self.databases.projections.acquire().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        let reset = Reset { effects, witness, ..Reset::to(to) };
+        self.trackers().reset(&mut transaction, &tracker, self.name, reset).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Drops and creates the tables of a processor. With [`OthersObjects::Preview`], nothing is changed.
+    ///
+    /// # Errors
+    /// As for [`Self::reset`].
+    pub(crate) async fn start_over(
+        &self,
+        name: &str,
+        effects: ReplayEffects,
+        others: OthersObjects,
+    ) -> Result<Replaced, OperatorError> {
+        let Databases { layout, projections, scope, .. } = self.databases;
+        let declaration = self.declaration(name)?.clone();
+        let tracker = self.find(name).await?.key();
+        let (schema, events) = (layout.schema(), Events::SameDatabase(layout.clone()));
+        let mut connection = projections.acquire().await?;
+        if let Handling::Sql(_) = declaration.handling {
+            let events = Events::SameDatabase(layout.clone());
+            SqlProcessor::new(declaration.clone(), schema, scope.clone(), events)
+                .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
+        }
+        let base = ProcessorBase::new(declaration, schema, scope.clone(), events);
+        match base.reset(&mut connection, &tracker, self.name, effects, others).await {
+            Ok(replaced) => Ok(replaced.unwrap_or_default()),
+            Err(ProcessorError::Database(error)) => Err(error.into()),
+            Err(error) => Err(OperatorError::Blocked(error.to_string())),
+        }
+    }
+}
