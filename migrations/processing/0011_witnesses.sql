@@ -162,7 +162,8 @@ $$;
 -- attempts are counted on. With `last_error`, an event waits for another attempt while others go on: after `attempts`
 -- attempts, in `retry_in`. A null `caught_up` or `rate` leaves what is there.
 --
--- The witness: in the store that was read, `witness_id` and `witness_uuid` were the last event at or below `witness_at`.
+-- The witness: in the store that was read, `witness_id` and `witness_uuid` were the last event at or below `witness_at`; the
+-- id is 0 where there was none.
 -- Without one, the tracker keeps the one that it has.
 drop function if exists :"schema".advance_tracker(
   text, integer, integer, bigint, bigint, bigint, integer, interval, boolean, real, boolean, integer, jsonb, interval);
@@ -211,7 +212,7 @@ begin
   if not found then
     return false;
   end if;
-  if witness_id is not null then
+  if witness_id > 0 then
     perform log_witness(processor, version, partition, witness_id, witness_uuid);
   end if;
   return true;
@@ -230,7 +231,7 @@ begin
   update trackers as t
     set witness_at = witness_at, witness_id = witness_id, witness_uuid = witness_uuid
     where t.name = processor and t.version = version and t.partition = partition and t.epoch = epoch;
-  if found and witness_id is not null then
+  if found and witness_id > 0 then
     perform log_witness(processor, version, partition, witness_id, witness_uuid);
   end if;
 end

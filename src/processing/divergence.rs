@@ -74,6 +74,7 @@ impl Divergence {
     pub(crate) fn of(facts: Facts<'_>) -> Self {
         let Facts { position, witness, head, earlier, .. } = facts;
         let last_read = witness.map_or(position, |witness| witness.id);
+        let witness = witness.and_then(|witness| witness.event());
         let common = earlier.iter().filter(|event| facts.has(event)).map(|event| event.id);
         Self {
             kind: facts.kind(),

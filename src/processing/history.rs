@@ -24,7 +24,7 @@ pub(crate) struct Comparison {
     /// Whether row security may hide events from this role: then what is not seen need not be gone.
     hides_rows: bool,
     /// The last event at or below the position.
-    end: Option<Witness>,
+    end: Witness,
     /// The partitions of the table of events, if they are not those that the tracker has recorded.
     new_partitions: Option<Vec<Partition>>,
     /// What that means for the processor.
@@ -75,11 +75,11 @@ impl Comparison {
     /// still appear beyond it.
     pub(crate) fn first_witness(&self, settled: Position) -> Option<Witness> {
         let is_settled = self.memory.position <= settled.min(self.head);
-        self.end.filter(|_| self.memory.witness.is_none() && is_settled)
+        (self.memory.witness.is_none() && is_settled).then_some(self.end)
     }
 
     /// The witness of the position in the store as it is now.
-    pub(crate) fn present_witness(&self) -> Option<Witness> {
+    pub(crate) fn present_witness(&self) -> Witness {
         self.end
     }
 
@@ -100,7 +100,7 @@ impl Comparison {
         if let (Standing::Stands, Some(change)) = (standing, &self.change) {
             return Ok(Divergence::of_partitions(position, witness, head, change));
         }
-        let last_read = witness.map(|witness| StoredEvent { id: witness.id, uuid: witness.uuid });
+        let last_read = witness.and_then(|witness| witness.event());
         let earlier: Vec<StoredEvent> = earlier.iter().copied().chain(last_read).collect();
         let stored = find_stored(events, layout, &earlier).await?;
         Ok(Divergence::of(Facts { position, witness, standing, head, earlier: &earlier, stored: &stored }))
@@ -127,12 +127,13 @@ pub(crate) async fn find_divergence(
     comparison.explain(events, layout, &earlier).await.map(Some)
 }
 
-/// The last id that was drawn or that an event has, and whether row security may hide events from this role.
+/// The last id that was drawn, and whether row security may hide events from this role. The ids of the events do not count:
+/// where the sequence is behind them, the next events come below them, and below positions.
 async fn read_head(events: &mut PgConnection, layout: &Layout) -> Result<(Position, bool), sqlx::Error> {
     let table = layout.events_table();
     let statement = format!(
         "-- read_head
-         select greatest({}, (select max(id) from {table})) as head,
+         select {} as head,
                 row_security_active({}::regclass) as hides_rows",
         layout.order.head_expression(),
         quote_literal(table)

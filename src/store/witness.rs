@@ -13,7 +13,8 @@ use crate::event::{Event, Position};
 use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
 
-/// In the store that was read, the event `id` was the last one at or below `at`, whatever its type.
+/// In the store that was read, the event `id` was the last one at or below `at`, whatever its type. Where there was no event at
+/// all, `id` is 0 and `uuid` is nil: that is as much of a witness as an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Witness {
     /// The position that the question is about.
@@ -36,7 +37,7 @@ pub(crate) struct StoredEvent {
 pub(crate) struct Examined {
     pub(crate) standing: Standing,
     /// The last event at or below the position that was asked for.
-    pub(crate) end: Option<Witness>,
+    pub(crate) end: Witness,
     /// The object ids of the partitions of the table of events, in order; `None`: it has none.
     pub(crate) partitions: Option<Vec<i64>>,
 }
@@ -71,8 +72,18 @@ impl Witness {
         let before = witness.map_or(at, |witness| witness.at);
         let (before, end, partitions) = find_last_events(connection, layout, before, at).await?;
         let standing = witness.map_or(Standing::Stands, |witness| witness.compare(before));
-        let end = end.map(|StoredEvent { id, uuid }| Self { at, id, uuid });
+        let end = end.map_or(Self::of_nothing(at), |StoredEvent { id, uuid }| Self { at, id, uuid });
         Ok(Examined { standing, end, partitions })
+    }
+
+    /// There was no event at or below `at`.
+    fn of_nothing(at: Position) -> Self {
+        Self { at, id: Position::START, uuid: Uuid::nil() }
+    }
+
+    /// The event that the witness names; `None`: there was none.
+    pub(crate) fn event(&self) -> Option<StoredEvent> {
+        (self.id > Position::START).then_some(StoredEvent { id: self.id, uuid: self.uuid })
     }
 
     /// What it means that `found` is the last event at or below [`Self::at`].
@@ -81,6 +92,7 @@ impl Witness {
             Some(found) if found.id == self.id && found.uuid == self.uuid => Standing::Stands,
             Some(found) if found.id == self.id => Standing::Replaced,
             Some(found) if found.id > self.id => Standing::Overtaken,
+            None if self.event().is_none() => Standing::Stands,
             Some(_) | None => Standing::Gone,
         }
     }
@@ -180,6 +192,13 @@ mod tests {
         for (found, expected) in cases {
             assert_eq!(witness(10, 7).compare(found), expected, "{found:?}");
         }
+    }
+
+    #[test]
+    fn that_there_was_no_event_is_a_witness() {
+        let nothing = Witness::of_nothing(50.into());
+        assert_eq!(nothing.compare(None), Standing::Stands);
+        assert_eq!(nothing.compare(Some(event(10))), Standing::Overtaken);
     }
 
     #[test]

@@ -26,7 +26,7 @@ const GATE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the projectors may take to catch up once the faults have stopped. A worker that was killed often is
 /// started after up to 30 s, and a lease lasts 5 s.
-const CONVERGENCE_LIMIT: Duration = Duration::from_secs(180);
+const CONVERGENCE_LIMIT: Duration = Duration::from_secs(600);
 
 /// How long sessions may outlive their processes.
 const SESSION_LIMIT: Duration = Duration::from_secs(10);

@@ -124,7 +124,7 @@ start = "beginning"
 batch_size = 40
 
 [reactor.retry]
-max_attempts = 2
+max_attempts = 4
 on_failure   = "park"
 
 [reactor.webhook]

@@ -202,18 +202,24 @@ begin
   end loop;
   --{{if stored}}
   -- Asked after the events were read: whoever sets the store back later does so after them as well.
+  -- That there was no event is a witness too: its id is 0.
   if espd_witness_at is not null and not exists (
-    select from (
+    select from (values (true)) as one left join lateral (
       select e.id, e.uuid from {{events_table}} as e where e.id <= espd_witness_at order by e.id desc limit 1
-    ) as w where w.id = espd_witness_id and w.uuid = espd_witness_uuid
+    ) as w on true
+    where coalesce(w.id, 0) = espd_witness_id
+      and coalesce(w.uuid, '00000000-0000-0000-0000-000000000000') = espd_witness_uuid
   ) or espd_partitions is not null and espd_partitions is distinct from (
     select array_agg(p.relid::oid::bigint order by p.relid::oid::bigint)
     from pg_partition_tree({{events_literal}}::regclass) as p where p.isleaf
   ) then
     raise exception using errcode = {{diverged}}, message = 'the event store is not the one that was followed';
   end if;
-  select espd_position, e.id, e.uuid into espd_witness_at, espd_witness_id, espd_witness_uuid
-    from {{events_table}} as e where e.id <= espd_position order by e.id desc limit 1;
+  select espd_position, coalesce(w.id, 0), coalesce(w.uuid, '00000000-0000-0000-0000-000000000000')
+    into espd_witness_at, espd_witness_id, espd_witness_uuid
+    from (values (true)) as one left join lateral (
+      select e.id, e.uuid from {{events_table}} as e where e.id <= espd_position order by e.id desc limit 1
+    ) as w on true;
   -- If the last event that was handled has gone meanwhile, or is another one, the next batch finds that out.
   if espd_last_id > coalesce(espd_witness_id, 0) then
     espd_witness_at := espd_last_id;

@@ -111,7 +111,7 @@ impl Operator<'_> {
         let witness = Witness::examine(None, to, events, layout).await?.end;
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-        let reset = Reset { effects, witness, ..Reset::to(to) };
+        let reset = Reset { effects, witness: Some(witness), ..Reset::to(to) };
         self.trackers().reset(&mut transaction, &tracker, self.name, reset).await?;
         Ok(transaction.commit().await?)
     }

@@ -97,7 +97,7 @@ impl Batch {
         if examined.standing != Standing::Stands || !is_whole {
             return Err(ProcessorError::Diverged);
         }
-        batch.trail.extend(&batch.events, examined.end);
+        batch.trail.extend(&batch.events, Some(examined.end));
         Ok(batch)
     }
 

@@ -81,7 +81,10 @@ impl Runner {
         self.tracker_known = Instant::now();
         self.phase = Phase::Following(Following::new(claim.clone(), self.context.limits.size));
         self.record_outage(connection).await;
-        if let Some(next) = self.refuse_other_handlers(connection, &claim).await? {
+        // A store that is another one is for an operator first, also where other handlers would have everything rebuilt.
+        if !claim.diverged
+            && let Some(next) = self.refuse_other_handlers(connection, &claim).await?
+        {
             return Ok(next);
         }
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &claim);

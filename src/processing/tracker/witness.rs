@@ -113,7 +113,7 @@ impl Trackers {
             "-- list_witnesses
              select id, uuid from (
                select id, uuid from {schema}.witnesses
-               union select witness_id, witness_uuid from {schema}.trackers where witness_id is not null
+               union select witness_id, witness_uuid from {schema}.trackers where witness_id > 0
              ) as w where id <= {position} order by id desc limit {EARLIER_MAX}",
             schema = self.schema
         );

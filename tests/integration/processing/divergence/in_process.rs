@@ -111,6 +111,41 @@ async fn a_truncated_store_is_another_one() {
     }
 }
 
+/// The position has moved over ids that no event has; nothing was ever handled, or nothing of it is left.
+#[tokio::test]
+async fn that_there_was_no_event_is_remembered_too() {
+    for make in [in_sql, in_rust] {
+        let db = support::database().await;
+        let life = Life::begin_with(&db, make(), settings(&db));
+        execute(&db.pool, "select nextval('espd.events_id_seq') from generate_series(1, 50)").await;
+        reaches(&db.pool, "notes", 50).await;
+        lease_renewed_twice(&db.pool).await;
+        let again = "begin; alter sequence espd.events_id_seq restart with 1;
+                     insert into espd.events (aggregate_id, type, version, body)
+                     select gen_random_uuid(), 'A', 1, '{}' from generate_series(1, 60); commit";
+        execute(&db.pool, again).await;
+        assert_eq!(divergence(&db.pool).await, (DivergenceKind::EventsAppeared, 0));
+        assert!(numbers(&db.pool, NOTES).await.is_empty());
+        life.end().await;
+    }
+}
+
+/// The last event stays, so every witness stands; but the next ids are below the position.
+#[tokio::test]
+async fn a_sequence_that_is_set_back_below_the_position_stops_before_its_ids_are_drawn() {
+    let db = support::database().await;
+    let life = Life::begin_with(&db, in_sql(), settings(&db));
+    reaches(&db.pool, "notes", append(&db.pool, 20).await).await;
+    execute(&db.pool, "delete from espd.events where id in (10, 11); select setval('espd.events_id_seq', 9)")
+        .await;
+    assert_eq!(divergence(&db.pool).await.0, DivergenceKind::BeyondHead);
+    execute(&db.pool, "select setval('espd.events_id_seq', 20)").await;
+    append(&db.pool, 3).await;
+    lease_renewed_twice(&db.pool).await;
+    assert_eq!(numbers(&db.pool, NOTES).await, range(1, 20));
+    life.end().await;
+}
+
 /// Nobody wrote them late: they have ids that the position has passed as holes.
 #[tokio::test]
 async fn events_that_appear_behind_the_position_are_not_left_out_in_silence() {
