@@ -273,7 +273,9 @@ impl Operator<'_> {
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         let (trackers, key) = (self.trackers(), row.key());
-        trackers.accept_history(&mut transaction, &key, self.name, Some(comparison.present_witness())).await?;
+        trackers
+            .accept_history(&mut transaction, &key, self.name, Some(comparison.present_witness()))
+            .await?;
         trackers.resume(&mut transaction, &key, self.name).await?;
         transaction.commit().await?;
         self.databases.notify_runners().await;

@@ -200,8 +200,9 @@ impl Divergence {
 impl Facts<'_> {
     fn kind(&self) -> DivergenceKind {
         let Some(witness) = self.witness else { return DivergenceKind::BeyondHead };
-        let last_read = StoredEvent { id: witness.id, uuid: witness.uuid };
-        if self.has(&last_read) {
+        // Where no event was read, none of them is gone.
+        let stands = witness.event().is_none_or(|last_read| self.has(&last_read));
+        if stands {
             let appeared = self.standing == Standing::Overtaken;
             return if appeared { DivergenceKind::EventsAppeared } else { DivergenceKind::BeyondHead };
         }
