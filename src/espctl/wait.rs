@@ -87,10 +87,11 @@ async fn refuse_another_store(
     Ok(())
 }
 
-/// The processors to wait for. One may be declared and not have run yet; one that nobody knows is probably mistyped.
+/// The processors to wait for. One may be declared and not have run yet, and is waited for as well; one that nobody knows is
+/// probably mistyped.
 async fn names(target: &Target, operator: &Operator<'_>) -> Result<Vec<String>, OperatorError> {
-    let Some(names) = target.names() else { return operator.targets(None).await };
     let known: BTreeSet<String> = operator.known_names().await?;
+    let Some(names) = target.names() else { return Ok(known.into_iter().collect()) };
     match names.iter().find(|name| !known.contains(*name)) {
         None => Ok(names.to_vec()),
         Some(unknown) => {

@@ -127,6 +127,11 @@ async fn a_name_that_nobody_knows_is_not_waited_for() {
     // One that is declared may begin to run at any time.
     let complaint = installation.espctl(&["wait", "notes", "--timeout", "100ms"]).await.complained(75);
     assert!(complaint.ends_with("it has never run on this database\n"), "{complaint}");
+    let complaint = installation.espctl(&["wait", "--all", "--timeout", "100ms"]).await.complained(75);
+    assert!(
+        complaint.contains("notes has not reached") && complaint.contains("other has not"),
+        "{complaint}"
+    );
 }
 
 #[tokio::test]

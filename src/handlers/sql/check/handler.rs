@@ -95,7 +95,8 @@ async fn try_with_an_empty_event(
     Ok(is_in_the_text.then(|| answer.at(source, offset)))
 }
 
-/// Statements that make a function of the handler and call it.
+/// Statements that make a function of the handler and call it. As in the projector's function, the handler stands in a loop,
+/// which `exit` ends.
 fn call_with_an_empty_event(schema: &str, handler: &Handler) -> String {
     let event_type = match &handler.events {
         HandledEvents::All => "",
@@ -106,7 +107,7 @@ fn call_with_an_empty_event(schema: &str, handler: &Handler) -> String {
          create or replace function {schema}.espd_handler(event {schema}.{EVENT_TABLE}) returns void language plpgsql
          as {quote}
          #variable_conflict use_column
-         begin\n{text}\n;end {quote};
+         begin loop\n{text}\n;exit; end loop; end {quote};
          select {schema}.espd_handler(
            row(1, gen_random_uuid(), gen_random_uuid(), {event_type}, 1, '{{}}', '{{}}', null, null, clock_timestamp()
          )::{schema}.{EVENT_TABLE})",

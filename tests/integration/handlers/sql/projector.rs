@@ -355,6 +355,8 @@ async fn a_check_accepts_what_runs() {
         "perform 1; delete from seen where n = (event.body->>'n')::bigint; -- done",
         "declare x bigint; begin select max(n) into x from seen; update seen set n = x; end",
         "if event.body ? 'n' then delete from seen; end if;",
+        "if event.id % 2 = 1 then exit; end if; delete from seen;",
+        "declare x bigint; begin exit when event.id > 0; delete from seen where n = x; end",
         "perform '$espd_body$', '$espd0$', $espd1$ $1 $espd1$",
         "insert into seen (n) select n from seen where event_id = event.id on conflict (place) do nothing",
         "insert into seen (n) values ((event.body->'missing'->>'deep')::date - current_date)",
