@@ -117,7 +117,15 @@ pub(crate) async fn resume(
     let ResumeArguments { target, accept_history } = arguments;
     act(target, config, databases, "no processor is paused or has failed", async |operator, name| {
         if accept_history {
+            let (events, common) = operator.taken_as_handled(name).await?;
             let row = operator.accept_history(name).await?;
+            if events > 0 {
+                let hint = format!(
+                    "events beyond {common} are in the store now and count as handled: `espctl reset {name} --to {common}` \
+                     has them handled, and `espctl reset {name}` builds the tables anew"
+                );
+                output::print_note(&format!("{events} {hint}"))?;
+            }
             let said = "accepts the event store as it is and resumes from position";
             return Ok((true, format!("{} {said} {}", row.name, row.position)));
         }

@@ -13,7 +13,7 @@ mod targets;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sqlx::Connection as _;
+use sqlx::{Connection as _, Row as _};
 use thiserror::Error;
 
 pub(crate) use daemons::{ReloadRequest, RunningDaemon};
@@ -26,6 +26,7 @@ use crate::diagnostic::Diagnostic;
 use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::operations::status::{self, ProcessorStatus};
+use crate::postgres::literal::simple;
 use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::divergence::Divergence;
@@ -280,6 +281,26 @@ impl Operator<'_> {
         transaction.commit().await?;
         self.databases.notify_runners().await;
         Ok(row)
+    }
+
+    /// The events that are in the store now, at or below the processor's position and behind the last one that is known to be
+    /// common: how many, and the position before the first of them. Who accepts the store takes them as handled.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub(crate) async fn taken_as_handled(&self, name: &str) -> Result<(i64, Position), OperatorError> {
+        let row = self.find(name).await?;
+        let Some(found) = self.note_divergence(&row).await? else { return Ok((0, row.position)) };
+        let statement = format!(
+            "-- count_events_between
+             select count(*) from {} where id > {} and id <= {}",
+            self.databases.layout.events_table(),
+            found.last_common,
+            row.position
+        );
+        let mut events = self.databases.events.acquire().await?;
+        let row = simple(statement).fetch_one(&mut *events).await?;
+        Ok((row.try_get(0)?, found.last_common))
     }
 
     /// How the store differs from the one that a processor has followed. Where no daemon has noticed yet, it is recorded now,

@@ -59,7 +59,9 @@ async fn a_tail_that_is_deleted_stops_every_processor_until_an_operator_decides(
     // Three operators decide in three ways.
     installation.espctl(&["reset", "notes", "--to", "11", "--yes"]).await.printed();
     installation.espctl(&["reset", "listed", "--yes"]).await.printed();
-    installation.espctl(&["resume", "hook", "--accept-history"]).await.printed();
+    let accepted = installation.espctl(&["resume", "hook", "--accept-history"]).await;
+    assert!(accepted.stderr.contains("9 events beyond 11 are in the store now"), "{accepted:?}");
+    assert_eq!(accepted.code, Some(0), "{accepted:?}");
     for name in ALL {
         installation.espctl(&["wait", name, "--timeout", "60s"]).await.printed();
     }
