@@ -74,7 +74,9 @@ async fn behind_a_transaction_pooler_everything_works_and_no_session_is_changed(
     second.says("standing by: another daemon owns the processor").await;
     sqlx::query("update espd.events set body = '{\"n\": 1}' where id = 950").execute(&db.pool).await.unwrap();
     let said = installation.espctl(&["retry", "two"]).await.printed();
-    assert_eq!(said.trim(), "two tries again now, from position 949");
+    // On a slow machine it has tried again by itself before the command comes.
+    let done = ["two tries again now, from position 949", "two had no failure, at position 1000"];
+    assert!(done.contains(&said.trim()), "{said}");
     reaches(&db.pool, "two", 1_000).await;
     let said = installation.espctl(&["retry", "two"]).await.printed();
     assert_eq!(said.trim(), "two had no failure, at position 1000");
