@@ -31,9 +31,10 @@ use crate::process::exit_code::Exit;
     name = "espctl",
     version,
     about = "Operate an event store and its processors",
-    after_help = "--config, espd.toml in the current folder, or DATABASE_URL names the database; without any of them, it is that of \
-                  an `espd demo` that runs.\n\
-                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 75 time limit exceeded."
+    after_help = "--config, espd.toml in the current folder, or DATABASE_URL names the database; without any of them,\n\
+                  it is that of an `espd demo` that runs.\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 65 the event store is not the one\n\
+                  that was followed (wait), 75 time limit exceeded."
 )]
 struct Cli {
     #[command(flatten)]
