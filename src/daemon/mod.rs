@@ -41,7 +41,8 @@ use running::Afterwards;
     about = "Run projectors and reactors on a PostgreSQL event store",
     after_help = "Without a command, `espd --config FILE` means `espd run --config FILE`.\n\
                   New here? `espd demo` shows everything on a private PostgreSQL, and leaves nothing behind.\n\
-                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 130 interrupted twice."
+                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration,\n\
+                  70 stopped, but a worker had to be killed or had failed, 130 interrupted twice."
 )]
 struct Cli {
     #[command(flatten)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::announce::{announce, summarise};
 use super::plan::supervision_plan;
@@ -173,19 +173,33 @@ async fn supervise(
     end.request();
     // If the rows are not removed in time, they are outdated soon.
     let _ = tokio::time::timeout(WORKER_TABLE_GRACE, writing).await;
-    outcome_of(ending)?;
     let executable = executable.filter(|_| starts_again.get());
-    Ok(executable.map_or(Afterwards::End, Afterwards::StartAgain))
-}
-
-fn outcome_of(ending: Ending) -> anyhow::Result<()> {
-    match ending {
-        Ending::Orderly => Ok(()),
-        Ending::Forced => {
-            let message = "asked twice to stop: unfinished batches will be handled again".to_owned();
-            Err(Exit { code: ExitCode::Interrupted, message }.into())
+    match (executable, exit_of(ending)) {
+        (None, None) => Ok(Afterwards::End),
+        (None, Some(exit)) => Err(exit.into()),
+        (Some(executable), None) => Ok(Afterwards::StartAgain(executable)),
+        (Some(_), Some(exit)) if exit.code == ExitCode::Interrupted => Err(exit.into()),
+        (Some(executable), Some(exit)) => {
+            warn!(error = exit.message, "starting again all the same");
+            Ok(Afterwards::StartAgain(executable))
         }
     }
+}
+
+/// How the daemon ends if its workers have not ended well.
+fn exit_of(ending: Ending) -> Option<Exit> {
+    let (code, message) = match ending {
+        Ending::Orderly => return None,
+        Ending::Unclean(workers) => {
+            let words = "not all workers have ended by themselves in time";
+            (ExitCode::Unclean, format!("{words}: {}", workers.join(", ")))
+        }
+        Ending::Forced => (
+            ExitCode::Interrupted,
+            "asked twice to stop: unfinished batches will be handled again".to_owned(),
+        ),
+    };
+    Some(Exit { code, message })
 }
 
 /// Carries out the requests that signals make, and operators through the database.

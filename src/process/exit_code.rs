@@ -19,6 +19,8 @@ pub enum ExitCode {
     Configuration = 64,
     /// The event store is not the one that a processor has followed.
     Diverged = 65,
+    /// A worker did not end by itself in time.
+    Unclean = 70,
     /// The time to wait was over.
     Timeout = 75,
     /// Ended by a second signal, before the work at hand was finished.
@@ -26,12 +28,13 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Success,
         Self::Failure,
         Self::Usage,
         Self::Configuration,
         Self::Diverged,
+        Self::Unclean,
         Self::Timeout,
         Self::Interrupted,
     ];
@@ -44,6 +47,7 @@ impl ExitCode {
             Self::Usage => "wrong command line",
             Self::Configuration => "wrong configuration or declaration",
             Self::Diverged => "the event store is not the one that was followed",
+            Self::Unclean => "stopped, but a worker did not end by itself in time",
             Self::Timeout => "the time to wait was over",
             Self::Interrupted => "interrupted before the work at hand was finished",
         }

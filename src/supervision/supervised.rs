@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::child::WorkerProgram;
-use super::lifecycle::{RestartReason, WorkerState};
+use super::lifecycle::{Policy, RestartReason, WorkerState};
 use crate::process::exit_code::describe_end;
 use crate::process::report::{Condition, Report, count_lost_lines};
 
@@ -59,6 +61,10 @@ pub(super) struct SupervisedWorker {
     /// Whether the worker is no longer configured, so that it is forgotten once it has stopped.
     pub(super) removed: bool,
     last_end: Option<End>,
+    /// How the worker has ended last, if it has not ended by itself in time.
+    unclean_end: Option<String>,
+    /// Whether the worker was ending again and again when it was asked to end for good.
+    looped: bool,
     last_heartbeat: Option<Instant>,
     /// The processor that is overdue for longest, by the last heartbeat.
     overdue: Option<String>,
@@ -66,6 +72,9 @@ pub(super) struct SupervisedWorker {
     /// The last failure of each processor that hooks were told of, and when.
     failures_told: BTreeMap<String, (Condition, Instant)>,
 }
+
+/// The signal that asks a worker to end.
+const TERM: i32 = Signal::SIGTERM as i32;
 
 /// Time within which hooks are not told again that a processor fails in the same way.
 const SAME_FAILURE: Duration = Duration::from_secs(60);
@@ -80,6 +89,8 @@ impl SupervisedWorker {
             starts: 0,
             removed: false,
             last_end: None,
+            unclean_end: None,
+            looped: false,
             last_heartbeat: None,
             overdue: None,
             conditions: BTreeMap::new(),
@@ -169,12 +180,45 @@ impl SupervisedWorker {
                 false
             }
         };
+        // TERM ends a worker by itself that has just been started: it listens to nothing yet, and has nothing to finish.
+        let by_itself = status.as_ref().is_ok_and(|status| status.success() || status.signal() == Some(TERM));
+        self.note_end(by_itself, &how);
         self.last_end = Some(End { how, at: Instant::now() });
         expected
     }
 
+    /// Takes note of what there is to say about an end when the daemon ends.
+    fn note_end(&mut self, by_itself: bool, how: &str) {
+        self.unclean_end = match self.state {
+            WorkerState::Stopping { killed: true, .. } => {
+                Some("killed, because it did not stop in time".to_owned())
+            }
+            // A crash loop does not end well because the request came while the worker was alive once more.
+            _ if by_itself && self.looped => return,
+            _ if by_itself => None,
+            _ => Some(how.to_owned()),
+        };
+    }
+
+    /// Takes note of the request to end for good.
+    pub(super) fn note_stop(&mut self, policy: &Policy) {
+        let is_healthy = match self.state {
+            WorkerState::Running { since, .. } => since.elapsed() >= policy.healthy_after,
+            _ => false,
+        };
+        self.looped |= self.state.is_crash_loop() && !is_healthy;
+    }
+
+    /// The worker's name and how it has ended, if it has not ended by itself in time.
+    pub(super) fn describe_unclean_end(&self) -> Option<String> {
+        let again = if self.looped { ", again and again" } else { "" };
+        Some(format!("{} ({}{again})", self.program.name, self.unclean_end.as_ref()?))
+    }
+
     pub(super) fn record_failed_start(&mut self, error: &io::Error) {
-        self.last_end = Some(End { how: format!("could not be started: {error}"), at: Instant::now() });
+        let how = format!("could not be started: {error}");
+        self.note_end(false, &how);
+        self.last_end = Some(End { how, at: Instant::now() });
     }
 
     /// What the hook is told about an end.

@@ -58,10 +58,12 @@ pub(crate) struct Supervisor<'m> {
 }
 
 /// How the supervisor's work has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// Every worker was given the time to end its batch.
+    /// Every worker has ended by itself in time.
     Orderly,
+    /// Some workers have not: which ones, and how each has ended.
+    Unclean(Vec<String>),
     /// A second request did not wait for that.
     Forced,
 }
@@ -152,11 +154,14 @@ impl<'m> Supervisor<'m> {
             return Ending::Forced;
         }
         self.hooks.finish().await;
-        Ending::Orderly
+        let unclean: Vec<_> =
+            self.workers.iter().filter_map(|worker| worker.describe_unclean_end()).collect();
+        if unclean.is_empty() { Ending::Orderly } else { Ending::Unclean(unclean) }
     }
 
     fn stop(&mut self, at_once: bool) {
         info!(workers = self.workers.len(), at_once, "stopping");
+        self.workers.iter_mut().for_each(|worker| worker.note_stop(&self.policy));
         self.apply_to_all(if at_once { WorkerEvent::KillRequested } else { WorkerEvent::StopRequested });
     }
 

@@ -167,7 +167,9 @@ async fn the_states_of_workers_are_written_down_and_go_with_their_daemon() {
         (state == "running" && *starts == 2 && last_end.as_deref() == Some("signal SIGKILL")).then_some(())
     })
     .await;
-    daemon.stop().await;
+    daemon
+        .stop_uncleanly("faulty (exit code 64 (wrong configuration or declaration), again and again)")
+        .await;
     assert_eq!(written(&db.pool).await, []);
 }
 

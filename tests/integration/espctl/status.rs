@@ -271,7 +271,9 @@ async fn a_worker_that_keeps_ending_is_shown_with_how_it_ended() {
     let table = installation.espctl(&["status"]).await.printed();
     assert!(table.contains("keeps ending: exit code 64 (wrong configuration or declaration)"), "{table}");
     assert!(!table.contains("No daemon runs faulty"), "{table}");
-    daemon.stop().await;
+    daemon
+        .stop_uncleanly("faulty (exit code 64 (wrong configuration or declaration), again and again)")
+        .await;
     let gone = installation.status("faulty").await;
     assert!(gone["worker"].is_null(), "{gone}");
 }

@@ -100,7 +100,7 @@ async fn a_processor_that_fails_does_not_stop_the_others_of_its_worker() {
 #[tokio::test]
 async fn a_handler_that_cannot_be_compiled_ends_the_worker_only_if_it_is_alone() {
     let db = support::database().await;
-    let installation = Installation::new(&db.url, RUNNER);
+    let installation = Installation::new(&db.url, &format!("{RUNNER}restart_max = '1s'\n"));
     installation.declare_notes("alone", "perform 'no end;\n");
     declare_isolated(&installation, "faulty", "group:lists", "perform 'no end;\n");
     declare_isolated(&installation, "fine", "group:lists", "");
@@ -115,5 +115,6 @@ async fn a_handler_that_cannot_be_compiled_ends_the_worker_only_if_it_is_alone()
     assert!(of_faulty["error"].as_str().unwrap().contains("faulty.toml:"), "{of_faulty}");
     eventually("the second life of `alone`", async || daemon.children("alone").get(1).copied()).await;
     assert_eq!(daemon.children("group:lists").len(), 1);
-    daemon.stop().await;
+    daemon.says("a worker ends again and again").await;
+    daemon.stop_uncleanly("alone (exit code 64 (wrong configuration or declaration), again and again)").await;
 }

@@ -122,7 +122,9 @@ async fn a_worker_that_ends_at_once_is_restarted_ever_more_slowly_and_never_give
     let last = append(&db.pool, 10).await;
     reaches(&db.pool, "fine", last).await;
     assert_eq!(daemon.children("fine").len(), 1);
-    daemon.stop().await;
+    daemon
+        .stop_uncleanly("faulty (exit code 64 (wrong configuration or declaration), again and again)")
+        .await;
 }
 
 /// Sends TERM at every moment of the start: before the configuration is read, while the database is checked, while

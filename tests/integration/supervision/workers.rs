@@ -193,9 +193,12 @@ async fn a_child_that_does_not_stop_is_killed_when_its_time_is_over() {
     killpg(deaf, Signal::SIGSTOP).unwrap();
     let begun = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.ended().await.code(), Some(0));
+    assert_eq!(daemon.ended().await.code(), Some(70));
     assert!(begun.elapsed() >= Duration::from_secs(1));
     daemon.is_deserted().await;
+    let words =
+        "not all workers have ended by themselves in time: deaf (killed, because it did not stop in time)";
+    assert_eq!(daemon.says("espd ends").await["error"], words);
     let killed = daemon.logged("killing a worker that does not stop");
     let killed: Vec<_> = killed.iter().map(|line| line["worker"].as_str().unwrap()).collect();
     assert_eq!(killed, ["deaf"]);

@@ -263,6 +263,15 @@ impl Program {
         self.stop_after_request().await;
     }
 
+    /// Asks it to stop, and requires that its last line names exactly the workers that did not end by themselves in time.
+    pub async fn stop_uncleanly(mut self, workers: &str) {
+        self.signal(Signal::SIGTERM);
+        assert_eq!(self.ended().await.code(), Some(70));
+        self.is_deserted().await;
+        let said = self.says("espd ends").await;
+        assert_eq!(said["error"], format!("not all workers have ended by themselves in time: {workers}"));
+    }
+
     /// Requires that it stops, as it was asked to, without a trace.
     pub async fn stop_after_request(mut self) {
         assert_eq!(self.ended().await.code(), Some(0));
