@@ -224,6 +224,12 @@ pub use daemon::Program;
 #[cfg(feature = "processors")]
 pub use handlers::native;
 
+/// What the hooks of a [`Program`] are told.
+#[cfg(feature = "daemon")]
+pub mod hooks {
+    pub use crate::process::hook::{WorkerEnd, WorkerFacts};
+}
+
 /// What an application's file uses: `use espd::prelude::*`.
 pub mod prelude {
     pub use async_trait::async_trait;

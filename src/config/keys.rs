@@ -139,6 +139,7 @@ const HOOKS: Keys = Keys {
     title: "[hooks]",
     prefix: "hooks.",
     groups: &[&[
+        key("on_worker_start", Kind::TextList),
         key("on_worker_end", Kind::TextList),
         key("on_failure", Kind::TextList),
         key("on_dead_letter", Kind::TextList),

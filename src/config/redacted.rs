@@ -130,6 +130,7 @@ fn show_admin(admin: &AdminSettings) -> Value {
 
 fn show_hooks(hooks: &HookSettings) -> Value {
     json!({
+        "on_worker_start": hooks.on_worker_start,
         "on_worker_end": hooks.on_worker_end,
         "on_failure": hooks.on_failure,
         "on_dead_letter": hooks.on_dead_letter,

@@ -107,9 +107,12 @@ fn run(cli: Cli, registry: Arc<Registry>) -> anyhow::Result<()> {
         Command::Demo(arguments) => block_on(demo::run(arguments)),
         Command::Check => block_on(check_configuration(&config()?)),
         Command::Probe { question } => probe::run(&config()?, question),
-        Command::Worker(arguments) if arguments.supervised => worker::run_supervised(registry),
+        Command::Worker(arguments) if arguments.supervised => {
+            worker::run_supervised(&arguments.name, registry)
+        }
         Command::Worker(arguments) => {
-            worker::run(single_assignment(&config()?, &arguments.name)?, registry, false)
+            let assignment = single_assignment(&config()?, &arguments.name)?;
+            worker::run(&arguments.name, assignment, registry, false)
         }
     }
 }

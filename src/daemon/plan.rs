@@ -4,6 +4,7 @@ use anyhow::Context as _;
 
 use crate::config::{Config, DatabaseUrl};
 use crate::process::exit_code::Exit;
+use crate::process::hook::HookCommand;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::tracker::Owner;
 use crate::supervision::lifecycle::Policy;
@@ -20,8 +21,13 @@ pub(super) fn supervision_plan(config: &Config, owner: &Owner) -> anyhow::Result
     for (name, members) in config.workers() {
         let settings = worker_settings(config, &members, url);
         let assignment = Assignment { owner: owner.clone(), settings };
-        let processors = members.iter().map(|processor| processor.name.clone()).collect();
-        programs.push(WorkerProgram { name, processors, settings: serde_json::to_string(&assignment)? });
+        programs.push(WorkerProgram {
+            name,
+            processors: members.iter().map(|processor| processor.name.clone()).collect(),
+            kinds: members.iter().map(|processor| processor.kind().as_str().to_owned()).collect(),
+            versions: members.iter().map(|processor| processor.version).collect(),
+            settings: serde_json::to_string(&assignment)?,
+        });
     }
     let policy = Policy {
         grace: config.runner.shutdown_timeout,
@@ -75,6 +81,10 @@ pub fn worker_settings(
         scope: projections.scope(),
         poll_interval_max: config.runner.poll_interval_max,
         log: config.log.clone(),
+        start_hook: (!config.hooks.on_worker_start.is_empty()).then(|| HookCommand {
+            command: config.hooks.on_worker_start.clone(),
+            timeout: config.hooks.timeout,
+        }),
         processors: processors.iter().copied().cloned().collect(),
     }
 }

@@ -1,7 +1,10 @@
 //! An espd with processors of one's own.
 
+use std::sync::Arc;
+
 use crate::config::Config;
 use crate::handlers::native::{Projector, Reactor, Registration, Registry};
+use crate::process::hook::{WorkerEnd, WorkerFacts};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ReactorDeclaration, Start};
 use crate::processing::processor::{Events, Processor, ProcessorBase};
 
@@ -36,6 +39,29 @@ impl Program {
         make: impl Fn() -> R + Send + Sync + 'static,
     ) -> Self {
         self.registry.add_reactor(registration, make);
+        self
+    }
+
+    /// Has `hook` called in each worker, before the worker does anything else: before it listens to signals, connects or reads.
+    /// If it fails, the worker ends with exit code 71 and is started again later, as after a crash. Where the configuration has
+    /// an `on_worker_start` too, that command comes first.
+    #[must_use]
+    pub fn on_worker_start<E>(
+        mut self,
+        hook: impl Fn(&WorkerFacts) -> Result<(), E> + Send + Sync + 'static,
+    ) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.registry.hooks.on_worker_start = Some(Arc::new(move |worker| hook(worker).map_err(Into::into)));
+        self
+    }
+
+    /// Has `hook` called in the daemon, in a thread of its own, when a worker has ended. What it does has no consequence for the
+    /// workers. At most four hooks run at once; further ones are left out, which the log tells.
+    #[must_use]
+    pub fn on_worker_end(mut self, hook: impl Fn(&WorkerEnd) + Send + Sync + 'static) -> Self {
+        self.registry.hooks.on_worker_end = Some(Arc::new(hook));
         self
     }
 

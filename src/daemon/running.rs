@@ -142,6 +142,7 @@ async fn supervise(
     let owner = Owner::generate();
     adopt_orphans();
     let supervisor = Supervisor::new(supervision_plan(&configured.config, &owner)?).watched_by(sinks.systemd);
+    let supervisor = supervisor.with_closures(configured.registry.hooks.clone());
     sinks.show_workers(&supervisor);
     let (supervisor_requests, requested) = mpsc::channel(REQUESTS_MAX);
     let (place, places) = watch::channel(configured.worker_table_place()?);

@@ -21,6 +21,8 @@ pub enum ExitCode {
     Diverged = 65,
     /// A worker did not end by itself in time.
     Unclean = 70,
+    /// The hook `on_worker_start` has failed.
+    StartHook = 71,
     /// The time to wait was over.
     Timeout = 75,
     /// Ended by a second signal, before the work at hand was finished.
@@ -28,13 +30,14 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Success,
         Self::Failure,
         Self::Usage,
         Self::Configuration,
         Self::Diverged,
         Self::Unclean,
+        Self::StartHook,
         Self::Timeout,
         Self::Interrupted,
     ];
@@ -48,6 +51,7 @@ impl ExitCode {
             Self::Configuration => "wrong configuration or declaration",
             Self::Diverged => "the event store is not the one that was followed",
             Self::Unclean => "stopped, but a worker did not end by itself in time",
+            Self::StartHook => "on_worker_start has failed",
             Self::Timeout => "the time to wait was over",
             Self::Interrupted => "interrupted before the work at hand was finished",
         }

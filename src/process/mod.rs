@@ -6,6 +6,8 @@ pub(crate) mod executable;
 pub(crate) mod exit_code;
 #[cfg(feature = "processors")]
 pub(crate) mod group_guard;
+#[cfg(feature = "processors")]
+pub(crate) mod hook;
 pub(crate) mod memory;
 pub(crate) mod orphans;
 pub(crate) mod report;

@@ -25,6 +25,10 @@ pub(crate) struct WorkerProgram {
     pub name: String,
     /// The names of the processors that live in the worker.
     pub processors: Vec<String>,
+    /// What each of them is, in the same order: `projector` or `reactor`.
+    pub kinds: Vec<String>,
+    /// The version of each of them, in the same order.
+    pub versions: Vec<i32>,
     /// The assignment: the first line on the worker's standard input. The supervisor does not read it.
     pub settings: String,
 }

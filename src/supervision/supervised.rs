@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::child::WorkerProgram;
 use super::lifecycle::{Policy, RestartReason, WorkerState};
 use crate::process::exit_code::describe_end;
+use crate::process::hook::{WorkerEnd, WorkerFacts};
 use crate::process::report::{Condition, Report, count_lost_lines};
 
 /// Identifies a worker in its supervisor; never given twice.
@@ -222,17 +223,21 @@ impl SupervisedWorker {
     }
 
     /// What the hook is told about an end.
-    pub(super) fn end_facts(&self, pid: Option<Pid>, expected: bool) -> Value {
-        json!({
-            "hook": "on_worker_end",
-            "worker": self.program.name,
-            "processors": self.program.processors,
-            "pid": pid.map(Pid::as_raw),
-            "end": self.last_end.as_ref().map(|end| &end.how),
-            "expected": expected,
-            "starts": self.starts,
-            "state": self.state.word(),
-        })
+    pub(super) fn end_facts(&self, pid: Option<Pid>, expected: bool) -> WorkerEnd {
+        let WorkerProgram { name, processors, kinds, versions, .. } = &self.program;
+        WorkerEnd {
+            worker: WorkerFacts {
+                worker: name.clone(),
+                processors: processors.clone(),
+                kinds: kinds.clone(),
+                versions: versions.clone(),
+                pid: pid.map(Pid::as_raw),
+            },
+            end: self.last_end.as_ref().map(|end| end.how.clone()),
+            expected,
+            starts: self.starts,
+            state: self.state.word().to_owned(),
+        }
     }
 
     /// What the hook is told if a report says that a processor fails; `None` if that is no news. A processor that is tried

@@ -19,6 +19,7 @@ use super::lifecycle::{self, Policy, WorkerAction, WorkerEvent, WorkerState};
 use super::loop_heartbeat::LoopHeartbeat;
 use super::plan::SupervisionPlan;
 use super::supervised::{Id, Snapshot, SupervisedWorker};
+use crate::process::hook::HookClosures;
 use crate::process::memory::resident_bytes;
 use crate::process::orphans::Collector;
 use crate::process::report::Report;
@@ -107,6 +108,12 @@ impl<'m> Supervisor<'m> {
         plan.programs.into_iter().for_each(|program| supervisor.add(program));
         supervisor.publish();
         supervisor
+    }
+
+    /// Has these closures of the program called as hooks.
+    pub(crate) fn with_closures(mut self, closures: HookClosures) -> Self {
+        self.hooks.closures = closures;
+        self
     }
 
     /// Has the loop tell systemd that it turns, as often as systemd wants to hear that.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::postgres::database_url::DatabaseUrl;
 use crate::postgres::sql_scope::SqlScope;
+use crate::process::hook::HookCommand;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::tracker::Owner;
 use crate::store::layout::LayoutSettings;
@@ -47,6 +48,8 @@ pub struct WorkerSettings {
     pub poll_interval_max: Duration,
     /// What is logged, and how.
     pub log: LogSettings,
+    /// What the worker runs before anything else.
+    pub(crate) start_hook: Option<HookCommand>,
     /// The processors themselves, at least one.
     pub processors: Vec<ProcessorDeclaration>,
 }

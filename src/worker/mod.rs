@@ -8,6 +8,7 @@ mod assignment;
 mod mark_keeper;
 mod reporting;
 mod runners;
+mod start_hook;
 mod task;
 
 use std::io::BufRead as _;
@@ -28,28 +29,34 @@ pub use assignment::{Assignment, WorkerSettings};
 /// How long a worker may continue after its supervisor has died.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
 
-/// Runs one worker as the child of a supervisor: the first line on standard input is the assignment.
+/// Runs the worker of this name as the child of a supervisor: the first line on standard input is the assignment.
 ///
 /// # Errors
 /// The line is no assignment; otherwise as for [`run`].
-pub(crate) fn run_supervised(registry: Arc<Registry>) -> anyhow::Result<()> {
+pub(crate) fn run_supervised(name: &str, registry: Arc<Registry>) -> anyhow::Result<()> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).context("could not read the assignment")?;
     let assignment: Assignment = serde_json::from_str(&line).context("the assignment is not understood")?;
-    run(assignment, registry, true)
+    run(name, assignment, registry, true)
 }
 
-/// Runs one worker in this process until it is asked to stop. `registry` has the processors written in Rust; a
+/// Runs the worker of this name in this process until it is asked to stop. `registry` has the processors written in Rust; a
 /// `supervised` worker reports on standard output and ends with its supervisor.
 ///
 /// # Errors
-/// The watcher has failed, or none of the processors can be run as it is declared.
-pub(crate) fn run(assignment: Assignment, registry: Arc<Registry>, supervised: bool) -> anyhow::Result<()> {
+/// The hook `on_worker_start` or the watcher has failed, or none of the processors can be run as it is declared.
+pub(crate) fn run(
+    name: &str,
+    assignment: Assignment,
+    registry: Arc<Registry>,
+    supervised: bool,
+) -> anyhow::Result<()> {
     telemetry::start(&assignment.settings.log);
     show_literals(assignment.settings.log.query_literals);
     std::panic::set_hook(Box::new(telemetry::log_panic));
     // One thread is enough: the database does the work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(start_hook::run(name, &assignment.settings, &registry))?;
     runtime.block_on(async {
         let (handle, stop) = shutdown::channel();
         let requests = signal::requests().context("could not listen for signals")?;

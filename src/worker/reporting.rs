@@ -10,7 +10,7 @@ use crate::processing::heartbeat::Heartbeat;
 use crate::telemetry;
 
 /// Time between two heartbeats.
-const INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A processor, and what the supervisor already knows about it.
 pub(super) struct ReportedProcessor {

@@ -6,6 +6,7 @@ use crate::supervision::hooks::HookSettings;
 pub(crate) fn read_hooks(section: &Section<'_>) -> HookSettings {
     let default = HookSettings::default();
     HookSettings {
+        on_worker_start: section.command("on_worker_start").unwrap_or_default(),
         on_worker_end: section.command("on_worker_end").unwrap_or_default(),
         on_failure: section.command("on_failure").unwrap_or_default(),
         on_dead_letter: section.command("on_dead_letter").unwrap_or_default(),

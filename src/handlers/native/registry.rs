@@ -7,6 +7,7 @@ use super::handler::{Projector, Reactor};
 use super::processor::{HandlerFactory, NativeProcessor};
 use super::registration::Registration;
 use crate::postgres::name::is_name;
+use crate::process::hook::HookClosures;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::ProcessorBase;
 
@@ -16,6 +17,8 @@ pub(crate) struct Registry {
     processors: BTreeMap<String, Registered>,
     /// Why some of them cannot be run as they were registered.
     faults: Vec<String>,
+    /// What the program has called when something happens to a worker or a processor.
+    pub(crate) hooks: HookClosures,
 }
 
 struct Registered {

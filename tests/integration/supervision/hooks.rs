@@ -35,7 +35,8 @@ async fn hooks_receive_the_facts_and_their_failure_has_no_consequence() {
     assert_eq!((&failed["status"], &failed["output"]), (&"exit code 3".into(), &"noted".into()));
     let ends = told(&installation, "ends");
     let expected = serde_json::json!({
-        "hook": "on_worker_end", "worker": "fine", "processors": ["fine"], "pid": first.as_raw(),
+        "hook": "on_worker_end", "worker": "fine", "processors": ["fine"], "kinds": ["projector"], "versions": [1],
+        "pid": first.as_raw(),
         "end": "signal SIGKILL", "expected": false, "starts": 1, "state": "waiting",
     });
     assert_eq!(ends, [expected]);
@@ -48,6 +49,72 @@ async fn hooks_receive_the_facts_and_their_failure_has_no_consequence() {
     let ends = told(&installation, "ends");
     assert_eq!(ends.iter().filter(|end| end["expected"] == true).count(), 2, "{ends:?}");
     assert_eq!(told(&installation, "failures").len(), 1);
+}
+
+/// The variables that a hook has written down.
+fn environment(installation: &Installation, file: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(installation.path().join(file)).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_start_hook_runs_in_the_worker_before_anything_else_and_may_refuse_the_start() {
+    let db = support::database().await;
+    let hooks = "[hooks]\non_worker_start = ['sh', '-c', 'cat >> starts; env | grep ^ESPD_ | sort > on_start; \
+                 echo not yet; test -e go']\non_worker_end = ['sh', '-c', 'env | grep ^ESPD_ | sort > on_end']\n";
+    let installation = Installation::new(&db.url, &format!("{RUNNER}restart_max = '1s'\n{hooks}"));
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    let ended = daemon.says("worker ended, restarting").await;
+    assert_eq!(ended["status"], "exit code 71 (on_worker_start has failed)");
+    assert_eq!(daemon.says("espd ends").await["error"], "on_worker_start has failed: exit code 1: not yet");
+    let first = daemon.child("notes", 1).await;
+    let facts = serde_json::json!({
+        "hook": "on_worker_start", "worker": "notes", "processors": ["notes"], "kinds": ["projector"], "versions": [1],
+        "pid": first.as_raw(),
+    });
+    assert_eq!(told(&installation, "starts")[0], facts);
+    // Nothing has happened in a worker that was not to start.
+    assert_eq!(daemon.logged("claimed").len(), 0);
+    let trackers: i64 =
+        sqlx::query_scalar("select count(*) from espd.trackers").fetch_one(&db.pool).await.unwrap();
+    assert_eq!(trackers, 0);
+    std::fs::write(installation.path().join("go"), "").unwrap();
+    let last = append(&db.pool, 10).await;
+    reaches(&db.pool, "notes", last).await;
+
+    let running = *daemon.children("notes").last().unwrap();
+    let variables = |hook: &str| {
+        let pid = running.as_raw();
+        vec![
+            format!("ESPD_HOOK={hook}"),
+            "ESPD_KIND=projector".to_owned(),
+            format!("ESPD_PID={pid}"),
+            "ESPD_PROCESSORS=notes".to_owned(),
+            "ESPD_VERSION=1".to_owned(),
+            "ESPD_WORKER=notes".to_owned(),
+        ]
+    };
+    assert_eq!(environment(&installation, "on_start"), variables("on_worker_start"));
+    daemon.stop().await;
+    assert_eq!(environment(&installation, "on_end"), variables("on_worker_end"));
+}
+
+#[tokio::test]
+async fn a_start_hook_that_hangs_is_killed_and_the_worker_is_no_hang() {
+    let db = support::database().await;
+    let hooks = "[hooks]\non_worker_start = ['sh', '-c', 'test -e go || sleep 600']\ntimeout = '6s'\n";
+    let installation = Installation::new(&db.url, &format!("{RUNNER}hang_timeout = '5s'\n{hooks}"));
+    installation.declare_notes("notes", "");
+    let last = append(&db.pool, 10).await;
+    let daemon = installation.start_daemon();
+    daemon.child("notes", 1).await;
+    std::fs::write(installation.path().join("go"), "").unwrap();
+    reaches(&db.pool, "notes", last).await;
+    let said = daemon.says("espd ends").await;
+    assert_eq!(said["error"], "on_worker_start has failed: killed, because it took longer than 6s");
+    assert!(daemon.logged("a worker gives no sign of life, restarting it").is_empty());
+    daemon.stop().await;
 }
 
 #[tokio::test]

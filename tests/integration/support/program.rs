@@ -63,7 +63,8 @@ impl Installation {
         self.folder.path().to_owned()
     }
 
-    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+    /// A program of the installation, ready to be started.
+    pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -268,7 +269,8 @@ impl Program {
         self.signal(Signal::SIGTERM);
         assert_eq!(self.ended().await.code(), Some(70));
         self.is_deserted().await;
-        let said = self.says("espd ends").await;
+        // A worker that fails says so in the same log.
+        let said = self.logged("espd ends").pop().unwrap();
         assert_eq!(said["error"], format!("not all workers have ended by themselves in time: {workers}"));
     }
 
