@@ -227,7 +227,11 @@ pub use handlers::native;
 /// What the hooks of a [`Program`] are told.
 #[cfg(feature = "daemon")]
 pub mod hooks {
-    pub use crate::process::hook::{WorkerEnd, WorkerFacts};
+    pub use crate::process::hook::{
+        DivergenceFacts, FailureFacts, ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd,
+        WorkerFacts,
+    };
+    pub use crate::process::report::Condition;
 }
 
 /// What an application's file uses: `use espd::prelude::*`.

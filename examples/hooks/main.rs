@@ -45,6 +45,9 @@ fn main() -> ExitCode {
             if folder().join("refuse").exists() { Err("this worker is not to start") } else { Ok(()) }
         })
         .on_worker_end(|end| note("ends", end))
+        .on_failure(|failure| note("failures", failure))
+        .on_dead_letter(|events| note("dead_letters", events))
+        .on_diverged(|divergence| note("divergences", divergence))
         .main()
 }
 

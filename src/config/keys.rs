@@ -143,6 +143,7 @@ const HOOKS: Keys = Keys {
         key("on_worker_end", Kind::TextList),
         key("on_failure", Kind::TextList),
         key("on_dead_letter", Kind::TextList),
+        key("on_diverged", Kind::TextList),
         key("timeout", duration(Duration::from_millis(100), seconds(300))),
     ]],
 };

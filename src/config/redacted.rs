@@ -134,6 +134,7 @@ fn show_hooks(hooks: &HookSettings) -> Value {
         "on_worker_end": hooks.on_worker_end,
         "on_failure": hooks.on_failure,
         "on_dead_letter": hooks.on_dead_letter,
+        "on_diverged": hooks.on_diverged,
         "timeout": format_duration(hooks.timeout),
     })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::handlers::native::{Projector, Reactor, Registration, Registry};
-use crate::process::hook::{WorkerEnd, WorkerFacts};
+use crate::process::hook::{ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd, WorkerFacts};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ReactorDeclaration, Start};
 use crate::processing::processor::{Events, Processor, ProcessorBase};
 
@@ -62,6 +62,29 @@ impl Program {
     #[must_use]
     pub fn on_worker_end(mut self, hook: impl Fn(&WorkerEnd) + Send + Sync + 'static) -> Self {
         self.registry.hooks.on_worker_end = Some(Arc::new(hook));
+        self
+    }
+
+    /// Has `hook` called in the daemon, as [`Self::on_worker_end`], when a processor has failed in another way than the last time:
+    /// at another event, with another error, or with another consequence. A further attempt with the same outcome is not told.
+    #[must_use]
+    pub fn on_failure(mut self, hook: impl Fn(&ProcessorFailure) + Send + Sync + 'static) -> Self {
+        self.registry.hooks.on_failure = Some(Arc::new(hook));
+        self
+    }
+
+    /// Has `hook` called in the daemon, as [`Self::on_worker_end`], when a processor has set events aside, at most once a second.
+    #[must_use]
+    pub fn on_dead_letter(mut self, hook: impl Fn(&SetAsideEvents) + Send + Sync + 'static) -> Self {
+        self.registry.hooks.on_dead_letter = Some(Arc::new(hook));
+        self
+    }
+
+    /// Has `hook` called in the daemon, as [`Self::on_worker_end`], when a processor has stopped because the event store is not the
+    /// one that it followed.
+    #[must_use]
+    pub fn on_diverged(mut self, hook: impl Fn(&StoreDivergence) + Send + Sync + 'static) -> Self {
+        self.registry.hooks.on_diverged = Some(Arc::new(hook));
         self
     }
 

@@ -7,6 +7,10 @@ mod facts;
 
 pub(crate) use closures::HookClosures;
 #[cfg(feature = "daemon")]
+pub(crate) use closures::Infallible;
+#[cfg(feature = "daemon")]
 pub(crate) use command::{HookCommand, HookEnd};
 pub(crate) use facts::told;
-pub use facts::{WorkerEnd, WorkerFacts};
+pub use facts::{
+    DivergenceFacts, FailureFacts, ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd, WorkerFacts,
+};

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe;
 
+#[cfg(feature = "processors")]
+use super::hook::{DivergenceFacts, FailureFacts};
+
 /// One line from a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
@@ -33,6 +36,22 @@ pub(crate) enum Report {
         /// Its condition from now on.
         condition: Condition,
     },
+    /// A processor has failed, in another way than the last time.
+    Failed {
+        /// The processor's name.
+        processor: String,
+        /// What has failed.
+        failure: Box<FailureFacts>,
+        /// How many other failures were left out since the previous report of this kind.
+        left_out: u64,
+    },
+    /// A processor has stopped, because the event store is not the one that it followed.
+    Diverged {
+        /// The processor's name.
+        processor: String,
+        /// How the store differs.
+        divergence: Box<DivergenceFacts>,
+    },
     /// A processor has set events aside.
     SetAside {
         /// The processor's name.
@@ -41,13 +60,15 @@ pub(crate) enum Report {
         events: u64,
         /// The id of the last of these events.
         last_event_id: i64,
+        /// Why the last of them could not be handled.
+        failure: Option<Box<FailureFacts>>,
     },
 }
 
 /// What a processor is doing, as far as its supervisor has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Condition {
+pub enum Condition {
     /// It has not claimed its tracker yet.
     Starting,
     /// Another daemon owns its tracker.

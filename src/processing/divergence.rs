@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::event::Position;
+use crate::process::hook::DivergenceFacts;
 use crate::processing::partitions::PartitionChange;
 use crate::store::witness::{Standing, StoredEvent, Witness};
 
@@ -110,6 +111,21 @@ impl Divergence {
             head,
             partition: Some(name.clone()),
             at: None,
+        }
+    }
+
+    /// What hooks are told about the processor `name`.
+    pub(crate) fn facts(&self, name: &str) -> DivergenceFacts {
+        let kind = serde_json::to_value(self.kind).unwrap_or_default();
+        DivergenceFacts {
+            kind: kind.as_str().unwrap_or_default().to_owned(),
+            error: self.describe(name),
+            remedy: self.remedy(name),
+            position: self.position.get(),
+            event_id: self.event_id.map(Position::get),
+            event_uuid: self.event_uuid,
+            last_common: self.last_common.get(),
+            head: self.head.get(),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Why an event, or a processor as a whole, could not be handled.
 
-use chrono::{DateTime, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -8,6 +10,8 @@ use crate::event::{AggregateId, Position};
 use crate::postgres::row::from_row;
 use crate::postgres::sqlstate::{describe, is_of_session, shorten};
 pub use crate::postgres::sqlstate::{is_infrastructure, is_infrastructure_error};
+use crate::process::hook::FailureFacts;
+use crate::process::report::Condition;
 
 /// Why a processor could not handle an event. In JSON the fields of `event` stand beside the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,6 +75,33 @@ impl Failure {
     #[must_use]
     pub fn attribute(self, event: FailedEvent) -> Self {
         Self { event: Some(event), ..self }
+    }
+
+    /// What hooks are told: the failure, what the processor does now (`None`: it has set the event aside), how often it was tried
+    /// and when it is tried again (`None`: not before an operator acts).
+    pub(crate) fn facts(
+        &self,
+        condition: Option<Condition>,
+        attempt: u32,
+        retry_in: Option<Duration>,
+    ) -> FailureFacts {
+        let next_try_at =
+            retry_in.and_then(|delay| Utc::now().checked_add_signed(TimeDelta::from_std(delay).ok()?));
+        let event = self.event.as_ref();
+        FailureFacts {
+            condition,
+            error: self.message.clone(),
+            sqlstate: self.sqlstate.clone(),
+            place: self.place.clone(),
+            stderr: self.stderr.clone(),
+            event_id: event.map(|event| event.id.get()),
+            event_uuid: event.map(|event| event.uuid),
+            event_type: event.map(|event| event.event_type.clone()),
+            aggregate_id: event.map(|event| event.aggregate_id.to_string()),
+            attempt,
+            next_try_at,
+            resumed: false,
+        }
     }
 
     /// Whether the session, or a plan in it, may be to blame.

@@ -6,10 +6,12 @@
 //!
 //! Who starts a runner puts it into the scope of a `Heartbeat`. Without one, the functions below do nothing.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::event::Position;
+use crate::process::hook::{DivergenceFacts, FailureFacts};
 use crate::process::report::Condition;
 
 tokio::task_local! {
@@ -22,7 +24,10 @@ tokio::task_local! {
 #[derive(Debug, Clone)]
 pub(crate) struct Heartbeat(Arc<Mutex<HeartbeatState>>);
 
-#[derive(Debug, Clone, Copy)]
+/// Failures that the reporting task has not taken yet, at most. It takes one a second.
+const FAILURES_MAX: usize = 16;
+
+#[derive(Debug)]
 struct HeartbeatState {
     /// When the next call is due.
     due: Instant,
@@ -30,6 +35,33 @@ struct HeartbeatState {
     /// How many events the runner has set aside.
     set_aside: u64,
     last_set_aside: Position,
+    /// Why the last one was set aside.
+    set_aside_failure: Option<Box<FailureFacts>>,
+    failures: FailureQueue,
+    /// The divergence that the reporting task has not taken yet.
+    divergence: Option<Box<DivergenceFacts>>,
+}
+
+/// The failures that are to be reported: those that are no repetition of the one before.
+#[derive(Debug, Default)]
+struct FailureQueue {
+    waiting: VecDeque<FailureFacts>,
+    /// The last failure, whether or not it is to be reported.
+    last: Option<FailureFacts>,
+    /// How many had no room.
+    left_out: u64,
+}
+
+impl FailureQueue {
+    fn add(&mut self, failure: FailureFacts) {
+        let is_news = self.last.as_ref().is_none_or(|last| !failure.repeats(last));
+        if is_news && self.waiting.len() == FAILURES_MAX {
+            self.left_out += 1;
+        } else if is_news {
+            self.waiting.push_back(failure.clone());
+        }
+        self.last = Some(failure);
+    }
 }
 
 impl Heartbeat {
@@ -39,6 +71,9 @@ impl Heartbeat {
             condition: Condition::Starting,
             set_aside: 0,
             last_set_aside: Position::START,
+            set_aside_failure: None,
+            failures: FailureQueue::default(),
+            divergence: None,
         })))
     }
 
@@ -62,10 +97,30 @@ impl Heartbeat {
         self.state().condition
     }
 
-    /// How many events were set aside since the runner began, and which last.
-    pub(crate) fn set_aside(&self) -> (u64, Position) {
+    /// How many events were set aside since the runner began, which last, and why that.
+    pub(crate) fn set_aside(&self) -> (u64, Position, Option<Box<FailureFacts>>) {
         let state = self.state();
-        (state.set_aside, state.last_set_aside)
+        (state.set_aside, state.last_set_aside, state.set_aside_failure.clone())
+    }
+
+    /// Hands the next failure that is to be reported to `report`, with the number of those that were left out. It stays the next
+    /// one unless `report` returns that it was reported.
+    pub(crate) fn report_failure(&self, report: impl FnOnce(&FailureFacts, u64) -> bool) {
+        let mut state = self.state();
+        let failures = &mut state.failures;
+        let Some(failure) = failures.waiting.front() else { return };
+        if report(failure, failures.left_out) {
+            failures.waiting.pop_front();
+            failures.left_out = 0;
+        }
+    }
+
+    /// As [`Self::report_failure`], for a divergence.
+    pub(crate) fn report_divergence(&self, report: impl FnOnce(&DivergenceFacts) -> bool) {
+        let mut state = self.state();
+        if state.divergence.as_ref().is_some_and(|divergence| report(divergence)) {
+            state.divergence = None;
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, HeartbeatState> {
@@ -88,12 +143,23 @@ pub(crate) fn record_condition(condition: Condition) {
 }
 
 /// Records that the runner in this task has set an event aside.
-pub(crate) fn record_set_aside(event_id: Position) {
+pub(crate) fn record_set_aside(event_id: Position, failure: FailureFacts) {
     let _ = CURRENT.try_with(|heartbeat| {
         let mut state = heartbeat.state();
         state.set_aside += 1;
         state.last_set_aside = event_id;
+        state.set_aside_failure = Some(Box::new(failure));
     });
+}
+
+/// Records that the runner in this task has failed.
+pub(crate) fn record_failure(failure: FailureFacts) {
+    let _ = CURRENT.try_with(|heartbeat| heartbeat.state().failures.add(failure));
+}
+
+/// Records that the runner in this task has stopped, because the event store is not the one that it followed.
+pub(crate) fn record_divergence(divergence: DivergenceFacts) {
+    let _ = CURRENT.try_with(|heartbeat| heartbeat.state().divergence = Some(Box::new(divergence)));
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ use crate::postgres::sqlstate::describe;
 use crate::process::report::Condition;
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::declaration::BatchLimits;
+use crate::processing::failure::Failure;
 use crate::processing::heartbeat;
 use crate::processing::processor::Processor;
 use crate::processing::runner::cut_off::CutOff;
@@ -49,6 +50,10 @@ use crate::processing::tracker::{Owner, ProcessorKey, Trackers};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 use crate::store::subscription::{Subscription, Woken};
+
+/// The attempt in a row that the database has to fail before hooks are told: a lost connection or a failover is no failure of a
+/// processor.
+const OUTAGE_TOLD_AT: u32 = 5;
 
 /// What a runner needs beside the processor, and how it works.
 #[derive(Debug, Clone)]
@@ -216,6 +221,14 @@ impl Runner {
         let what = if answered { "the database could not do it now" } else { "lost the database" };
         let retry_in_ms = delay.as_millis() as u64;
         warn!(processor = self.name, error = describe(error), retry_in_ms, "{what}");
+        if self.outage.tries() >= OUTAGE_TOLD_AT {
+            let facts = Failure::of_database(error);
+            heartbeat::record_failure(facts.facts(
+                Some(Condition::Waiting),
+                self.outage.tries(),
+                Some(delay),
+            ));
+        }
         if let (true, Some(connection)) = (answered, connection) {
             self.record_outage(connection).await;
         }

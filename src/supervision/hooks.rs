@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::process::exit_code::describe_foreign_end;
-use crate::process::hook::{HookClosures, HookCommand, HookEnd, WorkerEnd, told};
+use crate::process::hook::{
+    HookClosures, HookCommand, HookEnd, Infallible, ProcessorFailure, SetAsideEvents, StoreDivergence,
+    WorkerEnd, told,
+};
 
 /// Hooks that may run at the same time.
 const AT_ONCE_MAX: u32 = 4;
@@ -28,10 +30,13 @@ pub struct HookSettings {
     pub on_worker_start: Vec<String>,
     /// A program and its arguments, run when a worker has ended; empty: none.
     pub on_worker_end: Vec<String>,
-    /// A program and its arguments, run when a processor begins to retry or to wait for an operator; empty: none.
+    /// A program and its arguments, run when a processor fails in another way than before; empty: none.
     pub on_failure: Vec<String>,
     /// A program and its arguments, run when a processor has set events aside; empty: none.
     pub on_dead_letter: Vec<String>,
+    /// A program and its arguments, run when a processor has stopped because the store is not the one that it followed;
+    /// empty: none.
+    pub on_diverged: Vec<String>,
     /// The longest time that a hook may take before it is killed.
     pub timeout: Duration,
 }
@@ -44,6 +49,7 @@ impl Default for HookSettings {
             on_worker_end: Vec::new(),
             on_failure: Vec::new(),
             on_dead_letter: Vec::new(),
+            on_diverged: Vec::new(),
             timeout: Duration::from_secs(10),
         }
     }
@@ -65,19 +71,44 @@ impl Hooks {
     }
 
     pub(super) fn worker_ended(&self, end: WorkerEnd) {
-        let hook = "on_worker_end";
-        self.start(hook, &self.settings.on_worker_end, end.worker.environment(hook), || told(hook, &end));
-        if let Some(closure) = self.closures.on_worker_end.clone() {
-            self.call(hook, move || closure(&end));
+        let environment = end.worker.environment("on_worker_end");
+        self.tell(
+            "on_worker_end",
+            &self.settings.on_worker_end,
+            &self.closures.on_worker_end,
+            environment,
+            end,
+        );
+    }
+
+    pub(super) fn processor_failed(&self, facts: ProcessorFailure) {
+        self.tell("on_failure", &self.settings.on_failure, &self.closures.on_failure, Vec::new(), facts);
+    }
+
+    pub(super) fn event_set_aside(&self, facts: SetAsideEvents) {
+        let closure = &self.closures.on_dead_letter;
+        self.tell("on_dead_letter", &self.settings.on_dead_letter, closure, Vec::new(), facts);
+    }
+
+    pub(super) fn store_diverged(&self, facts: StoreDivergence) {
+        self.tell("on_diverged", &self.settings.on_diverged, &self.closures.on_diverged, Vec::new(), facts);
+    }
+
+    /// Runs the command of a hook and calls its closure, as far as there are any.
+    fn tell<F: Serialize + Send + 'static>(
+        &self,
+        hook: &'static str,
+        command: &[String],
+        closure: &Option<Infallible<F>>,
+        environment: Vec<(&'static str, String)>,
+        facts: F,
+    ) {
+        if !command.is_empty() {
+            self.start(hook, command, environment, told(hook, &facts));
         }
-    }
-
-    pub(super) fn processor_failed(&self, facts: Value) {
-        self.start("on_failure", &self.settings.on_failure, Vec::new(), || format!("{facts}\n"));
-    }
-
-    pub(super) fn event_set_aside(&self, facts: Value) {
-        self.start("on_dead_letter", &self.settings.on_dead_letter, Vec::new(), || format!("{facts}\n"));
+        if let Some(closure) = closure.clone() {
+            self.call(hook, move || closure(&facts));
+        }
     }
 
     /// Waits until all running hooks have ended; each has its time limit.
@@ -86,20 +117,16 @@ impl Hooks {
         let _ = timeout(self.settings.timeout + GRACE, self.free.acquire_many(AT_ONCE_MAX)).await;
     }
 
-    /// Runs the command of a hook, if there is one.
+    /// Runs the command of a hook.
     fn start(
         &self,
         hook: &'static str,
         command: &[String],
         environment: Vec<(&'static str, String)>,
-        facts: impl FnOnce() -> String,
+        facts: String,
     ) {
-        if command.is_empty() {
-            return;
-        }
         let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else { return left_out(hook) };
         let command = HookCommand { command: command.to_vec(), timeout: self.settings.timeout };
-        let facts = facts();
         tokio::spawn(async move {
             log(hook, command.timeout, command.run(environment, facts).await);
             drop(permit);

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::child::WorkerProgram;
 use super::lifecycle::{Policy, RestartReason, WorkerState};
 use crate::process::exit_code::describe_end;
-use crate::process::hook::{WorkerEnd, WorkerFacts};
+use crate::process::hook::{
+    DivergenceFacts, FailureFacts, ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd, WorkerFacts,
+};
 use crate::process::report::{Condition, Report, count_lost_lines};
 
 /// Identifies a worker in its supervisor; never given twice.
@@ -70,15 +71,12 @@ pub(super) struct SupervisedWorker {
     /// The processor that is overdue for longest, by the last heartbeat.
     overdue: Option<String>,
     conditions: BTreeMap<String, Condition>,
-    /// The last failure of each processor that hooks were told of, and when.
-    failures_told: BTreeMap<String, (Condition, Instant)>,
+    /// The last failure of each processor, in this life of the worker or an earlier one.
+    failures_told: BTreeMap<String, FailureFacts>,
 }
 
 /// The signal that asks a worker to end.
 const TERM: i32 = Signal::SIGTERM as i32;
-
-/// Time within which hooks are not told again that a processor fails in the same way.
-const SAME_FAILURE: Duration = Duration::from_secs(60);
 
 impl SupervisedWorker {
     pub(super) fn new(id: Id, program: WorkerProgram) -> Self {
@@ -122,7 +120,7 @@ impl SupervisedWorker {
                 count_lost_lines(lines);
                 None
             }
-            Report::SetAside { .. } => None,
+            Report::Failed { .. } | Report::Diverged { .. } | Report::SetAside { .. } => None,
         }
     }
 
@@ -240,40 +238,44 @@ impl SupervisedWorker {
         }
     }
 
-    /// What the hook is told if a report says that a processor fails; `None` if that is no news. A processor that is tried
-    /// again and again comes into the same condition each time.
-    pub(super) fn failure_facts(&mut self, report: &Report) -> Option<Value> {
-        let Report::Condition { processor, condition } = report else { return None };
-        let fails = matches!(
-            condition,
-            Condition::Retrying | Condition::Waiting | Condition::Failed | Condition::Diverged
-        );
-        if !fails {
+    /// What hooks are told if a report says that a processor fails; `None` if that is no news.
+    pub(super) fn failure_facts(&mut self, report: &Report) -> Option<ProcessorFailure> {
+        let Report::Failed { processor, failure, left_out } = report else { return None };
+        if !self.program.processors.contains(processor) {
             return None;
         }
-        let told = self.failures_told.get(processor);
-        if told.is_some_and(|(before, when)| before == condition && when.elapsed() < SAME_FAILURE) {
+        let last = self.failures_told.insert(processor.clone(), FailureFacts::clone(failure));
+        if last.is_some_and(|last| failure.repeats(&last)) {
             return None;
         }
-        if self.program.processors.contains(processor) {
-            self.failures_told.insert(processor.clone(), (*condition, Instant::now()));
-        }
-        let worker = &self.program.name;
-        Some(
-            json!({ "hook": "on_failure", "worker": worker, "processor": processor, "condition": condition }),
-        )
+        Some(ProcessorFailure {
+            worker: self.program.name.clone(),
+            processor: processor.clone(),
+            failure: FailureFacts::clone(failure),
+            left_out: *left_out,
+        })
     }
 
-    /// What the hook is told if a report says that a processor has set events aside.
-    pub(super) fn set_aside_facts(&self, report: &Report) -> Option<Value> {
-        let Report::SetAside { processor, events, last_event_id } = report else { return None };
-        Some(json!({
-            "hook": "on_dead_letter",
-            "worker": self.program.name,
-            "processor": processor,
-            "events": events,
-            "last_event_id": last_event_id,
-        }))
+    /// What hooks are told if a report says that a processor has set events aside.
+    pub(super) fn set_aside_facts(&self, report: &Report) -> Option<SetAsideEvents> {
+        let Report::SetAside { processor, events, last_event_id, failure } = report else { return None };
+        Some(SetAsideEvents {
+            worker: self.program.name.clone(),
+            processor: processor.clone(),
+            events: *events,
+            last_event_id: *last_event_id,
+            failure: failure.as_deref().cloned(),
+        })
+    }
+
+    /// What hooks are told if a report says that a processor has found another store than it followed.
+    pub(super) fn divergence_facts(&self, report: &Report) -> Option<StoreDivergence> {
+        let Report::Diverged { processor, divergence } = report else { return None };
+        Some(StoreDivergence {
+            worker: self.program.name.clone(),
+            processor: processor.clone(),
+            divergence: DivergenceFacts::clone(divergence),
+        })
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {

@@ -228,6 +228,9 @@ impl<'m> Supervisor<'m> {
         if let Some(facts) = self.workers[index].set_aside_facts(&report) {
             self.hooks.event_set_aside(facts);
         }
+        if let Some(facts) = self.workers[index].divergence_facts(&report) {
+            self.hooks.store_diverged(facts);
+        }
         if let Some(heartbeat) = self.workers[index].record(report) {
             self.apply(index, WorkerEvent::Heartbeat(heartbeat));
         }

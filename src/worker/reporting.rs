@@ -38,6 +38,8 @@ pub(super) async fn report(mut processors: Vec<ReportedProcessor>) {
         orphans.collect();
         for processor in &mut processors {
             processor.report_condition(&pipe);
+            processor.report_failure(&pipe);
+            processor.report_divergence(&pipe);
             processor.report_set_aside(&pipe);
         }
     }
@@ -56,11 +58,29 @@ impl ReportedProcessor {
         }
     }
 
+    fn report_failure(&self, pipe: &ReportPipe) {
+        self.heartbeat.report_failure(|failure, left_out| {
+            let failure = Box::new(failure.clone().bounded());
+            pipe.try_send(&Report::Failed { processor: self.name.clone(), failure, left_out })
+        });
+    }
+
+    fn report_divergence(&self, pipe: &ReportPipe) {
+        self.heartbeat.report_divergence(|divergence| {
+            let divergence = Box::new(divergence.clone().bounded());
+            pipe.try_send(&Report::Diverged { processor: self.name.clone(), divergence })
+        });
+    }
+
     fn report_set_aside(&mut self, pipe: &ReportPipe) {
-        let (set_aside, last_event_id) = self.heartbeat.set_aside();
+        let (set_aside, last_event_id, failure) = self.heartbeat.set_aside();
         let events = set_aside - self.set_aside;
-        let report =
-            Report::SetAside { processor: self.name.clone(), events, last_event_id: last_event_id.get() };
+        let report = Report::SetAside {
+            processor: self.name.clone(),
+            events,
+            last_event_id: last_event_id.get(),
+            failure: failure.map(|failure| Box::new(failure.bounded())),
+        };
         if events > 0 && pipe.try_send(&report) {
             self.set_aside = set_aside;
         }

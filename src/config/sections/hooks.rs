@@ -10,6 +10,7 @@ pub(crate) fn read_hooks(section: &Section<'_>) -> HookSettings {
         on_worker_end: section.command("on_worker_end").unwrap_or_default(),
         on_failure: section.command("on_failure").unwrap_or_default(),
         on_dead_letter: section.command("on_dead_letter").unwrap_or_default(),
+        on_diverged: section.command("on_diverged").unwrap_or_default(),
         timeout: section.duration("timeout").unwrap_or(default.timeout),
     }
 }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use super::facts::{WorkerEnd, WorkerFacts};
+use super::facts::{ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd, WorkerFacts};
 
 /// What a program has registered; each is called with the facts.
 #[derive(Clone, Default)]
@@ -13,6 +13,12 @@ pub(crate) struct HookClosures {
     pub(crate) on_worker_start: Option<Fallible<WorkerFacts>>,
     /// Called in the daemon when a worker has ended.
     pub(crate) on_worker_end: Option<Infallible<WorkerEnd>>,
+    /// Called in the daemon when a processor has failed.
+    pub(crate) on_failure: Option<Infallible<ProcessorFailure>>,
+    /// Called in the daemon when a processor has set events aside.
+    pub(crate) on_dead_letter: Option<Infallible<SetAsideEvents>>,
+    /// Called in the daemon when a processor has stopped because the store is not the one that it followed.
+    pub(crate) on_diverged: Option<Infallible<StoreDivergence>>,
 }
 
 /// A closure whose failure has a consequence.

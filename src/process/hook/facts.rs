@@ -1,6 +1,10 @@
 //! What hooks are told: the same facts as JSON for commands, and as values for closures.
 
+mod failure;
+
 use serde::Serialize;
+
+pub use failure::{DivergenceFacts, FailureFacts, ProcessorFailure, SetAsideEvents, StoreDivergence};
 
 /// The worker that a hook is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

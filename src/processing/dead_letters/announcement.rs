@@ -17,6 +17,6 @@ pub(crate) fn announce_set_aside(processor: &str, failure: &Failure, attempts: u
         "set an event aside that could not be handled: `espctl dead-letters list` shows it"
     );
     if let Some(id) = failure.event_id() {
-        heartbeat::record_set_aside(id);
+        heartbeat::record_set_aside(id, failure.facts(None, attempts, None));
     }
 }

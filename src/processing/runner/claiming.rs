@@ -12,6 +12,9 @@ use tracing::{debug, info, warn};
 
 use crate::event::Position;
 use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;
+use crate::process::hook::FailureFacts;
+use crate::process::report::Condition;
+use crate::processing::heartbeat;
 use crate::processing::runner::decision::{Attempt, decide};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::{Following, Phase, Waiting};
@@ -110,6 +113,7 @@ impl Runner {
     fn go_on(&mut self, claim: &Claim) {
         let failing = claim.last_error.as_ref().map(|error| error.event_id());
         let attempts = claim.attempts;
+        self.tell_what_was_found(claim);
         match (failing, claim.retry_in_seconds) {
             _ if claim.paused => self.phase.enter(Phase::Paused),
             // The event has used up its attempts, and another process gives it no more.
@@ -127,6 +131,19 @@ impl Runner {
             // An operator has let go of what failed.
             _ => self.retry.succeeded(),
         }
+    }
+
+    /// Tells hooks of the failure that the last process has left, if they do not know it.
+    fn tell_what_was_found(&self, claim: &Claim) {
+        let Some(failure) = &claim.last_error else { return };
+        let (attempts, seconds) = (claim.attempts.unsigned_abs(), claim.retry_in_seconds);
+        let condition = if claim.failed { Condition::Failed } else { Condition::Retrying };
+        if claim.paused || attempts == 0 || (!claim.failed && seconds.is_none()) {
+            return;
+        }
+        let delay = seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        let facts = failure.facts(Some(condition), attempts, delay);
+        heartbeat::record_failure(FailureFacts { resumed: true, ..facts });
     }
 
     /// Waits for another owner, and ends a frozen one, which would hold the row for ever.

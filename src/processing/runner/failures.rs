@@ -6,7 +6,9 @@ use sqlx::PgConnection;
 use tracing::{debug, error, info, warn};
 
 use crate::event::Position;
+use crate::process::report::Condition;
 use crate::processing::failure::Failure;
+use crate::processing::heartbeat;
 use crate::processing::progress::PendingRetry;
 use crate::processing::runner::decision::Decision;
 use crate::processing::runner::phase::Phase;
@@ -116,8 +118,10 @@ impl Runner {
             self.retry.resume(failure.event_id(), attempts);
             return self.stop_at(connection, &failure).await;
         };
+        let delay = until.saturating_duration_since(Instant::now());
+        heartbeat::record_failure(failure.facts(Some(Condition::Retrying), attempts, Some(delay)));
         if self.failure_log.is_pending_retry_due(failure.event_id(), attempts) {
-            self.warn(&failure, attempts, until.saturating_duration_since(Instant::now()));
+            self.warn(&failure, attempts, delay);
         }
         Ok(Next::Again)
     }
@@ -135,6 +139,8 @@ impl Runner {
             let what = "something that the handlers need is not there";
             warn!(processor = self.name, error = message, retry_in_ms, "{what}");
         }
+        let waiting = Failure::of_processor(message);
+        heartbeat::record_failure(waiting.facts(Some(Condition::Waiting), self.outage.tries(), Some(delay)));
         self.record_outage(connection).await;
         let until = Instant::now() + delay;
         self.phase.enter(|following| Phase::Retrying(following, until));
@@ -153,6 +159,7 @@ impl Runner {
         if self.failure_log.is_due(attempts) {
             self.warn(&failure, attempts, delay);
         }
+        heartbeat::record_failure(failure.facts(Some(Condition::Retrying), attempts, Some(delay)));
         in_time(self.trackers.record_failure(connection, claim, attempts, &failure, Some(delay))).await?;
         let until = Instant::now() + delay;
         self.phase.enter(|following| Phase::Retrying(following, until));
@@ -175,6 +182,7 @@ impl Runner {
             error = %failure,
             "stopped at an event that could not be handled: `espctl retry` tries again"
         );
+        heartbeat::record_failure(failure.facts(Some(Condition::Failed), attempts, None));
         in_time(self.trackers.record_failure(connection, claim, attempts, failure, None)).await?;
         self.phase.enter(Phase::Failed);
         Ok(Next::Again)
@@ -189,6 +197,7 @@ impl Runner {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         error!(processor = self.name, error = message, "cannot continue until an operator acts");
         let failure = Failure::of_processor(message);
+        heartbeat::record_failure(failure.facts(Some(Condition::Failed), 0, None));
         in_time(self.trackers.record_failure(connection, claim, 0, &failure, None)).await?;
         self.phase.enter(Phase::Failed);
         Ok(Next::Again)

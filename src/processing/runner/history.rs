@@ -6,7 +6,11 @@ use sqlx::PgConnection;
 use tracing::{debug, error, warn};
 
 use crate::postgres::sqlstate::describe;
+use crate::process::hook::FailureFacts;
+use crate::process::report::Condition;
 use crate::processing::divergence::Divergence;
+use crate::processing::failure::Failure;
+use crate::processing::heartbeat;
 use crate::processing::history::Comparison;
 use crate::processing::processor::Events;
 use crate::processing::runner::phase::Phase;
@@ -51,6 +55,9 @@ impl Runner {
             processor = self.name,
             "has stopped because the event store is not the one that it followed: `espctl status` says what to do"
         );
+        let found = Failure::of_processor("the event store is not the one that was followed");
+        let facts = found.facts(Some(Condition::Diverged), 0, None);
+        heartbeat::record_failure(FailureFacts { resumed: true, ..facts });
         self.phase.enter(Phase::Diverged);
         Next::Again
     }
@@ -70,6 +77,9 @@ impl Runner {
             remedy = divergence.remedy(&self.name),
             "stopped: the event store is not the one that was followed"
         );
+        let found = Failure::of_processor("the event store is not the one that was followed");
+        heartbeat::record_failure(found.facts(Some(Condition::Diverged), 0, None));
+        heartbeat::record_divergence(divergence.facts(&self.name));
         let recording = self.trackers.record_divergence(connection, &claim.key, Some(claim), &divergence);
         in_time(recording).await?;
         // Nothing that a handler remembers of the store before holds for this one.

@@ -1,11 +1,15 @@
 //! Hooks in Rust: `examples/hooks`, a program whose closures note what they are told.
 
+use espd::event::NewEvent;
+use espd::store::{EventStore as _, Layout, PostgresEventStore};
 use nix::sys::signal::{Signal, kill};
+use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
-use crate::support;
 use crate::support::facts::{append, eventually, reaches};
 use crate::support::program::{Installation, Program};
+use crate::support::{self, SCHEMA};
 
 /// Starts the program of `examples/hooks`, which cargo builds beside the tests.
 fn start(installation: &Installation) -> Program {
@@ -52,5 +56,27 @@ async fn closures_are_called_in_the_worker_that_starts_and_in_the_daemon_when_it
     daemon.child("ledger", daemon.children("ledger").len()).await;
     let last = append(&db.pool, 10).await;
     reaches(&db.pool, "ledger", last).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn closures_are_told_of_failures_and_of_events_that_are_set_aside() {
+    let db = support::database().await;
+    let settings = "[runner]\npoll_interval_max = '50ms'\n[retry]\ninitial = '50ms'\nmax_attempts = 2\non_failure = 'skip'\n";
+    let installation = Installation::new(&db.url, settings);
+    let daemon = start(&installation);
+    let store = PostgresEventStore::new(db.pool.clone(), Layout::espd(SCHEMA).unwrap());
+    let body = || to_raw_value(&json!({})).unwrap();
+    let appended = store.append(&[NewEvent::new(Uuid::new_v4(), "Broken", body())]).await.unwrap();
+    let set_aside =
+        eventually("the event is set aside", async || noted(&installation, "dead_letters").pop()).await;
+    let failures = noted(&installation, "failures");
+    assert_eq!(failures.len(), 1, "{failures:?}");
+    let told =
+        |facts: &Value| (facts["error"].clone(), facts["event_type"].clone(), facts["event_id"].clone());
+    let expected = ("no entry can be made of this".into(), "Broken".into(), appended[0].id.get().into());
+    assert_eq!((told(&failures[0]), told(&set_aside)), (expected.clone(), expected));
+    assert_eq!((&failures[0]["attempt"], &failures[0]["condition"]), (&1.into(), &"retrying".into()));
+    assert_eq!((&set_aside["attempt"], &set_aside["events"]), (&2.into(), &1.into()));
     daemon.stop().await;
 }

@@ -5,9 +5,10 @@ use std::os::unix::process::CommandExt as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use sqlx::PgPool;
 
 use crate::support;
-use crate::support::facts::{append, eventually, reaches};
+use crate::support::facts::{append, eventually, position, reaches};
 use crate::support::program::{Installation, Program};
 
 /// Small batches and short poll intervals.
@@ -60,8 +61,8 @@ fn environment(installation: &Installation, file: &str) -> Vec<String> {
 #[tokio::test]
 async fn a_start_hook_runs_in_the_worker_before_anything_else_and_may_refuse_the_start() {
     let db = support::database().await;
-    let hooks = "[hooks]\non_worker_start = ['sh', '-c', 'cat >> starts; env | grep ^ESPD_ | sort > on_start; \
-                 echo not yet; test -e go']\non_worker_end = ['sh', '-c', 'env | grep ^ESPD_ | sort > on_end']\n";
+    let hooks = "[hooks]\non_worker_start = ['sh', '-c', 'cat >> starts; env | grep ^ESPD_ | grep -v CONFIG | sort > on_start; \
+                 echo not yet; test -e go']\non_worker_end = ['sh', '-c', 'env | grep ^ESPD_ | grep -v CONFIG | sort > on_end']\n";
     let installation = Installation::new(&db.url, &format!("{RUNNER}restart_max = '1s'\n{hooks}"));
     installation.declare_notes("notes", "");
     let daemon = installation.start_daemon();
@@ -108,11 +109,10 @@ async fn a_start_hook_that_hangs_is_killed_and_the_worker_is_no_hang() {
     installation.declare_notes("notes", "");
     let last = append(&db.pool, 10).await;
     let daemon = installation.start_daemon();
-    daemon.child("notes", 1).await;
-    std::fs::write(installation.path().join("go"), "").unwrap();
-    reaches(&db.pool, "notes", last).await;
     let said = daemon.says("espd ends").await;
     assert_eq!(said["error"], "on_worker_start has failed: killed, because it took longer than 6s");
+    std::fs::write(installation.path().join("go"), "").unwrap();
+    reaches(&db.pool, "notes", last).await;
     assert!(daemon.logged("a worker gives no sign of life, restarting it").is_empty());
     daemon.stop().await;
 }
@@ -139,11 +139,19 @@ async fn a_hook_runs_when_events_are_set_aside() {
     };
     let facts = told_of(2).await;
     assert_eq!(events(&facts), 2);
+    let told_last = &facts[facts.len() - 1];
+    let id = |what: &str| told_last[what].clone();
     let expected = serde_json::json!({
-        "hook": "on_dead_letter", "worker": "notes", "processor": "notes", "events": facts[facts.len() - 1]["events"],
-        "last_event_id": 10,
+        "hook": "on_dead_letter", "worker": "notes", "processor": "notes", "events": id("events"), "last_event_id": 10,
+        "error": "division by zero", "sqlstate": "22012", "place": id("place"), "stderr": null, "event_id": 10,
+        "event_uuid": id("event_uuid"), "event_type": "A", "aggregate_id": id("aggregate_id"), "attempt": 1,
+        "next_try_at": null, "resumed": false,
     });
-    assert_eq!(facts[facts.len() - 1], expected);
+    assert_eq!(told_last, &expected);
+    assert!(
+        id("place").as_str().unwrap().contains("notes.toml:") && id("event_uuid").is_string(),
+        "{told_last}"
+    );
 
     // No news are: an event that only waits, a dead letter that fails again, a restarted worker.
     installation.espctl(&["dead-letters", "retry", "notes", "--all", "--yes"]).await.complained(1);
@@ -155,6 +163,96 @@ async fn a_hook_runs_when_events_are_set_aside() {
     assert_eq!((events(&facts), &facts[facts.len() - 1]["last_event_id"]), (3, &last.into()));
     daemon.stop().await;
     assert_eq!(events(&told(&installation, "dead_letters")), 3);
+}
+
+/// The attempts that the tracker of `failing` has counted.
+async fn attempts(pool: &PgPool) -> i32 {
+    let statement = "select coalesce(max(attempts), 0) from espd.trackers where processor_name = 'failing'";
+    sqlx::query_scalar(statement).fetch_one(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_failure_is_told_with_all_that_is_known_of_it_once_and_again_when_it_is_another_one() {
+    let db = support::database().await;
+    sqlx::query("create table trouble (n int)").execute(&db.pool).await.unwrap();
+    let settings =
+        "[retry]\ninitial = '50ms'\nmax = '50ms'\n[hooks]\non_failure = ['sh', '-c', 'cat >> failures']\n";
+    let installation = Installation::new(&db.url, &format!("{RUNNER}{settings}"));
+    let handler = "if exists (select from trouble) then raise exception 'more trouble' using errcode = 'ZZ001'; end if;\n\
+                   perform 1 / ((event.body->>'n')::int - 3);";
+    installation.declare_notes("failing", handler);
+    append(&db.pool, 5).await;
+    let daemon = installation.start_daemon();
+    eventually("the first failure", async || (!told(&installation, "failures").is_empty()).then_some(()))
+        .await;
+    eventually("attempts", async || (attempts(&db.pool).await >= 5).then_some(())).await;
+    let failures = told(&installation, "failures");
+    assert_eq!(failures.len(), 1, "{failures:?}");
+    let first = &failures[0];
+    let next = chrono::DateTime::parse_from_rfc3339(first["next_try_at"].as_str().unwrap());
+    assert!(next.is_ok() && first["event_uuid"].is_string() && first["aggregate_id"].is_string(), "{first}");
+    assert!(first["place"].as_str().unwrap().contains("failing.toml:"), "{first}");
+    let known = ["hook", "worker", "processor", "condition", "error", "sqlstate", "event_type"];
+    assert_eq!(
+        known.map(|key| first[key].as_str().unwrap()),
+        ["on_failure", "failing", "failing", "retrying", "division by zero", "22012", "A"]
+    );
+    assert_eq!(
+        (&first["attempt"], &first["left_out"], &first["resumed"]),
+        (&1.into(), &0.into(), &false.into())
+    );
+    let failed_at = position(&db.pool, "failing").await + 1;
+    assert_eq!(first["event_id"], failed_at);
+
+    // A worker that is restarted finds the same failure, which is no news.
+    kill(daemon.child("failing", 1).await, Signal::SIGKILL).unwrap();
+    daemon.child("failing", 2).await;
+    let before = attempts(&db.pool).await;
+    eventually("more attempts", async || (attempts(&db.pool).await > before + 2).then_some(())).await;
+    sqlx::query("insert into trouble values (1)").execute(&db.pool).await.unwrap();
+    let failures = eventually("another failure", async || {
+        let failures = told(&installation, "failures");
+        (failures.len() > 1).then_some(failures)
+    })
+    .await;
+    let (second, more) = (&failures[1], failures.len() - 2);
+    assert_eq!((&second["error"], &second["sqlstate"], more), (&"more trouble".into(), &"ZZ001".into(), 0));
+    assert!(second["attempt"].as_i64().unwrap() > i64::from(before), "{second}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_another_one_is_told() {
+    let db = support::database().await;
+    let hooks = "[hooks]\non_diverged = ['sh', '-c', 'cat >> divergences']\non_failure = ['sh', '-c', 'cat >> failures']\n";
+    let installation = Installation::new(&db.url, &format!("{RUNNER}{hooks}"));
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    for last in [5, 9] {
+        append(&db.pool, last - position(&db.pool, "notes").await).await;
+        reaches(&db.pool, "notes", last).await;
+    }
+    for go_back in ["delete from espd.events where id > 5", "select setval('espd.events_id_seq', 5)"] {
+        sqlx::query(go_back).execute(&db.pool).await.unwrap();
+    }
+    let divergences = eventually("the divergence", async || {
+        let divergences = told(&installation, "divergences");
+        (!divergences.is_empty()).then_some(divergences)
+    })
+    .await;
+    let told_of = &divergences[0];
+    assert_eq!(
+        ["hook", "worker", "processor", "kind"].map(|key| told_of[key].as_str().unwrap()),
+        ["on_diverged", "notes", "notes", "event_gone"]
+    );
+    assert_eq!(["position", "last_common", "head"].map(|key| told_of[key].as_i64().unwrap()), [9, 5, 5]);
+    assert!(told_of["remedy"].as_str().unwrap().contains("espctl reset notes --to 5"), "{told_of}");
+    eventually("the failure", async || {
+        told(&installation, "failures").into_iter().find(|failure| failure["condition"] == "diverged")
+    })
+    .await;
+    daemon.stop().await;
+    assert_eq!(told(&installation, "divergences").len(), 1);
 }
 
 #[tokio::test]
