@@ -46,8 +46,6 @@ grant insert, update, delete on :"schema".declarations, :"schema".projection_tab
   to espd_daemon;
 -- Answers operators who ask it to read its configuration again.
 grant update, delete on :"schema".reload_requests to espd_daemon;
--- What operators do through the admin endpoint, the daemon records.
-grant insert on :"schema".operator_log to espd_daemon;
 -- What others have made on tables that are dropped, for those that take their place.
 grant insert, delete on :"schema".carried_over to espd_daemon;
 -- Where `espd check` tries declarations, in transactions that are rolled back, because the role may not make schemas.
@@ -57,22 +55,19 @@ grant usage, create on schema espd_check to espd_daemon;
 revoke insert on :"schema".events from espd_daemon;
 grant insert (uuid, aggregate_id, type, version, body, metadata, causation_id, correlation_id, created_at) on :"schema".events to espd_daemon;
 
--- Pauses, resumes, retries and moves positions. What it does is recorded, and no role may change the records.
--- A reset that makes tables anew is the daemon's: they have to belong to it.
+-- Acts through functions alone, which record who did what; no role writes the records itself, or may change them. A member
+-- of espd_daemon does the same through the admin endpoint.
 grant espd_reader to espd_operator;
-grant update on :"schema".trackers to espd_operator;
-grant insert on :"schema".operator_log to espd_operator;
--- Has dead letters handled again, or removes them.
-grant update, delete on :"schema".dead_letters to espd_operator;
--- Sets an event aside.
-grant execute on function :"schema".set_aside_by_operator(text, integer, integer, jsonb, boolean, text) to espd_operator, espd_daemon;
--- Asks daemons to read their configuration again.
-grant insert on :"schema".reload_requests to espd_operator;
--- Lets a webhook send again what it has sent beyond a position that is reset.
-grant delete on :"schema".deliveries to espd_operator;
--- Forgets what a tracker remembers of a store that has gone back, when its position is reset or the store is accepted.
-grant insert, update, delete on :"schema".witnesses to espd_operator;
--- Cancels and retries what reactors have emitted for later; the functions record it.
-grant execute on function :"schema".cancel_emissions, :"schema".retry_emissions to espd_operator, espd_daemon;
--- Ends sessions that hold the horizon or a tracker.
+grant execute on function :"schema".pause_processor, :"schema".resume_processor, :"schema".retry_processor,
+  :"schema".accept_history, :"schema".reset_processor, :"schema".set_aside_by_operator, :"schema".retry_dead_letters,
+  :"schema".discard_dead_letters, :"schema".cancel_emissions, :"schema".retry_emissions, :"schema".request_reload
+  to espd_operator, espd_daemon;
+-- What makes tables anew, or drops them, is the daemon's: they belong to it.
+grant execute on function :"schema".rebuild_processor, :"schema".drop_processor, :"schema".rename_processor
+  to espd_daemon;
+-- Rights that these roles had before there were functions.
+revoke insert, update, delete on :"schema".trackers, :"schema".operator_log, :"schema".dead_letters,
+  :"schema".reload_requests, :"schema".deliveries, :"schema".witnesses from espd_operator;
+revoke insert on :"schema".operator_log from espd_daemon;
+-- Ends sessions that hold the horizon or a table. That is PostgreSQL's own right, and the server's log has what it does.
 grant pg_signal_backend to espd_operator;

@@ -80,6 +80,9 @@ impl From<OperatorError> for ApiError {
                 let remedy = format!("GET /api/v1/processors/{name}/dead-letters lists them");
                 Self::new(StatusCode::NOT_FOUND, said, remedy)
             }
+            OperatorError::NotPending { .. } => {
+                Self::new(StatusCode::NOT_FOUND, said, "GET /api/v1/emissions lists them")
+            }
             OperatorError::OutOfOrder { first, .. } => {
                 Self::new(StatusCode::CONFLICT, said, format!("retry event {first}; the others follow"))
             }
@@ -93,6 +96,9 @@ impl From<OperatorError> for ApiError {
             }
             OperatorError::AlreadyHandled { .. } => {
                 Self::new(StatusCode::CONFLICT, said, "name an event beyond the processor's position")
+            }
+            OperatorError::Locked { .. } => {
+                Self::new(StatusCode::CONFLICT, said, "do what it says, then try again")
             }
             OperatorError::Owned { .. } => Self::new(StatusCode::CONFLICT, said, "stop its daemon first"),
             OperatorError::NotDeclared { name } => Self::new(

@@ -1,21 +1,26 @@
 //! What operators change through the endpoint.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use hyper::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::ApiError;
-use super::route::{DeadLetterAction, EmissionAction, ProcessorAction};
+use super::route::{DeadLetterAction, ProcessorAction};
 use super::{body, dead_letters};
 use crate::event::Position;
-use crate::operations::operator::Operator;
+use crate::operations::operator::{LockPatience, Operator};
 use crate::processing::dead_letters::Selection;
-use crate::processing::emission::EmissionSelection;
+use crate::processing::emission::{EmissionChange, EmissionSelection};
 use crate::processing::processor::OthersObjects;
 use crate::processing::tracker::ReplayEffects;
 
-/// A change to a processor or to its dead letters.
+/// How long a reset waits for those who hold locks on the tables.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A change to a processor, to its dead letters or to its emissions.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Pause,
@@ -24,8 +29,7 @@ pub(super) enum Change {
     Reset(ResetBody),
     RetryDeadLetters(Selection),
     DiscardDeadLetters(Selection),
-    CancelEmissions(EmissionSelection),
-    RetryEmissions(EmissionSelection),
+    Emissions(EmissionChange, EmissionSelection),
     /// Sets an event aside, the one that fails if none is named; whether later ones of its aggregate wait.
     SetAside(Option<Position>, bool),
 }
@@ -87,13 +91,6 @@ impl Change {
         })
     }
 
-    pub(super) fn of_emissions(action: EmissionAction, selection: EmissionSelection) -> Self {
-        match action {
-            EmissionAction::Cancel => Self::CancelEmissions(selection),
-            EmissionAction::Retry => Self::RetryEmissions(selection),
-        }
-    }
-
     /// The change in one word, for the log.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
@@ -104,8 +101,7 @@ impl Change {
             Self::Reset(_) => "reset",
             Self::RetryDeadLetters(_) => "retry_dead_letters",
             Self::DiscardDeadLetters(_) => "discard_dead_letters",
-            Self::CancelEmissions(_) => "cancel_emissions",
-            Self::RetryEmissions(_) => "retry_emissions",
+            Self::Emissions(change, _) => change.as_str(),
             Self::SetAside(_, false) => "skip_event",
             Self::SetAside(_, true) => "park_event",
         }
@@ -123,16 +119,17 @@ impl Change {
             Self::DiscardDeadLetters(selection) => {
                 return discard_dead_letters(operator, name, &selection).await;
             }
-            Self::CancelEmissions(selection) => {
-                let cancelled = operator.cancel_emissions(name, &selection).await?;
-                return Ok(json!({ "name": name, "cancelled": cancelled }));
-            }
-            Self::RetryEmissions(selection) => {
-                let requested = operator.retry_emissions(name, &selection).await?;
-                return Ok(json!({ "name": name, "requested": requested }));
+            Self::Emissions(change, selection) => {
+                let changed = operator.change_emissions(change, name, &selection).await?;
+                let word = match change {
+                    EmissionChange::Cancel => "cancelled",
+                    EmissionChange::Retry => "requested",
+                };
+                return Ok(json!({ "name": name, word: changed }));
             }
             Self::SetAside(event, blocks) => {
-                let event = operator.set_aside(name, event, blocks).await?;
+                let wanted = operator.find_to_set_aside(name, event).await?;
+                let event = operator.set_aside(wanted, blocks).await?;
                 return Ok(
                     json!({ "name": name, "set_aside": event.id, "type": event.event_type, "blocks": blocks }),
                 );
@@ -147,7 +144,8 @@ async fn reset(operator: &Operator<'_>, name: &str, body: ResetBody) -> Result<V
     let to = operator.destination(row.position, body.to, body.at).await?;
     let effects = if body.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
     let others = if body.cascade { OthersObjects::Drop } else { OthersObjects::Keep };
-    operator.reset(name, to, effects, others).await?;
+    let patience = LockPatience { limit: LOCK_PATIENCE, tell: &|_| {} };
+    operator.reset(name, to, effects, others, patience).await?;
     Ok(json!({ "name": name, "changed": true, "from": row.position, "position": to.position() }))
 }
 

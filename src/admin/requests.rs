@@ -100,7 +100,7 @@ impl RequestHandler {
             }
             Route::ChangeEmissions(name, action) => {
                 let selection = emissions::of_body(&head.headers, &body)?;
-                self.change(name, Change::of_emissions(action, selection), peer).await
+                self.change(name, Change::Emissions(action, selection), peer).await
             }
             Route::DeadLetter(name, event) => self.show_dead_letter(name, event).await,
             Route::Change(name, action) => {

@@ -4,6 +4,7 @@ use hyper::{Method, StatusCode};
 
 use super::answer::ApiError;
 use crate::event::Position;
+use crate::processing::emission::EmissionChange;
 
 /// What a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,14 +32,7 @@ pub(super) enum Route<'p> {
     Emissions,
     /// The pending emissions of one reactor.
     EmissionsOf(&'p str),
-    ChangeEmissions(&'p str, EmissionAction),
-}
-
-/// A change to pending emissions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum EmissionAction {
-    Cancel,
-    Retry,
+    ChangeEmissions(&'p str, EmissionChange),
 }
 
 /// A change to dead letters.
@@ -130,8 +124,8 @@ impl<'p> Route<'p> {
                 .into_iter()
                 .find(|known| known.as_str() == rest)
                 .map(|action| Self::Change(name, action)),
-            Some(("emissions", "cancel")) => Some(Self::ChangeEmissions(name, EmissionAction::Cancel)),
-            Some(("emissions", "retry")) => Some(Self::ChangeEmissions(name, EmissionAction::Retry)),
+            Some(("emissions", "cancel")) => Some(Self::ChangeEmissions(name, EmissionChange::Cancel)),
+            Some(("emissions", "retry")) => Some(Self::ChangeEmissions(name, EmissionChange::Retry)),
             Some(("dead-letters", word)) => DeadLetterAction::find(word)
                 .map(|action| Self::ChangeDeadLetters(name, action))
                 .or_else(|| word.parse().ok().map(|id| Self::DeadLetter(name, id))),
@@ -170,7 +164,7 @@ mod tests {
         assert_eq!(get("/api/v1/emissions"), Ok(Route::Emissions));
         assert_eq!(get("/api/v1/processors/a/emissions"), Ok(Route::EmissionsOf("a")));
         let cancel = find(Method::POST, "/api/v1/processors/a/emissions/cancel");
-        assert_eq!(cancel, Ok(Route::ChangeEmissions("a", EmissionAction::Cancel)));
+        assert_eq!(cancel, Ok(Route::ChangeEmissions("a", EmissionChange::Cancel)));
         for path in [
             "/",
             "",

@@ -1,14 +1,16 @@
 //! `espctl pause`, `resume`, `retry` and `reset`: what operators do to a processor.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use clap::Args;
 use clap::builder::TypedValueParser as _;
 
-use crate::config::Config;
+use crate::config::{Config, parse_duration};
 use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::databases::Databases;
-use crate::operations::operator::{Destination, Operator};
+use crate::operations::operator::{Destination, LockPatience, Operator};
 use crate::operations::status::format::thousands;
 use crate::processing::processor::OthersObjects;
 use crate::processing::tracker::{ReplayEffects, TrackerRow};
@@ -53,7 +55,8 @@ pub(crate) struct ResumeArguments {
     first event. With one of them only the position moves and the tables stay as they are: events after the new\n\
     position are handled (again), events before it are not.\n\n\
     What others have made on the tables is carried over to the new ones: grants, comments, row level security and policies,\n\
-    options, publications. Where something else of theirs would be lost, nothing is done without --cascade."
+    options, publications. Where something else of theirs would be lost, nothing is done without --cascade.\n\n\
+    While others have locks on the tables, the reset says who they are, and tries again and again until --wait is over."
 )]
 pub(crate) struct ResetArguments {
     #[command(flatten)]
@@ -70,6 +73,9 @@ pub(crate) struct ResetArguments {
     /// Also drop what others have made on the tables and what cannot be carried over, such as views and foreign keys
     #[arg(long, conflicts_with_all = ["to", "at"])]
     cascade: bool,
+    /// How long to wait for others who use the tables: 5s, 1m
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, conflicts_with_all = ["to", "at"])]
+    wait: Duration,
     /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
@@ -176,24 +182,30 @@ async fn reset_one(name: &str, arguments: &ResetArguments, operator: &Operator<'
     let to = operator.destination(row.position, arguments.to, arguments.at).await?;
     let effects = if arguments.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
     let others = if arguments.cascade { OthersObjects::Drop } else { OthersObjects::Keep };
+    let patience = LockPatience { limit: arguments.wait, tell: &note };
     if to == Destination::Start {
         // Fails before the confirmation if the reset cannot be done.
         operator.declaration(&row.name)?;
     }
     if !arguments.yes {
         let question = match to {
-            Destination::Start => describe_rebuild(&row, operator, arguments.cascade).await?,
+            Destination::Start => describe_rebuild(&row, operator, arguments.cascade, patience).await?,
             Destination::Position(to) => describe_move(&row, to),
         };
         if !output::confirm(&question)? {
             return output::print("nothing was done");
         }
     }
-    let replaced = operator.reset(&row.name, to, effects, others).await?;
+    let replaced = operator.reset(&row.name, to, effects, others, patience).await?;
     if !replaced.lost.is_empty() {
         output::print_note(&format!("dropped: {}", replaced.lost.join("; ")))?;
     }
     output::print(&format!("{} was at {}, is at {}", row.name, row.position, to.position()))
+}
+
+/// Says something while a command goes on. That it cannot be said is no reason to stop.
+fn note(text: &str) {
+    let _ = output::print_note(text);
 }
 
 fn operator<'o>(config: &'o Config, databases: &'o Databases, name: &'o str) -> Operator<'o> {
@@ -204,6 +216,7 @@ async fn describe_rebuild(
     row: &TrackerRow,
     operator: &Operator<'_>,
     cascade: bool,
+    patience: LockPatience<'_>,
 ) -> anyhow::Result<String> {
     let TrackerRow { name, position, .. } = row;
     let tables = operator.owned_tables(name).await?;
@@ -213,7 +226,8 @@ async fn describe_rebuild(
         thousands(*position)
     );
     // Fails before the confirmation if something of others would be lost.
-    let replaced = operator.start_over(name, ReplayEffects::Suppress, OthersObjects::Preview).await?;
+    let replaced =
+        operator.start_over(name, ReplayEffects::Suppress, OthersObjects::Preview, patience).await?;
     if let (Some(refusal), false) = (replaced.refusal(name), cascade) {
         anyhow::bail!("nothing was done: {refusal}");
     }

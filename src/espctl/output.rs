@@ -20,9 +20,14 @@ pub(crate) fn print_note(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(io::stderr().lock(), "{}", in_lines(text))?)
 }
 
+/// Whether there is a terminal to ask a question on.
+pub(crate) fn has_terminal() -> bool {
+    io::stdin().is_terminal()
+}
+
 /// Asks a question on the terminal. Without a terminal it is an error that names `--yes`.
 pub(crate) fn confirm(question: &str) -> anyhow::Result<bool> {
-    if !io::stdin().is_terminal() {
+    if !has_terminal() {
         anyhow::bail!("{question}\nnothing was done: add --yes to do this without being asked");
     }
     eprint!("{} [y/N] ", in_lines(question));

@@ -28,7 +28,7 @@ pub(crate) struct DropArguments {
 #[command(
     after_help = "For a projector that no daemon runs: take it out of the configuration, rename it, and declare it under its new\n\
     name. It keeps its position, its tables and its dead letters. A reactor cannot be renamed, because the identity of\n\
-    what it emits follows from its name.\n\n\
+    what it emits follows from its name: declare the new one with its position as `start`, and drop the old one.\n\n\
     Example:\n  espctl rename outstanding_todos open_todos"
 )]
 pub(crate) struct RenameArguments {
@@ -68,12 +68,16 @@ pub(crate) async fn rename(
     let RenameArguments { name, new, yes } = arguments;
     let me = output::operator();
     let operator = Operator { databases, declared: &config.processors, name: &me };
-    let question =
-        format!("This renames {name} to {new}; a declaration of {name} would start anew. Continue?");
-    if !yes && !output::confirm(&question)? {
-        return output::print("nothing was done");
+    if !yes {
+        // Fails before the confirmation if it cannot be renamed.
+        operator.rename(&name, &new, Retirement::Preview).await?;
+        let question =
+            format!("This renames {name} to {new}; a declaration of {name} would start anew. Continue?");
+        if !output::confirm(&question)? {
+            return output::print("nothing was done");
+        }
     }
-    let row = operator.rename(&name, &new).await?;
+    let row = operator.rename(&name, &new, Retirement::Careful).await?;
     output::print(&format!("{name} is {new} now, at position {}", row.position))
 }
 

@@ -32,7 +32,7 @@ use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, OthersObjects, Outcome, Processor, ProcessorBase, ProcessorError, Work,
 };
-use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects};
+use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset};
 use crate::store::layout::Bodies;
 
 /// A processor that is declared in SQL, ready to run.
@@ -96,8 +96,9 @@ impl SqlProcessor {
         operator: &str,
         effects: ReplayEffects,
     ) -> Result<bool, ProcessorError> {
-        let reset = self.base.reset(connection, tracker, operator, effects, OthersObjects::Keep).await?;
-        Ok(reset.is_some())
+        let reset = Reset { effects, ..Reset::to(Position::START) };
+        let replaced = self.base.reset(connection, tracker, operator, reset, OthersObjects::Keep).await?;
+        Ok(replaced.is_some())
     }
 
     /// Calls the function, which finds the events itself: one round trip, nothing prepared.

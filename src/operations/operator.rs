@@ -5,6 +5,7 @@
 mod daemons;
 mod dead_letters;
 mod emissions;
+mod lock_patience;
 mod reset;
 mod retire;
 mod set_aside;
@@ -19,13 +20,15 @@ use thiserror::Error;
 pub(crate) use daemons::{ReloadRequest, RunningDaemon};
 pub(crate) use dead_letters::{Affected, ExaminedDeadLetter};
 pub(crate) use emissions::ListedEmission;
+pub(crate) use lock_patience::LockPatience;
 pub(crate) use reset::Destination;
 pub(crate) use retire::{Remains, Retirement};
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
 use crate::operations::databases::Databases;
-use crate::operations::status::{self, ProcessorStatus};
+use crate::operations::status::format::format_duration;
+use crate::operations::status::{self, LockWait, ProcessorStatus, describe_wait, end_wait};
 use crate::postgres::literal::simple;
 use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorDeclaration;
@@ -120,6 +123,24 @@ pub(crate) enum OperatorError {
         name: String,
         /// The daemon.
         owner: String,
+    },
+    /// The tables are locked by others.
+    #[error("nothing was done: {name} could not have its tables for itself within {}{}", format_duration(limit.as_secs_f64()), describe_locked(wait.as_deref()))]
+    Locked {
+        /// The processor.
+        name: String,
+        /// How long it was tried.
+        limit: Duration,
+        /// The lock, and who holds it; `None`: it was seen to be held by nobody.
+        wait: Option<Box<LockWait>>,
+    },
+    /// The reactor has no such emission that is not in the event store yet.
+    #[error("{name} has no pending emission {id}: `espctl emissions list {name}` shows those that it has")]
+    NotPending {
+        /// The reactor.
+        name: String,
+        /// The id.
+        id: i64,
     },
     /// The event is not a dead letter of the processor.
     #[error("event {event_id} is not a dead letter of {name}")]
@@ -263,9 +284,9 @@ impl Operator<'_> {
     /// As for [`Self::find`]; [`OperatorError::NotDiverged`], or [`OperatorError::BeyondHead`].
     pub(crate) async fn accept_history(&self, name: &str) -> Result<TrackerRow, OperatorError> {
         let row = self.find(name).await?;
-        if self.note_divergence(&row).await?.is_none() {
+        let Some(found) = self.find_divergence(&row).await? else {
             return Err(OperatorError::NotDiverged { name: row.name });
-        }
+        };
         let comparison = self.compare(&row).await?;
         if row.position > comparison.head() {
             let (position, head) = (row.position, comparison.head());
@@ -274,9 +295,8 @@ impl Operator<'_> {
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         let (trackers, key) = (self.trackers(), row.key());
-        trackers
-            .accept_history(&mut transaction, &key, self.name, Some(comparison.present_witness()))
-            .await?;
+        let witness = comparison.present_witness();
+        trackers.accept_history(&mut transaction, &key, self.name, &found, witness).await?;
         trackers.resume(&mut transaction, &key, self.name).await?;
         transaction.commit().await?;
         self.databases.notify_runners().await;
@@ -290,7 +310,7 @@ impl Operator<'_> {
     /// As for [`Self::find`].
     pub(crate) async fn taken_as_handled(&self, name: &str) -> Result<(i64, Position), OperatorError> {
         let row = self.find(name).await?;
-        let Some(found) = self.note_divergence(&row).await? else { return Ok((0, row.position)) };
+        let Some(found) = self.find_divergence(&row).await? else { return Ok((0, row.position)) };
         let statement = format!(
             "-- count_events_between
              select count(*) from {} where id > {} and id <= {}",
@@ -303,17 +323,12 @@ impl Operator<'_> {
         Ok((row.try_get(0)?, found.last_common))
     }
 
-    /// How the store differs from the one that a processor has followed. Where no daemon has noticed yet, it is recorded now,
-    /// so that an operator's decision knows which events are still as they were.
-    async fn note_divergence(&self, row: &TrackerRow) -> Result<Option<Divergence>, OperatorError> {
+    /// How the store differs from the one that a processor has followed, also where no daemon has noticed yet: an operator's
+    /// decision depends on which events are still as they were.
+    async fn find_divergence(&self, row: &TrackerRow) -> Result<Option<Divergence>, OperatorError> {
         let Databases { events, projections, layout, .. } = self.databases;
         let (mut events, mut projections) = (events.acquire().await?, projections.acquire().await?);
-        let trackers = self.trackers();
-        let found = find_divergence(&trackers, row, &mut events, &mut projections, layout).await?;
-        if let (Some(found), None) = (&found, &row.diverged) {
-            trackers.record_divergence(&mut *projections, &row.key(), None, found).await?;
-        }
-        Ok(found)
+        Ok(find_divergence(&self.trackers(), row, &mut events, &mut projections, layout).await?)
     }
 
     /// Compares the store with what a tracker remembers of it.
@@ -344,6 +359,16 @@ impl Operator<'_> {
 fn refuse_diverged(row: &TrackerRow) -> Result<(), OperatorError> {
     let Some(found) = &row.diverged else { return Ok(()) };
     Err(OperatorError::Diverged { name: row.name.clone(), found: Box::new(found.0.clone()) })
+}
+
+/// The end of the message about tables that are locked.
+fn describe_locked(wait: Option<&LockWait>) -> String {
+    match wait {
+        Some(wait) => {
+            format!(", because of a lock{} {}, then try again", describe_wait(wait), end_wait(wait))
+        }
+        None => ": others were always there first. Try again, or pause it before".to_owned(),
+    }
 }
 
 /// The trackers of one name.

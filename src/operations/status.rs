@@ -18,9 +18,9 @@ use crate::processing::failure::Failure;
 use crate::processing::tracker::{HandlerChange, Outage, ProcessorKey};
 use crate::store::horizon::Holder;
 
-pub(crate) use advice::{Advice, Topic};
+pub(crate) use advice::{Advice, Topic, describe_wait, end_wait};
 pub(crate) use collection::collect;
-pub(crate) use lock_wait::LockWait;
+pub(crate) use lock_wait::{LockWait, find_reset_wait};
 pub(crate) use worker::WorkerStatus;
 
 /// What a processor is doing.
@@ -138,6 +138,8 @@ pub(crate) struct ProcessorStatus {
     pub outage: Option<Outage>,
     /// The lock that keeps it waiting, and who holds it.
     pub lock_wait: Option<LockWait>,
+    /// The lock that a reset of it waits for, and who holds it; `None`: no reset waits.
+    pub reset_wait: Option<LockWait>,
     /// How the event store differs from the one that the processor has followed; `None`: it is the same.
     pub diverged: Option<Divergence>,
     /// When an owner last came with other handlers; `None`: never since the tables were made.
@@ -254,6 +256,7 @@ pub(super) mod examples {
             holder_pid: None,
             outage: None,
             lock_wait: None,
+            reset_wait: None,
             diverged: None,
             handler_change: None,
             attempts: 0,

@@ -89,6 +89,11 @@ pub(crate) fn is_transaction_timeout(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|answer| answer.code()).is_some_and(|code| code == TRANSACTION_TIMEOUT)
 }
 
+/// Whether the database has given up waiting for a lock.
+pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some("55P03")
+}
+
 /// The error as users read it: the database's own words, without the driver's introduction.
 pub(crate) fn describe(error: &sqlx::Error) -> String {
     match error {

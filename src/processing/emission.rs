@@ -27,7 +27,7 @@ use crate::store::{AppendError, TransactionAppender, find_reason};
 
 pub use due::Due;
 pub(crate) use pending::{
-    EmissionSelection, EmissionState, PendingEmission, PendingEmissions, PendingOfReactor,
+    EmissionChange, EmissionSelection, EmissionState, PendingEmission, PendingEmissions, PendingOfReactor,
 };
 pub(crate) use relay::Relay;
 pub(crate) use source_event::SourceEvent;

@@ -47,6 +47,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (14, "durable commits", include_str!("../../migrations/processing/0014_durable_commits.sql")),
         (15, "row security", include_str!("../../migrations/processing/0015_row_security.sql")),
         (16, "dependents", include_str!("../../migrations/processing/0016_dependents.sql")),
+        (17, "operator functions", include_str!("../../migrations/processing/0017_operator_functions.sql")),
     ],
 };
 

@@ -21,12 +21,24 @@ pub(crate) struct Arguments {
     /// Id of the event, if it is not the one that the processor fails at
     #[arg(long, value_name = "EVENT")]
     event: Option<Position>,
+    /// Do not ask for confirmation; only a terminal is asked
+    #[arg(long, short)]
+    yes: bool,
 }
 
 pub(crate) async fn run(arguments: Arguments, blocks: bool, operator: &Operator<'_>) -> anyhow::Result<()> {
-    let Arguments { name, event } = arguments;
-    let event = operator.set_aside(&name, event, blocks).await?;
+    let Arguments { name, event, yes } = arguments;
+    let wanted = operator.find_to_set_aside(&name, event).await?;
     let others = if blocks { "wait behind it" } else { "go on" };
+    let question = format!(
+        "This sets event {} ({}) aside for {name}: it is not handled, and later events of its aggregate {others}. Continue?",
+        wanted.event.id, wanted.event.event_type
+    );
+    // It can be handled later, so a script need not say --yes.
+    if !yes && output::has_terminal() && !output::confirm(&question)? {
+        return output::print("nothing was done");
+    }
+    let event = operator.set_aside(wanted, blocks).await?;
     output::print(&format!(
         "event {} ({}) is set aside for {name}, later events of its aggregate {others}: `espctl dead-letters retry {name} {0}` \
          has it handled",

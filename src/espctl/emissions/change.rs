@@ -5,7 +5,7 @@ use clap::{ArgGroup, Args};
 use super::{Criteria, count_emissions};
 use crate::espctl::output;
 use crate::operations::operator::Operator;
-use crate::processing::emission::{EmissionSelection, EmissionState};
+use crate::processing::emission::{EmissionChange, EmissionSelection, EmissionState};
 
 /// What a change is about. At least one option has to select it, if only `--all`.
 #[derive(Args)]
@@ -67,7 +67,7 @@ pub(super) async fn cancel(arguments: CancelArguments, operator: &Operator<'_>) 
     if selected > 0 && !yes && !output::confirm(&question)? {
         return output::print("nothing was done");
     }
-    match operator.cancel_emissions(&name, &selection).await? {
+    match operator.change_emissions(EmissionChange::Cancel, &name, &selection).await? {
         0 => output::print(&format!("no pending emissions of {name} match: nothing was done")),
         cancelled => output::print(&format!("cancelled {} of {name}", count_emissions(cancelled))),
     }
@@ -76,7 +76,7 @@ pub(super) async fn cancel(arguments: CancelArguments, operator: &Operator<'_>) 
 pub(super) async fn retry(arguments: RetryArguments, operator: &Operator<'_>) -> anyhow::Result<()> {
     let name = arguments.target.name.clone();
     let selection = arguments.target.selection();
-    let requested = operator.retry_emissions(&name, &selection).await?;
+    let requested = operator.change_emissions(EmissionChange::Retry, &name, &selection).await?;
     if requested == 0 {
         return output::print(&format!("no refused emissions of {name} match: nothing was done"));
     }

@@ -64,11 +64,7 @@ impl Operator<'_> {
         let owners: Vec<Uuid> = self.daemons().await?.into_iter().map(|daemon| daemon.owner).collect();
         let statement = format!(
             "-- request_reload
-             with requested as (
-               insert into {0}.reload_requests (owner, operator) select owner, $2 from unnest($1::uuid[]) as owner
-               returning id
-             )
-             select id from requested order by id",
+             select * from {}.request_reload($2, $1)",
             self.databases.layout.quoted_schema()
         );
         let query =

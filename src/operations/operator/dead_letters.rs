@@ -148,7 +148,7 @@ impl Operator<'_> {
         }
         let left_behind = self.count_affected(name, &selection).await?.left_behind;
         let mut connection = self.databases.projections.acquire().await?;
-        let dead_letters = self.table().discard(&mut connection, &selection, self.name).await?;
+        let dead_letters = self.table().discard(&mut connection, name, &selection, self.name).await?;
         if dead_letters == 0 {
             self.require_known(name).await?;
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::{Operator, OperatorError};
-use crate::processing::emission::{EmissionSelection, PendingEmission, PendingEmissions};
+use crate::processing::emission::{EmissionChange, EmissionSelection, PendingEmission, PendingEmissions};
 
 /// A pending emission, and whether anybody moves it. The field names are an interface: `espctl emissions list --json` prints
 /// them.
@@ -47,39 +47,36 @@ impl Operator<'_> {
         Ok(self.pending().count(&self.databases.projections, selection).await?)
     }
 
-    /// Removes the selected emissions of a reactor for good. Returns how many there were.
+    /// Cancels the selected emissions of a reactor, or has those that the event store has refused tried again at once.
+    /// Returns how many there are.
     ///
     /// # Errors
-    /// The reactor is unknown and has none, or the database does not answer.
-    pub(crate) async fn cancel_emissions(
+    /// The reactor is unknown and has none; [`OperatorError::NotPending`] if one is selected by its id and is not there; the
+    /// database does not answer.
+    pub(crate) async fn change_emissions(
         &self,
+        change: EmissionChange,
         name: &str,
         selection: &EmissionSelection,
     ) -> Result<i64, OperatorError> {
-        let pending = self.pending();
-        let cancelled = pending.cancel(&self.databases.projections, self.name, name, selection).await?;
-        if cancelled == 0 {
+        let projections = &self.databases.projections;
+        let changed = self.pending().change(projections, change, self.name, name, selection).await?;
+        if changed == 0 {
             self.require_reactor(name).await?;
+            if let Some(id) = selection.id {
+                self.require_pending(name, id).await?;
+            }
         }
-        Ok(cancelled)
+        Ok(changed)
     }
 
-    /// Has the selected emissions of a reactor that the event store has refused tried again at once. Returns how many there
-    /// are.
-    ///
-    /// # Errors
-    /// The reactor is unknown and has none, or the database does not answer.
-    pub(crate) async fn retry_emissions(
-        &self,
-        name: &str,
-        selection: &EmissionSelection,
-    ) -> Result<i64, OperatorError> {
-        let pending = self.pending();
-        let requested = pending.retry(&self.databases.projections, self.name, name, selection).await?;
-        if requested == 0 {
-            self.require_reactor(name).await?;
+    async fn require_pending(&self, name: &str, id: i64) -> Result<(), OperatorError> {
+        let reactor = Some(name.to_owned());
+        let one = EmissionSelection { reactor, id: Some(id), ..EmissionSelection::default() };
+        if self.count_emissions(&one).await? > 0 {
+            return Ok(());
         }
-        Ok(requested)
+        Err(OperatorError::NotPending { name: name.to_owned(), id })
     }
 
     /// Whether the configuration declares a reactor of this name that emits events.

@@ -3,13 +3,13 @@
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Connection as _};
 
-use super::{Operator, OperatorError};
+use super::{LockPatience, Operator, OperatorError};
 use crate::event::Position;
 use crate::handlers::sql::SqlProcessor;
 use crate::operations::databases::Databases;
 use crate::postgres::server_mark;
 use crate::processing::declaration::Handling;
-use crate::processing::processor::{Events, OthersObjects, ProcessorBase, ProcessorError, Replaced};
+use crate::processing::processor::{Events, OthersObjects, ProcessorBase, Replaced};
 use crate::processing::tracker::{ReplayEffects, Reset};
 use crate::store::EventStore as _;
 use crate::store::witness::Witness;
@@ -87,10 +87,10 @@ impl Operator<'_> {
         to: Destination,
         effects: ReplayEffects,
         others: OthersObjects,
+        patience: LockPatience<'_>,
     ) -> Result<Replaced, OperatorError> {
-        self.note_divergence(&self.find(name).await?).await?;
         let replaced = match to {
-            Destination::Start => self.start_over(name, effects, others).await?,
+            Destination::Start => self.start_over(name, effects, others, patience).await?,
             Destination::Position(position) => {
                 self.move_position(name, position, effects).await?;
                 Replaced::default()
@@ -106,17 +106,19 @@ impl Operator<'_> {
         to: Position,
         effects: ReplayEffects,
     ) -> Result<(), OperatorError> {
-        let tracker = self.find(name).await?.key();
+        let row = self.find(name).await?;
+        let last_common = self.find_divergence(&row).await?.map(|found| found.last_common);
         let Databases { events, layout, .. } = self.databases;
         let witness = Witness::examine(None, to, events, layout).await?.end;
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-        let reset = Reset { effects, witness: Some(witness), ..Reset::to(to) };
-        self.trackers().reset(&mut transaction, &tracker, self.name, reset).await?;
+        let reset = Reset { effects, witness: Some(witness), last_common, ..Reset::to(to) };
+        self.trackers().reset(&mut transaction, &row.key(), self.name, reset).await?;
         Ok(transaction.commit().await?)
     }
 
-    /// Drops and creates the tables of a processor. With [`OthersObjects::Preview`], nothing is changed.
+    /// Drops and creates the tables of a processor, as soon as nobody else uses them. With [`OthersObjects::Preview`], nothing
+    /// is changed.
     ///
     /// # Errors
     /// As for [`Self::reset`].
@@ -125,22 +127,20 @@ impl Operator<'_> {
         name: &str,
         effects: ReplayEffects,
         others: OthersObjects,
+        patience: LockPatience<'_>,
     ) -> Result<Replaced, OperatorError> {
-        let Databases { layout, projections, scope, .. } = self.databases;
+        let Databases { layout, scope, .. } = self.databases;
         let declaration = self.declaration(name)?.clone();
-        let tracker = self.find(name).await?.key();
+        let row = self.find(name).await?;
+        let last_common = self.find_divergence(&row).await?.map(|found| found.last_common);
         let (schema, events) = (layout.schema(), Events::SameDatabase(layout.clone()));
-        let mut connection = projections.acquire().await?;
         if let Handling::Sql(_) = declaration.handling {
             let events = Events::SameDatabase(layout.clone());
             SqlProcessor::new(declaration.clone(), schema, scope.clone(), events)
                 .map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
         }
         let base = ProcessorBase::new(declaration, schema, scope.clone(), events);
-        match base.reset(&mut connection, &tracker, self.name, effects, others).await {
-            Ok(replaced) => Ok(replaced.unwrap_or_default()),
-            Err(ProcessorError::Database(error)) => Err(error.into()),
-            Err(error) => Err(OperatorError::Blocked(error.to_string())),
-        }
+        let reset = Reset { effects, last_common, ..Reset::to(Position::START) };
+        self.rebuild(&base, &row.key(), reset, others, patience).await
     }
 }

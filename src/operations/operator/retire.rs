@@ -1,12 +1,16 @@
 //! Processors that are no longer wanted, or wanted under another name.
 
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+use super::lock_patience::name_session;
 use super::{Operator, OperatorError};
 use crate::handlers::sql::function_names;
 use crate::postgres::name::is_name;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark;
+use crate::postgres::sqlstate::is_lock_timeout;
 use crate::processing::declaration::ProcessorKind;
 use crate::processing::processor::drop_tables;
 use crate::processing::tracker::TrackerRow;
@@ -37,12 +41,16 @@ pub(crate) enum Retirement {
     Cascade,
 }
 
+/// How long to wait for the tracker, and for each table. Nobody runs the processor meanwhile.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
 impl Operator<'_> {
     /// Removes a processor that no daemon runs: its tables, its functions, its tracker, and what was set aside or is to be
     /// emitted for it. What it has emitted stays.
     ///
     /// # Errors
-    /// As for [`Self::find`]; [`OperatorError::Owned`] while a daemon runs it; [`OperatorError::Blocked`] if others have made
+    /// As for [`Self::find`]; [`OperatorError::Owned`] while a daemon runs it; [`OperatorError::Locked`] if others use the
+    /// tables; [`OperatorError::Blocked`] if others have made
     /// something on the tables and `retirement` is careful.
     pub(crate) async fn drop_processor(
         &self,
@@ -50,10 +58,30 @@ impl Operator<'_> {
         retirement: Retirement,
     ) -> Result<Remains, OperatorError> {
         let row = self.find(name).await?;
-        let tables = self.owned_tables(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
+        name_session(&mut connection, Some(name)).await?;
+        let (outcome, wait) = self.observe(name, self.drop_all(&mut connection, &row, retirement)).await;
+        // The session goes back to the pool.
+        name_session(&mut connection, None).await?;
+        match outcome {
+            Err(OperatorError::Database(error)) if is_lock_timeout(&error) => {
+                let (name, wait) = (name.to_owned(), wait.map(Box::new));
+                Err(OperatorError::Locked { name, limit: LOCK_WAIT, wait })
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn drop_all(
+        &self,
+        connection: &mut PgConnection,
+        row: &TrackerRow,
+        retirement: Retirement,
+    ) -> Result<Remains, OperatorError> {
+        let name = row.name.as_str();
+        let tables = self.owned_tables(name).await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-        self.lock_unowned(&mut transaction, &row).await?;
+        self.lock_unowned(&mut transaction, row).await?;
         let schema = self.databases.layout.quoted_schema();
         let dropped = drop_tables(&mut transaction, &schema, name).await?;
         let remains = Remains {
@@ -69,7 +97,7 @@ impl Operator<'_> {
                 remains.others.join("; ")
             )));
         }
-        self.drop_functions(&mut transaction, &row).await?;
+        self.drop_functions(&mut transaction, row).await?;
         self.trackers().remove(&mut transaction, &row.key(), self.name).await?;
         match retirement {
             Retirement::Preview => transaction.rollback().await?,
@@ -78,12 +106,18 @@ impl Operator<'_> {
         Ok(remains)
     }
 
-    /// Gives a projector that no daemon runs another name. It keeps its position, its tables and its dead letters.
+    /// Gives a projector that no daemon runs another name. It keeps its position, its tables and its dead letters. With
+    /// [`Retirement::Preview`], nothing is changed.
     ///
     /// # Errors
     /// As for [`Self::find`]; [`OperatorError::Owned`] while a daemon runs it; [`OperatorError::Blocked`] if the name is taken
     /// or none, or for a reactor: the identity of what that emits follows from its name.
-    pub(crate) async fn rename(&self, name: &str, new: &str) -> Result<TrackerRow, OperatorError> {
+    pub(crate) async fn rename(
+        &self,
+        name: &str,
+        new: &str,
+        retirement: Retirement,
+    ) -> Result<TrackerRow, OperatorError> {
         let row = self.find(name).await?;
         if !is_name(new) {
             return Err(OperatorError::Blocked(format!(
@@ -91,11 +125,7 @@ impl Operator<'_> {
             )));
         }
         if row.kind != ProcessorKind::Projector.as_str() {
-            return Err(OperatorError::Blocked(format!(
-                "{name} is a reactor: the identity of what it emits follows from its name, so under another one it would \
-                 emit again what it has emitted. Declare the new reactor with `start` at position {}",
-                row.position
-            )));
+            return Err(OperatorError::Blocked(refuse_reactor(&row, new)));
         }
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
@@ -104,7 +134,10 @@ impl Operator<'_> {
             return Err(OperatorError::Blocked(format!("there is a processor {new} already")));
         }
         self.drop_functions(&mut transaction, &row).await?;
-        transaction.commit().await?;
+        match retirement {
+            Retirement::Preview => transaction.rollback().await?,
+            Retirement::Careful | Retirement::Cascade => transaction.commit().await?,
+        }
         Ok(row)
     }
 
@@ -115,7 +148,8 @@ impl Operator<'_> {
         row: &TrackerRow,
     ) -> Result<(), OperatorError> {
         // A batch that is at work holds the row.
-        sqlx::raw_sql("-- limit_waits\nset local lock_timeout = '5s'").execute(&mut *transaction).await?;
+        let limit = format!("-- limit_waits\nset local lock_timeout = '{}ms'", LOCK_WAIT.as_millis());
+        sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
         self.trackers().lock(transaction, &row.key()).await?;
         let statement = format!(
             "-- find_owner
@@ -156,4 +190,19 @@ impl Operator<'_> {
         }
         Ok(())
     }
+}
+
+/// Why a reactor keeps its name, and what to do instead.
+fn refuse_reactor(row: &TrackerRow, new: &str) -> String {
+    let TrackerRow { name, position, .. } = row;
+    let first = match row.pending_emissions {
+        0 => String::new(),
+        1 => "wait until its 1 pending emission is in the event store, then ".to_owned(),
+        pending => format!("wait until its {pending} pending emissions are in the event store, then "),
+    };
+    format!(
+        "{name} is a reactor and keeps its name: the identity of each event that it emits follows from the name, so under \
+         another one it would emit again what it has emitted. Instead, {first}declare {new} with `start = {position}`, its \
+         position, in place of {name}, reload, and run `espctl drop {name}`"
+    )
 }

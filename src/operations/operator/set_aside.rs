@@ -7,27 +7,47 @@ use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::TrackerRow;
 use crate::store::EventStore as _;
 
+/// An event that an operator wants set aside.
+#[derive(Debug)]
+pub(crate) struct ToSetAside {
+    row: TrackerRow,
+    failure: Failure,
+    /// The event.
+    pub(crate) event: FailedEvent,
+}
+
 impl Operator<'_> {
-    /// Sets an event aside for a processor: `event_id`, or the event that the processor fails at. With `blocks`, later events
-    /// of its aggregate wait behind it, as with `on_failure = "park"`; otherwise they go on. Returns the event.
+    /// The event to set aside for a processor: `event_id`, or the event that the processor fails at.
     ///
     /// # Errors
     /// As for [`Self::find`]; [`OperatorError::NothingFails`] if no event is named and none fails;
-    /// [`OperatorError::NoSuchEvent`]; [`OperatorError::AlreadyHandled`].
-    pub(crate) async fn set_aside(
+    /// [`OperatorError::NoSuchEvent`].
+    pub(crate) async fn find_to_set_aside(
         &self,
         name: &str,
         event_id: Option<Position>,
-        blocks: bool,
-    ) -> Result<FailedEvent, OperatorError> {
+    ) -> Result<ToSetAside, OperatorError> {
         let row = self.find(name).await?;
         let (failure, event) = self.failure_at(&row, event_id).await?;
+        Ok(ToSetAside { row, failure, event })
+    }
+
+    /// Sets an event aside. With `blocks`, later events of its aggregate wait behind it, as with `on_failure = "park"`;
+    /// otherwise they go on. Returns the event.
+    ///
+    /// # Errors
+    /// [`OperatorError::AlreadyHandled`], or the database does not answer.
+    pub(crate) async fn set_aside(
+        &self,
+        wanted: ToSetAside,
+        blocks: bool,
+    ) -> Result<FailedEvent, OperatorError> {
+        let ToSetAside { row, failure, event } = wanted;
         let table = DeadLetters::new(self.databases.layout.schema());
         let mut connection = self.databases.projections.acquire().await?;
         let done = table.set_aside_now(&mut connection, &row.key(), &failure, blocks, self.name).await?;
         if !done {
-            let name = name.to_owned();
-            return Err(OperatorError::AlreadyHandled { name, event_id: event.id });
+            return Err(OperatorError::AlreadyHandled { name: row.name, event_id: event.id });
         }
         self.databases.notify_runners().await;
         Ok(event)

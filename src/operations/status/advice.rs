@@ -9,6 +9,8 @@ mod states;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
+pub(crate) use holders::{describe_wait, end_wait};
+
 use super::ProcessorStatus;
 use super::format::thousands;
 
@@ -62,7 +64,7 @@ pub(crate) enum Topic {
     Retrying,
     /// The infrastructure fails; no event is to blame.
     Outage,
-    /// Another session holds a lock that the processor needs.
+    /// Another session holds a lock that the processor, or a reset of it, needs.
     Locked,
     /// No daemon runs the processor.
     Stopped,
@@ -105,6 +107,7 @@ impl Advice {
 pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Vec<Advice> {
     let parts = [
         states::of_state(status, surroundings),
+        holders::of_reset(status),
         of_dead_letters(status),
         emissions::of_refused(status),
         emissions::of_overdue(status, surroundings.now),

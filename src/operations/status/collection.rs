@@ -32,6 +32,7 @@ pub(crate) async fn collect(
 ) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
     let workers = worker::list(projections, layout).await?;
     let mut lock_waits = lock_wait::list(projections).await?;
+    let mut reset_waits = lock_wait::list_of_resets(projections, layout).await?;
     let (mut statuses, trackers) = (Vec::new(), Trackers::new(layout.schema()));
     for row in rows {
         let lag = Lag::read(&mut *events, layout, row.position, horizon.head).await?;
@@ -53,6 +54,7 @@ pub(crate) async fn collect(
     let daemons = daemons_of(&workers);
     let surroundings = Surroundings { now: Utc::now(), daemons: &daemons };
     for status in &mut statuses {
+        status.reset_wait = reset_waits.remove(&status.name);
         status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
         status.advice = advise(status, surroundings);
     }
@@ -90,6 +92,7 @@ fn of_row(
         holder_pid: row.holder_pid,
         outage: row.outage.map(|outage| outage.0),
         lock_wait,
+        reset_wait: None,
         diverged,
         handler_change: row.handler_change.map(|change| change.0),
         last_error: row.last_error.map(|error| error.0),
@@ -173,6 +176,7 @@ fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag: Lag) ->
         holder_pid: None,
         outage: None,
         lock_wait: None,
+        reset_wait: None,
         diverged: None,
         handler_change: None,
         attempts: 0,

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::HeldBy;
 use crate::postgres::query_text::present;
 use crate::postgres::row::from_row;
+use crate::store::layout::Layout;
 
-/// A lock that a processor has waited for longer than a second.
+/// A lock that a processor has waited for longer than a second, or that a reset waits for.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct LockWait {
-    /// For how long the processor's session has waited, in seconds.
+    /// For how long the session has waited, in seconds; of a reset: the present attempt.
     pub seconds: f64,
     /// The table or index, if the lock is on one.
     pub relation: Option<String>,
@@ -50,45 +51,83 @@ from_row!(Row {
     gid
 });
 
-/// The locks that processors wait for, by the name of the processor. A runner's session is known by its
-/// `application_name`, also behind a pooler.
+/// Lists who keeps somebody waiting. `{waiting}` is the query of the sessions that wait, each with its processor and what it
+/// waits for; `{blocking}` that of the sessions that they wait for.
+const STATEMENT: &str = include_str!("lock_wait.sql");
+
+/// The runners that have waited for a lock for longer than a second. A runner's session is known by its `application_name`,
+/// also behind a pooler.
+const WAITING_RUNNERS: &str = "
+    select a.pid, substr(a.application_name, 7) as processor, l.relation::regclass::text as relation, l.relation as id,
+           l.transactionid,
+           -- Servers before PostgreSQL 14 do not tell since when; the statement has waited no longer than it runs.
+           coalesce(extract(epoch from clock_timestamp()
+             - coalesce((to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start)), 1)::float8 as seconds
+    from pg_locks as l join pg_stat_activity as a on a.pid = l.pid
+    where not l.granted and a.application_name like 'espd: %' and a.application_name not like 'espd: reset %'
+      and a.datname = current_database()";
+
+const BLOCKING_RUNNERS: &str = "
+    select w.processor, b.pid from waiting as w, unnest(pg_blocking_pids(w.pid)) as b (pid) where w.seconds >= 1";
+
+/// The resets that are to be done, with each table that somebody else uses, and with what they wait for just now.
+const WAITING_RESETS: &str = "
+    select a.pid, substr(a.application_name, 13) as processor,
+           case when c.oid is not null then format('%I.%I', n.nspname, c.relname) end as relation,
+           l.relation as id, l.transactionid, extract(epoch from clock_timestamp() - a.query_start)::float8 as seconds
+    from pg_stat_activity as a
+    join pg_locks as l on (l.pid = a.pid and not l.granted)
+      or (l.granted and l.pid is distinct from a.pid and l.locktype = 'relation'
+          and l.database = (select oid from pg_database where datname = current_database())
+          and exists (select from {schema}.projection_tables as p
+                      where p.processor = substr(a.application_name, 13)
+                        and l.relation = to_regclass(format('%I.%I', p.table_schema, p.table_name))))
+    left join pg_class as c on c.oid = l.relation
+    left join pg_namespace as n on n.oid = c.relnamespace
+    where a.application_name like 'espd: reset %' and a.datname = current_database()";
+
+/// Whoever has a lock on a table stands in the way of a reset, also between its attempts. The processor's own runner uses it
+/// only for moments, unless it really is waited for.
+const BLOCKING_RESETS: &str = "
+    select w.processor, b.pid from waiting as w, unnest(pg_blocking_pids(w.pid)) as b (pid)
+    union
+    select w.processor, coalesce(l.pid, 0)
+    from waiting as w
+    join pg_locks as l on l.granted and l.locktype = 'relation' and l.relation = w.id and l.pid is distinct from w.pid
+    left join pg_stat_activity as a on a.pid = l.pid
+    where a.application_name is distinct from 'espd: ' || w.processor";
+
+/// The locks that processors wait for, by the name of the processor.
 pub(super) async fn list(connection: &mut PgConnection) -> Result<BTreeMap<String, LockWait>, sqlx::Error> {
-    let statement = "-- list_lock_waits
-         with recursive waiting as (
-           select a.pid, substr(a.application_name, 7) as processor, l.relation, l.transactionid,
-                  -- Servers before PostgreSQL 14 do not tell since when; the statement has waited no longer than it runs.
-                  coalesce(extract(epoch from clock_timestamp()
-                    - coalesce((to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start)), 1)::float8 as seconds
-           from pg_locks as l join pg_stat_activity as a on a.pid = l.pid
-           where not l.granted and a.application_name like 'espd: %' and a.datname = current_database()
-         ), chain (processor, pid, depth) as (
-           select w.processor, b.pid, 1 from waiting as w, unnest(pg_blocking_pids(w.pid)) as b (pid)
-           where w.seconds >= 1
-           union
-           -- Who waits as well is not to blame, but who keeps it waiting.
-           select c.processor, b.pid, c.depth + 1 from chain as c, unnest(pg_blocking_pids(c.pid)) as b (pid)
-           where c.depth < 5
-         )
-         select distinct on (c.processor, c.pid)
-                c.processor, w.seconds, case when w.relation is not null then w.relation::regclass::text end as relation,
-                nullif(c.pid, 0) as pid, coalesce(a.usename, p.owner)::text as user_name, a.application_name, a.state,
-                left(a.query, 200) as query, coalesce(a.xact_start, p.prepared) as begun_at, clock_timestamp() as now, p.gid
-         from chain as c
-         join waiting as w on w.processor = c.processor
-         left join pg_stat_activity as a on a.pid = c.pid
-         left join lateral (
-           select x.gid, x.owner, x.prepared
-           from pg_prepared_xacts as x
-           join pg_locks as t on t.locktype = 'transactionid' and t.pid is null and t.transactionid = x.transaction
-           where c.pid = 0 and x.database = current_database()
-             and (x.transaction = w.transactionid
-                  or exists (select from pg_locks as h where h.virtualtransaction = t.virtualtransaction
-                               and h.pid is null and h.relation = w.relation))
-           limit 1
-         ) as p on true
-         where not exists (select from pg_locks as l where l.pid = c.pid and not l.granted)
-         order by c.processor, c.pid, w.seconds desc";
-    let rows: Vec<Row> = sqlx::query_as(statement).persistent(false).fetch_all(connection).await?;
+    list_waits(connection, WAITING_RUNNERS, BLOCKING_RUNNERS).await
+}
+
+/// The locks that resets wait for, by the name of the processor.
+pub(super) async fn list_of_resets(
+    connection: &mut PgConnection,
+    layout: &Layout,
+) -> Result<BTreeMap<String, LockWait>, sqlx::Error> {
+    let waiting = WAITING_RESETS.replace("{schema}", &layout.quoted_schema());
+    list_waits(connection, &waiting, BLOCKING_RESETS).await
+}
+
+/// The lock that the reset of this processor waits for.
+pub(crate) async fn find_reset_wait(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    name: &str,
+) -> Result<Option<LockWait>, sqlx::Error> {
+    Ok(list_of_resets(connection, layout).await?.remove(name))
+}
+
+async fn list_waits(
+    connection: &mut PgConnection,
+    waiting: &str,
+    blocking: &str,
+) -> Result<BTreeMap<String, LockWait>, sqlx::Error> {
+    let statement = STATEMENT.replace("{waiting}", waiting).replace("{blocking}", blocking);
+    let rows: Vec<Row> =
+        sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await?;
     let mut waits = BTreeMap::new();
     for row in rows {
         let wait = LockWait { seconds: row.seconds, relation: row.relation.clone(), held_by: Vec::new() };

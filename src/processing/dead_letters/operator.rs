@@ -1,5 +1,5 @@
-//! Operators list, retry and discard dead letters with these statements. Each change is recorded in `operator_log` by the
-//! statement that makes it.
+//! Operators list, retry and discard dead letters with these statements. The SQL functions that change something record
+//! who did it.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -159,21 +159,11 @@ impl DeadLetters {
                       case when h.event_id < j.event_id then h.meant else j.meant end as chosen
                from judged as j left join heads as h using (version, partition, aggregate_id)
              ),
-             now as materialized (select clock_timestamp() as at),
-             requested as (
-               update {schema}.dead_letters as d set retry_requested_at = now.at from lined_up as c, now
-               where c.chosen and d.processor = $1 and d.version = c.version and d.partition = c.partition
-                 and d.event_id = c.event_id
-               returning d.partition, d.event_id
-             ),
-             logged as (
-               insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-               select $2, 'retry_dead_letters', $1, partition, min(event_id), max(event_id)
-               from requested group by partition
-             )
-             select now.at, array(select event_id from requested order by event_id) as events,
+             picked as (select version, partition, event_id from lined_up where chosen)
+             select r.requested_at as at, r.requested as events,
                     (select count(*) from lined_up where meant and not chosen) as left_out
-             from now",
+             from ({picked}) as p, {schema}.retry_dead_letters($2, $1, p.versions, p.partitions, p.events) as r",
+            picked = listed("picked"),
             judged = self.judged(selection),
             schema = self.schema,
         );
@@ -246,29 +236,22 @@ impl DeadLetters {
         })
     }
 
-    /// Removes the selected dead letters for good. Returns how many there were.
+    /// Removes the selected dead letters of a processor for good. Returns how many there were.
     pub(crate) async fn discard(
         &self,
         connection: &mut PgConnection,
+        processor: &str,
         selection: &Selection,
         operator: &str,
     ) -> Result<i64, sqlx::Error> {
         let statement = format!(
             "-- discard_dead_letters
-             with discarded as (
-               delete from {schema}.dead_letters as d where {} returning processor, partition, event_id
-             ),
-             logged as (
-               insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-               select {}, 'discard_dead_letters', processor, partition, min(event_id), max(event_id)
-               from discarded group by processor, partition
-             )
-             select count(*) from discarded",
-            selection.condition(),
-            quote_literal(operator),
+             select {schema}.discard_dead_letters($2, $1, p.versions, p.partitions, p.events) from ({picked}) as p",
             schema = self.schema,
+            picked = listed(&format!("{}.dead_letters as d where {}", self.schema, selection.condition())),
         );
-        sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        query.bind(processor).bind(operator).fetch_one(connection).await
     }
 
     /// Counts the dead letters that would stay set aside behind the selected ones of a processor, if those were discarded.
@@ -292,4 +275,12 @@ impl DeadLetters {
         let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
         query.bind(processor).fetch_one(connection).await
     }
+}
+
+/// Returns the query of the keys of some dead letters, as the arrays that the SQL functions take.
+fn listed(dead_letters: &str) -> String {
+    format!(
+        "select coalesce(array_agg(version), '{{}}') as versions, coalesce(array_agg(partition), '{{}}') as partitions,
+                coalesce(array_agg(event_id), '{{}}') as events from {dead_letters}"
+    )
 }

@@ -111,6 +111,25 @@ impl<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow> for Row {
     }
 }
 
+/// What an operator does about pending emissions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EmissionChange {
+    /// They are removed for good.
+    Cancel,
+    /// Those that the event store has refused are tried again at once.
+    Retry,
+}
+
+impl EmissionChange {
+    /// The SQL function, and the word in the operators' log.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Cancel => "cancel_emissions",
+            Self::Retry => "retry_emissions",
+        }
+    }
+}
+
 /// Which emissions an operator means. What is left out selects nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct EmissionSelection {
@@ -122,11 +141,15 @@ pub(crate) struct EmissionSelection {
 }
 
 impl EmissionSelection {
-    /// The arguments that the SQL functions take beside operator and reactor.
-    fn arguments(&self) -> String {
+    /// The arguments that the SQL functions take beside operator and reactor. Only what was refused can be retried.
+    fn arguments(&self, change: EmissionChange) -> String {
         let text = |text: &Option<String>| text.as_deref().map_or("null".to_owned(), quote_literal);
         let id = self.id.map_or("null".to_owned(), |id| id.to_string());
-        format!("id => {id}, key => {}, type => {}", text(&self.key), text(&self.event_type))
+        let arguments = format!("id => {id}, key => {}, type => {}", text(&self.key), text(&self.event_type));
+        match change {
+            EmissionChange::Cancel => format!("{arguments}, only_refused => {}", self.only_refused),
+            EmissionChange::Retry => arguments,
+        }
     }
 
     fn condition(&self) -> String {
@@ -220,39 +243,18 @@ impl PendingEmissions {
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
     }
 
-    /// Removes the selected emissions of a reactor for good. Returns how many there were.
-    pub(crate) async fn cancel(
+    /// Cancels or retries the selected emissions of a reactor. Returns how many there were.
+    pub(crate) async fn change(
         &self,
         connection: impl PgExecutor<'_>,
+        change: EmissionChange,
         operator: &str,
         reactor: &str,
         selection: &EmissionSelection,
     ) -> Result<i64, sqlx::Error> {
-        let statement = format!(
-            "-- cancel_emissions
-             select {}.cancel_emissions($1, $2, {}, only_refused => {})",
-            self.schema,
-            selection.arguments(),
-            selection.only_refused
-        );
-        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
-        query.bind(operator).bind(reactor).fetch_one(connection).await
-    }
-
-    /// Has the selected emissions that were refused tried again at once. Returns how many there are.
-    pub(crate) async fn retry(
-        &self,
-        connection: impl PgExecutor<'_>,
-        operator: &str,
-        reactor: &str,
-        selection: &EmissionSelection,
-    ) -> Result<i64, sqlx::Error> {
-        let statement = format!(
-            "-- retry_emissions
-             select {}.retry_emissions($1, $2, {})",
-            self.schema,
-            selection.arguments()
-        );
+        let (function, schema) = (change.as_str(), &self.schema);
+        let arguments = selection.arguments(change);
+        let statement = format!("-- {function}\nselect {schema}.{function}($1, $2, {arguments})");
         let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
         query.bind(operator).bind(reactor).fetch_one(connection).await
     }
@@ -281,6 +283,8 @@ mod tests {
             ..EmissionSelection::default()
         };
         assert_eq!(some.condition(), "e.reactor = 'r' and e.key = 'it''s' and e.id = 7 and e.attempts > 0");
-        assert_eq!(some.arguments(), "id => 7, key => 'it''s', type => null");
+        let arguments = "id => 7, key => 'it''s', type => null";
+        assert_eq!(some.arguments(EmissionChange::Retry), arguments);
+        assert_eq!(some.arguments(EmissionChange::Cancel), format!("{arguments}, only_refused => true"));
     }
 }

@@ -14,8 +14,15 @@ use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
 use crate::processing::failure::{FailedEvent, Failure};
-use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset, Trackers};
+use crate::processing::tracker::{Claim, ProcessorKey, Reset, Trackers};
 use crate::store::witness::Witness;
+
+/// How long a reset waits for the tracker: a batch that is under way ends first.
+const LIMIT_WAIT_FOR_TRACKER: &str = "-- limit_wait_for_tracker\nset local lock_timeout = '5s'";
+
+/// How long a reset waits for each table. Meanwhile it holds the tracker, so that the owner renews no lease, and everybody
+/// else who wants the table waits behind it.
+const LIMIT_WAIT_FOR_TABLES: &str = "-- limit_wait_for_tables\nset local lock_timeout = '700ms'";
 
 /// What becomes of what others have made on a processor's tables and what cannot be carried over to new ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,24 +170,25 @@ impl ProcessorBase {
         }
     }
 
-    /// Sets the position to 0 and drops and creates the tables again, all in one transaction. If only the processor's own
+    /// Drops and creates the tables again and sets the position to what `reset` says, all in one transaction. If only the processor's own
     /// program knows the tables, they are created when it runs next.
     ///
     /// Returns what has become of what others had made on the tables; `None`: the processor is not known. Every claim
     /// ends; a running worker claims again.
     ///
     /// # Errors
-    /// [`ProcessorError::Blocked`] if something of others could not be carried over and `others` does not allow that.
+    /// 55P03 if others use the tables: whoever calls may try again later. [`ProcessorError::Blocked`] if something of others could not be carried over and `others` does not allow that.
     pub(crate) async fn reset(
         &self,
         connection: &mut PgConnection,
         tracker: &ProcessorKey,
         operator: &str,
-        effects: ReplayEffects,
+        reset: Reset,
         others: OthersObjects,
     ) -> Result<Option<Replaced>, ProcessorError> {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-        let replaced = self.reset_within(&mut transaction, tracker, operator, effects, others).await?;
+        let reset = Reset { rebuilt_as: Some(self.declaration.version), ..reset };
+        let replaced = self.reset_within(&mut transaction, tracker, operator, reset, others).await?;
         if let Some(refusal) = replaced.as_ref().and_then(|replaced| replaced.refusal(self.name()))
             && others == OthersObjects::Keep
         {
@@ -198,16 +206,16 @@ impl ProcessorBase {
         transaction: &mut PgConnection,
         tracker: &ProcessorKey,
         operator: &str,
-        effects: ReplayEffects,
+        reset: Reset,
         others: OthersObjects,
     ) -> Result<Option<Replaced>, ProcessorError> {
         let trackers = self.trackers();
+        sqlx::raw_sql(LIMIT_WAIT_FOR_TRACKER).execute(&mut *transaction).await?;
         if trackers.lock(transaction, tracker).await?.is_none() {
             return Ok(None);
         }
+        sqlx::raw_sql(LIMIT_WAIT_FOR_TABLES).execute(&mut *transaction).await?;
         let dropped = self.tables().drop(transaction).await?;
-        let rebuilt_as = Some(self.declaration.version);
-        let reset = Reset { rebuilt_as, effects, ..Reset::to(Position::START) };
         trackers.reset(transaction, tracker, operator, reset).await?;
         if matches!(self.declaration.handling, Handling::Native(_)) {
             return Ok(Some(self.tables().keep(transaction, &dropped, others != OthersObjects::Drop).await?));

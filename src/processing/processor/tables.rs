@@ -271,7 +271,8 @@ impl<'a> Tables<'a> {
 }
 
 /// Drops every table that is recorded as a processor's, with what depends on it. Returns what that was: what others have
-/// made must not go without a word. `schema` is quoted.
+/// made must not go without a word. `schema` is quoted. The caller has set a `lock_timeout`: everybody else who wants a table
+/// waits behind the drop.
 pub(crate) async fn drop_tables(
     connection: &mut PgConnection,
     schema: &str,
@@ -289,8 +290,6 @@ pub(crate) async fn drop_tables(
         .bind(processor)
         .fetch_all(&mut *connection)
         .await?;
-    // Somebody who reads for long would make everybody else queue behind the drop.
-    sqlx::raw_sql("-- limit_lock_wait\nset local lock_timeout = '5s'").execute(&mut *connection).await?;
     for (schema, table) in owned {
         let table = format!("{}.{}", quote_identifier(&schema), quote_identifier(&table));
         sqlx::raw_sql(AssertSqlSafe(format!("-- drop_table\ndrop table if exists {table} cascade")))

@@ -3,12 +3,13 @@
 use sqlx::PgConnection;
 use tracing::{info, warn};
 
+use crate::event::Position;
 use crate::processing::declaration::OnHandlerChange;
 use crate::processing::processor::OthersObjects;
 use crate::processing::runner::decision::{Attempt, decide};
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
-use crate::processing::tracker::{Claim, ReplayEffects};
+use crate::processing::tracker::{Claim, Reset};
 
 /// Who resets a processor whose handlers have changed, as the log of operators has it.
 const OPERATOR: &str = "espd (on_handler_change)";
@@ -21,7 +22,7 @@ impl Runner {
         let is_change = claim.handlers.as_ref().is_some_and(|last| *last != present)
             && claim.declaration.is_some()
             && claim.key.version == self.key.version
-            && claim.position > crate::event::Position::START;
+            && claim.position > Position::START;
         Some((present, is_change))
     }
 
@@ -53,8 +54,8 @@ impl Runner {
     async fn rebuild(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<Next, sqlx::Error> {
         let base = self.processor.base();
         // What others have made on the tables is not dropped without being asked: the processor stops and says what it is.
-        let (effects, others) = (ReplayEffects::default(), OthersObjects::Keep);
-        if let Err(error) = base.reset(&mut *connection, &claim.key, OPERATOR, effects, others).await {
+        let (reset, others) = (Reset::to(Position::START), OthersObjects::Keep);
+        if let Err(error) = base.reset(&mut *connection, &claim.key, OPERATOR, reset, others).await {
             return self.act(connection, decide(error, Attempt::Prepare)).await;
         }
         let position = claim.position.get();

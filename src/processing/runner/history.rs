@@ -80,7 +80,7 @@ impl Runner {
         let found = Failure::of_processor("the event store is not the one that was followed");
         heartbeat::record_failure(found.facts(Some(Condition::Diverged), 0, None));
         heartbeat::record_divergence(divergence.facts(&self.name));
-        let recording = self.trackers.record_divergence(connection, &claim.key, Some(claim), &divergence);
+        let recording = self.trackers.record_divergence(connection, claim, &divergence);
         in_time(recording).await?;
         // Nothing that a handler remembers of the store before holds for this one.
         self.processor.close().await;

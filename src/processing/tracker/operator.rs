@@ -1,24 +1,12 @@
-//! Operators pause, resume, retry and reset processors with these statements. Each statement also records who did it.
+//! Operators pause, resume, retry and reset processors through SQL functions, which also record who did it.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{ProcessorKey, Trackers};
 use crate::event::Position;
-use crate::postgres::literal::simple;
-use crate::postgres::quote::quote_literal;
+use crate::postgres::literal::json_literal;
+use crate::processing::divergence::Divergence;
 use crate::store::witness::Witness;
-
-/// Undoes a failure, a retry that is still to come, or an outage. The claim ends, so that the runner prepares the processor
-/// again and forgets what it has counted: the attempts start again from 0.
-const BEGIN_ANEW: &str =
-    "failed_at = null, outage = null, attempts = 0, epoch = epoch + 1, lease_until = null";
-
-/// As [`BEGIN_ANEW`] where the processor has stopped or waits for the end of an outage. Otherwise the claim goes on, and
-/// so does the count.
-const UNDO_FAILURE: &str = "failed_at = null, outage = null,
-     attempts = case when failed_at is null then attempts else 0 end,
-     epoch = epoch + case when failed_at is null and outage is null then 0 else 1 end,
-     lease_until = case when failed_at is null and outage is null then lease_until end";
 
 /// Decides what a reactor does with events that it handles again after a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,12 +30,21 @@ pub struct Reset {
     /// The last event at or below the new position in the store as it is; `None`: it is not known, and the next batch notes
     /// it.
     pub witness: Option<Witness>,
+    /// The last event that the store has in common with the one that was followed; `None`: that is the same, or a daemon has
+    /// recorded how it differs.
+    pub last_common: Option<Position>,
 }
 
 impl Reset {
     /// Returns a reset that only moves the position. A reactor does not repeat what it has done already.
     pub fn to(position: Position) -> Self {
-        Self { to: position, rebuilt_as: None, effects: ReplayEffects::Suppress, witness: None }
+        Self {
+            to: position,
+            rebuilt_as: None,
+            effects: ReplayEffects::Suppress,
+            witness: None,
+            last_common: None,
+        }
     }
 }
 
@@ -59,8 +56,7 @@ impl Trackers {
         key: &ProcessorKey,
         operator: &str,
     ) -> Result<bool, sqlx::Error> {
-        let change = "paused_at = clock_timestamp(), paused_by = $1";
-        self.act(connection, key, operator, "pause", change, "paused_at is null").await
+        self.act(connection, "pause_processor", key, operator, "").await
     }
 
     /// Has the failing event tried now instead of later, with attempts that are counted anew; also if the processor has stopped
@@ -72,10 +68,7 @@ impl Trackers {
         key: &ProcessorKey,
         operator: &str,
     ) -> Result<bool, sqlx::Error> {
-        let due = "case when attempts > 0 or failed_at is not null then clock_timestamp() end";
-        let change = format!("next_retry_at = {due}, {BEGIN_ANEW}");
-        let condition = "paused_at is null and (attempts > 0 or failed_at is not null or outage is not null)";
-        self.act(connection, key, operator, "retry", &change, condition).await
+        self.act(connection, "retry_processor", key, operator, "").await
     }
 
     /// Makes the retries of these processors due that are still to come, because somebody may have fixed what fails. Counts
@@ -106,65 +99,22 @@ impl Trackers {
         key: &ProcessorKey,
         operator: &str,
     ) -> Result<bool, sqlx::Error> {
-        let change = format!(
-            "paused_at = null, paused_by = null,
-             next_retry_at = case when attempts > 0 then clock_timestamp() end, {UNDO_FAILURE}"
-        );
-        let condition = "(paused_at is not null or failed_at is not null)";
-        self.act(connection, key, operator, "resume", &change, condition).await
+        self.act(connection, "resume_processor", key, operator, "").await
     }
 
-    /// Lets a processor continue from its position although its store is not the one that it has followed. `witness` is the
-    /// last event at or below the position in the store as it is. Returns whether the processor had stopped because of that.
+    /// Lets a processor continue from its position although its store is not the one that it has followed: `found` says how
+    /// it differs. `witness` is the last event at or below the position in the store as it is.
     pub(crate) async fn accept_history(
         &self,
         connection: &mut PgConnection,
         key: &ProcessorKey,
         operator: &str,
-        witness: Option<Witness>,
+        found: &Divergence,
+        witness: Witness,
     ) -> Result<bool, sqlx::Error> {
-        let forget = format!(
-            "-- forget_witnesses
-             delete from {schema}.witnesses as w using {schema}.trackers as t
-             where t.name = {name} and t.version = {version} and t.partition = {partition} and t.diverged is not null
-               and w.processor = t.name and w.version = t.version and w.partition = t.partition
-               and w.id > (t.diverged ->> 'last_common')::bigint",
-            schema = self.schema,
-            name = quote_literal(&key.name),
-            version = key.version,
-            partition = key.partition,
-        );
-        simple(forget).execute(&mut *connection).await?;
-        let change = format!(
-            "diverged = null, {}, epoch = epoch + 1, lease_until = null, updated_at = clock_timestamp()",
-            assignments(witness)
-        );
-        self.act(connection, key, operator, "accept_history", &change, "diverged is not null").await
-    }
-
-    /// Applies an operator's change to one row and records it, in one statement.
-    async fn act(
-        &self,
-        connection: &mut PgConnection,
-        key: &ProcessorKey,
-        operator: &str,
-        action: &str,
-        change: &str,
-        condition: &str,
-    ) -> Result<bool, sqlx::Error> {
-        let statement = format!(
-            "-- {action}_processor
-             with changed as (
-               update {schema}.trackers set {change} where {is_tracker} and {condition}
-               returning name, partition, position
-             )
-             insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-             select $1, '{action}', name, partition, position, position from changed",
-            schema = self.schema,
-            is_tracker = key.is_tracker()
-        );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(operator);
-        Ok(query.execute(connection).await?.rows_affected() > 0)
+        let found = json_literal(found)?;
+        let rest = format!(", divergence => ({found})::jsonb, {}", witness_arguments(Some(witness)));
+        self.act(connection, "accept_history", key, operator, &rest).await
     }
 
     /// Sets the position back (or forward), ends every claim, and records who did it. Returns whether there was a tracker.
@@ -175,70 +125,43 @@ impl Trackers {
         operator: &str,
         reset: Reset,
     ) -> Result<bool, sqlx::Error> {
-        let Reset { to, rebuilt_as, effects, witness } = reset;
-        let statement = format!(
-            "-- reset_processor
-             with before as (
-               -- Events beyond `common` are not in the store as the processor has handled them.
-               select name, version, partition, position, (diverged ->> 'last_common')::bigint as common
-               from {schema}.trackers where {is_tracker} for update
-             ), changed as (
-               update {schema}.trackers as t
-               set version = coalesce($3, t.version), position = $2, epoch = epoch + 1,
-                   owner = null, owner_label = null, lease_until = null,
-                   silent_until = case when $4 then 0
-                                       when kind = 'reactor'
-                                         then least(greatest(silent_until, before.position), before.common)
-                                       else 0 end,
-                   diverged = null, {witness},
-                   handlers = case when $3 is null then handlers end,
-                   handler_change = case when $3 is null then handler_change end,
-                   handled = case when $3 is null then handled else 0 end, caught_up = false, attempts = 0,
-                   last_error = null, next_retry_at = null, failed_at = null, updated_at = clock_timestamp()
-               from before
-               where t.name = before.name and t.version = before.version and t.partition = before.partition
-               returning t.name, before.version, t.partition, t.kind, before.position, before.common
-             ), forgotten as (
-               -- The processor meets these events again. A reactor that suppresses its effects leaves them alone, although
-               -- it has not handled them, so it keeps its dead letters.
-               delete from {schema}.dead_letters as d using changed
-               where d.processor = changed.name and d.version = changed.version and d.partition = changed.partition
-                 and d.event_id > least($2, changed.common)
-                 and (changed.kind = 'projector' or $4 or d.event_id > changed.common)
-             ), repeated as (
-               -- A delivery beyond the position stays delivered, unless its effects are to be repeated.
-               delete from {schema}.deliveries as d using changed
-               where d.processor = changed.name and d.version = changed.version and d.partition = changed.partition
-                 and d.event_id > least($2, changed.common)
-                 and ($4 or not d.is_done or d.event_id > changed.common)
-             ), unknown as (
-               delete from {schema}.witnesses as w using changed
-               where w.processor = changed.name and w.version = changed.version and w.partition = changed.partition
-                 and w.id > least($2, changed.common)
-             )
-             insert into {schema}.operator_log (operator, action, processor, partition, from_position, to_position)
-             select $1, 'reset', name, partition, position, $2 from changed",
-            schema = self.schema,
-            witness = assignments(witness),
-            is_tracker = key.is_tracker()
+        let Reset { to, rebuilt_as, effects, witness, last_common } = reset;
+        let (function, rebuilt_as) = match rebuilt_as {
+            Some(version) => ("rebuild_processor", format!(", rebuilt_as => {version}")),
+            None => ("reset_processor", String::new()),
+        };
+        let rest = format!(
+            ", to_position => {to}{rebuilt_as}, repeat_effects => {}, last_common => {}, {}",
+            effects == ReplayEffects::Repeat,
+            last_common.map_or_else(|| "null".to_owned(), |position| position.to_string()),
+            witness_arguments(witness)
         );
-        let query = sqlx::query(AssertSqlSafe(statement))
-            .bind(operator)
-            .bind(to)
-            .bind(rebuilt_as)
-            .bind(effects == ReplayEffects::Repeat);
-        Ok(query.execute(connection).await?.rows_affected() > 0)
+        self.act(connection, function, key, operator, &rest).await
+    }
+
+    /// Calls one of the functions that do something to a tracker and record it. Returns whether they have done it. `rest` is
+    /// what comes behind operator and tracker in the list of arguments.
+    pub(super) async fn act(
+        &self,
+        connection: &mut PgConnection,
+        function: &str,
+        key: &ProcessorKey,
+        operator: &str,
+        rest: &str,
+    ) -> Result<bool, sqlx::Error> {
+        let statement =
+            format!("-- {function}\nselect {}.{function}($1, {}{rest})", self.schema, key.arguments());
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(operator);
+        query.fetch_one(connection).await
     }
 }
 
-/// Returns the assignments that give a tracker a witness, or take it away.
-fn assignments(witness: Option<Witness>) -> String {
+/// Returns the arguments that give a tracker a witness, or take it away.
+fn witness_arguments(witness: Option<Witness>) -> String {
     match witness {
         Some(Witness { at, id, uuid }) => {
-            format!("witness_at = {at}, witness_id = {id}, witness_uuid = '{uuid}', events_partitions = null")
+            format!("witness_at => {at}, witness_id => {id}, witness_uuid => '{uuid}'")
         }
-        None => {
-            "witness_at = null, witness_id = null, witness_uuid = null, events_partitions = null".to_owned()
-        }
+        None => "witness_at => null, witness_id => null, witness_uuid => null".to_owned(),
     }
 }

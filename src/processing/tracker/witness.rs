@@ -5,7 +5,7 @@ use sqlx::types::Json;
 use sqlx::{PgExecutor, Row as _};
 use uuid::Uuid;
 
-use super::{Claim, ProcessorKey, Trackers};
+use super::{Claim, Trackers};
 use crate::event::Position;
 use crate::postgres::literal::{json_literal, simple};
 use crate::processing::divergence::Divergence;
@@ -123,13 +123,12 @@ impl Trackers {
             .collect()
     }
 
-    /// Records that the store is not the one that was followed, if the claim (`None`: any) is still valid. Nothing is handled
-    /// under any claim until an operator acts.
+    /// Records that the store is not the one that was followed, if the claim is still valid. Nothing is handled under any claim
+    /// until an operator acts.
     pub(crate) async fn record_divergence(
         &self,
         connection: impl PgExecutor<'_>,
-        key: &ProcessorKey,
-        claim: Option<&Claim>,
+        claim: &Claim,
         divergence: &Divergence,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
@@ -140,7 +139,7 @@ impl Trackers {
              where {}",
             self.schema,
             json_literal(divergence)?,
-            claim.map_or_else(|| key.is_tracker(), super::is_claimed)
+            super::is_claimed(claim)
         );
         simple(statement).execute(connection).await.map(drop)
     }

@@ -7,13 +7,13 @@ use crate::support::program::Installation;
 use crate::support::{self, Database};
 
 /// A database with the roles, and the URL of a new login that is a member of one of them.
-struct Roles {
-    db: Database,
+pub(super) struct Roles {
+    pub(super) db: Database,
     owner: Installation,
 }
 
 impl Roles {
-    async fn create() -> Self {
+    pub(super) async fn create() -> Self {
         let db = support::database().await;
         let owner = Installation::new(&db.url, "[projections]\nschema = 'views'\n");
         sqlx::raw_sql("create schema views").execute(&db.pool).await.unwrap();
@@ -24,21 +24,22 @@ impl Roles {
         roles
     }
 
-    async fn apply(&self) {
+    pub(super) async fn apply(&self) {
         self.apply_with(&["roles"]).await;
     }
 
     async fn apply_with(&self, arguments: &[&str]) {
         let script = self.owner.espctl(arguments).await.printed();
         assert!(!script.lines().any(|line| line.contains(":\"") && !line.starts_with("--")), "{script}");
-        // Roles are the server's, and other tests make them, too.
+        // Roles are the server's, and other tests make them, too, in databases of their own.
+        static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let _turn = TURN.lock().await;
         let mut transaction = self.db.pool.begin().await.unwrap();
-        sqlx::raw_sql("select pg_advisory_xact_lock(1)").execute(&mut *transaction).await.unwrap();
         sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *transaction).await.unwrap();
         transaction.commit().await.unwrap();
     }
 
-    async fn login(&self, role: &str) -> (Installation, PgPool) {
+    pub(super) async fn login(&self, role: &str) -> (Installation, PgPool) {
         let login = format!("login_{role}_{}", self.db.name);
         let make = format!("create role {login} login in role {role}; alter role {login} set role {role}");
         sqlx::raw_sql(AssertSqlSafe(make)).execute(&self.db.pool).await.unwrap();
@@ -54,7 +55,7 @@ impl Roles {
 }
 
 /// Requires that the role lacks the right to do any of this.
-async fn may_not(pool: &PgPool, statements: &[&'static str]) {
+pub(super) async fn may_not(pool: &PgPool, statements: &[&'static str]) {
     for statement in statements {
         let refused = sqlx::raw_sql(*statement).execute(pool).await.unwrap_err();
         let state = refused.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());

@@ -3,7 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::super::format::{format_duration, thousands};
-use super::super::{HeldBy, ProcessorStatus};
+use super::super::{HeldBy, LockWait, ProcessorStatus};
 use super::{Advice, Topic};
 
 /// Who holds the settled horizon back, if anyone does.
@@ -25,15 +25,40 @@ pub(super) fn of_horizon(status: &ProcessorStatus, now: DateTime<Utc>) -> Option
 /// Who holds the lock that keeps the processor waiting, if one does.
 pub(super) fn of_lock(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
     let (name, wait) = (&status.name, status.lock_wait.as_ref()?);
-    let what = wait.relation.as_ref().map_or_else(String::new, |relation| format!(" on {relation}"));
     let problem = format!(
-        "{name} waits for a lock{what}. No event is to blame and none is lost. {}",
+        "{name} waits for a lock{}. No event is to blame and none is lost. {}",
+        on_relation(wait),
         join(&wait.held_by, describe_holder),
     );
     let since = now - TimeDelta::milliseconds((wait.seconds * 1_000.0) as i64);
-    let remedy = format!("Let this end, or end it: {}.", join(&wait.held_by, end_holder));
+    let remedy = format!("{}.", end_wait(wait));
     let predicate = format!("wait for locks. {}", join(&wait.held_by, describe_holder));
     Some(Advice::new(Topic::Locked, problem, Some(since), remedy.clone()).shared(status, predicate, &remedy))
+}
+
+/// Who keeps a reset of the processor waiting, if there is a reset and somebody does.
+pub(super) fn of_reset(status: &ProcessorStatus) -> Option<Advice> {
+    let wait = status.reset_wait.as_ref()?;
+    let problem = format!(
+        "The reset of {} waits for a lock{}. Until then everything goes on as before.",
+        status.name,
+        describe_wait(wait)
+    );
+    Some(Advice::new(Topic::Locked, problem, None, format!("{}.", end_wait(wait))))
+}
+
+/// What a lock is on, and who holds it, as the end of a sentence that says who waits for it.
+pub(crate) fn describe_wait(wait: &LockWait) -> String {
+    format!("{}. {}", on_relation(wait), join(&wait.held_by, describe_holder))
+}
+
+/// What to do about those who hold a lock, without a full stop.
+pub(crate) fn end_wait(wait: &LockWait) -> String {
+    format!("Let this end, or end it: {}", join(&wait.held_by, end_holder))
+}
+
+fn on_relation(wait: &LockWait) -> String {
+    wait.relation.as_ref().map_or_else(String::new, |relation| format!(" on {relation}"))
 }
 
 fn join(holders: &[HeldBy], what: fn(&HeldBy) -> String) -> String {
