@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 pub use self::event_sourcery::EventSourceryNames;
 pub use crate::postgres::name::InvalidName;
 use crate::postgres::name::SchemaName;
-use crate::postgres::quote::quote_literal;
 use crate::store::upcast::Upcast;
 
 /// Which layout a store has, with the names in it that espd does not choose.
@@ -70,10 +69,13 @@ pub(crate) enum Order {
 }
 
 impl Order {
-    /// An SQL expression for the last id drawn; 0 while none was.
+    /// An SQL expression for the last id drawn.
+    ///
+    /// It reads the sequence itself, so that a role without the right to do that gets an error. The function alone returns null
+    /// to such a role from PostgreSQL 17 on, as it does for a sequence that nobody has used yet.
     pub(crate) fn head_expression(&self) -> String {
         let Self::DrawnInTransaction { sequence, .. } = self;
-        format!("coalesce(pg_sequence_last_value({}::regclass), 0)", quote_literal(sequence))
+        format!("(select {LAST_VALUE} from {sequence})")
     }
 }
 

@@ -222,6 +222,31 @@ async fn a_daemon_runs_and_an_operator_operates() {
     running.stop().await;
 }
 
+/// PostgreSQL 17 and later answer as if nobody had drawn an id yet, and then every processor has followed another store.
+#[tokio::test]
+async fn who_may_not_read_the_sequence_concludes_nothing() {
+    let roles = Roles::create().await;
+    let (daemon, _) = roles.login("espd_daemon").await;
+    daemon.declare_notes("notes", "");
+    let running = daemon.start_daemon();
+    append(&roles.db.pool, 3).await;
+    reaches(&roles.db.pool, "notes", 3).await;
+    running.stop().await;
+
+    let (operator, _) = roles.login("espd_operator").await;
+    operator.declare_notes("notes", "");
+    let take = "revoke select on sequence espd.events_id_seq from espd_reader";
+    sqlx::raw_sql(take).execute(&roles.db.pool).await.unwrap();
+    for command in [&["wait", "notes", "--position", "3"][..], &["resume", "notes", "--accept-history"]] {
+        let complaint = operator.espctl(command).await.complained(1);
+        assert!(complaint.contains("events_id_seq"), "{command:?}: {complaint}");
+    }
+    let state =
+        sqlx::query_as("select position, diverged is not null from espd.trackers where name = 'notes'");
+    let (position, has_diverged): (i64, bool) = state.fetch_one(&roles.db.pool).await.unwrap();
+    assert_eq!((position, has_diverged), (3, false));
+}
+
 #[tokio::test]
 async fn a_daemon_sets_aside_and_emits_later_and_an_operator_retries_and_discards() {
     let roles = Roles::create().await;
