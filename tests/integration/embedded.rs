@@ -90,8 +90,10 @@ async fn a_persistent_folder_keeps_its_data() {
 async fn psql_takes_the_url() {
     let home = Home::new();
     let server = EmbeddedPostgres::start_at(&home.0.path().join("a b"), Options::default()).await.unwrap();
-    let initdb = find_binaries().unwrap().initdb().canonicalize().unwrap();
-    let output = Command::new(initdb.with_file_name("psql"))
+    let beside = find_binaries().unwrap().initdb().canonicalize().unwrap().with_file_name("psql");
+    // A folder that `ESPD_PG_BIN` names may have the server alone; psql talks to every version of it.
+    let psql = if beside.is_file() { beside } else { "psql".into() };
+    let output = Command::new(psql)
         .args(["-Atc", "select current_user", &server.url("postgres")])
         .env("PGPORT", "1")
         .output()

@@ -274,9 +274,10 @@ async fn the_table_keeps_what_readers_rely_on() {
     assert!(!sequence.get::<bool, _>(2));
     assert_eq!((sequence.get(3), sequence.get(4)), ("bigint", 1i64));
 
+    // From PostgreSQL 18 on `not null` is a constraint as well; before, only the columns say so.
     let constraints: Vec<String> = sqlx::query_scalar(
         "select conname || ': ' || pg_get_constraintdef(oid) from pg_constraint
-         where conrelid = 'espd.events'::regclass order by conname",
+         where conrelid = 'espd.events'::regclass and contype <> 'n' order by conname",
     )
     .fetch_all(&pool)
     .await
@@ -291,6 +292,17 @@ async fn the_table_keeps_what_readers_rely_on() {
             "events_uuid_key: UNIQUE (uuid)",
             "events_version_check: CHECK ((version > 0))",
         ]
+    );
+    let never_null: Vec<String> = sqlx::query_scalar(
+        "select attname::text from pg_attribute
+         where attrelid = 'espd.events'::regclass and attnum > 0 and attnotnull order by attnum",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(
+        never_null,
+        ["id", "uuid", "aggregate_id", "type", "version", "body", "metadata", "created_at"]
     );
     let triggers: i64 =
         sqlx::query_scalar("select count(*) from pg_trigger where tgrelid = 'espd.events'::regclass")
