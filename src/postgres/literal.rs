@@ -62,9 +62,14 @@ fn without_nul(json: String) -> String {
 }
 
 /// Writes a duration as a literal of type `interval`. A duration over a thousand years is cut.
+///
+/// Minutes and microseconds: before PostgreSQL 15 no field of an interval may be over 32 bits, and 36 minutes have more
+/// microseconds than that.
 pub(crate) fn interval(duration: Duration) -> String {
     const LONGEST: u128 = 1_000 * 365 * 86_400 * 1_000_000;
-    format!("'{} microseconds'::interval", duration.as_micros().min(LONGEST))
+    const MINUTE: u128 = 60_000_000;
+    let all = duration.as_micros().min(LONGEST);
+    format!("'{} minutes {} microseconds'::interval", all / MINUTE, all % MINUTE)
 }
 
 /// A statement of the simple protocol that fails where a policy hides rows from it, also on a session of a pooler, which
@@ -101,6 +106,18 @@ mod tests {
             assert_eq!(json_literal(&text).unwrap(), kept, "{text:?}");
         }
         assert_eq!(json_literal(&"it's").unwrap(), "'\"it''s\"'");
+    }
+
+    #[test]
+    fn no_field_of_an_interval_is_over_32_bits() {
+        for (duration, literal) in [
+            (Duration::ZERO, "'0 minutes 0 microseconds'::interval"),
+            (Duration::from_millis(1_500), "'0 minutes 1500000 microseconds'::interval"),
+            (Duration::from_micros(3_600_000_001), "'60 minutes 1 microseconds'::interval"),
+            (Duration::MAX, "'525600000 minutes 0 microseconds'::interval"),
+        ] {
+            assert_eq!(interval(duration), literal);
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ mod tests {
     fn a_delay_is_counted_by_the_server_and_a_time_is_written_as_it_reads_it() {
         assert_eq!(Due::AtOnce.expression(), "clock_timestamp()");
         let delay = Due::After(Duration::from_millis(1_500));
-        assert_eq!(delay.expression(), "clock_timestamp() + '1500000 microseconds'::interval");
+        assert_eq!(delay.expression(), "clock_timestamp() + '0 minutes 1500000 microseconds'::interval");
         let far = DateTime::from_timestamp(253_402_300_800, 0).unwrap();
         assert_eq!(Due::At(far).expression(), "'10000-01-01T00:00:00+00:00'::timestamptz");
     }
