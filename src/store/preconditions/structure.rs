@@ -33,8 +33,8 @@ pub(super) struct Structure {
     created_by: CreatedBy,
 }
 
-/// What the facts are looked up in: the partitions of the table, its column of ids, and how that column is tied to the
-/// sequence. `named` has the oids of table and sequence as `t` and `s`; both are null where there is no such relation.
+/// What the facts are looked up in: the partitions of the table, its column of ids, how that column is tied to the
+/// sequence, and its default where that depends on the sequence. `named` has the oids of table and sequence as `t` and `s`; both are null where there is no such relation.
 const CATALOG: &str = "\
     heirs (oid) as (
        select t::oid from named
@@ -51,6 +51,16 @@ const CATALOG: &str = "\
          join id_column c on d.refclassid = 'pg_class'::regclass
                          and d.refobjid = c.attrelid
                          and d.refobjsubid = c.attnum
+     ),
+     -- Materialized: `pg_get_expr` locks the table of a default, and a condition beside the joins may be tried on all defaults
+     -- of the database first, and wait for a lock on a table that has nothing to do with the store.
+     id_default as materialized (
+       select e.adbin, e.adrelid
+         from pg_attrdef e
+         join id_column c on e.adrelid = c.attrelid and e.adnum = c.attnum
+         join named on true
+         join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = e.oid
+                         and d.refclassid = 'pg_class'::regclass and d.refobjid = s
      )";
 
 /// The facts. `wanted` has the columns that the layout needs, each with the types that it may have.
@@ -70,11 +80,7 @@ const FACTS: &str = "\
        left join pg_stat_subscription n on n.subid = r.srsubid) as subscriptions,
     exists (select from ties where deptype = 'a') as is_owned,
     exists (select from ties where deptype = 'i') as is_identity,
-    exists (select from pg_attrdef e
-              join id_column c on e.adrelid = c.attrelid and e.adnum = c.attnum
-              join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = e.oid
-                              and d.refclassid = 'pg_class'::regclass and d.refobjid = s
-             where pg_get_expr(e.adbin, e.adrelid) like 'nextval(%') as is_drawn,
+    exists (select from id_default where pg_get_expr(adbin, adrelid) like 'nextval(%') as is_drawn,
     array(select format('column %s should be %s, %s', n.name, n.type_name,
                         coalesce('is ' || translate(format_type(a.atttypid, null), chr(34), ''), 'is missing'))
             from wanted n

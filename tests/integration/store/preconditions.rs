@@ -55,6 +55,17 @@ async fn a_fresh_store_is_sound() {
     assert_eq!(kinds(&unmet(&mut connect(&database.url).await).await), []);
 }
 
+/// PostgreSQL reads the text of a default under a lock on its table (from 14 on).
+#[tokio::test]
+async fn a_lock_on_another_table_holds_no_check_up() {
+    let database = support::database().await;
+    let (mut connection, mut other) = (connect(&database.url).await, connect(&database.url).await);
+    run(&mut other, "create table other (n int default 1)").await;
+    run(&mut other, "begin; lock table other, espd.trackers in access exclusive mode").await;
+    run(&mut connection, "set lock_timeout = '1s'").await;
+    assert_eq!(kinds(&unmet(&mut connection).await), []);
+}
+
 #[tokio::test]
 async fn a_cached_sequence_is_refused() {
     breaks_and_repairs("alter sequence espd.events_id_seq cache 50", UnmetKind::SequenceCached).await;
