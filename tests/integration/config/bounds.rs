@@ -1,8 +1,9 @@
 //! Files that never end, files that never begin, and reports with thousands of faults.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::stat::Mode;
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::mkfifo;
 
 use super::{Folder, load};
@@ -11,15 +12,19 @@ use super::{Folder, load};
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || drop(sender.send(work())));
-    ended.recv_timeout(Duration::from_secs(20)).expect("it does not end")
+    ended.recv_timeout(Duration::from_secs(120)).expect("it does not end")
+}
+
+/// How long this thread has had a processor, however busy the machine is.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
 }
 
 #[test]
 fn thousands_of_faults_are_reported_in_a_moment() {
     let text: String = (0..16_000).map(|n| format!("fault_{n} = {n}\n")).collect();
-    let begun = Instant::now();
-    let report = in_time(move || load(&text).unwrap_err().to_string());
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let (report, spent) = in_time(move || (load(&text).unwrap_err().to_string(), processor_time()));
+    assert!(spent < Duration::from_secs(5), "{spent:?}");
     assert!(report.contains("16000 faults"), "{}", &report[report.len() - 200..]);
     // Nobody reads all of them.
     assert!(report.lines().count() < 1_000, "{}", report.lines().count());

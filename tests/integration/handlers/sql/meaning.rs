@@ -234,5 +234,8 @@ async fn a_type_that_another_schema_knows_differently_is_told_of() {
     installation.declare_notes("notes", "perform kind(event.type);");
     let outcome = installation.espctl(&["check"]).await;
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
-    assert!(outcome.stderr.contains("function app.kind(text)"), "{outcome:?}");
+    // PostgreSQL 13 cannot say what a statement refers to, so nothing is compared there.
+    let version = "select current_setting('server_version_num')::int >= 140000";
+    let is_compared: bool = sqlx::query_scalar(version).fetch_one(&db.pool).await.unwrap();
+    assert_eq!(outcome.stderr.contains("function app.kind(text)"), is_compared, "{outcome:?}");
 }
