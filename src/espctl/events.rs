@@ -1,10 +1,9 @@
-//! `espctl events`: prints the events of the store, ordered by id.
+//! `espctl events`: prints the events of the store that are asked for.
 
 use std::time::Duration;
 
-use chrono::Datelike as _;
+use chrono::{DateTime, Datelike as _, Utc};
 use clap::Args;
-use futures_util::TryStreamExt as _;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -12,14 +11,21 @@ use crate::espctl::output;
 use crate::event::{Event, Position, StoredTime, Version};
 use crate::operations::databases::Databases;
 use crate::store::horizon::{ObserveError, Observer};
-use crate::store::{EventStore as _, PostgresEventStore};
+use crate::store::{Direction, PostgresEventStore, Selection};
 use crate::visible::in_one_line;
 
 #[derive(Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    after_help = "Times are those of `created_at`, which the appender may have chosen; no index serves them. With --aggregate, --until \
+    reads\nthe aggregate as it was: all events up to the last one of that time.\n\nExamples:\n  \
     espctl events --after 1200 --type TodoAdded --limit 20\n  \
-    espctl events --aggregate 149d5c70-a373-4857-91e2-1d5ea90c27e4 --json\n  \
-    espctl events --follow --json | jq .type")]
+    espctl events --last 20 --follow\n  \
+    espctl events --aggregate 149d5c70-a373-4857-91e2-1d5ea90c27e4 --to-version 7 --json\n  \
+    espctl events --aggregate 149d5c70-a373-4857-91e2-1d5ea90c27e4 --until 2026-01-31T18:00:00Z\n  \
+    espctl events --correlation 0b0f5a5e-9a1c-4c3e-8a54-2f1f6b3f0f4d\n  \
+    espctl events --since 2026-01-31T00:00:00Z --reverse --limit 50\n  \
+    espctl events --follow --json | jq .type"
+)]
 pub(crate) struct Arguments {
     /// Only events after this position
     #[arg(long, default_value_t = Position::START, value_name = "POSITION")]
@@ -28,17 +34,53 @@ pub(crate) struct Arguments {
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
     /// Only the events of this aggregate, ordered by version
-    #[arg(long, value_name = "ID", conflicts_with_all = ["follow", "types", "after"])]
+    #[arg(long, value_name = "ID", conflicts_with = "follow")]
     aggregate: Option<Uuid>,
+    /// Only from this version of the aggregate on
+    #[arg(long, value_name = "VERSION", requires = "aggregate")]
+    from_version: Option<Version>,
+    /// Only up to this version of the aggregate
+    #[arg(long, value_name = "VERSION", requires = "aggregate")]
+    to_version: Option<Version>,
+    /// Only events of this correlation, with the event that it began with
+    #[arg(long, value_name = "ID")]
+    correlation: Option<Uuid>,
+    /// Only events that happened at or after this time (RFC 3339)
+    #[arg(long, value_name = "TIME")]
+    since: Option<DateTime<Utc>>,
+    /// Only events that happened at or before this time (RFC 3339)
+    #[arg(long, value_name = "TIME", conflicts_with = "follow")]
+    until: Option<DateTime<Utc>>,
     /// Print at most this many events
-    #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
+    #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..))]
+    limit: Option<i64>,
+    /// Only the last ones, this many
+    #[arg(long, value_name = "COUNT", conflicts_with = "limit", value_parser = clap::value_parser!(i64).range(1..))]
+    last: Option<i64>,
+    /// Print the newest first
+    #[arg(long, short, conflicts_with = "follow")]
+    reverse: bool,
     /// Continue as events arrive, in order and without gaps, until interrupted
     #[arg(long, short)]
     follow: bool,
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
+}
+
+impl Arguments {
+    fn selection(&self) -> Selection {
+        Selection {
+            after: self.after,
+            types: (!self.types.is_empty()).then(|| self.types.clone()),
+            correlation_id: self.correlation,
+            since: self.since,
+            until: self.until,
+            aggregate_id: self.aggregate,
+            versions: (self.from_version, self.to_version),
+            by_version: self.aggregate.is_some(),
+        }
+    }
 }
 
 /// Events read at a time.
@@ -49,49 +91,92 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {
     let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
-    let mut printer = Printer { json: arguments.json, left: arguments.limit.unwrap_or(u64::MAX) };
-    if let Some(aggregate_id) = arguments.aggregate {
-        let mut events = store.read_aggregate(aggregate_id.into(), Version::FIRST, None);
-        while let Some(event) = events.try_next().await? {
-            if !printer.print(&event)? {
-                break;
-            }
-        }
-        return Ok(());
+    let mut reader = Reader {
+        selection: arguments.selection(),
+        direction: if arguments.reverse { Direction::Backward } else { Direction::Forward },
+        beyond: None,
+        left: arguments.limit.unwrap_or(i64::MAX),
+        json: arguments.json,
+        store,
+    };
+    let mut follower = if arguments.follow { Some(Follower::new(databases).await?) } else { None };
+    if let Some(count) = arguments.last {
+        let upto = settled(&mut follower).await?;
+        reader.begin_with_last(count, upto).await?;
     }
-    follow(&arguments, databases, &store, &mut printer).await
+    loop {
+        let upto = settled(&mut follower).await?;
+        if reader.print_until(upto).await? == Printed::Enough || upto.is_none() {
+            return Ok(());
+        }
+        reader.pass_over(upto);
+        tokio::time::sleep(FOLLOW_INTERVAL).await;
+    }
 }
 
-/// Prints page by page. With `--follow` it stops at the settled horizon, so that no event can appear before one that is
-/// printed already.
-async fn follow(
-    arguments: &Arguments,
-    databases: &Databases,
-    store: &PostgresEventStore,
-    printer: &mut Printer,
-) -> anyhow::Result<()> {
-    let mut watch = if arguments.follow { Some(Follower::new(databases).await?) } else { None };
-    let types = (!arguments.types.is_empty()).then_some(arguments.types.as_slice());
-    let mut position = arguments.after;
-    loop {
-        let upto = match &mut watch {
-            Some(follower) => Some(follower.settled().await?),
-            None => None,
-        };
-        let page = store.read_after(position, upto, types, PAGE_EVENTS).await?;
-        for event in &page {
-            position = event.id;
-            if !printer.print(event)? {
-                return Ok(());
+/// How far a follower may print: up to the settled horizon, so that no event can appear before one that is printed already.
+async fn settled(follower: &mut Option<Follower<'_>>) -> anyhow::Result<Option<Position>> {
+    match follower {
+        Some(follower) => Ok(Some(follower.settled().await?)),
+        None => Ok(None),
+    }
+}
+
+/// Whether more may be printed.
+#[derive(PartialEq, Eq)]
+enum Printed {
+    /// All that there is now.
+    All,
+    /// As many as were asked for.
+    Enough,
+}
+
+/// Reads a selection page by page, and prints it.
+struct Reader {
+    store: PostgresEventStore,
+    selection: Selection,
+    direction: Direction,
+    /// The place, in the order of the selection, of the last event that was printed.
+    beyond: Option<i64>,
+    /// How many more may be printed.
+    left: i64,
+    json: bool,
+}
+
+impl Reader {
+    /// Has only the last events printed.
+    async fn begin_with_last(&mut self, count: i64, upto: Option<Position>) -> anyhow::Result<()> {
+        match self.direction {
+            Direction::Backward => self.left = count,
+            Direction::Forward => {
+                let first = self.store.find_first_of_last(&self.selection, upto, count).await?;
+                self.beyond = first.map(|first| first - 1);
             }
         }
-        if (page.len() as i64) < PAGE_EVENTS {
-            if !arguments.follow {
-                return Ok(());
+        Ok(())
+    }
+
+    async fn print_until(&mut self, upto: Option<Position>) -> anyhow::Result<Printed> {
+        loop {
+            let limit = self.left.min(PAGE_EVENTS);
+            let page = self.store.select(&self.selection, self.direction, self.beyond, upto, limit).await?;
+            for event in &page {
+                self.beyond = Some(self.selection.key_of(event));
+                self.left -= 1;
+                print(event, self.json)?;
             }
-            position = upto.unwrap_or(position).max(position);
-            tokio::time::sleep(FOLLOW_INTERVAL).await;
+            if self.left == 0 {
+                return Ok(Printed::Enough);
+            }
+            if (page.len() as i64) < limit {
+                return Ok(Printed::All);
+            }
         }
+    }
+
+    /// Goes on after what was looked at.
+    fn pass_over(&mut self, upto: Option<Position>) {
+        self.beyond = self.beyond.max(upto.map(Position::get));
     }
 }
 
@@ -125,25 +210,12 @@ fn show_time(time: StoredTime) -> String {
     }
 }
 
-struct Printer {
-    json: bool,
-    left: u64,
-}
-
-impl Printer {
-    /// Prints one event. Returns whether the limit allows more.
-    fn print(&mut self, event: &Event) -> anyhow::Result<bool> {
-        if self.json {
-            output::print_verbatim(&serde_json::to_string(event)?)?;
-        } else {
-            let time = show_time(event.created_at);
-            let Event { id, event_type, aggregate_id, version, body, .. } = event;
-            output::print(&in_one_line(&format!(
-                "{id:>10}  {time}  {event_type}  {aggregate_id} {version}  {}",
-                body.get()
-            )))?;
-        }
-        self.left -= 1;
-        Ok(self.left > 0)
+fn print(event: &Event, json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::print_verbatim(&serde_json::to_string(event)?);
     }
+    let time = show_time(event.created_at);
+    let Event { id, event_type, aggregate_id, version, body, .. } = event;
+    let body = body.get();
+    output::print(&in_one_line(&format!("{id:>10}  {time}  {event_type}  {aggregate_id} {version}  {body}")))
 }

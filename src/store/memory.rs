@@ -79,6 +79,12 @@ impl EventStore for MemoryEventStore {
         stream(found)
     }
 
+    fn read_correlation(&self, correlation_id: Uuid) -> BoxStream<'_, Result<Event, ReadError>> {
+        let is_part =
+            |event: &Event| event.correlation_id == Some(correlation_id) || event.uuid == correlation_id;
+        stream(self.select(is_part))
+    }
+
     fn read_range(
         &self,
         from: Position,

@@ -33,6 +33,7 @@ pub(crate) mod witness;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
 use thiserror::Error;
 use uuid::Uuid;
@@ -42,7 +43,7 @@ use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 pub use layout::{EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
 pub use postgres::PostgresEventStore;
-pub(crate) use postgres::{TransactionAppender, read_after_on, read_aggregate_on};
+pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, read_aggregate_on};
 pub(crate) use validity::find_reason;
 
 /// An append-only store of events.
@@ -88,6 +89,17 @@ pub trait EventStore: Send + Sync {
         aggregate_id: AggregateId,
         time: DateTime<Utc>,
     ) -> BoxStream<'_, Result<Event, ReadError>>;
+
+    /// Streams the events of a correlation, by ascending id: those with this `correlation_id`, and the event that the
+    /// correlation began with, whose own uuid it is.
+    ///
+    /// An index serves this in espd's own table. By default the whole store is read.
+    fn read_correlation(&self, correlation_id: Uuid) -> BoxStream<'_, Result<Event, ReadError>> {
+        let all = self.read_range(Position::START, Position::MAX, None);
+        Box::pin(all.try_filter(move |event| {
+            std::future::ready(event.correlation_id == Some(correlation_id) || event.uuid == correlation_id)
+        }))
+    }
 
     /// Streams the events with `from <= id <= to`, by ascending id, of the given types only (`None`: all).
     ///

@@ -7,6 +7,7 @@ mod on_connection;
 mod parameter;
 mod refusal;
 mod row;
+mod selection;
 mod sql_text;
 mod statements;
 
@@ -27,6 +28,7 @@ use crate::store::layout::Layout;
 use crate::store::notifier::Notifier;
 
 pub(crate) use on_connection::{TransactionAppender, read_after_on, read_aggregate_on};
+pub(crate) use selection::{Direction, Selection};
 use statements::Statements;
 
 /// An event store in PostgreSQL. Cheap to clone: clones share the pool and the notifier.
@@ -153,6 +155,10 @@ impl EventStore for PostgresEventStore {
         self.stream(
             sqlx::query(self.statements.read_aggregate_until.clone()).bind(aggregate_id.as_uuid()).bind(time),
         )
+    }
+
+    fn read_correlation(&self, correlation_id: Uuid) -> BoxStream<'_, Result<Event, ReadError>> {
+        self.stream(sqlx::query(self.statements.read_correlation.clone()).bind(correlation_id))
     }
 
     fn read_range(

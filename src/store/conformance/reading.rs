@@ -168,3 +168,14 @@ pub(super) async fn a_stream_may_be_dropped_early(store: Store) {
     }
     assert_eq!(read_all(&store).await.len(), 2_000);
 }
+
+pub(super) async fn a_correlation_is_read_with_its_beginning(store: Store) {
+    let begins = event_of("A");
+    let of = |correlation_id| NewEvent { correlation_id: Some(correlation_id), ..event_of("B") };
+    let wanted = begins.uuid;
+    let stored =
+        append_each(&store, [event_of("A"), begins, of(wanted), of(Uuid::new_v4()), of(wanted)]).await;
+    let read = async |id| ids(&collect(store.read_correlation(id)).await);
+    assert_eq!(read(wanted).await, [stored[1], stored[2], stored[4]]);
+    assert_eq!(read(Uuid::new_v4()).await, [0; 0]);
+}

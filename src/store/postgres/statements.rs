@@ -13,6 +13,7 @@ pub(super) struct Statements {
     pub(super) read_after: SqlStr,
     pub(super) read_aggregate: SqlStr,
     pub(super) read_aggregate_until: SqlStr,
+    pub(super) read_correlation: SqlStr,
     pub(super) read_range: SqlStr,
     pub(super) find_position_at: SqlStr,
     pub(super) find_latest_id: SqlStr,
@@ -32,6 +33,10 @@ impl Statements {
                 where aggregate_id = $1 and version <= (
                   select max(version) from {events} where aggregate_id = $1 and created_at <= $2)
                 order by version"
+            )),
+            read_correlation: sql(format!(
+                "-- read_correlation
+                select {columns} from {events} where correlation_id = $1 or uuid = $1 order by id"
             )),
             read_range: sql(format!(
                 "-- read_event_range

@@ -47,6 +47,69 @@ async fn the_events_of_an_aggregate_are_printed_by_version() {
     assert!(printed.contains(&format!("  A  {id} 1  {{}}")), "{printed}");
 }
 
+/// Appends four events of an aggregate, a minute apart, the last of which begins a correlation.
+async fn append_history(installation: &Installation, id: &str, correlation: &str) {
+    let line = |minute: i32, more: &str| {
+        format!(
+            "{{\"aggregate_id\":\"{id}\",\"type\":\"A\",\"body\":{{}},\"created_at\":\"2026-01-31T12:0{minute}:00Z\"{more}}}\n"
+        )
+    };
+    let begins = format!(",\"uuid\":\"{correlation}\"");
+    let lines = [line(1, ""), line(2, ""), line(3, ""), line(4, &begins)].concat();
+    installation.espctl_fed(&["append"], &lines).await.printed();
+}
+
+#[tokio::test]
+async fn events_are_read_to_a_version_or_a_time_from_either_end() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let (id, correlation) = ("00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-00000000000c");
+    append_history(&installation, id, correlation).await;
+    append(&db.pool, 600).await;
+    sqlx::query("update espd.events set correlation_id = $1::uuid where id in (10, 20)")
+        .bind(correlation)
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    let events = async |arguments: &[&str]| {
+        let arguments = [&["events", "--json"], arguments].concat();
+        ids(&installation.espctl(&arguments).await.json_lines())
+    };
+    assert_eq!(events(&["--aggregate", id, "--to-version", "2"]).await, [1, 2]);
+    assert_eq!(events(&["--aggregate", id, "--from-version", "2", "--to-version", "3"]).await, [2, 3]);
+    assert_eq!(events(&["--aggregate", id, "--until", "2026-01-31T12:03:30Z"]).await, [1, 2, 3]);
+    assert_eq!(events(&["--aggregate", id, "--last", "2"]).await, [3, 4]);
+    assert_eq!(events(&["--aggregate", id, "--reverse", "--limit", "1"]).await, [4]);
+    let between = ["--since", "2026-01-31T12:02:00Z", "--until", "2026-01-31T12:03:00Z"];
+    assert_eq!(events(&between).await, [2, 3]);
+    assert_eq!(events(&["--until", "2026-01-31T12:04:00Z", "--reverse"]).await, [4, 3, 2, 1]);
+    assert_eq!(events(&["--correlation", correlation]).await, [4, 10, 20]);
+    assert_eq!(events(&["--correlation", correlation, "--type", "A", "--last", "1"]).await, [20]);
+    assert_eq!(events(&["--last", "3"]).await, [602, 603, 604]);
+    assert_eq!(events(&["--last", "550"]).await, (55..=604).collect::<Vec<_>>());
+    assert_eq!(events(&["--reverse", "--limit", "550"]).await, (55..=604).rev().collect::<Vec<_>>());
+    assert_eq!(installation.espctl(&["events", "--to-version", "2"]).await.code, Some(2));
+
+    let follower =
+        Talker::start(installation.espctl_command(&["events", "--last", "2", "--follow", "--json"]));
+    let next = async || self::id(&follower.next().await);
+    assert_eq!([next().await, next().await], [603, 604]);
+    assert_eq!(append(&db.pool, 1).await, next().await);
+}
+
+#[tokio::test]
+async fn an_index_finds_what_belongs_to_a_correlation() {
+    let db = support::database().await;
+    let plan: Vec<String> = sqlx::query_scalar(
+        "explain select id from espd.events
+         where correlation_id = '00000000-0000-4000-8000-00000000000c' or uuid = '00000000-0000-4000-8000-00000000000c'",
+    )
+    .fetch_all(db.pool.acquire().await.unwrap().as_mut())
+    .await
+    .unwrap();
+    assert!(plan.join("\n").contains("events_correlation_id_idx"), "{plan:?}");
+}
+
 fn id(line: &str) -> i64 {
     serde_json::from_str::<Value>(line).unwrap()["id"].as_i64().unwrap()
 }
