@@ -35,6 +35,9 @@ grant espd_reader to espd_appender;
 revoke insert on :"schema".events from espd_appender;
 grant insert (uuid, aggregate_id, type, version, body, metadata, causation_id, correlation_id, created_at) on :"schema".events to espd_appender;
 
+-- Schedules events for later, and cancels them. Appending what is due takes the same rights.
+grant insert, update, delete on :"schema".scheduled_events to espd_appender;
+
 -- Runs processors. It makes their functions in espd's schema and their tables in that of the projections, so it owns
 -- these and needs `create` on both.
 grant espd_reader to espd_daemon;
@@ -55,6 +58,9 @@ grant usage, create on schema espd_check to espd_daemon;
 revoke insert on :"schema".events from espd_daemon;
 grant insert (uuid, aggregate_id, type, version, body, metadata, causation_id, correlation_id, created_at) on :"schema".events to espd_daemon;
 
+-- Appends what applications have scheduled.
+grant update, delete on :"schema".scheduled_events to espd_daemon;
+
 -- Acts through functions alone, which record who did what; no role writes the records itself, or may change them. A member
 -- of espd_daemon does the same through the admin endpoint.
 grant espd_reader to espd_operator;
@@ -62,6 +68,7 @@ grant execute on function :"schema".pause_processor, :"schema".resume_processor,
   :"schema".accept_history, :"schema".reset_processor, :"schema".set_aside_by_operator, :"schema".retry_dead_letters,
   :"schema".discard_dead_letters, :"schema".cancel_emissions, :"schema".retry_emissions, :"schema".request_reload
   to espd_operator, espd_daemon;
+grant execute on function :"schema".cancel_scheduled_events, :"schema".retry_scheduled_events to espd_operator, espd_daemon;
 -- What makes tables anew, or drops them, is the daemon's: they belong to it.
 grant execute on function :"schema".rebuild_processor, :"schema".drop_processor, :"schema".rename_processor
   to espd_daemon;

@@ -251,7 +251,7 @@ pub mod prelude {
         Reactor, ReactorContext, Registration, Start, StateStored, StateStoredProjector,
     };
     pub use crate::store::{
-        AppendError, EventStore, Layout, MemoryEventStore, PostgresEventStore, ReadError,
+        AppendError, AppendTime, EventStore, Layout, MemoryEventStore, PostgresEventStore, ReadError,
     };
 }
 

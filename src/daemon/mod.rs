@@ -8,6 +8,7 @@ mod readiness;
 mod reload;
 mod requests;
 mod running;
+mod scheduling;
 pub(crate) mod todo_history;
 mod waiting_rows;
 mod worker_table;

@@ -14,6 +14,7 @@ use super::plan::supervision_plan;
 use super::readiness::wait_until_ready;
 use super::reload::Configured;
 use super::requests::{ReloadOrder, ReloadRequests, Reloaded};
+use super::scheduling::append_scheduled;
 use super::worker_table::{WorkerTable, WorkerTablePlace};
 use crate::admin::{Endpoint, Limits};
 use crate::config::Config;
@@ -150,6 +151,7 @@ async fn supervise(
     let snapshots = supervisor.snapshots();
     let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
     let reloads = ReloadRequests::new(owner.id, orders);
+    let scheduling = tokio::spawn(append_scheduled(places.clone(), stop.clone()));
     let table = WorkerTable::new(owner.clone(), snapshots.clone(), places, reloads);
     let writing = tokio::spawn(table.run(stop));
     let announcing = async {
@@ -173,7 +175,7 @@ async fn supervise(
     };
     end.request();
     // If the rows are not removed in time, they are outdated soon.
-    let _ = tokio::time::timeout(WORKER_TABLE_GRACE, writing).await;
+    let _ = tokio::time::timeout(WORKER_TABLE_GRACE, async { tokio::join!(writing, scheduling) }).await;
     let executable = executable.filter(|_| starts_again.get());
     match (executable, exit_of(ending)) {
         (None, None) => Ok(Afterwards::End),

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::requests::ReloadRequests;
+use super::scheduling::scheduler;
 use crate::config::Config;
 use crate::postgres::connector::Connector;
 use crate::postgres::quote::quote_identifier;
@@ -21,6 +22,7 @@ use crate::postgres::sqlstate::describe;
 use crate::processing::tracker::{Owner, Trackers};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
+use crate::store::scheduled::Scheduler;
 use crate::supervision::{End, Snapshot};
 
 /// Least time between two writes.
@@ -41,6 +43,8 @@ pub(super) struct WorkerTablePlace {
     pub schema: String,
     /// The processors that the daemon is configured to run.
     pub processors: Vec<String>,
+    /// Appends what applications have scheduled; `None`: espd appends nothing to the store.
+    pub scheduler: Option<Scheduler>,
 }
 
 /// Writes the snapshots of a supervisor to the table.
@@ -241,7 +245,12 @@ impl WorkerTablePlace {
     pub(super) fn of(config: &Config) -> Option<Self> {
         let url = config.direct_projections_url().or(config.direct_event_store_url())?;
         let processors = config.processors.iter().map(|processor| processor.name.clone()).collect();
-        Some(Self { database: url.connector().ok()?, schema: config.event_store.schema.clone(), processors })
+        Some(Self {
+            database: url.connector().ok()?,
+            schema: config.event_store.schema.clone(),
+            processors,
+            scheduler: scheduler(config),
+        })
     }
 }
 

@@ -20,12 +20,21 @@ use crate::store::{EventStore as _, PostgresEventStore};
 #[command(after_help = "Each line is an object with aggregate_id (uuid), type and body, and optionally\n\
     expected_version (0: the aggregate must not exist), uuid, correlation_id, causation_id, created_at\n\
     (RFC 3339) and metadata (object). An event whose uuid is stored already is not stored twice.\n\n\
-    Example:\n  echo '{\"aggregate_id\":\"149d5c70-a373-4857-91e2-1d5ea90c27e4\",\
-    \"type\":\"TodoAdded\",\"body\":{\"title\":\"milk\"}}' | espctl append")]
+    With --at, a daemon appends the events at that time, by the clock of the database; there can be no\n\
+    expected_version. `espctl emissions list -` shows what is still to be appended.\n\n\
+    Examples:\n  echo '{\"aggregate_id\":\"149d5c70-a373-4857-91e2-1d5ea90c27e4\",\
+    \"type\":\"TodoAdded\",\"body\":{\"title\":\"milk\"}}' | espctl append\n  \
+    espctl append --at 2026-12-24T17:00:00Z --key party < invitation.json")]
 pub(crate) struct Arguments {
     /// Use one transaction per line instead of one for the whole input
-    #[arg(long)]
+    #[arg(long, conflicts_with = "at")]
     each: bool,
+    /// Append at this time (RFC 3339) instead of now, and print the uuids that the events will have
+    #[arg(long, value_name = "TIME")]
+    at: Option<DateTime<Utc>>,
+    /// Name what is scheduled: it replaces what was scheduled under this key, and can be cancelled by it
+    #[arg(long, value_name = "KEY", requires = "at", conflicts_with = "each")]
+    key: Option<String>,
     /// Print objects with id, uuid and version instead of positions
     #[arg(long)]
     json: bool,
@@ -62,6 +71,9 @@ const LINE_BYTES_MAX: usize = 256 << 20;
 pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {
     let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
     let mut lines = Lines::new(std::io::stdin().lock());
+    if let Some(time) = arguments.at {
+        return schedule(&arguments, time, &mut lines, &store, databases).await;
+    }
     let mut appended = Tally::default();
     if arguments.each {
         while let Some(event) = lines.next_event()? {
@@ -92,6 +104,37 @@ async fn append_all(
     }
     transaction.commit().await?;
     Ok(stored)
+}
+
+/// Schedules the whole input in one transaction.
+async fn schedule(
+    arguments: &Arguments,
+    time: DateTime<Utc>,
+    lines: &mut Lines<impl std::io::Read>,
+    store: &PostgresEventStore,
+    databases: &Databases,
+) -> anyhow::Result<()> {
+    let (mut count, key) = (0, arguments.key.as_deref());
+    let mut connection = databases.events.acquire().await?;
+    let mut transaction = connection.begin().await?;
+    while let Some(chunk) = lines.next_chunk()? {
+        if count > 0 && key.is_some() {
+            bail!("a key names {CHUNK_LINES} events at most: nothing was scheduled");
+        }
+        let scheduled = store.append_at_in(&mut transaction, time, key, &chunk).await;
+        scheduled.with_context(|| lines.place_of_chunk()).context("nothing was scheduled")?;
+        count += chunk.len();
+        for NewEvent { uuid, .. } in chunk {
+            if arguments.json {
+                output::print_verbatim(&serde_json::json!({ "uuid": uuid, "due_at": time }).to_string())?;
+            } else if !arguments.quiet {
+                output::print(&uuid.to_string())?;
+            }
+        }
+    }
+    transaction.commit().await?;
+    eprintln!("{count} event{} scheduled for {time}", if count == 1 { "" } else { "s" });
+    Ok(())
 }
 
 /// How many events were appended, and where.

@@ -1,4 +1,5 @@
-//! `espctl emissions`: lists, cancels and retries what reactors have emitted and the event store does not have yet.
+//! `espctl emissions`: lists, cancels and retries what reactors have emitted, or applications have scheduled, and the event
+//! store does not have yet.
 
 mod change;
 mod list;
@@ -14,7 +15,7 @@ use crate::processing::emission::EmissionSelection;
 
 #[derive(Subcommand)]
 pub(crate) enum EmissionsCommand {
-    /// List pending emissions, for all reactors or for one, also of reactors that are no longer declared
+    /// List pending emissions, of all reactors and applications or of one, also of reactors that are no longer declared
     List(list::Arguments),
     /// Remove pending emissions for good: the events are never appended
     Cancel(change::CancelArguments),

@@ -78,8 +78,9 @@ pub(crate) fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> 
         CreatedBy::Framework(framework) => {
             let Order::DrawnInTransaction { sequence, .. } = &layout.order;
             // The framework's application appends with rights of its own; the roles of espd only read.
-            let kept: Vec<&str> =
-                own.lines().filter(|line| !line.contains(" on :\"schema\".events ")).collect();
+            let appends =
+                |line: &&str| line.contains(" on :\"schema\".events ") || line.contains("scheduled_events");
+            let kept: Vec<&str> = own.lines().filter(|line| !appends(line)).collect();
             let schema = quote_identifier(&framework.schema);
             format!(
                 "{}\n\n-- The store of {} is read only.\ngrant usage on schema {schema} to espd_reader;\n\

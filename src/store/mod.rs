@@ -10,6 +10,7 @@
 //!   laid over its source, so that old events are read as new ones.
 //! - An append checks what is cheap to check (`validity`), is stored in one transaction (`postgres/append`), and then
 //!   notifies those who follow the store (`notifier`).
+//! - What is `scheduled` for later is appended by the scheduler, when it is due.
 //! - `history` tells one life of a store from another, after a failover or a restore; by a `witness`, readers recognise that
 //!   the store lacks what they have read.
 //! - `preconditions` are what a store must meet before it may be followed.
@@ -25,6 +26,7 @@ mod memory;
 pub(crate) mod notifier;
 mod postgres;
 pub(crate) mod preconditions;
+pub(crate) mod scheduled;
 pub(crate) mod subscription;
 pub(crate) mod upcast;
 mod validity;
@@ -42,7 +44,7 @@ use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
 pub use layout::{EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
-pub use postgres::PostgresEventStore;
+pub use postgres::{AppendTime, PostgresEventStore};
 pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, read_aggregate_on};
 pub(crate) use validity::find_reason;
 

@@ -7,6 +7,7 @@ mod on_connection;
 mod parameter;
 mod refusal;
 mod row;
+mod scheduling;
 mod selection;
 mod sql_text;
 mod statements;
@@ -28,6 +29,7 @@ use crate::store::layout::Layout;
 use crate::store::notifier::Notifier;
 
 pub(crate) use on_connection::{TransactionAppender, read_after_on, read_aggregate_on};
+pub use scheduling::AppendTime;
 pub(crate) use selection::{Direction, Selection};
 use statements::Statements;
 

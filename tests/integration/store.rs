@@ -7,6 +7,7 @@ mod horizon;
 mod notifier;
 mod other_ways;
 mod preconditions;
+mod scheduled;
 mod schema;
 mod strangers;
 mod twins;

@@ -11,7 +11,7 @@ use crate::processing::emission::{EmissionChange, EmissionSelection, EmissionSta
 #[derive(Args)]
 #[command(group(ArgGroup::new("selected").required(true).multiple(true).args(["id", "event_type", "key", "refused", "all"])))]
 struct Target {
-    /// Name of the reactor
+    /// Name of the reactor; `-`: what applications have scheduled
     name: String,
     /// Id of one emission, as `espctl emissions list` shows it
     id: Option<i64>,
@@ -31,6 +31,7 @@ struct Target {
     Examples:\n  \
     espctl emissions cancel reminders 4711\n  \
     espctl emissions cancel reminders --key todo-17\n  \
+    espctl emissions cancel - --key invoice-4       what an application has scheduled\n  \
     espctl emissions cancel retired_reactor --all --yes"
 )]
 pub(crate) struct CancelArguments {

@@ -15,10 +15,11 @@ use crate::processing::emission::{EmissionSelection, EmissionState};
     Examples:\n  \
     espctl emissions list                       of all reactors\n  \
     espctl emissions list reminders --refused   of one, what the event store has refused\n  \
+    espctl emissions list -                     what applications have scheduled (`espctl append --at`)\n  \
     espctl emissions list --json | jq '.[] | [.reactor, .type, .due_at, .state]'"
 )]
 pub(crate) struct Arguments {
-    /// Only those of this reactor
+    /// Only those of this reactor; `-`: only what applications have scheduled
     name: Option<String>,
     #[command(flatten)]
     criteria: Criteria,

@@ -14,9 +14,9 @@ use crate::postgres::row::from_row;
 /// emissions list --json` prints them.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct PendingEmission {
-    /// Number of the emission among those of all reactors.
+    /// Number of the emission among those of all reactors, or among what applications have scheduled.
     pub(crate) id: i64,
-    /// The reactor that has emitted it.
+    /// The reactor that has emitted it; `-`: an application has scheduled it.
     pub(crate) reactor: String,
     /// Partition of the reactor.
     pub(crate) partition: i32,

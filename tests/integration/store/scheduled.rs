@@ -1,0 +1,153 @@
+//! Events that applications append for later: scheduled in a transaction of the caller, appended once when they are due.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use espd::event::{ExpectedVersion, NewEvent};
+use espd::store::{AppendError, EventStore, PostgresEventStore};
+use serde_json::Value;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::{happened, layout, store};
+use crate::support;
+use crate::support::facts::{append, eventually};
+use crate::support::program::Installation;
+use crate::support::projectors::numbers;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+async fn pending(pool: &PgPool) -> Vec<(Uuid, Option<String>)> {
+    sqlx::query_as("select uuid, key from espd.scheduled_events order by id").fetch_all(pool).await.unwrap()
+}
+
+async fn make_due(pool: &PgPool) {
+    sqlx::raw_sql("update espd.scheduled_events set next_try_at = clock_timestamp() - interval '1 second'")
+        .execute(pool)
+        .await
+        .unwrap();
+}
+
+async fn stored(store: &PostgresEventStore) -> Vec<Uuid> {
+    let events = store.read_after(0.into(), None, None, 100).await.unwrap();
+    events.iter().map(|event| event.uuid).collect()
+}
+
+#[tokio::test]
+async fn an_event_is_scheduled_in_the_transaction_of_its_caller() {
+    let (pool, store) = store().await;
+    let (undone, kept) = (happened(Uuid::new_v4()), happened(Uuid::new_v4()));
+    let mut transaction = pool.begin().await.unwrap();
+    store.append_at_in(&mut transaction, HOUR, None, &[undone]).await.unwrap();
+    transaction.rollback().await.unwrap();
+    let mut transaction = pool.begin().await.unwrap();
+    store.append_at_in(&mut transaction, HOUR, None, std::slice::from_ref(&kept)).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(pending(&pool).await, [(kept.uuid, None)]);
+    assert_eq!(store.append_due().await.unwrap(), 0);
+    make_due(&pool).await;
+    assert_eq!(store.append_due().await.unwrap(), 1);
+    assert_eq!((stored(&store).await, pending(&pool).await), (vec![kept.uuid], vec![]));
+
+    // Scheduling it again, as a caller does who does not know whether it was committed, does nothing.
+    store.append_at(Utc::now(), None, &[kept]).await.unwrap();
+    assert_eq!(pending(&pool).await, []);
+}
+
+#[tokio::test]
+async fn a_key_replaces_what_was_scheduled_and_cancels_it() {
+    let (pool, store) = store().await;
+    let [first, second, third] = [(); 3].map(|()| happened(Uuid::new_v4()));
+    store.append_at(HOUR, Some("todo-7"), &[first.clone(), second.clone()]).await.unwrap();
+    store.append_at(HOUR * 2, Some("todo-7"), &[second.clone(), third.clone()]).await.unwrap();
+    let named = |event: &NewEvent| (event.uuid, Some("todo-7".to_owned()));
+    assert_eq!(pending(&pool).await, [named(&second), named(&third)]);
+    assert!(store.cancel_scheduled("todo-7").await.unwrap());
+    assert!(!store.cancel_scheduled("todo-7").await.unwrap());
+    make_due(&pool).await;
+    assert_eq!((store.append_due().await.unwrap(), pending(&pool).await), (0, vec![]));
+}
+
+#[tokio::test]
+async fn what_cannot_be_appended_later_is_refused_at_once() {
+    let (pool, store) = store().await;
+    let expecting = happened(Uuid::new_v4()).expecting(ExpectedVersion::Absent);
+    let refused = store.append_at(HOUR, None, &[happened(Uuid::new_v4()), expecting]).await.unwrap_err();
+    assert!(matches!(&refused, AppendError::Invalid { index: Some(1), .. }), "{refused}");
+    let event = happened(Uuid::new_v4());
+    store.append_at(HOUR, None, std::slice::from_ref(&event)).await.unwrap();
+    let other = NewEvent { event_type: "Other".into(), ..event.clone() };
+    let reused = store.append_at(HOUR, None, &[other]).await.unwrap_err();
+    assert!(matches!(&reused, AppendError::UuidReused { uuid } if *uuid == event.uuid), "{reused}");
+    for call in
+        ["append_at('infinity', '[]')", "append_at(null, '[]')", "append_at(now(), '{\"type\":\"A\"}')"]
+    {
+        let call = sqlx::AssertSqlSafe(format!("select from espd.{call}"));
+        let error = sqlx::query(call).execute(&pool).await.unwrap_err();
+        assert_eq!(super::refusal(&error).0, "ES003");
+    }
+}
+
+#[tokio::test]
+async fn a_scheduled_event_that_the_store_refuses_holds_up_no_other() {
+    let db = support::database().await;
+    let (pool, store) = (db.pool.clone(), PostgresEventStore::new(db.pool.clone(), layout()));
+    let installation = Installation::new(&db.url, "");
+    sqlx::raw_sql("alter table espd.events add constraint no_bad check (type <> 'Bad')")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let bad = NewEvent { event_type: "Bad".into(), ..happened(Uuid::new_v4()) };
+    let good = happened(Uuid::new_v4());
+    store.append_at(HOUR, Some("k"), &[bad.clone(), good.clone()]).await.unwrap();
+    make_due(&pool).await;
+    assert_eq!(store.append_due().await.unwrap(), 1);
+    assert_eq!(stored(&store).await, [good.uuid]);
+    let listed = installation.espctl(&["emissions", "list", "-", "--refused", "--json"]).await.json();
+    assert_eq!((&listed[0]["reactor"], &listed[0]["state"]), (&"-".into(), &"refused".into()), "{listed}");
+    assert_eq!((&listed[0]["sqlstate"], &listed[0]["key"]), (&"23514".into(), &"k".into()), "{listed}");
+    let retried = installation.espctl(&["emissions", "retry", "-", "--key", "k"]).await.printed();
+    assert!(retried.contains("1 emission"), "{retried}");
+    let cancelled = installation.espctl(&["emissions", "cancel", "-", "--all", "--yes"]).await.printed();
+    assert!(cancelled.contains("cancelled 1 emission"), "{cancelled}");
+    assert_eq!(pending(&pool).await, []);
+    assert_eq!(numbers(&pool, "select count(*) from espd.operator_log where processor = '-'").await, [2]);
+}
+
+#[tokio::test]
+async fn daemons_append_what_is_due_once_and_tell_processors() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    installation.declare_notes("notes", "");
+    append(&db.pool, 1).await;
+    let line = |n: i32| {
+        format!("{{\"aggregate_id\":\"00000000-0000-4000-8000-000000000001\",\"type\":\"A\",\"body\":{n}}}\n")
+    };
+    let past = "2026-01-31T12:00:00Z";
+    let lines: String = (1..=300).map(line).collect();
+    let uuids = installation.espctl_fed(&["append", "--at", past], &lines).await.printed();
+    installation
+        .espctl_fed(&["append", "--at", "2126-01-31T12:00:00Z", "--key", "far"], &line(0))
+        .await
+        .printed();
+    let listed: Value = installation.espctl(&["emissions", "list", "--json", "-n", "1000"]).await.json();
+    assert_eq!(listed.as_array().unwrap().len(), 301);
+    let (one, two) = (installation.start_daemon(), installation.start_daemon());
+    let noted = async || numbers(&db.pool, "select count(*) from notes").await[0];
+    eventually("a table", async || {
+        let made = numbers(&db.pool, "select count(*) from espd.declarations").await[0];
+        (made == 1).then_some(())
+    })
+    .await;
+    eventually("all are noted", async || (noted().await == 301).then_some(())).await;
+    let appended: Vec<Uuid> = sqlx::query_scalar("select uuid from espd.events where id > 1 order by id")
+        .fetch_all(&db.pool)
+        .await
+        .unwrap();
+    let scheduled: Vec<Uuid> = uuids.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(appended, scheduled);
+    let left = installation.espctl(&["emissions", "list", "-"]).await.printed();
+    assert!(left.contains("far") && left.contains("later") && left.contains("2126-01-31"), "{left}");
+    one.stop().await;
+    two.stop().await;
+}
