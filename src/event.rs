@@ -14,6 +14,7 @@
 //! ```
 
 mod aggregate_id;
+mod event_type;
 mod number;
 mod stored_time;
 
@@ -23,6 +24,9 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 pub use aggregate_id::{AggregateId, InvalidAggregateId, NotAUuid};
+pub use event_type::EventType;
+#[doc(hidden)]
+pub use event_type::naming;
 pub use number::{Position, Version};
 pub use stored_time::{InvalidTime, StoredTime};
 

@@ -38,7 +38,19 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Whoever reads across aggregates reads up to the settled horizon: `docs/ordering.md` says why. Processors do.
+//! Whoever reads across aggregates reads up to the settled horizon: `docs/ordering.md` says why. Processors do, and so does
+//! a stream that an application follows, from a position or from now on:
+//!
+//! ```no_run
+//! # async fn example(store: espd::store::PostgresEventStore) -> Result<(), Box<dyn std::error::Error>> {
+//! use futures_util::TryStreamExt as _;
+//!
+//! let mut events = store.subscribe(Some(&["TodoAdded".to_owned()]), None);
+//! while let Some(event) = events.try_next().await? {
+//!     println!("{} {}", event.id, event.body);
+//! }
+//! # Ok(()) }
+//! ```
 //!
 //! # Project
 //!
@@ -243,15 +255,16 @@ pub mod prelude {
     #[cfg(feature = "daemon")]
     pub use crate::Program;
     pub use crate::event::{
-        AggregateId, Appended, Event, ExpectedVersion, NewEvent, Position, StoredTime, Version,
+        AggregateId, Appended, Event, EventType, ExpectedVersion, NewEvent, Position, StoredTime, Version,
     };
     #[cfg(feature = "processors")]
     pub use crate::native::{
-        Delivery, EventSourced, EventSourcedProjector, EventType, HandlerError, Projector, ProjectorContext,
-        Reactor, ReactorContext, Registration, Start, StateStored, StateStoredProjector,
+        Delivery, EventSourced, EventSourcedProjector, HandlerError, Projector, ProjectorContext, Reactor,
+        ReactorContext, Registration, Start, StateStored, StateStoredProjector,
     };
     pub use crate::store::{
-        AppendError, AppendTime, EventStore, Layout, MemoryEventStore, PostgresEventStore, ReadError,
+        AppendError, AppendTime, BodyCodec, EventStore, EventStream, Layout, MemoryEventStore,
+        PostgresEventStore, ReadError,
     };
 }
 

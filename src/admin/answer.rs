@@ -1,6 +1,9 @@
 //! Answers. Errors are JSON as well, with what is wrong and what to do.
 
-use http_body_util::Full;
+use std::convert::Infallible;
+
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
@@ -12,8 +15,11 @@ use crate::operations::operator::OperatorError;
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::describe;
 
-/// A complete answer.
-pub(super) type Answer = Response<Full<Bytes>>;
+/// The body of an answer: complete, or a stream.
+pub(super) type AnswerBody = UnsyncBoxBody<Bytes, Infallible>;
+
+/// An answer.
+pub(super) type Answer = Response<AnswerBody>;
 
 /// Why a request is refused or fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,8 +133,14 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
 
 /// An answer in text. Its headers forbid browsers to store it, to guess its type and to run it.
 pub(super) fn text(status: StatusCode, content_type: &'static str, body: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    let mut answer = stream(content_type, Full::new(Bytes::from(body)).boxed_unsync());
     *answer.status_mut() = status;
+    answer
+}
+
+/// As [`text`], with a body that may go on.
+pub(super) fn stream(content_type: &'static str, body: AnswerBody) -> Answer {
+    let mut answer = Response::new(body);
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

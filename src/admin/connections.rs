@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::debug;
 
 use super::DRAIN_TIME;
+use super::deadline::Deadline;
 use super::listener::{AsyncListener, Peer, Stream};
 use super::requests::RequestHandler;
 use crate::shutdown::Shutdown;
@@ -127,8 +128,10 @@ async fn attend(
     limits: Limits,
     asked: Arc<AtomicBool>,
 ) {
-    let service = service_fn(|request| {
+    let deadline = Deadline::after(limits.connection_time);
+    let service = service_fn(|mut request| {
         asked.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(deadline.clone());
         let (handler, peer) = (Arc::clone(&handler), peer.clone());
         async move { Ok::<_, Infallible>(handler.answer(request, &peer).await) }
     });
@@ -139,9 +142,10 @@ async fn attend(
         .max_headers(HEADERS)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(limits.connection_time, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(client = peer.client, %error, "a connection was cut off"),
-        Err(_) => debug!(client = peer.client, "a connection took too long"),
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            debug!(client = peer.client, %error, "a connection was cut off");
+        },
+        () = deadline.passed() => debug!(client = peer.client, "a connection took too long"),
     }
 }

@@ -13,6 +13,7 @@
 //!                     ├──► doctor              what is wrong with the databases
 //!                     ├──► dead_letters        which dead letters a request is about
 //!                     ├──► emissions           which pending emissions a request is about
+//!                     ├──► events              events as they settle, without an end
 //!                     └──► changes             what operators do
 //! ```
 
@@ -22,8 +23,10 @@ mod body;
 mod changes;
 mod connections;
 mod dead_letters;
+mod deadline;
 mod doctor;
 mod emissions;
+mod events;
 mod exposition;
 mod health;
 mod listener;
@@ -85,7 +88,7 @@ impl Endpoint {
         let (view, viewed) = watch::channel(View::default());
         let (stop, stopping) = shutdown::channel();
         let (end, ended) = oneshot::channel();
-        let handler = RequestHandler::new(settings.clone(), viewed, limits.request_time);
+        let handler = RequestHandler::new(settings.clone(), viewed, limits.request_time, stopping.clone());
         let serve = move || {
             if let Err(error) = serve(listener, handler, limits, stopping) {
                 warn!(%error, "the admin endpoint has ended; the processors continue");

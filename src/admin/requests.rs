@@ -14,8 +14,10 @@ use super::answer::{self, Answer, ApiError};
 use super::body::read_body;
 use super::changes::Change;
 use super::dead_letters::{self, Listing};
+use super::deadline::Deadline;
 use super::doctor::Doctor;
 use super::emissions;
+use super::events::{self, Streams};
 use super::listener::Peer;
 use super::route::Route;
 use super::{View, Workers, exposition, health, metrics};
@@ -25,6 +27,7 @@ use crate::operations::databases::Databases;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::operations::status::ProcessorStatus;
 use crate::postgres::error::chain;
+use crate::shutdown::Shutdown;
 
 /// How long the answer to an unknown token is delayed, so that tokens cannot be guessed quickly.
 const UNAUTHORIZED_DELAY: Duration = Duration::from_millis(100);
@@ -46,12 +49,19 @@ pub(super) struct RequestHandler {
     /// Held while a request works on the databases: one at a time needs no more than [`CONNECTIONS`].
     turn: Mutex<()>,
     doctor: Doctor,
+    streams: Streams,
 }
 
 impl RequestHandler {
-    pub(super) fn new(settings: AdminSettings, view: watch::Receiver<View>, request_time: Duration) -> Self {
+    /// A handler whose streams end when the stop is requested.
+    pub(super) fn new(
+        settings: AdminSettings,
+        view: watch::Receiver<View>,
+        request_time: Duration,
+        stop: Shutdown,
+    ) -> Self {
         let (databases, turn, doctor) = (Mutex::default(), Mutex::default(), Doctor::default());
-        Self { settings, view, request_time, databases, turn, doctor }
+        Self { settings, view, request_time, databases, turn, doctor, streams: Streams::new(stop) }
     }
 
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: &Peer) -> Answer {
@@ -91,6 +101,12 @@ impl RequestHandler {
                 let mut listing = dead_letters::of_query(head.uri.query())?;
                 listing.selection.processor = Some(name.to_owned());
                 self.list_dead_letters(listing).await
+            }
+            Route::Events => {
+                let wanted = events::of_request(head.uri.query(), &head.headers)?;
+                let deadline = head.extensions.get::<Deadline>().cloned();
+                let deadline = deadline.unwrap_or_else(|| Deadline::after(self.request_time));
+                self.streams.open(self.config()?, wanted, deadline).await
             }
             Route::Emissions => self.list_emissions(emissions::of_query(head.uri.query())?).await,
             Route::EmissionsOf(name) => {

@@ -28,6 +28,8 @@ pub(super) enum Route<'p> {
     /// One dead letter.
     DeadLetter(&'p str, Position),
     ChangeDeadLetters(&'p str, DeadLetterAction),
+    /// Events as they settle.
+    Events,
     /// The pending emissions of all reactors.
     Emissions,
     /// The pending emissions of one reactor.
@@ -84,7 +86,7 @@ impl<'p> Route<'p> {
     pub(super) fn find(method: &Method, path: &'p str) -> Result<Self, ApiError> {
         let route = Self::of_path(path).ok_or_else(|| {
             let known = "there are /livez, /readyz, /metrics, /api/v1/doctor, /api/v1/processors, /api/v1/processors/NAME, \
-                         /api/v1/dead-letters, /api/v1/processors/NAME/dead-letters, /api/v1/emissions, \
+                         /api/v1/dead-letters, /api/v1/processors/NAME/dead-letters, /api/v1/events, /api/v1/emissions, \
                          /api/v1/processors/NAME/emissions, and for changes POST /api/v1/processors/NAME/pause, resume, retry, \
                          reset, dead-letters/retry, discard, skip and park, emissions/cancel and emissions/retry";
             ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path", known)
@@ -108,6 +110,7 @@ impl<'p> Route<'p> {
             "/api/v1/doctor" => return Some(Self::Doctor),
             "/api/v1/processors" => return Some(Self::Processors),
             "/api/v1/dead-letters" => return Some(Self::DeadLetters),
+            "/api/v1/events" => return Some(Self::Events),
             "/api/v1/emissions" => return Some(Self::Emissions),
             _ => {}
         }
@@ -161,6 +164,7 @@ mod tests {
         assert_eq!(get("/api/v1/processors/a/dead-letters/7"), Ok(Route::DeadLetter("a", 7.into())));
         let discard = find(Method::POST, "/api/v1/processors/a/dead-letters/discard");
         assert_eq!(discard, Ok(Route::ChangeDeadLetters("a", DeadLetterAction::Discard)));
+        assert_eq!(get("/api/v1/events"), Ok(Route::Events));
         assert_eq!(get("/api/v1/emissions"), Ok(Route::Emissions));
         assert_eq!(get("/api/v1/processors/a/emissions"), Ok(Route::EmissionsOf("a")));
         let cancel = find(Method::POST, "/api/v1/processors/a/emissions/cancel");

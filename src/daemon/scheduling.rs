@@ -3,17 +3,7 @@
 use tokio::sync::watch;
 
 use super::worker_table::WorkerTablePlace;
-use crate::config::Config;
 use crate::shutdown::Shutdown;
-use crate::store::Layout;
-use crate::store::scheduled::Scheduler;
-
-/// The scheduler of the configured store; `None`: espd appends nothing to it, or no database is known.
-pub(super) fn scheduler(config: &Config) -> Option<Scheduler> {
-    let database = config.direct_event_store_url()?.connector().ok()?;
-    let layout = Layout::new(&config.event_store.layout, &config.event_store.schema).ok()?;
-    Scheduler::new(&database, &layout)
-}
 
 /// Appends what is due until the stop is requested, and starts anew when the configuration was read again.
 pub(super) async fn append_scheduled(mut places: watch::Receiver<WorkerTablePlace>, stop: Shutdown) {

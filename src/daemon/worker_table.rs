@@ -14,7 +14,6 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::requests::ReloadRequests;
-use super::scheduling::scheduler;
 use crate::config::Config;
 use crate::postgres::connector::Connector;
 use crate::postgres::quote::quote_identifier;
@@ -22,6 +21,7 @@ use crate::postgres::sqlstate::describe;
 use crate::processing::tracker::{Owner, Trackers};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
+use crate::store::Layout;
 use crate::store::scheduled::Scheduler;
 use crate::supervision::{End, Snapshot};
 
@@ -252,6 +252,13 @@ impl WorkerTablePlace {
             scheduler: scheduler(config),
         })
     }
+}
+
+/// The scheduler of the configured store; `None`: espd appends nothing to it, or no database is known.
+fn scheduler(config: &Config) -> Option<Scheduler> {
+    let database = config.direct_event_store_url()?.connector().ok()?;
+    let layout = Layout::new(&config.event_store.layout, &config.event_store.schema).ok()?;
+    Scheduler::new(&database, &layout)
 }
 
 impl Entry {

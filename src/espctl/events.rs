@@ -7,10 +7,12 @@ use clap::Args;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::config::Config;
 use crate::espctl::output;
 use crate::event::{Event, Position, StoredTime, Version};
 use crate::operations::databases::Databases;
 use crate::store::horizon::{ObserveError, Observer};
+use crate::store::upcast::{Upcast, stored_types};
 use crate::store::{Direction, PostgresEventStore, Selection};
 use crate::visible::in_one_line;
 
@@ -30,7 +32,7 @@ pub(crate) struct Arguments {
     /// Only events after this position
     #[arg(long, default_value_t = Position::START, value_name = "POSITION")]
     after: Position,
-    /// Only events of this type (repeatable)
+    /// Only events of this type, also under the names that an `[[upcast]]` reads as it (repeatable)
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
     /// Only the events of this aggregate, ordered by version
@@ -69,10 +71,12 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    fn selection(&self) -> Selection {
+    /// What is asked for. A type has the names that `[[upcast]]` reads as it as well.
+    fn selection(&self, upcasts: &[Upcast]) -> Selection {
+        let names = stored_types(upcasts, self.types.iter().map(String::as_str));
         Selection {
             after: self.after,
-            types: (!self.types.is_empty()).then(|| self.types.clone()),
+            types: (!self.types.is_empty()).then(|| names.into_iter().map(str::to_owned).collect()),
             correlation_id: self.correlation,
             since: self.since,
             until: self.until,
@@ -89,10 +93,10 @@ const PAGE_EVENTS: i64 = 500;
 /// The time between two reads while waiting for new events.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
-pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
     let mut reader = Reader {
-        selection: arguments.selection(),
+        selection: arguments.selection(&config.upcasts),
         direction: if arguments.reverse { Direction::Backward } else { Direction::Forward },
         beyond: None,
         left: arguments.limit.unwrap_or(i64::MAX),

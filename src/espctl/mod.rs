@@ -189,7 +189,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
     databases.check_schema().await?;
     match command {
         Command::Append(arguments) => append::run(arguments, databases).await,
-        Command::Events(arguments) => events::run(arguments, databases).await,
+        Command::Events(arguments) => events::run(arguments, config, databases).await,
         Command::Status(arguments) => status::run(arguments, config, databases).await,
         Command::Drop(arguments) => retire::drop_processor(arguments, config, databases).await,
         Command::Rename(arguments) => retire::rename(arguments, config, databases).await,

@@ -87,12 +87,12 @@ mod registry;
 
 pub use context::{ProjectorContext, ReactorContext};
 pub use error::{EventError, HandlerError};
-pub use event_type::EventType;
 pub use folding::{EventSourced, EventSourcedProjector, StateStored, StateStoredProjector};
 pub use handler::{Projector, Reactor};
 pub use registration::Registration;
 pub(crate) use registry::Registry;
 
+pub use crate::event::EventType;
 pub use crate::processing::declaration::Start;
 pub use crate::processing::emission::{Due, Emission};
 pub use crate::processing::processor::Delivery;

@@ -23,7 +23,7 @@ use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind, ReactorDeclaration};
 use crate::processing::failure::Failure;
 use crate::processing::processor::Events;
-use crate::store::{AppendError, TransactionAppender, find_reason};
+use crate::store::{AppendError, Codec, TransactionAppender, find_reason};
 
 pub use due::Due;
 pub(crate) use pending::{
@@ -63,6 +63,8 @@ pub(crate) struct Emitter {
     schema: String,
     /// Appends in the database of the batch; `None`: the event store is elsewhere.
     appender: Option<TransactionAppender>,
+    /// How bodies are stored.
+    codec: Codec,
 }
 
 impl Emitter {
@@ -79,7 +81,14 @@ impl Emitter {
             chain_max,
             schema: quote_identifier(schema),
             appender,
+            codec: Codec::default(),
         }
+    }
+
+    /// The same emitter, which encodes bodies.
+    #[must_use]
+    pub(crate) fn with_codec(self, codec: Codec) -> Self {
+        Self { codec, ..self }
     }
 
     /// Refuses an emission that is not allowed, in the words of the SQL function `espd.emit`.
@@ -184,7 +193,10 @@ impl EmissionBatch {
         if source.replaying {
             return Ok(());
         }
-        let event = event(emitter, source, ordinal, emission);
+        let mut event = event(emitter, source, ordinal, emission);
+        if let Some(body) = emitter.codec.encode(&event)? {
+            event.body = body;
+        }
         if emission.due == Due::AtOnce && emitter.appender.is_some() {
             self.now.push((place, event));
         } else {

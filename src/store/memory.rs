@@ -1,6 +1,7 @@
 //! The event store in memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -8,9 +9,13 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{AppendError, EventStore, ReadError, jsonb, validity};
+use super::codec::{BodyCodec, Codec};
+use super::event_stream::Watching;
+use super::horizon::Horizon;
+use super::{AppendError, EventStore, EventStream, ReadError, jsonb, validity};
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
 /// An event store in memory, for tests and examples. Clones are the same store.
@@ -18,7 +23,26 @@ use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 /// It behaves as [`super::PostgresEventStore`] does: it keeps JSON as jsonb would, takes events with the same uuid for
 /// the same event, and checks expected versions in the same way. Its ids have no holes.
 #[derive(Debug, Clone, Default)]
-pub struct MemoryEventStore(Arc<Mutex<Events>>);
+pub struct MemoryEventStore {
+    shared: Arc<Shared>,
+    codec: Codec,
+}
+
+/// What the clones of a store share.
+#[derive(Debug)]
+struct Shared {
+    events: Mutex<Events>,
+    /// Written by appends, read by streams. Everything is settled at once.
+    horizon: watch::Sender<Horizon>,
+    /// Never changes: there is no connection to be made anew.
+    control: watch::Sender<u64>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { events: Mutex::default(), horizon: watch::Sender::default(), control: watch::Sender::new(1) }
+    }
+}
 
 impl MemoryEventStore {
     /// An empty store.
@@ -26,21 +50,71 @@ impl MemoryEventStore {
         Self::default()
     }
 
-    fn events(&self) -> MutexGuard<'_, Events> {
-        // An append changes nothing before it has succeeded, so a panic leaves nothing half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The same store, whose bodies are encoded when they are appended and decoded when they are read.
+    pub fn with_codec(self, codec: impl BodyCodec) -> Self {
+        Self { codec: Codec::new(codec), ..self }
     }
 
-    fn select(&self, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
-        self.events().by_id.iter().filter(|event| wanted(event)).cloned().collect()
+    fn events(&self) -> MutexGuard<'_, Events> {
+        // An append changes nothing before it has succeeded, so a panic leaves nothing half done.
+        self.shared.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows the store, as [`PostgresEventStore::subscribe`](super::PostgresEventStore::subscribe) does.
+    pub fn subscribe(&self, event_types: Option<&[String]>, after: Option<Position>) -> EventStream {
+        let watching = Watching::of(self.shared.horizon.subscribe(), self.shared.control.subscribe());
+        EventStream::new(self.clone(), watching, event_types, after)
+    }
+
+    /// Streams what is stored now, in the order of ids, from and to these places.
+    fn stream(
+        &self,
+        (from, to): (Position, Position),
+        wanted: impl Fn(&Event) -> bool + Send + 'static,
+    ) -> BoxStream<'static, Result<Event, ReadError>> {
+        let places = self.events().places(from, to);
+        let pages = Pages { store: self.clone(), wanted, places, page: VecDeque::new() };
+        let codec = self.codec.clone();
+        stream::iter(pages).map(move |event| codec.decode(event)).boxed()
+    }
+}
+
+/// The most events that a stream copies at a time.
+const PAGE_EVENTS: usize = 100;
+
+/// Copies the wanted events page by page, so that a stream never holds all of them.
+struct Pages<F> {
+    store: MemoryEventStore,
+    wanted: F,
+    /// The indexes that are still to be looked at.
+    places: Range<usize>,
+    page: VecDeque<Event>,
+}
+
+impl<F: Fn(&Event) -> bool> Iterator for Pages<F> {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        if self.page.is_empty() {
+            let events = self.store.events();
+            let wanted = |place: &usize| (self.wanted)(&events.by_id[*place]);
+            let found: Vec<usize> = self.places.by_ref().filter(wanted).take(PAGE_EVENTS).collect();
+            self.page = found.into_iter().map(|place| events.by_id[place].clone()).collect();
+        }
+        self.page.pop_front()
     }
 }
 
 #[async_trait]
 impl EventStore for MemoryEventStore {
     async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
+        let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
-        self.events().append(events)
+        let mut stored = self.events();
+        let appended = stored.append(events)?;
+        let head = stored.by_id.last().map_or(Position::START, |last| last.id);
+        self.shared.horizon.send_replace(Horizon { head, settled: head, ..Horizon::default() });
+        Ok(appended)
     }
 
     async fn read_after(
@@ -50,11 +124,11 @@ impl EventStore for MemoryEventStore {
         event_types: Option<&[String]>,
         limit: i64,
     ) -> Result<Vec<Event>, ReadError> {
-        let upto = upto.unwrap_or(Position::MAX);
-        let mut found =
-            self.select(|event| position < event.id && event.id <= upto && is_one_of(event_types, event));
-        found.truncate(usize::try_from(limit).unwrap_or(0));
-        Ok(found)
+        let events = self.events();
+        let places = events.places(position.next(), upto.unwrap_or(Position::MAX));
+        let found = events.by_id[places].iter().filter(|event| is_one_of(event_types, event));
+        let found = found.take(usize::try_from(limit).unwrap_or(0)).cloned();
+        found.map(|event| self.codec.decode(event)).collect()
     }
 
     fn read_aggregate(
@@ -64,8 +138,8 @@ impl EventStore for MemoryEventStore {
         to: Option<Version>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
         let to = to.unwrap_or(Version::MAX);
-        let within = |version| from <= version && version <= to;
-        stream(self.select(|event| event.aggregate_id == aggregate_id && within(event.version)))
+        let within = move |version| from <= version && version <= to;
+        self.stream(ALL, move |event| event.aggregate_id == aggregate_id && within(event.version))
     }
 
     fn read_aggregate_until(
@@ -73,16 +147,15 @@ impl EventStore for MemoryEventStore {
         aggregate_id: AggregateId,
         time: DateTime<Utc>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
-        let mut found = self.select(|event| event.aggregate_id == aggregate_id);
-        let end = found.iter().rposition(|event| event.created_at <= time).map_or(0, |last| last + 1);
-        found.truncate(end);
-        stream(found)
+        let is_its = move |event: &Event| event.aggregate_id == aggregate_id;
+        let last = self.events().find_last(|event| is_its(event) && event.created_at <= time);
+        self.stream((Position::START, last), is_its)
     }
 
     fn read_correlation(&self, correlation_id: Uuid) -> BoxStream<'_, Result<Event, ReadError>> {
-        let is_part =
-            |event: &Event| event.correlation_id == Some(correlation_id) || event.uuid == correlation_id;
-        stream(self.select(is_part))
+        self.stream(ALL, move |event| {
+            event.correlation_id == Some(correlation_id) || event.uuid == correlation_id
+        })
     }
 
     fn read_range(
@@ -91,19 +164,15 @@ impl EventStore for MemoryEventStore {
         to: Position,
         event_types: Option<Vec<String>>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
-        let types = event_types.as_deref();
-        stream(self.select(|event| from <= event.id && event.id <= to && is_one_of(types, event)))
+        self.stream((from, to), move |event| is_one_of(event_types.as_deref(), event))
     }
 
     async fn position_at(&self, time: DateTime<Utc>) -> Result<Position, ReadError> {
-        Ok(self.select(|event| event.created_at <= time).last().map_or(Position::START, |event| event.id))
+        Ok(self.events().find_last(|event| event.created_at <= time))
     }
 
     async fn latest_id(&self, event_types: Option<&[String]>) -> Result<Position, ReadError> {
-        Ok(self
-            .select(|event| is_one_of(event_types, event))
-            .last()
-            .map_or(Position::START, |event| event.id))
+        Ok(self.events().find_last(|event| is_one_of(event_types, event)))
     }
 }
 
@@ -111,9 +180,8 @@ fn is_one_of(event_types: Option<&[String]>, event: &Event) -> bool {
     event_types.is_none_or(|types| types.contains(&event.event_type))
 }
 
-fn stream<'a>(events: Vec<Event>) -> BoxStream<'a, Result<Event, ReadError>> {
-    stream::iter(events).map(Ok).boxed()
-}
+/// Every place.
+const ALL: (Position, Position) = (Position::START, Position::MAX);
 
 /// The events, and indexes on them.
 #[derive(Debug, Default)]
@@ -125,6 +193,18 @@ struct Events {
 }
 
 impl Events {
+    /// The indexes of the events with `from <= id <= to`.
+    fn places(&self, from: Position, to: Position) -> Range<usize> {
+        let index = |id: Position| usize::try_from(id.previous().get()).unwrap_or(0).min(self.by_id.len());
+        let (from, end) = (index(from), index(to.next()));
+        from..if to == Position::MAX { self.by_id.len() } else { end.max(from) }
+    }
+
+    /// The id of the last such event; 0 if there is none.
+    fn find_last(&self, wanted: impl Fn(&Event) -> bool) -> Position {
+        self.by_id.iter().rfind(|event| wanted(event)).map_or(Position::START, |event| event.id)
+    }
+
     fn append(&mut self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
         let bodies = normalize(events)?;
         refuse_repeated_uuids(events)?;

@@ -14,10 +14,13 @@
 //! - `history` tells one life of a store from another, after a failover or a restore; by a `witness`, readers recognise that
 //!   the store lacks what they have read.
 //! - `preconditions` are what a store must meet before it may be followed.
+//! - An `event_stream` follows the store on behalf of an application.
 //! - `horizon` says up to which id no event can appear any more. `watcher` observes it, once per process, and
 //!   `subscription` hands it to a runner, which reads up to it with [`EventStore::read_after`].
 
+mod codec;
 pub mod conformance;
+mod event_stream;
 pub(crate) mod history;
 pub(crate) mod horizon;
 mod jsonb;
@@ -42,10 +45,13 @@ use uuid::Uuid;
 
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
+pub use codec::BodyCodec;
+pub(crate) use codec::Codec;
+pub use event_stream::EventStream;
 pub use layout::{EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
 pub use postgres::{AppendTime, PostgresEventStore};
-pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, read_aggregate_on};
+pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, stream_aggregate_on};
 pub(crate) use validity::find_reason;
 
 /// An append-only store of events.
@@ -178,6 +184,37 @@ pub enum ReadError {
     /// The database refused, or could not be reached.
     #[error("failed to read events")]
     Database(#[from] sqlx::Error),
+    /// The codec of the store cannot decode the body of an event.
+    #[error("the body of event {position} cannot be decoded: {reason}")]
+    Undecodable {
+        /// Which event.
+        position: Position,
+        /// What the codec says.
+        reason: String,
+    },
+    /// The store lacks what must be true of it before it may be followed. The stream goes on when that is repaired.
+    #[error("{reason}")]
+    Unfollowable {
+        /// What is missing, and how to repair it.
+        reason: String,
+    },
+    /// The store is not the one that was followed: an event that was read is gone or is another one, after a failover or a
+    /// restore for example. Decide what that means before subscribing again.
+    #[error("the event store has gone back: the event at position {position} is gone or is another one")]
+    GoneBack {
+        /// The last position that was read.
+        position: Position,
+    },
+}
+
+impl ReadError {
+    /// The same error as one of the driver, for those who read in a transaction and follow nothing.
+    pub(crate) fn into_database_error(self) -> sqlx::Error {
+        match self {
+            Self::Database(error) => error,
+            other => sqlx::Error::Decode(other.into()),
+        }
+    }
 }
 
 /// The beginning of a message about the event at `index`. People count from 1.

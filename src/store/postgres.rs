@@ -23,12 +23,15 @@ use sqlx::query::Query;
 use sqlx::{PgConnection, PgPool, Postgres};
 use uuid::Uuid;
 
-use super::{AppendError, EventStore, ReadError, validity};
+use super::codec::{BodyCodec, Codec};
+use super::event_stream::SharedWatching;
+use super::{AppendError, EventStore, EventStream, ReadError, validity};
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
+use crate::postgres::connector::Connector;
 use crate::store::layout::Layout;
 use crate::store::notifier::Notifier;
 
-pub(crate) use on_connection::{TransactionAppender, read_after_on, read_aggregate_on};
+pub(crate) use on_connection::{TransactionAppender, read_after_on, stream_aggregate_on};
 pub use scheduling::AppendTime;
 pub(crate) use selection::{Direction, Selection};
 use statements::Statements;
@@ -40,6 +43,10 @@ pub struct PostgresEventStore {
     layout: Arc<Layout>,
     statements: Arc<Statements>,
     notifier: Option<Notifier>,
+    watching: SharedWatching,
+    /// Where the watcher of streams connects; `None`: as the pool does.
+    watched_database: Option<Connector>,
+    codec: Codec,
 }
 
 impl PostgresEventStore {
@@ -47,7 +54,15 @@ impl PostgresEventStore {
     pub fn new(pool: PgPool, layout: Layout) -> Self {
         // Where espd does not append, it has nothing to announce.
         let notifier = layout.append.as_ref().map(|append| Notifier::new(pool.clone(), &append.channel));
-        Self { pool, statements: Arc::new(Statements::new(&layout)), layout: Arc::new(layout), notifier }
+        Self {
+            pool,
+            statements: Arc::new(Statements::new(&layout)),
+            layout: Arc::new(layout),
+            notifier,
+            watching: SharedWatching::default(),
+            watched_database: None,
+            codec: Codec::default(),
+        }
     }
 
     /// The shape of the event table.
@@ -60,9 +75,44 @@ impl PostgresEventStore {
         &self.pool
     }
 
+    /// The same store, whose bodies are encoded when they are appended and decoded when they are read.
+    pub fn with_codec(self, codec: impl BodyCodec) -> Self {
+        Self { codec: Codec::new(codec), ..self }
+    }
+
     /// The same store without notifications: those who follow it find new events when they look next.
     pub fn without_notifications(self) -> Self {
         Self { notifier: None, ..self }
+    }
+
+    /// The same store, whose streams watch it through connections to `database`: a direct one, where the pool leads through a
+    /// pooler.
+    pub(crate) fn watched_through(self, database: Connector) -> Self {
+        Self { watched_database: Some(database), ..self }
+    }
+
+    /// Follows the store: the events after a position (`None`: those that are appended from now on), of the given types
+    /// only (`None`: all), by ascending id, as they settle. The stream has no end. Call it in a runtime.
+    ///
+    /// All streams of this store and its clones share one watcher, which has one connection of its own while there is a
+    /// stream, made as the pool makes its own. A stream uses a connection of the pool only while it reads a page, of a
+    /// hundred events at most, when its consumer asks for more.
+    ///
+    /// ```no_run
+    /// # async fn example(store: espd::store::PostgresEventStore) -> Result<(), Box<dyn std::error::Error>> {
+    /// use futures_util::TryStreamExt as _;
+    /// let mut events = store.subscribe(Some(&["TodoAdded".to_owned()]), None);
+    /// while let Some(event) = events.try_next().await? {
+    ///     println!("{} {}", event.id, event.body);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn subscribe(&self, event_types: Option<&[String]>, after: Option<Position>) -> EventStream {
+        let database = || match &self.watched_database {
+            Some(database) => database.clone(),
+            None => Connector::from((*self.pool.connect_options()).clone()),
+        };
+        EventStream::new(self.clone(), self.watching.get(database, &self.layout), event_types, after)
     }
 
     /// Appends as part of the caller's own transaction on `connection`, in the same way as
@@ -76,6 +126,7 @@ impl PostgresEventStore {
         connection: &mut PgConnection,
         events: &[NewEvent],
     ) -> Result<Vec<Appended>, AppendError> {
+        let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
         append::append_in_transaction(self.statements.append()?, connection, events).await
     }
@@ -111,6 +162,7 @@ impl PostgresEventStore {
 #[async_trait]
 impl EventStore for PostgresEventStore {
     async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
+        let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
         if events.is_empty() {
             return Ok(Vec::new());
@@ -132,8 +184,7 @@ impl EventStore for PostgresEventStore {
             .bind(upto.unwrap_or(Position::MAX))
             .bind(event_types)
             .bind(limit.max(0));
-        let rows = query.fetch(&self.pool);
-        Ok(rows.and_then(async |row| row::event(&row)).try_collect().await?)
+        self.stream(query).try_collect().await
     }
 
     fn read_aggregate(
@@ -195,6 +246,6 @@ impl PostgresEventStore {
         &'a self,
         query: Query<'a, Postgres, PgArguments>,
     ) -> BoxStream<'a, Result<Event, ReadError>> {
-        query.fetch(&self.pool).map(|row| Ok(row::event(&row?)?)).boxed()
+        query.fetch(&self.pool).map(|row| self.codec.decode(row::event(&row?)?)).boxed()
     }
 }

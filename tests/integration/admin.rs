@@ -4,6 +4,7 @@ mod actions;
 pub mod client;
 mod clients;
 mod doctor;
+mod events;
 mod guard;
 mod life;
 

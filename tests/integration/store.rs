@@ -10,6 +10,7 @@ mod preconditions;
 mod scheduled;
 mod schema;
 mod strangers;
+mod subscribe;
 mod twins;
 mod upcast;
 mod wake_up;

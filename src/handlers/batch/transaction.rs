@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
 
 use crate::event::{AggregateId, Event, Position, Version};
@@ -16,7 +17,7 @@ use crate::processing::processor::{
 use crate::processing::progress::Progress;
 use crate::processing::tracker::{Advance, read_witness};
 use crate::store::witness::{Trail, Witness};
-use crate::store::{EventStore as _, ReadError, read_aggregate_on};
+use crate::store::{EventStore as _, ReadError, stream_aggregate_on};
 
 /// An open transaction that holds the tracker locked under the claim. If it is dropped without [`Self::finish`], it is rolled
 /// back.
@@ -199,17 +200,17 @@ impl<'t> BatchTransaction<'t> {
         sqlx::raw_sql("rollback to savepoint espd_event").execute(&mut *self.transaction).await.map(drop)
     }
 
-    /// Reads the events of an aggregate up to a version, ordered by version.
-    pub(crate) async fn read_aggregate(
+    /// Streams the events of an aggregate up to a version, ordered by version.
+    pub(crate) fn stream_aggregate(
         &mut self,
         id: AggregateId,
         upto: Version,
-    ) -> Result<Vec<Event>, sqlx::Error> {
+    ) -> BoxStream<'_, Result<Event, sqlx::Error>> {
         match &self.base.events {
-            Events::SameDatabase(layout) => read_aggregate_on(&mut self.transaction, layout, id, upto).await,
+            Events::SameDatabase(layout) => stream_aggregate_on(&mut self.transaction, layout, id, upto),
             Events::Elsewhere(store) => {
-                let read = store.read_aggregate(id, Version::FIRST, Some(upto)).try_collect().await;
-                read.map_err(|ReadError::Database(error)| error)
+                let read = store.read_aggregate(id, Version::FIRST, Some(upto));
+                read.map_err(ReadError::into_database_error).boxed()
             }
         }
     }

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde_json::value::to_raw_value;
 use sqlx::PgConnection;
 
 use super::error::HandlerError;
-use super::event_type::EventType;
-use crate::event::{AggregateId, Event, Version};
+use crate::event::{AggregateId, Event, EventType, Version};
 use crate::handlers::batch::{Action, BatchTransaction};
 use crate::processing::emission::{Due, Emission};
+use crate::store::Codec;
 
 /// The longest delay of an emission.
 const DELAY_MAX: Duration = Duration::from_secs(1_000 * 365 * 86_400);
@@ -18,11 +20,13 @@ const DELAY_MAX: Duration = Duration::from_secs(1_000 * 365 * 86_400);
 /// The transaction in which a projector handles a batch.
 pub struct ProjectorContext<'p> {
     pub(super) transaction: &'p mut (dyn Transaction + 'p),
+    pub(super) codec: &'p Codec,
 }
 
 /// The transaction in which a reactor handles an event, and the events that it emits.
 pub struct ReactorContext<'r> {
     pub(super) transaction: &'r mut (dyn Transaction + 'r),
+    pub(super) codec: &'r Codec,
     pub(super) replaying: bool,
     pub(super) actions: Vec<Action>,
     /// Whether the reactor has asked for the connection, and so may have written.
@@ -34,7 +38,11 @@ pub struct ReactorContext<'r> {
 pub(super) trait Transaction: Send {
     fn connection(&mut self) -> &mut PgConnection;
     async fn begin_event(&mut self) -> Result<(), sqlx::Error>;
-    async fn read_aggregate(&mut self, id: AggregateId, upto: Version) -> Result<Vec<Event>, sqlx::Error>;
+    fn stream_aggregate(
+        &mut self,
+        id: AggregateId,
+        upto: Version,
+    ) -> BoxStream<'_, Result<Event, sqlx::Error>>;
 }
 
 #[async_trait::async_trait]
@@ -47,8 +55,12 @@ impl Transaction for BatchTransaction<'_> {
         BatchTransaction::begin_event(self).await
     }
 
-    async fn read_aggregate(&mut self, id: AggregateId, upto: Version) -> Result<Vec<Event>, sqlx::Error> {
-        BatchTransaction::read_aggregate(self, id, upto).await
+    fn stream_aggregate(
+        &mut self,
+        id: AggregateId,
+        upto: Version,
+    ) -> BoxStream<'_, Result<Event, sqlx::Error>> {
+        BatchTransaction::stream_aggregate(self, id, upto)
     }
 }
 
@@ -59,7 +71,8 @@ impl ProjectorContext<'_> {
         self.transaction.connection()
     }
 
-    /// Reads the events of an aggregate up to a version, in order. All of them are held in memory.
+    /// Reads the events of an aggregate up to a version, in order. All of them are held in memory; for long histories there is
+    /// [`Self::stream_aggregate`].
     ///
     /// # Errors
     /// The event store could not be read.
@@ -68,7 +81,18 @@ impl ProjectorContext<'_> {
         id: impl Into<AggregateId>,
         upto: Version,
     ) -> Result<Vec<Event>, HandlerError> {
-        Ok(self.transaction.read_aggregate(id.into(), upto).await?)
+        self.stream_aggregate(id, upto).try_collect().await
+    }
+
+    /// Streams the events of an aggregate up to a version, in order, one at a time: memory stays flat however many there are.
+    /// An item is an error if the event store could not be read.
+    pub fn stream_aggregate(
+        &mut self,
+        id: impl Into<AggregateId>,
+        upto: Version,
+    ) -> BoxStream<'_, Result<Event, HandlerError>> {
+        let codec = self.codec;
+        self.transaction.stream_aggregate(id.into(), upto).map(|event| Ok(codec.decode(event?)?)).boxed()
     }
 }
 
@@ -92,7 +116,8 @@ impl ReactorContext<'_> {
         self.replaying
     }
 
-    /// Reads the events of an aggregate up to a version, in order. All of them are held in memory.
+    /// Reads the events of an aggregate up to a version, in order. All of them are held in memory; for long histories there is
+    /// [`Self::stream_aggregate`].
     ///
     /// # Errors
     /// The event store could not be read.
@@ -101,7 +126,18 @@ impl ReactorContext<'_> {
         id: impl Into<AggregateId>,
         upto: Version,
     ) -> Result<Vec<Event>, HandlerError> {
-        Ok(self.transaction.read_aggregate(id.into(), upto).await?)
+        self.stream_aggregate(id, upto).try_collect().await
+    }
+
+    /// Streams the events of an aggregate up to a version, in order, one at a time: memory stays flat however many there are.
+    /// An item is an error if the event store could not be read.
+    pub fn stream_aggregate(
+        &mut self,
+        id: impl Into<AggregateId>,
+        upto: Version,
+    ) -> BoxStream<'_, Result<Event, HandlerError>> {
+        let codec = self.codec;
+        self.transaction.stream_aggregate(id.into(), upto).map(|event| Ok(codec.decode(event?)?)).boxed()
     }
 
     /// Emits an event. espd sets its causation, correlation and uuid.

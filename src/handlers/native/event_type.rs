@@ -1,22 +1,10 @@
-//! Rust types for the bodies of events.
+//! Reads deliveries as the Rust types of their bodies.
 
 use std::ops::Deref;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
 use super::error::{EventError, HandlerError};
-use crate::event::Event;
+use crate::event::{Event, EventType};
 use crate::processing::processor::Delivery;
-
-/// The body of one type of event.
-///
-/// Events of an older name or shape can be read as this type with an `[[upcast]]` in the configuration, or, for the shape,
-/// with the attributes of serde: `#[serde(default)]`, `#[serde(alias = "…")]`.
-pub trait EventType: Serialize + DeserializeOwned {
-    /// The name of the event type in the store.
-    const NAME: &'static str;
-}
 
 impl Delivery {
     /// Reads the body as `E`. Returns `None` if the event is of another type.
@@ -24,7 +12,7 @@ impl Delivery {
     /// # Errors
     /// The event is of this type, but its body is not of this shape. The error names the event.
     pub fn read<E: EventType>(&self) -> Result<Option<E>, HandlerError> {
-        if self.event.event_type != E::NAME {
+        if !E::is_named(&self.event.event_type) {
             return Ok(None);
         }
         match serde_json::from_str(self.event.body.get()) {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
 use sqlx::PgConnection;
 
 use super::context::ProjectorContext;
@@ -108,7 +109,8 @@ pub trait EventSourced: Send + Sync {
     ) -> Result<(), HandlerError>;
 }
 
-/// The projector of an [`EventSourced`]. A batch folds and saves each aggregate once.
+/// The projector of an [`EventSourced`]. A batch folds and saves each aggregate once. Histories are streamed, so memory stays
+/// flat however long they are; the time of a batch grows with them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EventSourcedProjector<S>(pub S);
 
@@ -121,11 +123,12 @@ impl<S: EventSourced> Projector for EventSourcedProjector<S> {
     ) -> Result<(), HandlerError> {
         for (aggregate_id, events) in by_key(events, |event| event.aggregate_id.clone()) {
             let last = events[events.len() - 1];
-            let history = context.read_aggregate(&aggregate_id, last.version).await?;
             let mut state = S::State::default();
-            for event in &history {
-                self.0.evolve(&mut state, event).map_err(|error| attribute(&events, event, error))?;
+            let mut history = context.stream_aggregate(&aggregate_id, last.version);
+            while let Some(event) = history.try_next().await? {
+                self.0.evolve(&mut state, &event).map_err(|error| attribute(&events, &event, error))?;
             }
+            drop(history);
             let saved = self.0.save(&aggregate_id, last.version, &state, context.connection()).await;
             saved.map_err(|error| if events.len() == 1 { last.failed(error) } else { error })?;
         }

@@ -22,6 +22,7 @@ use crate::processing::processor::{
 };
 use crate::processing::progress::Progress;
 use crate::processing::tracker::Claim;
+use crate::store::Codec;
 
 /// How long the transaction may be idle while a handler works. Then the server ends it, because the handler seems frozen.
 const IDLE_MAX: Duration = Duration::from_secs(300);
@@ -59,8 +60,17 @@ pub(crate) struct NativeProcessor {
     base: ProcessorBase,
     emitter: Emitter,
     factory: HandlerFactory,
+    codec: Codec,
     /// `None` after a failure, because the instance may remember what was not committed.
     handler: Option<Handler>,
+}
+
+/// What handling needs beside the handler and the transaction.
+#[derive(Clone, Copy)]
+struct Means<'m> {
+    factory: &'m HandlerFactory,
+    emitter: &'m Emitter,
+    codec: &'m Codec,
 }
 
 /// The number of events that were handled, and the failure of the next one, if there is one.
@@ -70,9 +80,10 @@ struct Handled {
 }
 
 impl NativeProcessor {
-    pub(super) fn new(base: ProcessorBase, factory: HandlerFactory) -> Self {
+    pub(super) fn new(base: ProcessorBase, factory: HandlerFactory, codec: Codec) -> Self {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
-        Self { base, emitter, factory, handler: None }
+        let emitter = emitter.with_codec(codec.clone());
+        Self { base, emitter, factory, codec, handler: None }
     }
 }
 
@@ -109,15 +120,22 @@ impl Processor for NativeProcessor {
             self.handler = Some(handler);
             return Ok(Outcome::ClaimLost);
         };
-        let (events, upto) = transaction.read().await?;
-        let handled = match &mut handler {
-            Handler::Projector(projector) => {
-                project(projector, &self.factory, &mut transaction, &events).await?
-            }
+        let (mut events, upto) = transaction.read().await?;
+        let undecodable = self.codec.decode_some(events.iter_mut().map(|delivery| &mut delivery.event));
+        let readable = &events[..undecodable.as_ref().map_or(events.len(), |(place, _)| *place)];
+        let means = Means { factory: &self.factory, emitter: &self.emitter, codec: &self.codec };
+        let mut handled = match &mut handler {
+            Handler::Projector(projector) => project(projector, means, &mut transaction, readable).await?,
             Handler::Reactor(reactor) => {
-                react(reactor.as_mut(), &self.emitter, &mut transaction, &events, request.limits.time).await?
+                react(reactor.as_mut(), means, &mut transaction, readable, request.limits.time).await?
             }
         };
+        if let (Some((place, reason)), None) = (undecodable, &handled.failure)
+            && handled.events == place
+        {
+            let failure = Failure::of_processor(format!("the body cannot be decoded: {reason}"));
+            handled.failure = Some(Box::new(SourceEvent::of(&events[place]).attribute(failure)));
+        }
         let outcome = finish(transaction, &request, &events, upto, handled).await?;
         if let Outcome::Committed { failure: None, .. } = outcome {
             self.handler = Some(handler);
@@ -152,7 +170,7 @@ async fn finish(
 /// Hands all events to the projector. If it fails at one of them, hands those before it to another instance.
 async fn project(
     projector: &mut Box<dyn Projector>,
-    factory: &HandlerFactory,
+    means: Means<'_>,
     transaction: &mut BatchTransaction<'_>,
     events: &[Delivery],
 ) -> Result<Handled, ProcessorError> {
@@ -160,7 +178,7 @@ async fn project(
         return Ok(Handled { events: 0, failure: None });
     }
     transaction.savepoint().await?;
-    let Err(error) = project_once(projector.as_mut(), transaction, events).await else {
+    let Err(error) = project_once(projector.as_mut(), means, transaction, events).await else {
         return Ok(Handled { events: events.len(), failure: None });
     };
     let (event_id, failure) = match classify(error) {
@@ -173,10 +191,10 @@ async fn project(
     };
     transaction.rollback_to_savepoint().await?;
     if place > 0 {
-        if let Handler::Projector(another) = factory.create() {
+        if let Handler::Projector(another) = means.factory.create() {
             *projector = another;
         }
-        if let Err(error) = project_once(projector.as_mut(), transaction, &events[..place]).await {
+        if let Err(error) = project_once(projector.as_mut(), means, transaction, &events[..place]).await {
             return Err(match classify(error) {
                 Classified::Infrastructure(error) => error.into(),
                 Classified::Failed { failure, .. } => ProcessorError::Unattributed(Box::new(failure)),
@@ -189,17 +207,18 @@ async fn project(
 
 async fn project_once(
     projector: &mut dyn Projector,
+    means: Means<'_>,
     transaction: &mut BatchTransaction<'_>,
     events: &[Delivery],
 ) -> Result<(), HandlerError> {
-    let mut context = ProjectorContext { transaction };
+    let mut context = ProjectorContext { transaction, codec: means.codec };
     catch_panic(projector.project(events, &mut context)).await
 }
 
 /// Hands the events to the reactor one by one, until one fails or the time is up.
 async fn react(
     reactor: &mut dyn Reactor,
-    emitter: &Emitter,
+    Means { emitter, codec, .. }: Means<'_>,
     transaction: &mut BatchTransaction<'_>,
     events: &[Delivery],
     time: Duration,
@@ -211,6 +230,7 @@ async fn react(
         let source = SourceEvent::of(event);
         let mut context = ReactorContext {
             transaction: &mut *transaction,
+            codec,
             replaying: event.replaying,
             actions: Vec::new(),
             may_have_written: false,

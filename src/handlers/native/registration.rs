@@ -1,11 +1,12 @@
 //! What a program says about a processor that it registers.
 
-use super::event_type::EventType;
+use crate::event::EventType;
 use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration, ProcessorKind,
     ReactorDeclaration, SourceText, Start, TableDeclaration,
 };
 use crate::retry::RetryPolicy;
+use crate::store::{BodyCodec, Codec};
 
 /// What a processor is called, which events it handles, which tables it owns, and, for a reactor, what it emits. How it is
 /// run (batches, retries, isolation) is configured.
@@ -19,6 +20,7 @@ pub struct Registration {
     ddl: Vec<String>,
     emits: Vec<String>,
     start: Start,
+    codec: Codec,
 }
 
 impl Registration {
@@ -43,6 +45,7 @@ impl Registration {
             ddl: Vec::new(),
             emits: Vec::new(),
             start: Start::default(),
+            codec: Codec::default(),
         }
     }
 
@@ -52,10 +55,10 @@ impl Registration {
         Self { version, ..self }
     }
 
-    /// Has the processor handle events of type `E`. May be repeated.
+    /// Has the processor handle events of type `E`, also under the names that it had before. May be repeated.
     #[must_use]
     pub fn handles<E: EventType>(self) -> Self {
-        self.handles_type(E::NAME)
+        E::WAS.iter().fold(self.handles_type(E::NAME), |registration, name| registration.handles_type(name))
     }
 
     /// Has the processor handle events of the named type, for which there need not be a Rust type.
@@ -94,6 +97,18 @@ impl Registration {
     #[must_use]
     pub fn start(self, start: Start) -> Self {
         Self { start, ..self }
+    }
+
+    /// Has the handler see bodies as they were before the codec of the application's store has encoded them, and encodes what it
+    /// emits. An event that cannot be decoded is one that cannot be handled.
+    #[must_use]
+    pub fn codec(self, codec: impl BodyCodec) -> Self {
+        Self { codec: Codec::new(codec), ..self }
+    }
+
+    /// How bodies are stored.
+    pub(super) fn body_codec(&self) -> Codec {
+        self.codec.clone()
     }
 
     /// The complete declaration, with defaults for what is configured.

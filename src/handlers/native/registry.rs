@@ -10,6 +10,7 @@ use crate::postgres::name::is_name;
 use crate::process::hook::HookClosures;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::ProcessorBase;
+use crate::store::Codec;
 
 /// Holds the processors written in Rust, by name.
 #[derive(Default)]
@@ -24,6 +25,7 @@ pub(crate) struct Registry {
 struct Registered {
     declaration: ProcessorDeclaration,
     factory: HandlerFactory,
+    codec: Codec,
 }
 
 impl Registry {
@@ -46,6 +48,7 @@ impl Registry {
     }
 
     fn add(&mut self, registration: Registration, factory: HandlerFactory) {
+        let codec = registration.body_codec();
         let declaration = registration.into_declaration();
         let name = declaration.name.clone();
         if declaration.kind() != factory.kind() {
@@ -57,7 +60,7 @@ impl Registry {
             let rule = "up to 48 of a-z, 0-9 and _, beginning with a letter or _";
             self.faults.push(format!("{name:?} is not a name for a processor: {rule}"));
         }
-        if self.processors.insert(name.clone(), Registered { declaration, factory }).is_some() {
+        if self.processors.insert(name.clone(), Registered { declaration, factory, codec }).is_some() {
             self.faults.push(format!("the program registers two processors called {name}"));
         }
     }
@@ -88,7 +91,9 @@ impl Registry {
     /// No processor of this name was registered.
     pub(crate) fn make(&self, base: ProcessorBase) -> Result<NativeProcessor, String> {
         match self.processors.get(base.name()) {
-            Some(registered) => Ok(NativeProcessor::new(base, registered.factory.clone())),
+            Some(Registered { factory, codec, .. }) => {
+                Ok(NativeProcessor::new(base, factory.clone(), codec.clone()))
+            }
             None => Err(format!("this program has not registered {}", base.name())),
         }
     }

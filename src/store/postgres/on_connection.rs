@@ -1,6 +1,7 @@
 //! Reads and appends on a connection of the caller, which may lead through a pooler: nothing stays prepared.
 
-use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -56,14 +57,15 @@ pub(crate) async fn read_after_on(
     query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
 }
 
-/// Reads from the first version on as [`EventStore::read_aggregate`](crate::store::EventStore::read_aggregate) does.
-pub(crate) async fn read_aggregate_on(
-    connection: &mut PgConnection,
+/// Streams from the first version on as [`EventStore::read_aggregate`](crate::store::EventStore::read_aggregate) does. Rows are
+/// read from the connection as the consumer takes them.
+pub(crate) fn stream_aggregate_on<'c>(
+    connection: &'c mut PgConnection,
     layout: &Layout,
     aggregate_id: AggregateId,
     upto: Version,
-) -> Result<Vec<Event>, sqlx::Error> {
+) -> BoxStream<'c, Result<Event, sqlx::Error>> {
     let query = sqlx::query(sql(read_aggregate(layout))).persistent(false);
     let query = query.bind(aggregate_id.as_uuid()).bind(Version::FIRST).bind(upto);
-    query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
+    query.fetch(connection).map(|row| row::event(&row?)).boxed()
 }

@@ -96,6 +96,7 @@ impl PostgresEventStore {
         events: &[NewEvent],
     ) -> Result<(), AppendError> {
         self.statements.append()?;
+        let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
         let time = match time.into() {
             AppendTime::At(time) => format!("'{}'::timestamptz", time.to_rfc3339()),

@@ -1,7 +1,10 @@
 //! Processors written in Rust, on a real database: what they write, emit and survive.
 
+mod codec;
 mod emitting;
 mod folding;
+mod huge;
+mod renamed;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,0 +1,266 @@
+//! Follows a store as a stream of events, for applications: `store.subscribe(types, after)`.
+//!
+//! A stream yields events in the order of their ids and up to the settled horizon, so none can appear before one that was
+//! yielded. All streams of one store (and of its clones) share one watcher, which runs while there is a stream. A stream
+//! reads when its consumer asks for the next event, a page at a time: a slow consumer costs nobody anything.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::{EventStore, ReadError};
+use crate::event::{Event, Position};
+use crate::postgres::connector::Connector;
+use crate::retry::{Retry, RetryPolicy};
+use crate::shutdown::{self, Shutdown, ShutdownHandle};
+use crate::store::horizon::Horizon;
+use crate::store::layout::Layout;
+use crate::store::subscription::{Subscription, Woken};
+use crate::store::watcher::{Watcher, WatcherSettings};
+
+/// The most events of a page.
+const PAGE_EVENTS: i64 = 100;
+
+/// How many ids one page looks at: a rare type in a huge store must not make a statement that runs for minutes.
+const PAGE_IDS: i64 = 100_000;
+
+/// How long a wait lasts at most. The watcher ends it earlier.
+const WAIT_MAX: Duration = Duration::from_secs(3_600);
+
+/// The events of a store from a position on, without an end.
+///
+/// An item is an event, or what keeps the next one from being read. After an error the stream goes on when it is asked again,
+/// after a delay that grows while errors repeat: a lost connection is an error of the moment,
+/// [`ReadError::GoneBack`] is one to stop for. To go on in another process, keep [`Self::position`].
+pub struct EventStream {
+    events: BoxStream<'static, Result<Event, ReadError>>,
+    /// Written by the follower, read by the consumer.
+    position: Arc<AtomicI64>,
+}
+
+impl EventStream {
+    /// How far the stream has come: every event up to here was yielded, or is of another type. Subscribing after it goes on
+    /// without a gap. It is 0 as long as a stream that begins with what comes now has not begun.
+    pub fn position(&self) -> Position {
+        Position::new(self.position.load(Ordering::Relaxed))
+    }
+
+    /// The events that `subscription` lets be read, of the given types (`None`: all), after a position (`None`: what is
+    /// settled now).
+    pub(super) fn new(
+        store: impl EventStore + 'static,
+        watching: Watching,
+        types: Option<&[String]>,
+        after: Option<Position>,
+    ) -> Self {
+        let position = Arc::new(AtomicI64::new(after.unwrap_or_default().get()));
+        let (never, stop) = shutdown::channel();
+        let follower = Follower {
+            store: Box::new(store),
+            subscription: watching.subscription(),
+            watching,
+            types: types.map(<[String]>::to_vec),
+            next: after,
+            page: VecDeque::new(),
+            passed: Arc::clone(&position),
+            last: None,
+            must_compare: false,
+            failures: Retry::new(RetryPolicy::infrastructure()),
+            delay: None,
+            stop: (never, stop),
+        };
+        let step = |mut follower: Follower| async { Some((follower.next_event().await, follower)) };
+        Self { events: stream::unfold(follower, step).boxed(), position }
+    }
+}
+
+impl Stream for EventStream {
+    type Item = Result<Event, ReadError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.events.poll_next_unpin(context)
+    }
+}
+
+impl fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventStream").field("position", &self.position()).finish_non_exhaustive()
+    }
+}
+
+/// What a stream knows between two events.
+struct Follower {
+    store: Box<dyn EventStore>,
+    subscription: Subscription,
+    watching: Watching,
+    types: Option<Vec<String>>,
+    /// The position after which the next page begins; `None`: it begins with what comes now.
+    next: Option<Position>,
+    page: VecDeque<Event>,
+    passed: Arc<AtomicI64>,
+    /// The last event that was yielded.
+    last: Option<(Position, Uuid)>,
+    /// Whether the watcher has connected anew, perhaps to a store that lacks what was yielded.
+    must_compare: bool,
+    failures: Retry<()>,
+    /// How long to wait after an error.
+    delay: Option<Duration>,
+    /// Nothing asks a follower to stop; it is dropped.
+    stop: (ShutdownHandle, Shutdown),
+}
+
+impl Follower {
+    async fn next_event(&mut self) -> Result<Event, ReadError> {
+        if let Some(delay) = self.delay.take() {
+            tokio::time::sleep(delay).await;
+        }
+        let found = self.find_event().await;
+        match found {
+            Ok(_) => self.failures.succeeded(),
+            Err(_) => self.delay = Some(self.failures.failed(())),
+        }
+        found
+    }
+
+    async fn find_event(&mut self) -> Result<Event, ReadError> {
+        loop {
+            if let Some(event) = self.page.pop_front() {
+                let passed = if self.page.is_empty() { self.next.unwrap_or(event.id) } else { event.id };
+                self.passed.store(passed.get(), Ordering::Relaxed);
+                self.last = Some((event.id, event.uuid));
+                return Ok(event);
+            }
+            self.refuse_unfit_store().await?;
+            match self.next.and_then(|next| self.subscription.next_upto(next, PAGE_IDS)) {
+                Some(upto) => self.read_page(upto).await?,
+                None => self.wait().await,
+            }
+        }
+    }
+
+    async fn read_page(&mut self, upto: Position) -> Result<(), ReadError> {
+        let after = self.next.unwrap_or_default();
+        let page = self.store.read_after(after, Some(upto), self.types.as_deref(), PAGE_EVENTS).await?;
+        let is_full = page.len() as i64 == PAGE_EVENTS;
+        let end = page.last().filter(|_| is_full).map_or(upto, |last| last.id);
+        self.next = Some(end);
+        if page.is_empty() {
+            self.passed.store(end.get(), Ordering::Relaxed);
+        }
+        self.page = page.into();
+        Ok(())
+    }
+
+    async fn wait(&mut self) {
+        if self.next.is_none()
+            && let Some(settled) = self.watching.settled()
+        {
+            self.next = Some(settled);
+            self.passed.store(settled.get(), Ordering::Relaxed);
+            return;
+        }
+        let woken = self.subscription.wait(self.next, WAIT_MAX, &mut self.stop.1).await;
+        self.must_compare |= woken == Woken::Control;
+    }
+
+    /// Fails where the store must not be followed, or is not the one that was followed.
+    async fn refuse_unfit_store(&mut self) -> Result<(), ReadError> {
+        if let Some(reason) = self.subscription.unmet() {
+            return Err(ReadError::Unfollowable { reason: reason.to_string() });
+        }
+        if let (Some(next), Some(head)) = (self.next, self.watching.head())
+            && head < next
+        {
+            return Err(ReadError::GoneBack { position: next });
+        }
+        if let (true, Some((id, uuid))) = (self.must_compare, self.last) {
+            let there: Vec<Event> = self.store.read_range(id, id, None).try_collect().await?;
+            if there.first().is_none_or(|event| event.uuid != uuid) {
+                return Err(ReadError::GoneBack { position: id });
+            }
+        }
+        self.must_compare = false;
+        Ok(())
+    }
+}
+
+/// What tells streams how far they may read. It lasts for as long as one of them, or the memory store, does.
+#[derive(Debug, Clone)]
+pub(super) struct Watching(Arc<Watched>);
+
+#[derive(Debug)]
+struct Watched {
+    horizon: watch::Receiver<Horizon>,
+    /// Above 0 once the horizon was observed.
+    control: watch::Receiver<u64>,
+    /// Ends the watcher when it is dropped.
+    _watcher: Option<ShutdownHandle>,
+}
+
+impl Watching {
+    /// What somebody else observes.
+    pub(super) fn of(horizon: watch::Receiver<Horizon>, control: watch::Receiver<u64>) -> Self {
+        Self(Arc::new(Watched { horizon, control, _watcher: None }))
+    }
+
+    fn start(database: &Connector, layout: Layout) -> Self {
+        // What consumers do about an event may be outside of the database, where a crash of the server is not undone.
+        let settings = WatcherSettings { durable_only: true, ..WatcherSettings::default() };
+        let watcher = Watcher::new(database.named("espd: subscriptions"), layout, settings);
+        let (handle, stop) = shutdown::channel();
+        let (horizon, control) = (watcher.horizon(), watcher.control());
+        tokio::spawn(watcher.run(stop));
+        Self(Arc::new(Watched { horizon, control, _watcher: Some(handle) }))
+    }
+
+    fn subscription(&self) -> Subscription {
+        Subscription::new(self.0.horizon.clone(), self.0.control.clone())
+    }
+
+    /// The settled horizon, if it is known at this moment.
+    fn settled(&self) -> Option<Position> {
+        self.known().map(|horizon| horizon.settled)
+    }
+
+    /// The last id drawn, if it is known at this moment.
+    fn head(&self) -> Option<Position> {
+        self.known().map(|horizon| horizon.head)
+    }
+
+    /// The horizon, unless it was not observed yet, or the connection that it was observed on is lost.
+    fn known(&self) -> Option<Horizon> {
+        let horizon = self.0.horizon.borrow().clone();
+        let is_known = *self.0.control.borrow() > 0
+            && horizon.unmet.is_none()
+            && (horizon.settled > Position::START || horizon.head == Position::START);
+        is_known.then_some(horizon)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.0.horizon.has_changed().is_err()
+    }
+}
+
+/// The watcher that all streams of a store share.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SharedWatching(Arc<Mutex<Weak<Watched>>>);
+
+impl SharedWatching {
+    /// The running watcher, or a new one. Call it in a runtime.
+    pub(super) fn get(&self, database: impl FnOnce() -> Connector, layout: &Layout) -> Watching {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = shared.upgrade().map(Watching).filter(|watching| !watching.has_ended());
+        let watching = running.unwrap_or_else(|| Watching::start(&database(), layout.clone()));
+        *shared = Arc::downgrade(&watching.0);
+        watching
+    }
+}
