@@ -183,7 +183,7 @@ pub(super) const REACTOR: Keys = Keys {
     prefix: "reactor.",
     groups: &[
         PROCESSOR,
-        &[key("emits", Kind::TextList), key("start", Kind::Start), key("chain_max", integer(1, 10_000))],
+        &[key("emits", Kind::TextList), key("chain_max", integer(1, 10_000))],
         BATCH,
         &[
             key("isolation", Kind::Isolation),
@@ -200,6 +200,8 @@ pub(super) const REACTOR: Keys = Keys {
 const PROCESSOR: &[Key] = &[
     key("name", Kind::Text).required(REQUIRE_NAME),
     key("version", Kind::Integer { from: 1, to: I32_MAX, default: Some(1) }),
+    key("start", Kind::Start),
+    key("reads", Kind::TextList),
 ];
 
 const TABLES: &[Key] = &[key("tables", Kind::Tables(&TABLE)), key("ddl", Kind::SqlList)];

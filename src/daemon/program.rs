@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::handlers::native::{Projector, Reactor, Registration, Registry};
 use crate::process::hook::{ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd, WorkerFacts};
-use crate::processing::declaration::{Handling, ProcessorDeclaration, ReactorDeclaration, Start};
+use crate::processing::declaration::{Handling, ProcessorDeclaration, ReactorDeclaration};
 use crate::processing::processor::{Events, Processor, ProcessorBase};
 
 /// A program that runs processors of its own: espd, with its command line.
@@ -165,17 +165,17 @@ fn fill_in(declared: &mut ProcessorDeclaration, registered: &ProcessorDeclaratio
         ));
     }
     let declared_reactor = declared.reactor.clone().unwrap_or_default();
-    let reactor = registered.reactor.clone().map(|reactor| ReactorDeclaration {
-        // "now" is also the default, so it does not override what the program says.
-        start: Some(declared_reactor.start).filter(|start| *start != Start::Now).unwrap_or(reactor.start),
-        chain_max: declared_reactor.chain_max,
-        ..reactor
-    });
+    let reactor = registered
+        .reactor
+        .clone()
+        .map(|reactor| ReactorDeclaration { chain_max: declared_reactor.chain_max, ..reactor });
     *declared = ProcessorDeclaration {
         batch: declared.batch,
         retry: declared.retry,
         isolation: declared.isolation.clone(),
         on_handler_change: declared.on_handler_change,
+        start: declared.start.or(registered.start),
+        reads: declared.reads.clone(),
         reactor,
         ..registered.clone()
     };

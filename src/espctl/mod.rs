@@ -6,6 +6,7 @@ mod dead_letters;
 mod doctor;
 mod emissions;
 mod events;
+mod graph;
 mod import_positions;
 mod manual;
 mod operate;
@@ -93,6 +94,8 @@ enum Command {
     Check(check::Arguments),
     /// Examine everything that espd needs from its databases, and say how to fix what is missing
     Doctor(doctor::Arguments),
+    /// Show which processor handles and emits which events, owns which tables, and reads whose
+    Graph(graph::Arguments),
     /// Show the request that a webhook reactor sends for an event, and the answer of the receiver
     WebhookTest(webhook_test::Arguments),
     /// Print SQL that creates roles with the least rights for appending, reading, running and operating
@@ -173,6 +176,7 @@ async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
         Command::Config(_) => output::print_verbatim(&serde_json::to_string_pretty(&config.redacted())?),
         Command::Roles(arguments) => roles::run(&arguments, &config),
         Command::Doctor(arguments) => doctor::run(arguments, &config).await,
+        Command::Graph(arguments) => graph::run(arguments, &config).await,
         command => {
             let databases = Databases::connect(&config, "espctl").await?;
             run_on(command, &config, &databases).await?;
@@ -206,6 +210,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Migrate(_)
         | Command::Check(_)
         | Command::Doctor(_)
+        | Command::Graph(_)
         | Command::Roles(_)
         | Command::Completions(_)
         | Command::Man(_)

@@ -200,7 +200,8 @@ async fn reset_one(name: &str, arguments: &ResetArguments, operator: &Operator<'
     if !replaced.lost.is_empty() {
         output::print_note(&format!("dropped: {}", replaced.lost.join("; ")))?;
     }
-    output::print(&format!("{} was at {}, is at {}", row.name, row.position, to.position()))
+    let now = operator.find(&row.name).await?.position;
+    output::print(&format!("{} was at {}, is at {now}", row.name, row.position))
 }
 
 /// Says something while a command goes on. That it cannot be said is no reason to stop.

@@ -3,11 +3,14 @@
 use sqlx::PgConnection;
 
 use crate::diagnostic::Diagnostic;
+use crate::event::Position;
 use crate::handlers::batch::RowTables;
 use crate::handlers::scratch::Scratch;
 use crate::handlers::{program, sql};
 use crate::postgres::sql_scope::SqlScope;
-use crate::processing::declaration::{Handling, ProcessorDeclaration, ProgramDeclaration};
+use crate::processing::declaration::{
+    Handling, ProcessorDeclaration, ProcessorKind, ProgramDeclaration, Start,
+};
 
 /// All mistakes that can be found in these declarations without handling an event of the store.
 ///
@@ -24,11 +27,55 @@ pub async fn check(
     let mut found = Vec::new();
     for declaration in declarations {
         found.extend(sql::find_foreign_tables(declaration, declarations));
+        found.extend(warn_of_unknown_reads(connection, declaration, declarations, &scope).await?);
+        found.extend(warn_of_late_start(declaration));
         let mut scratch = Scratch::open(connection, &scope).await?;
+        scratch.create_read_tables(declaration, declarations).await?;
         found.extend(check_one(&mut scratch, declaration).await?);
         scratch.close().await?;
     }
     Ok(found)
+}
+
+/// Warnings of tables that the declaration says it reads, and that neither a processor declares nor the database has.
+async fn warn_of_unknown_reads(
+    connection: &mut PgConnection,
+    declaration: &ProcessorDeclaration,
+    all: &[ProcessorDeclaration],
+    scope: &SqlScope,
+) -> Result<Vec<Diagnostic>, sqlx::Error> {
+    let mut found = Vec::new();
+    for read in &declaration.reads {
+        if all.iter().any(|other| other.tables.iter().any(|table| table.name == read.text)) {
+            continue;
+        }
+        let query = "-- find_read_table\nselect exists (select from pg_class where relname = $1 and relkind in ('r', 'p', 'v', 'm')
+                       and relnamespace in (select oid from pg_namespace where nspname = any ($2)))";
+        let schemas: Vec<&String> = [&scope.schema].into_iter().chain(&scope.search_path).collect();
+        let query = sqlx::query_scalar(query).persistent(false).bind(&read.text).bind(schemas);
+        let exists: bool = query.fetch_one(&mut *connection).await?;
+        if !exists {
+            let message = format!("there is no table {}, and no processor declares it", read.text);
+            found.push(Diagnostic::in_source(read, 0, message).into_warning());
+        }
+    }
+    Ok(found)
+}
+
+/// A warning where the tables of a projector will not hold what was in the store before.
+fn warn_of_late_start(declaration: &ProcessorDeclaration) -> Option<Diagnostic> {
+    let what = match declaration.start() {
+        Start::Beginning => return None,
+        Start::Position(position) if position == Position::START => return None,
+        Start::Position(position) => format!("after event {position}"),
+        Start::Now => "with the events that are appended from its first start on".to_owned(),
+        Start::Time(time) => format!("with the events of {} and later", time.to_rfc3339()),
+    };
+    let name = &declaration.name;
+    let message = format!("projector {name} begins {what}: its tables will not hold what was before");
+    let is_projector = declaration.kind() == ProcessorKind::Projector;
+    let warning = Diagnostic::of_file(declaration.file(), message).into_warning();
+    is_projector.then(|| warning.with_advice("if that is meant, all is well; otherwise remove `start`"))
 }
 
 /// The mistakes in the tables of a declaration; if there are none, those in what handles its events.

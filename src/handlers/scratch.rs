@@ -83,6 +83,22 @@ impl<'c> Scratch<'c> {
         &mut self.transaction
     }
 
+    /// Creates the tables that a declaration reads and others of `all` own, as they are declared, because they need not exist
+    /// yet. One that is wrong is a mistake of its owner.
+    pub(crate) async fn create_read_tables(
+        &mut self,
+        declaration: &ProcessorDeclaration,
+        all: &[ProcessorDeclaration],
+    ) -> Result<(), sqlx::Error> {
+        let tables =
+            all.iter().filter(|other| other.name != declaration.name).flat_map(|other| &other.tables);
+        for table in tables.filter(|table| declaration.reads(&table.name)) {
+            let name = format!("{}.{}", self.schema, quote_identifier(&table.name));
+            self.attempt(&table.create(&name).statement).await?;
+        }
+        Ok(())
+    }
+
     /// Creates the declared tables and runs the declared DDL; returns what the database refuses.
     pub(crate) async fn check_tables(
         &mut self,

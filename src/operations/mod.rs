@@ -5,6 +5,7 @@ pub(crate) mod databases;
 pub(crate) mod doctor;
 pub(crate) mod event_streams;
 pub(crate) mod event_types;
+pub(crate) mod graph;
 pub(crate) mod import_positions;
 pub(crate) mod metrics;
 pub(crate) mod operator;

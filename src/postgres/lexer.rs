@@ -34,6 +34,17 @@ impl Token<'_> {
         self.kind == TokenKind::Word && self.text.eq_ignore_ascii_case(word)
     }
 
+    /// What is between the quotes of a string or a dollar-quoted string, with quotes in it as they are written.
+    pub(crate) fn content(&self) -> Option<&str> {
+        let first = self.text.chars().next().filter(|_| self.kind == TokenKind::Literal)?;
+        let tag = match first {
+            '\'' => 1,
+            '$' => self.text[1..].find('$')? + 2,
+            _ => return None,
+        };
+        self.text.get(tag..self.text.len() - tag)
+    }
+
     /// The name that an identifier stands for: folded to lower case unless quoted.
     pub(crate) fn name(&self) -> Option<String> {
         match self.kind {
@@ -236,6 +247,13 @@ mod tests {
     #[test]
     fn a_parameter_is_not_a_dollar_quote() {
         assert_eq!(words("$1 + $2"), vec!["$", "1", "+", "$", "2"]);
+    }
+
+    #[test]
+    fn a_string_has_content() {
+        let found: Vec<_> = tokens("x 'a''b' $$c$$ $q$d$q$ 7").unwrap();
+        let contents: Vec<_> = found.iter().map(|token| token.content()).collect();
+        assert_eq!(contents, [None, Some("a''b"), Some("c"), Some("d"), None]);
     }
 
     #[test]

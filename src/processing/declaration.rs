@@ -9,6 +9,7 @@ mod kind;
 mod on_handler_change;
 mod program;
 mod reactor;
+mod start;
 mod table;
 mod webhook;
 
@@ -22,7 +23,8 @@ pub use isolation::Isolation;
 pub use kind::ProcessorKind;
 pub use on_handler_change::OnHandlerChange;
 pub(crate) use program::{ProgramDeclaration, Secret};
-pub use reactor::{ReactorDeclaration, Start};
+pub use reactor::ReactorDeclaration;
+pub use start::Start;
 pub(crate) use table::CreateTable;
 pub use table::TableDeclaration;
 pub use webhook::WebhookDeclaration;
@@ -51,6 +53,12 @@ pub struct ProcessorDeclaration {
     pub isolation: Isolation,
     /// What happens when the handlers are not those that have made the rows.
     pub on_handler_change: OnHandlerChange,
+    /// Where the processor begins when it runs for the first time; `None`: as its kind does, see [`Self::start`].
+    #[serde(default)]
+    pub start: Option<Start>,
+    /// The names of tables of other processors that the handlers read, in the order of the configuration file, none twice.
+    #[serde(default)]
+    pub reads: Vec<SourceText>,
     /// What only reactors declare; `None` for a projector.
     pub reactor: Option<ReactorDeclaration>,
 }
@@ -59,6 +67,15 @@ impl ProcessorDeclaration {
     /// Whether the processor is a projector or a reactor.
     pub fn kind(&self) -> ProcessorKind {
         if self.reactor.is_some() { ProcessorKind::Reactor } else { ProcessorKind::Projector }
+    }
+
+    /// Returns where the processor begins that has never run: unless it says otherwise, a projector with the first event of the
+    /// store, because its tables show all of them, and a reactor now, because what it does about old events comes too late.
+    pub fn start(&self) -> Start {
+        self.start.unwrap_or(match self.kind() {
+            ProcessorKind::Projector => Start::Beginning,
+            ProcessorKind::Reactor => Start::Now,
+        })
     }
 
     /// Returns the SQL handlers, in the order of the configuration file; none if the events are not handled in SQL.
@@ -82,6 +99,22 @@ impl ProcessorDeclaration {
     /// Returns the names of the processor's tables, in the order of the configuration file.
     pub fn table_names(&self) -> Vec<String> {
         self.tables.iter().map(|table| table.name.clone()).collect()
+    }
+
+    /// Returns the file that the processor is declared in, as far as a text of it says so.
+    pub(crate) fn file(&self) -> &str {
+        let program = match &self.handling {
+            Handling::Program(program) => Some(&program.place),
+            _ => None,
+        };
+        let handlers = self.handlers().iter().map(|handler| &handler.sql);
+        let tables = self.tables.iter().map(|table| &table.columns);
+        program.into_iter().chain(handlers).chain(tables).next().map_or("<program>", |text| &text.file)
+    }
+
+    /// Whether the processor declares that it reads this table of another one.
+    pub fn reads(&self, table: &str) -> bool {
+        self.reads.iter().any(|read| read.text == table)
     }
 
     /// Whether the processor has effects that no rollback undoes.
@@ -183,6 +216,8 @@ mod tests {
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
             on_handler_change: OnHandlerChange::default(),
+            start: None,
+            reads: vec![],
             reactor: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));

@@ -1,6 +1,6 @@
 //! This module stores the events that reactors emit, if their handlers run outside of the database. It decides which types
 //! a reactor may emit, which uuid an emitted event gets, and where the event goes. For handlers in SQL,
-//! `migrations/processing/0006_emissions.sql` and `0012_refused_emissions.sql` do the same.
+//! `migrations/processing/0006_emissions.sql` and `0019_emission_metadata.sql` do the same.
 //!
 //! An event that is to be emitted at once goes into the event store in the transaction of the batch, if the store is in the
 //! same database. Every other event is kept in the table `emissions`, and the `relay` moves it into the store when it is due.
@@ -10,7 +10,7 @@ mod pending;
 mod relay;
 mod source_event;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -49,6 +49,9 @@ pub struct Emission {
     /// Names the event among those that the reactor emits later, so that it can be cancelled. An event replaces an earlier one
     /// of the same key.
     pub key: Option<String>,
+    /// The metadata of the event, a JSON object; `None`: only what espd writes, which is the key `espd`. The handler must not
+    /// give it that key.
+    pub metadata: Option<Box<RawValue>>,
 }
 
 /// Checks and stores what one reactor emits. The emitter of a projector refuses everything.
@@ -190,10 +193,11 @@ impl EmissionBatch {
         emission: &Emission,
     ) -> Result<(), String> {
         emitter.check_allowed(source, emission)?;
+        own_metadata(emission)?;
         if source.replaying {
             return Ok(());
         }
-        let mut event = event(emitter, source, ordinal, emission);
+        let mut event = event(emitter, source, ordinal, emission)?;
         if let Some(body) = emitter.codec.encode(&event)? {
             event.body = body;
         }
@@ -242,18 +246,40 @@ impl EmissionBatch {
     }
 }
 
-fn event(emitter: &Emitter, source: &SourceEvent, ordinal: u32, emission: &Emission) -> NewEvent {
-    let metadata = serde_json::json!({ "espd": { "reactor": emitter.reactor, "depth": source.depth + 1 } });
+/// The key of the metadata of an emitted event that espd writes.
+const ESPDS_OWN: &str = "espd";
+
+/// The metadata that the handler wants, as written: no number is read.
+fn own_metadata(emission: &Emission) -> Result<BTreeMap<String, Box<RawValue>>, String> {
+    let Emission { event_type, metadata, .. } = emission;
+    let Some(metadata) = metadata else { return Ok(BTreeMap::new()) };
+    let keys: BTreeMap<String, Box<RawValue>> = serde_json::from_str(metadata.get())
+        .map_err(|_| format!("the metadata of {event_type} is no JSON object"))?;
+    if keys.contains_key(ESPDS_OWN) {
+        return Err(format!("the metadata of {event_type} has the key \"{ESPDS_OWN}\", which is espd's own"));
+    }
+    Ok(keys)
+}
+
+/// The event as it is stored. What led to it is espd's to say, and not the handler's.
+fn event(
+    emitter: &Emitter,
+    source: &SourceEvent,
+    ordinal: u32,
+    emission: &Emission,
+) -> Result<NewEvent, String> {
+    let mut metadata = own_metadata(emission)?;
+    let of_espd = serde_json::json!({ "reactor": emitter.reactor, "depth": source.depth + 1 });
+    let of_espd = serde_json::value::to_raw_value(&of_espd).map_err(|error| error.to_string())?;
+    metadata.insert(ESPDS_OWN.to_owned(), of_espd);
     let body = emission.body.clone();
     let mut event = NewEvent::new(&emission.aggregate_id, emission.event_type.clone(), body);
     event.uuid = identify(&emitter.reactor, source.uuid, ordinal);
     event.expected_version = emission.expected_version.map_or(ExpectedVersion::Any, ExpectedVersion::Exact);
     event.correlation_id = Some(source.correlation_id);
     event.causation_id = Some(source.uuid);
-    if let Ok(metadata) = serde_json::value::to_raw_value(&metadata) {
-        event.metadata = metadata;
-    }
-    event
+    event.metadata = serde_json::value::to_raw_value(&metadata).map_err(|error| error.to_string())?;
+    Ok(event)
 }
 
 /// Appends the events that are not stored yet.
@@ -334,6 +360,24 @@ impl Emitter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metadata_is_kept_as_it_is_written_beside_that_of_espd() {
+        let emission = |metadata: &str| Emission {
+            event_type: "A".to_owned(),
+            aggregate_id: Uuid::nil().into(),
+            body: RawValue::NULL.to_owned(),
+            expected_version: None,
+            due: Due::AtOnce,
+            key: None,
+            metadata: Some(RawValue::from_string(metadata.to_owned()).unwrap()),
+        };
+        let kept = own_metadata(&emission(r#"{"tenant": 12345678901234567890.10, "espd2": null}"#)).unwrap();
+        assert_eq!(kept["tenant"].get(), "12345678901234567890.10");
+        for refused in ["[]", "null", r#"{"espd": {}}"#] {
+            assert!(own_metadata(&emission(refused)).is_err(), "{refused}");
+        }
+    }
 
     #[test]
     fn an_emission_has_one_identity() {

@@ -34,7 +34,7 @@ pub use operator::{ReplayEffects, Reset};
 pub(crate) use witness::{Memory, parameters as witness_parameters, read_witness};
 
 use crate::event::Position;
-use crate::postgres::literal::simple;
+use crate::postgres::literal::{fetch_optional, simple};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::ProcessorKind;
 use crate::store::witness::Witness;
@@ -95,14 +95,29 @@ impl Trackers {
             "-- register_tracker
              -- Two daemons that declare different versions must not both find that there is no tracker.
              select pg_advisory_xact_lock(hashtext('espd: register ' || {name}));
-             insert into {schema}.trackers (name, version, partition, kind, position)
-             select {name}, {version}, {partition}, '{kind}', {position}
+             insert into {schema}.trackers (name, version, partition, kind, position, began_at)
+             select {name}, {version}, {partition}, '{kind}', {position}, {position}
              where not exists (select from {schema}.trackers where name = {name} and partition = {partition})",
             schema = self.schema,
             name = quote_literal(name),
             kind = kind.as_str()
         );
         simple(statement).execute(connection).await.map(drop)
+    }
+
+    /// Reads where the processor began when it was registered; `None`: with the first event, as far as is known.
+    pub(crate) async fn find_beginning(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+    ) -> Result<Option<Position>, sqlx::Error> {
+        let statement = format!(
+            "-- find_beginning\nselect began_at from {}.trackers where {} and began_at > 0",
+            self.schema,
+            key.is_tracker()
+        );
+        let row: Option<(Position,)> = fetch_optional(connection, statement).await?;
+        Ok(row.map(|(position,)| position))
     }
 
     /// Locks the tracker for the rest of the transaction and returns its position; `None`: there is no tracker.

@@ -50,6 +50,9 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (15, "row security", include_str!("../../migrations/processing/0015_row_security.sql")),
         (16, "dependents", include_str!("../../migrations/processing/0016_dependents.sql")),
         (17, "operator functions", include_str!("../../migrations/processing/0017_operator_functions.sql")),
+        (18, "foreign writes", include_str!("../../migrations/processing/0018_foreign_writes.sql")),
+        (19, "emission metadata", include_str!("../../migrations/processing/0019_emission_metadata.sql")),
+        (20, "beginnings", include_str!("../../migrations/processing/0020_beginnings.sql")),
     ],
 };
 

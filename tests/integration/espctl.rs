@@ -5,6 +5,7 @@ mod check;
 mod connect;
 mod doctor;
 mod events;
+mod graph;
 mod manual;
 mod migrate;
 mod operate;

@@ -18,6 +18,8 @@ use crate::processing::declaration::{
 };
 use crate::retry::RetryPolicy;
 
+const ADVISE_READS: &str = "write a list of tables of other processors: reads = [\"customers\"]";
+
 const ADVISE_EMITS: &str = "write a list of event types: emits = [\"SomethingHappened\"]";
 
 /// What a processor inherits unless it says otherwise.
@@ -54,6 +56,8 @@ pub(crate) fn read_processor(
     let tables = section.value("tables").map(|tables| read_tables(&tables)).unwrap_or_default();
     let ddl = section.value("ddl").map(|ddl| read_ddl(&ddl)).unwrap_or_default();
     let handling = read_handling(section, kind);
+    let start = section.value("start").and_then(|start| read_start(&start));
+    let reads = section.value("reads").map(|reads| read_reads(&reads, &tables)).unwrap_or_default();
     let reactor = (kind == ProcessorKind::Reactor).then(|| read_reactor(section));
     Some(ProcessorDeclaration {
         name: name?,
@@ -65,6 +69,8 @@ pub(crate) fn read_processor(
         retry: retry.unwrap_or(defaults.retry),
         isolation: isolation.unwrap_or_else(|| defaults.isolation.clone()),
         on_handler_change: on_handler_change.unwrap_or_else(|| defaults.on_handler_change_of(kind)),
+        start,
+        reads,
         reactor,
     })
 }
@@ -83,8 +89,28 @@ fn read_reactor(section: &Section<'_>) -> ReactorDeclaration {
     ReactorDeclaration {
         chain_max: chain_max.unwrap_or(default.chain_max),
         emits: emits.map(|items| read_event_types(&items)).unwrap_or_default(),
-        start: section.value("start").and_then(|start| read_start(&start)).unwrap_or_default(),
     }
+}
+
+/// The tables of other processors that the handlers read.
+fn read_reads(value: &Value<'_>, own: &[TableDeclaration]) -> Vec<SourceText> {
+    let mut names: Vec<SourceText> = Vec::new();
+    for item in value.items(ADVISE_READS).unwrap_or_default() {
+        let Some(name) = item.text() else { continue };
+        if !is_name(&name) {
+            item.location
+                .report(format!("{} is not a name for a table", item.as_written()), advise_name(&name));
+        } else if own.iter().any(|table| table.name == name) {
+            let message = format!("{name} is a table of this processor, which it reads anyway");
+            item.location.report(message, "remove it");
+        } else if names.iter().any(|listed| listed.text == name) {
+            item.location.report(format!("{} is listed twice", item.as_written()), "remove one of the two");
+        } else {
+            let SourceText { file, line, column, .. } = item.place();
+            names.push(SourceText::new(&name, &file, line, column));
+        }
+    }
+    names
 }
 
 fn read_start(value: &Value<'_>) -> Option<Start> {

@@ -7,10 +7,12 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
 
 use crate::event::{AggregateId, Event, Position, Version};
-use crate::postgres::quote::quote_identifier;
+use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::dead_letters::DeadLetters;
+use crate::processing::emission::SourceEvent;
+use crate::processing::failure::Failure;
 use crate::processing::processor::{
     Batch, BatchRequest, Delivery, Events, ProcessorBase, ProcessorError, Work,
 };
@@ -35,6 +37,8 @@ pub(crate) struct BatchTransaction<'t> {
     partitions: Option<Vec<i64>>,
     /// The witnesses of what [`Self::read`] has read.
     trail: Trail,
+    /// The event that was read, if it was one alone.
+    only_event: Option<SourceEvent>,
     /// Whether anything beside the tracker may have been written.
     may_have_written: bool,
 }
@@ -99,6 +103,7 @@ impl<'t> BatchTransaction<'t> {
             witness,
             partitions,
             trail,
+            only_event: None,
             may_have_written: false,
         }))
     }
@@ -128,7 +133,11 @@ impl<'t> BatchTransaction<'t> {
         let found = batch.events.len();
         self.set_aside_behind(&mut batch).await?;
         let set_aside = found - batch.events.len();
-        let deliveries = batch.events.into_iter().map(|event| self.deliver(event)).collect();
+        let deliveries: Vec<Delivery> = batch.events.into_iter().map(|event| self.deliver(event)).collect();
+        self.only_event = match deliveries.as_slice() {
+            [delivery] => Some(SourceEvent::of(delivery)),
+            _ => None,
+        };
         Ok(Reading { deliveries, upto: batch.upto, trail: batch.trail, set_aside })
     }
 
@@ -215,6 +224,29 @@ impl<'t> BatchTransaction<'t> {
         }
     }
 
+    /// Refuses to commit where a table of another processor was written, by whatever means.
+    async fn refuse_foreign_writes(&mut self) -> Result<(), ProcessorError> {
+        let statement = format!(
+            "-- refuse_foreign_writes
+             select {}.refuse_foreign_writes({}, {})",
+            quote_identifier(&self.base.schema),
+            quote_literal(self.base.name()),
+            self.request.claim.epoch
+        );
+        match sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.transaction).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_infrastructure_error(&error) => Err(error.into()),
+            Err(error) => {
+                let failure = Failure::of_database(&error);
+                let failure = match self.only_event.take() {
+                    Some(event) => event.attribute(failure),
+                    None => failure,
+                };
+                Err(ProcessorError::Unattributed(Box::new(failure)))
+            }
+        }
+    }
+
     /// Lets the commit be acknowledged before it is on disk. If it is lost in a crash, the same events are passed again.
     async fn allow_to_be_lost(&mut self) -> Result<(), sqlx::Error> {
         let statement = "-- allow_to_be_lost\nset local synchronous_commit = off";
@@ -234,6 +266,9 @@ impl<'t> BatchTransaction<'t> {
         witness: Option<Witness>,
     ) -> Result<(), ProcessorError> {
         let BatchRequest { claim, work, lease, .. } = *self.request;
+        if self.may_have_written && progress.handled > 0 {
+            self.refuse_foreign_writes().await?;
+        }
         match work {
             Work::DeadLetter(event_id) => {
                 DeadLetters::new(&self.base.schema)

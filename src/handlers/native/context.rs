@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use serde::Serialize;
 use serde_json::value::to_raw_value;
 use sqlx::PgConnection;
 
@@ -154,6 +155,22 @@ impl ReactorContext<'_> {
         Ok(())
     }
 
+    /// Emits an event with metadata, which is written as a JSON object. espd adds what is its own under the key `espd`.
+    ///
+    /// # Errors
+    /// As for [`Self::emit`]. If the metadata is no object, or has the key `espd`, the event fails when the handler has
+    /// returned.
+    pub fn emit_with_metadata<E: EventType>(
+        &mut self,
+        aggregate_id: impl Into<AggregateId>,
+        body: &E,
+        metadata: &impl Serialize,
+    ) -> Result<(), HandlerError> {
+        let metadata = Some(to_raw_value(metadata)?);
+        self.emit_untyped(Emission { metadata, ..emission(aggregate_id, body)? });
+        Ok(())
+    }
+
     /// Emits an event on condition that the aggregate is at version `expected`.
     ///
     /// # Errors
@@ -224,5 +241,6 @@ fn emission<E: EventType>(aggregate_id: impl Into<AggregateId>, body: &E) -> Res
         expected_version: None,
         due: Due::AtOnce,
         key: None,
+        metadata: None,
     })
 }

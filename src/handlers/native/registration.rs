@@ -19,7 +19,7 @@ pub struct Registration {
     tables: Vec<(String, String)>,
     ddl: Vec<String>,
     emits: Vec<String>,
-    start: Start,
+    start: Option<Start>,
     codec: Codec,
 }
 
@@ -44,7 +44,7 @@ impl Registration {
             tables: Vec::new(),
             ddl: Vec::new(),
             emits: Vec::new(),
-            start: Start::default(),
+            start: None,
             codec: Codec::default(),
         }
     }
@@ -92,11 +92,12 @@ impl Registration {
         self
     }
 
-    /// Sets where a reactor begins when it is run for the first time. By default it begins with the events that are appended
-    /// from then on. Another `start` in the configuration takes precedence.
+    /// Sets where the processor begins when it is run for the first time. By default a projector begins with the first event of
+    /// the store, and a reactor with the events that are appended from then on. A `start` in the configuration takes
+    /// precedence. The tables of a projector that begins later do not hold what was before.
     #[must_use]
     pub fn start(self, start: Start) -> Self {
-        Self { start, ..self }
+        Self { start: Some(start), ..self }
     }
 
     /// Has the handler see bodies as they were before the codec of the application's store has encoded them, and encodes what it
@@ -130,11 +131,10 @@ impl Registration {
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
             on_handler_change: OnHandlerChange::default(),
-            reactor: (self.kind == ProcessorKind::Reactor).then(|| ReactorDeclaration {
-                emits: self.emits.clone(),
-                start: self.start,
-                ..ReactorDeclaration::default()
-            }),
+            start: self.start,
+            reads: Vec::new(),
+            reactor: (self.kind == ProcessorKind::Reactor)
+                .then(|| ReactorDeclaration { emits: self.emits.clone(), ..ReactorDeclaration::default() }),
             name: self.name,
         }
     }

@@ -63,6 +63,7 @@ impl ActionMessage<'_> {
             expected_version: self.expected_version.map(Version::new),
             due,
             key: self.key,
+            metadata: self.metadata.map(ToOwned::to_owned),
         })
     }
 
@@ -72,7 +73,7 @@ impl ActionMessage<'_> {
             Self { upsert: Some(_), .. } => ("upsert", &["row"]),
             Self { delete: Some(_), .. } => ("delete", &["where"]),
             Self { cancel: Some(_), .. } => ("cancel", &[]),
-            _ => ("emit", &["aggregate_id", "body", "expected_version", "at", "after", "key"]),
+            _ => ("emit", &["aggregate_id", "body", "expected_version", "at", "after", "key", "metadata"]),
         };
         let keys = [
             ("row", self.row.is_some()),
@@ -83,6 +84,7 @@ impl ActionMessage<'_> {
             ("at", self.at.is_some()),
             ("after", self.after.is_some()),
             ("key", self.key.is_some()),
+            ("metadata", self.metadata.is_some()),
         ];
         let foreign = keys.into_iter().find(|(key, is_there)| *is_there && !allowed.contains(key));
         (name, foreign.map(|(key, _)| key))

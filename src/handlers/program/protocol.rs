@@ -113,6 +113,8 @@ pub(super) struct ActionMessage<'l> {
     pub(super) at: Option<String>,
     pub(super) after: Option<f64>,
     pub(super) key: Option<String>,
+    #[serde(borrow)]
+    pub(super) metadata: Option<&'l RawValue>,
     pub(super) cancel: Option<String>,
 }
 

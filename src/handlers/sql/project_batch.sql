@@ -233,6 +233,9 @@ begin
   -- Whoever has read the events notes their witness.
   espd_witness_id := null;
   --{{end}}
+  if espd_handled > 0 then
+    perform {{schema}}.refuse_foreign_writes({{processor}}, espd_epoch);
+  end if;
   if espd_letter is not null then
     if espd_failure is null then
       perform {{schema}}.remove_dead_letter({{processor}}, {{version}}, espd_partition, espd_letter);

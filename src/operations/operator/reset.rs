@@ -17,20 +17,10 @@ use crate::store::witness::Witness;
 /// What a reset does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Destination {
-    /// Drop the processor's tables, create them again, and start over from the first event.
+    /// Drop the processor's tables, create them again, and start over from where the processor begins.
     Start,
     /// Only move the position; the tables stay as they are.
     Position(Position),
-}
-
-impl Destination {
-    /// The position that the processor has after the reset.
-    pub(crate) fn position(self) -> Position {
-        match self {
-            Self::Start => Position::START,
-            Self::Position(position) => position,
-        }
-    }
 }
 
 impl Operator<'_> {

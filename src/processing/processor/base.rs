@@ -12,7 +12,7 @@ use crate::postgres::literal::{fetch_optional, simple};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
-use crate::processing::declaration::{Handling, ProcessorDeclaration, Start};
+use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind, Start};
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, Reset, Trackers};
 use crate::store::witness::Witness;
@@ -91,7 +91,7 @@ impl ProcessorBase {
 
     /// Where the processor begins as it is declared.
     pub(crate) fn start(&self) -> Start {
-        self.declaration.reactor.as_ref().map_or(Start::Beginning, |reactor| reactor.start)
+        self.declaration.start()
     }
 
     /// The position just before the first event of this time or later, at most `now`.
@@ -170,7 +170,7 @@ impl ProcessorBase {
         }
     }
 
-    /// Drops and creates the tables again and sets the position to what `reset` says, all in one transaction. If only the processor's own
+    /// Drops and creates the tables again and sets the position to where they begin, all in one transaction. If only the processor's own
     /// program knows the tables, they are created when it runs next.
     ///
     /// Returns what has become of what others had made on the tables; `None`: the processor is not known. Every claim
@@ -214,6 +214,7 @@ impl ProcessorBase {
         if trackers.lock(transaction, tracker).await?.is_none() {
             return Ok(None);
         }
+        let reset = Reset { to: self.beginning(transaction, tracker).await?, ..reset };
         sqlx::raw_sql(LIMIT_WAIT_FOR_TABLES).execute(&mut *transaction).await?;
         let dropped = self.tables().drop(transaction).await?;
         trackers.reset(transaction, tracker, operator, reset).await?;
@@ -222,6 +223,23 @@ impl ProcessorBase {
         }
         self.tables().create(transaction).await?;
         Ok(Some(self.tables().restore(transaction, &dropped).await?))
+    }
+
+    /// Where the tables begin that are made anew: a projector's where it is declared to begin, or where "now" or a time was when
+    /// it ran for the first time. A reactor meets all events, because it repeats no effects for those that it has handled.
+    async fn beginning(
+        &self,
+        transaction: &mut PgConnection,
+        tracker: &ProcessorKey,
+    ) -> Result<Position, sqlx::Error> {
+        match (self.declaration.kind(), self.start()) {
+            (ProcessorKind::Reactor, _) | (_, Start::Beginning) => Ok(Position::START),
+            (_, Start::Position(position)) => Ok(position),
+            (_, Start::Now | Start::Time(_)) => {
+                let began = self.trackers().find_beginning(transaction, tracker).await?;
+                Ok(began.unwrap_or(Position::START))
+            }
+        }
     }
 
     /// Reads the events of a request from the store that has the `witness` and the `partitions`.

@@ -59,7 +59,7 @@ impl Runner {
             return self.act(connection, decide(error, Attempt::Prepare)).await;
         }
         let position = claim.position.get();
-        warn!(processor = self.name, position, "the handlers have changed: rebuilding from the first event");
+        warn!(processor = self.name, position, "the handlers have changed: rebuilding the tables");
         Ok(self.claim_lost())
     }
 

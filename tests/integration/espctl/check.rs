@@ -104,6 +104,47 @@ async fn a_type_that_was_never_stored_is_told_with_the_nearest_names() {
 }
 
 #[tokio::test]
+async fn a_table_of_another_processor_may_be_read_where_that_is_declared() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    installation.declare_notes("notes", "");
+    let declare = |keys: &str, sql: &str| {
+        installation.declare(
+            "reader",
+            &format!(
+                "[projector]\nname = 'reader'\n{keys}\n[projector.tables]\nseen = 'n bigint'\n\
+                 [[projector.on]]\nevents = ['A']\nsql = \"{sql}\"\n"
+            ),
+        );
+    };
+    let read = "insert into seen select count(*) from notes";
+    declare("", read);
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    assert!(
+        complaint.contains("processors/reader.toml:8:46: table notes belongs to projector notes"),
+        "{complaint}"
+    );
+    assert!(complaint.contains("reads = [\"notes\"]"), "{complaint}");
+    // The table need not exist before the first start.
+    declare("reads = ['notes']", read);
+    let outcome = installation.espctl(&["check"]).await;
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{outcome:?}");
+    declare("reads = ['nots']", "insert into seen values (1)");
+    let outcome = installation.espctl(&["check"]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert!(outcome.stderr.contains("reader.toml:3:10: there is no table nots"), "{outcome:?}");
+    declare("reads = ['notes']", "execute 'delete from notes'");
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    assert!(complaint.contains("table notes belongs to projector notes"), "{complaint}");
+    declare("reads = ['seen', 'Notes', 'notes', 'notes']", read);
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    for words in ["seen is a table of this processor", "\"Notes\" is not a name", "\"notes\" is listed twice"]
+    {
+        assert!(complaint.contains(words), "{words}: {complaint}");
+    }
+}
+
+#[tokio::test]
 async fn without_a_database_a_check_uses_one_of_its_own() {
     let installation = Installation::without_database("");
     installation.declare_notes("notes", "perform nothing_like_that();");

@@ -68,6 +68,43 @@ async fn additions(pool: &PgPool) -> [String; 7] {
 }
 
 #[tokio::test]
+async fn a_projector_begins_where_it_is_declared_and_a_reset_leads_back_there() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "[runner]\npoll_interval_max = '50ms'\n");
+    let declare = |start: &str| {
+        let declared =
+            LABELS.replacen("name =", &format!("start = {start}\nname ="), 1).replace("'B'", "'A'");
+        installation.declare("labels", &declared);
+    };
+    declare("'now'");
+    append(&db.pool, 5).await;
+    let outcome = installation.espctl(&["check"]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("labels.toml: projector labels begins with the events that"),
+        "{outcome:?}"
+    );
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "labels", 5).await;
+    append(&db.pool, 3).await;
+    reaches(&db.pool, "labels", 8).await;
+    assert_eq!(fact(&db.pool, "select array_agg(id) from labels").await, "{6,7,8}");
+    let said = installation.espctl(&["reset", "labels", "--yes"]).await.printed();
+    assert_eq!(said, "labels was at 8, is at 5\n");
+    reaches(&db.pool, "labels", 8).await;
+    assert_eq!(fact(&db.pool, "select array_agg(id) from labels").await, "{6,7,8}");
+    daemon.stop().await;
+
+    // A position holds as it is declared now.
+    declare("7");
+    installation.espctl(&["reset", "labels", "--yes"]).await.printed();
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "labels", 8).await;
+    assert_eq!(fact(&db.pool, "select array_agg(id) from labels").await, "{8}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_reset_carries_over_grants_comments_policies_and_publications() {
     let (db, installation, daemon) = running().await;
     execute(&db.pool, &dba(&db)).await;

@@ -40,6 +40,8 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         retry: RetryPolicy::default(),
         isolation: Isolation::default(),
         on_handler_change: OnHandlerChange::default(),
+        start: None,
+        reads: vec![],
         reactor: None,
     }
 }

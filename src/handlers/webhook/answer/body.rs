@@ -36,6 +36,7 @@ struct EventToEmit {
     /// Seconds, counted from when the answer is stored.
     after: Option<f64>,
     key: Option<String>,
+    metadata: Option<Box<RawValue>>,
 }
 
 impl AnswerBody {
@@ -51,8 +52,9 @@ impl AnswerBody {
 impl EventToEmit {
     fn into_emission(self) -> Result<Emission, String> {
         let due = self.due()?;
-        let Self { event_type, aggregate_id, body, expected_version, key, .. } = self;
-        Ok(Emission { event_type, aggregate_id: aggregate_id.into(), body, expected_version, due, key })
+        let Self { event_type, aggregate_id, body, expected_version, key, metadata, .. } = self;
+        let aggregate_id = aggregate_id.into();
+        Ok(Emission { event_type, aggregate_id, body, expected_version, due, key, metadata })
     }
 
     fn due(&self) -> Result<Due, String> {

@@ -56,6 +56,10 @@ impl Reactor for Answering {
         match a.n {
             0 => context.emit(&event.aggregate_id, &Shouted)?,
             -1 => context.emit_expecting(&event.aggregate_id, 7.into(), &Answered { to: -1 })?,
+            100 => {
+                let tenant = serde_json::json!({ "tenant": 7 });
+                context.emit_with_metadata(&event.aggregate_id, &Answered { to: 100 }, &tenant)?;
+            }
             n => context.emit(&event.aggregate_id, &Answered { to: n })?,
         }
         Ok(())
@@ -72,6 +76,19 @@ fn answering() -> Registration {
 
 fn program() -> Program {
     Program::new().reactor(answering(), || Answering)
+}
+
+#[tokio::test]
+async fn an_emitted_event_has_the_metadata_that_the_handler_gives_it() {
+    let db = support::database().await;
+    append(&db.pool, 100).await;
+    let life = Life::begin_with(&db, make(&program(), "answering"), settings(&db));
+    reaches(&db.pool, "answering", 100).await;
+    let metadata = emitted(&db.pool).await.into_iter().map(|event| event.4);
+    let with_tenant: Vec<Value> = metadata.filter(|metadata| metadata.get("tenant").is_some()).collect();
+    let espd = serde_json::json!({ "reactor": "answering", "depth": 1 });
+    assert_eq!(with_tenant, [serde_json::json!({ "tenant": 7, "espd": espd })]);
+    life.end().await;
 }
 
 type Emitted = (i64, Uuid, Uuid, Value, Value, Option<Uuid>, Option<Uuid>);
@@ -101,10 +118,13 @@ async fn what_is_emitted_is_what_sql_would_emit() {
     let declared = crate::support::projectors::declare("answering", &[], &[(&["A"], emit)]);
     let reactor = espd::internals::declaration::ReactorDeclaration {
         emits: vec!["Answered".into()],
-        start: Start::Beginning,
         ..Default::default()
     };
-    let declared = espd::internals::declaration::ProcessorDeclaration { reactor: Some(reactor), ..declared };
+    let declared = espd::internals::declaration::ProcessorDeclaration {
+        reactor: Some(reactor),
+        start: Some(Start::Beginning),
+        ..declared
+    };
     let lives = [
         Life::begin_with(&rust, make(&program(), "answering"), settings(&rust)),
         Life::begin(&sql, declared, settings(&sql)),

@@ -122,6 +122,62 @@ prices = "id int primary key, price numeric"
     daemon.stop().await;
 }
 
+#[tokio::test]
+async fn what_a_row_of_a_program_does_to_a_table_of_another_processor_is_not_committed() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, SETTINGS);
+    declare_obedient(&installation);
+    installation.declare_notes("notes", "");
+    let noted = append_typed(&db.pool, "A", 2).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", noted).await;
+    reaches(&db.pool, "obedient", noted).await;
+    sqlx::raw_sql(
+        "create function public.forget() returns trigger language plpgsql as
+           $$ begin delete from public.notes; return new; end $$;
+         create trigger forget after insert on todos for each row execute function forget()",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    tell(&db.pool, &[json!({ "actions": [{ "upsert": "todos", "row": { "id": 1, "title": "a" } }] })]).await;
+    let query = "select last_error->>'sqlstate' from espd.trackers where name = 'obedient'";
+    eventually("the batch is refused", async || {
+        let state: Option<String> = sqlx::query_scalar(query).fetch_one(&db.pool).await.unwrap();
+        state.filter(|state| state == "ES006")
+    })
+    .await;
+    assert_eq!(strings(&db.pool, "select count(*)::text from notes").await, ["2"]);
+    assert_eq!(strings(&db.pool, "select count(*)::text from todos").await, ["0"]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_emitted_event_has_the_metadata_that_the_program_gives_it() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, SETTINGS);
+    declare_obedient(&installation);
+    let emit = |metadata: Value| json!({ "emit": "Answered", "aggregate_id": "same", "body": {}, "metadata": metadata });
+    let told = [
+        json!({ "actions": [emit(json!({ "tenant": "a" }))] }),
+        json!({ "actions": [emit(json!({ "espd": { "depth": 0 } }))] }),
+    ];
+    tell(&db.pool, &told).await;
+    let daemon = installation.start_daemon();
+    let query = "select last_error->>'message' from espd.trackers where name = 'obedient'";
+    let message = eventually("the second emission is refused", async || {
+        let message: Option<Option<String>> =
+            sqlx::query_scalar(query).fetch_optional(&db.pool).await.unwrap();
+        message.flatten()
+    })
+    .await;
+    assert!(message.contains("has the key \"espd\", which is espd's own"), "{message}");
+    let metadata =
+        strings(&db.pool, "select (metadata - 'espd')::text from espd.events where type = 'Answered'").await;
+    assert_eq!(metadata, [r#"{"tenant": "a"}"#]);
+    daemon.stop().await;
+}
+
 #[derive(Debug, PartialEq)]
 struct Emitted {
     event_type: String,

@@ -22,11 +22,11 @@ const ANSWER: &str =
 
 /// A reactor that answers every `Asked`.
 fn answering(sql: &str, start: Start) -> ProcessorDeclaration {
-    let reactor = Some(ReactorDeclaration { emits: vec!["Answered".into()], start, ..Default::default() });
+    let reactor = Some(ReactorDeclaration { emits: vec!["Answered".into()], ..Default::default() });
     let tables = [("answers", "place serial primary key, event_id bigint")];
     let note = "insert into answers (event_id) values (event.id)";
     let handlers: [(&[&str], &str); 2] = [(&["Asked"], sql), (&["Asked"], note)];
-    ProcessorDeclaration { reactor, ..declare("answering", &tables, &handlers) }
+    ProcessorDeclaration { reactor, start: Some(start), ..declare("answering", &tables, &handlers) }
 }
 
 #[derive(Debug)]
@@ -207,15 +207,53 @@ async fn a_reactor_begins_at_its_configured_start() {
 }
 
 #[tokio::test]
+async fn an_emitted_event_has_the_metadata_that_the_handler_gives_it() {
+    let db = support::database().await;
+    let emit = "perform espd.emit('Answered', event.aggregate_id, '{}', metadata => event.body->'with');
+                perform espd.emit('Answered', event.aggregate_id, '{}', null, null);
+                perform espd.emit_after('Answered', event.aggregate_id, '{}', '1 hour', metadata => event.body->'with');
+                perform espd.emit_at('Answered', event.aggregate_id, '{}', now() + interval '1 hour', 'k')";
+    let mut running = Running::start(&db.pool, answering(emit, Start::Beginning)).await.unwrap();
+    let append = "insert into espd.events (aggregate_id, type, version, body)
+                  values (gen_random_uuid(), 'Asked', 1, jsonb_build_object('with', $1::jsonb)) returning id";
+    let append = async |with: Value| -> i64 {
+        sqlx::query_scalar(append).bind(with).fetch_one(&db.pool).await.unwrap()
+    };
+    let first = append(json!({ "tenant": 7 })).await;
+    running.process(first).await.unwrap();
+    let metadata: Vec<Value> = emitted(&db.pool).await.into_iter().map(|event| event.metadata).collect();
+    let of_espd = json!({ "reactor": "answering", "depth": 1 });
+    assert_eq!(metadata, [json!({ "tenant": 7, "espd": of_espd }), json!({ "espd": of_espd })]);
+    let query = "select metadata from espd.emissions order by due_at, id";
+    let later: Vec<Value> = sqlx::query_scalar(query).fetch_all(&db.pool).await.unwrap();
+    assert!(later.contains(&metadata[0]) && later.contains(&metadata[1]), "{later:?}");
+
+    for (with, words) in [
+        (json!({ "espd": { "depth": 0 } }), "has the key \"espd\", which is espd's own"),
+        (json!([]), "is no JSON object"),
+    ] {
+        append(with).await;
+        let refused = failure(running.process(head(&db.pool).await).await.unwrap());
+        assert!(refused.message.contains(words), "{refused}");
+        assert_eq!(refused.sqlstate.as_deref(), Some("ES004"));
+        sqlx::query("delete from espd.events where id > $1 and type = 'Asked'")
+            .bind(first)
+            .execute(&db.pool)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
 async fn reactors_that_answer_themselves_for_ever_are_stopped() {
     let db = support::database().await;
-    let reactor = Some(ReactorDeclaration {
-        emits: vec!["Asked".into()],
-        start: Start::Beginning,
-        ..Default::default()
-    });
+    let reactor = Some(ReactorDeclaration { emits: vec!["Asked".into()], ..Default::default() });
     let sql = "perform espd.emit('Asked', event.aggregate_id, '{}')";
-    let declaration = ProcessorDeclaration { reactor, ..declare("echo", &[], &[(&["Asked"], sql)]) };
+    let declaration = ProcessorDeclaration {
+        reactor,
+        start: Some(Start::Beginning),
+        ..declare("echo", &[], &[(&["Asked"], sql)])
+    };
     let mut running = Running::start(&db.pool, declaration).await.unwrap();
     insert(&db.pool, &["Asked"]).await;
     let failure = loop {

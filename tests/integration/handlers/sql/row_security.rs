@@ -84,11 +84,9 @@ async fn a_hidden_emission_is_neither_cancelled_nor_doubled_in_silence() {
     ] {
         let mut declaration = declare(name, SEEN, &[(&["A"], sql)]);
         declaration.tables.clear();
-        declaration.reactor = Some(ReactorDeclaration {
-            emits: vec!["Later".to_owned()],
-            start: Start::Beginning,
-            ..ReactorDeclaration::default()
-        });
+        declaration.start = Some(Start::Beginning);
+        declaration.reactor =
+            Some(ReactorDeclaration { emits: vec!["Later".to_owned()], ..ReactorDeclaration::default() });
         let mut running = Running::start(&pool, declaration).await.unwrap();
         let ids = insert(&db.pool, &["A"]).await;
         let table = if name == "now" { "espd.events" } else { "espd.emissions" };

@@ -54,6 +54,26 @@ async fn what_an_answer_wants_is_emitted_once_whatever_is_repeated() {
 }
 
 #[tokio::test]
+async fn an_emitted_event_has_the_metadata_that_the_answer_gives_it() {
+    let db = support::database().await;
+    let receiver = Receiver::start(|request| {
+        let mut event = answer(request);
+        event["metadata"] = json!({ "tenant": request.n() });
+        Reply::json(&json!({ "emit": [event] }))
+    })
+    .await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "emits = ['Answered']", "", QUICK);
+    let last = append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "hook", last).await;
+    let query = "select metadata from espd.events where type = 'Answered'";
+    let metadata: Vec<Value> = sqlx::query_scalar(query).fetch_all(&db.pool).await.unwrap();
+    assert_eq!(metadata, [json!({ "tenant": 1, "espd": { "reactor": "hook", "depth": 1 } })]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_type_that_is_not_declared_is_a_failure_of_the_event_that_names_both() {
     let db = support::database().await;
     let receiver = Receiver::start(|request| match request.n() {

@@ -14,12 +14,8 @@ use crate::support::program::Installation;
 /// A reactor that answers each event whose `n` is not 0, and notes it.
 fn answering() -> ProcessorDeclaration {
     let handler = format!("{DIVIDE}\nperform espd.emit('Answered', gen_random_uuid(), event.body);");
-    let reactor = Some(ReactorDeclaration {
-        emits: vec!["Answered".into()],
-        start: Start::Beginning,
-        ..Default::default()
-    });
-    ProcessorDeclaration { reactor, ..notes(&handler) }
+    let reactor = Some(ReactorDeclaration { emits: vec!["Answered".into()], ..Default::default() });
+    ProcessorDeclaration { reactor, start: Some(Start::Beginning), ..notes(&handler) }
 }
 
 /// What was answered, as `n`.
