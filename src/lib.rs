@@ -193,6 +193,8 @@
 #[cfg(feature = "processors")]
 mod diagnostic;
 pub mod event;
+#[cfg(feature = "daemon")]
+mod own_name;
 mod postgres;
 #[cfg(any(feature = "processors", feature = "testing"))]
 mod process;
@@ -207,6 +209,7 @@ mod visible;
 // Events.
 #[cfg(feature = "testing")]
 pub mod embedded;
+mod processors;
 pub mod store;
 
 // Processing.
@@ -232,9 +235,14 @@ mod espctl;
 mod operations;
 
 #[cfg(feature = "daemon")]
-pub use daemon::Program;
+pub use config::{Config, InvalidConfig};
+#[cfg(feature = "daemon")]
+pub use daemon::{Program, Running, StartError};
 #[cfg(feature = "processors")]
 pub use handlers::native;
+#[cfg(feature = "daemon")]
+pub use operations::waiting::{Idle, LaterEmission};
+pub use processors::{Processors, WaitError};
 
 /// What the hooks of a [`Program`] are told.
 #[cfg(feature = "daemon")]
@@ -285,7 +293,8 @@ pub mod internals {
     pub mod declaration {
         pub use crate::processing::declaration::{
             BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
-            ProcessorKind, ReactorDeclaration, SourceText, TableDeclaration, WebhookDeclaration,
+            ProcessorKind, ProcessorSettings, ReactorDeclaration, RetrySettings, SourceText,
+            TableDeclaration, WebhookDeclaration,
         };
     }
     pub mod failure {

@@ -3,11 +3,14 @@
 //!
 //! `cargo run --release --example todo -- run --config examples/todo/rust.toml`
 //!
+//! It has every command of `espd` and `espctl`: `todo status`, `todo reset outstanding_todos`.
+//!
 //! `events` has the events, `projections` the projectors, `notifier` the reactor. Each handler has its registration beside
 //! it: its name, its events and its tables.
 
 mod events;
 mod notifier;
+mod old_events;
 mod projections;
 
 use espd::Program;
@@ -26,5 +29,6 @@ fn main() -> std::process::ExitCode {
         .projector(scheduled, || OpenTodos::new("scheduled_todos"))
         .projector(CompletedTodos::registration(), CompletedTodos::default)
         .reactor(Notifier::registration(), || Notifier)
+        .upcast(old_events::from_first_version())
         .main()
 }

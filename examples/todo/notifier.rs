@@ -2,7 +2,9 @@
 //! to one such event, however often the program is killed.
 
 use async_trait::async_trait;
-use espd::native::{Delivery, EventType, HandlerError, Reactor, ReactorContext, Registration, Start};
+use espd::native::{
+    Delivery, EventType, HandlerError, OnFailure, Reactor, ReactorContext, Registration, Start,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -23,7 +25,8 @@ impl EventType for Notified {
 pub(crate) struct Notifier;
 
 impl Notifier {
-    /// Starts with the first event of the store, because todos that are open now may have been added long ago.
+    /// Starts with the first event of the store, because todos that are open now may have been added long ago. A todo that cannot
+    /// be handled is set aside, and the notifications of others go on.
     pub(crate) fn registration() -> Registration {
         Registration::reactor("todo_completed_notifier")
             .handles::<TodoAdded>()
@@ -32,6 +35,8 @@ impl Notifier {
             .handles::<TodoAbandoned>()
             .emits::<Notified>()
             .start(Start::Beginning)
+            .max_attempts(10)
+            .on_failure(OnFailure::Park)
             .table(
                 "notifiable_todos",
                 "todo_id uuid primary key, title text not null, stakeholder_email text",

@@ -12,6 +12,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use crate::operations::operator::OperatorError;
+use crate::own_name::in_own_name;
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::describe;
 
@@ -33,7 +34,8 @@ pub(super) struct ApiError {
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { status, error: error.into(), remedy: remedy.into() }
+        let (error, remedy) = (error.into(), remedy.into());
+        Self { status, error: in_own_name(&error).into_owned(), remedy: in_own_name(&remedy).into_owned() }
     }
 
     /// Something that the request needs, mostly the database, is not available now.

@@ -14,6 +14,7 @@
 //!                     ├──► dead_letters        which dead letters a request is about
 //!                     ├──► emissions           which pending emissions a request is about
 //!                     ├──► events              events as they settle, without an end
+//!                     ├──► waiting             how far a processor has to be
 //!                     └──► changes             what operators do
 //! ```
 
@@ -34,6 +35,7 @@ mod metrics;
 pub(crate) mod probe;
 mod requests;
 mod route;
+mod waiting;
 
 use std::io;
 use std::sync::Arc;

@@ -20,6 +20,7 @@ use super::emissions;
 use super::events::{self, Streams};
 use super::listener::Peer;
 use super::route::Route;
+use super::waiting::{self, Waiters, Wanted};
 use super::{View, Workers, exposition, health, metrics};
 use crate::config::{AdminSettings, Config};
 use crate::event::Position;
@@ -50,6 +51,7 @@ pub(super) struct RequestHandler {
     turn: Mutex<()>,
     doctor: Doctor,
     streams: Streams,
+    waiters: Waiters,
 }
 
 impl RequestHandler {
@@ -61,7 +63,8 @@ impl RequestHandler {
         stop: Shutdown,
     ) -> Self {
         let (databases, turn, doctor) = (Mutex::default(), Mutex::default(), Doctor::default());
-        Self { settings, view, request_time, databases, turn, doctor, streams: Streams::new(stop) }
+        let (streams, waiters) = (Streams::new(stop), Waiters::default());
+        Self { settings, view, request_time, databases, turn, doctor, streams, waiters }
     }
 
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: &Peer) -> Answer {
@@ -96,6 +99,7 @@ impl RequestHandler {
             Route::Doctor => self.examine().await,
             Route::Processors => Ok(answer::json(StatusCode::OK, &self.statuses(None).await?)),
             Route::Processor(name) => self.show(name).await,
+            Route::Wait(name) => self.wait(name, waiting::of_query(head.uri.query())?).await,
             Route::DeadLetters => self.list_dead_letters(dead_letters::of_query(head.uri.query())?).await,
             Route::DeadLettersOf(name) => {
                 let mut listing = dead_letters::of_query(head.uri.query())?;
@@ -167,6 +171,12 @@ impl RequestHandler {
                 Err(OperatorError::Several { name: name.to_owned(), trackers }.into())
             }
         }
+    }
+
+    /// Waits without the turn that others take: a wait is long, and needs a connection for a moment now and then.
+    async fn wait(&self, name: &str, wanted: Wanted) -> Result<Answer, ApiError> {
+        let (config, databases) = self.databases().await?;
+        self.waiters.wait(name, wanted, &config, &databases).await
     }
 
     async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, ApiError> {

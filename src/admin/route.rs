@@ -20,6 +20,8 @@ pub(super) enum Route<'p> {
     Processors,
     /// The status of one processor.
     Processor(&'p str),
+    /// A wait for a processor.
+    Wait(&'p str),
     Change(&'p str, ProcessorAction),
     /// The dead letters of all processors.
     DeadLetters,
@@ -86,6 +88,7 @@ impl<'p> Route<'p> {
     pub(super) fn find(method: &Method, path: &'p str) -> Result<Self, ApiError> {
         let route = Self::of_path(path).ok_or_else(|| {
             let known = "there are /livez, /readyz, /metrics, /api/v1/doctor, /api/v1/processors, /api/v1/processors/NAME, \
+                         /api/v1/processors/NAME/wait, \
                          /api/v1/dead-letters, /api/v1/processors/NAME/dead-letters, /api/v1/events, /api/v1/emissions, \
                          /api/v1/processors/NAME/emissions, and for changes POST /api/v1/processors/NAME/pause, resume, retry, \
                          reset, dead-letters/retry, discard, skip and park, emissions/cancel and emissions/retry";
@@ -122,6 +125,7 @@ impl<'p> Route<'p> {
         let Some(rest) = rest else { return Some(Self::Processor(name)) };
         match rest.split_once('/') {
             None if rest == "dead-letters" => Some(Self::DeadLettersOf(name)),
+            None if rest == "wait" => Some(Self::Wait(name)),
             None if rest == "emissions" => Some(Self::EmissionsOf(name)),
             None => ProcessorAction::ALL
                 .into_iter()
@@ -165,6 +169,7 @@ mod tests {
         let discard = find(Method::POST, "/api/v1/processors/a/dead-letters/discard");
         assert_eq!(discard, Ok(Route::ChangeDeadLetters("a", DeadLetterAction::Discard)));
         assert_eq!(get("/api/v1/events"), Ok(Route::Events));
+        assert_eq!(get("/api/v1/processors/a/wait"), Ok(Route::Wait("a")));
         assert_eq!(get("/api/v1/emissions"), Ok(Route::Emissions));
         assert_eq!(get("/api/v1/processors/a/emissions"), Ok(Route::EmissionsOf("a")));
         let cancel = find(Method::POST, "/api/v1/processors/a/emissions/cancel");

@@ -22,7 +22,7 @@ use super::sections::runner::RunnerSection;
 use super::sections::store::{EventStoreSettings, ProjectionsSettings};
 use super::sections::upcast::read_upcast;
 use super::{Config, LookUp};
-use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
+use crate::processing::declaration::{Handling, ProcessorKind};
 use crate::retry::RetryPolicy;
 use crate::store::layout::LayoutSettings;
 
@@ -52,7 +52,7 @@ impl Reader<'_> {
         let mut included = Vec::new();
         self.read_file(path, &keys::MAIN_FILE, |file| {
             read_sections(file, config);
-            config.processors = read_processors(file, config);
+            read_processors(file, config);
             included = file.value("include").map(|patterns| expand(&patterns, path)).unwrap_or_default();
         });
         included
@@ -61,8 +61,7 @@ impl Reader<'_> {
     /// Adds the processors of an included file to `config`.
     fn read_included_file(&self, path: &Path, config: &mut Config) {
         self.read_file(path, &keys::INCLUDED_FILE, |file| {
-            let processors = read_processors(file, config);
-            config.processors.extend(processors);
+            read_processors(file, config);
         });
     }
 
@@ -146,7 +145,7 @@ fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, proje
     }
 }
 
-fn read_processors(file: &Section<'_>, config: &Config) -> Vec<ProcessorDeclaration> {
+fn read_processors(file: &Section<'_>, config: &mut Config) {
     let RunnerSection { batch, isolation, on_handler_change, .. } = &config.runner;
     let defaults = Defaults {
         batch: *batch,
@@ -154,12 +153,15 @@ fn read_processors(file: &Section<'_>, config: &Config) -> Vec<ProcessorDeclarat
         isolation: isolation.clone(),
         on_handler_change: *on_handler_change,
     };
-    let mut processors = Vec::new();
     for kind in [ProcessorKind::Projector, ProcessorKind::Reactor] {
-        let sections = file.sections(kind.as_str());
-        processors.extend(sections.iter().filter_map(|section| read_processor(section, kind, &defaults)));
+        for section in file.sections(kind.as_str()) {
+            let Some((declaration, said)) = read_processor(&section, kind, &defaults) else { continue };
+            if matches!(declaration.handling, Handling::Native(_)) {
+                config.said.insert(declaration.name.clone(), said);
+            }
+            config.processors.push(declaration);
+        }
     }
-    processors
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! `docs/configuration.md` describes every key; `config/espd.example.toml` shows each.
 
 mod argument;
+mod event_store;
 mod json_schema;
 mod keys;
 mod load;
@@ -14,6 +15,7 @@ mod reader;
 mod redacted;
 mod sections;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,7 +32,7 @@ pub use crate::postgres::database_url::DatabaseUrl;
 pub use crate::telemetry::LogFormat;
 pub(crate) use crate::telemetry::LogSettings;
 
-use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::declaration::{ProcessorDeclaration, ProcessorSettings};
 use crate::retry::RetryPolicy;
 use crate::store::upcast::Upcast;
 use crate::supervision::hooks::HookSettings;
@@ -53,7 +55,7 @@ pub fn parse_duration(words: &str) -> Result<Duration, String> {
 /// Looks up an environment variable; `None` if it is not set.
 pub(crate) type LookUp<'l> = &'l dyn Fn(&str) -> Option<String>;
 
-/// Everything that is configured, with every default filled in.
+/// Everything that is configured, with every default filled in. Its fields are no part of the public interface.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Config {
     /// The files that it was read from, the main file first. Empty without a file.
@@ -76,6 +78,9 @@ pub struct Config {
     pub upcasts: Vec<Upcast>,
     /// The processors: those of the main file, then those of the included files in their order.
     pub processors: Vec<ProcessorDeclaration>,
+    /// What the sections of native processors themselves say, by name, until the program that has registered them adds what it
+    /// says.
+    pub said: BTreeMap<String, ProcessorSettings>,
 }
 
 impl Config {
@@ -85,6 +90,20 @@ impl Config {
     /// Everything that is wrong with the files, as one report.
     pub fn load(path: &Path) -> Result<Self, InvalidConfig> {
         Self::load_with(path, &|name| std::env::var(name).ok())
+    }
+
+    /// The defaults, with the database that `url` names, like `postgres://user:password@host/database`: for tests and for
+    /// programs that need no file.
+    ///
+    /// # Errors
+    /// It is no PostgreSQL URL.
+    pub fn for_database(url: &str) -> Result<Self, InvalidConfig> {
+        let refuse = |error: &dyn std::fmt::Display| {
+            InvalidConfig::one(Diagnostic::of_file("the URL", error.to_string()))
+        };
+        let mut config = Self::default();
+        config.event_store.url = Some(DatabaseUrl::new(url.to_owned()).map_err(|error| refuse(&error))?);
+        Ok(config)
     }
 
     /// As [`Config::load`], with the variables from elsewhere.

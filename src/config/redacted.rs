@@ -11,8 +11,8 @@ use super::reader::quantity::{format_duration, format_size};
 use super::sections::admin::AdminSettings;
 use super::{Config, EventStoreSettings, RunnerSection};
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, ProcessorDeclaration, ProcessorKind, ProgramDeclaration,
-    SourceText, Start, TableDeclaration, WebhookDeclaration,
+    BatchLimits, HandledEvents, Handler, Handling, ProcessorDeclaration, ProcessorKind, ProcessorSettings,
+    ProgramDeclaration, SourceText, Start, TableDeclaration, WebhookDeclaration,
 };
 use crate::retry::RetryPolicy;
 use crate::store::layout::LayoutSettings;
@@ -42,7 +42,7 @@ pub(super) fn redact(config: &Config) -> Value {
         },
         "admin": config.admin.as_ref().map(show_admin),
         "hooks": show_hooks(&config.hooks),
-        "upcast": config.upcasts.iter().map(show_upcast).collect::<Vec<_>>(),
+        "upcast": config.upcasts.iter().filter(|upcast| !upcast.in_program).map(show_upcast).collect::<Vec<_>>(),
         "projector": show_processors(config, ProcessorKind::Projector),
         "reactor": show_processors(config, ProcessorKind::Reactor),
     });
@@ -167,7 +167,16 @@ fn show_upcast(upcast: &Upcast) -> Value {
 }
 
 fn show_processors(config: &Config, kind: ProcessorKind) -> Vec<Value> {
-    config.processors.iter().filter(|processor| processor.kind() == kind).map(show_processor).collect()
+    let of_kind = config.processors.iter().filter(|processor| processor.kind() == kind);
+    of_kind
+        .map(|processor| {
+            let mut shown = show_processor(processor);
+            if let Some(said) = config.said.get(&processor.name) {
+                leave_to_program(&mut shown, said);
+            }
+            shown
+        })
+        .collect()
 }
 
 fn show_processor(processor: &ProcessorDeclaration) -> Value {
@@ -192,6 +201,35 @@ fn show_processor(processor: &ProcessorDeclaration) -> Value {
         shown["emits"] = json!(reactor.emits);
     }
     shown
+}
+
+/// Leaves out what the section of a native processor does not say, because the program may say it.
+fn leave_to_program(shown: &mut Value, said: &ProcessorSettings) {
+    let unsaid = [
+        ("batch_size", said.batch_size.is_none()),
+        ("batch_bytes", said.batch_bytes.is_none()),
+        ("batch_time", said.batch_time.is_none()),
+        ("batch_span", said.batch_span.is_none()),
+        ("isolation", said.isolation.is_none()),
+        ("on_handler_change", said.on_handler_change.is_none()),
+        ("start", said.start.is_none()),
+        ("chain_max", said.chain_max.is_none()),
+    ];
+    let keys: Vec<&str> =
+        unsaid.into_iter().filter(|(_, is_unsaid)| *is_unsaid).map(|(key, _)| key).collect();
+    leave_out(shown, &keys);
+    let retry = &said.retry;
+    let unsaid = [
+        ("strategy", retry.strategy.is_none()),
+        ("initial", retry.initial.is_none()),
+        ("max", retry.max.is_none()),
+        ("jitter", retry.jitter.is_none()),
+        ("max_attempts", retry.max_attempts.is_none()),
+        ("on_failure", retry.on_failure.is_none()),
+    ];
+    let keys: Vec<&str> =
+        unsaid.into_iter().filter(|(_, is_unsaid)| *is_unsaid).map(|(key, _)| key).collect();
+    leave_out(&mut shown["retry"], &keys);
 }
 
 fn show_table(table: &TableDeclaration) -> Value {

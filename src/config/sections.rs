@@ -9,6 +9,7 @@ pub(crate) mod processor;
 pub(crate) mod program;
 pub(crate) mod retry;
 pub(crate) mod runner;
+pub(crate) mod settings;
 pub(crate) mod store;
 pub(crate) mod upcast;
 pub(crate) mod webhook;

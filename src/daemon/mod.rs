@@ -2,13 +2,17 @@
 
 mod announce;
 mod demo;
+mod in_process;
+mod own_program;
 pub(crate) mod plan;
 mod program;
 mod readiness;
+mod registered;
 mod reload;
 mod requests;
 mod running;
 mod scheduling;
+mod start_error;
 pub(crate) mod todo_history;
 mod waiting_rows;
 mod worker_table;
@@ -29,10 +33,12 @@ use crate::process::exit_code::Exit;
 use crate::process::signal;
 use crate::{telemetry, worker};
 
+pub use in_process::Running;
 pub use program::Program;
+pub use start_error::StartError;
 
 use plan::single_assignment;
-use program::add_registered;
+use registered::add_registered;
 use running::Afterwards;
 
 #[derive(Parser)]
@@ -86,13 +92,13 @@ pub fn command() -> clap::Command {
 
 /// Runs the daemon and returns its exit code.
 pub fn main() -> std::process::ExitCode {
-    main_with(Registry::default())
+    let Cli { config, command } = Cli::parse();
+    let registry = Arc::new(Registry::default());
+    conclude(descriptors::require().map_err(Into::into).and_then(|()| run(&config, command, registry)))
 }
 
-/// Runs the daemon with the processors that a program has registered.
-fn main_with(registry: Registry) -> std::process::ExitCode {
-    let cli = Cli::parse();
-    let ended = descriptors::require().map_err(Into::into).and_then(|()| run(cli, Arc::new(registry)));
+/// The exit code that belongs to the end of the daemon, which is reported.
+fn conclude(ended: anyhow::Result<()>) -> std::process::ExitCode {
     let (code, complaint) = outcome::conclude(ended);
     if let Some(complaint) = complaint {
         telemetry::report_end(&complaint);
@@ -101,21 +107,27 @@ fn main_with(registry: Registry) -> std::process::ExitCode {
     code.into()
 }
 
-fn run(cli: Cli, registry: Arc<Registry>) -> anyhow::Result<()> {
-    let config = || load(&cli.config, &registry);
-    match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run_daemon(&cli.config, registry),
+fn run(argument: &ConfigArgument, command: Option<Command>, registry: Arc<Registry>) -> anyhow::Result<()> {
+    let config = || load(argument, &registry);
+    match command.unwrap_or(Command::Run) {
+        Command::Run => run_daemon(argument, registry),
         Command::Demo(arguments) => block_on(demo::run(arguments)),
         Command::Check => block_on(check_configuration(&config()?)),
         Command::Probe { question } => probe::run(&config()?, question),
-        Command::Worker(arguments) if arguments.supervised => {
-            worker::run_supervised(&arguments.name, registry)
-        }
-        Command::Worker(arguments) => {
-            let assignment = single_assignment(&config()?, &arguments.name)?;
-            worker::run(&arguments.name, assignment, registry, false)
-        }
+        Command::Worker(arguments) => run_worker(argument, &arguments, registry),
     }
+}
+
+fn run_worker(
+    argument: &ConfigArgument,
+    arguments: &WorkerArguments,
+    registry: Arc<Registry>,
+) -> anyhow::Result<()> {
+    if arguments.supervised {
+        return worker::run_supervised(&arguments.name, registry);
+    }
+    let assignment = single_assignment(&load(argument, &registry)?, &arguments.name)?;
+    worker::run(&arguments.name, assignment, registry, false)
 }
 
 fn run_daemon(argument: &ConfigArgument, registry: Arc<Registry>) -> anyhow::Result<()> {

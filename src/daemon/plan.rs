@@ -57,6 +57,24 @@ pub(super) fn single_assignment(config: &Config, name: &str) -> Result<Assignmen
     Ok(Assignment { owner: Owner::generate(), settings: worker_settings(config, &[processor], url) })
 }
 
+/// Assigns all processors of the configuration to one process that is no worker.
+///
+/// # Errors
+/// The configuration names no database, or declares no processor.
+pub(super) fn all_in_one(config: &Config) -> Result<Assignment, Exit> {
+    let url = config.event_store.url.as_ref();
+    let url = url.ok_or_else(|| {
+        Exit::configuration(
+            "processors inside a process need a database: write url under [event_store], or start one with `espd::embedded`",
+        )
+    })?;
+    let processors: Vec<_> = config.processors.iter().collect();
+    if processors.is_empty() {
+        return Err(Exit::configuration("no processor is registered or declared"));
+    }
+    Ok(Assignment { owner: Owner::generate(), settings: worker_settings(config, &processors, url) })
+}
+
 /// Settles what a worker of these processors needs. `event_store_url` is the configured URL, or the one of the private
 /// PostgreSQL.
 pub fn worker_settings(

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use super::own_program;
+use super::registered::add_registered;
+use super::start_error::StartError;
 use crate::config::Config;
 use crate::handlers::native::{Projector, Reactor, Registration, Registry};
 use crate::process::hook::{ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd, WorkerFacts};
-use crate::processing::declaration::{Handling, ProcessorDeclaration, ReactorDeclaration};
 use crate::processing::processor::{Events, Processor, ProcessorBase};
+use crate::store::PostgresEventStore;
+use crate::store::upcast::Upcast;
 
 /// A program that runs processors of its own: espd, with its command line.
 #[derive(Default)]
@@ -88,6 +92,25 @@ impl Program {
         self
     }
 
+    /// Reads old events as new ones, above the upcasts of the configuration and those that were added before: for every processor
+    /// of this program and of its configuration, and for [`Self::event_store`].
+    #[must_use]
+    pub fn upcast(mut self, upcast: Upcast) -> Self {
+        self.registry.add_upcast(upcast);
+        self
+    }
+
+    /// The event store of a configuration, which reads old events as the processors of this program do. It connects when it is
+    /// first used.
+    ///
+    /// # Errors
+    /// The configuration names no database, or contradicts the program.
+    pub fn event_store(&self, config: &Config) -> Result<PostgresEventStore, StartError> {
+        let mut config = config.clone();
+        add_registered(&mut config, &self.registry).map_err(|faults| StartError::of_faults(&faults))?;
+        PostgresEventStore::from_config(&config).map_err(|error| StartError::of(&error.into()))
+    }
+
     /// Makes one of the processors, for callers that hand it batches themselves, such as tests. `schema` holds espd's
     /// own tables, `projections_schema` those of the processor. Returns `None` if no processor has this name.
     #[doc(hidden)]
@@ -103,81 +126,14 @@ impl Program {
         Some(Box::new(self.registry.make(base).ok()?))
     }
 
-    /// Does what the command line says, as `espd` does, and returns the exit code.
+    /// The processors that were registered.
+    pub(super) fn into_registry(self) -> Registry {
+        self.registry
+    }
+
+    /// Does what the command line says, and returns the exit code: everything that `espd` does but its demo, and every command
+    /// of `espctl`, each with the processors of this program. Messages name this program.
     pub fn main(self) -> std::process::ExitCode {
-        super::main_with(self.registry)
+        own_program::main(self.registry)
     }
-}
-
-/// Completes a configuration with the registered processors. A processor that is declared with `native = true` is run as
-/// declared there; the others are run as `[runner]` and `[retry]` say.
-///
-/// # Errors
-/// Every contradiction between the configuration and the program.
-pub(super) fn add_registered(config: &mut Config, registry: &Registry) -> Result<(), Vec<String>> {
-    let mut faults = registry.faults().to_vec();
-    for declared in &mut config.processors {
-        let registered = registry.declaration(&declared.name);
-        faults.extend(complete(declared, registered).err());
-    }
-    for registered in registry.declarations() {
-        if !config.processors.iter().any(|declared| declared.name == registered.name) {
-            config.processors.push(ProcessorDeclaration {
-                batch: config.runner.batch,
-                retry: config.retry,
-                isolation: config.runner.isolation.clone(),
-                on_handler_change: config.runner.on_handler_change,
-                ..registered.clone()
-            });
-        }
-    }
-    if faults.is_empty() { Ok(()) } else { Err(faults) }
-}
-
-/// Completes a declared processor, if the program has to provide it.
-fn complete(
-    declared: &mut ProcessorDeclaration,
-    registered: Option<&ProcessorDeclaration>,
-) -> Result<(), String> {
-    match (&declared.handling, registered) {
-        (Handling::Native(_), Some(registered)) => fill_in(declared, registered),
-        (Handling::Native(_), None) => Err(format!(
-            "processor {} is native, and this program has not registered it: run the program that has",
-            declared.name
-        )),
-        (_, Some(_)) => Err(format!(
-            "processor {} is registered by this program: declare it with `native = true`, or give one of the two \
-             another name",
-            declared.name
-        )),
-        (_, None) => Ok(()),
-    }
-}
-
-/// Takes what the processor does from the program, and how it is run from the configuration.
-fn fill_in(declared: &mut ProcessorDeclaration, registered: &ProcessorDeclaration) -> Result<(), String> {
-    if declared.kind() != registered.kind() {
-        return Err(format!(
-            "processor {} is a {} in this program: declare it under [{}]",
-            declared.name,
-            registered.kind().as_str(),
-            registered.kind().as_str()
-        ));
-    }
-    let declared_reactor = declared.reactor.clone().unwrap_or_default();
-    let reactor = registered
-        .reactor
-        .clone()
-        .map(|reactor| ReactorDeclaration { chain_max: declared_reactor.chain_max, ..reactor });
-    *declared = ProcessorDeclaration {
-        batch: declared.batch,
-        retry: declared.retry,
-        isolation: declared.isolation.clone(),
-        on_handler_change: declared.on_handler_change,
-        start: declared.start.or(registered.start),
-        reads: declared.reads.clone(),
-        reactor,
-        ..registered.clone()
-    };
-    Ok(())
 }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::program::add_registered;
+use super::registered::add_registered;
 use super::requests::Reloaded;
 use super::worker_table::WorkerTablePlace;
 use crate::config::{Config, DatabaseUrl, InvalidConfig};

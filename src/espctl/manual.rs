@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Args, CommandFactory as _, ValueEnum};
+use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::espctl::{Cli, output};
+use crate::espctl::output;
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -28,7 +28,7 @@ pub(crate) struct CompletionsArguments {
     espctl man | man -l -                 read the page of espctl\n  \
     espctl man /usr/local/share/man/man1  install the pages of both programs")]
 pub(crate) struct ManArguments {
-    /// Write the pages of espctl, espd and all their commands to this folder
+    /// Write the pages of all commands to this folder
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 }
@@ -39,33 +39,28 @@ enum Binary {
     Espd,
 }
 
-impl Binary {
-    /// The command line. `daemon` is the one of espd.
-    fn command(self, daemon: &clap::Command) -> clap::Command {
-        match self {
-            Self::Espctl => Cli::command(),
-            Self::Espd => daemon.clone(),
-        }
-    }
-}
-
-pub(crate) fn completions(arguments: &CompletionsArguments, daemon: &clap::Command) -> anyhow::Result<()> {
-    let mut command = arguments.program.command(daemon);
+pub(crate) fn completions(
+    arguments: &CompletionsArguments,
+    command_lines: &[clap::Command],
+) -> anyhow::Result<()> {
+    let command = command_lines.get(arguments.program as usize);
+    let mut command = command.context("this program completes its own arguments only")?.clone();
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, name, &mut script);
     output::print_verbatim(String::from_utf8(script)?.trim_end())
 }
 
-pub(crate) fn man(arguments: &ManArguments, daemon: &clap::Command) -> anyhow::Result<()> {
+pub(crate) fn man(arguments: &ManArguments, command_lines: &[clap::Command]) -> anyhow::Result<()> {
     let Some(folder) = &arguments.folder else {
         let mut page = Vec::new();
-        Man::new(Cli::command()).render(&mut page)?;
+        let own = command_lines.first().context("the program has a command line")?;
+        Man::new(own.clone()).render(&mut page)?;
         return output::print_verbatim(String::from_utf8(page)?.trim_end());
     };
     std::fs::create_dir_all(folder).with_context(|| format!("could not create {}", folder.display()))?;
-    for command in [Cli::command(), daemon.clone()] {
-        clap_mangen::generate_to(command, folder)
+    for command in command_lines {
+        clap_mangen::generate_to(command.clone(), folder)
             .with_context(|| format!("could not write to {}", folder.display()))?;
     }
     Ok(())

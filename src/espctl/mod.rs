@@ -45,7 +45,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Create espd's tables, or migrate them to the version of this program
     #[command(after_help = "Does nothing if the tables are up to date. Safe while daemons run.\n\n\
         Tables that were made by hand with the files of migrations/ are recognised and recorded.\n\n\
@@ -110,14 +110,14 @@ enum Command {
 }
 
 #[derive(Args)]
-struct MigrateArguments {
+pub(crate) struct MigrateArguments {
     /// Print the SQL that would be run, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 #[derive(Subcommand)]
-enum ConfigCommand {
+pub(crate) enum ConfigCommand {
     /// Print the configuration as espd reads it, with included files and defaults, without secrets
     #[command(
         after_help = "The TOML that is printed is a configuration again, except for secrets, which are shown as ***.\n\n\
@@ -138,12 +138,26 @@ enum ConfigCommand {
     Schema,
 }
 
+/// The program that commands are given to, as far as they depend on it.
+pub(crate) struct Tool<'t> {
+    /// Reads the configuration, with the processors that the program itself has.
+    pub load: &'t dyn Fn() -> Result<Config, InvalidConfig>,
+    /// The command lines that manual pages and completions are made of; the first is the program's own.
+    pub command_lines: &'t [clap::Command],
+}
+
 /// Runs the tool and returns its exit code. `daemon` is the command line of espd, for manual pages and completions.
 pub fn main(daemon: clap::Command) -> std::process::ExitCode {
-    let cli = Cli::parse();
+    let Cli { config, command } = Cli::parse();
+    let command_lines = [<Cli as clap::CommandFactory>::command(), daemon];
+    execute(command, &Tool { load: &|| load(&config), command_lines: &command_lines })
+}
+
+/// Does what a command says and returns the exit code.
+pub(crate) fn execute(command: Command, tool: &Tool<'_>) -> std::process::ExitCode {
     let runtime = descriptors::require()
         .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_all().build());
-    let ended = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli, &daemon)));
+    let ended = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(command, tool)));
     let (code, complaint) = outcome::conclude(ended);
     if let Some(complaint) = complaint {
         // Where the complaint cannot be written, the exit code tells.
@@ -152,18 +166,18 @@ pub fn main(daemon: clap::Command) -> std::process::ExitCode {
     code.into()
 }
 
-async fn run(cli: Cli, daemon: &clap::Command) -> anyhow::Result<()> {
-    match &cli.command {
+async fn run(command: Command, tool: &Tool<'_>) -> anyhow::Result<()> {
+    match &command {
         Command::Config(ConfigCommand::Example) => return output::print_verbatim(EXAMPLE.trim_end()),
         Command::Config(ConfigCommand::Schema) => {
             return output::print_verbatim(&serde_json::to_string_pretty(&Config::json_schema())?);
         }
-        Command::Completions(arguments) => return manual::completions(arguments, daemon),
-        Command::Man(arguments) => return manual::man(arguments, daemon),
+        Command::Completions(arguments) => return manual::completions(arguments, tool.command_lines),
+        Command::Man(arguments) => return manual::man(arguments, tool.command_lines),
         _ => {}
     }
-    let config = load(&cli.config);
-    let command = match cli.command {
+    let config = (tool.load)();
+    let command = match command {
         Command::Check(arguments) => return check::run(arguments, config).await,
         command => command,
     };

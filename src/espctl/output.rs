@@ -2,12 +2,13 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
+use crate::own_name::in_own_name;
 use crate::visible::in_lines;
 
 /// Prints a text for people and a line break to standard output. Nothing in it reaches the terminal as more than text. A
 /// closed pipe is an error, which ends the program silently.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    Ok(writeln!(io::stdout().lock(), "{}", in_lines(text))?)
+    Ok(writeln!(io::stdout().lock(), "{}", in_lines(&in_own_name(text)))?)
 }
 
 /// Prints JSON, or another text for programs, as it is.
@@ -17,7 +18,7 @@ pub(crate) fn print_verbatim(text: &str) -> anyhow::Result<()> {
 
 /// Prints to standard error something that is not the command's result.
 pub(crate) fn print_note(text: &str) -> anyhow::Result<()> {
-    Ok(writeln!(io::stderr().lock(), "{}", in_lines(text))?)
+    Ok(writeln!(io::stderr().lock(), "{}", in_lines(&in_own_name(text)))?)
 }
 
 /// Whether there is a terminal to ask a question on.

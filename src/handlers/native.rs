@@ -53,7 +53,8 @@
 //! events it handles and which tables it owns. [`Program`](crate::Program) collects the registrations and runs.
 //!
 //! How a processor is run (batches, retries, isolation) is a matter of the configuration file: `[runner]` and `[retry]` for
-//! all processors, and a section with `native = true` for one of them.
+//! all processors, and a section with `native = true` for one of them. The program may say it, too, with the same names; where
+//! both do, that section is heard.
 //!
 //! # What commits together
 //!
@@ -84,6 +85,7 @@ mod handler;
 mod processor;
 mod registration;
 mod registry;
+mod settings;
 
 pub use context::{ProjectorContext, ReactorContext};
 pub use error::{EventError, HandlerError};
@@ -93,6 +95,7 @@ pub use registration::Registration;
 pub(crate) use registry::Registry;
 
 pub use crate::event::EventType;
-pub use crate::processing::declaration::Start;
+pub use crate::processing::declaration::{Isolation, OnHandlerChange, Start};
 pub use crate::processing::emission::{Due, Emission};
 pub use crate::processing::processor::Delivery;
+pub use crate::retry::{OnFailure, Strategy};

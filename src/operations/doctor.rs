@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::operations::databases::{Databases, ways};
+use crate::own_name::in_own_name;
 use crate::postgres::error::chain;
 
 /// How serious a finding is.
@@ -58,11 +59,13 @@ impl Finding {
     }
 
     fn warning(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { check, level: Level::Warning, message: message.into(), remedy: Some(remedy.into()) }
+        Self { level: Level::Warning, ..Self::failure(check, message, remedy) }
     }
 
     fn failure(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { check, level: Level::Failure, message: message.into(), remedy: Some(remedy.into()) }
+        let (message, remedy) = (message.into(), remedy.into());
+        let remedy = Some(in_own_name(&remedy).into_owned());
+        Self { check, level: Level::Failure, message: in_own_name(&message).into_owned(), remedy }
     }
 }
 

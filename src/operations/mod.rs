@@ -11,3 +11,4 @@ pub(crate) mod metrics;
 pub(crate) mod operator;
 pub(crate) mod outcome;
 pub(crate) mod status;
+pub(crate) mod waiting;

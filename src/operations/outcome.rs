@@ -1,5 +1,6 @@
 //! How a command ends: its exit code, and its error in one line.
 
+use crate::own_name::in_own_name;
 use crate::postgres::error::{chain, find_answer};
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::visible::in_lines;
@@ -13,7 +14,7 @@ pub(crate) fn conclude(outcome: anyhow::Result<()>) -> (ExitCode, Option<String>
         Err(error) => {
             let code = error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code);
             let text = chain(&*error);
-            (code, Some(format!("error: {}{}", in_lines(&text), remedy(&error))))
+            (code, Some(format!("error: {}{}", in_lines(&in_own_name(&text)), remedy(&error))))
         }
     }
 }

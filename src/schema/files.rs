@@ -53,6 +53,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (18, "foreign writes", include_str!("../../migrations/processing/0018_foreign_writes.sql")),
         (19, "emission metadata", include_str!("../../migrations/processing/0019_emission_metadata.sql")),
         (20, "beginnings", include_str!("../../migrations/processing/0020_beginnings.sql")),
+        (21, "wait for", include_str!("../../migrations/processing/0021_wait_for.sql")),
     ],
 };
 

@@ -9,9 +9,10 @@ mod event_sourcery;
 use serde::{Deserialize, Serialize};
 
 pub use self::event_sourcery::EventSourceryNames;
+use crate::event::Event;
 pub use crate::postgres::name::InvalidName;
 use crate::postgres::name::SchemaName;
-use crate::store::upcast::Upcast;
+use crate::store::upcast::{Upcast, finish};
 
 /// Which layout a store has, with the names in it that espd does not choose.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -148,14 +149,21 @@ impl Layout {
     #[must_use]
     pub fn with_upcasts(mut self, upcasts: &[Upcast]) -> Self {
         let events = &mut self.events;
-        events.sql = upcasts.iter().fold(std::mem::take(&mut events.sql), |sql, upcast| upcast.over(&sql));
-        events.upcasts.extend_from_slice(upcasts);
+        for upcast in upcasts {
+            events.sql = upcast.over(&events.sql, events.upcasts.len());
+            events.upcasts.push(upcast.clone());
+        }
         self
     }
 
     /// The layers that old events are read through, from the event table up.
     pub fn upcasts(&self) -> &[Upcast] {
         &self.events.upcasts
+    }
+
+    /// An event as it is read, with the bodies of upcasts that are made in Rust.
+    pub(crate) fn finish(&self, event: Event) -> Result<Event, sqlx::Error> {
+        finish(event, self.upcasts())
     }
 
     /// Whether the store may have an event that cannot be read: one with JSON that `jsonb` refuses, or one for which an

@@ -52,6 +52,7 @@ pub use layout::{EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
 pub use postgres::{AppendTime, PostgresEventStore};
 pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, stream_aggregate_on};
+pub use upcast::{BodyCode, Upcast};
 pub(crate) use validity::find_reason;
 
 /// An append-only store of events.

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
-use sqlx::postgres::PgArguments;
+use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgConnection, PgPool, Postgres};
 use uuid::Uuid;
@@ -142,7 +142,7 @@ impl PostgresEventStore {
     ) -> Result<Vec<Event>, sqlx::Error> {
         let query = sqlx::query(self.statements.read_after.clone());
         let query = query.bind(position).bind(upto).bind(event_types).bind(limit.max(0));
-        query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
+        query.fetch(connection).and_then(async |row| self.event(&row)).try_collect().await
     }
 
     /// Those of the uuids that are stored already.
@@ -241,11 +241,16 @@ impl EventStore for PostgresEventStore {
 }
 
 impl PostgresEventStore {
+    /// The event in a row, as it is read through the upcasts.
+    pub(super) fn event(&self, row: &PgRow) -> Result<Event, sqlx::Error> {
+        self.layout.finish(row::event(row)?)
+    }
+
     /// Streams rows as the consumer takes them, so memory stays flat however many there are.
     fn stream<'a>(
         &'a self,
         query: Query<'a, Postgres, PgArguments>,
     ) -> BoxStream<'a, Result<Event, ReadError>> {
-        query.fetch(&self.pool).map(|row| self.codec.decode(row::event(&row?)?)).boxed()
+        query.fetch(&self.pool).map(|row| self.codec.decode(self.event(&row?)?)).boxed()
     }
 }

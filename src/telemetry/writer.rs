@@ -3,6 +3,7 @@
 //! A line goes into a queue, and a thread writes the queue to standard error. If that blocks (a pipe that nobody reads) or
 //! fails (a full disk, a reader that is gone), lines are lost and counted: never is it the program that waits or ends.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::own_name::in_own_name;
 
 /// Bytes that wait to be written, at most.
 const WAITING_MAX: usize = 256 << 10;
@@ -135,6 +138,15 @@ pub(crate) fn finish() {
     }
 }
 
+/// The line with the commands that this program has.
+fn in_own_words(line: Vec<u8>) -> Vec<u8> {
+    let renamed = std::str::from_utf8(&line).ok().and_then(|text| match in_own_name(text) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(renamed) => Some(renamed.into_bytes()),
+    });
+    renamed.unwrap_or(line)
+}
+
 /// Where the lines of the log go.
 #[derive(Clone, Copy)]
 pub(super) struct Lines(&'static Queue);
@@ -167,7 +179,7 @@ impl Write for Line {
 impl Drop for Line {
     fn drop(&mut self) {
         if !self.text.is_empty() {
-            self.queue.add(std::mem::take(&mut self.text));
+            self.queue.add(in_own_words(std::mem::take(&mut self.text)));
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::process::signal;
 use crate::{shutdown, telemetry};
 
 pub use assignment::{Assignment, WorkerSettings};
+pub(crate) use runners::Crew;
 
 /// How long a worker may continue after its supervisor has died.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);

@@ -35,7 +35,105 @@ use crate::store::watcher::{Watcher, WatcherSettings};
 /// How long the first batch waits for the mark, before it is tried.
 const MARK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Runs all processors of the assignment until the stop is requested.
+/// The runners of some processors with what they share: one watcher, one relay. They live in a worker process or in an
+/// application's own; the crew does not know in which.
+pub(crate) struct Crew {
+    factory: Arc<RunnerFactory>,
+    watcher: Watcher,
+    /// The processors that can be run as they are declared.
+    processors: Vec<(ProcessorDeclaration, Heartbeat)>,
+    /// Why others cannot.
+    faults: Vec<String>,
+    stop: Shutdown,
+}
+
+impl Crew {
+    /// Makes the runners of the assignment, which do nothing before [`Self::run`] and end when `stop` is requested.
+    ///
+    /// # Errors
+    /// The databases are not named as they have to be.
+    pub(crate) async fn new(
+        assignment: Assignment,
+        registry: Arc<Registry>,
+        stop: Shutdown,
+    ) -> anyhow::Result<Self> {
+        let Assignment { owner, mut settings } = assignment;
+        let declarations = std::mem::take(&mut settings.processors);
+        let events = settings.event_store_url.connector()?;
+        let watcher = watcher(&settings, &declarations, &events)?;
+        let subscription = Subscription::new(watcher.horizon(), watcher.control());
+        let mark = mark(&settings, &watcher, &events, &stop).await?;
+        let subscription = match &mark {
+            Some(mark) => subscription.marked_by(mark.clone()),
+            None => subscription,
+        };
+        let factory = RunnerFactory::new(owner, settings, subscription, registry, events, mark)?;
+        let (mut processors, mut faults) = (Vec::new(), Vec::new());
+        for declaration in declarations {
+            match factory.runner(&declaration) {
+                Ok(_) => processors.push((declaration, Heartbeat::new())),
+                // A wrong declaration stays wrong until the configuration is changed, which starts another worker.
+                Err(fault) => {
+                    error!(processor = declaration.name, error = %fault, "cannot be run as it is declared");
+                    faults.push(format!("{}: {fault}", declaration.name));
+                }
+            }
+        }
+        Ok(Self { factory: Arc::new(factory), watcher, processors, faults, stop })
+    }
+
+    /// Fails where processors cannot be run as they are declared.
+    pub(crate) fn require_all(&self) -> anyhow::Result<()> {
+        if self.faults.is_empty() { Ok(()) } else { Err(self.fault().into()) }
+    }
+
+    /// Fails where none of the processors can be run as it is declared.
+    fn require_any(&self) -> anyhow::Result<()> {
+        if self.processors.is_empty() { Err(self.fault().into()) } else { Ok(()) }
+    }
+
+    fn fault(&self) -> Exit {
+        Exit::configuration(self.faults.join("\n"))
+    }
+
+    /// The processors as a supervisor is told of them.
+    fn reported(&self) -> Vec<ReportedProcessor> {
+        let reported = |(declaration, heartbeat): &(ProcessorDeclaration, Heartbeat)| {
+            ReportedProcessor::new(declaration.name.clone(), heartbeat.clone())
+        };
+        self.processors.iter().map(reported).collect()
+    }
+
+    /// Runs all processors until the stop is requested. Whoever drops this ends them where they are.
+    ///
+    /// # Errors
+    /// The watcher has failed.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let Self { factory, watcher, processors, stop, .. } = self;
+        if let Some(relay) = factory.relay(processors.iter().map(|(declaration, _)| declaration)) {
+            tokio::spawn(relay.run(stop.clone()));
+        }
+        let mut runners = JoinSet::new();
+        for (declaration, heartbeat) in processors {
+            runners.spawn(run_processor(Arc::clone(&factory), declaration, heartbeat, stop.clone()));
+        }
+        let mut watching = tokio::spawn(watcher.run(stop));
+        let running = async { while runners.join_next().await.is_some() {} };
+        tokio::pin!(running);
+        tokio::select! {
+            () = &mut running => watching.await.context("the watcher has failed"),
+            // When it is asked to stop, the watcher ends before the runners have finished their batches.
+            watched = &mut watching => {
+                watched.context("the watcher has failed")?;
+                running.await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Runs all processors of the assignment in a process of their own until the stop is requested. One that cannot be run as it
+/// is declared is left out.
 ///
 /// # Errors
 /// The watcher has failed, or none of the processors can be run as it is declared.
@@ -45,60 +143,12 @@ pub(super) async fn run(
     supervised: bool,
     stop: Shutdown,
 ) -> anyhow::Result<()> {
-    let Assignment { owner, mut settings } = assignment;
-    let declarations = std::mem::take(&mut settings.processors);
-    let events = settings.event_store_url.connector()?;
-    let watcher = watcher(&settings, &declarations, &events)?;
-    let subscription = Subscription::new(watcher.horizon(), watcher.control());
-    let mark = mark(&settings, &watcher, &events, &stop).await?;
-    let subscription = match &mark {
-        Some(mark) => subscription.marked_by(mark.clone()),
-        None => subscription,
-    };
-    let factory = Arc::new(RunnerFactory::new(owner, settings, subscription, registry, events, mark)?);
-    if let Some(relay) = factory.relay(&declarations) {
-        tokio::spawn(relay.run(stop.clone()));
-    }
-    let (mut runners, reported) = start(&factory, declarations, &stop)?;
+    let crew = Crew::new(assignment, registry, stop).await?;
+    crew.require_any()?;
     if supervised {
-        tokio::spawn(report(reported));
+        tokio::spawn(report(crew.reported()));
     }
-    let mut watching = tokio::spawn(watcher.run(stop));
-    let running = async { while runners.join_next().await.is_some() {} };
-    tokio::pin!(running);
-    tokio::select! {
-        () = &mut running => watching.await.context("the watcher has failed"),
-        // When it is asked to stop, the watcher ends before the runners have finished their batches.
-        watched = &mut watching => {
-            watched.context("the watcher has failed")?;
-            running.await;
-            Ok(())
-        }
-    }
-}
-
-/// Starts every processor that can be run as it is declared.
-fn start(
-    factory: &Arc<RunnerFactory>,
-    declarations: Vec<ProcessorDeclaration>,
-    stop: &Shutdown,
-) -> anyhow::Result<(JoinSet<()>, Vec<ReportedProcessor>)> {
-    let (mut runners, mut reported, mut faults) = (JoinSet::new(), Vec::new(), Vec::new());
-    for declaration in declarations {
-        // A wrong declaration stays wrong until the configuration is changed, which starts another worker.
-        if let Err(fault) = factory.runner(&declaration) {
-            error!(processor = declaration.name, error = %fault, "cannot be run as it is declared");
-            faults.push(fault);
-            continue;
-        }
-        let heartbeat = Heartbeat::new();
-        reported.push(ReportedProcessor::new(declaration.name.clone(), heartbeat.clone()));
-        runners.spawn(run_processor(Arc::clone(factory), declaration, heartbeat, stop.clone()));
-    }
-    if runners.is_empty() {
-        return Err(Exit::configuration(faults.join("\n")).into());
-    }
-    Ok((runners, reported))
+    crew.run().await
 }
 
 /// Runs a processor until the stop is requested, with a new runner after each panic.
@@ -194,7 +244,7 @@ impl RunnerFactory {
         mark: Option<watch::Receiver<Option<ServerMark>>>,
     ) -> anyhow::Result<Self> {
         let layout = Layout::new(&settings.layout, &settings.event_store_schema)?;
-        let layout = layout.with_upcasts(&settings.upcasts);
+        let layout = layout.with_upcasts(&registry.with_code(&settings.upcasts));
         let batches = settings.batches_url.connector()?;
         let direct_batches = settings.direct_batches_url.as_ref().map(DatabaseUrl::connector).transpose()?;
         let wake_relay = Arc::new(Notify::new());
@@ -253,11 +303,11 @@ impl RunnerFactory {
 
     /// Makes the relay, which moves events that reactors emit for later or into another database. Returns `None` if no
     /// processor emits events.
-    fn relay(&self, declarations: &[ProcessorDeclaration]) -> Option<Relay> {
+    fn relay<'d>(&self, declarations: impl Iterator<Item = &'d ProcessorDeclaration>) -> Option<Relay> {
         let emits = |declaration: &&ProcessorDeclaration| {
             declaration.reactor.as_ref().is_some_and(|reactor| !reactor.emits.is_empty())
         };
-        let reactors: Vec<String> = declarations.iter().filter(emits).map(|one| one.name.clone()).collect();
+        let reactors: Vec<String> = declarations.filter(emits).map(|one| one.name.clone()).collect();
         let append = self.layout.append.as_ref().filter(|_| !reactors.is_empty())?;
         Some(Relay {
             database: self.batches.clone(),

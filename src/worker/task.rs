@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::warn;
 
@@ -25,7 +26,10 @@ pub(super) async fn run_again_after_panics<F>(
     loop {
         let begun = Instant::now();
         let (current, running) = (heartbeat.clone(), run());
-        if tokio::spawn(async move { current.scope(running).await }).await.is_ok() {
+        // A set of one: it ends with whoever waits for it.
+        let mut task = JoinSet::new();
+        task.spawn(async move { current.scope(running).await });
+        if task.join_next().await.is_none_or(|ended| ended.is_ok()) {
             return;
         }
         if begun.elapsed() > HEALTHY_AFTER {

@@ -157,3 +157,32 @@ fn refused(refusal: &Value, words: &str) {
     let error = refusal["error"].as_str().unwrap();
     assert!(error.contains(words) && !refusal["remedy"].as_str().unwrap().is_empty(), "{refusal}");
 }
+
+#[tokio::test]
+async fn a_client_reads_what_it_has_written() {
+    let (db, installation, daemon, client) = running("").await;
+    let wait = async |query: &str| client.get(&format!("/api/v1/processors/{query}")).await;
+    let last = append(&db.pool, 5).await;
+    let reached = wait(&format!("notes/wait?position={last}")).await.json(200);
+    assert_eq!(reached, json!({ "name": "notes", "reached": true, "position": last }));
+    let beyond = format!("notes/wait?position={}&timeout=20ms", last + 1);
+    refused(&wait(&beyond).await.json(504), "has not reached");
+    refused(&wait("nots/wait?position=1").await.json(404), "no processor nots");
+    refused(&wait("notes/wait").await.json(400), "no `position`");
+
+    // More than sixteen at a time are refused, and cost the others nothing.
+    let beyond = format!("notes/wait?position={}&timeout=5s", last + 1);
+    let waiting: Vec<_> = (0..24).map(|_| wait(&beyond)).collect();
+    let replies = futures_util::future::join_all(waiting);
+    let seeing = async {
+        let seen = client.get("/api/v1/processors").await.json(200);
+        installation.espctl(&["pause", "notes"]).await.printed();
+        seen
+    };
+    let (replies, seen) = tokio::join!(replies, seeing);
+    assert_eq!(seen[0]["name"], "notes");
+    let count = |status| replies.iter().filter(|reply| reply.status == status).count();
+    assert!(count(503) >= 1 && count(503) <= 8, "{replies:?}");
+    assert_eq!(count(409) + count(503) + count(504), 24, "{replies:?}");
+    daemon.stop().await;
+}

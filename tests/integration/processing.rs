@@ -7,6 +7,7 @@ mod error_policy;
 mod handler_changes;
 mod ownership;
 mod pooler;
+mod read_your_writes;
 mod relay;
 pub mod runner;
 mod stale_sessions;

@@ -63,6 +63,11 @@ impl InvalidConfig {
         Self { kept: vec![diagnostic], further: 0 }
     }
 
+    /// Several diagnostics, at least one.
+    pub(crate) fn several(kept: Vec<Diagnostic>) -> Self {
+        Self { kept, further: 0 }
+    }
+
     /// The diagnostics, in the order of the files and of their lines; at least one, and a thousand at most.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.kept

@@ -7,6 +7,7 @@ use super::isolation::read_isolation;
 use super::program::{read_program, refuse_companions};
 use super::retry::read_retry;
 use super::runner::read_batch_limits;
+use super::settings::said_in;
 use super::webhook::read_webhook;
 use crate::config::keys;
 use crate::config::reader::scalars::advise_name;
@@ -14,7 +15,7 @@ use crate::config::reader::tree::{ChosenKey, Section, Value};
 use crate::postgres::name::is_name;
 use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
-    ProcessorKind, ReactorDeclaration, SourceText, Start, TableDeclaration,
+    ProcessorKind, ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
 };
 use crate::retry::RetryPolicy;
 
@@ -40,17 +41,18 @@ impl Defaults {
     }
 }
 
-/// A processor, or `None` if a mistake leaves it incomplete.
+/// A processor, and what its section itself says of how it is run; `None` if a mistake leaves it incomplete.
 pub(crate) fn read_processor(
     section: &Section<'_>,
     kind: ProcessorKind,
     defaults: &Defaults,
-) -> Option<ProcessorDeclaration> {
+) -> Option<(ProcessorDeclaration, ProcessorSettings)> {
     // Everything is read before anything is given up, so that all mistakes are reported.
     let name = read_name(section);
     let version = section.integer("version");
     let batch = read_batch_limits(section, defaults.batch);
-    let retry = section.section("retry").map(|retry| read_retry(&retry, defaults.retry));
+    let retry_section = section.section("retry");
+    let retry = retry_section.as_ref().map(|retry| read_retry(retry, defaults.retry));
     let isolation = section.value("isolation").and_then(|value| read_isolation(&value));
     let on_handler_change = section.choice("on_handler_change");
     let tables = section.value("tables").map(|tables| read_tables(&tables)).unwrap_or_default();
@@ -59,7 +61,7 @@ pub(crate) fn read_processor(
     let start = section.value("start").and_then(|start| read_start(&start));
     let reads = section.value("reads").map(|reads| read_reads(&reads, &tables)).unwrap_or_default();
     let reactor = (kind == ProcessorKind::Reactor).then(|| read_reactor(section));
-    Some(ProcessorDeclaration {
+    let declaration = ProcessorDeclaration {
         name: name?,
         version: i32::try_from(version?).ok()?,
         tables,
@@ -72,7 +74,9 @@ pub(crate) fn read_processor(
         start,
         reads,
         reactor,
-    })
+    };
+    let said = said_in(section, retry_section.as_ref(), &declaration);
+    Some((declaration, said))
 }
 
 fn read_name(section: &Section<'_>) -> Option<String> {

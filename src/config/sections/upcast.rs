@@ -20,5 +20,5 @@ pub(crate) fn read_upcast(section: &Section<'_>) -> Option<Upcast> {
             "write `type`: what they are called now, or `body`: SQL for what is in them now, or both";
         section.report("an upcast without `type` and `body` changes nothing", advice);
     }
-    Some(Upcast { events: events?, event_type, body, when })
+    Some(Upcast { events: events?, event_type, body, when, ..Upcast::default() })
 }

@@ -18,6 +18,7 @@ use crate::processing::processor::{
 };
 use crate::processing::progress::Progress;
 use crate::processing::tracker::{Advance, read_witness};
+use crate::store::upcast::UpcastFailure;
 use crate::store::witness::{Trail, Witness};
 use crate::store::{EventStore as _, ReadError, stream_aggregate_on};
 
@@ -155,7 +156,9 @@ impl<'t> BatchTransaction<'t> {
         self.savepoint().await?;
         match self.base.read_batch(&mut self.transaction, request, witness, self.partitions.as_deref()).await
         {
-            Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
+            Err(ProcessorError::Database(error))
+                if !is_infrastructure_error(&error) || UpcastFailure::is_cause_of(&error) =>
+            {
                 self.rollback_to_savepoint().await?;
                 let failure = self.base.attribute_failure(&mut self.transaction, request, &error).await?;
                 Err(ProcessorError::Unattributed(Box::new(failure)))

@@ -3,13 +3,13 @@
 use crate::event::EventType;
 use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration, ProcessorKind,
-    ReactorDeclaration, SourceText, Start, TableDeclaration,
+    ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
 };
 use crate::retry::RetryPolicy;
 use crate::store::{BodyCodec, Codec};
 
-/// What a processor is called, which events it handles, which tables it owns, and, for a reactor, what it emits. How it is
-/// run (batches, retries, isolation) is configured.
+/// What a processor is called, which events it handles, which tables it owns, and, for a reactor, what it emits; and how it is
+/// run (batches, retries, isolation), as far as the configuration does not say.
 #[derive(Debug, Clone)]
 pub struct Registration {
     name: String,
@@ -19,8 +19,9 @@ pub struct Registration {
     tables: Vec<(String, String)>,
     ddl: Vec<String>,
     emits: Vec<String>,
-    start: Option<Start>,
     codec: Codec,
+    /// How it is run.
+    pub(super) settings: ProcessorSettings,
 }
 
 impl Registration {
@@ -44,8 +45,8 @@ impl Registration {
             tables: Vec::new(),
             ddl: Vec::new(),
             emits: Vec::new(),
-            start: None,
             codec: Codec::default(),
+            settings: ProcessorSettings::default(),
         }
     }
 
@@ -96,8 +97,9 @@ impl Registration {
     /// the store, and a reactor with the events that are appended from then on. A `start` in the configuration takes
     /// precedence. The tables of a projector that begins later do not hold what was before.
     #[must_use]
-    pub fn start(self, start: Start) -> Self {
-        Self { start: Some(start), ..self }
+    pub fn start(mut self, start: Start) -> Self {
+        self.settings.start = Some(start);
+        self
     }
 
     /// Has the handler see bodies as they were before the codec of the application's store has encoded them, and encodes what it
@@ -112,14 +114,14 @@ impl Registration {
         self.codec.clone()
     }
 
-    /// The complete declaration, with defaults for what is configured.
+    /// The complete declaration, with defaults for what is not said.
     pub(super) fn into_declaration(self) -> ProcessorDeclaration {
         let place = |what: &str| format!("<{} of {} in the program>", what, self.name);
         let text = |sql: &str, what: &str| SourceText::new(sql, &place(what), 1, 1);
         let table = |(name, columns): &(String, String)| {
             TableDeclaration::new(name, text(columns, &format!("table {name}")))
         };
-        ProcessorDeclaration {
+        let mut declaration = ProcessorDeclaration {
             version: self.version,
             tables: self.tables.iter().map(table).collect(),
             ddl: self.ddl.iter().map(|statement| text(statement, "ddl")).collect(),
@@ -131,11 +133,13 @@ impl Registration {
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
             on_handler_change: OnHandlerChange::default(),
-            start: self.start,
+            start: None,
             reads: Vec::new(),
             reactor: (self.kind == ProcessorKind::Reactor)
                 .then(|| ReactorDeclaration { emits: self.emits.clone(), ..ReactorDeclaration::default() }),
             name: self.name,
-        }
+        };
+        self.settings.apply_to(&mut declaration);
+        declaration
     }
 }

@@ -6,16 +6,22 @@ use std::sync::Arc;
 use super::handler::{Projector, Reactor};
 use super::processor::{HandlerFactory, NativeProcessor};
 use super::registration::Registration;
+use super::settings::find_faults;
 use crate::postgres::name::is_name;
 use crate::process::hook::HookClosures;
-use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::declaration::{
+    OnHandlerChange, ProcessorDeclaration, ProcessorKind, ProcessorSettings,
+};
 use crate::processing::processor::ProcessorBase;
 use crate::store::Codec;
+use crate::store::upcast::Upcast;
 
 /// Holds the processors written in Rust, by name.
 #[derive(Default)]
 pub(crate) struct Registry {
     processors: BTreeMap<String, Registered>,
+    /// How old events are read as new ones, beyond what the configuration says.
+    upcasts: Vec<Upcast>,
     /// Why some of them cannot be run as they were registered.
     faults: Vec<String>,
     /// What the program has called when something happens to a worker or a processor.
@@ -24,6 +30,7 @@ pub(crate) struct Registry {
 
 struct Registered {
     declaration: ProcessorDeclaration,
+    settings: ProcessorSettings,
     factory: HandlerFactory,
     codec: Codec,
 }
@@ -47,8 +54,42 @@ impl Registry {
         self.add(registration, HandlerFactory::Reactor(Arc::new(move || Box::new(make()))));
     }
 
+    /// Adds an upcast above those that were added before.
+    pub(crate) fn add_upcast(&mut self, mut upcast: Upcast) {
+        let names = upcast.events.join(", ");
+        if upcast.events.is_empty() {
+            self.faults.push("an upcast names no event type".to_owned());
+        }
+        if upcast.event_type.is_none() && upcast.body.is_none() && upcast.code.is_none() {
+            self.faults
+                .push(format!("the upcast of {names} changes nothing: give it a type, a body, or both"));
+        }
+        if let Some(code) = &mut upcast.code {
+            code.number = self.upcasts.len();
+        }
+        self.upcasts.push(upcast);
+    }
+
+    /// The upcasts that the program has, in their order.
+    pub(crate) fn upcasts(&self) -> &[Upcast] {
+        &self.upcasts
+    }
+
+    /// The upcasts, as another process was told of them, with the code that this program has.
+    pub(crate) fn with_code(&self, upcasts: &[Upcast]) -> Vec<Upcast> {
+        let with_code = |upcast: &Upcast| {
+            let code = upcast.code.as_ref().and_then(|code| self.upcasts.get(code.number));
+            Upcast {
+                code: code.map_or_else(|| upcast.code.clone(), |own| own.code.clone()),
+                ..upcast.clone()
+            }
+        };
+        upcasts.iter().map(with_code).collect()
+    }
+
     fn add(&mut self, registration: Registration, factory: HandlerFactory) {
         let codec = registration.body_codec();
+        let settings = registration.settings.clone();
         let declaration = registration.into_declaration();
         let name = declaration.name.clone();
         if declaration.kind() != factory.kind() {
@@ -56,11 +97,22 @@ impl Registry {
             self.faults
                 .push(format!("{name} is declared as a {declared}, but the program registers a {made}"));
         }
+        self.faults.extend(find_faults(&settings).into_iter().map(|fault| format!("{name}: {fault}")));
+        if declaration.kind() == ProcessorKind::Reactor
+            && declaration.on_handler_change == OnHandlerChange::Rebuild
+        {
+            self.faults
+                .push(format!("{name} is a reactor, which is never rebuilt: its effects cannot be undone"));
+        }
         if !is_name(&name) {
             let rule = "up to 48 of a-z, 0-9 and _, beginning with a letter or _";
             self.faults.push(format!("{name:?} is not a name for a processor: {rule}"));
         }
-        if self.processors.insert(name.clone(), Registered { declaration, factory, codec }).is_some() {
+        if self
+            .processors
+            .insert(name.clone(), Registered { declaration, settings, factory, codec })
+            .is_some()
+        {
             self.faults.push(format!("the program registers two processors called {name}"));
         }
     }
@@ -73,6 +125,11 @@ impl Registry {
     /// The declaration of the processor that was registered under this name.
     pub(crate) fn declaration(&self, name: &str) -> Option<&ProcessorDeclaration> {
         self.processors.get(name).map(|registered| &registered.declaration)
+    }
+
+    /// What the program says of how the processor that was registered under this name is run.
+    pub(crate) fn settings(&self, name: &str) -> Option<&ProcessorSettings> {
+        self.processors.get(name).map(|registered| &registered.settings)
     }
 
     /// Whether no processor is registered.

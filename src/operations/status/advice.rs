@@ -13,6 +13,7 @@ pub(crate) use holders::{describe_wait, end_wait};
 
 use super::ProcessorStatus;
 use super::format::thousands;
+use crate::own_name::in_own_name;
 
 /// One thing that needs attention. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -89,12 +90,17 @@ pub(crate) enum Topic {
 impl Advice {
     /// Advice about something that espd does not try again by itself.
     fn new(topic: Topic, problem: String, since: Option<DateTime<Utc>>, remedy: String) -> Self {
+        let (problem, remedy) = (in_own_name(&problem).into_owned(), in_own_name(&remedy).into_owned());
         Self { topic, problem, since, next_try_at: None, remedy, shared: None }
     }
 
     /// The same advice, which is told once for all processors with an equal `predicate` and `remedy`.
     fn shared(self, status: &ProcessorStatus, predicate: String, remedy: &str) -> Self {
-        let shared = SharedTrouble { processor: status.name.clone(), predicate, remedy: remedy.to_owned() };
+        let shared = SharedTrouble {
+            processor: status.name.clone(),
+            predicate,
+            remedy: in_own_name(remedy).into_owned(),
+        };
         Self { shared: Some(shared), ..self }
     }
 

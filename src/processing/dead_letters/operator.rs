@@ -90,6 +90,19 @@ impl DeadLetters {
         sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
     }
 
+    /// The processors that were asked to handle dead letters again and have not tried all of them yet.
+    pub(crate) async fn processors_with_requests(
+        &self,
+        connection: impl PgExecutor<'_>,
+    ) -> Result<Vec<String>, sqlx::Error> {
+        let statement = format!(
+            "-- find_requested_dead_letters
+             select distinct processor from {}.dead_letters where retry_requested_at is not null",
+            self.schema
+        );
+        sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+    }
+
     /// Finds what a dead letter waits for, and what waits for it.
     pub(crate) async fn queue_around(
         &self,

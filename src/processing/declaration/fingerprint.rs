@@ -57,5 +57,6 @@ fn upcast_part(upcast: &Upcast) -> String {
     let text =
         |source: &Option<SourceText>| source.as_ref().map(|source| source.text.clone()).unwrap_or_default();
     let event_type = upcast.event_type.clone().unwrap_or_default();
-    [upcast.events.join(","), event_type, text(&upcast.body), text(&upcast.when)].join(SEPARATOR)
+    let body = if upcast.code.is_some() { "in Rust".to_owned() } else { text(&upcast.body) };
+    [upcast.events.join(","), event_type, body, text(&upcast.when)].join(SEPARATOR)
 }

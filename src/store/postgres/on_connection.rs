@@ -54,18 +54,18 @@ pub(crate) async fn read_after_on(
 ) -> Result<Vec<Event>, sqlx::Error> {
     let query = sqlx::query(sql(read_after(layout))).persistent(false);
     let query = query.bind(position).bind(upto).bind(event_types).bind(limit.max(0));
-    query.fetch(connection).and_then(async |row| row::event(&row)).try_collect().await
+    query.fetch(connection).and_then(async |row| layout.finish(row::event(&row)?)).try_collect().await
 }
 
 /// Streams from the first version on as [`EventStore::read_aggregate`](crate::store::EventStore::read_aggregate) does. Rows are
 /// read from the connection as the consumer takes them.
 pub(crate) fn stream_aggregate_on<'c>(
     connection: &'c mut PgConnection,
-    layout: &Layout,
+    layout: &'c Layout,
     aggregate_id: AggregateId,
     upto: Version,
 ) -> BoxStream<'c, Result<Event, sqlx::Error>> {
     let query = sqlx::query(sql(read_aggregate(layout))).persistent(false);
     let query = query.bind(aggregate_id.as_uuid()).bind(Version::FIRST).bind(upto);
-    query.fetch(connection).map(|row| row::event(&row?)).boxed()
+    query.fetch(connection).map(|row| layout.finish(row::event(&row?)?)).boxed()
 }

@@ -120,7 +120,7 @@ impl PostgresEventStore {
         query.push(format!(" order by {key} {order} limit ")).push_bind(limit.max(0));
         query.push(format!(")) order by {key} {order}"));
         let rows = query.build().persistent(false).fetch(&self.pool);
-        Ok(rows.and_then(async |row| row::event(&row)).try_collect().await?)
+        Ok(rows.and_then(async |row| self.event(&row)).try_collect().await?)
     }
 
     /// The key of the first of the last `count` events of a selection, up to the position `upto`; `None`: there is no event.

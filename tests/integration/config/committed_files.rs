@@ -26,10 +26,21 @@ fn the_committed_examples_are_valid() {
 
 #[test]
 fn the_example_shows_the_defaults() {
-    let Config { files, event_store, projections, runner, retry, log, admin, hooks, upcasts, processors } =
-        espd_example();
+    let Config {
+        files,
+        event_store,
+        projections,
+        runner,
+        retry,
+        log,
+        admin,
+        hooks,
+        upcasts,
+        processors,
+        said,
+    } = espd_example();
     let default = Config::default();
-    assert_eq!((files.len(), processors.len(), upcasts.len()), (4, 8, 1));
+    assert_eq!((files.len(), processors.len(), upcasts.len(), said.len()), (4, 8, 1, 0));
     assert_eq!(event_store.layout, default.event_store.layout);
     assert_eq!(event_store.schema, default.event_store.schema);
     assert_eq!(projections, default.projections);

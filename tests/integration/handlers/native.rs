@@ -4,7 +4,10 @@ mod codec;
 mod emitting;
 mod folding;
 mod huge;
+mod in_process;
 mod renamed;
+mod settings;
+mod upcasts;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

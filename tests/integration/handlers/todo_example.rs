@@ -224,3 +224,59 @@ async fn a_reload_starts_the_program_again_that_was_rebuilt() {
 fn is_said(line: &serde_json::Value, wanted: &str) -> bool {
     line["message"].as_str().is_some_and(|message| message.contains(wanted))
 }
+
+/// Runs the program of `examples/todo` to its end: exit code, standard output, standard error.
+async fn todo(arguments: &[&str], url: &str) -> (i32, String, String) {
+    let mut command = tokio::process::Command::new(rust_program());
+    command.args(arguments).arg("--config").arg(example("rust.toml")).env("DATABASE_URL", url);
+    let output = command.kill_on_drop(true).output().await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test]
+async fn a_program_is_operated_by_itself_and_speaks_of_itself() {
+    let db = support::empty_database().await;
+    let (code, _, said) = todo(&["status"], &db.url).await;
+    assert!(code == 1 && said.contains("run `todo migrate`") && !said.contains("espctl"), "{said}");
+    assert_eq!(todo(&["migrate"], &db.url).await.0, 0);
+
+    // Before they have ever run, the processors of the program are there.
+    let (_, table, _) = todo(&["status"], &db.url).await;
+    for name in PROCESSORS {
+        assert!(table.contains(name), "{table}");
+    }
+    assert!(!table.contains("espctl"), "{table}");
+    let (code, checked, said) = todo(&["check"], &db.url).await;
+    assert!(code == 0 && checked.contains("ok: 3 projectors, 1 reactor"), "{checked}{said}");
+
+    let (code, _, said) = todo(&["demo"], &db.url).await;
+    assert!(code == 2 && said.contains("demo"), "{said}");
+    let (_, help, _) = todo(&["wait", "--help"], &db.url).await;
+    assert!(help.contains("todo wait --all") && !help.contains("espctl"), "{help}");
+}
+
+/// What the program of `examples/todo` declares in Rust is there in its workers, and in its commands.
+#[tokio::test]
+async fn a_program_reads_old_events_and_resets_its_processors_by_itself() {
+    let db = support::database().await;
+    let daemon = start(&rust_program(), &example("rust.toml"), &db);
+    sqlx::query(
+        "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'TodoCreated', 1, '{\"name\": \"old\"}')",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let (code, said, wrong) = todo(&["wait", "--all", "--idle"], &db.url).await;
+    assert!(code == 0 && said.contains("idle: everything is handled up to 1"), "{said}{wrong}");
+    let titles = async || -> Vec<String> {
+        sqlx::query_scalar("select title from outstanding_todos").fetch_all(&db.pool).await.unwrap()
+    };
+    assert_eq!(titles().await, ["old"]);
+
+    sqlx::query("update outstanding_todos set title = 'wrong'").execute(&db.pool).await.unwrap();
+    let (code, said, wrong) = todo(&["reset", "outstanding_todos", "--yes"], &db.url).await;
+    assert!(code == 0, "{said}{wrong}");
+    eventually("the rebuilt table", async || (titles().await == ["old"]).then_some(())).await;
+    daemon.stop().await;
+}

@@ -125,13 +125,14 @@ async fn rust_sees_new_events_only_and_an_upcast_that_fails_names_its_event() {
             events: vec!["TodoCreated".into()],
             event_type: Some("TodoAdded".into()),
             body: Some(SourceText::unplaced(body)),
-            when: None,
+            ..Upcast::default()
         },
         Upcast {
             events: vec!["TodoAdded".into()],
             event_type: None,
             body: Some(SourceText::unplaced("jsonb_build_object('title', event.body->'label')")),
             when: Some(SourceText::unplaced("event.body ? 'label'")),
+            ..Upcast::default()
         },
     ];
     let declaration = Registration::projector("titles")
@@ -206,7 +207,7 @@ async fn a_reader_gets_the_events_before_an_unreadable_one() {
             events: vec!["TodoCreated".into()],
             event_type: None,
             body: Some(SourceText::unplaced("event.body - 'name'")),
-            when: None,
+            ..Upcast::default()
         };
         let pool = PgPool::connect(&format!("{}{plan}", db.url)).await.unwrap();
         let layout = Layout::espd(SCHEMA).unwrap().with_upcasts(&[upcast]);

@@ -15,7 +15,7 @@ pub(crate) async fn check_upcasts(
     upcasts: &[Upcast],
 ) -> Result<Vec<Diagnostic>, sqlx::Error> {
     let (mut found, mut source) = (Vec::new(), layout.source().to_owned());
-    for upcast in upcasts {
+    for (place, upcast) in upcasts.iter().enumerate() {
         let before = found.len();
         if let Some(body) = &upcast.body {
             found.extend(check_expression(connection, &source, body, ")::jsonb is not null").await?);
@@ -25,7 +25,7 @@ pub(crate) async fn check_upcasts(
         }
         // The upcasts above a wrong one would seem wrong as well.
         if found.len() == before {
-            source = upcast.over(&source);
+            source = upcast.over(&source, place);
         }
     }
     Ok(found)

@@ -1,0 +1,147 @@
+//! The command line of a program with processors of its own: that of `espd` and that of `espctl` in one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use super::registered::add_registered;
+use super::{WorkerArguments, conclude, load, run_daemon, run_worker};
+use crate::admin::probe;
+use crate::config::{Config, ConfigArgument, InvalidConfig};
+use crate::diagnostic::Diagnostic;
+use crate::espctl::{self, Tool};
+use crate::handlers::native::Registry;
+use crate::own_name::call_itself;
+use crate::process::descriptors;
+
+/// What the program is called where nobody has said so.
+const UNNAMED: &str = "program";
+
+#[derive(Parser)]
+#[command(
+    about = "Run and operate the processors of this program, on a PostgreSQL event store",
+    after_help = "Without a command it means `run`. --config, espd.toml in the current folder, or (but for `run`) DATABASE_URL names\n\
+                  the database. It is espd with processors of its own: https://docs.rs/espd.\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 65 the event store is not the one\n\
+                  that was followed (wait), 70 stopped, but a worker had to be killed or had failed, 75 time limit\n\
+                  exceeded, 130 interrupted twice."
+)]
+struct Cli {
+    #[command(flatten)]
+    config: ConfigArgument,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every processor, in child processes, until TERM or INT
+    Run,
+    /// Ask a running daemon whether it is alive (or can work): for health checks
+    Probe {
+        /// What to ask
+        #[arg(value_enum, default_value = "livez")]
+        question: probe::Question,
+    },
+    /// Run one processor in this process
+    Worker(WorkerArguments),
+    #[command(flatten)]
+    Operate(espctl::Command),
+}
+
+/// Does what the command line says and returns the exit code.
+pub(super) fn main(registry: Registry) -> std::process::ExitCode {
+    let name = own_name();
+    call_itself(name);
+    let command_line = command_line(name);
+    let matches = command_line.clone().get_matches();
+    let Cli { config, command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let registry = Arc::new(registry);
+    let daemon = |work: &dyn Fn() -> anyhow::Result<()>| {
+        conclude(descriptors::require().map_err(Into::into).and_then(|()| work()))
+    };
+    match command.unwrap_or(Command::Run) {
+        Command::Run => daemon(&|| run_daemon(&config, Arc::clone(&registry))),
+        Command::Probe { question } => daemon(&|| probe::run(&load(&config, &registry)?, question)),
+        Command::Worker(arguments) => daemon(&|| run_worker(&config, &arguments, Arc::clone(&registry))),
+        Command::Operate(command) => {
+            let load = || load_for_tool(&config, &registry);
+            espctl::execute(command, &Tool { load: &load, command_lines: &[command_line] })
+        }
+    }
+}
+
+/// The configuration of a command that works on the databases: of a file, or of `DATABASE_URL` alone.
+fn load_for_tool(argument: &ConfigArgument, registry: &Registry) -> Result<Config, InvalidConfig> {
+    let file = argument.file();
+    let mut config = match &file {
+        Some(file) => Config::load(file).map(Config::or_database_of_environment)?,
+        None => Config::from_environment()?,
+    };
+    let place = file.map_or_else(|| "the program".to_owned(), |file| file.display().to_string());
+    add_registered(&mut config, registry).map_err(|faults| {
+        let faults = faults.into_iter().map(|fault| Diagnostic::of_file(&place, fault));
+        InvalidConfig::several(faults.collect())
+    })?;
+    Ok(config)
+}
+
+/// What the program was called by.
+fn own_name() -> &'static str {
+    let called = std::env::args_os().next();
+    let file = called.as_ref().and_then(|path| Path::new(path).file_name());
+    // The command line keeps it to the end of the process.
+    file.map_or(UNNAMED, |name| String::leak(name.to_string_lossy().into_owned()))
+}
+
+/// The command line, whose help names this program and leaves out what is of espd's own two.
+fn command_line(name: &'static str) -> clap::Command {
+    let command =
+        Cli::command().name(name).bin_name(name).version(concat!("(espd ", env!("CARGO_PKG_VERSION"), ")"));
+    let command = command.mut_subcommand("completions", |completions| {
+        completions.mut_arg("program", |program| program.hide(true))
+    });
+    rename(command, name)
+}
+
+/// A command whose examples name this program.
+fn rename(command: clap::Command, name: &str) -> clap::Command {
+    let examples = command.get_after_help().map(|text| renamed(&text.to_string(), name));
+    let command = match examples {
+        Some(examples) => command.after_help(examples),
+        None => command,
+    };
+    command.mut_subcommands(|inner| rename(inner, name))
+}
+
+/// The text with the name of this program for those of espd's own; what is about the other of the two is left out.
+fn renamed(help: &str, name: &str) -> String {
+    let lines = help.lines().filter(|line| !line.contains("--program espd"));
+    lines.map(|line| line.replace("espctl", name)).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_names_the_program() {
+        command_line("todo").debug_assert();
+        let mut wait = command_line("todo");
+        let wait = wait.find_subcommand_mut("wait").unwrap();
+        let help = wait.render_help().to_string();
+        assert!(help.contains("todo wait --all") && !help.contains("espctl"), "{help}");
+    }
+
+    #[test]
+    fn every_command_of_espctl_is_there_and_the_demo_is_not() {
+        let command = command_line("todo");
+        let has = |name: &str| command.find_subcommand(name).is_some();
+        for name in ["run", "check", "worker", "status", "migrate", "reset", "dead-letters", "wait", "config"]
+        {
+            assert!(has(name), "{name}");
+        }
+        assert!(!has("demo"));
+    }
+}

@@ -1,0 +1,139 @@
+//! Draining: waiting until there is nothing left to do.
+
+use std::time::Duration;
+
+use super::{Clock, Patience, Waiting};
+use crate::event::{Position, StoredTime};
+use crate::processing::dead_letters::DeadLetters;
+use crate::processing::emission::{EmissionSelection, EmissionState, PendingEmissions};
+use crate::processing::tracker::TrackerRow;
+use crate::processors::WaitError;
+use crate::store::{EventStore as _, PostgresEventStore};
+
+/// Processors that have nothing to do: all events are handled, and what was emitted is in the event store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Idle {
+    /// The last event of the store, which every processor has reached.
+    pub position: Position,
+    /// What reactors have emitted for a later time, the next ones first, a hundred for each reactor at most. It is not
+    /// waited for.
+    pub later: Vec<LaterEmission>,
+}
+
+/// An event that a reactor has emitted for a later time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LaterEmission {
+    /// The reactor that has emitted it.
+    pub reactor: String,
+    /// The type of the event.
+    pub event_type: String,
+    /// The aggregate that the event will belong to.
+    pub aggregate_id: String,
+    /// Names it among those of its reactor.
+    pub key: Option<String>,
+    /// When it is due.
+    pub due_at: StoredTime,
+}
+
+/// The most emissions that are listed of a reactor.
+const LISTED_MAX: i64 = 100;
+
+impl Waiting<'_> {
+    /// Waits until the processors have handled all events, also those that they emit, and nothing that is due is pending.
+    /// Emissions for a later time are listed.
+    ///
+    /// # Errors
+    /// See [`WaitError`].
+    pub(crate) async fn until_idle(&self, timeout: Duration) -> Result<Idle, WaitError> {
+        let mut clock = Clock::of(timeout);
+        loop {
+            // This order: what is emitted between two of the looks is seen by a later one.
+            let rows = self.rows(&self.names).await?;
+            let requested = self.requested_dead_letters().await?;
+            let head = self.head().await?;
+            self.refuse_blocked(&rows, head).await?;
+            self.refuse_refused(&rows)?;
+            let work = |name: &String| self.work_of(name, &rows, head, &requested);
+            let left: Vec<String> = self.names.iter().filter(|name| work(name).is_some()).cloned().collect();
+            if left.is_empty() {
+                return Ok(Idle { position: head, later: self.later(&rows).await? });
+            }
+            if clock.is_over() {
+                let says = |name: &String, why: String| {
+                    let work = work(name).unwrap_or_default();
+                    format!("{name} is not idle in time: {work}; {why}")
+                };
+                return Err(self.timed_out(&left, &rows, says).await?);
+            }
+            clock.pause().await;
+        }
+    }
+
+    /// What a processor still has to do; `None`: nothing.
+    fn work_of(
+        &self,
+        name: &str,
+        rows: &[TrackerRow],
+        head: Position,
+        requested: &[String],
+    ) -> Option<String> {
+        let slowest = self.slowest(name, rows);
+        if slowest.is_none_or(|row| row.position < head) {
+            return Some(format!("it has not handled the events up to {head}"));
+        }
+        if requested.iter().any(|one| one == name) {
+            return Some("dead letters are to be handled again".to_owned());
+        }
+        let mut own = rows.iter().filter(|row| row.name == name);
+        let pending = own.find(|row| row.emissions_overdue_since.is_some() || row.refused_emissions > 0)?;
+        let why = pending.emission_error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+        Some(match pending.refused_emissions {
+            0 => format!("what it has emitted is not in the event store yet{why}"),
+            count => format!("the event store has refused {count} of its emissions{why}"),
+        })
+    }
+
+    /// Ends an impatient wait where the event store refuses what a reactor has emitted.
+    fn refuse_refused(&self, rows: &[TrackerRow]) -> Result<(), WaitError> {
+        let refused = rows.iter().find(|row| row.refused_emissions > 0);
+        let Some(row) = refused.filter(|_| self.patience == Patience::Impatient) else { return Ok(()) };
+        let why = row.emission_error.as_deref().unwrap_or("it does not say why");
+        let reason = format!("the event store refuses what it has emitted: {why}");
+        Err(WaitError::Blocked { processor: row.name.clone(), reason, event_id: None })
+    }
+
+    async fn requested_dead_letters(&self) -> Result<Vec<String>, WaitError> {
+        let databases = self.operator.databases;
+        let table = DeadLetters::new(databases.layout.schema());
+        Ok(table.processors_with_requests(&databases.projections).await?)
+    }
+
+    async fn head(&self) -> Result<Position, WaitError> {
+        let databases = self.operator.databases;
+        let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+        store.latest_id(None).await.map_err(|error| WaitError::Database(error.into()))
+    }
+
+    /// What is emitted for later.
+    async fn later(&self, rows: &[TrackerRow]) -> Result<Vec<LaterEmission>, WaitError> {
+        let databases = self.operator.databases;
+        let table = PendingEmissions::new(databases.layout.schema());
+        let mut later = Vec::new();
+        for row in rows.iter().filter(|row| row.pending_emissions > 0) {
+            let selection =
+                EmissionSelection { reactor: Some(row.name.clone()), ..EmissionSelection::default() };
+            let pending = table.list(&databases.projections, &selection, LISTED_MAX).await?;
+            let still_later = pending.into_iter().filter(|emission| emission.state != EmissionState::Refused);
+            later.extend(still_later.map(|emission| LaterEmission {
+                reactor: emission.reactor,
+                event_type: emission.event_type,
+                aggregate_id: emission.aggregate_id,
+                key: emission.key,
+                due_at: emission.due_at,
+            }));
+        }
+        Ok(later)
+    }
+}
