@@ -267,8 +267,8 @@ pub mod prelude {
     };
     #[cfg(feature = "processors")]
     pub use crate::native::{
-        Delivery, EventSourced, EventSourcedProjector, HandlerError, Projector, ProjectorContext, Reactor,
-        ReactorContext, Registration, Start, StateStored, StateStoredProjector,
+        Delivery, Effect, EventSourced, EventSourcedProjector, HandlerError, Projector, ProjectorContext,
+        Reactor, ReactorContext, Registration, Start, StateStored, StateStoredProjector,
     };
     pub use crate::store::{
         AppendError, AppendTime, BodyCodec, EventStore, EventStream, Layout, MemoryEventStore,

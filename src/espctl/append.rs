@@ -100,7 +100,7 @@ async fn append_all(
     let mut stored = Vec::new();
     while let Some(chunk) = lines.next_chunk()? {
         let appended = store.append_in(&mut transaction, &chunk).await;
-        stored.extend(appended.with_context(|| lines.place_of_chunk())?);
+        stored.extend_from_slice(&appended.with_context(|| lines.place_of_chunk())?);
     }
     transaction.commit().await?;
     Ok(stored)

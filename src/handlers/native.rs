@@ -96,6 +96,7 @@ pub(crate) use registry::Registry;
 
 pub use crate::event::EventType;
 pub use crate::processing::declaration::{Isolation, OnHandlerChange, Start};
+pub use crate::processing::effects::Effect;
 pub use crate::processing::emission::{Due, Emission};
 pub use crate::processing::processor::Delivery;
 pub use crate::retry::{OnFailure, Strategy};

@@ -1,5 +1,6 @@
 //! The operating system's side: spawning, signals, orphans, memory, exit codes, systemd, and what a worker reports.
 
+mod condition;
 pub(crate) mod descriptors;
 #[cfg(feature = "daemon")]
 pub(crate) mod executable;

@@ -3,6 +3,7 @@
 pub(crate) mod dead_letters;
 pub(crate) mod declaration;
 pub(crate) mod divergence;
+pub(crate) mod effects;
 pub(crate) mod emission;
 pub(crate) mod failure;
 pub(crate) mod heartbeat;

@@ -126,6 +126,15 @@ pub enum Outcome {
         /// The event that is due next for another attempt, if one is.
         pending_retry: Option<Box<PendingRetry>>,
     },
+    /// What handlers want done after a commit has failed. It is tried again before anything else is handled.
+    EffectFailed {
+        /// As in [`Self::Committed`], if a batch was committed before.
+        committed: Option<(Position, i32)>,
+        /// Whether other effects were carried out before.
+        progressed: bool,
+        /// Why the effect could not be carried out. It names no event, because the event is handled.
+        failure: Box<Failure>,
+    },
     /// Nothing was done: the position or the owner of the tracker is not the one of the claim, or an operator has paused the
     /// processor.
     ClaimLost,
@@ -228,6 +237,12 @@ pub trait Processor: Send + Sync {
     /// What the runner may ask of a processor that handles events beyond its position; `None`: it is not one.
     fn runs_ahead(&mut self) -> Option<&mut dyn RunsAhead> {
         None
+    }
+
+    /// Whether something is to be done for events at or below the position. [`Self::process`] does it, whether or not there are
+    /// new events.
+    fn has_pending_effects(&self) -> bool {
+        false
     }
 
     /// Lets go of everything that the processor holds or remembers outside of the database. [`Self::prepare`] may follow.

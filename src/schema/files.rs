@@ -54,6 +54,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (19, "emission metadata", include_str!("../../migrations/processing/0019_emission_metadata.sql")),
         (20, "beginnings", include_str!("../../migrations/processing/0020_beginnings.sql")),
         (21, "wait for", include_str!("../../migrations/processing/0021_wait_for.sql")),
+        (22, "effects", include_str!("../../migrations/processing/0022_effects.sql")),
     ],
 };
 

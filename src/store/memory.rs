@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::appended_hook::AppendedHook;
 use super::codec::{BodyCodec, Codec};
 use super::event_stream::Watching;
 use super::horizon::Horizon;
@@ -26,6 +27,7 @@ use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 pub struct MemoryEventStore {
     shared: Arc<Shared>,
     codec: Codec,
+    on_appended: AppendedHook,
 }
 
 /// What the clones of a store share.
@@ -53,6 +55,32 @@ impl MemoryEventStore {
     /// The same store, whose bodies are encoded when they are appended and decoded when they are read.
     pub fn with_codec(self, codec: impl BodyCodec) -> Self {
         Self { codec: Codec::new(codec), ..self }
+    }
+
+    /// The same store, which calls `hook` with the stored events after each append, as
+    /// [`super::PostgresEventStore::on_appended`] says.
+    #[must_use]
+    pub fn on_appended(self, hook: impl Fn(&[Event]) + Send + Sync + 'static) -> Self {
+        Self { on_appended: AppendedHook::new(hook), ..self }
+    }
+
+    fn tell_appended(&self, appended: &[Appended]) {
+        if !self.on_appended.is_set() || appended.is_empty() {
+            return;
+        }
+        let stored: Vec<Event> = {
+            let events = self.events();
+            let is_new = |event: &&Event| appended.iter().any(|new| new.id == event.id);
+            events.by_id.iter().filter(is_new).cloned().collect()
+        };
+        let decoded: Result<Vec<Event>, ReadError> =
+            stored.into_iter().map(|event| self.codec.decode(event)).collect();
+        match decoded {
+            Ok(events) => self.on_appended.call(&events),
+            Err(error) => {
+                tracing::error!(%error, "on_appended is not called: the events could not be read again")
+            }
+        }
     }
 
     fn events(&self) -> MutexGuard<'_, Events> {
@@ -114,6 +142,8 @@ impl EventStore for MemoryEventStore {
         let appended = stored.append(events)?;
         let head = stored.by_id.last().map_or(Position::START, |last| last.id);
         self.shared.horizon.send_replace(Horizon { head, settled: head, ..Horizon::default() });
+        drop(stored);
+        self.tell_appended(&appended);
         Ok(appended)
     }
 

@@ -18,6 +18,7 @@
 //! - `horizon` says up to which id no event can appear any more. `watcher` observes it, once per process, and
 //!   `subscription` hands it to a runner, which reads up to it with [`EventStore::read_after`].
 
+mod appended_hook;
 mod codec;
 pub mod conformance;
 mod event_stream;
@@ -50,7 +51,7 @@ pub(crate) use codec::Codec;
 pub use event_stream::EventStream;
 pub use layout::{EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
-pub use postgres::{AppendTime, PostgresEventStore};
+pub use postgres::{AppendTime, PostgresEventStore, Uncommitted};
 pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, stream_aggregate_on};
 pub use upcast::{BodyCode, Upcast};
 pub(crate) use validity::find_reason;

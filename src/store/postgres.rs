@@ -11,6 +11,7 @@ mod scheduling;
 mod selection;
 mod sql_text;
 mod statements;
+mod uncommitted;
 
 use std::sync::Arc;
 
@@ -28,6 +29,8 @@ use super::event_stream::SharedWatching;
 use super::{AppendError, EventStore, EventStream, ReadError, validity};
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 use crate::postgres::connector::Connector;
+use crate::postgres::error::chain;
+use crate::store::appended_hook::AppendedHook;
 use crate::store::layout::Layout;
 use crate::store::notifier::Notifier;
 
@@ -35,6 +38,7 @@ pub(crate) use on_connection::{TransactionAppender, read_after_on, stream_aggreg
 pub use scheduling::AppendTime;
 pub(crate) use selection::{Direction, Selection};
 use statements::Statements;
+pub use uncommitted::Uncommitted;
 
 /// An event store in PostgreSQL. Cheap to clone: clones share the pool and the notifier.
 #[derive(Debug, Clone)]
@@ -47,6 +51,7 @@ pub struct PostgresEventStore {
     /// Where the watcher of streams connects; `None`: as the pool does.
     watched_database: Option<Connector>,
     codec: Codec,
+    on_appended: AppendedHook,
 }
 
 impl PostgresEventStore {
@@ -62,6 +67,7 @@ impl PostgresEventStore {
             watching: SharedWatching::default(),
             watched_database: None,
             codec: Codec::default(),
+            on_appended: AppendedHook::default(),
         }
     }
 
@@ -115,20 +121,57 @@ impl PostgresEventStore {
         EventStream::new(self.clone(), self.watching.get(database, &self.layout), event_types, after)
     }
 
+    /// The same store, which calls `hook` with the stored events after each of its appends is committed: by
+    /// [`EventStore::append`] before it returns, for [`Self::append_in`] when the caller says that the transaction is committed.
+    ///
+    /// It is called for appends through this value and its clones, not for those of other writers. It is called at most once: if
+    /// the process ends between the commit and the call, or the events cannot be read again (which the log tells), it is not
+    /// called. What must not be lost is the work of a reactor. It is called again for an append that is repeated with the same
+    /// uuids. It must not block, as nothing in async code must; its panic is logged.
+    #[must_use]
+    pub fn on_appended(self, hook: impl Fn(&[Event]) + Send + Sync + 'static) -> Self {
+        Self { on_appended: AppendedHook::new(hook), ..self }
+    }
+
+    /// Calls what [`Self::on_appended`] names, with the events as they are stored.
+    async fn tell_appended(&self, appended: &[Appended]) {
+        if !self.on_appended.is_set() {
+            return;
+        }
+        let ids: Vec<Position> = appended.iter().map(|event| event.id).collect();
+        let query = sqlx::query(self.statements.read_ids.clone()).bind(ids);
+        let reading =
+            query.fetch(&self.pool).map(|row| self.codec.decode(row::event(&row?)?)).try_collect::<Vec<_>>();
+        match reading.await {
+            Ok(events) if events.len() == appended.len() => self.on_appended.call(&events),
+            Ok(_) => tracing::error!(
+                events = appended.len(),
+                "on_appended is not called: the events are not there, although the transaction is said to be committed"
+            ),
+            Err(error) => tracing::error!(
+                events = appended.len(),
+                error = chain(&error),
+                "on_appended is not called: the events are stored, but could not be read again"
+            ),
+        }
+    }
+
     /// Appends as part of the caller's own transaction on `connection`, in the same way as
     /// [`EventStore::append`].
     ///
     /// After an error the transaction can only be rolled back (to a savepoint). Deadlocks and
     /// serialization failures are for the caller to retry, with the whole transaction. Once it is
-    /// committed, call [`Self::notify`], so that those who follow the store need not wait until they look next.
+    /// committed, say so by [`Uncommitted::committed`], or have it committed by [`Uncommitted::commit`]: then those who follow the
+    /// store need not wait until they look next, and what [`Self::on_appended`] names is called.
     pub async fn append_in(
         &self,
         connection: &mut PgConnection,
         events: &[NewEvent],
-    ) -> Result<Vec<Appended>, AppendError> {
+    ) -> Result<Uncommitted, AppendError> {
         let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
-        append::append_in_transaction(self.statements.append()?, connection, events).await
+        let appended = append::append_in_transaction(self.statements.append()?, connection, events).await?;
+        Ok(Uncommitted::new(self, appended))
     }
 
     /// Reads as [`EventStore::read_after`] does, in the caller's transaction on a connection of [`Self::pool`].
@@ -169,6 +212,7 @@ impl EventStore for PostgresEventStore {
         }
         let appended = append::append(self.statements.append()?, &self.pool, events).await?;
         self.notify();
+        self.tell_appended(&appended).await;
         Ok(appended)
     }
 

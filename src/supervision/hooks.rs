@@ -187,7 +187,9 @@ mod tests {
         let hooks =
             Hooks::new(HookSettings { timeout: Duration::from_millis(50), ..HookSettings::default() });
         let (release, held) = std::sync::mpsc::channel::<()>();
-        hooks.call("hangs", move || drop(held.recv()));
+        hooks.call("hangs", move || {
+            let _ = held.recv();
+        });
         let (called, calls) = std::sync::mpsc::channel();
         hooks.call("panics", || panic!("no"));
         hooks.call("works", move || called.send(7).unwrap());

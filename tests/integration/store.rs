@@ -5,6 +5,7 @@ mod event_sourcery;
 mod functions;
 mod horizon;
 mod notifier;
+mod on_appended;
 mod other_ways;
 mod preconditions;
 mod scheduled;

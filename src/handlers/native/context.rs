@@ -12,7 +12,9 @@ use sqlx::PgConnection;
 use super::error::HandlerError;
 use crate::event::{AggregateId, Event, EventType, Version};
 use crate::handlers::batch::{Action, BatchTransaction};
+use crate::processing::effects::NewEffect;
 use crate::processing::emission::{Due, Emission};
+use crate::processing::processor::Delivery;
 use crate::store::Codec;
 
 /// The longest delay of an emission.
@@ -22,6 +24,38 @@ const DELAY_MAX: Duration = Duration::from_secs(1_000 * 365 * 86_400);
 pub struct ProjectorContext<'p> {
     pub(super) transaction: &'p mut (dyn Transaction + 'p),
     pub(super) codec: &'p Codec,
+    pub(super) effects: AskedEffects,
+}
+
+/// What a handler has asked to be done after the commit.
+pub(super) struct AskedEffects {
+    /// Whether the registration allows it.
+    pub(super) allowed: bool,
+    pub(super) asked: Vec<NewEffect>,
+}
+
+impl AskedEffects {
+    pub(super) fn new(allowed: bool) -> Self {
+        Self { allowed, asked: Vec::new() }
+    }
+
+    fn ask(&mut self, event: &Event, replaying: bool, payload: &impl Serialize) -> Result<(), HandlerError> {
+        if !self.allowed {
+            return Err(
+                "the registration does not allow work after the commit: add `.after_commit()` to it".into()
+            );
+        }
+        // It was done when the event was handled for the first time.
+        if !replaying {
+            self.asked.push(NewEffect {
+                event_id: event.id,
+                event_uuid: event.uuid,
+                event_type: event.event_type.clone(),
+                payload: to_raw_value(payload)?,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// The transaction in which a reactor handles an event, and the events that it emits.
@@ -32,6 +66,8 @@ pub struct ReactorContext<'r> {
     pub(super) actions: Vec<Action>,
     /// Whether the reactor has asked for the connection, and so may have written.
     pub(super) may_have_written: bool,
+    pub(super) event: &'r Event,
+    pub(super) effects: AskedEffects,
 }
 
 /// The part of the batch transaction that handlers can reach.
@@ -72,6 +108,18 @@ impl ProjectorContext<'_> {
         self.transaction.connection()
     }
 
+    /// Has [`Projector::after_commit`](super::Projector::after_commit) called with `payload` once this batch is committed: for
+    /// what must not happen if it is not, such as a request to a cache. It is called at least once: what is asked for is
+    /// recorded in the transaction of the batch, and removed when the call has succeeded. An event that is handled again after a
+    /// reset ([`Delivery::replaying`]) asks for nothing: that was done the first time.
+    ///
+    /// # Errors
+    /// [`Registration::after_commit`](super::Registration::after_commit) is not called, or the payload cannot be written as
+    /// JSON.
+    pub fn after_commit(&mut self, event: &Delivery, payload: &impl Serialize) -> Result<(), HandlerError> {
+        self.effects.ask(event, event.replaying, payload)
+    }
+
     /// Reads the events of an aggregate up to a version, in order. All of them are held in memory; for long histories there is
     /// [`Self::stream_aggregate`].
     ///
@@ -109,6 +157,18 @@ impl ReactorContext<'_> {
             self.may_have_written = true;
         }
         Ok(self.transaction.connection())
+    }
+
+    /// Has [`Reactor::after_commit`](super::Reactor::after_commit) called with `payload` once the event is committed as handled:
+    /// for what must not happen if it is not, such as an e-mail. It is called at least once: what is asked for is recorded in
+    /// the transaction of the batch, and removed when the call has succeeded. While the event is handled again after a reset
+    /// ([`Self::is_replaying`]) this asks for nothing: that was done the first time.
+    ///
+    /// # Errors
+    /// [`Registration::after_commit`](super::Registration::after_commit) is not called, or the payload cannot be written as
+    /// JSON.
+    pub fn after_commit(&mut self, payload: &impl Serialize) -> Result<(), HandlerError> {
+        self.effects.ask(self.event, self.replaying, payload)
     }
 
     /// Whether the event was handled before a reset. Events that are emitted now were emitted then, and espd does not emit

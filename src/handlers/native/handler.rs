@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::context::{ProjectorContext, ReactorContext};
 use super::error::HandlerError;
+use crate::processing::effects::Effect;
 use crate::processing::processor::Delivery;
 
 /// Handles events by writing tables.
@@ -23,6 +24,20 @@ pub trait Projector: Send + Sync {
         events: &[Delivery],
         context: &mut ProjectorContext<'_>,
     ) -> Result<(), HandlerError>;
+
+    /// Does what [`ProjectorContext::after_commit`] was asked for, now that the batch is committed. Called in order, once for each, and
+    /// again until it succeeds: after an error as the retry policy says, after a crash or a takeover when the processor runs
+    /// again. Meanwhile the processor handles no further events.
+    ///
+    /// # Errors
+    /// Whatever keeps it from doing that. The event stays handled.
+    async fn after_commit(&mut self, effect: &Effect) -> Result<(), HandlerError> {
+        Err(format!(
+            "this handler does nothing after a commit, and was asked to for event {}",
+            effect.event_id
+        )
+        .into())
+    }
 }
 
 /// Handles events by acting on them, and may emit events.
@@ -36,4 +51,18 @@ pub trait Reactor: Send + Sync {
     /// policy decides about the event.
     async fn react(&mut self, event: &Delivery, context: &mut ReactorContext<'_>)
     -> Result<(), HandlerError>;
+
+    /// Does what [`ReactorContext::after_commit`] was asked for, now that the batch is committed. Called in order, once for each, and
+    /// again until it succeeds: after an error as the retry policy says, after a crash or a takeover when the processor runs
+    /// again. Meanwhile the processor handles no further events.
+    ///
+    /// # Errors
+    /// Whatever keeps it from doing that. The event stays handled.
+    async fn after_commit(&mut self, effect: &Effect) -> Result<(), HandlerError> {
+        Err(format!(
+            "this handler does nothing after a commit, and was asked to for event {}",
+            effect.event_id
+        )
+        .into())
+    }
 }

@@ -22,6 +22,8 @@ pub struct Registration {
     codec: Codec,
     /// How it is run.
     pub(super) settings: ProcessorSettings,
+    /// Whether the handler may ask for work to be done after the commit.
+    pub(super) acts_after_commit: bool,
 }
 
 impl Registration {
@@ -47,6 +49,7 @@ impl Registration {
             emits: Vec::new(),
             codec: Codec::default(),
             settings: ProcessorSettings::default(),
+            acts_after_commit: false,
         }
     }
 
@@ -112,6 +115,16 @@ impl Registration {
     /// How bodies are stored.
     pub(super) fn body_codec(&self) -> Codec {
         self.codec.clone()
+    }
+
+    /// Allows the handler to have work done once its batch is committed: see [`ReactorContext::after_commit`] and
+    /// [`ProjectorContext::after_commit`].
+    ///
+    /// [`ReactorContext::after_commit`]: super::ReactorContext::after_commit
+    /// [`ProjectorContext::after_commit`]: super::ProjectorContext::after_commit
+    #[must_use]
+    pub fn after_commit(self) -> Self {
+        Self { acts_after_commit: true, ..self }
     }
 
     /// The complete declaration, with defaults for what is not said.

@@ -33,6 +33,7 @@ struct Registered {
     settings: ProcessorSettings,
     factory: HandlerFactory,
     codec: Codec,
+    acts_after_commit: bool,
 }
 
 impl Registry {
@@ -90,6 +91,7 @@ impl Registry {
     fn add(&mut self, registration: Registration, factory: HandlerFactory) {
         let codec = registration.body_codec();
         let settings = registration.settings.clone();
+        let acts_after_commit = registration.acts_after_commit;
         let declaration = registration.into_declaration();
         let name = declaration.name.clone();
         if declaration.kind() != factory.kind() {
@@ -108,11 +110,8 @@ impl Registry {
             let rule = "up to 48 of a-z, 0-9 and _, beginning with a letter or _";
             self.faults.push(format!("{name:?} is not a name for a processor: {rule}"));
         }
-        if self
-            .processors
-            .insert(name.clone(), Registered { declaration, settings, factory, codec })
-            .is_some()
-        {
+        let registered = Registered { declaration, settings, factory, codec, acts_after_commit };
+        if self.processors.insert(name.clone(), registered).is_some() {
             self.faults.push(format!("the program registers two processors called {name}"));
         }
     }
@@ -148,8 +147,8 @@ impl Registry {
     /// No processor of this name was registered.
     pub(crate) fn make(&self, base: ProcessorBase) -> Result<NativeProcessor, String> {
         match self.processors.get(base.name()) {
-            Some(Registered { factory, codec, .. }) => {
-                Ok(NativeProcessor::new(base, factory.clone(), codec.clone()))
+            Some(Registered { factory, codec, acts_after_commit, .. }) => {
+                Ok(NativeProcessor::new(base, factory.clone(), codec.clone(), *acts_after_commit))
             }
             None => Err(format!("this program has not registered {}", base.name())),
         }

@@ -42,6 +42,7 @@ impl Runner {
             Ok(Outcome::Committed { position, handled, failure: None }) => {
                 self.committed(position, position, handled, begun);
                 self.note_density(position, upto);
+                self.note_effects();
                 Ok(self.succeeded())
             }
             Ok(Outcome::Committed { position, handled, failure: Some(failure) }) => {
@@ -49,6 +50,12 @@ impl Runner {
                 let doubt = doubt_session(Some(Failure::clone(&failure)), self.session_is_renewed);
                 let decision = doubt.unwrap_or_else(|| decide_failure(*failure, &self.retry));
                 self.act(connection, decision).await
+            }
+            Ok(Outcome::EffectFailed { committed, progressed, failure }) => {
+                if let Some((position, handled)) = committed {
+                    self.committed(position, position, handled, begun);
+                }
+                self.effect_failed(connection, progressed, *failure).await
             }
             Ok(Outcome::Ahead { position, seen, handled, under_way, pending_retry }) => {
                 self.committed(position, seen, handled, begun);
@@ -82,6 +89,30 @@ impl Runner {
         let (seen, size) = (following.seen(), self.context.limits.size);
         let end = self.processor.base().find_batch_end(connection, seen, settled, size);
         Ok(in_time(end).await?.max(upto))
+    }
+
+    /// Has the next step follow at once if there is something to do for events that are handled.
+    pub(super) fn note_effects(&mut self) {
+        let pending = self.processor.has_pending_effects();
+        if let Some(following) = self.phase.following_mut() {
+            following.under_way = pending;
+        }
+    }
+
+    /// Has an effect tried again before anything else is handled. It holds up the processor, as an event does, but is not set
+    /// aside: its event is handled.
+    pub(super) async fn effect_failed(
+        &mut self,
+        connection: &mut PgConnection,
+        progressed: bool,
+        failure: Failure,
+    ) -> Result<Next, sqlx::Error> {
+        self.note_effects();
+        if progressed {
+            self.retry.succeeded();
+        }
+        let decision = decide_failure(failure, &self.retry);
+        self.act(connection, decision).await
     }
 
     /// Takes note of whether a batch ended where its ids did, and not where its events filled it.

@@ -105,6 +105,7 @@ impl Runner {
             in_time(self.trackers.forget_failure(&mut *connection, &claim)).await?;
         }
         self.note_handlers(connection, &claim).await?;
+        self.note_effects();
         self.go_on(&claim);
         if claim.diverged { Ok(self.stay_diverged()) } else { self.compare_history(connection).await }
     }

@@ -86,6 +86,10 @@ impl Runner {
                 let PendingRetry { failure, .. } = *pending_retry;
                 Decision::KeepDeadLetter { event_id: id, failure }
             }
+            Ok(Outcome::EffectFailed { progressed, failure, .. }) => {
+                self.dead_letter_handled(id, 1);
+                return self.effect_failed(connection, progressed, *failure).await;
+            }
             Ok(Outcome::ClaimLost) => Decision::Reclaim,
             Err(error) => doubt_session(error.of_session(), is_renewed)
                 .unwrap_or_else(|| decide(error, Attempt::DeadLetter(id))),

@@ -15,6 +15,7 @@ pub(super) struct Statements {
     pub(super) read_aggregate_until: SqlStr,
     pub(super) read_correlation: SqlStr,
     pub(super) read_range: SqlStr,
+    pub(super) read_ids: SqlStr,
     pub(super) find_position_at: SqlStr,
     pub(super) find_latest_id: SqlStr,
     /// None in a store that espd only reads.
@@ -43,6 +44,10 @@ impl Statements {
                 select {columns} from {events}
                 where id between $1 and $2 and ($3::text[] is null or type = any ($3))
                 order by id"
+            )),
+            read_ids: sql(format!(
+                "-- read_ids
+                select {columns} from {events} where id = any ($1) order by id"
             )),
             find_position_at: sql(format!(
                 "-- find_position_at

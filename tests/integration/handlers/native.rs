@@ -1,6 +1,7 @@
 //! Processors written in Rust, on a real database: what they write, emit and survive.
 
 mod codec;
+mod effects;
 mod emitting;
 mod folding;
 mod huge;

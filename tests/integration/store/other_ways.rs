@@ -110,7 +110,7 @@ impl_event_store!(
                 outcome => {
                     let appended = outcome?;
                     transaction.commit().await?;
-                    return Ok(appended);
+                    return Ok(appended.to_vec());
                 }
             }
         }

@@ -167,20 +167,17 @@ async fn a_hook_runs_when_events_are_set_aside() {
 
 /// The attempts that the tracker of `failing` has counted.
 async fn attempts(pool: &PgPool) -> i32 {
-    let statement = "select coalesce(max(attempts), 0) from espd.trackers where processor_name = 'failing'";
+    let statement = "select coalesce(max(attempts), 0) from espd.trackers where name = 'failing'";
     sqlx::query_scalar(statement).fetch_one(pool).await.unwrap()
 }
 
 #[tokio::test]
 async fn a_failure_is_told_with_all_that_is_known_of_it_once_and_again_when_it_is_another_one() {
     let db = support::database().await;
-    sqlx::query("create table trouble (n int)").execute(&db.pool).await.unwrap();
     let settings =
         "[retry]\ninitial = '50ms'\nmax = '50ms'\n[hooks]\non_failure = ['sh', '-c', 'cat >> failures']\n";
     let installation = Installation::new(&db.url, &format!("{RUNNER}{settings}"));
-    let handler = "if exists (select from trouble) then raise exception 'more trouble' using errcode = 'ZZ001'; end if;\n\
-                   perform 1 / ((event.body->>'n')::int - 3);";
-    installation.declare_notes("failing", handler);
+    installation.declare_notes("failing", "perform 1 / ((event.body->>'n')::int - 3);");
     append(&db.pool, 5).await;
     let daemon = installation.start_daemon();
     eventually("the first failure", async || (!told(&installation, "failures").is_empty()).then_some(()))
@@ -209,14 +206,21 @@ async fn a_failure_is_told_with_all_that_is_known_of_it_once_and_again_when_it_i
     daemon.child("failing", 2).await;
     let before = attempts(&db.pool).await;
     eventually("more attempts", async || (attempts(&db.pool).await > before + 2).then_some(())).await;
-    sqlx::query("insert into trouble values (1)").execute(&db.pool).await.unwrap();
+    let spoil =
+        sqlx::query("update espd.events set body = '{\"n\": \"three\"}' where id = $1").bind(failed_at);
+    spoil.execute(&db.pool).await.unwrap();
     let failures = eventually("another failure", async || {
         let failures = told(&installation, "failures");
         (failures.len() > 1).then_some(failures)
     })
     .await;
     let (second, more) = (&failures[1], failures.len() - 2);
-    assert_eq!((&second["error"], &second["sqlstate"], more), (&"more trouble".into(), &"ZZ001".into(), 0));
+    assert_eq!(
+        (&second["event_id"], &second["sqlstate"], more),
+        (&failed_at.into(), &"22P02".into(), 0),
+        "{second}"
+    );
+    assert!(second["error"].as_str().unwrap().contains("three"), "{second}");
     assert!(second["attempt"].as_i64().unwrap() > i64::from(before), "{second}");
     daemon.stop().await;
 }

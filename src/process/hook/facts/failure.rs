@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::process::report::Condition;
+use crate::process::condition::Condition;
 
 /// The most bytes of JSON that a failure or a divergence has: with the rest of a report it has to fit into a pipe in one piece.
 const BYTES_MAX: usize = 3_500;
