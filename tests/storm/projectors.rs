@@ -115,11 +115,12 @@ events = ["AccountOpened"]
 sql = """perform espd.emit_after('AccountReminded', event.uuid, '{"amount": 1}', interval '300 milliseconds')"""
 "#;
 
-/// Notifies the receiver of what happens to accounts. One that the receiver refuses waits, and the others go on.
+/// Notifies the receiver of accounts that are opened and closed: requests are slower than rows, and it has to keep up. An account that
+/// the receiver refuses waits, and the others go on.
 const NOTIFIER: &str = r#"
 [reactor]
 name = "notifier"
-events = ["AccountOpened", "MoneyDeposited", "MoneyWithdrawn", "AccountClosed"]
+events = ["AccountOpened", "AccountClosed"]
 start = "beginning"
 batch_size = 40
 

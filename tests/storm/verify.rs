@@ -203,7 +203,7 @@ impl Verdict {
             }
             *highest = delivered.event_id.max(*highest);
         }
-        let sent = [OPENED, DEPOSITED, WITHDRAWN, CLOSED];
+        let sent = [OPENED, CLOSED];
         for event in events.iter().filter(|event| sent.contains(&event.event_type.as_str())) {
             let set_aside = notified.set_aside.contains(&event.uuid);
             // One whose answers were lost on the way is set aside as well, and those of its aggregate behind it.

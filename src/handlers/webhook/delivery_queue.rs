@@ -163,13 +163,19 @@ impl DeliveryQueue {
         self.trail.last()
     }
 
-    /// The number of further events that may be read.
+    /// The number of further events that may be read. Up to the last event that is known to be done, there is always room for
+    /// a batch: an event that keeps the position back may be among them, and no number of those done may keep it from being read.
     pub(crate) fn room(&self, limits: &BatchLimits) -> i64 {
+        if i64::try_from(self.schedule.weight()).unwrap_or(i64::MAX) >= limits.bytes {
+            return 0;
+        }
+        if self.beyond.last().is_some_and(|last| *last > self.seen) {
+            return limits.size;
+        }
         let size = usize::try_from(limits.size).unwrap_or(usize::MAX);
         let ahead = self.schedule.len() + self.beyond.len();
         let room = size.saturating_mul(BATCHES_AHEAD_MAX).saturating_sub(ahead).min(size);
-        let bytes = i64::try_from(self.schedule.weight()).unwrap_or(i64::MAX);
-        if bytes >= limits.bytes { 0 } else { i64::try_from(room).unwrap_or(limits.size) }
+        i64::try_from(room).unwrap_or(limits.size)
     }
 
     /// Adds what was read up to a position. Events that were handled before a reset are not sent again.

@@ -138,3 +138,35 @@ async fn a_lost_connection_to_the_database_repeats_nothing() {
     check(&receiver.received(), &events);
     daemon.stop().await;
 }
+
+/// What is done beyond the position limits how far the reactor reads ahead, dead letters as well. It must not keep a new worker from
+/// reading the event that holds the position back.
+#[tokio::test]
+async fn a_new_worker_reads_the_event_that_many_dead_letters_have_overtaken() {
+    let db = support::database().await;
+    let receiver = Receiver::start(|request| match (request.n(), request.earlier) {
+        (1, _) => Reply::Status(500),
+        (100, 0) => Reply::After(Duration::from_secs(60), Box::new(Reply::Status(200))),
+        _ => Reply::Status(200),
+    })
+    .await;
+    let installation = super::Installation::new(&db.url, "[runner]\nbatch_size = 1\n");
+    declare(&installation, &receiver, "", "timeout = '100s'", "max_attempts = 1\non_failure = 'park'\n");
+    append(&db.pool, &[(2, 100), (1, 1)]).await;
+    let daemon = installation.start_daemon();
+    let parked = async |wanted: i64| {
+        let letters = "select count(*) from espd.dead_letters";
+        eventually("the dead letters", async || {
+            (super::count(&db.pool, letters).await == wanted).then_some(())
+        })
+        .await;
+    };
+    parked(1).await;
+    let behind: Vec<(u128, i64)> = (2..=30).map(|n| (1, n)).collect();
+    let last = append(&db.pool, &behind).await;
+    parked(30).await;
+    kill(daemon.child("hook", 1).await, Signal::SIGKILL).unwrap();
+    reaches(&db.pool, "hook", last).await;
+    assert_eq!(receiver.numbers().iter().filter(|n| **n == 100).count(), 2);
+    daemon.stop().await;
+}
