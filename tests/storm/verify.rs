@@ -8,9 +8,7 @@ use uuid::Uuid;
 
 use crate::fold::{StoredEvent, fold};
 use crate::handlers::{Notified, is_cursed};
-use crate::ledger::{
-    Append, CLOSED, DEPOSITED, Draft, GREETED, Ledger, OPENED, Outcome, REMINDED, WITHDRAWN,
-};
+use crate::ledger::{Append, CLOSED, Draft, GREETED, Ledger, OPENED, Outcome, REMINDED};
 use crate::projectors::{COUNTED, Entry, Projections};
 
 /// All that is left when the storm is over.
