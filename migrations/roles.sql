@@ -48,7 +48,7 @@ grant insert, update, delete on :"schema".declarations, :"schema".projection_tab
   :"schema".signs_of_life, :"schema".dead_letters, :"schema".emissions, :"schema".deliveries, :"schema".witnesses
   to espd_daemon;
 -- Answers operators who ask it to read its configuration again.
-grant update, delete on :"schema".reload_requests to espd_daemon;
+grant insert, update, delete on :"schema".reload_requests to espd_daemon;
 -- What others have made on tables that are dropped, for those that take their place.
 grant insert, delete on :"schema".carried_over to espd_daemon;
 -- Where `espd check` tries declarations, in transactions that are rolled back, because the role may not make schemas.

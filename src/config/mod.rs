@@ -165,6 +165,11 @@ impl Config {
         workers
     }
 
+    /// The main file, for messages about a section of it.
+    pub(crate) fn main_file(&self) -> String {
+        self.files.first().map_or_else(|| "the configuration".to_owned(), |file| file.display().to_string())
+    }
+
     /// The URL of the events' database past a pooler, if there is one: for prepared statements and for `listen`.
     pub fn direct_event_store_url(&self) -> Option<&DatabaseUrl> {
         self.event_store.direct_url.as_ref().or(self.event_store.url.as_ref())

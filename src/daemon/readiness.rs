@@ -8,10 +8,13 @@ use tracing::warn;
 
 use super::waiting_rows::WaitingRows;
 use crate::config::Config;
+use crate::diagnostic::render_all;
+use crate::operations::check::scope;
 use crate::operations::databases::ways::{self, WayFault};
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases};
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::is_infrastructure_error;
+use crate::process::exit_code::Exit;
 use crate::process::signal::Request;
 use crate::process::systemd::Systemd;
 use crate::retry::{Retry, RetryPolicy};
@@ -72,7 +75,7 @@ async fn wait(
 async fn examine(config: &Config, private: bool) -> Result<anyhow::Result<()>, anyhow::Error> {
     try_ways(config).await?;
     let databases = Databases::connect_directly(config, "espd", CONNECT_TIMEOUT).await?;
-    let checked = check(&databases, private).await;
+    let checked = check(config, &databases, private).await;
     databases.close().await;
     Ok(checked)
 }
@@ -90,12 +93,14 @@ async fn try_ways(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn check(databases: &Databases, private: bool) -> anyhow::Result<()> {
+async fn check(config: &Config, databases: &Databases, private: bool) -> anyhow::Result<()> {
     if private {
         databases.migrate().await?;
     }
     databases.check_schema().await?;
-    databases.check_store().await
+    databases.check_store().await?;
+    let unknown = scope::find_unknown(&databases.projections, &databases.scope, &config.main_file()).await?;
+    if unknown.is_empty() { Ok(()) } else { Err(Exit::configuration(render_all(&unknown)).into()) }
 }
 
 /// Whether an error only says that the database does not answer now.
@@ -107,7 +112,6 @@ fn is_outage(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::exit_code::Exit;
     use crate::schema::SchemaError;
 
     #[test]

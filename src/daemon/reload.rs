@@ -15,8 +15,20 @@ use super::worker_table::WorkerTablePlace;
 use crate::config::{Config, DatabaseUrl, InvalidConfig};
 use crate::diagnostic::Diagnostic;
 use crate::handlers::native::Registry;
+use crate::operations::check::check_changes;
+use crate::postgres::error::chain;
 use crate::process::executable::Executable;
 use crate::process::exit_code::Exit;
+
+/// What came of looking at the configuration again, before anything follows it.
+pub(super) enum Examined {
+    /// It is what the daemon follows already.
+    Unchanged,
+    /// It can be followed.
+    Changed(Box<Config>),
+    /// What is wrong with it, in words.
+    Refused(Vec<String>),
+}
 
 /// What a daemon is configured to do, and the file that says so.
 pub(super) struct Configured {
@@ -38,11 +50,11 @@ impl Configured {
             info!("the program has changed: the new one runs after a restart");
             return false;
         }
-        let faults = self.read().await.err().unwrap_or_default();
-        if faults.is_empty() {
+        let is_refused = matches!(self.examine().await, Examined::Refused(_));
+        if !is_refused {
             info!("the program has changed, and the handlers in it may have: starting again");
         }
-        faults.is_empty()
+        !is_refused
     }
 
     /// Reads the configuration.
@@ -57,15 +69,39 @@ impl Configured {
         }
     }
 
-    /// Reads the configuration again. With any fault in the files, the daemon keeps what it has.
-    pub(super) async fn reload(&mut self) -> Reloaded {
+    /// Reads the configuration again, and asks the databases about what is new in it, as `espd check` does.
+    pub(super) async fn examine(&self) -> Examined {
+        let examined = self.read_again().await;
+        let Examined::Changed(config) = &examined else { return examined };
+        let checked = match timeout(CHECK_MAX, check_changes(config, &self.config)).await {
+            Ok(Ok(report)) => report.into_result().map_err(|mistakes| mistakes.message),
+            Ok(Err(error)) => Err(chain(&*error)),
+            Err(_elapsed) => Err(format!("what has changed could not be checked within {CHECK_MAX:?}")),
+        };
+        match checked {
+            Ok(_) => examined,
+            Err(mistakes) => Examined::Refused(vec![mistakes]),
+        }
+    }
+
+    /// Reads the configuration again, without asking a database.
+    pub(super) async fn read_again(&self) -> Examined {
         match self.read().await {
-            Ok(config) if config == self.config => {
+            Ok(config) if config == self.config => Examined::Unchanged,
+            Ok(config) => Examined::Changed(Box::new(config)),
+            Err(faults) => Examined::Refused(faults),
+        }
+    }
+
+    /// Follows what was found. With any fault in it, the daemon keeps what it has.
+    pub(super) fn follow(&mut self, examined: Examined) -> Reloaded {
+        match examined {
+            Examined::Unchanged => {
                 info!("the configuration was read again: nothing has changed");
                 Reloaded::Unchanged
             }
-            Ok(config) => Reloaded::Changed(self.replace(config)),
-            Err(faults) => {
+            Examined::Changed(config) => Reloaded::Changed(self.replace(*config)),
+            Examined::Refused(faults) => {
                 for fault in &faults {
                     warn!(fault, "the configuration was read again and is wrong, keeping the old one");
                 }
@@ -127,5 +163,8 @@ async fn read(file: PathBuf) -> Option<Result<Config, InvalidConfig>> {
 
 /// How long reading the configuration again may take.
 const READING_MAX: Duration = Duration::from_secs(10);
+
+/// How long checking what has changed may take: programs are started for it.
+const CHECK_MAX: Duration = Duration::from_secs(60);
 
 const NO_PROCESSOR: &str = "no processor is declared: see `espctl config example`";

@@ -17,6 +17,17 @@ pub(super) enum Reloaded {
     Refused(Vec<String>),
 }
 
+impl Reloaded {
+    /// The outcome as it is recorded, and what is to be said about it.
+    fn into_words(self) -> (&'static str, Vec<String>) {
+        match self {
+            Self::Unchanged => ("unchanged", Vec::new()),
+            Self::Changed(report) => ("changed", report),
+            Self::Refused(faults) => ("refused", faults),
+        }
+    }
+}
+
 /// An order to read the configuration again: where to say what came of it.
 pub(super) type ReloadOrder = oneshot::Sender<Reloaded>;
 
@@ -25,16 +36,29 @@ pub(super) type ReloadOrder = oneshot::Sender<Reloaded>;
 pub(super) struct ReloadRequests {
     owner: Uuid,
     orders: mpsc::Sender<ReloadOrder>,
+    /// What came of reloads that nobody has asked for in the database.
+    signalled: mpsc::Receiver<Reloaded>,
 }
 
 impl ReloadRequests {
-    /// Requests for the daemon `owner`, which carries out the `orders`.
-    pub(super) fn new(owner: Uuid, orders: mpsc::Sender<ReloadOrder>) -> Self {
-        Self { owner, orders }
+    /// Requests for the daemon `owner`, which carries out the `orders`, and says what came of those that a signal gave.
+    pub(super) fn new(
+        owner: Uuid,
+        orders: mpsc::Sender<ReloadOrder>,
+        signalled: mpsc::Receiver<Reloaded>,
+    ) -> Self {
+        Self { owner, orders, signalled }
     }
 
     /// Has the configuration read again if somebody has asked for it, and answers. Several requests get one answer.
-    pub(super) async fn serve(&self, connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+    pub(super) async fn serve(
+        &mut self,
+        connection: &mut PgConnection,
+        schema: &str,
+    ) -> Result<(), sqlx::Error> {
+        while let Ok(outcome) = self.signalled.try_recv() {
+            self.record(connection, schema, outcome).await?;
+        }
         let requests = self.find(connection, schema).await?;
         if requests.is_empty() {
             return Ok(());
@@ -62,6 +86,24 @@ impl ReloadRequests {
         query.fetch_all(connection).await
     }
 
+    /// Writes down what came of a signal, so that `status` can tell of a refusal.
+    async fn record(
+        &self,
+        connection: &mut PgConnection,
+        schema: &str,
+        outcome: Reloaded,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- record_reload
+             insert into {}.reload_requests (owner, operator, answered_at, outcome, report)
+             values ($1, 'SIGHUP', clock_timestamp(), $2, $3)",
+            quote_identifier(schema)
+        );
+        let (word, report) = outcome.into_words();
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(self.owner).bind(word).bind(report);
+        query.execute(connection).await.map(drop)
+    }
+
     async fn answer(
         &self,
         connection: &mut PgConnection,
@@ -77,11 +119,7 @@ impl ReloadRequests {
              update {0}.reload_requests set answered_at = clock_timestamp(), outcome = $2, report = $3 where id = any($1)",
             quote_identifier(schema)
         );
-        let (word, report) = match outcome {
-            Reloaded::Unchanged => ("unchanged", Vec::new()),
-            Reloaded::Changed(report) => ("changed", report),
-            Reloaded::Refused(faults) => ("refused", faults),
-        };
+        let (word, report) = outcome.into_words();
         let query = sqlx::query(AssertSqlSafe(statement)).bind(requests).bind(word).bind(report);
         query.execute(connection).await.map(drop)
     }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::announce::{announce, summarise};
 use super::plan::supervision_plan;
 use super::readiness::wait_until_ready;
-use super::reload::Configured;
+use super::reload::{Configured, Examined};
 use super::requests::{ReloadOrder, ReloadRequests, Reloaded};
 use super::scheduling::append_scheduled;
 use super::worker_table::{WorkerTable, WorkerTablePlace};
@@ -122,7 +122,9 @@ async fn work(
         match wait_until_ready(&configured.config, private, &mut requests, sinks.systemd).await? {
             Some(Request::Stop) => return Ok(Afterwards::End),
             Some(Request::Reload) => {
-                if let Reloaded::Changed(_) = configured.reload().await {
+                // The databases do not answer yet. Each worker examines its own handlers before it runs them.
+                let examined = configured.read_again().await;
+                if let Reloaded::Changed(_) = configured.follow(examined) {
                     sinks.show_config(&configured.config);
                 }
             }
@@ -150,7 +152,8 @@ async fn supervise(
     let (end, stop) = shutdown::channel();
     let snapshots = supervisor.snapshots();
     let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
-    let reloads = ReloadRequests::new(owner.id, orders);
+    let (signalled, outcomes) = mpsc::channel(REQUESTS_MAX);
+    let reloads = ReloadRequests::new(owner.id, orders, outcomes);
     let scheduling = tokio::spawn(append_scheduled(places.clone(), stop.clone()));
     let table = WorkerTable::new(owner.clone(), snapshots.clone(), places, reloads);
     let writing = tokio::spawn(table.run(stop));
@@ -165,6 +168,7 @@ async fn supervise(
         owner,
         supervisor_requests,
         place,
+        signalled,
         sinks,
         snapshots: snapshots.clone(),
     };
@@ -205,6 +209,13 @@ fn exit_of(ending: Ending) -> Option<Exit> {
     Some(Exit { code, message })
 }
 
+/// What follows a look at the program and at the configuration.
+enum Next {
+    /// The program was replaced, and its handlers are those of another one.
+    StartAgain,
+    Follow(Examined),
+}
+
 /// Carries out the requests that signals make, and operators through the database.
 struct RequestLoop<'o> {
     configured: Configured,
@@ -215,6 +226,8 @@ struct RequestLoop<'o> {
     supervisor_requests: mpsc::Sender<SupervisorRequest>,
     /// Read by the writer of the table `workers`.
     place: watch::Sender<WorkerTablePlace>,
+    /// What came of reloads that a signal asked for: written down beside the others.
+    signalled: mpsc::Sender<Reloaded>,
     sinks: StatusSinks<'o>,
     snapshots: watch::Receiver<Vec<Snapshot>>,
 }
@@ -229,32 +242,45 @@ impl RequestLoop<'_> {
         loop {
             tokio::select! {
                 request = requests.recv() => match request {
-                    Some(Request::Stop) => {
-                        self.starts_again.set(false);
-                        self.sinks.systemd.stopping();
-                        self.ask(SupervisorRequest::Stop).await?;
+                    Some(Request::Stop) => self.stop().await?,
+                    Some(Request::Reload) => {
+                        let outcome = self.reload(&mut requests).await?;
+                        // Where nobody writes, the log has it.
+                        outcome.map(|outcome| self.signalled.try_send(outcome));
                     }
-                    Some(Request::Reload) => drop(self.reload().await?),
                     None => bail!("the thread that listens to signals is gone"),
                 },
                 Some(order) = ordered.recv() => {
+                    let outcome = self.reload(&mut requests).await?;
                     // Nobody waits for the outcome any more where it cannot be sent.
-                    let _ = order.send(self.reload().await?);
+                    outcome.map(|outcome| order.send(outcome));
                 }
             }
         }
     }
 
+    async fn stop(&self) -> anyhow::Result<()> {
+        self.starts_again.set(false);
+        self.sinks.systemd.stopping();
+        self.ask(SupervisorRequest::Stop).await
+    }
+
     /// Reads the configuration again, and has the supervisor follow it if it has changed. Either way the reader of `place`
-    /// learns of it.
-    async fn reload(&mut self) -> anyhow::Result<Reloaded> {
+    /// learns of it. `None`: the daemon was asked to stop meanwhile.
+    async fn reload(&mut self, requests: &mut mpsc::Receiver<Request>) -> anyhow::Result<Option<Reloaded>> {
         self.sinks.systemd.reloading();
-        if self.executable.is_some_and(Executable::is_replaced) && self.configured.can_start_again().await {
-            self.starts_again.set(true);
-            self.ask(SupervisorRequest::Stop).await?;
-            return Ok(Reloaded::Changed(vec!["the program has changed: starting again".to_owned()]));
-        }
-        let reloaded = self.configured.reload().await;
+        let Some(next) = self.examine(requests).await else { return self.stop().await.map(|()| None) };
+        let examined = match next {
+            Next::StartAgain => {
+                self.starts_again.set(true);
+                self.ask(SupervisorRequest::Stop).await?;
+                return Ok(Some(Reloaded::Changed(vec![
+                    "the program has changed: starting again".to_owned(),
+                ])));
+            }
+            Next::Follow(examined) => examined,
+        };
+        let reloaded = self.configured.follow(examined);
         if let Reloaded::Changed(_) = reloaded {
             self.sinks.show_config(&self.configured.config);
             let plan = supervision_plan(&self.configured.config, &self.owner)?;
@@ -264,7 +290,28 @@ impl RequestLoop<'_> {
             self.place.send_replace(self.configured.worker_table_place()?);
         }
         self.sinks.systemd.ready(&summarise(&self.snapshots.borrow()));
-        Ok(reloaded)
+        Ok(Some(reloaded))
+    }
+
+    /// Looks at the program and at the configuration, which may take a while: a further request to reload begins anew, and
+    /// one to stop ends it (`None`).
+    async fn examine(&self, requests: &mut mpsc::Receiver<Request>) -> Option<Next> {
+        loop {
+            let examining = async {
+                let is_replaced = self.executable.is_some_and(Executable::is_replaced);
+                if is_replaced && self.configured.can_start_again().await {
+                    return Next::StartAgain;
+                }
+                Next::Follow(self.configured.examine().await)
+            };
+            tokio::select! {
+                next = examining => return Some(next),
+                request = requests.recv() => match request {
+                    Some(Request::Reload) => {}
+                    Some(Request::Stop) | None => return None,
+                },
+            }
+        }
     }
 
     async fn ask(&self, request: SupervisorRequest) -> anyhow::Result<()> {

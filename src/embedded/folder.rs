@@ -126,6 +126,19 @@ impl Folder {
     }
 }
 
+/// The line of `postmaster.pid` that has the folder of the socket.
+const SOCKET_LINE: usize = 4;
+
+/// The folder of the socket of the server that runs on `folder`; `None`: none runs there.
+pub(super) fn running_socket(folder: &Path) -> Option<PathBuf> {
+    let data = folder.canonicalize().ok()?.join("data");
+    let file = data.join("postmaster.pid");
+    let pid = first_line_number(&file).filter(|pid| works_in(*pid, &data));
+    let text = pid.and_then(|_| fs::read_to_string(&file).ok())?;
+    let socket = text.lines().nth(SOCKET_LINE).map(str::trim).filter(|socket| !socket.is_empty());
+    socket.map(PathBuf::from)
+}
+
 /// Takes the folder for this process, until the file is closed.
 fn lock(folder: &Path) -> Result<File> {
     let context = |source| Error::Folder { folder: folder.to_owned(), source };

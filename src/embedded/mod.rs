@@ -90,6 +90,12 @@ pub struct EmbeddedPostgres {
     options: Options,
 }
 
+fn url_of(socket: &Path, database: &str) -> String {
+    let database = percent_encode(database.as_bytes(), UNRESERVED);
+    let socket = percent_encode(socket.as_os_str().as_bytes(), UNRESERVED);
+    format!("postgres://{ROLE}@localhost:{PORT}/{database}?host={socket}")
+}
+
 impl EmbeddedPostgres {
     /// Starts a server on an empty temporary folder, which is removed when the server stops.
     ///
@@ -115,9 +121,12 @@ impl EmbeddedPostgres {
 
     /// The URL of `database`, for sqlx and for `psql` alike.
     pub fn url(&self, database: &str) -> String {
-        let database = percent_encode(database.as_bytes(), UNRESERVED);
-        let socket = percent_encode(self.folder.socket().as_os_str().as_bytes(), UNRESERVED);
-        format!("postgres://{ROLE}@localhost:{PORT}/{database}?host={socket}")
+        url_of(self.folder.socket(), database)
+    }
+
+    /// The URL of `database` on the server that runs on `folder`, whoever has started it; `None`: none runs there.
+    pub fn url_of_running(folder: &Path, database: &str) -> Option<String> {
+        folder::running_socket(folder).map(|socket| url_of(&socket, database))
     }
 
     /// The process id of the server.

@@ -21,7 +21,7 @@ mod webhook_test;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigArgument, DATABASE_URL, EXAMPLE, InvalidConfig, demo_file};
-use crate::operations::databases::Databases;
+use crate::operations::databases::{Databases, running_private_database};
 use crate::operations::outcome;
 use crate::postgres::query_text::show_literals;
 use crate::process::descriptors;
@@ -181,8 +181,11 @@ async fn run(command: Command, tool: &Tool<'_>) -> anyhow::Result<()> {
         Command::Check(arguments) => return check::run(arguments, config).await,
         command => command,
     };
-    let config = config.map_err(Exit::configuration)?;
+    let mut config = config.map_err(Exit::configuration)?;
     show_literals(config.log.query_literals);
+    if config.event_store.url.is_none() && !matches!(command, Command::Config(_)) {
+        config.event_store.url = running_private_database();
+    }
     match command {
         Command::Config(ConfigCommand::Show { json: false }) => {
             output::print_verbatim(toml::to_string_pretty(&config.redacted())?.trim_end())
@@ -245,9 +248,14 @@ fn load(argument: &ConfigArgument) -> Result<Config, InvalidConfig> {
     if let Some(file) = argument.file() {
         return Config::load(&file).map(Config::or_database_of_environment);
     }
+    if std::env::var_os(DATABASE_URL).is_some() {
+        return Config::from_environment();
+    }
     match demo_file() {
-        Some(demo) if std::env::var_os(DATABASE_URL).is_none() => Config::load(&demo),
-        _ => Config::from_environment(),
+        // A daemon in this folder is nearer than the demo.
+        _ if running_private_database().is_some() => Ok(Config::default()),
+        Some(demo) => Config::load(&demo),
+        None => Config::from_environment(),
     }
 }
 

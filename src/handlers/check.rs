@@ -23,9 +23,18 @@ pub async fn check(
     declarations: &[ProcessorDeclaration],
     scope: impl Into<SqlScope>,
 ) -> Result<Vec<Diagnostic>, sqlx::Error> {
-    let scope = scope.into();
+    check_some(connection, declarations, scope.into(), |_| true).await
+}
+
+/// As [`check`], for those of the declarations that `is_checked` chooses.
+pub(crate) async fn check_some(
+    connection: &mut PgConnection,
+    declarations: &[ProcessorDeclaration],
+    scope: SqlScope,
+    is_checked: impl Fn(&ProcessorDeclaration) -> bool,
+) -> Result<Vec<Diagnostic>, sqlx::Error> {
     let mut found = Vec::new();
-    for declaration in declarations {
+    for declaration in declarations.iter().filter(|declaration| is_checked(declaration)) {
         found.extend(sql::find_foreign_tables(declaration, declarations));
         found.extend(warn_of_unknown_reads(connection, declaration, declarations, &scope).await?);
         found.extend(warn_of_late_start(declaration));

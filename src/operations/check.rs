@@ -1,4 +1,6 @@
-//! What `espd check` and `espctl check` find: mistakes in declarations, before they are deployed.
+//! What `espd check` and `espctl check` find, and a reload of the daemon: mistakes in declarations, before they are followed.
+
+pub(crate) mod scope;
 
 use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Severity, render_all};
@@ -6,10 +8,11 @@ use crate::embedded::{EmbeddedPostgres, Options};
 use crate::event::Position;
 use crate::handlers::{self, sql};
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database, ways};
-use crate::operations::event_types::find_unknown_types;
+use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::processing::tracker::{TrackerRow, Trackers};
+use crate::retry::OnFailure;
 
 /// What a check has found.
 pub(crate) struct CheckReport {
@@ -48,23 +51,46 @@ fn is_warning(diagnostic: &Diagnostic) -> bool {
 pub(crate) async fn check(config: &Config) -> anyhow::Result<CheckReport> {
     if config.event_store.url.is_some() {
         ways::require(config, "espd check", CONNECT_TIMEOUT).await?;
-        let databases = Databases::connect_directly(config, "espd check", CONNECT_TIMEOUT).await?;
-        let report = check_on(config, &databases).await;
-        databases.close().await;
-        return report;
+        return check_some(config, |_| true).await;
     }
     let server = EmbeddedPostgres::start_temporary(Options { durable: false, ..Options::default() }).await?;
     let mut config = config.clone();
     config.event_store.url = Some(private_database(&server).await?);
     let databases = Databases::connect(&config, "espd check").await?;
     databases.migrate().await?;
-    let report = check_on(&config, &databases).await;
+    let report = check_on(&config, &databases, |_| true).await;
     databases.close().await;
     server.stop().await;
     report
 }
 
-async fn check_on(config: &Config, databases: &Databases) -> anyhow::Result<CheckReport> {
+/// Checks what in `config` differs from what runs already: every processor if the databases, what SQL means or the upcasts
+/// do. Processors that are the same go on as they are, also with mistakes.
+pub(crate) async fn check_changes(config: &Config, running: &Config) -> anyhow::Result<CheckReport> {
+    let is_same_ground = config.event_store == running.event_store
+        && config.projections == running.projections
+        && config.upcasts == running.upcasts;
+    if !is_same_ground {
+        ways::require(config, "espd check", CONNECT_TIMEOUT).await?;
+    }
+    check_some(config, |processor| !is_same_ground || !running.processors.contains(processor)).await
+}
+
+async fn check_some(
+    config: &Config,
+    is_checked: impl Fn(&ProcessorDeclaration) -> bool,
+) -> anyhow::Result<CheckReport> {
+    let databases = Databases::connect_directly(config, "espd check", CONNECT_TIMEOUT).await?;
+    let report = check_on(config, &databases, is_checked).await;
+    databases.close().await;
+    report
+}
+
+async fn check_on(
+    config: &Config,
+    databases: &Databases,
+    is_checked: impl Fn(&ProcessorDeclaration) -> bool,
+) -> anyhow::Result<CheckReport> {
     databases.check_schema().await?;
     databases.check_store().await?;
     let mut events = databases.events.acquire().await?;
@@ -72,9 +98,16 @@ async fn check_on(config: &Config, databases: &Databases) -> anyhow::Result<Chec
     drop(events);
     found.extend(sql::hidden_types(&config.processors, &config.upcasts));
     found.extend(find_unknown_types(&databases.events, &databases.layout, &config.processors).await?);
-    let mut projections = databases.projections.acquire().await?;
-    found.extend(handlers::check(&mut projections, &config.processors, databases.scope.clone()).await?);
-    let notes = note_other_handlers(config, databases).await?;
+    let unknown = scope::find_unknown(&databases.projections, &databases.scope, &config.main_file()).await?;
+    // Nothing can be tried where SQL cannot mean what is declared.
+    if unknown.is_empty() {
+        let mut projections = databases.projections.acquire().await?;
+        let scope = databases.scope.clone();
+        found.extend(handlers::check_some(&mut projections, &config.processors, scope, is_checked).await?);
+    }
+    found.extend(unknown);
+    let mut notes = note_other_handlers(config, databases).await?;
+    notes.extend(note_endless_attempts(config));
     let diagnostics = found.into_iter().map(Diagnostic::with_line_of_file).collect();
     let checked = format!("{}, event store {}", count(config), databases.layout.events_table());
     Ok(CheckReport { diagnostics, checked, notes })
@@ -100,6 +133,22 @@ async fn note_other_handlers(config: &Config, databases: &Databases) -> anyhow::
         }
     }
     Ok(notes)
+}
+
+/// The processors with a number of attempts after which nothing happens.
+fn note_endless_attempts(config: &Config) -> Option<String> {
+    let is_endless = |processor: &&ProcessorDeclaration| {
+        processor.retry.max_attempts.is_some() && processor.retry.on_failure == OnFailure::Retry
+    };
+    let names: Vec<&str> =
+        config.processors.iter().filter(is_endless).map(|processor| processor.name.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "max_attempts has no effect on {}: on_failure = \"retry\" tries an event for ever; write \"stop\", \"park\" \
+             or \"skip\", or leave max_attempts out",
+            names.join(", ")
+        )
+    })
 }
 
 /// How many processors of each kind are declared, in words.

@@ -61,7 +61,7 @@ impl Databases {
         let Some(url) = config.direct_event_store_url() else {
             bail!(
                 "no database is named: set DATABASE_URL, or write url under [event_store] (a daemon with a private \
-                 PostgreSQL prints the DATABASE_URL to use)"
+                 PostgreSQL prints the DATABASE_URL to use, and needs none of that in the folder that it runs in)"
             );
         };
         let events = connect(url, program, limit).await.context("the event store")?;
@@ -172,6 +172,12 @@ pub(crate) async fn start_private(folder: &Path) -> anyhow::Result<(EmbeddedPost
     let server = EmbeddedPostgres::start_at(folder, Options::default()).await?;
     let url = private_database(&server).await?;
     Ok((server, url))
+}
+
+/// The URL of the private database that a daemon, started in this folder, runs; `None`: none does.
+pub(crate) fn running_private_database() -> Option<DatabaseUrl> {
+    let url = EmbeddedPostgres::url_of_running(Path::new(PRIVATE_FOLDER), PRIVATE_DATABASE)?;
+    DatabaseUrl::new(url).ok()
 }
 
 /// The URL of the private database on this server. Creates the database if it does not exist.

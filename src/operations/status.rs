@@ -177,6 +177,49 @@ pub(crate) struct ProcessorStatus {
 }
 
 impl ProcessorStatus {
+    /// The status of a processor that has never run, in an empty store.
+    fn without_tracker(name: &str, kind: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            partition: 0,
+            version: 1,
+            state: ProcessorState::Stopped,
+            position: Position::START,
+            head: Position::START,
+            horizon: Position::START,
+            lag_events: 0,
+            lag_seconds: 0.0,
+            rate: 0.0,
+            handled: 0,
+            epoch: 0,
+            owner: None,
+            standbys: Vec::new(),
+            holder_pid: None,
+            outage: None,
+            lock_wait: None,
+            reset_wait: None,
+            diverged: None,
+            handler_change: None,
+            attempts: 0,
+            last_error: None,
+            next_retry_at: None,
+            paused_at: None,
+            paused_by: None,
+            dead_letters: 0,
+            oldest_dead_letter_at: None,
+            pending_emissions: 0,
+            next_emission_at: None,
+            refused_emissions: 0,
+            emissions_overdue_since: None,
+            emission_error: None,
+            updated_at: None,
+            worker: None,
+            held_by: Vec::new(),
+            advice: Vec::new(),
+        }
+    }
+
     /// What identifies the processor's tracker.
     pub(crate) fn key(&self) -> ProcessorKey {
         ProcessorKey { name: self.name.clone(), version: self.version, partition: self.partition }
@@ -233,48 +276,14 @@ impl HeldBy {
 #[cfg(test)]
 pub(super) mod examples {
     use super::{ProcessorState, ProcessorStatus};
-    use crate::event::Position;
 
     /// The status of a processor that all is well with.
     pub(crate) fn live(name: &str) -> ProcessorStatus {
         ProcessorStatus {
-            name: name.to_owned(),
-            kind: "projector".to_owned(),
-            partition: 0,
-            version: 1,
             state: ProcessorState::Live,
-            position: Position::START,
-            head: Position::START,
-            horizon: Position::START,
-            lag_events: 0,
-            lag_seconds: 0.0,
-            rate: 0.0,
-            handled: 0,
             epoch: 1,
             owner: Some("web-1:4711".to_owned()),
-            standbys: Vec::new(),
-            holder_pid: None,
-            outage: None,
-            lock_wait: None,
-            reset_wait: None,
-            diverged: None,
-            handler_change: None,
-            attempts: 0,
-            last_error: None,
-            next_retry_at: None,
-            paused_at: None,
-            paused_by: None,
-            dead_letters: 0,
-            oldest_dead_letter_at: None,
-            pending_emissions: 0,
-            next_emission_at: None,
-            refused_emissions: 0,
-            emissions_overdue_since: None,
-            emission_error: None,
-            updated_at: None,
-            worker: None,
-            held_by: Vec::new(),
-            advice: Vec::new(),
+            ..ProcessorStatus::without_tracker(name, "projector")
         }
     }
 }

@@ -140,7 +140,7 @@ impl Divergence {
                  {position}, which {name} has not handled."
             ),
             DivergenceKind::PartitionAdded => format!(
-                "Partition {partition} has become part of the table of events, with events between {} and position \
+                "Partition {partition} has become part of the table of events (again), with events between {} and position \
                  {position} that {name} may not have handled.",
                 self.last_common.next()
             ),

@@ -81,6 +81,8 @@ pub enum UnmetKind {
     SequenceCycles,
     /// A column that the layout needs is missing, or has another type.
     ColumnUnfit,
+    /// An event has no uuid, by which processors recognise it, or may have none.
+    UuidMissing,
     /// The insert does not draw the id itself.
     IdNotDrawn,
     /// There are ids below 1, which no reader ever reaches.
@@ -97,11 +99,15 @@ pub async fn check(connection: &mut PgConnection, layout: &Layout) -> Result<(),
     let mut unmet = check_server(connection).await?;
     // On another product the catalog cannot be trusted either, or asked at all.
     if unmet.iter().all(|one| one.kind != UnmetKind::NotPostgres) {
-        let structure = Structure::read(connection, layout).await?.unmet();
+        let catalog = Structure::read(connection, layout).await?;
+        let structure = catalog.unmet();
         let readable = structure.iter().all(|one| !one.kind.prevents_reading());
         unmet.extend(structure);
         if readable {
             unmet.extend(check_ids(connection, layout).await?);
+            if catalog.may_lack_uuids() {
+                unmet.extend(check_uuids(connection, layout).await?);
+            }
         }
     }
     if unmet.is_empty() { Ok(()) } else { Err(PreconditionError::Unmet(unmet)) }
@@ -160,6 +166,18 @@ async fn check_ids(connection: &mut PgConnection, layout: &Layout) -> Result<Vec
         unmet.push(Unmet::new(UnmetKind::SequenceBehindEvents, problem, repair));
     }
     Ok(unmet)
+}
+
+/// Looks for events without a uuid, in a table that allows them.
+async fn check_uuids(connection: &mut PgConnection, layout: &Layout) -> Result<Option<Unmet>, sqlx::Error> {
+    let table = layout.events_table();
+    let statement = format!("-- find_event_without_uuid\nselect id from {table} where uuid is null limit 1");
+    let row = simple(statement).fetch_optional(connection).await?;
+    let id: Option<Position> = row.map(|row| row.try_get("id")).transpose()?;
+    Ok(id.map(|id| {
+        let problem = format!("event {id} of {table} has no uuid, by which processors recognise an event");
+        Unmet::new(UnmetKind::UuidMissing, problem, structure::repair_uuids(table))
+    }))
 }
 
 /// The smallest and the largest id; 1 and 0 in an empty store.

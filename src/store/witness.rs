@@ -38,7 +38,7 @@ pub(crate) struct Examined {
     pub(crate) standing: Standing,
     /// The last event at or below the position that was asked for.
     pub(crate) end: Witness,
-    /// The object ids of the partitions of the table of events, in order; `None`: it has none.
+    /// The [attachments](attachments) of the table of events, in order; `None`: it has none.
     pub(crate) partitions: Option<Vec<i64>>,
 }
 
@@ -98,7 +98,27 @@ impl Witness {
     }
 }
 
-/// For each position, the last event at or below it; and the partitions of the table.
+/// Returns a query for the attachments of a table's partitions, in order, as one array; null where it has none.
+///
+/// An attachment is a number made of the partition's object id and of the transaction that has attached it: a partition
+/// that is taken out and put back has another one, also when both were done in one transaction.
+pub(crate) fn attachments(table: &str) -> String {
+    format!("select array_agg(a.attachment order by a.attachment) from ({}) as a", attached(table))
+}
+
+/// Returns a query for each partition of a table, at every level: `oid`, `name` and `attachment`.
+pub(crate) fn attached(table: &str) -> String {
+    format!(
+        "select i.inhrelid::bigint as oid, i.inhrelid::regclass::text as name,
+           (i.inhrelid::bigint << 32) | i.xmin::text::bigint as attachment
+         from pg_partition_tree({}::regclass) as p
+         join pg_inherits as i on i.inhrelid = p.relid and i.inhparent = p.parentrelid
+         where p.level > 0",
+        quote_literal(table)
+    )
+}
+
+/// For each position, the last event at or below it; and the attachments of the table.
 async fn find_last_events(
     connection: impl PgExecutor<'_>,
     layout: &Layout,
@@ -108,14 +128,13 @@ async fn find_last_events(
     let statement = format!(
         "-- find_last_events
          select e.id, e.uuid,
-           (select array_agg(relid::oid::bigint order by relid::oid::bigint)
-            from pg_partition_tree({}::regclass) where isleaf) as partitions
+           ({}) as partitions
          from (values (1, {first}::bigint), (2, {second})) as p (place, at)
          left join lateral (
            select id, uuid from {} where id <= p.at order by id desc limit 1
          ) as e on true
          order by p.place",
-        quote_literal(layout.events_table()),
+        attachments(layout.events_table()),
         layout.events_table()
     );
     let rows = simple(statement).fetch_all(connection).await?;

@@ -212,11 +212,18 @@ async fn without_a_database_of_its_own_a_daemon_runs_a_private_one_that_keeps_it
         assert!(last >= number * 10, "{last}");
         reaches(&pool, "notes", last).await;
         assert_exactly_once(&pool, &pool, "notes").await;
+        // A tool that is started in the same folder finds the server by itself.
+        assert_eq!(installation.status("notes").await["position"], last);
+        let mut without_file = installation.espctl_command(&["status", "--json"]);
+        let output = without_file.env_remove("ESPD_CONFIG").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
         let postmaster = installation.path().join(".espd/postgres/data/postmaster.pid");
         assert!(postmaster.exists());
         pool.close().await;
         daemon.stop().await;
         assert!(!postmaster.exists(), "the private server still runs");
+        let complaint = installation.espctl(&["status"]).await.complained(1);
+        assert!(complaint.contains("no database is named"), "{complaint}");
     }
 }
 

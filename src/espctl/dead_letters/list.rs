@@ -7,7 +7,7 @@ use super::Criteria;
 use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::operator::Operator;
-use crate::operations::status::format::{format_duration, table, thousands};
+use crate::operations::status::format::{format_duration, table_within, thousands, wrap};
 use crate::processing::dead_letters::{DeadLetter, Selection};
 
 #[derive(Args)]
@@ -54,19 +54,25 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
     if dead_letters.len() as i64 == limit {
         let more = operator.count_dead_letters(&selection).await? - limit;
         if more > 0 {
-            text.push_str(&format!("\n\n{} more: raise --limit, or select fewer.", thousands(more)));
+            text.push_str(&paragraph(&format!("{} more: raise --limit, or select fewer.", thousands(more))));
         }
     }
-    text.push_str(&format!(
-        "\n\n`espctl dead-letters show {} {}` shows everything about one.",
+    text.push_str(&paragraph(&format!(
+        "`espctl dead-letters show {} {}` shows everything about one.",
         last.processor, last.event_id
-    ));
+    )));
     output::print(&text)
+}
+
+fn paragraph(text: &str) -> String {
+    format!("\n\n{}", wrap(text, output::width(), ""))
 }
 
 fn render(dead_letters: &[DeadLetter]) -> String {
     let header = ["PROCESSOR", "EVENT", "TYPE", "AGGREGATE", "REASON", "TRIES", "AGE", "ERROR"];
-    table(&header, dead_letters.iter().map(row).collect(), &[1, 5, 6])
+    // What `dead-letters show` tells as well goes first.
+    let dispensable = [3, 5, 6, 4, 2];
+    table_within(output::width(), &header, dead_letters.iter().map(row).collect(), &[1, 5, 6], &dispensable)
 }
 
 fn row(dead_letter: &DeadLetter) -> Vec<String> {

@@ -5,7 +5,7 @@ use clap::Args;
 use super::Criteria;
 use crate::espctl::output;
 use crate::operations::operator::{ListedEmission, Operator};
-use crate::operations::status::format::{table, thousands};
+use crate::operations::status::format::{table_within, thousands, wrap};
 use crate::processing::emission::{EmissionSelection, EmissionState};
 
 #[derive(Args)]
@@ -57,22 +57,27 @@ pub(super) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
     if emissions.len() as i64 == limit {
         let more = operator.count_emissions(&selection).await? - limit;
         if more > 0 {
-            text.push_str(&format!("\n\n{} more: raise --limit, or select fewer.", thousands(more)));
+            text.push_str(&paragraph(&format!("{} more: raise --limit, or select fewer.", thousands(more))));
         }
     }
     if let Some(orphan) = emissions.iter().find(|listed| !listed.declared) {
-        text.push_str(&format!(
-            "\n\nThe configuration declares no reactor {0} that emits, so nobody moves what it has emitted: declare it \
+        text.push_str(&paragraph(&format!(
+            "The configuration declares no reactor {0} that emits, so nobody moves what it has emitted: declare it \
              again, or remove them with `espctl emissions cancel {0} --all`.",
             orphan.emission.reactor
-        ));
+        )));
     }
     output::print(&text)
 }
 
+fn paragraph(text: &str) -> String {
+    format!("\n\n{}", wrap(text, output::width(), ""))
+}
+
 fn render(emissions: &[ListedEmission]) -> String {
     let header = ["ID", "REACTOR", "TYPE", "KEY", "DUE", "STATE", "TRIES", "ERROR"];
-    table(&header, emissions.iter().map(row).collect(), &[0, 6])
+    let dispensable = [6, 3, 2, 4];
+    table_within(output::width(), &header, emissions.iter().map(row).collect(), &[0, 6], &dispensable)
 }
 
 fn row(ListedEmission { emission, declared }: &ListedEmission) -> Vec<String> {

@@ -22,6 +22,7 @@ use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
 use crate::processing::declaration::{Handler, ProcessorDeclaration, TableDeclaration};
 use crate::store::upcast::{Upcast, stored_types};
+use crate::store::witness::attachments;
 
 /// Where the function finds its events.
 #[derive(Debug, Clone, Copy)]
@@ -223,7 +224,7 @@ fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaratio
     template.conditions.push("stored");
     template.values.push(("source", source.to_owned()));
     template.values.push(("events_table", table.to_owned()));
-    template.values.push(("events_literal", quote_literal(table)));
+    template.values.push(("attachments", attachments(table)));
     template.values.push(("diverged", quote_literal(DIVERGED)));
     if let Some(table) = json_bodies {
         let types = projector.event_types().map(|types| stored_types(upcasts, types));

@@ -210,8 +210,7 @@ begin
     where coalesce(w.id, 0) = espd_witness_id
       and coalesce(w.uuid, '00000000-0000-0000-0000-000000000000') = espd_witness_uuid
   ) or espd_partitions is not null and espd_partitions is distinct from (
-    select array_agg(p.relid::oid::bigint order by p.relid::oid::bigint)
-    from pg_partition_tree({{events_literal}}::regclass) as p where p.isleaf
+    {{attachments}}
   ) then
     raise exception using errcode = {{diverged}}, message = 'the event store is not the one that was followed';
   end if;

@@ -7,7 +7,7 @@ use super::Finding;
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
 use crate::operations::databases::Databases;
-use crate::operations::event_types::find_unknown_types;
+use crate::operations::unstored_types::find_unknown_types;
 use crate::postgres::error::chain;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::emission::{PendingEmissions, PendingOfReactor};

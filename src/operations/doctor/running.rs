@@ -39,6 +39,7 @@ fn level_of(topic: Topic) -> Option<Level> {
         | Topic::RefusedEmissions
         | Topic::OverdueEmissions
         | Topic::WorkerDown
+        | Topic::ReloadRefused
         | Topic::HandlersChanged => Some(Level::Warning),
         Topic::Standby | Topic::HorizonHeldBack => None,
     }

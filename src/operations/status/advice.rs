@@ -13,6 +13,7 @@ pub(crate) use holders::{describe_wait, end_wait};
 
 use super::ProcessorStatus;
 use super::format::thousands;
+use super::worker::RefusedReload;
 use crate::own_name::in_own_name;
 
 /// One thing that needs attention. The field names are an interface: `espctl status --json` prints them.
@@ -51,6 +52,10 @@ pub(super) struct Surroundings<'s> {
     pub(super) now: DateTime<Utc>,
     /// Host and process id of each daemon that runs workers on this database.
     pub(super) daemons: &'s [String],
+    /// Those of them that go on with an older configuration than they were to follow.
+    pub(super) refused: &'s [RefusedReload],
+    /// Whether the configuration that the question comes with declares the processor.
+    pub(super) is_declared: bool,
 }
 
 /// What advice is about, the most urgent first.
@@ -81,6 +86,8 @@ pub(crate) enum Topic {
     OverdueEmissions,
     /// The worker process of the processor has ended and is not running again yet.
     WorkerDown,
+    /// The daemon has refused the configuration that it was to follow. This concerns all processors alike.
+    ReloadRefused,
     /// Other handlers than now have handled earlier events.
     HandlersChanged,
     /// Open transactions hold the settled horizon back. This concerns all processors alike.
@@ -118,6 +125,7 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
         emissions::of_refused(status),
         emissions::of_overdue(status, surroundings.now),
         of_worker(status),
+        of_refused_reload(status, surroundings.refused),
         of_handler_change(status, surroundings.now),
         holders::of_horizon(status, surroundings.now),
     ];
@@ -160,7 +168,29 @@ fn of_handler_change(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Adv
         "`espctl reset {name}` handles all events with the same handlers. Nothing, if the change is meant for later events; but \
          two daemons have to declare the same."
     );
-    Some(Advice::new(Topic::HandlersChanged, problem, Some(change.at), remedy))
+    let predicate = "have other handlers than those that have handled their earlier events.".to_owned();
+    let advice = Advice::new(Topic::HandlersChanged, problem, Some(change.at), remedy);
+    Some(advice.shared(
+        status,
+        predicate,
+        "`espctl reset NAME` handles all events with the same handlers. Nothing, if the changes are meant for later events; but \
+         two daemons have to declare the same.",
+    ))
+}
+
+/// A configuration that the daemon of the processor does not follow. Who has no daemon may be declared in it.
+fn of_refused_reload(status: &ProcessorStatus, refused: &[RefusedReload]) -> Option<Advice> {
+    let owner = status.owner.as_ref().or(status.worker.as_ref().map(|worker| &worker.owner));
+    let refusal = refused.iter().find(|refusal| owner.is_none_or(|owner| *owner == refusal.daemon))?;
+    let mut lines = refusal.report.iter().flat_map(|entry| entry.lines());
+    let problem = format!(
+        "The daemon {} has read its configuration again and refused it, and goes on with the one before: {}",
+        refusal.daemon,
+        lines.next().unwrap_or("it does not say why")
+    );
+    let remedy =
+        "`espctl check` shows everything that is wrong. Fix it, then run `espctl reload`.".to_owned();
+    Some(Advice::new(Topic::ReloadRefused, problem, Some(refusal.at), remedy))
 }
 
 /// Why the worker process of the processor is not alive.
@@ -198,13 +228,14 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::super::examples::live;
+    use super::super::groups::tell;
     use super::super::{HeldBy, ProcessorState, WorkerStatus};
     use super::*;
     use crate::processing::divergence::{Divergence, DivergenceKind};
-    use crate::processing::tracker::Outage;
+    use crate::processing::tracker::{HandlerChange, Outage};
 
     fn alone(now: DateTime<Utc>) -> Surroundings<'static> {
-        Surroundings { now, daemons: &[] }
+        Surroundings { now, daemons: &[], refused: &[], is_declared: true }
     }
 
     fn topics(status: &ProcessorStatus) -> Vec<Topic> {
@@ -320,13 +351,43 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_handlers_is_told_once_for_all_processors_that_it_concerns() {
+        let now = Utc::now();
+        let change = |position: i64| HandlerChange {
+            at: now,
+            position: position.into(),
+            owner: Some("web-1:4711".into()),
+            before: "a".into(),
+            after: "b".into(),
+        };
+        let statuses: Vec<ProcessorStatus> = (1..=5)
+            .map(|number| {
+                let name = format!("notes_{number}");
+                let mut status = ProcessorStatus { handler_change: Some(change(number)), ..live(&name) };
+                status.advice = advise(&status, alone(now));
+                status
+            })
+            .collect();
+        let told = tell(&statuses, now);
+        assert_eq!(told.len(), 1, "{told:?}");
+        let problem = "5 processors have other handlers than those that have handled their earlier events.";
+        assert_eq!(told[0].problem, problem);
+    }
+
+    #[test]
     fn a_processor_that_no_running_daemon_knows_is_told_from_one_that_no_daemon_runs() {
         let status = ProcessorStatus { state: ProcessorState::Stopped, owner: None, ..live("notes") };
         let daemons = ["web-1:4711".to_owned()];
-        let advice = advise(&status, Surroundings { now: Utc::now(), daemons: &daemons });
+        let surroundings =
+            Surroundings { now: Utc::now(), daemons: &daemons, refused: &[], is_declared: false };
+        let advice = advise(&status, surroundings);
         assert!(advice[0].problem.contains("not in the running configuration of web-1:4711"), "{advice:?}");
         assert!(advice[0].remedy.contains("`espctl reload`"), "{advice:?}");
+        assert!(advice[0].remedy.contains("`espctl drop notes`"), "{advice:?}");
         let advice = advise(&status, alone(Utc::now()));
         assert!(advice[0].remedy.starts_with("Start `espd run`"), "{advice:?}");
+        assert!(!advice[0].remedy.contains("espctl drop"), "what is declared is wanted: {advice:?}");
+        let undeclared = Surroundings { is_declared: false, ..alone(Utc::now()) };
+        assert!(advise(&status, undeclared)[0].remedy.contains("`espctl drop notes`"));
     }
 }

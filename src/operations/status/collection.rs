@@ -52,14 +52,30 @@ pub(crate) async fn collect(
         }
     }
     let daemons = daemons_of(&workers);
-    let surroundings = Surroundings { now: Utc::now(), daemons: &daemons };
+    let refused = worker::list_refused(projections, layout).await?;
+    let surroundings =
+        Surroundings { now: Utc::now(), daemons: &daemons, refused: &refused, is_declared: true };
     for status in &mut statuses {
         status.reset_wait = reset_waits.remove(&status.name);
         status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
-        status.advice = advise(status, surroundings);
+        if is_without_process(status) {
+            status.state = ProcessorState::Stopped;
+        }
+        let is_declared = declared.iter().any(|declaration| declaration.name == status.name);
+        status.advice = advise(status, Surroundings { is_declared, ..surroundings });
     }
     statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
     Ok(statuses)
+}
+
+/// Whether the worker process has ended since the tracker was written last: its lease outlives it by seconds, and nothing moves.
+fn is_without_process(status: &ProcessorStatus) -> bool {
+    let seems_well =
+        matches!(status.state, ProcessorState::Running | ProcessorState::CatchingUp | ProcessorState::Live);
+    let ended_at =
+        status.worker.as_ref().filter(|worker| worker.is_down()).and_then(|worker| worker.last_end_at);
+    seems_well
+        && ended_at.is_some_and(|ended_at| status.updated_at.is_some_and(|updated_at| updated_at < ended_at))
 }
 
 /// The daemons that have workers, each once.
@@ -158,42 +174,48 @@ fn is_live(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64) -> bool {
 
 fn never_run(declaration: &ProcessorDeclaration, horizon: &Horizon, lag: Lag) -> ProcessorStatus {
     ProcessorStatus {
-        name: declaration.name.clone(),
-        kind: declaration.kind().as_str().to_owned(),
-        partition: 0,
         version: declaration.version,
-        state: ProcessorState::Stopped,
-        position: Position::START,
         head: horizon.head,
         horizon: horizon.settled,
         lag_events: lag.events,
         lag_seconds: lag.seconds,
-        rate: 0.0,
-        handled: 0,
-        epoch: 0,
-        owner: None,
-        standbys: Vec::new(),
-        holder_pid: None,
-        outage: None,
-        lock_wait: None,
-        reset_wait: None,
-        diverged: None,
-        handler_change: None,
-        attempts: 0,
-        last_error: None,
-        next_retry_at: None,
-        paused_at: None,
-        paused_by: None,
-        dead_letters: 0,
-        oldest_dead_letter_at: None,
-        pending_emissions: 0,
-        next_emission_at: None,
-        refused_emissions: 0,
-        emissions_overdue_since: None,
-        emission_error: None,
-        updated_at: None,
-        worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
-        advice: Vec::new(),
+        ..ProcessorStatus::without_tracker(&declaration.name, declaration.kind().as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::super::examples::live;
+    use super::*;
+
+    #[test]
+    fn a_processor_whose_process_has_ended_after_its_last_sign_of_life_is_not_live() {
+        let now = Utc::now();
+        let worker = |state: &str, ended_seconds_ago: i64| WorkerStatus {
+            processor: "notes".into(),
+            worker: "notes".into(),
+            owner: "web-1:4711".into(),
+            pid: None,
+            state: state.into(),
+            starts: 1,
+            last_end: Some("signal SIGKILL".into()),
+            last_end_at: Some(now - TimeDelta::seconds(ended_seconds_ago)),
+            next_start_at: None,
+        };
+        let status = |state: ProcessorState, worker: WorkerStatus| ProcessorStatus {
+            state,
+            worker: Some(worker),
+            updated_at: Some(now - TimeDelta::seconds(3)),
+            ..live("notes")
+        };
+        let is_gone = |state, worker| is_without_process(&status(state, worker));
+        assert!(is_gone(ProcessorState::Live, worker("crash_looping", 1)));
+        assert!(is_gone(ProcessorState::CatchingUp, worker("waiting", 1)));
+        assert!(!is_gone(ProcessorState::Live, worker("running", 1)), "it runs again");
+        assert!(!is_gone(ProcessorState::Live, worker("waiting", 9)), "it has written since");
+        assert!(!is_gone(ProcessorState::Retrying, worker("waiting", 1)), "which says more");
     }
 }

@@ -17,6 +17,61 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) ->
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
+/// The least that is left of a text in the last column while another column can be left out, and in any case.
+const TEXT_MIN: usize = 24;
+const TEXT_LEAST: usize = 8;
+
+/// As [`table`], with lines of at most `width` characters, if it is given: the texts of the last column are shortened, and
+/// columns are left out in the order of `dispensable`.
+pub(crate) fn table_within(
+    width: Option<usize>,
+    header: &[&str],
+    rows: Vec<Vec<String>>,
+    right: &[usize],
+    dispensable: &[usize],
+) -> String {
+    let Some(width) = width else { return table(header, rows, right) };
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|cells| cells.iter().map(|cell| in_one_line(cell).into_owned()).collect()).collect();
+    let widths: Vec<usize> = (0..header.len()).map(|column| column_width(header, &rows, column)).collect();
+    let last = header.len() - 1;
+    let mut shown: Vec<usize> = (0..header.len()).collect();
+    let others = |shown: &[usize]| {
+        shown.iter().filter(|column| **column != last).map(|column| widths[*column]).sum::<usize>()
+    };
+    let wanted = widths[last].min(TEXT_MIN);
+    for column in dispensable {
+        if others(&shown) + wanted > width {
+            shown.retain(|kept| kept != column);
+        }
+    }
+    let longest = width.saturating_sub(others(&shown) + GAP).max(TEXT_LEAST);
+    let cell = |row: &[String], column: usize| {
+        if column == last { shorten(&row[column], longest) } else { row[column].clone() }
+    };
+    let rows = rows.iter().map(|row| shown.iter().map(|column| cell(row, *column)).collect()).collect();
+    let header: Vec<&str> = shown.iter().map(|column| header[*column]).collect();
+    let is_right = |place: &usize| right.contains(&shown[*place]);
+    let right: Vec<usize> = (0..shown.len()).filter(is_right).collect();
+    table(&header, rows, &right)
+}
+
+/// The spaces of a column beside its text.
+const GAP: usize = 2;
+
+fn column_width(header: &[&str], rows: &[Vec<String>], column: usize) -> usize {
+    let longest = rows.iter().map(|row| width_of(&row[column])).max().unwrap_or(0);
+    longest.max(width_of(header[column])) + GAP
+}
+
+/// A text of at most `longest` characters.
+pub(crate) fn shorten(text: &str, longest: usize) -> String {
+    if width_of(text) <= longest {
+        return text.to_owned();
+    }
+    text.chars().take(longest - 1).chain(['…']).collect()
+}
+
 /// The width of a text on a terminal, in characters.
 pub(crate) fn width_of(text: &str) -> usize {
     text.chars().count()
@@ -81,6 +136,20 @@ mod tests {
             [0.04, 12.0, 200.0, 18_180.0, 187_200.0].map(format_duration),
             ["0.0s", "12s", "3m 20s", "5h 3m", "2d 4h"]
         );
+    }
+
+    #[test]
+    fn a_table_fits_the_width_that_there_is() {
+        let header = ["NAME", "AGGREGATE", "TRIES", "ERROR"];
+        let row = || ["notes", &"a".repeat(36), "1", &"e".repeat(70)].map(str::to_owned).to_vec();
+        for (width, columns) in [(200, 4), (80, 4), (60, 3), (40, 3)] {
+            let shown = table_within(Some(width), &header, vec![row()], &[2], &[1, 2]);
+            assert!(shown.lines().all(|line| width_of(line) <= width), "{width}: {shown}");
+            let heading = shown.lines().next().unwrap_or_default().split_whitespace().count();
+            assert_eq!(heading, columns, "{width}: {shown}");
+        }
+        let whole = table_within(None, &header, vec![row()], &[2], &[1, 2]);
+        assert!(whole.contains(&"e".repeat(70)), "{whole}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::format::{format_duration, table, thousands, width_of, wrap};
+use super::format::{format_duration, shorten, table, thousands, width_of, wrap};
 use super::groups::{Told, tell};
 use super::{ProcessorState, ProcessorStatus};
 
@@ -121,13 +121,6 @@ fn shorten_names(columns: &mut [Column], width: usize, least: usize) {
         let longest = names.width().saturating_sub(2 + excess).max(least);
         names.values.iter_mut().for_each(|name| *name = shorten(name, longest));
     }
-}
-
-fn shorten(text: &str, longest: usize) -> String {
-    if width_of(text) <= longest {
-        return text.to_owned();
-    }
-    text.chars().take(longest - 1).chain(['…']).collect()
 }
 
 /// What reactors have emitted that is not in the event store yet, in one line; `None`: nothing.

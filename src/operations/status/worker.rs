@@ -5,6 +5,7 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::postgres::row::from_row;
+use crate::postgres::sqlstate::is_missing_right;
 use crate::store::layout::Layout;
 
 /// The worker of a processor. The field names are an interface: `espctl status --json` prints them.
@@ -42,6 +43,41 @@ from_row!(WorkerStatus {
     last_end_at,
     next_start_at
 });
+
+/// A daemon that goes on with an older configuration, because it has refused the one that it was to follow.
+#[derive(Debug, Clone)]
+pub(crate) struct RefusedReload {
+    /// Host and process id of the daemon.
+    pub(super) daemon: String,
+    pub(super) at: DateTime<Utc>,
+    /// What is wrong, line by line.
+    pub(super) report: Vec<String>,
+}
+
+from_row!(RefusedReload { daemon, at, report });
+
+/// The daemons that are alive and have refused the last reload.
+pub(super) async fn list_refused(
+    connection: &mut PgConnection,
+    layout: &Layout,
+) -> Result<Vec<RefusedReload>, sqlx::Error> {
+    let statement = format!(
+        "-- list_refused_reloads
+         select owner_label as daemon, answered_at as at, coalesce(report, '{{}}') as report from (
+           select distinct on (r.owner) r.outcome, r.answered_at, r.report, w.owner_label
+           from {schema}.reload_requests as r
+           join {schema}.workers as w on w.owner = r.owner
+           where r.answered_at is not null and w.updated_at > clock_timestamp() - interval '30 seconds'
+           order by r.owner, r.answered_at desc, r.id desc
+         ) as last where outcome = 'refused' order by 1",
+        schema = layout.quoted_schema()
+    );
+    match sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await {
+        // A role of before need not see these.
+        Err(error) if is_missing_right(&error) => Ok(Vec::new()),
+        listed => listed,
+    }
+}
 
 impl WorkerStatus {
     /// Whether the worker is not alive though it should be.

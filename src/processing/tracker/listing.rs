@@ -66,7 +66,8 @@ pub struct TrackerRow {
     pub witness_id: Option<Position>,
     /// See [`Self::witness_at`].
     pub witness_uuid: Option<Uuid>,
-    /// The partitions of the table of events, as the processor has found them last, each with its last event then.
+    /// The partitions of the table of events, as the processor has found them last, each with its last event then, by
+    /// attachment: the partition's object id times 2^32, and the transaction that has attached it.
     pub events_partitions: Option<Json<BTreeMap<i64, Option<Position>>>>,
     /// Fingerprint of the handlers of the last owner.
     pub handlers: Option<String>,

@@ -24,6 +24,9 @@ pub(super) struct Structure {
     is_owned: bool,
     is_identity: bool,
     is_drawn: bool,
+    /// Whether an event may be without a uuid, and whether an index finds such events.
+    uuid_may_be_null: bool,
+    uuid_is_indexed: bool,
     /// For each column that the table lacks, or has with another type: what is wrong with it.
     wrong_columns: Vec<String>,
     cache: i64,
@@ -81,6 +84,10 @@ const FACTS: &str = "\
     exists (select from ties where deptype = 'a') as is_owned,
     exists (select from ties where deptype = 'i') as is_identity,
     exists (select from id_default where pg_get_expr(adbin, adrelid) like 'nextval(%') as is_drawn,
+    exists (select from pg_attribute where attrelid = t and attname = 'uuid' and not attnotnull) as uuid_may_be_null,
+    exists (select from pg_index i
+              join pg_attribute a on a.attrelid = t and a.attname = 'uuid' and a.attnum = i.indkey[0]
+             where i.indrelid = t and i.indisvalid and i.indpred is null) as uuid_is_indexed,
     array(select format('column %s should be %s, %s', n.name, n.type_name,
                         coalesce('is ' || translate(format_type(a.atttypid, null), chr(34), ''), 'is missing'))
             from wanted n
@@ -133,12 +140,19 @@ impl Structure {
             is_owned: row.try_get("is_owned")?,
             is_identity: row.try_get("is_identity")?,
             is_drawn: row.try_get("is_drawn")?,
+            uuid_may_be_null: row.try_get("uuid_may_be_null")?,
+            uuid_is_indexed: row.try_get("uuid_is_indexed")?,
             wrong_columns: row.try_get("wrong_columns")?,
             created_by: layout.created_by.clone(),
             cache: row.try_get("cache")?,
             increment: row.try_get("increment")?,
             cycles: row.try_get("cycles")?,
         })
+    }
+
+    /// Whether events without a uuid are to be looked for.
+    pub(super) fn may_lack_uuids(&self) -> bool {
+        self.uuid_may_be_null && self.uuid_is_indexed
     }
 
     /// Every precondition that the store does not meet.
@@ -245,6 +259,12 @@ impl Structure {
                     .to_owned(),
             ),
             (
+                !self.uuid_may_be_null || self.uuid_is_indexed,
+                UnmetKind::UuidMissing,
+                format!("an event of {table} may have no uuid, and no index finds those that have none"),
+                repair_uuids(table),
+            ),
+            (
                 self.is_identity || self.is_drawn,
                 UnmetKind::IdNotDrawn,
                 format!("an insert into {table} does not draw its id from sequence {sequence}"),
@@ -276,6 +296,13 @@ impl Structure {
             ),
         ])
     }
+}
+
+/// How every event gets a uuid.
+pub(super) fn repair_uuids(table: &str) -> String {
+    format!(
+        "update {table} set uuid = gen_random_uuid() where uuid is null; alter table {table} alter column uuid set not null;"
+    )
 }
 
 /// The unmet ones among preconditions: whether it is met, its kind, problem and repair.

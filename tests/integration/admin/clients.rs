@@ -16,9 +16,10 @@ async fn a_client_that_does_not_continue_is_disconnected() {
     halting.write_all(b"GET /livez HTTP/1.1\r\nHost: loc").await.unwrap();
     let drip = async {
         // Sending a byte now and then does not extend the time; at last the connection is closed.
-        while dripping.write_all(b"G").await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let closed = async |stream: &mut tokio::net::TcpStream| {
+            tokio::time::timeout(Duration::from_millis(100), read_or_close(stream)).await.is_ok()
+        };
+        while dripping.write_all(b"G").await.is_ok() && !closed(&mut dripping).await {}
     };
     let begun = Instant::now();
     tokio::join!(time_to_close(&mut silent), read_or_close(&mut halting), drip);

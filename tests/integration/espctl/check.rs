@@ -168,3 +168,38 @@ async fn the_configuration_is_shown_without_its_secrets() {
     let example = installation.espctl(&["config", "example"]).await.printed();
     assert_eq!(example.trim_end(), espd::internals::config::EXAMPLE.trim_end());
 }
+
+/// PostgreSQL passes over an unknown schema in silence, and espd would look for names elsewhere.
+#[tokio::test]
+async fn what_projections_name_and_the_database_does_not_know_is_refused_by_check_and_run() {
+    let db = support::database().await;
+    sqlx::raw_sql("create schema extensions").execute(&db.pool).await.unwrap();
+    let settings =
+        "[projections]\nsearch_path = ['public', 'extension']\nsettings = { TimeZone = 'Mars/Olympus' }\n";
+    let installation = Installation::new(&db.url, settings);
+    for complaint in
+        [installation.espctl(&["check"]).await.complained(64), installation.espd(&["run"]).await.stderr]
+    {
+        // Nothing to run is another fault, which comes later.
+        for words in
+            ["there is no schema extension", "did you mean \"extensions\"?", "TimeZone", "Mars/Olympus"]
+        {
+            assert!(complaint.contains(words), "{words}: {complaint}");
+        }
+    }
+    let known =
+        "[projections]\nsearch_path = ['public', 'extensions']\nsettings = { TimeZone = 'Europe/Berlin' }\n";
+    Installation::new(&db.url, known).espctl(&["check"]).await.printed();
+}
+
+#[tokio::test]
+async fn attempts_that_never_end_are_told() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "[retry]\nmax_attempts = 3\n");
+    installation.declare_notes("notes", "");
+    let parked = "[projector]\nname = 'parked'\n[projector.retry]\non_failure = 'park'\n[[projector.on]]\nevents = ['A']\nsql = 'perform 1'\n";
+    installation.declare("parked", parked);
+    let said = installation.espctl(&["check"]).await.printed();
+    assert!(said.contains("note: max_attempts has no effect on notes: on_failure = \"retry\""), "{said}");
+    assert!(!said.contains("parked"), "{said}");
+}

@@ -171,3 +171,51 @@ async fn several_processors_or_all_are_operated_at_once() {
     assert_eq!(installation.espctl(&["pause", "notes", "--all"]).await.code, Some(2));
     daemon.stop().await;
 }
+
+/// What `espctl check` refuses, no daemon follows: neither when it is asked through the database nor by a signal.
+#[tokio::test]
+async fn a_reload_refuses_handlers_that_a_check_refuses_and_says_so() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "").declare_notes("other", "");
+    let last = append(&db.pool, 5).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", last).await;
+    let worker = daemon.child("notes", 1).await;
+
+    installation
+        .declare_notes("notes", "insert into nowhere values (1);")
+        .declare_notes("other", "perform 1;");
+    let fault = "relation \"nowhere\" does not exist";
+    assert!(installation.espctl(&["check"]).await.complained(64).contains(fault));
+    let complaint = installation.espctl(&["reload"]).await.complained(1);
+    assert!(complaint.contains("it is wrong, and the old one is kept"), "{complaint}");
+    assert!(complaint.contains("processors/notes.toml:") && complaint.contains(fault), "{complaint}");
+    let wrong = "the configuration was read again and is wrong, keeping the old one";
+    let line = daemon.says(wrong).await;
+    assert!(line["fault"].as_str().unwrap().contains(fault), "{line}");
+    let last = append(&db.pool, 5).await;
+    for name in ["notes", "other"] {
+        reaches(&db.pool, name, last).await;
+        let status = installation.status(name).await;
+        let topics: Vec<_> = status["advice"].as_array().unwrap().iter().map(|one| &one["topic"]).collect();
+        assert_eq!(topics, ["reload_refused"], "{status}");
+    }
+    assert_eq!(daemon.children("notes"), [worker], "the running ones go on");
+    let shown = installation.espctl(&["status"]).await.printed();
+    assert_eq!(shown.matches("refused it, and goes on with the one before").count(), 1, "{shown}");
+
+    let recorded = async |operator: &str, outcome: &str| {
+        let query = "select count(*) from espd.reload_requests where operator like $1 and outcome = $2";
+        let query = sqlx::query_scalar::<_, i64>(query).bind(operator).bind(outcome);
+        query.fetch_one(&db.pool).await.unwrap()
+    };
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    eventually("the second refusal", async || (recorded("SIGHUP", "refused").await == 1).then_some(())).await;
+    installation.declare_notes("notes", "");
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    eventually("a new configuration", async || (recorded("SIGHUP", "changed").await == 1).then_some(()))
+        .await;
+    assert_eq!(installation.status("notes").await["advice"], serde_json::json!([]));
+    daemon.stop().await;
+}

@@ -402,3 +402,32 @@ async fn roles_and_doctor_know_the_store() {
     }
     assert_eq!(level("event_store_schema"), None);
 }
+
+#[tokio::test]
+async fn an_event_without_a_uuid_is_a_fault_of_the_store() {
+    let framework = Framework::create().await;
+    let installation = Installation::new(&framework.db.url, SETTINGS);
+    installation.espctl(&["migrate"]).await.printed();
+    framework.run("alter table public.events alter column uuid drop not null").await;
+    installation.espctl(&["check"]).await.printed();
+    framework
+        .run(
+            "insert into public.events (uuid, aggregate_id, type, body, version)
+             values (null, public.uuid_generate_v4(), 'todo_added', '{}', 1)",
+        )
+        .await;
+    for complaint in [
+        installation.espctl(&["check"]).await.complained(64),
+        installation.espd(&["run"]).await.complained(64),
+    ] {
+        for words in [
+            "event 1 of \"public\".\"events\" has no uuid",
+            "alter table \"public\".\"events\" alter column uuid set not null",
+        ] {
+            assert!(complaint.contains(words), "{words}: {complaint}");
+        }
+    }
+    framework.run("drop index public.events_uuid_idx; truncate public.events").await;
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    assert!(complaint.contains("no index finds those that have none"), "{complaint}");
+}

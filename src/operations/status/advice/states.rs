@@ -15,7 +15,7 @@ pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>)
             of_outage(status, surroundings).or_else(|| holders::of_lock(status, surroundings.now))
         }
         ProcessorState::Standby => Some(of_takeover(status)),
-        ProcessorState::Stopped => of_missing_owner(status, surroundings.daemons),
+        ProcessorState::Stopped => of_missing_owner(status, surroundings),
         ProcessorState::Running | ProcessorState::CatchingUp | ProcessorState::Live => None,
     }
 }
@@ -112,10 +112,11 @@ fn of_takeover(status: &ProcessorStatus) -> Advice {
 }
 
 /// Why no daemon runs the processor; `None` where the advice about its worker knows better.
-fn of_missing_owner(status: &ProcessorStatus, daemons: &[String]) -> Option<Advice> {
+fn of_missing_owner(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
     let name = &status.name;
-    if status.holder_pid.is_none() && status.worker.is_none() && !daemons.is_empty() {
-        return Some(of_other_configuration(status, daemons));
+    let no_longer_wanted = of_retirement(status, surroundings);
+    if status.holder_pid.is_none() && status.worker.is_none() && !surroundings.daemons.is_empty() {
+        return Some(of_other_configuration(status, surroundings.daemons, &no_longer_wanted));
     }
     let problem = if status.holder_pid.is_some() {
         format!("The owner of {name} gives no sign of life.")
@@ -126,8 +127,10 @@ fn of_missing_owner(status: &ProcessorStatus, daemons: &[String]) -> Option<Advi
     } else {
         format!("No daemon runs {name}.")
     };
-    let remedy =
-        format!("Start `espd run` with a configuration that declares it.{}", of_held_tracker(status));
+    let remedy = format!(
+        "Start `espd run` with a configuration that declares it.{no_longer_wanted}{}",
+        of_held_tracker(status)
+    );
     let advice = Advice::new(Topic::Stopped, problem, status.updated_at, remedy);
     Some(if status.holder_pid.is_some() {
         advice
@@ -137,13 +140,24 @@ fn of_missing_owner(status: &ProcessorStatus, daemons: &[String]) -> Option<Advi
     })
 }
 
+/// What removes a processor that is not declared any more, behind another sentence.
+fn of_retirement(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> String {
+    let name = &status.name;
+    if surroundings.is_declared || status.updated_at.is_none() {
+        return String::new();
+    }
+    format!(
+        " If no file does, it is no longer wanted: its tracker and its tables are all that is left of it, and `espctl drop {name}` \
+         removes them."
+    )
+}
+
 /// A daemon of this store runs, and does not know the processor.
-fn of_other_configuration(status: &ProcessorStatus, daemons: &[String]) -> Advice {
+fn of_other_configuration(status: &ProcessorStatus, daemons: &[String], no_longer_wanted: &str) -> Advice {
     let (name, daemons) = (&status.name, daemons.join(", "));
     let problem = format!("No daemon runs {name}: it is not in the running configuration of {daemons}.");
     let remedy = format!(
-        "If a file declares {name}, run `espctl reload`: the daemon reads its configuration again. If no file does, it is no \
-         longer wanted: its tracker and its tables are all that is left of it."
+        "If a file declares {name}, run `espctl reload`: the daemon reads its configuration again.{no_longer_wanted}"
     );
     Advice::new(Topic::Stopped, problem, status.updated_at, remedy).shared(
         status,

@@ -84,6 +84,9 @@ async fn dead_letters_are_listed_by_whatever_they_have_in_common() {
     );
     assert!(table.contains("waits behind an earlier event of its aggregate"), "{table}");
     assert!(table.contains("`espctl dead-letters show notes 3`"), "{table}");
+    let mut narrow = installation.espctl_command(&["dead-letters", "list"]);
+    let narrow = String::from_utf8(narrow.env("COLUMNS", "80").output().unwrap().stdout).unwrap();
+    assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
     let short = installation.espctl(&["dead-letters", "list", "-n", "2"]).await.printed();
     assert!(short.contains("1 more: raise --limit"), "{short}");
     let unknown = installation.espctl(&["dead-letters", "list", "nots"]).await.complained(1);

@@ -68,6 +68,31 @@ async fn a_partition_that_appears_behind_the_position_is_told() {
     life.end().await;
 }
 
+#[tokio::test]
+async fn a_partition_that_is_changed_between_detaching_and_attaching_is_told() {
+    for make in [in_sql, in_rust] {
+        let db = support::database().await;
+        execute(&db.pool, PARTITIONED).await;
+        let life = Life::begin_with(&db, make(), settings(&db));
+        reaches(&db.pool, "notes", append(&db.pool, 25).await).await;
+        lease_renewed_twice(&db.pool).await;
+        execute(
+            &db.pool,
+            "begin;
+             alter table espd.events detach partition espd.events_2;
+             update espd.events_2 set uuid = gen_random_uuid() where id = 15;
+             alter table espd.events attach partition espd.events_2 for values from (11) to (21);
+             commit",
+        )
+        .await;
+        assert_eq!(divergence(&db.pool).await, (DivergenceKind::PartitionAdded, 10));
+        append(&db.pool, 3).await;
+        lease_renewed_twice(&db.pool).await;
+        assert_eq!(numbers(&db.pool, NOTES).await, range(1, 25), "until an operator decides");
+        life.end().await;
+    }
+}
+
 /// The control: a new partition for new events, and an old one whose events are handled.
 #[tokio::test]
 async fn partitions_come_and_go_without_harm() {
