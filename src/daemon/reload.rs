@@ -165,6 +165,6 @@ async fn read(file: PathBuf) -> Option<Result<Config, InvalidConfig>> {
 const READING_MAX: Duration = Duration::from_secs(10);
 
 /// How long checking what has changed may take: programs are started for it.
-const CHECK_MAX: Duration = Duration::from_secs(60);
+const CHECK_MAX: Duration = Duration::from_secs(20);
 
 const NO_PROCESSOR: &str = "no processor is declared: see `espctl config example`";

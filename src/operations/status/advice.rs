@@ -376,7 +376,8 @@ mod tests {
 
     #[test]
     fn a_processor_that_no_running_daemon_knows_is_told_from_one_that_no_daemon_runs() {
-        let status = ProcessorStatus { state: ProcessorState::Stopped, owner: None, ..live("notes") };
+        let (state, updated_at) = (ProcessorState::Stopped, Some(Utc::now()));
+        let status = ProcessorStatus { state, updated_at, owner: None, ..live("notes") };
         let daemons = ["web-1:4711".to_owned()];
         let surroundings =
             Surroundings { now: Utc::now(), daemons: &daemons, refused: &[], is_declared: false };

@@ -145,7 +145,7 @@ impl<'a> Tables<'a> {
             .fetch_all(&mut *connection)
             .await?;
         for (item, statement, is_required) in kept {
-            let is_right = statement.starts_with("grant ") || statement.starts_with("do ");
+            let is_right = ["grant ", "revoke ", "do "].iter().any(|word| statement.starts_with(word));
             if made.contains(&item) && !is_right {
                 continue;
             }

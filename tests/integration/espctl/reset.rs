@@ -200,6 +200,69 @@ async fn what_the_author_takes_out_of_the_declaration_goes_without_a_word() {
     daemon.stop().await;
 }
 
+/// How a DBA has tuned the tables, which no object of its own stands for.
+const TUNING: &str = "alter table todos alter column title set statistics 500;
+     alter table todos alter column title set storage external;
+     do $$ begin
+       if current_setting('server_version_num')::int >= 140000 then
+         alter table todos alter column tenant set compression pglz;
+       end if;
+     end $$;
+     alter table todos alter column tenant set (n_distinct = 7);
+     alter table todos set unlogged;
+     alter table todos cluster on todos_title;
+     alter index todos_pkey set (fillfactor = 70);
+     alter index todos_title set (fillfactor = 80);
+     comment on index todos_pkey is 'the key''s index'; comment on constraint todos_pkey on todos is 'the key';
+     comment on index todos_title is 'by title';
+     revoke truncate, references on todos from current_user";
+
+async fn tuning(pool: &PgPool) -> String {
+    let columns = "select array_agg(format('%s %s %s %s %s', attname, attstattarget, attstorage, to_jsonb(a)->>'attcompression', attoptions)
+                   order by attname) from pg_attribute as a where attrelid = 'todos'::regclass and attnum > 0";
+    let relations =
+        "select array_agg(format('%s %s %s %s %s', relname, relpersistence, reloptions, indisclustered,
+                     obj_description(c.oid, 'pg_class')) order by relname)
+                     from pg_class as c left join pg_index as i on i.indexrelid = c.oid
+                     where c.oid = 'todos'::regclass or i.indrelid = 'todos'::regclass";
+    let others = "select array_agg(obj_description(oid, 'pg_constraint')) from pg_constraint where conname = 'todos_pkey'";
+    let rights = "select array_agg(a::text order by a::text) from pg_class, unnest(relacl) as a where oid = 'todos'::regclass";
+    let mut facts = Vec::new();
+    for query in [columns, relations, others, rights] {
+        facts.push(fact(pool, query).await);
+    }
+    facts.join("\n")
+}
+
+#[tokio::test]
+async fn a_reset_carries_over_how_tables_columns_and_keys_were_tuned() {
+    let (db, installation, daemon) = running().await;
+    let as_made = tuning(&db.pool).await;
+    execute(&db.pool, TUNING).await;
+    let tuned = tuning(&db.pool).await;
+    for word in [
+        "500 e",
+        "{n_distinct=7}",
+        "todos u",
+        "fillfactor=70",
+        "fillfactor=80",
+        " t by title",
+        "the key's index",
+        "the key",
+    ] {
+        assert!(tuned.contains(word) && !as_made.contains(word), "{word}: {tuned}");
+    }
+    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    assert_eq!(tuning(&db.pool).await, tuned);
+    reaches(&db.pool, "todos", 5).await;
+    // What a DBA takes back is not the daemon's to bring again.
+    execute(&db.pool, "alter table todos set logged; alter table todos set without cluster").await;
+    let taken_back = tuning(&db.pool).await;
+    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    assert_eq!(tuning(&db.pool).await, taken_back);
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_carried_over_to_the_new_shape_is_told_as_well() {
     let (db, installation, daemon) = running().await;

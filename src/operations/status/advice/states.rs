@@ -162,7 +162,12 @@ fn of_other_configuration(status: &ProcessorStatus, daemons: &[String], no_longe
     Advice::new(Topic::Stopped, problem, status.updated_at, remedy).shared(
         status,
         format!("are not in the running configuration of {daemons}."),
-        "If files declare them, run `espctl reload`: the daemon reads its configuration again.",
+        if no_longer_wanted.is_empty() {
+            "If files declare them, run `espctl reload`: the daemon reads its configuration again."
+        } else {
+            "If files declare them, run `espctl reload`: the daemon reads its configuration again. `espctl drop NAME` removes one \
+             that is no longer wanted."
+        },
     )
 }
 

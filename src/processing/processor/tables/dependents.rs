@@ -95,7 +95,12 @@ impl Dropped {
     /// What others have made: it is not the author's to take away.
     fn of_others(&self) -> impl Iterator<Item = &Dependent> {
         self.before.iter().filter(|dependent| match &self.made {
+            // An espd of before has not recorded how a table was logged.
+            Some(made) if is_logging(&dependent.item) => {
+                made.iter().any(|item| is_logging(item)) && !made.contains(&dependent.item)
+            }
             Some(made) => dependent.is_right || !made.contains(&dependent.item),
+            None if is_logging(&dependent.item) => false,
             None => !["column ", "default value ", "sequence "]
                 .iter()
                 .any(|kind| dependent.item.starts_with(kind)),
@@ -148,6 +153,11 @@ impl Dropped {
         };
         (later, replaced)
     }
+}
+
+/// Whether it says that a table is logged or unlogged.
+fn is_logging(item: &str) -> bool {
+    item.starts_with("logged state ") || item.starts_with("unlogged state ")
 }
 
 /// Whether something is on one of these, of which the last word is the name.

@@ -22,7 +22,7 @@ with recursive owned as (
   ) as linked
 ), relations as (
   select r.oid, format('%I.%I', n.nspname, r.relname) as name, r.relkind, r.relowner, r.relacl, r.reloptions,
-    r.relrowsecurity, r.relforcerowsecurity, r.relreplident, r.oid in (select oid from owned) as is_owned
+    r.relrowsecurity, r.relforcerowsecurity, r.relreplident, r.relpersistence, r.oid in (select oid from owned) as is_owned
   from closure as c
     join pg_class as r on c.classid = 'pg_class'::regclass and r.oid = c.objid
     join pg_namespace as n on n.oid = r.relnamespace
@@ -62,6 +62,33 @@ with recursive owned as (
   from relations as r join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
     cross join lateral aclexplode(t.attacl) as a
   where a.grantee <> r.relowner
+), columns as (
+  select r.name as relation, format('%s.%I', r.name, t.attname) as name, quote_ident(t.attname) as quoted, t.attstattarget,
+    case when t.attstorage <> y.typstorage then
+      case t.attstorage when 'p' then 'plain' when 'e' then 'external' when 'm' then 'main' else 'extended' end end as storage,
+    -- There from PostgreSQL 14 on.
+    case to_jsonb(t)->>'attcompression' when 'p' then 'pglz' when 'l' then 'lz4' end as compression, t.attoptions
+  from relations as r
+    join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
+    join pg_type as y on y.oid = t.atttypid
+  where r.is_owned
+), indexes as (
+  select r.name as relation, format('%I.%I', n.nspname, x.relname) as name, quote_ident(x.relname) as quoted, x.oid,
+    x.reloptions, i.indisclustered
+  from relations as r
+    join pg_index as i on i.indrelid = r.oid
+    join pg_class as x on x.oid = i.indexrelid
+    join pg_namespace as n on n.oid = x.relnamespace
+  where r.is_owned
+), withheld as (
+  -- What owners have by default, and have taken from themselves.
+  select r.name, r.relkind, r.relowner, string_agg(lower(d.privilege_type), ', ' order by d.privilege_type) as privileges
+  from relations as r
+    cross join lateral aclexplode(acldefault((case r.relkind when 'S' then 's' else 'r' end)::"char", r.relowner)) as d
+  where r.relacl is not null and d.grantee = r.relowner
+    and not exists (select from aclexplode(r.relacl) as a
+                    where a.grantee = r.relowner and a.privilege_type = d.privilege_type)
+  group by r.name, r.relkind, r.relowner
 ), items (place, item, statement, apart, is_right) as (
   select 1, format('column %s.%I', r.name, t.attname), null, false, false
   from relations as r join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
@@ -69,6 +96,34 @@ with recursive owned as (
   union all
   select 2, format('option %s of %s', option, r.name), format('alter table %s set (%s)', r.name, option), false, false
   from relations as r cross join lateral unnest(r.reloptions) as option where r.is_owned
+  union all
+  select 2, format('statistics target %s of column %s', c.attstattarget, c.name),
+    format('alter table %s alter column %s set statistics %s', c.relation, c.quoted, c.attstattarget), false, false
+  from columns as c where c.attstattarget >= 0
+  union all
+  select 2, format('storage %s of column %s', c.storage, c.name),
+    format('alter table %s alter column %s set storage %s', c.relation, c.quoted, c.storage), false, false
+  from columns as c where c.storage is not null
+  union all
+  select 2, format('compression %s of column %s', c.compression, c.name),
+    format('alter table %s alter column %s set compression %s', c.relation, c.quoted, c.compression), false, false
+  from columns as c where c.compression is not null
+  union all
+  select 2, format('option %s of column %s', option, c.name),
+    format('alter table %s alter column %s set (%s)', c.relation, c.quoted, option), false, false
+  from columns as c cross join lateral unnest(c.attoptions) as option
+  union all
+  select 2, format('%s state of %s', state, r.name), format('alter table %s set %s', r.name, state), false, false
+  from relations as r
+    cross join lateral (select case r.relpersistence when 'u' then 'unlogged' else 'logged' end as state) as s
+  where r.is_owned and r.relkind = 'r' and r.relpersistence in ('u', 'p')
+  union all
+  select 5, format('option %s of index %s', option, x.name), format('alter index %s set (%s)', x.name, option), false, false
+  from indexes as x cross join lateral unnest(x.reloptions) as option
+  union all
+  select 5, format('cluster mark of %s on %s', x.relation, x.name),
+    format('alter table %s cluster on %s', x.relation, x.quoted), false, false
+  from indexes as x where x.indisclustered
   union all
   select 3, format('row level security of %s', r.name), format('alter table %s enable row level security', r.name),
     false, false
@@ -132,6 +187,11 @@ with recursive owned as (
   from grants as g cross join lateral (
     select case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end as name) as grantee
   union all
+  select 9, format('%s on %s taken from its owner %I', w.privileges, w.name, pg_get_userbyid(w.relowner)),
+    format('revoke %s on %s %s from %I', w.privileges, case w.relkind when 'S' then 'sequence' else 'table' end, w.name,
+      pg_get_userbyid(w.relowner)), false, true
+  from withheld as w
+  union all
   select 8, format('comment on %s %s', of.type, of.identity),
     format('comment on %s %s is %L', of.type, of.identity, d.description), false, false
   from (
@@ -142,6 +202,10 @@ with recursive owned as (
     from relations as r join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
     union all
     select o.classid, o.objid, 0, o.type, o.identity from objects as o
+    union all
+    -- The index of a key, which is no object of its own above.
+    select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.name from indexes as x
+    where not exists (select from objects as o where o.classid = 'pg_class'::regclass and o.objid = x.oid)
   ) as of join pg_description as d
     on d.classoid = of.classid and d.objoid = of.objid and d.objsubid = of.objsubid
 )
