@@ -1,7 +1,12 @@
 //! The handlers as they stand in the function, so that each event meets its own, in the order of the declaration.
 //!
 //! A few handlers stand behind one another, each with a condition. Of many, an event looks up which are its own, and each of
-//! those is found by halving: the cost of an event does not grow with the number of handlers that are not for it.
+//! those is found by halving: the number of conditions that an event meets hardly grows with the handlers.
+//!
+//! An event of many handlers costs more all the same. Each statement has a plan of its own, and where hundreds take turns,
+//! a plan has left the processor's caches when it is used again. The same statements in a loop without any condition slow
+//! down as well (`benches/many_handlers.rs` states that floor). Trees of 3 to 20 branches, one of bits, and a lookup
+//! by comparing texts were measured in place of the halving, and none was faster.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
