@@ -1,5 +1,8 @@
 //! The trackers, looked at all the time: a position or an epoch never goes back, and no fault of the
 //! infrastructure is ever taken for a failing event.
+//!
+//! A crash of the server may forget a move over ids without an event for the processor, which no commit waits for. What has been
+//! handled stays handled.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,6 +26,8 @@ const INTERVAL: Duration = Duration::from_millis(25);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tracker {
     pub position: Position,
+    /// The number of events that it has handled.
+    pub handled: i64,
     /// Every claim raises it by one.
     pub epoch: i64,
     pub owner: Option<Uuid>,
@@ -32,15 +37,25 @@ pub struct Tracker {
     pub diverged: bool,
 }
 
+impl Tracker {
+    /// Whether it may be seen after `before`; in a session that began in between, the server may have crashed.
+    fn follows(&self, before: &Self, may_have_crashed: bool) -> bool {
+        let has_forgotten_nothing_but_ids = may_have_crashed && self.handled == before.handled;
+        let has_moved_on = self.position >= before.position && self.handled >= before.handled;
+        self.epoch >= before.epoch && (has_moved_on || has_forgotten_nothing_but_ids)
+    }
+}
+
 /// Reads the trackers, by the name of their processor.
 pub async fn read(connection: &mut PgConnection) -> Result<BTreeMap<String, Tracker>, sqlx::Error> {
     let statement = "-- read_trackers
-         select name, position, epoch, owner, case when attempts > 0 or failed_at is not null then last_error::text end as failure,
+         select name, position, handled, epoch, owner, case when attempts > 0 or failed_at is not null then last_error::text end as failure,
            diverged is not null as diverged
          from espd.trackers";
     let tracker = |row: PgRow| {
         let tracker = Tracker {
             position: row.try_get("position")?,
+            handled: row.try_get("handled")?,
             epoch: row.try_get("epoch")?,
             owner: row.try_get("owner")?,
             failure: row.try_get("failure")?,
@@ -69,11 +84,12 @@ impl History {
         self.latest.values().map(|tracker| tracker.epoch).sum()
     }
 
-    fn note(&mut self, now: BTreeMap<String, Tracker>) {
+    /// Takes note of a look, which is the first one of a session or not.
+    fn note(&mut self, now: BTreeMap<String, Tracker>, is_first: bool) {
         self.looks += 1;
         for (name, before) in &self.latest {
             match now.get(name) {
-                Some(now) if now.position >= before.position && now.epoch >= before.epoch => {}
+                Some(now) if now.follows(before, is_first) => {}
                 now => self.complaints.push(format!("tracker {name} went back from {before:?} to {now:?}")),
             }
         }
@@ -116,8 +132,10 @@ async fn look(url: String, mut stop: Shutdown) -> History {
     while !stop.is_requested() {
         // A server that is down will be up again.
         if let Ok(mut connection) = connect_driver(&url).await {
+            let mut is_first = true;
             while let (Ok(trackers), false) = (read(&mut connection).await, stop.is_requested()) {
-                history.note(trackers);
+                history.note(trackers, is_first);
+                is_first = false;
                 sleep(INTERVAL).await;
             }
         }
