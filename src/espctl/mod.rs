@@ -14,6 +14,7 @@ pub(crate) mod output;
 mod reload;
 mod retire;
 mod roles;
+mod schema;
 mod status;
 mod wait;
 mod webhook_test;
@@ -96,6 +97,9 @@ pub(crate) enum Command {
     Doctor(doctor::Arguments),
     /// Show which processor handles and emits which events, owns which tables, and reads whose
     Graph(graph::Arguments),
+    /// Show what the events of each type look like
+    #[command(subcommand)]
+    Schema(schema::SchemaCommand),
     /// Show the request that a webhook reactor sends for an event, and the answer of the receiver
     WebhookTest(webhook_test::Arguments),
     /// Print SQL that creates roles with the least rights for appending, reading, running and operating
@@ -223,6 +227,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Reload(arguments) => reload::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, config, databases).await,
+        Command::Schema(command) => schema::run(command, databases).await,
         Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
         Command::Migrate(_)
         | Command::Check(_)

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod databases;
 pub(crate) mod doctor;
+pub(crate) mod event_schema;
 pub(crate) mod event_streams;
 pub(crate) mod graph;
 pub(crate) mod import_positions;

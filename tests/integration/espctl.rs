@@ -15,6 +15,7 @@ mod reset;
 mod reset_locks;
 mod retire;
 mod roles;
+mod schema;
 mod status;
 mod trouble;
 mod visible;

@@ -138,8 +138,7 @@ async fn a_table_of_another_processor_may_be_read_where_that_is_declared() {
     assert!(complaint.contains("table notes belongs to projector notes"), "{complaint}");
     declare("reads = ['seen', 'Notes', 'notes', 'notes']", read);
     let complaint = installation.espctl(&["check"]).await.complained(64);
-    for words in ["seen is a table of this processor", "\"Notes\" is not a name", "\"notes\" is listed twice"]
-    {
+    for words in ["seen is a table of this processor", "`Notes` is not a name", "`notes` is listed twice"] {
         assert!(complaint.contains(words), "{words}: {complaint}");
     }
 }
