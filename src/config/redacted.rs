@@ -192,9 +192,7 @@ fn show_processor(processor: &ProcessorDeclaration) -> Value {
     });
     show_handling(&mut shown, &processor.handling);
     show_batch_limits(&mut shown, &processor.batch);
-    // What a native processor leaves open, its program says.
-    let is_open = matches!(processor.handling, Handling::Native(_)) && processor.start.is_none();
-    shown["start"] = if is_open { Value::Null } else { show_start(processor.start()) };
+    shown["start"] = processor.start.map_or(Value::Null, show_start);
     shown["reads"] = json!(processor.reads.iter().map(|table| &table.text).collect::<Vec<_>>());
     if let Some(reactor) = &processor.reactor {
         shown["chain_max"] = json!(reactor.chain_max);

@@ -61,7 +61,7 @@ pub(crate) fn read_processor(
     let start = section.value("start").and_then(|start| read_start(&start));
     let reads = section.value("reads").map(|reads| read_reads(&reads, &tables)).unwrap_or_default();
     let reactor = (kind == ProcessorKind::Reactor).then(|| read_reactor(section));
-    let declaration = ProcessorDeclaration {
+    let mut declaration = ProcessorDeclaration {
         name: name?,
         version: i32::try_from(version?).ok()?,
         tables,
@@ -75,6 +75,10 @@ pub(crate) fn read_processor(
         reads,
         reactor,
     };
+    // What is left out of a native processor, its program may say.
+    if !matches!(declaration.handling, Handling::Native(_)) {
+        declaration.start = Some(declaration.start());
+    }
     let said = said_in(section, retry_section.as_ref(), &declaration);
     Some((declaration, said))
 }

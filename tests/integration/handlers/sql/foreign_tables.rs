@@ -36,8 +36,8 @@ async fn intruder(db: &Database, name: &str, sql: &str) -> (Running, Vec<i64>) {
     );
     let table = format!("{name}s");
     let tables = [(table.as_str(), "id bigint primary key")];
-    let running = Running::start(&db.pool, declare(name, &tables, &[(&["B"], &handler)])).await.unwrap();
-    (running, insert(&db.pool, &["B", "B"]).await)
+    let running = Running::start(&db.pool, declare(name, &tables, &[(&[name], &handler)])).await.unwrap();
+    (running, insert(&db.pool, &[name, name]).await)
 }
 
 fn refusal(outcome: Result<Outcome, ProcessorError>) -> espd::internals::failure::Failure {
@@ -119,7 +119,8 @@ async fn a_cascade_into_a_table_of_another_is_refused_and_a_foreign_key_to_it_is
 
     let tables = [("refers", "id bigint primary key, their_id bigint references theirs")];
     let sql = "insert into refers select event.id, min(id) from theirs";
-    let mut refers = Running::start(&db.pool, declare("refers", &tables, &[(&["B"], sql)])).await.unwrap();
+    let mut refers =
+        Running::start(&db.pool, declare("refers", &tables, &[(&["cascade"], sql)])).await.unwrap();
     for id in ids {
         refers.process(id).await.unwrap();
     }
