@@ -9,6 +9,8 @@ use crate::processing::declaration::{Handler, ProcessorDeclaration};
 #[derive(Debug, PartialEq, Eq)]
 struct Mention {
     name: String,
+    /// The name as it stands in the text.
+    written: String,
     /// Byte offset in the text of the handler.
     offset: usize,
     /// Whether it is changed, and not only read.
@@ -40,12 +42,12 @@ fn find_in_handler(
     all: &[ProcessorDeclaration],
 ) -> Vec<Diagnostic> {
     let mut found = Vec::new();
-    for Mention { name, offset, is_written } in mentions(&handler.sql.text) {
+    for Mention { name, written, offset, is_written } in mentions(&handler.sql.text) {
         let Some(owner) = owner_of(declaration, &name, all) else { continue };
         if !is_written && declaration.reads(&name) {
             continue;
         }
-        let message = format!("table {name} belongs to {} {}", owner.kind().as_str(), owner.name);
+        let message = format!("table {written} belongs to {} {}", owner.kind().as_str(), owner.name);
         let advice = if is_written {
             format!("declare a table of {}'s own: nobody else may change that one", declaration.name)
         } else {
@@ -86,7 +88,10 @@ fn mentioned(tokens: &[Token<'_>]) -> Vec<Mention> {
         }
         let Some(table) = tokens.get(at) else { continue };
         let is_written = writes(&tokens[..=index]);
-        found.extend(table.name().map(|name| Mention { name, offset: table.start, is_written }));
+        found.extend(table.name().map(|name| {
+            let written = table.text.to_owned();
+            Mention { name, written, offset: table.start, is_written }
+        }));
     }
     found
 }
