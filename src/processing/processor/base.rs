@@ -218,11 +218,17 @@ impl ProcessorBase {
         sqlx::raw_sql(LIMIT_WAIT_FOR_TABLES).execute(&mut *transaction).await?;
         let dropped = self.tables().drop(transaction).await?;
         trackers.reset(transaction, tracker, operator, reset).await?;
-        if matches!(self.declaration.handling, Handling::Native(_)) {
+        if self.leaves_tables_to_program() {
             return Ok(Some(self.tables().keep(transaction, &dropped, others != OthersObjects::Drop).await?));
         }
         self.tables().create(transaction).await?;
         Ok(Some(self.tables().restore(transaction, &dropped).await?))
+    }
+
+    /// Whether only the program that has registered the processor knows its tables, and this is another one.
+    fn leaves_tables_to_program(&self) -> bool {
+        let ProcessorDeclaration { handling, tables, ddl, .. } = &self.declaration;
+        matches!(handling, Handling::Native(_)) && tables.is_empty() && ddl.is_empty()
     }
 
     /// Where the tables begin that are made anew: a projector's where it is declared to begin, or where "now" or a time was when
