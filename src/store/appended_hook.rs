@@ -8,7 +8,9 @@ use crate::event::Event;
 
 /// What is called after an append, if anything is.
 #[derive(Clone, Default)]
-pub(super) struct AppendedHook(Option<Arc<dyn Fn(&[Event]) + Send + Sync>>);
+pub(super) struct AppendedHook(Option<Closure>);
+
+type Closure = Arc<dyn Fn(&[Event]) + Send + Sync>;
 
 impl AppendedHook {
     pub(super) fn new(hook: impl Fn(&[Event]) + Send + Sync + 'static) -> Self {
