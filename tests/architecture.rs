@@ -103,6 +103,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "diagnostic",
             "embedded",
+            "espctl",
             "event",
             "handlers",
             "operations",

@@ -238,6 +238,7 @@ $$;
 create or replace function :"schema".log_scheduled(operator text, action text, ids bigint[]) returns void
 language plpgsql
 set search_path = :"schema", pg_temp
+set row_security = off
 as $$
 begin
   if cardinality(ids) = 0 then

@@ -21,6 +21,7 @@ create or replace function :"schema".log_act(
 ) returns void
 language sql
 set search_path = :"schema", pg_temp
+set row_security = off
 as $$
   insert into operator_log (operator, action, processor, partition, from_position, to_position, detail)
     values (operator, action, processor, partition, from_position, to_position, jsonb_strip_nulls(detail))

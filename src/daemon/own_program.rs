@@ -22,7 +22,7 @@ const UNNAMED: &str = "program";
 #[command(
     about = "Run and operate the processors of this program, on a PostgreSQL event store",
     after_help = "Without a command it means `run`. --config, espd.toml in the current folder, or (but for `run`) DATABASE_URL names\n\
-                  the database. It is espd with processors of its own: https://docs.rs/espd.\n\
+                  the database. It is espd with processors of its own.\n\
                   Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 65 the event store is not the one\n\
                   that was followed (wait), 70 stopped, but a worker had to be killed or had failed, 75 time limit\n\
                   exceeded, 130 interrupted twice."

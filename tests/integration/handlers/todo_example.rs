@@ -105,7 +105,7 @@ async fn handle(program: &Path, config: &str) -> BTreeMap<String, Vec<String>> {
     let what = format!("{config}: all is handled, after {killed} kills");
     eventually(&what, async || (progress(&db).await >= last).then_some(())).await;
     let outcome = outcome(&db.pool).await;
-    daemon.stop().await;
+    daemon.stop_after_kills().await;
     outcome
 }
 
@@ -174,7 +174,7 @@ async fn a_receiver_gets_every_event_in_order_whichever_process_is_killed() {
     })
     .await;
     assert_heard(&db.pool, &receiver).await;
-    daemon.stop().await;
+    daemon.stop_after_kills().await;
 }
 
 /// Requires that the receiver has received every event, each under a key of its own, and of each aggregate in order.
@@ -269,14 +269,16 @@ async fn a_program_reads_old_events_and_resets_its_processors_by_itself() {
     .unwrap();
     let (code, said, wrong) = todo(&["wait", "--all", "--idle"], &db.url).await;
     assert!(code == 0 && said.contains("idle: everything is handled up to 1"), "{said}{wrong}");
-    let titles = async || -> Vec<String> {
-        sqlx::query_scalar("select title from outstanding_todos").fetch_all(&db.pool).await.unwrap()
+    // The program makes the table again when it runs next.
+    let titles = async || -> Option<Vec<String>> {
+        sqlx::query_scalar("select title from outstanding_todos").fetch_all(&db.pool).await.ok()
     };
-    assert_eq!(titles().await, ["old"]);
+    let is_old = async || titles().await.filter(|titles| titles == &["old"]);
+    assert!(is_old().await.is_some());
 
     sqlx::query("update outstanding_todos set title = 'wrong'").execute(&db.pool).await.unwrap();
     let (code, said, wrong) = todo(&["reset", "outstanding_todos", "--yes"], &db.url).await;
     assert!(code == 0, "{said}{wrong}");
-    eventually("the rebuilt table", async || (titles().await == ["old"]).then_some(())).await;
+    eventually("the rebuilt table", is_old).await;
     daemon.stop().await;
 }

@@ -274,6 +274,18 @@ impl Program {
         assert_eq!(said["error"], format!("not all workers have ended by themselves in time: {workers}"));
     }
 
+    /// Asks it to stop when a worker may just have been killed from outside, which its exit code tells.
+    pub async fn stop_after_kills(self) {
+        self.signal(Signal::SIGTERM);
+        self.ends_after_kills().await;
+    }
+
+    /// Requires that it stops, as it was asked to, where a worker may just have been killed from outside.
+    pub async fn ends_after_kills(mut self) {
+        assert!(matches!(self.ended().await.code(), Some(0 | 70)));
+        self.is_deserted().await;
+    }
+
     /// Requires that it stops, as it was asked to, without a trace.
     pub async fn stop_after_request(mut self) {
         assert_eq!(self.ended().await.code(), Some(0));

@@ -160,7 +160,7 @@ async fn what_a_program_has_started_ends_with_its_worker_wherever_it_has_gone() 
     for pid in family {
         is_gone(pid).await;
     }
-    daemon.stop_after_request().await;
+    daemon.ends_after_kills().await;
 }
 
 #[tokio::test]
