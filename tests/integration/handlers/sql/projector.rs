@@ -394,7 +394,7 @@ async fn a_check_refuses_another_projectors_table() {
     );
     let faults = check(&mut connection, &[owner, thief], "public").await.unwrap();
     assert!(
-        faults[0].to_string().starts_with("0.toml:11:22: table seen belongs to projector owner"),
+        faults[0].to_string().starts_with("0.toml:11:22: table \"seen\" belongs to projector owner"),
         "{faults:?}"
     );
 }
