@@ -39,6 +39,7 @@ pub(crate) enum Report {
         condition: Condition,
     },
     /// A processor has failed, in another way than the last time.
+    #[cfg(feature = "processors")]
     Failed {
         /// The processor's name.
         processor: String,
@@ -48,6 +49,7 @@ pub(crate) enum Report {
         left_out: u64,
     },
     /// A processor has stopped, because the event store is not the one that it followed.
+    #[cfg(feature = "processors")]
     Diverged {
         /// The processor's name.
         processor: String,
@@ -55,6 +57,7 @@ pub(crate) enum Report {
         divergence: Box<DivergenceFacts>,
     },
     /// A processor has set events aside.
+    #[cfg(feature = "processors")]
     SetAside {
         /// The processor's name.
         processor: String,
