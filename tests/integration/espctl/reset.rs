@@ -205,7 +205,7 @@ const TUNING: &str = "alter table todos alter column title set statistics 500;
      alter table todos alter column title set storage external;
      do $$ begin
        if current_setting('server_version_num')::int >= 140000 then
-         alter table todos alter column tenant set compression pglz;
+         execute 'alter table todos alter column tenant set compression pglz';
        end if;
      end $$;
      alter table todos alter column tenant set (n_distinct = 7);

@@ -151,7 +151,7 @@ async fn another_process_continues_counting_and_waiting() {
         Receiver::start(|request| if request.n() == 1 { Reply::Status(500) } else { Reply::Status(200) })
             .await;
     let installation = installation(&db);
-    declare(&installation, &receiver, "", "", "strategy = 'constant'\ninitial = '2s'\njitter = 0\n");
+    declare(&installation, &receiver, "", "", "strategy = 'constant'\ninitial = '6s'\njitter = 0\n");
     append(&db.pool, &[(1, 1), (2, 2)]).await;
     let daemon = installation.start_daemon();
     shows(&installation, "the failure", |status| status["attempts"] == 1).await;
@@ -166,7 +166,7 @@ async fn another_process_continues_counting_and_waiting() {
         [3, 1],
         "the new one at once, the failing one when it is due, the other never"
     );
-    assert!(begun.elapsed() > Duration::from_millis(1_500), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() > Duration::from_millis(5_500), "{:?}", begun.elapsed());
     shows(&installation, "the second failure", |status| status["attempts"] == 2).await;
     daemon.stop().await;
 }
