@@ -1,6 +1,7 @@
 //! The event store: both twins keep the promises of the conformance suite, and so do the ways into it that
 //! do not lead through `append`.
 
+mod append_examples;
 mod event_sourcery;
 mod functions;
 mod horizon;
