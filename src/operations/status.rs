@@ -80,6 +80,11 @@ impl ProcessorState {
         }
     }
 
+    /// Whether the position of a processor in this state has to move while there are events to handle.
+    fn has_to_move(self) -> bool {
+        matches!(self, Self::CatchingUp | Self::Running)
+    }
+
     /// The state in one word, as people and programs see it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -122,6 +127,8 @@ pub(crate) struct ProcessorStatus {
     pub lag_seconds: f64,
     /// Ids passed per second in the last seconds, events of other types included; 0 when nothing moves.
     pub rate: f32,
+    /// Since when the position is where it is, while there are events to handle and nothing fails; `None` in other states.
+    pub standing_since: Option<DateTime<Utc>>,
     /// Events handled since the last reset.
     pub handled: i64,
     /// How often the processor has been claimed or reset.
@@ -191,6 +198,7 @@ impl ProcessorStatus {
             lag_events: 0,
             lag_seconds: 0.0,
             rate: 0.0,
+            standing_since: None,
             handled: 0,
             epoch: 0,
             owner: None,

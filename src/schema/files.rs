@@ -55,6 +55,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (20, "beginnings", include_str!("../../migrations/processing/0020_beginnings.sql")),
         (21, "wait for", include_str!("../../migrations/processing/0021_wait_for.sql")),
         (22, "effects", include_str!("../../migrations/processing/0022_effects.sql")),
+        (23, "standing still", include_str!("../../migrations/processing/0023_standing_still.sql")),
     ],
 };
 

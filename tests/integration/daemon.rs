@@ -286,7 +286,8 @@ async fn the_demo_tells_its_story_is_found_by_espctl_and_leaves_nothing_behind()
     });
     let file = std::fs::read_to_string(link.expect("a link to the demo").path().join("espd.toml")).unwrap();
     let url = file.lines().find_map(|line| line.strip_prefix("url = '")).unwrap().trim_end_matches('\'');
-    let arguments: Vec<_> = retry.split_whitespace().skip(1).collect();
+    // A machine under load may take longer than the command waits by itself.
+    let arguments: Vec<_> = retry.split_whitespace().skip(1).chain(["--wait", "5m"]).collect();
     let mut command = installation.espctl_command(&arguments);
     command.env("TMPDIR", &temporary).env_remove("ESPD_CONFIG").current_dir("/");
     let retried = command.output().unwrap();

@@ -33,7 +33,8 @@ fn level_of(topic: Topic) -> Option<Level> {
         Topic::Failed | Topic::Diverged | Topic::Retrying | Topic::Outage | Topic::Locked => {
             Some(Level::Failure)
         }
-        Topic::Stopped
+        Topic::StandingStill
+        | Topic::Stopped
         | Topic::Paused
         | Topic::DeadLetters
         | Topic::RefusedEmissions

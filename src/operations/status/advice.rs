@@ -72,6 +72,8 @@ pub(crate) enum Topic {
     Outage,
     /// Another session holds a lock that the processor, or a reset of it, needs.
     Locked,
+    /// There are events to handle, nothing fails, and the position does not move.
+    StandingStill,
     /// No daemon runs the processor.
     Stopped,
     /// No daemon owns the processor, and another one is about to take it over.
@@ -272,6 +274,20 @@ mod tests {
             let status = ProcessorStatus { state, diverged, ..live("notes") };
             assert_eq!(topics(&status), Vec::from_iter(expected), "{state:?}");
         }
+    }
+
+    #[test]
+    fn a_processor_that_stands_still_is_told_after_minutes() {
+        let now = Utc::now();
+        let standing = |minutes| ProcessorStatus {
+            state: ProcessorState::CatchingUp,
+            standing_since: Some(now - TimeDelta::minutes(minutes)),
+            ..live("notes")
+        };
+        assert_eq!(advise(&standing(4), alone(now)), []);
+        let advice = advise(&standing(6), alone(now));
+        assert_eq!((advice[0].topic, advice[0].since), (Topic::StandingStill, standing(6).standing_since));
+        assert!(advice[0].remedy.contains("start the daemon again"), "{advice:?}");
     }
 
     #[test]

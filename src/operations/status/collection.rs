@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use chrono::Utc;
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
 use super::advice::{Surroundings, advise};
@@ -102,6 +102,7 @@ fn of_row(
         horizon: horizon.settled,
         lag_events: lag.events,
         lag_seconds: lag.seconds,
+        standing_since: standing_since(&row, horizon, lag.seconds).filter(|_| state.has_to_move()),
         rate: if row.owned { row.rate } else { 0.0 },
         owner: row.owner_label.filter(|_| row.owned),
         standbys: row.standbys,
@@ -135,6 +136,12 @@ fn of_row(
         paused_at: row.paused_at,
         paused_by: row.paused_by,
     }
+}
+
+/// Since when the position stays where it is though there are settled events beyond it, the oldest of them of `lag_seconds`.
+fn standing_since(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64) -> Option<DateTime<Utc>> {
+    let there_since = Utc::now() - TimeDelta::milliseconds((lag_seconds * 1_000.0) as i64);
+    (row.position < horizon.settled).then(|| row.standing_since.max(there_since))
 }
 
 /// A processor whose last batch has caught up is live while it leaves no event unhandled for longer than this.

@@ -98,7 +98,9 @@ fn times(group: &[&Advice], now: DateTime<Utc>) -> Option<String> {
             Topic::Stopped | Topic::Standby => format!("Last sign of life {age} ago"),
             Topic::DeadLetters => format!("The oldest {age} ago"),
             Topic::RefusedEmissions | Topic::OverdueEmissions => format!("Due {age} ago"),
-            Topic::Outage | Topic::Locked | Topic::HorizonHeldBack => format!("For {age}"),
+            Topic::Outage | Topic::Locked | Topic::StandingStill | Topic::HorizonHeldBack => {
+                format!("For {age}")
+            }
         }
     });
     let next = group.iter().filter_map(|advice| advice.next_try_at).min().map(|at| {

@@ -50,6 +50,8 @@ pub struct TrackerRow {
     pub handled: i64,
     /// Speed in the last seconds, in ids passed per second; 0 when nothing moves.
     pub rate: f32,
+    /// When the position, the claim, a pause or a failure last changed.
+    pub standing_since: DateTime<Utc>,
     /// How often in a row the event of `last_error` has failed.
     pub attempts: i32,
     /// The failure that keeps the processor from continuing.
@@ -108,6 +110,7 @@ from_row!(TrackerRow {
     caught_up,
     handled,
     rate,
+    standing_since,
     attempts,
     last_error,
     next_retry_at,
@@ -162,7 +165,7 @@ impl Trackers {
                     array(select s.owner_label from {schema}.signs_of_life as s
                           where s.name = t.name and s.version = t.version and s.partition = t.partition
                             and s.epoch is null and s.lives_until >= clock_timestamp() order by 1) as standbys,
-                    paused_at, paused_by, failed_at, caught_up, handled, attempts, last_error, next_retry_at,
+                    paused_at, paused_by, failed_at, caught_up, handled, standing_since, attempts, last_error, next_retry_at,
                     -- An owner writes its rate with each batch and each renewal; one that cannot has none.
                     case when updated_at > clock_timestamp() - interval '5 seconds' then rate else 0 end as rate,
                     outage, diverged, witness_at, witness_id, witness_uuid, events_partitions, handlers, handler_change, updated_at,

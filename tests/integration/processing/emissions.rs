@@ -122,8 +122,8 @@ async fn one_is_refused(elsewhere: bool, code: &str, raise: &str) {
     assert!(refused.as_array().unwrap().len() == 1 && one["attempts"].as_i64().unwrap() >= 1, "{refused}");
 
     // It is moved when the reason is gone, at once if an operator wants it.
-    execute(&store.pool, "drop trigger refuse on espd.events").await;
     execute(&projections.pool, "update espd.emissions set next_try_at = now() + interval '1 hour'").await;
+    execute(&store.pool, "drop trigger refuse on espd.events").await;
     let said = installation.espctl(&["emissions", "retry", "answering", "--all"]).await.printed();
     assert_eq!(said, "requested a retry of 1 emission of answering\n");
     eventually("the refused one", async || (answered(&store.pool).await == [1, 1, 2, 3]).then_some(())).await;

@@ -213,6 +213,27 @@ async fn the_owner_learns_of_a_pause_which_outlasts_claims() {
 }
 
 #[tokio::test]
+async fn a_tracker_stands_since_it_was_claimed_moved_paused_or_failed_last() {
+    let fixture = Fixture::new().await;
+    let claim = fixture.claim(&Owner::generate()).await.unwrap();
+    let mut standing = fixture.row().await.standing_since;
+    assert!(fixture.renew(&claim).await);
+    assert_eq!(fixture.row().await.standing_since, standing, "a renewal moves nothing");
+    for change in [
+        "update espd.trackers set position = position + 1",
+        "update espd.trackers set epoch = epoch + 1",
+        "update espd.trackers set paused_at = now()",
+        "update espd.trackers set paused_at = null",
+        "update espd.trackers set attempts = 1",
+    ] {
+        fixture.run(change).await;
+        let changed = fixture.row().await.standing_since;
+        assert!(changed > standing, "{change}");
+        standing = changed;
+    }
+}
+
+#[tokio::test]
 async fn a_reset_ends_every_claim_and_forgets_the_failure() {
     let fixture = Fixture::new().await;
     let Fixture { pool, trackers, .. } = &fixture;

@@ -244,7 +244,7 @@ async fn tables_that_no_version_makes_are_not_taken_for_one() {
     let (pool, _) = store().await;
     execute(&pool, "create schema by_hand").await;
     run_by_hand(&pool, "processing", usize::MAX).await;
-    execute(&pool, "alter table by_hand.trackers drop column position").await;
+    execute(&pool, "alter table by_hand.trackers drop column position cascade").await;
     match schema::migrate_processing(&pool, "by_hand").await {
         Err(SchemaError::Migrate { .. }) => {}
         other => panic!("{other:?}"),

@@ -1,5 +1,7 @@
 //! What is wrong with a processor according to its state, and what to do about it.
 
+use chrono::{DateTime, TimeDelta, Utc};
+
 use super::super::{ProcessorState, ProcessorStatus, WorkerStatus};
 use super::{Advice, Surroundings, Topic, count, emissions, holders};
 use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;
@@ -16,8 +18,33 @@ pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>)
         }
         ProcessorState::Standby => Some(of_takeover(status)),
         ProcessorState::Stopped => of_missing_owner(status, surroundings),
-        ProcessorState::Running | ProcessorState::CatchingUp | ProcessorState::Live => None,
+        ProcessorState::Running | ProcessorState::CatchingUp => of_standing(status, surroundings.now),
+        ProcessorState::Live => None,
     }
+}
+
+/// For how long a position may stay where it is before somebody has to look: a batch of slow handlers takes a while.
+const STANDING: TimeDelta = TimeDelta::minutes(5);
+
+/// A processor that does not move though nothing fails.
+fn of_standing(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
+    let since = status.standing_since.filter(|since| now - *since > STANDING)?;
+    let name = &status.name;
+    let problem = format!("{name} has events to handle and does not move, though nothing fails.");
+    let pid = status.worker.as_ref().and_then(|worker| worker.pid);
+    let restart = pid.map_or_else(
+        || "start the daemon again".to_owned(),
+        |pid| format!("end its worker on the daemon's machine (`kill {pid}`), which is then started again"),
+    );
+    let remedy = format!(
+        "A batch may take that long: `pg_stat_activity` shows the statement that runs, the log of the daemon what a program or \
+         receiver does, and a smaller `batch_size` shows progress earlier. Otherwise {restart}: nothing is lost."
+    );
+    Some(Advice::new(Topic::StandingStill, problem, Some(since), remedy).shared(
+        status,
+        "have events to handle and do not move, though nothing fails.".to_owned(),
+        "`espctl status NAME` says what to look at for each.",
+    ))
 }
 
 fn of_divergence(status: &ProcessorStatus) -> Option<Advice> {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::{QUICK, append, declare, installation};
 use crate::support;
 use crate::support::facts::{append_typed, eventually, reaches};
@@ -89,6 +91,28 @@ async fn a_failing_aggregate_keeps_no_other_waiting() {
     assert_eq!((again.n(), again.earlier), (1, 1));
     assert!(last > 0);
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_never_answers_shows_as_a_processor_that_stands_still() {
+    let db = support::database().await;
+    let receiver =
+        Receiver::start(|_| Reply::After(Duration::from_secs(600), Box::new(Reply::Status(200)))).await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "timeout = '5m'", QUICK);
+    append(&db.pool, &[(1, 1), (2, 2)]).await;
+    let mut daemon = installation.start_daemon();
+    receiver.receives(2).await;
+    let advised = |status: &Value| status["advice"].to_string().contains("standing_still");
+    let status = super::shows(&installation, "that it stands", |s| s["standing_since"].is_string()).await;
+    assert!(!advised(&status), "not before minutes have passed: {status}");
+    // As if the events had been there, and the worker too, for ten minutes.
+    let earlier = "update espd.events set created_at = created_at - interval '10 minutes';
+                   update espd.trackers set standing_since = standing_since - interval '10 minutes'";
+    sqlx::raw_sql(earlier).execute(&db.pool).await.unwrap();
+    let status = super::shows(&installation, "the advice", advised).await;
+    assert_eq!((&status["state"], &status["position"]), (&"running".into(), &0.into()), "{status}");
+    daemon.kill().await;
 }
 
 #[tokio::test]
