@@ -111,8 +111,9 @@ pub struct Runner {
     dead_letters: DeadLetters,
     subscription: Subscription,
     phase: Phase,
-    /// When the tracker row was last read or written: by a claim, a batch or a renewal.
-    tracker_known: Instant,
+    /// When the lease was last renewed, which also reads what operators want. A batch extends the lease, but reads nothing: in
+    /// a stream of events that never ends, operators would be ignored.
+    renewed_at: Instant,
     /// Set by an operator's retry or resume. The next step restarts the handler, so that it runs the current code.
     restart_handler: bool,
     /// Counts the failures of the event that fails.
@@ -181,7 +182,7 @@ impl Runner {
             processor,
             subscription,
             phase: Phase::default(),
-            tracker_known: Instant::now(),
+            renewed_at: Instant::now(),
             restart_handler: false,
             failure_log: FailureLog::default(),
             outage: OutageLog::default(),
@@ -301,14 +302,13 @@ impl Runner {
         }
     }
 
-    /// What the next step does. A dead letter comes before a batch, but never when the lease has to be renewed, which a
-    /// batch does as well. So a long retry neither loses the claim nor keeps other events waiting.
+    /// What the next step does. A renewal that is due comes before everything, a dead letter before a batch. So a long retry
+    /// does not lose the claim, and neither it nor a stream of events that never ends keeps operators waiting.
     fn next_action(&self) -> Action {
         match &self.phase {
             Phase::Unclaimed(waiting) => Action::Claim(*waiting),
-            Phase::Following(following) if self.has_time_for_dead_letters(following) => {
-                Action::HandleDeadLetter
-            }
+            Phase::Following(_) if self.until_renewal().is_zero() => Action::Renew,
+            Phase::Following(following) if following.dead_letters_requested => Action::HandleDeadLetter,
             Phase::Following(following) => match self.next_upto(following) {
                 Some(upto) => Action::HandleBatch(upto),
                 None => self.wait_or_renew(Some(following.seen()), following.until_due()),
@@ -345,14 +345,14 @@ impl Runner {
         if time.is_zero() { Action::Renew } else { Action::Wait(Next::Wait(position, time)) }
     }
 
-    /// Time until the lease has to be renewed, if the tracker row is neither read nor written before.
+    /// Time until the lease has to be renewed.
     fn until_renewal(&self) -> Duration {
-        (self.context.lease / 3).saturating_sub(self.tracker_known.elapsed())
+        (self.context.lease / 3).saturating_sub(self.renewed_at.elapsed())
     }
 
     /// Makes the next step read the tracker row, because an operator has changed something.
     fn expect_news(&mut self) {
-        self.tracker_known = self.tracker_known.checked_sub(self.context.lease).unwrap_or(self.tracker_known);
+        self.renewed_at = self.renewed_at.checked_sub(self.context.lease).unwrap_or(self.renewed_at);
     }
 
     /// Goes back to claiming.

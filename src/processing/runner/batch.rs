@@ -135,7 +135,6 @@ impl Runner {
         self.rate.count(following.advance(position, seen), begun, Instant::now());
         following.bisection.passed(handled.into());
         self.session_is_renewed &= handled == 0;
-        self.tracker_known = Instant::now();
         self.outage.over();
         if handled > 0 || seen == position {
             let duration_ms = begun.elapsed().as_millis() as u64;

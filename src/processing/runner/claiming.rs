@@ -81,7 +81,8 @@ impl Runner {
     /// Prepares the processor for its first batch under a claim.
     async fn begin(&mut self, connection: &mut PgConnection, claim: Claim) -> Result<Next, sqlx::Error> {
         info!(processor = self.name, position = claim.position.get(), epoch = claim.epoch, "claimed");
-        self.tracker_known = Instant::now();
+        // Operators may have asked for something while nobody owned the tracker.
+        self.expect_news();
         self.phase = Phase::Following(Following::new(claim.clone(), self.context.limits.size));
         self.record_outage(connection).await;
         // A store that is another one is for an operator first, also where other handlers would have everything rebuilt.

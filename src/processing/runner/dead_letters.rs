@@ -37,7 +37,6 @@ impl Runner {
         following.claim.position = id;
         following.bisection.passed(1);
         self.outage.over();
-        self.tracker_known = Instant::now();
         self.retry.succeeded();
         announce_set_aside(&self.name, &dead_letter.failure, attempts);
         Ok(Next::Again)

@@ -19,7 +19,7 @@ impl Runner {
         let rate = self.rate.per_second(Instant::now());
         let renewing = self.trackers.renew(&mut *connection, claim, self.context.lease, outage_over, rate);
         let Some(lease_status) = in_time(renewing).await? else { return Ok(self.claim_lost()) };
-        self.tracker_known = Instant::now();
+        self.renewed_at = Instant::now();
         if outage_over {
             self.outage.over();
         }

@@ -1,6 +1,7 @@
 //! Retries under a killed worker, across databases, and of what fails where no event is named.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use espd::internals::processor::{BatchRequest, Outcome, Processor as _, Work};
 use espd::internals::retry::OnFailure;
@@ -45,6 +46,31 @@ async fn a_worker_that_is_killed_in_the_middle_of_a_retry_has_handled_each_event
     let handled = noted(&db.pool).await;
     assert_eq!((handled.len(), handled.iter().collect::<HashSet<_>>().len()), (20, 20));
     assert!(handled.is_sorted(), "{handled:?}");
+    daemon.stop().await;
+}
+
+/// The notification of a retry may be lost while a worker starts, or come together with an event.
+#[tokio::test]
+async fn a_retry_that_is_not_announced_is_done_in_a_stream_of_events_that_never_ends() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, PARKING);
+    installation.declare_notes("notes", UNTIL_REMEDY);
+    let last = append(&db.pool, 1).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", last).await;
+    sqlx::raw_sql("create table public.remedy (); update espd.dead_letters set retry_requested_at = now()")
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    let pool = db.pool.clone();
+    let stream = tokio::spawn(async move {
+        loop {
+            append(&pool, 1).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    eventually("the end of the retry", async || dead_letters(&db.pool).await.is_empty().then_some(())).await;
+    stream.abort();
     daemon.stop().await;
 }
 
