@@ -10,6 +10,7 @@ mod admin;
 mod config;
 mod connections;
 mod daemon;
+mod documentation;
 mod embedded;
 mod espctl;
 mod handlers;

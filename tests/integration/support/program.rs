@@ -359,13 +359,13 @@ impl Drop for Talker {
 /// Has the kernel end the program with the test that started it, should that be killed.
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "std offers no safe way to run prctl between fork and exec")]
-fn die_with_this_thread(command: &mut Command) {
+pub fn die_with_this_thread(command: &mut Command) {
     // SAFETY: one system call that is safe between fork and exec.
     unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
 }
 
 #[cfg(not(target_os = "linux"))]
-fn die_with_this_thread(_command: &mut Command) {}
+pub fn die_with_this_thread(_command: &mut Command) {}
 
 /// Whether a process still does something; one that has ended and is a zombie does not.
 pub fn is_alive(pid: Pid) -> bool {
