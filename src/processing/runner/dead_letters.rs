@@ -1,7 +1,5 @@
 //! Setting events aside, and handling them again when an operator asks for it.
 
-use std::time::Instant;
-
 use sqlx::PgConnection;
 use tracing::{info, warn};
 
