@@ -114,6 +114,8 @@ pub struct Runner {
     /// When the lease was last renewed, which also reads what operators want. A batch extends the lease, but reads nothing: in
     /// a stream of events that never ends, operators would be ignored.
     renewed_at: Instant,
+    /// When a batch was last handled, or the tracker claimed.
+    batch_at: Instant,
     /// Set by an operator's retry or resume. The next step restarts the handler, so that it runs the current code.
     restart_handler: bool,
     /// Counts the failures of the event that fails.
@@ -183,6 +185,7 @@ impl Runner {
             subscription,
             phase: Phase::default(),
             renewed_at: Instant::now(),
+            batch_at: Instant::now(),
             restart_handler: false,
             failure_log: FailureLog::default(),
             outage: OutageLog::default(),
@@ -302,20 +305,24 @@ impl Runner {
         }
     }
 
-    /// What the next step does. A renewal that is due comes before everything, a dead letter before a batch. So a long retry
-    /// does not lose the claim, and neither it nor a stream of events that never ends keeps operators waiting.
+    /// What the next step does. A renewal that is due comes before everything, so that neither a long retry nor a stream of
+    /// events that never ends keeps operators waiting. A dead letter comes before a batch, unless the last one was long ago.
     fn next_action(&self) -> Action {
         match &self.phase {
             Phase::Unclaimed(waiting) => Action::Claim(*waiting),
             Phase::Following(_) if self.until_renewal().is_zero() => Action::Renew,
-            Phase::Following(following) if following.dead_letters_requested => Action::HandleDeadLetter,
             Phase::Following(following) => match self.next_upto(following) {
-                Some(upto) => Action::HandleBatch(upto),
-                None => self.wait_or_renew(Some(following.seen()), following.until_due()),
+                Some(upto) if !following.dead_letters_requested || self.is_batch_overdue() => {
+                    Action::HandleBatch(upto)
+                }
+                _ if following.dead_letters_requested => Action::HandleDeadLetter,
+                _ => self.wait_or_renew(Some(following.seen()), following.until_due()),
             },
             // While the handlers need something that is not there, a dead letter waits for it as well.
             Phase::Retrying(following, _)
-                if !self.outage.is_external() && self.has_time_for_dead_letters(following) =>
+                if following.dead_letters_requested
+                    && !self.outage.is_external()
+                    && !self.until_renewal().is_zero() =>
             {
                 Action::HandleDeadLetter
             }
@@ -328,8 +335,14 @@ impl Runner {
         }
     }
 
-    fn has_time_for_dead_letters(&self, following: &Following) -> bool {
-        following.dead_letters_requested && !self.until_renewal().is_zero()
+    /// Whether events have waited for dead letters long enough.
+    fn is_batch_overdue(&self) -> bool {
+        self.batch_at.elapsed() >= self.context.lease / 3
+    }
+
+    /// Whether there is something to handle that has not been tried, or is tried again.
+    fn has_work(&self) -> bool {
+        matches!(&self.phase, Phase::Following(following) if self.next_upto(following).is_some())
     }
 
     /// How far the next batch may go; `None`: there is nothing to do now.

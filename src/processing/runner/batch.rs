@@ -37,7 +37,9 @@ impl Runner {
             mark,
         };
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
-        match keep_alive.run_beside(self.processor.process(connection, request)).await {
+        let outcome = keep_alive.run_beside(self.processor.process(connection, request)).await;
+        self.batch_at = Instant::now();
+        match outcome {
             Ok(Outcome::ClaimLost) => Ok(self.claim_lost()),
             Ok(Outcome::Committed { position, handled, failure: None }) => {
                 self.committed(position, position, handled, begun);

@@ -83,6 +83,7 @@ impl Runner {
         info!(processor = self.name, position = claim.position.get(), epoch = claim.epoch, "claimed");
         // Operators may have asked for something while nobody owned the tracker.
         self.expect_news();
+        self.batch_at = Instant::now();
         self.phase = Phase::Following(Following::new(claim.clone(), self.context.limits.size));
         self.record_outage(connection).await;
         // A store that is another one is for an operator first, also where other handlers would have everything rebuilt.

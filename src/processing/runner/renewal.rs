@@ -15,7 +15,8 @@ impl Runner {
     pub(super) async fn renew(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
         let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
         let unmet = self.subscription.unmet();
-        let outage_over = !self.outage.is_external() && unmet.is_none();
+        // A database that answers a renewal may still refuse the batch that is to be tried.
+        let outage_over = !self.outage.is_external() && unmet.is_none() && !self.has_work();
         let rate = self.rate.per_second(Instant::now());
         let renewing = self.trackers.renew(&mut *connection, claim, self.context.lease, outage_over, rate);
         let Some(lease_status) = in_time(renewing).await? else { return Ok(self.claim_lost()) };
