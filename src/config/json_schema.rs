@@ -54,6 +54,10 @@ fn property(kind: Kind, descriptions: &BTreeMap<String, String>) -> Value {
         Kind::Size { .. } => text("^[0-9]+ ?(B|[kKMG]i?B)$"),
         Kind::Choice(words) => choice(words),
         Kind::Isolation => text("^(process|task|group:.+)$"),
+        Kind::JsonSchema => {
+            let object = json!({ "type": "object", "additionalProperties": true });
+            json!({ "anyOf": [{ "type": "string" }, object, { "type": "boolean" }] })
+        }
         Kind::TextList | Kind::SqlList => json!({ "type": "array", "items": { "type": "string" } }),
         Kind::TextMap => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         Kind::Tables(keys) => {

@@ -30,12 +30,15 @@ pub(super) const MAIN_FILE: Keys = Keys {
             key("hooks", Kind::Section(&HOOKS)),
             key("upcast", Kind::Sections(&UPCAST)),
         ],
+        EVENTS,
         PROCESSORS,
     ],
 };
 
 /// The top of an included file.
-pub(super) const INCLUDED_FILE: Keys = Keys { title: "", prefix: "", groups: &[PROCESSORS] };
+pub(super) const INCLUDED_FILE: Keys = Keys { title: "", prefix: "", groups: &[EVENTS, PROCESSORS] };
+
+const EVENTS: &[Key] = &[key("event", Kind::Sections(&EVENT))];
 
 const PROCESSORS: &[Key] =
     &[key("projector", Kind::Sections(&PROJECTOR)), key("reactor", Kind::Sections(&REACTOR))];
@@ -160,6 +163,17 @@ const UPCAST: Keys = Keys {
     ]],
 };
 
+const EVENT: Keys = Keys {
+    title: "[[event]]",
+    prefix: "event.",
+    groups: &[&[
+        key("type", Kind::Text).required("write the type of the events: type = \"SomethingHappened\""),
+        key("schema", Kind::JsonSchema)
+            .required("write a JSON Schema of the bodies, or schema = \"${file:schemas/name.json}\""),
+        key("check", Kind::Choice(&["append", "report"])),
+    ]],
+};
+
 pub(super) const PROJECTOR: Keys = Keys {
     title: "[projector]",
     prefix: "projector.",
@@ -269,6 +283,7 @@ pub(super) const SECTIONS: &[&Keys] = &[
     &ADMIN,
     &HOOKS,
     &UPCAST,
+    &EVENT,
     &PROJECTOR,
     &PROJECTOR_RETRY,
     &PROJECTOR_HANDLER,

@@ -14,6 +14,7 @@ use super::reader::source_file::SourceFile;
 use super::reader::syntax::report_syntax_errors;
 use super::reader::tree::Section;
 use super::sections::admin::AdminSettings;
+use super::sections::event::read_event;
 use super::sections::hooks::read_hooks;
 use super::sections::log::read_log;
 use super::sections::processor::{Defaults, read_processor};
@@ -52,16 +53,16 @@ impl Reader<'_> {
         let mut included = Vec::new();
         self.read_file(path, &keys::MAIN_FILE, |file| {
             read_sections(file, config);
-            read_processors(file, config);
+            read_declarations(file, config);
             included = file.value("include").map(|patterns| expand(&patterns, path)).unwrap_or_default();
         });
         included
     }
 
-    /// Adds the processors of an included file to `config`.
+    /// Adds the events and processors of an included file to `config`.
     fn read_included_file(&self, path: &Path, config: &mut Config) {
         self.read_file(path, &keys::INCLUDED_FILE, |file| {
-            read_processors(file, config);
+            read_declarations(file, config);
         });
     }
 
@@ -143,6 +144,11 @@ fn refuse_shared_schema(config: &Config, event_store: Option<Section<'_>>, proje
             .location
             .report(message, "give each of them a schema of its own, like \"espd\" and \"public\"");
     }
+}
+
+fn read_declarations(file: &Section<'_>, config: &mut Config) {
+    config.events.extend(file.sections("event").iter().filter_map(read_event));
+    read_processors(file, config);
 }
 
 fn read_processors(file: &Section<'_>, config: &mut Config) {

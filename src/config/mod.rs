@@ -34,6 +34,7 @@ pub(crate) use crate::telemetry::LogSettings;
 
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorSettings};
 use crate::retry::RetryPolicy;
+use crate::store::declared_event::DeclaredEvent;
 use crate::store::upcast::Upcast;
 use crate::supervision::hooks::HookSettings;
 
@@ -76,6 +77,8 @@ pub struct Config {
     pub hooks: HookSettings,
     /// How old events are read as new ones, in the order of the file.
     pub upcasts: Vec<Upcast>,
+    /// What the bodies of events look like: those of the main file, then those of the included files in their order.
+    pub events: Vec<DeclaredEvent>,
     /// The processors: those of the main file, then those of the included files in their order.
     pub processors: Vec<ProcessorDeclaration>,
     /// What the sections of native processors themselves say, by name, until the program that has registered them adds what it

@@ -15,6 +15,7 @@ use crate::processing::declaration::{
     ProgramDeclaration, SourceText, Start, TableDeclaration, WebhookDeclaration,
 };
 use crate::retry::RetryPolicy;
+use crate::store::declared_event::DeclaredEvent;
 use crate::store::layout::LayoutSettings;
 use crate::store::upcast::Upcast;
 use crate::supervision::hooks::HookSettings;
@@ -43,6 +44,7 @@ pub(super) fn redact(config: &Config) -> Value {
         "admin": config.admin.as_ref().map(show_admin),
         "hooks": show_hooks(&config.hooks),
         "upcast": config.upcasts.iter().filter(|upcast| !upcast.in_program).map(show_upcast).collect::<Vec<_>>(),
+        "event": config.events.iter().map(show_event).collect::<Vec<_>>(),
         "projector": show_processors(config, ProcessorKind::Projector),
         "reactor": show_processors(config, ProcessorKind::Reactor),
     });
@@ -164,6 +166,11 @@ fn show_upcast(upcast: &Upcast) -> Value {
         "body": upcast.body.as_ref().map(|sql| &sql.text),
         "when": upcast.when.as_ref().map(|sql| &sql.text),
     })
+}
+
+fn show_event(event: &DeclaredEvent) -> Value {
+    let check = if event.is_checked { "append" } else { "report" };
+    json!({ "type": event.event_type, "schema": event.schema.to_string(), "check": check })
 }
 
 fn show_processors(config: &Config, kind: ProcessorKind) -> Vec<Value> {

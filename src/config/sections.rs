@@ -1,6 +1,7 @@
 //! The sections of the file, each read key by key: the rules that no table of keys can say.
 
 pub(crate) mod admin;
+pub(crate) mod event;
 pub(crate) mod events;
 pub(crate) mod hooks;
 pub(crate) mod isolation;

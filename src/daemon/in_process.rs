@@ -13,6 +13,7 @@ use super::start_error::StartError;
 use crate::config::Config;
 use crate::event::Position;
 use crate::operations::databases::Databases;
+use crate::operations::declared_events::apply_after_migration;
 use crate::operations::operator::Operator;
 use crate::operations::waiting::{Idle, Waiting};
 use crate::processing::declaration::ProcessorDeclaration;
@@ -43,8 +44,8 @@ impl Program {
         Running::start(self, config).await.map_err(|error| StartError::of(&error))
     }
 
-    /// Creates espd's tables in the databases of the configuration, or migrates them to this version. Does nothing if they are
-    /// up to date.
+    /// Creates espd's tables in the databases of the configuration, or migrates them to this version, and tells the event store what
+    /// `[[event]]` declares. Does nothing if they are up to date.
     ///
     /// # Errors
     /// A database does not answer, or refuses.
@@ -52,6 +53,7 @@ impl Program {
         let migrated = async {
             let databases = Databases::connect(config, NAME).await?;
             databases.migrate().await?;
+            apply_after_migration(&databases, &config.events).await?;
             databases.close().await;
             Ok(())
         };

@@ -12,6 +12,7 @@ use crate::diagnostic::render_all;
 use crate::operations::check::scope;
 use crate::operations::databases::ways::{self, WayFault};
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases};
+use crate::operations::declared_events::{apply_after_migration, compare, note_differences};
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::process::exit_code::Exit;
@@ -96,9 +97,14 @@ async fn try_ways(config: &Config) -> anyhow::Result<()> {
 async fn check(config: &Config, databases: &Databases, private: bool) -> anyhow::Result<()> {
     if private {
         databases.migrate().await?;
+        apply_after_migration(databases, &config.events).await?;
     }
     databases.check_schema().await?;
     databases.check_store().await?;
+    let differences = compare(&databases.events, &databases.layout, &config.events).await?;
+    if let Some(note) = note_differences(&differences) {
+        warn!("{note}");
+    }
     let unknown = scope::find_unknown(&databases.projections, &databases.scope, &config.main_file()).await?;
     if unknown.is_empty() { Ok(()) } else { Err(Exit::configuration(render_all(&unknown)).into()) }
 }

@@ -23,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigArgument, DATABASE_URL, EXAMPLE, InvalidConfig, demo_file};
 use crate::operations::databases::{Databases, running_private_database};
+use crate::operations::declared_events::apply_after_migration;
 use crate::operations::outcome;
 use crate::postgres::query_text::show_literals;
 use crate::process::descriptors;
@@ -49,7 +50,8 @@ struct Cli {
 pub(crate) enum Command {
     /// Create espd's tables, or migrate them to the version of this program
     #[command(after_help = "Does nothing if the tables are up to date. Safe while daemons run.\n\n\
-        Tables that were made by hand with the files of migrations/ are recognised and recorded.\n\n\
+        Tables that were made by hand with the files of migrations/ are recognised and recorded.\n\
+        What [[event]] declares is brought into the event store as well, as by `espctl schema apply`.\n\n\
         Example:\n  DATABASE_URL=postgres://localhost/shop espctl migrate")]
     Migrate(MigrateArguments),
     /// Append events from standard input: one JSON object per line
@@ -97,7 +99,7 @@ pub(crate) enum Command {
     Doctor(doctor::Arguments),
     /// Show which processor handles and emits which events, owns which tables, and reads whose
     Graph(graph::Arguments),
-    /// Show what the events of each type look like
+    /// Show what the events of each type look like, and tell the event store what they have to look like
     #[command(subcommand)]
     Schema(schema::SchemaCommand),
     /// Show the request that a webhook reactor sends for an event, and the answer of the receiver
@@ -209,7 +211,7 @@ async fn run(command: Command, tool: &Tool<'_>) -> anyhow::Result<()> {
 
 async fn run_on(command: Command, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     if let Command::Migrate(MigrateArguments { dry_run }) = command {
-        return output::print_verbatim(&migrate(databases, dry_run).await?);
+        return output::print_verbatim(&migrate(config, databases, dry_run).await?);
     }
     databases.check_schema().await?;
     match command {
@@ -227,7 +229,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Reload(arguments) => reload::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, config, databases).await,
-        Command::Schema(command) => schema::run(command, databases).await,
+        Command::Schema(command) => schema::run(command, config, databases).await,
         Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
         Command::Migrate(_)
         | Command::Check(_)
@@ -242,11 +244,13 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
     }
 }
 
-async fn migrate(databases: &Databases, dry_run: bool) -> anyhow::Result<String> {
+async fn migrate(config: &Config, databases: &Databases, dry_run: bool) -> anyhow::Result<String> {
     if dry_run {
         return Ok(databases.plan_migration().await?.trim_end().to_owned());
     }
-    Ok(databases.migrate().await?.join("\n"))
+    let mut done = databases.migrate().await?;
+    done.extend(apply_after_migration(databases, &config.events).await?);
+    Ok(done.join("\n"))
 }
 
 fn load(argument: &ConfigArgument) -> Result<Config, InvalidConfig> {

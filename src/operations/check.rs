@@ -8,6 +8,7 @@ use crate::embedded::{EmbeddedPostgres, Options};
 use crate::event::Position;
 use crate::handlers::{self, sql};
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database, ways};
+use crate::operations::declared_events::{self, note_differences};
 use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
@@ -58,6 +59,7 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<CheckReport> {
     config.event_store.url = Some(private_database(&server).await?);
     let databases = Databases::connect(&config, "espd check").await?;
     databases.migrate().await?;
+    declared_events::apply(&databases, &config.events, false).await?;
     let report = check_on(&config, &databases, |_| true).await;
     databases.close().await;
     server.stop().await;
@@ -98,6 +100,7 @@ async fn check_on(
     drop(events);
     found.extend(sql::hidden_types(&config.processors, &config.upcasts));
     found.extend(find_unknown_types(&databases.events, &databases.layout, &config.processors).await?);
+    found.extend(declared_events::find_mistakes(&databases.events, &databases.layout, &config.events).await?);
     let unknown = scope::find_unknown(&databases.projections, &databases.scope, &config.main_file()).await?;
     // Nothing can be tried where SQL cannot mean what is declared.
     if unknown.is_empty() {
@@ -108,6 +111,8 @@ async fn check_on(
     found.extend(unknown);
     let mut notes = note_other_handlers(config, databases).await?;
     notes.extend(note_endless_attempts(config));
+    let differences = declared_events::compare(&databases.events, &databases.layout, &config.events).await?;
+    notes.extend(note_differences(&differences));
     let diagnostics = found.into_iter().map(Diagnostic::with_line_of_file).collect();
     let checked = format!("{}, event store {}", count(config), databases.layout.events_table());
     Ok(CheckReport { diagnostics, checked, notes })

@@ -24,6 +24,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (4, "any session", include_str!("../../migrations/event_store/0004_any_session.sql")),
         (5, "correlations", include_str!("../../migrations/event_store/0005_correlations.sql")),
         (6, "scheduled events", include_str!("../../migrations/event_store/0006_scheduled_events.sql")),
+        (7, "event schemas", include_str!("../../migrations/event_store/0007_event_schemas.sql")),
     ],
 };
 

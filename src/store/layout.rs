@@ -104,6 +104,8 @@ pub(crate) struct Append {
     pub(crate) function: String,
     /// The channel that espd notifies after an append, not quoted.
     pub(crate) channel: String,
+    /// The table of what is declared of events, qualified and quoted.
+    pub(crate) event_schemas: String,
 }
 
 /// Who creates the tables of a store.

@@ -10,6 +10,7 @@
 //!   laid over its source, so that old events are read as new ones.
 //! - An append checks what is cheap to check (`validity`), is stored in one transaction (`postgres/append`), and then
 //!   notifies those who follow the store (`notifier`).
+//! - A `declared_event` has a schema, which the store holds appended bodies to if that is asked for.
 //! - What is `scheduled` for later is appended by the scheduler, when it is due.
 //! - `history` tells one life of a store from another, after a failover or a restore; by a `witness`, readers recognise that
 //!   the store lacks what they have read.
@@ -21,6 +22,7 @@
 mod appended_hook;
 mod codec;
 pub mod conformance;
+pub(crate) mod declared_event;
 mod event_stream;
 pub(crate) mod history;
 pub(crate) mod horizon;

@@ -2,6 +2,7 @@
 //! do not lead through `append`.
 
 mod append_examples;
+mod event_schemas;
 mod event_sourcery;
 mod functions;
 mod horizon;

@@ -83,6 +83,8 @@ pub(crate) enum Kind {
     Isolation,
     /// A position, a word, or a time.
     Start,
+    /// A JSON Schema: JSON in a string, or a table.
+    JsonSchema,
     /// A list of strings.
     TextList,
     /// A list of statements.

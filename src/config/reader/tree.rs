@@ -109,7 +109,7 @@ impl<'c> Section<'c> {
             return format!("did you mean `{key}`?");
         }
         if self.keys.title.is_empty() && self.context.sections.iter().any(|keys| is_top_key(keys, unknown)) {
-            return "move it to the main file; an included file holds processors only".into();
+            return "move it to the main file; an included file holds events and processors only".into();
         }
         let known = self.keys.names().collect::<Vec<_>>().join(", ");
         let here = self.keys.title;

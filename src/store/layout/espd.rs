@@ -38,6 +38,7 @@ impl Layout {
             append: Some(Append {
                 function: format!("{schema}.\"append_events\""),
                 channel: channel.clone(),
+                event_schemas: format!("{schema}.\"event_schemas\""),
             }),
             channel: Some(channel),
             created_by: CreatedBy::Migrations,

@@ -45,7 +45,7 @@ impl Statements {
     pub(super) fn new(layout: &Layout, append: &Append) -> Self {
         let (events, append_events) = (layout.events_table(), &append.function);
         Self {
-            insert: insert::Statements::new(events),
+            insert: insert::Statements::new(events, &append.event_schemas),
             call_function: sql(format!(
                 "-- append_events
                 select id, uuid, version

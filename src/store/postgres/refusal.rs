@@ -10,10 +10,12 @@ use crate::store::{AppendError, jsonb};
 const CONFLICT: &str = "ES001";
 const UUID_REUSED: &str = "ES002";
 const INVALID: &str = "ES003";
+const NOT_AS_DECLARED: &str = "ES007";
 const UNIQUE_VIOLATION: &str = "23505";
 const CHECK_VIOLATION: &str = "23514";
 const SERIALIZATION_FAILURE: &str = "40001";
 const DEADLOCK_DETECTED: &str = "40P01";
+const UNDEFINED_TABLE: &str = "42P01";
 
 /// Data exceptions: no such character in jsonb, number out of range, time out of range …
 const DATA_EXCEPTION_CLASS: &str = "22";
@@ -30,7 +32,7 @@ pub(super) fn translate(error: sqlx::Error, events: &[NewEvent]) -> AppendError 
     let translated = match refusal.code() {
         CONFLICT => detail(refusal).map(Conflict::into_error),
         UUID_REUSED => detail(refusal).map(|UuidReused { uuid }| AppendError::UuidReused { uuid }),
-        INVALID | CHECK_VIOLATION => Some(invalid(refusal, events)),
+        INVALID | NOT_AS_DECLARED | CHECK_VIOLATION => Some(invalid(refusal, events)),
         code if code.starts_with(DATA_EXCEPTION_CLASS) || code.starts_with(PROGRAM_LIMIT_CLASS) => {
             Some(invalid(refusal, events))
         }
@@ -44,6 +46,11 @@ pub(super) fn is_taken(error: &sqlx::Error) -> bool {
     find_refusal(error).is_some_and(|refusal| {
         refusal.code() == UNIQUE_VIOLATION && refusal.constraint().is_some_and(|name| KEYS.contains(&name))
     })
+}
+
+/// Whether the store was migrated last before events could be declared; `append_events` does without.
+pub(super) fn is_of_older_store(error: &sqlx::Error) -> bool {
+    find_refusal(error).is_some_and(|refusal| refusal.code() == UNDEFINED_TABLE)
 }
 
 /// Whether the same append may well succeed when it is repeated at once.
@@ -90,7 +97,10 @@ struct Invalid {
 fn invalid(refusal: &PgDatabaseError, events: &[NewEvent]) -> AppendError {
     let named = detail::<Invalid>(refusal).and_then(|invalid| invalid.event);
     if let Some(index) = named.and_then(|number| number.checked_sub(1)) {
-        return AppendError::Invalid { index: Some(index), reason: refusal.message().to_owned() };
+        // The error says by itself which event it is about.
+        let place = format!("event {}: ", index + 1);
+        let reason = refusal.message().strip_prefix(&place).unwrap_or(refusal.message()).to_owned();
+        return AppendError::Invalid { index: Some(index), reason };
     }
     let faults = events.iter().map(|event| {
         jsonb::normalize(event.body.get()).and_then(|_| jsonb::normalize(event.metadata.get())).err()

@@ -36,11 +36,13 @@ fn the_example_shows_the_defaults() {
         admin,
         hooks,
         upcasts,
+        events,
         processors,
         said,
     } = espd_example();
     let default = Config::default();
     assert_eq!((files.len(), processors.len(), upcasts.len(), said.len()), (4, 8, 1, 1));
+    assert_eq!((events.len(), events[0].is_checked), (1, false));
     assert_eq!(event_store.layout, default.event_store.layout);
     assert_eq!(event_store.schema, default.event_store.schema);
     assert_eq!(projections, default.projections);

@@ -1,4 +1,4 @@
-//! `espctl schema events`: what stored events look like.
+//! `espctl schema`: what stored events look like, and what they have to look like.
 
 use serde_json::json;
 
@@ -36,4 +36,89 @@ async fn a_schema_is_inferred_from_what_is_stored() {
     assert_eq!(sampled["TodoAdded"]["x-espd"]["sampled"], 1, "{sampled}");
     let complaint = installation.espctl(&["schema", "events", "--type", "Never"]).await.complained(1);
     assert!(complaint.contains("no event of type Never"), "{complaint}");
+}
+
+/// A declaration of `A`, whose events have the body `{"n": …}`.
+fn declare(schema: &str, check: &str) -> String {
+    format!("[[event]]\ntype = 'A'\nschema = '{schema}'\ncheck = '{check}'\n")
+}
+
+#[tokio::test]
+async fn declared_events_are_shown_beside_what_is_stored() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    append(&db.pool, 5).await;
+    installation.declare("a", &declare(r#"{"properties": {"n": {"maximum": 3}}}"#, "report"));
+    installation.declare("b", "[[event]]\ntype = 'Never'\nschema = true");
+    // What the configuration declares counts, also before the store is told.
+    let text = installation.espctl(&["schema", "events"]).await.printed();
+    let departing =
+        "(declared: 2 of these depart, the newest is event 5: /n: expected {\"maximum\":3}, found number)";
+    assert!(text.contains(departing), "{text}");
+    assert!(text.contains("Never  no events are stored\n  (declared: none of these departs)"), "{text}");
+    let one =
+        installation.espctl(&["schema", "events", "--type", "A", "--json", "--sample", "1"]).await.json();
+    let declared = &one["x-espd"]["declared"];
+    assert_eq!((&declared["departing"], &declared["check"]), (&json!(1), &json!("report")), "{one}");
+    assert_eq!(declared["newest_departing"]["event"], 5, "{one}");
+    assert_eq!(declared["schema"]["properties"]["n"]["maximum"], 3, "{one}");
+
+    // An old form that is read as the new one does not depart.
+    let upcast = "[[upcast]]\nevents = ['A']\nbody = \"jsonb_build_object('n', 1)\"\n";
+    let text = std::fs::read_to_string(installation.path().join("espd.toml")).unwrap();
+    std::fs::write(installation.path().join("espd.toml"), format!("{text}{upcast}")).unwrap();
+    let text = installation.espctl(&["schema", "events", "--type", "A"]).await.printed();
+    assert!(text.contains("(declared: none of these departs)"), "{text}");
+}
+
+#[tokio::test]
+async fn the_event_store_is_told_on_command_and_says_what_it_was_not_told() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    installation.declare("a", &declare("{}", "append"));
+    installation.declare_notes("notes", "");
+    let note = "note: the event store has not been told what is declared of A: run `espctl schema apply`";
+    assert!(installation.espctl(&["check"]).await.printed().contains(note));
+    assert_eq!(installation.espctl(&["schema", "apply", "--dry-run"]).await.printed(), "A: new\n");
+    let daemon = installation.start_daemon();
+    daemon.says(note.strip_prefix("note: ").unwrap()).await;
+    daemon.stop().await;
+    assert_eq!(installation.espctl(&["schema", "apply"]).await.printed(), "A: new\n");
+    assert_eq!(installation.espctl(&["schema", "apply"]).await.printed(), "up to date: 1 declared\n");
+    assert!(!installation.espctl(&["check"]).await.printed().contains("note:"));
+
+    // Another configuration of the same store declares another type.
+    installation.declare("a", "[[event]]\ntype = 'B'\nschema = true");
+    let applied = installation.espctl(&["schema", "apply"]).await.printed();
+    assert!(applied.starts_with("B: new\nA: not declared here: left as it is"), "{applied}");
+    let applied = installation.espctl(&["schema", "apply", "--forget-others"]).await.printed();
+    assert_eq!(applied, "A: forgotten\n");
+    installation.declare("a", &declare(r#"{"type": "object"}"#, "append").replace("'A'", "'B'"));
+    assert_eq!(installation.espctl(&["schema", "apply", "--dry-run"]).await.printed(), "B: changed\n");
+    let migrated = installation.espctl(&["migrate"]).await.printed();
+    assert!(migrated.ends_with("event schemas: 1 declared, 0 new, 1 changed\n"), "{migrated}");
+}
+
+#[tokio::test]
+async fn a_schema_that_cannot_be_checked_is_a_mistake() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    for (schema, complaint) in [
+        (
+            r#"{"properties": {"n": {"patern": "x"}}}"#,
+            "/properties/n/patern of the schema: the keyword `patern` is not checked",
+        ),
+        (r#"{"type": "text"}"#, "/type of the schema: \"text\" is not known"),
+        ("{", "`schema` is not JSON: EOF while parsing"),
+        (r#"{"pattern": "("}"#, "PostgreSQL cannot read the pattern (: "),
+    ] {
+        installation.declare("a", &declare(schema, "append"));
+        for command in [["check"].as_slice(), &["schema", "apply"], &["migrate"]] {
+            let said = installation.espctl(command).await.complained(64);
+            assert!(said.contains(complaint) && said.contains("a.toml:3:"), "{command:?} {said}");
+        }
+    }
+    installation.declare("b", &declare("{}", "append"));
+    let said = installation.espctl(&["check"]).await.complained(64);
+    assert!(said.contains("there is another event `A`"), "{said}");
 }

@@ -1,4 +1,5 @@
-//! Appends by a plain insert where the version that the aggregate must be at is known.
+//! Appends by a plain insert where the version that the aggregate must be at is known, and no type of the events is declared to
+//! be checked.
 
 use sqlx::postgres::{PgArguments, PgBindIterExt};
 use sqlx::query::Query;
@@ -18,7 +19,11 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) fn new(events: &str) -> Self {
+    pub(super) fn new(events: &str, schemas: &str) -> Self {
+        // A look into an index, which is empty where nothing is declared.
+        let none_checked = |types: &str| {
+            format!("not exists (select from {schemas} as s where s.type = {types} and s.check_at_append)")
+        };
         Self {
             insert_one: sql(format!(
                 "-- insert_event
@@ -27,7 +32,9 @@ impl Statements {
                 select $3, $1, $4, $2 + 1, $5, $6, $7, $8, coalesce($9, clock_timestamp())
                 where $2 = coalesce(
                   (select version from {events} where aggregate_id = $1 order by version desc limit 1), 0)
-                returning id"
+                  and {}
+                returning id",
+                none_checked("$4")
             )),
             insert_several: sql(format!(
                 "-- insert_events
@@ -41,8 +48,10 @@ impl Statements {
                     (uuid, type, body, metadata, correlation_id, causation_id, created_at, place)
                 where $2 = coalesce(
                   (select version from {events} where aggregate_id = $1 order by version desc limit 1), 0)
+                  and {}
                 order by new.place
-                returning id"
+                returning id",
+                none_checked("any ($4)")
             )),
         }
     }
@@ -62,7 +71,7 @@ pub(super) async fn insert_where_expected(
     };
     let mut ids: Vec<Position> = match query.fetch_all(connection).await {
         Ok(rows) => rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
-        Err(error) if refusal::is_taken(&error) => return Ok(None),
+        Err(error) if refusal::is_taken(&error) || refusal::is_of_older_store(&error) => return Ok(None),
         Err(error) => return Err(refusal::translate(error, events)),
     };
     if ids.is_empty() {

@@ -1,0 +1,44 @@
+//! Reads `[[event]]`.
+
+use serde::Deserialize;
+
+use crate::config::reader::tree::Section;
+use crate::store::declared_event::{DeclaredEvent, SchemaMistake, find_mistake};
+
+/// When the bodies of a type are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Check {
+    /// When they are appended.
+    Append,
+    /// By `espctl schema events`, which reports.
+    #[default]
+    Report,
+}
+
+/// A declared event type, or `None` if a mistake leaves it incomplete.
+pub(crate) fn read_event(section: &Section<'_>) -> Option<DeclaredEvent> {
+    let name = section.value("type").and_then(|name| {
+        let event_type = name.text()?;
+        if event_type.trim().is_empty() {
+            name.location.report("an event type is never empty", "write type = \"SomethingHappened\"");
+            return None;
+        }
+        name.location.reserve("event", &event_type, "an event type is declared once");
+        Some(event_type)
+    });
+    let check: Check = section.choice("check").unwrap_or_default();
+    let written = section.value("schema")?;
+    let schema = written.json()?;
+    if let Some(SchemaMistake { path, message, advice }) = find_mistake(&schema) {
+        let place = if path.is_empty() { "the schema".to_owned() } else { format!("{path} of the schema") };
+        written.location.report(format!("{place}: {message}"), advice);
+        return None;
+    }
+    Some(DeclaredEvent {
+        event_type: name?,
+        schema,
+        is_checked: check == Check::Append,
+        place: written.place(),
+    })
+}

@@ -1,0 +1,211 @@
+//! The keywords of JSON Schema that the store checks, and which values they may have.
+//!
+//! A keyword that the store would pass over is a mistake here: it would look like one that is met.
+
+use serde_json::{Map, Value};
+
+use super::SchemaMistake;
+
+const TYPES: [&str; 7] = ["array", "boolean", "integer", "null", "number", "object", "string"];
+
+const FORMATS: [&str; 3] = ["date", "date-time", "uuid"];
+
+/// Keywords that say something to people only.
+const ANNOTATIONS: [&str; 10] = [
+    "$schema",
+    "$id",
+    "$comment",
+    "title",
+    "description",
+    "default",
+    "examples",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+];
+
+const ADVISE_KEYWORD: &str =
+    "remove it, or write x- before it: docs/event-schemas.md lists the keywords that are checked";
+const ADVISE_SCHEMA: &str = "write a JSON object, such as {\"type\": \"string\"}, or true or false";
+const ADVISE_TYPE: &str =
+    "write one of array, boolean, integer, null, number, object, string, or a list of them";
+const ADVISE_FORMAT: &str = "write date, date-time or uuid, or a pattern, or leave it out";
+const ADVISE_REFERENCE: &str = "write \"#\", or \"#/$defs/NAME\" of a schema that is there";
+
+type Checked = Result<(), SchemaMistake>;
+
+/// Checks a schema at `path` of `root`.
+pub(super) fn check(schema: &Value, root: &Value, path: &str) -> Checked {
+    match schema {
+        Value::Bool(_) => Ok(()),
+        Value::Object(keywords) => keywords
+            .iter()
+            .try_for_each(|(keyword, wanted)| check_keyword(keyword, wanted, root, &below(path, keyword))),
+        _ => refuse(path, "a schema is an object", ADVISE_SCHEMA),
+    }
+}
+
+fn check_keyword(keyword: &str, wanted: &Value, root: &Value, path: &str) -> Checked {
+    match keyword {
+        "type" => check_type(wanted, path),
+        "format" => one_of(wanted, &FORMATS, path, ADVISE_FORMAT),
+        "enum" => {
+            require(wanted.as_array().is_some_and(|values| !values.is_empty()), path, "a list of values")
+        }
+        "required" => require(
+            wanted.as_array().is_some_and(|names| names.iter().all(Value::is_string)),
+            path,
+            "a list of names",
+        ),
+        "properties" | "$defs" | "definitions" => {
+            let schemas = wanted.as_object().map(|schemas| schemas.iter());
+            let Some(mut schemas) = schemas else { return require(false, path, "an object of schemas") };
+            schemas.try_for_each(|(name, schema)| check(schema, root, &below(path, name)))
+        }
+        "additionalProperties" | "items" | "not" => check(wanted, root, path),
+        "allOf" | "anyOf" | "oneOf" => match wanted.as_array().filter(|schemas| !schemas.is_empty()) {
+            None => require(false, path, "a list of schemas"),
+            Some(schemas) => (0..).zip(schemas).try_for_each(|(place, schema): (usize, _)| {
+                check(schema, root, &below(path, &place.to_string()))
+            }),
+        },
+        "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => {
+            require(wanted.is_number(), path, "a number")
+        }
+        "multipleOf" => require(wanted.as_f64().is_some_and(|number| number > 0.0), path, "a number above 0"),
+        "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
+            let is_count = wanted.as_u64().is_some_and(|count| i32::try_from(count).is_ok());
+            require(is_count, path, "a whole number from 0")
+        }
+        "uniqueItems" => require(wanted.is_boolean(), path, "true or false"),
+        "pattern" => require(wanted.is_string(), path, "a regular expression"),
+        "$ref" => check_reference(wanted, root, path),
+        "const" => Ok(()),
+        _ if keyword.starts_with("x-") || ANNOTATIONS.contains(&keyword) => Ok(()),
+        _ => refuse(path, format!("the keyword `{keyword}` is not checked"), ADVISE_KEYWORD),
+    }
+}
+
+fn check_type(wanted: &Value, path: &str) -> Checked {
+    match wanted {
+        Value::Array(types) if !types.is_empty() => {
+            types.iter().try_for_each(|one| one_of(one, &TYPES, path, ADVISE_TYPE))
+        }
+        one => one_of(one, &TYPES, path, ADVISE_TYPE),
+    }
+}
+
+/// A reference leads to a schema of the same text. The store follows a reference to itself 64 levels deep.
+fn check_reference(wanted: &Value, root: &Value, path: &str) -> Checked {
+    let target = match wanted.as_str() {
+        Some("#") => return Ok(()),
+        Some(reference) => ["$defs", "definitions"].into_iter().find_map(|folder| {
+            let name = reference.strip_prefix("#/")?.strip_prefix(folder)?.strip_prefix('/')?;
+            // The store does not read escapes.
+            root.get(folder)?.get(name).filter(|_| !name.contains(['/', '~', '%']))
+        }),
+        None => None,
+    };
+    match target {
+        Some(_) => Ok(()),
+        None => refuse(path, format!("{wanted} leads to no schema"), ADVISE_REFERENCE),
+    }
+}
+
+fn one_of(value: &Value, known: &[&str], path: &str, advice: &'static str) -> Checked {
+    match value.as_str() {
+        Some(word) if known.contains(&word) => Ok(()),
+        _ => refuse(path, format!("{value} is not known"), advice),
+    }
+}
+
+fn require(is_so: bool, path: &str, what: &str) -> Checked {
+    if is_so { Ok(()) } else { refuse(path, format!("this must be {what}"), "see docs/event-schemas.md") }
+}
+
+fn refuse(path: &str, message: impl Into<String>, advice: &'static str) -> Checked {
+    Err(SchemaMistake { path: path.to_owned(), message: message.into(), advice })
+}
+
+fn below(path: &str, key: &str) -> String {
+    format!("{path}/{}", key.replace('~', "~0").replace('/', "~1"))
+}
+
+/// The regular expressions in a schema. Whether PostgreSQL can read them, only PostgreSQL knows.
+pub(crate) fn patterns(schema: &Value) -> Vec<&str> {
+    let mut found = Vec::new();
+    if let Value::Object(keywords) = schema {
+        found.extend(keywords.get("pattern").and_then(Value::as_str));
+        for (keyword, wanted) in keywords {
+            found.extend(subschemas(keyword, wanted).into_iter().flat_map(patterns));
+        }
+    }
+    found
+}
+
+fn subschemas<'s>(keyword: &str, wanted: &'s Value) -> Vec<&'s Value> {
+    match keyword {
+        "properties" | "$defs" | "definitions" => {
+            wanted.as_object().map(Map::values).into_iter().flatten().collect()
+        }
+        "additionalProperties" | "items" | "not" => vec![wanted],
+        "allOf" | "anyOf" | "oneOf" => wanted.as_array().into_iter().flatten().collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::find_mistake;
+    use super::*;
+
+    #[test]
+    fn a_schema_of_known_keywords_has_no_mistake() {
+        for schema in [
+            json!(true),
+            json!({}),
+            json!({ "type": ["string", "null"], "format": "date", "x-unit": "day", "title": "Due", "pattern": "^2" }),
+            json!({ "$defs": { "Count": { "type": "integer" } }, "properties": { "n": { "$ref": "#/$defs/Count" } },
+                    "additionalProperties": false, "required": ["n"], "minProperties": 1 }),
+            json!({ "anyOf": [{ "const": null }, { "items": { "$ref": "#" }, "uniqueItems": true }] }),
+        ] {
+            assert_eq!(find_mistake(&schema), None, "{schema}");
+        }
+    }
+
+    #[test]
+    fn what_would_not_be_checked_is_a_mistake_and_has_a_place() {
+        for (schema, path) in [
+            (json!([]), ""),
+            (json!({ "propertys": {} }), "/propertys"),
+            (json!({ "properties": { "a/b": { "type": "text" } } }), "/properties/a~1b/type"),
+            (json!({ "items": [{ "type": "string" }] }), "/items"),
+            (json!({ "anyOf": [{}, { "minLength": -1 }] }), "/anyOf/1/minLength"),
+            (json!({ "anyOf": [] }), "/anyOf"),
+            (json!({ "enum": [] }), "/enum"),
+            (json!({ "required": [1] }), "/required"),
+            (json!({ "format": "email" }), "/format"),
+            (json!({ "exclusiveMinimum": true }), "/exclusiveMinimum"),
+            (json!({ "multipleOf": 0 }), "/multipleOf"),
+            (json!({ "$ref": "#/$defs/Missing" }), "/$ref"),
+            (json!({ "$ref": "other.json" }), "/$ref"),
+            (json!({ "$defs": { "a/b": {} }, "$ref": "#/$defs/a/b" }), "/$ref"),
+            (json!({ "$defs": { "A": { "if": {} } } }), "/$defs/A/if"),
+        ] {
+            assert_eq!(find_mistake(&schema).map(|mistake| mistake.path).as_deref(), Some(path), "{schema}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_found_wherever_they_are() {
+        let schema = json!({
+            "pattern": "a", "properties": { "pattern": { "pattern": "b" } }, "const": { "pattern": "no" },
+            "anyOf": [{ "items": { "not": { "pattern": "c" } } }], "$defs": { "A": { "pattern": "d" } },
+        });
+        let mut found = patterns(&schema);
+        found.sort_unstable();
+        assert_eq!(found, ["a", "b", "c", "d"]);
+    }
+}
