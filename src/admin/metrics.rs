@@ -1,16 +1,22 @@
 //! The metrics as Prometheus reads them.
 
 use super::exposition::Exposition;
+use crate::operations::backlog::Backlog;
 use crate::operations::metrics::{METRICS, Readings, WorkerReading};
 use crate::operations::status::ProcessorStatus;
 use crate::process::report;
 use crate::supervision::Snapshot;
 use crate::telemetry;
 
-/// All metrics. `statuses` is `None` while the database does not answer.
-pub(super) fn render(statuses: Option<Vec<ProcessorStatus>>, workers: &[Snapshot]) -> String {
+/// All metrics. `statuses` and `backlog` are `None` while the database does not answer.
+pub(super) fn render(
+    statuses: Option<Vec<ProcessorStatus>>,
+    backlog: Option<Backlog>,
+    workers: &[Snapshot],
+) -> String {
     let log_lines_lost = telemetry::lost_lines() + report::lost_lines_of_workers();
-    let readings = Readings { statuses, workers: workers.iter().map(read_worker).collect(), log_lines_lost };
+    let readings =
+        Readings { statuses, backlog, workers: workers.iter().map(read_worker).collect(), log_lines_lost };
     let mut text = Exposition::default();
     for metric in &METRICS {
         let mut family = text.family(metric.name, metric.kind, metric.help);

@@ -24,6 +24,7 @@ use super::waiting::{self, Waiters, Wanted};
 use super::{View, Workers, exposition, health, metrics};
 use crate::config::{AdminSettings, Config};
 use crate::event::Position;
+use crate::operations::backlog::Backlog;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::operations::status::ProcessorStatus;
@@ -152,7 +153,9 @@ impl RequestHandler {
     async fn metrics(&self) -> Answer {
         let statuses = self.statuses(None).await;
         let snapshots = self.workers().map(|workers| workers.snapshots.borrow().clone()).unwrap_or_default();
-        answer::text(StatusCode::OK, exposition::CONTENT_TYPE, metrics::render(statuses.ok(), &snapshots))
+        let backlog = self.backlog().await.ok();
+        let text = metrics::render(statuses.ok(), backlog, &snapshots);
+        answer::text(StatusCode::OK, exposition::CONTENT_TYPE, text)
     }
 
     async fn examine(&self) -> Result<Answer, ApiError> {
@@ -184,6 +187,12 @@ impl RequestHandler {
         let _turn = self.turn.lock().await;
         let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
         Ok(operator.statuses(name).await?)
+    }
+
+    async fn backlog(&self) -> Result<Backlog, ApiError> {
+        let (_, databases) = self.databases().await?;
+        let _turn = self.turn.lock().await;
+        Ok(Backlog::read(&databases).await.map_err(OperatorError::from)?)
     }
 
     async fn list_dead_letters(&self, listing: Listing) -> Result<Answer, ApiError> {

@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::plan::all_in_one;
-use super::program::Program;
+use super::program::{Program, telling};
 use super::registered::add_registered;
 use super::start_error::StartError;
 use crate::config::Config;
@@ -19,6 +19,7 @@ use crate::operations::waiting::{Idle, Waiting};
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processors::{Processors, WaitError};
 use crate::shutdown::{self, Shutdown, ShutdownHandle};
+use crate::store::scheduled::Scheduler;
 use crate::store::{EventStore as _, PostgresEventStore};
 use crate::worker::Crew;
 
@@ -30,7 +31,7 @@ const NAME: &str = "espd in process";
 
 impl Program {
     /// Runs the processors of this program and of the configuration as tasks of the present tokio runtime: runners, the
-    /// watcher, and the relay that moves what reactors emit for later. It returns once they run; they follow the store until
+    /// watcher, the relay that moves what reactors emit for later, and what appends scheduled events when they are due. It returns once they run; they follow the store until
     /// [`Running::stop`], or until the [`Running`] is dropped.
     ///
     /// It is what a worker of `espd run` does, so several processes may run the same processors: one of them owns each, and
@@ -85,24 +86,33 @@ impl Running {
         let databases = Databases::connect(&config, NAME).await?;
         databases.check_schema().await?;
         databases.check_store().await?;
+        let layout = databases.layout.clone().with_upcasts(&config.upcasts);
+        let store = telling(PostgresEventStore::new(databases.events.clone(), layout), &registry);
+        let scheduler = scheduler(&config, &store)?;
         let (stop, stopping) = shutdown::channel();
         let crew = Crew::new(all_in_one(&config)?, Arc::new(registry), stopping.clone()).await?;
         crew.require_all()?;
         let (end, ended) = shutdown::channel();
         let grace = config.runner.shutdown_timeout;
         let outcome = tokio::spawn(async move {
+            let scheduling = scheduler.map(|scheduler| {
+                let stopping = stopping.clone();
+                tokio::spawn(async move { scheduler.run(stopping).await })
+            });
             let outcome = live(crew, stopping, grace).await;
+            if let Some(scheduling) = scheduling {
+                scheduling.abort();
+            }
             drop(end);
             outcome
         });
-        let layout = databases.layout.clone().with_upcasts(&config.upcasts);
         Ok(Self {
             stop,
             ended,
             outcome,
             declared: config.processors,
             processors: Processors::new(databases.projections.clone(), databases.layout.schema())?,
-            store: PostgresEventStore::new(databases.events.clone(), layout),
+            store,
             databases,
             turn: Mutex::default(),
         })
@@ -179,6 +189,13 @@ impl Running {
         let waited = self.ended.clone().run_until_requested(waiting).await;
         waited.unwrap_or(Err(WaitError::Ended))
     }
+}
+
+/// What appends scheduled events when they are due, in the store of the configuration; `None`: espd does not append to it.
+fn scheduler(config: &Config, store: &PostgresEventStore) -> anyhow::Result<Option<Scheduler>> {
+    let Some(url) = config.direct_event_store_url() else { return Ok(None) };
+    let scheduler = Scheduler::new(&url.connector()?, store.layout());
+    Ok(scheduler.map(|scheduler| scheduler.telling(store.clone())))
 }
 
 /// Runs a crew until the stop is requested, and cuts it off when it takes too long to end.

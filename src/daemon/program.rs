@@ -6,6 +6,7 @@ use super::own_program;
 use super::registered::add_registered;
 use super::start_error::StartError;
 use crate::config::Config;
+use crate::event::Event;
 use crate::handlers::native::{Projector, Reactor, Registration, Registry};
 use crate::process::hook::{ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd, WorkerFacts};
 use crate::processing::processor::{Events, Processor, ProcessorBase};
@@ -92,6 +93,16 @@ impl Program {
         self
     }
 
+    /// Has `hook` called with the events that this process appends, once they are committed: through [`Self::event_store`] and
+    /// [`Running::event_store`](crate::Running::event_store), as [`PostgresEventStore::on_appended`] says, and with those that were
+    /// scheduled for later and that [`Self::start`] appends when they are due. A daemon appends scheduled events in a process of
+    /// its own, which calls nothing.
+    #[must_use]
+    pub fn on_appended(mut self, hook: impl Fn(&[Event]) + Send + Sync + 'static) -> Self {
+        self.registry.on_appended = Some(Arc::new(hook));
+        self
+    }
+
     /// Reads old events as new ones, above the upcasts of the configuration and those that were added before: for every processor
     /// of this program and of its configuration, and for [`Self::event_store`].
     #[must_use]
@@ -108,7 +119,9 @@ impl Program {
     pub fn event_store(&self, config: &Config) -> Result<PostgresEventStore, StartError> {
         let mut config = config.clone();
         add_registered(&mut config, &self.registry).map_err(|faults| StartError::of_faults(&faults))?;
-        PostgresEventStore::from_config(&config).map_err(|error| StartError::of(&error.into()))
+        let store =
+            PostgresEventStore::from_config(&config).map_err(|error| StartError::of(&error.into()))?;
+        Ok(telling(store, &self.registry))
     }
 
     /// Makes one of the processors, for callers that hand it batches themselves, such as tests. `schema` holds espd's
@@ -135,5 +148,13 @@ impl Program {
     /// of `espctl`, each with the processors of this program. Messages name this program.
     pub fn main(self) -> std::process::ExitCode {
         own_program::main(self.registry)
+    }
+}
+
+/// The store, which calls what the program wants called with appended events.
+pub(super) fn telling(store: PostgresEventStore, registry: &Registry) -> PostgresEventStore {
+    match registry.on_appended.clone() {
+        Some(hook) => store.on_appended(move |events| hook(events)),
+        None => store,
     }
 }

@@ -4,7 +4,10 @@
 
 use chrono::Utc;
 
+use super::backlog::Backlog;
 use super::status::{ProcessorState, ProcessorStatus};
+use crate::processing::effects::PendingEffects;
+use crate::store::scheduled::ScheduledSummary;
 
 /// One metric.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub(crate) enum Kind {
 pub(crate) struct Readings {
     /// The statuses of all processors; `None` while the database does not answer.
     pub(crate) statuses: Option<Vec<ProcessorStatus>>,
+    /// What waits; `None` while the database does not answer.
+    pub(crate) backlog: Option<Backlog>,
     /// The workers of this daemon.
     pub(crate) workers: Vec<WorkerReading>,
     /// Lines of log that the daemon and its workers could not write.
@@ -70,12 +75,19 @@ enum Value {
     Store(fn(&ProcessorStatus) -> f64),
     /// A sample of each processor.
     Processor(fn(&ProcessorStatus) -> f64),
+    /// One sample, of what applications have scheduled.
+    Scheduled(fn(&ScheduledSummary) -> f64),
+    /// A sample of each processor: what its handlers want done after their commit; 0 where there is nothing.
+    Effects(fn(&PendingEffects) -> f64),
     /// A sample of each processor and state.
     ProcessorState,
 }
 
+/// SQLSTATE of the refusal of a batch that has written a table of another processor.
+const FOREIGN_WRITE: &str = "ES006";
+
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 25] = [
+pub(crate) const METRICS: [Metric; 31] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
@@ -182,6 +194,31 @@ pub(crate) const METRICS: [Metric; 25] = [
         "Emitted events that the event store has refused; they are tried again.",
         Value::Processor(|status| status.refused_emissions as f64),
     ),
+    gauge(
+        "espd_effects_pending",
+        "Effects of committed batches that are to be carried out.",
+        Value::Effects(|effects| effects.count as f64),
+    ),
+    gauge(
+        "espd_effect_oldest_seconds",
+        "Age of the oldest effect that is to be carried out; 0 when there is none.",
+        Value::Effects(|effects| effects.oldest_seconds),
+    ),
+    gauge(
+        "espd_scheduled_events_pending",
+        "Events that applications have scheduled and that are not appended yet.",
+        Value::Scheduled(|scheduled| scheduled.pending as f64),
+    ),
+    gauge(
+        "espd_scheduled_events_refused",
+        "Scheduled events that the event store has refused; they are tried again.",
+        Value::Scheduled(|scheduled| scheduled.refused as f64),
+    ),
+    gauge(
+        "espd_scheduled_event_overdue_seconds",
+        "For how long a scheduled event that was not refused has been due; 0 when none is.",
+        Value::Scheduled(|scheduled| scheduled.overdue_seconds),
+    ),
     counter(
         "espd_events_processed_total",
         "Events handled since the last reset.",
@@ -191,6 +228,11 @@ pub(crate) const METRICS: [Metric; 25] = [
         "espd_processor_diverged",
         "Whether the event store is not the one that the processor has followed.",
         Value::Processor(|status| truth(status.diverged.is_some())),
+    ),
+    gauge(
+        "espd_processor_foreign_write",
+        "Whether the processor fails because its handlers write a table of another processor.",
+        Value::Processor(|status| truth(is_foreign_write(status))),
     ),
     gauge(
         "espd_processor_state",
@@ -226,6 +268,17 @@ impl Metric {
             Value::Processor(value) => {
                 statuses.iter().map(|status| sample(labels(status, statuses), value(status))).collect()
             }
+            Value::Scheduled(value) => {
+                let scheduled = readings.backlog.as_ref().and_then(|backlog| backlog.scheduled.as_ref());
+                scheduled.map(|scheduled| sample(Vec::new(), value(scheduled))).into_iter().collect()
+            }
+            Value::Effects(value) => {
+                let Some(backlog) = &readings.backlog else { return Vec::new() };
+                let of = |status: &ProcessorStatus| {
+                    backlog.effects.iter().find(|effects| is_of(effects, status)).map_or(0.0, value)
+                };
+                statuses.iter().map(|status| sample(labels(status, statuses), of(status))).collect()
+            }
             Value::ProcessorState => {
                 statuses.iter().flat_map(|status| state_samples(status, statuses)).collect()
             }
@@ -256,6 +309,17 @@ fn state_samples(status: &ProcessorStatus, all: &[ProcessorStatus]) -> Vec<Sampl
     ProcessorState::ALL.into_iter().map(one).collect()
 }
 
+fn is_of(effects: &PendingEffects, status: &ProcessorStatus) -> bool {
+    effects.processor == status.name
+        && effects.version == status.version
+        && effects.partition == status.partition
+}
+
+fn is_foreign_write(status: &ProcessorStatus) -> bool {
+    let failure = status.last_error.as_ref();
+    failure.and_then(|failure| failure.sqlstate.as_deref()) == Some(FOREIGN_WRITE)
+}
+
 fn dead_letter_age(status: &ProcessorStatus) -> f64 {
     status.oldest_dead_letter_at.map_or(0.0, |at| (Utc::now() - at).as_seconds_f64().max(0.0))
 }
@@ -274,6 +338,7 @@ mod tests {
         let new = ProcessorStatus { version: 2, ..live("notes") };
         let readings = Readings {
             statuses: Some(vec![live("notes"), new, live("other")]),
+            backlog: Some(Backlog::default()),
             workers: vec![],
             log_lines_lost: 0,
         };
@@ -305,7 +370,7 @@ mod tests {
             is_crash_looping: false,
             heartbeat_age: None,
         };
-        let readings = Readings { statuses: None, workers: vec![worker], log_lines_lost: 0 };
+        let readings = Readings { workers: vec![worker], ..Readings::default() };
         let value = |name: &str| {
             let metric = METRICS.iter().find(|metric| metric.name == name).unwrap();
             metric.samples(&readings).first().map(|sample| sample.value)

@@ -1,5 +1,6 @@
 //! What operators see and do. Nothing here prints: `espctl`, the admin endpoint and the daemon show it.
 
+pub(crate) mod backlog;
 pub(crate) mod check;
 pub(crate) mod databases;
 pub(crate) mod declared_events;

@@ -7,11 +7,12 @@
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 use crate::event::Position;
 use crate::postgres::quote::quote_identifier;
+use crate::postgres::row::from_row;
 use crate::processing::tracker::ProcessorKey;
 
 /// Work that a handler has asked for, to be done now that its batch is committed.
@@ -59,6 +60,19 @@ pub(crate) struct NewEffect {
     pub(crate) event_type: String,
     pub(crate) payload: Box<RawValue>,
 }
+
+/// The effects of one processor that are to be carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PendingEffects {
+    pub(crate) processor: String,
+    pub(crate) version: i32,
+    pub(crate) partition: i32,
+    pub(crate) count: i64,
+    /// Age of the oldest of them, in seconds.
+    pub(crate) oldest_seconds: f64,
+}
+
+from_row!(PendingEffects { processor, version, partition, count, oldest_seconds });
 
 /// The table of effects in one schema.
 #[derive(Debug, Clone)]
@@ -110,6 +124,21 @@ impl Effects {
         );
         let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
         query.bind(&key.name).bind(key.partition).fetch_one(connection).await
+    }
+
+    /// Counts the effects of each processor that are to be carried out; processors without any are left out.
+    pub(crate) async fn summarise(
+        &self,
+        connection: impl PgExecutor<'_>,
+    ) -> Result<Vec<PendingEffects>, sqlx::Error> {
+        let statement = format!(
+            "-- summarise_effects
+             select processor, version, partition, count(*) as count,
+                    extract(epoch from clock_timestamp() - min(created_at))::float8 as oldest_seconds
+             from {}.effects group by processor, version, partition",
+            self.schema
+        );
+        sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
     }
 
     /// Removes an effect that was carried out.

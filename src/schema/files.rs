@@ -25,6 +25,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (5, "correlations", include_str!("../../migrations/event_store/0005_correlations.sql")),
         (6, "scheduled events", include_str!("../../migrations/event_store/0006_scheduled_events.sql")),
         (7, "event schemas", include_str!("../../migrations/event_store/0007_event_schemas.sql")),
+        (8, "due events", include_str!("../../migrations/event_store/0008_due_events.sql")),
     ],
 };
 

@@ -8,9 +8,10 @@ use crate::event::Event;
 
 /// What is called after an append, if anything is.
 #[derive(Clone, Default)]
-pub(super) struct AppendedHook(Option<Closure>);
+pub(super) struct AppendedHook(Option<AppendedClosure>);
 
-type Closure = Arc<dyn Fn(&[Event]) + Send + Sync>;
+/// A closure that is called with what was appended.
+pub(crate) type AppendedClosure = Arc<dyn Fn(&[Event]) + Send + Sync>;
 
 impl AppendedHook {
     pub(super) fn new(hook: impl Fn(&[Event]) + Send + Sync + 'static) -> Self {

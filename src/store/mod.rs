@@ -48,6 +48,7 @@ use uuid::Uuid;
 
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
+pub(crate) use appended_hook::AppendedClosure;
 pub use codec::BodyCodec;
 pub(crate) use codec::Codec;
 pub use event_stream::EventStream;

@@ -127,7 +127,8 @@ impl PostgresEventStore {
     /// It is called for appends through this value and its clones, not for those of other writers. It is called at most once: if
     /// the process ends between the commit and the call, or the events cannot be read again (which the log tells), it is not
     /// called. What must not be lost is the work of a reactor. It is called again for an append that is repeated with the same
-    /// uuids. It must not block, as nothing in async code must; its panic is logged.
+    /// uuids. What was scheduled it is called for where [`Self::append_due`] of this value or a clone appends it, not where a daemon
+    /// does, which is another process. It must not block, as nothing in async code must; its panic is logged.
     #[must_use]
     pub fn on_appended(self, hook: impl Fn(&[Event]) + Send + Sync + 'static) -> Self {
         Self { on_appended: AppendedHook::new(hook), ..self }
@@ -139,17 +140,27 @@ impl PostgresEventStore {
             return;
         }
         let ids: Vec<Position> = appended.iter().map(|event| event.id).collect();
-        let query = sqlx::query(self.statements.read_ids.clone()).bind(ids);
+        self.tell(sqlx::query(self.statements.read_ids.clone()).bind(ids), appended.len()).await;
+    }
+
+    /// As [`Self::tell_appended`], for events whose uuids are known.
+    pub(crate) async fn tell_stored(&self, uuids: &[Uuid]) {
+        if self.on_appended.is_set() && !uuids.is_empty() {
+            self.tell(sqlx::query(self.statements.read_uuids.clone()).bind(uuids), uuids.len()).await;
+        }
+    }
+
+    async fn tell(&self, query: Query<'_, Postgres, PgArguments>, count: usize) {
         let reading =
             query.fetch(&self.pool).map(|row| self.codec.decode(row::event(&row?)?)).try_collect::<Vec<_>>();
         match reading.await {
-            Ok(events) if events.len() == appended.len() => self.on_appended.call(&events),
+            Ok(events) if events.len() == count => self.on_appended.call(&events),
             Ok(_) => tracing::error!(
-                events = appended.len(),
+                events = count,
                 "on_appended is not called: the events are not there, although the transaction is said to be committed"
             ),
             Err(error) => tracing::error!(
-                events = appended.len(),
+                events = count,
                 error = chain(&error),
                 "on_appended is not called: the events are stored, but could not be read again"
             ),

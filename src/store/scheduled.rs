@@ -51,6 +51,21 @@ from_row!(ScheduledEvent {
     correlation_id
 });
 
+/// What waits in a table of scheduled events.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct ScheduledSummary {
+    /// The events that are not appended yet.
+    pub(crate) pending: i64,
+    /// Those of them that the table of events has refused.
+    pub(crate) refused: i64,
+    /// Those that are due and were not refused.
+    pub(crate) due: i64,
+    /// For how long the first of those has been due; 0 when there is none.
+    pub(crate) overdue_seconds: f64,
+}
+
+from_row!(ScheduledSummary { pending, refused, due, overdue_seconds });
+
 /// Which scheduled events an operator means. What is left out selects nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ScheduledSelection {
@@ -126,6 +141,23 @@ impl ScheduledEvents {
             selection.condition()
         );
         sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
+    }
+
+    /// What waits, in numbers.
+    pub(crate) async fn summarise(
+        &self,
+        connection: impl PgExecutor<'_>,
+    ) -> Result<ScheduledSummary, sqlx::Error> {
+        let statement = format!(
+            "-- summarise_scheduled_events
+             select count(*) as pending, count(*) filter (where attempts > 0) as refused,
+                    count(*) filter (where attempts = 0 and due_at <= clock_timestamp()) as due,
+                    coalesce(extract(epoch from clock_timestamp() - min(due_at)
+                      filter (where attempts = 0 and due_at <= clock_timestamp())), 0)::float8 as overdue_seconds
+             from {}.scheduled_events",
+            self.schema
+        );
+        sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await
     }
 
     /// Removes the selected events for good, and records who did it. Returns how many there were.

@@ -7,6 +7,7 @@ mod doctor;
 mod events;
 mod guard;
 mod life;
+mod metrics;
 
 use serde_json::{Value, json};
 

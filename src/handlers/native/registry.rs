@@ -13,8 +13,8 @@ use crate::processing::declaration::{
     OnHandlerChange, ProcessorDeclaration, ProcessorKind, ProcessorSettings,
 };
 use crate::processing::processor::ProcessorBase;
-use crate::store::Codec;
 use crate::store::upcast::Upcast;
+use crate::store::{AppendedClosure, Codec};
 
 /// Holds the processors written in Rust, by name.
 #[derive(Default)]
@@ -26,6 +26,8 @@ pub(crate) struct Registry {
     faults: Vec<String>,
     /// What the program has called when something happens to a worker or a processor.
     pub(crate) hooks: HookClosures,
+    /// What the program has called with the events that its own process appends.
+    pub(crate) on_appended: Option<AppendedClosure>,
 }
 
 struct Registered {

@@ -8,6 +8,7 @@ use crate::processing::dead_letters::DeadLetters;
 use crate::processing::emission::{EmissionSelection, EmissionState, PendingEmissions};
 use crate::processing::tracker::TrackerRow;
 use crate::processors::WaitError;
+use crate::store::scheduled::ScheduledEvents;
 use crate::store::{EventStore as _, PostgresEventStore};
 
 /// Processors that have nothing to do: all events are handled, and what was emitted is in the event store.
@@ -49,6 +50,8 @@ impl Waiting<'_> {
     pub(crate) async fn until_idle(&self, timeout: Duration) -> Result<Idle, WaitError> {
         let mut clock = Clock::of(timeout);
         loop {
+            // First: an event that is appended meanwhile is in the store when the head is looked at.
+            let due = self.due_scheduled().await?;
             // This order: what is emitted between two of the looks is seen by a later one.
             let rows = self.rows(&self.names).await?;
             let requested = self.requested_dead_letters().await?;
@@ -57,8 +60,15 @@ impl Waiting<'_> {
             self.refuse_refused(&rows)?;
             let work = |name: &String| self.work_of(name, &rows, head, &requested);
             let left: Vec<String> = self.names.iter().filter(|name| work(name).is_some()).cloned().collect();
-            if left.is_empty() {
+            if left.is_empty() && due == 0 {
                 return Ok(Idle { position: head, later: self.later(&rows).await? });
+            }
+            if clock.is_over() && left.is_empty() {
+                let message = format!(
+                    "{due} scheduled events are due and not appended: no daemon does that, or the next ones say why: \
+                     `espctl emissions list -`"
+                );
+                return Err(WaitError::TimedOut { processors: Vec::new(), message });
             }
             if clock.is_over() {
                 let says = |name: &String, why: String| {
@@ -102,6 +112,15 @@ impl Waiting<'_> {
         let why = row.emission_error.as_deref().unwrap_or("it does not say why");
         let reason = format!("the event store refuses what it has emitted: {why}");
         Err(WaitError::Blocked { processor: row.name.clone(), reason, event_id: None })
+    }
+
+    /// How many events that applications have scheduled are due, without those that the event store has refused.
+    async fn due_scheduled(&self) -> Result<i64, WaitError> {
+        let databases = self.operator.databases;
+        match ScheduledEvents::of(&databases.layout) {
+            Some(events) => Ok(events.summarise(&databases.events).await?.due),
+            None => Ok(0),
+        }
     }
 
     async fn requested_dead_letters(&self) -> Result<Vec<String>, WaitError> {

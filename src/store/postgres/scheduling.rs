@@ -134,19 +134,22 @@ impl PostgresEventStore {
     }
 
     /// Appends scheduled events that are due, a hundred at most, and returns how many. A program without espd's daemon calls
-    /// it again and again.
+    /// it again and again. What [`Self::on_appended`] names is called with them.
     ///
     /// # Errors
     /// The database could not do it now, and nothing has changed.
     pub async fn append_due(&self) -> Result<u32, AppendError> {
         self.statements.append()?;
-        let statement =
-            format!("-- append_due\nselect appended from {}.append_due()", self.layout.quoted_schema());
-        let appended: i32 =
+        let statement = format!(
+            "-- append_due\nselect appended from {}.append_due_events()",
+            self.layout.quoted_schema()
+        );
+        let appended: Vec<Uuid> =
             sqlx::query_scalar(sql(statement)).persistent(false).fetch_one(&self.pool).await?;
-        if appended > 0 {
+        if !appended.is_empty() {
             self.notify();
+            self.tell_stored(&appended).await;
         }
-        Ok(appended.unsigned_abs())
+        Ok(u32::try_from(appended.len()).unwrap_or(u32::MAX))
     }
 }

@@ -16,6 +16,7 @@ pub(super) struct Statements {
     pub(super) read_correlation: SqlStr,
     pub(super) read_range: SqlStr,
     pub(super) read_ids: SqlStr,
+    pub(super) read_uuids: SqlStr,
     pub(super) find_position_at: SqlStr,
     pub(super) find_latest_id: SqlStr,
     /// None in a store that espd only reads.
@@ -48,6 +49,10 @@ impl Statements {
             read_ids: sql(format!(
                 "-- read_ids
                 select {columns} from {events} where id = any ($1) order by id"
+            )),
+            read_uuids: sql(format!(
+                "-- read_uuids
+                select {columns} from {events} where uuid = any ($1) order by id"
             )),
             find_position_at: sql(format!(
                 "-- find_position_at

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, Row as _};
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
 use crate::postgres::connector::Connector;
 use crate::postgres::deadline::in_time;
@@ -15,6 +16,7 @@ use crate::postgres::notify::{EVENTS, notify};
 use crate::postgres::sqlstate::describe;
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
+use crate::store::PostgresEventStore;
 use crate::store::layout::Layout;
 
 /// Time between two looks at the table while nothing is known to be due. A known event is appended when it is due.
@@ -34,11 +36,13 @@ pub(crate) struct Scheduler {
     schema: String,
     /// The channel that subscriptions of the store listen on.
     channel: String,
+    /// What is told of the events that are appended; `None`: nothing in this process.
+    told: Option<PostgresEventStore>,
 }
 
 /// What one look has done.
 struct Looked {
-    appended: i32,
+    appended: Vec<Uuid>,
     refused: i32,
     /// How long until the next event is due; `None`: there is none.
     left: Option<Duration>,
@@ -48,7 +52,13 @@ impl Scheduler {
     /// A scheduler of the store in `database`; `None`: espd appends nothing to a store of this layout.
     pub(crate) fn new(database: &Connector, layout: &Layout) -> Option<Self> {
         let channel = layout.append.as_ref()?.channel.clone();
-        Some(Self { database: database.named("espd: scheduler"), schema: layout.quoted_schema(), channel })
+        let database = database.named("espd: scheduler");
+        Some(Self { database, schema: layout.quoted_schema(), channel, told: None })
+    }
+
+    /// The same scheduler, which calls what `on_appended` of this store names.
+    pub(crate) fn telling(self, store: PostgresEventStore) -> Self {
+        Self { told: Some(store), ..self }
     }
 
     /// Appends what is due until the stop is requested, and waits for the end of outages.
@@ -74,9 +84,12 @@ impl Scheduler {
                 info!("scheduled events are appended again");
                 outages.succeeded();
             }
-            if looked.appended > 0 {
-                debug!(events = looked.appended, "appended scheduled events");
+            if !looked.appended.is_empty() {
+                debug!(events = looked.appended.len(), "appended scheduled events");
                 let _ = notify(&mut connection, &self.channel, EVENTS).await;
+                if let Some(store) = &self.told {
+                    store.tell_stored(&looked.appended).await;
+                }
             }
             if looked.refused > 0 {
                 let remedy = "espctl emissions list - --refused";
@@ -85,7 +98,7 @@ impl Scheduler {
                     remedy, "the event store refuses scheduled events: they are put off"
                 );
             }
-            if looked.appended + looked.refused == 0 {
+            if looked.appended.is_empty() && looked.refused == 0 {
                 let left = looked.left.unwrap_or(INTERVAL);
                 tokio::time::sleep(left.clamp(INTERVAL_MIN, INTERVAL)).await;
             }
@@ -93,7 +106,7 @@ impl Scheduler {
     }
 
     async fn append_due(&self, connection: &mut PgConnection) -> Result<Looked, sqlx::Error> {
-        let statement = format!("-- append_due\nselect * from {}.append_due()", self.schema);
+        let statement = format!("-- append_due\nselect * from {}.append_due_events()", self.schema);
         let row = simple(statement).fetch_one(connection).await?;
         let seconds: Option<f64> = row.try_get("seconds_left")?;
         let left = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());

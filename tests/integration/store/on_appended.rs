@@ -122,3 +122,19 @@ async fn a_transaction_of_which_nobody_has_said_what_became_is_told_in_the_log()
     }
     assert!(calls.ids().is_empty());
 }
+
+#[tokio::test]
+async fn what_was_scheduled_is_told_where_it_is_appended() {
+    let (_pool, store) = store().await;
+    let calls = Calls::default();
+    let store = store.on_appended(calls.note());
+    let due = std::time::Duration::ZERO;
+    store.append_at(due, None, &[happened(Uuid::new_v4()), happened(Uuid::new_v4())]).await.unwrap();
+    assert_eq!(calls.ids(), Vec::<Vec<i64>>::new());
+    assert_eq!(store.append_due().await.unwrap(), 2);
+    let ids: Vec<i64> =
+        store.read_after(0.into(), None, None, 9).await.unwrap().iter().map(|event| event.id.get()).collect();
+    assert_eq!((calls.ids(), ids.len()), (vec![ids], 2));
+    assert_eq!(store.append_due().await.unwrap(), 0);
+    assert_eq!(calls.ids().len(), 1);
+}

@@ -1,6 +1,7 @@
 //! Processors as tasks of the application's own process.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -103,6 +104,42 @@ async fn what_a_reactor_emits_later_moves_and_idle_waits_for_what_is_due() {
     assert!(idle.position >= last.into(), "{idle:?}");
     let later: Vec<_> = idle.later.iter().map(|one| (one.event_type.as_str(), one.key.as_deref())).collect();
     assert_eq!(later, [("MuchLater", Some("week"))], "a key names one of them: {idle:?}");
+    running.stop().await.unwrap();
+}
+
+/// What a session holds while it appends scheduled events; others wait for their turn.
+const TURN: &str = "hashtextextended('espd: scheduled events of espd', 0)";
+
+#[tokio::test]
+async fn what_an_application_has_scheduled_is_appended_and_told_in_its_own_process() {
+    let db = support::database().await;
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let program = Program::new().projector(notes(), || Notes).on_appended(move |events| {
+        tell.lock().unwrap().extend(events.iter().map(|event| event.event_type.clone()));
+    });
+    let running = start(program, &db).await;
+    let event = |name: &str| {
+        let body = serde_json::value::to_raw_value("b").unwrap();
+        [espd::event::NewEvent::new(uuid::Uuid::new_v4(), name, body)]
+    };
+    let mut holder = db.pool.acquire().await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("select pg_advisory_lock({TURN})")))
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let store = running.event_store();
+    store.append_at(Duration::ZERO, None, &event("Due")).await.unwrap();
+    store.append_at(Duration::from_secs(3_600), None, &event("Later")).await.unwrap();
+    store.append(&event("B")).await.unwrap();
+    let late = running.idle(Duration::from_millis(200)).await.unwrap_err();
+    assert!(late.to_string().contains("1 scheduled events are due"), "{late}");
+    holder.close().await.unwrap();
+
+    running.idle(PATIENCE).await.unwrap();
+    assert_eq!(noted(&db.pool).await, HashMap::from([("B".to_owned(), 1), ("Due".to_owned(), 1)]));
+    eventually("the closure is called", async || (told.lock().unwrap().len() == 2).then_some(())).await;
+    assert_eq!(*told.lock().unwrap(), ["B", "Due"]);
     running.stop().await.unwrap();
 }
 
