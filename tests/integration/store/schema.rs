@@ -84,7 +84,7 @@ async fn a_migration_that_stopped_half_way_is_completed() {
     let (pool, _) = store().await;
     execute(
         &pool,
-        "drop function espd.append_after(interval, jsonb, text);
+        "drop function espd.append_due_events(integer);
          delete from espd._event_store_migrations
          where version = (select max(version) from espd._event_store_migrations)",
     )
@@ -96,7 +96,7 @@ async fn a_migration_that_stopped_half_way_is_completed() {
     assert_eq!(found, needed - 1);
     let migrated = schema::migrate_event_store(&pool, "espd").await.unwrap();
     assert_eq!(migrated, Migrated { from: found, to: needed });
-    execute(&pool, "select espd.append_after('1 day', '[]')").await;
+    execute(&pool, "select * from espd.append_due_events()").await;
 }
 
 #[tokio::test]
