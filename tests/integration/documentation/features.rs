@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use espd::internals::config::known_keys;
+use tokio::sync::Mutex;
 
 use super::page::{anchors, code_spans, links, prose, rows};
 use crate::support::program::Installation;
 use crate::support::{SCHEMA, database};
 
-const COMPARISONS: [&str; 0] = [];
+const COMPARISONS: [&str; 3] = ["docs/from-eventsourcery.md", "docs/from-sequent.md", "docs/from-sourced.md"];
 
 /// What a comparison says of a feature.
 const ANSWERS: [&str; 4] = ["yes", "partly", "otherwise", "not yet"];
@@ -45,20 +46,16 @@ fn pages() -> Vec<PathBuf> {
 #[tokio::test]
 async fn what_the_comparisons_name_exists() {
     let known = Known::gather().await;
+    let mut faults = Vec::new();
     for page in COMPARISONS {
-        let text = super::read(page);
-        let rows = rows(&text);
-        assert!(rows.len() > 30, "{page}: {} rows", rows.len());
+        let rows = rows(&super::read(page));
+        assert!(rows.len() > 50, "{page}: {} rows", rows.len());
         for row in rows {
-            let [.., answer, how] = row.as_slice() else { panic!("{page}: {row:?}") };
-            assert!(ANSWERS.contains(&answer.as_str()), "{page}: {row:?}");
-            let mut named = !links(how).is_empty();
-            for span in code_spans(how) {
-                named |= known.has(&span).await.unwrap_or_else(|fault| panic!("{page}: `{span}`: {fault}"));
-            }
-            assert!(named || answer == "not yet", "{page}: where is it? {row:?}");
+            let found = known.faults_of(&row).await;
+            faults.extend(found.into_iter().map(|fault| format!("{page}: {row:?}: {fault}")));
         }
     }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 /// What can be named.
@@ -67,6 +64,7 @@ struct Known {
     relations_and_functions: BTreeSet<String>,
     source: String,
     installation: Installation,
+    help: Mutex<BTreeMap<String, String>>,
 }
 
 impl Known {
@@ -81,7 +79,25 @@ impl Known {
         let files = glob::glob(root.to_str().unwrap()).unwrap();
         let source = files.map(|file| std::fs::read_to_string(file.unwrap()).unwrap()).collect();
         let keys = known_keys().into_iter().collect();
-        Self { keys, relations_and_functions, source, installation: Installation::without_database("") }
+        let (installation, help) = (Installation::without_database(""), Mutex::default());
+        Self { keys, relations_and_functions, source, installation, help }
+    }
+
+    /// What is wrong with a row of a comparison: its feature, the answer, and where it is here.
+    async fn faults_of(&self, row: &[String]) -> Vec<String> {
+        let [_, answer, how] = row else { return vec!["it has not three cells".to_owned()] };
+        let mut named = !links(how).is_empty();
+        let mut faults = Vec::new();
+        for span in code_spans(how) {
+            match self.has(&span).await {
+                Ok(is_looked_up) => named |= is_looked_up,
+                Err(fault) => faults.push(format!("`{span}`: {fault}")),
+            }
+        }
+        if !ANSWERS.contains(&answer.as_str()) || !(named || answer == "not yet") {
+            faults.push("it does not say where the feature is".to_owned());
+        }
+        faults
     }
 
     /// Whether the text names something that exists; `false` if it is no name of a kind that can be looked up.
@@ -142,14 +158,23 @@ impl Known {
         unknown.next().map_or(Ok(()), |option| Err(format!("its help does not name {option}")))
     }
 
+    /// What a command's `--help` prints; each is asked once.
     async fn help(&self, program: &str, path: &[String]) -> Result<String, String> {
+        let name = format!("{program} {}", path.join(" "));
+        if let Some(help) = self.help.lock().await.get(&name) {
+            return Ok(help.clone());
+        }
         let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();
         arguments.push("--help");
         let outcome = match program {
             "espctl" => self.installation.espctl(&arguments).await,
             _ => self.installation.espd(&arguments).await,
         };
-        if outcome.code == Some(0) { Ok(outcome.stdout) } else { Err(outcome.stderr) }
+        if outcome.code != Some(0) {
+            return Err(outcome.stderr);
+        }
+        self.help.lock().await.insert(name, outcome.stdout.clone());
+        Ok(outcome.stdout)
     }
 }
 
