@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::event::Position;
 use crate::postgres::literal::fetch_optional;
 use crate::postgres::name::{InvalidName, SchemaName};
-use crate::postgres::quote::quote_literal;
+use crate::postgres::quote::{quote_identifier, quote_literal};
 
 /// The processors that run on a database, as an application sees them. Cheap to clone.
 ///
@@ -30,6 +30,7 @@ use crate::postgres::quote::quote_literal;
 pub struct Processors {
     pool: PgPool,
     schema: SchemaName,
+    tracker_table: String,
 }
 
 /// Why a wait has ended before what was waited for.
@@ -111,7 +112,13 @@ impl Processors {
     /// # Errors
     /// The schema cannot have this name.
     pub fn new(pool: PgPool, schema: &str) -> Result<Self, InvalidName> {
-        Ok(Self { pool, schema: SchemaName::new(schema)? })
+        Ok(Self { pool, schema: SchemaName::new(schema)?, tracker_table: "trackers".to_owned() })
+    }
+
+    /// The same processors, whose table of positions has another name than `trackers`: `tracker_table` of the configuration.
+    #[must_use]
+    pub fn with_tracker_table(self, name: &str) -> Self {
+        Self { tracker_table: name.to_owned(), ..self }
     }
 
     /// The position of a processor; `None`: it has never run on this database.
@@ -168,8 +175,9 @@ impl Processors {
             "-- find_position
              select min(position) as position, bool_or(paused_at is not null) as paused,
                     bool_or(failed_at is not null) as failed, bool_or(diverged is not null) as diverged
-             from {}.trackers where name = {} having count(*) > 0",
+             from {}.{} where name = {} having count(*) > 0",
             self.schema,
+            quote_identifier(&self.tracker_table),
             quote_literal(processor)
         );
         let found: Option<Standing> = fetch_optional(&self.pool, statement).await?;

@@ -12,14 +12,18 @@ mod apply;
 mod by_hand;
 mod error;
 mod files;
+mod fixed_names;
+pub(crate) mod names;
+pub(crate) mod renaming;
 
 use std::fmt;
 
 use sqlx::PgPool;
 
 pub use error::SchemaError;
+use names::Home;
+pub use names::{EspdNames, OtherName};
 
-use crate::postgres::name::SchemaName;
 use files::{EVENT_STORE, PROCESSING};
 
 /// Creates the event store in `schema`, or brings it to the version that this program knows.
@@ -27,12 +31,30 @@ use files::{EVENT_STORE, PROCESSING};
 /// This is harmless where nothing is to be done, and when several programs do it at once. It needs a direct
 /// connection, not one through a pooler, because it holds a session lock.
 pub async fn migrate_event_store(pool: &PgPool, schema: &str) -> Result<Migrated, SchemaError> {
-    apply::migrate(&EVENT_STORE, pool, &SchemaName::new(schema)?).await
+    migrate_event_store_named(pool, schema, &EspdNames::default()).await
+}
+
+/// As [`migrate_event_store`], with other names of tables and functions, which are chosen before the first migration.
+pub async fn migrate_event_store_named(
+    pool: &PgPool,
+    schema: &str,
+    names: &EspdNames,
+) -> Result<Migrated, SchemaError> {
+    apply::migrate(&EVENT_STORE, pool, &Home::new(schema, names)?).await
 }
 
 /// Creates what processors need in `schema`, as [`migrate_event_store`] does for events.
 pub async fn migrate_processing(pool: &PgPool, schema: &str) -> Result<Migrated, SchemaError> {
-    apply::migrate(&PROCESSING, pool, &SchemaName::new(schema)?).await
+    migrate_processing_named(pool, schema, &EspdNames::default()).await
+}
+
+/// As [`migrate_processing`], with other names. They are those of [`migrate_event_store_named`].
+pub async fn migrate_processing_named(
+    pool: &PgPool,
+    schema: &str,
+    names: &EspdNames,
+) -> Result<Migrated, SchemaError> {
+    apply::migrate(&PROCESSING, pool, &Home::new(schema, names)?).await
 }
 
 /// Confirms that the event store in `schema` is at the version that this program knows, or at a newer one that lets
@@ -40,37 +62,71 @@ pub async fn migrate_processing(pool: &PgPool, schema: &str) -> Result<Migrated,
 ///
 /// The check only reads: it needs no right to create anything, and works on a standby.
 pub async fn check_event_store(pool: &PgPool, schema: &str) -> Result<(), SchemaError> {
-    applied::check(&EVENT_STORE, pool, &SchemaName::new(schema)?).await.map(drop)
+    check_event_store_named(pool, schema, &EspdNames::default()).await
+}
+
+/// As [`check_event_store`], and that its tables and functions have these names.
+pub async fn check_event_store_named(
+    pool: &PgPool,
+    schema: &str,
+    names: &EspdNames,
+) -> Result<(), SchemaError> {
+    applied::check(&EVENT_STORE, pool, &Home::new(schema, names)?).await.map(drop)
 }
 
 /// Confirms that `schema` has what processors need, as [`check_event_store`] does for events.
 pub async fn check_processing(pool: &PgPool, schema: &str) -> Result<(), SchemaError> {
-    applied::check(&PROCESSING, pool, &SchemaName::new(schema)?).await.map(drop)
+    check_processing_named(pool, schema, &EspdNames::default()).await
 }
 
-/// Returns the SQL that [`migrate_event_store`] would run now.
-#[cfg(feature = "daemon")]
-pub(crate) async fn plan_event_store(pool: &PgPool, schema: &str) -> Result<String, SchemaError> {
-    apply::plan(&EVENT_STORE, pool, &SchemaName::new(schema)?).await
+/// As [`check_processing`], and that its tables and functions have these names.
+pub async fn check_processing_named(
+    pool: &PgPool,
+    schema: &str,
+    names: &EspdNames,
+) -> Result<(), SchemaError> {
+    applied::check(&PROCESSING, pool, &Home::new(schema, names)?).await.map(drop)
 }
 
-/// Returns the SQL that [`migrate_processing`] would run now.
+/// Returns the SQL that [`migrate_event_store_named`] would run now.
 #[cfg(feature = "daemon")]
-pub(crate) async fn plan_processing(pool: &PgPool, schema: &str) -> Result<String, SchemaError> {
-    apply::plan(&PROCESSING, pool, &SchemaName::new(schema)?).await
+pub(crate) async fn plan_event_store(
+    pool: &PgPool,
+    schema: &str,
+    names: &EspdNames,
+) -> Result<String, SchemaError> {
+    apply::plan(&EVENT_STORE, pool, &Home::new(schema, names)?).await
 }
 
-/// Says which version the event store has, after [`check_event_store`].
+/// Returns the SQL that [`migrate_processing_named`] would run now.
 #[cfg(feature = "daemon")]
-pub(crate) async fn describe_event_store(pool: &PgPool, schema: &str) -> Result<String, SchemaError> {
-    let found = applied::check(&EVENT_STORE, pool, &SchemaName::new(schema)?).await?;
+pub(crate) async fn plan_processing(
+    pool: &PgPool,
+    schema: &str,
+    names: &EspdNames,
+) -> Result<String, SchemaError> {
+    apply::plan(&PROCESSING, pool, &Home::new(schema, names)?).await
+}
+
+/// Says which version the event store has, after [`check_event_store_named`].
+#[cfg(feature = "daemon")]
+pub(crate) async fn describe_event_store(
+    pool: &PgPool,
+    schema: &str,
+    names: &EspdNames,
+) -> Result<String, SchemaError> {
+    let found = applied::check(&EVENT_STORE, pool, &Home::new(schema, names)?).await?;
     Ok(applied::describe(&EVENT_STORE, found))
 }
 
-/// Says which version the tables of processors have, after [`check_processing`].
+/// Says which version the tables of processors have, after [`check_processing_named`].
 #[cfg(feature = "daemon")]
-pub(crate) async fn describe_processing(pool: &PgPool, schema: &str) -> Result<String, SchemaError> {
-    let found = applied::check(&PROCESSING, pool, &SchemaName::new(schema)?).await?;
+pub(crate) async fn describe_processing(
+    pool: &PgPool,
+    schema: &str,
+    names: &EspdNames,
+) -> Result<String, SchemaError> {
+    let found = applied::check(&PROCESSING, pool, &Home::new(schema, names)?).await?;
     Ok(applied::describe(&PROCESSING, found))
 }
 

@@ -20,7 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("diagnostic", &["postgres"]),
     ("schema", &["postgres"]),
     ("process", &["shutdown"]),
-    ("store", &["event", "postgres", "retry", "shutdown"]),
+    ("store", &["event", "postgres", "retry", "schema", "shutdown"]),
     ("processors", &["event", "postgres"]),
     ("supervision", &["process"]),
     ("embedded", &["postgres", "process"]),

@@ -74,7 +74,8 @@ impl Waiters {
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error, "try again, or wait in SQL: espd.wait_for")
         })?;
         let processors = Processors::new(databases.projections.clone(), databases.layout.schema())
-            .map_err(|error| ApiError::unavailable(error.to_string()))?;
+            .map_err(|error| ApiError::unavailable(error.to_string()))?
+            .with_tracker_table(&databases.layout.names().tracker_table);
         let is_declared = config.processors.iter().any(|declaration| declaration.name == name);
         if !is_declared && processors.position(name).await.map_err(refusal)?.is_none() {
             let remedy = "GET /api/v1/processors lists all of them";

@@ -51,7 +51,23 @@ const EVENT_STORE: Keys = Keys {
         key("direct_url", Kind::Url),
         key("layout", Kind::Choice(&["espd", "event_sourcery"])),
         key("schema", Kind::Text),
+        key("espd", Kind::Section(&ESPD)),
         key("event_sourcery", Kind::Section(&EVENT_SOURCERY)),
+    ]],
+};
+
+const ESPD: Keys = Keys {
+    title: "[event_store.espd]",
+    prefix: "event_store.espd.",
+    groups: &[&[
+        key("events_table", Kind::Text),
+        key("sequence", Kind::Text),
+        key("tracker_table", Kind::Text),
+        key("append_events", Kind::Text),
+        key("append", Kind::Text),
+        key("append_at", Kind::Text),
+        key("append_after", Kind::Text),
+        key("cancel_scheduled", Kind::Text),
     ]],
 };
 
@@ -275,6 +291,7 @@ const WEBHOOK: Keys = Keys {
 pub(super) const SECTIONS: &[&Keys] = &[
     &MAIN_FILE,
     &EVENT_STORE,
+    &ESPD,
     &EVENT_SOURCERY,
     &PROJECTIONS,
     &RUNNER,

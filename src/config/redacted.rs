@@ -16,7 +16,7 @@ use crate::processing::declaration::{
 };
 use crate::retry::RetryPolicy;
 use crate::store::declared_event::DeclaredEvent;
-use crate::store::layout::LayoutSettings;
+use crate::store::layout::{EspdNames, LayoutSettings};
 use crate::store::upcast::Upcast;
 use crate::supervision::hooks::HookSettings;
 
@@ -96,11 +96,15 @@ fn show_event_store(settings: &EventStoreSettings) -> Value {
         "layout": "espd",
         "schema": settings.schema,
     });
-    if let LayoutSettings::EventSourcery(names) = &settings.layout {
-        shown["layout"] = json!("event_sourcery");
-        shown["event_sourcery"] = json!(names);
-        if names.sequence.is_none() {
-            shown["event_sourcery"]["sequence"] = json!(format!("{}_id_seq", names.events_table));
+    match &settings.layout {
+        LayoutSettings::Espd(names) if *names == EspdNames::default() => {}
+        LayoutSettings::Espd(names) => shown["espd"] = json!(names.resolved()),
+        LayoutSettings::EventSourcery(names) => {
+            shown["layout"] = json!("event_sourcery");
+            shown["event_sourcery"] = json!(names);
+            if names.sequence.is_none() {
+                shown["event_sourcery"]["sequence"] = json!(format!("{}_id_seq", names.events_table));
+            }
         }
     }
     shown

@@ -111,7 +111,8 @@ impl Running {
             ended,
             outcome,
             declared: config.processors,
-            processors: Processors::new(databases.projections.clone(), databases.layout.schema())?,
+            processors: Processors::new(databases.projections.clone(), databases.layout.schema())?
+                .with_tracker_table(&databases.layout.names().tracker_table),
             store,
             databases,
             turn: Mutex::default(),

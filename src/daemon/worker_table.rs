@@ -41,6 +41,8 @@ pub(super) struct WorkerTablePlace {
     pub database: Connector,
     /// The schema of the trackers.
     pub schema: String,
+    /// The trackers.
+    pub trackers: Trackers,
     /// The processors that the daemon is configured to run.
     pub processors: Vec<String>,
     /// Appends what applications have scheduled; `None`: espd appends nothing to the store.
@@ -170,8 +172,8 @@ impl WorkerTable {
     /// Has events tried at once that fail, after the configuration was read: somebody may have fixed what fails.
     async fn make_retries_due(&mut self) {
         let (true, Some(connection)) = (self.is_configuration_fresh, &mut self.connection) else { return };
-        let WorkerTablePlace { schema, processors, .. } = self.place.borrow().clone();
-        match Trackers::new(&schema).make_retries_due(connection, &processors).await {
+        let WorkerTablePlace { trackers, processors, .. } = self.place.borrow().clone();
+        match trackers.make_retries_due(connection, &processors).await {
             Ok(_) => self.is_configuration_fresh = false,
             Err(error) => {
                 self.connection = None;
@@ -245,20 +247,26 @@ impl WorkerTablePlace {
     pub(super) fn of(config: &Config) -> Option<Self> {
         let url = config.direct_projections_url().or(config.direct_event_store_url())?;
         let processors = config.processors.iter().map(|processor| processor.name.clone()).collect();
+        let layout = layout(config)?;
         Some(Self {
             database: url.connector().ok()?,
+            trackers: Trackers::of(&layout),
             schema: config.event_store.schema.clone(),
             processors,
-            scheduler: scheduler(config),
+            scheduler: scheduler(config, &layout),
         })
     }
 }
 
 /// The scheduler of the configured store; `None`: espd appends nothing to it, or no database is known.
-fn scheduler(config: &Config) -> Option<Scheduler> {
+fn scheduler(config: &Config, layout: &Layout) -> Option<Scheduler> {
     let database = config.direct_event_store_url()?.connector().ok()?;
-    let layout = Layout::new(&config.event_store.layout, &config.event_store.schema).ok()?;
-    Scheduler::new(&database, &layout)
+    Scheduler::new(&database, layout)
+}
+
+/// The layout of the configured store, whose names were checked when the configuration was read.
+fn layout(config: &Config) -> Option<Layout> {
+    Layout::new(&config.event_store.layout, &config.event_store.schema).ok()
 }
 
 impl Entry {

@@ -6,6 +6,8 @@ use crate::config::Config;
 use crate::espctl::output;
 use crate::postgres::name::{InvalidName, identifier};
 use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::processing::tracker::Trackers;
+use crate::schema::renaming::rename;
 use crate::store::layout::{CreatedBy, Layout, Order};
 
 /// The script with psql variables, so that it also runs under psql as it is.
@@ -18,7 +20,7 @@ do $$ begin
   if not exists (select from pg_roles where rolname = {name}) then create role {reader} nologin; end if;
 end $$;
 grant usage on schema {schema}, {projections} to {reader};
-grant select on {schema}.trackers to {reader};
+grant select on {trackers} to {reader};
 do $$
 declare
   made record;
@@ -46,6 +48,7 @@ fn reader_script(reader: &str, config: &Config) -> anyhow::Result<String> {
     Ok(READER
         .replace("{name}", &quote_literal(reader))
         .replace("{reader}", &quote_identifier(reader))
+        .replace("{trackers}", Trackers::of(&layout).table())
         .replace("{schema}", &layout.quoted_schema())
         .replace("{projections}", &quote_identifier(&config.projections.schema)))
 }
@@ -70,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> 
         return output::print_verbatim(&reader_script(reader, config)?);
     }
     let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
-    let own = ROLES
+    let own = rename(ROLES, layout.names())
         .replace(":\"projections\"", &quote_identifier(&config.projections.schema))
         .replace("schema :\"schema\"", &format!("schema {}", layout.quoted_schema()));
     let text = match &layout.created_by {

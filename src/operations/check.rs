@@ -120,7 +120,7 @@ async fn check_on(
 
 /// The processors whose handlers are not those that have handled events.
 async fn note_other_handlers(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
-    let trackers = Trackers::new(databases.layout.schema()).list(&databases.projections, None).await?;
+    let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
     let mut notes = Vec::new();
     for declaration in &config.processors {
         let is_its = |row: &&TrackerRow| row.name == declaration.name && row.version == declaration.version;

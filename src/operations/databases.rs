@@ -92,36 +92,37 @@ impl Databases {
 
     /// Creates espd's tables or migrates them. Returns what was done, one line for each set of migrations.
     pub(crate) async fn migrate(&self) -> anyhow::Result<Vec<String>> {
-        let schema = self.layout.schema();
+        let (schema, names) = (self.layout.schema(), self.layout.names());
         let events = if self.layout.created_by == CreatedBy::Migrations {
-            schema::migrate_event_store(&self.events, schema).await?.to_string()
+            schema::migrate_event_store_named(&self.events, schema, names).await?.to_string()
         } else {
             format!("{} does not belong to espd and was not changed", self.layout.events_table())
         };
-        let processing = schema::migrate_processing(&self.projections, schema).await?;
+        let processing = schema::migrate_processing_named(&self.projections, schema, names).await?;
         Ok(vec![format!("event store: {events}"), format!("processing: {processing}")])
     }
 
     /// The SQL that [`Self::migrate`] would run now, as comments and statements.
     pub(crate) async fn plan_migration(&self) -> anyhow::Result<String> {
-        let schema = self.layout.schema();
+        let (schema, names) = (self.layout.schema(), self.layout.names());
         let events = if self.layout.created_by == CreatedBy::Migrations {
-            schema::plan_event_store(&self.events, schema).await?
+            schema::plan_event_store(&self.events, schema, names).await?
         } else {
             format!(
                 "-- event store: {} does not belong to espd and is not changed\n",
                 self.layout.events_table()
             )
         };
-        Ok(format!("{events}\n{}", schema::plan_processing(&self.projections, schema).await?))
+        Ok(format!("{events}\n{}", schema::plan_processing(&self.projections, schema, names).await?))
     }
 
     /// Checks that espd's tables exist in a version that this program works with.
     pub(crate) async fn check_schema(&self) -> Result<(), SchemaError> {
+        let (schema, names) = (self.layout.schema(), self.layout.names());
         if self.layout.created_by == CreatedBy::Migrations {
-            schema::check_event_store(&self.events, self.layout.schema()).await?;
+            schema::check_event_store_named(&self.events, schema, names).await?;
         }
-        schema::check_processing(&self.projections, self.layout.schema()).await?;
+        schema::check_processing_named(&self.projections, schema, names).await?;
         Ok(())
     }
 

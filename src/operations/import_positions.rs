@@ -115,7 +115,7 @@ impl PositionImport<'_> {
             return Err(ImportError::Changed);
         }
         let Databases { layout, projections, scope, .. } = self.databases;
-        let trackers = Trackers::new(layout.schema());
+        let trackers = Trackers::of(layout);
         let mut connection = projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         for import in &plan.imports {
@@ -154,7 +154,7 @@ impl PositionImport<'_> {
         connection: &mut PgConnection,
         declaration: &ProcessorDeclaration,
     ) -> Result<Option<TrackerRow>, sqlx::Error> {
-        let trackers = Trackers::new(self.databases.layout.schema());
+        let trackers = Trackers::of(&self.databases.layout);
         let mut rows = trackers.list(connection, Some(&declaration.name)).await?;
         if rows.len() > 1 {
             let declared = ProcessorKey::new(&declaration.name, declaration.version);

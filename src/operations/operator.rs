@@ -347,7 +347,7 @@ impl Operator<'_> {
     }
 
     fn trackers(&self) -> Trackers {
-        Trackers::new(self.databases.layout.schema())
+        Trackers::of(&self.databases.layout)
     }
 
     fn store(&self) -> PostgresEventStore {

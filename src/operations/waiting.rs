@@ -121,7 +121,7 @@ impl<'w> Waiting<'w> {
     /// noticed yet.
     async fn rows(&self, names: &[String]) -> Result<Vec<TrackerRow>, WaitError> {
         let databases = self.operator.databases;
-        let trackers = Trackers::new(databases.layout.schema());
+        let trackers = Trackers::of(&databases.layout);
         let mut rows = trackers.list(&databases.projections, None).await?;
         rows.retain(|row| names.contains(&row.name));
         let (mut events, mut projections) =

@@ -90,6 +90,16 @@ pub enum InvalidName {
         /// The name as given.
         name: String,
     },
+    /// A table or a function of espd's own, whose name was chosen.
+    #[error("invalid name {name:?} for {key}: {reason}")]
+    Chosen {
+        /// The key of the configuration that has the name.
+        key: &'static str,
+        /// The name as given.
+        name: String,
+        /// What is wrong with it, or what to write instead.
+        reason: String,
+    },
     /// A name in a store of another framework.
     #[error("invalid name {name:?}: write up to 63 letters, digits and _, not starting with a digit")]
     Identifier {

@@ -23,10 +23,9 @@ pub(crate) use selection::Selection;
 
 use crate::event::{AggregateId, Event, Position};
 use crate::postgres::literal::{fetch_optional, interval, json_literal, simple};
-use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
 use crate::processing::failure::{FailedEvent, Failure};
-use crate::processing::tracker::{Claim, ProcessorKey, is_claimed, witness_parameters};
+use crate::processing::tracker::{Claim, ProcessorKey, Trackers, is_claimed, witness_parameters};
 use crate::store::witness::Witness;
 
 /// A dead letter as it is shown to people. The field names are an interface: `espctl dead-letters list --json` prints them.
@@ -99,6 +98,8 @@ pub(crate) struct NewDeadLetter {
 pub(crate) struct DeadLetters {
     /// The quoted schema.
     schema: String,
+    /// The table of trackers, qualified and quoted.
+    trackers: String,
 }
 
 impl DeadLetter {
@@ -109,9 +110,9 @@ impl DeadLetter {
 }
 
 impl DeadLetters {
-    /// Names the schema whose tables `migrations/processing` has created.
-    pub(crate) fn new(schema: &str) -> Self {
-        Self { schema: quote_identifier(schema) }
+    /// The dead letters beside these trackers.
+    pub(crate) fn new(trackers: &Trackers) -> Self {
+        Self { schema: trackers.schema().to_owned(), trackers: trackers.table().to_owned() }
     }
 
     /// Sets the failing event aside and moves the position over it, if the claim is still valid. Renews the lease for `lease`
@@ -233,12 +234,13 @@ impl DeadLetters {
                set reason = 'failed', failure = {failure}, attempts = attempts + 1, tried_at = clock_timestamp(),
                    retry_requested_at = null
                where {is_processor} and event_id = {event_id}
-                 and exists (select from {schema}.trackers where {is_claimed})
+                 and exists (select from {trackers} where {is_claimed})
                returning aggregate_id as of_aggregate, blocks as holds_back
              )
              update {schema}.dead_letters set retry_requested_at = null from failed
              where {is_processor} and aggregate_id = of_aggregate and event_id > {event_id} and holds_back",
             schema = self.schema,
+            trackers = self.trackers,
             failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,
             is_processor = claim.key.is_processor(),
             is_claimed = is_claimed(claim),

@@ -64,6 +64,8 @@ pub(crate) struct Emitter {
     chain_max: u32,
     /// The quoted schema of espd's own tables.
     schema: String,
+    /// The table of events, qualified and quoted.
+    events_table: String,
     /// Appends in the database of the batch; `None`: the event store is elsewhere.
     appender: Option<TransactionAppender>,
     /// How bodies are stored.
@@ -83,6 +85,7 @@ impl Emitter {
             emits,
             chain_max,
             schema: quote_identifier(schema),
+            events_table: events.layout().events_table().to_owned(),
             appender,
             codec: Codec::default(),
         }
@@ -321,7 +324,7 @@ impl Emitter {
         let schema = &self.schema;
         let is_new = match &self.appender {
             Some(_) => {
-                format!("not exists (select from {schema}.events as e where e.uuid = '{}')", event.uuid)
+                format!("not exists (select from {} as e where e.uuid = '{}')", self.events_table, event.uuid)
             }
             None => "true".to_owned(),
         };

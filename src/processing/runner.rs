@@ -174,11 +174,12 @@ impl Runner {
         subscription: Subscription,
     ) -> Self {
         let context = context.for_processor(processor.as_ref());
+        let trackers = processor.base().trackers();
         Self {
             name: key.name.clone(),
             key,
-            trackers: Trackers::new(&context.schema),
-            dead_letters: DeadLetters::new(&context.schema),
+            dead_letters: DeadLetters::new(&trackers),
+            trackers,
             retry: Retry::new(context.retry),
             context,
             processor,

@@ -37,6 +37,7 @@ use crate::event::Position;
 use crate::postgres::literal::{fetch_optional, simple};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::ProcessorKind;
+use crate::store::layout::{EspdNames, Layout};
 use crate::store::witness::Witness;
 
 /// Identifies the daemon that runs processors. A daemon generates it at its start and passes it to its workers.
@@ -73,12 +74,35 @@ pub(crate) struct Locked {
 pub struct Trackers {
     /// The quoted schema.
     schema: String,
+    /// The table, qualified and quoted.
+    table: String,
 }
 
 impl Trackers {
     /// Names the schema whose tables `migrations/processing` has created.
     pub fn new(schema: &str) -> Self {
-        Self { schema: quote_identifier(schema) }
+        Self::named(schema, &EspdNames::default())
+    }
+
+    /// As [`Self::new`], where the table may have another name.
+    pub(crate) fn named(schema: &str, names: &EspdNames) -> Self {
+        let schema = quote_identifier(schema);
+        Self { table: format!("{schema}.{}", quote_identifier(&names.tracker_table)), schema }
+    }
+
+    /// The trackers beside a store of this layout.
+    pub(crate) fn of(layout: &Layout) -> Self {
+        Self::named(layout.schema(), layout.names())
+    }
+
+    /// The schema, quoted.
+    pub(crate) fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    /// The table, qualified and quoted: `"espd"."trackers"`.
+    pub(crate) fn table(&self) -> &str {
+        &self.table
     }
 
     /// Makes sure that the processor has a tracker, of whatever version. A new tracker gets the version of `key` and begins at
@@ -95,10 +119,10 @@ impl Trackers {
             "-- register_tracker
              -- Two daemons that declare different versions must not both find that there is no tracker.
              select pg_advisory_xact_lock(hashtext('espd: register ' || {name}));
-             insert into {schema}.trackers (name, version, partition, kind, position, began_at)
+             insert into {trackers} (name, version, partition, kind, position, began_at)
              select {name}, {version}, {partition}, '{kind}', {position}, {position}
-             where not exists (select from {schema}.trackers where name = {name} and partition = {partition})",
-            schema = self.schema,
+             where not exists (select from {trackers} where name = {name} and partition = {partition})",
+            trackers = self.table,
             name = quote_literal(name),
             kind = kind.as_str()
         );
@@ -112,8 +136,8 @@ impl Trackers {
         key: &ProcessorKey,
     ) -> Result<Option<Position>, sqlx::Error> {
         let statement = format!(
-            "-- find_beginning\nselect began_at from {}.trackers where {} and began_at > 0",
-            self.schema,
+            "-- find_beginning\nselect began_at from {} where {} and began_at > 0",
+            self.table,
             key.is_tracker()
         );
         let row: Option<(Position,)> = fetch_optional(connection, statement).await?;

@@ -1,13 +1,14 @@
 //! What the tables of migrations record, and whether this program can work with it.
 
+use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use super::SchemaError;
 use super::files::MigrationSet;
-use crate::postgres::name::SchemaName;
+use super::names::Home;
 
 /// The columns of [`AppliedMigration`], in its order.
-type Row = (i64, Vec<u8>, Option<i64>, Option<String>);
+type Row = (i64, Vec<u8>, Option<i64>, Option<String>, Option<Value>);
 
 /// A migration that was applied.
 #[derive(Debug)]
@@ -18,28 +19,27 @@ pub(super) struct AppliedMigration {
     oldest_program: Option<i64>,
     /// The version of the espd that has applied it; `None`: not recorded.
     applied_by: Option<String>,
+    /// The names that were chosen; `None`: the defaults.
+    names: Option<Value>,
 }
 
 /// Returns the version that was found, with which this program can work.
-pub(super) async fn check(
-    set: &MigrationSet,
-    pool: &PgPool,
-    schema: &SchemaName,
-) -> Result<i64, SchemaError> {
+pub(super) async fn check(set: &MigrationSet, pool: &PgPool, home: &Home) -> Result<i64, SchemaError> {
     let mut connection = pool.acquire().await?;
-    judge(set, schema, &find_applied(set, &mut connection, schema).await?)
+    judge(set, home, &find_applied(set, &mut connection, home).await?)
 }
 
 /// Decides whether this program can work with what was applied. Returns the version found.
 pub(super) fn judge(
     set: &MigrationSet,
-    schema: &SchemaName,
+    home: &Home,
     applied: &[AppliedMigration],
 ) -> Result<i64, SchemaError> {
     let found = applied.last().map_or(0, |migration| migration.version);
-    refuse_excluding(set, schema, applied)?;
-    for migration in set.migrations(schema) {
-        let (set_name, schema_name) = (set.name, schema.as_str().to_owned());
+    refuse_excluding(set, home, applied)?;
+    refuse_other_names(set, home, applied)?;
+    for migration in set.migrations(home) {
+        let (set_name, schema_name) = (set.name, home.schema.as_str().to_owned());
         match applied.iter().find(|applied| applied.version == migration.version) {
             Some(applied) if applied.checksum[..] == migration.checksum[..] => {}
             Some(_) => {
@@ -59,7 +59,7 @@ pub(super) fn judge(
 /// that does not know it.
 fn refuse_excluding(
     set: &MigrationSet,
-    schema: &SchemaName,
+    home: &Home,
     applied: &[AppliedMigration],
 ) -> Result<(), SchemaError> {
     let known = set.newest();
@@ -69,20 +69,35 @@ fn refuse_excluding(
     let Some(excluding) = applied.iter().rfind(excludes) else { return Ok(()) };
     Err(SchemaError::Newer {
         set: set.name,
-        schema: schema.as_str().to_owned(),
+        schema: home.schema.as_str().to_owned(),
         found: applied.last().map_or(excluding.version, |migration| migration.version),
         known,
         applied_by: excluding.applied_by.clone(),
     })
 }
 
+/// Refuses a schema whose tables have other names. The first migration decides: an espd that knew no names may have applied a
+/// later one.
+fn refuse_other_names(
+    set: &MigrationSet,
+    home: &Home,
+    applied: &[AppliedMigration],
+) -> Result<(), SchemaError> {
+    let Some(first) = applied.first() else { return Ok(()) };
+    let others = home.names.differing(set.names, first.names.as_ref());
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(SchemaError::OtherNames { set: set.name, schema: home.schema.as_str().to_owned(), others })
+}
+
 /// The recorded migrations by number; none where nothing was ever recorded.
 pub(super) async fn find_applied(
     set: &MigrationSet,
     connection: &mut PgConnection,
-    schema: &SchemaName,
+    home: &Home,
 ) -> Result<Vec<AppliedMigration>, sqlx::Error> {
-    let table = set.qualified_table(schema);
+    let table = set.qualified_table(&home.schema);
     let exists: bool = sqlx::query_scalar("-- find_migrations_table\nselect to_regclass($1) is not null")
         .persistent(false)
         .bind(&table)
@@ -95,15 +110,16 @@ pub(super) async fn find_applied(
     let sql = format!(
         "-- list_migrations
          select version, checksum, (to_jsonb(m)->>'oldest_program')::bigint as oldest_program,
-           to_jsonb(m)->>'applied_by' as applied_by
+           to_jsonb(m)->>'applied_by' as applied_by, nullif(to_jsonb(m)->'names', 'null') as names
          from {table} as m where success order by version"
     );
     let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_all(connection).await?;
-    let migration = |(version, checksum, oldest_program, applied_by)| AppliedMigration {
+    let migration = |(version, checksum, oldest_program, applied_by, names)| AppliedMigration {
         version,
         checksum,
         oldest_program,
         applied_by,
+        names,
     };
     Ok(rows.into_iter().map(migration).collect())
 }
@@ -122,23 +138,26 @@ pub(super) fn describe(set: &MigrationSet, found: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::files::PROCESSING;
+    use super::super::names::EspdNames;
     use super::*;
 
     fn with_newer(newer: &[(i64, Option<i64>)]) -> Result<i64, SchemaError> {
-        let schema = SchemaName::new("espd").unwrap();
-        let known = PROCESSING.migrations(&schema).into_iter().map(|migration| AppliedMigration {
+        let home = Home::new("espd", &EspdNames::default()).unwrap();
+        let known = PROCESSING.migrations(&home).into_iter().map(|migration| AppliedMigration {
             version: migration.version,
             checksum: migration.checksum.to_vec(),
             oldest_program: None,
             applied_by: None,
+            names: None,
         });
         let newer = newer.iter().map(|&(version, oldest_program)| AppliedMigration {
             version,
             checksum: Vec::new(),
             oldest_program,
             applied_by: Some("9.9.9".to_owned()),
+            names: None,
         });
-        judge(&PROCESSING, &schema, &known.chain(newer).collect::<Vec<_>>())
+        judge(&PROCESSING, &home, &known.chain(newer).collect::<Vec<_>>())
     }
 
     #[test]

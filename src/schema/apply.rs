@@ -7,21 +7,17 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
 use super::applied::{check, find_applied};
 use super::files::MigrationSet;
+use super::names::Home;
 use super::{Migrated, SchemaError, by_hand};
-use crate::postgres::name::SchemaName;
 use crate::postgres::server_mark;
 
 /// Brings the set to the version of this program, if it is older.
-pub(super) async fn migrate(
-    set: &MigrationSet,
-    pool: &PgPool,
-    schema: &SchemaName,
-) -> Result<Migrated, SchemaError> {
+pub(super) async fn migrate(set: &MigrationSet, pool: &PgPool, home: &Home) -> Result<Migrated, SchemaError> {
     // Looking first spares a role that may not create schemas an error where nothing is to do.
-    match check(set, pool, schema).await {
+    match check(set, pool, home).await {
         Ok(found) => Ok(Migrated { from: found, to: found }),
         Err(SchemaError::NotMigrated { found, .. }) => {
-            apply_missing(set, pool, schema).await?;
+            apply_missing(set, pool, home).await?;
             Ok(Migrated { from: found, to: set.newest().max(found) })
         }
         Err(error) => Err(error),
@@ -30,23 +26,19 @@ pub(super) async fn migrate(
 
 /// Returns the SQL that is to be run, as comments and statements.
 #[cfg(feature = "daemon")]
-pub(super) async fn plan(
-    set: &MigrationSet,
-    pool: &PgPool,
-    schema: &SchemaName,
-) -> Result<String, SchemaError> {
+pub(super) async fn plan(set: &MigrationSet, pool: &PgPool, home: &Home) -> Result<String, SchemaError> {
     let name = set.name;
-    let found = match check(set, pool, schema).await {
+    let found = match check(set, pool, home).await {
         Ok(found) => return Ok(format!("-- {name}: already at version {found}\n")),
         Err(SchemaError::NotMigrated { found, .. }) => found,
         Err(error) => return Err(error),
     };
     let mut connection = pool.acquire().await?;
     let mut text = format!("-- {name}: from version {found} to {}\n", set.newest());
-    if !schema_exists(&mut connection, schema).await? {
-        text += &format!("create schema if not exists {schema};\n");
+    if !schema_exists(&mut connection, home).await? {
+        text += &format!("create schema if not exists {};\n", home.schema);
     }
-    let missing = missing(set, &mut connection, schema).await?;
+    let missing = missing(set, &mut connection, home).await?;
     for migration in &missing.by_hand {
         let Migration { version, description, .. } = migration;
         text +=
@@ -60,14 +52,14 @@ pub(super) async fn plan(
 }
 
 /// Works on a connection of its own: its session lock ends with it, so it must never go back to the pool.
-async fn apply_missing(set: &MigrationSet, pool: &PgPool, schema: &SchemaName) -> Result<(), SchemaError> {
+async fn apply_missing(set: &MigrationSet, pool: &PgPool, home: &Home) -> Result<(), SchemaError> {
     let mut connection = pool.acquire().await?.detach();
-    let outcome = apply_locked(set, &mut connection, schema).await;
+    let outcome = apply_locked(set, &mut connection, home).await;
     // The outcome is known by now, whether the connection closes well or not.
     let _ = connection.close().await;
     outcome.map_err(|error| match error {
         ApplyError::Migrate(source) => {
-            SchemaError::Migrate { set: set.name, schema: schema.as_str().to_owned(), source }
+            SchemaError::Migrate { set: set.name, schema: home.schema.as_str().to_owned(), source }
         }
         ApplyError::Schema(error) => error,
     })
@@ -77,28 +69,28 @@ async fn apply_missing(set: &MigrationSet, pool: &PgPool, schema: &SchemaName) -
 async fn apply_locked(
     set: &MigrationSet,
     connection: &mut PgConnection,
-    schema: &SchemaName,
+    home: &Home,
 ) -> Result<(), ApplyError> {
     connection.lock().await?;
     // `create schema if not exists` wants the right to create one even where one exists.
-    if !schema_exists(connection, schema).await? {
-        execute(connection, format!("-- create_schema\ncreate schema {schema}")).await?;
+    if !schema_exists(connection, home).await? {
+        execute(connection, format!("-- create_schema\ncreate schema {}", home.schema)).await?;
     }
-    let table = set.qualified_table(schema);
+    let table = set.qualified_table(&home.schema);
     connection.ensure_migrations_table(&table).await?;
     let columns = format!(
         "-- complete_migrations_table
          set client_min_messages = warning;
          alter table {table} add column if not exists oldest_program bigint,
-           add column if not exists applied_by text"
+           add column if not exists applied_by text, add column if not exists names jsonb"
     );
     execute(connection, columns).await?;
-    let missing = missing(set, connection, schema).await?;
+    let missing = missing(set, connection, home).await?;
     for migration in &missing.by_hand {
-        record(set, connection, schema, migration, -1).await.map_err(MigrateError::Execute)?;
+        record(set, connection, home, migration, -1).await.map_err(MigrateError::Execute)?;
     }
     for migration in &missing.to_apply {
-        apply(set, connection, schema, migration)
+        apply(set, connection, home, migration)
             .await
             .map_err(|error| MigrateError::ExecuteMigration(error, migration.version))?;
     }
@@ -115,13 +107,13 @@ struct Missing {
 async fn missing(
     set: &MigrationSet,
     connection: &mut PgConnection,
-    schema: &SchemaName,
+    home: &Home,
 ) -> Result<Missing, SchemaError> {
-    let applied = find_applied(set, connection, schema).await?;
+    let applied = find_applied(set, connection, home).await?;
     let recorded = |migration: &Migration| applied.iter().any(|one| one.version == migration.version);
     let missing: Vec<Migration> =
-        set.migrations(schema).into_iter().filter(|migration| !recorded(migration)).collect();
-    let made = if missing.is_empty() { 0 } else { by_hand::find_version(set, connection, schema).await? };
+        set.migrations(home).into_iter().filter(|migration| !recorded(migration)).collect();
+    let made = if missing.is_empty() { 0 } else { by_hand::find_version(set, connection, home).await? };
     let (by_hand, to_apply) = missing.into_iter().partition(|migration| migration.version <= made);
     Ok(Missing { by_hand, to_apply })
 }
@@ -130,29 +122,30 @@ async fn missing(
 async fn apply(
     set: &MigrationSet,
     connection: &mut PgConnection,
-    schema: &SchemaName,
+    home: &Home,
     migration: &Migration,
 ) -> Result<(), sqlx::Error> {
     let begun = Instant::now();
     let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
     sqlx::raw_sql(migration.sql.clone()).execute(&mut *transaction).await?;
     let nanoseconds = i64::try_from(begun.elapsed().as_nanos()).unwrap_or(-1);
-    record(set, &mut transaction, schema, migration, nanoseconds).await?;
+    record(set, &mut transaction, home, migration, nanoseconds).await?;
     transaction.commit().await
 }
 
 async fn record(
     set: &MigrationSet,
     connection: &mut PgConnection,
-    schema: &SchemaName,
+    home: &Home,
     migration: &Migration,
     nanoseconds: i64,
 ) -> Result<(), sqlx::Error> {
     let statement = format!(
         "-- record_migration
-         insert into {} (version, description, success, checksum, execution_time, oldest_program, applied_by)
-         values ($1, $2, true, $3, $4, $5, $6)",
-        set.qualified_table(schema)
+         insert into {} (version, description, success, checksum, execution_time, oldest_program, applied_by,
+           names)
+         values ($1, $2, true, $3, $4, $5, $6, $7)",
+        set.qualified_table(&home.schema)
     );
     sqlx::query(AssertSqlSafe(statement))
         .persistent(false)
@@ -162,6 +155,7 @@ async fn record(
         .bind(nanoseconds)
         .bind(set.oldest_program(migration.version))
         .bind(env!("CARGO_PKG_VERSION"))
+        .bind(home.names.to_record(set.names))
         .execute(connection)
         .await
         .map(drop)
@@ -172,9 +166,9 @@ async fn execute(connection: &mut PgConnection, statement: String) -> Result<(),
     Ok(())
 }
 
-async fn schema_exists(connection: &mut PgConnection, schema: &SchemaName) -> Result<bool, sqlx::Error> {
+async fn schema_exists(connection: &mut PgConnection, home: &Home) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("-- find_schema\nselect to_regnamespace($1) is not null")
-        .bind(schema.to_string())
+        .bind(home.schema.to_string())
         .fetch_one(connection)
         .await
 }

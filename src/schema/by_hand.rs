@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::SchemaError;
 use super::files::MigrationSet;
-use crate::postgres::name::SchemaName;
-use crate::postgres::quote::quote_literal;
+use super::names::{EspdNames, Home};
+use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark;
 use crate::postgres::sqlstate::is_missing_right;
 
@@ -23,20 +23,20 @@ type Inventory = BTreeSet<String>;
 pub(super) async fn find_version(
     set: &MigrationSet,
     connection: &mut PgConnection,
-    schema: &SchemaName,
+    home: &Home,
 ) -> Result<i64, SchemaError> {
-    let first = format!("{schema}.\"{}\"", set.first_table);
+    let first = home.names.get(set.first_table);
     let exists: bool = sqlx::query_scalar(
         "-- find_first_table\nselect exists (select from pg_class where oid = to_regclass($1) and relkind in ('r', 'p'))",
     )
-    .bind(&first)
+    .bind(format!("{}.{}", home.schema, quote_identifier(&first)))
     .fetch_one(&mut *connection)
     .await?;
     if !exists {
-        return Ok(0);
+        return refuse_others(set, connection, home, first).await;
     }
     let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-    let made = compare(set, &mut transaction, schema).await;
+    let made = compare(set, &mut transaction, home).await;
     transaction.rollback().await?;
     match made {
         // A role that may not create a schema cannot try the files. Migrating goes on without the answer.
@@ -48,13 +48,36 @@ pub(super) async fn find_version(
     }
 }
 
+/// Functions without the table that they work on were made by hand for a table of another name. Migrating would leave that
+/// table, with all that is in it, and have them work on a new one.
+async fn refuse_others(
+    set: &MigrationSet,
+    connection: &mut PgConnection,
+    home: &Home,
+    table: String,
+) -> Result<i64, SchemaError> {
+    let was_made: bool = sqlx::query_scalar(
+        "-- find_fixed_object
+         select exists (select from pg_class where relnamespace = to_regnamespace($1) and relname = $2)
+             or exists (select from pg_proc where pronamespace = to_regnamespace($1) and proname = $2)",
+    )
+    .bind(home.schema.to_string())
+    .bind(set.fixed_object)
+    .fetch_one(connection)
+    .await?;
+    if !was_made {
+        return Ok(0);
+    }
+    Err(SchemaError::UnknownNames { set: set.name, schema: home.schema.as_str().to_owned(), table })
+}
+
 async fn compare(
     set: &MigrationSet,
     transaction: &mut PgConnection,
-    schema: &SchemaName,
+    home: &Home,
 ) -> Result<i64, sqlx::Error> {
-    let there = take_inventory(transaction, schema.as_str()).await?;
-    let versions = make_versions(set, transaction).await?;
+    let there = take_inventory(transaction, home.schema.as_str()).await?;
+    let versions = make_versions(set, transaction, &home.names).await?;
     let ever_made: BTreeSet<&String> = versions.iter().flat_map(|(_, inventory)| inventory).collect();
     let there: BTreeSet<&String> = there.iter().filter(|one| ever_made.contains(one)).collect();
     // The first of several that look the same: a file that changes rows only is run rather than taken for done.
@@ -66,15 +89,17 @@ async fn compare(
 async fn make_versions(
     set: &MigrationSet,
     transaction: &mut PgConnection,
+    names: &EspdNames,
 ) -> Result<Vec<(i64, Inventory)>, sqlx::Error> {
     let name = format!("espd_try_{}", Uuid::new_v4().simple());
-    let Ok(schema) = SchemaName::new(&name) else { return Ok(Vec::new()) };
+    let Ok(home) = Home::new(&name, names) else { return Ok(Vec::new()) };
     let create = format!(
-        "-- open_trial\nset local client_min_messages = warning; set local check_function_bodies = off; create schema {schema}"
+        "-- open_trial\nset local client_min_messages = warning; set local check_function_bodies = off; create schema {}",
+        home.schema
     );
     sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
     let mut versions = Vec::new();
-    for migration in set.migrations(&schema) {
+    for migration in set.migrations(&home) {
         sqlx::raw_sql(migration.sql).execute(&mut *transaction).await?;
         versions.push((migration.version, take_inventory(transaction, &name).await?));
     }
@@ -88,7 +113,8 @@ async fn take_inventory(transaction: &mut PgConnection, schema: &str) -> Result<
     let statement = format!(
         "-- list_objects
          with home as (
-           select oid, quote_ident(nspname) || '.' as prefix, quote_ident(nspname) as name
+           select oid, quote_ident(nspname) || '.' as prefix, quote_ident(nspname) as name,
+             chr(34) || nspname || chr(34) || '.' as in_bodies
            from pg_namespace where nspname = {name}
          ), relations as (
            select c.oid, c.relname, c.relkind, h.prefix from pg_class as c join home as h on c.relnamespace = h.oid
@@ -113,7 +139,7 @@ async fn take_inventory(transaction: &mut PgConnection, schema: &str) -> Result<
          select format('function %s(%s) returns %s %s %s %s %s', p.proname, pg_get_function_arguments(p.oid),
                        pg_get_function_result(p.oid), p.provolatile, p.prosecdef,
                        replace(p.proconfig::text, h.name, ''),
-                       md5(regexp_replace(p.prosrc, '[^\\x01-\\x7f]|[.]', '', 'g')))
+                       md5(regexp_replace(replace(p.prosrc, h.in_bodies, ''), '[^\\x01-\\x7f]|[.]', '', 'g')))
          from pg_proc as p join home as h on p.pronamespace = h.oid where p.prokind = 'f'",
         name = quote_literal(schema)
     );

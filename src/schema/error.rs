@@ -3,6 +3,7 @@
 use sqlx::migrate::MigrateError;
 use thiserror::Error;
 
+use super::names::OtherName;
 use crate::postgres::name::InvalidName;
 
 /// Why a database cannot be used as it is, or could not be migrated.
@@ -54,6 +55,29 @@ pub enum SchemaError {
         /// Number of the migration.
         version: i64,
     },
+    /// The tables and functions were made with other names.
+    #[error("the {set} schema \"{schema}\" was made with other names: {}", advise(others))]
+    OtherNames {
+        /// Which set: `event store` or `processing`.
+        set: &'static str,
+        /// The schema looked into.
+        schema: String,
+        /// What is called otherwise.
+        others: Vec<OtherName>,
+    },
+    /// The functions are there, made by hand, but not the table that they would work on.
+    #[error(
+        "the {set} schema \"{schema}\" was made by hand with other names, because it has no table {table:?}: write its names \
+         under [event_store.espd], or name another schema"
+    )]
+    UnknownNames {
+        /// Which set: `event store` or `processing`.
+        set: &'static str,
+        /// The schema looked into.
+        schema: String,
+        /// The table that the configuration names.
+        table: String,
+    },
     /// A migration failed; what it had done is rolled back.
     #[error("failed to migrate the {set} schema \"{schema}\"")]
     Migrate {
@@ -80,10 +104,23 @@ impl SchemaError {
             }
             Self::Changed { .. } => "run the espd that has applied it, or restore the file".to_owned(),
             Self::InvalidName(_) => "choose another schema".to_owned(),
+            Self::OtherNames { others, .. } => advise(others),
+            Self::UnknownNames { .. } => {
+                "write the names of its tables under [event_store.espd], or name another schema".to_owned()
+            }
             Self::Migrate { .. } => "fix what the database says, then run `espctl migrate` again".to_owned(),
             Self::Database(_) => "check that the server runs and lets this role read the schema".to_owned(),
         }
     }
+}
+
+/// What to write, so that the names are those of the database.
+fn advise(others: &[OtherName]) -> String {
+    let one = |OtherName { key, database, configured }: &OtherName| {
+        format!("{key} = {database:?} (it is {configured:?} now)")
+    };
+    let all = others.iter().map(one).collect::<Vec<_>>().join(", ");
+    format!("write {all} under [event_store.espd], or name another schema")
 }
 
 /// The program that works with a schema of which this one is too old.

@@ -3,6 +3,8 @@
 use sqlx::migrate::{Migration, MigrationType};
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
+use super::names::{Home, Name};
+use super::renaming::rename;
 use crate::postgres::name::SchemaName;
 
 /// How a file begins the line that says which programs may go on after it: those that know this version, or a later one.
@@ -10,13 +12,23 @@ use crate::postgres::name::SchemaName;
 const OLDEST_PROGRAM: &str = "-- Oldest program: ";
 
 /// What the migration files write in place of the schema's name; psql replaces the same text.
-const SCHEMA_TOKEN: &str = ":\"schema\"";
+pub(super) const SCHEMA_TOKEN: &str = ":\"schema\"";
 
 /// The files of `migrations/event_store`, in order. Never edit one that was released: add another.
 pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
     name: "event store",
     table: "_event_store_migrations",
-    first_table: "events",
+    first_table: Name::EventsTable,
+    fixed_object: "count_events",
+    names: &[
+        Name::EventsTable,
+        Name::Sequence,
+        Name::AppendEvents,
+        Name::Append,
+        Name::AppendAt,
+        Name::AppendAfter,
+        Name::CancelScheduled,
+    ],
     files: &[
         (1, "events", include_str!("../../migrations/event_store/0001_events.sql")),
         (2, "append events", include_str!("../../migrations/event_store/0002_append_events.sql")),
@@ -33,7 +45,9 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
 pub(super) const PROCESSING: MigrationSet = MigrationSet {
     name: "processing",
     table: "_processing_migrations",
-    first_table: "trackers",
+    first_table: Name::TrackerTable,
+    fixed_object: "projection_tables",
+    names: &[Name::EventsTable, Name::TrackerTable, Name::AppendEvents],
     files: &[
         (1, "trackers", include_str!("../../migrations/processing/0001_trackers.sql")),
         (2, "workers", include_str!("../../migrations/processing/0002_workers.sql")),
@@ -68,20 +82,25 @@ pub(super) struct MigrationSet {
     /// The table that records them.
     pub(super) table: &'static str,
     /// A table that the first file creates.
-    pub(super) first_table: &'static str,
-    files: &'static [(i64, &'static str, &'static str)],
+    pub(super) first_table: Name,
+    /// A table or a function that one of the first files makes, which never has another name.
+    pub(super) fixed_object: &'static str,
+    /// What the files name of all that can have another name.
+    pub(super) names: &'static [Name],
+    pub(super) files: &'static [(i64, &'static str, &'static str)],
 }
 
 impl MigrationSet {
-    /// The files as migrations for this schema. A checksum is that of the file, before the name of
-    /// the schema is filled in, so `sha384sum` of the file gives the same.
-    pub(super) fn migrations(&self, schema: &SchemaName) -> Vec<Migration> {
-        let quoted = schema.to_string();
+    /// The files as migrations for this schema. A checksum is that of the file, before any name
+    /// is filled in, so `sha384sum` of the file gives the same.
+    pub(super) fn migrations(&self, home: &Home) -> Vec<Migration> {
+        let quoted = home.schema.to_string();
         let migration = |&(version, description, text): &(i64, &'static str, &'static str)| {
             let as_in_the_file = text.into_sql_str();
             let mut migration =
                 Migration::new(version, description.into(), MigrationType::Simple, as_in_the_file, false);
-            migration.sql = AssertSqlSafe(in_ascii(text).replace(SCHEMA_TOKEN, &quoted)).into_sql_str();
+            let named = rename(&in_ascii(text), &home.names);
+            migration.sql = AssertSqlSafe(named.replace(SCHEMA_TOKEN, &quoted)).into_sql_str();
             migration
         };
         self.files.iter().map(migration).collect()
@@ -114,7 +133,13 @@ fn declared_oldest_program(text: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::names::EspdNames;
     use super::*;
+
+    fn all_migrations() -> Vec<Migration> {
+        let home = Home::new("shop", &EspdNames::default()).unwrap();
+        [EVENT_STORE, PROCESSING].iter().flat_map(|set| set.migrations(&home)).collect()
+    }
 
     #[test]
     fn migrations_are_numbered_without_holes() {
@@ -127,8 +152,7 @@ mod tests {
     /// A database may have another encoding than UTF-8.
     #[test]
     fn every_migration_is_applied_in_ascii() {
-        let schema = SchemaName::new("shop").unwrap();
-        for migration in EVENT_STORE.migrations(&schema).iter().chain(&PROCESSING.migrations(&schema)) {
+        for migration in all_migrations() {
             assert!(migration.sql.as_str().is_ascii(), "{}", migration.description);
         }
         let later = |set: MigrationSet, released| set.files.iter().filter(move |file| file.0 > released);
@@ -139,8 +163,7 @@ mod tests {
 
     #[test]
     fn no_migration_leaves_a_token_behind() {
-        let schema = SchemaName::new("shop").unwrap();
-        for migration in EVENT_STORE.migrations(&schema).iter().chain(&PROCESSING.migrations(&schema)) {
+        for migration in all_migrations() {
             assert!(!migration.sql.as_str().contains(SCHEMA_TOKEN));
         }
     }

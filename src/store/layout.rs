@@ -12,17 +12,23 @@ pub use self::event_sourcery::EventSourceryNames;
 use crate::event::Event;
 pub use crate::postgres::name::InvalidName;
 use crate::postgres::name::SchemaName;
+pub use crate::schema::EspdNames;
 use crate::store::upcast::{Upcast, finish};
 
 /// Which layout a store has, with the names in it that espd does not choose.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayoutSettings {
     /// espd's own layout, as `migrations/event_store` creates it.
-    #[default]
-    Espd,
+    Espd(EspdNames),
     /// The layout of event_sourcery-postgres. espd reads such a store and changes nothing in it.
     EventSourcery(EventSourceryNames),
+}
+
+impl Default for LayoutSettings {
+    fn default() -> Self {
+        Self::Espd(EspdNames::default())
+    }
 }
 
 /// The description of one event store.
@@ -30,6 +36,8 @@ pub enum LayoutSettings {
 pub struct Layout {
     /// The schema of espd's own tables, which exist beside a framework's store as well.
     schema: SchemaName,
+    /// The names in that schema.
+    names: EspdNames,
     pub(crate) events: Source,
     pub(crate) order: Order,
     pub(crate) bodies: Bodies,
@@ -102,6 +110,12 @@ pub(crate) enum Bodies {
 pub(crate) struct Append {
     /// The function that appends, qualified and quoted: `"espd"."append_events"`.
     pub(crate) function: String,
+    /// The function that appends at a later time, qualified and quoted: `"espd"."append_at"`.
+    pub(crate) append_at: String,
+    /// The function that cancels what is to be appended later, qualified and quoted: `"espd"."cancel_scheduled"`.
+    pub(crate) cancel_scheduled: String,
+    /// The constraints that keep an event from being stored twice, or in a place that is taken, not quoted.
+    pub(crate) keys: [String; 2],
     /// The channel that espd notifies after an append, not quoted.
     pub(crate) channel: String,
     /// The table of what is declared of events, qualified and quoted.
@@ -142,7 +156,7 @@ impl Layout {
     /// The layout that the settings describe, with espd's own tables in `schema`.
     pub fn new(settings: &LayoutSettings, schema: &str) -> Result<Self, InvalidName> {
         match settings {
-            LayoutSettings::Espd => Self::espd(schema),
+            LayoutSettings::Espd(names) => Self::espd_named(schema, names),
             LayoutSettings::EventSourcery(names) => Self::event_sourcery(schema, names),
         }
     }
@@ -182,6 +196,11 @@ impl Layout {
     /// Name of the schema of espd's own tables, quoted: `"espd"`.
     pub fn quoted_schema(&self) -> String {
         self.schema.to_string()
+    }
+
+    /// The names of tables and functions in that schema.
+    pub fn names(&self) -> &EspdNames {
+        &self.names
     }
 
     /// The table of events, qualified and quoted: `"espd"."events"`.

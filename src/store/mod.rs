@@ -52,7 +52,7 @@ pub(crate) use appended_hook::AppendedClosure;
 pub use codec::BodyCodec;
 pub(crate) use codec::Codec;
 pub use event_stream::EventStream;
-pub use layout::{EventSourceryNames, InvalidName, Layout};
+pub use layout::{EspdNames, EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
 pub use postgres::{AppendTime, PostgresEventStore, Uncommitted};
 pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, stream_aggregate_on};

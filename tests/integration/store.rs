@@ -6,6 +6,7 @@ mod event_schemas;
 mod event_sourcery;
 mod functions;
 mod horizon;
+mod names;
 mod notifier;
 mod on_appended;
 mod other_ways;

@@ -8,7 +8,7 @@ use crate::config::reader::key::nearest;
 use crate::config::reader::tree::{Section, Value};
 use crate::postgres::database_url::DatabaseUrl;
 use crate::postgres::sql_scope::{SqlScope, setting_name, setting_names};
-use crate::store::layout::{EventSourceryNames, LayoutSettings};
+use crate::store::layout::{EspdNames, EventSourceryNames, LayoutSettings};
 
 /// `[event_store]`: where the events are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,14 +71,39 @@ impl EventStoreSettings {
     }
 }
 
-/// The names in `[event_store.event_sourcery]` are used with that layout only.
+/// The names in `[event_store.espd]` and in `[event_store.event_sourcery]` are used with that layout only.
 fn read_layout(section: &Section<'_>) -> LayoutSettings {
+    let own = section.section("espd");
+    let own = own.map_or_else(EspdNames::default, |names| read_espd(&names));
     let names = section.section("event_sourcery");
     let names = names.map_or_else(EventSourceryNames::default, |names| read_event_sourcery(&names));
     match section.choice("layout") {
         Some(LayoutName::EventSourcery) => LayoutSettings::EventSourcery(names),
-        Some(LayoutName::Espd) | None => LayoutSettings::Espd,
+        Some(LayoutName::Espd) | None => LayoutSettings::Espd(own),
     }
+}
+
+fn read_espd(section: &Section<'_>) -> EspdNames {
+    let default = EspdNames::default();
+    let name = |key| section.value(key).and_then(|name| name.text());
+    let names = EspdNames {
+        events_table: name("events_table").unwrap_or(default.events_table),
+        sequence: name("sequence"),
+        tracker_table: name("tracker_table").unwrap_or(default.tracker_table),
+        append_events: name("append_events").unwrap_or(default.append_events),
+        append: name("append").unwrap_or(default.append),
+        append_at: name("append_at").unwrap_or(default.append_at),
+        append_after: name("append_after").unwrap_or(default.append_after),
+        cancel_scheduled: name("cancel_scheduled").unwrap_or(default.cancel_scheduled),
+    };
+    let faults = names.faults();
+    for (key, reason) in &faults {
+        if let Some(value) = section.value(key.key()) {
+            let message = format!("{} cannot be the name for `{}`", value.as_written(), key.key());
+            value.location.report(message, reason.clone());
+        }
+    }
+    if faults.is_empty() { names } else { EspdNames::default() }
 }
 
 fn read_event_sourcery(section: &Section<'_>) -> EventSourceryNames {

@@ -179,7 +179,7 @@ impl<'t> BatchTransaction<'t> {
         if !self.parking || self.request.dead_letter().is_some() || batch.events.is_empty() {
             return Ok(());
         }
-        let dead_letters = DeadLetters::new(&self.base.schema);
+        let dead_letters = DeadLetters::new(&self.base.trackers());
         let key = &self.request.claim.key;
         let waiting = dead_letters.set_aside_waiting(&mut self.transaction, key, &batch.events).await?;
         self.may_have_written |= !waiting.is_empty();
@@ -274,7 +274,7 @@ impl<'t> BatchTransaction<'t> {
         }
         match work {
             Work::DeadLetter(event_id) => {
-                DeadLetters::new(&self.base.schema)
+                DeadLetters::new(&self.base.trackers())
                     .remove(&mut self.transaction, &claim.key, event_id)
                     .await?;
             }

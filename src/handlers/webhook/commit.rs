@@ -89,7 +89,7 @@ async fn record(
     plan: &CommitPlan,
 ) -> Result<(), sqlx::Error> {
     let (deliveries, connection) = (Deliveries::of(base, claim), transaction.connection());
-    let dead_letters = DeadLetters::new(&base.schema);
+    let dead_letters = DeadLetters::new(&base.trackers());
     for dead_letter in &plan.given_up {
         dead_letters.set_aside(connection, &claim.key, dead_letter).await?;
     }

@@ -1,7 +1,7 @@
 //! The database of the projections: espd's own tables, the privileges of the role, and whether trackers and declarations
 //! match.
 
-use sqlx::{PgPool, Row as _};
+use sqlx::Row as _;
 
 use super::Finding;
 use crate::config::Config;
@@ -15,32 +15,34 @@ use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::schema;
 
 pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
-    let schema = databases.layout.schema();
-    let mut findings = match schema::describe_processing(&databases.projections, schema).await {
+    let layout = &databases.layout;
+    let described =
+        schema::describe_processing(&databases.projections, layout.schema(), layout.names()).await;
+    let mut findings = match described {
         Ok(version) => vec![Finding::ok("processing_schema", version)],
         Err(error) => {
             return Ok(vec![Finding::failure("processing_schema", chain(&error), error.remedy())]);
         }
     };
-    let (own, projections) = (schema, &databases.scope.schema);
-    findings.extend(privileges(&databases.projections, own, projections).await?);
-    let trackers = Trackers::new(schema).list(&databases.projections, None).await?;
+    findings.extend(privileges(databases).await?);
+    let trackers = Trackers::of(layout).list(&databases.projections, None).await?;
     findings.extend(processors(config, &trackers));
     findings.extend(event_types(databases, config).await?);
-    let pending = PendingEmissions::new(schema).count_by_reactor(&databases.projections).await?;
+    let pending = PendingEmissions::of(layout).count_by_reactor(&databases.projections).await?;
     findings.extend(emissions(config, &pending));
     Ok(findings)
 }
 
 /// The privileges that running processors requires beyond reading events.
-async fn privileges(pool: &PgPool, own: &str, projections: &str) -> anyhow::Result<Vec<Finding>> {
+async fn privileges(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
+    let Databases { layout, projections, scope, .. } = databases;
     let statement = "
         -- list_missing_privileges
         select quote_ident(current_user) as role, array_remove(array[
           case when not has_schema_privilege($1, 'create') then format('grant usage, create on schema %I', $1) end,
-          case when not has_table_privilege(format('%I.trackers', $1), 'insert, update')
-               or not has_table_privilege(format('%I.trackers', $1), 'select')
-               then format('grant select, insert, update on %I.trackers', $1) end,
+          case when not has_table_privilege(format('%I.%I', $1, $3), 'insert, update')
+               or not has_table_privilege(format('%I.%I', $1, $3), 'select')
+               then format('grant select, insert, update on %I.%I', $1, $3) end,
           case when not has_table_privilege(format('%I.projection_tables', $1), 'insert')
                or not has_table_privilege(format('%I.projection_tables', $1), 'delete')
                or not has_table_privilege(format('%I.declarations', $1), 'insert')
@@ -61,7 +63,12 @@ async fn privileges(pool: &PgPool, own: &str, projections: &str) -> anyhow::Resu
                when not coalesce(has_schema_privilege(to_regnamespace(quote_ident($2))::oid, 'create'), true)
                then format('grant usage, create on schema %I', $2) end
         ], null) as missing";
-    let row = sqlx::query(statement).bind(own).bind(projections).fetch_one(pool).await?;
+    let row = sqlx::query(statement)
+        .bind(layout.schema())
+        .bind(&scope.schema)
+        .bind(&layout.names().tracker_table)
+        .fetch_one(projections)
+        .await?;
     let (role, missing): (String, Vec<String>) = (row.try_get("role")?, row.try_get("missing")?);
     if missing.is_empty() {
         return Ok(vec![Finding::ok("privileges", format!("role {role} may run processors"))]);

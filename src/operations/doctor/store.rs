@@ -59,7 +59,8 @@ pub(super) async fn examine(databases: &Databases) -> anyhow::Result<Vec<Finding
 }
 
 async fn schema_version(databases: &Databases) -> Finding {
-    match schema::describe_event_store(&databases.events, databases.layout.schema()).await {
+    let layout = &databases.layout;
+    match schema::describe_event_store(&databases.events, layout.schema(), layout.names()).await {
         Ok(version) => Finding::ok("event_store_schema", version),
         Err(error) => Finding::failure("event_store_schema", chain(&error), error.remedy()),
     }

@@ -185,7 +185,7 @@ impl Operator<'_> {
     }
 
     fn table(&self) -> DeadLetters {
-        DeadLetters::new(self.databases.layout.schema())
+        DeadLetters::new(&self.trackers())
     }
 }
 

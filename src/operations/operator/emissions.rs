@@ -141,7 +141,7 @@ impl Operator<'_> {
     }
 
     fn pending(&self) -> PendingEmissions {
-        PendingEmissions::new(self.databases.layout.schema())
+        PendingEmissions::of(&self.databases.layout)
     }
 }
 

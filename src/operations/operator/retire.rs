@@ -153,9 +153,9 @@ impl Operator<'_> {
         self.trackers().lock(transaction, &row.key()).await?;
         let statement = format!(
             "-- find_owner
-             select coalesce(owner_label, owner::text) from {}.trackers
+             select coalesce(owner_label, owner::text) from {}
              where {} and lease_until > clock_timestamp()",
-            self.databases.layout.quoted_schema(),
+            self.trackers().table(),
             row.key().is_tracker()
         );
         let owner: Option<String> = sqlx::query_scalar(AssertSqlSafe(statement))

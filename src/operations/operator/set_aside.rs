@@ -43,7 +43,7 @@ impl Operator<'_> {
         blocks: bool,
     ) -> Result<FailedEvent, OperatorError> {
         let ToSetAside { row, failure, event } = wanted;
-        let table = DeadLetters::new(self.databases.layout.schema());
+        let table = DeadLetters::new(&self.trackers());
         let mut connection = self.databases.projections.acquire().await?;
         let done = table.set_aside_now(&mut connection, &row.key(), &failure, blocks, self.name).await?;
         if !done {

@@ -33,7 +33,7 @@ pub(crate) async fn collect(
     let workers = worker::list(projections, layout).await?;
     let mut lock_waits = lock_wait::list(projections).await?;
     let mut reset_waits = lock_wait::list_of_resets(projections, layout).await?;
-    let (mut statuses, trackers) = (Vec::new(), Trackers::new(layout.schema()));
+    let (mut statuses, trackers) = (Vec::new(), Trackers::of(layout));
     for row in rows {
         let lag = Lag::read(&mut *events, layout, row.position, horizon.head).await?;
         let lock_wait = lock_waits.remove(&row.name).filter(|_| row.owned);

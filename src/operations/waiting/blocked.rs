@@ -3,7 +3,7 @@
 use super::{Patience, Waiting};
 use crate::event::Position;
 use crate::processing::dead_letters::{DeadLetter, DeadLetters, Selection};
-use crate::processing::tracker::TrackerRow;
+use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::processors::WaitError;
 
 impl Waiting<'_> {
@@ -33,7 +33,7 @@ impl Waiting<'_> {
 
     async fn first_dead_letter(&self, name: &str) -> Result<Option<DeadLetter>, WaitError> {
         let databases = self.operator.databases;
-        let table = DeadLetters::new(databases.layout.schema());
+        let table = DeadLetters::new(&Trackers::of(&databases.layout));
         let found = table.list(&databases.projections, &Selection::of(name), 1).await?;
         Ok(found.into_iter().next())
     }

@@ -6,7 +6,7 @@ use super::{Clock, Patience, Waiting};
 use crate::event::{Position, StoredTime};
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::emission::{EmissionSelection, EmissionState, PendingEmissions};
-use crate::processing::tracker::TrackerRow;
+use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::processors::WaitError;
 use crate::store::scheduled::ScheduledEvents;
 use crate::store::{EventStore as _, PostgresEventStore};
@@ -125,7 +125,7 @@ impl Waiting<'_> {
 
     async fn requested_dead_letters(&self) -> Result<Vec<String>, WaitError> {
         let databases = self.operator.databases;
-        let table = DeadLetters::new(databases.layout.schema());
+        let table = DeadLetters::new(&Trackers::of(&databases.layout));
         Ok(table.processors_with_requests(&databases.projections).await?)
     }
 
@@ -138,7 +138,7 @@ impl Waiting<'_> {
     /// What is emitted for later.
     async fn later(&self, rows: &[TrackerRow]) -> Result<Vec<LaterEmission>, WaitError> {
         let databases = self.operator.databases;
-        let table = PendingEmissions::new(databases.layout.schema());
+        let table = PendingEmissions::of(&databases.layout);
         let mut later = Vec::new();
         for row in rows.iter().filter(|row| row.pending_emissions > 0) {
             let selection =

@@ -7,8 +7,10 @@ use sqlx::{AssertSqlSafe, PgExecutor};
 use uuid::Uuid;
 
 use crate::event::StoredTime;
-use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
+use crate::processing::tracker::Trackers;
+use crate::store::layout::Layout;
 
 /// An event that a reactor has emitted and that is not in the event store yet. The field names are an interface: `espctl
 /// emissions list --json` prints them.
@@ -182,12 +184,15 @@ from_row!(PendingOfReactor { reactor, pending });
 pub(crate) struct PendingEmissions {
     /// The quoted schema.
     schema: String,
+    /// The table of trackers, qualified and quoted.
+    trackers: String,
 }
 
 impl PendingEmissions {
-    /// Names the schema whose tables `migrations/processing` has created.
-    pub(crate) fn new(schema: &str) -> Self {
-        Self { schema: quote_identifier(schema) }
+    /// The emissions of a store of this layout.
+    pub(crate) fn of(layout: &Layout) -> Self {
+        let trackers = Trackers::of(layout);
+        Self { schema: trackers.schema().to_owned(), trackers: trackers.table().to_owned() }
     }
 
     /// Lists the selected emissions by reactor, in the order in which they are moved, `limit` at most.
@@ -206,7 +211,7 @@ impl PendingEmissions {
              from {schema}.emissions as e where {condition}
              order by e.reactor, coalesce(e.next_try_at, e.due_at), e.id limit {limit}",
             schema = self.schema,
-            held = is_held(&self.schema),
+            held = is_held(&self.trackers),
             condition = selection.condition(),
         );
         let rows: Vec<Row> =
@@ -261,9 +266,9 @@ impl PendingEmissions {
 }
 
 /// Whether an operator has paused the reactor of the emission `e`, which holds what it has emitted for later.
-pub(super) fn is_held(schema: &str) -> String {
+pub(super) fn is_held(trackers: &str) -> String {
     format!(
-        "exists (select from {schema}.trackers as t
+        "exists (select from {trackers} as t
            where t.name = e.reactor and t.partition = e.partition and t.paused_at is not null)"
     )
 }

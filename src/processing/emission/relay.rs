@@ -26,6 +26,7 @@ use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark::{self, ServerMark};
 use crate::postgres::sqlstate::{describe, shorten};
 use crate::processing::processor::Events;
+use crate::processing::tracker::Trackers;
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 
@@ -201,9 +202,13 @@ impl Relay {
         Ok(left.unwrap_or(INTERVAL).max(shortest))
     }
 
+    fn trackers(&self) -> Trackers {
+        Trackers::named(&self.schema, self.events.layout().names())
+    }
+
     /// Whether an emission `e` is one that this relay moves: of one of its reactors, and none that is paused.
     fn is_ours(&self) -> String {
         let names: Vec<String> = self.reactors.iter().map(|name| quote_literal(name)).collect();
-        format!("e.reactor in ({}) and not {}", names.join(", "), is_held(&quote_identifier(&self.schema)))
+        format!("e.reactor in ({}) and not {}", names.join(", "), is_held(self.trackers().table()))
     }
 }

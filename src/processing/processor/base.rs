@@ -65,7 +65,7 @@ impl ProcessorBase {
     }
 
     pub(crate) fn trackers(&self) -> Trackers {
-        Trackers::new(&self.schema)
+        Trackers::named(&self.schema, self.events.layout().names())
     }
 
     /// The types of events that the processor handles; `None`: all types.

@@ -128,7 +128,7 @@ impl Trackers {
                select name, version, partition,
                       (select d.fingerprint from {schema}.declarations as d
                        where d.processor = t.name and d.version = t.version) as declaration
-               from {schema}.trackers as t
+               from {trackers} as t
                where {is_runners} and {is_free}
                -- A batch holds the row to its end, and a frozen owner without end.
                for update skip locked
@@ -137,7 +137,7 @@ impl Trackers {
                where s.name = free.name and s.version = free.version and s.partition = free.partition
                  and (s.owner = '{owner}' or s.lives_until < clock_timestamp())
              )
-             update {schema}.trackers as t
+             update {trackers} as t
              set version = case when free.declaration is null then {version} else t.version end,
                  epoch = epoch + 1, owner = '{owner}', owner_label = {label},
                  lease_until = clock_timestamp() + {lease}, backend_pid = pg_backend_pid(),
@@ -152,6 +152,7 @@ impl Trackers {
                        case when current_setting('synchronous_commit') = 'off'
                             then set_config('synchronous_commit', 'local', true) end as flushed",
             schema = self.schema,
+            trackers = self.table,
             is_runners = self.is_runners(key),
             is_free = self.is_free_for(owner),
             version = key.version,
@@ -166,10 +167,10 @@ impl Trackers {
     /// is none, the one of the newest other version.
     pub(super) fn is_runners(&self, key: &ProcessorKey) -> String {
         let ProcessorKey { name, version, partition } = key;
-        let (schema, name) = (&self.schema, quote_literal(name));
+        let (trackers, name) = (&self.table, quote_literal(name));
         format!(
             "t.name = {name} and t.partition = {partition} and t.version = (
-               select v.version from {schema}.trackers as v where v.name = {name} and v.partition = {partition}
+               select v.version from {trackers} as v where v.name = {name} and v.partition = {partition}
                order by v.version = {version} desc, v.version desc limit 1)"
         )
     }
@@ -186,7 +187,7 @@ impl Trackers {
     ) -> Result<Option<LeaseStatus>, sqlx::Error> {
         let statement = format!(
             "-- renew_lease
-             update {schema}.trackers
+             update {trackers} as trackers
              set lease_until = clock_timestamp() + {}, outage = {}, rate = {}, updated_at = clock_timestamp()
              where {}
              returning position, paused_at is not null as paused,
@@ -200,6 +201,7 @@ impl Trackers {
             if rate.is_finite() { rate } else { 0.0 },
             is_claimed(claim),
             schema = self.schema,
+            trackers = self.table,
         );
         fetch_optional(connection, statement).await
     }
@@ -215,14 +217,14 @@ impl Trackers {
         let statement = format!(
             "-- release_tracker
              with released as (
-               update {}.trackers
+               update {}
                set owner = null, owner_label = null, lease_until = null, backend_pid = null, backend_start = null,
                    updated_at = clock_timestamp()
                where {}
                returning 1
              )
              select {} from released",
-            self.schema,
+            self.table,
             is_claimed(claim),
             notify_call(channel, CONTROL)
         );

@@ -41,12 +41,12 @@ impl Trackers {
         };
         let statement = format!(
             "-- record_failure
-             update {}.trackers
+             update {}
              set attempts = {}, next_retry_at = {retry_at}, caught_up = false,
                  last_error = {}::jsonb || jsonb_build_object('at', clock_timestamp()),
                  failed_at = {failed_at}, updated_at = clock_timestamp()
              where {}",
-            self.schema,
+            self.table,
             i32::try_from(attempts).unwrap_or(i32::MAX),
             json_literal(failure)?,
             is_claimed(claim)
@@ -62,8 +62,8 @@ impl Trackers {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- forget_failure
-             update {}.trackers set failed_at = null, last_error = null, updated_at = clock_timestamp() where {}",
-            self.schema,
+             update {} set failed_at = null, last_error = null, updated_at = clock_timestamp() where {}",
+            self.table,
             is_claimed(claim)
         );
         simple(statement).execute(connection).await.map(drop)
@@ -78,8 +78,8 @@ impl Trackers {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- record_outage
-             update {}.trackers set outage = {}::jsonb, updated_at = clock_timestamp() where {}",
-            self.schema,
+             update {} set outage = {}::jsonb, updated_at = clock_timestamp() where {}",
+            self.table,
             json_literal(outage)?,
             is_claimed(claim)
         );

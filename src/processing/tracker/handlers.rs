@@ -45,8 +45,8 @@ impl Trackers {
         };
         let statement = format!(
             "-- note_handlers
-             update {}.trackers set handlers = {fingerprint}, handler_change = {change} where {}",
-            self.schema,
+             update {} set handlers = {fingerprint}, handler_change = {change} where {}",
+            self.table,
             is_claimed(claim)
         );
         simple(statement).execute(connection).await.map(drop)

@@ -172,7 +172,7 @@ impl Trackers {
                     coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
                     coalesce(pending_emissions, 0) as pending_emissions, next_emission_at,
                     coalesce(refused_emissions, 0) as refused_emissions, emissions_overdue_since, emission_error
-             from {schema}.trackers as t
+             from {trackers} as t
              -- Counted once, not for each tracker: a plan of many parts would be compiled, which takes longer than it runs.
              left join (
                select processor, d.version, d.partition, count(*) as dead_letters,
@@ -191,6 +191,7 @@ impl Trackers {
              ) as e on e.reactor = t.name and e.partition = t.partition
              where $1::text is null or name = $1 order by name, t.version, t.partition",
             schema = self.schema,
+            trackers = self.table,
             owner_lives = self.owner_lives(),
             holder = super::liveness::HOLDER
         );

@@ -73,7 +73,7 @@ impl Trackers {
              with said as (
                insert into {schema}.signs_of_life as s (name, version, partition, owner, owner_label, lives_until)
                select t.name, t.version, t.partition, '{owner}', {label}, clock_timestamp() + 3 * {lease}
-               from {schema}.trackers as t
+               from {trackers} as t
                -- Once in a lease is enough.
                where {is_runners}
                  and not exists (select from {schema}.signs_of_life as s
@@ -86,8 +86,9 @@ impl Trackers {
              select owner_label as label, coalesce(owner = '{owner}', false) as ours, {is_free} as late,
                     extract(epoch from lease_until - clock_timestamp())::float8 as seconds_left,
                     case when {is_free} then {HOLDER} end as frozen_backend
-             from {schema}.trackers as t where {is_runners}",
+             from {trackers} as t where {is_runners}",
             schema = self.schema,
+            trackers = self.table,
             is_runners = self.is_runners(key),
             owner = owner.id,
             label = quote_literal(&owner.label),
@@ -106,10 +107,11 @@ impl Trackers {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- withdraw_standby
-             delete from {schema}.signs_of_life as s using {schema}.trackers as t
+             delete from {schema}.signs_of_life as s using {trackers} as t
              where {is_runners} and s.name = t.name and s.version = t.version and s.partition = t.partition
                and s.owner = '{owner}'",
             schema = self.schema,
+            trackers = self.table,
             is_runners = self.is_runners(key),
             owner = owner.id
         );
@@ -131,9 +133,9 @@ impl Trackers {
         let statement = format!(
             "-- end_frozen_backend
              select coalesce(pg_terminate_backend(case when {} then {HOLDER} end), false) as ended
-             from {}.trackers as t where {}",
+             from {} as t where {}",
             self.is_free_for(owner),
-            self.schema,
+            self.table,
             self.is_runners(key)
         );
         let row = simple(statement).fetch_optional(connection).await?;
@@ -156,11 +158,12 @@ impl Trackers {
              on conflict (name, version, partition, owner) do update
                set epoch = excluded.epoch, lives_until = excluded.lives_until
              returning exists (
-               select from {schema}.trackers as t
+               select from {trackers} as t
                join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.transactionid = t.xmax
                where {is_tracker}
              ) as at_work",
             schema = self.schema,
+            trackers = self.table,
             key = claim.key.arguments(),
             is_tracker = claim.key.is_tracker(),
             owner = owner.id,

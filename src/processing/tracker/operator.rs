@@ -80,13 +80,14 @@ impl Trackers {
     ) -> Result<u64, sqlx::Error> {
         let statement = format!(
             "-- make_retries_due
-             update {schema}.trackers as t set next_retry_at = clock_timestamp()
+             update {trackers} as t set next_retry_at = clock_timestamp()
              where name = any($1) and attempts > 0 and next_retry_at > clock_timestamp() and paused_at is null
                -- The receiver of a webhook may have asked for the time.
                and not exists (select from {schema}.deliveries as d
                                where d.processor = t.name and d.version = t.version and d.partition = t.partition
                                  and not d.is_done)",
-            schema = self.schema
+            schema = self.schema,
+            trackers = self.table
         );
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(names);
         Ok(query.execute(connection).await?.rows_affected())

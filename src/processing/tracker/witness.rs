@@ -70,8 +70,8 @@ impl Trackers {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- note_partitions
-             update {}.trackers set events_partitions = {}::jsonb where {}",
-            self.schema,
+             update {} set events_partitions = {}::jsonb where {}",
+            self.table,
             json_literal(partitions)?,
             super::is_claimed(claim)
         );
@@ -86,8 +86,8 @@ impl Trackers {
     ) -> Result<Option<Memory>, sqlx::Error> {
         let statement = format!(
             "-- read_witness
-             select position, handled, witness_at, witness_id, witness_uuid, events_partitions from {}.trackers where {}",
-            self.schema,
+             select position, handled, witness_at, witness_id, witness_uuid, events_partitions from {} where {}",
+            self.table,
             super::is_claimed(claim)
         );
         let row = simple(statement).fetch_optional(connection).await?;
@@ -113,9 +113,10 @@ impl Trackers {
             "-- list_witnesses
              select id, uuid from (
                select id, uuid from {schema}.witnesses
-               union select witness_id, witness_uuid from {schema}.trackers where witness_id > 0
+               union select witness_id, witness_uuid from {trackers} where witness_id > 0
              ) as w where id <= {position} order by id desc limit {EARLIER_MAX}",
-            schema = self.schema
+            schema = self.schema,
+            trackers = self.table
         );
         let rows = simple(statement).fetch_all(connection).await?;
         rows.iter()
@@ -133,11 +134,11 @@ impl Trackers {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- record_divergence
-             update {}.trackers
+             update {}
              set diverged = {}::jsonb || jsonb_build_object('at', clock_timestamp()), caught_up = false,
                  updated_at = clock_timestamp()
              where {}",
-            self.schema,
+            self.table,
             json_literal(divergence)?,
             super::is_claimed(claim)
         );

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bodies, CreatedBy, Framework, Layout, Order, Positions, Source};
+use super::{Bodies, CreatedBy, EspdNames, Framework, Layout, Order, Positions, Source};
 use crate::postgres::name::{InvalidName, SchemaName, identifier, qualify};
 
 /// The names in a database of event_sourcery-postgres. The defaults are the framework's.
@@ -72,6 +72,7 @@ impl Layout {
                 section: "[event_store.event_sourcery]",
             }),
             positions: Some(positions(names)?),
+            names: EspdNames::default(),
             schema,
         })
     }

@@ -37,6 +37,8 @@ pub(super) struct Statements {
     insert: insert::Statements,
     call_function: SqlStr,
     find_uuids: SqlStr,
+    /// The names of what appends.
+    pub(super) append: Append,
     /// Whether statements stay prepared in the session.
     prepared: bool,
 }
@@ -45,7 +47,7 @@ impl Statements {
     pub(super) fn new(layout: &Layout, append: &Append) -> Self {
         let (events, append_events) = (layout.events_table(), &append.function);
         Self {
-            insert: insert::Statements::new(events, &append.event_schemas),
+            insert: insert::Statements::new(events, append),
             call_function: sql(format!(
                 "-- append_events
                 select id, uuid, version
@@ -56,6 +58,7 @@ impl Statements {
                 "-- find_uuids
                 select uuid from {events} where uuid = any ($1)"
             )),
+            append: append.clone(),
             prepared: true,
         }
     }

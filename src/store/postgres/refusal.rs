@@ -23,9 +23,6 @@ const DATA_EXCEPTION_CLASS: &str = "22";
 /// Program limits: JSON nested too deeply, string too long for jsonb …
 const PROGRAM_LIMIT_CLASS: &str = "54";
 
-/// The constraints that stop an event from being stored twice, or in a place that is taken.
-const KEYS: [&str; 2] = ["events_aggregate_id_version_key", "events_uuid_key"];
-
 /// Translates an error of an append of `events`.
 pub(super) fn translate(error: sqlx::Error, events: &[NewEvent]) -> AppendError {
     let Some(refusal) = find_refusal(&error) else { return AppendError::Database(error) };
@@ -41,10 +38,12 @@ pub(super) fn translate(error: sqlx::Error, events: &[NewEvent]) -> AppendError 
     translated.unwrap_or(AppendError::Database(error))
 }
 
-/// Whether the version or the uuid of an event is taken; `append_events` finds out why.
-pub(super) fn is_taken(error: &sqlx::Error) -> bool {
+/// Whether one of the constraints `keys` is violated, because the version or the uuid of an event is taken; `append_events` finds
+/// out why.
+pub(super) fn is_taken(error: &sqlx::Error, keys: &[String]) -> bool {
     find_refusal(error).is_some_and(|refusal| {
-        refusal.code() == UNIQUE_VIOLATION && refusal.constraint().is_some_and(|name| KEYS.contains(&name))
+        refusal.code() == UNIQUE_VIOLATION
+            && refusal.constraint().is_some_and(|name| keys.iter().any(|key| key == name))
     })
 }
 

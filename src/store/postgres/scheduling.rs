@@ -95,7 +95,7 @@ impl PostgresEventStore {
         key: Option<&str>,
         events: &[NewEvent],
     ) -> Result<(), AppendError> {
-        self.statements.append()?;
+        let function = &self.statements.append()?.append.append_at;
         let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
         let time = match time.into() {
@@ -106,8 +106,7 @@ impl PostgresEventStore {
         let invalid =
             |error: serde_json::Error| AppendError::Invalid { index: None, reason: error.to_string() };
         let described = to_raw_value(&described).map_err(invalid)?;
-        let statement =
-            format!("-- append_at\nselect from {}.append_at({time}, $1, $2)", self.layout.quoted_schema());
+        let statement = format!("-- append_at\nselect from {function}({time}, $1, $2)");
         let query = sqlx::query(sql(statement)).persistent(false).bind(Jsonb(&described)).bind(key);
         query.execute(connection).await.map(drop).map_err(|error| refusal::translate(error, events))
     }
@@ -126,9 +125,8 @@ impl PostgresEventStore {
         connection: &mut PgConnection,
         key: &str,
     ) -> Result<bool, AppendError> {
-        self.statements.append()?;
         let statement =
-            format!("-- cancel_scheduled\nselect {}.cancel_scheduled($1)", self.layout.quoted_schema());
+            format!("-- cancel_scheduled\nselect {}($1)", self.statements.append()?.append.cancel_scheduled);
         let query = sqlx::query_scalar(sql(statement)).persistent(false).bind(key);
         Ok(query.fetch_one(connection).await?)
     }

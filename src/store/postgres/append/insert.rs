@@ -7,6 +7,7 @@ use sqlx::{PgConnection, Postgres, Row, SqlStr};
 
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::store::AppendError;
+use crate::store::layout::Append;
 use crate::store::postgres::parameter::Jsonb;
 use crate::store::postgres::refusal;
 use crate::store::postgres::sql_text::sql;
@@ -16,15 +17,19 @@ use crate::store::postgres::sql_text::sql;
 pub(super) struct Statements {
     insert_one: SqlStr,
     insert_several: SqlStr,
+    /// The constraints that the statements may violate.
+    keys: [String; 2],
 }
 
 impl Statements {
-    pub(super) fn new(events: &str, schemas: &str) -> Self {
+    pub(super) fn new(events: &str, append: &Append) -> Self {
+        let schemas = &append.event_schemas;
         // A look into an index, which is empty where nothing is declared.
         let none_checked = |types: &str| {
             format!("not exists (select from {schemas} as s where s.type = {types} and s.check_at_append)")
         };
         Self {
+            keys: append.keys.clone(),
             insert_one: sql(format!(
                 "-- insert_event
                 insert into {events}
@@ -71,7 +76,9 @@ pub(super) async fn insert_where_expected(
     };
     let mut ids: Vec<Position> = match query.fetch_all(connection).await {
         Ok(rows) => rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
-        Err(error) if refusal::is_taken(&error) || refusal::is_of_older_store(&error) => return Ok(None),
+        Err(error) if refusal::is_taken(&error, &statements.keys) || refusal::is_of_older_store(&error) => {
+            return Ok(None);
+        }
         Err(error) => return Err(refusal::translate(error, events)),
     };
     if ids.is_empty() {

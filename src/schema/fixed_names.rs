@@ -1,0 +1,34 @@
+//! What the migrations make under names that nobody can choose. A test compares the lists with a database.
+
+/// Tables, their indexes and sequences, and views.
+#[rustfmt::skip]
+pub(super) const RELATIONS: &[&str] = &[
+    "_event_store_migrations", "_event_store_migrations_pkey", "_processing_migrations",
+    "_processing_migrations_pkey", "carried_over", "carried_over_pkey", "dead_letters",
+    "dead_letters_age_idx", "dead_letters_aggregate_idx", "dead_letters_pkey", "dead_letters_retry_idx",
+    "declarations", "declarations_pkey", "deliveries", "deliveries_pkey", "effects", "effects_id_seq",
+    "effects_pkey", "effects_processor_idx", "emissions", "emissions_id_seq", "emissions_next_idx",
+    "emissions_pkey", "emissions_reactor_key_key", "emissions_uuid_key", "event_schemas",
+    "event_schemas_pkey", "operator_log", "operator_log_id_seq", "operator_log_pkey", "owned_relations",
+    "projection_tables", "projection_tables_pkey", "reload_requests", "reload_requests_id_seq",
+    "reload_requests_open_idx", "reload_requests_pkey", "scheduled_events", "scheduled_events_id_seq",
+    "scheduled_events_key_idx", "scheduled_events_next_idx", "scheduled_events_pkey",
+    "scheduled_events_uuid_key", "signs_of_life", "signs_of_life_pkey", "witnesses", "witnesses_pkey",
+    "workers", "workers_pkey",
+];
+
+/// Functions.
+#[rustfmt::skip]
+pub(super) const FUNCTIONS: &[&str] = &[
+    "accept_history", "advance_tracker", "append_due", "append_due_events", "append_scheduled", "begin_emission", "cancel",
+    "cancel_emissions", "cancel_scheduled_events", "change_emissions", "count_events", "departure",
+    "discard_dead_letters", "drop_processor", "emit", "emit_after", "emit_at", "find_appended",
+    "find_departing", "find_departing_item", "find_departing_property", "find_departure", "find_fault",
+    "find_fault_of_time", "follow_version", "forget_declaration", "has_format", "has_type", "has_zone",
+    "is_replaying", "keep_emission", "keep_scheduled", "lock_tracker", "lock_unowned", "log_act",
+    "log_scheduled", "log_witness", "note_movement", "note_witness", "pause_processor", "rebuild_processor",
+    "refuse_departing", "refuse_foreign_writes", "remove_dead_letter", "rename_processor", "request_reload",
+    "reset_processor", "reset_tracker", "resume_processor", "retry_dead_letters", "retry_emissions",
+    "retry_processor", "retry_scheduled_events", "set_aside", "set_aside_behind", "set_aside_by_operator",
+    "wait_for",
+];
