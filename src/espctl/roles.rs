@@ -7,7 +7,6 @@ use crate::espctl::output;
 use crate::postgres::name::{InvalidName, identifier};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::tracker::Trackers;
-use crate::schema::renaming::rename;
 use crate::store::layout::{CreatedBy, Layout, Order};
 
 /// The script with psql variables, so that it also runs under psql as it is.
@@ -73,7 +72,8 @@ pub(crate) fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> 
         return output::print_verbatim(&reader_script(reader, config)?);
     }
     let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
-    let own = rename(ROLES, layout.names())
+    let own = layout
+        .name_in(ROLES)
         .replace(":\"projections\"", &quote_identifier(&config.projections.schema))
         .replace("schema :\"schema\"", &format!("schema {}", layout.quoted_schema()));
     let text = match &layout.created_by {

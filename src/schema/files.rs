@@ -4,15 +4,12 @@ use sqlx::migrate::{Migration, MigrationType};
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 use super::names::{Home, Name};
-use super::renaming::rename;
+use super::renaming::{SCHEMA_TOKEN, rename};
 use crate::postgres::name::SchemaName;
 
 /// How a file begins the line that says which programs may go on after it: those that know this version, or a later one.
 /// A file without the line lets no program go on that does not know it.
 const OLDEST_PROGRAM: &str = "-- Oldest program: ";
-
-/// What the migration files write in place of the schema's name; psql replaces the same text.
-pub(super) const SCHEMA_TOKEN: &str = ":\"schema\"";
 
 /// The files of `migrations/event_store`, in order. Never edit one that was released: add another.
 pub(super) const EVENT_STORE: MigrationSet = MigrationSet {

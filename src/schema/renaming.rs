@@ -4,10 +4,12 @@
 //! Otherwise a chosen name takes the place of a word in the code, not in comments. In the body of a function it is qualified by the
 //! schema, so that nothing in there can be meant instead, such as a common table expression of the same name.
 
-use super::files::SCHEMA_TOKEN;
 use super::names::{EspdNames, Name};
 use crate::postgres::lexer::{Token, TokenKind, tokens};
 use crate::postgres::quote::quote_identifier;
+
+/// What the migration files write in place of the schema's name; psql replaces the same text.
+pub(super) const SCHEMA_TOKEN: &str = ":\"schema\"";
 
 /// The words before the name of a table. `events` is the name of parameters as well, and these never follow one of them.
 const BEFORE_TABLE: [&str; 4] = ["from", "join", "into", "update"];

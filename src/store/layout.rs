@@ -13,6 +13,8 @@ use crate::event::Event;
 pub use crate::postgres::name::InvalidName;
 use crate::postgres::name::SchemaName;
 pub use crate::schema::EspdNames;
+#[cfg(feature = "daemon")]
+use crate::schema::renaming::rename;
 use crate::store::upcast::{Upcast, finish};
 
 /// Which layout a store has, with the names in it that espd does not choose.
@@ -201,6 +203,12 @@ impl Layout {
     /// The names of tables and functions in that schema.
     pub fn names(&self) -> &EspdNames {
         &self.names
+    }
+
+    /// A script that is written like a migration, with the names of this layout in it.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn name_in(&self, script: &str) -> String {
+        rename(script, &self.names)
     }
 
     /// The table of events, qualified and quoted: `"espd"."events"`.
