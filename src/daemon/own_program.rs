@@ -1,6 +1,6 @@
 //! The command line of a program with processors of its own: that of `espd` and that of `espctl` in one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -14,6 +14,7 @@ use crate::espctl::{self, Tool};
 use crate::handlers::native::Registry;
 use crate::own_name::call_itself;
 use crate::process::descriptors;
+use crate::supervision::is_worker_title;
 
 /// What the program is called where nobody has said so.
 const UNNAMED: &str = "program";
@@ -87,12 +88,13 @@ fn load_for_tool(argument: &ConfigArgument, registry: &Registry) -> Result<Confi
     Ok(config)
 }
 
-/// What the program was called by.
+/// What the program was called by. A worker is called by what it does, and its name is that of its file.
 fn own_name() -> &'static str {
-    let called = std::env::args_os().next();
-    let file = called.as_ref().and_then(|path| Path::new(path).file_name());
-    // The command line keeps it to the end of the process.
-    file.map_or(UNNAMED, |name| String::leak(name.to_string_lossy().into_owned()))
+    let called = std::env::args_os().next().map(PathBuf::from).filter(|called| !is_worker_title(called));
+    let path = called.or_else(|| std::env::current_exe().ok());
+    let file = path.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy());
+    // The command line keeps it to the end of the process. Linux says so of a file that was replaced by an upgrade.
+    file.map_or(UNNAMED, |name| String::leak(name.trim_end_matches(" (deleted)").to_owned()))
 }
 
 /// The command line, whose help names this program and leaves out what is of espd's own two.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use nix::errno::Errno;
@@ -114,13 +114,21 @@ fn spawn(program: &WorkerProgram) -> io::Result<tokio::process::Child> {
     spawn_group(command)
 }
 
+/// What the titles of all workers begin with.
+const TITLE: &str = "espd: worker ";
+
+/// Whether a process that was called like this is a worker.
+pub(crate) fn is_worker_title(called: &Path) -> bool {
+    called.to_string_lossy().starts_with(TITLE)
+}
+
 /// The worker's name in process lists.
 fn title(program: &WorkerProgram) -> String {
     const LENGTH_MAX: usize = 200;
     let WorkerProgram { name, processors, .. } = program;
     let mut title = match processors.as_slice() {
-        [only] if only == name => format!("espd: worker {name}"),
-        several => format!("espd: worker {name}: {}", several.join(", ")),
+        [only] if only == name => format!("{TITLE}{name}"),
+        several => format!("{TITLE}{name}: {}", several.join(", ")),
     };
     if title.len() > LENGTH_MAX {
         // All names are ASCII.

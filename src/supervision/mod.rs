@@ -13,7 +13,7 @@ mod plan;
 mod supervised;
 mod supervisor;
 
-pub(crate) use child::WorkerProgram;
+pub(crate) use child::{WorkerProgram, is_worker_title};
 pub(crate) use loop_heartbeat::LoopHeartbeat;
 pub(crate) use plan::SupervisionPlan;
 pub(crate) use supervised::{End, Snapshot};

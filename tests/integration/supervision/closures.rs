@@ -70,8 +70,15 @@ async fn closures_are_told_of_failures_and_of_events_that_are_set_aside() {
     let appended = store.append(&[NewEvent::new(Uuid::new_v4(), "Broken", body())]).await.unwrap();
     let set_aside =
         eventually("the event is set aside", async || noted(&installation, "dead_letters").pop()).await;
-    let failures = noted(&installation, "failures");
+    // Each closure is called by itself, so this one may come later.
+    let failures = eventually("the failure is told", async || {
+        Some(noted(&installation, "failures")).filter(|failures| !failures.is_empty())
+    })
+    .await;
     assert_eq!(failures.len(), 1, "{failures:?}");
+    let line =
+        daemon.says("set an event aside that could not be handled: `hooks dead-letters list` shows it");
+    assert_eq!(line.await["event.id"], failures[0]["event_id"]);
     let told =
         |facts: &Value| (facts["error"].clone(), facts["event_type"].clone(), facts["event_id"].clone());
     let expected = ("no entry can be made of this".into(), "Broken".into(), appended[0].id.get().into());
