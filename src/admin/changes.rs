@@ -146,8 +146,8 @@ async fn reset(operator: &Operator<'_>, name: &str, body: ResetBody) -> Result<V
     let others = if body.cascade { OthersObjects::Drop } else { OthersObjects::Keep };
     let patience = LockPatience { limit: LOCK_PATIENCE, tell: &|_| {} };
     operator.reset(name, to, effects, others, patience).await?;
-    let now = operator.find(name).await?.position;
-    Ok(json!({ "name": name, "changed": true, "from": row.position, "position": now }))
+    let (from, position) = operator.last_reset(name).await?;
+    Ok(json!({ "name": name, "changed": true, "from": from, "position": position }))
 }
 
 async fn retry_dead_letters(

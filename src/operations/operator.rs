@@ -238,6 +238,11 @@ impl Operator<'_> {
         found.pop().ok_or_else(|| OperatorError::Unknown { name, known: known.into_iter().collect() })
     }
 
+    /// The position of a processor before its last reset, and right after it.
+    pub(crate) async fn last_reset(&self, name: &str) -> Result<(Position, Position), OperatorError> {
+        Ok(self.trackers().last_reset(&self.databases.projections, name).await?)
+    }
+
     /// Pauses a processor until it is resumed. Returns the tracker as it was before, and whether it was running.
     ///
     /// # Errors

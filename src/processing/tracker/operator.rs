@@ -1,6 +1,6 @@
 //! Operators pause, resume, retry and reset processors through SQL functions, which also record who did it.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 
 use super::{ProcessorKey, Trackers};
 use crate::event::Position;
@@ -49,6 +49,22 @@ impl Reset {
 }
 
 impl Trackers {
+    /// The position before the last reset of the processor `name`, and the one that it was reset to: its owner may have moved
+    /// on since.
+    pub async fn last_reset(
+        &self,
+        connection: impl PgExecutor<'_>,
+        name: &str,
+    ) -> Result<(Position, Position), sqlx::Error> {
+        let statement = format!(
+            "-- find_last_reset
+             select from_position, to_position from {}.operator_log
+             where processor = $1 and action = 'reset' order by id desc limit 1",
+            self.schema
+        );
+        sqlx::query_as(AssertSqlSafe(statement)).bind(name).fetch_one(connection).await
+    }
+
     /// Pauses a processor, which keeps its owner. Returns whether it was running.
     pub async fn pause(
         &self,
