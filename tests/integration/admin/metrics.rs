@@ -23,7 +23,7 @@ async fn what_waits_is_counted_and_a_foreign_write_is_told() {
     let hold = "select pg_advisory_lock(hashtextextended('espd: scheduled events of espd', 0))";
     sqlx::query(hold).execute(&mut *holder).await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(WAITING)).execute(&db.pool).await.unwrap();
-    let intruder = "[projector]\nname = 'intruder'\n[[projector.on]]\nevents = ['A']\nsql = \"execute 'delete from notes'\"\n";
+    let intruder = "[projector]\nname = 'intruder'\n[[projector.on]]\nevents = ['A']\nsql = \"execute 'delete from no' || 'tes'\"\n";
     installation.declare("intruder", intruder);
     daemon.signal(Signal::SIGHUP);
     let metrics = eventually("a foreign write", async || {

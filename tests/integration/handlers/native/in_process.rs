@@ -131,7 +131,8 @@ async fn what_an_application_has_scheduled_is_appended_and_told_in_its_own_proce
     let store = running.event_store();
     store.append_at(Duration::ZERO, None, &event("Due")).await.unwrap();
     store.append_at(Duration::from_secs(3_600), None, &event("Later")).await.unwrap();
-    store.append(&event("B")).await.unwrap();
+    let appended = store.append(&event("B")).await.unwrap();
+    running.wait("notes", appended[0].id, PATIENCE).await.unwrap();
     let late = running.idle(Duration::from_millis(200)).await.unwrap_err();
     assert!(late.to_string().contains("1 scheduled events are due"), "{late}");
     holder.close().await.unwrap();
