@@ -10,7 +10,7 @@ use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
-use crate::operations::waiting::{LaterEmission, Waiting};
+use crate::operations::waiting::{Idle, LaterEmission, Waiting};
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::processors::WaitError;
 use crate::store::{EventStore as _, PostgresEventStore};
@@ -48,7 +48,7 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
         for emission in &idle.later {
             output::print_note(&describe(emission))?;
         }
-        return output::print(&format!("idle: everything is handled up to {}", idle.position));
+        return output::print(&summarize(&idle));
     }
     let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
     let wanted = match arguments.position {
@@ -63,6 +63,16 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     };
     waiting.until_at(wanted, arguments.timeout, reached).await.map_err(ending)?;
     printed
+}
+
+fn summarize(idle: &Idle) -> String {
+    let Idle { position, dead_letters, .. } = idle;
+    match dead_letters {
+        0 => format!("idle: everything is handled up to {position}"),
+        count => format!(
+            "idle: everything up to {position} is handled or set aside as a dead letter ({count}: `espctl dead-letters list`)"
+        ),
+    }
 }
 
 fn describe(emission: &LaterEmission) -> String {

@@ -12,6 +12,7 @@ use crate::operations::declared_events::{self, note_differences};
 use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
+use crate::processing::processor::were_made_from_other;
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::retry::OnFailure;
 
@@ -110,6 +111,7 @@ async fn check_on(
     }
     found.extend(unknown);
     let mut notes = note_other_handlers(config, databases).await?;
+    notes.extend(note_other_tables(config, databases).await?);
     notes.extend(note_endless_attempts(config));
     let differences = declared_events::compare(&databases.events, &databases.layout, &config.events).await?;
     notes.extend(note_differences(&differences));
@@ -134,6 +136,24 @@ async fn note_other_handlers(config: &Config, databases: &Databases) -> anyhow::
                 "the handlers of {name} are not those that have handled the events up to {}; on_handler_change = \
                  \"{on_handler_change}\" says what the daemon does",
                 row.position
+            ));
+        }
+    }
+    Ok(notes)
+}
+
+/// The processors whose tables are not those that are declared. What a program declares is not known here.
+async fn note_other_tables(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
+    let mut connection = databases.projections.acquire().await?;
+    let mut notes = Vec::new();
+    for declaration in &config.processors {
+        let is_known = declaration.handler_fingerprint(&config.upcasts).is_some();
+        let schema = databases.layout.schema();
+        if is_known && were_made_from_other(&mut connection, schema, declaration).await? {
+            let name = &declaration.name;
+            notes.push(format!(
+                "the tables of {name} were made from another declaration: it stops until `espctl reset {name}` drops and \
+                 rebuilds them, or the change is taken back"
             ));
         }
     }

@@ -20,6 +20,8 @@ pub struct Idle {
     /// What reactors have emitted for a later time, the next ones first, a hundred for each reactor at most. It is not
     /// waited for.
     pub later: Vec<LaterEmission>,
+    /// How many events are set aside for these processors as dead letters, and are not handled.
+    pub dead_letters: i64,
 }
 
 /// An event that a reactor has emitted for a later time.
@@ -61,7 +63,8 @@ impl Waiting<'_> {
             let work = |name: &String| self.work_of(name, &rows, head, &requested);
             let left: Vec<String> = self.names.iter().filter(|name| work(name).is_some()).cloned().collect();
             if left.is_empty() && due == 0 {
-                return Ok(Idle { position: head, later: self.later(&rows).await? });
+                let dead_letters = rows.iter().map(|row| row.dead_letters).sum();
+                return Ok(Idle { position: head, later: self.later(&rows).await?, dead_letters });
             }
             if clock.is_over() && left.is_empty() {
                 let message = format!(

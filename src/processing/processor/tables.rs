@@ -299,6 +299,27 @@ pub(crate) async fn drop_tables(
     Ok(Dropped { before, made })
 }
 
+/// Whether the tables of a processor exist and were made from another declaration than this one. `schema` is that of the
+/// trackers.
+pub(crate) async fn were_made_from_other(
+    connection: &mut PgConnection,
+    schema: &str,
+    declaration: &ProcessorDeclaration,
+) -> Result<bool, sqlx::Error> {
+    let statement = format!(
+        "-- read_declaration
+         select fingerprint from {}.declarations where processor = $1 and version = $2",
+        quote_identifier(schema)
+    );
+    let made_from: Option<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+        .bind(&declaration.name)
+        .bind(declaration.version)
+        .persistent(false)
+        .fetch_optional(connection)
+        .await?;
+    Ok(made_from.is_some_and(|made_from| made_from != fingerprint(declaration)))
+}
+
 /// Returns the fingerprint of everything in the declaration that shapes the tables.
 fn fingerprint(declaration: &ProcessorDeclaration) -> String {
     let tables = declaration.tables.iter().map(TableDeclaration::identity);

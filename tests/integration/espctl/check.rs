@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support;
-use crate::support::facts::{append, append_typed};
+use crate::support::facts::{append, append_typed, reaches};
 use crate::support::program::Installation;
 
 #[tokio::test]
@@ -24,6 +24,25 @@ async fn a_check_accepts_what_runs_and_changes_nothing() {
     .await
     .unwrap();
     assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_check_notes_tables_of_another_declaration() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", append(&db.pool, 1).await).await;
+    daemon.stop().await;
+    assert!(!installation.espctl(&["check"]).await.printed().contains("note:"));
+    let file = installation.path().join("processors/notes.toml");
+    let changed =
+        std::fs::read_to_string(&file).unwrap().replace("event_id bigint'", "event_id bigint, more text'");
+    installation.declare("notes", &changed);
+    let said = installation.espctl(&["check"]).await.printed();
+    assert!(said.contains("note: the tables of notes were made from another declaration"), "{said}");
+    installation.espctl(&["reset", "notes", "--yes"]).await.printed();
+    assert!(!installation.espctl(&["check"]).await.printed().contains("note:"));
 }
 
 #[tokio::test]
