@@ -149,7 +149,7 @@ impl Known {
         let mut help = self.help(program, &path).await?;
         while let Some(below) = commands_in(&help) {
             let Some(word) = words.next_if(|word| !word.starts_with('-')) else { break };
-            present(below.contains(&word.to_owned()), &format!("there is no command {word}"))?;
+            present(below.iter().any(|known| *known == word), &format!("there is no command {word}"))?;
             path.push(word.to_owned());
             help = self.help(program, &path).await?;
         }

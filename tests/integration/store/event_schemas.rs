@@ -14,9 +14,12 @@ use crate::support::program::Installation;
 use crate::support::projectors::numbers;
 use crate::support::{self, Database};
 
+/// Bodies, each with the path and the keyword of its first departure; `None`: it does not depart.
+type Bodies = Vec<(Value, Option<(&'static str, &'static str)>)>;
+
 /// Schemas with bodies, and for each body the path and the keyword of the first departure, if there is one.
 #[expect(clippy::too_many_lines, reason = "a table")]
-fn cases() -> Vec<(Value, Vec<(Value, Option<(&'static str, &'static str)>)>)> {
+fn cases() -> Vec<(Value, Bodies)> {
     let ok = None;
     let todo = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Todo", "x-owner": "us",
@@ -298,7 +301,10 @@ async fn what_is_stored_stays_and_is_found_when_it_is_appended_again() {
     assert_eq!(store.append(&old).await.unwrap(), stored);
     assert_eq!(store.read_after(0.into(), None, None, 10).await.unwrap().len(), 1);
     let new = NewEvent::new(Uuid::new_v4(), "Reported", super::json("{}"));
-    assert!(matches!(store.append(&[new.clone()]).await, Err(AppendError::Invalid { index: Some(0), .. })));
+    assert!(matches!(
+        store.append(std::slice::from_ref(&new)).await,
+        Err(AppendError::Invalid { index: Some(0), .. })
+    ));
 
     // What was scheduled before is refused when it is due, and holds up no other.
     installation.declare("events", "");
