@@ -117,6 +117,9 @@ async fn every_function_that_looks_into_a_table_refuses_to_look_through_policies
         "begin_emission",
         "count_events",
         "emit_after",
+        "find_departing_item",
+        "find_departing_property",
+        "find_departure",
         "find_fault",
         "is_replaying",
     ];
