@@ -100,6 +100,9 @@ impl PostgresEventStore {
     /// Follows the store: the events after a position (`None`: those that are appended from now on), of the given types
     /// only (`None`: all), by ascending id, as they settle. The stream has no end. Call it in a runtime.
     ///
+    /// What comes now begins when the stream is asked for its first event: whoever appends before that, and wants to see it,
+    /// names a position.
+    ///
     /// All streams of this store and its clones share one watcher, which has one connection of its own while there is a
     /// stream, made as the pool makes its own. A stream uses a connection of the pool only while it reads a page, of a
     /// hundred events at most, when its consumer asks for more.
