@@ -122,8 +122,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Without a database, [`store::MemoryEventStore`] is a twin that passes the same [`store::conformance`] suite. See
-//! [`embedded`].
+//! Without a database, [`store::MemoryEventStore`] is a twin that passes the same [`store::conformance`] suite, and
+//! [`testing`] runs processors on it. See [`embedded`].
 //!
 //! # Run
 //!
@@ -154,7 +154,8 @@
 //! |---|---|
 //! | none (`default-features = false`) | [`event`], [`store`], [`schema`]: for an application that writes events |
 //! | `processors` | [`native`]: projectors and reactors in Rust |
-//! | `testing` | [`embedded`]: a private PostgreSQL |
+//! | `testing` | [`embedded`]: a private PostgreSQL; with `processors`, [`testing`]: processors on the memory store |
+//! | `sqlite` | `store::SqliteEventStore`: an event store in one file |
 //! | `daemon` (default) | [`Program`], both programs |
 //!
 //! # Inside
@@ -216,6 +217,8 @@ pub mod store;
 #[cfg(feature = "processors")]
 mod handlers;
 #[cfg(feature = "processors")]
+mod local;
+#[cfg(feature = "processors")]
 mod processing;
 #[cfg(feature = "daemon")]
 mod supervision;
@@ -243,6 +246,56 @@ pub use handlers::native;
 #[cfg(feature = "daemon")]
 pub use operations::waiting::{Idle, LaterEmission};
 pub use processors::{Processors, WaitError};
+
+/// Processors in Rust without PostgreSQL: in tests on the memory store.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use espd::prelude::*;
+/// use espd::testing::LocalProgram;
+///
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct TodoAdded { title: String }
+/// # espd::event_type!(TodoAdded);
+/// /// Keeps the titles in memory.
+/// struct Titles(Arc<Mutex<Vec<String>>>);
+///
+/// #[async_trait]
+/// impl Projector for Titles {
+///     async fn project(&mut self, events: &[Delivery], _: &mut ProjectorContext<'_>) -> Result<(), HandlerError> {
+///         for event in events {
+///             if let Some(added) = event.read::<TodoAdded>()? {
+///                 self.0.lock().unwrap().push(added.title);
+///             }
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let titles = Arc::new(Mutex::new(Vec::new()));
+/// let made = Arc::clone(&titles);
+/// let store = MemoryEventStore::new();
+/// let mut processors = LocalProgram::new()
+///     .projector(Registration::projector("titles").handles::<TodoAdded>(), move || Titles(Arc::clone(&made)))
+///     .start(&store)
+///     .await?;
+///
+/// store.append(&[NewEvent::of(Uuid::new_v4(), &TodoAdded { title: "buy milk".into() })?]).await?;
+/// processors.drain().await?;
+/// assert_eq!(*titles.lock().unwrap(), ["buy milk"]);
+/// # Ok(()) }
+/// ```
+///
+/// Reactors run too; what they emit is stored, and what they emit for later is listed by [`Drained`](testing::Drained)`::later` and comes
+/// when the test sets the clock forward: [`LocalProcessors::advance`](testing::LocalProcessors::advance). A handler that writes to
+/// PostgreSQL needs one: see [`embedded`].
+#[cfg(all(feature = "processors", any(feature = "testing", feature = "sqlite")))]
+pub mod testing {
+    pub use crate::local::{Drained, LocalError, LocalProcessors, LocalProgram, LocalStore, SetAside};
+    pub use crate::processing::emission::LaterEmission;
+    pub use crate::processing::failure::FailedEvent;
+}
 
 /// What the hooks of a [`Program`] are told.
 #[cfg(feature = "daemon")]

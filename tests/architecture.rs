@@ -26,6 +26,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("embedded", &["postgres", "process"]),
     ("processing", &["diagnostic", "event", "postgres", "process", "retry", "shutdown", "store"]),
     ("handlers", &["diagnostic", "event", "postgres", "process", "processing", "retry", "store"]),
+    ("local", &["event", "handlers", "processing", "retry", "store"]),
     (
         "config",
         &["diagnostic", "handlers", "postgres", "processing", "retry", "store", "supervision", "telemetry"],
@@ -106,6 +107,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "espctl",
             "event",
             "handlers",
+            "local",
             "operations",
             "own_name",
             "postgres",
@@ -187,6 +189,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("store/horizon/locks.rs", "reads locks and catalogs"),
     ("store/postgres/append.rs", "writes, in the transaction of an application's library"),
     ("store/preconditions.rs", "reads settings"),
+    ("store/sqlite/opening.rs", "SQLite has no row security"),
     ("store/preconditions/structure.rs", "reads catalogs"),
     ("worker/mark_keeper.rs", "reads nothing"),
 ];

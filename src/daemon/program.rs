@@ -8,6 +8,7 @@ use super::start_error::StartError;
 use crate::config::Config;
 use crate::event::Event;
 use crate::handlers::native::{Projector, Reactor, Registration, Registry};
+use crate::local::LocalProgram;
 use crate::process::hook::{ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd, WorkerFacts};
 use crate::processing::processor::{Events, Processor, ProcessorBase};
 use crate::store::PostgresEventStore;
@@ -137,6 +138,23 @@ impl Program {
         let declaration = self.registry.declaration(name)?.clone();
         let base = ProcessorBase::new(declaration, schema, projections_schema, events);
         Some(Box::new(self.registry.make(base).ok()?))
+    }
+
+    /// The processors of this program, to be run without PostgreSQL, on the memory store for example: see
+    /// [`testing`](crate::testing).
+    pub fn locally(self) -> LocalProgram {
+        LocalProgram::of(self.registry, None)
+    }
+
+    /// As [`Self::locally`], with the settings and the upcasts of a configuration. Processors that it declares in SQL, as programs or
+    /// as webhooks are refused at the start, unless [`LocalProgram::only`] names others.
+    ///
+    /// # Errors
+    /// The configuration and the program contradict each other.
+    pub fn locally_with(self, config: &Config) -> Result<LocalProgram, StartError> {
+        let mut config = config.clone();
+        add_registered(&mut config, &self.registry).map_err(|faults| StartError::of_faults(&faults))?;
+        Ok(LocalProgram::of(self.registry, Some((config.processors, config.upcasts))))
     }
 
     /// The processors that were registered.

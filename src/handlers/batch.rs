@@ -9,7 +9,7 @@ mod tables;
 mod touched;
 mod transaction;
 
-pub(crate) use effects::{Action, Applied, EventEffects};
+pub(crate) use effects::{Action, Applied, EventEffects, collect_emissions};
 pub(crate) use tables::{RowTables, TableShape};
 pub(crate) use touched::Touched;
 pub(crate) use transaction::{BatchTransaction, Reading};

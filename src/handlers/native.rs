@@ -82,15 +82,18 @@ mod error;
 mod event_type;
 mod folding;
 mod handler;
+mod handling;
 mod processor;
 mod registration;
 mod registry;
 mod settings;
 
+pub(crate) use context::{NoPostgres, Transaction};
 pub use context::{ProjectorContext, ReactorContext};
 pub use error::{EventError, HandlerError};
 pub use folding::{EventSourced, EventSourcedProjector, StateStored, StateStoredProjector};
 pub use handler::{Projector, Reactor};
+pub(crate) use handling::{CarriedOut, NativeHandler, Unreadable};
 pub use registration::Registration;
 pub(crate) use registry::Registry;
 

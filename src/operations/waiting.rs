@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-pub use idle::{Idle, LaterEmission};
+pub use crate::processing::emission::LaterEmission;
+pub use idle::Idle;
 
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError, RunningDaemon};

@@ -4,6 +4,7 @@
 //! processor carries it out, after a crash or a takeover again. So it is carried out at least once, never for a batch that was
 //! rolled back, and in order.
 
+use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use sqlx::types::Json;
@@ -18,7 +19,7 @@ use crate::processing::tracker::ProcessorKey;
 /// Work that a handler has asked for, to be done now that its batch is committed.
 #[derive(Debug, Clone)]
 pub struct Effect {
-    id: i64,
+    pub(crate) id: i64,
     /// The position of the event that the work is about.
     pub event_id: Position,
     /// The identity of that event.
@@ -52,13 +53,49 @@ impl Effect {
     }
 }
 
+/// The effects of one processor that are to be carried out, in order.
+#[async_trait]
+pub(crate) trait EffectQueue: Send {
+    /// Removes the effect that was carried out, and begins the next one, if there is one.
+    async fn next(&mut self, done: Option<i64>) -> Result<Option<Effect>, sqlx::Error>;
+
+    /// Removes an effect that was carried out.
+    async fn remove(&mut self, id: i64) -> Result<(), sqlx::Error>;
+}
+
+/// The queue in PostgreSQL.
+pub(crate) struct RecordedEffects<'q> {
+    pub(crate) effects: &'q Effects,
+    pub(crate) connection: &'q mut PgConnection,
+    pub(crate) key: &'q ProcessorKey,
+}
+
+#[async_trait]
+impl EffectQueue for RecordedEffects<'_> {
+    async fn next(&mut self, done: Option<i64>) -> Result<Option<Effect>, sqlx::Error> {
+        self.effects.next(self.connection, self.key, done).await
+    }
+
+    async fn remove(&mut self, id: i64) -> Result<(), sqlx::Error> {
+        self.effects.remove(self.connection, id).await
+    }
+}
+
 /// An effect that is to be recorded.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct NewEffect {
     pub(crate) event_id: Position,
     pub(crate) event_uuid: Uuid,
     pub(crate) event_type: String,
     pub(crate) payload: Box<RawValue>,
+}
+
+impl NewEffect {
+    /// The effect as it is recorded under a number.
+    pub(crate) fn into_effect(self, id: i64) -> Effect {
+        let Self { event_id, event_uuid, event_type, payload } = self;
+        Effect { id, event_id, event_uuid, event_type, payload, attempt: 0 }
+    }
 }
 
 /// The effects of one processor that are to be carried out.

@@ -6,6 +6,8 @@
 //! same database. Every other event is kept in the table `emissions`, and the `relay` moves it into the store when it is due.
 
 mod due;
+mod identity;
+mod later;
 mod pending;
 mod relay;
 mod source_event;
@@ -13,9 +15,8 @@ mod source_event;
 use std::collections::{BTreeMap, HashSet};
 
 use serde_json::value::RawValue;
-use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
-use uuid::{Builder, Uuid};
+use uuid::Uuid;
 
 use crate::event::{AggregateId, ExpectedVersion, NewEvent, Version};
 use crate::postgres::literal::simple;
@@ -23,9 +24,11 @@ use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind, ReactorDeclaration};
 use crate::processing::failure::Failure;
 use crate::processing::processor::Events;
-use crate::store::{AppendError, Codec, TransactionAppender, find_reason};
+use crate::store::{AppendError, Codec, TransactionAppender, check_json, find_reason};
 
 pub use due::Due;
+use identity::identify;
+pub use later::LaterEmission;
 pub(crate) use pending::{
     EmissionChange, EmissionSelection, EmissionState, PendingEmission, PendingEmissions, PendingOfReactor,
 };
@@ -66,8 +69,10 @@ pub(crate) struct Emitter {
     schema: String,
     /// The table of events, qualified and quoted.
     events_table: String,
-    /// Appends in the database of the batch; `None`: the event store is elsewhere.
+    /// Appends in the database of the batch; `None`: the event store is elsewhere, or is not in PostgreSQL.
     appender: Option<TransactionAppender>,
+    /// Whether what is emitted at once is appended in the transaction of the batch.
+    in_transaction: bool,
     /// How bodies are stored.
     codec: Codec,
 }
@@ -78,17 +83,31 @@ impl Emitter {
             Events::SameDatabase(layout) => TransactionAppender::new(layout),
             Events::Elsewhere(_) => None,
         };
+        let in_transaction = appender.is_some();
+        let schema = quote_identifier(schema);
+        let events_table = events.layout().events_table().to_owned();
+        Self { schema, events_table, appender, in_transaction, ..Self::without_postgres(declaration) }
+    }
+
+    /// The emitter of a processor that does not run in PostgreSQL. It checks what is emitted, which goes into the store
+    /// together with the position.
+    pub(crate) fn without_postgres(declaration: &ProcessorDeclaration) -> Self {
         let ReactorDeclaration { emits, chain_max, .. } = declaration.reactor.clone().unwrap_or_default();
         Self {
             reactor: declaration.name.clone(),
             kind: declaration.kind(),
             emits,
             chain_max,
-            schema: quote_identifier(schema),
-            events_table: events.layout().events_table().to_owned(),
-            appender,
+            schema: String::new(),
+            events_table: String::new(),
+            appender: None,
+            in_transaction: true,
             codec: Codec::default(),
         }
+    }
+
+    fn is_without_postgres(&self) -> bool {
+        self.in_transaction && self.appender.is_none()
     }
 
     /// The same emitter, which encodes bodies.
@@ -99,7 +118,7 @@ impl Emitter {
 
     /// Refuses an emission that is not allowed, in the words of the SQL function `espd.emit`.
     fn check_allowed(&self, source: &SourceEvent, emission: &Emission) -> Result<(), String> {
-        let Self { reactor, emits, appender, .. } = self;
+        let Self { reactor, emits, in_transaction, .. } = self;
         let Emission { event_type, expected_version, due, key, .. } = emission;
         if self.kind == ProcessorKind::Projector {
             return Err(format!("projector {reactor} emits {event_type}: only reactors emit"));
@@ -119,7 +138,7 @@ impl Emitter {
             ));
         }
         let is_later = *due != Due::AtOnce;
-        if expected_version.is_some() && (appender.is_none() || is_later) {
+        if expected_version.is_some() && (!in_transaction || is_later) {
             let why = if is_later { "it is for later" } else { "the event store is in another database" };
             return Err(format!("the expected version of {event_type} cannot be checked: {why}"));
         }
@@ -141,17 +160,6 @@ fn check_key(key: &str) -> Result<(), String> {
     }
 }
 
-/// Returns the uuid of the `ordinal`th event, from 1, that a reactor emits for the event `source`. The uuid is of version 8,
-/// made from a digest (RFC 9562), so an event that is handled again emits the same uuids.
-fn identify(reactor: &str, source: Uuid, ordinal: u32) -> Uuid {
-    let digest = Sha256::digest(format!("espd/{reactor}/{source}/{ordinal}"));
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&digest[..16]);
-    // The variant leaves two bits of its nibble free, and the builder would keep them: they are 01 in every uuid so far.
-    bytes[8] = 0x90 | bytes[8] & 0x0f;
-    Builder::from_custom_bytes(bytes).into_uuid()
-}
-
 /// Why emissions could not be stored.
 pub(crate) enum EmitError {
     /// The store refuses an emission of the event at this place in the batch.
@@ -170,14 +178,14 @@ impl From<sqlx::Error> for EmitError {
 #[derive(Debug, Default)]
 pub(crate) struct EmissionBatch {
     /// Events for the event store, each with the place of its source event in the batch.
-    now: Vec<(usize, NewEvent)>,
+    pub(crate) now: Vec<(usize, NewEvent)>,
     /// Changes of the table `emissions`, in order.
-    deferred: Vec<Deferred>,
+    pub(crate) deferred: Vec<Deferred>,
 }
 
 /// A change of the table `emissions`.
 #[derive(Debug)]
-enum Deferred {
+pub(crate) enum Deferred {
     Keep { event: Box<NewEvent>, due: Due, key: Option<String> },
     Cancel { key: String },
 }
@@ -204,12 +212,18 @@ impl EmissionBatch {
         if let Some(body) = emitter.codec.encode(&event)? {
             event.body = body;
         }
-        if emission.due == Due::AtOnce && emitter.appender.is_some() {
+        if emission.due == Due::AtOnce && emitter.in_transaction {
             self.now.push((place, event));
         } else {
             // The event store would refuse it for ever, long after this handler has ended.
             if let Some(reason) = find_reason(&event) {
                 return Err(reason.into_owned());
+            }
+            // PostgreSQL says so itself when it keeps the emission.
+            if emitter.is_without_postgres()
+                && let Err(reason) = check_json(&event)
+            {
+                return Err(reason);
             }
             let (due, key) = (emission.due, emission.key.clone());
             self.deferred.push(Deferred::Keep { event: Box::new(event), due, key });
@@ -307,7 +321,7 @@ async fn append(
 }
 
 /// Returns the index of the event that an error of an append is about, if it is known.
-fn attribute(error: &AppendError, events: &[NewEvent]) -> Option<usize> {
+pub(crate) fn attribute(error: &AppendError, events: &[NewEvent]) -> Option<usize> {
     match error {
         AppendError::Conflict { aggregate_id, .. } => events.iter().position(|event| {
             event.aggregate_id == *aggregate_id && event.expected_version != ExpectedVersion::Any
@@ -380,18 +394,5 @@ mod tests {
         for refused in ["[]", "null", r#"{"espd": {}}"#] {
             assert!(own_metadata(&emission(refused)).is_err(), "{refused}");
         }
-    }
-
-    #[test]
-    fn an_emission_has_one_identity() {
-        let source = Uuid::from_u128(7);
-        let uuid = identify("reminders", source, 1);
-        // A stored uuid has to be found again by every later release.
-        assert_eq!(uuid.to_string(), "7689cbf5-23a3-8e3d-966d-9318c182f87b");
-        assert_eq!(uuid, identify("reminders", source, 1));
-        assert_eq!(uuid.get_version_num(), 8);
-        assert_ne!(uuid, identify("reminders", source, 2));
-        assert_ne!(uuid, identify("reminder", source, 1));
-        assert_ne!(uuid, identify("reminders", Uuid::from_u128(8), 1));
     }
 }

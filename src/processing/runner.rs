@@ -51,6 +51,9 @@ use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 use crate::store::subscription::{Subscription, Woken};
 
+pub(crate) use bisection::Bisection;
+pub(crate) use decision::{Attempt, Decision, decide, decide_failure};
+
 /// The attempt in a row that the database has to fail before hooks are told: a lost connection or a failover is no failure of a
 /// processor.
 const OUTAGE_TOLD_AT: u32 = 5;

@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use serde_json::value::RawValue;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -16,7 +15,8 @@ use super::appended_hook::AppendedHook;
 use super::codec::{BodyCodec, Codec};
 use super::event_stream::Watching;
 use super::horizon::Horizon;
-use super::{AppendError, EventStore, EventStream, ReadError, jsonb, validity};
+use super::normalized::{Json, find_appended, normalize, now, place, refuse_repeated_uuids};
+use super::{AppendError, EventStore, EventStream, ReadError, validity};
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
 /// An event store in memory, for tests and examples. Clones are the same store.
@@ -62,6 +62,32 @@ impl MemoryEventStore {
     #[must_use]
     pub fn on_appended(self, hook: impl Fn(&[Event]) + Send + Sync + 'static) -> Self {
         Self { on_appended: AppendedHook::new(hook), ..self }
+    }
+
+    /// The same store, whose bodies are those that are stored, and which calls no hook.
+    pub(crate) fn as_stored(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), ..Self::default() }
+    }
+
+    /// Whether an event is stored.
+    pub(crate) fn is_stored(&self, uuid: Uuid) -> bool {
+        self.events().ids.contains_key(&uuid)
+    }
+
+    /// Appends those of the events, as they are stored, that are not stored yet: all of them or nothing.
+    pub(crate) fn append_missing(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
+        let mut stored = self.events();
+        let missing: Vec<NewEvent> =
+            events.iter().filter(|event| !stored.ids.contains_key(&event.uuid)).cloned().collect();
+        validity::check(&missing)?;
+        self.store(&mut stored, &missing)
+    }
+
+    fn store(&self, stored: &mut Events, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
+        let appended = stored.append(events)?;
+        let head = stored.by_id.last().map_or(Position::START, |last| last.id);
+        self.shared.horizon.send_replace(Horizon { head, settled: head, ..Horizon::default() });
+        Ok(appended)
     }
 
     fn tell_appended(&self, appended: &[Appended]) {
@@ -138,11 +164,7 @@ impl EventStore for MemoryEventStore {
     async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
         let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
-        let mut stored = self.events();
-        let appended = stored.append(events)?;
-        let head = stored.by_id.last().map_or(Position::START, |last| last.id);
-        self.shared.horizon.send_replace(Horizon { head, settled: head, ..Horizon::default() });
-        drop(stored);
+        let appended = self.store(&mut self.events(), events)?;
         self.tell_appended(&appended);
         Ok(appended)
     }
@@ -238,52 +260,20 @@ impl Events {
     fn append(&mut self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
         let bodies = normalize(events)?;
         refuse_repeated_uuids(events)?;
-        if let Some(appended) = self.find_appended(events)? {
+        if let Some(appended) = find_appended(events, |uuid| self.find(uuid))? {
             return Ok(appended);
         }
-        let versions = self.place(events)?;
+        let versions = place(events, |id| self.heads.get(id).copied().unwrap_or(Version::NONE))?;
         let stored = events.iter().zip(bodies).zip(versions);
         Ok(stored
             .map(|((event, (body, metadata)), version)| self.store(event, version, body, metadata))
             .collect())
     }
 
-    /// The places of the events if they are stored already; `None` if none of them is.
-    fn find_appended(&self, events: &[NewEvent]) -> Result<Option<Vec<Appended>>, AppendError> {
-        let stored: Vec<&Event> = events
-            .iter()
-            .filter_map(|event| self.ids.get(&event.uuid))
-            .filter_map(|id| self.by_id.get(usize::try_from(id.previous().get()).ok()?))
-            .collect();
-        let Some(first) = stored.first() else { return Ok(None) };
-        if stored.len() < events.len() {
-            return Err(AppendError::UuidReused { uuid: first.uuid });
-        }
-        if let Some((_, event)) = stored.iter().zip(events).find(|(stored, event)| !is_same(stored, event)) {
-            return Err(AppendError::UuidReused { uuid: event.uuid });
-        }
-        let place = |event: &&Event| Appended { id: event.id, uuid: event.uuid, version: event.version };
-        Ok(Some(stored.iter().map(place).collect()))
-    }
-
-    /// The version that each event gets.
-    fn place(&self, events: &[NewEvent]) -> Result<Vec<Version>, AppendError> {
-        let mut heads = HashMap::new();
-        let mut versions = Vec::with_capacity(events.len());
-        for event in events {
-            let aggregate_id = event.aggregate_id.clone();
-            let head = heads
-                .entry(aggregate_id.clone())
-                .or_insert_with(|| self.heads.get(&aggregate_id).copied().unwrap_or(Version::NONE));
-            match event.expected_version.version() {
-                Some(expected) if expected != *head => {
-                    return Err(AppendError::Conflict { aggregate_id, expected, actual: *head });
-                }
-                _ => *head = head.next(),
-            }
-            versions.push(*head);
-        }
-        Ok(versions)
+    /// What is stored under a uuid.
+    fn find(&self, uuid: Uuid) -> Option<&Event> {
+        let id = self.ids.get(&uuid)?;
+        self.by_id.get(usize::try_from(id.previous().get()).ok()?)
     }
 
     fn store(&mut self, event: &NewEvent, version: Version, body: Json, metadata: Json) -> Appended {
@@ -304,45 +294,4 @@ impl Events {
         });
         Appended { id, uuid: event.uuid, version }
     }
-}
-
-type Json = Box<RawValue>;
-
-/// Body and metadata of each event as the store keeps them.
-fn normalize(events: &[NewEvent]) -> Result<Vec<(Json, Json)>, AppendError> {
-    let json = |index, raw: &RawValue| {
-        let invalid = |reason: String| AppendError::Invalid { index: Some(index), reason };
-        let text = jsonb::normalize(raw.get()).map_err(|reason| invalid(reason.to_owned()))?;
-        RawValue::from_string(text).map_err(|error| invalid(error.to_string()))
-    };
-    let both =
-        |(index, event): (usize, &NewEvent)| Ok((json(index, &event.body)?, json(index, &event.metadata)?));
-    events.iter().enumerate().map(both).collect()
-}
-
-fn refuse_repeated_uuids(events: &[NewEvent]) -> Result<(), AppendError> {
-    let mut indexes = HashMap::with_capacity(events.len());
-    for (index, event) in events.iter().enumerate() {
-        if indexes.insert(event.uuid, index).is_some() {
-            let reason = format!("uuid {} is given twice", event.uuid);
-            return Err(AppendError::Invalid { index: None, reason });
-        }
-    }
-    Ok(())
-}
-
-fn is_same(stored: &Event, event: &NewEvent) -> bool {
-    stored.aggregate_id == event.aggregate_id
-        && stored.event_type == event.event_type
-        && jsonb::are_equal(stored.body.get(), event.body.get())
-        && jsonb::are_equal(stored.metadata.get(), event.metadata.get())
-        && stored.correlation_id == event.correlation_id
-        && stored.causation_id == event.causation_id
-        && event.kept_created_at().is_none_or(|time| stored.created_at == time)
-}
-
-/// The clock, to the microsecond.
-fn now() -> DateTime<Utc> {
-    let now = Utc::now();
-    DateTime::from_timestamp_micros(now.timestamp_micros()).unwrap_or(now)
 }

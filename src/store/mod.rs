@@ -1,7 +1,8 @@
 //! The event store: append with an expected version, read on after a position, follow to the settled horizon.
 //!
-//! Applications use [`EventStore`], the trait, with one of two implementations: [`PostgresEventStore`], and
-//! [`MemoryEventStore`], its twin for tests and examples. Both pass [`conformance`], which is public so that any other
+//! Applications use [`EventStore`], the trait, with one of its implementations: [`PostgresEventStore`],
+//! [`MemoryEventStore`], its twin for tests and examples, and, with the feature `sqlite`, `SqliteEventStore`, which is one
+//! file. All pass [`conformance`], which is public so that any other
 //! implementation can be held to it.
 //!
 //! The parts, in the order in which an event passes them:
@@ -29,10 +30,13 @@ pub(crate) mod horizon;
 mod jsonb;
 pub(crate) mod layout;
 mod memory;
+mod normalized;
 pub(crate) mod notifier;
 mod postgres;
 pub(crate) mod preconditions;
 pub(crate) mod scheduled;
+#[cfg(feature = "sqlite")]
+pub(crate) mod sqlite;
 pub(crate) mod subscription;
 pub(crate) mod upcast;
 mod validity;
@@ -56,8 +60,10 @@ pub use layout::{EspdNames, EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
 pub use postgres::{AppendTime, PostgresEventStore, Uncommitted};
 pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, stream_aggregate_on};
+#[cfg(feature = "sqlite")]
+pub use sqlite::{SqliteEventStore, SqliteOpenError};
 pub use upcast::{BodyCode, Upcast};
-pub(crate) use validity::find_reason;
+pub(crate) use validity::{check_json, find_reason};
 
 /// An append-only store of events.
 #[async_trait]

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use code::BodyCode;
-pub(crate) use code::{UpcastFailure, finish};
+pub(crate) use code::{UpcastFailure, finish, read_through};
 
 use crate::postgres::quote::quote_literal;
 use crate::postgres::source_text::SourceText;

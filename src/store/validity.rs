@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 
-use super::AppendError;
+use super::{AppendError, jsonb};
 use crate::event::{AggregateId, NewEvent};
 
 /// Longest JSON text of a body or of metadata, in bytes: about what jsonb can hold.
@@ -57,6 +57,14 @@ fn find_other_reason(event: &NewEvent) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Why no event store can keep the JSON of an event, which is dear to find out.
+pub(crate) fn check_json(event: &NewEvent) -> Result<(), String> {
+    [&event.body, &event.metadata].into_iter().try_for_each(|json| match jsonb::normalize(json.get()) {
+        Ok(_) => Ok(()),
+        Err(reason) => Err(format!("the store cannot keep it: {reason}")),
+    })
 }
 
 fn is_too_early(time: DateTime<Utc>) -> bool {

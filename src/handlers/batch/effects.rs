@@ -135,29 +135,49 @@ async fn apply_all(
     emitter: &Emitter,
     effects: &[EventEffects],
 ) -> Result<(), EffectError> {
-    let (mut rows, mut emitting) = (RowChanges::new(tables), EmissionBatch::default());
-    for (place, EventEffects { source, actions }) in effects.iter().enumerate() {
-        let refuse = |message: String| EffectError::Event(place, Failure::of_processor(message));
-        let mut ordinal = 0;
+    let mut rows = RowChanges::new(tables);
+    for (place, EventEffects { actions, .. }) in effects.iter().enumerate() {
         for action in actions {
-            match action {
-                Action::Upsert { table, row } => {
-                    rows.add(RowChange::Upsert { table, row }).map_err(refuse)?
-                }
-                Action::Delete { table, columns } => {
-                    rows.add(RowChange::Delete { table, columns }).map_err(refuse)?;
-                }
-                Action::Emit(emission) => {
-                    ordinal += 1;
-                    emitting.add(emitter, place, source, ordinal, emission).map_err(refuse)?;
-                }
-                Action::Cancel { key } => emitting.cancel(source, key).map_err(refuse)?,
-            }
+            let change = match action {
+                Action::Upsert { table, row } => RowChange::Upsert { table, row },
+                Action::Delete { table, columns } => RowChange::Delete { table, columns },
+                Action::Emit(_) | Action::Cancel { .. } => continue,
+            };
+            let refuse = |message: String| EffectError::Event(place, Failure::of_processor(message));
+            rows.add(change).map_err(refuse)?;
         }
     }
+    let emissions = collect_emissions(emitter, effects);
+    let emissions = emissions.map_err(|(place, failure)| EffectError::Event(place, *failure))?;
     rows.apply(&mut *connection).await.map_err(EffectError::of)?;
-    emitting.store(emitter, connection).await.map_err(|error| match error {
+    emissions.store(emitter, connection).await.map_err(|error| match error {
         EmitError::Refused { place, failure } => EffectError::Event(place, failure),
         EmitError::Database(error) => EffectError::of(error),
     })
+}
+
+/// What events have emitted and cancelled, checked.
+///
+/// # Errors
+/// The place of the first event whose emissions are not allowed, and why.
+pub(crate) fn collect_emissions(
+    emitter: &Emitter,
+    effects: &[EventEffects],
+) -> Result<EmissionBatch, (usize, Box<Failure>)> {
+    let mut emissions = EmissionBatch::default();
+    for (place, EventEffects { source, actions }) in effects.iter().enumerate() {
+        let refuse = |message: String| (place, Box::new(Failure::of_processor(message)));
+        let mut ordinal = 0;
+        for action in actions {
+            match action {
+                Action::Emit(emission) => {
+                    ordinal += 1;
+                    emissions.add(emitter, place, source, ordinal, emission).map_err(refuse)?;
+                }
+                Action::Cancel { key } => emissions.cancel(source, key).map_err(refuse)?,
+                Action::Upsert { .. } | Action::Delete { .. } => {}
+            }
+        }
+    }
+    Ok(emissions)
 }

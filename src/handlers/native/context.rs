@@ -8,13 +8,14 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 use serde_json::value::to_raw_value;
 use sqlx::PgConnection;
+use thiserror::Error;
 
 use super::error::HandlerError;
 use crate::event::{AggregateId, Event, EventType, Version};
-use crate::handlers::batch::{Action, BatchTransaction};
+use crate::handlers::batch::{Action, Applied, BatchTransaction, EventEffects, RowTables};
 use crate::processing::effects::NewEffect;
-use crate::processing::emission::{Due, Emission};
-use crate::processing::processor::Delivery;
+use crate::processing::emission::{Due, Emission, Emitter};
+use crate::processing::processor::{Delivery, ProcessorError};
 use crate::store::Codec;
 
 /// The longest delay of an emission.
@@ -70,11 +71,31 @@ pub struct ReactorContext<'r> {
     pub(super) effects: AskedEffects,
 }
 
-/// The part of the batch transaction that handlers can reach.
+/// The transaction of a batch, as far as handlers and what they ask for need it.
 #[async_trait::async_trait]
-pub(super) trait Transaction: Send {
-    fn connection(&mut self) -> &mut PgConnection;
+pub(crate) trait Transaction: Send {
+    /// The connection to PostgreSQL on which it is open.
+    ///
+    /// # Errors
+    /// It is a transaction of another store.
+    fn connection(&mut self) -> Result<&mut PgConnection, NoPostgres>;
+
+    /// Opens a savepoint before events are handled.
+    async fn savepoint(&mut self) -> Result<(), sqlx::Error>;
+
+    /// Undoes what was done since the last savepoint.
+    async fn rollback_to_savepoint(&mut self) -> Result<(), sqlx::Error>;
+
+    /// Opens the savepoint of one event, so that what the event does can be undone.
     async fn begin_event(&mut self) -> Result<(), sqlx::Error>;
+
+    /// Undoes what was done since [`Self::begin_event`].
+    async fn undo_event(&mut self) -> Result<(), sqlx::Error>;
+
+    /// Stores what events have led to, in order, up to the first event of which that is not accepted.
+    async fn apply(&mut self, emitter: &Emitter, effects: &[EventEffects])
+    -> Result<Applied, ProcessorError>;
+
     fn stream_aggregate(
         &mut self,
         id: AggregateId,
@@ -82,14 +103,53 @@ pub(super) trait Transaction: Send {
     ) -> BoxStream<'_, Result<Event, sqlx::Error>>;
 }
 
+/// The handler wants a connection to PostgreSQL, and the processor runs on a store that has none.
+#[derive(Debug, Clone, Copy, Error)]
+#[error(
+    "the handler wants a connection to PostgreSQL, and this store has none. Run it with `Program::start` on a PostgreSQL of \
+     its own (`espd::embedded`), or have it keep its state elsewhere"
+)]
+pub(crate) struct NoPostgres;
+
+impl NoPostgres {
+    /// Ends the handler with this error, which it cannot return.
+    fn end_handler(self) -> ! {
+        if cfg!(panic = "unwind") {
+            // No message of a panic: whoever has called the handler turns this into its error.
+            std::panic::resume_unwind(Box::new(self))
+        }
+        panic!("{self}")
+    }
+}
+
 #[async_trait::async_trait]
 impl Transaction for BatchTransaction<'_> {
-    fn connection(&mut self) -> &mut PgConnection {
-        BatchTransaction::connection(self)
+    fn connection(&mut self) -> Result<&mut PgConnection, NoPostgres> {
+        Ok(BatchTransaction::connection(self))
+    }
+
+    async fn savepoint(&mut self) -> Result<(), sqlx::Error> {
+        BatchTransaction::savepoint(self).await
+    }
+
+    async fn rollback_to_savepoint(&mut self) -> Result<(), sqlx::Error> {
+        BatchTransaction::rollback_to_savepoint(self).await
     }
 
     async fn begin_event(&mut self) -> Result<(), sqlx::Error> {
         BatchTransaction::begin_event(self).await
+    }
+
+    async fn undo_event(&mut self) -> Result<(), sqlx::Error> {
+        BatchTransaction::undo_event(self).await
+    }
+
+    async fn apply(
+        &mut self,
+        emitter: &Emitter,
+        effects: &[EventEffects],
+    ) -> Result<Applied, ProcessorError> {
+        BatchTransaction::apply(self, &RowTables::default(), emitter, effects).await
     }
 
     fn stream_aggregate(
@@ -104,8 +164,10 @@ impl Transaction for BatchTransaction<'_> {
 impl ProjectorContext<'_> {
     /// The connection of the open transaction. Its search path begins with the schema of the projections. A handler must not
     /// begin, commit or roll back; it may use savepoints.
+    ///
+    /// On a store without PostgreSQL (`espd::testing`) it does not return: the event fails with an error that says what to do.
     pub fn connection(&mut self) -> &mut PgConnection {
-        self.transaction.connection()
+        self.transaction.connection().unwrap_or_else(|missing| missing.end_handler())
     }
 
     /// Has [`Projector::after_commit`](super::Projector::after_commit) called with `payload` once this batch is committed: for
@@ -150,13 +212,14 @@ impl ReactorContext<'_> {
     /// handling the event fails.
     ///
     /// # Errors
-    /// The database could not set the savepoint for that.
+    /// The database could not set the savepoint for that, or the store is without PostgreSQL (`espd::testing`).
     pub async fn connection(&mut self) -> Result<&mut PgConnection, HandlerError> {
+        self.transaction.connection()?;
         if !self.may_have_written {
             self.transaction.begin_event().await?;
             self.may_have_written = true;
         }
-        Ok(self.transaction.connection())
+        Ok(self.transaction.connection()?)
     }
 
     /// Has [`Reactor::after_commit`](super::Reactor::after_commit) called with `payload` once the event is committed as handled:

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::handler::{Projector, Reactor};
-use super::processor::{HandlerFactory, NativeProcessor};
+use super::handling::{HandlerFactory, NativeHandler};
+use super::processor::NativeProcessor;
 use super::registration::Registration;
 use super::settings::find_faults;
 use crate::postgres::name::is_name;
@@ -12,6 +13,7 @@ use crate::process::hook::HookClosures;
 use crate::processing::declaration::{
     OnHandlerChange, ProcessorDeclaration, ProcessorKind, ProcessorSettings,
 };
+use crate::processing::emission::Emitter;
 use crate::processing::processor::ProcessorBase;
 use crate::store::upcast::Upcast;
 use crate::store::{AppendedClosure, Codec};
@@ -154,6 +156,13 @@ impl Registry {
             }
             None => Err(format!("this program has not registered {}", base.name())),
         }
+    }
+
+    /// Makes the handler of this declaration, to be run without PostgreSQL; `None`: it was not registered.
+    pub(crate) fn make_handler(&self, declaration: &ProcessorDeclaration) -> Option<NativeHandler> {
+        let Registered { factory, codec, acts_after_commit, .. } = self.processors.get(&declaration.name)?;
+        let emitter = Emitter::without_postgres(declaration);
+        Some(NativeHandler::new(factory.clone(), codec.clone(), emitter, *acts_after_commit))
     }
 }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{Clock, Patience, Waiting};
-use crate::event::{Position, StoredTime};
+use crate::event::Position;
 use crate::processing::dead_letters::DeadLetters;
-use crate::processing::emission::{EmissionSelection, EmissionState, PendingEmissions};
+use crate::processing::emission::{EmissionSelection, EmissionState, LaterEmission, PendingEmissions};
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::processors::WaitError;
 use crate::store::scheduled::ScheduledEvents;
@@ -22,22 +22,6 @@ pub struct Idle {
     pub later: Vec<LaterEmission>,
     /// How many events are set aside for these processors as dead letters, and are not handled.
     pub dead_letters: i64,
-}
-
-/// An event that a reactor has emitted for a later time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LaterEmission {
-    /// The reactor that has emitted it.
-    pub reactor: String,
-    /// The type of the event.
-    pub event_type: String,
-    /// The aggregate that the event will belong to.
-    pub aggregate_id: String,
-    /// Names it among those of its reactor.
-    pub key: Option<String>,
-    /// When it is due.
-    pub due_at: StoredTime,
 }
 
 /// The most emissions that are listed of a reactor.

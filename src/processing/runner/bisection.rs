@@ -2,7 +2,7 @@
 
 /// How many events the next batch may have.
 #[derive(Debug)]
-pub(super) struct Bisection {
+pub(crate) struct Bisection {
     /// The size of a batch as it is configured.
     full: i64,
     /// The size of the next batch.
@@ -12,17 +12,17 @@ pub(super) struct Bisection {
 }
 
 impl Bisection {
-    pub(super) fn new(full: i64) -> Self {
+    pub(crate) fn new(full: i64) -> Self {
         Self { full, size: full, suspects: None }
     }
 
     /// The most events that the next batch may have.
-    pub(super) fn size(&self) -> i64 {
+    pub(crate) fn size(&self) -> i64 {
         self.size
     }
 
     /// Makes the next batch smaller, because a batch has failed. `false`: the batch had one event, so that is the one.
-    pub(super) fn halve(&mut self) -> bool {
+    pub(crate) fn halve(&mut self) -> bool {
         let divisible = self.size > 1;
         self.suspects = Some(self.size);
         self.size = (self.size / 2).max(1);
@@ -30,7 +30,7 @@ impl Bisection {
     }
 
     /// Takes note that the position has moved over so many events.
-    pub(super) fn passed(&mut self, events: i64) {
+    pub(crate) fn passed(&mut self, events: i64) {
         let left = self.suspects.map_or(0, |suspects| suspects - events);
         if left > 0 {
             (self.suspects, self.size) = (Some(left), (left / 2).max(1));

@@ -12,7 +12,7 @@ use crate::retry::{NextStep, Retry};
 
 /// What the runner tried when the error came up.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Attempt<'r> {
+pub(crate) enum Attempt<'r> {
     /// To create tables and functions under a new claim.
     Prepare,
     /// To handle a batch.
@@ -28,7 +28,7 @@ pub(super) enum Attempt<'r> {
 
 /// What to do next.
 #[derive(Debug)]
-pub(super) enum Decision {
+pub(crate) enum Decision {
     /// Claim the processor again, because the claim is no longer valid.
     Reclaim,
     /// Connect again, because the database could not do it now.
@@ -56,12 +56,12 @@ pub(super) enum Decision {
 
 /// What to do about a failure that the session may be to blame for: `None` if it counts as any other. `is_renewed`: the
 /// session was opened because of such a failure, and nothing has been handled on it yet.
-pub(super) fn doubt_session(failure: Option<Failure>, is_renewed: bool) -> Option<Decision> {
+pub(crate) fn doubt_session(failure: Option<Failure>, is_renewed: bool) -> Option<Decision> {
     failure.filter(|failure| failure.is_of_session() && !is_renewed).map(Decision::RenewSession)
 }
 
 /// What to do about an error.
-pub(super) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
+pub(crate) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
     use ProcessorError::{Blocked, ClaimLost, Database, Diverged, StaleSession, Unattributed, Unavailable};
     match (error, attempt) {
         (StaleSession(failure), _) => Decision::RenewSession(*failure),
@@ -101,7 +101,7 @@ fn is_of_diverged_tracker(error: &sqlx::Error) -> bool {
 }
 
 /// What to do about an event that could not be handled. `retry` has not counted the failure yet.
-pub(super) fn decide_failure(failure: Failure, retry: &Retry<Option<Position>>) -> Decision {
+pub(crate) fn decide_failure(failure: Failure, retry: &Retry<Option<Position>>) -> Decision {
     let attempts = retry.attempts_with(&failure.event_id());
     match retry.policy().decide(attempts) {
         NextStep::Stop => Decision::Stop(failure),

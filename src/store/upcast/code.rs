@@ -103,6 +103,27 @@ pub(crate) fn finish(event: Event, layers: &[Upcast]) -> Result<Event, sqlx::Err
     Ok(Event { body, ..event })
 }
 
+/// The event as it is read through layers that have no SQL, without a database.
+///
+/// # Errors
+/// A layer cannot make the body.
+pub(crate) fn read_through(mut event: Event, layers: &[Upcast]) -> Result<Event, sqlx::Error> {
+    for layer in layers {
+        if !layer.events.contains(&event.event_type) {
+            continue;
+        }
+        if let Some(code) = &layer.code {
+            event.body = code
+                .convert(&event.body)
+                .map_err(|source| sqlx::Error::Decode(UpcastFailure { event_id: event.id, source }.into()))?;
+        }
+        if let Some(name) = &layer.event_type {
+            event.event_type.clone_from(name);
+        }
+    }
+    Ok(event)
+}
+
 /// The body below a mark, made by the layer that has marked it; `None`: it has no mark.
 fn unmark(body: &RawValue, layers: &[Upcast]) -> Result<Option<Box<RawValue>>, Box<dyn Error + Send + Sync>> {
     if !body.get().starts_with(&format!("[\"{}\"", *MARK)) {

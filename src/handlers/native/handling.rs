@@ -1,0 +1,324 @@
+//! Hands events to a registered handler, whatever store they come from and wherever it commits.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+
+use super::context::{AskedEffects, NoPostgres, ProjectorContext, ReactorContext, Transaction};
+use super::error::{Classified, HandlerError, classify};
+use super::handler::{Projector, Reactor};
+use crate::event::Position;
+use crate::handlers::batch::{Applied, EventEffects};
+use crate::processing::declaration::ProcessorKind;
+use crate::processing::effects::{Effect, EffectQueue, NewEffect};
+use crate::processing::emission::{Emitter, SourceEvent};
+use crate::processing::failure::Failure;
+use crate::processing::processor::{Delivery, ProcessorError};
+use crate::store::Codec;
+
+/// How long one piece of work after a commit may take. Then it has failed, because it seems to hang.
+const EFFECT_MAX: Duration = Duration::from_secs(300);
+
+/// Makes the instances of a handler.
+#[derive(Clone)]
+pub(super) enum HandlerFactory {
+    Projector(Arc<dyn Fn() -> Box<dyn Projector> + Send + Sync>),
+    Reactor(Arc<dyn Fn() -> Box<dyn Reactor> + Send + Sync>),
+}
+
+enum Instance {
+    Projector(Box<dyn Projector>),
+    Reactor(Box<dyn Reactor>),
+}
+
+impl Instance {
+    async fn after_commit(&mut self, effect: &Effect) -> Result<(), HandlerError> {
+        match self {
+            Self::Projector(projector) => projector.after_commit(effect).await,
+            Self::Reactor(reactor) => reactor.after_commit(effect).await,
+        }
+    }
+}
+
+impl HandlerFactory {
+    fn create(&self) -> Instance {
+        match self {
+            Self::Projector(make) => Instance::Projector(make()),
+            Self::Reactor(make) => Instance::Reactor(make()),
+        }
+    }
+
+    pub(super) fn kind(&self) -> ProcessorKind {
+        match self {
+            Self::Projector(_) => ProcessorKind::Projector,
+            Self::Reactor(_) => ProcessorKind::Reactor,
+        }
+    }
+}
+
+/// A registered handler, and what it is run with.
+pub(crate) struct NativeHandler {
+    factory: HandlerFactory,
+    codec: Codec,
+    emitter: Emitter,
+    /// Whether the handler may ask for work after the commit.
+    pub(crate) acts_after_commit: bool,
+    /// `None` after a failure, because the instance may remember what was not committed.
+    instance: Option<Instance>,
+}
+
+/// An event that cannot be shown to the handler: its place, and why.
+pub(crate) type Unreadable = (usize, Failure);
+
+/// How many pieces of work after commits were carried out.
+pub(crate) struct CarriedOut {
+    pub(crate) count: usize,
+    /// Why the next one could not be.
+    pub(crate) failure: Option<Failure>,
+    /// Whether nothing is left.
+    pub(crate) all: bool,
+}
+
+impl NativeHandler {
+    pub(super) fn new(
+        factory: HandlerFactory,
+        codec: Codec,
+        emitter: Emitter,
+        acts_after_commit: bool,
+    ) -> Self {
+        let emitter = emitter.with_codec(codec.clone());
+        Self { factory, codec, emitter, acts_after_commit, instance: None }
+    }
+
+    /// Lets go of the instance, because it may remember what was not committed.
+    pub(crate) fn forget(&mut self) {
+        self.instance = None;
+    }
+
+    /// Hands events to the handler, in order, up to the first one that cannot be handled, or until the time is up. The caller
+    /// commits what was handled, or calls [`Self::forget`].
+    pub(crate) async fn handle(
+        &mut self,
+        transaction: &mut dyn Transaction,
+        events: &mut [Delivery],
+        unreadable: Option<Unreadable>,
+        time: Duration,
+    ) -> Result<Handled, ProcessorError> {
+        let mut instance = self.instance.take().unwrap_or_else(|| self.factory.create());
+        let unreadable = self.decode(events, unreadable);
+        let readable = &events[..unreadable.as_ref().map_or(events.len(), |(place, _)| *place)];
+        let Self { factory, codec, emitter, acts_after_commit, .. } = &*self;
+        let means = Means { factory, emitter, codec, may_act: *acts_after_commit };
+        let mut handled = match &mut instance {
+            Instance::Projector(projector) => project(projector, means, transaction, readable).await?,
+            Instance::Reactor(reactor) => react(reactor.as_mut(), means, transaction, readable, time).await?,
+        };
+        if let (Some((place, failure)), None) = (unreadable, &handled.failure)
+            && handled.events == place
+        {
+            handled.failure = Some(Box::new(SourceEvent::of(&events[place]).attribute(failure)));
+        }
+        if handled.failure.is_none() {
+            self.instance = Some(instance);
+        }
+        Ok(handled)
+    }
+
+    /// Decodes the bodies of events that can be read so far. Returns the first one that cannot.
+    fn decode(&self, events: &mut [Delivery], unreadable: Option<Unreadable>) -> Option<Unreadable> {
+        let end = unreadable.as_ref().map_or(events.len(), |(place, _)| *place);
+        let bodies = events[..end].iter_mut().map(|delivery| &mut delivery.event);
+        let Some((place, reason)) = self.codec.decode_some(bodies) else { return unreadable };
+        Some((place, Failure::of_processor(format!("the body cannot be decoded: {reason}"))))
+    }
+
+    /// Carries out what is to be done after the last commits, in order, for as long as a batch may take.
+    pub(crate) async fn carry_out(
+        &mut self,
+        queue: &mut dyn EffectQueue,
+        time: Duration,
+    ) -> Result<CarriedOut, ProcessorError> {
+        let deadline = Instant::now() + time;
+        let (mut done, mut count) = (None, 0);
+        while let Some(effect) = queue.next(done).await? {
+            let mut instance = self.instance.take().unwrap_or_else(|| self.factory.create());
+            let acting = tokio::time::timeout(EFFECT_MAX, catch_panic(instance.after_commit(&effect)));
+            let late = |_elapsed| Err(format!("it took longer than {EFFECT_MAX:?}").into());
+            if let Err(error) = acting.await.unwrap_or_else(late) {
+                let failure = match classify(error) {
+                    Classified::Infrastructure(error) => return Err(error.into()),
+                    Classified::Failed { failure, .. } => failure,
+                };
+                let of = format!("after the commit of event {} ({})", effect.event_id, effect.event_type);
+                let message = format!("{of}: {}", failure.message);
+                let failure = Some(Failure { message, ..failure });
+                return Ok(CarriedOut { count, failure, all: false });
+            }
+            self.instance = Some(instance);
+            (done, count) = (Some(effect.key()), count + 1);
+            if Instant::now() >= deadline {
+                queue.remove(effect.key()).await?;
+                return Ok(CarriedOut { count, failure: None, all: false });
+            }
+        }
+        Ok(CarriedOut { count, failure: None, all: true })
+    }
+}
+
+/// What handling needs beside the handler and the transaction.
+#[derive(Clone, Copy)]
+struct Means<'m> {
+    factory: &'m HandlerFactory,
+    emitter: &'m Emitter,
+    codec: &'m Codec,
+    /// Whether the handler may ask for work after the commit.
+    may_act: bool,
+}
+
+/// The number of events that were handled, and the failure of the next one, if there is one.
+pub(crate) struct Handled {
+    pub(crate) events: usize,
+    pub(crate) failure: Option<Box<Failure>>,
+    /// What is to be done after the commit. What belongs to events that were not handled is left out.
+    pub(crate) effects: Vec<NewEffect>,
+}
+
+impl Handled {
+    /// How far the position moves: over what was handled, of events that were read from one position up to another.
+    pub(crate) fn position(&self, events: &[Delivery], from: Position, upto: Position) -> Position {
+        match events.get(self.events) {
+            // Without a failure, the batch ended because its time was up.
+            Some(next) if self.failure.is_some() => next.id.previous(),
+            Some(_) => self.events.checked_sub(1).map_or(from, |last| events[last].id),
+            None => upto,
+        }
+    }
+}
+
+/// Hands all events to the projector. If it fails at one of them, hands those before it to another instance.
+async fn project(
+    projector: &mut Box<dyn Projector>,
+    means: Means<'_>,
+    transaction: &mut dyn Transaction,
+    events: &[Delivery],
+) -> Result<Handled, ProcessorError> {
+    if events.is_empty() {
+        return Ok(Handled { events: 0, failure: None, effects: Vec::new() });
+    }
+    transaction.savepoint().await?;
+    let error = match project_once(projector.as_mut(), means, transaction, events).await {
+        Ok(effects) => return Ok(Handled { events: events.len(), failure: None, effects }),
+        Err(error) => error,
+    };
+    let (event_id, failure) = match classify(error) {
+        Classified::Infrastructure(error) => return Err(error.into()),
+        Classified::Failed { event_id, failure } => (event_id, failure),
+    };
+    let failed = event_id.and_then(|id| events.iter().position(|event| event.id == id));
+    let Some(place) = failed.or((events.len() == 1).then_some(0)) else {
+        return Err(ProcessorError::Unattributed(Box::new(failure)));
+    };
+    transaction.rollback_to_savepoint().await?;
+    let mut effects = Vec::new();
+    if place > 0 {
+        if let Instance::Projector(another) = means.factory.create() {
+            *projector = another;
+        }
+        let again = project_once(projector.as_mut(), means, transaction, &events[..place]).await;
+        effects = again.map_err(|error| match classify(error) {
+            Classified::Infrastructure(error) => error.into(),
+            Classified::Failed { failure, .. } => ProcessorError::Unattributed(Box::new(failure)),
+        })?;
+    }
+    let failure = Some(Box::new(SourceEvent::of(&events[place]).attribute(failure)));
+    Ok(Handled { events: place, failure, effects })
+}
+
+async fn project_once(
+    projector: &mut dyn Projector,
+    means: Means<'_>,
+    transaction: &mut dyn Transaction,
+    events: &[Delivery],
+) -> Result<Vec<NewEffect>, HandlerError> {
+    let mut context =
+        ProjectorContext { transaction, codec: means.codec, effects: AskedEffects::new(means.may_act) };
+    catch_panic(projector.project(events, &mut context)).await?;
+    Ok(context.effects.asked)
+}
+
+/// Hands the events to the reactor one by one, until one fails or the time is up.
+async fn react(
+    reactor: &mut dyn Reactor,
+    Means { emitter, codec, may_act, .. }: Means<'_>,
+    transaction: &mut dyn Transaction,
+    events: &[Delivery],
+    time: Duration,
+) -> Result<Handled, ProcessorError> {
+    let deadline = Instant::now() + time;
+    let mut effects = Vec::new();
+    // What belongs to an event that was not handled is not to be done.
+    let handled = |count: usize, failure, mut effects: Vec<NewEffect>| {
+        effects.retain(|effect| events[..count].last().is_some_and(|last| effect.event_id <= last.id));
+        Handled { events: count, failure, effects }
+    };
+    // The effects of events that have not been carried out, and the number of events before them.
+    let (mut pending, mut done) = (Vec::new(), 0);
+    for event in events {
+        let source = SourceEvent::of(event);
+        let mut context = ReactorContext {
+            transaction: &mut *transaction,
+            codec,
+            replaying: event.replaying,
+            actions: Vec::new(),
+            may_have_written: false,
+            event,
+            effects: AskedEffects::new(may_act),
+        };
+        let outcome = catch_panic(reactor.react(event, &mut context)).await;
+        let ReactorContext { actions, may_have_written, effects: asked, .. } = context;
+        if let Err(error) = outcome {
+            let failure = match classify(error) {
+                Classified::Infrastructure(error) => return Err(error.into()),
+                Classified::Failed { failure, .. } => failure,
+            };
+            if may_have_written {
+                transaction.undo_event().await?;
+            }
+            let applied = transaction.apply(emitter, &pending).await?;
+            let failure = applied.failure.or(Some(Box::new(source.attribute(failure))));
+            return Ok(handled(done + applied.events, failure, effects));
+        }
+        effects.extend(asked.asked);
+        pending.push(EventEffects { source, actions });
+        if may_have_written {
+            // Rows are in the transaction already, so whether the emissions are accepted has to be known now.
+            let Applied { events: applied, failure } = transaction.apply(emitter, &pending).await?;
+            if failure.is_some() {
+                transaction.undo_event().await?;
+                return Ok(handled(done + applied, failure, effects));
+            }
+            done += pending.len();
+            pending.clear();
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    let Applied { events: applied, failure } = transaction.apply(emitter, &pending).await?;
+    Ok(handled(done + applied, failure, effects))
+}
+
+/// Turns a panic of the handler into an error.
+async fn catch_panic(work: impl Future<Output = Result<(), HandlerError>>) -> Result<(), HandlerError> {
+    match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(outcome) => outcome,
+        Err(panic) if panic.is::<NoPostgres>() => Err(Box::new(NoPostgres)),
+        Err(panic) => {
+            let said = panic.downcast_ref::<&str>().map(ToString::to_string);
+            let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(format!("the handler has panicked: {}", said.as_deref().unwrap_or("?")).into())
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What processors remember beside their tables: where they are, what is emitted for later, what is to be done after commits.
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::event::{AggregateId, NewEvent, Position};
+use crate::processing::effects::{EffectQueue, NewEffect};
+use crate::processing::failure::FailedEvent;
+use crate::processing::tracker::ProcessorKey;
+use crate::store::AppendError;
+
+/// Where a store keeps what processors remember.
+#[async_trait]
+pub(super) trait Ledger: Debug + Send + Sync {
+    /// Has a processor begin at a position, unless it has run before.
+    async fn register(&self, key: &ProcessorKey, start: Position) -> Result<(), sqlx::Error>;
+
+    /// How far a processor is, and whose events it sets aside.
+    async fn standing(&self, key: &ProcessorKey) -> Result<Standing, sqlx::Error>;
+
+    /// Opens a transaction.
+    async fn open_unit(&self) -> Result<Box<dyn Unit + '_>, sqlx::Error>;
+
+    /// What is emitted for later, by the time when it is due.
+    async fn pending(&self) -> Result<Vec<Pending>, sqlx::Error>;
+
+    /// Appends an event that was emitted for later, and lets go of it, both or neither.
+    async fn append_pending(&self, id: i64, event: NewEvent) -> Result<(), AppendError>;
+
+    /// What a processor still has to do for events that are handled.
+    fn effects<'l>(&'l self, processor: &'l str) -> Box<dyn EffectQueue + 'l>;
+
+    /// Whether that is anything.
+    async fn has_effects(&self, processor: &str) -> Result<bool, sqlx::Error>;
+}
+
+/// How far a processor is.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Standing {
+    /// `None`: it has never run.
+    pub(super) position: Option<Position>,
+    /// The aggregates whose later events wait behind a dead letter.
+    pub(super) parked: HashSet<AggregateId>,
+}
+
+/// A transaction of a ledger. It is rolled back when it is dropped.
+#[async_trait]
+pub(super) trait Unit: Send {
+    /// Opens a savepoint before events are handled.
+    async fn savepoint(&mut self) -> Result<(), sqlx::Error>;
+
+    /// Undoes what was done since the last savepoint.
+    async fn rollback_to_savepoint(&mut self) -> Result<(), sqlx::Error>;
+
+    /// Opens the savepoint of one event.
+    async fn begin_event(&mut self) -> Result<(), sqlx::Error>;
+
+    /// Undoes what was done since [`Self::begin_event`].
+    async fn undo_event(&mut self) -> Result<(), sqlx::Error>;
+
+    /// Stores what was emitted, all or nothing, without what is stored already.
+    async fn emit(&mut self, now: Vec<NewEvent>, later: Vec<Later>) -> Result<(), AppendError>;
+
+    /// Moves the position and commits. `false`: nothing was done, because another process has moved it meanwhile.
+    async fn commit(self: Box<Self>, commit: Commit<'_>) -> Result<bool, sqlx::Error>;
+}
+
+/// What commits with a position.
+#[derive(Debug)]
+pub(super) struct Commit<'c> {
+    pub(super) key: &'c ProcessorKey,
+    /// The position so far.
+    pub(super) from: Position,
+    pub(super) position: Position,
+    pub(super) effects: Vec<NewEffect>,
+    pub(super) dead_letters: Vec<DeadLetter>,
+}
+
+/// An event that was set aside.
+#[derive(Debug, Clone)]
+pub(super) struct DeadLetter {
+    pub(super) event: FailedEvent,
+    pub(super) reason: String,
+    /// Whether the later events of its aggregate wait behind it.
+    pub(super) blocks: bool,
+}
+
+/// A change of what is emitted for later.
+#[derive(Debug)]
+pub(super) enum Later {
+    /// Keep an event, in the place of one that has the same key.
+    Keep { reactor: String, event: Box<NewEvent>, key: Option<String>, due_at: DateTime<Utc> },
+    /// Let go of the event that has this key.
+    Cancel { reactor: String, key: String },
+}
+
+/// An event that was emitted for later.
+#[derive(Debug, Clone)]
+pub(super) struct Pending {
+    pub(super) id: i64,
+    pub(super) reactor: String,
+    pub(super) event: NewEvent,
+    pub(super) key: Option<String>,
+    pub(super) due_at: DateTime<Utc>,
+}
+
+impl Pending {
+    /// Whether a new event of a reactor takes the place of this one.
+    pub(super) fn is_replaced_by(&self, reactor: &str, uuid: Uuid, key: Option<&str>) -> bool {
+        self.event.uuid != uuid && self.has_key(reactor, key)
+    }
+
+    /// Whether this is the event of a reactor that has the key.
+    pub(super) fn has_key(&self, reactor: &str, key: Option<&str>) -> bool {
+        self.reactor == reactor && key.is_some() && self.key.as_deref() == key
+    }
+}

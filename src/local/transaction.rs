@@ -1,0 +1,130 @@
+//! The transaction in which handlers handle a batch without PostgreSQL.
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use sqlx::PgConnection;
+
+use super::LocalEvents;
+use super::clock::Clock;
+use super::ledger::{Later, Unit};
+use crate::event::{AggregateId, Event, NewEvent, Version};
+use crate::handlers::batch::{Applied, EventEffects, collect_emissions};
+use crate::handlers::native::{NoPostgres, Transaction};
+use crate::processing::emission::{Deferred, Due, EmissionBatch, Emitter, attribute};
+use crate::processing::failure::Failure;
+use crate::processing::processor::ProcessorError;
+use crate::store::upcast::{Upcast, read_through};
+use crate::store::{AppendError, ReadError};
+
+pub(super) struct LocalTransaction<'t> {
+    pub(super) unit: Box<dyn Unit + 't>,
+    pub(super) events: &'t dyn LocalEvents,
+    pub(super) upcasts: &'t [Upcast],
+    pub(super) clock: Clock,
+    /// The name of the processor.
+    pub(super) name: &'t str,
+}
+
+/// The place of an event whose effects are not accepted, and why.
+type Refused = (usize, Box<Failure>);
+
+impl LocalTransaction<'_> {
+    /// Stores what these events have led to, all of it or nothing.
+    async fn store(
+        &mut self,
+        emitter: &Emitter,
+        effects: &[EventEffects],
+    ) -> Result<Result<(), Refused>, ProcessorError> {
+        let EmissionBatch { now, deferred } = match collect_emissions(emitter, effects) {
+            Ok(emissions) => emissions,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let created_at = self.clock.time_of_events();
+        let (places, now): (Vec<usize>, Vec<NewEvent>) =
+            now.into_iter().map(|(place, event)| (place, NewEvent { created_at, ..event })).unzip();
+        let later = deferred.into_iter().map(|change| self.later(change)).collect();
+        match self.unit.emit(now.clone(), later).await {
+            Ok(()) => Ok(Ok(())),
+            Err(AppendError::Database(error)) => Err(error.into()),
+            Err(error) => {
+                let culprit = attribute(&error, &now).and_then(|index| places.get(index));
+                let place = *culprit.or(places.first()).unwrap_or(&0);
+                Ok(Err((place, Box::new(Failure::of_processor(error.to_string())))))
+            }
+        }
+    }
+
+    fn later(&self, change: Deferred) -> Later {
+        let reactor = self.name.to_owned();
+        match change {
+            Deferred::Keep { event, due, key } => {
+                let now = self.clock.now();
+                let due_at = match due {
+                    Due::AtOnce => now,
+                    Due::At(time) => time,
+                    Due::After(delay) => now.checked_add_signed(chrono_delay(delay)).unwrap_or(now),
+                };
+                Later::Keep { reactor, event, key, due_at }
+            }
+            Deferred::Cancel { key } => Later::Cancel { reactor, key },
+        }
+    }
+}
+
+/// A delay of a thousand years at most.
+fn chrono_delay(delay: std::time::Duration) -> chrono::TimeDelta {
+    chrono::TimeDelta::from_std(delay).unwrap_or(chrono::TimeDelta::MAX)
+}
+
+#[async_trait]
+impl Transaction for LocalTransaction<'_> {
+    fn connection(&mut self) -> Result<&mut PgConnection, NoPostgres> {
+        Err(NoPostgres)
+    }
+
+    async fn savepoint(&mut self) -> Result<(), sqlx::Error> {
+        self.unit.savepoint().await
+    }
+
+    async fn rollback_to_savepoint(&mut self) -> Result<(), sqlx::Error> {
+        self.unit.rollback_to_savepoint().await
+    }
+
+    async fn begin_event(&mut self) -> Result<(), sqlx::Error> {
+        self.unit.begin_event().await
+    }
+
+    async fn undo_event(&mut self) -> Result<(), sqlx::Error> {
+        self.unit.undo_event().await
+    }
+
+    async fn apply(
+        &mut self,
+        emitter: &Emitter,
+        effects: &[EventEffects],
+    ) -> Result<Applied, ProcessorError> {
+        let (mut end, mut failure) = (effects.len(), None);
+        // What is refused of one event may hide what is refused of an earlier one.
+        loop {
+            match self.store(emitter, &effects[..end]).await? {
+                Ok(()) => return Ok(Applied { events: end, failure }),
+                Err((place, why)) => {
+                    failure = Some(Box::new(effects[place].source.attribute(*why)));
+                    end = place;
+                }
+            }
+        }
+    }
+
+    fn stream_aggregate(
+        &mut self,
+        id: AggregateId,
+        upto: Version,
+    ) -> BoxStream<'_, Result<Event, sqlx::Error>> {
+        let read = self.events.read_aggregate(id, Version::FIRST, Some(upto));
+        let upcasts = self.upcasts;
+        let read = read.map_err(ReadError::into_database_error);
+        read.and_then(move |event| std::future::ready(read_through(event, upcasts))).boxed()
+    }
+}
