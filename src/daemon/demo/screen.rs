@@ -24,7 +24,7 @@ impl Page<'_> {
     fn lines(&self) -> Vec<String> {
         let mut lines = self.processors();
         lines.push(String::new());
-        lines.push(format!("READ MODEL outstanding_todos: what changed last{}", self.thanked()));
+        lines.push(format!("READ MODEL outstanding_todos, changed last{}", self.thanked()));
         lines.extend(self.todos.iter().map(|todo| {
             format!("  {:<32.32} due {:<10}  {:<24.24}", todo.title, todo.due, todo.stakeholder)
         }));
