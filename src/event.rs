@@ -14,6 +14,7 @@
 //! ```
 
 mod aggregate_id;
+mod event_set;
 mod event_type;
 mod number;
 mod stored_time;
@@ -24,10 +25,13 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 pub use aggregate_id::{AggregateId, InvalidAggregateId, NotAUuid};
+pub use event_set::EventSet;
 pub use event_type::EventType;
 #[doc(hidden)]
 pub use event_type::naming;
 pub use number::{Position, Version};
+#[doc(hidden)]
+pub use serde_json::Error as JsonError;
 pub use stored_time::{InvalidTime, StoredTime};
 
 /// A stored event.

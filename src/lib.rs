@@ -208,6 +208,7 @@ mod telemetry;
 mod visible;
 
 // Events.
+pub mod aggregate;
 #[cfg(feature = "testing")]
 pub mod embedded;
 mod processors;
@@ -315,8 +316,13 @@ pub mod prelude {
 
     #[cfg(feature = "daemon")]
     pub use crate::Program;
+    pub use crate::aggregate::{
+        Aggregate, CommitError, Context, Decide, ExecuteError, Executed, Id, LoadError, Loaded, Repository,
+        UnitOfWork, UnknownEvents,
+    };
     pub use crate::event::{
-        AggregateId, Appended, Event, EventType, ExpectedVersion, NewEvent, Position, StoredTime, Version,
+        AggregateId, Appended, Event, EventSet, EventType, ExpectedVersion, NewEvent, Position, StoredTime,
+        Version,
     };
     #[cfg(feature = "processors")]
     pub use crate::native::{

@@ -21,6 +21,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("schema", &["postgres"]),
     ("process", &["shutdown"]),
     ("store", &["event", "postgres", "retry", "schema", "shutdown"]),
+    ("aggregate", &["event", "store"]),
     ("processors", &["event", "postgres"]),
     ("supervision", &["process"]),
     ("embedded", &["postgres", "process"]),

@@ -194,6 +194,14 @@ impl EventStore for MemoryEventStore {
         self.stream(ALL, move |event| event.aggregate_id == aggregate_id && within(event.version))
     }
 
+    async fn read_uuids(&self, uuids: &[Uuid]) -> Result<Vec<Event>, ReadError> {
+        let events = self.events();
+        let mut found: Vec<&Event> = uuids.iter().filter_map(|uuid| events.find(*uuid)).collect();
+        found.sort_unstable_by_key(|event| event.id);
+        found.dedup_by_key(|event| event.id);
+        found.into_iter().map(|event| self.codec.decode(event.clone())).collect()
+    }
+
     fn read_aggregate_until(
         &self,
         aggregate_id: AggregateId,

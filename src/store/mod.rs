@@ -45,8 +45,8 @@ pub(crate) mod witness;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -118,6 +118,22 @@ pub trait EventStore: Send + Sync {
         Box::pin(all.try_filter(move |event| {
             std::future::ready(event.correlation_id == Some(correlation_id) || event.uuid == correlation_id)
         }))
+    }
+
+    /// Streams the events of several aggregates, of each by version. How the aggregates follow one another is left open.
+    ///
+    /// PostgreSQL reads them by one statement. By default they are read one after the other.
+    fn read_aggregates(&self, aggregate_ids: Vec<AggregateId>) -> BoxStream<'_, Result<Event, ReadError>> {
+        let ids = futures_util::stream::iter(aggregate_ids);
+        Box::pin(ids.flat_map(|id| self.read_aggregate(id, Version::FIRST, None)))
+    }
+
+    /// Reads the events with these uuids, by ascending id. Those that are not stored are left out.
+    ///
+    /// An index serves this in PostgreSQL. By default the whole store is read.
+    async fn read_uuids(&self, uuids: &[Uuid]) -> Result<Vec<Event>, ReadError> {
+        let all = self.read_range(Position::START, Position::MAX, None);
+        all.try_filter(|event| std::future::ready(uuids.contains(&event.uuid))).try_collect().await
     }
 
     /// Streams the events with `from <= id <= to`, by ascending id, of the given types only (`None`: all).

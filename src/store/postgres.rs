@@ -258,6 +258,15 @@ impl EventStore for PostgresEventStore {
         self.stream(query)
     }
 
+    fn read_aggregates(&self, aggregate_ids: Vec<AggregateId>) -> BoxStream<'_, Result<Event, ReadError>> {
+        let ids: Vec<Option<Uuid>> = aggregate_ids.iter().map(AggregateId::as_uuid).collect();
+        self.stream(sqlx::query(self.statements.read_aggregates.clone()).bind(ids))
+    }
+
+    async fn read_uuids(&self, uuids: &[Uuid]) -> Result<Vec<Event>, ReadError> {
+        self.stream(sqlx::query(self.statements.read_uuids.clone()).bind(uuids)).try_collect().await
+    }
+
     fn read_aggregate_until(
         &self,
         aggregate_id: AggregateId,

@@ -294,6 +294,18 @@ impl EventStore for SqliteEventStore {
         )
     }
 
+    async fn read_uuids(&self, uuids: &[Uuid]) -> Result<Vec<Event>, ReadError> {
+        let statement = concat!(
+            "-- read_uuids\nselect ",
+            row::columns!(),
+            " from events where uuid in (select value from json_each(?)) order by id"
+        );
+        let texts: Vec<String> = uuids.iter().map(Uuid::to_string).collect();
+        let query = sqlx::query(statement).bind(append::texts(&texts));
+        let rows = query.fetch_all(&self.shared.pool).await.map_err(|error| self.explain(error))?;
+        rows.iter().map(|row| self.decode(row)).collect()
+    }
+
     fn read_aggregate_until(
         &self,
         aggregate_id: AggregateId,

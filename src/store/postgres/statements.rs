@@ -12,6 +12,7 @@ use crate::store::layout::Layout;
 pub(super) struct Statements {
     pub(super) read_after: SqlStr,
     pub(super) read_aggregate: SqlStr,
+    pub(super) read_aggregates: SqlStr,
     pub(super) read_aggregate_until: SqlStr,
     pub(super) read_correlation: SqlStr,
     pub(super) read_range: SqlStr,
@@ -29,6 +30,10 @@ impl Statements {
         Self {
             read_after: sql(read_after(layout)),
             read_aggregate: sql(read_aggregate(layout)),
+            read_aggregates: sql(format!(
+                "-- read_aggregates
+                select {columns} from {events} where aggregate_id = any ($1) order by aggregate_id, version"
+            )),
             read_aggregate_until: sql(format!(
                 "-- read_aggregate_until
                 select {columns} from {events}

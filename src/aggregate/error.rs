@@ -1,0 +1,114 @@
+//! Why an aggregate could not be loaded, or a command not be carried out.
+
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::event::{AggregateId, Event, Position, Version};
+use crate::store::{AppendError, ReadError};
+
+/// Why an aggregate could not be loaded.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The store could not be read. Try again.
+    #[error(transparent)]
+    Unavailable(#[from] ReadError),
+    /// An event of the stream is of a type that the aggregate does not know ([`UnknownEvents`](super::UnknownEvents)).
+    #[error(
+        "event {position} of aggregate {aggregate_id} is of the type {event_type}, which the aggregate does not know"
+    )]
+    UnknownType {
+        /// Whose stream it is.
+        aggregate_id: AggregateId,
+        /// Which event.
+        position: Position,
+        /// Its type.
+        event_type: String,
+    },
+    /// The body of an event is not of the shape of its type.
+    #[error("event {position} of aggregate {aggregate_id} cannot be read as {event_type}: {source}")]
+    Unreadable {
+        /// Whose stream it is.
+        aggregate_id: AggregateId,
+        /// Which event.
+        position: Position,
+        /// Its type.
+        event_type: String,
+        /// What is wrong with the body.
+        source: serde_json::Error,
+    },
+}
+
+/// Why a command has changed nothing, by what its sender can do about it.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ExecuteError<R> {
+    /// The rules do not allow it.
+    #[error("the command is refused: {0:?}")]
+    Refused(R),
+    /// The aggregate is at another version than was expected: by the sender, or by the decision each time that it was tried.
+    #[error("aggregate {aggregate_id} is at version {actual}, not at the expected version {expected}")]
+    Conflict {
+        /// The aggregate.
+        aggregate_id: AggregateId,
+        /// The version that was expected.
+        expected: Version,
+        /// The version that it has.
+        actual: Version,
+        /// What has happened since the expected version.
+        since: Vec<Event>,
+    },
+    /// The id of the command belongs to another command: one of another aggregate, or one that led to events that cannot be
+    /// read as those of this one.
+    #[error(
+        "the command id {command_id} belongs to a command that was carried out on aggregate {aggregate_id}"
+    )]
+    CommandIdReused {
+        /// The id.
+        command_id: Uuid,
+        /// The aggregate that the other command was for.
+        aggregate_id: AggregateId,
+    },
+    /// The aggregate could not be loaded.
+    #[error(transparent)]
+    Load(LoadError),
+    /// The store cannot keep what was decided, or could not be reached. Repeating the command with the same id is safe.
+    #[error(transparent)]
+    Append(AppendError),
+    /// An event, or the metadata, cannot be written as JSON.
+    #[error("what was decided cannot be written as JSON: {0}")]
+    Unwritable(serde_json::Error),
+}
+
+impl<R> ExecuteError<R> {
+    /// Whether the same command, with the same id, may well succeed when it is repeated as it is.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Load(LoadError::Unavailable(ReadError::Database(_)))
+                | Self::Append(AppendError::Database(_))
+                | Self::Conflict { .. }
+        )
+    }
+}
+
+impl<R> From<LoadError> for ExecuteError<R> {
+    fn from(error: LoadError) -> Self {
+        Self::Load(error)
+    }
+}
+
+impl<R> From<ReadError> for ExecuteError<R> {
+    fn from(error: ReadError) -> Self {
+        Self::Load(error.into())
+    }
+}
+
+/// Why nothing of a unit of work was stored.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// One of the aggregates has changed since it was loaded, or the store cannot keep an event, or could not be reached.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}

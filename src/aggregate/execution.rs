@@ -1,0 +1,275 @@
+//! One command, from its decision to its events in the store.
+
+use std::future::IntoFuture;
+
+use futures_util::TryStreamExt as _;
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::command_id::CommandId;
+use super::repository::pause_before;
+use super::{Aggregate, Context, ExecuteError, Id, Loaded, Repository};
+use crate::event::{Appended, Event, EventSet as _, ExpectedVersion, NewEvent, Version};
+use crate::store::{AppendError, EventStore, PostgresEventStore, Uncommitted};
+
+/// A decision: the state and the context to events, or a refusal.
+type Decision<'r, A, R> =
+    Box<dyn Fn(&A, &Context) -> Result<Vec<<A as Aggregate>::Event>, R> + Send + Sync + 'r>;
+
+/// A command that is about to be carried out. Await it, after what there is to say of it.
+///
+/// The stream is read, the state decides, and the events are appended with the version that the decision has seen. When
+/// another writer was faster, what he has written is read and the decision is made anew, a few times.
+#[must_use = "a command is carried out when it is awaited"]
+pub struct Execution<'r, S, A: Aggregate, R> {
+    repository: &'r Repository<S>,
+    id: Id<A>,
+    decision: Decision<'r, A, R>,
+    envelope: Envelope,
+    expected: Option<Version>,
+}
+
+/// What the events of a command have in common.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Envelope {
+    pub(super) command_id: Option<Uuid>,
+    pub(super) correlation_id: Option<Uuid>,
+    pub(super) causation_id: Option<Uuid>,
+    pub(super) metadata: Option<Box<RawValue>>,
+}
+
+impl Envelope {
+    /// The same event, in this envelope.
+    pub(super) fn wrap(&self, event: NewEvent, command_id: CommandId, ordinal: u32) -> NewEvent {
+        NewEvent {
+            uuid: command_id.event_uuid(ordinal),
+            correlation_id: Some(self.correlation_id.unwrap_or(command_id.get())),
+            causation_id: Some(self.causation_id.unwrap_or(command_id.get())),
+            metadata: self.metadata.clone().unwrap_or(event.metadata),
+            ..event
+        }
+    }
+
+    pub(super) fn caused_by(&mut self, event: &Event) {
+        self.causation_id = Some(event.uuid);
+        self.correlation_id = Some(event.correlation_id.unwrap_or(event.uuid));
+    }
+}
+
+/// What a command has led to.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Executed<A: Aggregate> {
+    /// The events, in order; none if there was nothing to do.
+    pub events: Vec<A::Event>,
+    /// Where the events are stored, in the same order.
+    pub appended: Vec<Appended>,
+    /// The version of the aggregate after them.
+    pub version: Version,
+    /// The state of the aggregate after them.
+    pub state: A,
+    /// Whether the command had been carried out before, by its id, and this is what it led to then.
+    pub is_repeated: bool,
+}
+
+/// What a command would lead to. Nothing is stored.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Planned<A: Aggregate> {
+    /// The events, in order; none if there is nothing to do.
+    pub events: Vec<A::Event>,
+    /// The same, ready to be appended, with the version that the decision has seen.
+    pub new_events: Vec<NewEvent>,
+    /// The version that the decision has seen.
+    pub version: Version,
+    /// The state of the aggregate after the events.
+    pub state: A,
+}
+
+impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
+    pub(super) fn new(repository: &'r Repository<S>, id: Id<A>, decision: Decision<'r, A, R>) -> Self {
+        Self { repository, id, decision, envelope: Envelope::default(), expected: None }
+    }
+
+    /// Gives the command an id. Once it is carried out, repeating it with the same id stores nothing, decides nothing, and answers
+    /// with what it has led to. A command that led to no events leaves no trace, and is decided again.
+    pub fn command_id(mut self, id: Uuid) -> Self {
+        self.envelope.command_id = Some(id);
+        self
+    }
+
+    /// Carries it out only if the aggregate is at this version; 0: does not exist. Then it is not tried again.
+    pub fn expecting(mut self, version: impl Into<Version>) -> Self {
+        self.expected = Some(version.into());
+        self
+    }
+
+    /// Makes the events a part of a conversation. Without it they begin one, whose id is that of the command.
+    pub fn correlation_id(mut self, id: Uuid) -> Self {
+        self.envelope.correlation_id = Some(id);
+        self
+    }
+
+    /// Names the event that has led to the command: its conversation goes on.
+    pub fn caused_by(mut self, event: &Event) -> Self {
+        self.envelope.caused_by(event);
+        self
+    }
+
+    /// Sets the metadata of the events: what serializes as a JSON object.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn metadata(mut self, metadata: &impl Serialize) -> Result<Self, serde_json::Error> {
+        self.envelope.metadata = Some(to_raw_value(metadata)?);
+        Ok(self)
+    }
+
+    /// Decides without storing anything.
+    ///
+    /// # Errors
+    /// As of the command itself.
+    pub async fn dry_run(self) -> Result<Planned<A>, ExecuteError<R>> {
+        let loaded = self.load().await?;
+        self.plan(&loaded, self.draw_command_id())
+    }
+
+    async fn load(&self) -> Result<Loaded<A>, ExecuteError<R>> {
+        let loaded = self.repository.load(&self.id).await?;
+        match self.expected {
+            Some(expected) if expected != loaded.version => {
+                Err(self.conflict(expected, loaded.version).await)
+            }
+            _ => Ok(loaded),
+        }
+    }
+
+    fn draw_command_id(&self) -> CommandId {
+        CommandId::new(self.envelope.command_id.unwrap_or_else(Uuid::new_v4))
+    }
+
+    async fn run(self) -> Result<Executed<A>, ExecuteError<R>> {
+        if let Some(executed) = self.find_executed().await? {
+            return Ok(executed);
+        }
+        let command_id = self.draw_command_id();
+        let mut loaded = self.load().await?;
+        let retries = if self.expected.is_some() { 0 } else { self.repository.retries() };
+        let mut retry = 0;
+        loop {
+            let planned = self.plan(&loaded, command_id)?;
+            match self.repository.store().append(&planned.new_events).await {
+                Ok(appended) => return Ok(planned.executed(appended)),
+                Err(AppendError::Conflict { .. }) if retry < retries => {}
+                Err(AppendError::Conflict { expected, actual, .. }) => {
+                    return Err(self.conflict(expected, actual).await);
+                }
+                Err(AppendError::UuidReused { .. }) if self.envelope.command_id.is_some() && retry == 0 => {
+                    // The same command was carried out by another at the same time.
+                    if let Some(executed) = self.find_executed().await? {
+                        return Ok(executed);
+                    }
+                }
+                Err(other) => return Err(ExecuteError::Append(other)),
+            }
+            retry += 1;
+            tokio::time::sleep(pause_before(retry, command_id.event_uuid(retry).as_bytes()[0])).await;
+            self.repository.catch_up(&mut loaded).await?;
+        }
+    }
+
+    fn plan(&self, loaded: &Loaded<A>, command_id: CommandId) -> Result<Planned<A>, ExecuteError<R>> {
+        let id = self.id.get();
+        let context = Context::new(id.clone(), loaded.version, self.repository.now(), command_id);
+        let events = (self.decision)(&loaded.state, &context).map_err(ExecuteError::Refused)?;
+        let created_at = self.repository.created_at();
+        let mut new_events = Vec::with_capacity(events.len());
+        for (ordinal, event) in (0..).zip(&events) {
+            let event = event.to_new(id.clone()).map_err(ExecuteError::Unwritable)?;
+            let event = NewEvent { created_at, ..event };
+            new_events.push(self.envelope.wrap(event, command_id, ordinal));
+        }
+        if let Some(first) = new_events.first_mut() {
+            first.expected_version = ExpectedVersion::Exact(loaded.version);
+        }
+        let state = loaded.state.after(&events);
+        Ok(Planned { events, new_events, version: loaded.version, state })
+    }
+
+    /// What the command has led to, if it was carried out before.
+    async fn find_executed(&self) -> Result<Option<Executed<A>>, ExecuteError<R>> {
+        let Some(command_id) = self.envelope.command_id else { return Ok(None) };
+        let stored = CommandId::new(command_id).find_events(self.repository.store()).await?;
+        let Some(last) = stored.last() else { return Ok(None) };
+        let reused = |event: &Event| ExecuteError::CommandIdReused {
+            command_id,
+            aggregate_id: event.aggregate_id.clone(),
+        };
+        let mut events = Vec::with_capacity(stored.len());
+        for event in &stored {
+            let known = A::Event::read(event).ok().flatten().filter(|_| event.aggregate_id == *self.id.get());
+            events.push(known.ok_or_else(|| reused(event))?);
+        }
+        let loaded = self.repository.load_at(&self.id, last.version).await?;
+        let place = |event: &Event| Appended { id: event.id, uuid: event.uuid, version: event.version };
+        let appended = stored.iter().map(place).collect();
+        let (version, state) = (loaded.version, loaded.state);
+        Ok(Some(Executed { events, appended, version, state, is_repeated: true }))
+    }
+
+    /// The conflict, with what has happened since.
+    async fn conflict(&self, expected: Version, actual: Version) -> ExecuteError<R> {
+        let aggregate_id = self.id.get().clone();
+        let since =
+            self.repository.store().read_aggregate(aggregate_id.clone(), expected.next(), Some(actual));
+        match since.try_collect().await {
+            Ok(since) => ExecuteError::Conflict { aggregate_id, expected, actual, since },
+            Err(error) => error.into(),
+        }
+    }
+}
+
+impl<A: Aggregate, R> Execution<'_, PostgresEventStore, A, R> {
+    /// Carries it out in the caller's own transaction, so that his tables commit with the events.
+    ///
+    /// The stream is read on another connection, before. It is not tried again: after a conflict the transaction can only be rolled
+    /// back, and the whole of it be repeated. Once it is committed, say so: [`Uncommitted::commit`].
+    ///
+    /// # Errors
+    /// As of the command itself.
+    pub async fn append_in(
+        self,
+        connection: &mut PgConnection,
+    ) -> Result<(Executed<A>, Uncommitted), ExecuteError<R>> {
+        if let Some(executed) = self.find_executed().await? {
+            let nothing = self.repository.store().append_in(connection, &[]).await;
+            return Ok((executed, nothing.map_err(ExecuteError::Append)?));
+        }
+        let loaded = self.load().await?;
+        let planned = self.plan(&loaded, self.draw_command_id())?;
+        match self.repository.store().append_in(connection, &planned.new_events).await {
+            Ok(uncommitted) => Ok((planned.executed(uncommitted.to_vec()), uncommitted)),
+            Err(AppendError::Conflict { expected, actual, .. }) => Err(self.conflict(expected, actual).await),
+            Err(other) => Err(ExecuteError::Append(other)),
+        }
+    }
+}
+
+impl<A: Aggregate> Planned<A> {
+    fn executed(self, appended: Vec<Appended>) -> Executed<A> {
+        let version = appended.last().map_or(self.version, |last| last.version);
+        Executed { events: self.events, appended, version, state: self.state, is_repeated: false }
+    }
+}
+
+impl<'r, S: EventStore, A: Aggregate, R: Send + 'r> IntoFuture for Execution<'r, S, A, R> {
+    type Output = Result<Executed<A>, ExecuteError<R>>;
+    type IntoFuture = BoxFuture<'r, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}

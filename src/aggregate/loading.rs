@@ -1,0 +1,71 @@
+//! Loading: an aggregate is folded from its stream, event by event, so a huge one needs no more memory than its state.
+
+use futures_util::TryStreamExt as _;
+use futures_util::stream::BoxStream;
+
+use super::{Aggregate, Id, LoadError, UnknownEvents};
+use crate::event::{Event, EventSet as _, Version};
+use crate::store::ReadError;
+
+/// An aggregate as it is at a version.
+#[derive(Debug, Clone)]
+pub struct Loaded<A> {
+    /// Which aggregate.
+    pub id: Id<A>,
+    /// The version that the state is folded up to; 0 if nothing has happened to the aggregate yet.
+    pub version: Version,
+    /// The state.
+    pub state: A,
+}
+
+impl<A: Aggregate> Loaded<A> {
+    /// The aggregate before its first event.
+    pub(super) fn absent(id: Id<A>) -> Self {
+        Self { id, version: Version::NONE, state: A::default() }
+    }
+
+    /// Whether anything has happened to the aggregate.
+    pub fn exists(&self) -> bool {
+        self.version > Version::NONE
+    }
+
+    /// Takes in an event of the stream.
+    pub(super) fn take_in(&mut self, event: &Event) -> Result<(), LoadError> {
+        match A::Event::read(event) {
+            Ok(Some(known)) => self.state.evolve(&known),
+            Ok(None) if A::UNKNOWN_EVENTS == UnknownEvents::PassOver => {}
+            Ok(None) => return Err(unknown(event)),
+            Err(source) => return Err(unreadable(event, source)),
+        }
+        self.version = event.version;
+        Ok(())
+    }
+
+    /// Takes in a stream.
+    pub(super) async fn take_in_all(
+        &mut self,
+        mut events: BoxStream<'_, Result<Event, ReadError>>,
+    ) -> Result<(), LoadError> {
+        while let Some(event) = events.try_next().await? {
+            self.take_in(&event)?;
+        }
+        Ok(())
+    }
+}
+
+fn unknown(event: &Event) -> LoadError {
+    LoadError::UnknownType {
+        aggregate_id: event.aggregate_id.clone(),
+        position: event.id,
+        event_type: event.event_type.clone(),
+    }
+}
+
+fn unreadable(event: &Event, source: serde_json::Error) -> LoadError {
+    LoadError::Unreadable {
+        aggregate_id: event.aggregate_id.clone(),
+        position: event.id,
+        event_type: event.event_type.clone(),
+        source,
+    }
+}

@@ -1,0 +1,226 @@
+//! Tests of decisions: given what has happened, when a command comes, then this happens. No database, nothing async.
+//!
+//! ```
+//! use espd::aggregate::testing::given;
+//! # use espd::prelude::*;
+//! # espd::event_set! { pub enum BookEvent { BookLent { to: String }, BookReturned {} } }
+//! # #[derive(Debug, Clone, Default, PartialEq)] struct Book { lent_to: Option<String> }
+//! # impl Aggregate for Book {
+//! #     type Event = BookEvent;
+//! #     fn evolve(&mut self, event: &BookEvent) {
+//! #         self.lent_to = match event { BookEvent::BookLent(lent) => Some(lent.to.clone()), BookEvent::BookReturned(_) => None };
+//! #     }
+//! # }
+//! # struct LendBook { to: String }
+//! # #[derive(Debug, PartialEq)] struct IsLent;
+//! # impl Decide<LendBook> for Book {
+//! #     type Refusal = IsLent;
+//! #     fn decide(&self, lend: &LendBook, _: &Context) -> Result<Vec<BookEvent>, IsLent> {
+//! #         if self.lent_to.is_some() { return Err(IsLent) }
+//! #         Ok(espd::events![BookLent { to: lend.to.clone() }])
+//! #     }
+//! # }
+//!
+//! given::<Book>(espd::events![BookLent { to: "Ada".into() }, BookReturned {}])
+//!     .when(&LendBook { to: "Bob".into() })
+//!     .then(espd::events![BookLent { to: "Bob".into() }])
+//!     .when(&LendBook { to: "Eve".into() })
+//!     .then_refused(&IsLent);
+//! ```
+
+use std::fmt::Debug;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::command_id::CommandId;
+use super::{Aggregate, Context, Decide};
+use crate::event::{AggregateId, Version};
+
+/// What has happened to an aggregate before the test.
+pub fn given<A: Aggregate>(events: impl IntoIterator<Item = A::Event>) -> Given<A> {
+    let given = Given {
+        state: A::default(),
+        version: Version::NONE,
+        aggregate_id: Uuid::nil().into(),
+        now: DateTime::UNIX_EPOCH,
+        command_id: Uuid::nil(),
+    };
+    given.and(events)
+}
+
+/// An aggregate in a test. Its id and that of the commands are nil, and its time is 1970, unless said otherwise.
+#[derive(Debug, Clone)]
+pub struct Given<A> {
+    state: A,
+    version: Version,
+    aggregate_id: AggregateId,
+    now: DateTime<Utc>,
+    command_id: Uuid,
+}
+
+impl<A: Aggregate> Given<A> {
+    /// What has happened besides.
+    #[must_use]
+    pub fn and(mut self, events: impl IntoIterator<Item = A::Event>) -> Self {
+        for event in events {
+            self.state.evolve(&event);
+            self.version = self.version.next();
+        }
+        self
+    }
+
+    /// The id of the aggregate.
+    #[must_use]
+    pub fn named(self, id: impl Into<AggregateId>) -> Self {
+        Self { aggregate_id: id.into(), ..self }
+    }
+
+    /// The time of the commands that follow.
+    #[must_use]
+    pub fn at(self, now: DateTime<Utc>) -> Self {
+        Self { now, ..self }
+    }
+
+    /// The id of the commands that follow, which new ids are made of.
+    #[must_use]
+    pub fn command_id(self, id: Uuid) -> Self {
+        Self { command_id: id, ..self }
+    }
+
+    /// The state. Chained after [`Outcome::then`], it is that after the events.
+    pub fn state(&self) -> &A {
+        &self.state
+    }
+
+    /// The aggregate decides about a command.
+    pub fn when<C>(self, command: &C) -> Outcome<A, A::Refusal>
+    where
+        A: Decide<C>,
+    {
+        self.when_deciding(|state, context| state.decide(command, context))
+    }
+
+    /// A closure decides.
+    pub fn when_deciding<R>(
+        self,
+        decision: impl FnOnce(&A, &Context) -> Result<Vec<A::Event>, R>,
+    ) -> Outcome<A, R> {
+        let command_id = CommandId::new(self.command_id);
+        let context = Context::new(self.aggregate_id.clone(), self.version, self.now, command_id);
+        let decided = decision(&self.state, &context);
+        Outcome { given: self, decided }
+    }
+}
+
+/// What an aggregate has decided in a test.
+#[derive(Debug)]
+#[must_use = "say what is expected"]
+pub struct Outcome<A: Aggregate, R> {
+    given: Given<A>,
+    decided: Result<Vec<A::Event>, R>,
+}
+
+impl<A: Aggregate, R: Debug> Outcome<A, R>
+where
+    A::Event: Debug + PartialEq,
+{
+    /// Expects these events, in this order.
+    ///
+    /// # Panics
+    /// There are others; the message shows which differ.
+    #[track_caller]
+    pub fn then(self, expected: impl IntoIterator<Item = A::Event>) -> Given<A> {
+        let expected: Vec<A::Event> = expected.into_iter().collect();
+        match self.decided {
+            Ok(events) if events == expected => self.given.and(events),
+            Ok(events) => panic!("other events than expected:\n{}", difference(&expected, &events)),
+            Err(refusal) => panic!("refused: {refusal:?}\nexpected:\n{}", difference(&expected, &[])),
+        }
+    }
+
+    /// Expects that nothing happens.
+    ///
+    /// # Panics
+    /// Something does, or the command is refused.
+    #[track_caller]
+    pub fn then_nothing(self) -> Given<A> {
+        self.then([])
+    }
+
+    /// Expects this refusal.
+    ///
+    /// # Panics
+    /// The command is refused for another reason, or not at all.
+    #[track_caller]
+    pub fn then_refused(self, expected: &R) -> Given<A>
+    where
+        R: PartialEq,
+    {
+        self.then_refused_as(|refusal| assert_eq!(refusal, expected, "refused for another reason"))
+    }
+
+    /// Expects a refusal, and hands it over to be looked at.
+    ///
+    /// # Panics
+    /// The command is not refused.
+    #[track_caller]
+    pub fn then_refused_as(self, look: impl FnOnce(&R)) -> Given<A> {
+        match self.decided {
+            Err(refusal) => look(&refusal),
+            Ok(events) => panic!("not refused, but:\n{}", difference(&[], &events)),
+        }
+        self.given
+    }
+
+    /// Expects that the command is not refused, and hands over the state after its events.
+    ///
+    /// # Panics
+    /// The command is refused.
+    #[track_caller]
+    pub fn then_state(self, look: impl FnOnce(&A)) -> Given<A> {
+        match self.decided {
+            Ok(events) => {
+                let given = self.given.and(events);
+                look(&given.state);
+                given
+            }
+            Err(refusal) => panic!("refused: {refusal:?}"),
+        }
+    }
+
+    /// What was decided, to be looked at by other means.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn into_result(self) -> Result<Vec<A::Event>, R> {
+        self.decided
+    }
+}
+
+/// The two lists side by side, one line for each event: `-` what was expected and is not there, `+` what is there instead.
+fn difference<E: Debug + PartialEq>(expected: &[E], actual: &[E]) -> String {
+    let mut lines = Vec::new();
+    for place in 0..expected.len().max(actual.len()) {
+        let (wanted, found) = (expected.get(place), actual.get(place));
+        let number = place + 1;
+        if wanted == found {
+            lines.extend(found.map(|event| format!("  {number} {event:?}")));
+            continue;
+        }
+        lines.extend(wanted.map(|event| format!("- {number} {event:?}")));
+        lines.extend(found.map(|event| format!("+ {number} {event:?}")));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_shows_what_is_missing_and_what_is_there_instead() {
+        assert_eq!(difference(&[1, 2, 3], &[1, 4]), "  1 1\n- 2 2\n+ 2 4\n- 3 3");
+        assert_eq!(difference(&[], &[7]), "+ 1 7");
+    }
+}

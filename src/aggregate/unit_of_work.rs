@@ -1,0 +1,221 @@
+//! Several aggregates in one append.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
+
+use futures_util::TryStreamExt as _;
+use serde::Serialize;
+use serde_json::value::to_raw_value;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::command_id::CommandId;
+use super::execution::Envelope;
+use super::{Aggregate, CommitError, Context, Decide, ExecuteError, Id, LoadError, Loaded, Repository};
+use crate::event::{AggregateId, Appended, Event, EventSet as _, ExpectedVersion, NewEvent, Version};
+use crate::store::{EventStore, PostgresEventStore, Uncommitted};
+
+/// Several aggregates, each loaded once, whose new events are appended together: all or none.
+///
+/// ```
+/// # use espd::prelude::*;
+/// # espd::event_set! { pub enum Moved { Added { amount: u32 }, Taken { amount: u32 } } }
+/// # #[derive(Clone, Default)] struct Account { balance: u32 }
+/// # impl Aggregate for Account {
+/// #     type Event = Moved;
+/// #     fn evolve(&mut self, event: &Moved) {
+/// #         match event { Moved::Added(a) => self.balance += a.amount, Moved::Taken(t) => self.balance -= t.amount }
+/// #     }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let repository = Repository::new(MemoryEventStore::new());
+/// # let (mine, yours) = (Id::<Account>::generate(), Id::<Account>::generate());
+/// let mut work = repository.unit_of_work();
+/// work.load_all(&[mine.clone(), yours.clone()]).await?;
+/// work.record(&mine, espd::events![Added { amount: 30 }, Taken { amount: 10 }]).await?;
+/// work.record(&yours, espd::events![Added { amount: 10 }]).await?;
+/// assert_eq!(work.load(&mine).await?.balance, 20);
+/// work.commit().await?;
+/// # Ok(()) }
+/// ```
+///
+/// An aggregate that was only read is not looked at again: another writer may change it before the commit.
+#[must_use = "nothing is stored before the commit"]
+pub struct UnitOfWork<'r, S> {
+    repository: &'r Repository<S>,
+    /// One instance for each aggregate.
+    loaded: HashMap<Key, Box<dyn Any + Send + Sync>>,
+    envelope: Envelope,
+    command_id: CommandId,
+    new_events: Vec<NewEvent>,
+}
+
+/// Names an instance: the same stream may be read as two types.
+type Key = (TypeId, AggregateId);
+
+fn key<A: Aggregate>(id: &Id<A>) -> Key {
+    (TypeId::of::<A>(), id.get().clone())
+}
+
+impl<'r, S: EventStore> UnitOfWork<'r, S> {
+    pub(super) fn new(repository: &'r Repository<S>) -> Self {
+        Self {
+            repository,
+            loaded: HashMap::new(),
+            envelope: Envelope::default(),
+            command_id: CommandId::new(Uuid::new_v4()),
+            new_events: Vec::new(),
+        }
+    }
+
+    /// Names the event that has led to this work: its conversation goes on.
+    pub fn caused_by(mut self, event: &Event) -> Self {
+        self.envelope.caused_by(event);
+        self
+    }
+
+    /// Makes the events a part of a conversation.
+    pub fn correlation_id(mut self, id: Uuid) -> Self {
+        self.envelope.correlation_id = Some(id);
+        self
+    }
+
+    /// Sets the metadata of the events: what serializes as a JSON object.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn metadata(mut self, metadata: &impl Serialize) -> Result<Self, serde_json::Error> {
+        self.envelope.metadata = Some(to_raw_value(metadata)?);
+        Ok(self)
+    }
+
+    /// The state of an aggregate, with what this unit of work has added. It is read from the store the first time only.
+    ///
+    /// # Errors
+    /// The store cannot be read, or an event of the stream not be understood.
+    pub async fn load<A: Aggregate>(&mut self, id: &Id<A>) -> Result<&A, LoadError> {
+        Ok(&self.instance(id).await?.state)
+    }
+
+    /// Loads several aggregates that are not loaded yet, in PostgreSQL by one statement.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn load_all<A: Aggregate>(&mut self, ids: &[Id<A>]) -> Result<(), LoadError> {
+        let is_missing = |id: &&Id<A>| !self.loaded.contains_key(&key(id));
+        let missing: Vec<&Id<A>> = ids.iter().filter(is_missing).collect();
+        let absent = |id: &&Id<A>| (id.get().clone(), Loaded::absent((*id).clone()));
+        let mut found: HashMap<AggregateId, Loaded<A>> = missing.iter().map(absent).collect();
+        let wanted = found.keys().cloned().collect();
+        let mut events = self.repository.store().read_aggregates(wanted);
+        while let Some(event) = events.try_next().await? {
+            if let Some(loaded) = found.get_mut(&event.aggregate_id) {
+                loaded.take_in(&event)?;
+            }
+        }
+        drop(events);
+        self.loaded.extend(found.into_values().map(|loaded| (key(&loaded.id), Box::new(loaded) as _)));
+        Ok(())
+    }
+
+    /// Has an aggregate decide about a command, and keeps the events for the commit.
+    ///
+    /// # Errors
+    /// The command is refused, or the aggregate cannot be loaded. Then nothing of it is kept.
+    pub async fn execute<A, C>(
+        &mut self,
+        id: &Id<A>,
+        command: &C,
+    ) -> Result<&A, ExecuteError<<A as Decide<C>>::Refusal>>
+    where
+        A: Aggregate + Decide<C>,
+    {
+        let (now, command_id) = (self.repository.now(), self.command_id);
+        let loaded = self.instance(id).await?;
+        let context = Context::new(id.get().clone(), loaded.version, now, command_id);
+        let events = loaded.state.decide(command, &context).map_err(ExecuteError::Refused)?;
+        self.keep(id, &events).map_err(ExecuteError::Unwritable)?;
+        Ok(&self.instance(id).await?.state)
+    }
+
+    /// Keeps events for the commit.
+    ///
+    /// # Errors
+    /// The aggregate cannot be loaded, or an event not be written as JSON.
+    pub async fn record<A: Aggregate>(
+        &mut self,
+        id: &Id<A>,
+        events: Vec<A::Event>,
+    ) -> Result<(), ExecuteError<std::convert::Infallible>> {
+        self.instance(id).await?;
+        self.keep(id, &events).map_err(ExecuteError::Unwritable)
+    }
+
+    /// What would be appended, in order.
+    pub fn new_events(&self) -> &[NewEvent] {
+        &self.new_events
+    }
+
+    /// Appends everything, or nothing, and returns where it is stored.
+    ///
+    /// # Errors
+    /// One of the changed aggregates has another version than when it was loaded, or the store refuses or cannot be reached. A new unit of
+    /// work reads the newest states.
+    pub async fn commit(self) -> Result<Vec<Appended>, CommitError> {
+        Ok(self.repository.store().append(&self.new_events).await?)
+    }
+
+    async fn instance<A: Aggregate>(&mut self, id: &Id<A>) -> Result<&mut Loaded<A>, LoadError> {
+        if !self.loaded.contains_key(&key(id)) {
+            let loaded = self.repository.load(id).await?;
+            self.loaded.insert(key(id), Box::new(loaded));
+        }
+        Ok(self.find(id).expect("it was loaded just now"))
+    }
+
+    fn find<A: Aggregate>(&mut self, id: &Id<A>) -> Option<&mut Loaded<A>> {
+        self.loaded.get_mut(&key(id))?.downcast_mut()
+    }
+
+    fn keep<A: Aggregate>(&mut self, id: &Id<A>, events: &[A::Event]) -> Result<(), serde_json::Error> {
+        let created_at = self.repository.created_at();
+        let new = events.iter().map(|event| event.to_new(id.get().clone())).collect::<Result<Vec<_>, _>>()?;
+        let Some(before) = self.find(id).map(|loaded| loaded.version) else { return Ok(()) };
+        let mut version = before;
+        for event in new {
+            let ordinal = u32::try_from(self.new_events.len()).unwrap_or(u32::MAX);
+            let event = NewEvent { created_at, expected_version: ExpectedVersion::Exact(version), ..event };
+            self.new_events.push(self.envelope.wrap(event, self.command_id, ordinal));
+            version = version.next();
+        }
+        self.evolve(id, events, version);
+        Ok(())
+    }
+
+    fn evolve<A: Aggregate>(&mut self, id: &Id<A>, events: &[A::Event], version: Version) {
+        if let Some(loaded) = self.find(id) {
+            events.iter().for_each(|event| loaded.state.evolve(event));
+            loaded.version = version;
+        }
+    }
+}
+
+impl UnitOfWork<'_, PostgresEventStore> {
+    /// Appends in the caller's own transaction, so that his tables commit with the events, as
+    /// [`PostgresEventStore::append_in`] does.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub async fn append_in(self, connection: &mut PgConnection) -> Result<Uncommitted, CommitError> {
+        Ok(self.repository.store().append_in(connection, &self.new_events).await?)
+    }
+}
+
+impl<S> fmt::Debug for UnitOfWork<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (loaded, new_events) = (self.loaded.len(), &self.new_events);
+        f.debug_struct("UnitOfWork").field("loaded", &loaded).field("new_events", new_events).finish()
+    }
+}
