@@ -158,9 +158,9 @@ mod tests {
 
     #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
     struct Lost {}
-    event_type!(Lost);
+    crate::event_type!(Lost);
 
-    event_set! {
+    crate::event_set! {
         /// Documented.
         enum Mixed {
             /// With fields.
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn a_set_writes_and_reads_its_events() {
         assert_eq!(Mixed::names(), ["book.lent", "Taken", "Given", "Lost", "Returned"]);
-        let events: Vec<Mixed> = events![Lent { to: "Ada".into(), days: 3 }, Lost {}, Returned {}];
+        let events: Vec<Mixed> = crate::events![Lent { to: "Ada".into(), days: 3 }, Lost {}, Returned {}];
         let names = events.iter().map(|event| event.to_new(Uuid::from_u128(7).into()).unwrap().event_type);
         assert_eq!(names.collect::<Vec<_>>(), [Lent::NAME, "Lost", "Returned"]);
     }

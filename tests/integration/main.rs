@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, also in what the tests share")]
 
 mod admin;
+mod aggregate;
 mod config;
 mod connections;
 mod daemon;

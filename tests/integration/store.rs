@@ -59,7 +59,7 @@ async fn a_broken_promise_is_named() {
 const LONG: Duration = Duration::from_secs(30);
 
 /// A database of its own and the store in it.
-async fn store() -> (PgPool, PostgresEventStore) {
+pub async fn store() -> (PgPool, PostgresEventStore) {
     let pool = support::database().await.pool;
     let store = PostgresEventStore::new(pool.clone(), layout());
     (pool, store)

@@ -1,0 +1,54 @@
+//! Several aggregates in one append.
+
+use espd::prelude::*;
+
+use super::{Account, AddMoney, DrawMoney, MoneyAdded, TooLittle};
+use crate::store::store;
+
+#[tokio::test]
+async fn aggregates_are_loaded_once_and_committed_together() {
+    let (_pool, postgres) = store().await;
+    let repository = Repository::new(postgres);
+    let ids: Vec<Id<Account>> = (0..3).map(|_| Id::generate()).collect();
+    repository.execute(&ids[0], &AddMoney(30)).await.unwrap();
+    repository.execute(&ids[1], &AddMoney(1)).await.unwrap();
+
+    let mut work = repository.unit_of_work();
+    work.load_all(&ids).await.unwrap();
+    // What another writer adds now is not seen by this unit: each aggregate has one instance.
+    assert_eq!(work.load(&ids[0]).await.unwrap().balance, 30);
+    assert_eq!(work.execute(&ids[0], &DrawMoney(20)).await.unwrap().balance, 10);
+    assert_eq!(work.execute(&ids[0], &DrawMoney(10)).await.unwrap().balance, 0);
+    let refused = work.execute(&ids[0], &DrawMoney(1)).await.unwrap_err();
+    assert!(matches!(refused, ExecuteError::Refused(TooLittle(0))));
+    work.record(&ids[2], espd::events![MoneyAdded { amount: 30 }]).await.unwrap();
+    assert_eq!(work.new_events().len(), 3);
+    assert_eq!(work.commit().await.unwrap().len(), 3);
+    for (id, balance) in ids.iter().zip([0, 1, 30]) {
+        assert_eq!(repository.load(id).await.unwrap().state.balance, balance);
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_stored_if_one_aggregate_has_changed() {
+    for commit_in_transaction in [false, true] {
+        let (pool, postgres) = store().await;
+        let repository = Repository::new(postgres);
+        let (mine, yours) = (Id::<Account>::generate(), Id::<Account>::generate());
+        let mut work = repository.unit_of_work();
+        work.execute(&mine, &AddMoney(1)).await.unwrap();
+        work.execute(&yours, &AddMoney(1)).await.unwrap();
+        repository.execute(&yours, &AddMoney(7)).await.unwrap();
+        let failed = if commit_in_transaction {
+            let mut transaction = pool.begin().await.unwrap();
+            work.append_in(&mut transaction).await.map(drop)
+        } else {
+            work.commit().await.map(drop)
+        };
+        let CommitError::Append(AppendError::Conflict { aggregate_id, .. }) = failed.unwrap_err() else {
+            panic!("no conflict")
+        };
+        assert_eq!(aggregate_id, *yours.get());
+        assert!(!repository.load(&mine).await.unwrap().exists());
+    }
+}
