@@ -92,6 +92,16 @@ impl<R> ExecuteError<R> {
     }
 }
 
+impl<R> ExecuteError<R> {
+    /// Whether the reason may be that the very same command was carried out by another caller a moment ago.
+    pub(super) fn may_be_an_echo(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused(_) | Self::Conflict { .. } | Self::Append(AppendError::UuidReused { .. })
+        )
+    }
+}
+
 impl<R> From<LoadError> for ExecuteError<R> {
     fn from(error: LoadError) -> Self {
         Self::Load(error)

@@ -155,6 +155,16 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
         if let Some(executed) = self.find_executed().await? {
             return Ok(executed);
         }
+        match self.try_to_store().await {
+            // The same command may have been carried out by another caller since, and this be its echo.
+            Err(error) if error.may_be_an_echo() => self.find_executed().await?.ok_or(error),
+            Ok(nothing) if nothing.events.is_empty() => Ok(self.find_executed().await?.unwrap_or(nothing)),
+            Ok(executed) => Ok(executed),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn try_to_store(&self) -> Result<Executed<A>, ExecuteError<R>> {
         let command_id = self.draw_command_id();
         let mut loaded = self.load().await?;
         let retries = if self.expected.is_some() { 0 } else { self.repository.retries() };
@@ -162,16 +172,10 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
         loop {
             let planned = self.plan(&loaded, command_id)?;
             match self.repository.store().append(&planned.new_events).await {
-                Ok(appended) => return Ok(planned.executed(appended)),
+                Ok(appended) => return planned.executed(appended),
                 Err(AppendError::Conflict { .. }) if retry < retries => {}
                 Err(AppendError::Conflict { expected, actual, .. }) => {
                     return Err(self.conflict(expected, actual).await);
-                }
-                Err(AppendError::UuidReused { .. }) if self.envelope.command_id.is_some() && retry == 0 => {
-                    // The same command was carried out by another at the same time.
-                    if let Some(executed) = self.find_executed().await? {
-                        return Ok(executed);
-                    }
                 }
                 Err(other) => return Err(ExecuteError::Append(other)),
             }
@@ -251,7 +255,7 @@ impl<A: Aggregate, R> Execution<'_, PostgresEventStore, A, R> {
         let loaded = self.load().await?;
         let planned = self.plan(&loaded, self.draw_command_id())?;
         match self.repository.store().append_in(connection, &planned.new_events).await {
-            Ok(uncommitted) => Ok((planned.executed(uncommitted.to_vec()), uncommitted)),
+            Ok(uncommitted) => Ok((planned.executed(uncommitted.to_vec())?, uncommitted)),
             Err(AppendError::Conflict { expected, actual, .. }) => Err(self.conflict(expected, actual).await),
             Err(other) => Err(ExecuteError::Append(other)),
         }
@@ -259,9 +263,14 @@ impl<A: Aggregate, R> Execution<'_, PostgresEventStore, A, R> {
 }
 
 impl<A: Aggregate> Planned<A> {
-    fn executed(self, appended: Vec<Appended>) -> Executed<A> {
+    /// # Errors
+    /// What was appended are the events of the same command that were stored before.
+    fn executed<R>(self, appended: Vec<Appended>) -> Result<Executed<A>, ExecuteError<R>> {
+        if let Some(first) = appended.first().filter(|first| first.version != self.version.next()) {
+            return Err(ExecuteError::Append(AppendError::UuidReused { uuid: first.uuid }));
+        }
         let version = appended.last().map_or(self.version, |last| last.version);
-        Executed { events: self.events, appended, version, state: self.state, is_repeated: false }
+        Ok(Executed { events: self.events, appended, version, state: self.state, is_repeated: false })
     }
 }
 

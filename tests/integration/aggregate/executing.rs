@@ -165,6 +165,13 @@ async fn the_same_command_from_two_callers_at_once_is_carried_out_once() {
         let executed = futures_util::future::join_all(both).await;
         assert!(executed.iter().all(|one| one.version.get() == 1 && one.state.balance == 30));
         assert_eq!(stored(&repository, &id).await.len(), 1);
+        // Refused after the first of them, and a conflict for all but one: still each gets the answer of the first.
+        let command_id = Uuid::new_v4();
+        let all = (0..4).map(|_| async {
+            repository.execute(&id, &DrawMoney(30)).command_id(command_id).expecting(1).await.unwrap()
+        });
+        let executed = futures_util::future::join_all(all).await;
+        assert!(executed.iter().all(|one| one.version.get() == 2 && one.state.balance == 0));
     }
 }
 
