@@ -207,7 +207,7 @@ impl<'d> Follower<'d> {
 }
 
 /// The time to the millisecond, or as the database writes it where the program's own type does not have it.
-fn show_time(time: StoredTime) -> String {
+pub(super) fn show_time(time: StoredTime) -> String {
     match time.to_utc() {
         Some(utc) if (1..=9_999).contains(&utc.year()) => utc.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
         _ => time.to_string(),

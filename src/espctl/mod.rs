@@ -16,6 +16,7 @@ mod retire;
 mod roles;
 mod schema;
 mod status;
+mod trace;
 mod wait;
 mod webhook_test;
 
@@ -58,6 +59,8 @@ pub(crate) enum Command {
     Append(append::Arguments),
     /// Print events, ordered by id
     Events(events::Arguments),
+    /// Show what led to an event and what it has led to, as a tree
+    Trace(trace::Arguments),
     /// Show every processor: its state, its position, what is wrong and what to do
     Status(status::Arguments),
     /// Drop a projector's tables and start it over, or only move its position
@@ -217,6 +220,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
     match command {
         Command::Append(arguments) => append::run(arguments, databases).await,
         Command::Events(arguments) => events::run(arguments, config, databases).await,
+        Command::Trace(arguments) => trace::run(arguments, databases).await,
         Command::Status(arguments) => status::run(arguments, config, databases).await,
         Command::Drop(arguments) => retire::drop_processor(arguments, config, databases).await,
         Command::Rename(arguments) => retire::rename(arguments, config, databases).await,

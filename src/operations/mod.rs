@@ -13,5 +13,6 @@ pub(crate) mod metrics;
 pub(crate) mod operator;
 pub(crate) mod outcome;
 pub(crate) mod status;
+pub(crate) mod trace;
 pub(crate) mod unstored_types;
 pub(crate) mod waiting;

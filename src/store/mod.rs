@@ -16,6 +16,7 @@
 //! - `history` tells one life of a store from another, after a failover or a restore; by a `witness`, readers recognise that
 //!   the store lacks what they have read.
 //! - `preconditions` are what a store must meet before it may be followed.
+//! - A `trace` leads from an event to its first cause and to all effects.
 //! - An `event_stream` follows the store on behalf of an application.
 //! - `horizon` says up to which id no event can appear any more. `watcher` observes it, once per process, and
 //!   `subscription` hands it to a runner, which reads up to it with [`EventStore::read_after`].
@@ -38,6 +39,7 @@ pub(crate) mod scheduled;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 pub(crate) mod subscription;
+mod trace;
 pub(crate) mod upcast;
 mod validity;
 pub(crate) mod watcher;
@@ -62,6 +64,7 @@ pub use postgres::{AppendTime, PostgresEventStore, Uncommitted};
 pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, stream_aggregate_on};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteEventStore, SqliteOpenError};
+pub use trace::{Trace, TraceLimits, TracedEvent, trace};
 pub use upcast::{BodyCode, Upcast};
 pub(crate) use validity::{check_json, find_reason};
 

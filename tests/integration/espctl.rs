@@ -17,5 +17,6 @@ mod retire;
 mod roles;
 mod schema;
 mod status;
+mod trace;
 mod trouble;
 mod visible;
