@@ -12,6 +12,7 @@ use super::registered::add_registered;
 use super::start_error::StartError;
 use crate::config::Config;
 use crate::event::Position;
+use crate::operations::check::require_own_tables;
 use crate::operations::databases::Databases;
 use crate::operations::declared_events::apply_after_migration;
 use crate::operations::operator::Operator;
@@ -83,6 +84,7 @@ impl Running {
         let mut config = config.clone();
         let registry = program.into_registry();
         add_registered(&mut config, &registry).map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
+        require_own_tables(&config)?;
         let databases = Databases::connect(&config, NAME).await?;
         databases.check_schema().await?;
         databases.check_store().await?;

@@ -20,6 +20,7 @@ use crate::admin::{Endpoint, Limits};
 use crate::config::Config;
 use crate::embedded::EmbeddedPostgres;
 use crate::handlers::native::Registry;
+use crate::operations::check::require_own_tables;
 use crate::operations::databases::{PRIVATE_FOLDER, start_private};
 use crate::postgres::query_text::show_literals;
 use crate::process::executable::Executable;
@@ -141,6 +142,7 @@ async fn supervise(
     sinks: StatusSinks<'_>,
 ) -> anyhow::Result<Afterwards> {
     configured.require_processors()?;
+    require_own_tables(&configured.config)?;
     let (executable, starts_again) = (configured.executable.take(), Cell::new(false));
     let owner = Owner::generate();
     adopt_orphans();

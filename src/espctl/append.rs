@@ -14,7 +14,7 @@ use crate::espctl::output;
 use crate::event::{Appended, ExpectedVersion, NewEvent, Position};
 use crate::operations::databases::Databases;
 use crate::operations::outcome::is_closed_pipe;
-use crate::store::{EventStore as _, PostgresEventStore};
+use crate::store::{AppendError, EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
 #[command(after_help = "Each line is an object with aggregate_id (uuid), type and body, and optionally\n\
@@ -100,10 +100,22 @@ async fn append_all(
     let mut stored = Vec::new();
     while let Some(chunk) = lines.next_chunk()? {
         let appended = store.append_in(&mut transaction, &chunk).await;
-        stored.extend_from_slice(&appended.with_context(|| lines.place_of_chunk())?);
+        let appended = appended.map_err(advise).with_context(|| lines.place_of_chunk())?;
+        stored.extend_from_slice(&appended);
     }
     transaction.commit().await?;
     Ok(stored)
+}
+
+/// Says what to do where some of the input is stored already, and the rest is not.
+fn advise(error: AppendError) -> anyhow::Error {
+    match error {
+        AppendError::UuidReused { .. } => anyhow::anyhow!(
+            "{error}; if these lines were appended before and others have come since, --each appends each line by itself, and \
+             nothing twice"
+        ),
+        error => error.into(),
+    }
 }
 
 /// Schedules the whole input in one transaction.

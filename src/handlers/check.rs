@@ -46,6 +46,12 @@ pub(crate) async fn check_some(
     Ok(found)
 }
 
+/// The mistakes that are found without a database: handlers that name a table of another of the declarations, and may not.
+pub(crate) fn find_foreign_tables(declarations: &[ProcessorDeclaration]) -> Vec<Diagnostic> {
+    let of_one = |declaration| sql::find_foreign_tables(declaration, declarations);
+    declarations.iter().flat_map(of_one).collect()
+}
+
 /// Warnings of tables that the declaration says it reads, and that neither a processor declares nor the database has.
 async fn warn_of_unknown_reads(
     connection: &mut PgConnection,

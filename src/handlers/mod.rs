@@ -9,4 +9,4 @@ pub(crate) mod sql;
 pub(crate) mod webhook;
 
 pub use check::check;
-pub(crate) use check::check_some;
+pub(crate) use check::{check_some, find_foreign_tables};

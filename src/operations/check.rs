@@ -67,6 +67,17 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<CheckReport> {
     report
 }
 
+/// Refuses handlers that name a table of another processor, and may not. The daemon does so before it starts: the database would find out
+/// at the first event only.
+///
+/// # Errors
+/// Every such place.
+pub(crate) fn require_own_tables(config: &Config) -> Result<(), Exit> {
+    let found = handlers::find_foreign_tables(&config.processors);
+    let found: Vec<Diagnostic> = found.into_iter().map(Diagnostic::with_line_of_file).collect();
+    if found.is_empty() { Ok(()) } else { Err(Exit::configuration(render_all(&found))) }
+}
+
 /// Checks what in `config` differs from what runs already: every processor if the databases, what SQL means or the upcasts
 /// do. Processors that are the same go on as they are, also with mistakes.
 pub(crate) async fn check_changes(config: &Config, running: &Config) -> anyhow::Result<CheckReport> {

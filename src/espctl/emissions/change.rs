@@ -5,7 +5,11 @@ use clap::{ArgGroup, Args};
 use super::{Criteria, count_emissions};
 use crate::espctl::output;
 use crate::operations::operator::Operator;
+use crate::operations::status::format::thousands;
 use crate::processing::emission::{EmissionChange, EmissionSelection, EmissionState};
+
+/// The name under which the events are listed that applications have scheduled.
+const APPLICATIONS: &str = "-";
 
 /// What a change is about. At least one option has to select it, if only `--all`.
 #[derive(Args)]
@@ -62,15 +66,16 @@ pub(super) async fn cancel(arguments: CancelArguments, operator: &Operator<'_>) 
     let selection = arguments.target.selection();
     let selected = operator.count_emissions(&selection).await?;
     let question = format!(
-        "This cancels {} of {name} for good: the events are never appended. Continue?",
-        count_emissions(selected)
+        "This cancels {} for good: the events are never appended. Continue?",
+        count_of(&name, selected)
     );
     if selected > 0 && !yes && !output::confirm(&question)? {
         return output::print("nothing was done");
     }
     match operator.change_emissions(EmissionChange::Cancel, &name, &selection).await? {
+        0 if name == APPLICATIONS => output::print("no scheduled events match: nothing was done"),
         0 => output::print(&format!("no pending emissions of {name} match: nothing was done")),
-        cancelled => output::print(&format!("cancelled {} of {name}", count_emissions(cancelled))),
+        cancelled => output::print(&format!("cancelled {}", count_of(&name, cancelled))),
     }
 }
 
@@ -78,11 +83,22 @@ pub(super) async fn retry(arguments: RetryArguments, operator: &Operator<'_>) ->
     let name = arguments.target.name.clone();
     let selection = arguments.target.selection();
     let requested = operator.change_emissions(EmissionChange::Retry, &name, &selection).await?;
+    if requested == 0 && name == APPLICATIONS {
+        return output::print("no refused scheduled events match: nothing was done");
+    }
     if requested == 0 {
         return output::print(&format!("no refused emissions of {name} match: nothing was done"));
     }
     let obstacle = obstacle(operator, &name, &selection).await?;
-    output::print(&format!("requested a retry of {} of {name}{obstacle}", count_emissions(requested)))
+    output::print(&format!("requested a retry of {}{obstacle}", count_of(&name, requested)))
+}
+
+/// `3 emissions of reminders`, `1 scheduled event`.
+fn count_of(name: &str, count: i64) -> String {
+    if name == APPLICATIONS {
+        return format!("{} scheduled event{}", thousands(count), if count == 1 { "" } else { "s" });
+    }
+    format!("{} of {name}", count_emissions(count))
 }
 
 /// Why nobody moves the emissions now.

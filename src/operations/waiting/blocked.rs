@@ -40,7 +40,7 @@ impl Waiting<'_> {
 }
 
 /// Why a processor does not go on by itself at its next event, if it does not.
-fn stopped(row: &TrackerRow) -> Option<WaitError> {
+pub(super) fn stopped(row: &TrackerRow) -> Option<WaitError> {
     let (reason, event_id) = match (&row.paused_at, &row.last_error) {
         (Some(_), _) => {
             let by = row.paused_by.as_ref().map(|who| format!(" by {who}")).unwrap_or_default();

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use super::blocked::stopped;
 use super::{Clock, Patience, Waiting};
 use crate::event::Position;
 use crate::processing::dead_letters::DeadLetters;
+use crate::processing::effects::Effects;
 use crate::processing::emission::{EmissionSelection, EmissionState, LaterEmission, PendingEmissions};
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::processors::WaitError;
@@ -24,12 +26,22 @@ pub struct Idle {
     pub dead_letters: i64,
 }
 
+/// What there is to see of the processors, one look after the other.
+struct Seen<'s> {
+    rows: &'s [TrackerRow],
+    /// Whose handlers have something to do after their commits.
+    effects: Vec<String>,
+    /// Whose dead letters are to be handled again.
+    requested: Vec<String>,
+    head: Position,
+}
+
 /// The most emissions that are listed of a reactor.
 const LISTED_MAX: i64 = 100;
 
 impl Waiting<'_> {
     /// Waits until the processors have handled all events, also those that they emit, and nothing that is due is pending.
-    /// Emissions for a later time are listed.
+    /// What handlers do after their commits is done as well. Emissions for a later time are listed.
     ///
     /// # Errors
     /// See [`WaitError`].
@@ -40,11 +52,17 @@ impl Waiting<'_> {
             let due = self.due_scheduled().await?;
             // This order: what is emitted between two of the looks is seen by a later one.
             let rows = self.rows(&self.names).await?;
-            let requested = self.requested_dead_letters().await?;
-            let head = self.head().await?;
+            let seen = Seen {
+                effects: self.pending_effects().await?,
+                requested: self.requested_dead_letters().await?,
+                head: self.head().await?,
+                rows: &rows,
+            };
+            let head = seen.head;
             self.refuse_blocked(&rows, head).await?;
             self.refuse_refused(&rows)?;
-            let work = |name: &String| self.work_of(name, &rows, head, &requested);
+            self.refuse_undone(&seen)?;
+            let work = |name: &String| self.work_of(name, &seen);
             let left: Vec<String> = self.names.iter().filter(|name| work(name).is_some()).cloned().collect();
             if left.is_empty() && due == 0 {
                 let dead_letters = rows.iter().map(|row| row.dead_letters).sum();
@@ -69,16 +87,14 @@ impl Waiting<'_> {
     }
 
     /// What a processor still has to do; `None`: nothing.
-    fn work_of(
-        &self,
-        name: &str,
-        rows: &[TrackerRow],
-        head: Position,
-        requested: &[String],
-    ) -> Option<String> {
+    fn work_of(&self, name: &str, seen: &Seen<'_>) -> Option<String> {
+        let Seen { rows, head, requested, effects } = seen;
         let slowest = self.slowest(name, rows);
-        if slowest.is_none_or(|row| row.position < head) {
+        if slowest.is_none_or(|row| row.position < *head) {
             return Some(format!("it has not handled the events up to {head}"));
+        }
+        if effects.iter().any(|one| one == name) {
+            return Some("what its handler does after its commits is not done yet".to_owned());
         }
         if requested.iter().any(|one| one == name) {
             return Some("dead letters are to be handled again".to_owned());
@@ -99,6 +115,20 @@ impl Waiting<'_> {
         let why = row.emission_error.as_deref().unwrap_or("it does not say why");
         let reason = format!("the event store refuses what it has emitted: {why}");
         Err(WaitError::Blocked { processor: row.name.clone(), reason, event_id: None })
+    }
+
+    /// Ends an impatient wait where something keeps a processor from what it does after its commits.
+    fn refuse_undone(&self, seen: &Seen<'_>) -> Result<(), WaitError> {
+        let is_undone = |row: &&TrackerRow| seen.effects.contains(&row.name);
+        let mut undone = seen.rows.iter().filter(is_undone).filter(|_| self.patience == Patience::Impatient);
+        undone.find_map(stopped).map_or(Ok(()), Err)
+    }
+
+    /// The processors whose handlers have something to do after their commits.
+    async fn pending_effects(&self) -> Result<Vec<String>, WaitError> {
+        let databases = self.operator.databases;
+        let pending = Effects::new(databases.layout.schema()).summarise(&databases.projections).await?;
+        Ok(pending.into_iter().map(|effects| effects.processor).collect())
     }
 
     /// How many events that applications have scheduled are due, without those that the event store has refused.

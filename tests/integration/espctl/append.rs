@@ -137,6 +137,13 @@ async fn appending_the_same_uuids_again_stores_nothing_twice() {
     let complaint = installation.espctl_fed(&["append"], &changed).await.complained(1);
     assert!(complaint.contains(&format!("uuid {ONE} is stored already")), "{complaint}");
     assert_eq!(stored(&db.pool).await, 2);
+    // The same lines and one more are another append, unless each is one.
+    let longer = [input, line(OTHER, json!({}))].concat();
+    let complaint = installation.espctl_fed(&["append"], &longer).await.complained(1);
+    assert!(complaint.contains("--each appends each line by itself"), "{complaint}");
+    assert_eq!(stored(&db.pool).await, 2);
+    installation.espctl_fed(&["append", "--each"], &longer).await.printed();
+    assert_eq!(stored(&db.pool).await, 3);
 }
 
 #[tokio::test]

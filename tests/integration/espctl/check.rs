@@ -222,3 +222,21 @@ async fn attempts_that_never_end_are_told() {
     assert!(said.contains("note: max_attempts has no effect on notes: on_failure = \"retry\""), "{said}");
     assert!(!said.contains("parked"), "{said}");
 }
+
+#[tokio::test]
+async fn a_handler_that_names_a_table_of_another_is_refused_by_check_and_at_the_start() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    installation.declare_notes("notes", "");
+    let intruder = "[projector]\nname = 'intruder'\n[[projector.on]]\nevents = ['A']\nsql = 'delete from notes where id = event.id'\n";
+    installation.declare("intruder", intruder);
+    let words = "processors/intruder.toml:5:20: table notes belongs to projector notes";
+    let refused = installation.espctl(&["check"]).await.complained(64);
+    assert!(refused.contains(words), "{refused}");
+    let refused = installation.espd(&["run"]).await.complained(64);
+    assert!(refused.contains(words), "{refused}");
+
+    let config = espd::Config::load(&installation.path().join("espd.toml")).unwrap();
+    let refused = espd::Program::new().start(&config).await.unwrap_err().to_string();
+    assert!(refused.contains(words), "{refused}");
+}

@@ -103,6 +103,24 @@ async fn rights_that_were_too_wide_are_taken_back() {
     }
 }
 
+/// What handlers in Rust do after their commits is recorded, counted and removed by the daemon, and by nobody else.
+#[tokio::test]
+async fn a_daemon_keeps_what_is_to_be_done_after_commits() {
+    let roles = Roles::create().await;
+    let (_, daemon) = roles.login("espd_daemon").await;
+    const TRACKER: &str = "insert into espd.trackers (name, kind, version) values ('mails', 'reactor', 1)";
+    sqlx::query(TRACKER).execute(&daemon).await.unwrap();
+    const RECORD: &str =
+        "insert into espd.effects (processor, version, partition, event_id, event_uuid, event_type, payload)
+        values ('mails', 1, 0, 1, gen_random_uuid(), 'A', '1')";
+    for statement in [RECORD, "update espd.effects set attempts = attempts + 1", "delete from espd.effects"] {
+        assert_eq!(sqlx::query(statement).execute(&daemon).await.unwrap().rows_affected(), 1, "{statement}");
+    }
+    for role in ["espd_appender", "espd_reader", "espd_operator"] {
+        may_not(&roles.login(role).await.1, &[RECORD, "delete from espd.effects"]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_reader_of_projections_reads_them_also_after_a_reset_and_no_events() {
     let roles = Roles::create().await;

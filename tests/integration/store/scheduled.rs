@@ -107,9 +107,11 @@ async fn a_scheduled_event_that_the_store_refuses_holds_up_no_other() {
     assert_eq!((&listed[0]["reactor"], &listed[0]["state"]), (&"-".into(), &"refused".into()), "{listed}");
     assert_eq!((&listed[0]["sqlstate"], &listed[0]["key"]), (&"23514".into(), &"k".into()), "{listed}");
     let retried = installation.espctl(&["emissions", "retry", "-", "--key", "k"]).await.printed();
-    assert!(retried.contains("1 emission"), "{retried}");
+    assert!(retried.contains("requested a retry of 1 scheduled event"), "{retried}");
     let cancelled = installation.espctl(&["emissions", "cancel", "-", "--all", "--yes"]).await.printed();
-    assert!(cancelled.contains("cancelled 1 emission"), "{cancelled}");
+    assert_eq!(cancelled, "cancelled 1 scheduled event\n");
+    let none = installation.espctl(&["emissions", "cancel", "-", "--all", "--yes"]).await.printed();
+    assert_eq!(none, "no scheduled events match: nothing was done\n");
     assert_eq!(pending(&pool).await, []);
     assert_eq!(numbers(&pool, "select count(*) from espd.operator_log where processor = '-'").await, [2]);
 }

@@ -16,7 +16,7 @@ use sqlx::PgPool;
 
 use super::{A, make};
 use crate::processing::runner::{Life, settings};
-use crate::support::facts::{append, eventually, position, reaches};
+use crate::support::facts::{PATIENCE, append, eventually, position, reaches};
 use crate::support::{self, Database};
 
 /// What was done after commits: `n` of the event, and the attempt; and what is to go wrong.
@@ -227,4 +227,26 @@ async fn a_projector_acts_after_the_commit_too_if_its_registration_says_so() {
         }
         life.end().await;
     }
+}
+
+#[tokio::test]
+async fn what_is_done_after_commits_is_waited_for_until_nothing_is_left() {
+    let (db, outside) = (support::database().await, Outside::default());
+    outside.fails_at.store(2, Ordering::Relaxed);
+    let registration = Registration::reactor("acting")
+        .handles::<A>()
+        .start(Start::Beginning)
+        .table("acted", "event_id bigint")
+        .after_commit();
+    let acting = outside.clone();
+    let program = Program::new().reactor(registration, move || Acting(acting.clone()));
+    append(&db.pool, 2).await;
+    let running = program.start(&espd::Config::for_database(&db.url).unwrap()).await.unwrap();
+    let failed = running.idle(PATIENCE).await.unwrap_err().to_string();
+    assert!(failed.contains("after the commit of event 2 (A): the receiver is away"), "{failed}");
+    assert_eq!(position(&db.pool, "acting").await, 2, "its event is handled");
+    outside.fails_at.store(0, Ordering::Relaxed);
+    eventually("nothing is left", async || running.idle(PATIENCE).await.ok()).await;
+    assert_eq!((outside.done().len(), pending(&db.pool).await), (2, 0));
+    running.stop().await.unwrap();
 }
