@@ -35,6 +35,9 @@ grant espd_reader to espd_appender;
 revoke insert on :"schema".events from espd_appender;
 grant insert (uuid, aggregate_id, type, version, body, metadata, causation_id, correlation_id, created_at) on :"schema".events to espd_appender;
 
+-- Keeps snapshots, which are copies of what events say.
+grant insert, update, delete on :"schema".snapshots to espd_appender;
+
 -- Schedules events for later, and cancels them. Appending what is due takes the same rights.
 grant insert, update, delete on :"schema".scheduled_events to espd_appender;
 

@@ -67,8 +67,10 @@ mod context;
 mod error;
 mod execution;
 mod id;
+mod loader;
 mod loading;
 mod repository;
+mod snapshot;
 pub mod testing;
 mod unit_of_work;
 
@@ -80,6 +82,9 @@ pub use execution::{Executed, Execution, Planned};
 pub use id::Id;
 pub use loading::Loaded;
 pub use repository::Repository;
+pub use snapshot::{
+    MemorySnapshots, PostgresSnapshots, Snapshot, SnapshotFormat, SnapshotKey, SnapshotStore,
+};
 pub use unit_of_work::UnitOfWork;
 
 /// The state of one thing, folded from the events of its stream. The default is what it is before the first event.
@@ -89,6 +94,11 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
 
     /// What to do about an event in the stream that is of no type of [`Self::Event`].
     const UNKNOWN_EVENTS: UnknownEvents = UnknownEvents::Refuse;
+
+    /// How the state is kept in snapshots, for aggregates with long streams; not at all unless said.
+    fn snapshots() -> Option<SnapshotFormat<Self>> {
+        None
+    }
 
     /// Takes an event in. It cannot fail: what has happened has happened.
     fn evolve(&mut self, event: &Self::Event);

@@ -10,8 +10,8 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::command_id::CommandId;
-use super::repository::pause_before;
-use super::{Aggregate, Context, ExecuteError, Id, Loaded, Repository};
+use super::loader::{Loader, pause_before};
+use super::{Aggregate, Context, ExecuteError, Id, Loaded};
 use crate::event::{Appended, Event, EventSet as _, ExpectedVersion, NewEvent, Version};
 use crate::store::{AppendError, EventStore, PostgresEventStore, Uncommitted};
 
@@ -25,7 +25,7 @@ type Decision<'r, A, R> =
 /// another writer was faster, what he has written is read and the decision is made anew, a few times.
 #[must_use = "a command is carried out when it is awaited"]
 pub struct Execution<'r, S, A: Aggregate, R> {
-    repository: &'r Repository<S>,
+    loader: &'r Loader<S>,
     id: Id<A>,
     decision: Decision<'r, A, R>,
     envelope: Envelope,
@@ -90,8 +90,8 @@ pub struct Planned<A: Aggregate> {
 }
 
 impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
-    pub(super) fn new(repository: &'r Repository<S>, id: Id<A>, decision: Decision<'r, A, R>) -> Self {
-        Self { repository, id, decision, envelope: Envelope::default(), expected: None }
+    pub(super) fn new(loader: &'r Loader<S>, id: Id<A>, decision: Decision<'r, A, R>) -> Self {
+        Self { loader, id, decision, envelope: Envelope::default(), expected: None }
     }
 
     /// Gives the command an id. Once it is carried out, repeating it with the same id stores nothing, decides nothing, and answers
@@ -138,7 +138,7 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
     }
 
     async fn load(&self) -> Result<Loaded<A>, ExecuteError<R>> {
-        let loaded = self.repository.load(&self.id).await?;
+        let loaded = self.loader.load(&self.id).await?;
         match self.expected {
             Some(expected) if expected != loaded.version => {
                 Err(self.conflict(expected, loaded.version).await)
@@ -167,11 +167,11 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
     async fn try_to_store(&self) -> Result<Executed<A>, ExecuteError<R>> {
         let command_id = self.draw_command_id();
         let mut loaded = self.load().await?;
-        let retries = if self.expected.is_some() { 0 } else { self.repository.retries() };
+        let retries = if self.expected.is_some() { 0 } else { self.loader.conflict_retries };
         let mut retry = 0;
         loop {
             let planned = self.plan(&loaded, command_id)?;
-            match self.repository.store().append(&planned.new_events).await {
+            match self.loader.store.append(&planned.new_events).await {
                 Ok(appended) => return planned.executed(appended),
                 Err(AppendError::Conflict { .. }) if retry < retries => {}
                 Err(AppendError::Conflict { expected, actual, .. }) => {
@@ -181,15 +181,15 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
             }
             retry += 1;
             tokio::time::sleep(pause_before(retry, command_id.event_uuid(retry).as_bytes()[0])).await;
-            self.repository.catch_up(&mut loaded).await?;
+            self.loader.catch_up(&mut loaded).await?;
         }
     }
 
     fn plan(&self, loaded: &Loaded<A>, command_id: CommandId) -> Result<Planned<A>, ExecuteError<R>> {
         let id = self.id.get();
-        let context = Context::new(id.clone(), loaded.version, self.repository.now(), command_id);
+        let context = Context::new(id.clone(), loaded.version, self.loader.now(), command_id);
         let events = (self.decision)(&loaded.state, &context).map_err(ExecuteError::Refused)?;
-        let created_at = self.repository.created_at();
+        let created_at = self.loader.created_at();
         let mut new_events = Vec::with_capacity(events.len());
         for (ordinal, event) in (0..).zip(&events) {
             let event = event.to_new(id.clone()).map_err(ExecuteError::Unwritable)?;
@@ -206,7 +206,7 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
     /// What the command has led to, if it was carried out before.
     async fn find_executed(&self) -> Result<Option<Executed<A>>, ExecuteError<R>> {
         let Some(command_id) = self.envelope.command_id else { return Ok(None) };
-        let stored = CommandId::new(command_id).find_events(self.repository.store()).await?;
+        let stored = CommandId::new(command_id).find_events(&self.loader.store).await?;
         let Some(last) = stored.last() else { return Ok(None) };
         let reused = |event: &Event| ExecuteError::CommandIdReused {
             command_id,
@@ -217,7 +217,7 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
             let known = A::Event::read(event).ok().flatten().filter(|_| event.aggregate_id == *self.id.get());
             events.push(known.ok_or_else(|| reused(event))?);
         }
-        let loaded = self.repository.load_at(&self.id, last.version).await?;
+        let loaded = self.loader.load_at(&self.id, last.version).await?;
         let place = |event: &Event| Appended { id: event.id, uuid: event.uuid, version: event.version };
         let appended = stored.iter().map(place).collect();
         let (version, state) = (loaded.version, loaded.state);
@@ -227,8 +227,7 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
     /// The conflict, with what has happened since.
     async fn conflict(&self, expected: Version, actual: Version) -> ExecuteError<R> {
         let aggregate_id = self.id.get().clone();
-        let since =
-            self.repository.store().read_aggregate(aggregate_id.clone(), expected.next(), Some(actual));
+        let since = self.loader.store.read_aggregate(aggregate_id.clone(), expected.next(), Some(actual));
         match since.try_collect().await {
             Ok(since) => ExecuteError::Conflict { aggregate_id, expected, actual, since },
             Err(error) => error.into(),
@@ -249,12 +248,12 @@ impl<A: Aggregate, R> Execution<'_, PostgresEventStore, A, R> {
         connection: &mut PgConnection,
     ) -> Result<(Executed<A>, Uncommitted), ExecuteError<R>> {
         if let Some(executed) = self.find_executed().await? {
-            let nothing = self.repository.store().append_in(connection, &[]).await;
+            let nothing = self.loader.store.append_in(connection, &[]).await;
             return Ok((executed, nothing.map_err(ExecuteError::Append)?));
         }
         let loaded = self.load().await?;
         let planned = self.plan(&loaded, self.draw_command_id())?;
-        match self.repository.store().append_in(connection, &planned.new_events).await {
+        match self.loader.store.append_in(connection, &planned.new_events).await {
             Ok(uncommitted) => Ok((planned.executed(uncommitted.to_vec())?, uncommitted)),
             Err(AppendError::Conflict { expected, actual, .. }) => Err(self.conflict(expected, actual).await),
             Err(other) => Err(ExecuteError::Append(other)),

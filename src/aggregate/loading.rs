@@ -4,24 +4,35 @@ use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
 
 use super::{Aggregate, Id, LoadError, UnknownEvents};
-use crate::event::{Event, EventSet as _, Version};
+use crate::event::{Event, EventSet as _, Position, Version};
 use crate::store::ReadError;
 
 /// An aggregate as it is at a version.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Loaded<A> {
     /// Which aggregate.
     pub id: Id<A>,
     /// The version that the state is folded up to; 0 if nothing has happened to the aggregate yet.
     pub version: Version,
+    /// The id of the event of that version; 0 if there is none.
+    pub position: Position,
     /// The state.
     pub state: A,
+    /// The version of the snapshot that loading began with; 0 if with none.
+    pub(super) snapshot: Version,
 }
 
 impl<A: Aggregate> Loaded<A> {
     /// The aggregate before its first event.
     pub(super) fn absent(id: Id<A>) -> Self {
-        Self { id, version: Version::NONE, state: A::default() }
+        Self {
+            id,
+            version: Version::NONE,
+            position: Position::START,
+            state: A::default(),
+            snapshot: Version::NONE,
+        }
     }
 
     /// Whether anything has happened to the aggregate.
@@ -37,7 +48,7 @@ impl<A: Aggregate> Loaded<A> {
             Ok(None) => return Err(unknown(event)),
             Err(source) => return Err(unreadable(event, source)),
         }
-        self.version = event.version;
+        (self.version, self.position) = (event.version, event.id);
         Ok(())
     }
 

@@ -2,53 +2,64 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Aggregate, Context, Decide, Execution, Id, LoadError, Loaded, UnitOfWork};
+use super::loader::Loader;
+use super::snapshot::SnapshotKeeper;
+use super::{Aggregate, Context, Decide, Execution, Id, LoadError, Loaded, SnapshotStore, UnitOfWork};
 use crate::event::Version;
 use crate::store::EventStore;
 
-/// How often a decision is made anew when other writers were faster, unless [`Repository::conflict_retries`] says otherwise.
-const CONFLICT_RETRIES: u32 = 10;
-
-/// The longest pause before a decision is made anew.
-const PAUSE_MAX: Duration = Duration::from_millis(250);
-
 /// Aggregates in an event store. Clones use the same store.
 #[derive(Clone)]
-pub struct Repository<S> {
-    store: S,
-    clock: Option<Clock>,
-    conflict_retries: u32,
-}
-
-/// What tells the time.
-type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
+pub struct Repository<S>(Loader<S>);
 
 impl<S: EventStore> Repository<S> {
     /// The aggregates of a store.
     pub fn new(store: S) -> Self {
-        Self { store, clock: None, conflict_retries: CONFLICT_RETRIES }
+        Self(Loader::new(store))
     }
 
     /// The same, by a clock of one's own: decisions are told its time, and events get it as `created_at`. Without one, events
     /// get the time of the server.
     #[must_use]
     pub fn with_clock(self, clock: impl Fn() -> DateTime<Utc> + Send + Sync + 'static) -> Self {
-        Self { clock: Some(Arc::new(clock)), ..self }
+        Self(Loader { clock: Some(Arc::new(clock)), ..self.0 })
     }
 
     /// The same, where a decision is made anew at most `retries` times when other writers were faster: 10 unless set, 0 for never.
     #[must_use]
     pub fn conflict_retries(self, retries: u32) -> Self {
-        Self { conflict_retries: retries, ..self }
+        Self(Loader { conflict_retries: retries, ..self.0 })
+    }
+
+    /// The same, with snapshots of the aggregates that have a [`SnapshotFormat`](super::SnapshotFormat). They are written in the background.
+    #[must_use]
+    pub fn with_snapshots(self, snapshots: impl SnapshotStore) -> Self {
+        Self(Loader { snapshots: Some(SnapshotKeeper::new(snapshots)), ..self.0 })
+    }
+
+    /// How many snapshots could not be read or written since the repository, or the one that it is a clone of, was made. The log says why.
+    pub fn snapshot_failures(&self) -> u64 {
+        self.0.snapshots.as_ref().map_or(0, SnapshotKeeper::failures)
+    }
+
+    /// Writes a snapshot of an aggregate now, however few events have come since the last one.
+    ///
+    /// # Errors
+    /// The aggregate cannot be loaded, or the snapshot not be written.
+    pub async fn take_snapshot<A: Aggregate>(&self, id: &Id<A>) -> Result<(), LoadError> {
+        let loaded = self.load(id).await?;
+        match &self.0.snapshots {
+            Some(snapshots) if loaded.exists() => Ok(snapshots.write_now(&loaded).await?),
+            _ => Ok(()),
+        }
     }
 
     /// The store.
     pub fn store(&self) -> &S {
-        &self.store
+        &self.0.store
     }
 
     /// Loads an aggregate as it is now.
@@ -56,9 +67,7 @@ impl<S: EventStore> Repository<S> {
     /// # Errors
     /// The store cannot be read, or an event of the stream not be understood.
     pub async fn load<A: Aggregate>(&self, id: &Id<A>) -> Result<Loaded<A>, LoadError> {
-        let mut loaded = Loaded::absent(id.clone());
-        self.catch_up(&mut loaded).await?;
-        Ok(loaded)
+        self.0.load(id).await
     }
 
     /// Loads an aggregate as it was at a version; as it is, if it has not come so far.
@@ -70,10 +79,7 @@ impl<S: EventStore> Repository<S> {
         id: &Id<A>,
         version: impl Into<Version>,
     ) -> Result<Loaded<A>, LoadError> {
-        let mut loaded = Loaded::absent(id.clone());
-        let events = self.store.read_aggregate(id.get().clone(), Version::FIRST, Some(version.into()));
-        loaded.take_in_all(events).await?;
-        Ok(loaded)
+        self.0.load_at(id, version.into()).await
     }
 
     /// Loads an aggregate as it was at a time.
@@ -86,7 +92,7 @@ impl<S: EventStore> Repository<S> {
         time: DateTime<Utc>,
     ) -> Result<Loaded<A>, LoadError> {
         let mut loaded = Loaded::absent(id.clone());
-        loaded.take_in_all(self.store.read_aggregate_until(id.get().clone(), time)).await?;
+        loaded.take_in_all(self.0.store.read_aggregate_until(id.get().clone(), time)).await?;
         Ok(loaded)
     }
 
@@ -110,42 +116,17 @@ impl<S: EventStore> Repository<S> {
         id: &Id<A>,
         decision: impl Fn(&A, &Context) -> Result<Vec<A::Event>, R> + Send + Sync + 'r,
     ) -> Execution<'r, S, A, R> {
-        Execution::new(self, id.clone(), Box::new(decision))
+        Execution::new(&self.0, id.clone(), Box::new(decision))
     }
 
     /// Begins a unit of work: several aggregates, and one append for all of them.
     pub fn unit_of_work(&self) -> UnitOfWork<'_, S> {
-        UnitOfWork::new(self)
+        UnitOfWork::new(&self.0)
     }
-
-    /// Takes in what has happened since the aggregate was loaded.
-    pub(super) async fn catch_up<A: Aggregate>(&self, loaded: &mut Loaded<A>) -> Result<(), LoadError> {
-        let events = self.store.read_aggregate(loaded.id.get().clone(), loaded.version.next(), None);
-        loaded.take_in_all(events).await
-    }
-
-    pub(super) fn now(&self) -> DateTime<Utc> {
-        self.clock.as_ref().map_or_else(Utc::now, |clock| clock())
-    }
-
-    /// `created_at` of new events; `None`: the store sets it.
-    pub(super) fn created_at(&self) -> Option<DateTime<Utc>> {
-        self.clock.as_ref().map(|clock| clock())
-    }
-
-    pub(super) fn retries(&self) -> u32 {
-        self.conflict_retries
-    }
-}
-
-/// How long to wait before the decision is made anew, counted from 1: writers that collided should not meet again.
-pub(super) fn pause_before(retry: u32, random: u8) -> Duration {
-    let longest = Duration::from_millis(1 << retry.min(8)).min(PAUSE_MAX);
-    longest.mul_f64(f64::from(random) / 255.0)
 }
 
 impl<S: fmt::Debug> fmt::Debug for Repository<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Repository").field("store", &self.store).finish_non_exhaustive()
+        f.debug_struct("Repository").field("store", &self.0.store).finish_non_exhaustive()
     }
 }

@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use super::command_id::CommandId;
 use super::execution::Envelope;
-use super::{Aggregate, CommitError, Context, Decide, ExecuteError, Id, LoadError, Loaded, Repository};
+use super::loader::Loader;
+use super::{Aggregate, CommitError, Context, Decide, ExecuteError, Id, LoadError, Loaded};
 use crate::event::{AggregateId, Appended, Event, EventSet as _, ExpectedVersion, NewEvent, Version};
 use crate::store::{EventStore, PostgresEventStore, Uncommitted};
 
@@ -44,7 +45,7 @@ use crate::store::{EventStore, PostgresEventStore, Uncommitted};
 /// An aggregate that was only read is not looked at again: another writer may change it before the commit.
 #[must_use = "nothing is stored before the commit"]
 pub struct UnitOfWork<'r, S> {
-    repository: &'r Repository<S>,
+    loader: &'r Loader<S>,
     /// One instance for each aggregate.
     loaded: HashMap<Key, Box<dyn Any + Send + Sync>>,
     envelope: Envelope,
@@ -60,9 +61,9 @@ fn key<A: Aggregate>(id: &Id<A>) -> Key {
 }
 
 impl<'r, S: EventStore> UnitOfWork<'r, S> {
-    pub(super) fn new(repository: &'r Repository<S>) -> Self {
+    pub(super) fn new(loader: &'r Loader<S>) -> Self {
         Self {
-            repository,
+            loader,
             loaded: HashMap::new(),
             envelope: Envelope::default(),
             command_id: CommandId::new(Uuid::new_v4()),
@@ -109,7 +110,7 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
         let absent = |id: &&Id<A>| (id.get().clone(), Loaded::absent((*id).clone()));
         let mut found: HashMap<AggregateId, Loaded<A>> = missing.iter().map(absent).collect();
         let wanted = found.keys().cloned().collect();
-        let mut events = self.repository.store().read_aggregates(wanted);
+        let mut events = self.loader.store.read_aggregates(wanted);
         while let Some(event) = events.try_next().await? {
             if let Some(loaded) = found.get_mut(&event.aggregate_id) {
                 loaded.take_in(&event)?;
@@ -132,7 +133,7 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
     where
         A: Aggregate + Decide<C>,
     {
-        let (now, command_id) = (self.repository.now(), self.command_id);
+        let (now, command_id) = (self.loader.now(), self.command_id);
         let loaded = self.instance(id).await?;
         let context = Context::new(id.get().clone(), loaded.version, now, command_id);
         let events = loaded.state.decide(command, &context).map_err(ExecuteError::Refused)?;
@@ -164,12 +165,12 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
     /// One of the changed aggregates has another version than when it was loaded, or the store refuses or cannot be reached. A new unit of
     /// work reads the newest states.
     pub async fn commit(self) -> Result<Vec<Appended>, CommitError> {
-        Ok(self.repository.store().append(&self.new_events).await?)
+        Ok(self.loader.store.append(&self.new_events).await?)
     }
 
     async fn instance<A: Aggregate>(&mut self, id: &Id<A>) -> Result<&mut Loaded<A>, LoadError> {
         if !self.loaded.contains_key(&key(id)) {
-            let loaded = self.repository.load(id).await?;
+            let loaded = self.loader.load(id).await?;
             self.loaded.insert(key(id), Box::new(loaded));
         }
         Ok(self.find(id).expect("it was loaded just now"))
@@ -180,7 +181,7 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
     }
 
     fn keep<A: Aggregate>(&mut self, id: &Id<A>, events: &[A::Event]) -> Result<(), serde_json::Error> {
-        let created_at = self.repository.created_at();
+        let created_at = self.loader.created_at();
         let new = events.iter().map(|event| event.to_new(id.get().clone())).collect::<Result<Vec<_>, _>>()?;
         let Some(before) = self.find(id).map(|loaded| loaded.version) else { return Ok(()) };
         let mut version = before;
@@ -209,7 +210,7 @@ impl UnitOfWork<'_, PostgresEventStore> {
     /// # Errors
     /// As [`Self::commit`].
     pub async fn append_in(self, connection: &mut PgConnection) -> Result<Uncommitted, CommitError> {
-        Ok(self.repository.store().append_in(connection, &self.new_events).await?)
+        Ok(self.loader.store.append_in(connection, &self.new_events).await?)
     }
 }
 

@@ -15,6 +15,7 @@ mod reload;
 mod retire;
 mod roles;
 mod schema;
+mod snapshots;
 mod status;
 mod trace;
 mod wait;
@@ -105,6 +106,9 @@ pub(crate) enum Command {
     /// Show what the events of each type look like, and tell the event store what they have to look like
     #[command(subcommand)]
     Schema(schema::SchemaCommand),
+    /// List the snapshots that applications keep of their aggregates, or remove them
+    #[command(subcommand)]
+    Snapshots(snapshots::SnapshotsCommand),
     /// Show the request that a webhook reactor sends for an event, and the answer of the receiver
     WebhookTest(webhook_test::Arguments),
     /// Print SQL that creates roles with the least rights for appending, reading, running and operating
@@ -234,6 +238,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Reload(arguments) => reload::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, config, databases).await,
         Command::Schema(command) => schema::run(command, config, databases).await,
+        Command::Snapshots(command) => snapshots::run(command, databases).await,
         Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
         Command::Migrate(_)
         | Command::Check(_)

@@ -12,6 +12,7 @@ pub(crate) mod import_positions;
 pub(crate) mod metrics;
 pub(crate) mod operator;
 pub(crate) mod outcome;
+pub(crate) mod snapshots;
 pub(crate) mod status;
 pub(crate) mod trace;
 pub(crate) mod unstored_types;

@@ -35,6 +35,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (6, "scheduled events", include_str!("../../migrations/event_store/0006_scheduled_events.sql")),
         (7, "event schemas", include_str!("../../migrations/event_store/0007_event_schemas.sql")),
         (8, "due events", include_str!("../../migrations/event_store/0008_due_events.sql")),
+        (9, "snapshots", include_str!("../../migrations/event_store/0009_snapshots.sql")),
     ],
 };
 

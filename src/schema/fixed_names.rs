@@ -13,7 +13,7 @@ pub(super) const RELATIONS: &[&str] = &[
     "projection_tables", "projection_tables_pkey", "reload_requests", "reload_requests_id_seq",
     "reload_requests_open_idx", "reload_requests_pkey", "scheduled_events", "scheduled_events_id_seq",
     "scheduled_events_key_idx", "scheduled_events_next_idx", "scheduled_events_pkey",
-    "scheduled_events_uuid_key", "signs_of_life", "signs_of_life_pkey", "witnesses", "witnesses_pkey",
+    "scheduled_events_uuid_key", "signs_of_life", "signs_of_life_pkey", "snapshots", "snapshots_pkey", "witnesses", "witnesses_pkey",
     "workers", "workers_pkey",
 ];
 

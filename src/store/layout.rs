@@ -122,6 +122,8 @@ pub(crate) struct Append {
     pub(crate) channel: String,
     /// The table of what is declared of events, qualified and quoted.
     pub(crate) event_schemas: String,
+    /// The table of snapshots.
+    pub(crate) snapshots: String,
 }
 
 /// Who creates the tables of a store.

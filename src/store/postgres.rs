@@ -31,7 +31,7 @@ use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 use crate::postgres::connector::Connector;
 use crate::postgres::error::chain;
 use crate::store::appended_hook::AppendedHook;
-use crate::store::layout::Layout;
+use crate::store::layout::{Append, Layout};
 use crate::store::notifier::Notifier;
 
 pub(crate) use on_connection::{TransactionAppender, read_after_on, stream_aggregate_on};
@@ -74,6 +74,11 @@ impl PostgresEventStore {
     /// The shape of the event table.
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// The names of what an append needs; an error if espd only reads the store.
+    pub(crate) fn append_names(&self) -> Result<&Append, AppendError> {
+        Ok(&self.statements.append()?.append)
     }
 
     /// The connections that the store works on.

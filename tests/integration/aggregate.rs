@@ -2,6 +2,7 @@
 
 mod executing;
 mod properties;
+mod snapshots;
 mod units_of_work;
 
 use espd::prelude::*;

@@ -48,6 +48,7 @@ impl Layout {
                 keys: names.event_keys(),
                 channel: channel.clone(),
                 event_schemas: format!("{schema}.\"event_schemas\""),
+                snapshots: format!("{schema}.\"snapshots\""),
             }),
             channel: Some(channel),
             created_by: CreatedBy::Migrations,

@@ -85,15 +85,14 @@ async fn a_migration_that_stopped_half_way_is_completed() {
     execute(
         &pool,
         "drop function espd.append_due_events(integer);
-         delete from espd._event_store_migrations
-         where version = (select max(version) from espd._event_store_migrations)",
+         delete from espd._event_store_migrations where version >= 8",
     )
     .await;
     let Err(SchemaError::NotMigrated { found, needed, .. }) = schema::check_event_store(&pool, "espd").await
     else {
         panic!("a migration is missing")
     };
-    assert_eq!(found, needed - 1);
+    assert!(found == 7 && needed >= 8);
     let migrated = schema::migrate_event_store(&pool, "espd").await.unwrap();
     assert_eq!(migrated, Migrated { from: found, to: needed });
     execute(&pool, "select * from espd.append_due_events()").await;

@@ -1,0 +1,84 @@
+//! Snapshots beside the events in PostgreSQL.
+
+use async_trait::async_trait;
+use serde_json::value::RawValue;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgPool, SqlSafeStr, SqlStr};
+
+use super::{Snapshot, SnapshotKey, SnapshotStore};
+use crate::event::{Position, Version};
+use crate::store::{AppendError, PostgresEventStore, ReadError};
+
+/// Snapshots in the table `snapshots` beside the events.
+#[derive(Debug, Clone)]
+pub struct PostgresSnapshots {
+    pool: PgPool,
+    load: SqlStr,
+    save: SqlStr,
+}
+
+impl PostgresSnapshots {
+    /// Those of a store, through its connections.
+    ///
+    /// # Errors
+    /// espd only reads a store of this layout, and has made no table there.
+    pub fn of(store: &PostgresEventStore) -> Result<Self, AppendError> {
+        let (snapshots, events) = (&store.append_names()?.snapshots, store.layout().events_table());
+        Ok(Self {
+            pool: store.pool().clone(),
+            load: AssertSqlSafe(format!(
+                "-- load_snapshot
+                select s.version, s.event_id, s.state
+                from {snapshots} as s
+                  join {events} as e
+                    on e.aggregate_id = s.aggregate_id and e.version = s.version and e.id = s.event_id
+                where s.aggregate_id = $1 and s.name = $2 and s.format = $3 and s.event_types = $4
+                  and s.version <= $5"
+            ))
+            .into_sql_str(),
+            save: AssertSqlSafe(format!(
+                "-- save_snapshot
+                insert into {snapshots} as s
+                  (aggregate_id, name, format, event_types, version, event_id, state)
+                values ($1, $2, $3, $4, $5, $6, $7)
+                on conflict (aggregate_id, name, format, event_types) do update
+                set version = excluded.version, event_id = excluded.event_id, state = excluded.state,
+                  taken_at = clock_timestamp()
+                where s.version < excluded.version or s.event_id not in (
+                  select e.id from {events} as e where e.aggregate_id = s.aggregate_id and e.version = s.version)"
+            ))
+            .into_sql_str(),
+        })
+    }
+}
+
+/// What is read of a snapshot.
+type Row = (Version, Position, Json<Box<RawValue>>);
+
+#[async_trait]
+impl SnapshotStore for PostgresSnapshots {
+    async fn load(&self, key: &SnapshotKey, upto: Version) -> Result<Option<Snapshot>, ReadError> {
+        let row: Option<Row> = sqlx::query_as(self.load.clone())
+            .bind(key.aggregate_id.as_uuid())
+            .bind(key.name)
+            .bind(i64::from(key.format))
+            .bind(key.event_types)
+            .bind(upto)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.map(|(version, event_id, Json(state))| Snapshot { version, event_id, state }))
+    }
+
+    async fn save(&self, key: &SnapshotKey, snapshot: &Snapshot) -> Result<(), ReadError> {
+        let query = sqlx::query(self.save.clone())
+            .bind(key.aggregate_id.as_uuid())
+            .bind(key.name)
+            .bind(i64::from(key.format))
+            .bind(key.event_types)
+            .bind(snapshot.version)
+            .bind(snapshot.event_id)
+            .bind(Json(&snapshot.state));
+        query.execute(&self.pool).await?;
+        Ok(())
+    }
+}
