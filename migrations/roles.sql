@@ -38,6 +38,11 @@ grant insert (uuid, aggregate_id, type, version, body, metadata, causation_id, c
 -- Keeps snapshots, which are copies of what events say.
 grant insert, update, delete on :"schema".snapshots to espd_appender;
 
+-- Tags and keys of what it appends. The head of a tag is locked where a condition relies on it.
+grant insert, update on :"schema".tag_heads to espd_appender;
+grant insert on :"schema".tag_events to espd_appender;
+grant insert, update, delete on :"schema".unique_keys to espd_appender;
+
 -- Schedules events for later, and cancels them. Appending what is due takes the same rights.
 grant insert, update, delete on :"schema".scheduled_events to espd_appender;
 

@@ -18,6 +18,8 @@ mod event_set;
 mod event_type;
 mod number;
 mod stored_time;
+mod tag;
+mod unique_key;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,8 @@ pub use number::{Position, Version};
 #[doc(hidden)]
 pub use serde_json::Error as JsonError;
 pub use stored_time::{InvalidTime, StoredTime};
+pub use tag::Tag;
+pub use unique_key::{KeyChange, UniqueKey};
 
 /// A stored event.
 ///
@@ -115,6 +119,10 @@ pub struct NewEvent {
     pub causation_id: Option<Uuid>,
     /// When it happened, kept to the microsecond; the server's clock if left out.
     pub created_at: Option<DateTime<Utc>>,
+    /// The streams across aggregates that the event belongs to.
+    pub tags: Vec<Tag>,
+    /// Keys that the aggregate claims or releases with this event.
+    pub keys: Vec<KeyChange>,
 }
 
 impl NewEvent {
@@ -134,7 +142,36 @@ impl NewEvent {
             correlation_id: None,
             causation_id: None,
             created_at: None,
+            tags: Vec::new(),
+            keys: Vec::new(),
         }
+    }
+
+    /// The same event with a tag more: `.tagged("course:1")`, `.tagged(Tag::of("student", id))`.
+    #[must_use]
+    pub fn tagged(mut self, tag: impl Into<Tag>) -> Self {
+        self.tags.push(tag.into());
+        self
+    }
+
+    /// The same event, with which its aggregate claims a key: `.claiming("email", "ann@example.org")`. The append is refused while
+    /// another aggregate has it. Claiming what the aggregate has already changes nothing.
+    #[must_use]
+    pub fn claiming(mut self, scope: impl Into<String>, key: impl Into<String>) -> Self {
+        self.keys.push(KeyChange::Claim(UniqueKey::new(scope, key)));
+        self
+    }
+
+    /// The same event, with which its aggregate gives a key back. What it does not have it cannot give back, and nothing changes.
+    #[must_use]
+    pub fn releasing(mut self, scope: impl Into<String>, key: impl Into<String>) -> Self {
+        self.keys.push(KeyChange::Release(UniqueKey::new(scope, key)));
+        self
+    }
+
+    /// Whether the event has neither tags nor keys.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.tags.is_empty() && self.keys.is_empty()
     }
 
     /// The same event, appended only if the aggregate is at `version` just before it.

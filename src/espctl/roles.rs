@@ -81,7 +81,14 @@ pub(crate) fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> 
         CreatedBy::Framework(framework) => {
             let Order::DrawnInTransaction { sequence, .. } = &layout.order;
             // The framework's application appends with rights of its own; the roles of espd only read.
-            let of_appenders = [" on :\"schema\".events ", "scheduled_events", ".snapshots "];
+            let of_appenders = [
+                " on :\"schema\".events ",
+                "scheduled_events",
+                ".snapshots ",
+                ".tag_heads ",
+                ".tag_events ",
+                ".unique_keys ",
+            ];
             let appends = |line: &&str| of_appenders.iter().any(|part| line.contains(part));
             let kept: Vec<&str> = own.lines().filter(|line| !appends(line)).collect();
             let schema = quote_identifier(&framework.schema);

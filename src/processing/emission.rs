@@ -328,7 +328,8 @@ pub(crate) fn attribute(error: &AppendError, events: &[NewEvent]) -> Option<usiz
         }),
         AppendError::UuidReused { uuid } => events.iter().position(|event| event.uuid == *uuid),
         AppendError::Invalid { index, .. } => *index,
-        AppendError::Database(_) => None,
+        AppendError::KeyTaken { index, .. } => Some(*index),
+        AppendError::ConditionFailed { .. } | AppendError::Database(_) => None,
     }
 }
 

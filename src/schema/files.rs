@@ -36,6 +36,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (7, "event schemas", include_str!("../../migrations/event_store/0007_event_schemas.sql")),
         (8, "due events", include_str!("../../migrations/event_store/0008_due_events.sql")),
         (9, "snapshots", include_str!("../../migrations/event_store/0009_snapshots.sql")),
+        (10, "tags", include_str!("../../migrations/event_store/0010_tags.sql")),
     ],
 };
 

@@ -13,20 +13,25 @@ pub(super) const RELATIONS: &[&str] = &[
     "projection_tables", "projection_tables_pkey", "reload_requests", "reload_requests_id_seq",
     "reload_requests_open_idx", "reload_requests_pkey", "scheduled_events", "scheduled_events_id_seq",
     "scheduled_events_key_idx", "scheduled_events_next_idx", "scheduled_events_pkey",
-    "scheduled_events_uuid_key", "signs_of_life", "signs_of_life_pkey", "snapshots", "snapshots_pkey", "witnesses", "witnesses_pkey",
+    "scheduled_events_uuid_key", "signs_of_life", "signs_of_life_pkey", "snapshots", "snapshots_pkey",
+    "tag_events", "tag_events_event_id_tag_key", "tag_events_pkey", "tag_heads", "tag_heads_pkey",
+    "unique_keys", "unique_keys_aggregate_id_idx", "unique_keys_pkey", "witnesses", "witnesses_pkey",
     "workers", "workers_pkey",
 ];
 
 /// Functions.
 #[rustfmt::skip]
 pub(super) const FUNCTIONS: &[&str] = &[
-    "accept_history", "advance_tracker", "append_due", "append_due_events", "append_scheduled", "begin_emission", "cancel",
-    "cancel_emissions", "cancel_scheduled_events", "change_emissions", "count_events", "departure",
+    "accept_history", "advance_tracker", "append_due", "append_due_events", "append_scheduled",
+    "append_tagged", "are_short_texts", "begin_emission", "cancel", "cancel_emissions",
+    "cancel_scheduled_events", "change_emissions", "change_keys", "count_events", "departure",
     "discard_dead_letters", "drop_processor", "emit", "emit_after", "emit_at", "find_appended",
-    "find_departing", "find_departing_item", "find_departing_property", "find_departure", "find_fault",
-    "find_fault_of_time", "follow_version", "forget_declaration", "has_format", "has_type", "has_zone",
-    "is_replaying", "keep_emission", "keep_scheduled", "lock_tracker", "lock_unowned", "log_act",
-    "log_scheduled", "log_witness", "note_movement", "note_witness", "pause_processor", "rebuild_processor",
+    "find_appended_tagged", "find_departing", "find_departing_item", "find_departing_property",
+    "find_departure", "find_fault", "find_fault_of_condition", "find_fault_of_item", "find_fault_of_items",
+    "find_fault_of_tags", "find_fault_of_time", "find_tagged", "find_token", "find_unmet", "follow_version",
+    "forget_declaration", "has_format", "has_type", "has_zone", "is_replaying", "keep_emission",
+    "keep_scheduled", "lock_tags", "lock_tracker", "lock_unowned", "log_act", "log_scheduled",
+    "log_witness", "note_movement", "note_witness", "pause_processor", "read_tagged", "rebuild_processor",
     "refuse_departing", "refuse_foreign_writes", "remove_dead_letter", "rename_processor", "request_reload",
     "reset_processor", "reset_tracker", "resume_processor", "retry_dead_letters", "retry_emissions",
     "retry_processor", "retry_scheduled_events", "set_aside", "set_aside_behind", "set_aside_by_operator",

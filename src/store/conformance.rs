@@ -10,11 +10,14 @@
 //! ```
 
 mod appending;
+mod claiming;
+mod deciding;
 mod expecting;
 mod json;
 mod racing;
 mod reading;
 mod repeating;
+mod tagging;
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -63,8 +66,21 @@ impl fmt::Debug for Case {
 ///
 /// After the last case, if the store broke a promise; the message lists the cases.
 pub async fn run(make: impl AsyncFn() -> Store) {
+    run_cases(cases(), make).await;
+}
+
+/// Runs every case of a store that keeps tags and unique keys, besides all of [`run`], each on a store of its own.
+///
+/// # Panics
+///
+/// After the last case, if the store broke a promise; the message lists the cases.
+pub async fn run_with_tags(make: impl AsyncFn() -> Store) {
+    run_cases(cases().into_iter().chain(tag_cases()), make).await;
+}
+
+async fn run_cases(cases: impl IntoIterator<Item = Case>, make: impl AsyncFn() -> Store) {
     let mut broken = Vec::new();
-    for case in cases() {
+    for case in cases {
         let store = make().await;
         if AssertUnwindSafe(case.run(store)).catch_unwind().await.is_err() {
             broken.push(case.name);
@@ -74,15 +90,17 @@ pub async fn run(make: impl AsyncFn() -> Store) {
 }
 
 macro_rules! cases {
-    ($($module:ident: $($name:ident)+;)+) => {
-        /// All cases, from the simplest promises to those about concurrent writers.
-        pub fn cases() -> Vec<Case> {
+    ($(#[$doc:meta])* $list:ident; $($module:ident: $($name:ident)+;)+) => {
+        $(#[$doc])*
+        pub fn $list() -> Vec<Case> {
             vec![$($(Case { name: stringify!($name), run: |store| Box::pin($module::$name(store)) },)+)+]
         }
     };
 }
 
 cases! {
+    /// All cases, from the simplest promises to those about concurrent writers.
+    cases;
     appending:
         an_event_is_read_back_whole
         what_is_left_out_gets_a_default
@@ -140,6 +158,40 @@ cases! {
         appends_without_expectation_all_get_through
         the_same_append_at_the_same_time_is_stored_once
         appends_to_many_aggregates_all_get_through;
+}
+
+cases! {
+    /// The cases of a store that keeps tags and unique keys, from the simplest promises to those about concurrent writers.
+    tag_cases;
+    tagging:
+        events_are_read_by_tag_with_a_token
+        only_what_came_since_a_token_is_read
+        a_condition_excludes_what_came_since_its_token
+        without_a_token_any_event_is_excluded
+        items_and_types_are_alternatives_and_tags_go_together
+        a_condition_may_name_tags_that_are_not_written
+        a_condition_may_be_checked_alone
+        a_condition_that_fails_stores_nothing
+        a_repeated_append_is_recognised_before_its_condition
+        a_repeated_append_moves_no_tag
+        an_event_comes_with_the_tags_that_it_has
+        a_tag_goes_on_past_9_and_99
+        an_append_may_tag_many_events
+        a_token_of_a_later_state_is_refused
+        what_cannot_be_a_tag_is_refused
+        a_version_and_a_condition_both_count;
+    claiming:
+        a_key_belongs_to_one_aggregate
+        a_released_key_is_free
+        two_aggregates_may_change_places
+        who_claims_and_releases_has_released
+        a_repeated_claim_is_recognised
+        of_many_who_claim_a_key_one_wins;
+    deciding:
+        of_many_who_decide_within_a_boundary_one_wins
+        two_decisions_on_each_others_tags_are_not_both_stored
+        writers_of_many_tags_all_get_through
+        tags_are_numbered_without_holes;
 }
 
 /// An event without particulars.

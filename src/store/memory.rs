@@ -1,5 +1,7 @@
 //! The event store in memory.
 
+mod tags;
+
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +18,12 @@ use super::codec::{BodyCodec, Codec};
 use super::event_stream::Watching;
 use super::horizon::Horizon;
 use super::normalized::{Json, find_appended, normalize, now, place, refuse_repeated_uuids};
-use super::{AppendError, EventStore, EventStream, ReadError, validity};
+use super::{
+    AppendCondition, AppendError, ConsistencyToken, EventStore, EventStream, ReadError, TagQuery,
+    TaggedEvents, validity,
+};
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
+use tags::Tags;
 
 /// An event store in memory, for tests and examples. Clones are the same store.
 ///
@@ -80,11 +86,16 @@ impl MemoryEventStore {
         let missing: Vec<NewEvent> =
             events.iter().filter(|event| !stored.ids.contains_key(&event.uuid)).cloned().collect();
         validity::check(&missing)?;
-        self.store(&mut stored, &missing)
+        self.store(&mut stored, &missing, None)
     }
 
-    fn store(&self, stored: &mut Events, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
-        let appended = stored.append(events)?;
+    fn store(
+        &self,
+        stored: &mut Events,
+        events: &[NewEvent],
+        condition: Option<&AppendCondition>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let appended = stored.append(events, condition)?;
         let head = stored.by_id.last().map_or(Position::START, |last| last.id);
         self.shared.horizon.send_replace(Horizon { head, settled: head, ..Horizon::default() });
         Ok(appended)
@@ -164,9 +175,37 @@ impl EventStore for MemoryEventStore {
     async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
         let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
-        let appended = self.store(&mut self.events(), events)?;
+        let appended = self.store(&mut self.events(), events, None)?;
         self.tell_appended(&appended);
         Ok(appended)
+    }
+
+    async fn append_if(
+        &self,
+        events: &[NewEvent],
+        condition: &AppendCondition,
+    ) -> Result<Vec<Appended>, AppendError> {
+        condition.check()?;
+        let events = &*self.codec.encode_all(events)?;
+        validity::check(events)?;
+        let appended = self.store(&mut self.events(), events, Some(condition))?;
+        self.tell_appended(&appended);
+        Ok(appended)
+    }
+
+    async fn read_tagged(
+        &self,
+        query: &TagQuery,
+        since: Option<&ConsistencyToken>,
+    ) -> Result<TaggedEvents, ReadError> {
+        if let Some(reason) = query.find_fault() {
+            return Err(ReadError::Refused { reason });
+        }
+        let stored = self.events();
+        let ids = stored.tags.find(query, since.unwrap_or(&ConsistencyToken::default()), |id| stored.at(id));
+        let events = ids.into_iter().filter_map(|id| stored.at(id)).cloned();
+        let events = events.map(|event| self.codec.decode(event)).collect::<Result<_, _>>()?;
+        Ok(TaggedEvents { events, token: stored.tags.token(query) })
     }
 
     async fn read_after(
@@ -250,6 +289,7 @@ struct Events {
     by_id: Vec<Event>,
     ids: HashMap<Uuid, Position>,
     heads: HashMap<AggregateId, Version>,
+    tags: Tags,
 }
 
 impl Events {
@@ -265,13 +305,23 @@ impl Events {
         self.by_id.iter().rfind(|event| wanted(event)).map_or(Position::START, |event| event.id)
     }
 
-    fn append(&mut self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
+    fn append(
+        &mut self,
+        events: &[NewEvent],
+        condition: Option<&AppendCondition>,
+    ) -> Result<Vec<Appended>, AppendError> {
         let bodies = normalize(events)?;
         refuse_repeated_uuids(events)?;
         if let Some(appended) = find_appended(events, |uuid| self.find(uuid))? {
+            self.tags.refuse_others(events, &appended)?;
             return Ok(appended);
         }
+        if let Some(condition) = condition {
+            self.tags.check(condition, |id| self.at(id))?;
+        }
+        let owners = self.tags.change_keys(events)?;
         let versions = place(events, |id| self.heads.get(id).copied().unwrap_or(Version::NONE))?;
+        self.tags.set_owners(owners);
         let stored = events.iter().zip(bodies).zip(versions);
         Ok(stored
             .map(|((event, (body, metadata)), version)| self.store(event, version, body, metadata))
@@ -280,7 +330,10 @@ impl Events {
 
     /// What is stored under a uuid.
     fn find(&self, uuid: Uuid) -> Option<&Event> {
-        let id = self.ids.get(&uuid)?;
+        self.at(*self.ids.get(&uuid)?)
+    }
+
+    fn at(&self, id: Position) -> Option<&Event> {
         self.by_id.get(usize::try_from(id.previous().get()).ok()?)
     }
 
@@ -288,6 +341,7 @@ impl Events {
         let id = i64::try_from(self.by_id.len()).map_or(Position::MAX, |length| Position::new(length).next());
         self.ids.insert(event.uuid, id);
         self.heads.insert(event.aggregate_id.clone(), version);
+        self.tags.add(id, &event.tags);
         self.by_id.push(Event {
             id,
             uuid: event.uuid,

@@ -23,6 +23,7 @@
 
 mod appended_hook;
 mod codec;
+mod condition;
 pub mod conformance;
 pub(crate) mod declared_event;
 mod event_stream;
@@ -52,11 +53,12 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
+use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Tag, UniqueKey, Version};
 
 pub(crate) use appended_hook::AppendedClosure;
 pub use codec::BodyCodec;
 pub(crate) use codec::Codec;
+pub use condition::{AppendCondition, Came, ConsistencyToken, TagQuery, TaggedEvents};
 pub use event_stream::EventStream;
 pub use layout::{EspdNames, EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
@@ -158,7 +160,36 @@ pub trait EventStore: Send + Sync {
     ///
     /// No index serves the types: it takes the longer, the more events came after the last such event.
     async fn latest_id(&self, event_types: Option<&[String]>) -> Result<Position, ReadError>;
+
+    /// Appends as [`Self::append`] does, unless an event came that the condition excludes.
+    ///
+    /// What is stored already is recognised before the condition is looked at. Without events, the condition is only checked.
+    /// By default a store keeps no tags and refuses.
+    async fn append_if(
+        &self,
+        events: &[NewEvent],
+        condition: &AppendCondition,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let _ = (events, condition);
+        Err(AppendError::Invalid { index: None, reason: NO_TAGS.to_owned() })
+    }
+
+    /// Reads the events that match a query, and the token that says in which state: for [`Self::append_if`]. `since`: a token of an
+    /// earlier read; only what came after that is read, and the new token stands for both.
+    ///
+    /// By default a store keeps no tags and refuses.
+    async fn read_tagged(
+        &self,
+        query: &TagQuery,
+        since: Option<&ConsistencyToken>,
+    ) -> Result<TaggedEvents, ReadError> {
+        let _ = (query, since);
+        Err(ReadError::Refused { reason: NO_TAGS.to_owned() })
+    }
 }
+
+/// What a store without tags says.
+const NO_TAGS: &str = "this event store keeps no tags";
 
 /// Why nothing was appended, by what the appender can do about it.
 #[derive(Debug, Error)]
@@ -189,6 +220,27 @@ pub enum AppendError {
         /// What is wrong with the event.
         reason: String,
     },
+    /// An event came that the condition of the append excludes: another writer was faster, or the appender was wrong. Read again and
+    /// decide anew.
+    #[error("{}", condition::explain_unmet(*.item, .tag, .came.as_ref()))]
+    ConditionFailed {
+        /// Which item of the condition, counted from 0.
+        item: usize,
+        /// The tag of it on which the event was found.
+        tag: Tag,
+        /// The first such event; `None`: the token is of a later state than the store is in, after a restore for example.
+        came: Option<Came>,
+    },
+    /// A key that the append claims belongs to another aggregate.
+    #[error("{}{key} belongs to aggregate {owner}", place(Some(*.index)))]
+    KeyTaken {
+        /// Which event claims it, counted from 0.
+        index: usize,
+        /// The key, with its scope.
+        key: UniqueKey,
+        /// The aggregate that has it.
+        owner: AggregateId,
+    },
     /// The database refused for another reason, or could not be reached. The same append may be
     /// repeated: it stores nothing twice.
     #[error("failed to append events")]
@@ -202,6 +254,7 @@ impl AppendError {
             Self::Invalid { index: Some(index), reason } => {
                 Self::Invalid { index: Some(index + count), reason }
             }
+            Self::KeyTaken { index, key, owner } => Self::KeyTaken { index: index + count, key, owner },
             other => other,
         }
     }
@@ -220,6 +273,12 @@ pub enum ReadError {
         /// Which event.
         position: Position,
         /// What the codec says.
+        reason: String,
+    },
+    /// The store cannot answer such a question.
+    #[error("{reason}")]
+    Refused {
+        /// Why.
         reason: String,
     },
     /// The store lacks what must be true of it before it may be followed. The stream goes on when that is repaired.

@@ -11,6 +11,7 @@ mod scheduling;
 mod selection;
 mod sql_text;
 mod statements;
+mod tagged;
 mod uncommitted;
 
 use std::sync::Arc;
@@ -26,7 +27,10 @@ use uuid::Uuid;
 
 use super::codec::{BodyCodec, Codec};
 use super::event_stream::SharedWatching;
-use super::{AppendError, EventStore, EventStream, ReadError, validity};
+use super::{
+    AppendCondition, AppendError, ConsistencyToken, EventStore, EventStream, ReadError, TagQuery,
+    TaggedEvents, validity,
+};
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 use crate::postgres::connector::Connector;
 use crate::postgres::error::chain;
@@ -224,15 +228,25 @@ impl PostgresEventStore {
 #[async_trait]
 impl EventStore for PostgresEventStore {
     async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
-        let events = &*self.codec.encode_all(events)?;
-        validity::check(events)?;
-        if events.is_empty() {
-            return Ok(Vec::new());
-        }
-        let appended = append::append(self.statements.append()?, &self.pool, events).await?;
-        self.notify();
-        self.tell_appended(&appended).await;
-        Ok(appended)
+        self.append_under(events, None).await
+    }
+
+    async fn append_if(
+        &self,
+        events: &[NewEvent],
+        condition: &AppendCondition,
+    ) -> Result<Vec<Appended>, AppendError> {
+        condition.check()?;
+        self.append_under(events, Some(condition)).await
+    }
+
+    async fn read_tagged(
+        &self,
+        query: &TagQuery,
+        since: Option<&ConsistencyToken>,
+    ) -> Result<TaggedEvents, ReadError> {
+        let mut connection = self.pool.acquire().await?;
+        self.read_tagged_in(&mut connection, query, since).await
     }
 
     async fn read_after(

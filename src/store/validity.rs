@@ -5,10 +5,13 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 
 use super::{AppendError, jsonb};
-use crate::event::{AggregateId, NewEvent};
+use crate::event::{AggregateId, NewEvent, Tag, UniqueKey};
 
 /// Longest JSON text of a body or of metadata, in bytes: about what jsonb can hold.
 const JSON_LENGTH_MAX: usize = 255 << 20;
+
+/// Longest tag, scope or key, in bytes.
+const NAME_LENGTH_MAX: usize = 1_000;
 
 /// The first microsecond that PostgreSQL can store (24 November 4714 BC), since 1970.
 const CREATED_AT_MIN_MICROS: i64 = -210_866_803_200_000_000;
@@ -26,7 +29,37 @@ pub(super) fn check(events: &[NewEvent]) -> Result<(), AppendError> {
 /// Why no event store can keep an event.
 pub(crate) fn find_reason(event: &NewEvent) -> Option<Cow<'static, str>> {
     let reason = refuse_aggregate_id(&event.aggregate_id).map(Cow::Owned);
-    reason.or_else(|| find_other_reason(event).map(Cow::Borrowed))
+    reason.or_else(|| find_other_reason(event).or_else(|| find_fault_of_names(event)).map(Cow::Borrowed))
+}
+
+fn find_fault_of_names(event: &NewEvent) -> Option<&'static str> {
+    let tag = event.tags.iter().find_map(find_fault_of_tag);
+    tag.or_else(|| event.keys.iter().find_map(|change| find_fault_of_key(change.key())))
+}
+
+/// Why no store can keep such a tag.
+pub(super) fn find_fault_of_tag(tag: &Tag) -> Option<&'static str> {
+    (!is_storable(tag.as_str())).then_some("a tag is not a text of 1 to 1000 bytes without NUL")
+}
+
+fn find_fault_of_key(key: &UniqueKey) -> Option<&'static str> {
+    let is_fine = is_storable(&key.scope) && is_storable(&key.key);
+    (!is_fine).then_some("a key or its scope is not a text of 1 to 1000 bytes without NUL")
+}
+
+fn is_storable(name: &str) -> bool {
+    (1..=NAME_LENGTH_MAX).contains(&name.len()) && !name.contains('\0')
+}
+
+/// Refuses tags and keys on behalf of what keeps none, so that none is lost.
+pub(super) fn refuse_tags(events: &[NewEvent], keeper: &str) -> Result<(), AppendError> {
+    match events.iter().position(|event| !event.is_plain()) {
+        Some(index) => {
+            let reason = format!("{keeper} keeps no tags and no unique keys");
+            Err(AppendError::Invalid { index: Some(index), reason })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Why no event of such an aggregate can be stored: the layouts that espd writes to have a column of the type `uuid`.

@@ -15,6 +15,7 @@ mod scheduled;
 mod schema;
 mod strangers;
 mod subscribe;
+mod tags;
 mod twins;
 mod upcast;
 mod wake_up;
@@ -33,13 +34,13 @@ use crate::support;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_memory_store_keeps_all_promises() {
-    conformance::run(async || Arc::new(MemoryEventStore::new()) as Arc<dyn EventStore>).await;
+    conformance::run_with_tags(async || Arc::new(MemoryEventStore::new()) as Arc<dyn EventStore>).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_postgres_store_keeps_all_promises() {
     let (pool, store) = store().await;
-    conformance::run(async || {
+    conformance::run_with_tags(async || {
         empty(&pool).await;
         Arc::new(store.clone()) as Arc<dyn EventStore>
     })
@@ -67,7 +68,10 @@ pub async fn store() -> (PgPool, PostgresEventStore) {
 
 /// Takes all events away, which is faster than another database.
 async fn empty(pool: &PgPool) {
-    sqlx::raw_sql("truncate espd.events restart identity").execute(pool).await.unwrap();
+    sqlx::raw_sql("truncate espd.events, espd.tag_heads, espd.tag_events, espd.unique_keys restart identity")
+        .execute(pool)
+        .await
+        .unwrap();
 }
 
 fn layout() -> Layout {

@@ -4,14 +4,18 @@
 //! again as a plain insert. So where the events are of one aggregate whose expected version is known,
 //! one INSERT is tried first, which stores all events or none. If it stores none (a version or a uuid
 //! is taken, a version is not as expected), the function is called and finds out why.
+//!
+//! Events with tags or keys, and appends under a condition, have a function of their own (`append/tagged.rs`).
 
 mod insert;
+mod tagged;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use sqlx::postgres::PgBindIterExt;
-use sqlx::{PgConnection, PgPool, SqlStr};
+use sqlx::postgres::{PgArguments, PgBindIterExt};
+use sqlx::query::QueryAs;
+use sqlx::{PgConnection, PgPool, Postgres, SqlStr};
 use uuid::Uuid;
 
 use super::parameter::Jsonb;
@@ -19,8 +23,8 @@ use super::refusal;
 use super::sql_text::sql;
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::postgres::error::chain;
-use crate::store::AppendError;
 use crate::store::layout::{Append, Layout};
+use crate::store::{AppendCondition, AppendError};
 
 /// Most events sent in one statement.
 const BATCH_LENGTH_MAX: usize = 1_000;
@@ -36,6 +40,7 @@ const ATTEMPTS_MAX: u32 = 10;
 pub(super) struct Statements {
     insert: insert::Statements,
     call_function: SqlStr,
+    append_tagged: SqlStr,
     find_uuids: SqlStr,
     /// The names of what appends.
     pub(super) append: Append,
@@ -54,6 +59,7 @@ impl Statements {
                 from {append_events}($1::uuid[], $2::text[], $3::jsonb[], $4::bigint[], $5::uuid[], $6::jsonb[],
                   $7::uuid[], $8::uuid[], $9::timestamptz[])"
             )),
+            append_tagged: tagged::statement(layout),
             find_uuids: sql(format!(
                 "-- find_uuids
                 select uuid from {events} where uuid = any ($1)"
@@ -69,15 +75,16 @@ impl Statements {
     }
 }
 
-/// Appends `events`, at least one, in a transaction of their own.
+/// Appends `events`, at least one where there is no condition, in a transaction of their own.
 pub(super) async fn append(
     statements: &Statements,
     pool: &PgPool,
     events: &[NewEvent],
+    condition: Option<&AppendCondition>,
 ) -> Result<Vec<Appended>, AppendError> {
     let mut attempt = 1;
     loop {
-        match try_append(statements, pool, events).await {
+        match try_append(statements, pool, events, condition).await {
             Err(error) if attempt < ATTEMPTS_MAX && refusal::is_transient(&error) => {
                 tracing::debug!(attempt, error = chain(&error), "append failed for now, trying again");
                 tokio::time::sleep(delay_after(attempt)).await;
@@ -92,7 +99,12 @@ async fn try_append(
     statements: &Statements,
     pool: &PgPool,
     events: &[NewEvent],
+    condition: Option<&AppendCondition>,
 ) -> Result<Vec<Appended>, AppendError> {
+    if condition.is_some() || !are_plain(events) {
+        let mut connection = pool.acquire().await?;
+        return append_tagged(statements, &mut connection, events, condition).await;
+    }
     if split_into_batches(events).len() > 1 {
         let mut transaction = pool.begin().await?;
         let appended = append_in_transaction(statements, &mut transaction, events).await?;
@@ -114,6 +126,9 @@ pub(super) async fn append_in_transaction(
     connection: &mut PgConnection,
     events: &[NewEvent],
 ) -> Result<Vec<Appended>, AppendError> {
+    if !are_plain(events) {
+        return append_tagged(statements, connection, events, None).await;
+    }
     let batches = split_into_batches(events);
     if batches.len() > 1 {
         refuse_known_uuids(statements, connection, events).await?;
@@ -124,6 +139,21 @@ pub(super) async fn append_in_transaction(
         appended.extend(stored.map_err(|error| error.counting_from(appended.len()))?);
     }
     Ok(appended)
+}
+
+/// Appends `events`, any number, with their tags and keys, unless the condition excludes it.
+pub(super) async fn append_tagged(
+    statements: &Statements,
+    connection: &mut PgConnection,
+    events: &[NewEvent],
+    condition: Option<&AppendCondition>,
+) -> Result<Vec<Appended>, AppendError> {
+    let statement = (&statements.append_tagged, statements.prepared);
+    tagged::append(statement, connection, events, condition).await
+}
+
+fn are_plain(events: &[NewEvent]) -> bool {
+    events.iter().all(NewEvent::is_plain)
 }
 
 fn split_into_batches(events: &[NewEvent]) -> Vec<&[NewEvent]> {
@@ -180,8 +210,23 @@ async fn call_function(
     connection: &mut PgConnection,
     events: &[NewEvent],
 ) -> Result<Vec<Appended>, AppendError> {
-    let rows: Vec<(Position, Uuid, Version)> = sqlx::query_as(statements.call_function.clone())
-        .persistent(statements.prepared)
+    let query = sqlx::query_as(statements.call_function.clone()).persistent(statements.prepared);
+    let rows: Vec<Row> = bind_events(query, events)
+        .fetch_all(connection)
+        .await
+        .map_err(|error| refusal::translate(error, events))?;
+    Ok(rows.into_iter().map(|(id, uuid, version)| Appended { id, uuid, version }).collect())
+}
+
+/// Where an event was stored, as the functions that append return it.
+type Row = (Position, Uuid, Version);
+
+/// Binds what describes the events: the first nine parameters of the functions that append.
+fn bind_events<'q>(
+    query: QueryAs<'q, Postgres, Row, PgArguments>,
+    events: &'q [NewEvent],
+) -> QueryAs<'q, Postgres, Row, PgArguments> {
+    query
         .bind(events.iter().map(|event| event.aggregate_id.as_uuid()).bind_iter())
         .bind(events.iter().map(|event| &event.event_type).bind_iter())
         .bind(events.iter().map(|event| Jsonb(&event.body)).bind_iter())
@@ -191,10 +236,6 @@ async fn call_function(
         .bind(events.iter().map(|event| event.correlation_id).bind_iter())
         .bind(events.iter().map(|event| event.causation_id).bind_iter())
         .bind(events.iter().map(|event| event.kept_created_at()).bind_iter())
-        .fetch_all(connection)
-        .await
-        .map_err(|error| refusal::translate(error, events))?;
-    Ok(rows.into_iter().map(|(id, uuid, version)| Appended { id, uuid, version }).collect())
 }
 
 /// How long to wait after an attempt: two writers that collided should not meet again. The random part

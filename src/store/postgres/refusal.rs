@@ -4,13 +4,15 @@ use serde::Deserialize;
 use sqlx::postgres::PgDatabaseError;
 use uuid::Uuid;
 
-use crate::event::{AggregateId, NewEvent, Version};
-use crate::store::{AppendError, jsonb};
+use crate::event::{AggregateId, NewEvent, Position, Tag, UniqueKey, Version};
+use crate::store::{AppendError, Came, jsonb};
 
 const CONFLICT: &str = "ES001";
 const UUID_REUSED: &str = "ES002";
 const INVALID: &str = "ES003";
 const NOT_AS_DECLARED: &str = "ES007";
+const CONDITION_FAILED: &str = "ES008";
+const KEY_TAKEN: &str = "ES009";
 const UNIQUE_VIOLATION: &str = "23505";
 const CHECK_VIOLATION: &str = "23514";
 const SERIALIZATION_FAILURE: &str = "40001";
@@ -29,6 +31,8 @@ pub(super) fn translate(error: sqlx::Error, events: &[NewEvent]) -> AppendError 
     let translated = match refusal.code() {
         CONFLICT => detail(refusal).map(Conflict::into_error),
         UUID_REUSED => detail(refusal).map(|UuidReused { uuid }| AppendError::UuidReused { uuid }),
+        CONDITION_FAILED => detail(refusal).and_then(ConditionFailed::into_error),
+        KEY_TAKEN => detail(refusal).and_then(KeyTaken::into_error),
         INVALID | NOT_AS_DECLARED | CHECK_VIOLATION => Some(invalid(refusal, events)),
         code if code.starts_with(DATA_EXCEPTION_CLASS) || code.starts_with(PROGRAM_LIMIT_CLASS) => {
             Some(invalid(refusal, events))
@@ -85,6 +89,39 @@ impl Conflict {
 #[derive(Deserialize)]
 struct UuidReused {
     uuid: Uuid,
+}
+
+#[derive(Deserialize)]
+struct ConditionFailed {
+    item: usize,
+    tag: Tag,
+    id: Option<Position>,
+    #[serde(rename = "type")]
+    event_type: Option<String>,
+    aggregate_id: Option<AggregateId>,
+}
+
+impl ConditionFailed {
+    fn into_error(self) -> Option<AppendError> {
+        let Self { item, tag, id, event_type, aggregate_id } = self;
+        let came = id.zip(event_type).map(|(id, event_type)| Came { id, event_type, aggregate_id });
+        Some(AppendError::ConditionFailed { item: item.checked_sub(1)?, tag, came })
+    }
+}
+
+#[derive(Deserialize)]
+struct KeyTaken {
+    event: usize,
+    owner: AggregateId,
+    #[serde(flatten)]
+    key: UniqueKey,
+}
+
+impl KeyTaken {
+    fn into_error(self) -> Option<AppendError> {
+        let Self { event, owner, key } = self;
+        Some(AppendError::KeyTaken { index: event.checked_sub(1)?, key, owner })
+    }
 }
 
 #[derive(Deserialize)]

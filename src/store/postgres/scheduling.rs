@@ -98,6 +98,7 @@ impl PostgresEventStore {
         let function = &self.statements.append()?.append.append_at;
         let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
+        validity::refuse_tags(events, "what is appended later")?;
         let time = match time.into() {
             AppendTime::At(time) => format!("'{}'::timestamptz", time.to_rfc3339()),
             AppendTime::After(delay) => format!("clock_timestamp() + {}", interval(delay)),

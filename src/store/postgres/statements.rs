@@ -3,7 +3,7 @@
 use sqlx::SqlStr;
 
 use super::sql_text::sql;
-use super::{append, row};
+use super::{append, row, tagged};
 use crate::store::AppendError;
 use crate::store::layout::Layout;
 
@@ -20,6 +20,8 @@ pub(super) struct Statements {
     pub(super) read_uuids: SqlStr,
     pub(super) find_position_at: SqlStr,
     pub(super) find_latest_id: SqlStr,
+    /// None where events have no tags.
+    pub(super) read_tagged: Option<SqlStr>,
     /// None in a store that espd only reads.
     append: Option<append::Statements>,
 }
@@ -70,6 +72,7 @@ impl Statements {
                 order by id desc
                 limit 1"
             )),
+            read_tagged: layout.append.as_ref().map(|_| tagged::read_tagged(layout)),
             append: layout.append.as_ref().map(|append| append::Statements::new(layout, append)),
         }
     }

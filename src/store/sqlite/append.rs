@@ -16,6 +16,7 @@ pub(super) async fn append(
     events: &[NewEvent],
 ) -> Result<Vec<Appended>, AppendError> {
     validity::check(events)?;
+    validity::refuse_tags(events, "a store in one file")?;
     let bodies = normalize(events)?;
     refuse_repeated_uuids(events)?;
     let stored = find_stored(connection, events).await?;

@@ -73,6 +73,11 @@ const OVERRIDE_IDS: [&str; 3] = [
     "select setval('espd.events_id_seq', 1000)",
     "select nextval('espd.events_id_seq')",
 ];
+/// With a tag that is written, one that only the condition names, and keys.
+const APPEND_TAGGED: &str = r#"select * from espd.append(
+    '{"aggregate_id": "149d5c70-a373-4857-91e2-1d5ea90c27e5", "type": "A", "body": {}, "tags": ["x"], "claims": {"a": "1"},
+      "releases": {"b": "2"}}',
+    '{"items": [{"tags": ["x", "y"]}]}')"#;
 const MOVE: &str = "update espd.trackers set position = 1";
 const CHANGE_LOG: &str = "delete from espd.operator_log";
 
@@ -84,6 +89,8 @@ async fn an_appender_appends_and_changes_nothing() {
     assert_eq!(appender.espctl_fed(&["append"], line).await.printed(), "1\n");
     assert!(appender.espctl_fed(&["append"], line).await.complained(1).contains("version"));
     assert_eq!(appender.espctl(&["events", "--json"]).await.json_lines().len(), 1);
+    sqlx::raw_sql(APPEND_TAGGED).execute(&pool).await.unwrap();
+    may_not(&pool, &["update espd.tag_events set n = 0", "delete from espd.tag_events", "delete from espd.tag_heads"]).await;
     may_not(&pool, &CHANGE_EVENTS).await;
     may_not(&pool, &[MOVE, CHANGE_LOG, "create table views.mine ()", "create table espd.mine ()"]).await;
     may_not(&pool, &OVERRIDE_IDS).await;

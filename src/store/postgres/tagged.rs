@@ -1,0 +1,95 @@
+//! Reads by tags, and appends under a condition.
+
+use std::collections::BTreeMap;
+
+use futures_util::TryStreamExt as _;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row as _, SqlStr};
+
+use super::sql_text::sql;
+use super::{PostgresEventStore, Uncommitted, append, row};
+use crate::event::{Appended, NewEvent, Position};
+use crate::store::layout::Layout;
+use crate::store::{
+    AppendCondition, AppendError, ConsistencyToken, NO_TAGS, ReadError, TagQuery, TaggedEvents, validity,
+};
+
+/// Reads events and token in one statement, and so in one snapshot. The first row has the token, whether or not there is an event.
+pub(super) fn read_tagged(layout: &Layout) -> SqlStr {
+    let (schema, columns, source) = (layout.quoted_schema(), row::COLUMNS, layout.source());
+    sql(format!(
+        "-- read_tagged
+        select {columns}, t.token
+        from (select {schema}.find_token($1) as token) as t
+          left join {source} as e on e.id = any (array(select {schema}.find_tagged($1, $2)))
+        order by e.id"
+    ))
+}
+
+impl PostgresEventStore {
+    /// Appends as [`EventStore::append_if`](crate::store::EventStore::append_if) does, as part of the caller's own transaction on
+    /// `connection`: see [`Self::append_in`]. From then on, and until the transaction ends, nobody else can append what the
+    /// condition excludes.
+    ///
+    /// Whoever calls it several times in one transaction locks in the order of the calls: deadlocks are possible, and for the caller
+    /// to retry.
+    pub async fn append_if_in(
+        &self,
+        connection: &mut PgConnection,
+        events: &[NewEvent],
+        condition: &AppendCondition,
+    ) -> Result<Uncommitted, AppendError> {
+        let events = &*self.codec.encode_all(events)?;
+        validity::check(events)?;
+        condition.check()?;
+        let statements = self.statements.append()?;
+        let appended = append::append_tagged(statements, connection, events, Some(condition)).await?;
+        Ok(Uncommitted::new(self, appended))
+    }
+
+    /// Reads as [`EventStore::read_tagged`](crate::store::EventStore::read_tagged) does, in the caller's transaction on
+    /// `connection`. In `read committed`, nothing more is needed; above it, an append under the token that was overtaken fails with a
+    /// serialization failure (40001).
+    pub async fn read_tagged_in(
+        &self,
+        connection: &mut PgConnection,
+        query: &TagQuery,
+        since: Option<&ConsistencyToken>,
+    ) -> Result<TaggedEvents, ReadError> {
+        let refused = |reason| ReadError::Refused { reason };
+        if let Some(reason) = query.find_fault() {
+            return Err(refused(reason));
+        }
+        let statement = self.statements.read_tagged.clone().ok_or_else(|| refused(NO_TAGS.to_owned()))?;
+        let mut rows = sqlx::query(statement).bind(Json(query)).bind(since.map(Json)).fetch(connection);
+        let (mut events, mut token) = (Vec::new(), None);
+        while let Some(row) = rows.try_next().await? {
+            if token.is_none() {
+                let Json(numbers) = row.try_get::<Json<BTreeMap<_, _>>, _>("token")?;
+                token = Some(ConsistencyToken(numbers));
+            }
+            if row.try_get::<Option<Position>, _>(0)?.is_some() {
+                events.push(self.codec.decode(self.event(&row)?)?);
+            }
+        }
+        Ok(TaggedEvents { events, token: token.unwrap_or_default() })
+    }
+
+    pub(super) async fn append_under(
+        &self,
+        events: &[NewEvent],
+        condition: Option<&AppendCondition>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let events = &*self.codec.encode_all(events)?;
+        validity::check(events)?;
+        if events.is_empty() && condition.is_none() {
+            return Ok(Vec::new());
+        }
+        let appended = append::append(self.statements.append()?, &self.pool, events, condition).await?;
+        if !appended.is_empty() {
+            self.notify();
+            self.tell_appended(&appended).await;
+        }
+        Ok(appended)
+    }
+}
