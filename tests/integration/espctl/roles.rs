@@ -90,7 +90,11 @@ async fn an_appender_appends_and_changes_nothing() {
     assert!(appender.espctl_fed(&["append"], line).await.complained(1).contains("version"));
     assert_eq!(appender.espctl(&["events", "--json"]).await.json_lines().len(), 1);
     sqlx::raw_sql(APPEND_TAGGED).execute(&pool).await.unwrap();
-    may_not(&pool, &["update espd.tag_events set n = 0", "delete from espd.tag_events", "delete from espd.tag_heads"]).await;
+    may_not(
+        &pool,
+        &["update espd.tag_events set n = 0", "delete from espd.tag_events", "delete from espd.tag_heads"],
+    )
+    .await;
     may_not(&pool, &CHANGE_EVENTS).await;
     may_not(&pool, &[MOVE, CHANGE_LOG, "create table views.mine ()", "create table espd.mine ()"]).await;
     may_not(&pool, &OVERRIDE_IDS).await;
