@@ -87,6 +87,7 @@ macro_rules! event_set {
     ) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
+        #[allow(missing_docs)]
         $visibility struct $variant { $($(#[$of_field])* $visibility $field: $type),* }
     };
     (

@@ -3,6 +3,7 @@
 
 mod features;
 mod page;
+mod quoted;
 mod recipes;
 mod shell;
 mod tour;
