@@ -77,6 +77,9 @@ grant execute on function :"schema".pause_processor, :"schema".resume_processor,
   :"schema".discard_dead_letters, :"schema".cancel_emissions, :"schema".retry_emissions, :"schema".request_reload
   to espd_operator, espd_daemon;
 grant execute on function :"schema".cancel_scheduled_events, :"schema".retry_scheduled_events to espd_operator, espd_daemon;
+-- Deletes aggregates for good, and records it. Where that is not an operator's to decide, take it back.
+grant execute on function :"schema".hold_trackers, :"schema".forget_events to espd_operator;
+grant execute on function :"schema".delete_aggregate to espd_operator;
 -- What makes tables anew, or drops them, is the daemon's: they belong to it.
 grant execute on function :"schema".rebuild_processor, :"schema".drop_processor, :"schema".rename_processor
   to espd_daemon;

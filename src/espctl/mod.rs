@@ -3,6 +3,7 @@
 mod append;
 mod check;
 mod dead_letters;
+mod delete_aggregate;
 mod doctor;
 mod emissions;
 mod events;
@@ -91,6 +92,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Option<emissions::EmissionsCommand>,
     },
+    /// Delete all events of an aggregate for good, and record that
+    DeleteAggregate(delete_aggregate::Arguments),
     /// Import the positions that the processors of event_sourcery have reached
     ImportPositions(import_positions::Arguments),
     /// Have the running daemons read their configuration again
@@ -234,6 +237,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Resume(arguments) => operate::resume(arguments, config, databases).await,
         Command::DeadLetters(command) => dead_letters::run(command, config, databases).await,
         Command::Emissions { command } => emissions::run(command, config, databases).await,
+        Command::DeleteAggregate(arguments) => delete_aggregate::run(arguments, config, databases).await,
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Reload(arguments) => reload::run(arguments, config, databases).await,
         Command::Wait(arguments) => wait::run(arguments, config, databases).await,

@@ -88,6 +88,7 @@ pub(crate) fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> 
                 ".tag_heads ",
                 ".tag_events ",
                 ".unique_keys ",
+                ".delete_aggregate ",
             ];
             let appends = |line: &&str| of_appenders.iter().any(|part| line.contains(part));
             let kept: Vec<&str> = own.lines().filter(|line| !appends(line)).collect();

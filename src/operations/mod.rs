@@ -4,6 +4,7 @@ pub(crate) mod backlog;
 pub(crate) mod check;
 pub(crate) mod databases;
 pub(crate) mod declared_events;
+pub(crate) mod deletion;
 pub(crate) mod doctor;
 pub(crate) mod event_schema;
 pub(crate) mod event_streams;

@@ -37,6 +37,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (8, "due events", include_str!("../../migrations/event_store/0008_due_events.sql")),
         (9, "snapshots", include_str!("../../migrations/event_store/0009_snapshots.sql")),
         (10, "tags", include_str!("../../migrations/event_store/0010_tags.sql")),
+        (11, "audit", include_str!("../../migrations/event_store/0011_audit.sql")),
     ],
 };
 
@@ -71,6 +72,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (21, "wait for", include_str!("../../migrations/processing/0021_wait_for.sql")),
         (22, "effects", include_str!("../../migrations/processing/0022_effects.sql")),
         (23, "standing still", include_str!("../../migrations/processing/0023_standing_still.sql")),
+        (24, "deleted events", include_str!("../../migrations/processing/0024_deleted_events.sql")),
     ],
 };
 

@@ -62,8 +62,10 @@ pub use condition::{AppendCondition, Came, ConsistencyToken, TagQuery, TaggedEve
 pub use event_stream::EventStream;
 pub use layout::{EspdNames, EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
-pub use postgres::{AppendTime, PostgresEventStore, Uncommitted};
-pub(crate) use postgres::{Direction, Selection, TransactionAppender, read_after_on, stream_aggregate_on};
+pub use postgres::{AppendTime, DeletedAggregate, DeletionError, PostgresEventStore, Uncommitted};
+pub(crate) use postgres::{
+    Direction, Selection, TransactionAppender, delete_aggregate_on, read_after_on, stream_aggregate_on,
+};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteEventStore, SqliteOpenError};
 pub use trace::{Trace, TraceLimits, TracedEvent, trace};

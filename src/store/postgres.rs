@@ -3,6 +3,7 @@
 //! Reads are plain statements (`postgres/statements.rs`). Appends have rules of their own (`postgres/append.rs`).
 
 mod append;
+mod deletion;
 mod on_connection;
 mod parameter;
 mod refusal;
@@ -38,6 +39,8 @@ use crate::store::appended_hook::AppendedHook;
 use crate::store::layout::{Append, Layout};
 use crate::store::notifier::Notifier;
 
+pub(crate) use deletion::delete_aggregate_on;
+pub use deletion::{DeletedAggregate, DeletionError};
 pub(crate) use on_connection::{TransactionAppender, read_after_on, stream_aggregate_on};
 pub use scheduling::AppendTime;
 pub(crate) use selection::{Direction, Selection};

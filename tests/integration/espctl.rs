@@ -3,6 +3,7 @@
 mod append;
 mod check;
 mod connect;
+mod delete_aggregate;
 mod doctor;
 mod events;
 mod graph;

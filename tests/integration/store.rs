@@ -2,6 +2,7 @@
 //! do not lead through `append`.
 
 mod append_examples;
+mod audit;
 mod event_schemas;
 mod event_sourcery;
 mod functions;

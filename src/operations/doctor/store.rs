@@ -90,7 +90,9 @@ async fn triggers(connection: &mut PgConnection, layout: &Layout) -> anyhow::Res
     let statement = "
         -- list_triggers
         select tgname::text from pg_trigger
-        where tgrelid = to_regclass($1) and not tgisinternal and tgenabled <> 'D' order by tgname";
+        where tgrelid = to_regclass($1) and not tgisinternal and tgenabled <> 'D'
+          and tgname not in ('archive_change', 'archive_truncate')
+        order by tgname";
     let names: Vec<String> =
         sqlx::query_scalar(statement).bind(layout.events_table()).fetch_all(connection).await?;
     if names.is_empty() {
