@@ -2,9 +2,9 @@
 //!
 //! `cargo bench --bench native_projector`; docs/benchmarks.md says what the figures mean.
 
-#[path = "../examples/todo/events.rs"]
+#[path = "../examples/todo_processors/events.rs"]
 mod events;
-#[path = "../examples/todo/projections.rs"]
+#[path = "../examples/todo_processors/projections.rs"]
 #[expect(dead_code, reason = "the example has another projection, which is not measured")]
 mod projections;
 mod support;

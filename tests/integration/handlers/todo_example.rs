@@ -1,4 +1,4 @@
-//! `examples/todo`: the same projections and the same notifier, declared in SQL, in Rust and as programs, give the same
+//! `examples/todo_processors`: the same projections and the same notifier, declared in SQL, in Rust and as programs, give the same
 //! tables and the same emitted events, whichever process is killed meanwhile.
 
 use std::collections::BTreeMap;
@@ -27,13 +27,13 @@ const TABLES: [&str; 5] =
 const EVENTS: usize = 3_000;
 
 fn example(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/todo").join(file)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/todo_processors").join(file)
 }
 
-/// The program of `examples/todo`, which cargo builds beside the tests.
+/// The program of `examples/todo_processors`, which cargo builds beside the tests.
 fn rust_program() -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    own.parent().and_then(Path::parent).unwrap().join("examples/todo")
+    own.parent().and_then(Path::parent).unwrap().join("examples/todo_processors")
 }
 
 fn start(program: &Path, config: &Path, db: &Database) -> Program {
@@ -225,7 +225,7 @@ fn is_said(line: &serde_json::Value, wanted: &str) -> bool {
     line["message"].as_str().is_some_and(|message| message.contains(wanted))
 }
 
-/// Runs the program of `examples/todo` to its end: exit code, standard output, standard error.
+/// Runs the program of `examples/todo_processors` to its end: exit code, standard output, standard error.
 async fn todo(arguments: &[&str], url: &str) -> (i32, String, String) {
     let mut command = tokio::process::Command::new(rust_program());
     command.args(arguments).arg("--config").arg(example("rust.toml")).env("DATABASE_URL", url);
@@ -256,7 +256,7 @@ async fn a_program_is_operated_by_itself_and_speaks_of_itself() {
     assert!(help.contains("todo wait --all") && !help.contains("espctl"), "{help}");
 }
 
-/// What the program of `examples/todo` declares in Rust is there in its workers, and in its commands.
+/// What the program of `examples/todo_processors` declares in Rust is there in its workers, and in its commands.
 #[tokio::test]
 async fn a_program_reads_old_events_and_resets_its_processors_by_itself() {
     let db = support::database().await;

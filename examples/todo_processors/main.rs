@@ -1,7 +1,7 @@
 //! The to-do application's three projectors and its notifier in Rust. They write the same tables and emit the same events as
 //! those that `config/processors` and `notifier.toml` declare in SQL.
 //!
-//! `cargo run --release --example todo -- run --config examples/todo/rust.toml`
+//! `cargo run --release --example todo_processors -- run --config examples/todo_processors/rust.toml`
 //!
 //! It has every command of `espd` and `espctl`: `todo status`, `todo reset outstanding_todos`.
 //!

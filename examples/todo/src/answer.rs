@@ -1,0 +1,71 @@
+//! What a command has come to, as HTTP.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use espd::prelude::*;
+use serde_json::json;
+
+/// Why the rules do not allow a command. The code is for programs and translations, the message for people.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    pub code: &'static str,
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(code: &'static str, message: &str) -> Self {
+        Self { code, message: message.to_owned() }
+    }
+
+    /// There is no such thing.
+    pub fn unknown(what: &str) -> Self {
+        Self::new("unknown", &format!("there is no such {what}"))
+    }
+}
+
+/// A failed request: its status, a code and a message.
+pub struct Failure {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl Failure {
+    pub fn new(status: StatusCode, code: &'static str, message: impl ToString) -> Self {
+        Self { status, code, message: message.to_string() }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({ "code": self.code, "message": self.message }))).into_response()
+    }
+}
+
+impl From<ExecuteError<Refusal>> for Failure {
+    fn from(error: ExecuteError<Refusal>) -> Self {
+        match error {
+            ExecuteError::Refused(Refusal { code: "unknown", message }) => {
+                Self::new(StatusCode::NOT_FOUND, "unknown", message)
+            }
+            ExecuteError::Refused(Refusal { code, message }) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
+            }
+            ExecuteError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "conflict", error),
+            ExecuteError::CommandIdReused { .. } => Self::new(StatusCode::CONFLICT, "key_reused", error),
+            error if error.is_transient() => Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error),
+        }
+    }
+}
+
+/// What a command has led to: where a client can read it, and from which position on tables show it.
+pub fn executed<A: Aggregate>(id: &Id<A>, executed: &Executed<A>) -> Response {
+    let position = executed.appended.last().map(|last| last.id);
+    let body = json!({
+        "id": id, "version": executed.version, "position": position, "repeated": executed.is_repeated,
+    });
+    let status = if executed.version == Version::FIRST { StatusCode::CREATED } else { StatusCode::OK };
+    (status, Json(body)).into_response()
+}
