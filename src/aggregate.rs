@@ -62,6 +62,7 @@
 //! # Ok(()) }
 //! ```
 
+mod boundary;
 mod command_id;
 mod context;
 mod error;
@@ -76,6 +77,7 @@ mod unit_of_work;
 
 use crate::event::EventSet;
 
+pub use boundary::{BoundaryContext, DecidedWithin, DecisionWithin, Draft};
 pub use context::Context;
 pub use error::{CommitError, ExecuteError, LoadError};
 pub use execution::{Executed, Execution, Planned};

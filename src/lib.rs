@@ -317,12 +317,12 @@ pub mod prelude {
     #[cfg(feature = "daemon")]
     pub use crate::Program;
     pub use crate::aggregate::{
-        Aggregate, CommitError, Context, Decide, ExecuteError, Executed, Id, LoadError, Loaded, Repository,
-        UnitOfWork, UnknownEvents,
+        Aggregate, BoundaryContext, CommitError, Context, Decide, Draft, ExecuteError, Executed, Id,
+        LoadError, Loaded, Repository, UnitOfWork, UnknownEvents,
     };
     pub use crate::event::{
         AggregateId, Appended, Event, EventSet, EventType, ExpectedVersion, NewEvent, Position, StoredTime,
-        Version,
+        Tag, Version,
     };
     #[cfg(feature = "processors")]
     pub use crate::native::{
@@ -331,7 +331,7 @@ pub mod prelude {
     };
     pub use crate::store::{
         AppendError, AppendTime, BodyCodec, EventStore, EventStream, Layout, MemoryEventStore,
-        PostgresEventStore, ReadError,
+        PostgresEventStore, ReadError, TagQuery,
     };
 }
 

@@ -41,9 +41,9 @@ create table if not exists :"schema".unique_keys (
 
 create index if not exists unique_keys_aggregate_id_idx on :"schema".unique_keys (aggregate_id);
 
-comment on table :"schema".tag_heads is 'Write through append only.';
-comment on table :"schema".tag_events is 'Write through append only.';
-comment on table :"schema".unique_keys is 'Write through append only.';
+comment on table :"schema".tag_heads is 'Never written by hand.';
+comment on table :"schema".tag_events is 'Never written by hand.';
+comment on table :"schema".unique_keys is 'Never written by hand.';
 
 -- What is wrong with one item of a query or a condition; null if nothing is.
 create or replace function :"schema".find_fault_of_item(item jsonb) returns text
@@ -55,7 +55,7 @@ begin
     when jsonb_typeof(item) <> 'object' then 'an item is not an object'
     when item - '{tags,types}'::text[] <> '{}' then 'an item has other keys than tags and types'
     when not item ? 'tags' or item->'tags' = '[]' then
-      'an item has no tag, so it would be about every event of the store: name a tag that the events in question have'
+      'an item has no tag, so it would be about everything in the store: name a tag'
     when jsonb_typeof(item->'tags') <> 'array' or jsonb_typeof(item->'types') <> 'array'
       or jsonb_path_exists(item, 'strict $.*[*] ? (@.type() <> "string")') then 'tags and types of an item are arrays of texts'
     when item->'types' = '[]' then 'types of an item is empty: leave it out for all types'
@@ -98,39 +98,47 @@ $$;
 
 -- The number of each tag that the items name, now.
 create or replace function :"schema".find_token(items jsonb) returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = :"schema", pg_temp
 set enable_seqscan = off
 set row_security = off
 as $$
-  select coalesce(jsonb_object_agg(named.tag, coalesce(h.n, 0)), '{}')
-  from (select distinct tag from jsonb_array_elements(items) as item, jsonb_array_elements_text(item->'tags') as tag) as named
-    left join tag_heads as h on h.tag = named.tag
+begin
+  return (
+    select coalesce(jsonb_object_agg(named.tag, coalesce(h.n, 0)), '{}')
+    from (select distinct tag from jsonb_array_elements(items) as item, jsonb_array_elements_text(item->'tags') as tag) as named
+      left join tag_heads as h on h.tag = named.tag
+  );
+end
 $$;
 
 -- The ids of the events that match one of the items: of one of its types, with all of its tags. `since`: only what came after the
 -- state that this token knows.
 --
--- Of several tags, the one that has the fewest events is read, and the others are looked up.
+-- Of several tags, the one that has the fewest events is read, and the others are looked up. (These functions are in PL/pgSQL because
+-- that keeps plans; a function in SQL is planned at each call.)
 create or replace function :"schema".find_tagged(items jsonb, since jsonb default null) returns setof bigint
-language sql stable
+language plpgsql stable
 set search_path = :"schema", pg_temp
 set enable_seqscan = off
 set row_security = off
 as $$
-  select distinct e.event_id
-  from jsonb_array_elements(items) as item
-    cross join lateral (
-      select named.tag, coalesce((since->>named.tag)::bigint, 0) as n
-      from jsonb_array_elements_text(item->'tags') as named (tag) left join tag_heads as h on h.tag = named.tag
-      order by coalesce(h.n, 0) - coalesce((since->>named.tag)::bigint, 0)
-      limit 1) as fewest
-    join tag_events as e on e.tag = fewest.tag and e.n > fewest.n
-  where coalesce(item->'types' ? e.type, true)
-    and not exists (
-      select from jsonb_array_elements_text(item->'tags') as other (tag)
-      where other.tag <> fewest.tag
-        and not exists (select from tag_events as o where o.event_id = e.event_id and o.tag = other.tag))
+begin
+  return query
+    select distinct e.event_id
+    from jsonb_array_elements(items) as item
+      cross join lateral (
+        select named.tag, coalesce((since->>named.tag)::bigint, 0) as n
+        from jsonb_array_elements_text(item->'tags') as named (tag) left join tag_heads as h on h.tag = named.tag
+        order by coalesce(h.n, 0) - coalesce((since->>named.tag)::bigint, 0)
+        limit 1) as fewest
+      join tag_events as e on e.tag = fewest.tag and e.n > fewest.n
+    where coalesce(item->'types' ? e.type, true)
+      and not exists (
+        select from jsonb_array_elements_text(item->'tags') as other (tag)
+        where other.tag <> fewest.tag
+          and not exists (select from tag_events as o where o.event_id = e.event_id and o.tag = other.tag));
+end
 $$;
 
 -- Reads what a decision is made from: the events that match one of the items, in the order of ids, and the token that says up to
@@ -163,34 +171,38 @@ $$;
 -- A part of append_tagged: the first item that an event matches which came after the token, as the DETAIL of ES008; null where
 -- there is none. `heads`: the numbers of all tags that the condition names. Their rows are locked.
 create or replace function :"schema".find_unmet(condition jsonb, heads jsonb) returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = :"schema", pg_temp
 set enable_seqscan = off
 set row_security = off
 as $$
-  select jsonb_build_object('item', item.number, 'tag', least_moved.tag, 'n', coalesce(came.n, least_moved.n),
-    'id', came.event_id, 'uuid', e.uuid, 'aggregate_id', e.aggregate_id, 'type', came.type)
-  from jsonb_array_elements(condition->'items') with ordinality as item (value, number)
-    cross join lateral (
-      select named.tag, named.n, (heads->>named.tag)::bigint - named.n as moved
-      from (
-        select tag, coalesce((condition->'token'->>tag)::bigint, 0) as n from jsonb_array_elements_text(item.value->'tags') as tag
-      ) as named
-      order by moved
-      limit 1) as least_moved
-    left join lateral (
-      select t.n, t.event_id, t.type from tag_events as t
-      where t.tag = least_moved.tag and t.n > least_moved.n and coalesce(item.value->'types' ? t.type, true)
-        and not exists (
-          select from jsonb_array_elements_text(item.value->'tags') as other (tag)
-          where other.tag <> least_moved.tag
-            and not exists (select from tag_events as o where o.event_id = t.event_id and o.tag = other.tag))
-      order by t.n
-      limit 1) as came on least_moved.moved > 0
-    left join events as e on e.id = came.event_id
-  where came.n is not null or least_moved.moved < 0
-  order by item.number
-  limit 1
+begin
+  return (
+    select jsonb_build_object('item', item.number, 'tag', least_moved.tag, 'n', coalesce(came.n, least_moved.n),
+      'id', came.event_id, 'uuid', e.uuid, 'aggregate_id', e.aggregate_id, 'type', came.type)
+    from jsonb_array_elements(condition->'items') with ordinality as item (value, number)
+      cross join lateral (
+        select named.tag, named.n, (heads->>named.tag)::bigint - named.n as moved
+        from (
+          select tag, coalesce((condition->'token'->>tag)::bigint, 0) as n from jsonb_array_elements_text(item.value->'tags') as tag
+        ) as named
+        order by moved
+        limit 1) as least_moved
+      left join lateral (
+        select t.n, t.event_id, t.type from tag_events as t
+        where t.tag = least_moved.tag and t.n > least_moved.n and coalesce(item.value->'types' ? t.type, true)
+          and not exists (
+            select from jsonb_array_elements_text(item.value->'tags') as other (tag)
+            where other.tag <> least_moved.tag
+              and not exists (select from tag_events as o where o.event_id = t.event_id and o.tag = other.tag))
+        order by t.n
+        limit 1) as came on least_moved.moved > 0
+      left join events as e on e.id = came.event_id
+    where came.n is not null or least_moved.moved < 0
+    order by item.number
+    limit 1
+  );
+end
 $$;
 
 -- A part of append_tagged: locks the heads of tags in their order and returns the numbers that they had, by tag. Those that are
@@ -339,6 +351,10 @@ as $$
 declare
   size     int := coalesce(cardinality(aggregate_ids), 0);
   token    jsonb := condition->'token';
+  -- The tags that are written, in the order of locking, and the number of the last event that each gets.
+  written  text[];
+  numbers  bigint[];
+  -- The number that each tag had before.
   heads    jsonb;
   unmet    jsonb;
   appended record;
@@ -352,7 +368,46 @@ begin
       on conflict (tag) do update set n = h.n + excluded.n
       returning h.tag, h.n
     )
-    select jsonb_object_agg(l.tag, l.n - 1) into heads from locked as l;
+    select array_agg(l.tag), array_agg(l.n) into written, numbers from locked as l;
+
+    -- Of one event, everything that remains is one statement, which stores it or does nothing. It sees what those have stored whom
+    -- the one before has waited for.
+    if size = 1 and keys is null then
+      with stored as (
+        insert into events as e
+          (uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at)
+        select coalesce(uuids[1], gen_random_uuid()), aggregate_ids[1], types[1], head.version + 1, bodies[1],
+          coalesce(metadata[1], '{}'), correlation_ids[1], causation_ids[1], coalesce(created_ats[1], clock_timestamp())
+        from (select coalesce(max(version), 0) as version from events where aggregate_id = aggregate_ids[1]) as head
+        where (expected_versions[1] is null or expected_versions[1] = head.version)
+          and not exists (select from event_schemas as s where s.type = types[1] and s.check_at_append)
+          and not exists (
+            select from jsonb_array_elements(condition->'items') as item
+              cross join lateral (
+                select named.tag, since.n, w.n - 1 - since.n as moved
+                from jsonb_array_elements_text(item->'tags') as named (tag) join unnest(written, numbers) as w (tag, n) on w.tag = named.tag,
+                  coalesce((token->>named.tag)::bigint, 0) as since (n)
+                order by moved
+                limit 1) as least_moved
+            where least_moved.moved < 0 or least_moved.moved > 0 and exists (
+              select from tag_events as t
+              where t.tag = least_moved.tag and t.n > least_moved.n and coalesce(item->'types' ? t.type, true)
+                and (jsonb_array_length(item->'tags') = 1 or not exists (
+                  select from jsonb_array_elements_text(item->'tags') as other (tag)
+                  where not exists (select from tag_events as o where o.event_id = t.event_id and o.tag = other.tag)))))
+        on conflict do nothing
+        returning e.id, e.uuid, e.version
+      ), noted as (
+        insert into tag_events (tag, n, event_id, type)
+        select w.tag, w.n, s.id, types[1] from stored as s, unnest(written, numbers) as w (tag, n)
+      )
+      select s.id, s.uuid, s.version into id, uuid, version from stored as s;
+      if found then
+        return next;
+        return;
+      end if;
+    end if;
+    select jsonb_object_agg(l.tag, l.n - 1) into heads from unnest(written, numbers) as l (tag, n);
     if size > 1 then
       select jsonb_object_agg(given.tag, (heads->>given.tag)::bigint + 1 - given.count) into heads
       from (select t.tag, count(distinct t.event) from unnest(tags, tagged) as t (tag, event) group by 1) as given;
@@ -586,4 +641,4 @@ begin
 end
 $$;
 
-comment on function :"schema".append(jsonb, jsonb) is 'Appends events that may have tags and keys, under a condition on tags.';
+comment on function :"schema".append(jsonb, jsonb) is 'For what has tags and keys, and under a condition on tags.';

@@ -86,7 +86,7 @@ impl<R> ExecuteError<R> {
         matches!(
             self,
             Self::Load(LoadError::Unavailable(ReadError::Database(_)))
-                | Self::Append(AppendError::Database(_))
+                | Self::Append(AppendError::Database(_) | AppendError::ConditionFailed { .. })
                 | Self::Conflict { .. }
         )
     }
@@ -97,7 +97,9 @@ impl<R> ExecuteError<R> {
     pub(super) fn may_be_an_echo(&self) -> bool {
         matches!(
             self,
-            Self::Refused(_) | Self::Conflict { .. } | Self::Append(AppendError::UuidReused { .. })
+            Self::Refused(_)
+                | Self::Conflict { .. }
+                | Self::Append(AppendError::UuidReused { .. } | AppendError::KeyTaken { .. })
         )
     }
 }

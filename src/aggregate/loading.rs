@@ -42,12 +42,7 @@ impl<A: Aggregate> Loaded<A> {
 
     /// Takes in an event of the stream.
     pub(super) fn take_in(&mut self, event: &Event) -> Result<(), LoadError> {
-        match A::Event::read(event) {
-            Ok(Some(known)) => self.state.evolve(&known),
-            Ok(None) if A::UNKNOWN_EVENTS == UnknownEvents::PassOver => {}
-            Ok(None) => return Err(unknown(event)),
-            Err(source) => return Err(unreadable(event, source)),
-        }
+        evolve(&mut self.state, event)?;
         (self.version, self.position) = (event.version, event.id);
         Ok(())
     }
@@ -62,6 +57,17 @@ impl<A: Aggregate> Loaded<A> {
         }
         Ok(())
     }
+}
+
+/// Has a state take in an event.
+pub(super) fn evolve<A: Aggregate>(state: &mut A, event: &Event) -> Result<(), LoadError> {
+    match A::Event::read(event) {
+        Ok(Some(known)) => state.evolve(&known),
+        Ok(None) if A::UNKNOWN_EVENTS == UnknownEvents::PassOver => {}
+        Ok(None) => return Err(unknown(event)),
+        Err(source) => return Err(unreadable(event, source)),
+    }
+    Ok(())
 }
 
 fn unknown(event: &Event) -> LoadError {

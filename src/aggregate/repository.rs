@@ -7,9 +7,12 @@ use chrono::{DateTime, Utc};
 
 use super::loader::Loader;
 use super::snapshot::SnapshotKeeper;
-use super::{Aggregate, Context, Decide, Execution, Id, LoadError, Loaded, SnapshotStore, UnitOfWork};
+use super::{
+    Aggregate, BoundaryContext, Context, Decide, DecisionWithin, Draft, Execution, Id, LoadError, Loaded,
+    SnapshotStore, UnitOfWork,
+};
 use crate::event::Version;
-use crate::store::EventStore;
+use crate::store::{EventStore, TagQuery};
 
 /// Aggregates in an event store. Clones use the same store.
 #[derive(Clone)]
@@ -117,6 +120,18 @@ impl<S: EventStore> Repository<S> {
         decision: impl Fn(&A, &Context) -> Result<Vec<A::Event>, R> + Send + Sync + 'r,
     ) -> Execution<'r, S, A, R> {
         Execution::new(&self.0, id.clone(), Box::new(decision))
+    }
+
+    /// Decides beyond one aggregate: the state is folded from the events that match `query`, and what was decided is stored unless one
+    /// more matches by then. `docs/consistency.md` has an example.
+    ///
+    /// An item of the query that names no types is about the types that `A` knows. The events need tags by which the query finds them.
+    pub fn decide_within<'r, A: Aggregate, R>(
+        &'r self,
+        query: TagQuery,
+        decision: impl Fn(&A, &BoundaryContext) -> Result<Vec<Draft<A::Event>>, R> + Send + Sync + 'r,
+    ) -> DecisionWithin<'r, S, A, R> {
+        DecisionWithin::new(&self.0, query, Box::new(decision))
     }
 
     /// Begins a unit of work: several aggregates, and one append for all of them.

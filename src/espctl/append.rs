@@ -1,5 +1,6 @@
 //! `espctl append`: reads JSON lines and prints the positions of the appended events.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read as _};
 
 use anyhow::{Context as _, bail};
@@ -11,24 +12,31 @@ use sqlx::Connection as _;
 use uuid::Uuid;
 
 use crate::espctl::output;
-use crate::event::{Appended, ExpectedVersion, NewEvent, Position};
+use crate::event::{Appended, ExpectedVersion, NewEvent, Position, Tag};
 use crate::operations::databases::Databases;
 use crate::operations::outcome::is_closed_pipe;
-use crate::store::{AppendError, EventStore as _, PostgresEventStore};
+use crate::store::{AppendCondition, AppendError, EventStore as _, PostgresEventStore};
 
 #[derive(Args)]
 #[command(after_help = "Each line is an object with aggregate_id (uuid), type and body, and optionally\n\
     expected_version (0: the aggregate must not exist), uuid, correlation_id, causation_id, created_at\n\
-    (RFC 3339) and metadata (object). An event whose uuid is stored already is not stored twice.\n\n\
+    (RFC 3339), metadata (object), tags (texts), and claims and releases (objects of scopes, with a key\n\
+    or several each). An event whose uuid is stored already is not stored twice.\n\n\
+    With --if, nothing is appended if an event came that the condition excludes: a JSON object, or a file\n\
+    with one, as `espctl events --tag TAG --condition` prints it.\n\n\
     With --at, a daemon appends the events at that time, by the clock of the database; there can be no\n\
     expected_version. `espctl emissions list -` shows what is still to be appended.\n\n\
     Examples:\n  echo '{\"aggregate_id\":\"149d5c70-a373-4857-91e2-1d5ea90c27e4\",\
     \"type\":\"TodoAdded\",\"body\":{\"title\":\"milk\"}}' | espctl append\n  \
+    espctl append --if '{\"items\":[{\"tags\":[\"course:1\"],\"types\":[\"CourseClosed\"]}]}' < enrolment.json\n  \
     espctl append --at 2026-12-24T17:00:00Z --key party < invitation.json")]
 pub(crate) struct Arguments {
     /// Use one transaction per line instead of one for the whole input
     #[arg(long, conflicts_with = "at")]
     each: bool,
+    /// Append unless an event came that this condition excludes: JSON, or the name of a file
+    #[arg(long = "if", value_name = "CONDITION", conflicts_with_all = ["each", "at"], value_parser = parse_condition)]
+    condition: Option<AppendCondition>,
     /// Append at this time (RFC 3339) instead of now, and print the uuids that the events will have
     #[arg(long, value_name = "TIME")]
     at: Option<DateTime<Utc>>,
@@ -57,6 +65,38 @@ struct Line {
     causation_id: Option<Uuid>,
     created_at: Option<DateTime<Utc>>,
     metadata: Option<Box<RawValue>>,
+    #[serde(default)]
+    tags: Option<Vec<Tag>>,
+    #[serde(default)]
+    claims: Option<BTreeMap<String, Keys>>,
+    #[serde(default)]
+    releases: Option<BTreeMap<String, Keys>>,
+}
+
+/// The keys of a scope.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Keys {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Keys {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            Self::One(key) => vec![key],
+            Self::Several(keys) => keys,
+        }
+    }
+}
+
+/// Reads a condition from JSON, or from the file that has it.
+fn parse_condition(argument: &str) -> anyhow::Result<AppendCondition> {
+    if argument.trim_start().starts_with('{') {
+        return Ok(serde_json::from_str(argument)?);
+    }
+    let text = std::fs::read_to_string(argument).with_context(|| format!("cannot read {argument}"))?;
+    serde_json::from_str(&text).with_context(|| format!("{argument} has no condition"))
 }
 
 /// The most lines sent at a time.
@@ -81,7 +121,9 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
             appended.add(&stored, &arguments)?;
         }
     } else {
-        let stored = append_all(&mut lines, &store, databases).await.context("nothing was appended")?;
+        let stored = append_all(&mut lines, &store, databases, arguments.condition.as_ref())
+            .await
+            .context("nothing was appended")?;
         appended.add(&stored, &arguments)?;
     }
     databases.notify_runners().await;
@@ -94,7 +136,15 @@ async fn append_all(
     lines: &mut Lines<impl std::io::Read>,
     store: &PostgresEventStore,
     databases: &Databases,
+    condition: Option<&AppendCondition>,
 ) -> anyhow::Result<Vec<Appended>> {
+    if let Some(condition) = condition {
+        let mut events = Vec::new();
+        while let Some(event) = lines.next_event()? {
+            events.push(event);
+        }
+        return Ok(store.append_if(&events, condition).await?);
+    }
     let mut connection = databases.events.acquire().await?;
     let mut transaction = connection.begin().await?;
     let mut stored = Vec::new();
@@ -279,5 +329,12 @@ fn parse(line: &str) -> anyhow::Result<NewEvent> {
     event.correlation_id = line.correlation_id;
     event.causation_id = line.causation_id;
     event.created_at = line.created_at;
+    event.tags = line.tags.unwrap_or_default();
+    for (scope, keys) in line.claims.unwrap_or_default() {
+        event = keys.into_list().into_iter().fold(event, |event, key| event.claiming(&scope, key));
+    }
+    for (scope, keys) in line.releases.unwrap_or_default() {
+        event = keys.into_list().into_iter().fold(event, |event, key| event.releasing(&scope, key));
+    }
     Ok(event)
 }

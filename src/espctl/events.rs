@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use chrono::{DateTime, Datelike as _, Utc};
 use clap::Args;
 use sqlx::PgConnection;
@@ -9,11 +10,11 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::espctl::output;
-use crate::event::{Event, Position, StoredTime, Version};
+use crate::event::{Event, Position, StoredTime, Tag, Version};
 use crate::operations::databases::Databases;
 use crate::store::horizon::{ObserveError, Observer};
 use crate::store::upcast::{Upcast, stored_types};
-use crate::store::{Direction, PostgresEventStore, Selection};
+use crate::store::{Direction, EventStore as _, PostgresEventStore, Selection, TagQuery};
 use crate::visible::in_one_line;
 
 #[derive(Args)]
@@ -25,6 +26,7 @@ use crate::visible::in_one_line;
     espctl events --aggregate 149d5c70-a373-4857-91e2-1d5ea90c27e4 --to-version 7 --json\n  \
     espctl events --aggregate 149d5c70-a373-4857-91e2-1d5ea90c27e4 --until 2026-01-31T18:00:00Z\n  \
     espctl events --correlation 0b0f5a5e-9a1c-4c3e-8a54-2f1f6b3f0f4d\n  \
+    espctl events --tag course:1 --tag student:2\n  \
     espctl events --since 2026-01-31T00:00:00Z --reverse --limit 50\n  \
     espctl events --follow --json | jq .type"
 )]
@@ -44,6 +46,13 @@ pub(crate) struct Arguments {
     /// Only up to this version of the aggregate
     #[arg(long, value_name = "VERSION", requires = "aggregate")]
     to_version: Option<Version>,
+    /// Only events with this tag (repeatable: with all of them)
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Print no events, but the condition that no more come with these tags and types, for `espctl append --if`. Take it first, and
+    /// read the events then
+    #[arg(long, requires = "tags")]
+    condition: bool,
     /// Only events of this correlation, with the event that it began with
     #[arg(long, value_name = "ID")]
     correlation: Option<Uuid>,
@@ -77,6 +86,7 @@ impl Arguments {
         Selection {
             after: self.after,
             types: (!self.types.is_empty()).then(|| names.into_iter().map(str::to_owned).collect()),
+            tags: self.tags.iter().map(|tag| Tag::new(tag.as_str())).collect(),
             correlation_id: self.correlation,
             since: self.since,
             until: self.until,
@@ -95,6 +105,12 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+    if arguments.condition {
+        return print_condition(&arguments, &store).await;
+    }
+    if !arguments.tags.is_empty() && !databases.layout.has_tags() {
+        bail!("the events of this store have no tags: espd only reads it");
+    }
     let mut reader = Reader {
         selection: arguments.selection(&config.upcasts),
         direction: if arguments.reverse { Direction::Backward } else { Direction::Forward },
@@ -116,6 +132,12 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
         reader.pass_over(upto);
         tokio::time::sleep(FOLLOW_INTERVAL).await;
     }
+}
+
+async fn print_condition(arguments: &Arguments, store: &PostgresEventStore) -> anyhow::Result<()> {
+    let query = TagQuery::all_of(arguments.tags.iter().map(String::as_str)).of_types(&arguments.types);
+    let read = store.read_tagged(&query, None).await?;
+    output::print_verbatim(&serde_json::to_string(&query.unchanged_since(read.token))?)
 }
 
 /// How far a follower may print: up to the settled horizon, so that no event can appear before one that is printed already.

@@ -250,6 +250,7 @@ mod tests {
     const MEAN_SOMETHING_ELSE: &[&str] = &[
         "'% by % (%): % scheduled events'",
         "'Appends events at a later time, from the transaction of the caller on.'",
+        "'Copies of what events say. May be emptied at any time.'",
         "'could not append because of a concurrent append'",
         "'espd: scheduled events of '",
         "'leave it out, or keep projections and events in one database'",
@@ -259,6 +260,7 @@ mod tests {
         ", events",
         "= events",
         "declare events",
+        "out events",
         "then events",
     ];
 }

@@ -84,6 +84,22 @@ impl TagQuery {
         AppendCondition { items: self, token: None }
     }
 
+    /// The same query, where an alternative without types is about these.
+    pub(crate) fn with_default_types(mut self, types: &[&str]) -> Self {
+        for item in self.items.iter_mut().filter(|item| item.types.is_empty()) {
+            item.types = types.iter().map(|&name| name.to_owned()).collect();
+        }
+        self
+    }
+
+    /// The same query, with each list of types changed.
+    pub(super) fn with_types(mut self, change: impl Fn(&[String]) -> Vec<String>) -> Self {
+        for item in self.items.iter_mut().filter(|item| !item.types.is_empty()) {
+            item.types = change(&item.types);
+        }
+        self
+    }
+
     pub(super) fn items(&self) -> &[Item] {
         &self.items
     }
@@ -95,7 +111,7 @@ impl TagQuery {
     /// Why no store can answer it.
     pub(super) fn find_fault(&self) -> Option<String> {
         if self.items.iter().any(|item| item.tags.is_empty()) || self.items.is_empty() {
-            let reason = "a query without a tag would be about every event of the store: name a tag that the events in question have";
+            let reason = "a query without a tag would be about everything in the store: name a tag";
             return Some(reason.to_owned());
         }
         let fault = self.tags().find_map(super::validity::find_fault_of_tag)?;
@@ -133,6 +149,11 @@ impl AppendCondition {
     /// The state after which it excludes them; `None`: at any time.
     pub fn token(&self) -> Option<&ConsistencyToken> {
         self.token.as_ref()
+    }
+
+    /// The same condition on another query.
+    pub(super) fn with_query(self, query: TagQuery) -> Self {
+        Self { items: query, ..self }
     }
 
     pub(super) fn check(&self) -> Result<(), AppendError> {

@@ -229,6 +229,12 @@ impl Layout {
         self.channel.as_deref()
     }
 
+    /// Whether events have tags here.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn has_tags(&self) -> bool {
+        self.append.is_some()
+    }
+
     /// The channel on which operators ask runners to read their trackers again, not quoted. In espd's
     /// own layout it is [`Self::channel`]; espd never notifies the channel of a framework's store.
     pub fn control_channel(&self) -> String {

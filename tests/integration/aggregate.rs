@@ -1,5 +1,6 @@
 //! The write side: aggregates, commands and what keeps them consistent.
 
+mod boundary;
 mod executing;
 mod properties;
 mod snapshots;

@@ -6,8 +6,9 @@ use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{PostgresEventStore, row};
-use crate::event::{Event, Position, Version};
+use crate::event::{Event, Position, Tag, Version};
 use crate::store::ReadError;
+use crate::store::layout::Layout;
 
 /// Which events of a store somebody wants. What is left out selects nothing.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +17,8 @@ pub(crate) struct Selection {
     pub(crate) after: Position,
     /// Only events of these types.
     pub(crate) types: Option<Vec<String>>,
+    /// Only events that have all of these tags.
+    pub(crate) tags: Vec<Tag>,
     /// Only events of this correlation, with the event that it began with.
     pub(crate) correlation_id: Option<Uuid>,
     /// Only events that were created at or after this time.
@@ -50,7 +53,7 @@ impl Selection {
     }
 
     /// Adds the conditions on an event `e` of `source`.
-    fn narrow(&self, query: &mut QueryBuilder<Postgres>, source: &str) {
+    fn narrow(&self, query: &mut QueryBuilder<Postgres>, layout: &Layout) {
         query.push("id > ").push_bind(self.after);
         if let Some(types) = &self.types {
             query.push(" and type = any (").push_bind(types.clone()).push(")");
@@ -67,7 +70,14 @@ impl Selection {
         if let Some(to) = self.versions.1 {
             query.push(" and version <= ").push_bind(to);
         }
-        self.narrow_by_time(query, source);
+        for tag in &self.tags {
+            let tagged = format!(
+                " and id in (select event_id from {}.tag_events where tag = ",
+                layout.quoted_schema()
+            );
+            query.push(tagged).push_bind(tag.as_str().to_owned()).push(")");
+        }
+        self.narrow_by_time(query, layout.source());
     }
 
     fn narrow_by_time(&self, query: &mut QueryBuilder<Postgres>, source: &str) {
@@ -110,7 +120,7 @@ impl PostgresEventStore {
             "-- select_events\nselect {} from {source} as e where id = any (array(select id from {source} as e where ",
             row::COLUMNS
         ));
-        selection.narrow(&mut query, source);
+        selection.narrow(&mut query, &self.layout);
         if let Some(beyond) = beyond {
             query.push(format!(" and {key} {follows} ")).push_bind(beyond);
         }
@@ -134,7 +144,7 @@ impl PostgresEventStore {
         let mut query = QueryBuilder::new(format!(
             "-- find_first_of_last\nselect min({key}) from (select {key} from {source} as e where "
         ));
-        selection.narrow(&mut query, source);
+        selection.narrow(&mut query, &self.layout);
         query.push(" and id <= ").push_bind(upto.unwrap_or(Position::MAX));
         query.push(format!(" order by {key} desc limit ")).push_bind(count.max(0)).push(") as last");
         Ok(query.build_query_scalar().persistent(false).fetch_one(&self.pool).await?)

@@ -1,5 +1,6 @@
 //! Reads by tags, and appends under a condition.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use futures_util::TryStreamExt as _;
@@ -10,6 +11,7 @@ use super::sql_text::sql;
 use super::{PostgresEventStore, Uncommitted, append, row};
 use crate::event::{Appended, NewEvent, Position};
 use crate::store::layout::Layout;
+use crate::store::upcast::stored_types;
 use crate::store::{
     AppendCondition, AppendError, ConsistencyToken, NO_TAGS, ReadError, TagQuery, TaggedEvents, validity,
 };
@@ -42,8 +44,8 @@ impl PostgresEventStore {
         let events = &*self.codec.encode_all(events)?;
         validity::check(events)?;
         condition.check()?;
-        let statements = self.statements.append()?;
-        let appended = append::append_tagged(statements, connection, events, Some(condition)).await?;
+        let (statements, condition) = (self.statements.append()?, self.condition_as_stored(condition));
+        let appended = append::append_tagged(statements, connection, events, Some(&condition)).await?;
         Ok(Uncommitted::new(self, appended))
     }
 
@@ -61,7 +63,8 @@ impl PostgresEventStore {
             return Err(refused(reason));
         }
         let statement = self.statements.read_tagged.clone().ok_or_else(|| refused(NO_TAGS.to_owned()))?;
-        let mut rows = sqlx::query(statement).bind(Json(query)).bind(since.map(Json)).fetch(connection);
+        let query = self.query_as_stored(query);
+        let mut rows = sqlx::query(statement).bind(Json(&*query)).bind(since.map(Json)).fetch(connection);
         let (mut events, mut token) = (Vec::new(), None);
         while let Some(row) = rows.try_next().await? {
             if token.is_none() {
@@ -75,6 +78,25 @@ impl PostgresEventStore {
         Ok(TaggedEvents { events, token: token.unwrap_or_default() })
     }
 
+    /// A query by the types that events are stored with, where they are read as others.
+    fn query_as_stored<'q>(&self, query: &'q TagQuery) -> Cow<'q, TagQuery> {
+        let upcasts = self.layout.upcasts();
+        if upcasts.is_empty() {
+            return Cow::Borrowed(query);
+        }
+        let stored = |types: &[String]| {
+            stored_types(upcasts, types.iter().map(String::as_str)).into_iter().map(str::to_owned).collect()
+        };
+        Cow::Owned(query.clone().with_types(stored))
+    }
+
+    fn condition_as_stored<'c>(&self, condition: &'c AppendCondition) -> Cow<'c, AppendCondition> {
+        match self.query_as_stored(condition.query()) {
+            Cow::Borrowed(_) => Cow::Borrowed(condition),
+            Cow::Owned(query) => Cow::Owned(condition.clone().with_query(query)),
+        }
+    }
+
     pub(super) async fn append_under(
         &self,
         events: &[NewEvent],
@@ -85,7 +107,9 @@ impl PostgresEventStore {
         if events.is_empty() && condition.is_none() {
             return Ok(Vec::new());
         }
-        let appended = append::append(self.statements.append()?, &self.pool, events, condition).await?;
+        let condition = condition.map(|condition| self.condition_as_stored(condition));
+        let appended =
+            append::append(self.statements.append()?, &self.pool, events, condition.as_deref()).await?;
         if !appended.is_empty() {
             self.notify();
             self.tell_appended(&appended).await;

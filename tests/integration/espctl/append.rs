@@ -209,3 +209,44 @@ async fn a_session_that_may_only_read_is_told_where_that_comes_from() {
         assert!(complaint.contains("cannot execute INSERT in a read-only transaction"), "{complaint}");
     }
 }
+
+#[tokio::test]
+async fn a_condition_of_events_refuses_what_was_decided_too_late() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let seat = || line(&uuid::Uuid::new_v4().to_string(), json!({"tags": ["course:1", "student:2"]}));
+    installation.espctl_fed(&["append"], &seat()).await.printed();
+    installation.espctl_fed(&["append"], &line(ONE, json!({"tags": ["student:2"]}))).await.printed();
+    let both = ["events", "--tag", "course:1", "--tag", "student:2"];
+    assert_eq!(installation.espctl(&both).await.printed().lines().count(), 1);
+    assert_eq!(installation.espctl(&["events", "--tag", "student:2"]).await.printed().lines().count(), 2);
+    assert_eq!(installation.espctl(&["events", "--tag", "course:2"]).await.printed(), "");
+
+    let condition = ["events", "--tag", "course:1", "--type", "A", "--condition"];
+    let unchanged = installation.espctl(&condition).await.printed();
+    assert_eq!(unchanged.trim(), r#"{"items":[{"tags":["course:1"],"types":["A"]}],"token":{"course:1":1}}"#);
+    let file = installation.path().join("unchanged.json");
+    std::fs::write(&file, &unchanged).unwrap();
+    let by_file = ["append", "--if", file.to_str().unwrap()];
+    installation.espctl_fed(&by_file, &[seat(), seat()].concat()).await.printed();
+    for arguments in [&by_file[..], &["append", "--if", unchanged.trim()]] {
+        let complaint = installation.espctl_fed(arguments, &seat()).await.complained(1);
+        assert!(complaint.contains("event 3 (A) came on tag course:1"), "{complaint}");
+    }
+    let empty = installation.espctl_fed(&["append", "--if", r#"{"items":[{"types":["A"]}]}"#], &seat()).await;
+    assert!(empty.complained(2).contains("tags"));
+    assert_eq!(stored(&db.pool).await, 4);
+}
+
+#[tokio::test]
+async fn a_key_that_is_taken_is_named_with_its_owner() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let claim = |id, key: Value| line(id, json!({"claims": {"email": key}}));
+    installation.espctl_fed(&["append"], &claim(ONE, json!(["ann", "bob"]))).await.printed();
+    let complaint = installation.espctl_fed(&["append"], &claim(OTHER, json!("ann"))).await.complained(1);
+    assert!(complaint.contains(&format!("email ann belongs to aggregate {ONE}")), "{complaint}");
+    let release = line(ONE, json!({"releases": {"email": "ann"}}));
+    let input = [release, claim(OTHER, json!("ann"))].concat();
+    installation.espctl_fed(&["append"], &input).await.printed();
+}
