@@ -10,6 +10,7 @@ mod events;
 mod graph;
 mod import_positions;
 mod manual;
+mod new;
 mod operate;
 pub(crate) mod output;
 mod reload;
@@ -120,6 +121,8 @@ pub(crate) enum Command {
     Completions(manual::CompletionsArguments),
     /// Print the manual page, or write all pages to a folder
     Man(manual::ManArguments),
+    /// Make a project that writes events: a web service with commands, processors, queries and tests
+    New(new::Arguments),
     /// Print the configuration, an example of it, or its JSON Schema
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -192,6 +195,9 @@ async fn run(command: Command, tool: &Tool<'_>) -> anyhow::Result<()> {
         Command::Man(arguments) => return manual::man(arguments, tool.command_lines),
         _ => {}
     }
+    if let Command::New(arguments) = command {
+        return new::run(arguments);
+    }
     let config = (tool.load)();
     let command = match command {
         Command::Check(arguments) => return check::run(arguments, config).await,
@@ -251,6 +257,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         | Command::Roles(_)
         | Command::Completions(_)
         | Command::Man(_)
+        | Command::New(_)
         | Command::Config(_) => {
             unreachable!("handled before a database is connected")
         }

@@ -9,6 +9,7 @@ mod events;
 mod graph;
 mod manual;
 mod migrate;
+mod new;
 mod operate;
 mod operators;
 mod reload;
