@@ -24,6 +24,41 @@
 //!
 //! Other languages call the SQL function `espd.append`, with the same checks. See [`store`] and [`event`].
 //!
+//! # Decide
+//!
+//! ```
+//! use espd::prelude::*;
+//!
+//! espd::event_set! { pub enum TodoEvent { TodoAdded { title: String }, TodoCompleted {} } }
+//!
+//! #[derive(Clone, Default)]
+//! struct Todo { is_open: bool }
+//!
+//! impl Aggregate for Todo {
+//!     type Event = TodoEvent;
+//!     fn evolve(&mut self, event: &TodoEvent) { self.is_open = matches!(event, TodoEvent::TodoAdded(_)); }
+//! }
+//!
+//! struct CompleteTodo;
+//!
+//! impl Decide<CompleteTodo> for Todo {
+//!     type Refusal = &'static str;
+//!     fn decide(&self, _: &CompleteTodo, _: &Context) -> Result<Vec<TodoEvent>, &'static str> {
+//!         if self.is_open { Ok(espd::events![TodoCompleted {}]) } else { Err("there is nothing to be done") }
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let repository = Repository::new(MemoryEventStore::new()); // or PostgresEventStore
+//! let refused = repository.execute(&Id::<Todo>::generate(), &CompleteTodo).await;
+//! assert!(matches!(refused, Err(ExecuteError::Refused("there is nothing to be done"))));
+//! # }
+//! ```
+//!
+//! A repository loads, lets the state decide, appends with the version that was seen, and decides anew when another writer was
+//! faster. Snapshots, several aggregates at once, tests without a database: [`aggregate`] and `docs/aggregates.md`.
+//!
 //! # Read
 //!
 //! ```no_run
@@ -152,7 +187,7 @@
 //!
 //! | feature | adds |
 //! |---|---|
-//! | none (`default-features = false`) | [`event`], [`store`], [`schema`]: for an application that writes events |
+//! | none (`default-features = false`) | [`event`], [`store`], [`aggregate`], [`schema`]: for an application that writes events |
 //! | `processors` | [`native`]: projectors and reactors in Rust |
 //! | `testing` | [`embedded`]: a private PostgreSQL; with `processors`, [`testing`]: processors on the memory store |
 //! | `sqlite` | `store::SqliteEventStore`: an event store in one file |

@@ -34,7 +34,6 @@ pub trait EventSet: Sized {
 ///
 /// espd::event_set! {
 ///     /// What happens to a book.
-///     #[derive(Eq)]
 ///     pub enum BookEvent {
 ///         /// Somebody has taken it home.
 ///         BookLent { to: String } = "book.lent" was ["BookTaken"],
@@ -45,7 +44,7 @@ pub trait EventSet: Sized {
 ///     }
 /// }
 ///
-/// # #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// # #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 /// # pub struct BookLost {}
 /// # espd::event_type!(BookLost);
 /// # #[allow(dead_code)]
