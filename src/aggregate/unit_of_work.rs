@@ -15,7 +15,7 @@ use super::execution::Envelope;
 use super::loader::Loader;
 use super::{Aggregate, CommitError, Context, Decide, ExecuteError, Id, LoadError, Loaded};
 use crate::event::{AggregateId, Appended, Event, EventSet as _, ExpectedVersion, NewEvent, Version};
-use crate::store::{EventStore, PostgresEventStore, Uncommitted};
+use crate::store::{EventStore, PostgresEventStore, ReadError, Uncommitted};
 
 /// Several aggregates, each loaded once, whose new events are appended together: all or none.
 ///
@@ -69,6 +69,20 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
             command_id: CommandId::new(Uuid::new_v4()),
             new_events: Vec::new(),
         }
+    }
+
+    /// Gives the work an id, so that repeating it is harmless: ask [`Self::find_stored`] before deciding anything.
+    pub fn command_id(mut self, id: Uuid) -> Self {
+        self.command_id = CommandId::new(id);
+        self
+    }
+
+    /// What work of this id has stored before, in order; nothing if it was never committed, or has led to no events.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn find_stored(&self) -> Result<Vec<Event>, ReadError> {
+        self.command_id.find_events(&self.loader.store).await
     }
 
     /// Names the event that has led to this work: its conversation goes on.
@@ -159,7 +173,8 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
         &self.new_events
     }
 
-    /// Appends everything, or nothing, and returns where it is stored.
+    /// Appends everything, or nothing, and returns where it is stored. Work of the same id that was committed by another caller a moment ago
+    /// is [`AppendError::UuidReused`](crate::store::AppendError::UuidReused), or the places of its events where they are the same.
     ///
     /// # Errors
     /// One of the changed aggregates has another version than when it was loaded, or the store refuses or cannot be reached. A new unit of

@@ -52,3 +52,24 @@ async fn nothing_is_stored_if_one_aggregate_has_changed() {
         assert!(!repository.load(&mine).await.unwrap().exists());
     }
 }
+
+#[tokio::test]
+async fn work_with_an_id_is_found_again() {
+    let (_pool, postgres) = store().await;
+    let repository = Repository::new(postgres);
+    let (mine, yours, id) = (Id::<Account>::generate(), Id::<Account>::generate(), Uuid::new_v4());
+    for is_repeated in [false, true] {
+        let mut work = repository.unit_of_work().command_id(id);
+        let stored = work.find_stored().await.unwrap();
+        let types: Vec<&str> = stored.iter().map(|event| event.event_type.as_str()).collect();
+        if is_repeated {
+            assert_eq!(types, ["MoneyAdded", "MoneyAdded", "MoneyDrawn"]);
+            continue;
+        }
+        assert!(stored.is_empty());
+        work.execute(&mine, &AddMoney(5)).await.unwrap();
+        work.execute(&yours, &AddMoney(1)).await.unwrap();
+        work.execute(&mine, &DrawMoney(5)).await.unwrap();
+        work.commit().await.unwrap();
+    }
+}
