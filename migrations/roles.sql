@@ -53,7 +53,8 @@ grant create on schema :"schema" to espd_daemon;
 grant usage, create on schema :"projections" to espd_daemon;
 grant insert, update on :"schema".trackers to espd_daemon;
 grant insert, update, delete on :"schema".declarations, :"schema".projection_tables, :"schema".workers,
-  :"schema".signs_of_life, :"schema".dead_letters, :"schema".emissions, :"schema".deliveries, :"schema".witnesses, :"schema".effects
+  :"schema".signs_of_life, :"schema".dead_letters, :"schema".emissions, :"schema".deliveries, :"schema".witnesses, :"schema".effects,
+  :"schema".workflow_instances, :"schema".workflow_steps
   to espd_daemon;
 -- Answers operators who ask it to read its configuration again.
 grant insert, update, delete on :"schema".reload_requests to espd_daemon;

@@ -78,10 +78,12 @@ mod unit_of_work;
 use crate::event::EventSet;
 
 pub use boundary::{BoundaryContext, DecidedWithin, DecisionWithin, Draft};
+pub(crate) use command_id::CommandId;
 pub use context::Context;
 pub use error::{CommitError, ExecuteError, LoadError};
 pub use execution::{Executed, Execution, Planned};
 pub use id::Id;
+pub(crate) use loader::pause_before;
 pub use loading::Loaded;
 pub use repository::Repository;
 pub use snapshot::{

@@ -362,7 +362,8 @@ pub mod prelude {
     #[cfg(feature = "processors")]
     pub use crate::native::{
         Delivery, Effect, EventSourced, EventSourcedProjector, HandlerError, Projector, ProjectorContext,
-        Reactor, ReactorContext, Registration, Start, StateStored, StateStoredProjector,
+        Reactor, ReactorContext, Registration, Start, StateStored, StateStoredProjector, Workflow,
+        WorkflowContext,
     };
     pub use crate::store::{
         AppendError, AppendTime, BodyCodec, EventStore, EventStream, Layout, MemoryEventStore,

@@ -26,7 +26,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("supervision", &["process"]),
     ("embedded", &["postgres", "process"]),
     ("processing", &["diagnostic", "event", "postgres", "process", "retry", "shutdown", "store"]),
-    ("handlers", &["diagnostic", "event", "postgres", "process", "processing", "retry", "store"]),
+    (
+        "handlers",
+        &["aggregate", "diagnostic", "event", "postgres", "process", "processing", "retry", "store"],
+    ),
     ("local", &["event", "handlers", "processing", "retry", "store"]),
     (
         "config",

@@ -10,10 +10,10 @@ const PAGE: u32 = 16;
 
 /// The identity of a command. What it leads to has identities that are made of it, so the second time finds the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct CommandId(Uuid);
+pub(crate) struct CommandId(Uuid);
 
 impl CommandId {
-    pub(super) fn new(id: Uuid) -> Self {
+    pub(crate) fn new(id: Uuid) -> Self {
         Self(id)
     }
 
@@ -22,7 +22,7 @@ impl CommandId {
     }
 
     /// The uuid of an event of the command, counted from 0.
-    pub(super) fn event_uuid(self, ordinal: u32) -> Uuid {
+    pub(crate) fn event_uuid(self, ordinal: u32) -> Uuid {
         Uuid::new_v5(&self.0, &ordinal.to_be_bytes())
     }
 

@@ -19,7 +19,7 @@ pub struct Context {
 }
 
 impl Context {
-    pub(super) fn new(
+    pub(crate) fn new(
         aggregate_id: AggregateId,
         version: Version,
         now: DateTime<Utc>,

@@ -81,7 +81,7 @@ impl<S: EventStore> Loader<S> {
 }
 
 /// How long to wait before a decision is made anew, counted from 1: writers that collided should not meet again.
-pub(super) fn pause_before(retry: u32, random: u8) -> Duration {
+pub(crate) fn pause_before(retry: u32, random: u8) -> Duration {
     let longest = Duration::from_millis(1 << retry.min(8)).min(PAUSE_MAX);
     longest.mul_f64(f64::from(random) / 255.0)
 }

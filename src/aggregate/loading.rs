@@ -25,7 +25,7 @@ pub struct Loaded<A> {
 
 impl<A: Aggregate> Loaded<A> {
     /// The aggregate before its first event.
-    pub(super) fn absent(id: Id<A>) -> Self {
+    pub(crate) fn absent(id: Id<A>) -> Self {
         Self {
             id,
             version: Version::NONE,
@@ -41,7 +41,7 @@ impl<A: Aggregate> Loaded<A> {
     }
 
     /// Takes in an event of the stream.
-    pub(super) fn take_in(&mut self, event: &Event) -> Result<(), LoadError> {
+    pub(crate) fn take_in(&mut self, event: &Event) -> Result<(), LoadError> {
         evolve(&mut self.state, event)?;
         (self.version, self.position) = (event.version, event.id);
         Ok(())

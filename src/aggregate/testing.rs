@@ -199,7 +199,7 @@ where
 }
 
 /// The two lists side by side, one line for each event: `-` what was expected and is not there, `+` what is there instead.
-fn difference<E: Debug + PartialEq>(expected: &[E], actual: &[E]) -> String {
+pub(crate) fn difference<E: Debug + PartialEq>(expected: &[E], actual: &[E]) -> String {
     let mut lines = Vec::new();
     for place in 0..expected.len().max(actual.len()) {
         let (wanted, found) = (expected.get(place), actual.get(place));

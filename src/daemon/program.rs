@@ -7,7 +7,7 @@ use super::registered::add_registered;
 use super::start_error::StartError;
 use crate::config::Config;
 use crate::event::Event;
-use crate::handlers::native::{Projector, Reactor, Registration, Registry};
+use crate::handlers::native::{Projector, Reactor, Registration, Registry, Workflow, WorkflowReactor};
 use crate::local::LocalProgram;
 use crate::process::hook::{ProcessorFailure, SetAsideEvents, StoreDivergence, WorkerEnd, WorkerFacts};
 use crate::processing::processor::{Events, Processor, ProcessorBase};
@@ -45,6 +45,17 @@ impl Program {
         make: impl Fn() -> R + Send + Sync + 'static,
     ) -> Self {
         self.registry.add_reactor(registration, make);
+        self
+    }
+
+    /// Registers a workflow. `make` is as for [`Self::projector`].
+    #[must_use]
+    pub fn workflow<W: Workflow + 'static>(
+        mut self,
+        registration: Registration,
+        make: impl Fn() -> W + Send + Sync + 'static,
+    ) -> Self {
+        self.registry.add_reactor(registration, move || WorkflowReactor(make()));
         self
     }
 
@@ -137,7 +148,7 @@ impl Program {
     ) -> Option<Box<dyn Processor>> {
         let declaration = self.registry.declaration(name)?.clone();
         let base = ProcessorBase::new(declaration, schema, projections_schema, events);
-        Some(Box::new(self.registry.make(base).ok()?))
+        Some(Box::new(self.registry.make(base, None).ok()?))
     }
 
     /// The processors of this program, to be run without PostgreSQL, on the memory store for example: see

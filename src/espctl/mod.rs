@@ -22,6 +22,7 @@ mod status;
 mod trace;
 mod wait;
 mod webhook_test;
+mod workflows;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -113,6 +114,8 @@ pub(crate) enum Command {
     /// List the snapshots that applications keep of their aggregates, or remove them
     #[command(subcommand)]
     Snapshots(snapshots::SnapshotsCommand),
+    /// List the instances of workflows, how far they have come and what they wait for
+    Workflows(workflows::Arguments),
     /// Show the request that a webhook reactor sends for an event, and the answer of the receiver
     WebhookTest(webhook_test::Arguments),
     /// Print SQL that creates roles with the least rights for appending, reading, running and operating
@@ -249,6 +252,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Wait(arguments) => wait::run(arguments, config, databases).await,
         Command::Schema(command) => schema::run(command, config, databases).await,
         Command::Snapshots(command) => snapshots::run(command, databases).await,
+        Command::Workflows(arguments) => workflows::run(arguments, databases).await,
         Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
         Command::Migrate(_)
         | Command::Check(_)

@@ -77,6 +77,7 @@
 //! Two kinds of projector need no loop over events. A [`StateStored`] loads the state of a key, lets the events of a batch
 //! change it, and saves it. An [`EventSourced`] folds the whole history of an aggregate into a state and saves that.
 
+mod commands;
 mod context;
 mod error;
 mod event_type;
@@ -87,8 +88,9 @@ mod processor;
 mod registration;
 mod registry;
 mod settings;
+mod transaction;
+mod workflow;
 
-pub(crate) use context::{NoPostgres, Transaction};
 pub use context::{ProjectorContext, ReactorContext};
 pub use error::{EventError, HandlerError};
 pub use folding::{EventSourced, EventSourcedProjector, StateStored, StateStoredProjector};
@@ -96,6 +98,9 @@ pub use handler::{Projector, Reactor};
 pub(crate) use handling::{CarriedOut, NativeHandler, Unreadable};
 pub use registration::Registration;
 pub(crate) use registry::Registry;
+pub(crate) use transaction::{NoPostgres, Transaction};
+pub(crate) use workflow::WorkflowReactor;
+pub use workflow::{Workflow, WorkflowContext, by_aggregate, by_correlation};
 
 pub use crate::event::EventType;
 pub use crate::processing::declaration::{Isolation, OnHandlerChange, Start};

@@ -1,16 +1,18 @@
 //! What processors remember beside their tables: where they are, what is emitted for later, what is to be done after commits.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::event::{AggregateId, NewEvent, Position};
 use crate::processing::effects::{EffectQueue, NewEffect};
 use crate::processing::failure::FailedEvent;
 use crate::processing::tracker::ProcessorKey;
+use crate::processing::workflow::{Step, WorkflowInstance};
 use crate::store::AppendError;
 
 /// Where a store keeps what processors remember.
@@ -33,6 +35,20 @@ pub(super) trait Ledger: Debug + Send + Sync {
 
     /// What a processor still has to do for events that are handled.
     fn effects<'l>(&'l self, processor: &'l str) -> Box<dyn EffectQueue + 'l>;
+
+    /// An instance of a workflow.
+    async fn load_instance(
+        &self,
+        workflow: &str,
+        instance: &str,
+    ) -> Result<Option<WorkflowInstance>, sqlx::Error>;
+
+    /// The result of a step of a workflow, if it was done.
+    async fn find_step(&self, workflow: &str, step: Step<'_>) -> Result<Option<Box<RawValue>>, sqlx::Error>;
+
+    /// Records the result of a step at once, unless one is recorded.
+    async fn record_step(&self, workflow: &str, step: Step<'_>, result: &RawValue)
+    -> Result<(), sqlx::Error>;
 
     /// Whether that is anything.
     async fn has_effects(&self, processor: &str) -> Result<bool, sqlx::Error>;
@@ -78,6 +94,16 @@ pub(super) struct Commit<'c> {
     pub(super) position: Position,
     pub(super) effects: Vec<NewEffect>,
     pub(super) dead_letters: Vec<DeadLetter>,
+    pub(super) workflow: WorkflowChanges,
+}
+
+/// What has changed in what a workflow remembers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct WorkflowChanges {
+    /// The instances as they are now; `None`: it is forgotten.
+    pub(super) instances: HashMap<String, Option<WorkflowInstance>>,
+    /// Events whose steps are forgotten.
+    pub(super) done: Vec<Uuid>,
 }
 
 /// An event that was set aside.

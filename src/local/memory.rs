@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use serde_json::value::RawValue;
+use uuid::Uuid;
 
-use super::ledger::{Commit, DeadLetter, Later, Ledger, Pending, Standing, Unit};
+use super::ledger::{Commit, DeadLetter, Later, Ledger, Pending, Standing, Unit, WorkflowChanges};
 use crate::event::{NewEvent, Position};
 use crate::processing::effects::{Effect, EffectQueue};
 use crate::processing::tracker::ProcessorKey;
+use crate::processing::workflow::{Step, WorkflowInstance};
 use crate::store::{AppendError, MemoryEventStore};
 
 /// What processors on a memory store remember.
@@ -25,6 +28,10 @@ struct Remembered {
     /// With the name of the processor, in order.
     effects: Vec<(String, Effect)>,
     dead_letters: Vec<(ProcessorKey, DeadLetter)>,
+    /// By workflow and name.
+    instances: HashMap<(String, String), WorkflowInstance>,
+    /// By workflow, event and name.
+    steps: HashMap<(String, Uuid, String), Box<RawValue>>,
     /// The last number that was given to an emission or an effect.
     last_id: i64,
 }
@@ -33,6 +40,17 @@ impl Remembered {
     fn next_id(&mut self) -> i64 {
         self.last_id += 1;
         self.last_id
+    }
+
+    fn change_workflow(&mut self, workflow: &str, changes: WorkflowChanges) {
+        for (instance, kept) in changes.instances {
+            let key = (workflow.to_owned(), instance);
+            match kept {
+                Some(kept) => drop(self.instances.insert(key, kept)),
+                None => drop(self.instances.remove(&key)),
+            }
+        }
+        self.steps.retain(|(of, event, _), _| of != workflow || !changes.done.contains(event));
     }
 
     fn change(&mut self, later: Later, is_stored: impl Fn(&NewEvent) -> bool) {
@@ -98,9 +116,37 @@ impl Ledger for MemoryLedger {
         Box::new(MemoryEffects { ledger: self, processor })
     }
 
+    async fn load_instance(
+        &self,
+        workflow: &str,
+        instance: &str,
+    ) -> Result<Option<WorkflowInstance>, sqlx::Error> {
+        let key = (workflow.to_owned(), instance.to_owned());
+        Ok(self.remembered().instances.get(&key).cloned())
+    }
+
+    async fn find_step(&self, workflow: &str, step: Step<'_>) -> Result<Option<Box<RawValue>>, sqlx::Error> {
+        Ok(self.remembered().steps.get(&step_key(workflow, step)).cloned())
+    }
+
+    async fn record_step(
+        &self,
+        workflow: &str,
+        step: Step<'_>,
+        result: &RawValue,
+    ) -> Result<(), sqlx::Error> {
+        let mut remembered = self.remembered();
+        remembered.steps.entry(step_key(workflow, step)).or_insert_with(|| result.to_owned());
+        Ok(())
+    }
+
     async fn has_effects(&self, processor: &str) -> Result<bool, sqlx::Error> {
         Ok(self.remembered().effects.iter().any(|(of, _)| of == processor))
     }
+}
+
+fn step_key(workflow: &str, step: Step<'_>) -> (String, Uuid, String) {
+    (workflow.to_owned(), step.event_uuid, step.name.to_owned())
 }
 
 /// Handlers write nothing in it, so there is nothing to undo before what they have emitted is stored.
@@ -137,12 +183,13 @@ impl Unit for MemoryUnit<'_> {
 
     async fn commit(self: Box<Self>, commit: Commit<'_>) -> Result<bool, sqlx::Error> {
         let mut remembered = self.0.remembered();
-        let Commit { key, from, position, effects, dead_letters } = commit;
+        let Commit { key, from, position, effects, dead_letters, workflow } = commit;
         if remembered.positions.get(key) != Some(&from) {
             return Ok(false);
         }
         remembered.positions.insert(key.clone(), position);
         remembered.dead_letters.extend(dead_letters.into_iter().map(|letter| (key.clone(), letter)));
+        remembered.change_workflow(&key.name, workflow);
         for new in effects {
             let id = remembered.next_id();
             remembered.effects.push((key.name.clone(), new.into_effect(id)));

@@ -2,7 +2,7 @@
 
 use super::clock::Clock;
 use super::error::LocalError;
-use super::ledger::{Commit, DeadLetter, Standing};
+use super::ledger::{Commit, DeadLetter, Standing, WorkflowChanges};
 use super::transaction::LocalTransaction;
 use super::{LocalEvents, LocalStore};
 use crate::event::{Event, Position};
@@ -76,7 +76,7 @@ impl LocalProcessor {
         upcasts: &[Upcast],
         clock: Clock,
     ) -> Result<Step, LocalError> {
-        if self.handler.acts_after_commit && store.ledger.has_effects(&self.key.name).await? {
+        if self.handler.abilities.acts_after_commit && store.ledger.has_effects(&self.key.name).await? {
             return self.carry_out(store).await;
         }
         let Standing { position, parked } = store.ledger.standing(&self.key).await?;
@@ -85,7 +85,9 @@ impl LocalProcessor {
         if from >= head {
             return Ok(Step::Idle);
         }
-        let size = self.bisection.size();
+        // A command is stored at once, so that what the next event leads to relies on it.
+        let is_alone = self.handler.abilities.needs_each_stored();
+        let size = if is_alone { 1 } else { self.bisection.size() };
         let mut page = self.read(store.events.as_ref(), from, head, size, upcasts).await?;
         page.set_aside_behind(&parked);
         match self.handle(store, from, page, upcasts, clock).await {
@@ -158,7 +160,9 @@ impl LocalProcessor {
     ) -> Result<(Step, Option<Failure>), ProcessorError> {
         let unit = store.ledger.open_unit().await?;
         let (events, name) = (store.events.as_ref(), self.key.name.as_str());
-        let mut transaction = LocalTransaction { unit, events, upcasts, clock, name };
+        let ledger = store.ledger.as_ref();
+        let workflow = WorkflowChanges::default();
+        let mut transaction = LocalTransaction { unit, ledger, workflow, events, upcasts, clock, name };
         let time = self.declaration.batch.time;
         let handled =
             self.handler.handle(&mut transaction, &mut page.deliveries, page.unreadable, time).await?;
@@ -166,8 +170,14 @@ impl LocalProcessor {
         page.waiting.retain(|letter| letter.event.id <= position);
         let set_aside = page.waiting.clone();
         let (count, failure) = (handled.events, handled.failure);
-        let commit =
-            Commit { key: &self.key, from, position, effects: handled.effects, dead_letters: page.waiting };
+        let commit = Commit {
+            key: &self.key,
+            from,
+            position,
+            effects: handled.effects,
+            dead_letters: page.waiting,
+            workflow: transaction.workflow,
+        };
         if !transaction.unit.commit(commit).await? {
             self.handler.forget();
             return Ok((Step::AGAIN, None));
@@ -231,6 +241,7 @@ impl LocalProcessor {
             position: letter.event.id,
             effects: Vec::new(),
             dead_letters: vec![letter.clone()],
+            workflow: WorkflowChanges::default(),
         };
         store.ledger.open_unit().await?.commit(commit).await?;
         let Step::Went { handled, mut set_aside } = step else { return Ok(step) };

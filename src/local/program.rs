@@ -3,7 +3,7 @@
 use super::error::LocalError;
 use super::processor::LocalProcessor;
 use super::{LocalProcessors, LocalStore};
-use crate::handlers::native::{Projector, Reactor, Registration, Registry};
+use crate::handlers::native::{Projector, Reactor, Registration, Registry, Workflow, WorkflowReactor};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::store::upcast::Upcast;
 
@@ -52,6 +52,17 @@ impl LocalProgram {
         make: impl Fn() -> R + Send + Sync + 'static,
     ) -> Self {
         self.registry.add_reactor(registration, make);
+        self
+    }
+
+    /// Registers a workflow, as [`Program::workflow`](crate::Program::workflow) does.
+    #[must_use]
+    pub fn workflow<W: Workflow + 'static>(
+        mut self,
+        registration: Registration,
+        make: impl Fn() -> W + Send + Sync + 'static,
+    ) -> Self {
+        self.registry.add_reactor(registration, move || WorkflowReactor(make()));
         self
     }
 

@@ -1,6 +1,9 @@
 //! The ledger in the file of a SQLite store: a program that is started again goes on where it was.
 
+mod workflow;
+
 use async_trait::async_trait;
+use serde_json::value::RawValue;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
@@ -8,6 +11,7 @@ use super::ledger::{Commit, DeadLetter, Later, Ledger, Pending, Standing, Unit};
 use crate::event::{NewEvent, Position};
 use crate::processing::effects::{Effect, EffectQueue, NewEffect};
 use crate::processing::tracker::ProcessorKey;
+use crate::processing::workflow::{Step, WorkflowInstance};
 use crate::store::AppendError;
 use crate::store::sqlite::{SqliteEventStore, WriteTransaction, row};
 
@@ -29,6 +33,7 @@ impl Ledger for SqliteLedger {
         let statement = "-- register_processor
             insert into espd_positions (name, version, position) values (?, ?, ?) on conflict do nothing";
         let mut writing = self.store.begin_writing().await?;
+        workflow::make_tables(&mut writing.transaction).await?;
         let query = sqlx::query(statement).bind(&key.name).bind(key.version).bind(start.get());
         query.execute(&mut *writing.transaction).await?;
         writing.commit().await
@@ -72,6 +77,29 @@ impl Ledger for SqliteLedger {
 
     fn effects<'l>(&'l self, processor: &'l str) -> Box<dyn EffectQueue + 'l> {
         Box::new(SqliteEffects { store: &self.store, processor })
+    }
+
+    async fn load_instance(
+        &self,
+        workflow: &str,
+        instance: &str,
+    ) -> Result<Option<WorkflowInstance>, sqlx::Error> {
+        workflow::load_instance(self.store.pool(), workflow, instance).await
+    }
+
+    async fn find_step(&self, workflow: &str, step: Step<'_>) -> Result<Option<Box<RawValue>>, sqlx::Error> {
+        workflow::find_step(self.store.pool(), workflow, step).await
+    }
+
+    async fn record_step(
+        &self,
+        workflow: &str,
+        step: Step<'_>,
+        result: &RawValue,
+    ) -> Result<(), sqlx::Error> {
+        let mut writing = self.store.begin_writing().await?;
+        workflow::record_step(&mut writing.transaction, workflow, step, result).await?;
+        writing.commit().await
     }
 
     async fn has_effects(&self, processor: &str) -> Result<bool, sqlx::Error> {
@@ -151,7 +179,7 @@ impl Unit for SqliteUnit<'_> {
     }
 
     async fn commit(mut self: Box<Self>, commit: Commit<'_>) -> Result<bool, sqlx::Error> {
-        let Commit { key, from, position, effects, dead_letters } = commit;
+        let Commit { key, from, position, effects, dead_letters, workflow } = commit;
         let statement = "-- move_position
             update espd_positions set position = ? where name = ? and version = ? and position = ?";
         let query =
@@ -160,6 +188,7 @@ impl Unit for SqliteUnit<'_> {
         if query.execute(&mut *connection).await?.rows_affected() == 0 {
             return Ok(false);
         }
+        workflow::change(connection, &key.name, workflow).await?;
         for effect in effects {
             record_effect(connection, &key.name, effect).await?;
         }

@@ -1,24 +1,31 @@
 //! The transaction in which handlers handle a batch without PostgreSQL.
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use serde_json::value::RawValue;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::LocalEvents;
 use super::clock::Clock;
-use super::ledger::{Later, Unit};
-use crate::event::{AggregateId, Event, NewEvent, Version};
+use super::ledger::{Later, Ledger, Unit, WorkflowChanges};
+use crate::event::{AggregateId, Appended, Event, NewEvent, Version};
 use crate::handlers::batch::{Applied, EventEffects, collect_emissions};
 use crate::handlers::native::{NoPostgres, Transaction};
 use crate::processing::emission::{Deferred, Due, EmissionBatch, Emitter, attribute};
 use crate::processing::failure::Failure;
 use crate::processing::processor::ProcessorError;
+use crate::processing::workflow::{Step, WorkflowInstance};
 use crate::store::upcast::{Upcast, read_through};
 use crate::store::{AppendError, ReadError};
 
 pub(super) struct LocalTransaction<'t> {
     pub(super) unit: Box<dyn Unit + 't>,
+    pub(super) ledger: &'t dyn Ledger,
+    /// What is to be remembered of a workflow.
+    pub(super) workflow: WorkflowChanges,
     pub(super) events: &'t dyn LocalEvents,
     pub(super) upcasts: &'t [Upcast],
     pub(super) clock: Clock,
@@ -96,6 +103,8 @@ impl Transaction for LocalTransaction<'_> {
     }
 
     async fn undo_event(&mut self) -> Result<(), sqlx::Error> {
+        // A workflow handles one event at a time.
+        self.workflow = WorkflowChanges::default();
         self.unit.undo_event().await
     }
 
@@ -126,5 +135,57 @@ impl Transaction for LocalTransaction<'_> {
         let upcasts = self.upcasts;
         let read = read.map_err(ReadError::into_database_error);
         read.and_then(move |event| std::future::ready(read_through(event, upcasts))).boxed()
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.clock.now()
+    }
+
+    async fn read_uuids(&mut self, uuids: &[Uuid]) -> Result<Vec<Event>, sqlx::Error> {
+        let events = self.events.read_uuids(uuids).await.map_err(ReadError::into_database_error)?;
+        events.into_iter().map(|event| read_through(event, self.upcasts)).collect()
+    }
+
+    /// Appends at once: what is stored when the event fails after all is recognised when it is handled again.
+    async fn append(&mut self, _: &Emitter, events: Vec<NewEvent>) -> Result<Vec<Appended>, AppendError> {
+        let created_at = self.clock.time_of_events();
+        let events: Vec<NewEvent> =
+            events.into_iter().map(|event| NewEvent { created_at, ..event }).collect();
+        self.events.append(&events).await
+    }
+
+    async fn load_instance(&mut self, instance: &str) -> Result<Option<WorkflowInstance>, sqlx::Error> {
+        match self.workflow.instances.get(instance) {
+            Some(changed) => Ok(changed.clone()),
+            None => self.ledger.load_instance(self.name, instance).await,
+        }
+    }
+
+    async fn save_instance(&mut self, instance: WorkflowInstance) -> Result<(), sqlx::Error> {
+        self.workflow.instances.insert(instance.instance.clone(), Some(instance));
+        Ok(())
+    }
+
+    async fn remove_instance(&mut self, instance: &str) -> Result<(), sqlx::Error> {
+        self.workflow.instances.insert(instance.to_owned(), None);
+        Ok(())
+    }
+
+    async fn find_step(&mut self, step: Step<'_>) -> Result<Option<Box<RawValue>>, sqlx::Error> {
+        self.ledger.find_step(self.name, step).await
+    }
+
+    async fn record_step(
+        &mut self,
+        step: Step<'_>,
+        result: Box<RawValue>,
+    ) -> Result<Box<RawValue>, sqlx::Error> {
+        self.ledger.record_step(self.name, step, &result).await?;
+        Ok(result)
+    }
+
+    async fn forget_steps(&mut self, event_uuid: Uuid) -> Result<(), sqlx::Error> {
+        self.workflow.done.push(event_uuid);
+        Ok(())
     }
 }

@@ -18,3 +18,4 @@ pub(crate) mod status;
 pub(crate) mod trace;
 pub(crate) mod unstored_types;
 pub(crate) mod waiting;
+pub(crate) mod workflows;

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::event::{AggregateId, ExpectedVersion, NewEvent, Version};
+use crate::event::{AggregateId, Appended, ExpectedVersion, NewEvent, Version};
 use crate::postgres::literal::simple;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind, ReactorDeclaration};
@@ -116,10 +116,58 @@ impl Emitter {
         Self { codec, ..self }
     }
 
-    /// Refuses an emission that is not allowed, in the words of the SQL function `espd.emit`.
-    fn check_allowed(&self, source: &SourceEvent, emission: &Emission) -> Result<(), String> {
-        let Self { reactor, emits, in_transaction, .. } = self;
-        let Emission { event_type, expected_version, due, key, .. } = emission;
+    /// The name of the reactor.
+    pub(crate) fn reactor(&self) -> &str {
+        &self.reactor
+    }
+
+    /// The uuid of the `ordinal`th event, from 1, that is emitted for a source event.
+    pub(crate) fn identify(&self, source: &SourceEvent, ordinal: u32) -> Uuid {
+        identify(&self.reactor, source.uuid, ordinal)
+    }
+
+    /// An event that a command has led to, as it is stored: as what the reactor emits.
+    ///
+    /// # Errors
+    /// The message says why it is not allowed.
+    pub(crate) fn of_command(
+        &self,
+        source: &SourceEvent,
+        command_id: Uuid,
+        mut event: NewEvent,
+    ) -> Result<NewEvent, String> {
+        self.check_type(source, &event.event_type)?;
+        let of_espd =
+            serde_json::json!({ "reactor": self.reactor, "depth": source.depth + 1, "command": command_id });
+        let metadata = serde_json::json!({ ESPDS_OWN: of_espd });
+        event.metadata = serde_json::value::to_raw_value(&metadata).map_err(|error| error.to_string())?;
+        event.correlation_id = Some(source.correlation_id);
+        event.causation_id = Some(source.uuid);
+        if let Some(body) = self.codec.encode(&event)? {
+            event.body = body;
+        }
+        Ok(event)
+    }
+
+    /// Appends in the transaction that `connection` is in.
+    ///
+    /// # Errors
+    /// As of every append, or espd only reads such a store.
+    pub(crate) async fn append(
+        &self,
+        connection: &mut PgConnection,
+        events: &[NewEvent],
+    ) -> Result<Vec<Appended>, AppendError> {
+        let Some(appender) = &self.appender else {
+            let reason = "espd only reads a store of this layout".to_owned();
+            return Err(AppendError::Invalid { index: None, reason });
+        };
+        appender.append(connection, events).await
+    }
+
+    /// Refuses a type that the reactor may not emit, in the words of the SQL function `espd.emit`.
+    fn check_type(&self, source: &SourceEvent, event_type: &String) -> Result<(), String> {
+        let Self { reactor, emits, .. } = self;
         if self.kind == ProcessorKind::Projector {
             return Err(format!("projector {reactor} emits {event_type}: only reactors emit"));
         }
@@ -128,14 +176,22 @@ impl Emitter {
                 "reactor {reactor} emits {event_type}, which it does not declare (emits = {emits:?})"
             ));
         }
-        if let Some(key) = key {
-            check_key(key)?;
-        }
         if source.depth >= self.chain_max {
             let depth = source.depth + 1;
             return Err(format!(
                 "reactor {reactor} emits the {depth}th event of a chain that each event led to the next"
             ));
+        }
+        Ok(())
+    }
+
+    /// Refuses an emission that is not allowed, in the words of the SQL function `espd.emit`.
+    fn check_allowed(&self, source: &SourceEvent, emission: &Emission) -> Result<(), String> {
+        let Emission { event_type, expected_version, due, key, .. } = emission;
+        let in_transaction = self.in_transaction;
+        self.check_type(source, event_type)?;
+        if let Some(key) = key {
+            check_key(key)?;
         }
         let is_later = *due != Due::AtOnce;
         if expected_version.is_some() && (!in_transaction || is_later) {

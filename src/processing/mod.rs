@@ -13,3 +13,4 @@ pub(crate) mod processor;
 pub(crate) mod progress;
 pub(crate) mod runner;
 pub(crate) mod tracker;
+pub(crate) mod workflow;

@@ -73,6 +73,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (22, "effects", include_str!("../../migrations/processing/0022_effects.sql")),
         (23, "standing still", include_str!("../../migrations/processing/0023_standing_still.sql")),
         (24, "deleted events", include_str!("../../migrations/processing/0024_deleted_events.sql")),
+        (25, "workflows", include_str!("../../migrations/processing/0025_workflows.sql")),
     ],
 };
 

@@ -18,6 +18,7 @@ pub(super) const RELATIONS: &[&str] = &[
     "signs_of_life_pkey", "snapshots", "snapshots_pkey", "tag_events", "tag_events_event_id_tag_key",
     "tag_events_pkey", "tag_heads", "tag_heads_pkey", "unique_keys", "unique_keys_aggregate_id_idx",
     "unique_keys_pkey", "witnesses", "witnesses_pkey", "workers", "workers_pkey",
+    "workflow_instances", "workflow_instances_pkey", "workflow_steps", "workflow_steps_pkey",
 ];
 
 /// Functions.
@@ -30,7 +31,7 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "emit_at", "find_appended", "find_appended_tagged", "find_departing", "find_departing_item",
     "find_departing_property", "find_departure", "find_fault", "find_fault_of_condition",
     "find_fault_of_item", "find_fault_of_items", "find_fault_of_tags", "find_fault_of_time", "find_tagged",
-    "find_token", "find_unmet", "follow_version", "forget_declaration", "forget_events", "has_format",
+    "find_token", "find_unmet", "follow_tracker_of_workflow", "follow_version", "forget_declaration", "forget_events", "has_format",
     "has_type", "has_zone", "hold_trackers", "is_replaying", "keep_emission", "keep_scheduled", "lock_tags",
     "lock_tracker", "lock_unowned", "log_act", "log_scheduled", "log_witness", "note_movement",
     "note_witness", "pause_processor", "read_tagged", "rebuild_processor", "refuse_departing",

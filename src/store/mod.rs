@@ -64,7 +64,8 @@ pub use layout::{EspdNames, EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
 pub use postgres::{AppendTime, DeletedAggregate, DeletionError, PostgresEventStore, Uncommitted};
 pub(crate) use postgres::{
-    Direction, Selection, TransactionAppender, delete_aggregate_on, read_after_on, stream_aggregate_on,
+    Direction, Selection, TransactionAppender, delete_aggregate_on, read_after_on, read_uuids_on,
+    stream_aggregate_on,
 };
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteEventStore, SqliteOpenError};

@@ -41,7 +41,7 @@ use crate::store::notifier::Notifier;
 
 pub(crate) use deletion::delete_aggregate_on;
 pub use deletion::{DeletedAggregate, DeletionError};
-pub(crate) use on_connection::{TransactionAppender, read_after_on, stream_aggregate_on};
+pub(crate) use on_connection::{TransactionAppender, read_after_on, read_uuids_on, stream_aggregate_on};
 pub use scheduling::AppendTime;
 pub(crate) use selection::{Direction, Selection};
 use statements::Statements;

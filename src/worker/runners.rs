@@ -295,7 +295,7 @@ impl RunnerFactory {
                 let made = SqlProcessor::new(declaration.clone(), schema, scope.clone(), events);
                 Ok(Box::new(made.map_err(|fault| fault.to_string())?))
             }
-            Handling::Native(_) => Ok(Box::new(self.registry.make(base(events))?)),
+            Handling::Native(_) => Ok(Box::new(self.registry.make(base(events), Some(&self.batches))?)),
             Handling::Program(program) => Ok(Box::new(ProgramProcessor::new(base(events), program.clone()))),
             Handling::Webhook(webhook) => Ok(Box::new(Webhook::new(base(events), webhook)?)),
         }

@@ -8,3 +8,4 @@ mod refusing;
 mod scenario;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod workflows;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
+use uuid::Uuid;
 
 use crate::event::{AggregateId, Event, Position, Version};
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -20,7 +21,7 @@ use crate::processing::progress::Progress;
 use crate::processing::tracker::{Advance, read_witness};
 use crate::store::upcast::UpcastFailure;
 use crate::store::witness::{Trail, Witness};
-use crate::store::{EventStore as _, ReadError, stream_aggregate_on};
+use crate::store::{EventStore as _, ReadError, read_uuids_on, stream_aggregate_on};
 
 /// An open transaction that holds the tracker locked under the claim. If it is dropped without [`Self::finish`], it is rolled
 /// back.
@@ -107,6 +108,11 @@ impl<'t> BatchTransaction<'t> {
             only_event: None,
             may_have_written: false,
         }))
+    }
+
+    /// What the processor is made of.
+    pub(crate) fn base(&self) -> &'t ProcessorBase {
+        self.base
     }
 
     /// The connection on which the transaction is open. Whoever asks for it may write, so the commit waits for the disk.
@@ -224,6 +230,14 @@ impl<'t> BatchTransaction<'t> {
                 let read = store.read_aggregate(id, Version::FIRST, Some(upto));
                 read.map_err(ReadError::into_database_error).boxed()
             }
+        }
+    }
+
+    /// Reads the events with these uuids, those of this transaction included.
+    pub(crate) async fn read_uuids(&mut self, uuids: &[Uuid]) -> Result<Vec<Event>, sqlx::Error> {
+        match &self.base.events {
+            Events::SameDatabase(layout) => read_uuids_on(&mut self.transaction, layout, uuids).await,
+            Events::Elsewhere(store) => store.read_uuids(uuids).await.map_err(ReadError::into_database_error),
         }
     }
 

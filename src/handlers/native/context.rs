@@ -8,18 +8,16 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 use serde_json::value::to_raw_value;
 use sqlx::PgConnection;
-use thiserror::Error;
 
+use super::commands::Commands;
 use super::error::HandlerError;
+use super::transaction::Transaction;
 use crate::event::{AggregateId, Event, EventType, Version};
-use crate::handlers::batch::{Action, Applied, BatchTransaction, EventEffects, RowTables};
+use crate::handlers::batch::Action;
 use crate::processing::effects::NewEffect;
-use crate::processing::emission::{Due, Emission, Emitter};
-use crate::processing::processor::{Delivery, ProcessorError};
+use crate::processing::emission::{Due, Emission, Emitter, SourceEvent};
+use crate::processing::processor::Delivery;
 use crate::store::Codec;
-
-/// The longest delay of an emission.
-const DELAY_MAX: Duration = Duration::from_secs(1_000 * 365 * 86_400);
 
 /// The transaction in which a projector handles a batch.
 pub struct ProjectorContext<'p> {
@@ -68,97 +66,10 @@ pub struct ReactorContext<'r> {
     /// Whether the reactor has asked for the connection, and so may have written.
     pub(super) may_have_written: bool,
     pub(super) event: &'r Event,
+    pub(super) source: &'r SourceEvent,
+    pub(super) emitter: &'r Emitter,
     pub(super) effects: AskedEffects,
-}
-
-/// The transaction of a batch, as far as handlers and what they ask for need it.
-#[async_trait::async_trait]
-pub(crate) trait Transaction: Send {
-    /// The connection to PostgreSQL on which it is open.
-    ///
-    /// # Errors
-    /// It is a transaction of another store.
-    fn connection(&mut self) -> Result<&mut PgConnection, NoPostgres>;
-
-    /// Opens a savepoint before events are handled.
-    async fn savepoint(&mut self) -> Result<(), sqlx::Error>;
-
-    /// Undoes what was done since the last savepoint.
-    async fn rollback_to_savepoint(&mut self) -> Result<(), sqlx::Error>;
-
-    /// Opens the savepoint of one event, so that what the event does can be undone.
-    async fn begin_event(&mut self) -> Result<(), sqlx::Error>;
-
-    /// Undoes what was done since [`Self::begin_event`].
-    async fn undo_event(&mut self) -> Result<(), sqlx::Error>;
-
-    /// Stores what events have led to, in order, up to the first event of which that is not accepted.
-    async fn apply(&mut self, emitter: &Emitter, effects: &[EventEffects])
-    -> Result<Applied, ProcessorError>;
-
-    fn stream_aggregate(
-        &mut self,
-        id: AggregateId,
-        upto: Version,
-    ) -> BoxStream<'_, Result<Event, sqlx::Error>>;
-}
-
-/// The handler wants a connection to PostgreSQL, and the processor runs on a store that has none.
-#[derive(Debug, Clone, Copy, Error)]
-#[error(
-    "the handler wants a connection to PostgreSQL, and this store has none. Run it with `Program::start` on a PostgreSQL of \
-     its own (`espd::embedded`), or have it keep its state elsewhere"
-)]
-pub(crate) struct NoPostgres;
-
-impl NoPostgres {
-    /// Ends the handler with this error, which it cannot return.
-    fn end_handler(self) -> ! {
-        if cfg!(panic = "unwind") {
-            // No message of a panic: whoever has called the handler turns this into its error.
-            std::panic::resume_unwind(Box::new(self))
-        }
-        panic!("{self}")
-    }
-}
-
-#[async_trait::async_trait]
-impl Transaction for BatchTransaction<'_> {
-    fn connection(&mut self) -> Result<&mut PgConnection, NoPostgres> {
-        Ok(BatchTransaction::connection(self))
-    }
-
-    async fn savepoint(&mut self) -> Result<(), sqlx::Error> {
-        BatchTransaction::savepoint(self).await
-    }
-
-    async fn rollback_to_savepoint(&mut self) -> Result<(), sqlx::Error> {
-        BatchTransaction::rollback_to_savepoint(self).await
-    }
-
-    async fn begin_event(&mut self) -> Result<(), sqlx::Error> {
-        BatchTransaction::begin_event(self).await
-    }
-
-    async fn undo_event(&mut self) -> Result<(), sqlx::Error> {
-        BatchTransaction::undo_event(self).await
-    }
-
-    async fn apply(
-        &mut self,
-        emitter: &Emitter,
-        effects: &[EventEffects],
-    ) -> Result<Applied, ProcessorError> {
-        BatchTransaction::apply(self, &RowTables::default(), emitter, effects).await
-    }
-
-    fn stream_aggregate(
-        &mut self,
-        id: AggregateId,
-        upto: Version,
-    ) -> BoxStream<'_, Result<Event, sqlx::Error>> {
-        BatchTransaction::stream_aggregate(self, id, upto)
-    }
+    pub(super) commands: Commands,
 }
 
 impl ProjectorContext<'_> {
@@ -215,11 +126,17 @@ impl ReactorContext<'_> {
     /// The database could not set the savepoint for that, or the store is without PostgreSQL (`espd::testing`).
     pub async fn connection(&mut self) -> Result<&mut PgConnection, HandlerError> {
         self.transaction.connection()?;
+        self.begin_writing().await?;
+        Ok(self.transaction.connection()?)
+    }
+
+    /// Sets the savepoint of this event, so that what is written from now on can be undone.
+    pub(super) async fn begin_writing(&mut self) -> Result<(), sqlx::Error> {
         if !self.may_have_written {
             self.transaction.begin_event().await?;
             self.may_have_written = true;
         }
-        Ok(self.transaction.connection()?)
+        Ok(())
     }
 
     /// Has [`Reactor::after_commit`](super::Reactor::after_commit) called with `payload` once the event is committed as handled:
@@ -337,11 +254,8 @@ impl ReactorContext<'_> {
         aggregate_id: impl Into<AggregateId>,
         body: &E,
     ) -> Result<(), HandlerError> {
-        if delay > DELAY_MAX {
-            return Err("the delay is longer than a thousand years".into());
-        }
         let emission = emission(aggregate_id, body)?;
-        self.emit_untyped(Emission { due: Due::After(delay), key: key.map(str::to_owned), ..emission });
+        self.emit_untyped(Emission { due: Due::after(delay)?, key: key.map(str::to_owned), ..emission });
         Ok(())
     }
 
@@ -356,7 +270,10 @@ impl ReactorContext<'_> {
     }
 }
 
-fn emission<E: EventType>(aggregate_id: impl Into<AggregateId>, body: &E) -> Result<Emission, HandlerError> {
+pub(super) fn emission<E: EventType>(
+    aggregate_id: impl Into<AggregateId>,
+    body: &E,
+) -> Result<Emission, HandlerError> {
     Ok(Emission {
         event_type: E::NAME.to_owned(),
         aggregate_id: aggregate_id.into(),

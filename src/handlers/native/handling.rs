@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 
-use super::context::{AskedEffects, NoPostgres, ProjectorContext, ReactorContext, Transaction};
+use super::commands::Commands;
+use super::context::{AskedEffects, ProjectorContext, ReactorContext};
 use super::error::{Classified, HandlerError, classify};
 use super::handler::{Projector, Reactor};
+use super::transaction::{NoPostgres, Transaction};
 use crate::event::Position;
 use crate::handlers::batch::{Applied, EventEffects};
 use crate::processing::declaration::ProcessorKind;
@@ -58,13 +60,30 @@ impl HandlerFactory {
     }
 }
 
+/// What a registration allows a handler to do.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Abilities {
+    /// Ask for work after the commit.
+    pub(crate) acts_after_commit: bool,
+    /// Give commands to aggregates.
+    pub(crate) gives_commands: bool,
+    /// Remember instances and steps.
+    pub(crate) is_workflow: bool,
+}
+
+impl Abilities {
+    /// Whether an event relies on what the one before it has led to.
+    pub(crate) fn needs_each_stored(self) -> bool {
+        self.gives_commands || self.is_workflow
+    }
+}
+
 /// A registered handler, and what it is run with.
 pub(crate) struct NativeHandler {
     factory: HandlerFactory,
     codec: Codec,
     emitter: Emitter,
-    /// Whether the handler may ask for work after the commit.
-    pub(crate) acts_after_commit: bool,
+    pub(crate) abilities: Abilities,
     /// `None` after a failure, because the instance may remember what was not committed.
     instance: Option<Instance>,
 }
@@ -82,14 +101,9 @@ pub(crate) struct CarriedOut {
 }
 
 impl NativeHandler {
-    pub(super) fn new(
-        factory: HandlerFactory,
-        codec: Codec,
-        emitter: Emitter,
-        acts_after_commit: bool,
-    ) -> Self {
+    pub(super) fn new(factory: HandlerFactory, codec: Codec, emitter: Emitter, abilities: Abilities) -> Self {
         let emitter = emitter.with_codec(codec.clone());
-        Self { factory, codec, emitter, acts_after_commit, instance: None }
+        Self { factory, codec, emitter, abilities, instance: None }
     }
 
     /// Lets go of the instance, because it may remember what was not committed.
@@ -109,8 +123,8 @@ impl NativeHandler {
         let mut instance = self.instance.take().unwrap_or_else(|| self.factory.create());
         let unreadable = self.decode(events, unreadable);
         let readable = &events[..unreadable.as_ref().map_or(events.len(), |(place, _)| *place)];
-        let Self { factory, codec, emitter, acts_after_commit, .. } = &*self;
-        let means = Means { factory, emitter, codec, may_act: *acts_after_commit };
+        let Self { factory, codec, emitter, abilities, .. } = &*self;
+        let means = Means { factory, emitter, codec, abilities: *abilities };
         let mut handled = match &mut instance {
             Instance::Projector(projector) => project(projector, means, transaction, readable).await?,
             Instance::Reactor(reactor) => react(reactor.as_mut(), means, transaction, readable, time).await?,
@@ -173,8 +187,7 @@ struct Means<'m> {
     factory: &'m HandlerFactory,
     emitter: &'m Emitter,
     codec: &'m Codec,
-    /// Whether the handler may ask for work after the commit.
-    may_act: bool,
+    abilities: Abilities,
 }
 
 /// The number of events that were handled, and the failure of the next one, if there is one.
@@ -242,8 +255,11 @@ async fn project_once(
     transaction: &mut dyn Transaction,
     events: &[Delivery],
 ) -> Result<Vec<NewEffect>, HandlerError> {
-    let mut context =
-        ProjectorContext { transaction, codec: means.codec, effects: AskedEffects::new(means.may_act) };
+    let mut context = ProjectorContext {
+        transaction,
+        codec: means.codec,
+        effects: AskedEffects::new(means.abilities.acts_after_commit),
+    };
     catch_panic(projector.project(events, &mut context)).await?;
     Ok(context.effects.asked)
 }
@@ -251,7 +267,7 @@ async fn project_once(
 /// Hands the events to the reactor one by one, until one fails or the time is up.
 async fn react(
     reactor: &mut dyn Reactor,
-    Means { emitter, codec, may_act, .. }: Means<'_>,
+    Means { emitter, codec, abilities, .. }: Means<'_>,
     transaction: &mut dyn Transaction,
     events: &[Delivery],
     time: Duration,
@@ -274,7 +290,10 @@ async fn react(
             actions: Vec::new(),
             may_have_written: false,
             event,
-            effects: AskedEffects::new(may_act),
+            source: &source,
+            emitter,
+            effects: AskedEffects::new(abilities.acts_after_commit),
+            commands: Commands::new(abilities.gives_commands),
         };
         let outcome = catch_panic(reactor.react(event, &mut context)).await;
         let ReactorContext { actions, may_have_written, effects: asked, .. } = context;
@@ -292,11 +311,13 @@ async fn react(
         }
         effects.extend(asked.asked);
         pending.push(EventEffects { source, actions });
-        if may_have_written {
+        if may_have_written || abilities.needs_each_stored() {
             // Rows are in the transaction already, so whether the emissions are accepted has to be known now.
             let Applied { events: applied, failure } = transaction.apply(emitter, &pending).await?;
-            if failure.is_some() {
+            if failure.is_some() && may_have_written {
                 transaction.undo_event().await?;
+            }
+            if failure.is_some() {
                 return Ok(handled(done + applied, failure, effects));
             }
             done += pending.len();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{Connection as _, PgConnection};
 
-use super::handling::{CarriedOut, Handled, HandlerFactory, NativeHandler};
+use super::handling::{Abilities, CarriedOut, Handled, HandlerFactory, NativeHandler};
 use crate::event::Position;
 use crate::handlers::batch::BatchTransaction;
 use crate::postgres::server_mark;
@@ -37,11 +37,11 @@ impl NativeProcessor {
         base: ProcessorBase,
         factory: HandlerFactory,
         codec: Codec,
-        acts_after_commit: bool,
+        abilities: Abilities,
     ) -> Self {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
-        let effects = acts_after_commit.then(|| Effects::new(&base.schema));
-        let handler = NativeHandler::new(factory, codec, emitter, acts_after_commit);
+        let effects = abilities.acts_after_commit.then(|| Effects::new(&base.schema));
+        let handler = NativeHandler::new(factory, codec, emitter, abilities);
         Self { base, handler, effects, effects_pending: false }
     }
 

@@ -1,6 +1,8 @@
 //! What a program says about a processor that it registers.
 
-use crate::event::EventType;
+use super::handling::Abilities;
+use crate::aggregate::Aggregate;
+use crate::event::{EventSet as _, EventType};
 use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration, ProcessorKind,
     ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
@@ -22,8 +24,8 @@ pub struct Registration {
     codec: Codec,
     /// How it is run.
     pub(super) settings: ProcessorSettings,
-    /// Whether the handler may ask for work to be done after the commit.
-    pub(super) acts_after_commit: bool,
+    /// What the handler may do beside writing and emitting.
+    pub(super) abilities: Abilities,
 }
 
 impl Registration {
@@ -38,6 +40,12 @@ impl Registration {
         Self::new(name, ProcessorKind::Reactor)
     }
 
+    /// Registers a [`Workflow`](super::Workflow), under a name as for [`Self::projector`]. Everything that is said of reactors holds.
+    pub fn workflow(name: &str) -> Self {
+        let registration = Self::new(name, ProcessorKind::Reactor);
+        Self { abilities: Abilities { is_workflow: true, ..registration.abilities }, ..registration }
+    }
+
     fn new(name: &str, kind: ProcessorKind) -> Self {
         Self {
             name: name.to_owned(),
@@ -49,7 +57,7 @@ impl Registration {
             emits: Vec::new(),
             codec: Codec::default(),
             settings: ProcessorSettings::default(),
-            acts_after_commit: false,
+            abilities: Abilities::default(),
         }
     }
 
@@ -96,6 +104,25 @@ impl Registration {
         self
     }
 
+    /// Allows a reactor to give commands to aggregates of type `A`, and so to emit their events: see
+    /// [`ReactorContext::execute`](super::ReactorContext::execute).
+    #[must_use]
+    pub fn executes<A: Aggregate>(mut self) -> Self {
+        for name in A::Event::names() {
+            if !self.emits.iter().any(|known| known == name) {
+                self.emits.push(name.to_owned());
+            }
+        }
+        Self { abilities: Abilities { gives_commands: true, ..self.abilities }, ..self }
+    }
+
+    /// Has a workflow wait for time-outs of type `E`: it emits them, and handles them when they are due. See
+    /// [`WorkflowContext::time_out_after`](super::WorkflowContext::time_out_after).
+    #[must_use]
+    pub fn times_out<E: EventType>(self) -> Self {
+        self.handles::<E>().emits::<E>()
+    }
+
     /// Sets where the processor begins when it is run for the first time. By default a projector begins with the first event of
     /// the store, and a reactor with the events that are appended from then on. A `start` in the configuration takes
     /// precedence. The tables of a projector that begins later do not hold what was before.
@@ -124,7 +151,7 @@ impl Registration {
     /// [`ProjectorContext::after_commit`]: super::ProjectorContext::after_commit
     #[must_use]
     pub fn after_commit(self) -> Self {
-        Self { acts_after_commit: true, ..self }
+        Self { abilities: Abilities { acts_after_commit: true, ..self.abilities }, ..self }
     }
 
     /// The complete declaration, with defaults for what is not said.

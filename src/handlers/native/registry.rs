@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
 
 use super::handler::{Projector, Reactor};
-use super::handling::{HandlerFactory, NativeHandler};
+use super::handling::{Abilities, HandlerFactory, NativeHandler};
 use super::processor::NativeProcessor;
 use super::registration::Registration;
 use super::settings::find_faults;
+use crate::postgres::connector::Connector;
 use crate::postgres::name::is_name;
 use crate::process::hook::HookClosures;
 use crate::processing::declaration::{
@@ -17,6 +22,13 @@ use crate::processing::emission::Emitter;
 use crate::processing::processor::ProcessorBase;
 use crate::store::upcast::Upcast;
 use crate::store::{AppendedClosure, Codec};
+
+/// How long the connection on which steps are recorded is kept when there are none.
+const STEP_CONNECTION_IDLE: Duration = Duration::from_secs(60);
+
+/// A step that is recorded survives a crash of the server, whatever the default of the database is.
+const WAIT_FOR_THE_DISK: &str = "-- wait_for_the_disk
+    select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'";
 
 /// Holds the processors written in Rust, by name.
 #[derive(Default)]
@@ -37,7 +49,7 @@ struct Registered {
     settings: ProcessorSettings,
     factory: HandlerFactory,
     codec: Codec,
-    acts_after_commit: bool,
+    abilities: Abilities,
 }
 
 impl Registry {
@@ -95,7 +107,7 @@ impl Registry {
     fn add(&mut self, registration: Registration, factory: HandlerFactory) {
         let codec = registration.body_codec();
         let settings = registration.settings.clone();
-        let acts_after_commit = registration.acts_after_commit;
+        let abilities = registration.abilities;
         let declaration = registration.into_declaration();
         let name = declaration.name.clone();
         if declaration.kind() != factory.kind() {
@@ -114,7 +126,7 @@ impl Registry {
             let rule = "up to 48 of a-z, 0-9 and _, beginning with a letter or _";
             self.faults.push(format!("{name:?} is not a name for a processor: {rule}"));
         }
-        let registered = Registered { declaration, settings, factory, codec, acts_after_commit };
+        let registered = Registered { declaration, settings, factory, codec, abilities };
         if self.processors.insert(name.clone(), registered).is_some() {
             self.faults.push(format!("the program registers two processors called {name}"));
         }
@@ -145,14 +157,21 @@ impl Registry {
         self.processors.values().map(|registered| &registered.declaration)
     }
 
-    /// Makes the processor of this declaration.
+    /// Makes the processor of this declaration. A workflow records its steps in `database`, on a connection of its own, which is
+    /// made when the first step is recorded.
     ///
     /// # Errors
     /// No processor of this name was registered.
-    pub(crate) fn make(&self, base: ProcessorBase) -> Result<NativeProcessor, String> {
+    pub(crate) fn make(
+        &self,
+        mut base: ProcessorBase,
+        database: Option<&Connector>,
+    ) -> Result<NativeProcessor, String> {
         match self.processors.get(base.name()) {
-            Some(Registered { factory, codec, acts_after_commit, .. }) => {
-                Ok(NativeProcessor::new(base, factory.clone(), codec.clone(), *acts_after_commit))
+            Some(Registered { factory, codec, abilities, .. }) => {
+                let database = database.filter(|_| abilities.is_workflow);
+                base.step_records = database.map(|database| record_steps(database, base.name()));
+                Ok(NativeProcessor::new(base, factory.clone(), codec.clone(), *abilities))
             }
             None => Err(format!("this program has not registered {}", base.name())),
         }
@@ -160,10 +179,16 @@ impl Registry {
 
     /// Makes the handler of this declaration, to be run without PostgreSQL; `None`: it was not registered.
     pub(crate) fn make_handler(&self, declaration: &ProcessorDeclaration) -> Option<NativeHandler> {
-        let Registered { factory, codec, acts_after_commit, .. } = self.processors.get(&declaration.name)?;
+        let Registered { factory, codec, abilities, .. } = self.processors.get(&declaration.name)?;
         let emitter = Emitter::without_postgres(declaration);
-        Some(NativeHandler::new(factory.clone(), codec.clone(), emitter, *acts_after_commit))
+        Some(NativeHandler::new(factory.clone(), codec.clone(), emitter, *abilities))
     }
+}
+
+/// The connection on which a workflow records its steps, each at once.
+fn record_steps(database: &Connector, name: &str) -> PgPool {
+    let settings = PgPoolOptions::new().max_connections(1).idle_timeout(STEP_CONNECTION_IDLE);
+    database.named(&format!("espd: {name} (steps)")).prepared_pool(settings, WAIT_FOR_THE_DISK)
 }
 
 #[cfg(test)]

@@ -22,7 +22,22 @@ pub enum Due {
     After(Duration),
 }
 
+/// The longest delay of an emission.
+const DELAY_MAX: Duration = Duration::from_secs(1_000 * 365 * 86_400);
+
 impl Due {
+    /// After a delay.
+    ///
+    /// # Errors
+    /// It is longer than a thousand years.
+    pub(crate) fn after(delay: Duration) -> Result<Self, &'static str> {
+        if delay > DELAY_MAX {
+            Err("the delay is longer than a thousand years")
+        } else {
+            Ok(Self::After(delay))
+        }
+    }
+
     /// The time as an expression in SQL.
     pub(super) fn expression(self) -> String {
         match self {

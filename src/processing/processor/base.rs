@@ -1,7 +1,7 @@
 //! What every processor is made of: its declaration, its tables, and the source of its events.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection as _, PgConnection, Row as _};
+use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
 use super::batch::{Batch, BatchQuery};
@@ -44,6 +44,8 @@ pub struct ProcessorBase {
     /// Where the processor's tables are, and what SQL means there.
     pub(crate) scope: SqlScope,
     pub(crate) events: Events,
+    /// Where the steps of a workflow are recorded, each at once; `None`: it is no workflow.
+    pub(crate) step_records: Option<PgPool>,
 }
 
 impl ProcessorBase {
@@ -53,7 +55,7 @@ impl ProcessorBase {
         scope: impl Into<SqlScope>,
         events: Events,
     ) -> Self {
-        Self { declaration, schema: schema.to_owned(), scope: scope.into(), events }
+        Self { declaration, schema: schema.to_owned(), scope: scope.into(), events, step_records: None }
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::sql_text::sql;
-use super::statements::{read_after, read_aggregate};
+use super::statements::{read_after, read_aggregate, read_uuids};
 use super::{append, row};
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 use crate::store::layout::Layout;
@@ -68,4 +68,14 @@ pub(crate) fn stream_aggregate_on<'c>(
     let query = sqlx::query(sql(read_aggregate(layout))).persistent(false);
     let query = query.bind(aggregate_id.as_uuid()).bind(Version::FIRST).bind(upto);
     query.fetch(connection).map(|row| layout.finish(row::event(&row?)?)).boxed()
+}
+
+/// Reads as [`EventStore::read_uuids`](crate::store::EventStore::read_uuids) does.
+pub(crate) async fn read_uuids_on(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    uuids: &[Uuid],
+) -> Result<Vec<Event>, sqlx::Error> {
+    let query = sqlx::query(sql(read_uuids(layout))).persistent(false).bind(uuids);
+    query.fetch(connection).and_then(async |row| layout.finish(row::event(&row)?)).try_collect().await
 }

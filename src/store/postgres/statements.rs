@@ -97,6 +97,11 @@ pub(super) fn read_aggregate(layout: &Layout) -> String {
     )
 }
 
+pub(super) fn read_uuids(layout: &Layout) -> String {
+    let (columns, source) = (row::COLUMNS, layout.source());
+    format!("-- read_uuids\nselect {columns} from {source} as e where uuid = any ($1) order by id")
+}
+
 pub(super) fn read_after(layout: &Layout) -> String {
     let (columns, source) = (row::COLUMNS, layout.source());
     let wanted = "id > $1 and id <= $2 and ($3::text[] is null or type = any ($3)) order by id limit $4";
