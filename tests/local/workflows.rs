@@ -152,7 +152,7 @@ async fn a_command_of_a_reactor_is_carried_out_once_and_a_refusal_is_a_value(sto
     let drawn = &all[4];
     assert_eq!(drawn.aggregate_id, account);
     assert_eq!((drawn.causation_id, drawn.correlation_id), (Some(all[1].uuid), Some(all[1].uuid)));
-    assert!(drawn.metadata.get().contains("\"reactor\":\"payer\""), "{}", drawn.metadata);
+    assert!(drawn.metadata.get().contains("\"reactor\": \"payer\""), "{}", drawn.metadata);
     assert_eq!(all[8].read::<OrderPaid>().unwrap().unwrap().left, 0);
 }
 
