@@ -43,6 +43,9 @@ grant insert, update on :"schema".tag_heads to espd_appender;
 grant insert on :"schema".tag_events to espd_appender;
 grant insert, update, delete on :"schema".unique_keys to espd_appender;
 
+-- Records commands, and removes old records; nobody changes one.
+grant insert, delete on :"schema".commands to espd_appender;
+
 -- Schedules events for later, and cancels them. Appending what is due takes the same rights.
 grant insert, update, delete on :"schema".scheduled_events to espd_appender;
 

@@ -81,6 +81,8 @@ pub use boundary::{BoundaryContext, DecidedWithin, DecisionWithin, Draft};
 pub(crate) use command_id::CommandId;
 pub use context::Context;
 pub use error::{CommitError, ExecuteError, LoadError};
+#[cfg_attr(not(feature = "commands"), allow(unused_imports, reason = "for commands"))]
+pub(crate) use execution::Appender;
 pub use execution::{Executed, Execution, Planned};
 pub use id::Id;
 pub(crate) use loader::pause_before;

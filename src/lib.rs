@@ -244,6 +244,8 @@ mod visible;
 
 // Events.
 pub mod aggregate;
+#[cfg(feature = "commands")]
+pub mod commands;
 #[cfg(feature = "testing")]
 pub mod embedded;
 mod processors;
@@ -355,6 +357,8 @@ pub mod prelude {
         Aggregate, BoundaryContext, CommitError, Context, Decide, Draft, ExecuteError, Executed, Id,
         LoadError, Loaded, Repository, UnitOfWork, UnknownEvents,
     };
+    #[cfg(feature = "commands")]
+    pub use crate::commands::{Command, Commands, Envelope, HashedPassword, Outcome, Secret};
     pub use crate::event::{
         AggregateId, Appended, Event, EventSet, EventType, ExpectedVersion, NewEvent, Position, StoredTime,
         Tag, Version,

@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("process", &["shutdown"]),
     ("store", &["event", "postgres", "retry", "schema", "shutdown"]),
     ("aggregate", &["event", "store"]),
+    ("commands", &["aggregate", "event", "postgres", "store"]),
     ("processors", &["event", "postgres"]),
     ("supervision", &["process"]),
     ("embedded", &["postgres", "process"]),
@@ -166,6 +167,7 @@ fn every_part_is_in_the_table() {
 ///
 /// Everything else goes through `postgres::literal::simple` or `postgres::server_mark::begin`.
 const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
+    ("commands/log/postgres.rs", "writes, in the transaction of an application's library"),
     ("embedded/mod.rs", "sets up a server of its own"),
     ("espctl/append.rs", "writes, in the transaction of an application's library"),
     ("handlers/batch/transaction.rs", "within the transaction that it begins so"),

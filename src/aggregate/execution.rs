@@ -2,6 +2,7 @@
 
 use std::future::IntoFuture;
 
+use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
@@ -30,6 +31,16 @@ pub struct Execution<'r, S, A: Aggregate, R> {
     decision: Decision<'r, A, R>,
     envelope: Envelope,
     expected: Option<Version>,
+    /// The id of the command, if nobody can have used it before.
+    new_command_id: Option<Uuid>,
+    appender: Option<&'r dyn Appender>,
+}
+
+/// Stores what was decided, where that is more than appending it to the store.
+#[async_trait]
+pub(crate) trait Appender: Send + Sync {
+    /// Stores events, perhaps none, that were decided on a version.
+    async fn append(&self, events: &[NewEvent], seen: Version) -> Result<Vec<Appended>, AppendError>;
 }
 
 /// What the events of a command have in common.
@@ -91,7 +102,8 @@ pub struct Planned<A: Aggregate> {
 
 impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
     pub(super) fn new(loader: &'r Loader<S>, id: Id<A>, decision: Decision<'r, A, R>) -> Self {
-        Self { loader, id, decision, envelope: Envelope::default(), expected: None }
+        let envelope = Envelope::default();
+        Self { loader, id, decision, envelope, expected: None, new_command_id: None, appender: None }
     }
 
     /// Gives the command an id. Once it is carried out, repeating it with the same id stores nothing, decides nothing, and answers
@@ -128,6 +140,24 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
         Ok(self)
     }
 
+    /// Names what has led to the command.
+    pub(crate) fn causation_id(mut self, id: Uuid) -> Self {
+        self.envelope.causation_id = Some(id);
+        self
+    }
+
+    /// Gives the command an id that nobody can have used before, so that it is not looked for.
+    pub(crate) fn new_command_id(mut self, id: Uuid) -> Self {
+        self.new_command_id = Some(id);
+        self
+    }
+
+    /// Has something else store what is decided.
+    pub(crate) fn stored_by(mut self, appender: &'r dyn Appender) -> Self {
+        self.appender = Some(appender);
+        self
+    }
+
     /// Decides without storing anything.
     ///
     /// # Errors
@@ -148,7 +178,7 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
     }
 
     fn draw_command_id(&self) -> CommandId {
-        CommandId::new(self.envelope.command_id.unwrap_or_else(Uuid::new_v4))
+        CommandId::new(self.envelope.command_id.or(self.new_command_id).unwrap_or_else(Uuid::new_v4))
     }
 
     async fn run(self) -> Result<Executed<A>, ExecuteError<R>> {
@@ -171,7 +201,7 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
         let mut retry = 0;
         loop {
             let planned = self.plan(&loaded, command_id)?;
-            match self.loader.store.append(&planned.new_events).await {
+            match self.append(&planned).await {
                 Ok(appended) => return planned.executed(appended),
                 Err(AppendError::Conflict { .. }) if retry < retries => {}
                 Err(AppendError::Conflict { expected, actual, .. }) => {
@@ -182,6 +212,13 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
             retry += 1;
             tokio::time::sleep(pause_before(retry, command_id.event_uuid(retry).as_bytes()[0])).await;
             self.loader.catch_up(&mut loaded).await?;
+        }
+    }
+
+    async fn append(&self, planned: &Planned<A>) -> Result<Vec<Appended>, AppendError> {
+        match self.appender {
+            Some(appender) => appender.append(&planned.new_events, planned.version).await,
+            None => self.loader.store.append(&planned.new_events).await,
         }
     }
 

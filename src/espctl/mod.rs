@@ -2,6 +2,7 @@
 
 mod append;
 mod check;
+mod commands;
 mod dead_letters;
 mod delete_aggregate;
 mod doctor;
@@ -116,6 +117,9 @@ pub(crate) enum Command {
     Snapshots(snapshots::SnapshotsCommand),
     /// List the instances of workflows, how far they have come and what they wait for
     Workflows(workflows::Arguments),
+    /// List the commands that applications have recorded, newest first, or remove old ones
+    #[command(args_conflicts_with_subcommands = true)]
+    Commands(commands::Arguments),
     /// Show the request that a webhook reactor sends for an event, and the answer of the receiver
     WebhookTest(webhook_test::Arguments),
     /// Print SQL that creates roles with the least rights for appending, reading, running and operating
@@ -253,6 +257,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Schema(command) => schema::run(command, config, databases).await,
         Command::Snapshots(command) => snapshots::run(command, databases).await,
         Command::Workflows(arguments) => workflows::run(arguments, databases).await,
+        Command::Commands(arguments) => commands::run(arguments, databases).await,
         Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
         Command::Migrate(_)
         | Command::Check(_)

@@ -38,6 +38,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (9, "snapshots", include_str!("../../migrations/event_store/0009_snapshots.sql")),
         (10, "tags", include_str!("../../migrations/event_store/0010_tags.sql")),
         (11, "audit", include_str!("../../migrations/event_store/0011_audit.sql")),
+        (12, "commands", include_str!("../../migrations/event_store/0012_commands.sql")),
     ],
 };
 

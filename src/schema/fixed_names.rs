@@ -5,7 +5,8 @@
 pub(super) const RELATIONS: &[&str] = &[
     "_event_store_migrations", "_event_store_migrations_pkey", "_processing_migrations",
     "_processing_migrations_pkey", "carried_over", "carried_over_pkey", "changed_events",
-    "changed_events_event_id_idx", "changed_events_id_seq", "changed_events_pkey", "dead_letters",
+    "changed_events_event_id_idx", "changed_events_id_seq", "changed_events_pkey", "commands",
+    "commands_aggregate_idx", "commands_at_idx", "commands_pkey", "dead_letters",
     "dead_letters_age_idx", "dead_letters_aggregate_idx", "dead_letters_pkey", "dead_letters_retry_idx",
     "declarations", "declarations_pkey", "deleted_aggregates", "deleted_aggregates_id_seq",
     "deleted_aggregates_pkey", "deliveries", "deliveries_pkey", "effects", "effects_id_seq", "effects_pkey",

@@ -124,6 +124,8 @@ pub(crate) struct Append {
     pub(crate) event_schemas: String,
     /// The table of snapshots.
     pub(crate) snapshots: String,
+    /// The table of commands.
+    pub(crate) commands: String,
 }
 
 /// Who creates the tables of a store.

@@ -8,6 +8,7 @@
 
 mod admin;
 mod aggregate;
+mod commands;
 mod config;
 mod connections;
 mod daemon;

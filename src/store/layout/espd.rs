@@ -49,6 +49,7 @@ impl Layout {
                 channel: channel.clone(),
                 event_schemas: format!("{schema}.\"event_schemas\""),
                 snapshots: format!("{schema}.\"snapshots\""),
+                commands: format!("{schema}.\"commands\""),
             }),
             channel: Some(channel),
             created_by: CreatedBy::Migrations,
