@@ -29,7 +29,7 @@ use place::Place;
 ///     note: Option<String>,
 /// }
 ///
-/// #[derive(Debug, PartialEq, serde::Deserialize, validator::Validate)]
+/// #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize, validator::Validate)]
 /// struct Item {
 ///     #[validate(length(min = 2))]
 ///     name: String,

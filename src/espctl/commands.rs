@@ -13,14 +13,12 @@ use crate::operations::databases::Databases;
 use crate::operations::status::format::{table_within, thousands};
 
 #[derive(Args)]
-#[command(
-    after_help = "Applications record their commands if they are told to: docs/commands.md.\n\n\
+#[command(after_help = "Applications record their commands if they are told to: docs/commands.md.\n\n\
     Examples:\n  \
     espctl commands\n  \
     espctl commands list --outcome refused --since 1h\n  \
     espctl commands list --metadata user=ada --json\n  \
-    espctl commands prune --older-than 90d"
-)]
+    espctl commands prune --older-than 90d")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<CommandsCommand>,
@@ -85,7 +83,8 @@ pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::
 
 async fn list(arguments: ListArguments, databases: &Databases) -> anyhow::Result<()> {
     let ListArguments { name, aggregate, outcome, since, metadata, limit, json } = arguments;
-    let since = since.and_then(|since| Utc::now().checked_sub_signed(chrono::TimeDelta::from_std(since).ok()?));
+    let since =
+        since.and_then(|since| Utc::now().checked_sub_signed(chrono::TimeDelta::from_std(since).ok()?));
     let metadata: Map<String, Value> = metadata.into_iter().collect();
     let selection = CommandSelection { name, aggregate_id: aggregate, outcome, since, metadata, limit };
     let found = commands::list(&databases.events, &databases.layout, &selection).await?;
@@ -119,11 +118,16 @@ fn outcome(command: &RecordedCommand) -> String {
         Some(code) => code.to_owned(),
         None => events.map(shown).collect::<Vec<_>>().join(", "),
     };
-    if what.is_empty() { format!("{}: nothing", command.outcome) } else { format!("{}: {what}", command.outcome) }
+    if what.is_empty() {
+        format!("{}: nothing", command.outcome)
+    } else {
+        format!("{}: {what}", command.outcome)
+    }
 }
 
 async fn prune(older_than: Duration, databases: &Databases) -> anyhow::Result<()> {
-    let before = chrono::TimeDelta::from_std(older_than).ok().and_then(|age| Utc::now().checked_sub_signed(age));
+    let before =
+        chrono::TimeDelta::from_std(older_than).ok().and_then(|age| Utc::now().checked_sub_signed(age));
     let Some(before) = before else { anyhow::bail!("nothing is as old as that") };
     let removed = commands::prune(&databases.events, &databases.layout, before).await?;
     let removed = i64::try_from(removed).unwrap_or(i64::MAX);

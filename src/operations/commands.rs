@@ -85,11 +85,7 @@ pub(crate) async fn list(
 }
 
 /// Removes the commands that were recorded before a time, and returns how many there were.
-pub(crate) async fn prune(
-    events: &PgPool,
-    layout: &Layout,
-    before: DateTime<Utc>,
-) -> anyhow::Result<u64> {
+pub(crate) async fn prune(events: &PgPool, layout: &Layout, before: DateTime<Utc>) -> anyhow::Result<u64> {
     let statement = format!(
         "-- prune_commands
         delete from {} where at < $1",

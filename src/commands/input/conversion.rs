@@ -184,7 +184,10 @@ impl<'v> de::Deserializer<'v> for Reader<'v> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ReadError> {
-        self.deserialize(visitor)
+        match self.value {
+            Value::Object(fields) => self.map(fields, visitor),
+            _ => Err(de::Error::invalid_type(Unexpected::Other("value"), &"an object")),
+        }
     }
 
     fn deserialize_enum<V: Visitor<'v>>(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use espd::commands::{CommandError, Input};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 use validator::Validate;
@@ -13,7 +13,7 @@ use validator::Validate;
 #[serde(deny_unknown_fields)]
 struct Order {
     id: Uuid,
-    #[validate(length(max = 3), nested)]
+    #[validate(length(max = 4), nested)]
     items: Vec<Item>,
     #[validate(nested)]
     address: Address,
@@ -30,7 +30,7 @@ struct Order {
     points: BTreeMap<String, i64>,
 }
 
-#[derive(Debug, PartialEq, Deserialize, Validate)]
+#[derive(Debug, PartialEq, Serialize, Deserialize, Validate)]
 struct Item {
     #[validate(length(min = 2))]
     name: String,
@@ -144,7 +144,6 @@ fn all_errors_come_together_with_their_paths() {
         "colour unknown_field",
         "day invalid",
         "id invalid",
-        "items length",
         "items[0].amount integer_range",
         "items[0].name length",
         "items[1].amount integer",
@@ -157,9 +156,16 @@ fn all_errors_come_together_with_their_paths() {
     assert_eq!(shown(&errors), expected);
     let choice = errors.iter().find(|error| error.code == "choice").unwrap();
     assert_eq!(choice.params["expected"], json!(["collect", "post"]));
-    let json = serde_json::to_value(errors.iter().find(|error| error.path == "items").unwrap()).unwrap();
-    let told = json!({"path": "items", "code": "length", "params": {"max": 3}, "message": "must have a length of at most 3"});
+    let json =
+        serde_json::to_value(errors.iter().find(|error| error.path == "items[2].name").unwrap()).unwrap();
+    let message = "must have a length of at least 2";
+    let told = json!({"path": "items[2].name", "code": "length", "params": {"min": 2}, "message": message});
     assert_eq!(json, told, "what was sent is no part of it");
+
+    // The elements are looked at when the list itself is right.
+    let many = (0..5).map(|n| (format!("items.{n}.name"), "x"));
+    let errors = Input::form(many).unwrap().read::<Order>().unwrap_err();
+    assert!(shown(&errors).contains(&"items length".to_owned()), "{errors:?}");
 }
 
 #[test]
@@ -174,7 +180,13 @@ fn a_whole_that_is_no_object_is_one_error() {
 
 #[test]
 fn a_message_of_ones_own_stays_and_others_are_translated_by_code() {
-    let form = [("id", ID), ("items.0.name", "x"), ("items.0.amount", "1"), ("address.street", ""), ("shipping", "collect")];
+    let form = [
+        ("id", ID),
+        ("items.0.name", "x"),
+        ("items.0.amount", "1"),
+        ("address.street", ""),
+        ("shipping", "collect"),
+    ];
     let errors = Input::form(form).unwrap().read::<Order>().unwrap_err();
     let messages: Vec<_> = errors.iter().map(|error| error.message.as_str()).collect();
     assert_eq!(messages, ["say where", "must have a length of at least 2"]);
@@ -183,7 +195,8 @@ fn a_message_of_ones_own_stays_and_others_are_translated_by_code() {
         _ => None,
     };
     let translated = espd::commands::Outcome::invalid(errors).translated(german).to_string();
-    let expected = "invalid: address.street: braucht mindestens 1 Zeichen; items[0].name: braucht mindestens 2 Zeichen";
+    let expected =
+        "invalid: address.street: braucht mindestens 1 Zeichen; items[0].name: braucht mindestens 2 Zeichen";
     assert_eq!(translated, expected);
 }
 

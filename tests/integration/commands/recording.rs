@@ -36,7 +36,9 @@ async fn check_records<S: EventStore + Clone + 'static>(store: S, log: impl Comm
     let later = newest[0].at + chrono::TimeDelta::days(1);
     assert_eq!((log.prune(first.at).await.unwrap(), log.prune(later).await.unwrap()), (0, 3));
     // The events are still there to recognise it by.
-    let Outcome::Executed(again) = commands.execute(lend(&book, "Ada"), with_id(ids[0])).await else { panic!() };
+    let Outcome::Executed(again) = commands.execute(lend(&book, "Ada"), with_id(ids[0])).await else {
+        panic!()
+    };
     assert!(again.repeated && count_events(&store).await == 1);
 }
 
@@ -50,9 +52,13 @@ async fn check_repetition<S: EventStore + Clone + 'static>(store: S, log: impl C
     commands.execute(ReturnBook { book: book.clone() }, Envelope::new()).await;
 
     // Decided anew, both would lend the book.
-    let Outcome::Executed(again) = commands.execute(lend(&book, "Ada"), with_id(idle)).await else { panic!() };
+    let Outcome::Executed(again) = commands.execute(lend(&book, "Ada"), with_id(idle)).await else {
+        panic!()
+    };
     assert_eq!((again.repeated, again.events.len(), again.version), (true, 0, Some(1.into())));
-    let Outcome::Refused(again) = commands.execute(lend(&book, "Bob"), with_id(refused)).await else { panic!() };
+    let Outcome::Refused(again) = commands.execute(lend(&book, "Bob"), with_id(refused)).await else {
+        panic!()
+    };
     assert_eq!((again.repeated, again.error.code.as_str()), (true, "lent_to_another"));
     assert_eq!(count_events(&store).await, 2);
     let other = commands.execute(ReturnBook { book }, with_id(idle)).await;
@@ -119,12 +125,23 @@ async fn espctl_lists_and_prunes_commands() {
         assert_eq!(names(listed), expected, "{filter:?}");
     }
     let printed = here.espctl(&["commands", "list"]).await.printed();
-    assert!(printed.contains("LendBook") && printed.contains("refused: never_lent") && printed.contains("BookLent"), "{printed}");
-    assert_eq!(here.espctl(&["commands", "prune", "--older-than", "1d"]).await.printed(), "removed 0 commands\n");
+    assert!(
+        printed.contains("LendBook")
+            && printed.contains("refused: never_lent")
+            && printed.contains("BookLent"),
+        "{printed}"
+    );
+    assert_eq!(
+        here.espctl(&["commands", "prune", "--older-than", "1d"]).await.printed(),
+        "removed 0 commands\n"
+    );
     sqlx::query("update espd.commands set at = at - interval '2 days' where name = 'LendBook'")
         .execute(&database.pool)
         .await
         .unwrap();
-    assert_eq!(here.espctl(&["commands", "prune", "--older-than", "1d"]).await.printed(), "removed 1 command\n");
+    assert_eq!(
+        here.espctl(&["commands", "prune", "--older-than", "1d"]).await.printed(),
+        "removed 1 command\n"
+    );
     assert!(here.espctl(&["commands", "prune"]).await.complained(2).contains("--older-than"));
 }

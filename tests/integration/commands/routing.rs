@@ -26,7 +26,10 @@ async fn check_routing<S: EventStore + Clone + 'static>(store: S, _: impl Comman
         "events": [{"id": event.id, "uuid": event.uuid, "version": 1, "type": "BookLent"}]
     });
     assert_eq!((lent.status(), json_of(&lent)), (200, expected.clone()));
-    assert_eq!((event.metadata.get().replace(' ', ""), event.causation_id), (r#"{"user":"ada"}"#.into(), Some(command_id)));
+    assert_eq!(
+        (event.metadata.get().replace(' ', ""), event.causation_id),
+        (r#"{"user":"ada"}"#.into(), Some(command_id))
+    );
 
     let again = commands.execute_json("LendBook", body.to_string(), envelope).await;
     let mut repeated = expected;
@@ -61,19 +64,30 @@ async fn check_failures<S: EventStore + Clone + 'static>(store: S, _: impl Comma
     let command_id = Uuid::new_v4();
     let once = Envelope::new().command_id(command_id).expecting(0);
     assert_eq!(told(commands.execute(lend(&book, "Ada"), once.clone()).await), ("executed", 200));
-    assert_eq!(told(commands.execute(lend(&book, "Ada"), once).await), ("executed", 200), "looked up before the condition");
+    assert_eq!(
+        told(commands.execute(lend(&book, "Ada"), once).await),
+        ("executed", 200),
+        "looked up before the condition"
+    );
     let conflict = commands.execute(lend(&book, "Ada"), Envelope::new().expecting(0)).await;
-    assert_eq!(json_of(&conflict), json!({"outcome": "conflict", "aggregate_id": &book, "expected": 0, "actual": 1}));
+    assert_eq!(
+        json_of(&conflict),
+        json!({"outcome": "conflict", "aggregate_id": &book, "expected": 0, "actual": 1})
+    );
     assert_eq!(conflict.status(), 409);
     let reused = commands.execute(lend(&Id::generate(), "Ada"), Envelope::new().command_id(command_id)).await;
     assert_eq!(told(reused), ("command_id_reused", 422));
 
-    let stranger = NewEvent::new(book.get(), "BookBurnt", serde_json::value::to_raw_value(&json!({})).unwrap());
+    let stranger =
+        NewEvent::new(book.get(), "BookBurnt", serde_json::value::to_raw_value(&json!({})).unwrap());
     store.append(&[stranger]).await.unwrap();
     let failed = commands.execute(lend(&book, "Ada"), Envelope::new()).await;
     assert_eq!(told(failed.clone()), ("failed", 500));
     let Outcome::Failed(problem) = &failed else { unreachable!() };
-    assert!(problem.cause.contains("BookBurnt") && !json_of(&failed).to_string().contains("BookBurnt"), "{problem:?}");
+    assert!(
+        problem.cause.contains("BookBurnt") && !json_of(&failed).to_string().contains("BookBurnt"),
+        "{problem:?}"
+    );
 }
 
 on_both!(a_dry_run_says_what_would_happen, check_dry_run);
@@ -141,7 +155,9 @@ fn an_envelope_is_made_of_headers() {
     let envelope = Envelope::from_headers(headers).unwrap();
     assert_eq!((envelope.command_id, envelope.expected_version), (Some(id), Some(3.into())));
     assert_eq!(envelope.correlation_id.map(|id| id.to_string()), Some(correlation.clone()));
-    let by_text = || Envelope::from_headers(|name| (name == "idempotency-key").then_some("order 7")).unwrap().command_id;
+    let by_text = || {
+        Envelope::from_headers(|name| (name == "idempotency-key").then_some("order 7")).unwrap().command_id
+    };
     assert_eq!((by_text(), by_text().is_some()), (by_text(), true));
     let wrong = Envelope::from_headers(|name| (name == "if-match").then_some("\"abc\"")).unwrap_err();
     assert_eq!(wrong.path, "If-Match");

@@ -99,7 +99,8 @@ impl<'a> MakeWriter<'a> for Lines {
 #[tokio::test]
 async fn a_secret_is_in_no_table_no_log_and_no_answer() {
     let lines = Lines::default();
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(lines.clone());
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(lines.clone());
     let _guard = tracing::subscriber::set_default(subscriber.finish());
     let (pool, postgres) = store().await;
     let log = PostgresCommandLog::of(&postgres).unwrap();

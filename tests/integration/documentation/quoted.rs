@@ -6,7 +6,7 @@ use super::page::sections;
 use super::read;
 
 /// Each page with its example.
-const QUOTING: &[(&str, &str)] = &[("docs/aggregates.md", "library")];
+const QUOTING: &[(&str, &str)] = &[("docs/aggregates.md", "library"), ("docs/commands.md", "commands")];
 
 /// Without indentation and empty lines: a page shows parts of functions.
 fn lines(code: &str) -> String {
