@@ -168,6 +168,46 @@ begin
 end
 $$;
 
+-- A part of append_tagged: whether nothing came that a condition excludes, for one event whose tags are locked and have these
+-- numbers from now on. False also where it takes find_unmet to say.
+create or replace function :"schema".is_met(condition jsonb, written text[], numbers bigint[]) returns boolean
+language plpgsql stable
+set search_path = :"schema", pg_temp
+set enable_seqscan = off
+set row_security = off
+as $$
+declare
+  items    jsonb := condition->'items';
+  item     jsonb;
+  the_tag  text;
+  since    bigint;
+  moved    bigint;
+  is_still boolean;
+begin
+  for place in 0 .. jsonb_array_length(items) - 1 loop
+    item := items->place;
+    is_still := false;
+    for tag_place in 0 .. jsonb_array_length(item->'tags') - 1 loop
+      the_tag := item->'tags'->>tag_place;
+      since := coalesce((condition#>>array['token', the_tag])::bigint, 0);
+      moved := numbers[array_position(written, the_tag)] - 1 - since;
+      if moved < 0 then
+        return false;
+      end if;
+      is_still := is_still or moved = 0;
+    end loop;
+    -- Of an item with several tags, it is enough that nothing came on one of them.
+    if not is_still and (jsonb_array_length(item->'tags') > 1 or exists (
+      select from tag_events as t
+      where t.tag = the_tag and t.n > since and coalesce(item->'types' ? t.type, true)))
+    then
+      return false;
+    end if;
+  end loop;
+  return true;
+end
+$$;
+
 -- A part of append_tagged: the first item that an event matches which came after the token, as the DETAIL of ES008; null where
 -- there is none. `heads`: the numbers of all tags that the condition names. Their rows are locked.
 create or replace function :"schema".find_unmet(condition jsonb, heads jsonb) returns jsonb
@@ -370,9 +410,8 @@ begin
     )
     select array_agg(l.tag), array_agg(l.n) into written, numbers from locked as l;
 
-    -- Of one event, everything that remains is one statement, which stores it or does nothing. It sees what those have stored whom
-    -- the one before has waited for.
-    if size = 1 and keys is null then
+    -- Of one event, what remains is one statement, which stores it or does nothing.
+    if size = 1 and keys is null and (condition is null or is_met(condition, written, numbers)) then
       with stored as (
         insert into events as e
           (uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at)
@@ -381,20 +420,6 @@ begin
         from (select coalesce(max(version), 0) as version from events where aggregate_id = aggregate_ids[1]) as head
         where (expected_versions[1] is null or expected_versions[1] = head.version)
           and not exists (select from event_schemas as s where s.type = types[1] and s.check_at_append)
-          and not exists (
-            select from jsonb_array_elements(condition->'items') as item
-              cross join lateral (
-                select named.tag, since.n, w.n - 1 - since.n as moved
-                from jsonb_array_elements_text(item->'tags') as named (tag) join unnest(written, numbers) as w (tag, n) on w.tag = named.tag,
-                  coalesce((token->>named.tag)::bigint, 0) as since (n)
-                order by moved
-                limit 1) as least_moved
-            where least_moved.moved < 0 or least_moved.moved > 0 and exists (
-              select from tag_events as t
-              where t.tag = least_moved.tag and t.n > least_moved.n and coalesce(item->'types' ? t.type, true)
-                and (jsonb_array_length(item->'tags') = 1 or not exists (
-                  select from jsonb_array_elements_text(item->'tags') as other (tag)
-                  where not exists (select from tag_events as o where o.event_id = t.event_id and o.tag = other.tag)))))
         on conflict do nothing
         returning e.id, e.uuid, e.version
       ), noted as (

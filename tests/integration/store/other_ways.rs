@@ -1,11 +1,17 @@
 //! The conformance suite through the other ways in: inside a caller's transaction, and by JSON.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use espd::event::{AggregateId, Appended, Event, ExpectedVersion, NewEvent, Position, Version};
-use espd::store::{AppendError, EventStore, MemoryEventStore, PostgresEventStore, ReadError, conformance};
+use espd::event::{
+    AggregateId, Appended, Event, ExpectedVersion, KeyChange, NewEvent, Position, Tag, Version,
+};
+use espd::store::{
+    AppendCondition, AppendError, Came, ConsistencyToken, EventStore, MemoryEventStore, PostgresEventStore,
+    ReadError, TagQuery, TaggedEvents, conformance,
+};
 use futures_util::stream::BoxStream;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -33,8 +39,10 @@ async fn an_append_by_json_keeps_all_promises() {
         "numbers_out_of_range_are_refused",
         "text_that_no_database_keeps_is_refused",
         "deep_nesting_is_kept_or_refused",
+        "what_cannot_be_a_tag_is_refused",
     ];
-    for case in conformance::cases().iter().filter(|case| !out_of_reach.contains(&case.name)) {
+    let cases = conformance::cases().into_iter().chain(conformance::tag_cases());
+    for case in cases.filter(|case| !out_of_reach.contains(&case.name)) {
         empty(&pool).await;
         case.run(Arc::new(ByJson { pool: pool.clone(), store: store.clone() })).await;
     }
@@ -42,10 +50,10 @@ async fn an_append_by_json_keeps_all_promises() {
 
 /// Reads as the inner store does; the implementor gives `append`.
 macro_rules! impl_event_store {
-    ($store:ty, $append:item) => {
+    ($store:ty, $($append:item),+) => {
         #[async_trait]
         impl EventStore for $store {
-            $append
+            $($append)+
 
             async fn read_after(
                 &self,
@@ -135,11 +143,25 @@ struct JsonEvent<'a> {
     causation_id: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     created_at: Option<DateTime<Utc>>,
+    #[serde(skip_serializing_if = "<[Tag]>::is_empty")]
+    tags: &'a [Tag],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    claims: BTreeMap<&'a str, Vec<&'a str>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    releases: BTreeMap<&'a str, Vec<&'a str>>,
 }
 
 impl<'a> From<&'a NewEvent> for JsonEvent<'a> {
     fn from(event: &'a NewEvent) -> Self {
+        let (mut claims, mut releases) = (BTreeMap::<&str, Vec<&str>>::new(), BTreeMap::new());
+        for change in &event.keys {
+            let changes = if matches!(change, KeyChange::Claim(_)) { &mut claims } else { &mut releases };
+            changes.entry(&change.key().scope).or_default().push(&change.key().key);
+        }
         Self {
+            tags: &event.tags,
+            claims,
+            releases,
             aggregate_id: &event.aggregate_id,
             event_type: &event.event_type,
             body: &event.body,
@@ -159,6 +181,38 @@ impl<'a> From<&'a NewEvent> for JsonEvent<'a> {
 impl_event_store!(
     ByJson,
     async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
+        self.call("select id, uuid, version from espd.append($1::text::jsonb)", events, None).await
+    },
+    async fn append_if(
+        &self,
+        events: &[NewEvent],
+        condition: &AppendCondition,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let condition = serde_json::to_value(condition).unwrap();
+        let append = "select id, uuid, version from espd.append($1::text::jsonb, $2)";
+        self.call(append, events, Some(condition)).await
+    },
+    async fn read_tagged(
+        &self,
+        query: &TagQuery,
+        since: Option<&ConsistencyToken>,
+    ) -> Result<TaggedEvents, ReadError> {
+        let read = "select events::text, token from espd.read_tagged($1, $2)";
+        let (items, since) = (serde_json::to_value(query).unwrap(), since.map(serde_json::to_value));
+        let read = sqlx::query_as::<_, (String, serde_json::Value)>(read);
+        let (events, token) = read.bind(items).bind(since.map(Result::unwrap)).fetch_one(&self.pool).await?;
+        let events = serde_json::from_str(&events).unwrap();
+        Ok(TaggedEvents { events, token: serde_json::from_value(token).unwrap() })
+    }
+);
+
+impl ByJson {
+    async fn call(
+        &self,
+        append: &'static str,
+        events: &[NewEvent],
+        condition: Option<serde_json::Value>,
+    ) -> Result<Vec<Appended>, AppendError> {
         // One event as an object, several as an array.
         let list: Vec<JsonEvent> = events.iter().map(JsonEvent::from).collect();
         let text = match &list[..] {
@@ -166,11 +220,9 @@ impl_event_store!(
             events => serde_json::to_string(events).unwrap(),
         };
         loop {
-            let appended = sqlx::query_as("select id, uuid, version from espd.append($1::text::jsonb)")
-                .bind(&text)
-                .fetch_all(&self.pool)
-                .await;
-            match appended {
+            let query = sqlx::query_as(append).bind(&text);
+            let query = if condition.is_some() { query.bind(&condition) } else { query };
+            match query.fetch_all(&self.pool).await {
                 Ok(rows) => {
                     let place = |(id, uuid, version)| Appended { id, uuid, version };
                     return Ok(rows.into_iter().map(place).collect());
@@ -180,7 +232,7 @@ impl_event_store!(
             }
         }
     }
-);
+}
 
 fn translate(error: sqlx::Error) -> AppendError {
     let (code, _, detail) = refusal(&error);
@@ -194,6 +246,20 @@ fn translate(error: sqlx::Error) -> AppendError {
         "ES003" => AppendError::Invalid {
             index: detail["event"].as_u64().map(|number| usize::try_from(number).unwrap() - 1),
             reason: error.to_string(),
+        },
+        "ES008" => AppendError::ConditionFailed {
+            item: usize::try_from(detail["item"].as_u64().unwrap()).unwrap() - 1,
+            tag: detail["tag"].as_str().unwrap().into(),
+            came: detail["id"].as_i64().map(|id| Came {
+                id: id.into(),
+                event_type: detail["type"].as_str().unwrap().to_owned(),
+                aggregate_id: serde_json::from_value(detail["aggregate_id"].clone()).unwrap(),
+            }),
+        },
+        "ES009" => AppendError::KeyTaken {
+            index: usize::try_from(detail["event"].as_u64().unwrap()).unwrap() - 1,
+            key: serde_json::from_value(detail.clone()).unwrap(),
+            owner: serde_json::from_value(detail["owner"].clone()).unwrap(),
         },
         _ => AppendError::Database(error),
     }
