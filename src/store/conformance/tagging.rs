@@ -159,7 +159,7 @@ pub(super) async fn a_repeated_append_moves_no_tag(store: Store) {
 
 pub(super) async fn an_event_comes_with_the_tags_that_it_has(store: Store) {
     let event = tagged("A", &["x", "y"]);
-    let stored = append(&store, &[event.clone()]).await;
+    let stored = append(&store, std::slice::from_ref(&event)).await;
     let turned = NewEvent { tags: vec!["y".into(), "x".into(), "y".into()], ..event.clone() };
     assert_eq!(append(&store, &[turned]).await, stored);
     // Who repeats an append need not remember its tags.
