@@ -87,6 +87,8 @@ grant execute on function :"schema".delete_aggregate to espd_operator;
 -- What makes tables anew, or drops them, is the daemon's: they belong to it.
 grant execute on function :"schema".rebuild_processor, :"schema".drop_processor, :"schema".rename_processor
   to espd_daemon;
+-- What makes projectors synchronous acts on the table of events, which belongs to somebody else.
+grant execute on function :"schema".hold_appends, :"schema".begin_synchronous to espd_daemon;
 -- Rights that these roles had before there were functions.
 revoke insert, update, delete on :"schema".trackers, :"schema".operator_log, :"schema".dead_letters,
   :"schema".reload_requests, :"schema".deliveries, :"schema".witnesses from espd_operator;

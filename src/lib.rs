@@ -392,7 +392,7 @@ pub mod internals {
     pub mod declaration {
         pub use crate::processing::declaration::{
             BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
-            ProcessorKind, ProcessorSettings, ReactorDeclaration, RetrySettings, SourceText,
+            ProcessorKind, ProcessorSettings, ReactorDeclaration, RetrySettings, SourceText, Synchronous,
             TableDeclaration, WebhookDeclaration,
         };
     }

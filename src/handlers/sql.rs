@@ -8,6 +8,7 @@ mod check;
 mod function;
 mod reactor;
 mod remote;
+mod synchronous;
 mod template;
 
 use async_trait::async_trait;
@@ -17,10 +18,12 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _}
 
 use crate::processing::processor::Events;
 pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
+pub(crate) use synchronous::refuse_synchronous;
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
 use crate::handlers::sql::function::{DIVERGED, EventSource, ProcessorFunction};
+use crate::handlers::sql::synchronous::Becoming;
 use crate::postgres::literal::interval;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
@@ -42,6 +45,8 @@ pub struct SqlProcessor {
     function: ProcessorFunction,
     /// Whether the last `prepare` has replaced the function by another one.
     has_changed: bool,
+    /// How it becomes synchronous; `None`: it is not declared so.
+    becoming: Option<Becoming>,
 }
 
 /// What the function returns. All is null if it did nothing.
@@ -82,8 +87,9 @@ impl SqlProcessor {
         };
         let function = ProcessorFunction::compile(&declaration, schema, &scope, source)
             .map_err(|error| function::diagnose_compile_error(&declaration, error))?;
+        let becoming = Becoming::new(&declaration, schema, &scope, &events)?;
         let base = ProcessorBase::new(declaration, schema, scope, events);
-        Ok(Self { base, function, has_changed: false })
+        Ok(Self { base, function, has_changed: false, becoming })
     }
 
     /// Sets the position to 0 and drops and creates the tables again, all in one transaction.
@@ -183,8 +189,12 @@ impl SqlProcessor {
 }
 
 /// The names that the functions of a processor's version have or had.
-pub(crate) fn function_names(processor: &str, version: i32) -> [String; 2] {
-    [function::name_of(processor, version), function::earlier_name_of(processor, version)]
+pub(crate) fn function_names(processor: &str, version: i32) -> [String; 3] {
+    [
+        function::name_of(processor, version),
+        function::earlier_name_of(processor, version),
+        function::name_of_inserted(processor, version),
+    ]
 }
 
 /// Records that the declared tables, which exist already, belong to the processor. It has a tracker.
@@ -213,8 +223,13 @@ impl Processor for SqlProcessor {
             .await
             .map_err(|error| self.attribute_to_declaration(error))?;
         self.has_changed = before != self.read_source(&mut transaction).await?;
+        self.prepare_synchronous(&mut transaction, claim).await?;
         transaction.commit().await?;
         Ok(())
+    }
+
+    fn has_pending_effects(&self) -> bool {
+        self.becoming.as_ref().is_some_and(Becoming::is_due)
     }
 
     fn has_changed(&self) -> bool {
@@ -226,6 +241,11 @@ impl Processor for SqlProcessor {
         connection: &mut PgConnection,
         request: BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
+        if self.has_pending_effects()
+            && let Some(outcome) = self.become_synchronous(connection, &request).await?
+        {
+            return Ok(outcome);
+        }
         let returned = match &self.base.events {
             Events::SameDatabase(_) => self.call(connection, &request).await.map_err(Into::into).map(Some),
             Events::Elsewhere(_) => self.fetch_and_call(connection, &request).await,

@@ -110,7 +110,14 @@ async fn check_on(
     let mut events = databases.events.acquire().await?;
     let mut found = sql::check_upcasts(&mut events, &databases.layout, &config.upcasts).await?;
     drop(events);
+    let is_elsewhere = config.direct_projections_url().is_some();
     found.extend(sql::hidden_types(&config.processors, &config.upcasts));
+    found.extend(
+        config
+            .processors
+            .iter()
+            .filter_map(|declared| sql::refuse_synchronous(declared, &databases.layout, is_elsewhere)),
+    );
     found.extend(find_unknown_types(&databases.events, &databases.layout, &config.processors).await?);
     found.extend(declared_events::find_mistakes(&databases.events, &databases.layout, &config.events).await?);
     let unknown = scope::find_unknown(&databases.projections, &databases.scope, &config.main_file()).await?;

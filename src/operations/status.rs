@@ -127,6 +127,8 @@ pub(crate) struct ProcessorStatus {
     pub lag_seconds: f64,
     /// Ids passed per second in the last seconds, events of other types included; 0 when nothing moves.
     pub rate: f32,
+    /// In which order events are handled inside the transactions that append them; `None`: they are handled in batches.
+    pub synchronous: Option<String>,
     /// Since when the position is where it is, while there are events to handle and nothing fails; `None` in other states.
     pub standing_since: Option<DateTime<Utc>>,
     /// Events handled since the last reset.
@@ -198,6 +200,7 @@ impl ProcessorStatus {
             lag_events: 0,
             lag_seconds: 0.0,
             rate: 0.0,
+            synchronous: None,
             standing_since: None,
             handled: 0,
             epoch: 0,

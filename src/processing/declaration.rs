@@ -11,6 +11,7 @@ mod program;
 mod reactor;
 mod settings;
 mod start;
+mod synchronous;
 mod table;
 mod webhook;
 
@@ -27,6 +28,7 @@ pub(crate) use program::{ProgramDeclaration, Secret};
 pub use reactor::ReactorDeclaration;
 pub use settings::{ProcessorSettings, RetrySettings};
 pub use start::Start;
+pub use synchronous::Synchronous;
 pub(crate) use table::CreateTable;
 pub use table::TableDeclaration;
 pub use webhook::WebhookDeclaration;
@@ -61,6 +63,9 @@ pub struct ProcessorDeclaration {
     /// The names of tables of other processors that the handlers read, in the order of the configuration file, none twice.
     #[serde(default)]
     pub reads: Vec<SourceText>,
+    /// Whether events are handled when they are inserted, and in which order; `None`: in batches. For projectors in SQL only.
+    #[serde(default)]
+    pub synchronous: Option<Synchronous>,
     /// What only reactors declare; `None` for a projector.
     pub reactor: Option<ReactorDeclaration>,
 }
@@ -220,6 +225,7 @@ mod tests {
             on_handler_change: OnHandlerChange::default(),
             start: None,
             reads: vec![],
+            synchronous: None,
             reactor: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));

@@ -15,6 +15,7 @@ mod listing;
 mod liveness;
 mod operator;
 mod retire;
+mod synchronous;
 mod witness;
 
 use serde::{Deserialize, Serialize};

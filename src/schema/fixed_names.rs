@@ -25,6 +25,8 @@ pub(super) const RELATIONS: &[&str] = &[
 /// Functions.
 #[rustfmt::skip]
 pub(super) const FUNCTIONS: &[&str] = &[
+    "begin_synchronous", "drop_synchronous_triggers", "follow_synchronous", "hold_appends", "is_synchronous",
+    "synchronous_triggers", "take_turn",
     "accept_history", "advance_tracker", "append_due", "append_due_events", "append_scheduled",
     "append_tagged", "archive_change", "archive_changes", "are_short_texts", "begin_emission", "cancel",
     "cancel_emissions", "cancel_scheduled_events", "change_emissions", "change_keys", "count_events",

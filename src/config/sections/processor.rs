@@ -60,6 +60,7 @@ pub(crate) fn read_processor(
     let handling = read_handling(section, kind);
     let start = section.value("start").and_then(|start| read_start(&start));
     let reads = section.value("reads").map(|reads| read_reads(&reads, &tables)).unwrap_or_default();
+    let synchronous = if kind == ProcessorKind::Projector { section.choice("synchronous") } else { None };
     let reactor = (kind == ProcessorKind::Reactor).then(|| read_reactor(section));
     let mut declaration = ProcessorDeclaration {
         name: name?,
@@ -73,6 +74,7 @@ pub(crate) fn read_processor(
         on_handler_change: on_handler_change.unwrap_or_else(|| defaults.on_handler_change_of(kind)),
         start,
         reads,
+        synchronous,
         reactor,
     };
     // What is left out of a native processor, its program may say.
@@ -197,6 +199,9 @@ fn read_handling(section: &Section<'_>, kind: ProcessorKind) -> Option<Handling>
         return None;
     }
     let way = ways.first().map(Value::name);
+    if kind == ProcessorKind::Projector && way.is_some_and(|way| way != "on") {
+        refuse_synchronous(section);
+    }
     if way != Some("command") {
         refuse_companions(section);
     }
@@ -208,6 +213,14 @@ fn read_handling(section: &Section<'_>, kind: ProcessorKind) -> Option<Handling>
             refuse_events(section, kind);
             Some(Handling::Sql(read_handlers(section, kind)))
         }
+    }
+}
+
+/// Only SQL can run inside the transactions of others.
+fn refuse_synchronous(section: &Section<'_>) {
+    if let Some(value) = section.value("synchronous") {
+        let advice = "remove it, or write the handlers in SQL, below [[projector.on]]";
+        value.location.report("only a projector in SQL can be synchronous", advice);
     }
 }
 

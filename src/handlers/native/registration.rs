@@ -175,6 +175,7 @@ impl Registration {
             on_handler_change: OnHandlerChange::default(),
             start: None,
             reads: Vec::new(),
+            synchronous: None,
             reactor: (self.kind == ProcessorKind::Reactor)
                 .then(|| ReactorDeclaration { emits: self.emits.clone(), ..ReactorDeclaration::default() }),
             name: self.name,

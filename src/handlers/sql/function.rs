@@ -82,13 +82,39 @@ impl ProcessorFunction {
         source: EventSource<'_>,
     ) -> Result<Self, CompileError> {
         let name = format!("{}.{}", quote_identifier(schema), quote_identifier(&name(projector)));
-        let mut template = template(&name, projector, schema, scope, source);
+        let template = template(&name, projector, schema, scope, source);
+        Self::assemble(name, projector, TEXT, template)
+    }
+
+    /// Compiles the function that handles the events of a synchronous projector when they are inserted, which are read through
+    /// these layers.
+    pub(crate) fn compile_inserted(
+        projector: &ProcessorDeclaration,
+        schema: &str,
+        scope: &SqlScope,
+        upcasts: &[Upcast],
+    ) -> Result<Self, CompileError> {
+        let name = name_of_inserted(&projector.name, projector.version);
+        let name = format!("{}.{}", quote_identifier(schema), quote_identifier(&name));
+        let inserted = |source: String, (place, upcast): (usize, &Upcast)| upcast.over(&source, place);
+        let inserted = upcasts.iter().enumerate().fold(INSERTED_EVENTS.to_owned(), inserted);
+        let template = inserted_template(&name, projector, scope, inserted);
+        Self::assemble(name, projector, INSERTED, template)
+    }
+
+    /// Puts the handlers in their place in a text, and fills in the rest.
+    fn assemble(
+        name: String,
+        projector: &ProcessorDeclaration,
+        text: &str,
+        mut template: Template<'static>,
+    ) -> Result<Self, CompileError> {
         let dispatch = Dispatch::of(projector.handlers())?;
         if dispatch.may_change_event() {
             template.conditions.push("guarded");
         }
         let own = own_prefix(texts(projector, &template));
-        let text = TEXT.replace(OWN, &own);
+        let text = text.replace(OWN, &own);
         let (before, behind) = text.split_once(HANDLERS).unwrap_or((&text, ""));
         let (before, behind) = (template.fill(before), template.fill(behind));
         let delimiter = format!("${own}body$");
@@ -146,6 +172,11 @@ pub(crate) fn name_of(processor: &str, version: i32) -> String {
     fitting(format!("handle_{processor}_v{version}"))
 }
 
+/// The name of the function that handles events when they are inserted.
+pub(crate) fn name_of_inserted(processor: &str, version: i32) -> String {
+    fitting(format!("handle_inserted_{processor}_v{version}"))
+}
+
 /// The name that the function had while its parameters had names. PostgreSQL cut it off where it was too long.
 pub(crate) fn earlier_name(projector: &ProcessorDeclaration) -> String {
     earlier_name_of(&projector.name, projector.version)
@@ -171,7 +202,13 @@ fn texts<'t>(
 /// The function, without the handlers.
 const TEXT: &str = include_str!("project_batch.sql");
 
-/// Where the handlers belong in [`TEXT`].
+/// The function of a synchronous projector, without the handlers.
+const INSERTED: &str = include_str!("handle_inserted.sql");
+
+/// What the trigger calls the events that a statement has inserted, quoted. No declared table has such a name.
+const INSERTED_EVENTS: &str = "\"Inserted events of espd\"";
+
+/// Where the handlers belong in [`TEXT`] and [`INSERTED`].
 const HANDLERS: &str = "--{{handlers}}\n";
 
 /// The SQLSTATE of a batch that has met a store which is not the one that was followed.
@@ -208,10 +245,39 @@ fn template(
         template.values.push(("emits_as", reactor::emits_as(&projector.name, reactor)));
         template.values.push(("outbox", outbox.to_owned()));
     }
+    if projector.synchronous.is_some() && !matches!(source, EventSource::Arguments) {
+        template.conditions.push("synchronous");
+    }
     if mentions_deferrable(projector) {
         template.conditions.push("deferrable");
     }
     template
+}
+
+/// Everything that is filled in for a synchronous projector but the handlers.
+fn inserted_template(
+    function: &str,
+    projector: &ProcessorDeclaration,
+    scope: &SqlScope,
+    inserted: String,
+) -> Template<'static> {
+    let name = &projector.name;
+    let advice = format!(
+        "espctl pause {name} lets events be stored again, and {name} handle them later; so does a configuration without \
+         synchronous"
+    );
+    Template {
+        values: vec![
+            ("function", function.to_owned()),
+            ("scope", scope.clauses()),
+            ("processor", quote_literal(name)),
+            ("columns", COLUMNS.to_owned()),
+            ("of_types", type_condition(projector.event_types())),
+            ("inserted", inserted),
+            ("advice", quote_literal(&advice)),
+        ],
+        conditions: Vec::new(),
+    }
 }
 
 /// Where the events come from.

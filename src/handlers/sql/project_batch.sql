@@ -35,6 +35,10 @@ declare
   espd_time_max  alias for $11;
   espd_lease     alias for $12;
   espd_rate      alias for $13;
+  -- Whether the events have been handled when they were inserted, so that only the position is to be moved.
+  espd_synchronous boolean := false;
+  -- The events to handle come after this one.
+  espd_after bigint;
   -- Instead of a batch: the event of this dead letter.
   espd_letter    alias for $14;
   event record;
@@ -88,6 +92,10 @@ begin
     espd_finished := true;
     return;
   end if;
+  --{{if synchronous}}
+  espd_synchronous := {{schema}}.is_synchronous({{processor}}, {{version}}, espd_partition);
+  --{{end}}
+  espd_after := case when espd_synchronous then espd_upto else espd_from end;
   --{{if reactor}}
   -- Says to `espd.emit` who emits.
   perform {{emits_as}}, set_config('espd.outbox', {{outbox}}, true),
@@ -109,7 +117,7 @@ begin
         --{{end}}
         --{{if table}}
         select {{columns}} from {{source}} as e
-        where e.id > espd_from and e.id <= espd_upto{{of_types}}
+        where e.id > espd_after and e.id <= espd_upto{{of_types}}
         order by e.id limit espd_limit
         --{{end}}
         --{{if layered}}
@@ -117,7 +125,7 @@ begin
         -- not be an error of the events before it.
         select {{columns}} from {{source}} as e where e.id = any (array(
           select e.id from {{source}} as e
-          where e.id > espd_from and e.id <= espd_upto{{of_types}}
+          where e.id > espd_after and e.id <= espd_upto{{of_types}}
           order by e.id limit espd_limit))
         order by e.id
         --{{end}}
@@ -200,6 +208,13 @@ begin
       espd_deadline := 'infinity';
     end;
   end loop;
+  --{{if synchronous}}
+  if espd_synchronous then
+    select count(*) into espd_handled from {{source}} as e where e.id > espd_from and e.id <= espd_upto{{of_types}};
+    -- Says to the tracker that this is known.
+    perform set_config('espd.synchronous', 'on', true);
+  end if;
+  --{{end}}
   --{{if stored}}
   -- Asked after the events were read: whoever sets the store back later does so after them as well.
   -- That there was no event is a witness too: its id is 0.

@@ -160,10 +160,13 @@ impl Operator<'_> {
         );
         let owner: Option<String> = sqlx::query_scalar(AssertSqlSafe(statement))
             .persistent(false)
-            .fetch_optional(transaction)
+            .fetch_optional(&mut *transaction)
             .await?;
-        let name = row.name.clone();
-        owner.map_or(Ok(()), |owner| Err(OperatorError::Owned { name, owner }))
+        if let Some(owner) = owner {
+            return Err(OperatorError::Owned { name: row.name.clone(), owner });
+        }
+        // Before anything of it is gone that whoever appends may need.
+        Ok(self.trackers().end_synchronous(transaction, &row.key(), None).await?)
     }
 
     /// Drops the functions that were made from the processor's handlers.
@@ -185,7 +188,8 @@ impl Operator<'_> {
             .fetch_all(&mut *transaction)
             .await?;
         for function in functions {
-            let drop = format!("-- drop_function\ndrop function {function}");
+            // A trigger that could only be disabled while somebody was reading goes with what it calls.
+            let drop = format!("-- drop_function\ndrop function {function} cascade");
             sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *transaction).await?;
         }
         Ok(())

@@ -103,6 +103,7 @@ fn of_row(
         lag_events: lag.events,
         lag_seconds: lag.seconds,
         standing_since: standing_since(&row, horizon, lag.seconds).filter(|_| state.has_to_move()),
+        synchronous: row.synchronous,
         rate: if row.owned { row.rate } else { 0.0 },
         owner: row.owner_label.filter(|_| row.owned),
         standbys: row.standbys,

@@ -71,7 +71,7 @@ fn all_columns(sorted: &[&ProcessorStatus], all: &[ProcessorStatus]) -> Vec<Colu
     vec![
         column("NAME", false, None, &|status| status.shown_name(all)),
         column("KIND", false, Some(2), &|status| status.kind.clone()),
-        column("STATE", false, None, &|status| status.state.as_str().to_owned()),
+        column("STATE", false, None, &show_state),
         column("POSITION", true, None, &|status| thousands(status.position)),
         column("HEAD", true, Some(3), &|status| thousands(status.head)),
         column("LAG", true, None, &|status| thousands(status.lag_events)),
@@ -85,6 +85,11 @@ fn all_columns(sorted: &[&ProcessorStatus], all: &[ProcessorStatus]) -> Vec<Colu
         }),
         column("OWNER", false, Some(1), &show_owner),
     ]
+}
+
+fn show_state(status: &ProcessorStatus) -> String {
+    let state = status.state.as_str();
+    if status.synchronous.is_some() { format!("{state}, synchronous") } else { state.to_owned() }
 }
 
 /// What is said elsewhere as well goes before a name is shortened, the rest after that.

@@ -166,6 +166,8 @@ impl ProcessorBase {
         if !self.trackers().lock_claimed(&mut *transaction, claim).await? {
             return Err(ProcessorError::ClaimLost);
         }
+        let wanted = self.declaration.synchronous;
+        self.trackers().end_synchronous(&mut *transaction, &claim.key, wanted).await?;
         match &claim.declaration {
             Some(fingerprint) => self.tables().compare(claim.key.version, fingerprint),
             None => self.tables().create(transaction).await,
@@ -216,6 +218,8 @@ impl ProcessorBase {
         if trackers.lock(transaction, tracker).await?.is_none() {
             return Ok(None);
         }
+        // First, because whoever appends may wait for the tables, and is waited for here.
+        trackers.end_synchronous(transaction, tracker, None).await?;
         let reset = Reset { to: self.beginning(transaction, tracker).await?, ..reset };
         sqlx::raw_sql(LIMIT_WAIT_FOR_TABLES).execute(&mut *transaction).await?;
         let dropped = self.tables().drop(transaction).await?;

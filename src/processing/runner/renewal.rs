@@ -25,6 +25,9 @@ impl Runner {
             self.outage.over();
         }
         self.follow_operators(&lease_status);
+        if self.processor.has_pending_effects() {
+            self.note_effects();
+        }
         if let Some(reason) = unmet {
             self.outage.unreadable(&reason, self.until_renewal());
             self.record_outage(connection).await;

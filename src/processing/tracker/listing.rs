@@ -89,6 +89,8 @@ pub struct TrackerRow {
     pub emissions_overdue_since: Option<DateTime<Utc>>,
     /// Why the last of them was refused, or what they wait for.
     pub emission_error: Option<String>,
+    /// In which order events are handled when they are inserted; `None`: they are handled in batches.
+    pub synchronous: Option<String>,
     /// When the row last changed; each renewal of the lease is a change.
     pub updated_at: DateTime<Utc>,
 }
@@ -129,6 +131,7 @@ from_row!(TrackerRow {
     refused_emissions,
     emissions_overdue_since,
     emission_error,
+    synchronous,
     updated_at
 });
 
@@ -168,7 +171,7 @@ impl Trackers {
                     paused_at, paused_by, failed_at, caught_up, handled, standing_since, attempts, last_error, next_retry_at,
                     -- An owner writes its rate with each batch and each renewal; one that cannot has none.
                     case when updated_at > clock_timestamp() - interval '5 seconds' then rate else 0 end as rate,
-                    outage, diverged, witness_at, witness_id, witness_uuid, events_partitions, handlers, handler_change, updated_at,
+                    outage, diverged, witness_at, witness_id, witness_uuid, events_partitions, handlers, handler_change, synchronous, updated_at,
                     coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
                     coalesce(pending_emissions, 0) as pending_emissions, next_emission_at,
                     coalesce(refused_emissions, 0) as refused_emissions, emissions_overdue_since, emission_error

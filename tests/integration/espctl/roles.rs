@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::support::facts::{append, reaches};
+use crate::support::facts::{append, eventually, reaches};
 use crate::support::program::Installation;
 use crate::support::{self, Database};
 
@@ -130,6 +130,34 @@ async fn a_daemon_keeps_what_is_to_be_done_after_commits() {
     for role in ["espd_appender", "espd_reader", "espd_operator"] {
         may_not(&roles.login(role).await.1, &[RECORD, "delete from espd.effects"]).await;
     }
+}
+
+/// Nobody but the owner of the schema has a right on the table of events that a trigger takes.
+#[tokio::test]
+async fn a_daemon_makes_a_projector_synchronous_an_appender_appends_and_an_operator_ends_it() {
+    let roles = Roles::create().await;
+    let (daemon, as_daemon) = roles.login("espd_daemon").await;
+    let (_, appender) = roles.login("espd_appender").await;
+    let projector = "[projector]\nname = 'seen'\nsynchronous = 'total_order'\n[projector.tables]\nseen = 'id bigint'\n\
+        [[projector.on]]\nevents = ['A']\nsql = 'insert into seen values (event.id)'\n";
+    daemon.declare("seen", projector);
+    let running = daemon.start_daemon();
+    eventually("it is synchronous", async || {
+        (daemon.status("seen").await["synchronous"] == "total_order").then_some(())
+    })
+    .await;
+    sqlx::raw_sql(INSERT).execute(&appender).await.unwrap();
+    let count = "select count(*) from views.seen";
+    let seen: i64 = sqlx::query_scalar(count).fetch_one(&roles.db.pool).await.unwrap();
+    assert_eq!(seen, 1);
+    may_not(&appender, &[count, "select espd.hold_appends('seen', 1, 0, 1)"]).await;
+    may_not(&as_daemon, &["alter table espd.events disable trigger all"]).await;
+    let (operator, _) = roles.login("espd_operator").await;
+    operator.espctl(&["pause", "seen"]).await.printed();
+    sqlx::raw_sql(INSERT).execute(&appender).await.unwrap();
+    let seen: i64 = sqlx::query_scalar(count).fetch_one(&roles.db.pool).await.unwrap();
+    assert_eq!(seen, 1);
+    running.stop().await;
 }
 
 #[tokio::test]

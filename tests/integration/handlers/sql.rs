@@ -6,4 +6,5 @@ mod meaning;
 mod projector;
 mod reactor;
 mod row_security;
+mod synchronous;
 mod tables;

@@ -121,6 +121,10 @@ async fn one_is_refused(elsewhere: bool, code: &str, raise: &str) {
     );
     assert!(refused.as_array().unwrap().len() == 1 && one["attempts"].as_i64().unwrap() >= 1, "{refused}");
 
+    // Who waits until nothing is left is told why that does not come.
+    let late = installation.espctl(&["wait", "--all", "--idle", "--timeout", "200ms"]).await.complained(75);
+    assert!(late.contains("the event store has refused 1 of its emissions"), "{late}");
+
     // It is moved when the reason is gone, at once if an operator wants it.
     execute(&projections.pool, "update espd.emissions set next_try_at = now() + interval '1 hour'").await;
     execute(&store.pool, "drop trigger refuse on espd.events").await;

@@ -42,6 +42,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         on_handler_change: OnHandlerChange::default(),
         start: None,
         reads: vec![],
+        synchronous: None,
         reactor: None,
     }
 }

@@ -243,3 +243,23 @@ async fn a_dead_letter_whose_event_is_gone_or_is_another_one_is_told_and_left() 
     }
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn who_waits_until_nothing_is_left_waits_for_dead_letters_that_are_to_be_handled_again() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    installation.declare_notes("notes", "");
+    append(&db.pool, 1).await;
+    let requested = "insert into espd.trackers (name, kind, version, position) values ('notes', 'projector', 1, 1);
+        insert into espd.dead_letters
+          (processor, version, event_id, event_uuid, event_type, aggregate_id, reason, blocks, failure, attempts,
+           retry_requested_at)
+        select 'notes', 1, id, uuid, type, aggregate_id, 'failed', false, '{\"message\": \"no\"}', 1, now() from espd.events";
+    sqlx::raw_sql(requested).execute(&db.pool).await.unwrap();
+    let wait = ["wait", "--all", "--idle", "--timeout", "200ms"];
+    let late = installation.espctl(&wait).await.complained(75);
+    assert!(late.contains("dead letters are to be handled again"), "{late}");
+    let withdraw = "update espd.dead_letters set retry_requested_at = null";
+    sqlx::raw_sql(withdraw).execute(&db.pool).await.unwrap();
+    assert!(installation.espctl(&wait).await.printed().starts_with("idle: "));
+}

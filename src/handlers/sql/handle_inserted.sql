@@ -1,0 +1,58 @@
+-- The function that is compiled from the handlers of a synchronous projector. A trigger calls it after each statement that has
+-- inserted events, in the session and transaction of whoever appends, with the rights of whoever runs processors.
+--
+-- `template.rs` fills it in, as `project_batch.sql`; the function's own names begin with `espd_` here.
+create or replace function {{function}}() returns trigger
+language plpgsql
+security definer
+{{scope}}
+set row_security = off
+set jit = off
+set enable_seqscan = off
+as $espd_body$
+#variable_conflict use_column
+declare
+  event record;
+  -- Which of the handlers is for the event.
+  espd_handler integer;
+  -- The event at hand, whatever a handler does to its record.
+  espd_id bigint;
+  espd_type text;
+  espd_state text;
+  espd_message text;
+  espd_detail text;
+  espd_hint text;
+  espd_context text;
+  espd_schema text;
+  espd_table text;
+  espd_column text;
+  espd_constraint text;
+begin
+  -- A block that catches errors costs a subtransaction, which statements with other events only are spared.
+  if not exists (select from {{inserted}} as e where true{{of_types}}) then
+    return null;
+  end if;
+  begin
+    for event in
+      select {{columns}} from {{inserted}} as e where true{{of_types}} order by e.id
+    loop
+      espd_id := event.id;
+      espd_type := event.type;
+--{{handlers}}
+    end loop;
+  exception when others or assert_failure then
+    get stacked diagnostics
+      espd_state = returned_sqlstate, espd_message = message_text, espd_detail = pg_exception_detail,
+      espd_hint = pg_exception_hint, espd_context = pg_exception_context, espd_schema = schema_name,
+      espd_table = table_name, espd_column = column_name, espd_constraint = constraint_name;
+    -- It stays what it is, so that whoever appends can tell a deadlock, say, from a value that is too long.
+    raise exception using errcode = espd_state,
+      message = format('projector %s cannot handle event %s (%s), which is not stored therefore: %s', {{processor}},
+        coalesce(espd_id::text, '?'), coalesce(espd_type, '?'), espd_message),
+      detail = coalesce(nullif(espd_detail, ''), espd_context),
+      hint = coalesce(nullif(espd_hint, ''), {{advice}}),
+      schema = espd_schema, table = espd_table, column = espd_column, constraint = espd_constraint;
+  end;
+  return null;
+end
+$espd_body$
