@@ -68,8 +68,7 @@ async fn is_synchronous(installation: &Installation, order: &str) {
 }
 
 async fn triggers(pool: &PgPool) -> i64 {
-    let query =
-        "select count(*) from pg_trigger where tgrelid = 'espd.events'::regclass and not tgisinternal and tgenabled <> 'D'";
+    let query = "select count(*) from pg_trigger where tgrelid = 'espd.events'::regclass and not tgisinternal and tgenabled <> 'D'";
     numbers(pool, query).await[0]
 }
 
