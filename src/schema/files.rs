@@ -75,7 +75,11 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (23, "standing still", include_str!("../../migrations/processing/0023_standing_still.sql")),
         (24, "deleted events", include_str!("../../migrations/processing/0024_deleted_events.sql")),
         (25, "workflows", include_str!("../../migrations/processing/0025_workflows.sql")),
-        (26, "synchronous projectors", include_str!("../../migrations/processing/0026_synchronous_projectors.sql")),
+        (
+            26,
+            "synchronous projectors",
+            include_str!("../../migrations/processing/0026_synchronous_projectors.sql"),
+        ),
     ],
 };
 
