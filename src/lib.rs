@@ -327,10 +327,18 @@ pub use processors::{Processors, WaitError};
 ///
 /// Reactors run too; what they emit is stored, and what they emit for later is listed by [`Drained`](testing::Drained)`::later` and comes
 /// when the test sets the clock forward: [`LocalProcessors::advance`](testing::LocalProcessors::advance). A handler that writes to
-/// PostgreSQL needs one: see [`embedded`].
+/// PostgreSQL needs one: [`database`](testing::database) is a database for a test, on which a whole [`Program`] runs.
+///
+/// One event and one reactor, or workflow, is a matter of [`reactor`](testing::reactor) and [`workflow`](testing::workflow). Decisions of
+/// aggregates are tested by [`aggregate::testing`]. `docs/testing.md` has examples of all.
 #[cfg(all(feature = "processors", any(feature = "testing", feature = "sqlite")))]
 pub mod testing {
-    pub use crate::local::{Drained, LocalError, LocalProcessors, LocalProgram, LocalStore, SetAside};
+    #[cfg(feature = "daemon")]
+    pub use crate::daemon::{TestDatabase, TestFailure, TestRunning, database};
+    pub use crate::local::{
+        Drained, LocalError, LocalProcessors, LocalProgram, LocalStore, Reaction, ReactorUnderTest, SetAside,
+        reactor, workflow,
+    };
     pub use crate::processing::emission::LaterEmission;
     pub use crate::processing::failure::FailedEvent;
 }

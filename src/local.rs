@@ -12,6 +12,7 @@ mod memory;
 mod processor;
 mod processors;
 mod program;
+mod reaction;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod transaction;
@@ -23,6 +24,7 @@ use crate::store::{EventStore, MemoryEventStore};
 pub use error::LocalError;
 pub use processors::{Drained, LocalProcessors, SetAside};
 pub use program::LocalProgram;
+pub use reaction::{Reaction, ReactorUnderTest, reactor, workflow};
 
 use ledger::Ledger;
 use memory::MemoryLedger;

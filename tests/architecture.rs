@@ -31,7 +31,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "handlers",
         &["aggregate", "diagnostic", "event", "postgres", "process", "processing", "retry", "store"],
     ),
-    ("local", &["event", "handlers", "processing", "retry", "store"]),
+    ("local", &["aggregate", "event", "handlers", "processing", "retry", "store"]),
     (
         "config",
         &["diagnostic", "handlers", "postgres", "processing", "retry", "store", "supervision", "telemetry"],
@@ -106,6 +106,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "daemon",
         &[
             "admin",
+            "aggregate",
             "config",
             "diagnostic",
             "embedded",

@@ -180,6 +180,12 @@ impl Running {
         outcome.map_err(|error| StartError::of(&error))
     }
 
+    /// Returns as soon as each processor has a position: what is appended from then on is handled also by those that begin now.
+    pub(super) async fn begun(&self, timeout: Duration) -> Result<(), WaitError> {
+        let waiting = Waiting::impatiently(self.operator());
+        self.while_running(waiting.until_begun(timeout)).await
+    }
+
     fn operator(&self) -> Operator<'_> {
         Operator { databases: &self.databases, declared: &self.declared, name: "" }
     }

@@ -13,6 +13,7 @@ mod requests;
 mod running;
 mod scheduling;
 mod start_error;
+mod test_kit;
 pub(crate) mod todo_history;
 mod waiting_rows;
 mod worker_table;
@@ -36,6 +37,7 @@ use crate::{telemetry, worker};
 pub use in_process::Running;
 pub use program::Program;
 pub use start_error::StartError;
+pub use test_kit::{TestDatabase, TestFailure, TestRunning, database};
 
 use plan::single_assignment;
 use registered::add_registered;

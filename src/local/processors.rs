@@ -138,6 +138,14 @@ impl LocalProcessors {
         Ok(all)
     }
 
+    /// What the processors have emitted for a later time, the next ones first.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    pub async fn later(&self) -> Result<Vec<LaterEmission>, LocalError> {
+        Ok(self.own_pending().await?.iter().map(list).collect())
+    }
+
     /// The time of the clock, which [`Self::advance`] sets forward.
     pub fn now(&self) -> DateTime<Utc> {
         self.clock.now()

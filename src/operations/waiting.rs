@@ -118,6 +118,27 @@ impl<'w> Waiting<'w> {
         }
     }
 
+    /// Waits until all have a tracker.
+    ///
+    /// # Errors
+    /// See [`WaitError`].
+    pub(crate) async fn until_begun(&self, timeout: Duration) -> Result<(), WaitError> {
+        let mut clock = Clock::of(timeout);
+        loop {
+            let rows = self.rows(&self.names).await?;
+            let is_missing = |name: &&String| self.slowest(name, &rows).is_none();
+            let missing: Vec<String> = self.names.iter().filter(is_missing).cloned().collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if clock.is_over() {
+                let says = |name: &String, why| format!("{name} has not begun in time: {why}");
+                return Err(self.timed_out(&missing, &rows, says).await?);
+            }
+            clock.pause().await;
+        }
+    }
+
     /// The trackers of these processors. A position that was reached in another store is refused, also where no daemon has
     /// noticed yet.
     async fn rows(&self, names: &[String]) -> Result<Vec<TrackerRow>, WaitError> {

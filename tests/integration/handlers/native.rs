@@ -1,6 +1,7 @@
 //! Processors written in Rust, on a real database: what they write, emit and survive.
 
 mod codec;
+mod commands;
 mod effects;
 mod emitting;
 mod folding;
@@ -9,6 +10,7 @@ mod in_process;
 mod renamed;
 mod settings;
 mod upcasts;
+mod workflows;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
