@@ -6,7 +6,12 @@ use super::page::sections;
 use super::read;
 
 /// Each page with its example.
-const QUOTING: &[(&str, &str)] = &[("docs/aggregates.md", "library"), ("docs/commands.md", "commands")];
+const QUOTING: &[(&str, &str)] = &[
+    ("docs/aggregates.md", "library"),
+    ("docs/commands.md", "commands"),
+    ("docs/workflows.md", "orders"),
+    ("docs/testing.md", "orders"),
+];
 
 /// Without indentation and empty lines: a page shows parts of functions.
 fn lines(code: &str) -> String {

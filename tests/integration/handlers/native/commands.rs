@@ -9,7 +9,7 @@ use espd::testing::{TestDatabase, database};
 use serde::{Deserialize, Serialize};
 use sqlx::AssertSqlSafe;
 
-use crate::support::facts::PATIENCE;
+use crate::support::facts::reaches;
 
 espd::event_set! {
     pub enum AccountEvent {
@@ -145,7 +145,8 @@ async fn a_command_commits_with_the_position_and_not_with_a_failure() {
 
     let running = db.start(paying(0).0).await.unwrap();
     retry(&db).await;
-    running.running().idle(PATIENCE).await.unwrap();
+    reaches(db.pool(), "payer", 3).await;
+    running.caught_up().await.unwrap();
     assert_eq!(db.events::<MoneyDrawn>(account).await.unwrap(), [MoneyDrawn { amount: 60 }]);
     assert_eq!(db.all::<OrderPaid>().await.unwrap(), [OrderPaid { left: 40 }]);
     assert_eq!(db.all::<OrderRefused>().await.unwrap(), [OrderRefused { balance: 40 }]);
@@ -220,7 +221,8 @@ async fn a_command_in_another_database_is_recognised_when_it_is_repeated() {
     let (program, repeated) = paying(0);
     let running = db.start_with(program, &config).await.unwrap();
     retry(&projections).await;
-    running.running().idle(PATIENCE).await.unwrap();
+    reaches(projections.pool(), "payer", 2).await;
+    running.caught_up().await.unwrap();
     assert_eq!(repeated.load(Ordering::Relaxed), 1);
     assert_eq!(db.events::<MoneyDrawn>(account).await.unwrap(), [MoneyDrawn { amount: 60 }]);
     assert_eq!(db.all::<OrderPaid>().await.unwrap(), [OrderPaid { left: 40 }]);

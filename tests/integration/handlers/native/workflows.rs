@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
-use crate::support::facts::{PATIENCE, eventually};
+use crate::support::facts::{eventually, reaches};
 use crate::support::program::Installation;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -162,7 +162,8 @@ async fn state_is_kept_with_the_position_and_not_with_a_failure() {
     let world = World::default();
     let running = db.start(program(&world)).await.unwrap();
     db.rows::<(bool,)>("select true from espd.retry_processor('me', 'shipping', 1, 0)").await.unwrap();
-    running.running().idle(PATIENCE).await.unwrap();
+    reaches(db.pool(), "shipping", 1).await;
+    running.caught_up().await.unwrap();
     assert_eq!(world.done.lock().unwrap().iter().map(|(step, _)| *step).collect::<Vec<_>>(), ["send"]);
     assert_eq!(db.events::<Told>(order).await.unwrap().len(), 1);
 }
