@@ -28,9 +28,9 @@ use uuid::Uuid;
 
 pub use aggregate_id::{AggregateId, InvalidAggregateId, NotAUuid};
 pub use event_set::EventSet;
-pub use event_type::EventType;
 #[doc(hidden)]
 pub use event_type::naming;
+pub use event_type::{EventType, PersonalFields};
 pub use number::{Position, Version};
 #[doc(hidden)]
 pub use serde_json::Error as JsonError;

@@ -190,8 +190,9 @@
 //! | none (`default-features = false`) | [`event`], [`store`], [`aggregate`], [`schema`]: for an application that writes events |
 //! | `processors` | [`native`]: projectors and reactors in Rust |
 //! | `testing` | [`embedded`]: a private PostgreSQL; with `processors`, [`testing`]: processors on the memory store |
+//! | `personal-data` | [`personal_data`]: fields that are encrypted for each person, so that the person can be forgotten |
 //! | `sqlite` | `store::SqliteEventStore`: an event store in one file |
-//! | `daemon` (default) | [`Program`], both programs |
+//! | `daemon` (default) | [`Program`], both programs; all but `sqlite` |
 //!
 //! # Inside
 //!
@@ -248,6 +249,8 @@ pub mod aggregate;
 pub mod commands;
 #[cfg(feature = "testing")]
 pub mod embedded;
+#[cfg(feature = "personal-data")]
+pub mod personal_data;
 mod processors;
 pub mod store;
 

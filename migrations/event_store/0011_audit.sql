@@ -141,6 +141,9 @@ begin
   delete from snapshots as s where s.aggregate_id = delete_aggregate.aggregate_id;
   get diagnostics size = row_count;
   counts := counts || jsonb_build_object('snapshots', size);
+  delete from commands as c where c.aggregate_id = delete_aggregate.aggregate_id::text;
+  get diagnostics size = row_count;
+  counts := counts || jsonb_build_object('commands', size);
   if at is not null then
     select array_agg(found.id) as ids, array_agg(found.uuid) as uuids into last
     from (

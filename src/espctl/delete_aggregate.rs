@@ -97,7 +97,7 @@ fn report(
     if let Some(effects) = removed.0.get("open_effects").filter(|effects| **effects > 0) {
         lines.push(format!("  {effects} effects that handlers have asked for are still to be carried out"));
     }
-    lines.push("  logs, replicas, archived logs of PostgreSQL and backups, until they expire".to_owned());
+    lines.push("  states of workflows, logs, replicas, archived logs of PostgreSQL and backups".to_owned());
     lines
 }
 

@@ -8,6 +8,7 @@ mod delete_aggregate;
 mod doctor;
 mod emissions;
 mod events;
+mod forget;
 mod graph;
 mod import_positions;
 mod manual;
@@ -95,6 +96,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Option<emissions::EmissionsCommand>,
     },
+    /// Delete the key of a person, so that what was sealed for him can be read no more
+    Forget(forget::ForgetArguments),
+    /// Make the tables of keys of personal data, or wrap the keys by another master key
+    #[command(subcommand)]
+    Keys(forget::KeysCommand),
     /// Delete all events of an aggregate for good, and record that
     DeleteAggregate(delete_aggregate::Arguments),
     /// Import the positions that the processors of event_sourcery have reached
@@ -250,6 +256,8 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Resume(arguments) => operate::resume(arguments, config, databases).await,
         Command::DeadLetters(command) => dead_letters::run(command, config, databases).await,
         Command::Emissions { command } => emissions::run(command, config, databases).await,
+        Command::Forget(arguments) => forget::forget(arguments, config, databases).await,
+        Command::Keys(command) => forget::keys(command, databases).await,
         Command::DeleteAggregate(arguments) => delete_aggregate::run(arguments, config, databases).await,
         Command::ImportPositions(arguments) => import_positions::run(arguments, config, databases).await,
         Command::Reload(arguments) => reload::run(arguments, config, databases).await,

@@ -20,10 +20,22 @@ pub trait EventType: Serialize + DeserializeOwned {
     /// ones are written under [`Self::NAME`] only.
     const WAS: &'static [&'static str] = &[];
 
+    /// The fields that are about a person, for [`PersonalData`](crate::personal_data::PersonalData) to seal.
+    const PERSONAL: &'static [PersonalFields] = &[];
+
     /// Whether an event of this name is of this type.
     fn is_named(name: &str) -> bool {
         name == Self::NAME || Self::WAS.contains(&name)
     }
+}
+
+/// Fields of an event type that are about the same subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PersonalFields {
+    /// JSON pointers to the fields; `*` stands for every element of an array.
+    pub fields: &'static [&'static str],
+    /// The JSON pointer to the id of the subject, or `aggregate_id`.
+    pub subject: &'static str,
 }
 
 impl NewEvent {
@@ -79,6 +91,9 @@ impl Event {
 /// | `without = "shop::"` | the same without this prefix, which it must have: with `naming = path` `todos::TodoAdded` |
 /// | `was = ["TodoCreated"]` | names that the type had before: old events are read, new ones get the new name |
 ///
+/// Behind them, `personal = ["/name"] of "/customer_id"` marks fields that are about a person, once for each subject: see
+/// [`PersonalFields`](crate::event::PersonalFields).
+///
 /// They stand in this order.
 #[macro_export]
 macro_rules! event_type {
@@ -104,12 +119,15 @@ macro_rules! event_type {
     };
     (
         $type:ident $(, name = $name:literal)? $(, naming = $naming:ident)? $(, without = $prefix:literal)?
-        $(, was = [$($was:literal),* $(,)?])? $(,)?
+        $(, was = [$($was:literal),* $(,)?])?
+        $(, personal = [$($personal:literal),* $(,)?] of $subject:literal)* $(,)?
     ) => {
         impl $crate::event::EventType for $type {
             const NAME: &'static str =
                 $crate::event_type!(@name $type $(name $name)? $(naming $naming)? $(without $prefix)?);
             const WAS: &'static [&'static str] = &[$($($was),*)?];
+            const PERSONAL: &'static [$crate::event::PersonalFields] =
+                &[$($crate::event::PersonalFields { fields: &[$($personal),*], subject: $subject }),*];
         }
     };
 }

@@ -5,10 +5,13 @@ use std::error::Error;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+
 use serde_json::value::RawValue;
 
 use super::{AppendError, ReadError};
 use crate::event::{Event, NewEvent};
+use crate::postgres::error::chain;
 
 /// Turns the body of an event into what is stored, and back: to encrypt it, to compress it, or to keep another format inside of
 /// JSON. What is stored is always JSON, for example one string.
@@ -19,6 +22,7 @@ use crate::event::{Event, NewEvent};
 ///
 /// The same event must always be encoded to the same body, because appending an event again is recognised by its content. A
 /// cipher takes its nonce from the event's uuid, which no other event has.
+#[async_trait]
 pub trait BodyCodec: Debug + Send + Sync + 'static {
     /// The body as it is stored.
     ///
@@ -31,6 +35,24 @@ pub trait BodyCodec: Debug + Send + Sync + 'static {
     /// # Errors
     /// The event cannot be read.
     fn decode(&self, event: &Event) -> Result<Box<RawValue>, Box<dyn Error + Send + Sync>>;
+
+    /// Is told of the events that are encoded next, all at once: to fetch what that takes, such as keys. What a reactor emits is
+    /// encoded without this, so [`Self::encode`] has to do without it.
+    ///
+    /// # Errors
+    /// What it takes is not there now. Nothing is appended; the same append may be repeated.
+    async fn before_encoding(&self, _events: &[NewEvent]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(())
+    }
+
+    /// As [`Self::before_encoding`], for the events of a batch that a processor handles next. Other readers decode event by event
+    /// without this.
+    ///
+    /// # Errors
+    /// What it takes is not there now. The batch is tried again; no event has failed.
+    async fn before_decoding(&self, _events: &[&Event]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(())
+    }
 }
 
 /// The codec of a store, if it has one.
@@ -44,15 +66,23 @@ impl Codec {
 
     /// The body that is stored of an event.
     pub(crate) fn encode(&self, event: &NewEvent) -> Result<Option<Box<RawValue>>, String> {
-        let encode = |codec: &Arc<dyn BodyCodec>| codec.encode(event).map_err(|error| error.to_string());
+        let encode = |codec: &Arc<dyn BodyCodec>| codec.encode(event).map_err(|error| chain(&*error));
         self.0.as_ref().map(encode).transpose()
     }
 
+    /// Has the codec fetch what decoding these events takes. Fails with the reason why that is not there now.
+    pub(crate) async fn before_decoding(&self, events: &[&Event]) -> Result<(), String> {
+        let Some(codec) = &self.0 else { return Ok(()) };
+        codec.before_decoding(events).await.map_err(|error| chain(&*error))
+    }
+
     /// The events as they are stored.
-    pub(crate) fn encode_all<'e>(&self, events: &'e [NewEvent]) -> Result<Cow<'e, [NewEvent]>, AppendError> {
-        if self.0.is_none() {
-            return Ok(Cow::Borrowed(events));
-        }
+    pub(crate) async fn encode_all<'e>(
+        &self,
+        events: &'e [NewEvent],
+    ) -> Result<Cow<'e, [NewEvent]>, AppendError> {
+        let Some(codec) = &self.0 else { return Ok(Cow::Borrowed(events)) };
+        codec.before_encoding(events).await.map_err(unavailable)?;
         let mut encoded = events.to_vec();
         for (index, event) in encoded.iter_mut().enumerate() {
             let invalid = |reason| AppendError::Invalid { index: Some(index), reason };
@@ -68,7 +98,7 @@ impl Codec {
         if let Some(codec) = &self.0 {
             let decoded = codec.decode(&event);
             event.body = decoded
-                .map_err(|error| ReadError::Undecodable { position: event.id, reason: error.to_string() })?;
+                .map_err(|error| ReadError::Undecodable { position: event.id, reason: chain(&*error) })?;
         }
         Ok(event)
     }
@@ -84,7 +114,15 @@ impl Codec {
                 event.body = body;
                 None
             }
-            Err(error) => Some((place, error.to_string())),
+            Err(error) => Some((place, chain(&*error))),
         })
+    }
+}
+
+/// What a codec needs is not there now, which says nothing about the event.
+fn unavailable(error: Box<dyn Error + Send + Sync>) -> AppendError {
+    match error.downcast::<sqlx::Error>() {
+        Ok(error) => AppendError::Database(*error),
+        Err(error) => AppendError::Database(sqlx::Error::Io(std::io::Error::other(error))),
     }
 }

@@ -173,7 +173,7 @@ impl<F: Fn(&Event) -> bool> Iterator for Pages<F> {
 #[async_trait]
 impl EventStore for MemoryEventStore {
     async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
-        let events = &*self.codec.encode_all(events)?;
+        let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
         let appended = self.store(&mut self.events(), events, None)?;
         self.tell_appended(&appended);
@@ -186,7 +186,7 @@ impl EventStore for MemoryEventStore {
         condition: &AppendCondition,
     ) -> Result<Vec<Appended>, AppendError> {
         condition.check()?;
-        let events = &*self.codec.encode_all(events)?;
+        let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
         let appended = self.store(&mut self.events(), events, Some(condition))?;
         self.tell_appended(&appended);

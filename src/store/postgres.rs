@@ -194,7 +194,7 @@ impl PostgresEventStore {
         connection: &mut PgConnection,
         events: &[NewEvent],
     ) -> Result<Uncommitted, AppendError> {
-        let events = &*self.codec.encode_all(events)?;
+        let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
         let appended = append::append_in_transaction(self.statements.append()?, connection, events).await?;
         Ok(Uncommitted::new(self, appended))

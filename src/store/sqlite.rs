@@ -237,7 +237,7 @@ impl EventStore for SqliteEventStore {
         if events.is_empty() {
             return Ok(Vec::new());
         }
-        let events = &*self.codec.encode_all(events)?;
+        let events = &*self.codec.encode_all(events).await?;
         let mut writing = self.begin_writing().await?;
         let appended = append::append(&mut writing.transaction, events).await;
         let appended = appended.map_err(|error| self.explain_append(error))?;

@@ -11,6 +11,7 @@ mod names;
 mod notifier;
 mod on_appended;
 mod other_ways;
+mod personal_data;
 mod preconditions;
 mod scheduled;
 mod schema;

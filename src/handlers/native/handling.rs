@@ -11,7 +11,7 @@ use super::context::{AskedEffects, ProjectorContext, ReactorContext};
 use super::error::{Classified, HandlerError, classify};
 use super::handler::{Projector, Reactor};
 use super::transaction::{NoPostgres, Transaction};
-use crate::event::Position;
+use crate::event::{Event, Position};
 use crate::handlers::batch::{Applied, EventEffects};
 use crate::processing::declaration::ProcessorKind;
 use crate::processing::effects::{Effect, EffectQueue, NewEffect};
@@ -121,6 +121,7 @@ impl NativeHandler {
         time: Duration,
     ) -> Result<Handled, ProcessorError> {
         let mut instance = self.instance.take().unwrap_or_else(|| self.factory.create());
+        self.before_decoding(events, unreadable.as_ref()).await?;
         let unreadable = self.decode(events, unreadable);
         let readable = &events[..unreadable.as_ref().map_or(events.len(), |(place, _)| *place)];
         let Self { factory, codec, emitter, abilities, .. } = &*self;
@@ -138,6 +139,18 @@ impl NativeHandler {
             self.instance = Some(instance);
         }
         Ok(handled)
+    }
+
+    /// Has the codec fetch what it needs. Where that is not there now, no event has failed.
+    async fn before_decoding(
+        &self,
+        events: &[Delivery],
+        unreadable: Option<&Unreadable>,
+    ) -> Result<(), ProcessorError> {
+        let end = unreadable.map_or(events.len(), |(place, _)| *place);
+        let events: Vec<&Event> = events[..end].iter().map(|delivery| &delivery.event).collect();
+        let unavailable = |message| ProcessorError::Unavailable { message, wait: None };
+        self.codec.before_decoding(&events).await.map_err(unavailable)
     }
 
     /// Decodes the bodies of events that can be read so far. Returns the first one that cannot.

@@ -96,7 +96,7 @@ impl PostgresEventStore {
         events: &[NewEvent],
     ) -> Result<(), AppendError> {
         let function = &self.statements.append()?.append.append_at;
-        let events = &*self.codec.encode_all(events)?;
+        let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
         validity::refuse_tags(events, "what is appended later")?;
         let time = match time.into() {

@@ -41,7 +41,7 @@ impl PostgresEventStore {
         events: &[NewEvent],
         condition: &AppendCondition,
     ) -> Result<Uncommitted, AppendError> {
-        let events = &*self.codec.encode_all(events)?;
+        let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
         condition.check()?;
         let (statements, condition) = (self.statements.append()?, self.condition_as_stored(condition));
@@ -102,7 +102,7 @@ impl PostgresEventStore {
         events: &[NewEvent],
         condition: Option<&AppendCondition>,
     ) -> Result<Vec<Appended>, AppendError> {
-        let events = &*self.codec.encode_all(events)?;
+        let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
         if events.is_empty() && condition.is_none() {
             return Ok(Vec::new());

@@ -7,6 +7,7 @@ mod emitting;
 mod folding;
 mod huge;
 mod in_process;
+mod personal_data;
 mod renamed;
 mod settings;
 mod upcasts;

@@ -69,10 +69,15 @@ async fn the_library_deletes_for_good_also_from_the_archive_of_changes() {
     store.append(&[tagged, event("B"), event("A")]).await.unwrap();
     store.append_at(std::time::Duration::from_secs(3_600), None, &[event("Later")]).await.unwrap();
     run(&db.pool, "update espd.events set body = '1' where type = 'B'").await;
+    let command = format!(
+        "insert into espd.commands values (gen_random_uuid(), 'Do', '{id}', '{{}}', '{{}}', 'done', '{{}}', now())"
+    );
+    run(&db.pool, &command).await;
     assert!(matches!(store.delete_aggregate(id, "me", "").await, Err(DeletionError::Unfounded)));
     let deleted = store.delete_aggregate(id, "me", "asked for").await.unwrap().unwrap();
     assert_eq!((deleted.event_count, deleted.types.0["A"], deleted.last_version.get()), (3, 2, 3));
     assert_eq!((deleted.removed.0["scheduled_events"], deleted.removed.0["changed_events"]), (1, 4));
+    assert_eq!(deleted.removed.0["commands"], 1);
     assert_eq!((deleted.removed.0["tag_events"], deleted.removed.0["unique_keys"]), (1, 1));
     assert_eq!(archived(&db.pool).await, []);
     assert_eq!(store.delete_aggregate(id, "me", "asked for").await.unwrap(), None);

@@ -1,0 +1,202 @@
+//! Personal data: what is stored, what is read, before and after a person is forgotten.
+
+use espd::event::{Event, NewEvent, Position};
+use espd::personal_data::{
+    KeyError, MasterKey, MemoryKeys, Personal, PersonalData, PostgresKeys, SubjectKeys,
+};
+use espd::store::{AppendError, EventStore, Layout, MemoryEventStore, PostgresEventStore, ReadError};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{self, Database, SCHEMA};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct MoneySent {
+    cents: i64,
+    sender: Party,
+    receivers: Vec<Party>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Party {
+    id: String,
+    name: Personal<String>,
+}
+
+espd::event_type!(
+    MoneySent, was = ["MoneyTransferred"],
+    personal = ["/sender/name"] of "/sender/id",
+    personal = ["/receivers/*/name"] of "/receivers/*/id",
+);
+
+fn party(id: &str, name: &str) -> Party {
+    Party { id: id.to_owned(), name: name.to_owned().into() }
+}
+
+fn sent() -> MoneySent {
+    let receivers = vec![party("bob", "Bob Miller"), party("cy", "Cy Young")];
+    MoneySent { cents: 1_250, sender: party("ada", "Ada Lovelace"), receivers }
+}
+
+fn raw(value: &Value) -> Box<RawValue> {
+    RawValue::from_string(value.to_string()).unwrap()
+}
+
+async fn read(store: &impl EventStore) -> Vec<Event> {
+    store.read_after(Position::START, None, None, 100).await.unwrap()
+}
+
+fn body(event: &Event) -> Value {
+    serde_json::from_str(event.body.get()).unwrap()
+}
+
+async fn postgres(db: &Database, master: MasterKey) -> (PostgresEventStore, PostgresKeys) {
+    let store = PostgresEventStore::new(db.pool.clone(), Layout::espd(SCHEMA).unwrap());
+    let keys = PostgresKeys::new(&db.pool, master);
+    keys.create_tables().await.unwrap();
+    (store, keys)
+}
+
+/// Requires of a store without and with the codec that names are sealed, each for its own subject.
+async fn names_are_sealed(plain: &impl EventStore, sealing: &impl EventStore) {
+    let event = NewEvent::of(Uuid::new_v4(), &sent()).unwrap();
+    let appended = sealing.append(std::slice::from_ref(&event)).await.unwrap();
+    assert_eq!(
+        sealing.append(std::slice::from_ref(&event)).await.unwrap(),
+        appended,
+        "the same is sealed the same"
+    );
+    assert_eq!(read(sealing).await[0].read::<MoneySent>().unwrap(), Some(sent()));
+    let stored = body(&read(plain).await[0]);
+    let text = stored.to_string();
+    assert!(!["Ada", "Miller", "Young"].iter().any(|name| text.contains(name)), "{text}");
+    assert_eq!((&stored["cents"], &stored["receivers"][1]["id"]), (&json!(1_250), &json!("cy")));
+    let subjects = ["/sender/name", "/receivers/0/name", "/receivers/1/name"]
+        .map(|path| stored.pointer(&format!("{path}/$sealed/s")).unwrap().as_str().unwrap().to_owned());
+    assert_eq!(subjects, ["ada", "bob", "cy"]);
+}
+
+#[tokio::test]
+async fn each_person_has_a_key_and_is_forgotten_alone() {
+    let (plain, keys) = (MemoryEventStore::new(), MemoryKeys::new());
+    let personal = PersonalData::new(keys.clone()).of::<MoneySent>().fallback(
+        "MoneySent",
+        "/receivers/1/name",
+        &json!("somebody"),
+    );
+    let sealing = plain.clone().with_codec(personal.clone());
+    names_are_sealed(&plain, &sealing).await;
+    keys.forget("bob");
+    keys.forget("cy");
+    personal.clear();
+    let known = read(&sealing).await[0].read::<MoneySent>().unwrap().unwrap();
+    assert_eq!(known.sender, party("ada", "Ada Lovelace"));
+    assert_eq!(known.receivers[0].name, Personal::Forgotten { subject: "bob".to_owned() });
+    assert_eq!(known.receivers[1], party("cy", "somebody"), "the declared fallback");
+    let refused = sealing.append(&[NewEvent::of(Uuid::new_v4(), &sent()).unwrap()]).await.unwrap_err();
+    assert!(
+        matches!(&refused, AppendError::Invalid { index: Some(0), reason } if reason.contains("bob was forgotten"))
+    );
+    let quoting = MoneySent { receivers: vec![known.receivers[0].clone()], ..sent() };
+    sealing.append(&[NewEvent::of(Uuid::new_v4(), &quoting).unwrap()]).await.unwrap();
+    assert_eq!(
+        read(&sealing).await[1].read::<MoneySent>().unwrap(),
+        Some(quoting),
+        "what is forgotten may be said again"
+    );
+}
+
+#[tokio::test]
+async fn keys_are_kept_wrapped_in_postgresql() {
+    let db = support::database().await;
+    let (store, keys) = postgres(&db, MasterKey::new([7; 32])).await;
+    names_are_sealed(&store, &store.clone().with_codec(PersonalData::new(keys).of::<MoneySent>())).await;
+    let again = PersonalData::new(PostgresKeys::new(&db.pool, MasterKey::new([7; 32])));
+    assert_eq!(read(&store.clone().with_codec(again)).await[0].read::<MoneySent>().unwrap(), Some(sent()));
+    let stranger = PersonalData::new(PostgresKeys::new(&db.pool, MasterKey::new([8; 32])));
+    let refused =
+        store.clone().with_codec(stranger).read_after(Position::START, None, None, 1).await.unwrap_err();
+    assert!(
+        matches!(&refused, ReadError::Undecodable { reason, .. } if reason.contains("give the program that master key"))
+    );
+    let other = PersonalData::new(MemoryKeys::new());
+    let refused =
+        store.clone().with_codec(other).read_after(Position::START, None, None, 1).await.unwrap_err();
+    assert!(refused.to_string().contains("has no key, and was never forgotten"), "{refused}");
+    let missing = PostgresKeys::new(&db.pool, MasterKey::new([7; 32])).in_schema("nowhere").unwrap();
+    assert!(matches!(missing.find(&["ada".to_owned()]).await, Err(KeyError::Database(_))));
+    let unavailable = store.with_codec(PersonalData::new(missing).of::<MoneySent>());
+    let refused = unavailable.append(&[NewEvent::of(Uuid::new_v4(), &sent()).unwrap()]).await.unwrap_err();
+    assert!(matches!(refused, AppendError::Database(_)), "it may be repeated: {refused}");
+}
+
+#[tokio::test]
+async fn two_programs_that_meet_a_new_person_agree_on_one_key() {
+    let db = support::database().await;
+    let (store, keys) = postgres(&db, MasterKey::new([7; 32])).await;
+    let other = PostgresKeys::new(&db.pool, MasterKey::new([7; 32]));
+    let stores =
+        [keys, other].map(|keys| store.clone().with_codec(PersonalData::new(keys).of::<MoneySent>()));
+    let events: Vec<NewEvent> = (0..20).map(|_| NewEvent::of(Uuid::new_v4(), &sent()).unwrap()).collect();
+    let (one, two) = tokio::join!(stores[0].append(&events[..10]), stores[1].append(&events[10..]));
+    (one.unwrap(), two.unwrap());
+    let all = read(&stores[0]).await;
+    assert!(all.iter().all(|event| event.read::<MoneySent>().unwrap() == Some(sent())));
+    let keys: i64 =
+        sqlx::query_scalar("select count(*) from espd_keys.subject_keys").fetch_one(&db.pool).await.unwrap();
+    assert_eq!(keys, 3);
+}
+
+#[tokio::test]
+async fn what_is_sealed_belongs_to_its_event_and_its_place() {
+    let (plain, keys) = (MemoryEventStore::new(), MemoryKeys::new());
+    let sealing = plain.clone().with_codec(PersonalData::new(keys.clone()).of::<MoneySent>());
+    let event = NewEvent::of(Uuid::new_v4(), &sent()).unwrap();
+    sealing.append(std::slice::from_ref(&event)).await.unwrap();
+    let stored = body(&read(&plain).await[0]);
+    let swapped = json!({ "cents": 1, "sender": stored["receivers"][0], "receivers": [stored["sender"]] });
+    let mut broken = stored.clone();
+    broken["sender"]["name"]["$sealed"]["x"] = json!(1);
+    for (uuid, body) in [(Uuid::new_v4(), &stored), (event.uuid, &swapped), (event.uuid, &broken)] {
+        let elsewhere = MemoryEventStore::new();
+        let moved = NewEvent { uuid, body: raw(body), ..event.clone() };
+        elsewhere.append(&[moved]).await.unwrap();
+        let reading = elsewhere.with_codec(PersonalData::new(keys.clone()));
+        let refused = reading.read_after(Position::START, None, None, 1).await.unwrap_err();
+        assert!(
+            matches!(&refused, ReadError::Undecodable { reason, .. } if reason.contains("was changed")),
+            "{refused}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_sealed_is_refused_and_others_stay_as_they_are() {
+    let (plain, keys) = (MemoryEventStore::new(), MemoryKeys::new());
+    let personal =
+        PersonalData::new(keys).fields("A", &["/name"], "/id").fields("B", &["/name"], "aggregate_id");
+    let sealing = plain.clone().with_codec(personal);
+    let event = |event_type: &str, body: &Value| NewEvent::new(Uuid::from_u128(5), event_type, raw(body));
+    for (body, complaint) in [
+        (json!({ "name": "Ada" }), "/name has no subject"),
+        (json!({ "name": "Ada", "id": null }), "/name has no subject"),
+        (json!({ "other": [{ "$sealed": 1 }] }), "has the key \"$sealed\""),
+    ] {
+        let refused = sealing.append(&[event("A", &body)]).await.unwrap_err();
+        assert!(refused.to_string().contains(complaint), "{refused}");
+    }
+    let untouched =
+        [json!({ "id": 1, "name": null }), json!({ "id": 1 }), json!({ "text": "a $sealed letter" })];
+    let events: Vec<NewEvent> = untouched.iter().map(|body| event("A", body)).collect();
+    sealing.append(&events).await.unwrap();
+    assert_eq!(read(&plain).await.iter().map(body).collect::<Vec<_>>(), untouched);
+    let number = "{\"name\":1.00000000000000000001,\"n\":1e400}";
+    let event =
+        NewEvent { body: RawValue::from_string(number.to_owned()).unwrap(), ..event("B", &json!({})) };
+    sealing.append(&[event]).await.unwrap();
+    let (stored, opened) = (read(&plain).await.remove(3), read(&sealing).await.remove(3));
+    assert!(stored.body.get().contains(&Uuid::from_u128(5).to_string()), "the aggregate is the subject");
+    assert!(opened.body.get().contains("1.00000000000000000001"), "{}", opened.body);
+}
