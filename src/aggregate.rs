@@ -75,18 +75,19 @@ mod snapshot;
 pub mod testing;
 mod unit_of_work;
 
-use crate::event::EventSet;
+use crate::event::{AggregateId, EventSet, KeyChange, Tag};
 
 pub use boundary::{BoundaryContext, DecidedWithin, DecisionWithin, Draft};
 pub(crate) use command_id::CommandId;
 pub use context::Context;
-pub use error::{CommitError, ExecuteError, LoadError};
+pub use error::{CommitError, ExecuteError, LoadError, SnapshotError};
 #[cfg_attr(not(feature = "commands"), allow(unused_imports, reason = "for commands"))]
 pub(crate) use execution::Appender;
 pub use execution::{Executed, Execution, Planned};
 pub use id::Id;
 pub(crate) use loader::pause_before;
 pub use loading::Loaded;
+pub(crate) use loading::new_event;
 pub use repository::Repository;
 pub use snapshot::{
     MemorySnapshots, PostgresSnapshots, Snapshot, SnapshotFormat, SnapshotKey, SnapshotStore,
@@ -104,6 +105,17 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     /// How the state is kept in snapshots, for aggregates with long streams; not at all unless said.
     fn snapshots() -> Option<SnapshotFormat<Self>> {
         None
+    }
+
+    /// The tags of an event of the aggregate, with which decisions beyond one aggregate
+    /// ([`Repository::decide_within`]) find it; none unless said.
+    fn tags(_aggregate_id: &AggregateId, _event: &Self::Event) -> Vec<Tag> {
+        Vec::new()
+    }
+
+    /// The unique keys that the aggregate claims with an event, or gives back; none unless said.
+    fn keys(_aggregate_id: &AggregateId, _event: &Self::Event) -> Vec<KeyChange> {
+        Vec::new()
     }
 
     /// Takes an event in. It cannot fail: what has happened has happened.

@@ -14,7 +14,8 @@ create table if not exists :"schema".snapshots (
   -- The event that was folded last. The snapshot is used only where that event is still there, under the same id.
   version      bigint      not null check (version > 0),
   event_id     bigint      not null,
-  state        jsonb       not null,
+  -- As it was written: jsonb would give the keys of a map another order.
+  state        json        not null,
   taken_at     timestamptz not null default clock_timestamp(),
   constraint snapshots_pkey primary key (aggregate_id, name, format, event_types)
 );

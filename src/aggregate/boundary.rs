@@ -196,7 +196,7 @@ impl<'r, S: EventStore, A: Aggregate, R> DecisionWithin<'r, S, A, R> {
         }
         match self.try_to_store().await {
             // The same command may have been carried out by another caller since, and this be its echo.
-            Err(error) if error.may_be_an_echo() => self.find_decided().await?.ok_or(error),
+            Err(error) if error.may_be_repetition() => self.find_decided().await?.ok_or(error),
             outcome => outcome,
         }
     }

@@ -1,12 +1,13 @@
 //! The identity of a command, which makes repeating it harmless.
 
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::event::Event;
-use crate::store::{EventStore, ReadError};
+use crate::store::{EventStore, PostgresEventStore, ReadError};
 
 /// How many uuids are looked up at a time: few commands lead to more events.
-const PAGE: u32 = 16;
+const PAGE: usize = 16;
 
 /// The identity of a command. What it leads to has identities that are made of it, so the second time finds the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,16 +37,37 @@ impl CommandId {
     /// What the command has led to, in the order in which it was decided; nothing if it was never carried out.
     pub(super) async fn find_events(self, store: &impl EventStore) -> Result<Vec<Event>, ReadError> {
         let mut found = Vec::new();
-        loop {
-            let from = u32::try_from(found.len()).unwrap_or(u32::MAX);
-            let uuids: Vec<Uuid> = (from..from.saturating_add(PAGE)).map(|n| self.event_uuid(n)).collect();
-            let page = store.read_uuids(&uuids).await?;
-            let is_last = page.len() < uuids.len();
-            found.extend(page);
-            if is_last {
-                return Ok(found);
+        while found.len() % PAGE == 0 {
+            let page = store.read_uuids(&self.page_after(found.len())).await?;
+            if page.is_empty() {
+                break;
             }
+            found.extend(page);
         }
+        Ok(found)
+    }
+
+    /// The same, in a transaction.
+    pub(super) async fn find_events_in(
+        self,
+        store: &PostgresEventStore,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<Event>, ReadError> {
+        let mut found = Vec::new();
+        while found.len() % PAGE == 0 {
+            let page = store.read_uuids_in(connection, &self.page_after(found.len())).await?;
+            if page.is_empty() {
+                break;
+            }
+            found.extend(page);
+        }
+        Ok(found)
+    }
+
+    /// The uuids of the events after the first `count`.
+    fn page_after(self, count: usize) -> Vec<Uuid> {
+        let from = u32::try_from(count).unwrap_or(u32::MAX);
+        (from..from.saturating_add(PAGE as u32)).map(|ordinal| self.event_uuid(ordinal)).collect()
     }
 }
 

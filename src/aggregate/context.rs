@@ -28,6 +28,16 @@ impl Context {
         Self { aggregate_id, version, now, command_id, ids: AtomicU32::new(0) }
     }
 
+    /// The same, where so many ids of the command were asked for before: each decision of a unit of work gets others.
+    pub(super) fn after_ids(self, asked: u32) -> Self {
+        Self { ids: AtomicU32::new(asked), ..self }
+    }
+
+    /// How many ids of the command were asked for.
+    pub(super) fn ids_asked(&self) -> u32 {
+        self.ids.load(Ordering::Relaxed)
+    }
+
     /// The aggregate that decides.
     pub fn aggregate_id(&self) -> &AggregateId {
         &self.aggregate_id

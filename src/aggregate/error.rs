@@ -55,13 +55,15 @@ pub enum ExecuteError<R> {
         expected: Version,
         /// The version that it has.
         actual: Version,
-        /// What has happened since the expected version.
+        /// What has happened since the expected version: the first 100 events.
         since: Vec<Event>,
+        /// Whether the sender named the version, so that the same command cannot succeed any more.
+        is_final: bool,
     },
     /// The id of the command belongs to another command: one of another aggregate, or one that led to events that cannot be
     /// read as those of this one.
     #[error(
-        "the command id {command_id} belongs to a command that was carried out on aggregate {aggregate_id}"
+        "the command id {command_id} belongs to a command that was carried out on aggregate {aggregate_id}: use a new id"
     )]
     CommandIdReused {
         /// The id.
@@ -87,14 +89,14 @@ impl<R> ExecuteError<R> {
             self,
             Self::Load(LoadError::Unavailable(ReadError::Database(_)))
                 | Self::Append(AppendError::Database(_) | AppendError::ConditionFailed { .. })
-                | Self::Conflict { .. }
+                | Self::Conflict { is_final: false, .. }
         )
     }
 }
 
 impl<R> ExecuteError<R> {
     /// Whether the reason may be that the very same command was carried out by another caller a moment ago.
-    pub(super) fn may_be_an_echo(&self) -> bool {
+    pub(super) fn may_be_repetition(&self) -> bool {
         matches!(
             self,
             Self::Refused(_)
@@ -114,6 +116,21 @@ impl<R> From<ReadError> for ExecuteError<R> {
     fn from(error: ReadError) -> Self {
         Self::Load(error.into())
     }
+}
+
+/// Why no snapshot was written that was asked for.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The aggregate could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The state cannot be written as JSON.
+    #[error("the state cannot be written as JSON: {0}")]
+    Unwritable(serde_json::Error),
+    /// The snapshot could not be kept.
+    #[error("the snapshot cannot be kept: {0}")]
+    NotKept(ReadError),
 }
 
 /// Why nothing of a unit of work was stored.

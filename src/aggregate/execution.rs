@@ -3,8 +3,8 @@
 use std::future::IntoFuture;
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use sqlx::PgConnection;
@@ -12,9 +12,13 @@ use uuid::Uuid;
 
 use super::command_id::CommandId;
 use super::loader::{Loader, pause_before};
-use super::{Aggregate, Context, ExecuteError, Id, Loaded};
-use crate::event::{Appended, Event, EventSet as _, ExpectedVersion, NewEvent, Version};
+use super::loading::{new_event, read};
+use super::{Aggregate, Context, ExecuteError, Id, LoadError, Loaded};
+use crate::event::{Appended, Event, ExpectedVersion, NewEvent, Version};
 use crate::store::{AppendError, EventStore, PostgresEventStore, Uncommitted};
+
+/// The most events that a conflict tells of.
+const SINCE_MAX: usize = 100;
 
 /// A decision: the state and the context to events, or a refusal.
 type Decision<'r, A, R> =
@@ -23,7 +27,7 @@ type Decision<'r, A, R> =
 /// A command that is about to be carried out. Await it, after what there is to say of it.
 ///
 /// The stream is read, the state decides, and the events are appended with the version that the decision has seen. When
-/// another writer was faster, what he has written is read and the decision is made anew, a few times.
+/// another writer was faster, what came since is read and the decision is made anew, a few times.
 #[must_use = "a command is carried out when it is awaited"]
 pub struct Execution<'r, S, A: Aggregate, R> {
     loader: &'r Loader<S>,
@@ -82,7 +86,8 @@ pub struct Executed<A: Aggregate> {
     pub version: Version,
     /// The state of the aggregate after them.
     pub state: A,
-    /// Whether the command had been carried out before, by its id, and this is what it led to then.
+    /// Whether the command had been carried out before, by its id, and this is what it led to then. Of several callers with one command at the
+    /// same time, more than one may be told that it was not.
     pub is_repeated: bool,
 }
 
@@ -186,8 +191,8 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
             return Ok(executed);
         }
         match self.try_to_store().await {
-            // The same command may have been carried out by another caller since, and this be its echo.
-            Err(error) if error.may_be_an_echo() => self.find_executed().await?.ok_or(error),
+            // The same command may have been carried out by another caller since.
+            Err(error) if error.may_be_repetition() => self.find_executed().await?.ok_or(error),
             Ok(nothing) if nothing.events.is_empty() => Ok(self.find_executed().await?.unwrap_or(nothing)),
             Ok(executed) => Ok(executed),
             Err(error) => Err(error),
@@ -229,7 +234,7 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
         let created_at = self.loader.created_at();
         let mut new_events = Vec::with_capacity(events.len());
         for (ordinal, event) in (0..).zip(&events) {
-            let event = event.to_new(id.clone()).map_err(ExecuteError::Unwritable)?;
+            let event = new_event::<A>(id, event).map_err(ExecuteError::Unwritable)?;
             let event = NewEvent { created_at, ..event };
             new_events.push(self.envelope.wrap(event, command_id, ordinal));
         }
@@ -245,38 +250,51 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
         let Some(command_id) = self.envelope.command_id else { return Ok(None) };
         let stored = CommandId::new(command_id).find_events(&self.loader.store).await?;
         let Some(last) = stored.last() else { return Ok(None) };
-        let reused = |event: &Event| ExecuteError::CommandIdReused {
-            command_id,
-            aggregate_id: event.aggregate_id.clone(),
-        };
-        let mut events = Vec::with_capacity(stored.len());
-        for event in &stored {
-            let known = A::Event::read(event).ok().flatten().filter(|_| event.aggregate_id == *self.id.get());
-            events.push(known.ok_or_else(|| reused(event))?);
-        }
+        let events = self.recognise(command_id, &stored)?;
         let loaded = self.loader.load_at(&self.id, last.version).await?;
-        let place = |event: &Event| Appended { id: event.id, uuid: event.uuid, version: event.version };
-        let appended = stored.iter().map(place).collect();
-        let (version, state) = (loaded.version, loaded.state);
-        Ok(Some(Executed { events, appended, version, state, is_repeated: true }))
+        Ok(Some(repeated(events, &stored, loaded)))
     }
 
-    /// The conflict, with what has happened since.
+    /// The events of the command, which must be those of this aggregate.
+    fn recognise(&self, command_id: Uuid, stored: &[Event]) -> Result<Vec<A::Event>, ExecuteError<R>> {
+        let mut events = Vec::with_capacity(stored.len());
+        for event in stored {
+            let known = read::<A::Event>(event)?.filter(|_| event.aggregate_id == *self.id.get());
+            let aggregate_id = event.aggregate_id.clone();
+            events.push(known.ok_or(ExecuteError::CommandIdReused { command_id, aggregate_id })?);
+        }
+        Ok(events)
+    }
+
+    /// The conflict, with the first of the events that have come since.
     async fn conflict(&self, expected: Version, actual: Version) -> ExecuteError<R> {
         let aggregate_id = self.id.get().clone();
-        let since = self.loader.store.read_aggregate(aggregate_id.clone(), expected.next(), Some(actual));
+        let is_final = self.expected.is_some();
+        let since = self
+            .loader
+            .store
+            .read_aggregate(aggregate_id.clone(), expected.next(), Some(actual))
+            .take(SINCE_MAX);
         match since.try_collect().await {
-            Ok(since) => ExecuteError::Conflict { aggregate_id, expected, actual, since },
+            Ok(since) => ExecuteError::Conflict { aggregate_id, expected, actual, since, is_final },
             Err(error) => error.into(),
         }
     }
 }
 
+/// What a command has led to, as it is stored.
+fn repeated<A: Aggregate>(events: Vec<A::Event>, stored: &[Event], loaded: Loaded<A>) -> Executed<A> {
+    let place = |event: &Event| Appended { id: event.id, uuid: event.uuid, version: event.version };
+    let appended = stored.iter().map(place).collect();
+    Executed { events, appended, version: loaded.version, state: loaded.state, is_repeated: true }
+}
+
 impl<A: Aggregate, R> Execution<'_, PostgresEventStore, A, R> {
-    /// Carries it out in the caller's own transaction, so that his tables commit with the events.
+    /// Carries it out in the caller's own transaction, so that tables of the application commit with the events. It reads
+    /// there as well, without snapshots, and sees what the transaction has appended.
     ///
-    /// The stream is read on another connection, before. It is not tried again: after a conflict the transaction can only be rolled
-    /// back, and the whole of it be repeated. Once it is committed, say so: [`Uncommitted::commit`].
+    /// It is not tried again: after a conflict the transaction can only be rolled back, and the whole of it be repeated; therefore
+    /// [`ExecuteError::Conflict`] has no events. Once the transaction is committed, say so: [`Uncommitted::commit`].
     ///
     /// # Errors
     /// As of the command itself.
@@ -284,17 +302,40 @@ impl<A: Aggregate, R> Execution<'_, PostgresEventStore, A, R> {
         self,
         connection: &mut PgConnection,
     ) -> Result<(Executed<A>, Uncommitted), ExecuteError<R>> {
-        if let Some(executed) = self.find_executed().await? {
-            let nothing = self.loader.store.append_in(connection, &[]).await;
-            return Ok((executed, nothing.map_err(ExecuteError::Append)?));
+        let store = &self.loader.store;
+        if let Some(command_id) = self.envelope.command_id {
+            let stored = CommandId::new(command_id).find_events_in(store, connection).await?;
+            if let Some(last) = stored.last() {
+                let events = self.recognise(command_id, &stored)?;
+                let loaded = self.load_in(connection, last.version).await?;
+                let nothing = store.append_in(connection, &[]).await.map_err(ExecuteError::Append)?;
+                return Ok((repeated(events, &stored, loaded), nothing));
+            }
         }
-        let loaded = self.load().await?;
+        let loaded = self.load_in(connection, Version::MAX).await?;
+        if let Some(expected) = self.expected.filter(|expected| *expected != loaded.version) {
+            return Err(self.conflict_in_transaction(expected, loaded.version));
+        }
         let planned = self.plan(&loaded, self.draw_command_id())?;
-        match self.loader.store.append_in(connection, &planned.new_events).await {
+        match store.append_in(connection, &planned.new_events).await {
             Ok(uncommitted) => Ok((planned.executed(uncommitted.to_vec())?, uncommitted)),
-            Err(AppendError::Conflict { expected, actual, .. }) => Err(self.conflict(expected, actual).await),
+            Err(AppendError::Conflict { expected, actual, .. }) => {
+                Err(self.conflict_in_transaction(expected, actual))
+            }
             Err(other) => Err(ExecuteError::Append(other)),
         }
+    }
+
+    async fn load_in(&self, connection: &mut PgConnection, upto: Version) -> Result<Loaded<A>, LoadError> {
+        let mut loaded = Loaded::absent(self.id.clone());
+        let events = self.loader.store.read_aggregate_in(connection, self.id.get(), upto);
+        loaded.take_in_all(events).await?;
+        Ok(loaded)
+    }
+
+    fn conflict_in_transaction(&self, expected: Version, actual: Version) -> ExecuteError<R> {
+        let (aggregate_id, is_final) = (self.id.get().clone(), self.expected.is_some());
+        ExecuteError::Conflict { aggregate_id, expected, actual, since: Vec::new(), is_final }
     }
 }
 

@@ -4,7 +4,7 @@ use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
 
 use super::{Aggregate, Id, LoadError, UnknownEvents};
-use crate::event::{Event, EventSet as _, Position, Version};
+use crate::event::{AggregateId, Event, EventSet, NewEvent, Position, Version};
 use crate::store::ReadError;
 
 /// An aggregate as it is at a version.
@@ -59,13 +59,26 @@ impl<A: Aggregate> Loaded<A> {
     }
 }
 
+/// An event of an aggregate, to be appended, with its tags and keys.
+pub(crate) fn new_event<A: Aggregate>(
+    aggregate_id: &AggregateId,
+    event: &A::Event,
+) -> Result<NewEvent, serde_json::Error> {
+    let (tags, keys) = (A::tags(aggregate_id, event), A::keys(aggregate_id, event));
+    Ok(NewEvent { tags, keys, ..event.to_new(aggregate_id.clone())? })
+}
+
+/// A stored event as one of the set; `None` if it is of no type of the set.
+pub(super) fn read<E: EventSet>(event: &Event) -> Result<Option<E>, LoadError> {
+    E::read(event).map_err(|source| unreadable(event, source))
+}
+
 /// Has a state take in an event.
 pub(super) fn evolve<A: Aggregate>(state: &mut A, event: &Event) -> Result<(), LoadError> {
-    match A::Event::read(event) {
-        Ok(Some(known)) => state.evolve(&known),
-        Ok(None) if A::UNKNOWN_EVENTS == UnknownEvents::PassOver => {}
-        Ok(None) => return Err(unknown(event)),
-        Err(source) => return Err(unreadable(event, source)),
+    match read::<A::Event>(event)? {
+        Some(known) => state.evolve(&known),
+        None if A::UNKNOWN_EVENTS == UnknownEvents::PassOver => {}
+        None => return Err(unknown(event)),
     }
     Ok(())
 }

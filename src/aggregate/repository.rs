@@ -9,7 +9,7 @@ use super::loader::Loader;
 use super::snapshot::SnapshotKeeper;
 use super::{
     Aggregate, BoundaryContext, Context, Decide, DecisionWithin, Draft, Execution, Id, LoadError, Loaded,
-    SnapshotStore, UnitOfWork,
+    SnapshotError, SnapshotStore, UnitOfWork,
 };
 use crate::event::Version;
 use crate::store::{EventStore, TagQuery};
@@ -48,15 +48,16 @@ impl<S: EventStore> Repository<S> {
         self.0.snapshots.as_ref().map_or(0, SnapshotKeeper::failures)
     }
 
-    /// Writes a snapshot of an aggregate now, however few events have come since the last one.
+    /// Writes a snapshot of an aggregate now, however few events have come since the last one. Returns whether there was anything to write, and
+    /// where: `false` without [`Self::with_snapshots`], without a format, and before the first event.
     ///
     /// # Errors
     /// The aggregate cannot be loaded, or the snapshot not be written.
-    pub async fn take_snapshot<A: Aggregate>(&self, id: &Id<A>) -> Result<(), LoadError> {
+    pub async fn take_snapshot<A: Aggregate>(&self, id: &Id<A>) -> Result<bool, SnapshotError> {
         let loaded = self.load(id).await?;
         match &self.0.snapshots {
-            Some(snapshots) if loaded.exists() => Ok(snapshots.write_now(&loaded).await?),
-            _ => Ok(()),
+            Some(snapshots) if loaded.exists() => snapshots.write_now(&loaded).await,
+            _ => Ok(false),
         }
     }
 

@@ -15,7 +15,7 @@
 //!     type Event = AccountEvent;
 //!
 //!     fn snapshots() -> Option<SnapshotFormat<Self>> {
-//!         // Whoever changes what `evolve` does, or the shape of the state, raises the number.
+//!         // Whoever changes what `evolve` does, the shape of the state, or an upcast, raises the number.
 //!         Some(SnapshotFormat::json("account", 1).every(100))
 //!     }
 //!
@@ -64,7 +64,7 @@ pub struct SnapshotFormat<A> {
 
 impl<A: Serialize + DeserializeOwned> SnapshotFormat<A> {
     /// The state as JSON. `name` is what the state is called among the snapshots; `number` is that of the format: raise it when the
-    /// shape of the state changes, or what folding makes of the same events. Snapshots of other numbers are left
+    /// shape of the state changes, or what folding makes of the same stored events: also when an upcast or a codec changes. Snapshots of other numbers are left
     /// for the programs that still use them.
     pub fn json(name: &'static str, number: u32) -> Self {
         let read = |state: &RawValue| serde_json::from_str(state.get());
@@ -98,7 +98,6 @@ impl<A: Aggregate> SnapshotFormat<A> {
 
 /// Where the snapshots of one fold of an aggregate are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub struct SnapshotKey {
     /// Which aggregate.
     pub aggregate_id: AggregateId,
@@ -125,9 +124,15 @@ pub struct Snapshot {
 #[async_trait]
 pub trait SnapshotStore: Debug + Send + Sync + 'static {
     /// The snapshot of a key, of this version at most, if the event that it was folded up to is still there.
+    ///
+    /// # Errors
+    /// It cannot be read; the events are read instead.
     async fn load(&self, key: &SnapshotKey, upto: Version) -> Result<Option<Snapshot>, ReadError>;
 
     /// Keeps a snapshot, unless a later one is kept already.
+    ///
+    /// # Errors
+    /// It cannot be kept. The next load tries again.
     async fn save(&self, key: &SnapshotKey, snapshot: &Snapshot) -> Result<(), ReadError>;
 }
 

@@ -45,6 +45,7 @@ pub fn given<A: Aggregate>(events: impl IntoIterator<Item = A::Event>) -> Given<
         aggregate_id: Uuid::nil().into(),
         now: DateTime::UNIX_EPOCH,
         command_id: Uuid::nil(),
+        ids_asked: 0,
     };
     given.and(events)
 }
@@ -57,6 +58,8 @@ pub struct Given<A> {
     aggregate_id: AggregateId,
     now: DateTime<Utc>,
     command_id: Uuid,
+    /// How many new ids decisions have asked for.
+    ids_asked: u32,
 }
 
 impl<A: Aggregate> Given<A> {
@@ -85,7 +88,7 @@ impl<A: Aggregate> Given<A> {
     /// The id of the commands that follow, which new ids are made of.
     #[must_use]
     pub fn command_id(self, id: Uuid) -> Self {
-        Self { command_id: id, ..self }
+        Self { command_id: id, ids_asked: 0, ..self }
     }
 
     /// The state. Chained after [`Outcome::then`], it is that after the events.
@@ -108,8 +111,9 @@ impl<A: Aggregate> Given<A> {
     ) -> Outcome<A, R> {
         let command_id = CommandId::new(self.command_id);
         let context = Context::new(self.aggregate_id.clone(), self.version, self.now, command_id);
+        let context = context.after_ids(self.ids_asked);
         let decided = decision(&self.state, &context);
-        Outcome { given: self, decided }
+        Outcome { given: Self { ids_asked: context.ids_asked(), ..self }, decided }
     }
 }
 

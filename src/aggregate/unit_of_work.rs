@@ -13,8 +13,9 @@ use uuid::Uuid;
 use super::command_id::CommandId;
 use super::execution::Envelope;
 use super::loader::Loader;
+use super::loading::new_event;
 use super::{Aggregate, CommitError, Context, Decide, ExecuteError, Id, LoadError, Loaded};
-use crate::event::{AggregateId, Appended, Event, EventSet as _, ExpectedVersion, NewEvent, Version};
+use crate::event::{AggregateId, Appended, Event, ExpectedVersion, NewEvent, Version};
 use crate::store::{EventStore, PostgresEventStore, ReadError, Uncommitted};
 
 /// Several aggregates, each loaded once, whose new events are appended together: all or none.
@@ -50,7 +51,12 @@ pub struct UnitOfWork<'r, S> {
     loaded: HashMap<Key, Box<dyn Any + Send + Sync>>,
     envelope: Envelope,
     command_id: CommandId,
-    new_events: Vec<NewEvent>,
+    /// In order, as they will be wrapped at the commit.
+    kept: Vec<NewEvent>,
+    /// The version that each changed aggregate will have.
+    heads: HashMap<AggregateId, Version>,
+    /// How many new ids decisions have asked for.
+    ids_asked: u32,
 }
 
 /// Names an instance: the same stream may be read as two types.
@@ -67,7 +73,9 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
             loaded: HashMap::new(),
             envelope: Envelope::default(),
             command_id: CommandId::new(Uuid::new_v4()),
-            new_events: Vec::new(),
+            kept: Vec::new(),
+            heads: HashMap::new(),
+            ids_asked: 0,
         }
     }
 
@@ -114,11 +122,17 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
         Ok(&self.instance(id).await?.state)
     }
 
-    /// Loads several aggregates that are not loaded yet, in PostgreSQL by one statement.
+    /// Loads several aggregates that are not loaded yet: in PostgreSQL by one statement, but one after the other where they have snapshots.
     ///
     /// # Errors
     /// As [`Self::load`].
     pub async fn load_all<A: Aggregate>(&mut self, ids: &[Id<A>]) -> Result<(), LoadError> {
+        if A::snapshots().is_some() && self.loader.snapshots.is_some() {
+            for id in ids {
+                self.instance(id).await?;
+            }
+            return Ok(());
+        }
         let is_missing = |id: &&Id<A>| !self.loaded.contains_key(&key(id));
         let missing: Vec<&Id<A>> = ids.iter().filter(is_missing).collect();
         let absent = |id: &&Id<A>| (id.get().clone(), Loaded::absent((*id).clone()));
@@ -147,10 +161,11 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
     where
         A: Aggregate + Decide<C>,
     {
-        let (now, command_id) = (self.loader.now(), self.command_id);
+        let (now, command_id, ids_asked) = (self.loader.now(), self.command_id, self.ids_asked);
         let loaded = self.instance(id).await?;
-        let context = Context::new(id.get().clone(), loaded.version, now, command_id);
+        let context = Context::new(id.get().clone(), loaded.version, now, command_id).after_ids(ids_asked);
         let events = loaded.state.decide(command, &context).map_err(ExecuteError::Refused)?;
+        self.ids_asked = context.ids_asked();
         self.keep(id, &events).map_err(ExecuteError::Unwritable)?;
         Ok(&self.instance(id).await?.state)
     }
@@ -169,8 +184,10 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
     }
 
     /// What would be appended, in order.
-    pub fn new_events(&self) -> &[NewEvent] {
-        &self.new_events
+    pub fn new_events(&self) -> Vec<NewEvent> {
+        let wrap =
+            |(ordinal, event): (u32, &NewEvent)| self.envelope.wrap(event.clone(), self.command_id, ordinal);
+        (0..).zip(&self.kept).map(wrap).collect()
     }
 
     /// Appends everything, or nothing, and returns where it is stored. Work of the same id that was committed by another caller a moment ago
@@ -180,7 +197,7 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
     /// One of the changed aggregates has another version than when it was loaded, or the store refuses or cannot be reached. A new unit of
     /// work reads the newest states.
     pub async fn commit(self) -> Result<Vec<Appended>, CommitError> {
-        Ok(self.loader.store.append(&self.new_events).await?)
+        Ok(self.loader.store.append(&self.new_events()).await?)
     }
 
     async fn instance<A: Aggregate>(&mut self, id: &Id<A>) -> Result<&mut Loaded<A>, LoadError> {
@@ -197,41 +214,37 @@ impl<'r, S: EventStore> UnitOfWork<'r, S> {
 
     fn keep<A: Aggregate>(&mut self, id: &Id<A>, events: &[A::Event]) -> Result<(), serde_json::Error> {
         let created_at = self.loader.created_at();
-        let new = events.iter().map(|event| event.to_new(id.get().clone())).collect::<Result<Vec<_>, _>>()?;
-        let Some(before) = self.find(id).map(|loaded| loaded.version) else { return Ok(()) };
-        let mut version = before;
+        let new =
+            events.iter().map(|event| new_event::<A>(id.get(), event)).collect::<Result<Vec<_>, _>>()?;
+        let Some(loaded) = self.find(id) else { return Ok(()) };
+        let before = loaded.version;
+        events.iter().for_each(|event| loaded.state.evolve(event));
+        loaded.version = before.advanced_by(i64::try_from(events.len()).unwrap_or(i64::MAX));
+        // The stream may have been read as another type too: the events of both are counted together.
+        let head = self.heads.entry(id.get().clone()).or_insert(before);
         for event in new {
-            let ordinal = u32::try_from(self.new_events.len()).unwrap_or(u32::MAX);
-            let event = NewEvent { created_at, expected_version: ExpectedVersion::Exact(version), ..event };
-            self.new_events.push(self.envelope.wrap(event, self.command_id, ordinal));
-            version = version.next();
+            let expected_version = ExpectedVersion::Exact(*head);
+            self.kept.push(NewEvent { created_at, expected_version, ..event });
+            *head = head.next();
         }
-        self.evolve(id, events, version);
         Ok(())
-    }
-
-    fn evolve<A: Aggregate>(&mut self, id: &Id<A>, events: &[A::Event], version: Version) {
-        if let Some(loaded) = self.find(id) {
-            events.iter().for_each(|event| loaded.state.evolve(event));
-            loaded.version = version;
-        }
     }
 }
 
 impl UnitOfWork<'_, PostgresEventStore> {
-    /// Appends in the caller's own transaction, so that his tables commit with the events, as
+    /// Appends in the caller's own transaction, so that tables of the application commit with the events, as
     /// [`PostgresEventStore::append_in`] does.
     ///
     /// # Errors
     /// As [`Self::commit`].
     pub async fn append_in(self, connection: &mut PgConnection) -> Result<Uncommitted, CommitError> {
-        Ok(self.loader.store.append_in(connection, &self.new_events).await?)
+        Ok(self.loader.store.append_in(connection, &self.new_events()).await?)
     }
 }
 
 impl<S> fmt::Debug for UnitOfWork<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (loaded, new_events) = (self.loaded.len(), &self.new_events);
+        let (loaded, new_events) = (self.loaded.len(), &self.kept);
         f.debug_struct("UnitOfWork").field("loaded", &loaded).field("new_events", new_events).finish()
     }
 }

@@ -1,9 +1,10 @@
 //! `espctl snapshots`: lists and removes the snapshots that applications keep of their aggregates.
 
 use clap::{ArgGroup, Args, Subcommand};
+use uuid::Uuid;
 
 use crate::espctl::output;
-use crate::event::{AggregateId, StoredTime};
+use crate::event::StoredTime;
 use crate::operations::databases::Databases;
 use crate::operations::snapshots::{self, SnapshotGroup, SnapshotSelection};
 use crate::operations::status::format::{table_within, thousands};
@@ -12,7 +13,7 @@ use crate::operations::status::format::{table_within, thousands};
 pub(crate) enum SnapshotsCommand {
     /// List the snapshots of aggregates, by name and format
     #[command(
-        after_help = "A format that no program uses any more, or a set of event types, keeps its snapshots until they are dropped.\n\
+        after_help = "Snapshots stay until they are dropped, also those that no program uses any more: of an older format, or of other event types.\n\
         OUTDATED: the event that a snapshot was folded up to is gone; it is not used.\n\n\
         Example:\n  espctl snapshots list --json"
     )]
@@ -42,7 +43,7 @@ pub(crate) struct DropArguments {
     format: Option<i64>,
     /// Only those of this aggregate
     #[arg(long, value_name = "ID")]
-    aggregate: Option<AggregateId>,
+    aggregate: Option<Uuid>,
     /// All snapshots
     #[arg(long, conflicts_with_all = ["name", "format", "aggregate"])]
     all: bool,

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgPool};
+use uuid::Uuid;
 
-use crate::event::{AggregateId, StoredTime};
+use crate::event::StoredTime;
 use crate::postgres::row::from_row;
 use crate::store::layout::Layout;
 
@@ -35,7 +36,7 @@ from_row!(SnapshotGroup { name, format, event_types, snapshots, outdated, bytes,
 pub(crate) struct SnapshotSelection {
     pub name: Option<String>,
     pub format: Option<i64>,
-    pub aggregate_id: Option<AggregateId>,
+    pub aggregate_id: Option<Uuid>,
 }
 
 /// The table, if the layout has one.
@@ -79,7 +80,6 @@ pub(crate) async fn remove(
         table(layout)?
     );
     let SnapshotSelection { name, format, aggregate_id } = selection;
-    let aggregate_id = aggregate_id.as_ref().and_then(AggregateId::as_uuid);
     let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
     Ok(query.bind(name).bind(format).bind(aggregate_id).execute(events).await?.rows_affected())
 }

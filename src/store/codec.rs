@@ -64,6 +64,10 @@ impl Codec {
         Self(Some(Arc::new(codec)))
     }
 
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The body that is stored of an event.
     pub(crate) fn encode(&self, event: &NewEvent) -> Result<Option<Box<RawValue>>, String> {
         let encode = |codec: &Arc<dyn BodyCodec>| codec.encode(event).map_err(|error| chain(&*error));

@@ -214,6 +214,33 @@ impl PostgresEventStore {
         query.fetch(connection).and_then(async |row| self.event(&row)).try_collect().await
     }
 
+    /// Reads an aggregate from its first event on, in the caller's transaction.
+    pub(crate) fn read_aggregate_in<'c>(
+        &'c self,
+        connection: &'c mut PgConnection,
+        aggregate_id: &AggregateId,
+        upto: Version,
+    ) -> BoxStream<'c, Result<Event, ReadError>> {
+        let query = sqlx::query(self.statements.read_aggregate.clone());
+        let query = query.bind(aggregate_id.as_uuid()).bind(Version::FIRST).bind(upto);
+        query.fetch(connection).map(|row| self.codec.decode(self.event(&row?)?)).boxed()
+    }
+
+    /// Reads as [`EventStore::read_uuids`] does, in the caller's transaction.
+    pub(crate) async fn read_uuids_in(
+        &self,
+        connection: &mut PgConnection,
+        uuids: &[Uuid],
+    ) -> Result<Vec<Event>, ReadError> {
+        let query = sqlx::query(self.statements.read_uuids.clone()).bind(uuids);
+        query.fetch(connection).map(|row| self.codec.decode(self.event(&row?)?)).try_collect().await
+    }
+
+    /// Whether bodies are stored as a codec has encoded them.
+    pub(crate) fn has_codec(&self) -> bool {
+        self.codec.is_set()
+    }
+
     /// Those of the uuids that are stored already.
     pub(crate) async fn find_stored(&self, uuids: &[Uuid]) -> Result<Vec<Uuid>, AppendError> {
         let mut connection = self.pool.acquire().await?;

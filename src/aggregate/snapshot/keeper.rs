@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Semaphore;
 
 use super::{SnapshotFormat, SnapshotKey, SnapshotStore};
-use crate::aggregate::{Aggregate, Id, Loaded};
+use crate::aggregate::{Aggregate, Id, Loaded, SnapshotError};
 use crate::event::Version;
-use crate::store::ReadError;
 
 /// How many snapshots are written at the same time. Those beyond are left to whoever loads the aggregate next.
 const WRITES_MAX: usize = 2;
@@ -77,14 +76,15 @@ impl SnapshotKeeper {
         });
     }
 
-    /// Writes a snapshot now.
+    /// Writes a snapshot now, if there is a format.
     pub(in crate::aggregate) async fn write_now<A: Aggregate>(
         &self,
         loaded: &Loaded<A>,
-    ) -> Result<(), ReadError> {
-        let Some(format) = A::snapshots() else { return Ok(()) };
-        let snapshot = format.take(loaded).map_err(|error| sqlx::Error::Encode(error.into()))?;
-        self.store.save(&format.key(loaded.id.get()), &snapshot).await
+    ) -> Result<bool, SnapshotError> {
+        let Some(format) = A::snapshots() else { return Ok(false) };
+        let snapshot = format.take(loaded).map_err(SnapshotError::Unwritable)?;
+        let saved = self.store.save(&format.key(loaded.id.get()), &snapshot).await;
+        saved.map(|()| true).map_err(SnapshotError::NotKept)
     }
 
     fn write<A: Aggregate>(

@@ -2,7 +2,6 @@
 
 use async_trait::async_trait;
 use serde_json::value::RawValue;
-use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgPool, SqlSafeStr, SqlStr};
 
 use super::{Snapshot, SnapshotKey, SnapshotStore};
@@ -21,14 +20,19 @@ impl PostgresSnapshots {
     /// Those of a store, through its connections.
     ///
     /// # Errors
-    /// espd only reads a store of this layout, and has made no table there.
+    /// espd only reads a store of this layout, and has made no table there; or the store has a codec, which may be there to keep
+    /// bodies secret: states would lie beside them as they are. A [`SnapshotStore`] of one's own can encode them.
     pub fn of(store: &PostgresEventStore) -> Result<Self, AppendError> {
+        if store.has_codec() {
+            let reason = "the store has a codec, and snapshots would not be encoded by it".to_owned();
+            return Err(AppendError::Invalid { index: None, reason });
+        }
         let (snapshots, events) = (&store.append_names()?.snapshots, store.layout().events_table());
         Ok(Self {
             pool: store.pool().clone(),
             load: AssertSqlSafe(format!(
                 "-- load_snapshot
-                select s.version, s.event_id, s.state
+                select s.version, s.event_id, s.state::text
                 from {snapshots} as s
                   join {events} as e
                     on e.aggregate_id = s.aggregate_id and e.version = s.version and e.id = s.event_id
@@ -40,7 +44,8 @@ impl PostgresSnapshots {
                 "-- save_snapshot
                 insert into {snapshots} as s
                   (aggregate_id, name, format, event_types, version, event_id, state)
-                values ($1, $2, $3, $4, $5, $6, $7)
+                select $1, $2, $3, $4, $5, $6, $7::json
+                where exists (select from {events} as e where e.aggregate_id = $1 and e.version = $5 and e.id = $6)
                 on conflict (aggregate_id, name, format, event_types) do update
                 set version = excluded.version, event_id = excluded.event_id, state = excluded.state,
                   taken_at = clock_timestamp()
@@ -53,7 +58,7 @@ impl PostgresSnapshots {
 }
 
 /// What is read of a snapshot.
-type Row = (Version, Position, Json<Box<RawValue>>);
+type Row = (Version, Position, String);
 
 #[async_trait]
 impl SnapshotStore for PostgresSnapshots {
@@ -66,7 +71,11 @@ impl SnapshotStore for PostgresSnapshots {
             .bind(upto)
             .fetch_optional(&self.pool)
             .await?;
-        Ok(row.map(|(version, event_id, Json(state))| Snapshot { version, event_id, state }))
+        let snapshot = |(version, event_id, state)| -> Result<Snapshot, ReadError> {
+            let state = RawValue::from_string(state).map_err(|error| sqlx::Error::Decode(error.into()))?;
+            Ok(Snapshot { version, event_id, state })
+        };
+        row.map(snapshot).transpose()
     }
 
     async fn save(&self, key: &SnapshotKey, snapshot: &Snapshot) -> Result<(), ReadError> {
@@ -77,7 +86,7 @@ impl SnapshotStore for PostgresSnapshots {
             .bind(key.event_types)
             .bind(snapshot.version)
             .bind(snapshot.event_id)
-            .bind(Json(&snapshot.state));
+            .bind(snapshot.state.get());
         query.execute(&self.pool).await?;
         Ok(())
     }

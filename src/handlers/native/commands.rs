@@ -5,7 +5,9 @@ use uuid::Uuid;
 
 use super::context::ReactorContext;
 use super::error::HandlerError;
-use crate::aggregate::{Aggregate, CommandId, Context, Decide, Executed, Id, Loaded, pause_before};
+use crate::aggregate::{
+    Aggregate, CommandId, Context, Decide, Executed, Id, Loaded, new_event, pause_before,
+};
 use crate::event::{Appended, Event, EventSet as _, ExpectedVersion, NewEvent, Version};
 use crate::store::AppendError;
 
@@ -130,7 +132,7 @@ impl ReactorContext<'_> {
     ) -> Result<Vec<NewEvent>, HandlerError> {
         let mut new_events = Vec::with_capacity(events.len());
         for (ordinal, event) in (0..).zip(events) {
-            let mut event = event.to_new(loaded.id.get().clone())?;
+            let mut event = new_event::<A>(loaded.id.get(), event)?;
             event.uuid = CommandId::new(command_id).event_uuid(ordinal);
             if ordinal == 0 {
                 event.expected_version = ExpectedVersion::Exact(loaded.version);

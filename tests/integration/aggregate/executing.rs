@@ -86,6 +86,7 @@ async fn check_expectation<S: EventStore>(repository: Repository<S>) {
     let conflict = repository.execute(&id, &AddMoney(4)).expecting(1).await.unwrap_err();
     let ExecuteError::Conflict { expected, actual, since, .. } = &conflict else { panic!("{conflict:?}") };
     assert_eq!((expected.get(), actual.get(), since.len(), since[0].version.get()), (1, 2, 1, 2));
+    assert!(!conflict.is_transient(), "the same command cannot succeed any more");
     let ahead = repository.execute(&id, &AddMoney(4)).expecting(9).await.unwrap_err();
     assert!(matches!(ahead, ExecuteError::Conflict { actual, .. } if actual.get() == 2), "{ahead:?}");
 }
@@ -267,4 +268,92 @@ fn decisions_are_tested_without_a_store() {
     );
     let account = Account::default();
     assert!(account.if_changed(espd::events![MoneyAdded { amount: 1 }]).len() == 1);
+}
+
+/// A caller's transaction holds the only connection.
+#[tokio::test]
+async fn a_transaction_of_the_caller_needs_no_second_connection_and_sees_its_own_events() {
+    let database = crate::support::database().await;
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&database.url).await.unwrap();
+    let repository = Repository::new(PostgresEventStore::new(pool.clone(), Layout::espd("espd").unwrap()));
+    let (id, command_id) = (Id::<Account>::generate(), Uuid::new_v4());
+    for is_repeated in [false, true] {
+        let mut transaction = pool.begin().await.unwrap();
+        let add = repository.execute(&id, &AddMoney(5)).command_id(command_id);
+        let (added, first) = add.append_in(&mut transaction).await.unwrap();
+        assert_eq!((added.version.get(), added.is_repeated), (1, is_repeated));
+        if is_repeated {
+            first.commit(transaction).await.unwrap();
+            break;
+        }
+        let (drawn, second) =
+            repository.execute(&id, &DrawMoney(5)).append_in(&mut transaction).await.unwrap();
+        assert_eq!((drawn.version.get(), drawn.state.balance), (2, 0));
+        let conflict = repository.execute(&id, &AddMoney(5)).expecting(1).append_in(&mut transaction).await;
+        assert!(matches!(conflict, Err(ExecuteError::Conflict { actual, .. }) if actual.get() == 2));
+        first.and(second).commit(transaction).await.unwrap();
+    }
+    assert_eq!(repository.load(&id).await.unwrap().version.get(), 2);
+}
+
+#[tokio::test]
+async fn a_conflict_tells_of_the_first_hundred_events_only() {
+    let repository = Repository::new(MemoryEventStore::new());
+    let id = Id::<Account>::generate();
+    let fill = |_: &Account, _: &Context| Ok::<_, ()>(vec![MoneyAdded { amount: 1 }.into(); 300]);
+    repository.decide(&id, fill).await.unwrap();
+    let conflict = repository.execute(&id, &AddMoney(1)).expecting(0).await.unwrap_err();
+    let ExecuteError::Conflict { actual, since, .. } = conflict else { panic!("{conflict:?}") };
+    assert_eq!((actual.get(), since.len(), since[0].version.get()), (300, 100, 1));
+}
+
+#[tokio::test]
+async fn a_repeated_command_whose_event_cannot_be_read_is_not_told_that_its_id_is_anothers() {
+    let (pool, postgres) = store().await;
+    let repository = Repository::new(postgres);
+    let (id, command_id) = (Id::<Account>::generate(), Uuid::new_v4());
+    repository.execute(&id, &AddMoney(5)).command_id(command_id).await.unwrap();
+    sqlx::query("update espd.events set body = '{}'").execute(&pool).await.unwrap();
+    let error = repository.execute(&id, &AddMoney(5)).command_id(command_id).await.unwrap_err();
+    assert!(matches!(error, ExecuteError::Load(LoadError::Unreadable { .. })), "{error:?}");
+}
+
+/// A shop that is found by its town, and whose name nobody else has.
+#[derive(Debug, Clone, Default)]
+struct Shop;
+
+espd::event_set! { pub enum ShopEvent { ShopOpened { name: String, town: String } } }
+
+impl Aggregate for Shop {
+    type Event = ShopEvent;
+
+    fn tags(_: &AggregateId, event: &ShopEvent) -> Vec<espd::event::Tag> {
+        let ShopEvent::ShopOpened(opened) = event;
+        vec![espd::event::Tag::of("town", &opened.town)]
+    }
+
+    fn keys(_: &AggregateId, event: &ShopEvent) -> Vec<espd::event::KeyChange> {
+        let ShopEvent::ShopOpened(opened) = event;
+        vec![espd::event::KeyChange::Claim(espd::event::UniqueKey::new("shop", &opened.name))]
+    }
+
+    fn evolve(&mut self, _: &ShopEvent) {}
+}
+
+on_both!(the_events_of_an_aggregate_have_its_tags_and_claim_its_keys, check_tags);
+async fn check_tags<S: EventStore>(repository: Repository<S>) {
+    let open = |name: &str| {
+        let opened: Vec<ShopEvent> = espd::events![ShopOpened { name: name.into(), town: "Bergen".into() }];
+        move |_: &Shop, _: &Context| Ok::<_, ()>(opened.clone())
+    };
+    let owner = Id::<Shop>::generate();
+    repository.decide(&owner, open("Books")).await.unwrap();
+    let taken = repository.decide(&Id::generate(), open("Books")).await.unwrap_err();
+    assert!(taken.to_string().contains(&owner.to_string()), "{taken}");
+    let mut work = repository.unit_of_work();
+    let opened = ShopOpened { name: "Bread".into(), town: "Bergen".into() };
+    work.record(&Id::<Shop>::generate(), espd::events![opened]).await.unwrap();
+    work.commit().await.unwrap();
+    let query = espd::store::TagQuery::tag("town:Bergen");
+    assert_eq!(repository.store().read_tagged(&query, None).await.unwrap().events.len(), 2);
 }

@@ -217,6 +217,56 @@ async fn espctl_lists_and_drops_snapshots() {
     let drop_first = ["snapshots", "drop", "account", "--format", "1"];
     assert_eq!(here.espctl(&drop_first).await.printed(), "dropped 2 snapshots\n");
     assert!(here.espctl(&drop_first).await.complained(1).contains("there is no such snapshot"));
+    // An id that is none must not stand for all.
+    assert_eq!(here.espctl(&["snapshots", "drop", "--aggregate", "order-7"]).await.code, Some(2));
     assert_eq!(here.espctl(&["snapshots", "drop", "--all"]).await.printed(), "dropped 1 snapshot\n");
     assert_eq!(here.espctl(&["snapshots", "list"]).await.printed(), "no snapshots\n");
+}
+
+#[tokio::test]
+async fn a_state_is_kept_as_it_was_written_and_none_of_an_event_that_is_gone() {
+    let (pool, postgres) = store().await;
+    let snapshots = PostgresSnapshots::of(&postgres).unwrap();
+    let id = Id::<Often>::generate();
+    record(&Repository::new(postgres.clone()), &id, added(3)).await;
+    let loaded = Repository::new(postgres).load(&id).await.unwrap();
+    let key = SnapshotKey { aggregate_id: id.get().clone(), name: "queue", format: 1, event_types: 7 };
+    let state = |text: &str| serde_json::value::RawValue::from_string(text.to_owned()).unwrap();
+    let as_written = state(r#"{"z": [1], "a":"\u0000"}"#);
+    let snapshot = |event_id| Snapshot { version: loaded.version, event_id, state: as_written.clone() };
+    snapshots.save(&key, &snapshot(loaded.position.next())).await.unwrap();
+    let count = "select count(*) from espd.snapshots";
+    assert_eq!(sqlx::query_scalar::<_, i64>(count).fetch_one(&pool).await.unwrap(), 0);
+    snapshots.save(&key, &snapshot(loaded.position)).await.unwrap();
+    let found = snapshots.load(&key, Version::MAX).await.unwrap().unwrap();
+    assert_eq!(found.state.get(), as_written.get());
+}
+
+#[tokio::test]
+async fn what_asks_for_a_snapshot_is_told_whether_one_was_written() {
+    #[derive(Debug)]
+    struct Plain;
+    impl espd::store::BodyCodec for Plain {
+        fn encode(
+            &self,
+            event: &NewEvent,
+        ) -> Result<Box<serde_json::value::RawValue>, Box<dyn std::error::Error + Send + Sync>> {
+            Ok(event.body.clone())
+        }
+        fn decode(
+            &self,
+            event: &Event,
+        ) -> Result<Box<serde_json::value::RawValue>, Box<dyn std::error::Error + Send + Sync>> {
+            Ok(event.body.clone())
+        }
+    }
+    let (_pool, plain, with_snapshots) = repositories().await;
+    let id = Id::<Often>::generate();
+    assert!(!with_snapshots.take_snapshot(&id).await.unwrap());
+    record(&plain, &id, added(1)).await;
+    assert!(!plain.take_snapshot(&id).await.unwrap());
+    assert!(with_snapshots.take_snapshot(&id).await.unwrap());
+    // States would lie in the clear beside bodies that are not.
+    let sealed = plain.store().clone().with_codec(Plain);
+    assert!(PostgresSnapshots::of(&sealed).unwrap_err().to_string().contains("codec"));
 }

@@ -73,3 +73,63 @@ async fn work_with_an_id_is_found_again() {
         work.commit().await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn each_decision_of_a_unit_of_work_gets_ids_of_its_own() {
+    #[derive(Clone, Default)]
+    struct Book {
+        ids: Vec<Uuid>,
+    }
+    espd::event_set! { pub enum BookEvent { LineAdded { id: Uuid } } }
+    impl Aggregate for Book {
+        type Event = BookEvent;
+        fn evolve(&mut self, event: &BookEvent) {
+            let BookEvent::LineAdded(added) = event;
+            self.ids.push(added.id);
+        }
+    }
+    struct AddLine;
+    impl Decide<AddLine> for Book {
+        type Refusal = ();
+        fn decide(&self, _: &AddLine, context: &Context) -> Result<Vec<BookEvent>, ()> {
+            Ok(espd::events![LineAdded { id: context.new_id() }, LineAdded { id: context.new_id() }])
+        }
+    }
+    let repository = Repository::new(MemoryEventStore::new());
+    let (mine, yours) = (Id::<Book>::generate(), Id::<Book>::generate());
+    let mut work = repository.unit_of_work();
+    for id in [&mine, &mine, &yours] {
+        work.execute(id, &AddLine).await.unwrap();
+    }
+    let mut ids = work.load(&mine).await.unwrap().ids.clone();
+    ids.extend(&work.load(&yours).await.unwrap().ids);
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 6);
+    let again = espd::aggregate::testing::given::<Book>([]).when(&AddLine).then_state(|_| ()).when(&AddLine);
+    again.then_state(|book| assert_ne!(book.ids[0], book.ids[2]));
+}
+
+#[tokio::test]
+async fn what_is_said_of_a_unit_of_work_is_true_of_all_its_events_and_a_stream_may_be_two_types() {
+    #[derive(Clone, Default)]
+    struct Turnover(u32);
+    impl Aggregate for Turnover {
+        type Event = super::AccountEvent;
+        fn evolve(&mut self, _: &super::AccountEvent) {
+            self.0 += 1;
+        }
+    }
+    let (_pool, postgres) = store().await;
+    let repository = Repository::new(postgres);
+    let (mine, id) = (Id::<Account>::generate(), Uuid::new_v4());
+    let mut work = repository.unit_of_work();
+    work.execute(&mine, &AddMoney(5)).await.unwrap();
+    work.record(&Id::<Turnover>::new(mine.get()), espd::events![MoneyAdded { amount: 1 }]).await.unwrap();
+    work.execute(&mine, &DrawMoney(5)).await.unwrap();
+    let work = work.command_id(id).correlation_id(id);
+    assert!(work.new_events().iter().all(|event| event.correlation_id == Some(id)));
+    work.commit().await.unwrap();
+    assert_eq!(repository.unit_of_work().command_id(id).find_stored().await.unwrap().len(), 3);
+    assert_eq!(repository.load(&mine).await.unwrap().state.balance, 1);
+}
