@@ -94,6 +94,7 @@ async fn a_condition_on_positions_would_store_both() {
 async fn a_condition_holds_until_the_transaction_of_the_caller_ends() {
     let (pool, store) = store().await;
     sqlx::raw_sql("create table rooms (name text)").execute(&pool).await.unwrap();
+    store.append(&[enrolled(&["room:1"])]).await.unwrap();
     let mut transaction = pool.begin().await.unwrap();
     let holder = pid(&mut transaction).await;
     let read = store.read_tagged_in(&mut transaction, &TagQuery::tag("room:1"), None).await.unwrap();
