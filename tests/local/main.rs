@@ -4,6 +4,7 @@
 
 mod draining;
 mod failing;
+mod reacting;
 mod refusing;
 mod scenario;
 #[cfg(feature = "sqlite")]

@@ -4,12 +4,12 @@ use futures_util::TryStreamExt as _;
 use sqlx::postgres::{PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, FromRow, PgPool};
 
-use super::TestFailure;
+use super::failure::TestFailure;
 use super::running::TestRunning;
 use super::server;
 use crate::aggregate::Repository;
 use crate::config::Config;
-use crate::daemon::Program;
+use crate::daemon::program::Program;
 use crate::event::{AggregateId, Appended, Event, EventSet, EventType, NewEvent, Position, Version};
 use crate::store::{EventStore as _, Layout, PostgresEventStore};
 
@@ -115,7 +115,7 @@ impl TestDatabase {
         let running = program.start(config).await;
         let running =
             running.map_err(|error| TestFailure::new("the processors cannot be started", &error))?;
-        let running = TestRunning::new(self, running);
+        let running = TestRunning::new(&self.pool, running);
         running.begun().await?;
         Ok(running)
     }

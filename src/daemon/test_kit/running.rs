@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgPool};
 
+use super::failure::TestFailure;
 use super::server::SCHEMA;
-use super::{TestDatabase, TestFailure};
-use crate::daemon::Running;
+use crate::daemon::in_process::Running;
 use crate::operations::waiting::Idle;
 use crate::postgres::quote::quote_identifier;
 
@@ -17,13 +17,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Processors that run on the database of a test. Dropping it stops them.
 #[derive(Debug)]
 pub struct TestRunning<'d> {
-    database: &'d TestDatabase,
+    pool: &'d PgPool,
     running: Running,
 }
 
 impl<'d> TestRunning<'d> {
-    pub(super) fn new(database: &'d TestDatabase, running: Running) -> Self {
-        Self { database, running }
+    pub(super) fn new(pool: &'d PgPool, running: Running) -> Self {
+        Self { pool, running }
     }
 
     /// Returns as soon as each processor has a position.
@@ -60,7 +60,7 @@ impl<'d> TestRunning<'d> {
                 next_try = if table == "emissions" { "" } else { ", next_try_at = clock_timestamp()" }
             );
             let query = sqlx::query(AssertSqlSafe(statement)).bind(time);
-            let made = query.execute(self.database.pool()).await;
+            let made = query.execute(self.pool).await;
             made.map_err(|error| TestFailure::new("what is for later cannot be made due", &error))?;
         }
         self.caught_up().await

@@ -17,19 +17,6 @@ const CONFLICT_RETRIES: u32 = 10;
 /// How many events of a command are looked up at a time.
 const PAGE: u32 = 16;
 
-/// The commands that a reactor has given for one event.
-pub(super) struct Commands {
-    /// Whether the registration allows it.
-    allowed: bool,
-    given: u32,
-}
-
-impl Commands {
-    pub(super) fn new(allowed: bool) -> Self {
-        Self { allowed, given: 0 }
-    }
-}
-
 impl ReactorContext<'_> {
     /// Has an aggregate decide about a command, exactly once for the event at hand: `context.execute(&account, &command).await?`. A
     /// refusal is a value, `Err` inside of `Ok`.

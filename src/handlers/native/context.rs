@@ -9,7 +9,6 @@ use serde::Serialize;
 use serde_json::value::to_raw_value;
 use sqlx::PgConnection;
 
-use super::commands::Commands;
 use super::error::HandlerError;
 use super::transaction::Transaction;
 use crate::event::{AggregateId, Event, EventType, Version};
@@ -70,6 +69,19 @@ pub struct ReactorContext<'r> {
     pub(super) emitter: &'r Emitter,
     pub(super) effects: AskedEffects,
     pub(super) commands: Commands,
+}
+
+/// The commands that a reactor has given for one event.
+pub(super) struct Commands {
+    /// Whether the registration allows it.
+    pub(super) allowed: bool,
+    pub(super) given: u32,
+}
+
+impl Commands {
+    pub(super) fn new(allowed: bool) -> Self {
+        Self { allowed, given: 0 }
+    }
 }
 
 impl ProjectorContext<'_> {

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 
-use super::commands::Commands;
-use super::context::{AskedEffects, ProjectorContext, ReactorContext};
+use super::context::{AskedEffects, Commands, ProjectorContext, ReactorContext};
 use super::error::{Classified, HandlerError, classify};
 use super::handler::{Projector, Reactor};
 use super::transaction::{NoPostgres, Transaction};

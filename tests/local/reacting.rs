@@ -1,0 +1,85 @@
+//! One reactor, one event, and what it does about it.
+
+use espd::native::Effect;
+use espd::prelude::*;
+use espd::testing::{self, LocalError};
+use serde::{Deserialize, Serialize};
+
+use crate::scenario::TodoAdded;
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Praised {
+    title: String,
+    seen: usize,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Mail {
+    about: String,
+}
+
+espd::event_type!(Praised);
+
+/// Praises what was added, remembers how much it has seen, and writes a mail.
+#[derive(Default)]
+struct Praising {
+    seen: usize,
+}
+
+#[async_trait]
+impl Reactor for Praising {
+    async fn react(
+        &mut self,
+        event: &Delivery,
+        context: &mut ReactorContext<'_>,
+    ) -> Result<(), HandlerError> {
+        let Some(TodoAdded { title }) = event.read()? else { return Ok(()) };
+        if title == "nothing" {
+            return Ok(());
+        }
+        if title == "wrong" {
+            return Err("that is wrong".into());
+        }
+        self.seen += 1;
+        context.after_commit(&Mail { about: title.clone() })?;
+        context.emit(&event.aggregate_id, &Praised { title, seen: self.seen })
+    }
+
+    async fn after_commit(&mut self, _: &Effect) -> Result<(), HandlerError> {
+        Err("a test has sent a mail".into())
+    }
+}
+
+fn praising() -> testing::ReactorUnderTest {
+    let registration = Registration::reactor("praising").handles::<TodoAdded>().emits::<Praised>();
+    testing::reactor(registration.after_commit(), Praising::default)
+}
+
+fn added(title: &str) -> NewEvent {
+    NewEvent::of(Uuid::new_v4(), &TodoAdded { title: title.into() }).unwrap()
+}
+
+#[tokio::test]
+async fn a_reaction_is_what_one_event_leads_to() {
+    let reaction = praising().given([added("a"), added("b")]).when(added("milk")).await.unwrap();
+    reaction
+        .then_emitted([Praised { title: "milk".into(), seen: 3 }])
+        .then_effects([Mail { about: "milk".into() }]);
+    praising().when(added("nothing")).await.unwrap().then_nothing();
+}
+
+#[tokio::test]
+#[should_panic(
+    expected = "other than expected:\n- 1 Praised { title: \"tea\", seen: 1 }\n+ 1 Praised { title: \"milk\", seen: 1 }"
+)]
+async fn another_reaction_than_expected_is_shown_beside_it() {
+    let reaction = praising().when(added("milk")).await.unwrap();
+    reaction.then_emitted([Praised { title: "tea".into(), seen: 1 }]);
+}
+
+#[tokio::test]
+async fn the_error_of_a_reactor_names_the_event() {
+    let failed = praising().when(added("wrong")).await.unwrap_err();
+    assert!(matches!(failed, LocalError::Failed { .. }));
+    assert_eq!(failed.to_string(), "praising: event 1 (TodoAdded): that is wrong");
+}
