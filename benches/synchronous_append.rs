@@ -152,5 +152,6 @@ async fn insert_too(pool: &PgPool, store: &PostgresEventStore, event: &NewEvent)
     let uncommitted = store.append_in(&mut transaction, std::slice::from_ref(event)).await?;
     let insert = sqlx::query("insert into titles values ($1, $2)").bind(&event.aggregate_id).bind("Buy milk");
     insert.execute(&mut *transaction).await?;
-    Ok(drop(uncommitted.commit(transaction).await?))
+    uncommitted.commit(transaction).await?;
+    Ok(())
 }

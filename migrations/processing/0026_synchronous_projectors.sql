@@ -212,3 +212,53 @@ create trigger forget_synchronous before delete on :"schema".trackers for each r
 when (old.synchronous is not null) execute function :"schema".follow_synchronous();
 
 revoke execute on function :"schema".hold_appends, :"schema".begin_synchronous from public;
+
+-- As before, but for the tables of synchronous projectors: a batch that emits an event writes them, by the trigger.
+create or replace function :"schema".refuse_foreign_writes(processor text, epoch bigint) returns void
+language plpgsql
+set search_path = :"schema", pg_temp
+set row_security = off
+-- It has a few rows to look at, each by an index.
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_variable
+declare
+  -- The claim whose first batch was examined in this session.
+  examined constant text := 'espd.examined_' || processor;
+  written record;
+begin
+  if current_setting(examined, true) is not distinct from epoch::text and current_setting('track_counts') = 'on'
+    and not exists (select from owned_relations as o
+      where o.processor <> processor and (o.oid is null or age(o.changed) <= 0
+        or pg_stat_get_xact_tuples_inserted(o.oid) + pg_stat_get_xact_tuples_updated(o.oid)
+           + pg_stat_get_xact_tuples_deleted(o.oid) > 0)
+        and not exists (select from trackers as t where t.name = o.processor and t.synchronous is not null))
+  then
+    return;
+  end if;
+  with locked as materialized (
+    select l.relation, l.mode from pg_locks as l
+    where l.locktype = 'relation' and l.pid = pg_backend_pid() and l.granted
+      and l.mode in ('RowExclusiveLock', 'AccessExclusiveLock')
+      and l.database = (select d.oid from pg_database as d where d.datname = current_database())
+  )
+  select o.name, o.processor as owner, o.oid is null as is_gone into written
+    from owned_relations as o
+    where o.processor <> processor and (o.oid in (select l.relation from locked as l)
+      or o.oid is null and exists (select from locked as l where l.mode = 'AccessExclusiveLock'
+        and not exists (select from pg_class as c where c.oid = l.relation)))
+      and not exists (select from trackers as t where t.name = o.processor and t.synchronous is not null)
+    order by o.name limit 1;
+  if found then
+    raise exception using errcode = 'ES006',
+      message = format('the batch has %s table %s, which belongs to processor %s: nothing of it is committed',
+        case when written.is_gone then 'dropped' else 'written' end, written.name, written.owner),
+      hint = format('%s may change its own tables only: by its statements, and by functions, triggers and foreign keys that '
+        'they reach. Reading is allowed: reads = ["..."].', processor);
+  end if;
+  perform set_config(examined, epoch::text, false);
+end
+$$;

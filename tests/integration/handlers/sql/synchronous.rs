@@ -14,7 +14,7 @@ use serde_json::value::to_raw_value;
 use sqlx::{AssertSqlSafe, Connection as _, PgPool};
 use uuid::Uuid;
 
-use crate::support::facts::{append, eventually, reaches};
+use crate::support::facts::{append, append_typed, eventually, reaches};
 use crate::support::program::Installation;
 use crate::support::projectors::{declare, numbers};
 use crate::support::{self, Database};
@@ -297,6 +297,27 @@ async fn events_come_in_the_order_that_is_declared() {
         assert_eq!(numbers(&db.pool, places).await, numbers(&db.pool, ids).await, "{order}");
         daemon.stop().await;
     }
+}
+
+/// The batch of the reactor writes the table of the projector, because it inserts the event.
+#[tokio::test]
+async fn what_a_reactor_emits_is_handled_where_it_is_emitted() {
+    let (db, installation) = declared("aggregate_order").await;
+    let reactor = "[reactor]\nname = 'answering'\nemits = ['A']\nstart = 'beginning'\n[reactor.tables]\nanswers = 'id bigint'\n\
+        [[reactor.on]]\nevents = ['B']\nsql = \"insert into answers values (event.id);\n\
+        perform espd.emit('A', event.aggregate_id, jsonb_build_object('n', 7))\"\n";
+    installation
+        .declare("answering", &reactor.replace("sql = \"", "sql = \"\"\"").replace("7))\"", "7))\"\"\""));
+    let daemon = installation.start_daemon();
+    is_synchronous(&installation, "aggregate_order").await;
+    for _ in 0..2 {
+        let last = append_typed(&db.pool, "B", 2).await;
+        reaches(&db.pool, "answering", last).await;
+    }
+    assert_eq!(numbers(&db.pool, "select n from seen").await, [7; 4]);
+    is_exact(&db.pool).await;
+    assert_eq!(installation.status("answering").await["attempts"], 0);
+    daemon.stop().await;
 }
 
 /// A program of before handles events in batches, whatever the tracker says.
