@@ -28,12 +28,16 @@
 //!     .then_refused(&IsLent);
 //! ```
 
+mod stream;
+
 use std::fmt::Debug;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::command_id::CommandId;
+pub use stream::{Stream, stream};
+
 use super::{Aggregate, Context, Decide};
 use crate::event::{AggregateId, Version};
 

@@ -85,6 +85,7 @@ pub(crate) fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> 
                 " on :\"schema\".events ",
                 "scheduled_events",
                 ".snapshots ",
+                ".commands ",
                 ".tag_heads ",
                 ".tag_events ",
                 ".unique_keys ",

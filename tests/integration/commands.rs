@@ -5,6 +5,7 @@ mod middleware;
 mod recording;
 mod routing;
 mod secrets;
+mod web;
 
 use espd::prelude::*;
 use serde::{Deserialize, Serialize};

@@ -78,8 +78,12 @@ fn replace<T: DeserializeOwned>(value: &mut Value, is_text: bool, place: &Place,
     if error.stranger.is_some() {
         return place.remove(value);
     }
+    let told = match error.choices {
+        [] => choices::<T>(value, is_text, place),
+        choices => choices,
+    };
     let mut candidate = value.clone();
-    let found = replacements(error.choices).into_iter().any(|replacement| {
+    let found = replacements(told).into_iter().any(|replacement| {
         place.put(&mut candidate, replacement)
             && !attempt::<T>(&candidate, is_text).is_err_and(|(next, _)| next == *place)
     });
@@ -87,6 +91,15 @@ fn replace<T: DeserializeOwned>(value: &mut Value, is_text: bool, place: &Place,
         *value = candidate;
     }
     found && !place.is_root()
+}
+
+/// The variants that there are, if something is missing that is one of a few.
+fn choices<T: DeserializeOwned>(value: &Value, is_text: bool, place: &Place) -> &'static [&'static str] {
+    let mut candidate = value.clone();
+    match place.put(&mut candidate, json!("")).then(|| attempt::<T>(&candidate, is_text)) {
+        Some(Err((next, error))) if next == *place => error.choices,
+        _ => &[],
+    }
 }
 
 /// What some type or other can be read from.

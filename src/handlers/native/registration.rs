@@ -2,7 +2,7 @@
 
 use super::handling::Abilities;
 use crate::aggregate::Aggregate;
-use crate::event::{EventSet as _, EventType};
+use crate::event::{EventSet, EventType};
 use crate::processing::declaration::{
     BatchLimits, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration, ProcessorKind,
     ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
@@ -79,6 +79,24 @@ impl Registration {
         if !self.types.iter().any(|known| known == name) {
             self.types.push(name.to_owned());
         }
+        self
+    }
+
+    /// Has the processor handle all types of a set, for example those of an aggregate: `handles_set::<BookEvent>()`, which
+    /// `BookEvent::read(&event)` reads. May be repeated.
+    #[must_use]
+    pub fn handles_set<S: EventSet>(self) -> Self {
+        S::names().into_iter().fold(self, Self::handles_type)
+    }
+
+    /// All but this type: `handles_set::<BookEvent>().but::<BookLost>()`.
+    ///
+    /// # Panics
+    /// No type is left, which would mean all events.
+    #[must_use]
+    pub fn but<E: EventType>(mut self) -> Self {
+        self.types.retain(|name| name != E::NAME && !E::WAS.contains(&name.as_str()));
+        assert!(!self.types.is_empty(), "{} handles no type of events but {}", self.name, E::NAME);
         self
     }
 
@@ -182,5 +200,31 @@ impl Registration {
         };
         self.settings.apply_to(&mut declaration);
         declaration
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    crate::event_set! {
+        enum BookEvent {
+            BookLent {} = "BookLent" was ["BookTaken"],
+            BookReturned {},
+            BookLost {} = "BookLost" was ["BookGone"],
+        }
+    }
+
+    #[test]
+    fn a_processor_handles_a_set_of_types_or_all_but_some() {
+        let all = Registration::projector("books").handles::<BookReturned>().handles_set::<BookEvent>();
+        assert_eq!(all.types, ["BookReturned", "BookLent", "BookTaken", "BookLost", "BookGone"]);
+        assert_eq!(all.but::<BookLost>().but::<BookLent>().types, ["BookReturned"]);
+    }
+
+    #[test]
+    #[should_panic(expected = "books handles no type of events but BookLost")]
+    fn nothing_is_not_everything() {
+        let _ = Registration::projector("books").handles::<BookLost>().but::<BookLost>();
     }
 }

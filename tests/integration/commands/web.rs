@@ -1,0 +1,77 @@
+//! The example behind axum, as a client sees it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// The example, which ends with the test.
+struct Service(Child, String, BufReader<ChildStdout>);
+
+impl Service {
+    fn start() -> Self {
+        let own = std::env::current_exe().unwrap();
+        let program = own.parent().and_then(std::path::Path::parent).unwrap().join("examples/commands");
+        let mut child =
+            Command::new(program).args(["serve", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        output.read_line(&mut line).unwrap();
+        let address = line.trim().rsplit('/').next().unwrap().to_owned();
+        Self(child, address, output)
+    }
+
+    /// Status and body of the answer.
+    fn post(&self, command: &str, headers: &str, body: &str) -> (u16, Value) {
+        let mut connection = TcpStream::connect(&self.1).unwrap();
+        let length = body.len();
+        write!(
+            connection,
+            "POST /commands/{command} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap_or(json!(body)))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+const FORM: &str = "content-type: application/x-www-form-urlencoded\r\n";
+
+#[test]
+fn commands_come_over_http_as_json_and_as_forms() {
+    let service = Service::start();
+    let (book, key) = (Uuid::new_v4(), Uuid::new_v4());
+    let form = format!("book={book}&to=Ada&days=14&address.street=Main+Street&address.town=Paris");
+    let keyed = format!("{FORM}idempotency-key: {key}\r\nif-match: \"0\"\r\n");
+    let (status, lent) = service.post("LendBook", &keyed, &form);
+    assert_eq!((status, &lent["version"], &lent["command_id"]), (200, &json!(1), &json!(key)));
+    let (status, again) = service.post("LendBook", &keyed, &form);
+    assert_eq!((status, &again["repeated"], &again["events"]), (200, &json!(true), &lent["events"]));
+
+    let (status, refused) = service.post("LendBook", FORM, &form.replace("Ada", "Bob"));
+    assert_eq!((status, &refused["error"]["code"]), (422, &json!("lent_to_another")));
+    let fields = json!({"book": book, "to": "", "days": "many", "address": {"street": ""}}).to_string();
+    let (status, invalid) = service.post("LendBook", "content-type: application/json\r\n", &fields);
+    let errors = invalid["errors"].as_array().unwrap().iter();
+    let mut paths: Vec<_> = errors.map(|error| error["path"].as_str().unwrap()).collect();
+    paths.sort_unstable();
+    assert_eq!((status, paths), (400, vec!["address.street", "address.town", "days", "to"]));
+    let returned = json!({"book": book}).to_string();
+    assert_eq!(service.post("ReturnBook", "if-match: \"7\"\r\n", &returned).0, 409);
+    assert_eq!(service.post("ReturnBook", "if-match: x\r\n", &returned).0, 400);
+    assert_eq!(service.post("ReturnBook", "", &json!({"book": Uuid::new_v4()}).to_string()).0, 404);
+    assert_eq!(service.post("Nothing", "", "{}").0, 404);
+    assert_eq!(service.post("ReturnBook", "", "{").1["errors"][0]["code"], "json");
+}
