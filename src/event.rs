@@ -162,7 +162,7 @@ impl NewEvent {
         self
     }
 
-    /// The same event, with which its aggregate gives a key back. What it does not have it cannot give back, and nothing changes.
+    /// The same event, with which its aggregate gives a key back. If it does not have the key, nothing changes.
     #[must_use]
     pub fn releasing(mut self, scope: impl Into<String>, key: impl Into<String>) -> Self {
         self.keys.push(KeyChange::Release(UniqueKey::new(scope, key)));

@@ -22,7 +22,7 @@ create table if not exists :"schema".tag_heads (
 -- Which events a tag has. Type and event are repeated here, so that a condition reads nothing else.
 create table if not exists :"schema".tag_events (
   tag      text   collate "C" not null,
-  -- Place in the tag: 1, 2, 3 ... without holes, ascending with event_id.
+  -- Place in the tag: 1, 2, 3 ... ascending with event_id. A hole is left by an aggregate that was deleted.
   n        bigint not null,
   event_id bigint not null,
   type     text   not null,
@@ -58,6 +58,7 @@ begin
       'an item has no tag, so it would be about everything in the store: name a tag'
     when jsonb_typeof(item->'tags') <> 'array' or jsonb_typeof(item->'types') <> 'array'
       or jsonb_path_exists(item, 'strict $.*[*] ? (@.type() <> "string")') then 'tags and types of an item are arrays of texts'
+    when not are_short_texts(item->'tags') then 'a tag of an item is not a text of 1 to 1000 bytes'
     when item->'types' = '[]' then 'types of an item is empty: leave it out for all types'
   end;
 end
@@ -88,9 +89,9 @@ begin
     when condition is null then null
     when jsonb_typeof(condition) <> 'object' then 'the condition is not an object'
     when condition - '{items,token}'::text[] <> '{}' then 'the condition has other keys than items and token'
-    when jsonb_typeof(condition->'token') not in ('object', 'null')
-      or jsonb_path_exists(condition->'token', '$.* ? (@.type() <> "number")') then
-      'the token of the condition is not one that read_tagged has returned'
+    when jsonb_typeof(condition->'token') not in ('object', 'null') or jsonb_path_exists(condition->'token',
+      'strict $.* ? (@.type() <> "number" || @ < 0 || @ > 9223372036854775807 || @ <> @.floor())', silent => true) then
+      'the token is not one that read_tagged has returned'
     else find_fault_of_items(condition->'items')
   end;
 end
@@ -155,7 +156,7 @@ set enable_seqscan = off
 set row_security = off
 as $$
 declare
-  fault text := find_fault_of_items(items);
+  fault text := find_fault_of_condition(jsonb_build_object('items', items, 'token', since));
 begin
   if fault is not null then
     raise exception using errcode = 'ES003', message = fault, detail = '{"event": null}';
@@ -280,7 +281,8 @@ end
 $$;
 
 -- A part of append_tagged: claims and releases keys, [{"event", "scope", "key", "claims"}], in their order. Within one append,
--- releases count before claims, so that two aggregates can change places; who claims and releases afterwards has released.
+-- releases count before claims, so that two aggregates can change places. An aggregate that claims a key and releases it in a later
+-- event does not have it.
 create or replace function :"schema".change_keys(keys jsonb, aggregate_ids uuid[]) returns void
 language plpgsql
 set search_path = :"schema", pg_temp
@@ -400,7 +402,7 @@ declare
   appended record;
 begin
   if condition is null or jsonb_path_query_array(condition, '$.items[*].tags[*]') <@ to_jsonb(tags) then
-    -- The usual case, where every tag of the condition is written as well: one statement.
+    -- The usual case, where every tag of the condition is written as well: one statement locks and moves them.
     with locked as (
       insert into tag_heads as h (tag, n)
       select given.tag collate "C", count(distinct given.event) from unnest(tags, tagged) as given (tag, event)

@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::command_id::CommandId;
 use super::execution::Envelope;
 use super::loader::{Loader, pause_before};
-use super::loading::evolve;
-use super::{Aggregate, ExecuteError, LoadError};
+use super::loading::{evolve, read};
+use super::{Aggregate, ExecuteError, LoadError, UnknownEvents};
 use crate::event::{AggregateId, Appended, Event, EventSet, KeyChange, NewEvent, Position, Tag, UniqueKey};
 use crate::store::{
     AppendError, ConsistencyToken, EventStore, PostgresEventStore, TagQuery, TaggedEvents, Uncommitted,
@@ -85,6 +85,10 @@ type Decision<'r, A, R> =
 ///
 /// The events that match the query are read, the state is folded from them and decides, and the events are appended unless one came
 /// that matches. Then it is read as well, and the decision is made anew, a few times.
+///
+/// Where the query leaves out types, it is about events of any type, and one that `A` does not know is an error, as in the stream of
+/// an aggregate: an old program does not decide without what it cannot read. With [`UnknownEvents::PassOver`] it is about the types
+/// that `A` knows.
 #[must_use = "a decision is made when it is awaited"]
 pub struct DecisionWithin<'r, S, A: Aggregate, R> {
     loader: &'r Loader<S>,
@@ -103,7 +107,8 @@ pub struct DecidedWithin<A: Aggregate> {
     pub appended: Vec<Appended>,
     /// The state after them.
     pub state: A,
-    /// Whether it had been carried out before, by its command id, and this is what it led to then.
+    /// Whether it had been carried out before, by its command id, and this is what it led to then. Of several callers with one
+    /// command at the same time, more than one may be told that it was not.
     pub is_repeated: bool,
 }
 
@@ -115,10 +120,12 @@ struct Folded<A> {
 }
 
 /// What a decision would append.
-struct Planned<A: Aggregate> {
+struct PlannedWithin<A: Aggregate> {
     events: Vec<A::Event>,
     new_events: Vec<NewEvent>,
     state: A,
+    /// The last event that the decision has seen.
+    seen: Position,
 }
 
 impl<A: Aggregate> Folded<A> {
@@ -146,7 +153,10 @@ impl<A: Aggregate> Folded<A> {
 
 impl<'r, S: EventStore, A: Aggregate, R> DecisionWithin<'r, S, A, R> {
     pub(super) fn new(loader: &'r Loader<S>, query: TagQuery, decision: Decision<'r, A, R>) -> Self {
-        let query = query.with_default_types(&A::Event::names());
+        let query = match A::UNKNOWN_EVENTS {
+            UnknownEvents::Refuse => query,
+            UnknownEvents::PassOver => query.with_default_types(&A::Event::names()),
+        };
         Self { loader, query, decision, envelope: Envelope::default() }
     }
 
@@ -197,6 +207,7 @@ impl<'r, S: EventStore, A: Aggregate, R> DecisionWithin<'r, S, A, R> {
         match self.try_to_store().await {
             // The same command may have been carried out by another caller since, and this be its echo.
             Err(error) if error.may_be_repetition() => self.find_decided().await?.ok_or(error),
+            Ok(nothing) if nothing.events.is_empty() => Ok(self.find_decided().await?.unwrap_or(nothing)),
             outcome => outcome,
         }
     }
@@ -208,17 +219,21 @@ impl<'r, S: EventStore, A: Aggregate, R> DecisionWithin<'r, S, A, R> {
         loop {
             let planned = self.plan(&folded, command_id)?;
             if planned.new_events.is_empty() {
-                return Ok(planned.decided(Vec::new()));
+                return planned.decided(Vec::new());
             }
             let condition = self.query.clone().unchanged_since(folded.token.clone());
+            // Where nothing came, the store was restored to an earlier state than the one that was folded.
+            let is_known;
             match self.loader.store.append_if(&planned.new_events, &condition).await {
-                Ok(appended) => return Ok(planned.decided(appended)),
-                Err(AppendError::ConditionFailed { .. }) if retry < self.loader.conflict_retries => {}
+                Ok(appended) => return planned.decided(appended),
+                Err(AppendError::ConditionFailed { came, .. }) if retry < self.loader.conflict_retries => {
+                    is_known = came.is_some();
+                }
                 Err(other) => return Err(ExecuteError::Append(other)),
             }
             retry += 1;
             tokio::time::sleep(pause_before(retry, command_id.event_uuid(retry).as_bytes()[0])).await;
-            folded = self.catch_up(folded).await?;
+            folded = if is_known { self.catch_up(folded).await? } else { self.fold().await? };
         }
     }
 
@@ -236,7 +251,7 @@ impl<'r, S: EventStore, A: Aggregate, R> DecisionWithin<'r, S, A, R> {
         }
     }
 
-    fn plan(&self, folded: &Folded<A>, command_id: CommandId) -> Result<Planned<A>, ExecuteError<R>> {
+    fn plan(&self, folded: &Folded<A>, command_id: CommandId) -> Result<PlannedWithin<A>, ExecuteError<R>> {
         let context = BoundaryContext { now: self.loader.now(), command_id, ids: AtomicU32::new(0) };
         let drafts = (self.decision)(&folded.state, &context).map_err(ExecuteError::Refused)?;
         let created_at = self.loader.created_at();
@@ -250,37 +265,53 @@ impl<'r, S: EventStore, A: Aggregate, R> DecisionWithin<'r, S, A, R> {
             events.push(event);
         }
         let state = folded.state.after(&events);
-        Ok(Planned { events, new_events, state })
+        Ok(PlannedWithin { events, new_events, state, seen: folded.last })
     }
 
     /// What the command has led to, if it was carried out before.
     async fn find_decided(&self) -> Result<Option<DecidedWithin<A>>, ExecuteError<R>> {
         let Some(command_id) = self.envelope.command_id else { return Ok(None) };
-        let stored = CommandId::new(command_id).find_events(&self.loader.store).await?;
-        let Some(last) = stored.last() else { return Ok(None) };
-        let mut events = Vec::with_capacity(stored.len());
-        for event in &stored {
-            let aggregate_id = event.aggregate_id.clone();
-            let known = A::Event::read(event).ok().flatten();
-            events.push(known.ok_or(ExecuteError::CommandIdReused { command_id, aggregate_id })?);
+        let store = &self.loader.store;
+        let stored = CommandId::new(command_id).find_events(store).await?;
+        if stored.is_empty() {
+            return Ok(None);
         }
-        let mut read = self.loader.store.read_tagged(&self.query, None).await?;
-        read.events.retain(|event| event.id <= last.id);
-        let state = Folded::<A>::of(&read)?.state;
-        let place = |event: &Event| Appended { id: event.id, uuid: event.uuid, version: event.version };
-        let appended = stored.iter().map(place).collect();
-        Ok(Some(DecidedWithin { events, appended, state, is_repeated: true }))
+        repeated(command_id, &stored, store.read_tagged(&self.query, None).await?).map(Some)
     }
 }
 
-impl<A: Aggregate> Planned<A> {
-    fn decided(self, appended: Vec<Appended>) -> DecidedWithin<A> {
-        DecidedWithin { events: self.events, appended, state: self.state, is_repeated: false }
+/// What a command has led to, as it is stored: what the decision was made from is what came before its first event.
+fn repeated<A: Aggregate, R>(
+    command_id: Uuid,
+    stored: &[Event],
+    mut seen: TaggedEvents,
+) -> Result<DecidedWithin<A>, ExecuteError<R>> {
+    let mut events = Vec::with_capacity(stored.len());
+    for event in stored {
+        let aggregate_id = event.aggregate_id.clone();
+        let known = read::<A::Event>(event)?;
+        events.push(known.ok_or(ExecuteError::CommandIdReused { command_id, aggregate_id })?);
+    }
+    seen.events.retain(|event| stored.first().is_none_or(|first| event.id < first.id));
+    let state = Folded::<A>::of(&seen)?.state.after(&events);
+    let place = |event: &Event| Appended { id: event.id, uuid: event.uuid, version: event.version };
+    let appended = stored.iter().map(place).collect();
+    Ok(DecidedWithin { events, appended, state, is_repeated: true })
+}
+
+impl<A: Aggregate> PlannedWithin<A> {
+    /// # Errors
+    /// What was appended are the events of the same command, which the decision has seen already.
+    fn decided<R>(self, appended: Vec<Appended>) -> Result<DecidedWithin<A>, ExecuteError<R>> {
+        if let Some(first) = appended.first().filter(|first| first.id <= self.seen) {
+            return Err(ExecuteError::Append(AppendError::UuidReused { uuid: first.uuid }));
+        }
+        Ok(DecidedWithin { events: self.events, appended, state: self.state, is_repeated: false })
     }
 }
 
 impl<A: Aggregate, R> DecisionWithin<'_, PostgresEventStore, A, R> {
-    /// Decides in the caller's own transaction, so that his tables commit with the events, and reads in it too.
+    /// Decides in the caller's own transaction, so that tables of the application commit with the events, and reads in it too.
     ///
     /// It is not tried again: when the condition fails the transaction can only be rolled back, and the whole of it be repeated. Once
     /// it is committed, say so: [`Uncommitted::commit`].
@@ -291,17 +322,48 @@ impl<A: Aggregate, R> DecisionWithin<'_, PostgresEventStore, A, R> {
         self,
         connection: &mut PgConnection,
     ) -> Result<(DecidedWithin<A>, Uncommitted), ExecuteError<R>> {
-        let store = &self.loader.store;
-        if let Some(decided) = self.find_decided().await? {
-            let nothing = store.append_in(connection, &[]).await;
-            return Ok((decided, nothing.map_err(ExecuteError::Append)?));
+        if let Some(repeated) = self.find_decided_in(connection).await? {
+            return Ok(repeated);
         }
+        let store = &self.loader.store;
         let folded = Folded::of(&store.read_tagged_in(connection, &self.query, None).await?)?;
-        let planned = self.plan(&folded, self.draw_command_id())?;
+        let planned = match self.plan(&folded, self.draw_command_id()) {
+            Err(refused) => return self.find_decided_in(connection).await?.ok_or(refused),
+            Ok(planned) => planned,
+        };
         let condition = self.query.clone().unchanged_since(folded.token);
         let uncommitted = store.append_if_in(connection, &planned.new_events, &condition).await;
         let uncommitted = uncommitted.map_err(ExecuteError::Append)?;
-        Ok((planned.decided(uncommitted.to_vec()), uncommitted))
+        match planned.decided(uncommitted.to_vec()) {
+            Ok(decided) if !decided.events.is_empty() => Ok((decided, uncommitted)),
+            // Another caller may have carried out the same command between the two reads.
+            outcome => {
+                uncommitted.rolled_back();
+                match self.find_decided_in(connection).await? {
+                    Some(repeated) => Ok(repeated),
+                    None => Ok((outcome?, self.append_nothing_in(connection).await?)),
+                }
+            }
+        }
+    }
+
+    async fn find_decided_in(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Option<(DecidedWithin<A>, Uncommitted)>, ExecuteError<R>> {
+        let Some(command_id) = self.envelope.command_id else { return Ok(None) };
+        let store = &self.loader.store;
+        let stored = CommandId::new(command_id).find_events_in(store, connection).await?;
+        if stored.is_empty() {
+            return Ok(None);
+        }
+        let seen = store.read_tagged_in(connection, &self.query, None).await?;
+        let decided = repeated(command_id, &stored, seen)?;
+        Ok(Some((decided, self.append_nothing_in(connection).await?)))
+    }
+
+    async fn append_nothing_in(&self, connection: &mut PgConnection) -> Result<Uncommitted, ExecuteError<R>> {
+        self.loader.store.append_in(connection, &[]).await.map_err(ExecuteError::Append)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::event::{Event, Position, StoredTime, Tag, Version};
 use crate::operations::databases::Databases;
 use crate::store::horizon::{ObserveError, Observer};
 use crate::store::upcast::{Upcast, stored_types};
-use crate::store::{Direction, EventStore as _, PostgresEventStore, Selection, TagQuery};
+use crate::store::{Direction, PostgresEventStore, Selection, TagQuery};
 use crate::visible::in_one_line;
 
 #[derive(Args)]
@@ -135,9 +135,12 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
 }
 
 async fn print_condition(arguments: &Arguments, store: &PostgresEventStore) -> anyhow::Result<()> {
-    let query = TagQuery::all_of(arguments.tags.iter().map(String::as_str)).of_types(&arguments.types);
-    let read = store.read_tagged(&query, None).await?;
-    output::print_verbatim(&serde_json::to_string(&query.unchanged_since(read.token))?)
+    let mut query = TagQuery::all_of(arguments.tags.iter().map(String::as_str));
+    if !arguments.types.is_empty() {
+        query = query.of_types(&arguments.types);
+    }
+    let token = store.read_token(&query).await?;
+    output::print_verbatim(&serde_json::to_string(&query.unchanged_since(token))?)
 }
 
 /// How far a follower may print: up to the settled horizon, so that no event can appear before one that is printed already.

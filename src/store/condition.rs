@@ -30,13 +30,13 @@ pub struct TagQuery {
 pub(super) struct Item {
     pub(super) tags: Vec<Tag>,
     /// None: all types.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) types: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) types: Option<Vec<String>>,
 }
 
 impl Item {
     pub(super) fn is_about(&self, event_type: &str) -> bool {
-        self.types.is_empty() || self.types.iter().any(|one| one == event_type)
+        self.types.as_ref().is_none_or(|types| types.iter().any(|one| one == event_type))
     }
 }
 
@@ -52,15 +52,15 @@ impl TagQuery {
         let mut tags: Vec<Tag> = tags.into_iter().map(Into::into).collect();
         tags.sort();
         tags.dedup();
-        Self { items: vec![Item { tags, types: Vec::new() }] }
+        Self { items: vec![Item { tags, types: None }] }
     }
 
-    /// The same alternatives, each with these types only.
+    /// The same alternatives, each with these types only. There must be one; without a call, it is about events of any type.
     #[must_use]
     pub fn of_types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let types: Vec<String> = types.into_iter().map(Into::into).collect();
         for item in &mut self.items {
-            item.types.clone_from(&types);
+            item.types = Some(types.clone());
         }
         self
     }
@@ -86,16 +86,16 @@ impl TagQuery {
 
     /// The same query, where an alternative without types is about these.
     pub(crate) fn with_default_types(mut self, types: &[&str]) -> Self {
-        for item in self.items.iter_mut().filter(|item| item.types.is_empty()) {
-            item.types = types.iter().map(|&name| name.to_owned()).collect();
+        for item in self.items.iter_mut().filter(|item| item.types.is_none()) {
+            item.types = Some(types.iter().map(|&name| name.to_owned()).collect());
         }
         self
     }
 
     /// The same query, with each list of types changed.
     pub(super) fn with_types(mut self, change: impl Fn(&[String]) -> Vec<String>) -> Self {
-        for item in self.items.iter_mut().filter(|item| !item.types.is_empty()) {
-            item.types = change(&item.types);
+        for types in self.items.iter_mut().filter_map(|item| item.types.as_mut()) {
+            *types = change(types);
         }
         self
     }
@@ -114,6 +114,11 @@ impl TagQuery {
             let reason = "a query without a tag would be about everything in the store: name a tag";
             return Some(reason.to_owned());
         }
+        if self.items.iter().any(|item| item.types.as_ref().is_some_and(Vec::is_empty)) {
+            let reason =
+                "a query with no type at all would find nothing: leave out the types for all of them";
+            return Some(reason.to_owned());
+        }
         let fault = self.tags().find_map(super::validity::find_fault_of_tag)?;
         Some(fault.to_owned())
     }
@@ -128,6 +133,12 @@ impl ConsistencyToken {
     /// The number of the last event of a tag that was there.
     pub(super) fn number(&self, tag: &Tag) -> i64 {
         self.0.get(tag).copied().unwrap_or(0)
+    }
+
+    /// Why no store can have returned it.
+    pub(super) fn find_fault(&self) -> Option<String> {
+        let is_none = self.0.values().any(|number| *number < 0);
+        is_none.then(|| "the token is not one that read_tagged has returned".to_owned())
     }
 }
 
@@ -157,7 +168,8 @@ impl AppendCondition {
     }
 
     pub(super) fn check(&self) -> Result<(), AppendError> {
-        match self.items.find_fault() {
+        let fault_of_token = || self.token.as_ref().and_then(ConsistencyToken::find_fault);
+        match self.items.find_fault().or_else(fault_of_token) {
             Some(reason) => Err(AppendError::Invalid { index: None, reason }),
             None => Ok(()),
         }
@@ -175,7 +187,7 @@ pub struct TaggedEvents {
 
 /// The event that a condition excludes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Came {
+pub struct ExcludingEvent {
     /// Its position.
     pub id: Position,
     /// What happened.
@@ -185,9 +197,9 @@ pub struct Came {
 }
 
 /// What an unmet condition says.
-pub(super) fn explain_unmet(item: usize, tag: &Tag, came: Option<&Came>) -> String {
+pub(super) fn explain_unmet(item: usize, tag: &Tag, came: Option<&ExcludingEvent>) -> String {
     match came {
-        Some(Came { id, event_type, .. }) => {
+        Some(ExcludingEvent { id, event_type, .. }) => {
             format!(
                 "event {id} ({event_type}) came on tag {tag}, which item {} of the condition excludes",
                 item + 1
@@ -223,5 +235,13 @@ mod tests {
         assert!(serde_json::from_str::<AppendCondition>(r#"{"items":[{"types":["T"]}]}"#).is_err());
         assert!(TagQuery::tag("a").or(TagQuery::tag("x".repeat(1001))).find_fault().is_some());
         assert_eq!(TagQuery::tag("x".repeat(1000)).find_fault(), None);
+    }
+
+    #[test]
+    fn no_type_at_all_is_not_any_type() {
+        assert!(TagQuery::tag("a").of_types(Vec::<String>::new()).find_fault().is_some());
+        let read: TagQuery = serde_json::from_str(r#"[{"tags":["a"],"types":[]}]"#).unwrap();
+        assert!(read.find_fault().is_some());
+        assert_eq!(TagQuery::tag("a").of_types(["A"]).find_fault(), None);
     }
 }

@@ -178,6 +178,7 @@ cases! {
         a_tag_goes_on_past_9_and_99
         an_append_may_tag_many_events
         a_token_of_a_later_state_is_refused
+        what_cannot_be_a_token_is_refused
         what_cannot_be_a_tag_is_refused
         a_version_and_a_condition_both_count;
     claiming:

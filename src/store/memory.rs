@@ -198,7 +198,7 @@ impl EventStore for MemoryEventStore {
         query: &TagQuery,
         since: Option<&ConsistencyToken>,
     ) -> Result<TaggedEvents, ReadError> {
-        if let Some(reason) = query.find_fault() {
+        if let Some(reason) = query.find_fault().or_else(|| since.and_then(ConsistencyToken::find_fault)) {
             return Err(ReadError::Refused { reason });
         }
         let stored = self.events();

@@ -58,7 +58,7 @@ use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Tag, Unique
 pub(crate) use appended_hook::AppendedClosure;
 pub use codec::BodyCodec;
 pub(crate) use codec::Codec;
-pub use condition::{AppendCondition, Came, ConsistencyToken, TagQuery, TaggedEvents};
+pub use condition::{AppendCondition, ConsistencyToken, ExcludingEvent, TagQuery, TaggedEvents};
 pub use event_stream::EventStream;
 pub use layout::{EspdNames, EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
@@ -167,7 +167,10 @@ pub trait EventStore: Send + Sync {
     /// Appends as [`Self::append`] does, unless an event came that the condition excludes.
     ///
     /// What is stored already is recognised before the condition is looked at. Without events, the condition is only checked.
-    /// By default a store keeps no tags and refuses.
+    ///
+    /// # Errors
+    /// As of [`Self::append`]; [`AppendError::ConditionFailed`] if such an event came, or if the token knows a state that the store
+    /// is not in. By default a store keeps no tags and refuses.
     async fn append_if(
         &self,
         events: &[NewEvent],
@@ -178,9 +181,10 @@ pub trait EventStore: Send + Sync {
     }
 
     /// Reads the events that match a query, and the token that says in which state: for [`Self::append_if`]. `since`: a token of an
-    /// earlier read; only what came after that is read, and the new token stands for both.
+    /// earlier read; only what came after that is read, and the new token stands for both. All of the events are held in memory.
     ///
-    /// By default a store keeps no tags and refuses.
+    /// # Errors
+    /// The query names no tag, or the store cannot be read. By default a store keeps no tags and refuses.
     async fn read_tagged(
         &self,
         query: &TagQuery,
@@ -232,7 +236,7 @@ pub enum AppendError {
         /// The tag of it on which the event was found.
         tag: Tag,
         /// The first such event; `None`: the token is of a later state than the store is in, after a restore for example.
-        came: Option<Came>,
+        came: Option<ExcludingEvent>,
     },
     /// A key that the append claims belongs to another aggregate.
     #[error("{}{key} belongs to aggregate {owner}", place(Some(*.index)))]

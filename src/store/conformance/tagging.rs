@@ -198,6 +198,19 @@ pub(super) async fn a_token_of_a_later_state_is_refused(store: Store) {
     assert_eq!(fail(&store, &[tagged("A", &["x"])], &condition).await, (0, "x".into(), None));
 }
 
+pub(super) async fn what_cannot_be_a_token_is_refused(store: Store) {
+    append(&store, &[tagged("A", &["x"])]).await;
+    for number in [-1, i64::MIN] {
+        let text = format!(r#"{{"x": {number}}}"#);
+        let token: ConsistencyToken = serde_json::from_str(&text).expect("a token is JSON");
+        let read = store.read_tagged(&TagQuery::tag("x"), Some(&token)).await;
+        assert!(matches!(read, Err(ReadError::Refused { .. })), "{read:?}");
+        let condition = TagQuery::tag("x").unchanged_since(token);
+        let refused = store.append_if(&[tagged("A", &["x"])], &condition).await;
+        assert!(matches!(refused, Err(AppendError::Invalid { index: None, .. })), "{refused:?}");
+    }
+}
+
 pub(super) async fn what_cannot_be_a_tag_is_refused(store: Store) {
     for name in ["", &"x".repeat(1_001), "a\0b"] {
         let refused = store.append(&[event_of("A"), tagged("A", &[name])]).await;

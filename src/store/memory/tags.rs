@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::event::{AggregateId, Appended, Event, KeyChange, NewEvent, Position, Tag, UniqueKey};
 use crate::store::condition::Item;
-use crate::store::{AppendCondition, AppendError, Came, ConsistencyToken, TagQuery};
+use crate::store::{AppendCondition, AppendError, ConsistencyToken, ExcludingEvent, TagQuery};
 
 /// Which events have which tags, and who has which key.
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ impl Tags {
                 return Err(AppendError::ConditionFailed { item: number, tag: tag.clone(), came: None });
             }
             if let Some((tag, event)) = self.matching(item, token, &event).next() {
-                let came = Came {
+                let came = ExcludingEvent {
                     id: event.id,
                     event_type: event.event_type.clone(),
                     aggregate_id: Some(event.aggregate_id.clone()),
@@ -101,7 +101,8 @@ impl Tags {
         }
     }
 
-    /// Who has the keys after the append. Within it, releases count before claims; who claims and releases afterwards has released.
+    /// Who has the keys after the append. Within it, releases count before claims. An aggregate that claims a key and releases it in a
+    /// later event does not have it.
     pub(super) fn change_keys(
         &self,
         events: &[NewEvent],

@@ -5,7 +5,7 @@ use sqlx::postgres::PgDatabaseError;
 use uuid::Uuid;
 
 use crate::event::{AggregateId, NewEvent, Position, Tag, UniqueKey, Version};
-use crate::store::{AppendError, Came, jsonb};
+use crate::store::{AppendError, ExcludingEvent, jsonb};
 
 const CONFLICT: &str = "ES001";
 const UUID_REUSED: &str = "ES002";
@@ -104,7 +104,7 @@ struct ConditionFailed {
 impl ConditionFailed {
     fn into_error(self) -> Option<AppendError> {
         let Self { item, tag, id, event_type, aggregate_id } = self;
-        let came = id.zip(event_type).map(|(id, event_type)| Came { id, event_type, aggregate_id });
+        let came = id.zip(event_type).map(|(id, event_type)| ExcludingEvent { id, event_type, aggregate_id });
         Some(AppendError::ConditionFailed { item: item.checked_sub(1)?, tag, came })
     }
 }

@@ -17,13 +17,28 @@ use crate::store::{
 };
 
 /// Reads events and token in one statement, and so in one snapshot. The first row has the token, whether or not there is an event.
+///
+/// `$1` names the types that events are stored with. Where they may be read as others, `$3` is the query as it was asked: what is read
+/// as another type is left out.
 pub(super) fn read_tagged(layout: &Layout) -> SqlStr {
     let (schema, columns, source) = (layout.quoted_schema(), row::COLUMNS, layout.source());
+    let as_asked = if layout.upcasts().is_empty() {
+        String::new()
+    } else {
+        format!(
+            "and exists (
+              select from jsonb_array_elements($3) as item
+              where coalesce(item->'types' ? e.type, true) and not exists (
+                select from jsonb_array_elements_text(item->'tags') as named (tag)
+                where not exists (
+                  select from {schema}.tag_events as has where has.event_id = e.id and has.tag = named.tag)))"
+        )
+    };
     sql(format!(
         "-- read_tagged
         select {columns}, t.token
         from (select {schema}.find_token($1) as token) as t
-          left join {source} as e on e.id = any (array(select {schema}.find_tagged($1, $2)))
+          left join {source} as e on e.id = any (array(select {schema}.find_tagged($1, $2))) {as_asked}
         order by e.id"
     ))
 }
@@ -33,8 +48,10 @@ impl PostgresEventStore {
     /// `connection`: see [`Self::append_in`]. From then on, and until the transaction ends, nobody else can append what the
     /// condition excludes.
     ///
-    /// Whoever calls it several times in one transaction locks in the order of the calls: deadlocks are possible, and for the caller
-    /// to retry.
+    /// Several calls in one transaction lock in the order of the calls: deadlocks are possible, and for the caller to retry.
+    ///
+    /// # Errors
+    /// As of [`EventStore::append_if`](crate::store::EventStore::append_if). Then the transaction can only be rolled back.
     pub async fn append_if_in(
         &self,
         connection: &mut PgConnection,
@@ -52,6 +69,9 @@ impl PostgresEventStore {
     /// Reads as [`EventStore::read_tagged`](crate::store::EventStore::read_tagged) does, in the caller's transaction on
     /// `connection`. In `read committed`, nothing more is needed; above it, an append under the token that was overtaken fails with a
     /// serialization failure (40001).
+    ///
+    /// # Errors
+    /// As of [`EventStore::read_tagged`](crate::store::EventStore::read_tagged).
     pub async fn read_tagged_in(
         &self,
         connection: &mut PgConnection,
@@ -59,12 +79,16 @@ impl PostgresEventStore {
         since: Option<&ConsistencyToken>,
     ) -> Result<TaggedEvents, ReadError> {
         let refused = |reason| ReadError::Refused { reason };
-        if let Some(reason) = query.find_fault() {
+        if let Some(reason) = query.find_fault().or_else(|| since.and_then(ConsistencyToken::find_fault)) {
             return Err(refused(reason));
         }
         let statement = self.statements.read_tagged.clone().ok_or_else(|| refused(NO_TAGS.to_owned()))?;
-        let query = self.query_as_stored(query);
-        let mut rows = sqlx::query(statement).bind(Json(&*query)).bind(since.map(Json)).fetch(connection);
+        let as_stored = self.query_as_stored(query);
+        let mut statement = sqlx::query(statement).bind(Json(&*as_stored)).bind(since.map(Json));
+        if !self.layout.upcasts().is_empty() {
+            statement = statement.bind(Json(query));
+        }
+        let mut rows = statement.fetch(connection);
         let (mut events, mut token) = (Vec::new(), None);
         while let Some(row) = rows.try_next().await? {
             if token.is_none() {
@@ -76,6 +100,21 @@ impl PostgresEventStore {
             }
         }
         Ok(TaggedEvents { events, token: token.unwrap_or_default() })
+    }
+
+    /// The state of the tags of a query, without its events.
+    pub(crate) async fn read_token(&self, query: &TagQuery) -> Result<ConsistencyToken, ReadError> {
+        let refused = |reason| ReadError::Refused { reason };
+        if let Some(reason) = query.find_fault() {
+            return Err(refused(reason));
+        }
+        if !self.layout.has_tags() {
+            return Err(refused(NO_TAGS.to_owned()));
+        }
+        let statement = format!("-- find_token\nselect {}.find_token($1)", self.layout.quoted_schema());
+        let Json(numbers) =
+            sqlx::query_scalar(sql(statement)).bind(Json(query)).fetch_one(&self.pool).await?;
+        Ok(ConsistencyToken(numbers))
     }
 
     /// A query by the types that events are stored with, where they are read as others.

@@ -237,3 +237,199 @@ async fn events_of_old_types_are_found_by_the_new_name() {
     let refused = repository.store().append_if(&[], &excluded).await;
     assert!(matches!(refused, Err(AppendError::ConditionFailed { .. })), "{refused:?}");
 }
+
+/// The name as it is read decides, not the one that is stored: only some events of the old name are read as the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_found_by_the_type_that_it_is_read_as() {
+    let pool = support::database().await.pool;
+    let upcast = Upcast::of(["SeatGiven"]).as_type("SeatTaken").when_sql("event.body ? 'student'");
+    let layout = Layout::espd(support::SCHEMA).unwrap().with_upcasts(&[upcast]);
+    let store = PostgresEventStore::new(pool.clone(), layout);
+    let old = PostgresEventStore::new(pool, Layout::espd(support::SCHEMA).unwrap());
+    for (body, tag) in [(r#"{"student": 7}"#, course(1)), ("{}", course(1)), (r#"{"student": 7}"#, course(2))]
+    {
+        let body = serde_json::from_str(body).unwrap();
+        old.append(&[NewEvent::new(Uuid::new_v4(), "SeatGiven", body).tagged(tag)]).await.unwrap();
+    }
+    let found = async |query: TagQuery| {
+        let read = store.read_tagged(&query, None).await.unwrap();
+        read.events.iter().map(|event| (event.id.get(), event.event_type.clone())).collect::<Vec<_>>()
+    };
+    let of_type = |one: u32, name: &str| TagQuery::tag(course(one)).of_types([name]);
+    assert_eq!(found(of_type(1, "SeatTaken")).await, [(1, "SeatTaken".into())]);
+    assert_eq!(found(of_type(1, "SeatGiven")).await, [(2, "SeatGiven".into())]);
+    // Type and tag are those of one alternative.
+    let crossed = of_type(1, "SeatTaken").or(of_type(2, "SeatGiven"));
+    assert_eq!(found(crossed).await, [(1, "SeatTaken".into())]);
+}
+
+/// Takes the seat, whether or not the student has it already.
+fn take_seat_blindly(_: &Enrolment, context: &BoundaryContext) -> Result<Vec<Draft<SchoolEvent>>, Refused> {
+    let taken = SeatTaken { course: 1, student: 7 };
+    Ok(vec![Draft::new(context.new_id(), taken).tagged(course(1)).tagged(student(7))])
+}
+
+/// A pool that has `between` happen once, after its first read and before its second one.
+fn pool_with_pause<F>(pool: &sqlx::PgPool, between: impl Fn() -> F + Send + Sync + 'static) -> sqlx::PgPool
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (between, is_over) = (Arc::new(between), Arc::new(AtomicUsize::new(0)));
+    let options = sqlx::postgres::PgPoolOptions::new().max_connections(1);
+    let options = options.before_acquire(move |_, _| {
+        let (between, is_over) = (Arc::clone(&between), Arc::clone(&is_over));
+        Box::pin(async move {
+            if is_over.fetch_add(1, Ordering::SeqCst) == 0 {
+                between().await;
+            }
+            Ok(true)
+        })
+    });
+    options.connect_lazy_with((*pool.connect_options()).clone())
+}
+
+/// One command from two callers. The second one looks for what it has led to before the first one stores, and reads afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_of_two_callers_at_once_is_carried_out_once() {
+    type Rule = fn(&Enrolment, &BoundaryContext) -> Result<Vec<Draft<SchoolEvent>>, Refused>;
+    let carefully: Rule = |state, context| take_seat(1, 7)(state, context);
+    for rule in [carefully, take_seat_blindly as Rule] {
+        let pool = support::database().await.pool;
+        let layout = Layout::espd(support::SCHEMA).unwrap();
+        let first = Repository::new(PostgresEventStore::new(pool.clone(), layout.clone()));
+        offer(&first, 1, 3).await;
+        let command_id = Uuid::new_v4();
+        let faster = {
+            let first = first.clone();
+            move || {
+                let first = first.clone();
+                async move {
+                    let done = first.decide_within(query(1, 7), rule).command_id(command_id).await.unwrap();
+                    assert!(!done.is_repeated);
+                }
+            }
+        };
+        let second = Repository::new(PostgresEventStore::new(pool_with_pause(&pool, faster), layout));
+        let done = second.decide_within(query(1, 7), rule).command_id(command_id).await.unwrap();
+        assert!(done.is_repeated);
+        assert_eq!((done.events.len(), done.appended.len()), (1, 1));
+        assert_eq!(done.state.seats_of, [(7, 1)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_carried_out_once_in_a_transaction_of_the_caller() {
+    let pool = support::database().await.pool;
+    let layout = Layout::espd(support::SCHEMA).unwrap();
+    let repository = Repository::new(PostgresEventStore::new(pool.clone(), layout));
+    offer(&repository, 1, 3).await;
+    let mut transaction = pool.begin().await.unwrap();
+    let command_id = Uuid::new_v4();
+    let take = || repository.decide_within(query(1, 7), take_seat_blindly).command_id(command_id);
+    let (first, uncommitted) = take().append_in(&mut transaction).await.unwrap();
+    let (again, nothing) = take().append_in(&mut transaction).await.unwrap();
+    assert!(!first.is_repeated && again.is_repeated);
+    assert_eq!((again.appended, again.state.seats_of), (first.appended, first.state.seats_of));
+    assert!(nothing.is_empty());
+    uncommitted.commit(transaction).await.unwrap();
+}
+
+async fn a_repeated_decision_has_the_same_state_on(store: impl EventStore + Clone) {
+    let repository = Repository::new(store);
+    offer(&repository, 1, 3).await;
+    // What is decided does not match what it is decided by.
+    let offers = || TagQuery::tag(course(1)).of_types(["CourseOffered"]);
+    let command_id = Uuid::new_v4();
+    let take = || repository.decide_within(offers(), take_seat(1, 7)).command_id(command_id);
+    let first = take().await.unwrap();
+    assert_eq!(first.state.seats_of, [(7, 1)]);
+    offer(&repository, 1, 9).await;
+    let again = take().await.unwrap();
+    assert!(again.is_repeated);
+    assert_eq!(again.state, first.state);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_decision_has_the_same_state() {
+    let (memory, postgres) = stores().await;
+    a_repeated_decision_has_the_same_state_on(memory).await;
+    a_repeated_decision_has_the_same_state_on(postgres).await;
+}
+
+/// The store is restored from a backup while a decision is made by an event that is not in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restore_nothing_is_decided_by_what_is_gone() {
+    let pool = support::database().await.pool;
+    let store = PostgresEventStore::new(pool.clone(), Layout::espd(support::SCHEMA).unwrap());
+    let repository = Repository::new(store);
+    offer(&repository, 1, 3).await;
+    repository.decide_within(query(1, 8), take_seat(1, 8)).await.unwrap();
+    let restored = AtomicUsize::new(0);
+    let decision = |state: &Enrolment, context: &BoundaryContext| {
+        if restored.fetch_add(1, Ordering::SeqCst) == 0 {
+            let restore = sqlx::raw_sql(
+                "set session_replication_role = replica; delete from espd.events where id = 2;
+                delete from espd.tag_events where event_id = 2; update espd.tag_heads set n = n - 1;
+                reset session_replication_role",
+            );
+            let runtime = tokio::runtime::Handle::current();
+            tokio::task::block_in_place(|| runtime.block_on(restore.execute(&pool))).unwrap();
+        }
+        take_seat(1, 7)(state, context)
+    };
+    let decided = repository.decide_within(query(1, 7), decision).await.unwrap();
+    assert_eq!(restored.load(Ordering::SeqCst), 2);
+    assert_eq!(decided.state.seats_of, [(7, 1)]);
+}
+
+async fn what_cannot_be_read_is_no_other_command_on(store: impl EventStore + Clone) {
+    let command_id = Uuid::new_v4();
+    let mut broken = NewEvent::new(Uuid::new_v4(), "SeatTaken", serde_json::from_str("{}").unwrap());
+    broken.uuid = Uuid::new_v5(&command_id, &0_u32.to_be_bytes());
+    store.append(&[broken]).await.unwrap();
+    let repository = Repository::new(store);
+    let again = repository.decide_within(query(1, 7), take_seat(1, 7)).command_id(command_id).await;
+    assert!(matches!(again, Err(ExecuteError::Load(LoadError::Unreadable { .. }))), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_no_other_command() {
+    let (memory, postgres) = stores().await;
+    what_cannot_be_read_is_no_other_command_on(memory).await;
+    what_cannot_be_read_is_no_other_command_on(postgres).await;
+}
+
+/// The same state, for who says that other types do not matter.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Tolerant(Enrolment);
+
+impl Aggregate for Tolerant {
+    type Event = SchoolEvent;
+
+    const UNKNOWN_EVENTS: UnknownEvents = UnknownEvents::PassOver;
+
+    fn evolve(&mut self, event: &SchoolEvent) {
+        self.0.evolve(event);
+    }
+}
+
+async fn an_old_program_does_not_decide_without_a_new_type_on(store: impl EventStore + Clone) {
+    let closed = NewEvent::new(Uuid::new_v4(), "CourseClosed", serde_json::from_str("{}").unwrap());
+    let repository = Repository::new(store);
+    offer(&repository, 1, 3).await;
+    repository.store().append(&[closed.tagged(course(1))]).await.unwrap();
+    let refused = repository.decide_within(query(1, 7), take_seat(1, 7)).await;
+    assert!(matches!(refused, Err(ExecuteError::Load(LoadError::UnknownType { .. }))), "{refused:?}");
+    // Where it is said, other types do not matter.
+    let known = query(1, 7).of_types(["CourseOffered", "SeatTaken"]);
+    assert_eq!(repository.decide_within(known, take_seat(1, 7)).await.unwrap().events.len(), 1);
+    let take = |state: &Tolerant, context: &BoundaryContext| take_seat(1, 8)(&state.0, context);
+    assert_eq!(repository.decide_within(query(1, 8), take).await.unwrap().events.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_program_does_not_decide_without_a_new_type() {
+    let (memory, postgres) = stores().await;
+    an_old_program_does_not_decide_without_a_new_type_on(memory).await;
+    an_old_program_does_not_decide_without_a_new_type_on(postgres).await;
+}

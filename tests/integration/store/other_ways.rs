@@ -9,8 +9,8 @@ use espd::event::{
     AggregateId, Appended, Event, ExpectedVersion, KeyChange, NewEvent, Position, Tag, Version,
 };
 use espd::store::{
-    AppendCondition, AppendError, Came, ConsistencyToken, EventStore, MemoryEventStore, PostgresEventStore,
-    ReadError, TagQuery, TaggedEvents, conformance,
+    AppendCondition, AppendError, ConsistencyToken, EventStore, ExcludingEvent, MemoryEventStore,
+    PostgresEventStore, ReadError, TagQuery, TaggedEvents, conformance,
 };
 use futures_util::stream::BoxStream;
 use serde::Serialize;
@@ -250,7 +250,7 @@ fn translate(error: sqlx::Error) -> AppendError {
         "ES008" => AppendError::ConditionFailed {
             item: usize::try_from(detail["item"].as_u64().unwrap()).unwrap() - 1,
             tag: detail["tag"].as_str().unwrap().into(),
-            came: detail["id"].as_i64().map(|id| Came {
+            came: detail["id"].as_i64().map(|id| ExcludingEvent {
                 id: id.into(),
                 event_type: detail["type"].as_str().unwrap().to_owned(),
                 aggregate_id: serde_json::from_value(detail["aggregate_id"].clone()).unwrap(),

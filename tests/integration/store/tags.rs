@@ -206,9 +206,20 @@ async fn what_the_function_cannot_take_is_refused() {
         json!({"items": [{"tags": ["x"]}], "token": 5}),
         json!({"items": [{"tags": ["x"]}], "token": {"x": "5"}}),
         json!({"items": [{"tags": ["x"]}], "after": 5}),
+        json!({"items": [{"tags": [""]}]}),
+        json!({"items": [{"tags": ["x", "y".repeat(1_001)]}]}),
+        json!({"items": [{"tags": ["x"]}], "token": {"x": -1}}),
+        json!({"items": [{"tags": ["x"]}], "token": {"x": 1.5}}),
+        json!({"items": [{"tags": ["x"]}], "token": {"x": [1]}}),
+        json!({"items": [{"tags": ["x"]}], "token": {"x": 1e30}}),
     ] {
         let error = call(&pool, event(json!({"tags": ["x"]})), Some(condition.clone())).await.unwrap_err();
         assert_eq!(refusal(&error).0, "ES003", "{condition}: {error}");
+    }
+    let read = "select token from espd.read_tagged('[{\"tags\": [\"x\"]}]', $1)";
+    for token in [json!({"x": -1}), json!([1])] {
+        let error = sqlx::query(read).bind(token.clone()).execute(&pool).await.unwrap_err();
+        assert_eq!(refusal(&error).0, "ES003", "{token}: {error}");
     }
     // What is appended later would lose its tags and keys on the way.
     let later = store.append_at(Duration::from_secs(1), None, &[happened(Uuid::new_v4()).tagged("x")]).await;
