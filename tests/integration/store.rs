@@ -1,7 +1,7 @@
 //! The event store: both twins keep the promises of the conformance suite, and so do the ways into it that
 //! do not lead through `append`.
 
-mod append_examples;
+pub(crate) mod append_examples;
 mod audit;
 mod event_schemas;
 mod event_sourcery;

@@ -106,7 +106,7 @@ async fn appends_as_documented(client: Command) {
 }
 
 /// An interpreter of this name that can load the driver; the system's own may have it where the first one has not.
-fn interpreter(name: &str, arguments: &[&str]) -> Command {
+pub(crate) fn interpreter(name: &str, arguments: &[&str]) -> Command {
     let has_driver = |place: &String| {
         let tried = Command::new(place).args(arguments).env("NODE_PATH", node_path()).output();
         tried.is_ok_and(|output| output.status.success())
