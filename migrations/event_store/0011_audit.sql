@@ -68,14 +68,17 @@ create or replace function :"schema".archive_changes(enabled boolean default tru
 language plpgsql
 set search_path = :"schema", pg_temp
 as $$
+declare
+  -- A trigger is made by a statement that names the table.
+  target text := format('%I.events', current_schema());
 begin
-  drop trigger if exists archive_change on :"schema".events;
-  drop trigger if exists archive_truncate on :"schema".events;
+  execute format('drop trigger if exists archive_change on %s', target);
+  execute format('drop trigger if exists archive_truncate on %s', target);
   if enabled then
-    create trigger archive_change after update or delete on :"schema".events
-      for each row execute function archive_change();
-    create trigger archive_truncate before truncate on :"schema".events
-      for each statement execute function archive_change();
+    execute format('create trigger archive_change after update or delete on %s
+      for each row execute function archive_change()', target);
+    execute format('create trigger archive_truncate before truncate on %s
+      for each statement execute function archive_change()', target);
   end if;
 end
 $$;

@@ -252,6 +252,7 @@ mod tests {
         "'Appends events at a later time, from the transaction of the caller on.'",
         "'Copies of what events say. May be emptied at any time.'",
         "'could not append because of a concurrent append'",
+        "'create trigger %I after insert on %s referencing new table as \"Inserted events of espd\"\n                  for each statement execute function %I.%I()'",
         "'espd: scheduled events of '",
         "'leave it out, or keep projections and events in one database'",
         "'there is no time to append at'",
