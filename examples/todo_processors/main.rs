@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release --example todo_processors -- run --config examples/todo_processors/rust.toml`
 //!
-//! It has every command of `espd` and `espctl`: `todo status`, `todo reset outstanding_todos`.
+//! It has every command of `espd` and `espctl`: `todo_processors status`, `todo_processors reset outstanding_todos`.
 //!
 //! `events` has the events, `projections` the projectors, `notifier` the reactor. Each handler has its registration beside
 //! it: its name, its events and its tables.

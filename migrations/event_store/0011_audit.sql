@@ -67,6 +67,7 @@ $$;
 create or replace function :"schema".archive_changes(enabled boolean default true) returns void
 language plpgsql
 set search_path = :"schema", pg_temp
+set row_security = off
 as $$
 declare
   -- A trigger is made by a statement that names the table.

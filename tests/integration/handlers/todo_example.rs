@@ -238,7 +238,10 @@ async fn todo(arguments: &[&str], url: &str) -> (i32, String, String) {
 async fn a_program_is_operated_by_itself_and_speaks_of_itself() {
     let db = support::empty_database().await;
     let (code, _, said) = todo(&["status"], &db.url).await;
-    assert!(code == 1 && said.contains("run `todo migrate`") && !said.contains("espctl"), "{said}");
+    assert!(
+        code == 1 && said.contains("run `todo_processors migrate`") && !said.contains("espctl"),
+        "{said}"
+    );
     assert_eq!(todo(&["migrate"], &db.url).await.0, 0);
 
     // Before they have ever run, the processors of the program are there.
@@ -253,7 +256,7 @@ async fn a_program_is_operated_by_itself_and_speaks_of_itself() {
     let (code, _, said) = todo(&["demo"], &db.url).await;
     assert!(code == 2 && said.contains("demo"), "{said}");
     let (_, help, _) = todo(&["wait", "--help"], &db.url).await;
-    assert!(help.contains("todo wait --all") && !help.contains("espctl"), "{help}");
+    assert!(help.contains("todo_processors wait --all") && !help.contains("espctl"), "{help}");
 }
 
 /// What the program of `examples/todo_processors` declares in Rust is there in its workers, and in its commands.
