@@ -65,7 +65,7 @@ espd::event_set! {
 
 #[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
 struct Account {
-    balance: u32,
+    balance: i64,
 }
 
 impl Aggregate for Account {
@@ -77,8 +77,8 @@ impl Aggregate for Account {
 
     fn evolve(&mut self, event: &AccountEvent) {
         match event {
-            AccountEvent::MoneyAdded(added) => self.balance += added.amount,
-            AccountEvent::MoneyDrawn(drawn) => self.balance -= drawn.amount,
+            AccountEvent::MoneyAdded(added) => self.balance += i64::from(added.amount),
+            AccountEvent::MoneyDrawn(drawn) => self.balance -= i64::from(drawn.amount),
         }
     }
 }

@@ -20,7 +20,7 @@ espd::event_set! {
 
 #[derive(Debug, Clone, Default)]
 struct Account {
-    balance: u32,
+    balance: i64,
 }
 
 impl Aggregate for Account {
@@ -28,8 +28,8 @@ impl Aggregate for Account {
 
     fn evolve(&mut self, event: &AccountEvent) {
         match event {
-            AccountEvent::MoneyAdded(added) => self.balance += added.amount,
-            AccountEvent::MoneyDrawn(drawn) => self.balance -= drawn.amount,
+            AccountEvent::MoneyAdded(added) => self.balance += i64::from(added.amount),
+            AccountEvent::MoneyDrawn(drawn) => self.balance -= i64::from(drawn.amount),
         }
     }
 }
@@ -40,16 +40,16 @@ struct DrawMoney {
 
 /// There is no more than that.
 #[derive(Debug, PartialEq)]
-struct TooLittle(u32);
+struct TooLittle(i64);
 
 impl Decide<DrawMoney> for Account {
     type Refusal = TooLittle;
 
     fn decide(&self, draw: &DrawMoney, _: &Context) -> Result<Vec<AccountEvent>, TooLittle> {
-        match self.balance.checked_sub(draw.amount) {
-            Some(_) => Ok(espd::events![MoneyDrawn { amount: draw.amount }]),
-            None => Err(TooLittle(self.balance)),
+        if i64::from(draw.amount) > self.balance {
+            return Err(TooLittle(self.balance));
         }
+        Ok(espd::events![MoneyDrawn { amount: draw.amount }])
     }
 }
 
@@ -58,7 +58,7 @@ espd::event_set! {
     pub enum OrderEvent {
         Ordered { account: Uuid, amount: u32 },
         OrderPaid { ticket: String },
-        OrderRefused { balance: u32 },
+        OrderRefused { balance: i64 },
         OrderDelivered {},
         OrderLate {},
     }

@@ -9,7 +9,7 @@
 //! # use espd::aggregate::{MemorySnapshots, SnapshotFormat};
 //! # espd::event_set! { pub enum AccountEvent { MoneyAdded { amount: u32 } } }
 //! #[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
-//! struct Account { balance: u32 }
+//! struct Account { balance: i64 }
 //!
 //! impl Aggregate for Account {
 //!     type Event = AccountEvent;
@@ -21,7 +21,7 @@
 //!
 //!     fn evolve(&mut self, event: &AccountEvent) {
 //!         let AccountEvent::MoneyAdded(added) = event;
-//!         self.balance += added.amount;
+//!         self.balance += i64::from(added.amount);
 //!     }
 //! }
 //!

@@ -23,11 +23,14 @@ use crate::store::{EventStore, PostgresEventStore, ReadError, Uncommitted};
 /// ```
 /// # use espd::prelude::*;
 /// # espd::event_set! { pub enum Moved { Added { amount: u32 }, Taken { amount: u32 } } }
-/// # #[derive(Clone, Default)] struct Account { balance: u32 }
+/// # #[derive(Clone, Default)] struct Account { balance: i64 }
 /// # impl Aggregate for Account {
 /// #     type Event = Moved;
 /// #     fn evolve(&mut self, event: &Moved) {
-/// #         match event { Moved::Added(a) => self.balance += a.amount, Moved::Taken(t) => self.balance -= t.amount }
+/// #         self.balance += match event {
+/// #             Moved::Added(added) => i64::from(added.amount),
+/// #             Moved::Taken(taken) => -i64::from(taken.amount),
+/// #         }
 /// #     }
 /// # }
 /// # #[tokio::main(flavor = "current_thread")]

@@ -1,5 +1,7 @@
 //! What a command has come to, as HTTP.
 
+use std::error::Error;
+
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -35,6 +37,18 @@ impl Failure {
     pub fn new(status: StatusCode, code: &'static str, message: impl ToString) -> Self {
         Self { status, code, message: message.to_string() }
     }
+
+    /// Something that the service needs is not there now. Why is in the log: it is not for clients.
+    pub fn unavailable(error: &(dyn Error + 'static)) -> Self {
+        tracing::error!(error, "a request has failed: unavailable");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the service is not available: try again")
+    }
+
+    /// Something is wrong with the service. What is in the log.
+    pub fn internal(error: &(dyn Error + 'static)) -> Self {
+        tracing::error!(error, "a request has failed: internal");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the service has failed: its log says why")
+    }
 }
 
 impl IntoResponse for Failure {
@@ -54,9 +68,15 @@ impl From<ExecuteError<Refusal>> for Failure {
             }
             ExecuteError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "conflict", error),
             ExecuteError::CommandIdReused { .. } => Self::new(StatusCode::CONFLICT, "key_reused", error),
-            error if error.is_transient() => Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),
-            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error),
+            error if error.is_transient() => Self::unavailable(&error),
+            error => Self::internal(&error),
         }
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::unavailable(&error)
     }
 }
 

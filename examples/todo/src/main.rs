@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use espd::embedded::{EmbeddedPostgres, Options};
 use todo::service::{Service, program};
 use todo::web::routes;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Where requests are answered.
 const ADDRESS: &str = "127.0.0.1:4690";
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Failed> {
+    let stop = asked_to_stop()?;
     let (url, private) = database().await?;
     let (service, running) = Service::start(&url).await?;
     let address: SocketAddr = std::env::var("TODO_LISTEN").as_deref().unwrap_or(ADDRESS).parse()?;
@@ -38,13 +40,23 @@ async fn serve() -> Result<(), Failed> {
         "http://{}   the database, for every other command: export DATABASE_URL='{url}'",
         listener.local_addr()?
     );
-    let stop = async { drop(tokio::signal::ctrl_c().await) };
     axum::serve(listener, routes(service)).with_graceful_shutdown(stop).await?;
     running.stop().await?;
     if let Some(server) = private {
         server.stop().await;
     }
     Ok(())
+}
+
+/// Waits for Ctrl-C, or for SIGTERM, which is what `docker stop` and systemd send.
+fn asked_to_stop() -> Result<impl Future<Output = ()>, Failed> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    })
 }
 
 /// The database that DATABASE_URL names; without it, a private PostgreSQL that ends with the service.

@@ -1,6 +1,6 @@
 //! What the handlers of requests share.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -27,9 +27,10 @@ pub fn program() -> Program {
 }
 
 impl Service {
-    /// Migrates the database, starts the processors as tasks of this process, and connects to the store.
+    /// Migrates the database, starts the processors as tasks of this process, and connects to the store. The configuration is the file
+    /// that TODO_CONFIG names, or `espd.toml` in the current folder.
     pub async fn start(url: &str) -> Result<(Self, Running), Box<dyn std::error::Error>> {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("espd.toml");
+        let file = PathBuf::from(std::env::var_os("TODO_CONFIG").unwrap_or("espd.toml".into()));
         let database = url.to_owned();
         let variable = move |name: &str| (name == "DATABASE_URL").then(|| database.clone());
         let config = Config::load_with(&file, &variable)?;
@@ -46,10 +47,11 @@ impl Service {
         let Some(position) = position else { return Ok(()) };
         match self.processors.wait_for(projector, position, PATIENCE).await {
             Ok(_) => Ok(()),
-            Err(error @ WaitError::TimedOut { .. }) => {
-                Err(Failure::new(StatusCode::GATEWAY_TIMEOUT, "not_yet", error))
+            Err(WaitError::TimedOut { .. }) => {
+                let message = format!("position {position} is not shown yet: try again");
+                Err(Failure::new(StatusCode::GATEWAY_TIMEOUT, "not_yet", message))
             }
-            Err(error) => Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error)),
+            Err(error) => Err(Failure::unavailable(&error)),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use chrono::NaiveDate;
 use espd::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::answer::Refusal;
 
@@ -31,13 +31,17 @@ pub struct TodoAdded {
 }
 espd::event_type!(TodoAdded);
 
-/// Some fields of a todo have changed.
+/// Some fields of a todo have changed: those that are there. A null takes a value away.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TodoAmended {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    #[serde(flatten)]
-    pub details: Details,
+    #[serde(default, deserialize_with = "given_or_null", skip_serializing_if = "Option::is_none")]
+    pub description: Option<Option<String>>,
+    #[serde(default, deserialize_with = "given_or_null", skip_serializing_if = "Option::is_none")]
+    pub due_date: Option<Option<NaiveDate>>,
+    #[serde(default, deserialize_with = "given_or_null", skip_serializing_if = "Option::is_none")]
+    pub stakeholder_email: Option<Option<String>>,
 }
 espd::event_type!(TodoAmended);
 
@@ -52,13 +56,11 @@ pub struct Details {
     pub stakeholder_email: Option<String>,
 }
 
-impl Details {
-    fn amend(&mut self, with: &Details) {
-        let Details { description, due_date, stakeholder_email } = with.clone();
-        self.description = description.or(self.description.take());
-        self.due_date = due_date.or(self.due_date);
-        self.stakeholder_email = stakeholder_email.or(self.stakeholder_email.take());
-    }
+/// A field that is there: `Some(None)` if it is null. One that is left out is `None`, by `default`.
+fn given_or_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// A todo as decisions see it.
@@ -88,10 +90,7 @@ impl Aggregate for Todo {
                 self.details = added.details.clone();
                 self.stage = Stage::Outstanding;
             }
-            TodoEvent::TodoAmended(amended) => {
-                self.title = amended.title.clone().unwrap_or(std::mem::take(&mut self.title));
-                self.details.amend(&amended.details);
-            }
+            TodoEvent::TodoAmended(amended) => self.amend(amended.clone()),
             TodoEvent::TodoCompleted(_) => self.stage = Stage::Completed,
             TodoEvent::TodoAbandoned(_) => self.stage = Stage::Abandoned,
             TodoEvent::StakeholderNotifiedOfTodoCompletion(_) => {}
@@ -100,6 +99,17 @@ impl Aggregate for Todo {
 }
 
 impl Todo {
+    fn amend(&mut self, amended: TodoAmended) {
+        let old = &self.details;
+        let details = Details {
+            description: amended.description.unwrap_or(old.description.clone()),
+            due_date: amended.due_date.unwrap_or(old.due_date),
+            stakeholder_email: amended.stakeholder_email.unwrap_or(old.stakeholder_email.clone()),
+        };
+        self.title = amended.title.unwrap_or(self.title.clone());
+        self.details = details;
+    }
+
     fn require_outstanding(&self) -> Result<(), Refusal> {
         match self.stage {
             Stage::Outstanding => Ok(()),
@@ -119,13 +129,17 @@ pub struct AddTodo {
     pub stakeholder_email: Option<String>,
 }
 
+/// Changes the fields that are there. A null takes a value away.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AmendTodo {
     pub title: Option<String>,
-    pub description: Option<String>,
-    pub due_date: Option<NaiveDate>,
-    pub stakeholder_email: Option<String>,
+    #[serde(default, deserialize_with = "given_or_null")]
+    pub description: Option<Option<String>>,
+    #[serde(default, deserialize_with = "given_or_null")]
+    pub due_date: Option<Option<NaiveDate>>,
+    #[serde(default, deserialize_with = "given_or_null")]
+    pub stakeholder_email: Option<Option<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -164,13 +178,14 @@ impl Decide<AmendTodo> for Todo {
         self.require_outstanding()?;
         let title = amend.title.as_deref().map(require_title).transpose()?;
         let AmendTodo { description, due_date, stakeholder_email, .. } = amend;
-        let details = Details {
+        let amended = TodoAmended {
+            title,
             description: description.clone(),
             due_date: *due_date,
             stakeholder_email: stakeholder_email.clone(),
         };
         // An amendment that says what is known already is no event.
-        Ok(self.if_changed(espd::events![TodoAmended { title, details }]))
+        Ok(self.if_changed(espd::events![amended]))
     }
 }
 
@@ -226,9 +241,11 @@ mod tests {
     #[test]
     fn only_what_changes_is_an_amendment() {
         let amend = |title: &str| AmendTodo { title: Some(title.into()), ..AmendTodo::default() };
-        let amended = TodoAmended { title: Some("Buy oat milk".into()), details: Details::default() };
+        let amended = TodoAmended { title: Some("Buy oat milk".into()), ..TodoAmended::default() };
         given::<Todo>([added()]).when(&amend("Buy milk")).then_nothing();
         given::<Todo>([added()]).when(&amend("Buy oat milk")).then(espd::events![amended]);
+        let no_date = AmendTodo { due_date: Some(None), ..AmendTodo::default() };
+        given::<Todo>([added()]).when(&no_date).then_nothing();
     }
 
     #[test]

@@ -20,7 +20,8 @@ espd::event_set! {
 /// A wallet as decisions see it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wallet {
-    balance: u64,
+    /// Signed: whatever events there are, folding them must not fail.
+    balance: i64,
 }
 
 impl Aggregate for Wallet {
@@ -29,8 +30,8 @@ impl Aggregate for Wallet {
     fn evolve(&mut self, event: &WalletEvent) {
         match event {
             WalletEvent::WalletCreated(_) => {}
-            WalletEvent::MoneyAdded(added) => self.balance += u64::from(added.amount),
-            WalletEvent::MoneyDrawn(drawn) => self.balance -= u64::from(drawn.amount),
+            WalletEvent::MoneyAdded(added) => self.balance += i64::from(added.amount),
+            WalletEvent::MoneyDrawn(drawn) => self.balance -= i64::from(drawn.amount),
         }
     }
 }
@@ -82,7 +83,7 @@ impl Decide<DrawMoney> for Wallet {
 
     fn decide(&self, draw: &DrawMoney, context: &Context) -> Result<Vec<WalletEvent>, Refusal> {
         require_wallet_and_amount(context, draw.amount)?;
-        if u64::from(draw.amount) > self.balance {
+        if i64::from(draw.amount) > self.balance {
             let message = format!("there are only {} cents in the wallet", self.balance);
             return Err(Refusal::new("too_little", &message));
         }
@@ -119,6 +120,17 @@ mod tests {
         .then_refused_as(|refusal| assert_eq!(refusal.message, "there are only 200 cents in the wallet"))
         .when(&draw(0))
         .then_refused_as(|refusal| assert_eq!(refusal.code, "no_amount"));
+    }
+
+    #[test]
+    fn a_wallet_from_which_too_much_was_drawn_is_still_a_wallet() {
+        let draw = DrawMoney { amount: 1, purpose: String::new() };
+        given::<Wallet>(espd::events![
+            WalletCreated { owner: "Ada".into() },
+            MoneyDrawn { amount: 5, purpose: "by another program".into() },
+        ])
+        .when(&draw)
+        .then_refused_as(|refusal| assert_eq!(refusal.code, "too_little"));
     }
 
     #[test]

@@ -126,16 +126,12 @@ struct Reading {
 
 type Listed<T> = Result<Json<Vec<T>>, Failure>;
 
-fn unavailable(error: sqlx::Error) -> Failure {
-    Failure::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error)
-}
-
 async fn outstanding(
     State(service): State<Service>,
     Query(reading): Query<Reading>,
 ) -> Listed<queries::OutstandingTodo> {
     service.wait_for("outstanding_todos", reading.after).await?;
-    queries::outstanding_todos(&service.pool).await.map(Json).map_err(unavailable)
+    Ok(Json(queries::outstanding_todos(&service.pool).await?))
 }
 
 async fn completed(
@@ -143,7 +139,7 @@ async fn completed(
     Query(reading): Query<Reading>,
 ) -> Listed<queries::CompletedTodo> {
     service.wait_for("completed_todos", reading.after).await?;
-    queries::completed_todos(&service.pool).await.map(Json).map_err(unavailable)
+    Ok(Json(queries::completed_todos(&service.pool).await?))
 }
 
 async fn wallet(
@@ -152,7 +148,7 @@ async fn wallet(
     Query(reading): Query<Reading>,
 ) -> Result<Json<queries::Wallet>, Failure> {
     service.wait_for("wallets", reading.after).await?;
-    let found = queries::wallet(&service.pool, id).await.map_err(unavailable)?;
+    let found = queries::wallet(&service.pool, id).await?;
     found.map(Json).ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, "unknown", "there is no such wallet"))
 }
 
@@ -162,5 +158,5 @@ async fn transactions(
     Query(reading): Query<Reading>,
 ) -> Listed<queries::Transaction> {
     service.wait_for("wallets", reading.after).await?;
-    queries::transactions(&service.pool, id).await.map(Json).map_err(unavailable)
+    Ok(Json(queries::transactions(&service.pool, id).await?))
 }

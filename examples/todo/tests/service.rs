@@ -1,5 +1,9 @@
 //! The service as its users see it: requests over HTTP, on a PostgreSQL of its own.
 
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
 use espd::Running;
 use espd::embedded::{EmbeddedPostgres, Options};
 use reqwest::{Client, Method};
@@ -101,6 +105,74 @@ async fn a_todo_lives_from_request_to_table() {
     assert_eq!((status, &refused["code"]), (422, &json!("completed")));
     pool.close().await;
     service.stop().await;
+}
+
+#[tokio::test]
+async fn a_null_takes_a_value_away_and_what_is_left_out_stays() {
+    let service = Started::new().await;
+    let todo = json!({"title": "Buy milk", "description": "two litres", "due_date": "2030-05-01"});
+    let (_, added) = service.post("/todos", todo).await;
+    let path = format!("/todos/{}", text(&added, "id"));
+    let (status, amended) = service.ask(Method::PATCH, &path, &[], json!({"due_date": null})).await;
+    assert_eq!((status, &amended["version"]), (200, &json!(2)));
+    let listed = service.get(&format!("/todos?after={}", amended["position"])).await;
+    assert_eq!(
+        (&listed[0]["due_date"], &listed[0]["description"]),
+        (&Value::Null, &json!("two litres")),
+        "{listed}"
+    );
+    // There is none any more: nothing happens.
+    let (status, again) = service.ask(Method::PATCH, &path, &[], json!({"due_date": null})).await;
+    assert_eq!((status, &again["version"]), (200, &json!(2)));
+    service.stop().await;
+}
+
+/// Runs the program in a folder without a configuration.
+fn serve_in(folder: &Path, url: &str, config: Option<&Path>) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_todo"));
+    command.arg("serve").current_dir(folder).env("DATABASE_URL", url).env("TODO_LISTEN", "127.0.0.1:0");
+    command.env_remove("TODO_CONFIG").envs(config.map(|file| ("TODO_CONFIG", file)));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[tokio::test]
+async fn the_program_runs_anywhere_logs_what_clients_are_not_told_and_ends_on_sigterm() {
+    let server = EmbeddedPostgres::start_temporary(Options::default()).await.unwrap();
+    server.create_database("todo", None).await.unwrap();
+    let elsewhere = std::env::temp_dir();
+    let unconfigured = serve_in(&elsewhere, &server.url("todo"), None).wait_with_output().unwrap();
+    let said = String::from_utf8(unconfigured.stderr).unwrap();
+    assert!(!unconfigured.status.success() && said.contains("espd.toml"), "{said}");
+
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("espd.toml");
+    let mut child = serve_in(&elsewhere, &server.url("todo"), Some(&config));
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("http://") {
+        line.clear();
+        assert_ne!(output.read_line(&mut line).unwrap(), 0, "it has ended");
+    }
+    let address = line.split_whitespace().next().unwrap();
+
+    // Until the projector has made its table.
+    while reqwest::get(format!("{address}/todos")).await.unwrap().status().as_u16() != 200 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let pool = espd::prelude::sqlx::PgPool::connect(&server.url("todo")).await.unwrap();
+    espd::prelude::sqlx::query("drop table outstanding_todos").execute(&pool).await.unwrap();
+    let answer = reqwest::get(format!("{address}/todos")).await.unwrap();
+    assert_eq!(answer.status().as_u16(), 503);
+    let told: Value = answer.json().await.unwrap();
+    assert_eq!(told, json!({"code": "unavailable", "message": "the service is not available: try again"}));
+
+    let asked = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(asked.success());
+    let mut log = String::new();
+    output.read_to_string(&mut log).unwrap();
+    assert!(child.wait().unwrap().success(), "{log}");
+    assert!(log.contains("\"outstanding_todos\" does not exist"), "{log}");
+    pool.close().await;
+    server.stop().await;
 }
 
 #[tokio::test]
