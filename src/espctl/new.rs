@@ -1,11 +1,13 @@
 //! `espctl new`: a project that writes events, and what is added to it later.
 
 mod addition;
+mod declared;
+mod formatting;
 mod naming;
 mod project;
+mod type_text;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -47,7 +49,7 @@ enum Addition {
     Event {
         /// Its name: OrderPaid
         name: Name,
-        /// Its fields, as name:Type; without a type String
+        /// Its fields, as name:Type; without a type String. A type that is not of Rust itself has its path: due:chrono::NaiveDate
         fields: Vec<Field>,
         /// Which aggregate, as its file in src/ is called
         #[arg(long)]
@@ -57,7 +59,7 @@ enum Addition {
     Command {
         /// Its name: PayOrder
         name: Name,
-        /// Its fields, as name:Type; without a type String
+        /// Its fields, as name:Type; without a type String. A type that is not of Rust itself has its path: due:chrono::NaiveDate
         fields: Vec<Field>,
         /// Which aggregate, as its file in src/ is called
         #[arg(long)]
@@ -91,23 +93,11 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { addition, name, espd_path } = arguments;
     let here = std::env::current_dir().context("the current folder cannot be read")?;
     let done = match (addition, name) {
-        (Some(addition), _) => {
-            let done = add(&here, &addition)?;
-            format(&here);
-            done
-        }
+        (Some(addition), _) => add(&here, &addition)?,
         (None, Some(name)) => project::create(&here, &name, espd_path.as_deref())?,
         (None, None) => anyhow::bail!("say a name: espctl new shop"),
     };
     output::print(&done.join("\n"))
-}
-
-/// Formats the project, where rustfmt is installed: lines grow with names.
-fn format(project: &Path) {
-    let mut cargo = Command::new("cargo");
-    cargo.arg("fmt").current_dir(project).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // Without it, the files are as right and less tidy.
-    let _ = cargo.status();
 }
 
 /// Adds to the project in a folder, and says what was written.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
+use super::declared::{has_event, has_fields, has_type};
+use super::formatting::formatted;
 use super::naming::{Field, Name};
 use super::project::write;
 
@@ -60,13 +62,26 @@ impl<'p> Changes<'p> {
         Ok(())
     }
 
+    /// Adds a route for a command of an aggregate, and the import of its module if it is not there.
+    fn route(&mut self, aggregate: &Name, path: &str, handler: &str, command: &str) -> anyhow::Result<()> {
+        let (module, of_type) = (aggregate.underscored(), aggregate.camel());
+        let import = format!("use crate::{module};");
+        if !self.text("src/web.rs")?.lines().any(|line| line == import) {
+            self.lines("src/web.rs", "imports", &import)?;
+        }
+        let route =
+            format!(".route(\"{path}\", post({handler}::<{module}::{of_type}, {module}::{command}>))");
+        self.lines("src/web.rs", "routes", &route)
+    }
+
     /// Writes everything and says what.
     fn write(self) -> anyhow::Result<Vec<String>> {
         let mut done = Vec::new();
         for (path, text) in &self.texts {
             let target = self.project.join(path);
             let what = if target.exists() { "changed" } else { "made" };
-            write(&target, text)?;
+            let is_rust = path.extension().is_some_and(|extension| extension == "rs");
+            write(&target, &if is_rust { formatted(self.project, text) } else { text.clone() })?;
             done.push(format!("{what} {}", path.display()));
         }
         Ok(done)
@@ -74,6 +89,7 @@ impl<'p> Changes<'p> {
 }
 
 pub(super) fn aggregate(project: &Path, name: &Name) -> anyhow::Result<Vec<String>> {
+    name.require_aggregate()?;
     let mut changes = Changes::begin(project)?;
     let (module, of_type) = (name.underscored(), name.camel());
     let text = include_str!("template/aggregate.rs.txt")
@@ -81,10 +97,7 @@ pub(super) fn aggregate(project: &Path, name: &Name) -> anyhow::Result<Vec<Strin
         .replace("@words@", &module.replace('_', " "));
     changes.file(&format!("src/{module}.rs"), text)?;
     changes.lines("src/lib.rs", "modules", &format!("pub mod {module};"))?;
-    let routes = format!(".route(\"/{}s\", post(create::<{of_type}, Create{of_type}>))", name.hyphenated());
-    changes.lines("src/web.rs", "routes", &routes)?;
-    let import = format!("use crate::{module}::{{Create{of_type}, {of_type}}};");
-    changes.lines("src/web.rs", "imports", &import)?;
+    changes.route(name, &format!("/{}s", name.hyphenated()), "create", &format!("Create{of_type}"))?;
     changes.write()
 }
 
@@ -97,6 +110,7 @@ pub(super) fn event(
     let mut changes = Changes::begin(project)?;
     let file = format!("src/{}.rs", aggregate.underscored());
     ensure!(!has_event(changes.text(&file)?, name), "{file} has the event {} already", name.camel());
+    require_new_type(changes.text(&file)?, name, &file)?;
     add_event(&mut changes, name, fields, aggregate)?;
     changes.write()
 }
@@ -109,18 +123,27 @@ pub(super) fn command(
     event: &Name,
 ) -> anyhow::Result<Vec<String>> {
     let mut changes = Changes::begin(project)?;
-    let (module, of_type, command) = (aggregate.underscored(), aggregate.camel(), name.camel());
-    let file = format!("src/{module}.rs");
+    let command = name.camel();
+    let file = format!("src/{}.rs", aggregate.underscored());
     let text = changes.text(&file)?;
-    ensure!(!text.contains(&format!("struct {command} ")), "{file} has the command {command} already");
-    if !has_event(text, event) {
+    ensure!(
+        !has_type(text, &command),
+        "{file} has the command {command} already, or another type of this name"
+    );
+    require_new_type(text, name, &file)?;
+    ensure!(
+        command != event.camel(),
+        "a command and its event have different names: PayOrder, and --event OrderPaid"
+    );
+    if has_event(text, event) {
+        require_same_fields(text, event, fields, &file)?;
+    } else {
+        require_new_type(text, event, &file)?;
         add_event(&mut changes, event, fields, aggregate)?;
     }
     changes.lines(&file, "commands", &decision(&command, fields, aggregate, event))?;
     let path = format!("/{}s/{{id}}/{}", aggregate.hyphenated(), name.hyphenated());
-    let route = format!(".route(\"{path}\", post(command::<{of_type}, {command}>))");
-    changes.lines("src/web.rs", "routes", &route)?;
-    changes.lines("src/web.rs", "imports", &format!("use crate::{module}::{command};"))?;
+    changes.route(aggregate, &path, "command", &command)?;
     changes.write()
 }
 
@@ -156,11 +179,29 @@ pub(super) fn reactor(
     Ok(done)
 }
 
-fn has_event(text: &str, name: &Name) -> bool {
-    let name = name.camel();
-    [" {", "("]
-        .iter()
-        .any(|next| text.lines().any(|line| line.trim_start().starts_with(&format!("{name}{next}"))))
+/// Requires that a type of this name can be declared in the file of an aggregate.
+fn require_new_type(text: &str, name: &Name, file: &str) -> anyhow::Result<()> {
+    name.require_type()?;
+    let of_type = name.camel();
+    let is_new = !has_type(text, &of_type) && !has_event(text, name);
+    ensure!(is_new, "{file} has a type {of_type} already: choose another name");
+    Ok(())
+}
+
+/// Requires that an event that is there can be made of the fields of a command.
+fn require_same_fields(text: &str, event: &Name, fields: &[Field], file: &str) -> anyhow::Result<()> {
+    let event_type = event.camel();
+    let same = has_fields(text, event, fields).with_context(|| {
+        format!(
+            "{file} declares the fields of {event_type} in a struct of its own: write the command by hand"
+        )
+    })?;
+    let given = braces(fields, ": ", |field| &field.of_type);
+    ensure!(
+        same,
+        "{file} has the event {event_type} with other fields than {given}: give the command the fields of its event, or another event"
+    );
+    Ok(())
 }
 
 fn add_event(

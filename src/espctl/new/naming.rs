@@ -2,17 +2,72 @@
 
 use std::str::FromStr;
 
+use anyhow::ensure;
+
+use super::type_text;
+
 /// A name that can be one in Rust and SQL: `order`, `OrderPaid`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Name(String);
 
 /// Words that Rust keeps for itself, as far as somebody may want them for a name.
-const TAKEN: &[&str] = &[
+const KEYWORDS: &[&str] = &[
     "abstract", "as", "async", "await", "box", "break", "const", "continue", "crate", "do", "dyn", "else",
     "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro",
     "match", "mod", "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "struct",
-    "super", "trait", "true", "try", "type", "unsafe", "use", "virtual", "where", "while", "yield", "test",
-    "core", "std", "espd",
+    "super", "trait", "true", "try", "type", "unsafe", "use", "virtual", "where", "while", "yield",
+];
+
+/// Crates that a project uses, or that come with Rust: a package or a module of such a name would stand before them.
+const CRATES: &[&str] = &[
+    "alloc",
+    "async_trait",
+    "axum",
+    "chrono",
+    "core",
+    "espctl",
+    "espd",
+    "proc_macro",
+    "reqwest",
+    "serde",
+    "serde_json",
+    "sqlx",
+    "std",
+    "test",
+    "tokio",
+    "tracing",
+    "tracing_subscriber",
+    "uuid",
+];
+
+/// What a project cannot be called beside: folders of cargo, and databases that every PostgreSQL has.
+const FOLDERS_AND_DATABASES: &[&str] =
+    &["build", "deps", "examples", "incremental", "postgres", "template0", "template1"];
+
+/// Types and traits that the file of an aggregate uses: one that is declared there would stand before them.
+const TYPES_IN_USE: &[&str] = &[
+    "Aggregate",
+    "Clone",
+    "Context",
+    "Debug",
+    "Decide",
+    "Default",
+    "Deserialize",
+    "Err",
+    "From",
+    "Into",
+    "None",
+    "Ok",
+    "Option",
+    "PartialEq",
+    "Refusal",
+    "Result",
+    "Serialize",
+    "Some",
+    "String",
+    "ToOwned",
+    "Uuid",
+    "Vec",
 ];
 
 impl FromStr for Name {
@@ -26,10 +81,11 @@ impl FromStr for Name {
         {
             return Err("a name has letters, digits and underscores, and begins with a letter".to_owned());
         }
-        if TAKEN.contains(&text.to_ascii_lowercase().as_str()) {
-            return Err(format!("{text} is a word of Rust, or a crate"));
+        let name = Self(text.to_owned());
+        if KEYWORDS.contains(&name.underscored().as_str()) {
+            return Err(format!("{text} is a word of Rust"));
         }
-        Ok(Self(text.to_owned()))
+        Ok(name)
     }
 }
 
@@ -37,6 +93,39 @@ impl Name {
     /// As it was given.
     pub(super) fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Requires that it can be that of a project.
+    pub(super) fn require_project(&self) -> anyhow::Result<()> {
+        self.require_module()?;
+        let name = self.underscored();
+        ensure!(
+            !FOLDERS_AND_DATABASES.contains(&name.as_str()),
+            "{name} is the name of a folder of cargo or of a database that is always there: choose another name"
+        );
+        Ok(())
+    }
+
+    /// Requires that it can be that of a file in `src/`, and of the type in it.
+    pub(super) fn require_aggregate(&self) -> anyhow::Result<()> {
+        self.require_module()?;
+        self.require_type()
+    }
+
+    /// Requires that it can be that of a type in the file of an aggregate.
+    pub(super) fn require_type(&self) -> anyhow::Result<()> {
+        let name = self.camel();
+        ensure!(
+            !TYPES_IN_USE.contains(&name.as_str()),
+            "{name} is a type that the file of an aggregate uses: choose another name"
+        );
+        Ok(())
+    }
+
+    fn require_module(&self) -> anyhow::Result<()> {
+        let name = self.underscored();
+        ensure!(!CRATES.contains(&name.as_str()), "{name} is a crate that projects use: choose another name");
+        Ok(())
     }
 
     /// `order_paid`.
@@ -87,10 +176,7 @@ impl FromStr for Field {
         if name.as_str() != name.underscored() {
             return Err(format!("a field is written in small letters: {}", name.underscored()));
         }
-        let is_of_type = |c: char| c.is_ascii_alphanumeric() || "_:<>, ".contains(c);
-        if of_type.is_empty() || !of_type.chars().all(is_of_type) {
-            return Err(format!("{of_type:?} is no type of Rust: write amount:u32"));
-        }
+        type_text::check(of_type)?;
         Ok(Self { name, of_type: of_type.to_owned() })
     }
 }
@@ -117,15 +203,51 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_name_is_refused() {
-        for text in ["", "1st", "a-b", "a b", "../x", "type", "Self", "espd"] {
+        for text in ["", "1st", "a-b", "a b", "../x", "type", "type_", "Self"] {
             assert!(text.parse::<Name>().is_err(), "{text}");
         }
     }
 
     #[test]
+    fn a_project_is_not_called_like_what_it_uses() {
+        for text in CRATES.iter().chain(FOLDERS_AND_DATABASES) {
+            assert!(name(text).require_project().is_err(), "{text}");
+        }
+        for line in include_str!("template/Cargo.toml.txt").lines().filter(|line| line.contains(" = ")) {
+            let dependency = line.split(' ').next().unwrap().replace('-', "_");
+            let is_field = ["name", "version", "edition", "publish"].contains(&dependency.as_str());
+            assert!(is_field || CRATES.contains(&dependency.as_str()), "{dependency}");
+        }
+        name("shop").require_project().unwrap();
+    }
+
+    #[test]
+    fn an_aggregate_is_not_called_like_what_its_file_uses() {
+        for text in ["refusal", "context", "aggregate", "tokio", "serde", "string"] {
+            assert!(name(text).require_aggregate().is_err(), "{text}");
+        }
+        for text in ["request", "state", "query", "path", "body", "event", "id", "order", "delivery"] {
+            name(text).require_aggregate().unwrap();
+        }
+        // Whatever the template's files of aggregates import by name.
+        let files = [include_str!("template/aggregate.rs.txt"), include_str!("template/src/note.rs.txt")];
+        for import in files.iter().flat_map(|file| file.lines()).filter_map(|line| line.strip_prefix("use "))
+        {
+            let last = import.trim_end_matches(';').rsplit("::").next().unwrap();
+            assert!(last == "*" || TYPES_IN_USE.contains(&last), "{import}");
+        }
+    }
+
+    #[test]
+    fn a_field_is_called_as_anything_but_words_of_rust() {
+        assert_eq!("test".parse::<Field>().unwrap().name.as_str(), "test");
+        assert!("type".parse::<Field>().is_err());
+    }
+
+    #[test]
     fn a_field_has_a_type() {
-        let field: Field = "due:Option<NaiveDate>".parse().unwrap();
-        assert_eq!((field.name.as_str(), field.of_type.as_str()), ("due", "Option<NaiveDate>"));
+        let field: Field = "due:Option<chrono::NaiveDate>".parse().unwrap();
+        assert_eq!((field.name.as_str(), field.of_type.as_str()), ("due", "Option<chrono::NaiveDate>"));
         assert_eq!("title".parse::<Field>().unwrap().of_type, "String");
         for text in ["Due", "due:", "due:String}", ":u32"] {
             assert!(text.parse::<Field>().is_err(), "{text}");

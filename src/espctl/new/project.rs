@@ -29,6 +29,7 @@ const FILES: &[(&str, &str)] = &[
 pub(super) fn create(parent: &Path, name: &Name, espd_path: Option<&Path>) -> anyhow::Result<Vec<String>> {
     let underscored = name.underscored();
     ensure!(name.as_str() == underscored, "a project is named in small letters: espctl new {underscored}");
+    name.require_project()?;
     let folder = parent.join(&underscored);
     ensure!(!folder.exists(), "{} is there already: choose another name, or remove it", folder.display());
     let dependency = dependency(espd_path)?;

@@ -66,13 +66,32 @@ async fn what_cannot_be_made_is_said_and_nothing_is_written() {
         ),
         ("shop", "aggregate note", "src/note.rs is there already"),
         ("shop", "projector notes --events NoteWritten", "processors/notes.toml is there already"),
+        (".", "tokio", "tokio is a crate that projects use"),
+        (".", "postgres", "a database that is always there"),
+        ("shop", "aggregate serde", "serde is a crate that projects use"),
+        ("shop", "aggregate refusal", "Refusal is a type that the file of an aggregate uses"),
+        ("shop", "event Context --aggregate note", "Context is a type that the file of an aggregate uses"),
+        ("shop", "event Note --aggregate note", "src/note.rs has a type Note already"),
+        ("shop", "command NoteWritten text --aggregate note --event Other", "has a type NoteWritten already"),
+        ("shop", "command Cancel --aggregate note --event Cancel", "have different names"),
+        (
+            "shop",
+            "command Copy text:u32 --aggregate note --event NoteWritten",
+            "src/note.rs has the event NoteWritten with other fields than { text: u32 }",
+        ),
     ];
     for (folder, arguments, reason) in refused {
         let complaint = workshop.espctl_new(folder, arguments).await.complained(1);
         assert!(complaint.contains(reason), "{arguments}: {complaint}");
     }
     assert!(!workshop.path("other").exists());
-    for wrong in ["type", "1st", "event A-B --aggregate note", "event A amount:u32} --aggregate note"] {
+    for wrong in [
+        "type",
+        "1st",
+        "event A-B --aggregate note",
+        "event A amount:u32} --aggregate note",
+        "event A due:NaiveDate --aggregate note",
+    ] {
         assert_eq!(workshop.espctl_new("shop", wrong).await.code, Some(2), "{wrong}");
     }
     let web = workshop.read("shop/src/web.rs").replace("// espctl new: routes\n", "");
@@ -81,6 +100,18 @@ async fn what_cannot_be_made_is_said_and_nothing_is_written() {
     let complaint = workshop.espctl_new("shop", add).await.complained(1);
     assert!(complaint.contains("src/web.rs has no line `// espctl new: routes`"), "{complaint}");
     assert!(!workshop.read("shop/src/note.rs").contains("Revised"), "half of it was written");
+}
+
+#[tokio::test]
+async fn only_what_is_written_is_formatted() {
+    let workshop = Workshop::new();
+    workshop.espctl_new(".", "shop").await.printed();
+    let mine = "pub async fn  notes ( ) { }\n";
+    std::fs::write(workshop.path("shop/src/queries.rs"), mine).unwrap();
+    workshop.espctl_new("shop", "aggregate account").await.printed();
+    assert_eq!(workshop.read("shop/src/queries.rs"), mine);
+    // In order, which is what rustfmt makes of it.
+    assert!(workshop.read("shop/src/lib.rs").contains("pub mod account;\npub mod answer;"));
 }
 
 /// What it shares with the example application is the same there, so both are tested by either's tests.
@@ -105,7 +136,12 @@ async fn a_project_and_what_is_added_to_it_build_and_pass_their_tests() {
         "command ReviseNote text --aggregate note --event NoteRevised",
         "command TagNote tag:String weight:u32 --aggregate note --event NoteTagged",
         "command PrintNote --aggregate note --event NotePrinted",
+        "command CopyNote text --aggregate note --event NoteWritten",
         "aggregate bank_account",
+        "aggregate request",
+        "command Cancel on:chrono::NaiveDate --aggregate note --event NoteCancelled",
+        "command Cancel reason:Option<String> --aggregate request --event RequestCancelled",
+        "projector order --events RequestCreated",
         "command AddMoney amount:u32 --aggregate bank_account --event MoneyAdded",
         "projector activity --events NoteWritten,NoteRevised,MoneyAdded",
         "event NoteGreeted because --aggregate note",
