@@ -226,7 +226,7 @@ async fn a_wrong_order_is_named() -> Result<(), TestFailure> {
     let ordered = Ordered { account: order, amount: 1 };
     db.given_of::<OrderEvent>(order, espd::events![ordered.clone(), ordered]).await?;
 
-    let failure = running.caught_up().await.unwrap_err().to_string();
+    let failure = running.caught_up().await.expect_err("it cannot go on").to_string();
     assert!(failure.contains("sales does not go on: event 2 (Ordered)"), "{failure}");
     assert!(failure.contains("duplicate key"), "{failure}");
     Ok(())

@@ -223,14 +223,13 @@ impl<'r, S: EventStore, A: Aggregate, R> DecisionWithin<'r, S, A, R> {
             }
             let condition = self.query.clone().unchanged_since(folded.token.clone());
             // Where nothing came, the store was restored to an earlier state than the one that was folded.
-            let is_known;
-            match self.loader.store.append_if(&planned.new_events, &condition).await {
+            let is_known = match self.loader.store.append_if(&planned.new_events, &condition).await {
                 Ok(appended) => return planned.decided(appended),
                 Err(AppendError::ConditionFailed { came, .. }) if retry < self.loader.conflict_retries => {
-                    is_known = came.is_some();
+                    came.is_some()
                 }
                 Err(other) => return Err(ExecuteError::Append(other)),
-            }
+            };
             retry += 1;
             tokio::time::sleep(pause_before(retry, command_id.event_uuid(retry).as_bytes()[0])).await;
             folded = if is_known { self.catch_up(folded).await? } else { self.fold().await? };

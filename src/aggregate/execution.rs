@@ -146,18 +146,21 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
     }
 
     /// Names what has led to the command.
+    #[cfg(feature = "commands")]
     pub(crate) fn causation_id(mut self, id: Uuid) -> Self {
         self.envelope.causation_id = Some(id);
         self
     }
 
     /// Gives the command an id that nobody can have used before, so that it is not looked for.
+    #[cfg(feature = "commands")]
     pub(crate) fn new_command_id(mut self, id: Uuid) -> Self {
         self.new_command_id = Some(id);
         self
     }
 
     /// Has something else store what is decided.
+    #[cfg(feature = "commands")]
     pub(crate) fn stored_by(mut self, appender: &'r dyn Appender) -> Self {
         self.appender = Some(appender);
         self

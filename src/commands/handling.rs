@@ -24,6 +24,10 @@ pub(super) struct Desk<S> {
 /// The result of a command of the type `C`, as the repository has it.
 type Result<T, C> = std::result::Result<T, ExecuteError<<<C as Command>::Aggregate as Decide<C>>::Refusal>>;
 
+/// A command that is about to be carried out.
+type ExecutionOf<'c, S, C> =
+    Execution<'c, S, <C as Command>::Aggregate, <<C as Command>::Aggregate as Decide<C>>::Refusal>;
+
 impl<S: EventStore> Desk<S> {
     /// Handles a command that is valid.
     pub(super) async fn handle<C: Command>(&self, command: C, envelope: Envelope) -> Outcome {
@@ -68,8 +72,7 @@ impl<S: EventStore> Desk<S> {
         &'c self,
         command: &'c C,
         note: &Note<'c>,
-    ) -> std::result::Result<Execution<'c, S, C::Aggregate, <C::Aggregate as Decide<C>>::Refusal>, Outcome>
-    {
+    ) -> std::result::Result<ExecutionOf<'c, S, C>, Outcome> {
         let envelope = note.envelope;
         let mut execution = self.repository.execute(&command.aggregate_id(), command);
         execution = match envelope.command_id {

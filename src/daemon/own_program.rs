@@ -48,7 +48,7 @@ enum Command {
     /// Run one processor in this process
     Worker(WorkerArguments),
     #[command(flatten)]
-    Operate(espctl::Command),
+    Operate(Box<espctl::Command>),
 }
 
 /// Does what the command line says and returns the exit code.
@@ -68,7 +68,7 @@ pub(super) fn main(registry: Registry) -> std::process::ExitCode {
         Command::Worker(arguments) => daemon(&|| run_worker(&config, &arguments, Arc::clone(&registry))),
         Command::Operate(command) => {
             let load = || load_for_tool(&config, &registry);
-            espctl::execute(command, &Tool { load: &load, command_lines: &[command_line] })
+            espctl::execute(*command, &Tool { load: &load, command_lines: &[command_line] })
         }
     }
 }

@@ -95,7 +95,7 @@ macro_rules! event_set {
     ) => {
         $($outer)*
         #[derive(Debug, Clone, PartialEq)]
-        #[allow(missing_docs)]
+        #[allow(missing_docs, clippy::enum_variant_names)]
         $visibility enum $set { $($(#[$meta])* $variant($type)),* }
 
         $(impl ::core::convert::From<$type> for $set {

@@ -50,6 +50,9 @@ pub(super) struct Sealing {
     subject: Option<Pointer>,
 }
 
+/// The keys of a subject, by number.
+pub(super) type KeysOf<'k> = dyn Fn(&str) -> Result<BTreeMap<i32, SubjectKey>, Trouble> + 'k;
+
 impl Sealing {
     /// Fails with the text that is no pointer.
     pub(super) fn new(fields: &[&str], subject: &str) -> Result<Self, String> {
@@ -78,7 +81,7 @@ impl Sealing {
         &self,
         event: &NewEvent,
         body: &RawValue,
-        keys_of: &dyn Fn(&str) -> Result<BTreeMap<i32, SubjectKey>, Trouble>,
+        keys_of: &KeysOf<'_>,
     ) -> Result<Option<Box<RawValue>>, Trouble> {
         let mut sealed: Option<Box<RawValue>> = None;
         for field in &self.fields {

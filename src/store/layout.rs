@@ -232,7 +232,6 @@ impl Layout {
     }
 
     /// Whether events have tags here.
-    #[cfg(feature = "daemon")]
     pub(crate) fn has_tags(&self) -> bool {
         self.append.is_some()
     }

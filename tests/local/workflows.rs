@@ -108,7 +108,7 @@ impl Reactor for Payer {
             Ok(paid) => context.emit(&event.aggregate_id, &OrderPaid { left: paid.state.balance })?,
             Err(TooLittle(balance)) => context.emit(&event.aggregate_id, &OrderRefused { balance })?,
         }
-        match self.failures.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
+        match self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
             Ok(_) => Err("it fails this time".into()),
             Err(_) => Ok(()),
         }

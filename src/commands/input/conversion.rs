@@ -245,7 +245,7 @@ impl<'v> VariantAccess<'v> for Variant<'v> {
     type Error = ReadError;
 
     fn unit_variant(self) -> Result<(), ReadError> {
-        self.content.map_or(Ok(()), |content| serde::Deserialize::deserialize(content))
+        self.content.map_or(Ok(()), serde::Deserialize::deserialize)
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'v>>(self, seed: T) -> Result<T::Value, ReadError> {

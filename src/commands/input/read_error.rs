@@ -15,18 +15,19 @@ pub(super) struct ReadError {
     pub(super) stranger: Option<String>,
     /// What would do instead, if there is a list.
     pub(super) choices: &'static [&'static str],
-    pub(super) told: CommandError,
+    pub(super) told: Box<CommandError>,
 }
 
 impl ReadError {
     pub(super) fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { field: None, stranger: None, choices: &[], told: CommandError::new(code, message) }
+        Self { field: None, stranger: None, choices: &[], told: Box::new(CommandError::new(code, message)) }
     }
 
     fn with_expected(code: &str, expected: &dyn Expected) -> Self {
         let expected = expected.to_string();
         let message = format!("must be {expected}");
-        Self { told: CommandError::new(code, message).with("expected", expected), ..Self::new(code, "") }
+        let told = Box::new(CommandError::new(code, message).with("expected", expected));
+        Self { told, ..Self::new(code, "") }
     }
 }
 
@@ -63,7 +64,7 @@ impl de::Error for ReadError {
             ) => {
                 let kind = expected.to_string();
                 let error = Self::new("integer_range", format!("is too large or too small for {kind}"));
-                Self { told: error.told.with("expected", kind), ..error }
+                Self { told: Box::new(error.told.with("expected", kind)), ..error }
             }
             _ => Self::with_expected("invalid", expected),
         }
@@ -76,13 +77,13 @@ impl de::Error for ReadError {
     fn unknown_variant(_: &str, expected: &'static [&'static str]) -> Self {
         let message = format!("must be one of: {}", expected.join(", "));
         let told = CommandError::new("choice", message).with("expected", expected.to_vec());
-        Self { choices: expected, told, ..Self::new("", "") }
+        Self { choices: expected, told: Box::new(told), ..Self::new("", "") }
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
         let told =
             CommandError::new("unknown_field", "is no field of this").with("expected", expected.to_vec());
-        Self { stranger: Some(field.to_owned()), told, ..Self::new("", "") }
+        Self { stranger: Some(field.to_owned()), told: Box::new(told), ..Self::new("", "") }
     }
 
     fn missing_field(field: &'static str) -> Self {

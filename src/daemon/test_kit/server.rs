@@ -26,7 +26,7 @@ pub(super) async fn create_database() -> Result<String, Box<dyn std::error::Erro
 
 /// Removes a database, with whoever is connected to it.
 pub(super) async fn drop_database(name: &str) -> Result<(), sqlx::Error> {
-    let server = shared().await.map_err(|error| sqlx::Error::Configuration(error))?;
+    let server = shared().await.map_err(sqlx::Error::Configuration)?;
     let mut connection = PgConnection::connect(&server.url("postgres")).await?;
     let statement = format!("-- drop_database\ndrop database {} with (force)", quote_identifier(name));
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;

@@ -2,13 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// The example, which ends with the test.
-struct Service(Child, String, BufReader<ChildStdout>);
+struct Service(Child, String);
 
 impl Service {
     fn start() -> Self {
@@ -20,7 +20,9 @@ impl Service {
         let mut output = BufReader::new(child.stdout.take().unwrap());
         output.read_line(&mut line).unwrap();
         let address = line.trim().rsplit('/').next().unwrap().to_owned();
-        Self(child, address, output)
+        // The pipe stays open: the example may say more.
+        child.stdout = Some(output.into_inner());
+        Self(child, address)
     }
 
     /// Status and body of the answer.

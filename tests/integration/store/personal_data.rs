@@ -141,7 +141,8 @@ async fn two_programs_that_meet_a_new_person_agree_on_one_key() {
         [keys, other].map(|keys| store.clone().with_codec(PersonalData::new(keys).of::<MoneySent>()));
     let events: Vec<NewEvent> = (0..20).map(|_| NewEvent::of(Uuid::new_v4(), &sent()).unwrap()).collect();
     let (one, two) = tokio::join!(stores[0].append(&events[..10]), stores[1].append(&events[10..]));
-    (one.unwrap(), two.unwrap());
+    one.unwrap();
+    two.unwrap();
     let all = read(&stores[0]).await;
     assert!(all.iter().all(|event| event.read::<MoneySent>().unwrap() == Some(sent())));
     let keys: i64 =
