@@ -222,8 +222,8 @@ async fn orders_are_sold_and_late_ones_are_told() -> Result<(), TestFailure> {
 async fn a_wrong_order_is_named() -> Result<(), TestFailure> {
     let db = database().await?;
     let running = db.start(program()).await?;
-    let order = Uuid::new_v4();
-    let ordered = Ordered { account: order, amount: 1 };
+    let (account, order) = (Uuid::new_v4(), Uuid::new_v4());
+    let ordered = Ordered { account, amount: 1 };
     db.given_of::<OrderEvent>(order, espd::events![ordered.clone(), ordered]).await?;
 
     let failure = running.caught_up().await.expect_err("it cannot go on").to_string();
