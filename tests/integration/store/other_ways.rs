@@ -200,7 +200,13 @@ impl_event_store!(
         let read = "select events::text, token from espd.read_tagged($1, $2)";
         let (items, since) = (serde_json::to_value(query).unwrap(), since.map(serde_json::to_value));
         let read = sqlx::query_as::<_, (String, serde_json::Value)>(read);
-        let (events, token) = read.bind(items).bind(since.map(Result::unwrap)).fetch_one(&self.pool).await?;
+        let found = read.bind(items).bind(since.map(Result::unwrap)).fetch_one(&self.pool).await;
+        let (events, token) = match found {
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("ES003") => {
+                return Err(ReadError::Refused { reason: error.message().to_owned() });
+            }
+            found => found?,
+        };
         let events = serde_json::from_str(&events).unwrap();
         Ok(TaggedEvents { events, token: serde_json::from_value(token).unwrap() })
     }
