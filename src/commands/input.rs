@@ -20,8 +20,9 @@ use place::Place;
 ///
 /// ```
 /// use espd::commands::Input;
+/// use validator::Validate;
 ///
-/// #[derive(Debug, PartialEq, serde::Deserialize, validator::Validate)]
+/// #[derive(Debug, PartialEq, serde::Deserialize, Validate)]
 /// struct Order {
 ///     #[validate(nested, length(min = 1))]
 ///     items: Vec<Item>,
@@ -29,7 +30,7 @@ use place::Place;
 ///     note: Option<String>,
 /// }
 ///
-/// #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize, validator::Validate)]
+/// #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize, Validate)]
 /// struct Item {
 ///     #[validate(length(min = 2))]
 ///     name: String,
