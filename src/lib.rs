@@ -191,8 +191,9 @@
 //! | `processors` | [`native`]: projectors and reactors in Rust |
 //! | `testing` | [`embedded`]: a private PostgreSQL; with `processors`, [`testing`]: processors on the memory store |
 //! | `personal-data` | [`personal_data`]: fields that are encrypted for each person, so that the person can be forgotten |
+//! | `commands` (default) | [`commands`]: commands from outside, read from JSON and forms, validated, routed, recorded |
 //! | `sqlite` | `store::SqliteEventStore`: an event store in one file |
-//! | `daemon` (default) | [`Program`], both programs; all but `sqlite` |
+//! | `daemon` (default) | [`Program`], both programs; `processors`, `testing` and `personal-data` |
 //!
 //! # Inside
 //!
