@@ -285,8 +285,11 @@ fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaratio
     let EventSource::Table { source, table, json_bodies, upcasts } = source else {
         return template.conditions.push("passed");
     };
-    let is_plain = json_bodies.is_none() && upcasts.is_empty();
-    template.conditions.push(if is_plain { "table" } else { "layered" });
+    template.conditions.push(match (json_bodies, upcasts) {
+        (None, []) => "table",
+        (Some(_), []) => "limited",
+        (_, [_, ..]) => "layered",
+    });
     template.conditions.push("stored");
     template.values.push(("source", source.to_owned()));
     template.values.push(("events_table", table.to_owned()));
@@ -294,6 +297,10 @@ fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaratio
     template.values.push(("diverged", quote_literal(DIVERGED)));
     if let Some(table) = json_bodies {
         let types = projector.event_types().map(|types| stored_types(upcasts, types));
+        // Without upcasts the table occurs once in its source.
+        let (before, behind) = source.split_once(table).unwrap_or_default();
+        template.values.push(("before_table", before.to_owned()));
+        template.values.push(("behind_table", behind.to_owned()));
         template.conditions.push("json_bodies");
         template.values.push(("table", table.to_owned()));
         template.values.push(("of_stored_types", type_condition(types)));

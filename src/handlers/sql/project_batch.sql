@@ -120,6 +120,15 @@ begin
         where e.id > espd_after and e.id <= espd_upto{{of_types}}
         order by e.id limit espd_limit
         --{{end}}
+        --{{if limited}}
+        -- The rows are cut off before anything is computed of them: a body that cannot be read must not be an error of the
+        -- events before it, and reading one takes longer than finding it.
+        select {{columns}} from {{before_table}}(
+          select e.* from {{table}} as e
+          where e.id > espd_after and e.id <= espd_upto{{of_stored_types}}
+          order by e.id limit espd_limit) as stored{{behind_table}} as e
+        order by e.id
+        --{{end}}
         --{{if layered}}
         -- A plan may compute bodies before it sorts and cuts off. So first come the ids: a body that cannot be read must
         -- not be an error of the events before it.
