@@ -39,6 +39,8 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (10, "tags", include_str!("../../migrations/event_store/0010_tags.sql")),
         (11, "audit", include_str!("../../migrations/event_store/0011_audit.sql")),
         (12, "commands", include_str!("../../migrations/event_store/0012_commands.sql")),
+        (13, "last of type", include_str!("../../migrations/event_store/0013_last_of_type.sql")),
+        (14, "one event", include_str!("../../migrations/event_store/0014_one_event.sql")),
     ],
 };
 

@@ -9,6 +9,7 @@
 
 mod insert;
 mod tagged;
+mod tagged_event;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -41,6 +42,7 @@ pub(super) struct Statements {
     insert: insert::Statements,
     call_function: SqlStr,
     append_tagged: SqlStr,
+    tagged_event: tagged_event::Statements,
     find_uuids: SqlStr,
     /// The names of what appends.
     pub(super) append: Append,
@@ -60,6 +62,7 @@ impl Statements {
                   $7::uuid[], $8::uuid[], $9::timestamptz[])"
             )),
             append_tagged: tagged::statement(layout),
+            tagged_event: tagged_event::Statements::new(layout, &append.event_schemas),
             find_uuids: sql(format!(
                 "-- find_uuids
                 select uuid from {events} where uuid = any ($1)"
@@ -103,6 +106,14 @@ async fn try_append(
 ) -> Result<Vec<Appended>, AppendError> {
     if condition.is_some() || !are_plain(events) {
         let mut connection = pool.acquire().await?;
+        if tagged_event::is_for(events, condition) {
+            let (statements, prepared) = (&statements.tagged_event, statements.prepared);
+            let stored =
+                tagged_event::append(statements, prepared, &mut connection, &events[0], condition).await?;
+            if let Some(appended) = stored {
+                return Ok(vec![appended]);
+            }
+        }
         return append_tagged(statements, &mut connection, events, condition).await;
     }
     if split_into_batches(events).len() > 1 {

@@ -13,11 +13,14 @@ const INVALID: &str = "ES003";
 const NOT_AS_DECLARED: &str = "ES007";
 const CONDITION_FAILED: &str = "ES008";
 const KEY_TAKEN: &str = "ES009";
+const NOTHING_STORED: &str = "ES010";
 const UNIQUE_VIOLATION: &str = "23505";
 const CHECK_VIOLATION: &str = "23514";
 const SERIALIZATION_FAILURE: &str = "40001";
 const DEADLOCK_DETECTED: &str = "40P01";
 const UNDEFINED_TABLE: &str = "42P01";
+const UNDEFINED_COLUMN: &str = "42703";
+const UNDEFINED_FUNCTION: &str = "42883";
 
 /// Data exceptions: no such character in jsonb, number out of range, time out of range …
 const DATA_EXCEPTION_CLASS: &str = "22";
@@ -54,6 +57,13 @@ pub(super) fn is_taken(error: &sqlx::Error, keys: &[String]) -> bool {
 /// Whether the store was migrated last before events could be declared; `append_events` does without.
 pub(super) fn is_of_older_store(error: &sqlx::Error) -> bool {
     find_refusal(error).is_some_and(|refusal| refusal.code() == UNDEFINED_TABLE)
+}
+
+/// Whether a statement has stored nothing and left it to `append_tagged` to say why, or the store was migrated last before there was
+/// what the statement needs.
+pub(super) fn is_nothing_stored(error: &sqlx::Error) -> bool {
+    let codes = [NOTHING_STORED, UNDEFINED_TABLE, UNDEFINED_COLUMN, UNDEFINED_FUNCTION];
+    find_refusal(error).is_some_and(|refusal| codes.contains(&refusal.code()))
 }
 
 /// Whether the same append may well succeed when it is repeated at once.

@@ -272,3 +272,74 @@ async fn a_store_of_another_kind_refuses_what_it_would_lose() {
     assert!(matches!(refused, Err(AppendError::Invalid { index: None, .. })), "{refused:?}");
     assert!(store.read_tagged(&TagQuery::tag("x"), None).await.is_err());
 }
+
+fn of_type(event_type: &str, tags: &[&str]) -> NewEvent {
+    let body = serde_json::value::to_raw_value(&json!({})).unwrap();
+    let event = NewEvent::new(Uuid::new_v4(), event_type, body);
+    tags.iter().fold(event, |event, tag| event.tagged(*tag))
+}
+
+/// What heads say that is not what the events of their tags say: the number of the last event, and that of the last one of each type.
+async fn differing_heads(pool: &PgPool) -> Vec<(String, String)> {
+    let query = "select coalesce(h.tag, t.tag), concat(h.n, ' ', h.by_type, ' ', t.n, ' ', t.by_type)
+        from (select tag, n, (select jsonb_object_agg(key, value->0) from jsonb_each(by_type)) as by_type
+            from espd.tag_heads where n > 0) as h
+          full join (select tag, sum(count)::bigint as n, jsonb_object_agg(type, last) as by_type
+            from (select tag, type, count(*), max(n) as last from espd.tag_events group by 1, 2) as t group by 1) as t
+          on h.tag = t.tag
+        where (h.n, h.by_type) is distinct from (t.n, t.by_type)";
+    sqlx::query_as(query).fetch_all(pool).await.unwrap()
+}
+
+/// By whatever way an event is stored, refused or found to be stored already, its tags know the last event of each type.
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_know_the_last_event_of_each_type() {
+    let (pool, store) = store().await;
+    let (a, b, none) = (of_type("A", &["x", "y"]), of_type("B", &["y", "z"]), of_type("A", &["new"]));
+    let read = store.read_tagged(&TagQuery::tag("y"), None).await.unwrap();
+    store.append(std::slice::from_ref(&a)).await.unwrap();
+    store.append(&[b.clone(), of_type("A", &["y"]), of_type("C", &["z", "x"])]).await.unwrap();
+    assert_eq!(differing_heads(&pool).await, []);
+
+    // Stored already: by the statement for one event, by the function, with others.
+    for again in [std::slice::from_ref(&a), &[b.clone()]] {
+        store.append(again).await.unwrap();
+        let mut transaction = pool.begin().await.unwrap();
+        store.append_in(&mut transaction, again).await.unwrap().commit(transaction).await.unwrap();
+    }
+    assert_eq!(differing_heads(&pool).await, []);
+
+    // Refused: an event came, the version is not the expected one, the token is of another store.
+    let came = TagQuery::tag("y").of_types(["B"]).unchanged_since(read.token);
+    let refused = store.append_if(&[of_type("A", &["y"])], &came).await;
+    assert!(matches!(refused, Err(AppendError::ConditionFailed { item: 0, .. })), "{refused:?}");
+    let expected = espd::event::ExpectedVersion::exactly(3);
+    let refused = store.append(&[of_type("A", &["y", "fresh"]).expecting(expected)]).await;
+    assert!(matches!(refused, Err(AppendError::Conflict { .. })), "{refused:?}");
+    let token = serde_json::from_value(json!({ "new": 7 })).unwrap();
+    let refused = store.append_if(&[none.clone()], &TagQuery::tag("new").unchanged_since(token)).await;
+    assert!(matches!(refused, Err(AppendError::ConditionFailed { .. })), "{refused:?}");
+    assert_eq!(differing_heads(&pool).await, []);
+
+    // A condition on types that did not come, and on its own type, however much else has come.
+    let condition = TagQuery::tag("y").of_types(["Z"]).without_any();
+    store.append_if(&[of_type("Y", &["y"])], &condition).await.unwrap();
+    let condition = TagQuery::tag("y").of_types(["Y"]).without_any();
+    let refused = store.append_if(&[of_type("Y", &["y"])], &condition).await;
+    assert!(matches!(refused, Err(AppendError::ConditionFailed { .. })), "{refused:?}");
+    let own = TagQuery::tag("new").of_types(["A"]).without_any();
+    store.append_if(&[none], &own).await.unwrap();
+    assert_eq!(differing_heads(&pool).await, []);
+}
+
+/// A store that had tags before they knew of types knows them once it is migrated.
+#[tokio::test]
+async fn tags_learn_of_their_types_when_a_store_is_migrated() {
+    let (pool, store) = store().await;
+    store.append(&[of_type("A", &["x"]), of_type("B", &["x", "y"]), of_type("A", &["x"])]).await.unwrap();
+    sqlx::raw_sql("alter table espd.tag_heads drop column by_type").execute(&pool).await.unwrap();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/event_store");
+    let migration = std::fs::read_to_string(folder.join("0013_last_of_type.sql")).unwrap();
+    sqlx::raw_sql(AssertSqlSafe(migration.replace(":\"schema\"", "espd"))).execute(&pool).await.unwrap();
+    assert_eq!(differing_heads(&pool).await, []);
+}
