@@ -1,16 +1,15 @@
 //! Appending through the library, against plain multi-row INSERTs into the same table in the same run.
 //!
-//! `cargo bench --bench append [-- --rounds 6 --seconds 2]`. Needs the PostgreSQL binaries, as the tests do. Each
+//! `cargo bench --bench append [-- --rounds 6]`. Needs the PostgreSQL binaries, as the tests do. Each
 //! append creates an aggregate and says so (expected version 0); the plain INSERT binds the same columns and checks
 //! nothing. Rounds of both alternate, and the figures are medians of rounds, because the speed of a disk drifts.
 
-use std::fmt::Write as _;
+mod support;
+
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use espd::embedded::{EmbeddedPostgres, Options};
+use anyhow::Result;
 use espd::event::{ExpectedVersion, NewEvent};
-use espd::schema::migrate_event_store;
 use espd::store::Layout;
 use espd::store::{EventStore, PostgresEventStore};
 use futures_util::future::try_join_all;
@@ -20,6 +19,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgBindIterExt, PgHasArrayType, PgPoolOptions, PgTypeInfo};
 use sqlx::types::Json;
 use sqlx::{Encode, PgPool, Postgres, Type};
+use support::{Arguments, Report, SCHEMA, Server, Spread};
 use uuid::Uuid;
 
 const BODY: &str =
@@ -29,36 +29,26 @@ const CONNECTIONS: [u32; 3] = [1, 4, 16];
 
 const EVENTS_PER_APPEND: [usize; 2] = [1, 10];
 
-/// What the library has to reach of the plain INSERT.
-const TARGET: f64 = 0.85;
-
 #[tokio::main]
 async fn main() -> Result<()> {
-    let rounds = argument("--rounds")?.unwrap_or(6);
-    let time = Duration::from_secs(argument("--seconds")?.unwrap_or(2));
-    let server = EmbeddedPostgres::start_temporary(Options::default()).await?;
-    server.create_database("bench", None).await?;
-
-    println!("events/s, median of {rounds} rounds of {time:?} each, alternating (slowest to fastest round)");
-    println!(
-        "{:>11} {:>6}  {:>22}  {:>22}  {:>5}",
-        "connections", "events", "plain INSERT", "append", "ratio"
-    );
+    let arguments = Arguments::read()?;
+    let rounds = arguments.rounds(6);
+    let time = arguments.size(Duration::from_secs(2), Duration::from_millis(300));
+    let server = Server::start(&[]).await?;
+    let flush = server.flush_time();
+    let title = format!("appends by the library, {rounds} rounds of {time:?}, flush {flush:.1?}");
+    let report = Report::begin(&title, "events/s");
     for count in EVENTS_PER_APPEND {
         for connections in CONNECTIONS {
-            let pool = connect(&server.url("bench"), connections).await?;
+            let pool = connect(&server, connections).await?;
             let (mut plain, mut append) = (Vec::new(), Vec::new());
             for _ in 0..rounds {
                 plain.push(run(&pool, Way::Plain, connections, count, time).await?);
                 append.push(run(&pool, Way::Append, connections, count, time).await?);
             }
-            let ratio = median(&mut append) / median(&mut plain);
-            let verdict = if ratio < TARGET { "below the target" } else { "" };
-            println!(
-                "{connections:>11} {count:>6}  {:>22}  {:>22}  {ratio:>5.2}  {verdict}",
-                describe(&mut plain),
-                describe(&mut append),
-            );
+            let what = format!("{connections} connections, {count} an append; a plain INSERT");
+            let target = if count == 1 && connections > 1 { ">= 0.95" } else { ">= 0.85" };
+            report.row(&what, Spread::of(&append), Spread::of(&plain), target);
             pool.close().await;
         }
     }
@@ -66,19 +56,12 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// The number after `name` on the command line.
-fn argument(name: &str) -> Result<Option<u64>> {
-    let mut arguments = std::env::args().skip_while(|argument| argument != name).skip(1);
-    arguments.next().map(|number| number.parse().context(format!("{name} takes a number"))).transpose()
-}
-
 /// An empty store, and as many connections to it as there are writers.
-async fn connect(url: &str, connections: u32) -> Result<PgPool> {
+async fn connect(server: &Server, connections: u32) -> Result<PgPool> {
+    server.execute("truncate espd.events").await?;
+    server.settle().await?;
     let options = PgPoolOptions::new().max_connections(connections).test_before_acquire(false);
-    let pool = options.connect(url).await?;
-    migrate_event_store(&pool, "espd").await?;
-    sqlx::raw_sql("truncate espd.events").execute(&pool).await?;
-    Ok(pool)
+    Ok(options.connect(&server.url).await?)
 }
 
 #[derive(Clone, Copy)]
@@ -89,7 +72,7 @@ enum Way {
 
 /// Events stored per second by `writers` tasks.
 async fn run(pool: &PgPool, way: Way, writers: u32, count: usize, time: Duration) -> Result<f64> {
-    let store = PostgresEventStore::new(pool.clone(), Layout::espd("espd")?);
+    let store = PostgresEventStore::new(pool.clone(), Layout::espd(SCHEMA)?);
     let begin = Instant::now();
     let tasks = (0..writers).map(|_| {
         let (pool, store) = (pool.clone(), store.clone());
@@ -158,17 +141,6 @@ async fn insert_plainly(pool: &PgPool, events: &[NewEvent]) -> Result<()> {
     };
     query.execute(pool).await?;
     Ok(())
-}
-
-fn median(figures: &mut [f64]) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    (figures[(figures.len() - 1) / 2] + figures[figures.len() / 2]) / 2.0
-}
-
-fn describe(figures: &mut [f64]) -> String {
-    let mut text = format!("{:.0}", median(figures));
-    let _ = write!(text, " ({:.0}–{:.0})", figures[0], figures[figures.len() - 1]);
-    text
 }
 
 /// JSON text copied into a parameter as it is, which is how the library sends it.

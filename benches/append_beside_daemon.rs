@@ -52,7 +52,7 @@ async fn main() -> anyhow::Result<()> {
     let time = arguments.size(Duration::from_secs(3), Duration::from_millis(500));
     let rounds = arguments.rounds(7);
     let server = Server::start(&[]).await?;
-    let flush = server.flush_time().await?;
+    let flush = server.flush_time();
     let bench = Bench::new(&server, time)?;
 
     let title =

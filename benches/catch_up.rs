@@ -44,7 +44,7 @@ async fn main() -> anyhow::Result<()> {
     let (events, rounds) = (arguments.size(200_000, 20_000), arguments.rounds(5));
     let server = Server::start(&[]).await?;
     server.load_todo_history(events).await?;
-    let flush = server.flush_time().await?;
+    let flush = server.flush_time();
     let bench = Bench::prepare(&server, events as i64).await?;
 
     let contestants = [Contestant::Daemon, Contestant::SameFunction, Contestant::BareLoop];

@@ -57,7 +57,7 @@ async fn main() -> anyhow::Result<()> {
     let (events, rounds) = (arguments.size(200_000, 20_000), arguments.rounds(5));
     let server = Server::start(&[]).await?;
     server.load_todo_history(events).await?;
-    let flush = server.flush_time().await?;
+    let flush = server.flush_time();
     let head = events as i64;
 
     let contestants = [worker(&server)?, sql(&server)?];

@@ -69,7 +69,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::read()?;
     let time = arguments.size(Duration::from_secs(2), Duration::from_millis(200));
     let server = Server::start(&[]).await?;
-    let report = Report::begin("Commands beside bare appends", "per second");
+    let report = Report::begin("Commands beside bare appends", "commands/s");
     for callers in CALLERS {
         let pool = PgPoolOptions::new().max_connections(callers).connect(&server.url).await?;
         let (mut bare, mut commands) = (Vec::new(), Vec::new());
@@ -77,8 +77,8 @@ async fn main() -> anyhow::Result<()> {
             bare.push(run(&pool, Way::Append, callers, time).await?);
             commands.push(run(&pool, Way::Execute, callers, time).await?);
         }
-        let what = format!("{callers} callers");
-        report.row(&what, Spread::of(&commands), Spread::of(&bare), "at least 0.6");
+        let what = format!("{callers} callers; bare appends");
+        report.row(&what, Spread::of(&commands), Spread::of(&bare), ">= 0.6");
         pool.close().await;
     }
     load_long(&server, arguments).await?;
@@ -138,13 +138,18 @@ async fn load_long(server: &Server, arguments: Arguments) -> anyhow::Result<()> 
         .await
         .expect("nothing refuses it");
     with_snapshots.take_snapshot(&id).await?;
-    let report = Report::begin("Loading an aggregate of 10,000 events", "milliseconds");
+    let report = Report::begin("Loading an aggregate of 10,000 events", "ms");
     let (mut whole, mut tail) = (Vec::new(), Vec::new());
     for _ in 0..arguments.rounds(20) {
         whole.push(time_load(&plain, &id).await?);
         tail.push(time_load(&with_snapshots, &id).await?);
     }
-    report.row("with a snapshot, beside all events", Spread::of(&tail), Spread::of(&whole), "");
+    report.row(
+        "an aggregate of 10,000 events, with a snapshot; all events",
+        Spread::of(&tail),
+        Spread::of(&whole),
+        "",
+    );
     Ok(())
 }
 

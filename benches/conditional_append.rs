@@ -1,6 +1,6 @@
 //! Appending under a condition on tags, beside appends without one, and beside the same decision in SERIALIZABLE transactions.
 //!
-//! `cargo bench --bench conditional_append [-- --rounds 4 --seconds 2]`. Needs the PostgreSQL binaries, as the tests do. Each event
+//! `cargo bench --bench conditional_append [-- --rounds 4]`. Needs the PostgreSQL binaries, as the tests do. Each event
 //! has two tags of 1,000, or of 20, and the condition is that no event of another type has come on either of them, so no append is
 //! refused for a reason. Eight clients know the numbers of the tags as of some hundred appends ago, as positions in the
 //! serializable transactions. Rounds alternate, and the figures are medians of rounds, because the speed of a disk drifts.
@@ -8,10 +8,12 @@
 //! At the end, what must hold is tried with more clients than in the tests: 200 rounds of 16 writers on one boundary, of whom one
 //! wins, and 16 clients that claim the same 3,000 keys.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use espd::embedded::{EmbeddedPostgres, Options};
 use espd::event::{ExpectedVersion, NewEvent};
 use espd::schema::migrate_event_store;
@@ -20,6 +22,7 @@ use futures_util::future::{join_all, try_join_all};
 use serde_json::value::RawValue;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use support::{Arguments, Report, Spread, machine};
 use uuid::Uuid;
 
 const BODY: &str =
@@ -31,9 +34,6 @@ const TAGS: [usize; 2] = [1_000, 20];
 
 /// After so many appends a client looks how far the tags are.
 const APPENDS_PER_LOOK: usize = 500;
-
-/// What conditional appends have to reach of those without a condition.
-const TARGET: f64 = 0.5;
 
 /// The same tags in a table without counters. One statement decides and stores, in a transaction of its own.
 const SERIALIZABLE_TABLE: &str = "create table if not exists serial_tags (
@@ -57,14 +57,16 @@ const WAYS: [Way; 4] = [Way::Plain, Way::Tagged, Way::Conditional, Way::Serializ
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let rounds = argument("--rounds")?.unwrap_or(4);
-    let time = Duration::from_secs(argument("--seconds")?.unwrap_or(2));
+    let arguments = Arguments::read()?;
+    let rounds = arguments.rounds(4);
+    let time = arguments.size(Duration::from_secs(2), Duration::from_millis(300));
     let server = EmbeddedPostgres::start_temporary(Options::default()).await?;
-    println!("appends/s, median of {rounds} rounds of {time:?} each, {CLIENTS} clients, alternating");
-    println!(
-        "{:>6}  {:>10}  {:>10}  {:>11}  {:>12}  {:>8}  {:>5}",
-        "tags", "plain", "tagged", "conditional", "serializable", "retried", "ratio"
+    server.create_database("bench", None).await?;
+    let flush = machine::look_at(&PgPool::connect(&server.url("bench")).await?).await?;
+    let title = format!(
+        "appends under a condition, {rounds} rounds of {time:?}, {CLIENTS} clients, flush {flush:.1?}"
     );
+    let report = Report::begin(&title, "appends/s");
     for (number, tags) in TAGS.into_iter().enumerate() {
         let name = format!("bench_{number}");
         server.create_database(&name, None).await?;
@@ -83,23 +85,20 @@ async fn main() -> Result<()> {
                 }
             }
         }
-        let [plain, tagged, conditional, serial] = figures.map(median);
-        let ratio = conditional / plain;
-        let verdict = if ratio < TARGET { "below the target" } else { "" };
-        println!(
-            "{tags:>6}  {plain:>10.0}  {tagged:>10.0}  {conditional:>11.0}  {serial:>12.0}  {:>7.1}%  {ratio:>5.2}  {verdict}",
-            100.0 * median(retried)
-        );
+        let [plain, tagged, conditional, serial] = figures.map(|figures| Spread::of(&figures));
+        let row = |what: &str, figure, target| {
+            report.row(&format!("{tags} tags, {what}; plain appends"), figure, plain, target);
+        };
+        row("tagged", tagged, "");
+        row("conditional", conditional, ">= 0.5");
+        row("by SERIALIZABLE transactions", serial, "");
+        let retried = 100.0 * Spread::of(&retried).median;
+        println!("{retried:.1} % of the serializable transactions were for nothing");
     }
+    drop(report);
     try_the_rules(&server).await?;
     server.stop().await;
     Ok(())
-}
-
-/// The number after `name` on the command line.
-fn argument(name: &str) -> Result<Option<u64>> {
-    let mut arguments = std::env::args().skip_while(|argument| argument != name).skip(1);
-    arguments.next().map(|number| number.parse().context(format!("{name} takes a number"))).transpose()
 }
 
 async fn connect(url: &str, isolation: &str) -> Result<PgPool> {
@@ -190,11 +189,6 @@ fn event(tags: &[String]) -> NewEvent {
     let body = RawValue::from_string(BODY.to_owned()).expect("the body is JSON");
     let event = NewEvent::new(Uuid::new_v4(), "SeatTaken", body).expecting(ExpectedVersion::Absent);
     tags.iter().fold(event, |event, tag| event.tagged(&**tag))
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
 
 async fn try_the_rules(server: &EmbeddedPostgres) -> Result<()> {

@@ -42,7 +42,7 @@ async fn measure() -> anyhow::Result<()> {
     let (events, rounds) = (arguments.size(200_000, 20_000), arguments.rounds(5));
     let server = Server::start(&[]).await?;
     server.load_todo_history(events).await?;
-    let flush = server.flush_time().await?;
+    let flush = server.flush_time();
     let espd = PathBuf::from(env!("CARGO_BIN_EXE_espd"));
     let contestants = [(RUST, std::env::current_exe()?), (SQL, espd)];
     let (mut results, mut rows): ([Vec<f64>; 2], Option<String>) = Default::default();

@@ -63,7 +63,7 @@ async fn main() -> anyhow::Result<()> {
     let time = arguments.size(Duration::from_secs(3), Duration::from_millis(500));
     let rounds = arguments.rounds(7);
     let server = Server::start(&[]).await?;
-    let flush = server.flush_time().await?;
+    let flush = server.flush_time();
     let title = format!("appends of one event, {rounds} rounds of {time:?}, flush {flush:.1?}");
     let report = Report::begin(&title, "events/s");
     for connections in CONNECTIONS {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::{Signal, kill};
 use sqlx::{Connection as _, PgConnection};
-use support::{Arguments, Daemon, Installation, Server, percentile};
+use support::{Arguments, Daemon, Installation, Limits, Server, Spread, percentile};
 
 /// Between two looks at the tracker.
 const POLL: Duration = Duration::from_millis(2);
@@ -60,16 +60,17 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::read()?;
     let rounds = arguments.rounds(100).max(arguments.size(1, 3));
     let server = Server::start(&[]).await?;
-    println!("\nfrom the signal until the new owner handles events, {rounds} rounds each\n");
-    println!("{:<46} {:>9} {:>9}  target", "seconds", "p50", "p99");
+    let title = format!("from the signal until the new owner handles events, {rounds} rounds each");
+    let limits = Limits::begin(&title);
     let mut theatre = Theatre::open(&server).await?;
     for (fate, what, target) in FATES {
         let mut seconds = Vec::new();
         for _ in 0..rounds {
             seconds.push(theatre.play(fate).await?.as_secs_f64());
         }
-        let (p50, p99) = (percentile(&seconds, 50.0), percentile(&seconds, 99.0));
-        println!("{what:<46} {p50:>9.3} {p99:>9.3}  < {target} s");
+        let limit = format!("< {target} s");
+        limits.row(&format!("{what}, p50"), Spread::of(&[percentile(&seconds, 50.0)]), "s", &limit);
+        limits.row(&format!("{what}, p99"), Spread::of(&[percentile(&seconds, 99.0)]), "s", &limit);
     }
     theatre.close()?;
     server.stop().await;

@@ -69,7 +69,7 @@ async fn main() -> anyhow::Result<()> {
     server
         .execute("create table bare_arrivals (id bigint primary key, handled_at timestamptz not null)")
         .await?;
-    let flush = server.flush_time().await?;
+    let flush = server.flush_time();
 
     let contestants = [Contestant::Daemon, Contestant::SilentWriters, Contestant::BareLoop];
     let mut results: [Vec<Latency>; 3] = Default::default();

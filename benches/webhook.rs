@@ -53,7 +53,7 @@ async fn main() -> anyhow::Result<()> {
     let (events, rounds) = (arguments.size(20_000, 1_000), arguments.rounds(5));
     let server = Server::start(&[]).await?;
     server.load_todo_history(events).await?;
-    let flush = server.flush_time().await?;
+    let flush = server.flush_time();
     let bodies = read_bodies(&server).await?;
     let title =
         format!("{events} events to a receiver on this machine, signed, {rounds} rounds, flush {flush:.1?}");

@@ -1,16 +1,19 @@
-//! What the benchmarks stand on: a durable PostgreSQL of their own, the release binaries, a small report.
+//! What the benchmarks stand on: a durable PostgreSQL of their own, the release binaries, a small report, and its results as JSON.
 
 #![allow(dead_code, unused_imports, reason = "for all benchmarks, and not every one uses all of it")]
 
 mod installation;
+pub(crate) mod machine;
 pub(crate) mod processes;
 mod report;
+pub(crate) mod results;
 mod server;
 
 use anyhow::{Context as _, bail};
 
 pub(crate) use installation::{Daemon, Installation};
-pub(crate) use report::{Limits, Report, Spread, percentile};
+pub(crate) use report::{Limits, Report, folder};
+pub(crate) use results::{Spread, percentile};
 pub(crate) use server::Server;
 
 /// The schema of the event store and of the trackers.

@@ -1,46 +1,67 @@
-//! Numbers for people: medians, how far the rounds lay apart, and a table.
+//! Numbers for people: a table, printed row by row. Each row is left for programs as well.
 
-use std::fmt;
+use std::path::{Path, PathBuf};
 
-/// The middle and the ends of some measurements.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) lowest: f64,
-    pub(crate) highest: f64,
+use chrono::Utc;
+
+use super::machine::machine;
+use super::results::{self, Outcome, Reference, Spread, is_met};
+
+/// The folder of all results, in the target directory.
+pub(crate) fn folder() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench")
 }
 
-impl Spread {
-    /// Of at least one measurement.
-    pub(crate) fn of(values: &[f64]) -> Self {
-        let (median, lowest, highest) =
-            (percentile(values, 50.0), percentile(values, 0.0), percentile(values, 100.0));
-        Self { median, lowest, highest }
+/// Whether this run only shows that the benchmark works.
+pub(crate) fn is_quick() -> bool {
+    std::env::args().any(|argument| argument == "--quick")
+}
+
+/// Keeps a figure in the file of the newest ones, and in that of its commit. `at` is its place on the scale of a line.
+pub(crate) fn record(
+    title: &str,
+    what: &str,
+    unit: &str,
+    (figure, reference): (Spread, Option<Spread>),
+    target: &str,
+    at: Option<f64>,
+) {
+    let (name, beside) = what.split_once("; ").unwrap_or((what, "reference"));
+    let ratio = reference.map(|reference| figure.median / reference.median).filter(|ratio| ratio.is_finite());
+    let outcome = Outcome {
+        bench: env!("CARGO_CRATE_NAME").to_owned(),
+        name: name.to_owned(),
+        unit: unit.to_owned(),
+        figure,
+        reference: reference.map(|spread| Reference { name: beside.to_owned(), spread }),
+        ratio,
+        target: target.to_owned(),
+        met: is_met(target, figure.median, ratio),
+        at,
+        conditions: title.to_owned(),
+        when: Utc::now(),
+        machine: machine(),
+    };
+    let newest = results::newest(&folder(), is_quick());
+    let mut files = vec![newest];
+    if !is_quick() {
+        files.push(results::of_commit(&folder(), &outcome.machine.commit));
+    }
+    for path in files {
+        if let Err(error) = results::put(&path, outcome.clone()) {
+            eprintln!("this figure is not kept: {error:#}");
+        }
     }
 }
 
-impl fmt::Display for Spread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { median, lowest, highest } = self;
-        write!(f, "{} ({}–{})", number(*median), number(*lowest), number(*highest))
-    }
+fn tell_where() {
+    let path = results::newest(&folder(), is_quick());
+    println!("\nkept in {}; cargo bench --bench report makes a page of it", path.display());
 }
 
-/// The value that `percent` of the values do not exceed; not a number where there are no values.
-pub(crate) fn percentile(values: &[f64], percent: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let place = percent / 100.0 * sorted.len().saturating_sub(1) as f64;
-    sorted.get(place.round() as usize).copied().unwrap_or(f64::NAN)
-}
-
-/// Large numbers as integers, small ones with three digits.
-fn number(value: f64) -> String {
-    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
-}
-
-/// A table, printed row by row.
+/// A table of figures beside references.
 pub(crate) struct Report {
+    title: String,
     unit: &'static str,
 }
 
@@ -49,31 +70,52 @@ impl Report {
     pub(crate) fn begin(title: &str, unit: &'static str) -> Self {
         println!("\n{title}\n");
         println!("{:<46} {:>26} {:>26} {:>6}  target", unit, "figure", "reference", "ratio");
-        Self { unit }
+        Self { title: title.to_owned(), unit }
     }
 
-    /// A figure beside its reference.
+    /// A figure beside its reference. `what` names the figure, and after `; ` the reference.
     pub(crate) fn row(&self, what: &str, figure: Spread, reference: Spread, target: &str) {
+        self.point(what, None, figure, reference, target);
+    }
+
+    /// A figure that is also a point of a line, at a place on its scale.
+    pub(crate) fn point(&self, what: &str, at: Option<f64>, figure: Spread, reference: Spread, target: &str) {
         let ratio = figure.median / reference.median;
+        record(&self.title, what, self.unit, (figure, Some(reference)), target, at);
         let (figure, reference) = (figure.to_string(), reference.to_string());
         println!("{what:<46} {figure:>26} {reference:>26} {ratio:>6.2}  {target}");
     }
 }
 
+impl Drop for Report {
+    fn drop(&mut self) {
+        tell_where();
+    }
+}
+
 /// A table of figures that have a limit instead of a reference.
-pub(crate) struct Limits;
+pub(crate) struct Limits {
+    title: String,
+}
 
 impl Limits {
     /// Prints the title and the heads of the columns.
     pub(crate) fn begin(title: &str) -> Self {
         println!("\n{title}\n");
         println!("{:<64} {:>26}  limit", "", "figure");
-        Self
+        Self { title: title.to_owned() }
     }
 
     /// A figure with its unit, and what it must not exceed.
     pub(crate) fn row(&self, what: &str, figure: Spread, unit: &str, limit: &str) {
+        record(&self.title, what, unit, (figure, None), limit, None);
         let figure = format!("{figure} {unit}");
         println!("{what:<64} {figure:>26}  {limit}");
+    }
+}
+
+impl Drop for Limits {
+    fn drop(&mut self) {
+        tell_where();
     }
 }

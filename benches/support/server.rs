@@ -1,6 +1,6 @@
 //! The PostgreSQL server of one benchmark.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use espd::embedded::{EmbeddedPostgres, Options};
@@ -11,12 +11,9 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::SCHEMA;
-use super::report::Spread;
+use super::machine;
 
 const DATABASE: &str = "bench";
-
-/// Single-row commits whose median is the flush time.
-const FLUSH_SAMPLES: usize = 200;
 
 /// Events that are loaded with one statement.
 const CHUNK_EVENTS: usize = 2_000;
@@ -26,6 +23,7 @@ pub(crate) struct Server {
     postgres: EmbeddedPostgres,
     pub(crate) pool: PgPool,
     pub(crate) url: String,
+    flush_time: Duration,
 }
 
 impl Server {
@@ -39,7 +37,8 @@ impl Server {
         let pool = PgPoolOptions::new().max_connections(20).connect(&url).await?;
         migrate_event_store(&pool, SCHEMA).await?;
         migrate_processing(&pool, SCHEMA).await?;
-        Ok(Self { postgres, pool, url })
+        let flush_time = machine::look_at(&pool).await?;
+        Ok(Self { postgres, pool, url, flush_time })
     }
 
     /// Stops the server and removes its files.
@@ -60,18 +59,8 @@ impl Server {
     }
 
     /// The time of a commit of one row by the only connection: little more than the disk's flush.
-    pub(crate) async fn flush_time(&self) -> anyhow::Result<Duration> {
-        self.execute("create table flush_samples (n bigint)").await?;
-        let mut connection = self.pool.acquire().await?;
-        let mut seconds = Vec::new();
-        for n in 0..FLUSH_SAMPLES {
-            let begun = Instant::now();
-            let insert = sqlx::query("insert into flush_samples values ($1)").bind(n as i64);
-            insert.execute(&mut *connection).await?;
-            seconds.push(begun.elapsed().as_secs_f64());
-        }
-        self.execute("drop table flush_samples").await?;
-        Ok(Duration::from_secs_f64(Spread::of(&seconds).median))
+    pub(crate) fn flush_time(&self) -> Duration {
+        self.flush_time
     }
 
     /// Fills the store with the first events of a to-do history, in its order.
