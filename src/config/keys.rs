@@ -200,6 +200,7 @@ pub(super) const PROJECTOR: Keys = Keys {
             key("isolation", Kind::Isolation),
             key("on_handler_change", Kind::Choice(&["warn", "rebuild", "refuse"])),
             key("synchronous", Kind::Choice(&["aggregate_order", "total_order"])),
+            key("fold", Kind::Boolean),
             key("retry", Kind::Section(&PROJECTOR_RETRY)),
         ],
         TABLES,

@@ -5,6 +5,7 @@
 //! database than the events, the same function takes the batch as an argument (`remote`).
 
 mod check;
+mod fold;
 mod function;
 mod reactor;
 mod remote;
@@ -18,14 +19,16 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _}
 
 use crate::processing::processor::Events;
 pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
+pub(crate) use fold::{Examined, examine};
 pub(crate) use synchronous::refuse_synchronous;
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
-use crate::handlers::sql::function::{DIVERGED, EventSource, ProcessorFunction};
+pub(crate) use crate::handlers::sql::function::EventSource;
+use crate::handlers::sql::function::{DIVERGED, ProcessorFunction};
 use crate::handlers::sql::synchronous::Becoming;
 use crate::postgres::literal::interval;
-use crate::postgres::quote::quote_literal;
+use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
@@ -36,13 +39,15 @@ use crate::processing::processor::{
     BatchRequest, OthersObjects, Outcome, Processor, ProcessorBase, ProcessorError, Work,
 };
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset};
-use crate::store::layout::Bodies;
+use crate::store::layout::{Bodies, Layout};
 
 /// A processor that is declared in SQL, ready to run.
 #[derive(Debug)]
 pub struct SqlProcessor {
     base: ProcessorBase,
     function: ProcessorFunction,
+    /// Whether the function tries to fold batches.
+    folds: bool,
     /// Whether the last `prepare` has replaced the function by another one.
     has_changed: bool,
     /// How it becomes synchronous; `None`: it is not declared so.
@@ -76,20 +81,13 @@ impl SqlProcessor {
         events: Events,
     ) -> Result<Self, Diagnostic> {
         let scope = scope.into();
-        let source = match &events {
-            Events::SameDatabase(layout) => EventSource::Table {
-                source: layout.source(),
-                table: layout.events_table(),
-                json_bodies: (layout.bodies == Bodies::Json).then_some(layout.events_table()),
-                upcasts: layout.upcasts(),
-            },
-            Events::Elsewhere(_) => EventSource::Arguments,
-        };
+        let source = source_of(&events);
+        let folds = fold::is_worth_trying(&declaration, &scope, source);
         let function = ProcessorFunction::compile(&declaration, schema, &scope, source)
             .map_err(|error| function::diagnose_compile_error(&declaration, error))?;
         let becoming = Becoming::new(&declaration, schema, &scope, &events)?;
         let base = ProcessorBase::new(declaration, schema, scope, events);
-        Ok(Self { base, function, has_changed: false, becoming })
+        Ok(Self { base, function, folds, has_changed: false, becoming })
     }
 
     /// Sets the position to 0 and drops and creates the tables again, all in one transaction.
@@ -188,9 +186,28 @@ impl SqlProcessor {
     }
 }
 
+/// Where a processor's function finds its events.
+pub(crate) fn source_of(events: &Events) -> EventSource<'_> {
+    match events {
+        Events::SameDatabase(layout) => source_in(layout),
+        Events::Elsewhere(_) => EventSource::Arguments,
+    }
+}
+
+/// Where a function in the database of the events finds them.
+pub(crate) fn source_in(layout: &Layout) -> EventSource<'_> {
+    EventSource::Table {
+        source: layout.source(),
+        table: layout.events_table(),
+        json_bodies: (layout.bodies == Bodies::Json).then_some(layout.events_table()),
+        upcasts: layout.upcasts(),
+    }
+}
+
 /// The names that the functions of a processor's version have or had.
-pub(crate) fn function_names(processor: &str, version: i32) -> [String; 3] {
+pub(crate) fn function_names(processor: &str, version: i32) -> [String; 4] {
     [
+        fold::name_of(processor, version),
         function::name_of(processor, version),
         function::earlier_name_of(processor, version),
         function::name_of_inserted(processor, version),
@@ -223,6 +240,7 @@ impl Processor for SqlProcessor {
             .await
             .map_err(|error| self.attribute_to_declaration(error))?;
         self.has_changed = before != self.read_source(&mut transaction).await?;
+        self.prepare_fold(&mut transaction).await?;
         self.prepare_synchronous(&mut transaction, claim).await?;
         transaction.commit().await?;
         Ok(())
@@ -304,6 +322,28 @@ impl SqlProcessor {
             quote_literal(&function::earlier_name(&self.base.declaration))
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    }
+
+    /// Has the database examine what may be folded, and creates the function that does so, or removes the one of an earlier
+    /// declaration.
+    async fn prepare_fold(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+        let declaration = &self.base.declaration;
+        let name = fold::name_of(&declaration.name, declaration.version);
+        let drop = format!(
+            "-- drop_fold\ndrop function if exists {}.{}(bigint, bigint, integer, bigint)",
+            quote_identifier(&self.base.schema),
+            quote_identifier(&name)
+        );
+        let statement = if self.folds {
+            let source = source_of(&self.base.events);
+            let examined =
+                fold::examine(connection, declaration, &self.base.schema, &self.base.scope, source).await?;
+            examined.create
+        } else {
+            drop
+        };
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?;
+        Ok(())
     }
 
     /// The error that creating the function has failed with. If PostgreSQL refuses the function, the author has to fix it; any

@@ -66,6 +66,9 @@ pub struct ProcessorDeclaration {
     /// Whether events are handled when they are inserted, and in which order; `None`: in batches. For projectors in SQL only.
     #[serde(default)]
     pub synchronous: Option<Synchronous>,
+    /// Whether batches may be handled by their net effect on each row, where the result is the same. For projectors in SQL only.
+    #[serde(default = "yes")]
+    pub fold: bool,
     /// What only reactors declare; `None` for a projector.
     pub reactor: Option<ReactorDeclaration>,
 }
@@ -132,6 +135,11 @@ impl ProcessorDeclaration {
             Handling::Program(_) | Handling::Webhook(_) => true,
         }
     }
+}
+
+/// What `fold` is unless it is declared.
+fn yes() -> bool {
+    true
 }
 
 /// Returns the types of all of these; `None` if one of them stands for all events.
@@ -226,6 +234,7 @@ mod tests {
             start: None,
             reads: vec![],
             synchronous: None,
+            fold: true,
             reactor: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));

@@ -61,6 +61,11 @@ pub(crate) fn read_processor(
     let start = section.value("start").and_then(|start| read_start(&start));
     let reads = section.value("reads").map(|reads| read_reads(&reads, &tables)).unwrap_or_default();
     let synchronous = if kind == ProcessorKind::Projector { section.choice("synchronous") } else { None };
+    let fold = if kind == ProcessorKind::Projector {
+        section.value("fold").and_then(|fold| fold.boolean())
+    } else {
+        None
+    };
     let reactor = (kind == ProcessorKind::Reactor).then(|| read_reactor(section));
     let mut declaration = ProcessorDeclaration {
         name: name?,
@@ -75,6 +80,7 @@ pub(crate) fn read_processor(
         start,
         reads,
         synchronous,
+        fold: fold.unwrap_or(true),
         reactor,
     };
     // What is left out of a native processor, its program may say.
@@ -201,6 +207,7 @@ fn read_handling(section: &Section<'_>, kind: ProcessorKind) -> Option<Handling>
     let way = ways.first().map(Value::name);
     if kind == ProcessorKind::Projector && way.is_some_and(|way| way != "on") {
         refuse_synchronous(section);
+        refuse_fold(section);
     }
     if way != Some("command") {
         refuse_companions(section);
@@ -221,6 +228,13 @@ fn refuse_synchronous(section: &Section<'_>) {
     if let Some(value) = section.value("synchronous") {
         let advice = "remove it, or write the handlers in SQL, below [[projector.on]]";
         value.location.report("only a projector in SQL can be synchronous", advice);
+    }
+}
+
+/// Only the effect of SQL is known before it runs.
+fn refuse_fold(section: &Section<'_>) {
+    if let Some(value) = section.value("fold") {
+        value.location.report("only batches of SQL handlers can be folded", "remove it");
     }
 }
 

@@ -194,6 +194,7 @@ impl Registration {
             start: None,
             reads: Vec::new(),
             synchronous: None,
+            fold: true,
             reactor: (self.kind == ProcessorKind::Reactor)
                 .then(|| ReactorDeclaration { emits: self.emits.clone(), ..ReactorDeclaration::default() }),
             name: self.name,

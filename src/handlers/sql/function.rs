@@ -14,6 +14,7 @@ use dispatch::Dispatch;
 use gate::{OWN, own_prefix};
 
 use crate::diagnostic::{DatabaseAnswer, Diagnostic};
+use crate::handlers::sql::fold;
 use crate::handlers::sql::reactor;
 use crate::handlers::sql::template::Template;
 use crate::postgres::name::{IDENTIFIER_LENGTH_MAX, fitting};
@@ -162,6 +163,11 @@ pub(crate) fn diagnose_refusal(
     answer.at(&handlers[handler].sql, offset)
 }
 
+/// What begins and ends the body of a function with this text.
+pub(super) fn delimiter_of(text: &str) -> String {
+    format!("${}body$", own_prefix([text].into_iter()))
+}
+
 /// The function's own name, in its schema.
 pub(crate) fn name(projector: &ProcessorDeclaration) -> String {
     name_of(&projector.name, projector.version)
@@ -248,6 +254,13 @@ fn template(
     if projector.synchronous.is_some() && !matches!(source, EventSource::Arguments) {
         template.conditions.push("synchronous");
     }
+    if fold::is_worth_trying(projector, scope, source) {
+        let fold = fold::name_of(&projector.name, projector.version);
+        template.conditions.push("folded");
+        template.values.push(("fold", format!("{}.{}", quote_identifier(schema), quote_identifier(&fold))));
+        template.values.push(("least", fold::LEAST.to_string()));
+        template.values.push(("setting", quote_literal(&format!("espd.fold_{}", projector.name))));
+    }
     if mentions_deferrable(projector) {
         template.conditions.push("deferrable");
     }
@@ -307,16 +320,16 @@ fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaratio
     }
 }
 
-fn type_condition<'t>(types: Option<impl IntoIterator<Item = &'t str>>) -> String {
+pub(super) fn type_condition<'t>(types: Option<impl IntoIterator<Item = &'t str>>) -> String {
     types.map_or(String::new(), |types| format!(" and e.type in ({})", literals(types)))
 }
 
-fn literals<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
+pub(super) fn literals<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
     texts.into_iter().map(|text| quote_literal(text.as_ref())).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether a constraint of the projector's tables may be checked at commit only.
-fn mentions_deferrable(projector: &ProcessorDeclaration) -> bool {
+pub(super) fn mentions_deferrable(projector: &ProcessorDeclaration) -> bool {
     let tables = projector.tables.iter().flat_map(TableDeclaration::texts);
     tables.chain(&projector.ddl).any(|sql| sql.text.to_lowercase().contains("deferrable"))
 }

@@ -64,6 +64,12 @@ declare
   espd_last_id bigint;
   espd_last_uuid uuid;
   espd_bytes bigint;
+  --{{if folded}}
+  -- Whether the batch has been handled by its net effect.
+  espd_folded boolean := false;
+  -- How many batches are not to be folded because others could not be, and how many there were to be the last time.
+  espd_folding integer[];
+  --{{end}}
   espd_deadline timestamptz := clock_timestamp() + espd_time_max;
   espd_state text;
   espd_message text;
@@ -100,6 +106,37 @@ begin
   -- Says to `espd.emit` who emits.
   perform {{emits_as}}, set_config('espd.outbox', {{outbox}}, true),
     set_config('espd.partition', espd_partition::text, true);
+  --{{end}}
+  --{{if folded}}
+  if espd_letter is null and not espd_parking and least(espd_limit, espd_upto - espd_after) >= {{least}}
+    and espd_time_max >= interval '100 ms' and current_setting('transaction_isolation') = 'read committed'
+  then
+    espd_folding := coalesce(nullif(current_setting({{setting}}, true), ''), '{0,0}')::integer[];
+    if espd_folding[1] > 0 then
+      perform set_config({{setting}}, array[espd_folding[1] - 1, espd_folding[2]]::text, false);
+    else
+      begin
+        select f.* into espd_position, espd_handled, espd_last_id, espd_last_uuid
+          from {{fold}}(espd_after, espd_upto, espd_limit, espd_bytes_max) as f (a, b, c, d);
+        espd_folded := espd_handled is not null;
+        if espd_folded then
+          -- Also says that the last batch was folded.
+          perform set_config({{setting}}, '{0,0}', false);
+        end if;
+      exception when others then
+        get stacked diagnostics espd_state = returned_sqlstate;
+        if espd_state like any (array[{{infrastructure}}]) then
+          raise;
+        end if;
+        -- The loop finds out whether there is a failure, and at which event. A batch that is handled twice costs more than
+        -- folding gains, so the next ones are not even tried.
+        espd_folded := false;
+        espd_folding[2] := least(greatest(espd_folding[2] * 2, 1), 64);
+        perform set_config({{setting}}, array[espd_folding[2], espd_folding[2]]::text, false);
+      end;
+    end if;
+  end if;
+  if not espd_folded then
   --{{end}}
   -- When a handler fails: once to meet the failing event, once more for those before it.
   loop
@@ -217,6 +254,9 @@ begin
       espd_deadline := 'infinity';
     end;
   end loop;
+  --{{if folded}}
+  end if;
+  --{{end}}
   --{{if synchronous}}
   if espd_synchronous then
     select count(*) into espd_handled from {{source}} as e where e.id > espd_from and e.id <= espd_upto{{of_types}};

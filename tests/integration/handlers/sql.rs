@@ -1,6 +1,7 @@
 //! Handlers in SQL, on a real database.
 
 mod confinement;
+mod folding;
 mod foreign_tables;
 mod meaning;
 mod projector;

@@ -43,6 +43,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         start: None,
         reads: vec![],
         synchronous: None,
+        fold: true,
         reactor: None,
     }
 }

@@ -1,0 +1,272 @@
+//! Folded batches: where all handlers that a batch meets are plain statements on one row by its key, the batch is one statement
+//! with the net effect on each row.
+//!
+//! The result is the loop's result. A handler counts only if everything in it is on an explicit list (`statement`, `expression`),
+//! if the database confirms that PostgreSQL's own functions and operators are meant and that the tables have nothing that could
+//! see the difference (`table`), and if it has accepted the statement itself. In a batch, any error or doubt sends all of it to
+//! the loop, which also is who names a failing event.
+
+mod expression;
+mod probe;
+mod statement;
+mod table;
+mod write;
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+
+use self::probe::Probe;
+use self::statement::Statement;
+use self::table::Table;
+use self::write::{Op, RANKS_MAX};
+use super::function::{COLUMNS, EventSource, literals, mentions_deferrable};
+use super::template::Template;
+use crate::postgres::lexer;
+use crate::postgres::name::fitting;
+use crate::postgres::quote::quote_identifier;
+use crate::postgres::sql_scope::SqlScope;
+use crate::processing::declaration::{HandledEvents, Handler, ProcessorDeclaration};
+
+/// A batch of fewer events is handled one by one: it takes no longer.
+pub(super) const LEAST: usize = 32;
+
+/// Most statements on one table: each of them looks at each event of a batch.
+const STATEMENTS_MAX: usize = 24;
+
+/// The longest handler that is looked at, in bytes.
+const TEXT_MAX: usize = 16 << 10;
+
+/// What is known of a handler: its statements, or why it is not folded.
+type Recognised = Result<Vec<Statement>, String>;
+
+/// What the database has made of the handlers.
+#[derive(Debug)]
+pub(crate) struct Examined {
+    /// For each handler in the order of the declaration, why it is not folded; `None`: it is.
+    pub(crate) refusals: Vec<Option<String>>,
+    /// The function that folds a batch.
+    pub(super) create: String,
+}
+
+/// The name of the function that folds batches.
+pub(crate) fn name_of(processor: &str, version: i32) -> String {
+    fitting(format!("fold_{processor}_v{version}"))
+}
+
+/// Why no batch of the projector is folded, whatever its handlers are.
+fn refuse_all(
+    declaration: &ProcessorDeclaration,
+    scope: &SqlScope,
+    source: EventSource<'_>,
+) -> Option<&'static str> {
+    let is_declared_so = |name: &str, value: &str| scope.settings.get(name).is_some_and(|set| set != value);
+    if !declaration.fold {
+        Some("fold = false is declared")
+    } else if declaration.reactor.is_some() {
+        Some("reactors handle one event after another")
+    } else if declaration.synchronous.is_some() {
+        Some("the projector is synchronous")
+    } else if matches!(source, EventSource::Arguments) {
+        Some("the events are in another database")
+    } else if mentions_deferrable(declaration) {
+        Some("a constraint of its tables is deferrable")
+    } else if scope.search_path.iter().chain([&scope.schema]).any(|schema| schema.starts_with("pg_")) {
+        Some("search_path names a schema of PostgreSQL's own")
+    } else if is_declared_so("standard_conforming_strings", "on")
+        || is_declared_so("transform_null_equals", "off")
+    {
+        Some("a declared setting changes how SQL is read")
+    } else {
+        None
+    }
+}
+
+/// Reads the handlers, without a database.
+fn recognise(
+    declaration: &ProcessorDeclaration,
+    scope: &SqlScope,
+    source: EventSource<'_>,
+) -> Vec<Recognised> {
+    let refusal = refuse_all(declaration, scope, source);
+    let recognise = |handler| match refusal {
+        Some(refusal) => Err(refusal.to_owned()),
+        None => recognise_handler(declaration, handler, scope),
+    };
+    declaration.handlers().iter().map(recognise).collect()
+}
+
+fn recognise_handler(declaration: &ProcessorDeclaration, handler: &Handler, scope: &SqlScope) -> Recognised {
+    let text = &handler.sql.text;
+    if text.len() > TEXT_MAX {
+        return Err("its text is too long".to_owned());
+    }
+    let tokens = lexer::tokens(text).map_err(|unclosed| unclosed.to_string())?;
+    let statements =
+        lexer::statements(&tokens).map(|statement| statement::recognise(text, statement, &scope.schema));
+    let statements: Vec<Statement> = statements.collect::<Result<_, _>>()?;
+    let is_own = |name: &str| declaration.tables.iter().any(|table| table.name == name);
+    match statements.iter().find(|statement| !is_own(&statement.table) || statement.table == "event") {
+        Some(foreign) => Err(format!("{} is no table that the projector declares", foreign.table)),
+        None if statements.is_empty() => Err("it has no statement".to_owned()),
+        None => Ok(statements),
+    }
+}
+
+/// Whether batches of the projector may be folded, as far as that is known without the database.
+pub(super) fn is_worth_trying(
+    declaration: &ProcessorDeclaration,
+    scope: &SqlScope,
+    source: EventSource<'_>,
+) -> bool {
+    let recognised = recognise(declaration, scope, source);
+    let others_all = declaration.handlers().iter().zip(&recognised);
+    let mut others_all = others_all.filter(|(_, found)| found.is_err());
+    recognised.iter().any(Result::is_ok)
+        && !others_all.any(|(handler, _)| handler.events == HandledEvents::All)
+}
+
+/// Asks the database about everything that handlers depend on, and writes the function. Leaves nothing behind: it is all done
+/// behind a savepoint.
+pub(crate) async fn examine(
+    connection: &mut PgConnection,
+    declaration: &ProcessorDeclaration,
+    schema: &str,
+    scope: &SqlScope,
+    source: EventSource<'_>,
+) -> Result<Examined, sqlx::Error> {
+    let mut recognised = recognise(declaration, scope, source);
+    let mut tables = BTreeMap::new();
+    if let EventSource::Table { source, .. } = source {
+        let mut probe = Probe::open(connection, scope, source).await?;
+        for table in &declaration.tables {
+            if let Some(table) = probe.table(&table.name).await? {
+                tables.insert(table.name.clone(), table);
+            }
+        }
+        for found in &mut recognised {
+            if let Ok(statements) = found {
+                let refusal = probe.refuse(statements, &tables).await?;
+                if let Some(refusal) = refusal {
+                    *found = Err(refusal);
+                }
+            }
+        }
+        probe.close().await?;
+    }
+    refuse_crowds(declaration, &mut recognised);
+    let create = write_function(declaration, schema, scope, source, &recognised, &tables);
+    let refusals = recognised.into_iter().map(Result::err).collect();
+    Ok(Examined { refusals, create })
+}
+
+/// Refuses what would make one statement too large.
+fn refuse_crowds(declaration: &ProcessorDeclaration, recognised: &mut [Recognised]) {
+    for table in &declaration.tables {
+        let ops = ops_of(declaration, recognised, &table.name);
+        if ops.len() > STATEMENTS_MAX || ops.iter().any(|op| op.rank >= RANKS_MAX) {
+            for found in recognised.iter_mut() {
+                let writes =
+                    |statements: &Vec<Statement>| statements.iter().any(|other| other.table == table.name);
+                if found.as_ref().is_ok_and(writes) {
+                    *found = Err(format!("more than {STATEMENTS_MAX} statements write {}", table.name));
+                }
+            }
+        }
+    }
+}
+
+/// The statements on a table, each with its place among those that the same event meets.
+fn ops_of(declaration: &ProcessorDeclaration, recognised: &[Recognised], table: &str) -> Vec<Op> {
+    let mut ops: Vec<Op> = Vec::new();
+    for (handler, found) in declaration.handlers().iter().zip(recognised) {
+        let types =
+            handler.events.types().map(|types| types.into_iter().map(str::to_owned).collect::<Vec<_>>());
+        for statement in found.iter().flatten().filter(|statement| statement.table == table) {
+            let meets = |other: &&Op| match (&types, &other.types) {
+                (Some(these), Some(those)) => these.iter().any(|name| those.contains(name)),
+                _ => true,
+            };
+            let rank = ops.iter().filter(meets).map(|other| other.rank + 1).max().unwrap_or(0);
+            ops.push(Op { statement: statement.clone(), types: types.clone(), rank });
+        }
+    }
+    ops
+}
+
+fn write_function(
+    declaration: &ProcessorDeclaration,
+    schema: &str,
+    scope: &SqlScope,
+    source: EventSource<'_>,
+    recognised: &[Recognised],
+    tables: &BTreeMap<String, Table>,
+) -> String {
+    let name = name_of(&declaration.name, declaration.version);
+    let mut template = Template::default();
+    let used = used_columns(declaration, recognised);
+    let others = declaration.handlers().iter().zip(recognised).filter(|(_, found)| found.is_err());
+    let others: Vec<&str> = others.filter_map(|(handler, _)| handler.events.types()).flatten().collect();
+    let others = if others.is_empty() {
+        String::new()
+    } else {
+        format!(" and not coalesce(bool_or(event.type in ({})), false)", literals(others))
+    };
+    let (mut ctes, mut doubts, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, table) in tables.values().enumerate() {
+        let ops = ops_of(declaration, recognised, &table.name);
+        if ops.is_empty() {
+            continue;
+        }
+        let written = write::write(table, &ops, number);
+        ctes.push(written.ctes);
+        doubts.extend(written.doubts);
+        unchanged.push(write::unchanged(table));
+    }
+    if !ctes.is_empty() {
+        template.conditions.push("foldable");
+    }
+    let (source, events) = match source {
+        EventSource::Table { source, json_bodies, upcasts, .. } => {
+            (source, events_of(declaration, source, json_bodies.is_some() || !upcasts.is_empty()))
+        }
+        EventSource::Arguments => ("", String::new()),
+    };
+    template.values.extend([
+        ("function", format!("{}.{}", quote_identifier(schema), quote_identifier(&name))),
+        ("search_path", scope.search_path()),
+        ("columns", used),
+        ("source", source.to_owned()),
+        ("events", events),
+        ("least", LEAST.to_string()),
+        ("others", others),
+        ("ctes", ctes.join(",\n")),
+        ("doubts", doubts.join("\n    or ")),
+        ("unchanged", unchanged.join("\n    and ")),
+    ]);
+    let text = template.fill(include_str!("fold/fold_batch.sql"));
+    let delimiter = super::function::delimiter_of(&text);
+    text.replace("$espd_body$", &delimiter)
+}
+
+/// Which events a batch has. The ids come first: a plan may compute fields before it sorts and cuts off, and what is behind the
+/// batch shall not matter.
+fn events_of(declaration: &ProcessorDeclaration, source: &str, is_layered: bool) -> String {
+    let of_types = super::function::type_condition(declaration.event_types());
+    let range = format!("e.id > $5 and e.id <= $6{of_types}");
+    if is_layered {
+        format!("e.id = any (array(select e.id from {source} as e where {range} order by e.id limit $7))")
+    } else {
+        range
+    }
+}
+
+/// The fields of `event` that are read.
+fn used_columns(declaration: &ProcessorDeclaration, recognised: &[Recognised]) -> String {
+    let handlers = declaration.handlers().iter().zip(recognised).filter(|(_, found)| found.is_ok());
+    let texts: Vec<String> = handlers.map(|(handler, _)| handler.sql.text.to_lowercase()).collect();
+    let is_used = |column: &&str| {
+        ["id", "uuid", "type", "body"].contains(column) || texts.iter().any(|text| text.contains(column))
+    };
+    COLUMNS.split(", ").filter(is_used).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,53 @@
+-- The function that handles a batch by its net effect on each row, for handlers that have been recognised. It is called by the one
+-- that `project_batch.sql` makes, behind a savepoint and under its settings. Whatever is in doubt is an error, after which
+-- the batch is handled event by event. Nothing is returned where the batch has too few events or one that is not for it.
+create or replace function {{function}}(
+  out bigint, out integer, out bigint, out uuid, bigint, bigint, integer, bigint
+)
+language plpgsql
+set search_path = {{search_path}}
+set row_security = off
+set jit = off
+-- Rows are found by their keys: whatever the planner thinks of a table that was small, it shall not read all of it, and not
+-- compare each row with each of the batch.
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+-- The last value of a column is the last one of a sorted group.
+set enable_hashagg = off
+set plan_cache_mode = force_generic_plan
+as $espd_body$
+#variable_conflict use_column
+declare
+  espd_found record;
+begin
+  --{{if foldable}}
+  with batch as materialized (
+    select {{columns}} from {{source}} as e where {{events}}
+    order by e.id limit $7
+  ),
+  gate as materialized (
+    select count(*) >= {{least}} and coalesce(sum(pg_column_size(event.body)), 0) < $8{{others}} as go from batch as event
+  ),
+{{ctes}}
+  select (select g.go from gate as g) as go, count(*) as handled, max(event.id) as last_id,
+    (select last.uuid from batch as last order by last.id desc limit 1) as last_uuid,
+    {{doubts}} as doubt
+    into espd_found from batch as event;
+  if not espd_found.go then
+    return;
+  end if;
+  if espd_found.doubt is distinct from false then
+    raise exception 'the order of the events matters';
+  end if;
+  -- The statement holds locks on the tables now, so this cannot change any more before the commit.
+  if not ({{unchanged}}) then
+    raise exception 'a table has changed';
+  end if;
+  $1 := case when espd_found.handled >= $7 then espd_found.last_id else $6 end;
+  $2 := espd_found.handled;
+  $3 := espd_found.last_id;
+  $4 := espd_found.last_uuid;
+  --{{end}}
+end
+$espd_body$
