@@ -8,6 +8,7 @@ mod delete_aggregate;
 mod doctor;
 mod emissions;
 mod events;
+mod explain;
 mod forget;
 mod graph;
 mod import_positions;
@@ -113,6 +114,8 @@ pub(crate) enum Command {
     Check(check::Arguments),
     /// Examine everything that espd needs from its databases, and say how to fix what is missing
     Doctor(doctor::Arguments),
+    /// Show which path the batches of SQL projectors take, and why not the fast one
+    Explain(explain::Arguments),
     /// Show which processor handles and emits which events, owns which tables, and reads whose
     Graph(graph::Arguments),
     /// Show what the events of each type look like, and tell the event store what they have to look like
@@ -247,6 +250,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Append(arguments) => append::run(arguments, databases).await,
         Command::Events(arguments) => events::run(arguments, config, databases).await,
         Command::Trace(arguments) => trace::run(arguments, databases).await,
+        Command::Explain(arguments) => explain::run(arguments, config, databases).await,
         Command::Status(arguments) => status::run(arguments, config, databases).await,
         Command::Drop(arguments) => retire::drop_processor(arguments, config, databases).await,
         Command::Rename(arguments) => retire::rename(arguments, config, databases).await,

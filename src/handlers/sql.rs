@@ -19,16 +19,15 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _}
 
 use crate::processing::processor::Events;
 pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
-pub(crate) use fold::{Examined, examine};
 pub(crate) use synchronous::refuse_synchronous;
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
-pub(crate) use crate::handlers::sql::function::EventSource;
+use crate::handlers::sql::function::EventSource;
 use crate::handlers::sql::function::{DIVERGED, ProcessorFunction};
 use crate::handlers::sql::synchronous::Becoming;
 use crate::postgres::literal::interval;
-use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
@@ -187,7 +186,7 @@ impl SqlProcessor {
 }
 
 /// Where a processor's function finds its events.
-pub(crate) fn source_of(events: &Events) -> EventSource<'_> {
+fn source_of(events: &Events) -> EventSource<'_> {
     match events {
         Events::SameDatabase(layout) => source_in(layout),
         Events::Elsewhere(_) => EventSource::Arguments,
@@ -195,13 +194,27 @@ pub(crate) fn source_of(events: &Events) -> EventSource<'_> {
 }
 
 /// Where a function in the database of the events finds them.
-pub(crate) fn source_in(layout: &Layout) -> EventSource<'_> {
+fn source_in(layout: &Layout) -> EventSource<'_> {
     EventSource::Table {
         source: layout.source(),
         table: layout.events_table(),
         json_bodies: (layout.bodies == Bodies::Json).then_some(layout.events_table()),
         upcasts: layout.upcasts(),
     }
+}
+
+/// Why each handler's batches are not folded; `None`: they are. `events` is the layout of the events, if they are in the same
+/// database.
+pub(crate) async fn explain_folding(
+    connection: &mut PgConnection,
+    declaration: &ProcessorDeclaration,
+    trackers: &Layout,
+    scope: &SqlScope,
+    events: Option<&Layout>,
+) -> Result<Vec<Option<String>>, sqlx::Error> {
+    let source = events.map_or(EventSource::Arguments, source_in);
+    let schema = trackers.schema();
+    Ok(fold::examine(connection, declaration, schema, scope, source).await?.refusals)
 }
 
 /// The names that the functions of a processor's version have or had.
@@ -304,8 +317,12 @@ impl SqlProcessor {
 
     /// Drops the function of the name that it had in an earlier espd, so that no one calls it any more.
     async fn drop_earlier_function(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        self.drop_function(connection, &function::earlier_name(&self.base.declaration)).await
+    }
+
+    async fn drop_function(&self, connection: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {
         let statement = format!(
-            "-- drop_earlier_function
+            "-- drop_function_of_earlier
              do $earlier$
              declare
                earlier regprocedure;
@@ -319,31 +336,24 @@ impl SqlProcessor {
              end
              $earlier$",
             quote_literal(&self.base.schema),
-            quote_literal(&function::earlier_name(&self.base.declaration))
+            quote_literal(name)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
     /// Has the database examine what may be folded, and creates the function that does so, or removes the one of an earlier
     /// declaration.
-    async fn prepare_fold(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+    async fn prepare_fold(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let declaration = &self.base.declaration;
-        let name = fold::name_of(&declaration.name, declaration.version);
-        let drop = format!(
-            "-- drop_fold\ndrop function if exists {}.{}(bigint, bigint, integer, bigint)",
-            quote_identifier(&self.base.schema),
-            quote_identifier(&name)
-        );
-        let statement = if self.folds {
-            let source = source_of(&self.base.events);
-            let examined =
-                fold::examine(connection, declaration, &self.base.schema, &self.base.scope, source).await?;
-            examined.create
-        } else {
-            drop
-        };
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?;
-        Ok(())
+        if !self.folds {
+            return self
+                .drop_function(connection, &fold::name_of(&declaration.name, declaration.version))
+                .await;
+        }
+        let (schema, scope) = (&self.base.schema, &self.base.scope);
+        let source = source_of(&self.base.events);
+        let examined = fold::examine(connection, declaration, schema, scope, source).await?;
+        sqlx::raw_sql(AssertSqlSafe(examined.create)).execute(connection).await.map(drop)
     }
 
     /// The error that creating the function has failed with. If PostgreSQL refuses the function, the author has to fix it; any

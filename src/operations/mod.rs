@@ -9,6 +9,7 @@ pub(crate) mod deletion;
 pub(crate) mod doctor;
 pub(crate) mod event_schema;
 pub(crate) mod event_streams;
+pub(crate) mod explain;
 pub(crate) mod forgetting;
 pub(crate) mod graph;
 pub(crate) mod import_positions;

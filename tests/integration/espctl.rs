@@ -6,6 +6,7 @@ mod connect;
 mod delete_aggregate;
 mod doctor;
 mod events;
+mod explain;
 mod forget;
 mod graph;
 mod manual;

@@ -26,6 +26,7 @@ use crate::postgres::lexer;
 use crate::postgres::name::fitting;
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::sql_scope::SqlScope;
+use crate::postgres::sqlstate::{describe, is_no_answer};
 use crate::processing::declaration::{HandledEvents, Handler, ProcessorDeclaration};
 
 /// A batch of fewer events is handled one by one: it takes no longer.
@@ -137,6 +138,26 @@ pub(crate) async fn examine(
 ) -> Result<Examined, sqlx::Error> {
     let mut recognised = recognise(declaration, scope, source);
     let mut tables = BTreeMap::new();
+    match ask(connection, declaration, scope, source, &mut recognised).await {
+        Ok(known) => tables = known,
+        Err(error) if is_no_answer(&error) => return Err(error),
+        Err(error) => recognised.fill(Err(describe(&error))),
+    }
+    refuse_crowds(declaration, &mut recognised);
+    let create = write_function(declaration, schema, scope, source, &recognised, &tables);
+    let refusals = recognised.into_iter().map(Result::err).collect();
+    Ok(Examined { refusals, create })
+}
+
+/// Refuses the handlers that the database does not confirm; returns the tables.
+async fn ask(
+    connection: &mut PgConnection,
+    declaration: &ProcessorDeclaration,
+    scope: &SqlScope,
+    source: EventSource<'_>,
+    recognised: &mut [Recognised],
+) -> Result<BTreeMap<String, Table>, sqlx::Error> {
+    let mut tables = BTreeMap::new();
     if let EventSource::Table { source, .. } = source {
         let mut probe = Probe::open(connection, scope, source).await?;
         for table in &declaration.tables {
@@ -144,7 +165,7 @@ pub(crate) async fn examine(
                 tables.insert(table.name.clone(), table);
             }
         }
-        for found in &mut recognised {
+        for found in recognised.iter_mut() {
             if let Ok(statements) = found {
                 let refusal = probe.refuse(statements, &tables).await?;
                 if let Some(refusal) = refusal {
@@ -154,10 +175,7 @@ pub(crate) async fn examine(
         }
         probe.close().await?;
     }
-    refuse_crowds(declaration, &mut recognised);
-    let create = write_function(declaration, schema, scope, source, &recognised, &tables);
-    let refusals = recognised.into_iter().map(Result::err).collect();
-    Ok(Examined { refusals, create })
+    Ok(tables)
 }
 
 /// Refuses what would make one statement too large.

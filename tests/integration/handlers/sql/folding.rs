@@ -5,7 +5,7 @@ mod cases;
 use std::fmt::Write as _;
 
 use espd::event::Position;
-use espd::internals::declaration::ProcessorDeclaration;
+use espd::internals::declaration::{ProcessorDeclaration, SourceText};
 use espd::internals::processor::Outcome;
 use sqlx::AssertSqlSafe;
 
@@ -31,7 +31,18 @@ struct Twins {
 
 impl Twins {
     /// `{p}` in tables and handlers distinguishes the two.
-    async fn start(db: &Database, name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]) -> Self {
+    async fn start(db: &Database, name: &str, tables: &[(&str, &str)], handlers: Handlers<'_>) -> Self {
+        Self::start_with(db, name, tables, handlers, &[]).await
+    }
+
+    /// As [`Self::start`], with statements behind the tables.
+    async fn start_with(
+        db: &Database,
+        name: &str,
+        tables: &[(&str, &str)],
+        handlers: Handlers<'_>,
+        ddl: &[&str],
+    ) -> Self {
         let of = |prefix: &str, fold: bool| -> ProcessorDeclaration {
             let tables: Vec<_> = tables
                 .iter()
@@ -42,7 +53,8 @@ impl Twins {
             let tables: Vec<_> =
                 tables.iter().map(|(table, columns)| (table.as_str(), columns.as_str())).collect();
             let handlers: Vec<_> = handlers.iter().map(|(types, sql)| (*types, sql.as_str())).collect();
-            ProcessorDeclaration { fold, ..declare(&format!("{prefix}{name}"), &tables, &handlers) }
+            let ddl = ddl.iter().map(|sql| SourceText::unplaced(&sql.replace("{p}", prefix))).collect();
+            ProcessorDeclaration { fold, ddl, ..declare(&format!("{prefix}{name}"), &tables, &handlers) }
         };
         let mut folded = Running::start(&db.pool, of("f", true)).await.unwrap();
         let mut looped = Running::start(&db.pool, of("l", false)).await.unwrap();
@@ -201,4 +213,213 @@ async fn whatever_is_declared_and_whatever_happens_a_fold_is_the_loop_for_long()
     for seed in 100..112 {
         explore(seed, 60, 15).await;
     }
+}
+
+/// Handlers by the types of their events.
+type Handlers<'a> = &'a [(&'a [&'a str], &'a str)];
+
+const TODOS: &[(&str, &str)] = &[(
+    "{p}todos",
+    "id bigint primary key, title text not null, n integer default 0, note varchar(9), other text",
+)];
+
+const HANDLERS: Handlers = &[
+    (&["Added"], "insert into {p}todos (id, title) values ((event.body->>'k')::bigint, event.body->>'t')"),
+    (
+        &["Changed"],
+        "update {p}todos set title = event.body->>'t', note = coalesce(event.body->>'note', note), n = n + (event.body->>'n')::int
+         where id = (event.body->>'k')::bigint",
+    ),
+    (&["Set"], "update {p}todos set n = (event.body->>'n')::int where id = (event.body->>'k')::bigint"),
+    (&["Removed"], "delete from {p}todos where id = (event.body->>'k')::bigint"),
+];
+
+fn event(name: &str, key: i64, more: &str) -> (String, String) {
+    (name.to_owned(), format!("{{\"k\": {key}, \"t\": \"t{key}\", \"n\": 1{more}}}"))
+}
+
+/// Enough events for a batch to be folded.
+fn crowd(from: i64) -> Vec<(String, String)> {
+    (from..from + 40).flat_map(|key| [event("Added", key, ""), event("Changed", key, "")]).collect()
+}
+
+async fn execute(db: &Database, statement: &str) {
+    sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&db.pool).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_could_see_the_difference_is_noticed_by_the_next_batch() {
+    let changes = [
+        "create trigger audit before update on {t} for each row execute function public.audit_change()",
+        "create trigger audit after insert on {t} execute function public.audit_change()",
+        "create rule audit as on update to {t} do also insert into public.audit values (new.id)",
+        "create unique index {t}_other on {t} (other)",
+        "create index {t}_ratio on {t} ((10 / nullif(n, 0)))",
+        "create index {t}_some on {t} (title) where n > 3",
+        "alter table {t} add foreign key (id) references public.keys on delete cascade",
+        "create table {t}_lines (id bigint references {t} on delete set null)",
+        "alter table {t} add check (n < 3)",
+        "alter table {t} add exclude using btree (other with =)",
+        "alter table {t} alter other set default clock_timestamp()::date::text",
+        "alter table {t} alter other set default 'x'",
+        "alter table {t} alter n set not null",
+        "alter table {t} add doubled integer generated always as (n * 2) stored",
+        "alter table {t} add serial bigint generated always as identity",
+        "alter table {t} add counted bigserial",
+        "alter table {t} enable row level security",
+        "alter table {t} alter note type varchar(20)",
+        "create table {t}_child () inherits ({t})",
+    ];
+    let db = support::database().await;
+    execute(
+        &db,
+        "create table public.audit (id bigint);
+         create table public.keys (id bigint primary key);
+         insert into public.keys select generate_series(0, 1000);
+         create function public.audit_change() returns trigger language plpgsql as
+           $$ begin insert into public.audit values (1); return new; end $$",
+    )
+    .await;
+    for (number, change) in changes.into_iter().enumerate() {
+        let tables = [(TODOS[0].0.replace("todos", &format!("todos{number}")), TODOS[0].1)];
+        let tables: Vec<(&str, &str)> =
+            tables.iter().map(|(name, columns)| (name.as_str(), *columns)).collect();
+        let handlers: Vec<_> = HANDLERS
+            .iter()
+            .map(|(types, sql)| (*types, sql.replace("todos", &format!("todos{number}"))))
+            .collect();
+        let handlers: Vec<(&[&str], &str)> =
+            handlers.iter().map(|(types, sql)| (*types, sql.as_str())).collect();
+        let mut twins = Twins::start(&db, &format!("_c{number}"), &tables, &handlers).await;
+        let start: i64 = sqlx::query_scalar("select coalesce(max(id), 0) from espd.events")
+            .fetch_one(&db.pool)
+            .await
+            .unwrap();
+        twins.step_over(&db, start).await;
+        let upto = append(&db, &crowd(1)).await;
+        assert_eq!(twins.batch(&db, upto, 1_000).await.0, Path::Folded, "before {change}");
+        for prefix in ["f", "l"] {
+            execute(&db, &change.replace("{t}", &format!("{prefix}todos{number}"))).await;
+        }
+        let upto = append(&db, &crowd(100)).await;
+        assert_eq!(twins.batch(&db, upto, 1_000).await.0, Path::LeftToLoop, "{change}");
+        // It is not even tried where the table has been like that from the beginning, unless that does no harm.
+        let name = format!("_d{number}");
+        let tables = [(format!("{{p}}others{number}"), TODOS[0].1)];
+        let tables: Vec<(&str, &str)> =
+            tables.iter().map(|(name, columns)| (name.as_str(), *columns)).collect();
+        let handlers: Vec<_> = HANDLERS
+            .iter()
+            .map(|(types, sql)| (*types, sql.replace("todos", &format!("others{number}"))))
+            .collect();
+        let handlers: Vec<(&[&str], &str)> =
+            handlers.iter().map(|(types, sql)| (*types, sql.as_str())).collect();
+        let ddl = change.replace("{t}", &format!("{{p}}others{number}"));
+        let mut twins = Twins::start_with(&db, &name, &tables, &handlers, &[&ddl]).await;
+        twins.step_over(&db, upto).await;
+        let upto = append(&db, &crowd(200)).await;
+        let harmless =
+            ["set default 'x'", "varchar(20)", "n set not null"].iter().any(|end| change.ends_with(end));
+        let expected = if harmless { Path::Folded } else { Path::NotTried };
+        assert_eq!(twins.batch(&db, upto, 1_000).await.0, expected, "{change}, from the beginning");
+    }
+    let audited: Vec<i64> =
+        sqlx::query_scalar("select count(*) from public.audit").fetch_all(&db.pool).await.unwrap();
+    assert!(audited[0] > 0);
+}
+
+#[tokio::test]
+async fn what_the_order_of_events_decides_is_left_to_the_loop() {
+    let cases: [(&str, Vec<(String, String)>, Path); 9] = [
+        ("a row is inserted twice", vec![event("Added", 500, ""), event("Added", 500, "")], Path::LeftToLoop),
+        (
+            "a row that was there is inserted and removed",
+            vec![event("Added", 1, ""), event("Removed", 1, "")],
+            Path::LeftToLoop,
+        ),
+        (
+            "a value that is overwritten is null",
+            vec![event("Changed", 5, ", \"t\": null"), event("Changed", 5, "")],
+            Path::LeftToLoop,
+        ),
+        (
+            "a value that is overwritten cannot be read",
+            vec![event("Set", 6, ", \"n\": \"x\""), event("Set", 6, "")],
+            Path::LeftToLoop,
+        ),
+        (
+            "a value that is overwritten is too long",
+            vec![event("Changed", 7, ", \"note\": \"0123456789\""), event("Changed", 7, ", \"note\": \"0\"")],
+            Path::LeftToLoop,
+        ),
+        (
+            "a sum is out of range, and comes back",
+            vec![event("Set", 8, ", \"n\": 2147483647"), event("Changed", 8, ""), event("Set", 8, "")],
+            Path::LeftToLoop,
+        ),
+        (
+            "a sum of a row that is removed is out of range",
+            vec![event("Set", 9, ", \"n\": 2147483647"), event("Changed", 9, ""), event("Removed", 9, "")],
+            Path::LeftToLoop,
+        ),
+        (
+            "a row is removed and comes again",
+            vec![event("Removed", 3, ""), event("Changed", 3, ""), event("Added", 3, "")],
+            Path::Folded,
+        ),
+        (
+            "a row comes and goes, and is changed when it is not there",
+            vec![
+                event("Changed", 900, ""),
+                event("Added", 900, ""),
+                event("Set", 900, ""),
+                event("Removed", 900, ""),
+            ],
+            Path::Folded,
+        ),
+    ];
+    let db = support::database().await;
+    let mut twins = Twins::start(&db, "_order", TODOS, HANDLERS).await;
+    let upto = append(&db, &crowd(1)).await;
+    assert_eq!(run(&db, &mut twins, upto, || 1_000).await, [1, 0, 0]);
+    for (number, (what, events, expected)) in cases.into_iter().enumerate() {
+        let mut all = crowd(1_000 * (number as i64 + 1));
+        all.splice(17..17, events);
+        let upto = append(&db, &all).await;
+        let (path, outcome) = twins.batch(&db, upto, 1_000).await;
+        assert_eq!(path, expected, "{what}: {outcome:?}");
+        let Outcome::Committed { failure, .. } = outcome else { panic!("{what}") };
+        assert_eq!(failure.is_some(), expected == Path::LeftToLoop, "{what}");
+        if let Some(failure) = failure {
+            let failure = serde_json::to_value(&failure).unwrap();
+            twins.step_over(&db, failure["event_id"].as_i64().unwrap()).await;
+            run(&db, &mut twins, upto, || 1_000).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_a_doubt_the_next_batches_are_not_even_tried_and_soon_they_are_again() {
+    let db = support::database().await;
+    let mut twins = Twins::start(&db, "_back", TODOS, HANDLERS).await;
+    let mut upto = 0;
+    for batch in 0..8 {
+        let mut events = crowd(1_000 * batch);
+        if batch < 2 {
+            // Too long for the varchar: the loop steps over it.
+            events.push(event("Changed", 999_999, ", \"note\": \"0123456789\""));
+        }
+        upto = append(&db, &events).await;
+    }
+    let mut said = Vec::new();
+    let running = &mut twins.folded;
+    running.limits.size = 81;
+    while running.claim.position < Position::from(upto) {
+        let outcome = running.process(upto).await.unwrap();
+        assert!(matches!(outcome, Outcome::Committed { failure: None, .. }), "{outcome:?}");
+        let ask = "select current_setting('espd.fold_f_back')";
+        let setting: String = sqlx::query_scalar(ask).fetch_one(&mut running.connection).await.unwrap();
+        said.push(setting);
+    }
+    assert_eq!(said[..4], ["{1,1}", "{0,1}", "{0,0}", "{0,0}"], "{said:?}");
 }
