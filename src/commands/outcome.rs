@@ -237,8 +237,18 @@ impl Outcome {
             AppendError::Conflict { aggregate_id, expected, actual } => {
                 Self::Conflict { aggregate_id, expected, actual }
             }
+            // What the client has sent cannot be stored: a text with a zero character, a body that departs from what is declared.
+            AppendError::Invalid { reason, .. } => Self::invalid([CommandError::new("not_storable", reason)]),
+            AppendError::KeyTaken { key, .. } => {
+                let error = CommandError::new("taken", format!("{} {} is taken", key.scope, key.key));
+                Self::refused(error.with("scope", key.scope).with("key", key.key), 409)
+            }
+            AppendError::ConditionFailed { .. } => {
+                let message = "another writer was faster; try again, with the same command id".to_owned();
+                Self::Unavailable(Problem { message, cause: chain(&error) })
+            }
             AppendError::Database(_) => Self::unavailable(&error),
-            other => Self::failed(&other),
+            other @ AppendError::UuidReused { .. } => Self::failed(&other),
         }
     }
 }

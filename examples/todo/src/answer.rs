@@ -68,6 +68,10 @@ impl From<ExecuteError<Refusal>> for Failure {
             }
             ExecuteError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "conflict", error),
             ExecuteError::CommandIdReused { .. } => Self::new(StatusCode::CONFLICT, "key_reused", error),
+            // A text with a zero character, a body that departs from what is declared of it.
+            ExecuteError::Append(AppendError::Invalid { reason, .. }) => {
+                Self::new(StatusCode::BAD_REQUEST, "invalid", reason)
+            }
             error if error.is_transient() => Self::unavailable(&error),
             error => Self::internal(&error),
         }

@@ -110,12 +110,13 @@ impl<C: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<C> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let wrong = |message: String| Failure::new(StatusCode::BAD_REQUEST, "body", message);
+        let wrong = |status, message: String| Failure::new(status, "body", message);
         let body = axum::body::Bytes::from_request(request, state)
             .await
-            .map_err(|error| wrong(error.to_string()))?;
+            .map_err(|error| wrong(error.status(), error.to_string()))?;
         let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
-        serde_json::from_slice(text).map(Self).map_err(|error| wrong(error.to_string()))
+        let read = serde_json::from_slice(text);
+        read.map(Self).map_err(|error| wrong(StatusCode::BAD_REQUEST, error.to_string()))
     }
 }
 

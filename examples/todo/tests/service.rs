@@ -189,6 +189,11 @@ async fn what_cannot_be_done_is_said_clearly() {
     assert_eq!((status, &wrong["code"]), (400, &json!("body")));
     assert!(wrong["message"].as_str().unwrap().contains("line 1 column"), "{wrong}");
 
+    let (status, unstorable) = service.post("/todos", json!({"title": "a\0b"})).await;
+    assert_eq!((status, &unstorable["code"]), (400, &json!("invalid")), "{unstorable}");
+    let (status, long) = service.post("/todos", json!({"title": "x".repeat(3_000_000)})).await;
+    assert_eq!((status, &long["code"]), (413, &json!("body")), "{long}");
+
     let (_, added) = service.post("/todos", json!({"title": "Buy milk"})).await;
     let path = format!("/todos/{}", text(&added, "id"));
     service.ask(Method::PATCH, &path, &[], json!({"title": "Buy bread"})).await;

@@ -58,6 +58,9 @@ async fn check_failures<S: EventStore + Clone + 'static>(store: S, _: impl Comma
     assert_eq!(told(nobody), ("unknown_command", 404));
     assert_eq!(told(commands.execute_json("LendBook", "{", Envelope::new()).await), ("invalid", 400));
     assert_eq!(told(commands.execute(lend(&book, ""), Envelope::new()).await), ("invalid", 400));
+    let unstorable = commands.execute(lend(&book, "A\0da"), Envelope::new()).await;
+    assert_eq!(told(unstorable.clone()), ("invalid", 400), "{unstorable:?}");
+    assert_eq!(json_of(&unstorable)["errors"][0]["code"], "not_storable");
     let never = commands.execute_json("ReturnBook", json(json!({"book": &book})), Envelope::new()).await;
     assert_eq!(told(never), ("refused", 404));
 
@@ -88,6 +91,23 @@ async fn check_failures<S: EventStore + Clone + 'static>(store: S, _: impl Comma
         problem.cause.contains("BookBurnt") && !json_of(&failed).to_string().contains("BookBurnt"),
         "{problem:?}"
     );
+}
+
+/// What other aggregates have done may be in the way without anything being wrong with the service.
+#[test]
+fn a_key_that_is_taken_is_a_refusal_and_being_overtaken_is_not() {
+    let key = espd::event::UniqueKey::new("email", "ann@example.org");
+    let taken = AppendError::KeyTaken { index: 0, key, owner: Uuid::nil().into() };
+    let outcome = Outcome::of_commit(Err(CommitError::Append(taken)));
+    let error = json!({"code": "taken", "params": {"scope": "email", "key": "ann@example.org"},
+        "message": "email ann@example.org is taken"});
+    assert_eq!(
+        json_of(&outcome),
+        json!({"outcome": "refused", "error": error, "status": 409, "repeated": false})
+    );
+    let overtaken = AppendError::ConditionFailed { item: 0, tag: "x".into(), came: None };
+    let outcome = Outcome::of_commit(Err(CommitError::Append(overtaken)));
+    assert_eq!((outcome.label(), outcome.status()), ("unavailable", 503));
 }
 
 on_both!(a_dry_run_says_what_would_happen, check_dry_run);
