@@ -115,6 +115,7 @@ pub(super) const RUNNER: Keys = Keys {
 /// Where a batch ends.
 const BATCH: &[Key] = &[
     key("batch_size", integer(1, 100_000)),
+    key("batch_size_max", integer(1, 100_000)),
     key("batch_bytes", Kind::Size { from: 1 << 10, to: 1 << 30 }),
     key("batch_time", duration(Duration::from_millis(10), HOUR)),
     key("batch_span", integer(1, 1_000_000_000)),

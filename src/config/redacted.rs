@@ -147,6 +147,7 @@ fn show_hooks(hooks: &HookSettings) -> Value {
 
 fn show_batch_limits(section: &mut Value, limits: &BatchLimits) {
     section["batch_size"] = json!(limits.size);
+    section["batch_size_max"] = json!(limits.size_max);
     section["batch_bytes"] = json!(format_size(limits.bytes));
     section["batch_time"] = json!(format_duration(limits.time));
     section["batch_span"] = json!(limits.span);
@@ -216,6 +217,7 @@ fn show_processor(processor: &ProcessorDeclaration) -> Value {
 fn leave_to_program(shown: &mut Value, said: &ProcessorSettings) {
     let unsaid = [
         ("batch_size", said.batch_size.is_none()),
+        ("batch_size_max", said.batch_size_max.or(said.batch_size).is_none()),
         ("batch_bytes", said.batch_bytes.is_none()),
         ("batch_time", said.batch_time.is_none()),
         ("batch_span", said.batch_span.is_none()),

@@ -196,8 +196,10 @@ impl HandledEvents {
 /// The limits of a batch. A batch ends at the limit that it reaches first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchLimits {
-    /// Most events that are handled in one batch, at least 1.
+    /// Most events that are handled in one batch, at least 1, unless the processor is far behind.
     pub size: i64,
+    /// Most events that are handled in one batch while the processor is far behind; where it is less than `size`, that holds.
+    pub size_max: i64,
     /// Most bytes of event bodies, as stored. A batch has one event at least, however large.
     pub bytes: i64,
     /// Time that a batch may take. The batch ends after the event during which the time is up.
@@ -207,9 +209,9 @@ pub struct BatchLimits {
 }
 
 impl Default for BatchLimits {
-    /// 1,000 events, 16 MiB, 2 s, 100,000 ids.
+    /// 1,000 events, up to 10,000 when far behind, 16 MiB, 2 s, 100,000 ids.
     fn default() -> Self {
-        Self { size: 1_000, bytes: 16 << 20, time: Duration::from_secs(2), span: 100_000 }
+        Self { size: 1_000, size_max: 10_000, bytes: 16 << 20, time: Duration::from_secs(2), span: 100_000 }
     }
 }
 

@@ -15,6 +15,7 @@ mod cut_off;
 mod dead_letters;
 mod decision;
 mod failures;
+mod growth;
 mod handler_change;
 mod history;
 mod keepalive;

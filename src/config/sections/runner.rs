@@ -74,8 +74,11 @@ impl RunnerSection {
 
 /// The bounds of a batch, as `[runner]`, `[projector]` and `[reactor]` have them.
 pub(crate) fn read_batch_limits(section: &Section<'_>, default: BatchLimits) -> BatchLimits {
+    let size = section.integer("batch_size");
     BatchLimits {
-        size: section.integer("batch_size").unwrap_or(default.size),
+        size: size.unwrap_or(default.size),
+        // Who sets a size has said how large a batch may be.
+        size_max: section.integer("batch_size_max").or(size).unwrap_or(default.size_max),
         bytes: section.size("batch_bytes").unwrap_or(default.bytes),
         time: section.duration("batch_time").unwrap_or(default.time),
         span: section.integer("batch_span").unwrap_or(default.span),

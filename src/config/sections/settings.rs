@@ -15,6 +15,7 @@ pub(crate) fn said_in(
     let policy = &declaration.retry;
     ProcessorSettings {
         batch_size: says("batch_size").then_some(batch.size),
+        batch_size_max: says("batch_size_max").then_some(batch.size_max),
         batch_bytes: says("batch_bytes").then_some(batch.bytes),
         batch_time: says("batch_time").then_some(batch.time),
         batch_span: says("batch_span").then_some(batch.span),

@@ -13,10 +13,17 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// How the processor is run. Each method is a key of its section in the configuration, with the same name, range and default;
 /// where the section says something too, the section is heard. `[runner]` and `[retry]` hold for what neither says.
 impl Registration {
-    /// The most events of a batch, 1 to 100,000.
+    /// The most events of a batch, 1 to 100,000, also while the processor is far behind, unless [`Self::batch_size_max`] says more.
     #[must_use]
     pub fn batch_size(mut self, events: i64) -> Self {
         self.settings.batch_size = Some(events);
+        self
+    }
+
+    /// The most events of a batch while the processor is far behind, 1 to 100,000.
+    #[must_use]
+    pub fn batch_size_max(mut self, events: i64) -> Self {
+        self.settings.batch_size_max = Some(events);
         self
     }
 
@@ -100,11 +107,20 @@ impl Registration {
 
 /// What is out of its range, each with the range.
 pub(super) fn find_faults(settings: &ProcessorSettings) -> Vec<String> {
-    let ProcessorSettings { batch_size, batch_bytes, batch_time, batch_span, chain_max, retry, .. } =
-        settings;
+    let ProcessorSettings {
+        batch_size,
+        batch_size_max,
+        batch_bytes,
+        batch_time,
+        batch_span,
+        chain_max,
+        retry,
+        ..
+    } = settings;
     let attempts = retry.max_attempts.map(i64::from);
     let faults = [
         outside("batch_size", *batch_size, 1..=100_000),
+        outside("batch_size_max", *batch_size_max, 1..=100_000),
         outside("batch_bytes", *batch_bytes, 1 << 10..=1 << 30),
         outside("batch_time", *batch_time, Duration::from_millis(10)..=HOUR),
         outside("batch_span", *batch_span, 1..=1_000_000_000),

@@ -9,6 +9,7 @@ use crate::retry::{OnFailure, Strategy};
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ProcessorSettings {
     pub(crate) batch_size: Option<i64>,
+    pub(crate) batch_size_max: Option<i64>,
     pub(crate) batch_bytes: Option<i64>,
     pub(crate) batch_time: Option<Duration>,
     pub(crate) batch_span: Option<i64>,
@@ -37,6 +38,7 @@ impl ProcessorSettings {
         let (retry, second) = (self.retry, other.retry);
         Self {
             batch_size: self.batch_size.or(other.batch_size),
+            batch_size_max: self.batch_size_max.or(other.batch_size_max),
             batch_bytes: self.batch_bytes.or(other.batch_bytes),
             batch_time: self.batch_time.or(other.batch_time),
             batch_span: self.batch_span.or(other.batch_span),
@@ -59,6 +61,8 @@ impl ProcessorSettings {
     pub(crate) fn apply_to(&self, declaration: &mut ProcessorDeclaration) {
         let (batch, retry) = (&mut declaration.batch, &mut declaration.retry);
         set(&mut batch.size, self.batch_size);
+        // Who sets a size has said how large a batch may be.
+        set(&mut batch.size_max, self.batch_size_max.or(self.batch_size));
         set(&mut batch.bytes, self.batch_bytes);
         set(&mut batch.time, self.batch_time);
         set(&mut batch.span, self.batch_span);

@@ -1,6 +1,6 @@
 //! Handling the next events.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 use tracing::debug;
@@ -10,6 +10,7 @@ use crate::processing::declaration::BatchLimits;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
 use crate::processing::runner::decision::{Attempt, decide, decide_failure, doubt_session};
+use crate::processing::runner::growth::{Growth, Shown};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
@@ -26,7 +27,8 @@ impl Runner {
         let mark = self.subscription.mark();
         let upto = self.beyond_empty_ids(connection, upto).await?;
         let Phase::Following(following) = &self.phase else { return Ok(Next::Again) };
-        let (begun, size) = (Instant::now(), following.bisection.size().min(self.cut_off.size_max()));
+        let (begun, size) =
+            (Instant::now(), following.size(&self.context.limits).min(self.cut_off.size_max()));
         let limits =
             BatchLimits { size, time: self.cut_off.time(self.context.limits.time), ..self.context.limits };
         let request = BatchRequest {
@@ -44,6 +46,7 @@ impl Runner {
             Ok(Outcome::Committed { position, handled, failure: None }) => {
                 self.committed(position, position, handled, begun);
                 self.note_density(position, upto);
+                self.grow(size, handled.into(), begun.elapsed());
                 self.note_effects();
                 Ok(self.succeeded())
             }
@@ -117,6 +120,15 @@ impl Runner {
         self.act(connection, decision).await
     }
 
+    /// Has the next batch be larger or smaller than one that was committed without a failure.
+    fn grow(&mut self, size: i64, handled: i64, took: Duration) {
+        let settled = self.subscription.settled();
+        let Phase::Following(following) = &mut self.phase else { return };
+        let behind = settled.get() - following.seen().get();
+        following.growth =
+            following.growth.after(Shown { size, handled, behind, took }, &self.context.limits);
+    }
+
     /// Takes note of whether a batch ended where its ids did, and not where its events filled it.
     fn note_density(&mut self, seen: Position, upto: Position) {
         if let Some(following) = self.phase.following_mut() {
@@ -128,6 +140,7 @@ impl Runner {
     fn narrow_down(&mut self, error: &ProcessorError) {
         if let (ProcessorError::Unattributed(_), Phase::Following(following)) = (error, &mut self.phase) {
             following.bisection.halve();
+            following.growth = Growth::default();
         }
     }
 

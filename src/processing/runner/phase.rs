@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::event::Position;
 use crate::process::report::Condition;
+use crate::processing::declaration::BatchLimits;
 use crate::processing::runner::bisection::Bisection;
+use crate::processing::runner::growth::Growth;
 use crate::processing::tracker::{Claim, LeaseStatus};
 
 /// What the runner is about.
@@ -58,6 +60,8 @@ pub(super) struct Following {
     pub(super) dead_letters_requested: bool,
     /// Whether the last batch has looked at all the ids that it was allowed to look at, and there are more.
     pub(super) sparse: bool,
+    /// How much larger than usual a batch may be.
+    pub(super) growth: Growth,
     /// Events per batch: fewer while a batch fails without naming an event, until the event is found.
     pub(super) bisection: Bisection,
 }
@@ -135,6 +139,11 @@ impl Phase {
 }
 
 impl Following {
+    /// The most events that the next batch may have. While an event is looked for, batches do not grow.
+    pub(super) fn size(&self, limits: &BatchLimits) -> i64 {
+        if self.bisection.size() < limits.size { self.bisection.size() } else { self.growth.size(limits) }
+    }
+
     /// What is known at the beginning of a claim: nothing but the claim.
     pub(super) fn new(claim: Claim, batch_size: i64) -> Self {
         Self {
@@ -144,6 +153,7 @@ impl Following {
             under_way: false,
             dead_letters_requested: false,
             sparse: false,
+            growth: Growth::default(),
             bisection: Bisection::new(batch_size),
         }
     }

@@ -39,7 +39,7 @@ pub fn settings(db: &Database) -> RunnerContext {
         release_channel: ReleaseChannel { channel: "espd_events".to_owned(), elsewhere: None },
         schema: SCHEMA.to_owned(),
         owner: Owner::generate(),
-        limits: BatchLimits { size: 100, ..BatchLimits::default() },
+        limits: BatchLimits { size: 100, size_max: 100, ..BatchLimits::default() },
         retry: RetryPolicy {
             initial: Duration::from_millis(50),
             max: Duration::from_millis(100),
@@ -131,6 +131,26 @@ pub async fn set_n(pool: &PgPool, id: i64, n: i64) {
         .execute(pool)
         .await
         .unwrap();
+}
+
+/// How many transactions have handled 5,000 events that were there before the processor, in batches of 100 to `size_max`.
+async fn batches_of_a_backlog(size_max: i64) -> i64 {
+    let db = support::database().await;
+    append(&db.pool, 5_000).await;
+    let mut settings = settings(&db);
+    settings.limits.size_max = size_max;
+    let life = Life::begin(&db, notes(""), settings);
+    reaches(&db.pool, "notes", 5_000).await;
+    life.end().await;
+    assert_exactly_once(&db.pool, &db.pool, "notes").await;
+    sqlx::query_scalar("select count(distinct xmin::text) from notes").fetch_one(&db.pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn batches_are_larger_while_a_processor_is_far_behind() {
+    assert_eq!(batches_of_a_backlog(100).await, 50);
+    let batches = batches_of_a_backlog(1_600).await;
+    assert!(batches < 40, "{batches} batches");
 }
 
 #[tokio::test]

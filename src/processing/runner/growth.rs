@@ -1,0 +1,104 @@
+//! How large a batch is while a processor is far behind: larger batches have fewer commits, and what is done once for a batch is done
+//! less often. Near the head they are small again, so that a row is there soon.
+
+use std::time::Duration;
+
+use crate::processing::declaration::BatchLimits;
+
+/// A batch that took less grows, so that the next one takes less than twice as long.
+const SHORT: Duration = Duration::from_millis(150);
+
+/// A batch that took more shrinks: a status shows a position that moves each second, and whoever wants to stop waits for a batch.
+const LONG: Duration = Duration::from_millis(400);
+
+/// How many times the configured size the next batch may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Growth(i64);
+
+impl Default for Growth {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+/// What a batch has shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shown {
+    /// How many events it was allowed to have.
+    pub(super) size: i64,
+    /// How many it had.
+    pub(super) handled: i64,
+    /// How many ids there are still up to the settled horizon, with or without events.
+    pub(super) behind: i64,
+    /// How long it took.
+    pub(super) took: Duration,
+}
+
+impl Growth {
+    /// The most events that the next batch may have.
+    pub(super) fn size(self, limits: &BatchLimits) -> i64 {
+        limits.size.saturating_mul(self.0).min(limits.size_max.max(limits.size))
+    }
+
+    /// What follows from a batch that was committed without a failure. A batch has half of what there is to do at most.
+    pub(super) fn after(self, shown: Shown, limits: &BatchLimits) -> Self {
+        let Shown { size, handled, behind, took } = shown;
+        let mut times = match took {
+            took if took > LONG => self.0 / 2,
+            took if took < SHORT && handled >= size && size < limits.size_max => self.0.saturating_mul(2),
+            _ => self.0,
+        };
+        while times > 1 && Self(times).size(limits).saturating_mul(2) > behind {
+            times /= 2;
+        }
+        Self(times.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: BatchLimits = BatchLimits {
+        size: 1_000,
+        size_max: 10_000,
+        bytes: 1 << 24,
+        time: Duration::from_secs(2),
+        span: 100_000,
+    };
+
+    fn full(size: i64, behind: i64, took_ms: u64) -> Shown {
+        Shown { size, handled: size, behind, took: Duration::from_millis(took_ms) }
+    }
+
+    #[test]
+    fn batches_grow_while_there_is_much_to_do_and_are_small_at_the_head() {
+        let (mut growth, mut behind, mut sizes) = (Growth::default(), 60_000, Vec::new());
+        while behind > 0 {
+            let size = growth.size(&LIMITS).min(behind);
+            behind -= size;
+            sizes.push(size);
+            growth = growth.after(full(growth.size(&LIMITS), behind, 5), &LIMITS);
+        }
+        assert_eq!(sizes[..6], [1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
+        assert_eq!(sizes[sizes.len() - 3..], [1_000; 3], "{sizes:?}");
+        assert!(sizes.len() < 20, "{sizes:?}");
+    }
+
+    #[test]
+    fn batches_that_take_long_or_are_not_full_do_not_grow() {
+        let grown = Growth(4);
+        assert_eq!(grown.after(full(4_000, 1 << 30, 401), &LIMITS), Growth(2));
+        assert_eq!(grown.after(full(4_000, 1 << 30, 200), &LIMITS), grown);
+        let short = Shown { handled: 3_999, ..full(4_000, 1 << 30, 5) };
+        assert_eq!(grown.after(short, &LIMITS), grown);
+        assert_eq!(Growth(1).after(full(1_000, 1 << 30, 9_000), &LIMITS), Growth(1));
+    }
+
+    #[test]
+    fn a_size_that_is_set_is_not_exceeded() {
+        let limits = BatchLimits { size_max: 1_000, ..LIMITS };
+        assert_eq!(Growth(1).after(full(1_000, 1 << 30, 5), &limits), Growth(1));
+        assert_eq!(Growth(8).size(&BatchLimits { size_max: 1, ..LIMITS }), 1_000);
+    }
+}
