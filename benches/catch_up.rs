@@ -1,4 +1,5 @@
-//! How fast one SQL projector catches up, beside the same PL/pgSQL called in a loop from psql.
+//! How fast one SQL projector catches up, beside the same PL/pgSQL called in a loop from psql, and beside one statement over
+//! the whole log; and with a trigger on its table, beside a loop whose table has it as well.
 //!
 //! `cargo bench --bench catch_up`; docs/benchmarks.md says what the figures mean.
 
@@ -16,8 +17,14 @@ const PROJECTOR: &str = include_str!("../config/processors/outstanding_todos.tom
 
 const BATCH_EVENTS: i64 = 1_000;
 
-/// The two references. Both commit once per batch, and say when the first and the last commit were over.
+/// The references. All say when the first commit was over and when the last; the one statement, when it began.
 const REFERENCES: &str = include_str!("catch_up.sql");
+
+const FORGET: &str = "truncate bare_todos, stated_todos; drop trigger if exists seen on bare_todos";
+
+/// It does nothing, but has to see each row as its event leaves it.
+const TRIGGER: &str =
+    "create trigger seen after insert or update or delete on {{table}} for each row execute function see()";
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +34,35 @@ enum Contestant {
     SameFunction,
     /// What one would write by hand for this workload alone.
     BareLoop,
+    /// What the whole log comes to, in one statement.
+    OneStatement,
+    /// A trigger sees each row, so each event needs a statement of its own.
+    DaemonWithTrigger,
+    BareLoopWithTrigger,
+}
+
+const CONTESTANTS: [Contestant; 6] = [
+    Contestant::Daemon,
+    Contestant::SameFunction,
+    Contestant::BareLoop,
+    Contestant::OneStatement,
+    Contestant::DaemonWithTrigger,
+    Contestant::BareLoopWithTrigger,
+];
+
+impl Contestant {
+    /// The table that it fills.
+    fn table(self) -> &'static str {
+        match self {
+            Self::Daemon | Self::SameFunction | Self::DaemonWithTrigger => "outstanding_todos",
+            Self::BareLoop | Self::BareLoopWithTrigger => "bare_todos",
+            Self::OneStatement => "stated_todos",
+        }
+    }
+
+    fn has_trigger(self) -> bool {
+        matches!(self, Self::DaemonWithTrigger | Self::BareLoopWithTrigger)
+    }
 }
 
 /// When one round's batches were committed.
@@ -35,6 +71,8 @@ struct Round {
     /// Before the process was started.
     started: DateTime<Utc>,
     first: DateTime<Utc>,
+    /// The position when the first was over.
+    position: i64,
     last: DateTime<Utc>,
 }
 
@@ -47,34 +85,40 @@ async fn main() -> anyhow::Result<()> {
     let flush = server.flush_time();
     let bench = Bench::prepare(&server, events as i64).await?;
 
-    let contestants = [Contestant::Daemon, Contestant::SameFunction, Contestant::BareLoop];
-    let mut results: [Vec<Round>; 3] = Default::default();
+    let mut results: [Vec<Round>; CONTESTANTS.len()] = Default::default();
     for number in 0..rounds {
-        for turn in 0..contestants.len() {
+        for turn in 0..CONTESTANTS.len() {
             // Nobody always comes after the same one.
-            let index = (number + turn) % contestants.len();
-            results[index].push(bench.run(contestants[index]).await?);
+            let index = (number + turn) % CONTESTANTS.len();
+            results[index].push(bench.run(CONTESTANTS[index]).await?);
         }
     }
-
-    let title = format!(
-        "catch-up of {events} events by one projector, batches of {BATCH_EVENTS}, {rounds} rounds, flush {flush:.1?}"
-    );
-    let report = Report::begin(&title, "events/s");
-    let [daemon, function, bare] = results;
-    let running = |rounds: &[Round]| rates(rounds, |round| round.first, events as i64 - BATCH_EVENTS);
-    let starting = |rounds: &[Round]| rates(rounds, |round| round.started, events as i64);
-    report.row("from the first batch; the same function", running(&daemon), running(&function), ">= 0.90");
-    report.row("from the first batch; a bare loop", running(&daemon), running(&bare), ">= 0.90");
-    report.row("from the process' start; the same function", starting(&daemon), starting(&function), "");
-    report.row("from the process' start; a bare loop", starting(&daemon), starting(&bare), "");
+    let title = format!("catch-up of {events} events by one projector, {rounds} rounds, flush {flush:.1?}");
+    print(&title, events as i64, &results);
     server.stop().await;
     Ok(())
 }
 
+fn print(title: &str, head: i64, results: &[Vec<Round>; CONTESTANTS.len()]) {
+    let report = Report::begin(title, "events/s");
+    let running = results.each_ref().map(|rounds| rates(rounds, head, |round| (round.first, round.position)));
+    let starting = results.each_ref().map(|rounds| rates(rounds, head, |round| (round.started, 0)));
+    let [daemon, function, bare, statement, triggered, bare_triggered] = running;
+    report.row("from the first batch; one statement over the whole log", daemon, statement, ">= 0.6");
+    report.row("from the first batch; the same function", daemon, function, ">= 0.90");
+    report.row("from the first batch; a bare loop", daemon, bare, ">= 0.90");
+    report.row("with a trigger on the table; a bare loop with it", triggered, bare_triggered, ">= 0.95");
+    let [daemon, function, bare, ..] = starting;
+    report.row("from the process' start; the same function", daemon, function, "");
+    report.row("from the process' start; a bare loop", daemon, bare, "");
+}
+
 /// Events per second of each round.
-fn rates(rounds: &[Round], begin: impl Fn(&Round) -> DateTime<Utc>, events: i64) -> Spread {
-    let rate = |round: &Round| events as f64 / (round.last - begin(round)).as_seconds_f64();
+fn rates(rounds: &[Round], head: i64, begin: impl Fn(&Round) -> (DateTime<Utc>, i64)) -> Spread {
+    let rate = |round: &Round| {
+        let (at, position) = begin(round);
+        (head - position) as f64 / (round.last - at).as_seconds_f64()
+    };
     Spread::of(&rounds.iter().map(rate).collect::<Vec<_>>())
 }
 
@@ -98,16 +142,21 @@ impl<'a> Bench<'a> {
     }
 
     async fn run(&self, contestant: Contestant) -> anyhow::Result<Round> {
-        self.installation.espctl(&["reset", "outstanding_todos", "--yes"])?;
-        self.server.execute("truncate bare_todos").await?;
+        // A trigger of the round before goes with the table.
+        self.installation.espctl(&["reset", "outstanding_todos", "--cascade", "--yes"])?;
+        self.server.execute(FORGET).await?;
+        if contestant.has_trigger() {
+            self.server.execute(&TRIGGER.replace("{{table}}", contestant.table())).await?;
+        }
         self.server.settle().await?;
         let round = match contestant {
-            Contestant::Daemon => self.run_daemon().await?,
-            Contestant::SameFunction => self.call("same_function")?,
-            Contestant::BareLoop => self.call("bare_loop")?,
+            Contestant::Daemon | Contestant::DaemonWithTrigger => self.run_daemon().await?,
+            Contestant::SameFunction => self.call("same_function", BATCH_EVENTS)?,
+            Contestant::BareLoop | Contestant::BareLoopWithTrigger => self.call("bare_loop", BATCH_EVENTS)?,
+            Contestant::OneStatement => self.call("one_statement", 0)?,
         };
-        let table = if contestant == Contestant::BareLoop { "bare_todos" } else { "outstanding_todos" };
-        ensure!(self.fingerprint(table).await? == self.rows, "{contestant:?} left other rows");
+        let left = self.fingerprint(contestant.table()).await?;
+        ensure!(left == self.rows, "{contestant:?} left other rows");
         Ok(round)
     }
 
@@ -118,12 +167,13 @@ impl<'a> Bench<'a> {
         daemon.stop()?;
         let first = batches.first().context("there is a batch")?;
         let last = batches.iter().find(|batch| batch.position == self.head).context("the head is reached")?;
-        ensure!(first.handled == BATCH_EVENTS, "the first batch has {} events", first.handled);
-        Ok(Round { started, first: first.at, last: last.at })
+        Ok(Round { started, first: first.at, position: first.position, last: last.at })
     }
 
     /// Calls one of the procedures of [`REFERENCES`] from psql.
-    fn call(&self, procedure: &str) -> anyhow::Result<Round> {
+    ///
+    /// Its first time is that when it had reached `position`.
+    fn call(&self, procedure: &str, position: i64) -> anyhow::Result<Round> {
         let beside_server = find_binaries()?.folder().join("psql");
         let psql = if beside_server.is_file() { beside_server } else { "psql".into() };
         let statement = format!("call {procedure}({}, {BATCH_EVENTS}, null, null)", self.head);
@@ -137,7 +187,7 @@ impl<'a> Bench<'a> {
         ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
         let answer = String::from_utf8(output.stdout)?;
         let (first, last) = answer.trim().split_once(' ').context("two times")?;
-        Ok(Round { started, first: first.parse()?, last: last.parse()? })
+        Ok(Round { started, first: first.parse()?, position, last: last.parse()? })
     }
 
     /// The rows of a table, in few letters.

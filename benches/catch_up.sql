@@ -1,5 +1,6 @@
--- References for benches/catch_up.rs. Each handles all events in batches, with a commit after each batch,
--- and returns when the first and the last commit were over (ISO 8601).
+-- References for benches/catch_up.rs. The loops handle all events in batches, with a commit after
+-- each batch, and return when the first and the last commit were over (ISO 8601); the one statement returns when it began
+-- and when its commit was over.
 
 -- The function that espd generated for the projector, called as a daemon would call it.
 create procedure same_function(head bigint, batch integer, inout first text, inout last text)
@@ -72,3 +73,36 @@ begin
   last := now_iso();
 end
 $$;
+
+create table stated_todos (like outstanding_todos including all);
+
+-- What the whole log comes to: nothing for those that have ended, and for all others the newest value of each column.
+create procedure one_statement(head bigint, batch integer, inout first text, inout last text)
+language plpgsql
+as $$
+begin
+  perform set_config('enable_seqscan', 'on', true);
+  first := now_iso();
+  insert into stated_todos (todo_id, title, description, due_date, stakeholder_email)
+  select
+    e.aggregate_id,
+    (array_agg(e.body->>'title' order by e.id desc) filter (where e.body ? 'title'))[1],
+    (array_agg(e.body->>'description' order by e.id desc) filter (where e.body ? 'description'))[1],
+    (array_agg((e.body->>'due_date')::date order by e.id desc) filter (where e.body ? 'due_date'))[1],
+    (array_agg(e.body->>'stakeholder_email' order by e.id desc) filter (where e.body ? 'stakeholder_email'))[1]
+  from espd.events as e
+  where e.id <= head
+    and e.type in ('TodoAdded', 'TodoAmended')
+    and not exists (
+      select from espd.events as ended
+      where ended.aggregate_id = e.aggregate_id and ended.type in ('TodoCompleted', 'TodoAbandoned') and ended.id <= head
+    )
+  group by e.aggregate_id;
+  commit;
+  last := now_iso();
+end
+$$;
+
+create function see() returns trigger
+language plpgsql
+as $$ begin return null; end $$;

@@ -1,8 +1,12 @@
-//! How fast a worker in Python catches up, beside the SQL projector that makes the same table of the same events.
+//! How fast a worker in Python catches up, beside the SQL projector that makes the same table of the same events, and beside
+//! a bare loop in Python over the same lines of JSON from a file, without a database.
 //!
 //! `cargo bench --bench command_worker`; docs/benchmarks.md says what the figures mean.
 
 mod support;
+
+use std::fs::File;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 use chrono::{DateTime, Utc};
@@ -32,7 +36,14 @@ worker_todos = """
 """
 "#;
 
-const BATCH_EVENTS: i64 = 1_000;
+/// What one would write for these lines alone. It prints how many events it has handled in a second.
+const BARE_LOOP: &str = include_str!("command_worker.py");
+
+/// Between espd and the worker: keeps what the worker is told.
+const KEEPING: &str = r#"command = ["sh", "-c", "tee lines.jsonl | python3 worker_todos.py"]"#;
+
+/// What it replaces.
+const PLAIN: &str = r#"command = ["python3", "worker_todos.py"]"#;
 
 /// One way to have the events handled.
 struct Contestant {
@@ -46,8 +57,8 @@ struct Contestant {
 struct Round {
     /// Before the process was started.
     started: DateTime<Utc>,
-    /// When the first batch of full size was, and its position.
-    full: (DateTime<Utc>, i64),
+    /// When the first batch was, and its position.
+    first: (DateTime<Utc>, i64),
     last: DateTime<Utc>,
 }
 
@@ -61,24 +72,29 @@ async fn main() -> anyhow::Result<()> {
     let head = events as i64;
 
     let contestants = [worker(&server)?, sql(&server)?];
+    let lines = keep_lines(&server, head).await?;
     let mut results: [Vec<Round>; 2] = Default::default();
+    let mut bare = Vec::new();
     for number in 0..rounds {
         for turn in 0..contestants.len() {
             // Nobody always comes after the same one.
             let index = (number + turn) % contestants.len();
-            results[index].push(contestants[index].run(&server, head, number > 0).await?);
+            results[index].push(contestants[index].run(&server, head, true).await?);
         }
         compare(&server).await?;
+        bare.push(loop_barely(&lines)?);
     }
 
     let title = format!(
-        "catch-up of {events} events by a worker in Python and by SQL, batches of {BATCH_EVENTS}, {rounds} rounds, flush {flush:.1?}"
+        "catch-up of {events} events by a worker in Python and by SQL, {rounds} rounds, flush {flush:.1?}"
     );
     let report = Report::begin(&title, "events/s");
     let [worker, sql] = results;
-    let running = |rounds: &[Round]| rates(rounds, |round| round.full, head);
+    let running = |rounds: &[Round]| rates(rounds, |round| round.first, head);
     let starting = |rounds: &[Round]| rates(rounds, |round| (round.started, 0), head);
-    report.row("from the first full batch; SQL", running(&worker), running(&sql), ">= 15000/s");
+    let bare = Spread::of(&bare);
+    report.row("from the first batch; a bare loop over the lines", running(&worker), bare, ">= 0.5");
+    report.row("from the first batch; SQL", running(&worker), running(&sql), "");
     report.row("from the process' start; SQL", starting(&worker), starting(&sql), "");
     server.stop().await;
     Ok(())
@@ -99,10 +115,40 @@ fn sql(server: &Server) -> anyhow::Result<Contestant> {
 }
 
 fn worker(server: &Server) -> anyhow::Result<Contestant> {
-    let installation = Installation::new(&server.url, "warn,espd::processing::runner=debug", BY_WORKER)?;
+    Ok(Contestant { installation: install(server, BY_WORKER)?, name: "worker_todos" })
+}
+
+fn install(server: &Server, processor: &str) -> anyhow::Result<Installation> {
+    let installation = Installation::new(&server.url, "warn,espd::processing::runner=debug", processor)?;
     installation.write("espd_worker.py", LOOP)?;
     installation.write("worker_todos.py", &WORKER.replace("outstanding_todos", "worker_todos"))?;
-    Ok(Contestant { installation, name: "worker_todos" })
+    Ok(installation)
+}
+
+/// What the worker is told when it handles all events; both have their tables afterwards.
+async fn keep_lines(server: &Server, head: i64) -> anyhow::Result<Installation> {
+    sql(server)?.run(server, head, false).await?;
+    let keeping = Contestant {
+        installation: install(server, &BY_WORKER.replace(PLAIN, KEEPING))?,
+        name: "worker_todos",
+    };
+    keeping.run(server, head, false).await?;
+    keeping.installation.write("bare_loop.py", BARE_LOOP)?;
+    Ok(keeping.installation)
+}
+
+/// Events per second of the bare loop.
+fn loop_barely(lines: &Installation) -> anyhow::Result<f64> {
+    let output = Command::new("python3")
+        .current_dir(lines.folder())
+        .arg("bare_loop.py")
+        .stdin(File::open(lines.folder().join("lines.jsonl"))?)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "the bare loop: {told}");
+    told.trim().parse().with_context(|| format!("the bare loop tells {told}"))
 }
 
 impl Contestant {
@@ -116,10 +162,9 @@ impl Contestant {
         let batches = daemon.wait_for_position(head).await?;
         let started = daemon.started;
         daemon.stop()?;
-        let full =
-            batches.iter().find(|batch| batch.handled == BATCH_EVENTS).context("there is a full batch")?;
+        let first = batches.first().context("there is a batch")?;
         let last = batches.iter().find(|batch| batch.position == head).context("the head is reached")?;
-        Ok(Round { started, full: (full.at, full.position), last: last.at })
+        Ok(Round { started, first: (first.at, first.position), last: last.at })
     }
 }
 

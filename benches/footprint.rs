@@ -90,9 +90,24 @@ impl Bench<'_> {
         let memory = family.descendants().iter().map(|pid| Ok(resident(*pid)? as f64 / MEBIBYTE));
         let memory = memory.collect::<anyhow::Result<Vec<_>>>()?;
         let together = family.memory()? as f64 / MEBIBYTE;
-        limits.row("idle, 10 processors: processor time", Spread::of(&[processor]), "% of a core", "<= 1 %");
-        limits.row("idle, 10 processors: statements per worker", Spread::of(&[statements]), "/s", "<= 2 /s");
-        limits.row("idle, 10 processors: resident memory per worker", Spread::of(&memory), "MiB", "<= 10 MB");
+        limits.row(
+            "idle, 10 processors: processor time",
+            Spread::of(&[processor]),
+            "% of a core",
+            "<= 0.9 %",
+        );
+        limits.row(
+            "idle, 10 processors: statements per worker",
+            Spread::of(&[statements]),
+            "/s",
+            "<= 0.4 /s",
+        );
+        limits.row(
+            "idle, 10 processors: resident memory per worker",
+            Spread::of(&memory),
+            "MiB",
+            "<= 10 MiB",
+        );
         limits.row("idle, 10 processors: the daemon and all workers", Spread::of(&[together]), "MiB", "");
         daemon.stop()
     }
@@ -106,7 +121,7 @@ impl Bench<'_> {
             "at full speed: most resident memory of a worker",
             Spread::of(&[memory]),
             "MiB",
-            "<= 14 MB",
+            "<= 64 MiB",
         );
         Ok(())
     }
@@ -125,7 +140,7 @@ impl Bench<'_> {
             let memory = self.peak_of("large_events", events, projections).await?;
             let what =
                 format!("{events} events of 1 MB, projected {place}: most resident memory of a worker");
-            limits.row(&what, Spread::of(&[memory]), "MiB", "< 128 MB");
+            limits.row(&what, Spread::of(&[memory]), "MiB", "< 128 MiB");
         }
         Ok(())
     }

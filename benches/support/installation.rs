@@ -48,9 +48,19 @@ pub(crate) struct Batch {
 impl Installation {
     /// A configuration with these processors, for the database with this URL.
     pub(crate) fn new(url: &str, log_level: &str, processors: &str) -> anyhow::Result<Self> {
+        Self::of_layout(url, "espd", log_level, processors)
+    }
+
+    /// The same for a store of this layout.
+    pub(crate) fn of_layout(
+        url: &str,
+        layout: &str,
+        log_level: &str,
+        processors: &str,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let configuration = format!(
-            "[event_store]\nurl = \"${{DATABASE_URL}}\"\n\n[log]\nlevel = \"{log_level}\"\nformat = \"json\"\n\n{processors}"
+            "[event_store]\nurl = \"${{DATABASE_URL}}\"\nlayout = \"{layout}\"\n\n[log]\nlevel = \"{log_level}\"\nformat = \"json\"\n\n{processors}"
         );
         std::fs::write(folder.path().join("espd.toml"), configuration)?;
         Ok(Self { folder, url: url.to_owned() })
@@ -59,6 +69,11 @@ impl Installation {
     /// Puts a file beside the configuration.
     pub(crate) fn write(&self, name: &str, content: &str) -> anyhow::Result<()> {
         Ok(std::fs::write(self.folder.path().join(name), content)?)
+    }
+
+    /// Where the configuration is; workers are started there.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     fn command(&self, program: impl AsRef<OsStr>) -> Command {

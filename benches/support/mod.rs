@@ -12,7 +12,7 @@ mod server;
 use anyhow::{Context as _, bail};
 
 pub(crate) use installation::{Daemon, Installation};
-pub(crate) use report::{Limits, Report, folder};
+pub(crate) use report::{Limits, Report};
 pub(crate) use results::{Spread, percentile};
 pub(crate) use server::Server;
 

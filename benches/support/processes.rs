@@ -68,10 +68,11 @@ fn kibibytes(pid: u32, file: &str, key: &str) -> anyhow::Result<u64> {
     Ok(number.parse::<u64>()? * 1024)
 }
 
-fn processor_time(pid: u32) -> anyhow::Result<Duration> {
+/// Processor time that a process has used since it was started.
+pub(crate) fn processor_time(pid: u32) -> anyhow::Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    // The name in brackets may contain anything. AggregateQueue it, utime and stime are the 12th and 13th field.
+    // The name in brackets may contain anything. Behind it, utime and stime are the 12th and 13th field.
     let behind = text.rsplit_once(')').context("no name")?.1;
     let ticks: u64 =
         behind.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();

@@ -1,16 +1,9 @@
 //! Numbers for people: a table, printed row by row. Each row is left for programs as well.
 
-use std::path::{Path, PathBuf};
-
 use chrono::Utc;
 
 use super::machine::machine;
-use super::results::{self, Outcome, Reference, Spread, is_met};
-
-/// The folder of all results, in the target directory.
-pub(crate) fn folder() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench")
-}
+use super::results::{self, Outcome, Reference, Spread, folder, is_met};
 
 /// Whether this run only shows that the benchmark works.
 pub(crate) fn is_quick() -> bool {

@@ -168,6 +168,11 @@ pub(crate) fn put(path: &Path, outcome: Outcome) -> anyhow::Result<()> {
     std::fs::rename(&unfinished, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// The folder of all results, in the target directory.
+pub(crate) fn folder() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench")
+}
+
 /// Where the newest figures are: those of quick runs apart from those that count.
 pub(crate) fn newest(folder: &Path, quick: bool) -> PathBuf {
     folder.join(if quick { "quick.json" } else { "results.json" })

@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use super::SCHEMA;
 use super::machine;
+use super::processes::processor_time;
 
 const DATABASE: &str = "bench";
 
@@ -39,6 +40,12 @@ impl Server {
         migrate_processing(&pool, SCHEMA).await?;
         let flush_time = machine::look_at(&pool).await?;
         Ok(Self { postgres, pool, url, flush_time })
+    }
+
+    /// Makes another database, and returns its URL. Nothing is in it.
+    pub(crate) async fn create_database(&self, name: &str) -> anyhow::Result<String> {
+        self.postgres.create_database(name, None).await?;
+        Ok(self.postgres.url(name))
     }
 
     /// Stops the server and removes its files.
@@ -73,6 +80,37 @@ impl Server {
             left -= chunk.len();
         }
         self.execute("vacuum analyze espd.events").await
+    }
+
+    /// Adds so many small events of the type `T`, each of an aggregate of its own.
+    pub(crate) async fn load_small_events(&self, events: usize) -> anyhow::Result<()> {
+        let insert = format!(
+            "insert into espd.events (aggregate_id, type, version, body)
+             select gen_random_uuid(), 'T', 1, jsonb_build_object('n', n) from generate_series(1, {events}) as n"
+        );
+        self.execute(&insert).await?;
+        self.execute("vacuum analyze espd.events").await
+    }
+
+    /// Transactions that the database has finished so far.
+    pub(crate) async fn transactions(&self) -> anyhow::Result<i64> {
+        let statement =
+            "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
+        Ok(sqlx::query_scalar(statement).fetch_one(&self.pool).await?)
+    }
+
+    /// Processor time of the server's processes for the daemons that are connected now.
+    pub(crate) async fn processor_time_for_daemons(&self) -> anyhow::Result<Duration> {
+        let statement = "select pid from pg_stat_activity where application_name like 'espd: %'";
+        let pids: Vec<i32> = sqlx::query_scalar(statement).fetch_all(&self.pool).await?;
+        // One that has ended since counts no more.
+        Ok(pids.iter().filter_map(|pid| processor_time(pid.unsigned_abs()).ok()).sum())
+    }
+
+    /// Connections of daemons.
+    pub(crate) async fn connections(&self) -> anyhow::Result<i64> {
+        let statement = "select count(*) from pg_stat_activity where application_name like 'espd: %'";
+        Ok(sqlx::query_scalar(statement).fetch_one(&self.pool).await?)
     }
 
     /// Inserts events as they are; the history has counted the versions.
