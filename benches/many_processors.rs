@@ -1,6 +1,6 @@
 //! A hundred processors in one daemon: what each isolation costs, and how far they lag.
 //!
-//! `cargo bench --bench many_processors`; docs/operations.md has the table. Reads `/proc`: Linux only.
+//! `cargo bench --bench many_processors`; docs/benchmarks.md has the table. Reads `/proc`: Linux only.
 
 mod support;
 
@@ -14,7 +14,7 @@ use espd::store::{EventStore as _, PostgresEventStore};
 use serde_json::value::RawValue;
 use sqlx::AssertSqlSafe;
 use support::processes::Family;
-use support::{Arguments, Installation, SCHEMA, Server, percentile};
+use support::{Arguments, Installation, Limits, SCHEMA, Server, Spread, percentile};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -60,27 +60,16 @@ impl Isolation {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::read()?;
     let time = arguments.size(Duration::from_secs(10), Duration::from_secs(2));
-    println!("\n{PROCESSORS} processors, {RATE} events/s for {time:?}, each event for one of them\n");
-    println!(
-        "{:<24}{:>10}{:>13}{:>12}{:>9}{:>13}{:>14}{:>11}{:>11}",
-        "",
-        "processes",
-        "connections",
-        "memory MiB",
-        "start s",
-        "idle % core",
-        "busy % core",
-        "p50 ms",
-        "p99 ms"
-    );
+    let title = format!("{PROCESSORS} processors, {RATE} events/s for {time:?}, each event for one of them");
+    let limits = Limits::begin(&title);
     for isolation in [Isolation::Process, Isolation::GroupsOfTen, Isolation::Task] {
-        measure(isolation, time).await?;
+        measure(&limits, isolation, time).await?;
     }
     Ok(())
 }
 
-/// Prints one row.
-async fn measure(isolation: Isolation, time: Duration) -> anyhow::Result<()> {
+/// Prints the rows of one isolation.
+async fn measure(limits: &Limits, isolation: Isolation, time: Duration) -> anyhow::Result<()> {
     let server = Server::start(&[("track_commit_timestamp", "on"), ("max_connections", "300")]).await?;
     let installation = Installation::new(&server.url, "warn", &processors(isolation)?)?;
     let begun = Instant::now();
@@ -102,14 +91,19 @@ async fn measure(isolation: Isolation, time: Duration) -> anyhow::Result<()> {
     let (last, busy) = (appended?, busy?);
     wait_until(async || passed(&server, last).await).await?;
     let lags = lags(&server).await?;
-    println!(
-        "{:<24}{:>10}{connections:>13}{:>12.0}{start:>9.2}{idle:>13.1}{busy:>14.0}{:>11.1}{:>11.1}",
-        isolation.title(),
-        family.descendants().len() + 1,
-        family.memory()? as f64 / 1_048_576.0,
-        percentile(&lags, 50.0),
-        percentile(&lags, 99.0),
-    );
+    let processes = (family.descendants().len() + 1) as f64;
+    let memory = family.memory()? as f64 / 1_048_576.0;
+    let row = |what: &str, value: f64, unit: &str| {
+        limits.row(&format!("{}: {what}", isolation.title()), Spread::of(&[value]), unit, "");
+    };
+    row("processes", processes, "processes");
+    row("connections", connections as f64, "connections");
+    row("memory of all", memory, "MiB");
+    row("start until all follow", start, "s");
+    row("idle: processor time", idle, "% of a core");
+    row("busy: processor time", busy, "% of a core");
+    row("event to handler, p50", percentile(&lags, 50.0), "ms");
+    row("event to handler, p99", percentile(&lags, 99.0), "ms");
     daemon.stop()?;
     server.stop().await;
     Ok(())

@@ -1,6 +1,7 @@
 //! The pages of `docs/` that are to be followed: their files and commands are tried as a reader copies them, and what they
 //! name exists.
 
+mod benchmarks;
 mod consistency;
 mod features;
 mod page;
