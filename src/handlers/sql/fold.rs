@@ -144,6 +144,7 @@ pub(crate) async fn examine(
         Err(error) => recognised.fill(Err(describe(&error))),
     }
     refuse_crowds(declaration, &mut recognised);
+    refuse_beside_all(declaration, &mut recognised);
     let create = write_function(declaration, schema, scope, source, &recognised, &tables);
     let refusals = recognised.into_iter().map(Result::err).collect();
     Ok(Examined { refusals, create })
@@ -176,6 +177,17 @@ async fn ask(
         probe.close().await?;
     }
     Ok(tables)
+}
+
+/// Refuses everything where a handler of all events is refused: every batch meets it.
+fn refuse_beside_all(declaration: &ProcessorDeclaration, recognised: &mut [Recognised]) {
+    let handlers = declaration.handlers().iter();
+    let meets_all = handlers
+        .zip(recognised.iter())
+        .any(|(handler, found)| handler.events == HandledEvents::All && found.is_err());
+    for found in recognised.iter_mut().filter(|found| meets_all && found.is_ok()) {
+        *found = Err("every batch meets a handler of all events that is not folded".to_owned());
+    }
 }
 
 /// Refuses what would make one statement too large.

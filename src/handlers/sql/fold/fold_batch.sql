@@ -22,6 +22,10 @@ declare
   espd_found record;
 begin
   --{{if foldable}}
+  -- What a trigger or a default does outside of the transaction is not undone with the savepoint.
+  if not ({{unchanged}}) then
+    raise exception 'a table has changed';
+  end if;
   with batch as materialized (
     select {{columns}} from {{source}} as e where {{events}}
     order by e.id limit $7
@@ -40,7 +44,7 @@ begin
   if espd_found.doubt is distinct from false then
     raise exception 'the order of the events matters';
   end if;
-  -- The statement holds locks on the tables now, so this cannot change any more before the commit.
+  -- Now the statement holds locks on the tables, so this cannot change any more before the commit.
   if not ({{unchanged}}) then
     raise exception 'a table has changed';
   end if;

@@ -399,6 +399,20 @@ async fn what_the_order_of_events_decides_is_left_to_the_loop() {
 }
 
 #[tokio::test]
+async fn a_handler_of_all_events_that_only_the_database_refuses_is_met_by_every_batch() {
+    let db = support::database().await;
+    let all: (&[&str], &str) = (
+        &["*"],
+        "insert into {p}todos (id, title) values (-event.id, event.type) on conflict (id) do update set n = excluded.n",
+    );
+    let handlers: Vec<_> = HANDLERS.iter().copied().chain([all]).collect();
+    let mut twins = Twins::start(&db, "_all", TODOS, &handlers).await;
+    let upto = append(&db, &crowd(1)).await;
+    assert_eq!(run(&db, &mut twins, upto, || 1_000).await, [0, 0, 1]);
+    assert_eq!(rows(&db, "ftodos").await.lines().count(), 120);
+}
+
+#[tokio::test]
 async fn after_a_doubt_the_next_batches_are_not_even_tried_and_soon_they_are_again() {
     let db = support::database().await;
     let mut twins = Twins::start(&db, "_back", TODOS, HANDLERS).await;
