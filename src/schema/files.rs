@@ -41,6 +41,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (12, "commands", include_str!("../../migrations/event_store/0012_commands.sql")),
         (13, "last of type", include_str!("../../migrations/event_store/0013_last_of_type.sql")),
         (14, "one event", include_str!("../../migrations/event_store/0014_one_event.sql")),
+        (15, "bell", include_str!("../../migrations/event_store/0015_bell.sql")),
     ],
 };
 

@@ -118,6 +118,8 @@ pub(crate) struct Append {
     pub(crate) cancel_scheduled: String,
     /// The constraints that keep an event from being stored twice, or in a place that is taken, not quoted.
     pub(crate) keys: [String; 2],
+    /// The function by which who waits asks to be woken, qualified and quoted.
+    pub(crate) set_bell: String,
     /// The channel that espd notifies after an append, not quoted.
     pub(crate) channel: String,
     /// The table of what is declared of events, qualified and quoted.

@@ -9,6 +9,8 @@
 //! stay queued on the connection while a look is under way. So a notification of what is committed after a look
 //! has read is received after that look.
 //!
+//! Before a long wait it sets the bell (`bell`), so that the functions that append, which do not notify otherwise, wake it.
+//!
 //! What must be true of the store for a horizon to mean anything is checked on every new connection and again and again
 //! (`verification`). While it is not true, the watcher withdraws the horizon and says why.
 //!
@@ -30,6 +32,7 @@ use crate::store::history::History;
 use crate::store::horizon::{Horizon, Observer};
 use crate::store::layout::Layout;
 
+mod bell;
 mod connection;
 mod connection_log;
 mod pace;
@@ -41,7 +44,7 @@ pub use settings::WatcherSettings;
 
 use connection::{ConnectionError, ListenConnection, Notification};
 use connection_log::ConnectionLog;
-use pace::{Look, Pace, Wait};
+use pace::{Look, Wait};
 use session::Session;
 use verification::CHECK_INTERVAL;
 
@@ -124,7 +127,12 @@ impl Watcher {
         self.wake_runners();
         loop {
             let wait = session.pace.wait_after(look);
-            self.wait(&mut session, wait).await?;
+            if session.bell.is_wanted(wait) {
+                // Who has appended before it was set is seen by the look that follows.
+                session.set_bell().await?;
+            } else {
+                self.wait(&mut session, wait).await?;
+            }
             look = self.look(&mut session).await?;
         }
     }
@@ -139,7 +147,7 @@ impl Watcher {
         self.mark.send_replace(connection.mark);
         let observer = Observer::new(&self.layout);
         let observer = if self.settings.durable_only { observer.durable_only() } else { observer };
-        Ok(Session::new(connection, observer, &self.settings))
+        Ok(Session::new(connection, observer, &self.layout, &self.settings))
     }
 
     /// Reads the store's history and says so if it is not the one that was followed. Nothing that was observed outlives a
@@ -158,7 +166,7 @@ impl Watcher {
     async fn look(&mut self, session: &mut Session) -> Result<Look, ConnectionError> {
         // Notifications that have arrived by now are answered by this look.
         while let Some(notification) = session.connection.next_buffered() {
-            self.take(notification, &mut session.pace);
+            self.take(notification, session);
         }
         let before = session.observer.horizon();
         let horizon = session.observe(&self.layout, &self.settings).await?;
@@ -167,6 +175,9 @@ impl Watcher {
             self.compare_history(session).await?;
         }
         let moved = before.head.distance_to(horizon.head).max(before.settled.distance_to(horizon.settled));
+        if moved != 0 {
+            session.bell.forget();
+        }
         let look = Look {
             moved,
             held: horizon.settled < horizon.head,
@@ -185,14 +196,15 @@ impl Watcher {
             sleep_until(now + wait.at_least).await;
         }
         match timeout_at(now + wait.at_most, session.connection.next_notification()).await {
-            Ok(notification) => self.take(notification?, &mut session.pace),
+            Ok(notification) => self.take(notification?, session),
             Err(_elapsed) => {}
         }
         Ok(())
     }
 
-    fn take(&self, notification: Notification, pace: &mut Pace) {
-        pace.quicken();
+    fn take(&self, notification: Notification, session: &mut Session) {
+        session.pace.quicken();
+        session.bell.forget();
         if notification == Notification::Control {
             self.wake_runners();
         }

@@ -3,6 +3,7 @@
 
 pub(crate) mod append_examples;
 mod audit;
+mod bell;
 mod event_schemas;
 mod event_sourcery;
 mod functions;

@@ -45,6 +45,7 @@ impl Layout {
                 function: qualified(Name::AppendEvents),
                 append_at: qualified(Name::AppendAt),
                 cancel_scheduled: qualified(Name::CancelScheduled),
+                set_bell: format!("{schema}.\"set_bell\""),
                 keys: names.event_keys(),
                 channel: channel.clone(),
                 event_schemas: format!("{schema}.\"event_schemas\""),

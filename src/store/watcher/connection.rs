@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use sqlx::postgres::{PgListener, PgPoolOptions};
-use sqlx::{Acquire, Connection, PgConnection};
+use sqlx::{Acquire, Connection, PgConnection, Row};
 use thiserror::Error;
 use tokio::time::timeout;
 
 use crate::postgres::connector::Connector;
+use crate::postgres::literal::simple;
 use crate::postgres::notify::CONTROL;
 use crate::postgres::server_mark::ServerMark;
 use crate::store::history::History;
@@ -125,6 +126,23 @@ impl ListenConnection {
             observer.name_holders(connection).await.map_err(ConnectionError::from)
         };
         in_time(limit, question).await?
+    }
+
+    /// Sets the bell. False where the server refuses: in a store that was not migrated, or in a session that only reads.
+    pub(super) async fn set_bell(&mut self, statement: String) -> Result<bool, ConnectionError> {
+        let limit = self.timeout;
+        let setting = async {
+            let connection = self.connection().await?;
+            match simple(statement).fetch_one(connection).await.and_then(|row| row.try_get("is_set")) {
+                Ok(is_set) => Ok(is_set),
+                Err(sqlx::Error::Database(refusal)) => {
+                    tracing::debug!(error = %refusal, "the bell of the event store cannot be set");
+                    Ok(false)
+                }
+                Err(error) => Err(ConnectionError::Lost(error)),
+            }
+        };
+        in_time(limit, setting).await?
     }
 
     /// Reads which store this is.

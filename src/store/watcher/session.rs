@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::WatcherSettings;
+use super::bell::Bell;
 use super::connection::{ConnectionError, ListenConnection};
 use super::pace::Pace;
 use super::verification::Verification;
@@ -18,6 +19,7 @@ pub(super) struct Session {
     pub(super) connection: ListenConnection,
     pub(super) observer: Observer,
     pub(super) pace: Pace,
+    pub(super) bell: Bell,
     /// When the last look ended.
     pub(super) looked: Instant,
     /// What is known of the store's preconditions.
@@ -31,11 +33,21 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(connection: ListenConnection, observer: Observer, settings: &WatcherSettings) -> Self {
+    pub(super) fn new(
+        connection: ListenConnection,
+        observer: Observer,
+        layout: &Layout,
+        settings: &WatcherSettings,
+    ) -> Self {
+        let mut bell = Bell::new(layout, settings);
+        if !settings.listen || connection.listen_refused.is_some() {
+            bell.note(false);
+        }
         Self {
             connection,
             observer,
             pace: Pace::new(settings),
+            bell,
             looked: Instant::now(),
             verification: Verification::default(),
             settled: Position::START,
@@ -60,6 +72,15 @@ impl Session {
         horizon.settled = horizon.settled.min(self.settled);
         self.name_holders(&mut horizon, settings).await?;
         Ok(horizon)
+    }
+
+    /// Sets the bell, if there is one that this session can set.
+    pub(super) async fn set_bell(&mut self) -> Result<(), ConnectionError> {
+        if let Some(statement) = self.bell.statement() {
+            let is_set = self.connection.set_bell(statement).await?;
+            self.bell.note(is_set);
+        }
+        Ok(())
     }
 
     async fn name_holders(
