@@ -205,8 +205,20 @@ async fn a_timeout_that_has_come_after_the_instance_went_on_is_passed_over() {
     running.caught_up().await.unwrap();
     assert_eq!(db.events::<Told>(Uuid::nil()).await.unwrap(), []);
     assert_eq!(listed(&db, &[]).await[0]["events"], 1);
+}
+
+#[tokio::test]
+async fn what_comes_after_the_end_of_an_instance_is_passed_over() {
+    let db = database().await.unwrap();
+    let (order, world) = (order(&db).await, World::default());
+    let running = db.start(program(&world)).await.unwrap();
     deliver(&db, order).await;
     running.caught_up().await.unwrap();
+    db.given([NewEvent::of(order, &Ordered { amount: 7 }).unwrap()]).await.unwrap();
+    running.caught_up().await.unwrap();
+    assert_eq!(world.done.lock().unwrap().len(), 2, "the steps of the first order only");
+    let ended = &listed(&db, &["--all"]).await[0];
+    assert_eq!((&ended["events"], &ended["state"]["charged"]), (&json!(2), &json!(5)));
 }
 
 #[tokio::test]
