@@ -302,7 +302,7 @@ async fn tags_know_the_last_event_of_each_type() {
     assert_eq!(differing_heads(&pool).await, []);
 
     // Stored already: by the statement for one event, by the function, with others.
-    for again in [std::slice::from_ref(&a), &[b.clone()]] {
+    for again in [std::slice::from_ref(&a), std::slice::from_ref(&b)] {
         store.append(again).await.unwrap();
         let mut transaction = pool.begin().await.unwrap();
         store.append_in(&mut transaction, again).await.unwrap().commit(transaction).await.unwrap();
@@ -317,7 +317,8 @@ async fn tags_know_the_last_event_of_each_type() {
     let refused = store.append(&[of_type("A", &["y", "fresh"]).expecting(expected)]).await;
     assert!(matches!(refused, Err(AppendError::Conflict { .. })), "{refused:?}");
     let token = serde_json::from_value(json!({ "new": 7 })).unwrap();
-    let refused = store.append_if(&[none.clone()], &TagQuery::tag("new").unchanged_since(token)).await;
+    let refused =
+        store.append_if(std::slice::from_ref(&none), &TagQuery::tag("new").unchanged_since(token)).await;
     assert!(matches!(refused, Err(AppendError::ConditionFailed { .. })), "{refused:?}");
     assert_eq!(differing_heads(&pool).await, []);
 

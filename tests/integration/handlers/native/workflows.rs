@@ -191,7 +191,7 @@ async fn a_timeout_comes_unless_the_instance_has_gone_on() {
 #[tokio::test]
 async fn a_timeout_that_has_come_after_the_instance_went_on_is_passed_over() {
     let db = database().await.unwrap();
-    let order = order(&db).await;
+    order(&db).await;
     let running = db.start(program(&World::default())).await.unwrap();
     running.caught_up().await.unwrap();
     // Another one, as if it were of an earlier time: the instance does not wait for it.
