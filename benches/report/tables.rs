@@ -117,7 +117,7 @@ fn circumstances(outcomes: &[&Outcome]) -> String {
         parts.join("; ")
     };
     let conditions = distinct(|outcome| outcome.conditions.clone());
-    let machine = distinct(|outcome| in_brief(outcome));
+    let machine = distinct(in_brief);
     format!("Measured: {conditions}. {machine}.")
 }
 

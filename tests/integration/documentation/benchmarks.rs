@@ -104,7 +104,10 @@ fn less_is_better_for_times_and_a_machine_that_has_become_slower_is_no_change() 
     assert_eq!(change(&before, &of(&[1.0, 1.1, 1.2], 1.0)), Change::Better);
     assert_eq!(change(&before, &of(&[4.0, 4.2, 4.4], 1.0)), Change::Worse);
     assert_eq!(change(&before, &of(&[4.0, 4.2, 4.4], 2.0)), Change::WithinSpread);
-    let table = compare::table(&[before.clone()], &[of(&[4.0, 4.2, 4.4], 1.0), outcome("catch_up", &[1.0])]);
+    let table = compare::table(
+        std::slice::from_ref(&before),
+        &[of(&[4.0, 4.2, 4.4], 1.0), outcome("catch_up", &[1.0])],
+    );
     assert!(table.contains("WORSE") && table.contains("only after: catch_up: whole"), "{table}");
 }
 
