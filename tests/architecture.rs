@@ -181,6 +181,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("handlers/sql.rs", "within transactions that it begins so, or behind their prelude"),
     ("handlers/sql/check.rs", "within the transaction of handlers/scratch.rs"),
     ("handlers/sql/check/upcasts.rs", "analyses expressions and reads no row"),
+    ("handlers/sql/fold/probe.rs", "reads catalogs, and analyses expressions behind savepoints"),
     ("local/sqlite/workflow.rs", "SQLite has no row security"),
     ("operations/databases/ways.rs", "asks for the session only"),
     ("operations/doctor/server.rs", "reads settings"),

@@ -5,8 +5,10 @@
 //! database than the events, the same function takes the batch as an argument (`remote`).
 
 mod check;
+mod event_source;
 mod fold;
 mod function;
+mod gate;
 mod reactor;
 mod remote;
 mod synchronous;
@@ -23,7 +25,7 @@ pub(crate) use synchronous::refuse_synchronous;
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
-use crate::handlers::sql::function::EventSource;
+use crate::handlers::sql::event_source::EventSource;
 use crate::handlers::sql::function::{DIVERGED, ProcessorFunction};
 use crate::handlers::sql::synchronous::Becoming;
 use crate::postgres::literal::interval;

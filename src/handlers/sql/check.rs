@@ -18,9 +18,8 @@ pub(crate) use upcasts::{check_upcasts, hidden_types};
 
 use crate::diagnostic::Diagnostic;
 use crate::handlers::scratch::{EVENT_TABLE, Scratch};
-use crate::handlers::sql::function::{
-    EventSource, ProcessorFunction, diagnose_compile_error, diagnose_refusal,
-};
+use crate::handlers::sql::event_source::EventSource;
+use crate::handlers::sql::function::{ProcessorFunction, diagnose_compile_error, diagnose_refusal};
 use crate::handlers::sql::reactor;
 use crate::processing::declaration::ProcessorDeclaration;
 

@@ -20,7 +20,8 @@ use self::probe::Probe;
 use self::statement::Statement;
 use self::table::Table;
 use self::write::{Op, RANKS_MAX};
-use super::function::{COLUMNS, EventSource, literals, mentions_deferrable};
+use super::event_source::{COLUMNS, EventSource, literals, mentions_deferrable, type_condition};
+use super::gate::delimiter_of;
 use super::template::Template;
 use crate::postgres::lexer;
 use crate::postgres::name::fitting;
@@ -275,14 +276,14 @@ fn write_function(
         ("unchanged", unchanged.join("\n    and ")),
     ]);
     let text = template.fill(include_str!("fold/fold_batch.sql"));
-    let delimiter = super::function::delimiter_of(&text);
+    let delimiter = delimiter_of(&text);
     text.replace("$espd_body$", &delimiter)
 }
 
 /// Which events a batch has. The ids come first: a plan may compute fields before it sorts and cuts off, and what is behind the
 /// batch shall not matter.
 fn events_of(declaration: &ProcessorDeclaration, source: &str, is_layered: bool) -> String {
-    let of_types = super::function::type_condition(declaration.event_types());
+    let of_types = type_condition(declaration.event_types());
     let range = format!("e.id > $5 and e.id <= $6{of_types}");
     if is_layered {
         format!("e.id = any (array(select e.id from {source} as e where {range} order by e.id limit $7))")

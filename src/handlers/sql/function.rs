@@ -8,40 +8,24 @@
 //! function is traced back to a line of the file that it was written in.
 
 mod dispatch;
-mod gate;
 
 use dispatch::Dispatch;
-use gate::{OWN, own_prefix};
 
 use crate::diagnostic::{DatabaseAnswer, Diagnostic};
+use crate::handlers::sql::event_source::{
+    COLUMNS, EventSource, literals, mentions_deferrable, type_condition,
+};
 use crate::handlers::sql::fold;
+use crate::handlers::sql::gate::{OWN, own_prefix};
 use crate::handlers::sql::reactor;
 use crate::handlers::sql::template::Template;
 use crate::postgres::name::{IDENTIFIER_LENGTH_MAX, fitting};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
-use crate::processing::declaration::{Handler, ProcessorDeclaration, TableDeclaration};
+use crate::processing::declaration::{Handler, ProcessorDeclaration};
 use crate::store::upcast::{Upcast, stored_types};
 use crate::store::witness::attachments;
-
-/// Where the function finds its events.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum EventSource<'a> {
-    /// In the same database: the function reads them itself.
-    Table {
-        /// What stands behind `from`, with the columns of an event.
-        source: &'a str,
-        /// The table of the events itself.
-        table: &'a str,
-        /// The table itself, if its bodies are JSON that `jsonb` may refuse.
-        json_bodies: Option<&'a str>,
-        /// The layers that old events are read through.
-        upcasts: &'a [Upcast],
-    },
-    /// In another database: the caller passes the batch as arrays.
-    Arguments,
-}
 
 /// The compiled form of a projector.
 #[derive(Debug)]
@@ -163,11 +147,6 @@ pub(crate) fn diagnose_refusal(
     answer.at(&handlers[handler].sql, offset)
 }
 
-/// What begins and ends the body of a function with this text.
-pub(super) fn delimiter_of(text: &str) -> String {
-    format!("${}body$", own_prefix([text].into_iter()))
-}
-
 /// The function's own name, in its schema.
 pub(crate) fn name(projector: &ProcessorDeclaration) -> String {
     name_of(&projector.name, projector.version)
@@ -219,10 +198,6 @@ const HANDLERS: &str = "--{{handlers}}\n";
 
 /// The SQLSTATE of a batch that has met a store which is not the one that was followed.
 pub(crate) const DIVERGED: &str = "ES005";
-
-/// The columns of `event`, in the order of the arrays that a batch is passed as.
-pub(crate) const COLUMNS: &str =
-    "id, uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at";
 
 /// Everything that is filled in but the handlers.
 fn template(
@@ -318,18 +293,4 @@ fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaratio
         template.values.push(("table", table.to_owned()));
         template.values.push(("of_stored_types", type_condition(types)));
     }
-}
-
-pub(super) fn type_condition<'t>(types: Option<impl IntoIterator<Item = &'t str>>) -> String {
-    types.map_or(String::new(), |types| format!(" and e.type in ({})", literals(types)))
-}
-
-pub(super) fn literals<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
-    texts.into_iter().map(|text| quote_literal(text.as_ref())).collect::<Vec<_>>().join(", ")
-}
-
-/// Whether a constraint of the projector's tables may be checked at commit only.
-pub(super) fn mentions_deferrable(projector: &ProcessorDeclaration) -> bool {
-    let tables = projector.tables.iter().flat_map(TableDeclaration::texts);
-    tables.chain(&projector.ddl).any(|sql| sql.text.to_lowercase().contains("deferrable"))
 }

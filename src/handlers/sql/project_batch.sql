@@ -2,7 +2,7 @@
 -- runs the handlers for the events in order, and moves the position, all in the caller's transaction.
 --
 -- `template.rs` fills in what is in double braces, and leaves out a section whose condition does not hold. The function's
--- own names begin with `espd_` here; where a handler has such a name, they are given another beginning (`function/gate.rs`).
+-- own names begin with `espd_` here; where a handler has such a name, they are given another beginning (`gate.rs`).
 -- The parameters have no name that a handler could reach.
 create or replace function {{function}}(
   out bigint, out integer, out jsonb, out boolean,

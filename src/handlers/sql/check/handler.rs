@@ -7,7 +7,7 @@
 use super::meaning;
 use crate::diagnostic::{DatabaseAnswer, Diagnostic};
 use crate::handlers::scratch::{EVENT_TABLE, Scratch};
-use crate::handlers::sql::function::COLUMNS;
+use crate::handlers::sql::event_source::COLUMNS;
 use crate::postgres::lexer::{self, Token};
 use crate::postgres::quote::{dollar_quote, quote_literal};
 use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;

@@ -13,7 +13,7 @@ use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::Token as ParserToken;
 
-use crate::handlers::sql::function::COLUMNS;
+use crate::handlers::sql::event_source::COLUMNS;
 
 /// What expressions use, by name: the database has to say that PostgreSQL's own are meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Tra
 use super::expression::{self, Used};
 use super::statement::{Change, Kind, Statement};
 use super::table::{Column, Table, kinds};
-use crate::handlers::sql::function::COLUMNS;
+use crate::handlers::sql::event_source::COLUMNS;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::{describe, is_no_answer};

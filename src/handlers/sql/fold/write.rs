@@ -10,7 +10,7 @@
 
 use super::statement::{Change, Kind, Statement};
 use super::table::{Column, Table};
-use crate::handlers::sql::function::literals;
+use crate::handlers::sql::event_source::literals;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 
 /// A statement with the events that meet it, and its place among those that the same event meets.
@@ -68,7 +68,7 @@ pub(super) fn write(table: &Table, ops: &[Op], number: usize) -> Written {
     });
     let writer = Writer { table, ops, number, columns, is_stepwise };
     let (ctes, alive) = if is_stepwise { writer.stepwise() } else { writer.plain() };
-    writer.apply(&ctes, &alive)
+    writer.apply(&ctes, alive)
 }
 
 fn is_sum(change: &Change) -> bool {

@@ -13,8 +13,9 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use super::gate::{escape, may_change_event};
-use super::{CompileError, literals};
+use super::CompileError;
+use crate::handlers::sql::event_source::literals;
+use crate::handlers::sql::gate::{escape, may_change_event};
 use crate::postgres::lexer::{self, TokenKind};
 use crate::postgres::quote::quote_literal;
 use crate::processing::declaration::{HandledEvents, Handler};

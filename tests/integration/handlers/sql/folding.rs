@@ -330,7 +330,8 @@ async fn what_could_see_the_difference_is_noticed_by_the_next_batch() {
 
 #[tokio::test]
 async fn what_the_order_of_events_decides_is_left_to_the_loop() {
-    let cases: [(&str, Vec<(String, String)>, Path); 9] = [
+    type Case = (&'static str, Vec<(String, String)>, Path);
+    let cases: [Case; 9] = [
         ("a row is inserted twice", vec![event("Added", 500, ""), event("Added", 500, "")], Path::LeftToLoop),
         (
             "a row that was there is inserted and removed",

@@ -1,7 +1,7 @@
 //! Cuts the tokens of a statement into the pieces of the grammar.
 
+use crate::handlers::sql::event_source::COLUMNS;
 use crate::handlers::sql::fold::expression;
-use crate::handlers::sql::function::COLUMNS;
 use crate::postgres::lexer::{Token, TokenKind};
 
 /// Why a statement is not folded that says more than the grammar knows.

@@ -226,7 +226,7 @@ impl Case {
 
 fn body(dice: &mut Rng, key: u64) -> String {
     let mut body = serde_json::json!({
-        "k": format!("00000000-0000-4000-8000-{key:012}"), "l": if key % 2 == 0 { "x" } else { "y" }, "m": key,
+        "k": format!("00000000-0000-4000-8000-{key:012}"), "l": if key.is_multiple_of(2) { "x" } else { "y" }, "m": key,
         "d": format!("2026-01-{:02}", key % 28 + 1), "n": dice.i32(-9..20),
     });
     match dice.u16(..1_500) {

@@ -59,6 +59,11 @@ pub(super) fn own_prefix<'t>(texts: impl Iterator<Item = &'t str>) -> String {
         .unwrap_or_default()
 }
 
+/// What begins and ends the body of a function with this text.
+pub(super) fn delimiter_of(text: &str) -> String {
+    format!("${}body$", own_prefix([text].into_iter()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
