@@ -52,6 +52,10 @@ impl Runner {
             }
             Ok(Outcome::Committed { position, handled, failure: Some(failure) }) => {
                 self.committed(position, position, handled, begun);
+                if let Some(following) = self.phase.following_mut() {
+                    // Whoever tries the event again shall not read all that comes after it each time.
+                    following.growth = Growth::default();
+                }
                 let doubt = doubt_session(Some(Failure::clone(&failure)), self.session_is_renewed);
                 let decision = doubt.unwrap_or_else(|| decide_failure(*failure, &self.retry));
                 self.act(connection, decision).await
