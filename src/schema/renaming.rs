@@ -260,6 +260,7 @@ mod tests {
         "( events",
         ", events",
         "= events",
+        "and events",
         "declare events",
         "out events",
         "then events",
