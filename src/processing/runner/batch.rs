@@ -52,10 +52,7 @@ impl Runner {
             }
             Ok(Outcome::Committed { position, handled, failure: Some(failure) }) => {
                 self.committed(position, position, handled, begun);
-                if let Some(following) = self.phase.following_mut() {
-                    // Whoever tries the event again shall not read all that comes after it each time.
-                    following.growth = Growth::default();
-                }
+                self.shrink();
                 let doubt = doubt_session(Some(Failure::clone(&failure)), self.session_is_renewed);
                 let decision = doubt.unwrap_or_else(|| decide_failure(*failure, &self.retry));
                 self.act(connection, decision).await
@@ -131,6 +128,13 @@ impl Runner {
         let behind = settled.get() - following.seen().get();
         following.growth =
             following.growth.after(Shown { size, handled, behind, took }, &self.context.limits);
+    }
+
+    /// Has the next batch be as small as usual: whoever tries an event again shall not read all that comes after it each time.
+    fn shrink(&mut self) {
+        if let Some(following) = self.phase.following_mut() {
+            following.growth = Growth::default();
+        }
     }
 
     /// Takes note of whether a batch ended where its ids did, and not where its events filled it.
