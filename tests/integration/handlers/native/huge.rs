@@ -50,6 +50,28 @@ impl EventSourced for Bytes {
     }
 }
 
+/// Folds and keeps nothing.
+struct Nothing;
+
+#[async_trait]
+impl EventSourced for Nothing {
+    type State = ();
+
+    fn evolve(&self, (): &mut (), _: &Event) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    async fn save(
+        &self,
+        _: &AggregateId,
+        _: Version,
+        (): &(),
+        _: &mut PgConnection,
+    ) -> Result<(), HandlerError> {
+        Ok(())
+    }
+}
+
 fn kib(key: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
@@ -76,6 +98,8 @@ async fn a_huge_history_is_folded_in_little_memory() {
                          to_jsonb(repeat('x', case v when 321 then 0 else 524288 end))
                   from generate_series(1, 321) as v";
     sqlx::query(insert).execute(&db.pool).await.unwrap();
+    let short = "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'Short', 1, '{}')";
+    sqlx::query(short).execute(&db.pool).await.unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["handlers::native::huge::fold_in_a_process_of_its_own", "--exact", "--ignored", "--nocapture"])
         .env(DATABASE, &db.url)
@@ -98,7 +122,14 @@ async fn fold_in_a_process_of_its_own() {
     let declaration = Registration::projector("bytes")
         .handles_type("Last")
         .table("bytes", "id uuid primary key, count bigint, bytes bigint");
-    let program = Program::new().projector(declaration, || EventSourcedProjector(Bytes));
+    let short = Registration::projector("short").handles_type("Short").table("short", "id uuid primary key");
+    let program = Program::new()
+        .projector(declaration, || EventSourcedProjector(Bytes))
+        .projector(short, || EventSourcedProjector(Nothing));
+    // A short history first: what the program itself takes, as it is read from the disk, is no matter of the length.
+    let life = Life::begin_with(&db, make(&program, "short"), settings(&db));
+    reaches(&db.pool, "short", head).await;
+    life.end().await;
     in_little_memory("folding on PostgreSQL", async {
         let life = Life::begin_with(&db, make(&program, "bytes"), settings(&db));
         reaches(&db.pool, "bytes", head).await;
