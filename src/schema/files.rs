@@ -39,9 +39,9 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (10, "tags", include_str!("../../migrations/event_store/0010_tags.sql")),
         (11, "audit", include_str!("../../migrations/event_store/0011_audit.sql")),
         (12, "commands", include_str!("../../migrations/event_store/0012_commands.sql")),
-        (13, "last of type", include_str!("../../migrations/event_store/0013_last_of_type.sql")),
-        (14, "one event", include_str!("../../migrations/event_store/0014_one_event.sql")),
-        (15, "bell", include_str!("../../migrations/event_store/0015_bell.sql")),
+        (13, "bell", include_str!("../../migrations/event_store/0013_bell.sql")),
+        (14, "last of type", include_str!("../../migrations/event_store/0014_last_of_type.sql")),
+        (15, "one event", include_str!("../../migrations/event_store/0015_one_event.sql")),
     ],
 };
 

@@ -263,7 +263,7 @@ fn fault_of(name: Name, chosen: &str) -> Option<String> {
         return Some("names with pg_ belong to PostgreSQL".to_owned());
     }
     if name.is_function() && GENERATED.iter().any(|prefix| chosen.starts_with(prefix)) {
-        return Some("names with handle_ and project_ belong to the functions of processors".to_owned());
+        return Some("names with fold_, handle_ and project_ belong to the functions of processors".to_owned());
     }
     others.contains(&chosen).then(|| "espd makes something else of this name".to_owned())
 }
@@ -277,7 +277,7 @@ fn is_writable(name: &str) -> bool {
 }
 
 /// How the names of generated functions begin.
-const GENERATED: [&str; 2] = ["handle_", "project_"];
+const GENERATED: [&str; 3] = ["fold_", "handle_", "project_"];
 
 #[cfg(test)]
 mod tests {

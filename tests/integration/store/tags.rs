@@ -340,7 +340,7 @@ async fn tags_learn_of_their_types_when_a_store_is_migrated() {
     store.append(&[of_type("A", &["x"]), of_type("B", &["x", "y"]), of_type("A", &["x"])]).await.unwrap();
     sqlx::raw_sql("alter table espd.tag_heads drop column by_type").execute(&pool).await.unwrap();
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/event_store");
-    let migration = std::fs::read_to_string(folder.join("0013_last_of_type.sql")).unwrap();
+    let migration = std::fs::read_to_string(folder.join("0014_last_of_type.sql")).unwrap();
     sqlx::raw_sql(AssertSqlSafe(migration.replace(":\"schema\"", "espd"))).execute(&pool).await.unwrap();
     assert_eq!(differing_heads(&pool).await, []);
 }

@@ -55,6 +55,7 @@ declare
   -- The number of the last event of the type of the only event, by tag.
   previous jsonb;
   unmet    jsonb;
+  has_rung boolean;
 begin
   if cardinality(aggregate_ids) = 1 and keys is null
     and (condition is null or jsonb_path_query_array(condition, '$.items[*].tags[*]') <@ to_jsonb(tags))
@@ -96,7 +97,9 @@ begin
     ), noted as (
       insert into tag_events (tag, n, event_id, type) select l.tag, l.n, s.id, types[1] from stored as s, locked as l
     )
-    select s.id, s.uuid, s.version, m.heads, m.previous into id, uuid, version, heads, previous
+    select s.id, s.uuid, s.version, m.heads, m.previous,
+        case when s.id is not null and must_ring('bell') then ring_bell() end
+      into id, uuid, version, heads, previous, has_rung
     from moved as m left join stored as s on true;
     if id is not null then
       return next;

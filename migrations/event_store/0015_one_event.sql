@@ -78,6 +78,7 @@ as $$
 declare
   one     record;
   is_read boolean := false;
+  has_rung boolean;
 begin
   begin
     select (events->>'aggregate_id')::uuid as aggregate_id, events->>'type' as type, events->'body' as body,
@@ -102,7 +103,8 @@ begin
       where (one.expected_version is null or one.expected_version = head.version)
         and not exists (select from event_schemas as s where s.type = one.type and s.check_at_append)
       on conflict do nothing
-      returning e.id, e.uuid, e.version into id, uuid, version;
+      returning e.id, e.uuid, e.version, case when must_ring('bell') then ring_bell() end
+      into id, uuid, version, has_rung;
     if found then
       return next;
       return;
