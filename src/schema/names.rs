@@ -263,7 +263,9 @@ fn fault_of(name: Name, chosen: &str) -> Option<String> {
         return Some("names with pg_ belong to PostgreSQL".to_owned());
     }
     if name.is_function() && GENERATED.iter().any(|prefix| chosen.starts_with(prefix)) {
-        return Some("names with fold_, handle_ and project_ belong to the functions of processors".to_owned());
+        return Some(
+            "names with fold_, handle_ and project_ belong to the functions of processors".to_owned(),
+        );
     }
     others.contains(&chosen).then(|| "espd makes something else of this name".to_owned())
 }
@@ -319,7 +321,9 @@ mod tests {
             assert_eq!(blamed(|names| names.sequence = Some(name.to_owned())), ["sequence"], "{name:?}");
             assert_eq!(blamed(|names| names.append_at = name.to_owned()), ["append_at"], "{name:?}");
         }
-        assert_eq!(blamed(|names| names.append = "handle_todos_v1".to_owned()), ["append"]);
+        for generated in ["handle_todos_v1", "fold_todos_v1"] {
+            assert_eq!(blamed(|names| names.append = generated.to_owned()), ["append"]);
+        }
     }
 
     #[test]
