@@ -96,7 +96,8 @@ impl Connector {
         let (count, last) = (self.hosts.options.len(), self.present.last.load(Ordering::Relaxed));
         let mut errors = Vec::new();
         for index in (0..count).map(|offset| (last + offset) % count) {
-            match self.try_host(index).await {
+            // On the heap: everything that connects somewhere would have room for it on its stack.
+            match Box::pin(self.try_host(index)).await {
                 Ok(connected) => {
                     self.prefer(index);
                     return Ok(connected);

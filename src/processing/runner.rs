@@ -204,7 +204,7 @@ impl Runner {
     pub async fn run(mut self, mut stop: Shutdown) {
         while !stop.is_requested() {
             let mut connection = None;
-            match self.serve(&mut connection, &mut stop).await {
+            match Box::pin(self.serve(&mut connection, &mut stop)).await {
                 Ok(Served::ToTheEnd) => break,
                 Ok(Served::OldSession) => self.phase = Phase::default(),
                 Err(error) => {
@@ -251,7 +251,7 @@ impl Runner {
         connection: &mut Option<PgConnection>,
         stop: &mut Shutdown,
     ) -> Result<Served, sqlx::Error> {
-        let connecting = session::connect(&self.context, &self.name);
+        let connecting = Box::pin(session::connect(&self.context, &self.name));
         let Some(connected) = stop.run_until_requested(connecting).await else { return Ok(Served::ToTheEnd) };
         let connected = connection.insert(connected?);
         self.cut_off.learn(session::transaction_timeout(connected).await?);
@@ -293,10 +293,11 @@ impl Runner {
         if std::mem::take(&mut self.restart_handler) {
             self.processor.close().await;
         }
+        // What is large is on the heap, or each of the callers had room for the largest of them on its stack.
         match self.next_action() {
-            Action::Claim(waiting) => self.claim(connection, waiting).await,
-            Action::HandleBatch(upto) => self.handle_batch(connection, upto).await,
-            Action::HandleDeadLetter => self.handle_dead_letter(connection).await,
+            Action::Claim(waiting) => Box::pin(self.claim(connection, waiting)).await,
+            Action::HandleBatch(upto) => Box::pin(self.handle_batch(connection, upto)).await,
+            Action::HandleDeadLetter => Box::pin(self.handle_dead_letter(connection)).await,
             Action::Renew => self.renew(connection).await,
             Action::Wait(next) => Ok(next),
         }

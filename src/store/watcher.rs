@@ -106,7 +106,7 @@ impl Watcher {
         let mut delay = RECONNECT_DELAY_MIN;
         loop {
             let connected = Instant::now();
-            let Some(Err(error)) = stop.run_until_requested(self.watch()).await else { return };
+            let Some(Err(error)) = stop.run_until_requested(Box::pin(self.watch())).await else { return };
             self.withdraw(&error);
             if connected.elapsed() > self.settings.reconnect_delay_max {
                 delay = RECONNECT_DELAY_MIN;

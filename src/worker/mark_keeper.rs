@@ -38,7 +38,9 @@ impl MarkKeeper {
     pub(super) async fn run(self, mut stop: Shutdown) {
         let mut outage = Retry::new(RetryPolicy::infrastructure());
         loop {
-            let Some(Err(error)) = stop.run_until_requested(self.keep(&mut outage)).await else { return };
+            let Some(Err(error)) = stop.run_until_requested(Box::pin(self.keep(&mut outage))).await else {
+                return;
+            };
             let delay = outage.failed(());
             warn!(
                 error = describe(&error),

@@ -25,7 +25,8 @@ pub(super) async fn run_again_after_panics<F>(
     let mut panics = Retry::new(RetryPolicy::infrastructure());
     loop {
         let begun = Instant::now();
-        let (current, running) = (heartbeat.clone(), run());
+        // On the heap: the stack of a thread is small for the future of a whole processor.
+        let (current, running) = (heartbeat.clone(), Box::pin(run()));
         // A set of one: it ends with whoever waits for it.
         let mut task = JoinSet::new();
         task.spawn(async move { current.scope(running).await });

@@ -6,6 +6,7 @@
 //! see the difference (`table`), and if it has accepted the statement itself. In a batch, any error or doubt sends all of it to
 //! the loop, which also is who names a failing event.
 
+mod deep_stack;
 mod expression;
 mod probe;
 mod statement;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
+use self::deep_stack::on_deep_stack;
 use self::probe::Probe;
 use self::statement::Statement;
 use self::table::Table;
@@ -91,11 +93,14 @@ fn recognise(
     source: EventSource<'_>,
 ) -> Vec<Recognised> {
     let refusal = refuse_all(declaration, scope, source);
-    let recognise = |handler| match refusal {
-        Some(refusal) => Err(refusal.to_owned()),
-        None => recognise_handler(declaration, handler, scope),
-    };
-    declaration.handlers().iter().map(recognise).collect()
+    let handlers = declaration.handlers();
+    if let Some(refusal) = refusal {
+        return vec![Err(refusal.to_owned()); handlers.len()];
+    }
+    let recognise =
+        || handlers.iter().map(|handler| recognise_handler(declaration, handler, scope)).collect();
+    on_deep_stack(recognise)
+        .unwrap_or_else(|| vec![Err("its text could not be read".to_owned()); handlers.len()])
 }
 
 fn recognise_handler(declaration: &ProcessorDeclaration, handler: &Handler, scope: &SqlScope) -> Recognised {

@@ -73,7 +73,9 @@ impl Relay {
     pub(crate) async fn run(self, mut stop: Shutdown) {
         let mut outages = Retry::new(RetryPolicy::infrastructure());
         while !stop.is_requested() {
-            let Some(Err(error)) = stop.run_until_requested(self.serve(&mut outages)).await else { return };
+            let Some(Err(error)) = stop.run_until_requested(Box::pin(self.serve(&mut outages))).await else {
+                return;
+            };
             let delay = outages.failed(());
             self.log_outage(&error, outages.attempts(), delay);
             stop.run_until_requested(tokio::time::sleep(delay)).await;
@@ -99,7 +101,7 @@ impl Relay {
         let mut connection =
             in_time(BATCH_TIME, self.database.named("espd: relay").connect()).await?.connection;
         loop {
-            let looked = in_time(BATCH_TIME, self.move_due(&mut connection)).await?;
+            let looked = in_time(BATCH_TIME, Box::pin(self.move_due(&mut connection))).await?;
             if outages.attempts() > 0 {
                 info!(reactors = self.reactors.join(", "), "emissions are moved again");
                 outages.succeeded();

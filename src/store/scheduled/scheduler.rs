@@ -65,7 +65,9 @@ impl Scheduler {
     pub(crate) async fn run(&self, mut stop: Shutdown) {
         let mut outages = Retry::new(RetryPolicy::infrastructure());
         while !stop.is_requested() {
-            let Some(Err(error)) = stop.run_until_requested(self.serve(&mut outages)).await else { return };
+            let Some(Err(error)) = stop.run_until_requested(Box::pin(self.serve(&mut outages))).await else {
+                return;
+            };
             let delay = outages.failed(());
             if outages.attempts() == 1 {
                 let (error, retry_in_ms) = (describe(&error), delay.as_millis() as u64);

@@ -13,6 +13,8 @@ use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::Token as ParserToken;
 
+use super::TEXT_MAX;
+use super::deep_stack::on_deep_stack;
 use crate::handlers::sql::event_source::COLUMNS;
 
 /// What expressions use, by name: the database has to say that PostgreSQL's own are meant.
@@ -113,6 +115,31 @@ pub(super) fn parse(text: &str) -> Option<Expr> {
     let mut parser = Parser::new(&PostgreSqlDialect {}).try_with_sql(text).ok()?;
     let expression = parser.parse_expr().ok()?;
     (parser.peek_token().token == ParserToken::EOF).then_some(expression)
+}
+
+/// Whether a text is a literal and nothing else.
+pub(super) fn is_literal(text: &str) -> bool {
+    is_tree(text, |tree| matches!(tree, Expr::Value(_)))
+}
+
+/// Whether a text is a literal, with casts at most.
+pub(super) fn is_constant(text: &str) -> bool {
+    is_tree(text, |tree| is_constant_tree(tree) && examine(tree, &mut Used::default()).is_ok())
+}
+
+/// Whether a text from anywhere is an expression of this kind. One that is too long is not.
+fn is_tree(text: &str, is: fn(&Expr) -> bool) -> bool {
+    text.len() <= TEXT_MAX && on_deep_stack(|| parse(text).is_some_and(|tree| is(&tree))).unwrap_or_default()
+}
+
+fn is_constant_tree(tree: &Expr) -> bool {
+    match tree {
+        Expr::Value(_) => true,
+        Expr::Nested(inner)
+        | Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner }
+        | Expr::Cast { expr: inner, .. } => is_constant_tree(inner),
+        _ => false,
+    }
 }
 
 /// Notes what an expression uses; refuses what is not on the lists.

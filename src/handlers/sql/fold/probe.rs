@@ -274,8 +274,7 @@ fn purposes<'t>(statement: &Statement, table: &'t Table) -> Result<Vec<(String, 
 impl Purpose<'_> {
     /// Why an expression of this type does not become what the loop makes of it by a cast.
     fn refuse(&self, text: &str, kind: i64) -> Option<String> {
-        let is_literal = kind == kinds::UNKNOWN
-            && expression::parse(text).is_some_and(|tree| matches!(tree, sqlparser::ast::Expr::Value(_)));
+        let is_literal = kind == kinds::UNKNOWN && expression::is_literal(text);
         let among = |kinds: &[i64], column: &Column| kinds.contains(&kind) && kinds.contains(&column.kind);
         let texts = [kinds::TEXT, kinds::VARCHAR];
         match self {

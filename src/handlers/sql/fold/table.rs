@@ -181,26 +181,12 @@ impl Column {
                 Ok(format!("null::{}", self.full_type))
             };
         };
-        let is_constant = expression::parse(text).is_some_and(|tree| is_constant(&tree));
-        if !is_constant {
+        if !expression::is_constant(text) {
             return Err(format!("the default of column {} is not constant: {text}", self.name));
         }
         if self.length_max().is_some() {
             return Err(format!("column {} has a limited length and a default", self.name));
         }
         Ok(format!("({text})::{}", self.full_type))
-    }
-}
-
-/// Whether an expression is a literal, with casts at most.
-fn is_constant(tree: &sqlparser::ast::Expr) -> bool {
-    use sqlparser::ast::{Expr, UnaryOperator};
-    match tree {
-        Expr::Value(_) => expression::examine(tree, &mut expression::Used::default()).is_ok(),
-        Expr::Nested(inner) | Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } => is_constant(inner),
-        Expr::Cast { expr, .. } => {
-            is_constant(expr) && expression::examine(tree, &mut expression::Used::default()).is_ok()
-        }
-        _ => false,
     }
 }

@@ -438,3 +438,20 @@ async fn after_a_doubt_the_next_batches_are_not_even_tried_and_soon_they_are_aga
     }
     assert_eq!(said[..4], ["{1,1}", "{0,1}", "{0,0}", "{0,0}"], "{said:?}");
 }
+
+/// The parser calls itself for each level: on the stack of a task, such handlers ended the process.
+#[tokio::test]
+async fn deep_expressions_take_no_stack_of_the_task() {
+    let db = support::database().await;
+    let sum = format!("insert into {{p}}sums (id, n) values (event.id, {})", ["1"; 1500].join(" + "));
+    let (open, close) = ("case when event.version > 0 then (".repeat(20), ") end".repeat(20));
+    let nested = format!("update {{p}}sums set n = {open}2{close} where id = event.id - 1");
+    let tables = &[("{p}sums", "id bigint primary key, n bigint not null")];
+    let mut twins = Twins::start(&db, "_deep", tables, &[(&["Added"], &sum), (&["Changed"], &nested)]).await;
+    let events: Vec<_> = (0..64)
+        .map(|number| (if number % 2 == 0 { "Added" } else { "Changed" }.to_owned(), "{}".to_owned()))
+        .collect();
+    let upto = append(&db, &events).await;
+    let (path, outcome) = twins.batch(&db, upto, 64).await;
+    assert_eq!(path, Path::Folded, "{outcome:?}");
+}
