@@ -113,6 +113,16 @@ pub async fn check(connection: &mut PgConnection, layout: &Layout) -> Result<(),
     if unmet.is_empty() { Ok(()) } else { Err(PreconditionError::Unmet(unmet)) }
 }
 
+/// Checks the preconditions that depend on rows and on the sequence's value, where the catalog has not changed since a complete
+/// check.
+pub(crate) async fn check_rows(
+    connection: &mut PgConnection,
+    layout: &Layout,
+) -> Result<(), PreconditionError> {
+    let unmet = check_ids(connection, layout).await?;
+    if unmet.is_empty() { Ok(()) } else { Err(PreconditionError::Unmet(unmet)) }
+}
+
 async fn check_server(connection: &mut PgConnection) -> Result<Vec<Unmet>, sqlx::Error> {
     let statement = "
         -- read_server
@@ -148,9 +158,7 @@ fn lookalike(version: &str) -> Option<&'static str> {
 /// Compares the ids with the sequence: after a restore or a copy, the sequence may be behind the rows.
 async fn check_ids(connection: &mut PgConnection, layout: &Layout) -> Result<Vec<Unmet>, sqlx::Error> {
     let Order::DrawnInTransaction { sequence, .. } = &layout.order;
-    let (first, last) = read_ids(connection, layout).await?;
-    // After the ids: the sequence of a store in use is ahead of what was read before.
-    let last_value = read_last_value(connection, sequence).await?;
+    let (first, last, last_value) = read_ids(connection, layout).await?;
     let mut unmet = Vec::new();
     if first.get() < 1 {
         let problem = format!("the smallest id is {first}, and reading begins after 0");
@@ -180,28 +188,23 @@ async fn check_uuids(connection: &mut PgConnection, layout: &Layout) -> Result<O
     }))
 }
 
-/// The smallest and the largest id; 1 and 0 in an empty store.
+/// The smallest and the largest id, 1 and 0 in an empty store; and the last id drawn, read in the same way as by the observer.
+/// The ids are those of a snapshot that is older than the last id drawn: the sequence of a store in use is ahead of them.
 async fn read_ids(
     connection: &mut PgConnection,
     layout: &Layout,
-) -> Result<(Position, Position), sqlx::Error> {
+) -> Result<(Position, Position, Position), sqlx::Error> {
+    let Order::DrawnInTransaction { sequence, .. } = &layout.order;
     let statement = format!(
         "-- read_first_and_last_id
-         select coalesce(min(id), 1)::bigint as first, coalesce(max(id), 0)::bigint as last from {}",
-        layout.events_table()
+         select coalesce((select min(id) from {table}), 1)::bigint as first,
+                coalesce((select max(id) from {table}), 0)::bigint as last,
+                {LAST_VALUE} as last_value
+           from {sequence}",
+        table = layout.events_table()
     );
     let row = simple(statement).fetch_one(connection).await?;
-    Ok((row.try_get("first")?, row.try_get("last")?))
-}
-
-/// The last id drawn, read in the same way as by the observer.
-async fn read_last_value(connection: &mut PgConnection, sequence: &str) -> Result<Position, sqlx::Error> {
-    let statement = format!(
-        "-- read_last_value
-         select {LAST_VALUE} as last_value from {sequence}"
-    );
-    let row = simple(statement).fetch_one(connection).await?;
-    row.try_get("last_value")
+    Ok((row.try_get("first")?, row.try_get("last")?, row.try_get("last_value")?))
 }
 
 impl Unmet {

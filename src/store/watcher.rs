@@ -46,7 +46,7 @@ use connection::{ConnectionError, ListenConnection, Notification};
 use connection_log::ConnectionLog;
 use pace::{Look, Wait};
 use session::Session;
-use verification::CHECK_INTERVAL;
+use verification::IDLE_CHECK_INTERVAL;
 
 /// First delay before connecting again; it doubles up to the setting.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
@@ -132,6 +132,10 @@ impl Watcher {
                 session.set_bell().await?;
             } else {
                 self.wait(&mut session, wait).await?;
+                if session.bell.is_wanted(wait) {
+                    // The next wait is as long at least, unless the look finds something.
+                    session.set_bell().await?;
+                }
             }
             look = self.look(&mut session).await?;
         }
@@ -170,17 +174,19 @@ impl Watcher {
         }
         let before = session.observer.horizon();
         let horizon = session.observe(&self.layout, &self.settings).await?;
-        let is_compared = self.history.is_some_and(|(_, read)| read.elapsed() < CHECK_INTERVAL);
+        let is_compared = self.history.is_some_and(|(_, read)| read.elapsed() < IDLE_CHECK_INTERVAL);
         if horizon.head < before.head || !is_compared {
             self.compare_history(session).await?;
         }
         let moved = before.head.distance_to(horizon.head).max(before.settled.distance_to(horizon.settled));
+        let is_bell_set = session.bell.is_set();
         if moved != 0 {
             session.bell.forget();
         }
         let look = Look {
             moved,
             held: horizon.settled < horizon.head,
+            is_bell_set,
             elapsed: std::mem::replace(&mut session.looked, Instant::now()).elapsed(),
         };
         self.publish(horizon);

@@ -80,7 +80,16 @@ impl LockReader {
     }
 
     pub(super) async fn read(&mut self, connection: &mut PgConnection) -> Result<Locks, ObserveError> {
-        let mut rows = self.fetch(connection).await?;
+        let rows = self.fetch(connection).await?;
+        self.understand(rows, connection).await
+    }
+
+    /// What the rows of [`Self::statement`] say. They are fetched again where they are the first to tell of partitions.
+    pub(super) async fn understand(
+        &mut self,
+        mut rows: Vec<PgRow>,
+        connection: &mut PgConnection,
+    ) -> Result<Locks, ObserveError> {
         if !self.has_heirs && any(&rows, "has_heirs")? {
             self.has_heirs = true;
             rows = self.fetch(connection).await?;
@@ -100,15 +109,19 @@ impl LockReader {
     /// Fetches at least one row, also where there is no lock. Whether there are partitions is looked up in
     /// the same snapshot, which is newer than the last value, so none that matters is overlooked.
     async fn fetch(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
-        let statement = format!(
+        sqlx::raw_sql(AssertSqlSafe(self.statement())).fetch_all(connection).await
+    }
+
+    /// The statement that reads the locks.
+    pub(super) fn statement(&self) -> String {
+        format!(
             "-- read_locks
              {}
              select {LOCK}, (select bool_or(relhassubclass) from t) as has_heirs, {}
                from t left join {LOCKS}",
             self.relations(),
             STRUCTURE.replace("{tables}", &self.tables)
-        );
-        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await
+        )
     }
 
     /// The transactions that may have drawn ids, described, the oldest first.

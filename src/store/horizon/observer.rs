@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::durability::Durability;
@@ -46,6 +47,8 @@ pub struct Observer {
     is_closed: bool,
     /// What the catalog said of the store during the last observation that read the locks, until it is taken.
     observed: Option<StructureVersion>,
+    /// What the catalog said when it was read beside an observation that has settled nothing, until it is taken.
+    glanced: Option<StructureVersion>,
     /// The writers that hold the horizon back, and when each was first seen doing so.
     held_since: BTreeMap<Writer, Instant>,
 }
@@ -64,6 +67,7 @@ impl Observer {
             server_started: None,
             is_closed: false,
             observed: None,
+            glanced: None,
             held_since: BTreeMap::new(),
         }
     }
@@ -88,6 +92,34 @@ impl Observer {
             self.rule.observe(last_value, writers);
             self.observed = Some(structure);
         }
+        self.finish(connection).await
+    }
+
+    /// Makes one observation as [`Self::observe`] does, and reads the catalog and the locks in any case, all in one round trip.
+    /// For a look that is likely to find something, or that comes after a long time.
+    pub(crate) async fn observe_all(&mut self, connection: &mut PgConnection) -> Result<(), ObserveError> {
+        // Each statement has a snapshot of its own at this level only, and the one of the locks has to be the later one.
+        let statement = format!(
+            "set transaction isolation level read committed;\n{};\n{}",
+            self.last_value_statement(),
+            self.locks.statement()
+        );
+        let mut rows = simple(statement).fetch_all(&mut *connection).await?.into_iter();
+        let first = rows.next().ok_or(sqlx::Error::RowNotFound)?;
+        let last_value = self.understand_last_value(&first)?;
+        let locks = self.locks.understand(rows.collect(), connection).await?;
+        let (writers, structure) = self.take_in(locks)?;
+        if last_value > self.rule.head() || self.rule.is_held() {
+            self.rule.observe(last_value, writers);
+            self.observed = Some(structure);
+        } else {
+            self.glanced = Some(structure);
+        }
+        self.finish(connection).await
+    }
+
+    /// What follows the reading of the last value and the locks.
+    async fn finish(&mut self, connection: &mut PgConnection) -> Result<(), ObserveError> {
         // On a table that is closed to readers, this read would wait for the transaction that has closed it.
         if self.rule.is_held() && !self.is_closed {
             let end = self.read_visible_prefix(connection).await?;
@@ -105,7 +137,12 @@ impl Observer {
         &mut self,
         connection: &mut PgConnection,
     ) -> Result<(Vec<Writer>, StructureVersion), ObserveError> {
-        let Locks { writers, is_closed, server_started, structure } = self.locks.read(connection).await?;
+        let locks = self.locks.read(connection).await?;
+        self.take_in(locks)
+    }
+
+    fn take_in(&mut self, locks: Locks) -> Result<(Vec<Writer>, StructureVersion), ObserveError> {
+        let Locks { writers, is_closed, server_started, structure } = locks;
         if self.server_started.is_some_and(|started| started != server_started) {
             return Err(ObserveError::ServerReplaced);
         }
@@ -125,6 +162,11 @@ impl Observer {
     /// was no new one.
     pub(crate) fn take_observed(&mut self) -> Option<StructureVersion> {
         self.observed.take()
+    }
+
+    /// What the catalog said beside the last observation, which has settled nothing, once.
+    pub(crate) fn take_glanced(&mut self) -> Option<StructureVersion> {
+        self.glanced.take()
     }
 
     /// Whether the table was closed to readers when its locks were last read, or is about to be.
@@ -154,15 +196,22 @@ impl Observer {
     /// Reads the last id drawn, and starts afresh where that shows that the past means nothing any
     /// more: on another server, on a restarted one that a pooler has hidden, in a truncated store.
     async fn read_last_value(&mut self, connection: &mut PgConnection) -> Result<Position, ObserveError> {
-        let statement = format!(
+        let row = simple(self.last_value_statement()).fetch_one(connection).await?;
+        self.understand_last_value(&row)
+    }
+
+    fn last_value_statement(&self) -> String {
+        format!(
             "-- read_last_value
              select {LAST_VALUE} as last_value,
                     pg_is_in_recovery() as is_standby,
                     pg_postmaster_start_time() as server_started
                from {}",
             self.sequence
-        );
-        let row = simple(statement).fetch_one(connection).await?;
+        )
+    }
+
+    fn understand_last_value(&mut self, row: &PgRow) -> Result<Position, ObserveError> {
         if row.try_get("is_standby")? {
             return Err(ObserveError::Standby);
         }

@@ -45,6 +45,11 @@ impl Bell {
         self.statement.is_some() && wait.at_most >= WAIT_MIN && wait.at_least < wait.at_most && !is_set
     }
 
+    /// Whether writers ring it now, as far as is known.
+    pub(super) fn is_set(&self) -> bool {
+        self.set.is_some_and(|set| set.elapsed() <= self.term)
+    }
+
     pub(super) fn statement(&self) -> Option<String> {
         self.statement.clone()
     }

@@ -108,12 +108,18 @@ impl ListenConnection {
         }
     }
 
-    /// Makes one observation.
-    pub(super) async fn observe(&mut self, observer: &mut Observer) -> Result<(), ConnectionError> {
+    /// Makes one observation; of the catalog and the locks as well, if `all` is true.
+    pub(super) async fn observe(
+        &mut self,
+        observer: &mut Observer,
+        all: bool,
+    ) -> Result<(), ConnectionError> {
         let limit = self.timeout;
         let observation = async {
             let connection = self.connection().await?;
-            observer.observe(connection).await.map_err(ConnectionError::from)
+            let observed =
+                if all { observer.observe_all(connection).await } else { observer.observe(connection).await };
+            observed.map_err(ConnectionError::from)
         };
         in_time(limit, observation).await?
     }
@@ -185,6 +191,20 @@ impl ListenConnection {
             }
             let after = observer.read_structure(&mut *connection).await?;
             Ok((before == after).then_some(after))
+        };
+        in_time(limit, question).await?
+    }
+
+    /// Checks what may change in a store whose catalog does not.
+    pub(super) async fn check_rows(&mut self, layout: &Layout) -> Result<(), ConnectionError> {
+        let limit = self.timeout;
+        let question = async {
+            let connection = self.connection().await?;
+            match preconditions::check_rows(connection, layout).await {
+                Ok(()) => Ok(()),
+                Err(PreconditionError::Unmet(unmet)) => Err(ConnectionError::Unmet(unmet)),
+                Err(PreconditionError::Database(error)) => Err(ConnectionError::Lost(error)),
+            }
         };
         in_time(limit, question).await?
     }

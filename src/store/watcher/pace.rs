@@ -13,6 +13,12 @@ const WAIT_PER_EVENT_PER_SECOND: Duration = Duration::from_micros(4);
 /// The time over which the rate is averaged: one append of many events is not a rate.
 const RATE_WINDOW: Duration = Duration::from_millis(100);
 
+/// How many times longer the interval becomes where nothing has happened for long and writers wake who waits.
+const QUIET_TIMES: u32 = 5;
+
+/// How long looks are as frequent as before after an event that came unannounced: others like it may follow.
+const SURPRISED_FOR: Duration = Duration::from_secs(3600);
+
 /// More ids per second than writers can draw.
 const RATE_MAX: f64 = 1e6;
 
@@ -23,6 +29,8 @@ pub(super) struct Look {
     pub(super) moved: i64,
     /// Whether ids are drawn that are not settled yet.
     pub(super) held: bool,
+    /// Whether writers were asked to wake who waits.
+    pub(super) is_bell_set: bool,
     /// Time since the look before.
     pub(super) elapsed: Duration,
 }
@@ -43,11 +51,27 @@ pub(super) struct Pace {
     notified: bool,
     /// Ids per second, lately.
     rate: f64,
+    /// How long nothing has happened.
+    quiet: Duration,
+    /// How much longer writers that wake nobody are reckoned with.
+    surprised: Duration,
 }
 
 impl Pace {
     pub(super) fn new(settings: &WatcherSettings) -> Self {
-        Self { settings: settings.clone(), interval: settings.shortest_interval, notified: false, rate: 0.0 }
+        Self {
+            settings: settings.clone(),
+            interval: settings.shortest_interval,
+            notified: false,
+            rate: 0.0,
+            quiet: Duration::ZERO,
+            surprised: Duration::ZERO,
+        }
+    }
+
+    /// Whether a notification has arrived since the last wait was chosen.
+    pub(super) fn is_notified(&self) -> bool {
+        self.notified
     }
 
     /// Takes that a notification has arrived: something may have happened.
@@ -60,9 +84,9 @@ impl Pace {
     /// every event must not make the watcher look for every event.
     pub(super) fn wait_after(&mut self, look: Look) -> Wait {
         let notified = std::mem::take(&mut self.notified);
-        let WatcherSettings { shortest_interval, busy_interval, held_interval, idle_interval, .. } =
-            self.settings;
+        let WatcherSettings { shortest_interval, busy_interval, held_interval, .. } = self.settings;
         self.note_rate(look);
+        let longest_idle = self.longest_idle(look, notified);
         let busy = Duration::try_from_secs_f64(WAIT_PER_EVENT_PER_SECOND.as_secs_f64() * self.rate)
             .map_or(busy_interval, |wait| wait.min(busy_interval));
         if busy > shortest_interval {
@@ -73,9 +97,27 @@ impl Pace {
         self.interval = match look {
             Look { moved: 1.., .. } => shortest_interval,
             Look { held: true, .. } => self.grown(held_interval),
-            Look { held: false, .. } => self.grown(idle_interval),
+            Look { held: false, .. } => self.grown(longest_idle),
         };
         Wait { at_least: if notified { shortest_interval } else { Duration::ZERO }, at_most: self.interval }
+    }
+
+    /// The longest interval while nothing happens. Where the writers of a store wake who waits, looks may be rare; the first
+    /// event that comes unannounced shows that not all of them do.
+    fn longest_idle(&mut self, look: Look, notified: bool) -> Duration {
+        let WatcherSettings { idle_interval, quiet_after, .. } = self.settings;
+        let was_quiet = self.quiet >= quiet_after;
+        self.surprised = self.surprised.saturating_sub(look.elapsed);
+        if look.moved != 0 || look.held {
+            self.quiet = Duration::ZERO;
+            if was_quiet && !notified {
+                self.surprised = SURPRISED_FOR;
+            }
+        } else {
+            self.quiet = self.quiet.saturating_add(look.elapsed);
+        }
+        let may_be_rare = look.is_bell_set && self.surprised.is_zero() && self.quiet >= quiet_after;
+        if may_be_rare { idle_interval.saturating_mul(QUIET_TIMES) } else { idle_interval }
     }
 
     /// Moves the rate towards that of the last look, the more the longer it took.
@@ -97,7 +139,8 @@ impl Pace {
 mod tests {
     use super::*;
 
-    const NOTHING: Look = Look { moved: 0, held: false, elapsed: Duration::from_millis(10) };
+    const NOTHING: Look =
+        Look { moved: 0, held: false, is_bell_set: false, elapsed: Duration::from_millis(10) };
     const HELD: Look = Look { held: true, ..NOTHING };
     /// 200 events per second.
     const CALM: Look = Look { moved: 2, ..NOTHING };
@@ -155,10 +198,27 @@ mod tests {
     }
 
     #[test]
+    fn looks_are_rare_after_a_quiet_time_where_writers_ring_until_an_event_comes_unannounced() {
+        let settings = WatcherSettings::default();
+        let quiet = Look { is_bell_set: true, elapsed: Duration::from_secs(1), ..NOTHING };
+        let mut pace = Pace::new(&settings);
+        assert_eq!(settle(&mut pace, quiet).at_most, settings.idle_interval * 5);
+        assert_eq!(settle(&mut pace, Look { is_bell_set: false, ..quiet }).at_most, settings.idle_interval);
+        settle(&mut pace, quiet);
+        pace.quicken();
+        pace.wait_after(Look { moved: 1, ..quiet });
+        assert_eq!(settle(&mut pace, quiet).at_most, settings.idle_interval * 5, "it was announced");
+        pace.wait_after(Look { moved: 1, ..quiet });
+        assert_eq!(settle(&mut pace, quiet).at_most, settings.idle_interval);
+        pace.wait_after(Look { elapsed: SURPRISED_FOR, ..quiet });
+        assert_eq!(settle(&mut pace, quiet).at_most, settings.idle_interval * 5);
+    }
+
+    #[test]
     fn ids_that_are_set_far_ahead_are_no_reason_to_look_more_seldom_than_busy() {
         let settings = WatcherSettings::default();
         let mut pace = Pace::new(&settings);
-        let jump = Look { moved: i64::MAX, held: false, elapsed: Duration::ZERO };
+        let jump = Look { moved: i64::MAX, elapsed: Duration::ZERO, ..NOTHING };
         assert!(pace.wait_after(jump).at_most <= settings.busy_interval);
         assert_eq!(settle(&mut pace, NOTHING).at_most, settings.idle_interval);
     }
@@ -168,7 +228,7 @@ mod tests {
         let settings = WatcherSettings::default();
         let mut pace = Pace::new(&settings);
         // However fast the looks follow one another, and however little each of them finds.
-        let quick = Look { moved: 8, held: true, elapsed: Duration::from_millis(1) };
+        let quick = Look { moved: 8, elapsed: Duration::from_millis(1), ..HELD };
         assert!(settle(&mut pace, quick).at_least > settings.busy_interval / 2);
         assert_eq!(settle(&mut pace, CALM).at_most, settings.shortest_interval);
     }

@@ -64,7 +64,9 @@ impl Session {
         settings: &WatcherSettings,
     ) -> Result<Horizon, ConnectionError> {
         let Self { connection, observer, verification, .. } = self;
-        connection.observe(observer).await?;
+        // After a notification, the last value alone would most likely not be enough.
+        let all = verification.is_glance_due() || self.pace.is_notified();
+        connection.observe(observer, all).await?;
         let mut horizon = self.observer.horizon();
         if verification.verify(connection, &mut self.observer, layout).await? {
             self.settled = horizon.settled;

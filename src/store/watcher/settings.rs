@@ -13,6 +13,8 @@ pub struct WatcherSettings {
     pub held_interval: Duration,
     /// Longest interval while nothing happens. An event without a notification is noticed that late. Default: 1 s.
     pub idle_interval: Duration,
+    /// How long nothing must have happened until looks are five times as rare, in a store whose writers ring. Default: 30 s.
+    pub quiet_after: Duration,
     /// How long the server may take to accept a connection or to answer, before the connection is
     /// thrown away. Default: 5 s.
     pub answer_timeout: Duration,
@@ -38,6 +40,7 @@ impl Default for WatcherSettings {
             busy_interval: Duration::from_millis(40),
             held_interval: Duration::from_millis(25),
             idle_interval: Duration::from_secs(1),
+            quiet_after: Duration::from_secs(30),
             answer_timeout: Duration::from_secs(5),
             reconnect_delay_max: Duration::from_secs(2),
             listen: true,

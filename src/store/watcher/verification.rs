@@ -11,8 +11,11 @@ use super::connection::{ConnectionError, ListenConnection};
 use crate::store::horizon::{Observer, StructureVersion};
 use crate::store::layout::Layout;
 
-/// The time between two complete checks of a store whose catalog does not change.
+/// The time between two checks of what no catalog tells, while events are appended.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The same while nothing is appended, and the time between two complete checks of a store whose catalog does not change.
+pub(super) const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The time between two looks at the catalog while nothing is appended.
 const GLANCE_INTERVAL: Duration = Duration::from_secs(1);
@@ -24,7 +27,12 @@ pub(super) struct Verification {
     verified: Option<StructureVersion>,
     /// The version of the observations that do not count yet.
     unverified: Option<StructureVersion>,
+    /// When all preconditions were checked last.
     checked: Option<Instant>,
+    /// When those were checked last that no catalog tells of.
+    rows_checked: Option<Instant>,
+    /// Whether something has been drawn or settled since then.
+    has_moved: bool,
     glanced: Option<Instant>,
 }
 
@@ -42,18 +50,29 @@ impl Verification {
     ) -> Result<bool, ConnectionError> {
         if let Some(structure) = observer.take_observed() {
             self.glanced = Some(Instant::now());
+            self.has_moved = true;
             self.note(structure)?;
+        } else if let Some(structure) = observer.take_glanced() {
+            self.glanced = Some(Instant::now());
+            self.is_still(&structure);
         } else if is_over(self.glanced, GLANCE_INTERVAL) || observer.is_closed() {
             let structure = connection.read_structure(observer).await?;
             self.glanced = Some(Instant::now());
             self.is_still(&structure);
         }
-        if self.is_check_due() && !observer.is_closed() {
+        if observer.is_closed() {
+            return Ok(self.unverified.is_none());
+        }
+        if self.is_check_due() {
             self.verified = connection.check_preconditions(observer, layout).await?;
             self.checked = Some(Instant::now());
+            self.note_rows_checked();
             if self.unverified.take().is_some_and(|observed| self.verified != Some(observed)) {
                 return Err(ConnectionError::Changed);
             }
+        } else if self.is_check_of_rows_due() {
+            connection.check_rows(layout).await?;
+            self.note_rows_checked();
         }
         Ok(self.unverified.is_none())
     }
@@ -75,7 +94,20 @@ impl Verification {
     }
 
     fn is_check_due(&self) -> bool {
-        self.verified.is_none() || self.unverified.is_some() || is_over(self.checked, CHECK_INTERVAL)
+        self.verified.is_none() || self.unverified.is_some() || is_over(self.checked, IDLE_CHECK_INTERVAL)
+    }
+
+    fn is_check_of_rows_due(&self) -> bool {
+        is_over(self.rows_checked, if self.has_moved { CHECK_INTERVAL } else { IDLE_CHECK_INTERVAL })
+    }
+
+    fn note_rows_checked(&mut self) {
+        (self.rows_checked, self.has_moved) = (Some(Instant::now()), false);
+    }
+
+    /// Whether the next observation should read the catalog as well, because that is due by then.
+    pub(super) fn is_glance_due(&self) -> bool {
+        is_over(self.glanced, GLANCE_INTERVAL)
     }
 }
 
