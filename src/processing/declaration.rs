@@ -211,7 +211,7 @@ pub struct BatchLimits {
 impl Default for BatchLimits {
     /// 1,000 events, up to 10,000 when far behind, 16 MiB, 2 s, 100,000 ids.
     fn default() -> Self {
-        Self { size: 1_000, size_max: 10_000, bytes: 16 << 20, time: Duration::from_secs(2), span: 100_000 }
+        Self { size: 1_000, size_max: 50_000, bytes: 16 << 20, time: Duration::from_secs(2), span: 100_000 }
     }
 }
 

@@ -243,10 +243,10 @@ fn write_function(
     let used = used_columns(declaration, recognised);
     let others = declaration.handlers().iter().zip(recognised).filter(|(_, found)| found.is_err());
     let others: Vec<&str> = others.filter_map(|(handler, _)| handler.events.types()).flatten().collect();
-    let others = if others.is_empty() {
-        String::new()
+    let own = if others.is_empty() {
+        "true".to_owned()
     } else {
-        format!(" and not coalesce(bool_or(event.type in ({})), false)", literals(others))
+        format!("not coalesce(bool_or(event.type in ({})), false)", literals(others))
     };
     let (mut ctes, mut doubts, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
     for (number, table) in tables.values().enumerate() {
@@ -256,7 +256,7 @@ fn write_function(
         }
         let written = write::write(table, &ops, number);
         ctes.push(written.ctes);
-        doubts.extend(written.doubts);
+        doubts.push(written.doubt);
         unchanged.push(write::unchanged(table));
     }
     if !ctes.is_empty() {
@@ -275,7 +275,7 @@ fn write_function(
         ("source", source.to_owned()),
         ("events", events),
         ("least", LEAST.to_string()),
-        ("others", others),
+        ("own", own),
         ("ctes", ctes.join(",\n")),
         ("doubts", doubts.join("\n    or ")),
         ("unchanged", unchanged.join("\n    and ")),

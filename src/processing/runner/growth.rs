@@ -8,6 +8,9 @@ use crate::processing::declaration::BatchLimits;
 /// A batch that took less grows, so that the next one takes less than twice as long.
 const SHORT: Duration = Duration::from_millis(150);
 
+/// A batch that took less grows twice as much.
+const VERY_SHORT: Duration = Duration::from_millis(35);
+
 /// A batch that took more shrinks: a status shows a position that moves each second, and whoever wants to stop waits for a batch.
 const LONG: Duration = Duration::from_millis(400);
 
@@ -43,9 +46,11 @@ impl Growth {
     /// What follows from a batch that was committed without a failure. A batch has half of what there is to do at most.
     pub(super) fn after(self, shown: Shown, limits: &BatchLimits) -> Self {
         let Shown { size, handled, behind, took } = shown;
+        let may_grow = handled >= size && size < limits.size_max;
         let mut times = match took {
             took if took > LONG => self.0 / 2,
-            took if took < SHORT && handled >= size && size < limits.size_max => self.0.saturating_mul(2),
+            took if took < VERY_SHORT && may_grow => self.0.saturating_mul(4),
+            took if took < SHORT && may_grow => self.0.saturating_mul(2),
             _ => self.0,
         };
         while times > 1 && Self(times).size(limits).saturating_mul(2) > behind {
@@ -80,7 +85,8 @@ mod tests {
             sizes.push(size);
             growth = growth.after(full(growth.size(&LIMITS), behind, 5), &LIMITS);
         }
-        assert_eq!(sizes[..6], [1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
+        assert_eq!(sizes[..4], [1_000, 4_000, 10_000, 10_000]);
+        assert_eq!(Growth(1).after(full(1_000, 1 << 30, 40), &LIMITS), Growth(2));
         assert_eq!(sizes[sizes.len() - 3..], [1_000; 3], "{sizes:?}");
         assert!(sizes.len() < 20, "{sizes:?}");
     }

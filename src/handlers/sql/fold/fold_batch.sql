@@ -20,27 +20,38 @@ as $espd_body$
 #variable_conflict use_column
 declare
   espd_found record;
+  espd_fewer integer;
 begin
   --{{if foldable}}
   -- What a trigger or a default does outside of the transaction is not undone with the savepoint.
   if not ({{unchanged}}) then
     raise exception 'a table has changed';
   end if;
-  with batch as materialized (
-    select {{columns}} from {{source}} as e where {{events}}
-    order by e.id limit $7
-  ),
-  gate as materialized (
-    select count(*) >= {{least}} and coalesce(sum(pg_column_size(event.body)), 0) < $8{{others}} as go from batch as event
-  ),
+  loop
+    with batch as materialized (
+      select {{columns}} from {{source}} as e where {{events}}
+      order by e.id limit $7
+    ),
+    gate as materialized (
+      select sums.*, sums.handled >= {{least}} and sums.bytes < $8 and sums.is_own as go
+      from (
+        select count(*) as handled, max(event.id) as last_id, coalesce(sum(pg_column_size(event.body)), 0) as bytes,
+          {{own}} as is_own
+        from batch as event
+      ) as sums
+    ),
 {{ctes}}
-  select (select g.go from gate as g) as go, count(*) as handled, max(event.id) as last_id,
-    (select last.uuid from batch as last order by last.id desc limit 1) as last_uuid,
-    {{doubts}} as doubt
-    into espd_found from batch as event;
-  if not espd_found.go then
-    return;
-  end if;
+    select g.*, (select last.uuid from batch as last where last.id = g.last_id) as last_uuid,
+      {{doubts}} as doubt
+      into espd_found from gate as g;
+    exit when espd_found.go;
+    -- Nothing has been done yet. If it is too many bytes, fewer events are tried.
+    espd_fewer := espd_found.handled * 0.9 * $8 / greatest(espd_found.bytes, 1);
+    if espd_found.bytes < $8 or not espd_found.is_own or espd_fewer < {{least}} then
+      return;
+    end if;
+    $7 := espd_fewer;
+  end loop;
   if espd_found.doubt is distinct from false then
     raise exception 'the order of the events matters';
   end if;

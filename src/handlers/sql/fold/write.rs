@@ -25,8 +25,8 @@ pub(super) struct Op {
 /// The CTEs of a table, and what they end in.
 pub(super) struct Written {
     pub(super) ctes: String,
-    /// Expressions that are true if the batch has to be left to the loop.
-    pub(super) doubts: Vec<String>,
+    /// An expression that is false unless the batch has to be left to the loop.
+    pub(super) doubt: String,
 }
 
 /// Most statements that one event may meet on one table: the order has five bits for them.
@@ -398,12 +398,11 @@ impl Writer<'_> {
         let gone = "f.tid is not null and not f.alive";
         let kept = format!("f.tid is not null and f.alive and {changed}");
         let new = "f.tid is null and f.alive";
-        let (mut text, mut doubts) =
-            (ctes.to_owned(), vec![format!("exists (select from final{n} as f where f.doubt)")]);
+        let mut text = ctes.to_owned();
+        let (mut expected, mut written) = (Vec::new(), Vec::new());
         let mut counted = |name: &str, condition: &str| {
-            doubts.push(format!(
-                "(select count(*) from {name}{n}) <> (select count(*) from final{n} as f where {condition})"
-            ));
+            expected.push(format!("count(*) filter (where {condition})"));
+            written.push(format!("(select count(*) from {name}{n})"));
         };
         if self.has(&[Kind::Delete]) {
             text += &format!(
@@ -436,7 +435,12 @@ impl Writer<'_> {
             );
             counted("new", new);
         }
-        Written { ctes: text, doubts }
+        let doubt = format!(
+            "(select count(*) filter (where f.doubt) <> 0 or ({}) <> ({}) from final{n} as f)",
+            expected.join(", "),
+            written.join(", ")
+        );
+        Written { ctes: text, doubt }
     }
 
     /// What an update sets.

@@ -455,3 +455,35 @@ async fn deep_expressions_take_no_stack_of_the_task() {
     let (path, outcome) = twins.batch(&db, upto, 64).await;
     assert_eq!(path, Path::Folded, "{outcome:?}");
 }
+
+/// What is too much for one statement is handled in parts, and not event by event.
+#[tokio::test]
+async fn a_batch_of_too_many_bytes_is_folded_in_parts() {
+    let db = support::database().await;
+    let tables = &[("{p}notes", "id bigint primary key, note text")];
+    let insert = "insert into {p}notes (id, note) values (event.id, event.body->>'t')";
+    let mut twins = Twins::start(&db, "_large", tables, &[(&["Added"], insert)]).await;
+    let body = |number: u64| format!(r#"{{"t": "{}"}}"#, fastrand::Rng::with_seed(number).u128(..));
+    let events: Vec<_> = (0..400).map(|number| ("Added".to_owned(), body(number))).collect();
+    let upto = append(&db, &events).await;
+    for running in [&mut twins.folded, &mut twins.looped] {
+        (running.limits.size, running.limits.bytes) = (400, 5_000);
+    }
+    let mut handled = Vec::new();
+    while handled.iter().sum::<i32>() < 400 {
+        let Outcome::Committed { handled: some, .. } = twins.folded.process(upto).await.unwrap() else {
+            panic!()
+        };
+        handled.push(some);
+    }
+    while twins.looped.claim.position < Position::from(upto) {
+        twins.looped.process(upto).await.unwrap();
+    }
+    assert!(handled.len() > 3 && handled.iter().all(|some| *some < 100), "{handled:?}");
+    assert_eq!(rows(&db, "fnotes").await, rows(&db, "lnotes").await);
+    let said: String = sqlx::query_scalar("select current_setting('espd.fold_f_large')")
+        .fetch_one(&mut twins.folded.connection)
+        .await
+        .unwrap();
+    assert_eq!(said, "{0,0}", "the last batch was folded");
+}
