@@ -42,8 +42,8 @@ def decode(line):
 
 def encode(message):
     """A message as JSON, where each Decimal is a number with the digits that it has."""
-    text = json.dumps(message, default=mark, separators=(",", ":"))
-    return re.sub(r'"\\u0000([^"]*)\\u0000"', r"\1", text)
+    text = ENCODER.encode(message)
+    return MARKED.sub(r"\1", text) if "\\u0000" in text else text
 
 
 def mark(value):
@@ -51,6 +51,11 @@ def mark(value):
     if isinstance(value, Decimal) and value.is_finite():
         return f"\0{value}\0"
     raise TypeError(f"{value!r} cannot be written as JSON")
+
+
+# Made once: it takes longer than what is made with it.
+ENCODER = json.JSONEncoder(default=mark, separators=(",", ":"))
+MARKED = re.compile(r'"\\u0000([^"]*)\\u0000"')
 
 
 def send(message, flush=False):
