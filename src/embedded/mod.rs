@@ -271,7 +271,6 @@ fn settings(options: &Options) -> Vec<(String, String)> {
         ("listen_addresses", String::new()),
         ("port", PORT.to_string()),
         ("max_connections", options.max_connections.to_string()),
-        ("max_prepared_transactions", "10".to_owned()),
         ("fsync", onoff.to_owned()),
         // Without fsync, half-written pages cannot be repaired anyway.
         ("full_page_writes", onoff.to_owned()),

@@ -38,10 +38,16 @@ enum Life {
     Gone,
 }
 
+/// Some of the writers prepare transactions.
+fn options() -> Options {
+    let settings = vec![("max_prepared_transactions".to_owned(), "10".to_owned())];
+    Options { settings, ..Options::default() }
+}
+
 impl Server {
     /// Starts a server in `folder`, which is created.
     pub async fn start(folder: &Path) -> anyhow::Result<Self> {
-        let postgres = EmbeddedPostgres::start_at(folder, Options::default()).await?;
+        let postgres = EmbeddedPostgres::start_at(folder, options()).await?;
         postgres.create_database(DATABASE, None).await?;
         let url = postgres.url(DATABASE);
         Ok(Self { life: Life::Up(Box::new(postgres)), folder: folder.to_owned(), url })
@@ -147,7 +153,7 @@ impl Server {
     }
 
     async fn start_again(&mut self) -> anyhow::Result<()> {
-        self.life = Life::Up(Box::new(EmbeddedPostgres::start_at(&self.folder, Options::default()).await?));
+        self.life = Life::Up(Box::new(EmbeddedPostgres::start_at(&self.folder, options()).await?));
         Ok(())
     }
 

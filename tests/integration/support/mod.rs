@@ -74,13 +74,15 @@ pub async fn database_on(server: &EmbeddedPostgres) -> Database {
 
 /// As [`server`], with settings of `postgresql.conf`.
 pub async fn server_with(settings: &[(&str, &str)]) -> EmbeddedPostgres {
-    let settings = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-    EmbeddedPostgres::start_temporary(Options { settings, ..options() }).await.unwrap()
+    let mut options = options();
+    options.settings.extend(settings.iter().map(|(name, value)| (name.to_string(), value.to_string())));
+    EmbeddedPostgres::start_temporary(options).await.unwrap()
 }
 
-/// A crash of the machine ends the test too, so nothing has to reach the disk.
+/// A crash of the machine ends the test too, so nothing has to reach the disk. Some tests prepare transactions.
 fn options() -> Options {
-    Options { durable: false, max_connections: 300, ..Options::default() }
+    let settings = vec![("max_prepared_transactions".to_owned(), "10".to_owned())];
+    Options { durable: false, max_connections: 300, settings, ..Options::default() }
 }
 
 async fn shared_server() -> &'static EmbeddedPostgres {
