@@ -105,6 +105,9 @@ impl From<OperatorError> for ApiError {
             OperatorError::AlreadyHandled { .. } => {
                 Self::new(StatusCode::CONFLICT, said, "name an event beyond the processor's position")
             }
+            OperatorError::Rebuild(_) => {
+                Self::new(StatusCode::CONFLICT, said, "`espctl rebuild` goes on where it was")
+            }
             OperatorError::Locked { .. } => {
                 Self::new(StatusCode::CONFLICT, said, "do what it says, then try again")
             }

@@ -16,6 +16,7 @@ mod manual;
 mod new;
 mod operate;
 pub(crate) mod output;
+mod rebuild;
 mod reload;
 mod retire;
 mod roles;
@@ -72,6 +73,12 @@ pub(crate) enum Command {
     Status(status::Arguments),
     /// Drop a projector's tables and start it over, or only move its position
     Reset(operate::ResetArguments),
+    /// Build the declared version of a projector beside the one that serves, and have it go live
+    Rebuild(rebuild::RebuildArguments),
+    /// Go back to the version of a projector that served before
+    Rollback(rebuild::RollbackArguments),
+    /// Handle all events of a projector again beside its tables, and compare every row
+    Verify(rebuild::VerifyArguments),
     /// Remove a processor that no daemon runs any more, with its tables
     Drop(retire::DropArguments),
     /// Give a projector that no daemon runs another name
@@ -255,6 +262,9 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Drop(arguments) => retire::drop_processor(arguments, config, databases).await,
         Command::Rename(arguments) => retire::rename(arguments, config, databases).await,
         Command::Reset(arguments) => operate::reset(arguments, config, databases).await,
+        Command::Rebuild(arguments) => rebuild::rebuild(arguments, config, databases).await,
+        Command::Rollback(arguments) => rebuild::rollback(arguments, config, databases).await,
+        Command::Verify(arguments) => rebuild::verify(arguments, config, databases).await,
         Command::Pause(target) => operate::pause(target, config, databases).await,
         Command::Retry(target) => operate::retry(target, config, databases).await,
         Command::Resume(arguments) => operate::resume(arguments, config, databases).await,

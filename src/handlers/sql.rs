@@ -29,7 +29,7 @@ use crate::handlers::sql::event_source::EventSource;
 use crate::handlers::sql::function::{DIVERGED, ProcessorFunction};
 use crate::handlers::sql::synchronous::Becoming;
 use crate::postgres::literal::interval;
-use crate::postgres::quote::quote_literal;
+use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
@@ -53,6 +53,8 @@ pub struct SqlProcessor {
     has_changed: bool,
     /// How it becomes synchronous; `None`: it is not declared so.
     becoming: Option<Becoming>,
+    /// The function of an older version, which goes on until the declared one was built; `None`: the declared version runs.
+    older: Option<String>,
 }
 
 /// What the function returns. All is null if it did nothing.
@@ -88,7 +90,7 @@ impl SqlProcessor {
             .map_err(|error| function::diagnose_compile_error(&declaration, error))?;
         let becoming = Becoming::new(&declaration, schema, &scope, &events)?;
         let base = ProcessorBase::new(declaration, schema, scope, events);
-        Ok(Self { base, function, folds, has_changed: false, becoming })
+        Ok(Self { base, function, folds, has_changed: false, becoming, older: None })
     }
 
     /// Sets the position to 0 and drops and creates the tables again, all in one transaction.
@@ -156,7 +158,7 @@ impl SqlProcessor {
              select espd_position, espd_handled, espd_failure,
                     coalesce(espd_finished::text, 'a handler has left the function')::boolean as finished
              from {}({arguments}) as returned (espd_position, espd_handled, espd_failure, espd_finished)",
-            self.function.name
+            self.older.as_ref().unwrap_or(&self.function.name)
         )
     }
 
@@ -180,6 +182,10 @@ impl SqlProcessor {
 
     /// The failure, with the place in the author's file instead of the line of the function.
     fn locate(&self, raw: RawFailure) -> Failure {
+        if self.older.is_some() {
+            // The text of its handlers is not the declared one.
+            return raw.failure;
+        }
         let place = line_in_context(&raw.context, &self.function.name)
             .and_then(|line| self.function.place_of_line(line, self.base.declaration.handlers()))
             .map(|place| describe(&self.base.declaration.handlers()[place.handler], place.offset));
@@ -247,6 +253,22 @@ impl Processor for SqlProcessor {
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        self.older = self.find_older(&mut transaction, claim).await?;
+        if self.older.is_some() {
+            if !self.base.trackers().lock_claimed(&mut transaction, claim).await? {
+                return Err(ProcessorError::ClaimLost);
+            }
+            transaction.commit().await?;
+            let (name, version, declared) =
+                (self.base.name(), claim.key.version, self.base.declaration.version);
+            tracing::warn!(
+                processor = name,
+                version,
+                declared,
+                "version {version} goes on: `espctl rebuild {name}` builds version {declared} beside it and lets it go live"
+            );
+            return Ok(());
+        }
         self.base.prepare(&mut transaction, claim).await?;
         let before = self.read_source(&mut transaction).await?;
         self.drop_earlier_function(&mut transaction).await?;
@@ -256,13 +278,14 @@ impl Processor for SqlProcessor {
             .map_err(|error| self.attribute_to_declaration(error))?;
         self.has_changed = before != self.read_source(&mut transaction).await?;
         self.prepare_fold(&mut transaction).await?;
+        self.base.tables().note_declared(&mut transaction).await?;
         self.prepare_synchronous(&mut transaction, claim).await?;
         transaction.commit().await?;
         Ok(())
     }
 
     fn has_pending_effects(&self) -> bool {
-        self.becoming.as_ref().is_some_and(Becoming::is_due)
+        self.older.is_none() && self.becoming.as_ref().is_some_and(Becoming::is_due)
     }
 
     fn has_changed(&self) -> bool {
@@ -289,6 +312,12 @@ impl Processor for SqlProcessor {
             Err(ProcessorError::Database(error)) if has_diverged(&error) => {
                 return Err(ProcessorError::Diverged);
             }
+            Err(ProcessorError::Database(error))
+                if !is_infrastructure_error(&error) && self.older.is_some() =>
+            {
+                // Which types of events the older version handles, only its function knows, so no event is named.
+                return Err(ProcessorError::Unattributed(Box::new(Failure::of_database(&error))));
+            }
             Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
                 let failure = self.base.attribute_failure(connection, &request, &error).await?;
                 return Err(ProcessorError::Unattributed(Box::new(failure)));
@@ -303,7 +332,29 @@ impl Processor for SqlProcessor {
     }
 }
 
+/// The types of the function's parameters where it finds the events itself.
+const PARAMETERS: &str = "integer, bigint, bigint, bigint, integer, bigint, interval, interval, real, bigint";
+
 impl SqlProcessor {
+    /// The function of an older version that the tracker is of: everything that this version is made of is in it.
+    async fn find_older(
+        &self,
+        connection: &mut PgConnection,
+        claim: &Claim,
+    ) -> Result<Option<String>, sqlx::Error> {
+        let ProcessorDeclaration { name, version, .. } = &self.base.declaration;
+        let is_here = matches!(self.base.events, Events::SameDatabase(_));
+        if claim.key.version >= *version || claim.declaration.is_none() || !is_here {
+            return Ok(None);
+        }
+        let function = function::name_of(name, claim.key.version);
+        let function = format!("{}.{}", quote_identifier(&self.base.schema), quote_identifier(&function));
+        let signature = quote_literal(&format!("{function}({PARAMETERS})"));
+        let statement = format!("-- find_older_version\nselect to_regprocedure({signature}) is not null");
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
+        Ok(row.try_get::<bool, _>(0)?.then_some(function))
+    }
+
     /// Reads the body of the function in the database, if the function is there.
     async fn read_source(&self, connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
         let statement = format!(

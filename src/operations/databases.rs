@@ -40,6 +40,8 @@ pub(crate) struct Databases {
     pub projections: PgPool,
     /// Where the projectors' tables are, and what SQL means there.
     pub scope: SqlScope,
+    /// Whether the projections are in another database than the events.
+    pub elsewhere: bool,
 }
 
 impl Databases {
@@ -70,7 +72,13 @@ impl Databases {
             Some(url) => connect(url, program, limit).await.context("the database of the projections")?,
         };
         let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
-        Ok(Self { layout, events, projections, scope: config.projections.scope() })
+        Ok(Self {
+            layout,
+            events,
+            projections,
+            scope: config.projections.scope(),
+            elsewhere: config.direct_projections_url().is_some(),
+        })
     }
 
     /// As [`Self::connect`], but connects when a connection is first needed, also after the database was down. `patience`
@@ -87,7 +95,8 @@ impl Databases {
         let elsewhere = config.direct_projections_url();
         let projections: anyhow::Result<PgPool> = elsewhere.map_or_else(|| Ok(events.clone()), pool);
         let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
-        Ok(Self { layout, events, projections: projections?, scope: config.projections.scope() })
+        let (scope, elsewhere) = (config.projections.scope(), elsewhere.is_some());
+        Ok(Self { layout, events, projections: projections?, scope, elsewhere })
     }
 
     /// Creates espd's tables or migrates them. Returns what was done, one line for each set of migrations.

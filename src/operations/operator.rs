@@ -20,7 +20,7 @@ use thiserror::Error;
 pub(crate) use daemons::{ReloadRequest, RunningDaemon};
 pub(crate) use dead_letters::{Affected, ExaminedDeadLetter};
 pub(crate) use emissions::ListedEmission;
-pub(crate) use lock_patience::LockPatience;
+pub(crate) use lock_patience::{LockPatience, name_session};
 pub(crate) use reset::Destination;
 pub(crate) use retire::{Remains, Retirement};
 
@@ -188,6 +188,9 @@ pub(crate) enum OperatorError {
     /// The declaration does not fit what is in the database.
     #[error("nothing was done: {0}")]
     Blocked(String),
+    /// A version that was built beside the serving one does not go on, or does not go live. What is built stays.
+    #[error("{0}")]
+    Rebuild(String),
     /// The horizon could not be observed.
     #[error(transparent)]
     Horizon(#[from] ObserveError),
@@ -351,7 +354,7 @@ impl Operator<'_> {
         declaration.ok_or_else(|| OperatorError::NotDeclared { name: name.to_owned() })
     }
 
-    fn trackers(&self) -> Trackers {
+    pub(crate) fn trackers(&self) -> Trackers {
         Trackers::of(&self.databases.layout)
     }
 

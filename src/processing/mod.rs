@@ -11,6 +11,7 @@ pub(crate) mod history;
 pub(crate) mod partitions;
 pub(crate) mod processor;
 pub(crate) mod progress;
+pub(crate) mod rebuild;
 pub(crate) mod runner;
 pub(crate) mod tracker;
 pub(crate) mod workflow;

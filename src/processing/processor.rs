@@ -23,7 +23,9 @@ pub(crate) use base::OthersObjects;
 pub use base::ProcessorBase;
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
-pub(crate) use tables::{Replaced, Tables, drop_tables, were_made_from_other};
+pub(crate) use tables::{
+    Dropped, Replaced, Tables, drop_tables, fingerprint, observe, restore_on, were_made_from_other,
+};
 
 /// Where the events of a processor are.
 #[expect(clippy::large_enum_variant, reason = "a processor has one of them")]

@@ -83,6 +83,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
             "synchronous projectors",
             include_str!("../../migrations/processing/0026_synchronous_projectors.sql"),
         ),
+        (27, "rebuilds", include_str!("../../migrations/processing/0027_rebuilds.sql")),
     ],
 };
 

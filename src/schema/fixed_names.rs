@@ -13,7 +13,7 @@ pub(super) const RELATIONS: &[&str] = &[
     "effects_processor_idx", "emissions", "emissions_id_seq", "emissions_next_idx", "emissions_pkey",
     "emissions_reactor_key_key", "emissions_uuid_key", "event_schemas", "event_schemas_pkey",
     "operator_log", "operator_log_id_seq", "operator_log_pkey", "owned_relations", "projection_tables",
-    "projection_tables_pkey", "reload_requests", "reload_requests_id_seq", "reload_requests_open_idx",
+    "projection_tables_pkey", "rebuilds", "rebuilds_pkey", "reload_requests", "reload_requests_id_seq", "reload_requests_open_idx",
     "reload_requests_pkey", "scheduled_events", "scheduled_events_id_seq", "scheduled_events_key_idx",
     "scheduled_events_next_idx", "scheduled_events_pkey", "scheduled_events_uuid_key", "signs_of_life",
     "signs_of_life_pkey", "snapshots", "snapshots_pkey", "tag_events", "tag_events_event_id_tag_key",
@@ -27,6 +27,7 @@ pub(super) const RELATIONS: &[&str] = &[
 pub(super) const FUNCTIONS: &[&str] = &[
     "begin_synchronous", "drop_synchronous_triggers", "follow_synchronous", "hold_appends", "is_synchronous",
     "synchronous_triggers", "take_turn",
+    "exchange_versions", "merge_versions", "move_processor",
     "must_ring", "ring_bell", "set_bell",
     "accept_history", "advance_tracker", "append_due", "append_due_events", "append_scheduled",
     "append_several", "append_tagged", "append_with_tags", "archive_change", "archive_changes", "are_short_texts", "begin_emission", "cancel",

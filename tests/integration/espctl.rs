@@ -14,6 +14,7 @@ mod migrate;
 mod new;
 mod operate;
 mod operators;
+mod rebuild;
 mod reload;
 mod reset;
 mod reset_locks;

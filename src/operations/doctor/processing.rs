@@ -147,6 +147,14 @@ fn compare(declaration: &ProcessorDeclaration, tracker: Option<&TrackerRow>) -> 
             "the tables of {name} have version {}, and version {version} is declared",
             tracker.version
         );
-        Finding::failure("processors", message, format!("`espctl reset {name}` drops and rebuilds them"))
+        if tracker.version < *version {
+            let remedy = format!(
+                "`espctl rebuild {name}` builds version {version} beside it and lets it go live, `espctl reset {name}` drops and \
+                 rebuilds the tables"
+            );
+            return Finding::warning("processors", message, remedy);
+        }
+        let remedy = format!("declare version {}, or `espctl rollback {name}` goes back", tracker.version);
+        Finding::failure("processors", message, remedy)
     })
 }

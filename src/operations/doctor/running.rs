@@ -42,6 +42,6 @@ fn level_of(topic: Topic) -> Option<Level> {
         | Topic::WorkerDown
         | Topic::ReloadRefused
         | Topic::HandlersChanged => Some(Level::Warning),
-        Topic::Standby | Topic::HorizonHeldBack => None,
+        Topic::Standby | Topic::HorizonHeldBack | Topic::OtherVersion => None,
     }
 }

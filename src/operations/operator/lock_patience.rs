@@ -86,7 +86,7 @@ impl Operator<'_> {
     }
 
     /// The outcome of an attempt in a session that is named for this processor, and the lock that it has waited for.
-    pub(super) async fn observe<T>(
+    pub(crate) async fn observe<T>(
         &self,
         name: &str,
         attempt: impl Future<Output = T>,
@@ -100,14 +100,14 @@ impl Operator<'_> {
         }
     }
 
-    async fn find_reset_wait(&self, name: &str) -> Option<LockWait> {
+    pub(crate) async fn find_reset_wait(&self, name: &str) -> Option<LockWait> {
         let mut connection = self.databases.projections.acquire().await.ok()?;
         find_reset_wait(&mut connection, &self.databases.layout, name).await.ok()?
     }
 }
 
 /// Lets `espctl status` see what the session does: reset this processor, or nothing special.
-pub(super) async fn name_session(
+pub(crate) async fn name_session(
     connection: &mut PgConnection,
     resetting: Option<&str>,
 ) -> Result<(), sqlx::Error> {

@@ -56,6 +56,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) refused: &'s [RefusedReload],
     /// Whether the configuration that the question comes with declares the processor.
     pub(super) is_declared: bool,
+    /// The version that it declares of the processor.
+    pub(super) declared_version: Option<i32>,
 }
 
 /// What advice is about, the most urgent first.
@@ -92,6 +94,8 @@ pub(crate) enum Topic {
     ReloadRefused,
     /// Other handlers than now have handled earlier events.
     HandlersChanged,
+    /// Another version than the declared one serves.
+    OtherVersion,
     /// Open transactions hold the settled horizon back. This concerns all processors alike.
     HorizonHeldBack,
 }
@@ -129,6 +133,7 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
         of_worker(status),
         of_refused_reload(status, surroundings.refused),
         of_handler_change(status, surroundings.now),
+        of_other_version(status, surroundings.declared_version),
         holders::of_horizon(status, surroundings.now),
     ];
     let mut advice: Vec<Advice> = parts.into_iter().flatten().collect();
@@ -156,6 +161,24 @@ fn of_dead_letters(status: &ProcessorStatus) -> Option<Advice> {
 
 /// How long a change of handlers is told.
 const HANDLER_CHANGE_TOLD: TimeDelta = TimeDelta::days(1);
+
+/// A version that serves although the configuration declares another one.
+fn of_other_version(status: &ProcessorStatus, declared: Option<i32>) -> Option<Advice> {
+    let (name, version) = (&status.name, status.version);
+    let declared = declared.filter(|declared| *declared != version && status.position.get() > 0)?;
+    let problem = format!("Version {version} of {name} serves, and version {declared} is declared.");
+    let remedy = if declared > version {
+        format!(
+            "`espctl rebuild {name} --dry-run` shows what would change, `espctl rebuild {name}` builds version {declared} beside \
+             it and lets it go live; `espctl reset {name}` rebuilds the tables in place."
+        )
+    } else {
+        format!(
+            "Version {declared} was superseded: declare version {version}, or go back with `espctl rollback {name}`."
+        )
+    };
+    Some(Advice::new(Topic::OtherVersion, problem, None, remedy))
+}
 
 /// Rows that other handlers have made.
 fn of_handler_change(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
@@ -237,7 +260,7 @@ mod tests {
     use crate::processing::tracker::{HandlerChange, Outage};
 
     fn alone(now: DateTime<Utc>) -> Surroundings<'static> {
-        Surroundings { now, daemons: &[], refused: &[], is_declared: true }
+        Surroundings { now, daemons: &[], refused: &[], is_declared: true, declared_version: None }
     }
 
     fn topics(status: &ProcessorStatus) -> Vec<Topic> {
@@ -395,8 +418,7 @@ mod tests {
         let (state, updated_at) = (ProcessorState::Stopped, Some(Utc::now()));
         let status = ProcessorStatus { state, updated_at, owner: None, ..live("notes") };
         let daemons = ["web-1:4711".to_owned()];
-        let surroundings =
-            Surroundings { now: Utc::now(), daemons: &daemons, refused: &[], is_declared: false };
+        let surroundings = Surroundings { is_declared: false, daemons: &daemons, ..alone(Utc::now()) };
         let advice = advise(&status, surroundings);
         assert!(advice[0].problem.contains("not in the running configuration of web-1:4711"), "{advice:?}");
         assert!(advice[0].remedy.contains("`espctl reload`"), "{advice:?}");

@@ -53,16 +53,23 @@ pub(crate) async fn collect(
     }
     let daemons = daemons_of(&workers);
     let refused = worker::list_refused(projections, layout).await?;
-    let surroundings =
-        Surroundings { now: Utc::now(), daemons: &daemons, refused: &refused, is_declared: true };
+    let surroundings = Surroundings {
+        now: Utc::now(),
+        daemons: &daemons,
+        refused: &refused,
+        is_declared: true,
+        declared_version: None,
+    };
     for status in &mut statuses {
         status.reset_wait = reset_waits.remove(&status.name);
         status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
         if is_without_process(status) {
             status.state = ProcessorState::Stopped;
         }
-        let is_declared = declared.iter().any(|declaration| declaration.name == status.name);
-        status.advice = advise(status, Surroundings { is_declared, ..surroundings });
+        let declaration = declared.iter().find(|declaration| declaration.name == status.name);
+        let (is_declared, declared_version) =
+            (declaration.is_some(), declaration.map(|declaration| declaration.version));
+        status.advice = advise(status, Surroundings { is_declared, declared_version, ..surroundings });
     }
     statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
     Ok(statuses)

@@ -98,7 +98,11 @@ fn times(group: &[&Advice], now: DateTime<Utc>) -> Option<String> {
             Topic::Stopped | Topic::Standby => format!("Last sign of life {age} ago"),
             Topic::DeadLetters => format!("The oldest {age} ago"),
             Topic::RefusedEmissions | Topic::OverdueEmissions => format!("Due {age} ago"),
-            Topic::Outage | Topic::Locked | Topic::StandingStill | Topic::HorizonHeldBack => {
+            Topic::Outage
+            | Topic::Locked
+            | Topic::StandingStill
+            | Topic::HorizonHeldBack
+            | Topic::OtherVersion => {
                 format!("For {age}")
             }
         }

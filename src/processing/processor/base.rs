@@ -239,7 +239,7 @@ impl ProcessorBase {
 
     /// Where the tables begin that are made anew: a projector's where it is declared to begin, or where "now" or a time was when
     /// it ran for the first time. A reactor meets all events, because it repeats no effects for those that it has handled.
-    async fn beginning(
+    pub(crate) async fn beginning(
         &self,
         transaction: &mut PgConnection,
         tracker: &ProcessorKey,

@@ -35,17 +35,35 @@ impl<'a> Tables<'a> {
         let ProcessorDeclaration { name, version: declared, .. } = self.declaration;
         if version != *declared {
             return Err(ProcessorError::Blocked(format!(
-                "the tables of {name} are version {version}, the declaration is version {declared}: \
-                 `espctl reset {name}` drops and rebuilds them"
+                "the tables of {name} are version {version}, the declaration is version {declared}: `espctl rebuild {name}` \
+                 builds that beside them, `espctl reset {name}` drops and rebuilds them"
             )));
         }
         if made_from != fingerprint(self.declaration) {
             return Err(ProcessorError::Blocked(format!(
-                "the declared tables of {name} have changed since they were made: take the change back, or \
-                 `espctl reset {name}` drops and rebuilds them"
+                "the declared tables of {name} have changed since they were made: take the change back, or raise \
+                 `version` and run `espctl rebuild {name}`, or `espctl reset {name}` drops and rebuilds them"
             )));
         }
         Ok(())
+    }
+
+    /// Records the whole declaration, so that this version can go on where the configuration has another one.
+    pub(crate) async fn note_declared(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_declared
+             update {}.declarations set declared = $3
+             where processor = $1 and version = $2 and declared is distinct from $3",
+            self.schema
+        );
+        sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(&self.declaration.name)
+            .bind(self.declaration.version)
+            .bind(sqlx::types::Json(self.declaration))
+            .execute(connection)
+            .await
+            .map(drop)
     }
 
     /// Makes the tables, runs the extra DDL and records both in the caller's transaction.
@@ -299,6 +317,38 @@ pub(crate) async fn drop_tables(
     Ok(Dropped { before, made })
 }
 
+/// What is on the tables of a processor, and what espd has made of that. `schema` is quoted. The rest of the transaction has an
+/// empty search path.
+pub(crate) async fn observe(
+    connection: &mut PgConnection,
+    schema: &str,
+    processor: &str,
+) -> Result<Dropped, sqlx::Error> {
+    let before = dependents::list(connection, schema, processor).await?;
+    let made = dependents::find_made(connection, schema, processor).await?;
+    Ok(Dropped { before, made })
+}
+
+/// Makes on the tables that a processor has now what others had made on those of before, and records what was there as made by
+/// espd: it is under its final names now.
+pub(crate) async fn restore_on(
+    connection: &mut PgConnection,
+    schema: &str,
+    processor: &str,
+    before: &Dropped,
+) -> Result<Replaced, sqlx::Error> {
+    let now = dependents::list(connection, schema, processor).await?;
+    let statement = format!("-- note_made\nupdate {schema}.declarations set made = $2 where processor = $1");
+    let made: Vec<&str> = now.iter().map(|dependent| dependent.item.as_str()).collect();
+    sqlx::query(AssertSqlSafe(statement))
+        .persistent(false)
+        .bind(processor)
+        .bind(made)
+        .execute(&mut *connection)
+        .await?;
+    before.restore(connection, &now).await
+}
+
 /// Whether the tables of a processor exist and were made from another declaration than this one. `schema` is that of the
 /// trackers.
 pub(crate) async fn were_made_from_other(
@@ -321,7 +371,7 @@ pub(crate) async fn were_made_from_other(
 }
 
 /// Returns the fingerprint of everything in the declaration that shapes the tables.
-fn fingerprint(declaration: &ProcessorDeclaration) -> String {
+pub(crate) fn fingerprint(declaration: &ProcessorDeclaration) -> String {
     let tables = declaration.tables.iter().map(TableDeclaration::identity);
     let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());
     let text = tables.chain(ddl).collect::<Vec<_>>().join("\u{2}");

@@ -157,6 +157,9 @@ impl Runner {
         mut waiting: Waiting,
     ) -> Result<Next, sqlx::Error> {
         self.outage.over();
+        if current_owner.superseded {
+            return Ok(self.stay_superseded(&current_owner, waiting));
+        }
         if let Some(backend) = current_owner.frozen_backend {
             waiting.complained |= !self.end_frozen(connection, backend, waiting.complained).await?;
         } else if !current_owner.ours && !waiting.announced {
@@ -170,6 +173,23 @@ impl Runner {
         waiting.looks = if current_owner.late { waiting.looks.saturating_add(1) } else { 0 };
         self.phase = Phase::Unclaimed(waiting);
         Ok(Next::Wait(None, self.pause(&current_owner, waiting.looks)))
+    }
+
+    /// Leaves the processor to daemons that declare a newer version, which has gone live.
+    fn stay_superseded(&mut self, current_owner: &CurrentOwner, mut waiting: Waiting) -> Next {
+        if !waiting.announced {
+            let (name, version) = (&self.name, current_owner.version);
+            warn!(
+                processor = self.name,
+                version,
+                declared = self.key.version,
+                "superseded by version {version}: the processor is left to it. Declare that version, or go back with \
+                 `espctl rollback {name}`"
+            );
+            waiting.announced = true;
+        }
+        self.phase = Phase::Unclaimed(waiting);
+        Next::Wait(None, self.context.lease)
     }
 
     /// How long to wait before the next look, if no notification comes.

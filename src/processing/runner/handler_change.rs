@@ -17,11 +17,14 @@ const OPERATOR: &str = "espd (on_handler_change)";
 impl Runner {
     /// The fingerprint of the handlers, if it is known, and whether the last owner had others, which have handled events.
     fn compare_handlers(&self, claim: &Claim) -> Option<(String, bool)> {
+        if claim.key.version != self.key.version {
+            // The handlers of an older version go on until a rebuild has made the declared one.
+            return None;
+        }
         let base = self.processor.base();
         let present = base.declaration.handler_fingerprint(base.events.layout().upcasts())?;
         let is_change = claim.handlers.as_ref().is_some_and(|last| *last != present)
             && claim.declaration.is_some()
-            && claim.key.version == self.key.version
             && claim.position > Position::START;
         Some((present, is_change))
     }

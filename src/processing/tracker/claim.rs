@@ -112,8 +112,8 @@ impl Trackers {
     /// no other session has locked the row; it never waits for a lock. `None`: the tracker cannot be claimed now, or there is
     /// none.
     ///
-    /// The tracker is that of `key`. If there is none, a tracker of another version is claimed, so that the caller can report
-    /// that a reset is needed; see [`Self::is_runners`]. A tracker without tables, because they were never created or a reset
+    /// The tracker is that of `key`. If there is none, a tracker of an older version is claimed, so that that version goes on, or
+    /// the caller can report that a rebuild is needed; see [`Self::is_runners`]. One of a newer version is not, if it has tables. A tracker without tables, because they were never created or a reset
     /// has dropped them, becomes the tracker of `key`.
     pub async fn claim(
         &self,
@@ -130,6 +130,9 @@ impl Trackers {
                        where d.processor = t.name and d.version = t.version) as declaration
                from {trackers} as t
                where {is_runners} and {is_free}
+                 -- A version that was superseded leaves the tables of a newer one alone.
+                 and (t.version <= {version} or not exists (select from {schema}.declarations as d
+                        where d.processor = t.name and d.version = t.version))
                -- A batch holds the row to its end, and a frozen owner without end.
                for update skip locked
              ), gone as (

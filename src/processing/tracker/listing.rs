@@ -154,7 +154,8 @@ impl TrackerRow {
 }
 
 impl Trackers {
-    /// Lists all trackers, or those of one processor, by name, version and partition.
+    /// Lists the trackers of all processors, or of one, by name, version and partition. Versions that are built or kept beside
+    /// the one that serves are not among all processors.
     pub async fn list(
         &self,
         connection: impl PgExecutor<'_>,
@@ -192,7 +193,8 @@ impl Trackers {
                         filter (where e.last_error is not null))[1] as emission_error
                from {schema}.emissions as e where $1::text is null or reactor = $1 group by reactor, e.partition
              ) as e on e.reactor = t.name and e.partition = t.partition
-             where $1::text is null or name = $1 order by name, t.version, t.partition",
+             -- Versions that do not serve have names of their own, with a dollar sign.
+             where case when $1::text is null then strpos(name, '$') = 0 else name = $1 end order by name, t.version, t.partition",
             schema = self.schema,
             trackers = self.table,
             owner_lives = self.owner_lives(),

@@ -35,9 +35,13 @@ pub struct CurrentOwner {
     pub late: bool,
     /// The backend of a late owner, if it locks the row.
     pub frozen_backend: Option<i32>,
+    /// The version of the tracker.
+    pub version: i32,
+    /// Whether the version is newer than the one that is asked for, and has tables.
+    pub superseded: bool,
 }
 
-from_row!(CurrentOwner { label, ours, seconds_left, late, frozen_backend });
+from_row!(CurrentOwner { label, ours, seconds_left, late, frozen_backend, version, superseded });
 
 impl Trackers {
     /// Returns the condition that the owner of the row `t` has recorded its liveness, and that the record is still valid.
@@ -75,7 +79,7 @@ impl Trackers {
                select t.name, t.version, t.partition, '{owner}', {label}, clock_timestamp() + 3 * {lease}
                from {trackers} as t
                -- Once in a lease is enough.
-               where {is_runners}
+               where {is_runners} and not ({superseded})
                  and not exists (select from {schema}.signs_of_life as s
                                  where s.name = t.name and s.version = t.version and s.partition = t.partition
                                    and s.owner = '{owner}' and s.epoch is null
@@ -85,7 +89,8 @@ impl Trackers {
              )
              select owner_label as label, coalesce(owner = '{owner}', false) as ours, {is_free} as late,
                     extract(epoch from lease_until - clock_timestamp())::float8 as seconds_left,
-                    case when {is_free} then {HOLDER} end as frozen_backend
+                    case when {is_free} and not ({superseded}) then {HOLDER} end as frozen_backend, version,
+                    {superseded} as superseded
              from {trackers} as t where {is_runners}",
             schema = self.schema,
             trackers = self.table,
@@ -93,7 +98,12 @@ impl Trackers {
             owner = owner.id,
             label = quote_literal(&owner.label),
             lease = interval(lease),
-            is_free = self.is_free_for(owner)
+            is_free = self.is_free_for(owner),
+            superseded = format_args!(
+                "t.version > {} and exists (select from {}.declarations as d
+                   where d.processor = t.name and d.version = t.version)",
+                key.version, self.schema
+            )
         );
         fetch_optional(connection, statement).await
     }

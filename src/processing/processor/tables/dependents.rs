@@ -113,6 +113,25 @@ impl Dropped {
         apart.map(|dependent| dependent.item.clone()).collect()
     }
 
+    /// What espd has made that is no part of the tables, such as declared views.
+    pub(crate) fn made_apart(&self) -> Vec<String> {
+        let made = |item: &String| self.made.as_ref().is_some_and(|made| made.contains(item));
+        let apart = self.before.iter().filter(|dependent| dependent.apart && made(&dependent.item));
+        apart.map(|dependent| dependent.item.clone()).collect()
+    }
+
+    /// Something that is there now and was not there before.
+    pub(crate) fn first_beyond(&self, earlier: &Self) -> Option<&str> {
+        let is_new = |dependent: &&Dependent| !earlier.before.contains(dependent);
+        self.before.iter().find(is_new).map(|dependent| dependent.item.as_str())
+    }
+
+    /// What others have made and nobody can make again from what the catalog says.
+    pub(crate) fn irreplaceable(&self) -> Vec<String> {
+        let lost = self.of_others().filter(|dependent| dependent.statement.is_none());
+        lost.map(|dependent| dependent.item.clone()).collect()
+    }
+
     /// Makes again on the new tables what is not there, as far as that can be done. `now` is what is there.
     pub(super) async fn restore(
         &self,

@@ -1,0 +1,291 @@
+//! `espctl rebuild`, `rollback` and `verify`: versions of a projector side by side.
+
+mod difference;
+
+use std::sync::Mutex;
+
+use clap::{Args, Subcommand};
+
+use crate::config::Config;
+use crate::espctl::output;
+use crate::operations::databases::Databases;
+use crate::operations::operator::Operator;
+use crate::operations::rebuild::{GoLive, Listener, Progress, Rebuilding, Way};
+use crate::operations::status::format::{format_duration, thousands};
+use crate::process::exit_code::{Exit, ExitCode};
+use crate::processing::rebuild::{Beside, Difference};
+
+use difference::render;
+
+#[derive(Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "For projectors in SQL. The declared version is built beside the one that serves, in tables of its own, while that\n\
+    one goes on. Once it has caught up it is compared with the old one, and what differs is shown. If nothing differs, or\n\
+    you agree, it goes live: the tables change places in one short transaction, with grants, policies, comments and\n\
+    publications. Where the tables are declared alike and little differs, the difference is brought into them instead.\n\n\
+    If it is killed, run it again: it goes on where it was.\n\n\
+    Examples:\n  \
+    espctl rebuild orders --dry-run\n  \
+    espctl rebuild orders\n  \
+    espctl rebuild abort orders"
+)]
+pub(crate) struct RebuildArguments {
+    #[command(subcommand)]
+    command: Option<RebuildCommand>,
+    /// Name of the projector
+    #[arg(required = true)]
+    name: Option<String>,
+    /// Only show what the declared version would change: exit code 0 if nothing, 1 if something
+    #[arg(long)]
+    dry_run: bool,
+    /// How the new version goes live
+    #[arg(long, value_enum, default_value_t)]
+    go_live: GoLive,
+    /// Go live whatever differs, without being asked
+    #[arg(long, short)]
+    yes: bool,
+    /// Print what differs as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum RebuildCommand {
+    /// Give up the version that is being built; the serving one stays as it is
+    Abort {
+        /// Name of the projector
+        name: String,
+    },
+    /// Drop the former versions that are kept after a swap
+    Drop {
+        /// Name of the projector
+        name: String,
+        /// Do not ask for confirmation
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "The version that served before handles what has come since, and the tables change places again. The version\n\
+    that served until now is kept in its place. Daemons with a declaration of the newer version go on with the\n\
+    older one until `espctl rebuild` is run again.\n\n\
+    Example:\n  espctl rollback orders"
+)]
+pub(crate) struct RollbackArguments {
+    /// Name of the projector
+    name: String,
+    /// The version to go back to; otherwise the one that served last
+    #[arg(long, value_name = "VERSION")]
+    to: Option<i32>,
+    /// Do not ask for confirmation
+    #[arg(long, short)]
+    yes: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Handles all events again, in tables of its own beside those that serve, up to the position of the projector, and\n\
+    compares every row by its key. Exit code 0 if the tables are what their events say, 1 if not. What was built for it\n\
+    is dropped at the end; after a kill, `espctl rebuild abort` drops it.\n\n\
+    Example:\n  espctl verify orders"
+)]
+pub(crate) struct VerifyArguments {
+    /// Name of the projector
+    name: String,
+    /// Print what differs as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn rebuild(
+    arguments: RebuildArguments,
+    config: &Config,
+    databases: &Databases,
+) -> anyhow::Result<()> {
+    let me = output::operator();
+    let operator = Operator { databases, declared: &config.processors, name: &me };
+    match (arguments.command, arguments.name) {
+        (Some(RebuildCommand::Abort { name }), _) => {
+            let version = operator.abort_rebuild(&name).await?;
+            output::print(&format!("version {version} of {name} was given up"))
+        }
+        (Some(RebuildCommand::Drop { name, yes }), _) => drop_former(&operator, &name, yes).await,
+        (None, Some(name)) if arguments.dry_run => {
+            look(operator, &name, Beside::DryRun, arguments.json).await
+        }
+        (None, name) => {
+            let name = name.unwrap_or_default();
+            go_live(operator, &name, arguments.go_live, arguments.yes, arguments.json).await
+        }
+    }
+}
+
+pub(crate) async fn verify(
+    arguments: VerifyArguments,
+    config: &Config,
+    databases: &Databases,
+) -> anyhow::Result<()> {
+    let me = output::operator();
+    let operator = Operator { databases, declared: &config.processors, name: &me };
+    look(operator, &arguments.name, Beside::Verification, arguments.json).await
+}
+
+pub(crate) async fn rollback(
+    arguments: RollbackArguments,
+    config: &Config,
+    databases: &Databases,
+) -> anyhow::Result<()> {
+    let RollbackArguments { name, to, yes } = arguments;
+    let me = output::operator();
+    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let mut former = Rebuilding::begin_rollback(operator, &name, to, listener()).await?;
+    let (live, version) = former.versions();
+    let question =
+        format!("This lets version {version} of {name} serve again instead of version {live}. Continue?");
+    if !yes && !output::confirm(&question)? {
+        former.end().await?;
+        return output::print("nothing was done");
+    }
+    former.catch_up().await?;
+    let way = former.go_live(GoLive::Swap).await?;
+    former.end().await?;
+    output::print(&describe_live(&name, live, version, &way))
+}
+
+/// Builds the declared version, compares it, and has it go live.
+async fn go_live(
+    operator: Operator<'_>,
+    name: &str,
+    wanted: GoLive,
+    yes: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    let mut next = Rebuilding::begin(operator, name, Beside::Next, listener()).await?;
+    let (live, version) = next.versions();
+    if let Some(warning) = next.foresee(wanted).await? {
+        note(&format!("warning: {warning}"));
+    }
+    next.catch_up().await?;
+    note("caught up: comparing the versions");
+    let difference = next.compare().await?;
+    let way = next.choose_way(wanted, &difference).await?;
+    show(name, &difference, json)?;
+    let question = format!("Version {version} of {name} {}. Go live?", describe_way(way));
+    if !yes && !difference.is_none() && !ask(&question, name)? {
+        next.end().await?;
+        return output::print(&format!(
+            "version {live} of {name} serves as before, version {version} is kept beside it: `espctl rebuild {name}` goes on, \
+             `espctl rebuild abort {name}` gives it up"
+        ));
+    }
+    let way = next.go_live(way).await?;
+    next.end().await?;
+    output::print(&describe_live(name, live, version, &way))
+}
+
+/// Asks whether to go live. Without a terminal the answer is no.
+fn ask(question: &str, name: &str) -> anyhow::Result<bool> {
+    if output::has_terminal() {
+        return output::confirm(question);
+    }
+    note(&format!("{question} Run `espctl rebuild {name} --yes` to agree."));
+    Ok(false)
+}
+
+/// Builds a version only to see how it differs from the one that serves.
+async fn look(operator: Operator<'_>, name: &str, beside: Beside, json: bool) -> anyhow::Result<()> {
+    let mut scratch = Rebuilding::begin(operator, name, beside, listener()).await?;
+    let versions = scratch.versions();
+    let compared = match scratch.catch_up().await {
+        Ok(()) => scratch.compare().await,
+        Err(error) => Err(error),
+    };
+    scratch.remove().await?;
+    let difference = compared?;
+    show(name, &difference, json)?;
+    if difference.is_none() {
+        return Ok(());
+    }
+    let message = match beside {
+        Beside::Verification => format!("the tables of {name} are not what their events say"),
+        _ => format!("version {} of {name} would change what version {} shows", versions.1, versions.0),
+    };
+    Err(Exit { code: ExitCode::Failure, message }.into())
+}
+
+async fn drop_former(operator: &Operator<'_>, name: &str, yes: bool) -> anyhow::Result<()> {
+    let question = format!(
+        "This drops the former versions of {name} with their tables: nobody can go back to them. Continue?"
+    );
+    if !yes && !output::confirm(&question)? {
+        return output::print("nothing was done");
+    }
+    let versions = operator.drop_archived(name).await?;
+    let versions: Vec<String> =
+        versions.iter().map(|version| format!("version {version} of {name} was dropped")).collect();
+    output::print(&if versions.is_empty() {
+        "no former version is kept".to_owned()
+    } else {
+        versions.join("\n")
+    })
+}
+
+fn show(name: &str, difference: &Difference, json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::print_verbatim(&serde_json::to_string_pretty(difference)?);
+    }
+    output::print(&render(name, difference))
+}
+
+fn describe_way(way: GoLive) -> &'static str {
+    match way {
+        GoLive::Merge => "would be merged: the rows above are changed in the tables that serve",
+        GoLive::Auto | GoLive::Swap => {
+            "would be swapped in: its tables take the place of those that serve, which are kept"
+        }
+    }
+}
+
+fn describe_live(name: &str, former: i32, version: i32, way: &Way) -> String {
+    match way {
+        Way::Merged(rows) => format!(
+            "version {version} of {name} is live: {} rows of its tables were changed",
+            thousands(i64::try_from(*rows).unwrap_or(i64::MAX))
+        ),
+        Way::Swapped(archive) => format!(
+            "version {version} of {name} is live; version {former} is kept in schema {archive}: `espctl rollback {name}` goes \
+             back to it, `espctl rebuild drop {name}` drops it"
+        ),
+    }
+}
+
+fn listener() -> Listener<'static> {
+    Listener { progress: &tell_progress, note: &note }
+}
+
+/// Says something while a command goes on. That it cannot be said is no reason to stop.
+fn note(text: &str) {
+    static LAST: Mutex<String> = Mutex::new(String::new());
+    if let Ok(mut last) = LAST.lock()
+        && *last != text
+    {
+        let _ = output::print_note(text);
+        text.clone_into(&mut last);
+    }
+}
+
+fn tell_progress(progress: Progress) {
+    let Progress { position, target, handled, per_second, seconds_left } = progress;
+    let share = if target.get() == 0 { 100.0 } else { position.get() as f64 * 100.0 / target.get() as f64 };
+    let left = seconds_left.map_or(String::new(), |seconds| format!(", {} left", format_duration(seconds)));
+    note(&format!(
+        "building: position {} of {} ({share:.0} %), {} events handled, {}/s{left}",
+        thousands(position),
+        thousands(target),
+        thousands(handled),
+        thousands(per_second as i64)
+    ));
+}

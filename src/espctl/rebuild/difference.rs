@@ -1,0 +1,76 @@
+//! What differs between two versions, for people.
+
+use serde_json::Value;
+
+use crate::operations::status::format::thousands;
+use crate::processing::rebuild::{Difference, Example, TableDifference};
+
+/// How many keys of a table are shown.
+const SHOWN: usize = 100;
+
+/// What differs, one paragraph for each table.
+pub(super) fn render(name: &str, difference: &Difference) -> String {
+    let mut lines = Vec::new();
+    if difference.is_none() {
+        let rows: i64 = difference.tables.iter().map(|table| table.rows).sum();
+        lines.push(format!("{name}: nothing differs, {} rows were compared", thousands(rows)));
+    }
+    lines.extend(difference.new_tables.iter().map(|table| format!("{table}: a new table")));
+    lines.extend(difference.gone_tables.iter().map(|table| format!("{table}: not there any more")));
+    for table in &difference.tables {
+        if table.number() > 0 || !table.other_columns.is_empty() {
+            lines.push(counts(table));
+            lines.extend(table.examples.iter().take(SHOWN).map(|example| format!("  {}", describe(example))));
+            let hidden = table.number() - table.examples.len().min(SHOWN) as i64;
+            if hidden > 0 {
+                lines.push(format!("  … and {} more", thousands(hidden)));
+            }
+        }
+        if !table.other_columns.is_empty() {
+            lines.push(format!(
+                "  other columns, not compared: {} (prepared `select *` fails once after a swap)",
+                table.other_columns.join(", ")
+            ));
+        }
+        if !table.not_compared.is_empty() {
+            lines.push(format!(
+                "  {}: no replay makes the same values again, not compared: {}",
+                table.table,
+                table.not_compared.join(", ")
+            ));
+        }
+    }
+    lines.join("\n")
+}
+
+fn counts(table: &TableDifference) -> String {
+    let TableDifference { table: name, rows, added, gone, changed, changed_columns, .. } = table;
+    let columns: Vec<String> =
+        changed_columns.iter().map(|(column, count)| format!("{column} in {}", thousands(*count))).collect();
+    let columns = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
+    format!(
+        "{name}: of {} rows, {} added, {} gone, {} changed{columns}",
+        thousands(*rows),
+        thousands(*added),
+        thousands(*gone),
+        thousands(*changed)
+    )
+}
+
+fn describe(example: &Example) -> String {
+    let key = columns(&example.key);
+    match (&example.old, &example.new) {
+        (None, Some(new)) => format!("+ {key}: {}", columns(new)),
+        (Some(old), None) => format!("- {key}: {}", columns(old)),
+        (old, new) => {
+            let side = |value: &Option<Value>| value.as_ref().map_or(String::new(), columns);
+            format!("~ {key}: {} -> {}", side(old), side(new))
+        }
+    }
+}
+
+/// The columns of a row: `id = 7, title = "x"`.
+fn columns(value: &Value) -> String {
+    let Value::Object(columns) = value else { return value.to_string() };
+    columns.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,484 @@
+//! Builds a version of a projector beside the one that serves, compares the two, and has the new one go live.
+//!
+//! A rebuild is a row ([`State`]), a schema and a tracker, so whoever calls [`Rebuilding::begin`] again after a kill goes on where
+//! it was. A lock of the session keeps two from building the same version at once.
+
+mod going_live;
+mod removal;
+mod rollback;
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres};
+
+use crate::event::Position;
+use crate::handlers::sql::{SqlProcessor, function_names};
+use crate::operations::operator::{Operator, OperatorError};
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::server_mark;
+use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
+use crate::processing::processor::{Events, Processor as _, fingerprint};
+use crate::processing::rebuild::{
+    Begun, Beside, Difference, Finding, RebuildRow, Rebuilds, Replay, ReplayError, State, compare, create,
+    drop_place, refuse_qualified_names,
+};
+use crate::processing::tracker::{ProcessorKey, TrackerRow};
+use crate::store::PostgresEventStore;
+
+pub(crate) use going_live::{GoLive, Way};
+
+/// How often progress is told.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How far the building of a version is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Progress {
+    /// Every event at or below it is handled.
+    pub(crate) position: Position,
+    /// Where the serving version is.
+    pub(crate) target: Position,
+    /// How many events this run has handled.
+    pub(crate) handled: i64,
+    /// Events that were handled in a second, since this run has begun.
+    pub(crate) per_second: f64,
+    /// How long the rest takes at the speed of this run; `None`: nobody knows yet.
+    pub(crate) seconds_left: Option<f64>,
+}
+
+/// What is told while a version is built.
+#[derive(Clone, Copy)]
+pub(crate) struct Listener<'l> {
+    /// Told how far it is, about once a second.
+    pub(crate) progress: &'l (dyn Fn(Progress) + Sync),
+    /// Told what happens.
+    pub(crate) note: &'l (dyn Fn(&str) + Sync),
+}
+
+/// A version that is built beside the one that serves.
+pub(crate) struct Rebuilding<'o> {
+    operator: Operator<'o>,
+    listener: Listener<'o>,
+    beside: Beside,
+    live: ProcessorKey,
+    declaration: ProcessorDeclaration,
+    /// The schema of the version beside.
+    building_in: String,
+    replay: Replay,
+    /// Has the lock of the session, and runs the batches.
+    worker: PoolConnection<Postgres>,
+    /// When the version beside was complete for the first time in this run, by the server's clock.
+    complete_at: DateTime<Utc>,
+    /// The tables of the version that serves.
+    live_tables: Vec<String>,
+}
+
+impl<'o> Rebuilding<'o> {
+    /// Begins to build a version, or goes on with what is there.
+    ///
+    /// # Errors
+    /// The processor cannot be built beside, somebody else builds it, or the database does not answer.
+    pub(crate) async fn begin(
+        operator: Operator<'o>,
+        name: &str,
+        beside: Beside,
+        listener: Listener<'o>,
+    ) -> Result<Self, OperatorError> {
+        let row = operator.find(name).await?;
+        let declaration = operator.declaration(name)?.clone();
+        refuse_unsuitable(&row, &declaration, beside)?;
+        let mut worker = operator.databases.projections.acquire().await?;
+        lock_session(&mut worker, name).await?;
+        let begun = Self::begin_locked(operator, row, declaration, beside, listener, &mut worker).await;
+        match begun {
+            Ok((live, declaration, replay, live_tables)) => Ok(Self {
+                building_in: beside.schema(&operator.databases.scope.schema, name),
+                complete_at: Utc::now(),
+                operator,
+                listener,
+                beside,
+                live,
+                declaration,
+                replay,
+                worker,
+                live_tables,
+            }),
+            Err(error) => {
+                unlock_session(&mut worker, name).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn begin_locked(
+        operator: Operator<'o>,
+        row: TrackerRow,
+        declaration: ProcessorDeclaration,
+        beside: Beside,
+        listener: Listener<'o>,
+        worker: &mut PgConnection,
+    ) -> Result<(ProcessorKey, ProcessorDeclaration, Replay, Vec<String>), OperatorError> {
+        let live = row.key();
+        let schema = &operator.databases.scope.schema;
+        refuse_qualified_names(&declaration, schema).map_err(blocked)?;
+        let processor = operator.beside(&declaration, beside)?;
+        let goes_on =
+            beside == Beside::Next && operator.find_same(worker, &live, &declaration, listener).await?;
+        if !goes_on {
+            operator.remove_version(worker, &live.name, beside, declaration.version).await?;
+            create(worker, processor.base(), &live.name, schema).await.map_err(blocked)?;
+            if beside == Beside::Next {
+                operator.note_begun(worker, &live, &declaration).await?;
+            }
+        }
+        let start = processor.base().beginning(worker, &live).await?;
+        let live_tables = operator.list_tables(worker, &live.name).await?;
+        let replay = Replay::begin(Box::new(processor), worker, start).await.map_err(failed)?;
+        Ok((live, declaration, replay, live_tables))
+    }
+
+    /// Handles events until the version beside is where the serving one is, and gives the planner its statistics.
+    ///
+    /// # Errors
+    /// An event cannot be handled, or the database does not answer. What is built stays for the next try.
+    pub(crate) async fn catch_up(&mut self) -> Result<(), OperatorError> {
+        self.follow().await?;
+        self.note(Finding::CaughtUp).await?;
+        for table in self.declaration.table_names() {
+            let table = format!("{}.{}", quote_identifier(&self.building_in), quote_identifier(&table));
+            let statement = format!("-- analyze_table\nvacuum (analyze) {table}");
+            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.worker).await?;
+        }
+        self.note(Finding::Analyzed).await?;
+        self.follow().await?;
+        let now = sqlx::query_scalar("-- read_clock\nselect clock_timestamp()");
+        self.complete_at = now.persistent(false).fetch_one(&mut *self.worker).await?;
+        Ok(())
+    }
+
+    async fn follow(&mut self) -> Result<(), OperatorError> {
+        let (begun, from) = (Instant::now(), self.replay.position());
+        let mut told = Instant::now();
+        loop {
+            let target = self.operator.find_position(&mut self.worker, &self.live).await?;
+            if self.replay.position() >= target {
+                return Ok(());
+            }
+            self.replay.advance(&mut self.worker, target).await.map_err(|error| self.failed(error))?;
+            if told.elapsed() >= TELL_INTERVAL {
+                told = Instant::now();
+                (self.listener.progress)(self.progress(target, from, begun.elapsed().as_secs_f64()));
+            }
+        }
+    }
+
+    fn progress(&self, target: Position, from: Position, seconds: f64) -> Progress {
+        let position = self.replay.position();
+        let passed = from.distance_to(position) as f64 / seconds.max(0.001);
+        let left = position.distance_to(target) as f64;
+        Progress {
+            position,
+            target,
+            handled: self.replay.handled,
+            per_second: self.replay.handled as f64 / seconds.max(0.001),
+            seconds_left: (passed > 0.0).then(|| left / passed),
+        }
+    }
+
+    /// Compares both versions at the same position.
+    ///
+    /// # Errors
+    /// As for [`Self::catch_up`].
+    pub(crate) async fn compare(&mut self) -> Result<Difference, OperatorError> {
+        let projections = self.operator.databases.projections.clone();
+        let mut reading = projections.acquire().await?;
+        let mut held = projections.acquire().await?;
+        let mut snapshot = {
+            // Nobody moves either version while the snapshot is taken.
+            let mut hold = held.begin_with(server_mark::begin(None)).await?;
+            self.hold_live(&mut hold).await?;
+            let snapshot = reading.begin_with("begin isolation level repeatable read, read only").await?;
+            let mut snapshot = snapshot;
+            sqlx::raw_sql("-- take_snapshot\nselect 1").execute(&mut *snapshot).await?;
+            hold.rollback().await?;
+            snapshot
+        };
+        let (old, new) = (self.live_tables.clone(), self.declaration.table_names());
+        let schema = &self.operator.databases.scope.schema;
+        let difference = compare(&mut snapshot, (schema, &old), (&self.building_in, &new)).await?;
+        snapshot.rollback().await?;
+        let equal = difference.is_none();
+        let state = self.note(Finding::Compared { equal }).await?;
+        if let Some(state) = state {
+            let found =
+                serde_json::to_value(&difference).map_err(|error| sqlx::Error::Encode(error.into()))?;
+            self.rebuilds().note(&mut *self.worker, &self.live.name, state, Some(&found)).await?;
+        }
+        Ok(difference)
+    }
+
+    /// Locks the serving version's tracker for the rest of a transaction, and has the version beside reach its position.
+    async fn hold_live(&mut self, hold: &mut PgConnection) -> Result<(), OperatorError> {
+        sqlx::raw_sql("-- limit_waits\nset local lock_timeout = '5s'").execute(&mut *hold).await?;
+        let Some(position) = self.operator.trackers().lock(hold, &self.live).await? else {
+            return Err(OperatorError::Rebuild(format!("{} serves another version now", self.live.name)));
+        };
+        let reached = self.replay.reach(&mut self.worker, position).await;
+        reached.map_err(|error| self.failed(error))
+    }
+
+    /// Removes a version that was built to be looked at only.
+    pub(crate) async fn remove(mut self) -> Result<(), OperatorError> {
+        let (operator, name) = (self.operator, self.live.name.clone());
+        operator.remove_version(&mut self.worker, &name, self.beside, self.declaration.version).await?;
+        self.end().await
+    }
+
+    /// Lets go of the lock of the session.
+    pub(crate) async fn end(mut self) -> Result<(), OperatorError> {
+        Ok(unlock_session(&mut self.worker, &self.live.name).await?)
+    }
+
+    /// The version that serves, and the one beside it.
+    pub(crate) fn versions(&self) -> (i32, i32) {
+        (self.live.version, self.declaration.version)
+    }
+
+    /// Records what has happened, where there is a row to record it in. Returns the state that follows.
+    async fn note(&mut self, finding: Finding) -> Result<Option<State>, OperatorError> {
+        if self.beside != Beside::Next {
+            return Ok(None);
+        }
+        let rebuilds = self.rebuilds();
+        let Some(row) = rebuilds.find(&mut *self.worker, &self.live.name).await? else { return Ok(None) };
+        let Some(state) = row.state().after(finding) else {
+            return Err(OperatorError::Rebuild(format!(
+                "somebody else works on the rebuild of {} as well: the version {}",
+                self.live.name,
+                row.state()
+            )));
+        };
+        rebuilds.note(&mut *self.worker, &self.live.name, state, None).await?;
+        Ok(Some(state))
+    }
+
+    /// Refuses what may not follow in the state that the rebuild is in.
+    async fn require(&mut self, finding: Finding) -> Result<(), OperatorError> {
+        let rebuilds = self.rebuilds();
+        let row = rebuilds.find(&mut *self.worker, &self.live.name).await?;
+        match row {
+            Some(row) if row.state().after(finding).is_none() => Err(OperatorError::Rebuild(format!(
+                "the new version of {} {}, so it cannot go live",
+                self.live.name,
+                row.state()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn rebuilds(&self) -> Rebuilds {
+        Rebuilds::new(self.operator.trackers().schema())
+    }
+
+    fn failed(&self, error: ReplayError) -> OperatorError {
+        let (name, version) = (&self.live.name, self.declaration.version);
+        match error {
+            ReplayError::Failed(failure) => OperatorError::Rebuild(format!(
+                "version {version} of {name} fails at {}: {failure}. Version {} serves as before; correct the handler, then \
+                 run this again",
+                failure.event.as_ref().map_or("an event".to_owned(), |event| format!(
+                    "event {} ({})",
+                    event.id, event.event_type
+                )),
+                self.live.version
+            )),
+            other => failed(other),
+        }
+    }
+}
+
+impl Operator<'_> {
+    /// The version of a declaration beside the serving one.
+    fn beside(
+        &self,
+        declaration: &ProcessorDeclaration,
+        beside: Beside,
+    ) -> Result<SqlProcessor, OperatorError> {
+        let databases = self.databases;
+        let declared = ProcessorDeclaration {
+            name: beside.name(&declaration.name),
+            synchronous: None,
+            ..declaration.clone()
+        };
+        let scope = &databases.scope;
+        let scope = scope.beside(&beside.schema(&scope.schema, &declaration.name));
+        let events = if databases.elsewhere {
+            Events::Elsewhere(PostgresEventStore::new(databases.events.clone(), databases.layout.clone()))
+        } else {
+            Events::SameDatabase(databases.layout.clone())
+        };
+        SqlProcessor::new(declared, databases.layout.schema(), scope, events)
+            .map_err(|fault| OperatorError::Declaration(Box::new(fault)))
+    }
+
+    /// Whether a rebuild of just this declaration is under way. One of another declaration is given up.
+    async fn find_same(
+        &self,
+        connection: &mut PgConnection,
+        live: &ProcessorKey,
+        declaration: &ProcessorDeclaration,
+        listener: Listener<'_>,
+    ) -> Result<bool, OperatorError> {
+        let rebuilds = Rebuilds::new(self.trackers().schema());
+        let Some(row) = rebuilds.find(&mut *connection, &live.name).await? else { return Ok(false) };
+        if !row.state().is_under_way() {
+            return Ok(false);
+        }
+        if self.is_same(&row, live, declaration) {
+            (listener.note)(&format!("goes on with version {}, which {}", row.version, row.state()));
+            return Ok(true);
+        }
+        (listener.note)(&format!(
+            "gives up version {}, which {} was building from another declaration",
+            row.version, row.started_by
+        ));
+        self.remove_version(connection, &live.name, Beside::Next, row.version).await?;
+        Ok(false)
+    }
+
+    fn is_same(&self, row: &RebuildRow, live: &ProcessorKey, declaration: &ProcessorDeclaration) -> bool {
+        row.fingerprint == self.whole_fingerprint(declaration)
+            && (row.version, row.from_version) == (declaration.version, live.version)
+    }
+
+    fn whole_fingerprint(&self, declaration: &ProcessorDeclaration) -> String {
+        let handlers = declaration.handler_fingerprint(self.databases.layout.upcasts()).unwrap_or_default();
+        format!("{} {handlers}", fingerprint(declaration))
+    }
+
+    async fn note_begun(
+        &self,
+        connection: &mut PgConnection,
+        live: &ProcessorKey,
+        declaration: &ProcessorDeclaration,
+    ) -> Result<(), OperatorError> {
+        let (schema, name) = (&self.databases.scope.schema, &live.name);
+        let begun = Begun {
+            processor: name,
+            version: declaration.version,
+            from_version: live.version,
+            fingerprint: &self.whole_fingerprint(declaration),
+            building_in: &Beside::Next.schema(schema, name),
+            operator: self.name,
+        };
+        Ok(Rebuilds::new(self.trackers().schema()).begin(connection, &begun).await?)
+    }
+
+    /// Where the serving version is.
+    async fn find_position(
+        &self,
+        connection: &mut PgConnection,
+        live: &ProcessorKey,
+    ) -> Result<Position, OperatorError> {
+        let statement = format!(
+            "-- find_position\nselect position from {} where {}",
+            self.trackers().table(),
+            live.is_tracker()
+        );
+        let found: Option<Position> =
+            sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_optional(connection).await?;
+        found.ok_or_else(|| OperatorError::Rebuild(format!("{} serves another version now", live.name)))
+    }
+
+    /// The tables of a version, by their own names.
+    async fn list_tables(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Vec<String>, OperatorError> {
+        let statement = format!(
+            "-- list_tables\nselect table_name from {}.projection_tables where processor = $1 order by 1",
+            self.trackers().schema()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(name);
+        Ok(query.fetch_all(connection).await?)
+    }
+}
+
+/// Refuses what cannot be built beside, and says what can be done instead.
+fn refuse_unsuitable(
+    row: &TrackerRow,
+    declaration: &ProcessorDeclaration,
+    beside: Beside,
+) -> Result<(), OperatorError> {
+    let TrackerRow { name, version, .. } = row;
+    let declared = declaration.version;
+    let problem = if !matches!(declaration.handling, Handling::Sql(_))
+        || declaration.kind() != ProcessorKind::Projector
+        || declaration.tables.is_empty()
+    {
+        format!(
+            "only projectors in SQL with declared tables are built beside: `espctl reset {name}` rebuilds {name} in place"
+        )
+    } else if row.synchronous.is_some() {
+        format!(
+            "{name} is synchronous, and a version beside it would miss what is inserted meanwhile: take `synchronous` out of its \
+             declaration, reload, run this again, and declare it as before"
+        )
+    } else if declared < *version {
+        format!(
+            "version {version} of {name} serves, and the configuration declares version {declared}: raise the version, or go \
+             back with `espctl rollback {name}`"
+        )
+    } else if beside == Beside::Verification && declared != *version {
+        format!(
+            "version {version} of {name} serves, and the configuration declares version {declared}: only the declaration that \
+             serves can be verified; `espctl rebuild {name} --dry-run` shows what the declared one would change"
+        )
+    } else if row.diverged.is_some() {
+        format!(
+            "{name} has met another event store than the one that it has followed: `espctl status {name}` says what to do"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(OperatorError::Blocked(problem))
+}
+
+/// Takes the lock that keeps others from building versions of this processor, for as long as the session lasts.
+async fn lock_session(connection: &mut PgConnection, name: &str) -> Result<(), OperatorError> {
+    let statement = format!(
+        "-- lock_rebuild\nset statement_timeout = 0; select {}",
+        lock_call("try_advisory_lock", name)
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut *connection).await?;
+    let locked: bool = sqlx::Row::try_get(&row, 0)?;
+    if locked {
+        return Ok(());
+    }
+    Err(OperatorError::Blocked(format!("another espctl works on a version of {name} just now")))
+}
+
+async fn unlock_session(connection: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {
+    let statement = format!("-- unlock_rebuild\nselect {}", lock_call("advisory_unlock", name));
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+}
+
+fn lock_call(function: &str, name: &str) -> String {
+    format!("pg_{function}(hashtextextended({}, 0))", quote_literal(&format!("espd: versions of {name}")))
+}
+
+fn blocked(error: crate::processing::processor::ProcessorError) -> OperatorError {
+    match error {
+        crate::processing::processor::ProcessorError::Database(error) => OperatorError::Database(error),
+        other => OperatorError::Blocked(other.to_string()),
+    }
+}
+
+fn failed(error: ReplayError) -> OperatorError {
+    match error {
+        ReplayError::Database(error) => OperatorError::Database(error),
+        other => OperatorError::Rebuild(other.to_string()),
+    }
+}

@@ -1,0 +1,266 @@
+//! Has a version go live: by exchanging the tables, or by bringing what differs into those that serve.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tokio::time::{Instant, sleep};
+
+use super::{Beside, Finding, Rebuilding, function_names};
+use crate::operations::operator::{OperatorError, name_session};
+use crate::operations::status::LockWait;
+use crate::postgres::quote::quote_literal;
+use crate::postgres::server_mark;
+use crate::postgres::sqlstate::is_lock_timeout;
+use crate::processing::processor::were_made_from_other;
+use crate::processing::rebuild::{Difference, NewerSnapshot, Swap, SwapError, merge, refusal};
+
+/// For how long locks, and older snapshots, may keep a version from going live.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The pause after the first attempt; each one is longer than the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the transaction that changes the serving tables may take: the processor stands still meanwhile.
+const MERGE_LIMIT: &str = "60s";
+
+/// How many rows may differ where the difference is brought into the serving tables by itself.
+const MERGED_ROWS: i64 = 50_000;
+
+/// How a version goes live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(crate) enum GoLive {
+    /// By merging where the tables are declared alike and little differs, by swapping otherwise
+    #[default]
+    Auto,
+    /// By bringing what differs into the tables that serve
+    Merge,
+    /// By exchanging the tables
+    Swap,
+}
+
+/// How a version has gone live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// This many rows of the serving tables were changed.
+    Merged(u64),
+    /// The former tables are in this schema.
+    Swapped(String),
+}
+
+impl Rebuilding<'_> {
+    /// What others have made on the serving tables and what a swap would be refused for, in words, before anything is built.
+    ///
+    /// # Errors
+    /// [`OperatorError::Rebuild`] if an operator wants to swap, and there is something.
+    pub(crate) async fn foresee(&mut self, wanted: GoLive) -> Result<Option<String>, OperatorError> {
+        let projections = self.operator.databases.projections.clone();
+        let mut connection = projections.acquire().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        let lost = self.as_swap(self.replay.claim()).list_obstacles(&mut transaction).await?;
+        transaction.rollback().await?;
+        if lost.is_empty() {
+            return Ok(None);
+        }
+        let refusal = refusal(&self.live.name, &lost);
+        if wanted == GoLive::Swap { Err(OperatorError::Rebuild(refusal)) } else { Ok(Some(refusal)) }
+    }
+
+    /// Which way a version goes live. `wanted` is what an operator has asked for.
+    ///
+    /// # Errors
+    /// [`OperatorError::Blocked`] if the tables are not alike, and the operator wants to merge.
+    pub(crate) async fn choose_way(
+        &mut self,
+        wanted: GoLive,
+        difference: &Difference,
+    ) -> Result<GoLive, OperatorError> {
+        let alike = difference.same_shape() && self.is_declared_alike().await?;
+        let few = |rows: i64, number: i64| number <= MERGED_ROWS.max(rows / 20);
+        let little = difference.tables.iter().all(|table| few(table.rows, table.number()));
+        match wanted {
+            GoLive::Swap => Ok(GoLive::Swap),
+            GoLive::Auto => Ok(if alike && little { GoLive::Merge } else { GoLive::Swap }),
+            GoLive::Merge if alike => Ok(GoLive::Merge),
+            GoLive::Merge => Err(OperatorError::Blocked(format!(
+                "the tables of the two versions of {} are not declared alike, or have no primary key, or columns that no replay \
+                 can make again: the difference cannot be merged; --go-live swap exchanges the tables",
+                self.live.name
+            ))),
+        }
+    }
+
+    /// Whether the tables that serve were made from what is declared.
+    async fn is_declared_alike(&mut self) -> Result<bool, OperatorError> {
+        let mut as_live = self.declaration.clone();
+        as_live.version = self.live.version;
+        let schema = self.operator.databases.layout.schema();
+        Ok(!were_made_from_other(&mut self.worker, schema, &as_live).await?)
+    }
+
+    /// Has the version go live. The caller has compared it.
+    ///
+    /// # Errors
+    /// [`OperatorError::Locked`] if others had the tables for the whole time; [`OperatorError::Rebuild`] if something of others would
+    /// be lost, or somebody's snapshot is too old. The former version serves as before then.
+    pub(crate) async fn go_live(&mut self, way: GoLive) -> Result<Way, OperatorError> {
+        self.require(if way == GoLive::Merge { Finding::Merged } else { Finding::Swapped }).await?;
+        let gone_live = match way {
+            GoLive::Merge => Way::Merged(self.merge().await?),
+            GoLive::Auto | GoLive::Swap => Way::Swapped(self.swap().await?),
+        };
+        self.operator.databases.notify_runners().await;
+        Ok(gone_live)
+    }
+
+    async fn swap(&mut self) -> Result<String, OperatorError> {
+        let archived = Beside::Archived(self.live.version);
+        if archived != self.beside {
+            let (operator, name, version) = (self.operator, self.live.name.clone(), self.live.version);
+            operator.remove_version(&mut self.worker, &name, archived, version).await?;
+        }
+        let projections = self.operator.databases.projections.clone();
+        let mut connection = projections.acquire().await?;
+        name_session(&mut connection, Some(&self.live.name)).await?;
+        let outcome = self.swap_in_turn(&mut connection).await;
+        // The session goes back to the pool.
+        name_session(&mut connection, None).await?;
+        outcome
+    }
+
+    async fn swap_in_turn(&mut self, connection: &mut PgConnection) -> Result<String, OperatorError> {
+        let (deadline, mut pause) = (Instant::now() + PATIENCE, FIRST_PAUSE);
+        let lost = self.as_swap(self.replay.claim()).list_obstacles(connection).await?;
+        if !lost.is_empty() {
+            return Err(OperatorError::Rebuild(refusal(&self.live.name, &lost)));
+        }
+        loop {
+            let mut wait = None;
+            let older = NewerSnapshot::list_older(connection, self.complete_at).await?;
+            if older.is_empty() {
+                match self.attempt(connection).await? {
+                    Ok(archive) => return Ok(archive),
+                    Err(found) => wait = found,
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(self.given_up(&older, wait));
+            }
+            self.tell_wait(&older, wait.as_ref());
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Tries once. The inner error: others have locks.
+    async fn attempt(
+        &mut self,
+        connection: &mut PgConnection,
+    ) -> Result<Result<String, Option<LockWait>>, OperatorError> {
+        let (operator, name) = (self.operator, self.live.name.clone());
+        let (outcome, wait) = operator.observe(&name, self.swap_once(connection)).await;
+        match outcome {
+            Ok(archive) => Ok(Ok(archive)),
+            Err(OperatorError::Database(error)) if is_lock_timeout(&error) => Ok(Err(match wait {
+                Some(wait) => Some(wait),
+                None => operator.find_reset_wait(&name).await,
+            })),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn swap_once(&mut self, connection: &mut PgConnection) -> Result<String, OperatorError> {
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        self.hold_live(&mut transaction).await?;
+        let claim = self.replay.claim().clone();
+        let archive = match self.as_swap(&claim).run(&mut transaction).await {
+            Ok(archive) => archive,
+            Err(SwapError::Database(error)) => return Err(error.into()),
+            Err(error @ (SwapError::Refused(_) | SwapError::MovedOn)) => {
+                return Err(OperatorError::Rebuild(error.to_string()));
+            }
+        };
+        transaction.commit().await?;
+        Ok(archive)
+    }
+
+    fn as_swap<'s>(&'s self, claim: &'s crate::processing::tracker::Claim) -> Swap<'s> {
+        Swap {
+            trackers: self.replay.trackers(),
+            live: &self.live,
+            claim,
+            schema: &self.operator.databases.scope.schema,
+            building_in: &self.building_in,
+            operator: self.operator.name,
+            functions: function_names(&claim.key.name, claim.key.version).to_vec(),
+        }
+    }
+
+    fn tell_wait(&self, older: &[NewerSnapshot], wait: Option<&LockWait>) {
+        if let Some(first) = older.first() {
+            (self.listener.note)(&format!(
+                "waits for a transaction that would see the new tables as they were before they were complete: {}",
+                first.describe()
+            ));
+        } else if let Some(wait) = wait {
+            let described = crate::operations::status::describe_wait(wait);
+            (self.listener.note)(&format!("waits for a lock{described}"));
+        }
+    }
+
+    fn given_up(&self, older: &[NewerSnapshot], wait: Option<LockWait>) -> OperatorError {
+        let name = self.live.name.clone();
+        if older.is_empty() {
+            return OperatorError::Locked { name, limit: PATIENCE, wait: wait.map(Box::new) };
+        }
+        let older: Vec<String> = older.iter().map(NewerSnapshot::describe).collect();
+        OperatorError::Rebuild(format!(
+            "{name} serves version {} as before: transactions are open that would see the new tables as they were before they were \
+             complete: {}. Wait for them, or end them, then run this again",
+            self.live.version,
+            older.join("; ")
+        ))
+    }
+
+    /// Changes the serving tables to what the new ones are, in one transaction.
+    async fn merge(&mut self) -> Result<u64, OperatorError> {
+        let projections = self.operator.databases.projections.clone();
+        let mut connection = projections.acquire().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        self.hold_live(&mut transaction).await?;
+        let claim = self.replay.claim().clone();
+        let trackers = self.operator.trackers();
+        if !trackers.lock_claimed(&mut transaction, &claim).await? {
+            return Err(OperatorError::Rebuild("somebody else works on this version now".to_owned()));
+        }
+        let limit = format!(
+            "-- limit_merge\nset local statement_timeout = '{MERGE_LIMIT}'; set local search_path = pg_catalog, pg_temp"
+        );
+        sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
+        let mut changed = 0;
+        for table in self.declaration.table_names() {
+            let schema = &self.operator.databases.scope.schema;
+            changed += merge(&mut transaction, &table, schema, &self.building_in).await?;
+        }
+        let statement = format!(
+            "-- merge_versions\nselect {}.merge_versions($1, {}, {}, {}, {}, $2)",
+            trackers.schema(),
+            quote_literal(&self.live.name),
+            self.live.version,
+            quote_literal(&claim.key.name),
+            claim.key.version
+        );
+        sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(self.operator.name)
+            .bind(i64::try_from(changed).unwrap_or(i64::MAX))
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        let (operator, name) = (self.operator, self.live.name.clone());
+        operator.remove_version(&mut self.worker, &name, self.beside, self.declaration.version).await?;
+        Ok(changed)
+    }
+}

@@ -1,0 +1,98 @@
+//! Gives up a version that is built, and removes versions that are kept.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::{Beside, Finding, Rebuilds, drop_place, function_names};
+use crate::operations::operator::{Operator, OperatorError};
+
+impl Operator<'_> {
+    /// Gives up the version that is built beside the serving one, with what a killed dry run or verification has left. Returns
+    /// which version that was.
+    ///
+    /// # Errors
+    /// [`OperatorError::Blocked`] if none is built; or the database does not answer.
+    pub(crate) async fn abort_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
+        let mut connection = self.databases.projections.acquire().await?;
+        let rebuilds = Rebuilds::new(self.trackers().schema());
+        for beside in [Beside::DryRun, Beside::Verification] {
+            if let Some(version) = self.find_version(&mut connection, &beside.name(name)).await? {
+                self.remove_version(&mut connection, name, beside, version).await?;
+            }
+        }
+        let row = rebuilds.find(&mut *connection, name).await?;
+        let found = row.and_then(|row| row.state().after(Finding::Abandoned).map(|state| (row, state)));
+        let Some((row, state)) = found else {
+            return Err(OperatorError::Blocked(format!("no version of {name} is being built")));
+        };
+        // Whoever builds it finds out at the next batch.
+        self.remove_version(&mut connection, name, Beside::Next, row.version).await?;
+        rebuilds.note(&mut *connection, name, state, None).await?;
+        Ok(row.version)
+    }
+
+    /// Removes the versions that have served before. Returns which those were.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub(crate) async fn drop_archived(&self, name: &str) -> Result<Vec<i32>, OperatorError> {
+        let mut connection = self.databases.projections.acquire().await?;
+        let versions = self.list_archived(&mut connection, name).await?;
+        for version in &versions {
+            self.remove_version(&mut connection, name, Beside::Archived(*version), *version).await?;
+        }
+        Ok(versions)
+    }
+
+    /// The versions that have served before, the newest last.
+    pub(super) async fn list_archived(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Vec<i32>, OperatorError> {
+        let statement = format!(
+            "-- list_archived
+             select version from {} where name = $1 || '$' || version order by version",
+            self.trackers().table()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(name);
+        Ok(query.fetch_all(connection).await?)
+    }
+
+    async fn find_version(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Option<i32>, OperatorError> {
+        let statement =
+            format!("-- find_version\nselect version from {} where name = $1", self.trackers().table());
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(name);
+        Ok(query.fetch_optional(connection).await?)
+    }
+
+    /// Removes a version beside the serving one, if there is one.
+    pub(super) async fn remove_version(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        beside: Beside,
+        version: i32,
+    ) -> Result<(), OperatorError> {
+        let (trackers, own_name) = (self.trackers(), beside.name(name));
+        let schema = beside.schema(&self.databases.scope.schema, name);
+        let known = self.find_version(connection, &own_name).await?;
+        if known.is_none() && self.has_schema(connection, &schema).await? {
+            return Err(OperatorError::Blocked(format!(
+                "there is a schema {schema} that espd has not made: rename or drop it"
+            )));
+        }
+        let mut functions = function_names(&own_name, version).to_vec();
+        functions.extend(known.into_iter().flat_map(|known| function_names(&own_name, known)));
+        Ok(drop_place(connection, &trackers, &own_name, &schema, &functions).await?)
+    }
+
+    async fn has_schema(&self, connection: &mut PgConnection, schema: &str) -> Result<bool, OperatorError> {
+        let statement = "-- find_schema\nselect exists (select from pg_namespace where nspname = $1)";
+        let query = sqlx::query_scalar(statement).persistent(false).bind(schema);
+        Ok(query.fetch_one(connection).await?)
+    }
+}

@@ -1,0 +1,101 @@
+//! Goes back to a version that has served before: the same step with the roles exchanged.
+
+use chrono::Utc;
+
+use super::{Beside, Listener, Rebuilding, failed, lock_session, unlock_session};
+use crate::operations::operator::{Operator, OperatorError};
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::processor::Processor as _;
+use crate::processing::rebuild::{Rebuilds, Replay, find_declared};
+
+impl<'o> Rebuilding<'o> {
+    /// Prepares a version that has served before for what it has not handled since. `to`: which one; otherwise the one that
+    /// served last.
+    ///
+    /// # Errors
+    /// There is none; or as for [`Rebuilding::begin`].
+    pub(crate) async fn begin_rollback(
+        operator: Operator<'o>,
+        name: &str,
+        to: Option<i32>,
+        listener: Listener<'o>,
+    ) -> Result<Self, OperatorError> {
+        let row = operator.find(name).await?;
+        let mut worker = operator.databases.projections.acquire().await?;
+        lock_session(&mut worker, name).await?;
+        let begun = async {
+            let version = operator.choose_former(&mut worker, name, row.version, to).await?;
+            let beside = Beside::Archived(version);
+            let declaration = operator.read_declared(&mut worker, name, version).await?;
+            let processor = operator.beside(&declaration, beside)?;
+            let start = processor.base().beginning(&mut worker, &row.key()).await?;
+            let live_tables = operator.list_tables(&mut worker, name).await?;
+            let replay = Replay::begin(Box::new(processor), &mut worker, start).await.map_err(failed)?;
+            Ok((beside, declaration, replay, live_tables))
+        }
+        .await;
+        match begun {
+            Ok((beside, declaration, replay, live_tables)) => Ok(Self {
+                building_in: beside.schema(&operator.databases.scope.schema, name),
+                complete_at: Utc::now(),
+                live: row.key(),
+                operator,
+                listener,
+                beside,
+                declaration,
+                replay,
+                worker,
+                live_tables,
+            }),
+            Err(error) => {
+                unlock_session(&mut worker, name).await?;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Operator<'_> {
+    /// The version to go back to.
+    async fn choose_former(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        name: &str,
+        live: i32,
+        to: Option<i32>,
+    ) -> Result<i32, OperatorError> {
+        let kept = self.list_archived(connection, name).await?;
+        let last = Rebuilds::new(self.trackers().schema()).find(&mut *connection, name).await?;
+        let last = last.filter(|row| row.version == live && kept.contains(&row.from_version));
+        let version = to.or(last.map(|row| row.from_version)).or(kept.last().copied());
+        match version.filter(|version| kept.contains(version)) {
+            Some(version) if version == live => Err(OperatorError::Blocked(format!(
+                "version {live} of {name} was rebuilt as version {live}: set the handlers back, and run `espctl rebuild {name}`"
+            ))),
+            Some(version) => Ok(version),
+            None => Err(OperatorError::Blocked(format!(
+                "no former version of {name} is kept{}",
+                to.map_or(String::new(), |to| format!(" that is version {to}"))
+            ))),
+        }
+    }
+
+    async fn read_declared(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        name: &str,
+        version: i32,
+    ) -> Result<ProcessorDeclaration, OperatorError> {
+        let (schema, own_name) = (self.trackers().schema().to_owned(), Beside::Archived(version).name(name));
+        let found: Option<ProcessorDeclaration> =
+            find_declared(connection, &schema, &own_name, version).await?;
+        let declared = found.ok_or_else(|| {
+            OperatorError::Blocked(format!(
+                "how version {version} of {name} was declared is not recorded, because no espd of this version has run it: its \
+                 tables are kept in schema {}",
+                Beside::Archived(version).schema(&self.databases.scope.schema, name)
+            ))
+        })?;
+        Ok(ProcessorDeclaration { name: name.to_owned(), ..declared })
+    }
+}

@@ -1,0 +1,358 @@
+//! A new version of a projector is built beside the one that serves, and goes live in one transaction.
+//!
+//! [`State`] is where a rebuild is, and what may follow: a pure table. Its row says so to whoever goes on after a kill. The
+//! version that is built has tables in a schema of its own and a tracker under a name of its own ([`Beside`]), so to everything
+//! that keeps processors apart it is another processor: it can write no table of the version that serves.
+
+mod difference;
+mod place;
+mod replay;
+mod swap;
+
+use std::fmt;
+
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgExecutor};
+
+use crate::postgres::name::fitting;
+use crate::postgres::row::from_row;
+
+pub(crate) use difference::{Difference, Example, TableDifference, compare, merge};
+pub(crate) use place::{create, drop_place, refuse_qualified_names};
+pub(crate) use replay::{Replay, ReplayError, find_declared};
+pub(crate) use swap::{NewerSnapshot, Swap, SwapError, refusal};
+
+/// Where a rebuild is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Events are handled from the beginning on.
+    Building,
+    /// The new version was where the serving one was.
+    CaughtUp,
+    /// The planner has statistics of the new tables.
+    Analyzed,
+    /// It was compared with the serving version, and nothing differs.
+    Verified,
+    /// It was compared with the serving version, and something differs.
+    Differs,
+    /// The new version serves; the former one is kept.
+    Live,
+    /// What differed was brought into the serving tables.
+    Merged,
+    /// An operator has given it up.
+    Aborted,
+}
+
+/// What has happened to a rebuild.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// Every event that the serving version has handled is handled.
+    CaughtUp,
+    /// The new tables were analyzed.
+    Analyzed,
+    /// The versions were compared.
+    Compared {
+        /// Whether nothing differs.
+        equal: bool,
+    },
+    /// Names and schemas were exchanged.
+    Swapped,
+    /// The serving tables were changed to what the new ones are.
+    Merged,
+    /// An operator has given it up.
+    Abandoned,
+}
+
+impl State {
+    const ALL: [(Self, &str); 8] = [
+        (Self::Building, "building"),
+        (Self::CaughtUp, "caught_up"),
+        (Self::Analyzed, "analyzed"),
+        (Self::Verified, "verified"),
+        (Self::Differs, "differs"),
+        (Self::Live, "live"),
+        (Self::Merged, "merged"),
+        (Self::Aborted, "aborted"),
+    ];
+
+    /// As the table `rebuilds` has it.
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(state, _)| *state == self).map_or("", |(_, text)| text)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, known)| *known == text).map(|(state, _)| *state)
+    }
+
+    /// Whether there is a version beside the serving one that has yet to go live.
+    pub(crate) fn is_under_way(self) -> bool {
+        !matches!(self, Self::Live | Self::Merged | Self::Aborted)
+    }
+
+    /// What follows from a finding; `None`: it cannot happen in this state.
+    pub(crate) fn after(self, finding: Finding) -> Option<Self> {
+        use State::{Aborted, Analyzed, Building, CaughtUp, Differs, Live, Merged, Verified};
+        match (self, finding) {
+            (Building | CaughtUp, Finding::CaughtUp) => Some(CaughtUp),
+            // Whoever goes on after a kill catches up again, which undoes nothing.
+            (Analyzed | Verified | Differs, Finding::CaughtUp) => Some(self),
+            (CaughtUp | Analyzed | Verified | Differs, Finding::Analyzed) => Some(Analyzed),
+            (Analyzed | Verified | Differs, Finding::Compared { equal }) => {
+                Some(if equal { Verified } else { Differs })
+            }
+            (Verified | Differs, Finding::Swapped) => Some(Live),
+            (Verified | Differs, Finding::Merged) => Some(Merged),
+            // The former version goes live again, and this one is kept: a swap with the roles exchanged.
+            (Live, Finding::Swapped) => Some(Live),
+            (state, Finding::Abandoned) if state.is_under_way() => Some(Aborted),
+            _ => None,
+        }
+    }
+}
+
+/// As people read it, behind `which`.
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Building => "is being built",
+            Self::CaughtUp | Self::Analyzed => "has caught up",
+            Self::Verified => "was compared and is equal",
+            Self::Differs => "differs",
+            Self::Live => "is live",
+            Self::Merged => "was merged",
+            Self::Aborted => "was given up",
+        })
+    }
+}
+
+/// What a version beside the serving one is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beside {
+    /// It is to go live.
+    Next,
+    /// It shows what a declaration would change.
+    DryRun,
+    /// It shows whether the serving version is what its events say.
+    Verification,
+    /// It has served before.
+    Archived(i32),
+}
+
+impl Beside {
+    fn suffix(self) -> String {
+        match self {
+            Self::Next => "next".to_owned(),
+            Self::DryRun => "dry".to_owned(),
+            Self::Verification => "check".to_owned(),
+            Self::Archived(version) => format!("{version}"),
+        }
+    }
+
+    /// The name of its tracker. No declared processor can have it.
+    pub(crate) fn name(self, processor: &str) -> String {
+        format!("{processor}${}", self.suffix())
+    }
+
+    /// The schema of its tables, where those of the serving version are in `schema`.
+    pub(crate) fn schema(self, schema: &str, processor: &str) -> String {
+        let v = if matches!(self, Self::Archived(_)) { "v" } else { "" };
+        fitting(format!("{schema}_{processor}_{v}{}", self.suffix()))
+    }
+}
+
+/// The row of a rebuild.
+#[derive(Debug, Clone)]
+pub(crate) struct RebuildRow {
+    /// The version that is built, or that has gone live.
+    pub(crate) version: i32,
+    /// The version that served before.
+    pub(crate) from_version: i32,
+    state: String,
+    /// Fingerprint of tables and handlers.
+    pub(crate) fingerprint: String,
+    /// Who has started it.
+    pub(crate) started_by: String,
+}
+
+from_row!(RebuildRow { version, from_version, state, fingerprint, started_by });
+
+impl RebuildRow {
+    /// Where the rebuild is. A state that this program does not know counts as given up.
+    pub(crate) fn state(&self) -> State {
+        State::parse(&self.state).unwrap_or(State::Aborted)
+    }
+}
+
+/// The table of rebuilds in one schema.
+#[derive(Debug, Clone)]
+pub(crate) struct Rebuilds {
+    /// The quoted schema.
+    schema: String,
+}
+
+/// What a rebuild is begun with.
+#[derive(Debug)]
+pub(crate) struct Begun<'b> {
+    pub(crate) processor: &'b str,
+    pub(crate) version: i32,
+    pub(crate) from_version: i32,
+    pub(crate) fingerprint: &'b str,
+    pub(crate) building_in: &'b str,
+    pub(crate) operator: &'b str,
+}
+
+impl Rebuilds {
+    /// `schema`: the quoted schema of the trackers.
+    pub(crate) fn new(schema: &str) -> Self {
+        Self { schema: schema.to_owned() }
+    }
+
+    /// The last rebuild of a processor.
+    pub(crate) async fn find(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+    ) -> Result<Option<RebuildRow>, sqlx::Error> {
+        let statement = format!(
+            "-- find_rebuild
+             select version, from_version, state, fingerprint, started_by
+             from {}.rebuilds where processor = $1",
+            self.schema
+        );
+        sqlx::query_as(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(processor)
+            .fetch_optional(connection)
+            .await
+    }
+
+    /// Records that a rebuild begins. It takes the place of an earlier one, which has ended.
+    pub(crate) async fn begin(
+        &self,
+        connection: impl PgExecutor<'_>,
+        begun: &Begun<'_>,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- begin_rebuild
+             with logged as (
+               select {schema}.log_act($6, 'rebuild', $1, 0, null, null, jsonb_build_object('version', $2::integer))
+             )
+             insert into {schema}.rebuilds (processor, version, from_version, state, fingerprint, building_in, started_by)
+             select $1, $2, $3, 'building', $4, $5, $6 from logged
+             on conflict (processor) do update set version = $2, from_version = $3, state = 'building', fingerprint = $4,
+               building_in = $5, archived_in = null, difference = null, started_at = clock_timestamp(), started_by = $6,
+               updated_at = clock_timestamp()",
+            schema = self.schema
+        );
+        let Begun { processor, version, from_version, fingerprint, building_in, operator } = begun;
+        sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(processor)
+            .bind(version)
+            .bind(from_version)
+            .bind(fingerprint)
+            .bind(building_in)
+            .bind(operator)
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+
+    /// Records where a rebuild is now.
+    pub(crate) async fn note(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+        state: State,
+        difference: Option<&Value>,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_rebuild
+             update {}.rebuilds set state = $2, difference = coalesce($3, difference), updated_at = clock_timestamp()
+             where processor = $1",
+            self.schema
+        );
+        sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(processor)
+            .bind(state.as_str())
+            .bind(difference.map(Json))
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+
+    /// Records that `version` serves instead of `former`, whose tables are in `archived_in` now.
+    pub(crate) async fn note_live(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+        versions: (i32, i32),
+        archived_in: &str,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_live
+             update {}.rebuilds set state = 'live', version = $2, from_version = $3, archived_in = $4,
+               updated_at = clock_timestamp()
+             where processor = $1",
+            self.schema
+        );
+        sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(processor)
+            .bind(versions.0)
+            .bind(versions.1)
+            .bind(archived_in)
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_goes_live_only_after_it_was_compared_and_every_way_there_can_be_given_up() {
+        let mut state = State::Building;
+        assert_eq!(state.after(Finding::Swapped), None);
+        for (finding, expected) in [
+            (Finding::CaughtUp, State::CaughtUp),
+            (Finding::CaughtUp, State::CaughtUp),
+            (Finding::Analyzed, State::Analyzed),
+            (Finding::Compared { equal: false }, State::Differs),
+            (Finding::CaughtUp, State::Differs),
+            (Finding::Analyzed, State::Analyzed),
+            (Finding::Compared { equal: true }, State::Verified),
+        ] {
+            assert!(state.after(Finding::Abandoned) == Some(State::Aborted), "{state}");
+            assert!(
+                state.after(Finding::Swapped).is_none() == !matches!(state, State::Differs | State::Verified)
+            );
+            state = state.after(finding).unwrap();
+            assert_eq!(state, expected);
+        }
+        assert_eq!(state.after(Finding::Swapped), Some(State::Live));
+        assert_eq!(state.after(Finding::Merged), Some(State::Merged));
+        for ended in [State::Live, State::Merged, State::Aborted] {
+            assert!(ended.after(Finding::Abandoned).is_none() && !ended.is_under_way());
+        }
+    }
+
+    #[test]
+    fn every_state_is_read_as_it_is_written() {
+        for (state, text) in State::ALL {
+            assert_eq!((State::parse(text), state.as_str()), (Some(state), text));
+        }
+    }
+
+    #[test]
+    fn versions_beside_have_names_that_nobody_can_declare() {
+        assert_eq!(Beside::Next.name("orders"), "orders$next");
+        assert!(!crate::postgres::name::is_name(&Beside::Archived(1).name("orders")));
+        assert_eq!(Beside::Archived(1).schema("public", "orders"), "public_orders_v1");
+        assert_eq!(Beside::Next.schema("public", &"o".repeat(48)).len(), 60);
+    }
+}

@@ -1,0 +1,184 @@
+//! Has the version beside the serving one handle events, by the code that handles those of every processor.
+
+use std::time::Duration;
+
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
+use thiserror::Error;
+
+use crate::event::Position;
+use crate::postgres::literal::simple;
+use crate::processing::declaration::{BatchLimits, ProcessorDeclaration, ProcessorKind};
+use crate::processing::failure::Failure;
+use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work};
+use crate::processing::tracker::{Claim, Owner, ProcessorKey, Trackers};
+
+/// How long a claim lasts without a batch. That nobody else builds the same version is kept by a lock of the session.
+const LEASE: Duration = Duration::from_secs(10);
+
+/// How large batches are: nobody waits for a row of theirs.
+const LIMITS: BatchLimits = BatchLimits {
+    size: 50_000,
+    size_max: 50_000,
+    bytes: 128 << 20,
+    time: Duration::from_secs(2),
+    span: i64::MAX,
+};
+
+/// Why events are not handled.
+#[derive(Debug, Error)]
+pub(crate) enum ReplayError {
+    /// A handler has failed at an event.
+    #[error("{0}")]
+    Failed(Box<Failure>),
+    /// Somebody else has taken over.
+    #[error("somebody else works on this version now")]
+    ClaimLost,
+    /// The declaration does not fit what is in the database.
+    #[error("{0}")]
+    Blocked(String),
+    /// The event store is not the one that was followed.
+    #[error(
+        "the event store is not the one that the rebuild has followed: `espctl rebuild abort`, then begin again"
+    )]
+    Diverged,
+    /// The database could not do it.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<ProcessorError> for ReplayError {
+    fn from(error: ProcessorError) -> Self {
+        match error {
+            ProcessorError::Blocked(message) | ProcessorError::Unavailable { message, .. } => {
+                Self::Blocked(message)
+            }
+            ProcessorError::ClaimLost => Self::ClaimLost,
+            ProcessorError::Diverged => Self::Diverged,
+            ProcessorError::Unattributed(failure) | ProcessorError::StaleSession(failure) => {
+                Self::Failed(failure)
+            }
+            ProcessorError::Database(error) => Self::Database(error),
+        }
+    }
+}
+
+/// A version that handles events beside the one that serves.
+pub(crate) struct Replay {
+    processor: Box<dyn Processor>,
+    trackers: Trackers,
+    claim: Claim,
+    limits: BatchLimits,
+    /// How many events this run has handled.
+    pub(crate) handled: i64,
+}
+
+impl Replay {
+    /// Takes the tracker of the version, from whoever had it, or makes one at `start`; and makes the tables if there are none.
+    pub(crate) async fn begin(
+        mut processor: Box<dyn Processor>,
+        connection: &mut PgConnection,
+        start: Position,
+    ) -> Result<Self, ReplayError> {
+        let key = ProcessorKey::new(processor.name(), processor.version());
+        let trackers = processor.base().trackers();
+        trackers.register(&mut *connection, &key, ProcessorKind::Projector, start).await?;
+        end_claims(&mut *connection, &trackers, &key).await?;
+        let owner = Owner::generate();
+        let claim =
+            trackers.claim(&mut *connection, &key, &owner, LEASE).await?.ok_or(ReplayError::ClaimLost)?;
+        processor.prepare(connection, &claim).await?;
+        let base = processor.base();
+        if let Some(handlers) = base.declaration.handler_fingerprint(base.events.layout().upcasts()) {
+            trackers.note_handlers(&mut *connection, &claim, &handlers, false).await?;
+        }
+        Ok(Self { processor, trackers, claim, limits: LIMITS, handled: 0 })
+    }
+
+    /// Every event at or below it is handled.
+    pub(crate) fn position(&self) -> Position {
+        self.claim.position
+    }
+
+    /// The right to change the tracker.
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Handles one batch of the events up to a position, which is at or below the settled horizon.
+    pub(crate) async fn advance(
+        &mut self,
+        connection: &mut PgConnection,
+        upto: Position,
+    ) -> Result<(), ReplayError> {
+        let work = Work::Batch { upto, rate: 0.0 };
+        let request =
+            BatchRequest { claim: &self.claim, work, limits: &self.limits, lease: LEASE, mark: None };
+        match self.processor.process(connection, request).await {
+            Ok(Outcome::Committed { position, handled, failure }) => {
+                self.claim.position = position;
+                self.handled += i64::from(handled);
+                failure.map_or(Ok(()), |failure| Err(ReplayError::Failed(failure)))
+            }
+            Ok(Outcome::ClaimLost) => Err(ReplayError::ClaimLost),
+            Ok(_) => Err(ReplayError::Blocked("only projectors in SQL are built beside".to_owned())),
+            // Which event it was, smaller batches show.
+            Err(ProcessorError::Unattributed(_)) if self.limits.size > 1 => {
+                self.limits.size = (self.limits.size / 8).max(1);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Handles everything up to a position.
+    pub(crate) async fn reach(
+        &mut self,
+        connection: &mut PgConnection,
+        upto: Position,
+    ) -> Result<(), ReplayError> {
+        while self.position() < upto {
+            self.advance(connection, upto).await?;
+        }
+        Ok(())
+    }
+
+    /// The trackers that its own is among.
+    pub(crate) fn trackers(&self) -> &Trackers {
+        &self.trackers
+    }
+}
+
+/// Ends every claim of a tracker: whoever had one was killed, or has lost the lock of the session.
+async fn end_claims(
+    connection: &mut PgConnection,
+    trackers: &Trackers,
+    key: &ProcessorKey,
+) -> Result<(), sqlx::Error> {
+    let statement = format!(
+        "-- end_claims\nupdate {} set owner = null, lease_until = null, epoch = epoch + 1 where {}",
+        trackers.table(),
+        key.is_tracker()
+    );
+    simple(statement).execute(connection).await.map(drop)
+}
+
+/// The declaration of a version, as it was recorded when it ran.
+pub(crate) async fn find_declared(
+    connection: &mut PgConnection,
+    schema: &str,
+    name: &str,
+    version: i32,
+) -> Result<Option<ProcessorDeclaration>, sqlx::Error> {
+    let statement = format!(
+        "-- find_declared
+         select declared from {schema}.declarations where processor = $1 and version = $2 and declared is not null"
+    );
+    let found: Option<Json<serde_json::Value>> = sqlx::query_scalar(AssertSqlSafe(statement))
+        .persistent(false)
+        .bind(name)
+        .bind(version)
+        .fetch_optional(connection)
+        .await?;
+    Ok(found.and_then(|Json(value)| serde_json::from_value(value).ok()))
+}

@@ -1,0 +1,276 @@
+//! The one transaction in which a version goes live: tables change schemas, trackers change names.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, PgConnection};
+use thiserror::Error;
+
+use super::place::OBJECTS;
+use super::{Beside, Rebuilds};
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::row::from_row;
+use crate::processing::processor::{Dropped, observe, restore_on};
+use crate::processing::tracker::{Claim, ProcessorKey, Trackers};
+
+/// How long an attempt waits for the tables: whoever wants to read them meanwhile waits as well.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Why the versions were not exchanged. Nothing has changed then.
+#[derive(Debug, Error)]
+pub(crate) enum SwapError {
+    /// It would take something from others.
+    #[error("{0}")]
+    Refused(String),
+    /// Somebody else has taken over, or the serving version has moved on.
+    #[error("the versions have moved on meanwhile")]
+    MovedOn,
+    /// The database could not do it; 55P03 if others use the tables.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// What changes places.
+#[derive(Debug)]
+pub(crate) struct Swap<'s> {
+    pub(crate) trackers: &'s Trackers,
+    /// The tracker of the version that serves.
+    pub(crate) live: &'s ProcessorKey,
+    /// The right to change the tracker of the version that is to serve.
+    pub(crate) claim: &'s Claim,
+    /// The schema of the tables that serve.
+    pub(crate) schema: &'s str,
+    /// The schema of the tables that are to serve.
+    pub(crate) building_in: &'s str,
+    /// Who wants it.
+    pub(crate) operator: &'s str,
+    /// Functions that are of no use afterwards.
+    pub(crate) functions: Vec<String>,
+}
+
+/// A session whose transaction began before the new tables were complete, and would see them so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewerSnapshot {
+    pub(crate) pid: i32,
+    application_name: Option<String>,
+    begun_at: DateTime<Utc>,
+}
+
+from_row!(NewerSnapshot { pid, application_name, begun_at });
+
+impl NewerSnapshot {
+    /// The sessions whose snapshot is older than `complete_at`.
+    pub(crate) async fn list_older(
+        connection: &mut PgConnection,
+        complete_at: DateTime<Utc>,
+    ) -> Result<Vec<Self>, sqlx::Error> {
+        let statement = "-- list_older_snapshots
+            select pid, application_name, xact_start as begun_at from pg_stat_activity
+            where backend_xmin is not null and xact_start < $1 and datname = current_database()
+              and backend_type = 'client backend' and pid <> pg_backend_pid() order by xact_start";
+        sqlx::query_as(statement).persistent(false).bind(complete_at).fetch_all(connection).await
+    }
+
+    /// As a person reads it.
+    pub(crate) fn describe(&self) -> String {
+        let program = self.application_name.as_deref().filter(|name| !name.is_empty());
+        let program = program.map_or(String::new(), |name| format!(" ({name})"));
+        format!("pid {}{program}, since {}", self.pid, self.begun_at.format("%Y-%m-%d %H:%M:%S UTC"))
+    }
+}
+
+impl Swap<'_> {
+    /// What others have made on the serving tables and what would be lost; empty: nothing.
+    pub(crate) async fn list_obstacles(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<String>, sqlx::Error> {
+        Ok(observe(connection, self.trackers.schema(), &self.live.name).await?.irreplaceable())
+    }
+
+    /// Exchanges the versions in the caller's transaction, which has locked the tracker that serves. Returns the schema of the
+    /// former tables.
+    pub(crate) async fn run(&self, transaction: &mut PgConnection) -> Result<String, SwapError> {
+        if !self.trackers.lock_claimed(&mut *transaction, self.claim).await? {
+            return Err(SwapError::MovedOn);
+        }
+        self.lock_tables(transaction).await?;
+        let own_schema = self.trackers.schema();
+        let before = observe(transaction, own_schema, &self.live.name).await?;
+        let archive = self.move_tables(transaction, &before).await?;
+        self.exchange_trackers(transaction, &archive).await?;
+        let replaced = restore_on(transaction, own_schema, &self.live.name, &before).await?;
+        if !replaced.lost.is_empty() {
+            return Err(SwapError::Refused(refusal(&self.live.name, &replaced.lost)));
+        }
+        self.take_from_publications(transaction, &archive).await?;
+        self.drop_functions(transaction).await?;
+        let versions = (self.claim.key.version, self.live.version);
+        let rebuilds = Rebuilds::new(own_schema);
+        rebuilds.note_live(&mut *transaction, &self.live.name, versions, &archive).await?;
+        Ok(archive)
+    }
+
+    /// Locks the tables that serve, in the order of their names.
+    async fn lock_tables(&self, transaction: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- lock_tables
+             set local lock_timeout = '{}ms';
+             do $lock$ declare one text; begin
+               for one in select format('%I.%I', p.table_schema, p.table_name) from {}.projection_tables as p
+                          where p.processor = {} order by p.table_schema, p.table_name loop
+                 execute 'lock table ' || one || ' in access exclusive mode';
+               end loop;
+             end $lock$",
+            LOCK_TIMEOUT.as_millis(),
+            self.trackers.schema(),
+            quote_literal(&self.live.name)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
+    }
+
+    /// Moves the serving tables to the archive, and the new ones to where they were, with the owners that those had.
+    async fn move_tables(
+        &self,
+        transaction: &mut PgConnection,
+        before: &Dropped,
+    ) -> Result<String, SwapError> {
+        let archived = Beside::Archived(self.live.version);
+        let archive = archived.schema(self.schema, &self.live.name);
+        let former = format!(
+            "select 'table' as kind, o.name from (
+               select distinct r.oid::regclass::text as name from {}.owned_relations as r where r.processor = {}) as o",
+            self.trackers.schema(),
+            quote_literal(&self.live.name)
+        );
+        let views: Vec<String> = before.made_apart().into_iter().filter(|item| has_schema(item)).collect();
+        let new = OBJECTS.replace("{schema}", &quote_literal(self.building_in));
+        let statement = format!(
+            "-- move_tables
+             create schema {archive_name};
+             do $move$ declare one record; owners jsonb; begin
+               select jsonb_object_agg(c.relname, quote_ident(pg_get_userbyid(c.relowner))) into owners
+                 from ({former}) as f join pg_class as c on c.oid = f.name::regclass;
+               for one in {former} loop
+                 execute format('alter table %s set schema %I', one.name, {archive});
+               end loop;
+               {views}
+               for one in {new} loop
+                 execute format('alter %s %s set schema %I', one.kind, one.name, {live});
+               end loop;
+               for one in select c.oid::regclass as relation, owners ->> c.relname as owner from pg_class as c
+                          where c.relnamespace = {live_quoted}::regnamespace and owners ? c.relname
+                            and quote_ident(pg_get_userbyid(c.relowner)) <> owners ->> c.relname loop
+                 execute format('alter table %s owner to %s', one.relation, one.owner);
+               end loop;
+             end $move$;
+             drop schema {building_in};",
+            archive_name = quote_identifier(&archive),
+            archive = quote_literal(&archive),
+            live = quote_literal(self.schema),
+            live_quoted = quote_literal(&quote_identifier(self.schema)),
+            building_in = quote_identifier(self.building_in),
+            views = views
+                .iter()
+                .map(|item| format!("execute {};", quote_literal(&move_item(item, &archive))))
+                .collect::<String>()
+        );
+        match sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await {
+            Ok(_) => Ok(archive),
+            Err(error) if crate::postgres::sqlstate::is_infrastructure_error(&error) => Err(error.into()),
+            Err(error) => Err(SwapError::Refused(format!(
+                "the tables of {} could not change places: {}",
+                self.live.name,
+                crate::postgres::sqlstate::describe(&error)
+            ))),
+        }
+    }
+
+    async fn exchange_trackers(
+        &self,
+        transaction: &mut PgConnection,
+        archive: &str,
+    ) -> Result<(), SwapError> {
+        let ProcessorKey { name, version, .. } = self.live;
+        let Claim { key, .. } = self.claim;
+        let own_schema = self.trackers.schema();
+        let statement = format!(
+            "-- move_records
+             update {own_schema}.projection_tables set table_schema = {archive} where processor = {live};
+             update {own_schema}.projection_tables set table_schema = {schema} where processor = {next};",
+            archive = quote_literal(archive),
+            schema = quote_literal(self.schema),
+            live = quote_literal(name),
+            next = quote_literal(&key.name)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
+        let statement =
+            format!("-- exchange_versions\nselect {own_schema}.exchange_versions($1, $2, $3, $4, $5, $6)");
+        let exchanged: bool = sqlx::query_scalar(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(self.operator)
+            .bind(name)
+            .bind(version)
+            .bind(&key.name)
+            .bind(key.version)
+            .bind(Beside::Archived(*version).name(name))
+            .fetch_one(transaction)
+            .await?;
+        if exchanged { Ok(()) } else { Err(SwapError::MovedOn) }
+    }
+
+    /// Publications go with the name: what was published is still, and the former tables are not.
+    async fn take_from_publications(
+        &self,
+        transaction: &mut PgConnection,
+        archive: &str,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- take_from_publications
+             do $take$ declare one record; begin
+               for one in select p.pubname, c.oid::regclass as relation from pg_publication_rel as m
+                          join pg_publication as p on p.oid = m.prpubid join pg_class as c on c.oid = m.prrelid
+                          where c.relnamespace = {}::regnamespace loop
+                 execute format('alter publication %I drop table %s', one.pubname, one.relation);
+               end loop;
+             end $take$",
+            quote_literal(&quote_identifier(archive))
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
+    }
+
+    async fn drop_functions(&self, transaction: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let functions: Vec<String> = self.functions.iter().map(|function| quote_literal(function)).collect();
+        let statement = format!(
+            "-- drop_functions
+             do $drop$ declare one regprocedure; begin
+               for one in select p.oid from pg_proc as p
+                          where p.pronamespace = to_regnamespace({}) and p.proname in ({}) loop
+                 execute 'drop function ' || one;
+               end loop;
+             end $drop$",
+            quote_literal(self.trackers.schema()),
+            functions.join(", ")
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
+    }
+}
+
+/// Why something of others stands in the way, and what to do.
+pub(crate) fn refusal(name: &str, lost: &[String]) -> String {
+    format!(
+        "the tables of {name} cannot be exchanged, because this would stay with the former ones: {}. Drop it before and make it \
+         again afterwards; or, where the tables are declared alike, --go-live merge changes their rows and leaves it alone",
+        lost.join("; ")
+    )
+}
+
+/// Whether an item of the list of dependents is an object with a schema of its own.
+fn has_schema(item: &str) -> bool {
+    ["view ", "materialized view ", "function ", "procedure "].iter().any(|kind| item.starts_with(kind))
+}
+
+/// The statement that moves such an object.
+fn move_item(item: &str, schema: &str) -> String {
+    format!("alter {item} set schema {}", quote_identifier(schema))
+}
