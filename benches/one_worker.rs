@@ -136,7 +136,7 @@ impl<'s> Follower<'s> {
         let follower = Self { server, daemon, _installation: installation, processors };
         follower
             .wait_until(
-                "select count(*) from espd.trackers where owner is not null and declaration is not null and position >= $1",
+                "select count(*) from espd.trackers where owner is not null and position >= $1",
                 0,
             )
             .await?;
