@@ -135,10 +135,7 @@ impl<'s> Follower<'s> {
         let daemon = installation.start()?;
         let follower = Self { server, daemon, _installation: installation, processors };
         follower
-            .wait_until(
-                "select count(*) from espd.trackers where owner is not null and position >= $1",
-                0,
-            )
+            .wait_until("select count(*) from espd.trackers where owner is not null and position >= $1", 0)
             .await?;
         Ok(follower)
     }
