@@ -11,7 +11,7 @@ type Change = fn(&mut Evidence) -> Option<()>;
 /// How the verdict on the changed evidence has to differ from that on the true one.
 type Notice = fn(&Verdict, &Verdict) -> bool;
 
-const CONTROLS: [(&str, Change, Notice); 18] = [
+const CONTROLS: [(&str, Change, Notice); 20] = [
     ("an event not handled", drop_entry, |before, after| after.lost == before.lost + 1),
     ("an event handled twice", double_entry, |before, after| after.doubled == before.doubled + 1),
     ("two events handled in the wrong order", swap_entries, |before, after| {
@@ -19,6 +19,12 @@ const CONTROLS: [(&str, Change, Notice); 18] = [
     }),
     ("an event handled that is not stored", invent_entry, complains),
     ("a wrong balance", change_account, |before, after| after.rows_wrong == before.rows_wrong + 1),
+    ("a wrong balance of a folded batch", change_folded_account, |before, after| {
+        after.rows_wrong == before.rows_wrong + 1
+    }),
+    ("a wrong count of a folded batch", change_folded_count, |before, after| {
+        after.rows_wrong == before.rows_wrong + 1
+    }),
     ("a missing account", drop_account, |before, after| after.rows_wrong == before.rows_wrong + 1),
     ("a wrong count", change_count, |before, after| after.rows_wrong == before.rows_wrong + 1),
     ("an acknowledged event not stored", drop_event, |before, after| after.lost > before.lost),
@@ -97,6 +103,11 @@ fn drop_account(evidence: &mut Evidence) -> Option<()> {
     projections(evidence)?.accounts.pop_first().map(drop)
 }
 
+fn change_folded_account(evidence: &mut Evidence) -> Option<()> {
+    projections(evidence)?.folded_accounts.values_mut().next()?.1 += 1;
+    Some(())
+}
+
 fn change_count(evidence: &mut Evidence) -> Option<()> {
     change_count_of(evidence, 0)
 }
@@ -107,6 +118,10 @@ fn change_native_count(evidence: &mut Evidence) -> Option<()> {
 
 fn change_program_count(evidence: &mut Evidence) -> Option<()> {
     change_count_of(evidence, 2)
+}
+
+fn change_folded_count(evidence: &mut Evidence) -> Option<()> {
+    change_count_of(evidence, 3)
 }
 
 fn change_count_of(evidence: &mut Evidence, table: usize) -> Option<()> {

@@ -42,7 +42,8 @@ pub fn fold(events: &[StoredEvent]) -> Projections {
     let mut projections = Projections {
         journal: Vec::new(),
         accounts: BTreeMap::new(),
-        counts: [const { BTreeMap::new() }; 3],
+        folded_accounts: BTreeMap::new(),
+        counts: [const { BTreeMap::new() }; 4],
     };
     for event in events {
         projections.journal.push(entry(event));
@@ -51,6 +52,8 @@ pub fn fold(events: &[StoredEvent]) -> Projections {
         }
         change_account(&mut projections.accounts, event);
     }
+    let of_fold = |(id, account): (&Uuid, &Account)| (*id, (account.version, account.balance));
+    projections.folded_accounts = projections.accounts.iter().map(of_fold).collect();
     projections
 }
 

@@ -90,6 +90,52 @@ sql = """
 """
 "#;
 
+/// The state of each open account and the counts again, by handlers whose batches are folded: one row each, known by its key.
+const FOLDED: &str = r#"
+[[projector]]
+name = "folded_accounts"
+
+[projector.tables]
+folded_accounts = "account_id uuid primary key, version bigint not null, balance bigint not null"
+
+[[projector.on]]
+events = ["AccountOpened"]
+sql = "insert into folded_accounts (account_id, version, balance) values (event.aggregate_id, event.version, 0)"
+
+[[projector.on]]
+events = ["MoneyDeposited"]
+sql = """
+  update folded_accounts set version = event.version, balance = balance + (event.body->>'amount')::bigint
+  where account_id = event.aggregate_id
+"""
+
+[[projector.on]]
+events = ["MoneyWithdrawn"]
+sql = """
+  update folded_accounts set version = event.version, balance = balance - (event.body->>'amount')::bigint
+  where account_id = event.aggregate_id
+"""
+
+[[projector.on]]
+events = ["AccountClosed"]
+sql = "delete from folded_accounts where account_id = event.aggregate_id"
+
+[[projector]]
+name = "folded_counts"
+
+[projector.tables]
+folded_counts = "event_type text primary key, events bigint not null, amount bigint not null, last_event bigint not null"
+
+[[projector.on]]
+events = ["*"]
+sql = """
+  insert into folded_counts (event_type, events, amount, last_event)
+  values (event.type, 1, (event.body->>'amount')::bigint, event.id)
+  on conflict (event_type) do update set events = folded_counts.events + 1,
+    amount = folded_counts.amount + excluded.amount, last_event = excluded.last_event
+"""
+"#;
+
 /// Emits one event for each account, into an aggregate that has nothing else, so that doubles show.
 const GREETER: &str = r#"
 [reactor]
@@ -147,10 +193,11 @@ program_counts = "{columns}"
 "#;
 
 /// Names of the projectors.
-pub const NAMES: [&str; 5] = ["accounts", "counts", "journal", NATIVE_COUNTS, PROGRAM_COUNTS];
+pub const NAMES: [&str; 7] =
+    ["accounts", "counts", "folded_accounts", "folded_counts", "journal", NATIVE_COUNTS, PROGRAM_COUNTS];
 
 /// The tables that count the events of each type, which are those of the projectors of these names.
-pub const COUNTED: [&str; 3] = ["counts", NATIVE_COUNTS, PROGRAM_COUNTS];
+pub const COUNTED: [&str; 4] = ["counts", NATIVE_COUNTS, PROGRAM_COUNTS, "folded_counts"];
 
 /// Names of the reactors, which run beside the events only.
 pub const REACTORS: [&str; 3] = ["greeter", "reminder", NOTIFIER_NAME];
@@ -166,7 +213,8 @@ pub fn write_config(
     projections_url: Option<&str>,
     receiver_url: &str,
 ) -> anyhow::Result<PathBuf> {
-    for (file, text) in [("journal", JOURNAL), ("accounts", ACCOUNTS), ("counts", COUNTS)] {
+    for (file, text) in [("journal", JOURNAL), ("accounts", ACCOUNTS), ("counts", COUNTS), ("folded", FOLDED)]
+    {
         fs::write(folder.join(format!("{file}.projector.toml")), text)?;
     }
     let program = PROGRAM
@@ -238,8 +286,10 @@ pub struct Projections {
     /// In the order in which the rows were written.
     pub journal: Vec<Entry>,
     pub accounts: BTreeMap<Uuid, Account>,
+    /// Version and balance of each account.
+    pub folded_accounts: BTreeMap<Uuid, (Version, i64)>,
     /// Of each of [`COUNTED`].
-    pub counts: [BTreeMap<String, Count>; 3],
+    pub counts: [BTreeMap<String, Count>; 4],
 }
 
 impl Projections {
@@ -261,13 +311,20 @@ impl Projections {
             sqlx::query_as(statement).fetch_all(&mut *connection).await?;
         let account = |(id, version, balance, trail)| (id, Account { version, balance, trail });
 
-        let mut counts = [const { BTreeMap::new() }; 3];
+        let statement = "-- read_folded_accounts\nselect account_id, version, balance from folded_accounts";
+        let folded: Vec<(Uuid, Version, i64)> = sqlx::query_as(statement).fetch_all(&mut *connection).await?;
+
+        let mut counts = [const { BTreeMap::new() }; 4];
         for (table, counts) in COUNTED.into_iter().zip(&mut counts) {
             *counts = read_counts(connection, table).await?;
         }
         Ok(Self {
             journal: journal.into_iter().map(entry).collect(),
             accounts: accounts.into_iter().map(account).collect(),
+            folded_accounts: folded
+                .into_iter()
+                .map(|(id, version, balance)| (id, (version, balance)))
+                .collect(),
             counts,
         })
     }

@@ -75,11 +75,13 @@ pub fn verify(evidence: &Evidence) -> Verdict {
     for (place, projections) in &evidence.places {
         verdict.check_journal(place, &evidence.events, &projections.journal);
         verdict.compare(&format!("accounts {place}"), &expected.accounts, &projections.accounts);
+        let (folded, found) = (&expected.folded_accounts, &projections.folded_accounts);
+        verdict.compare(&format!("folded_accounts {place}"), folded, found);
         for (table, (expected, found)) in COUNTED.iter().zip(expected.counts.iter().zip(&projections.counts))
         {
             verdict.compare(&format!("{table} {place}"), expected, found);
         }
-        verdict.tables_compared += 2 + COUNTED.len() as u64;
+        verdict.tables_compared += 3 + COUNTED.len() as u64;
     }
     verdict
 }
