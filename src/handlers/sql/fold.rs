@@ -174,7 +174,10 @@ async fn ask(
         }
         for found in recognised.iter_mut() {
             if let Ok(statements) = found {
-                let refusal = probe.refuse(statements, &tables).await?;
+                let refusal = match resolve(statements, &tables) {
+                    Ok(()) => probe.refuse(statements, &tables).await?,
+                    Err(refusal) => Some(refusal),
+                };
                 if let Some(refusal) = refusal {
                     *found = Err(refusal);
                 }
@@ -183,6 +186,14 @@ async fn ask(
         probe.close().await?;
     }
     Ok(tables)
+}
+
+/// Has what the author leaves to the tables named.
+fn resolve(statements: &mut [Statement], tables: &BTreeMap<String, Table>) -> Result<(), String> {
+    statements.iter_mut().try_for_each(|statement| match tables.get(&statement.table) {
+        Some(table) => statement.resolve(table),
+        None => Err(format!("{} does not exist yet", statement.table)),
+    })
 }
 
 /// Refuses everything where a handler of all events is refused: every batch meets it.

@@ -78,28 +78,33 @@ impl Table {
         key.chain(more).collect::<Vec<_>>().join(" and ")
     }
 
-    fn insert(&self, dice: &mut Rng) -> String {
+    /// An insert, and the columns that it names, or would.
+    fn insert(&self, dice: &mut Rng) -> (String, Vec<&'static str>) {
         let (mut names, mut values) = (Vec::new(), Vec::new());
         for (name, _, value) in self.key {
             names.push(*name);
             values.push(*value);
         }
+        // Without a list, values are for the first columns.
+        let has_list = dice.u8(..4) > 0;
         for (name, _, value, is_number) in &self.columns {
             if dice.u8(..4) > 0 {
                 names.push(name);
                 values.push(if *is_number && dice.bool() { "1" } else { value });
+            } else if !has_list {
+                break;
             }
         }
-        format!("insert into {} ({}) values ({})", self.name, names.join(", "), values.join(", "))
+        let list = if has_list { format!(" ({})", names.join(", ")) } else { String::new() };
+        (format!("insert into {}{list} values ({})", self.name, values.join(", ")), names)
     }
 
     /// Some assignments; `None` if there is nothing to set.
-    fn sets(&self, dice: &mut Rng, insert: Option<&str>) -> Option<String> {
+    fn sets(&self, dice: &mut Rng, insert: Option<&[&str]>) -> Option<String> {
         let mut sets = Vec::new();
         for (name, _, value, is_number) in &self.columns {
             let table = &self.name;
-            let is_excluded =
-                insert.is_some_and(|insert| insert.split(") values").next().unwrap_or("").contains(name));
+            let is_excluded = insert.is_some_and(|names| names.contains(name));
             let own =
                 if insert.is_some() || dice.bool() { format!("{table}.{name}") } else { (*name).to_owned() };
             let value = match dice.u8(..8) {
@@ -116,17 +121,29 @@ impl Table {
         (!sets.is_empty()).then(|| sets.join(", "))
     }
 
-    /// A statement, and what it does to the row.
+    /// A statement, and what it does to the row. Some call the table otherwise.
     fn statement(&self, dice: &mut Rng, is_plain: bool) -> (String, char) {
+        let (mut text, effect) = self.plain_statement(dice, is_plain);
+        if dice.u8(..3) == 0 {
+            text = text.replace(&format!("{}.", self.name), "x.");
+            text = text.replacen(&self.name, &format!("{} as x", self.name), 1);
+        }
+        (text, effect)
+    }
+
+    fn plain_statement(&self, dice: &mut Rng, is_plain: bool) -> (String, char) {
         let kind = if is_plain { *some(dice, &[0, 3, 4]) } else { dice.u8(..5) };
         let key: Vec<&str> = self.key.iter().map(|(name, ..)| *name).collect();
         let key = key.join(", ");
         match kind {
-            0 => (self.insert(dice), 'b'),
-            1 => (format!("{} on conflict ({key}) do nothing", self.insert(dice)), 'u'),
+            0 => (self.insert(dice).0, 'b'),
+            1 => {
+                let key = if dice.bool() { format!("({key}) ") } else { String::new() };
+                (format!("{} on conflict {key}do nothing", self.insert(dice).0), 'u')
+            }
             2 => {
-                let insert = self.insert(dice);
-                let action = match self.sets(dice, Some(&insert)) {
+                let (insert, names) = self.insert(dice);
+                let action = match self.sets(dice, Some(&names)) {
                     Some(sets) => format!("do update set {sets}"),
                     None => "do nothing".to_owned(),
                 };
@@ -136,7 +153,7 @@ impl Table {
                 Some(sets) => {
                     (format!("update {} set {sets} where {}", self.name, self.condition(dice)), '-')
                 }
-                None => (self.insert(dice), 'b'),
+                None => (self.insert(dice).0, 'b'),
             },
             _ => (format!("delete from {} where {}", self.name, self.condition(dice)), 'd'),
         }
