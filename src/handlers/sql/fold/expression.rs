@@ -175,6 +175,10 @@ pub(super) fn examine(expression: &Expr, used: &mut Used) -> Result<(), String> 
             used.operators.insert("=".to_owned());
             examine_all([left.as_ref(), right], used)
         }
+        Expr::AtTimeZone { timestamp, time_zone } => {
+            used.functions.insert("timezone".to_owned());
+            examine_all([timestamp.as_ref(), time_zone], used)
+        }
         Expr::In { expr, target: InTarget::List(list), global: false, .. } => {
             used.operators.extend(["=".to_owned(), "<>".to_owned()]);
             examine_all([expr.as_ref()].into_iter().chain(list), used)
@@ -310,6 +314,7 @@ mod tests {
             "coalesce(lower(event.body #>> '{a,b}'), 'none') || '!'",
             "event.body ? 'x' and event.version > 3 or event.body->>'y' in ('a', 'b')",
             "(event.body->>'amount')::numeric(10, 2)",
+            "(event.created_at at time zone 'Europe/Berlin')::date",
         ] {
             assert_eq!(refusal(text), None, "{text}");
         }

@@ -31,7 +31,8 @@ const KEYS: [&[(&str, &str, &str)]; 5] = [
 ];
 
 /// Columns, the expressions of their values, and whether a number is added to them.
-const COLUMNS: [(&str, &str, &str, bool); 9] = [
+const COLUMNS: [(&str, &str, &str, bool); 10] = [
+    ("day_there", "date", "(event.created_at at time zone 'Asia/Tokyo')::date", false),
     ("title", "text", "event.body->>'t'", false),
     ("note", "text not null default 'none'", "coalesce(event.body->>'t', 'nothing')", false),
     ("n", "integer not null default 0", "(event.body->>'n')::int", true),
