@@ -102,8 +102,10 @@ begin
   insert into declarations (processor, version, fingerprint, made, declared)
     select processor, next_version, d.fingerprint, was_made, d.declared from declarations as d
     where d.processor = next_name and d.version = next_version;
-  -- The next version has handled every event.
+  -- The next version has tried every event.
   delete from dead_letters as d where d.processor = processor and d.version = version;
+  update dead_letters as d set processor = processor, version = version
+    where d.processor = next_name and d.version = next_version;
   update projection_tables as p set version = next_version where p.processor = processor;
   update trackers as t
     set version = next_version, epoch = t.epoch + 1, owner = null, owner_label = null, lease_until = null,

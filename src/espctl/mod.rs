@@ -16,6 +16,7 @@ mod manual;
 mod new;
 mod operate;
 pub(crate) mod output;
+mod plan;
 mod rebuild;
 mod reload;
 mod retire;
@@ -45,7 +46,7 @@ use crate::process::exit_code::Exit;
     about = "Operate an event store and its processors",
     after_help = "--config, espd.toml in the current folder, or DATABASE_URL names the database; without any of them,\n\
                   it is that of an `espd demo` that runs.\n\
-                  Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 65 the event store is not the one\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong usage (plan: something would be lost), 64 wrong configuration, 65 the event store is not the one\n\
                   that was followed (wait), 75 time limit exceeded."
 )]
 struct Cli {
@@ -119,6 +120,8 @@ pub(crate) enum Command {
     Wait(wait::Arguments),
     /// Check the configuration, the databases and every handler, without changing anything
     Check(check::Arguments),
+    /// Show what a deploy of this configuration would start, stop, rebuild and leave
+    Plan(plan::Arguments),
     /// Examine everything that espd needs from its databases, and say how to fix what is missing
     Doctor(doctor::Arguments),
     /// Show which path the batches of SQL projectors take, and why not the fast one
@@ -257,6 +260,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Append(arguments) => append::run(arguments, databases).await,
         Command::Events(arguments) => events::run(arguments, config, databases).await,
         Command::Trace(arguments) => trace::run(arguments, databases).await,
+        Command::Plan(arguments) => plan::run(arguments, config, databases).await,
         Command::Explain(arguments) => explain::run(arguments, config, databases).await,
         Command::Status(arguments) => status::run(arguments, config, databases).await,
         Command::Drop(arguments) => retire::drop_processor(arguments, config, databases).await,

@@ -54,6 +54,8 @@ pub(crate) struct ResumeArguments {
     after_help = "Without --to and --at the projector's tables are dropped and created again, and it starts over from the\n\
     first event. With one of them only the position moves and the tables stay as they are: events after the new\n\
     position are handled (again), events before it are not.\n\n\
+    Until then the tables lack rows that an application reads: `espctl rebuild` builds a projector in SQL beside the tables\n\
+    that serve, and then exchanges them.\n\n\
     What others have made on the tables is carried over to the new ones: grants, comments, row level security and policies,\n\
     options, publications. Where something else of theirs would be lost, nothing is done without --cascade.\n\n\
     While others have locks on the tables, the reset says who they are, and tries again and again until --wait is over."
@@ -236,6 +238,11 @@ async fn describe_rebuild(
         if !items.is_empty() {
             question += &format!(" It {what} {}.", items.join("; "));
         }
+    }
+    if row.kind == "projector" {
+        question += &format!(
+            " Until it has caught up, rows are missing: `espctl rebuild {name}` builds them beside those that serve."
+        );
     }
     Ok(question + " Continue?")
 }

@@ -130,6 +130,7 @@ async fn check_on(
     found.extend(unknown);
     let mut notes = note_other_handlers(config, databases).await?;
     notes.extend(note_other_tables(config, databases).await?);
+    notes.extend(note_raised_versions(config, databases).await?);
     notes.extend(note_endless_attempts(config));
     let differences = declared_events::compare(&databases.events, &databases.layout, &config.events).await?;
     notes.extend(note_differences(&differences));
@@ -160,6 +161,22 @@ async fn note_other_handlers(config: &Config, databases: &Databases) -> anyhow::
     Ok(notes)
 }
 
+/// The projectors whose version was raised: what becomes of them.
+async fn note_raised_versions(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
+    let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
+    let raised = |row: &TrackerRow| {
+        let declares = |one: &&ProcessorDeclaration| one.name == row.name && one.version > row.version;
+        let declaration = config.processors.iter().find(declares)?;
+        let (name, version) = (&row.name, declaration.version);
+        Some(format!(
+            "version {} of {name} serves until `espctl rebuild {name}` has built version {version} beside it; --dry-run shows \
+             what would change",
+            row.version
+        ))
+    };
+    Ok(trackers.iter().filter(|row| row.position > Position::START).filter_map(raised).collect())
+}
+
 /// The processors whose tables are not those that are declared. What a program declares is not known here.
 async fn note_other_tables(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
     let mut connection = databases.projections.acquire().await?;
@@ -171,7 +188,7 @@ async fn note_other_tables(config: &Config, databases: &Databases) -> anyhow::Re
             let name = &declaration.name;
             notes.push(format!(
                 "the tables of {name} were made from another declaration: it stops until `espctl reset {name}` drops and \
-                 rebuilds them, or the change is taken back"
+                 rebuilds them, or the change is taken back; with a raised `version`, `espctl rebuild {name}` builds them beside"
             ));
         }
     }

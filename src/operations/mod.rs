@@ -16,6 +16,7 @@ pub(crate) mod import_positions;
 pub(crate) mod metrics;
 pub(crate) mod operator;
 pub(crate) mod outcome;
+pub(crate) mod plan;
 pub(crate) mod rebuild;
 pub(crate) mod snapshots;
 pub(crate) mod status;

@@ -144,6 +144,12 @@ impl<'o> Rebuilding<'o> {
     /// An event cannot be handled, or the database does not answer. What is built stays for the next try.
     pub(crate) async fn catch_up(&mut self) -> Result<(), OperatorError> {
         self.follow().await?;
+        if self.replay.set_aside > 0 {
+            (self.listener.note)(&format!(
+                "{} events were set aside for version {}: once it is live, `espctl dead-letters list {}` shows them",
+                self.replay.set_aside, self.declaration.version, self.live.name
+            ));
+        }
         self.note(Finding::CaughtUp).await?;
         for table in self.declaration.table_names() {
             let table = format!("{}.{}", quote_identifier(&self.building_in), quote_identifier(&table));

@@ -20,6 +20,12 @@ impl Operator<'_> {
             }
         }
         let row = rebuilds.find(&mut *connection, name).await?;
+        if !row.as_ref().is_some_and(|row| row.state().is_under_way())
+            && let Some(version) = self.find_version(&mut connection, &Beside::Next.name(name)).await?
+        {
+            // A kill after the last step.
+            self.remove_version(&mut connection, name, Beside::Next, version).await?;
+        }
         let found = row.and_then(|row| row.state().after(Finding::Abandoned).map(|state| (row, state)));
         let Some((row, state)) = found else {
             return Err(OperatorError::Blocked(format!("no version of {name} is being built")));
@@ -27,6 +33,13 @@ impl Operator<'_> {
         // Whoever builds it finds out at the next batch.
         self.remove_version(&mut connection, name, Beside::Next, row.version).await?;
         rebuilds.note(&mut *connection, name, state, None).await?;
+        let statement = format!(
+            "-- log_abort
+             select {}.log_act($1, 'abort_rebuild', $2, 0, null, null, jsonb_build_object('version', $3::integer))",
+            self.trackers().schema()
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+        query.bind(self.name).bind(name).bind(row.version).execute(&mut *connection).await?;
         Ok(row.version)
     }
 

@@ -8,10 +8,12 @@ use thiserror::Error;
 
 use crate::event::Position;
 use crate::postgres::literal::simple;
+use crate::processing::dead_letters::{DeadLetters, NewDeadLetter};
 use crate::processing::declaration::{BatchLimits, ProcessorDeclaration, ProcessorKind};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work};
 use crate::processing::tracker::{Claim, Owner, ProcessorKey, Trackers};
+use crate::retry::OnFailure;
 
 /// How long a claim lasts without a batch. That nobody else builds the same version is kept by a lock of the session.
 const LEASE: Duration = Duration::from_secs(10);
@@ -71,6 +73,8 @@ pub(crate) struct Replay {
     limits: BatchLimits,
     /// How many events this run has handled.
     pub(crate) handled: i64,
+    /// How many events this run has set aside.
+    pub(crate) set_aside: i64,
 }
 
 impl Replay {
@@ -92,7 +96,7 @@ impl Replay {
         if let Some(handlers) = base.declaration.handler_fingerprint(base.events.layout().upcasts()) {
             trackers.note_handlers(&mut *connection, &claim, &handlers, false).await?;
         }
-        Ok(Self { processor, trackers, claim, limits: LIMITS, handled: 0 })
+        Ok(Self { processor, trackers, claim, limits: LIMITS, handled: 0, set_aside: 0 })
     }
 
     /// Every event at or below it is handled.
@@ -118,7 +122,10 @@ impl Replay {
             Ok(Outcome::Committed { position, handled, failure }) => {
                 self.claim.position = position;
                 self.handled += i64::from(handled);
-                failure.map_or(Ok(()), |failure| Err(ReplayError::Failed(failure)))
+                match failure {
+                    None => Ok(()),
+                    Some(failure) => self.set_aside(connection, *failure).await,
+                }
             }
             Ok(Outcome::ClaimLost) => Err(ReplayError::ClaimLost),
             Ok(_) => Err(ReplayError::Blocked("only projectors in SQL are built beside".to_owned())),
@@ -129,6 +136,28 @@ impl Replay {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Sets an event aside that could not be handled, where the declaration wants that in the end. It is tried only once, because a
+    /// rebuild stands still meanwhile: it is a dead letter like any other, and can be handled again once the version is live.
+    async fn set_aside(
+        &mut self,
+        connection: &mut PgConnection,
+        failure: Failure,
+    ) -> Result<(), ReplayError> {
+        let on_failure = self.processor.base().declaration.retry.on_failure;
+        let is_set_aside = matches!(on_failure, OnFailure::Park | OnFailure::Skip);
+        let Some(event_id) = failure.event_id().filter(|_| is_set_aside) else {
+            return Err(ReplayError::Failed(Box::new(failure)));
+        };
+        let dead_letter = NewDeadLetter { failure, attempts: 1, blocks: on_failure == OnFailure::Park };
+        let letters = DeadLetters::new(&self.trackers);
+        if !letters.pass_over(&mut *connection, &self.claim, &dead_letter, LEASE).await? {
+            return Err(ReplayError::ClaimLost);
+        }
+        self.claim.position = event_id;
+        self.set_aside += 1;
+        Ok(())
     }
 
     /// Handles everything up to a position.

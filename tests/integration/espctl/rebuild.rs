@@ -299,7 +299,7 @@ async fn an_aborted_rebuild_leaves_nothing_behind() {
     assert!(fixture.fact(functions).await < with);
     fixture.espctl(&["rebuild", "abort", "orders"]).await.complained(1);
     let log = fixture.fact("select string_agg(action, ' ' order by id) from espd.operator_log").await;
-    assert_eq!(log, "rebuild");
+    assert_eq!(log, "rebuild abort_rebuild");
     daemon.stop().await;
 }
 
@@ -534,4 +534,164 @@ async fn going_back_loses_nothing_that_has_come_since_and_forward_again_is_the_s
     assert!(verified.contains("nothing differs, 13 rows"), "{verified}");
     daemon.stop().await;
     fixture.run("drop owned by reader_of_rollback; drop role reader_of_rollback").await;
+}
+
+#[tokio::test]
+async fn who_reads_in_a_loop_while_versions_are_exchanged_never_misses_a_row_and_gets_no_error() {
+    let (fixture, daemon) = Fixture::running().await;
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (stop, pool) = (std::sync::Arc::clone(&done), fixture.db.pool.clone());
+    let reader = tokio::spawn(async move {
+        let (mut least, mut answers, mut longest) = (0, 0_u32, Duration::ZERO);
+        let mut connection = pool.acquire().await.unwrap();
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            let begun = std::time::Instant::now();
+            // A prepared statement, as drivers keep them.
+            let rows: i64 = sqlx::query_scalar("select count(id) from public.orders")
+                .fetch_one(&mut *connection)
+                .await
+                .unwrap();
+            assert!(rows >= least, "{rows} rows after {least}");
+            (least, answers, longest) = (rows, answers + 1, longest.max(begun.elapsed()));
+        }
+        (answers, longest)
+    });
+    let (stop, pool) = (std::sync::Arc::clone(&done), fixture.db.pool.clone());
+    let writer = tokio::spawn(async move {
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            append(&pool, 1).await;
+        }
+    });
+    for version in 2..=5 {
+        fixture.declare(version, if version % 2 == 0 { WIDER } else { FIRST });
+        fixture.espctl(&["reload"]).await.printed();
+        let outcome = fixture.espctl(&["rebuild", "orders", "--yes"]).await;
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    }
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    writer.await.unwrap();
+    let (answers, longest) = reader.await.unwrap();
+    eprintln!("{answers} answers, the longest took {longest:?}");
+    assert!(answers > 100 && longest < Duration::from_secs(2), "{answers} answers, {longest:?}");
+    let last = fixture.fact("select max(id) from espd.events").await.parse().unwrap();
+    reaches(&fixture.db.pool, "orders", last).await;
+    assert_eq!(fixture.fact("select count(*) from orders").await, last.to_string());
+    let verified = fixture.espctl(&["verify", "orders"]).await.printed();
+    assert!(verified.contains("nothing differs"), "{verified}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn tables_that_changed_without_a_raised_version_are_built_beside_as_well() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.declare(1, WIDER);
+    fixture.espctl(&["reload"]).await.printed();
+    eventually("the processor stops", async || {
+        let failed = "select failed_at is not null from espd.trackers where name = 'orders'";
+        (fixture.fact(failed).await == "true").then_some(())
+    })
+    .await;
+    let planned = fixture.espctl(&["plan"]).await;
+    assert!(planned.code == Some(2) && planned.stdout.contains("! orders: stops"), "{planned:?}");
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    append(&fixture.db.pool, 2).await;
+    reaches(&fixture.db.pool, "orders", 7).await;
+    assert_eq!(fixture.fact("select count(twice) from orders").await, "7");
+    let refused = fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);
+    assert!(refused.contains("set the handlers back"), "{refused}");
+    // The next rebuild of the same version replaces what is kept.
+    fixture.declare(1, FIRST);
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.beside().await, "orders$1|public_orders_v1");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn events_that_are_to_be_set_aside_are_and_the_dead_letters_go_live_with_the_version() {
+    let (fixture, daemon) = Fixture::running().await;
+    let park = |version, columns, handler: &str| {
+        let declared = declaration(version, columns, handler);
+        fixture.installation.declare(
+            "orders",
+            &format!("{declared}[projector.retry]\nmax_attempts = 1\non_failure = 'skip'\n"),
+        );
+    };
+    let handler = "insert into orders values (event.id, 1 / (event.id - 3), 'a')";
+    park(2, FIRST.0, handler);
+    let outcome = fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert!(outcome.stderr.contains("1 events were set aside for version 2"), "{outcome:?}");
+    let letters = "select string_agg(processor || version || ' ' || event_id, ',') from espd.dead_letters";
+    assert_eq!(fixture.fact(letters).await, "orders2 3");
+    // Merged, they are those of the serving version as well.
+    park(3, FIRST.0, &handler.replace("'a'", "'b'"));
+    let outcome = fixture.espctl(&["rebuild", "orders", "--yes"]).await;
+    assert!(outcome.stdout.contains("4 rows of its tables were changed"), "{outcome:?}");
+    assert_eq!(fixture.fact(letters).await, "orders3 3");
+    fixture.espctl(&["reload"]).await.printed();
+    fixture.run("insert into orders values (3, 1, 'b')").await;
+    park(3, FIRST.0, "insert into orders values (event.id, 1, 'b') on conflict do nothing");
+    fixture.espctl(&["reload"]).await.printed();
+    fixture.espctl(&["dead-letters", "retry", "orders", "--all"]).await.printed();
+    eventually("it is handled", async || fixture.fact(letters).await.is_empty().then_some(())).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_plan_says_what_a_deploy_would_do_and_whether_something_would_be_lost() {
+    let (fixture, daemon) = Fixture::running().await;
+    let said = fixture.espctl(&["plan"]).await.printed();
+    assert_eq!(said, "  orders: goes on, nothing changes\n");
+    fixture.declare(2, WIDER);
+    fixture.installation.declare_notes("notes", "");
+    let said = fixture.espctl(&["plan"]).await.printed();
+    assert!(
+        said.contains("~ orders: version 1 goes on; `espctl rebuild orders` builds version 2 beside it"),
+        "{said}"
+    );
+    assert!(
+        said.contains("+ notes: runs for the first time, from the first event on and makes notes"),
+        "{said}"
+    );
+    let check = fixture.espctl(&["check"]).await;
+    assert!(check.stdout.contains("version 1 of orders serves until `espctl rebuild orders`"), "{check:?}");
+    fixture.installation.declare(
+        "orders",
+        "[projector]\nname = 'others'\n[projector.tables]\nothers = 'id bigint'\n\
+        [[projector.on]]\nevents = ['B']\nsql = 'insert into others values (event.id)'\n",
+    );
+    let outcome = fixture.espctl(&["plan"]).await;
+    assert!(outcome.code == Some(2) && outcome.stdout.contains("- orders: is not declared"), "{outcome:?}");
+    assert!(outcome.stderr.contains("would stop or empty what works now: orders"), "{outcome:?}");
+    let planned: serde_json::Value =
+        serde_json::from_str(&fixture.espctl(&["plan", "--json"]).await.stdout).unwrap();
+    assert_eq!(
+        (planned[0]["processor"].as_str(), planned[0]["action"].as_str()),
+        (Some("orders"), Some("leave"))
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn versions_are_built_where_the_projections_have_a_database_of_their_own() {
+    let (events, projections) = (support::database().await, support::database().await);
+    let installation = Installation::new(
+        &events.url,
+        &format!("[runner]\npoll_interval_max = '50ms'\n[projections]\nurl = '{}'\n", projections.url),
+    );
+    let declare = |version, (columns, handler)| {
+        installation.declare("orders", &declaration(version, columns, handler));
+    };
+    declare(1, FIRST);
+    append(&events.pool, 5).await;
+    let daemon = installation.start_daemon();
+    reaches(&projections.pool, "orders", 5).await;
+    declare(2, WIDER);
+    let outcome = installation.espctl(&["rebuild", "orders", "--yes"]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    installation.espctl(&["reload"]).await.printed();
+    append(&events.pool, 2).await;
+    reaches(&projections.pool, "orders", 7).await;
+    assert_eq!(fact(&projections.pool, "select count(twice) from orders").await, "7");
+    daemon.stop().await;
 }

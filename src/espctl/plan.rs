@@ -1,0 +1,42 @@
+//! `espctl plan`: what a deploy of this configuration would do.
+
+use clap::Args;
+
+use crate::config::Config;
+use crate::espctl::output;
+use crate::operations::databases::Databases;
+use crate::operations::plan::{Planned, plan};
+use crate::process::exit_code::{Exit, ExitCode};
+
+#[derive(Args)]
+#[command(
+    after_help = "Compares the configuration with what has run on the database, and changes nothing. Exit code 2 if a processor\n\
+    would stop, would not be run any more, or would have its tables emptied.\n\n\
+    Example, before a deployment:\n  espctl plan --config espd.toml"
+)]
+pub(crate) struct Arguments {
+    /// Print an array of objects (processor, action, description) instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+    let planned = plan(config, databases).await?;
+    if arguments.json {
+        output::print_verbatim(&serde_json::to_string_pretty(&planned)?)?;
+    } else if planned.is_empty() {
+        output::print("no processor is declared, and none has run on this database")?;
+    } else {
+        output::print(&planned.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
+    }
+    let lost: Vec<&str> = planned
+        .iter()
+        .filter(|one| one.action.loses())
+        .map(|Planned { processor, .. }| processor.as_str())
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let message = format!("a deploy would stop or empty what works now: {}", lost.join(", "));
+    Err(Exit { code: ExitCode::Usage, message }.into())
+}

@@ -1,0 +1,195 @@
+//! What a deploy of a configuration would do to the processors of a database.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::event::Position;
+use crate::operations::databases::Databases;
+use crate::processing::declaration::{Handling, OnHandlerChange, ProcessorDeclaration, ProcessorKind, Start};
+use crate::processing::processor::were_made_from_other;
+use crate::processing::tracker::{TrackerRow, Trackers};
+
+/// What would become of one processor. The field names are an interface: `espctl plan --json` prints them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Planned {
+    /// Name of the processor.
+    pub(crate) processor: String,
+    /// What happens to it.
+    pub(crate) action: Action,
+    /// The same in words, with what to do about it.
+    pub(crate) description: String,
+}
+
+/// What happens to a processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Action {
+    /// It stops until an operator acts.
+    Stop,
+    /// Its tables are emptied and filled again.
+    Empty,
+    /// A newer version serves, which this configuration leaves alone.
+    Supersede,
+    /// No daemon with this configuration runs it.
+    Leave,
+    /// Its version goes on until a newer one was built beside it.
+    Rebuild,
+    /// Later events are handled by other handlers.
+    Change,
+    /// It runs for the first time.
+    Start,
+    /// Nothing changes.
+    Keep,
+}
+
+impl Action {
+    /// Whether something that works now would not work afterwards.
+    pub(crate) fn loses(self) -> bool {
+        matches!(self, Self::Stop | Self::Empty | Self::Supersede | Self::Leave)
+    }
+
+    /// The mark in front of the line.
+    fn mark(self) -> char {
+        match self {
+            Self::Stop | Self::Empty | Self::Supersede => '!',
+            Self::Leave => '-',
+            Self::Rebuild | Self::Change => '~',
+            Self::Start => '+',
+            Self::Keep => ' ',
+        }
+    }
+}
+
+/// As people read it.
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.action.mark(), self.processor, self.description)
+    }
+}
+
+/// What is known of a processor that is declared.
+#[derive(Debug)]
+struct Known<'k> {
+    declaration: &'k ProcessorDeclaration,
+    tracker: Option<&'k TrackerRow>,
+    /// Whether its tables were made from another declaration of the same version.
+    other_tables: bool,
+    /// Whether other handlers have handled its events.
+    other_handlers: bool,
+}
+
+/// What a deploy of this configuration would do, what would be lost first.
+///
+/// # Errors
+/// A database does not answer.
+pub(crate) async fn plan(config: &Config, databases: &Databases) -> Result<Vec<Planned>, sqlx::Error> {
+    let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
+    let mut connection = databases.projections.acquire().await?;
+    let mut planned = Vec::new();
+    for declaration in &config.processors {
+        let tracker = trackers.iter().find(|tracker| tracker.name == declaration.name);
+        let handlers = declaration.handler_fingerprint(&config.upcasts);
+        let schema = databases.layout.schema();
+        let other_tables =
+            handlers.is_some() && were_made_from_other(&mut connection, schema, declaration).await?;
+        let before = tracker.filter(|tracker| tracker.position > Position::START).map(|one| &one.handlers);
+        let other_handlers =
+            before.is_some_and(|before| before.is_some() && handlers.is_some() && *before != handlers);
+        planned.push(foresee(&Known { declaration, tracker, other_tables, other_handlers }));
+    }
+    let is_gone = |tracker: &&TrackerRow| !config.processors.iter().any(|one| one.name == tracker.name);
+    planned.extend(trackers.iter().filter(is_gone).map(leave));
+    planned.sort_by(|one, other| (one.action, &one.processor).cmp(&(other.action, &other.processor)));
+    Ok(planned)
+}
+
+fn leave(tracker: &TrackerRow) -> Planned {
+    let TrackerRow { name, position, .. } = tracker;
+    Planned {
+        processor: name.clone(),
+        action: Action::Leave,
+        description: format!(
+            "is not declared, so nobody runs it any more; its tables and its position {position} stay: `espctl drop {name}` \
+             removes them"
+        ),
+    }
+}
+
+fn foresee(known: &Known<'_>) -> Planned {
+    let Known { declaration, tracker, .. } = known;
+    let (action, description) = match tracker {
+        None => (Action::Start, describe_start(declaration)),
+        Some(tracker) => foresee_known(known, tracker),
+    };
+    Planned { processor: declaration.name.clone(), action, description }
+}
+
+fn foresee_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
+    let ProcessorDeclaration { name, version, on_handler_change, handling, .. } = known.declaration;
+    let serves = tracker.version;
+    let goes_on = matches!(handling, Handling::Sql(_));
+    if *version < serves {
+        let description = format!(
+            "version {serves} serves and is left alone, nobody with this configuration runs it: declare it, or \
+             `espctl rollback {name}` goes back"
+        );
+        (Action::Supersede, description)
+    } else if *version > serves && goes_on {
+        let description = format!(
+            "version {serves} goes on; `espctl rebuild {name}` builds version {version} beside it, and --dry-run shows what \
+             would change"
+        );
+        (Action::Rebuild, description)
+    } else if *version > serves {
+        (
+            Action::Stop,
+            format!("stops at version {serves}: `espctl reset {name}` makes the tables of version {version}"),
+        )
+    } else if known.other_tables {
+        let description = format!(
+            "stops, because its tables have changed: raise `version` and run `espctl rebuild {name}`, or take the change back"
+        );
+        (Action::Stop, description)
+    } else if !known.other_handlers {
+        (Action::Keep, "goes on, nothing changes".to_owned())
+    } else {
+        match on_handler_change {
+            OnHandlerChange::Refuse => {
+                (Action::Stop, "stops, because its handlers have changed (on_handler_change = \"refuse\")".to_owned())
+            }
+            OnHandlerChange::Rebuild => (
+                Action::Empty,
+                "its handlers have changed: its tables are emptied and filled again (on_handler_change = \"rebuild\"); with a \
+                 raised `version` they would be built beside"
+                    .to_owned(),
+            ),
+            OnHandlerChange::Warn => (
+                Action::Change,
+                format!(
+                    "other handlers from position {} on; `espctl rebuild {name}` brings the rows of earlier events to what these \
+                     handlers make of them",
+                    tracker.position
+                ),
+            ),
+        }
+    }
+}
+
+fn describe_start(declaration: &ProcessorDeclaration) -> String {
+    let from = match declaration.start() {
+        Start::Beginning => "the first event".to_owned(),
+        Start::Now => "the events that come then".to_owned(),
+        Start::Position(position) => format!("position {position}"),
+        Start::Time(time) => format!("{}", time.to_rfc3339()),
+    };
+    let tables = declaration.table_names();
+    let makes = match (declaration.kind(), tables.as_slice()) {
+        (_, []) => String::new(),
+        (ProcessorKind::Projector | ProcessorKind::Reactor, tables) => {
+            format!(" and makes {}", tables.join(", "))
+        }
+    };
+    format!("runs for the first time, from {from} on{makes}")
+}
