@@ -60,6 +60,21 @@ pub(super) enum Change {
 }
 
 impl Statement {
+    /// One that does nothing yet.
+    fn of(kind: Kind, table: String) -> Self {
+        let (used, text) = Default::default();
+        Self {
+            kind,
+            table,
+            values: Vec::new(),
+            key: Vec::new(),
+            sets: Vec::new(),
+            conditions: Vec::new(),
+            used,
+            text,
+        }
+    }
+
     /// Has everything that the author leaves to the table named: its columns in their order, and its key.
     pub(super) fn resolve(&mut self, table: &Table) -> Result<(), String> {
         if self.values.len() > table.columns.len() {

@@ -68,47 +68,41 @@ impl<'t, 'a> Reader<'t, 'a> {
         }
         let mut rebuilt = format!("insert into {written}{listed} values ({})", pieces.join(", "));
         let values: Vec<_> = columns.into_iter().zip(pieces).collect();
-        let mut statement = Statement {
-            kind: Kind::Insert,
-            table,
-            values,
-            key: Vec::new(),
-            sets: Vec::new(),
-            conditions: Vec::new(),
-            used: Used::default(),
-            text: String::new(),
-        };
+        let mut statement = Statement { values, ..Statement::of(Kind::Insert, table) };
         if !self.ended() {
-            for word in ["on", "conflict"] {
-                self.word(word)?;
-            }
-            rebuilt += " on conflict ";
-            if self.peek_text() == "(" {
-                let (key, written) = self.names()?;
-                rebuilt += &format!("({written}) ");
-                statement.key = key.into_iter().map(|column| (column, String::new())).collect();
-            }
-            self.word("do")?;
-            rebuilt += "do ";
-            if self.is("nothing") {
-                self.at += 1;
-                statement.kind = Kind::InsertNew;
-                rebuilt += "nothing";
-            } else {
-                self.word("update")?;
-                self.word("set")?;
-                if statement.key.is_empty() {
-                    return Err(MORE.to_owned());
-                }
-                statement.kind = Kind::Upsert;
-                let rest = self.rest();
-                let (sets, text) = self.sets(&name, rest, true)?;
-                statement.sets = sets;
-                rebuilt += &format!("update set {text}");
-            }
+            rebuilt += &self.conflict(&name, &mut statement)?;
         }
         self.finish(&rebuilt)?;
         Ok(statement)
+    }
+
+    /// What an insert does where the row is there; returns the same as a text that is put together from what has been understood.
+    fn conflict(&mut self, name: &str, statement: &mut Statement) -> Result<String, String> {
+        for word in ["on", "conflict"] {
+            self.word(word)?;
+        }
+        let mut rebuilt = " on conflict ".to_owned();
+        if self.peek_text() == "(" {
+            let (key, written) = self.names()?;
+            rebuilt += &format!("({written}) ");
+            statement.key = key.into_iter().map(|column| (column, String::new())).collect();
+        }
+        self.word("do")?;
+        if self.is("nothing") {
+            self.at += 1;
+            statement.kind = Kind::InsertNew;
+            return Ok(rebuilt + "do nothing");
+        }
+        self.word("update")?;
+        self.word("set")?;
+        if statement.key.is_empty() {
+            return Err(MORE.to_owned());
+        }
+        statement.kind = Kind::Upsert;
+        let rest = self.rest();
+        let (sets, text) = self.sets(name, rest, true)?;
+        statement.sets = sets;
+        Ok(rebuilt + &format!("do update set {text}"))
     }
 
     pub(super) fn update(&mut self) -> Result<Statement, String> {
@@ -120,16 +114,7 @@ impl<'t, 'a> Reader<'t, 'a> {
         let (sets, text) = self.sets(&name, sets, false)?;
         let (key, conditions, selection) = self.selection(&name, selection)?;
         self.finish(&format!("update {written} set {text} where {selection}"))?;
-        Ok(Statement {
-            kind: Kind::Update,
-            table,
-            values: Vec::new(),
-            key,
-            sets,
-            conditions,
-            used: Used::default(),
-            text: String::new(),
-        })
+        Ok(Statement { key, sets, conditions, ..Statement::of(Kind::Update, table) })
     }
 
     pub(super) fn delete(&mut self) -> Result<Statement, String> {
@@ -142,16 +127,7 @@ impl<'t, 'a> Reader<'t, 'a> {
         let rest = self.rest();
         let (key, conditions, selection) = self.selection(&name, rest)?;
         self.finish(&format!("delete from {written} where {selection}"))?;
-        Ok(Statement {
-            kind: Kind::Delete,
-            table,
-            values: Vec::new(),
-            key,
-            sets: Vec::new(),
-            conditions,
-            used: Used::default(),
-            text: String::new(),
-        })
+        Ok(Statement { key, conditions, ..Statement::of(Kind::Delete, table) })
     }
 
     /// The end of the text; the parser has to see the same in what has been understood.
