@@ -15,7 +15,7 @@ use super::loader::{Loader, pause_before};
 use super::loading::{new_event, read};
 use super::{Aggregate, Context, ExecuteError, Id, LoadError, Loaded};
 use crate::event::{Appended, Event, ExpectedVersion, NewEvent, Version};
-use crate::store::{AppendError, EventStore, PostgresEventStore, Uncommitted};
+use crate::store::{AppendError, EventStore, Kept, PostgresEventStore, Uncommitted};
 
 /// The most events that a conflict tells of.
 const SINCE_MAX: usize = 100;
@@ -171,14 +171,15 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
     /// # Errors
     /// As of the command itself.
     pub async fn dry_run(self) -> Result<Planned<A>, ExecuteError<R>> {
-        let loaded = self.load().await?;
+        let loaded = self.load(&mut Kept::default()).await?;
         self.plan(&loaded, self.draw_command_id())
     }
 
-    async fn load(&self) -> Result<Loaded<A>, ExecuteError<R>> {
-        let loaded = self.loader.load(&self.id).await?;
+    async fn load(&self, kept: &mut Kept) -> Result<Loaded<A>, ExecuteError<R>> {
+        let loaded = self.loader.load_keeping(kept, &self.id).await?;
         match self.expected {
             Some(expected) if expected != loaded.version => {
+                kept.release();
                 Err(self.conflict(expected, loaded.version).await)
             }
             _ => Ok(loaded),
@@ -204,12 +205,13 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
 
     async fn try_to_store(&self) -> Result<Executed<A>, ExecuteError<R>> {
         let command_id = self.draw_command_id();
-        let mut loaded = self.load().await?;
+        let mut kept = Kept::default();
+        let mut loaded = self.load(&mut kept).await?;
         let retries = if self.expected.is_some() { 0 } else { self.loader.conflict_retries };
         let mut retry = 0;
         loop {
             let planned = self.plan(&loaded, command_id)?;
-            match self.append(&planned).await {
+            match self.append(&mut kept, &planned).await {
                 Ok(appended) => return planned.executed(appended),
                 Err(AppendError::Conflict { .. }) if retry < retries => {}
                 Err(AppendError::Conflict { expected, actual, .. }) => {
@@ -219,14 +221,17 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
             }
             retry += 1;
             tokio::time::sleep(pause_before(retry, command_id.event_uuid(retry).as_bytes()[0])).await;
-            self.loader.catch_up(&mut loaded).await?;
+            self.loader.catch_up(&mut kept, &mut loaded).await?;
         }
     }
 
-    async fn append(&self, planned: &Planned<A>) -> Result<Vec<Appended>, AppendError> {
+    async fn append(&self, kept: &mut Kept, planned: &Planned<A>) -> Result<Vec<Appended>, AppendError> {
         match self.appender {
-            Some(appender) => appender.append(&planned.new_events, planned.version).await,
-            None => self.loader.store.append(&planned.new_events).await,
+            Some(appender) => {
+                kept.release();
+                appender.append(&planned.new_events, planned.version).await
+            }
+            None => self.loader.store.append_keeping(kept, &planned.new_events).await,
         }
     }
 

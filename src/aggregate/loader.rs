@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use super::snapshot::SnapshotKeeper;
 use super::{Aggregate, Id, LoadError, Loaded};
 use crate::event::Version;
-use crate::store::EventStore;
+use crate::store::{EventStore, Kept};
 
 /// How often a decision is made anew when other writers were faster, unless it is said.
 const CONFLICT_RETRIES: u32 = 10;
@@ -35,8 +35,17 @@ impl<S: EventStore> Loader<S> {
 
     /// Loads an aggregate as it is now.
     pub(super) async fn load<A: Aggregate>(&self, id: &Id<A>) -> Result<Loaded<A>, LoadError> {
+        self.load_keeping(&mut Kept::default(), id).await
+    }
+
+    /// As [`Self::load`], with what the store keeps between the calls of a command.
+    pub(super) async fn load_keeping<A: Aggregate>(
+        &self,
+        kept: &mut Kept,
+        id: &Id<A>,
+    ) -> Result<Loaded<A>, LoadError> {
         let mut loaded = self.begin(id, Version::MAX).await;
-        self.catch_up(&mut loaded).await?;
+        self.catch_up(kept, &mut loaded).await?;
         if let Some(snapshots) = &self.snapshots {
             snapshots.keep(&loaded);
         }
@@ -65,8 +74,13 @@ impl<S: EventStore> Loader<S> {
     }
 
     /// Takes in what has happened since the aggregate was loaded.
-    pub(super) async fn catch_up<A: Aggregate>(&self, loaded: &mut Loaded<A>) -> Result<(), LoadError> {
-        let events = self.store.read_aggregate(loaded.id.get().clone(), loaded.version.next(), None);
+    pub(super) async fn catch_up<A: Aggregate>(
+        &self,
+        kept: &mut Kept,
+        loaded: &mut Loaded<A>,
+    ) -> Result<(), LoadError> {
+        let (id, from) = (loaded.id.get().clone(), loaded.version.next());
+        let events = self.store.read_aggregate_keeping(kept, id, from, None);
         loaded.take_in_all(events).await
     }
 

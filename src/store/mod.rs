@@ -30,6 +30,7 @@ mod event_stream;
 pub(crate) mod history;
 pub(crate) mod horizon;
 mod jsonb;
+mod kept;
 pub(crate) mod layout;
 mod memory;
 mod normalized;
@@ -60,6 +61,7 @@ pub use codec::BodyCodec;
 pub(crate) use codec::Codec;
 pub use condition::{AppendCondition, ConsistencyToken, ExcludingEvent, TagQuery, TaggedEvents};
 pub use event_stream::EventStream;
+pub use kept::Kept;
 pub use layout::{EspdNames, EventSourceryNames, InvalidName, Layout};
 pub use memory::MemoryEventStore;
 pub use postgres::{AppendTime, DeletedAggregate, DeletionError, PostgresEventStore, Uncommitted};
@@ -106,6 +108,31 @@ pub trait EventStore: Send + Sync {
         from: Version,
         to: Option<Version>,
     ) -> BoxStream<'_, Result<Event, ReadError>>;
+
+    /// As [`Self::read_aggregate`], with what the store has kept from a call before, and may keep for the next one.
+    fn read_aggregate_keeping<'s>(
+        &'s self,
+        kept: &'s mut Kept,
+        aggregate_id: AggregateId,
+        from: Version,
+        to: Option<Version>,
+    ) -> BoxStream<'s, Result<Event, ReadError>> {
+        let _ = kept;
+        self.read_aggregate(aggregate_id, from, to)
+    }
+
+    /// As [`Self::append`], with what the store has kept from a call before.
+    ///
+    /// # Errors
+    /// As of [`Self::append`].
+    async fn append_keeping(
+        &self,
+        kept: &mut Kept,
+        events: &[NewEvent],
+    ) -> Result<Vec<Appended>, AppendError> {
+        kept.release();
+        self.append(events).await
+    }
 
     /// Streams the events of an aggregate, by version, to the last one that was created at or before `time`.
     ///

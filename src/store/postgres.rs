@@ -3,6 +3,7 @@
 //! Reads are plain statements (`postgres/statements.rs`). Appends have rules of their own (`postgres/append.rs`).
 
 mod append;
+mod connection;
 mod deletion;
 mod on_connection;
 mod parameter;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryFutureExt as _, TryStreamExt};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgConnection, PgPool, Postgres};
@@ -29,7 +30,7 @@ use uuid::Uuid;
 use super::codec::{BodyCodec, Codec};
 use super::event_stream::SharedWatching;
 use super::{
-    AppendCondition, AppendError, ConsistencyToken, EventStore, EventStream, ReadError, TagQuery,
+    AppendCondition, AppendError, ConsistencyToken, EventStore, EventStream, Kept, ReadError, TagQuery,
     TaggedEvents, validity,
 };
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
@@ -258,7 +259,15 @@ impl PostgresEventStore {
 #[async_trait]
 impl EventStore for PostgresEventStore {
     async fn append(&self, events: &[NewEvent]) -> Result<Vec<Appended>, AppendError> {
-        self.append_under(events, None).await
+        self.append_under(&mut Kept::default(), events, None).await
+    }
+
+    async fn append_keeping(
+        &self,
+        kept: &mut Kept,
+        events: &[NewEvent],
+    ) -> Result<Vec<Appended>, AppendError> {
+        self.append_under(kept, events, None).await
     }
 
     async fn append_if(
@@ -267,7 +276,7 @@ impl EventStore for PostgresEventStore {
         condition: &AppendCondition,
     ) -> Result<Vec<Appended>, AppendError> {
         condition.check()?;
-        self.append_under(events, Some(condition)).await
+        self.append_under(&mut Kept::default(), events, Some(condition)).await
     }
 
     async fn read_tagged(
@@ -305,6 +314,24 @@ impl EventStore for PostgresEventStore {
             .bind(from)
             .bind(to.unwrap_or(Version::MAX));
         self.stream(query)
+    }
+
+    fn read_aggregate_keeping<'s>(
+        &'s self,
+        kept: &'s mut Kept,
+        aggregate_id: AggregateId,
+        from: Version,
+        to: Option<Version>,
+    ) -> BoxStream<'s, Result<Event, ReadError>> {
+        let query = sqlx::query(self.statements.read_aggregate.clone())
+            .bind(aggregate_id.as_uuid())
+            .bind(from)
+            .bind(to.unwrap_or(Version::MAX));
+        let reading = async move {
+            let connection = connection::acquire(&self.pool, kept).await?;
+            Ok(query.fetch(connection).map(|row| self.codec.decode(self.event(&row?)?)))
+        };
+        reading.try_flatten_stream().boxed()
     }
 
     fn read_aggregates(&self, aggregate_ids: Vec<AggregateId>) -> BoxStream<'_, Result<Event, ReadError>> {

@@ -16,16 +16,16 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgBindIterExt};
 use sqlx::query::QueryAs;
-use sqlx::{PgConnection, PgPool, Postgres, SqlStr};
+use sqlx::{Connection as _, PgConnection, PgPool, Postgres, SqlStr};
 use uuid::Uuid;
 
 use super::parameter::Jsonb;
-use super::refusal;
 use super::sql_text::sql;
+use super::{connection, refusal};
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::postgres::error::chain;
 use crate::store::layout::{Append, Layout};
-use crate::store::{AppendCondition, AppendError};
+use crate::store::{AppendCondition, AppendError, Kept};
 
 /// Most events sent in one statement.
 const BATCH_LENGTH_MAX: usize = 1_000;
@@ -82,14 +82,16 @@ impl Statements {
 pub(super) async fn append(
     statements: &Statements,
     pool: &PgPool,
+    kept: &mut Kept,
     events: &[NewEvent],
     condition: Option<&AppendCondition>,
 ) -> Result<Vec<Appended>, AppendError> {
     let mut attempt = 1;
     loop {
-        match try_append(statements, pool, events, condition).await {
+        match try_append(statements, pool, kept, events, condition).await {
             Err(error) if attempt < ATTEMPTS_MAX && refusal::is_transient(&error) => {
                 tracing::debug!(attempt, error = chain(&error), "append failed for now, trying again");
+                kept.release();
                 tokio::time::sleep(delay_after(attempt)).await;
                 attempt += 1;
             }
@@ -101,33 +103,32 @@ pub(super) async fn append(
 async fn try_append(
     statements: &Statements,
     pool: &PgPool,
+    kept: &mut Kept,
     events: &[NewEvent],
     condition: Option<&AppendCondition>,
 ) -> Result<Vec<Appended>, AppendError> {
+    let connection = connection::acquire(pool, kept).await?;
     if condition.is_some() || !are_plain(events) {
-        let mut connection = pool.acquire().await?;
         if tagged_event::is_for(events, condition) {
             let (statements, prepared) = (&statements.tagged_event, statements.prepared);
             let stored =
-                tagged_event::append(statements, prepared, &mut connection, &events[0], condition).await?;
+                tagged_event::append(statements, prepared, connection, &events[0], condition).await?;
             if let Some(appended) = stored {
                 return Ok(vec![appended]);
             }
         }
-        return append_tagged(statements, &mut connection, events, condition).await;
+        return append_tagged(statements, connection, events, condition).await;
     }
     if split_into_batches(events).len() > 1 {
-        let mut transaction = pool.begin().await?;
+        let mut transaction = connection.begin().await?;
         let appended = append_in_transaction(statements, &mut transaction, events).await?;
         transaction.commit().await?;
         return Ok(appended);
     }
-    let mut connection = pool.acquire().await?;
-    if let Some(appended) = insert::insert_where_expected(&statements.insert, &mut connection, events).await?
-    {
+    if let Some(appended) = insert::insert_where_expected(&statements.insert, connection, events).await? {
         return Ok(appended);
     }
-    call_function(statements, &mut connection, events).await
+    call_function(statements, connection, events).await
 }
 
 /// Appends `events`, any number, in the transaction that `connection` is in. It tries no

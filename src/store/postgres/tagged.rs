@@ -13,7 +13,8 @@ use crate::event::{Appended, NewEvent, Position};
 use crate::store::layout::Layout;
 use crate::store::upcast::stored_types;
 use crate::store::{
-    AppendCondition, AppendError, ConsistencyToken, NO_TAGS, ReadError, TagQuery, TaggedEvents, validity,
+    AppendCondition, AppendError, ConsistencyToken, Kept, NO_TAGS, ReadError, TagQuery, TaggedEvents,
+    validity,
 };
 
 /// Reads events and token in one statement, and so in one snapshot. The first row has the token, whether or not there is an event.
@@ -138,6 +139,7 @@ impl PostgresEventStore {
 
     pub(super) async fn append_under(
         &self,
+        kept: &mut Kept,
         events: &[NewEvent],
         condition: Option<&AppendCondition>,
     ) -> Result<Vec<Appended>, AppendError> {
@@ -147,8 +149,11 @@ impl PostgresEventStore {
             return Ok(Vec::new());
         }
         let condition = condition.map(|condition| self.condition_as_stored(condition));
-        let appended =
-            append::append(self.statements.append()?, &self.pool, events, condition.as_deref()).await?;
+        let statements = self.statements.append()?;
+        let appended = append::append(statements, &self.pool, kept, events, condition.as_deref()).await;
+        // What follows takes a connection itself, and there may be only one.
+        kept.release();
+        let appended = appended?;
         if !appended.is_empty() {
             self.notify();
             self.tell_appended(&appended).await;

@@ -296,6 +296,32 @@ async fn a_transaction_of_the_caller_needs_no_second_connection_and_sees_its_own
     assert_eq!(repository.load(&id).await.unwrap().version.get(), 2);
 }
 
+/// The pool asks each time whether the connection lives, before and after. What the hook does finds the only connection free.
+#[tokio::test]
+async fn a_command_takes_a_connection_once() {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let database = crate::support::database().await;
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).before_acquire(|_, _| {
+        TAKEN.fetch_add(1, Ordering::Relaxed);
+        Box::pin(std::future::ready(Ok(true)))
+    });
+    let pool = pool.connect(&database.url).await.unwrap();
+    let store = PostgresEventStore::new(pool, Layout::espd("espd").unwrap()).without_notifications();
+    let repository = Repository::new(store.clone());
+    let id = Id::<Account>::generate();
+    repository.execute(&id, &AddMoney(1)).await.unwrap();
+    let before = TAKEN.load(Ordering::Relaxed);
+    let added = repository.execute(&id, &AddMoney(1)).await.unwrap();
+    assert_eq!((added.version.get(), TAKEN.load(Ordering::Relaxed) - before), (2, 1));
+
+    let (told, hears) = std::sync::mpsc::channel();
+    let telling = Repository::new(store.on_appended(move |events| told.send(events.len()).unwrap()));
+    telling.execute(&id, &AddMoney(1)).await.unwrap();
+    assert_eq!(hears.try_recv(), Ok(1));
+    let conflict = repository.execute(&id, &AddMoney(5)).expecting(1).await;
+    assert!(matches!(conflict, Err(ExecuteError::Conflict { actual, .. }) if actual.get() == 3));
+}
+
 #[tokio::test]
 async fn a_conflict_tells_of_the_first_hundred_events_only() {
     let repository = Repository::new(MemoryEventStore::new());
