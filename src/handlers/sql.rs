@@ -288,6 +288,19 @@ impl Processor for SqlProcessor {
         self.older.is_none() && self.becoming.as_ref().is_some_and(Becoming::is_due)
     }
 
+    fn shares_session(&self) -> bool {
+        true
+    }
+
+    fn passes_over(&self) -> Option<Vec<String>> {
+        match &self.base.events {
+            Events::SameDatabase(layout) if layout.upcasts().is_empty() && self.becoming.is_none() => {
+                self.base.event_types()
+            }
+            _ => None,
+        }
+    }
+
     fn has_changed(&self) -> bool {
         self.has_changed
     }

@@ -236,6 +236,17 @@ pub trait Processor: Send + Sync {
         false
     }
 
+    /// Whether the processor needs nothing of its session from one call to the next, so that others may use it in between.
+    fn shares_session(&self) -> bool {
+        false
+    }
+
+    /// The types of stored events that the processor handles, if a position may be moved over all others without it; `None`: it
+    /// has to look at each event.
+    fn passes_over(&self) -> Option<Vec<String>> {
+        None
+    }
+
     /// What the runner may ask of a processor that handles events beyond its position; `None`: it is not one.
     fn runs_ahead(&mut self) -> Option<&mut dyn RunsAhead> {
         None

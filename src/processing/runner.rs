@@ -24,11 +24,14 @@ mod phase;
 mod rate;
 mod renewal;
 mod session;
+mod sessions;
+mod steward;
+mod together;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::Connection as _;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
@@ -47,6 +50,8 @@ use crate::processing::runner::outage::OutageLog;
 use crate::processing::runner::phase::{Following, Phase, Waiting};
 use crate::processing::runner::rate::Rate;
 use crate::processing::runner::session::in_time;
+use crate::processing::runner::sessions::Session;
+use crate::processing::runner::together::Passes;
 use crate::processing::tracker::{Owner, ProcessorKey, Trackers};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
@@ -54,6 +59,9 @@ use crate::store::subscription::{Subscription, Woken};
 
 pub(crate) use bisection::Bisection;
 pub(crate) use decision::{Attempt, Decision, decide, decide_failure};
+pub(crate) use sessions::SHARED_SESSIONS;
+pub(crate) use steward::Steward;
+pub(crate) use together::Shared;
 
 /// The attempt in a row that the database has to fail before hooks are told: a lost connection or a failover is no failure of a
 /// processor.
@@ -132,6 +140,11 @@ pub struct Runner {
     session_is_renewed: bool,
     /// How batches are kept within the server's `transaction_timeout`.
     cut_off: CutOff,
+    /// What is shared with the other runners of the worker; `None`: nothing is.
+    shared: Option<Shared>,
+    /// The session that the claim names.
+    recorded: Option<u64>,
+    passes: Passes,
 }
 
 /// The one thing that a step does.
@@ -179,6 +192,7 @@ impl Runner {
     ) -> Self {
         let context = context.for_processor(processor.as_ref());
         let trackers = processor.base().trackers();
+        let passes = Passes::new(processor.passes_over());
         Self {
             name: key.name.clone(),
             key,
@@ -197,18 +211,21 @@ impl Runner {
             rate: Rate::new(Instant::now()),
             session_is_renewed: false,
             cut_off: CutOff::default(),
+            shared: None,
+            recorded: None,
+            passes,
         }
     }
 
     /// Runs the processor until the stop is requested. Outages of the database are waited out.
     pub async fn run(mut self, mut stop: Shutdown) {
         while !stop.is_requested() {
-            let mut connection = None;
-            match Box::pin(self.serve(&mut connection, &mut stop)).await {
+            let mut session = None;
+            match Box::pin(self.serve(&mut session, &mut stop)).await {
                 Ok(Served::ToTheEnd) => break,
                 Ok(Served::OldSession) => self.phase = Phase::default(),
                 Err(error) => {
-                    let delay = self.database_failed(&error, connection.as_mut()).await;
+                    let delay = self.database_failed(&error, session.as_mut()).await;
                     self.phase = Phase::default();
                     heartbeat::expect_within(delay);
                     stop.run_until_requested(tokio::time::sleep(delay)).await;
@@ -220,11 +237,7 @@ impl Runner {
     }
 
     /// Tells of a failure of the database. Returns the delay before the next connection.
-    async fn database_failed(
-        &mut self,
-        error: &sqlx::Error,
-        connection: Option<&mut PgConnection>,
-    ) -> Duration {
+    async fn database_failed(&mut self, error: &sqlx::Error, session: Option<&mut Session>) -> Duration {
         let delay = self.outage.failed(error);
         let answered = matches!(error, sqlx::Error::Database(_));
         let what = if answered { "the database could not do it now" } else { "lost the database" };
@@ -238,28 +251,27 @@ impl Runner {
                 Some(delay),
             ));
         }
-        if let (true, Some(connection)) = (answered, connection) {
-            self.record_outage(connection).await;
+        match session {
+            Some(session) if answered => self.record_outage(&mut session.connection).await,
+            _ if !answered => self.forget_sessions(),
+            _ => {}
         }
         delay
     }
 
-    /// Works on one connection, which it leaves behind, until the stop is requested, the connection fails, or its session is
-    /// given up.
+    /// Works, on a session that it leaves behind, until the stop is requested, the session fails, or it is given up.
     async fn serve(
         &mut self,
-        connection: &mut Option<PgConnection>,
+        session: &mut Option<Session>,
         stop: &mut Shutdown,
     ) -> Result<Served, sqlx::Error> {
-        let connecting = Box::pin(session::connect(&self.context, &self.name));
-        let Some(connected) = stop.run_until_requested(connecting).await else { return Ok(Served::ToTheEnd) };
-        let connected = connection.insert(connected?);
-        self.cut_off.learn(session::transaction_timeout(connected).await?);
         while !stop.is_requested() {
-            match self.step(connected).await? {
-                Next::Again => {}
-                Next::Reconnect => return Ok(Served::OldSession),
-                Next::Wait(position, time) => {
+            match self.step(session, stop).await? {
+                None => break,
+                Some(Next::Again) => self.end_turn(session),
+                Some(Next::Reconnect) => return Ok(Served::OldSession),
+                Some(Next::Wait(position, time)) => {
+                    self.give_back(session);
                     heartbeat::expect_within(time);
                     match self.subscription.wait(position, time, stop).await {
                         Woken::Stop => break,
@@ -269,38 +281,68 @@ impl Runner {
                 }
             }
         }
-        self.finish_requests(connected).await?;
-        self.release(connected).await?;
-        if let Some(connection) = connection.take() {
-            in_time(connection.close()).await?;
-        }
+        self.end(session, stop).await?;
         Ok(Served::ToTheEnd)
     }
 
-    /// Lets requests end that a processor which runs ahead has begun.
-    async fn finish_requests(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let Some(ahead) = self.processor.runs_ahead() else { return Ok(()) };
-        ahead.stop_sending();
-        while matches!(&self.phase, Phase::Following(following) if following.under_way) {
-            self.step(connection).await?;
+    /// Releases what the runner has, because the stop was requested.
+    async fn end(&mut self, session: &mut Option<Session>, stop: &mut Shutdown) -> Result<(), sqlx::Error> {
+        if session.is_none() && !self.has_more_to_release() {
+            return Ok(());
+        }
+        while self.has_requests_under_way() {
+            self.step(session, stop).await?;
+        }
+        if let Some(held) = self.hold(session, None).await? {
+            self.release(&mut held.connection).await?;
+        }
+        self.give_back(session);
+        if let Some(session) = session.take() {
+            in_time(session.connection.close()).await?;
         }
         Ok(())
     }
 
-    /// Does one thing and says what to do next. An error means that the connection is of no use any more.
-    async fn step(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
+    /// Whether requests are to end that a processor which runs ahead has begun. It begins no more.
+    fn has_requests_under_way(&mut self) -> bool {
+        let Some(ahead) = self.processor.runs_ahead() else { return false };
+        ahead.stop_sending();
+        matches!(&self.phase, Phase::Following(following) if following.under_way)
+    }
+
+    /// Does one thing and says what to do next; `None`: the stop was requested before it could. An error means that the session is
+    /// of no use any more.
+    async fn step(
+        &mut self,
+        session: &mut Option<Session>,
+        stop: &mut Shutdown,
+    ) -> Result<Option<Next>, sqlx::Error> {
         heartbeat::record_condition(self.condition());
         if std::mem::take(&mut self.restart_handler) {
             self.processor.close().await;
         }
+        let action = match self.next_action() {
+            Action::Wait(next) => return Ok(Some(next)),
+            action => action,
+        };
+        if let Some(next) = Box::pin(self.act_together(&action)).await {
+            return Ok(Some(next));
+        }
+        let Some(Session { connection, id, .. }) = Box::pin(self.hold(session, Some(stop))).await? else {
+            return Ok(None);
+        };
         // What is large is on the heap, or each of the callers had room for the largest of them on its stack.
-        match self.next_action() {
-            Action::Claim(waiting) => Box::pin(self.claim(connection, waiting)).await,
+        match action {
+            Action::Claim(waiting) => {
+                self.recorded = Some(*id);
+                Box::pin(self.claim(connection, waiting)).await
+            }
             Action::HandleBatch(upto) => Box::pin(self.handle_batch(connection, upto)).await,
             Action::HandleDeadLetter => Box::pin(self.handle_dead_letter(connection)).await,
-            Action::Renew => self.renew(connection).await,
+            Action::Renew => Box::pin(self.renew(connection)).await,
             Action::Wait(next) => Ok(next),
         }
+        .map(Some)
     }
 
     /// The condition that the supervisor is told.

@@ -16,6 +16,7 @@ mod liveness;
 mod operator;
 mod retire;
 mod synchronous;
+mod together;
 mod witness;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,7 @@ pub use key::ProcessorKey;
 pub use listing::TrackerRow;
 pub(crate) use liveness::CurrentOwner;
 pub use operator::{ReplayEffects, Reset};
+pub(crate) use together::{Passing, Renewal, Renewed, Stretch};
 pub(crate) use witness::{Memory, parameters as witness_parameters, read_witness};
 
 use crate::event::Position;

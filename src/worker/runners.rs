@@ -24,8 +24,8 @@ use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::emission::Relay;
 use crate::processing::heartbeat::Heartbeat;
 use crate::processing::processor::{Events, Processor, ProcessorBase};
-use crate::processing::runner::{ReleaseChannel, Runner, RunnerContext};
-use crate::processing::tracker::{LEASE, Owner, ProcessorKey};
+use crate::processing::runner::{ReleaseChannel, Runner, RunnerContext, SHARED_SESSIONS, Shared, Steward};
+use crate::processing::tracker::{LEASE, Owner, ProcessorKey, Trackers};
 use crate::shutdown::Shutdown;
 use crate::store::PostgresEventStore;
 use crate::store::layout::Layout;
@@ -40,6 +40,8 @@ const MARK_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Crew {
     factory: Arc<RunnerFactory>,
     watcher: Watcher,
+    /// Works for all runners, if they share something.
+    steward: Option<Steward>,
     /// The processors that can be run as they are declared.
     processors: Vec<(ProcessorDeclaration, Heartbeat)>,
     /// Why others cannot.
@@ -67,7 +69,8 @@ impl Crew {
             Some(mark) => subscription.marked_by(mark.clone()),
             None => subscription,
         };
-        let factory = RunnerFactory::new(owner, settings, subscription, registry, events, mark)?;
+        let mut factory = RunnerFactory::new(owner, settings, subscription, registry, events, mark)?;
+        let steward = (declarations.len() > SHARED_SESSIONS).then(|| factory.share());
         let (mut processors, mut faults) = (Vec::new(), Vec::new());
         for declaration in declarations {
             match factory.runner(&declaration) {
@@ -79,7 +82,7 @@ impl Crew {
                 }
             }
         }
-        Ok(Self { factory: Arc::new(factory), watcher, processors, faults, stop })
+        Ok(Self { factory: Arc::new(factory), watcher, steward, processors, faults, stop })
     }
 
     /// Fails where processors cannot be run as they are declared.
@@ -109,7 +112,10 @@ impl Crew {
     /// # Errors
     /// The watcher has failed.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let Self { factory, watcher, processors, stop, .. } = self;
+        let Self { factory, watcher, steward, processors, stop, .. } = self;
+        if let Some(steward) = steward {
+            tokio::spawn(steward.run());
+        }
         if let Some(relay) = factory.relay(processors.iter().map(|(declaration, _)| declaration)) {
             tokio::spawn(relay.run(stop.clone()));
         }
@@ -118,7 +124,10 @@ impl Crew {
             runners.spawn(run_processor(Arc::clone(&factory), declaration, heartbeat, stop.clone()));
         }
         let mut watching = tokio::spawn(watcher.run(stop));
-        let running = async { while runners.join_next().await.is_some() {} };
+        let running = async {
+            while runners.join_next().await.is_some() {}
+            factory.end_sharing().await;
+        };
         tokio::pin!(running);
         tokio::select! {
             () = &mut running => watching.await.context("the watcher has failed"),
@@ -232,6 +241,8 @@ struct RunnerFactory {
     registry: Arc<Registry>,
     /// Notified when a reactor may have emitted something.
     wake_relay: Arc<Notify>,
+    /// What the runners share, if they are many.
+    shared: Option<Shared>,
 }
 
 impl RunnerFactory {
@@ -259,7 +270,24 @@ impl RunnerFactory {
             subscription,
             registry,
             wake_relay,
+            shared: None,
         })
+    }
+
+    /// Has the runners share connections. Returns who works for all of them.
+    fn share(&mut self) -> Steward {
+        let trackers = Trackers::named(&self.settings.event_store_schema, self.layout.names());
+        let beside = self.settings.projections_url.is_none().then(|| self.layout.clone());
+        let (shared, steward) = Shared::new(&self.batches, trackers, LEASE, beside);
+        self.shared = Some(shared);
+        steward
+    }
+
+    /// Closes what the runners have shared.
+    async fn end_sharing(&self) {
+        if let Some(shared) = &self.shared {
+            shared.close().await;
+        }
     }
 
     /// Makes a new runner of a processor.
@@ -281,7 +309,11 @@ impl RunnerFactory {
         };
         let processor = self.processor(declaration)?;
         let key = ProcessorKey::new(&declaration.name, declaration.version);
-        Ok(Runner::new(context, key, processor, self.subscription.clone()))
+        let runner = Runner::new(context, key, processor, self.subscription.clone());
+        Ok(match &self.shared {
+            Some(shared) => runner.sharing(shared),
+            None => runner,
+        })
     }
 
     /// Makes the processor that a declaration describes.

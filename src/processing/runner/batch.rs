@@ -46,6 +46,7 @@ impl Runner {
             Ok(Outcome::Committed { position, handled, failure: None }) => {
                 self.committed(position, position, handled, begun);
                 self.note_density(position, upto);
+                self.passes.note_batch(handled);
                 self.grow(size, handled.into(), begun.elapsed());
                 self.note_effects();
                 Ok(self.succeeded())
@@ -153,7 +154,7 @@ impl Runner {
     }
 
     /// Takes note of a batch that was committed, and logs it.
-    fn committed(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {
+    pub(super) fn committed(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {
         let Phase::Following(following) = &mut self.phase else { return };
         self.rate.count(following.advance(position, seen), begun, Instant::now());
         following.bisection.passed(handled.into());

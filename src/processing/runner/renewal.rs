@@ -8,31 +8,53 @@ use tracing::info;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
-use crate::processing::tracker::LeaseStatus;
+use crate::processing::tracker::{LeaseStatus, Renewal, Renewed};
 
 impl Runner {
     /// Extends the lease, records the rate, and follows what the tracker row says about operators.
     pub(super) async fn renew(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
-        let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
-        let unmet = self.subscription.unmet();
-        // A database that answers a renewal may still refuse the batch that is to be tried.
-        let outage_over = !self.outage.is_external() && unmet.is_none() && !self.has_work();
-        let rate = self.rate.per_second(Instant::now());
-        let renewing = self.trackers.renew(&mut *connection, claim, self.context.lease, outage_over, rate);
-        let Some(lease_status) = in_time(renewing).await? else { return Ok(self.claim_lost()) };
+        let Some(renewal) = self.renewal() else { return Ok(Next::Again) };
+        let Some((lease_status, is_remembered)) = self.renew_alone(connection, &renewal).await? else {
+            return Ok(self.claim_lost());
+        };
         self.renewed_at = Instant::now();
-        if outage_over {
-            self.outage.over();
-        }
-        self.follow_operators(&lease_status);
-        if self.processor.has_pending_effects() {
-            self.note_effects();
-        }
-        if let Some(reason) = unmet {
+        self.note_renewal(&lease_status, renewal.outage_over);
+        if let Some(reason) = self.subscription.unmet() {
             self.outage.unreadable(&reason, self.until_renewal());
             self.record_outage(connection).await;
         }
-        self.compare_history(connection).await
+        if is_remembered { Ok(Next::Again) } else { self.compare_history(connection).await }
+    }
+
+    /// Renews the lease, and waits where somebody else has locked the tracker. Also says whether the store is known to be the
+    /// one that the tracker remembers; `None`: the claim is no longer valid.
+    async fn renew_alone(
+        &self,
+        connection: &mut PgConnection,
+        renewal: &Renewal,
+    ) -> Result<Option<(LeaseStatus, bool)>, sqlx::Error> {
+        let (lease, wanted) = (self.context.lease, std::slice::from_ref(renewal));
+        let renewing = self.trackers.renew_all(&mut *connection, wanted, lease, self.events_beside());
+        match in_time(renewing).await?.first() {
+            Some(Renewed::Done { lease_status, is_remembered }) => Ok(Some((*lease_status, *is_remembered))),
+            Some(Renewed::Skipped) => {
+                let Renewal { claim, outage_over, rate } = renewal;
+                let renewing = self.trackers.renew(connection, claim, lease, *outage_over, *rate);
+                Ok(in_time(renewing).await?.map(|lease_status| (lease_status, false)))
+            }
+            Some(Renewed::Lost) | None => Ok(None),
+        }
+    }
+
+    /// Takes note of a renewal and of what it has found in the tracker.
+    pub(super) fn note_renewal(&mut self, lease_status: &LeaseStatus, outage_over: bool) {
+        if outage_over {
+            self.outage.over();
+        }
+        self.follow_operators(lease_status);
+        if self.processor.has_pending_effects() {
+            self.note_effects();
+        }
     }
 
     fn follow_operators(&mut self, lease_status: &LeaseStatus) {

@@ -18,16 +18,21 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to the database of the projections.
-pub(super) async fn connect(context: &RunnerContext, name: &str) -> Result<PgConnection, sqlx::Error> {
+/// Returns whether the session keeps what is set in it as well.
+pub(super) async fn connect(
+    context: &RunnerContext,
+    name: &str,
+) -> Result<(PgConnection, bool), sqlx::Error> {
     let connected = in_time(context.database.named(&format!("espd: {name}")).connect()).await?;
     let mut connection = connected.connection;
     // Behind a transaction pooler the statement would change the session of somebody else.
-    if context.direct.is_none() && connected.pooler.is_none() {
+    let keeps_settings = context.direct.is_none() && connected.pooler.is_none();
+    if keeps_settings {
         // A batch has a time limit of its own. A shorter one of the server would never let the batch end.
         let statement = sqlx::raw_sql("-- prepare_session\nset statement_timeout = 0");
         in_time(statement.execute(&mut connection)).await?;
     }
-    Ok(connection)
+    Ok((connection, keeps_settings))
 }
 
 /// How long a transaction may last before the server ends the session; `None`: as long as it takes. PostgreSQL has had the

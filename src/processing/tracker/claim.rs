@@ -51,7 +51,7 @@ pub struct Claim {
 }
 
 /// The start of the server that a statement runs on, as in [`Claim::server_start`].
-const SERVER_START: &str = "(extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint";
+pub(super) const SERVER_START: &str = "(extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint";
 
 impl Claim {
     /// Whether the claim was made right after an `earlier` one, so that nobody else was the owner in between, and on a server
