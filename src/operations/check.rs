@@ -7,6 +7,7 @@ use crate::diagnostic::{Diagnostic, Severity, render_all};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::event::Position;
 use crate::handlers::{self, sql};
+use crate::operations::connections;
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database, ways};
 use crate::operations::declared_events::{self, note_differences};
 use crate::operations::unstored_types::find_unknown_types;
@@ -132,11 +133,20 @@ async fn check_on(
     notes.extend(note_other_tables(config, databases).await?);
     notes.extend(note_raised_versions(config, databases).await?);
     notes.extend(note_endless_attempts(config));
+    notes.extend(note_connections(config, databases).await?);
     let differences = declared_events::compare(&databases.events, &databases.layout, &config.events).await?;
     notes.extend(note_differences(&differences));
     let diagnostics = found.into_iter().map(Diagnostic::with_line_of_file).collect();
     let checked = format!("{}, event store {}", count(config), databases.layout.events_table());
     Ok(CheckReport { diagnostics, checked, notes })
+}
+
+/// How many connections are needed, where that may be a question: for many processors, or if the server lacks them.
+async fn note_connections(config: &Config, databases: &Databases) -> anyhow::Result<Option<String>> {
+    /// Fewer processors need no more connections than people expect.
+    const MANY: usize = 10;
+    let (message, is_enough) = connections::explain(config, databases).await?;
+    Ok((config.processors.len() >= MANY || !is_enough).then_some(message))
 }
 
 /// The processors whose handlers are not those that have handled events.

@@ -88,6 +88,7 @@ pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Durat
     if config.projections.url.is_some() {
         collect(&mut findings, "server", server::examine(&databases.projections, "the projections").await);
     }
+    collect(&mut findings, "connections", server::examine_connections(config, &databases).await);
     collect(&mut findings, "session", session::examine(&databases, config).await);
     collect(&mut findings, "store", store::examine(&databases).await);
     collect(&mut findings, "processing", processing::examine(&databases, config).await);

@@ -3,6 +3,7 @@
 pub(crate) mod backlog;
 pub(crate) mod check;
 pub(crate) mod commands;
+pub(crate) mod connections;
 pub(crate) mod databases;
 pub(crate) mod declared_events;
 pub(crate) mod deletion;

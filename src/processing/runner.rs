@@ -335,7 +335,9 @@ impl Runner {
         match action {
             Action::Claim(waiting) => {
                 self.recorded = Some(*id);
-                Box::pin(self.claim(connection, waiting)).await
+                let next = Box::pin(self.claim(connection, waiting)).await;
+                self.note_arrival();
+                next
             }
             Action::HandleBatch(upto) => Box::pin(self.handle_batch(connection, upto)).await,
             Action::HandleDeadLetter => Box::pin(self.handle_dead_letter(connection)).await,

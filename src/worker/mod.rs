@@ -1,7 +1,7 @@
 //! A worker: the process that the runners of one or more processors live in.
 //!
-//! One connection is the watcher's, which follows the store for all runners; each runner has a connection of its own and
-//! does the work. Standard input is a lifeline: the supervisor writes one line, the [`Assignment`], and keeps the pipe open
+//! One connection is the watcher's, which follows the store for all runners. Few runners have a connection each; many share
+//! some, and a steward does in one statement what all of them need. Standard input is a lifeline: the supervisor writes one line, the [`Assignment`], and keeps the pipe open
 //! for as long as it lives.
 
 mod assignment;

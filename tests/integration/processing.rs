@@ -11,5 +11,6 @@ mod read_your_writes;
 mod relay;
 pub mod runner;
 mod stale_sessions;
+mod together;
 mod tracker;
 mod upgrade;

@@ -3,6 +3,9 @@
 use sqlx::{PgPool, Row as _};
 
 use super::Finding;
+use crate::config::Config;
+use crate::operations::connections;
+use crate::operations::databases::Databases;
 
 /// The settings that decide what survives a crash, and what is lost if they are off.
 const DURABILITY: [(&str, &str); 3] = [
@@ -21,9 +24,7 @@ pub(super) async fn examine(pool: &PgPool, what: &str) -> anyhow::Result<Vec<Fin
         -- describe_server
         select current_setting('server_version') as version, current_database()::text as database,
                current_user::text as role, current_setting('server_encoding') as encoding,
-               (select rolsuper from pg_roles where rolname = current_user) as is_superuser,
-               current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-                 - (select count(*) from pg_stat_activity where backend_type = 'client backend')::int as free";
+               (select rolsuper from pg_roles where rolname = current_user) as is_superuser";
     let row = sqlx::raw_sql(statement).fetch_one(pool).await?;
     let (version, database): (String, String) = (row.try_get("version")?, row.try_get("database")?);
     let role: String = row.try_get("role")?;
@@ -32,7 +33,6 @@ pub(super) async fn examine(pool: &PgPool, what: &str) -> anyhow::Result<Vec<Fin
     findings.extend(durability(pool).await?);
     findings.push(encoding(row.try_get("encoding")?));
     findings.push(superuser(&role, row.try_get("is_superuser")?));
-    findings.push(free_connections(row.try_get("free")?));
     findings.push(clock(pool).await?);
     Ok(findings)
 }
@@ -82,18 +82,18 @@ fn superuser(role: &str, is_superuser: bool) -> Finding {
     Finding::warning("role", message, "connect as a role created with `espctl roles`, see docs/roles.md")
 }
 
-fn free_connections(free: i32) -> Finding {
-    /// Enough for a few workers.
-    const WANTED: i32 = 10;
-    if free >= WANTED {
-        return Finding::ok("connections", format!("{free} are free"));
-    }
-    let message = format!("only {free} connections are free; a worker takes two");
-    Finding::warning(
-        "connections",
-        message,
-        "raise max_connections, or let processors share a worker (`isolation`)",
-    )
+/// Whether the server has the connections that the configuration needs.
+pub(super) async fn examine_connections(
+    config: &Config,
+    databases: &Databases,
+) -> anyhow::Result<Vec<Finding>> {
+    let (message, is_enough) = connections::explain(config, databases).await?;
+    Ok(vec![if is_enough {
+        Finding::ok("connections", message)
+    } else {
+        let remedy = "raise max_connections, or let processors share a worker (`isolation`)";
+        Finding::warning("connections", message, remedy)
+    }])
 }
 
 /// The server's clock against this machine's. Leases use the server's clock only, but ages are shown by both.

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, Row as _};
@@ -38,6 +39,8 @@ pub(crate) struct StewardHandle {
     requests: mpsc::UnboundedSender<Request>,
     /// What the moments are counted from at which leases are renewed.
     began: Instant,
+    /// When a runner has begun last, in milliseconds since then.
+    arrival: Arc<AtomicU64>,
 }
 
 /// Works for all runners of a worker until no handle is left.
@@ -57,8 +60,15 @@ pub(crate) struct Steward {
 #[derive(Debug)]
 enum Request {
     Renew(Renewal, oneshot::Sender<Renewed>),
-    PassOver(Passing, Stretch, oneshot::Sender<Option<Position>>),
+    PassOver(Passing, Stretch, oneshot::Sender<Option<Passed>>),
     Glance(Glance, oneshot::Sender<bool>),
+}
+
+/// Where a position is now, and how long that took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Passed {
+    pub(super) position: Position,
+    pub(super) took: Duration,
 }
 
 /// The question whether events of these types are among some ids.
@@ -85,7 +95,7 @@ impl StewardHandle {
     }
 
     /// Moves a position over events of other types; `None`: it stays where it is.
-    pub(super) async fn pass_over(&self, passing: Passing, stretch: Stretch) -> Option<Position> {
+    pub(super) async fn pass_over(&self, passing: Passing, stretch: Stretch) -> Option<Passed> {
         self.ask(|answer| Request::PassOver(passing, stretch, answer)).await.flatten()
     }
 
@@ -96,6 +106,17 @@ impl StewardHandle {
         }
         let glance = Glance { after, upto, types };
         self.ask(|answer| Request::Glance(glance, answer)).await.unwrap_or(false)
+    }
+
+    /// Takes note that a runner begins.
+    pub(super) fn note_arrival(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.arrival.store(now, Ordering::Relaxed);
+    }
+
+    /// How long ago a runner has begun last.
+    pub(super) fn since_arrival(&self) -> Duration {
+        self.began.elapsed().saturating_sub(Duration::from_millis(self.arrival.load(Ordering::Relaxed)))
     }
 
     /// The last moment at which leases were due, if they are renewed so often: the same one for all runners.
@@ -123,7 +144,7 @@ impl Steward {
         let (sender, requests) = mpsc::unbounded_channel();
         let glanced = Glanced::default();
         let steward = Self { database, trackers, lease, events, requests, connection: None, glanced };
-        (steward, StewardHandle { requests: sender, began: Instant::now() })
+        (steward, StewardHandle { requests: sender, began: Instant::now(), arrival: Arc::default() })
     }
 
     /// Answers until no handle is left.
@@ -183,7 +204,7 @@ impl Steward {
     async fn pass_over(
         &self,
         connection: &mut PgConnection,
-        wanted: Vec<(Stretch, (Passing, oneshot::Sender<Option<Position>>))>,
+        wanted: Vec<(Stretch, (Passing, oneshot::Sender<Option<Passed>>))>,
     ) -> Result<(), sqlx::Error> {
         let Some(layout) = &self.events else { return Ok(()) };
         let mut groups: Vec<(Stretch, Vec<_>)> = Vec::new();
@@ -198,11 +219,13 @@ impl Steward {
             if begun.elapsed() >= PASSING_TIME {
                 break;
             }
+            let moving = Instant::now();
             let (passings, answers): (Vec<_>, Vec<_>) = group.into_iter().unzip();
             let passing = self.trackers.pass_over(connection, &passings, stretch, self.lease, layout);
             let passed = in_time(ANSWER_TIMEOUT, passing).await?;
+            let took = moving.elapsed();
             for (answer, position) in answers.into_iter().zip(passed) {
-                let _ = answer.send(position);
+                let _ = answer.send(position.map(|position| Passed { position, took }));
             }
         }
         Ok(())

@@ -22,6 +22,16 @@ use crate::store::layout::Layout;
 /// processors that would cost more than the events themselves.
 const PASS_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How many times the usual ids of a batch are passed at once at most, and how long that may take. A runner passes twice as many as
+/// before while it takes less than a half of that.
+const TIMES_MAX: i64 = 16;
+const LONG: Duration = Duration::from_millis(500);
+
+/// How long a runner that is far behind waits for others of its worker that are about to begin: they pass the same events together.
+const ARRIVALS: Duration = Duration::from_millis(300);
+const ARRIVALS_MAX: Duration = Duration::from_secs(2);
+const ARRIVALS_LOOK: Duration = Duration::from_millis(50);
+
 /// Ids that are few enough to wait with.
 const NEAR: i64 = 10_000;
 
@@ -41,16 +51,28 @@ pub(super) struct Passes {
     likely: bool,
     /// When the position was moved so last.
     moved: Option<Instant>,
+    /// How many times the usual ids are passed at once.
+    times: i64,
 }
 
 impl Passes {
     pub(super) fn new(types: Option<Vec<String>>) -> Self {
-        Self { types: types.map(Arc::from), likely: true, moved: None }
+        Self { types: types.map(Arc::from), likely: true, moved: None, times: 1 }
     }
 
     /// Takes note of how many events a batch has handled.
     pub(super) fn note_batch(&mut self, handled: i32) {
         self.likely = handled == 0;
+    }
+
+    /// Takes note of a move that took this long.
+    fn note_move(&mut self, is_whole: bool, took: Duration) {
+        (self.moved, self.likely) = (Some(Instant::now()), is_whole);
+        self.times = match took {
+            took if took > LONG => (self.times / 2).max(1),
+            took if took < LONG / 2 => (self.times * 2).min(TIMES_MAX),
+            _ => self.times,
+        };
     }
 
     /// Time until the position may be moved again.
@@ -84,6 +106,13 @@ impl Runner {
     pub(crate) fn sharing(mut self, shared: &Shared) -> Self {
         self.shared = Some(shared.clone());
         self
+    }
+
+    /// Tells the others of the worker that a runner begins, if it has a claim.
+    pub(super) fn note_arrival(&self) {
+        if let (Some(shared), Some(_)) = (&self.shared, self.phase.claim()) {
+            shared.steward.note_arrival();
+        }
     }
 
     /// The sessions that the processor shares; `None`: it has one of its own.
@@ -234,12 +263,26 @@ impl Runner {
             let has_none = steward.has_none(after, upto, types).await;
             return has_none.then_some(Next::Wait(Some(upto), left));
         }
+        if self.should_wait_for_others(&steward, after, settled) {
+            return Some(Next::Wait(None, ARRIVALS_LOOK));
+        }
+        let span = self.context.limits.span.saturating_mul(self.passes.times);
+        let upto = self.subscription.next_upto(after, span).unwrap_or(upto);
         let passing = Passing { claim, types: types.to_vec(), rate: self.rate.per_second(begun) };
-        let reached = steward.pass_over(passing, Stretch { after, upto, settled, mark }).await?;
-        self.passes.moved = Some(Instant::now());
-        self.passes.likely = reached >= upto;
+        let Some(passed) = steward.pass_over(passing, Stretch { after, upto, settled, mark }).await else {
+            self.passes.times = 1;
+            return None;
+        };
+        let reached = passed.position;
+        self.passes.note_move(reached >= upto, passed.took);
         self.committed(reached, reached, 0, begun);
         Some(self.succeeded())
+    }
+
+    /// Whether others of the worker are about to pass the same events, which are many.
+    fn should_wait_for_others(&self, steward: &StewardHandle, after: Position, settled: Position) -> bool {
+        let is_far = after.distance_to(settled) > self.context.limits.span;
+        is_far && steward.since_arrival() < ARRIVALS && self.batch_at.elapsed() < ARRIVALS_MAX
     }
 
     /// Whether nothing but new events is to be looked at.
