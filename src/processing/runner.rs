@@ -14,6 +14,7 @@ mod claiming;
 mod cut_off;
 mod dead_letters;
 mod decision;
+mod ending;
 mod failures;
 mod growth;
 mod handler_change;
@@ -31,17 +32,14 @@ mod together;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::Connection as _;
 use tokio::sync::Notify;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::event::Position;
 use crate::postgres::connector::Connector;
-use crate::postgres::sqlstate::describe;
 use crate::process::report::Condition;
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::declaration::BatchLimits;
-use crate::processing::failure::Failure;
 use crate::processing::heartbeat;
 use crate::processing::processor::Processor;
 use crate::processing::runner::cut_off::CutOff;
@@ -49,7 +47,6 @@ use crate::processing::runner::failures::FailureLog;
 use crate::processing::runner::outage::OutageLog;
 use crate::processing::runner::phase::{Following, Phase, Waiting};
 use crate::processing::runner::rate::Rate;
-use crate::processing::runner::session::in_time;
 use crate::processing::runner::sessions::Session;
 use crate::processing::runner::together::Passes;
 use crate::processing::tracker::{Owner, ProcessorKey, Trackers};
@@ -62,10 +59,6 @@ pub(crate) use decision::{Attempt, Decision, decide, decide_failure};
 pub(crate) use sessions::SHARED_SESSIONS;
 pub(crate) use steward::Steward;
 pub(crate) use together::Shared;
-
-/// The attempt in a row that the database has to fail before hooks are told: a lost connection or a failover is no failure of a
-/// processor.
-const OUTAGE_TOLD_AT: u32 = 5;
 
 /// What a runner needs beside the processor, and how it works.
 #[derive(Debug, Clone)]
@@ -236,29 +229,6 @@ impl Runner {
         info!(processor = self.name, "stopped");
     }
 
-    /// Tells of a failure of the database. Returns the delay before the next connection.
-    async fn database_failed(&mut self, error: &sqlx::Error, session: Option<&mut Session>) -> Duration {
-        let delay = self.outage.failed(error);
-        let answered = matches!(error, sqlx::Error::Database(_));
-        let what = if answered { "the database could not do it now" } else { "lost the database" };
-        let retry_in_ms = delay.as_millis() as u64;
-        warn!(processor = self.name, error = describe(error), retry_in_ms, "{what}");
-        if self.outage.tries() >= OUTAGE_TOLD_AT {
-            let facts = Failure::of_database(error);
-            heartbeat::record_failure(facts.facts(
-                Some(Condition::Waiting),
-                self.outage.tries(),
-                Some(delay),
-            ));
-        }
-        match session {
-            Some(session) if answered => self.record_outage(&mut session.connection).await,
-            _ if !answered => self.forget_sessions(),
-            _ => {}
-        }
-        delay
-    }
-
     /// Works, on a session that it leaves behind, until the stop is requested, the session fails, or it is given up.
     async fn serve(
         &mut self,
@@ -283,31 +253,6 @@ impl Runner {
         }
         self.end(session, stop).await?;
         Ok(Served::ToTheEnd)
-    }
-
-    /// Releases what the runner has, because the stop was requested.
-    async fn end(&mut self, session: &mut Option<Session>, stop: &mut Shutdown) -> Result<(), sqlx::Error> {
-        if session.is_none() && !self.has_more_to_release() {
-            return Ok(());
-        }
-        while self.has_requests_under_way() {
-            self.step(session, stop).await?;
-        }
-        if let Some(held) = self.hold(session, None).await? {
-            self.release(&mut held.connection).await?;
-        }
-        self.give_back(session);
-        if let Some(session) = session.take() {
-            in_time(session.connection.close()).await?;
-        }
-        Ok(())
-    }
-
-    /// Whether requests are to end that a processor which runs ahead has begun. It begins no more.
-    fn has_requests_under_way(&mut self) -> bool {
-        let Some(ahead) = self.processor.runs_ahead() else { return false };
-        ahead.stop_sending();
-        matches!(&self.phase, Phase::Following(following) if following.under_way)
     }
 
     /// Does one thing and says what to do next; `None`: the stop was requested before it could. An error means that the session is

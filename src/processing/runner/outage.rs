@@ -4,16 +4,25 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
+use tracing::warn;
 
 use crate::postgres::sqlstate::{describe, shorten};
+use crate::process::report::Condition;
+use crate::processing::failure::Failure;
+use crate::processing::heartbeat;
 use crate::processing::runner::Runner;
 use crate::processing::runner::session::in_time;
+use crate::processing::runner::sessions::Session;
 use crate::processing::tracker::Outage;
 use crate::retry::{Retry, RetryPolicy};
 
 /// Shortest time between two records of an outage in the tracker. The outage may last for hours, and the server may be short
 /// of everything.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The attempt in a row that the database has to fail before hooks are told: a lost connection or a failover is no failure of a
+/// processor.
+const OUTAGE_TOLD_AT: u32 = 5;
 
 /// The present outage, if there is one.
 #[derive(Debug)]
@@ -99,6 +108,33 @@ impl OutageLog {
 }
 
 impl Runner {
+    /// Tells of a failure of the database. Returns the delay before the next connection.
+    pub(super) async fn database_failed(
+        &mut self,
+        error: &sqlx::Error,
+        session: Option<&mut Session>,
+    ) -> Duration {
+        let delay = self.outage.failed(error);
+        let answered = matches!(error, sqlx::Error::Database(_));
+        let what = if answered { "the database could not do it now" } else { "lost the database" };
+        let retry_in_ms = delay.as_millis() as u64;
+        warn!(processor = self.name, error = describe(error), retry_in_ms, "{what}");
+        if self.outage.tries() >= OUTAGE_TOLD_AT {
+            let facts = Failure::of_database(error);
+            heartbeat::record_failure(facts.facts(
+                Some(Condition::Waiting),
+                self.outage.tries(),
+                Some(delay),
+            ));
+        }
+        match session {
+            Some(session) if answered => self.record_outage(&mut session.connection).await,
+            _ if !answered => self.forget_sessions(),
+            _ => {}
+        }
+        delay
+    }
+
     /// Records the present outage in the tracker, if there is a claim. A failure to do so changes nothing.
     pub(super) async fn record_outage(&mut self, connection: &mut PgConnection) {
         let Self { phase, outage, trackers, name, .. } = self;

@@ -70,9 +70,9 @@ impl Session {
     }
 
     /// Clears the session of what the processor before may have left in it.
-    async fn hand_over(&mut self, name: &str) -> Result<(), sqlx::Error> {
+    async fn hand_over(mut self, name: &str) -> Result<Self, sqlx::Error> {
         if self.user == name {
-            return Ok(());
+            return Ok(self);
         }
         if self.keeps_settings {
             let statement = format!(
@@ -84,7 +84,7 @@ impl Session {
             in_time(sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut self.connection)).await?;
         }
         name.clone_into(&mut self.user);
-        Ok(())
+        Ok(self)
     }
 }
 
@@ -100,11 +100,15 @@ impl Sessions {
         heartbeat::expect_within(PATIENCE * 2);
         let waiting = tokio::time::timeout(PATIENCE, Arc::clone(&self.turns).acquire_owned()).await;
         let turn = waiting.ok().and_then(Result::ok);
-        let mut session = match self.find_idle(name) {
+        let found = match self.find_idle(name) {
+            Some(idle) => idle.hand_over(name).await.ok(),
+            None => None,
+        };
+        let mut session = match found {
             Some(session) => session,
+            // There is none, or it has ended while nobody used it.
             None => Session::open(context, name).await?,
         };
-        session.hand_over(name).await?;
         (session.taken, session.turn) = (Instant::now(), turn);
         Ok(session)
     }

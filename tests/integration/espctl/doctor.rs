@@ -196,3 +196,28 @@ async fn a_database_that_does_not_wait_for_the_disk_is_told_what_that_means() {
     let remedy = format!("alter database {} set synchronous_commit = on;", db.name);
     assert_eq!((found["level"].as_str(), found["remedy"].as_str()), (Some("warning"), Some(remedy.as_str())));
 }
+
+#[tokio::test]
+async fn the_connections_that_a_configuration_needs_are_counted_and_compared_with_those_that_are_left() {
+    let server = support::server_with(&[("max_connections", "25")]).await;
+    server.create_database("small", None).await.unwrap();
+    let url = server.url("small");
+    let needs = "the daemon needs 28 connections as configured, 28 with isolation = \"process\" and 10 with \"task\"; ";
+    for (isolation, level, needs) in [
+        ("process", "warning", needs.to_owned()),
+        ("task", "ok", needs.replace("28 connections", "10 connections")),
+    ] {
+        let installation = Installation::new(&url, &format!("[runner]\nisolation = '{isolation}'\n"));
+        for number in 0..12 {
+            installation.declare_notes(&format!("notes_{number}"), "");
+        }
+        installation.espctl(&["migrate"]).await.printed();
+        let found = findings(&installation, "connections").await;
+        let said = found[0]["message"].as_str().unwrap();
+        assert!(found.len() == 1 && found[0]["level"] == level, "{found:?}");
+        assert!(said.starts_with(&needs) && said.ends_with(" are left for it"), "{said}");
+        let said = installation.espctl(&["check"]).await.printed();
+        assert!(said.starts_with(&format!("note: {needs}")), "{said}");
+    }
+    server.stop().await;
+}
