@@ -71,6 +71,9 @@ pub(super) struct Passed {
     pub(super) took: Duration,
 }
 
+/// A move that a runner waits for.
+type WantedPassing = (Passing, oneshot::Sender<Option<Passed>>);
+
 /// The question whether events of these types are among some ids.
 #[derive(Debug)]
 struct Glance {
@@ -204,10 +207,10 @@ impl Steward {
     async fn pass_over(
         &self,
         connection: &mut PgConnection,
-        wanted: Vec<(Stretch, (Passing, oneshot::Sender<Option<Passed>>))>,
+        wanted: Vec<(Stretch, WantedPassing)>,
     ) -> Result<(), sqlx::Error> {
         let Some(layout) = &self.events else { return Ok(()) };
-        let mut groups: Vec<(Stretch, Vec<_>)> = Vec::new();
+        let mut groups: Vec<(Stretch, Vec<WantedPassing>)> = Vec::new();
         for (stretch, one) in wanted {
             match groups.iter_mut().find(|(of_group, _)| *of_group == stretch) {
                 Some((_, group)) => group.push(one),
