@@ -203,6 +203,8 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("processing/rebuild/place.rs", "within transactions that it begins so"),
     ("processing/rebuild/swap.rs", "within the transaction of those who call it"),
     ("processing/runner/session.rs", "sets and reads settings"),
+    ("processing/runner/sessions.rs", "resets settings"),
+    ("processing/tracker/together.rs", "begins with `server_mark::prelude`"),
     ("schema/apply.rs", "within the transaction that it begins so"),
     ("schema/by_hand.rs", "within the transaction that it begins so"),
     ("store/history.rs", "reads the control file and the sequence"),

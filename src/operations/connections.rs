@@ -4,6 +4,7 @@ use sqlx::{PgPool, Row as _};
 
 use crate::config::Config;
 use crate::operations::databases::Databases;
+use crate::postgres::literal::simple;
 use crate::processing::declaration::{Handling, Isolation, ProcessorDeclaration};
 use crate::processing::runner::SHARED_SESSIONS;
 use crate::store::layout::Layout;
@@ -83,7 +84,7 @@ async fn count_left(pool: &PgPool) -> Result<usize, sqlx::Error> {
              from pg_roles as r where rolname = current_user)))
         + (select count(*) from pg_stat_activity
            where datname = current_database() and application_name like 'espd%') as left_over";
-    let row = sqlx::raw_sql(statement).fetch_one(pool).await?;
+    let row = simple(statement.to_owned()).fetch_one(pool).await?;
     Ok(usize::try_from(row.try_get::<i64, _>("left_over")?).unwrap_or_default())
 }
 
