@@ -202,6 +202,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ),
     ("processing/rebuild/place.rs", "within transactions that it begins so"),
     ("processing/rebuild/swap.rs", "within the transaction of those who call it"),
+    ("processing/rebuild/views.rs", "makes views"),
     ("processing/runner/session.rs", "sets and reads settings"),
     ("processing/runner/sessions.rs", "resets settings"),
     ("processing/tracker/together.rs", "begins with `server_mark::prelude`"),

@@ -8,6 +8,7 @@ mod difference;
 mod place;
 mod replay;
 mod swap;
+mod views;
 
 use std::fmt;
 

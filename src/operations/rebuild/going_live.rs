@@ -194,6 +194,7 @@ impl Rebuilding<'_> {
             schema: &self.operator.databases.scope.schema,
             building_in: &self.building_in,
             operator: self.operator.name,
+            is_new: self.beside == Beside::Next,
             functions: function_names(&claim.key.name, claim.key.version).to_vec(),
         }
     }

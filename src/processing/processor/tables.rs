@@ -329,14 +329,12 @@ pub(crate) async fn observe(
     Ok(Dropped { before, made })
 }
 
-/// Makes on the tables that a processor has now what others had made on those of before, and records what was there as made by
-/// espd: it is under its final names now.
-pub(crate) async fn restore_on(
+/// Records what is on the tables of a processor as made by espd: it is under its final names now.
+pub(crate) async fn note_made(
     connection: &mut PgConnection,
     schema: &str,
     processor: &str,
-    before: &Dropped,
-) -> Result<Replaced, sqlx::Error> {
+) -> Result<(), sqlx::Error> {
     let now = dependents::list(connection, schema, processor).await?;
     let statement = format!("-- note_made\nupdate {schema}.declarations set made = $2 where processor = $1");
     let made: Vec<&str> = now.iter().map(|dependent| dependent.item.as_str()).collect();
@@ -344,8 +342,19 @@ pub(crate) async fn restore_on(
         .persistent(false)
         .bind(processor)
         .bind(made)
-        .execute(&mut *connection)
-        .await?;
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Makes on the tables that a processor has now what others had made on those of before.
+pub(crate) async fn restore_on(
+    connection: &mut PgConnection,
+    schema: &str,
+    processor: &str,
+    before: &Dropped,
+) -> Result<Replaced, sqlx::Error> {
+    let now = dependents::list(connection, schema, processor).await?;
     before.restore(connection, &now).await
 }
 

@@ -7,10 +7,11 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use thiserror::Error;
 
 use super::place::OBJECTS;
+use super::views::View;
 use super::{Beside, Rebuilds};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
-use crate::processing::processor::{Dropped, observe, restore_on};
+use crate::processing::processor::{Dropped, note_made, observe, restore_on};
 use crate::processing::tracker::{Claim, ProcessorKey, Trackers};
 
 /// How long an attempt waits for the tables: whoever wants to read them meanwhile waits as well.
@@ -44,6 +45,9 @@ pub(crate) struct Swap<'s> {
     pub(crate) building_in: &'s str,
     /// Who wants it.
     pub(crate) operator: &'s str,
+    /// Whether nobody but espd has made anything on the tables that are to serve. On those that have served before there is
+    /// what others have made, which stays theirs.
+    pub(crate) is_new: bool,
     /// Functions that are of no use afterwards.
     pub(crate) functions: Vec<String>,
 }
@@ -97,8 +101,19 @@ impl Swap<'_> {
         self.lock_tables(transaction).await?;
         let own_schema = self.trackers.schema();
         let before = observe(transaction, own_schema, &self.live.name).await?;
+        let obstacles = before.irreplaceable();
+        if !obstacles.is_empty() {
+            return Err(SwapError::Refused(refusal(&self.live.name, &obstacles)));
+        }
+        let views = View::read(transaction, &before.views_of_others()).await?;
+        View::drop_all(transaction, &views).await?;
         let archive = self.move_tables(transaction, &before).await?;
         self.exchange_trackers(transaction, &archive).await?;
+        if self.is_new {
+            note_made(transaction, own_schema, &self.live.name).await?;
+        }
+        // Before what is on them is restored, and after espd's own was recorded.
+        View::create_all(transaction, &views).await?;
         let replaced = restore_on(transaction, own_schema, &self.live.name, &before).await?;
         if !replaced.lost.is_empty() {
             return Err(SwapError::Refused(refusal(&self.live.name, &replaced.lost)));

@@ -216,11 +216,6 @@ async fn what_would_stay_with_the_old_tables_is_named_and_nothing_is_exchanged()
     fixture.declare(2, WIDER);
     for (make, name, remove) in [
         (
-            "create view public.of_others as select n from orders",
-            "view public.of_others",
-            "drop view public.of_others",
-        ),
-        (
             "create materialized view public.of_others as select n from orders",
             "materialized view public.of_others",
             "drop materialized view public.of_others",
@@ -501,6 +496,7 @@ async fn a_row_that_somebody_has_falsified_is_found_by_its_key() {
 async fn going_back_loses_nothing_that_has_come_since_and_forward_again_is_the_same_step() {
     let (fixture, daemon) = Fixture::running().await;
     fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);
+    fixture.run("create policy of_others on orders for select using (true)").await;
     fixture.declare(2, WIDER);
     fixture.espctl(&["reload"]).await.printed();
     fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
@@ -528,8 +524,17 @@ async fn going_back_loses_nothing_that_has_come_since_and_forward_again_is_the_s
     append(&fixture.db.pool, 1).await;
     reaches(&fixture.db.pool, "orders", 13).await;
     assert_eq!(fixture.fact("select count(twice) from orders").await, "13");
+    // What others have made on a version that has served twice is theirs still.
+    fixture.declare(3, WIDER);
+    fixture.espctl(&["reload"]).await.printed();
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    let policies = "select string_agg(policyname, ',') from pg_policies where schemaname = 'public' and tablename = 'orders'";
+    assert_eq!(fixture.fact(policies).await, "of_others");
     let said = fixture.espctl(&["rebuild", "drop", "orders", "--yes"]).await.printed();
-    assert_eq!((said.as_str(), fixture.beside().await.as_str()), ("version 1 of orders was dropped\n", "|"));
+    assert_eq!(
+        (said.as_str(), fixture.beside().await.as_str()),
+        ("version 1 of orders was dropped\nversion 2 of orders was dropped\n", "|")
+    );
     let verified = fixture.espctl(&["verify", "orders"]).await.printed();
     assert!(verified.contains("nothing differs, 13 rows"), "{verified}");
     daemon.stop().await;
@@ -693,5 +698,53 @@ async fn versions_are_built_where_the_projections_have_a_database_of_their_own()
     append(&events.pool, 2).await;
     reaches(&projections.pool, "orders", 7).await;
     assert_eq!(fact(&projections.pool, "select count(twice) from orders").await, "7");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn views_of_others_are_made_again_on_the_new_tables_with_their_rights() {
+    let (fixture, daemon) = Fixture::running().await;
+    let name = fixture.db.name.clone();
+    fixture
+        .run(&format!(
+            "create role viewer_{name};
+             create view public.thirds with (security_barrier = true) as select id, n from public.orders where n = 0;
+             create view public.of_thirds as select count(*) as number from public.thirds;
+             alter view public.of_thirds owner to viewer_{name};
+             grant select on public.thirds to viewer_{name}; grant select on public.orders to viewer_{name};
+             comment on view public.thirds is 'Those that can be divided'"
+        ))
+        .await;
+    let facts = async || {
+        fixture
+            .fact(
+                "select array[(select relacl::text || reloptions::text from pg_class where oid = 'public.thirds'::regclass),
+                   obj_description('public.thirds'::regclass),
+                   (select viewowner from pg_views where viewname = 'of_thirds')]",
+            )
+            .await
+    };
+    let before = facts().await;
+    fixture.declare(2, WIDER);
+    fixture.espctl(&["reload"]).await.printed();
+    let outcome = fixture.espctl(&["rebuild", "orders", "--yes"]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert_eq!(facts().await, before);
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    assert_eq!(
+        fixture.fact("select number from public.of_thirds").await,
+        "2",
+        "the view is of the new table"
+    );
+
+    fixture.declare(3, ("tenant text", "insert into orders values (event.id, 'a')"));
+    let without =
+        std::fs::read_to_string(fixture.installation.path().join("processors/orders.toml")).unwrap();
+    let without = without.lines().filter(|line| !line.starts_with("ddl")).collect::<Vec<_>>().join("\n");
+    fixture.installation.declare("orders", &without);
+    let refused = fixture.espctl(&["rebuild", "orders", "--yes"]).await;
+    assert!(refused.stderr.contains("view public.thirds cannot be made on the new tables"), "{refused:?}");
+    assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "2");
     daemon.stop().await;
 }

@@ -126,10 +126,19 @@ impl Dropped {
         self.before.iter().find(is_new).map(|dependent| dependent.item.as_str())
     }
 
-    /// What others have made and nobody can make again from what the catalog says.
+    /// What others have made and nobody can make again from what the catalog says, but for views.
     pub(crate) fn irreplaceable(&self) -> Vec<String> {
         let lost = self.of_others().filter(|dependent| dependent.statement.is_none());
+        let lost = lost.filter(|dependent| !dependent.item.starts_with(VIEW));
         lost.map(|dependent| dependent.item.clone()).collect()
+    }
+
+    /// The qualified names of views that others have made.
+    pub(crate) fn views_of_others(&self) -> Vec<String> {
+        self.of_others()
+            .filter_map(|dependent| dependent.item.strip_prefix(VIEW))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Makes again on the new tables what is not there, as far as that can be done. `now` is what is there.
@@ -173,6 +182,9 @@ impl Dropped {
         (later, replaced)
     }
 }
+
+/// How the item of a view begins.
+const VIEW: &str = "view ";
 
 /// Whether it says that a table is logged or unlogged.
 fn is_logging(item: &str) -> bool {
