@@ -182,7 +182,7 @@ fn describe_start(declaration: &ProcessorDeclaration) -> String {
         Start::Beginning => "the first event".to_owned(),
         Start::Now => "the events that come then".to_owned(),
         Start::Position(position) => format!("position {position}"),
-        Start::Time(time) => format!("{}", time.to_rfc3339()),
+        Start::Time(time) => time.to_rfc3339(),
     };
     let tables = declaration.table_names();
     let makes = match (declaration.kind(), tables.as_slice()) {

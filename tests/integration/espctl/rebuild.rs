@@ -432,11 +432,7 @@ async fn a_corrected_handler_is_merged_where_little_differs_and_the_table_stays_
         assert!(outcome.stdout.contains(said), "{outcome:?}");
     }
     assert_eq!(fixture.fact("select oid from pg_class where oid = 'orders'::regclass").await, before);
-    assert_eq!(
-        fixture.fact("select array_agg(n order by id) from public.of_others natural join orders").await.len()
-            > 2,
-        true
-    );
+    assert_eq!(fixture.fact("select max(n) from public.of_others").await, "7");
     assert_eq!(fixture.fact("select array_agg(n order by id) from orders").await, "{1,2,7,1,2}");
     assert_eq!((fixture.state().await.as_str(), fixture.beside().await.as_str()), ("merged", "|"));
 

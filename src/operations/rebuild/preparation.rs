@@ -1,0 +1,161 @@
+//! What is looked at before a version is built: whether it can be, and whether it is being built already.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::Listener;
+use crate::event::Position;
+use crate::handlers::sql::SqlProcessor;
+use crate::operations::operator::{Operator, OperatorError};
+use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
+use crate::processing::processor::{Events, fingerprint};
+use crate::processing::rebuild::{Begun, Beside, RebuildRow, Rebuilds};
+use crate::processing::tracker::{ProcessorKey, TrackerRow};
+use crate::store::PostgresEventStore;
+
+impl Operator<'_> {
+    /// The version of a declaration beside the serving one.
+    pub(super) fn beside(
+        &self,
+        declaration: &ProcessorDeclaration,
+        beside: Beside,
+    ) -> Result<SqlProcessor, OperatorError> {
+        let databases = self.databases;
+        let declared = ProcessorDeclaration {
+            name: beside.name(&declaration.name),
+            synchronous: None,
+            ..declaration.clone()
+        };
+        let scope = &databases.scope;
+        let scope = scope.beside(&beside.schema(&scope.schema, &declaration.name));
+        let events = if databases.elsewhere {
+            Events::Elsewhere(PostgresEventStore::new(databases.events.clone(), databases.layout.clone()))
+        } else {
+            Events::SameDatabase(databases.layout.clone())
+        };
+        SqlProcessor::new(declared, databases.layout.schema(), scope, events)
+            .map_err(|fault| OperatorError::Declaration(Box::new(fault)))
+    }
+
+    /// Whether a rebuild of just this declaration is under way. One of another declaration is given up.
+    pub(super) async fn find_same(
+        &self,
+        connection: &mut PgConnection,
+        live: &ProcessorKey,
+        declaration: &ProcessorDeclaration,
+        listener: Listener<'_>,
+    ) -> Result<bool, OperatorError> {
+        let rebuilds = Rebuilds::new(self.trackers().schema());
+        let Some(row) = rebuilds.find(&mut *connection, &live.name).await? else { return Ok(false) };
+        if !row.state().is_under_way() {
+            return Ok(false);
+        }
+        if self.is_same(&row, live, declaration) {
+            (listener.note)(&format!("goes on with version {}, which {}", row.version, row.state()));
+            return Ok(true);
+        }
+        (listener.note)(&format!(
+            "gives up version {}, which {} was building from another declaration",
+            row.version, row.started_by
+        ));
+        self.remove_version(connection, &live.name, Beside::Next, row.version).await?;
+        Ok(false)
+    }
+
+    fn is_same(&self, row: &RebuildRow, live: &ProcessorKey, declaration: &ProcessorDeclaration) -> bool {
+        row.fingerprint == self.whole_fingerprint(declaration)
+            && (row.version, row.from_version) == (declaration.version, live.version)
+    }
+
+    fn whole_fingerprint(&self, declaration: &ProcessorDeclaration) -> String {
+        let handlers = declaration.handler_fingerprint(self.databases.layout.upcasts()).unwrap_or_default();
+        format!("{} {handlers}", fingerprint(declaration))
+    }
+
+    pub(super) async fn note_begun(
+        &self,
+        connection: &mut PgConnection,
+        live: &ProcessorKey,
+        declaration: &ProcessorDeclaration,
+    ) -> Result<(), OperatorError> {
+        let (schema, name) = (&self.databases.scope.schema, &live.name);
+        let begun = Begun {
+            processor: name,
+            version: declaration.version,
+            from_version: live.version,
+            fingerprint: &self.whole_fingerprint(declaration),
+            building_in: &Beside::Next.schema(schema, name),
+            operator: self.name,
+        };
+        Ok(Rebuilds::new(self.trackers().schema()).begin(connection, &begun).await?)
+    }
+
+    /// Where the serving version is.
+    pub(super) async fn find_position(
+        &self,
+        connection: &mut PgConnection,
+        live: &ProcessorKey,
+    ) -> Result<Position, OperatorError> {
+        let statement = format!(
+            "-- find_position\nselect position from {} where {}",
+            self.trackers().table(),
+            live.is_tracker()
+        );
+        let found: Option<Position> =
+            sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_optional(connection).await?;
+        found.ok_or_else(|| OperatorError::Rebuild(format!("{} serves another version now", live.name)))
+    }
+
+    /// The tables of a version, by their own names.
+    pub(super) async fn list_tables(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Vec<String>, OperatorError> {
+        let statement = format!(
+            "-- list_tables\nselect table_name from {}.projection_tables where processor = $1 order by 1",
+            self.trackers().schema()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(name);
+        Ok(query.fetch_all(connection).await?)
+    }
+}
+
+/// Refuses what cannot be built beside, and says what can be done instead.
+pub(super) fn refuse_unsuitable(
+    row: &TrackerRow,
+    declaration: &ProcessorDeclaration,
+    beside: Beside,
+) -> Result<(), OperatorError> {
+    let TrackerRow { name, version, .. } = row;
+    let declared = declaration.version;
+    let problem = if !matches!(declaration.handling, Handling::Sql(_))
+        || declaration.kind() != ProcessorKind::Projector
+        || declaration.tables.is_empty()
+    {
+        format!(
+            "only projectors in SQL with declared tables are built beside: `espctl reset {name}` rebuilds {name} in place"
+        )
+    } else if row.synchronous.is_some() {
+        format!(
+            "{name} is synchronous, and a version beside it would miss what is inserted meanwhile: take `synchronous` out of its \
+             declaration, reload, run this again, and declare it as before"
+        )
+    } else if declared < *version {
+        format!(
+            "version {version} of {name} serves, and the configuration declares version {declared}: raise the version, or go \
+             back with `espctl rollback {name}`"
+        )
+    } else if beside == Beside::Verification && declared != *version {
+        format!(
+            "version {version} of {name} serves, and the configuration declares version {declared}: only the declaration that \
+             serves can be verified; `espctl rebuild {name} --dry-run` shows what the declared one would change"
+        )
+    } else if row.diverged.is_some() {
+        format!(
+            "{name} has met another event store than the one that it has followed: `espctl status {name}` says what to do"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(OperatorError::Blocked(problem))
+}

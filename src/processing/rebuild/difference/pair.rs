@@ -1,0 +1,382 @@
+//! One table in two versions, and the statements that compare them and bring one to the other.
+
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::{Example, TableDifference};
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::row::from_row;
+
+/// How many buckets the keys of a table are divided into.
+const BUCKETS: i32 = 1_024;
+
+/// How many keys are shown for each table.
+const EXAMPLES: i64 = 100;
+
+/// A row that differs, as the database returns it.
+struct Found {
+    key: Json<Value>,
+    old: Option<Json<Value>>,
+    new: Option<Json<Value>>,
+}
+
+from_row!(Found { key, old, new });
+
+/// A column of a table as the catalog has it.
+#[derive(Debug, Clone, PartialEq)]
+struct Column {
+    name: String,
+    data_type: String,
+    /// Its place in the primary key.
+    key: Option<i32>,
+    /// Whether a replay cannot make it again.
+    volatile: bool,
+    /// Whether it is made from others.
+    generated: bool,
+    collation: Option<String>,
+    required: bool,
+}
+
+from_row!(Column { name, data_type, key, volatile, generated, collation, required });
+
+/// A table in both versions.
+#[derive(Debug)]
+pub(super) struct Pair {
+    table: String,
+    old: String,
+    new: String,
+    key: Vec<String>,
+    /// Columns that are compared, without the key.
+    columns: Vec<String>,
+    generated: Vec<String>,
+    other_columns: Vec<String>,
+    not_compared: Vec<String>,
+    same_shape: bool,
+}
+
+impl Pair {
+    pub(super) async fn of(
+        connection: &mut PgConnection,
+        table: &str,
+        old: &str,
+        new: &str,
+    ) -> Result<Self, sqlx::Error> {
+        let qualified = |schema: &str| format!("{}.{}", quote_identifier(schema), quote_identifier(table));
+        let (old, new) = (qualified(old), qualified(new));
+        let (before, after) = (list_columns(connection, &old).await?, list_columns(connection, &new).await?);
+        Ok(Self::matched(table, (old, before), (new, after)))
+    }
+
+    fn matched(table: &str, old: (String, Vec<Column>), new: (String, Vec<Column>)) -> Self {
+        let ((old, before), (new, after)) = (old, new);
+        let twin = |column: &Column, among: &[Column]| {
+            among
+                .iter()
+                .find(|other| other.name == column.name && other.data_type == column.data_type)
+                .cloned()
+        };
+        let common = |column: &&Column| twin(column, &after).is_some();
+        let is_volatile =
+            |column: &Column| column.volatile || twin(column, &after).is_some_and(|other| other.volatile);
+        let key_of = |columns: &[Column]| {
+            let mut key: Vec<&Column> = columns.iter().filter(|column| column.key.is_some()).collect();
+            key.sort_by_key(|column| column.key);
+            key.into_iter().map(|column| column.name.clone()).collect::<Vec<_>>()
+        };
+        let mut key = key_of(&before);
+        let same_key = key == key_of(&after)
+            && !key.is_empty()
+            && before
+                .iter()
+                .filter(|column| column.key.is_some())
+                .all(|column| common(&column) && !is_volatile(column));
+        if !same_key {
+            key.clear();
+        }
+        let compared = before.iter().filter(common).filter(|column| !is_volatile(column));
+        let columns = compared.filter(|column| !key.contains(&column.name)).map(|column| column.name.clone());
+        let lone = |these: &[Column], those: &[Column]| {
+            let alone = these.iter().filter(|column| twin(column, those).is_none());
+            alone.map(|column| column.name.clone()).collect::<Vec<_>>()
+        };
+        let mut other_columns = lone(&before, &after);
+        other_columns.extend(lone(&after, &before));
+        other_columns.sort();
+        other_columns.dedup();
+        let not_compared = before
+            .iter()
+            .filter(common)
+            .filter(|column| is_volatile(column))
+            .map(|column| column.name.clone());
+        Self {
+            table: table.to_owned(),
+            columns: columns.collect(),
+            generated: before
+                .iter()
+                .filter(|column| column.generated)
+                .map(|column| column.name.clone())
+                .collect(),
+            not_compared: not_compared.collect(),
+            same_shape: same_key && before == after,
+            other_columns,
+            key,
+            old,
+            new,
+        }
+    }
+
+    pub(super) async fn compare(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<TableDifference, sqlx::Error> {
+        let rows: i64 =
+            sqlx::query_scalar(AssertSqlSafe(format!("-- count_rows\nselect count(*) from {}", self.old)))
+                .persistent(false)
+                .fetch_one(&mut *connection)
+                .await?;
+        let mut found = TableDifference {
+            table: self.table.clone(),
+            rows,
+            added: 0,
+            gone: 0,
+            changed: 0,
+            changed_columns: Vec::new(),
+            other_columns: self.other_columns.clone(),
+            not_compared: self.not_compared.clone(),
+            same_shape: self.same_shape,
+            key: self.key.clone(),
+            examples: Vec::new(),
+        };
+        let buckets: Vec<i32> = sqlx::query_scalar(AssertSqlSafe(self.buckets_statement()))
+            .persistent(false)
+            .fetch_all(&mut *connection)
+            .await?;
+        if buckets.is_empty() {
+            return Ok(found);
+        }
+        self.count(connection, &buckets, &mut found).await?;
+        found.examples = self.examples(connection, &buckets).await?;
+        Ok(found)
+    }
+
+    /// The columns that rows are matched by. Without a key, a row is matched as a whole, and counted.
+    fn keys(&self) -> Vec<String> {
+        if self.key.is_empty() { vec!["espd_row".to_owned()] } else { self.key.clone() }
+    }
+
+    fn compared(&self) -> Vec<String> {
+        if self.key.is_empty() { vec!["espd_count".to_owned()] } else { self.columns.clone() }
+    }
+
+    /// The rows of one of the tables.
+    fn source(&self, table: &str) -> String {
+        if self.key.is_empty() {
+            let row = row_text("t", &self.columns);
+            return format!(
+                "(select {row} as espd_row, count(*) as espd_count from {table} as t group by 1)"
+            );
+        }
+        format!("(select * from {table})")
+    }
+
+    fn buckets_statement(&self) -> String {
+        let hashes = |table: &str| {
+            let all: Vec<String> = self.keys().into_iter().chain(self.compared()).collect();
+            format!(
+                "select hashtext({key}) & {mask} as bucket, count(*) as rows,
+                        sum(hashtextextended({row}, 0)::numeric) as hash
+                 from {source} as t group by 1",
+                key = row_text("t", &self.keys()),
+                mask = BUCKETS - 1,
+                row = row_text("t", &all),
+                source = self.source(table)
+            )
+        };
+        format!(
+            "-- find_differing_buckets
+             select bucket from ({}) as o full join ({}) as n using (bucket)
+             where (o.rows, o.hash) is distinct from (n.rows, n.hash) order by 1",
+            hashes(&self.old),
+            hashes(&self.new)
+        )
+    }
+
+    /// The rows that differ, of these buckets: `o` and `n` are the sides.
+    fn joined(&self) -> String {
+        let side = |table: &str| {
+            format!(
+                "(select * from {} as t where hashtext({}) & {} = any ($1))",
+                self.source(table),
+                row_text("t", &self.keys()),
+                BUCKETS - 1
+            )
+        };
+        let on: Vec<String> =
+            self.keys().iter().map(|key| format!("o.{0} = n.{0}", quote_identifier(key))).collect();
+        format!(
+            "{} as o full join {} as n on {} where {}",
+            side(&self.old),
+            side(&self.new),
+            on.join(" and "),
+            self.differs()
+        )
+    }
+
+    fn differs(&self) -> String {
+        let (old, new) = (row_text("o", &self.compared()), row_text("n", &self.compared()));
+        format!("({} or {} or {old} is distinct from {new})", self.lacks("o"), self.lacks("n"))
+    }
+
+    /// Whether a side has no such row.
+    fn lacks(&self, side: &str) -> String {
+        format!("{side}.{} is null", quote_identifier(&self.keys()[0]))
+    }
+
+    async fn count(
+        &self,
+        connection: &mut PgConnection,
+        buckets: &[i32],
+        found: &mut TableDifference,
+    ) -> Result<(), sqlx::Error> {
+        let compared = self.compared();
+        let by_column: Vec<String> = compared
+            .iter()
+            .map(|column| {
+                let column = quote_identifier(column);
+                format!(
+                    "count(*) filter (where not {} and not {} and o.{column}::text is distinct from n.{column}::text)",
+                    self.lacks("o"),
+                    self.lacks("n")
+                )
+            })
+            .collect();
+        let statement = format!(
+            "-- count_differences
+             select count(*) filter (where {o}), count(*) filter (where {n}), count(*) filter (where not {o} and not {n}),
+                    array[{by_column}]::bigint[]
+             from {joined}",
+            o = self.lacks("o"),
+            n = self.lacks("n"),
+            by_column = by_column.join(", "),
+            joined = self.joined()
+        );
+        let (added, gone, changed, columns): (i64, i64, i64, Vec<i64>) =
+            sqlx::query_as(AssertSqlSafe(statement))
+                .persistent(false)
+                .bind(buckets)
+                .fetch_one(connection)
+                .await?;
+        (found.added, found.gone, found.changed) = (added, gone, changed);
+        if !self.key.is_empty() {
+            found.changed_columns =
+                compared.into_iter().zip(columns).filter(|(_, count)| *count > 0).collect();
+        }
+        Ok(())
+    }
+
+    async fn examples(
+        &self,
+        connection: &mut PgConnection,
+        buckets: &[i32],
+    ) -> Result<Vec<Example>, sqlx::Error> {
+        let keys = self.keys();
+        let key: Vec<String> = keys
+            .iter()
+            .map(|key| format!("{}, coalesce(o.{1}, n.{1})", quote_literal(key), quote_identifier(key)))
+            .collect();
+        let other = |side: &str| {
+            let pairs = self.compared().into_iter().map(|column| {
+                let quoted = quote_identifier(&column);
+                format!(
+                    "case when o.{quoted}::text is distinct from n.{quoted}::text
+                       then jsonb_build_object({}, {side}.{quoted}) else '{{}}' end",
+                    quote_literal(&column)
+                )
+            });
+            let pairs: Vec<String> = pairs.collect();
+            let object = if pairs.is_empty() { "'{}'::jsonb".to_owned() } else { pairs.join(" || ") };
+            format!("case when not {} then {object} end", self.lacks(side))
+        };
+        let order: Vec<String> =
+            keys.iter().map(|key| format!("coalesce(o.{0}, n.{0})", quote_identifier(key))).collect();
+        let statement = format!(
+            "-- list_differences
+             select jsonb_build_object({}) as key, {} as old, {} as new from {} order by {} limit {EXAMPLES}",
+            key.join(", "),
+            other("o"),
+            other("n"),
+            self.joined(),
+            order.join(", ")
+        );
+        let rows: Vec<Found> = sqlx::query_as(AssertSqlSafe(statement))
+            .persistent(false)
+            .bind(buckets)
+            .fetch_all(connection)
+            .await?;
+        let value = |json: Option<Json<Value>>| json.map(|Json(value)| value);
+        let example =
+            |found: Found| Example { key: found.key.0, old: value(found.old), new: value(found.new) };
+        Ok(rows.into_iter().map(example).collect())
+    }
+
+    /// Removes what the new table lacks, changes what is other there, and adds what it has beyond.
+    pub(super) fn merge_statements(&self) -> [String; 3] {
+        let Self { old, new, .. } = self;
+        let on: Vec<String> =
+            self.key.iter().map(|key| format!("o.{0} = n.{0}", quote_identifier(key))).collect();
+        let on = on.join(" and ");
+        let is_written = |column: &&String| !self.generated.contains(column);
+        let quoted = |columns: Vec<&String>| {
+            columns.into_iter().map(|column| quote_identifier(column)).collect::<Vec<_>>()
+        };
+        let columns = quoted(self.columns.iter().filter(is_written).collect());
+        let set: Vec<String> = columns.iter().map(|column| format!("{column} = n.{column}")).collect();
+        let all = quoted(self.key.iter().chain(&self.columns).filter(is_written).collect()).join(", ");
+        let update = if set.is_empty() {
+            "-- nothing_to_change\nselect 1 where false".to_owned()
+        } else {
+            format!(
+                "-- change_rows\nupdate {old} as o set {} from {new} as n
+                 where {on} and {} is distinct from {}",
+                set.join(", "),
+                row_text("o", &self.columns),
+                row_text("n", &self.columns)
+            )
+        };
+        [
+            format!(
+                "-- remove_rows\ndelete from {old} as o where not exists (select from {new} as n where {on})"
+            ),
+            update,
+            format!(
+                "-- add_rows\ninsert into {old} ({all}) select {all} from {new} as n
+                 where not exists (select from {old} as o where {on})"
+            ),
+        ]
+    }
+}
+
+/// The columns of a row as one text.
+fn row_text(side: &str, columns: &[String]) -> String {
+    let columns: Vec<String> =
+        columns.iter().map(|column| format!("{side}.{}", quote_identifier(column))).collect();
+    format!("row({})::text", columns.join(", "))
+}
+
+async fn list_columns(connection: &mut PgConnection, table: &str) -> Result<Vec<Column>, sqlx::Error> {
+    let statement = "-- list_columns
+        select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as data_type, k.place::integer as key,
+               a.attidentity <> '' or a.attgenerated = '' and coalesce(pg_get_expr(d.adbin, d.adrelid)
+                 ~* '(nextval|now|random|clock_timestamp|transaction_timestamp|statement_timestamp|timeofday|gen_random_uuid|uuid_generate_v.*|uuidv.) *[(]|current_(date|time)|localtime', false) as volatile,
+               a.attgenerated <> '' as generated, nullif(a.attcollation, 0)::regcollation::text as collation,
+               a.attnotnull as required
+        from pg_attribute as a
+        left join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
+        left join pg_index as i on i.indrelid = a.attrelid and i.indisprimary
+        left join lateral (
+          select place from unnest(i.indkey::smallint[]) with ordinality as k (number, place) where k.number = a.attnum
+        ) as k on true
+        where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped order by a.attnum";
+    sqlx::query_as(statement).persistent(false).bind(table).fetch_all(connection).await
+}
