@@ -15,6 +15,7 @@ use std::fmt;
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgExecutor};
+use thiserror::Error;
 
 use crate::postgres::name::fitting;
 use crate::postgres::row::from_row;
@@ -22,7 +23,7 @@ use crate::postgres::row::from_row;
 pub(crate) use difference::{Difference, Example, TableDifference, compare, merge};
 pub(crate) use place::{create, drop_place, refuse_qualified_names};
 pub(crate) use replay::{Replay, ReplayError, find_declared};
-pub(crate) use swap::{NewerSnapshot, Swap, SwapError, refusal};
+pub(crate) use swap::{NewerSnapshot, Swap, refusal};
 
 /// Where a rebuild is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +161,20 @@ impl Beside {
         let v = if matches!(self, Self::Archived(_)) { "v" } else { "" };
         fitting(format!("{schema}_{processor}_{v}{}", self.suffix()))
     }
+}
+
+/// Why the versions were not exchanged. Nothing has changed then.
+#[derive(Debug, Error)]
+pub(crate) enum SwapError {
+    /// It would take something from others.
+    #[error("{0}")]
+    Refused(String),
+    /// Somebody else has taken over, or the serving version has moved on.
+    #[error("the versions have moved on meanwhile")]
+    MovedOn,
+    /// The database could not do it; 55P03 if others use the tables.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
 }
 
 /// The row of a rebuild.

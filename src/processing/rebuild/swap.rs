@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
-use thiserror::Error;
 
 use super::place::OBJECTS;
 use super::views::View;
-use super::{Beside, Rebuilds};
+use super::{Beside, Rebuilds, SwapError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::processing::processor::{Dropped, note_made, observe, restore_on};
@@ -16,20 +15,6 @@ use crate::processing::tracker::{Claim, ProcessorKey, Trackers};
 
 /// How long an attempt waits for the tables: whoever wants to read them meanwhile waits as well.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
-
-/// Why the versions were not exchanged. Nothing has changed then.
-#[derive(Debug, Error)]
-pub(crate) enum SwapError {
-    /// It would take something from others.
-    #[error("{0}")]
-    Refused(String),
-    /// Somebody else has taken over, or the serving version has moved on.
-    #[error("the versions have moved on meanwhile")]
-    MovedOn,
-    /// The database could not do it; 55P03 if others use the tables.
-    #[error(transparent)]
-    Database(#[from] sqlx::Error),
-}
 
 /// What changes places.
 #[derive(Debug)]
