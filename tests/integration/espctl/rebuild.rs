@@ -393,8 +393,13 @@ async fn a_snapshot_older_than_the_new_tables_is_waited_for() {
     let mut report = reporter.begin_with("begin isolation level repeatable read").await.unwrap();
     sqlx::raw_sql("select count(*) from espd.events").execute(&mut *report).await.unwrap();
     let mut rebuild = Program::start(fixture.installation.espctl_command(&["rebuild", "orders", "--yes"]));
-    eventually("the versions are compared", async || (fixture.state().await == "differs").then_some(()))
-        .await;
+    eventually("it waits for the report", async || {
+        let waits = |line: serde_json::Value| {
+            line["message"].as_str().is_some_and(|said| said.contains("would see the new tables"))
+        };
+        rebuild.log().into_iter().any(waits).then_some(())
+    })
+    .await;
     append_typed(&fixture.db.pool, "B", 1).await;
     let rows: i64 = sqlx::query_scalar("select count(*) from orders").fetch_one(&mut *report).await.unwrap();
     assert_eq!((rows, fixture.state().await.as_str()), (5, "differs"), "a report sees what there was");
