@@ -11,6 +11,7 @@
 //!   laid over its source, so that old events are read as new ones.
 //! - An append checks what is cheap to check (`validity`), is stored in one transaction (`postgres/append`), and then
 //!   notifies those who follow the store (`notifier`).
+//! - What a store has `kept` from a call, such as a connection, serves the next call of the same command.
 //! - A `declared_event` has a schema, which the store holds appended bodies to if that is asked for.
 //! - What is `scheduled` for later is appended by the scheduler, when it is due.
 //! - `history` tells one life of a store from another, after a failover or a restore; by a `witness`, readers recognise that

@@ -93,10 +93,10 @@ pub(super) fn is_own(tokens: Tokens<'_, '_>, table: &str, column: &str) -> bool 
     }
 }
 
-pub(super) type Kept<'t, 'a> = (Tokens<'t, 'a>, Tokens<'t, 'a>, Tokens<'t, 'a>);
+pub(super) type KeptUnless<'t, 'a> = (Tokens<'t, 'a>, Tokens<'t, 'a>, Tokens<'t, 'a>);
 
 /// `case when CONDITION then VALUE else KEPT end`
-pub(super) fn kept_unless<'t, 'a>(tokens: Tokens<'t, 'a>) -> Option<Kept<'t, 'a>> {
+pub(super) fn kept_unless<'t, 'a>(tokens: Tokens<'t, 'a>) -> Option<KeptUnless<'t, 'a>> {
     let inner = match tokens {
         [case, when, inner @ .., end]
             if case.is_word("case") && when.is_word("when") && end.is_word("end") =>
