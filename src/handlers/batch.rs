@@ -4,12 +4,14 @@
 //! committed in one `BatchTransaction`, which holds the tracker locked under the runner's claim from beginning to end.
 
 mod effects;
+mod read_ahead;
 mod row_changes;
 mod tables;
 mod touched;
 mod transaction;
 
 pub(crate) use effects::{Action, Applied, EventEffects, collect_emissions};
+pub(crate) use read_ahead::ReadAhead;
 pub(crate) use tables::{RowTables, TableShape};
 pub(crate) use touched::Touched;
 pub(crate) use transaction::{BatchTransaction, Reading};

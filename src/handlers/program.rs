@@ -25,7 +25,7 @@ use sqlx::{Connection as _, PgConnection};
 use tracing::warn;
 
 use crate::event::Position;
-use crate::handlers::batch::{BatchTransaction, RowTables};
+use crate::handlers::batch::{BatchTransaction, ReadAhead, RowTables};
 use crate::postgres::server_mark;
 use crate::postgres::sqlstate::TEXT_MAX;
 use crate::processing::declaration::{BatchLimits, ProgramDeclaration};
@@ -61,13 +61,15 @@ pub(crate) struct ProgramProcessor {
     batch: u64,
     /// `None` while no program runs. A program kept here knows nothing that is not committed.
     session: Option<ProgramSession>,
+    /// What was read while the program handled the last batch.
+    ahead: Option<ReadAhead>,
 }
 
 impl ProgramProcessor {
     pub(crate) fn new(base: ProcessorBase, program: ProgramDeclaration) -> Self {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
         let (tables, batch_size) = (RowTables::default(), BatchSize::new());
-        Self { base, program, emitter, tables, batch_size, batch: 0, session: None }
+        Self { base, program, emitter, tables, batch_size, batch: 0, session: None, ahead: None }
     }
 }
 
@@ -91,6 +93,7 @@ impl Processor for ProgramProcessor {
         connection: &mut PgConnection,
         request: BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
+        let ahead = self.ahead.take();
         self.ensure_session().await?;
         let limits =
             BatchLimits { size: self.batch_size.events().min(request.limits.size), ..*request.limits };
@@ -102,7 +105,7 @@ impl Processor for ProgramProcessor {
         else {
             return Ok(Outcome::ClaimLost);
         };
-        let (deliveries, upto) = transaction.read().await?;
+        let (deliveries, upto) = transaction.read_with(ahead).await?;
         if deliveries.is_empty() {
             return finish(transaction, upto, 0, None).await;
         }
@@ -111,7 +114,8 @@ impl Processor for ProgramProcessor {
         self.batch += 1;
         let (tables, emitter, answer_timeout) = (&self.tables, &self.emitter, self.program.timeout);
         let exchange = Exchange::new(&mut session, &mut transaction, tables, emitter, answer_timeout);
-        let BatchOutcome { handled, error } = exchange.run_batch(self.batch, &deliveries).await?;
+        let BatchOutcome { handled, error, ahead } =
+            exchange.run_batch(self.batch, &deliveries, upto).await?;
         if let Some(error) = error {
             let rest = Remainder::after(&error, handled, &deliveries);
             let failure = Box::new(SourceEvent::of(rest.next).attribute(end_session(session, error).await));
@@ -123,11 +127,12 @@ impl Processor for ProgramProcessor {
         }
         let outcome = finish(transaction, upto, handled, None).await?;
         self.batch_size.record_answered(handled, begun.elapsed(), limits.time);
-        self.session = Some(session);
+        (self.session, self.ahead) = (Some(session), ahead);
         Ok(outcome)
     }
 
     async fn close(&mut self) {
+        self.ahead = None;
         if let Some(session) = self.session.take() {
             drop(session.stop().await);
         }

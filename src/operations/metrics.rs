@@ -6,6 +6,7 @@ use chrono::Utc;
 
 use super::backlog::Backlog;
 use super::status::{ProcessorState, ProcessorStatus};
+use crate::postgres::sqlstate::FOREIGN_WRITE;
 use crate::processing::effects::PendingEffects;
 use crate::store::scheduled::ScheduledSummary;
 
@@ -82,9 +83,6 @@ enum Value {
     /// A sample of each processor and state.
     ProcessorState,
 }
-
-/// SQLSTATE of the refusal of a batch that has written a table of another processor.
-const FOREIGN_WRITE: &str = "ES006";
 
 /// Every metric of espd.
 pub(crate) const METRICS: [Metric; 31] = [

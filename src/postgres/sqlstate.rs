@@ -41,6 +41,9 @@ const PROTOCOL_VIOLATION: &str = "08P01";
 /// SQLSTATE of a right that the role lacks, and of a query that row security would hide rows from.
 pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
+/// SQLSTATE of the refusal of a batch that has written a table of another processor.
+pub(crate) const FOREIGN_WRITE: &str = "ES006";
+
 /// Characters that are kept of each text of an error, because an error may quote a body of megabytes.
 pub(crate) const TEXT_MAX: usize = 2_000;
 
@@ -92,6 +95,11 @@ pub(crate) fn is_transaction_timeout(error: &sqlx::Error) -> bool {
 /// Whether the database has given up waiting for a lock.
 pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(DatabaseError::code).as_deref() == Some("55P03")
+}
+
+/// Whether the database has refused a batch that has written a table of another processor.
+pub(crate) fn is_foreign_write(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(FOREIGN_WRITE)
 }
 
 /// The error as users read it: the database's own words, without the driver's introduction.

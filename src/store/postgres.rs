@@ -202,17 +202,17 @@ impl PostgresEventStore {
     }
 
     /// Reads as [`EventStore::read_after`] does, in the caller's transaction on a connection of [`Self::pool`].
-    pub(crate) async fn read_after_in(
-        &self,
-        connection: &mut PgConnection,
+    pub(crate) fn read_after_in<'c>(
+        &'c self,
+        connection: &'c mut PgConnection,
         position: Position,
         upto: Position,
-        event_types: Option<&[String]>,
+        event_types: Option<&'c [String]>,
         limit: i64,
-    ) -> Result<Vec<Event>, sqlx::Error> {
+    ) -> BoxStream<'c, Result<Event, sqlx::Error>> {
         let query = sqlx::query(self.statements.read_after.clone());
         let query = query.bind(position).bind(upto).bind(event_types).bind(limit.max(0));
-        query.fetch(connection).and_then(async |row| self.event(&row)).try_collect().await
+        query.fetch(connection).map(|row| self.event(&row?)).boxed()
     }
 
     /// Reads an aggregate from its first event on, in the caller's transaction.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::event::{AggregateId, Event, Position, Version};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark;
-use crate::postgres::sqlstate::is_infrastructure_error;
+use crate::postgres::sqlstate::{is_foreign_write, is_infrastructure_error};
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::emission::SourceEvent;
 use crate::processing::failure::Failure;
@@ -136,7 +136,37 @@ impl<'t> BatchTransaction<'t> {
         request: &BatchRequest<'_>,
         witness: Option<Witness>,
     ) -> Result<Reading, ProcessorError> {
-        let mut batch = self.read_batch(request, witness.or(self.witness)).await?;
+        let batch = self.read_batch(request, witness.or(self.witness)).await?;
+        self.accept(batch).await
+    }
+
+    /// Reads what comes after a request, from the store that has the witness of what was read last. Nothing is set aside yet.
+    pub(super) async fn read_unchecked(
+        &mut self,
+        request: &BatchRequest<'_>,
+    ) -> Result<Batch, ProcessorError> {
+        let witness = self.trail.last().or(self.witness);
+        self.base.read_batch(&mut self.transaction, request, witness, self.partitions.as_deref()).await
+    }
+
+    /// Whether the store has what the tracker remembers of it, and all events of a batch that was read before.
+    pub(super) async fn still_has(&mut self, batch: &Batch) -> Result<bool, ProcessorError> {
+        let (after, partitions) = (self.request.after(), self.partitions.as_deref());
+        self.base.still_has(&mut self.transaction, batch, after, self.witness, partitions).await
+    }
+
+    /// What the batch is about.
+    pub(super) fn request(&self) -> &'t BatchRequest<'t> {
+        self.request
+    }
+
+    /// Takes note of the witnesses of what this batch handles.
+    pub(super) fn set_trail(&mut self, trail: Trail) {
+        self.trail = trail;
+    }
+
+    /// Makes events that were read ready for the handler, except for those that are set aside.
+    pub(super) async fn accept(&mut self, mut batch: Batch) -> Result<Reading, ProcessorError> {
         let found = batch.events.len();
         self.set_aside_behind(&mut batch).await?;
         let set_aside = found - batch.events.len();
@@ -241,27 +271,27 @@ impl<'t> BatchTransaction<'t> {
         }
     }
 
-    /// Refuses to commit where a table of another processor was written, by whatever means.
-    async fn refuse_foreign_writes(&mut self) -> Result<(), ProcessorError> {
-        let statement = format!(
-            "-- refuse_foreign_writes
-             select {}.refuse_foreign_writes({}, {})",
+    /// A call that refuses to commit where a table of another processor was written, by whatever means.
+    fn refuse_foreign_writes(&self) -> String {
+        format!(
+            "{}.refuse_foreign_writes({}, {})",
             quote_identifier(&self.base.schema),
             quote_literal(self.base.name()),
             self.request.claim.epoch
-        );
-        match sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.transaction).await {
-            Ok(_) => Ok(()),
-            Err(error) if is_infrastructure_error(&error) => Err(error.into()),
-            Err(error) => {
-                let failure = Failure::of_database(&error);
-                let failure = match self.only_event.take() {
-                    Some(event) => event.attribute(failure),
-                    None => failure,
-                };
-                Err(ProcessorError::Unattributed(Box::new(failure)))
-            }
+        )
+    }
+
+    /// What it means that the batch has written what it must not write.
+    fn refused(&mut self, error: sqlx::Error) -> ProcessorError {
+        if !is_foreign_write(&error) {
+            return error.into();
         }
+        let failure = Failure::of_database(&error);
+        let failure = match self.only_event.take() {
+            Some(event) => event.attribute(failure),
+            None => failure,
+        };
+        ProcessorError::Unattributed(Box::new(failure))
     }
 
     /// Lets the commit be acknowledged before it is on disk. If it is lost in a crash, the same events are passed again.
@@ -283,19 +313,24 @@ impl<'t> BatchTransaction<'t> {
         witness: Option<Witness>,
     ) -> Result<(), ProcessorError> {
         let BatchRequest { claim, work, lease, .. } = *self.request;
-        if self.may_have_written && progress.handled > 0 {
-            self.refuse_foreign_writes().await?;
-        }
+        let check = (self.may_have_written && progress.handled > 0).then(|| self.refuse_foreign_writes());
         match work {
             Work::DeadLetter(event_id) => {
+                if let Some(check) = check {
+                    let statement = format!("-- refuse_foreign_writes\nselect {check}");
+                    let checked =
+                        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.transaction).await;
+                    checked.map_err(|error| self.refused(error))?;
+                }
                 DeadLetters::new(&self.base.trackers())
                     .remove(&mut self.transaction, &claim.key, event_id)
                     .await?;
             }
             Work::Batch { upto, rate } => {
                 let caught_up = !progress.failing && progress.position >= upto;
-                let advance = Advance { progress, caught_up, lease, rate, witness };
-                if !self.base.trackers().advance(&mut self.transaction, claim, advance).await? {
+                let advance = Advance { progress, caught_up, lease, rate, witness, check };
+                let advancing = self.base.trackers().advance(&mut self.transaction, claim, advance).await;
+                if !advancing.map_err(|error| self.refused(error))? {
                     return Err(ProcessorError::ClaimLost);
                 }
                 if progress.is_idle() && !self.may_have_written {

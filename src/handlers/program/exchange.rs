@@ -11,7 +11,7 @@ use super::protocol::{OutgoingMessage, ProtocolViolation, SentEvent};
 use super::session::ProgramSession;
 use super::session_error::SessionError;
 use crate::event::Position;
-use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables, Touched};
+use crate::handlers::batch::{BatchTransaction, EventEffects, ReadAhead, RowTables, Touched};
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::emission::{Emitter, SourceEvent};
 use crate::processing::failure::Failure;
@@ -19,6 +19,9 @@ use crate::processing::processor::{Delivery, ProcessorError};
 
 /// Bytes of answers that are kept before they are carried out. A single answer may be larger.
 const PENDING_BYTES_MAX: usize = 8 << 20;
+
+/// Answers that are carried out together. In a larger batch the database is at work while the program is.
+const PENDING_EVENTS_MAX: usize = 1_000;
 
 /// How long the transaction may stay without a statement while answers arrive. The server ends one that is idle for too
 /// long.
@@ -32,6 +35,8 @@ pub(super) struct BatchOutcome {
     pub(super) handled: usize,
     /// Why the batch ended early, or did not end as it should.
     pub(super) error: Option<SessionError>,
+    /// What was read while the program worked.
+    pub(super) ahead: Option<ReadAhead>,
 }
 
 /// The exchange of one batch.
@@ -107,7 +112,7 @@ impl<'x, 't> Exchange<'x, 't> {
         }
     }
 
-    /// Has the program handle the events, and carries out its answers.
+    /// Has the program handle the events, which end at `upto`, and carries out its answers.
     ///
     /// # Errors
     /// The database could not carry them out, for a reason that lies in no event.
@@ -115,10 +120,12 @@ impl<'x, 't> Exchange<'x, 't> {
         mut self,
         batch: u64,
         deliveries: &[Delivery],
+        upto: Position,
     ) -> Result<BatchOutcome, ProcessorError> {
         let events =
             deliveries.iter().map(|Delivery { event, replaying }| SentEvent { event, replaying: *replaying });
         self.session.send(&OutgoingMessage::Batch { batch, events: events.collect() });
+        let ahead = self.session.beside(self.transaction.read_ahead(upto)).await?;
         let received = self.receive_answers(batch, deliveries).await;
         let ended = match received {
             // What was refused has been undone, so nothing behind it may be carried out.
@@ -127,9 +134,9 @@ impl<'x, 't> Exchange<'x, 't> {
             _ => self.apply_pending().await.and(received),
         };
         match ended {
-            Ok(()) => Ok(BatchOutcome { handled: self.applied, error: None }),
+            Ok(()) => Ok(BatchOutcome { handled: self.applied, error: None, ahead }),
             Err(Interruption::Session(error)) => {
-                Ok(BatchOutcome { handled: self.applied, error: Some(error) })
+                Ok(BatchOutcome { handled: self.applied, error: Some(error), ahead: None })
             }
             Err(Interruption::Processor(error)) => Err(error),
         }
@@ -171,7 +178,7 @@ impl<'x, 't> Exchange<'x, 't> {
 
     /// Carries out the pending answers if they are too many, and keeps the transaction from being idle for too long.
     async fn keep_within_bounds(&mut self) -> Result<(), Interruption> {
-        if self.pending_bytes > PENDING_BYTES_MAX {
+        if self.pending_bytes > PENDING_BYTES_MAX || self.pending.len() >= PENDING_EVENTS_MAX {
             return self.apply_pending().await;
         }
         if self.last_statement.elapsed() > IDLE_MAX {
@@ -188,7 +195,8 @@ impl<'x, 't> Exchange<'x, 't> {
         }
         let effects = std::mem::take(&mut self.pending);
         (self.pending_bytes, self.examined, self.touched) = (0, 0, Touched::default());
-        let applied = self.transaction.apply(self.tables, self.emitter, &effects).await?;
+        let applying = self.transaction.apply(self.tables, self.emitter, &effects);
+        let applied = self.session.beside(applying).await?;
         self.last_statement = Instant::now();
         self.applied += applied.events;
         match applied.failure {

@@ -7,11 +7,15 @@
 mod launch;
 #[cfg(test)]
 mod tests;
+mod unwritten;
 
+use std::convert::Infallible;
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::io::AsyncWriteExt as _;
@@ -26,9 +30,13 @@ use crate::process::group_guard::GroupGuard;
 use crate::process::memory::resident_bytes_of_group;
 use crate::process::orphans::descendants;
 use crate::processing::declaration::ProgramDeclaration;
+use unwritten::Unwritten;
 
 /// How long espd waits for the rest of the output of a process that has ended. Another process may hold the pipes open.
 const REST_GRACE: Duration = Duration::from_millis(500);
+
+/// What a pipe to or from a program holds, in bytes: the answers to about a thousand events.
+const PIPE_BYTES: i32 = 256 << 10;
 
 /// Time between two checks of the memory of a process that is expected to answer.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(200);
@@ -44,7 +52,7 @@ pub(super) struct ProgramProcess {
     input: Option<ChildStdin>,
     output: Lines<ChildStdout>,
     /// Bytes that the program has not read yet.
-    unwritten: Vec<u8>,
+    unwritten: Unwritten,
     stderr_tail: StderrTail,
     stderr_forwarding: JoinHandle<()>,
     memory_max: Option<u64>,
@@ -79,6 +87,8 @@ impl ProgramProcess {
         })?;
         let no_pipe = || io::Error::other("no pipe to the program");
         let (output, errors) = output.zip(errors).ok_or_else(no_pipe)?;
+        widen(input.as_ref().map(|input| input.as_fd()));
+        widen(Some(output.as_fd()));
         let stderr_tail = StderrTail::default();
         let stderr_forwarding =
             tokio::spawn(stderr::forward(processor.to_owned(), errors, stderr_tail.clone()));
@@ -88,7 +98,7 @@ impl ProgramProcess {
             guard,
             input,
             output: Lines::new(output),
-            unwritten: Vec::new(),
+            unwritten: Unwritten::default(),
             stderr_tail,
             stderr_forwarding,
             memory_max: declaration.memory_max,
@@ -106,8 +116,17 @@ impl ProgramProcess {
     }
 
     /// Queues a line. [`Self::read_line`] writes it while it waits for the program's next line.
-    pub(super) fn send(&mut self, line: &[u8]) {
-        self.unwritten.extend_from_slice(line);
+    pub(super) fn send(&mut self, line: Vec<u8>) {
+        self.unwritten.push(line);
+    }
+
+    /// Writes what was sent while nobody waits for an answer. Never returns, and may be given up at any time.
+    pub(super) async fn keep_writing(&mut self) -> Infallible {
+        while !self.unwritten.is_empty() {
+            let written = write(&mut self.input, self.unwritten.bytes()).await;
+            self.unwritten.note(written);
+        }
+        std::future::pending().await
     }
 
     /// Whether the program has not read everything that was sent.
@@ -135,12 +154,8 @@ impl ProgramProcess {
                     true => break,
                     false => return Err(self.why_output_closed().await),
                 },
-                written = write(&mut self.input, &self.unwritten), if !self.unwritten.is_empty() => {
-                    match written {
-                        Ok(length) => drop(self.unwritten.drain(..length)),
-                        // The program does not read any more. What it still writes, and how it ends, tells why.
-                        Err(_) => self.unwritten.clear(),
-                    }
+                written = write(&mut self.input, self.unwritten.bytes()), if !self.unwritten.is_empty() => {
+                    self.unwritten.note(written);
                 }
                 // Processes that the program has started may keep its output open. What it has written comes first.
                 status = self.child.wait() => return self.read_rest(status).await,
@@ -225,6 +240,14 @@ impl Drop for ProgramProcess {
     fn drop(&mut self) {
         self.kill_group();
         self.stderr_forwarding.abort();
+    }
+}
+
+/// Has a pipe hold more than usual, so that the program goes on while espd waits for the database. A system that refuses that
+/// only makes both slower.
+fn widen(pipe: Option<BorrowedFd<'_>>) {
+    if let Some(pipe) = pipe {
+        let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
     }
 }
 

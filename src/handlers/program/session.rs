@@ -85,7 +85,16 @@ impl ProgramSession {
 
     /// Queues a message. [`Self::read_line`] writes it while it waits for the program's next line.
     pub(super) fn send(&mut self, message: &OutgoingMessage<'_>) {
-        self.process.send(&message.to_line());
+        self.process.send(message.to_line());
+    }
+
+    /// Does something while the program goes on with what it was sent.
+    pub(super) async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            biased;
+            done = work => done,
+            never = self.process.keep_writing() => match never {},
+        }
     }
 
     /// Whether the program has not read everything that was sent.

@@ -1,5 +1,7 @@
 //! What every processor is made of: its declaration, its tables, and the source of its events.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
@@ -46,6 +48,8 @@ pub struct ProcessorBase {
     pub(crate) events: Events,
     /// Where the steps of a workflow are recorded, each at once; `None`: it is no workflow.
     pub(crate) step_records: Option<PgPool>,
+    /// Bytes of an event, as those of the last batch that was read had them; 0: none was read.
+    event_bytes: AtomicI64,
 }
 
 impl ProcessorBase {
@@ -55,7 +59,8 @@ impl ProcessorBase {
         scope: impl Into<SqlScope>,
         events: Events,
     ) -> Self {
-        Self { declaration, schema: schema.to_owned(), scope: scope.into(), events, step_records: None }
+        let (schema, scope) = (schema.to_owned(), scope.into());
+        Self { declaration, schema, scope, events, step_records: None, event_bytes: AtomicI64::new(0) }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -263,9 +268,30 @@ impl ProcessorBase {
         partitions: Option<&[i64]>,
     ) -> Result<Batch, ProcessorError> {
         let types = self.event_types();
+        let types = types.as_deref();
         let (after, upto, limits) = (request.after(), request.upto(), request.limits);
-        let query = BatchQuery { types: types.as_deref(), after, upto, limits, witness, partitions };
-        Batch::read(&self.events, connection, query).await
+        let event_bytes = self.event_bytes.load(Ordering::Relaxed);
+        let query = BatchQuery { types, after, upto, limits, event_bytes, witness, partitions };
+        let batch = Batch::read(&self.events, connection, query).await?;
+        if let Some(event_bytes) = batch.event_bytes() {
+            self.event_bytes.store(event_bytes.max(1), Ordering::Relaxed);
+        }
+        Ok(batch)
+    }
+
+    /// Whether the store has the `witness` and the `partitions`, and all events of a batch that was read before, from `after` on.
+    pub(crate) async fn still_has(
+        &self,
+        connection: &mut PgConnection,
+        batch: &Batch,
+        after: Position,
+        witness: Option<Witness>,
+        partitions: Option<&[i64]>,
+    ) -> Result<bool, ProcessorError> {
+        let types = self.event_types();
+        batch
+            .still_stands(connection, self.events.layout(), types.as_deref(), after, witness, partitions)
+            .await
     }
 
     /// The failure that an error stands for which was raised where no event is known, such as at commit. It is attributed to

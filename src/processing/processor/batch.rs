@@ -2,22 +2,26 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use futures_util::TryStreamExt as _;
+use futures_util::stream::BoxStream;
+use sqlx::{PgConnection, Row as _};
 
 use crate::event::{Event, Position};
 use crate::postgres::deadline::timed_out;
+use crate::postgres::literal::simple;
+use crate::postgres::quote::quote_literal;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::processor::{Events, ProcessorError};
 use crate::store::layout::Layout;
 use crate::store::witness::{Standing, Trail, Witness};
 use crate::store::{PostgresEventStore, read_after_on};
 
-/// Events in the first page of a batch, before anything is known about their size. Few, because a page is in memory however
-/// large its events are.
+/// Events in the first page of all, before anything is known about their size: the database sends all of a page, however large
+/// they are.
 const FIRST_PAGE_EVENTS: i64 = 64;
 
-/// Most events in a page.
-const PAGE_EVENTS_MAX: i64 = 1_000;
+/// Most events that are read for a batch, however many a batch may have: all of them are in memory.
+const BATCH_EVENTS_MAX: i64 = 10_000;
 
 /// How long a database may take to return a page. After that it counts as gone.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,6 +55,8 @@ pub(crate) struct BatchQuery<'a> {
     /// The last position to look at.
     pub(crate) upto: Position,
     pub(crate) limits: &'a BatchLimits,
+    /// Bytes of an event, as those that were read before had them; 0: none were read.
+    pub(crate) event_bytes: i64,
     /// What the store has to say still, so that it is the one that was followed.
     pub(crate) witness: Option<Witness>,
     /// The partitions that the table of events has to have still; `None`: none are known.
@@ -101,27 +107,53 @@ impl Batch {
         Ok(batch)
     }
 
+    /// Whether the store that the batch was read from has the `witness` and the `partitions` still, the same last event at or
+    /// below the end of the batch, and as many events in it. `after` is the position that the batch begins at.
+    pub(crate) async fn still_stands(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        types: Option<&[String]>,
+        after: Position,
+        witness: Option<Witness>,
+        partitions: Option<&[i64]>,
+    ) -> Result<bool, ProcessorError> {
+        let examining = Witness::examine(witness, self.upto, &mut *connection, layout);
+        let examined = in_time(examining).await?;
+        let is_same = examined.standing == Standing::Stands
+            && self.trail.last() == Some(examined.end)
+            && partitions.is_none_or(|known| examined.partitions.as_deref() == Some(known));
+        let upto = self.upto;
+        Ok(is_same && self.length() == in_time(count(connection, layout, types, after, upto)).await?)
+    }
+
     async fn fill(
         &mut self,
         connection: &mut PgConnection,
         pages: &Pages<'_>,
-        BatchQuery { types, after, upto, limits, .. }: BatchQuery<'_>,
+        BatchQuery { types, after, upto, limits, event_bytes, .. }: BatchQuery<'_>,
     ) -> Result<(), ProcessorError> {
         let (mut after, mut bytes) = (after, 0);
         loop {
-            let wanted = self.next_page(limits, bytes);
-            let page = in_time(pages.read(connection, types, after, upto, wanted)).await?;
-            let last_page = (page.len() as i64) < wanted;
-            for event in page {
-                after = event.id;
-                bytes += (event.body.get().len() + event.metadata.get().len()) as i64;
-                self.events.push(event);
-                if bytes >= limits.bytes || self.length() >= limits.size {
-                    self.upto = after;
-                    return Ok(());
+            let wanted = self.next_page(limits, bytes, event_bytes);
+            let before = self.length();
+            let page = pages.read(connection, types, after, upto, wanted);
+            // What is beyond the limit of bytes is not even looked at.
+            let reading = page.try_take_while(|event| {
+                let is_wanted = bytes < limits.bytes;
+                if is_wanted {
+                    bytes += size_of(event);
                 }
+                futures_util::future::ok(is_wanted)
+            });
+            let events = in_time(reading.try_collect::<Vec<_>>()).await?;
+            after = events.last().map_or(after, |last| last.id);
+            self.events.extend(events);
+            if bytes >= limits.bytes || self.length() >= size_max(limits) {
+                self.upto = after;
+                return Ok(());
             }
-            if last_page {
+            if self.length() - before < wanted {
                 return Ok(());
             }
         }
@@ -131,15 +163,50 @@ impl Batch {
         self.events.len() as i64
     }
 
-    /// How many events to read next: as many as should fit, judged by the size of those read.
-    fn next_page(&self, limits: &BatchLimits, bytes: i64) -> i64 {
-        let room = limits.size - self.length();
-        let fitting = match self.length() {
-            0 => FIRST_PAGE_EVENTS,
-            length => (limits.bytes - bytes) / (bytes / length).max(1),
-        };
-        fitting.clamp(1, PAGE_EVENTS_MAX).min(room)
+    /// Bytes of an event on average; `None`: there is none.
+    pub(crate) fn event_bytes(&self) -> Option<i64> {
+        self.events.iter().map(size_of).sum::<i64>().checked_div(self.length())
     }
+
+    /// How many events to read next: as many as should fit, judged by the size of those read.
+    fn next_page(&self, limits: &BatchLimits, bytes: i64, event_bytes: i64) -> i64 {
+        let room = size_max(limits) - self.length();
+        let fitting = match bytes.checked_div(self.length()).unwrap_or(event_bytes) {
+            0 if self.events.is_empty() => FIRST_PAGE_EVENTS,
+            each => (limits.bytes - bytes) / each.max(1),
+        };
+        fitting.max(1).min(room)
+    }
+}
+
+/// Counts the events of these types from one position up to another.
+async fn count(
+    connection: &mut PgConnection,
+    layout: &Layout,
+    types: Option<&[String]>,
+    after: Position,
+    upto: Position,
+) -> Result<i64, sqlx::Error> {
+    let of_types = types.map_or_else(String::new, |types| {
+        let types: Vec<String> = types.iter().map(|name| quote_literal(name)).collect();
+        format!(" and type = any (array[{}]::text[])", types.join(", "))
+    });
+    let statement = format!(
+        "-- count_read_events
+         select count(*) from {} as e where id > {after} and id <= {upto}{of_types}",
+        layout.source()
+    );
+    simple(statement).fetch_one(connection).await?.try_get(0)
+}
+
+/// What an event counts for, in bytes.
+fn size_of(event: &Event) -> i64 {
+    (event.body.get().len() + event.metadata.get().len()) as i64
+}
+
+/// The most events of a batch that is read.
+fn size_max(limits: &BatchLimits) -> i64 {
+    limits.size.min(BATCH_EVENTS_MAX)
 }
 
 /// How pages are read.
@@ -158,17 +225,17 @@ impl Pages<'_> {
         }
     }
 
-    async fn read(
-        &self,
-        connection: &mut PgConnection,
-        types: Option<&[String]>,
+    fn read<'c>(
+        &'c self,
+        connection: &'c mut PgConnection,
+        types: Option<&'c [String]>,
         after: Position,
         upto: Position,
         wanted: i64,
-    ) -> Result<Vec<Event>, sqlx::Error> {
+    ) -> BoxStream<'c, Result<Event, sqlx::Error>> {
         match self {
-            Self::Unprepared(layout) => read_after_on(connection, layout, after, upto, types, wanted).await,
-            Self::Prepared(store) => store.read_after_in(connection, after, upto, types, wanted).await,
+            Self::Unprepared(layout) => read_after_on(connection, layout, after, upto, types, wanted),
+            Self::Prepared(store) => store.read_after_in(connection, after, upto, types, wanted),
         }
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Advance<'p> {
     pub(crate) rate: f32,
     /// The witness of the new position, in the store that was read; `None`: the tracker keeps the one that it has.
     pub(crate) witness: Option<Witness>,
+    /// A call that is made before the position moves, and may fail.
+    pub(crate) check: Option<String>,
 }
 
 impl Trackers {
@@ -32,11 +34,11 @@ impl Trackers {
         claim: &Claim,
         advance: Advance<'_>,
     ) -> Result<bool, sqlx::Error> {
-        let Advance { progress, caught_up, lease, rate, witness } = advance;
+        let Advance { progress, caught_up, lease, rate, witness, check } = advance;
         let statement = format!(
             "-- advance_tracker
              select {}.advance_tracker({}, epoch => {}, from_position => {}, to_position => {}, handled => {},
-               lease => {}, caught_up => {caught_up}, rate => {}::real, {}{}) as moved",
+               lease => {}, caught_up => {caught_up}, rate => {}::real, {}{}) as moved{}",
             self.schema,
             claim.key.arguments(),
             claim.epoch,
@@ -46,7 +48,9 @@ impl Trackers {
             interval(lease),
             if rate.is_finite() { rate } else { 0.0 },
             failure(progress)?,
-            super::witness::parameters(witness)
+            super::witness::parameters(witness),
+            // What stands behind `from` is carried out first.
+            check.map_or_else(String::new, |check| format!(" from {check}"))
         );
         simple(statement).fetch_one(connection).await?.try_get("moved")
     }

@@ -44,17 +44,17 @@ impl TransactionAppender {
 }
 
 /// Reads as [`EventStore::read_after`](crate::store::EventStore::read_after) does.
-pub(crate) async fn read_after_on(
-    connection: &mut PgConnection,
-    layout: &Layout,
+pub(crate) fn read_after_on<'c>(
+    connection: &'c mut PgConnection,
+    layout: &'c Layout,
     position: Position,
     upto: Position,
-    event_types: Option<&[String]>,
+    event_types: Option<&'c [String]>,
     limit: i64,
-) -> Result<Vec<Event>, sqlx::Error> {
+) -> BoxStream<'c, Result<Event, sqlx::Error>> {
     let query = sqlx::query(sql(read_after(layout))).persistent(false);
     let query = query.bind(position).bind(upto).bind(event_types).bind(limit.max(0));
-    query.fetch(connection).and_then(async |row| layout.finish(row::event(&row)?)).try_collect().await
+    query.fetch(connection).map(|row| layout.finish(row::event(&row?)?)).boxed()
 }
 
 /// Streams from the first version on as [`EventStore::read_aggregate`](crate::store::EventStore::read_aggregate) does. Rows are

@@ -6,6 +6,7 @@ mod confinement;
 mod deaths;
 mod examples;
 mod odd_rows;
+mod overlap;
 mod policies;
 mod reactors;
 mod refused_text;

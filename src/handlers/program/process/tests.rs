@@ -30,7 +30,7 @@ async fn wait_until_gone(pid: &str) {
 #[tokio::test]
 async fn a_program_is_sent_more_than_a_pipe_holds_while_it_writes_more_than_a_pipe_holds() {
     let mut process = ProgramProcess::start("p", &declare(&["cat"])).unwrap();
-    process.send(&b"0123456789\n".repeat(100_000));
+    process.send(b"0123456789\n".repeat(100_000));
     for _ in 0..100_000 {
         assert_eq!(read_line(&mut process).await.unwrap(), "0123456789");
     }
@@ -55,7 +55,7 @@ async fn what_a_program_wrote_before_it_ended_is_read() {
 #[tokio::test]
 async fn neither_silence_nor_chatter_lasts_longer_than_the_timeout() {
     let mut process = ProgramProcess::start("p", &shell("sleep 600")).unwrap();
-    process.send(&vec![b'\n'; 1_000_000]);
+    process.send(vec![b'\n'; 1_000_000]);
     let since = Instant::now();
     let error = process.read_line(since, Duration::from_millis(100)).await.map(str::to_owned).unwrap_err();
     assert!(error.to_string().starts_with("was silent for 0.1 s"), "{error}");
