@@ -2,8 +2,8 @@
 //!
 //! A call of `process` has three steps. It reads events behind those already in the queue. It sends what may be sent, while
 //! no transaction is open. And it commits the results: the position up to which everything is done, the events beyond it
-//! that are done, what receivers want emitted, and what has failed. Requests that take longer stay under way, and their
-//! results are committed by a later call.
+//! that are done, what receivers want emitted, and what has failed. While the database reads or commits, requests go on, on a
+//! thread of their own; what they result in by then is committed by a later call, and so is what takes longer.
 //!
 //! An event is sent only after its predecessor in the aggregate has been *committed* as received. Whatever a crash makes
 //! espd repeat is therefore the last event that the receiver has seen of that aggregate. See `docs/webhooks.md`.
@@ -16,20 +16,18 @@ mod commit;
 mod dead_letter;
 mod deliveries;
 mod delivery_queue;
+mod dispatch;
 mod request;
 mod schedule;
 mod sender;
+mod sending_thread;
 mod signature;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sqlx::{Connection as _, PgConnection};
-use tokio::task::JoinSet;
-use uuid::Uuid;
 
-use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, Reading};
 use crate::postgres::server_mark;
 use crate::processing::declaration::{BatchLimits, WebhookDeclaration};
@@ -48,7 +46,7 @@ pub(crate) use sender::Sender;
 
 use deliveries::Deliveries;
 use delivery_queue::DeliveryQueue;
-use sender::SendAttempt;
+use dispatch::Dispatch;
 
 /// How long the transaction may be idle before the server ends it.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -56,21 +54,13 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// The longest time for the step that sends, however long a batch may take: no transaction extends the lease meanwhile.
 const SENDING_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// How long to wait for requests under way when no further event can be sent: briefly if results wait to be committed,
-/// longer if none do. New events wait as long.
-const WAIT_WITH_RESULTS: Duration = Duration::from_millis(5);
-const WAIT_WITHOUT_RESULTS: Duration = Duration::from_millis(50);
-
 /// A reactor that sends its events to a receiver.
 pub(crate) struct Webhook {
     base: ProcessorBase,
     emitter: Emitter,
-    concurrency: usize,
     /// How long a request may take.
     timeout: Duration,
-    sender: Arc<Sender>,
-    queue: DeliveryQueue,
-    under_way: JoinSet<(Position, Uuid, SendAttempt)>,
+    dispatch: Dispatch,
     /// Whether the next event cannot be read, while the queue still holds earlier ones.
     is_stuck: bool,
     /// The claim that the queue was filled under.
@@ -95,16 +85,12 @@ impl Webhook {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
         let queue = DeliveryQueue::new(base.declaration.retry);
         let WebhookDeclaration { concurrency, timeout, .. } = *declaration;
-        let sender = Arc::new(sender);
-        let under_way = JoinSet::new();
+        let dispatch = Dispatch::new(queue, sender, concurrency);
         Ok(Self {
             base,
             emitter,
-            concurrency,
             timeout,
-            sender,
-            queue,
-            under_way,
+            dispatch,
             is_stuck: false,
             claim: None,
             in_doubt: false,
@@ -128,11 +114,12 @@ impl Processor for Webhook {
         // If nobody else was here in between, and the server has not forgotten anything, the requests are still what the
         // receiver was last sent.
         let before = self.claim.replace(claim.clone());
-        if !before.is_some_and(|before| claim.follows(&before)) || !self.queue.matches(claim.position) {
-            self.under_way.shutdown().await;
-            self.queue.clear();
+        if !before.is_some_and(|before| claim.follows(&before))
+            || !self.dispatch.queue.matches(claim.position)
+        {
+            self.dispatch.clear().await;
         }
-        self.queue.restart(claim.position, delivered, claim.attempts == 0);
+        self.dispatch.queue.restart(claim.position, delivered, claim.attempts == 0);
         self.in_doubt = false;
         Ok(())
     }
@@ -162,11 +149,11 @@ impl Processor for Webhook {
 
 impl RunsAhead for Webhook {
     fn stop_sending(&mut self) {
-        self.queue.stop_sending();
+        self.dispatch.queue.stop_sending();
     }
 
     fn retry_now(&mut self) {
-        self.queue.retry_now();
+        self.dispatch.queue.retry_now();
     }
 }
 
@@ -179,26 +166,32 @@ impl Webhook {
         if request.dead_letter().is_some() {
             return self.retry_dead_letter(connection, request).await;
         }
-        if let Some(outage) = self.queue.take_outage() {
+        // What was answered before an outage is committed first.
+        let outage = (!self.dispatch.queue.has_results()).then(|| self.dispatch.queue.take_outage());
+        if let Some(outage) = outage.flatten() {
             return Err(outage);
         }
-        self.queue.skip_to(request.claim.position);
+        self.dispatch.queue.skip_to(request.claim.position);
         if !self.read(connection, request).await? {
             return Ok(Outcome::ClaimLost);
         }
-        self.send(request.limits.time.min(SENDING_TIME_MAX)).await;
+        self.dispatch.send(request.limits.time.min(SENDING_TIME_MAX)).await;
         let Some(handled) = self.commit(connection, request).await? else { return Ok(Outcome::ClaimLost) };
         // Progress has to be reported before an outage, because the claim holds the position.
-        let has_progressed = handled > 0 || self.queue.position() != request.claim.position;
-        if let Some(outage) = (!has_progressed).then(|| self.queue.take_outage()).flatten() {
+        let queue = &mut self.dispatch.queue;
+        let has_progressed = handled > 0 || queue.position() != request.claim.position;
+        if let Some(outage) = (!has_progressed).then(|| queue.take_outage()).flatten() {
             return Err(outage);
         }
         // If no more can be read, calling again does not help before something is done.
-        let is_full = self.is_stuck || self.queue.room(request.limits) == 0;
-        let seen = if is_full { request.upto() } else { self.queue.seen() };
-        let under_way = self.queue.is_busy() || seen < request.upto();
-        let pending_retry = self.queue.next_pending_retry().map(Box::new);
-        Ok(Outcome::Ahead { position: self.queue.position(), seen, handled, under_way, pending_retry })
+        let is_full = self.is_stuck || queue.room(request.limits) == 0;
+        let seen = if is_full { request.upto() } else { queue.seen() };
+        let under_way = queue.is_busy() || seen < request.upto();
+        // Before the reactor stops, everything that it knows is committed.
+        let may_stop = !queue.has_results();
+        let pending_retry = queue.next_pending_retry().filter(|retry| retry.until.is_some() || may_stop);
+        let pending_retry = pending_retry.map(Box::new);
+        Ok(Outcome::Ahead { position: queue.position(), seen, handled, under_way, pending_retry })
     }
 
     /// Reads events behind those already seen, as many as the queue has room for. Returns `false` if the claim is no longer
@@ -208,7 +201,8 @@ impl Webhook {
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
     ) -> Result<bool, ProcessorError> {
-        let Self { base, queue, is_stuck, .. } = self;
+        let Self { base, dispatch, is_stuck, .. } = self;
+        let queue = &dispatch.queue;
         let (position, room) = (queue.seen(), queue.room(request.limits));
         *is_stuck = false;
         if room == 0 || position >= request.upto() {
@@ -217,13 +211,15 @@ impl Webhook {
         let claim = Claim { position, ..request.claim.clone() };
         let limits = BatchLimits { size: room, ..*request.limits };
         let beyond = BatchRequest { claim: &claim, limits: &limits, ..*request };
-        let Some(mut transaction) = BatchTransaction::open(connection, base, request, IDLE_MAX).await? else {
+        let witness = queue.last_witness();
+        let opening = BatchTransaction::open(connection, base, request, IDLE_MAX);
+        let Some(mut transaction) = dispatch.beside(opening).await? else {
             return Ok(false);
         };
-        let reading = transaction.read_as(&beyond, queue.last_witness()).await;
+        let reading = dispatch.beside(transaction.read_as(&beyond, witness)).await;
         let Reading { deliveries, upto, trail, set_aside } = match reading {
             // An event that cannot be read is left until all before it are done. Then the runner handles the error.
-            Err(ProcessorError::Unattributed(_)) if !queue.is_empty() => {
+            Err(ProcessorError::Unattributed(_)) if !dispatch.queue.is_empty() => {
                 *is_stuck = true;
                 return Ok(true);
             }
@@ -233,7 +229,7 @@ impl Webhook {
             Deliveries::of(base, request.claim)
                 .record_dead_letters(transaction.connection(), position, upto)
                 .await?;
-            let pending_retry = queue.next_pending_retry();
+            let pending_retry = dispatch.queue.next_pending_retry();
             let position = request.claim.position;
             transaction
                 .finish(Progress {
@@ -244,38 +240,7 @@ impl Webhook {
                 })
                 .await?;
         }
-        queue.enqueue(deliveries, upto, trail);
+        dispatch.queue.enqueue(deliveries, upto, trail);
         Ok(true)
-    }
-
-    /// Sends what may be sent, until nothing is left to send or the time is up.
-    async fn send(&mut self, time: Duration) {
-        let begun = Instant::now();
-        let (mut deadline, mut is_waiting) = (begun + time, false);
-        loop {
-            self.fill_slots();
-            if self.under_way.is_empty() {
-                return;
-            }
-            if !self.queue.can_send() && !is_waiting {
-                is_waiting = true;
-                let wait =
-                    if self.queue.has_uncommitted() { WAIT_WITH_RESULTS } else { WAIT_WITHOUT_RESULTS };
-                deadline = deadline.min(Instant::now() + wait);
-            }
-            match tokio::time::timeout_at(deadline.into(), self.under_way.join_next()).await {
-                Ok(Some(Ok((id, uuid, attempt)))) => self.queue.record_result(id, uuid, attempt),
-                Ok(Some(Err(error))) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                Ok(_) | Err(_) => return,
-            }
-        }
-    }
-
-    /// Starts as many requests as `concurrency` allows.
-    fn fill_slots(&mut self) {
-        while let Some(event) = self.queue.next(self.concurrency) {
-            let sender = Arc::clone(&self.sender);
-            self.under_way.spawn(async move { (event.id, event.uuid, sender.send(&event).await) });
-        }
     }
 }

@@ -25,21 +25,27 @@ impl Webhook {
         if !self.has_to_commit(request) {
             return Ok(Some(0));
         }
-        let Self { base, queue, emitter, committed, session_is_renewed, .. } = self;
-        let Some(mut transaction) = BatchTransaction::open(connection, base, request, IDLE_MAX).await? else {
+        let Self { base, dispatch, emitter, committed, session_is_renewed, .. } = self;
+        let opening = BatchTransaction::open(connection, base, request, IDLE_MAX);
+        let Some(mut transaction) = dispatch.beside(opening).await? else {
             return Ok(None);
         };
+        let queue = &mut dispatch.queue;
         apply(&mut transaction, emitter, queue, session_is_renewed).await?;
+        // What requests result in from here on is not part of it.
         let plan = queue.plan_commit();
-        record(&mut transaction, base, request.claim, &plan).await?;
         let handled = i32::try_from(plan.done.len()).unwrap_or(i32::MAX);
         let pending_retry = queue.next_pending_retry();
         queue.mark_attempted(plan.position);
         let failing = pending_retry.is_some();
         let progress =
             Progress { position: plan.position, handled, failing, pending_retry: pending_retry.as_ref() };
-        transaction.finish_with(progress, plan.witness).await?;
-        queue.mark_committed(&plan);
+        let committing = async {
+            record(&mut transaction, base, request.claim, &plan).await?;
+            transaction.finish_with(progress, plan.witness).await
+        };
+        dispatch.beside(committing).await?;
+        dispatch.queue.mark_committed(&plan);
         *session_is_renewed &= handled == 0;
         *committed = Some(Instant::now());
         for NewDeadLetter { failure, attempts, .. } in &plan.given_up {
@@ -51,12 +57,13 @@ impl Webhook {
     /// Whether anything has happened, or the lease needs a commit to be extended. An outage allows no empty commit, because
     /// that would record that the outage is over.
     fn has_to_commit(&self, request: &BatchRequest<'_>) -> bool {
-        let plan = self.queue.plan_commit();
+        let queue = &self.dispatch.queue;
+        let plan = queue.plan_commit();
         if !plan.is_empty() || plan.position != request.claim.position {
             return true;
         }
         let is_recent = self.committed.is_some_and(|committed| committed.elapsed() < request.lease / 5);
-        !is_recent && !self.queue.is_unreachable()
+        !is_recent && !queue.is_unreachable()
     }
 }
 

@@ -45,7 +45,7 @@ impl Webhook {
         delivery: &Delivery,
     ) -> Result<Option<Box<Failure>>, ProcessorError> {
         let source = SourceEvent::of(delivery);
-        let actions = match self.sender.send(&delivery.event).await {
+        let actions = match self.dispatch.sender.send(&delivery.event).await {
             SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => actions,
             SendAttempt::Concluded(DeliveryResult::Failed { failure, .. }) => {
                 return Ok(Some(Box::new(source.attribute(*failure))));

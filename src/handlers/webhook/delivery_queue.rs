@@ -314,7 +314,7 @@ impl DeliveryQueue {
     /// Whether the next call has something to do at once.
     pub(crate) fn is_busy(&self) -> bool {
         let reports_outage = self.outage.is_some() && !self.has_stopped_sending;
-        self.under_way() > 0 || reports_outage || self.can_send()
+        self.under_way() > 0 || reports_outage || self.can_send() || self.has_results()
     }
 
     /// Whether an event can be sent as soon as there is a free slot.
@@ -325,6 +325,11 @@ impl DeliveryQueue {
     /// Keeps further events from being sent; those under way may end.
     pub(crate) fn stop_sending(&mut self) {
         self.has_stopped_sending = true;
+    }
+
+    /// Whether something is to be committed: what requests resulted in during the last commit, for example.
+    pub(crate) fn has_results(&self) -> bool {
+        self.has_uncommitted() || self.failed.iter().any(|id| self.schedule.postponed_until(*id).is_some())
     }
 
     /// Whether an event is completed and not committed.

@@ -11,9 +11,12 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::cloud_event::{attributes, delivery_key};
-use super::signature::sign;
+use super::signature::Signer;
 use crate::event::Event;
-use crate::processing::declaration::{InvalidReceiver, SigningSecret, WebhookDeclaration};
+use crate::processing::declaration::{InvalidReceiver, WebhookDeclaration};
+
+/// Headers that every request may have: so the table of them is made once.
+const HEADERS: usize = 16;
 
 /// Builds the requests of one reactor, and holds what they have in common.
 #[derive(Debug)]
@@ -22,7 +25,7 @@ pub(crate) struct Requests {
     /// The attribute `source` of the events.
     source: String,
     uri: Uri,
-    secrets: Vec<SigningSecret>,
+    signer: Signer,
     /// The declared headers, and the credentials of the URL. All of them may be secrets.
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -48,7 +51,7 @@ impl Requests {
             reactor: reactor.to_owned(),
             source: format!("/espd/{schema}"),
             uri,
-            secrets: declaration.secrets.clone(),
+            signer: Signer::new(&declaration.secrets),
             // A declared `authorization` comes last and replaces that of the URL.
             headers: authorization.into_iter().chain(declared).collect::<Result<_, _>>()?,
         })
@@ -61,6 +64,7 @@ impl Requests {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
         let headers = request.headers_mut();
+        headers.reserve(HEADERS + self.headers.len());
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("espd/", env!("CARGO_PKG_VERSION"))));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.extend(self.headers.iter().cloned());
@@ -72,8 +76,8 @@ impl Requests {
             add(name, value);
         }
         let (key, timestamp) = (delivery_key(&self.reactor, event.uuid).to_string(), now.timestamp());
-        if !self.secrets.is_empty() {
-            add("webhook-signature", sign(&self.secrets, &key, timestamp, body.as_bytes()));
+        if let Some(signature) = self.signer.sign(&key, timestamp, body.as_bytes()) {
+            add("webhook-signature", signature);
         }
         add("webhook-timestamp", timestamp.to_string());
         add("idempotency-key", key.clone());

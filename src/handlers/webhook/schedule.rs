@@ -93,7 +93,7 @@ impl<T> Schedule<T> {
         Some(id)
     }
 
-    /// Records that an event need not be sent any more. Its queue moves on after [`Self::remove_completed`].
+    /// Records that an event need not be sent any more. Its queue moves on after [`Self::remove`].
     pub(crate) fn complete(&mut self, id: Position) {
         self.enter(id, DeliveryState::Done);
     }
@@ -126,9 +126,12 @@ impl<T> Schedule<T> {
         queue.into_iter().flatten().copied().filter(move |other| *other > id)
     }
 
-    /// Removes the completed events, now that they are committed. The next event of each queue becomes ready.
-    pub(crate) fn remove_completed(&mut self) {
-        for id in std::mem::take(&mut self.done) {
+    /// Removes these of the completed events, now that they are committed. The next event of each queue becomes ready.
+    pub(crate) fn remove(&mut self, committed: &[Position]) {
+        for id in committed.iter().copied() {
+            if !self.done.remove(&id) {
+                continue;
+            }
             let Some(event) = self.events.remove(&id) else { continue };
             self.weight -= event.weight;
             let Some(queue) = self.queues.get_mut(&event.aggregate) else { continue };

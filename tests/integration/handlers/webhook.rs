@@ -7,6 +7,7 @@ mod failures;
 mod lost_commits;
 mod order;
 mod outages;
+mod overlap;
 mod places;
 mod refused_text;
 mod replay;

@@ -90,12 +90,19 @@ impl DeliveryQueue {
         self.attempted = Some(position);
     }
 
-    /// Records that the plan has been committed.
+    /// Records that the plan has been committed. What has happened since it was made is left for the next one.
     pub(crate) fn mark_committed(&mut self, plan: &CommitPlan) {
         self.resume_at(plan.position);
         self.trail.forget_below(plan.position);
-        self.schedule.remove_completed();
-        self.failed.clear();
+        self.schedule.remove(&plan.done);
+        for (id, pending_retry) in &plan.pending_retries {
+            // It may have failed once more meanwhile.
+            if self.schedule.get(*id).is_none_or(|queued| queued.attempts == pending_retry.attempts) {
+                self.failed.remove(id);
+            }
+        }
+        // What was completed since it had failed is recorded as that.
+        self.failed.retain(|id| self.schedule.get(*id).is_some());
         self.beyond.extend(plan.done.iter().copied());
         self.beyond = self.beyond.split_off(&plan.position.next());
     }

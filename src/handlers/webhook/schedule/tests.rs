@@ -2,6 +2,14 @@ use std::time::Duration;
 
 use super::*;
 
+impl<T> Schedule<T> {
+    /// Has all that is completed be committed.
+    fn remove_completed(&mut self) {
+        let done: Vec<Position> = self.completed().collect();
+        self.remove(&done);
+    }
+}
+
 const fn at(position: i64) -> Position {
     Position::new(position)
 }
