@@ -151,6 +151,8 @@ impl Watcher {
         self.mark.send_replace(connection.mark);
         let observer = Observer::new(&self.layout);
         let observer = if self.settings.durable_only { observer.durable_only() } else { observer };
+        // A session with a mark is one that no pooler gives to others.
+        let observer = if connection.mark.is_some() { observer.preparing() } else { observer };
         Ok(Session::new(connection, observer, &self.layout, &self.settings))
     }
 

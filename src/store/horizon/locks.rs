@@ -69,6 +69,17 @@ pub(super) struct LockReader {
     /// Whether a table has partitions, as far as seen. Most have none, and planning a statement
     /// that looks for them takes as long as all the rest of an observation.
     has_heirs: bool,
+    preparation: Preparation,
+}
+
+/// Whether the statement is prepared on the session. Planning it takes three times as long as running it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Preparation {
+    /// A pooler is in the way, or nobody knows: the next statement may run on another session.
+    Never,
+    /// It is prepared when it runs first.
+    Due,
+    Done,
 }
 
 impl LockReader {
@@ -76,7 +87,12 @@ impl LockReader {
     pub(super) fn new(tables: &[String], sequence: &str) -> Self {
         let oid = |name: &str| format!("{}::regclass", quote_literal(name));
         let tables = tables.iter().map(|table| oid(table)).collect::<Vec<_>>().join(", ");
-        Self { tables, sequence: oid(sequence), has_heirs: false }
+        Self { tables, sequence: oid(sequence), has_heirs: false, preparation: Preparation::Never }
+    }
+
+    /// Has the statement prepared when it runs first. What it is read from is looked up anew whenever the catalog changes there.
+    pub(super) fn prepare(&mut self) {
+        self.preparation = Preparation::Due;
     }
 
     pub(super) async fn read(&mut self, connection: &mut PgConnection) -> Result<Locks, ObserveError> {
@@ -92,6 +108,9 @@ impl LockReader {
     ) -> Result<Locks, ObserveError> {
         if !self.has_heirs && any(&rows, "has_heirs")? {
             self.has_heirs = true;
+            if self.preparation == Preparation::Done {
+                self.preparation = Preparation::Due;
+            }
             rows = self.fetch(connection).await?;
         }
         let Some(first) = rows.first() else {
@@ -108,12 +127,24 @@ impl LockReader {
 
     /// Fetches at least one row, also where there is no lock. Whether there are partitions is looked up in
     /// the same snapshot, which is newer than the last value, so none that matters is overlooked.
-    async fn fetch(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
+    async fn fetch(&mut self, connection: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
         sqlx::raw_sql(AssertSqlSafe(self.statement())).fetch_all(connection).await
     }
 
-    /// The statement that reads the locks.
-    pub(super) fn statement(&self) -> String {
+    /// The statement that reads the locks. It counts as prepared from then on, for if it fails, the session is given up.
+    pub(super) fn statement(&mut self) -> String {
+        let name = if self.has_heirs { "espd_read_locks_of_partitions" } else { "espd_read_locks" };
+        match self.preparation {
+            Preparation::Never => self.reading(),
+            Preparation::Due => {
+                self.preparation = Preparation::Done;
+                format!("prepare {name} as\n{};\nexecute {name}", self.reading())
+            }
+            Preparation::Done => format!("execute {name}"),
+        }
+    }
+
+    fn reading(&self) -> String {
         format!(
             "-- read_locks
              {}
@@ -165,7 +196,7 @@ impl LockReader {
 
     /// The sequence, and the tables with their partitions, and theirs, as `t`.
     fn relations(&self) -> String {
-        let Self { tables, sequence, has_heirs } = self;
+        let Self { tables, sequence, has_heirs, .. } = self;
         let columns = "c.oid, c.xmin, c.relkind, c.relhassubclass";
         if !has_heirs {
             return format!(

@@ -1,7 +1,7 @@
 //! Observes a PostgreSQL event store: makes the reads that [`Rule`] draws its conclusions from.
 //!
-//! Every statement travels in the simple protocol: one round trip, nothing prepared, so it works
-//! behind any pooler. Each runs in a transaction of its own.
+//! Every statement travels in the simple protocol: one round trip, and nothing prepared unless the session is known to be
+//! the observer's own, so it works behind any pooler. Each runs in a transaction of its own.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -76,6 +76,13 @@ impl Observer {
     /// on another server. The position that a reader keeps beside the events needs no such care.
     pub fn durable_only(mut self) -> Self {
         self.durability = Some(Durability::default());
+        self
+    }
+
+    /// Has the longest of the statements prepared, so that it is not planned for each observation. For a session that no pooler
+    /// gives to others.
+    pub fn preparing(mut self) -> Self {
+        self.locks.prepare();
         self
     }
 

@@ -136,7 +136,7 @@ async fn nothing_is_lost_doubled_or_inverted_while_writers_do_everything() {
 /// Reads in batches, each up to the horizon, each in a snapshot newer than the observation.
 async fn follow_the_horizon(url: String, writers_done: watch::Receiver<bool>) -> Vec<Position> {
     let (mut watching, mut reading) = (connect(&url).await, connect(&url).await);
-    let mut observer = Observer::new(&layout());
+    let mut observer = Observer::new(&layout()).preparing();
     let (mut position, mut delivered) = (Position::START, Vec::new());
     loop {
         let last_round = *writers_done.borrow();
@@ -539,6 +539,38 @@ async fn writers_of_partitions_are_waited_for() {
     assert_eq!(settled(&mut reader).await, 0);
     run(&mut writer, "commit").await;
     assert_eq!(settled(&mut reader).await, 3);
+}
+
+/// What was prepared while a store was one table is of what has its name now.
+#[tokio::test]
+async fn a_prepared_observer_follows_names_and_new_partitions() {
+    let database = support::database().await;
+    let (mut writer, mut reader) = (connect(&database.url).await, connect(&database.url).await);
+    let (whole, parted) = ("id bigint generated always as identity", "partition by range (id)");
+    for (schema, rest) in [("followed", ""), ("other", parted)] {
+        let store = format!("create schema {schema}; create table {schema}.events ({whole}) {rest}");
+        run(&mut reader, &store).await;
+    }
+    let mut observer = Observer::new(&Layout::espd("followed").unwrap()).preparing();
+    run(&mut reader, "insert into followed.events default values").await;
+    observer.observe(&mut reader).await.unwrap();
+    assert_eq!(observer.horizon().settled, 1);
+    run(&mut writer, "alter schema followed rename to first; alter schema other rename to followed").await;
+    run(
+        &mut writer,
+        "create table followed.low partition of followed.events for values from (1) to (9);
+         insert into followed.events default values",
+    )
+    .await;
+    // The parent is not locked by who writes into the partition alone.
+    run(&mut writer, "begin; insert into followed.low values (2)").await;
+    run(&mut reader, "select setval('followed.events_id_seq', 2)").await;
+    run(&mut reader, "insert into followed.events default values").await;
+    observer.observe(&mut reader).await.unwrap();
+    assert_eq!((observer.horizon().head, observer.horizon().settled), (3.into(), 1.into()));
+    run(&mut writer, "commit").await;
+    observer.observe(&mut reader).await.unwrap();
+    assert_eq!(observer.horizon().settled, 3);
 }
 
 /// Draws 40 ids and rolls back: more than the 32 that one record in the server's log covers, and so few bytes
