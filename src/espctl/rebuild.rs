@@ -1,6 +1,7 @@
 //! `espctl rebuild`, `rollback` and `verify`: versions of a projector side by side.
 
 mod difference;
+mod watch;
 
 use std::sync::Mutex;
 
@@ -28,6 +29,7 @@ use difference::render;
     Examples:\n  \
     espctl rebuild orders --dry-run\n  \
     espctl rebuild orders\n  \
+    espctl rebuild orders --watch\n  \
     espctl rebuild abort orders"
 )]
 pub(crate) struct RebuildArguments {
@@ -45,7 +47,11 @@ pub(crate) struct RebuildArguments {
     /// Go live whatever differs, without being asked
     #[arg(long, short)]
     yes: bool,
-    /// Print what differs as JSON
+    /// Build nothing, but show how far the version is that anybody builds, until that is over: exit code 0 if it is live,
+    /// 1 if it was given up or waits for you
+    #[arg(long, conflicts_with_all = ["dry_run", "yes", "go_live"])]
+    watch: bool,
+    /// Print what differs as JSON; with --watch, how far it is
     #[arg(long)]
     json: bool,
 }
@@ -113,6 +119,7 @@ pub(crate) async fn rebuild(
             output::print(&format!("version {version} of {name} was given up"))
         }
         (Some(RebuildCommand::Drop { name, yes }), _) => drop_former(&operator, &name, yes).await,
+        (None, Some(name)) if arguments.watch => watch::watch(operator, &name, arguments.json).await,
         (None, Some(name)) if arguments.dry_run => {
             look(operator, &name, Beside::DryRun, arguments.json).await
         }

@@ -5,7 +5,7 @@
 use chrono::Utc;
 
 use super::backlog::Backlog;
-use super::status::{ProcessorState, ProcessorStatus};
+use super::status::{ProcessorState, ProcessorStatus, RebuildStatus};
 use crate::postgres::sqlstate::FOREIGN_WRITE;
 use crate::processing::effects::PendingEffects;
 use crate::store::scheduled::ScheduledSummary;
@@ -80,12 +80,14 @@ enum Value {
     Scheduled(fn(&ScheduledSummary) -> f64),
     /// A sample of each processor: what its handlers want done after their commit; 0 where there is nothing.
     Effects(fn(&PendingEffects) -> f64),
+    /// A sample of each version that is built beside the serving one.
+    Rebuild(fn(&RebuildStatus) -> f64),
     /// A sample of each processor and state.
     ProcessorState,
 }
 
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 31] = [
+pub(crate) const METRICS: [Metric; 37] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
@@ -233,6 +235,36 @@ pub(crate) const METRICS: [Metric; 31] = [
         Value::Processor(|status| truth(is_foreign_write(status))),
     ),
     gauge(
+        "espd_rebuild_running",
+        "Whether somebody works on the version that is built beside the serving one.",
+        Value::Rebuild(|build| truth(build.is_running)),
+    ),
+    gauge(
+        "espd_rebuild_waiting",
+        "Whether the version that is built waits for an operator.",
+        Value::Rebuild(|build| truth(build.blocked_because.is_some())),
+    ),
+    gauge(
+        "espd_rebuild_share",
+        "What share of the ids is handled for the version that is built: 0 to 1.",
+        Value::Rebuild(|build| build.share),
+    ),
+    gauge(
+        "espd_rebuild_rate",
+        "Events handled per second for the version that is built, in the last seconds.",
+        Value::Rebuild(|build| build.rate),
+    ),
+    gauge(
+        "espd_rebuild_left_seconds",
+        "How long the version that is built takes to catch up at this speed; 0 while nobody knows.",
+        Value::Rebuild(|build| build.seconds_left.unwrap_or(0.0)),
+    ),
+    gauge(
+        "espd_rebuild_bytes",
+        "Size of the tables of the version that is built, with their indexes.",
+        Value::Rebuild(|build| build.bytes as f64),
+    ),
+    gauge(
         "espd_processor_state",
         "1 for the state that the processor is in, 0 for the others.",
         Value::ProcessorState,
@@ -276,6 +308,15 @@ impl Metric {
                     backlog.effects.iter().find(|effects| is_of(effects, status)).map_or(0.0, value)
                 };
                 statuses.iter().map(|status| sample(labels(status, statuses), of(status))).collect()
+            }
+            Value::Rebuild(value) => {
+                let of = |status: &ProcessorStatus| {
+                    let build = status.rebuild.as_ref()?;
+                    let labels =
+                        vec![("processor", status.name.clone()), ("version", build.version.to_string())];
+                    Some(sample(labels, value(build)))
+                };
+                statuses.iter().filter_map(of).collect()
             }
             Value::ProcessorState => {
                 statuses.iter().flat_map(|status| state_samples(status, statuses)).collect()

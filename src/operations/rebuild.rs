@@ -4,11 +4,12 @@
 //! it was. A lock of the session keeps two from building the same version at once.
 
 mod going_live;
+mod looking;
 mod preparation;
 mod removal;
 mod rollback;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
@@ -22,31 +23,15 @@ use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::Processor as _;
 use crate::processing::rebuild::{
-    Beside, Difference, Finding, Rebuilds, Replay, ReplayError, State, compare, create, drop_place,
-    refuse_qualified_names,
+    Beside, Difference, Finding, Pace, Phase, Rebuilds, Replay, ReplayError, State, Written, compare, create,
+    drop_place, key_of_lock, refuse_qualified_names, write_progress,
 };
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 
+pub(crate) use crate::processing::rebuild::Progress;
 pub(crate) use going_live::{GoLive, Way};
+pub(crate) use looking::Outcome;
 use preparation::refuse_unsuitable;
-
-/// How often progress is told.
-const TELL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How far the building of a version is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Progress {
-    /// Every event at or below it is handled.
-    pub(crate) position: Position,
-    /// Where the serving version is.
-    pub(crate) target: Position,
-    /// How many events this run has handled.
-    pub(crate) handled: i64,
-    /// Events that were handled in a second, since this run has begun.
-    pub(crate) per_second: f64,
-    /// How long the rest takes at the speed of this run; `None`: nobody knows yet.
-    pub(crate) seconds_left: Option<f64>,
-}
 
 /// What is told while a version is built.
 #[derive(Clone, Copy)]
@@ -73,6 +58,7 @@ pub(crate) struct Rebuilding<'o> {
     complete_at: DateTime<Utc>,
     /// The tables of the version that serves.
     live_tables: Vec<String>,
+    pace: Pace,
 }
 
 impl<'o> Rebuilding<'o> {
@@ -104,6 +90,7 @@ impl<'o> Rebuilding<'o> {
                 replay,
                 worker,
                 live_tables,
+                pace: Pace::new(),
             }),
             Err(error) => {
                 unlock_session(&mut worker, name).await?;
@@ -152,6 +139,7 @@ impl<'o> Rebuilding<'o> {
             ));
         }
         self.note(Finding::CaughtUp).await?;
+        self.enter(Phase::Analyzing).await?;
         for table in self.declaration.table_names() {
             let table = format!("{}.{}", quote_identifier(&self.building_in), quote_identifier(&table));
             let statement = format!("-- analyze_table\nvacuum (analyze) {table}");
@@ -165,32 +153,51 @@ impl<'o> Rebuilding<'o> {
     }
 
     async fn follow(&mut self) -> Result<(), OperatorError> {
-        let (begun, from) = (Instant::now(), self.replay.position());
-        let mut told = Instant::now();
         loop {
             let target = self.operator.find_position(&mut self.worker, &self.live).await?;
+            if self.pace.is_due(Instant::now()) {
+                let progress = self.write(Phase::Replaying, target, None).await?;
+                if progress.seconds_left.is_some() {
+                    (self.listener.progress)(progress);
+                }
+            }
             if self.replay.position() >= target {
                 return Ok(());
             }
             self.replay.advance(&mut self.worker, target).await.map_err(|error| self.failed(error))?;
-            if told.elapsed() >= TELL_INTERVAL {
-                told = Instant::now();
-                (self.listener.progress)(self.progress(target, from, begun.elapsed().as_secs_f64()));
-            }
         }
     }
 
-    fn progress(&self, target: Position, from: Position, seconds: f64) -> Progress {
+    /// Writes down what is done now, where others see it.
+    async fn enter(&mut self, phase: Phase) -> Result<(), OperatorError> {
+        let target = self.operator.find_position(&mut self.worker, &self.live).await?;
+        self.write(phase, target, None).await.map(drop)
+    }
+
+    async fn write(
+        &mut self,
+        phase: Phase,
+        target: Position,
+        rests_because: Option<&str>,
+    ) -> Result<Progress, OperatorError> {
         let position = self.replay.position();
-        let passed = from.distance_to(position) as f64 / seconds.max(0.001);
-        let left = position.distance_to(target) as f64;
-        Progress {
-            position,
-            target,
-            handled: self.replay.handled,
-            per_second: self.replay.handled as f64 / seconds.max(0.001),
-            seconds_left: (passed > 0.0).then(|| left / passed),
+        let progress = self.pace.measure(Instant::now(), position, target, self.replay.handled);
+        // Former versions that go live again have little to do.
+        if !matches!(self.beside, Beside::Archived(_)) {
+            let written = Written {
+                beside: self.beside,
+                processor: &self.live.name,
+                version: self.declaration.version,
+                phase,
+                progress,
+                building_in: &self.building_in,
+                builder: self.operator.name,
+                rests_because,
+            };
+            let trackers = self.operator.trackers();
+            write_progress(&mut *self.worker, (trackers.schema(), trackers.table()), &written).await?;
         }
+        Ok(progress)
     }
 
     /// Compares both versions at the same position.
@@ -198,6 +205,7 @@ impl<'o> Rebuilding<'o> {
     /// # Errors
     /// As for [`Self::catch_up`].
     pub(crate) async fn compare(&mut self) -> Result<Difference, OperatorError> {
+        self.enter(Phase::Comparing).await?;
         let projections = self.operator.databases.projections.clone();
         let mut reading = projections.acquire().await?;
         let mut held = projections.acquire().await?;
@@ -325,7 +333,7 @@ async fn unlock_session(connection: &mut PgConnection, name: &str) -> Result<(),
 }
 
 fn lock_call(function: &str, name: &str) -> String {
-    format!("pg_{function}(hashtextextended({}, 0))", quote_literal(&format!("espd: versions of {name}")))
+    format!("pg_{function}({})", key_of_lock(&quote_literal(name)))
 }
 
 fn blocked(error: crate::processing::processor::ProcessorError) -> OperatorError {

@@ -6,6 +6,7 @@ pub(crate) mod format;
 pub(crate) mod groups;
 mod lag;
 mod lock_wait;
+mod rebuild;
 pub(crate) mod table;
 mod worker;
 
@@ -21,6 +22,7 @@ use crate::store::horizon::Holder;
 pub(crate) use advice::{Advice, Topic, describe_wait, end_wait};
 pub(crate) use collection::collect;
 pub(crate) use lock_wait::{LockWait, find_reset_wait};
+pub(crate) use rebuild::RebuildStatus;
 pub(crate) use worker::WorkerStatus;
 
 /// What a processor is doing.
@@ -181,6 +183,8 @@ pub(crate) struct ProcessorStatus {
     pub worker: Option<WorkerStatus>,
     /// The transactions that hold the settled horizon back; empty if none does.
     pub held_by: Vec<HeldBy>,
+    /// The version that is built beside this one to go live; `None`: none is.
+    pub rebuild: Option<RebuildStatus>,
     /// What needs attention, and what to do about it, the most urgent first; empty if all is well.
     pub advice: Vec<Advice>,
 }
@@ -227,6 +231,7 @@ impl ProcessorStatus {
             updated_at: None,
             worker: None,
             held_by: Vec::new(),
+            rebuild: None,
             advice: Vec::new(),
         }
     }

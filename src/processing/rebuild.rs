@@ -6,6 +6,7 @@
 
 mod difference;
 mod place;
+mod progress;
 mod replay;
 mod swap;
 mod views;
@@ -22,6 +23,9 @@ use crate::postgres::row::from_row;
 
 pub(crate) use difference::{Difference, Example, TableDifference, compare, merge};
 pub(crate) use place::{create, drop_place, refuse_qualified_names};
+pub(crate) use progress::{
+    Build, Pace, Phase, Progress, Written, key_of_lock, list_builds, write_blocked, write_progress,
+};
 pub(crate) use replay::{Replay, ReplayError, find_declared};
 pub(crate) use swap::{NewerSnapshot, Swap, refusal};
 
@@ -309,7 +313,8 @@ impl Rebuilds {
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- note_live
-             update {}.rebuilds set state = 'live', version = $2, from_version = $3, archived_in = $4,
+             with told as (delete from {0}.build_progress where processor = $1)
+             update {0}.rebuilds set state = 'live', version = $2, from_version = $3, archived_in = $4,
                updated_at = clock_timestamp()
              where processor = $1",
             self.schema

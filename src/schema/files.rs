@@ -84,6 +84,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
             include_str!("../../migrations/processing/0026_synchronous_projectors.sql"),
         ),
         (27, "rebuilds", include_str!("../../migrations/processing/0027_rebuilds.sql")),
+        (28, "build progress", include_str!("../../migrations/processing/0028_build_progress.sql")),
     ],
 };
 

@@ -4,7 +4,7 @@
 #[rustfmt::skip]
 pub(super) const RELATIONS: &[&str] = &[
     "_event_store_migrations", "_event_store_migrations_pkey", "_processing_migrations",
-    "_processing_migrations_pkey", "bell", "carried_over", "carried_over_pkey", "changed_events",
+    "_processing_migrations_pkey", "bell", "build_progress", "build_progress_pkey", "carried_over", "carried_over_pkey", "changed_events",
     "changed_events_event_id_idx", "changed_events_id_seq", "changed_events_pkey", "commands",
     "commands_aggregate_idx", "commands_at_idx", "commands_pkey", "dead_letters",
     "dead_letters_age_idx", "dead_letters_aggregate_idx", "dead_letters_pkey", "dead_letters_retry_idx",
@@ -27,7 +27,7 @@ pub(super) const RELATIONS: &[&str] = &[
 pub(super) const FUNCTIONS: &[&str] = &[
     "begin_synchronous", "drop_synchronous_triggers", "follow_synchronous", "hold_appends", "is_synchronous",
     "synchronous_triggers", "take_turn",
-    "exchange_versions", "merge_versions", "move_processor",
+    "approve_rebuild", "exchange_versions", "merge_versions", "move_processor",
     "must_ring", "ring_bell", "set_bell",
     "accept_history", "advance_tracker", "append_due", "append_due_events", "append_scheduled",
     "append_several", "append_tagged", "append_with_tags", "archive_change", "archive_changes", "are_short_texts", "begin_emission", "cancel",

@@ -41,6 +41,7 @@ fn level_of(topic: Topic) -> Option<Level> {
         | Topic::OverdueEmissions
         | Topic::WorkerDown
         | Topic::ReloadRefused
+        | Topic::RebuildWaits
         | Topic::HandlersChanged => Some(Level::Warning),
         Topic::Standby | Topic::HorizonHeldBack | Topic::OtherVersion => None,
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::time::{Instant, sleep};
 
-use super::{Beside, Finding, Rebuilding, function_names};
+use super::{Beside, Finding, Phase, Rebuilding, function_names};
 use crate::operations::operator::{OperatorError, name_session};
 use crate::operations::status::LockWait;
 use crate::postgres::quote::quote_literal;
@@ -106,6 +106,7 @@ impl Rebuilding<'_> {
     /// [`OperatorError::Locked`] if others had the tables for the whole time; [`OperatorError::Rebuild`] if something of others would
     /// be lost, or somebody's snapshot is too old. The former version serves as before then.
     pub(crate) async fn go_live(&mut self, way: GoLive) -> Result<Way, OperatorError> {
+        self.enter(Phase::GoingLive).await?;
         self.require(if way == GoLive::Merge { Finding::Merged } else { Finding::Swapped }).await?;
         let gone_live = match way {
             GoLive::Merge => Way::Merged(self.merge().await?),

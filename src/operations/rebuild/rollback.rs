@@ -6,7 +6,7 @@ use super::{Beside, Listener, Rebuilding, failed, lock_session, unlock_session};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::Processor as _;
-use crate::processing::rebuild::{Rebuilds, Replay, find_declared};
+use crate::processing::rebuild::{Pace, Rebuilds, Replay, find_declared};
 
 impl<'o> Rebuilding<'o> {
     /// Prepares a version that has served before for what it has not handled since. `to`: which one; otherwise the one that
@@ -46,6 +46,7 @@ impl<'o> Rebuilding<'o> {
                 replay,
                 worker,
                 live_tables,
+                pace: Pace::new(),
             }),
             Err(error) => {
                 unlock_session(&mut worker, name).await?;

@@ -94,6 +94,8 @@ pub(crate) enum Topic {
     ReloadRefused,
     /// Other handlers than now have handled earlier events.
     HandlersChanged,
+    /// A version that was built beside the serving one does not go live by itself.
+    RebuildWaits,
     /// Another version than the declared one serves.
     OtherVersion,
     /// Open transactions hold the settled horizon back. This concerns all processors alike.
@@ -165,7 +167,13 @@ const HANDLER_CHANGE_TOLD: TimeDelta = TimeDelta::days(1);
 /// A version that serves although the configuration declares another one.
 fn of_other_version(status: &ProcessorStatus, declared: Option<i32>) -> Option<Advice> {
     let (name, version) = (&status.name, status.version);
-    let declared = declared.filter(|declared| *declared != version && status.position.get() > 0)?;
+    if let Some(because) = status.rebuild.as_ref().and_then(|build| build.blocked_because.as_ref()) {
+        return Some(of_blocked_build(status, because));
+    }
+    // Which version is built, and how far that is, stands below the table.
+    let is_built = status.rebuild.as_ref().is_some_and(|build| build.is_running);
+    let declared =
+        declared.filter(|declared| *declared != version && status.position.get() > 0 && !is_built)?;
     let problem = format!("Version {version} of {name} serves, and version {declared} is declared.");
     let remedy = if declared > version {
         format!(
@@ -178,6 +186,16 @@ fn of_other_version(status: &ProcessorStatus, declared: Option<i32>) -> Option<A
         )
     };
     Some(Advice::new(Topic::OtherVersion, problem, None, remedy))
+}
+
+/// A version that was built beside the serving one and does not go on by itself.
+fn of_blocked_build(status: &ProcessorStatus, because: &str) -> Advice {
+    let ProcessorStatus { name, version, rebuild, .. } = status;
+    let build = rebuild.as_ref();
+    let (built, since) = (build.map_or(0, |build| build.version), build.map(|build| build.updated_at));
+    let problem = format!("Version {version} of {name} serves, and version {built} is not live: {because}.");
+    let remedy = build.and_then(|build| build.remedy.clone()).unwrap_or_default();
+    Advice::new(Topic::RebuildWaits, problem, since, remedy)
 }
 
 /// Rows that other handlers have made.

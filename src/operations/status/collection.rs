@@ -1,6 +1,6 @@
 //! Collecting the statuses: what the trackers, the store and the daemons' rows say, put together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
@@ -9,7 +9,7 @@ use super::advice::{Surroundings, advise};
 use super::lag::Lag;
 use super::lock_wait::{self, LockWait};
 use super::worker::{self, WorkerStatus};
-use super::{HeldBy, ProcessorState, ProcessorStatus};
+use super::{HeldBy, ProcessorState, ProcessorStatus, rebuild};
 use crate::event::Position;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::ProcessorDeclaration;
@@ -32,6 +32,7 @@ pub(crate) async fn collect(
 ) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
     let workers = worker::list(projections, layout).await?;
     let mut lock_waits = lock_wait::list(projections).await?;
+    let mut builds: BTreeMap<_, _> = rebuild::list(projections, layout).await?.into_iter().collect();
     let mut reset_waits = lock_wait::list_of_resets(projections, layout).await?;
     let (mut statuses, trackers) = (Vec::new(), Trackers::of(layout));
     for row in rows {
@@ -62,6 +63,7 @@ pub(crate) async fn collect(
     };
     for status in &mut statuses {
         status.reset_wait = reset_waits.remove(&status.name);
+        status.rebuild = builds.remove(&status.name);
         status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
         if is_without_process(status) {
             status.state = ProcessorState::Stopped;
@@ -131,6 +133,7 @@ fn of_row(
         updated_at: Some(row.updated_at),
         worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
+        rebuild: None,
         advice: Vec::new(),
         name: row.name,
         kind: row.kind,

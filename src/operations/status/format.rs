@@ -125,6 +125,19 @@ pub(crate) fn format_duration(seconds: f64) -> String {
     }
 }
 
+/// A size in its largest unit: `512 B`, `8 KiB`, `312 MiB`, `1.4 GiB`.
+pub(crate) fn format_size(bytes: i64) -> String {
+    let mut size = bytes.max(0) as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if size < 1_024.0 {
+            let digits = usize::from(unit == "GiB" && size < 10.0);
+            return format!("{size:.digits$} {unit}");
+        }
+        size /= 1_024.0;
+    }
+    format!("{size:.1} TiB")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +148,10 @@ mod tests {
         assert_eq!(
             [0.04, 12.0, 200.0, 18_180.0, 187_200.0].map(format_duration),
             ["0.0s", "12s", "3m 20s", "5h 3m", "2d 4h"]
+        );
+        assert_eq!(
+            [512, 8 << 10, 312 << 20, 1_503_238_553, 3 << 40].map(format_size),
+            ["512 B", "8 KiB", "312 MiB", "1.4 GiB", "3.0 TiB"]
         );
     }
 

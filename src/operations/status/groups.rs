@@ -102,6 +102,7 @@ fn times(group: &[&Advice], now: DateTime<Utc>) -> Option<String> {
             | Topic::Locked
             | Topic::StandingStill
             | Topic::HorizonHeldBack
+            | Topic::RebuildWaits
             | Topic::OtherVersion => {
                 format!("For {age}")
             }

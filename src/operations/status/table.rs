@@ -18,6 +18,7 @@ pub(crate) fn render(statuses: &[ProcessorStatus], now: DateTime<Utc>, width: Op
         let lines = std::iter::once(wrap(&problem, width, ""));
         parts.push(lines.chain(details.map(|line| wrap(&line, width, "  "))).collect::<Vec<_>>().join("\n"));
     }
+    parts.extend(describe_builds(statuses).map(|line| wrap(&line, width, "")));
     parts.extend(describe_pending_emissions(statuses, now).map(|line| wrap(&line, width, "")));
     parts.push(wrap(&summarise(statuses), width, ""));
     parts.join("\n\n")
@@ -126,6 +127,14 @@ fn shorten_names(columns: &mut [Column], width: usize, least: usize) {
         let longest = names.width().saturating_sub(2 + excess).max(least);
         names.values.iter_mut().for_each(|name| *name = shorten(name, longest));
     }
+}
+
+/// How far the versions are that are built beside those that serve, one line for each.
+fn describe_builds(statuses: &[ProcessorStatus]) -> impl Iterator<Item = String> {
+    statuses.iter().filter_map(|status| {
+        let build = status.rebuild.as_ref()?;
+        Some(format!("Version {} of {} {}.", build.version, status.shown_name(statuses), build.describe()))
+    })
 }
 
 /// What reactors have emitted that is not in the event store yet, in one line; `None`: nothing.

@@ -130,6 +130,7 @@ pub(crate) async fn drop_place(
          delete from {schema}.dead_letters where processor = {name};
          delete from {schema}.declarations where processor = {name};
          delete from {schema}.projection_tables where processor = {name};
+         delete from {schema}.build_progress where tracker = {name};
          drop schema if exists {tables_in} cascade;
          do $drop$ declare one regprocedure; begin
            for one in select p.oid from pg_proc as p

@@ -1,5 +1,7 @@
 //! Versions side by side: built beside the one that serves, compared, swapped or merged, and back again.
 
+mod progress;
+
 use std::time::Duration;
 
 use nix::sys::signal::Signal;

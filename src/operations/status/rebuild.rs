@@ -1,0 +1,174 @@
+//! The version of a projector that is built beside the serving one, as its builder has written it down.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use super::format::{format_duration, format_size, thousands};
+use crate::event::Position;
+use crate::postgres::sqlstate::is_missing_right;
+use crate::processing::rebuild::{Beside, Build, list_builds};
+use crate::store::layout::Layout;
+
+/// How far a version is that is to go live. The field names are an interface: `espctl status --json` prints them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct RebuildStatus {
+    /// The version that is built.
+    pub version: i32,
+    /// `replaying` | `analyzing` | `comparing` | `checking` | `going_live` | `waiting`.
+    pub phase: String,
+    /// Every event at or below it is handled.
+    pub position: Position,
+    /// Where the serving version was then.
+    pub target: Position,
+    /// What share of the ids up to the target is handled: 0 to 1.
+    pub share: f64,
+    /// Events that were handled so far.
+    pub handled: i64,
+    /// Events that were handled in a second, in the last seconds.
+    pub rate: f64,
+    /// How long the rest takes at this speed; `None`: nobody knows yet.
+    pub seconds_left: Option<f64>,
+    /// Size of the new tables with their indexes.
+    pub bytes: i64,
+    /// Who builds it: an operator, or host and process id of a daemon.
+    pub builder: String,
+    /// Whether somebody works on it now.
+    pub is_running: bool,
+    /// Why it rests for now; `None`: it does not.
+    pub rests_because: Option<String>,
+    /// Why it does not go on by itself; `None`: it does.
+    pub blocked_because: Option<String>,
+    /// What to do about that.
+    pub remedy: Option<String>,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// When the builder has written this down.
+    pub updated_at: DateTime<Utc>,
+}
+
+impl From<Build> for RebuildStatus {
+    fn from(build: Build) -> Self {
+        let (position, target) = (build.position.get() as f64, build.target.get() as f64);
+        Self {
+            share: if target > 0.0 { (position / target).clamp(0.0, 1.0) } else { 1.0 },
+            version: build.version,
+            phase: build.phase,
+            position: build.position,
+            target: build.target,
+            handled: build.handled,
+            rate: if build.is_running { build.per_second } else { 0.0 },
+            seconds_left: build.seconds_left.filter(|_| build.is_running),
+            bytes: build.bytes,
+            builder: build.builder,
+            is_running: build.is_running,
+            rests_because: build.rests_because,
+            blocked_because: build.blocked_because,
+            remedy: build.remedy,
+            started_at: build.started_at,
+            updated_at: build.updated_at,
+        }
+    }
+}
+
+impl RebuildStatus {
+    /// The same in one line, which begins with a verb: `replays events: …`.
+    pub(crate) fn describe(&self) -> String {
+        let mut parts = vec![
+            format!(
+                "position {} of {} ({:.0} %)",
+                thousands(self.position),
+                thousands(self.target),
+                100.0 * self.share
+            ),
+            format!("{} events handled", thousands(self.handled)),
+        ];
+        if self.phase == "replaying" && self.rate >= 1.0 {
+            parts.push(format!("{}/s", thousands(self.rate as i64)));
+        }
+        if let Some(left) = self.seconds_left.filter(|_| self.phase == "replaying") {
+            parts.push(format!("{} left", format_duration(left)));
+        }
+        parts.push(format_size(self.bytes));
+        let doing = self.doing();
+        match &self.rests_because {
+            Some(because) => format!("{doing}: {}; rests, because {because}", parts.join(", ")),
+            None => format!("{doing}: {}", parts.join(", ")),
+        }
+    }
+
+    fn doing(&self) -> String {
+        let doing = match self.phase.as_str() {
+            "waiting" => return "is built and waits".to_owned(),
+            "analyzing" => "analyzes its tables",
+            "comparing" => "is compared with the serving version",
+            "checking" => "is checked",
+            "going_live" => "goes live",
+            _ => "handles events",
+        };
+        let by =
+            if self.is_running { format!("by {}", self.builder) } else { "nobody builds it now".to_owned() };
+        format!("{doing} ({by})")
+    }
+}
+
+/// The versions that are to go live, by the names of their projectors.
+pub(super) async fn list(
+    connection: &mut PgConnection,
+    layout: &Layout,
+) -> Result<Vec<(String, RebuildStatus)>, sqlx::Error> {
+    match list_builds(connection, &layout.quoted_schema()).await {
+        // A role of before need not see these.
+        Err(error) if is_missing_right(&error) => Ok(Vec::new()),
+        Err(error) => Err(error),
+        Ok(builds) => Ok(builds
+            .into_iter()
+            .filter(|build| build.tracker == Beside::Next.name(&build.processor))
+            .map(|build| (build.processor.clone(), build.into()))
+            .collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_told_in_one_line() {
+        let mut status = RebuildStatus {
+            version: 2,
+            phase: "replaying".into(),
+            position: 1_200_000.into(),
+            target: 5_000_000.into(),
+            share: 0.24,
+            handled: 1_100_000,
+            rate: 81_000.4,
+            seconds_left: Some(46.0),
+            bytes: 312 << 20,
+            builder: "web-1:4711".into(),
+            is_running: true,
+            rests_because: None,
+            blocked_because: None,
+            remedy: None,
+            started_at: Utc::now(),
+            updated_at: Utc::now(),
+        };
+        assert_eq!(
+            status.describe(),
+            "handles events (by web-1:4711): position 1,200,000 of 5,000,000 (24 %), 1,100,000 events handled, 81,000/s, 46s \
+             left, 312 MiB"
+        );
+        status.rests_because = Some("the disk is nearly full".into());
+        status.is_running = false;
+        assert!(
+            status.describe().starts_with("handles events (nobody builds it now): "),
+            "{}",
+            status.describe()
+        );
+        assert!(
+            status.describe().ends_with("; rests, because the disk is nearly full"),
+            "{}",
+            status.describe()
+        );
+    }
+}
