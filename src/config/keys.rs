@@ -202,6 +202,7 @@ pub(super) const PROJECTOR: Keys = Keys {
             key("on_handler_change", Kind::Choice(&["warn", "rebuild", "refuse"])),
             key("synchronous", Kind::Choice(&["aggregate_order", "total_order"])),
             key("fold", Kind::Boolean),
+            key("aggregate_column", Kind::Text),
             key("retry", Kind::Section(&PROJECTOR_RETRY)),
         ],
         TABLES,

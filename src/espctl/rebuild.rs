@@ -1,6 +1,7 @@
 //! `espctl rebuild`, `rollback` and `verify`: versions of a projector side by side.
 
 mod difference;
+mod part;
 mod watch;
 
 use std::sync::Mutex;
@@ -11,12 +12,13 @@ use crate::config::Config;
 use crate::espctl::output;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
-use crate::operations::rebuild::{GoLive, Listener, Progress, Rebuilding, Way};
+use crate::operations::rebuild::{GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since};
 use crate::operations::status::format::{format_duration, thousands};
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::processing::rebuild::{Beside, Difference};
 
 use difference::render;
+use part::{PartArguments, SampleArguments, rebuild_part};
 
 #[derive(Args)]
 #[command(
@@ -26,10 +28,13 @@ use difference::render;
     you agree, it goes live: the tables change places in one short transaction, with grants, policies, comments and\n\
     publications. Where the tables are declared alike and little differs, the difference is brought into them instead.\n\n\
     If it is killed, run it again: it goes on where it was.\n\n\
+    With --aggregate, --type or --since only the rows of those aggregates are computed again and replaced, in one\n\
+    transaction. For projectors whose rows are each written by the events of one aggregate alone.\n\n\
     Examples:\n  \
     espctl rebuild orders --dry-run\n  \
     espctl rebuild orders\n  \
     espctl rebuild orders --watch\n  \
+    espctl rebuild orders --aggregate 149d5c70-a373-4857-91e2-1d5ea90c27e4\n  \
     espctl rebuild abort orders"
 )]
 pub(crate) struct RebuildArguments {
@@ -41,6 +46,8 @@ pub(crate) struct RebuildArguments {
     /// Only show what the declared version would change: exit code 0 if nothing, 1 if something
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    part: PartArguments,
     /// How the new version goes live
     #[arg(long, value_enum, default_value_t)]
     go_live: GoLive,
@@ -96,11 +103,20 @@ pub(crate) struct RollbackArguments {
     after_help = "Handles all events again, in tables of its own beside those that serve, up to the position of the projector, and\n\
     compares every row by its key. Exit code 0 if the tables are what their events say, 1 if not. What was built for it\n\
     is dropped at the end; after a kill, `espctl rebuild abort` drops it.\n\n\
-    Example:\n  espctl verify orders"
+    With --aggregate, --sample, --type or --since only the rows of those aggregates are verified. Where rows can be\n\
+    attributed to aggregates, it also says since which event a row differs.\n\n\
+    Examples:\n  \
+    espctl verify orders\n  \
+    espctl verify orders --sample 1\n  \
+    espctl verify orders --aggregate 149d5c70-a373-4857-91e2-1d5ea90c27e4"
 )]
 pub(crate) struct VerifyArguments {
     /// Name of the projector
     name: String,
+    #[command(flatten)]
+    part: PartArguments,
+    #[command(flatten)]
+    sample: SampleArguments,
     /// Print what differs as JSON
     #[arg(long)]
     json: bool,
@@ -120,8 +136,12 @@ pub(crate) async fn rebuild(
         }
         (Some(RebuildCommand::Drop { name, yes }), _) => drop_former(&operator, &name, yes).await,
         (None, Some(name)) if arguments.watch => watch::watch(operator, &name, arguments.json).await,
+        (None, Some(name)) if arguments.part.is_given() => {
+            let RebuildArguments { part, dry_run, yes, json, .. } = arguments;
+            rebuild_part(operator, &name, &part.selection(&config.upcasts), dry_run, yes, json).await
+        }
         (None, Some(name)) if arguments.dry_run => {
-            look(operator, &name, Beside::DryRun, arguments.json).await
+            look(operator, &name, Beside::DryRun, &Selection::default(), arguments.json).await
         }
         (None, name) => {
             let name = name.unwrap_or_default();
@@ -137,7 +157,9 @@ pub(crate) async fn verify(
 ) -> anyhow::Result<()> {
     let me = output::operator();
     let operator = Operator { databases, declared: &config.processors, name: &me };
-    look(operator, &arguments.name, Beside::Verification, arguments.json).await
+    let VerifyArguments { name, part, sample, json } = arguments;
+    let selection = Selection { sample: sample.sample, ..part.selection(&config.upcasts) };
+    look(operator, &name, Beside::Verification, &selection, json).await
 }
 
 pub(crate) async fn rollback(
@@ -203,21 +225,32 @@ fn ask(question: &str, name: &str) -> anyhow::Result<bool> {
 }
 
 /// Builds a version only to see how it differs from the one that serves.
-async fn look(operator: Operator<'_>, name: &str, beside: Beside, json: bool) -> anyhow::Result<()> {
-    let mut scratch = Rebuilding::begin(operator, name, beside, listener()).await?;
+async fn look(
+    operator: Operator<'_>,
+    name: &str,
+    beside: Beside,
+    selection: &Selection,
+    json: bool,
+) -> anyhow::Result<()> {
+    let mut scratch = Rebuilding::begin_with(operator, name, beside, selection, listener()).await?;
     let versions = scratch.versions();
     let compared = match scratch.catch_up().await {
         Ok(()) => scratch.compare().await,
         Err(error) => Err(error),
     };
     scratch.remove().await?;
-    let difference = compared?;
-    show(name, &difference, json)?;
+    let mut difference = compared?;
     if difference.is_none() {
-        return Ok(());
+        return show(name, &difference, json);
     }
+    if beside == Beside::Verification
+        && let Some(reason) = find_since(operator, name, &mut difference, listener()).await?
+    {
+        note(&format!("since which event is not known: {reason}"));
+    }
+    show(name, &difference, json)?;
     let message = match beside {
-        Beside::Verification => format!("the tables of {name} are not what their events say"),
+        Beside::Verification | Beside::Part => format!("the tables of {name} are not what their events say"),
         _ => format!("version {} of {name} would change what version {} shows", versions.1, versions.0),
     };
     Err(Exit { code: ExitCode::Failure, message }.into())

@@ -21,6 +21,7 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _}
 
 use crate::processing::processor::Events;
 pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
+pub(crate) use fold::{TableShape, find_aggregate_columns};
 pub(crate) use synchronous::refuse_synchronous;
 
 use crate::diagnostic::Diagnostic;

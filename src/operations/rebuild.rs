@@ -5,9 +5,11 @@
 
 mod going_live;
 mod looking;
+mod part;
 mod preparation;
 mod removal;
 mod rollback;
+mod since;
 
 use std::time::Instant;
 
@@ -23,15 +25,17 @@ use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::Processor as _;
 use crate::processing::rebuild::{
-    Beside, Difference, Finding, Pace, Phase, Rebuilds, Replay, ReplayError, State, Written, compare, create,
-    drop_place, key_of_lock, refuse_qualified_names, write_progress,
+    Beside, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State, Versions, Written,
+    compare, create, drop_place, key_of_lock, refuse_qualified_names, write_progress,
 };
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 
 pub(crate) use crate::processing::rebuild::Progress;
 pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::Outcome;
+pub(crate) use part::Selection;
 use preparation::refuse_unsuitable;
+pub(crate) use since::find_since;
 
 /// What is told while a version is built.
 #[derive(Clone, Copy)]
@@ -59,6 +63,8 @@ pub(crate) struct Rebuilding<'o> {
     /// The tables of the version that serves.
     live_tables: Vec<String>,
     pace: Pace,
+    /// What of them is built again; `None`: all.
+    part: Option<Part>,
 }
 
 impl<'o> Rebuilding<'o> {
@@ -72,14 +78,33 @@ impl<'o> Rebuilding<'o> {
         beside: Beside,
         listener: Listener<'o>,
     ) -> Result<Self, OperatorError> {
+        Self::begin_with(operator, name, beside, &Selection::default(), listener).await
+    }
+
+    /// As [`Self::begin`], for the rows of some aggregates.
+    ///
+    /// # Errors
+    /// As for [`Self::begin`]; or the rows of an aggregate are not known, or nothing is selected.
+    pub(crate) async fn begin_with(
+        operator: Operator<'o>,
+        name: &str,
+        beside: Beside,
+        selection: &Selection,
+        listener: Listener<'o>,
+    ) -> Result<Self, OperatorError> {
         let row = operator.find(name).await?;
         let declaration = operator.declaration(name)?.clone();
         refuse_unsuitable(&row, &declaration, beside)?;
         let mut worker = operator.databases.projections.acquire().await?;
         lock_session(&mut worker, name).await?;
-        let begun = Self::begin_locked(operator, row, declaration, beside, listener, &mut worker).await;
+        let begun = async {
+            let part = operator.find_part(&mut worker, &declaration, selection).await?;
+            Self::begin_locked(operator, row, declaration, (beside, part), listener, &mut worker).await
+        }
+        .await;
         match begun {
-            Ok((live, declaration, replay, live_tables)) => Ok(Self {
+            Ok((live, declaration, replay, live_tables, part)) => Ok(Self {
+                part,
                 building_in: beside.schema(&operator.databases.scope.schema, name),
                 complete_at: Utc::now(),
                 operator,
@@ -103,14 +128,14 @@ impl<'o> Rebuilding<'o> {
         operator: Operator<'o>,
         row: TrackerRow,
         declaration: ProcessorDeclaration,
-        beside: Beside,
+        (beside, part): (Beside, Option<Part>),
         listener: Listener<'o>,
         worker: &mut PgConnection,
-    ) -> Result<(ProcessorKey, ProcessorDeclaration, Replay, Vec<String>), OperatorError> {
+    ) -> Result<(ProcessorKey, ProcessorDeclaration, Replay, Vec<String>, Option<Part>), OperatorError> {
         let live = row.key();
         let schema = &operator.databases.scope.schema;
         refuse_qualified_names(&declaration, schema).map_err(blocked)?;
-        let processor = operator.beside(&declaration, beside)?;
+        let processor = operator.beside(&declaration, beside, part.as_ref())?;
         let goes_on =
             beside == Beside::Next && operator.find_same(worker, &live, &declaration, listener).await?;
         if !goes_on {
@@ -123,7 +148,7 @@ impl<'o> Rebuilding<'o> {
         let start = processor.base().beginning(worker, &live).await?;
         let live_tables = operator.list_tables(worker, &live.name).await?;
         let replay = Replay::begin(Box::new(processor), worker, start).await.map_err(failed)?;
-        Ok((live, declaration, replay, live_tables))
+        Ok((live, declaration, replay, live_tables, part))
     }
 
     /// Handles events until the version beside is where the serving one is, and gives the planner its statistics.
@@ -221,7 +246,12 @@ impl<'o> Rebuilding<'o> {
         };
         let (old, new) = (self.live_tables.clone(), self.declaration.table_names());
         let schema = &self.operator.databases.scope.schema;
-        let difference = compare(&mut snapshot, (schema, &old), (&self.building_in, &new)).await?;
+        let difference = {
+            let versions =
+                Versions { old: (schema, &old), new: (&self.building_in, &new), part: self.part.as_ref() };
+            compare(&mut snapshot, versions).await?
+        };
+        self.refuse_rows_of_others(&mut snapshot).await?;
         snapshot.rollback().await?;
         let equal = difference.is_none();
         let state = self.note(Finding::Compared { equal }).await?;

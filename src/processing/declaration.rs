@@ -69,6 +69,10 @@ pub struct ProcessorDeclaration {
     /// Whether batches may be handled by their net effect on each row, where the result is the same. For projectors in SQL only.
     #[serde(default = "yes")]
     pub fold: bool,
+    /// The column of each of its tables that has the aggregate whose events alone write the row; `None`: the handlers say so, or
+    /// nobody does. For projectors in SQL only.
+    #[serde(default)]
+    pub aggregate_column: Option<String>,
     /// What only reactors declare; `None` for a projector.
     pub reactor: Option<ReactorDeclaration>,
 }
@@ -237,6 +241,7 @@ mod tests {
             reads: vec![],
             synchronous: None,
             fold: true,
+            aggregate_column: None,
             reactor: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));

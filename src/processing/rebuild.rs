@@ -5,9 +5,11 @@
 //! that keeps processors apart it is another processor: it can write no table of the version that serves.
 
 mod difference;
+mod part;
 mod place;
 mod progress;
 mod replay;
+mod since;
 mod swap;
 mod views;
 
@@ -21,12 +23,14 @@ use thiserror::Error;
 use crate::postgres::name::fitting;
 use crate::postgres::row::from_row;
 
-pub(crate) use difference::{Difference, Example, TableDifference, compare, merge};
+pub(crate) use difference::{Difference, Example, RowReader, TableDifference, Versions, compare, merge};
+pub(crate) use part::{AggregateColumn, Aggregates, Part};
 pub(crate) use place::{create, drop_place, refuse_qualified_names};
 pub(crate) use progress::{
     Build, Pace, Phase, Progress, Written, key_of_lock, list_builds, write_blocked, write_progress,
 };
 pub(crate) use replay::{Replay, ReplayError, find_declared};
+pub(crate) use since::{EventAt, Since, Trace};
 pub(crate) use swap::{NewerSnapshot, Swap, refusal};
 
 /// Where a rebuild is.
@@ -141,6 +145,8 @@ pub(crate) enum Beside {
     DryRun,
     /// It shows whether the serving version is what its events say.
     Verification,
+    /// Rows of some aggregates are computed anew in it.
+    Part,
     /// It has served before.
     Archived(i32),
 }
@@ -151,6 +157,7 @@ impl Beside {
             Self::Next => "next".to_owned(),
             Self::DryRun => "dry".to_owned(),
             Self::Verification => "check".to_owned(),
+            Self::Part => "part".to_owned(),
             Self::Archived(version) => format!("{version}"),
         }
     }

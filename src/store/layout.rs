@@ -180,6 +180,17 @@ impl Layout {
         self
     }
 
+    /// The same layout, in which readers see only the events that a condition on `e` holds for. The table of events is the same
+    /// one, so what the store was remembered by still stands.
+    #[cfg(feature = "daemon")]
+    #[must_use]
+    pub(crate) fn only(mut self, condition: &str) -> Self {
+        self.events.sql = format!("(select e.* from {} as e where {condition})", self.events.sql);
+        // Readers of such bodies cut off rows of the table itself, before this condition.
+        self.bodies = Bodies::Jsonb;
+        self
+    }
+
     /// The layers that old events are read through, from the event table up.
     pub fn upcasts(&self) -> &[Upcast] {
         &self.events.upcasts

@@ -15,6 +15,7 @@ mod new;
 mod operate;
 mod operators;
 mod rebuild;
+mod rebuild_part;
 mod reload;
 mod reset;
 mod reset_locks;

@@ -66,6 +66,11 @@ pub(crate) fn read_processor(
     } else {
         None
     };
+    let aggregate_column = if kind == ProcessorKind::Projector {
+        section.value("aggregate_column").and_then(|column| column.name_for("column"))
+    } else {
+        None
+    };
     let reactor = (kind == ProcessorKind::Reactor).then(|| read_reactor(section));
     let mut declaration = ProcessorDeclaration {
         name: name?,
@@ -81,6 +86,7 @@ pub(crate) fn read_processor(
         reads,
         synchronous,
         fold: fold.unwrap_or(true),
+        aggregate_column,
         reactor,
     };
     // What is left out of a native processor, its program may say.

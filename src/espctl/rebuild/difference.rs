@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::operations::status::format::thousands;
-use crate::processing::rebuild::{Difference, Example, TableDifference};
+use crate::processing::rebuild::{Difference, EventAt, Example, Since, TableDifference};
 
 /// How many keys of a table are shown.
 const SHOWN: usize = 100;
@@ -20,7 +20,10 @@ pub(super) fn render(name: &str, difference: &Difference) -> String {
     for table in &difference.tables {
         if table.number() > 0 || !table.other_columns.is_empty() {
             lines.push(counts(table));
-            lines.extend(table.examples.iter().take(SHOWN).map(|example| format!("  {}", describe(example))));
+            for example in table.examples.iter().take(SHOWN) {
+                lines.push(format!("  {}", describe(example)));
+                lines.extend(example.since.iter().map(|since| format!("      {}", describe_since(since))));
+            }
             let hidden = table.number() - table.examples.len().min(SHOWN) as i64;
             if hidden > 0 {
                 lines.push(format!("  … and {} more", thousands(hidden)));
@@ -67,6 +70,33 @@ fn describe(example: &Example) -> String {
             format!("~ {key}: {} -> {}", side(old), side(new))
         }
     }
+}
+
+/// Since which event a row differs: `differs since event 12 (OrderPaid, 2026-11-29T07:00:00+00:00), which is not in it`
+fn describe_since(since: &Since) -> String {
+    let event = |EventAt { id, event_type, created_at }: &EventAt| {
+        format!("event {} ({event_type}, {created_at})", thousands(*id))
+    };
+    let found = match (&since.event, &since.last) {
+        (Some(first), _) if since.later == 0 => {
+            format!("differs since {}: what that did is missing", event(first))
+        }
+        (Some(first), _) => format!(
+            "differs since {}: what that and {} later ones did is missing",
+            event(first),
+            thousands(since.later)
+        ),
+        (None, None) => "no event has made this row".to_owned(),
+        (None, Some(last)) => format!(
+            "none of its {} changes has made the row so; the last one was {}",
+            thousands(since.changes),
+            event(last)
+        ),
+    };
+    let changed = since.handlers_changed_at.map_or(String::new(), |position| {
+        format!("; the handlers have changed after event {}", thousands(position))
+    });
+    found + &changed
 }
 
 /// The columns of a row: `id = 7, title = "x"`.

@@ -195,6 +195,7 @@ impl Registration {
             reads: Vec::new(),
             synchronous: None,
             fold: true,
+            aggregate_column: None,
             reactor: (self.kind == ProcessorKind::Reactor)
                 .then(|| ReactorDeclaration { emits: self.emits.clone(), ..ReactorDeclaration::default() }),
             name: self.name,

@@ -8,6 +8,7 @@
 
 mod deep_stack;
 mod expression;
+mod ownership;
 mod probe;
 mod statement;
 mod table;
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 
 use self::deep_stack::on_deep_stack;
+pub(crate) use self::ownership::{TableShape, find_aggregate_columns};
 use self::probe::Probe;
 use self::statement::Statement;
 use self::table::Table;

@@ -24,7 +24,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long the transaction that changes the serving tables may take: the processor stands still meanwhile.
-const MERGE_LIMIT: &str = "60s";
+pub(super) const MERGE_LIMIT: &str = "60s";
 
 /// How many rows may differ where the difference is brought into the serving tables by itself.
 const MERGED_ROWS: i64 = 50_000;
@@ -244,7 +244,7 @@ impl Rebuilding<'_> {
         let mut changed = 0;
         for table in self.declaration.table_names() {
             let schema = &self.operator.databases.scope.schema;
-            changed += merge(&mut transaction, &table, schema, &self.building_in).await?;
+            changed += merge(&mut transaction, &table, (schema, &self.building_in), None).await?;
         }
         let statement = format!(
             "-- merge_versions\nselect {}.merge_versions($1, {}, {}, {}, {}, $2)",

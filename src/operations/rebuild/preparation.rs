@@ -8,7 +8,7 @@ use crate::handlers::sql::SqlProcessor;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
 use crate::processing::processor::{Events, fingerprint};
-use crate::processing::rebuild::{Begun, Beside, RebuildRow, Rebuilds};
+use crate::processing::rebuild::{Begun, Beside, Part, RebuildRow, Rebuilds};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 use crate::store::PostgresEventStore;
 
@@ -18,6 +18,7 @@ impl Operator<'_> {
         &self,
         declaration: &ProcessorDeclaration,
         beside: Beside,
+        part: Option<&Part>,
     ) -> Result<SqlProcessor, OperatorError> {
         let databases = self.databases;
         let declared = ProcessorDeclaration {
@@ -27,10 +28,12 @@ impl Operator<'_> {
         };
         let scope = &databases.scope;
         let scope = scope.beside(&beside.schema(&scope.schema, &declaration.name));
+        let layout = databases.layout.clone();
+        let layout = part.map_or(layout.clone(), |part| layout.only(&part.of_event()));
         let events = if databases.elsewhere {
-            Events::Elsewhere(PostgresEventStore::new(databases.events.clone(), databases.layout.clone()))
+            Events::Elsewhere(PostgresEventStore::new(databases.events.clone(), layout))
         } else {
-            Events::SameDatabase(databases.layout.clone())
+            Events::SameDatabase(layout)
         };
         SqlProcessor::new(declared, databases.layout.schema(), scope, events)
             .map_err(|fault| OperatorError::Declaration(Box::new(fault)))
@@ -145,10 +148,10 @@ pub(super) fn refuse_unsuitable(
             "version {version} of {name} serves, and the configuration declares version {declared}: raise the version, or go \
              back with `espctl rollback {name}`"
         )
-    } else if beside == Beside::Verification && declared != *version {
+    } else if matches!(beside, Beside::Verification | Beside::Part) && declared != *version {
         format!(
             "version {version} of {name} serves, and the configuration declares version {declared}: only the declaration that \
-             serves can be verified; `espctl rebuild {name} --dry-run` shows what the declared one would change"
+             serves can be verified, or rebuilt in parts; `espctl rebuild {name} --dry-run` shows what the declared one would change"
         )
     } else if row.diverged.is_some() {
         format!(

@@ -14,7 +14,7 @@ impl Operator<'_> {
     pub(crate) async fn abort_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
         let mut connection = self.databases.projections.acquire().await?;
         let rebuilds = Rebuilds::new(self.trackers().schema());
-        for beside in [Beside::DryRun, Beside::Verification] {
+        for beside in [Beside::DryRun, Beside::Verification, Beside::Part] {
             if let Some(version) = self.find_version(&mut connection, &beside.name(name)).await? {
                 self.remove_version(&mut connection, name, beside, version).await?;
             }

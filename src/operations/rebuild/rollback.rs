@@ -27,7 +27,7 @@ impl<'o> Rebuilding<'o> {
             let version = operator.choose_former(&mut worker, name, row.version, to).await?;
             let beside = Beside::Archived(version);
             let declaration = operator.read_declared(&mut worker, name, version).await?;
-            let processor = operator.beside(&declaration, beside)?;
+            let processor = operator.beside(&declaration, beside, None)?;
             let start = processor.base().beginning(&mut worker, &row.key()).await?;
             let live_tables = operator.list_tables(&mut worker, name).await?;
             let replay = Replay::begin(Box::new(processor), &mut worker, start).await.map_err(failed)?;
@@ -47,6 +47,7 @@ impl<'o> Rebuilding<'o> {
                 worker,
                 live_tables,
                 pace: Pace::new(),
+                part: None,
             }),
             Err(error) => {
                 unlock_session(&mut worker, name).await?;

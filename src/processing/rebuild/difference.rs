@@ -8,7 +8,9 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use super::{Part, Since};
 use pair::Pair;
+pub(crate) use pair::RowReader;
 
 /// What differs. The field names are an interface: `--json` prints them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -57,6 +59,20 @@ pub(crate) struct Example {
     pub(crate) old: Option<Value>,
     /// The columns that differ, as they are in the new table.
     pub(crate) new: Option<Value>,
+    /// Since which event the row differs, where that was looked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) since: Option<Since>,
+}
+
+/// Where the tables of two versions are, each under its own name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Versions<'v> {
+    /// The schema and the tables of the version that serves.
+    pub(crate) old: (&'v str, &'v [String]),
+    /// Those of the other one.
+    pub(crate) new: (&'v str, &'v [String]),
+    /// What of the serving version was built again; `None`: all of it.
+    pub(crate) part: Option<&'v Part>,
 }
 
 impl Difference {
@@ -86,25 +102,28 @@ impl TableDifference {
     }
 }
 
-/// Compares the tables of two versions, each under its own name. `old` and `new` are the schemas.
-pub(crate) async fn compare(
-    connection: &mut PgConnection,
-    old: (&str, &[String]),
-    new: (&str, &[String]),
-) -> Result<Difference, sqlx::Error> {
-    // Rows are compared as text, so that has to look the same on both sides, and say everything.
+/// Has rows look the same on both sides, and say everything, for the rest of a transaction: they are compared as text.
+async fn compare_alike(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let settings = "-- compare_alike
         set local search_path = pg_catalog, pg_temp; set local extra_float_digits = 3; set local datestyle = 'ISO, MDY';
         set local timezone = 'UTC'; set local intervalstyle = 'postgres'; set local bytea_output = 'hex';
         set local jit = off; set local row_security = off";
-    sqlx::raw_sql(settings).execute(&mut *connection).await?;
+    sqlx::raw_sql(settings).execute(connection).await.map(drop)
+}
+
+/// Compares the tables of two versions in the caller's transaction.
+pub(crate) async fn compare(
+    connection: &mut PgConnection,
+    Versions { old, new, part }: Versions<'_>,
+) -> Result<Difference, sqlx::Error> {
+    compare_alike(connection).await?;
     let mut difference = Difference {
         new_tables: new.1.iter().filter(|table| !old.1.contains(table)).cloned().collect(),
         gone_tables: old.1.iter().filter(|table| !new.1.contains(table)).cloned().collect(),
         ..Difference::default()
     };
     for table in old.1.iter().filter(|table| new.1.contains(table)) {
-        let pair = Pair::of(connection, table, old.0, new.0).await?;
+        let pair = Pair::of(connection, table, (old.0, new.0), part).await?;
         difference.tables.push(pair.compare(connection).await?);
     }
     Ok(difference)
@@ -115,10 +134,10 @@ pub(crate) async fn compare(
 pub(crate) async fn merge(
     connection: &mut PgConnection,
     table: &str,
-    old: &str,
-    new: &str,
+    (old, new): (&str, &str),
+    part: Option<&Part>,
 ) -> Result<u64, sqlx::Error> {
-    let pair = Pair::of(connection, table, old, new).await?;
+    let pair = Pair::of(connection, table, (old, new), part).await?;
     let mut changed = 0;
     for statement in pair.merge_statements() {
         changed += sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?.rows_affected();

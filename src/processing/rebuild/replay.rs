@@ -160,6 +160,12 @@ impl Replay {
         Ok(())
     }
 
+    /// Has each batch be one event.
+    pub(crate) fn one_by_one(&mut self) {
+        self.limits.size = 1;
+        self.limits.size_max = 1;
+    }
+
     /// Handles everything up to a position.
     pub(crate) async fn reach(
         &mut self,

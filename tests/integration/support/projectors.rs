@@ -44,6 +44,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         reads: vec![],
         synchronous: None,
         fold: true,
+        aggregate_column: None,
         reactor: None,
     }
 }

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::{Example, TableDifference};
+use super::{Example, Part, TableDifference, compare_alike};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 
@@ -46,6 +46,8 @@ pub(super) struct Pair {
     table: String,
     old: String,
     new: String,
+    /// The condition on rows `t` of the old table that count; `None`: all do.
+    counting: Option<String>,
     key: Vec<String>,
     /// Columns that are compared, without the key.
     columns: Vec<String>,
@@ -59,13 +61,14 @@ impl Pair {
     pub(super) async fn of(
         connection: &mut PgConnection,
         table: &str,
-        old: &str,
-        new: &str,
+        (old, new): (&str, &str),
+        part: Option<&Part>,
     ) -> Result<Self, sqlx::Error> {
         let qualified = |schema: &str| format!("{}.{}", quote_identifier(schema), quote_identifier(table));
         let (old, new) = (qualified(old), qualified(new));
         let (before, after) = (list_columns(connection, &old).await?, list_columns(connection, &new).await?);
-        Ok(Self::matched(table, (old, before), (new, after)))
+        let counting = part.map(|part| part.of_row(table, "t"));
+        Ok(Self { counting, ..Self::matched(table, (old, before), (new, after)) })
     }
 
     fn matched(table: &str, old: (String, Vec<Column>), new: (String, Vec<Column>)) -> Self {
@@ -111,6 +114,7 @@ impl Pair {
             .map(|column| column.name.clone());
         Self {
             table: table.to_owned(),
+            counting: None,
             columns: columns.collect(),
             generated: before
                 .iter()
@@ -130,11 +134,13 @@ impl Pair {
         &self,
         connection: &mut PgConnection,
     ) -> Result<TableDifference, sqlx::Error> {
-        let rows: i64 =
-            sqlx::query_scalar(AssertSqlSafe(format!("-- count_rows\nselect count(*) from {}", self.old)))
-                .persistent(false)
-                .fetch_one(&mut *connection)
-                .await?;
+        let rows: i64 = sqlx::query_scalar(AssertSqlSafe(format!(
+            "-- count_rows\nselect count(*) from {}",
+            self.rows(&self.old)
+        )))
+        .persistent(false)
+        .fetch_one(&mut *connection)
+        .await?;
         let mut found = TableDifference {
             table: self.table.clone(),
             rows,
@@ -169,15 +175,23 @@ impl Pair {
         if self.key.is_empty() { vec!["espd_count".to_owned()] } else { self.columns.clone() }
     }
 
-    /// The rows of one of the tables.
+    /// The rows of one of the tables that count, as `t`. Nothing but what counts was built.
+    fn rows(&self, table: &str) -> String {
+        let counting = self.counting.as_ref().filter(|_| table == self.old);
+        let condition = counting.map_or(String::new(), |counting| format!(" where {counting}"));
+        format!("{table} as t{condition}")
+    }
+
+    /// The rows of one of the tables, each with its key.
     fn source(&self, table: &str) -> String {
         if self.key.is_empty() {
             let row = row_text("t", &self.columns);
             return format!(
-                "(select {row} as espd_row, count(*) as espd_count from {table} as t group by 1)"
+                "(select {row} as espd_row, count(*) as espd_count from {} group by 1)",
+                self.rows(table)
             );
         }
-        format!("(select * from {table})")
+        format!("(select * from {})", self.rows(table))
     }
 
     fn buckets_statement(&self) -> String {
@@ -315,8 +329,12 @@ impl Pair {
             .fetch_all(connection)
             .await?;
         let value = |json: Option<Json<Value>>| json.map(|Json(value)| value);
-        let example =
-            |found: Found| Example { key: found.key.0, old: value(found.old), new: value(found.new) };
+        let example = |found: Found| Example {
+            key: found.key.0,
+            old: value(found.old),
+            new: value(found.new),
+            since: None,
+        };
         Ok(rows.into_iter().map(example).collect())
     }
 
@@ -344,9 +362,14 @@ impl Pair {
                 row_text("n", &self.columns)
             )
         };
+        let counting = self.counting.as_ref().map_or(String::new(), |counting| format!("{counting} and "));
+        let on_removal: Vec<String> =
+            self.key.iter().map(|key| format!("t.{0} = n.{0}", quote_identifier(key))).collect();
+        let on_removal = on_removal.join(" and ");
         [
             format!(
-                "-- remove_rows\ndelete from {old} as o where not exists (select from {new} as n where {on})"
+                "-- remove_rows
+                 delete from {old} as t where {counting}not exists (select from {new} as n where {on_removal})"
             ),
             update,
             format!(
@@ -354,6 +377,60 @@ impl Pair {
                  where not exists (select from {old} as o where {on})"
             ),
         ]
+    }
+}
+
+/// Reads single rows of a table in two versions, as they are compared.
+pub(crate) struct RowReader(Pair);
+
+impl RowReader {
+    /// `old` and `new` are the schemas of the versions.
+    pub(crate) async fn of(
+        connection: &mut PgConnection,
+        table: &str,
+        schemas: (&str, &str),
+    ) -> Result<Self, sqlx::Error> {
+        Pair::of(connection, table, schemas, None).await.map(Self)
+    }
+
+    /// The row of this key in the old table.
+    pub(crate) async fn read_old(
+        &self,
+        connection: &mut PgConnection,
+        key: &Value,
+    ) -> Result<Option<String>, sqlx::Error> {
+        self.read(connection, &self.0.old, key).await
+    }
+
+    /// The row of this key in the new table.
+    pub(crate) async fn read_new(
+        &self,
+        connection: &mut PgConnection,
+        key: &Value,
+    ) -> Result<Option<String>, sqlx::Error> {
+        self.read(connection, &self.0.new, key).await
+    }
+
+    async fn read(
+        &self,
+        connection: &mut PgConnection,
+        table: &str,
+        key: &Value,
+    ) -> Result<Option<String>, sqlx::Error> {
+        let mut transaction = connection.begin().await?;
+        compare_alike(&mut transaction).await?;
+        let is_it = self.0.key.iter().map(|column| {
+            format!("to_jsonb(t.{}) = $1 -> {}", quote_identifier(column), quote_literal(column))
+        });
+        let statement = format!(
+            "-- read_row\nselect {} from {table} as t where {}",
+            row_text("t", &self.0.columns),
+            is_it.collect::<Vec<_>>().join(" and ")
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(Json(key));
+        let row = query.fetch_optional(&mut *transaction).await?;
+        transaction.rollback().await?;
+        Ok(row)
     }
 }
 

@@ -1,0 +1,226 @@
+//! The rows of some aggregates alone: verified, explained, and computed anew beside live traffic.
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::support;
+use crate::support::Database;
+use crate::support::facts::reaches;
+use crate::support::program::{Installation, Program};
+
+/// One row for each aggregate, with the number and the sum of its events.
+const HANDLERS: &str = "[[projector.on]]\nevents = ['Opened']\n\
+    sql = 'insert into accounts values (event.aggregate_id, 0, 0) on conflict (id) do nothing'\n\
+    [[projector.on]]\nevents = ['Paid']\n\
+    sql = \"update accounts set payments = payments + 1, total = total + (event.body->>'n')::bigint where id = event.aggregate_id\"\n";
+
+fn declaration(head: &str, handlers: &str) -> String {
+    format!(
+        "[projector]\nname = 'accounts'\n{head}\n\
+         [projector.tables]\naccounts = 'id uuid primary key, payments bigint not null, total bigint not null'\n{handlers}"
+    )
+}
+
+struct Fixture {
+    projections: PgPool,
+    installation: Installation,
+    _databases: Vec<Database>,
+}
+
+/// The id of an aggregate, by its number.
+fn id(number: i64) -> String {
+    format!("{number:08}-0000-4000-8000-000000000000")
+}
+
+impl Fixture {
+    /// Five accounts with three payments each, on events 1 to 20: first all are opened, then they are paid in turn.
+    async fn running(elsewhere: bool) -> (Self, Program) {
+        let events = support::database().await;
+        let mut settings = "[runner]\npoll_interval_max = '50ms'\n".to_owned();
+        let (events_url, events_pool) = (events.url.clone(), events.pool.clone());
+        let mut databases = vec![events];
+        if elsewhere {
+            let projections = support::database().await;
+            settings.push_str(&format!("[projections]\nurl = '{}'\n", projections.url));
+            databases.push(projections);
+        }
+        let projections = databases[databases.len() - 1].pool.clone();
+        let installation = Installation::new(&events_url, &settings);
+        installation.declare("accounts", &declaration("", HANDLERS));
+        execute(
+            &events_pool,
+            "insert into espd.events (aggregate_id, type, version, body, created_at)
+             select (lpad(((n - 1) % 5 + 1)::text, 8, '0') || '-0000-4000-8000-000000000000')::uuid,
+                    case when n <= 5 then 'Opened' else 'Paid' end, (n - 1) / 5 + 1, jsonb_build_object('n', n),
+                    '2026-01-01Z'::timestamptz + n * interval '1 hour'
+             from generate_series(1, 20) as n order by n",
+        )
+        .await;
+        let daemon = installation.start_daemon();
+        reaches(&projections, "accounts", 20).await;
+        (Self { projections, installation, _databases: databases }, daemon)
+    }
+
+    async fn run(&self, sql: &str) {
+        execute(&self.projections, sql).await;
+    }
+
+    async fn fact(&self, query: &str) -> String {
+        let query = format!("select ({query})::text");
+        let fact: Option<String> =
+            sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.projections).await.unwrap();
+        fact.unwrap_or_default()
+    }
+
+    /// What is left of versions beside the serving one.
+    async fn beside(&self) -> String {
+        self.fact(
+            "select (select count(*) from espd.trackers where strpos(name, '$') > 0) +
+                    (select count(*) from pg_namespace where nspname like 'public\\_%')",
+        )
+        .await
+    }
+}
+
+async fn execute(pool: &PgPool, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_part_is_verified_by_aggregate_time_and_sample() {
+    for elsewhere in [false, true] {
+        let (fixture, daemon) = Fixture::running(elsewhere).await;
+        fixture.run(&format!("update accounts set total = 1 where id = '{}'", id(3))).await;
+        fixture.run(&format!("delete from accounts where id = '{}'", id(5))).await;
+        fixture.run("insert into accounts values (gen_random_uuid(), 1, 1)").await;
+        let verify = async |arguments: &[&str]| {
+            let arguments: Vec<&str> =
+                ["verify", "accounts"].into_iter().chain(arguments.iter().copied()).collect();
+            fixture.installation.espctl(&arguments).await
+        };
+        let (one, three) = (id(1), id(3));
+        let said = verify(&["--aggregate", &one, "--aggregate", &id(2)]).await.printed();
+        assert_eq!(said, "accounts: nothing differs, 2 rows were compared\n");
+        let outcome = verify(&["--aggregate", &one, "--aggregate", &three]).await;
+        assert!(
+            outcome.code == Some(1)
+                && outcome.stdout.contains("of 2 rows, 0 added, 0 gone, 1 changed (total in 1)"),
+            "{outcome:?}"
+        );
+        // Event 20 is of account 5 alone.
+        let outcome = verify(&["--since", "2026-01-01T20:00:00Z"]).await;
+        assert!(outcome.stdout.contains("of 0 rows, 1 added, 0 gone, 0 changed"), "{outcome:?}");
+        let outcome = verify(&["--sample", "100%"]).await;
+        assert!(outcome.stdout.contains("of 5 rows, 1 added, 1 gone, 1 changed"), "{outcome:?}");
+        let outcome = verify(&["--sample", "0.0001"]).await;
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        assert_eq!(fixture.beside().await, "0", "nothing is left");
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn verify_says_since_which_event_a_row_differs() {
+    let (fixture, daemon) = Fixture::running(false).await;
+    // As after event 8, as never, and gone.
+    fixture.run(&format!("update accounts set payments = 1, total = 8 where id = '{}'", id(3))).await;
+    fixture.run(&format!("update accounts set total = 1 where id = '{}'", id(4))).await;
+    fixture.run(&format!("delete from accounts where id = '{}'", id(5))).await;
+    let outcome = fixture.installation.espctl(&["verify", "accounts"]).await;
+    for text in [
+        "differs since event 13 (Paid, 2026-01-01T13:00:00+00:00): what that and 1 later ones did is missing",
+        "none of its 4 changes has made the row so; the last one was event 19 (Paid,",
+        "differs since event 5 (Opened, 2026-01-01T05:00:00+00:00): what that and 3 later ones did is missing",
+    ] {
+        assert!(outcome.code == Some(1) && outcome.stdout.contains(text), "{text}: {outcome:?}");
+    }
+    // Handlers that have changed are told as well.
+    fixture
+        .installation
+        .declare("accounts", &declaration("", &HANDLERS.replace("payments + 1", "payments + 2")));
+    fixture.installation.espctl(&["reload"]).await.printed();
+    daemon.says("the handlers have changed").await;
+    let outcome = fixture.installation.espctl(&["verify", "accounts", "--aggregate", &id(1), "--json"]).await;
+    let found: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let since = &found["tables"][0]["examples"][0]["since"];
+    assert_eq!(
+        (since["changes"].as_i64(), since["handlers_changed_at"].as_i64()),
+        (Some(4), Some(20)),
+        "{found}"
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn rows_of_some_aggregates_are_replaced_beside_live_traffic() {
+    let (fixture, daemon) = Fixture::running(false).await;
+    fixture.run("update accounts set total = 1").await;
+    let three = id(3);
+    let dry = fixture.installation.espctl(&["rebuild", "accounts", "--aggregate", &three, "--dry-run"]).await;
+    assert!(dry.code == Some(1) && dry.stdout.contains("total = 1 -> total = 39"), "{dry:?}");
+    let said = fixture.installation.espctl(&["rebuild", "accounts", "--aggregate", &three]).await.printed();
+    assert!(said.contains("nothing was done"), "{said}");
+    assert_eq!(fixture.fact("select sum(total) from accounts").await, "5");
+    let said =
+        fixture.installation.espctl(&["rebuild", "accounts", "--aggregate", &three, "--yes"]).await.printed();
+    assert!(said.contains("1 rows of accounts were changed"), "{said}");
+    assert_eq!(fixture.fact("select array_agg(total order by id) from accounts").await, "{1,1,39,1,1}");
+    // By time, and by type: these are all of them.
+    fixture
+        .installation
+        .espctl(&["rebuild", "accounts", "--since", "2026-01-01T19:00:00Z", "--yes"])
+        .await
+        .printed();
+    assert_eq!(fixture.fact("select array_agg(total order by id) from accounts").await, "{1,1,39,42,45}");
+    fixture.installation.espctl(&["rebuild", "accounts", "--type", "Paid", "--yes"]).await.printed();
+    assert_eq!(fixture.fact("select array_agg(total order by id) from accounts").await, "{33,36,39,42,45}");
+    let refused = fixture.installation.espctl(&["rebuild", "accounts", "--type", "Never", "--yes"]).await;
+    assert!(refused.stderr.contains("no aggregate has such events"), "{refused:?}");
+    // The daemon goes on where it was, and what was done is recorded.
+    fixture
+        .run(&format!("insert into espd.events (aggregate_id, type, version, body) values ('{three}', 'Paid', 5, '{{\"n\": 1}}')"))
+        .await;
+    reaches(&fixture.projections, "accounts", 21).await;
+    assert_eq!(fixture.fact(&format!("select total from accounts where id = '{three}'")).await, "40");
+    assert_eq!(
+        fixture.fact("select detail -> 'aggregates' from espd.operator_log where action = 'rebuild' order by id limit 1").await,
+        format!("[\"{three}\"]")
+    );
+    assert_eq!(fixture.beside().await, "0", "nothing is left");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_part_is_refused_where_rows_belong_to_no_single_aggregate() {
+    let (fixture, daemon) = Fixture::running(false).await;
+    let loops = "[[projector.on]]\nevents = ['Opened', 'Paid']\nsql = '''\n\
+        if event.version > 0 then insert into accounts values (event.aggregate_id, 0, 0) on conflict do nothing; end if;\n\
+        update accounts set payments = payments + 1 where id = event.aggregate_id\n'''\n";
+    fixture.installation.declare("accounts", &declaration("version = 1", loops));
+    let one = id(1);
+    let verify = ["verify", "accounts", "--aggregate", one.as_str()];
+    let refused = fixture.installation.espctl(&verify).await;
+    assert!(
+        refused.code == Some(1)
+            && refused.stderr.contains("cannot be told apart: handler 1 cannot be read")
+            && refused.stderr.contains("declare `aggregate_column`"),
+        "{refused:?}"
+    );
+    // Declared, it is believed, and seen where it is wrong.
+    fixture.installation.declare("accounts", &declaration("aggregate_column = 'id'", loops));
+    let outcome = fixture.installation.espctl(&verify).await;
+    assert!(outcome.stdout.contains("of 1 rows, 0 added, 0 gone, 1 changed"), "{outcome:?}");
+    fixture.installation.declare("accounts", &declaration("aggregate_column = 'nothing'", loops));
+    let refused = fixture.installation.espctl(&verify).await;
+    assert!(refused.stderr.contains("table accounts has no column nothing"), "{refused:?}");
+    let wrong =
+        loops.replace("where id = event.aggregate_id", ", id = event.uuid where id = event.aggregate_id");
+    fixture.installation.declare("accounts", &declaration("aggregate_column = 'id'", &wrong));
+    let refused = fixture.installation.espctl(&verify).await;
+    assert!(
+        refused.stderr.contains("have written rows of accounts in which id is another one"),
+        "{refused:?}"
+    );
+    assert_eq!(fixture.beside().await, "0", "nothing is left");
+    daemon.stop().await;
+}
