@@ -245,7 +245,7 @@ impl Rebuilding<'_> {
         let statement = format!(
             "-- count_dead_letters\nselect count(*) from {}.dead_letters as e where e.processor = $1 and e.version = $2 and {}",
             self.operator.trackers().schema(),
-            part.of_event()
+            part.aggregates.condition("e.aggregate_id", false)
         );
         let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
         let number: i64 = query.bind(name).bind(self.live.version).fetch_one(connection).await?;

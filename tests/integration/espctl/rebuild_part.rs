@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support;
 use crate::support::Database;
-use crate::support::facts::reaches;
+use crate::support::facts::{eventually, reaches};
 use crate::support::program::{Installation, Program};
 
 /// One row for each aggregate, with the number and the sum of its events.
@@ -139,7 +139,11 @@ async fn verify_says_since_which_event_a_row_differs() {
         .installation
         .declare("accounts", &declaration("", &HANDLERS.replace("payments + 1", "payments + 2")));
     fixture.installation.espctl(&["reload"]).await.printed();
-    daemon.says("the handlers have changed").await;
+    eventually("the change is noted", async || {
+        let changed = "select handler_change is not null from espd.trackers where name = 'accounts'";
+        (fixture.fact(changed).await == "true").then_some(())
+    })
+    .await;
     let outcome = fixture.installation.espctl(&["verify", "accounts", "--aggregate", &id(1), "--json"]).await;
     let found: Value = serde_json::from_str(&outcome.stdout).unwrap();
     let since = &found["tables"][0]["examples"][0]["since"];
