@@ -30,7 +30,7 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "approve_rebuild", "exchange_versions", "merge_versions", "move_processor",
     "must_ring", "ring_bell", "set_bell",
     "accept_history", "advance_tracker", "append_due", "append_due_events", "append_scheduled",
-    "append_several", "append_tagged", "append_with_tags", "archive_change", "archive_changes", "are_short_texts", "begin_emission", "cancel",
+    "append_listed", "append_several", "is_by_index", "append_tagged", "append_with_tags", "archive_change", "archive_changes", "are_short_texts", "begin_emission", "cancel",
     "cancel_emissions", "cancel_scheduled_events", "change_emissions", "change_keys", "count_events",
     "delete_aggregate", "departure", "discard_dead_letters", "drop_processor", "emit", "emit_after",
     "emit_at", "find_appended", "find_appended_tagged", "find_departing", "find_departing_item",
