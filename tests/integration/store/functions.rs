@@ -323,3 +323,101 @@ async fn a_store_may_live_in_any_schema() {
     assert_eq!(other.read_after(Position::START, None, None, 10).await.unwrap().len(), 4);
     assert_eq!(espd.read_after(Position::START, None, None, 10).await.unwrap().len(), 1);
 }
+
+/// Runs one statement as `run` does and leaves nothing of it.
+async fn try_out(pool: &PgPool, sql: &str) -> Result<Value, (String, Value)> {
+    let sql = format!("select coalesce(jsonb_agg(to_jsonb(r) - 'id'), '[]') from ({sql}) as r");
+    let mut transaction = pool.begin().await.unwrap();
+    let outcome = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut *transaction).await;
+    transaction.rollback().await.unwrap();
+    outcome.map_err(|error| {
+        let (code, _, detail) = refusal(&error);
+        (code, detail)
+    })
+}
+
+/// One event is stored by one statement, which has to do just what the functions do that take any number of events.
+#[tokio::test]
+async fn one_event_fares_alike_by_its_statement_and_among_several() {
+    let (pool, _) = store().await;
+    let stored = format!("uuids => array['{B}'::uuid]");
+    let first = format!(
+        "select version from espd.append_events(array['{A}'::uuid], array['X'], array['1'::jsonb], {stored})"
+    );
+    run(&pool, &first).await.unwrap();
+    for arguments in [
+        "array[a], array['X'], array[j], array[0::bigint], array[b]",
+        "array[a], array['X'], array[j], array[1::bigint], array[b]",
+        "array[a], array['Y'], array[j], array[1::bigint], array[b]",
+        "array[a], array['X'], array[j], array[0::bigint], array[a]",
+        "array[a], array['X'], array[j], array[1::bigint], array[a]",
+        "array[a], array['X'], array[j], array[2::bigint], array[a]",
+        "array[a], array['X'], array[j], null, array[a], array['{\"k\": 1}'::jsonb], array[a], array[b], array[now()]",
+        "array[b], array['X'], array[j], array[0::bigint], array[a], array[null::jsonb]",
+        "array[b], array['X'], array[j], array[1::bigint], array[a]",
+        "array[b], array['X'], array[j], array[-1::bigint], array[a]",
+        "array[b], array['X'], array[j], array[null::bigint], array[a], array['[]'::jsonb]",
+        "array[b], array[''], array[j], null, array[a]",
+        "array[b], array['X'], array[null::jsonb], null, array[a]",
+        "array[b], array['X'], array['null'::jsonb], null, array[a]",
+        "array[b], array['X'], array[j], '{}', array[a]",
+        "array[b], array['X'], array[j], array[0, 0]::bigint[], array[a]",
+        "array[b], array['X'], array[j], null, array[a], correlation_ids => array[a, a]",
+        "array[null::uuid], array['X'], array[j], null, array[a]",
+        "null, array['X'], array[j]",
+    ] {
+        let call = |function: &str| {
+            format!(
+                "select r.* from (values ('{A}'::uuid, '{B}'::uuid, '1'::jsonb)) as v (a, b, j), espd.{function}({arguments}) as r"
+            )
+        };
+        let several = try_out(&pool, &call("append_listed")).await;
+        assert_eq!(try_out(&pool, &call("append_events")).await, several, "{arguments}");
+    }
+    for others in [
+        json!({"expected_version": 1}),
+        json!({"expected_version": 0}),
+        json!({"expected_version": null, "metadata": null, "uuid": A, "correlation_id": A, "causation_id": null}),
+        json!({"uuid": B, "expected_version": 7}),
+        json!({"uuid": "{0000000000000000000000000000000C}"}),
+        json!({"uuid": B, "body": 2}),
+        json!({"body": null}),
+        json!({"created_at": null}),
+        json!({"created_at": "2024-05-01T00:00:00Z"}),
+        json!({"metadata": {"k": 1}, "expected_version": 1.0}),
+        json!({"expected_version": -1}),
+        json!({"causation_id": 1}),
+        json!({"tags": []}),
+    ] {
+        let mut event = json!({"aggregate_id": A, "type": "X", "body": 1, "uuid": A});
+        event.as_object_mut().unwrap().extend(others.as_object().unwrap().clone());
+        let several = try_out(&pool, &format!("select * from espd.append_several('[{event}]')")).await;
+        assert_eq!(
+            try_out(&pool, &format!("select * from espd.append('{event}')")).await,
+            several,
+            "{event}"
+        );
+    }
+}
+
+/// Settings of a function cost each call of it a good part of what the append costs, so these name all that they use by the schema.
+#[tokio::test]
+async fn appends_have_no_settings_and_mean_the_same_under_any_search_path() {
+    let (pool, _) = store().await;
+    let with_settings = "select count(*) as n from pg_proc where pronamespace = 'espd'::regnamespace
+       and (proname = 'append_events' or proname = 'append' and pronargs = 1) and proconfig is not null";
+    assert_eq!(run(&pool, with_settings).await, Ok(json!([{"n": 0}])));
+    let mut connection = pool.acquire().await.unwrap();
+    let others = "create schema other; set search_path = other;
+       create table events (like espd.events including all); create table event_schemas (like espd.event_schemas including all);
+       insert into event_schemas (type, schema, check_at_append) values ('X', 'false', true);
+       create temp table events (like espd.events)";
+    sqlx::raw_sql(others).execute(&mut *connection).await.unwrap();
+    let append = format!(
+        "select version from espd.append_events(array['{A}'::uuid], array['X'], array['1'::jsonb])
+         union all select version from espd.append('{{\"aggregate_id\": \"{B}\", \"type\": \"X\", \"body\": 1}}')"
+    );
+    let versions: Vec<i64> =
+        sqlx::query_scalar(AssertSqlSafe(append)).fetch_all(&mut *connection).await.unwrap();
+    assert_eq!((versions, count(&pool).await), (vec![1, 1], 2));
+}
