@@ -394,8 +394,8 @@ pub mod prelude {
 pub mod internals {
     pub mod config {
         pub use crate::config::{
-            AdminSettings, Config, DatabaseUrl, EXAMPLE, InvalidConfig, Listen, LogFormat, RunnerSection,
-            Token, known_keys, parse_duration,
+            AdminSettings, Config, DatabaseUrl, EXAMPLE, InvalidConfig, Listen, LogFormat, RebuildSection,
+            RunnerSection, Token, known_keys, parse_duration,
         };
     }
     pub mod dead_letters {
@@ -403,9 +403,9 @@ pub mod internals {
     }
     pub mod declaration {
         pub use crate::processing::declaration::{
-            BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
-            ProcessorKind, ProcessorSettings, ReactorDeclaration, RetrySettings, SourceText, Synchronous,
-            TableDeclaration, WebhookDeclaration,
+            Approve, BatchLimits, Check, HandledEvents, Handler, Handling, Isolation, OnHandlerChange,
+            ProcessorDeclaration, ProcessorKind, ProcessorSettings, ReactorDeclaration, RetrySettings,
+            SourceText, Synchronous, TableDeclaration, WebhookDeclaration,
         };
     }
     pub mod failure {

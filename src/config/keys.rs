@@ -24,6 +24,7 @@ pub(super) const MAIN_FILE: Keys = Keys {
             key("event_store", Kind::Section(&EVENT_STORE)),
             key("projections", Kind::Section(&PROJECTIONS)),
             key("runner", Kind::Section(&RUNNER)),
+            key("rebuild", Kind::Section(&REBUILD)),
             key("retry", Kind::Section(&RETRY)),
             key("log", Kind::Section(&LOG)),
             key("admin", Kind::Section(&ADMIN)),
@@ -110,6 +111,15 @@ pub(super) const RUNNER: Keys = Keys {
             key("restart_max", duration_or(seconds(1), HOUR, seconds(60))),
         ],
     ],
+};
+
+const REBUILD: Keys = Keys {
+    title: "[rebuild]",
+    prefix: "rebuild.",
+    groups: &[&[
+        key("parallelism", Kind::Integer { from: 0, to: 16, default: Some(1) }),
+        key("share", Kind::Fraction { from: 0.05, to: 1.0 }),
+    ]],
 };
 
 /// Where a batch ends.
@@ -203,6 +213,8 @@ pub(super) const PROJECTOR: Keys = Keys {
             key("synchronous", Kind::Choice(&["aggregate_order", "total_order"])),
             key("fold", Kind::Boolean),
             key("aggregate_column", Kind::Text),
+            key("approve", Kind::Choice(&["when-verified", "manual", "always"])),
+            key("check", Kind::Sections(&PROJECTOR_CHECK)),
             key("retry", Kind::Section(&PROJECTOR_RETRY)),
         ],
         TABLES,
@@ -266,6 +278,17 @@ const REACTOR_RETRY: Keys = Keys { title: "[reactor.retry]", prefix: "reactor.re
 const PROJECTOR_HANDLER: Keys =
     Keys { title: "[[projector.on]]", prefix: "projector.on.", groups: &[HANDLER] };
 
+const PROJECTOR_CHECK: Keys = Keys {
+    title: "[[projector.check]]",
+    prefix: "projector.check.",
+    groups: &[&[
+        key("name", Kind::Text)
+            .required("write what it is called in reports: name = \"no order without lines\""),
+        key("sql", Kind::Sql)
+            .required("write a query that returns no row where the tables are right: sql = \"select …\""),
+    ]],
+};
+
 const REACTOR_HANDLER: Keys = Keys { title: "[[reactor.on]]", prefix: "reactor.on.", groups: &[HANDLER] };
 
 const HANDLER: &[Key] = &[
@@ -299,6 +322,7 @@ pub(super) const SECTIONS: &[&Keys] = &[
     &EVENT_SOURCERY,
     &PROJECTIONS,
     &RUNNER,
+    &REBUILD,
     &RETRY,
     &LOG,
     &ADMIN,
@@ -308,6 +332,7 @@ pub(super) const SECTIONS: &[&Keys] = &[
     &PROJECTOR,
     &PROJECTOR_RETRY,
     &PROJECTOR_HANDLER,
+    &PROJECTOR_CHECK,
     &REACTOR,
     &REACTOR_RETRY,
     &REACTOR_HANDLER,

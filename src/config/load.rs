@@ -18,6 +18,7 @@ use super::sections::event::read_event;
 use super::sections::hooks::read_hooks;
 use super::sections::log::read_log;
 use super::sections::processor::{Defaults, read_processor};
+use super::sections::rebuild::RebuildSection;
 use super::sections::retry::read_retry;
 use super::sections::runner::RunnerSection;
 use super::sections::store::{EventStoreSettings, ProjectionsSettings};
@@ -101,6 +102,9 @@ fn read_sections(file: &Section<'_>, config: &mut Config) {
     refuse_shared_schema(config, event_store, projections);
     if let Some(runner) = file.section("runner") {
         config.runner = RunnerSection::read(&runner);
+    }
+    if let Some(rebuild) = file.section("rebuild") {
+        config.rebuild = RebuildSection::read(&rebuild);
     }
     if let Some(retry) = file.section("retry") {
         config.retry = read_retry(&retry, RetryPolicy::default());

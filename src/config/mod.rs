@@ -24,6 +24,7 @@ pub use keys::known_keys;
 pub use reader::diagnostics::InvalidConfig;
 pub(crate) use reader::key::nearest;
 pub use sections::admin::{AdminSettings, Listen, Token};
+pub use sections::rebuild::RebuildSection;
 pub use sections::runner::RunnerSection;
 pub(crate) use sections::store::{EventStoreSettings, ProjectionsSettings};
 
@@ -67,6 +68,8 @@ pub struct Config {
     pub projections: ProjectionsSettings,
     /// How processors follow the store.
     pub runner: RunnerSection,
+    /// How a daemon builds versions beside those that serve.
+    pub rebuild: RebuildSection,
     /// How to retry, for processors that do not say otherwise.
     pub retry: RetryPolicy,
     /// What is logged, and how.

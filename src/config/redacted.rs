@@ -11,8 +11,8 @@ use super::reader::quantity::{format_duration, format_size};
 use super::sections::admin::AdminSettings;
 use super::{Config, EventStoreSettings, RunnerSection};
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, ProcessorDeclaration, ProcessorKind, ProcessorSettings,
-    ProgramDeclaration, SourceText, Start, TableDeclaration, WebhookDeclaration,
+    BatchLimits, Check, HandledEvents, Handler, Handling, ProcessorDeclaration, ProcessorKind,
+    ProcessorSettings, ProgramDeclaration, SourceText, Start, TableDeclaration, WebhookDeclaration,
 };
 use crate::retry::RetryPolicy;
 use crate::store::declared_event::DeclaredEvent;
@@ -35,6 +35,7 @@ pub(super) fn redact(config: &Config) -> Value {
             "settings": config.projections.settings,
         },
         "runner": show_runner(&config.runner),
+        "rebuild": { "parallelism": config.rebuild.parallelism, "share": config.rebuild.share },
         "retry": show_retry(&config.retry),
         "log": {
             "format": config.log.format,
@@ -206,6 +207,11 @@ fn show_processor(processor: &ProcessorDeclaration) -> Value {
     show_batch_limits(&mut shown, &processor.batch);
     shown["start"] = processor.start.map_or(Value::Null, show_start);
     shown["reads"] = json!(processor.reads.iter().map(|table| &table.text).collect::<Vec<_>>());
+    if processor.reactor.is_none() && matches!(processor.handling, Handling::Sql(_)) {
+        let check = |check: &Check| json!({ "name": check.name, "sql": check.sql.text });
+        shown["approve"] = json!(processor.approve.to_string());
+        shown["check"] = processor.checks.iter().map(check).collect();
+    }
     if let Some(reactor) = &processor.reactor {
         shown["chain_max"] = json!(reactor.chain_max);
         shown["emits"] = json!(reactor.emits);
@@ -262,7 +268,9 @@ fn show_start(start: Start) -> Value {
 
 fn show_handling(shown: &mut Value, handling: &Handling) {
     match handling {
-        Handling::Sql(handlers) => shown["on"] = handlers.iter().map(show_handler).collect(),
+        Handling::Sql(handlers) => {
+            shown["on"] = handlers.iter().map(show_handler).collect();
+        }
         Handling::Native(_) => {
             shown["native"] = json!(true);
             leave_out(shown, &["version", "tables", "ddl"]);

@@ -8,6 +8,7 @@ pub(crate) mod isolation;
 pub(crate) mod log;
 pub(crate) mod processor;
 pub(crate) mod program;
+pub(crate) mod rebuild;
 pub(crate) mod retry;
 pub(crate) mod runner;
 pub(crate) mod settings;

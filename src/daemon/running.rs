@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::announce::{announce, summarise};
+use super::building::build_versions;
 use super::plan::supervision_plan;
 use super::readiness::wait_until_ready;
 use super::reload::{Configured, Examined};
@@ -151,12 +152,14 @@ async fn supervise(
     sinks.show_workers(&supervisor);
     let (supervisor_requests, requested) = mpsc::channel(REQUESTS_MAX);
     let (place, places) = watch::channel(configured.worker_table_place()?);
+    let (follow, configs) = watch::channel(Arc::new(configured.config.clone()));
     let (end, stop) = shutdown::channel();
     let snapshots = supervisor.snapshots();
     let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
     let (signalled, outcomes) = mpsc::channel(REQUESTS_MAX);
     let reloads = ReloadRequests::new(owner.id, orders, outcomes);
     let scheduling = tokio::spawn(append_scheduled(places.clone(), stop.clone()));
+    let building = tokio::spawn(build_versions(configs, owner.label.clone(), stop.clone()));
     let table = WorkerTable::new(owner.clone(), snapshots.clone(), places, reloads);
     let writing = tokio::spawn(table.run(stop));
     let announcing = async {
@@ -170,6 +173,7 @@ async fn supervise(
         owner,
         supervisor_requests,
         place,
+        follow,
         signalled,
         sinks,
         snapshots: snapshots.clone(),
@@ -181,7 +185,8 @@ async fn supervise(
     };
     end.request();
     // If the rows are not removed in time, they are outdated soon.
-    let _ = tokio::time::timeout(WORKER_TABLE_GRACE, async { tokio::join!(writing, scheduling) }).await;
+    let _ =
+        tokio::time::timeout(WORKER_TABLE_GRACE, async { tokio::join!(writing, scheduling, building) }).await;
     let executable = executable.filter(|_| starts_again.get());
     match (executable, exit_of(ending)) {
         (None, None) => Ok(Afterwards::End),
@@ -228,6 +233,8 @@ struct RequestLoop<'o> {
     supervisor_requests: mpsc::Sender<SupervisorRequest>,
     /// Read by the writer of the table `workers`.
     place: watch::Sender<WorkerTablePlace>,
+    /// Read by the builder of versions.
+    follow: watch::Sender<Arc<Config>>,
     /// What came of reloads that a signal asked for: written down beside the others.
     signalled: mpsc::Sender<Reloaded>,
     sinks: StatusSinks<'o>,
@@ -287,6 +294,7 @@ impl RequestLoop<'_> {
             self.sinks.show_config(&self.configured.config);
             let plan = supervision_plan(&self.configured.config, &self.owner)?;
             self.ask(SupervisorRequest::Replace(Box::new(plan))).await?;
+            self.follow.send_replace(Arc::new(self.configured.config.clone()));
         }
         if !matches!(reloaded, Reloaded::Refused(_)) {
             self.place.send_replace(self.configured.worker_table_place()?);

@@ -12,7 +12,9 @@ use crate::config::Config;
 use crate::espctl::output;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
-use crate::operations::rebuild::{GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since};
+use crate::operations::rebuild::{
+    FailedCheck, GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since,
+};
 use crate::operations::status::format::{format_duration, thousands};
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::processing::rebuild::{Beside, Difference};
@@ -67,6 +69,11 @@ pub(crate) struct RebuildArguments {
 enum RebuildCommand {
     /// Give up the version that is being built; the serving one stays as it is
     Abort {
+        /// Name of the projector
+        name: String,
+    },
+    /// Let the version that a daemon has built go live, whatever differs
+    Approve {
         /// Name of the projector
         name: String,
     },
@@ -133,6 +140,12 @@ pub(crate) async fn rebuild(
         (Some(RebuildCommand::Abort { name }), _) => {
             let version = operator.abort_rebuild(&name).await?;
             output::print(&format!("version {version} of {name} was given up"))
+        }
+        (Some(RebuildCommand::Approve { name }), _) => {
+            let version = operator.approve_rebuild(&name).await?;
+            output::print(&format!(
+                "version {version} of {name} goes live as soon as the daemon has caught up: `espctl rebuild {name} --watch` shows it"
+            ))
         }
         (Some(RebuildCommand::Drop { name, yes }), _) => drop_former(&operator, &name, yes).await,
         (None, Some(name)) if arguments.watch => watch::watch(operator, &name, arguments.json).await,
@@ -202,6 +215,11 @@ async fn go_live(
     let difference = next.compare().await?;
     let way = next.choose_way(wanted, &difference).await?;
     show(name, &difference, json)?;
+    let failed = next.run_checks().await?;
+    if !failed.is_empty() {
+        next.end().await?;
+        return Err(refuse_failed(name, live, &failed).into());
+    }
     let question = format!("Version {version} of {name} {}. Go live?", describe_way(way));
     if !yes && !difference.is_none() && !ask(&question, name)? {
         next.end().await?;
@@ -213,6 +231,15 @@ async fn go_live(
     let way = next.go_live(way).await?;
     next.end().await?;
     output::print(&describe_live(name, live, version, &way))
+}
+
+fn refuse_failed(name: &str, live: i32, failed: &[FailedCheck]) -> Exit {
+    let failed: Vec<String> = failed.iter().map(FailedCheck::describe).collect();
+    let message = format!(
+        "{}. Version {live} of {name} serves as before: correct the handlers or the check, then run this again",
+        failed.join("; ")
+    );
+    Exit { code: ExitCode::Failure, message }
 }
 
 /// Asks whether to go live. Without a terminal the answer is no.
@@ -238,8 +265,16 @@ async fn look(
         Ok(()) => scratch.compare().await,
         Err(error) => Err(error),
     };
+    let checked = match &compared {
+        Ok(_) => scratch.run_checks().await,
+        Err(_) => Ok(Vec::new()),
+    };
     scratch.remove().await?;
-    let mut difference = compared?;
+    let (mut difference, failed) = (compared?, checked?);
+    if !failed.is_empty() {
+        show(name, &difference, json)?;
+        return Err(refuse_failed(name, versions.0, &failed).into());
+    }
     if difference.is_none() {
         return show(name, &difference, json);
     }

@@ -266,7 +266,7 @@ impl Processor for SqlProcessor {
                 processor = name,
                 version,
                 declared,
-                "version {version} goes on: `espctl rebuild {name}` builds version {declared} beside it and lets it go live"
+                "version {version} goes on until version {declared}, which is built beside it, is live: `espctl rebuild {name} --watch` shows how far it is"
             );
             return Ok(());
         }

@@ -127,7 +127,7 @@ fn foresee(known: &Known<'_>) -> Planned {
 }
 
 fn foresee_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
-    let ProcessorDeclaration { name, version, on_handler_change, handling, .. } = known.declaration;
+    let ProcessorDeclaration { name, version, on_handler_change, handling, approve, .. } = known.declaration;
     let serves = tracker.version;
     let goes_on = matches!(handling, Handling::Sql(_));
     if *version < serves {
@@ -138,8 +138,8 @@ fn foresee_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
         (Action::Supersede, description)
     } else if *version > serves && goes_on {
         let description = format!(
-            "version {serves} goes on; `espctl rebuild {name}` builds version {version} beside it, and --dry-run shows what \
-             would change"
+            "version {serves} goes on; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \
+             (approve = \"{approve}\"), and --dry-run shows what would change"
         );
         (Action::Rebuild, description)
     } else if *version > serves {

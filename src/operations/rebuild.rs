@@ -3,6 +3,7 @@
 //! A rebuild is a row ([`State`]), a schema and a tracker, so whoever calls [`Rebuilding::begin`] again after a kill goes on where
 //! it was. A lock of the session keeps two from building the same version at once.
 
+mod checks;
 mod going_live;
 mod looking;
 mod part;
@@ -10,6 +11,7 @@ mod preparation;
 mod removal;
 mod rollback;
 mod since;
+mod unattended;
 
 use std::time::Instant;
 
@@ -25,17 +27,19 @@ use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::Processor as _;
 use crate::processing::rebuild::{
-    Beside, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State, Versions, Written,
-    compare, create, drop_place, key_of_lock, refuse_qualified_names, write_progress,
+    Beside, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State, Throttle, Versions,
+    Written, compare, create, drop_place, key_of_lock, refuse_qualified_names, write_progress,
 };
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 
-pub(crate) use crate::processing::rebuild::Progress;
+pub(crate) use crate::processing::rebuild::{Progress, Wish};
+pub(crate) use checks::FailedCheck;
 pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::Outcome;
 pub(crate) use part::Selection;
 use preparation::refuse_unsuitable;
 pub(crate) use since::find_since;
+pub(crate) use unattended::{Built, Wanted};
 
 /// What is told while a version is built.
 #[derive(Clone, Copy)]
@@ -65,6 +69,9 @@ pub(crate) struct Rebuilding<'o> {
     pace: Pace,
     /// What of them is built again; `None`: all.
     part: Option<Part>,
+    /// The share of the time that it works while events are appended.
+    share: f64,
+    throttle: Throttle,
 }
 
 impl<'o> Rebuilding<'o> {
@@ -116,6 +123,8 @@ impl<'o> Rebuilding<'o> {
                 worker,
                 live_tables,
                 pace: Pace::new(),
+                share: 1.0,
+                throttle: Throttle::default(),
             }),
             Err(error) => {
                 unlock_session(&mut worker, name).await?;
@@ -181,7 +190,8 @@ impl<'o> Rebuilding<'o> {
         loop {
             let target = self.operator.find_position(&mut self.worker, &self.live).await?;
             if self.pace.is_due(Instant::now()) {
-                let progress = self.write(Phase::Replaying, target, None).await?;
+                let rests_because = self.throttle.describe(self.share);
+                let progress = self.write(Phase::Replaying, target, rests_because.as_deref()).await?;
                 if progress.seconds_left.is_some() {
                     (self.listener.progress)(progress);
                 }
@@ -189,7 +199,12 @@ impl<'o> Rebuilding<'o> {
             if self.replay.position() >= target {
                 return Ok(());
             }
+            let begun = Instant::now();
             self.replay.advance(&mut self.worker, target).await.map_err(|error| self.failed(error))?;
+            let rest = self.throttle.rest(self.share, target, begun, Instant::now());
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
+            }
         }
     }
 
@@ -354,7 +369,9 @@ async fn lock_session(connection: &mut PgConnection, name: &str) -> Result<(), O
     if locked {
         return Ok(());
     }
-    Err(OperatorError::Blocked(format!("another espctl works on a version of {name} just now")))
+    Err(OperatorError::Blocked(format!(
+        "a version of {name} is being built just now, by a daemon or an operator: `espctl rebuild {name} --watch` shows how far it is"
+    )))
 }
 
 async fn unlock_session(connection: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {

@@ -3,6 +3,7 @@
 //! Declarations are plain data. [`crate::config`] has checked them and filled in every default. A worker process receives the
 //! declarations of its processors from the supervisor, as JSON.
 
+mod approve;
 mod fingerprint;
 mod isolation;
 mod kind;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use crate::postgres::source_text::SourceText;
+pub use approve::Approve;
 pub use isolation::Isolation;
 pub use kind::ProcessorKind;
 pub use on_handler_change::OnHandlerChange;
@@ -73,6 +75,12 @@ pub struct ProcessorDeclaration {
     /// nobody does. For projectors in SQL only.
     #[serde(default)]
     pub aggregate_column: Option<String>,
+    /// When a version that a daemon has built beside the serving one goes live. For projectors in SQL only.
+    #[serde(default)]
+    pub approve: Approve,
+    /// What has to be true of the tables before a version goes live. For projectors in SQL only.
+    #[serde(default)]
+    pub checks: Vec<Check>,
     /// What only reactors declare; `None` for a projector.
     pub reactor: Option<ReactorDeclaration>,
 }
@@ -177,6 +185,15 @@ pub struct Handler {
     pub sql: SourceText,
 }
 
+/// A `[[projector.check]]`: a query that returns no row where the tables are right.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// What people call it.
+    pub name: String,
+    /// The query, whose rows say what is wrong. Never blank.
+    pub sql: SourceText,
+}
+
 /// The events that a handler handles.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -242,6 +259,8 @@ mod tests {
             synchronous: None,
             fold: true,
             aggregate_column: None,
+            approve: Approve::default(),
+            checks: vec![],
             reactor: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));

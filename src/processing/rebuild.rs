@@ -11,7 +11,9 @@ mod progress;
 mod replay;
 mod since;
 mod swap;
+mod throttle;
 mod views;
+mod wish;
 
 use std::fmt;
 
@@ -32,6 +34,8 @@ pub(crate) use progress::{
 pub(crate) use replay::{Replay, ReplayError, find_declared};
 pub(crate) use since::{EventAt, Since, Trace};
 pub(crate) use swap::{NewerSnapshot, Swap, refusal};
+pub(crate) use throttle::Throttle;
+pub(crate) use wish::{Declared, Seen, Wish, decide};
 
 /// Where a rebuild is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,14 +204,30 @@ pub(crate) struct RebuildRow {
     pub(crate) fingerprint: String,
     /// Who has started it.
     pub(crate) started_by: String,
+    /// Whether a daemon has begun it, or gone on with it, by itself.
+    pub(crate) automatic: bool,
+    /// Whether an operator has agreed that it goes live.
+    pub(crate) is_approved: bool,
 }
 
-from_row!(RebuildRow { version, from_version, state, fingerprint, started_by });
+from_row!(RebuildRow { version, from_version, state, fingerprint, started_by, automatic, is_approved });
 
 impl RebuildRow {
     /// Where the rebuild is. A state that this program does not know counts as given up.
     pub(crate) fn state(&self) -> State {
         State::parse(&self.state).unwrap_or(State::Aborted)
+    }
+
+    /// Whether the version has gone live.
+    pub(crate) fn has_served(&self) -> bool {
+        matches!(self.state(), State::Live | State::Merged)
+    }
+
+    /// Whether an operator has gone back from this version.
+    pub(crate) fn has_gone_back_from(&self, version: i32, fingerprint: &str) -> bool {
+        self.state() == State::Live
+            && self.version < version
+            && (self.from_version, self.fingerprint.as_str()) == (version, fingerprint)
     }
 }
 
@@ -243,7 +263,8 @@ impl Rebuilds {
     ) -> Result<Option<RebuildRow>, sqlx::Error> {
         let statement = format!(
             "-- find_rebuild
-             select version, from_version, state, fingerprint, started_by
+             select version, from_version, state, fingerprint, started_by, automatic,
+               coalesce(approved_at >= started_at, false) as is_approved
              from {}.rebuilds where processor = $1",
             self.schema
         );
@@ -269,6 +290,7 @@ impl Rebuilds {
              select $1, $2, $3, 'building', $4, $5, $6 from logged
              on conflict (processor) do update set version = $2, from_version = $3, state = 'building', fingerprint = $4,
                building_in = $5, archived_in = null, difference = null, started_at = clock_timestamp(), started_by = $6,
+               automatic = false,
                updated_at = clock_timestamp()",
             schema = self.schema
         );
@@ -284,6 +306,20 @@ impl Rebuilds {
             .execute(connection)
             .await
             .map(drop)
+    }
+
+    /// Records that a daemon carries it out by itself.
+    pub(crate) async fn note_automatic(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_automatic\nupdate {}.rebuilds set automatic = true where processor = $1 and not automatic",
+            self.schema
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(processor);
+        query.execute(connection).await.map(drop)
     }
 
     /// Records where a rebuild is now.

@@ -14,7 +14,7 @@ use crate::config::reader::scalars::advise_name;
 use crate::config::reader::tree::{ChosenKey, Section, Value};
 use crate::postgres::name::is_name;
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
+    BatchLimits, Check, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
     ProcessorKind, ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
 };
 use crate::retry::RetryPolicy;
@@ -71,6 +71,9 @@ pub(crate) fn read_processor(
     } else {
         None
     };
+    let is_projector = kind == ProcessorKind::Projector;
+    let approve = if is_projector { section.choice("approve") } else { None };
+    let checks = if is_projector { read_checks(section) } else { Vec::new() };
     let reactor = (kind == ProcessorKind::Reactor).then(|| read_reactor(section));
     let mut declaration = ProcessorDeclaration {
         name: name?,
@@ -87,6 +90,8 @@ pub(crate) fn read_processor(
         synchronous,
         fold: fold.unwrap_or(true),
         aggregate_column,
+        approve: approve.unwrap_or_default(),
+        checks,
         reactor,
     };
     // What is left out of a native processor, its program may say.
@@ -214,6 +219,7 @@ fn read_handling(section: &Section<'_>, kind: ProcessorKind) -> Option<Handling>
     if kind == ProcessorKind::Projector && way.is_some_and(|way| way != "on") {
         refuse_synchronous(section);
         refuse_fold(section);
+        refuse_rebuild(section);
     }
     if way != Some("command") {
         refuse_companions(section);
@@ -265,6 +271,26 @@ fn read_native(section: &Section<'_>) -> Option<Handling> {
         }
     }
     Some(Handling::Native(HandledEvents::All))
+}
+
+/// What has to be true of the tables of a version before it goes live.
+fn read_checks(section: &Section<'_>) -> Vec<Check> {
+    let read = |check: &Section<'_>| {
+        let (name, sql) = (check.text("name"), check.sql("sql"));
+        Some(Check { name: name?, sql: sql? })
+    };
+    section.sections("check").iter().filter_map(read).collect()
+}
+
+/// Only projectors in SQL are built beside.
+fn refuse_rebuild(section: &Section<'_>) {
+    for key in ["approve", "check"] {
+        if let Some(value) = section.value_if_known(key) {
+            let message =
+                format!("`{key}` concerns versions that are built beside, and only projectors in SQL are");
+            value.location.report(message, "remove it");
+        }
+    }
 }
 
 fn read_handlers(section: &Section<'_>, kind: ProcessorKind) -> Vec<Handler> {

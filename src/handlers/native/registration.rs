@@ -4,8 +4,8 @@ use super::handling::Abilities;
 use crate::aggregate::Aggregate;
 use crate::event::{EventSet, EventType};
 use crate::processing::declaration::{
-    BatchLimits, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration, ProcessorKind,
-    ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
+    Approve, BatchLimits, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
+    ProcessorKind, ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
 };
 use crate::retry::RetryPolicy;
 use crate::store::{BodyCodec, Codec};
@@ -196,6 +196,8 @@ impl Registration {
             synchronous: None,
             fold: true,
             aggregate_column: None,
+            approve: Approve::default(),
+            checks: Vec::new(),
             reactor: (self.kind == ProcessorKind::Reactor)
                 .then(|| ReactorDeclaration { emits: self.emits.clone(), ..ReactorDeclaration::default() }),
             name: self.name,

@@ -69,7 +69,7 @@ impl Operator<'_> {
             && (row.version, row.from_version) == (declaration.version, live.version)
     }
 
-    fn whole_fingerprint(&self, declaration: &ProcessorDeclaration) -> String {
+    pub(super) fn whole_fingerprint(&self, declaration: &ProcessorDeclaration) -> String {
         let handlers = declaration.handler_fingerprint(self.databases.layout.upcasts()).unwrap_or_default();
         format!("{} {handlers}", fingerprint(declaration))
     }

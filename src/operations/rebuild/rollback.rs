@@ -6,7 +6,7 @@ use super::{Beside, Listener, Rebuilding, failed, lock_session, unlock_session};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::Processor as _;
-use crate::processing::rebuild::{Pace, Rebuilds, Replay, find_declared};
+use crate::processing::rebuild::{Pace, Rebuilds, Replay, Throttle, find_declared};
 
 impl<'o> Rebuilding<'o> {
     /// Prepares a version that has served before for what it has not handled since. `to`: which one; otherwise the one that
@@ -48,6 +48,8 @@ impl<'o> Rebuilding<'o> {
                 live_tables,
                 pace: Pace::new(),
                 part: None,
+                share: 1.0,
+                throttle: Throttle::default(),
             }),
             Err(error) => {
                 unlock_session(&mut worker, name).await?;

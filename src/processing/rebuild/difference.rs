@@ -40,6 +40,8 @@ pub(crate) struct TableDifference {
     pub(crate) changed_columns: Vec<(String, i64)>,
     /// Columns that one side lacks, or that have another type there.
     pub(crate) other_columns: Vec<String>,
+    /// Those of them that the new table lacks, or has with another type.
+    pub(crate) gone_columns: Vec<String>,
     /// Columns that no replay can make again, such as numbers from a sequence.
     pub(crate) not_compared: Vec<String>,
     /// Whether both tables have the same primary key and the same columns.
@@ -81,6 +83,33 @@ impl Difference {
         self.tables.iter().all(TableDifference::is_none)
             && self.new_tables.is_empty()
             && self.gone_tables.is_empty()
+    }
+
+    /// Whether the rows are the same as far as they can be compared, and nothing is gone: only columns or tables were added.
+    pub(crate) fn is_as_expected(&self) -> bool {
+        self.gone_tables.is_empty()
+            && self.tables.iter().all(|table| table.number() == 0 && table.gone_columns.is_empty())
+    }
+
+    /// What differs, in a few words.
+    pub(crate) fn summarise(&self) -> String {
+        let mut parts: Vec<String> =
+            self.gone_tables.iter().map(|table| format!("the table {table} is gone")).collect();
+        for table in &self.tables {
+            let TableDifference { table: name, rows, added, gone, changed, gone_columns, .. } = table;
+            if table.number() > 0 {
+                parts.push(format!(
+                    "of {rows} rows of {name}, {added} would be added, {gone} gone, {changed} changed"
+                ));
+            }
+            if !gone_columns.is_empty() {
+                parts.push(format!(
+                    "{name} would lack {}, or have it with another type",
+                    gone_columns.join(", ")
+                ));
+            }
+        }
+        parts.join("; ")
     }
 
     /// Whether both versions have the same tables with the same columns.

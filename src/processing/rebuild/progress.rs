@@ -172,9 +172,10 @@ pub(crate) async fn write_blocked(
 ) -> Result<(), sqlx::Error> {
     let statement = format!(
         "-- write_blocked
-         update {schema}.build_progress set phase = 'waiting', rests_because = null, blocked_because = $2, remedy = $3,
+         update {schema}.build_progress set phase = '{waiting}', rests_because = null, blocked_because = $2, remedy = $3,
            per_second = 0, seconds_left = null, updated_at = clock_timestamp()
-         where tracker = $1"
+         where tracker = $1",
+        waiting = Phase::Waiting.as_str()
     );
     sqlx::query(AssertSqlSafe(statement))
         .persistent(false)

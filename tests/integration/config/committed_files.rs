@@ -31,6 +31,7 @@ fn the_example_shows_the_defaults() {
         event_store,
         projections,
         runner,
+        rebuild,
         retry,
         log,
         admin,
@@ -48,7 +49,7 @@ fn the_example_shows_the_defaults() {
     assert_eq!(projections, default.projections);
     assert_eq!(admin, Some(AdminSettings::default()));
     assert_eq!((runner, retry, log), (default.runner, default.retry, default.log));
-    assert_eq!(hooks, default.hooks);
+    assert_eq!((hooks, rebuild), (default.hooks, default.rebuild));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Versions side by side: built beside the one that serves, compared, swapped or merged, and back again.
 
 mod progress;
+mod unattended;
 
 use std::time::Duration;
 
@@ -38,7 +39,11 @@ impl Fixture {
     /// Version 1 has handled five events, and its daemon goes on.
     async fn running() -> (Self, Program) {
         let db = support::database().await;
-        let installation = Installation::new(&db.url, "[runner]\npoll_interval_max = '50ms'\n");
+        let installation = Installation::new(
+            &db.url,
+            // Here operators build.
+            "[runner]\npoll_interval_max = '50ms'\n[rebuild]\nparallelism = 0\n",
+        );
         let fixture = Self { db, installation };
         fixture.declare(1, FIRST);
         append(&fixture.db.pool, 5).await;
@@ -146,7 +151,7 @@ async fn a_daemon_with_a_raised_version_lets_the_old_one_serve_until_the_new_one
     let outcome = fixture.espctl(&["reload"]).await;
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     daemon
-        .says("version 1 goes on: `espctl rebuild orders` builds version 2 beside it and lets it go live")
+        .says("version 1 goes on until version 2, which is built beside it, is live: `espctl rebuild orders --watch` shows how far it is")
         .await;
     append(&fixture.db.pool, 3).await;
     reaches(&fixture.db.pool, "orders", 8).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use espd::internals::declaration::{
-    BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
+    Approve, BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
     SourceText, TableDeclaration,
 };
 use espd::internals::processor::Events;
@@ -45,6 +45,8 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         synchronous: None,
         fold: true,
         aggregate_column: None,
+        approve: Approve::default(),
+        checks: vec![],
         reactor: None,
     }
 }

@@ -53,6 +53,7 @@ pub(super) struct Pair {
     columns: Vec<String>,
     generated: Vec<String>,
     other_columns: Vec<String>,
+    gone_columns: Vec<String>,
     not_compared: Vec<String>,
     same_shape: bool,
 }
@@ -103,7 +104,8 @@ impl Pair {
             let alone = these.iter().filter(|column| twin(column, those).is_none());
             alone.map(|column| column.name.clone()).collect::<Vec<_>>()
         };
-        let mut other_columns = lone(&before, &after);
+        let gone_columns = lone(&before, &after);
+        let mut other_columns = gone_columns.clone();
         other_columns.extend(lone(&after, &before));
         other_columns.sort();
         other_columns.dedup();
@@ -124,6 +126,7 @@ impl Pair {
             not_compared: not_compared.collect(),
             same_shape: same_key && before == after,
             other_columns,
+            gone_columns,
             key,
             old,
             new,
@@ -149,6 +152,7 @@ impl Pair {
             changed: 0,
             changed_columns: Vec::new(),
             other_columns: self.other_columns.clone(),
+            gone_columns: self.gone_columns.clone(),
             not_compared: self.not_compared.clone(),
             same_shape: self.same_shape,
             key: self.key.clone(),

@@ -5,7 +5,8 @@ use super::*;
 #[tokio::test]
 async fn the_progress_of_a_build_is_told_by_status_metrics_and_watch_until_it_is_over() {
     let db = support::database().await;
-    let settings = "[runner]\npoll_interval_max = '50ms'\n[admin]\nlisten = '127.0.0.1:0'\n";
+    let settings =
+        "[runner]\npoll_interval_max = '50ms'\n[admin]\nlisten = '127.0.0.1:0'\n[rebuild]\nparallelism = 0\n";
     let fixture = Fixture { installation: Installation::new(&db.url, settings), db };
     fixture.declare(1, FIRST);
     append(&fixture.db.pool, 5).await;

@@ -1,0 +1,221 @@
+//! Builds the declared versions beside those that serve, while the daemon runs.
+//!
+//! Where a build is, is in the database, and so is the lock of whoever carries it out. So this may end at any time: the next one goes
+//! on, here or in another daemon.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::config::Config;
+use crate::operations::databases::Databases;
+use crate::operations::operator::{Operator, OperatorError};
+use crate::operations::rebuild::{Built, Listener, Wanted, Way, Wish};
+use crate::shutdown::Shutdown;
+
+/// How often it is looked while a version is built or waits.
+const BUSY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often it is looked while there is nothing to build.
+const IDLE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The pauses after a build that has failed, from the first to the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// Connections of each build: its batches, the transaction that holds the serving version, a snapshot, and what is written aside.
+const CONNECTIONS: u32 = 5;
+
+/// How long a build waits for one of them.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the sessions of builds that were broken off may take to end.
+const CLOSING_TIME: Duration = Duration::from_secs(3);
+
+/// Builds what the configuration declares until the stop is requested, and begins anew when another configuration is followed.
+/// `builder` is how others call this daemon.
+pub(super) async fn build_versions(
+    mut configs: watch::Receiver<Arc<Config>>,
+    builder: String,
+    stop: Shutdown,
+) {
+    let mut stopped = stop.clone();
+    while !stopped.is_requested() {
+        let config = Arc::clone(&configs.borrow_and_update());
+        let builds = u32::try_from(config.rebuild.parallelism).unwrap_or(0);
+        let databases = (builds > 0).then(|| {
+            Databases::connect_lazily(&config, "espd: rebuild", CONNECTIONS * builds + 2, PATIENCE).ok()
+        });
+        let databases = databases.flatten().map(Arc::new);
+        let building = async {
+            match &databases {
+                Some(databases) => {
+                    let place = Place { config, databases: Arc::clone(databases), builder: builder.clone() };
+                    Builder::new(place).run().await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let goes_on = tokio::select! {
+            () = building => true,
+            () = stopped.requested() => false,
+            changed = configs.changed() => changed.is_ok(),
+        };
+        // The locks of the sessions end with them.
+        if let Some(databases) = databases {
+            let closing = async { tokio::join!(databases.events.close(), databases.projections.close()) };
+            let _ = timeout(CLOSING_TIME, closing).await;
+        }
+        if !goes_on {
+            return;
+        }
+    }
+}
+
+/// Where and for whom versions are built.
+struct Place {
+    config: Arc<Config>,
+    databases: Arc<Databases>,
+    builder: String,
+}
+
+impl Place {
+    fn operator(&self) -> Operator<'_> {
+        Operator { databases: &self.databases, declared: &self.config.processors, name: &self.builder }
+    }
+}
+
+/// When a build is tried again.
+struct Rest {
+    until: Instant,
+    pause: Duration,
+    /// Whether an operator has to agree, too.
+    waits: bool,
+}
+
+/// The builds of one configuration.
+struct Builder {
+    place: Arc<Place>,
+    running: JoinSet<Result<Built, OperatorError>>,
+    names: HashMap<Id, String>,
+    resting: BTreeMap<String, Rest>,
+}
+
+impl Builder {
+    fn new(place: Place) -> Self {
+        Self {
+            place: Arc::new(place),
+            running: JoinSet::new(),
+            names: HashMap::new(),
+            resting: BTreeMap::new(),
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            let is_busy = match self.place.operator().list_wanted().await {
+                Ok(wanted) => self.follow(wanted).await,
+                Err(error) => {
+                    debug!(%error, "could not look for versions to build");
+                    true
+                }
+            };
+            let pause = if is_busy { BUSY_INTERVAL } else { IDLE_INTERVAL };
+            tokio::select! {
+                Some(ended) = self.running.join_next_with_id() => self.note_ended(ended),
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Does what is wanted, as far as there is room. Returns whether something is left to do.
+    async fn follow(&mut self, wanted: Vec<Wanted>) -> bool {
+        let is_busy = !wanted.is_empty();
+        for Wanted { processor, wish, is_approved } in wanted {
+            match wish {
+                Wish::Nothing => {}
+                Wish::Build => self.build(processor, is_approved),
+                Wish::Abandon | Wish::Tidy => self.clear(&processor, wish).await,
+            }
+        }
+        is_busy
+    }
+
+    async fn clear(&self, processor: &str, wish: Wish) {
+        match self.place.operator().clear_rebuild(processor).await {
+            Ok(version) if wish == Wish::Abandon => {
+                info!(processor, version, "gives up a version that is not declared any more");
+            }
+            Ok(_) => debug!(processor, "removed what was left of a version"),
+            Err(error) => debug!(processor, %error, "could not remove a version"),
+        }
+    }
+
+    fn build(&mut self, processor: String, is_approved: bool) {
+        let is_running = self.names.values().any(|name| *name == processor);
+        let has_room = (self.names.len() as i64) < self.place.config.rebuild.parallelism;
+        let rests = self
+            .resting
+            .get(&processor)
+            .is_some_and(|rest| Instant::now() < rest.until || (rest.waits && !is_approved));
+        if is_running || rests || !has_room {
+            return;
+        }
+        let (place, name) = (Arc::clone(&self.place), processor.clone());
+        let task = self.running.spawn(async move {
+            let note = |text: &str| info!(processor = name, "{text}");
+            let listener = Listener { progress: &|_| {}, note: &note };
+            place.operator().build_unattended(&name, place.config.rebuild.share, listener).await
+        });
+        self.names.insert(task.id(), processor);
+    }
+
+    fn note_ended(&mut self, ended: Result<(Id, Result<Built, OperatorError>), JoinError>) {
+        let (id, built) = match ended {
+            Ok((id, built)) => (id, Some(built)),
+            Err(error) => (error.id(), None),
+        };
+        let Some(processor) = self.names.remove(&id) else { return };
+        let former = self.resting.remove(&processor);
+        // Who has agreed once need not wait; but a check that still fails is not run all the time.
+        let has_waited = former.as_ref().is_some_and(|rest| rest.waits);
+        let pause = former.map_or(PAUSES.0, |rest| (rest.pause * 2).min(PAUSES.1));
+        let waits = match built {
+            Some(Ok(Built::Live { version, way })) => return tell_live(&processor, version, &way),
+            Some(Ok(Built::Waits(waits))) => {
+                let remedy = waits.remedy;
+                warn!(processor, remedy, "a version that was built is not live: {}", waits.because);
+                true
+            }
+            Some(Err(error)) => {
+                warn!(processor, %error, "a version could not be built");
+                false
+            }
+            None => {
+                warn!(processor, "the build of a version has panicked");
+                false
+            }
+        };
+        let until = Instant::now() + if waits && !has_waited { Duration::ZERO } else { pause };
+        let rest = Rest { until, pause, waits };
+        self.resting.insert(processor, rest);
+    }
+}
+
+fn tell_live(processor: &str, version: i32, way: &Way) {
+    match way {
+        Way::Merged(rows) => {
+            info!(processor, version, rows, "version {version} is live: its rows were merged")
+        }
+        Way::Swapped(archive) => {
+            info!(
+                processor,
+                version, archive, "version {version} is live: the former tables are in {archive}"
+            );
+        }
+    }
+}

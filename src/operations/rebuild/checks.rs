@@ -1,0 +1,84 @@
+//! The checks of an author: SQL that returns no row where the tables are right.
+
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use super::{Phase, Rebuilding};
+use crate::operations::operator::OperatorError;
+use crate::postgres::sqlstate::describe;
+use crate::processing::declaration::Check;
+
+/// How many rows of a check are shown.
+const ROWS: i64 = 5;
+
+/// A check that has returned rows.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct FailedCheck {
+    /// The name of the check.
+    pub(crate) name: String,
+    /// Its first rows.
+    pub(crate) rows: Vec<Value>,
+}
+
+impl FailedCheck {
+    /// The check and its rows in one line.
+    pub(crate) fn describe(&self) -> String {
+        let rows: Vec<String> = self.rows.iter().map(describe_row).collect();
+        format!("the check `{}` returns {}", self.name, rows.join(" and "))
+    }
+}
+
+fn describe_row(row: &Value) -> String {
+    let Value::Object(columns) = row else { return row.to_string() };
+    columns.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
+}
+
+impl Rebuilding<'_> {
+    /// Runs the checks of the declaration on the tables that are built. Returns those that fail.
+    ///
+    /// # Errors
+    /// A check cannot be run, or the database does not answer.
+    pub(crate) async fn run_checks(&mut self) -> Result<Vec<FailedCheck>, OperatorError> {
+        let checks = self.declaration.checks.clone();
+        // Of a part of the rows nothing need be true.
+        if checks.is_empty() || self.part.is_some() {
+            return Ok(Vec::new());
+        }
+        self.enter(Phase::Checking).await?;
+        let scope = self.operator.databases.scope.beside(&self.building_in);
+        let path = scope.search_path();
+        let mut failed = Vec::new();
+        for check in &checks {
+            match run(&mut self.worker, &path, check).await {
+                Ok(rows) if rows.is_empty() => {}
+                Ok(rows) => failed.push(FailedCheck { name: check.name.clone(), rows }),
+                Err(error @ sqlx::Error::Database(_)) => {
+                    let message = format!(
+                        "{}:{}: the check `{}`: {}",
+                        check.sql.file,
+                        check.sql.line,
+                        check.name,
+                        describe(&error)
+                    );
+                    return Err(OperatorError::Rebuild(message));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(failed)
+    }
+}
+
+/// The first rows of a check, in a transaction that writes nothing.
+async fn run(connection: &mut PgConnection, path: &str, check: &Check) -> Result<Vec<Value>, sqlx::Error> {
+    let mut transaction = connection.begin_with("begin read only").await?;
+    let statement = format!("-- set_path\nset local search_path = {path}");
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
+    let sql = check.sql.text.trim().trim_end_matches(';');
+    let statement = format!("-- run_check\nselect to_jsonb(found) from (\n{sql}\n) as found limit {ROWS}");
+    let rows: Vec<Json<Value>> =
+        sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_all(&mut *transaction).await?;
+    transaction.rollback().await?;
+    Ok(rows.into_iter().map(|Json(row)| row).collect())
+}

@@ -1,0 +1,275 @@
+//! Builds a version without anybody at hand, as a daemon does: it goes live where its declaration agrees, and otherwise says why
+//! not, and what to do.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::checks::FailedCheck;
+use super::preparation::refuse_unsuitable;
+use super::{Beside, Difference, GoLive, Listener, Rebuilding, Rebuilds, Way, lock_session, unlock_session};
+use crate::operations::operator::{Operator, OperatorError};
+use crate::postgres::row::from_row;
+use crate::processing::declaration::{Approve, ProcessorDeclaration};
+use crate::processing::rebuild::{Declared, RebuildRow, Seen, Wish, decide, write_blocked};
+use crate::processing::tracker::TrackerRow;
+
+/// For how long a daemon with an older declaration leaves a version alone that nobody builds: whoever did may be starting again.
+const LEFT_ALONE_SECONDS: i32 = 60;
+
+/// What has come of a build.
+#[derive(Debug)]
+pub(crate) enum Built {
+    /// The version serves.
+    Live {
+        /// The version.
+        version: i32,
+        /// How it has gone live.
+        way: Way,
+    },
+    /// The version waits for an operator.
+    Waits(Waits),
+}
+
+/// Why a version does not go live by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waits {
+    pub(crate) because: String,
+    pub(crate) remedy: String,
+}
+
+/// What a daemon does about a projector.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) processor: String,
+    pub(crate) wish: Wish,
+    /// Whether an operator has agreed to what is built now.
+    pub(crate) is_approved: bool,
+}
+
+/// Who has built a version, and whether that is long ago.
+struct Trace {
+    processor: String,
+    has_next: bool,
+    builder: Option<String>,
+    is_left: bool,
+}
+
+from_row!(Trace { processor, has_next, builder, is_left });
+
+impl Operator<'_> {
+    /// What is to be done about the declared projectors.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub(crate) async fn list_wanted(&self) -> Result<Vec<Wanted>, OperatorError> {
+        let trackers = self.trackers().list(&self.databases.projections, None).await?;
+        let mut connection = self.databases.projections.acquire().await?;
+        let traces = self.list_traces(&mut connection).await?;
+        let rebuilds = Rebuilds::new(self.trackers().schema());
+        let mut wanted = Vec::new();
+        for declaration in self.declared {
+            let name = &declaration.name;
+            let Some(tracker) = trackers.iter().find(|tracker| tracker.name == *name) else { continue };
+            let trace = traces.iter().find(|trace| trace.processor == *name);
+            if declaration.version <= tracker.version && trace.is_none_or(|trace| !trace.has_next) {
+                continue;
+            }
+            let row = rebuilds.find(&mut *connection, name).await?;
+            let wish = self.wish(declaration, tracker, row.as_ref(), trace);
+            let is_approved = row.is_some_and(|row| row.is_approved);
+            wanted.push(Wanted { processor: name.clone(), wish, is_approved });
+        }
+        wanted.retain(|one| one.wish != Wish::Nothing);
+        Ok(wanted)
+    }
+
+    fn wish(
+        &self,
+        declaration: &ProcessorDeclaration,
+        tracker: &TrackerRow,
+        row: Option<&RebuildRow>,
+        trace: Option<&Trace>,
+    ) -> Wish {
+        let seen = Seen {
+            serves: tracker.version,
+            row,
+            has_next: trace.is_some_and(|trace| trace.has_next),
+            is_mine: trace.and_then(|trace| trace.builder.as_deref()) == Some(self.name),
+            is_left: trace.is_none_or(|trace| trace.is_left),
+        };
+        let fingerprint = self.whole_fingerprint(declaration);
+        let declared = Declared {
+            version: declaration.version,
+            fingerprint: &fingerprint,
+            can_be_built: refuse_unsuitable(tracker, declaration, Beside::Next).is_ok(),
+        };
+        decide(&seen, declared)
+    }
+
+    async fn list_traces(&self, connection: &mut PgConnection) -> Result<Vec<Trace>, sqlx::Error> {
+        let statement = format!(
+            "-- list_traces
+             select t.name as processor,
+               n.name is not null or coalesce(r.state not in ('live', 'merged', 'aborted'), false) as has_next, b.builder,
+               coalesce(b.updated_at < clock_timestamp() - interval '{LEFT_ALONE_SECONDS} seconds', true) as is_left
+             from {trackers} as t left join {trackers} as n on n.name = t.name || '$next'
+               left join {schema}.rebuilds as r on r.processor = t.name
+               left join {schema}.build_progress as b on b.tracker = t.name || '$next'
+             where strpos(t.name, '$') = 0",
+            trackers = self.trackers().table(),
+            schema = self.trackers().schema()
+        );
+        sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+    }
+
+    /// Gives up what is being built, or removes what a kill has left, unless somebody works on it.
+    ///
+    /// # Errors
+    /// [`OperatorError::Blocked`] if somebody works on it; or the database does not answer.
+    pub(crate) async fn clear_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
+        let mut connection = self.databases.projections.acquire().await?;
+        lock_session(&mut connection, name).await?;
+        let cleared = match self.abort_rebuild(name).await {
+            // It has gone live, and only what was left was to be removed.
+            Err(OperatorError::Blocked(_)) => Ok(0),
+            cleared => cleared,
+        };
+        unlock_session(&mut connection, name).await?;
+        cleared
+    }
+
+    /// Agrees that the version which is built goes live. Returns which version that is.
+    ///
+    /// # Errors
+    /// [`OperatorError::Blocked`] if none is built; or the database does not answer.
+    pub(crate) async fn approve_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
+        self.find(name).await?;
+        let mut connection = self.databases.projections.acquire().await?;
+        let statement =
+            format!("-- approve_rebuild\nselect {}.approve_rebuild($1, $2)", self.trackers().schema());
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(self.name).bind(name);
+        let approved: Option<i32> = query.fetch_one(&mut *connection).await?;
+        approved.ok_or_else(|| OperatorError::Blocked(format!("no version of {name} is being built")))
+    }
+
+    /// Builds the declared version of a projector, and lets it go live where its declaration agrees. `share`: the share of the time
+    /// that it works while events are appended. What keeps it from going on is written down.
+    ///
+    /// # Errors
+    /// As for [`Rebuilding::begin`] and what follows it; the serving version serves as before.
+    pub(crate) async fn build_unattended(
+        self,
+        name: &str,
+        share: f64,
+        listener: Listener<'_>,
+    ) -> Result<Built, OperatorError> {
+        let mut next = Rebuilding::begin(self, name, Beside::Next, listener).await?;
+        next.share = share;
+        let built = next.bring_live().await;
+        let blocked = match &built {
+            Ok(Built::Live { .. }) => None,
+            Ok(Built::Waits(waits)) => Some(waits.clone()),
+            Err(error) => Some(Waits {
+                because: error.to_string(),
+                remedy: format!(
+                    "The daemon tries again by itself, at growing intervals; `espctl rebuild abort {name}` gives it up."
+                ),
+            }),
+        };
+        if let Some(Waits { because, remedy }) = blocked {
+            let schema = self.trackers().schema().to_owned();
+            write_blocked(&self.databases.projections, &schema, name, (&because, &remedy)).await?;
+        }
+        next.end().await?;
+        built
+    }
+}
+
+impl Rebuilding<'_> {
+    async fn bring_live(&mut self) -> Result<Built, OperatorError> {
+        let name = self.live.name.clone();
+        self.rebuilds().note_automatic(&mut *self.worker, &name).await?;
+        self.catch_up().await?;
+        let difference = self.compare().await?;
+        let failed = self.run_checks().await?;
+        let row = self.rebuilds().find(&mut *self.worker, &name).await?;
+        let is_approved = row.is_some_and(|row| row.is_approved);
+        if let Some(waits) = judge(&name, self.declaration.approve, is_approved, &difference, &failed) {
+            return Ok(Built::Waits(waits));
+        }
+        let way = self.choose_way(GoLive::Auto, &difference).await?;
+        let way = self.go_live(way).await?;
+        Ok(Built::Live { version: self.declaration.version, way })
+    }
+}
+
+/// Whether a version may go live: `None` if so.
+fn judge(
+    name: &str,
+    approve: Approve,
+    is_approved: bool,
+    difference: &Difference,
+    failed: &[FailedCheck],
+) -> Option<Waits> {
+    if !failed.is_empty() {
+        let failed: Vec<String> = failed.iter().map(FailedCheck::describe).collect();
+        return Some(Waits {
+            because: failed.join("; "),
+            remedy: format!(
+                "Correct the handlers or the check, then `espctl reload`; `espctl rebuild abort {name}` gives it up."
+            ),
+        });
+    }
+    let because = match approve {
+        _ if is_approved => return None,
+        Approve::Always => return None,
+        Approve::WhenVerified if difference.is_as_expected() => return None,
+        Approve::WhenVerified => difference.summarise(),
+        Approve::Manual => "its declaration says approve = \"manual\"".to_owned(),
+    };
+    let remedy = format!(
+        "`espctl rebuild {name}` shows what differs, `espctl rebuild approve {name}` lets it go live, `espctl rebuild abort {name}` \
+         gives it up."
+    );
+    Some(Waits { because, remedy })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processing::rebuild::TableDifference;
+
+    fn difference(changed: i64, gone_columns: &[&str]) -> Difference {
+        let table = TableDifference {
+            table: "orders".into(),
+            rows: 10,
+            added: 0,
+            gone: 0,
+            changed,
+            changed_columns: vec![],
+            other_columns: vec!["twice".into()],
+            gone_columns: gone_columns.iter().map(ToString::to_string).collect(),
+            not_compared: vec![],
+            same_shape: false,
+            key: vec!["id".into()],
+            examples: vec![],
+        };
+        Difference { tables: vec![table], ..Difference::default() }
+    }
+
+    #[test]
+    fn a_version_goes_live_by_itself_as_its_declaration_says_and_never_with_a_failing_check() {
+        let goes = |approve, approved, difference: &Difference| {
+            judge("orders", approve, approved, difference, &[]).is_none()
+        };
+        let (wider, changed, narrower) = (difference(0, &[]), difference(3, &[]), difference(0, &["n"]));
+        assert!(goes(Approve::WhenVerified, false, &wider), "a new column is meant");
+        assert!(
+            !goes(Approve::WhenVerified, false, &changed) && !goes(Approve::WhenVerified, false, &narrower)
+        );
+        assert!(goes(Approve::WhenVerified, true, &changed) && goes(Approve::Always, false, &changed));
+        assert!(!goes(Approve::Manual, false, &wider) && goes(Approve::Manual, true, &wider));
+        let failed = [FailedCheck { name: "no gaps".into(), rows: vec![serde_json::json!({"id": 3})] }];
+        let waits = judge("orders", Approve::Always, true, &wider, &failed).unwrap();
+        assert!(waits.because.contains("the check `no gaps` returns id = 3"), "{waits:?}");
+    }
+}

@@ -1,0 +1,136 @@
+//! What a daemon does about a version that is declared and does not serve: a pure rule.
+
+use super::RebuildRow;
+
+/// What a daemon sees of a projector.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen<'s> {
+    /// The version that serves.
+    pub(crate) serves: i32,
+    /// The last rebuild.
+    pub(crate) row: Option<&'s RebuildRow>,
+    /// Whether there is a tracker of a version that is to go live.
+    pub(crate) has_next: bool,
+    /// Whether this daemon was the last that has built it.
+    pub(crate) is_mine: bool,
+    /// Whether nobody has built it for so long that nobody wants it any more.
+    pub(crate) is_left: bool,
+}
+
+/// What the daemon declares of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Declared<'d> {
+    pub(crate) version: i32,
+    pub(crate) fingerprint: &'d str,
+    /// Whether it can be built beside at all.
+    pub(crate) can_be_built: bool,
+}
+
+/// What the daemon does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Nothing.
+    Nothing,
+    /// Build the declared version, or go on with it.
+    Build,
+    /// Give up what is being built, because the configuration has gone back.
+    Abandon,
+    /// Remove what a kill has left.
+    Tidy,
+}
+
+/// Two daemons with different declarations, as in a deploy that rolls, do not undo what the other one does: who declares the older
+/// version, or another declaration of the same one, waits until nobody builds any more.
+pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
+    let Seen { serves, row, has_next, is_mine, is_left } = seen;
+    let may_replace = *is_mine || *is_left;
+    let under_way = row.filter(|row| row.state().is_under_way());
+    if declared.version <= *serves {
+        return match under_way {
+            Some(row) if row.automatic && row.version > declared.version && may_replace => Wish::Abandon,
+            None if *has_next => Wish::Tidy,
+            _ => Wish::Nothing,
+        };
+    }
+    if !declared.can_be_built {
+        return Wish::Nothing;
+    }
+    let is_same = |row: &RebuildRow| {
+        (row.version, row.fingerprint.as_str()) == (declared.version, declared.fingerprint)
+    };
+    match (row, under_way) {
+        (_, Some(row)) if is_same(row) => Wish::Build,
+        (_, Some(row)) if row.version >= declared.version && row.automatic && !may_replace => Wish::Nothing,
+        (_, Some(_)) => Wish::Build,
+        // An operator has given just this up, or has gone back from it.
+        (Some(row), None) if is_same(row) && !row.has_served() => Wish::Nothing,
+        (Some(row), None) if row.has_gone_back_from(declared.version, declared.fingerprint) => Wish::Nothing,
+        _ => Wish::Build,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    fn row(version: i32, state: State, fingerprint: &str) -> RebuildRow {
+        RebuildRow {
+            version,
+            from_version: 1,
+            state: state.as_str().to_owned(),
+            fingerprint: fingerprint.to_owned(),
+            started_by: "web-1:4711".to_owned(),
+            automatic: true,
+            is_approved: false,
+        }
+    }
+
+    fn seen(row: Option<&RebuildRow>) -> Seen<'_> {
+        Seen { serves: 1, row, has_next: row.is_some(), is_mine: false, is_left: false }
+    }
+
+    fn declared(version: i32) -> Declared<'static> {
+        Declared { version, fingerprint: "f", can_be_built: true }
+    }
+
+    #[test]
+    fn a_raised_version_is_built_and_goes_on_after_a_kill() {
+        assert_eq!(decide(&seen(None), declared(2)), Wish::Build);
+        assert_eq!(decide(&seen(None), declared(1)), Wish::Nothing);
+        assert_eq!(decide(&seen(None), Declared { can_be_built: false, ..declared(2) }), Wish::Nothing);
+        assert_eq!(decide(&seen(Some(&row(2, State::Building, "f"))), declared(2)), Wish::Build);
+        let earlier = row(1, State::Live, "other");
+        assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&earlier)) }, declared(2)), Wish::Build);
+    }
+
+    #[test]
+    fn a_third_version_replaces_the_second_and_the_first_abandons_it_once_nobody_builds_it() {
+        let second = row(2, State::Building, "f");
+        assert_eq!(decide(&seen(Some(&second)), declared(3)), Wish::Build);
+        assert_eq!(decide(&seen(Some(&second)), declared(1)), Wish::Nothing, "another daemon wants it");
+        for (is_mine, is_left) in [(true, false), (false, true)] {
+            assert_eq!(decide(&Seen { is_mine, is_left, ..seen(Some(&second)) }, declared(1)), Wish::Abandon);
+        }
+        let by_operator = RebuildRow { automatic: false, ..second.clone() };
+        assert_eq!(decide(&Seen { is_left: true, ..seen(Some(&by_operator)) }, declared(1)), Wish::Nothing);
+        let third = row(3, State::Building, "f");
+        assert_eq!(decide(&seen(Some(&third)), declared(2)), Wish::Nothing, "a deploy that rolls");
+        let other = row(2, State::Building, "other");
+        assert_eq!(decide(&seen(Some(&other)), declared(2)), Wish::Nothing);
+        assert_eq!(decide(&Seen { is_mine: true, ..seen(Some(&other)) }, declared(2)), Wish::Build);
+    }
+
+    #[test]
+    fn what_an_operator_has_given_up_or_gone_back_from_is_not_built_again_unless_it_is_changed() {
+        let aborted = row(2, State::Aborted, "f");
+        assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&aborted)) }, declared(2)), Wish::Nothing);
+        let corrected = row(2, State::Aborted, "earlier");
+        assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&corrected)) }, declared(2)), Wish::Build);
+        let back = RebuildRow { version: 1, from_version: 2, ..row(1, State::Live, "f") };
+        assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&back)) }, declared(2)), Wish::Nothing);
+        assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&back)) }, declared(3)), Wish::Build);
+        let merged = row(2, State::Merged, "f");
+        assert_eq!(decide(&Seen { serves: 2, ..seen(Some(&merged)) }, declared(2)), Wish::Tidy);
+    }
+}

@@ -1,0 +1,203 @@
+//! A daemon builds a raised version by itself, and lets it go live as its declaration says.
+
+use super::*;
+
+const SLOW: &str =
+    "perform pg_sleep(0.3); insert into orders values (event.id, event.id % 3, 'a', 2 * event.id)";
+const CHANGED: (&str, &str) =
+    ("n bigint, tenant text", "insert into orders values (event.id, event.id % 2, 'a')");
+
+/// As [`Fixture::running`], with a daemon that builds.
+async fn building() -> (Fixture, Program) {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "[runner]\npoll_interval_max = '50ms'\n");
+    let fixture = Fixture { db, installation };
+    fixture.declare(1, FIRST);
+    append(&fixture.db.pool, 5).await;
+    let daemon = fixture.installation.start_daemon();
+    reaches(&fixture.db.pool, "orders", 5).await;
+    (fixture, daemon)
+}
+
+impl Fixture {
+    async fn reload(&self) {
+        let outcome = self.espctl(&["reload"]).await;
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    }
+
+    async fn serves(&self, version: i32) {
+        let query = "select version from espd.trackers where name = 'orders'";
+        let what = format!("version {version} serves");
+        eventually(&what, async || (self.fact(query).await == version.to_string()).then_some(())).await;
+    }
+
+    async fn waits(&self, because: &str) -> serde_json::Value {
+        eventually("the version waits", async || {
+            let status = self.installation.status("orders").await;
+            let told =
+                status["rebuild"]["blocked_because"].as_str().is_some_and(|told| told.contains(because));
+            told.then_some(status)
+        })
+        .await
+    }
+
+    async fn declared_with(&self, version: i32, what: (&str, &str), more: &str) {
+        let text = declaration(version, what.0, what.1);
+        self.installation
+            .declare("orders", &text.replace("[projector.tables]", &format!("{more}\n[projector.tables]")));
+    }
+}
+
+#[tokio::test]
+async fn a_raised_version_goes_live_by_itself_where_nothing_differs_and_waits_for_approval_where_something_does()
+ {
+    let (fixture, daemon) = building().await;
+    fixture.declare(2, WIDER);
+    fixture.reload().await;
+    fixture.serves(2).await;
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    assert_eq!(fixture.fact("select array_agg(twice order by id) from orders").await, "{2,4,6,8,10,12}");
+
+    // A column is gone and rows are others: somebody has to agree.
+    fixture.declare(3, CHANGED);
+    fixture.reload().await;
+    let status = fixture.waits("of 6 rows of orders, 0 would be added, 0 gone, ").await;
+    let advice = status["advice"].to_string();
+    assert!(
+        advice.contains("orders would lack twice") && advice.contains("rebuild approve orders"),
+        "{advice}"
+    );
+    let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await.complained(1);
+    assert!(watch.contains("version 3 of orders is not live"), "{watch}");
+    // It serves and follows meanwhile.
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 7).await;
+    assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "2");
+    let said = fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
+    assert!(said.starts_with("version 3 of orders goes live as soon as"), "{said}");
+    let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await;
+    fixture.serves(3).await;
+    assert!(watch.code == Some(0) || watch.stderr.contains("is not live"), "{watch:?}");
+    assert_eq!(fixture.fact("select array_agg(n order by id) from orders").await, "{1,0,1,0,1,0,1}");
+    let log = fixture
+        .fact(
+            "select string_agg(action, ' ' order by id) from espd.operator_log where action like '%approve%'",
+        )
+        .await;
+    assert_eq!(log, "approve_rebuild");
+
+    // Whoever has gone back is not overruled, also not after a restart.
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    daemon.stop().await;
+    let daemon = fixture.installation.start_daemon();
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 8).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "2");
+    assert_eq!(fixture.fact("select count(*) from espd.trackers where name = 'orders$next'").await, "0");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_third_version_replaces_the_second_and_a_declaration_that_goes_back_abandons_it() {
+    let (fixture, daemon) = building().await;
+    let slow = SLOW.replace("0.3", "2");
+    fixture.declare(2, (WIDER.0, &slow));
+    fixture.reload().await;
+    eventually("it is built", async || (fixture.state().await == "building").then_some(())).await;
+    fixture.declare(1, FIRST);
+    fixture.reload().await;
+    eventually("it is abandoned", async || (fixture.beside().await == "|").then_some(())).await;
+    assert_eq!(fixture.state().await, "aborted");
+
+    let manual = "approve = 'manual'";
+    fixture.declared_with(3, (WIDER.0, &slow), "").await;
+    fixture.reload().await;
+    eventually("it is built", async || (fixture.state().await == "building").then_some(())).await;
+    fixture.declared_with(4, WIDER, "").await;
+    fixture.reload().await;
+    fixture.serves(4).await;
+    assert_eq!(fixture.beside().await, "orders$1|public_orders_v1");
+
+    let text = declaration(5, WIDER.0, WIDER.1).replace("version = 5", &format!("version = 5\n{manual}"));
+    fixture.installation.declare("orders", &text);
+    fixture.reload().await;
+    fixture.waits("approve = \"manual\"").await;
+    fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
+    fixture.serves(5).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_killed_in_any_phase_leaves_one_serving_version_and_another_one_goes_on() {
+    let (fixture, daemon) = building().await;
+    daemon.stop().await;
+    fixture.declare(2, (WIDER.0, SLOW));
+    let waiting =
+        |mode: &str| format!("select count(*) > 0 from pg_locks where not granted and mode = '{mode}'");
+    for (what, lock, reached) in [
+        (
+            "it builds",
+            "select 1",
+            "select count(*) = 1 from espd.trackers where name = 'orders$next'".to_owned(),
+        ),
+        ("it compares", "lock table orders in access exclusive mode", waiting("AccessShareLock")),
+        ("it swaps", "lock table orders in access share mode", waiting("AccessExclusiveLock")),
+    ] {
+        let mut blocker = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
+        let mut held = blocker.begin().await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(lock.to_owned())).execute(&mut *held).await.unwrap();
+        let mut daemon = fixture.installation.start_daemon();
+        eventually(what, async || (fixture.fact(&reached).await == "true").then_some(())).await;
+        daemon.kill().await;
+        held.rollback().await.unwrap();
+        let serving =
+            fixture.fact("select version || ' ' || position from espd.trackers where name = 'orders'").await;
+        assert_eq!(serving, "1 5", "{what}");
+        assert_eq!(fixture.fact("select count(*) from orders").await, "5", "{what}");
+    }
+    // Two at once: one of them builds.
+    let (one, other) = (fixture.installation.start_daemon(), fixture.installation.start_daemon());
+    fixture.serves(2).await;
+    assert_eq!(fixture.fact("select count(twice) from orders").await, "5");
+    assert_eq!(fixture.beside().await, "orders$1|public_orders_v1");
+    append(&fixture.db.pool, 2).await;
+    reaches(&fixture.db.pool, "orders", 7).await;
+    let live = "select count(*) from espd.operator_log where action = 'go_live'";
+    assert_eq!(fixture.fact(live).await, "1");
+    one.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn a_check_of_the_author_that_fails_shows_its_rows_and_keeps_the_old_version_serving() {
+    let (fixture, daemon) = building().await;
+    let check = "[[projector.check]]\nname = 'twice is twice'\nsql = 'select id, twice from orders where twice <> 2 * id;'\n";
+    let declare = |version: i32, handler: &str| {
+        let text = declaration(version, WIDER.0, handler);
+        fixture.installation.declare("orders", &format!("{text}{check}"));
+    };
+    let wrong = "insert into orders values (event.id, event.id % 3, 'a', case event.id when 3 then 7 else 2 * event.id end)";
+    declare(2, wrong);
+    let refused = fixture.espctl(&["rebuild", "orders", "--yes"]).await;
+    // The daemon still declares version 1.
+    assert!(
+        refused.code == Some(1)
+            && refused.stderr.contains("the check `twice is twice` returns id = 3, twice = 7"),
+        "{refused:?}"
+    );
+    fixture.reload().await;
+    let status = fixture.waits("the check `twice is twice` returns id = 3, twice = 7").await;
+    assert!(status["advice"].to_string().contains("Correct the handlers or the check"), "{status}");
+    fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "1");
+    declare(2, WIDER.1);
+    fixture.reload().await;
+    fixture.serves(2).await;
+    let verified = fixture.espctl(&["verify", "orders"]).await;
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+    daemon.stop().await;
+}
