@@ -2,16 +2,16 @@
 -- Oldest program: 4
 --
 -- Settings of a function cost each call about as much as the look for the version of the aggregate. So append_events and append
--- try one statement that needs none, and leave what it does not store to functions that have them: it names all that it uses by
--- the schema, it stores nothing where a policy may hide a row, and its look for the version is never a scan of the table.
+-- try one statement that needs none, and leave what it does not store to functions that have them: it names all functions and
+-- tables by their schema, it stores nothing where a policy may hide a row, and its look for the version is never a scan of the table.
 
 -- As before. Usually nobody sleeps, and the time says so by one look.
 create or replace function :"schema".must_ring(bell regclass) returns boolean
 language sql
 as $$
-  select has_sequence_privilege(bell, 'select')
-    and pg_sequence_last_value(bell) > 64000 * date_part('epoch', clock_timestamp())
-    and pg_sequence_last_value(bell) & 63 < 8
+  select pg_catalog.has_sequence_privilege(bell, 'select')
+    and pg_catalog.pg_sequence_last_value(bell) > 64000 * pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())
+    and pg_catalog.pg_sequence_last_value(bell) & 63 < 8
 $$;
 
 -- A part of the functions that append: true. A plan that was made while the table was small would scan it for every event of a bulk
@@ -208,23 +208,24 @@ begin
   -- One event is stored, or nothing is, which is no error yet.
   insert into :"schema".events as e
     (uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id, created_at)
-  select coalesce(uuids[1], gen_random_uuid()), aggregate_ids[1], types[1], head.version + 1, bodies[1],
-    coalesce(metadata[1], '{}'), correlation_ids[1], causation_ids[1], coalesce(created_ats[1], clock_timestamp())
+  select coalesce(uuids[1], pg_catalog.gen_random_uuid()), aggregate_ids[1], types[1], head.version + 1, bodies[1],
+    coalesce(metadata[1], '{}'), correlation_ids[1], causation_ids[1], coalesce(created_ats[1], pg_catalog.clock_timestamp())
   from (
     select coalesce((
       select e.version from :"schema".events as e
       where e.aggregate_id = aggregate_ids[1] and :"schema".is_by_index(e.version)
       order by e.version desc limit 1), 0) as version
     offset 0) as head
-  where cardinality(aggregate_ids) = 1 and cardinality(types) = 1 and cardinality(bodies) = 1
-    and coalesce(cardinality(expected_versions), 1) = 1 and coalesce(cardinality(uuids), 1) = 1
-    and coalesce(cardinality(metadata), 1) = 1 and coalesce(cardinality(correlation_ids), 1) = 1
-    and coalesce(cardinality(causation_ids), 1) = 1 and coalesce(cardinality(created_ats), 1) = 1
+  where pg_catalog.cardinality(aggregate_ids) = 1
+    and pg_catalog.cardinality(types) = 1 and pg_catalog.cardinality(bodies) = 1
+    and coalesce(pg_catalog.cardinality(expected_versions), 1) = 1 and coalesce(pg_catalog.cardinality(uuids), 1) = 1
+    and coalesce(pg_catalog.cardinality(metadata), 1) = 1 and coalesce(pg_catalog.cardinality(correlation_ids), 1) = 1
+    and coalesce(pg_catalog.cardinality(causation_ids), 1) = 1 and coalesce(pg_catalog.cardinality(created_ats), 1) = 1
     and aggregate_ids[1] is not null and types[1] <> '' and bodies[1] is not null
     and (expected_versions[1] is null or expected_versions[1] = head.version)
     and not exists (select from :"schema".event_schemas as s where s.type = types[1] and s.check_at_append)
-    and not row_security_active(:events::regclass)
-    and not row_security_active(:event_schemas::regclass)
+    and not pg_catalog.row_security_active(:events::regclass)
+    and not pg_catalog.row_security_active(:event_schemas::regclass)
   on conflict do nothing
   returning e.id, e.uuid, e.version, case when :"schema".must_ring(:bell) then :"schema".ring_bell() end
   into id, uuid, version, has_rung;
@@ -265,18 +266,18 @@ begin
     -- Conditions on the whole are met before anything is read. A JSON null is a null here; as a body it is left to append_several.
     select one.aggregate_id, one.type, one.body, one.expected_version, one.uuid, one.metadata, one.correlation_id, one.causation_id
       into its_aggregate_id, its_type, its_body, its_expected_version, its_uuid, its_metadata, its_correlation_id, its_causation_id
-    from jsonb_to_record(events) as one (aggregate_id uuid, type text, body jsonb, expected_version bigint, uuid uuid,
+    from pg_catalog.jsonb_to_record(events) as one (aggregate_id uuid, type text, body jsonb, expected_version bigint, uuid uuid,
       metadata jsonb, correlation_id uuid, causation_id uuid)
-    where jsonb_typeof(events) = 'object'
+    where pg_catalog.jsonb_typeof(events) = 'object'
       and events - '{aggregate_id,type,body,expected_version,uuid,metadata,correlation_id,causation_id}'::text[] = '{}'
-      and jsonb_typeof(events->'aggregate_id') = 'string' and jsonb_typeof(events->'type') = 'string'
-      and coalesce(jsonb_typeof(events->'expected_version') in ('number', 'null'), true)
-      and coalesce(jsonb_typeof(events->'metadata') in ('object', 'null'), true);
+      and pg_catalog.jsonb_typeof(events->'aggregate_id') = 'string' and pg_catalog.jsonb_typeof(events->'type') = 'string'
+      and coalesce(pg_catalog.jsonb_typeof(events->'expected_version') in ('number', 'null'), true)
+      and coalesce(pg_catalog.jsonb_typeof(events->'metadata') in ('object', 'null'), true);
   exception when data_exception then
     -- append_several says which value cannot be read.
   end;
   insert into :"schema".events as e (uuid, aggregate_id, type, version, body, metadata, correlation_id, causation_id)
-  select coalesce(its_uuid, gen_random_uuid()), its_aggregate_id, its_type, head.version + 1, its_body,
+  select coalesce(its_uuid, pg_catalog.gen_random_uuid()), its_aggregate_id, its_type, head.version + 1, its_body,
     coalesce(its_metadata, '{}'), its_correlation_id, its_causation_id
   from (
     select coalesce((
@@ -287,8 +288,8 @@ begin
   where its_aggregate_id is not null and its_type <> '' and its_body is not null
     and (its_expected_version is null or its_expected_version = head.version)
     and not exists (select from :"schema".event_schemas as s where s.type = its_type and s.check_at_append)
-    and not row_security_active(:events::regclass)
-    and not row_security_active(:event_schemas::regclass)
+    and not pg_catalog.row_security_active(:events::regclass)
+    and not pg_catalog.row_security_active(:event_schemas::regclass)
   on conflict do nothing
   returning e.id, e.uuid, e.version, case when :"schema".must_ring(:bell) then :"schema".ring_bell() end
   into id, uuid, version, has_rung;
