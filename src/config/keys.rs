@@ -26,6 +26,7 @@ pub(super) const MAIN_FILE: Keys = Keys {
             key("runner", Kind::Section(&RUNNER)),
             key("rebuild", Kind::Section(&REBUILD)),
             key("retry", Kind::Section(&RETRY)),
+            key("verify", Kind::Section(&VERIFY)),
             key("log", Kind::Section(&LOG)),
             key("admin", Kind::Section(&ADMIN)),
             key("hooks", Kind::Section(&HOOKS)),
@@ -120,6 +121,12 @@ const REBUILD: Keys = Keys {
         key("parallelism", Kind::Integer { from: 0, to: 16, default: Some(1) }),
         key("share", Kind::Fraction { from: 0.05, to: 1.0 }),
     ]],
+};
+
+pub(super) const VERIFY: Keys = Keys {
+    title: "[verify]",
+    prefix: "verify.",
+    groups: &[&[key("share", Kind::Fraction { from: 0.0, to: 1.0 })]],
 };
 
 /// Where a batch ends.
@@ -324,6 +331,7 @@ pub(super) const SECTIONS: &[&Keys] = &[
     &RUNNER,
     &REBUILD,
     &RETRY,
+    &VERIFY,
     &LOG,
     &ADMIN,
     &HOOKS,

@@ -23,6 +23,7 @@ use super::sections::retry::read_retry;
 use super::sections::runner::RunnerSection;
 use super::sections::store::{EventStoreSettings, ProjectionsSettings};
 use super::sections::upcast::read_upcast;
+use super::sections::verify::VerifySection;
 use super::{Config, LookUp};
 use crate::processing::declaration::{Handling, ProcessorKind};
 use crate::retry::RetryPolicy;
@@ -108,6 +109,9 @@ fn read_sections(file: &Section<'_>, config: &mut Config) {
     }
     if let Some(retry) = file.section("retry") {
         config.retry = read_retry(&retry, RetryPolicy::default());
+    }
+    if let Some(verify) = file.section("verify") {
+        config.verify = VerifySection::read(&verify);
     }
     if let Some(log) = file.section("log") {
         config.log = read_log(&log);

@@ -27,6 +27,7 @@ pub use sections::admin::{AdminSettings, Listen, Token};
 pub use sections::rebuild::RebuildSection;
 pub use sections::runner::RunnerSection;
 pub(crate) use sections::store::{EventStoreSettings, ProjectionsSettings};
+pub(crate) use sections::verify::VerifySection;
 
 pub(crate) use crate::diagnostic::Diagnostic;
 pub use crate::postgres::database_url::DatabaseUrl;
@@ -72,6 +73,8 @@ pub struct Config {
     pub rebuild: RebuildSection,
     /// How to retry, for processors that do not say otherwise.
     pub retry: RetryPolicy,
+    /// How much of the projectors' tables is verified while they serve.
+    pub verify: VerifySection,
     /// What is logged, and how.
     pub log: LogSettings,
     /// The endpoint for probes, metrics and operators; `None`: there is none.

@@ -37,6 +37,7 @@ pub(super) fn redact(config: &Config) -> Value {
         "runner": show_runner(&config.runner),
         "rebuild": { "parallelism": config.rebuild.parallelism, "share": config.rebuild.share },
         "retry": show_retry(&config.retry),
+        "verify": { "share": config.verify.share },
         "log": {
             "format": config.log.format,
             "level": config.log.level,

@@ -14,4 +14,5 @@ pub(crate) mod runner;
 pub(crate) mod settings;
 pub(crate) mod store;
 pub(crate) mod upcast;
+pub(crate) mod verify;
 pub(crate) mod webhook;

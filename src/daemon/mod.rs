@@ -16,6 +16,7 @@ mod scheduling;
 mod start_error;
 mod test_kit;
 pub(crate) mod todo_history;
+mod verifying;
 mod waiting_rows;
 mod worker_table;
 

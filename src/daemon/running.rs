@@ -16,6 +16,7 @@ use super::readiness::wait_until_ready;
 use super::reload::{Configured, Examined};
 use super::requests::{ReloadOrder, ReloadRequests, Reloaded};
 use super::scheduling::append_scheduled;
+use super::verifying::verify_continuously;
 use super::worker_table::{WorkerTable, WorkerTablePlace};
 use crate::admin::{Endpoint, Limits};
 use crate::config::Config;
@@ -160,6 +161,7 @@ async fn supervise(
     let reloads = ReloadRequests::new(owner.id, orders, outcomes);
     let scheduling = tokio::spawn(append_scheduled(places.clone(), stop.clone()));
     let building = tokio::spawn(build_versions(configs, owner.label.clone(), stop.clone()));
+    let verifying = tokio::spawn(verify_continuously(places.clone(), stop.clone()));
     let table = WorkerTable::new(owner.clone(), snapshots.clone(), places, reloads);
     let writing = tokio::spawn(table.run(stop));
     let announcing = async {
@@ -185,8 +187,8 @@ async fn supervise(
     };
     end.request();
     // If the rows are not removed in time, they are outdated soon.
-    let _ =
-        tokio::time::timeout(WORKER_TABLE_GRACE, async { tokio::join!(writing, scheduling, building) }).await;
+    let tasks = async { tokio::join!(writing, scheduling, building, verifying) };
+    let _ = tokio::time::timeout(WORKER_TABLE_GRACE, tasks).await;
     let executable = executable.filter(|_| starts_again.get());
     match (executable, exit_of(ending)) {
         (None, None) => Ok(Afterwards::End),

@@ -4,6 +4,7 @@
 //! Nothing waits for the table, and nothing in espd depends on it: states that cannot be written now are written later, as
 //! they are then.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -47,6 +48,8 @@ pub(super) struct WorkerTablePlace {
     pub processors: Vec<String>,
     /// Appends what applications have scheduled; `None`: espd appends nothing to the store.
     pub scheduler: Option<Scheduler>,
+    /// The configuration whose projectors are verified slice by slice; `None`: they are not.
+    pub verified: Option<Arc<Config>>,
 }
 
 /// Writes the snapshots of a supervisor to the table.
@@ -254,6 +257,7 @@ impl WorkerTablePlace {
             schema: config.event_store.schema.clone(),
             processors,
             scheduler: scheduler(config, &layout),
+            verified: (config.verify.share > 0.0).then(|| Arc::new(config.clone())),
         })
     }
 }

@@ -135,7 +135,8 @@ pub(crate) async fn rebuild(
     databases: &Databases,
 ) -> anyhow::Result<()> {
     let me = output::operator();
-    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let databases = databases.with_upcasts(&config.upcasts);
+    let operator = Operator { databases: &databases, declared: &config.processors, name: &me };
     match (arguments.command, arguments.name) {
         (Some(RebuildCommand::Abort { name }), _) => {
             let version = operator.abort_rebuild(&name).await?;
@@ -169,7 +170,8 @@ pub(crate) async fn verify(
     databases: &Databases,
 ) -> anyhow::Result<()> {
     let me = output::operator();
-    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let databases = databases.with_upcasts(&config.upcasts);
+    let operator = Operator { databases: &databases, declared: &config.processors, name: &me };
     let VerifyArguments { name, part, sample, json } = arguments;
     let selection = Selection { sample: sample.sample, ..part.selection(&config.upcasts) };
     look(operator, &name, Beside::Verification, &selection, json).await
@@ -182,7 +184,8 @@ pub(crate) async fn rollback(
 ) -> anyhow::Result<()> {
     let RollbackArguments { name, to, yes } = arguments;
     let me = output::operator();
-    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let databases = databases.with_upcasts(&config.upcasts);
+    let operator = Operator { databases: &databases, declared: &config.processors, name: &me };
     let mut former = Rebuilding::begin_rollback(operator, &name, to, listener()).await?;
     let (live, version) = former.versions();
     let question =
@@ -276,6 +279,9 @@ async fn look(
         return Err(refuse_failed(name, versions.0, &failed).into());
     }
     if difference.is_none() {
+        if beside == Beside::Verification && selection.is_whole() {
+            operator.clear_found(name).await?;
+        }
         return show(name, &difference, json);
     }
     if beside == Beside::Verification

@@ -19,6 +19,7 @@ use crate::process::exit_code::Exit;
 use crate::schema::{self, SchemaError};
 use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, PreconditionError};
+use crate::store::upcast::Upcast;
 
 /// The folder of the private PostgreSQL that `espd` starts if the configuration names no database.
 pub(crate) const PRIVATE_FOLDER: &str = ".espd/postgres";
@@ -30,7 +31,7 @@ pub(crate) const PRIVATE_DATABASE: &str = "espd";
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The event store and the projections of one configuration.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Databases {
     /// Schema, tables and columns of the events.
     pub layout: Layout,
@@ -45,6 +46,11 @@ pub(crate) struct Databases {
 }
 
 impl Databases {
+    /// The same databases, in which old events are read as new ones: for whoever handles events.
+    pub(crate) fn with_upcasts(&self, upcasts: &[Upcast]) -> Self {
+        Self { layout: self.layout.clone().with_upcasts(upcasts), ..self.clone() }
+    }
+
     /// Connects to the databases that the configuration names. `program` is the `application_name` of the sessions.
     ///
     /// # Errors

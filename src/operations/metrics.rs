@@ -5,7 +5,7 @@
 use chrono::Utc;
 
 use super::backlog::Backlog;
-use super::status::{ProcessorState, ProcessorStatus, RebuildStatus};
+use super::status::{ProcessorState, ProcessorStatus, RebuildStatus, VerificationStatus};
 use crate::postgres::sqlstate::FOREIGN_WRITE;
 use crate::processing::effects::PendingEffects;
 use crate::store::scheduled::ScheduledSummary;
@@ -82,12 +82,14 @@ enum Value {
     Effects(fn(&PendingEffects) -> f64),
     /// A sample of each version that is built beside the serving one.
     Rebuild(fn(&RebuildStatus) -> f64),
+    /// A sample of each projector that is verified slice by slice.
+    Verification(fn(&VerificationStatus) -> f64),
     /// A sample of each processor and state.
     ProcessorState,
 }
 
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 37] = [
+pub(crate) const METRICS: [Metric; 39] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
@@ -265,6 +267,17 @@ pub(crate) const METRICS: [Metric; 37] = [
         Value::Rebuild(|build| build.bytes as f64),
     ),
     gauge(
+        "espd_verify_differing_rows",
+        "Rows that were found not to be what their events say, in the last slice in which there were any; 0 once a whole round has \
+         found none.",
+        Value::Verification(|found| found.differing_rows as f64),
+    ),
+    gauge(
+        "espd_verify_timestamp_seconds",
+        "When the last slice of the projector's aggregates was verified, since 1970.",
+        Value::Verification(|found| found.verified_at.timestamp() as f64),
+    ),
+    gauge(
         "espd_processor_state",
         "1 for the state that the processor is in, 0 for the others.",
         Value::ProcessorState,
@@ -315,6 +328,13 @@ impl Metric {
                     let labels =
                         vec![("processor", status.name.clone()), ("version", build.version.to_string())];
                     Some(sample(labels, value(build)))
+                };
+                statuses.iter().filter_map(of).collect()
+            }
+            Value::Verification(value) => {
+                let of = |status: &ProcessorStatus| {
+                    let found = status.verification.as_ref()?;
+                    Some(sample(labels(status, statuses), value(found)))
                 };
                 statuses.iter().filter_map(of).collect()
             }

@@ -4,6 +4,7 @@
 //! it was. A lock of the session keeps two from building the same version at once.
 
 mod checks;
+mod continuous;
 mod going_live;
 mod looking;
 mod part;

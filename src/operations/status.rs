@@ -8,6 +8,7 @@ mod lag;
 mod lock_wait;
 mod rebuild;
 pub(crate) mod table;
+mod verification;
 mod worker;
 
 use chrono::{DateTime, Utc};
@@ -23,6 +24,7 @@ pub(crate) use advice::{Advice, Topic, describe_wait, end_wait};
 pub(crate) use collection::collect;
 pub(crate) use lock_wait::{LockWait, find_reset_wait};
 pub(crate) use rebuild::RebuildStatus;
+pub(crate) use verification::VerificationStatus;
 pub(crate) use worker::WorkerStatus;
 
 /// What a processor is doing.
@@ -185,6 +187,8 @@ pub(crate) struct ProcessorStatus {
     pub held_by: Vec<HeldBy>,
     /// The version that is built beside this one to go live; `None`: none is.
     pub rebuild: Option<RebuildStatus>,
+    /// What was found while its tables are verified slice by slice; `None`: they are not.
+    pub verification: Option<VerificationStatus>,
     /// What needs attention, and what to do about it, the most urgent first; empty if all is well.
     pub advice: Vec<Advice>,
 }
@@ -232,6 +236,7 @@ impl ProcessorStatus {
             worker: None,
             held_by: Vec::new(),
             rebuild: None,
+            verification: None,
             advice: Vec::new(),
         }
     }

@@ -12,6 +12,7 @@ mod replay;
 mod since;
 mod swap;
 mod throttle;
+mod verification;
 mod views;
 mod wish;
 
@@ -35,6 +36,9 @@ pub(crate) use replay::{Replay, ReplayError, find_declared};
 pub(crate) use since::{EventAt, Since, Trace};
 pub(crate) use swap::{NewerSnapshot, Swap, refusal};
 pub(crate) use throttle::Throttle;
+pub(crate) use verification::{
+    KEYS_MAX, Slice, Verification, clear_found, list_verifications, note_slice, pace,
+};
 pub(crate) use wish::{Declared, Seen, Wish, decide};
 
 /// Where a rebuild is.

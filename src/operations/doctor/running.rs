@@ -42,6 +42,7 @@ fn level_of(topic: Topic) -> Option<Level> {
         | Topic::WorkerDown
         | Topic::ReloadRefused
         | Topic::RebuildWaits
+        | Topic::RowsDiffer
         | Topic::HandlersChanged => Some(Level::Warning),
         Topic::Standby | Topic::HorizonHeldBack | Topic::OtherVersion => None,
     }

@@ -92,6 +92,8 @@ pub(crate) enum Topic {
     WorkerDown,
     /// The daemon has refused the configuration that it was to follow. This concerns all processors alike.
     ReloadRefused,
+    /// Rows are not what their events say.
+    RowsDiffer,
     /// Other handlers than now have handled earlier events.
     HandlersChanged,
     /// A version that was built beside the serving one does not go live by itself.
@@ -134,6 +136,7 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
         emissions::of_overdue(status, surroundings.now),
         of_worker(status),
         of_refused_reload(status, surroundings.refused),
+        of_rows_that_differ(status),
         of_handler_change(status, surroundings.now),
         of_other_version(status, surroundings.declared_version),
         holders::of_horizon(status, surroundings.now),
@@ -163,6 +166,23 @@ fn of_dead_letters(status: &ProcessorStatus) -> Option<Advice> {
 
 /// How long a change of handlers is told.
 const HANDLER_CHANGE_TOLD: TimeDelta = TimeDelta::days(1);
+
+/// Rows that the daemon has found to differ from what their events say.
+fn of_rows_that_differ(status: &ProcessorStatus) -> Option<Advice> {
+    let found = status.verification.as_ref().filter(|found| found.differing_rows > 0)?;
+    let name = &status.name;
+    let problem = format!(
+        "{} of {name} {} not what {} events say.",
+        count(found.differing_rows, "row"),
+        if found.differing_rows == 1 { "is" } else { "are" },
+        if found.differing_rows == 1 { "its" } else { "their" }
+    );
+    let remedy = format!(
+        "`espctl verify {name}` shows all that differ, and since which event; `espctl rebuild {name}` brings them to what their \
+         events say"
+    );
+    Some(Advice::new(Topic::RowsDiffer, problem, found.found_at, remedy))
+}
 
 /// A version that serves although the configuration declares another one.
 fn of_other_version(status: &ProcessorStatus, declared: Option<i32>) -> Option<Advice> {

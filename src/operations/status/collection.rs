@@ -9,7 +9,7 @@ use super::advice::{Surroundings, advise};
 use super::lag::Lag;
 use super::lock_wait::{self, LockWait};
 use super::worker::{self, WorkerStatus};
-use super::{HeldBy, ProcessorState, ProcessorStatus, rebuild};
+use super::{HeldBy, ProcessorState, ProcessorStatus, rebuild, verification};
 use crate::event::Position;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::ProcessorDeclaration;
@@ -33,6 +33,7 @@ pub(crate) async fn collect(
     let workers = worker::list(projections, layout).await?;
     let mut lock_waits = lock_wait::list(projections).await?;
     let mut builds: BTreeMap<_, _> = rebuild::list(projections, layout).await?.into_iter().collect();
+    let mut verifications = verification::list(projections, layout).await?;
     let mut reset_waits = lock_wait::list_of_resets(projections, layout).await?;
     let (mut statuses, trackers) = (Vec::new(), Trackers::of(layout));
     for row in rows {
@@ -64,6 +65,8 @@ pub(crate) async fn collect(
     for status in &mut statuses {
         status.reset_wait = reset_waits.remove(&status.name);
         status.rebuild = builds.remove(&status.name);
+        let verified = verifications.remove(&status.name);
+        status.verification = verified.filter(|verified| verified.version == status.version);
         status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
         if is_without_process(status) {
             status.state = ProcessorState::Stopped;
@@ -134,6 +137,7 @@ fn of_row(
         worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
         rebuild: None,
+        verification: None,
         advice: Vec::new(),
         name: row.name,
         kind: row.kind,

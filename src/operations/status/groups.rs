@@ -92,7 +92,7 @@ fn times(group: &[&Advice], now: DateTime<Utc>) -> Option<String> {
         match topic {
             Topic::Failed | Topic::Diverged => format!("Stopped {age} ago"),
             Topic::Paused => format!("Paused {age} ago"),
-            Topic::HandlersChanged | Topic::ReloadRefused => format!("{age} ago"),
+            Topic::HandlersChanged | Topic::ReloadRefused | Topic::RowsDiffer => format!("{age} ago"),
             Topic::WorkerDown => format!("Ended {age} ago"),
             Topic::Retrying => format!("Last attempt {age} ago"),
             Topic::Stopped | Topic::Standby => format!("Last sign of life {age} ago"),

@@ -125,7 +125,7 @@ pub(crate) async fn drop_place(
     let functions: Vec<String> = functions.iter().map(|function| quote_literal(function)).collect();
     let statement = format!(
         "-- drop_version
-         set local lock_timeout = '10s';
+         set local lock_timeout = '10s'; set local client_min_messages = warning;
          delete from {trackers} where name = {name};
          delete from {schema}.dead_letters where processor = {name};
          delete from {schema}.declarations where processor = {name};

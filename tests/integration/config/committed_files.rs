@@ -33,6 +33,7 @@ fn the_example_shows_the_defaults() {
         runner,
         rebuild,
         retry,
+        verify,
         log,
         admin,
         hooks,
@@ -50,6 +51,7 @@ fn the_example_shows_the_defaults() {
     assert_eq!(admin, Some(AdminSettings::default()));
     assert_eq!((runner, retry, log), (default.runner, default.retry, default.log));
     assert_eq!((hooks, rebuild), (default.hooks, default.rebuild));
+    assert_eq!(verify, default.verify);
 }
 
 #[test]

@@ -82,7 +82,7 @@ espd.toml:1:33: there is no file extra.toml
 espd.toml:2:1: unknown key `bach_size` at the top of this file
     2 | bach_size = 5
       | ^^^^^^^^^
-      = did you mean `batch_size` of [runner] or [projector] or [reactor]? The keys known here: include, event_store, projections, runner, retry, log, admin, hooks, upcast, event, projector, reactor
+      = did you mean `batch_size` of [runner] or [projector] or [reactor]? The keys known here: include, event_store, projections, runner, rebuild, retry, verify, log, admin, hooks, upcast, event, projector, reactor
 
 espd.toml:5:10: not a PostgreSQL URL: invalid port number
     5 | url    = ***

@@ -195,6 +195,57 @@ async fn rows_of_some_aggregates_are_replaced_beside_live_traffic() {
 }
 
 #[tokio::test]
+async fn the_daemon_verifies_slices_and_says_which_rows_differ() {
+    let (fixture, daemon) = Fixture::running(false).await;
+    daemon.stop().await;
+    let said = fixture.installation.espctl(&["status", "accounts", "--json"]).await.printed();
+    let status: Value = serde_json::from_str(&said).unwrap();
+    assert!(status.to_string().contains("\"verification\":null"), "off unless declared: {said}");
+    fixture.run(&format!("update accounts set total = 1 where id = '{}'", id(3))).await;
+    let path = fixture.installation.path().join("espd.toml");
+    let settings = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{settings}\n[verify]\nshare = 1.0\n")).unwrap();
+    let daemon = fixture.installation.start_daemon();
+    let told = daemon.says("rows are not what their events say: `espctl verify accounts` shows them").await;
+    assert!(told["level"] == "ERROR" && told["differing"] == 1, "{told}");
+    assert!(told["keys"].as_str().unwrap().contains(&id(3)), "{told}");
+    let status = fixture.installation.espctl(&["status", "accounts"]).await.printed();
+    assert!(status.contains("1 row of accounts is not what its events say."), "{status}");
+    let found = "select found::text from espd.verifications where processor = 'accounts' and aggregates = 5 and compared_rows = 5";
+    assert!(fixture.fact(found).await.contains(&id(3)));
+    // The next round finds it in order again.
+    fixture.installation.espctl(&["rebuild", "accounts", "--aggregate", &id(3), "--yes"]).await.printed();
+    fixture.run("update espd.verifications set verified_at = verified_at - interval '2 days'").await;
+    let cleared = "select differing_rows || ' ' || (found is null) from espd.verifications";
+    eventually("it is forgotten", async || (fixture.fact(cleared).await == "0 true").then_some(())).await;
+    assert_eq!(fixture.beside().await, "0", "nothing is left");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn old_events_are_read_as_new_ones_by_verify() {
+    let (fixture, daemon) = Fixture::running(false).await;
+    daemon.stop().await;
+    let path = fixture.installation.path().join("espd.toml");
+    let settings = std::fs::read_to_string(&path).unwrap();
+    let upcast = "[[upcast]]\nevents = ['Billed']\ntype = 'Paid'\nbody = \"jsonb_build_object('n', event.body->'amount')\"\n";
+    std::fs::write(&path, format!("{settings}\n{upcast}")).unwrap();
+    let daemon = fixture.installation.start_daemon();
+    let billed = format!(
+        "insert into espd.events (aggregate_id, type, version, body) values ('{}', 'Billed', 5, '{{\"amount\": 7}}')",
+        id(1)
+    );
+    fixture.run(&billed).await;
+    reaches(&fixture.projections, "accounts", 21).await;
+    assert_eq!(fixture.fact(&format!("select total from accounts where id = '{}'", id(1))).await, "40");
+    for arguments in [vec!["verify", "accounts"], vec!["verify", "accounts", "--sample", "100"]] {
+        let said = fixture.installation.espctl(&arguments).await.printed();
+        assert_eq!(said, "accounts: nothing differs, 5 rows were compared\n");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_part_is_refused_where_rows_belong_to_no_single_aggregate() {
     let (fixture, daemon) = Fixture::running(false).await;
     let loops = "[[projector.on]]\nevents = ['Opened', 'Paid']\nsql = '''\n\
