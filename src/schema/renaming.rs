@@ -249,6 +249,7 @@ mod tests {
 
     const MEAN_SOMETHING_ELSE: &[&str] = &[
         "'% by % (%): % scheduled events'",
+        "':events'",
         "'Appends events at a later time, from the transaction of the caller on.'",
         "'Copies of what events say. May be emptied at any time.'",
         "'could not append because of a concurrent append'",
