@@ -260,6 +260,8 @@ mod tests {
         "'uuid %s is stored already, but not the whole append'",
         "( events",
         ", events",
+        ": events",
+        "; events",
         "= events",
         "and events",
         "declare events",
