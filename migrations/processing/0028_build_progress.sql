@@ -50,6 +50,7 @@ begin
     where r.processor = processor and r.state not in ('live', 'merged', 'aborted')
     returning r.version into approved;
   if approved is not null then
+    update build_progress as b set blocked_because = null, remedy = null where b.tracker = processor || '$next';
     perform log_act(operator, 'approve_rebuild', processor, 0, null, null, jsonb_build_object('version', approved));
   end if;
   return approved;

@@ -21,11 +21,15 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How often a line is printed where it cannot be rewritten.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long a daemon may take to begin what was declared just now.
+const BEGINNING: Duration = Duration::from_secs(10);
+
 /// Shows a build until the version is live, was given up, or waits for an operator. How it ended is the exit code.
 pub(super) async fn watch(operator: Operator<'_>, name: &str, json: bool) -> anyhow::Result<()> {
     let mut requests = signal::requests().context("could not listen for signals")?;
     let mut line =
         Line { is_terminal: io::stdout().is_terminal() && !json, printed_at: None, last: String::new() };
+    let begun = Instant::now();
     loop {
         match operator.look_at_rebuild(name).await {
             Ok((Some(build), outcome)) => {
@@ -40,6 +44,7 @@ pub(super) async fn watch(operator: Operator<'_>, name: &str, json: bool) -> any
             }
             // Whoever builds it has not written anything yet.
             Ok((None, Outcome::UnderWay)) => {}
+            Ok((None, _)) if begun.elapsed() < BEGINNING && operator.is_newer_declared(name).await? => {}
             Ok((None, outcome)) => return line.end().and_then(|()| tell(name, &outcome)),
             Err(OperatorError::Database(error)) => {
                 output::print_note(&format!("no answer: {}", chain(&error)))?;

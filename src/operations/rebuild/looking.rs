@@ -21,6 +21,21 @@ pub(crate) enum Outcome {
 }
 
 impl Operator<'_> {
+    /// Whether a version is declared that no build has been begun for since, as far as the last one tells.
+    ///
+    /// # Errors
+    /// As for [`Self::look_at_rebuild`].
+    pub(crate) async fn is_newer_declared(&self, name: &str) -> Result<bool, OperatorError> {
+        let serves = self.find(name).await?.version;
+        let (_, outcome) = self.look_at_rebuild(name).await?;
+        let built = match outcome {
+            Outcome::Ended { version, .. } => version,
+            Outcome::None | Outcome::UnderWay => serves,
+        };
+        let declared = self.declaration(name).map_or(serves, |declaration| declaration.version);
+        Ok(declared > serves.max(built))
+    }
+
     /// How far the version is that is to go live, and what has become of the last rebuild.
     ///
     /// # Errors
