@@ -192,6 +192,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("operations/operator/retire.rs", "within transactions that it begins so"),
     ("operations/rebuild.rs", "locks its session, sets limits and analyzes tables"),
     ("operations/rebuild/going_live.rs", "sets a limit within the transaction that it begins so"),
+    ("operations/rebuild/part.rs", "sets a limit within the transaction that it begins so"),
     ("processing/emission/relay/moving.rs", "savepoints, within the transaction of the relay"),
     ("processing/processor/base.rs", "sets limits within the transaction of those who call it"),
     ("processing/processor/tables.rs", "changes tables and reads catalogs"),

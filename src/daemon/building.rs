@@ -50,7 +50,8 @@ pub(super) async fn build_versions(
         let databases = (builds > 0).then(|| {
             Databases::connect_lazily(&config, "espd: rebuild", CONNECTIONS * builds + 2, PATIENCE).ok()
         });
-        let databases = databases.flatten().map(Arc::new);
+        // Whoever handles events reads old ones as new ones.
+        let databases = databases.flatten().map(|found| Arc::new(found.with_upcasts(&config.upcasts)));
         let building = async {
             match &databases {
                 Some(databases) => {

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use super::{Example, Part, TableDifference, compare_alike};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
+use crate::postgres::server_mark;
 
 /// How many buckets the keys of a table are divided into.
 const BUCKETS: i32 = 1_024;
@@ -421,7 +422,7 @@ impl RowReader {
         table: &str,
         key: &Value,
     ) -> Result<Option<String>, sqlx::Error> {
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         compare_alike(&mut transaction).await?;
         let is_it = self.0.key.iter().map(|column| {
             format!("to_jsonb(t.{}) = $1 -> {}", quote_identifier(column), quote_literal(column))
