@@ -6,11 +6,15 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{Phase, Rebuilding};
 use crate::operations::operator::OperatorError;
+use crate::postgres::server_mark;
 use crate::postgres::sqlstate::describe;
 use crate::processing::declaration::Check;
 
 /// How many rows of a check are shown.
 const ROWS: i64 = 5;
+
+/// How long a check may take. It holds nothing up, but the version does not go live meanwhile.
+const LIMIT: &str = "10min";
 
 /// A check that has returned rows.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,8 +76,10 @@ impl Rebuilding<'_> {
 
 /// The first rows of a check, in a transaction that writes nothing.
 async fn run(connection: &mut PgConnection, path: &str, check: &Check) -> Result<Vec<Value>, sqlx::Error> {
-    let mut transaction = connection.begin_with("begin read only").await?;
-    let statement = format!("-- set_path\nset local search_path = {path}");
+    let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+    let statement = format!(
+        "-- set_path\nset transaction read only; set local statement_timeout = '{LIMIT}'; set local search_path = {path}"
+    );
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
     let sql = check.sql.text.trim().trim_end_matches(';');
     let statement = format!("-- run_check\nselect to_jsonb(found) from (\n{sql}\n) as found limit {ROWS}");
