@@ -106,7 +106,7 @@ async fn every_function_that_looks_into_a_table_refuses_to_look_through_policies
            and p.prosrc ~ '\\m(from|into|update|exists|table)\\M'
            and not coalesce('row_security=off' = any (p.proconfig), false)
            -- These leave what a policy may hide to a function that refuses.
-           and not p.prosrc ~ 'and not row_security_active'
+           and not p.prosrc ~ 'and not pg_catalog.row_security_active'
          order by 1",
     )
     .fetch_all(&db.pool)
