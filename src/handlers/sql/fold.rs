@@ -37,8 +37,11 @@ use crate::processing::declaration::{HandledEvents, Handler, ProcessorDeclaratio
 /// A batch of fewer events is handled one by one: it takes no longer.
 pub(super) const LEAST: usize = 32;
 
-/// Most statements on one table: each of them looks at each event of a batch.
-const STATEMENTS_MAX: usize = 24;
+/// Most statements on one table. Those that no event meets together are chosen by its type, so many cost little.
+const STATEMENTS_MAX: usize = 1_000;
+
+/// The longest texts of all statements on one table together, in bytes: they are one statement.
+const STATEMENTS_TEXT_MAX: usize = 1 << 20;
 
 /// The longest handler that is looked at, in bytes.
 const TEXT_MAX: usize = 16 << 10;
@@ -213,12 +216,16 @@ fn refuse_beside_all(declaration: &ProcessorDeclaration, recognised: &mut [Recog
 fn refuse_crowds(declaration: &ProcessorDeclaration, recognised: &mut [Recognised]) {
     for table in &declaration.tables {
         let ops = ops_of(declaration, recognised, &table.name);
-        if ops.len() > STATEMENTS_MAX || ops.iter().any(|op| op.rank >= RANKS_MAX) {
+        let bytes: usize = ops.iter().map(|op| op.statement.text.len()).sum();
+        if ops.len() > STATEMENTS_MAX
+            || bytes > STATEMENTS_TEXT_MAX
+            || ops.iter().any(|op| op.rank >= RANKS_MAX)
+        {
             for found in recognised.iter_mut() {
                 let writes =
                     |statements: &Vec<Statement>| statements.iter().any(|other| other.table == table.name);
                 if found.as_ref().is_ok_and(writes) {
-                    *found = Err(format!("more than {STATEMENTS_MAX} statements write {}", table.name));
+                    *found = Err(format!("too many statements write {}", table.name));
                 }
             }
         }

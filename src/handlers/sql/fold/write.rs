@@ -1,16 +1,17 @@
 //! Writes the part of a folded batch that concerns one table, as CTEs of one statement.
 //!
-//! `ops` has a row for each statement that an event meets: the key, its place in the order, what it does, the values. All of an
-//! event's expressions are evaluated, also those of rows that turn out not to exist: an error more sends the batch to the
-//! loop, an error less would be a wrong result. `keys` has the net effect for each key, `final` the row that it is on.
+//! `ops` (in the module of that name) has a row for each statement that an event meets: the key, its place in the order, what
+//! it does, the values. All of an event's expressions are evaluated, also those of rows that turn out not to exist: an error
+//! more sends the batch to the loop, an error less would be a wrong result. `keys` has the net effect for each key, `final` the row that it is on.
 //!
 //! There are two forms. Where a table is only inserted into, updated and deleted from, values are known without knowing which
 //! rows exist (`plain`). Where a statement depends on the row that is there, by a conflict or a sum, each statement's
 //! effect is determined first (`stepwise`).
 
+mod ops;
+
 use super::statement::{Change, Kind, Statement};
 use super::table::{Column, Table};
-use crate::handlers::sql::event_source::literals;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 
 /// A statement with the events that meet it, and its place among those that the same event meets.
@@ -125,104 +126,6 @@ impl Writer<'_> {
             self.table.qualified,
             join(same, " and ")
         )
-    }
-
-    fn ops(&self) -> String {
-        let branches = self.ops.iter().map(|op| self.branch(op));
-        format!(
-            "ops{0} as (\n  select * from (\n{1}\n  offset 0) as o where o.ok is true and (o.h not in (0, 5) or {2})\n)",
-            self.number,
-            join(branches, "\n  union all\n"),
-            join(self.keys().into_iter().map(|key| format!("o.{key} is not null")), " and ")
-        )
-    }
-
-    /// A row for each event that meets the statement.
-    fn branch(&self, op: &Op) -> String {
-        let statement = &op.statement;
-        let source = if matches!(statement.kind, Kind::Update | Kind::Delete) {
-            &statement.key
-        } else {
-            &statement.values
-        };
-        let mut fields: Vec<String> = self
-            .table
-            .key()
-            .enumerate()
-            .map(|(place, column)| {
-                let value =
-                    source.iter().find(|(name, _)| *name == column.name).map_or("null", |(_, value)| value);
-                format!("({value})::{} as k{}", column.cast(), place + 1)
-            })
-            .collect();
-        fields.push(format!("event.id * {RANKS_MAX} + {} as seq", op.rank));
-        fields.push(format!("{} as h", code(statement.kind)));
-        let conditions = statement.conditions.iter().map(|condition| format!("(({condition}) is true)"));
-        let ok = join(conditions, " and ");
-        fields.push(format!("{} as ok", if ok.is_empty() { "true" } else { &ok }));
-        for (place, column) in self.numbered() {
-            fields.extend(self.values(statement, place, column));
-        }
-        let types = op
-            .types
-            .as_ref()
-            .map_or(String::new(), |types| format!(" and event.type in ({})", literals(types)));
-        format!(
-            "    select {}\n    from batch as event where (select g.go from gate as g){types}",
-            fields.join(",\n      ")
-        )
-    }
-
-    /// The fields of a column: what it is born with, what it is set to later, whether it is, and what is added to it.
-    fn values(&self, statement: &Statement, place: usize, column: &Column) -> Vec<String> {
-        let null = format!("null::{}", column.cast());
-        let cast = |value: &str| format!("({value})::{}", column.cast());
-        let inserts = matches!(statement.kind, Kind::Insert | Kind::InsertNew | Kind::Upsert);
-        let written =
-            statement.values.iter().find(|(name, _)| *name == column.name).map(|(_, value)| cast(value));
-        // What is not constant has been refused before.
-        let born = if inserts {
-            written.clone().unwrap_or_else(|| column.constant_default().unwrap_or_else(|_| null.clone()))
-        } else {
-            null.clone()
-        };
-        let change = statement.sets.iter().find(|(name, _)| *name == column.name).map(|(_, change)| change);
-        let (value, is_set, sum) = match change {
-            None => (null, "false".to_owned(), None),
-            Some(Change::To(value)) => (cast(value), "true".to_owned(), None),
-            Some(Change::When { condition, value }) => (
-                cast(&format!("case when {condition} then {value} end")),
-                format!("(({condition}) is true)"),
-                None,
-            ),
-            Some(Change::Present(value)) => (cast(value), format!("(({value}) is not null)"), None),
-            Some(Change::Excluded) => (born.clone(), "true".to_owned(), None),
-            Some(Change::Add { value, negative }) => {
-                (null, "false".to_owned(), Some((value.clone(), *negative)))
-            }
-            Some(Change::AddExcluded { negative }) => {
-                (null, "false".to_owned(), Some((born.clone(), *negative)))
-            }
-        };
-        if !self.is_stepwise {
-            let (value, is_set) = if inserts { (born, "true".to_owned()) } else { (value, is_set) };
-            return vec![format!("{value} as v{place}"), format!("{is_set} as s{place}")];
-        }
-        let mut fields = vec![
-            format!("{born} as i{place}"),
-            format!("{value} as u{place}"),
-            format!("{is_set} as us{place}"),
-        ];
-        if self.is_summed(column) {
-            fields.push(format!("{} as x{place}", sum.is_some()));
-            fields.push(match sum {
-                None => format!("null::numeric as d{place}"),
-                Some((value, negative)) => {
-                    format!("{}(({value})::bigint)::numeric as d{place}", if negative { "-" } else { "" })
-                }
-            });
-        }
-        fields
     }
 
     /// What is wrong with a value, so that the loop has to say it.

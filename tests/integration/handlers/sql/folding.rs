@@ -456,6 +456,37 @@ async fn deep_expressions_take_no_stack_of_the_task() {
     assert_eq!(path, Path::Folded, "{outcome:?}");
 }
 
+/// Of many statements, the one that an event meets is chosen by its type.
+#[tokio::test]
+async fn many_handlers_are_folded() {
+    let db = support::database().await;
+    let declared: Vec<(String, String)> = (0..300)
+        .map(|number| {
+            let key = "(event.body->>'k')::bigint";
+            let sql = match number % 3 {
+                0 => format!(
+                    "insert into {{p}}todos (id, title, n) values ({key}, event.body->>'t', {number})"
+                ),
+                1 => format!("update {{p}}todos set n = {number}, note = 'of {number}' where id = {key}"),
+                _ => format!("delete from {{p}}todos where id = {key}"),
+            };
+            (format!("T'{number}\""), sql)
+        })
+        .collect();
+    let types: Vec<[&str; 1]> = declared.iter().map(|(name, _)| [name.as_str()]).collect();
+    let handlers: Vec<(&[&str], &str)> =
+        types.iter().zip(&declared).map(|(types, (_, sql))| (types.as_slice(), sql.as_str())).collect();
+    let mut twins = Twins::start(&db, "_many", TODOS, &handlers).await;
+    let of = |number: i64, key: i64| event(&declared[number as usize].0, key, "");
+    let born = (0..400).map(|key| of(key % 100 * 3, key));
+    let changed = (0..400).filter(|key| key % 2 == 0).map(|key| of(key % 97 * 3 + 1, key));
+    let gone = (0..400).filter(|key| key % 7 == 0).map(|key| of(key % 89 * 3 + 2, key));
+    let events: Vec<_> = born.chain(changed).chain(gone).collect();
+    let upto = append(&db, &events).await;
+    assert_eq!(run(&db, &mut twins, upto, || 10_000).await, [1, 0, 0]);
+    assert_eq!(rows(&db, "ftodos").await.lines().count(), 342);
+}
+
 /// What is too much for one statement is handled in parts, and not event by event.
 #[tokio::test]
 async fn a_batch_of_too_many_bytes_is_folded_in_parts() {

@@ -16,10 +16,15 @@ pub(super) struct Handler {
 pub(super) struct Case {
     pub(super) tables: Vec<(String, String)>,
     pub(super) handlers: Vec<Handler>,
+    /// The types of its events.
+    types: Vec<String>,
     rows: HashMap<usize, HashSet<String>>,
 }
 
 const TYPES: [&str; 6] = ["A", "B", "C", "D", "E", "F"];
+
+/// Besides, where many handlers write one table.
+const MORE_TYPES: [&str; 8] = ["G", "H", "I", "J\"", "K'", "L", "M \\n", "N"];
 
 /// Keys: columns, and the expressions of their values.
 const KEYS: [&[(&str, &str, &str)]; 5] = [
@@ -161,29 +166,43 @@ impl Table {
     }
 }
 
+impl Handler {
+    fn throw(dice: &mut Rng, tables: &[Table], types: &[String], is_plain: bool) -> Self {
+        let (mut effects, mut statements) = (Vec::new(), Vec::new());
+        for _ in 0..dice.usize(1..3) {
+            let number = dice.usize(..tables.len());
+            let (statement, effect) = tables[number].statement(dice, is_plain);
+            effects.push((number, effect));
+            statements.push(statement);
+        }
+        let mut types = types.to_vec();
+        dice.shuffle(&mut types);
+        types.truncate(dice.usize(1..3));
+        if dice.u8(..12) == 0 {
+            types = vec!["*".to_owned()];
+        }
+        Self { types, sql: statements.join(";\n"), effects }
+    }
+}
+
 impl Case {
     pub(super) fn throw(dice: &mut Rng) -> Self {
         let tables: Vec<Table> = (0..dice.usize(1..4)).map(|number| Table::throw(dice, number)).collect();
         let is_plain = dice.bool();
+        let mut types = TYPES.map(str::to_owned).to_vec();
         let mut handlers = Vec::new();
+        if dice.u8(..3) == 0 {
+            types.extend(MORE_TYPES.map(str::to_owned));
+            for name in &types {
+                let (sql, effect) = tables[0].statement(dice, is_plain);
+                handlers.push(Handler { types: vec![name.clone()], sql, effects: vec![(0, effect)] });
+            }
+        }
         for _ in 0..dice.usize(2..8) {
-            let (mut effects, mut statements) = (Vec::new(), Vec::new());
-            for _ in 0..dice.usize(1..3) {
-                let number = dice.usize(..tables.len());
-                let (statement, effect) = tables[number].statement(dice, is_plain);
-                effects.push((number, effect));
-                statements.push(statement);
-            }
-            let mut types = TYPES.map(str::to_owned).to_vec();
-            dice.shuffle(&mut types);
-            types.truncate(dice.usize(1..3));
-            if dice.u8(..12) == 0 {
-                types = vec!["*".to_owned()];
-            }
-            handlers.push(Handler { types, sql: statements.join(";\n"), effects });
+            handlers.push(Handler::throw(dice, &tables, &types, is_plain));
         }
         let tables = tables.iter().map(|table| (table.name.clone(), table.declaration())).collect();
-        Self { tables, handlers, rows: HashMap::new() }
+        Self { tables, handlers, types, rows: HashMap::new() }
     }
 
     /// Events with few keys; some of them fail.
@@ -193,14 +212,14 @@ impl Case {
         while events.len() < 150 && refused < 400 {
             // Where all keys are taken, there are new ones.
             let key = if refused % 40 < 20 { dice.u64(..keys) } else { dice.u64(1_000..100_000) };
-            let name = *some(dice, &TYPES);
-            if self.would_fail(name, key) && dice.u16(..2_000) > 0 {
+            let name = some(dice, &self.types).clone();
+            if self.would_fail(&name, key) && dice.u16(..2_000) > 0 {
                 refused += 1;
                 continue;
             }
             refused = 0;
-            self.note(name, key);
-            events.push((name.to_owned(), body(dice, key)));
+            self.note(&name, key);
+            events.push((name, body(dice, key)));
         }
         events
     }
