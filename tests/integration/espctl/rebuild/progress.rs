@@ -35,7 +35,9 @@ async fn the_progress_of_a_build_is_told_by_status_metrics_and_watch_until_it_is
     assert!(metrics.contains("espd_rebuild_running{processor=\"orders\",version=\"2\"} 1"), "{metrics}");
     let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await;
     assert!(
-        watch.code == Some(0) && watch.stdout.contains("version 2 of orders handles events (by "),
+        watch.code == Some(0)
+            && watch.stdout.contains("version 2 of orders ")
+            && watch.stdout.contains(" of 5 ("),
         "{watch:?}"
     );
     assert!(watch.stdout.ends_with("version 2 of orders is live\n"), "{watch:?}");
