@@ -41,7 +41,7 @@ impl Fixture {
         .await
     }
 
-    async fn declared_with(&self, version: i32, what: (&str, &str), more: &str) {
+    fn declared_with(&self, version: i32, what: (&str, &str), more: &str) {
         let text = declaration(version, what.0, what.1);
         self.installation
             .declare("orders", &text.replace("[projector.tables]", &format!("{more}\n[projector.tables]")));
@@ -112,10 +112,10 @@ async fn a_third_version_replaces_the_second_and_a_declaration_that_goes_back_ab
     assert_eq!(fixture.state().await, "aborted");
 
     let manual = "approve = 'manual'";
-    fixture.declared_with(3, (WIDER.0, &slow), "").await;
+    fixture.declared_with(3, (WIDER.0, &slow), "");
     fixture.reload().await;
     eventually("it is built", async || (fixture.state().await == "building").then_some(())).await;
-    fixture.declared_with(4, WIDER, "").await;
+    fixture.declared_with(4, WIDER, "");
     fixture.reload().await;
     fixture.serves(4).await;
     assert_eq!(fixture.beside().await, "orders$1|public_orders_v1");
