@@ -178,9 +178,10 @@ async fn note_raised_versions(config: &Config, databases: &Databases) -> anyhow:
         let declares = |one: &&ProcessorDeclaration| one.name == row.name && one.version > row.version;
         let declaration = config.processors.iter().find(declares)?;
         let (name, version) = (&row.name, declaration.version);
+        let builder = if config.rebuild.parallelism > 0 { "a daemon" } else { "`espctl rebuild`" };
         Some(format!(
-            "version {} of {name} serves until `espctl rebuild {name}` has built version {version} beside it; --dry-run shows \
-             what would change",
+            "version {} of {name} serves until version {version}, which {builder} builds beside it, goes live; \
+             `espctl rebuild {name} --dry-run` shows what would change",
             row.version
         ))
     };
