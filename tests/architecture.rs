@@ -203,7 +203,6 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
         "processing/rebuild/difference.rs",
         "compares with row security turned off, within transactions of those who call it",
     ),
-    ("processing/rebuild/difference/pair.rs", "within the transactions of difference.rs"),
     ("processing/rebuild/place.rs", "within transactions that it begins so"),
     ("processing/rebuild/swap.rs", "within the transaction of those who call it"),
     ("processing/rebuild/views.rs", "makes views"),

@@ -667,7 +667,9 @@ async fn a_plan_says_what_a_deploy_would_do_and_whether_something_would_be_lost(
         "{said}"
     );
     let check = fixture.espctl(&["check"]).await;
-    assert!(check.stdout.contains("version 1 of orders serves until `espctl rebuild orders`"), "{check:?}");
+    let expected =
+        "version 1 of orders serves until version 2, which `espctl rebuild` builds beside it, goes live";
+    assert!(check.stdout.contains(expected), "{check:?}");
     fixture.installation.declare(
         "orders",
         "[projector]\nname = 'others'\n[projector.tables]\nothers = 'id bigint'\n\
