@@ -1,7 +1,8 @@
 //! Verifies the tables of projectors slice by slice, where the configuration wants that.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -16,6 +17,9 @@ use crate::shutdown::Shutdown;
 
 /// How often it is looked which slice is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The pauses after a slice that could not be verified, from the first to the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,19 +47,54 @@ pub(super) async fn verify_continuously(mut places: watch::Receiver<WorkerTableP
 }
 
 async fn verify(config: &Arc<Config>) {
+    let mut pauses = Pauses::default();
     loop {
         match Databases::connect_directly(config, "espd (verify)", CONNECT_TIMEOUT).await {
             Ok(databases) => {
                 let databases = databases.with_upcasts(&config.upcasts);
                 let operator =
                     Operator { databases: &databases, declared: &config.processors, name: OPERATOR };
-                for declaration in config.processors.iter().filter(|one| is_eligible(one)) {
-                    verify_one(&operator, &declaration.name, config.verify.share).await;
+                while verify_all(config, &operator, &mut pauses).await {
+                    sleep(LOOK_INTERVAL).await;
                 }
+                tokio::join!(databases.events.close(), databases.projections.close());
             }
             Err(error) => debug!(error = format!("{error:#}"), "verifies nothing now"),
         }
         sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Looks once which slices are due. Returns whether the databases have answered.
+async fn verify_all(config: &Config, operator: &Operator<'_>, pauses: &mut Pauses) -> bool {
+    let mut has_answer = true;
+    for declaration in config.processors.iter().filter(|one| is_eligible(one)) {
+        let name = &declaration.name;
+        if pauses.is_over(name) {
+            let outcome = verify_one(operator, name, config.verify.share).await;
+            has_answer &= !matches!(outcome, Err(OperatorError::Database(_)));
+            pauses.note(name, outcome.is_ok());
+        }
+    }
+    has_answer
+}
+
+/// When projectors are tried again whose slices could not be verified.
+#[derive(Debug, Default)]
+struct Pauses(HashMap<String, (Instant, Duration)>);
+
+impl Pauses {
+    fn is_over(&self, name: &str) -> bool {
+        self.0.get(name).is_none_or(|(since, pause)| since.elapsed() >= *pause)
+    }
+
+    fn note(&mut self, name: &str, is_verified: bool) {
+        if is_verified {
+            self.0.remove(name);
+            return;
+        }
+        let pause = self.0.get(name).map_or(PAUSES.0, |(_, pause)| (*pause * 2).min(PAUSES.1));
+        self.0.insert(name.to_owned(), (Instant::now(), pause));
     }
 }
 
@@ -66,8 +105,9 @@ fn is_eligible(declaration: &ProcessorDeclaration) -> bool {
         && declaration.synchronous.is_none()
 }
 
-async fn verify_one(operator: &Operator<'_>, name: &str, share: f64) {
-    match operator.verify_slice(name, share).await {
+async fn verify_one(operator: &Operator<'_>, name: &str, share: f64) -> Result<(), OperatorError> {
+    let verified = operator.verify_slice(name, share).await;
+    match &verified {
         Ok(None) => {}
         Ok(Some(slice)) if slice.differing == 0 => info!(
             processor = name,
@@ -88,4 +128,5 @@ async fn verify_one(operator: &Operator<'_>, name: &str, share: f64) {
         }
         Err(error) => warn!(processor = name, error = %error, "could not verify a slice"),
     }
+    verified.map(drop)
 }

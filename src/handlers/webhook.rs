@@ -46,13 +46,10 @@ pub(crate) use sender::Sender;
 
 use deliveries::Deliveries;
 use delivery_queue::DeliveryQueue;
-use dispatch::Dispatch;
+use dispatch::{Dispatch, SENDING_TIME_MAX};
 
 /// How long the transaction may be idle before the server ends it.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-
-/// The longest time for the step that sends, however long a batch may take: no transaction extends the lease meanwhile.
-const SENDING_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// A reactor that sends its events to a receiver.
 pub(crate) struct Webhook {
@@ -179,7 +176,8 @@ impl Webhook {
         let Some(handled) = self.commit(connection, request).await? else { return Ok(Outcome::ClaimLost) };
         // Progress has to be reported before an outage, because the claim holds the position.
         let queue = &mut self.dispatch.queue;
-        let has_progressed = handled > 0 || queue.position() != request.claim.position;
+        // So has what was answered during the commit to be committed.
+        let has_progressed = handled > 0 || queue.position() != request.claim.position || queue.has_results();
         if let Some(outage) = (!has_progressed).then(|| queue.take_outage()).flatten() {
             return Err(outage);
         }
@@ -213,7 +211,7 @@ impl Webhook {
         let beyond = BatchRequest { claim: &claim, limits: &limits, ..*request };
         let witness = queue.last_witness();
         let opening = BatchTransaction::open(connection, base, request, IDLE_MAX);
-        let Some(mut transaction) = dispatch.beside(opening).await? else {
+        let Some(mut transaction) = dispatch.beside_opening(opening).await? else {
             return Ok(false);
         };
         let reading = dispatch.beside(transaction.read_as(&beyond, witness)).await;

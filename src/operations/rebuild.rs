@@ -104,6 +104,8 @@ impl<'o> Rebuilding<'o> {
         let declaration = operator.declaration(name)?.clone();
         refuse_unsuitable(&row, &declaration, beside)?;
         let mut worker = operator.databases.projections.acquire().await?;
+        // The lock ends with the session, however this ends.
+        worker.close_on_drop();
         lock_session(&mut worker, name).await?;
         let begun = async {
             let part = operator.find_part(&mut worker, &declaration, selection).await?;
@@ -286,7 +288,16 @@ impl<'o> Rebuilding<'o> {
             return Err(OperatorError::Rebuild(format!("{} serves another version now", self.live.name)));
         };
         let reached = self.replay.reach(&mut self.worker, position).await;
-        reached.map_err(|error| self.failed(error))
+        reached.map_err(|error| self.failed(error))?;
+        // Whoever sets the tracker back meanwhile would have the events in between handled once more on the rows that were built.
+        if self.replay.position() > position && !matches!(self.beside, Beside::Archived(_)) {
+            return Err(OperatorError::Rebuild(format!(
+                "{} was set back to {position} meanwhile: once it is at {} again, run this again",
+                self.live.name,
+                self.replay.position()
+            )));
+        }
+        Ok(())
     }
 
     /// Removes a version that was built to be looked at only.

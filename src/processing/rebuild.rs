@@ -227,11 +227,10 @@ impl RebuildRow {
         matches!(self.state(), State::Live | State::Merged)
     }
 
-    /// Whether an operator has gone back from this version.
-    pub(crate) fn has_gone_back_from(&self, version: i32, fingerprint: &str) -> bool {
-        self.state() == State::Live
-            && self.version < version
-            && (self.from_version, self.fingerprint.as_str()) == (version, fingerprint)
+    /// Whether an operator has gone back from this version. Of which declaration it was, the row does not know: the last one that
+    /// was built may have been another.
+    pub(crate) fn has_gone_back_from(&self, version: i32) -> bool {
+        self.state() == State::Live && self.version < version && self.from_version == version
     }
 }
 
@@ -294,7 +293,7 @@ impl Rebuilds {
              select $1, $2, $3, 'building', $4, $5, $6 from logged
              on conflict (processor) do update set version = $2, from_version = $3, state = 'building', fingerprint = $4,
                building_in = $5, archived_in = null, difference = null, started_at = clock_timestamp(), started_by = $6,
-               automatic = false,
+               automatic = false, approved_at = null, approved_by = null,
                updated_at = clock_timestamp()",
             schema = self.schema
         );
@@ -310,6 +309,20 @@ impl Rebuilds {
             .execute(connection)
             .await
             .map(drop)
+    }
+
+    /// Has the declaration of a rebuild that was given up count as unknown, so that it may be built again.
+    pub(crate) async fn forget_fingerprint(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- forget_fingerprint\nupdate {}.rebuilds set fingerprint = '' where processor = $1 and state = 'aborted'",
+            self.schema
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(processor);
+        query.execute(connection).await.map(drop)
     }
 
     /// Records that a daemon carries it out by itself.

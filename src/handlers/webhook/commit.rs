@@ -27,7 +27,7 @@ impl Webhook {
         }
         let Self { base, dispatch, emitter, committed, session_is_renewed, .. } = self;
         let opening = BatchTransaction::open(connection, base, request, IDLE_MAX);
-        let Some(mut transaction) = dispatch.beside(opening).await? else {
+        let Some(mut transaction) = dispatch.beside_opening(opening).await? else {
             return Ok(None);
         };
         let queue = &mut dispatch.queue;

@@ -6,6 +6,8 @@
 
 mod commit_plan;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -199,11 +201,22 @@ impl DeliveryQueue {
             match request {
                 Some(SentRequest::Accepted(actions)) => self.complete(id, Completion::Received(actions)),
                 Some(SentRequest::UnderWay) => self.schedule.mark_under_way(id),
+                // The database did not know yet that it has to wait.
+                None if self.is_behind_given_up(id) => self.complete(id, Completion::Waits),
                 None => {}
             }
         }
         self.seen = self.seen.max(upto);
         self.requests.forget(self.seen, |_| false);
+    }
+
+    /// Whether an event has to wait behind one that was given up since the last commit.
+    fn is_behind_given_up(&self, id: Position) -> bool {
+        let blocks = |completion: &Completion| {
+            matches!(completion, Completion::GivenUp { blocks: true } | Completion::Waits)
+        };
+        let completions = self.schedule.before(id).filter_map(|other| self.schedule.get(other));
+        completions.filter_map(|queued| queued.completion.as_ref()).any(blocks)
     }
 
     /// The number of requests under way.

@@ -20,6 +20,9 @@ const WAIT_WITHOUT_RESULTS: Duration = Duration::from_millis(50);
 /// How long results wait to be committed while further events can be sent. Requests go on during the commit.
 const RESULTS_WAIT_MAX: Duration = Duration::from_millis(50);
 
+/// The longest time for the step that sends, however long a batch may take: no transaction extends the lease meanwhile.
+pub(super) const SENDING_TIME_MAX: Duration = Duration::from_secs(1);
+
 type Request = (Position, Uuid, SendAttempt);
 
 /// The queue, and the requests of its events that are under way.
@@ -43,19 +46,32 @@ impl Dispatch {
         self.queue.clear();
     }
 
-    /// Does something that takes a while, and goes on sending meanwhile.
+    /// Does something in a transaction that has the tracker locked, and goes on sending meanwhile: nobody else claims it.
     pub(super) async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        self.beside_for(Duration::MAX, work).await
+    }
+
+    /// Opens a transaction, and goes on sending meanwhile, as long as the lease cannot have ended.
+    pub(super) async fn beside_opening<T>(&mut self, opening: impl Future<Output = T>) -> T {
+        self.beside_for(SENDING_TIME_MAX, opening).await
+    }
+
+    async fn beside_for<T>(&mut self, time: Duration, work: impl Future<Output = T>) -> T {
         tokio::select! {
             biased;
             done = work => done,
-            never = self.keep_sending() => match never {},
+            never = self.keep_sending(time) => match never {},
         }
     }
 
-    /// Sends what may be sent. Never returns, and may be given up at any time.
-    async fn keep_sending(&mut self) -> Infallible {
+    /// Sends what may be sent, and begins nothing after this time. Never returns, and may be given up at any time.
+    async fn keep_sending(&mut self, time: Duration) -> Infallible {
+        let begun = Instant::now();
         loop {
-            self.fill_slots();
+            // Whoever was frozen meanwhile begins nothing either.
+            if begun.elapsed() < time {
+                self.fill_slots();
+            }
             match self.under_way.join_next().await {
                 Some(joined) => self.note(joined),
                 None => std::future::pending().await,
@@ -68,6 +84,9 @@ impl Dispatch {
         let begun = Instant::now();
         let (mut deadline, mut is_waiting) = (begun + time, false);
         loop {
+            if Instant::now() >= deadline {
+                return;
+            }
             self.fill_slots();
             if self.under_way.is_empty()
                 || self.queue.has_uncommitted() && begun.elapsed() >= RESULTS_WAIT_MAX

@@ -120,6 +120,12 @@ impl<T> Schedule<T> {
         }
     }
 
+    /// The events before an event in its queue, in order.
+    pub(crate) fn before(&self, id: Position) -> impl Iterator<Item = Position> {
+        let queue = self.events.get(&id).and_then(|event| self.queues.get(&event.aggregate));
+        queue.into_iter().flatten().copied().filter(move |other| *other < id)
+    }
+
     /// The events behind an event in its queue, in order.
     pub(crate) fn behind(&self, id: Position) -> impl Iterator<Item = Position> {
         let queue = self.events.get(&id).and_then(|event| self.queues.get(&event.aggregate));

@@ -93,7 +93,7 @@ impl Rebuilding<'_> {
     }
 
     /// Whether the tables that serve were made from what is declared.
-    async fn is_declared_alike(&mut self) -> Result<bool, OperatorError> {
+    pub(super) async fn is_declared_alike(&mut self) -> Result<bool, OperatorError> {
         let mut as_live = self.declaration.clone();
         as_live.version = self.live.version;
         let schema = self.operator.databases.layout.schema();

@@ -212,16 +212,18 @@ impl Rebuilding<'_> {
     /// database does not answer. The tables are as they were then.
     pub(crate) async fn replace_part(&mut self, difference: &Difference) -> Result<u64, OperatorError> {
         self.choose_way(GoLive::Merge, difference).await?;
+        let projections = self.operator.databases.projections.clone();
+        let mut connection = projections.acquire().await?;
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        self.hold_live(&mut transaction).await?;
+        // Also of the events that have come since the comparison.
         if self.replay.set_aside > 0 {
             return Err(OperatorError::Blocked(format!(
                 "{} events of these aggregates could not be handled, so their rows were not changed",
                 self.replay.set_aside
             )));
         }
-        let projections = self.operator.databases.projections.clone();
-        let mut connection = projections.acquire().await?;
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-        self.hold_live(&mut transaction).await?;
+        self.refuse_rows_of_others(&mut transaction).await?;
         self.refuse_dead_letters(&mut transaction).await?;
         let limit = format!(
             "-- limit_merge\nset local statement_timeout = '{MERGE_LIMIT}'; set local search_path = pg_catalog, pg_temp"

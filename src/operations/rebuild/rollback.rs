@@ -22,6 +22,7 @@ impl<'o> Rebuilding<'o> {
     ) -> Result<Self, OperatorError> {
         let row = operator.find(name).await?;
         let mut worker = operator.databases.projections.acquire().await?;
+        worker.close_on_drop();
         lock_session(&mut worker, name).await?;
         let begun = async {
             let version = operator.choose_former(&mut worker, name, row.version, to).await?;

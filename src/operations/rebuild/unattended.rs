@@ -12,8 +12,9 @@ use crate::processing::declaration::{Approve, ProcessorDeclaration};
 use crate::processing::rebuild::{Declared, RebuildRow, Seen, Wish, decide, write_blocked};
 use crate::processing::tracker::TrackerRow;
 
-/// For how long a daemon with an older declaration leaves a version alone that nobody builds: whoever did may be starting again.
-const LEFT_ALONE_SECONDS: i32 = 60;
+/// For how long a daemon with an older declaration leaves a version alone that nobody builds: whoever did may be starting again. One
+/// that waits, for an operator or for another try, is left alone for a day: nobody builds it meanwhile.
+const LEFT_ALONE: (&str, &str) = ("1 minute", "1 day");
 
 /// What has come of a build.
 #[derive(Debug)]
@@ -110,11 +111,14 @@ impl Operator<'_> {
             "-- list_traces
              select t.name as processor,
                n.name is not null or coalesce(r.state not in ('live', 'merged', 'aborted'), false) as has_next, b.builder,
-               coalesce(b.updated_at < clock_timestamp() - interval '{LEFT_ALONE_SECONDS} seconds', true) as is_left
+               coalesce(b.updated_at < clock_timestamp()
+                 - case when b.blocked_because is null then interval '{}' else interval '{}' end, true) as is_left
              from {trackers} as t left join {trackers} as n on n.name = t.name || '$next'
                left join {schema}.rebuilds as r on r.processor = t.name
                left join {schema}.build_progress as b on b.tracker = t.name || '$next'
              where strpos(t.name, '$') = 0",
+            LEFT_ALONE.0,
+            LEFT_ALONE.1,
             trackers = self.trackers().table(),
             schema = self.trackers().schema()
         );
@@ -127,10 +131,16 @@ impl Operator<'_> {
     /// [`OperatorError::Blocked`] if somebody works on it; or the database does not answer.
     pub(crate) async fn clear_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
         let mut connection = self.databases.projections.acquire().await?;
+        connection.close_on_drop();
         lock_session(&mut connection, name).await?;
         let cleared = match self.abort_rebuild(name).await {
             // It has gone live, and only what was left was to be removed.
             Err(OperatorError::Blocked(_)) => Ok(0),
+            // No operator has decided against it: the same declaration may come back.
+            Ok(version) => {
+                Rebuilds::new(self.trackers().schema()).forget_fingerprint(&mut *connection, name).await?;
+                Ok(version)
+            }
             cleared => cleared,
         };
         unlock_session(&mut connection, name).await?;
@@ -148,7 +158,10 @@ impl Operator<'_> {
             format!("-- approve_rebuild\nselect {}.approve_rebuild($1, $2)", self.trackers().schema());
         let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(self.name).bind(name);
         let approved: Option<i32> = query.fetch_one(&mut *connection).await?;
-        approved.ok_or_else(|| OperatorError::Blocked(format!("no version of {name} is being built")))
+        approved.ok_or_else(|| OperatorError::Blocked(format!(
+            "no version of {name} has been built and compared, so there is nothing to approve: `espctl rebuild {name} --watch` shows \
+             how far it is"
+        )))
     }
 
     /// Builds the declared version of a projector, and lets it go live where its declaration agrees. `share`: the share of the time
@@ -188,6 +201,10 @@ impl Rebuilding<'_> {
     async fn bring_live(&mut self) -> Result<Built, OperatorError> {
         let name = self.live.name.clone();
         self.rebuilds().note_automatic(&mut *self.worker, &name).await?;
+        if !self.is_declared_alike().await? {
+            // Found out before the work, not after it.
+            self.foresee(GoLive::Swap).await?;
+        }
         self.catch_up().await?;
         let difference = self.compare().await?;
         let failed = self.run_checks().await?;

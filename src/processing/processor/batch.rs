@@ -20,6 +20,9 @@ use crate::store::{PostgresEventStore, read_after_on};
 /// they are.
 const FIRST_PAGE_EVENTS: i64 = 64;
 
+/// Most events in any page.
+const PAGE_EVENTS_MAX: i64 = 1_000;
+
 /// Most events that are read for a batch, however many a batch may have: all of them are in memory.
 const BATCH_EVENTS_MAX: i64 = 10_000;
 
@@ -175,7 +178,8 @@ impl Batch {
             0 if self.events.is_empty() => FIRST_PAGE_EVENTS,
             each => (limits.bytes - bytes) / each.max(1),
         };
-        fitting.max(1).min(room)
+        // The next events may be larger than those before.
+        fitting.clamp(1, PAGE_EVENTS_MAX).min(room)
     }
 }
 

@@ -43,11 +43,19 @@ pub(crate) enum Wish {
 /// version, or another declaration of the same one, waits until nobody builds any more.
 pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
     let Seen { serves, row, has_next, is_mine, is_left } = seen;
-    let may_replace = *is_mine || *is_left;
     let under_way = row.filter(|row| row.state().is_under_way());
+    let is_approved = under_way.is_some_and(|row| row.is_approved);
+    let may_replace = *is_mine || *is_left && !is_approved;
     if declared.version <= *serves {
         return match under_way {
-            Some(row) if row.automatic && row.version > declared.version && may_replace => Wish::Abandon,
+            // Also what was built beside a version that serves no more: a reset may have made the tables of the declared one.
+            Some(row)
+                if row.automatic
+                    && (row.version > declared.version || row.from_version != *serves)
+                    && may_replace =>
+            {
+                Wish::Abandon
+            }
             None if *has_next => Wish::Tidy,
             _ => Wish::Nothing,
         };
@@ -60,11 +68,20 @@ pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
     };
     match (row, under_way) {
         (_, Some(row)) if is_same(row) => Wish::Build,
-        (_, Some(row)) if row.version >= declared.version && row.automatic && !may_replace => Wish::Nothing,
+        (_, Some(row)) if row.version >= declared.version && (!row.automatic || !may_replace) => {
+            Wish::Nothing
+        }
         (_, Some(_)) => Wish::Build,
         // An operator has given just this up, or has gone back from it.
-        (Some(row), None) if is_same(row) && !row.has_served() => Wish::Nothing,
-        (Some(row), None) if row.has_gone_back_from(declared.version, declared.fingerprint) => Wish::Nothing,
+        (Some(row), None)
+            if is_same(row) && !row.has_served() || row.has_gone_back_from(declared.version) =>
+        {
+            if *has_next {
+                Wish::Tidy
+            } else {
+                Wish::Nothing
+            }
+        }
         _ => Wish::Build,
     }
 }
@@ -122,6 +139,31 @@ mod tests {
     }
 
     #[test]
+    fn what_an_operator_builds_is_not_replaced_by_another_declaration_of_its_version() {
+        let by_operator = RebuildRow { automatic: false, ..row(2, State::Differs, "corrected") };
+        let seen = Seen { is_left: true, ..seen(Some(&by_operator)) };
+        assert_eq!(decide(&seen, declared(2)), Wish::Nothing);
+        assert_eq!(decide(&seen, declared(3)), Wish::Build);
+    }
+
+    #[test]
+    fn what_stands_beside_a_version_that_serves_no_more_is_given_up() {
+        let second = row(2, State::Differs, "f");
+        let serves_already = Seen { serves: 2, is_left: true, ..seen(Some(&second)) };
+        assert_eq!(decide(&serves_already, declared(2)), Wish::Abandon);
+        let aborted = row(2, State::Aborted, "f");
+        assert_eq!(decide(&seen(Some(&aborted)), declared(2)), Wish::Tidy);
+    }
+
+    #[test]
+    fn what_an_operator_has_agreed_to_is_given_up_only_by_who_has_built_it() {
+        let approved = RebuildRow { is_approved: true, ..row(2, State::Differs, "f") };
+        let seen = Seen { is_left: true, ..seen(Some(&approved)) };
+        assert_eq!(decide(&seen, declared(1)), Wish::Nothing);
+        assert_eq!(decide(&Seen { is_mine: true, ..seen }, declared(1)), Wish::Abandon);
+    }
+
+    #[test]
     fn what_an_operator_has_given_up_or_gone_back_from_is_not_built_again_unless_it_is_changed() {
         let aborted = row(2, State::Aborted, "f");
         assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&aborted)) }, declared(2)), Wish::Nothing);
@@ -130,6 +172,9 @@ mod tests {
         let back = RebuildRow { version: 1, from_version: 2, ..row(1, State::Live, "f") };
         assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&back)) }, declared(2)), Wish::Nothing);
         assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&back)) }, declared(3)), Wish::Build);
+        let after_another_build = RebuildRow { fingerprint: "of version 3".to_owned(), ..back };
+        let seen_back = Seen { has_next: false, ..seen(Some(&after_another_build)) };
+        assert_eq!(decide(&seen_back, declared(2)), Wish::Nothing);
         let merged = row(2, State::Merged, "f");
         assert_eq!(decide(&Seen { serves: 2, ..seen(Some(&merged)) }, declared(2)), Wish::Tidy);
     }

@@ -425,7 +425,9 @@ impl RowReader {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         compare_alike(&mut transaction).await?;
         let is_it = self.0.key.iter().map(|column| {
-            format!("to_jsonb(t.{}) = $1 -> {}", quote_identifier(column), quote_literal(column))
+            // In a form that the index of the key serves.
+            let column = quote_identifier(column);
+            format!("t.{column} = (jsonb_populate_record(null::{table}, $1)).{column}")
         });
         let statement = format!(
             "-- read_row\nselect {} from {table} as t where {}",

@@ -1,0 +1,38 @@
+use chrono::DateTime;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::*;
+use crate::retry::OnFailure;
+
+/// An event of the only aggregate.
+fn delivery(id: i64) -> Delivery {
+    let event = Event {
+        id: id.into(),
+        uuid: Uuid::from_u128(id.unsigned_abs().into()),
+        aggregate_id: Uuid::nil().into(),
+        event_type: "A".into(),
+        version: id.into(),
+        body: RawValue::NULL.to_owned(),
+        metadata: RawValue::NULL.to_owned(),
+        correlation_id: None,
+        causation_id: None,
+        created_at: DateTime::UNIX_EPOCH.into(),
+    };
+    Delivery { event, replaying: false }
+}
+
+#[test]
+fn an_event_that_is_read_before_its_predecessor_is_committed_as_given_up_waits_behind_it() {
+    let retry = RetryPolicy { max_attempts: Some(1), on_failure: OnFailure::Park, ..RetryPolicy::default() };
+    let mut queue = DeliveryQueue::new(retry);
+    queue.enqueue(vec![delivery(1)], 1.into(), Trail::default());
+    assert_eq!(queue.next(8).map(|event| event.id), Some(1.into()));
+    queue.record_failure(1.into(), Failure::of_processor("no"), None);
+    // The database does not know yet, so it gives the next one to be sent.
+    queue.enqueue(vec![delivery(2)], 2.into(), Trail::default());
+    let plan = queue.plan_commit();
+    assert_eq!(plan.given_up.len(), 1);
+    assert_eq!(plan.waiting.iter().map(|event| event.id).collect::<Vec<_>>(), [2]);
+    assert_eq!(queue.next(8).map(|event| event.id), None);
+}
