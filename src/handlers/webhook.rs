@@ -214,7 +214,7 @@ impl Webhook {
         let Some(mut transaction) = dispatch.beside_opening(opening).await? else {
             return Ok(false);
         };
-        let reading = dispatch.beside(transaction.read_as(&beyond, witness)).await;
+        let reading = dispatch.beside(Box::pin(transaction.read_as(&beyond, witness))).await;
         let Reading { deliveries, upto, trail, set_aside } = match reading {
             // An event that cannot be read is left until all before it are done. Then the runner handles the error.
             Err(ProcessorError::Unattributed(_)) if !dispatch.queue.is_empty() => {
