@@ -30,6 +30,9 @@ pub(crate) const PRIVATE_DATABASE: &str = "espd";
 /// How long a command waits for a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// After how long a connection that nobody uses is closed: what looks once a minute keeps none in between.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The event store and the projections of one configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Databases {
@@ -175,7 +178,10 @@ async fn connect(url: &DatabaseUrl, program: &str, limit: Duration) -> anyhow::R
 }
 
 fn pool(connections: u32, patience: Duration) -> PgPoolOptions {
-    PgPoolOptions::new().max_connections(connections).acquire_timeout(patience)
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(patience)
+        .idle_timeout(IDLE_TIMEOUT)
 }
 
 async fn reach(connector: &Connector, limit: Duration) -> anyhow::Result<Connected> {

@@ -62,8 +62,8 @@ impl Operator<'_> {
     /// # Errors
     /// The database does not answer.
     pub(crate) async fn list_wanted(&self) -> Result<Vec<Wanted>, OperatorError> {
-        let trackers = self.trackers().list(&self.databases.projections, None).await?;
         let mut connection = self.databases.projections.acquire().await?;
+        let trackers = self.trackers().list(&mut *connection, None).await?;
         let traces = self.list_traces(&mut connection).await?;
         let rebuilds = Rebuilds::new(self.trackers().schema());
         let mut wanted = Vec::new();
