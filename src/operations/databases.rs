@@ -178,10 +178,7 @@ async fn connect(url: &DatabaseUrl, program: &str, limit: Duration) -> anyhow::R
 }
 
 fn pool(connections: u32, patience: Duration) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(patience)
-        .idle_timeout(IDLE_TIMEOUT)
+    PgPoolOptions::new().max_connections(connections).acquire_timeout(patience).idle_timeout(IDLE_TIMEOUT)
 }
 
 async fn reach(connector: &Connector, limit: Duration) -> anyhow::Result<Connected> {
