@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Installation {
     folder: TempDir,
     url: String,
+    /// The beginning of the configuration, before the processors.
+    head: String,
 }
 
 /// A line of the daemon's log; other keys do not matter here.
@@ -59,11 +62,17 @@ impl Installation {
         processors: &str,
     ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let configuration = format!(
-            "[event_store]\nurl = \"${{DATABASE_URL}}\"\nlayout = \"{layout}\"\n\n[log]\nlevel = \"{log_level}\"\nformat = \"json\"\n\n{processors}"
+        let head = format!(
+            "[event_store]\nurl = \"${{DATABASE_URL}}\"\nlayout = \"{layout}\"\n\n[log]\nlevel = \"{log_level}\"\nformat = \"json\"\n\n"
         );
-        std::fs::write(folder.path().join("espd.toml"), configuration)?;
-        Ok(Self { folder, url: url.to_owned() })
+        let installation = Self { folder, url: url.to_owned(), head };
+        installation.declare(processors)?;
+        Ok(installation)
+    }
+
+    /// Declares other processors instead.
+    pub(crate) fn declare(&self, processors: &str) -> anyhow::Result<()> {
+        self.write("espd.toml", &format!("{}{processors}", self.head))
     }
 
     /// Puts a file beside the configuration.
@@ -97,6 +106,33 @@ impl Installation {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(())
+    }
+
+    /// Runs `espctl` to its end, and returns how long after its start it said a line that begins so, and how long it took.
+    pub(crate) fn espctl_until(
+        &self,
+        arguments: &[&str],
+        line: &str,
+    ) -> anyhow::Result<(Duration, Duration)> {
+        let mut command = self.command(env!("CARGO_BIN_EXE_espctl"));
+        let command = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+        let begun = Instant::now();
+        let mut child = command.spawn()?;
+        let said = BufReader::new(child.stderr.take().context("its standard error")?);
+        let (mut when, mut all) = (None, String::new());
+        for text in said.lines() {
+            let text = text?;
+            if when.is_none() && text.starts_with(line) {
+                when = Some(begun.elapsed());
+            }
+            all.push_str(&text);
+            all.push('\n');
+        }
+        let status = child.wait()?;
+        let took = begun.elapsed();
+        ensure!(status.success(), "espctl {}: {all}", arguments.join(" "));
+        let when = when.with_context(|| format!("espctl has not said `{line}`: {all}"))?;
+        Ok((when, took))
     }
 
     /// Starts `espd run`.
