@@ -19,6 +19,7 @@ use crate::projectors::{NAMES, NOTIFIER_NAME, Projections, REACTORS};
 use crate::servers::Server;
 use crate::trackers::{self, History, Lookout};
 use crate::verify::{Evidence, Verdict, verify};
+use crate::versions::{self, Versions};
 use crate::world::World;
 
 /// How long the daemons may take from their start to the first batch of each projector.
@@ -40,6 +41,7 @@ pub struct Report {
     pub history: Vec<(&'static str, History)>,
     pub verdict: Verdict,
     pub aftermath: Aftermath,
+    pub versions: Versions,
     pub unanswered: u64,
     pub controls: usize,
     /// Time from the end of the faults until all projectors had reached the head.
@@ -66,6 +68,7 @@ pub async fn run(world: &mut World, settings: Settings) -> anyhow::Result<Report
     complaints.append(&mut tally.complaints);
     let calm = Instant::now();
     let ledger = load.stop().await?;
+    complaints.extend(versions::settle(world, &mut rng).await?);
     let converged_after = match wait_until_converged(world).await? {
         None => Some(calm.elapsed()),
         Some(laggards) => {
@@ -81,6 +84,7 @@ pub async fn run(world: &mut World, settings: Settings) -> anyhow::Result<Report
     }
     let unanswered = ledger.unanswered;
     let evidence = collect_evidence(world, ledger).await?;
+    let versions = Versions::count(world).await?;
     let mut aftermath = Aftermath::default();
     if complaints.is_empty() {
         aftermath = aftermath::run(world).await.unwrap_or_else(|error| Aftermath {
@@ -101,6 +105,7 @@ pub async fn run(world: &mut World, settings: Settings) -> anyhow::Result<Report
         history,
         verdict,
         aftermath,
+        versions,
         unanswered,
         controls,
         converged_after,
@@ -233,7 +238,8 @@ async fn collect_evidence(world: &World, ledger: Ledger) -> anyhow::Result<Evide
         let projections = Projections::read(&mut server.connect().await?).await;
         places.push((place, projections.with_context(|| format!("could not read the projections {place}"))?));
     }
+    let beside = versions::read(world).await?;
     let set_aside = Notified::read_dead_letters(&mut world.events.connect().await?, NOTIFIER_NAME).await?;
     let delivered = world.accepted.lock().map(|accepted| accepted.clone()).unwrap_or_default();
-    Ok(Evidence { events, ledger, places, notified: Notified { delivered, set_aside } })
+    Ok(Evidence { events, ledger, places, notified: Notified { delivered, set_aside }, beside })
 }

@@ -1,5 +1,6 @@
 //! Negative controls: the verifier has to notice each of these changes of the evidence, every time.
 
+use crate::beside::Beside;
 use crate::handlers::Delivered;
 use crate::ledger::{Append, GREETED, Outcome, REMINDED};
 use crate::projectors::Projections;
@@ -11,7 +12,7 @@ type Change = fn(&mut Evidence) -> Option<()>;
 /// How the verdict on the changed evidence has to differ from that on the true one.
 type Notice = fn(&Verdict, &Verdict) -> bool;
 
-const CONTROLS: [(&str, Change, Notice); 20] = [
+const CONTROLS: [(&str, Change, Notice); 25] = [
     ("an event not handled", drop_entry, |before, after| after.lost == before.lost + 1),
     ("an event handled twice", double_entry, |before, after| after.doubled == before.doubled + 1),
     ("two events handled in the wrong order", swap_entries, |before, after| {
@@ -46,6 +47,11 @@ const CONTROLS: [(&str, Change, Notice); 20] = [
         after.delivered_late > before.delivered_late
     }),
     ("an append stored in part", tear_append, |before, after| after.torn == before.torn + 1),
+    ("a version that nobody builds any more", leave_tracker, leaves_one),
+    ("two versions that serve", double_version, leaves_one),
+    ("tables without a version", leave_schema, leaves_one),
+    ("a function without a version", leave_function, leaves_one),
+    ("a former version without tables", drop_tables, leaves_one),
 ];
 
 /// Applies every control. Returns how many there are, and those that went unnoticed.
@@ -60,6 +66,10 @@ pub fn run(evidence: &Evidence, verdict: &Verdict) -> (usize, Vec<&'static str>)
 
 fn complains(before: &Verdict, after: &Verdict) -> bool {
     after.complaints.len() > before.complaints.len()
+}
+
+fn leaves_one(before: &Verdict, after: &Verdict) -> bool {
+    after.left_behind == before.left_behind + 1
 }
 
 fn projections(evidence: &mut Evidence) -> Option<&mut Projections> {
@@ -198,5 +208,33 @@ fn tear_append(evidence: &mut Evidence) -> Option<()> {
     append.outcome = Outcome::Unknown;
     let uuid = append.drafts.last()?.uuid;
     evidence.events.retain(|event| event.uuid != uuid);
+    Some(())
+}
+
+fn beside(evidence: &mut Evidence) -> Option<&mut Beside> {
+    evidence.beside.first_mut().map(|(_, beside)| beside)
+}
+
+fn leave_tracker(evidence: &mut Evidence) -> Option<()> {
+    beside(evidence)?.trackers.push(("counts$next".to_owned(), 1));
+    Some(())
+}
+
+fn double_version(evidence: &mut Evidence) -> Option<()> {
+    beside(evidence)?.trackers.push(("counts".to_owned(), i32::MAX));
+    Some(())
+}
+
+fn leave_schema(evidence: &mut Evidence) -> Option<()> {
+    beside(evidence)?.schemas.insert("public_counts_next".to_owned()).then_some(())
+}
+
+fn leave_function(evidence: &mut Evidence) -> Option<()> {
+    beside(evidence)?.functions.push("handle_counts$next_v1".to_owned());
+    Some(())
+}
+
+fn drop_tables(evidence: &mut Evidence) -> Option<()> {
+    beside(evidence)?.trackers.push((format!("counts${}", i32::MAX), i32::MAX));
     Some(())
 }

@@ -130,9 +130,9 @@ impl Daemon {
     }
 }
 
-/// Has the kernel kill the daemon when we die without saying so.
+/// Has the kernel kill a child when we die without saying so.
 #[expect(unsafe_code, reason = "std offers no safe way to run prctl between fork and exec")]
-fn die_with_us(command: &mut std::process::Command) {
+pub fn die_with_us(command: &mut std::process::Command) {
     let arm = || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from);
     // SAFETY: the closure runs in the forked child before exec. It makes one system call that is safe there, and
     // its error conversion only carries a number.

@@ -2,6 +2,7 @@
 
 mod forgotten_ids;
 mod network;
+mod versions;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use tokio::time::sleep;
 
 use crate::daemons::Daemon;
 use crate::load::Lull;
+use crate::operators;
 use crate::processes::{Process, State};
 use crate::world::World;
 use network::{NetworkTally, Outage};
@@ -46,10 +48,16 @@ enum Fault {
     DelayNetwork,
     /// See [`forgotten_ids`].
     ForgetIds,
+    /// A projector is declared in a higher version, which the daemons build.
+    RaiseVersion,
+    /// An operator does something with the versions of a projector.
+    Operate,
+    /// The operator's command is killed.
+    KillOperator,
 }
 
 /// How often each happens, relative to the others.
-const WEIGHTS: [(Fault, u32); 10] = [
+const WEIGHTS: [(Fault, u32); 13] = [
     (Fault::KillWorker, 20),
     (Fault::TerminateBackend, 10),
     (Fault::FreezeWorker, 6),
@@ -60,6 +68,9 @@ const WEIGHTS: [(Fault, u32); 10] = [
     (Fault::SwallowNetwork, 2),
     (Fault::DelayNetwork, 2),
     (Fault::ForgetIds, 1),
+    (Fault::RaiseVersion, 2),
+    (Fault::Operate, 8),
+    (Fault::KillOperator, 5),
 ];
 
 /// The faults that have landed.
@@ -75,6 +86,10 @@ pub struct Tally {
     /// With all of their workers.
     pub daemons_frozen: u32,
     pub network: NetworkTally,
+    /// Projectors that were declared in a higher version.
+    pub versions_raised: u32,
+    /// What operators have done with versions.
+    pub operators: operators::Tally,
     /// Frozen for longer than a lease, and then woken.
     pub sleepers_woken: u32,
     /// The longest time that a child has survived its daemon.
@@ -136,6 +151,9 @@ impl<'w> Storm<'w> {
         self.restore_network(Instant::now() + LEASE * 2);
         self.start_daemons(true)?;
         self.welcome_servers(true).await?;
+        self.world.operators.finish().await?;
+        self.tally.operators = self.world.operators.tally;
+        self.tally.complaints.append(&mut self.world.operators.complaints);
         Ok(self.tally)
     }
 
@@ -165,6 +183,9 @@ impl<'w> Storm<'w> {
     async fn strike(&mut self, fault: Fault) -> anyhow::Result<bool> {
         let (landed, count) = match fault {
             Fault::CrashServer => return Ok(self.world.server(&mut self.rng).crash()),
+            Fault::RaiseVersion => (self.raise_version()?, &mut self.tally.versions_raised),
+            Fault::Operate => return self.operate(),
+            Fault::KillOperator => return self.world.operators.kill(&mut self.rng).await,
             Fault::ForgetIds => (self.forget_ids().await?, &mut self.tally.ids_forgotten),
             Fault::KillWorker => (self.kill_worker().await, &mut self.tally.workers_killed),
             Fault::CutNetwork | Fault::SwallowNetwork | Fault::DelayNetwork => {

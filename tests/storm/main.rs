@@ -2,8 +2,10 @@
 //!
 //! Appenders of every habit append, processors of every kind (SQL, Rust, a program, a webhook) follow, and meanwhile workers
 //! and daemons are killed, or stopped for longer than their lease and continue, sessions are ended, servers crash, a network
-//! cuts, delays and swallows. When it is over, everything has to converge, every acknowledged event has to be there once, and
-//! every projection has to be the fold of the events: none lost, none doubled, none out of order. Then the store goes back, in three ways, and everybody
+//! cuts, delays and swallows. Versions of projectors are built beside those that serve, by daemons and by operators, who change their
+//! mind, go back, and are killed in the middle. When it is over, everything has to converge, every acknowledged event has to be there once, and
+//! every projection has to be the fold of the events: none lost, none doubled, none out of order; of each projector one version
+//! serves, and nothing is left of others but former ones. Then the store goes back, in three ways, and everybody
 //! who has handled events that are gone has to notice.
 //!
 //!     cargo test --test storm                                       a short one
@@ -19,6 +21,7 @@
 
 mod aftermath;
 mod arguments;
+mod beside;
 mod campaign;
 mod controls;
 mod daemons;
@@ -33,6 +36,7 @@ mod handlers;
 mod http_receiver;
 mod ledger;
 mod load;
+mod operators;
 mod processes;
 mod projectors;
 #[allow(dead_code, clippy::unwrap_used, reason = "the integration tests use all of it, and may unwrap")]
@@ -42,6 +46,7 @@ mod report;
 mod servers;
 mod trackers;
 mod verify;
+mod versions;
 mod world;
 
 use std::process::ExitCode;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use espd::event::{Position, Version};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
@@ -23,7 +24,7 @@ journal = """
   event_id     bigint not null,
   event_uuid   uuid   not null,
   aggregate_id uuid   not null,
-  version      bigint not null
+  version      bigint not null{more}
 """
 
 [[projector.on]]
@@ -45,7 +46,7 @@ accounts = """
   account_id uuid   primary key,
   version    bigint not null,
   balance    bigint not null,
-  trail      bigint not null
+  trail      bigint not null{more}
 """
 
 [[projector.on]]
@@ -78,7 +79,7 @@ counts = """
   event_type text   primary key,
   events     bigint not null,
   amount     bigint not null,
-  last_event bigint not null
+  last_event bigint not null{more}
 """
 
 [[projector.on]]
@@ -90,13 +91,13 @@ sql = """
 """
 "#;
 
-/// The state of each open account and the counts again, by handlers whose batches are folded: one row each, known by its key.
-const FOLDED: &str = r#"
-[[projector]]
+/// The state of each open account again, by handlers whose batches are folded: one row each, known by its key.
+const FOLDED_ACCOUNTS: &str = r#"
+[projector]
 name = "folded_accounts"
 
 [projector.tables]
-folded_accounts = "account_id uuid primary key, version bigint not null, balance bigint not null"
+folded_accounts = "account_id uuid primary key, version bigint not null, balance bigint not null{more}"
 
 [[projector.on]]
 events = ["AccountOpened"]
@@ -119,12 +120,15 @@ sql = """
 [[projector.on]]
 events = ["AccountClosed"]
 sql = "delete from folded_accounts where account_id = event.aggregate_id"
+"#;
 
-[[projector]]
+/// The counts again, likewise.
+const FOLDED_COUNTS: &str = r#"
+[projector]
 name = "folded_counts"
 
 [projector.tables]
-folded_counts = "event_type text primary key, events bigint not null, amount bigint not null, last_event bigint not null"
+folded_counts = "event_type text primary key, events bigint not null, amount bigint not null, last_event bigint not null{more}"
 
 [[projector.on]]
 events = ["*"]
@@ -205,32 +209,55 @@ pub const REACTORS: [&str; 3] = ["greeter", "reminder", NOTIFIER_NAME];
 /// Name of the reactor that sends webhooks: the only processor with events that fail.
 pub const NOTIFIER_NAME: &str = "notifier";
 
-/// Writes the processors and returns a configuration for a daemon that runs them.
+/// The projectors in SQL, of which there are versions.
+pub const VERSIONED: [(&str, &str); 5] = [
+    ("journal", JOURNAL),
+    ("accounts", ACCOUNTS),
+    ("counts", COUNTS),
+    ("folded_accounts", FOLDED_ACCOUNTS),
+    ("folded_counts", FOLDED_COUNTS),
+];
+
+/// Declares a version of a projector in SQL for the daemons of a place. Every other one has a column more, which nothing fills.
+pub fn declare(folder: &Path, place: &str, name: &str, version: i32) -> anyhow::Result<()> {
+    let (_, text) =
+        VERSIONED.iter().find(|(versioned, _)| *versioned == name).context("no such projector")?;
+    let more = if version % 2 == 0 { ", more bigint" } else { "" };
+    let named = format!("name = \"{name}\"\n");
+    let versioned = format!("{named}version = {version}\napprove = \"always\"\n");
+    let path = folder.join(place).join(format!("{name}.projector.toml"));
+    // A daemon reads all of it or nothing.
+    let unfinished = path.with_extension("unfinished");
+    fs::write(&unfinished, text.replace(&named, &versioned).replace("{more}", more))?;
+    Ok(fs::rename(unfinished, path)?)
+}
+
+/// Writes the processors and returns a configuration for a daemon that runs them. Daemons of the same `place` share projectors.
 pub fn write_config(
     folder: &Path,
-    name: &str,
+    (name, place): (&str, &str),
     events_url: &str,
     projections_url: Option<&str>,
     receiver_url: &str,
 ) -> anyhow::Result<PathBuf> {
-    for (file, text) in [("journal", JOURNAL), ("accounts", ACCOUNTS), ("counts", COUNTS), ("folded", FOLDED)]
-    {
-        fs::write(folder.join(format!("{file}.projector.toml")), text)?;
+    fs::create_dir_all(folder.join(place))?;
+    for (projector, _) in VERSIONED {
+        declare(folder, place, projector, 1)?;
     }
     let program = PROGRAM
         .replace("{program}", &std::env::current_exe()?.display().to_string())
         .replace("{argument}", PROGRAM_ARGUMENT)
         .replace("{columns}", COLUMNS);
-    fs::write(folder.join("program.projector.toml"), program)?;
+    fs::write(folder.join(place).join("program.projector.toml"), program)?;
     let native = format!("[projector]\nname = \"{NATIVE_COUNTS}\"\nnative = true\n");
-    fs::write(folder.join("native.projector.toml"), native)?;
+    fs::write(folder.join(place).join("native.projector.toml"), native)?;
     fs::write(folder.join("greeter.reactor.toml"), GREETER)?;
     fs::write(folder.join("reminder.reactor.toml"), REMINDER)?;
     fs::write(folder.join("notifier.reactor.toml"), NOTIFIER.replace("{url}", receiver_url))?;
     let reactors = if projections_url.is_none() { ", \"*.reactor.toml\"" } else { "" };
     let projections = projections_url.map(|url| format!("url = \"{url}\"")).unwrap_or_default();
     let text = format!(
-        r#"include = ["*.projector.toml"{reactors}]
+        r#"include = ["{place}/*.projector.toml"{reactors}]
 
 [event_store]
 url = "{events_url}"

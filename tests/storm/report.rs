@@ -29,6 +29,12 @@ impl Display for Report {
         row("network cut", &tally.network.cut)?;
         row("network swallowed everything", &tally.network.swallowed)?;
         row("network slow", &tally.network.delayed)?;
+        row("versions raised", &tally.versions_raised)?;
+        row("commands of operators about versions", &tally.operators.begun)?;
+        row("  of these, killed (SIGKILL)", &tally.operators.killed)?;
+        row("  of these, did what was asked", &tally.operators.succeeded)?;
+        row("versions that went live", &self.versions.gone_live)?;
+        row("versions that were given up", &self.versions.given_up)?;
         row("longest life of a child after its daemon", &format!("{} ms", tally.longest_orphan.as_millis()))?;
         row("claims of processors", &self.history.iter().map(|(_, seen)| seen.claims()).sum::<i64>())?;
         row("changes of owner", &self.history.iter().map(|(_, seen)| seen.owner_changes).sum::<u64>())?;
@@ -50,6 +56,7 @@ impl Display for Report {
         row("  neither accepted nor set aside", &verdict.undelivered)?;
         row("  in the wrong order", &verdict.delivered_late)?;
         row("  set aside, as they should", &verdict.set_aside)?;
+        row("left behind by versions", &verdict.left_behind)?;
         row("projections compared", &verdict.tables_compared)?;
         row("  rows compared", &verdict.rows_compared)?;
         row("  rows that differ from the fold", &verdict.rows_wrong)?;

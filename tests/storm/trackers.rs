@@ -46,12 +46,12 @@ impl Tracker {
     }
 }
 
-/// Reads the trackers, by the name of their processor.
+/// Reads the trackers of the versions that serve, by the name of their processor.
 pub async fn read(connection: &mut PgConnection) -> Result<BTreeMap<String, Tracker>, sqlx::Error> {
     let statement = "-- read_trackers
          select name, position, handled, epoch, owner, case when attempts > 0 or failed_at is not null then last_error::text end as failure,
            diverged is not null as diverged
-         from espd.trackers";
+         from espd.trackers where strpos(name, '$') = 0";
     let tracker = |row: PgRow| {
         let tracker = Tracker {
             position: row.try_get("position")?,

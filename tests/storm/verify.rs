@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use espd::event::{Position, Version};
 use uuid::Uuid;
 
+use crate::beside::Beside;
 use crate::fold::{StoredEvent, fold};
 use crate::handlers::{Notified, is_cursed};
 use crate::ledger::{Append, CLOSED, Draft, GREETED, Ledger, OPENED, Outcome, REMINDED};
@@ -20,6 +21,8 @@ pub struct Evidence {
     pub places: Vec<(&'static str, Projections)>,
     /// What the receiver of the webhook has got.
     pub notified: Notified,
+    /// The versions of projectors, by place, with the former ones and after these were dropped.
+    pub beside: Vec<(&'static str, Beside)>,
 }
 
 /// What the evidence says. All numbers are of events, unless they say otherwise.
@@ -55,6 +58,8 @@ pub struct Verdict {
     pub undelivered: u64,
     /// Accepted for the first time after a later one of the aggregate.
     pub delivered_late: u64,
+    /// What is left of versions that nobody builds any more.
+    pub left_behind: u64,
     pub tables_compared: u64,
     pub rows_compared: u64,
     pub rows_wrong: u64,
@@ -71,6 +76,10 @@ pub fn verify(evidence: &Evidence) -> Verdict {
     verdict.check_emissions(&evidence.events, GREETED);
     verdict.check_emissions(&evidence.events, REMINDED);
     verdict.check_webhook(&evidence.events, &evidence.notified);
+    for (place, beside) in &evidence.beside {
+        verdict.left_behind += beside.complaints().len() as u64;
+        verdict.complaints.extend(beside.complaints().iter().map(|what| format!("{place} is {what}")));
+    }
     let expected = fold(&evidence.events);
     for (place, projections) in &evidence.places {
         verdict.check_journal(place, &evidence.events, &projections.journal);

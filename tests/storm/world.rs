@@ -1,5 +1,6 @@
 //! What the storm blows through: servers, daemons, and the folder that they live in.
 
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ use tempfile::TempDir;
 use crate::daemons::Daemon;
 use crate::handlers::{Accepted, start_receiver};
 use crate::http_receiver::Receiver;
+use crate::operators::Operators;
 use crate::processes::Process;
-use crate::projectors::write_config;
+use crate::projectors::{VERSIONED, declare, write_config};
 use crate::proxy::Proxy;
 use crate::servers::Server;
 
@@ -24,6 +26,10 @@ pub const SCHEMA: &str = "espd";
 pub struct World {
     // In the order in which they have to go.
     pub daemons: Vec<Daemon>,
+    /// Those who do something with versions of projectors.
+    pub operators: Operators,
+    /// Which versions the daemons beside the events are told to run.
+    pub declared: BTreeMap<&'static str, i32>,
     /// Events, and the projections of the daemons `here-1` and `here-2`.
     pub events: Server,
     /// The projections of the daemon `elsewhere`.
@@ -49,15 +55,32 @@ impl World {
         migrate(projections.url(), false).await?;
         let (receiver, accepted) = start_receiver().await;
         let hook = receiver.url();
-        let here = write_config(folder.path(), "here", events.url(), None, &hook)?;
-        let elsewhere =
-            write_config(folder.path(), "elsewhere", events.url(), Some(projections.url()), &hook)?;
+        let here = write_config(folder.path(), ("here", "here"), events.url(), None, &hook)?;
+        let elsewhere = write_config(
+            folder.path(),
+            ("elsewhere", "elsewhere"),
+            events.url(),
+            Some(projections.url()),
+            &hook,
+        )?;
         let network = Proxy::start(events.url()).await;
-        let far = write_config(folder.path(), "far", &network.url(), None, &hook)?;
+        let far = write_config(folder.path(), ("far", "here"), &network.url(), None, &hook)?;
         let daemon = |name, config| Daemon::new(name, folder.path(), config);
         // Two of a kind: each stands by for the other.
         let daemons = vec![daemon("here-1", here), daemon("here-2", far), daemon("elsewhere", elsewhere)];
-        Ok(Self { daemons, events, projections, network, _receiver: receiver, accepted, folder })
+        let operators = Operators::new(folder.path());
+        let declared = VERSIONED.map(|(name, _)| (name, 1)).into();
+        Ok(Self {
+            daemons,
+            operators,
+            declared,
+            events,
+            projections,
+            network,
+            _receiver: receiver,
+            accepted,
+            folder,
+        })
     }
 
     /// One of the servers, that of the events more often.
@@ -95,6 +118,13 @@ impl World {
     /// The configuration of the daemons in a place.
     pub fn config(&self, place: &str) -> PathBuf {
         self.folder.path().join(format!("{place}.toml"))
+    }
+
+    /// Declares a projector beside the events in the next version.
+    pub fn raise_version(&mut self, name: &'static str) -> anyhow::Result<()> {
+        let version = self.declared.entry(name).or_insert(1);
+        *version += 1;
+        declare(self.folder.path(), "here", name, *version)
     }
 
     /// Stops the servers. The daemons must have been stopped.
