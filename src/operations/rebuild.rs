@@ -6,6 +6,7 @@
 mod checks;
 mod continuous;
 mod going_live;
+mod indexes;
 mod looking;
 mod part;
 mod preparation;
@@ -61,6 +62,8 @@ pub(crate) struct Rebuilding<'o> {
     /// The schema of the version beside.
     building_in: String,
     replay: Replay,
+    /// Where the version begins.
+    start: Position,
     /// Has the lock of the session, and runs the batches.
     worker: PoolConnection<Postgres>,
     /// When the version beside was complete for the first time in this run, by the server's clock.
@@ -113,8 +116,9 @@ impl<'o> Rebuilding<'o> {
         }
         .await;
         match begun {
-            Ok((live, declaration, replay, live_tables, part)) => Ok(Self {
+            Ok((live, declaration, replay, live_tables, part, start)) => Ok(Self {
                 part,
+                start,
                 building_in: beside.schema(&operator.databases.scope.schema, name),
                 complete_at: Utc::now(),
                 operator,
@@ -143,7 +147,10 @@ impl<'o> Rebuilding<'o> {
         (beside, part): (Beside, Option<Part>),
         listener: Listener<'o>,
         worker: &mut PgConnection,
-    ) -> Result<(ProcessorKey, ProcessorDeclaration, Replay, Vec<String>, Option<Part>), OperatorError> {
+    ) -> Result<
+        (ProcessorKey, ProcessorDeclaration, Replay, Vec<String>, Option<Part>, Position),
+        OperatorError,
+    > {
         let live = row.key();
         let schema = &operator.databases.scope.schema;
         refuse_qualified_names(&declaration, schema).map_err(blocked)?;
@@ -160,7 +167,7 @@ impl<'o> Rebuilding<'o> {
         let start = processor.base().beginning(worker, &live).await?;
         let live_tables = operator.list_tables(worker, &live.name).await?;
         let replay = Replay::begin(Box::new(processor), worker, start).await.map_err(failed)?;
-        Ok((live, declaration, replay, live_tables, part))
+        Ok((live, declaration, replay, live_tables, part, start))
     }
 
     /// Handles events until the version beside is where the serving one is, and gives the planner its statistics.
@@ -168,6 +175,7 @@ impl<'o> Rebuilding<'o> {
     /// # Errors
     /// An event cannot be handled, or the database does not answer. What is built stays for the next try.
     pub(crate) async fn catch_up(&mut self) -> Result<(), OperatorError> {
+        self.defer_indexes().await?;
         self.follow().await?;
         if self.replay.set_aside > 0 {
             (self.listener.note)(&format!(
@@ -176,6 +184,7 @@ impl<'o> Rebuilding<'o> {
             ));
         }
         self.note(Finding::CaughtUp).await?;
+        self.make_indexes().await?;
         self.enter(Phase::Analyzing).await?;
         for table in self.declaration.table_names() {
             let table = format!("{}.{}", quote_identifier(&self.building_in), quote_identifier(&table));

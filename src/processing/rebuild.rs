@@ -5,6 +5,7 @@
 //! that keeps processors apart it is another processor: it can write no table of the version that serves.
 
 mod difference;
+mod indexes;
 mod part;
 mod place;
 mod progress;
@@ -27,6 +28,7 @@ use crate::postgres::name::fitting;
 use crate::postgres::row::from_row;
 
 pub(crate) use difference::{Difference, Example, RowReader, TableDifference, Versions, compare, merge};
+pub(crate) use indexes::{defer_indexes, list_deferred_indexes, make_first_index};
 pub(crate) use part::{AggregateColumn, Aggregates, Part};
 pub(crate) use place::{create, drop_place, refuse_qualified_names};
 pub(crate) use progress::{

@@ -106,6 +106,7 @@ impl Rebuilding<'_> {
     /// [`OperatorError::Locked`] if others had the tables for the whole time; [`OperatorError::Rebuild`] if something of others would
     /// be lost, or somebody's snapshot is too old. The former version serves as before then.
     pub(crate) async fn go_live(&mut self, way: GoLive) -> Result<Way, OperatorError> {
+        self.make_indexes().await?;
         self.enter(Phase::GoingLive).await?;
         self.require(if way == GoLive::Merge { Finding::Merged } else { Finding::Swapped }).await?;
         let gone_live = match way {

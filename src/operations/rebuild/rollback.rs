@@ -44,6 +44,7 @@ impl<'o> Rebuilding<'o> {
                 listener,
                 beside,
                 declaration,
+                start: replay.position(),
                 replay,
                 worker,
                 live_tables,

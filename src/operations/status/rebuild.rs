@@ -15,7 +15,7 @@ use crate::store::layout::Layout;
 pub(crate) struct RebuildStatus {
     /// The version that is built.
     pub version: i32,
-    /// `replaying` | `analyzing` | `comparing` | `checking` | `going_live` | `waiting`.
+    /// `replaying` | `indexing` | `analyzing` | `comparing` | `checking` | `going_live` | `waiting`.
     pub phase: String,
     /// Every event at or below it is handled.
     pub position: Position,
@@ -100,6 +100,7 @@ impl RebuildStatus {
     fn doing(&self) -> String {
         let doing = match self.phase.as_str() {
             "waiting" => return "is built and waits".to_owned(),
+            "indexing" => "makes its indexes",
             "analyzing" => "analyzes its tables",
             "comparing" => "is compared with the serving version",
             "checking" => "is checked",

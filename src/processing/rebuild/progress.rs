@@ -21,6 +21,8 @@ const WEIGHT: f64 = 0.3;
 pub(crate) enum Phase {
     /// Events are handled.
     Replaying,
+    /// Indexes are made of the rows.
+    Indexing,
     /// The planner is given statistics of the new tables.
     Analyzing,
     /// The versions are compared.
@@ -38,6 +40,7 @@ impl Phase {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Replaying => "replaying",
+            Self::Indexing => "indexing",
             Self::Analyzing => "analyzing",
             Self::Comparing => "comparing",
             Self::Checking => "checking",

@@ -11,7 +11,7 @@ use crate::postgres::literal::simple;
 use crate::processing::dead_letters::{DeadLetters, NewDeadLetter};
 use crate::processing::declaration::{BatchLimits, ProcessorDeclaration, ProcessorKind};
 use crate::processing::failure::Failure;
-use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work};
+use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work, fingerprint};
 use crate::processing::tracker::{Claim, Owner, ProcessorKey, Trackers};
 use crate::retry::OnFailure;
 
@@ -97,6 +97,12 @@ impl Replay {
             trackers.note_handlers(&mut *connection, &claim, &handlers, false).await?;
         }
         Ok(Self { processor, trackers, claim, limits: LIMITS, handled: 0, set_aside: 0 })
+    }
+
+    /// Prepares the processor anew, where its tables are others than when it was prepared last.
+    pub(crate) async fn prepare(&mut self, connection: &mut PgConnection) -> Result<(), ReplayError> {
+        self.claim.declaration = Some(fingerprint(&self.processor.base().declaration));
+        Ok(self.processor.prepare(connection, &self.claim).await?)
     }
 
     /// Every event at or below it is handled.
