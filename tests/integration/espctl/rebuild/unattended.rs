@@ -108,8 +108,8 @@ async fn a_third_version_replaces_the_second_and_a_declaration_that_goes_back_ab
     eventually("it is built", async || (fixture.state().await == "building").then_some(())).await;
     fixture.declare(1, FIRST);
     fixture.reload().await;
-    eventually("it is abandoned", async || (fixture.beside().await == "|").then_some(())).await;
-    assert_eq!(fixture.state().await, "aborted");
+    eventually("it is abandoned", async || (fixture.state().await == "aborted").then_some(())).await;
+    assert_eq!(fixture.beside().await, "|");
 
     let manual = "approve = 'manual'";
     fixture.declared_with(3, (WIDER.0, &slow), "");
