@@ -108,6 +108,9 @@ impl From<OperatorError> for ApiError {
             OperatorError::Rebuild(_) => {
                 Self::new(StatusCode::CONFLICT, said, "`espctl rebuild` goes on where it was")
             }
+            OperatorError::Building { .. } => {
+                Self::new(StatusCode::CONFLICT, said, "wait until it is live, or give it up")
+            }
             OperatorError::Locked { .. } => {
                 Self::new(StatusCode::CONFLICT, said, "do what it says, then try again")
             }

@@ -136,6 +136,7 @@ impl Builder {
     /// Does what is wanted, as far as there is room. Returns whether something is left to do.
     async fn follow(&mut self, wanted: Vec<Wanted>) -> bool {
         let is_busy = !wanted.is_empty();
+        debug!(wanted = wanted.len(), "looked for versions to build");
         for Wanted { processor, wish, is_approved } in wanted {
             match wish {
                 Wish::Nothing => {}
@@ -148,10 +149,13 @@ impl Builder {
 
     async fn clear(&self, processor: &str, wish: Wish) {
         match self.place.operator().clear_rebuild(processor).await {
-            Ok(version) if wish == Wish::Abandon => {
+            Ok(Some(version)) => {
                 info!(processor, version, "gives up a version that is not declared any more");
             }
-            Ok(_) => debug!(processor, "removed what was left of a version"),
+            Ok(None) => debug!(processor, ?wish, "removed what was left of a version, if anything was"),
+            Err(error @ OperatorError::Building { .. }) => {
+                debug!(processor, %error, "leaves a version alone")
+            }
             Err(error) => debug!(processor, %error, "could not remove a version"),
         }
     }
@@ -186,6 +190,17 @@ impl Builder {
         let has_waited = former.as_ref().is_some_and(|rest| rest.waits);
         let pause = former.map_or(PAUSES.0, |rest| (rest.pause * 2).min(PAUSES.1));
         let waits = match built {
+            Some(Ok(Built::NotWanted)) => {
+                debug!(processor, "somebody has decided otherwise about a version");
+                return;
+            }
+            // Whoever builds it may be killed, so it is looked again shortly.
+            Some(Err(error @ OperatorError::Building { .. })) => {
+                debug!(processor, %error, "leaves a version to others");
+                let until = Instant::now() + BUSY_INTERVAL;
+                self.resting.insert(processor, Rest { until, pause: PAUSES.0, waits: false });
+                return;
+            }
             Some(Ok(Built::Live { version, way })) => return tell_live(&processor, version, &way),
             Some(Ok(Built::Waits(waits))) => {
                 let remedy = waits.remedy;

@@ -123,7 +123,11 @@ async fn verify_one(operator: &Operator<'_>, name: &str, share: f64) -> Result<(
             keys = slice.keys.join(", "),
             "rows are not what their events say: `espctl verify {name}` shows them"
         ),
-        Err(error @ (OperatorError::Blocked(_) | OperatorError::Unknown { .. })) => {
+        Err(
+            error @ (OperatorError::Blocked(_)
+            | OperatorError::Building { .. }
+            | OperatorError::Unknown { .. }),
+        ) => {
             debug!(processor = name, error = %error, "cannot be verified now");
         }
         Err(error) => warn!(processor = name, error = %error, "could not verify a slice"),

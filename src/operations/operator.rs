@@ -188,6 +188,14 @@ pub(crate) enum OperatorError {
     /// The declaration does not fit what is in the database.
     #[error("nothing was done: {0}")]
     Blocked(String),
+    /// Somebody else builds a version of the processor.
+    #[error(
+        "a version of {name} is being built just now, by a daemon or an operator: `espctl rebuild {name} --watch` shows how far it is"
+    )]
+    Building {
+        /// The processor.
+        name: String,
+    },
     /// A version that was built beside the serving one does not go on, or does not go live. What is built stays.
     #[error("{0}")]
     Rebuild(String),

@@ -3,6 +3,7 @@
 //! A rebuild is a row ([`State`]), a schema and a tracker, so whoever calls [`Rebuilding::begin`] again after a kill goes on where
 //! it was. A lock of the session keeps two from building the same version at once.
 
+mod beginning;
 mod checks;
 mod continuous;
 mod going_live;
@@ -24,17 +25,17 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres};
 use crate::event::Position;
 use crate::handlers::sql::function_names;
 use crate::operations::operator::{Operator, OperatorError};
-use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::quote::quote_identifier;
 use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::processor::Processor as _;
 use crate::processing::rebuild::{
-    Beside, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State, Throttle, Versions,
-    Written, compare, create, drop_place, key_of_lock, refuse_qualified_names, write_progress,
+    Beside, Compared, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State, Throttle,
+    Versions, Written, compare, drop_place, write_progress,
 };
-use crate::processing::tracker::{ProcessorKey, TrackerRow};
+use crate::processing::tracker::ProcessorKey;
 
 pub(crate) use crate::processing::rebuild::{Progress, Wish};
+use beginning::{Prepared, unlock_session};
 pub(crate) use checks::FailedCheck;
 pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::Outcome;
@@ -103,71 +104,15 @@ impl<'o> Rebuilding<'o> {
         selection: &Selection,
         listener: Listener<'o>,
     ) -> Result<Self, OperatorError> {
-        let row = operator.find(name).await?;
-        let declaration = operator.declaration(name)?.clone();
-        refuse_unsuitable(&row, &declaration, beside)?;
-        let mut worker = operator.databases.projections.acquire().await?;
-        // The lock ends with the session, however this ends.
-        worker.close_on_drop();
-        lock_session(&mut worker, name).await?;
-        let begun = async {
-            let part = operator.find_part(&mut worker, &declaration, selection).await?;
-            Self::begin_locked(operator, row, declaration, (beside, part), listener, &mut worker).await
-        }
-        .await;
-        match begun {
-            Ok((live, declaration, replay, live_tables, part, start)) => Ok(Self {
-                part,
-                start,
-                building_in: beside.schema(&operator.databases.scope.schema, name),
-                complete_at: Utc::now(),
-                operator,
-                listener,
-                beside,
-                live,
-                declaration,
-                replay,
-                worker,
-                live_tables,
-                pace: Pace::new(),
-                share: 1.0,
-                throttle: Throttle::default(),
-            }),
+        refuse_unsuitable(&operator.find(name).await?, operator.declaration(name)?, beside)?;
+        let mut worker = operator.lock_versions(name).await?;
+        match Prepared::find(operator, name, (beside, selection), listener, &mut worker).await {
+            Ok(prepared) => Ok(prepared.begin(operator, beside, listener, worker)),
             Err(error) => {
                 unlock_session(&mut worker, name).await?;
                 Err(error)
             }
         }
-    }
-
-    async fn begin_locked(
-        operator: Operator<'o>,
-        row: TrackerRow,
-        declaration: ProcessorDeclaration,
-        (beside, part): (Beside, Option<Part>),
-        listener: Listener<'o>,
-        worker: &mut PgConnection,
-    ) -> Result<
-        (ProcessorKey, ProcessorDeclaration, Replay, Vec<String>, Option<Part>, Position),
-        OperatorError,
-    > {
-        let live = row.key();
-        let schema = &operator.databases.scope.schema;
-        refuse_qualified_names(&declaration, schema).map_err(blocked)?;
-        let processor = operator.beside(&declaration, beside, part.as_ref())?;
-        let goes_on =
-            beside == Beside::Next && operator.find_same(worker, &live, &declaration, listener).await?;
-        if !goes_on {
-            operator.remove_version(worker, &live.name, beside, declaration.version).await?;
-            create(worker, processor.base(), &live.name, schema).await.map_err(blocked)?;
-            if beside == Beside::Next {
-                operator.note_begun(worker, &live, &declaration).await?;
-            }
-        }
-        let start = processor.base().beginning(worker, &live).await?;
-        let live_tables = operator.list_tables(worker, &live.name).await?;
-        let replay = Replay::begin(Box::new(processor), worker, start).await.map_err(failed)?;
-        Ok((live, declaration, replay, live_tables, part, start))
     }
 
     /// Handles events until the version beside is where the serving one is, and gives the planner its statistics.
@@ -280,14 +225,21 @@ impl<'o> Rebuilding<'o> {
         };
         self.refuse_rows_of_others(&mut snapshot).await?;
         snapshot.rollback().await?;
-        let equal = difference.is_none();
-        let state = self.note(Finding::Compared { equal }).await?;
-        if let Some(state) = state {
-            let found =
-                serde_json::to_value(&difference).map_err(|error| sqlx::Error::Encode(error.into()))?;
-            self.rebuilds().note(&mut *self.worker, &self.live.name, state, Some(&found)).await?;
-        }
+        self.note_compared(&difference).await?;
         Ok(difference)
+    }
+
+    /// Records what a comparison has found, and ends an approval of something else.
+    async fn note_compared(&mut self, difference: &Difference) -> Result<(), OperatorError> {
+        let (rebuilds, name) = (self.rebuilds(), self.live.name.clone());
+        let former = rebuilds.find(&mut *self.worker, &name).await?.and_then(|row| row.difference);
+        if self.note(Finding::Compared { equal: difference.is_none() }).await?.is_none() {
+            return Ok(());
+        }
+        let compared = Compared { position: self.replay.position(), difference };
+        let stays_approved = compared.is_covered_by(former.as_deref());
+        let found = serde_json::to_value(&compared).map_err(|error| sqlx::Error::Encode(error.into()))?;
+        Ok(rebuilds.note_compared(&mut *self.worker, &name, &found, stays_approved).await?)
     }
 
     /// Locks the serving version's tracker for the rest of a transaction, and has the version beside reach its position.
@@ -340,7 +292,7 @@ impl<'o> Rebuilding<'o> {
                 row.state()
             )));
         };
-        rebuilds.note(&mut *self.worker, &self.live.name, state, None).await?;
+        rebuilds.note(&mut *self.worker, &self.live.name, state).await?;
         Ok(Some(state))
     }
 
@@ -377,31 +329,6 @@ impl<'o> Rebuilding<'o> {
             other => failed(other),
         }
     }
-}
-
-/// Takes the lock that keeps others from building versions of this processor, for as long as the session lasts.
-async fn lock_session(connection: &mut PgConnection, name: &str) -> Result<(), OperatorError> {
-    let statement = format!(
-        "-- lock_rebuild\nset statement_timeout = 0; select {}",
-        lock_call("try_advisory_lock", name)
-    );
-    let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut *connection).await?;
-    let locked: bool = sqlx::Row::try_get(&row, 0)?;
-    if locked {
-        return Ok(());
-    }
-    Err(OperatorError::Blocked(format!(
-        "a version of {name} is being built just now, by a daemon or an operator: `espctl rebuild {name} --watch` shows how far it is"
-    )))
-}
-
-async fn unlock_session(connection: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {
-    let statement = format!("-- unlock_rebuild\nselect {}", lock_call("advisory_unlock", name));
-    sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
-}
-
-fn lock_call(function: &str, name: &str) -> String {
-    format!("pg_{function}({})", key_of_lock(&quote_literal(name)))
 }
 
 fn blocked(error: crate::processing::processor::ProcessorError) -> OperatorError {

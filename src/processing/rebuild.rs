@@ -4,6 +4,7 @@
 //! version that is built has tables in a schema of its own and a tracker under a name of its own ([`Beside`]), so to everything
 //! that keeps processors apart it is another processor: it can write no table of the version that serves.
 
+mod approval;
 mod difference;
 mod indexes;
 mod part;
@@ -27,12 +28,14 @@ use thiserror::Error;
 use crate::postgres::name::fitting;
 use crate::postgres::row::from_row;
 
+pub(crate) use approval::Compared;
 pub(crate) use difference::{Difference, Example, RowReader, TableDifference, Versions, compare, merge};
 pub(crate) use indexes::{defer_indexes, list_deferred_indexes, make_first_index};
 pub(crate) use part::{AggregateColumn, Aggregates, Part};
 pub(crate) use place::{create, drop_place, refuse_qualified_names};
 pub(crate) use progress::{
-    Build, Pace, Phase, Progress, Written, key_of_lock, list_builds, write_blocked, write_progress,
+    Blocked, Build, Pace, Phase, Progress, Written, forget_progress, key_of_lock, list_builds, write_blocked,
+    write_progress,
 };
 pub(crate) use replay::{Replay, ReplayError, find_declared};
 pub(crate) use since::{EventAt, Since, Trace};
@@ -214,9 +217,20 @@ pub(crate) struct RebuildRow {
     pub(crate) automatic: bool,
     /// Whether an operator has agreed that it goes live.
     pub(crate) is_approved: bool,
+    /// What the last comparison has found.
+    pub(crate) difference: Option<Json<Value>>,
 }
 
-from_row!(RebuildRow { version, from_version, state, fingerprint, started_by, automatic, is_approved });
+from_row!(RebuildRow {
+    version,
+    from_version,
+    state,
+    fingerprint,
+    started_by,
+    automatic,
+    is_approved,
+    difference
+});
 
 impl RebuildRow {
     /// Where the rebuild is. A state that this program does not know counts as given up.
@@ -269,7 +283,7 @@ impl Rebuilds {
         let statement = format!(
             "-- find_rebuild
              select version, from_version, state, fingerprint, started_by, automatic,
-               coalesce(approved_at >= started_at, false) as is_approved
+               coalesce(approved_at >= started_at, false) as is_approved, difference
              from {}.rebuilds where processor = $1",
             self.schema
         );
@@ -347,22 +361,33 @@ impl Rebuilds {
         connection: impl PgExecutor<'_>,
         processor: &str,
         state: State,
-        difference: Option<&Value>,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- note_rebuild
-             update {}.rebuilds set state = $2, difference = coalesce($3, difference), updated_at = clock_timestamp()
+             update {}.rebuilds set state = $2, updated_at = clock_timestamp() where processor = $1",
+            self.schema
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+        query.bind(processor).bind(state.as_str()).execute(connection).await.map(drop)
+    }
+
+    /// Records what a comparison has found. Unless `stays_approved`, an approval of what an earlier one has found ends.
+    pub(crate) async fn note_compared(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+        found: &Value,
+        stays_approved: bool,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_compared
+             update {}.rebuilds set difference = $2, updated_at = clock_timestamp(),
+               approved_at = case when $3 then approved_at end, approved_by = case when $3 then approved_by end
              where processor = $1",
             self.schema
         );
-        sqlx::query(AssertSqlSafe(statement))
-            .persistent(false)
-            .bind(processor)
-            .bind(state.as_str())
-            .bind(difference.map(Json))
-            .execute(connection)
-            .await
-            .map(drop)
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+        query.bind(processor).bind(Json(found)).bind(stays_approved).execute(connection).await.map(drop)
     }
 
     /// Records that `version` serves instead of `former`, whose tables are in `archived_in` now.

@@ -29,8 +29,8 @@ impl Operator<'_> {
     /// Verifies the next slice of a projector's aggregates, if it is due. `share`: of all aggregates, in a day.
     ///
     /// # Errors
-    /// [`OperatorError::Blocked`] if the projector cannot be verified in parts, or somebody else works on a version of it; or as
-    /// for [`Rebuilding::begin`].
+    /// [`OperatorError::Blocked`] if the projector cannot be verified in parts, [`OperatorError::Building`] if somebody else works on
+    /// a version of it; or as for [`Rebuilding::begin`].
     pub(crate) async fn verify_slice(
         &self,
         name: &str,

@@ -4,6 +4,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Beside, Finding, Rebuilds, drop_place, function_names};
 use crate::operations::operator::{Operator, OperatorError};
+use crate::processing::rebuild::forget_progress;
 
 impl Operator<'_> {
     /// Gives up the version that is built beside the serving one, with what a killed dry run or verification has left. Returns
@@ -12,6 +13,12 @@ impl Operator<'_> {
     /// # Errors
     /// [`OperatorError::Blocked`] if none is built; or the database does not answer.
     pub(crate) async fn abort_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
+        let given_up = self.give_up(name).await?;
+        given_up.ok_or_else(|| OperatorError::Blocked(format!("no version of {name} is being built")))
+    }
+
+    /// As [`Self::abort_rebuild`]; `None` if none is built, and only what was left of one has been removed.
+    pub(super) async fn give_up(&self, name: &str) -> Result<Option<i32>, OperatorError> {
         let mut connection = self.databases.projections.acquire().await?;
         let rebuilds = Rebuilds::new(self.trackers().schema());
         for beside in [Beside::DryRun, Beside::Verification, Beside::Part] {
@@ -28,11 +35,13 @@ impl Operator<'_> {
         }
         let found = row.and_then(|row| row.state().after(Finding::Abandoned).map(|state| (row, state)));
         let Some((row, state)) = found else {
-            return Err(OperatorError::Blocked(format!("no version of {name} is being built")));
+            // One that could not be begun has left nothing but the reason.
+            forget_progress(&mut *connection, self.trackers().schema(), Beside::Next, name).await?;
+            return Ok(None);
         };
         // Whoever builds it finds out at the next batch.
         self.remove_version(&mut connection, name, Beside::Next, row.version).await?;
-        rebuilds.note(&mut *connection, name, state, None).await?;
+        rebuilds.note(&mut *connection, name, state).await?;
         let statement = format!(
             "-- log_abort
              select {}.log_act($1, 'abort_rebuild', $2, 0, null, null, jsonb_build_object('version', $3::integer))",
@@ -40,7 +49,7 @@ impl Operator<'_> {
         );
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
         query.bind(self.name).bind(name).bind(row.version).execute(&mut *connection).await?;
-        Ok(row.version)
+        Ok(Some(row.version))
     }
 
     /// Removes the versions that have served before. Returns which those were.

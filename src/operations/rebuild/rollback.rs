@@ -1,12 +1,11 @@
 //! Goes back to a version that has served before: the same step with the roles exchanged.
 
-use chrono::Utc;
-
-use super::{Beside, Listener, Rebuilding, failed, lock_session, unlock_session};
+use super::beginning::{Prepared, unlock_session};
+use super::{Beside, Listener, Rebuilding, failed};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::Processor as _;
-use crate::processing::rebuild::{Pace, Rebuilds, Replay, Throttle, find_declared};
+use crate::processing::rebuild::{Rebuilds, Replay, find_declared};
 
 impl<'o> Rebuilding<'o> {
     /// Prepares a version that has served before for what it has not handled since. `to`: which one; otherwise the one that
@@ -21,10 +20,8 @@ impl<'o> Rebuilding<'o> {
         listener: Listener<'o>,
     ) -> Result<Self, OperatorError> {
         let row = operator.find(name).await?;
-        let mut worker = operator.databases.projections.acquire().await?;
-        worker.close_on_drop();
-        lock_session(&mut worker, name).await?;
-        let begun = async {
+        let mut worker = operator.lock_versions(name).await?;
+        let prepared = async {
             let version = operator.choose_former(&mut worker, name, row.version, to).await?;
             let beside = Beside::Archived(version);
             let declaration = operator.read_declared(&mut worker, name, version).await?;
@@ -32,27 +29,12 @@ impl<'o> Rebuilding<'o> {
             let start = processor.base().beginning(&mut worker, &row.key()).await?;
             let live_tables = operator.list_tables(&mut worker, name).await?;
             let replay = Replay::begin(Box::new(processor), &mut worker, start).await.map_err(failed)?;
-            Ok((beside, declaration, replay, live_tables))
+            let start = replay.position();
+            Ok((beside, Prepared { live: row.key(), declaration, replay, start, live_tables, part: None }))
         }
         .await;
-        match begun {
-            Ok((beside, declaration, replay, live_tables)) => Ok(Self {
-                building_in: beside.schema(&operator.databases.scope.schema, name),
-                complete_at: Utc::now(),
-                live: row.key(),
-                operator,
-                listener,
-                beside,
-                declaration,
-                start: replay.position(),
-                replay,
-                worker,
-                live_tables,
-                pace: Pace::new(),
-                part: None,
-                share: 1.0,
-                throttle: Throttle::default(),
-            }),
+        match prepared {
+            Ok((beside, prepared)) => Ok(prepared.begin(operator, beside, listener, worker)),
             Err(error) => {
                 unlock_session(&mut worker, name).await?;
                 Err(error)

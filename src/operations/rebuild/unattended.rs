@@ -3,18 +3,22 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use super::beginning::{Prepared, unlock_session};
 use super::checks::FailedCheck;
 use super::preparation::refuse_unsuitable;
-use super::{Beside, Difference, GoLive, Listener, Rebuilding, Rebuilds, Way, lock_session, unlock_session};
+use super::{Beside, Difference, GoLive, Listener, Rebuilding, Rebuilds, Selection, Way};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Approve, ProcessorDeclaration};
-use crate::processing::rebuild::{Declared, RebuildRow, Seen, Wish, decide, write_blocked};
+use crate::processing::rebuild::{Blocked, Declared, RebuildRow, Seen, Wish, decide, write_blocked};
 use crate::processing::tracker::TrackerRow;
 
 /// For how long a daemon with an older declaration leaves a version alone that nobody builds: whoever did may be starting again. One
 /// that waits, for an operator or for another try, is left alone for a day: nobody builds it meanwhile.
 const LEFT_ALONE: (&str, &str) = ("1 minute", "1 day");
+
+/// What a daemon does about a build that has failed.
+const TRIES_AGAIN: &str = "The daemon tries again by itself, at growing intervals";
 
 /// What has come of a build.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub(crate) enum Built {
     },
     /// The version waits for an operator.
     Waits(Waits),
+    /// Nothing was to be built any more.
+    NotWanted,
 }
 
 /// Why a version does not go live by itself.
@@ -63,8 +69,17 @@ impl Operator<'_> {
     /// The database does not answer.
     pub(crate) async fn list_wanted(&self) -> Result<Vec<Wanted>, OperatorError> {
         let mut connection = self.databases.projections.acquire().await?;
-        let trackers = self.trackers().list(&mut *connection, None).await?;
-        let traces = self.list_traces(&mut connection).await?;
+        self.list_wanted_of(&mut connection, None).await
+    }
+
+    /// As [`Self::list_wanted`], about one projector.
+    async fn list_wanted_of(
+        &self,
+        connection: &mut PgConnection,
+        only: Option<&str>,
+    ) -> Result<Vec<Wanted>, OperatorError> {
+        let trackers = self.trackers().list(&mut *connection, only).await?;
+        let traces = self.list_traces(connection).await?;
         let rebuilds = Rebuilds::new(self.trackers().schema());
         let mut wanted = Vec::new();
         for declaration in self.declared {
@@ -110,7 +125,8 @@ impl Operator<'_> {
         let statement = format!(
             "-- list_traces
              select t.name as processor,
-               n.name is not null or coalesce(r.state not in ('live', 'merged', 'aborted'), false) as has_next, b.builder,
+               n.name is not null or b.tracker is not null or coalesce(r.state not in ('live', 'merged', 'aborted'), false) as has_next,
+               b.builder,
                coalesce(b.updated_at < clock_timestamp()
                  - case when b.blocked_because is null then interval '{}' else interval '{}' end, true) as is_left
              from {trackers} as t left join {trackers} as n on n.name = t.name || '$next'
@@ -125,26 +141,35 @@ impl Operator<'_> {
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
     }
 
-    /// Gives up what is being built, or removes what a kill has left, unless somebody works on it.
+    /// Gives up what is being built, or removes what a kill has left, unless somebody works on it. Returns the version that was
+    /// given up; `None`: only what was left was removed.
     ///
     /// # Errors
-    /// [`OperatorError::Blocked`] if somebody works on it; or the database does not answer.
-    pub(crate) async fn clear_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
-        let mut connection = self.databases.projections.acquire().await?;
-        connection.close_on_drop();
-        lock_session(&mut connection, name).await?;
-        let cleared = match self.abort_rebuild(name).await {
-            // It has gone live, and only what was left was to be removed.
-            Err(OperatorError::Blocked(_)) => Ok(0),
-            // No operator has decided against it: the same declaration may come back.
-            Ok(version) => {
-                Rebuilds::new(self.trackers().schema()).forget_fingerprint(&mut *connection, name).await?;
-                Ok(version)
-            }
-            cleared => cleared,
-        };
+    /// [`OperatorError::Building`] if somebody works on it; [`OperatorError::Blocked`] if something is in the way; or the database
+    /// does not answer.
+    pub(crate) async fn clear_rebuild(&self, name: &str) -> Result<Option<i32>, OperatorError> {
+        let mut connection = self.lock_versions(name).await?;
+        let cleared = self.clear_locked(name, &mut connection).await;
         unlock_session(&mut connection, name).await?;
         cleared
+    }
+
+    async fn clear_locked(
+        &self,
+        name: &str,
+        connection: &mut PgConnection,
+    ) -> Result<Option<i32>, OperatorError> {
+        // An operator may have decided otherwise since.
+        let wanted = self.list_wanted_of(connection, Some(name)).await?;
+        if !wanted.iter().any(|one| matches!(one.wish, Wish::Abandon | Wish::Tidy)) {
+            return Ok(None);
+        }
+        let version = self.give_up(name).await?;
+        if version.is_some() {
+            // No operator has decided against it: the same declaration may come back.
+            Rebuilds::new(self.trackers().schema()).forget_fingerprint(connection, name).await?;
+        }
+        Ok(version)
     }
 
     /// Agrees that the version which is built goes live. Returns which version that is.
@@ -175,25 +200,56 @@ impl Operator<'_> {
         share: f64,
         listener: Listener<'_>,
     ) -> Result<Built, OperatorError> {
-        let mut next = Rebuilding::begin(self, name, Beside::Next, listener).await?;
-        next.share = share;
-        let built = next.bring_live().await;
-        let blocked = match &built {
-            Ok(Built::Live { .. }) => None,
-            Ok(Built::Waits(waits)) => Some(waits.clone()),
-            Err(error) => Some(Waits {
-                because: error.to_string(),
-                remedy: format!(
-                    "The daemon tries again by itself, at growing intervals; `espctl rebuild abort {name}` gives it up."
-                ),
-            }),
-        };
-        if let Some(Waits { because, remedy }) = blocked {
-            let schema = self.trackers().schema().to_owned();
-            write_blocked(&self.databases.projections, &schema, name, (&because, &remedy)).await?;
+        let mut worker = self.lock_versions(name).await?;
+        // An operator may have given it up since this daemon has decided to build it.
+        let wanted = self.list_wanted_of(&mut worker, Some(name)).await;
+        let is_wanted = wanted.map(|wanted| wanted.iter().any(|one| one.wish == Wish::Build));
+        if !matches!(is_wanted, Ok(true)) {
+            unlock_session(&mut worker, name).await?;
+            return is_wanted.map(|_| Built::NotWanted);
         }
-        next.end().await?;
-        built
+        let everything = Selection::default();
+        match Prepared::find(self, name, (Beside::Next, &everything), listener, &mut worker).await {
+            Ok(prepared) => {
+                let mut next = prepared.begin(self, Beside::Next, listener, worker);
+                next.share = share;
+                let built = next.bring_live().await;
+                let remedy = format!("{TRIES_AGAIN}; `espctl rebuild abort {name}` gives it up.");
+                self.note_blocked(name, &built, remedy).await?;
+                next.end().await?;
+                built
+            }
+            Err(error) => {
+                let built = Err(error);
+                self.note_blocked(name, &built, format!("{TRIES_AGAIN}.")).await?;
+                unlock_session(&mut worker, name).await?;
+                built
+            }
+        }
+    }
+
+    /// Writes down why a version does not go on by itself. Whoever writes it has the lock. `remedy` is that of errors.
+    async fn note_blocked(
+        &self,
+        name: &str,
+        built: &Result<Built, OperatorError>,
+        remedy: String,
+    ) -> Result<(), OperatorError> {
+        let Waits { because, remedy } = match built {
+            Ok(Built::Live { .. } | Built::NotWanted) => return Ok(()),
+            Ok(Built::Waits(waits)) => waits.clone(),
+            Err(error) => Waits { because: error.to_string(), remedy },
+        };
+        let blocked = Blocked {
+            processor: name,
+            version: self.declaration(name)?.version,
+            builder: self.name,
+            because: &because,
+            remedy: &remedy,
+        };
+        let trackers = self.trackers();
+        let tables = (trackers.schema(), trackers.table());
+        Ok(write_blocked(&self.databases.projections, tables, &blocked).await?)
     }
 }
 
@@ -206,16 +262,25 @@ impl Rebuilding<'_> {
             self.foresee(GoLive::Swap).await?;
         }
         self.catch_up().await?;
+        let was_approved = self.is_approved().await?;
         let difference = self.compare().await?;
         let failed = self.run_checks().await?;
-        let row = self.rebuilds().find(&mut *self.worker, &name).await?;
-        let is_approved = row.is_some_and(|row| row.is_approved);
+        let is_approved = self.is_approved().await?;
+        if was_approved && !is_approved {
+            (self.listener.note)("what differs now is not what was approved: it has to be approved again");
+        }
         if let Some(waits) = judge(&name, self.declaration.approve, is_approved, &difference, &failed) {
             return Ok(Built::Waits(waits));
         }
         let way = self.choose_way(GoLive::Auto, &difference).await?;
         let way = self.go_live(way).await?;
         Ok(Built::Live { version: self.declaration.version, way })
+    }
+
+    /// Whether an operator has agreed to what the last comparison has found.
+    async fn is_approved(&mut self) -> Result<bool, OperatorError> {
+        let row = self.rebuilds().find(&mut *self.worker, &self.live.name).await?;
+        Ok(row.is_some_and(|row| row.is_approved))
     }
 }
 

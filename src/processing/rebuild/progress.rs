@@ -166,28 +166,58 @@ pub(crate) async fn write_progress(
         .map(drop)
 }
 
-/// Writes down why a version that is to go live does not go on by itself, and what to do.
+/// Why a version that is to go live does not go on by itself.
+#[derive(Debug)]
+pub(crate) struct Blocked<'b> {
+    pub(crate) processor: &'b str,
+    pub(crate) version: i32,
+    pub(crate) builder: &'b str,
+    pub(crate) because: &'b str,
+    pub(crate) remedy: &'b str,
+}
+
+/// Writes down why a version does not go on by itself, also where it could not be begun. `schema` and `trackers` are as for
+/// [`write_progress`].
 pub(crate) async fn write_blocked(
     connection: impl PgExecutor<'_>,
-    schema: &str,
-    processor: &str,
-    (because, remedy): (&str, &str),
+    (schema, trackers): (&str, &str),
+    blocked: &Blocked<'_>,
 ) -> Result<(), sqlx::Error> {
+    let Blocked { processor, version, builder, because, remedy } = blocked;
     let statement = format!(
         "-- write_blocked
-         update {schema}.build_progress set phase = '{waiting}', rests_because = null, blocked_because = $2, remedy = $3,
-           per_second = 0, seconds_left = null, updated_at = clock_timestamp()
-         where tracker = $1",
+         insert into {schema}.build_progress (tracker, processor, version, phase, position, target, handled, per_second, bytes,
+           builder, blocked_because, remedy)
+         select $1, $2, $3, '{waiting}', 0, coalesce((select t.position from {trackers} as t where t.name = $2), 0), 0, 0, 0, $4,
+           $5, $6
+         on conflict (tracker) do update set phase = excluded.phase, rests_because = null,
+           blocked_because = excluded.blocked_because, remedy = excluded.remedy, per_second = 0, seconds_left = null,
+           updated_at = clock_timestamp()",
         waiting = Phase::Waiting.as_str()
     );
     sqlx::query(AssertSqlSafe(statement))
         .persistent(false)
         .bind(Beside::Next.name(processor))
+        .bind(processor)
+        .bind(version)
+        .bind(builder)
         .bind(because)
         .bind(remedy)
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// Forgets how far a version was.
+pub(crate) async fn forget_progress(
+    connection: impl PgExecutor<'_>,
+    schema: &str,
+    beside: Beside,
+    processor: &str,
+) -> Result<(), sqlx::Error> {
+    let statement = format!("-- forget_progress\ndelete from {schema}.build_progress where tracker = $1");
+    let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(beside.name(processor));
+    query.execute(connection).await.map(drop)
 }
 
 /// What is known of a version that is built, or that waits to go live.

@@ -100,6 +100,7 @@ mod tests {
             started_by: "web-1:4711".to_owned(),
             automatic: true,
             is_approved: false,
+            difference: None,
         }
     }
 

@@ -32,6 +32,8 @@ struct Orders {
     delay: Duration,
     /// Text in what clients send, and what to put in its place, of the same length.
     replacement: Option<(&'static str, &'static str)>,
+    /// What clients send with this text in it is kept back until there is another order.
+    held: Option<&'static str>,
 }
 
 /// What has happened so far, in numbers of connections.
@@ -43,6 +45,8 @@ pub struct Tally {
     pub abandoned: u32,
     /// Accepted connections that are over.
     pub ended: u32,
+    /// What was kept back because of a text in it.
+    pub held: u32,
 }
 
 impl Proxy {
@@ -101,6 +105,11 @@ impl Proxy {
     pub fn replace(&self, text: &'static str, with: &'static str) {
         assert_eq!(text.len(), with.len(), "messages carry their length");
         self.orders.send_modify(|orders| orders.replacement = Some((text, with)));
+    }
+
+    /// Keeps back what clients send from now on with this text in it, with all that follows on the connection; `None`: lets it go.
+    pub fn hold(&self, text: Option<&'static str>) {
+        self.orders.send_modify(|orders| orders.held = text);
     }
 
     /// What has happened so far.
@@ -162,6 +171,7 @@ async fn pass(
                 Ok(1..) if frozen => {}
                 Ok(length @ 1..) => {
                     keep_back(&orders).await;
+                    hold(&from_client[..length], &mut orders, &tally).await;
                     garble(&mut from_client[..length], orders.borrow().replacement);
                     if server.write_all(&from_client[..length]).await.is_err() {
                         return;
@@ -190,6 +200,17 @@ async fn keep_back(orders: &watch::Receiver<Orders>) {
     let delay = orders.borrow().delay;
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
+    }
+}
+
+async fn hold(bytes: &[u8], orders: &mut watch::Receiver<Orders>, tally: &watch::Sender<Tally>) {
+    let is_held = |orders: &Orders| {
+        orders.held.is_some_and(|text| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
+    };
+    if is_held(&orders.borrow()) {
+        tally.send_modify(|tally| tally.held += 1);
+        // The test may have ended.
+        let _ = orders.wait_for(|orders| !is_held(orders)).await;
     }
 }
 

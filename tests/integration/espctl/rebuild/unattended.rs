@@ -1,6 +1,8 @@
 //! A daemon builds a raised version by itself, and lets it go live as its declaration says.
 
 use super::*;
+use crate::support::facts::within;
+use crate::support::proxy::Proxy;
 
 const SLOW: &str =
     "perform pg_sleep(0.3); insert into orders values (event.id, event.id % 3, 'a', 2 * event.id)";
@@ -93,7 +95,8 @@ async fn a_raised_version_goes_live_by_itself_where_nothing_differs_and_waits_fo
     let daemon = fixture.installation.start_daemon();
     append(&fixture.db.pool, 1).await;
     reaches(&fixture.db.pool, "orders", 8).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let looked = daemon.says("looked for versions to build").await;
+    assert_eq!(looked["wanted"], 0, "{looked}");
     assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "2");
     assert_eq!(fixture.fact("select count(*) from espd.trackers where name = 'orders$next'").await, "0");
     daemon.stop().await;
@@ -168,6 +171,100 @@ async fn a_daemon_that_is_killed_in_any_phase_leaves_one_serving_version_and_ano
     assert_eq!(fixture.fact(live).await, "1");
     one.stop().await;
     other.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_gives_a_version_up_is_not_overruled_by_a_daemon_that_has_just_decided_to_build_it() {
+    let db = support::database().await;
+    let proxy = Proxy::start(&db.url).await;
+    let installation = Installation::new(&db.url, "[runner]\npoll_interval_max = '50ms'\n");
+    let fixture = Fixture { db, installation };
+    let behind = Installation::new(&proxy.url(), "[runner]\npoll_interval_max = '50ms'\n");
+    let declare = |version: i32, what: (&str, &str)| {
+        for installation in [&fixture.installation, &behind] {
+            installation.declare("orders", &declaration(version, what.0, what.1));
+        }
+    };
+    declare(1, FIRST);
+    append(&fixture.db.pool, 5).await;
+    let daemon = behind.start_daemon();
+    reaches(&fixture.db.pool, "orders", 5).await;
+    declare(2, CHANGED);
+    fixture.reload().await;
+    fixture.waits("of 5 rows of orders").await;
+
+    proxy.hold(Some("-- lock_rebuild"));
+    fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
+    proxy.wait_until(|tally| tally.held > 0).await;
+    fixture.espctl(&["rebuild", "abort", "orders"]).await.printed();
+    proxy.hold(None);
+    daemon.says("somebody has decided otherwise about a version").await;
+    assert_eq!(fixture.state().await, "aborted");
+    assert_eq!(fixture.beside().await, "|");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_leaves_a_build_to_another_one_takes_it_over_within_seconds_after_a_kill() {
+    let (fixture, mut first) = building().await;
+    let mut blocker = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
+    let mut held = blocker.begin().await.unwrap();
+    sqlx::raw_sql("lock table orders in access exclusive mode").execute(&mut *held).await.unwrap();
+    fixture.declare(2, WIDER);
+    fixture.reload().await;
+    eventually("the first one builds", async || (fixture.state().await == "analyzed").then_some(())).await;
+    let second = fixture.installation.start_daemon();
+    eventually("the second one has tried several times", async || {
+        (second.logged("leaves a version to others").len() > 2).then_some(())
+    })
+    .await;
+    first.kill().await;
+    held.rollback().await.unwrap();
+    let serves = "select version from espd.trackers where name = 'orders'";
+    within(Duration::from_secs(10), "the second one builds it", async || {
+        (fixture.fact(serves).await == "2").then_some(())
+    })
+    .await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn what_keeps_a_version_from_being_begun_is_told_and_goes_away_with_its_declaration() {
+    let (fixture, daemon) = building().await;
+    fixture.run("create schema public_orders_next").await;
+    fixture.declare(2, WIDER);
+    fixture.reload().await;
+    let status = fixture.waits("there is a schema public_orders_next that espd has not made").await;
+    assert_eq!(status["rebuild"]["version"], 2, "{status}");
+    assert!(status["advice"].to_string().contains("tries again by itself"), "{status}");
+    fixture.declare(1, FIRST);
+    fixture.reload().await;
+    eventually("nothing is told any more", async || {
+        fixture.installation.status("orders").await["rebuild"].is_null().then_some(())
+    })
+    .await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_approval_is_of_what_was_compared() {
+    let (fixture, daemon) = building().await;
+    fixture.declare(2, CHANGED);
+    fixture.reload().await;
+    fixture.waits("of 5 rows of orders, 0 would be added, 0 gone, 4 changed").await;
+    daemon.stop().await;
+    fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
+    // Nobody has agreed to lose a row that is not the projector's.
+    fixture.run("insert into orders values (0, 0, 'by hand')").await;
+    let daemon = fixture.installation.start_daemon();
+    fixture.waits("of 6 rows of orders, 0 would be added, 1 gone, 4 changed").await;
+    assert_eq!(
+        fixture.fact("select approved_at is null from espd.rebuilds where processor = 'orders'").await,
+        "true"
+    );
+    fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
+    fixture.serves(2).await;
+    daemon.stop().await;
 }
 
 #[tokio::test]

@@ -1,0 +1,112 @@
+//! What a build begins with: the lock of the session, then what is found out and made under it.
+
+use chrono::Utc;
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres};
+
+use super::preparation::refuse_unsuitable;
+use super::{Listener, Rebuilding, Selection, blocked, failed};
+use crate::event::Position;
+use crate::operations::operator::{Operator, OperatorError};
+use crate::postgres::quote::quote_literal;
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::processor::Processor as _;
+use crate::processing::rebuild::{
+    Beside, Pace, Part, Replay, Throttle, create, key_of_lock, refuse_qualified_names,
+};
+use crate::processing::tracker::ProcessorKey;
+
+/// What a build is begun with, once the lock of the session is taken.
+pub(super) struct Prepared {
+    pub(super) live: ProcessorKey,
+    pub(super) declaration: ProcessorDeclaration,
+    pub(super) replay: Replay,
+    /// Where the version begins.
+    pub(super) start: Position,
+    pub(super) live_tables: Vec<String>,
+    pub(super) part: Option<Part>,
+}
+
+impl Prepared {
+    pub(super) async fn find(
+        operator: Operator<'_>,
+        name: &str,
+        (beside, selection): (Beside, &Selection),
+        listener: Listener<'_>,
+        worker: &mut PgConnection,
+    ) -> Result<Self, OperatorError> {
+        let (row, declaration) = (operator.find(name).await?, operator.declaration(name)?.clone());
+        refuse_unsuitable(&row, &declaration, beside)?;
+        let part = operator.find_part(worker, &declaration, selection).await?;
+        let live = row.key();
+        let schema = &operator.databases.scope.schema;
+        refuse_qualified_names(&declaration, schema).map_err(blocked)?;
+        let processor = operator.beside(&declaration, beside, part.as_ref())?;
+        let goes_on =
+            beside == Beside::Next && operator.find_same(worker, &live, &declaration, listener).await?;
+        if !goes_on {
+            operator.remove_version(worker, &live.name, beside, declaration.version).await?;
+            create(worker, processor.base(), &live.name, schema).await.map_err(blocked)?;
+            if beside == Beside::Next {
+                operator.note_begun(worker, &live, &declaration).await?;
+            }
+        }
+        let start = processor.base().beginning(worker, &live).await?;
+        let live_tables = operator.list_tables(worker, &live.name).await?;
+        let replay = Replay::begin(Box::new(processor), worker, start).await.map_err(failed)?;
+        Ok(Self { live, declaration, replay, start, live_tables, part })
+    }
+
+    pub(super) fn begin<'o>(
+        self,
+        operator: Operator<'o>,
+        beside: Beside,
+        listener: Listener<'o>,
+        worker: PoolConnection<Postgres>,
+    ) -> Rebuilding<'o> {
+        let Self { live, declaration, replay, start, live_tables, part } = self;
+        Rebuilding {
+            building_in: beside.schema(&operator.databases.scope.schema, &live.name),
+            complete_at: Utc::now(),
+            operator,
+            listener,
+            beside,
+            live,
+            declaration,
+            replay,
+            start,
+            worker,
+            live_tables,
+            pace: Pace::new(),
+            part,
+            share: 1.0,
+            throttle: Throttle::default(),
+        }
+    }
+}
+
+impl Operator<'_> {
+    /// A session with the lock that keeps others from building versions of this processor. The lock ends with the session,
+    /// however that ends.
+    pub(super) async fn lock_versions(&self, name: &str) -> Result<PoolConnection<Postgres>, OperatorError> {
+        let mut worker = self.databases.projections.acquire().await?;
+        worker.close_on_drop();
+        let statement = format!(
+            "-- lock_rebuild\nset statement_timeout = 0; select {}",
+            lock_call("try_advisory_lock", name)
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut *worker).await?;
+        let is_locked: bool = sqlx::Row::try_get(&row, 0)?;
+        if is_locked { Ok(worker) } else { Err(OperatorError::Building { name: name.to_owned() }) }
+    }
+}
+
+/// Lets go of the lock of a session.
+pub(super) async fn unlock_session(connection: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {
+    let statement = format!("-- unlock_rebuild\nselect {}", lock_call("advisory_unlock", name));
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+}
+
+fn lock_call(function: &str, name: &str) -> String {
+    format!("pg_{function}({})", key_of_lock(&quote_literal(name)))
+}
