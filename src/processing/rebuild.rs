@@ -327,6 +327,23 @@ impl Rebuilds {
             .map(drop)
     }
 
+    /// Records that a rebuild was given up, unless it has ended meanwhile. Returns whether it was.
+    pub(crate) async fn abandon(
+        &self,
+        connection: impl PgExecutor<'_>,
+        processor: &str,
+        version: i32,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- abandon_rebuild
+             update {}.rebuilds set state = 'aborted', updated_at = clock_timestamp()
+             where processor = $1 and version = $2 and state not in ('live', 'merged', 'aborted')",
+            self.schema
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(processor).bind(version);
+        Ok(query.execute(connection).await?.rows_affected() > 0)
+    }
+
     /// Has the declaration of a rebuild that was given up count as unknown, so that it may be built again.
     pub(crate) async fn forget_fingerprint(
         &self,

@@ -33,23 +33,38 @@ impl Operator<'_> {
             // A kill after the last step.
             self.remove_version(&mut connection, name, Beside::Next, version).await?;
         }
-        let found = row.and_then(|row| row.state().after(Finding::Abandoned).map(|state| (row, state)));
-        let Some((row, state)) = found else {
+        let Some(row) = row.filter(|row| row.state().after(Finding::Abandoned).is_some()) else {
             // One that could not be begun has left nothing but the reason.
             forget_progress(&mut *connection, self.trackers().schema(), Beside::Next, name).await?;
             return Ok(None);
         };
         // Whoever builds it finds out at the next batch.
         self.remove_version(&mut connection, name, Beside::Next, row.version).await?;
-        rebuilds.note(&mut *connection, name, state).await?;
+        // An exchange that was under way has been waited for.
+        if !rebuilds.abandon(&mut *connection, name, row.version).await? {
+            return Err(OperatorError::Blocked(format!(
+                "version {} of {name} has gone live meanwhile, or somebody else has given it up: `espctl status {name}` says which \
+                 one serves",
+                row.version
+            )));
+        }
+        self.log_abort(&mut connection, name, row.version).await?;
+        Ok(Some(row.version))
+    }
+
+    async fn log_abort(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        version: i32,
+    ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- log_abort
              select {}.log_act($1, 'abort_rebuild', $2, 0, null, null, jsonb_build_object('version', $3::integer))",
             self.trackers().schema()
         );
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
-        query.bind(self.name).bind(name).bind(row.version).execute(&mut *connection).await?;
-        Ok(Some(row.version))
+        query.bind(self.name).bind(name).bind(version).execute(connection).await.map(drop)
     }
 
     /// Removes the versions that have served before. Returns which those were.

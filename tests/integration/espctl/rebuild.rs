@@ -1,6 +1,8 @@
 //! Versions side by side: built beside the one that serves, compared, swapped or merged, and back again.
 
+mod giving_up;
 mod indexes;
+mod kills;
 mod progress;
 mod unattended;
 

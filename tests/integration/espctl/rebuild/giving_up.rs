@@ -1,0 +1,43 @@
+//! A version is given up while somebody works on it.
+
+use super::*;
+
+/// Has every change of a table's schema wait for an advisory lock, also where locks are waited for briefly.
+const HOLD: &str = "
+    create function hold() returns event_trigger language plpgsql as $$ begin
+      perform set_config('lock_timeout', '0', true), pg_advisory_xact_lock_shared(4711);
+    end $$;
+    create event trigger hold on ddl_command_end when tag in ('ALTER TABLE') execute function hold()";
+
+#[tokio::test]
+async fn a_version_that_goes_live_meanwhile_is_not_said_to_be_given_up() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.run(HOLD).await;
+    fixture.declare(2, WIDER);
+    let mut holder = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(4711)").execute(&mut holder).await.unwrap();
+    let waits = async |statement: &str| {
+        let query = format!(
+            "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock' and query like '%-- {statement}%'"
+        );
+        eventually(statement, async || (fixture.fact(&query).await == "true").then_some(())).await;
+    };
+    let release = async {
+        // In the middle of the exchange, with both versions locked.
+        waits("move_tables").await;
+        let given_up = async {
+            waits("drop_version").await;
+            holder.close().await.unwrap();
+        };
+        tokio::join!(fixture.espctl(&["rebuild", "abort", "orders"]), given_up).0
+    };
+    let (rebuilt, given_up) = tokio::join!(fixture.espctl(&["rebuild", "orders", "--yes"]), release);
+    assert!(rebuilt.printed().contains("version 2 of orders is live"));
+    let said = given_up.complained(1);
+    assert!(said.contains("version 2 of orders has gone live meanwhile"), "{said}");
+    assert_eq!(fixture.state().await, "live");
+    let log = fixture.fact("select string_agg(action, ' ' order by id) from espd.operator_log").await;
+    assert_eq!(log, "rebuild go_live");
+    assert_eq!(fixture.beside().await, "orders$1|public_orders_v1");
+    daemon.stop().await;
+}
