@@ -57,6 +57,8 @@ pub(crate) struct ProgramProcessor {
     emitter: Emitter,
     tables: RowTables,
     batch_size: BatchSize,
+    /// The name that the program is told: that of the processor, also where this one is a version beside it.
+    known_as: String,
     /// The number of the last batch.
     batch: u64,
     /// `None` while no program runs. A program kept here knows nothing that is not committed.
@@ -69,7 +71,14 @@ impl ProgramProcessor {
     pub(crate) fn new(base: ProcessorBase, program: ProgramDeclaration) -> Self {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
         let (tables, batch_size) = (RowTables::default(), BatchSize::new());
-        Self { base, program, emitter, tables, batch_size, batch: 0, session: None, ahead: None }
+        let known_as = base.name().to_owned();
+        Self { base, program, emitter, tables, batch_size, known_as, batch: 0, session: None, ahead: None }
+    }
+
+    /// Tells the program another name than that of the tracker.
+    #[must_use]
+    pub(crate) fn known_as(self, name: &str) -> Self {
+        Self { known_as: name.to_owned(), ..self }
     }
 }
 
@@ -146,7 +155,7 @@ impl ProgramProcessor {
             return Ok(());
         }
         self.session = None;
-        let handshake = Handshake::new(&self.base.declaration, &self.tables);
+        let handshake = Handshake::new(&self.base.declaration, &self.known_as, &self.tables);
         let started = ProgramSession::start(&self.program, &handshake).await;
         let unavailable =
             |error: StartError| ProcessorError::Unavailable { message: error.to_string(), wait: None };

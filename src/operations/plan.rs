@@ -126,6 +126,11 @@ fn foresee(known: &Known<'_>) -> Planned {
     Planned { processor: declaration.name.clone(), action, description }
 }
 
+/// Whether a projector has tables that can be made beside those that serve.
+fn is_built_beside(declaration: &ProcessorDeclaration) -> bool {
+    declaration.kind() == ProcessorKind::Projector && !declaration.tables.is_empty()
+}
+
 fn foresee_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
     let ProcessorDeclaration { name, version, on_handler_change, handling, approve, .. } = known.declaration;
     let serves = tracker.version;
@@ -140,6 +145,15 @@ fn foresee_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
         let description = format!(
             "version {serves} goes on; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \
              (approve = \"{approve}\"), and --dry-run shows what would change"
+        );
+        (Action::Rebuild, description)
+    } else if *version > serves
+        && matches!(handling, Handling::Program(_))
+        && is_built_beside(known.declaration)
+    {
+        let description = format!(
+            "version {serves} stays as it is, and is not followed, because its program is replaced; `espctl rebuild {name}` builds \
+             version {version} beside it, or a daemon does by itself (approve = \"{approve}\"), and --dry-run shows what would change"
         );
         (Action::Rebuild, description)
     } else if *version > serves {

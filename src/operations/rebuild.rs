@@ -317,15 +317,16 @@ impl<'o> Rebuilding<'o> {
     fn failed(&self, error: ReplayError) -> OperatorError {
         let (name, version) = (&self.live.name, self.declaration.version);
         match error {
-            ReplayError::Failed(failure) => OperatorError::Rebuild(format!(
-                "version {version} of {name} fails at {}: {failure}. Version {} serves as before; correct the handler, then \
-                 run this again",
-                failure.event.as_ref().map_or("an event".to_owned(), |event| format!(
-                    "event {} ({})",
-                    event.id, event.event_type
-                )),
-                self.live.version
-            )),
+            ReplayError::Failed(failure) => {
+                let said =
+                    failure.stderr.as_ref().map(|line| format!(", and wrote to standard error: {line}"));
+                OperatorError::Rebuild(format!(
+                    "version {version} of {name} fails at {failure}{}. Version {} serves as before; correct the handler, then \
+                     run this again",
+                    said.unwrap_or_default(),
+                    self.live.version
+                ))
+            }
             other => failed(other),
         }
     }

@@ -23,7 +23,7 @@ pub(crate) async fn check(
             mistake.with_advice("a program names rows by their keys: make one of the columns a primary key")
         })
         .collect();
-    match ProgramSession::start(program, &Handshake::new(declaration, tables)).await {
+    match ProgramSession::start(program, &Handshake::new(declaration, &declaration.name, tables)).await {
         Ok(session) => drop(session.stop().await),
         Err(error) => found.push(Diagnostic::in_source(&program.place, 0, error.to_string())),
     }

@@ -27,13 +27,17 @@ pub(super) struct Handshake<'h> {
 }
 
 impl<'h> Handshake<'h> {
-    pub(super) fn new(declaration: &'h ProcessorDeclaration, tables: &'h RowTables) -> Self {
+    pub(super) fn new(
+        declaration: &'h ProcessorDeclaration,
+        processor: &'h str,
+        tables: &'h RowTables,
+    ) -> Self {
         let emits = declaration.reactor.as_ref().map_or(&[][..], |reactor| &reactor.emits);
         let table =
             |shape: &'h TableShape| (shape.name.as_str(), Table { key: &shape.key, columns: &shape.columns });
         Self {
             protocol: VERSION,
-            processor: &declaration.name,
+            processor,
             kind: declaration.kind(),
             version: declaration.version,
             emits,

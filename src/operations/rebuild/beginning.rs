@@ -10,7 +10,6 @@ use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::quote_literal;
 use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::processor::Processor as _;
 use crate::processing::rebuild::{
     Beside, Pace, Part, Replay, Throttle, create, key_of_lock, refuse_qualified_names,
 };
@@ -53,7 +52,7 @@ impl Prepared {
         }
         let start = processor.base().beginning(worker, &live).await?;
         let live_tables = operator.list_tables(worker, &live.name).await?;
-        let replay = Replay::begin(Box::new(processor), worker, start).await.map_err(failed)?;
+        let replay = Replay::begin(processor, worker, start).await.map_err(failed)?;
         Ok(Self { live, declaration, replay, start, live_tables, part })
     }
 

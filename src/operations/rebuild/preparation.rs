@@ -4,10 +4,11 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::Listener;
 use crate::event::Position;
+use crate::handlers::program::ProgramProcessor;
 use crate::handlers::sql::SqlProcessor;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
-use crate::processing::processor::{Events, fingerprint};
+use crate::processing::processor::{Events, Processor, ProcessorBase, fingerprint};
 use crate::processing::rebuild::{Begun, Beside, Part, RebuildRow, Rebuilds};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 use crate::store::PostgresEventStore;
@@ -19,7 +20,7 @@ impl Operator<'_> {
         declaration: &ProcessorDeclaration,
         beside: Beside,
         part: Option<&Part>,
-    ) -> Result<SqlProcessor, OperatorError> {
+    ) -> Result<Box<dyn Processor>, OperatorError> {
         let databases = self.databases;
         let declared = ProcessorDeclaration {
             name: beside.name(&declaration.name),
@@ -35,8 +36,13 @@ impl Operator<'_> {
         } else {
             Events::SameDatabase(layout)
         };
-        SqlProcessor::new(declared, databases.layout.schema(), scope, events)
-            .map_err(|fault| OperatorError::Declaration(Box::new(fault)))
+        let schema = databases.layout.schema();
+        if let Handling::Program(program) = &declaration.handling {
+            let base = ProcessorBase::new(declared, schema, scope, events);
+            return Ok(Box::new(ProgramProcessor::new(base, program.clone()).known_as(&declaration.name)));
+        }
+        let made = SqlProcessor::new(declared, schema, scope, events);
+        Ok(Box::new(made.map_err(|fault| OperatorError::Declaration(Box::new(fault)))?))
     }
 
     /// Whether a rebuild of just this declaration is under way. One of another declaration is given up.
@@ -131,12 +137,12 @@ pub(super) fn refuse_unsuitable(
 ) -> Result<(), OperatorError> {
     let TrackerRow { name, version, .. } = row;
     let declared = declaration.version;
-    let problem = if !matches!(declaration.handling, Handling::Sql(_))
+    let problem = if !matches!(declaration.handling, Handling::Sql(_) | Handling::Program(_))
         || declaration.kind() != ProcessorKind::Projector
         || declaration.tables.is_empty()
     {
         format!(
-            "only projectors in SQL with declared tables are built beside: `espctl reset {name}` rebuilds {name} in place"
+            "only projectors in SQL or of a program, with declared tables, are built beside: `espctl reset {name}` rebuilds {name} in place"
         )
     } else if row.synchronous.is_some() {
         format!(

@@ -3,8 +3,7 @@
 use super::beginning::{Prepared, unlock_session};
 use super::{Beside, Listener, Rebuilding, failed};
 use crate::operations::operator::{Operator, OperatorError};
-use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::processor::Processor as _;
+use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::rebuild::{Rebuilds, Replay, find_declared};
 
 impl<'o> Rebuilding<'o> {
@@ -28,7 +27,7 @@ impl<'o> Rebuilding<'o> {
             let processor = operator.beside(&declaration, beside, None)?;
             let start = processor.base().beginning(&mut worker, &row.key()).await?;
             let live_tables = operator.list_tables(&mut worker, name).await?;
-            let replay = Replay::begin(Box::new(processor), &mut worker, start).await.map_err(failed)?;
+            let replay = Replay::begin(processor, &mut worker, start).await.map_err(failed)?;
             let start = replay.position();
             Ok((beside, Prepared { live: row.key(), declaration, replay, start, live_tables, part: None }))
         }
@@ -68,12 +67,23 @@ impl Operator<'_> {
         }
     }
 
+    /// How a former version was declared. A program is not in the database: it has to be there as it was.
     async fn read_declared(
         &self,
         connection: &mut sqlx::PgConnection,
         name: &str,
         version: i32,
     ) -> Result<ProcessorDeclaration, OperatorError> {
+        let present = self.declaration(name)?;
+        if matches!(present.handling, Handling::Program(_)) {
+            return match present.version == version {
+                true => Ok(present.clone()),
+                false => Err(OperatorError::Blocked(format!(
+                    "version {version} of {name} was handled by a program, which is not recorded: deploy it as it was, declare \
+                     version {version} again, and repeat `espctl rollback {name}`"
+                ))),
+            };
+        }
         let (schema, own_name) = (self.trackers().schema().to_owned(), Beside::Archived(version).name(name));
         let found: Option<ProcessorDeclaration> =
             find_declared(connection, &schema, &own_name, version).await?;

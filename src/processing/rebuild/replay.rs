@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::event::Position;
 use crate::postgres::literal::simple;
 use crate::processing::dead_letters::{DeadLetters, NewDeadLetter};
-use crate::processing::declaration::{BatchLimits, ProcessorDeclaration, ProcessorKind};
+use crate::processing::declaration::{BatchLimits, Handling, ProcessorDeclaration, ProcessorKind};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work, fingerprint};
 use crate::processing::tracker::{Claim, Owner, ProcessorKey, Trackers};
@@ -26,6 +26,9 @@ const LIMITS: BatchLimits = BatchLimits {
     time: Duration::from_secs(2),
     span: i64::MAX,
 };
+
+/// Likewise where events leave the database: they are in memory while they are handled.
+const LIMITS_OUTSIDE: BatchLimits = BatchLimits { bytes: 16 << 20, ..LIMITS };
 
 /// Why events are not handled.
 #[derive(Debug, Error)]
@@ -96,7 +99,11 @@ impl Replay {
         if let Some(handlers) = base.declaration.handler_fingerprint(base.events.layout().upcasts()) {
             trackers.note_handlers(&mut *connection, &claim, &handlers, false).await?;
         }
-        Ok(Self { processor, trackers, claim, limits: LIMITS, handled: 0, set_aside: 0 })
+        let limits = match processor.base().declaration.handling {
+            Handling::Sql(_) => LIMITS,
+            _ => LIMITS_OUTSIDE,
+        };
+        Ok(Self { processor, trackers, claim, limits, handled: 0, set_aside: 0 })
     }
 
     /// Prepares the processor anew, where its tables are others than when it was prepared last.
@@ -134,7 +141,9 @@ impl Replay {
                 }
             }
             Ok(Outcome::ClaimLost) => Err(ReplayError::ClaimLost),
-            Ok(_) => Err(ReplayError::Blocked("only projectors in SQL are built beside".to_owned())),
+            Ok(_) => {
+                Err(ReplayError::Blocked("what acts outside of the database is not built beside".to_owned()))
+            }
             // Which event it was, smaller batches show.
             Err(ProcessorError::Unattributed(_)) if self.limits.size > 1 => {
                 self.limits.size = (self.limits.size / 8).max(1);

@@ -3,6 +3,7 @@
 mod giving_up;
 mod indexes;
 mod kills;
+mod programs;
 mod progress;
 mod unattended;
 
