@@ -119,6 +119,8 @@ const REBUILD: Keys = Keys {
     prefix: "rebuild.",
     groups: &[&[
         key("parallelism", Kind::Integer { from: 0, to: 16, default: Some(1) }),
+        key("workers", Kind::Integer { from: 1, to: 16, default: Some(2) }),
+        key("database_size_max", Kind::Size { from: 1 << 20, to: 1 << 50 }),
         key("share", Kind::Fraction { from: 0.05, to: 1.0 }),
     ]],
 };

@@ -35,7 +35,10 @@ pub(super) fn redact(config: &Config) -> Value {
             "settings": config.projections.settings,
         },
         "runner": show_runner(&config.runner),
-        "rebuild": { "parallelism": config.rebuild.parallelism, "share": config.rebuild.share },
+        "rebuild": {
+            "parallelism": config.rebuild.parallelism, "workers": config.rebuild.workers,
+            "database_size_max": config.rebuild.database_size_max.map(format_size), "share": config.rebuild.share,
+        },
         "retry": show_retry(&config.retry),
         "verify": { "share": config.verify.share },
         "log": {

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use crate::config::Config;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Operator, OperatorError};
-use crate::operations::rebuild::{Built, Listener, Wanted, Way, Wish};
+use crate::operations::rebuild::{Built, Effort, Listener, Wanted, Way, Wish};
 use crate::shutdown::Shutdown;
 
 /// How often it is looked while a version is built or waits.
@@ -27,7 +27,7 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 /// The pauses after a build that has failed, from the first to the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
-/// Connections of each build: its batches, the transaction that holds the serving version, a snapshot, and what is written aside.
+/// Connections of each build, beside one for each worker: its batches, the transaction that holds the serving version, a snapshot, and what is written aside.
 const CONNECTIONS: u32 = 5;
 
 /// How long a build waits for one of them.
@@ -47,9 +47,10 @@ pub(super) async fn build_versions(
     while !stopped.is_requested() {
         let config = Arc::clone(&configs.borrow_and_update());
         let builds = u32::try_from(config.rebuild.parallelism).unwrap_or(0);
-        let databases = (builds > 0).then(|| {
-            Databases::connect_lazily(&config, "espd: rebuild", CONNECTIONS * builds + 2, PATIENCE).ok()
-        });
+        let workers = u32::try_from(config.rebuild.workers).unwrap_or(1);
+        let connections = (CONNECTIONS + workers) * builds + 2;
+        let databases = (builds > 0)
+            .then(|| Databases::connect_lazily(&config, "espd: rebuild", connections, PATIENCE).ok());
         // Whoever handles events reads old ones as new ones.
         let databases = databases.flatten().map(|found| Arc::new(found.with_upcasts(&config.upcasts)));
         let building = async {
@@ -174,7 +175,13 @@ impl Builder {
         let task = self.running.spawn(async move {
             let note = |text: &str| info!(processor = name, "{text}");
             let listener = Listener { progress: &|_| {}, note: &note };
-            place.operator().build_unattended(&name, place.config.rebuild.share, listener).await
+            let rebuild = place.config.rebuild;
+            let effort = Effort {
+                share: rebuild.share,
+                workers: rebuild.workers,
+                database_size_max: rebuild.database_size_max,
+            };
+            place.operator().build_unattended(&name, effort, listener).await
         });
         self.names.insert(task.id(), processor);
     }

@@ -8,12 +8,12 @@ use std::sync::Mutex;
 
 use clap::{Args, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, RebuildSection};
 use crate::espctl::output;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
 use crate::operations::rebuild::{
-    FailedCheck, GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since,
+    Effort, FailedCheck, GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since,
 };
 use crate::operations::status::format::{format_duration, thousands};
 use crate::process::exit_code::{Exit, ExitCode};
@@ -56,9 +56,13 @@ pub(crate) struct RebuildArguments {
     /// Go live whatever differs, without being asked
     #[arg(long, short)]
     yes: bool,
+    /// How many sessions handle events at once, where the order of events of different aggregates does not matter; otherwise as
+    /// `workers` in [rebuild] says
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(1..=16))]
+    workers: Option<i64>,
     /// Build nothing, but show how far the version is that anybody builds, until that is over: exit code 0 if it is live,
     /// 1 if it was given up or waits for you
-    #[arg(long, conflicts_with_all = ["dry_run", "yes", "go_live"])]
+    #[arg(long, conflicts_with_all = ["dry_run", "yes", "go_live", "workers"])]
     watch: bool,
     /// Print what differs as JSON; with --watch, how far it is
     #[arg(long)]
@@ -137,6 +141,7 @@ pub(crate) async fn rebuild(
     let me = output::operator();
     let databases = databases.with_upcasts(&config.upcasts);
     let operator = Operator { databases: &databases, declared: &config.processors, name: &me };
+    let effort = effort(config, arguments.workers);
     match (arguments.command, arguments.name) {
         (Some(RebuildCommand::Abort { name }), _) => {
             let version = operator.abort_rebuild(&name).await?;
@@ -155,11 +160,12 @@ pub(crate) async fn rebuild(
             rebuild_part(operator, &name, &part.selection(&config.upcasts), dry_run, yes, json).await
         }
         (None, Some(name)) if arguments.dry_run => {
-            look(operator, &name, Beside::DryRun, &Selection::default(), arguments.json).await
+            look(operator, &name, Beside::DryRun, &Selection::default(), effort, arguments.json).await
         }
         (None, name) => {
             let name = name.unwrap_or_default();
-            go_live(operator, &name, arguments.go_live, arguments.yes, arguments.json).await
+            let RebuildArguments { go_live: wanted, yes, json, .. } = arguments;
+            go_live(operator, &name, wanted, effort, (yes, json)).await
         }
     }
 }
@@ -174,7 +180,7 @@ pub(crate) async fn verify(
     let operator = Operator { databases: &databases, declared: &config.processors, name: &me };
     let VerifyArguments { name, part, sample, json } = arguments;
     let selection = Selection { sample: sample.sample, ..part.selection(&config.upcasts) };
-    look(operator, &name, Beside::Verification, &selection, json).await
+    look(operator, &name, Beside::Verification, &selection, effort(config, None), json).await
 }
 
 pub(crate) async fn rollback(
@@ -200,15 +206,22 @@ pub(crate) async fn rollback(
     output::print(&describe_live(&name, live, version, &way))
 }
 
+/// What an operator's build may take: it does not rest while events are appended, because somebody waits for it.
+fn effort(config: &Config, workers: Option<i64>) -> Effort {
+    let RebuildSection { workers: declared, database_size_max, .. } = config.rebuild;
+    Effort { workers: workers.unwrap_or(declared), database_size_max, ..Effort::default() }
+}
+
 /// Builds the declared version, compares it, and has it go live.
 async fn go_live(
     operator: Operator<'_>,
     name: &str,
     wanted: GoLive,
-    yes: bool,
-    json: bool,
+    effort: Effort,
+    (yes, json): (bool, bool),
 ) -> anyhow::Result<()> {
-    let mut next = Rebuilding::begin(operator, name, Beside::Next, listener()).await?;
+    let next = Rebuilding::begin(operator, name, Beside::Next, listener()).await?;
+    let mut next = next.with_effort(effort);
     let (live, version) = next.versions();
     if let Some(warning) = next.foresee(wanted).await? {
         note(&format!("warning: {warning}"));
@@ -260,9 +273,11 @@ async fn look(
     name: &str,
     beside: Beside,
     selection: &Selection,
+    effort: Effort,
     json: bool,
 ) -> anyhow::Result<()> {
-    let mut scratch = Rebuilding::begin_with(operator, name, beside, selection, listener()).await?;
+    let scratch = Rebuilding::begin_with(operator, name, beside, selection, listener()).await?;
+    let mut scratch = scratch.with_effort(effort);
     let versions = scratch.versions();
     let compared = match scratch.catch_up().await {
         Ok(()) => scratch.compare().await,

@@ -11,6 +11,7 @@ mod function;
 mod gate;
 mod reactor;
 mod remote;
+mod share;
 mod synchronous;
 mod template;
 
@@ -22,6 +23,7 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _}
 use crate::processing::processor::Events;
 pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
 pub(crate) use fold::{TableShape, find_aggregate_columns};
+pub(crate) use share::share_function_names;
 pub(crate) use synchronous::refuse_synchronous;
 
 use crate::diagnostic::Diagnostic;

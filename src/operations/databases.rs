@@ -16,6 +16,7 @@ use crate::postgres::notify::{CONTROL, notify};
 use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::describe;
 use crate::process::exit_code::Exit;
+use crate::processing::rebuild::SHARES_MAX;
 use crate::schema::{self, SchemaError};
 use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, PreconditionError};
@@ -29,6 +30,10 @@ pub(crate) const PRIVATE_DATABASE: &str = "espd";
 
 /// How long a command waits for a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most connections of a command to a database: four, and one for each of the workers of a rebuild. Each is opened when it is
+/// needed.
+const CONNECTIONS_MAX: u32 = 4 + SHARES_MAX.unsigned_abs();
 
 /// After how long a connection that nobody uses is closed: what looks once a minute keeps none in between.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -174,7 +179,7 @@ async fn connect(url: &DatabaseUrl, program: &str, limit: Duration) -> anyhow::R
     let connected = reach(&connector, limit).await.with_context(|| format!("could not connect to {url}"))?;
     let options = connected.options;
     connected.connection.close().await?;
-    Ok(connector.pool_with(pool(4, limit), options))
+    Ok(connector.pool_with(pool(CONNECTIONS_MAX, limit), options))
 }
 
 fn pool(connections: u32, patience: Duration) -> PgPoolOptions {

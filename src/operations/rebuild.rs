@@ -13,6 +13,8 @@ mod part;
 mod preparation;
 mod removal;
 mod rollback;
+mod shares;
+mod shortage;
 mod since;
 mod unattended;
 
@@ -41,6 +43,7 @@ pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::Outcome;
 pub(crate) use part::Selection;
 use preparation::refuse_unsuitable;
+pub(crate) use shortage::Effort;
 pub(crate) use since::find_since;
 pub(crate) use unattended::{Built, Wanted};
 
@@ -74,8 +77,9 @@ pub(crate) struct Rebuilding<'o> {
     pace: Pace,
     /// What of them is built again; `None`: all.
     part: Option<Part>,
-    /// The share of the time that it works while events are appended.
-    share: f64,
+    effort: Effort,
+    /// Why there was no room when that was last looked, and when that was.
+    room: Option<(Instant, Option<String>)>,
     throttle: Throttle,
 }
 
@@ -115,12 +119,16 @@ impl<'o> Rebuilding<'o> {
         }
     }
 
-    /// Handles events until the version beside is where the serving one is, and gives the planner its statistics.
-    ///
-    /// # Errors
-    /// An event cannot be handled, or the database does not answer. What is built stays for the next try.
-    pub(crate) async fn catch_up(&mut self) -> Result<(), OperatorError> {
+    /// Has it take so much of what there is.
+    #[must_use]
+    pub(crate) fn with_effort(self, effort: Effort) -> Self {
+        Self { effort, ..self }
+    }
+
+    /// As [`Self::catch_up`], without waiting for what the server lacks.
+    async fn catch_up_once(&mut self) -> Result<(), OperatorError> {
         self.defer_indexes().await?;
+        self.follow_in_shares().await?;
         self.follow().await?;
         if self.replay.set_aside > 0 {
             (self.listener.note)(&format!(
@@ -147,7 +155,7 @@ impl<'o> Rebuilding<'o> {
         loop {
             let target = self.operator.find_position(&mut self.worker, &self.live).await?;
             if self.pace.is_due(Instant::now()) {
-                let rests_because = self.throttle.describe(self.share);
+                let rests_because = self.throttle.describe(self.effort.share);
                 let progress = self.write(Phase::Replaying, target, rests_because.as_deref()).await?;
                 if progress.seconds_left.is_some() {
                     (self.listener.progress)(progress);
@@ -156,9 +164,10 @@ impl<'o> Rebuilding<'o> {
             if self.replay.position() >= target {
                 return Ok(());
             }
+            self.wait_for_room().await?;
             let begun = Instant::now();
             self.replay.advance(&mut self.worker, target).await.map_err(|error| self.failed(error))?;
-            let rest = self.throttle.rest(self.share, target, begun, Instant::now());
+            let rest = self.throttle.rest(self.effort.share, target, begun, Instant::now());
             if !rest.is_zero() {
                 tokio::time::sleep(rest).await;
             }
@@ -177,8 +186,19 @@ impl<'o> Rebuilding<'o> {
         target: Position,
         rests_because: Option<&str>,
     ) -> Result<Progress, OperatorError> {
-        let position = self.replay.position();
-        let progress = self.pace.measure(Instant::now(), position, target, self.replay.handled);
+        let at = (self.replay.position(), self.replay.handled);
+        self.write_at(phase, at, target, rests_because).await
+    }
+
+    /// As [`Self::write`], where whoever handles events is at this position, and has handled so many.
+    async fn write_at(
+        &mut self,
+        phase: Phase,
+        (position, handled): (Position, i64),
+        target: Position,
+        rests_because: Option<&str>,
+    ) -> Result<Progress, OperatorError> {
+        let progress = self.pace.measure(Instant::now(), position, target, handled);
         // Former versions that go live again have little to do.
         if !matches!(self.beside, Beside::Archived(_)) {
             let written = Written {

@@ -22,6 +22,12 @@ pub(crate) const INFRASTRUCTURE_SQLSTATES: [&str; 10] = [
     "58%",
 ];
 
+/// The server's disk is full.
+pub(crate) const DISK_FULL: &str = "53100";
+
+/// The server has no memory left.
+pub(crate) const OUT_OF_MEMORY: &str = "53200";
+
 /// The server has ended the session, because a transaction has lasted longer than `transaction_timeout`.
 pub(crate) const TRANSACTION_TIMEOUT: &str = "25P04";
 

@@ -11,6 +11,7 @@ mod part;
 mod place;
 mod progress;
 mod replay;
+mod shares;
 mod since;
 mod swap;
 mod throttle;
@@ -35,9 +36,12 @@ pub(crate) use part::{AggregateColumn, Aggregates, Part};
 pub(crate) use place::{create, drop_place, refuse_qualified_names};
 pub(crate) use progress::{
     Blocked, Build, Pace, Phase, Progress, Written, forget_progress, key_of_lock, list_builds, write_blocked,
-    write_progress,
+    write_progress, write_rest,
 };
 pub(crate) use replay::{Replay, ReplayError, find_declared};
+pub(crate) use shares::{
+    SHARES_MAX, Share, create_shares, find_obstacle_to_shares, join_shares, list_shares,
+};
 pub(crate) use since::{EventAt, Since, Trace};
 pub(crate) use swap::{NewerSnapshot, Swap, refusal};
 pub(crate) use throttle::Throttle;

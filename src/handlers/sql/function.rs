@@ -71,6 +71,20 @@ impl ProcessorFunction {
         Self::assemble(name, projector, TEXT, template)
     }
 
+    /// As [`Self::compile`], for one share of the aggregates, whose events `source` has.
+    pub(crate) fn compile_share(
+        projector: &ProcessorDeclaration,
+        schema: &str,
+        scope: &SqlScope,
+        source: EventSource<'_>,
+        share: i32,
+    ) -> Result<Self, CompileError> {
+        let name = share_name_of(&projector.name, projector.version, share);
+        let name = format!("{}.{}", quote_identifier(schema), quote_identifier(&name));
+        let template = template(&name, projector, schema, scope, source);
+        Self::assemble(name, projector, TEXT, template)
+    }
+
     /// Compiles the function that handles the events of a synchronous projector when they are inserted, which are read through
     /// these layers.
     pub(crate) fn compile_inserted(
@@ -155,6 +169,11 @@ pub(crate) fn name(projector: &ProcessorDeclaration) -> String {
 /// As [`name`], without a declaration.
 pub(crate) fn name_of(processor: &str, version: i32) -> String {
     fitting(format!("handle_{processor}_v{version}"))
+}
+
+/// The name of the function of one share of the aggregates.
+pub(crate) fn share_name_of(processor: &str, version: i32, share: i32) -> String {
+    fitting(format!("handle_{processor}_v{version}_share_{share}"))
 }
 
 /// The name of the function that handles events when they are inserted.

@@ -5,7 +5,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
 use super::preparation::refuse_unsuitable;
-use super::{Listener, Rebuilding, Selection, blocked, failed};
+use super::{Effort, Listener, Rebuilding, Selection, blocked, failed};
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::quote_literal;
@@ -78,7 +78,8 @@ impl Prepared {
             live_tables,
             pace: Pace::new(),
             part,
-            share: 1.0,
+            effort: Effort::default(),
+            room: None,
             throttle: Throttle::default(),
         }
     }

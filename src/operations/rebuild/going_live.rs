@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::time::{Instant, sleep};
 
 use super::{Beside, Finding, Phase, Rebuilding, function_names};
+use crate::handlers::sql::share_function_names;
 use crate::operations::operator::{OperatorError, name_session};
 use crate::operations::status::LockWait;
 use crate::postgres::quote::quote_literal;
@@ -197,7 +198,10 @@ impl Rebuilding<'_> {
             building_in: &self.building_in,
             operator: self.operator.name,
             is_new: self.beside == Beside::Next,
-            functions: function_names(&claim.key.name, claim.key.version).to_vec(),
+            functions: function_names(&claim.key.name, claim.key.version)
+                .into_iter()
+                .chain(share_function_names(&claim.key.name, claim.key.version))
+                .collect(),
         }
     }
 

@@ -29,7 +29,7 @@ impl Rebuilding<'_> {
     }
 
     /// Whether each handler is folded, so that it finds rows by their key. Others may read by any index.
-    async fn is_folded(&mut self) -> Result<bool, OperatorError> {
+    pub(super) async fn is_folded(&mut self) -> Result<bool, OperatorError> {
         let databases = self.operator.databases;
         let events = (!databases.elsewhere).then_some(&databases.layout);
         let scope = databases.scope.beside(&self.building_in);

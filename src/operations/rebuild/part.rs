@@ -89,7 +89,17 @@ impl Operator<'_> {
         connection: &mut PgConnection,
         declaration: &ProcessorDeclaration,
     ) -> Result<Result<BTreeMap<String, AggregateColumn>, String>, OperatorError> {
-        let found = self.list_columns(connection, &declaration.name).await?;
+        self.find_aggregate_columns_of(connection, declaration, &declaration.name).await
+    }
+
+    /// As [`Self::find_aggregate_columns`], of the version whose tracker has this name.
+    pub(super) async fn find_aggregate_columns_of(
+        &self,
+        connection: &mut PgConnection,
+        declaration: &ProcessorDeclaration,
+        tracker: &str,
+    ) -> Result<Result<BTreeMap<String, AggregateColumn>, String>, OperatorError> {
+        let found = self.list_columns(connection, tracker).await?;
         let mut shapes: Vec<TableShape> = Vec::new();
         for Column { table, name, key, .. } in &found {
             if shapes.last().is_none_or(|shape| shape.name != *table) {

@@ -7,9 +7,10 @@ use crate::event::Position;
 use crate::handlers::program::ProgramProcessor;
 use crate::handlers::sql::SqlProcessor;
 use crate::operations::operator::{Operator, OperatorError};
+use crate::postgres::sql_scope::SqlScope;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
 use crate::processing::processor::{Events, Processor, ProcessorBase, fingerprint};
-use crate::processing::rebuild::{Begun, Beside, Part, RebuildRow, Rebuilds};
+use crate::processing::rebuild::{Begun, Beside, Part, RebuildRow, Rebuilds, Share};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 use crate::store::PostgresEventStore;
 
@@ -21,6 +22,36 @@ impl Operator<'_> {
         beside: Beside,
         part: Option<&Part>,
     ) -> Result<Box<dyn Processor>, OperatorError> {
+        let condition = part.map(Part::of_event);
+        let (declared, scope, events) = self.place_beside(declaration, beside, condition.as_deref());
+        let schema = self.databases.layout.schema();
+        if let Handling::Program(program) = &declaration.handling {
+            let base = ProcessorBase::new(declared, schema, scope, events);
+            return Ok(Box::new(ProgramProcessor::new(base, program.clone()).known_as(&declaration.name)));
+        }
+        let made = SqlProcessor::new(declared, schema, scope, events);
+        Ok(Box::new(made.map_err(|fault| OperatorError::Declaration(Box::new(fault)))?))
+    }
+
+    /// One share of the version of a declaration beside the serving one.
+    pub(super) fn beside_share(
+        &self,
+        declaration: &ProcessorDeclaration,
+        beside: Beside,
+        share: Share,
+    ) -> Result<SqlProcessor, OperatorError> {
+        let (declared, scope, events) = self.place_beside(declaration, beside, Some(&share.of_event()));
+        SqlProcessor::of_share(declared, self.databases.layout.schema(), scope, events, share.number)
+            .map_err(|fault| OperatorError::Declaration(Box::new(fault)))
+    }
+
+    /// How a version is declared beside the serving one, where its tables are, and its events: those for which a condition holds.
+    fn place_beside(
+        &self,
+        declaration: &ProcessorDeclaration,
+        beside: Beside,
+        condition: Option<&str>,
+    ) -> (ProcessorDeclaration, SqlScope, Events) {
         let databases = self.databases;
         let declared = ProcessorDeclaration {
             name: beside.name(&declaration.name),
@@ -30,19 +61,13 @@ impl Operator<'_> {
         let scope = &databases.scope;
         let scope = scope.beside(&beside.schema(&scope.schema, &declaration.name));
         let layout = databases.layout.clone();
-        let layout = part.map_or(layout.clone(), |part| layout.only(&part.of_event()));
+        let layout = condition.map_or(layout.clone(), |condition| layout.only(condition));
         let events = if databases.elsewhere {
             Events::Elsewhere(PostgresEventStore::new(databases.events.clone(), layout))
         } else {
             Events::SameDatabase(layout)
         };
-        let schema = databases.layout.schema();
-        if let Handling::Program(program) = &declaration.handling {
-            let base = ProcessorBase::new(declared, schema, scope, events);
-            return Ok(Box::new(ProgramProcessor::new(base, program.clone()).known_as(&declaration.name)));
-        }
-        let made = SqlProcessor::new(declared, schema, scope, events);
-        Ok(Box::new(made.map_err(|fault| OperatorError::Declaration(Box::new(fault)))?))
+        (declared, scope, events)
     }
 
     /// Whether a rebuild of just this declaration is under way. One of another declaration is given up.

@@ -3,6 +3,7 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Beside, Finding, Rebuilds, drop_place, function_names};
+use crate::handlers::sql::share_function_names;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::rebuild::forget_progress;
 
@@ -123,6 +124,7 @@ impl Operator<'_> {
             )));
         }
         let mut functions = function_names(&own_name, version).to_vec();
+        functions.extend(share_function_names(&own_name, version));
         functions.extend(known.into_iter().flat_map(|known| function_names(&own_name, known)));
         Ok(drop_place(connection, &trackers, &own_name, &schema, &functions).await?)
     }

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::beginning::{Prepared, unlock_session};
 use super::checks::FailedCheck;
 use super::preparation::refuse_unsuitable;
-use super::{Beside, Difference, GoLive, Listener, Rebuilding, Rebuilds, Selection, Way};
+use super::{Beside, Difference, Effort, GoLive, Listener, Rebuilding, Rebuilds, Selection, Way};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Approve, ProcessorDeclaration};
@@ -129,7 +129,7 @@ impl Operator<'_> {
                b.builder,
                coalesce(b.updated_at < clock_timestamp()
                  - case when b.blocked_because is null then interval '{}' else interval '{}' end, true) as is_left
-             from {trackers} as t left join {trackers} as n on n.name = t.name || '$next'
+             from {trackers} as t left join {trackers} as n on n.name = t.name || '$next' and n.partition = 0
                left join {schema}.rebuilds as r on r.processor = t.name
                left join {schema}.build_progress as b on b.tracker = t.name || '$next'
              where strpos(t.name, '$') = 0",
@@ -189,15 +189,15 @@ impl Operator<'_> {
         )))
     }
 
-    /// Builds the declared version of a projector, and lets it go live where its declaration agrees. `share`: the share of the time
-    /// that it works while events are appended. What keeps it from going on is written down.
+    /// Builds the declared version of a projector, and lets it go live where its declaration agrees. `effort`: how much of
+    /// what there is it may take. What keeps it from going on is written down.
     ///
     /// # Errors
     /// As for [`Rebuilding::begin`] and what follows it; the serving version serves as before.
     pub(crate) async fn build_unattended(
         self,
         name: &str,
-        share: f64,
+        effort: Effort,
         listener: Listener<'_>,
     ) -> Result<Built, OperatorError> {
         let mut worker = self.lock_versions(name).await?;
@@ -211,8 +211,8 @@ impl Operator<'_> {
         let everything = Selection::default();
         match Prepared::find(self, name, (Beside::Next, &everything), listener, &mut worker).await {
             Ok(prepared) => {
-                let mut next = prepared.begin(self, Beside::Next, listener, worker);
-                next.share = share;
+                let next = prepared.begin(self, Beside::Next, listener, worker);
+                let mut next = next.with_effort(effort);
                 let built = next.bring_live().await;
                 let remedy = format!("{TRIES_AGAIN}; `espctl rebuild abort {name}` gives it up.");
                 self.note_blocked(name, &built, remedy).await?;

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use crate::postgres::quote::{quote_identifier, quote_literal};
 
-/// How many shares the aggregates are divided into by their hash; a power of two.
-const SHARES: i64 = 1 << 20;
+/// How many hashes of aggregates are told apart; a power of two.
+pub(super) const HASHES: i64 = 1 << 20;
 
 /// Which aggregates are meant.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,8 +43,8 @@ impl Aggregates {
             }
             Self::Sampled { percent } => format!(
                 "(hashtextextended({expression}::text, 0) & {}) < {}",
-                SHARES - 1,
-                (percent / 100.0 * SHARES as f64).round() as i64
+                HASHES - 1,
+                (percent / 100.0 * HASHES as f64).round() as i64
             ),
             Self::Between { after, upto } => {
                 let after = after.as_ref().map(|id| format!("{operand} > {}", literal(id)));

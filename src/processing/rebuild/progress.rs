@@ -139,7 +139,7 @@ pub(crate) async fn write_progress(
          insert into {schema}.build_progress (tracker, processor, version, phase, position, target, handled, per_second,
            seconds_left, bytes, builder, rests_because)
          select $1, $2, $3, $4, $5, $6,
-           coalesce((select t.handled from {trackers} as t where t.name = $1 and t.version = $3), 0), $7, $8,
+           coalesce((select sum(t.handled)::bigint from {trackers} as t where t.name = $1 and t.version = $3), 0), $7, $8,
            coalesce((select sum(pg_total_relation_size(c.oid)) from pg_class as c
                      where c.relnamespace = to_regnamespace({building_in}) and c.relkind in ('r', 'm')), 0)::bigint, $9, $10
          from (select set_config('synchronous_commit', 'off', true)) as settings
@@ -164,6 +164,22 @@ pub(crate) async fn write_progress(
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// Writes down why nothing is done for a while. `tracker`: that of the version that is built.
+pub(crate) async fn write_rest(
+    connection: impl PgExecutor<'_>,
+    schema: &str,
+    tracker: &str,
+    because: &str,
+) -> Result<(), sqlx::Error> {
+    let statement = format!(
+        "-- write_rest
+         update {schema}.build_progress set rests_because = $2, per_second = 0, seconds_left = null, updated_at = clock_timestamp()
+         where tracker = $1"
+    );
+    let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(tracker).bind(because);
+    query.execute(connection).await.map(drop)
 }
 
 /// Why a version that is to go live does not go on by itself.

@@ -6,6 +6,7 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use thiserror::Error;
 
+use super::shares::Share;
 use crate::event::Position;
 use crate::postgres::literal::simple;
 use crate::processing::dead_letters::{DeadLetters, NewDeadLetter};
@@ -90,10 +91,7 @@ impl Replay {
         let key = ProcessorKey::new(processor.name(), processor.version());
         let trackers = processor.base().trackers();
         trackers.register(&mut *connection, &key, ProcessorKind::Projector, start).await?;
-        end_claims(&mut *connection, &trackers, &key).await?;
-        let owner = Owner::generate();
-        let claim =
-            trackers.claim(&mut *connection, &key, &owner, LEASE).await?.ok_or(ReplayError::ClaimLost)?;
+        let claim = take(&mut *connection, &trackers, &key).await?;
         processor.prepare(connection, &claim).await?;
         let base = processor.base();
         if let Some(handlers) = base.declaration.handler_fingerprint(base.events.layout().upcasts()) {
@@ -104,6 +102,25 @@ impl Replay {
             _ => LIMITS_OUTSIDE,
         };
         Ok(Self { processor, trackers, claim, limits, handled: 0, set_aside: 0 })
+    }
+
+    /// Takes the tracker of one share, from whoever had it. The processor's function has been made.
+    pub(crate) async fn begin_share(
+        processor: Box<dyn Processor>,
+        connection: &mut PgConnection,
+        share: Share,
+    ) -> Result<Self, ReplayError> {
+        let whole = ProcessorKey::new(processor.name(), processor.version());
+        let trackers = processor.base().trackers();
+        let claim = take(connection, &trackers, &ProcessorKey { partition: share.number, ..whole }).await?;
+        Ok(Self { processor, trackers, claim, limits: LIMITS, handled: 0, set_aside: 0 })
+    }
+
+    /// Notes what the shares have done, which have become one at this position.
+    pub(crate) fn take_over(&mut self, position: Position, handled: i64, set_aside: i64) {
+        self.claim.position = position;
+        self.handled += handled;
+        self.set_aside += set_aside;
     }
 
     /// Prepares the processor anew, where its tables are others than when it was prepared last.
@@ -197,6 +214,17 @@ impl Replay {
     pub(crate) fn trackers(&self) -> &Trackers {
         &self.trackers
     }
+}
+
+/// Claims a tracker, whoever has claimed it before.
+async fn take(
+    connection: &mut PgConnection,
+    trackers: &Trackers,
+    key: &ProcessorKey,
+) -> Result<Claim, ReplayError> {
+    end_claims(&mut *connection, trackers, key).await?;
+    let claim = trackers.claim(&mut *connection, key, &Owner::generate(), LEASE).await?;
+    claim.ok_or(ReplayError::ClaimLost)
 }
 
 /// Ends every claim of a tracker: whoever had one was killed, or has lost the lock of the session.

@@ -5,6 +5,8 @@ mod indexes;
 mod kills;
 mod programs;
 mod progress;
+mod shares;
+mod shortage;
 mod unattended;
 
 use std::time::Duration;
