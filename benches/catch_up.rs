@@ -143,7 +143,7 @@ impl<'a> Bench<'a> {
 
     async fn run(&self, contestant: Contestant) -> anyhow::Result<Round> {
         // A trigger of the round before goes with the table.
-        self.installation.espctl(&["reset", "outstanding_todos", "--cascade", "--yes"])?;
+        self.installation.espctl(&["reset", "outstanding_todos", "--cascade", "--in-place", "--yes"])?;
         self.server.execute(FORGET).await?;
         if contestant.has_trigger() {
             self.server.execute(&TRIGGER.replace("{{table}}", contestant.table())).await?;

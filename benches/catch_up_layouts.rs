@@ -129,7 +129,7 @@ impl Contestant {
     /// Events per second from the first batch to the last, and what is in the table then.
     async fn run(&self, head: i64, again: bool) -> anyhow::Result<(f64, String)> {
         if again {
-            self.installation.espctl(&["reset", NAME, "--yes"])?;
+            self.installation.espctl(&["reset", NAME, "--in-place", "--yes"])?;
         }
         let mut daemon = self.installation.start()?;
         let batches = daemon.wait_for_position(head).await?;

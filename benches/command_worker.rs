@@ -155,7 +155,7 @@ impl Contestant {
     /// Handles all events from the first on.
     async fn run(&self, server: &Server, head: i64, again: bool) -> anyhow::Result<Round> {
         if again {
-            self.installation.espctl(&["reset", self.name, "--yes"])?;
+            self.installation.espctl(&["reset", self.name, "--in-place", "--yes"])?;
         }
         server.settle().await?;
         let mut daemon = self.installation.start()?;

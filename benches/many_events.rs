@@ -36,7 +36,7 @@ async fn main() -> anyhow::Result<()> {
     let installation = Installation::new(&server.url, "warn,espd::processing::runner=debug", PROJECTOR)?;
     for round in 0..rounds {
         if round > 0 {
-            installation.espctl(&["reset", "outstanding_todos", "--yes"])?;
+            installation.espctl(&["reset", "outstanding_todos", "--in-place", "--yes"])?;
         }
         server.settle().await?;
         for (rate, rates) in run(&server, &installation, sizes).await?.into_iter().zip(&mut rates) {

@@ -111,7 +111,7 @@ async fn run_daemon(server: &Server, handlers: usize, events: usize) -> anyhow::
     let known: bool =
         sqlx::query_scalar("select exists (select from espd.trackers)").fetch_one(&server.pool).await?;
     if known {
-        installation.espctl(&["reset", NAME, "--yes"])?;
+        installation.espctl(&["reset", NAME, "--in-place", "--yes"])?;
     }
     server.settle().await?;
     let mut daemon = installation.start()?;

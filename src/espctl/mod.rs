@@ -19,6 +19,7 @@ pub(crate) mod output;
 mod plan;
 mod rebuild;
 mod reload;
+mod reset;
 mod retire;
 mod roles;
 mod schema;
@@ -73,7 +74,7 @@ pub(crate) enum Command {
     /// Show every processor: its state, its position, what is wrong and what to do
     Status(status::Arguments),
     /// Drop a projector's tables and start it over, or only move its position
-    Reset(operate::ResetArguments),
+    Reset(reset::ResetArguments),
     /// Build the declared version of a projector beside the one that serves, and have it go live
     Rebuild(rebuild::RebuildArguments),
     /// Go back to the version of a projector that served before
@@ -265,7 +266,7 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Status(arguments) => status::run(arguments, config, databases).await,
         Command::Drop(arguments) => retire::drop_processor(arguments, config, databases).await,
         Command::Rename(arguments) => retire::rename(arguments, config, databases).await,
-        Command::Reset(arguments) => operate::reset(arguments, config, databases).await,
+        Command::Reset(arguments) => reset::reset(arguments, config, databases).await,
         Command::Rebuild(arguments) => rebuild::rebuild(arguments, config, databases).await,
         Command::Rollback(arguments) => rebuild::rollback(arguments, config, databases).await,
         Command::Verify(arguments) => rebuild::verify(arguments, config, databases).await,

@@ -249,6 +249,33 @@ async fn go_live(
     output::print(&describe_live(name, live, version, &way))
 }
 
+/// Builds the declared version of a projector and has it go live, whatever differs, for an operator who has agreed to just that.
+/// Returns which version that is, and how it has gone live.
+pub(super) async fn build_again(operator: Operator<'_>, name: &str) -> anyhow::Result<(i32, Way)> {
+    let mut next = Rebuilding::begin(operator, name, Beside::Next, listener()).await?;
+    let (live, version) = next.versions();
+    // Where a swap would take something from others, what differs can still be brought into their tables.
+    let obstacles = next.foresee(GoLive::Auto).await?;
+    next.catch_up().await?;
+    let difference = next.compare().await?;
+    let wanted = if obstacles.is_some() { GoLive::Merge } else { GoLive::Auto };
+    let way = next.choose_way(wanted, &difference).await;
+    let way = match (way, obstacles) {
+        (Err(_), Some(obstacles)) => anyhow::bail!(
+            "{obstacles}; or `espctl reset {name} --in-place --cascade` drops what others have made, with the tables"
+        ),
+        (way, _) => way?,
+    };
+    let failed = next.run_checks().await?;
+    if !failed.is_empty() {
+        next.end().await?;
+        return Err(refuse_failed(name, live, &failed).into());
+    }
+    let way = next.go_live(way).await?;
+    next.end().await?;
+    Ok((version, way))
+}
+
 fn refuse_failed(name: &str, live: i32, failed: &[FailedCheck]) -> Exit {
     let failed: Vec<String> = failed.iter().map(FailedCheck::describe).collect();
     let message = format!(
@@ -345,11 +372,15 @@ fn describe_way(way: GoLive) -> &'static str {
     }
 }
 
-fn describe_live(name: &str, former: i32, version: i32, way: &Way) -> String {
+pub(super) fn describe_live(name: &str, former: i32, version: i32, way: &Way) -> String {
     match way {
         Way::Merged(rows) => format!(
             "version {version} of {name} is live: {} rows of its tables were changed",
             thousands(i64::try_from(*rows).unwrap_or(i64::MAX))
+        ),
+        Way::Swapped(archive) if former == version => format!(
+            "version {version} of {name} is live; the former tables are kept in schema {archive}: `espctl rebuild drop {name}` \
+             drops them"
         ),
         Way::Swapped(archive) => format!(
             "version {version} of {name} is live; version {former} is kept in schema {archive}: `espctl rollback {name}` goes \

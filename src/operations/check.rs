@@ -198,8 +198,8 @@ async fn note_other_tables(config: &Config, databases: &Databases) -> anyhow::Re
         if is_known && were_made_from_other(&mut connection, schema, declaration).await? {
             let name = &declaration.name;
             notes.push(format!(
-                "the tables of {name} were made from another declaration: it stops until `espctl reset {name}` drops and \
-                 rebuilds them, or the change is taken back; with a raised `version`, `espctl rebuild {name}` builds them beside"
+                "the tables of {name} were made from another declaration: it stops until `espctl rebuild {name}` has built \
+                 them beside those, or the change is taken back; with a raised `version` it goes on meanwhile"
             ));
         }
     }

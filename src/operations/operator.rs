@@ -341,7 +341,10 @@ impl Operator<'_> {
 
     /// How the store differs from the one that a processor has followed, also where no daemon has noticed yet: an operator's
     /// decision depends on which events are still as they were.
-    async fn find_divergence(&self, row: &TrackerRow) -> Result<Option<Divergence>, OperatorError> {
+    pub(crate) async fn find_divergence(
+        &self,
+        row: &TrackerRow,
+    ) -> Result<Option<Divergence>, OperatorError> {
         let Databases { events, projections, layout, .. } = self.databases;
         let (mut events, mut projections) = (events.acquire().await?, projections.acquire().await?);
         Ok(find_divergence(&self.trackers(), row, &mut events, &mut projections, layout).await?)

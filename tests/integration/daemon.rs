@@ -362,7 +362,7 @@ async fn projections_in_another_database_are_the_same_and_exactly_once() {
     // The tracker and the tables are in the same database, and operators reach both.
     assert!(!exists(&events.pool, "espd.trackers").await && !exists(&projections.pool, "espd.events").await);
     assert_eq!(installation.status("copy").await["position"], 1_000);
-    installation.espctl(&["reset", "copy", "--yes"]).await.printed();
+    installation.espctl(&["reset", "copy", "--in-place", "--yes"]).await.printed();
     installation.espctl(&["wait", "copy", "--position", "1000"]).await.printed();
     assert_eq!(contents(&projections.pool, &copied).await, contents(&events.pool, &appended).await);
     installation.espctl(&["check"]).await.printed();

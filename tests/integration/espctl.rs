@@ -18,6 +18,7 @@ mod rebuild;
 mod rebuild_part;
 mod reload;
 mod reset;
+mod reset_beside;
 mod reset_locks;
 mod retire;
 mod roles;

@@ -181,6 +181,8 @@ async fn reset(world: &World, place: &str, name: &str, common: Position) -> anyh
     command.args(["reset", name, "--yes", "--config"]).arg(world.config(place));
     if REACTORS.contains(&name) {
         command.args(["--to", &common.to_string()]);
+    } else {
+        command.arg("--in-place");
     }
     let output = command.output().await?;
     ensure!(output.status.success(), "espctl reset {name}: {}", String::from_utf8_lossy(&output.stderr));

@@ -149,8 +149,8 @@ fn compare(declaration: &ProcessorDeclaration, tracker: Option<&TrackerRow>) -> 
         );
         if tracker.version < *version {
             let remedy = format!(
-                "`espctl rebuild {name}` builds version {version} beside it and lets it go live, `espctl reset {name}` drops and \
-                 rebuilds the tables"
+                "`espctl rebuild {name}` builds version {version} beside it and lets it go live, `espctl reset {name} --in-place` \
+                 drops and rebuilds the tables"
             );
             return Finding::warning("processors", message, remedy);
         }

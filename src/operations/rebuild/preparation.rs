@@ -123,6 +123,27 @@ impl Operator<'_> {
         Ok(Rebuilds::new(self.trackers().schema()).begin(connection, &begun).await?)
     }
 
+    /// Why a projector is not built again beside its tables when it is reset; `None`: it is.
+    ///
+    /// # Errors
+    /// No processor of this name has run, or it is not declared; or the database does not answer.
+    pub(crate) async fn why_in_place(&self, name: &str) -> Result<Option<String>, OperatorError> {
+        let (row, declaration) = (self.find(name).await?, self.declaration(name)?);
+        if let Some((because, _)) = find_unsuitable(&row, declaration) {
+            return Ok(Some(because));
+        }
+        if declaration.synchronous.is_some() {
+            return Ok(Some(format!("{name} is declared as synchronous")));
+        }
+        // Nobody may have noticed yet.
+        if self.find_divergence(&row).await?.is_some() {
+            return Ok(Some(format!("{name} has met another event store than the one that it has followed")));
+        }
+        let mut connection = self.databases.projections.acquire().await?;
+        let has_tables = !self.list_tables(&mut connection, name).await?.is_empty();
+        Ok((!has_tables).then(|| format!("{name} has no tables yet")))
+    }
+
     /// Where the serving version is.
     pub(super) async fn find_position(
         &self,
@@ -162,34 +183,42 @@ pub(super) fn refuse_unsuitable(
 ) -> Result<(), OperatorError> {
     let TrackerRow { name, version, .. } = row;
     let declared = declaration.version;
-    let problem = if !matches!(declaration.handling, Handling::Sql(_) | Handling::Program(_))
+    if let Some((because, remedy)) = find_unsuitable(row, declaration) {
+        return Err(OperatorError::Blocked(format!("{because}: {remedy}")));
+    }
+    if matches!(beside, Beside::Verification | Beside::Part) && declared != *version {
+        return Err(OperatorError::Blocked(format!(
+            "version {version} of {name} serves, and the configuration declares version {declared}: only the declaration that \
+             serves can be verified, or rebuilt in parts; `espctl rebuild {name} --dry-run` shows what the declared one would change"
+        )));
+    }
+    Ok(())
+}
+
+/// Why a projector cannot be built beside, and what can be done instead.
+fn find_unsuitable(row: &TrackerRow, declaration: &ProcessorDeclaration) -> Option<(String, String)> {
+    let TrackerRow { name, version, .. } = row;
+    let declared = declaration.version;
+    if !matches!(declaration.handling, Handling::Sql(_) | Handling::Program(_))
         || declaration.kind() != ProcessorKind::Projector
         || declaration.tables.is_empty()
     {
-        format!(
-            "only projectors in SQL or of a program, with declared tables, are built beside: `espctl reset {name}` rebuilds {name} in place"
-        )
+        let because = "only projectors in SQL or of a program, with declared tables, are built beside";
+        Some((because.to_owned(), format!("`espctl reset {name}` rebuilds {name} in place")))
     } else if row.synchronous.is_some() {
-        format!(
-            "{name} is synchronous, and a version beside it would miss what is inserted meanwhile: take `synchronous` out of its \
-             declaration, reload, run this again, and declare it as before"
-        )
+        let because =
+            format!("{name} is synchronous, and a version beside it would miss what is inserted meanwhile");
+        let remedy =
+            "take `synchronous` out of its declaration, reload, run this again, and declare it as before";
+        Some((because, remedy.to_owned()))
     } else if declared < *version {
-        format!(
-            "version {version} of {name} serves, and the configuration declares version {declared}: raise the version, or go \
-             back with `espctl rollback {name}`"
-        )
-    } else if matches!(beside, Beside::Verification | Beside::Part) && declared != *version {
-        format!(
-            "version {version} of {name} serves, and the configuration declares version {declared}: only the declaration that \
-             serves can be verified, or rebuilt in parts; `espctl rebuild {name} --dry-run` shows what the declared one would change"
-        )
+        let because =
+            format!("version {version} of {name} serves, and the configuration declares version {declared}");
+        Some((because, format!("raise the version, or go back with `espctl rollback {name}`")))
     } else if row.diverged.is_some() {
-        format!(
-            "{name} has met another event store than the one that it has followed: `espctl status {name}` says what to do"
-        )
+        let because = format!("{name} has met another event store than the one that it has followed");
+        Some((because, format!("`espctl status {name}` says what to do")))
     } else {
-        return Ok(());
-    };
-    Err(OperatorError::Blocked(problem))
+        None
+    }
 }

@@ -198,7 +198,7 @@ fn of_other_version(status: &ProcessorStatus, declared: Option<i32>) -> Option<A
     let remedy = if declared > version {
         format!(
             "`espctl rebuild {name} --dry-run` shows what would change, `espctl rebuild {name}` builds version {declared} beside \
-             it and lets it go live; `espctl reset {name}` rebuilds the tables in place."
+             it and lets it go live; `espctl reset {name} --in-place` drops and rebuilds the tables."
         )
     } else {
         format!(
@@ -228,7 +228,8 @@ fn of_handler_change(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Adv
         change.position
     );
     let remedy = format!(
-        "`espctl reset {name}` handles all events with the same handlers. Nothing, if the change is meant for later events; but \
+        "`espctl rebuild {name}` shows what differs and makes the rows anew beside those that serve; what cannot be built beside, \
+         `espctl reset {name}` empties and fills again. Nothing, if the change is meant for later events; but \
          two daemons have to declare the same."
     );
     let predicate = "have other handlers than those that have handled their earlier events.".to_owned();
@@ -236,7 +237,8 @@ fn of_handler_change(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Adv
     Some(advice.shared(
         status,
         predicate,
-        "`espctl reset NAME` handles all events with the same handlers. Nothing, if the changes are meant for later events; but \
+        "`espctl rebuild NAME` shows what differs and makes the rows anew beside those that serve; what cannot be built beside, \
+         `espctl reset NAME` empties and fills again. Nothing, if the changes are meant for later events; but \
          two daemons have to declare the same.",
     ))
 }

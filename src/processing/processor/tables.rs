@@ -36,13 +36,13 @@ impl<'a> Tables<'a> {
         if version != *declared {
             return Err(ProcessorError::Blocked(format!(
                 "the tables of {name} are version {version}, the declaration is version {declared}: `espctl rebuild {name}` \
-                 builds that beside them, `espctl reset {name}` drops and rebuilds them"
+                 builds that beside them, `espctl reset {name} --in-place` drops and rebuilds them"
             )));
         }
         if made_from != fingerprint(self.declaration) {
             return Err(ProcessorError::Blocked(format!(
-                "the declared tables of {name} have changed since they were made: take the change back, or raise \
-                 `version` and run `espctl rebuild {name}`, or `espctl reset {name}` drops and rebuilds them"
+                "the declared tables of {name} have changed since they were made: take the change back, or raise `version`, or \
+                 run `espctl rebuild {name}` as it is; `espctl reset {name} --in-place` drops and rebuilds them"
             )));
         }
         Ok(())

@@ -43,7 +43,7 @@ impl Runner {
             OnHandlerChange::Refuse => {
                 let message = format!(
                     "the handlers of {name} are not those that have handled the events up to {}: take the change back, \
-                     `espctl reset {name}` to handle all events with these, or on_handler_change = \"warn\" to continue with both",
+                     `espctl reset {name}` to handle all events with these (where it can, beside the tables that serve), or on_handler_change = \"warn\" to continue with both",
                     claim.position,
                     name = self.name
                 );
@@ -78,7 +78,7 @@ impl Runner {
         }
         if is_change {
             let position = claim.position.get();
-            let what = "the handlers are not those that have handled the events up to here: `espctl reset` rebuilds the rows";
+            let what = "the handlers are not those that have handled the events up to here: `espctl rebuild`, or `espctl reset`, makes the rows anew";
             warn!(processor = self.name, position, "{what}");
         } else {
             info!(processor = self.name, handlers = present, "noted the handlers");

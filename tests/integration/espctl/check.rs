@@ -41,7 +41,7 @@ async fn a_check_notes_tables_of_another_declaration() {
     installation.declare("notes", &changed);
     let said = installation.espctl(&["check"]).await.printed();
     assert!(said.contains("note: the tables of notes were made from another declaration"), "{said}");
-    installation.espctl(&["reset", "notes", "--yes"]).await.printed();
+    installation.espctl(&["reset", "notes", "--in-place", "--yes"]).await.printed();
     assert!(!installation.espctl(&["check"]).await.printed().contains("note:"));
 }
 

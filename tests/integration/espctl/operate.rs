@@ -71,7 +71,7 @@ async fn a_running_daemon_pauses_and_resumes_a_processor_on_request() {
 async fn a_running_daemon_rebuilds_the_tables_of_a_reset_projector() {
     let (db, installation, daemon) = running().await;
     sqlx::query("update notes set event_id = -1").execute(&db.pool).await.unwrap();
-    let said = installation.espctl(&["reset", "notes", "--yes"]).await.printed();
+    let said = installation.espctl(&["reset", "notes", "--in-place", "--yes"]).await.printed();
     assert_eq!(said, "notes was at 10, is at 0\n");
     reaches(&db.pool, "notes", 10).await;
     assert_exactly_once(&db.pool, &db.pool, "notes").await;
@@ -111,7 +111,10 @@ async fn an_unconfirmed_reset_does_nothing() {
     let (db, installation, daemon) = running().await;
     let before = noted(&db.pool).await;
     for (arguments, question) in [
-        (&["reset", "notes"][..], "This drops and recreates public.notes and lets notes handle 10 ids again"),
+        (
+            &["reset", "notes", "--in-place"][..],
+            "This drops and recreates public.notes and lets notes handle 10 ids again",
+        ),
         (&["reset", "notes", "--to", "7"], "This lets notes handle 3 ids again and keeps its tables"),
     ] {
         let complaint = installation.espctl(arguments).await.complained(1);
@@ -129,7 +132,7 @@ async fn without_a_daemon_operators_prepare_what_the_next_one_does() {
     daemon.stop().await;
     assert_eq!(installation.status("notes").await["state"], "stopped");
     installation.espctl(&["pause", "notes"]).await.printed();
-    installation.espctl(&["reset", "notes", "--yes"]).await.printed();
+    installation.espctl(&["reset", "notes", "--in-place", "--yes"]).await.printed();
     assert_eq!((noted(&db.pool).await, position(&db.pool, "notes").await), (vec![], 0));
 
     let daemon = installation.start_daemon();
@@ -152,7 +155,9 @@ async fn every_operation_notifies_the_daemons() {
     daemon.stop().await;
     let mut listener = PgListener::connect_with(&db.pool).await.unwrap();
     listener.listen("espd_events").await.unwrap();
-    for arguments in [&["pause", "notes"][..], &["resume", "notes"], &["reset", "notes", "--yes"]] {
+    for arguments in
+        [&["pause", "notes"][..], &["resume", "notes"], &["reset", "notes", "--in-place", "--yes"]]
+    {
         installation.espctl(arguments).await.printed();
         let heard = tokio::time::timeout(std::time::Duration::from_secs(30), listener.recv()).await;
         assert_eq!(heard.expect("no notification").unwrap().payload(), "control", "{arguments:?}");
@@ -174,7 +179,7 @@ async fn an_unknown_processor_is_named_with_those_that_are_known() {
     let complaint = installation.espctl(&["pause", "nots"]).await.complained(1);
     assert!(complaint.contains("no processor nots; there are notes"), "{complaint}");
     // It is not declared, so its tables are not known either.
-    let complaint = installation.espctl(&["reset", "notes", "--yes"]).await.complained(1);
+    let complaint = installation.espctl(&["reset", "notes", "--in-place", "--yes"]).await.complained(1);
     assert!(complaint.contains("notes is not declared"), "{complaint}");
 }
 

@@ -89,7 +89,7 @@ async fn a_projector_begins_where_it_is_declared_and_a_reset_leads_back_there() 
     append(&db.pool, 3).await;
     reaches(&db.pool, "labels", 8).await;
     assert_eq!(fact(&db.pool, "select array_agg(id) from labels").await, "{6,7,8}");
-    let said = installation.espctl(&["reset", "labels", "--yes"]).await.printed();
+    let said = installation.espctl(&["reset", "labels", "--in-place", "--yes"]).await.printed();
     assert_eq!(said, "labels was at 8, is at 5\n");
     reaches(&db.pool, "labels", 8).await;
     assert_eq!(fact(&db.pool, "select array_agg(id) from labels").await, "{6,7,8}");
@@ -97,7 +97,7 @@ async fn a_projector_begins_where_it_is_declared_and_a_reset_leads_back_there() 
 
     // A position holds as it is declared now.
     declare("7");
-    installation.espctl(&["reset", "labels", "--yes"]).await.printed();
+    installation.espctl(&["reset", "labels", "--in-place", "--yes"]).await.printed();
     let daemon = installation.start_daemon();
     reaches(&db.pool, "labels", 8).await;
     assert_eq!(fact(&db.pool, "select array_agg(id) from labels").await, "{8}");
@@ -110,9 +110,9 @@ async fn a_reset_carries_over_grants_comments_policies_and_publications() {
     execute(&db.pool, &dba(&db)).await;
     let before = additions(&db.pool).await;
     assert!(before.iter().all(|fact| !fact.is_empty()), "{before:?}");
-    let question = installation.espctl(&["reset", "todos"]).await.complained(1);
+    let question = installation.espctl(&["reset", "todos", "--in-place"]).await.complained(1);
     assert!(question.contains("carries over") && question.contains("policy tenants"), "{question}");
-    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    installation.espctl(&["reset", "todos", "--in-place", "--yes"]).await.printed();
     assert_eq!(additions(&db.pool).await, before);
     reaches(&db.pool, "todos", 5).await;
     assert_eq!(fact(&db.pool, "select count(*) from todos").await, "5");
@@ -129,7 +129,7 @@ async fn rights_that_were_taken_away_do_not_come_back() {
          grant select on todos to {role}; revoke select on todos from {role}; grant insert on todos to {role}"
     );
     execute(&db.pool, &sql).await;
-    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    installation.espctl(&["reset", "todos", "--in-place", "--yes"]).await.printed();
     let may = format!(
         "has_table_privilege('{role}', 'todos', 'select')::text || has_table_privilege('{role}', 'todos', 'insert')"
     );
@@ -152,7 +152,7 @@ async fn a_reset_refuses_to_drop_what_others_have_made_unless_it_is_told_to() {
     execute(&db.pool, &dba(&db)).await;
     execute(&db.pool, OTHERS).await;
     let before = additions(&db.pool).await;
-    for arguments in [&["reset", "todos", "--yes"][..], &["reset", "todos"]] {
+    for arguments in [&["reset", "todos", "--in-place", "--yes"][..], &["reset", "todos", "--in-place"]] {
         let complaint = installation.espctl(arguments).await.complained(1);
         for lost in [
             "view public.strange",
@@ -172,9 +172,9 @@ async fn a_reset_refuses_to_drop_what_others_have_made_unless_it_is_told_to() {
     assert_eq!(position(&db.pool, "todos").await, 5);
     assert_eq!(fact(&db.pool, "select count(*) from public.stranger").await, "5");
 
-    let question = installation.espctl(&["reset", "todos", "--cascade"]).await.complained(1);
+    let question = installation.espctl(&["reset", "todos", "--in-place", "--cascade"]).await.complained(1);
     assert!(question.contains("drops for good") && question.contains("view public.strange"), "{question}");
-    let said = installation.espctl(&["reset", "todos", "--cascade", "--yes"]).await.printed();
+    let said = installation.espctl(&["reset", "todos", "--in-place", "--cascade", "--yes"]).await.printed();
     assert!(said.contains("was at 5, is at 0"), "{said}");
     assert_eq!(
         fact(&db.pool, "to_regclass('public.strange') is null and to_regclass('public.stranger') is null")
@@ -195,7 +195,7 @@ async fn what_the_author_takes_out_of_the_declaration_goes_without_a_word() {
         .replace(", tenant text", "")
         .replace(", 'a')", ")");
     installation.declare("todos", &changed);
-    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    installation.espctl(&["reset", "todos", "--in-place", "--yes"]).await.printed();
     assert_eq!(additions(&db.pool).await[6], "{todos_pkey}");
     daemon.stop().await;
 }
@@ -252,13 +252,13 @@ async fn a_reset_carries_over_how_tables_columns_and_keys_were_tuned() {
     ] {
         assert!(tuned.contains(word) && !as_made.contains(word), "{word}: {tuned}");
     }
-    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    installation.espctl(&["reset", "todos", "--in-place", "--yes"]).await.printed();
     assert_eq!(tuning(&db.pool).await, tuned);
     reaches(&db.pool, "todos", 5).await;
     // What a DBA takes back is not the daemon's to bring again.
     execute(&db.pool, "alter table todos set logged; alter table todos set without cluster").await;
     let taken_back = tuning(&db.pool).await;
-    installation.espctl(&["reset", "todos", "--yes"]).await.printed();
+    installation.espctl(&["reset", "todos", "--in-place", "--yes"]).await.printed();
     assert_eq!(tuning(&db.pool).await, taken_back);
     daemon.stop().await;
 }
@@ -268,7 +268,7 @@ async fn what_cannot_be_carried_over_to_the_new_shape_is_told_as_well() {
     let (db, installation, daemon) = running().await;
     execute(&db.pool, "create policy tenants on todos using (tenant = current_user); alter table todos enable row level security").await;
     installation.declare("todos", &TODOS.replace(", tenant text", "").replace(", 'a')", ")"));
-    let complaint = installation.espctl(&["reset", "todos", "--yes"]).await.complained(1);
+    let complaint = installation.espctl(&["reset", "todos", "--in-place", "--yes"]).await.complained(1);
     assert!(complaint.contains("policy tenants on public.todos"), "{complaint}");
     assert_eq!(fact(&db.pool, "select count(*) from pg_policies where tablename = 'todos'").await, "1");
     daemon.stop().await;

@@ -38,9 +38,14 @@ async fn holder(db: &Database) -> (PgConnection, i32) {
 async fn a_reset_behind_a_lock_names_the_holder_and_leaves_the_tracker_alone() {
     let (db, installation, daemon) = running().await;
     let (_holder, pid) = holder(&db).await;
-    let resetting = tokio::process::Command::from(
-        installation.espctl_command(&["reset", "notes", "--yes", "--wait", "8s"]),
-    )
+    let resetting = tokio::process::Command::from(installation.espctl_command(&[
+        "reset",
+        "notes",
+        "--in-place",
+        "--yes",
+        "--wait",
+        "8s",
+    ]))
     .stdin(Stdio::null())
     .stderr(Stdio::piped())
     .spawn()
@@ -88,13 +93,17 @@ async fn a_reset_goes_on_when_the_lock_is_gone() {
     let (mut holder, _) = holder(&db).await;
     // The daemon waits for the table as well.
     append(&db.pool, 1).await;
-    let mut resetting =
-        tokio::process::Command::from(installation.espctl_command(&["reset", "notes", "--yes"]))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+    let mut resetting = tokio::process::Command::from(installation.espctl_command(&[
+        "reset",
+        "notes",
+        "--in-place",
+        "--yes",
+    ]))
+    .stdin(Stdio::null())
+    .stdout(Stdio::null())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
     use tokio::io::AsyncBufReadExt as _;
     let mut lines = tokio::io::BufReader::new(resetting.stderr.take().unwrap()).lines();
     let line = lines.next_line().await.unwrap().unwrap();

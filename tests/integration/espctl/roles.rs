@@ -186,7 +186,7 @@ async fn a_reader_of_projections_reads_them_also_after_a_reset_and_no_events() {
     .await;
     // Where they are told how far everybody is.
     sqlx::query("select position from espd.trackers").fetch_all(&reader).await.unwrap();
-    daemon.espctl(&["reset", "notes", "--yes"]).await.printed();
+    daemon.espctl(&["reset", "notes", "--in-place", "--yes"]).await.printed();
     reaches(&roles.db.pool, "notes", 2).await;
     assert_eq!(count("notes").await, 2);
     daemon.declare_notes("newer", "");
@@ -272,9 +272,9 @@ async fn a_daemon_runs_and_an_operator_operates() {
     reaches(&roles.db.pool, "notes", 5).await;
     may_not(&pool, &CHANGE_EVENTS).await;
     may_not(&pool, &[INSERT, CHANGE_LOG, "create table views.mine ()", "drop table views.notes"]).await;
-    operator.espctl(&["reset", "notes", "--yes"]).await.complained(1);
+    operator.espctl(&["reset", "notes", "--in-place", "--yes"]).await.complained(1);
 
-    daemon.espctl(&["reset", "notes", "--yes"]).await.printed();
+    daemon.espctl(&["reset", "notes", "--in-place", "--yes"]).await.printed();
     reaches(&roles.db.pool, "notes", 5).await;
     running.stop().await;
 }

@@ -86,7 +86,7 @@ async fn a_refusal_stops_the_processor_until_an_operator_resets_it() {
     let message = status["last_error"]["message"].as_str().unwrap();
     assert!(message.contains("espctl reset notes"), "{message}");
     assert_eq!(numbers(&db.pool, VALUES).await, [1, 1, 1]);
-    installation.espctl(&["reset", "notes", "--yes"]).await.printed();
+    installation.espctl(&["reset", "notes", "--in-place", "--yes"]).await.printed();
     eventually("the rebuilt rows", async || (numbers(&db.pool, VALUES).await == [2, 2, 2]).then_some(()))
         .await;
     daemon.stop().await;

@@ -343,7 +343,7 @@ async fn a_processor_of_the_framework_moves_to_espd_where_it_is() {
     installation.espctl(&[&IMPORT[..], &["--yes", "--overwrite"]].concat()).await.printed();
     assert_eq!(installation.status("counts").await["position"], 10);
     // Its own now: a reset makes them anew.
-    installation.espctl(&["reset", "counts", "--yes"]).await.printed();
+    installation.espctl(&["reset", "counts", "--in-place", "--yes"]).await.printed();
     assert_eq!(count(&framework, "select count(*) from projections.counts").await, 0);
 }
 

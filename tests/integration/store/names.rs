@@ -216,7 +216,7 @@ async fn operators_act(installation: &Installation, pool: &PgPool, appended: i64
     for arguments in [
         &["pause", "notes"][..],
         &["resume", "notes"],
-        &["reset", "notes", "--yes"],
+        &["reset", "notes", "--in-place", "--yes"],
         &["wait", "notes"],
         &["emissions", "list"],
         &["status"],

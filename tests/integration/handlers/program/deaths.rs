@@ -211,7 +211,7 @@ async fn a_program_outlives_neither_its_processors_pause_for_good_nor_its_reset(
     reaches(&db.pool, "again", last).await;
     let before = program(&daemon).await;
     // It remembers a total that is not so any more.
-    installation.espctl(&["reset", "again", "--yes"]).await.printed();
+    installation.espctl(&["reset", "again", "--in-place", "--yes"]).await.printed();
     eventually("another program", async || programs(&daemon).last().filter(|pid| **pid != before).copied())
         .await;
     is_gone(before).await;

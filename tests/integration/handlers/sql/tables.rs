@@ -64,7 +64,7 @@ async fn a_table_has_what_was_declared_for_it_also_after_a_reset() {
     ];
     assert_eq!(facts(&db.pool).await, expected);
     for _ in 0..2 {
-        installation.espctl(&["reset", "readings", "--yes"]).await.printed();
+        installation.espctl(&["reset", "readings", "--in-place", "--yes"]).await.printed();
         eventually("the rows again", async || {
             let query = AssertSqlSafe("select count(*) from readings".to_owned());
             let rows: i64 = sqlx::query_scalar(query).fetch_one(&db.pool).await.ok()?;
