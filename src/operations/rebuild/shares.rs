@@ -164,7 +164,7 @@ impl Rebuilding<'_> {
             sqlx::raw_sql("-- lift_limit\nset statement_timeout = 0").execute(&mut *connection).await?;
             let processor = self.operator.beside_share(&self.declaration, self.beside, share)?;
             processor.make_function(&mut connection).await.map_err(blocked)?;
-            let replay = Replay::begin_share(Box::new(processor), &mut connection, share).await;
+            let replay = Replay::begin_share(Box::new(processor), &mut connection, share.number).await;
             let replay = replay.map_err(failed)?;
             let seen = Arc::new(Seen::default());
             seen.position.store(replay.position().get(), Ordering::Relaxed);

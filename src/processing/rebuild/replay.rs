@@ -6,7 +6,6 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use thiserror::Error;
 
-use super::shares::Share;
 use crate::event::Position;
 use crate::postgres::literal::simple;
 use crate::processing::dead_letters::{DeadLetters, NewDeadLetter};
@@ -104,15 +103,15 @@ impl Replay {
         Ok(Self { processor, trackers, claim, limits, handled: 0, set_aside: 0 })
     }
 
-    /// Takes the tracker of one share, from whoever had it. The processor's function has been made.
+    /// Takes the tracker of one share, which is this partition, from whoever had it. The processor's function has been made.
     pub(crate) async fn begin_share(
         processor: Box<dyn Processor>,
         connection: &mut PgConnection,
-        share: Share,
+        partition: i32,
     ) -> Result<Self, ReplayError> {
         let whole = ProcessorKey::new(processor.name(), processor.version());
         let trackers = processor.base().trackers();
-        let claim = take(connection, &trackers, &ProcessorKey { partition: share.number, ..whole }).await?;
+        let claim = take(connection, &trackers, &ProcessorKey { partition, ..whole }).await?;
         Ok(Self { processor, trackers, claim, limits: LIMITS, handled: 0, set_aside: 0 })
     }
 
