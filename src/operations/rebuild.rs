@@ -305,15 +305,18 @@ impl<'o> Rebuilding<'o> {
         }
         let rebuilds = self.rebuilds();
         let Some(row) = rebuilds.find(&mut *self.worker, &self.live.name).await? else { return Ok(None) };
-        let Some(state) = row.state().after(finding) else {
-            return Err(OperatorError::Rebuild(format!(
-                "somebody else works on the rebuild of {} as well: the version {}",
-                self.live.name,
-                row.state()
-            )));
-        };
-        rebuilds.note(&mut *self.worker, &self.live.name, state).await?;
-        Ok(Some(state))
+        let followed = row.state().after(finding);
+        if let Some(state) = followed
+            && rebuilds.note(&mut *self.worker, &self.live.name, (row.state(), state)).await?
+        {
+            return Ok(Some(state));
+        }
+        let row = rebuilds.find(&mut *self.worker, &self.live.name).await?;
+        Err(OperatorError::Rebuild(format!(
+            "somebody else works on the rebuild of {} as well: the version {}",
+            self.live.name,
+            row.map_or("is gone".to_owned(), |row| row.state().to_string())
+        )))
     }
 
     /// Refuses what may not follow in the state that the rebuild is in.

@@ -376,20 +376,21 @@ impl Rebuilds {
         query.execute(connection).await.map(drop)
     }
 
-    /// Records where a rebuild is now.
+    /// Records where a rebuild is now, unless somebody else has done so meanwhile. Returns whether it was recorded.
     pub(crate) async fn note(
         &self,
         connection: impl PgExecutor<'_>,
         processor: &str,
-        state: State,
-    ) -> Result<(), sqlx::Error> {
+        (former, state): (State, State),
+    ) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "-- note_rebuild
-             update {}.rebuilds set state = $2, updated_at = clock_timestamp() where processor = $1",
+             update {}.rebuilds set state = $2, updated_at = clock_timestamp() where processor = $1 and state = $3",
             self.schema
         );
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
-        query.bind(processor).bind(state.as_str()).execute(connection).await.map(drop)
+        let query = query.bind(processor).bind(state.as_str()).bind(former.as_str());
+        Ok(query.execute(connection).await?.rows_affected() > 0)
     }
 
     /// Records what a comparison has found. Unless `stays_approved`, an approval of what an earlier one has found ends.

@@ -126,7 +126,7 @@ pub(crate) struct Written<'w> {
 }
 
 /// Writes down how far a version is. `schema`: the quoted schema of the trackers, whose table is `trackers`. Nothing depends on it,
-/// so no disk is waited for.
+/// so no disk is waited for. Whose version was given up meanwhile has no tracker any more, and writes nothing.
 pub(crate) async fn write_progress(
     connection: impl PgExecutor<'_>,
     (schema, trackers): (&str, &str),
@@ -142,7 +142,8 @@ pub(crate) async fn write_progress(
            coalesce((select sum(t.handled)::bigint from {trackers} as t where t.name = $1 and t.version = $3), 0), $7, $8,
            coalesce((select sum(pg_total_relation_size(c.oid)) from pg_class as c
                      where c.relnamespace = to_regnamespace({building_in}) and c.relkind in ('r', 'm')), 0)::bigint, $9, $10
-         from (select set_config('synchronous_commit', 'off', true)) as settings
+         from (select set_config('synchronous_commit', 'off', true)) as settings,
+           (select from {trackers} as t where t.name = $1 and t.version = $3 and t.partition = 0 for key share of t) as own
          on conflict (tracker) do update set version = excluded.version, phase = excluded.phase, position = excluded.position,
            target = excluded.target, handled = excluded.handled, per_second = excluded.per_second,
            seconds_left = excluded.seconds_left, bytes = excluded.bytes, builder = excluded.builder,

@@ -18,7 +18,8 @@ async fn a_version_that_goes_live_meanwhile_is_not_said_to_be_given_up() {
     sqlx::raw_sql("select pg_advisory_lock(4711)").execute(&mut holder).await.unwrap();
     let waits = async |statement: &str| {
         let query = format!(
-            "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock' and query like '%-- {statement}%'"
+            "select count(*) > 0 from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock' and query like '%-- {statement}%'"
         );
         eventually(statement, async || (fixture.fact(&query).await == "true").then_some(())).await;
     };
@@ -39,5 +40,27 @@ async fn a_version_that_goes_live_meanwhile_is_not_said_to_be_given_up() {
     let log = fixture.fact("select string_agg(action, ' ' order by id) from espd.operator_log").await;
     assert_eq!(log, "rebuild go_live");
     assert_eq!(fixture.beside().await, "orders$1|public_orders_v1");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_builds_a_version_that_is_given_up_leaves_nothing_of_it_behind() {
+    let (fixture, daemon) = Fixture::running().await;
+    // A batch takes longer than it is between two notes of how far it is.
+    fixture.declare(
+        2,
+        (WIDER.0, "perform pg_sleep(0.3); insert into orders values (event.id, event.id % 3, 'a', 0)"),
+    );
+    let give_up = async {
+        let batch = "select count(*) > 0 from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'";
+        eventually("a batch", async || (fixture.fact(batch).await == "true").then_some(())).await;
+        fixture.espctl(&["rebuild", "abort", "orders"]).await
+    };
+    let (rebuilt, given_up) = tokio::join!(fixture.espctl(&["rebuild", "orders", "--yes"]), give_up);
+    assert_eq!(given_up.printed(), "version 2 of orders was given up\n");
+    assert!(rebuilt.code == Some(1) && !rebuilt.stderr.contains("panicked"), "{rebuilt:?}");
+    assert_eq!(fixture.state().await, "aborted");
+    assert_eq!(fixture.beside().await, "|");
+    assert_eq!(fixture.fact("select count(*) from espd.build_progress").await, "0");
     daemon.stop().await;
 }

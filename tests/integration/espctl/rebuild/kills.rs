@@ -163,7 +163,7 @@ impl Campaign {
         let query = "select coalesce((select string_agg(phase, ' ') from espd.build_progress), 'no build') || ': ' ||
               coalesce(string_agg(distinct substring(query from '^\\s*-- (\\w+)'), ' ' order by substring(query from '^\\s*-- (\\w+)')), 'nothing')
             from pg_stat_activity
-            where (application_name like 'espctl%' or application_name like 'espd: re%') and state <> 'idle'";
+            where datname = current_database() and (application_name like 'espctl%' or application_name like 'espd: re%') and state <> 'idle'";
         let met = self.fixture.fact(query).await;
         *self.met.entry(format!("{victim}: {met}")).or_default() += 1;
     }
