@@ -5,8 +5,10 @@
 //! that keeps processors apart it is another processor: it can write no table of the version that serves.
 
 mod approval;
+mod ddl;
 mod difference;
 mod indexes;
+mod outside;
 mod part;
 mod place;
 mod progress;
@@ -482,6 +484,9 @@ mod tests {
     fn versions_beside_have_names_that_nobody_can_declare() {
         assert_eq!(Beside::Next.name("orders"), "orders$next");
         assert!(!crate::postgres::name::is_name(&Beside::Archived(1).name("orders")));
+        let is_unlogged = |beside: Beside| crate::processing::processor::is_unlogged(&beside.name("orders"));
+        assert!([Beside::DryRun, Beside::Verification, Beside::Part].into_iter().all(is_unlogged));
+        assert!(!is_unlogged(Beside::Next) && !is_unlogged(Beside::Archived(1)));
         assert_eq!(Beside::Archived(1).schema("public", "orders"), "public_orders_v1");
         assert_eq!(Beside::Next.schema("public", &"o".repeat(48)).len(), 60);
     }

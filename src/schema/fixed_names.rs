@@ -40,7 +40,7 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "forget_events", "has_format", "has_type", "has_zone", "hold_trackers", "is_replaying",
     "keep_emission", "keep_scheduled", "lock_tags", "lock_tracker", "lock_unowned", "log_act",
     "log_scheduled", "log_witness", "note_movement", "note_witness", "nothing_stored", "pause_processor", "read_tagged",
-    "rebuild_processor", "refuse_departing", "refuse_foreign_writes", "refuse_unmet", "remove_dead_letter",
+    "rebuild_processor", "refuse_beyond", "refuse_departing", "refuse_foreign_writes", "refuse_unmet", "remove_dead_letter",
     "rename_processor", "request_reload", "reset_processor", "reset_tracker", "resume_processor",
     "retry_dead_letters", "retry_emissions", "retry_processor", "retry_scheduled_events", "set_aside",
     "set_aside_behind", "set_aside_by_operator", "wait_for",

@@ -4,7 +4,7 @@ use chrono::Utc;
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
-use super::preparation::refuse_unsuitable;
+use super::preparation::{refuse_unsuitable, warn_of_publications};
 use super::{Effort, Listener, Rebuilding, Selection, blocked, failed};
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
@@ -45,8 +45,9 @@ impl Prepared {
             beside == Beside::Next && operator.find_same(worker, &live, &declaration, listener).await?;
         if !goes_on {
             operator.remove_version(worker, &live.name, beside, declaration.version).await?;
-            create(worker, processor.base(), &live.name, schema).await.map_err(blocked)?;
+            create(worker, processor.base(), (&live, schema)).await.map_err(blocked)?;
             if beside == Beside::Next {
+                warn_of_publications(worker, listener).await?;
                 operator.note_begun(worker, &live, &declaration).await?;
             }
         }

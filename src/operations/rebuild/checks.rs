@@ -53,19 +53,20 @@ impl Rebuilding<'_> {
         let scope = self.operator.databases.scope.beside(&self.building_in);
         let path = scope.search_path();
         let mut failed = Vec::new();
+        let trackers = self.operator.trackers();
+        let live = (trackers.schema(), self.live.name.as_str());
         for check in &checks {
-            match run(&mut self.worker, &path, check).await {
-                Ok(rows) if rows.is_empty() => {}
-                Ok(rows) => failed.push(FailedCheck { name: check.name.clone(), rows }),
+            let at = format!("{}:{}: the check `{}`", check.sql.file, check.sql.line, check.name);
+            match run(&mut self.worker, &path, check, live).await {
+                Ok(Ran { read_of_live: Some(table), .. }) => {
+                    return Err(OperatorError::Rebuild(format!(
+                        "{at} reads {table} of the version that serves: name tables that this version declares, without a schema"
+                    )));
+                }
+                Ok(Ran { rows, .. }) if rows.is_empty() => {}
+                Ok(Ran { rows, .. }) => failed.push(FailedCheck { name: check.name.clone(), rows }),
                 Err(error @ sqlx::Error::Database(_)) => {
-                    let message = format!(
-                        "{}:{}: the check `{}`: {}",
-                        check.sql.file,
-                        check.sql.line,
-                        check.name,
-                        describe(&error)
-                    );
-                    return Err(OperatorError::Rebuild(message));
+                    return Err(OperatorError::Rebuild(format!("{at}: {}", describe(&error))));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -74,8 +75,19 @@ impl Rebuilding<'_> {
     }
 }
 
-/// The first rows of a check, in a transaction that writes nothing.
-async fn run(connection: &mut PgConnection, path: &str, check: &Check) -> Result<Vec<Value>, sqlx::Error> {
+/// What a check has returned, and which table of the version that serves it has read.
+struct Ran {
+    rows: Vec<Value>,
+    read_of_live: Option<String>,
+}
+
+/// Runs a check in a transaction that writes nothing. `live`: the quoted schema of the trackers, and the processor.
+async fn run(
+    connection: &mut PgConnection,
+    path: &str,
+    check: &Check,
+    (schema, processor): (&str, &str),
+) -> Result<Ran, sqlx::Error> {
     let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
     let statement = format!(
         "-- set_path\nset transaction read only; set local statement_timeout = '{LIMIT}'; set local search_path = {path}"
@@ -85,6 +97,15 @@ async fn run(connection: &mut PgConnection, path: &str, check: &Check) -> Result
     let statement = format!("-- run_check\nselect to_jsonb(found) from (\n{sql}\n) as found limit {ROWS}");
     let rows: Vec<Json<Value>> =
         sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_all(&mut *transaction).await?;
+    // Whoever has read a table holds a lock on it.
+    let statement = format!(
+        "-- find_read_of_live
+         select o.name from {schema}.owned_relations as o where o.processor = $1 and o.oid in (
+           select l.relation from pg_catalog.pg_locks as l
+           where l.locktype = 'relation' and l.pid = pg_catalog.pg_backend_pid() and l.granted) limit 1"
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(processor);
+    let read_of_live = query.fetch_optional(&mut *transaction).await?;
     transaction.rollback().await?;
-    Ok(rows.into_iter().map(|Json(row)| row).collect())
+    Ok(Ran { rows: rows.into_iter().map(|Json(row)| row).collect(), read_of_live })
 }

@@ -226,6 +226,8 @@ impl Rebuilding<'_> {
         let mut connection = projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.hold_live(&mut transaction).await?;
+        // The rows that were built do not survive a crash of the server, and nor does the session that has built them.
+        sqlx::raw_sql("-- find_session\nselect 1").execute(&mut *self.worker).await?;
         // Also of the events that have come since the comparison.
         if self.replay.set_aside > 0 {
             return Err(OperatorError::Blocked(format!(

@@ -175,6 +175,23 @@ impl Operator<'_> {
     }
 }
 
+/// Says what publications of all tables do while a version is built: its rows have to survive a crash, so they are published as well.
+pub(super) async fn warn_of_publications(
+    connection: &mut PgConnection,
+    listener: Listener<'_>,
+) -> Result<(), sqlx::Error> {
+    let statement = "-- list_publications_of_all
+        select string_agg(pubname::text, ', ' order by pubname) from pg_catalog.pg_publication where puballtables";
+    let found: Option<String> = sqlx::query_scalar(statement).persistent(false).fetch_one(connection).await?;
+    if let Some(names) = found {
+        (listener.note)(&format!(
+            "publication {names} publishes all tables, so it publishes those of the new version under the names that they have until \
+             it is live: a subscription to it stops at them. Publish single tables where PostgreSQL subscribes"
+        ));
+    }
+    Ok(())
+}
+
 /// Refuses what cannot be built beside, and says what can be done instead.
 pub(super) fn refuse_unsuitable(
     row: &TrackerRow,

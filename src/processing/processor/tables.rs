@@ -78,14 +78,48 @@ impl<'a> Tables<'a> {
             }
             self.record(connection, &table.name).await?;
         }
+        let is_unpublished = is_unlogged(&self.declaration.name);
+        let refers = |ddl: &SourceText| ddl.text.to_lowercase().contains("references");
+        // Before the rows of its DDL, unless that makes tables which refer to these: a logged one cannot refer to one that is not.
+        if is_unpublished && !self.declaration.ddl.iter().any(refers) {
+            self.make_unlogged(connection).await?;
+        }
         for ddl in &self.declaration.ddl {
             self.define(connection, ddl.text.clone(), &[(0, ddl)]).await?;
+        }
+        if is_unpublished {
+            self.make_unlogged(connection).await?;
         }
         let made = dependents::list(connection, &self.schema, &self.declaration.name).await?;
         let made: Vec<String> = made.into_iter().map(|dependent| dependent.item).collect();
         self.record_declaration(connection, Some(&made)).await?;
         self.carry_over_kept(connection, &made).await?;
         self.enter_scope(connection).await
+    }
+
+    /// Keeps the rows of tables that go again out of publications of all tables, whose subscribers do not have them. Partitioned
+    /// tables have no rows.
+    async fn make_unlogged(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- make_unlogged
+             do $unlogged$ declare one regclass; was_logged boolean; begin
+               loop
+                 was_logged := false;
+                 -- One after the other: no logged table refers to it any more.
+                 for one in select c.oid from pg_catalog.pg_class as c
+                            where c.relnamespace = {schema}::regnamespace and c.relkind = 'r' and c.relpersistence = 'p'
+                              and not exists (select from pg_catalog.pg_constraint as f
+                                join pg_catalog.pg_class as r on r.oid = f.conrelid
+                                where f.contype = 'f' and f.confrelid = c.oid and r.oid <> c.oid and r.relpersistence = 'p') loop
+                   execute format('alter table %s set unlogged', one);
+                   was_logged := true;
+                 end loop;
+                 exit when not was_logged;
+               end loop;
+             end $unlogged$",
+            schema = quote_literal(&quote_identifier(&self.scope.schema))
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
     /// Records tables that exist already as this projector's, in the caller's transaction.
@@ -286,6 +320,11 @@ impl<'a> Tables<'a> {
             .await?;
         Ok(())
     }
+}
+
+/// Whether a processor is a version that is built to be looked at, and removed then: nothing of it need survive a crash.
+pub(crate) fn is_unlogged(name: &str) -> bool {
+    ["$dry", "$check", "$part"].iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// Drops every table that is recorded as a processor's, with what depends on it. Returns what that was: what others have

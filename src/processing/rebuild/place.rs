@@ -2,39 +2,80 @@
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+use super::ddl::{Made, made_by_ddl};
+use super::outside::Outside;
+use super::replay::find_declared;
 use crate::postgres::lexer;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark;
 use crate::processing::declaration::{ProcessorDeclaration, SourceText};
-use crate::processing::processor::{ProcessorBase, ProcessorError, observe};
-use crate::processing::tracker::Trackers;
+use crate::processing::processor::{Dropped, ProcessorBase, ProcessorError, is_unlogged, observe};
+use crate::processing::tracker::{ProcessorKey, Trackers};
 
-/// What is in a schema and moves by a statement of its own: kind and qualified name. Parts of tables move with them.
+/// What is in a schema and moves by a statement of its own. Parts of tables move with them. `own_name` is the name without the
+/// schema, with the arguments of a routine.
 pub(super) const OBJECTS: &str = "
     select case c.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'S' then 'sequence'
              when 'f' then 'foreign table' else 'table' end as kind,
-           format('%I.%I', n.nspname, c.relname) as name, quote_ident(c.relname) as own_name
+           c.relname::text as name, c.relname::text as own_name, 'pg_class'::regclass::oid as classid, c.oid as objid
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
     where n.nspname = {schema} and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
       and not exists (select from pg_depend as d
         where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype in ('a', 'i') and c.relkind = 'S')
     union all
-    select 'routine', p.oid::regprocedure::text, regexp_replace(p.oid::regprocedure::text, '^.*?\\.', '')
+    select 'routine', p.proname, replace(p.oid::regprocedure::text, quote_ident(n.nspname) || '.', ''),
+           'pg_proc'::regclass, p.oid
     from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace where n.nspname = {schema}
     union all
-    select case t.typtype when 'd' then 'domain' else 'type' end, format('%I.%I', n.nspname, t.typname), quote_ident(t.typname)
+    select case t.typtype when 'd' then 'domain' else 'type' end, t.typname, t.typname, 'pg_type'::regclass, t.oid
     from pg_type as t join pg_namespace as n on n.oid = t.typnamespace left join pg_class as c on c.oid = t.typrelid
     where n.nspname = {schema}
-      and (t.typtype in ('e', 'd', 'r') or t.typtype = 'c' and c.relkind = 'c')";
+      and (t.typtype in ('e', 'd', 'r') or t.typtype = 'c' and c.relkind = 'c')
+    union all
+    select 'statistics', s.stxname, s.stxname, 'pg_statistic_ext'::regclass, s.oid
+    from pg_statistic_ext as s join pg_namespace as n on n.oid = s.stxnamespace where n.nspname = {schema}";
 
-/// Refuses texts that name a table of the processor with the schema of the serving version: they would read that one's rows.
+/// What is in a schema and stays there when the tables go.
+const UNMOVABLE: &str = "-- find_unmovable
+    select i.type || ' ' || i.identity from pg_depend as d cross join lateral pg_identify_object(d.classid, d.objid, 0) as i
+    where d.refclassid = 'pg_namespace'::regclass and d.refobjid = to_regnamespace($1) and d.deptype = 'n'
+      and d.classid not in ('pg_class'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass, 'pg_statistic_ext'::regclass,
+                            'pg_default_acl'::regclass)
+    limit 1";
+
+/// The rows of [`OBJECTS`] in the schema `live` that the DDL of the version that serves has made, besides its tables. Of several
+/// routines of one name, it is one that has a counterpart in the schema `of`.
+pub(super) fn made_objects(made: &[Made], live: &str, of: &str) -> String {
+    let objects = |schema: &str| OBJECTS.replace("{schema}", &quote_literal(schema));
+    let mut pairs: Vec<String> = made
+        .iter()
+        .map(|Made { kind, name }| format!("({}, {})", quote_literal(kind), quote_literal(name)))
+        .collect();
+    pairs.push("('', '')".to_owned());
+    format!(
+        "select o.* from (select o.*, count(*) over (partition by o.kind, o.name) as namesakes from ({}) as o) as o
+         where (o.kind, o.name) in ({})
+           and (o.namesakes = 1 or exists (select from ({}) as b where b.kind = o.kind and b.own_name = o.own_name))",
+        objects(live),
+        pairs.join(", "),
+        objects(of)
+    )
+}
+
+/// Refuses texts that name a table of the processor with the schema of the serving version: they would read that one's rows, or
+/// be true of them.
 pub(crate) fn refuse_qualified_names(
     declaration: &ProcessorDeclaration,
     schema: &str,
 ) -> Result<(), ProcessorError> {
     let handlers = declaration.handlers().iter().map(|handler| &handler.sql);
     let texts = declaration.tables.iter().flat_map(|table| table.texts()).chain(&declaration.ddl);
-    match texts.chain(handlers).find_map(|text| qualified_in(text, schema, &declaration.table_names())) {
+    let checks = declaration.checks.iter().map(|check| &check.sql);
+    match texts
+        .chain(handlers)
+        .chain(checks)
+        .find_map(|text| qualified_in(text, schema, &declaration.table_names()))
+    {
         None => Ok(()),
         Some((place, name)) => Err(ProcessorError::Blocked(format!(
             "{place}: {schema}.{name} is a table of the version that serves, which the new one must not read: write {name} \
@@ -57,26 +98,68 @@ fn qualified_in(text: &SourceText, schema: &str, tables: &[String]) -> Option<(S
 }
 
 /// Finds out, in a transaction that is rolled back, whether the tables of a version can be made beside the serving one, and move
-/// to where that is. `base` is the version beside; `live` and `live_schema` are the name and the schema of the serving one.
+/// to where that is. `base` is the version beside; `live` and `live_schema` are the key and the schema of the serving one.
 pub(crate) async fn create(
     connection: &mut PgConnection,
     base: &ProcessorBase,
-    live: &str,
-    live_schema: &str,
+    (live, live_schema): (&ProcessorKey, &str),
 ) -> Result<(), ProcessorError> {
     let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+    let building_in = &base.scope.schema;
+    let outside = Outside::look(&mut transaction, &base.schema, building_in).await?;
     let schema = quote_identifier(&base.schema);
-    let before = observe(&mut transaction, &schema, live).await?;
+    let before = observe(&mut transaction, &schema, &live.name).await?;
     base.tables().create(&mut transaction).await?;
-    let after = observe(&mut transaction, &schema, live).await?;
-    if let Some(item) = after.first_beyond(&before) {
+    let after = observe(&mut transaction, &schema, &live.name).await?;
+    refuse_ddl_beyond(&mut transaction, (live, live_schema), (&before, &after), &outside).await?;
+    // What is only looked at need not be able to go live.
+    if !is_unlogged(base.name()) {
+        refuse_unmovable(&mut transaction, &live.name, building_in).await?;
+        let taken = find_taken(&mut transaction, &schema, building_in, (live, live_schema), &before).await?;
+        refuse_taken(&live.name, &taken)?;
+    }
+    Ok(transaction.rollback().await?)
+}
+
+/// Refuses DDL that has changed something beyond the schema that the version is built in: that would be so for a version that never
+/// goes live, and would go with the schema.
+async fn refuse_ddl_beyond(
+    transaction: &mut PgConnection,
+    (live, live_schema): (&ProcessorKey, &str),
+    (before, after): (&Dropped, &Dropped),
+    outside: &Outside,
+) -> Result<(), ProcessorError> {
+    let ProcessorKey { name, .. } = live;
+    if let Some(item) = after.first_beyond(before) {
         return Err(ProcessorError::Blocked(format!(
-            "ddl of {live} makes {item}, on a table of the version that serves: write names without the schema {live_schema}"
+            "ddl of {name} makes {item}, on a table of the version that serves: write names without the schema {live_schema}"
         )));
     }
-    let (building_in, made) = (&base.scope.schema, before.made_apart());
-    let taken = find_taken(&mut transaction, &schema, building_in, (live, live_schema), &made).await?;
-    transaction.rollback().await?;
+    let gone = || before.first_beyond(after).map(|item| format!("drops {item}"));
+    let change = outside.find_change(transaction).await?.or_else(gone);
+    change.map_or(Ok(()), |change| {
+        Err(ProcessorError::Blocked(format!(
+            "ddl of {name} {change}, which the version that serves has, or others: write names of what {name} makes without a \
+             schema, which means the right one in both versions, and leave `drop` and what belongs to others out"
+        )))
+    })
+}
+
+async fn refuse_unmovable(
+    transaction: &mut PgConnection,
+    name: &str,
+    building_in: &str,
+) -> Result<(), ProcessorError> {
+    let query = sqlx::query_scalar(UNMOVABLE).persistent(false).bind(quote_identifier(building_in));
+    let found: Option<String> = query.fetch_optional(transaction).await?;
+    found.map_or(Ok(()), |item| {
+        Err(ProcessorError::Blocked(format!(
+            "ddl of {name} makes {item}, which cannot go live with the tables: make it once, in another schema, without espd"
+        )))
+    })
+}
+
+fn refuse_taken(live: &str, taken: &[String]) -> Result<(), ProcessorError> {
     if taken.is_empty() {
         return Ok(());
     }
@@ -87,30 +170,31 @@ pub(crate) async fn create(
     )))
 }
 
-/// Which names of objects in the schema `of` are taken in `live`, by others than the processor and what it has made.
+/// Which names of objects in the schema `of` are taken in that of the serving version, by others than the processor and what it has
+/// made.
 async fn find_taken(
     connection: &mut PgConnection,
     own_schema: &str,
     of: &str,
-    (live, live_schema): (&str, &str),
-    made: &[String],
+    (live, live_schema): (&ProcessorKey, &str),
+    before: &Dropped,
 ) -> Result<Vec<String>, sqlx::Error> {
+    let declared = find_declared(&mut *connection, own_schema, &live.name, live.version).await?;
+    let made = declared.as_ref().map(made_by_ddl).unwrap_or_default();
     let objects = |schema: &str| OBJECTS.replace("{schema}", &quote_literal(schema));
     let statement = format!(
         "-- find_taken_names
-         select o.kind || ' ' || o.name from ({live}) as o join ({of}) as b on b.kind = o.kind and b.own_name = o.own_name
-         where not o.kind || ' ' || o.name = any ($1)
-           and not exists (select from {own_schema}.owned_relations as r where r.processor = $2 and r.oid = to_regclass(o.name))",
+         select o.kind || ' ' || i.identity from ({live}) as o join ({of_new}) as b on b.kind = o.kind and b.own_name = o.own_name
+           cross join lateral pg_identify_object(o.classid, o.objid, 0) as i
+         where not o.kind || ' ' || i.identity = any ($1) and not i.type || ' ' || i.identity = any ($1)
+           and (o.classid, o.objid) not in (select m.classid, m.objid from ({own}) as m)
+           and not exists (select from {own_schema}.owned_relations as r where r.processor = $2 and r.oid = o.objid)",
         live = objects(live_schema),
-        of = objects(of)
+        of_new = objects(of),
+        own = made_objects(&made, live_schema, of)
     );
-    let taken: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
-        .persistent(false)
-        .bind(made)
-        .bind(live)
-        .fetch_all(&mut *connection)
-        .await?;
-    Ok(taken)
+    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+    query.bind(before.made_apart()).bind(&live.name).fetch_all(&mut *connection).await
 }
 
 /// Drops a version that does not serve: its schema with everything in it, its tracker and what refers to that, and its functions.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::place::OBJECTS;
+use super::ddl::made_by_ddl;
+use super::place::{OBJECTS, made_objects};
+use super::replay::find_declared;
 use super::views::View;
 use super::{Beside, Rebuilds, SwapError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -138,11 +140,14 @@ impl Swap<'_> {
         let archived = Beside::Archived(self.live.version);
         let archive = archived.schema(self.schema, &self.live.name);
         let former = format!(
-            "select 'table' as kind, o.name from (
-               select distinct r.oid::regclass::text as name from {}.owned_relations as r where r.processor = {}) as o",
+            "select distinct r.oid from {}.owned_relations as r where r.processor = {}",
             self.trackers.schema(),
             quote_literal(&self.live.name)
         );
+        let live = &self.live;
+        let declared =
+            find_declared(&mut *transaction, self.trackers.schema(), &live.name, live.version).await?;
+        let made = declared.as_ref().map(made_by_ddl).unwrap_or_default();
         let views: Vec<String> = before.made_apart().into_iter().filter(|item| has_schema(item)).collect();
         let new = OBJECTS.replace("{schema}", &quote_literal(self.building_in));
         let statement = format!(
@@ -150,13 +155,20 @@ impl Swap<'_> {
              create schema {archive_name};
              do $move$ declare one record; owners jsonb; begin
                select jsonb_object_agg(c.relname, quote_ident(pg_get_userbyid(c.relowner))) into owners
-                 from ({former}) as f join pg_class as c on c.oid = f.name::regclass;
+                 from ({former}) as f join pg_class as c on c.oid = f.oid;
                for one in {former} loop
-                 execute format('alter table %s set schema %I', one.name, {archive});
+                 execute format('alter table %s set schema %I', one.oid::regclass, {archive});
                end loop;
                {views}
+               for one in select o.kind, o.classid, o.objid from ({made}) as o union
+                          select o.kind, o.classid, o.objid from ({old}) as o join pg_statistic_ext as s on s.oid = o.objid
+                          where o.kind = 'statistics' and s.stxrelid in ({former}) loop
+                 execute format('alter %s %s set schema %I', one.kind,
+                   (pg_identify_object(one.classid, one.objid, 0)).identity, {archive});
+               end loop;
                for one in {new} loop
-                 execute format('alter %s %s set schema %I', one.kind, one.name, {live});
+                 execute format('alter %s %s set schema %I', one.kind,
+                   (pg_identify_object(one.classid, one.objid, 0)).identity, {live});
                end loop;
                for one in select c.oid::regclass as relation, owners ->> c.relname as owner from pg_class as c
                           where c.relnamespace = {live_quoted}::regnamespace and owners ? c.relname
@@ -168,6 +180,8 @@ impl Swap<'_> {
             archive_name = quote_identifier(&archive),
             archive = quote_literal(&archive),
             live = quote_literal(self.schema),
+            made = made_objects(&made, self.schema, self.building_in),
+            old = OBJECTS.replace("{schema}", &quote_literal(self.schema)),
             live_quoted = quote_literal(&quote_identifier(self.schema)),
             building_in = quote_identifier(self.building_in),
             views = views

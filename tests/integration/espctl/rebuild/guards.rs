@@ -1,0 +1,211 @@
+//! A version that is built beside the serving one touches nothing but its own schema, and reads nothing of the serving version.
+
+use super::*;
+
+impl Fixture {
+    /// Declares the tables and the handler of [`FIRST`], with this DDL and more.
+    fn declare_ddl(&self, version: i32, ddl: &[&str], more: &str) {
+        let ddl: Vec<String> = ddl.iter().map(|text| format!("'''{text}'''")).collect();
+        self.installation.declare(
+            "orders",
+            &format!(
+                "[projector]\nname = 'orders'\nversion = {version}\nddl = [{}]\n[projector.tables]\norders = 'id bigint primary key, \
+                 {}'\n[[projector.on]]\nevents = ['A']\nsql = \"{}\"\n{more}",
+                ddl.join(", "),
+                FIRST.0,
+                FIRST.1
+            ),
+        );
+    }
+
+    /// A daemon has made version 1 with this DDL, and has handled five events.
+    async fn with_ddl(ddl: &[&str]) -> (Self, Program) {
+        let db = support::database().await;
+        let settings = "[runner]\npoll_interval_max = '50ms'\n[rebuild]\nparallelism = 0\n";
+        let fixture = Self { installation: Installation::new(&db.url, settings), db };
+        fixture.declare_ddl(1, ddl, "");
+        append(&fixture.db.pool, 5).await;
+        let daemon = fixture.installation.start_daemon();
+        reaches(&fixture.db.pool, "orders", 5).await;
+        (fixture, daemon)
+    }
+
+    /// What refuses these commands, which leave nothing behind.
+    async fn refused(&self, commands: &[&[&str]], because: &str) {
+        for command in commands {
+            let refused = self.espctl(command).await;
+            assert!(refused.code != Some(0) && refused.stderr.contains(because), "{command:?}: {refused:?}");
+            self.espctl(&["rebuild", "abort", "orders"]).await;
+            let left = self.beside().await;
+            assert!(
+                !["$next", "$dry", "$check"].iter().any(|name| left.contains(name)),
+                "{command:?}: {left}"
+            );
+        }
+    }
+}
+
+const VERIFY: &[&str] = &["verify", "orders"];
+const DRY_RUN: &[&str] = &["rebuild", "orders", "--dry-run"];
+const REBUILD: &[&str] = &["rebuild", "orders", "--yes"];
+
+#[tokio::test]
+async fn ddl_that_reaches_what_serves_is_refused_by_whatever_builds_a_version_and_changes_nothing() {
+    let view = "create or replace view public.ov as select id, n from orders";
+    let (fixture, daemon) = Fixture::with_ddl(&[view]).await;
+    fixture.run("create function public.price(n int) returns int language sql as 'select 1'").await;
+    fixture.refused(&[VERIFY, DRY_RUN, REBUILD], "ddl of orders changes view public.ov").await;
+    assert_eq!(fixture.fact("select count(*) from public.ov").await, "5");
+
+    for (ddl, because) in [
+        (
+            "create or replace function public.price(n int) returns int language sql as 'select 2'",
+            "changes function public.price(n integer)",
+        ),
+        ("drop view if exists ov; create view ov as select id, n from orders", "drops view public.ov"),
+        ("create view public.more as select id from orders", "makes view public.more"),
+        ("comment on view public.ov is 'mine'", "makes comment on view public.ov"),
+        ("insert into public.lines values (1)", "changes table public.lines"),
+    ] {
+        fixture.run("create table if not exists public.lines (id bigint primary key)").await;
+        fixture.declare_ddl(2, &[ddl], "");
+        fixture.refused(&[DRY_RUN, REBUILD], because).await;
+    }
+    assert_eq!(
+        fixture
+            .fact("select price(7) || ' ' || count(*) || ' ' || (select count(*) from lines) from public.ov")
+            .await,
+        "1 5 0"
+    );
+
+    // What refers to tables of others, or finds what is there, changes nothing.
+    let refers =
+        "alter table orders add foreign key (id) references public.lines deferrable initially deferred";
+    fixture.run("insert into public.lines select generate_series(1, 5)").await;
+    fixture.declare_ddl(2, &[refers, "create schema if not exists public"], "");
+    fixture.espctl(DRY_RUN).await.printed();
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_handler_or_a_check_that_reads_a_table_of_the_serving_version_is_refused() {
+    let (fixture, daemon) = Fixture::with_ddl(&["create view seen as select 1"]).await;
+    let gone = "gone = 'id bigint primary key'\norders =";
+    let with_gone = |version, text: &str| declaration(version, FIRST.0, FIRST.1).replace("orders =", text);
+    fixture.installation.declare("orders", &with_gone(2, gone));
+    fixture.espctl(REBUILD).await.printed();
+    let reads = "perform count(*) from gone; insert into orders values (event.id, 1, 'a')";
+    fixture.declare(3, (FIRST.0, reads));
+    fixture
+        .refused(&[DRY_RUN, REBUILD], "has read table public.gone of the version of orders that serves")
+        .await;
+
+    // A function hides it from whoever reads the text.
+    fixture.run("create function public.ids() returns bigint language plpgsql as 'begin return (select count(*) from public.orders); end'").await;
+    let check = |sql: &str| format!("[[projector.check]]\nname = 'none'\nsql = '{sql}'\n");
+    fixture.declare_ddl(3, &[], &check("select id from public.orders where false"));
+    fixture.refused(&[REBUILD], "write orders without the schema").await;
+    fixture.declare_ddl(3, &[], &check("select 1 where ids() < 0"));
+    fixture.refused(&[REBUILD], "the check `none` reads public.orders of the version that serves").await;
+    fixture.declare_ddl(3, &[], &check("select id from orders where id < 0"));
+    fixture.espctl(REBUILD).await.printed();
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_handlers_write_to_tables_that_nobody_has_declared_is_not_written_again() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.run("create schema app; create table app.audit (id bigint); create sequence app.numbers").await;
+    let writes =
+        "insert into orders values (event.id, event.id % 3, 'a'); insert into app.audit values (event.id)";
+    fixture.declare(2, (FIRST.0, writes));
+    fixture.refused(&[DRY_RUN, REBUILD], "has written table app.audit, which orders does not declare").await;
+    fixture.espctl(&["reset", "orders", "--yes", "--in-place"]).await.printed();
+    fixture.espctl(&["reload"]).await.printed();
+    reaches(&fixture.db.pool, "orders", 5).await;
+    fixture.refused(&[VERIFY], "has written table app.audit").await;
+    assert_eq!(fixture.fact("select count(*) from app.audit").await, "5", "by the version that serves");
+    // To draw numbers is no write.
+    let draws = "perform nextval('app.numbers'); insert into orders values (event.id, 1, 'a')";
+    fixture.declare(3, (FIRST.0, draws));
+    fixture.espctl(REBUILD).await.printed();
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn functions_types_sequences_and_statistics_of_ddl_change_places_with_the_tables_and_back() {
+    let ddl = [
+        "create type mood as enum ('good')",
+        "create sequence numbers",
+        "create function price(n int) returns int language sql as 'select 1'",
+        "create function of_mood(m mood) returns int language sql as 'select 1'",
+        "create statistics together on n, tenant from orders",
+    ];
+    let (fixture, daemon) = Fixture::with_ddl(&ddl).await;
+    fixture.espctl(VERIFY).await.printed();
+    let mut second = ddl;
+    second[2] = "create function price(n int) returns int language sql as 'select 2'";
+    fixture.declare_ddl(2, &second, "");
+    fixture.espctl(DRY_RUN).await.printed();
+    fixture.espctl(REBUILD).await.printed();
+    let prices =
+        "select public.price(7) || ' ' || public_orders_v1.price(7) || ' ' || public.of_mood('good')";
+    assert_eq!(fixture.fact(prices).await, "2 1 1");
+    let statistics = "select string_agg(stxnamespace::regnamespace::text, ' ' order by stxnamespace::regnamespace::text) from pg_statistic_ext";
+    assert_eq!(fixture.fact(statistics).await, "public public_orders_v1");
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.fact("select public.price(7) || ' ' || public_orders_v2.price(7)").await, "1 2");
+
+    // Of others, it stays where it is and is in the way.
+    fixture.run("create function public.of_others() returns int language sql as 'select 1'").await;
+    fixture.declare_ddl(3, &["create function of_others() returns int language sql as 'select 2'"], "");
+    fixture.refused(&[REBUILD], "routine public.of_others() exists already").await;
+    fixture.declare_ddl(3, &["create collation mine from \"C\""], "");
+    fixture.refused(&[REBUILD], "makes collation public_orders_next.mine, which cannot go live").await;
+    daemon.stop().await;
+}
+
+/// Rows of a table that is not logged reach no subscriber.
+#[tokio::test]
+async fn a_version_that_is_only_looked_at_is_not_published() {
+    let lines =
+        "create table lines (id bigint references orders, line text); insert into lines (line) values ('a')";
+    let (fixture, daemon) = Fixture::with_ddl(&["create index orders_n on orders (n)"]).await;
+    fixture.declare_ddl(2, &["insert into orders values (0, 0, 'b')"], "");
+    let logged = "select count(*) from pg_class where relnamespace = 'public_orders_dry'::regnamespace and relkind = 'r' and relpersistence = 'p'";
+    fixture.run(&held_up("public_orders_dry")).await;
+    let mut blocker = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
+    for ddl in ["insert into orders values (0, 0, 'b')", lines] {
+        sqlx::raw_sql("select pg_advisory_lock(77)").execute(&mut blocker).await.unwrap();
+        fixture.declare_ddl(2, &[ddl], "");
+        let mut dry = Program::start(fixture.installation.espctl_command(DRY_RUN));
+        eventually("it is built", async || {
+            let waits = "select count(*) = 1 from pg_locks where locktype = 'advisory' and objid = 77 and not granted";
+            (fixture.fact(waits).await == "true").then_some(())
+        })
+        .await;
+        assert_eq!(fixture.fact(logged).await, "0", "{ddl}");
+        sqlx::raw_sql("select pg_advisory_unlock(77)").execute(&mut blocker).await.unwrap();
+        dry.ended().await;
+    }
+    let name = fixture.db.name.clone();
+    fixture.run(&format!("create publication all_{name} for all tables")).await;
+    fixture.declare_ddl(2, &[], "");
+    let said = fixture.espctl(REBUILD).await;
+    assert!(
+        said.code == Some(0) && said.stderr.contains(&format!("all_{name} publishes all tables")),
+        "{said:?}"
+    );
+    daemon.stop().await;
+}
+
+/// Has the removal of a schema wait for whoever holds the lock 77.
+fn held_up(schema: &str) -> String {
+    format!(
+        "create function public.hold_up() returns event_trigger language plpgsql as $$ begin
+           if current_query() like '%drop_version%' and to_regclass('{schema}.orders') is not null
+             then perform pg_advisory_xact_lock(77); end if;
+         end $$;
+         create event trigger hold_up on ddl_command_start when tag in ('DROP SCHEMA') execute function public.hold_up()"
+    )
+}
