@@ -20,7 +20,6 @@ mod unattended;
 
 use std::time::Instant;
 
-use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres};
 
@@ -31,8 +30,8 @@ use crate::postgres::quote::quote_identifier;
 use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::rebuild::{
-    Beside, Compared, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State, Throttle,
-    Versions, Written, compare, drop_place, write_progress,
+    Beside, Compared, Complete, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State,
+    Throttle, Versions, Written, compare, drop_place, write_progress,
 };
 use crate::processing::tracker::ProcessorKey;
 
@@ -71,7 +70,7 @@ pub(crate) struct Rebuilding<'o> {
     /// Has the lock of the session, and runs the batches.
     worker: PoolConnection<Postgres>,
     /// When the version beside was complete for the first time in this run, by the server's clock.
-    complete_at: DateTime<Utc>,
+    complete_at: Complete,
     /// The tables of the version that serves.
     live_tables: Vec<String>,
     pace: Pace,
@@ -146,8 +145,7 @@ impl<'o> Rebuilding<'o> {
         }
         self.note(Finding::Analyzed).await?;
         self.follow().await?;
-        let now = sqlx::query_scalar("-- read_clock\nselect clock_timestamp()");
-        self.complete_at = now.persistent(false).fetch_one(&mut *self.worker).await?;
+        self.complete_at = Complete::now(&mut self.worker).await?;
         Ok(())
     }
 

@@ -45,7 +45,7 @@ pub(crate) use shares::{
     SHARES_MAX, Share, create_shares, find_obstacle_to_shares, join_shares, list_shares,
 };
 pub(crate) use since::{EventAt, Since, Trace};
-pub(crate) use swap::{NewerSnapshot, Swap, refusal};
+pub(crate) use swap::{Complete, NewerSnapshot, Swap, refusal};
 pub(crate) use throttle::Throttle;
 pub(crate) use verification::{
     KEYS_MAX, Slice, Verification, clear_found, list_verifications, note_slice, pace,

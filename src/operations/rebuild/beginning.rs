@@ -1,6 +1,5 @@
 //! What a build begins with: the lock of the session, then what is found out and made under it.
 
-use chrono::Utc;
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
@@ -11,7 +10,7 @@ use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::quote_literal;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::rebuild::{
-    Beside, Pace, Part, Replay, Throttle, create, key_of_lock, refuse_qualified_names,
+    Beside, Complete, Pace, Part, Replay, Throttle, create, key_of_lock, refuse_qualified_names,
 };
 use crate::processing::tracker::ProcessorKey;
 
@@ -67,7 +66,7 @@ impl Prepared {
         let Self { live, declaration, replay, start, live_tables, part } = self;
         Rebuilding {
             building_in: beside.schema(&operator.databases.scope.schema, &live.name),
-            complete_at: Utc::now(),
+            complete_at: Complete::unknown(),
             operator,
             listener,
             beside,

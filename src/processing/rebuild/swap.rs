@@ -39,34 +39,68 @@ pub(crate) struct Swap<'s> {
     pub(crate) functions: Vec<String>,
 }
 
+/// When a version beside was complete.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Complete {
+    at: DateTime<Utc>,
+    /// A snapshot that waits for no transaction below it has seen the version complete.
+    next_xid: i64,
+}
+
+from_row!(Complete { at, next_xid });
+
+impl Complete {
+    /// Before it was, nobody could be told to be late.
+    pub(crate) fn unknown() -> Self {
+        Self { at: Utc::now(), next_xid: 0 }
+    }
+
+    /// Now, by the server's clock.
+    pub(crate) async fn now(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let statement = "-- read_clock
+            select clock_timestamp() as at, txid_snapshot_xmax(txid_current_snapshot()) as next_xid";
+        sqlx::query_as(statement).persistent(false).fetch_one(connection).await
+    }
+}
+
 /// A session whose transaction began before the new tables were complete, and would see them so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewerSnapshot {
     pub(crate) pid: i32,
     application_name: Option<String>,
-    begun_at: DateTime<Utc>,
+    /// `None`: it is of a role whose activity this one may not see.
+    begun_at: Option<DateTime<Utc>>,
 }
 
 from_row!(NewerSnapshot { pid, application_name, begun_at });
 
 impl NewerSnapshot {
-    /// The sessions whose snapshot is older than `complete_at`.
+    /// The sessions whose snapshot is older than `complete`. Of those of other roles only the right `pg_read_all_stats` shows since
+    /// when they are; which transactions a snapshot still waits for, everybody sees.
     pub(crate) async fn list_older(
         connection: &mut PgConnection,
-        complete_at: DateTime<Utc>,
+        complete: Complete,
     ) -> Result<Vec<Self>, sqlx::Error> {
         let statement = "-- list_older_snapshots
             select pid, application_name, xact_start as begun_at from pg_stat_activity
-            where backend_xmin is not null and xact_start < $1 and datname = current_database()
-              and backend_type = 'client backend' and pid <> pg_backend_pid() order by xact_start";
-        sqlx::query_as(statement).persistent(false).bind(complete_at).fetch_all(connection).await
+            where backend_xmin is not null and datname = current_database() and pid <> pg_backend_pid()
+              and (backend_type = 'client backend' and xact_start < $1
+                   or backend_type is null and usesysid is not null
+                     and age(backend_xmin) > age(($2::bigint % 4294967296)::text::xid))
+            order by xact_start";
+        let query = sqlx::query_as(statement).persistent(false).bind(complete.at).bind(complete.next_xid);
+        query.fetch_all(connection).await
     }
 
     /// As a person reads it.
     pub(crate) fn describe(&self) -> String {
         let program = self.application_name.as_deref().filter(|name| !name.is_empty());
         let program = program.map_or(String::new(), |name| format!(" ({name})"));
-        format!("pid {}{program}, since {}", self.pid, self.begun_at.format("%Y-%m-%d %H:%M:%S UTC"))
+        let since = self.begun_at.map_or_else(
+            || ", of another role (with pg_read_all_stats it is seen since when)".to_owned(),
+            |begun_at| format!(", since {}", begun_at.format("%Y-%m-%d %H:%M:%S UTC")),
+        );
+        format!("pid {}{program}{since}", self.pid)
     }
 }
 
@@ -97,6 +131,7 @@ impl Swap<'_> {
         let archive = self.move_tables(transaction, &before).await?;
         self.exchange_trackers(transaction, &archive).await?;
         if self.is_new {
+            self.grant_defaults(transaction, &archive).await?;
             note_made(transaction, own_schema, &self.live.name).await?;
         }
         // Before what is on them is restored, and after espd's own was recorded.
@@ -198,6 +233,31 @@ impl Swap<'_> {
                 crate::postgres::sqlstate::describe(&error)
             ))),
         }
+    }
+
+    /// Tables that the former version did not have get the rights that are given by default where they are now.
+    async fn grant_defaults(&self, transaction: &mut PgConnection, archive: &str) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- grant_defaults
+             do $grant$ declare one record; begin
+               for one in select c.oid::regclass as relation, a.*,
+                            case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end as name
+                          from {schema}.owned_relations as o join pg_class as c on c.oid = o.oid
+                            join pg_default_acl as d on d.defaclnamespace = c.relnamespace and d.defaclrole = c.relowner
+                              and d.defaclobjtype = 'r'
+                            cross join lateral aclexplode(d.defaclacl) as a
+                          where o.processor = {processor} and a.grantee <> c.relowner
+                            and not exists (select from pg_class as f join pg_namespace as n on n.oid = f.relnamespace
+                              where n.nspname = {archive} and f.relname = c.relname) loop
+                 execute format('grant %s on table %s to %s%s', one.privilege_type, one.relation, one.name,
+                   case when one.is_grantable then ' with grant option' else '' end);
+               end loop;
+             end $grant$",
+            schema = self.trackers.schema(),
+            processor = quote_literal(&self.live.name),
+            archive = quote_literal(archive)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
     }
 
     async fn exchange_trackers(

@@ -22,7 +22,10 @@ with recursive owned as (
   ) as linked
 ), relations as (
   select r.oid, format('%I.%I', n.nspname, r.relname) as name, r.relkind, r.relowner, r.relacl, r.reloptions,
-    r.relrowsecurity, r.relforcerowsecurity, r.relreplident, r.relpersistence, r.oid in (select oid from owned) as is_owned
+    r.relrowsecurity, r.relforcerowsecurity, r.relreplident, r.relpersistence, r.oid in (select oid from owned) as is_owned,
+    -- A partition is a table of the processor as well.
+    r.oid in (select oid from owned) or r.relispartition and exists (select from pg_partition_ancestors(r.oid) as a
+      where a.relid in (select oid from owned)) as is_part
   from closure as c
     join pg_class as r on c.classid = 'pg_class'::regclass and r.oid = c.objid
     join pg_namespace as n on n.oid = r.relnamespace
@@ -71,7 +74,7 @@ with recursive owned as (
   from relations as r
     join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
     join pg_type as y on y.oid = t.atttypid
-  where r.is_owned
+  where r.is_part
 ), indexes as (
   select r.name as relation, format('%I.%I', n.nspname, x.relname) as name, quote_ident(x.relname) as quoted, x.oid,
     x.reloptions, i.indisclustered
@@ -79,7 +82,7 @@ with recursive owned as (
     join pg_index as i on i.indrelid = r.oid
     join pg_class as x on x.oid = i.indexrelid
     join pg_namespace as n on n.oid = x.relnamespace
-  where r.is_owned
+  where r.is_part
 ), withheld as (
   -- What owners have by default, and have taken from themselves.
   select r.name, r.relkind, r.relowner, string_agg(lower(d.privilege_type), ', ' order by d.privilege_type) as privileges
@@ -95,7 +98,7 @@ with recursive owned as (
   where r.is_owned
   union all
   select 2, format('option %s of %s', option, r.name), format('alter table %s set (%s)', r.name, option), false, false
-  from relations as r cross join lateral unnest(r.reloptions) as option where r.is_owned
+  from relations as r cross join lateral unnest(r.reloptions) as option where r.is_part
   union all
   select 2, format('statistics target %s of column %s', c.attstattarget, c.name),
     format('alter table %s alter column %s set statistics %s', c.relation, c.quoted, c.attstattarget), false, false
@@ -127,11 +130,11 @@ with recursive owned as (
   union all
   select 3, format('row level security of %s', r.name), format('alter table %s enable row level security', r.name),
     false, false
-  from relations as r where r.is_owned and r.relrowsecurity
+  from relations as r where r.is_part and r.relrowsecurity
   union all
   select 3, format('forced row level security of %s', r.name),
     format('alter table %s force row level security', r.name), false, false
-  from relations as r where r.is_owned and r.relforcerowsecurity
+  from relations as r where r.is_part and r.relforcerowsecurity
   union all
   select 4, format('%s %s', o.type, o.identity),
     case o.classid
@@ -144,7 +147,7 @@ with recursive owned as (
              from unnest(p.polroles) as role))
           || coalesce(' using (' || pg_get_expr(p.polqual, p.polrelid) || ')', '')
           || coalesce(' with check (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')', '')
-        from pg_policy as p join relations as r on r.oid = p.polrelid and r.is_owned where p.oid = o.objid)
+        from pg_policy as p join relations as r on r.oid = p.polrelid and r.is_part where p.oid = o.objid)
       when 'pg_publication_rel'::regclass then (
         -- Lists of columns and filters of rows are there from PostgreSQL 15 on.
         select format('alter publication %I add table %s', b.pubname, r.name)
@@ -154,7 +157,7 @@ with recursive owned as (
           || coalesce(' where (' || (to_jsonb(t)->>'rowfilter') || ')', '')
         from pg_publication_rel as m
           join pg_publication as b on b.oid = m.prpubid
-          join relations as r on r.oid = m.prrelid and r.is_owned
+          join relations as r on r.oid = m.prrelid and r.is_part
           join pg_publication_tables as t
             on t.pubname = b.pubname and format('%I.%I', t.schemaname, t.tablename) = r.name
         where m.oid = o.objid)
@@ -166,7 +169,7 @@ with recursive owned as (
     case r.relreplident when 'f' then 'full' when 'n' then 'nothing'
       else (select 'using index ' || quote_ident(x.relname) from pg_index as i join pg_class as x on x.oid = i.indexrelid
             where i.indrelid = r.oid and i.indisreplident) end), false, false
-  from relations as r where r.is_owned and r.relreplident <> 'd'
+  from relations as r where r.is_part and r.relreplident <> 'd'
   union all
   -- What was granted is granted again, and nothing else: default privileges do not bring back what was taken away.
   select 6, format('rights on %s', r.name), format(
@@ -196,7 +199,7 @@ with recursive owned as (
     format('comment on %s %s is %L', of.type, of.identity, d.description), false, false
   from (
     select 'pg_class'::regclass::oid as classid, r.oid as objid, 0 as objsubid, 'table' as type, r.name as identity
-    from relations as r where r.is_owned
+    from relations as r where r.is_part
     union all
     select 'pg_class'::regclass::oid, r.oid, t.attnum, 'column', format('%s.%I', r.name, t.attname)
     from relations as r join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped

@@ -209,3 +209,82 @@ fn held_up(schema: &str) -> String {
          create event trigger hold_up on ddl_command_start when tag in ('DROP SCHEMA') execute function public.hold_up()"
     )
 }
+
+#[tokio::test]
+async fn partitions_keep_what_others_have_set_and_new_tables_have_the_rights_given_by_default() {
+    let db = support::database().await;
+    let settings = "[runner]\npoll_interval_max = '50ms'\n[rebuild]\nparallelism = 0\n";
+    let fixture = Fixture { installation: Installation::new(&db.url, settings), db };
+    let declare = |version: i32, more: &str| {
+        fixture.installation.declare(
+            "orders",
+            &format!(
+                "[projector]\nname = 'orders'\nversion = {version}\nddl = ['create table orders_p1 partition of orders default']\n\
+                 [projector.tables]\n{more}orders = '(id bigint primary key, n bigint) partition by range (id)'\n\
+                 [[projector.on]]\nevents = ['A']\nsql = 'insert into orders values (event.id, {version})'\n"
+            ),
+        );
+    };
+    declare(1, "");
+    append(&fixture.db.pool, 5).await;
+    let daemon = fixture.installation.start_daemon();
+    reaches(&fixture.db.pool, "orders", 5).await;
+    let web = format!("web_{}", fixture.db.name);
+    fixture
+        .run(&format!(
+            "create role {web}; alter default privileges in schema public grant select on tables to {web};
+             alter table orders_p1 enable row level security; alter table orders_p1 set (fillfactor = 70);
+             create policy own on orders_p1 for select to {web} using (n > 0); comment on table orders_p1 is 'all'"
+        ))
+        .await;
+    declare(2, "fresh = 'id bigint primary key'\n");
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    let kept = "select relrowsecurity || ' ' || reloptions::text || ' ' || obj_description(oid)
+        || (select count(*) from pg_policies where schemaname = 'public' and tablename = 'orders_p1')
+        from pg_class where oid = 'public.orders_p1'::regclass";
+    assert_eq!(fixture.fact(kept).await, "true {fillfactor=70} all1");
+    let may = |table: &str| format!("select has_table_privilege('{web}', 'public.{table}', 'select')");
+    assert_eq!(fixture.fact(&may("fresh")).await, "true");
+    assert_eq!(
+        fixture.fact(&may("orders")).await,
+        "false",
+        "as before: it was made before the default was set"
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_old_snapshot_of_a_role_whose_activity_is_hidden_is_waited_for() {
+    let (fixture, daemon) = Fixture::running().await;
+    let name = &fixture.db.name;
+    fixture
+        .run(&format!(
+            "do $$ begin execute format('create role builder_{name} login in role %I', current_user); end $$;
+             create role reporter_{name} login superuser"
+        ))
+        .await;
+    let as_role = |role: &str| {
+        let url = fixture.db.url.replace("//espd@", &format!("//{role}_{name}@"));
+        url.replace("user=espd", &format!("user={role}_{name}"))
+    };
+    let settings = "[runner]\npoll_interval_max = '50ms'\n[rebuild]\nparallelism = 0\n";
+    let builder = Installation::new(&as_role("builder"), settings);
+    builder.declare("orders", &declaration(2, WIDER.0, WIDER.1));
+    let mut reporter = sqlx::PgConnection::connect(&as_role("reporter")).await.unwrap();
+    let mut report = reporter.begin_with("begin isolation level repeatable read").await.unwrap();
+    sqlx::raw_sql("select count(*) from espd.events").execute(&mut *report).await.unwrap();
+    let mut rebuild = Program::start(builder.espctl_command(REBUILD));
+    eventually("it waits for the report", async || {
+        let waits = |line: serde_json::Value| {
+            line["message"].as_str().is_some_and(|said| said.contains("with pg_read_all_stats"))
+        };
+        rebuild.log().into_iter().any(waits).then_some(())
+    })
+    .await;
+    let rows: i64 = sqlx::query_scalar("select count(*) from orders").fetch_one(&mut *report).await.unwrap();
+    assert_eq!((rows, fixture.state().await.as_str()), (5, "differs"));
+    report.rollback().await.unwrap();
+    rebuild.ended().await;
+    assert_eq!(fixture.state().await, "live");
+    daemon.stop().await;
+}
