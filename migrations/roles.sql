@@ -54,11 +54,13 @@ grant insert, update, delete on :"schema".scheduled_events to espd_appender;
 grant espd_reader to espd_daemon;
 grant create on schema :"schema" to espd_daemon;
 grant usage, create on schema :"projections" to espd_daemon;
-grant insert, update on :"schema".trackers to espd_daemon;
+grant insert, update, delete on :"schema".trackers to espd_daemon;
 grant insert, update, delete on :"schema".declarations, :"schema".projection_tables, :"schema".workers,
   :"schema".signs_of_life, :"schema".dead_letters, :"schema".emissions, :"schema".deliveries, :"schema".witnesses, :"schema".effects,
-  :"schema".workflow_instances, :"schema".workflow_steps
+  :"schema".workflow_instances, :"schema".workflow_steps, :"schema".rebuilds, :"schema".build_progress, :"schema".verifications
   to espd_daemon;
+-- Builds versions beside those that serve, each in a schema of its own. Where nobody shall, take it back.
+do $$ begin execute format('grant create on database %I to espd_daemon', current_database()); end $$;
 -- Answers operators who ask it to read its configuration again.
 grant insert, update, delete on :"schema".reload_requests to espd_daemon;
 -- What others have made on tables that are dropped, for those that take their place.
@@ -73,7 +75,7 @@ grant insert (uuid, aggregate_id, type, version, body, metadata, causation_id, c
 -- Appends what applications have scheduled.
 grant update, delete on :"schema".scheduled_events to espd_daemon;
 
--- Acts through functions alone, which record who did what; no role writes the records itself, or may change them. A member
+-- Acts through functions alone, which record who did what; an operator writes no records himself, and nobody changes them. A member
 -- of espd_daemon does the same through the admin endpoint.
 grant espd_reader to espd_operator;
 grant execute on function :"schema".pause_processor, :"schema".resume_processor, :"schema".retry_processor,
@@ -93,5 +95,7 @@ grant execute on function :"schema".hold_appends, :"schema".begin_synchronous to
 revoke insert, update, delete on :"schema".trackers, :"schema".operator_log, :"schema".dead_letters,
   :"schema".reload_requests, :"schema".deliveries, :"schema".witnesses from espd_operator;
 revoke insert on :"schema".operator_log from espd_daemon;
+-- Records that a version was built and is live. Under which login that was, PostgreSQL says itself.
+grant insert (operator, action, processor, partition, from_position, to_position, detail) on :"schema".operator_log to espd_daemon;
 -- Ends sessions that hold the horizon or a table. That is PostgreSQL's own right, and the server's log has what it does.
 grant pg_signal_backend to espd_operator;

@@ -201,7 +201,7 @@ pub(crate) async fn rollback(
         return output::print("nothing was done");
     }
     former.catch_up().await?;
-    let way = former.go_live(GoLive::Swap).await?;
+    let way = former.go_live(GoLive::Swap, GoLive::Swap).await?;
     former.end().await?;
     output::print(&describe_live(&name, live, version, &way))
 }
@@ -238,13 +238,13 @@ async fn go_live(
     }
     let question = format!("Version {version} of {name} {}. Go live?", describe_way(way));
     if !yes && !difference.is_none() && !ask(&question, name)? {
-        next.end().await?;
+        next.decline().await?;
         return output::print(&format!(
             "version {live} of {name} serves as before, version {version} is kept beside it: `espctl rebuild {name}` goes on, \
              `espctl rebuild abort {name}` gives it up"
         ));
     }
-    let way = next.go_live(way).await?;
+    let way = next.go_live(way, wanted).await?;
     next.end().await?;
     output::print(&describe_live(name, live, version, &way))
 }

@@ -41,7 +41,7 @@ pub(crate) use checks::FailedCheck;
 pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::Outcome;
 pub(crate) use part::Selection;
-use preparation::refuse_unsuitable;
+use preparation::{refuse_synchronous, refuse_unsuitable};
 pub(crate) use shortage::Effort;
 pub(crate) use since::find_since;
 pub(crate) use unattended::{Built, Wanted};
@@ -266,6 +266,7 @@ impl<'o> Rebuilding<'o> {
         let Some(position) = self.operator.trackers().lock(hold, &self.live).await? else {
             return Err(OperatorError::Rebuild(format!("{} serves another version now", self.live.name)));
         };
+        require_asynchronous(hold, self.operator.trackers().table(), &self.live).await?;
         let reached = self.replay.reach(&mut self.worker, position).await;
         reached.map_err(|error| self.failed(error))?;
         // Whoever sets the tracker back meanwhile would have the events in between handled once more on the rows that were built.
@@ -319,6 +320,10 @@ impl<'o> Rebuilding<'o> {
 
     /// Refuses what may not follow in the state that the rebuild is in.
     async fn require(&mut self, finding: Finding) -> Result<(), OperatorError> {
+        // What became of a version that was built later says nothing of one that has served before.
+        if matches!(self.beside, Beside::Archived(_)) {
+            return Ok(());
+        }
         let rebuilds = self.rebuilds();
         let row = rebuilds.find(&mut *self.worker, &self.live.name).await?;
         match row {
@@ -357,6 +362,24 @@ fn blocked(error: crate::processing::processor::ProcessorError) -> OperatorError
     match error {
         crate::processing::processor::ProcessorError::Database(error) => OperatorError::Database(error),
         other => OperatorError::Blocked(other.to_string()),
+    }
+}
+
+/// Refuses to take the place of a version whose rows are written by the appends themselves: its position says nothing of them.
+async fn require_asynchronous(
+    connection: &mut PgConnection,
+    trackers: &str,
+    live: &ProcessorKey,
+) -> Result<(), OperatorError> {
+    let statement = format!(
+        "-- is_synchronous\nselect synchronous is not null from {trackers} where {}",
+        live.is_tracker()
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+    let is_synchronous: Option<bool> = query.fetch_optional(connection).await?;
+    match is_synchronous {
+        Some(true) => Err(refuse_synchronous(&live.name)),
+        _ => Ok(()),
     }
 }
 

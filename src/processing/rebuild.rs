@@ -32,7 +32,9 @@ use crate::postgres::name::fitting;
 use crate::postgres::row::from_row;
 
 pub(crate) use approval::Compared;
-pub(crate) use difference::{Difference, Example, RowReader, TableDifference, Versions, compare, merge};
+pub(crate) use difference::{
+    Difference, Example, Merged, RowReader, TableDifference, Versions, compare, merge,
+};
 pub(crate) use indexes::{defer_indexes, list_deferred_indexes, make_first_index};
 pub(crate) use part::{AggregateColumn, Aggregates, Part};
 pub(crate) use place::{create, drop_place, refuse_qualified_names};
@@ -247,12 +249,6 @@ impl RebuildRow {
     /// Whether the version has gone live.
     pub(crate) fn has_served(&self) -> bool {
         matches!(self.state(), State::Live | State::Merged)
-    }
-
-    /// Whether an operator has gone back from this version. Of which declaration it was, the row does not know: the last one that
-    /// was built may have been another.
-    pub(crate) fn has_gone_back_from(&self, version: i32) -> bool {
-        self.state() == State::Live && self.version < version && self.from_version == version
     }
 }
 

@@ -11,9 +11,9 @@ use crate::operations::operator::{OperatorError, name_session};
 use crate::operations::status::LockWait;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark;
-use crate::postgres::sqlstate::is_lock_timeout;
+use crate::postgres::sqlstate::{describe, is_lock_timeout};
 use crate::processing::processor::were_made_from_other;
-use crate::processing::rebuild::{Difference, NewerSnapshot, Swap, SwapError, merge, refusal};
+use crate::processing::rebuild::{Difference, Merged, NewerSnapshot, Swap, SwapError, merge, refusal};
 
 /// For how long locks, and older snapshots, may keep a version from going live.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -101,18 +101,34 @@ impl Rebuilding<'_> {
         Ok(!were_made_from_other(&mut self.worker, schema, &as_live).await?)
     }
 
-    /// Has the version go live. The caller has compared it.
+    /// Has the version go live. The caller has compared it, and chosen the way for what was `wanted`. What cannot be merged is
+    /// swapped, unless an operator wants to merge.
     ///
     /// # Errors
     /// [`OperatorError::Locked`] if others had the tables for the whole time; [`OperatorError::Rebuild`] if something of others would
     /// be lost, or somebody's snapshot is too old. The former version serves as before then.
-    pub(crate) async fn go_live(&mut self, way: GoLive) -> Result<Way, OperatorError> {
+    pub(crate) async fn go_live(&mut self, way: GoLive, wanted: GoLive) -> Result<Way, OperatorError> {
         self.make_indexes().await?;
         self.enter(Phase::GoingLive).await?;
         self.require(if way == GoLive::Merge { Finding::Merged } else { Finding::Swapped }).await?;
-        let gone_live = match way {
-            GoLive::Merge => Way::Merged(self.merge().await?),
-            GoLive::Auto | GoLive::Swap => Way::Swapped(self.swap().await?),
+        let merged = match way {
+            GoLive::Merge => Some(self.merge().await?),
+            GoLive::Auto | GoLive::Swap => None,
+        };
+        let gone_live = match merged {
+            Some(Ok(rows)) => Way::Merged(rows),
+            Some(Err(because)) if wanted == GoLive::Merge => {
+                return Err(OperatorError::Rebuild(format!(
+                    "what differs cannot be merged into the tables of {}, which are as they were: {because}; --go-live swap \
+                     exchanges them",
+                    self.live.name
+                )));
+            }
+            Some(Err(because)) => {
+                (self.listener.note)(&format!("cannot be merged, so the tables are exchanged: {because}"));
+                Way::Swapped(self.swap().await?)
+            }
+            None => Way::Swapped(self.swap().await?),
         };
         self.operator.databases.notify_runners().await;
         Ok(gone_live)
@@ -231,8 +247,8 @@ impl Rebuilding<'_> {
         ))
     }
 
-    /// Changes the serving tables to what the new ones are, in one transaction.
-    async fn merge(&mut self) -> Result<u64, OperatorError> {
+    /// Changes the serving tables to what the new ones are, in one transaction. The inner error says why that cannot be.
+    async fn merge(&mut self) -> Result<Result<u64, String>, OperatorError> {
         let projections = self.operator.databases.projections.clone();
         let mut connection = projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
@@ -246,11 +262,16 @@ impl Rebuilding<'_> {
             "-- limit_merge\nset local statement_timeout = '{MERGE_LIMIT}'; set local search_path = pg_catalog, pg_temp"
         );
         sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
-        let mut changed = 0;
-        for table in self.declaration.table_names() {
-            let schema = &self.operator.databases.scope.schema;
-            changed += merge(&mut transaction, &table, (schema, &self.building_in), None).await?;
-        }
+        let schemas = (self.operator.databases.scope.schema.as_str(), self.building_in.as_str());
+        let changed = match merge(&mut transaction, &self.declaration.table_names(), schemas, None).await {
+            Ok(Merged::Rows(changed)) => changed,
+            Ok(Merged::Differs) => {
+                let because = "triggers, rules or foreign keys on them change more than what differs";
+                return Ok(Err(because.to_owned()));
+            }
+            Err(error) if is_about_rows(&error) => return Ok(Err(describe(&error))),
+            Err(error) => return Err(error.into()),
+        };
         let statement = format!(
             "-- merge_versions\nselect {}.merge_versions($1, {}, {}, {}, {}, $2)",
             trackers.schema(),
@@ -268,6 +289,12 @@ impl Rebuilding<'_> {
         transaction.commit().await?;
         let (operator, name) = (self.operator, self.live.name.clone());
         operator.remove_version(&mut self.worker, &name, self.beside, self.declaration.version).await?;
-        Ok(changed)
+        Ok(Ok(changed))
     }
+}
+
+/// Whether a constraint has refused the order in which rows are changed, or there were too many for the time.
+fn is_about_rows(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|answer| answer.code());
+    code.is_some_and(|code| code.starts_with("23") || code == "57014")
 }

@@ -16,7 +16,7 @@ use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::rebuild::{AggregateColumn, Aggregates, Difference, Part, merge};
+use crate::processing::rebuild::{AggregateColumn, Aggregates, Difference, Merged, Part, merge};
 
 /// The most aggregates that are taken apart from the others: a statement names each of them.
 const LISTED_MAX: usize = 20_000;
@@ -132,7 +132,8 @@ impl Operator<'_> {
                and a.attnum > 0 and not a.attisdropped
              left join pg_index as i on i.indrelid = a.attrelid and i.indisprimary
              left join lateral (
-               select place from unnest(i.indkey::smallint[]) with ordinality as k (number, place) where k.number = a.attnum
+               select place from unnest(i.indkey::smallint[]) with ordinality as k (number, place)
+               where k.number = a.attnum and place <= i.indnkeyatts
              ) as k on true
              where p.processor = $1 order by p.table_name, a.attnum",
             self.trackers().schema()
@@ -241,12 +242,16 @@ impl Rebuilding<'_> {
             "-- limit_merge\nset local statement_timeout = '{MERGE_LIMIT}'; set local search_path = pg_catalog, pg_temp"
         );
         sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
-        let schema = &self.operator.databases.scope.schema;
-        let mut changed = 0;
-        for table in self.declaration.table_names() {
-            let schemas = (schema.as_str(), self.building_in.as_str());
-            changed += merge(&mut transaction, &table, schemas, self.part.as_ref()).await?;
-        }
+        let schemas = (self.operator.databases.scope.schema.as_str(), self.building_in.as_str());
+        let tables = self.declaration.table_names();
+        let Merged::Rows(changed) = merge(&mut transaction, &tables, schemas, self.part.as_ref()).await?
+        else {
+            return Err(OperatorError::Blocked(format!(
+                "triggers, rules or foreign keys on the tables of {} change more than these rows, so they were left as they were: \
+                 `espctl rebuild {} --go-live swap` builds all of them",
+                self.live.name, self.live.name
+            )));
+        };
         self.log_part(&mut transaction, changed).await?;
         transaction.commit().await?;
         Ok(changed)

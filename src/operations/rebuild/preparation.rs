@@ -192,6 +192,21 @@ pub(super) async fn warn_of_publications(
     Ok(())
 }
 
+/// Why no version takes the place of a synchronous one, and what to do.
+fn why_not_synchronous(name: &str) -> (String, String) {
+    let because =
+        format!("{name} is synchronous, and a version beside it would miss what is inserted meanwhile");
+    let remedy =
+        "take `synchronous` out of its declaration, reload, run this again, and declare it as before";
+    (because, remedy.to_owned())
+}
+
+/// The error that says so.
+pub(super) fn refuse_synchronous(name: &str) -> OperatorError {
+    let (because, remedy) = why_not_synchronous(name);
+    OperatorError::Blocked(format!("{because}: {remedy}"))
+}
+
 /// Refuses what cannot be built beside, and says what can be done instead.
 pub(super) fn refuse_unsuitable(
     row: &TrackerRow,
@@ -223,11 +238,7 @@ fn find_unsuitable(row: &TrackerRow, declaration: &ProcessorDeclaration) -> Opti
         let because = "only projectors in SQL or of a program, with declared tables, are built beside";
         Some((because.to_owned(), format!("`espctl reset {name}` rebuilds {name} in place")))
     } else if row.synchronous.is_some() {
-        let because =
-            format!("{name} is synchronous, and a version beside it would miss what is inserted meanwhile");
-        let remedy =
-            "take `synchronous` out of its declaration, reload, run this again, and declare it as before";
-        Some((because, remedy.to_owned()))
+        Some(why_not_synchronous(name))
     } else if declared < *version {
         let because =
             format!("version {version} of {name} serves, and the configuration declares version {declared}");

@@ -1,6 +1,7 @@
 //! Goes back to a version that has served before: the same step with the roles exchanged.
 
 use super::beginning::{Prepared, unlock_session};
+use super::preparation::refuse_synchronous;
 use super::{Beside, Listener, Rebuilding, failed};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
@@ -19,6 +20,9 @@ impl<'o> Rebuilding<'o> {
         listener: Listener<'o>,
     ) -> Result<Self, OperatorError> {
         let row = operator.find(name).await?;
+        if row.synchronous.is_some() {
+            return Err(refuse_synchronous(name));
+        }
         let mut worker = operator.lock_versions(name).await?;
         let prepared = async {
             let version = operator.choose_former(&mut worker, name, row.version, to).await?;
@@ -53,8 +57,19 @@ impl Operator<'_> {
     ) -> Result<i32, OperatorError> {
         let kept = self.list_archived(connection, name).await?;
         let last = Rebuilds::new(self.trackers().schema()).find(&mut *connection, name).await?;
-        let last = last.filter(|row| row.version == live && kept.contains(&row.from_version));
-        let version = to.or(last.map(|row| row.from_version)).or(kept.last().copied());
+        // A later build that has not gone live says nothing of the version before this one.
+        let before = last.filter(|row| row.version == live && row.has_served()).map(|row| row.from_version);
+        if let (None, Some(before), [.., _]) = (to, before, &kept[..])
+            && before != live
+            && !kept.contains(&before)
+        {
+            let kept: Vec<String> = kept.iter().map(i32::to_string).collect();
+            return Err(OperatorError::Blocked(format!(
+                "version {before} of {name}, which served before, is not kept; with `--to` an earlier one serves again: {}",
+                kept.join(", ")
+            )));
+        }
+        let version = to.or(before.filter(|before| kept.contains(before))).or(kept.last().copied());
         match version.filter(|version| kept.contains(version)) {
             Some(version) if version == live => Err(OperatorError::Blocked(format!(
                 "version {live} of {name} was rebuilt as version {live}: set the handlers back, and run `espctl rebuild {name}`"

@@ -58,9 +58,11 @@ struct Trace {
     has_next: bool,
     builder: Option<String>,
     is_left: bool,
+    is_declined: bool,
+    gone_back_from: Vec<i32>,
 }
 
-from_row!(Trace { processor, has_next, builder, is_left });
+from_row!(Trace { processor, has_next, builder, is_left, is_declined, gone_back_from });
 
 impl Operator<'_> {
     /// What is to be done about the declared projectors.
@@ -111,6 +113,8 @@ impl Operator<'_> {
             has_next: trace.is_some_and(|trace| trace.has_next),
             is_mine: trace.and_then(|trace| trace.builder.as_deref()) == Some(self.name),
             is_left: trace.is_none_or(|trace| trace.is_left),
+            is_declined: trace.is_some_and(|trace| trace.is_declined),
+            gone_back_from: trace.map_or(&[], |trace| &trace.gone_back_from),
         };
         let fingerprint = self.whole_fingerprint(declaration);
         let declared = Declared {
@@ -128,7 +132,17 @@ impl Operator<'_> {
                n.name is not null or b.tracker is not null or coalesce(r.state not in ('live', 'merged', 'aborted'), false) as has_next,
                b.builder,
                coalesce(b.updated_at < clock_timestamp()
-                 - case when b.blocked_because is null then interval '{}' else interval '{}' end, true) as is_left
+                 - case when b.blocked_because is null then interval '{}' else interval '{}' end, true) as is_left,
+               coalesce(not r.automatic and b.blocked_because is not null, false) as is_declined,
+               -- Versions that an older one was put in place of, and that have not served again since.
+               array(select (back.detail ->> 'from_version')::integer from {schema}.operator_log as back
+                     where back.action = 'go_live' and back.processor = t.name
+                       and (back.detail ->> 'from_version')::integer > (back.detail ->> 'version')::integer
+                       and not exists (select from {schema}.operator_log as later
+                         where later.processor = t.name and later.id > back.id
+                           and (later.action = 'drop'
+                                or later.action = 'go_live' and later.detail -> 'version' = back.detail -> 'from_version')))
+                 as gone_back_from
              from {trackers} as t left join {trackers} as n on n.name = t.name || '$next' and n.partition = 0
                left join {schema}.rebuilds as r on r.processor = t.name
                left join {schema}.build_progress as b on b.tracker = t.name || '$next'
@@ -273,7 +287,7 @@ impl Rebuilding<'_> {
             return Ok(Built::Waits(waits));
         }
         let way = self.choose_way(GoLive::Auto, &difference).await?;
-        let way = self.go_live(way).await?;
+        let way = self.go_live(way, GoLive::Auto).await?;
         Ok(Built::Live { version: self.declaration.version, way })
     }
 
@@ -281,6 +295,30 @@ impl Rebuilding<'_> {
     async fn is_approved(&mut self) -> Result<bool, OperatorError> {
         let row = self.rebuilds().find(&mut *self.worker, &self.live.name).await?;
         Ok(row.is_some_and(|row| row.is_approved))
+    }
+}
+
+impl Rebuilding<'_> {
+    /// Leaves the version where it is, because the operator has not agreed that it goes live, and writes that down.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub(crate) async fn decline(mut self) -> Result<(), OperatorError> {
+        let (trackers, name) = (self.operator.trackers(), self.live.name.clone());
+        let because = format!("{} was asked whether it goes live, and has not agreed", self.operator.name);
+        let remedy = format!(
+            "`espctl rebuild {name}` shows what differs and asks again, `espctl rebuild approve {name}` lets it go live, `espctl \
+             rebuild abort {name}` gives it up."
+        );
+        let blocked = Blocked {
+            processor: &name,
+            version: self.declaration.version,
+            builder: self.operator.name,
+            because: &because,
+            remedy: &remedy,
+        };
+        write_blocked(&mut *self.worker, (trackers.schema(), trackers.table()), &blocked).await?;
+        self.end().await
     }
 }
 

@@ -15,6 +15,10 @@ pub(crate) struct Seen<'s> {
     pub(crate) is_mine: bool,
     /// Whether nobody has built it for so long that nobody wants it any more.
     pub(crate) is_left: bool,
+    /// Whether an operator who has built it was asked whether it goes live, and has not agreed.
+    pub(crate) is_declined: bool,
+    /// The versions that an operator has gone back from, and that have not served again since.
+    pub(crate) gone_back_from: &'s [i32],
 }
 
 /// What the daemon declares of it.
@@ -42,7 +46,7 @@ pub(crate) enum Wish {
 /// Two daemons with different declarations, as in a deploy that rolls, do not undo what the other one does: who declares the older
 /// version, or another declaration of the same one, waits until nobody builds any more.
 pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
-    let Seen { serves, row, has_next, is_mine, is_left } = seen;
+    let Seen { serves, row, has_next, is_mine, is_left, is_declined, gone_back_from } = seen;
     let under_way = row.filter(|row| row.state().is_under_way());
     let is_approved = under_way.is_some_and(|row| row.is_approved);
     let may_replace = *is_mine || *is_left && !is_approved;
@@ -67,14 +71,16 @@ pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
         (row.version, row.fingerprint.as_str()) == (declared.version, declared.fingerprint)
     };
     match (row, under_way) {
+        (_, Some(row)) if is_same(row) && *is_declined && !row.is_approved => Wish::Nothing,
         (_, Some(row)) if is_same(row) => Wish::Build,
         (_, Some(row)) if row.version >= declared.version && (!row.automatic || !may_replace) => {
             Wish::Nothing
         }
         (_, Some(_)) => Wish::Build,
         // An operator has given just this up, or has gone back from it.
-        (Some(row), None)
-            if is_same(row) && !row.has_served() || row.has_gone_back_from(declared.version) =>
+        (row, None)
+            if gone_back_from.contains(&declared.version)
+                || row.as_ref().is_some_and(|row| is_same(row) && !row.has_served()) =>
         {
             if *has_next {
                 Wish::Tidy
@@ -105,7 +111,15 @@ mod tests {
     }
 
     fn seen(row: Option<&RebuildRow>) -> Seen<'_> {
-        Seen { serves: 1, row, has_next: row.is_some(), is_mine: false, is_left: false }
+        Seen {
+            serves: 1,
+            row,
+            has_next: row.is_some(),
+            is_mine: false,
+            is_left: false,
+            is_declined: false,
+            gone_back_from: &[],
+        }
     }
 
     fn declared(version: i32) -> Declared<'static> {
@@ -140,7 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_builds_is_not_replaced_by_another_declaration_of_its_version() {
+    fn what_an_operator_builds_is_left_to_him_until_he_agrees_or_the_version_is_raised() {
+        let same = RebuildRow { automatic: false, ..row(2, State::Verified, "f") };
+        assert_eq!(decide(&seen(Some(&same)), declared(2)), Wish::Build, "he was interrupted");
+        let declined = Seen { is_declined: true, is_left: true, ..seen(Some(&same)) };
+        assert_eq!(decide(&declined, declared(2)), Wish::Nothing);
+        let agreed = RebuildRow { is_approved: true, ..same.clone() };
+        assert_eq!(decide(&Seen { row: Some(&agreed), ..declined }, declared(2)), Wish::Build);
         let by_operator = RebuildRow { automatic: false, ..row(2, State::Differs, "corrected") };
         let seen = Seen { is_left: true, ..seen(Some(&by_operator)) };
         assert_eq!(decide(&seen, declared(2)), Wish::Nothing);
@@ -171,11 +191,11 @@ mod tests {
         let corrected = row(2, State::Aborted, "earlier");
         assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&corrected)) }, declared(2)), Wish::Build);
         let back = RebuildRow { version: 1, from_version: 2, ..row(1, State::Live, "f") };
-        assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&back)) }, declared(2)), Wish::Nothing);
-        assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&back)) }, declared(3)), Wish::Build);
-        let after_another_build = RebuildRow { fingerprint: "of version 3".to_owned(), ..back };
-        let seen_back = Seen { has_next: false, ..seen(Some(&after_another_build)) };
-        assert_eq!(decide(&seen_back, declared(2)), Wish::Nothing);
+        let gone_back = Seen { has_next: false, gone_back_from: &[2], ..seen(Some(&back)) };
+        assert_eq!(decide(&gone_back, declared(2)), Wish::Nothing);
+        assert_eq!(decide(&gone_back, declared(3)), Wish::Build);
+        let third = row(3, State::Aborted, "of version 3");
+        assert_eq!(decide(&Seen { row: Some(&third), ..gone_back }, declared(2)), Wish::Nothing);
         let merged = row(2, State::Merged, "f");
         assert_eq!(decide(&Seen { serves: 2, ..seen(Some(&merged)) }, declared(2)), Wish::Tidy);
     }

@@ -4,6 +4,7 @@ mod giving_up;
 mod guards;
 mod indexes;
 mod kills;
+mod merging;
 mod programs;
 mod progress;
 mod shares;

@@ -161,6 +161,30 @@ async fn a_daemon_makes_a_projector_synchronous_an_appender_appends_and_an_opera
 }
 
 #[tokio::test]
+async fn a_daemon_builds_a_raised_version_beside_the_one_that_serves() {
+    let roles = Roles::create().await;
+    let (daemon, _) = roles.login("espd_daemon").await;
+    let declare = |version: i32, more: &str| {
+        let text = format!(
+            "[projector]\nname = 'seen'\nversion = {version}\n[projector.tables]\nseen = 'id bigint primary key{more}'\n\
+             [[projector.on]]\nevents = ['A']\nsql = 'insert into seen (id) values (event.id)'\n"
+        );
+        daemon.declare("seen", &text);
+    };
+    declare(1, "");
+    let running = daemon.start_daemon();
+    append(&roles.db.pool, 2).await;
+    reaches(&roles.db.pool, "seen", 2).await;
+    declare(2, ", note text");
+    daemon.espctl(&["reload"]).await.printed();
+    eventually("version 2 serves", async || (daemon.status("seen").await["version"] == 2).then_some(()))
+        .await;
+    append(&roles.db.pool, 1).await;
+    reaches(&roles.db.pool, "seen", 3).await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_reader_of_projections_reads_them_also_after_a_reset_and_no_events() {
     let roles = Roles::create().await;
     let (daemon, _) = roles.login("espd_daemon").await;

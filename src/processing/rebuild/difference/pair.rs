@@ -242,8 +242,11 @@ impl Pair {
         )
     }
 
+    /// Keys that are equal to the database may be different to whoever reads them: `1.0` and `1.00`, or letters under a collation
+    /// that ignores their case.
     fn differs(&self) -> String {
-        let (old, new) = (row_text("o", &self.compared()), row_text("n", &self.compared()));
+        let all: Vec<String> = self.keys().into_iter().chain(self.compared()).collect();
+        let (old, new) = (row_text("o", &all), row_text("n", &all));
         format!("({} or {} or {old} is distinct from {new})", self.lacks("o"), self.lacks("n"))
     }
 
@@ -258,15 +261,15 @@ impl Pair {
         buckets: &[i32],
         found: &mut TableDifference,
     ) -> Result<(), sqlx::Error> {
-        let compared = self.compared();
+        let compared: Vec<String> = self.key.iter().cloned().chain(self.compared()).collect();
         let by_column: Vec<String> = compared
             .iter()
             .map(|column| {
-                let column = quote_identifier(column);
                 format!(
-                    "count(*) filter (where not {} and not {} and o.{column}::text is distinct from n.{column}::text)",
+                    "count(*) filter (where not {} and not {} and {})",
                     self.lacks("o"),
-                    self.lacks("n")
+                    self.lacks("n"),
+                    is_other(column)
                 )
             })
             .collect();
@@ -305,12 +308,16 @@ impl Pair {
             .map(|key| format!("{}, coalesce(o.{1}, n.{1})", quote_literal(key), quote_identifier(key)))
             .collect();
         let other = |side: &str| {
-            let pairs = self.compared().into_iter().map(|column| {
-                let quoted = quote_identifier(&column);
+            let is_both = format!("not {} and not {}", self.lacks("o"), self.lacks("n"));
+            let of_key =
+                self.key.iter().map(|column| (column.clone(), format!("{is_both} and {}", is_other(column))));
+            let others = self.compared().into_iter().map(|column| (column.clone(), is_other(&column)));
+            let pairs = of_key.chain(others).map(|(column, is_shown)| {
                 format!(
-                    "case when o.{quoted}::text is distinct from n.{quoted}::text
-                       then jsonb_build_object({}, {side}.{quoted}) else '{{}}' end",
-                    quote_literal(&column)
+                    "case when {} then jsonb_build_object({}, {side}.{}) else '{{}}' end",
+                    is_shown,
+                    quote_literal(&column),
+                    quote_identifier(&column)
                 )
             });
             let pairs: Vec<String> = pairs.collect();
@@ -344,11 +351,9 @@ impl Pair {
     }
 
     /// Removes what the new table lacks, changes what is other there, and adds what it has beyond.
-    pub(super) fn merge_statements(&self) -> [String; 3] {
+    pub(super) fn merge_statements(&self) -> MergeStatements {
         let Self { old, new, .. } = self;
-        let on: Vec<String> =
-            self.key.iter().map(|key| format!("o.{0} = n.{0}", quote_identifier(key))).collect();
-        let on = on.join(" and ");
+        let (on, on_removal) = (self.is_same_key("o"), self.is_same_key("t"));
         let is_written = |column: &&String| !self.generated.contains(column);
         let quoted = |columns: Vec<&String>| {
             columns.into_iter().map(|column| quote_identifier(column)).collect::<Vec<_>>()
@@ -368,21 +373,40 @@ impl Pair {
             )
         };
         let counting = self.counting.as_ref().map_or(String::new(), |counting| format!("{counting} and "));
-        let on_removal: Vec<String> =
-            self.key.iter().map(|key| format!("t.{0} = n.{0}", quote_identifier(key))).collect();
-        let on_removal = on_removal.join(" and ");
-        [
-            format!(
+        MergeStatements {
+            remove: format!(
                 "-- remove_rows
                  delete from {old} as t where {counting}not exists (select from {new} as n where {on_removal})"
             ),
-            update,
-            format!(
+            change: update,
+            add: format!(
                 "-- add_rows\ninsert into {old} ({all}) select {all} from {new} as n
                  where not exists (select from {old} as o where {on})"
             ),
-        ]
+        }
     }
+
+    /// Whether the row `side` of the old table has the key of `n`, to the letter.
+    fn is_same_key(&self, side: &str) -> String {
+        let equal = self.key.iter().map(|key| format!("{side}.{0} = n.{0}", quote_identifier(key)));
+        let alike = format!("{} = {}", row_text(side, &self.key), row_text("n", &self.key));
+        equal.chain([alike]).collect::<Vec<_>>().join(" and ")
+    }
+
+    /// Whether any row differs, by a look at all of them.
+    pub(super) async fn has_differences(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let statement = format!("select exists ({})", self.buckets_statement());
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        query.fetch_one(connection).await
+    }
+}
+
+/// What brings a table to what another one is.
+#[derive(Debug)]
+pub(super) struct MergeStatements {
+    pub(super) remove: String,
+    pub(super) change: String,
+    pub(super) add: String,
 }
 
 /// Reads single rows of a table in two versions, as they are compared.
@@ -441,6 +465,12 @@ impl RowReader {
     }
 }
 
+/// Whether a column differs. The text of a row has no collation that would hold different letters to be equal.
+fn is_other(column: &str) -> String {
+    let column = quote_identifier(column);
+    format!("row(o.{column})::text is distinct from row(n.{column})::text")
+}
+
 /// The columns of a row as one text.
 fn row_text(side: &str, columns: &[String]) -> String {
     let columns: Vec<String> =
@@ -459,7 +489,9 @@ async fn list_columns(connection: &mut PgConnection, table: &str) -> Result<Vec<
         left join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
         left join pg_index as i on i.indrelid = a.attrelid and i.indisprimary
         left join lateral (
-          select place from unnest(i.indkey::smallint[]) with ordinality as k (number, place) where k.number = a.attnum
+          -- Columns that the index only includes are not of the key.
+          select place from unnest(i.indkey::smallint[]) with ordinality as k (number, place)
+          where k.number = a.attnum and place <= i.indnkeyatts
         ) as k on true
         where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped order by a.attnum";
     sqlx::query_as(statement).persistent(false).bind(table).fetch_all(connection).await

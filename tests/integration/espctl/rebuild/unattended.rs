@@ -298,3 +298,35 @@ async fn a_check_of_the_author_that_fails_shows_its_rows_and_keeps_the_old_versi
     assert_eq!(verified.code, Some(0), "{verified:?}");
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn numbers_that_the_database_gives_out_go_live_only_with_an_operator_and_what_he_builds_is_left_to_him()
+{
+    let (fixture, daemon) = building().await;
+    let numbered = "n bigint, tenant text, no bigint generated always as identity";
+    let handler = "insert into orders (id, n, tenant) values (event.id, event.id % 3, 'a')";
+    fixture.declare(2, (numbered, handler));
+    fixture.reload().await;
+    fixture.serves(2).await;
+    fixture.declare(3, (&format!("{numbered}, more text"), handler));
+    fixture.reload().await;
+    fixture.waits("no of orders would have other values").await;
+    fixture.espctl(&["rebuild", "abort", "orders"]).await.printed();
+    daemon.stop().await;
+
+    // An operator has said no: a daemon that starts does not say yes.
+    fixture.declare(4, (&format!("{numbered}, more text"), handler));
+    let said = fixture.espctl(&["rebuild", "orders"]).await.printed();
+    assert!(said.contains("serves as before"), "{said}");
+    let daemon = fixture.installation.start_daemon();
+    let looked = "select exists (select from pg_stat_activity where application_name = 'espd: rebuild' and state = 'idle'
+        and query like '%-- list_traces%')";
+    eventually("the daemon has looked", async || (fixture.fact(looked).await == "true").then_some(())).await;
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "2");
+    let said = fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
+    assert!(said.starts_with("version 4 of orders goes live"), "{said}");
+    fixture.serves(4).await;
+    daemon.stop().await;
+}
