@@ -93,10 +93,13 @@ impl Operator<'_> {
             }
             let row = rebuilds.find(&mut *connection, name).await?;
             let wish = self.wish(declaration, tracker, row.as_ref(), trace);
+            let is_under_way = row.as_ref().is_some_and(|row| row.state().is_under_way());
             let is_approved = row.is_some_and(|row| row.is_approved);
-            wanted.push(Wanted { processor: name.clone(), wish, is_approved });
+            // What waits for an operator is looked at as often as what is built: he may agree.
+            if wish != Wish::Nothing || is_under_way {
+                wanted.push(Wanted { processor: name.clone(), wish, is_approved });
+            }
         }
-        wanted.retain(|one| one.wish != Wish::Nothing);
         Ok(wanted)
     }
 
