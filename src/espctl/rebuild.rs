@@ -271,7 +271,7 @@ pub(super) async fn build_again(operator: Operator<'_>, name: &str) -> anyhow::R
         next.end().await?;
         return Err(refuse_failed(name, live, &failed).into());
     }
-    let way = next.go_live(way).await?;
+    let way = next.go_live(way, wanted).await?;
     next.end().await?;
     Ok((version, way))
 }
