@@ -150,7 +150,7 @@ pub(crate) async fn rebuild(
         (Some(RebuildCommand::Approve { name }), _) => {
             let version = operator.approve_rebuild(&name).await?;
             output::print(&format!(
-                "version {version} of {name} goes live as soon as the daemon has caught up: `espctl rebuild {name} --watch` shows it"
+                "version {version} of {name} goes live as soon as the daemon has caught up and its checks pass: `espctl rebuild {name} --watch` shows it"
             ))
         }
         (Some(RebuildCommand::Drop { name, yes }), _) => drop_former(&operator, &name, yes).await,
@@ -365,7 +365,10 @@ fn show(name: &str, difference: &Difference, json: bool) -> anyhow::Result<()> {
 
 fn describe_way(way: GoLive) -> &'static str {
     match way {
-        GoLive::Merge => "would be merged: the rows above are changed in the tables that serve",
+        GoLive::Merge => {
+            "would be merged: the rows above are changed in the tables that serve, and no rollback leads back (`--go-live swap` keeps \
+             the former ones)"
+        }
         GoLive::Auto | GoLive::Swap => {
             "would be swapped in: its tables take the place of those that serve, which are kept"
         }

@@ -76,7 +76,8 @@ impl Operator<'_> {
             ))),
             Some(version) => Ok(version),
             None => Err(OperatorError::Blocked(format!(
-                "no former version of {name} is kept{}",
+                "no former version of {name} is kept{}: a version that was merged leaves none; declare the former handlers under a \
+                 higher version instead",
                 to.map_or(String::new(), |to| format!(" that is version {to}"))
             ))),
         }

@@ -48,6 +48,8 @@ impl Lag {
         } else {
             match count_events(&mut *connection, layout, position).await? {
                 counted if counted <= COUNTED_MAX => counted,
+                // Without statistics the planner guesses a third of the table, whatever the position is.
+                _ if !has_statistics(&mut *connection, layout).await? => ids,
                 _ => estimate_events(connection, layout, position).await?.clamp(COUNTED_MAX, ids),
             }
         };
@@ -86,6 +88,16 @@ async fn count_events(
         COUNTED_MAX + 1
     );
     sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_one(connection).await
+}
+
+/// Whether the planner knows how ids are spread, as it does once the table was analyzed.
+async fn has_statistics(connection: &mut PgConnection, layout: &Layout) -> Result<bool, sqlx::Error> {
+    let statement = "-- has_statistics_of_ids
+        select exists (
+          select from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+            join pg_catalog.pg_stats as s on s.schemaname = n.nspname and s.tablename = c.relname
+          where c.oid = to_regclass($1) and s.attname = 'id')";
+    sqlx::query_scalar(statement).persistent(false).bind(layout.events_table()).fetch_one(connection).await
 }
 
 /// How many events there are beyond `position`, as the planner guesses by its statistics.
