@@ -193,6 +193,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("operations/operator/retire.rs", "within transactions that it begins so"),
     ("operations/rebuild.rs", "locks its session, sets limits and analyzes tables"),
     ("operations/rebuild/beginning.rs", "takes and releases a lock"),
+    ("operations/rebuild/removal.rs", "sets limits, and removes versions by name"),
     ("operations/rebuild/shares.rs", "sets a limit of its session"),
     ("operations/rebuild/checks.rs", "sets limits within the transaction that it begins so"),
     ("operations/rebuild/part.rs", "sets a limit within the transaction that it begins so"),

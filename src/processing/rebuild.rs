@@ -37,7 +37,7 @@ pub(crate) use difference::{
 };
 pub(crate) use indexes::{defer_indexes, list_deferred_indexes, make_first_index};
 pub(crate) use part::{AggregateColumn, Aggregates, Part};
-pub(crate) use place::{create, drop_place, refuse_qualified_names};
+pub(crate) use place::{create, drop_place, list_beyond, refuse_qualified_names};
 pub(crate) use progress::{
     Blocked, Build, Pace, Phase, Progress, Written, forget_progress, key_of_lock, list_builds, write_blocked,
     write_progress, write_rest,

@@ -79,9 +79,13 @@ impl Operator<'_> {
         retirement: Retirement,
     ) -> Result<Remains, OperatorError> {
         let name = row.name.as_str();
-        let tables = self.owned_tables(name).await?;
+        let mut tables = self.owned_tables(name).await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.lock_unowned(&mut transaction, row).await?;
+        for (beside, _) in self.list_beside(&mut transaction, name).await? {
+            tables.extend(self.owned_tables(&beside.name(name)).await?);
+        }
+        self.remove_beside(&mut transaction, name, retirement != Retirement::Careful).await?;
         let schema = self.databases.layout.quoted_schema();
         let dropped = drop_tables(&mut transaction, &schema, name).await?;
         let remains = Remains {
@@ -130,6 +134,13 @@ impl Operator<'_> {
         let mut connection = self.databases.projections.acquire().await?;
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.lock_unowned(&mut transaction, &row).await?;
+        let beside = self.list_beside(&mut transaction, name).await?;
+        if let Some((_, version)) = beside.first() {
+            return Err(OperatorError::Blocked(format!(
+                "version {version} of {name} is beside the one that serves, and belongs to this name: `espctl rebuild drop {name}` \
+                 drops former versions, `espctl rebuild abort {name}` gives up one that is built"
+            )));
+        }
         if !self.trackers().rename(&mut transaction, &row.key(), new, self.name).await? {
             return Err(OperatorError::Blocked(format!("there is a processor {new} already")));
         }

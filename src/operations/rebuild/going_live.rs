@@ -135,11 +135,6 @@ impl Rebuilding<'_> {
     }
 
     async fn swap(&mut self) -> Result<String, OperatorError> {
-        let archived = Beside::Archived(self.live.version);
-        if archived != self.beside {
-            let (operator, name, version) = (self.operator, self.live.name.clone(), self.live.version);
-            operator.remove_version(&mut self.worker, &name, archived, version).await?;
-        }
         let projections = self.operator.databases.projections.clone();
         let mut connection = projections.acquire().await?;
         name_session(&mut connection, Some(&self.live.name)).await?;
@@ -193,6 +188,14 @@ impl Rebuilding<'_> {
     async fn swap_once(&mut self, connection: &mut PgConnection) -> Result<String, OperatorError> {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.hold_live(&mut transaction).await?;
+        let archived = Beside::Archived(self.live.version);
+        if archived != self.beside {
+            // Of the same version. It is there as long as nothing has taken its place.
+            let limit = "-- limit_waits\nset local lock_timeout = '100ms'";
+            sqlx::raw_sql(limit).execute(&mut *transaction).await?;
+            let former = (archived, self.live.version);
+            self.operator.remove_within(&mut transaction, &self.live.name, former, false).await?;
+        }
         let claim = self.replay.claim().clone();
         let archive = match self.as_swap(&claim).run(&mut transaction).await {
             Ok(archive) => archive,

@@ -1,11 +1,13 @@
 //! Gives up a version that is built, and removes versions that are kept.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{Beside, Finding, Rebuilds, drop_place, function_names};
 use crate::handlers::sql::share_function_names;
 use crate::operations::operator::{Operator, OperatorError};
-use crate::processing::rebuild::forget_progress;
+use crate::postgres::quote::quote_literal;
+use crate::postgres::server_mark;
+use crate::processing::rebuild::{forget_progress, list_beyond};
 
 impl Operator<'_> {
     /// Gives up the version that is built beside the serving one, with what a killed dry run or verification has left. Returns
@@ -78,7 +80,75 @@ impl Operator<'_> {
         for version in &versions {
             self.remove_version(&mut connection, name, Beside::Archived(*version), *version).await?;
         }
+        self.drop_former_functions(&mut connection, name).await?;
         Ok(versions)
+    }
+
+    /// Drops the functions of every version but the one that serves: those of merged versions have no schema that they go with.
+    async fn drop_former_functions(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<(), OperatorError> {
+        let Some(live) = self.find_version(connection, name).await? else { return Ok(()) };
+        let of_any = function_names(name, 1).map(|one| quote_literal(&one.trim_end_matches('1')));
+        let of_live = function_names(name, live).map(|one| quote_literal(&one));
+        let statement = format!(
+            "-- drop_former_functions
+             do $drop$ declare one regprocedure; begin
+               for one in select p.oid from pg_proc as p where p.pronamespace = to_regnamespace({schema})
+                            and rtrim(p.proname, '0123456789') in ({of_any}) and p.proname not in ({of_live}) loop
+                 execute 'drop function ' || one;
+               end loop;
+             end $drop$",
+            schema = quote_literal(self.trackers().schema()),
+            of_any = of_any.join(", "),
+            of_live = of_live.join(", ")
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+        Ok(())
+    }
+
+    /// The versions beside the serving one, whatever they are there for.
+    pub(in crate::operations) async fn list_beside(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Vec<(Beside, i32)>, OperatorError> {
+        let statement = format!(
+            "-- list_versions_beside
+             select distinct name::text, version from {} where starts_with(name, $1 || '$') order by 1, 2",
+            self.trackers().table()
+        );
+        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false).bind(name);
+        let found: Vec<(String, i32)> = query.fetch_all(connection).await?;
+        let known = |(own_name, version): (String, i32)| {
+            let kinds =
+                [Beside::Next, Beside::DryRun, Beside::Verification, Beside::Part, Beside::Archived(version)];
+            kinds.into_iter().find(|beside| beside.name(name) == own_name).map(|beside| (beside, version))
+        };
+        Ok(found.into_iter().filter_map(known).collect())
+    }
+
+    /// Removes everything beside the serving version, and what is recorded of it, in the caller's transaction.
+    pub(in crate::operations) async fn remove_beside(
+        &self,
+        transaction: &mut PgConnection,
+        name: &str,
+        cascade: bool,
+    ) -> Result<(), OperatorError> {
+        for beside in self.list_beside(transaction, name).await? {
+            self.remove_within(transaction, name, beside, cascade).await?;
+        }
+        let statement = format!(
+            "-- forget_rebuilds
+             delete from {schema}.rebuilds where processor = {name}; delete from {schema}.verifications where processor = {name};
+             delete from {schema}.build_progress where starts_with(tracker, {name} || '$')",
+            schema = self.trackers().schema(),
+            name = quote_literal(name)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await?;
+        Ok(())
     }
 
     /// The versions that have served before, the newest last.
@@ -108,6 +178,9 @@ impl Operator<'_> {
     }
 
     /// Removes a version beside the serving one, if there is one.
+    ///
+    /// # Errors
+    /// [`OperatorError::Blocked`] if something of others would go with it; or the database does not answer.
     pub(super) async fn remove_version(
         &self,
         connection: &mut PgConnection,
@@ -115,12 +188,34 @@ impl Operator<'_> {
         beside: Beside,
         version: i32,
     ) -> Result<(), OperatorError> {
+        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        sqlx::raw_sql("-- limit_waits\nset local lock_timeout = '10s'").execute(&mut *transaction).await?;
+        self.remove_within(&mut transaction, name, (beside, version), false).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// As [`Self::remove_version`], in the caller's transaction, which has a `lock_timeout`. `cascade`: with what others have made.
+    pub(super) async fn remove_within(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        (beside, version): (Beside, i32),
+        cascade: bool,
+    ) -> Result<(), OperatorError> {
         let (trackers, own_name) = (self.trackers(), beside.name(name));
         let schema = beside.schema(&self.databases.scope.schema, name);
         let known = self.find_version(connection, &own_name).await?;
         if known.is_none() && self.has_schema(connection, &schema).await? {
             return Err(OperatorError::Blocked(format!(
                 "there is a schema {schema} that espd has not made: rename or drop it"
+            )));
+        }
+        let beyond = if cascade { Vec::new() } else { list_beyond(&mut *connection, &schema).await? };
+        if !beyond.is_empty() {
+            return Err(OperatorError::Blocked(format!(
+                "others have made on the tables in schema {schema}, which are to go: {}. Drop it before, or make it on the tables of \
+                 {name} that serve",
+                beyond.join("; ")
             )));
         }
         let mut functions = function_names(&own_name, version).to_vec();

@@ -197,19 +197,61 @@ async fn find_taken(
     query.bind(before.made_apart()).bind(&live.name).fetch_all(&mut *connection).await
 }
 
-/// Drops a version that does not serve: its schema with everything in it, its tracker and what refers to that, and its functions.
-pub(crate) async fn drop_place(
+/// Everything outside of a schema that goes with it. What it takes from a publication is listed as well.
+const BEYOND: &str = "-- list_beyond
+    with recursive closure (classid, objid) as (
+      select d.classid, d.objid from pg_depend as d
+      where d.refclassid = 'pg_namespace'::regclass and d.refobjid = to_regnamespace($1) and d.deptype = 'n'
+      union
+      select linked.classid, linked.objid from closure as c cross join lateral (
+        select d.classid, d.objid from pg_depend as d
+        where d.refclassid = c.classid and d.refobjid = c.objid and d.deptype in ('n', 'a', 'i', 'P', 'S')
+        union all
+        select d.refclassid, d.refobjid from pg_depend as d
+        where d.classid = c.classid and d.objid = c.objid and d.deptype = 'i'
+      ) as linked
+    ), placed as (
+      select c.classid, c.objid, case c.classid
+          when 'pg_class'::regclass then (select relnamespace from pg_class where oid = c.objid)
+          when 'pg_proc'::regclass then (select pronamespace from pg_proc where oid = c.objid)
+          when 'pg_constraint'::regclass then (select connamespace from pg_constraint where oid = c.objid)
+          when 'pg_statistic_ext'::regclass then (select stxnamespace from pg_statistic_ext where oid = c.objid)
+          when 'pg_rewrite'::regclass then (select r.relnamespace from pg_rewrite as o join pg_class as r on r.oid = o.ev_class where o.oid = c.objid)
+          when 'pg_trigger'::regclass then (select r.relnamespace from pg_trigger as o join pg_class as r on r.oid = o.tgrelid where o.oid = c.objid)
+          when 'pg_policy'::regclass then (select r.relnamespace from pg_policy as o join pg_class as r on r.oid = o.polrelid where o.oid = c.objid)
+          when 'pg_attrdef'::regclass then (select r.relnamespace from pg_attrdef as o join pg_class as r on r.oid = o.adrelid where o.oid = c.objid)
+        end as schema
+      from closure as c where c.classid not in ('pg_type'::regclass, 'pg_default_acl'::regclass, 'pg_namespace'::regclass)
+        and not (c.classid = 'pg_trigger'::regclass and exists (select from pg_trigger where oid = c.objid and tgisinternal))
+        and not (c.classid = 'pg_rewrite'::regclass
+                 and exists (select from pg_rewrite where oid = c.objid and rulename = '_RETURN'))
+    )
+    select distinct i.type || ' ' || i.identity
+    from placed as p cross join lateral pg_identify_object(p.classid, p.objid, 0) as i
+    where p.schema is distinct from to_regnamespace($1)
+      and p.schema is distinct from 'pg_toast'::regnamespace order by 1";
+
+/// What is outside of a schema and would go with it, in words.
+pub(crate) async fn list_beyond(
     connection: &mut PgConnection,
+    schema: &str,
+) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(BEYOND).persistent(false).bind(quote_identifier(schema)).fetch_all(connection).await
+}
+
+/// Drops a version that does not serve: its schema with everything in it, its tracker and what refers to that, and its functions.
+/// The caller has set a `lock_timeout`.
+pub(crate) async fn drop_place(
+    transaction: &mut PgConnection,
     trackers: &Trackers,
     name: &str,
     tables_in: &str,
     functions: &[String],
 ) -> Result<(), sqlx::Error> {
-    let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
     let functions: Vec<String> = functions.iter().map(|function| quote_literal(function)).collect();
     let statement = format!(
         "-- drop_version
-         set local lock_timeout = '10s'; set local client_min_messages = warning;
+         set local client_min_messages = warning;
          delete from {trackers} where name = {name};
          delete from {schema}.dead_letters where processor = {name};
          delete from {schema}.declarations where processor = {name};
@@ -229,6 +271,5 @@ pub(crate) async fn drop_place(
         tables_in = quote_identifier(tables_in),
         functions = functions.join(", ")
     );
-    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
-    transaction.commit().await
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
 }

@@ -211,6 +211,39 @@ fn held_up(schema: &str) -> String {
 }
 
 #[tokio::test]
+async fn former_versions_go_without_what_others_have_made_on_them_and_with_their_functions() {
+    let (fixture, daemon) = Fixture::running().await;
+    let functions =
+        "select count(*) from pg_proc where pronamespace = 'espd'::regnamespace and proname ~ 'orders.*_v1$'";
+    fixture.declare(2, WIDER);
+    fixture.espctl(REBUILD).await.printed();
+    fixture
+        .run(
+            "create view public.of_others as select id from public_orders_v1.orders;
+             create table public.lines (id bigint references public_orders_v1.orders)",
+        )
+        .await;
+    let refused = fixture.espctl(&["rebuild", "drop", "orders", "--yes"]).await.complained(1);
+    assert!(refused.contains("view public.of_others") && refused.contains("on public.lines"), "{refused}");
+    assert_eq!(fixture.fact("select count(*) from public.of_others").await, "5");
+    fixture.run("drop view public.of_others; drop table public.lines").await;
+
+    // An archive of the same version gives way only with the swap.
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    fixture.espctl(REBUILD).await.printed();
+    assert_eq!(fixture.beside().await, "orders$1 orders$2|public_orders_v1 public_orders_v2");
+    fixture.run("create view public.of_others as select id from public_orders_v2.orders").await;
+    let refused = fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);
+    assert!(refused.contains("view public.of_others"), "{refused}");
+    assert_eq!(fixture.beside().await, "orders$1 orders$2|public_orders_v1 public_orders_v2");
+    fixture.run("drop view public.of_others").await;
+    fixture.espctl(&["rebuild", "drop", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.beside().await, "|");
+    assert_eq!(fixture.fact(functions).await, "0");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn partitions_keep_what_others_have_set_and_new_tables_have_the_rights_given_by_default() {
     let db = support::database().await;
     let settings = "[runner]\npoll_interval_max = '50ms'\n[rebuild]\nparallelism = 0\n";
@@ -251,6 +284,25 @@ async fn partitions_keep_what_others_have_set_and_new_tables_have_the_rights_giv
         "as before: it was made before the default was set"
     );
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_processor_that_is_dropped_takes_its_former_versions_with_it_and_one_with_such_keeps_its_name() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.declare(2, WIDER);
+    fixture.espctl(REBUILD).await.printed();
+    daemon.stop().await;
+    let refused = fixture.espctl(&["rename", "orders", "sales", "--yes"]).await.complained(1);
+    assert!(refused.contains("version 1 of orders") && refused.contains("rebuild drop orders"), "{refused}");
+    fixture.run("create view public.of_others as select id from public_orders_v1.orders").await;
+    let refused = fixture.espctl(&["drop", "orders", "--yes"]).await.complained(1);
+    assert!(refused.contains("view public.of_others"), "{refused}");
+    let said = fixture.espctl(&["drop", "orders", "--yes", "--cascade"]).await.printed();
+    assert!(said.contains("public_orders_v1.orders"), "{said}");
+    assert_eq!(fixture.beside().await, "|");
+    let left = "select (select count(*) from espd.rebuilds) + (select count(*) from espd.declarations)
+        + (select count(*) from espd.projection_tables) + (select count(*) from espd.trackers)";
+    assert_eq!(fixture.fact(left).await, "0");
 }
 
 #[tokio::test]
