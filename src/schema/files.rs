@@ -87,7 +87,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (27, "rebuilds", include_str!("../../migrations/processing/0027_rebuilds.sql")),
         (28, "build progress", include_str!("../../migrations/processing/0028_build_progress.sql")),
         (29, "verifications", include_str!("../../migrations/processing/0029_verifications.sql")),
-        (33, "versions beside", include_str!("../../migrations/processing/0033_versions_beside.sql")),
+        (30, "versions beside", include_str!("../../migrations/processing/0030_versions_beside.sql")),
     ],
 };
 
