@@ -91,7 +91,7 @@ impl Operator<'_> {
         name: &str,
     ) -> Result<(), OperatorError> {
         let Some(live) = self.find_version(connection, name).await? else { return Ok(()) };
-        let of_any = function_names(name, 1).map(|one| quote_literal(&one.trim_end_matches('1')));
+        let of_any = function_names(name, 1).map(|one| quote_literal(one.trim_end_matches('1')));
         let of_live = function_names(name, live).map(|one| quote_literal(&one));
         let statement = format!(
             "-- drop_former_functions
