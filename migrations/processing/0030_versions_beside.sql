@@ -38,7 +38,7 @@ begin
     raise exception using errcode = 'ES006',
       message = format('the batch has read table %s of the version of %s that serves, whose rows other handlers have made',
         reached.name, live),
-      hint = 'Declare the table in this version as well, or read the events instead.';
+      hint = 'Declare the table in this version as well, or have the handler need what is in the event alone.';
   end if;
 end
 $$;
