@@ -193,8 +193,20 @@ async fn rights_that_an_operator_had_are_taken_back() {
     sqlx::raw_sql(before).execute(&roles.db.pool).await.unwrap();
     roles.apply().await;
     assert_eq!(may_change(&roles.db.pool, "espd_operator").await, Vec::<String>::new());
+    // A daemon records that a version was built and is live: under its own login, and at no other time.
     let daemons = may_change(&roles.db.pool, "espd_daemon").await;
-    assert!(!daemons.iter().any(|right| right.starts_with("operator_log")), "{daemons:?}");
+    let of_the_log = daemons.iter().filter(|right| right.starts_with("operator_log"));
+    assert_eq!(of_the_log.collect::<Vec<_>>(), ["operator_log insert"], "{daemons:?}");
+    for column in ["id", "at", "login"] {
+        let may_write: bool = sqlx::query_scalar(
+            "select has_column_privilege('espd_daemon', 'espd.operator_log', $1, 'insert')",
+        )
+        .bind(column)
+        .fetch_one(&roles.db.pool)
+        .await
+        .unwrap();
+        assert!(!may_write, "{column}");
+    }
 }
 
 #[tokio::test]
