@@ -36,8 +36,7 @@ alter table :"schema".rebuilds
   add column if not exists approved_at timestamptz,
   add column if not exists approved_by text;
 
--- Agrees that the version which was built and compared goes live, whatever differs. Returns which version that is; null where there is
--- none: nobody agrees to what nobody has seen.
+-- Agrees that the version which is built goes live, whatever differs. Returns which version that is; null where none is built.
 create or replace function :"schema".approve_rebuild(operator text, processor text) returns integer
 language plpgsql
 set search_path = :"schema", pg_temp
@@ -48,7 +47,7 @@ declare
   approved integer;
 begin
   update rebuilds as r set approved_at = clock_timestamp(), approved_by = operator
-    where r.processor = processor and r.state in ('verified', 'differs')
+    where r.processor = processor and r.state not in ('live', 'merged', 'aborted')
     returning r.version into approved;
   if approved is not null then
     update build_progress as b set blocked_because = null, remedy = null where b.tracker = processor || '$next';

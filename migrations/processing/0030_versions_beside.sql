@@ -95,3 +95,25 @@ begin
   perform set_config(examined, epoch::text, false);
 end
 $$;
+
+-- Agrees that the version which was built and compared goes live, whatever differs. Returns which version that is; null where there is
+-- none: nobody agrees to what nobody has seen.
+create or replace function :"schema".approve_rebuild(operator text, processor text) returns integer
+language plpgsql
+set search_path = :"schema", pg_temp
+set row_security = off
+as $$
+#variable_conflict use_variable
+declare
+  approved integer;
+begin
+  update rebuilds as r set approved_at = clock_timestamp(), approved_by = operator
+    where r.processor = processor and r.state in ('verified', 'differs')
+    returning r.version into approved;
+  if approved is not null then
+    update build_progress as b set blocked_because = null, remedy = null where b.tracker = processor || '$next';
+    perform log_act(operator, 'approve_rebuild', processor, 0, null, null, jsonb_build_object('version', approved));
+  end if;
+  return approved;
+end
+$$;
