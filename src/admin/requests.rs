@@ -185,7 +185,8 @@ impl RequestHandler {
     async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, ApiError> {
         let (config, databases) = self.databases().await?;
         let _turn = self.turn.lock().await;
-        let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
+        let operator =
+            Operator { databases: &databases, declared: &config.processors, name: "", native: None };
         Ok(operator.statuses(name).await?)
     }
 
@@ -198,7 +199,8 @@ impl RequestHandler {
     async fn list_dead_letters(&self, listing: Listing) -> Result<Answer, ApiError> {
         let (config, databases) = self.databases().await?;
         let _turn = self.turn.lock().await;
-        let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
+        let operator =
+            Operator { databases: &databases, declared: &config.processors, name: "", native: None };
         let found = operator.dead_letters(&listing.selection, listing.limit).await?;
         if let (Some(name), true) = (&listing.selection.processor, found.is_empty()) {
             operator.require_known(name).await?;
@@ -209,7 +211,8 @@ impl RequestHandler {
     async fn list_emissions(&self, listing: emissions::Listing) -> Result<Answer, ApiError> {
         let (config, databases) = self.databases().await?;
         let _turn = self.turn.lock().await;
-        let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
+        let operator =
+            Operator { databases: &databases, declared: &config.processors, name: "", native: None };
         let found = operator.emissions(&listing.selection, listing.limit).await?;
         Ok(answer::json(StatusCode::OK, &found))
     }
@@ -217,7 +220,8 @@ impl RequestHandler {
     async fn show_dead_letter(&self, name: &str, event_id: Position) -> Result<Answer, ApiError> {
         let (config, databases) = self.databases().await?;
         let _turn = self.turn.lock().await;
-        let operator = Operator { databases: &databases, declared: &config.processors, name: "" };
+        let operator =
+            Operator { databases: &databases, declared: &config.processors, name: "", native: None };
         Ok(answer::json(StatusCode::OK, &operator.examine(name, event_id).await?))
     }
 
@@ -227,7 +231,8 @@ impl RequestHandler {
         let making = tokio::spawn(async move {
             let (config, databases) = self.databases().await?;
             let _turn = self.turn.lock().await;
-            let operator = Operator { databases: &databases, declared: &config.processors, name: &who };
+            let operator =
+                Operator { databases: &databases, declared: &config.processors, name: &who, native: None };
             let action = change.as_str();
             let done = change.carry_out(&operator, &name).await?;
             info!(processor = name, action, operator = who, "an operator has acted");

@@ -211,7 +211,8 @@ fn show_processor(processor: &ProcessorDeclaration) -> Value {
     show_batch_limits(&mut shown, &processor.batch);
     shown["start"] = processor.start.map_or(Value::Null, show_start);
     shown["reads"] = json!(processor.reads.iter().map(|table| &table.text).collect::<Vec<_>>());
-    if processor.reactor.is_none() && matches!(processor.handling, Handling::Sql(_)) {
+    shown["aggregate_column"] = json!(processor.aggregate_column);
+    if processor.reactor.is_none() {
         let check = |check: &Check| json!({ "name": check.name, "sql": check.sql.text });
         shown["approve"] = json!(processor.approve.to_string());
         shown["check"] = processor.checks.iter().map(check).collect();
@@ -235,6 +236,7 @@ fn leave_to_program(shown: &mut Value, said: &ProcessorSettings) {
         ("on_handler_change", said.on_handler_change.is_none()),
         ("start", said.start.is_none()),
         ("chain_max", said.chain_max.is_none()),
+        ("approve", said.approve.is_none()),
     ];
     let keys: Vec<&str> =
         unsaid.into_iter().filter(|(_, is_unsaid)| *is_unsaid).map(|(key, _)| key).collect();

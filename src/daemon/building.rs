@@ -12,10 +12,13 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::build_thread::build_in_thread;
 use crate::config::Config;
+use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::operations::rebuild::{Built, Effort, Listener, Wanted, Way, Wish};
+use crate::processing::declaration::Handling;
 use crate::shutdown::Shutdown;
 
 /// How often it is looked while a version is built or waits.
@@ -37,10 +40,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CLOSING_TIME: Duration = Duration::from_secs(3);
 
 /// Builds what the configuration declares until the stop is requested, and begins anew when another configuration is followed.
-/// `builder` is how others call this daemon.
+/// `builder` is how others call this daemon, and `registry` has the processors in Rust of its program.
 pub(super) async fn build_versions(
     mut configs: watch::Receiver<Arc<Config>>,
     builder: String,
+    registry: Arc<Registry>,
     stop: Shutdown,
 ) {
     let mut stopped = stop.clone();
@@ -49,14 +53,13 @@ pub(super) async fn build_versions(
         let builds = u32::try_from(config.rebuild.parallelism).unwrap_or(0);
         let workers = u32::try_from(config.rebuild.workers).unwrap_or(1);
         let connections = (CONNECTIONS + workers) * builds + 2;
-        let databases = (builds > 0)
-            .then(|| Databases::connect_lazily(&config, "espd: rebuild", connections, PATIENCE).ok());
-        // Whoever handles events reads old ones as new ones.
-        let databases = databases.flatten().map(|found| Arc::new(found.with_upcasts(&config.upcasts)));
+        let databases = (builds > 0).then(|| connect(&config, connections).ok());
+        let databases = databases.flatten().map(Arc::new);
         let building = async {
             match &databases {
                 Some(databases) => {
-                    let place = Place { config, databases: Arc::clone(databases), builder: builder.clone() };
+                    let (databases, builder) = (Arc::clone(databases), builder.clone());
+                    let place = Place { config, databases, builder, registry: Arc::clone(&registry) };
                     Builder::new(place).run().await;
                 }
                 None => std::future::pending().await,
@@ -78,16 +81,61 @@ pub(super) async fn build_versions(
     }
 }
 
+/// The databases, in which old events are read as new ones, as whoever handles events does.
+fn connect(config: &Config, connections: u32) -> anyhow::Result<Databases> {
+    let databases = Databases::connect_lazily(config, "espd: rebuild", connections, PATIENCE)?;
+    Ok(databases.with_upcasts(&config.upcasts))
+}
+
 /// Where and for whom versions are built.
 struct Place {
     config: Arc<Config>,
     databases: Arc<Databases>,
     builder: String,
+    registry: Arc<Registry>,
 }
 
 impl Place {
     fn operator(&self) -> Operator<'_> {
-        Operator { databases: &self.databases, declared: &self.config.processors, name: &self.builder }
+        Operator {
+            databases: &self.databases,
+            declared: &self.config.processors,
+            name: &self.builder,
+            native: Some(&self.registry),
+        }
+    }
+
+    /// Builds the declared version of a projector. One in Rust does not share a thread with the daemon.
+    async fn build(&self, name: &str) -> Result<Built, OperatorError> {
+        let is_native = |handling: &Handling| matches!(handling, Handling::Native(_));
+        let declaration = self.config.processors.iter().find(|one| one.name == name);
+        if !declaration.is_some_and(|one| is_native(&one.handling)) {
+            return self.build_here(name).await;
+        }
+        let (config, builder, registry) =
+            (Arc::clone(&self.config), self.builder.clone(), Arc::clone(&self.registry));
+        let processor = name.to_owned();
+        build_in_thread(name, move || async move {
+            // Connections belong to the runtime that they were made in.
+            let connections = CONNECTIONS + u32::try_from(config.rebuild.workers).unwrap_or(1);
+            let databases = connect(&config, connections);
+            let databases = databases.map_err(|error| OperatorError::Rebuild(format!("{error:#}")))?;
+            let place = Self { config, databases: Arc::new(databases), builder, registry };
+            place.build_here(&processor).await
+        })
+        .await
+    }
+
+    async fn build_here(&self, name: &str) -> Result<Built, OperatorError> {
+        let note = |text: &str| info!(processor = name, "{text}");
+        let listener = Listener { progress: &|_| {}, note: &note };
+        let rebuild = self.config.rebuild;
+        let effort = Effort {
+            share: rebuild.share,
+            workers: rebuild.workers,
+            database_size_max: rebuild.database_size_max,
+        };
+        self.operator().build_unattended(name, effort, listener).await
     }
 }
 
@@ -172,17 +220,7 @@ impl Builder {
             return;
         }
         let (place, name) = (Arc::clone(&self.place), processor.clone());
-        let task = self.running.spawn(async move {
-            let note = |text: &str| info!(processor = name, "{text}");
-            let listener = Listener { progress: &|_| {}, note: &note };
-            let rebuild = place.config.rebuild;
-            let effort = Effort {
-                share: rebuild.share,
-                workers: rebuild.workers,
-                database_size_max: rebuild.database_size_max,
-            };
-            place.operator().build_unattended(&name, effort, listener).await
-        });
+        let task = self.running.spawn(async move { place.build(&name).await });
         self.names.insert(task.id(), processor);
     }
 

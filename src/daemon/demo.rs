@@ -174,7 +174,8 @@ impl Stage<'_> {
         told: &watch::Receiver<Vec<String>>,
         hints: &[String],
     ) -> anyhow::Result<Infallible> {
-        let operator = Operator { databases: self.databases, declared: &self.config.processors, name: "" };
+        let operator =
+            Operator { databases: self.databases, declared: &self.config.processors, name: "", native: None };
         let mut ticks = tokio::time::interval(FRAME);
         loop {
             ticks.tick().await;

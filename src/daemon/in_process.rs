@@ -187,7 +187,7 @@ impl Running {
     }
 
     fn operator(&self) -> Operator<'_> {
-        Operator { databases: &self.databases, declared: &self.declared, name: "" }
+        Operator { databases: &self.databases, declared: &self.declared, name: "", native: None }
     }
 
     /// Waits, but not for processors that have ended.

@@ -1,6 +1,7 @@
 //! The daemon `espd`, with its commands: `run`, `demo`, `check`, `probe`, and `worker`, which is what its children run.
 
 mod announce;
+mod build_thread;
 mod building;
 mod demo;
 mod in_process;

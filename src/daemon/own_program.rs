@@ -68,7 +68,10 @@ pub(super) fn main(registry: Registry) -> std::process::ExitCode {
         Command::Worker(arguments) => daemon(&|| run_worker(&config, &arguments, Arc::clone(&registry))),
         Command::Operate(command) => {
             let load = || load_for_tool(&config, &registry);
-            espctl::execute(*command, &Tool { load: &load, command_lines: &[command_line] })
+            espctl::execute(
+                *command,
+                &Tool { load: &load, command_lines: &[command_line], native: Some(&registry) },
+            )
         }
     }
 }

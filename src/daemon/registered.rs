@@ -25,12 +25,17 @@ pub(super) fn add_registered(config: &mut Config, registry: &Registry) -> Result
         let completed = complete(config, registered, &said.or(&program));
         faults.extend(find_endless(&completed));
         match config.processors.iter_mut().find(|declared| declared.name == registered.name) {
-            // What it reads of others is for the file to say.
-            Some(declared) => *declared = ProcessorDeclaration { reads: declared.reads.clone(), ..completed },
+            Some(declared) => *declared = joined(declared, completed),
             None => config.processors.push(completed),
         }
     }
     if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+/// What the program has registered, with what the file alone says, or says as well.
+fn joined(declared: &ProcessorDeclaration, completed: ProcessorDeclaration) -> ProcessorDeclaration {
+    let checks = completed.checks.iter().chain(&declared.checks).cloned().collect();
+    ProcessorDeclaration { reads: declared.reads.clone(), checks, ..completed }
 }
 
 /// How a declared processor contradicts what the program has registered.

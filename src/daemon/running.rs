@@ -160,7 +160,8 @@ async fn supervise(
     let (signalled, outcomes) = mpsc::channel(REQUESTS_MAX);
     let reloads = ReloadRequests::new(owner.id, orders, outcomes);
     let scheduling = tokio::spawn(append_scheduled(places.clone(), stop.clone()));
-    let building = tokio::spawn(build_versions(configs, owner.label.clone(), stop.clone()));
+    let registry = Arc::clone(&configured.registry);
+    let building = tokio::spawn(build_versions(configs, owner.label.clone(), registry, stop.clone()));
     let verifying = tokio::spawn(verify_continuously(places.clone(), stop.clone()));
     let table = WorkerTable::new(owner.clone(), snapshots.clone(), places, reloads);
     let writing = tokio::spawn(table.run(stop));

@@ -52,8 +52,12 @@ async fn verify(config: &Arc<Config>) {
         match Databases::connect_directly(config, "espd (verify)", CONNECT_TIMEOUT).await {
             Ok(databases) => {
                 let databases = databases.with_upcasts(&config.upcasts);
-                let operator =
-                    Operator { databases: &databases, declared: &config.processors, name: OPERATOR };
+                let operator = Operator {
+                    databases: &databases,
+                    declared: &config.processors,
+                    name: OPERATOR,
+                    native: None,
+                };
                 while verify_all(config, &operator, &mut pauses).await {
                     sleep(LOOK_INTERVAL).await;
                 }

@@ -41,7 +41,7 @@ pub(crate) async fn run(
     databases: &Databases,
 ) -> anyhow::Result<()> {
     let me = output::operator();
-    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let operator = Operator { databases, declared: &config.processors, name: &me, native: None };
     match command {
         DeadLettersCommand::List(arguments) => list::run(arguments, &operator).await,
         DeadLettersCommand::Show(arguments) => show::run(arguments, &operator).await,

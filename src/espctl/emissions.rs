@@ -30,7 +30,7 @@ pub(crate) async fn run(
     databases: &Databases,
 ) -> anyhow::Result<()> {
     let me = output::operator();
-    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let operator = Operator { databases, declared: &config.processors, name: &me, native: None };
     match command.unwrap_or_else(|| EmissionsCommand::List(list::Arguments::default())) {
         EmissionsCommand::List(arguments) => list::run(arguments, &operator).await,
         EmissionsCommand::Cancel(arguments) => change::cancel(arguments, &operator).await,

@@ -33,6 +33,7 @@ mod workflows;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigArgument, DATABASE_URL, EXAMPLE, InvalidConfig, demo_file};
+use crate::handlers::native::Registry;
 use crate::operations::databases::{Databases, running_private_database};
 use crate::operations::declared_events::apply_after_migration;
 use crate::operations::outcome;
@@ -190,13 +191,15 @@ pub(crate) struct Tool<'t> {
     pub load: &'t dyn Fn() -> Result<Config, InvalidConfig>,
     /// The command lines that manual pages and completions are made of; the first is the program's own.
     pub command_lines: &'t [clap::Command],
+    /// The processors in Rust of the program; `None`: it is espd's own tool, which has none.
+    pub native: Option<&'t Registry>,
 }
 
 /// Runs the tool and returns its exit code. `daemon` is the command line of espd, for manual pages and completions.
 pub fn main(daemon: clap::Command) -> std::process::ExitCode {
     let Cli { config, command } = Cli::parse();
     let command_lines = [<Cli as clap::CommandFactory>::command(), daemon];
-    execute(command, &Tool { load: &|| load(&config), command_lines: &command_lines })
+    execute(command, &Tool { load: &|| load(&config), command_lines: &command_lines, native: None })
 }
 
 /// Does what a command says and returns the exit code.
@@ -245,14 +248,19 @@ async fn run(command: Command, tool: &Tool<'_>) -> anyhow::Result<()> {
         Command::Graph(arguments) => graph::run(arguments, &config).await,
         command => {
             let databases = Databases::connect(&config, "espctl").await?;
-            run_on(command, &config, &databases).await?;
+            run_on(command, &config, &databases, tool.native).await?;
             databases.close().await;
             Ok(())
         }
     }
 }
 
-async fn run_on(command: Command, config: &Config, databases: &Databases) -> anyhow::Result<()> {
+async fn run_on(
+    command: Command,
+    config: &Config,
+    databases: &Databases,
+    native: Option<&Registry>,
+) -> anyhow::Result<()> {
     if let Command::Migrate(MigrateArguments { dry_run }) = command {
         return output::print_verbatim(&migrate(config, databases, dry_run).await?);
     }
@@ -266,10 +274,10 @@ async fn run_on(command: Command, config: &Config, databases: &Databases) -> any
         Command::Status(arguments) => status::run(arguments, config, databases).await,
         Command::Drop(arguments) => retire::drop_processor(arguments, config, databases).await,
         Command::Rename(arguments) => retire::rename(arguments, config, databases).await,
-        Command::Reset(arguments) => reset::reset(arguments, config, databases).await,
-        Command::Rebuild(arguments) => rebuild::rebuild(arguments, config, databases).await,
-        Command::Rollback(arguments) => rebuild::rollback(arguments, config, databases).await,
-        Command::Verify(arguments) => rebuild::verify(arguments, config, databases).await,
+        Command::Reset(arguments) => reset::reset(arguments, config, databases, native).await,
+        Command::Rebuild(arguments) => rebuild::rebuild(arguments, config, databases, native).await,
+        Command::Rollback(arguments) => rebuild::rollback(arguments, config, databases, native).await,
+        Command::Verify(arguments) => rebuild::verify(arguments, config, databases, native).await,
         Command::Pause(target) => operate::pause(target, config, databases).await,
         Command::Retry(target) => operate::retry(target, config, databases).await,
         Command::Resume(arguments) => operate::resume(arguments, config, databases).await,

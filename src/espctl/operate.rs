@@ -126,5 +126,5 @@ async fn act(
 }
 
 fn operator<'o>(config: &'o Config, databases: &'o Databases, name: &'o str) -> Operator<'o> {
-    Operator { databases, declared: &config.processors, name }
+    Operator { databases, declared: &config.processors, name, native: None }
 }

@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 
 use crate::config::{Config, RebuildSection};
 use crate::espctl::output;
+use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
 use crate::operations::rebuild::{
@@ -25,10 +26,11 @@ use part::{PartArguments, SampleArguments, rebuild_part};
 #[derive(Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "For projectors in SQL. The declared version is built beside the one that serves, in tables of its own, while that\n\
-    one goes on. Once it has caught up it is compared with the old one, and what differs is shown. If nothing differs, or\n\
-    you agree, it goes live: the tables change places in one short transaction, with grants, policies, comments and\n\
-    publications. Where the tables are declared alike and little differs, the difference is brought into them instead.\n\n\
+    after_help = "The declared version is built beside the one that serves, in tables of its own, while that one goes on (one of a\n\
+    program, or in Rust, serves what it has). Handlers in Rust run in their own program, which has this command as well.\n\
+    Once it has caught up it is compared with the old one, and what differs is shown. If nothing differs, or you agree, it\n\
+    goes live: the tables change places in one short transaction, with grants, policies, comments and publications. Where\n\
+    the tables are declared alike and little differs, the difference is brought into them instead.\n\n\
     If it is killed, run it again: it goes on where it was.\n\n\
     With --aggregate, --type or --since only the rows of those aggregates are computed again and replaced, in one\n\
     transaction. For projectors whose rows are each written by the events of one aggregate alone.\n\n\
@@ -137,10 +139,11 @@ pub(crate) async fn rebuild(
     arguments: RebuildArguments,
     config: &Config,
     databases: &Databases,
+    native: Option<&Registry>,
 ) -> anyhow::Result<()> {
     let me = output::operator();
     let databases = databases.with_upcasts(&config.upcasts);
-    let operator = Operator { databases: &databases, declared: &config.processors, name: &me };
+    let operator = Operator { databases: &databases, declared: &config.processors, name: &me, native };
     let effort = effort(config, arguments.workers);
     match (arguments.command, arguments.name) {
         (Some(RebuildCommand::Abort { name }), _) => {
@@ -174,10 +177,11 @@ pub(crate) async fn verify(
     arguments: VerifyArguments,
     config: &Config,
     databases: &Databases,
+    native: Option<&Registry>,
 ) -> anyhow::Result<()> {
     let me = output::operator();
     let databases = databases.with_upcasts(&config.upcasts);
-    let operator = Operator { databases: &databases, declared: &config.processors, name: &me };
+    let operator = Operator { databases: &databases, declared: &config.processors, name: &me, native };
     let VerifyArguments { name, part, sample, json } = arguments;
     let selection = Selection { sample: sample.sample, ..part.selection(&config.upcasts) };
     look(operator, &name, Beside::Verification, &selection, effort(config, None), json).await
@@ -187,11 +191,12 @@ pub(crate) async fn rollback(
     arguments: RollbackArguments,
     config: &Config,
     databases: &Databases,
+    native: Option<&Registry>,
 ) -> anyhow::Result<()> {
     let RollbackArguments { name, to, yes } = arguments;
     let me = output::operator();
     let databases = databases.with_upcasts(&config.upcasts);
-    let operator = Operator { databases: &databases, declared: &config.processors, name: &me };
+    let operator = Operator { databases: &databases, declared: &config.processors, name: &me, native };
     let mut former = Rebuilding::begin_rollback(operator, &name, to, listener()).await?;
     let (live, version) = former.versions();
     let question =

@@ -30,7 +30,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let me = output::operator();
-    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let operator = Operator { databases, declared: &config.processors, name: &me, native: None };
     let mut requests = operator.request_reload().await?;
     if requests.is_empty() {
         anyhow::bail!("no daemon runs on this database: start `espd run`");

@@ -11,6 +11,7 @@ use crate::config::{Config, parse_duration};
 use crate::espctl::operate::Target;
 use crate::espctl::{output, rebuild};
 use crate::event::Position;
+use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Destination, LockPatience, Operator};
 use crate::operations::rebuild::Way;
@@ -20,13 +21,14 @@ use crate::processing::tracker::{ReplayEffects, TrackerRow};
 
 #[derive(Args)]
 #[command(
-    after_help = "A projector in SQL or of a program is built again beside its tables, as `espctl rebuild` does it: those go on serving, nobody who\n\
+    after_help = "A projector is built again beside its tables, as `espctl rebuild` does it: those go on serving, nobody who\n\
     reads misses a row, and what was built goes live once it has caught up, whatever differs. Grants, views and foreign\n\
     keys of others stay. If it is killed, run it again: it goes on where it was.\n\n\
     With --in-place the tables are dropped and created again, and the processor starts over: until it has caught up they\n\
     lack rows that an application reads. What cannot be built beside is reset in place without being asked to, and told\n\
-    why: reactors, processors in Rust, synchronous projectors, and a projector that has met another event store. What others have made on the tables is carried over to the new ones: grants, comments, row level security and\n\
-    policies, options, publications. Where something else of theirs would be lost, nothing is done without --cascade.\n\
+    why: reactors, projectors in Rust by another program than theirs, synchronous projectors, and a projector that has met\n\
+    another event store. What others have made on the tables is carried over to the new ones: grants, comments, row level\n\
+    security and policies, options, publications. Where something else of theirs would be lost, nothing is done without --cascade.\n\
     While others have locks on the tables, the reset says who they are, and tries again and again until --wait is over.\n\n\
     With --to or --at only the position moves and the tables stay as they are: events after the new position are handled\n\
     (again), events before it are not.\n\n\
@@ -91,11 +93,12 @@ pub(crate) async fn reset(
     arguments: ResetArguments,
     config: &Config,
     databases: &Databases,
+    native: Option<&Registry>,
 ) -> anyhow::Result<()> {
     let me = output::operator();
     // Whoever builds a version reads old events as new ones.
     let databases = databases.with_upcasts(&config.upcasts);
-    let operator = Operator { databases: &databases, declared: &config.processors, name: &me };
+    let operator = Operator { databases: &databases, declared: &config.processors, name: &me, native };
     let mut done = Vec::new();
     for name in operator.targets(arguments.target.names()).await? {
         match reset_one(&name, &arguments, &operator).await? {

@@ -48,7 +48,7 @@ pub(crate) async fn drop_processor(
 ) -> anyhow::Result<()> {
     let DropArguments { name, cascade, yes } = arguments;
     let me = output::operator();
-    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let operator = Operator { databases, declared: &config.processors, name: &me, native: None };
     if !yes {
         let remains = operator.drop_processor(&name, Retirement::Preview).await?;
         if !output::confirm(&describe(&name, &remains))? {
@@ -67,7 +67,7 @@ pub(crate) async fn rename(
 ) -> anyhow::Result<()> {
     let RenameArguments { name, new, yes } = arguments;
     let me = output::operator();
-    let operator = Operator { databases, declared: &config.processors, name: &me };
+    let operator = Operator { databases, declared: &config.processors, name: &me, native: None };
     if !yes {
         // Fails before the confirmation if it cannot be renamed.
         operator.rename(&name, &new, Retirement::Preview).await?;

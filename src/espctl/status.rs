@@ -62,6 +62,6 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
 
 /// The statuses as of now, of all processors.
 pub(crate) async fn collect(config: &Config, databases: &Databases) -> anyhow::Result<Vec<ProcessorStatus>> {
-    let operator = Operator { databases, declared: &config.processors, name: "" };
+    let operator = Operator { databases, declared: &config.processors, name: "", native: None };
     Ok(operator.statuses(None).await?)
 }

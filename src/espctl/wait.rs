@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
-    let operator = Operator { databases, declared: &config.processors, name: "" };
+    let operator = Operator { databases, declared: &config.processors, name: "", native: None };
     let waiting = Waiting::of(operator, arguments.target.names()).await.map_err(ending)?;
     if arguments.idle {
         let idle = waiting.until_idle(arguments.timeout).await.map_err(ending)?;

@@ -103,7 +103,7 @@ pub(crate) use workflow::WorkflowReactor;
 pub use workflow::{Workflow, WorkflowContext, by_aggregate, by_correlation};
 
 pub use crate::event::EventType;
-pub use crate::processing::declaration::{Isolation, OnHandlerChange, Start};
+pub use crate::processing::declaration::{Approve, Isolation, OnHandlerChange, Start};
 pub use crate::processing::effects::Effect;
 pub use crate::processing::emission::{Due, Emission};
 pub use crate::processing::processor::Delivery;

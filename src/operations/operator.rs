@@ -26,6 +26,7 @@ pub(crate) use retire::{Remains, Retirement};
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
+use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::status::format::format_duration;
 use crate::operations::status::{self, LockWait, ProcessorStatus, describe_wait, end_wait};
@@ -50,6 +51,8 @@ pub(crate) struct Operator<'o> {
     pub declared: &'o [ProcessorDeclaration],
     /// The operator's name, for the table `operator_log`: `alice@host`.
     pub name: &'o str,
+    /// The processors in Rust of the program that this is; `None`: it is espd's own, or builds nothing.
+    pub native: Option<&'o Registry>,
 }
 
 /// Why an operation did nothing.
@@ -109,7 +112,10 @@ pub(crate) enum OperatorError {
         head: Position,
     },
     /// The tables cannot be created again, because the configuration does not declare the processor.
-    #[error("{name} is not declared: name the configuration that declares it with --config")]
+    #[error(
+        "{name} is not declared: name the configuration that declares it with --config, or, if it is in Rust, run this as a command \
+         of the program that has it"
+    )]
     NotDeclared {
         /// The processor.
         name: String,

@@ -148,7 +148,7 @@ fn foresee_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
         );
         (Action::Rebuild, description)
     } else if *version > serves
-        && matches!(handling, Handling::Program(_))
+        && matches!(handling, Handling::Program(_) | Handling::Native(_))
         && is_built_beside(known.declaration)
     {
         let description = format!(

@@ -11,6 +11,7 @@ mod indexes;
 mod looking;
 mod part;
 mod preparation;
+mod processors;
 mod removal;
 mod rollback;
 mod shares;
@@ -41,7 +42,7 @@ pub(crate) use checks::FailedCheck;
 pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::Outcome;
 pub(crate) use part::Selection;
-use preparation::{refuse_synchronous, refuse_unsuitable};
+use preparation::refuse_synchronous;
 pub(crate) use shortage::Effort;
 pub(crate) use since::find_since;
 pub(crate) use unattended::{Built, Wanted};
@@ -107,7 +108,7 @@ impl<'o> Rebuilding<'o> {
         selection: &Selection,
         listener: Listener<'o>,
     ) -> Result<Self, OperatorError> {
-        refuse_unsuitable(&operator.find(name).await?, operator.declaration(name)?, beside)?;
+        operator.refuse_unsuitable(&operator.find(name).await?, operator.declaration(name)?, beside)?;
         let mut worker = operator.lock_versions(name).await?;
         match Prepared::find(operator, name, (beside, selection), listener, &mut worker).await {
             Ok(prepared) => Ok(prepared.begin(operator, beside, listener, worker)),

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::postgres::source_text::SourceText;
 pub use approve::Approve;
+pub(crate) use fingerprint::upcast_fingerprint;
 pub use isolation::Isolation;
 pub use kind::ProcessorKind;
 pub use on_handler_change::OnHandlerChange;
@@ -72,13 +73,13 @@ pub struct ProcessorDeclaration {
     #[serde(default = "yes")]
     pub fold: bool,
     /// The column of each of its tables that has the aggregate whose events alone write the row; `None`: the handlers say so, or
-    /// nobody does. For projectors in SQL only.
+    /// nobody does. For projectors only.
     #[serde(default)]
     pub aggregate_column: Option<String>,
-    /// When a version that a daemon has built beside the serving one goes live. For projectors in SQL only.
+    /// When a version that a daemon has built beside the serving one goes live. For projectors only.
     #[serde(default)]
     pub approve: Approve,
-    /// What has to be true of the tables before a version goes live. For projectors in SQL only.
+    /// What has to be true of the tables before a version goes live. For projectors only.
     #[serde(default)]
     pub checks: Vec<Check>,
     /// What only reactors declare; `None` for a projector.

@@ -219,7 +219,6 @@ fn read_handling(section: &Section<'_>, kind: ProcessorKind) -> Option<Handling>
     if kind == ProcessorKind::Projector && way.is_some_and(|way| way != "on") {
         refuse_synchronous(section);
         refuse_fold(section);
-        refuse_rebuild(section);
     }
     if way != Some("command") {
         refuse_companions(section);
@@ -280,17 +279,6 @@ fn read_checks(section: &Section<'_>) -> Vec<Check> {
         Some(Check { name: name?, sql: sql? })
     };
     section.sections("check").iter().filter_map(read).collect()
-}
-
-/// Only projectors in SQL are built beside.
-fn refuse_rebuild(section: &Section<'_>) {
-    for key in ["approve", "check"] {
-        if let Some(value) = section.value_if_known(key) {
-            let message =
-                format!("`{key}` concerns versions that are built beside, and only projectors in SQL are");
-            value.location.report(message, "remove it");
-        }
-    }
 }
 
 fn read_handlers(section: &Section<'_>, kind: ProcessorKind) -> Vec<Handler> {

@@ -22,6 +22,8 @@ pub(crate) fn said_in(
         isolation: says("isolation").then(|| declaration.isolation.clone()),
         on_handler_change: says("on_handler_change").then_some(declaration.on_handler_change),
         start: declaration.start,
+        aggregate_column: declaration.aggregate_column.clone(),
+        approve: says("approve").then_some(declaration.approve),
         chain_max: reactor.as_ref().filter(|_| says("chain_max")).map(|reactor| reactor.chain_max),
         retry: RetrySettings {
             strategy: retries("strategy").then_some(policy.strategy),

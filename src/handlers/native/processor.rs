@@ -9,6 +9,7 @@ use super::handling::{Abilities, CarriedOut, Handled, HandlerFactory, NativeHand
 use crate::event::Position;
 use crate::handlers::batch::BatchTransaction;
 use crate::postgres::server_mark;
+use crate::processing::declaration::ProcessorKind;
 use crate::processing::effects::{Effects, RecordedEffects};
 use crate::processing::emission::Emitter;
 use crate::processing::failure::Failure;
@@ -26,7 +27,7 @@ const IDLE_MAX: Duration = Duration::from_secs(300);
 pub(crate) struct NativeProcessor {
     base: ProcessorBase,
     handler: NativeHandler,
-    /// Where effects are recorded; `None`: the handler has none.
+    /// Where effects are recorded; `None`: the handler has none, or they are left out.
     effects: Option<Effects>,
     /// Whether effects are to be carried out before anything else.
     effects_pending: bool,
@@ -43,6 +44,16 @@ impl NativeProcessor {
         let effects = abilities.acts_after_commit.then(|| Effects::new(&base.schema));
         let handler = NativeHandler::new(factory, codec, emitter, abilities);
         Self { base, handler, effects, effects_pending: false }
+    }
+
+    /// As [`Self::new`], of a version beside the one that serves: it has no effects.
+    pub(super) fn beside(
+        base: ProcessorBase,
+        factory: HandlerFactory,
+        codec: Codec,
+        abilities: Abilities,
+    ) -> Self {
+        Self { effects: None, ..Self::new(base, factory, codec, abilities) }
     }
 
     /// Handles the events of the request, and records what is to be done once they are committed.
@@ -92,6 +103,10 @@ impl Processor for NativeProcessor {
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.base.prepare(&mut transaction, claim).await?;
+        if self.kind() == ProcessorKind::Projector {
+            // Another version finds out by it what `ddl` has made.
+            self.base.tables().note_declared(&mut transaction).await?;
+        }
         self.effects_pending = match &self.effects {
             Some(effects) => effects.are_pending(&mut transaction, &claim.key).await?,
             None => false,

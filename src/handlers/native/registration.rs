@@ -4,7 +4,7 @@ use super::handling::Abilities;
 use crate::aggregate::Aggregate;
 use crate::event::{EventSet, EventType};
 use crate::processing::declaration::{
-    Approve, BatchLimits, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
+    Approve, BatchLimits, Check, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
     ProcessorKind, ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
 };
 use crate::retry::RetryPolicy;
@@ -20,6 +20,7 @@ pub struct Registration {
     types: Vec<String>,
     tables: Vec<(String, String)>,
     ddl: Vec<String>,
+    checks: Vec<(String, String)>,
     emits: Vec<String>,
     codec: Codec,
     /// How it is run.
@@ -54,6 +55,7 @@ impl Registration {
             types: Vec::new(),
             tables: Vec::new(),
             ddl: Vec::new(),
+            checks: Vec::new(),
             emits: Vec::new(),
             codec: Codec::default(),
             settings: ProcessorSettings::default(),
@@ -112,6 +114,15 @@ impl Registration {
     #[must_use]
     pub fn ddl(mut self, statement: &str) -> Self {
         self.ddl.push(statement.to_owned());
+        self
+    }
+
+    /// Adds a query that returns no row where the tables are right: a version that is built beside the one that serves goes live only
+    /// then. Names without a schema mean the tables that are built. What `[[projector.check]]` says in the configuration is
+    /// required as well.
+    #[must_use]
+    pub fn check(mut self, name: &str, sql: &str) -> Self {
+        self.checks.push((name.to_owned(), sql.to_owned()));
         self
     }
 
@@ -179,6 +190,10 @@ impl Registration {
         let table = |(name, columns): &(String, String)| {
             TableDeclaration::new(name, text(columns, &format!("table {name}")))
         };
+        let check = |(name, sql): &(String, String)| Check {
+            name: name.clone(),
+            sql: text(sql, &format!("check {name}")),
+        };
         let mut declaration = ProcessorDeclaration {
             version: self.version,
             tables: self.tables.iter().map(table).collect(),
@@ -197,7 +212,7 @@ impl Registration {
             fold: true,
             aggregate_column: None,
             approve: Approve::default(),
-            checks: Vec::new(),
+            checks: self.checks.iter().map(check).collect(),
             reactor: (self.kind == ProcessorKind::Reactor)
                 .then(|| ReactorDeclaration { emits: self.emits.clone(), ..ReactorDeclaration::default() }),
             name: self.name,

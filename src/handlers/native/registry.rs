@@ -1,6 +1,7 @@
 //! The registered processors: from a name to what makes the processor.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use super::registration::Registration;
 use super::settings::find_faults;
 use crate::postgres::connector::Connector;
 use crate::postgres::name::is_name;
+use crate::process::executable::own_fingerprint;
 use crate::process::hook::HookClosures;
 use crate::processing::declaration::{
-    OnHandlerChange, ProcessorDeclaration, ProcessorKind, ProcessorSettings,
+    OnHandlerChange, ProcessorDeclaration, ProcessorKind, ProcessorSettings, upcast_fingerprint,
 };
 use crate::processing::emission::Emitter;
 use crate::processing::processor::ProcessorBase;
@@ -42,6 +44,12 @@ pub(crate) struct Registry {
     pub(crate) hooks: HookClosures,
     /// What the program has called with the events that its own process appends.
     pub(crate) on_appended: Option<AppendedClosure>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_set().entries(self.processors.keys()).finish()
+    }
 }
 
 struct Registered {
@@ -174,6 +182,31 @@ impl Registry {
                 Ok(NativeProcessor::new(base, factory.clone(), codec.clone(), *abilities))
             }
             None => Err(format!("this program has not registered {}", base.name())),
+        }
+    }
+
+    /// A fingerprint of the handlers, and of how they read old events: that of the whole program, because a part of it says nothing of
+    /// what it calls.
+    pub(crate) fn fingerprint(&self, upcasts: &[Upcast]) -> String {
+        format!("{} {}", own_fingerprint(), upcast_fingerprint(upcasts))
+    }
+
+    /// Makes the processor of a version beside the one that serves, whose tracker has another name than the `registered` one. It has
+    /// instances of its own, and what they ask to be done after a commit is left out: that was done when the serving version has
+    /// handled the event.
+    ///
+    /// # Errors
+    /// No processor of this name was registered.
+    pub(crate) fn make_beside(
+        &self,
+        base: ProcessorBase,
+        registered: &str,
+    ) -> Result<NativeProcessor, String> {
+        match self.processors.get(registered) {
+            Some(Registered { factory, codec, abilities, .. }) => {
+                Ok(NativeProcessor::beside(base, factory.clone(), codec.clone(), *abilities))
+            }
+            None => Err(format!("this program has not registered {registered}")),
         }
     }
 

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::registration::Registration;
-use crate::processing::declaration::{Isolation, OnHandlerChange, ProcessorSettings};
+use crate::processing::declaration::{Approve, Isolation, OnHandlerChange, ProcessorSettings};
 use crate::retry::{OnFailure, Strategy};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -59,6 +59,22 @@ impl Registration {
     #[must_use]
     pub fn on_handler_change(mut self, then: OnHandlerChange) -> Self {
         self.settings.on_handler_change = Some(then);
+        self
+    }
+
+    /// When a version of the projector that a daemon has built beside the serving one goes live.
+    #[must_use]
+    pub fn approve(mut self, approve: Approve) -> Self {
+        self.settings.approve = Some(approve);
+        self
+    }
+
+    /// The column of each of its tables that has the aggregate whose events alone write the row. So a part of the tables can be
+    /// verified and rebuilt, and several workers build a version. It is believed: a handler that reads rows of other aggregates
+    /// finds other ones then.
+    #[must_use]
+    pub fn aggregate_column(mut self, column: &str) -> Self {
+        self.settings.aggregate_column = Some(column.to_owned());
         self
     }
 

@@ -10,7 +10,7 @@ use crate::operations::status::{Advice, Topic};
 const CHECK: &str = "running";
 
 pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
-    let operator = Operator { databases, declared: &config.processors, name: "" };
+    let operator = Operator { databases, declared: &config.processors, name: "", native: None };
     let statuses = operator.statuses(None).await?;
     let mut findings: Vec<Finding> = groups(&statuses).iter().flat_map(|group| of_group(group)).collect();
     if findings.is_empty() {

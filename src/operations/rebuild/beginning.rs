@@ -3,7 +3,7 @@
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
-use super::preparation::{refuse_unsuitable, warn_of_publications};
+use super::preparation::warn_of_publications;
 use super::{Effort, Listener, Rebuilding, Selection, blocked, failed};
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
@@ -34,7 +34,7 @@ impl Prepared {
         worker: &mut PgConnection,
     ) -> Result<Self, OperatorError> {
         let (row, declaration) = (operator.find(name).await?, operator.declaration(name)?.clone());
-        refuse_unsuitable(&row, &declaration, beside)?;
+        operator.refuse_unsuitable(&row, &declaration, beside)?;
         let part = operator.find_part(worker, &declaration, selection).await?;
         let live = row.key();
         let schema = &operator.databases.scope.schema;

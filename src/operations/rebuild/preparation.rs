@@ -4,72 +4,12 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::Listener;
 use crate::event::Position;
-use crate::handlers::program::ProgramProcessor;
-use crate::handlers::sql::SqlProcessor;
 use crate::operations::operator::{Operator, OperatorError};
-use crate::postgres::sql_scope::SqlScope;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
-use crate::processing::processor::{Events, Processor, ProcessorBase, fingerprint};
-use crate::processing::rebuild::{Begun, Beside, Part, RebuildRow, Rebuilds, Share};
+use crate::processing::rebuild::{Begun, Beside, RebuildRow, Rebuilds};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
-use crate::store::PostgresEventStore;
 
 impl Operator<'_> {
-    /// The version of a declaration beside the serving one.
-    pub(super) fn beside(
-        &self,
-        declaration: &ProcessorDeclaration,
-        beside: Beside,
-        part: Option<&Part>,
-    ) -> Result<Box<dyn Processor>, OperatorError> {
-        let condition = part.map(Part::of_event);
-        let (declared, scope, events) = self.place_beside(declaration, beside, condition.as_deref());
-        let schema = self.databases.layout.schema();
-        if let Handling::Program(program) = &declaration.handling {
-            let base = ProcessorBase::new(declared, schema, scope, events);
-            return Ok(Box::new(ProgramProcessor::new(base, program.clone()).known_as(&declaration.name)));
-        }
-        let made = SqlProcessor::new(declared, schema, scope, events);
-        Ok(Box::new(made.map_err(|fault| OperatorError::Declaration(Box::new(fault)))?))
-    }
-
-    /// One share of the version of a declaration beside the serving one.
-    pub(super) fn beside_share(
-        &self,
-        declaration: &ProcessorDeclaration,
-        beside: Beside,
-        share: Share,
-    ) -> Result<SqlProcessor, OperatorError> {
-        let (declared, scope, events) = self.place_beside(declaration, beside, Some(&share.of_event()));
-        SqlProcessor::of_share(declared, self.databases.layout.schema(), scope, events, share.number)
-            .map_err(|fault| OperatorError::Declaration(Box::new(fault)))
-    }
-
-    /// How a version is declared beside the serving one, where its tables are, and its events: those for which a condition holds.
-    fn place_beside(
-        &self,
-        declaration: &ProcessorDeclaration,
-        beside: Beside,
-        condition: Option<&str>,
-    ) -> (ProcessorDeclaration, SqlScope, Events) {
-        let databases = self.databases;
-        let declared = ProcessorDeclaration {
-            name: beside.name(&declaration.name),
-            synchronous: None,
-            ..declaration.clone()
-        };
-        let scope = &databases.scope;
-        let scope = scope.beside(&beside.schema(&scope.schema, &declaration.name));
-        let layout = databases.layout.clone();
-        let layout = condition.map_or(layout.clone(), |condition| layout.only(condition));
-        let events = if databases.elsewhere {
-            Events::Elsewhere(PostgresEventStore::new(databases.events.clone(), layout))
-        } else {
-            Events::SameDatabase(layout)
-        };
-        (declared, scope, events)
-    }
-
     /// Whether a rebuild of just this declaration is under way. One of another declaration is given up.
     pub(super) async fn find_same(
         &self,
@@ -100,11 +40,6 @@ impl Operator<'_> {
             && (row.version, row.from_version) == (declaration.version, live.version)
     }
 
-    pub(super) fn whole_fingerprint(&self, declaration: &ProcessorDeclaration) -> String {
-        let handlers = declaration.handler_fingerprint(self.databases.layout.upcasts()).unwrap_or_default();
-        format!("{} {handlers}", fingerprint(declaration))
-    }
-
     pub(super) async fn note_begun(
         &self,
         connection: &mut PgConnection,
@@ -129,7 +64,7 @@ impl Operator<'_> {
     /// No processor of this name has run, or it is not declared; or the database does not answer.
     pub(crate) async fn why_in_place(&self, name: &str) -> Result<Option<String>, OperatorError> {
         let (row, declaration) = (self.find(name).await?, self.declaration(name)?);
-        if let Some((because, _)) = find_unsuitable(&row, declaration) {
+        if let Some((because, _)) = self.find_unsuitable(&row, declaration) {
             return Ok(Some(because));
         }
         if declaration.synchronous.is_some() {
@@ -207,17 +142,13 @@ pub(super) fn refuse_synchronous(name: &str) -> OperatorError {
     OperatorError::Blocked(format!("{because}: {remedy}"))
 }
 
-/// Refuses what cannot be built beside, and says what can be done instead.
-pub(super) fn refuse_unsuitable(
+/// Refuses to build in parts, or to verify, what is not the declaration that serves.
+fn refuse_other(
     row: &TrackerRow,
     declaration: &ProcessorDeclaration,
     beside: Beside,
 ) -> Result<(), OperatorError> {
-    let TrackerRow { name, version, .. } = row;
-    let declared = declaration.version;
-    if let Some((because, remedy)) = find_unsuitable(row, declaration) {
-        return Err(OperatorError::Blocked(format!("{because}: {remedy}")));
-    }
+    let (TrackerRow { name, version, .. }, declared) = (row, declaration.version);
     if matches!(beside, Beside::Verification | Beside::Part) && declared != *version {
         return Err(OperatorError::Blocked(format!(
             "version {version} of {name} serves, and the configuration declares version {declared}: only the declaration that \
@@ -227,26 +158,60 @@ pub(super) fn refuse_unsuitable(
     Ok(())
 }
 
-/// Why a projector cannot be built beside, and what can be done instead.
-fn find_unsuitable(row: &TrackerRow, declaration: &ProcessorDeclaration) -> Option<(String, String)> {
-    let TrackerRow { name, version, .. } = row;
-    let declared = declaration.version;
-    if !matches!(declaration.handling, Handling::Sql(_) | Handling::Program(_))
-        || declaration.kind() != ProcessorKind::Projector
-        || declaration.tables.is_empty()
-    {
-        let because = "only projectors in SQL or of a program, with declared tables, are built beside";
-        Some((because.to_owned(), format!("`espctl reset {name}` rebuilds {name} in place")))
-    } else if row.synchronous.is_some() {
-        Some(why_not_synchronous(name))
-    } else if declared < *version {
-        let because =
-            format!("version {version} of {name} serves, and the configuration declares version {declared}");
-        Some((because, format!("raise the version, or go back with `espctl rollback {name}`")))
-    } else if row.diverged.is_some() {
-        let because = format!("{name} has met another event store than the one that it has followed");
-        Some((because, format!("`espctl status {name}` says what to do")))
-    } else {
-        None
+impl Operator<'_> {
+    /// Refuses what cannot be built beside, and says what can be done instead.
+    pub(super) fn refuse_unsuitable(
+        &self,
+        row: &TrackerRow,
+        declaration: &ProcessorDeclaration,
+        beside: Beside,
+    ) -> Result<(), OperatorError> {
+        match self.find_unsuitable(row, declaration) {
+            Some((because, remedy)) => Err(OperatorError::Blocked(format!("{because}: {remedy}"))),
+            None => refuse_other(row, declaration, beside),
+        }
+    }
+
+    /// Why a projector cannot be built beside, and what can be done instead.
+    fn find_unsuitable(
+        &self,
+        row: &TrackerRow,
+        declaration: &ProcessorDeclaration,
+    ) -> Option<(String, String)> {
+        let TrackerRow { name, version, .. } = row;
+        let declared = declaration.version;
+        if declaration.kind() == ProcessorKind::Projector
+            && let Some(missing) = self.find_missing_program(declaration)
+        {
+            Some(missing)
+        } else if declaration.kind() != ProcessorKind::Projector || declaration.tables.is_empty() {
+            let because = "only projectors with declared tables are built beside";
+            Some((because.to_owned(), format!("`espctl reset {name}` rebuilds {name} in place")))
+        } else if row.synchronous.is_some() {
+            Some(why_not_synchronous(name))
+        } else if declared < *version {
+            let because = format!(
+                "version {version} of {name} serves, and the configuration declares version {declared}"
+            );
+            Some((because, format!("raise the version, or go back with `espctl rollback {name}`")))
+        } else if row.diverged.is_some() {
+            let because = format!("{name} has met another event store than the one that it has followed");
+            Some((because, format!("`espctl status {name}` says what to do")))
+        } else {
+            None
+        }
+    }
+
+    /// That a processor is in Rust, in another program than this one, and what to do.
+    pub(super) fn find_missing_program(
+        &self,
+        declaration: &ProcessorDeclaration,
+    ) -> Option<(String, String)> {
+        let is_missing = matches!(declaration.handling, Handling::Native(_)) && self.native.is_none();
+        is_missing.then(|| {
+            let name = &declaration.name;
+            let because = format!("the handlers of {name} are in Rust, in a program of their own");
+            (because, format!("run this as a command of that program: `PROGRAM rebuild {name}`, for example"))
+        })
     }
 }

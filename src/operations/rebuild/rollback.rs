@@ -91,7 +91,10 @@ impl Operator<'_> {
         version: i32,
     ) -> Result<ProcessorDeclaration, OperatorError> {
         let present = self.declaration(name)?;
-        if matches!(present.handling, Handling::Program(_)) {
+        if let Some((because, remedy)) = self.find_missing_program(present) {
+            return Err(OperatorError::Blocked(format!("{because}: {remedy}")));
+        }
+        if matches!(present.handling, Handling::Program(_) | Handling::Native(_)) {
             return match present.version == version {
                 true => Ok(present.clone()),
                 false => Err(OperatorError::Blocked(format!(

@@ -5,7 +5,6 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::beginning::{Prepared, unlock_session};
 use super::checks::FailedCheck;
-use super::preparation::refuse_unsuitable;
 use super::{Beside, Difference, Effort, GoLive, Listener, Rebuilding, Rebuilds, Selection, Way};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::row::from_row;
@@ -123,7 +122,7 @@ impl Operator<'_> {
         let declared = Declared {
             version: declaration.version,
             fingerprint: &fingerprint,
-            can_be_built: refuse_unsuitable(tracker, declaration, Beside::Next).is_ok(),
+            can_be_built: self.refuse_unsuitable(tracker, declaration, Beside::Next).is_ok(),
         };
         decide(&seen, declared)
     }

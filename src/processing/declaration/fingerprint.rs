@@ -32,6 +32,11 @@ impl ProcessorDeclaration {
     }
 }
 
+/// A fingerprint of how old events are read alone.
+pub(crate) fn upcast_fingerprint(upcasts: &[Upcast]) -> String {
+    hash(&upcasts.iter().map(upcast_part).collect::<Vec<_>>().join(SEPARATOR))
+}
+
 fn hash(text: &str) -> String {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Isolation, OnHandlerChange, ProcessorDeclaration, Start};
+use super::{Approve, Isolation, OnHandlerChange, ProcessorDeclaration, Start};
 use crate::retry::{OnFailure, Strategy};
 
 /// What is said of how one processor is run. `None`: nothing, so that what holds for all processors holds.
@@ -16,6 +16,8 @@ pub struct ProcessorSettings {
     pub(crate) isolation: Option<Isolation>,
     pub(crate) on_handler_change: Option<OnHandlerChange>,
     pub(crate) start: Option<Start>,
+    pub(crate) aggregate_column: Option<String>,
+    pub(crate) approve: Option<Approve>,
     pub(crate) chain_max: Option<u32>,
     pub(crate) retry: RetrySettings,
 }
@@ -45,6 +47,8 @@ impl ProcessorSettings {
             isolation: self.isolation.or_else(|| other.isolation.clone()),
             on_handler_change: self.on_handler_change.or(other.on_handler_change),
             start: self.start.or(other.start),
+            aggregate_column: self.aggregate_column.or_else(|| other.aggregate_column.clone()),
+            approve: self.approve.or(other.approve),
             chain_max: self.chain_max.or(other.chain_max),
             retry: RetrySettings {
                 strategy: retry.strategy.or(second.strategy),
@@ -75,6 +79,9 @@ impl ProcessorSettings {
         set(&mut declaration.isolation, self.isolation.clone());
         set(&mut declaration.on_handler_change, self.on_handler_change);
         declaration.start = self.start.or(declaration.start);
+        set(&mut declaration.approve, self.approve);
+        declaration.aggregate_column =
+            self.aggregate_column.clone().or_else(|| declaration.aggregate_column.take());
         if let Some(reactor) = &mut declaration.reactor {
             set(&mut reactor.chain_max, self.chain_max);
         }

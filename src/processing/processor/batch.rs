@@ -34,7 +34,8 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Delivery {
     /// The event.
     pub event: Event,
-    /// Whether the event was handled before a reset, so that its effects must not be repeated.
+    /// Whether the event was handled before: before a reset, or, where a version is built beside the one that serves, by that. Its
+    /// effects must not be repeated.
     pub replaying: bool,
 }
 

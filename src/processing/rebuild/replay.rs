@@ -74,6 +74,8 @@ pub(crate) struct Replay {
     trackers: Trackers,
     claim: Claim,
     limits: BatchLimits,
+    /// Handlers and dead letters are told that events up to here were handled before.
+    replaying_until: Position,
     /// How many events this run has handled.
     pub(crate) handled: i64,
     /// How many events this run has set aside.
@@ -96,11 +98,20 @@ impl Replay {
         if let Some(handlers) = base.declaration.handler_fingerprint(base.events.layout().upcasts()) {
             trackers.note_handlers(&mut *connection, &claim, &handlers, false).await?;
         }
-        let limits = match processor.base().declaration.handling {
-            Handling::Sql(_) => LIMITS,
-            _ => LIMITS_OUTSIDE,
-        };
-        Ok(Self { processor, trackers, claim, limits, handled: 0, set_aside: 0 })
+        Ok(Self::new(processor, trackers, claim))
+    }
+
+    fn new(processor: Box<dyn Processor>, trackers: Trackers, claim: Claim) -> Self {
+        let limits = limits_of(&processor.base().declaration);
+        Self {
+            processor,
+            trackers,
+            claim,
+            limits,
+            replaying_until: Position::START,
+            handled: 0,
+            set_aside: 0,
+        }
     }
 
     /// Takes the tracker of one share, which is this partition, from whoever had it. The processor's function has been made.
@@ -112,7 +123,7 @@ impl Replay {
         let whole = ProcessorKey::new(processor.name(), processor.version());
         let trackers = processor.base().trackers();
         let claim = take(connection, &trackers, &ProcessorKey { partition, ..whole }).await?;
-        Ok(Self { processor, trackers, claim, limits: LIMITS, handled: 0, set_aside: 0 })
+        Ok(Self::new(processor, trackers, claim))
     }
 
     /// Notes what the shares have done, which have become one at this position.
@@ -144,6 +155,10 @@ impl Replay {
         connection: &mut PgConnection,
         upto: Position,
     ) -> Result<(), ReplayError> {
+        if upto > self.replaying_until {
+            note_replaying(connection, &self.trackers, &self.claim.key, upto).await?;
+            self.replaying_until = upto;
+        }
         let work = Work::Batch { upto, rate: 0.0 };
         let request =
             BatchRequest { claim: &self.claim, work, limits: &self.limits, lease: LEASE, mark: None };
@@ -151,6 +166,8 @@ impl Replay {
             Ok(Outcome::Committed { position, handled, failure }) => {
                 self.claim.position = position;
                 self.handled += i64::from(handled);
+                // What has failed is behind it.
+                self.limits.size = (self.limits.size * 2).min(self.limits.size_max);
                 match failure {
                     None => Ok(()),
                     Some(failure) => self.set_aside(connection, *failure).await,
@@ -213,6 +230,38 @@ impl Replay {
     pub(crate) fn trackers(&self) -> &Trackers {
         &self.trackers
     }
+}
+
+/// How large the batches of a version are. Whoever writes handlers in Rust is handed a whole batch at once, and has said how large it
+/// may be.
+fn limits_of(declaration: &ProcessorDeclaration) -> BatchLimits {
+    let declared = declaration.batch;
+    match declaration.handling {
+        Handling::Sql(_) => LIMITS,
+        Handling::Native(_) => BatchLimits {
+            size: declared.size.max(declared.size_max),
+            size_max: declared.size.max(declared.size_max),
+            bytes: declared.bytes.min(LIMITS_OUTSIDE.bytes),
+            ..LIMITS_OUTSIDE
+        },
+        Handling::Program(_) | Handling::Webhook(_) => LIMITS_OUTSIDE,
+    }
+}
+
+/// Records that the version which serves has handled all events up to a position: what a handler does about them outside of the
+/// database was done, also where one is a dead letter and handled again later.
+async fn note_replaying(
+    connection: &mut PgConnection,
+    trackers: &Trackers,
+    key: &ProcessorKey,
+    upto: Position,
+) -> Result<(), sqlx::Error> {
+    let statement = format!(
+        "-- note_replaying\nupdate {} set silent_until = greatest(silent_until, {upto}) where {}",
+        trackers.table(),
+        key.is_tracker()
+    );
+    simple(statement).execute(connection).await.map(drop)
 }
 
 /// Claims a tracker, whoever has claimed it before.

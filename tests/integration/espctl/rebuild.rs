@@ -5,6 +5,7 @@ mod guards;
 mod indexes;
 mod kills;
 mod merging;
+mod native;
 mod programs;
 mod progress;
 mod shares;
@@ -19,7 +20,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgPool};
 use crate::support;
 use crate::support::Database;
 use crate::support::facts::{append, append_typed, eventually, position, reaches};
-use crate::support::program::{Installation, Outcome, Program};
+use crate::support::program::{Installation, Outcome, Program, run};
 
 /// A projector with a table, an index and a view.
 fn declaration(version: i32, columns: &str, handler: &str) -> String {

@@ -132,7 +132,7 @@ async fn what_cannot_be_built_beside_is_reset_in_place_and_told_why() {
     assert_eq!(installation.espctl(&["reload"]).await.code, Some(0));
     reaches(&db.pool, "mailer", 5).await;
     let outcome = installation.espctl(&["reset", "mailer", "--yes", "--json"]).await;
-    let because = "only projectors in SQL or of a program, with declared tables, are built beside";
+    let because = "only projectors with declared tables are built beside";
     assert!(outcome.stderr.contains(&format!("mailer is reset in place: {because}")), "{outcome:?}");
     let done: serde_json::Value = serde_json::from_str(&outcome.printed()).unwrap();
     assert_eq!((&done[0]["way"], &done[0]["in_place_because"]), (&json!("in_place"), &json!(because)));

@@ -155,7 +155,8 @@ impl Outcome {
     }
 }
 
-async fn run(command: Command, input: &str) -> Outcome {
+/// Runs a prepared command to its end.
+pub async fn run(command: Command, input: &str) -> Outcome {
     let mut command = tokio::process::Command::from(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().unwrap();
