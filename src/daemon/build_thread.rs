@@ -20,11 +20,11 @@ where
     // Dropped with this future, which ends the other one.
     let (_wanted, unwanted) = oneshot::channel::<()>();
     let (done, built) = oneshot::channel();
-    let run = move || {
+    let build = move || {
         // Where nobody waits, nobody need be told.
         let _ = done.send(run(work, unwanted));
     };
-    thread::Builder::new().name(format!("build {name}")).spawn(run).map_err(not_started)?;
+    thread::Builder::new().name(format!("build {name}")).spawn(build).map_err(not_started)?;
     built
         .await
         .unwrap_or_else(|_| Err(OperatorError::Rebuild("the thread that builds it has panicked".to_owned())))

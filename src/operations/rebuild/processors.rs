@@ -1,6 +1,9 @@
 //! What handles the events of a version beside the one that serves: what handles those of the serving one, with another tracker
 //! and other tables.
 
+use sqlx::PgConnection;
+
+use super::blocked;
 use crate::handlers::program::ProgramProcessor;
 use crate::handlers::sql::SqlProcessor;
 use crate::operations::operator::{Operator, OperatorError};
@@ -49,16 +52,23 @@ impl Operator<'_> {
         }
     }
 
-    /// One share of the version of a declaration beside the serving one.
-    pub(super) fn beside_share(
+    /// One share of the version of a declaration beside the serving one: with a function, a child process or instances of its own.
+    pub(super) async fn beside_share(
         &self,
+        connection: &mut PgConnection,
         declaration: &ProcessorDeclaration,
         beside: Beside,
         share: Share,
-    ) -> Result<SqlProcessor, OperatorError> {
+    ) -> Result<Box<dyn Processor>, OperatorError> {
         let (declared, scope, events) = self.place_beside(declaration, beside, Some(&share.of_event()));
-        SqlProcessor::of_share(declared, self.databases.layout.schema(), scope, events, share.number)
-            .map_err(|fault| OperatorError::Declaration(Box::new(fault)))
+        let schema = self.databases.layout.schema();
+        if !matches!(declaration.handling, Handling::Sql(_)) {
+            return self.outside(declaration, ProcessorBase::new(declared, schema, scope, events));
+        }
+        let made = SqlProcessor::of_share(declared, schema, scope, events, share.number);
+        let processor = made.map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
+        processor.make_function(connection).await.map_err(blocked)?;
+        Ok(Box::new(processor))
     }
 
     /// How a version is declared beside the serving one, where its tables are, and its events: those for which a condition holds.

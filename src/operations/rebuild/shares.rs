@@ -10,9 +10,8 @@ use sqlx::pool::PoolConnection;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{Beside, OperatorError, Phase, Rebuilding, blocked, failed};
+use super::{Beside, OperatorError, Phase, Rebuilding, failed};
 use crate::event::Position;
-use crate::processing::declaration::Handling;
 use crate::processing::rebuild::{
     Replay, ReplayError, Share, Throttle, create_shares, find_obstacle_to_shares, join_shares, list_shares,
 };
@@ -124,13 +123,8 @@ impl Rebuilding<'_> {
         let is_from_the_beginning =
             self.replay.position() == self.start && self.start.distance_to(target) >= LEAST;
         let is_here = !self.operator.databases.elsewhere;
-        let is_sql = matches!(self.declaration.handling, Handling::Sql(_));
         let wanted = i32::try_from(self.effort.workers).unwrap_or(1);
-        if wanted < 2
-            || self.part.is_some()
-            || !(is_here && is_sql)
-            || !is_from_the_beginning
-            || self.is_folded().await?
+        if wanted < 2 || self.part.is_some() || !is_here || !is_from_the_beginning || self.is_folded().await?
         {
             return Ok(1);
         }
@@ -162,9 +156,9 @@ impl Rebuilding<'_> {
             // A batch that is broken off goes on with its session, not with the next one who gets it.
             connection.close_on_drop();
             sqlx::raw_sql("-- lift_limit\nset statement_timeout = 0").execute(&mut *connection).await?;
-            let processor = self.operator.beside_share(&self.declaration, self.beside, share)?;
-            processor.make_function(&mut connection).await.map_err(blocked)?;
-            let replay = Replay::begin_share(Box::new(processor), &mut connection, share.number).await;
+            let processor =
+                self.operator.beside_share(&mut connection, &self.declaration, self.beside, share);
+            let replay = Replay::begin_share(processor.await?, &mut connection, share.number).await;
             let replay = replay.map_err(failed)?;
             let seen = Arc::new(Seen::default());
             seen.position.store(replay.position().get(), Ordering::Relaxed);

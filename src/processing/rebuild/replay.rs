@@ -114,15 +114,19 @@ impl Replay {
         }
     }
 
-    /// Takes the tracker of one share, which is this partition, from whoever had it. The processor's function has been made.
+    /// Takes the tracker of one share, which is this partition, from whoever had it. The tables have been made, and so has the function
+    /// of a processor in SQL.
     pub(crate) async fn begin_share(
-        processor: Box<dyn Processor>,
+        mut processor: Box<dyn Processor>,
         connection: &mut PgConnection,
         partition: i32,
     ) -> Result<Self, ReplayError> {
         let whole = ProcessorKey::new(processor.name(), processor.version());
         let trackers = processor.base().trackers();
-        let claim = take(connection, &trackers, &ProcessorKey { partition, ..whole }).await?;
+        let claim = take(&mut *connection, &trackers, &ProcessorKey { partition, ..whole }).await?;
+        if !matches!(processor.base().declaration.handling, Handling::Sql(_)) {
+            processor.prepare(connection, &claim).await?;
+        }
         Ok(Self::new(processor, trackers, claim))
     }
 

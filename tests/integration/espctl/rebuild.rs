@@ -9,6 +9,7 @@ mod native;
 mod programs;
 mod progress;
 mod shares;
+mod shares_outside;
 mod shortage;
 mod unattended;
 

@@ -36,6 +36,12 @@ pub(crate) fn find_aggregate_columns(
             None => Ok(tables.iter().map(|table| (table.name.clone(), column.clone())).collect()),
         };
     }
+    if declaration.handlers().is_empty() {
+        return Err(format!(
+            "which rows the handlers of {} write, only they know. {ADVICE}",
+            declaration.name
+        ));
+    }
     let statements = read(declaration, scope)?;
     let column_of = |table: &TableShape| {
         let shown = statements.iter().filter(|statement| statement.table == table.name);

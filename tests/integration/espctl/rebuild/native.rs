@@ -12,14 +12,14 @@ fn program() -> PathBuf {
 }
 
 /// One version of the program, with what its handlers do: see there.
-struct Version<'f> {
+pub(super) struct Version<'f> {
     fixture: &'f Fixture,
     program: PathBuf,
     environment: Vec<(&'static str, String)>,
 }
 
 impl Fixture {
-    fn version(&self, version: i32, factor: i64) -> Version<'_> {
+    pub(super) fn version(&self, version: i32, factor: i64) -> Version<'_> {
         let effects = self.installation.path().join("effects").display().to_string();
         let environment =
             vec![("VERSION", version.to_string()), ("FACTOR", factor.to_string()), ("EFFECTS", effects)];
@@ -42,22 +42,22 @@ impl Fixture {
 }
 
 impl Version<'_> {
-    fn with(mut self, name: &'static str, value: &str) -> Self {
+    pub(super) fn with(mut self, name: &'static str, value: &str) -> Self {
         self.environment.push((name, value.to_owned()));
         self
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.fixture.installation.command(self.program.to_str().unwrap(), arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
-    fn start(&self) -> Program {
+    pub(super) fn start(&self) -> Program {
         Program::start(self.command(&["run"]))
     }
 
-    async fn run(&self, arguments: &[&str]) -> Outcome {
+    pub(super) async fn run(&self, arguments: &[&str]) -> Outcome {
         run(self.command(arguments), "").await
     }
 }

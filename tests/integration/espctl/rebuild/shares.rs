@@ -8,7 +8,7 @@ const HANDLER: &str = "if event.body ->> 'n' in ('777', '778', '779', '780') the
     insert into totals as t values (event.aggregate_id, 1, event.id, (event.body ->> 'n')::numeric) \
     on conflict (id) do update set events = t.events + 1, last_event = excluded.last_event, total = t.total * 3 % 1000003 + excluded.total";
 
-const EVENTS: i64 = 12_000;
+pub(super) const EVENTS: i64 = 12_000;
 
 fn declare(fixture: &Fixture, version: i32, more: &str) {
     fixture.installation.declare(
@@ -29,19 +29,24 @@ async fn running() -> (Fixture, Program) {
     let settings = "[runner]\npoll_interval_max = '50ms'\n[rebuild]\nparallelism = 0\nworkers = 2\n";
     let fixture = Fixture { installation: Installation::new(&db.url, settings), db };
     declare(&fixture, 1, KEYED);
-    let events = format!(
-        "insert into espd.events (aggregate_id, type, version, body)
-         select md5((n % 50)::text)::uuid, 'A', n / 50 + 1, jsonb_build_object('n', n) from generate_series(1, {EVENTS}) as n order by n"
-    );
-    fixture.run(&events).await;
+    fixture.append_all().await;
     let daemon = fixture.installation.start_daemon();
     reaches(&fixture.db.pool, "totals", EVENTS).await;
     (fixture, daemon)
 }
 
 impl Fixture {
+    /// Events of 50 aggregates in turn, which are numbered.
+    pub(super) async fn append_all(&self) {
+        let events = format!(
+            "insert into espd.events (aggregate_id, type, version, body)
+             select md5((n % 50)::text)::uuid, 'A', n / 50 + 1, jsonb_build_object('n', n) from generate_series(1, {EVENTS}) as n order by n"
+        );
+        self.run(&events).await;
+    }
+
     /// The rows, the dead letters, and the position of the version that serves.
-    async fn outcome(&self) -> String {
+    pub(super) async fn outcome(&self) -> String {
         self.fact(
             "select md5((select string_agg(t::text, ';' order by id) from totals as t)) || ' ' ||
                (select md5(string_agg(concat_ws(' ', event_id, reason, blocks), ';' order by event_id)) || count(*)
@@ -51,7 +56,7 @@ impl Fixture {
         .await
     }
 
-    async fn shares(&self) -> String {
+    pub(super) async fn shares(&self) -> String {
         self.fact(
             "select coalesce(string_agg(concat_ws(' ', partition, position > 0), ';' order by partition), '')
              from espd.trackers where name = 'totals$next' and partition > 0",
