@@ -202,6 +202,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("processing/emission/relay/moving.rs", "savepoints, within the transaction of the relay"),
     ("processing/processor/base.rs", "sets limits within the transaction of those who call it"),
     ("processing/processor/tables.rs", "changes tables and reads catalogs"),
+    ("processing/processor/tables/altering.rs", "within transactions that it or who calls it begins so"),
     ("processing/processor/tables/dependents.rs", "changes tables and reads catalogs"),
     (
         "processing/rebuild/difference.rs",

@@ -122,7 +122,7 @@ pub(crate) enum Command {
     Wait(wait::Arguments),
     /// Check the configuration, the databases and every handler, without changing anything
     Check(check::Arguments),
-    /// Show what a deploy of this configuration would start, stop, rebuild and leave
+    /// Show what a deploy of this configuration would start, stop, rebuild, alter and leave
     Plan(plan::Arguments),
     /// Examine everything that espd needs from its databases, and say how to fix what is missing
     Doctor(doctor::Arguments),

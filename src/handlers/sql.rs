@@ -4,6 +4,7 @@
 //! transaction, and nothing but the call crosses the network. Where the projections live in another
 //! database than the events, the same function takes the batch as an argument (`remote`).
 
+mod altering;
 mod check;
 mod event_source;
 mod fold;
@@ -28,6 +29,7 @@ pub(crate) use synchronous::refuse_synchronous;
 
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
+use crate::handlers::sql::altering::Altering;
 use crate::handlers::sql::event_source::EventSource;
 use crate::handlers::sql::function::{DIVERGED, ProcessorFunction};
 use crate::handlers::sql::synchronous::Becoming;
@@ -56,6 +58,8 @@ pub struct SqlProcessor {
     has_changed: bool,
     /// How it becomes synchronous; `None`: it is not declared so.
     becoming: Option<Becoming>,
+    /// How its tables are altered; `None`: they are as declared.
+    altering: Option<Altering>,
     /// The function of an older version, which goes on until the declared one was built; `None`: the declared version runs.
     older: Option<String>,
 }
@@ -93,7 +97,7 @@ impl SqlProcessor {
             .map_err(|error| function::diagnose_compile_error(&declaration, error))?;
         let becoming = Becoming::new(&declaration, schema, &scope, &events)?;
         let base = ProcessorBase::new(declaration, schema, scope, events);
-        Ok(Self { base, function, folds, has_changed: false, becoming, older: None })
+        Ok(Self { base, function, folds, has_changed: false, becoming, altering: None, older: None })
     }
 
     /// Sets the position to 0 and drops and creates the tables again, all in one transaction.
@@ -256,6 +260,7 @@ impl Processor for SqlProcessor {
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        self.altering = None;
         self.older = self.find_older(&mut transaction, claim).await?;
         if self.older.is_some() {
             if !self.base.trackers().lock_claimed(&mut transaction, claim).await? {
@@ -272,7 +277,8 @@ impl Processor for SqlProcessor {
             );
             return Ok(());
         }
-        self.base.prepare(&mut transaction, claim).await?;
+        let fit = self.base.prepare(&mut transaction, claim).await?;
+        self.note_fit(fit);
         let before = self.read_source(&mut transaction).await?;
         self.drop_earlier_function(&mut transaction).await?;
         sqlx::raw_sql(AssertSqlSafe(self.function.create.clone()))
@@ -288,7 +294,9 @@ impl Processor for SqlProcessor {
     }
 
     fn has_pending_effects(&self) -> bool {
-        self.older.is_none() && self.becoming.as_ref().is_some_and(Becoming::is_due)
+        self.older.is_none()
+            && (self.altering.as_ref().is_some_and(Altering::is_due)
+                || self.becoming.as_ref().is_some_and(Becoming::is_due))
     }
 
     fn shares_session(&self) -> bool {
@@ -313,7 +321,9 @@ impl Processor for SqlProcessor {
         connection: &mut PgConnection,
         request: BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
-        if self.has_pending_effects()
+        self.alter_if_due(connection, &request).await?;
+        if self.older.is_none()
+            && self.becoming.as_ref().is_some_and(Becoming::is_due)
             && let Some(outcome) = self.become_synchronous(connection, &request).await?
         {
             return Ok(outcome);

@@ -10,10 +10,11 @@ use crate::handlers::{self, sql};
 use crate::operations::connections;
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database, ways};
 use crate::operations::declared_events::{self, note_differences};
+use crate::operations::plan::foresee;
 use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
-use crate::processing::processor::were_made_from_other;
+use crate::processing::processor::Fit;
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::retry::OnFailure;
 
@@ -188,22 +189,39 @@ async fn note_raised_versions(config: &Config, databases: &Databases) -> anyhow:
     Ok(trackers.iter().filter(|row| row.position > Position::START).filter_map(raised).collect())
 }
 
-/// The processors whose tables are not those that are declared. What a program declares is not known here.
+/// The processors whose tables are not those that are declared, and what becomes of them. What a program declares is not known here.
 async fn note_other_tables(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
+    let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
     let mut connection = databases.projections.acquire().await?;
     let mut notes = Vec::new();
     for declaration in &config.processors {
-        let is_known = declaration.handler_fingerprint(&config.upcasts).is_some();
-        let schema = databases.layout.schema();
-        if is_known && were_made_from_other(&mut connection, schema, declaration).await? {
-            let name = &declaration.name;
-            notes.push(format!(
-                "the tables of {name} were made from another declaration: it stops until `espctl rebuild {name}` has built \
-                 them beside those, or the change is taken back; with a raised `version` it goes on meanwhile"
-            ));
-        }
+        let tracker = trackers.iter().find(|row| row.name == declaration.name);
+        let fit = foresee(config, databases, &mut connection, declaration, tracker).await?;
+        notes.extend(describe_fit(&declaration.name, &fit));
     }
     Ok(notes)
+}
+
+fn describe_fit(name: &str, fit: &Fit) -> Option<String> {
+    match fit {
+        Fit::AsDeclared => None,
+        Fit::ToBeAltered(alteration) if alteration.is_empty() => None,
+        Fit::ToBeAltered(alteration) => {
+            Some(format!("{name} goes on, and the daemon {alteration}; no replay"))
+        }
+        Fit::AlteredSince(alteration) => Some(format!(
+            "{name} goes on with tables that a newer declaration of the version has altered, and leaves them so: {alteration}"
+        )),
+        Fit::Other(reason) => {
+            let because = reason
+                .as_ref()
+                .map_or(String::new(), |reason| format!("; a replay is needed, because {reason}"));
+            Some(format!(
+                "the tables of {name} were made from another declaration: it stops until `espctl rebuild {name}` has built \
+                 them beside those, or the change is taken back; with a raised `version` it goes on meanwhile{because}"
+            ))
+        }
+    }
 }
 
 /// The processors with a number of attempts after which nothing happens.

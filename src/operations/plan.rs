@@ -3,12 +3,13 @@
 use std::fmt;
 
 use serde::Serialize;
+use sqlx::PgConnection;
 
 use crate::config::Config;
 use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::processing::declaration::{Handling, OnHandlerChange, ProcessorDeclaration, ProcessorKind, Start};
-use crate::processing::processor::were_made_from_other;
+use crate::processing::processor::{Fit, HandledBy, foresee_fit};
 use crate::processing::tracker::{TrackerRow, Trackers};
 
 /// What would become of one processor. The field names are an interface: `espctl plan --json` prints them.
@@ -36,6 +37,8 @@ pub(crate) enum Action {
     Leave,
     /// Its version goes on until a newer one was built beside it.
     Rebuild,
+    /// Its tables are altered, and it goes on.
+    Alter,
     /// Later events are handled by other handlers.
     Change,
     /// It runs for the first time.
@@ -55,7 +58,7 @@ impl Action {
         match self {
             Self::Stop | Self::Empty | Self::Supersede => '!',
             Self::Leave => '-',
-            Self::Rebuild | Self::Change => '~',
+            Self::Rebuild | Self::Alter | Self::Change => '~',
             Self::Start => '+',
             Self::Keep => ' ',
         }
@@ -74,8 +77,8 @@ impl fmt::Display for Planned {
 struct Known<'k> {
     declaration: &'k ProcessorDeclaration,
     tracker: Option<&'k TrackerRow>,
-    /// Whether its tables were made from another declaration of the same version.
-    other_tables: bool,
+    /// How its tables fit, if they are of the declared version.
+    fit: Fit,
     /// Whether other handlers have handled its events.
     other_handlers: bool,
 }
@@ -91,13 +94,11 @@ pub(crate) async fn plan(config: &Config, databases: &Databases) -> Result<Vec<P
     for declaration in &config.processors {
         let tracker = trackers.iter().find(|tracker| tracker.name == declaration.name);
         let handlers = declaration.handler_fingerprint(&config.upcasts);
-        let schema = databases.layout.schema();
-        let other_tables =
-            handlers.is_some() && were_made_from_other(&mut connection, schema, declaration).await?;
+        let fit = foresee(config, databases, &mut connection, declaration, tracker).await?;
         let before = tracker.filter(|tracker| tracker.position > Position::START).map(|one| &one.handlers);
         let other_handlers =
             before.is_some_and(|before| before.is_some() && handlers.is_some() && *before != handlers);
-        planned.push(foresee(&Known { declaration, tracker, other_tables, other_handlers }));
+        planned.push(describe(&Known { declaration, tracker, fit, other_handlers }));
     }
     let is_gone = |tracker: &&TrackerRow| !config.processors.iter().any(|one| one.name == tracker.name);
     planned.extend(trackers.iter().filter(is_gone).map(leave));
@@ -117,11 +118,30 @@ fn leave(tracker: &TrackerRow) -> Planned {
     }
 }
 
-fn foresee(known: &Known<'_>) -> Planned {
+/// How the tables of a processor fit what is declared. What a program declares is not known here.
+pub(crate) async fn foresee(
+    config: &Config,
+    databases: &Databases,
+    connection: &mut PgConnection,
+    declaration: &ProcessorDeclaration,
+    tracker: Option<&TrackerRow>,
+) -> Result<Fit, sqlx::Error> {
+    if declaration.handler_fingerprint(&config.upcasts).is_none() {
+        return Ok(Fit::AsDeclared);
+    }
+    let handled_by = HandledBy {
+        fingerprint: tracker.and_then(|tracker| tracker.handlers.as_deref()),
+        position: tracker.map_or(Position::START, |tracker| tracker.position),
+    };
+    let (schema, scope) = (databases.layout.schema(), &databases.scope);
+    foresee_fit(connection, schema, scope, declaration, &config.upcasts, handled_by).await
+}
+
+fn describe(known: &Known<'_>) -> Planned {
     let Known { declaration, tracker, .. } = known;
     let (action, description) = match tracker {
         None => (Action::Start, describe_start(declaration)),
-        Some(tracker) => foresee_known(known, tracker),
+        Some(tracker) => describe_known(known, tracker),
     };
     Planned { processor: declaration.name.clone(), action, description }
 }
@@ -131,7 +151,7 @@ fn is_built_beside(declaration: &ProcessorDeclaration) -> bool {
     declaration.kind() == ProcessorKind::Projector && !declaration.tables.is_empty()
 }
 
-fn foresee_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
+fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
     let ProcessorDeclaration { name, version, on_handler_change, handling, approve, .. } = known.declaration;
     let serves = tracker.version;
     let goes_on = matches!(handling, Handling::Sql(_));
@@ -161,13 +181,19 @@ fn foresee_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
             Action::Stop,
             format!("stops at version {serves}: `espctl reset {name}` makes the tables of version {version}"),
         )
-    } else if known.other_tables {
+    } else if let Fit::Other(reason) = &known.fit {
+        let because =
+            reason.as_ref().map_or(String::new(), |reason| format!(" (a replay is needed: {reason})"));
         let description = format!(
-            "stops, because its tables have changed: raise `version` and run `espctl rebuild {name}`, or take the change back"
+            "stops, because its tables have changed{because}: raise `version` and run `espctl rebuild {name}`, or take the change back"
         );
         (Action::Stop, description)
+    } else if let Fit::ToBeAltered(alteration) = &known.fit
+        && !alteration.is_empty()
+    {
+        (Action::Alter, format!("{alteration}; no replay"))
     } else if !known.other_handlers {
-        (Action::Keep, "goes on, nothing changes".to_owned())
+        (Action::Keep, describe_kept(&known.fit))
     } else {
         match on_handler_change {
             OnHandlerChange::Refuse => {
@@ -188,6 +214,15 @@ fn foresee_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
                 ),
             ),
         }
+    }
+}
+
+fn describe_kept(fit: &Fit) -> String {
+    match fit {
+        Fit::AlteredSince(alteration) => {
+            format!("goes on, and leaves alone what a newer declaration has done: {alteration}")
+        }
+        _ => "goes on, nothing changes".to_owned(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The engine: declarations, trackers, the runner, dead letters, emissions.
 
+pub(crate) mod alteration;
 pub(crate) mod dead_letters;
 pub(crate) mod declaration;
 pub(crate) mod divergence;

@@ -88,6 +88,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (28, "build progress", include_str!("../../migrations/processing/0028_build_progress.sql")),
         (29, "verifications", include_str!("../../migrations/processing/0029_verifications.sql")),
         (30, "versions beside", include_str!("../../migrations/processing/0030_versions_beside.sql")),
+        (31, "alterations", include_str!("../../migrations/processing/0031_alterations.sql")),
     ],
 };
 

@@ -27,7 +27,15 @@ impl SqlProcessor {
             ProcessorFunction::compile_share(&declaration, schema, &scope, source_of(&events), share)
                 .map_err(|error| function::diagnose_compile_error(&declaration, error))?;
         let base = ProcessorBase::new(declaration, schema, scope, events);
-        Ok(Self { base, function, folds: false, has_changed: false, becoming: None, older: None })
+        Ok(Self {
+            base,
+            function,
+            folds: false,
+            has_changed: false,
+            becoming: None,
+            altering: None,
+            older: None,
+        })
     }
 
     /// Makes the function. The tables have been made.

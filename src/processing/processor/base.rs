@@ -7,13 +7,14 @@ use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
 use super::batch::{Batch, BatchQuery};
-use super::tables::{Replaced, Tables};
+use super::tables::{Fit, HandledBy, Replaced, Tables, fingerprint};
 use super::{BatchRequest, Events, ProcessorError};
 use crate::event::Position;
 use crate::postgres::literal::{fetch_optional, simple};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
+use crate::processing::alteration::Alteration;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind, Start};
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, Reset, Trackers};
@@ -25,6 +26,9 @@ const LIMIT_WAIT_FOR_TRACKER: &str = "-- limit_wait_for_tracker\nset local lock_
 /// How long a reset waits for each table. Meanwhile it holds the tracker, so that the owner renews no lease, and everybody
 /// else who wants the table waits behind it.
 const LIMIT_WAIT_FOR_TABLES: &str = "-- limit_wait_for_tables\nset local lock_timeout = '700ms'";
+
+/// What ends a transaction whose owner is frozen.
+const LIMIT_SILENCE: &str = "-- limit_silence\nset local idle_in_transaction_session_timeout = '60s'";
 
 /// What becomes of what others have made on a processor's tables and what cannot be carried over to new ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,12 +161,12 @@ impl ProcessorBase {
     }
 
     /// Begins to prepare the processor under a claim, and creates its tables if they are missing. No other owner can prepare
-    /// it before the transaction ends.
+    /// it before the transaction ends. Returns how the tables fit; handlers in SQL do with all that is not an error.
     pub(crate) async fn prepare(
         &self,
         transaction: &mut PgConnection,
         claim: &Claim,
-    ) -> Result<(), ProcessorError> {
+    ) -> Result<Fit, ProcessorError> {
         // The limits end a wait for a lock, and an owner that is frozen in this transaction.
         let limits = "-- limit_waits\nset local lock_timeout = '5s'; set local idle_in_transaction_session_timeout = '60s'";
         sqlx::raw_sql(limits).execute(&mut *transaction).await?;
@@ -173,10 +177,45 @@ impl ProcessorBase {
         }
         let wanted = self.declaration.synchronous;
         self.trackers().end_synchronous(&mut *transaction, &claim.key, wanted).await?;
+        let upcasts = self.events.layout().upcasts();
         match &claim.declaration {
-            Some(fingerprint) => self.tables().compare(claim.key.version, fingerprint),
-            None => self.tables().create(transaction).await,
+            // Nothing to ask for, which is so nearly always.
+            Some(made_from)
+                if claim.key.version == self.declaration.version
+                    && *made_from == fingerprint(&self.declaration) =>
+            {
+                Ok(Fit::AsDeclared)
+            }
+            Some(_) => {
+                self.tables().compare(transaction, claim.key.version, upcasts, Self::handled_by(claim)).await
+            }
+            None => self.tables().create(transaction).await.map(|()| Fit::AsDeclared),
         }
+    }
+
+    /// Alters the tables as far as one transaction should, under a claim. `None`: there is nothing to alter.
+    ///
+    /// # Errors
+    /// 55P03 if others use the tables: the caller may try again later.
+    pub(crate) async fn alter_tables(
+        &self,
+        connection: &mut PgConnection,
+        request: &BatchRequest<'_>,
+    ) -> Result<Option<Alteration>, ProcessorError> {
+        let claim = request.claim;
+        let mut transaction = connection.begin_with(server_mark::begin(request.mark)).await?;
+        sqlx::raw_sql(LIMIT_SILENCE).execute(&mut *transaction).await?;
+        if !self.trackers().lock_claimed(&mut transaction, claim).await? {
+            return Err(ProcessorError::ClaimLost);
+        }
+        let upcasts = self.events.layout().upcasts();
+        let altered = self.tables().alter(&mut transaction, upcasts, Self::handled_by(claim)).await?;
+        transaction.commit().await?;
+        Ok(altered)
+    }
+
+    fn handled_by(claim: &Claim) -> HandledBy<'_> {
+        HandledBy { fingerprint: claim.handlers.as_deref(), position: claim.position }
     }
 
     /// Drops and creates the tables again and sets the position to where they begin, all in one transaction. If only the processor's own

@@ -2,12 +2,14 @@
 //!
 //! Nothing is prepared for longer than a statement: behind a transaction pooler it would be left to strangers.
 
+mod altering;
 mod dependents;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 use tracing::warn;
 use uuid::Uuid;
 
+pub(crate) use altering::{Fit, HandledBy, foresee_fit};
 pub(crate) use dependents::{Dropped, Replaced};
 
 use crate::diagnostic::Diagnostic;
@@ -16,6 +18,7 @@ use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::is_no_answer;
 use crate::processing::declaration::{CreateTable, ProcessorDeclaration, SourceText, TableDeclaration};
 use crate::processing::processor::ProcessorError;
+use crate::store::upcast::Upcast;
 
 /// One projector's tables in one database.
 #[derive(Debug)]
@@ -30,8 +33,14 @@ impl<'a> Tables<'a> {
         Self { declaration, schema: quote_identifier(schema), scope }
     }
 
-    /// Refuses to run on tables that were made from something else than is declared now.
-    pub(crate) fn compare(&self, version: i32, made_from: &str) -> Result<(), ProcessorError> {
+    /// Refuses to run on tables that were made from something else than is declared now, unless the handlers do with them.
+    pub(crate) async fn compare(
+        &self,
+        connection: &mut PgConnection,
+        version: i32,
+        upcasts: &[Upcast],
+        handled_by: HandledBy<'_>,
+    ) -> Result<Fit, ProcessorError> {
         let ProcessorDeclaration { name, version: declared, .. } = self.declaration;
         if version != *declared {
             return Err(ProcessorError::Blocked(format!(
@@ -39,21 +48,30 @@ impl<'a> Tables<'a> {
                  builds that beside them, `espctl reset {name} --in-place` drops and rebuilds them"
             )));
         }
-        if made_from != fingerprint(self.declaration) {
-            return Err(ProcessorError::Blocked(format!(
-                "the declared tables of {name} have changed since they were made: take the change back, or raise `version`, or \
-                 run `espctl rebuild {name}` as it is; `espctl reset {name} --in-place` drops and rebuilds them"
-            )));
+        match self.fit(connection, upcasts, handled_by).await? {
+            Fit::Other(reason) => Err(ProcessorError::Blocked(self.describe_other(reason.as_deref()))),
+            fit => Ok(fit),
         }
-        Ok(())
     }
 
-    /// Records the whole declaration, so that this version can go on where the configuration has another one.
+    /// What to do about tables that are not as declared and need a replay.
+    fn describe_other(&self, reason: Option<&str>) -> String {
+        let name = &self.declaration.name;
+        let because =
+            reason.map_or(String::new(), |reason| format!("; a replay is needed, because {reason}"));
+        format!(
+            "the declared tables of {name} have changed since they were made: take the change back, or raise `version`, or \
+             run `espctl rebuild {name}` as it is; `espctl reset {name} --in-place` drops and rebuilds them{because}"
+        )
+    }
+
+    /// Records the whole declaration, so that this version can go on where the configuration has another one. Of tables that
+    /// fit a newer declaration of the version, that one stays recorded.
     pub(crate) async fn note_declared(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- note_declared
              update {}.declarations set declared = $3
-             where processor = $1 and version = $2 and declared is distinct from $3",
+             where processor = $1 and version = $2 and declared is distinct from $3 and fingerprint = $4",
             self.schema
         );
         sqlx::query(AssertSqlSafe(statement))
@@ -61,6 +79,7 @@ impl<'a> Tables<'a> {
             .bind(&self.declaration.name)
             .bind(self.declaration.version)
             .bind(sqlx::types::Json(self.declaration))
+            .bind(fingerprint(self.declaration))
             .execute(connection)
             .await
             .map(drop)
@@ -307,7 +326,8 @@ impl<'a> Tables<'a> {
         let statement = format!(
             "-- record_declaration
              insert into {}.declarations (processor, version, fingerprint, made) values ($1, $2, $3, $4)
-             on conflict (processor, version) do update set fingerprint = excluded.fingerprint, made = excluded.made",
+             on conflict (processor, version) do update
+               set fingerprint = excluded.fingerprint, made = excluded.made, altered_from = null",
             self.schema
         );
         sqlx::query(AssertSqlSafe(statement))

@@ -36,11 +36,15 @@ async fn a_check_notes_tables_of_another_declaration() {
     daemon.stop().await;
     assert!(!installation.espctl(&["check"]).await.printed().contains("note:"));
     let file = installation.path().join("processors/notes.toml");
-    let changed =
-        std::fs::read_to_string(&file).unwrap().replace("event_id bigint'", "event_id bigint, more text'");
-    installation.declare("notes", &changed);
+    let declared = std::fs::read_to_string(&file).unwrap();
+    let with = |more: &str| declared.replace("event_id bigint'", &format!("event_id bigint, more {more}'"));
+    installation.declare("notes", &with("text"));
+    let said = installation.espctl(&["check"]).await.printed();
+    assert!(said.contains("the daemon alters notes: adds column more text; no replay"), "{said}");
+    installation.declare("notes", &with("text default current_user"));
     let said = installation.espctl(&["check"]).await.printed();
     assert!(said.contains("note: the tables of notes were made from another declaration"), "{said}");
+    assert!(said.contains("because column more of notes is more than a type and a constant"), "{said}");
     installation.espctl(&["reset", "notes", "--in-place", "--yes"]).await.printed();
     assert!(!installation.espctl(&["check"]).await.printed().contains("note:"));
 }

@@ -1,5 +1,6 @@
 //! Versions side by side: built beside the one that serves, compared, swapped or merged, and back again.
 
+mod altering;
 mod giving_up;
 mod guards;
 mod indexes;
