@@ -54,6 +54,8 @@ pub struct SqlProcessor {
     function: ProcessorFunction,
     /// Whether the function tries to fold batches.
     folds: bool,
+    /// The name of the function that folds a batch.
+    fold_name: String,
     /// Whether the last `prepare` has replaced the function by another one.
     has_changed: bool,
     /// How it becomes synchronous; `None`: it is not declared so.
@@ -93,11 +95,21 @@ impl SqlProcessor {
         let scope = scope.into();
         let source = source_of(&events);
         let folds = fold::is_worth_trying(&declaration, &scope, source);
+        let fold_name = fold::name_of(&declaration.name, declaration.version);
         let function = ProcessorFunction::compile(&declaration, schema, &scope, source)
             .map_err(|error| function::diagnose_compile_error(&declaration, error))?;
         let becoming = Becoming::new(&declaration, schema, &scope, &events)?;
         let base = ProcessorBase::new(declaration, schema, scope, events);
-        Ok(Self { base, function, folds, has_changed: false, becoming, altering: None, older: None })
+        Ok(Self {
+            base,
+            function,
+            folds,
+            fold_name,
+            has_changed: false,
+            becoming,
+            altering: None,
+            older: None,
+        })
     }
 
     /// Sets the position to 0 and drops and creates the tables again, all in one transaction.
@@ -228,8 +240,9 @@ pub(crate) async fn explain_folding(
     events: Option<&Layout>,
 ) -> Result<Vec<Option<String>>, sqlx::Error> {
     let source = events.map_or(EventSource::Arguments, source_in);
-    let schema = trackers.schema();
-    Ok(fold::examine(connection, declaration, schema, scope, source).await?.refusals)
+    let name = fold::name_of(&declaration.name, declaration.version);
+    let examined = fold::examine(connection, declaration, (trackers.schema(), &name), scope, source).await?;
+    Ok(examined.refusals)
 }
 
 /// The names that the functions of a processor's version have or had.
@@ -425,13 +438,12 @@ impl SqlProcessor {
     async fn prepare_fold(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let declaration = &self.base.declaration;
         if !self.folds {
-            return self
-                .drop_function(connection, &fold::name_of(&declaration.name, declaration.version))
-                .await;
+            return self.drop_function(connection, &self.fold_name).await;
         }
         let (schema, scope) = (&self.base.schema, &self.base.scope);
         let source = source_of(&self.base.events);
-        let examined = fold::examine(connection, declaration, schema, scope, source).await?;
+        let name = (schema.as_str(), self.fold_name.as_str());
+        let examined = fold::examine(connection, declaration, name, scope, source).await?;
         sqlx::raw_sql(AssertSqlSafe(examined.create)).execute(connection).await.map(drop)
     }
 

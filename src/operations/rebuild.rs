@@ -47,6 +47,12 @@ pub(crate) use shortage::Effort;
 pub(crate) use since::find_since;
 pub(crate) use unattended::{Built, Wanted};
 
+/// What a session that builds is set to: its statements may take long, and what a large batch sorts stays in memory, of which it
+/// takes no less than the database gives to everybody.
+const SESSION: &str = "set statement_timeout = 0; do $set$ begin
+  perform set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 32 * 1024) || 'kB', false);
+end $set$";
+
 /// What is told while a version is built.
 #[derive(Clone, Copy)]
 pub(crate) struct Listener<'l> {

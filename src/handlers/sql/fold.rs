@@ -63,6 +63,11 @@ pub(crate) fn name_of(processor: &str, version: i32) -> String {
     fitting(format!("fold_{processor}_v{version}"))
 }
 
+/// The name of the function that folds batches of one share of the aggregates.
+pub(super) fn share_name_of(processor: &str, version: i32, share: i32) -> String {
+    fitting(format!("fold_{processor}_v{version}_share_{share}"))
+}
+
 /// Why no batch of the projector is folded, whatever its handlers are.
 fn refuse_all(
     declaration: &ProcessorDeclaration,
@@ -138,12 +143,12 @@ pub(super) fn is_worth_trying(
         && !others_all.any(|(handler, _)| handler.events == HandledEvents::All)
 }
 
-/// Asks the database about everything that handlers depend on, and writes the function. Leaves nothing behind: it is all done
-/// behind a savepoint.
+/// Asks the database about everything that handlers depend on, and writes the function of this name in the schema. Leaves nothing
+/// behind: it is all done behind a savepoint.
 pub(crate) async fn examine(
     connection: &mut PgConnection,
     declaration: &ProcessorDeclaration,
-    schema: &str,
+    (schema, name): (&str, &str),
     scope: &SqlScope,
     source: EventSource<'_>,
 ) -> Result<Examined, sqlx::Error> {
@@ -156,7 +161,7 @@ pub(crate) async fn examine(
     }
     refuse_crowds(declaration, &mut recognised);
     refuse_beside_all(declaration, &mut recognised);
-    let create = write_function(declaration, schema, scope, source, &recognised, &tables);
+    let create = write_function(declaration, (schema, name), scope, source, &recognised, &tables);
     let refusals = recognised.into_iter().map(Result::err).collect();
     Ok(Examined { refusals, create })
 }
@@ -252,13 +257,12 @@ fn ops_of(declaration: &ProcessorDeclaration, recognised: &[Recognised], table: 
 
 fn write_function(
     declaration: &ProcessorDeclaration,
-    schema: &str,
+    (schema, name): (&str, &str),
     scope: &SqlScope,
     source: EventSource<'_>,
     recognised: &[Recognised],
     tables: &BTreeMap<String, Table>,
 ) -> String {
-    let name = name_of(&declaration.name, declaration.version);
     let mut template = Template::default();
     let used = used_columns(declaration, recognised);
     let others = declaration.handlers().iter().zip(recognised).filter(|(_, found)| found.is_err());
@@ -289,7 +293,7 @@ fn write_function(
         EventSource::Arguments => ("", String::new()),
     };
     template.values.extend([
-        ("function", format!("{}.{}", quote_identifier(schema), quote_identifier(&name))),
+        ("function", format!("{}.{}", quote_identifier(schema), quote_identifier(name))),
         ("search_path", scope.search_path()),
         ("columns", used),
         ("source", source.to_owned()),

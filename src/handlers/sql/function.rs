@@ -66,9 +66,8 @@ impl ProcessorFunction {
         scope: &SqlScope,
         source: EventSource<'_>,
     ) -> Result<Self, CompileError> {
-        let name = format!("{}.{}", quote_identifier(schema), quote_identifier(&name(projector)));
-        let template = template(&name, projector, schema, scope, source);
-        Self::assemble(name, projector, TEXT, template)
+        let fold = fold::name_of(&projector.name, projector.version);
+        Self::compile_named((&name(projector), &fold), projector, schema, scope, source)
     }
 
     /// As [`Self::compile`], for one share of the aggregates, whose events `source` has.
@@ -80,8 +79,21 @@ impl ProcessorFunction {
         share: i32,
     ) -> Result<Self, CompileError> {
         let name = share_name_of(&projector.name, projector.version, share);
-        let name = format!("{}.{}", quote_identifier(schema), quote_identifier(&name));
-        let template = template(&name, projector, schema, scope, source);
+        let fold = fold::share_name_of(&projector.name, projector.version, share);
+        Self::compile_named((&name, &fold), projector, schema, scope, source)
+    }
+
+    /// As [`Self::compile`], for a function of this name that has batches folded by another one.
+    fn compile_named(
+        (name, fold): (&str, &str),
+        projector: &ProcessorDeclaration,
+        schema: &str,
+        scope: &SqlScope,
+        source: EventSource<'_>,
+    ) -> Result<Self, CompileError> {
+        let qualified = |name: &str| format!("{}.{}", quote_identifier(schema), quote_identifier(name));
+        let (name, fold) = (qualified(name), qualified(fold));
+        let template = template((&name, fold), projector, schema, scope, source);
         Self::assemble(name, projector, TEXT, template)
     }
 
@@ -220,7 +232,7 @@ pub(crate) const DIVERGED: &str = "ES005";
 
 /// Everything that is filled in but the handlers.
 fn template(
-    function: &str,
+    (function, fold): (&str, String),
     projector: &ProcessorDeclaration,
     schema: &str,
     scope: &SqlScope,
@@ -249,9 +261,8 @@ fn template(
         template.conditions.push("synchronous");
     }
     if fold::is_worth_trying(projector, scope, source) {
-        let fold = fold::name_of(&projector.name, projector.version);
         template.conditions.push("folded");
-        template.values.push(("fold", format!("{}.{}", quote_identifier(schema), quote_identifier(&fold))));
+        template.values.push(("fold", fold));
         template.values.push(("least", fold::LEAST.to_string()));
         template.values.push(("setting", quote_literal(&format!("espd.fold_{}", projector.name))));
     }

@@ -4,7 +4,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
 use super::preparation::warn_of_publications;
-use super::{Effort, Listener, Rebuilding, Selection, blocked, failed};
+use super::{Effort, Listener, Rebuilding, SESSION, Selection, blocked, failed};
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::quote_literal;
@@ -91,10 +91,8 @@ impl Operator<'_> {
     pub(super) async fn lock_versions(&self, name: &str) -> Result<PoolConnection<Postgres>, OperatorError> {
         let mut worker = self.databases.projections.acquire().await?;
         worker.close_on_drop();
-        let statement = format!(
-            "-- lock_rebuild\nset statement_timeout = 0; select {}",
-            lock_call("try_advisory_lock", name)
-        );
+        let statement =
+            format!("-- lock_rebuild\n{SESSION}; select {}", lock_call("try_advisory_lock", name));
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut *worker).await?;
         let is_locked: bool = sqlx::Row::try_get(&row, 0)?;
         if is_locked { Ok(worker) } else { Err(OperatorError::Building { name: name.to_owned() }) }

@@ -67,7 +67,7 @@ impl Operator<'_> {
         }
         let made = SqlProcessor::of_share(declared, schema, scope, events, share.number);
         let processor = made.map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
-        processor.make_function(connection).await.map_err(blocked)?;
+        processor.make_functions(connection).await.map_err(blocked)?;
         Ok(Box::new(processor))
     }
 

@@ -1,5 +1,4 @@
-//! A version whose handlers run one event after the other is built by several workers at once, each with its share of the
-//! aggregates, where it does not matter in which order the events of different aggregates are handled.
+//! A version is built by several workers at once, each with its share of the aggregates, where it does not matter in which order the events of different aggregates are handled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -10,7 +9,7 @@ use sqlx::pool::PoolConnection;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{Beside, OperatorError, Phase, Rebuilding, failed};
+use super::{Beside, OperatorError, Phase, Rebuilding, SESSION, failed};
 use crate::event::Position;
 use crate::processing::rebuild::{
     Replay, ReplayError, Share, Throttle, create_shares, find_obstacle_to_shares, join_shares, list_shares,
@@ -124,8 +123,7 @@ impl Rebuilding<'_> {
             self.replay.position() == self.start && self.start.distance_to(target) >= LEAST;
         let is_here = !self.operator.databases.elsewhere;
         let wanted = i32::try_from(self.effort.workers).unwrap_or(1);
-        if wanted < 2 || self.part.is_some() || !is_here || !is_from_the_beginning || self.is_folded().await?
-        {
+        if wanted < 2 || self.part.is_some() || !is_here || !is_from_the_beginning {
             return Ok(1);
         }
         if let Some(reason) = self.find_obstacle().await? {
@@ -155,7 +153,7 @@ impl Rebuilding<'_> {
             let mut connection = self.operator.databases.projections.acquire().await?;
             // A batch that is broken off goes on with its session, not with the next one who gets it.
             connection.close_on_drop();
-            sqlx::raw_sql("-- lift_limit\nset statement_timeout = 0").execute(&mut *connection).await?;
+            sqlx::raw_sql(SESSION).execute(&mut *connection).await?;
             let processor =
                 self.operator.beside_share(&mut connection, &self.declaration, self.beside, share);
             let replay = Replay::begin_share(processor.await?, &mut connection, share.number).await;
@@ -179,7 +177,8 @@ impl Rebuilding<'_> {
         let round = Round {
             is_held: Arc::clone(&is_held),
             target,
-            share: self.effort.share,
+            // Together they take no more than one would.
+            share: self.effort.share / workers.len().max(1) as f64,
             live: Arc::clone(&live),
         };
         let seen: Vec<Arc<Seen>> = workers.iter().map(|worker| Arc::clone(&worker.seen)).collect();

@@ -18,17 +18,18 @@ use crate::retry::OnFailure;
 /// How long a claim lasts without a batch. That nobody else builds the same version is kept by a lock of the session.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// How large batches are: nobody waits for a row of theirs.
+/// How large batches are: nobody waits for a row of theirs. The more events are folded at once, the fewer rows are written that a
+/// later event of the batch replaces.
 const LIMITS: BatchLimits = BatchLimits {
-    size: 50_000,
-    size_max: 50_000,
+    size: 250_000,
+    size_max: 250_000,
     bytes: 128 << 20,
-    time: Duration::from_secs(2),
+    time: Duration::from_secs(1),
     span: i64::MAX,
 };
 
 /// Likewise where events leave the database: they are in memory while they are handled.
-const LIMITS_OUTSIDE: BatchLimits = BatchLimits { bytes: 16 << 20, ..LIMITS };
+const LIMITS_OUTSIDE: BatchLimits = BatchLimits { size: 50_000, size_max: 50_000, bytes: 16 << 20, ..LIMITS };
 
 /// Why events are not handled.
 #[derive(Debug, Error)]

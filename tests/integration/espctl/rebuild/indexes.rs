@@ -11,7 +11,7 @@ fn declare(fixture: &Fixture, version: i32, (columns, handler): (&str, &str)) {
 }
 
 /// Has every index that is made later wait for whoever holds the lock 77.
-const HELD_UP: &str = "create function public.hold_up() returns event_trigger language plpgsql as $$ begin
+pub(super) const HELD_UP: &str = "create function public.hold_up() returns event_trigger language plpgsql as $$ begin
       if current_query() like '%make_deferred_index%' then perform pg_advisory_xact_lock(77); end if;
     end $$;
     create event trigger hold_up on ddl_command_start when tag in ('CREATE INDEX') execute function public.hold_up()";

@@ -1,4 +1,4 @@
-//! A version whose handlers are not folded is built by several workers, each with its share of the aggregates.
+//! A version is built by several workers, each with its share of the aggregates.
 
 use super::*;
 
@@ -141,5 +141,47 @@ async fn one_worker_builds_where_the_order_of_different_aggregates_may_matter_an
         );
         assert_eq!(fixture.outcome().await, expected);
     }
+    daemon.stop().await;
+}
+
+const FOLDED: &str = "insert into totals as t values (event.aggregate_id, 1, event.id, (event.body ->> 'n')::numeric) \
+    on conflict (id) do update set events = t.events + 1, last_event = excluded.last_event, total = t.total + excluded.total";
+
+#[tokio::test]
+async fn several_workers_fold_their_events_and_make_the_indexes_afterwards() {
+    let (fixture, daemon) = running().await;
+    let declare = |version: i32| {
+        fixture.installation.declare(
+            "totals",
+            &format!(
+                "[projector]\nname = 'totals'\nversion = {version}\nddl = ['create index totals_n on totals (total)']\n\
+                 [projector.tables]\ntotals = 'id uuid primary key, events bigint, last_event bigint, total numeric'\n\
+                 [[projector.on]]\nevents = ['A']\nsql = \"{FOLDED}\"\n"
+            ),
+        );
+    };
+    declare(2);
+    fixture.espctl(&["rebuild", "totals", "--yes", "--workers", "1"]).await.printed();
+    let expected = fixture.outcome().await;
+    fixture.run("do $$ begin execute format('alter database %I set track_functions = pl', current_database()); end $$").await;
+    fixture.run(super::indexes::HELD_UP).await;
+    let mut blocker = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(77)").execute(&mut blocker).await.unwrap();
+    declare(3);
+    let rebuilding = fixture.espctl(&["rebuild", "totals", "--yes"]);
+    let releasing = async {
+        // What functions were called, the sessions of the workers tell when they have ended.
+        let folded =
+            "select count(*) from pg_stat_user_functions where funcname like 'fold%share%' and calls > 0";
+        eventually("both workers have folded", async || (fixture.fact(folded).await == "2").then_some(()))
+            .await;
+        sqlx::raw_sql("select pg_advisory_unlock(77)").execute(&mut blocker).await.unwrap();
+    };
+    let (said, ()) = tokio::join!(rebuilding, releasing);
+    assert!(said.code == Some(0) && said.stderr.contains("2 workers handle events at once"), "{said:?}");
+    assert_eq!(fixture.outcome().await, expected);
+    let left = "select (select count(*) from pg_proc where proname like '%share%' and proname like 'fold%')
+        || ' ' || (select count(*) from pg_indexes where schemaname = 'public' and indexname = 'totals_n')";
+    assert_eq!(fixture.fact(left).await, "0 1");
     daemon.stop().await;
 }
