@@ -14,6 +14,8 @@ mod support;
 mod swaps;
 #[path = "rebuild/verification.rs"]
 mod verification;
+#[path = "rebuild/workers.rs"]
+mod workers;
 
 use support::{Arguments, Server};
 
@@ -27,6 +29,7 @@ const SETTINGS: &[(&str, &str)] = &[("max_wal_size", "4GB")];
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::read()?;
     building::measure(arguments).await?;
+    workers::measure(arguments).await?;
     verification::measure(arguments).await?;
     appends::measure(arguments).await?;
     swaps::measure(arguments).await
