@@ -102,12 +102,30 @@ async fn check_one(
     if !found.is_empty() {
         return Ok(found);
     }
-    match &declaration.handling {
-        Handling::Sql(_) => sql::check(scratch, declaration).await,
-        Handling::Program(program) => check_program(scratch, declaration, program).await,
+    let mut found = plan_checks(scratch, declaration).await?;
+    found.extend(match &declaration.handling {
+        Handling::Sql(_) => sql::check(scratch, declaration).await?,
+        Handling::Program(program) => check_program(scratch, declaration, program).await?,
         // Only a Rust program knows its handlers, and a receiver is asked by `espctl webhook-test`.
-        Handling::Native(_) | Handling::Webhook(_) => Ok(Vec::new()),
+        Handling::Native(_) | Handling::Webhook(_) => Vec::new(),
+    });
+    Ok(found)
+}
+
+/// The mistakes in the checks of an author, which are planned on the declared tables and not run.
+async fn plan_checks(
+    scratch: &mut Scratch<'_>,
+    declaration: &ProcessorDeclaration,
+) -> Result<Vec<Diagnostic>, sqlx::Error> {
+    const LEAD: &str = "explain select to_jsonb(found) from (\n";
+    let mut found = Vec::new();
+    for check in &declaration.checks {
+        let sql = check.sql.text.trim_end().trim_end_matches(';');
+        let statement = format!("{LEAD}{sql}\n) as found");
+        let refusal = scratch.attempt(&statement).await?;
+        found.extend(refusal.map(|error| Diagnostic::of_refusal(&check.sql, LEAD.len(), &statement, &error)));
     }
+    Ok(found)
 }
 
 async fn check_program(

@@ -50,6 +50,26 @@ async fn a_check_notes_tables_of_another_declaration() {
 }
 
 #[tokio::test]
+async fn a_check_plans_the_checks_of_the_author() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let declare = |sql: &str| {
+        let check = format!("[[projector.check]]\nname = 'positive'\nsql = '''\n{sql};\n'''\n");
+        let projector = "[projector]\nname = 'one'\n[projector.tables]\none = 'n bigint'\n[[projector.on]]\nevents = ['A']\n\
+            sql = 'insert into one values (event.id)'\n";
+        installation.declare("one", &format!("{projector}{check}"));
+    };
+    declare("-- why\nselect n from one\nwhere n < 0 -- none");
+    assert!(installation.espctl(&["check"]).await.printed().starts_with("ok: 1 projector"));
+    declare("select n from one\nwhere m < 0");
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    assert!(complaint.contains("processors/one.toml:12:7: column \"m\" does not exist"), "{complaint}");
+    declare("select n from two");
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    assert!(complaint.contains("processors/one.toml:11:15: relation \"two\" does not exist"), "{complaint}");
+}
+
+#[tokio::test]
 async fn a_check_reports_every_fault_with_file_line_and_column() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, "");
