@@ -60,7 +60,8 @@ fn describe(request: &ReloadRequest) -> String {
         None => {
             let (host, pid) = daemon.rsplit_once(':').unwrap_or((daemon, "PID"));
             return format!(
-                "{daemon} has not answered: if it is of an older version, `kill -HUP {pid}` on {host} does the same"
+                "{daemon} has not answered: if it was killed, nobody waits for it any more in half a minute; if it is of an older \
+                 version, `kill -HUP {pid}` on {host} does the same"
             );
         }
     };
