@@ -15,6 +15,7 @@ use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::processing::processor::Fit;
+use crate::processing::rebuild::list_left_out;
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::retry::OnFailure;
 
@@ -175,10 +176,19 @@ async fn note_other_handlers(config: &Config, databases: &Databases) -> anyhow::
 /// The projectors whose version was raised: what becomes of them.
 async fn note_raised_versions(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
     let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
+    let mut connection = databases.projections.acquire().await?;
+    let left_out = list_left_out(&mut connection, &databases.layout, &config.processors).await?;
     let raised = |row: &TrackerRow| {
         let declares = |one: &&ProcessorDeclaration| one.name == row.name && one.version > row.version;
         let declaration = config.processors.iter().find(declares)?;
         let (name, version) = (&row.name, declaration.version);
+        if let Some(left_out) = left_out.get(name) {
+            return Some(format!(
+                "version {} of {name} goes on serving: {}",
+                row.version,
+                left_out.describe(name, version)
+            ));
+        }
         let builder = if config.rebuild.parallelism > 0 { "a daemon" } else { "`espctl rebuild`" };
         Some(format!(
             "version {} of {name} serves until version {version}, which {builder} builds beside it, goes live; \

@@ -10,6 +10,7 @@ use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::processing::declaration::{Handling, OnHandlerChange, ProcessorDeclaration, ProcessorKind, Start};
 use crate::processing::processor::{Fit, HandledBy, foresee_fit};
+use crate::processing::rebuild::{LeftOut, list_left_out};
 use crate::processing::tracker::{TrackerRow, Trackers};
 
 /// What would become of one processor. The field names are an interface: `espctl plan --json` prints them.
@@ -81,6 +82,8 @@ struct Known<'k> {
     fit: Fit,
     /// Whether other handlers have handled its events.
     other_handlers: bool,
+    /// Why no daemon builds the declared version.
+    left_out: Option<LeftOut>,
 }
 
 /// What a deploy of this configuration would do, what would be lost first.
@@ -90,15 +93,17 @@ struct Known<'k> {
 pub(crate) async fn plan(config: &Config, databases: &Databases) -> Result<Vec<Planned>, sqlx::Error> {
     let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
     let mut connection = databases.projections.acquire().await?;
+    let left_out = list_left_out(&mut connection, &databases.layout, &config.processors).await?;
     let mut planned = Vec::new();
     for declaration in &config.processors {
+        let left_out = left_out.get(&declaration.name).copied();
         let tracker = trackers.iter().find(|tracker| tracker.name == declaration.name);
         let handlers = declaration.handler_fingerprint(&config.upcasts);
         let fit = foresee(config, databases, &mut connection, declaration, tracker).await?;
         let before = tracker.filter(|tracker| tracker.position > Position::START).map(|one| &one.handlers);
         let other_handlers =
             before.is_some_and(|before| before.is_some() && handlers.is_some() && *before != handlers);
-        planned.push(describe(&Known { declaration, tracker, fit, other_handlers }));
+        planned.push(describe(&Known { declaration, tracker, fit, other_handlers, left_out }));
     }
     let is_gone = |tracker: &&TrackerRow| !config.processors.iter().any(|one| one.name == tracker.name);
     planned.extend(trackers.iter().filter(is_gone).map(leave));
@@ -161,6 +166,8 @@ fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
              `espctl rollback {name}` goes back"
         );
         (Action::Supersede, description)
+    } else if let Some(left_out) = known.left_out.filter(|_| *version > serves) {
+        (Action::Keep, format!("version {serves} goes on; {}", left_out.describe(name, *version)))
     } else if *version > serves && goes_on {
         let description = format!(
             "version {serves} goes on; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \

@@ -9,8 +9,8 @@ use crate::handlers::sql::SqlProcessor;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::sql_scope::SqlScope;
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
-use crate::processing::processor::{Events, Processor, ProcessorBase, fingerprint};
-use crate::processing::rebuild::{Beside, Part, Share};
+use crate::processing::processor::{Events, Processor, ProcessorBase};
+use crate::processing::rebuild::{Beside, Part, Share, whole_fingerprint};
 use crate::store::PostgresEventStore;
 
 impl Operator<'_> {
@@ -104,6 +104,6 @@ impl Operator<'_> {
             (Handling::Native(_), Some(registry)) => registry.fingerprint(upcasts),
             _ => declaration.handler_fingerprint(upcasts).unwrap_or_default(),
         };
-        format!("{} {handlers}", fingerprint(declaration))
+        whole_fingerprint(declaration, &handlers)
     }
 }

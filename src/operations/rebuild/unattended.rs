@@ -9,7 +9,9 @@ use super::{Beside, Difference, Effort, GoLive, Listener, Rebuilding, Rebuilds, 
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Approve, ProcessorDeclaration};
-use crate::processing::rebuild::{Blocked, Declared, RebuildRow, Seen, Wish, decide, write_blocked};
+use crate::processing::rebuild::{
+    Blocked, Declared, RebuildRow, Seen, Wish, decide, list_gone_back, write_blocked,
+};
 use crate::processing::tracker::TrackerRow;
 
 /// For how long a daemon with an older declaration leaves a version alone that nobody builds: whoever did may be starting again. One
@@ -58,10 +60,9 @@ struct Trace {
     builder: Option<String>,
     is_left: bool,
     is_declined: bool,
-    gone_back_from: Vec<i32>,
 }
 
-from_row!(Trace { processor, has_next, builder, is_left, is_declined, gone_back_from });
+from_row!(Trace { processor, has_next, builder, is_left, is_declined });
 
 impl Operator<'_> {
     /// What is to be done about the declared projectors.
@@ -81,6 +82,7 @@ impl Operator<'_> {
     ) -> Result<Vec<Wanted>, OperatorError> {
         let trackers = self.trackers().list(&mut *connection, only).await?;
         let traces = self.list_traces(connection).await?;
+        let gone_back = list_gone_back(&mut *connection, self.trackers().schema()).await?;
         let rebuilds = Rebuilds::new(self.trackers().schema());
         let mut wanted = Vec::new();
         for declaration in self.declared {
@@ -91,7 +93,8 @@ impl Operator<'_> {
                 continue;
             }
             let row = rebuilds.find(&mut *connection, name).await?;
-            let wish = self.wish(declaration, tracker, row.as_ref(), trace);
+            let has_gone_back = gone_back.contains(&(name.clone(), declaration.version));
+            let wish = self.wish(declaration, tracker, (row.as_ref(), has_gone_back), trace);
             let is_under_way = row.as_ref().is_some_and(|row| row.state().is_under_way());
             let is_approved = row.is_some_and(|row| row.is_approved);
             // What waits for an operator is looked at as often as what is built: he may agree.
@@ -106,7 +109,7 @@ impl Operator<'_> {
         &self,
         declaration: &ProcessorDeclaration,
         tracker: &TrackerRow,
-        row: Option<&RebuildRow>,
+        (row, has_gone_back): (Option<&RebuildRow>, bool),
         trace: Option<&Trace>,
     ) -> Wish {
         let seen = Seen {
@@ -116,7 +119,7 @@ impl Operator<'_> {
             is_mine: trace.and_then(|trace| trace.builder.as_deref()) == Some(self.name),
             is_left: trace.is_none_or(|trace| trace.is_left),
             is_declined: trace.is_some_and(|trace| trace.is_declined),
-            gone_back_from: trace.map_or(&[], |trace| &trace.gone_back_from),
+            has_gone_back,
         };
         let fingerprint = self.whole_fingerprint(declaration);
         let declared = Declared {
@@ -135,16 +138,7 @@ impl Operator<'_> {
                b.builder,
                coalesce(b.updated_at < clock_timestamp()
                  - case when b.blocked_because is null then interval '{}' else interval '{}' end, true) as is_left,
-               coalesce(not r.automatic and b.blocked_because is not null, false) as is_declined,
-               -- Versions that an older one was put in place of, and that have not served again since.
-               array(select (back.detail ->> 'from_version')::integer from {schema}.operator_log as back
-                     where back.action = 'go_live' and back.processor = t.name
-                       and (back.detail ->> 'from_version')::integer > (back.detail ->> 'version')::integer
-                       and not exists (select from {schema}.operator_log as later
-                         where later.processor = t.name and later.id > back.id
-                           and (later.action = 'drop'
-                                or later.action = 'go_live' and later.detail -> 'version' = back.detail -> 'from_version')))
-                 as gone_back_from
+               coalesce(not r.automatic and b.blocked_because is not null, false) as is_declined
              from {trackers} as t left join {trackers} as n on n.name = t.name || '$next' and n.partition = 0
                left join {schema}.rebuilds as r on r.processor = t.name
                left join {schema}.build_progress as b on b.tracker = t.name || '$next'

@@ -15,6 +15,7 @@ use super::ProcessorStatus;
 use super::format::thousands;
 use super::worker::RefusedReload;
 use crate::own_name::in_own_name;
+use crate::processing::rebuild::LeftOut;
 
 /// One thing that needs attention. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,6 +59,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) is_declared: bool,
     /// The version that it declares of the processor.
     pub(super) declared_version: Option<i32>,
+    /// Why no daemon builds that version.
+    pub(super) left_out: Option<LeftOut>,
 }
 
 /// What advice is about, the most urgent first.
@@ -138,7 +141,7 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
         of_refused_reload(status, surroundings.refused),
         of_rows_that_differ(status),
         of_handler_change(status, surroundings.now),
-        of_other_version(status, surroundings.declared_version),
+        of_other_version(status, surroundings),
         holders::of_horizon(status, surroundings.now),
     ];
     let mut advice: Vec<Advice> = parts.into_iter().flatten().collect();
@@ -185,17 +188,20 @@ fn of_rows_that_differ(status: &ProcessorStatus) -> Option<Advice> {
 }
 
 /// A version that serves although the configuration declares another one.
-fn of_other_version(status: &ProcessorStatus, declared: Option<i32>) -> Option<Advice> {
+fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
     let (name, version) = (&status.name, status.version);
     if let Some(because) = status.rebuild.as_ref().and_then(|build| build.blocked_because.as_ref()) {
         return Some(of_blocked_build(status, because));
     }
     // Which version is built, and how far that is, stands below the table.
     let is_built = status.rebuild.as_ref().is_some_and(|build| build.is_running);
-    let declared =
-        declared.filter(|declared| *declared != version && status.position.get() > 0 && !is_built)?;
+    let declared = surroundings
+        .declared_version
+        .filter(|declared| *declared != version && status.position.get() > 0 && !is_built)?;
     let problem = format!("Version {version} of {name} serves, and version {declared} is declared.");
-    let remedy = if declared > version {
+    let remedy = if let Some(left_out) = surroundings.left_out.filter(|_| declared > version) {
+        format!("{}.", left_out.describe(name, declared).replacen('v', "V", 1))
+    } else if declared > version {
         format!(
             "`espctl rebuild {name} --dry-run` shows what would change, `espctl rebuild {name}` builds version {declared} beside \
              it and lets it go live; `espctl reset {name} --in-place` drops and rebuilds the tables."
@@ -300,7 +306,14 @@ mod tests {
     use crate::processing::tracker::{HandlerChange, Outage};
 
     fn alone(now: DateTime<Utc>) -> Surroundings<'static> {
-        Surroundings { now, daemons: &[], refused: &[], is_declared: true, declared_version: None }
+        Surroundings {
+            now,
+            daemons: &[],
+            refused: &[],
+            is_declared: true,
+            declared_version: None,
+            left_out: None,
+        }
     }
 
     fn topics(status: &ProcessorStatus) -> Vec<Topic> {

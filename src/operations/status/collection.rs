@@ -15,6 +15,7 @@ use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::divergence::Divergence;
 use crate::processing::history::find_divergence;
+use crate::processing::rebuild::list_left_out;
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::store::horizon::Horizon;
 use crate::store::layout::Layout;
@@ -55,12 +56,14 @@ pub(crate) async fn collect(
     }
     let daemons = daemons_of(&workers);
     let refused = worker::list_refused(projections, layout).await?;
+    let left_out = list_left_out(&mut *projections, layout, declared).await?;
     let surroundings = Surroundings {
         now: Utc::now(),
         daemons: &daemons,
         refused: &refused,
         is_declared: true,
         declared_version: None,
+        left_out: None,
     };
     for status in &mut statuses {
         status.reset_wait = reset_waits.remove(&status.name);
@@ -74,7 +77,9 @@ pub(crate) async fn collect(
         let declaration = declared.iter().find(|declaration| declaration.name == status.name);
         let (is_declared, declared_version) =
             (declaration.is_some(), declaration.map(|declaration| declaration.version));
-        status.advice = advise(status, Surroundings { is_declared, declared_version, ..surroundings });
+        let left_out = left_out.get(&status.name).copied();
+        status.advice =
+            advise(status, Surroundings { is_declared, declared_version, left_out, ..surroundings });
     }
     statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
     Ok(statuses)

@@ -17,8 +17,8 @@ pub(crate) struct Seen<'s> {
     pub(crate) is_left: bool,
     /// Whether an operator who has built it was asked whether it goes live, and has not agreed.
     pub(crate) is_declined: bool,
-    /// The versions that an operator has gone back from, and that have not served again since.
-    pub(crate) gone_back_from: &'s [i32],
+    /// Whether an operator has gone back from the declared version, and it has not served again since.
+    pub(crate) has_gone_back: bool,
 }
 
 /// What the daemon declares of it.
@@ -46,7 +46,7 @@ pub(crate) enum Wish {
 /// Two daemons with different declarations, as in a deploy that rolls, do not undo what the other one does: who declares the older
 /// version, or another declaration of the same one, waits until nobody builds any more.
 pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
-    let Seen { serves, row, has_next, is_mine, is_left, is_declined, gone_back_from } = seen;
+    let Seen { serves, row, has_next, is_mine, is_left, is_declined, has_gone_back } = seen;
     let under_way = row.filter(|row| row.state().is_under_way());
     let is_approved = under_way.is_some_and(|row| row.is_approved);
     let may_replace = *is_mine || *is_left && !is_approved;
@@ -79,8 +79,7 @@ pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
         (_, Some(_)) => Wish::Build,
         // An operator has given just this up, or has gone back from it.
         (row, None)
-            if gone_back_from.contains(&declared.version)
-                || row.as_ref().is_some_and(|row| is_same(row) && !row.has_served()) =>
+            if *has_gone_back || row.as_ref().is_some_and(|row| is_same(row) && !row.has_served()) =>
         {
             if *has_next {
                 Wish::Tidy
@@ -118,7 +117,7 @@ mod tests {
             is_mine: false,
             is_left: false,
             is_declined: false,
-            gone_back_from: &[],
+            has_gone_back: false,
         }
     }
 
@@ -191,9 +190,9 @@ mod tests {
         let corrected = row(2, State::Aborted, "earlier");
         assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&corrected)) }, declared(2)), Wish::Build);
         let back = RebuildRow { version: 1, from_version: 2, ..row(1, State::Live, "f") };
-        let gone_back = Seen { has_next: false, gone_back_from: &[2], ..seen(Some(&back)) };
+        let gone_back = Seen { has_next: false, has_gone_back: true, ..seen(Some(&back)) };
         assert_eq!(decide(&gone_back, declared(2)), Wish::Nothing);
-        assert_eq!(decide(&gone_back, declared(3)), Wish::Build);
+        assert_eq!(decide(&Seen { has_gone_back: false, ..gone_back.clone() }, declared(3)), Wish::Build);
         let third = row(3, State::Aborted, "of version 3");
         assert_eq!(decide(&Seen { row: Some(&third), ..gone_back }, declared(2)), Wish::Nothing);
         let merged = row(2, State::Merged, "f");

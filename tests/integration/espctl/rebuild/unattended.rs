@@ -99,6 +99,14 @@ async fn a_raised_version_goes_live_by_itself_where_nothing_differs_and_waits_fo
     assert_eq!(looked["wanted"], 0, "{looked}");
     assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "2");
     assert_eq!(fixture.fact("select count(*) from espd.trackers where name = 'orders$next'").await, "0");
+    // Nor is he told that a daemon builds it.
+    let left_out = "version 3 has served and an operator has gone back from it, so no daemon builds it again";
+    for command in ["check", "plan"] {
+        let said = fixture.espctl(&[command]).await.printed();
+        assert!(said.contains(left_out) && !said.contains("a daemon does by itself"), "{command}: {said}");
+    }
+    let said = fixture.espctl(&["status"]).await.printed();
+    assert!(said.contains(&left_out.replacen('v', "V", 1)), "{said}");
     daemon.stop().await;
 }
 
