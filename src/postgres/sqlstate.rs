@@ -47,6 +47,9 @@ const PROTOCOL_VIOLATION: &str = "08P01";
 /// SQLSTATE of a right that the role lacks, and of a query that row security would hide rows from.
 pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
+/// Others held a lock for longer than `lock_timeout`.
+pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
+
 /// SQLSTATE of the refusal of a batch that has written a table of another processor.
 pub(crate) const FOREIGN_WRITE: &str = "ES006";
 
@@ -100,7 +103,7 @@ pub(crate) fn is_transaction_timeout(error: &sqlx::Error) -> bool {
 
 /// Whether the database has given up waiting for a lock.
 pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some("55P03")
+    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(LOCK_NOT_AVAILABLE)
 }
 
 /// Whether the database has refused a batch that has written a table of another processor.

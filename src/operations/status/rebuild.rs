@@ -99,6 +99,8 @@ impl RebuildStatus {
 
     fn doing(&self) -> String {
         let doing = match self.phase.as_str() {
+            // It could not begin, or an event has failed.
+            "waiting" if self.position < self.target => return "is not complete, and waits".to_owned(),
             "waiting" => return "is built and waits".to_owned(),
             "indexing" => "makes its indexes",
             "analyzing" => "analyzes its tables",
@@ -159,6 +161,14 @@ mod tests {
             "handles events (by web-1:4711): position 1,200,000 of 5,000,000 (24 %), 1,100,000 events handled, 81,000/s, 46s \
              left, 312 MiB"
         );
+        let waiting = RebuildStatus { phase: "waiting".into(), ..status.clone() };
+        assert!(
+            waiting.describe().starts_with("is not complete, and waits: position"),
+            "{}",
+            waiting.describe()
+        );
+        let built = RebuildStatus { position: waiting.target, ..waiting };
+        assert!(built.describe().starts_with("is built and waits: position"), "{}", built.describe());
         status.rests_because = Some("the disk is nearly full".into());
         status.is_running = false;
         assert!(

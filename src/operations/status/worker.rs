@@ -84,6 +84,11 @@ impl WorkerStatus {
     pub(crate) fn is_down(&self) -> bool {
         matches!(self.state.as_str(), "waiting" | "crash_looping") && self.last_end.is_some()
     }
+
+    /// Whether its process is there.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.pid.is_some() && self.state == "running"
+    }
 }
 
 /// The workers of all daemons that are alive, the most recently recorded first.

@@ -267,18 +267,26 @@ impl<'a> Tables<'a> {
 
     /// A table that somebody else made must never be dropped by a reset, so it is not taken over either.
     async fn refuse_foreign(&self, connection: &mut PgConnection, table: &str) -> Result<(), ProcessorError> {
-        let exists: bool = sqlx::query_scalar("-- find_table\nselect to_regclass($1) is not null")
-            .persistent(false)
-            .bind(self.qualified(table))
-            .fetch_one(connection)
-            .await?;
-        if !exists {
-            return Ok(());
-        }
-        Err(ProcessorError::Blocked(format!(
-            "table {}.{table} exists already and was not made by projector {}: drop or rename it, or declare another name",
-            self.scope.schema, self.declaration.name
-        )))
+        let statement = format!(
+            "-- find_table
+             select to_regclass($1) is not null,
+               (select processor from {}.projection_tables where table_schema = $2 and table_name = $3)",
+            self.schema
+        );
+        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false).bind(self.qualified(table));
+        let found: (bool, Option<String>) =
+            query.bind(&self.scope.schema).bind(table).fetch_one(connection).await?;
+        let (schema, name) = (&self.scope.schema, &self.declaration.name);
+        Err(ProcessorError::Blocked(match found {
+            (false, _) => return Ok(()),
+            (true, Some(maker)) => format!(
+                "table {schema}.{table} belongs to {maker}: if that is the former name of {name}, `espctl rename {maker} {name}` hands it \
+                 over with its position; if nobody needs {maker} any more, `espctl drop {maker}` removes it; otherwise declare another name"
+            ),
+            (true, None) => format!(
+                "table {schema}.{table} exists already and was not made by projector {name}: drop or rename it, or declare another name"
+            ),
+        }))
     }
 
     /// Runs one declared statement. If the database refuses it, the author has to fix it.

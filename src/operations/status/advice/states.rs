@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::super::{ProcessorState, ProcessorStatus, WorkerStatus};
 use super::{Advice, Surroundings, Topic, count, emissions, holders};
-use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;
+use crate::postgres::sqlstate::{INSUFFICIENT_PRIVILEGE, LOCK_NOT_AVAILABLE};
 use crate::processing::failure::Failure;
 
 pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
@@ -14,7 +14,7 @@ pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>)
         ProcessorState::Failed => Some(of_failure(status)),
         ProcessorState::Retrying => Some(of_retries(status, surroundings)),
         ProcessorState::Waiting => {
-            of_outage(status, surroundings).or_else(|| holders::of_lock(status, surroundings.now))
+            of_locked_again(status, surroundings.now).or_else(|| of_outage(status, surroundings))
         }
         ProcessorState::Standby => Some(of_takeover(status)),
         ProcessorState::Stopped => of_missing_owner(status, surroundings),
@@ -99,16 +99,16 @@ fn of_retries(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'
     let attempts = count(status.attempts.into(), "attempt");
     let problem = format!("{name} cannot handle {cause} after {attempts}. {ORDER}{}", last_words(error));
     let remedy = format!(
-        "Fix the handler, or the data that it needs, and run `espctl retry {name}`, which tries the event at once; so do \
-         `espctl reload` and a restart of the daemon, but for webhooks. `espctl dead-letters park {name}` (or `skip`) sets the event aside."
+        "Fix the handler and run `espctl reload`, or the data that it needs and run `espctl retry {name}`: either tries the event \
+         at once, but for webhooks only the second does. `espctl dead-letters park {name}` (or `skip`) sets the event aside."
     );
     let advice = Advice::new(Topic::Retrying, problem, error.and_then(|error| error.at), remedy);
     let predicate = format!("cannot handle {}. {ORDER}", error.map_or_else(|| cause.clone(), without_place));
     advice.trying_again_at(status.next_retry_at.filter(|at| *at > now)).shared(
         status,
         predicate,
-        "Fix the handlers, or the data that they need, and run `espctl retry --all`, which tries the event at once; so do \
-         `espctl reload` and a restart of the daemon, but for webhooks.",
+        "Fix the handlers and run `espctl reload`, or the data that they need and run `espctl retry --all`: either tries the event \
+         at once, but for webhooks only the second does.",
     )
 }
 
@@ -149,6 +149,8 @@ fn of_missing_owner(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         format!("The owner of {name} gives no sign of life.")
     } else if status.worker.as_ref().is_some_and(WorkerStatus::is_down) {
         return None;
+    } else if let Some(worker) = status.worker.as_ref().filter(|worker| worker.is_alive()) {
+        return Some(of_idle_worker(status, worker));
     } else if status.updated_at.is_none() {
         format!("No daemon runs {name}, and none ever has.")
     } else {
@@ -165,6 +167,18 @@ fn of_missing_owner(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         let predicate = "are run by no daemon.".to_owned();
         advice.shared(status, predicate, "Start `espd run` with a configuration that declares them.")
     })
+}
+
+/// A worker is there, and has not taken the processor up.
+fn of_idle_worker(status: &ProcessorStatus, worker: &WorkerStatus) -> Advice {
+    let (name, owner) = (&status.name, &worker.owner);
+    let pid = worker.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+    let problem = format!("The worker {} of {owner}{pid} runs, and has not taken {name} up.", worker.worker);
+    let remedy = "Wait a few seconds if it has just started. Otherwise the log of the daemon says what keeps it (`journalctl -u espd`); a \
+                  process that is frozen is ended by its daemon, or by `kill -9`, and is then started again."
+        .to_owned();
+    let predicate = format!("have not been taken up by their workers, which {owner} runs.");
+    Advice::new(Topic::Stopped, problem, status.updated_at, remedy.clone()).shared(status, predicate, &remedy)
 }
 
 /// What removes a processor that is not declared any more, behind another sentence.
@@ -211,6 +225,19 @@ fn of_held_tracker(status: &ProcessorStatus) -> String {
 /// What to fix if the role lacks a right, or a policy would hide rows from it.
 const RIGHTS: &str = "the rights of espd's role (grant what is missing; where row security would hide rows, disable it on the \
                       table or give the role bypassrls)";
+
+/// A lock that is waited for now: with nothing else in the way, or once more after `lock_timeout`.
+fn of_locked_again(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
+    let advice = holders::of_lock(status, now)?;
+    match &status.outage {
+        None => Some(advice),
+        Some(outage) if outage.sqlstate.as_deref() == Some(LOCK_NOT_AVAILABLE) => {
+            let since = advice.since.map_or(outage.since, |since| since.min(outage.since));
+            Some(Advice { since: Some(since), ..advice })
+        }
+        Some(_) => None,
+    }
+}
 
 fn of_outage(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'_>) -> Option<Advice> {
     let (name, outage) = (&status.name, status.outage.as_ref()?);
