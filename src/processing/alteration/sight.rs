@@ -112,6 +112,9 @@ impl<'r, 'a> Reader<'r, 'a> {
             if self.text(at) == "*" && self.is_star(at) {
                 return Err(format!("a handler has a star, which may stand for the columns of {table}"));
             }
+            if self.tokens[at].is_word("u") && self.text(at + 1) == "&" {
+                return Err("a handler has names or strings that are written with escapes".to_owned());
+            }
             let Some(name) = &self.names[at] else { continue };
             if SEEING.contains(&name.as_str()) || name.starts_with("pg_") || name.contains("_to_xml") {
                 return Err(format!("a handler has `{name}`, which may see the columns of {table}"));
@@ -166,7 +169,7 @@ impl<'r, 'a> Reader<'r, 'a> {
         let before = if is_only { at - 1 } else { at };
         // `is distinct from` has no table behind it.
         let is_distinct = before > 0 && self.follows(before - 1, &["distinct"]);
-        if self.follows(before, &["from", "join", "update"]) && !is_distinct {
+        if self.follows(before, &["from", "join", "using", "update"]) && !is_distinct {
             let (alias, behind) = self.alias(at);
             if self.is_one_of(behind, &FOLLOWERS) {
                 return Ok(alias);

@@ -195,6 +195,7 @@ fn handlers_that_name_what_they_need_do_not_see_the_column() {
         "insert into lines select o.id, orders.n from orders o join orders on orders.id = o.id",
         "if exists (select 1 from orders where n ~* 'x') then delete from orders using lines; end if",
         "for r in select id from orders loop perform r.id; end loop",
+        "delete from lines as l using orders as o where o.id = l.id",
     ] {
         assert!(added(&after, blind).is_ok(), "{blind}: {:?}", added(&after, blind));
     }
@@ -237,6 +238,9 @@ fn a_handler_that_could_see_the_column_needs_a_replay() {
         "merge into orders using lines on true when matched then delete",
         "insert into copies select count(orders) from orders",
         "insert into copies select n from lines, orders",
+        "insert into copies select U&\"\\006frders\" from orders",
+        "with c as (select o as whole from orders o) insert into copies select whole from c",
+        "select n into orders from lines",
     ] {
         assert!(added(&after, seeing).is_err(), "{seeing}");
     }

@@ -99,6 +99,10 @@ async fn a_column_with_a_default_and_an_index_are_added_under_the_running_projec
     assert_eq!(fixture.fact("select string_agg(note, '' order by id) from orders").await, "xxxxxx");
     assert_eq!(fixture.fact("select count(*) from everything").await, "6");
     assert_eq!(daemon.logged("altered the tables").len(), 2, "columns, then indexes");
+    // A batch that is folded.
+    append(&fixture.db.pool, 100).await;
+    reaches(&fixture.db.pool, "orders", 106).await;
+    assert_eq!(fixture.fact("select count(*) from orders where note = 'x'").await, "106");
     assert_eq!(
         fixture.fact(RECORDED).await,
         "column public.orders.note; default value for public.orders.note; index public.orders_note"
@@ -108,8 +112,25 @@ async fn a_column_with_a_default_and_an_index_are_added_under_the_running_projec
     assert!(said.contains("orders: goes on, nothing changes"), "{said}");
     daemon.stop().await;
     let daemon = fixture.installation.start_daemon();
-    fixture.handles_more(7).await;
+    fixture.handles_more(107).await;
     assert!(daemon.logged("altered the tables").is_empty());
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_index_that_was_made_by_hand_before_counts_as_declared() {
+    let (fixture, daemon) = narrow(HANDLER).await;
+    fixture.run("create index concurrently orders_n on public.orders (n)").await;
+    fixture
+        .installation
+        .declare("orders", &altering(NARROW, &["create index orders_n on orders (n)"], HANDLER));
+    let plan = fixture.espctl(&["plan"]).await;
+    assert!(plan.stdout.contains("there is a relation orders_n already"), "{plan:?}");
+    fixture.deploys(NARROW, &["create index if not exists orders_n on orders (n)"], HANDLER).await;
+    daemon.says("altered the tables").await;
+    fixture.handles_more(6).await;
+    let made = fixture.fact(&RECORDED.replace("'note'", "'orders_n'")).await;
+    assert_eq!(made, "index public.orders_n");
     daemon.stop().await;
 }
 
