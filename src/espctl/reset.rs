@@ -16,6 +16,7 @@ use crate::operations::databases::Databases;
 use crate::operations::operator::{Destination, LockPatience, Operator};
 use crate::operations::rebuild::Way;
 use crate::operations::status::format::thousands;
+use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::processor::OthersObjects;
 use crate::processing::tracker::{ReplayEffects, TrackerRow};
 
@@ -49,7 +50,8 @@ pub(crate) struct ResetArguments {
     /// Drop and recreate the tables, also where a projector could be built beside them: rows are missing until it has caught up
     #[arg(long, conflicts_with_all = ["to", "at"])]
     in_place: bool,
-    /// Let a reactor emit again for events that it has handled before; an event that is stored already is not stored twice
+    /// Let a reactor emit again for events that it has handled before, and handlers in Rust act after their commits again; an event
+    /// that is stored already is not stored twice
     #[arg(long)]
     repeat_effects: bool,
     /// In place: also drop what others have made on the tables and what cannot be carried over, such as views and foreign keys
@@ -119,7 +121,10 @@ async fn reset_one(
     let row = operator.find(name).await?;
     let to = operator.destination(row.position, arguments.to, arguments.at).await?;
     let because = match to {
-        Destination::Start if !arguments.in_place => operator.why_in_place(&row.name).await?,
+        Destination::Start if !arguments.in_place => {
+            let because = operator.why_in_place(&row.name).await?;
+            because.or(why_effects_in_place(operator.declaration(&row.name)?, arguments))
+        }
         // Fails before the confirmation if the reset cannot be done.
         Destination::Start => operator.declaration(&row.name).map(|_| None)?,
         Destination::Position(_) => None,
@@ -128,6 +133,13 @@ async fn reset_one(
         return reset_beside(&row, arguments, operator).await;
     }
     reset_in_place(&row, to, because, arguments, operator).await
+}
+
+/// Why a projector is reset in place whose handlers may do something outside of the database, if that is to be done again.
+fn why_effects_in_place(declaration: &ProcessorDeclaration, arguments: &ResetArguments) -> Option<String> {
+    let has_effects = !matches!(declaration.handling, Handling::Sql(_));
+    (arguments.repeat_effects && has_effects)
+        .then(|| "--repeat-effects has effects repeated, and what is built beside has none".to_owned())
 }
 
 /// Builds the declared version again beside the one that serves, and has it go live.

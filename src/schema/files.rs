@@ -89,6 +89,11 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (29, "verifications", include_str!("../../migrations/processing/0029_verifications.sql")),
         (30, "versions beside", include_str!("../../migrations/processing/0030_versions_beside.sql")),
         (31, "alterations", include_str!("../../migrations/processing/0031_alterations.sql")),
+        (
+            32,
+            "replaying projectors",
+            include_str!("../../migrations/processing/0032_replaying_projectors.sql"),
+        ),
     ],
 };
 

@@ -11,10 +11,10 @@ use crate::store::witness::Witness;
 /// Decides what a reactor does with events that it handles again after a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReplayEffects {
-    /// The reactor emits nothing up to the position that it had reached.
+    /// A reactor emits nothing up to the position that it had reached, and nothing is done after commits.
     #[default]
     Suppress,
-    /// The reactor handles the events as if for the first time. What it has emitted for them is still not emitted twice.
+    /// The processor handles the events as if for the first time. What a reactor has emitted for them is still not emitted twice.
     Repeat,
 }
 

@@ -165,6 +165,17 @@ async fn tables_in_rust_are_verified_and_rebuilt_by_the_program_that_has_the_han
     let said = fixture.espctl(&["reset", "orders", "--yes"]).await;
     assert!(said.stderr.contains("orders is reset in place: the handlers of orders are in Rust"), "{said:?}");
     reaches(&fixture.db.pool, "orders", 5).await;
+    // What was done after commits is not done again in a replay, in place or beside, and goes on behind it.
+    append(&fixture.db.pool, 1).await;
+    eventually("the next effect", async || fixture.effects().ends_with('6').then_some(())).await;
+    assert_eq!(fixture.effects(), "1,2,3,4,5,6");
+    let said = first.run(&["reset", "orders", "--yes", "--repeat-effects"]).await;
+    assert!(
+        said.stderr.contains("orders is reset in place: --repeat-effects has effects repeated"),
+        "{said:?}"
+    );
+    eventually("all effects again", async || (fixture.effects() == "1,2,3,4,5,6,1,2,3,4,5,6").then_some(()))
+        .await;
     daemon.stop().await;
 }
 
