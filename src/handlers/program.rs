@@ -28,7 +28,7 @@ use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, ReadAhead, RowTables};
 use crate::postgres::server_mark;
 use crate::postgres::sqlstate::TEXT_MAX;
-use crate::processing::declaration::{BatchLimits, ProgramDeclaration};
+use crate::processing::declaration::{BatchLimits, ProcessorKind, ProgramDeclaration};
 use crate::processing::emission::{Emitter, SourceEvent};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{
@@ -92,6 +92,10 @@ impl Processor for ProgramProcessor {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.base.prepare(&mut transaction, claim).await?;
         let names = self.base.declaration.table_names();
+        if self.kind() == ProcessorKind::Projector {
+            // Another version finds out by it what `ddl` has made.
+            self.base.tables().note_declared(&mut transaction).await?;
+        }
         self.tables = RowTables::read(&mut transaction, &self.base.scope.schema, &names).await?;
         transaction.commit().await?;
         Ok(())

@@ -17,6 +17,7 @@ mod table;
 mod webhook;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -133,6 +134,16 @@ impl ProcessorDeclaration {
         let handlers = self.handlers().iter().map(|handler| &handler.sql);
         let tables = self.tables.iter().map(|table| &table.columns);
         program.into_iter().chain(handlers).chain(tables).next().map_or("<program>", |text| &text.file)
+    }
+
+    /// The declaration as it is recorded in the database: of a program it has nothing but the types of events, because the command and
+    /// the environment may have what is for nobody else.
+    pub(crate) fn recorded(&self) -> Self {
+        let mut recorded = self.clone();
+        if let Handling::Program(program) = &mut recorded.handling {
+            *program = ProgramDeclaration::new(program.events.clone(), Vec::new(), PathBuf::new());
+        }
+        recorded
     }
 
     /// Whether the processor declares that it reads this table of another one.

@@ -78,7 +78,7 @@ impl<'a> Tables<'a> {
             .persistent(false)
             .bind(&self.declaration.name)
             .bind(self.declaration.version)
-            .bind(sqlx::types::Json(self.declaration))
+            .bind(sqlx::types::Json(self.declaration.recorded()))
             .bind(fingerprint(self.declaration))
             .execute(connection)
             .await

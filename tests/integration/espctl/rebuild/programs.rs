@@ -28,6 +28,7 @@ for line in sys.stdin:
 fn declare(installation: &Installation, version: i32, factor: i32, more: &str) {
     let text = format!(
         "[projector]\nname = 'orders'\nversion = {version}\nevents = ['A']\ncommand = ['python3', 'orders.py', '{factor}']\n\
+         command_environment = {{ TOKEN = 'not for everybody' }}\nddl = ['create function orders_twice(n bigint) returns bigint language sql as $$ select 2 * n $$']\n\
          [projector.tables]\norders = 'id bigint primary key, product bigint{more}'\n"
     );
     installation.declare("orders", &text);
@@ -63,6 +64,14 @@ async fn a_raised_version_of_a_program_is_built_beside_and_the_former_one_serves
     reaches(&fixture.db.pool, "orders", 6).await;
     assert_eq!(fixture.fact("select array_agg(product order by id) from orders").await, "{2,4,6,8,10,12}");
     assert_eq!(fixture.fact("select string_agg(distinct told, ' ') from orders").await, "orders");
+    assert_eq!(
+        fixture
+            .fact(
+                "select count(*) from espd.declarations where declared::text ~ 'not for everybody|orders.py'"
+            )
+            .await,
+        "0"
+    );
 
     // The program of version 1 is not in the database.
     let said = fixture.espctl(&["rollback", "orders"]).await.complained(1);
