@@ -2,7 +2,7 @@
 
 mod condition;
 pub(crate) mod descriptors;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "processors")]
 pub(crate) mod executable;
 pub(crate) mod exit_code;
 #[cfg(feature = "processors")]
