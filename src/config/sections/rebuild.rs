@@ -19,7 +19,7 @@ pub struct RebuildSection {
 
 impl Default for RebuildSection {
     fn default() -> Self {
-        Self { parallelism: 1, workers: 2, database_size_max: None, share: 0.5 }
+        Self { parallelism: 1, workers: 2, database_size_max: None, share: 0.25 }
     }
 }
 
