@@ -24,8 +24,8 @@ pub use base::ProcessorBase;
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use tables::{
-    Dropped, Fit, HandledBy, Replaced, Tables, drop_tables, fingerprint, foresee_fit, is_unlogged, note_made,
-    observe, restore_on, were_made_from_other,
+    Dropped, Fit, HandledBy, Replaced, Tables, drop_tables, fingerprint, foresee_fit, is_unlogged,
+    list_dependents, note_made, observe, were_made_from_other,
 };
 
 /// Where the events of a processor are.

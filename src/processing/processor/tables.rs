@@ -10,7 +10,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 pub(crate) use altering::{Fit, HandledBy, foresee_fit};
-pub(crate) use dependents::{Dropped, Replaced};
+pub(crate) use dependents::{Dependent, Dropped, Replaced, list as list_dependents};
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -396,13 +396,13 @@ pub(crate) async fn observe(
     Ok(Dropped { before, made })
 }
 
-/// Records what is on the tables of a processor as made by espd: it is under its final names now.
+/// Records what is on the tables of a processor `now` as made by espd: it is under its final names.
 pub(crate) async fn note_made(
     connection: &mut PgConnection,
     schema: &str,
     processor: &str,
+    now: &[Dependent],
 ) -> Result<(), sqlx::Error> {
-    let now = dependents::list(connection, schema, processor).await?;
     let statement = format!("-- note_made\nupdate {schema}.declarations set made = $2 where processor = $1");
     let made: Vec<&str> = now.iter().map(|dependent| dependent.item.as_str()).collect();
     sqlx::query(AssertSqlSafe(statement))
@@ -412,17 +412,6 @@ pub(crate) async fn note_made(
         .execute(connection)
         .await
         .map(drop)
-}
-
-/// Makes on the tables that a processor has now what others had made on those of before.
-pub(crate) async fn restore_on(
-    connection: &mut PgConnection,
-    schema: &str,
-    processor: &str,
-    before: &Dropped,
-) -> Result<Replaced, sqlx::Error> {
-    let now = dependents::list(connection, schema, processor).await?;
-    before.restore(connection, &now).await
 }
 
 /// Whether the tables of a processor exist and were made from another declaration than this one. `schema` is that of the

@@ -12,7 +12,7 @@ use super::views::View;
 use super::{Beside, Rebuilds, SwapError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
-use crate::processing::processor::{Dropped, note_made, observe, restore_on};
+use crate::processing::processor::{Dropped, list_dependents, note_made, observe};
 use crate::processing::tracker::{Claim, ProcessorKey, Trackers};
 
 /// How long an attempt waits for the tables: whoever wants to read them meanwhile waits as well.
@@ -132,11 +132,17 @@ impl Swap<'_> {
         self.exchange_trackers(transaction, &archive).await?;
         if self.is_new {
             self.grant_defaults(transaction, &archive).await?;
-            note_made(transaction, own_schema, &self.live.name).await?;
+        }
+        let mut now = list_dependents(transaction, own_schema, &self.live.name).await?;
+        if self.is_new {
+            note_made(transaction, own_schema, &self.live.name, &now).await?;
         }
         // Before what is on them is restored, and after espd's own was recorded.
-        View::create_all(transaction, &views).await?;
-        let replaced = restore_on(transaction, own_schema, &self.live.name, &before).await?;
+        if !views.is_empty() {
+            View::create_all(transaction, &views).await?;
+            now = list_dependents(transaction, own_schema, &self.live.name).await?;
+        }
+        let replaced = before.restore(transaction, &now).await?;
         if !replaced.lost.is_empty() {
             return Err(SwapError::Refused(refusal(&self.live.name, &replaced.lost)));
         }
@@ -188,16 +194,16 @@ impl Swap<'_> {
         let statement = format!(
             "-- move_tables
              create schema {archive_name};
-             do $move$ declare one record; owners jsonb; begin
+             do $move$ declare one record; owners jsonb; former oid[] := array({former}); begin
                select jsonb_object_agg(c.relname, quote_ident(pg_get_userbyid(c.relowner))) into owners
-                 from ({former}) as f join pg_class as c on c.oid = f.oid;
-               for one in {former} loop
+                 from pg_class as c where c.oid = any (former);
+               for one in select oid from unnest(former) as f (oid) loop
                  execute format('alter table %s set schema %I', one.oid::regclass, {archive});
                end loop;
                {views}
                for one in select o.kind, o.classid, o.objid from ({made}) as o union
                           select o.kind, o.classid, o.objid from ({old}) as o join pg_statistic_ext as s on s.oid = o.objid
-                          where o.kind = 'statistics' and s.stxrelid in ({former}) loop
+                          where o.kind = 'statistics' and s.stxrelid = any (former) loop
                  execute format('alter %s %s set schema %I', one.kind,
                    (pg_identify_object(one.classid, one.objid, 0)).identity, {archive});
                end loop;

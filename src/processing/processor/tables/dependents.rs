@@ -27,7 +27,7 @@ pub(crate) struct Dependent {
 from_row!(Dependent { item, statement, apart, is_right });
 
 /// Lists what is on the tables of a processor, and what depends on them. `schema` is quoted.
-pub(super) async fn list(
+pub(crate) async fn list(
     connection: &mut PgConnection,
     schema: &str,
     processor: &str,
@@ -142,7 +142,7 @@ impl Dropped {
     }
 
     /// Makes again on the new tables what is not there, as far as that can be done. `now` is what is there.
-    pub(super) async fn restore(
+    pub(crate) async fn restore(
         &self,
         connection: &mut PgConnection,
         now: &[Dependent],
