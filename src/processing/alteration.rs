@@ -120,14 +120,29 @@ fn require(
     if has_indexes && (sets_aside(former) || sets_aside(present)) {
         return Err("on_failure sets aside events with values that an index refuses".to_owned());
     }
+    if has_indexes && (catches_errors(former) || catches_errors(present)) {
+        return Err("a handler catches errors, also that of an index which refuses a value".to_owned());
+    }
     if !alteration.columns.is_empty() && !indexes::are_all_indexes(present) {
         return Err("`ddl` makes more than indexes, which may depend on the columns".to_owned());
     }
     let widened = alteration.widened();
+    if let Some(of) = indexes::find_row_of(present, &widened) {
+        return Err(format!("an index of `ddl` may be over whole rows of {of}, which get another shape"));
+    }
     match present.tables.iter().find_map(|table| columns::find_row_of(table, &widened)) {
         Some(of) => Err(format!("the declaration of a table names {of}, whose rows get another shape")),
         None => Ok(()),
     }
+}
+
+/// Whether a handler goes on after an error.
+fn catches_errors(declaration: &ProcessorDeclaration) -> bool {
+    declaration.handlers().iter().any(|handler| {
+        let tokens = lexer::tokens(&handler.sql.text).unwrap_or_default();
+        // A block with that word may be in a text.
+        tokens.iter().any(|token| token.text.to_lowercase().contains("exception"))
+    })
 }
 
 /// The names by which handlers may call functions.

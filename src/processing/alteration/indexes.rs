@@ -1,5 +1,7 @@
 //! The indexes in `ddl` that are made or dropped.
 
+use std::collections::BTreeSet;
+
 use super::{Alteration, spelled};
 use crate::postgres::lexer::{self, Token};
 use crate::processing::declaration::ProcessorDeclaration;
@@ -20,6 +22,8 @@ struct Statement {
     text: String,
     spelled: Vec<String>,
     names: Vec<String>,
+    /// The table of the index that it makes.
+    on: Option<String>,
     /// What it makes, if that is a plain index of a declared table.
     index: Option<PlainIndex>,
 }
@@ -66,6 +70,21 @@ pub(super) fn are_all_indexes(declaration: &ProcessorDeclaration) -> bool {
     })
 }
 
+/// The first of these tables that an index names beside the place where it says what it is on: it may be about whole rows.
+pub(super) fn find_row_of<'t>(
+    declaration: &ProcessorDeclaration,
+    widened: &BTreeSet<&'t str>,
+) -> Option<&'t str> {
+    let statements = statements(declaration).unwrap_or_default();
+    widened.iter().copied().find(|table| {
+        let is_named_twice = |statement: &Statement| {
+            let names = statement.names.iter().filter(|name| name == table).count();
+            names > usize::from(statement.on.as_deref() == Some(*table))
+        };
+        statements.iter().any(is_named_twice)
+    })
+}
+
 fn statements(declaration: &ProcessorDeclaration) -> Result<Vec<Statement>, String> {
     let mut statements = Vec::new();
     for ddl in &declaration.ddl {
@@ -75,10 +94,18 @@ fn statements(declaration: &ProcessorDeclaration) -> Result<Vec<Statement>, Stri
             let text = ddl.text[first.start..last.end].to_owned();
             let index = plain_index(tokens, &text, declaration);
             let names = tokens.iter().filter_map(Token::name).collect();
-            statements.push(Statement { text, spelled: spelled(tokens), names, index });
+            let on = table_of_index(tokens);
+            statements.push(Statement { text, spelled: spelled(tokens), names, on, index });
         }
     }
     Ok(statements)
+}
+
+/// The table that `create [unique] index … on [only] table` names.
+fn table_of_index(tokens: &[Token<'_>]) -> Option<String> {
+    let on = tokens.iter().position(|token| token.is_word("on"))?;
+    let rest = &tokens[on + 1..];
+    behind(rest, &["only"]).unwrap_or(rest).first()?.name()
 }
 
 /// What `create index [if not exists] name on [only] table …` makes, if the table is a declared one.

@@ -115,8 +115,9 @@ impl<'r, 'a> Reader<'r, 'a> {
             if self.tokens[at].is_word("u") && self.text(at + 1) == "&" {
                 return Err("a handler has names or strings that are written with escapes".to_owned());
             }
+            self.require_no_text_about_table(at)?;
             let Some(name) = &self.names[at] else { continue };
-            if SEEING.contains(&name.as_str()) || name.starts_with("pg_") || name.contains("_to_xml") {
+            if self.sees_more_than_written(at, name) {
                 return Err(format!("a handler has `{name}`, which may see the columns of {table}"));
             }
             if self.of.added.contains(&name.as_str()) && !self.is_of_event(at) {
@@ -130,6 +131,32 @@ impl<'r, 'a> Reader<'r, 'a> {
             }
         }
         self.require_columns_of(&aliases)
+    }
+
+    /// A text may be run, be a row, or be the name of the table or of the type of its rows.
+    fn require_no_text_about_table(&self, at: usize) -> Result<(), String> {
+        let token = &self.tokens[at];
+        let text = if token.kind == TokenKind::Literal { token.text.to_lowercase() } else { String::new() };
+        let table = self.of.table.to_lowercase();
+        let is_name = |word: &str| word == table || word.strip_prefix('_') == Some(&table);
+        // With a backslash, a text is other than it is written.
+        match text.contains('\\') || text.split(|one: char| !one.is_alphanumeric() && one != '_').any(is_name)
+        {
+            true => Err(format!("a handler has a text that may be about {}", self.of.table)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether this name is of something that sees what is not written in the handler: code in a text, the catalog, or rows as a type.
+    fn sees_more_than_written(&self, at: usize, name: &str) -> bool {
+        let is_block = name == "do" && !self.is_one_of(at + 1, &["nothing", "update"]);
+        // What PostgreSQL calls the type of arrays of its rows.
+        let is_array_of_rows = name.strip_prefix('_').is_some_and(|rest| rest == self.of.table);
+        SEEING.contains(&name)
+            || is_block
+            || is_array_of_rows
+            || name.starts_with("pg_")
+            || ["_to_xml", "_privilege", "_description"].iter().any(|part| name.contains(part))
     }
 
     /// Every use of an alias is one of a former column. `aliases` are the places at which they are introduced.

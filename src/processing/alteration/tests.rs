@@ -157,6 +157,14 @@ fn what_is_no_plain_index_needs_a_replay() {
     let mut parks = with(&[INDEX]);
     parks.retry.on_failure = OnFailure::Park;
     assert!(altered(&with(&[]), &parks).is_err());
+    let catches = "begin delete from lines; exception when others then null; end";
+    let catching = |ddl: &[&str]| declared(BEFORE, catches, ddl);
+    assert!(altered(&catching(&[]), &catching(&[INDEX])).is_err(), "the index may refuse what it catches");
+    let whole = ["create unique index a on orders (n) where (orders is not null)"];
+    let wider = format!("{BEFORE}, note text");
+    assert!(altered(&with(&whole), &declared(&wider, INSERT, &whole)).is_err(), "over whole rows");
+    let plain = ["create unique index a on only orders (n)"];
+    assert!(altered(&with(&plain), &declared(&wider, INSERT, &plain)).is_ok());
     let mut synchronous = with(&[INDEX]);
     synchronous.synchronous = Some(Synchronous::TotalOrder);
     assert!(altered(&with(&[]), &synchronous).is_err());
@@ -241,6 +249,12 @@ fn a_handler_that_could_see_the_column_needs_a_replay() {
         "insert into copies select U&\"\\006frders\" from orders",
         "with c as (select o as whole from orders o) insert into copies select whole from c",
         "select n into orders from lines",
+        "do $x$ begin insert into copies select to_jsonb(o) from orders o; end $x$",
+        "DO 'begin null; end'",
+        "insert into copies values ((format('{\"(%s,1)\"}', event.id)::_orders)[1]::text)",
+        "insert into copies values (has_column_privilege('orders', 3::smallint, 'select'))",
+        "insert into copies values ('orders'::regclass)",
+        r"insert into copies values (E'order\x73'::regclass)",
     ] {
         assert!(added(&after, seeing).is_err(), "{seeing}");
     }

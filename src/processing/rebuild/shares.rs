@@ -167,6 +167,26 @@ pub(crate) async fn find_obstacle_to_shares(
          where not exists (select from owned as r, generate_subscripts(k.conkey, 1) as s
            where r.oid = k.confrelid and k.conkey[s] = o.attnum and k.confkey[s] = r.attnum)
          union all
+         select format('column %s of %s gets a number in the order of all events', a.attname, o.relname)
+         from owned as o join pg_attribute as a on a.attrelid = o.oid and not a.attisdropped
+         where a.attidentity <> '' or exists (
+           select from pg_attrdef as f
+             join pg_depend as d on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid and d.refclassid = 'pg_class'::regclass
+             join pg_class as s on s.oid = d.refobjid and s.relkind = 'S'
+           where f.adrelid = o.oid and f.adnum = a.attnum)
+         union all
+         select format('function %s, which a default or a check of %s calls, may read rows of all aggregates', p.oid::regprocedure, o.relname)
+         from owned as o join pg_depend as d on d.refclassid = 'pg_proc'::regclass
+           join pg_proc as p on p.oid = d.refobjid and p.pronamespace <> 'pg_catalog'::regnamespace
+         where d.classid = 'pg_attrdef'::regclass and d.objid in (select f.oid from pg_attrdef as f where f.adrelid = o.oid)
+            or d.classid = 'pg_constraint'::regclass and d.objid in (select k.oid from pg_constraint as k where k.conrelid = o.oid)
+         union all
+         select format('column %s of %s may have one value for several aggregates', a.attname, o.relname)
+         from owned as o join pg_attribute as a on a.attrelid = o.oid and a.attnum = o.attnum
+         where a.atttypid not in ('uuid'::regtype, 'text'::regtype, 'varchar'::regtype, 'bigint'::regtype, 'integer'::regtype,
+             'numeric'::regtype)
+           or a.atttypmod <> -1
+         union all
          select format('there is a trigger on %s', o.relname)
          from owned as o join pg_trigger as t on t.tgrelid = o.oid and not t.tgisinternal
          union all

@@ -33,6 +33,11 @@ select reason from (
   select 6, format('trigger %s sees the rows of %s', g.tgname, t.name)
     from altered as t join pg_trigger as g on g.tgrelid = t.oid where t.is_widened and not g.tgisinternal
   union all
+  select 6, format('trigger %s on %s, which a handler may write, may see the rows', g.tgname, c.oid::regclass)
+    from pg_trigger as g join pg_class as c on c.oid = g.tgrelid
+    where cardinality($2::text[]) > 0 and not g.tgisinternal and c.relname = any ($7::text[])
+      and not exists (select from altered as t where t.oid = c.oid and t.is_widened)
+  union all
   select 7, format('rule %s sees the rows of %s', r.rulename, t.name)
     from altered as t join pg_rewrite as r on r.ev_class = t.oid where t.is_widened
   union all
@@ -45,6 +50,15 @@ select reason from (
   select 10, format('a handler may read view %s, which may show the rows', c.oid::regclass)
     from pg_class as c where cardinality($2::text[]) > 0 and c.relkind in ('v', 'm', 'f') and c.relname = any ($7::text[])
       and c.relnamespace not in ('pg_catalog'::regnamespace::oid, 'information_schema'::regnamespace::oid)
+  union all
+  -- Defaults, generated columns, checks and expressions of indexes call functions, which may read whole rows of any table.
+  select 12, format('function %s, which a default, a check or an index of %s calls, may see the rows', p.oid::regprocedure, c.relname)
+    from of_users as p join pg_depend as d on d.refclassid = 'pg_proc'::regclass and d.refobjid = p.oid
+      left join pg_attrdef as f on d.classid = 'pg_attrdef'::regclass and f.oid = d.objid
+      left join pg_constraint as k on d.classid = 'pg_constraint'::regclass and k.oid = d.objid
+      left join pg_index as i on d.classid = 'pg_class'::regclass and i.indexrelid = d.objid
+      join pg_class as c on c.oid = coalesce(f.adrelid, k.conrelid, i.indrelid)
+    where cardinality($2::text[]) > 0 and (c.relname = any ($7::text[]) or c.relname = any ($9::text[]))
   union all
   select 11, format('a handler may use operator %s, whose function may see the rows', o.oid::regoperator)
     from pg_operator as o where cardinality($2::text[]) > 0 and o.oprnamespace <> 'pg_catalog'::regnamespace::oid

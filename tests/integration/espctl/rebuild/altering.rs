@@ -223,7 +223,21 @@ async fn what_only_the_database_knows_is_asked_for() {
         .await;
     let said = plan(WIDE).await;
     assert!(said.contains("trigger watching sees the rows of orders"), "{said}");
-    fixture.run("drop trigger watching on orders; alter table orders add column note int").await;
+    fixture
+        .run(
+            "drop trigger watching on orders;
+             create function public.placed() returns bigint language sql as 'select count(*) from pg_class';
+             alter table orders alter column n set default public.placed()",
+        )
+        .await;
+    let said = plan(WIDE).await;
+    assert!(
+        said.contains("function placed(), which a default, a check or an index of orders calls"),
+        "{said}"
+    );
+    fixture
+        .run("alter table orders alter column n drop default; alter table orders add column note int")
+        .await;
     let said = plan(WIDE).await;
     assert!(said.contains("orders has a column note already"), "{said}");
     daemon.stop().await;

@@ -141,6 +141,27 @@ async fn one_worker_builds_where_the_order_of_different_aggregates_may_matter_an
         );
         assert_eq!(fixture.outcome().await, expected);
     }
+    // What numbers, defaults and checks see of other aggregates.
+    fixture.run("create function public.places() returns bigint language sql as 'select 1::bigint'").await;
+    for (version, more, reason) in [
+        (4, "place bigserial", "column place of totals gets a number in the order of all events"),
+        (5, "place int generated always as identity", "column place of totals gets a number"),
+        (
+            6,
+            "place bigint default public.places()",
+            "function places(), which a default or a check of totals calls",
+        ),
+        (7, "check (public.places() > 0)", "function places(), which a default or a check of totals calls"),
+    ] {
+        declare(&fixture, version, KEYED);
+        let file = fixture.installation.path().join("processors/totals.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        fixture
+            .installation
+            .declare("totals", &text.replace("total numeric'", &format!("total numeric, {more}'")));
+        let said = fixture.espctl(&["rebuild", "totals", "--yes", "--go-live", "swap"]).await;
+        assert!(said.code == Some(0) && said.stderr.contains(reason), "{said:?}");
+    }
     daemon.stop().await;
 }
 
