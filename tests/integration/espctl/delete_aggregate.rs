@@ -97,8 +97,8 @@ async fn a_deleted_aggregate_is_gone_and_its_followers_go_on() {
         (&json!(3), &json!(4), &json!(2))
     );
     assert!(record["deleted_by"].as_str().unwrap().contains('@') && record["login"] == "espd", "{record}");
-    let left = "select (select count(*) from espd.events where aggregate_id::text like '%0a')
-        + (select count(*) from espd.emissions where aggregate_id::text like '%0a')
+    let left = "select (select count(*) from espd.events where aggregate_id::text like '%00000000000a')
+        + (select count(*) from espd.emissions where aggregate_id::text like '%00000000000a')
         + (select count(*) from espd.dead_letters where event_id > 2)
         + (select count(*) from espd.trackers where last_error::text like '%Ada%')";
     assert_eq!(count(&db.pool, left).await, 0);
@@ -114,7 +114,7 @@ async fn a_deleted_aggregate_is_gone_and_its_followers_go_on() {
         installation.espctl(&["delete-aggregate", OTHER, "--why", " ", "--yes"]).await.complained(1);
     assert!(unfounded.contains("--why is empty"), "{unfounded}");
     register(&installation, CUSTOMER).await;
-    let version = "select min(version) from espd.events where aggregate_id::text like '%0a'";
+    let version = "select min(version) from espd.events where aggregate_id::text like '%00000000000a'";
     assert_eq!(count(&db.pool, version).await, 1);
 }
 
