@@ -10,7 +10,7 @@ use crate::handlers::{self, sql};
 use crate::operations::connections;
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database, ways};
 use crate::operations::declared_events::{self, note_differences};
-use crate::operations::plan::foresee;
+use crate::operations::plan::{foresee, list_raised};
 use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
@@ -177,7 +177,7 @@ async fn note_other_handlers(config: &Config, databases: &Databases) -> anyhow::
 async fn note_raised_versions(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
     let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
     let mut connection = databases.projections.acquire().await?;
-    let left_out = list_left_out(&mut connection, &databases.layout, &config.processors).await?;
+    let left_out = list_left_out(&mut connection, &databases.layout, &list_raised(config, &trackers)).await?;
     let raised = |row: &TrackerRow| {
         let declares = |one: &&ProcessorDeclaration| one.name == row.name && one.version > row.version;
         let declaration = config.processors.iter().find(declares)?;

@@ -93,7 +93,8 @@ struct Known<'k> {
 pub(crate) async fn plan(config: &Config, databases: &Databases) -> Result<Vec<Planned>, sqlx::Error> {
     let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
     let mut connection = databases.projections.acquire().await?;
-    let left_out = list_left_out(&mut connection, &databases.layout, &config.processors).await?;
+    let raised = list_raised(config, &trackers);
+    let left_out = list_left_out(&mut connection, &databases.layout, &raised).await?;
     let mut planned = Vec::new();
     for declaration in &config.processors {
         let left_out = left_out.get(&declaration.name).copied();
@@ -109,6 +110,14 @@ pub(crate) async fn plan(config: &Config, databases: &Databases) -> Result<Vec<P
     planned.extend(trackers.iter().filter(is_gone).map(leave));
     planned.sort_by(|one, other| (one.action, &one.processor).cmp(&(other.action, &other.processor)));
     Ok(planned)
+}
+
+/// The declarations of a higher version than the one that serves.
+pub(crate) fn list_raised<'c>(config: &'c Config, trackers: &[TrackerRow]) -> Vec<&'c ProcessorDeclaration> {
+    let is_raised = |declaration: &&ProcessorDeclaration| {
+        trackers.iter().any(|row| row.name == declaration.name && row.version < declaration.version)
+    };
+    config.processors.iter().filter(is_raised).collect()
 }
 
 fn leave(tracker: &TrackerRow) -> Planned {
@@ -157,70 +166,81 @@ fn is_built_beside(declaration: &ProcessorDeclaration) -> bool {
 }
 
 fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
-    let ProcessorDeclaration { name, version, on_handler_change, handling, approve, .. } = known.declaration;
+    let ProcessorDeclaration { name, version, .. } = known.declaration;
     let serves = tracker.version;
+    match &known.fit {
+        _ if *version < serves => {
+            let description = format!(
+                "version {serves} serves and is left alone, nobody with this configuration runs it: declare it, or \
+                 `espctl rollback {name}` goes back"
+            );
+            (Action::Supersede, description)
+        }
+        _ if *version > serves => describe_raised(known, serves),
+        Fit::Other(reason) => {
+            let because =
+                reason.as_ref().map_or(String::new(), |reason| format!(" (a replay is needed: {reason})"));
+            let description = format!(
+                "stops, because its tables have changed{because}: raise `version` and run `espctl rebuild {name}`, or take the \
+                 change back"
+            );
+            (Action::Stop, description)
+        }
+        Fit::ToBeAltered(alteration) if !alteration.is_empty() => {
+            (Action::Alter, format!("{alteration}; no replay"))
+        }
+        _ if known.other_handlers => describe_handler_change(known.declaration, tracker),
+        fit => (Action::Keep, describe_kept(fit)),
+    }
+}
+
+/// What becomes of a version that is higher than the one that serves.
+fn describe_raised(known: &Known<'_>, serves: i32) -> (Action, String) {
+    let ProcessorDeclaration { name, version, handling, approve, .. } = known.declaration;
+    // A function in the database goes on; a program was replaced by this one.
     let goes_on = matches!(handling, Handling::Sql(_));
-    if *version < serves {
+    let meanwhile = if goes_on {
+        format!("version {serves} goes on")
+    } else {
+        format!("version {serves} stays as it is, and is not followed, because its program is replaced")
+    };
+    let is_outside = matches!(handling, Handling::Program(_) | Handling::Native(_));
+    if let Some(left_out) = known.left_out {
+        let action = if goes_on { Action::Keep } else { Action::Stop };
+        (action, format!("{meanwhile}; {}", left_out.describe(name, *version)))
+    } else if goes_on || is_outside && is_built_beside(known.declaration) {
         let description = format!(
-            "version {serves} serves and is left alone, nobody with this configuration runs it: declare it, or \
-             `espctl rollback {name}` goes back"
-        );
-        (Action::Supersede, description)
-    } else if let Some(left_out) = known.left_out.filter(|_| *version > serves) {
-        (Action::Keep, format!("version {serves} goes on; {}", left_out.describe(name, *version)))
-    } else if *version > serves && goes_on {
-        let description = format!(
-            "version {serves} goes on; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \
+            "{meanwhile}; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \
              (approve = \"{approve}\"), and --dry-run shows what would change"
         );
         (Action::Rebuild, description)
-    } else if *version > serves
-        && matches!(handling, Handling::Program(_) | Handling::Native(_))
-        && is_built_beside(known.declaration)
-    {
-        let description = format!(
-            "version {serves} stays as it is, and is not followed, because its program is replaced; `espctl rebuild {name}` builds \
-             version {version} beside it, or a daemon does by itself (approve = \"{approve}\"), and --dry-run shows what would change"
-        );
-        (Action::Rebuild, description)
-    } else if *version > serves {
-        (
-            Action::Stop,
-            format!("stops at version {serves}: `espctl reset {name}` makes the tables of version {version}"),
-        )
-    } else if let Fit::Other(reason) = &known.fit {
-        let because =
-            reason.as_ref().map_or(String::new(), |reason| format!(" (a replay is needed: {reason})"));
-        let description = format!(
-            "stops, because its tables have changed{because}: raise `version` and run `espctl rebuild {name}`, or take the change back"
-        );
-        (Action::Stop, description)
-    } else if let Fit::ToBeAltered(alteration) = &known.fit
-        && !alteration.is_empty()
-    {
-        (Action::Alter, format!("{alteration}; no replay"))
-    } else if !known.other_handlers {
-        (Action::Keep, describe_kept(&known.fit))
     } else {
-        match on_handler_change {
-            OnHandlerChange::Refuse => {
-                (Action::Stop, "stops, because its handlers have changed (on_handler_change = \"refuse\")".to_owned())
-            }
-            OnHandlerChange::Rebuild => (
-                Action::Empty,
-                "its handlers have changed: its tables are emptied and filled again (on_handler_change = \"rebuild\"); with a \
-                 raised `version` they would be built beside"
-                    .to_owned(),
-            ),
-            OnHandlerChange::Warn => (
-                Action::Change,
-                format!(
-                    "other handlers from position {} on; `espctl rebuild {name}` brings the rows of earlier events to what these \
-                     handlers make of them",
-                    tracker.position
-                ),
-            ),
+        let description =
+            format!("stops at version {serves}: `espctl reset {name}` makes the tables of version {version}");
+        (Action::Stop, description)
+    }
+}
+
+fn describe_handler_change(declaration: &ProcessorDeclaration, tracker: &TrackerRow) -> (Action, String) {
+    let ProcessorDeclaration { name, on_handler_change, .. } = declaration;
+    match on_handler_change {
+        OnHandlerChange::Refuse => {
+            (Action::Stop, "stops, because its handlers have changed (on_handler_change = \"refuse\")".to_owned())
         }
+        OnHandlerChange::Rebuild => (
+            Action::Empty,
+            "its handlers have changed: its tables are emptied and filled again (on_handler_change = \"rebuild\"); with a \
+             raised `version` they would be built beside"
+                .to_owned(),
+        ),
+        OnHandlerChange::Warn => (
+            Action::Change,
+            format!(
+                "other handlers from position {} on; `espctl rebuild {name}` brings the rows of earlier events to what these \
+                 handlers make of them",
+                tracker.position
+            ),
+        ),
     }
 }
 

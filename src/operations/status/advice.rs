@@ -199,7 +199,7 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         .declared_version
         .filter(|declared| *declared != version && status.position.get() > 0 && !is_built)?;
     let problem = format!("Version {version} of {name} serves, and version {declared} is declared.");
-    let remedy = if let Some(left_out) = surroundings.left_out.filter(|_| declared > version) {
+    let remedy = if let Some(left_out) = surroundings.left_out {
         format!("{}.", left_out.describe(name, declared).replacen('v', "V", 1))
     } else if declared > version {
         format!(

@@ -56,7 +56,11 @@ pub(crate) async fn collect(
     }
     let daemons = daemons_of(&workers);
     let refused = worker::list_refused(projections, layout).await?;
-    let left_out = list_left_out(&mut *projections, layout, declared).await?;
+    let is_raised = |declaration: &&ProcessorDeclaration| {
+        statuses.iter().any(|status| status.name == declaration.name && status.version < declaration.version)
+    };
+    let raised: Vec<_> = declared.iter().filter(is_raised).collect();
+    let left_out = list_left_out(&mut *projections, layout, &raised).await?;
     let surroundings = Surroundings {
         now: Utc::now(),
         daemons: &daemons,

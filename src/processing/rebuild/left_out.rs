@@ -35,16 +35,20 @@ impl LeftOut {
     }
 }
 
-/// The declared versions that no daemon builds, by the names of their projectors. Whoever may not see why sees none.
+/// Those of the `raised` versions that no daemon builds, by the names of their projectors: versions that are declared and higher than
+/// the one that serves. Whoever may not see why sees none. Nothing is asked where none is raised, which is so nearly always.
 ///
 /// # Errors
 /// The database does not answer.
 pub(crate) async fn list_left_out(
     connection: &mut PgConnection,
     layout: &Layout,
-    declared: &[ProcessorDeclaration],
+    raised: &[&ProcessorDeclaration],
 ) -> Result<BTreeMap<String, LeftOut>, sqlx::Error> {
-    match list(connection, layout, declared).await {
+    if raised.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    match list(connection, layout, raised).await {
         Err(error) if is_missing_right(&error) => Ok(BTreeMap::new()),
         listed => listed,
     }
@@ -53,13 +57,13 @@ pub(crate) async fn list_left_out(
 async fn list(
     connection: &mut PgConnection,
     layout: &Layout,
-    declared: &[ProcessorDeclaration],
+    raised: &[&ProcessorDeclaration],
 ) -> Result<BTreeMap<String, LeftOut>, sqlx::Error> {
     let schema = layout.quoted_schema();
     let gone_back = list_gone_back(connection, &schema).await?;
     let rebuilds = Rebuilds::new(&schema);
     let mut left_out = BTreeMap::new();
-    for declaration in declared {
+    for declaration in raised {
         let (name, version) = (&declaration.name, declaration.version);
         let handlers = declaration.handler_fingerprint(layout.upcasts()).unwrap_or_default();
         if gone_back.iter().any(|(processor, gone)| processor == name && *gone == version) {
