@@ -279,11 +279,11 @@ impl<'a> Tables<'a> {
         let (schema, name) = (&self.scope.schema, &self.declaration.name);
         Err(ProcessorError::Blocked(match found {
             (false, _) => return Ok(()),
-            (true, Some(maker)) => format!(
+            (true, Some(maker)) if maker != *name => format!(
                 "table {schema}.{table} belongs to {maker}: if that is the former name of {name}, `espctl rename {maker} {name}` hands it \
                  over with its position; if nobody needs {maker} any more, `espctl drop {maker}` removes it; otherwise declare another name"
             ),
-            (true, None) => format!(
+            (true, _) => format!(
                 "table {schema}.{table} exists already and was not made by projector {name}: drop or rename it, or declare another name"
             ),
         }))
