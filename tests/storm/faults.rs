@@ -136,13 +136,7 @@ impl<'w> Storm<'w> {
             self.restore_network(Instant::now());
             self.start_daemons(false)?;
             self.welcome_servers(false).await?;
-            let due = if self.rng.bool() { self.due.pop_front() } else { None };
-            let fault = due.unwrap_or_else(|| self.draw_fault());
-            if self.strike(fault).await? {
-                self.due.retain(|other| *other != fault);
-            } else {
-                self.due.extend(due);
-            }
+            self.strike_next(Instant::now() >= end).await?;
         }
         if self.owes_something() {
             self.tally.complaints.push(format!("this was no storm: it lacks {:?}, or a sleeper", self.due));
@@ -155,6 +149,21 @@ impl<'w> Storm<'w> {
         self.tally.operators = self.world.operators.tally;
         self.tally.complaints.append(&mut self.world.operators.complaints);
         Ok(self.tally)
+    }
+
+    /// One more fault: one that is due or, while the storm is not `over`, any.
+    async fn strike_next(&mut self, over: bool) -> anyhow::Result<()> {
+        if self.lacks_sleeper() && !self.due.contains(&Fault::FreezeWorker) {
+            self.due.push_front(Fault::FreezeWorker);
+        }
+        let due = if over || self.rng.bool() { self.due.pop_front() } else { None };
+        let Some(fault) = due.or_else(|| (!over).then(|| self.draw_fault())) else { return Ok(()) };
+        if self.strike(fault).await? {
+            self.due.retain(|other| *other != fault);
+        } else {
+            self.due.extend(due);
+        }
+        Ok(())
     }
 
     /// Whether a kind of fault has not landed yet.
@@ -185,7 +194,7 @@ impl<'w> Storm<'w> {
             Fault::CrashServer => return Ok(self.world.server(&mut self.rng).crash()),
             Fault::RaiseVersion => (self.raise_version()?, &mut self.tally.versions_raised),
             Fault::Operate => return self.operate(),
-            Fault::KillOperator => return self.world.operators.kill(&mut self.rng).await,
+            Fault::KillOperator => return self.kill_operator().await,
             Fault::ForgetIds => (self.forget_ids().await?, &mut self.tally.ids_forgotten),
             Fault::KillWorker => (self.kill_worker().await, &mut self.tally.workers_killed),
             Fault::CutNetwork | Fault::SwallowNetwork | Fault::DelayNetwork => {
@@ -238,10 +247,19 @@ impl<'w> Storm<'w> {
         self.rng.choice(workers)
     }
 
-    /// Anything up to twice a lease, short times more often; the first one is longer than a lease.
+    /// Whether nobody has been woken after his lease, and nobody who lives is going to be. A worker that is frozen may
+    /// die meanwhile, as by its daemon that gives up a version.
+    fn lacks_sleeper(&self) -> bool {
+        let sleeps_long = |sleeper: &Frozen| {
+            sleeper.until - sleeper.since > LEASE && sleeper.process.state() == State::Frozen
+        };
+        self.tally.sleepers_woken == 0 && !self.frozen.iter().any(sleeps_long)
+    }
+
+    /// Anything up to twice a lease, short times more often; longer than a lease while somebody lacks who sleeps so long.
     fn draw_freeze(&mut self) -> Duration {
         let longest = LEASE * 2;
-        let shortest = if self.tally.workers_frozen == 0 { LEASE.mul_f64(1.2) } else { SHORTEST_FREEZE };
+        let shortest = if self.lacks_sleeper() { LEASE.mul_f64(1.2) } else { SHORTEST_FREEZE };
         shortest.mul_f64(longest.div_duration_f64(shortest).powf(self.rng.f64()))
     }
 

@@ -109,10 +109,15 @@ impl Operators {
         Ok(command)
     }
 
+    /// Whether a command runs.
+    pub fn are_busy(&mut self) -> anyhow::Result<bool> {
+        self.look()?;
+        Ok(!self.running.is_empty())
+    }
+
     /// Kills a command that runs. Returns whether there was one, and it died of that.
     pub async fn kill(&mut self, rng: &mut Rng) -> anyhow::Result<bool> {
-        self.look()?;
-        if self.running.is_empty() {
+        if !self.are_busy()? {
             return Ok(false);
         }
         let (what, mut child) = self.running.swap_remove(rng.usize(..self.running.len()));

@@ -1,5 +1,7 @@
 //! Versions of projectors: raised, so that daemons build them, and built, compared, given up and gone back from by operators.
 
+use tokio::time::sleep;
+
 use super::Storm;
 use crate::projectors::VERSIONED;
 
@@ -20,6 +22,14 @@ impl Storm<'_> {
         let place = if self.rng.u8(..3) > 0 { "here" } else { "elsewhere" };
         let name = self.draw_projector();
         self.world.operators.act(place, name, &mut self.rng)
+    }
+
+    /// Kills a command of an operator, who begins one if none runs.
+    pub(super) async fn kill_operator(&mut self) -> anyhow::Result<bool> {
+        if !self.world.operators.are_busy()? && self.operate()? {
+            sleep(self.draw_gap()).await;
+        }
+        self.world.operators.kill(&mut self.rng).await
     }
 
     fn draw_projector(&mut self) -> &'static str {
