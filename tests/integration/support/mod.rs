@@ -79,9 +79,11 @@ pub async fn server_with(settings: &[(&str, &str)]) -> EmbeddedPostgres {
     EmbeddedPostgres::start_temporary(options).await.unwrap()
 }
 
-/// A crash of the machine ends the test too, so nothing has to reach the disk. Some tests prepare transactions.
+/// A crash of the machine ends the test too, so nothing has to reach the disk. Some tests prepare transactions. Nobody looks
+/// for garbage in hundreds of databases that live for seconds.
 fn options() -> Options {
-    let settings = vec![("max_prepared_transactions".to_owned(), "10".to_owned())];
+    let settings = [("max_prepared_transactions", "10"), ("autovacuum_naptime", "1d")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     Options { durable: false, max_connections: 300, settings, ..Options::default() }
 }
 
