@@ -9,6 +9,7 @@ mod ddl;
 mod difference;
 mod indexes;
 mod left_out;
+mod moves;
 mod outside;
 mod part;
 mod place;
@@ -16,6 +17,7 @@ mod progress;
 mod replay;
 mod shares;
 mod since;
+mod snapshots;
 mod swap;
 mod throttle;
 mod verification;
@@ -49,7 +51,8 @@ pub(crate) use shares::{
     SHARES_MAX, Share, create_shares, find_obstacle_to_shares, join_shares, list_shares,
 };
 pub(crate) use since::{EventAt, Since, Trace};
-pub(crate) use swap::{Complete, NewerSnapshot, Swap, refusal};
+pub(crate) use snapshots::{Complete, NewerSnapshot};
+pub(crate) use swap::{Swap, refusal};
 pub(crate) use throttle::Throttle;
 pub(crate) use verification::{
     KEYS_MAX, Slice, Verification, clear_found, list_verifications, note_slice, pace,
@@ -206,6 +209,9 @@ pub(crate) enum SwapError {
     /// Somebody else has taken over, or the serving version has moved on.
     #[error("the versions have moved on meanwhile")]
     MovedOn,
+    /// While it waited for the tables, somebody has changed what is on them.
+    #[error("others have changed what is on the tables that serve: try again")]
+    Changed,
     /// The database could not do it; 55P03 if others use the tables.
     #[error(transparent)]
     Database(#[from] sqlx::Error),

@@ -12,7 +12,7 @@ use crate::operations::status::LockWait;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark;
 use crate::postgres::sqlstate::{describe, is_lock_timeout};
-use crate::processing::processor::were_made_from_other;
+use crate::processing::processor::{forget_planned_dependents, were_made_from_other};
 use crate::processing::rebuild::{Difference, Merged, NewerSnapshot, Swap, SwapError, merge, refusal};
 
 /// For how long locks, and older snapshots, may keep a version from going live.
@@ -141,6 +141,7 @@ impl Rebuilding<'_> {
         let outcome = self.swap_in_turn(&mut connection).await;
         // The session goes back to the pool.
         name_session(&mut connection, None).await?;
+        forget_planned_dependents(&mut connection).await?;
         outcome
     }
 
@@ -168,7 +169,7 @@ impl Rebuilding<'_> {
         }
     }
 
-    /// Tries once. The inner error: others have locks.
+    /// Tries once. The inner error: others have locks, or have changed something.
     async fn attempt(
         &mut self,
         connection: &mut PgConnection,
@@ -176,7 +177,8 @@ impl Rebuilding<'_> {
         let (operator, name) = (self.operator, self.live.name.clone());
         let (outcome, wait) = operator.observe(&name, self.swap_once(connection)).await;
         match outcome {
-            Ok(archive) => Ok(Ok(archive)),
+            Ok(Some(archive)) => Ok(Ok(archive)),
+            Ok(None) => Ok(Err(wait)),
             Err(OperatorError::Database(error)) if is_lock_timeout(&error) => Ok(Err(match wait {
                 Some(wait) => Some(wait),
                 None => operator.find_reset_wait(&name).await,
@@ -185,7 +187,8 @@ impl Rebuilding<'_> {
         }
     }
 
-    async fn swap_once(&mut self, connection: &mut PgConnection) -> Result<String, OperatorError> {
+    /// Returns the schema of the former tables; `None`: others have changed something meanwhile.
+    async fn swap_once(&mut self, connection: &mut PgConnection) -> Result<Option<String>, OperatorError> {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         self.hold_live(&mut transaction).await?;
         let archived = Beside::Archived(self.live.version);
@@ -199,13 +202,14 @@ impl Rebuilding<'_> {
         let claim = self.replay.claim().clone();
         let archive = match self.as_swap(&claim).run(&mut transaction).await {
             Ok(archive) => archive,
+            Err(SwapError::Changed) => return Ok(None),
             Err(SwapError::Database(error)) => return Err(error.into()),
             Err(error @ (SwapError::Refused(_) | SwapError::MovedOn)) => {
                 return Err(OperatorError::Rebuild(error.to_string()));
             }
         };
         transaction.commit().await?;
-        Ok(archive)
+        Ok(Some(archive))
     }
 
     fn as_swap<'s>(&'s self, claim: &'s crate::processing::tracker::Claim) -> Swap<'s> {

@@ -10,7 +10,10 @@ use tracing::warn;
 use uuid::Uuid;
 
 pub(crate) use altering::{Fit, HandledBy, foresee_fit};
-pub(crate) use dependents::{Dependent, Dropped, Replaced, list as list_dependents};
+pub(crate) use dependents::{
+    Dependent, Dropped, Replaced, forget_planned as forget_planned_dependents,
+    list_planned as list_planned_dependents,
+};
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -392,6 +395,18 @@ pub(crate) async fn observe(
     processor: &str,
 ) -> Result<Dropped, sqlx::Error> {
     let before = dependents::list(connection, schema, processor).await?;
+    let made = dependents::find_made(connection, schema, processor).await?;
+    Ok(Dropped { before, made })
+}
+
+/// As [`observe`], and what is on the tables can be asked for again at little cost in the same transaction.
+pub(crate) async fn observe_planned(
+    connection: &mut PgConnection,
+    schema: &str,
+    processor: &str,
+) -> Result<Dropped, sqlx::Error> {
+    dependents::plan(connection, schema, processor).await?;
+    let before = dependents::list_planned(connection).await?;
     let made = dependents::find_made(connection, schema, processor).await?;
     Ok(Dropped { before, made })
 }

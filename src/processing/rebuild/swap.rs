@@ -2,21 +2,26 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::time::sleep;
 
-use super::ddl::made_by_ddl;
-use super::place::{OBJECTS, made_objects};
-use super::replay::find_declared;
+use super::moves::{Moves, Schemas, change};
 use super::views::View;
 use super::{Beside, Rebuilds, SwapError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::postgres::row::from_row;
-use crate::processing::processor::{Dropped, list_dependents, note_made, observe};
+use crate::postgres::sqlstate::is_lock_timeout;
+use crate::processing::processor::{Dropped, list_planned_dependents, note_made, observe, observe_planned};
 use crate::processing::tracker::{Claim, ProcessorKey, Trackers};
 
-/// How long an attempt waits for the tables: whoever wants to read them meanwhile waits as well.
+/// How long an attempt waits for the tables, again and again: whoever wants to read them meanwhile waits as well.
+const LOCK_WAITS: [Duration; 4] =
+    [Duration::from_millis(20), Duration::from_millis(20), Duration::from_millis(40), LOCK_TIMEOUT];
+
+/// How long it waits at most for a lock.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Those who have waited behind it meanwhile read then.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What changes places.
 #[derive(Debug)]
@@ -39,71 +44,6 @@ pub(crate) struct Swap<'s> {
     pub(crate) functions: Vec<String>,
 }
 
-/// When a version beside was complete.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Complete {
-    at: DateTime<Utc>,
-    /// A snapshot that waits for no transaction below it has seen the version complete.
-    next_xid: i64,
-}
-
-from_row!(Complete { at, next_xid });
-
-impl Complete {
-    /// Before it was, nobody could be told to be late.
-    pub(crate) fn unknown() -> Self {
-        Self { at: Utc::now(), next_xid: 0 }
-    }
-
-    /// Now, by the server's clock.
-    pub(crate) async fn now(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        let statement = "-- read_clock
-            select clock_timestamp() as at, txid_snapshot_xmax(txid_current_snapshot()) as next_xid";
-        sqlx::query_as(statement).persistent(false).fetch_one(connection).await
-    }
-}
-
-/// A session whose transaction began before the new tables were complete, and would see them so.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NewerSnapshot {
-    pub(crate) pid: i32,
-    application_name: Option<String>,
-    /// `None`: it is of a role whose activity this one may not see.
-    begun_at: Option<DateTime<Utc>>,
-}
-
-from_row!(NewerSnapshot { pid, application_name, begun_at });
-
-impl NewerSnapshot {
-    /// The sessions whose snapshot is older than `complete`. Of those of other roles only the right `pg_read_all_stats` shows since
-    /// when they are; which transactions a snapshot still waits for, everybody sees.
-    pub(crate) async fn list_older(
-        connection: &mut PgConnection,
-        complete: Complete,
-    ) -> Result<Vec<Self>, sqlx::Error> {
-        let statement = "-- list_older_snapshots
-            select pid, application_name, xact_start as begun_at from pg_stat_activity
-            where backend_xmin is not null and datname = current_database() and pid <> pg_backend_pid()
-              and (backend_type = 'client backend' and xact_start < $1
-                   or backend_type is null and usesysid is not null
-                     and age(backend_xmin) > age(($2::bigint % 4294967296)::text::xid))
-            order by xact_start";
-        let query = sqlx::query_as(statement).persistent(false).bind(complete.at).bind(complete.next_xid);
-        query.fetch_all(connection).await
-    }
-
-    /// As a person reads it.
-    pub(crate) fn describe(&self) -> String {
-        let program = self.application_name.as_deref().filter(|name| !name.is_empty());
-        let program = program.map_or(String::new(), |name| format!(" ({name})"));
-        let since = self.begun_at.map_or_else(
-            || ", of another role (with pg_read_all_stats it is seen since when)".to_owned(),
-            |begun_at| format!(", since {}", begun_at.format("%Y-%m-%d %H:%M:%S UTC")),
-        );
-        format!("pid {}{program}{since}", self.pid)
-    }
-}
-
 impl Swap<'_> {
     /// What others have made on the serving tables and what would be lost; empty: nothing.
     pub(crate) async fn list_obstacles(
@@ -119,149 +59,147 @@ impl Swap<'_> {
         if !self.trackers.lock_claimed(&mut *transaction, self.claim).await? {
             return Err(SwapError::MovedOn);
         }
+        let (before, moves) = self.prepare(transaction).await?;
         self.lock_tables(transaction).await?;
-        let own_schema = self.trackers.schema();
-        let before = observe(transaction, own_schema, &self.live.name).await?;
+        // What was found out before holds as long as nobody has changed anything.
+        if before.differs_from(&list_planned_dependents(transaction).await?) {
+            return Err(SwapError::Changed);
+        }
+        self.exchange(transaction, &before, &moves).await?;
+        Ok(moves.archive)
+    }
+
+    /// Everything that can be done while the tables are read as always: what is made of the new ones alone, and what is asked for. What a
+    /// session does for the first time takes longest, so it is done here once.
+    async fn prepare(&self, transaction: &mut PgConnection) -> Result<(Dropped, Moves), SwapError> {
+        let (own, name) = (self.trackers.schema(), &self.live.name);
+        // A schema that is made, or dropped, would have everything planned anew.
+        let archive = Beside::Archived(self.live.version).schema(self.schema, name);
+        let make = format!("-- make_archive\ncreate schema {}", quote_identifier(&archive));
+        change(transaction, name, make).await?;
+        let before = observe_planned(transaction, own, name).await?;
         let obstacles = before.irreplaceable();
         if !obstacles.is_empty() {
-            return Err(SwapError::Refused(refusal(&self.live.name, &obstacles)));
+            return Err(SwapError::Refused(refusal(name, &obstacles)));
         }
-        let views = View::read(transaction, &before.views_of_others()).await?;
+        if self.is_new {
+            self.grant_defaults(transaction).await?;
+        }
+        self.drop_functions(transaction).await?;
+        let schemas = Schemas { own, live: self.schema, building_in: self.building_in };
+        let moves = Moves::find(transaction, self.live, schemas, &before).await?;
+        self.rehearse(transaction).await?;
+        Ok((before, moves))
+    }
+
+    /// Has the session plan what the functions do, for a processor that nobody can have.
+    async fn rehearse(&self, transaction: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- rehearse\nselect {0}.move_processor('', 0, ''), {0}.exchange_versions('', '', 0, '', 0, '')",
+            self.trackers.schema()
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
+    }
+
+    /// What can be done only while nobody uses the tables.
+    async fn exchange(
+        &self,
+        transaction: &mut PgConnection,
+        before: &Dropped,
+        moves: &Moves,
+    ) -> Result<(), SwapError> {
+        let (own_schema, name, archive) = (self.trackers.schema(), &self.live.name, &moves.archive);
+        let of_others = before.views_of_others();
+        let views =
+            if of_others.is_empty() { Vec::new() } else { View::read(transaction, &of_others).await? };
         View::drop_all(transaction, &views).await?;
-        let archive = self.move_tables(transaction, &before).await?;
-        self.exchange_trackers(transaction, &archive).await?;
+        moves.run(transaction).await?;
+        self.exchange_trackers(transaction, archive).await?;
+        let mut now = list_planned_dependents(transaction).await?;
         if self.is_new {
-            self.grant_defaults(transaction, &archive).await?;
-        }
-        let mut now = list_dependents(transaction, own_schema, &self.live.name).await?;
-        if self.is_new {
-            note_made(transaction, own_schema, &self.live.name, &now).await?;
+            note_made(transaction, own_schema, name, &now).await?;
         }
         // Before what is on them is restored, and after espd's own was recorded.
         if !views.is_empty() {
             View::create_all(transaction, &views).await?;
-            now = list_dependents(transaction, own_schema, &self.live.name).await?;
+            now = list_planned_dependents(transaction).await?;
         }
         let replaced = before.restore(transaction, &now).await?;
         if !replaced.lost.is_empty() {
-            return Err(SwapError::Refused(refusal(&self.live.name, &replaced.lost)));
+            return Err(SwapError::Refused(refusal(name, &replaced.lost)));
         }
-        self.take_from_publications(transaction, &archive).await?;
-        self.drop_functions(transaction).await?;
+        self.take_from_publications(transaction, archive).await?;
         let versions = (self.claim.key.version, self.live.version);
-        let rebuilds = Rebuilds::new(own_schema);
-        rebuilds.note_live(&mut *transaction, &self.live.name, versions, &archive).await?;
-        Ok(archive)
+        Rebuilds::new(own_schema).note_live(&mut *transaction, name, versions, archive).await?;
+        let gone = format!("-- drop_place\ndrop schema {}", quote_identifier(self.building_in));
+        change(transaction, name, gone).await
     }
 
-    /// Locks the tables that serve, in the order of their names.
+    /// Locks the tables that serve, in the order of their names. Whoever wants to read them waits behind this session, so it asks
+    /// briefly at first, and lets them through in between.
     async fn lock_tables(&self, transaction: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let mut waits = LOCK_WAITS.iter().peekable();
+        while let Some(wait) = waits.next() {
+            match self.try_lock_tables(transaction, *wait).await {
+                Err(error) if is_lock_timeout(&error) && waits.peek().is_some() => {
+                    sqlx::raw_sql("-- let_through\nrollback to savepoint before_tables")
+                        .execute(&mut *transaction)
+                        .await?;
+                    sleep(PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_lock_tables(
+        &self,
+        transaction: &mut PgConnection,
+        wait: Duration,
+    ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- lock_tables
+             savepoint before_tables;
              set local lock_timeout = '{}ms';
              do $lock$ declare one text; begin
                for one in select format('%I.%I', p.table_schema, p.table_name) from {}.projection_tables as p
                           where p.processor = {} order by p.table_schema, p.table_name loop
                  execute 'lock table ' || one || ' in access exclusive mode';
                end loop;
-             end $lock$",
-            LOCK_TIMEOUT.as_millis(),
+             end $lock$;
+             release savepoint before_tables;
+             set local lock_timeout = '{}ms'",
+            wait.as_millis(),
             self.trackers.schema(),
-            quote_literal(&self.live.name)
+            quote_literal(&self.live.name),
+            LOCK_TIMEOUT.as_millis()
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
     }
 
-    /// Moves the serving tables to the archive, and the new ones to where they were, with the owners that those had.
-    async fn move_tables(
-        &self,
-        transaction: &mut PgConnection,
-        before: &Dropped,
-    ) -> Result<String, SwapError> {
-        let archived = Beside::Archived(self.live.version);
-        let archive = archived.schema(self.schema, &self.live.name);
-        let former = format!(
-            "select distinct r.oid from {}.owned_relations as r where r.processor = {}",
-            self.trackers.schema(),
-            quote_literal(&self.live.name)
-        );
-        let live = &self.live;
-        let declared =
-            find_declared(&mut *transaction, self.trackers.schema(), &live.name, live.version).await?;
-        let made = declared.as_ref().map(made_by_ddl).unwrap_or_default();
-        let views: Vec<String> = before.made_apart().into_iter().filter(|item| has_schema(item)).collect();
-        let new = OBJECTS.replace("{schema}", &quote_literal(self.building_in));
-        let statement = format!(
-            "-- move_tables
-             create schema {archive_name};
-             do $move$ declare one record; owners jsonb; former oid[] := array({former}); begin
-               select jsonb_object_agg(c.relname, quote_ident(pg_get_userbyid(c.relowner))) into owners
-                 from pg_class as c where c.oid = any (former);
-               for one in select oid from unnest(former) as f (oid) loop
-                 execute format('alter table %s set schema %I', one.oid::regclass, {archive});
-               end loop;
-               {views}
-               for one in select o.kind, o.classid, o.objid from ({made}) as o union
-                          select o.kind, o.classid, o.objid from ({old}) as o join pg_statistic_ext as s on s.oid = o.objid
-                          where o.kind = 'statistics' and s.stxrelid = any (former) loop
-                 execute format('alter %s %s set schema %I', one.kind,
-                   (pg_identify_object(one.classid, one.objid, 0)).identity, {archive});
-               end loop;
-               for one in {new} loop
-                 execute format('alter %s %s set schema %I', one.kind,
-                   (pg_identify_object(one.classid, one.objid, 0)).identity, {live});
-               end loop;
-               for one in select c.oid::regclass as relation, owners ->> c.relname as owner from pg_class as c
-                          where c.relnamespace = {live_quoted}::regnamespace and owners ? c.relname
-                            and quote_ident(pg_get_userbyid(c.relowner)) <> owners ->> c.relname loop
-                 execute format('alter table %s owner to %s', one.relation, one.owner);
-               end loop;
-             end $move$;
-             drop schema {building_in};",
-            archive_name = quote_identifier(&archive),
-            archive = quote_literal(&archive),
-            live = quote_literal(self.schema),
-            made = made_objects(&made, self.schema, self.building_in),
-            old = OBJECTS.replace("{schema}", &quote_literal(self.schema)),
-            live_quoted = quote_literal(&quote_identifier(self.schema)),
-            building_in = quote_identifier(self.building_in),
-            views = views
-                .iter()
-                .map(|item| format!("execute {};", quote_literal(&move_item(item, &archive))))
-                .collect::<String>()
-        );
-        match sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await {
-            Ok(_) => Ok(archive),
-            Err(error) if crate::postgres::sqlstate::is_infrastructure_error(&error) => Err(error.into()),
-            Err(error) => Err(SwapError::Refused(format!(
-                "the tables of {} could not change places: {}",
-                self.live.name,
-                crate::postgres::sqlstate::describe(&error)
-            ))),
-        }
-    }
-
-    /// Tables that the former version did not have get the rights that are given by default where they are now.
-    async fn grant_defaults(&self, transaction: &mut PgConnection, archive: &str) -> Result<(), sqlx::Error> {
+    /// Tables that the former version does not have get the rights that are given by default where they are going.
+    async fn grant_defaults(&self, transaction: &mut PgConnection) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- grant_defaults
              do $grant$ declare one record; begin
                for one in select c.oid::regclass as relation, a.*,
                             case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end as name
                           from {schema}.owned_relations as o join pg_class as c on c.oid = o.oid
-                            join pg_default_acl as d on d.defaclnamespace = c.relnamespace and d.defaclrole = c.relowner
+                            join pg_default_acl as d on d.defaclnamespace = {live}::regnamespace and d.defaclrole = c.relowner
                               and d.defaclobjtype = 'r'
                             cross join lateral aclexplode(d.defaclacl) as a
-                          where o.processor = {processor} and a.grantee <> c.relowner
-                            and not exists (select from pg_class as f join pg_namespace as n on n.oid = f.relnamespace
-                              where n.nspname = {archive} and f.relname = c.relname) loop
+                          where o.processor = {new} and a.grantee <> c.relowner
+                            and not exists (select from {schema}.owned_relations as r join pg_class as f on f.oid = r.oid
+                              where r.processor = {former} and f.relname = c.relname) loop
                  execute format('grant %s on table %s to %s%s', one.privilege_type, one.relation, one.name,
                    case when one.is_grantable then ' with grant option' else '' end);
                end loop;
              end $grant$",
             schema = self.trackers.schema(),
-            processor = quote_literal(&self.live.name),
-            archive = quote_literal(archive)
+            live = quote_literal(&quote_identifier(self.schema)),
+            new = quote_literal(&self.claim.key.name),
+            former = quote_literal(&self.live.name)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
     }
@@ -343,14 +281,4 @@ pub(crate) fn refusal(name: &str, lost: &[String]) -> String {
          again afterwards; or, where the tables are declared alike, --go-live merge changes their rows and leaves it alone",
         lost.join("; ")
     )
-}
-
-/// Whether an item of the list of dependents is an object with a schema of its own.
-fn has_schema(item: &str) -> bool {
-    ["view ", "materialized view ", "function ", "procedure "].iter().any(|kind| item.starts_with(kind))
-}
-
-/// The statement that moves such an object.
-fn move_item(item: &str, schema: &str) -> String {
-    format!("alter {item} set schema {}", quote_identifier(schema))
 }

@@ -1,0 +1,71 @@
+//! Transactions that began before a version was complete, and would see its tables as they were then.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use crate::postgres::row::from_row;
+
+/// When a version beside was complete.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Complete {
+    at: DateTime<Utc>,
+    /// A snapshot that waits for no transaction below it has seen the version complete.
+    next_xid: i64,
+}
+
+from_row!(Complete { at, next_xid });
+
+impl Complete {
+    /// Before it was, nobody could be told to be late.
+    pub(crate) fn unknown() -> Self {
+        Self { at: Utc::now(), next_xid: 0 }
+    }
+
+    /// Now, by the server's clock.
+    pub(crate) async fn now(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let statement = "-- read_clock
+            select clock_timestamp() as at, txid_snapshot_xmax(txid_current_snapshot()) as next_xid";
+        sqlx::query_as(statement).persistent(false).fetch_one(connection).await
+    }
+}
+
+/// A session whose transaction began before the new tables were complete, and would see them so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewerSnapshot {
+    pub(crate) pid: i32,
+    application_name: Option<String>,
+    /// `None`: it is of a role whose activity this one may not see.
+    begun_at: Option<DateTime<Utc>>,
+}
+
+from_row!(NewerSnapshot { pid, application_name, begun_at });
+
+impl NewerSnapshot {
+    /// The sessions whose snapshot is older than `complete`. Of those of other roles only the right `pg_read_all_stats` shows since
+    /// when they are; which transactions a snapshot still waits for, everybody sees.
+    pub(crate) async fn list_older(
+        connection: &mut PgConnection,
+        complete: Complete,
+    ) -> Result<Vec<Self>, sqlx::Error> {
+        let statement = "-- list_older_snapshots
+            select pid, application_name, xact_start as begun_at from pg_stat_activity
+            where backend_xmin is not null and datname = current_database() and pid <> pg_backend_pid()
+              and (backend_type = 'client backend' and xact_start < $1
+                   or backend_type is null and usesysid is not null
+                     and age(backend_xmin) > age(($2::bigint % 4294967296)::text::xid))
+            order by xact_start";
+        let query = sqlx::query_as(statement).persistent(false).bind(complete.at).bind(complete.next_xid);
+        query.fetch_all(connection).await
+    }
+
+    /// As a person reads it.
+    pub(crate) fn describe(&self) -> String {
+        let program = self.application_name.as_deref().filter(|name| !name.is_empty());
+        let program = program.map_or(String::new(), |name| format!(" ({name})"));
+        let since = self.begun_at.map_or_else(
+            || ", of another role (with pg_read_all_stats it is seen since when)".to_owned(),
+            |begun_at| format!(", since {}", begun_at.format("%Y-%m-%d %H:%M:%S UTC")),
+        );
+        format!("pid {}{program}{since}", self.pid)
+    }
+}
