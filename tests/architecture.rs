@@ -211,6 +211,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("processing/rebuild/indexes.rs", "changes indexes and reads catalogs"),
     ("processing/rebuild/shares.rs", "within transactions that it begins so"),
     ("processing/rebuild/place.rs", "within transactions that it begins so"),
+    ("processing/rebuild/moves.rs", "within the transaction of those who call it"),
     ("processing/rebuild/outside.rs", "within the transaction of those who call it"),
     ("processing/rebuild/swap.rs", "within the transaction of those who call it"),
     ("processing/rebuild/views.rs", "makes views"),
