@@ -403,9 +403,9 @@ pub mod internals {
     }
     pub mod declaration {
         pub use crate::processing::declaration::{
-            Approve, BatchLimits, Check, HandledEvents, Handler, Handling, Isolation, OnHandlerChange,
-            ProcessorDeclaration, ProcessorKind, ProcessorSettings, ReactorDeclaration, RetrySettings,
-            SourceText, Synchronous, TableDeclaration, WebhookDeclaration,
+            Approve, BatchLimits, Check, FoldedLimits, HandledEvents, Handler, Handling, Isolation,
+            OnHandlerChange, ProcessorDeclaration, ProcessorKind, ProcessorSettings, ReactorDeclaration,
+            RetrySettings, SourceText, Synchronous, TableDeclaration, WebhookDeclaration,
         };
     }
     pub mod failure {

@@ -316,6 +316,10 @@ impl Processor for SqlProcessor {
         true
     }
 
+    fn folds(&self) -> bool {
+        self.folds && self.older.is_none()
+    }
+
     fn passes_over(&self) -> Option<Vec<String>> {
         match &self.base.events {
             Events::SameDatabase(layout) if layout.upcasts().is_empty() && self.becoming.is_none() => {

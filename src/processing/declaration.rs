@@ -239,12 +239,54 @@ pub struct BatchLimits {
     pub time: Duration,
     /// Most ids that a batch looks at, whatever their types. It keeps a statement short when a type is rare.
     pub span: i64,
+    /// How large a batch may be that is folded while the processor is far behind.
+    pub folded: FoldedLimits,
+}
+
+/// The limits of a folded batch while the processor is far behind: the events stay in the server, and the more of them are folded
+/// at once, the fewer rows are written that a later one changes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoldedLimits {
+    /// Most events.
+    pub size: i64,
+    /// Most bytes of event bodies, as stored.
+    pub bytes: i64,
+    /// Most ids that are looked at.
+    pub span: i64,
+}
+
+impl Default for FoldedLimits {
+    /// 250,000 events, 128 MiB, 1,000,000 ids.
+    fn default() -> Self {
+        Self { size: 250_000, bytes: 128 << 20, span: 1_000_000 }
+    }
+}
+
+impl BatchLimits {
+    /// The limits of a batch of so many events at most, which is folded unless it meets a handler that cannot be.
+    #[must_use]
+    pub(crate) fn of_folded(self, size: i64) -> Self {
+        let grown = |own: i64, most: i64| own.max(most.min(own.saturating_mul(size) / self.size.max(1)));
+        Self {
+            bytes: grown(self.bytes, self.folded.bytes),
+            span: grown(self.span, self.folded.span),
+            size_max: self.folded.size,
+            ..self
+        }
+    }
 }
 
 impl Default for BatchLimits {
-    /// 1,000 events, up to 10,000 when far behind, 16 MiB, 2 s, 100,000 ids.
+    /// 1,000 events, up to 50,000 when far behind, 16 MiB, 2 s, 100,000 ids.
     fn default() -> Self {
-        Self { size: 1_000, size_max: 50_000, bytes: 16 << 20, time: Duration::from_secs(2), span: 100_000 }
+        Self {
+            size: 1_000,
+            size_max: 50_000,
+            bytes: 16 << 20,
+            time: Duration::from_secs(2),
+            span: 100_000,
+            folded: FoldedLimits::default(),
+        }
     }
 }
 

@@ -254,6 +254,11 @@ pub trait Processor: Send + Sync {
         None
     }
 
+    /// Whether a batch is one statement for all of its events, unless it meets a handler that cannot be folded.
+    fn folds(&self) -> bool {
+        false
+    }
+
     /// Whether something is to be done for events at or below the position. [`Self::process`] does it, whether or not there are
     /// new events.
     fn has_pending_effects(&self) -> bool {

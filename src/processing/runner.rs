@@ -343,7 +343,7 @@ impl Runner {
     /// How far the next batch may go; `None`: there is nothing to do now.
     fn next_upto(&self, following: &Following) -> Option<Position> {
         let seen = following.seen();
-        let new = self.subscription.next_upto(seen, self.context.limits.span);
+        let new = self.subscription.next_upto(seen, self.limits(following).span);
         new.or_else(|| (following.under_way || following.until_due().is_zero()).then_some(seen))
     }
 

@@ -8,7 +8,7 @@ use super::isolation::read_default_isolation;
 use crate::config::keys;
 use crate::config::reader::key::Kind;
 use crate::config::reader::tree::Section;
-use crate::processing::declaration::{BatchLimits, Isolation, OnHandlerChange};
+use crate::processing::declaration::{BatchLimits, FoldedLimits, Isolation, OnHandlerChange};
 
 /// `[runner]`: how processors follow the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,12 +75,26 @@ impl RunnerSection {
 /// The bounds of a batch, as `[runner]`, `[projector]` and `[reactor]` have them.
 pub(crate) fn read_batch_limits(section: &Section<'_>, default: BatchLimits) -> BatchLimits {
     let size = section.integer("batch_size");
+    // Who sets a size has said how large a batch may be, whatever becomes of it.
+    let size_max = section.integer("batch_size_max").or(size);
+    let (bytes, span) = (section.size("batch_bytes"), section.integer("batch_span"));
+    let usual = BatchLimits::default();
+    // A default that is written means what it does where it is not.
+    let folded = |said: Option<i64>, usual: i64, inherited: i64, folded: i64| match said {
+        None => inherited,
+        Some(said) if said == usual => folded,
+        Some(said) => said,
+    };
     BatchLimits {
         size: size.unwrap_or(default.size),
-        // Who sets a size has said how large a batch may be.
-        size_max: section.integer("batch_size_max").or(size).unwrap_or(default.size_max),
-        bytes: section.size("batch_bytes").unwrap_or(default.bytes),
+        size_max: size_max.unwrap_or(default.size_max),
+        bytes: bytes.unwrap_or(default.bytes),
         time: section.duration("batch_time").unwrap_or(default.time),
-        span: section.integer("batch_span").unwrap_or(default.span),
+        span: span.unwrap_or(default.span),
+        folded: FoldedLimits {
+            size: folded(size_max, usual.size_max, default.folded.size, usual.folded.size),
+            bytes: folded(bytes, usual.bytes, default.folded.bytes, usual.folded.bytes),
+            span: folded(span, usual.span, default.folded.span, usual.folded.span),
+        },
     }
 }

@@ -83,6 +83,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::processing::declaration::FoldedLimits;
     use crate::processing::tracker::ProcessorKey;
     use crate::store::witness::Trail;
 
@@ -92,6 +93,7 @@ mod tests {
         bytes: 1 << 24,
         time: Duration::from_secs(2),
         span: 100_000,
+        folded: FoldedLimits { size: 10_000, bytes: 1 << 24, span: 100_000 },
     };
 
     fn claim(epoch: i64, position: i64) -> Claim {

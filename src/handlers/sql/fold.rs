@@ -37,6 +37,9 @@ use crate::processing::declaration::{HandledEvents, Handler, ProcessorDeclaratio
 /// A batch of fewer events is handled one by one: it takes no longer.
 pub(super) const LEAST: usize = 32;
 
+/// A batch of more events is large: what it sorts is given memory.
+const LARGE: usize = 10_000;
+
 /// Most statements on one table. Those that no event meets together are chosen by its type, so many cost little.
 const STATEMENTS_MAX: usize = 1_000;
 
@@ -270,36 +273,42 @@ fn write_function(
     let own = if others.is_empty() {
         "true".to_owned()
     } else {
-        format!("not coalesce(bool_or(event.type in ({})), false)", literals(others))
+        format!("not coalesce(bool_or(event.type in ({})), false)", literals(others.iter().copied()))
     };
-    let (mut ctes, mut doubts, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
-    for (number, table) in tables.values().enumerate() {
-        let ops = ops_of(declaration, recognised, &table.name);
-        if ops.is_empty() {
-            continue;
-        }
-        let written = write::write(table, &ops, number);
-        ctes.push(written.ctes);
-        doubts.push(written.doubt);
-        unchanged.push(write::unchanged(table));
-    }
-    if !ctes.is_empty() {
-        template.conditions.push("foldable");
-    }
     let (source, events) = match source {
         EventSource::Table { source, json_bodies, upcasts, .. } => {
             (source, events_of(declaration, source, json_bodies.is_some() || !upcasts.is_empty()))
         }
         EventSource::Arguments => ("", String::new()),
     };
+    let written = tables.values().map(|table| (table, ops_of(declaration, recognised, &table.name)));
+    let written: Vec<(&Table, Vec<Op>)> = written.filter(|(_, ops)| !ops.is_empty()).collect();
+    let (mut ctes, mut doubts, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
+    let events_read =
+        format!("select {used} from {source} as e where {events}\n      order by e.id limit $7");
+    let single = match written.as_slice() {
+        [(table, ops)] if others.is_empty() => write::write_single(table, ops, &events_read),
+        _ => None,
+    };
+    template.conditions.extend((!written.is_empty()).then_some("foldable"));
+    if single.is_none() {
+        ctes.push(read_batch(&events_read, &own));
+    }
+    for (number, (table, ops)) in written.iter().enumerate() {
+        let written = match &single {
+            Some(single) => single.clone(),
+            None => write::write(table, ops, number),
+        };
+        ctes.push(written.ctes);
+        doubts.push(written.doubt);
+        unchanged.push(write::unchanged(table));
+    }
     template.values.extend([
         ("function", format!("{}.{}", quote_identifier(schema), quote_identifier(name))),
         ("search_path", scope.search_path()),
-        ("columns", used),
         ("source", source.to_owned()),
-        ("events", events),
         ("least", LEAST.to_string()),
-        ("own", own),
+        ("large", LARGE.to_string()),
         ("ctes", ctes.join(",\n")),
         ("doubts", doubts.join("\n    or ")),
         ("unchanged", unchanged.join("\n    and ")),
@@ -307,6 +316,21 @@ fn write_function(
     let text = template.fill(include_str!("fold/fold_batch.sql"));
     let delimiter = delimiter_of(&text);
     text.replace("$espd_body$", &delimiter)
+}
+
+/// The batch, which is kept, and whether it is handled at all: `own` says that it has no event that is not for the fold.
+fn read_batch(events: &str, own: &str) -> String {
+    format!(
+        "batch as materialized (\n      {events}\n    ),
+    gate as materialized (
+      select sums.*, sums.handled >= {LEAST} and sums.bytes < $8 and sums.is_own as go
+      from (
+        select count(*) as handled, max(event.id) as last_id, coalesce(sum(pg_column_size(event.body)), 0) as bytes,
+          {own} as is_own
+        from batch as event
+      ) as sums
+    )"
+    )
 }
 
 /// Which events a batch has. The ids come first: a plan may compute fields before it sorts and cuts off, and what is behind the

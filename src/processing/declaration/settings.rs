@@ -67,9 +67,14 @@ impl ProcessorSettings {
         set(&mut batch.size, self.batch_size);
         // Who sets a size has said how large a batch may be.
         set(&mut batch.size_max, self.batch_size_max.or(self.batch_size));
-        set(&mut batch.bytes, self.batch_bytes);
+        set(&mut batch.folded.size, self.batch_size_max.or(self.batch_size));
+        for bytes in [&mut batch.bytes, &mut batch.folded.bytes] {
+            set(bytes, self.batch_bytes);
+        }
         set(&mut batch.time, self.batch_time);
-        set(&mut batch.span, self.batch_span);
+        for span in [&mut batch.span, &mut batch.folded.span] {
+            set(span, self.batch_span);
+        }
         set(&mut retry.strategy, self.retry.strategy);
         set(&mut retry.initial, self.retry.initial);
         set(&mut retry.max, self.retry.max);

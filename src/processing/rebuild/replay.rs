@@ -9,7 +9,9 @@ use thiserror::Error;
 use crate::event::Position;
 use crate::postgres::literal::simple;
 use crate::processing::dead_letters::{DeadLetters, NewDeadLetter};
-use crate::processing::declaration::{BatchLimits, Handling, ProcessorDeclaration, ProcessorKind};
+use crate::processing::declaration::{
+    BatchLimits, FoldedLimits, Handling, ProcessorDeclaration, ProcessorKind,
+};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, Processor, ProcessorError, Work, fingerprint};
 use crate::processing::tracker::{Claim, Owner, ProcessorKey, Trackers};
@@ -26,6 +28,7 @@ const LIMITS: BatchLimits = BatchLimits {
     bytes: 128 << 20,
     time: Duration::from_secs(1),
     span: i64::MAX,
+    folded: FoldedLimits { size: 250_000, bytes: 128 << 20, span: i64::MAX },
 };
 
 /// Likewise where events leave the database: they are in memory while they are handled.

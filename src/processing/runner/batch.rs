@@ -12,7 +12,7 @@ use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
 use crate::processing::runner::decision::{Attempt, decide, decide_failure, doubt_session};
 use crate::processing::runner::growth::{Growth, Shown};
 use crate::processing::runner::keepalive::KeepAlive;
-use crate::processing::runner::phase::Phase;
+use crate::processing::runner::phase::{Following, Phase};
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
 
@@ -27,10 +27,8 @@ impl Runner {
         let mark = self.subscription.mark();
         let upto = self.beyond_empty_ids(connection, upto).await?;
         let Phase::Following(following) = &self.phase else { return Ok(Next::Again) };
-        let (begun, size) =
-            (Instant::now(), following.size(&self.context.limits).min(self.cut_off.size_max()));
-        let limits =
-            BatchLimits { size, time: self.cut_off.time(self.context.limits.time), ..self.context.limits };
+        let (begun, limits) = (Instant::now(), self.limits(following));
+        let size = limits.size;
         let request = BatchRequest {
             claim: &following.claim,
             work: Work::Batch { upto, rate: self.rate.per_second(begun) },
@@ -122,13 +120,32 @@ impl Runner {
         self.act(connection, decision).await
     }
 
+    /// The limits of the next batch.
+    pub(super) fn limits(&self, following: &Following) -> BatchLimits {
+        let limits = self.grown_limits(following);
+        let size = following.size(&limits).min(self.cut_off.size_max());
+        BatchLimits { size, time: self.cut_off.time(limits.time), ..limits }
+    }
+
+    /// What batches may become while the processor is far behind.
+    fn grown_limits(&self, following: &Following) -> BatchLimits {
+        let limits = self.context.limits;
+        if !self.processor.folds() {
+            return limits;
+        }
+        limits.of_folded(following.size(&limits.of_folded(limits.size)))
+    }
+
     /// Has the next batch be larger or smaller than one that was committed without a failure.
     fn grow(&mut self, size: i64, handled: i64, took: Duration) {
-        let settled = self.subscription.settled();
-        let Phase::Following(following) = &mut self.phase else { return };
+        let (settled, folds) = (self.subscription.settled(), self.processor.folds());
+        let Phase::Following(following) = &self.phase else { return };
         let behind = settled.get() - following.seen().get();
-        following.growth =
-            following.growth.after(Shown { size, handled, behind, took }, &self.context.limits);
+        let shown = Shown { size, handled, behind, took, is_cut: !following.sparse, folds };
+        let growth = following.growth.after(shown, &self.grown_limits(following));
+        if let Some(following) = self.phase.following_mut() {
+            following.growth = growth;
+        }
     }
 
     /// Has the next batch be as small as usual: whoever tries an event again shall not read all that comes after it each time.

@@ -5,14 +5,30 @@ use std::time::Duration;
 
 use crate::processing::declaration::BatchLimits;
 
-/// A batch that took less grows, so that the next one takes less than twice as long.
-const SHORT: Duration = Duration::from_millis(150);
+/// How long batches may take.
+#[derive(Debug)]
+struct Durations {
+    /// A batch that took less grows twice as much.
+    very_short: Duration,
+    /// A batch that took less grows, so that the next one takes less than twice as long.
+    short: Duration,
+    /// A batch that took more shrinks: a status shows a position that moves each second, and whoever wants to stop waits for a batch.
+    long: Duration,
+}
 
-/// A batch that took less grows twice as much.
-const VERY_SHORT: Duration = Duration::from_millis(35);
+/// Where events are handled one after another.
+const ONE_BY_ONE: Durations = Durations {
+    very_short: Duration::from_millis(35),
+    short: Duration::from_millis(150),
+    long: Duration::from_millis(400),
+};
 
-/// A batch that took more shrinks: a status shows a position that moves each second, and whoever wants to stop waits for a batch.
-const LONG: Duration = Duration::from_millis(400);
+/// Where all events of a batch are folded: the more there are, the less each of them costs.
+const FOLDED: Durations = Durations {
+    very_short: Duration::from_millis(100),
+    short: Duration::from_millis(400),
+    long: Duration::from_millis(1_000),
+};
 
 /// How many times the configured size the next batch may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +51,10 @@ pub(super) struct Shown {
     pub(super) behind: i64,
     /// How long it took.
     pub(super) took: Duration,
+    /// Whether a limit ended it, and not the ids that there were to look at.
+    pub(super) is_cut: bool,
+    /// Whether batches are folded.
+    pub(super) folds: bool,
 }
 
 impl Growth {
@@ -46,12 +66,15 @@ impl Growth {
     /// What follows from a batch that was committed without a failure. Of the sizes that would take in all that there is to do, the
     /// smallest is enough: events that arrive meanwhile need no larger one.
     pub(super) fn after(self, shown: Shown, limits: &BatchLimits) -> Self {
-        let Shown { size, handled, behind, took } = shown;
+        let Shown { size, handled, behind, took, is_cut, folds } = shown;
+        let durations = if folds { FOLDED } else { ONE_BY_ONE };
         let may_grow = handled >= size && size < limits.size_max;
         let mut times = match took {
-            took if took > LONG => self.0 / 2,
-            took if took < VERY_SHORT && may_grow => self.0.saturating_mul(4),
-            took if took < SHORT && may_grow => self.0.saturating_mul(2),
+            // More events are too many bytes. A fold reads all that it may before it sees that.
+            _ if is_cut && handled < size => self.0.min(handled / limits.size.max(1)),
+            took if took > durations.long => self.0 / 2,
+            took if took < durations.very_short && may_grow => self.0.saturating_mul(4),
+            took if took < durations.short && may_grow => self.0.saturating_mul(2),
             _ => self.0,
         };
         while times > 1 && Self(times / 2).size(limits) >= behind {
@@ -64,6 +87,7 @@ impl Growth {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::processing::declaration::FoldedLimits;
 
     const LIMITS: BatchLimits = BatchLimits {
         size: 1_000,
@@ -71,10 +95,12 @@ mod tests {
         bytes: 1 << 24,
         time: Duration::from_secs(2),
         span: 100_000,
+        folded: FoldedLimits { size: 250_000, bytes: 1 << 27, span: 1_000_000 },
     };
 
     fn full(size: i64, behind: i64, took_ms: u64) -> Shown {
-        Shown { size, handled: size, behind, took: Duration::from_millis(took_ms) }
+        let took = Duration::from_millis(took_ms);
+        Shown { size, handled: size, behind, took, is_cut: true, folds: false }
     }
 
     #[test]
@@ -97,8 +123,9 @@ mod tests {
         let grown = Growth(4);
         assert_eq!(grown.after(full(4_000, 1 << 30, 401), &LIMITS), Growth(2));
         assert_eq!(grown.after(full(4_000, 1 << 30, 200), &LIMITS), grown);
-        let short = Shown { handled: 3_999, ..full(4_000, 1 << 30, 5) };
+        let short = Shown { handled: 3_999, is_cut: false, ..full(4_000, 1 << 30, 5) };
         assert_eq!(grown.after(short, &LIMITS), grown);
+        assert_eq!(grown.after(Shown { is_cut: true, ..short }, &LIMITS), Growth(3), "too many bytes");
         assert_eq!(Growth(1).after(full(1_000, 1 << 30, 9_000), &LIMITS), Growth(1));
     }
 
@@ -107,5 +134,19 @@ mod tests {
         let limits = BatchLimits { size_max: 1_000, ..LIMITS };
         assert_eq!(Growth(1).after(full(1_000, 1 << 30, 5), &limits), Growth(1));
         assert_eq!(Growth(8).size(&BatchLimits { size_max: 1, ..LIMITS }), 1_000);
+    }
+
+    #[test]
+    fn folded_batches_take_longer_and_become_larger() {
+        let grown = LIMITS.of_folded(16_000);
+        assert_eq!((grown.size_max, grown.bytes, grown.span), (250_000, 1 << 27, 1_000_000));
+        let usual = LIMITS.of_folded(1_000);
+        assert_eq!((usual.size_max, usual.bytes, usual.span), (250_000, 1 << 24, 100_000));
+        let folded = |took_ms| Shown { folds: true, ..full(16_000, 1 << 30, took_ms) };
+        let after = |took_ms| Growth(16).after(folded(took_ms), &grown);
+        assert_eq!([90, 300, 900, 1_100].map(after), [64, 32, 16, 8].map(Growth));
+        let set = BatchLimits { folded: FoldedLimits { size: 2_000, bytes: 9, span: 9 }, ..LIMITS }
+            .of_folded(9_000);
+        assert_eq!((Growth(9).size(&set), set.bytes, set.span), (2_000, 1 << 24, 100_000));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use espd::internals::config::{Config, DatabaseUrl, LogFormat, RunnerSection};
-use espd::internals::declaration::{BatchLimits, HandledEvents};
+use espd::internals::declaration::{BatchLimits, FoldedLimits, HandledEvents};
 use espd::internals::plan::worker_settings;
 use espd::internals::retry::{RetryPolicy, Strategy};
 use espd::internals::worker::WorkerSettings;
@@ -57,8 +57,7 @@ fn settings_are_read_and_inherited() {
     let config = load(text).unwrap();
     assert_eq!(config.projections.url, Some(DatabaseUrl::new("postgres://h/other").unwrap()));
     assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Json, "info,sqlx=warn"));
-    let batch =
-        BatchLimits { size: 10, size_max: 10, bytes: 1 << 20, time: Duration::from_millis(500), span: 1_000 };
+    let batch = limits(10, 1 << 20, Duration::from_millis(500), 1_000);
     let [seconds_5, minute] = [5, 60].map(Duration::from_secs);
     assert_eq!(
         config.runner,
@@ -77,13 +76,15 @@ fn settings_are_read_and_inherited() {
     let [plain, special] = config.processors.as_slice() else { panic!("two projectors") };
     assert_eq!((plain.batch, plain.retry, plain.version), (batch, retry, 1));
     assert_eq!(plain.handlers()[0].events, HandledEvents::All);
-    assert_eq!(
-        special.batch,
-        BatchLimits { size: 1, size_max: 1, bytes: 2 << 10, time: Duration::from_secs(1), span: 5 }
-    );
+    assert_eq!(special.batch, limits(1, 2 << 10, Duration::from_secs(1), 5));
     assert_eq!(special.retry, RetryPolicy { strategy: Strategy::None, max: Duration::from_secs(3), ..retry });
     assert_eq!(special.handlers()[0].events, HandledEvents::Types(vec!["B".into(), "A".into()]));
     assert_eq!(special.version, 3);
+}
+
+/// Limits of which each was set.
+fn limits(size: i64, bytes: i64, time: Duration, span: i64) -> BatchLimits {
+    BatchLimits { size, size_max: size, bytes, time, span, folded: FoldedLimits { size, bytes, span } }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use espd::internals::declaration::{BatchLimits, ProcessorDeclaration};
+use espd::internals::declaration::{BatchLimits, FoldedLimits, ProcessorDeclaration};
 use espd::internals::failure::Failure;
 use espd::internals::processor::Events;
 use espd::internals::processor::Processor;
@@ -39,7 +39,12 @@ pub fn settings(db: &Database) -> RunnerContext {
         release_channel: ReleaseChannel { channel: "espd_events".to_owned(), elsewhere: None },
         schema: SCHEMA.to_owned(),
         owner: Owner::generate(),
-        limits: BatchLimits { size: 100, size_max: 100, ..BatchLimits::default() },
+        limits: BatchLimits {
+            size: 100,
+            size_max: 100,
+            folded: FoldedLimits { size: 100, ..FoldedLimits::default() },
+            ..BatchLimits::default()
+        },
         retry: RetryPolicy {
             initial: Duration::from_millis(50),
             max: Duration::from_millis(100),
@@ -138,7 +143,7 @@ async fn batches_of_a_backlog(size_max: i64) -> i64 {
     let db = support::database().await;
     append(&db.pool, 5_000).await;
     let mut settings = settings(&db);
-    settings.limits.size_max = size_max;
+    (settings.limits.size_max, settings.limits.folded.size) = (size_max, size_max);
     let life = Life::begin(&db, notes(""), settings);
     reaches(&db.pool, "notes", 5_000).await;
     life.end().await;

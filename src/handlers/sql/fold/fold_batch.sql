@@ -27,21 +27,13 @@ begin
   if not ({{unchanged}}) then
     raise exception 'a table has changed';
   end if;
+  if $7 > {{large}} then
+    -- What a large batch sorts stays in memory.
+    perform set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 32 * 1024) || 'kB', true);
+  end if;
   loop
-    with batch as materialized (
-      select {{columns}} from {{source}} as e where {{events}}
-      order by e.id limit $7
-    ),
-    gate as materialized (
-      select sums.*, sums.handled >= {{least}} and sums.bytes < $8 and sums.is_own as go
-      from (
-        select count(*) as handled, max(event.id) as last_id, coalesce(sum(pg_column_size(event.body)), 0) as bytes,
-          {{own}} as is_own
-        from batch as event
-      ) as sums
-    ),
-{{ctes}}
-    select g.*, (select last.uuid from batch as last where last.id = g.last_id) as last_uuid,
+    with {{ctes}}
+    select g.*, (select last.uuid from {{source}} as last where last.id = g.last_id) as last_uuid,
       {{doubts}} as doubt
       into espd_found from gate as g;
     exit when espd_found.go;

@@ -4,15 +4,18 @@
 //! it does, the values. All of an event's expressions are evaluated, also those of rows that turn out not to exist: an error
 //! more sends the batch to the loop, an error less would be a wrong result. `keys` has the net effect for each key, `final` the row that it is on.
 //!
-//! There are two forms. Where a table is only inserted into, updated and deleted from, values are known without knowing which
+//! There are three forms. Where a table is only inserted into, updated and deleted from, values are known without knowing which
 //! rows exist (`plain`). Where a statement depends on the row that is there, by a conflict or a sum, each statement's
-//! effect is determined first (`stepwise`).
+//! effect is determined first (`stepwise`). Where each event meets one plain statement on the only table, it is read once (`single`).
 
 mod ops;
+mod single;
 
 use super::statement::{Change, Kind, Statement};
 use super::table::{Column, Table};
 use crate::postgres::quote::{quote_identifier, quote_literal};
+
+pub(super) use self::single::write as write_single;
 
 /// A statement with the events that meet it, and its place among those that the same event meets.
 #[derive(Debug, Clone)]
@@ -24,6 +27,7 @@ pub(super) struct Op {
 }
 
 /// The CTEs of a table, and what they end in.
+#[derive(Clone)]
 pub(super) struct Written {
     pub(super) ctes: String,
     /// An expression that is false unless the batch has to be left to the loop.
@@ -53,23 +57,14 @@ struct Writer<'t> {
     /// The columns that some statement sets, without those of the key.
     columns: Vec<&'t Column>,
     is_stepwise: bool,
+    /// Whether a value is only computed where it is set.
+    asks_before: bool,
 }
 
 pub(super) fn write(table: &Table, ops: &[Op], number: usize) -> Written {
-    let sets = |column: &Column| {
-        ops.iter().any(|Op { statement, .. }| {
-            statement.values.iter().any(|(name, _)| *name == column.name)
-                || statement.sets.iter().any(|(name, _)| *name == column.name)
-        })
-    };
-    let columns = table.columns.iter().filter(|column| !column.is_key && sets(column)).collect();
-    let is_stepwise = ops.iter().any(|Op { statement, .. }| {
-        matches!(statement.kind, Kind::InsertNew | Kind::Upsert)
-            || statement.sets.iter().any(|(_, change)| is_sum(change))
-    });
-    let writer = Writer { table, ops, number, columns, is_stepwise };
-    let (ctes, alive) = if is_stepwise { writer.stepwise() } else { writer.plain() };
-    writer.apply(&ctes, alive)
+    let writer = Writer::new(table, ops, number);
+    let (ctes, alive) = if writer.is_stepwise { writer.stepwise() } else { writer.plain() };
+    writer.apply(&ctes, alive, "true")
 }
 
 fn is_sum(change: &Change) -> bool {
@@ -83,6 +78,23 @@ fn join(parts: impl IntoIterator<Item = String>, by: &str) -> String {
 /// `or` over conditions, each of which may be unknown.
 fn any(conditions: &[String]) -> String {
     if conditions.is_empty() { "false".to_owned() } else { format!("({}) is true", conditions.join(" or ")) }
+}
+
+impl<'t> Writer<'t> {
+    fn new(table: &'t Table, ops: &'t [Op], number: usize) -> Self {
+        let sets = |column: &Column| {
+            ops.iter().any(|Op { statement, .. }| {
+                statement.values.iter().any(|(name, _)| *name == column.name)
+                    || statement.sets.iter().any(|(name, _)| *name == column.name)
+            })
+        };
+        let columns = table.columns.iter().filter(|column| !column.is_key && sets(column)).collect();
+        let is_stepwise = ops.iter().any(|Op { statement, .. }| {
+            matches!(statement.kind, Kind::InsertNew | Kind::Upsert)
+                || statement.sets.iter().any(|(_, change)| is_sum(change))
+        });
+        Self { table, ops, number, columns, is_stepwise, asks_before: false }
+    }
 }
 
 impl Writer<'_> {
@@ -295,8 +307,8 @@ impl Writer<'_> {
         )
     }
 
-    /// The statements that write the net effect, each row by one of them.
-    fn apply(&self, ctes: &str, changed: &str) -> Written {
+    /// The statements that write the net effect, each row by one of them, if the condition `go` holds.
+    fn apply(&self, ctes: &str, changed: &str, go: &str) -> Written {
         let (n, table) = (self.number, &self.table.qualified);
         let gone = "f.tid is not null and not f.alive";
         let kept = format!("f.tid is not null and f.alive and {changed}");
@@ -309,14 +321,14 @@ impl Writer<'_> {
         };
         if self.has(&[Kind::Delete]) {
             text += &format!(
-                ",\ngone{n} as (\n  delete from {table} as t using final{n} as f where t.ctid = f.tid and {gone} returning 1\n)"
+                ",\ngone{n} as (\n  delete from {table} as t using final{n} as f where t.ctid = f.tid and {gone} and {go} returning 1\n)"
             );
             counted("gone", gone);
         }
         let updates = self.updates();
         if !updates.is_empty() {
             text += &format!(
-                ",\nkept{n} as (\n  update {table} as t set {}\n  from final{n} as f where t.ctid = f.tid and {kept} returning 1\n)",
+                ",\nkept{n} as (\n  update {table} as t set {}\n  from final{n} as f where t.ctid = f.tid and {kept} and {go} returning 1\n)",
                 updates.join(",\n    ")
             );
             counted("kept", &kept);
@@ -332,7 +344,7 @@ impl Writer<'_> {
                 .map(|(place, column)| (quote_identifier(&column.name), self.value(place, column, None)));
             let (names, values): (Vec<_>, Vec<_>) = keys.chain(values).unzip();
             text += &format!(
-                ",\nnew{n} as (\n  insert into {table} ({})\n  select {}\n  from final{n} as f where {new} returning 1\n)",
+                ",\nnew{n} as (\n  insert into {table} ({})\n  select {}\n  from final{n} as f where {new} and {go} returning 1\n)",
                 names.join(", "),
                 values.join(",\n    ")
             );

@@ -13,7 +13,7 @@ use crate::postgres::quote::quote_literal;
 const CROWD: usize = 8;
 
 /// What a row consists of, each with its name.
-type Fields = Vec<(String, String)>;
+pub(super) type Fields = Vec<(String, String)>;
 
 impl Writer<'_> {
     pub(super) fn ops(&self) -> String {
@@ -50,11 +50,7 @@ impl Writer<'_> {
 
     /// A row for each event that meets one of the statements; `types` are theirs.
     fn chosen(&self, ops: &[&Op], types: &[&[String]]) -> String {
-        let each = |(place, types): (usize, &&[String])| {
-            types.iter().map(|name| (name.clone(), place.into())).collect::<Vec<_>>()
-        };
-        let places = types.iter().enumerate().flat_map(each).collect::<serde_json::Map<_, _>>();
-        let places = quote_literal(&serde_json::Value::Object(places).to_string());
+        let place = place_of(types);
         let rows: Vec<Fields> = ops.iter().map(|op| self.fields(op)).collect();
         let names = rows.first().into_iter().flatten().map(|(_, name)| name.clone()).enumerate();
         let fields = names.map(|(at, name)| {
@@ -63,14 +59,14 @@ impl Writer<'_> {
         });
         // `offset 0` has the place computed once for an event.
         format!(
-            "    select {}\n    from (\n      select event.*, ({places}::jsonb ->> event.type::text)::integer as espd_place\n      \
+            "    select {}\n    from (\n      select event.*, {place} as espd_place\n      \
              from batch as event where (select g.go from gate as g) offset 0\n    ) as event where event.espd_place is not null",
             written(fields.collect())
         )
     }
 
     /// What the row of an event that meets the statement consists of.
-    fn fields(&self, op: &Op) -> Fields {
+    pub(super) fn fields(&self, op: &Op) -> Fields {
         let statement = &op.statement;
         let source = if matches!(statement.kind, Kind::Update | Kind::Delete) {
             &statement.key
@@ -115,11 +111,11 @@ impl Writer<'_> {
         let (value, is_set, sum) = match change {
             None => (null, "false".to_owned(), None),
             Some(Change::To(value)) => (cast(value), "true".to_owned(), None),
-            Some(Change::When { condition, value }) => (
-                cast(&format!("case when {condition} then {value} end")),
-                format!("(({condition}) is true)"),
-                None,
-            ),
+            Some(Change::When { condition, value }) => {
+                let checked = || cast(&format!("case when {condition} then {value} end"));
+                let value = if self.asks_before { cast(value) } else { checked() };
+                (value, format!("(({condition}) is true)"), None)
+            }
             Some(Change::Present(value)) => (cast(value), format!("(({value}) is not null)"), None),
             Some(Change::Excluded) => (born.clone(), "true".to_owned(), None),
             Some(Change::Add { value, negative }) => {
@@ -149,13 +145,38 @@ impl Writer<'_> {
     }
 }
 
+/// The place of the statement that an event meets, where each meets one.
+pub(super) fn place(ops: &[Op]) -> String {
+    let types: Option<Vec<&[String]>> = ops.iter().map(|op| op.types.as_deref()).collect();
+    match types {
+        Some(types) if types.len() >= CROWD => place_of(&types),
+        Some(types) if types.len() > 1 => {
+            let when = |(place, types): (usize, &&[String])| {
+                format!("when event.type in ({}) then {place} ", literals(types.iter()))
+            };
+            format!("case {}end", join(types.iter().enumerate().map(when), ""))
+        }
+        _ => "0".to_owned(),
+    }
+}
+
+/// The place of the statement with the event's type among its types.
+fn place_of(types: &[&[String]]) -> String {
+    let each = |(place, types): (usize, &&[String])| {
+        types.iter().map(|name| (name.clone(), place.into())).collect::<Vec<_>>()
+    };
+    let places = types.iter().enumerate().flat_map(each).collect::<serde_json::Map<_, _>>();
+    let places = quote_literal(&serde_json::Value::Object(places).to_string());
+    format!("({places}::jsonb ->> event.type::text)::integer")
+}
+
 fn written(fields: Fields) -> String {
     join(fields.into_iter().map(|(value, name)| format!("{value} as {name}")), ",\n      ")
 }
 
 /// An expression that is the value of the event's place, found by halving; `from` is the place of the first value. Where all are
 /// equal, there is nothing to choose.
-fn choice(from: usize, values: &[&str]) -> String {
+pub(super) fn choice(from: usize, values: &[&str]) -> String {
     match values {
         [] => "null".to_owned(),
         [first, rest @ ..] if rest.iter().all(|value| value == first) => (*first).to_owned(),
