@@ -150,9 +150,16 @@ async fn a_project_and_what_is_added_to_it_build_and_pass_their_tests() {
         workshop.espctl_new("shop", addition).await.printed();
     }
     // Versions of crates as the example has them, and what it has built already.
-    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/todo/Cargo.lock");
-    let lock = std::fs::read_to_string(lock).unwrap().replace("name = \"todo\"", "name = \"shop\"");
+    let example = |file: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/todo").join(file);
+        std::fs::read_to_string(path).unwrap()
+    };
+    let lock = example("Cargo.lock").replace("name = \"todo\"", "name = \"shop\"");
     std::fs::write(workshop.path("shop/Cargo.lock"), lock).unwrap();
+    let manifest = example("Cargo.toml");
+    std::fs::create_dir(workshop.path("shop/.cargo")).unwrap();
+    let profiles = &manifest[manifest.find("[profile").unwrap()..];
+    std::fs::write(workshop.path("shop/.cargo/config.toml"), profiles).unwrap();
     let target = std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned();
     for arguments in
         [&["fmt", "--check"][..], &["test"], &["run", "-q", "--", "check", "--config", "espd.toml"]]
