@@ -13,15 +13,18 @@ mod answer;
 mod client;
 mod cloud_event;
 mod commit;
+mod connection;
 mod dead_letter;
 mod deliveries;
 mod delivery_queue;
 mod dispatch;
+mod outbox;
 mod request;
 mod schedule;
 mod sender;
 mod sending_thread;
 mod signature;
+mod text_headers;
 
 use std::time::{Duration, Instant};
 
@@ -111,6 +114,7 @@ impl Processor for Webhook {
         // If nobody else was here in between, and the server has not forgotten anything, the requests are still what the
         // receiver was last sent.
         let before = self.claim.replace(claim.clone());
+        self.dispatch.take_back();
         if !before.is_some_and(|before| claim.follows(&before))
             || !self.dispatch.queue.matches(claim.position)
         {
@@ -146,7 +150,7 @@ impl Processor for Webhook {
 
 impl RunsAhead for Webhook {
     fn stop_sending(&mut self) {
-        self.dispatch.queue.stop_sending();
+        self.dispatch.stop_sending();
     }
 
     fn retry_now(&mut self) {
@@ -172,7 +176,10 @@ impl Webhook {
         if !self.read(connection, request).await? {
             return Ok(Outcome::ClaimLost);
         }
-        self.dispatch.send(request.limits.time.min(SENDING_TIME_MAX)).await;
+        let queue = &self.dispatch.queue;
+        let can_read = !self.is_stuck && queue.seen() < request.upto() && queue.room(request.limits) > 0;
+        let enough = if can_read { usize::try_from(request.limits.size / 2).unwrap_or(0) } else { 0 };
+        self.dispatch.send(request.limits.time.min(SENDING_TIME_MAX), enough).await;
         let Some(handled) = self.commit(connection, request).await? else { return Ok(Outcome::ClaimLost) };
         // Progress has to be reported before an outage, because the claim holds the position.
         let queue = &mut self.dispatch.queue;

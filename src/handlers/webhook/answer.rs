@@ -105,7 +105,7 @@ impl Answer {
     /// Reads the actions that a 2xx answer asks for. Only a JSON object can ask for any; every other body is ignored.
     fn read_actions(&self) -> DeliveryResult {
         let first = self.body.iter().find(|byte| !byte.is_ascii_whitespace());
-        if !self.is_json() || first != Some(&b'{') {
+        if first != Some(&b'{') || !self.is_json() {
             return DeliveryResult::Accepted(Vec::new());
         }
         let body: AnswerBody = match serde_json::from_slice(&self.body) {

@@ -1,10 +1,10 @@
 //! The HTTP client: which addresses it connects to, how much of an answer it reads, and how long it waits.
 //!
 //! The client follows no redirects, uses no proxies and keeps no cookies; it always verifies certificates. `Dialer` resolves
-//! a name and connects to an address that it has checked itself. Only this file and `request` name hyper's client and
-//! rustls.
+//! a name and connects to an address that it has checked itself. Only this file, `connection` and `request` name hyper's
+//! client and rustls.
 
-use std::error::Error;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -15,12 +15,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response, Uri};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{HOST, HeaderValue};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::Error as HttpError;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
@@ -29,26 +28,36 @@ use tower_service::Service;
 
 use super::address::is_public;
 use super::answer::Answer;
+use super::connection::{Connection, IdleConnections, Unanswered};
 use crate::postgres::error::chain;
 use crate::processing::declaration::{InvalidReceiver, WebhookDeclaration};
 
 /// The largest body of an answer, in bytes.
 const BODY_MAX: usize = 64 << 10;
 
-/// The largest head of an answer, in bytes, and the most headers in it.
-const HEAD_MAX: usize = 32 << 10;
-const HEADERS_MAX: usize = 100;
-
-/// How long a connection is kept for the next request. Many servers close theirs after five seconds.
-const IDLE_TIME: Duration = Duration::from_secs(4);
-
-type BoxError = Box<dyn Error + Send + Sync>;
-
 /// Sends requests to one receiver.
-#[derive(Debug)]
 pub(crate) struct Client {
-    http: HttpClient<ConnectTimeout<HttpsConnector<Dialer>>, Full<Bytes>>,
+    connector: HttpsConnector<Dialer>,
+    connections: Arc<IdleConnections>,
+    receiver: Receiver,
+    connect_timeout: Duration,
     timeout: Duration,
+}
+
+/// Where requests go.
+#[derive(Debug)]
+struct Receiver {
+    /// What to connect to.
+    uri: Uri,
+    /// The part of it that is the target of a request, and the one that is its `host`.
+    target: Uri,
+    host: HeaderValue,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("receiver", &self.receiver).finish_non_exhaustive()
+    }
 }
 
 /// Why a request got no answer.
@@ -61,63 +70,113 @@ pub(crate) enum RequestError {
 }
 
 impl Client {
-    /// Makes a client that has no connections yet.
+    /// Makes a client that has no connections yet. The URI is that of the declaration, without credentials.
     ///
     /// # Errors
-    /// The certificates to trust cannot be read.
-    pub(crate) fn new(declaration: &WebhookDeclaration) -> Result<Self, InvalidReceiver> {
+    /// The certificates to trust cannot be read, or the URI names no host.
+    pub(crate) fn new(declaration: &WebhookDeclaration, uri: &Uri) -> Result<Self, InvalidReceiver> {
         let dialer = Dialer { allow_private: declaration.allow_private };
         let is_secure = declaration.url.expose().scheme() == "https";
         let tls = tls(declaration.ca_file.as_deref(), is_secure)?;
         let secured = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-        let connector =
-            ConnectTimeout { inner: secured.wrap_connector(dialer), time: declaration.connect_timeout };
-        let http = HttpClient::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIME)
-            .pool_max_idle_per_host(declaration.concurrency)
-            .http1_max_buf_size(HEAD_MAX)
-            .http1_max_headers(HEADERS_MAX)
-            .build(connector);
-        Ok(Self { http, timeout: declaration.timeout })
+        Ok(Self {
+            connector: secured.wrap_connector(dialer),
+            connections: Arc::default(),
+            receiver: Receiver::at(uri)?,
+            connect_timeout: declaration.connect_timeout,
+            timeout: declaration.timeout,
+        })
     }
 
     /// Sends a request and receives the complete answer.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, RequestError> {
-        let answer = async {
-            let response = self.http.request(request).await.map_err(|error| RequestError::of(&error))?;
-            receive(response).await
-        };
         let too_late =
             || RequestError::Interrupted(format!("the receiver has not answered within {:?}", self.timeout));
-        tokio::time::timeout(self.timeout, answer).await.unwrap_or_else(|_| Err(too_late()))
+        let answered = tokio::time::timeout(self.timeout, self.exchange(request)).await;
+        answered.unwrap_or_else(|_| Err(too_late()))
+    }
+
+    /// Sends a request over a connection that is there, or over a new one.
+    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, RequestError> {
+        *request.uri_mut() = self.receiver.target.clone();
+        request.headers_mut().insert(HOST, self.receiver.host.clone());
+        // Receivers close connections that are not used. Then nothing was sent, and another one is tried.
+        while let Some(connection) = self.connections.take() {
+            match self.exchange_over(connection, request).await {
+                Err(Unanswered::Unsent(again, _)) => request = *again,
+                Err(Unanswered::Interrupted(error)) => return Err(RequestError::of(&error)),
+                Ok(answer) => return answer,
+            }
+        }
+        match self.exchange_over(self.connect().await?, request).await {
+            Err(Unanswered::Unsent(_, error) | Unanswered::Interrupted(error)) => {
+                Err(RequestError::of(&error))
+            }
+            Ok(answer) => answer,
+        }
+    }
+
+    /// If this is given up, the connection is closed.
+    async fn exchange_over(
+        &self,
+        mut connection: Connection,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Result<Answer, RequestError>, Unanswered> {
+        let response = connection.send(request).await?;
+        let answer = connection.receive(receive(response)).await;
+        if answer.is_ok() {
+            self.connections.keep(connection);
+        }
+        Ok(answer)
+    }
+
+    /// Connects to the receiver, TLS handshake included.
+    async fn connect(&self) -> Result<Connection, RequestError> {
+        let connecting = self.connector.clone().call(self.receiver.uri.clone());
+        let unreachable =
+            |why: String| RequestError::Unreachable(format!("the receiver cannot be reached: {why}"));
+        match tokio::time::timeout(self.connect_timeout, connecting).await {
+            Err(_) => Err(unreachable(format!("no connection within {:?}", self.connect_timeout))),
+            Ok(Err(error)) => Err(unreachable(chain(error.as_ref()))),
+            Ok(Ok(stream)) => Connection::over(stream).await.map_err(|error| RequestError::of(&error)),
+        }
+    }
+}
+
+impl Receiver {
+    fn at(uri: &Uri) -> Result<Self, InvalidReceiver> {
+        let unusable = || InvalidReceiver("the URL of the receiver cannot be sent".into());
+        let host = uri.host().ok_or_else(unusable)?;
+        let host = uri.port().map_or(host.to_owned(), |port| format!("{host}:{port}"));
+        let target = uri.path_and_query().cloned().ok_or_else(unusable)?;
+        Ok(Self {
+            uri: uri.clone(),
+            target: target.into(),
+            host: HeaderValue::try_from(host).map_err(|_| unusable())?,
+        })
     }
 }
 
 async fn receive(response: Response<Incoming>) -> Result<Answer, RequestError> {
     let (head, body) = response.into_parts();
+    let body = if body.is_end_stream() { Bytes::new() } else { read(head.status, body).await? };
+    Ok(Answer { status: head.status, headers: head.headers, body })
+}
+
+async fn read(status: StatusCode, body: Incoming) -> Result<Bytes, RequestError> {
     let body = Limited::new(body, BODY_MAX).collect().await.map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            let limit = BODY_MAX >> 10;
-            RequestError::Interrupted(format!(
-                "the receiver answered {} with more than {limit} KiB",
-                head.status
-            ))
+        RequestError::Interrupted(if error.is::<LengthLimitError>() {
+            format!("the receiver answered {status} with more than {} KiB", BODY_MAX >> 10)
         } else {
-            RequestError::Interrupted(format!("the answer broke off: {}", chain(error.as_ref())))
-        }
+            format!("the answer broke off: {}", chain(error.as_ref()))
+        })
     })?;
-    Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+    Ok(body.to_bytes())
 }
 
 impl RequestError {
-    fn of(error: &HttpError) -> Self {
-        let why = error.source().map_or_else(|| error.to_string(), chain);
-        if error.is_connect() {
-            Self::Unreachable(format!("the receiver cannot be reached: {why}"))
-        } else {
-            Self::Interrupted(format!("the exchange with the receiver broke off: {why}"))
-        }
+    fn of(error: &hyper::Error) -> Self {
+        Self::Interrupted(format!("the exchange with the receiver broke off: {}", chain(error)))
     }
 }
 
@@ -193,34 +252,5 @@ impl Service<Uri> for Dialer {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         Box::pin(self.clone().dial(uri))
-    }
-}
-
-/// Limits the time for a connection, TLS handshake included.
-#[derive(Debug, Clone)]
-struct ConnectTimeout<C> {
-    inner: C,
-    time: Duration,
-}
-
-impl<C> Service<Uri> for ConnectTimeout<C>
-where
-    C: Service<Uri, Error = BoxError>,
-    C::Future: Send + 'static,
-{
-    type Response = C::Response;
-    type Error = BoxError;
-    type Future = Connecting<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connecting, time) = (self.inner.call(uri), self.time);
-        Box::pin(async move {
-            let connected = tokio::time::timeout(time, connecting).await;
-            connected.unwrap_or_else(|_| Err(format!("no connection within {time:?}").into()))
-        })
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>
 
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use hyper::header::HeaderName;
+use percent_encoding::{AsciiSet, CONTROLS, PercentEncode, utf8_percent_encode};
 use uuid::Uuid;
 
+use super::text_headers::TextHeaders;
 use crate::event::Event;
 
 /// The namespace of delivery keys. It was generated once at random, is the same everywhere and never changes.
@@ -16,34 +18,44 @@ pub(crate) fn delivery_key(reactor: &str, event: Uuid) -> Uuid {
     Uuid::new_v5(&DELIVERIES, format!("{reactor}/{event}").as_bytes())
 }
 
-/// The attributes of an event as headers. `source` names the event store.
-pub(crate) fn attributes(event: &Event, source: &str) -> Vec<(&'static str, String)> {
-    let mut attributes = vec![
-        ("ce-specversion", "1.0".to_owned()),
-        ("ce-id", event.uuid.to_string()),
-        ("ce-source", encode(source)),
-        ("ce-type", encode(&event.event_type)),
-        ("ce-subject", event.aggregate_id.to_string()),
-        ("ce-time", encode(&event.created_at.to_string())),
-        // Attributes of espd and of registered extensions.
-        ("ce-position", event.id.to_string()),
-        ("ce-version", event.version.to_string()),
-    ];
-    attributes.extend(event.correlation_id.map(|uuid| ("ce-correlationid", uuid.to_string())));
-    attributes.extend(event.causation_id.map(|uuid| ("ce-causationid", uuid.to_string())));
-    attributes
+/// The attributes that differ from event to event, each with the name of its header. `ce-specversion` and `ce-source` are
+/// those of all events of a store.
+pub(crate) fn add_attributes(event: &Event, headers: &mut TextHeaders) {
+    headers.add(ID, event.uuid.as_hyphenated());
+    headers.add(TYPE, encode(&event.event_type));
+    headers.add(SUBJECT, &event.aggregate_id);
+    headers.add(TIME, encode(&event.created_at.to_string()));
+    // Attributes of espd and of registered extensions.
+    headers.add(POSITION, event.id);
+    headers.add(VERSION, event.version);
+    if let Some(uuid) = event.correlation_id {
+        headers.add(CORRELATION, uuid.as_hyphenated());
+    }
+    if let Some(uuid) = event.causation_id {
+        headers.add(CAUSATION, uuid.as_hyphenated());
+    }
 }
+
+const ID: HeaderName = HeaderName::from_static("ce-id");
+const TYPE: HeaderName = HeaderName::from_static("ce-type");
+const SUBJECT: HeaderName = HeaderName::from_static("ce-subject");
+const TIME: HeaderName = HeaderName::from_static("ce-time");
+const POSITION: HeaderName = HeaderName::from_static("ce-position");
+const VERSION: HeaderName = HeaderName::from_static("ce-version");
+const CORRELATION: HeaderName = HeaderName::from_static("ce-correlationid");
+const CAUSATION: HeaderName = HeaderName::from_static("ce-causationid");
 
 /// All characters are encoded but visible ASCII without `"` and `%`, so no text of an event can end a header.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// Encodes the value of a header as the binding specifies.
-fn encode(value: &str) -> String {
-    utf8_percent_encode(value, ENCODED).to_string()
+pub(crate) fn encode(value: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(value, ENCODED)
 }
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderMap;
     use serde_json::value::RawValue;
 
     use super::*;
@@ -65,11 +77,11 @@ mod tests {
 
     #[test]
     fn the_attributes_are_those_of_the_event() {
-        let attributes = attributes(&event("TodoAdded"), "/espd");
+        let (mut headers, mut attributes) = (TextHeaders::new(), HeaderMap::new());
+        add_attributes(&event("TodoAdded"), &mut headers);
+        headers.write_to(&mut attributes);
         let expected = [
-            ("ce-specversion", "1.0"),
             ("ce-id", "00000000-0000-0000-0000-000000000001"),
-            ("ce-source", "/espd"),
             ("ce-type", "TodoAdded"),
             ("ce-subject", "00000000-0000-0000-0000-000000000002"),
             ("ce-time", "2026-01-31T12:00:00.250Z"),
@@ -77,12 +89,14 @@ mod tests {
             ("ce-version", "3"),
             ("ce-causationid", "00000000-0000-0000-0000-000000000004"),
         ];
-        assert_eq!(attributes, expected.map(|(name, value)| (name, value.to_owned())));
+        let attributes = attributes.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
+        assert_eq!(attributes.collect::<Vec<_>>(), expected);
     }
 
     /// The second is the example of the binding.
     #[test]
     fn no_text_of_an_event_ends_a_header() {
+        let encode = |text| super::encode(text).to_string();
         assert_eq!(encode("a\r\nx-evil: 1\0"), "a%0D%0Ax-evil:%201%00");
         assert_eq!(encode("Euro € 😀"), "Euro%20%E2%82%AC%20%F0%9F%98%80");
         assert_eq!(encode("50%\"~!"), "50%25%22~!");

@@ -259,8 +259,18 @@ impl DeliveryQueue {
         }
     }
 
+    /// Takes back an event of which no request was made.
+    pub(crate) fn release(&mut self, id: Position) {
+        self.schedule.release(id);
+    }
+
+    /// How many events can be sent as soon as there are free slots.
+    pub(crate) fn ready(&self) -> usize {
+        self.schedule.ready()
+    }
+
     /// Whether no event may be sent, even if some are ready.
-    fn is_halted(&self) -> bool {
+    pub(crate) fn is_halted(&self) -> bool {
         self.outage.is_some() || self.stopped_over.is_some() || self.has_stopped_sending
     }
 

@@ -1,16 +1,17 @@
 //! Sending what the queue allows, also while the database is at work.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::task::{JoinError, JoinSet};
-use uuid::Uuid;
 
 use super::delivery_queue::DeliveryQueue;
-use super::sender::{SendAttempt, Sender};
+use super::outbox::{Allowance, EVENTS_AHEAD, Outbox};
+use super::sender::Sender;
 use super::sending_thread::SendingThread;
-use crate::event::Position;
 
 /// How long to wait for requests under way when no further event can be sent: briefly if results wait to be committed,
 /// longer if none do. New events wait as long.
@@ -23,27 +24,45 @@ const RESULTS_WAIT_MAX: Duration = Duration::from_millis(50);
 /// The longest time for the step that sends, however long a batch may take: no transaction extends the lease meanwhile.
 pub(super) const SENDING_TIME_MAX: Duration = Duration::from_secs(1);
 
-type Request = (Position, Uuid, SendAttempt);
+/// As good as no limit: while a transaction has the tracker locked.
+const TRANSACTION_TIME_MAX: Duration = Duration::from_secs(86_400);
 
 /// The queue, and the requests of its events that are under way.
 pub(super) struct Dispatch {
     pub(super) queue: DeliveryQueue,
     pub(super) sender: Arc<Sender>,
     concurrency: usize,
-    under_way: JoinSet<Request>,
+    outbox: Arc<Outbox>,
+    /// One task for each request that may be under way, as long as there is something to send.
+    slots: JoinSet<()>,
     /// Where requests are made; `None`: on the thread of the worker.
     thread: Option<Arc<SendingThread>>,
 }
 
 impl Dispatch {
     pub(super) fn new(queue: DeliveryQueue, sender: Sender, concurrency: usize) -> Self {
-        Self { queue, sender: Arc::new(sender), concurrency, under_way: JoinSet::new(), thread: None }
+        let (outbox, slots) = (Arc::default(), JoinSet::new());
+        Self { queue, sender: Arc::new(sender), concurrency, outbox, slots, thread: None }
     }
 
     /// Gives up all requests and forgets all events.
     pub(super) async fn clear(&mut self) {
-        self.under_way.shutdown().await;
+        self.slots.shutdown().await;
+        self.outbox = Arc::default();
         self.queue.clear();
+    }
+
+    /// Begins no request any more; those under way may end.
+    pub(super) fn stop_sending(&mut self) {
+        self.queue.stop_sending();
+        self.take_back();
+    }
+
+    /// Takes back what was handed over and is not under way.
+    pub(super) fn take_back(&mut self) {
+        for event in self.outbox.take_back() {
+            self.queue.release(event.id);
+        }
     }
 
     /// Does something in a transaction that has the tracker locked, and goes on sending meanwhile: nobody else claims it.
@@ -57,6 +76,7 @@ impl Dispatch {
     }
 
     async fn beside_for<T>(&mut self, time: Duration, work: impl Future<Output = T>) -> T {
+        let _allowance = Allowance(Arc::clone(&self.outbox));
         tokio::select! {
             biased;
             done = work => done,
@@ -66,67 +86,101 @@ impl Dispatch {
 
     /// Sends what may be sent, and begins nothing after this time. Never returns, and may be given up at any time.
     async fn keep_sending(&mut self, time: Duration) -> Infallible {
-        let begun = Instant::now();
+        let until = Instant::now() + time.min(TRANSACTION_TIME_MAX);
         loop {
-            // Whoever was frozen meanwhile begins nothing either.
-            if begun.elapsed() < time {
-                self.fill_slots();
-            }
-            match self.under_way.join_next().await {
-                Some(joined) => self.note(joined),
-                None => std::future::pending().await,
-            }
+            self.fill_slots(until);
+            self.note_results(false).await;
         }
     }
 
-    /// Sends what may be sent, until nothing is left to send, results have waited long enough, or the time is up.
-    pub(super) async fn send(&mut self, time: Duration) {
+    /// Sends what may be sent, until nothing is left to send, results have waited long enough, or the time is up. Returns
+    /// early if fewer than `enough` events can be sent, because more can be read while these are.
+    pub(super) async fn send(&mut self, time: Duration, enough: usize) {
+        let _allowance = Allowance(Arc::clone(&self.outbox));
         let begun = Instant::now();
         let (mut deadline, mut is_waiting) = (begun + time, false);
         loop {
-            if Instant::now() >= deadline {
+            let now = Instant::now();
+            if now >= deadline {
                 return;
             }
-            self.fill_slots();
-            if self.under_way.is_empty()
-                || self.queue.has_uncommitted() && begun.elapsed() >= RESULTS_WAIT_MAX
-            {
+            self.fill_slots(begun + time);
+            let is_late = now >= begun + RESULTS_WAIT_MAX;
+            let has_results = self.queue.has_uncommitted();
+            if self.outbox.is_idle() || has_results && (is_late || self.queue.ready() < enough) {
                 return;
             }
-            if !self.queue.can_send() && !is_waiting {
+            if !self.can_send() && !is_waiting {
                 is_waiting = true;
-                let wait =
-                    if self.queue.has_uncommitted() { WAIT_WITH_RESULTS } else { WAIT_WITHOUT_RESULTS };
-                deadline = deadline.min(Instant::now() + wait);
+                let wait = if has_results { WAIT_WITH_RESULTS } else { WAIT_WITHOUT_RESULTS };
+                deadline = deadline.min(now + wait);
             }
-            match tokio::time::timeout_at(deadline.into(), self.under_way.join_next()).await {
-                Ok(Some(joined)) => self.note(joined),
-                Ok(None) | Err(_) => return,
+            // Results that nobody is woken for are looked at in time.
+            let look = if is_late { deadline } else { deadline.min(begun + RESULTS_WAIT_MAX) };
+            if tokio::time::timeout_at(look.into(), self.note_results(is_late)).await.is_err() {
+                self.record_results();
             }
         }
     }
 
-    /// Takes note of what has come of a request.
-    fn note(&mut self, joined: Result<Request, JoinError>) {
-        match joined {
-            Ok((id, uuid, attempt)) => self.queue.record_result(id, uuid, attempt),
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            // The thread has ended, which it does not while it is needed: the event is sent again under the next claim.
-            Err(_) => {}
+    /// Whether an event can be sent as soon as there is a free slot.
+    fn can_send(&self) -> bool {
+        self.queue.can_send() || self.outbox.has_waiting()
+    }
+
+    /// Waits until something has come of requests, and takes note of it: `at_once`, or when the events run out that slots take
+    /// by themselves. May be given up at any time.
+    async fn note_results(&mut self, at_once: bool) {
+        let Self { slots, outbox, .. } = self;
+        poll_fn(|context| {
+            let mut has_ended = false;
+            while let Poll::Ready(Some(ended)) = slots.poll_join_next(context) {
+                check(ended);
+                has_ended = true;
+            }
+            match outbox.poll_results(context, at_once) {
+                Poll::Pending if !has_ended => Poll::Pending,
+                _ => Poll::Ready(()),
+            }
+        })
+        .await;
+        self.record_results();
+    }
+
+    /// Takes note of what has come of requests.
+    fn record_results(&mut self) {
+        for (id, uuid, attempt) in self.outbox.take_results() {
+            self.queue.record_result(id, uuid, attempt);
+        }
+        if self.queue.is_halted() {
+            self.take_back();
         }
     }
 
-    /// Starts as many requests as `concurrency` allows.
-    fn fill_slots(&mut self) {
-        while let Some(event) = self.queue.next(self.concurrency) {
-            let sender = Arc::clone(&self.sender);
-            let request = async move { (event.id, event.uuid, sender.send(&event).await) };
+    /// Hands over what may be sent, and has as many slots as `concurrency` allows send it.
+    fn fill_slots(&mut self, until: Instant) {
+        if Instant::now() >= until {
+            return;
+        }
+        let Self { queue, outbox, concurrency, .. } = self;
+        let events = std::iter::from_fn(|| queue.next(*concurrency + EVENTS_AHEAD)).collect();
+        for _ in 0..outbox.hand_over(events, until, *concurrency) {
+            let slot = Arc::clone(&self.outbox).run_slot(Arc::clone(&self.sender));
             // Without a thread of their own, requests are slower, and nothing else.
             self.thread = self.thread.take().or_else(|| SendingThread::shared().ok());
             match &self.thread {
-                Some(thread) => self.under_way.spawn_on(request, thread.runtime()),
-                None => self.under_way.spawn(request),
+                Some(thread) => self.slots.spawn_on(slot, thread.runtime()),
+                None => self.slots.spawn(slot),
             };
         }
+    }
+}
+
+/// A slot that has ended has nothing to tell, unless it has panicked.
+fn check(ended: Result<(), JoinError>) {
+    match ended {
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // Or the thread has ended, which it does not while it is needed: events are sent again under the next claim.
+        Ok(()) | Err(_) => {}
     }
 }

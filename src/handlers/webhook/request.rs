@@ -5,29 +5,33 @@ use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Uri};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::cloud_event::{attributes, delivery_key};
+use super::cloud_event::{add_attributes, delivery_key, encode};
 use super::signature::Signer;
+use super::text_headers::TextHeaders;
 use crate::event::Event;
 use crate::processing::declaration::{InvalidReceiver, WebhookDeclaration};
 
-/// Headers that every request may have: so the table of them is made once.
-const HEADERS: usize = 16;
+/// Headers that differ from request to request, and `host`: so the table of all is made once.
+const HEADERS: usize = 13;
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Builds the requests of one reactor, and holds what they have in common.
 #[derive(Debug)]
 pub(crate) struct Requests {
     reactor: String,
-    /// The attribute `source` of the events.
-    source: String,
     uri: Uri,
     signer: Signer,
-    /// The declared headers, and the credentials of the URL. All of them may be secrets.
-    headers: Vec<(HeaderName, HeaderValue)>,
+    /// The headers of all requests. The declared ones among them, and the credentials of the URL, may be secrets.
+    headers: HeaderMap,
 }
 
 impl Requests {
@@ -47,41 +51,45 @@ impl Requests {
             .map_err(|_| InvalidReceiver("the URL of the receiver cannot be sent".into()))?;
         let declared = declaration.headers.iter().map(|header| read_header(&header.name, &header.value));
         let authorization = authorization.map(|value| read_header(AUTHORIZATION.as_str(), &value));
-        Ok(Self {
-            reactor: reactor.to_owned(),
-            source: format!("/espd/{schema}"),
-            uri,
-            signer: Signer::new(&declaration.secrets),
-            // A declared `authorization` comes last and replaces that of the URL.
-            headers: authorization.into_iter().chain(declared).collect::<Result<_, _>>()?,
-        })
+        let source = encode(&format!("/espd/{schema}")).to_string();
+        let mut headers = HeaderMap::new();
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("espd/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // A declared `authorization` comes last and replaces that of the URL.
+        for header in authorization.into_iter().chain(declared) {
+            headers.extend([header?]);
+        }
+        headers.insert("ce-specversion", HeaderValue::from_static("1.0"));
+        headers.extend(
+            HeaderValue::try_from(source).map(|source| (HeaderName::from_static("ce-source"), source)),
+        );
+        Ok(Self { reactor: reactor.to_owned(), uri, signer: Signer::new(&declaration.secrets), headers })
+    }
+
+    /// Where they go, without credentials.
+    pub(super) fn uri(&self) -> &Uri {
+        &self.uri
     }
 
     /// Builds the request for an event, signed at `now`.
     pub(crate) fn request(&self, event: &Event, now: DateTime<Utc>) -> Request<Full<Bytes>> {
-        let body = event.body.get();
-        let mut request = Request::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+        let body = event.body.get().as_bytes();
+        let mut request = Request::new(Full::new(Bytes::copy_from_slice(body)));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
         let headers = request.headers_mut();
         headers.reserve(HEADERS + self.headers.len());
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("espd/", env!("CARGO_PKG_VERSION"))));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.extend(self.headers.iter().cloned());
-        let mut add = |name: &'static str, value: String| {
-            // Digits, base64 and encoded text are always valid in a header.
-            headers.extend(HeaderValue::try_from(value).map(|value| (HeaderName::from_static(name), value)));
-        };
-        for (name, value) in attributes(event, &self.source) {
-            add(name, value);
-        }
+        headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let mut differing = TextHeaders::new();
+        add_attributes(event, &mut differing);
         let (key, timestamp) = (delivery_key(&self.reactor, event.uuid).to_string(), now.timestamp());
-        if let Some(signature) = self.signer.sign(&key, timestamp, body.as_bytes()) {
-            add("webhook-signature", signature);
+        if let Some(signature) = self.signer.sign(&key, timestamp, body) {
+            differing.add(WEBHOOK_SIGNATURE, signature);
         }
-        add("webhook-timestamp", timestamp.to_string());
-        add("idempotency-key", key.clone());
-        add("webhook-id", key);
+        differing.add(WEBHOOK_TIMESTAMP, timestamp);
+        differing.add(IDEMPOTENCY_KEY, &key);
+        differing.add(WEBHOOK_ID, &key);
+        differing.write_to(headers);
         request
     }
 }

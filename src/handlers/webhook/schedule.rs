@@ -187,6 +187,11 @@ impl<T> Schedule<T> {
         !self.ready.is_empty() || self.postponed.first().is_some_and(|(until, _)| *until <= now)
     }
 
+    /// The number of events that are ready.
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// The number of events under way.
     pub(crate) fn under_way(&self) -> usize {
         self.under_way

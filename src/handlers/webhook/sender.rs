@@ -38,7 +38,8 @@ impl Sender {
         declaration: &WebhookDeclaration,
     ) -> Result<Self, InvalidReceiver> {
         let requests = Requests::new(reactor, schema, declaration)?;
-        Ok(Self { requests, client: Client::new(declaration)?, hidden: declaration.hidden() })
+        let client = Client::new(declaration, requests.uri())?;
+        Ok(Self { requests, client, hidden: declaration.hidden() })
     }
 
     /// Sends an event. Takes no longer than the declared timeout.
