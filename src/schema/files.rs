@@ -43,6 +43,11 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
         (14, "last of type", include_str!("../../migrations/event_store/0014_last_of_type.sql")),
         (15, "one event", include_str!("../../migrations/event_store/0015_one_event.sql")),
         (16, "lean append", include_str!("../../migrations/event_store/0016_lean_append.sql")),
+        (
+            17,
+            "append prepares less",
+            include_str!("../../migrations/event_store/0017_append_prepares_less.sql"),
+        ),
     ],
 };
 

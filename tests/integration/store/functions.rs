@@ -374,9 +374,48 @@ async fn one_event_fares_alike_by_its_statement_and_among_several() {
         let several = try_out(&pool, &call("append_listed")).await;
         assert_eq!(try_out(&pool, &call("append_events")).await, several, "{arguments}");
     }
+    // Without a uuid of its own, an event gets another each time.
+    for arguments in [
+        "array[a], array['X'], array[j], array[0::bigint]",
+        "array[a], array['X'], array[j], array[1::bigint]",
+        "array[b], array['X'], array[j], array[0::bigint]",
+        "array[b], array['X'], array[j], array[1::bigint]",
+        "array[b], array['X'], array[j], array[-1::bigint]",
+        "array[b], array['X'], array[j], array[9223372036854775807]",
+        "array[b], array['X'], array[j], array[null::bigint]",
+        "array[b], array['X'], array[j], array[0, 0]::bigint[]",
+        "array[b, b], array['X'], array[j], array[0::bigint]",
+        "array[b], array['X', 'X'], array[j], array[0::bigint]",
+        "array[b], array['X'], array[j, j], array[0::bigint]",
+        "array[b], array[''], array[j], array[0::bigint]",
+        "array[b], array[null], array[j], array[0::bigint]",
+        "array[b], array['X'], array[null::jsonb], array[0::bigint]",
+        "array[null::uuid], array['X'], array[j], array[0::bigint]",
+        "array[b], array['X'], array[j], array[0::bigint], metadata => array['[]'::jsonb]",
+        "array[b], array['X'], array[j], array[0::bigint], created_ats => '{}'",
+    ] {
+        let call = |function: &str| {
+            format!(
+                "select r.version from (values ('{A}'::uuid, '{B}'::uuid, '1'::jsonb)) as v (a, b, j), espd.{function}({arguments}) as r"
+            )
+        };
+        let several = try_out(&pool, &call("append_listed")).await;
+        assert_eq!(try_out(&pool, &call("append_events")).await, several, "{arguments}");
+    }
     for others in [
         json!({"expected_version": 1}),
         json!({"expected_version": 0}),
+        json!({"uuid": B, "expected_version": 0, "metadata": []}),
+        json!({"uuid": B, "expected_version": 1, "metadata": "k"}),
+        json!({"uuid": B, "expected_version": 1, "metadata": {"k": 1}, "correlation_id": A, "causation_id": B}),
+        json!({"uuid": B, "expected_version": "1"}),
+        json!({"uuid": B, "expected_version": true}),
+        json!({"uuid": B, "expected_version": 9_223_372_036_854_775_807_i64}),
+        json!({"uuid": B, "expected_version": 9_223_372_036_854_775_808_u64}),
+        json!({"uuid": B, "metadata": 1}),
+        json!({"uuid": B, "type": ""}),
+        json!({"uuid": B, "type": 1}),
+        json!({"uuid": B, "aggregate_id": 1}),
         json!({"expected_version": null, "metadata": null, "uuid": A, "correlation_id": A, "causation_id": null}),
         json!({"uuid": B, "expected_version": 7}),
         json!({"uuid": "{0000000000000000000000000000000C}"}),
