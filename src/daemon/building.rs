@@ -30,8 +30,9 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 /// The pauses after a build that has failed, from the first to the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
-/// Connections of each build, beside one for each worker: its batches, the transaction that holds the serving version, a snapshot, and what is written aside.
-const CONNECTIONS: u32 = 5;
+/// Connections of each build, beside one for each worker: its batches, the transaction that holds the serving version, a snapshot, what is
+/// written aside, and its probe.
+const CONNECTIONS: u32 = 6;
 
 /// How long a build waits for one of them.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -31,9 +31,9 @@ pub(crate) const PRIVATE_DATABASE: &str = "espd";
 /// How long a command waits for a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most connections of a command to a database: four, and one for each of the workers of a rebuild. Each is opened when it is
+/// The most connections of a command to a database: five, and one for each of the workers of a rebuild. Each is opened when it is
 /// needed.
-const CONNECTIONS_MAX: u32 = 4 + SHARES_MAX.unsigned_abs();
+const CONNECTIONS_MAX: u32 = 5 + SHARES_MAX.unsigned_abs();
 
 /// After how long a connection that nobody uses is closed: what looks once a minute keeps none in between.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);

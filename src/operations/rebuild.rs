@@ -11,6 +11,7 @@ mod indexes;
 mod looking;
 mod part;
 mod preparation;
+mod probe;
 mod processors;
 mod removal;
 mod rollback;
@@ -43,6 +44,7 @@ pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::Outcome;
 pub(crate) use part::Selection;
 use preparation::refuse_synchronous;
+use probe::Probe;
 pub(crate) use shortage::Effort;
 pub(crate) use since::find_since;
 pub(crate) use unattended::{Built, Wanted};
@@ -87,6 +89,10 @@ pub(crate) struct Rebuilding<'o> {
     /// Why there was no room when that was last looked, and when that was.
     room: Option<(Instant, Option<String>)>,
     throttle: Throttle,
+    /// Measures how long commits take beside it; `None`: it rests for nobody.
+    probe: Option<Probe>,
+    /// Whether it was told that they are slowed.
+    is_slowing_told: bool,
 }
 
 impl<'o> Rebuilding<'o> {
@@ -133,6 +139,7 @@ impl<'o> Rebuilding<'o> {
 
     /// As [`Self::catch_up`], without waiting for what the server lacks.
     async fn catch_up_once(&mut self) -> Result<(), OperatorError> {
+        self.begin_probe();
         self.defer_indexes().await?;
         self.follow_in_shares().await?;
         self.follow().await?;
@@ -160,7 +167,7 @@ impl<'o> Rebuilding<'o> {
         loop {
             let target = self.operator.find_position(&mut self.worker, &self.live).await?;
             if self.pace.is_due(Instant::now()) {
-                let rests_because = self.throttle.describe(self.effort.share);
+                let rests_because = self.rests_because();
                 let progress = self.write(Phase::Replaying, target, rests_because.as_deref()).await?;
                 if progress.seconds_left.is_some() {
                     (self.listener.progress)(progress);
@@ -170,13 +177,21 @@ impl<'o> Rebuilding<'o> {
                 return Ok(());
             }
             self.wait_for_room().await?;
-            let begun = Instant::now();
-            self.replay.advance(&mut self.worker, target).await.map_err(|error| self.failed(error))?;
-            let rest = self.throttle.rest(self.effort.share, target, begun, Instant::now());
+            let (begun, fraction) = (Instant::now(), self.fraction());
+            self.advance(target, fraction).await?;
+            let rest = self.throttle.rest(fraction * self.effort.share, target, begun, Instant::now());
             if !rest.is_zero() {
                 tokio::time::sleep(rest).await;
             }
         }
+    }
+
+    /// Handles a batch, which is smaller where it takes a fraction of its share only.
+    async fn advance(&mut self, target: Position, fraction: f64) -> Result<(), OperatorError> {
+        let seen = self.watched().cloned();
+        let _working = seen.as_ref().map(|seen| seen.begin_batch());
+        let advanced = self.replay.advance(&mut self.worker, target, fraction).await;
+        advanced.map_err(|error| self.failed(error))
     }
 
     /// Writes down what is done now, where others see it.

@@ -5,6 +5,7 @@
 //! that keeps processors apart it is another processor: it can write no table of the version that serves.
 
 mod approval;
+mod commit_times;
 mod ddl;
 mod difference;
 mod indexes;
@@ -35,6 +36,7 @@ use crate::postgres::name::fitting;
 use crate::postgres::row::from_row;
 
 pub(crate) use approval::Compared;
+pub(crate) use commit_times::CommitTimes;
 pub(crate) use difference::{
     Difference, Example, Merged, RowReader, TableDifference, Versions, compare, merge,
 };

@@ -81,6 +81,8 @@ impl Prepared {
             effort: Effort::default(),
             room: None,
             throttle: Throttle::default(),
+            probe: None,
+            is_slowing_told: false,
         }
     }
 }

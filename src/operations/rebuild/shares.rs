@@ -9,6 +9,7 @@ use sqlx::pool::PoolConnection;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::probe::Watched;
 use super::{Beside, OperatorError, Phase, Rebuilding, SESSION, failed};
 use crate::event::Position;
 use crate::processing::rebuild::{
@@ -22,7 +23,7 @@ const LEAST: i64 = 10_000;
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Connections of a build that are not those of workers.
-const OTHER_CONNECTIONS: u32 = 4;
+const OTHER_CONNECTIONS: u32 = 5;
 
 /// One of those who build.
 struct Worker {
@@ -50,6 +51,8 @@ struct Round {
     live: Arc<AtomicI64>,
     /// Whether there is no room for more.
     is_held: Arc<AtomicBool>,
+    /// Whom each batch is told; `None`: nobody measures.
+    watched: Option<Arc<Watched>>,
 }
 
 impl Worker {
@@ -61,18 +64,24 @@ impl Worker {
                 continue;
             }
             let begun = Instant::now();
-            if let Err(error) = self.replay.advance(&mut self.connection, round.target).await {
+            let fraction = round.watched.as_ref().map_or(1.0, |seen| seen.fraction());
+            if let Err(error) = self.advance(&round, fraction).await {
                 return (self, Err(error));
             }
             self.seen.position.store(self.replay.position().get(), Ordering::Relaxed);
             self.seen.handled.store(self.replay.handled, Ordering::Relaxed);
             let live = round.live.load(Ordering::Relaxed).into();
-            let rest = self.throttle.rest(round.share, live, begun, Instant::now());
+            let rest = self.throttle.rest(fraction * round.share, live, begun, Instant::now());
             if !rest.is_zero() {
                 sleep(rest).await;
             }
         }
         (self, Ok(()))
+    }
+
+    async fn advance(&mut self, round: &Round, fraction: f64) -> Result<(), ReplayError> {
+        let _working = round.watched.as_ref().map(|seen| seen.begin_batch());
+        self.replay.advance(&mut self.connection, round.target, fraction).await
     }
 }
 
@@ -180,6 +189,7 @@ impl Rebuilding<'_> {
             // Together they take no more than one would.
             share: self.effort.share / workers.len().max(1) as f64,
             live: Arc::clone(&live),
+            watched: self.watched().cloned(),
         };
         let seen: Vec<Arc<Seen>> = workers.iter().map(|worker| Arc::clone(&worker.seen)).collect();
         let mut working = JoinSet::new();
@@ -220,7 +230,7 @@ impl Rebuilding<'_> {
         }
         let position = seen.iter().map(|one| one.position.load(Ordering::Relaxed)).min().unwrap_or(0);
         let handled = seen.iter().map(|one| one.handled.load(Ordering::Relaxed)).sum();
-        let rests_because = no_room.or_else(|| self.throttle.describe(self.effort.share));
+        let rests_because = no_room.or_else(|| self.rests_because());
         let at = (Position::from(position), handled);
         let progress = self.write_at(Phase::Replaying, at, live, rests_because.as_deref()).await?;
         if progress.seconds_left.is_some() {

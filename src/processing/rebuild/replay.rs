@@ -31,6 +31,9 @@ const LIMITS: BatchLimits = BatchLimits {
     folded: FoldedLimits { size: 250_000, bytes: 128 << 20, span: i64::MAX },
 };
 
+/// No batch is made smaller than this many events, and shorter than this time, so that others wait less: a transaction has its cost.
+const LEAST: (i64, Duration) = (1_000, Duration::from_millis(100));
+
 /// Likewise where events leave the database: they are in memory while they are handled.
 const LIMITS_OUTSIDE: BatchLimits = BatchLimits { size: 50_000, size_max: 50_000, bytes: 16 << 20, ..LIMITS };
 
@@ -157,19 +160,21 @@ impl Replay {
         &self.claim
     }
 
-    /// Handles one batch of the events up to a position, which is at or below the settled horizon.
+    /// Handles one batch of the events up to a position, which is at or below the settled horizon. `fraction`: how large it may be,
+    /// beside the largest, above 0 and up to 1.
     pub(crate) async fn advance(
         &mut self,
         connection: &mut PgConnection,
         upto: Position,
+        fraction: f64,
     ) -> Result<(), ReplayError> {
         if upto > self.replaying_until {
             note_replaying(connection, &self.trackers, &self.claim.key, upto).await?;
             self.replaying_until = upto;
         }
         let work = Work::Batch { upto, rate: 0.0 };
-        let request =
-            BatchRequest { claim: &self.claim, work, limits: &self.limits, lease: LEASE, mark: None };
+        let limits = limit_to(&self.limits, fraction);
+        let request = BatchRequest { claim: &self.claim, work, limits: &limits, lease: LEASE, mark: None };
         match self.processor.process(connection, request).await {
             Ok(Outcome::Committed { position, handled, failure }) => {
                 self.claim.position = position;
@@ -229,7 +234,7 @@ impl Replay {
         upto: Position,
     ) -> Result<(), ReplayError> {
         while self.position() < upto {
-            self.advance(connection, upto).await?;
+            self.advance(connection, upto, 1.0).await?;
         }
         Ok(())
     }
@@ -253,6 +258,16 @@ fn limits_of(declaration: &ProcessorDeclaration) -> BatchLimits {
             ..LIMITS_OUTSIDE
         },
         Handling::Program(_) | Handling::Webhook(_) => LIMITS_OUTSIDE,
+    }
+}
+
+/// A fraction of what batches may be, but no less than what makes others wait hardly less.
+fn limit_to(limits: &BatchLimits, fraction: f64) -> BatchLimits {
+    let (size, time) = LEAST;
+    BatchLimits {
+        size: ((limits.size as f64 * fraction) as i64).max(size).min(limits.size),
+        time: limits.time.mul_f64(fraction).max(time).min(limits.time),
+        ..*limits
     }
 }
 

@@ -13,6 +13,7 @@ mod progress;
 mod shares;
 mod shares_outside;
 mod shortage;
+mod slowing;
 mod unattended;
 
 use std::time::Duration;

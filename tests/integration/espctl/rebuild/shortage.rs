@@ -2,7 +2,7 @@
 
 use super::*;
 
-async fn rests(fixture: &Fixture, because: &str) {
+pub(super) async fn rests(fixture: &Fixture, because: &str) {
     eventually("the build rests", async || {
         let status = fixture.installation.status("orders").await;
         let told = status["rebuild"]["rests_because"].as_str().unwrap_or_default().to_owned();
