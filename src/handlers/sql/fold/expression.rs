@@ -147,7 +147,10 @@ pub(super) fn examine(expression: &Expr, used: &mut Used) -> Result<(), String> 
     match expression {
         Expr::CompoundIdentifier(parts) => examine_field(parts),
         Expr::Value(value) => examine_value(&value.value),
-        Expr::TypedString(typed) => examine_type(&typed.data_type),
+        Expr::TypedString(typed) => {
+            examine_type(&typed.data_type)?;
+            examine_value(&typed.value.value)
+        }
         Expr::Nested(inner) => examine(inner, used),
         Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr, data_type, format: None } => {
             examine_type(data_type)?;
@@ -228,7 +231,15 @@ pub(super) fn identifier(ident: &sqlparser::ast::Ident) -> String {
 }
 
 fn examine_value(value: &Value) -> Result<(), String> {
+    // As a time, such a text means that at which the statement was planned.
+    const TIMES: [&str; 4] = ["now", "today", "tomorrow", "yesterday"];
+    let is_time = |word: &str| TIMES.iter().any(|time| word.eq_ignore_ascii_case(time));
     match value {
+        Value::SingleQuotedString(text)
+            if text.split(|character: char| !character.is_alphanumeric()).any(is_time) =>
+        {
+            Err(format!("the literal {value} may mean another time at another time"))
+        }
         Value::Number(..) | Value::SingleQuotedString(_) | Value::Boolean(_) | Value::Null => Ok(()),
         _ => Err(format!("the literal {value} is not of a kind that is folded")),
     }
@@ -324,6 +335,8 @@ mod tests {
     fn what_is_not_on_the_lists_is_refused_with_its_name() {
         for (text, reason) in [
             ("now()", "now() is not immutable"),
+            ("'Today 10:00'::timestamptz", "may mean another time"),
+            ("date 'yesterday'", "may mean another time"),
             ("current_date", "current_date is not immutable"),
             ("title", "it reads title, which is no field of event"),
             ("my_function(event.id)", "my_function() is not on the list"),

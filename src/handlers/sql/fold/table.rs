@@ -20,8 +20,9 @@ pub(super) struct Column {
     pub(super) default_value: Option<String>,
     pub(super) is_key: bool,
     is_deterministic: bool,
-    /// Whether an index has it, so that a very long value would be an error.
-    pub(super) is_indexed: bool,
+    /// How many columns of variable length the widest index over it has, so that a very long value would be an error; 0: no index has
+    /// it.
+    indexed_among: i64,
 }
 
 from_row!(Column {
@@ -34,7 +35,7 @@ from_row!(Column {
     default_value,
     is_key,
     is_deterministic,
-    is_indexed
+    indexed_among
 });
 
 #[derive(Debug)]
@@ -71,7 +72,8 @@ pub(super) mod kinds {
     /// Whose equal values are the same bytes: boolean, bytea, integers, text, varchar, date, timestamps, uuid.
     pub(super) const OF_KEYS: [i64; 11] = [16, 17, 20, 21, 23, 25, 1043, 1082, 1114, 1184, 2950];
     /// Besides: json, real, double precision, time, interval, numeric, jsonb.
-    pub(super) const OF_VALUES: [i64; 7] = [114, 700, 701, 1083, 1186, 1700, 3802];
+    pub(super) const OF_VALUES: [i64; 7] = [114, 700, 701, 1083, 1186, 1700, JSONB];
+    pub(super) const JSONB: i64 = 3802;
     /// Whose length is limited by a rounding that a cast and an assignment share.
     pub(super) const ROUNDED: [i64; 4] = [1083, 1114, 1184, 1700];
 }
@@ -164,11 +166,19 @@ impl Column {
 
     /// A condition under which a value might be refused by the table or by an index: the loop finds out.
     pub(super) fn doubt(&self, value: &str) -> Vec<String> {
-        const INDEXED_MAX: usize = 400;
+        // Less than a row of an index may have, beside its columns of fixed length.
+        const INDEX_ROW: i64 = 2_000;
+        const INDEXED_MAX: i64 = 400;
         const FIXED: [i64; 8] = [16, 20, 21, 23, 1082, 1114, 1184, 2950];
         let length = self.length_max().map(|most| format!("char_length({value}) > {most}"));
-        let indexed = (self.is_indexed && !FIXED.contains(&self.kind))
-            .then(|| format!("octet_length({value}::text) > {INDEXED_MAX}"));
+        let indexed = (self.indexed_among > 0 && !FIXED.contains(&self.kind)).then(|| {
+            let most = INDEXED_MAX.min(INDEX_ROW / self.indexed_among);
+            if self.kind == kinds::JSONB {
+                format!("pg_column_size({value}) > {most}")
+            } else {
+                format!("octet_length({value}::text) > {most}")
+            }
+        });
         length.into_iter().chain(indexed).collect()
     }
 

@@ -87,15 +87,19 @@ impl Twins {
         let names = vec![name.clone(), self.looped.claim.key.name.clone()];
         let distinct: i64 = sqlx::query_scalar(trackers).bind(names).fetch_one(&db.pool).await.unwrap();
         assert_eq!(distinct, 1, "the trackers of {name} differ");
-        let ask = format!("select current_setting('espd.fold_{name}')");
+        (self.path().await, folded)
+    }
+
+    /// What has become of the last batch.
+    async fn path(&mut self) -> Path {
+        let ask = format!("select current_setting('espd.fold_{}')", self.folded.claim.key.name);
         let said: String =
             sqlx::query_scalar(AssertSqlSafe(ask)).fetch_one(&mut self.folded.connection).await.unwrap();
-        let path = match said.as_str() {
+        match said.as_str() {
             "" => Path::NotTried,
             "{0,0}" => Path::Folded,
             _ => Path::LeftToLoop,
-        };
-        (path, folded)
+        }
     }
 
     /// Steps over an event that has failed, as a dead letter would.
@@ -517,4 +521,78 @@ async fn a_batch_of_too_many_bytes_is_folded_in_parts() {
         .await
         .unwrap();
     assert_eq!(said, "{0,0}", "the last batch was folded");
+}
+
+/// Sorts that do not fit into memory keep rows that compare equal in no order, so the order of events has to be part of each.
+#[tokio::test]
+async fn the_events_of_a_row_are_folded_in_their_order_also_where_keys_are_constant_or_equal() {
+    let db = support::database().await;
+    for (name, key, keys) in [
+        ("_constant", "1, 1", "id = 1 and twin = 1"),
+        (
+            "_equal",
+            "(event.body->>'k')::int, (event.body->>'k')::int",
+            "id = (event.body->>'k')::int and twin = (event.body->>'k')::int",
+        ),
+    ] {
+        let table = format!("{{p}}rows{name}");
+        let insert = format!("insert into {table} values ({key}, 0, event.body->>'t')");
+        let update =
+            format!("update {table} set n = (event.body->>'n')::int, t = event.body->>'t' where {keys}");
+        let handlers: Handlers = &[(&["Added"], &insert), (&["Set"], &update)];
+        let columns = "id integer, twin integer, n integer, t text, primary key (id, twin)";
+        let mut twins = Twins::start(&db, name, &[(&table, columns)], handlers).await;
+        let start: i64 = sqlx::query_scalar("select coalesce(max(id), 0) from espd.events")
+            .fetch_one(&db.pool)
+            .await
+            .unwrap();
+        twins.step_over(&db, start).await;
+        execute_on(&mut twins.folded, "set work_mem = '64kB'").await;
+        let padding = "x".repeat(100);
+        let event =
+            |name: &str, n: i32| (name.to_owned(), format!(r#"{{"k": 1, "n": {n}, "t": "{n}{padding}"}}"#));
+        let events: Vec<_> = (0..5_000).map(|n| event(if n == 0 { "Added" } else { "Set" }, n)).collect();
+        let upto = append(&db, &events).await;
+        assert_eq!(twins.batch(&db, upto, 5_000).await.0, Path::Folded, "{name}");
+        // The loop reads by an index, so it needs no room.
+        let short = "set temp_file_limit = '100kB'; set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off";
+        execute_on(&mut twins.folded, short).await;
+        let upto = append(&db, &events[1..]).await;
+        let outcome = twins.folded.process(upto).await.unwrap();
+        assert!(matches!(outcome, Outcome::Committed { failure: None, .. }), "{outcome:?}");
+        assert_eq!(twins.path().await, Path::LeftToLoop, "{name}");
+    }
+}
+
+async fn execute_on(running: &mut Running, statement: &str) {
+    sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut running.connection).await.unwrap();
+}
+
+/// The row of an index has a limit of its own, which many values reach together.
+#[tokio::test]
+async fn values_that_may_be_too_long_for_an_index_together_are_left_to_the_loop() {
+    let db = support::database().await;
+    let columns = "id bigint primary key, a text, b text, c text, d text, e text, f text, g text";
+    let insert = "insert into {p}wide (id) values (event.id)";
+    let set = "update {p}wide set a = event.body->>'t', b = event.body->>'t', c = event.body->>'t', d = event.body->>'t', \
+        e = event.body->>'t', f = event.body->>'t', g = event.body->>'t' where id = (event.body->>'k')::bigint";
+    let ddl = ["create index {p}wide_all on {p}wide (a, b, c, d, e, f, g)"];
+    let handlers: Handlers = &[(&["Added"], insert), (&["Set"], set)];
+    let mut twins = Twins::start_with(&db, "_wide", &[("{p}wide", columns)], handlers, &ddl).await;
+    let added: Vec<_> = (0..40).map(|_| ("Added".to_owned(), "{}".to_owned())).collect();
+    let upto = append(&db, &added).await;
+    assert_eq!(twins.batch(&db, upto, 1_000).await.0, Path::Folded);
+    let mut dice = fastrand::Rng::with_seed(1);
+    let mut long = || -> String { (0..384).map(|_| dice.alphanumeric()).collect() };
+    let mut set = Vec::new();
+    for key in 1..=40 {
+        for text in [long(), "short".to_owned()] {
+            set.push(("Set".to_owned(), format!(r#"{{"k": {key}, "t": "{text}"}}"#)));
+        }
+    }
+    let upto = append(&db, &set).await;
+    let (path, outcome) = twins.batch(&db, upto, 1_000).await;
+    assert_eq!(path, Path::LeftToLoop);
+    let Outcome::Committed { failure, .. } = outcome else { panic!("{outcome:?}") };
+    assert!(failure.is_some_and(|failure| failure.message.contains("index row size")));
 }

@@ -24,7 +24,9 @@ impl Writer<'_> {
         self.apply(&join(ctes, ",\n"), "true", "(select g.go from gate as g)")
     }
 
-    /// The events with their keys and the place of the statement that they meet.
+    /// The events with their keys and the place of the statement that they meet, those of a key in their order. The keys are computed
+    /// below the sort: what the planner knew of them, as that one is constant or two are equal, it would leave out of the order, and
+    /// sort again by the keys alone.
     fn sorted(&self, events: &str) -> String {
         let keys =
             self.rows().map(|fields| fields.into_iter().take(self.keys().len()).map(|(value, _)| value));
@@ -34,8 +36,8 @@ impl Writer<'_> {
         let carried = COLUMNS.split(", ").filter(|column| self.is_used(column));
         let carried = carried.map(|column| format!("event.{column}"));
         format!(
-            "sorted0 as (\n  select {}, event.espd_place\n  from (\n    select event.*, {} as espd_place\n    from (\n      {events}\n    \
-             ) as event offset 0\n  ) as event\n  order by {}, event.id\n)",
+            "sorted0 as (\n  select event.*\n  from (\n    select {}, event.espd_place\n    from (\n      select event.*, {} as espd_place\n      \
+             from (\n        {events}\n      ) as event offset 0\n    ) as event offset 0\n  ) as event\n  order by {}, event.id\n)",
             join(keys.chain(carried), ", "),
             place(self.ops),
             self.key_list()
