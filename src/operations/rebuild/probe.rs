@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use super::Rebuilding;
+use crate::postgres::literal::simple;
 use crate::postgres::sqlstate::describe;
 use crate::processing::rebuild::CommitTimes;
 
@@ -126,7 +127,7 @@ async fn time_commit(pool: &PgPool) -> Result<Duration, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let begun = Instant::now();
     let statement = "-- time_commit\nselect pg_catalog.pg_logical_emit_message(true, 'espd', ''::text)";
-    sqlx::raw_sql(statement).execute(&mut *connection).await?;
+    simple(statement.to_owned()).execute(&mut *connection).await?;
     Ok(begun.elapsed())
 }
 
