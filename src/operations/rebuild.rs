@@ -29,7 +29,7 @@ use crate::event::Position;
 use crate::handlers::sql::function_names;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::quote_identifier;
-use crate::postgres::server_mark;
+use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::rebuild::{
     Beside, Compared, Complete, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State,
@@ -78,8 +78,8 @@ pub(crate) struct Rebuilding<'o> {
     start: Position,
     /// Has the lock of the session, and runs the batches.
     worker: PoolConnection<Postgres>,
-    /// When the version beside was complete for the first time in this run, by the server's clock.
-    complete_at: Complete,
+    /// Since when the version beside has the rows that it has, as far as that was noted.
+    complete: Complete,
     /// The tables of the version that serves.
     live_tables: Vec<String>,
     pace: Pace,
@@ -159,7 +159,15 @@ impl<'o> Rebuilding<'o> {
         }
         self.note(Finding::Analyzed).await?;
         self.follow().await?;
-        self.complete_at = Complete::now(&mut self.worker).await?;
+        Ok(self.note_complete().await?)
+    }
+
+    /// Notes when the version beside had the rows that it has now.
+    async fn note_complete(&mut self) -> Result<(), sqlx::Error> {
+        let position = self.replay.position();
+        if self.complete.position != Some(position) {
+            self.complete = Complete::now(&mut self.worker, position).await?;
+        }
         Ok(())
     }
 
@@ -248,7 +256,7 @@ impl<'o> Rebuilding<'o> {
         let mut held = projections.acquire().await?;
         let mut snapshot = {
             // Nobody moves either version while the snapshot is taken.
-            let mut hold = held.begin_with(server_mark::begin(None)).await?;
+            let mut hold = held.begin_with(READ_COMMITTED).await?;
             self.hold_live(&mut hold).await?;
             let snapshot = reading.begin_with("begin isolation level repeatable read, read only").await?;
             let mut snapshot = snapshot;

@@ -14,6 +14,9 @@ pub(crate) const ELSEWHERE: &str = "08ES1";
 /// that a policy hides is an error, and never looks like a row that is not there.
 pub(crate) const SEE_ALL_ROWS: &str = "set local row_security = off;";
 
+/// What a transaction begins with that sees what others commit before it has its locks, whatever the role or the database has by default.
+pub(crate) const READ_COMMITTED: &str = "begin isolation level read committed; set local row_security = off;";
+
 /// An advisory lock that one session holds for as long as it lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerMark(i64);

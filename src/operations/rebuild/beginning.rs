@@ -66,7 +66,7 @@ impl Prepared {
         let Self { live, declaration, replay, start, live_tables, part } = self;
         Rebuilding {
             building_in: beside.schema(&operator.databases.scope.schema, &live.name),
-            complete_at: Complete::unknown(),
+            complete: Complete::unknown(),
             operator,
             listener,
             beside,

@@ -10,7 +10,7 @@ use crate::handlers::sql::share_function_names;
 use crate::operations::operator::{OperatorError, name_session};
 use crate::operations::status::LockWait;
 use crate::postgres::quote::quote_literal;
-use crate::postgres::server_mark;
+use crate::postgres::server_mark::READ_COMMITTED;
 use crate::postgres::sqlstate::{describe, is_lock_timeout};
 use crate::processing::processor::{forget_planned_dependents, were_made_from_other};
 use crate::processing::rebuild::{Difference, Merged, NewerSnapshot, Swap, SwapError, merge, refusal};
@@ -30,6 +30,9 @@ pub(super) const MERGE_LIMIT: &str = "60s";
 /// How many rows may differ where the difference is brought into the serving tables by itself.
 const MERGED_ROWS: i64 = 50_000;
 
+/// The time between two looks for older snapshots while the serving version stands still.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
 /// How a version goes live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum GoLive {
@@ -40,6 +43,18 @@ pub(crate) enum GoLive {
     Merge,
     /// By exchanging the tables
     Swap,
+}
+
+/// What has come of an attempt to exchange the tables.
+enum Tried {
+    /// The former tables are in this schema.
+    Exchanged(String),
+    /// These transactions would see the new tables without rows.
+    Older(Vec<NewerSnapshot>),
+    /// Others have changed something meanwhile.
+    Changed,
+    /// Others have locks.
+    Locked(Option<LockWait>),
 }
 
 /// How a version has gone live.
@@ -59,7 +74,7 @@ impl Rebuilding<'_> {
     pub(crate) async fn foresee(&mut self, wanted: GoLive) -> Result<Option<String>, OperatorError> {
         let projections = self.operator.databases.projections.clone();
         let mut connection = projections.acquire().await?;
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        let mut transaction = connection.begin_with(READ_COMMITTED).await?;
         let lost = self.as_swap(self.replay.claim()).list_obstacles(&mut transaction).await?;
         transaction.rollback().await?;
         if lost.is_empty() {
@@ -108,6 +123,8 @@ impl Rebuilding<'_> {
     /// [`OperatorError::Locked`] if others had the tables for the whole time; [`OperatorError::Rebuild`] if something of others would
     /// be lost, or somebody's snapshot is too old. The former version serves as before then.
     pub(crate) async fn go_live(&mut self, way: GoLive, wanted: GoLive) -> Result<Way, OperatorError> {
+        // Whoever was asked may have taken hours to answer: what has come since is handled while the serving version goes on.
+        self.follow().await?;
         self.make_indexes().await?;
         self.enter(Phase::GoingLive).await?;
         self.require(if way == GoLive::Merge { Finding::Merged } else { Finding::Swapped }).await?;
@@ -152,12 +169,15 @@ impl Rebuilding<'_> {
             return Err(OperatorError::Rebuild(refusal(&self.live.name, &lost)));
         }
         loop {
+            self.approach().await?;
+            let mut older = NewerSnapshot::list_older(connection, self.complete).await?;
             let mut wait = None;
-            let older = NewerSnapshot::list_older(connection, self.complete_at).await?;
             if older.is_empty() {
-                match self.attempt(connection).await? {
-                    Ok(archive) => return Ok(archive),
-                    Err(found) => wait = found,
+                match self.attempt(connection, pause).await? {
+                    Tried::Exchanged(archive) => return Ok(archive),
+                    Tried::Older(found) => older = found,
+                    Tried::Locked(found) => wait = found,
+                    Tried::Changed => {}
                 }
             }
             if Instant::now() >= deadline {
@@ -169,47 +189,92 @@ impl Rebuilding<'_> {
         }
     }
 
-    /// Tries once. The inner error: others have locks, or have changed something.
+    /// Has the version beside reach the serving one, which goes on meanwhile.
+    async fn approach(&mut self) -> Result<(), OperatorError> {
+        let target = self.operator.find_position(&mut self.worker, &self.live).await?;
+        let reached = self.replay.reach(&mut self.worker, target).await;
+        reached.map_err(|error| self.failed(error))?;
+        Ok(self.note_complete().await?)
+    }
+
+    /// Tries once. `patience`: for how long the serving version may stand still for those who would miss rows.
     async fn attempt(
         &mut self,
         connection: &mut PgConnection,
-    ) -> Result<Result<String, Option<LockWait>>, OperatorError> {
+        patience: Duration,
+    ) -> Result<Tried, OperatorError> {
         let (operator, name) = (self.operator, self.live.name.clone());
-        let (outcome, wait) = operator.observe(&name, self.swap_once(connection)).await;
+        let (outcome, wait) = operator.observe(&name, self.swap_once(connection, patience)).await;
         match outcome {
-            Ok(Some(archive)) => Ok(Ok(archive)),
-            Ok(None) => Ok(Err(wait)),
-            Err(OperatorError::Database(error)) if is_lock_timeout(&error) => Ok(Err(match wait {
+            Err(OperatorError::Database(error)) if is_lock_timeout(&error) => Ok(Tried::Locked(match wait {
                 Some(wait) => Some(wait),
                 None => operator.find_reset_wait(&name).await,
             })),
-            Err(error) => Err(error),
+            outcome => outcome,
         }
     }
 
-    /// Returns the schema of the former tables; `None`: others have changed something meanwhile.
-    async fn swap_once(&mut self, connection: &mut PgConnection) -> Result<Option<String>, OperatorError> {
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-        self.hold_live(&mut transaction).await?;
+    async fn swap_once(
+        &mut self,
+        connection: &mut PgConnection,
+        patience: Duration,
+    ) -> Result<Tried, OperatorError> {
+        let mut transaction = connection.begin_with(READ_COMMITTED).await?;
+        let tried = self.swap_within(&mut transaction, patience).await;
+        match tried {
+            Ok(Tried::Exchanged(_)) => transaction.commit().await?,
+            // Now: others wait for its locks.
+            _ => transaction.rollback().await?,
+        }
+        tried
+    }
+
+    async fn swap_within(
+        &mut self,
+        transaction: &mut PgConnection,
+        patience: Duration,
+    ) -> Result<Tried, OperatorError> {
+        self.hold_live(transaction).await?;
+        let older = self.await_snapshots(transaction, patience).await?;
+        if !older.is_empty() {
+            return Ok(Tried::Older(older));
+        }
         let archived = Beside::Archived(self.live.version);
         if archived != self.beside {
             // Of the same version. It is there as long as nothing has taken its place.
             let limit = "-- limit_waits\nset local lock_timeout = '100ms'";
             sqlx::raw_sql(limit).execute(&mut *transaction).await?;
             let former = (archived, self.live.version);
-            self.operator.remove_within(&mut transaction, &self.live.name, former, false).await?;
+            self.operator.remove_within(transaction, &self.live.name, former, false).await?;
         }
         let claim = self.replay.claim().clone();
-        let archive = match self.as_swap(&claim).run(&mut transaction).await {
-            Ok(archive) => archive,
-            Err(SwapError::Changed) => return Ok(None),
-            Err(SwapError::Database(error)) => return Err(error.into()),
+        match self.as_swap(&claim).run(transaction).await {
+            Ok(archive) => Ok(Tried::Exchanged(archive)),
+            Err(SwapError::Changed) => Ok(Tried::Changed),
+            Err(SwapError::Database(error)) => Err(error.into()),
             Err(error @ (SwapError::Refused(_) | SwapError::MovedOn)) => {
-                return Err(OperatorError::Rebuild(error.to_string()));
+                Err(OperatorError::Rebuild(error.to_string()))
             }
-        };
-        transaction.commit().await?;
-        Ok(Some(archive))
+        }
+    }
+
+    /// Waits a little for the snapshots from between the last events of the serving version, which the transaction has locked, and the
+    /// rows that the version beside has for them. Nobody else waits meanwhile. Returns those that are there still.
+    async fn await_snapshots(
+        &mut self,
+        transaction: &mut PgConnection,
+        patience: Duration,
+    ) -> Result<Vec<NewerSnapshot>, OperatorError> {
+        self.note_complete().await?;
+        let deadline = Instant::now() + patience;
+        let mut older = NewerSnapshot::list_older(transaction, self.complete).await?;
+        while !older.is_empty() && Instant::now() < deadline {
+            sleep(LOOK_INTERVAL).await;
+            let now = NewerSnapshot::list_older(transaction, self.complete).await?;
+            // Whoever has had none at some moment has only later ones.
+            older.retain(|one| now.iter().any(|other| other.pid == one.pid));
+        }
+        Ok(older)
     }
 
     fn as_swap<'s>(&'s self, claim: &'s crate::processing::tracker::Claim) -> Swap<'s> {
@@ -258,7 +323,7 @@ impl Rebuilding<'_> {
     async fn merge(&mut self) -> Result<Result<u64, String>, OperatorError> {
         let projections = self.operator.databases.projections.clone();
         let mut connection = projections.acquire().await?;
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        let mut transaction = connection.begin_with(READ_COMMITTED).await?;
         self.hold_live(&mut transaction).await?;
         let claim = self.replay.claim().clone();
         let trackers = self.operator.trackers();

@@ -14,7 +14,7 @@ use crate::handlers::sql::{TableShape, find_aggregate_columns};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
-use crate::postgres::server_mark;
+use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::rebuild::{AggregateColumn, Aggregates, Difference, Merged, Part, merge};
 
@@ -225,7 +225,7 @@ impl Rebuilding<'_> {
         self.choose_way(GoLive::Merge, difference).await?;
         let projections = self.operator.databases.projections.clone();
         let mut connection = projections.acquire().await?;
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        let mut transaction = connection.begin_with(READ_COMMITTED).await?;
         self.hold_live(&mut transaction).await?;
         // The rows that were built do not survive a crash of the server, and nor does the session that has built them.
         sqlx::raw_sql("-- find_session\nselect 1").execute(&mut *self.worker).await?;

@@ -6,7 +6,7 @@ use super::{Beside, Finding, Rebuilds, drop_place, function_names};
 use crate::handlers::sql::share_function_names;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::quote_literal;
-use crate::postgres::server_mark;
+use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::rebuild::{forget_progress, list_beyond};
 
 impl Operator<'_> {
@@ -188,7 +188,7 @@ impl Operator<'_> {
         beside: Beside,
         version: i32,
     ) -> Result<(), OperatorError> {
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        let mut transaction = connection.begin_with(READ_COMMITTED).await?;
         sqlx::raw_sql("-- limit_waits\nset local lock_timeout = '10s'").execute(&mut *transaction).await?;
         self.remove_within(&mut transaction, name, (beside, version), false).await?;
         Ok(transaction.commit().await?)

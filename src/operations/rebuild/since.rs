@@ -10,7 +10,7 @@ use super::{Listener, Rebuilding, Selection};
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::row::from_row;
-use crate::postgres::server_mark;
+use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::rebuild::{Beside, Difference, EventAt, RowReader, Since, Trace};
 
 /// For how many aggregates it is found out.
@@ -88,7 +88,7 @@ impl Rebuilding<'_> {
         let mut rows = Vec::new();
         let upto = {
             // The rows are those of this position.
-            let mut hold = held.begin_with(server_mark::begin(None)).await?;
+            let mut hold = held.begin_with(READ_COMMITTED).await?;
             let position = self.operator.trackers().lock(&mut hold, &self.live).await?;
             for (table, place) in places {
                 let (table_name, key) =

@@ -7,7 +7,7 @@ use super::outside::Outside;
 use super::replay::find_declared;
 use crate::postgres::lexer;
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::postgres::server_mark;
+use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::{ProcessorDeclaration, SourceText};
 use crate::processing::processor::{Dropped, ProcessorBase, ProcessorError, is_unlogged, observe};
 use crate::processing::tracker::{ProcessorKey, Trackers};
@@ -104,7 +104,7 @@ pub(crate) async fn create(
     base: &ProcessorBase,
     (live, live_schema): (&ProcessorKey, &str),
 ) -> Result<(), ProcessorError> {
-    let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+    let mut transaction = connection.begin_with(READ_COMMITTED).await?;
     let building_in = &base.scope.schema;
     let outside = Outside::look(&mut transaction, &base.schema, building_in).await?;
     let schema = quote_identifier(&base.schema);

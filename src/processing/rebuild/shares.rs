@@ -14,7 +14,7 @@ use super::replay::ReplayError;
 use crate::event::Position;
 use crate::postgres::literal::interval;
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::postgres::server_mark;
+use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::tracker::{Claim, ProcessorKey, Trackers};
 
 /// The most shares that a version is divided into.
@@ -66,7 +66,7 @@ pub(crate) async fn create_shares(
     claim: &Claim,
     number: i32,
 ) -> Result<(), ReplayError> {
-    let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+    let mut transaction = connection.begin_with(READ_COMMITTED).await?;
     if !trackers.lock_claimed(&mut transaction, claim).await? {
         return Err(ReplayError::ClaimLost);
     }
@@ -88,7 +88,7 @@ pub(crate) async fn join_shares(
     trackers: &Trackers,
     claim: &Claim,
 ) -> Result<Position, ReplayError> {
-    let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+    let mut transaction = connection.begin_with(READ_COMMITTED).await?;
     if !trackers.lock_claimed(&mut transaction, claim).await? {
         return Err(ReplayError::ClaimLost);
     }

@@ -3,29 +3,32 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
+use crate::event::Position;
 use crate::postgres::row::from_row;
 
-/// When a version beside was complete.
+/// When a version beside was complete, up to a position.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Complete {
+    /// A version that has handled more has other rows; `None`: it was not complete.
+    pub(crate) position: Option<Position>,
     at: DateTime<Utc>,
     /// A snapshot that waits for no transaction below it has seen the version complete.
     next_xid: i64,
 }
 
-from_row!(Complete { at, next_xid });
+from_row!(Complete { position, at, next_xid });
 
 impl Complete {
     /// Before it was, nobody could be told to be late.
     pub(crate) fn unknown() -> Self {
-        Self { at: Utc::now(), next_xid: 0 }
+        Self { position: None, at: Utc::now(), next_xid: 0 }
     }
 
-    /// Now, by the server's clock.
-    pub(crate) async fn now(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+    /// Now, by the server's clock, where it has committed everything up to this position.
+    pub(crate) async fn now(connection: &mut PgConnection, position: Position) -> Result<Self, sqlx::Error> {
         let statement = "-- read_clock
-            select clock_timestamp() as at, txid_snapshot_xmax(txid_current_snapshot()) as next_xid";
-        sqlx::query_as(statement).persistent(false).fetch_one(connection).await
+            select $1 as position, clock_timestamp() as at, txid_snapshot_xmax(txid_current_snapshot()) as next_xid";
+        sqlx::query_as(statement).persistent(false).bind(position).fetch_one(connection).await
     }
 }
 
@@ -34,15 +37,16 @@ impl Complete {
 pub(crate) struct NewerSnapshot {
     pub(crate) pid: i32,
     application_name: Option<String>,
-    /// `None`: it is of a role whose activity this one may not see.
+    /// `None`: it is of a role whose activity this one may not see, or of a standby.
     begun_at: Option<DateTime<Utc>>,
 }
 
 from_row!(NewerSnapshot { pid, application_name, begun_at });
 
 impl NewerSnapshot {
-    /// The sessions whose snapshot is older than `complete`. Of those of other roles only the right `pg_read_all_stats` shows since
-    /// when they are; which transactions a snapshot still waits for, everybody sees.
+    /// The sessions whose snapshot is older than `complete`, also those of no client, such as of a standby or an extension. Autovacuum reads
+    /// no rows for anybody, and whoever waits for the session that asks goes on with a later snapshot. Of sessions of other roles only the
+    /// right `pg_read_all_stats` shows since when they are; which transactions a snapshot still waits for, everybody sees.
     pub(crate) async fn list_older(
         connection: &mut PgConnection,
         complete: Complete,
@@ -50,9 +54,11 @@ impl NewerSnapshot {
         let statement = "-- list_older_snapshots
             select pid, application_name, xact_start as begun_at from pg_stat_activity
             where backend_xmin is not null and datname = current_database() and pid <> pg_backend_pid()
-              and (backend_type = 'client backend' and xact_start < $1
-                   or backend_type is null and usesysid is not null
-                     and age(backend_xmin) > age(($2::bigint % 4294967296)::text::xid))
+              and backend_type is distinct from 'autovacuum worker' and usesysid is not null
+              -- The server shows no time of a standby's session, and none that the role may not see.
+              and case when xact_start is not null then xact_start < $1
+                    else age(backend_xmin) > age(($2::bigint % 4294967296)::text::xid) end
+              and not pg_backend_pid() = any (pg_blocking_pids(pid))
             order by xact_start";
         let query = sqlx::query_as(statement).persistent(false).bind(complete.at).bind(complete.next_xid);
         query.fetch_all(connection).await
@@ -63,7 +69,7 @@ impl NewerSnapshot {
         let program = self.application_name.as_deref().filter(|name| !name.is_empty());
         let program = program.map_or(String::new(), |name| format!(" ({name})"));
         let since = self.begun_at.map_or_else(
-            || ", of another role (with pg_read_all_stats it is seen since when)".to_owned(),
+            || ", of another role (with pg_read_all_stats it is seen since when) or a standby".to_owned(),
             |begun_at| format!(", since {}", begun_at.format("%Y-%m-%d %H:%M:%S UTC")),
         );
         format!("pid {}{program}{since}", self.pid)
