@@ -24,9 +24,9 @@ pub use base::ProcessorBase;
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use tables::{
-    Dropped, Fit, HandledBy, Replaced, Tables, drop_tables, fingerprint, foresee_fit,
-    forget_planned_dependents, is_unlogged, list_planned_dependents, note_made, observe, observe_planned,
-    were_made_from_other,
+    Dependent, Dropped, Fit, HandledBy, ObjectId, Replaced, Tables, drop_tables, find_made, fingerprint,
+    foresee_fit, forget_planned_dependents, is_unlogged, list_planned_dependents, note_made, observe,
+    observe_planned, observe_with, were_made_from_other,
 };
 
 /// Where the events of a processor are.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 pub(crate) use altering::{Fit, HandledBy, foresee_fit};
 pub(crate) use dependents::{
-    Dependent, Dropped, Replaced, forget_planned as forget_planned_dependents,
+    Dependent, Dropped, ObjectId, Replaced, find_made, forget_planned as forget_planned_dependents,
     list_planned as list_planned_dependents,
 };
 
@@ -394,19 +394,28 @@ pub(crate) async fn observe(
     schema: &str,
     processor: &str,
 ) -> Result<Dropped, sqlx::Error> {
-    let before = dependents::list(connection, schema, processor).await?;
+    observe_with(connection, (schema, processor), &[]).await
+}
+
+/// As [`observe`], with what depends on other objects that espd has made.
+pub(crate) async fn observe_with(
+    connection: &mut PgConnection,
+    (schema, processor): (&str, &str),
+    made: &[ObjectId],
+) -> Result<Dropped, sqlx::Error> {
+    let before = dependents::list_with(connection, (schema, processor), made).await?;
     let made = dependents::find_made(connection, schema, processor).await?;
     Ok(Dropped { before, made })
 }
 
-/// As [`observe`], and what is on the tables can be asked for again at little cost in the same transaction.
+/// As [`observe_with`], and what is on the tables can be asked for again at little cost in the same transaction.
 pub(crate) async fn observe_planned(
     connection: &mut PgConnection,
-    schema: &str,
-    processor: &str,
+    (schema, processor): (&str, &str),
+    made: &[ObjectId],
 ) -> Result<Dropped, sqlx::Error> {
-    dependents::plan(connection, schema, processor).await?;
-    let before = dependents::list_planned(connection).await?;
+    dependents::plan(connection, (schema, processor)).await?;
+    let before = dependents::list_planned(connection, made).await?;
     let made = dependents::find_made(connection, schema, processor).await?;
     Ok(Dropped { before, made })
 }

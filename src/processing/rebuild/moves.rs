@@ -4,7 +4,7 @@
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::ddl::made_by_ddl;
+use super::ddl::{Made, made_by_ddl};
 use super::place::{OBJECTS, made_objects};
 use super::replay::find_declared;
 use super::{Beside, SwapError};
@@ -35,7 +35,7 @@ pub(super) struct Moves {
     /// Statements that move what the former version has made apart from its tables.
     views: Vec<String>,
     objects: Vec<Moved>,
-    owners: Vec<Owner>,
+    pairs: Vec<Pair>,
 }
 
 /// An object with a schema, in the words of [`OBJECTS`].
@@ -50,14 +50,14 @@ struct Moved {
 
 from_row!(Moved { kind, classid, objid, is_former });
 
-/// A new table that gets the owner that the former one has.
+/// A new table, and the former one, whose owner it gets.
 #[derive(Debug)]
-struct Owner {
-    relation: String,
-    owner: String,
+struct Pair {
+    new: Oid,
+    former: Oid,
 }
 
-from_row!(Owner { relation, owner });
+from_row!(Pair { new, former });
 
 impl Moves {
     /// Finds out what is to be moved, and makes the schema for what goes to the archive. `before`: what is on the tables that serve.
@@ -65,14 +65,14 @@ impl Moves {
         connection: &mut PgConnection,
         live: &ProcessorKey,
         schemas: Schemas<'_>,
-        before: &Dropped,
+        (before, made): (&Dropped, &[Made]),
     ) -> Result<Self, SwapError> {
         let archive = Beside::Archived(live.version).schema(schemas.live, &live.name);
         let views = before.made_apart().into_iter().filter(|item| has_schema(item));
         let views = views.map(|item| move_item(&item, &archive)).collect();
-        let objects = find_objects(&mut *connection, live, schemas).await?;
-        let owners = find_owners(connection, live, schemas).await?;
-        Ok(Self { name: live.name.clone(), archive, live: schemas.live.to_owned(), views, objects, owners })
+        let objects = find_objects(&mut *connection, live, schemas, made).await?;
+        let pairs = find_pairs(connection, live, schemas).await?;
+        Ok(Self { name: live.name.clone(), archive, live: schemas.live.to_owned(), views, objects, pairs })
     }
 
     /// Moves everything.
@@ -88,10 +88,12 @@ impl Moves {
             })
             .collect();
         let views = self.views.iter().map(|view| format!("execute {};", quote_literal(view)));
-        let owners = self.owners.iter().map(|Owner { relation, owner }| {
-            let table = format!("{}.{relation}", quote_identifier(&self.live));
-            format!("execute {};", quote_literal(&format!("alter table {table} owner to {owner}")))
-        });
+        let pairs: Vec<String> = self
+            .pairs
+            .iter()
+            .map(|Pair { new, former }| format!("({}::oid, {}::oid)", new.0, former.0))
+            .chain(["(null, null)".to_owned()])
+            .collect();
         // The name is asked for at each step: one that has moved may be in the name of the next one.
         let statement = format!(
             "-- move_tables
@@ -103,11 +105,16 @@ impl Moves {
                    execute format('alter %s %s set schema %I', one.kind, named.identity, one.target);
                  end if;
                end loop;
-               {owners}
+               for one in select c.oid::regclass as relation, pg_get_userbyid(f.relowner) as owner
+                          from (values {pairs}) as o (new, former) join pg_class as c on c.oid = o.new
+                            join pg_class as f on f.oid = o.former
+                          where c.relowner <> f.relowner loop
+                 execute format('alter table %s owner to %I', one.relation, one.owner);
+               end loop;
              end $move$",
             views = views.collect::<String>(),
             objects = objects.join(", "),
-            owners = owners.collect::<String>()
+            pairs = pairs.join(", ")
         );
         change(connection, &self.name, statement).await
     }
@@ -122,6 +129,7 @@ pub(super) async fn change(
     match sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await {
         Ok(_) => Ok(()),
         Err(error) if is_infrastructure_error(&error) => Err(error.into()),
+        Err(error) if is_change_of_others(&error) => Err(SwapError::Changed),
         Err(error) => Err(SwapError::Refused(format!(
             "the tables of {name} could not change places: {}",
             describe(&error)
@@ -129,14 +137,34 @@ pub(super) async fn change(
     }
 }
 
+/// Whether somebody has changed the same entry of the catalog at the same time, which takes no lock where it is about rights, or has taken
+/// away what is meant.
+pub(super) fn is_change_of_others(error: &sqlx::Error) -> bool {
+    let Some(answer) = error.as_database_error() else { return false };
+    match answer.code().as_deref() {
+        Some("XX000") => answer.message().contains("concurrently"),
+        Some("42P01" | "42703" | "42809") => true,
+        _ => false,
+    }
+}
+
+/// What the DDL of the version that serves has made.
+pub(super) async fn find_ddl_made(
+    connection: &mut PgConnection,
+    live: &ProcessorKey,
+    own_schema: &str,
+) -> Result<Vec<Made>, sqlx::Error> {
+    let declared = find_declared(connection, own_schema, &live.name, live.version).await?;
+    Ok(declared.as_ref().map(made_by_ddl).unwrap_or_default())
+}
+
 /// The former tables, what their version has made besides, and everything of the new version.
 async fn find_objects(
     connection: &mut PgConnection,
     live: &ProcessorKey,
     schemas: Schemas<'_>,
+    made: &[Made],
 ) -> Result<Vec<Moved>, sqlx::Error> {
-    let declared = find_declared(&mut *connection, schemas.own, &live.name, live.version).await?;
-    let made = declared.as_ref().map(made_by_ddl).unwrap_or_default();
     let statement = format!(
         "-- find_moves
          with former as materialized ({former})
@@ -153,23 +181,22 @@ async fn find_objects(
            select 3, n.kind, n.classid, n.objid, false from ({new}) as n
          ) as moved order by place, objid",
         former = former(live, schemas),
-        made = made_objects(&made, schemas.live, schemas.building_in),
+        made = made_objects(made, schemas.live, schemas.building_in),
         old = OBJECTS.replace("{schema}", &quote_literal(schemas.live)),
         new = OBJECTS.replace("{schema}", &quote_literal(schemas.building_in)),
     );
     sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
 }
 
-async fn find_owners(
+async fn find_pairs(
     connection: &mut PgConnection,
     live: &ProcessorKey,
     schemas: Schemas<'_>,
-) -> Result<Vec<Owner>, sqlx::Error> {
+) -> Result<Vec<Pair>, sqlx::Error> {
     let statement = format!(
-        "-- find_owners
-         select quote_ident(c.relname) as relation, quote_ident(pg_get_userbyid(f.relowner)) as owner
-         from pg_class as c join pg_class as f on f.relname = c.relname and f.oid in ({former})
-         where c.relnamespace = to_regnamespace({building_in}) and c.relowner <> f.relowner",
+        "-- find_pairs
+         select c.oid as new, f.oid as former from pg_class as c join pg_class as f on f.relname = c.relname and f.oid in ({former})
+         where c.relnamespace = to_regnamespace({building_in})",
         former = former(live, schemas),
         building_in = quote_literal(&quote_identifier(schemas.building_in)),
     );

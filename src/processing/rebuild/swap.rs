@@ -1,16 +1,22 @@
 //! The one transaction in which a version goes live: tables change schemas, trackers change names.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::sleep;
 
-use super::moves::{Moves, Schemas, change};
+use super::ddl::Made;
+use super::moves::{Moves, Schemas, change, find_ddl_made, is_change_of_others};
+use super::place::made_objects;
 use super::views::View;
 use super::{Beside, Rebuilds, SwapError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sqlstate::is_lock_timeout;
-use crate::processing::processor::{Dropped, list_planned_dependents, note_made, observe, observe_planned};
+use crate::processing::processor::{
+    Dependent, Dropped, ObjectId, find_made, list_planned_dependents, note_made, observe_planned,
+    observe_with,
+};
 use crate::processing::tracker::{Claim, ProcessorKey, Trackers};
 
 /// How long an attempt waits for the tables, again and again: whoever wants to read them meanwhile waits as well.
@@ -22,6 +28,28 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Those who have waited behind it meanwhile read then.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest `deadlock_timeout`, in milliseconds, that is waited for.
+const VACUUM_WAIT_MS: u32 = 4_500;
+
+/// How long what comes before the locks on the tables may wait for others.
+const PREPARATION_LIMIT: &str = "5s";
+
+/// An option that no table, view and column has: to reset it changes nothing, writes the entry in the catalog, and locks a view as to read it
+/// needs.
+pub(super) const NO_OPTION: &str = "fastupdate";
+
+/// What is found out before the tables are locked.
+struct Prepared {
+    /// What is on them.
+    before: Dropped,
+    /// What the former version has made besides tables.
+    without_tables: Vec<ObjectId>,
+    moves: Moves,
+    locks: Vec<String>,
+    /// What espd has made on the tables that serve again; `None`: that was not recorded, or they are new.
+    coming: Option<BTreeSet<String>>,
+}
 
 /// What changes places.
 #[derive(Debug)]
@@ -50,7 +78,57 @@ impl Swap<'_> {
         &self,
         connection: &mut PgConnection,
     ) -> Result<Vec<String>, sqlx::Error> {
-        Ok(observe(connection, self.trackers.schema(), &self.live.name).await?.irreplaceable())
+        let made = find_ddl_made(connection, self.live, self.trackers.schema()).await?;
+        let own = self.find_made_without_tables(connection, &made).await?;
+        let mut observed =
+            observe_with(&mut *connection, (self.trackers.schema(), &self.live.name), &own).await?;
+        observed.count_as_made(self.name_made(connection, &made).await?);
+        Ok(observed.irreplaceable())
+    }
+
+    /// Those objects that DDL has made and that are no part of a table, with their own parts: the checks of a domain, the type of arrays, the
+    /// functions of a range.
+    async fn find_made_without_tables(
+        &self,
+        connection: &mut PgConnection,
+        made: &[Made],
+    ) -> Result<Vec<ObjectId>, sqlx::Error> {
+        if made.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statement = format!(
+            "-- find_made_without_tables
+             with recursive own (classid, objid) as (
+               select m.classid, m.objid from ({}) as m where m.kind in ('routine', 'type', 'domain', 'sequence')
+               union
+               select linked.classid, linked.objid from own as c cross join lateral (
+                 select d.classid, d.objid from pg_depend as d
+                 where d.refclassid = c.classid and d.refobjid = c.objid and d.deptype in ('a', 'i')
+                 union all
+                 select d.refclassid, d.refobjid from pg_depend as d
+                 where d.classid = c.classid and d.objid = c.objid and d.deptype = 'i') as linked
+             ) select classid, objid from own order by classid, objid",
+            made_objects(made, self.schema, self.building_in)
+        );
+        sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+    }
+
+    /// What DDL has made, in the words of the list of dependents.
+    async fn name_made(
+        &self,
+        connection: &mut PgConnection,
+        made: &[Made],
+    ) -> Result<Vec<String>, sqlx::Error> {
+        if made.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statement = format!(
+            "-- name_made
+             select i.type || ' ' || i.identity
+             from ({}) as m cross join lateral pg_identify_object(m.classid, m.objid, 0) as i",
+            made_objects(made, self.schema, self.building_in)
+        );
+        sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
     }
 
     /// Exchanges the versions in the caller's transaction, which has locked the tracker that serves. Returns the schema of the
@@ -59,25 +137,50 @@ impl Swap<'_> {
         if !self.trackers.lock_claimed(&mut *transaction, self.claim).await? {
             return Err(SwapError::MovedOn);
         }
-        let (before, moves) = self.prepare(transaction).await?;
-        self.lock_tables(transaction).await?;
+        self.keep_out_vacuum(transaction).await?;
+        let prepared = self.prepare(transaction).await?;
+        self.lock_tables(transaction, &prepared.locks).await?;
         // What was found out before holds as long as nobody has changed anything.
-        if before.differs_from(&list_planned_dependents(transaction).await?) {
+        let now = list_planned_dependents(transaction, &prepared.without_tables).await?;
+        if prepared.before.differs_from(&now) {
             return Err(SwapError::Changed);
         }
-        self.exchange(transaction, &before, &moves).await?;
-        Ok(moves.archive)
+        self.exchange(transaction, &prepared).await?;
+        Ok(prepared.moves.archive)
+    }
+
+    /// Waits until nobody vacuums the tables, or makes indexes, while they are read and written as always. Whoever waits for autovacuum ends
+    /// it after `deadlock_timeout`, unless it keeps numbers of transactions from wrapping around.
+    async fn keep_out_vacuum(&self, transaction: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- keep_out_vacuum
+             select set_config('lock_timeout', (least(setting::integer, {VACUUM_WAIT_MS}) + 500) || 'ms', true)
+             from pg_catalog.pg_settings where name = 'deadlock_timeout';
+             do $lock$ declare one text; begin
+               for one in select format('%I.%I', p.table_schema, p.table_name) from {}.projection_tables as p
+                          where p.processor = {} order by p.table_schema, p.table_name loop
+                 execute 'lock table ' || one || ' in share update exclusive mode';
+               end loop;
+             end $lock$;
+             set local lock_timeout = '{PREPARATION_LIMIT}'",
+            self.trackers.schema(),
+            quote_literal(&self.live.name)
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
     }
 
     /// Everything that can be done while the tables are read as always: what is made of the new ones alone, and what is asked for. What a
     /// session does for the first time takes longest, so it is done here once.
-    async fn prepare(&self, transaction: &mut PgConnection) -> Result<(Dropped, Moves), SwapError> {
+    async fn prepare(&self, transaction: &mut PgConnection) -> Result<Prepared, SwapError> {
         let (own, name) = (self.trackers.schema(), &self.live.name);
         // A schema that is made, or dropped, would have everything planned anew.
         let archive = Beside::Archived(self.live.version).schema(self.schema, name);
         let make = format!("-- make_archive\ncreate schema {}", quote_identifier(&archive));
         change(transaction, name, make).await?;
-        let before = observe_planned(transaction, own, name).await?;
+        let made = find_ddl_made(transaction, self.live, own).await?;
+        let without_tables = self.find_made_without_tables(transaction, &made).await?;
+        let mut before = observe_planned(transaction, (own, name), &without_tables).await?;
+        before.count_as_made(self.name_made(transaction, &made).await?);
         let obstacles = before.irreplaceable();
         if !obstacles.is_empty() {
             return Err(SwapError::Refused(refusal(name, &obstacles)));
@@ -87,9 +190,43 @@ impl Swap<'_> {
         }
         self.drop_functions(transaction).await?;
         let schemas = Schemas { own, live: self.schema, building_in: self.building_in };
-        let moves = Moves::find(transaction, self.live, schemas, &before).await?;
+        let moves = Moves::find(transaction, self.live, schemas, (&before, &made)).await?;
+        let coming =
+            if self.is_new { None } else { find_made(transaction, own, &self.claim.key.name).await? };
+        let locks = self.list_locks(transaction, &before).await?;
         self.rehearse(transaction).await?;
-        Ok((before, moves))
+        Ok(Prepared { before, without_tables, moves, locks, coming })
+    }
+
+    /// The statements that keep others from using and changing what changes places. Views come first, as for whoever reads by them. Rights are
+    /// granted without a lock: whoever does so waits for the entries in the catalog, which are written as they are.
+    async fn list_locks(
+        &self,
+        transaction: &mut PgConnection,
+        before: &Dropped,
+    ) -> Result<Vec<String>, sqlx::Error> {
+        let views = before.views();
+        let views = if views.is_empty() { Vec::new() } else { View::read(transaction, &views).await? };
+        let views = views.iter().rev().map(View::lock);
+        let statement = format!(
+            "-- list_locks
+             with owned as (
+               select distinct c.oid, c.oid::regclass::text as name
+               from {schema}.owned_relations as o join pg_class as c on c.oid = o.oid and c.relkind in ('r', 'p')
+               where o.processor = {processor}
+             )
+             (select 'lock table ' || o.name || ' in access exclusive mode' from owned as o order by o.name)
+             union all
+             (select 'alter table ' || o.name || ' reset ({NO_OPTION})' || string_agg(
+                format(', alter column %I reset ({NO_OPTION})', a.attname), '' order by a.attnum)
+              from owned as o join pg_attribute as a on a.attrelid = o.oid and a.attnum > 0 and not a.attisdropped
+              group by o.name order by o.name)",
+            schema = self.trackers.schema(),
+            processor = quote_literal(&self.live.name)
+        );
+        let tables: Vec<String> =
+            sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_all(transaction).await?;
+        Ok(views.chain(tables).collect())
     }
 
     /// Has the session plan what the functions do, for a processor that nobody can have.
@@ -105,8 +242,7 @@ impl Swap<'_> {
     async fn exchange(
         &self,
         transaction: &mut PgConnection,
-        before: &Dropped,
-        moves: &Moves,
+        Prepared { before, moves, coming, .. }: &Prepared,
     ) -> Result<(), SwapError> {
         let (own_schema, name, archive) = (self.trackers.schema(), &self.live.name, &moves.archive);
         let of_others = before.views_of_others();
@@ -115,16 +251,21 @@ impl Swap<'_> {
         View::drop_all(transaction, &views).await?;
         moves.run(transaction).await?;
         self.exchange_trackers(transaction, archive).await?;
-        let mut now = list_planned_dependents(transaction).await?;
+        let mut now = list_planned_dependents(transaction, &[]).await?;
         if self.is_new {
             note_made(transaction, own_schema, name, &now).await?;
         }
         // Before what is on them is restored, and after espd's own was recorded.
         if !views.is_empty() {
             View::create_all(transaction, &views).await?;
-            now = list_planned_dependents(transaction).await?;
+            now = list_planned_dependents(transaction, &[]).await?;
+            // Also those that only what DDL has made besides leads to.
+            now.extend(of_others.iter().map(|view| Dependent::view(view)));
         }
-        let replaced = before.restore(transaction, &now).await?;
+        let replaced = match self.is_new {
+            true => before.restore(transaction, &now).await?,
+            false => before.restore_on_former(transaction, &now, coming.as_ref()).await?,
+        };
         if !replaced.lost.is_empty() {
             return Err(SwapError::Refused(refusal(name, &replaced.lost)));
         }
@@ -135,47 +276,23 @@ impl Swap<'_> {
         change(transaction, name, gone).await
     }
 
-    /// Locks the tables that serve, in the order of their names. Whoever wants to read them waits behind this session, so it asks
-    /// briefly at first, and lets them through in between.
-    async fn lock_tables(&self, transaction: &mut PgConnection) -> Result<(), sqlx::Error> {
+    /// Locks the views and the tables that serve, in the order of their names. Whoever wants to read them waits behind this session, so it
+    /// asks briefly at first, and lets them through in between.
+    async fn lock_tables(&self, transaction: &mut PgConnection, locks: &[String]) -> Result<(), SwapError> {
         let mut waits = LOCK_WAITS.iter().peekable();
         while let Some(wait) = waits.next() {
-            match self.try_lock_tables(transaction, *wait).await {
+            match try_lock_tables(transaction, locks, *wait).await {
                 Err(error) if is_lock_timeout(&error) && waits.peek().is_some() => {
                     sqlx::raw_sql("-- let_through\nrollback to savepoint before_tables")
                         .execute(&mut *transaction)
                         .await?;
                     sleep(PAUSE).await;
                 }
-                outcome => return outcome,
+                Err(error) if is_change_of_others(&error) => return Err(SwapError::Changed),
+                outcome => return Ok(outcome?),
             }
         }
         Ok(())
-    }
-
-    async fn try_lock_tables(
-        &self,
-        transaction: &mut PgConnection,
-        wait: Duration,
-    ) -> Result<(), sqlx::Error> {
-        let statement = format!(
-            "-- lock_tables
-             savepoint before_tables;
-             set local lock_timeout = '{}ms';
-             do $lock$ declare one text; begin
-               for one in select format('%I.%I', p.table_schema, p.table_name) from {}.projection_tables as p
-                          where p.processor = {} order by p.table_schema, p.table_name loop
-                 execute 'lock table ' || one || ' in access exclusive mode';
-               end loop;
-             end $lock$;
-             release savepoint before_tables;
-             set local lock_timeout = '{}ms'",
-            wait.as_millis(),
-            self.trackers.schema(),
-            quote_literal(&self.live.name),
-            LOCK_TIMEOUT.as_millis()
-        );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
     }
 
     /// Tables that the former version does not have get the rights that are given by default where they are going.
@@ -272,6 +389,25 @@ impl Swap<'_> {
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
     }
+}
+
+async fn try_lock_tables(
+    transaction: &mut PgConnection,
+    locks: &[String],
+    wait: Duration,
+) -> Result<(), sqlx::Error> {
+    let statement = format!(
+        "-- lock_tables
+         savepoint before_tables;
+         set local lock_timeout = '{}ms';
+         {};
+         release savepoint before_tables;
+         set local lock_timeout = '{}ms'",
+        wait.as_millis(),
+        locks.join(";\n"),
+        LOCK_TIMEOUT.as_millis()
+    );
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
 }
 
 /// Why something of others stands in the way, and what to do.

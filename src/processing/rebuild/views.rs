@@ -3,6 +3,7 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::SwapError;
+use super::swap::NO_OPTION;
 use crate::postgres::row::from_row;
 use crate::postgres::sqlstate::{describe, is_infrastructure_error};
 
@@ -44,6 +45,11 @@ impl View {
             from named as n join pg_class as c on c.oid = n.oid join levels as l on l.oid = n.oid
             group by n.name, c.oid, c.reloptions, c.relowner order by max(l.level), n.name";
         sqlx::query_as(statement).persistent(false).bind(names).fetch_all(connection).await
+    }
+
+    /// The statement that keeps others from reading and changing it. `lock table` would lock what it reads from as well.
+    pub(super) fn lock(&self) -> String {
+        format!("alter view {} reset ({NO_OPTION})", self.name)
     }
 
     /// Drops views that [`Self::read`] has read.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::postgres::quote::quote_literal;
@@ -29,44 +30,76 @@ pub(crate) struct Dependent {
 
 from_row!(Dependent { item, statement, apart, is_right });
 
+impl Dependent {
+    /// A view of this qualified name.
+    pub(crate) fn view(name: &str) -> Self {
+        Self { item: format!("{VIEW}{name}"), statement: None, apart: true, is_right: false }
+    }
+}
+
 /// Lists what is on the tables of a processor, and what depends on them. `schema` is quoted.
 pub(crate) async fn list(
     connection: &mut PgConnection,
     schema: &str,
     processor: &str,
 ) -> Result<Vec<Dependent>, sqlx::Error> {
+    list_with(connection, (schema, processor), &[]).await
+}
+
+/// As [`list`], with what depends on other objects that espd has made, by class and id.
+pub(super) async fn list_with(
+    connection: &mut PgConnection,
+    of: (&str, &str),
+    made: &[ObjectId],
+) -> Result<Vec<Dependent>, sqlx::Error> {
     enter_path(connection).await?;
-    sqlx::query_as(AssertSqlSafe(statement(schema, processor))).persistent(false).fetch_all(connection).await
+    let statement = statement(of, &arrays(made));
+    sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+}
+
+/// An object by its class and its id.
+pub(crate) type ObjectId = (Oid, Oid);
+
+/// The two arrays that [`LIST`] has as parameters.
+fn arrays(made: &[ObjectId]) -> [String; 2] {
+    let array = |of: fn(&ObjectId) -> Oid| {
+        let ids: Vec<String> = made.iter().map(|object| of(object).0.to_string()).collect();
+        format!("'{{{}}}'", ids.join(","))
+    };
+    [array(|object| object.0), array(|object| object.1)]
 }
 
 /// Names are written in quotes where they have to be, whatever the database's default: they are compared with those that were recorded
-/// earlier. On this path every name in an expression is written with its schema.
+/// earlier. On this path every name in an expression is written with its schema. To compile the query would take seconds.
 async fn enter_path(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let settings = "-- list_with_schemas
-         set local search_path = pg_catalog, pg_temp; set local quote_all_identifiers = off";
+         set local search_path = pg_catalog, pg_temp; set local quote_all_identifiers = off; set local jit = off";
     sqlx::raw_sql(settings).execute(connection).await.map(drop)
 }
 
-fn statement(schema: &str, processor: &str) -> String {
-    LIST.replace("{schema}", schema).replace("{processor}", &quote_literal(processor))
+fn statement((schema, processor): (&str, &str), [classes, objects]: &[String; 2]) -> String {
+    LIST.replace("{schema}", schema)
+        .replace("{processor}", &quote_literal(processor))
+        .replace("{classes}", classes)
+        .replace("{objects}", objects)
 }
 
-/// Has the session plan what [`list`] asks for, for [`list_planned`] in the same transaction: to plan it takes five times as long as to
+/// Has the session plan what [`list_with`] asks for, for [`list_planned`] in the same transaction: to plan it takes five times as long as to
 /// run it. A schema that is made or dropped meanwhile has it planned anew.
-pub(super) async fn plan(
-    connection: &mut PgConnection,
-    schema: &str,
-    processor: &str,
-) -> Result<(), sqlx::Error> {
+pub(super) async fn plan(connection: &mut PgConnection, of: (&str, &str)) -> Result<(), sqlx::Error> {
     enter_path(connection).await?;
     forget_planned(connection).await?;
-    let prepare = format!("prepare {PLANNED} as {}", statement(schema, processor));
+    let statement = statement(of, &["$1".to_owned(), "$2".to_owned()]);
+    let prepare = format!("set local plan_cache_mode = force_generic_plan; prepare {PLANNED} as {statement}");
     sqlx::raw_sql(AssertSqlSafe(prepare)).execute(connection).await.map(drop)
 }
 
-/// What [`list`] returns.
-pub(crate) async fn list_planned(connection: &mut PgConnection) -> Result<Vec<Dependent>, sqlx::Error> {
-    let statement = format!("-- list_dependents\nexecute {PLANNED}");
+/// What [`list_with`] returns.
+pub(crate) async fn list_planned(
+    connection: &mut PgConnection,
+    made: &[ObjectId],
+) -> Result<Vec<Dependent>, sqlx::Error> {
+    let statement = format!("-- list_dependents\nexecute {PLANNED}({})", arrays(made).join(", "));
     sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
 }
 
@@ -83,7 +116,7 @@ pub(crate) async fn forget_planned(connection: &mut PgConnection) -> Result<(), 
 }
 
 /// What espd had made with the tables, in the words of [`list`]; `None`: that was not recorded.
-pub(super) async fn find_made(
+pub(crate) async fn find_made(
     connection: &mut PgConnection,
     schema: &str,
     processor: &str,
@@ -136,12 +169,15 @@ impl Dropped {
     /// What others have made: it is not the author's to take away.
     fn of_others(&self) -> impl Iterator<Item = &Dependent> {
         self.before.iter().filter(|dependent| match &self.made {
-            // An espd of before has not recorded how a table was logged.
+            // An espd of before has not recorded how a table was logged, and what it had from its declaration.
             Some(made) if is_logging(&dependent.item) => {
                 made.iter().any(|item| is_logging(item)) && !made.contains(&dependent.item)
             }
+            Some(made) if is_recorded_late(&dependent.item) => {
+                made.iter().any(|item| item.starts_with(TABLESPACE)) && !made.contains(&dependent.item)
+            }
             Some(made) => dependent.is_right || !made.contains(&dependent.item),
-            None if is_logging(&dependent.item) => false,
+            None if is_logging(&dependent.item) || is_recorded_late(&dependent.item) => false,
             None => !["column ", "default value ", "sequence "]
                 .iter()
                 .any(|kind| dependent.item.starts_with(kind)),
@@ -179,6 +215,19 @@ impl Dropped {
         lost.map(|dependent| dependent.item.clone()).collect()
     }
 
+    /// The qualified names of all views.
+    pub(crate) fn views(&self) -> Vec<String> {
+        let items = self.before.iter().filter_map(|dependent| dependent.item.strip_prefix(VIEW));
+        items.map(str::to_owned).collect()
+    }
+
+    /// Takes these for made by espd as well, where it is known what espd has made.
+    pub(crate) fn count_as_made(&mut self, items: Vec<String>) {
+        if let Some(made) = &mut self.made {
+            made.extend(items);
+        }
+    }
+
     /// The qualified names of views that others have made.
     pub(crate) fn views_of_others(&self) -> Vec<String> {
         self.of_others()
@@ -195,23 +244,66 @@ impl Dropped {
     ) -> Result<Replaced, sqlx::Error> {
         let mut replaced = Replaced::default();
         let now: BTreeSet<&str> = now.iter().map(|dependent| dependent.item.as_str()).collect();
-        for Dependent { item, statement, is_right, .. } in self.of_others() {
-            let is_there = now.contains(item.as_str());
+        self.make_again(connection, |dependent| now.contains(dependent.item.as_str()), &mut replaced).await?;
+        Ok(replaced)
+    }
+
+    /// As [`Self::restore`], on tables that have served before: what others had made on them, and have taken away or changed since, goes.
+    /// `made`: what espd had made on them; `None`: that was not recorded, so nothing is taken away, and what would have to be counts as lost.
+    pub(crate) async fn restore_on_former(
+        &self,
+        connection: &mut PgConnection,
+        now: &[Dependent],
+        made: Option<&BTreeSet<String>>,
+    ) -> Result<Replaced, sqlx::Error> {
+        let mut replaced = Replaced::default();
+        // What is on something goes before it.
+        for dependent in now.iter().rev().filter(|dependent| self.is_outdated(dependent)) {
+            let Some(removal) = removal(&dependent.item) else { continue };
+            match made {
+                Some(made) if made.contains(&dependent.item) => {}
+                Some(_) => match attempt(connection, &removal).await? {
+                    None => {}
+                    Some(reason) => replaced.lost.push(format!("no {} ({reason})", dependent.item)),
+                },
+                None => replaced.lost.push(format!("no {}", dependent.item)),
+            }
+        }
+        self.make_again(connection, |dependent| now.contains(dependent), &mut replaced).await?;
+        Ok(replaced)
+    }
+
+    /// Whether something is not so any more, on the tables that serve.
+    fn is_outdated(&self, dependent: &Dependent) -> bool {
+        !self.before.contains(dependent)
+            && (self.before.iter().all(|other| other.item != dependent.item)
+                || self.of_others().any(|other| other.item == dependent.item))
+    }
+
+    async fn make_again(
+        &self,
+        connection: &mut PgConnection,
+        is_there: impl Fn(&Dependent) -> bool,
+        replaced: &mut Replaced,
+    ) -> Result<(), sqlx::Error> {
+        for dependent in self.of_others() {
+            let Dependent { item, statement, is_right, .. } = dependent;
+            let is_there = is_there(dependent);
             match statement {
                 _ if is_there && !is_right => {}
                 None => replaced.lost.push(item.clone()),
                 Some(statement) => match attempt(connection, statement).await? {
                     // What was on a view that is lost goes with it.
                     Some(_) if is_on_one_of(item, &replaced.lost) => {}
-                    Some(reason) if !is_there => replaced.lost.push(format!("{item} ({reason})")),
-                    None if !is_there && !item.starts_with("rights ") => {
+                    Some(reason) => replaced.lost.push(format!("{item} ({reason})")),
+                    None if !is_there && !item.starts_with(RIGHTS) => {
                         replaced.carried_over.push(item.clone())
                     }
-                    _ => {}
+                    None => {}
                 },
             }
         }
-        Ok(replaced)
+        Ok(())
     }
 
     /// Divides what others have made into what can be made again later, on tables that are not there yet, and what is lost.
@@ -221,8 +313,9 @@ impl Dropped {
         let (later, others): (Vec<&Dependent>, Vec<&Dependent>) =
             self.of_others().partition(|dependent| dependent.statement.is_some());
         let lost = others.into_iter().filter(|dependent| !can_be_declared(dependent));
+        let told = later.iter().filter(|dependent| !dependent.item.starts_with(RIGHTS));
         let replaced = Replaced {
-            carried_over: later.iter().map(|dependent| dependent.item.clone()).collect(),
+            carried_over: told.map(|dependent| dependent.item.clone()).collect(),
             lost: lost.map(|dependent| dependent.item.clone()).collect(),
         };
         (later, replaced)
@@ -231,6 +324,37 @@ impl Dropped {
 
 /// How the item of a view begins.
 const VIEW: &str = "view ";
+
+/// How the item begins that takes away what is not granted.
+const RIGHTS: &str = "rights on ";
+
+/// How an item begins that each table has.
+const TABLESPACE: &str = "tablespace ";
+
+/// Whether it is of a kind that is listed since each table has an item of its tablespace.
+fn is_recorded_late(item: &str) -> bool {
+    [TABLESPACE, "toast option ", "not null of ", "security label ", "type "]
+        .iter()
+        .any(|kind| item.starts_with(kind))
+}
+
+/// What takes away something that is no object apart.
+fn removal(item: &str) -> Option<String> {
+    let of = |kind: &str| item.strip_prefix(kind);
+    if let Some(table) = of("row level security of ") {
+        Some(format!("alter table {table} disable row level security"))
+    } else if let Some(table) = of("forced row level security of ") {
+        Some(format!("alter table {table} no force row level security"))
+    } else if of("policy ").is_some() {
+        Some(format!("drop {item}"))
+    } else if of("comment on ").is_some() {
+        Some(format!("{item} is null"))
+    } else if let Some((on, provider)) = of("security label of ").and_then(|rest| rest.rsplit_once(" for ")) {
+        Some(format!("security label for {provider} on {on} is null"))
+    } else {
+        None
+    }
+}
 
 /// Whether it says that a table is logged or unlogged.
 fn is_logging(item: &str) -> bool {

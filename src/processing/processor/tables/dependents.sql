@@ -1,15 +1,18 @@
 -- list_dependents
 -- What is on the tables of a processor, and what depends on them: everything that `drop table ... cascade` takes away.
 -- `statement` makes it again on a table of the same name; null where that is for whoever has made it. Rights are made
--- again whether or not there are any. `apart`: it is not a part of one of the tables.
+-- again whether or not there are any. `apart`: it is not a part of one of the tables. The parameters are objects without tables that espd has
+-- made as well, by class and id: what depends on them is listed, and they are not.
 with recursive owned as (
   select c.oid
   from {schema}.projection_tables as p
     join pg_namespace as n on n.nspname = p.table_schema
     join pg_class as c on c.relnamespace = n.oid and c.relname = p.table_name
   where p.processor = {processor}
+), own (classid, objid) as (
+  select * from unnest({classes}::oid[], {objects}::oid[])
 ), closure (classid, objid) as (
-  select 'pg_class'::regclass::oid, oid from owned
+  (select 'pg_class'::regclass::oid, oid from owned union all select o.classid, o.objid from own as o)
   union
   select linked.classid, linked.objid
   from closure as c cross join lateral (
@@ -48,7 +51,9 @@ with recursive owned as (
         c.objid)
     end as relation
   from closure as c cross join lateral pg_identify_object(c.classid, c.objid, 0) as i
-  where c.classid <> 'pg_type'::regclass and coalesce(i.schema, '') <> 'pg_toast'
+  where coalesce(i.schema, '') <> 'pg_toast' and (c.classid, c.objid) not in (select o.classid, o.objid from own as o)
+    -- Not the types of rows and arrays, but those that others have made of them.
+    and (c.classid <> 'pg_type'::regclass or exists (select from pg_type where oid = c.objid and typtype in ('d', 'r')))
     and not (c.classid = 'pg_class'::regclass and c.objid in (select oid from owned))
     and not (c.classid = 'pg_trigger'::regclass and exists (select from pg_trigger where oid = c.objid and tgisinternal))
     and not (c.classid = 'pg_rewrite'::regclass
@@ -77,7 +82,7 @@ with recursive owned as (
   where r.is_part
 ), indexes as (
   select r.name as relation, format('%I.%I', n.nspname, x.relname) as name, quote_ident(x.relname) as quoted, x.oid,
-    x.reloptions, i.indisclustered
+    x.reloptions, x.reltablespace, i.indisclustered
   from relations as r
     join pg_index as i on i.indrelid = r.oid
     join pg_class as x on x.oid = i.indexrelid
@@ -99,6 +104,35 @@ with recursive owned as (
   union all
   select 2, format('option %s of %s', option, r.name), format('alter table %s set (%s)', r.name, option), false, false
   from relations as r cross join lateral unnest(r.reloptions) as option where r.is_part
+  union all
+  select 2, format('toast option %s of %s', option, r.name), format('alter table %s set (toast.%s)', r.name, option), false, false
+  from relations as r join pg_class as c on c.oid = r.oid join pg_class as t on t.oid = c.reltoastrelid
+    cross join lateral unnest(t.reloptions) as option where r.is_part
+  union all
+  -- What takes long is for whoever has done it.
+  select 2, format('tablespace %I of %s', s.spcname, r.name), null, false, false
+  from relations as r join pg_class as c on c.oid = r.oid
+    join pg_database as b on b.datname = current_database()
+    join pg_tablespace as s on s.oid = coalesce(nullif(c.reltablespace, 0), b.dattablespace)
+  where r.is_part
+  union all
+  select 5, format('tablespace %I of index %s', s.spcname, x.name), null, false, false
+  from indexes as x join pg_tablespace as s on s.oid = x.reltablespace
+  union all
+  select 2, format('not null of column %s.%I', r.name, t.attname), null, false, false
+  from relations as r join pg_attribute as t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
+  where r.is_part and t.attnotnull
+  union all
+  select 8, format('security label of table %s for %I', r.name, l.provider),
+    format('security label for %I on table %s is %L', l.provider, r.name, l.label), false, false
+  from relations as r join pg_seclabel as l on l.classoid = 'pg_class'::regclass and l.objoid = r.oid and l.objsubid = 0
+  where r.is_part
+  union all
+  select 8, format('security label of column %s.%I for %I', r.name, t.attname, l.provider),
+    format('security label for %I on column %s.%I is %L', l.provider, r.name, t.attname, l.label), false, false
+  from relations as r join pg_seclabel as l on l.classoid = 'pg_class'::regclass and l.objoid = r.oid
+    join pg_attribute as t on t.attrelid = r.oid and t.attnum = l.objsubid
+  where r.is_part and t.attnum > 0
   union all
   select 2, format('statistics target %s of column %s', c.attstattarget, c.name),
     format('alter table %s alter column %s set statistics %s', c.relation, c.quoted, c.attstattarget), false, false
@@ -171,16 +205,49 @@ with recursive owned as (
             where i.indrelid = r.oid and i.indisreplident) end), false, false
   from relations as r where r.is_part and r.relreplident <> 'd'
   union all
-  -- What was granted is granted again, and nothing else: default privileges do not bring back what was taken away.
+  -- What was granted is granted again, and nothing else: neither default privileges nor a table that comes back bring back what was
+  -- taken away.
   select 6, format('rights on %s', r.name), format(
     'do $do$ declare who text; begin
        for who in select distinct case a.grantee when 0 then ''public'' else quote_ident(pg_get_userbyid(a.grantee)) end
-                  from pg_class as c cross join lateral aclexplode(c.relacl) as a
-                  where c.oid = %L::regclass and a.grantee <> c.relowner loop
-         execute ''revoke all on %s %s from '' || who;
+                  from pg_class as c cross join lateral (
+                    select g.grantee from aclexplode(c.relacl) as g
+                    union all
+                    select g.grantee from pg_attribute as t cross join lateral aclexplode(t.attacl) as g where t.attrelid = c.oid) as a
+                  where c.oid = to_regclass(%L) and a.grantee <> c.relowner loop
+         execute ''revoke all on %s %s from '' || who || '' cascade'';
        end loop;
      end $do$', r.name, case r.relkind when 'S' then 'sequence' else 'table' end, replace(r.name, '''', '''''')), false, true
-  from relations as r where r.relacl is not null
+  from relations as r
+  union all
+  select 6, format('rights on %s %s', m.type, m.identity), format(
+    'do $do$ declare who text; begin
+       if to_%s(%L) is null then return; end if;
+       for who in select distinct case a.grantee when 0 then ''public'' else quote_ident(pg_get_userbyid(a.grantee)) end
+                  from %s as c cross join lateral aclexplode(coalesce(c.%s, acldefault(%L, c.%s))) as a
+                  where c.oid = to_%s(%L) and a.grantee <> c.%s loop
+         execute ''revoke all on %s %s from '' || who || '' cascade'';
+       end loop;
+       %s
+     end $do$', m.regtype, m.identity, m.catalog, m.acl, m.acltype, m.owner, m.regtype, m.identity, m.owner, m.type,
+    replace(m.identity, '''', ''''''), m.granted), false, true
+  from (
+    select o.*, (
+        select string_agg(format('grant %s on %s %s to %s%s;', a.privilege_type, o.type, o.identity,
+          case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end,
+          case when a.is_grantable then ' with grant option' else '' end), ' ' order by a.grantee, a.privilege_type)
+        from aclexplode(o.rights) as a where a.grantee <> o.owned_by) as granted
+    from (
+      select 'routine' as type, i.identity, 'regprocedure' as regtype, 'pg_proc' as catalog, 'proacl' as acl, 'f' as acltype,
+        'proowner' as owner, p.proowner as owned_by, coalesce(p.proacl, acldefault('f', p.proowner)) as rights
+      from own as m join pg_proc as p on m.classid = 'pg_proc'::regclass and p.oid = m.objid
+        cross join lateral pg_identify_object(m.classid, m.objid, 0) as i
+      union all
+      select 'type', i.identity, 'regtype', 'pg_type', 'typacl', 'T', 'typowner', y.typowner,
+        coalesce(y.typacl, acldefault('T', y.typowner))
+      from own as m join pg_type as y on m.classid = 'pg_type'::regclass and y.oid = m.objid and y.typtype in ('e', 'd', 'r', 'c')
+        cross join lateral pg_identify_object(m.classid, m.objid, 0) as i) as o
+  ) as m
   union all
   select 7, format('%s%s on %s for %s', lower(g.privilege_type), coalesce(' (' || quote_ident(g.column_name) || ')', ''), g.name,
       grantee.name),

@@ -2,10 +2,11 @@
 
 use super::*;
 
-/// Has every change of a table's schema wait for an advisory lock, also where locks are waited for briefly.
+/// Has the change of the tables' schemas wait for an advisory lock, also where locks are waited for briefly.
 const HOLD: &str = "
     create function hold() returns event_trigger language plpgsql as $$ begin
-      perform set_config('lock_timeout', '0', true), pg_advisory_xact_lock_shared(4711);
+      perform set_config('lock_timeout', '0', true), pg_advisory_xact_lock_shared(4711)
+        where current_query() like '%-- move_tables%';
     end $$;
     create event trigger hold on ddl_command_end when tag in ('ALTER TABLE') execute function hold()";
 

@@ -165,6 +165,109 @@ async fn functions_types_sequences_and_statistics_of_ddl_change_places_with_the_
     daemon.stop().await;
 }
 
+#[tokio::test]
+async fn what_others_have_on_what_ddl_makes_is_carried_over_or_named() {
+    let ddl = [
+        "create type mood as enum ('good')",
+        "create domain score as int check (value >= 0)",
+        "create sequence numbers",
+        "create function price(n int) returns int language sql as 'select 1'",
+    ];
+    let (fixture, daemon) = Fixture::with_ddl(&ddl).await;
+    let reader = format!("reader_{}", fixture.db.name);
+    fixture
+        .run(&format!(
+            "create role {reader}; revoke execute on function price from public; grant execute on function price to {reader};
+             revoke usage on type mood from public; grant usage on sequence numbers to {reader};
+             create view public.priced as select public.price(7) as price"
+        ))
+        .await;
+    let mut second = ddl;
+    second[3] = "create function price(n int) returns int language sql as 'select 2'";
+    fixture.declare_ddl(2, &second, "");
+    for (make, named, remove) in [
+        ("create table public.moods (m public.mood)", "table public.moods", "drop table public.moods"),
+        (
+            "create table public.numbered (n bigint default nextval('public.numbers'))",
+            "default value for public.numbered.n",
+            "drop table public.numbered",
+        ),
+        ("create domain public.high as public.score", "type public.high", "drop domain public.high"),
+    ] {
+        fixture.run(make).await;
+        fixture.refused(&[&["rebuild", "orders", "--yes", "--go-live", "swap"]], named).await;
+        fixture.run(remove).await;
+    }
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    assert_eq!(fixture.fact("select price from public.priced").await, "2");
+    let rights = format!(
+        "select concat_ws(' ', has_function_privilege('{reader}', 'public.price(int)', 'execute'),
+           has_sequence_privilege('{reader}', 'public.numbers', 'usage'),
+           (select proacl::text not like '%{{=%' and proacl::text not like '%,=%' from pg_proc where oid = 'public.price(int)'::regprocedure),
+           (select typacl is not null and typacl::text not like '%{{=%' from pg_type where oid = 'public.mood'::regtype))"
+    );
+    assert_eq!(fixture.fact(&rights).await, "t t t t");
+    fixture.run(&format!("revoke all on function price from {reader}")).await;
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.fact(&rights).await, "f t t t");
+    daemon.stop().await;
+}
+
+/// What a new table cannot be given in a moment, or by nobody but its maker.
+#[tokio::test]
+async fn what_others_have_set_on_a_table_is_carried_over_or_named() {
+    let (fixture, daemon) = Fixture::running().await;
+    let name = fixture.db.name.clone();
+    fixture.declare(2, WIDER);
+    fixture.run("alter table orders set (toast.autovacuum_enabled = off)").await;
+    let mut superuser = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
+    let settings = "set allow_in_place_tablespaces = on; set allow_system_table_mods = on";
+    sqlx::raw_sql(settings).execute(&mut superuser).await.unwrap();
+    for (make, named, remove) in [
+        (
+            format!("create tablespace fast_{name} location ''"),
+            "",
+            String::new(),
+        ),
+        (
+            format!("alter table orders set tablespace fast_{name}"),
+            "tablespace fast_",
+            "alter table orders set tablespace pg_default".to_owned(),
+        ),
+        (
+            format!("alter index orders_n set tablespace fast_{name}"),
+            "of index public.orders_n",
+            "alter index orders_n set tablespace pg_default".to_owned(),
+        ),
+        (
+            "alter table orders alter column n set not null".to_owned(),
+            "not null of column public.orders.n",
+            "alter table orders alter column n drop not null".to_owned(),
+        ),
+        (
+            "create domain public.whole as public.orders".to_owned(),
+            "type public.whole",
+            "drop domain public.whole".to_owned(),
+        ),
+        (
+            "insert into pg_seclabel values ('public.orders'::regclass, 'pg_class'::regclass, 0, 'selinux', 'secret')".to_owned(),
+            "security label of table public.orders",
+            "delete from pg_seclabel where label = 'secret'".to_owned(),
+        ),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(make.clone())).execute(&mut superuser).await.unwrap();
+        if !named.is_empty() {
+            let refused = fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await;
+            assert!(refused.code == Some(1) && refused.stderr.contains(named), "{make}: {refused:?}");
+        }
+        sqlx::raw_sql(AssertSqlSafe(remove)).execute(&mut superuser).await.unwrap();
+    }
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    let options = "select t.reloptions from pg_class as c join pg_class as t on t.oid = c.reltoastrelid where c.oid = 'public.orders'::regclass";
+    assert_eq!(fixture.fact(options).await, "{autovacuum_enabled=off}");
+    daemon.stop().await;
+}
+
 /// Rows of a table that is not logged reach no subscriber.
 #[tokio::test]
 async fn a_version_that_is_only_looked_at_is_not_published() {
