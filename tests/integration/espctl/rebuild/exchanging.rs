@@ -142,10 +142,6 @@ async fn what_others_grant_or_set_during_an_exchange_is_there_afterwards_or_they
             format!("select has_column_privilege('{reader}', 'public.orders', 'n', 'select')"),
         ),
         (
-            format!("/* late */ grant insert on public.orders to {reader}"),
-            format!("select has_table_privilege('{reader}', 'public.orders', 'insert')"),
-        ),
-        (
             format!("/* late */ grant select on public.seen to {reader}"),
             format!("select has_table_privilege('{reader}', 'public.seen', 'select')"),
         ),
