@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::ddl::Made;
 use super::moves::{Moves, Schemas, change, find_ddl_made, is_change_of_others};
 use super::place::made_objects;
-use super::views::View;
+use super::views::{NO_OPTION, View};
 use super::{Beside, Rebuilds, SwapError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sqlstate::is_lock_timeout;
@@ -34,10 +34,6 @@ const VACUUM_WAIT_MS: u32 = 4_500;
 
 /// How long what comes before the locks on the tables may wait for others.
 const PREPARATION_LIMIT: &str = "5s";
-
-/// An option that no table, view and column has: to reset it changes nothing, writes the entry in the catalog, and locks a view as to read it
-/// needs.
-pub(super) const NO_OPTION: &str = "fastupdate";
 
 /// What is found out before the tables are locked.
 struct Prepared {

@@ -3,9 +3,12 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::SwapError;
-use super::swap::NO_OPTION;
 use crate::postgres::row::from_row;
 use crate::postgres::sqlstate::{describe, is_infrastructure_error};
+
+/// An option that no table, view and column has: to reset it changes nothing, writes the entry in the catalog, and locks a view as to read it
+/// needs.
+pub(super) const NO_OPTION: &str = "fastupdate";
 
 /// A view, and how it is made again.
 #[derive(Debug)]
