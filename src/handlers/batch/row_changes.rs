@@ -2,17 +2,16 @@
 //!
 //! A handler names rows one by one. Written one by one, each would cost a round trip. Changes of different keys of a table
 //! do not affect each other, so a change may share the statement of an earlier one of the same form, as long as no change
-//! between them is about the same row. What is set of a row again is set at once with what was to be set before, which no one
-//! would have seen. If rows depend on one another beyond the key, or if it cannot be told whether two keys are the same, changes
-//! are applied in the order in which they were named.
+//! between them is about the same row. A row that is set again replaces what was to be set before, which no one would have
+//! seen. If rows depend on one another beyond the key, or if it cannot be told whether two keys are the same, changes are
+//! applied in the order in which they were named.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::tables::{Members, RowTables, TableShape};
+use super::tables::{Members, RowTables};
 
 /// One row that is to be written or deleted.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +38,7 @@ type Row = (String, Vec<String>);
 struct Group<'a> {
     form: Form,
     statement: String,
-    /// The JSON text of each; empty: it is set with a later change.
-    rows: Vec<Cow<'a, str>>,
+    rows: Vec<&'a RawValue>,
 }
 
 /// The changes of many events, in few statements.
@@ -83,52 +81,26 @@ impl<'a> RowChanges<'a> {
         let members = self.tables.members(shape, row)?;
         let members: Members<'a> = if deletes { shape.deleted(members) } else { shape.upserted(members) }?;
         let (is_tied, key) = (shape.is_tied(), shape.key_of(&members));
-        let row_of = key.map(|key| (table.to_owned(), key));
-        let earlier = row_of.as_ref().filter(|_| !is_tied && !deletes).and_then(|row| self.find_set(row));
-        let joined = earlier.and_then(|at| Some((at, self.join(shape, at, &members)?)));
-        let (text, columns) = match joined {
-            Some((at, (text, columns))) => {
-                if columns == self.groups[at.0].form.columns {
-                    self.groups[at.0].rows[at.1] = text.into();
-                    return Ok(());
-                }
-                self.groups[at.0].rows[at.1] = Cow::Borrowed("");
-                (text.into(), columns)
-            }
-            None => (row.get().into(), members.into_keys().collect()),
-        };
-        let form = Form { table: table.to_owned(), deletes, columns };
-        let place = self.place(&form, is_tied, row_of.as_ref());
-        if let Some(row) = row_of {
-            self.last_of_row.insert(row, (place, self.groups[place].rows.len()));
+        let form = Form { table: table.to_owned(), deletes, columns: members.into_keys().collect() };
+        let known = key.map(|key| (form.table.clone(), key));
+        if let Some(earlier) = known.as_ref().and_then(|known| self.overwritten(&form, is_tied, known)) {
+            *earlier = row;
+            return Ok(());
         }
-        self.groups[place].rows.push(text);
+        let place = self.place(&form, is_tied, known.as_ref());
+        if let Some(known) = known {
+            self.last_of_row.insert(known, (place, self.groups[place].rows.len()));
+        }
+        self.groups[place].rows.push(row);
         Ok(())
     }
 
-    /// The group and the place of the last change of a row, if that sets columns, and nothing about unknown rows is behind it.
-    fn find_set(&self, row: &Row) -> Option<(usize, usize)> {
-        let at = *self.last_of_row.get(row)?;
-        let is_behind_unknown = at.0 < self.floor.get(&row.0).copied().unwrap_or(0);
-        (!is_behind_unknown && !self.groups.get(at.0)?.form.deletes).then_some(at)
-    }
-
-    /// A row and its columns as it is set by the change at this place and by a later one. `None`: the two are not one change, because
-    /// without the later one a row would lack a value, which is an error of the earlier one.
-    fn join(
-        &self,
-        shape: &TableShape,
-        (group, place): (usize, usize),
-        later: &Members<'_>,
-    ) -> Option<(String, Vec<String>)> {
-        let earlier: Members<'_> = serde_json::from_str(self.groups.get(group)?.rows.get(place)?).ok()?;
-        let was_complete = shape.is_complete(|column| earlier.contains_key(column));
-        let joined: Members<'_> =
-            earlier.into_iter().chain(later.iter().map(|(column, value)| (column.clone(), *value))).collect();
-        if was_complete != shape.is_complete(|column| joined.contains_key(column)) {
-            return None;
-        }
-        Some((serde_json::to_string(&joined).ok()?, joined.into_keys().collect()))
+    /// The change that this one replaces: the last one of its row, if that sets the same columns.
+    fn overwritten(&mut self, form: &Form, is_tied: bool, row: &Row) -> Option<&mut &'a RawValue> {
+        let (group, place) = *self.last_of_row.get(row).filter(|_| !is_tied && !form.deletes)?;
+        let is_behind_unknown = group < self.floor.get(&form.table).copied().unwrap_or(0);
+        let group = self.groups.get_mut(group).filter(|group| group.form == *form && !is_behind_unknown)?;
+        group.rows.get_mut(place)
     }
 
     /// The group that a change goes into, which may be a new one.
@@ -167,11 +139,7 @@ impl<'a> RowChanges<'a> {
     /// Applies all changes.
     pub(crate) async fn apply(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         for Group { statement, rows, .. } in self.groups {
-            let rows: Vec<&str> = rows.iter().map(AsRef::as_ref).filter(|row| !row.is_empty()).collect();
-            if rows.is_empty() {
-                continue;
-            }
-            let rows = rows.join(",");
+            let rows = rows.iter().map(|row| row.get()).collect::<Vec<_>>().join(",");
             let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
             query.bind(format!("[{rows}]")).execute(&mut *connection).await?;
         }
@@ -196,10 +164,8 @@ mod tests {
             };
             grouped.add(change).unwrap();
         }
-        let shown = |group: Group<'_>| -> Vec<String> {
-            group.rows.into_iter().filter(|row| !row.is_empty()).map(Cow::into_owned).collect()
-        };
-        grouped.groups.into_iter().map(shown).filter(|rows| !rows.is_empty()).collect()
+        let shown = |group: Group<'_>| group.rows.iter().map(|row| row.get().to_owned()).collect();
+        grouped.groups.into_iter().map(shown).collect()
     }
 
     #[test]
@@ -214,11 +180,8 @@ mod tests {
             ("-todos", r#"{"id":"2"}"#),
             ("todos", r#"{"id":3,"title":"c"}"#),
         ]);
-        let expected: [&[&str]; 3] = [
-            &[other, r#"{"id":3,"title":"c"}"#],
-            &[r#"{"id":1,"list":3,"title":"a"}"#],
-            &[delete, r#"{"id":"2"}"#],
-        ];
+        let expected: [&[&str]; 3] =
+            [&[add, other, r#"{"id":3,"title":"c"}"#], &[amend], &[delete, r#"{"id":"2"}"#]];
         assert_eq!(grouped, expected);
     }
 
@@ -231,18 +194,7 @@ mod tests {
             ("todos", r#"{"id":1,"title":"c"}"#),
             ("-todos", r#"{"id":1,"title":"c"}"#),
         ]);
-        assert_eq!(grouped.len(), 4, "{grouped:?}");
-    }
-
-    #[test]
-    fn what_is_set_of_a_row_again_is_set_at_once() {
-        let amended = |rest: &str| format!(r#"{{"id":7,{rest}}}"#);
-        let changes = [amended(r#""list":1"#), amended(r#""note":"x""#), amended(r#""list":2"#)];
-        let changes: Vec<_> = changes.iter().map(|row| ("todos", row.as_str())).collect();
-        assert_eq!(groups(&changes), [[r#"{"id":7,"list":2,"note":"x"}"#]]);
-        // A row that is not there yet lacks its title, so the first change is an error, whatever the second one says.
-        let grouped = groups(&[("todos", &amended(r#""list":1"#)), ("todos", &amended(r#""title":"a""#))]);
-        assert_eq!(grouped.len(), 2, "{grouped:?}");
+        assert_eq!(grouped.len(), 5, "{grouped:?}");
     }
 
     #[test]
