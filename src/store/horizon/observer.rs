@@ -16,6 +16,7 @@ use super::observe_error::ObserveError;
 use super::{Holder, Horizon, Rule, Writer};
 use crate::event::Position;
 use crate::postgres::literal::simple;
+use crate::postgres::sqlstate::is_missing_right;
 use crate::store::layout::{LAST_VALUE, Layout, Order};
 
 /// Most holders that are named. A store that is held back by more of them has one cause, not many.
@@ -129,8 +130,13 @@ impl Observer {
     async fn finish(&mut self, connection: &mut PgConnection) -> Result<(), ObserveError> {
         // On a table that is closed to readers, this read would wait for the transaction that has closed it.
         if self.rule.is_held() && !self.is_closed {
-            let end = self.read_visible_prefix(connection).await?;
-            self.rule.extend(end);
+            match self.read_visible_prefix(connection).await {
+                // What may not be read settles nothing. Whoever needs the events is told why by reading them.
+                Err(error) if is_missing_right(&error) => {}
+                end => {
+                    self.rule.extend(end?);
+                }
+            }
         }
         if let Some(durability) = &mut self.durability {
             durability.observe(connection, self.rule.settled()).await?;
@@ -235,7 +241,7 @@ impl Observer {
 
     /// The end of the run of visible events right after the settled position; that position itself
     /// if the next id is a hole, for which the inner condition spares the scan.
-    async fn read_visible_prefix(&self, connection: &mut PgConnection) -> Result<Position, ObserveError> {
+    async fn read_visible_prefix(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
         let (table, position) = (&self.table, self.rule.settled());
         let statement = format!(
             "-- read_visible_prefix
@@ -249,7 +255,7 @@ impl Observer {
               where id = {position} + place"
         );
         let row = simple(statement).fetch_one(connection).await?;
-        Ok(row.try_get("last_id")?)
+        row.try_get("last_id")
     }
 
     fn note_holders(&mut self) {

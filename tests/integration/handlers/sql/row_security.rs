@@ -167,3 +167,18 @@ async fn a_daemon_waits_while_a_policy_hides_rows_and_loses_none() {
     daemon.stop().await;
     pool.close().await;
 }
+
+#[tokio::test]
+async fn a_status_is_told_while_a_policy_hides_events_and_somebody_writes() {
+    let db = support::database().await;
+    let pool = least(&db).await;
+    let installation = Installation::new(&least_url(&db), "");
+    installation.declare_notes("notes", "");
+    run(&db.pool, "alter table espd.events enable row level security").await;
+    let mut writer = db.pool.begin().await.unwrap();
+    let insert = "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'A', 1, '{}')";
+    sqlx::query(insert).execute(&mut *writer).await.unwrap();
+    assert_eq!(installation.status("notes").await["name"], "notes");
+    writer.rollback().await.unwrap();
+    pool.close().await;
+}
