@@ -27,8 +27,8 @@ pub(super) struct Folder {
     socket: PathBuf,
     pub(super) account: Account,
     temporary: Option<TempDir>,
-    // Held, not read: closing the file releases the lock.
-    _lock: Option<File>,
+    // Held, not read.
+    _lock: Option<FolderLock>,
 }
 
 impl Folder {
@@ -139,8 +139,22 @@ pub(super) fn running_socket(folder: &Path) -> Option<PathBuf> {
     socket.map(PathBuf::from)
 }
 
-/// Takes the folder for this process, until the file is closed.
-fn lock(folder: &Path) -> Result<File> {
+/// Keeps a folder for this process until it is dropped.
+///
+/// Closing the file would not do: while another thread starts a program, its child has the file as well, until it has become that
+/// program, and with it the lock.
+#[derive(Debug)]
+struct FolderLock(File);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // If it fails, closing the file is what is left.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Takes the folder for this process.
+fn lock(folder: &Path) -> Result<FolderLock> {
     let context = |source| Error::Folder { folder: folder.to_owned(), source };
     let file = File::options()
         .write(true)
@@ -149,7 +163,7 @@ fn lock(folder: &Path) -> Result<File> {
         .open(folder.join("espd.lock"))
         .map_err(context)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(FolderLock(file)),
         Err(TryLockError::WouldBlock) => Err(Error::Locked { folder: folder.to_owned() }),
         Err(TryLockError::Error(source)) => Err(context(source)),
     }
@@ -202,4 +216,20 @@ fn works_in(pid: u32, data: &Path) -> bool {
 #[cfg(not(target_os = "linux"))]
 fn works_in(pid: u32, _data: &Path) -> bool {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), None).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_free_again_also_while_a_child_has_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = lock(folder.path()).unwrap();
+        // What a child has between its beginning and its program.
+        let _of_child = held.0.try_clone().unwrap();
+        assert!(matches!(lock(folder.path()), Err(Error::Locked { .. })));
+        drop(held);
+        lock(folder.path()).unwrap();
+    }
 }
