@@ -70,8 +70,9 @@ impl Growth {
         let durations = if folds { FOLDED } else { ONE_BY_ONE };
         let may_grow = handled >= size && size < limits.size_max;
         let mut times = match took {
-            // More events are too many bytes. A fold reads all that it may before it sees that.
-            _ if is_cut && handled < size => self.0.min(handled / limits.size.max(1)),
+            // More events are too many bytes. A fold reads all that it may before it sees that. For others it need not mean that: a
+            // program is given fewer events at first, and batches are read ahead while they are to be smaller.
+            _ if folds && is_cut && handled < size => self.0.min(handled / limits.size.max(1)),
             took if took > durations.long => self.0 / 2,
             took if took < durations.very_short && may_grow => self.0.saturating_mul(4),
             took if took < durations.short && may_grow => self.0.saturating_mul(2),
@@ -125,7 +126,9 @@ mod tests {
         assert_eq!(grown.after(full(4_000, 1 << 30, 200), &LIMITS), grown);
         let short = Shown { handled: 3_999, is_cut: false, ..full(4_000, 1 << 30, 5) };
         assert_eq!(grown.after(short, &LIMITS), grown);
-        assert_eq!(grown.after(Shown { is_cut: true, ..short }, &LIMITS), Growth(3), "too many bytes");
+        assert_eq!(grown.after(Shown { is_cut: true, ..short }, &LIMITS), grown, "a program is given fewer");
+        let folded = Shown { is_cut: true, folds: true, ..short };
+        assert_eq!(grown.after(folded, &LIMITS), Growth(3), "too many bytes");
         assert_eq!(Growth(1).after(full(1_000, 1 << 30, 9_000), &LIMITS), Growth(1));
     }
 
