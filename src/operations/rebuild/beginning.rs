@@ -53,6 +53,13 @@ impl Prepared {
         let start = processor.base().beginning(worker, &live).await?;
         let live_tables = operator.list_tables(worker, &live.name).await?;
         let replay = Replay::begin(processor, worker, start).await.map_err(failed)?;
+        // Its tables are there now.
+        if let Some(reason) =
+            operator.find_obstacle_to_part(worker, &live.name, beside, part.as_ref()).await?
+        {
+            operator.remove_version(worker, &live.name, beside, declaration.version).await?;
+            return Err(reason);
+        }
         Ok(Self { live, declaration, replay, start, live_tables, part })
     }
 

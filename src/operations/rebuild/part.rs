@@ -16,7 +16,9 @@ use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::ProcessorDeclaration;
-use crate::processing::rebuild::{AggregateColumn, Aggregates, Difference, Merged, Part, merge};
+use crate::processing::rebuild::{
+    AggregateColumn, Aggregates, Beside, Difference, Merged, Part, find_obstacle_to_shares, merge,
+};
 
 /// The most aggregates that are taken apart from the others: a statement names each of them.
 const LISTED_MAX: usize = 20_000;
@@ -62,6 +64,10 @@ struct Column {
 
 from_row!(Column { table, name, is_uuid, key });
 
+fn not_apart(name: &str, reason: &str) -> OperatorError {
+    OperatorError::Blocked(format!("the rows of single aggregates of {name} cannot be told apart: {reason}"))
+}
+
 impl Operator<'_> {
     /// What is selected; `None`: everything.
     pub(super) async fn find_part(
@@ -74,13 +80,22 @@ impl Operator<'_> {
             return Ok(None);
         }
         let columns = self.find_aggregate_columns(connection, declaration).await?;
-        let columns = columns.map_err(|reason| {
-            OperatorError::Blocked(format!(
-                "the rows of single aggregates of {} cannot be told apart: {reason}",
-                declaration.name
-            ))
-        })?;
+        let columns = columns.map_err(|reason| not_apart(&declaration.name, &reason))?;
         Ok(Some(Part { aggregates: self.find_aggregates(selection).await?, columns }))
+    }
+
+    /// Why the tables that were made for a part do not let the events of its aggregates be handled without those of others.
+    pub(super) async fn find_obstacle_to_part(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        beside: Beside,
+        part: Option<&Part>,
+    ) -> Result<Option<OperatorError>, OperatorError> {
+        let Some(part) = part else { return Ok(None) };
+        let schema = beside.schema(&self.databases.scope.schema, name);
+        let reason = find_obstacle_to_shares(connection, &schema, &part.columns).await?;
+        Ok(reason.map(|reason| not_apart(name, &reason)))
     }
 
     /// The column of each table of the serving version that has the aggregate. The inner error says why it is not known.

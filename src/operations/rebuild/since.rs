@@ -61,9 +61,12 @@ pub(crate) async fn find_since(
         }
     }
     for (aggregate, places) in places.into_iter().take(AGGREGATES_MAX) {
-        let mut scratch =
-            Rebuilding::begin_with(operator, name, Beside::Verification, &Selection::of(aggregate), listener)
-                .await?;
+        let selection = Selection::of(aggregate);
+        let begun = Rebuilding::begin_with(operator, name, Beside::Verification, &selection, listener).await;
+        let mut scratch = match begun {
+            Err(OperatorError::Blocked(reason)) => return Ok(Some(reason)),
+            begun => begun?,
+        };
         let traced = scratch.trace(aggregate, &places, difference).await;
         scratch.remove().await?;
         for ((table, place), since) in traced? {

@@ -279,3 +279,33 @@ async fn a_part_is_refused_where_rows_belong_to_no_single_aggregate() {
     assert_eq!(fixture.beside().await, "0", "nothing is left");
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_part_is_refused_where_rows_of_different_aggregates_depend_on_each_other() {
+    let (fixture, daemon) = Fixture::running(false).await;
+    fixture.run("update accounts set total = -1").await;
+    let one = id(1);
+    for (column, reason) in [
+        ("parent uuid references accounts (id)", "may refer to rows of other aggregates"),
+        ("name text unique", "is over rows of all aggregates"),
+        ("number bigint generated always as identity", "gets a number in the order of all events"),
+    ] {
+        let declared = declaration("", HANDLERS).replace("not null'\n", &format!("not null, {column}'\n"));
+        fixture.installation.declare("accounts", &declared);
+        fixture.run(&format!("alter table accounts add {column}")).await;
+        let part = fixture.installation.espctl(&["verify", "accounts", "--aggregate", one.as_str()]).await;
+        assert!(
+            part.stderr.contains("cannot be told apart: ") && part.stderr.contains(reason),
+            "{column}: {part:?}"
+        );
+        assert_eq!(part.code, Some(1));
+        // The whole is compared, and says why it is not known since when rows differ.
+        let whole = fixture.installation.espctl(&["verify", "accounts"]).await;
+        assert!(whole.stdout.contains("of 5 rows, 0 added, 0 gone, 5 changed"), "{whole:?}");
+        assert!(format!("{}{}", whole.stdout, whole.stderr).contains(reason), "{whole:?}");
+        assert_eq!(fixture.beside().await, "0", "nothing is left");
+        let (name, _) = column.split_once(' ').unwrap();
+        fixture.run(&format!("alter table accounts drop {name}")).await;
+    }
+    daemon.stop().await;
+}
