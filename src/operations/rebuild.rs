@@ -202,8 +202,9 @@ impl<'o> Rebuilding<'o> {
         advanced.map_err(|error| self.failed(error))
     }
 
-    /// Writes down what is done now, where others see it.
+    /// Writes down what is done now besides handling events, where others see it.
     async fn enter(&mut self, phase: Phase) -> Result<(), OperatorError> {
+        self.pause_probe();
         let target = self.operator.find_position(&mut self.worker, &self.live).await?;
         self.write(phase, target, None).await.map(drop)
     }

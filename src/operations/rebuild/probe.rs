@@ -140,6 +140,13 @@ impl Rebuilding<'_> {
         }
     }
 
+    /// Measures nothing until events are handled again: what is done meanwhile is neither rest nor a batch.
+    pub(super) fn pause_probe(&self) {
+        if let Some(seen) = self.watched() {
+            seen.is_appended.store(false, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn watched(&self) -> Option<&Arc<Watched>> {
         self.probe.as_ref().map(|probe| &probe.seen)
     }

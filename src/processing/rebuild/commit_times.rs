@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::throttle::SHARE_MIN;
+
 /// How many times at rest are compared with how many others.
 const RESTING: usize = 5;
 const WORKING: usize = 3;
@@ -74,7 +76,7 @@ impl CommitTimes {
              instead of {:.0} % (`share` in [rebuild])",
             milliseconds(working),
             milliseconds(resting),
-            100.0 * share * self.fraction(),
+            100.0 * (share * self.fraction()).max(SHARE_MIN),
             100.0 * share
         ))
     }
@@ -120,6 +122,7 @@ mod tests {
         );
         note(&mut times, true, &[100; 100]);
         assert_eq!(times.fraction(), 1.0 / 32.0, "it never stops");
+        assert!(times.describe(0.25).unwrap().contains("works 1.0 % of"), "as the throttle has it");
         note(&mut times, true, &[8; 15]);
         assert_eq!((times.fraction(), times.describe(0.5)), (1.0, None), "twice as long is not yet slow");
     }

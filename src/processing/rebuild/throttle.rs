@@ -10,6 +10,9 @@ const RECENT: Duration = Duration::from_secs(5);
 /// The longest pause between two batches.
 const LONGEST: Duration = Duration::from_secs(10);
 
+/// The least share of the time that a build works.
+pub(super) const SHARE_MIN: f64 = 0.01;
+
 /// Knows whether events are appended, from how far the serving version is.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Throttle {
@@ -31,7 +34,7 @@ impl Throttle {
         if !self.is_resting {
             return Duration::ZERO;
         }
-        now.duration_since(begun).mul_f64((1.0 - share) / share.max(0.01)).min(LONGEST)
+        now.duration_since(begun).mul_f64((1.0 - share) / share.max(SHARE_MIN)).min(LONGEST)
     }
 
     /// Why it rests; `None`: it does not.
