@@ -120,7 +120,7 @@ impl Processor for Webhook {
         {
             self.dispatch.clear().await;
         }
-        self.dispatch.queue.restart(claim.position, delivered, claim.attempts == 0);
+        self.dispatch.queue.restart(claim.position, delivered, claim.is_forgiven());
         self.in_doubt = false;
         Ok(())
     }

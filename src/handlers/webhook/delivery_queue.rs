@@ -318,8 +318,9 @@ impl DeliveryQueue {
         self.schedule.complete(id);
     }
 
-    /// Makes all postponed events due, because an operator wants them tried now.
+    /// Makes all postponed events due, because an operator wants them tried now: also the one over which the reactor was to stop.
     pub(crate) fn retry_now(&mut self) {
+        self.stopped_over = None;
         self.schedule.make_all_due();
     }
 

@@ -72,7 +72,9 @@ impl Runner {
         let Some(following) = self.phase.following_mut() else { return };
         self.restart_handler |= lease_status.dead_letters_requested && !following.dead_letters_requested;
         following.dead_letters_requested = lease_status.dead_letters_requested;
-        if lease_status.retry_now && following.due.is_some() {
+        // Who goes on behind an event that has failed knows by itself when that is due: the tracker may have the time of one that is
+        // under way again.
+        if was_paused && lease_status.retry_now && following.due.is_some() {
             following.due = Some(Instant::now());
             if let Some(ahead) = self.processor.runs_ahead() {
                 ahead.retry_now();

@@ -62,6 +62,12 @@ impl Claim {
             && self.server_start == earlier.server_start
     }
 
+    /// Whether an operator wants attempts counted anew. Without a time of the next one, there are none because what has failed is
+    /// under way again.
+    pub(crate) fn is_forgiven(&self) -> bool {
+        self.attempts == 0 && self.retry_in_seconds.is_some()
+    }
+
     /// Returns the condition that the statement runs on the server that has made the claim, and that this has not been
     /// restarted since. The client need not notice that: a pooler keeps its connection.
     pub(crate) fn is_same_server(&self) -> String {

@@ -10,6 +10,7 @@ mod outages;
 mod overlap;
 mod places;
 mod refused_text;
+mod renewals;
 mod replay;
 mod requests;
 mod trying;
