@@ -12,18 +12,19 @@ use crate::processing::processor::{BatchRequest, Delivery, Outcome, ProcessorErr
 use crate::processing::progress::Progress;
 
 impl Webhook {
-    /// Sends the event while the tracker is locked, so that nothing else happens under this claim. Requests under way
-    /// continue meanwhile. The position stays, because the event was recorded as done when it became a dead letter.
+    /// Sends the event while the tracker is locked, so that nothing else happens under this claim. Requests under way end before:
+    /// one may be of the same aggregate. The position stays, because the event was recorded as done when it became a dead letter.
     pub(super) async fn retry_dead_letter(
         &mut self,
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
-        let idle_max = self.timeout + IDLE_MAX;
+        let idle_max = self.timeout * 2 + IDLE_MAX;
         let Some(mut transaction) = BatchTransaction::open(connection, &self.base, request, idle_max).await?
         else {
             return Ok(Outcome::ClaimLost);
         };
+        self.dispatch.settle().await;
         let position = request.claim.position;
         let (deliveries, _) = transaction.read().await?;
         // An event whose type is no longer handled is not sent, nor is one that was received before a reset.

@@ -65,6 +65,14 @@ impl Dispatch {
         }
     }
 
+    /// Waits until nothing is under way, and begins nothing meanwhile.
+    pub(super) async fn settle(&mut self) {
+        self.take_back();
+        while !self.outbox.is_idle() {
+            self.note_results(true).await;
+        }
+    }
+
     /// Does something in a transaction that has the tracker locked, and goes on sending meanwhile: nobody else claims it.
     pub(super) async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
         self.beside_for(Duration::MAX, work).await

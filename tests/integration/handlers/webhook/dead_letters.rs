@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::{append, declare, installation, shows};
 use crate::support;
@@ -182,4 +183,27 @@ async fn an_operator_skips_or_parks_the_event_that_the_receiver_refuses() {
         assert_eq!(dead_letters(&db).await.len(), if blocks { 2 } else { 1 });
         daemon.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_sent_again_when_nothing_of_its_aggregate_is_under_way() {
+    let db = support::database().await;
+    let late = || Reply::After(Duration::from_secs(3), Box::new(Reply::Status(200)));
+    let receiver = Receiver::start(move |request| match (request.n(), request.earlier) {
+        (1, 0) => Reply::Status(500),
+        (1, _) => Reply::Status(200),
+        _ => late(),
+    })
+    .await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "", "max_attempts = 1\non_failure = 'skip'\n");
+    let last = append(&db.pool, &[(1, 1), (1, 2)]).await;
+    let daemon = installation.start_daemon();
+    receiver.receives(2).await;
+    let retried = installation.espctl(&["dead-letters", "retry", "hook", "--all"]).await;
+    assert_eq!(retried.code, Some(0), "{retried:?}");
+    reaches(&db.pool, "hook", last).await;
+    assert_eq!((receiver.numbers(), receiver.most_busy()), (vec![1, 2, 1], 1));
+    assert_eq!(dead_letters(&db).await, []);
+    daemon.stop().await;
 }
