@@ -111,7 +111,7 @@ fn write_headers(text: &mut String, headers: &HeaderMap) -> std::fmt::Result {
 
 async fn send(sender: &Sender, request: Request<Full<Bytes>>) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let answer = match sender.client.send(request).await {
+    let answer = match sender.client.send(|| request.clone()).await {
         Ok(answer) => answer,
         Err(RequestError::Unreachable(message) | RequestError::Interrupted(message)) => bail!(message),
     };

@@ -88,30 +88,34 @@ impl Client {
         })
     }
 
-    /// Sends a request and receives the complete answer.
-    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, RequestError> {
-        let too_late =
-            || RequestError::Interrupted(format!("the receiver has not answered within {:?}", self.timeout));
-        let answered = tokio::time::timeout(self.timeout, self.exchange(request)).await;
+    /// Sends a request, which may have to be made more than once, and receives the complete answer.
+    pub(crate) async fn send(&self, make: impl Fn() -> Request<Full<Bytes>>) -> Result<Answer, RequestError> {
+        let too_late = || {
+            let what = "or not read the request to its end";
+            RequestError::Interrupted(format!(
+                "the receiver has not answered within {:?}, {what}",
+                self.timeout
+            ))
+        };
+        let answered = tokio::time::timeout(self.timeout, self.exchange(make)).await;
         answered.unwrap_or_else(|_| Err(too_late()))
     }
 
     /// Sends a request over a connection that is there, or over a new one.
-    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, RequestError> {
-        *request.uri_mut() = self.receiver.target.clone();
-        request.headers_mut().insert(HOST, self.receiver.host.clone());
+    async fn exchange(&self, make: impl Fn() -> Request<Full<Bytes>>) -> Result<Answer, RequestError> {
         // Receivers close connections that are not used. Then nothing was sent, and another one is tried.
         while let Some(connection) = self.connections.take() {
-            match self.exchange_over(connection, request).await {
-                Err(Unanswered::Unsent(again, _)) => request = *again,
+            match self.exchange_over(connection, make()).await {
+                Err(Unanswered::Unsent(_)) => {}
+                // Closed as it was used again, most likely: it is sent once more, under the same key.
+                Err(Unanswered::Broken(_)) => break,
                 Err(Unanswered::Interrupted(error)) => return Err(RequestError::of(&error)),
                 Ok(answer) => return answer,
             }
         }
-        match self.exchange_over(self.connect().await?, request).await {
-            Err(Unanswered::Unsent(_, error) | Unanswered::Interrupted(error)) => {
-                Err(RequestError::of(&error))
-            }
+        match self.exchange_over(self.connect().await?, make()).await {
+            Err(Unanswered::Unsent(error)) => Err(RequestError::unreachable(&chain(&error))),
+            Err(Unanswered::Broken(error) | Unanswered::Interrupted(error)) => Err(RequestError::of(&error)),
             Ok(answer) => answer,
         }
     }
@@ -120,25 +124,33 @@ impl Client {
     async fn exchange_over(
         &self,
         mut connection: Connection,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
     ) -> Result<Result<Answer, RequestError>, Unanswered> {
+        *request.uri_mut() = self.receiver.target.clone();
+        request.headers_mut().insert(HOST, self.receiver.host.clone());
         let response = connection.send(request).await?;
         let answer = connection.receive(receive(response)).await;
-        if answer.is_ok() {
-            self.connections.keep(connection);
+        let Ok(answer) = answer else { return Ok(answer) };
+        // A refusal may come early. Nothing is accepted before it was sent.
+        let is_refusal = answer.status.is_client_error() || answer.status.is_server_error();
+        if !is_refusal && !connection.finish().await {
+            let message = format!("the receiver answered {} and has not read the request", answer.status);
+            return Ok(Err(RequestError::Interrupted(message)));
         }
-        Ok(answer)
+        self.connections.keep(connection);
+        Ok(Ok(answer))
     }
 
     /// Connects to the receiver, TLS handshake included.
     async fn connect(&self) -> Result<Connection, RequestError> {
         let connecting = self.connector.clone().call(self.receiver.uri.clone());
-        let unreachable =
-            |why: String| RequestError::Unreachable(format!("the receiver cannot be reached: {why}"));
+        let unreachable = RequestError::unreachable;
         match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Err(_) => Err(unreachable(format!("no connection within {:?}", self.connect_timeout))),
-            Ok(Err(error)) => Err(unreachable(chain(error.as_ref()))),
-            Ok(Ok(stream)) => Connection::over(stream).await.map_err(|error| RequestError::of(&error)),
+            Err(_) => Err(unreachable(&format!("no connection within {:?}", self.connect_timeout))),
+            Ok(Err(error)) => Err(unreachable(&chain(error.as_ref()))),
+            Ok(Ok(stream)) => {
+                Connection::over(TokioIo::new(stream)).await.map_err(|error| unreachable(&chain(&error)))
+            }
         }
     }
 }
@@ -175,6 +187,10 @@ async fn read(status: StatusCode, body: Incoming) -> Result<Bytes, RequestError>
 }
 
 impl RequestError {
+    fn unreachable(why: &str) -> Self {
+        Self::Unreachable(format!("the receiver cannot be reached: {why}"))
+    }
+
     fn of(error: &hyper::Error) -> Self {
         Self::Interrupted(format!("the exchange with the receiver broke off: {}", chain(error)))
     }

@@ -3,6 +3,8 @@
 //! It has no task of its own: whoever waits for an answer drives the connection meanwhile, so that no other task has to be
 //! woken, neither for a request nor for its answer.
 
+mod stream;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -13,10 +15,14 @@ use std::time::{Duration, Instant};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper::rt::{Read, Write};
 use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
-/// The largest head of an answer, in bytes. It has no more than 100 headers, which is what the client allows by itself.
+use stream::{Extent, NotedStream};
+
+/// The head of an answer that is refused, in bytes: this much has come, and more is to come of it. What a read brings beyond it
+/// is accepted. A head has no more than 100 headers, which is what the client allows by itself.
 const HEAD_MAX: usize = 32 << 10;
 
 /// How long a connection is kept for the next request. Many servers close theirs after five seconds.
@@ -27,15 +33,18 @@ pub(super) struct Connection {
     requests: SendRequest<Full<Bytes>>,
     /// What reads and writes; `None`: the connection is closed.
     driver: Option<Driver>,
+    extent: Arc<Extent>,
 }
 
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// Why a request has no answer.
 pub(super) enum Unanswered {
-    /// The connection was closed before anything of the request was written, which comes back.
-    Unsent(Box<Request<Full<Bytes>>>, hyper::Error),
-    /// The exchange broke off.
+    /// The connection was closed, or was not ready, before anything of the request was written.
+    Unsent(hyper::Error),
+    /// The connection broke before anything of an answer had come. The receiver may have seen the request.
+    Broken(hyper::Error),
+    /// The exchange broke off in the answer.
     Interrupted(hyper::Error),
 }
 
@@ -43,28 +52,43 @@ impl Connection {
     /// Speaks HTTP over a stream that is connected.
     pub(super) async fn over<S>(stream: S) -> hyper::Result<Self>
     where
-        S: Read + Write + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let extent = Arc::default();
+        let stream = TokioIo::new(NotedStream::new(stream, Arc::clone(&extent)));
         let (requests, driver) = Builder::new().max_buf_size(HEAD_MAX).handshake(stream).await?;
-        Ok(Self { requests, driver: Some(Box::pin(driver)) })
+        Ok(Self { requests, driver: Some(Box::pin(driver)), extent })
     }
 
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request and waits for the head of the answer, which may come before the request is written to its end.
     pub(super) async fn send(
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, Unanswered> {
-        let Self { requests, driver } = self;
-        let sending = async {
-            if let Err(error) = requests.ready().await {
-                return Err(Unanswered::Unsent(Box::new(request), error));
+        let Self { requests, driver, extent } = self;
+        extent.begin();
+        // A connection that is not ready gives the request back: nothing is waited for.
+        let sending = async { requests.try_send_request(request).await };
+        drive(driver, sending).await.map_err(|mut error| {
+            let is_unsent = error.take_message().is_some();
+            let error = error.into_error();
+            match (is_unsent, extent.is_answered()) {
+                (true, _) => Unanswered::Unsent(error),
+                (false, false) => Unanswered::Broken(error),
+                (false, true) => Unanswered::Interrupted(error),
             }
-            requests.try_send_request(request).await.map_err(|mut error| match error.take_message() {
-                Some(request) => Unanswered::Unsent(Box::new(request), error.into_error()),
-                None => Unanswered::Interrupted(error.into_error()),
-            })
-        };
-        drive(driver, sending).await
+        })
+    }
+
+    /// Waits until the request is written to its end. Returns `false` if the connection was closed before.
+    pub(super) async fn finish(&mut self) -> bool {
+        let Self { driver, extent, .. } = self;
+        poll_fn(|context| {
+            poll_driver(driver, context);
+            let is_over = extent.is_written() || driver.is_none();
+            if is_over { Poll::Ready(extent.is_written()) } else { Poll::Pending }
+        })
+        .await
     }
 
     /// Waits for more of the answer.
@@ -72,8 +96,9 @@ impl Connection {
         drive(&mut self.driver, receiving).await
     }
 
-    fn is_closed(&self) -> bool {
-        self.driver.is_none() || self.requests.is_closed()
+    /// Whether nothing is under way any more, so that another request can be sent.
+    fn is_ready(&self) -> bool {
+        self.driver.is_some() && self.extent.is_written() && self.requests.is_ready()
     }
 }
 
@@ -120,9 +145,9 @@ impl IdleConnections {
         (used.elapsed() < IDLE_TIME).then_some(connection)
     }
 
-    /// Keeps a connection for the next request, unless it is closed.
+    /// Keeps a connection for the next request, or closes it if it is not ready for one.
     pub(super) fn keep(self: &Arc<Self>, connection: Connection) {
-        if connection.is_closed() {
+        if !connection.is_ready() {
             return;
         }
         let mut idle = self.lock();
@@ -158,48 +183,104 @@ async fn close_unused(connections: Weak<IdleConnections>) {
 
 #[cfg(test)]
 mod tests {
-    use hyper_util::rt::TokioIo;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
     use super::*;
 
-    fn request(path: &'static str) -> Request<Full<Bytes>> {
-        let request = Request::post(path).header("host", "example.org");
-        request.body(Full::new(Bytes::from_static(b"{}"))).unwrap()
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+
+    fn request(body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+        Request::post("/").header("host", "example.org").body(Full::new(body.into())).unwrap()
+    }
+
+    async fn connect(buffer: usize) -> (Connection, DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(buffer);
+        (Connection::over(ours).await.unwrap(), theirs)
+    }
+
+    /// Receives what ends like this.
+    async fn receive(stream: &mut DuplexStream, end: &[u8]) {
+        let mut received = Vec::new();
+        while !received.ends_with(end) {
+            received.push(stream.read_u8().await.unwrap());
+        }
     }
 
     /// Answers one request.
     async fn answer(stream: &mut DuplexStream) {
-        let mut received = Vec::new();
-        while !received.ends_with(b"\r\n\r\n{}") {
-            received.push(stream.read_u8().await.unwrap());
-        }
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        receive(stream, b"\r\n\r\n{}").await;
+        stream.write_all(ANSWER).await.unwrap();
+    }
+
+    async fn answered_once(connection: &mut Connection, stream: &mut DuplexStream) {
+        let (answered, ()) = tokio::join!(connection.send(request("{}")), answer(stream));
+        assert!(answered.is_ok_and(|answer| answer.status().is_success()));
+        assert!(connection.finish().await && connection.is_ready());
     }
 
     #[tokio::test]
-    async fn a_request_comes_back_from_a_connection_that_was_closed_after_the_last_one() {
-        let (ours, mut theirs) = tokio::io::duplex(4_096);
-        let mut connection = Connection::over(TokioIo::new(ours)).await.unwrap();
-        for path in ["/first", "/second"] {
-            let (answered, ()) = tokio::join!(connection.send(request(path)), answer(&mut theirs));
-            assert!(answered.is_ok_and(|answer| answer.status().is_success()));
-        }
-        assert!(!connection.is_closed());
+    async fn nothing_is_sent_over_a_connection_that_was_closed_after_the_last_request() {
+        let (mut connection, mut theirs) = connect(4_096).await;
+        answered_once(&mut connection, &mut theirs).await;
+        answered_once(&mut connection, &mut theirs).await;
         drop(theirs);
-        let Err(Unanswered::Unsent(again, _)) = connection.send(request("/third")).await else {
-            panic!("nothing was sent, and nobody has answered")
-        };
-        assert_eq!(again.uri(), "/third");
-        assert!(connection.is_closed());
+        assert!(matches!(connection.send(request("{}")).await, Err(Unanswered::Unsent(_))));
+        assert!(!connection.is_ready());
     }
 
     #[tokio::test]
-    async fn a_request_does_not_come_back_once_it_was_written() {
-        let (ours, mut theirs) = tokio::io::duplex(4_096);
-        let mut connection = Connection::over(TokioIo::new(ours)).await.unwrap();
-        let hang_up = async move { theirs.read_u8().await.map(drop) };
-        let (answered, _) = tokio::join!(connection.send(request("/")), hang_up);
-        assert!(matches!(answered, Err(Unanswered::Interrupted(_))));
+    async fn a_connection_that_is_closed_at_once_has_not_sent_anything() {
+        let (mut connection, theirs) = connect(4_096).await;
+        drop(theirs);
+        assert!(matches!(connection.send(request("{}")).await, Err(Unanswered::Unsent(_))));
+    }
+
+    #[tokio::test]
+    async fn what_was_written_may_have_been_received_also_without_an_answer() {
+        for (said, is_interrupted) in [(&b""[..], false), (b"H", true), (&ANSWER[..20], true)] {
+            let (mut connection, mut theirs) = connect(4_096).await;
+            answered_once(&mut connection, &mut theirs).await;
+            let hang_up = async move {
+                receive(&mut theirs, b"\r\n\r\n{}").await;
+                theirs.write_all(said).await.unwrap();
+            };
+            let (answered, ()) = tokio::join!(connection.send(request("{}")), hang_up);
+            let unanswered = answered.unwrap_err();
+            assert_eq!(matches!(unanswered, Unanswered::Interrupted(_)), is_interrupted, "{said:?}");
+            assert_eq!(matches!(unanswered, Unanswered::Broken(_)), !is_interrupted, "{said:?}");
+        }
+    }
+
+    /// More than a stream takes at once, answered when the head has come.
+    async fn answered_early(answer: &[u8]) -> (Connection, DuplexStream) {
+        let (mut connection, mut theirs) = connect(1_000).await;
+        let answering = async {
+            receive(&mut theirs, b"\r\n\r\n").await;
+            theirs.write_all(answer).await.unwrap();
+        };
+        let (answered, ()) = tokio::join!(connection.send(request(vec![b'x'; 100_000])), answering);
+        assert!(answered.is_ok());
+        assert!(!connection.is_ready());
+        (connection, theirs)
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_answered_early_is_written_to_its_end() {
+        for head in ["HTTP/1.1 200 OK", "HTTP/1.1 200 OK\r\nconnection: close", "HTTP/1.0 200 OK"] {
+            let answer = format!("{head}\r\ncontent-length: 0\r\n\r\n");
+            let (mut connection, mut theirs) = answered_early(answer.as_bytes()).await;
+            let mut body = vec![0; 100_000];
+            let (is_written, read) = tokio::join!(connection.finish(), theirs.read_exact(&mut body));
+            assert!(is_written && read.is_ok(), "{head}");
+            assert_eq!(connection.is_ready(), head.ends_with("1.1 200 OK"), "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_closed_after_an_early_answer_is_known_to_have_cut_the_request() {
+        let (mut connection, theirs) = answered_early(ANSWER).await;
+        drop(theirs);
+        assert!(!connection.finish().await);
+        assert!(!connection.is_ready());
     }
 }

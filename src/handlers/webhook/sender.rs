@@ -44,7 +44,7 @@ impl Sender {
 
     /// Sends an event. Takes no longer than the declared timeout.
     pub(crate) async fn send(&self, event: &Event) -> SendAttempt {
-        match self.client.send(self.requests.request(event, Utc::now())).await {
+        match self.client.send(|| self.requests.request(event, Utc::now())).await {
             Ok(answer) => SendAttempt::Concluded(self.conceal(answer.classify(Utc::now()))),
             Err(RequestError::Unreachable(message)) => SendAttempt::Unreachable(message),
             Err(RequestError::Interrupted(message)) => {

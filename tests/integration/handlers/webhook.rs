@@ -4,6 +4,7 @@ mod crashes;
 mod dead_letters;
 mod emissions;
 mod failures;
+mod half_sent;
 mod lost_commits;
 mod order;
 mod outages;
