@@ -18,7 +18,7 @@ use crate::event::{Event, Position};
 use crate::handlers::batch::Action;
 use crate::handlers::webhook::{Answer, DeliveryResult, RequestError, Sender};
 use crate::operations::databases::Databases;
-use crate::processing::declaration::{Handling, ProcessorDeclaration, WebhookDeclaration};
+use crate::processing::declaration::{Handling, HiddenTexts, ProcessorDeclaration, WebhookDeclaration};
 use crate::store::{EventStore as _, PostgresEventStore};
 
 /// The most characters of an answer's body that are shown.
@@ -115,9 +115,11 @@ async fn send(sender: &Sender, request: Request<Full<Bytes>>) -> anyhow::Result<
         Ok(answer) => answer,
         Err(RequestError::Unreachable(message) | RequestError::Interrupted(message)) => bail!(message),
     };
-    output::print(&describe_answer(&answer, begun)?)?;
-    match answer.classify(Utc::now()) {
-        DeliveryResult::Accepted(actions) => output::print(&describe_actions(&actions)),
+    output::print(&describe_answer(&answer, begun, &sender.hidden)?)?;
+    match answer.classify(Utc::now(), &sender.hidden) {
+        DeliveryResult::Accepted(actions) => {
+            output::print(&sender.hidden.conceal(&describe_actions(&actions)))
+        }
         DeliveryResult::Failed { failure, .. } => bail!("the event would be tried again: {failure}"),
         DeliveryResult::Busy { message, wait } => {
             let wait = wait.map_or(String::new(), |wait| format!(", not before {wait:?} are over"));
@@ -126,10 +128,11 @@ async fn send(sender: &Sender, request: Request<Full<Bytes>>) -> anyhow::Result<
     }
 }
 
-fn describe_answer(answer: &Answer, begun: Instant) -> Result<String, std::fmt::Error> {
+fn describe_answer(answer: &Answer, begun: Instant, hidden: &HiddenTexts) -> Result<String, std::fmt::Error> {
     let mut text = format!("\n{} after {} ms\n", answer.status, begun.elapsed().as_millis());
     write_headers(&mut text, &answer.headers)?;
-    let body = String::from_utf8_lossy(&answer.body);
+    let mut text = hidden.conceal(&text);
+    let body = hidden.conceal(&String::from_utf8_lossy(&answer.body));
     let shown = body.chars().take(BODY_SHOWN).map(|c| if c.is_control() && c != '\n' { ' ' } else { c });
     write!(text, "\n{}", shown.collect::<String>())?;
     Ok(text)

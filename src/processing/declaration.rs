@@ -36,7 +36,7 @@ pub use synchronous::Synchronous;
 pub(crate) use table::CreateTable;
 pub use table::TableDeclaration;
 pub use webhook::WebhookDeclaration;
-pub(crate) use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret};
+pub(crate) use webhook::{Header, HiddenTexts, InvalidReceiver, ReceiverUrl, SigningSecret};
 
 use crate::retry::RetryPolicy;
 

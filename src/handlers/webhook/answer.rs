@@ -12,13 +12,15 @@ use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
 
 use crate::handlers::batch::Action;
+use crate::processing::declaration::HiddenTexts;
 use crate::processing::failure::Failure;
+use crate::visible;
 use body::AnswerBody;
 
 /// The longest delay that a receiver can ask for with `Retry-After`.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
-/// Characters of an answer's body that are kept to explain a failure.
+/// Characters of an answer's body, or of what is wrong with it, that are kept to explain a failure.
 const EXCERPT_LENGTH: usize = 300;
 
 /// An answer that has been received completely.
@@ -47,12 +49,12 @@ impl DeliveryResult {
 }
 
 impl Answer {
-    /// Decides what the answer means. `now` is when it arrived.
-    pub(crate) fn classify(&self, now: DateTime<Utc>) -> DeliveryResult {
+    /// Decides what the answer means. `now` is when it arrived. A failure repeats nothing of what is `hidden`.
+    pub(crate) fn classify(&self, now: DateTime<Utc>, hidden: &HiddenTexts) -> DeliveryResult {
         let Self { status, .. } = self;
         let wait = self.retry_after(now.into());
         match *status {
-            status if status.is_success() => self.read_actions(),
+            status if status.is_success() => self.read_actions(hidden),
             StatusCode::TOO_MANY_REQUESTS => DeliveryResult::Busy { message: self.status_line(), wait },
             StatusCode::SERVICE_UNAVAILABLE if wait.is_some() => {
                 DeliveryResult::Busy { message: self.status_line(), wait }
@@ -60,10 +62,10 @@ impl Answer {
             StatusCode::GONE => {
                 let meaning =
                     "there will never be a receiver at this URL again; change the URL or remove the reactor";
-                self.fail(format!("{}: {meaning}", self.status_line()), wait)
+                self.fail(format!("{}: {meaning}", self.status_line()), wait, hidden)
             }
-            status if status.is_redirection() => self.fail(self.describe_redirect(), wait),
-            _ => self.fail(self.status_line(), wait),
+            status if status.is_redirection() => self.fail(self.describe_redirect(hidden), wait, hidden),
+            _ => self.fail(self.status_line(), wait, hidden),
         }
     }
 
@@ -71,14 +73,14 @@ impl Answer {
         format!("the receiver answered {}", self.status)
     }
 
-    fn describe_redirect(&self) -> String {
-        let location = self.headers.get(LOCATION).map(|url| excerpt(url.as_bytes()));
+    fn describe_redirect(&self, hidden: &HiddenTexts) -> String {
+        let location = self.headers.get(LOCATION).map(|url| excerpt(url.as_bytes(), hidden));
         let target = location.map_or(String::new(), |url| format!(" to {url}"));
         format!("{}: redirects{target} are not followed, `url` has to be the final one", self.status_line())
     }
 
-    fn fail(&self, message: String, wait: Option<Duration>) -> DeliveryResult {
-        let detail = (!self.body.is_empty()).then(|| excerpt(&self.body));
+    fn fail(&self, message: String, wait: Option<Duration>, hidden: &HiddenTexts) -> DeliveryResult {
+        let detail = (!self.body.is_empty()).then(|| excerpt(&self.body, hidden));
         DeliveryResult::Failed {
             failure: Box::new(Failure { detail, ..Failure::of_processor(message) }),
             wait,
@@ -88,9 +90,12 @@ impl Answer {
     /// The delay that `Retry-After` asks for, in seconds or as a date; an hour at most.
     fn retry_after(&self, now: SystemTime) -> Option<Duration> {
         let words = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-        let wait = match words.parse() {
-            Ok(seconds) => Duration::from_secs(seconds),
-            Err(_) => httpdate::parse_http_date(words).ok()?.duration_since(now).unwrap_or_default(),
+        let is_number = !words.is_empty() && words.bytes().all(|byte| byte.is_ascii_digit());
+        let wait = if is_number {
+            // A number that is too large for one is a long delay.
+            words.parse().map_or(RETRY_AFTER_MAX, Duration::from_secs)
+        } else {
+            httpdate::parse_http_date(words).ok()?.duration_since(now).unwrap_or_default()
         };
         Some(wait.min(RETRY_AFTER_MAX))
     }
@@ -103,7 +108,7 @@ impl Answer {
     }
 
     /// Reads the actions that a 2xx answer asks for. Only a JSON object can ask for any; every other body is ignored.
-    fn read_actions(&self) -> DeliveryResult {
+    fn read_actions(&self, hidden: &HiddenTexts) -> DeliveryResult {
         let first = self.body.iter().find(|byte| !byte.is_ascii_whitespace());
         if first != Some(&b'{') || !self.is_json() {
             return DeliveryResult::Accepted(Vec::new());
@@ -112,23 +117,25 @@ impl Answer {
             Ok(body) => body,
             Err(error) => {
                 return DeliveryResult::failed(format!(
-                    "{} with JSON that is not understood: {error}",
-                    self.status_line()
+                    "{} with JSON that is not understood: {}",
+                    self.status_line(),
+                    excerpt(error.to_string().as_bytes(), hidden)
                 ));
             }
         };
         match body.into_actions() {
             Ok(actions) => DeliveryResult::Accepted(actions),
             Err(message) => DeliveryResult::failed(format!(
-                "{} and wants something that is not possible: {message}",
-                self.status_line()
+                "{} and wants something that is not possible: {}",
+                self.status_line(),
+                excerpt(message.as_bytes(), hidden)
             )),
         }
     }
 }
 
-/// The beginning of a text from the receiver, escaped to one line.
-fn excerpt(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * EXCERPT_LENGTH)]);
-    text.trim().chars().take(EXCERPT_LENGTH).flat_map(|c| c.escape_debug().collect::<Vec<_>>()).collect()
+/// The beginning of a text from the receiver, in one line. It is cut last: half a secret is not recognized.
+fn excerpt(bytes: &[u8], hidden: &HiddenTexts) -> String {
+    let text = hidden.conceal(&String::from_utf8_lossy(bytes));
+    visible::in_one_line(text.trim()).chars().take(EXCERPT_LENGTH).collect()
 }

@@ -1,14 +1,10 @@
 //! Builds the request that delivers an event.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Uri};
-use percent_encoding::percent_decode_str;
-use url::Url;
 
 use super::cloud_event::{add_attributes, delivery_key, encode};
 use super::signature::Signer;
@@ -44,7 +40,7 @@ impl Requests {
         schema: &str,
         declaration: &WebhookDeclaration,
     ) -> Result<Self, InvalidReceiver> {
-        let (url, authorization) = take_credentials(declaration.url.expose());
+        let (url, authorization) = declaration.url.split();
         let uri = url
             .as_str()
             .parse()
@@ -55,14 +51,15 @@ impl Requests {
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("espd/", env!("CARGO_PKG_VERSION"))));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // A declared `authorization` comes last and replaces that of the URL.
+        // Declared headers come last and replace those of espd and of the URL.
         for header in authorization.into_iter().chain(declared) {
-            headers.extend([header?]);
+            let (name, value) = header?;
+            headers.insert(name, value);
         }
         headers.insert("ce-specversion", HeaderValue::from_static("1.0"));
-        headers.extend(
-            HeaderValue::try_from(source).map(|source| (HeaderName::from_static("ce-source"), source)),
-        );
+        let source = HeaderValue::try_from(source)
+            .map_err(|_| InvalidReceiver("the schema of the store cannot be sent".into()))?;
+        headers.insert("ce-source", source);
         Ok(Self { reactor: reactor.to_owned(), uri, signer: Signer::new(&declaration.secrets), headers })
     }
 
@@ -125,28 +122,9 @@ pub(crate) fn read_header(name: &str, value: &str) -> Result<(HeaderName, Header
     Ok((name, value))
 }
 
-/// Splits a URL into one without credentials, and the value of the `authorization` header made of them.
-fn take_credentials(mut url: Url) -> (Url, Option<String>) {
-    let decode = |text: &str| percent_decode_str(text).collect::<Vec<u8>>();
-    let (name, password) = (decode(url.username()), decode(url.password().unwrap_or_default()));
-    // Neither fails on a URL with a host.
-    let _ = (url.set_username(""), url.set_password(None));
-    let is_given = !(name.is_empty() && password.is_empty());
-    (url, is_given.then(|| format!("Basic {}", STANDARD.encode([&name[..], b":", &password[..]].concat()))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn credentials_of_a_url_become_a_header() {
-        let url = |text: &str| Url::parse(text).unwrap();
-        let (bare, header) = take_credentials(url("https://jo%40x:p%C3%A4%3Ass@example.org/a?b=c"));
-        assert_eq!(bare.as_str(), "https://example.org/a?b=c");
-        assert_eq!(header.unwrap(), format!("Basic {}", STANDARD.encode("jo@x:pä:ss")));
-        assert_eq!(take_credentials(url("https://example.org/")), (url("https://example.org/"), None));
-    }
 
     #[test]
     fn a_header_is_text_and_not_reserved() {

@@ -6,7 +6,7 @@ use super::answer::DeliveryResult;
 use super::client::{Client, RequestError};
 use super::request::Requests;
 use crate::event::Event;
-use crate::processing::declaration::{InvalidReceiver, WebhookDeclaration};
+use crate::processing::declaration::{HiddenTexts, InvalidReceiver, WebhookDeclaration};
 use crate::processing::failure::Failure;
 
 /// Sends the events of one reactor.
@@ -15,7 +15,7 @@ pub(crate) struct Sender {
     pub(crate) requests: Requests,
     pub(crate) client: Client,
     /// Secrets that must not be shown, even if a receiver repeats them.
-    hidden: Vec<String>,
+    pub(crate) hidden: HiddenTexts,
 }
 
 /// The outcome of sending an event once.
@@ -45,7 +45,7 @@ impl Sender {
     /// Sends an event. Takes no longer than the declared timeout.
     pub(crate) async fn send(&self, event: &Event) -> SendAttempt {
         match self.client.send(|| self.requests.request(event, Utc::now())).await {
-            Ok(answer) => SendAttempt::Concluded(self.conceal(answer.classify(Utc::now()))),
+            Ok(answer) => SendAttempt::Concluded(answer.classify(Utc::now(), &self.hidden)),
             Err(RequestError::Unreachable(message)) => SendAttempt::Unreachable(message),
             Err(RequestError::Interrupted(message)) => {
                 let failure = Box::new(Failure::of_processor(message));
@@ -53,16 +53,4 @@ impl Sender {
             }
         }
     }
-
-    /// Removes secrets that the receiver has repeated from a failure.
-    fn conceal(&self, result: DeliveryResult) -> DeliveryResult {
-        let DeliveryResult::Failed { failure, wait } = result else { return result };
-        let conceal =
-            |text: String| self.hidden.iter().fold(text, |text, secret| text.replace(secret, HIDDEN));
-        let Failure { message, detail, .. } = *failure;
-        let failure = Failure { message: conceal(message), detail: detail.map(conceal), ..*failure };
-        DeliveryResult::Failed { failure: Box::new(failure), wait }
-    }
 }
-
-const HIDDEN: &str = "***";

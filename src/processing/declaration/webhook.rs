@@ -4,6 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
@@ -39,25 +42,58 @@ pub struct WebhookDeclaration {
 }
 
 impl WebhookDeclaration {
-    /// Returns the texts of the declaration that must not be shown, even if the receiver repeats them. A text shorter than four
-    /// characters is no secret, and would be found everywhere.
-    pub(crate) fn hidden(&self) -> Vec<String> {
+    /// Returns the texts of the declaration that must not be shown, even if the receiver repeats them: as they are declared,
+    /// as they are sent, and as the receiver reads them.
+    pub(crate) fn hidden(&self) -> HiddenTexts {
         let url = self.url.expose();
+        let (_, authorization) = self.url.split();
         let mut hidden: Vec<String> = self.headers.iter().map(|header| header.value.clone()).collect();
-        hidden.extend(
-            self.headers
-                .iter()
-                .filter_map(|header| header.value.rsplit_once(' '))
-                .map(|(_, last)| last.to_owned()),
-        );
-        hidden.extend(self.secrets.iter().map(|secret| secret.0.clone()));
+        hidden.extend(authorization);
+        hidden.extend(hidden.iter().filter_map(|value| decode_basic(value)).flatten().collect::<Vec<_>>());
+        let last_word = |value: &String| Some(value.rsplit_once(' ')?.1.to_owned());
+        hidden.extend(hidden.iter().filter_map(last_word).collect::<Vec<_>>());
+        let keys = self.secrets.iter().map(|secret| &secret.0);
+        hidden.extend(keys.map(|key| key.strip_prefix("whsec_").unwrap_or(key).to_owned()));
         hidden.extend([url.password().unwrap_or_default().to_owned(), url.username().to_owned()]);
         hidden.extend(url.query_pairs().map(|(_, value)| value.into_owned()));
         let raw = url.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
         hidden.extend(raw.map(|(_, value)| value.to_owned()));
-        hidden.retain(|one| one.len() >= 4);
-        hidden.sort_by_key(|one| std::cmp::Reverse(one.len()));
-        hidden
+        HiddenTexts::new(hidden)
+    }
+}
+
+/// The value, the name and the password of an `authorization` of the kind `Basic`.
+fn decode_basic(authorization: &str) -> Option<[String; 3]> {
+    let (_, encoded) =
+        authorization.split_once(' ').filter(|(kind, _)| kind.eq_ignore_ascii_case("basic"))?;
+    let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let (name, password) = decoded.split_once(':')?;
+    Some([name.to_owned(), password.to_owned(), decoded.clone()])
+}
+
+/// Texts that must not be shown.
+#[derive(Clone, Default)]
+pub(crate) struct HiddenTexts(Vec<String>);
+
+impl HiddenTexts {
+    /// A text shorter than four characters is no secret, and would be found everywhere.
+    fn new(mut texts: Vec<String>) -> Self {
+        texts.retain(|text| text.len() >= 4);
+        // A text may be a part of another one.
+        texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        texts.dedup();
+        Self(texts)
+    }
+
+    /// Returns a text without them. It has to be a complete one: of what was cut in two, the halves are not recognized.
+    pub(crate) fn conceal(&self, text: &str) -> String {
+        self.0.iter().fold(text.to_owned(), |text, hidden| text.replace(hidden, HIDDEN))
+    }
+}
+
+impl fmt::Debug for HiddenTexts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HiddenTexts({})", self.0.len())
     }
 }
 
@@ -88,6 +124,18 @@ impl ReceiverUrl {
     /// Returns the URL with its secrets, to be used but never shown.
     pub fn expose(&self) -> Url {
         Url::parse(&self.0).expect("it was parsed before")
+    }
+
+    /// Splits it into a URL without credentials, and the value of the `authorization` header made of them.
+    pub(crate) fn split(&self) -> (Url, Option<String>) {
+        let mut url = self.expose();
+        let decode = |text: &str| percent_decode_str(text).collect::<Vec<u8>>();
+        let (name, password) = (decode(url.username()), decode(url.password().unwrap_or_default()));
+        // Neither fails on a URL with a host.
+        let _ = (url.set_username(""), url.set_password(None));
+        let is_given = !(name.is_empty() && password.is_empty());
+        let encode = || STANDARD.encode([&name[..], b":", &password[..]].concat());
+        (url, is_given.then(|| format!("Basic {}", encode())))
     }
 }
 
@@ -154,6 +202,15 @@ impl fmt::Debug for Header {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_of_a_url_become_a_header() {
+        let split = |text: &str| ReceiverUrl::new(text).unwrap().split();
+        let (bare, header) = split("https://jo%40x:p%C3%A4%3Ass@example.org/a?b=c");
+        assert_eq!(bare.as_str(), "https://example.org/a?b=c");
+        assert_eq!(header.unwrap(), format!("Basic {}", STANDARD.encode("jo@x:pä:ss")));
+        assert_eq!(split("https://example.org/"), (Url::parse("https://example.org/").unwrap(), None));
+    }
 
     #[test]
     fn what_may_be_a_secret_is_not_shown() {

@@ -17,10 +17,8 @@ const AFTER_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
 /// The keys of an answer that espd reads. A receiver may add others.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct AnswerBody {
-    #[serde(default)]
-    emit: Vec<EventToEmit>,
-    #[serde(default)]
-    cancel: Vec<String>,
+    emit: Option<Vec<EventToEmit>>,
+    cancel: Option<Vec<String>>,
 }
 
 /// An event that the receiver wants emitted.
@@ -43,8 +41,8 @@ impl AnswerBody {
     /// The actions that the receiver wants.
     pub(super) fn into_actions(self) -> Result<Vec<Action>, String> {
         // Cancelling comes first: it is meant for earlier emissions, not for those of this answer.
-        let cancelled = self.cancel.into_iter().map(|key| Ok(Action::Cancel { key }));
-        let emitted = self.emit.into_iter().map(|event| event.into_emission().map(Action::Emit));
+        let cancelled = self.cancel.into_iter().flatten().map(|key| Ok(Action::Cancel { key }));
+        let emitted = self.emit.into_iter().flatten().map(|event| event.into_emission().map(Action::Emit));
         cancelled.chain(emitted).collect()
     }
 }

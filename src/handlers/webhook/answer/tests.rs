@@ -20,7 +20,7 @@ fn now() -> DateTime<Utc> {
 /// In a word, with how long to wait.
 fn classify(status: u16, retry_after: Option<&str>) -> (&'static str, Option<u64>) {
     let headers: Vec<_> = retry_after.map(|value| ("retry-after", value)).into_iter().collect();
-    match answer(status, &headers, "").classify(now()) {
+    match answer(status, &headers, "").classify(now(), &HiddenTexts::default()) {
         DeliveryResult::Accepted(_) => ("accepted", None),
         DeliveryResult::Failed { wait, .. } => ("failed", wait.map(|wait| wait.as_secs())),
         DeliveryResult::Busy { wait, .. } => ("busy", wait.map(|wait| wait.as_secs())),
@@ -66,6 +66,7 @@ fn retry_after_is_honored_for_an_hour_at_most() {
         (" 7 ", Some(7)),
         ("86400", Some(3600)),
         ("18446744073709551615", Some(3600)),
+        ("99999999999999999999999", Some(3600)),
         ("Sat, 31 Jan 2026 12:01:30 GMT", Some(90)),
         ("Saturday, 31-Jan-26 12:01:30 GMT", Some(90)),
         ("Sat Jan 31 12:01:30 2026", Some(90)),
@@ -84,7 +85,7 @@ fn retry_after_is_honored_for_an_hour_at_most() {
 }
 
 fn actions(content_type: &str, body: &str) -> Result<Vec<Action>, String> {
-    match answer(200, &[("content-type", content_type)], body).classify(now()) {
+    match answer(200, &[("content-type", content_type)], body).classify(now(), &HiddenTexts::default()) {
         DeliveryResult::Accepted(actions) => Ok(actions),
         DeliveryResult::Failed { failure, .. } => Err(failure.message),
         other => panic!("{other:?}"),
@@ -93,8 +94,18 @@ fn actions(content_type: &str, body: &str) -> Result<Vec<Action>, String> {
 
 #[test]
 fn an_answer_may_want_nothing() {
-    for body in ["", " \n", "null", "[]", "[{\"emit\":1}]", "\"ok\"", "{}", "{\"ok\":true}", "{\"emit\":[]}"]
-    {
+    for body in [
+        "",
+        " \n",
+        "null",
+        "[]",
+        "[{\"emit\":1}]",
+        "\"ok\"",
+        "{}",
+        "{\"ok\":true}",
+        "{\"emit\":[]}",
+        "{\"emit\":null,\"cancel\":null}",
+    ] {
         assert!(actions("application/json", body).unwrap().is_empty(), "{body}");
     }
     assert!(actions("text/html", "<p>thank you").unwrap().is_empty());
@@ -137,6 +148,7 @@ fn what_is_not_understood_is_a_failure_that_says_why() {
         ("{\"emit\":[1]}", "an event to emit"),
         (&event(""), "body"),
         (&event(r#","body":1,"typ":2"#), "typ"),
+        (&event(r#","body":1,"t\n\u001b[31m":2"#), "`t\\n\\u{1b}[31m`"),
         (&event(r#","body":1,"at":"tomorrow""#), "input"),
         (&event(r#","body":1,"after":-1"#), "after -1 seconds"),
         (&event(r#","body":1,"after":1e300"#), "after 1"),
@@ -150,16 +162,24 @@ fn what_is_not_understood_is_a_failure_that_says_why() {
 #[test]
 fn a_failure_shows_the_beginning_of_the_answer_on_one_line() {
     let body = format!("line 1\nline\t2 \u{1b}[31m{}", "x".repeat(5_000));
-    let DeliveryResult::Failed { failure, .. } = answer(422, &[], &body).classify(now()) else { panic!() };
+    let DeliveryResult::Failed { failure, .. } =
+        answer(422, &[], &body).classify(now(), &HiddenTexts::default())
+    else {
+        panic!()
+    };
     assert_eq!(failure.message, "the receiver answered 422 Unprocessable Entity");
     let detail = failure.detail.unwrap();
     assert!(detail.starts_with("line 1\\nline\\t2 \\u{1b}[31mxx") && detail.len() < 400, "{detail}");
     let DeliveryResult::Failed { failure, .. } =
-        answer(302, &[("location", "https://a.example/")], "").classify(now())
+        answer(302, &[("location", "https://a.example/")], "").classify(now(), &HiddenTexts::default())
     else {
         panic!()
     };
     assert!(failure.message.contains("https://a.example/"), "{failure}");
-    let DeliveryResult::Failed { failure, .. } = answer(410, &[], "").classify(now()) else { panic!() };
+    let DeliveryResult::Failed { failure, .. } =
+        answer(410, &[], "").classify(now(), &HiddenTexts::default())
+    else {
+        panic!()
+    };
     assert!(failure.message.contains("never"), "{failure}");
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{QUICK, append, declare, installation, shows};
 use crate::support;
-use crate::support::facts::reaches;
+use crate::support::facts::{eventually, reaches};
 use crate::support::receiver::{Received, Receiver, Reply};
 
 /// The reply to the first request, and what the status says of it.
@@ -207,5 +207,42 @@ async fn a_receiver_that_repeats_a_secret_does_not_get_it_shown() {
     assert!(shown.contains("redirects") && shown.contains("***"), "{shown}");
     let log = daemon.log().iter().map(ToString::to_string).collect::<String>();
     assert!(!shown.contains("SECRET") && !log.contains("SECRET"), "{shown}\n{log}");
+    daemon.stop().await;
+}
+
+/// As they were declared, as they were sent, and as the receiver has read them; also where an escape or the end of what is kept
+/// is in the middle of one.
+#[tokio::test]
+async fn credentials_that_a_receiver_repeats_are_not_shown_in_any_form() {
+    let db = support::database().await;
+    let receiver = Receiver::start(|request| {
+        let (key, basic) = (request.header("x-key"), request.header("authorization"));
+        let padding = "x".repeat(if request.n() == 1 { 0 } else { 295 });
+        Reply::Full(500, vec![("x-told", key.to_owned())], format!("{padding}{key} {basic} passSECRET@ ###"))
+    })
+    .await;
+    let installation = installation(&db);
+    let url = format!("http://jo:passSECRET%40@{}/hook", receiver.address);
+    let webhook = "allow_private = true\nheaders = { x-key = 'key\"SECRET' }";
+    super::declare_at(&installation, &url, "", webhook, "initial = '1h'\nmax = '1h'\n");
+    append(&db.pool, &[(1, 1), (2, 2)]).await;
+    let daemon = installation.start_daemon();
+    let query = "select failure::text from espd.deliveries where failure is not null";
+    let stored = eventually("two failures", async || {
+        let stored: Vec<String> = sqlx::query_scalar(query).fetch_all(&db.pool).await.unwrap();
+        (stored.len() == 2).then(|| stored.concat())
+    })
+    .await;
+    assert!(stored.contains("*** *** ***"), "{stored}");
+    let sent = installation.espctl(&["webhook-test", "hook", "--event", "1", "--send"]).await;
+    let sent = format!("{}{}", sent.stdout, sent.stderr);
+    assert!(sent.contains("x-told: ***\n") && sent.contains("###"), "{sent}");
+    let status = installation.espctl(&["status", "--json"]).await.printed();
+    let log = daemon.log().iter().map(ToString::to_string).collect::<String>();
+    for shown in [stored, sent, status, log] {
+        for secret in ["SECRET", "key\"", "key\\", "am86cGFzc1NFQ1JFVEA"] {
+            assert!(!shown.contains(secret), "{secret}: {shown}");
+        }
+    }
     daemon.stop().await;
 }

@@ -124,6 +124,22 @@ async fn a_name_and_a_password_in_the_url_become_a_header_that_is_never_shown() 
 }
 
 #[tokio::test]
+async fn a_declared_header_replaces_that_of_the_url_or_of_espd() {
+    let db = support::database().await;
+    let receiver = Receiver::start(|_| Reply::Status(200)).await;
+    let installation = installation(&db);
+    let url = format!("http://jo:s3cret@{}/hook", receiver.address);
+    let headers = "allow_private = true\nheaders = { authorization = 'Bearer t', User-Agent = 'me' }";
+    super::declare_at(&installation, &url, "", headers, QUICK);
+    append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    let received = receiver.receives(1).await.remove(0);
+    // There is one of each.
+    assert_eq!((received.header("authorization"), received.header("user-agent")), ("Bearer t", "me"));
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_proxy_of_the_environment_is_not_asked() {
     let db = support::database().await;
     let (receiver, proxy) =
