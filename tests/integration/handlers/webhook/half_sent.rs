@@ -108,12 +108,15 @@ async fn an_event_that_is_answered_early_is_sent_to_its_end() {
     let installation = installation(&db);
     declare_at(&installation, &receiver.url(), "", ONE_AT_A_TIME, NO_MERCY);
     append_large(&db.pool).await;
-    let last = append(&db.pool, &[(2, 2)]).await;
     let daemon = installation.start_daemon();
+    reaches(&db.pool, "hook", 1).await;
+    // No other event uses the connection.
+    let bodies = receiver.reads(1).await;
+    assert!(bodies.iter().all(|body| body.came == body.announced), "{bodies:?}");
+    let last = append(&db.pool, &[(2, 2)]).await;
     reaches(&db.pool, "hook", last).await;
     let bodies = receiver.reads(2).await;
     assert_eq!(bodies.iter().map(|body| body.position).collect::<Vec<_>>(), [1, 2]);
-    assert!(bodies.iter().all(|body| body.came == body.announced), "{bodies:?}");
     assert_eq!(count(&db.pool, "select count(*) from espd.dead_letters").await, 0);
     daemon.stop().await;
 }
