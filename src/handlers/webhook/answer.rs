@@ -14,7 +14,6 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
 use crate::handlers::batch::Action;
 use crate::processing::declaration::HiddenTexts;
 use crate::processing::failure::Failure;
-use crate::visible;
 use body::AnswerBody;
 
 /// The longest delay that a receiver can ask for with `Retry-After`.
@@ -137,5 +136,9 @@ impl Answer {
 /// The beginning of a text from the receiver, in one line. It is cut last: half a secret is not recognized.
 fn excerpt(bytes: &[u8], hidden: &HiddenTexts) -> String {
     let text = hidden.conceal(&String::from_utf8_lossy(bytes));
-    visible::in_one_line(text.trim()).chars().take(EXCERPT_LENGTH).collect()
+    let escape = |character: char| match character {
+        '"' | '\'' => vec![character],
+        _ => character.escape_debug().collect(),
+    };
+    text.trim().chars().flat_map(escape).take(EXCERPT_LENGTH).collect()
 }
