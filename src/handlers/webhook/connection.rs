@@ -66,7 +66,7 @@ impl Connection {
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, Unanswered> {
         let Self { requests, driver, extent } = self;
-        extent.begin();
+        extent.reset();
         // A connection that is not ready gives the request back: nothing is waited for.
         let sending = async { requests.try_send_request(request).await };
         drive(driver, sending).await.map_err(|mut error| {

@@ -19,7 +19,7 @@ pub(super) struct Extent {
 
 impl Extent {
     /// Another exchange begins.
-    pub(super) fn begin(&self) {
+    pub(super) fn reset(&self) {
         self.is_answered.store(false, Ordering::Relaxed);
     }
 
