@@ -225,7 +225,8 @@ impl Operator<'_> {
         let Databases { events, projections, layout, .. } = self.databases;
         // The positions come first: read the other way round, one that moves meanwhile would be beyond the head.
         let rows = self.trackers().list(projections, name).await?;
-        let horizon = self.horizon().await?;
+        let reached = rows.iter().map(|row| row.position).max().unwrap_or(Position::START);
+        let horizon = self.horizon().await?.reached(reached);
         let mut events = events.acquire().await?;
         let mut projections = projections.acquire().await?;
         let (events, projections) = (&mut *events, &mut *projections);

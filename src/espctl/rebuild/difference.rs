@@ -31,7 +31,7 @@ pub(super) fn render(name: &str, difference: &Difference) -> String {
         }
         if !table.other_columns.is_empty() {
             lines.push(format!(
-                "  other columns, not compared: {} (prepared `select *` fails once after a swap)",
+                "  other columns, not compared: {} (a prepared `select *` fails after a swap until it is prepared again)",
                 table.other_columns.join(", ")
             ));
         }

@@ -172,7 +172,9 @@ impl Rebuilding<'_> {
             self.approach().await?;
             let mut older = NewerSnapshot::list_older(connection, self.complete).await?;
             let mut wait = None;
-            if older.is_empty() {
+            // Short reads follow one another all the time: those that are there now end while the serving version stands still for them.
+            if !older.iter().any(|one| one.had_lasted(pause, self.complete)) {
+                older.clear();
                 match self.attempt(connection, pause).await? {
                     Tried::Exchanged(archive) => return Ok(archive),
                     Tried::Older(found) => older = found,
@@ -183,7 +185,7 @@ impl Rebuilding<'_> {
             if Instant::now() >= deadline {
                 return Err(self.given_up(&older, wait));
             }
-            self.tell_wait(&older, wait.as_ref());
+            self.tell_wait(&older, wait.as_ref()).await?;
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -293,16 +295,25 @@ impl Rebuilding<'_> {
         }
     }
 
-    fn tell_wait(&self, older: &[NewerSnapshot], wait: Option<&LockWait>) {
-        if let Some(first) = older.first() {
-            (self.listener.note)(&format!(
-                "waits for a transaction that would see the new tables as they were before they were complete: {}",
+    /// Says what it waits for, to who listens and in the status.
+    async fn tell_wait(
+        &mut self,
+        older: &[NewerSnapshot],
+        wait: Option<&LockWait>,
+    ) -> Result<(), OperatorError> {
+        let because = if let Some(first) = older.first() {
+            format!(
+                "a transaction is open that would see the new tables as they were before they were complete: {}",
                 first.describe()
-            ));
+            )
         } else if let Some(wait) = wait {
-            let described = crate::operations::status::describe_wait(wait);
-            (self.listener.note)(&format!("waits for a lock{described}"));
-        }
+            format!("others have a lock{}", crate::operations::status::describe_wait(wait))
+        } else {
+            return Ok(());
+        };
+        (self.listener.note)(&format!("waits, because {because}"));
+        let target = self.replay.position();
+        self.write(Phase::GoingLive, target, Some(&because)).await.map(drop)
     }
 
     fn given_up(&self, older: &[NewerSnapshot], wait: Option<LockWait>) -> OperatorError {

@@ -198,6 +198,9 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
     let declared = surroundings
         .declared_version
         .filter(|declared| *declared != version && status.position.get() > 0 && !is_built)?;
+    if status.rebuild.as_ref().is_some_and(|build| build.version == declared) {
+        return Some(of_resting_build(name, version, declared));
+    }
     let problem = format!("Version {version} of {name} serves, and version {declared} is declared.");
     let remedy = if let Some(left_out) = surroundings.left_out {
         format!("{}.", left_out.describe(name, declared).replacen('v', "V", 1))
@@ -212,6 +215,17 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         )
     };
     Some(Advice::new(Topic::OtherVersion, problem, None, remedy))
+}
+
+/// A version that is there beside the serving one, and nobody works on.
+fn of_resting_build(name: &str, version: i32, declared: i32) -> Advice {
+    let problem = format!(
+        "Version {version} of {name} serves. Version {declared} is there beside it, and nobody works on it now."
+    );
+    let remedy = format!(
+        "A daemon that declares it goes on within a minute or two, and lets it go live where nothing keeps it from that; so does          `espctl rebuild {name}`. `espctl rebuild abort {name}` gives it up."
+    );
+    Advice::new(Topic::OtherVersion, problem, None, remedy)
 }
 
 /// A version that was built beside the serving one and does not go on by itself.

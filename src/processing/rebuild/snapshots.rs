@@ -1,5 +1,7 @@
 //! Transactions that began before a version was complete, and would see its tables as they were then.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
@@ -51,6 +53,8 @@ impl NewerSnapshot {
         connection: &mut PgConnection,
         complete: Complete,
     ) -> Result<Vec<Self>, sqlx::Error> {
+        // Within a transaction, the server goes on showing what it has shown first.
+        sqlx::raw_sql("-- look_anew\nselect pg_stat_clear_snapshot()").execute(&mut *connection).await?;
         let statement = "-- list_older_snapshots
             select pid, application_name, xact_start as begun_at from pg_stat_activity
             where backend_xmin is not null and datname = current_database() and pid <> pg_backend_pid()
@@ -62,6 +66,11 @@ impl NewerSnapshot {
             order by xact_start";
         let query = sqlx::query_as(statement).persistent(false).bind(complete.at).bind(complete.next_xid);
         query.fetch_all(connection).await
+    }
+
+    /// Whether its transaction had lasted for longer than that when the tables were complete: then it may last for as long again.
+    pub(crate) fn had_lasted(&self, time: Duration, complete: Complete) -> bool {
+        self.begun_at.is_none_or(|at| (complete.at - at).to_std().is_ok_and(|lasted| lasted > time))
     }
 
     /// As a person reads it.

@@ -40,7 +40,7 @@ pub(super) fn of_lock(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Ad
 pub(super) fn of_reset(status: &ProcessorStatus) -> Option<Advice> {
     let wait = status.reset_wait.as_ref()?;
     let problem = format!(
-        "The reset of {} waits for a lock{}. Until then everything goes on as before.",
+        "A reset of {}, or a version that goes live, waits for a lock{}. Until then everything goes on as before.",
         status.name,
         describe_wait(wait)
     );

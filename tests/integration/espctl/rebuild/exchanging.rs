@@ -314,3 +314,33 @@ async fn no_right_and_no_policy_comes_back_that_was_taken_away_and_defaults_give
     assert_eq!(fixture.fact(security).await, "false false after");
     daemon.stop().await;
 }
+
+/// Reads that take a moment each, one after the other, so that there is never a moment without one.
+fn reading(fixture: &Fixture) -> tokio::task::JoinHandle<()> {
+    let pool = fixture.db.pool.clone();
+    tokio::spawn(async move {
+        loop {
+            sqlx::raw_sql("select count(*), pg_sleep(0.4) from public.orders").execute(&pool).await.unwrap();
+        }
+    })
+}
+
+#[tokio::test]
+async fn short_reads_that_never_cease_and_appends_keep_no_version_from_going_live() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.declare(2, WIDER);
+    fixture.espctl(&["reload"]).await.printed();
+    let readers = [reading(&fixture), reading(&fixture)];
+    let pool = fixture.db.pool.clone();
+    let writer = tokio::spawn(async move {
+        loop {
+            append(&pool, 1).await;
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    });
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    readers.into_iter().for_each(|reader| reader.abort());
+    writer.abort();
+    daemon.stop().await;
+}
