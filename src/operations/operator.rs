@@ -196,7 +196,7 @@ pub(crate) enum OperatorError {
     Blocked(String),
     /// Somebody else builds a version of the processor.
     #[error(
-        "a version of {name} is being built just now, by a daemon or an operator: `espctl rebuild {name} --watch` shows how far it is"
+        "a version of {name} is being built or verified just now, by a daemon (also as `[verify]` says) or an operator: try again in a moment; `espctl rebuild {name} --watch` shows how far it is"
     )]
     Building {
         /// The processor.
@@ -225,8 +225,7 @@ impl Operator<'_> {
         let Databases { events, projections, layout, .. } = self.databases;
         // The positions come first: read the other way round, one that moves meanwhile would be beyond the head.
         let rows = self.trackers().list(projections, name).await?;
-        let reached = rows.iter().map(|row| row.position).max().unwrap_or(Position::START);
-        let horizon = self.horizon().await?.reached(reached);
+        let horizon = self.horizon().await?;
         let mut events = events.acquire().await?;
         let mut projections = projections.acquire().await?;
         let (events, projections) = (&mut *events, &mut *projections);

@@ -62,16 +62,6 @@ pub struct Horizon {
     pub unmet: Option<Arc<str>>,
 }
 
-impl Horizon {
-    /// The same, where a processor has reached this position: one look beside many writers knows less. For what is shown alone, because
-    /// a position may have been chosen.
-    pub(crate) fn reached(self, position: Position) -> Self {
-        let settled = self.settled.max(position.min(self.head));
-        let held_by = if settled == self.head { Vec::new() } else { self.held_by };
-        Self { settled, held_by, ..self }
-    }
-}
-
 /// Waits until events after `position` are settled and returns the horizon; at once if they are.
 ///
 /// `None` when the watcher has ended: nothing will settle any more.

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use crate::event::Position;
+use crate::postgres::literal::simple;
 use crate::postgres::row::from_row;
 
 /// When a version beside was complete, up to a position.
@@ -54,7 +55,7 @@ impl NewerSnapshot {
         complete: Complete,
     ) -> Result<Vec<Self>, sqlx::Error> {
         // Within a transaction, the server goes on showing what it has shown first.
-        sqlx::raw_sql("-- look_anew\nselect pg_stat_clear_snapshot()").execute(&mut *connection).await?;
+        simple("-- look_anew\nselect pg_stat_clear_snapshot()".to_owned()).execute(&mut *connection).await?;
         let statement = "-- list_older_snapshots
             select pid, application_name, xact_start as begun_at from pg_stat_activity
             where backend_xmin is not null and datname = current_database() and pid <> pg_backend_pid()
