@@ -24,6 +24,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Likewise, where others have the tables.
+const LONGEST_LOCK_PAUSE: Duration = Duration::from_millis(300);
+
 /// How long the transaction that changes the serving tables may take: the processor stands still meanwhile.
 pub(super) const MERGE_LIMIT: &str = "60s";
 
@@ -186,7 +189,8 @@ impl Rebuilding<'_> {
                 return Err(self.given_up(&older, wait));
             }
             self.tell_wait(&older, wait.as_ref()).await?;
-            sleep(pause).await;
+            // A moment in which nobody has the tables is met by trying often.
+            sleep(if wait.is_some() { pause.min(LONGEST_LOCK_PAUSE) } else { pause }).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

@@ -320,7 +320,7 @@ fn reading(fixture: &Fixture) -> tokio::task::JoinHandle<()> {
     let pool = fixture.db.pool.clone();
     tokio::spawn(async move {
         loop {
-            sqlx::raw_sql("select count(*), pg_sleep(0.4) from public.orders").execute(&pool).await.unwrap();
+            sqlx::raw_sql("select count(*), pg_sleep(0.15) from public.orders").execute(&pool).await.unwrap();
         }
     })
 }

@@ -27,10 +27,12 @@ async fn a_build_works_less_while_commits_are_slowed_by_it_and_as_before_when_th
     let outcome = fixture.espctl(&["reload"]).await;
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     let scene = async {
-        rests(&fixture, "half of the commits took 10").await;
+        rests(&fixture, "half of the commits took 1").await;
         let status = fixture.espctl(&["status"]).await.printed();
         assert!(status.contains("instead of 50 % (`share` in [rebuild])"), "{status}");
         fixture.run("alter system set commit_delay = 0").await;
+        // Other tests use the disk as well.
+        fixture.run("alter system set fsync = off").await;
         fixture.run("select pg_reload_conf()").await;
         // Anything may slow commits a little, but nothing for ever.
         let mut least = share(&fixture).await;

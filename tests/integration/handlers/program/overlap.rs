@@ -77,19 +77,6 @@ async fn noted(pool: &PgPool) -> Vec<i64> {
 const SIZE: &str = "batch_size = 256\nbatch_time = '60s'";
 
 #[tokio::test]
-async fn batches_grow_while_it_is_far_behind_although_a_program_is_given_few_events_at_first() {
-    let db = support::database().await;
-    let last = append(&db.pool, 30_000).await;
-    let installation = declare(&db, "batch_size = 100\nbatch_size_max = 10000", &[]);
-    let daemon = installation.start_daemon();
-    reaches(&db.pool, "noted", last).await;
-    let commits = "select count(distinct xmin::text) from noted";
-    let commits: i64 = sqlx::query_scalar(commits).fetch_one(&db.pool).await.unwrap();
-    assert!(commits < 150, "{commits} batches; 300 if none had grown");
-    daemon.stop().await;
-}
-
-#[tokio::test]
 async fn the_next_events_are_read_while_the_program_works_and_those_deleted_meanwhile_are_not_handled() {
     let db = support::database().await;
     assert_eq!(append(&db.pool, 1_000).await, 1_000);
