@@ -50,7 +50,7 @@ pub(crate) use progress::{
 };
 pub(crate) use replay::{Replay, ReplayError, find_declared};
 pub(crate) use shares::{
-    SHARES_MAX, Share, create_shares, find_obstacle_to_shares, join_shares, list_shares,
+    SHARES_MAX, Share, create_shares, find_obstacle_to_division, join_shares, list_shares,
 };
 pub(crate) use since::{EventAt, Since, Trace};
 pub(crate) use snapshots::{Complete, NewerSnapshot};

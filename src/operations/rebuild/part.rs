@@ -17,7 +17,7 @@ use crate::postgres::row::from_row;
 use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::rebuild::{
-    AggregateColumn, Aggregates, Beside, Difference, Merged, Part, find_obstacle_to_shares, merge,
+    AggregateColumn, Aggregates, Beside, Difference, Merged, Part, find_obstacle_to_division, merge,
 };
 
 /// The most aggregates that are taken apart from the others: a statement names each of them.
@@ -94,7 +94,7 @@ impl Operator<'_> {
     ) -> Result<Option<OperatorError>, OperatorError> {
         let Some(part) = part else { return Ok(None) };
         let schema = beside.schema(&self.databases.scope.schema, name);
-        let reason = find_obstacle_to_shares(connection, &schema, &part.columns).await?;
+        let reason = find_obstacle_to_division(connection, &schema, &part.columns).await?;
         Ok(reason.map(|reason| not_apart(name, &reason)))
     }
 

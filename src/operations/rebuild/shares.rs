@@ -13,7 +13,7 @@ use super::probe::Watched;
 use super::{Beside, OperatorError, Phase, Rebuilding, SESSION, failed};
 use crate::event::Position;
 use crate::processing::rebuild::{
-    Replay, ReplayError, Share, Throttle, create_shares, find_obstacle_to_shares, join_shares, list_shares,
+    Replay, ReplayError, Share, Throttle, create_shares, find_obstacle_to_division, join_shares, list_shares,
 };
 
 /// The fewest ids up to the target that are worth dividing.
@@ -152,7 +152,9 @@ impl Rebuilding<'_> {
             self.operator.find_aggregate_columns_of(&mut self.worker, &self.declaration, &name).await?;
         match columns {
             Err(reason) => Ok(Some(reason)),
-            Ok(columns) => Ok(find_obstacle_to_shares(&mut self.worker, &self.building_in, &columns).await?),
+            Ok(columns) => {
+                Ok(find_obstacle_to_division(&mut self.worker, &self.building_in, &columns).await?)
+            }
         }
     }
 

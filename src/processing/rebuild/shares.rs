@@ -140,9 +140,9 @@ fn is_share(key: &ProcessorKey, column: &str) -> String {
     format!("{column} = {} and version = {} and partition > 0", quote_literal(&key.name), key.version)
 }
 
-/// Why it could matter in which order the events of different aggregates are handled, as far as the catalog tells; `None`: it does
-/// not. `columns`: those that have the aggregate.
-pub(crate) async fn find_obstacle_to_shares(
+/// Why it could matter in which order the events of different aggregates are handled, or that those of others are handled as well,
+/// as far as the catalog tells; `None`: it does not. `columns`: those that have the aggregate.
+pub(crate) async fn find_obstacle_to_division(
     connection: &mut PgConnection,
     schema: &str,
     columns: &BTreeMap<String, AggregateColumn>,
@@ -151,7 +151,7 @@ pub(crate) async fn find_obstacle_to_shares(
         .iter()
         .map(|(table, column)| format!("({}, {})", quote_literal(table), quote_literal(&column.name)));
     let statement = format!(
-        "-- find_obstacle_to_shares
+        "-- find_obstacle_to_division
          with owned as (
            select c.oid, c.relname, c.relhasrules, a.attnum
            from (values {}) as v (table_name, column_name)

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{append, count, declare, declare_at, installation, shows};
 use crate::support;
 use crate::support::facts::{eventually, reaches};
-use crate::support::receiver::{Receiver, Reply};
+use crate::support::receiver::{Received, Receiver, Reply};
 
 /// The first failure would be the last.
 const NO_MERCY: &str = "max_attempts = 1\non_failure = 'skip'\n";
@@ -161,60 +161,51 @@ async fn an_early_refusal_counts_at_once_and_is_not_in_the_way_of_the_next_event
     daemon.stop().await;
 }
 
+/// Has three events sent one after the other over one connection, and counts the dead letters.
+async fn after_three_events(reply: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> (Receiver, i64) {
+    let db = support::database().await;
+    let receiver = Receiver::start(reply).await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "concurrency = 1", NO_MERCY);
+    let last = append(&db.pool, &[(1, 1), (2, 2), (3, 3)]).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "hook", last).await;
+    let dead_letters = count(&db.pool, "select count(*) from espd.dead_letters").await;
+    daemon.stop().await;
+    (receiver, dead_letters)
+}
+
 /// Receivers end connections whenever they like, and may do so just when the next request begins.
 #[tokio::test]
 async fn a_kept_connection_that_ends_without_an_answer_counts_as_no_attempt() {
-    let db = support::database().await;
-    let receiver = Receiver::start(|request| match (request.n(), request.earlier) {
+    let (receiver, dead_letters) = after_three_events(|request| match (request.n(), request.earlier) {
         (2, 0) => Reply::Reset,
         _ => Reply::Status(200),
     })
     .await;
-    let installation = installation(&db);
-    declare(&installation, &receiver, "", "concurrency = 1", NO_MERCY);
-    let last = append(&db.pool, &[(1, 1), (2, 2), (3, 3)]).await;
-    let daemon = installation.start_daemon();
-    reaches(&db.pool, "hook", last).await;
     let received = receiver.received();
     assert_eq!((receiver.numbers(), receiver.connections()), (vec![1, 2, 2, 3], 2));
     assert_eq!(received[1].key(), received[2].key());
-    assert_eq!(count(&db.pool, "select count(*) from espd.dead_letters").await, 0);
-    daemon.stop().await;
+    assert_eq!(dead_letters, 0);
 }
 
 #[tokio::test]
 async fn a_request_is_sent_once_more_without_counting_and_not_twice() {
-    let db = support::database().await;
-    let receiver = Receiver::start(|request| match request.n() {
+    let (receiver, dead_letters) = after_three_events(|request| match request.n() {
         2 => Reply::Reset,
         _ => Reply::Status(200),
     })
     .await;
-    let installation = installation(&db);
-    declare(&installation, &receiver, "", "concurrency = 1", NO_MERCY);
-    let last = append(&db.pool, &[(1, 1), (2, 2), (3, 3)]).await;
-    let daemon = installation.start_daemon();
-    reaches(&db.pool, "hook", last).await;
-    assert_eq!(receiver.numbers(), [1, 2, 2, 3]);
-    assert_eq!(count(&db.pool, "select count(*) from espd.dead_letters").await, 1);
-    daemon.stop().await;
+    assert_eq!((receiver.numbers(), dead_letters), (vec![1, 2, 2, 3], 1));
 }
 
 /// Once there is a part of an answer, the receiver has made up its mind about the event.
 #[tokio::test]
 async fn a_kept_connection_that_ends_in_an_answer_counts() {
-    let db = support::database().await;
-    let receiver = Receiver::start(|request| match request.n() {
+    let (receiver, dead_letters) = after_three_events(|request| match request.n() {
         2 => Reply::BreakOff,
         _ => Reply::Status(200),
     })
     .await;
-    let installation = installation(&db);
-    declare(&installation, &receiver, "", "concurrency = 1", NO_MERCY);
-    let last = append(&db.pool, &[(1, 1), (2, 2), (3, 3)]).await;
-    let daemon = installation.start_daemon();
-    reaches(&db.pool, "hook", last).await;
-    assert_eq!(receiver.numbers(), [1, 2, 3]);
-    assert_eq!(count(&db.pool, "select count(*) from espd.dead_letters").await, 1);
-    daemon.stop().await;
+    assert_eq!((receiver.numbers(), dead_letters), (vec![1, 2, 3], 1));
 }
