@@ -182,7 +182,7 @@ fn of_rows_that_differ(status: &ProcessorStatus) -> Option<Advice> {
     );
     let remedy = format!(
         "`espctl verify {name}` shows all that differ, and since which event; `espctl rebuild {name}` brings them to what their \
-         events say"
+         events say. This is told until `espctl verify {name}` of all rows finds no difference."
     );
     Some(Advice::new(Topic::RowsDiffer, problem, found.found_at, remedy))
 }
@@ -223,7 +223,8 @@ fn of_resting_build(name: &str, version: i32, declared: i32) -> Advice {
         "Version {version} of {name} serves. Version {declared} is there beside it, and nobody works on it now."
     );
     let remedy = format!(
-        "A daemon that declares it goes on within a minute or two, and lets it go live where nothing keeps it from that; so does          `espctl rebuild {name}`. `espctl rebuild abort {name}` gives it up."
+        "A daemon that declares it goes on within a minute or two, and lets it go live where nothing keeps it from that; so does \
+         `espctl rebuild {name}`. `espctl rebuild abort {name}` gives it up."
     );
     Advice::new(Topic::OtherVersion, problem, None, remedy)
 }
