@@ -75,7 +75,7 @@ impl Story<'_> {
         self.until("the projectors to catch up", behind).await?;
         let seconds = begun.elapsed().as_secs_f64();
         self.say(&format!(
-            "caught up: 3 × {} events in {seconds:.1} s, in batches of 1,000",
+            "caught up: 3 × {} events in {seconds:.1} s, in batches of 1,000 and more",
             thousands(self.history)
         ));
         Ok(())
