@@ -92,7 +92,8 @@ impl Running {
     }
 
     async fn prepare(pool: &PgPool, mut projector: SqlProcessor) -> Result<Self, ProcessorError> {
-        let limits = BatchLimits::default();
+        // How much a batch handles shall not depend on what else the machine does.
+        let limits = BatchLimits { time: Duration::from_mins(1), ..BatchLimits::default() };
         let mut connection = pool.acquire().await?.detach();
         let mut claim = claim(&mut connection, &projector).await;
         projector.prepare(&mut connection, &claim).await?;
