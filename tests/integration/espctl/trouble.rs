@@ -51,8 +51,10 @@ async fn an_outage_is_a_state_of_its_own_without_an_estimate() {
     let line = metrics.lines().find(|line| line.starts_with("espd_processor_waiting_seconds{")).unwrap();
     assert!(line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() > 0.0, "{line}");
     assert_eq!(client.get("/api/v1/processors/notes").await.json(200)["state"], "waiting");
-    let found = finding(&installation, "running").await;
-    assert_eq!(found["level"], "failure", "{found}");
+    eventually("its worker has told of itself, and waits", async || {
+        (finding(&installation, "running").await["level"] == "failure").then_some(())
+    })
+    .await;
     sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
     reaches(&db.pool, "notes", last).await;
     shows(&installation, "the end of it", |status| status["state"] == "live").await;

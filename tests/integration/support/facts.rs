@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
 
-/// How long a fact may take on a machine that has other things to do as well.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a fact may take on a machine that has much else to do.
+pub const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Waits until `look` finds what is waited for; panics when it does not in a long time.
 pub async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {

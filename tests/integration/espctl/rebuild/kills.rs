@@ -186,13 +186,25 @@ impl Campaign {
         assert_eq!(self.fixture.fact(complete).await, "true", "after kill {number}");
     }
 
+    /// Has the version that serves be the declared one, so that nobody builds another.
+    async fn declare_what_serves(&mut self) {
+        // What operators have left.
+        self.fixture.espctl(&["rebuild", "abort", "orders"]).await;
+        self.daemon.take().unwrap().stop().await;
+        self.is_left_alone("espd: rebuild%").await;
+        let serving = self.fixture.fact("select version from espd.trackers where name = 'orders'").await;
+        self.version = serving.parse().unwrap();
+        self.declare();
+        self.daemon = Some(self.fixture.installation.start_daemon());
+        let built = "select (select count(*) from espd.build_progress) + (select count(*) from espd.trackers where name = 'orders$next')";
+        let is_over = async || (self.fixture.fact(built).await == "0").then_some(());
+        eventually("the daemon gives up what it has built", is_over).await;
+    }
+
     /// Lets the daemon finish, and looks at what is left.
     async fn end(mut self) {
+        self.declare_what_serves().await;
         let fixture = &self.fixture;
-        // What operators have left, and what the daemon builds, if anything.
-        fixture.espctl(&["rebuild", "abort", "orders"]).await;
-        let under_way = "select count(*) from espd.build_progress";
-        eventually("nobody builds", async || (fixture.fact(under_way).await == "0").then_some(())).await;
         let head = append(&fixture.db.pool, 1).await;
         reaches(&fixture.db.pool, "orders", head).await;
         let rows = "select count(*) = (select count(*) from espd.events) and bool_and(n = id % 3) and min(id) = 1 from orders";

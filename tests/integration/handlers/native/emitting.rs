@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use espd::Program;
+use espd::internals::declaration::BatchLimits;
 use espd::internals::processor::Events;
 use espd::internals::retry::{OnFailure, RetryPolicy};
 use espd::internals::runner::RunnerContext;
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use super::{A, dead_letters, make};
 use crate::processing::runner::{Life, settings};
 use crate::support::facts::{append, eventually, reaches};
-use crate::support::projectors::numbers;
+use crate::support::projectors::{LEASE, numbers};
 use crate::support::{self, SCHEMA};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -270,12 +271,12 @@ async fn what_is_emitted_for_a_store_elsewhere_is_kept_with_the_rows() {
     let mut connection = projections.pool.acquire().await.unwrap();
     let claim = crate::support::projectors::claim_processor(&mut connection, processor.as_ref()).await;
     processor.prepare(&mut connection, &claim).await.unwrap();
-    let limits = espd::internals::declaration::BatchLimits::default();
+    let limits = BatchLimits { time: LEASE, ..BatchLimits::default() };
     let request = espd::internals::processor::BatchRequest {
         claim: &claim,
         work: espd::internals::processor::Work::Batch { upto: 200.into(), rate: 0.0 },
         limits: &limits,
-        lease: Duration::from_secs(60),
+        lease: LEASE,
         mark: None,
     };
     processor.process(&mut connection, request).await.unwrap();

@@ -150,7 +150,9 @@ async fn a_long_retry_keeps_its_claim_and_lets_other_events_pass() {
     for aggregate in 0..300 {
         add(&db.pool, aggregate, 0).await;
     }
-    let settings = setting_aside(&db, OnFailure::Park);
+    // Far shorter than the retry.
+    let lease = Duration::from_secs(2);
+    let settings = RunnerContext { lease, ..setting_aside(&db, OnFailure::Park) };
     // The fixed handler is slow.
     let handler = format!("{DIVIDE} if event.body->>'n' = '1' then perform pg_sleep(0.02); end if;");
     let life = Life::begin(&db, notes(&handler), settings.clone());
