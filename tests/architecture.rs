@@ -274,6 +274,43 @@ fn statements_are_plain_ascii() {
     }
 }
 
+/// Integration tests share a server: one that counts, waits for or ends sessions of others passes alone only.
+#[test]
+fn tests_look_at_sessions_and_locks_of_their_own_database() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration");
+    let found: Vec<String> = rust_files(&folder)
+        .iter()
+        .flat_map(|path| {
+            let found = looking_at_others(&fs::read_to_string(path).unwrap());
+            found.into_iter().map(|query| format!("{}: {query}", path.display())).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(found.is_empty(), "add `datname = current_database()`: {found:#?}");
+}
+
+#[test]
+fn a_planted_look_at_sessions_of_others_is_found() {
+    let text =
+        r#"run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'espd'")"#;
+    assert_eq!(looking_at_others(text).len(), 1);
+    assert_eq!(looking_at_others(&text.replace("where", "where datname = current_database() and")).len(), 0);
+}
+
+/// The queries for sessions or locks by what those of other databases may be called as well.
+fn looking_at_others(text: &str) -> Vec<String> {
+    let tables = ["pg_stat_activity", "pg_locks"];
+    let at = tables.iter().flat_map(|table| text.match_indices(table)).map(|(at, _)| at);
+    let queries = at.map(|at| {
+        let (before, behind) = (text[..at].rfind('"'), text[at..].find('"'));
+        &text[before.unwrap_or_default()..behind.map_or(text.len(), |length| at + length)]
+    });
+    let is_by_name = |query: &&str| {
+        ["application_name", "not granted", "locktype", "query like"].iter().any(|word| query.contains(word))
+            && !["current_database()", "{HERE}", " pid = "].iter().any(|word| query.contains(word))
+    };
+    queries.filter(is_by_name).map(str::to_owned).collect()
+}
+
 /// The negative controls: what is planted into a copy of the sources is found.
 #[test]
 fn a_planted_import_is_found() {

@@ -155,7 +155,8 @@ async fn the_states_of_workers_are_written_down_and_go_with_their_daemon() {
 
     // An outage is survived.
     sqlx::query(
-        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'espd: daemon'",
+        "select pg_terminate_backend(pid) from pg_stat_activity
+         where datname = current_database() and application_name = 'espd: daemon'",
     )
     .execute(&db.pool)
     .await

@@ -318,6 +318,25 @@ async fn an_aborted_rebuild_leaves_nothing_behind() {
     daemon.stop().await;
 }
 
+/// The condition on `pg_locks` that a lock is of this database: other tests use the same server, with the same names and keys.
+const HERE: &str = "database = (select oid from pg_database where datname = current_database())";
+
+/// The condition on `pg_locks` that somebody waits for an advisory lock.
+fn waits_for(key: i32) -> String {
+    format!("{HERE} and locktype = 'advisory' and objid = {key} and not granted")
+}
+
+/// Waits until somebody waits for an advisory lock.
+async fn somebody_waits(fixture: &Fixture, key: i32) {
+    let waits = format!("select count(*) > 0 from pg_locks where {}", waits_for(key));
+    eventually("somebody waits", async || (fixture.fact(&waits).await == "true").then_some(())).await;
+}
+
+/// Ends the sessions that wait for an advisory lock: those of a client that was killed do not end while they wait.
+async fn end_waiting(fixture: &Fixture, key: i32) {
+    fixture.run(&format!("select pg_terminate_backend(pid) from pg_locks where {}", waits_for(key))).await;
+}
+
 /// Kills a rebuild once it waits for a lock of this mode, which `lock` keeps from it; without one, once its tracker is there.
 async fn kill_while(fixture: &Fixture, what: &str, lock: &str, mode: &str) {
     let mut blocker = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
@@ -326,7 +345,7 @@ async fn kill_while(fixture: &Fixture, what: &str, lock: &str, mode: &str) {
     let mut rebuild = Program::start(fixture.installation.espctl_command(&["rebuild", "orders", "--yes"]));
     let waits = match mode {
         "" => "select count(*) = 1 from espd.trackers where name = 'orders$next'".to_owned(),
-        mode => format!("select count(*) > 0 from pg_locks where not granted and mode = '{mode}'"),
+        mode => format!("select count(*) > 0 from pg_locks where {HERE} and not granted and mode = '{mode}'"),
     };
     eventually(what, async || (fixture.fact(&waits).await == "true").then_some(())).await;
     rebuild.signal(Signal::SIGKILL);
@@ -334,7 +353,8 @@ async fn kill_while(fixture: &Fixture, what: &str, lock: &str, mode: &str) {
     held.rollback().await.unwrap();
     // Its backends end by themselves.
     eventually("the sessions end", async || {
-        let left = "select count(*) from pg_stat_activity where application_name like 'espctl%' or application_name like 'espd: reset%'";
+        let left = "select count(*) from pg_stat_activity where datname = current_database()
+            and (application_name like 'espctl%' or application_name like 'espd: reset%')";
         (fixture.fact(left).await == "0").then_some(())
     })
     .await;
@@ -384,8 +404,10 @@ async fn whoever_keeps_a_swap_waiting_is_named_and_readers_wait_for_moments_only
     sqlx::raw_sql("lock table orders in access share mode").execute(&mut *held).await.unwrap();
     let mut rebuild = Program::start(fixture.installation.espctl_command(&["rebuild", "orders", "--yes"]));
     eventually("an attempt waits", async || {
-        let waits = "select count(*) > 0 from pg_locks where not granted and mode = 'AccessExclusiveLock'";
-        (fixture.fact(waits).await == "true").then_some(())
+        let waits = format!(
+            "select count(*) > 0 from pg_locks where {HERE} and not granted and mode = 'AccessExclusiveLock'"
+        );
+        (fixture.fact(&waits).await == "true").then_some(())
     })
     .await;
     let mut longest = Duration::ZERO;

@@ -188,7 +188,8 @@ async fn a_deadlock_is_no_attempt() {
     let life = Life::begin(&db, notes("lock table l1; lock table l2;"), strict(&db));
     eventually("the handler at the lock", async || {
         let query = sqlx::query_scalar::<_, i32>(
-            "select 1 from pg_locks where relation = to_regclass('public.l2') and not granted",
+            "select 1 from pg_locks where relation = to_regclass('public.l2') and not granted
+               and database = (select oid from pg_database where datname = current_database())",
         );
         query.fetch_optional(&db.pool).await.unwrap()
     })

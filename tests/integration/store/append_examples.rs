@@ -81,7 +81,7 @@ async fn run(mut client: Command, troubled: bool) -> (Value, String) {
 
 /// Waits for a notification that is not the daemon's, which sends one for the reminder.
 async fn rings(pool: &PgPool, listener: &mut PgListener) {
-    let daemon = "select pid from pg_stat_activity where application_name like 'espd%'";
+    let daemon = "select pid from pg_stat_activity where datname = current_database() and application_name like 'espd%'";
     let daemon: Vec<i32> = sqlx::query_scalar(daemon).fetch_all(pool).await.unwrap();
     let from_client =
         async { while daemon.contains(&listener.recv().await.unwrap().process_id().cast_signed()) {} };

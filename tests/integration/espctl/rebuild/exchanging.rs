@@ -29,15 +29,6 @@ async fn release(holder: &mut sqlx::PgConnection, key: i32) {
     sqlx::raw_sql(AssertSqlSafe(unlock)).execute(holder).await.unwrap();
 }
 
-/// Waits until somebody waits for an advisory lock.
-async fn somebody_waits(fixture: &Fixture, key: i32) {
-    let waits = format!(
-        "select count(*) > 0 from pg_locks where locktype = 'advisory' and objid = {key} and not granted
-         and database = (select oid from pg_database where datname = current_database())"
-    );
-    eventually("somebody waits", async || (fixture.fact(&waits).await == "true").then_some(())).await;
-}
-
 /// Waits until a build says that it waits for an older transaction.
 async fn waits_for_snapshot(rebuild: &Program) {
     eventually("it waits for the transaction", async || {
@@ -250,8 +241,8 @@ async fn what_others_make_after_a_swap_has_looked_is_on_the_new_tables_as_well()
     let altered = tokio::spawn(async move { execute(&pool, &owner).await });
     eventually("it is altered, or waits", async || {
         let waits =
-            "select count(*) > 0 from pg_locks where not granted and relation = 'public.orders'::regclass";
-        (altered.is_finished() || fixture.fact(waits).await == "true").then_some(())
+            format!("select count(*) > 0 from pg_locks where {HERE} and not granted and relation = 'public.orders'::regclass");
+        (altered.is_finished() || fixture.fact(&waits).await == "true").then_some(())
     })
     .await;
     holder.close().await.unwrap();

@@ -282,11 +282,8 @@ async fn a_version_that_is_only_looked_at_is_not_published() {
         sqlx::raw_sql("select pg_advisory_lock(77)").execute(&mut blocker).await.unwrap();
         fixture.declare_ddl(2, &[ddl], "");
         let mut dry = Program::start(fixture.installation.espctl_command(DRY_RUN));
-        eventually("it is built", async || {
-            let waits = "select count(*) = 1 from pg_locks where locktype = 'advisory' and objid = 77 and not granted";
-            (fixture.fact(waits).await == "true").then_some(())
-        })
-        .await;
+        // It is built.
+        somebody_waits(&fixture, 77).await;
         assert_eq!(fixture.fact(logged).await, "0", "{ddl}");
         sqlx::raw_sql("select pg_advisory_unlock(77)").execute(&mut blocker).await.unwrap();
         dry.ended().await;

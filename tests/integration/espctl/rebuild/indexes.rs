@@ -40,18 +40,14 @@ async fn plain_indexes_are_made_after_the_rows_and_a_kill_in_between_loses_none(
     let mut blocker = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
     sqlx::raw_sql("select pg_advisory_lock(77)").execute(&mut blocker).await.unwrap();
     let mut rebuild = Program::start(fixture.installation.espctl_command(&["rebuild", "orders", "--yes"]));
-    let waiting =
-        "select count(*) = 1 from pg_locks where locktype = 'advisory' and objid = 77 and not granted";
-    eventually("the rows are there, and the first index is made", async || {
-        (fixture.fact(waiting).await == "true").then_some(())
-    })
-    .await;
+    // The rows are there, and the first index is made.
+    somebody_waits(&fixture, 77).await;
     assert_eq!(fixture.fact("select count(*) from public_orders_next.orders").await, "105");
     assert_eq!(fixture.fact(&definitions("public_orders_next")).await, "");
     let status = fixture.installation.status("orders").await;
     assert_eq!(status["rebuild"]["phase"], "indexing", "{status}");
     rebuild.kill().await;
-    fixture.run("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objid = 77 and not granted").await;
+    end_waiting(&fixture, 77).await;
     sqlx::raw_sql("select pg_advisory_unlock(77)").execute(&mut blocker).await.unwrap();
     assert_eq!(fixture.fact(&definitions("public_orders_next")).await, "");
 

@@ -170,7 +170,9 @@ impl Campaign {
 
     /// Waits until the sessions of whoever was killed have ended.
     async fn is_left_alone(&self, sessions: &str) {
-        let query = format!("select count(*) from pg_stat_activity where application_name like '{sessions}'");
+        let query = format!(
+            "select count(*) from pg_stat_activity where datname = current_database() and application_name like '{sessions}'"
+        );
         eventually("the sessions end", async || (self.fixture.fact(&query).await == "0").then_some(())).await;
     }
 

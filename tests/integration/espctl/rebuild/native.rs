@@ -219,7 +219,7 @@ async fn a_handler_that_blocks_its_thread_while_a_version_is_built_does_not_hold
     daemon.stop().await;
     let second = fixture.version(2, 2).with("HANDLER", "blocks");
     let daemon = second.start();
-    let at_work = "select count(*) = 1 from pg_stat_activity where application_name = 'espd: rebuild' and state = 'idle in transaction'
+    let at_work = "select count(*) = 1 from pg_stat_activity where datname = current_database() and application_name = 'espd: rebuild' and state = 'idle in transaction'
                      and query = 'savepoint espd_savepoint' and state_change < clock_timestamp() - interval '1 second'";
     eventually("the build", async || (fixture.fact(at_work).await == "true").then_some(())).await;
     let outcome = second.run(&["reload"]).await;

@@ -74,16 +74,17 @@ async fn several_workers_make_the_tables_and_dead_letters_of_one_also_after_a_ki
     declare(&fixture, 2, KEYED);
     let mut rebuild = Program::start(fixture.installation.espctl_command(&["rebuild", "totals", "--yes"]));
     let halfway = format!(
-        "select (select count(*) = 1 from pg_locks where locktype = 'advisory' and objid = 88 and not granted)
+        "select (select count(*) = 1 from pg_locks where {waits})
            and (select count(*) = 1 from espd.trackers where name = 'totals$next' and position = {EVENTS})
-           and (select count(*) = 1 from espd.trackers where name = 'totals$next' and position between 776 and 6000)"
+           and (select count(*) = 1 from espd.trackers where name = 'totals$next' and position between 776 and 6000)",
+        waits = waits_for(88)
     );
     eventually("one worker is ready, and the other one is not", async || {
         (fixture.fact(&halfway).await == "true").then_some(())
     })
     .await;
     rebuild.kill().await;
-    fixture.run("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objid = 88 and not granted").await;
+    end_waiting(&fixture, 88).await;
     sqlx::raw_sql("select pg_advisory_unlock(88)").execute(&mut blocker).await.unwrap();
     assert_eq!(fixture.shares().await, "1 t;2 t");
     assert_eq!(fixture.outcome().await, expected, "the old version serves as before");

@@ -36,7 +36,7 @@ async fn several_workers_make_the_tables_of_one_by_handlers_in_rust_also_after_a
     let mut rebuild = Program::start(version(2).command(&["rebuild", "totals", "--yes"]));
     halfway(&fixture).await;
     rebuild.kill().await;
-    fixture.run("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objid = 88 and not granted").await;
+    end_waiting(&fixture, 88).await;
     sqlx::raw_sql("select pg_advisory_unlock(88)").execute(&mut blocker).await.unwrap();
     assert!(fixture.shares().await.starts_with("1 ") && fixture.shares().await.contains(";2 "));
     assert_eq!(fixture.outcome().await, expected, "the old version serves as before");

@@ -145,8 +145,9 @@ async fn a_daemon_that_is_killed_in_any_phase_leaves_one_serving_version_and_ano
     let (fixture, daemon) = building().await;
     daemon.stop().await;
     fixture.declare(2, (WIDER.0, SLOW));
-    let waiting =
-        |mode: &str| format!("select count(*) > 0 from pg_locks where not granted and mode = '{mode}'");
+    let waiting = |mode: &str| {
+        format!("select count(*) > 0 from pg_locks where {HERE} and not granted and mode = '{mode}'")
+    };
     for (what, lock, reached) in [
         (
             "it builds",
@@ -327,7 +328,7 @@ async fn numbers_that_the_database_gives_out_go_live_only_with_an_operator_and_w
     let said = fixture.espctl(&["rebuild", "orders"]).await.printed();
     assert!(said.contains("serves as before"), "{said}");
     let daemon = fixture.installation.start_daemon();
-    let looked = "select exists (select from pg_stat_activity where application_name = 'espd: rebuild' and state = 'idle'
+    let looked = "select exists (select from pg_stat_activity where datname = current_database() and application_name = 'espd: rebuild' and state = 'idle'
         and query like '%-- list_traces%')";
     eventually("the daemon has looked", async || (fixture.fact(looked).await == "true").then_some(())).await;
     append(&fixture.db.pool, 1).await;
