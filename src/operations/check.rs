@@ -1,5 +1,6 @@
 //! What `espd check` and `espctl check` find, and a reload of the daemon: mistakes in declarations, before they are followed.
 
+mod aggregate_column;
 pub(crate) mod scope;
 
 use crate::config::Config;
@@ -128,7 +129,10 @@ async fn check_on(
     if unknown.is_empty() {
         let mut projections = databases.projections.acquire().await?;
         let scope = databases.scope.clone();
-        found.extend(handlers::check_some(&mut projections, &config.processors, scope, is_checked).await?);
+        let declared = &config.processors;
+        let missing = aggregate_column::find_missing(&mut projections, declared, &scope, &is_checked);
+        found.extend(missing.await?);
+        found.extend(handlers::check_some(&mut projections, declared, scope, is_checked).await?);
     }
     found.extend(unknown);
     let mut notes = note_other_handlers(config, databases).await?;

@@ -9,10 +9,11 @@ use super::retry::read_retry;
 use super::runner::read_batch_limits;
 use super::settings::said_in;
 use super::webhook::read_webhook;
-use crate::config::keys;
 use crate::config::reader::scalars::advise_name;
 use crate::config::reader::tree::{ChosenKey, Section, Value};
+use crate::config::{keys, nearest};
 use crate::postgres::name::is_name;
+use crate::processing::alteration::own_columns;
 use crate::processing::declaration::{
     BatchLimits, Check, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
     ProcessorKind, ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
@@ -66,11 +67,8 @@ pub(crate) fn read_processor(
     } else {
         None
     };
-    let aggregate_column = if kind == ProcessorKind::Projector {
-        section.value("aggregate_column").and_then(|column| column.name_for("column"))
-    } else {
-        None
-    };
+    let aggregate_column =
+        if kind == ProcessorKind::Projector { read_aggregate_column(section, &tables, &ddl) } else { None };
     let is_projector = kind == ProcessorKind::Projector;
     let approve = if is_projector { section.choice("approve") } else { None };
     let checks = if is_projector { read_checks(section) } else { Vec::new() };
@@ -195,6 +193,41 @@ fn is_table_name(key: &ChosenKey<'_>) -> bool {
         return false;
     }
     true
+}
+
+/// The column of each table that has the aggregate. Where only the database knows the columns of a table, `espctl check` asks it.
+fn read_aggregate_column(
+    section: &Section<'_>,
+    tables: &[TableDeclaration],
+    ddl: &[SourceText],
+) -> Option<String> {
+    let value = section.value("aggregate_column")?;
+    let name = value.name_for("column")?;
+    // The program of a native processor says which tables it has.
+    let is_told = ["tables", "native"].iter().any(|key| section.value_if_known(key).is_some());
+    if !is_told {
+        let message = format!("no table is declared that could have the column {name}");
+        value.location.report(message, "declare it below [projector.tables], or remove `aggregate_column`");
+    }
+    if ddl.iter().any(may_alter) {
+        return Some(name);
+    }
+    for (table, columns) in tables.iter().filter_map(|table| Some((table, own_columns(table)?))) {
+        if !columns.contains(&name) {
+            let guess = nearest(&name, columns.iter().map(String::as_str));
+            let guess = guess.map(|near| format!("did you mean {near:?}? ")).unwrap_or_default();
+            let advice =
+                format!("{guess}name a column that each of its tables has, or remove `aggregate_column`");
+            value.location.report(format!("table {} has no column {name}", table.name), advice);
+        }
+    }
+    Some(name)
+}
+
+/// Whether a statement of `ddl` may give a table another column.
+fn may_alter(ddl: &SourceText) -> bool {
+    let text = ddl.text.to_lowercase();
+    !text.trim_start().starts_with("create") || text.contains("alter")
 }
 
 fn read_ddl(value: &Value<'_>) -> Vec<SourceText> {

@@ -103,6 +103,19 @@ pub(super) fn names(table: &TableDeclaration) -> Vec<String> {
     divide(&elements).0.into_iter().filter_map(|element| element[0].name()).collect()
 }
 
+/// The names of all columns that a table has when it is made; `None`: only the database knows them, because it takes some from
+/// elsewhere, or what is declared is no plain list.
+pub(crate) fn own_columns(table: &TableDeclaration) -> Option<Vec<String>> {
+    for text in table.texts() {
+        let tokens = lexer::tokens(&text.text).ok()?;
+        if tokens.iter().any(|token| token.is_word("inherits") || token.is_word("like")) {
+            return None;
+        }
+    }
+    let elements = elements(&table.columns.text)?;
+    divide(&elements).0.into_iter().map(|element| element[0].name()).collect()
+}
+
 /// The first of these tables whose row something in the declaration of a table may be about.
 pub(super) fn find_row_of<'t>(table: &TableDeclaration, of: &BTreeSet<&'t str>) -> Option<&'t str> {
     let tokens = lexer::tokens(&table.columns.text).unwrap_or_default();

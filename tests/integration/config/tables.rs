@@ -44,3 +44,47 @@ fn faults_in_a_table_are_placed() {
         assert!(report.contains(words), "{words}\n---\n{report}");
     }
 }
+
+/// Such a projector, whose `aggregate_column` is in the fourth line.
+fn keyed(column: &str, tables: &str, ddl: &str) -> String {
+    format!("{PROJECTOR}ddl = [{ddl}]\naggregate_column = '{column}'\n{tables}")
+}
+
+#[test]
+fn an_aggregate_column_that_a_declared_table_lacks_is_refused_where_that_shows() {
+    let tables = "[projector.tables]\norders = 'order_id uuid primary key, \"N\" int, check (\"N\" > 0)'\n";
+    let lines = format!("{tables}lines = 'line_id uuid, order_id uuid'\n");
+    let faults = |column: &str, tables: &str| {
+        Folder::new(&[("espd.toml", &keyed(column, tables, "'create index on orders (order_id)'"))]).report()
+    };
+    for (column, tables, words) in [
+        ("orderid", tables, "espd.toml:5:20: table orders has no column orderid"),
+        ("orderid", tables, "did you mean \"order_id\"?"),
+        ("line_id", &lines, "espd.toml:5:20: table orders has no column line_id"),
+        ("check", tables, "table orders has no column check"),
+        ("order_id", "", "espd.toml:5:20: no table is declared that could have the column order_id"),
+    ] {
+        let report = faults(column, tables);
+        assert!(report.contains(words), "{words}\n---\n{report}");
+    }
+    let other = faults("line_id", &lines);
+    assert!(!other.contains("table lines"), "{other}");
+}
+
+#[test]
+fn an_aggregate_column_that_only_the_database_knows_is_no_fault_of_the_file() {
+    let alter = "'alter table orders add key uuid'";
+    for (columns, ddl) in [
+        ("order_id uuid", ""),
+        ("(id uuid, n int)", ""),
+        ("like others including all", ""),
+        ("n int) inherits (others", ""),
+        ("n int", alter),
+    ] {
+        let column = if columns == "order_id uuid" { "order_id" } else { "key" };
+        let text = keyed(column, &format!("[projector.tables]\norders = '{columns}'\n"), ddl);
+        load(&text).unwrap_or_else(|faults| panic!("{columns}: {faults}"));
+    }
+    load(&format!("{PROJECTOR}aggregate_column = 'key'\n[projector.tables.orders]\ncolumns = 'n int'\noptions = 'inherits (others)'\n"))
+        .unwrap();
+}

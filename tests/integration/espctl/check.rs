@@ -70,6 +70,38 @@ async fn a_check_plans_the_checks_of_the_author() {
 }
 
 #[tokio::test]
+async fn an_aggregate_column_that_only_the_database_can_miss_is_found_by_a_check() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let declare = |column: &str, ddl: &str| {
+        installation.declare(
+            "orders",
+            &format!(
+                "[projector]\nname = 'orders'\naggregate_column = '{column}'\nddl = ['{ddl}']\n[projector.tables]\n\
+                 orders = '(id uuid, n int)'\nlines = 'like orders'\n\
+                 [[projector.on]]\nevents = ['A']\nsql = 'insert into orders values (event.aggregate_id, 1)'\n"
+            ),
+        );
+    };
+    declare("id", "create index on orders (n)");
+    assert!(installation.espctl(&["check"]).await.printed().starts_with("ok: 1 projector"));
+    // What is called as the table is no column of it.
+    for column in ["idd", "orders"] {
+        declare(column, "create index on orders (n)");
+        let complaint = installation.espctl(&["check"]).await.complained(64);
+        for table in ["orders", "lines"] {
+            let words = format!(
+                "orders.toml: table {table} has no column {column}, which aggregate_column of orders names"
+            );
+            assert!(complaint.contains(&words), "{complaint}");
+        }
+        assert_eq!(complaint.matches("name a column that each of its tables has").count(), 2, "{complaint}");
+    }
+    declare("idd", "alter table orders add idd uuid; alter table lines add idd uuid");
+    assert!(installation.espctl(&["check"]).await.printed().starts_with("ok: 1 projector"));
+}
+
+#[tokio::test]
 async fn a_check_reports_every_fault_with_file_line_and_column() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, "");
