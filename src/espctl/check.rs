@@ -11,7 +11,8 @@ use crate::process::exit_code::Exit;
 #[derive(Args)]
 #[command(
     after_help = "Tries every declaration in a transaction that is rolled back. Each mistake is shown with file, line and\n\
-    column. Exit code 64 if there is any.\n\n\
+    column. Exit code 64 if there is any. What a deploy would lose is a warning, and no mistake: `espctl plan` says all that\n\
+    it would do, and has an exit code for it.\n\n\
     Example, before a deployment:\n  espctl check --config espd.toml"
 )]
 pub(crate) struct Arguments {

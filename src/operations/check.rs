@@ -11,13 +11,11 @@ use crate::handlers::{self, sql};
 use crate::operations::connections;
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database, ways};
 use crate::operations::declared_events::{self, note_differences};
-use crate::operations::plan::{foresee, list_raised};
+use crate::operations::plan::{self, Known, Planned};
 use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::processing::processor::Fit;
-use crate::processing::rebuild::list_left_out;
-use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::retry::OnFailure;
 
 /// What a check has found.
@@ -135,9 +133,14 @@ async fn check_on(
         found.extend(handlers::check_some(&mut projections, declared, scope, is_checked).await?);
     }
     found.extend(unknown);
-    let mut notes = note_other_handlers(config, databases).await?;
-    notes.extend(note_other_tables(config, databases).await?);
-    notes.extend(note_raised_versions(config, databases).await?);
+    let trackers = plan::list_trackers(databases).await?;
+    let known = plan::look(config, databases, &trackers).await?;
+    let planned = plan::foretell(config, &known, &trackers);
+    let lost: Vec<&Planned> = planned.iter().filter(|planned| planned.action.loses()).collect();
+    found.extend(lost.iter().map(|planned| warn_of_loss(config, planned)));
+    // What would be lost is said once.
+    let is_lost = |one: &Known<'_>| lost.iter().any(|lost| lost.processor == one.declaration.name);
+    let mut notes = note_changes(config, known.iter().filter(|one| !is_lost(one)));
     notes.extend(note_endless_attempts(config));
     notes.extend(note_connections(config, databases).await?);
     let differences = declared_events::compare(&databases.events, &databases.layout, &config.events).await?;
@@ -155,70 +158,60 @@ async fn note_connections(config: &Config, databases: &Databases) -> anyhow::Res
     Ok((config.processors.len() >= MANY || !is_enough).then_some(message))
 }
 
-/// The processors whose handlers are not those that have handled events.
-async fn note_other_handlers(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
-    let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
-    let mut notes = Vec::new();
-    for declaration in &config.processors {
-        let is_its = |row: &&TrackerRow| row.name == declaration.name && row.version == declaration.version;
-        let Some(row) = trackers.iter().find(is_its).filter(|row| row.position > Position::START) else {
-            continue;
-        };
-        let declared = declaration.handler_fingerprint(&config.upcasts);
-        if row.handlers.is_some() && declared.is_some() && row.handlers != declared {
-            let ProcessorDeclaration { name, on_handler_change, .. } = declaration;
-            notes.push(format!(
-                "the handlers of {name} are not those that have handled the events up to {}; on_handler_change = \
-                 \"{on_handler_change}\" says what the daemon does",
-                row.position
-            ));
-        }
+/// A warning of what `espctl plan` says with its exit code.
+fn warn_of_loss(config: &Config, planned: &Planned) -> Diagnostic {
+    let declaration = config.processors.iter().find(|one| one.name == planned.processor);
+    let file = declaration.map_or_else(|| config.main_file(), |one| one.file().to_owned());
+    Diagnostic::of_file(&file, planned.in_words()).into_warning().with_advice(
+        "if that is meant, all is well; `espctl plan` says all that a deploy would do, and has exit code 2 because of this",
+    )
+}
+
+/// What becomes of processors that were declared otherwise: of all handlers, then of all tables, then of all versions.
+fn note_changes<'k>(config: &Config, known: impl Iterator<Item = &'k Known<'k>> + Clone) -> Vec<String> {
+    let tables = known.clone().filter_map(describe_tables);
+    let raised = known.clone().filter_map(|one| describe_raised(config, one));
+    known.clone().filter_map(describe_other_handlers).chain(tables).chain(raised).collect()
+}
+
+/// Of a processor whose handlers are not those that have handled events.
+fn describe_other_handlers(known: &Known<'_>) -> Option<String> {
+    let ProcessorDeclaration { name, version, on_handler_change, .. } = known.declaration;
+    let row = known.tracker.filter(|row| known.other_handlers && row.version == *version)?;
+    Some(format!(
+        "the handlers of {name} are not those that have handled the events up to {}; on_handler_change = \
+         \"{on_handler_change}\" says what the daemon does",
+        row.position
+    ))
+}
+
+/// Of a projector whose version was raised.
+fn describe_raised(config: &Config, known: &Known<'_>) -> Option<String> {
+    let ProcessorDeclaration { name, version, .. } = known.declaration;
+    let row = known.tracker.filter(|row| row.position > Position::START && row.version < *version)?;
+    let serves = row.version;
+    if let Some(left_out) = known.left_out {
+        return Some(format!(
+            "version {serves} of {name} goes on serving: {}",
+            left_out.describe(name, *version)
+        ));
     }
-    Ok(notes)
+    let builder = if config.rebuild.parallelism > 0 { "a daemon" } else { "`espctl rebuild`" };
+    Some(format!(
+        "version {serves} of {name} serves until version {version}, which {builder} builds beside it, goes live; \
+         `espctl rebuild {name} --dry-run` shows what would change"
+    ))
 }
 
-/// The projectors whose version was raised: what becomes of them.
-async fn note_raised_versions(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
-    let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
-    let mut connection = databases.projections.acquire().await?;
-    let left_out = list_left_out(&mut connection, &databases.layout, &list_raised(config, &trackers)).await?;
-    let raised = |row: &TrackerRow| {
-        let declares = |one: &&ProcessorDeclaration| one.name == row.name && one.version > row.version;
-        let declaration = config.processors.iter().find(declares)?;
-        let (name, version) = (&row.name, declaration.version);
-        if let Some(left_out) = left_out.get(name) {
-            return Some(format!(
-                "version {} of {name} goes on serving: {}",
-                row.version,
-                left_out.describe(name, version)
-            ));
-        }
-        let builder = if config.rebuild.parallelism > 0 { "a daemon" } else { "`espctl rebuild`" };
-        Some(format!(
-            "version {} of {name} serves until version {version}, which {builder} builds beside it, goes live; \
-             `espctl rebuild {name} --dry-run` shows what would change",
-            row.version
-        ))
-    };
-    Ok(trackers.iter().filter(|row| row.position > Position::START).filter_map(raised).collect())
-}
-
-/// The processors whose tables are not those that are declared, and what becomes of them. What a program declares is not known here.
-async fn note_other_tables(config: &Config, databases: &Databases) -> anyhow::Result<Vec<String>> {
-    let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
-    let mut connection = databases.projections.acquire().await?;
-    let mut notes = Vec::new();
-    for declaration in &config.processors {
-        let tracker = trackers.iter().find(|row| row.name == declaration.name);
-        let fit = foresee(config, databases, &mut connection, declaration, tracker).await?;
-        notes.extend(describe_fit(&declaration.name, &fit));
+/// Of a processor whose tables are not those that are declared.
+fn describe_tables(known: &Known<'_>) -> Option<String> {
+    let ProcessorDeclaration { name, version, .. } = known.declaration;
+    if known.tracker.is_some_and(|row| row.version != *version) {
+        return None;
     }
-    Ok(notes)
-}
-
-fn describe_fit(name: &str, fit: &Fit) -> Option<String> {
-    match fit {
-        Fit::AsDeclared => None,
+    match &known.fit {
+        // What needs a replay stops the processor, which is a warning.
+        Fit::AsDeclared | Fit::Other(_) => None,
         Fit::ToBeAltered(alteration) if alteration.is_empty() => None,
         Fit::ToBeAltered(alteration) => {
             Some(format!("{name} goes on, and the daemon {alteration}; no replay"))
@@ -226,15 +219,6 @@ fn describe_fit(name: &str, fit: &Fit) -> Option<String> {
         Fit::AlteredSince(alteration) => Some(format!(
             "{name} goes on with tables that a newer declaration of the version has altered, and leaves them so: {alteration}"
         )),
-        Fit::Other(reason) => {
-            let because = reason
-                .as_ref()
-                .map_or(String::new(), |reason| format!("; a replay is needed, because {reason}"));
-            Some(format!(
-                "the tables of {name} were made from another declaration: it stops until `espctl rebuild {name}` has built \
-                 them beside those, or the change is taken back; with a raised `version` it goes on meanwhile{because}"
-            ))
-        }
     }
 }
 

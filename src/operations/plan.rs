@@ -66,24 +66,31 @@ impl Action {
     }
 }
 
+impl Planned {
+    /// As people read it, without the mark.
+    pub(super) fn in_words(&self) -> String {
+        format!("{}: {}", self.processor, self.description)
+    }
+}
+
 /// As people read it.
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.action.mark(), self.processor, self.description)
+        write!(f, "{} {}", self.action.mark(), self.in_words())
     }
 }
 
 /// What is known of a processor that is declared.
 #[derive(Debug)]
-struct Known<'k> {
-    declaration: &'k ProcessorDeclaration,
-    tracker: Option<&'k TrackerRow>,
+pub(super) struct Known<'k> {
+    pub(super) declaration: &'k ProcessorDeclaration,
+    pub(super) tracker: Option<&'k TrackerRow>,
     /// How its tables fit, if they are of the declared version.
-    fit: Fit,
+    pub(super) fit: Fit,
     /// Whether other handlers have handled its events.
-    other_handlers: bool,
+    pub(super) other_handlers: bool,
     /// Why no daemon builds the declared version.
-    left_out: Option<LeftOut>,
+    pub(super) left_out: Option<LeftOut>,
 }
 
 /// What a deploy of this configuration would do, what would be lost first.
@@ -91,11 +98,26 @@ struct Known<'k> {
 /// # Errors
 /// A database does not answer.
 pub(crate) async fn plan(config: &Config, databases: &Databases) -> Result<Vec<Planned>, sqlx::Error> {
-    let trackers = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
+    let trackers = list_trackers(databases).await?;
+    let known = look(config, databases, &trackers).await?;
+    Ok(foretell(config, &known, &trackers))
+}
+
+/// Where the processors are that have run.
+pub(super) async fn list_trackers(databases: &Databases) -> Result<Vec<TrackerRow>, sqlx::Error> {
+    Trackers::of(&databases.layout).list(&databases.projections, None).await
+}
+
+/// What is known of the declared processors.
+pub(super) async fn look<'k>(
+    config: &'k Config,
+    databases: &Databases,
+    trackers: &'k [TrackerRow],
+) -> Result<Vec<Known<'k>>, sqlx::Error> {
     let mut connection = databases.projections.acquire().await?;
-    let raised = list_raised(config, &trackers);
+    let raised = list_raised(config, trackers);
     let left_out = list_left_out(&mut connection, &databases.layout, &raised).await?;
-    let mut planned = Vec::new();
+    let mut known = Vec::new();
     for declaration in &config.processors {
         let left_out = left_out.get(&declaration.name).copied();
         let tracker = trackers.iter().find(|tracker| tracker.name == declaration.name);
@@ -104,16 +126,22 @@ pub(crate) async fn plan(config: &Config, databases: &Databases) -> Result<Vec<P
         let before = tracker.filter(|tracker| tracker.position > Position::START).map(|one| &one.handlers);
         let other_handlers =
             before.is_some_and(|before| before.is_some() && handlers.is_some() && *before != handlers);
-        planned.push(describe(&Known { declaration, tracker, fit, other_handlers, left_out }));
+        known.push(Known { declaration, tracker, fit, other_handlers, left_out });
     }
+    Ok(known)
+}
+
+/// What a deploy would do with what is known, what would be lost first.
+pub(super) fn foretell(config: &Config, known: &[Known<'_>], trackers: &[TrackerRow]) -> Vec<Planned> {
     let is_gone = |tracker: &&TrackerRow| !config.processors.iter().any(|one| one.name == tracker.name);
-    planned.extend(trackers.iter().filter(is_gone).map(leave));
+    let gone = trackers.iter().filter(is_gone).map(leave);
+    let mut planned: Vec<Planned> = known.iter().map(describe).chain(gone).collect();
     planned.sort_by(|one, other| (one.action, &one.processor).cmp(&(other.action, &other.processor)));
-    Ok(planned)
+    planned
 }
 
 /// The declarations of a higher version than the one that serves.
-pub(crate) fn list_raised<'c>(config: &'c Config, trackers: &[TrackerRow]) -> Vec<&'c ProcessorDeclaration> {
+fn list_raised<'c>(config: &'c Config, trackers: &[TrackerRow]) -> Vec<&'c ProcessorDeclaration> {
     let is_raised = |declaration: &&ProcessorDeclaration| {
         trackers.iter().any(|row| row.name == declaration.name && row.version < declaration.version)
     };
@@ -133,7 +161,7 @@ fn leave(tracker: &TrackerRow) -> Planned {
 }
 
 /// How the tables of a processor fit what is declared. What a program declares is not known here.
-pub(crate) async fn foresee(
+async fn foresee(
     config: &Config,
     databases: &Databases,
     connection: &mut PgConnection,

@@ -42,11 +42,82 @@ async fn a_check_notes_tables_of_another_declaration() {
     let said = installation.espctl(&["check"]).await.printed();
     assert!(said.contains("the daemon alters notes: adds column more text; no replay"), "{said}");
     installation.declare("notes", &with("text default current_user"));
-    let said = installation.espctl(&["check"]).await.printed();
-    assert!(said.contains("note: the tables of notes were made from another declaration"), "{said}");
-    assert!(said.contains("because column more of notes is more than a type and a constant"), "{said}");
+    let warned = warns_of_what_is_lost(&installation, &["notes"]).await;
+    assert!(
+        warned.contains("(a replay is needed: column more of notes is more than a type and a constant)"),
+        "{warned}"
+    );
     installation.espctl(&["reset", "notes", "--in-place", "--yes"]).await.printed();
     assert!(!installation.espctl(&["check"]).await.printed().contains("note:"));
+}
+
+/// Requires that a check warns of what a plan refuses, with the same words, and is content otherwise. Returns what it has warned of.
+async fn warns_of_what_is_lost(installation: &Installation, processors: &[&str]) -> String {
+    let plan = installation.espctl(&["plan"]).await;
+    assert_eq!(plan.code, Some(2), "{plan:?}");
+    let check = installation.espctl(&["check"]).await;
+    assert!(
+        check.code == Some(0) && check.stdout.ends_with("event store \"espd\".\"events\"\n"),
+        "{check:?}"
+    );
+    for processor in processors {
+        let line = |mark: &str| format!("{mark} {processor}: ");
+        let lost =
+            plan.stdout.lines().find(|told| told.starts_with(&line("!")) || told.starts_with(&line("-")));
+        let words = lost.unwrap_or_else(|| panic!("{plan:?}"));
+        assert!(check.stderr.contains(words[2..].trim_end()), "{words}\n{check:?}");
+        assert!(!check.stdout.contains(processor), "{check:?}");
+    }
+    assert_eq!(check.stderr.matches("warning: ").count(), processors.len(), "{check:?}");
+    assert_eq!(check.stderr.matches("`espctl plan` says all").count(), processors.len(), "{check:?}");
+    let json = installation.espctl(&["check", "--json"]).await.json();
+    let severities: Vec<&str> =
+        json.as_array().unwrap().iter().filter_map(|one| one["severity"].as_str()).collect();
+    assert_eq!(severities, vec!["warning"; processors.len()], "{json}");
+    check.stderr
+}
+
+#[tokio::test]
+async fn a_check_warns_of_what_a_deploy_would_lose() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    for name in ["emptied", "refused", "gone", "older"] {
+        installation.declare_notes(name, "");
+    }
+    let older = installation.path().join("processors/older.toml");
+    let raise = |version: &str| {
+        let declared = std::fs::read_to_string(&older).unwrap();
+        let named = |version: &str| format!("name = 'older'\n{version}");
+        std::fs::write(&older, declared.replacen(&named(""), &named(version), 1)).unwrap();
+    };
+    raise("version = 2\n");
+    let daemon = installation.start_daemon();
+    let last = append(&db.pool, 1).await;
+    for name in ["emptied", "refused", "gone", "older"] {
+        reaches(&db.pool, name, last).await;
+    }
+    daemon.stop().await;
+    assert_eq!(installation.espctl(&["plan"]).await.code, Some(0));
+    let content = installation.espctl(&["check"]).await;
+    assert!(content.code == Some(0) && content.stderr.is_empty(), "{content:?}");
+
+    for (name, policy) in [("emptied", "rebuild"), ("refused", "refuse")] {
+        let first = "perform 1;";
+        installation.declare_notes(name, first);
+        let file = installation.path().join(format!("processors/{name}.toml"));
+        let declared = std::fs::read_to_string(&file).unwrap();
+        let named = format!("name = '{name}'\n");
+        let with = declared.replacen(&named, &format!("{named}on_handler_change = '{policy}'\n"), 1);
+        std::fs::write(&file, with).unwrap();
+    }
+    std::fs::remove_file(installation.path().join("processors/gone.toml")).unwrap();
+    installation.declare_notes("older", "");
+    let warned = warns_of_what_is_lost(&installation, &["emptied", "refused", "gone", "older"]).await;
+    assert!(
+        warned.contains("processors/refused.toml: refused: stops, because its handlers have changed"),
+        "{warned}"
+    );
+    assert!(warned.contains("espd.toml: gone: is not declared"), "{warned}");
 }
 
 #[tokio::test]
