@@ -16,7 +16,7 @@ use crate::operations::operator::Operator;
 use crate::operations::rebuild::{
     Effort, FailedCheck, GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since,
 };
-use crate::operations::status::format::{format_duration, thousands};
+use crate::operations::status::format::{format_duration, format_share, thousands};
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::processing::rebuild::{Beside, Difference};
 
@@ -414,12 +414,12 @@ fn note(text: &str) {
 
 fn tell_progress(progress: Progress) {
     let Progress { position, target, handled, per_second, seconds_left } = progress;
-    let share = if target.get() == 0 { 100.0 } else { position.get() as f64 * 100.0 / target.get() as f64 };
     let left = seconds_left.map_or(String::new(), |seconds| format!(", {} left", format_duration(seconds)));
     note(&format!(
-        "building: position {} of {} ({share:.0} %), {} events handled, {}/s{left}",
+        "building: position {} of {} ({}), {} events handled, {}/s{left}",
         thousands(position),
         thousands(target),
+        format_share(position, target),
         thousands(handled),
         thousands(per_second as i64)
     ));

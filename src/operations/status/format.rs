@@ -113,6 +113,13 @@ pub(crate) fn thousands(number: impl Into<i64>) -> String {
     format!("{sign}{}", groups.collect::<Vec<_>>().join(","))
 }
 
+/// How far something is, in percent: rounded down, so that it is 100 only once all is done.
+pub(crate) fn format_share(done: impl Into<i64>, of: impl Into<i64>) -> String {
+    let (done, of) = (i128::from(done.into()), i128::from(of.into()));
+    let percent = if of > 0 { (100 * done / of).clamp(0, 100) } else { 100 };
+    format!("{percent} %")
+}
+
 /// A duration in its two largest units: `0.4s`, `12s`, `3m 20s`, `5h 3m`, `2d 4h`.
 pub(crate) fn format_duration(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;

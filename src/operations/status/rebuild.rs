@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use super::format::{format_duration, format_size, thousands};
+use super::format::{format_duration, format_share, format_size, thousands};
 use crate::event::Position;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::rebuild::{Beside, Build, list_builds};
@@ -76,10 +76,10 @@ impl RebuildStatus {
     pub(crate) fn describe(&self) -> String {
         let mut parts = vec![
             format!(
-                "position {} of {} ({:.0} %)",
+                "position {} of {} ({})",
                 thousands(self.position),
                 thousands(self.target),
-                100.0 * self.share
+                format_share(self.position, self.target)
             ),
             format!("{} events handled", thousands(self.handled)),
         ];
@@ -167,7 +167,17 @@ mod tests {
             "{}",
             waiting.describe()
         );
+        let nearly =
+            RebuildStatus { position: 4_999_999.into(), share: 4_999_999.0 / 5_000_000.0, ..waiting.clone() };
+        assert!(
+            nearly
+                .describe()
+                .starts_with("is not complete, and waits: position 4,999,999 of 5,000,000 (99 %), "),
+            "{}",
+            nearly.describe()
+        );
         let built = RebuildStatus { position: waiting.target, ..waiting };
+        assert!(built.describe().contains(" (100 %), "), "{}", built.describe());
         assert!(built.describe().starts_with("is built and waits: position"), "{}", built.describe());
         status.rests_because = Some("the disk is nearly full".into());
         status.is_running = false;
