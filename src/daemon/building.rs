@@ -24,7 +24,7 @@ use crate::shutdown::Shutdown;
 /// How often it is looked while a version is built or waits.
 const BUSY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often it is looked while there is nothing to build.
+/// How often it is looked while there is nothing to build, and nobody else builds either.
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The pauses after a build that has failed, from the first to the longest.
@@ -41,9 +41,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CLOSING_TIME: Duration = Duration::from_secs(3);
 
 /// Builds what the configuration declares until the stop is requested, and begins anew when another configuration is followed.
-/// `builder` is how others call this daemon, and `registry` has the processors in Rust of its program.
+/// `activity` tells whether anybody builds, `builder` is how others call this daemon, and `registry` has the processors in Rust of its
+/// program.
 pub(super) async fn build_versions(
     mut configs: watch::Receiver<Arc<Config>>,
+    mut activity: watch::Receiver<bool>,
     builder: String,
     registry: Arc<Registry>,
     stop: Shutdown,
@@ -61,7 +63,7 @@ pub(super) async fn build_versions(
                 Some(databases) => {
                     let (databases, builder) = (Arc::clone(databases), builder.clone());
                     let place = Place { config, databases, builder, registry: Arc::clone(&registry) };
-                    Builder::new(place).run().await;
+                    Builder::new(place).run(&mut activity).await;
                 }
                 None => std::future::pending().await,
             }
@@ -166,7 +168,7 @@ impl Builder {
         }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, activity: &mut watch::Receiver<bool>) {
         loop {
             let is_busy = match self.place.operator().list_wanted().await {
                 Ok(wanted) => self.follow(wanted).await,
@@ -178,6 +180,8 @@ impl Builder {
             let pause = if is_busy { BUSY_INTERVAL } else { IDLE_INTERVAL };
             tokio::select! {
                 Some(ended) = self.running.join_next_with_id() => self.note_ended(ended),
+                // An operator has begun, and may be killed.
+                Ok(()) = activity.changed(), if !is_busy => {}
                 () = sleep(pause) => {}
             }
         }

@@ -1,10 +1,13 @@
-//! What operators ask of a daemon through the database: to read its configuration again.
+//! What operators ask of a daemon through the database: to read its configuration again. In the same breath the daemon sees whether
+//! anybody builds a version, which it may have to go on with.
 
 use sqlx::{AssertSqlSafe, PgConnection};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::postgres::quote::quote_identifier;
+use crate::postgres::sqlstate::is_missing_right;
+use crate::processing::tracker::Trackers;
 
 /// What came of reading the configuration again. What is wrong, and what else is to be said, is in lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,16 +41,22 @@ pub(super) struct ReloadRequests {
     orders: mpsc::Sender<ReloadOrder>,
     /// What came of reloads that nobody has asked for in the database.
     signalled: mpsc::Receiver<Reloaded>,
+    /// Whether anybody builds a version, or has been killed while he did.
+    building: watch::Sender<bool>,
+    /// Whether the role may see that.
+    sees_builds: bool,
 }
 
 impl ReloadRequests {
-    /// Requests for the daemon `owner`, which carries out the `orders`, and says what came of those that a signal gave.
+    /// Requests for the daemon `owner`, which carries out the `orders`, and says what came of those that a signal gave. Whether anybody
+    /// builds is told to `building`.
     pub(super) fn new(
         owner: Uuid,
         orders: mpsc::Sender<ReloadOrder>,
         signalled: mpsc::Receiver<Reloaded>,
+        building: watch::Sender<bool>,
     ) -> Self {
-        Self { owner, orders, signalled }
+        Self { owner, orders, signalled, building, sees_builds: true }
     }
 
     /// Has the configuration read again if somebody has asked for it, and answers. Several requests get one answer.
@@ -55,11 +64,19 @@ impl ReloadRequests {
         &mut self,
         connection: &mut PgConnection,
         schema: &str,
+        trackers: &Trackers,
     ) -> Result<(), sqlx::Error> {
         while let Ok(outcome) = self.signalled.try_recv() {
             self.record(connection, schema, outcome).await?;
         }
-        let requests = self.find(connection, schema).await?;
+        let requests = match self.find(connection, schema, trackers).await {
+            // A role of before: what operators ask for comes first.
+            Err(error) if self.sees_builds && is_missing_right(&error) => {
+                self.sees_builds = false;
+                self.find(connection, schema, trackers).await?
+            }
+            found => found?,
+        };
         if requests.is_empty() {
             return Ok(());
         }
@@ -74,16 +91,31 @@ impl ReloadRequests {
         }
     }
 
-    /// The requests without an answer. One that nobody waits for any more is left alone.
-    async fn find(&self, connection: &mut PgConnection, schema: &str) -> Result<Vec<i64>, sqlx::Error> {
+    /// The requests without an answer. One that nobody waits for any more is left alone. Tells whether anybody builds: one statement a
+    /// second has to do for both.
+    async fn find(
+        &self,
+        connection: &mut PgConnection,
+        schema: &str,
+        trackers: &Trackers,
+    ) -> Result<Vec<i64>, sqlx::Error> {
+        let is_building = if self.sees_builds {
+            let rebuilds = format!("{}.rebuilds", trackers.schema());
+            format!("exists (select from {rebuilds} where state not in ('live', 'merged', 'aborted'))")
+        } else {
+            "false".to_owned()
+        };
         let statement = format!(
             "-- find_reload_requests
-             select id from {}.reload_requests
-             where owner = $1 and answered_at is null and requested_at > clock_timestamp() - interval '5 minutes'",
+             select array(select id from {}.reload_requests
+               where owner = $1 and answered_at is null and requested_at > clock_timestamp() - interval '5 minutes'),
+             {is_building}",
             quote_identifier(schema)
         );
-        let query = sqlx::query_scalar(AssertSqlSafe(statement)).bind(self.owner);
-        query.fetch_all(connection).await
+        let query = sqlx::query_as(AssertSqlSafe(statement)).bind(self.owner);
+        let (requests, is_building): (Vec<i64>, bool) = query.fetch_one(connection).await?;
+        self.building.send_if_modified(|known| std::mem::replace(known, is_building) != is_building);
+        Ok(requests)
     }
 
     /// Writes down what came of a signal, so that `status` can tell of a refusal.

@@ -158,10 +158,12 @@ async fn supervise(
     let snapshots = supervisor.snapshots();
     let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
     let (signalled, outcomes) = mpsc::channel(REQUESTS_MAX);
-    let reloads = ReloadRequests::new(owner.id, orders, outcomes);
+    let (building, activity) = watch::channel(false);
+    let reloads = ReloadRequests::new(owner.id, orders, outcomes, building);
     let scheduling = tokio::spawn(append_scheduled(places.clone(), stop.clone()));
     let registry = Arc::clone(&configured.registry);
-    let building = tokio::spawn(build_versions(configs, owner.label.clone(), registry, stop.clone()));
+    let building = build_versions(configs, activity, owner.label.clone(), registry, stop.clone());
+    let building = tokio::spawn(building);
     let verifying = tokio::spawn(verify_continuously(places.clone(), stop.clone()));
     let table = WorkerTable::new(owner.clone(), snapshots.clone(), places, reloads);
     let writing = tokio::spawn(table.run(stop));

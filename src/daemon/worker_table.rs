@@ -161,8 +161,8 @@ impl WorkerTable {
     /// Does what operators ask for.
     async fn serve_requests(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        let schema = self.place.borrow().schema.clone();
-        match self.reloads.serve(&mut connection, &schema).await {
+        let WorkerTablePlace { schema, trackers, .. } = self.place.borrow().clone();
+        match self.reloads.serve(&mut connection, &schema, &trackers).await {
             Ok(()) => self.connection = Some(connection),
             Err(error) => {
                 debug!(error = describe(&error), "could not look for requests of operators");

@@ -50,9 +50,17 @@ pub(crate) use since::find_since;
 pub(crate) use unattended::{Built, Wanted};
 
 /// What a session that builds is set to: its statements may take long, and what a large batch sorts stays in memory, of which it
-/// takes no less than the database gives to everybody.
+/// takes no less than the database gives to everybody. Whoever waits for a statement may be killed: the server looks (from
+/// PostgreSQL 14 on, on most systems), because the locks of the session keep the next one from going on.
 const SESSION: &str = "set statement_timeout = 0; do $set$ begin
   perform set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 32 * 1024) || 'kB', false);
+  if current_setting('client_connection_check_interval', true) = '0' then
+    begin
+      perform set_config('client_connection_check_interval', '2s', false);
+    exception when others then
+      null;
+    end;
+  end if;
 end $set$";
 
 /// What is told while a version is built.

@@ -339,3 +339,49 @@ async fn numbers_that_the_database_gives_out_go_live_only_with_an_operator_and_w
     fixture.serves(4).await;
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_daemon_that_has_nothing_to_build_goes_on_within_seconds_where_an_operator_was_killed() {
+    let (fixture, daemon) = building().await;
+    let slow = SLOW.replace("0.3", "1");
+    fixture.declare(2, (WIDER.0, &slow));
+    fixture.reload().await;
+    eventually("it is built", async || (fixture.state().await == "building").then_some(())).await;
+    fixture.espctl(&["rebuild", "abort", "orders"]).await.printed();
+    eventually("the daemon has nothing to do", async || {
+        let looked = daemon.logged("looked for versions to build");
+        looked.last().is_some_and(|looked| looked["wanted"] == 0).then_some(())
+    })
+    .await;
+
+    let mut operator = Program::start(fixture.installation.espctl_command(&["rebuild", "orders", "--yes"]));
+    eventually("he builds it", async || (fixture.state().await == "building").then_some(())).await;
+    operator.signal(Signal::SIGKILL);
+    operator.ended().await;
+    within(Duration::from_secs(15), "the daemon builds it", async || {
+        let status = fixture.installation.status("orders").await;
+        let build = &status["rebuild"];
+        let is_its = build["builder"].as_str().is_some_and(|builder| !builder.contains('@'));
+        (status["version"] == 2 || build["is_running"] == true && is_its).then_some(())
+    })
+    .await;
+    fixture.serves(2).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_session_of_an_operator_who_was_killed_ends_within_seconds_also_in_a_long_statement() {
+    let (fixture, daemon) = Fixture::running().await;
+    let slow = SLOW.replace("0.3", "120");
+    fixture.declare(2, (WIDER.0, &slow));
+    let mut operator = Program::start(fixture.installation.espctl_command(&["rebuild", "orders", "--yes"]));
+    let sleeps = "select count(*) from pg_stat_activity where application_name like 'espctl%' and wait_event = 'PgSleep'";
+    eventually("an event is handled", async || (fixture.fact(sleeps).await == "1").then_some(())).await;
+    operator.signal(Signal::SIGKILL);
+    operator.ended().await;
+    within(Duration::from_secs(15), "the session ends", async || {
+        (fixture.fact(sleeps).await == "0").then_some(())
+    })
+    .await;
+    daemon.stop().await;
+}
