@@ -41,7 +41,7 @@ pub(crate) use crate::processing::rebuild::{Progress, Wish};
 use beginning::{Prepared, unlock_session};
 pub(crate) use checks::FailedCheck;
 pub(crate) use going_live::{GoLive, Way};
-pub(crate) use looking::Outcome;
+pub(crate) use looking::{Look, Outcome};
 pub(crate) use part::Selection;
 use preparation::refuse_synchronous;
 use probe::Probe;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::espctl::output;
 use crate::operations::operator::{Operator, OperatorError};
-use crate::operations::rebuild::Outcome;
+use crate::operations::rebuild::{Look, Outcome};
 use crate::operations::status::RebuildStatus;
 use crate::postgres::error::chain;
 use crate::process::exit_code::{Exit, ExitCode};
@@ -32,20 +32,17 @@ pub(super) async fn watch(operator: Operator<'_>, name: &str, json: bool) -> any
     let begun = Instant::now();
     loop {
         match operator.look_at_rebuild(name).await {
-            Ok((Some(build), outcome)) => {
-                line.show(&build, name, json)?;
-                if let Some(because) = &build.blocked_because {
-                    line.end()?;
-                    return Err(waits(name, &build, because).into());
-                }
-                if let Outcome::Ended { .. } = outcome {
-                    return line.end().and_then(|()| tell(name, &outcome));
+            Ok(look) => {
+                let begins = look.unbegun.is_some() || look.is_from_before_reload;
+                let is_over = is_over(&look);
+                // What a daemon has found out about an earlier declaration is no answer while it begins with this one.
+                if !is_over || !begins || begun.elapsed() >= BEGINNING {
+                    look.build.as_ref().map_or(Ok(()), |build| line.show(build, name, json))?;
+                    if is_over {
+                        return line.end().and_then(|()| tell(name, &look));
+                    }
                 }
             }
-            // Whoever builds it has not written anything yet.
-            Ok((None, Outcome::UnderWay)) => {}
-            Ok((None, _)) if begun.elapsed() < BEGINNING && operator.is_newer_declared(name).await? => {}
-            Ok((None, outcome)) => return line.end().and_then(|()| tell(name, &outcome)),
             Err(OperatorError::Database(error)) => {
                 output::print_note(&format!("no answer: {}", chain(&error)))?;
             }
@@ -58,27 +55,54 @@ pub(super) async fn watch(operator: Operator<'_>, name: &str, json: bool) -> any
     }
 }
 
-fn waits(name: &str, build: &RebuildStatus, because: &str) -> Exit {
-    let remedy = build.remedy.as_deref().unwrap_or_default();
-    let message = format!("version {} of {name} is not live: {because}. {remedy}", build.version);
-    Exit { code: ExitCode::Failure, message }
+/// Whether nothing more happens by itself, unless somebody begins it.
+fn is_over(look: &Look) -> bool {
+    match (&look.build, look.outcome) {
+        (Some(build), Outcome::UnderWay | Outcome::None) => build.blocked_because.is_some(),
+        // Whoever builds it has not written anything yet.
+        (None, Outcome::UnderWay) => false,
+        (_, Outcome::Ended { .. } | Outcome::None) => true,
+    }
 }
 
 /// Says how a rebuild that is over has ended.
-fn tell(name: &str, outcome: &Outcome) -> anyhow::Result<()> {
-    match outcome {
-        Outcome::Ended { version, is_live: true } => {
-            output::print(&format!("version {version} of {name} is live"))
+fn tell(name: &str, look: &Look) -> anyhow::Result<()> {
+    let unbegun = look.unbegun.map(|version| {
+        format!(
+            "nobody has begun to build version {version} of {name} as it is declared now (`espctl reload` has daemons follow the \
+             configuration, `espctl plan` says what becomes of it)"
+        )
+    });
+    let waits = look.build.as_ref().and_then(|build| Some((build, build.blocked_because.as_ref()?)));
+    let ended = match (waits, look.outcome) {
+        (Some((build, because)), _) => {
+            let remedy = build.remedy.as_deref().unwrap_or_default();
+            let message = format!("version {} of {name} is not live: {because}. {remedy}", build.version);
+            return Err(failure(match unbegun {
+                Some(unbegun) => format!("{message} That may be about an earlier declaration: {unbegun}"),
+                None => message,
+            }));
         }
-        Outcome::Ended { version, is_live: false } => {
-            let message = format!("version {version} of {name} was given up");
-            Err(Exit { code: ExitCode::Failure, message }.into())
+        (None, Outcome::Ended { version, is_live: true }) => {
+            let message = format!("version {version} of {name} is live");
+            if unbegun.is_none() {
+                return output::print(&message);
+            }
+            message
         }
-        Outcome::None | Outcome::UnderWay => {
-            let message = format!("no version of {name} is being built");
-            Err(Exit { code: ExitCode::Failure, message }.into())
+        (None, Outcome::Ended { version, is_live: false }) => {
+            format!("version {version} of {name} was given up")
         }
-    }
+        (None, Outcome::None | Outcome::UnderWay) => format!("no version of {name} is being built"),
+    };
+    Err(failure(match unbegun {
+        Some(unbegun) => format!("{ended}, and {unbegun}"),
+        None => ended,
+    }))
+}
+
+fn failure(message: String) -> anyhow::Error {
+    Exit { code: ExitCode::Failure, message }.into()
 }
 
 /// Where the progress goes: a line that is rewritten, or lines.

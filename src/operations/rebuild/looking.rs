@@ -1,8 +1,13 @@
 //! How far the rebuild of a projector is, whoever carries it out.
 
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, PgConnection};
+
 use crate::operations::operator::{Operator, OperatorError};
 use crate::operations::status::RebuildStatus;
-use crate::processing::rebuild::{Beside, Rebuilds, State, list_builds};
+use crate::postgres::sqlstate::is_missing_right;
+use crate::processing::declaration::Handling;
+use crate::processing::rebuild::{Beside, Build, RebuildRow, Rebuilds, State, list_builds};
 
 /// What has become of the last rebuild of a projector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,41 +25,79 @@ pub(crate) enum Outcome {
     },
 }
 
-impl Operator<'_> {
-    /// Whether a version is declared that no build has been begun for since, as far as the last one tells.
-    ///
-    /// # Errors
-    /// As for [`Self::look_at_rebuild`].
-    pub(crate) async fn is_newer_declared(&self, name: &str) -> Result<bool, OperatorError> {
-        let serves = self.find(name).await?.version;
-        let (_, outcome) = self.look_at_rebuild(name).await?;
-        let built = match outcome {
-            Outcome::Ended { version, .. } => version,
-            Outcome::None | Outcome::UnderWay => serves,
-        };
-        let declared = self.declaration(name).map_or(serves, |declaration| declaration.version);
-        Ok(declared > serves.max(built))
-    }
+/// What there is to see of the rebuild of a projector.
+#[derive(Debug)]
+pub(crate) struct Look {
+    /// How far the version is that is to go live.
+    pub(crate) build: Option<RebuildStatus>,
+    /// What has become of the last rebuild.
+    pub(crate) outcome: Outcome,
+    /// The declared version, where an older one serves and no build of what is declared has begun, as far as the last one tells.
+    pub(crate) unbegun: Option<i32>,
+    /// Whether a daemon has followed another configuration just now, and the version has waited since before.
+    pub(crate) is_from_before_reload: bool,
+}
 
-    /// How far the version is that is to go live, and what has become of the last rebuild.
+impl Operator<'_> {
+    /// How far the version is that is to go live, what has become of the last rebuild, and whether that is about what is declared.
     ///
     /// # Errors
     /// No processor of this name has run, or the database does not answer.
-    pub(crate) async fn look_at_rebuild(
-        &self,
-        name: &str,
-    ) -> Result<(Option<RebuildStatus>, Outcome), OperatorError> {
-        self.find(name).await?;
+    pub(crate) async fn look_at_rebuild(&self, name: &str) -> Result<Look, OperatorError> {
+        let serves = self.find(name).await?.version;
         let schema = self.trackers().schema().to_owned();
         let mut connection = self.databases.projections.acquire().await?;
         let builds = list_builds(&mut *connection, &schema).await?;
         let build = builds.into_iter().find(|build| build.tracker == Beside::Next.name(name));
         let row = Rebuilds::new(&schema).find(&mut *connection, name).await?;
-        let outcome = match row.map(|row| (row.version, row.state())) {
+        let outcome = match row.as_ref().map(|row| (row.version, row.state())) {
             None => Outcome::None,
             Some((_, state)) if state.is_under_way() => Outcome::UnderWay,
             Some((version, state)) => Outcome::Ended { version, is_live: state != State::Aborted },
         };
-        Ok((build.map(RebuildStatus::from), outcome))
+        let waits = build.as_ref().filter(|build| build.blocked_because.is_some());
+        let is_from_before_reload = match waits {
+            Some(build) => self.has_reloaded_since(&mut connection, build.updated_at).await?,
+            None => false,
+        };
+        let unbegun = self.find_unbegun(name, serves, (row.as_ref(), build.as_ref()));
+        Ok(Look { build: build.map(RebuildStatus::from), outcome, unbegun, is_from_before_reload })
+    }
+
+    fn find_unbegun(
+        &self,
+        name: &str,
+        serves: i32,
+        (row, build): (Option<&RebuildRow>, Option<&Build>),
+    ) -> Option<i32> {
+        let declaration = self.declaration(name).ok().filter(|declaration| declaration.version > serves)?;
+        let is_it = |version: i32| version == declaration.version;
+        // The handlers in a program of Rust only that program knows.
+        let is_known = self.native.is_some() || !matches!(declaration.handling, Handling::Native(_));
+        let is_begun = match row.filter(|row| is_it(row.version)) {
+            Some(row) => !is_known || row.fingerprint == self.whole_fingerprint(declaration),
+            // One that cannot begin has no row, and says why.
+            None => build.is_some_and(|build| is_it(build.version)),
+        };
+        (!is_begun).then_some(declaration.version)
+    }
+
+    /// Whether a daemon has followed another configuration since, and that is so short ago that it may not have begun yet.
+    async fn has_reloaded_since(
+        &self,
+        connection: &mut PgConnection,
+        since: DateTime<Utc>,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- has_reloaded
+             select exists (select from {}.reload_requests
+               where outcome = 'changed' and answered_at > $1 and answered_at > clock_timestamp() - interval '10 seconds')",
+            self.trackers().schema()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(since);
+        match query.fetch_one(connection).await {
+            Err(error) if is_missing_right(&error) => Ok(false),
+            answer => answer,
+        }
     }
 }

@@ -341,6 +341,53 @@ async fn numbers_that_the_database_gives_out_go_live_only_with_an_operator_and_w
 }
 
 #[tokio::test]
+async fn who_watches_after_a_reload_is_told_of_what_was_declared_then() {
+    let (fixture, daemon) = building().await;
+    fixture.declare(2, CHANGED);
+    fixture.reload().await;
+    fixture.waits("of 5 rows of orders, 0 would be added, 0 gone, 4 changed").await;
+    // The same version, corrected, with a check that fails.
+    let check = |sql: &str| format!("[[projector.check]]\nname = 'none'\nsql = '{sql}'\n");
+    let declare = |sql: &str| {
+        let text = declaration(2, WIDER.0, SLOW);
+        fixture.installation.declare("orders", &format!("{text}{}", check(sql)));
+    };
+    declare("select id from orders");
+    fixture.reload().await;
+    let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await.complained(1);
+    assert!(watch.contains("the check `none` returns") && !watch.contains("nobody has begun"), "{watch}");
+    // What is built stays, and is checked again.
+    declare("select id from orders where id < 0");
+    fixture.reload().await;
+    let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await.printed();
+    assert!(watch.ends_with("version 2 of orders is live\n"), "{watch}");
+    fixture.declare(3, FIRST);
+    fixture.reload().await;
+    let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await.complained(1);
+    assert!(watch.contains("version 3 of orders is not live: "), "{watch}");
+
+    // Nobody has told the daemon.
+    fixture.declare(4, WIDER);
+    let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await.complained(1);
+    assert!(
+        watch.contains("version 3 of orders is not live: ")
+            && watch.contains(
+                "That may be about an earlier declaration: nobody has begun to build version 4 of orders"
+            ),
+        "{watch}"
+    );
+    fixture.reload().await;
+    fixture.serves(4).await;
+    fixture.declare(5, FIRST);
+    let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await.complained(1);
+    assert!(
+        watch.contains("version 4 of orders is live, and nobody has begun to build version 5 of orders"),
+        "{watch}"
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_daemon_that_has_nothing_to_build_goes_on_within_seconds_where_an_operator_was_killed() {
     let (fixture, daemon) = building().await;
     let slow = SLOW.replace("0.3", "1");
