@@ -94,6 +94,14 @@ impl PostgresEventStore {
         &self.pool
     }
 
+    /// Ends the sessions that nobody uses. A session keeps the settings that it began with, such as that the database takes no
+    /// writes.
+    pub(crate) fn end_idle_sessions(&self) {
+        while let Some(mut connection) = self.pool.try_acquire() {
+            connection.close_on_drop();
+        }
+    }
+
     /// The same store, whose bodies are encoded when they are appended and decoded when they are read.
     pub fn with_codec(self, codec: impl BodyCodec) -> Self {
         Self { codec: Codec::new(codec), ..self }

@@ -76,6 +76,9 @@ impl Relay {
             let Some(Err(error)) = stop.run_until_requested(Box::pin(self.serve(&mut outages))).await else {
                 return;
             };
+            if let Events::Elsewhere(store) = &self.events {
+                store.end_idle_sessions();
+            }
             let delay = outages.failed(());
             self.log_outage(&error, outages.attempts(), delay);
             stop.run_until_requested(tokio::time::sleep(delay)).await;

@@ -5,7 +5,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{add, dead_letters, operator_log, setting_aside};
-use crate::processing::runner::{DIVIDE, Life, notes};
+use crate::processing::runner::{DIVIDE, Life, notes, row_with};
 use crate::support;
 use crate::support::Database;
 use crate::support::facts::reaches;
@@ -39,6 +39,7 @@ async fn parked() -> (Database, Installation) {
     let life = Life::begin(&db, notes(DIVIDE), setting_aside(&db, OnFailure::Park));
     reaches(&db.pool, "notes", last).await;
     life.end().await;
+    row_with(&db.pool, "nobody runs it", |row| !row.owned).await;
     let installation = Installation::new(&db.url, "");
     (db, installation)
 }
