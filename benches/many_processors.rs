@@ -155,8 +155,8 @@ async fn append_for(server: &Server, time: Duration) -> anyhow::Result<i64> {
 }
 
 async fn all_follow(server: &Server) -> anyhow::Result<bool> {
-    let statement = "select count(*) from espd.trackers t
-                     where owner is not null and declaration is not null";
+    let statement = "select count(*) from espd.trackers as t where owner is not null
+                     and exists (select from espd.declarations as d where d.processor = t.name and d.version = t.version)";
     let following: i64 = sqlx::query_scalar(statement).fetch_one(&server.pool).await?;
     Ok(usize::try_from(following)? == PROCESSORS)
 }

@@ -44,6 +44,7 @@ use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, OthersObjects, Outcome, Processor, ProcessorBase, ProcessorError, Work,
 };
+use crate::processing::rebuild::find_declared;
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset};
 use crate::store::layout::{Bodies, Layout};
 
@@ -384,7 +385,7 @@ impl SqlProcessor {
         &self,
         connection: &mut PgConnection,
         claim: &Claim,
-    ) -> Result<Option<String>, sqlx::Error> {
+    ) -> Result<Option<String>, ProcessorError> {
         let ProcessorDeclaration { name, version, .. } = &self.base.declaration;
         let is_here = matches!(self.base.events, Events::SameDatabase(_));
         if claim.key.version >= *version || claim.declaration.is_none() || !is_here {
@@ -394,8 +395,29 @@ impl SqlProcessor {
         let function = format!("{}.{}", quote_identifier(&self.base.schema), quote_identifier(&function));
         let signature = quote_literal(&format!("{function}({PARAMETERS})"));
         let statement = format!("-- find_older_version\nselect to_regprocedure({signature}) is not null");
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(connection).await?;
-        Ok(row.try_get::<bool, _>(0)?.then_some(function))
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut *connection).await?;
+        if row.try_get::<bool, _>(0)? {
+            return Ok(Some(function));
+        }
+        self.make_older(connection, claim.key.version).await
+    }
+
+    /// Makes the function of an older version as that was declared: an operator has had it go live, and no worker has run it before a
+    /// higher one was declared. `None`: that is not recorded.
+    async fn make_older(
+        &self,
+        connection: &mut PgConnection,
+        version: i32,
+    ) -> Result<Option<String>, ProcessorError> {
+        let ProcessorBase { declaration, schema, scope, events, .. } = &self.base;
+        let declared = find_declared(&mut *connection, schema, &declaration.name, version).await?;
+        let Some(declared) = declared else { return Ok(None) };
+        // What folds would be a function of its own, which this one does without.
+        let declared = ProcessorDeclaration { fold: false, ..declared };
+        let compiled = ProcessorFunction::compile(&declared, schema, scope, source_of(events));
+        let function = compiled.map_err(|error| ProcessorError::Blocked(error.to_string()))?;
+        sqlx::raw_sql(AssertSqlSafe(function.create)).execute(connection).await?;
+        Ok(Some(function.name))
     }
 
     /// Reads the body of the function in the database, if the function is there.

@@ -29,7 +29,7 @@ use super::gate::delimiter_of;
 use super::template::Template;
 use crate::postgres::lexer;
 use crate::postgres::name::fitting;
-use crate::postgres::quote::quote_identifier;
+use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::{describe, is_no_answer};
 use crate::processing::declaration::{HandledEvents, Handler, ProcessorDeclaration};
@@ -275,11 +275,12 @@ fn write_function(
     } else {
         format!("not coalesce(bool_or(event.type in ({})), false)", literals(others.iter().copied()))
     };
-    let (source, events) = match source {
-        EventSource::Table { source, json_bodies, upcasts, .. } => {
-            (source, events_of(declaration, source, json_bodies.is_some() || !upcasts.is_empty()))
+    let (source, table, events) = match source {
+        EventSource::Table { source, table, json_bodies, upcasts } => {
+            let is_layered = json_bodies.is_some() || !upcasts.is_empty();
+            (source, table, events_of(declaration, source, is_layered))
         }
-        EventSource::Arguments => ("", String::new()),
+        EventSource::Arguments => ("", "", String::new()),
     };
     let written = tables.values().map(|table| (table, ops_of(declaration, recognised, &table.name)));
     let written: Vec<(&Table, Vec<Op>)> = written.filter(|(_, ops)| !ops.is_empty()).collect();
@@ -291,6 +292,7 @@ fn write_function(
         _ => None,
     };
     template.conditions.extend((!written.is_empty()).then_some("foldable"));
+    template.conditions.extend(single.is_some().then_some("measured"));
     if single.is_none() {
         ctes.push(read_batch(&events_read, &own));
     }
@@ -307,6 +309,8 @@ fn write_function(
         ("function", format!("{}.{}", quote_identifier(schema), quote_identifier(name))),
         ("search_path", scope.search_path()),
         ("source", source.to_owned()),
+        ("table", quote_literal(table)),
+        ("events", events_read),
         ("least", LEAST.to_string()),
         ("large", LARGE.to_string()),
         ("ctes", ctes.join(",\n")),

@@ -138,6 +138,8 @@ begin
     end if;
   end if;
   if not espd_folded then
+  -- The time of a batch is that of the loop: what was tried in vain shall not leave it with one event.
+  espd_deadline := clock_timestamp() + espd_time_max;
   --{{end}}
   -- When a handler fails: once to meet the failing event, once more for those before it.
   loop

@@ -396,6 +396,25 @@ async fn a_rebuild_that_is_killed_in_any_state_goes_on() {
 }
 
 #[tokio::test]
+async fn a_version_that_is_raised_before_a_worker_has_run_it_goes_on() {
+    for (columns, handler) in [WIDER, FIRST] {
+        let (fixture, daemon) = Fixture::running().await;
+        daemon.stop().await;
+        fixture.declare(2, (columns, handler));
+        fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+        fixture.declare(3, (columns, handler));
+        let daemon = fixture.installation.start_daemon();
+        append(&fixture.db.pool, 5).await;
+        reaches(&fixture.db.pool, "orders", 10).await;
+        let serving = "select version || ': ' || (select count(*) from orders) from espd.trackers where name = 'orders'";
+        assert_eq!(fixture.fact(serving).await, "2: 10", "{columns}");
+        fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+        assert_eq!(fixture.fact(serving).await, "3: 10", "{columns}");
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn whoever_keeps_a_swap_waiting_is_named_and_readers_wait_for_moments_only() {
     let (fixture, daemon) = Fixture::running().await;
     fixture.declare(2, WIDER);

@@ -31,6 +31,27 @@ begin
     -- What a large batch sorts stays in memory.
     perform set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 32 * 1024) || 'kB', true);
   end if;
+  --{{end}}
+  --{{if measured}}
+  -- Values are computed as events are summed up, and a body that is kept outside of its row may be of any size. So where there is
+  -- one, it is known before how many events are not too many bytes; to know its size, it is not read.
+  if exists (
+    select from (select {{table}}::regclass union all select relid from pg_partition_tree({{table}})) as t (relid)
+      join pg_class as c on c.oid = t.relid
+    where c.reltoastrelid <> 0 and pg_relation_size(c.reltoastrelid) > 0
+  ) then
+    loop
+      select count(*) as handled, coalesce(sum(pg_column_size(event.body)), 0) as bytes into espd_found
+        from ({{events}}) as event;
+      exit when espd_found.bytes < $8;
+      $7 := espd_found.handled * 0.9 * $8 / espd_found.bytes;
+      if $7 < {{least}} then
+        return;
+      end if;
+    end loop;
+  end if;
+  --{{end}}
+  --{{if foldable}}
   loop
     with {{ctes}}
     select g.*, (select last.uuid from {{source}} as last where last.id = g.last_id) as last_uuid,

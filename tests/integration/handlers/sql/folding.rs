@@ -10,6 +10,7 @@ use espd::internals::processor::Outcome;
 use sqlx::AssertSqlSafe;
 
 use self::cases::Case;
+use crate::support::facts::eventually;
 use crate::support::projectors::{Running, declare};
 use crate::support::{self, Database};
 
@@ -521,6 +522,50 @@ async fn a_batch_of_too_many_bytes_is_folded_in_parts() {
         .await
         .unwrap();
     assert_eq!(said, "{0,0}", "the last batch was folded");
+}
+
+/// Reading a body takes its time, so a batch of bodies that are too many bytes is not read to find that out.
+#[tokio::test]
+async fn bodies_outside_of_their_rows_are_not_read_before_they_are_handled() {
+    let db = support::database().await;
+    let tables = &[("{p}pages", "id bigint primary key, note text")];
+    let insert = "insert into {p}pages (id, note) values (event.id, event.body->>'n')";
+    let mut twins = Twins::start(&db, "_outside", tables, &[(&["Added"], insert)]).await;
+    let mut dice = fastrand::Rng::with_seed(1);
+    let mut body = |length: usize| -> String { (0..length).map(|_| dice.alphanumeric()).collect() };
+    let events: Vec<_> =
+        (0..200).map(|_| ("Added".to_owned(), format!(r#"{{"n": 1, "t": "{}"}}"#, body(50_000)))).collect();
+    let upto = append(&db, &events).await;
+    // Whoever reads one body meets its pages about this often.
+    let written = pages_met(&db.pool).await;
+    let running = &mut twins.folded;
+    (running.limits.size, running.limits.bytes) = (1_000, 250_000);
+    let mut batches = 0;
+    while running.claim.position < Position::from(upto) {
+        running.process(upto).await.unwrap();
+        batches += 1;
+    }
+    assert!(batches > 30, "{batches}");
+    assert_eq!(rows(&db, "fpages").await.lines().count(), 200);
+    sqlx::query("select pg_stat_force_next_flush()").execute(&mut running.connection).await.unwrap();
+    let read = pages_met(&db.pool).await - written;
+    // Read before each batch, it would be twenty times as much.
+    assert!(read < written, "{read} beside {written}");
+}
+
+/// How often pages of what is kept outside of the rows of events were met, once the statistics tell.
+async fn pages_met(pool: &sqlx::PgPool) -> i64 {
+    let query =
+        "select pg_stat_force_next_flush()::text, toast_blks_read + toast_blks_hit from pg_statio_user_tables
+        where relid = 'espd.events'::regclass";
+    let mut before = 0;
+    eventually("the statistics", async || {
+        let (_, met): (String, i64) = sqlx::query_as(query).fetch_one(pool).await.unwrap();
+        let is_steady = met > 0 && met == std::mem::replace(&mut before, met);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        is_steady.then_some(met)
+    })
+    .await
 }
 
 /// Sorts that do not fit into memory keep rows that compare equal in no order, so the order of events has to be part of each.
