@@ -412,8 +412,8 @@ impl SqlProcessor {
         let ProcessorBase { declaration, schema, scope, events, .. } = &self.base;
         let declared = find_declared(&mut *connection, schema, &declaration.name, version).await?;
         let Some(declared) = declared else { return Ok(None) };
-        // What folds would be a function of its own, which this one does without.
-        let declared = ProcessorDeclaration { fold: false, ..declared };
+        // It was built under another name. What folds would be a function of its own, which this one does without.
+        let declared = ProcessorDeclaration { name: declaration.name.clone(), fold: false, ..declared };
         let compiled = ProcessorFunction::compile(&declared, schema, scope, source_of(events));
         let function = compiled.map_err(|error| ProcessorError::Blocked(error.to_string()))?;
         sqlx::raw_sql(AssertSqlSafe(function.create)).execute(connection).await?;
