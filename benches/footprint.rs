@@ -19,8 +19,8 @@ use support::{Arguments, Installation, Limits, SCHEMA, Server, Spread};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-/// How long a daemon has nothing to do before it counts as idle.
-const REST: Duration = Duration::from_secs(10);
+/// How long a daemon has nothing to do before it counts as idle: looks become rarer after half a minute.
+const REST: Duration = Duration::from_secs(45);
 
 const PROCESSORS: usize = 10;
 
