@@ -10,6 +10,7 @@ mod event_source;
 mod fold;
 mod function;
 mod gate;
+mod older;
 mod reactor;
 mod remote;
 mod share;
@@ -34,7 +35,7 @@ use crate::handlers::sql::event_source::EventSource;
 use crate::handlers::sql::function::{DIVERGED, ProcessorFunction};
 use crate::handlers::sql::synchronous::Becoming;
 use crate::postgres::literal::interval;
-use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
@@ -44,7 +45,6 @@ use crate::processing::failure::Failure;
 use crate::processing::processor::{
     BatchRequest, OthersObjects, Outcome, Processor, ProcessorBase, ProcessorError, Work,
 };
-use crate::processing::rebuild::find_declared;
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset};
 use crate::store::layout::{Bodies, Layout};
 
@@ -376,50 +376,7 @@ impl Processor for SqlProcessor {
     }
 }
 
-/// The types of the function's parameters where it finds the events itself.
-const PARAMETERS: &str = "integer, bigint, bigint, bigint, integer, bigint, interval, interval, real, bigint";
-
 impl SqlProcessor {
-    /// The function of an older version that the tracker is of: everything that this version is made of is in it.
-    async fn find_older(
-        &self,
-        connection: &mut PgConnection,
-        claim: &Claim,
-    ) -> Result<Option<String>, ProcessorError> {
-        let ProcessorDeclaration { name, version, .. } = &self.base.declaration;
-        let is_here = matches!(self.base.events, Events::SameDatabase(_));
-        if claim.key.version >= *version || claim.declaration.is_none() || !is_here {
-            return Ok(None);
-        }
-        let function = function::name_of(name, claim.key.version);
-        let function = format!("{}.{}", quote_identifier(&self.base.schema), quote_identifier(&function));
-        let signature = quote_literal(&format!("{function}({PARAMETERS})"));
-        let statement = format!("-- find_older_version\nselect to_regprocedure({signature}) is not null");
-        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut *connection).await?;
-        if row.try_get::<bool, _>(0)? {
-            return Ok(Some(function));
-        }
-        self.make_older(connection, claim.key.version).await
-    }
-
-    /// Makes the function of an older version as that was declared: an operator has had it go live, and no worker has run it before a
-    /// higher one was declared. `None`: that is not recorded.
-    async fn make_older(
-        &self,
-        connection: &mut PgConnection,
-        version: i32,
-    ) -> Result<Option<String>, ProcessorError> {
-        let ProcessorBase { declaration, schema, scope, events, .. } = &self.base;
-        let declared = find_declared(&mut *connection, schema, &declaration.name, version).await?;
-        let Some(declared) = declared else { return Ok(None) };
-        // It was built under another name. What folds would be a function of its own, which this one does without.
-        let declared = ProcessorDeclaration { name: declaration.name.clone(), fold: false, ..declared };
-        let compiled = ProcessorFunction::compile(&declared, schema, scope, source_of(events));
-        let function = compiled.map_err(|error| ProcessorError::Blocked(error.to_string()))?;
-        sqlx::raw_sql(AssertSqlSafe(function.create)).execute(connection).await?;
-        Ok(Some(function.name))
-    }
-
     /// Reads the body of the function in the database, if the function is there.
     async fn read_source(&self, connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
         let statement = format!(

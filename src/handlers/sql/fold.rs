@@ -270,11 +270,6 @@ fn write_function(
     let used = used_columns(declaration, recognised);
     let others = declaration.handlers().iter().zip(recognised).filter(|(_, found)| found.is_err());
     let others: Vec<&str> = others.filter_map(|(handler, _)| handler.events.types()).flatten().collect();
-    let own = if others.is_empty() {
-        "true".to_owned()
-    } else {
-        format!("not coalesce(bool_or(event.type in ({})), false)", literals(others.iter().copied()))
-    };
     let (source, table, events) = match source {
         EventSource::Table { source, table, json_bodies, upcasts } => {
             let is_layered = json_bodies.is_some() || !upcasts.is_empty();
@@ -294,7 +289,7 @@ fn write_function(
     template.conditions.extend((!written.is_empty()).then_some("foldable"));
     template.conditions.extend(single.is_some().then_some("measured"));
     if single.is_none() {
-        ctes.push(read_batch(&events_read, &own));
+        ctes.push(read_batch(&events_read, &own_condition(&others)));
     }
     for (number, (table, ops)) in written.iter().enumerate() {
         let written = match &single {
@@ -320,6 +315,14 @@ fn write_function(
     let text = template.fill(include_str!("fold/fold_batch.sql"));
     let delimiter = delimiter_of(&text);
     text.replace("$espd_body$", &delimiter)
+}
+
+/// That no event of a batch is of one of these types.
+fn own_condition(others: &[&str]) -> String {
+    if others.is_empty() {
+        return "true".to_owned();
+    }
+    format!("not coalesce(bool_or(event.type in ({})), false)", literals(others.iter().copied()))
 }
 
 /// The batch, which is kept, and whether it is handled at all: `own` says that it has no event that is not for the fold.

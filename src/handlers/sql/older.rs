@@ -1,0 +1,56 @@
+//! A version that serves, where a higher one is declared: it goes on by the function that it has in the database.
+
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+
+use super::function::{self, ProcessorFunction};
+use super::{SqlProcessor, source_of};
+use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::processor::{Events, ProcessorBase, ProcessorError};
+use crate::processing::rebuild::find_declared;
+use crate::processing::tracker::Claim;
+
+/// The types of the function's parameters where it finds the events itself.
+const PARAMETERS: &str = "integer, bigint, bigint, bigint, integer, bigint, interval, interval, real, bigint";
+
+impl SqlProcessor {
+    /// The function of an older version that the tracker is of: everything that this version is made of is in it.
+    pub(super) async fn find_older(
+        &self,
+        connection: &mut PgConnection,
+        claim: &Claim,
+    ) -> Result<Option<String>, ProcessorError> {
+        let ProcessorDeclaration { name, version, .. } = &self.base.declaration;
+        let is_here = matches!(self.base.events, Events::SameDatabase(_));
+        if claim.key.version >= *version || claim.declaration.is_none() || !is_here {
+            return Ok(None);
+        }
+        let function = function::name_of(name, claim.key.version);
+        let function = format!("{}.{}", quote_identifier(&self.base.schema), quote_identifier(&function));
+        let signature = quote_literal(&format!("{function}({PARAMETERS})"));
+        let statement = format!("-- find_older_version\nselect to_regprocedure({signature}) is not null");
+        let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut *connection).await?;
+        if row.try_get::<bool, _>(0)? {
+            return Ok(Some(function));
+        }
+        self.make_older(connection, claim.key.version).await
+    }
+
+    /// Makes the function of an older version as that was declared: an operator has had it go live, and no worker has run it before a
+    /// higher one was declared. `None`: that is not recorded.
+    async fn make_older(
+        &self,
+        connection: &mut PgConnection,
+        version: i32,
+    ) -> Result<Option<String>, ProcessorError> {
+        let ProcessorBase { declaration, schema, scope, events, .. } = &self.base;
+        let declared = find_declared(&mut *connection, schema, &declaration.name, version).await?;
+        let Some(declared) = declared else { return Ok(None) };
+        // It was built under another name. What folds would be a function of its own, which this one does without.
+        let declared = ProcessorDeclaration { name: declaration.name.clone(), fold: false, ..declared };
+        let compiled = ProcessorFunction::compile(&declared, schema, scope, source_of(events));
+        let function = compiled.map_err(|error| ProcessorError::Blocked(error.to_string()))?;
+        sqlx::raw_sql(AssertSqlSafe(function.create)).execute(connection).await?;
+        Ok(Some(function.name))
+    }
+}
