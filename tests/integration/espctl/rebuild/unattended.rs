@@ -422,7 +422,7 @@ async fn the_session_of_an_operator_who_was_killed_ends_within_seconds_also_in_a
     let slow = SLOW.replace("0.3", "120");
     fixture.declare(2, (WIDER.0, &slow));
     let mut operator = Program::start(fixture.installation.espctl_command(&["rebuild", "orders", "--yes"]));
-    let sleeps = "select count(*) from pg_stat_activity where application_name like 'espctl%' and wait_event = 'PgSleep'";
+    let sleeps = "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'espctl%' and wait_event = 'PgSleep'";
     eventually("an event is handled", async || (fixture.fact(sleeps).await == "1").then_some(())).await;
     operator.signal(Signal::SIGKILL);
     operator.ended().await;
