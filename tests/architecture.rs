@@ -179,6 +179,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("handlers/program/exchange.rs", "reads nothing"),
     ("handlers/scratch.rs", "within the transaction that it begins so"),
     ("handlers/sql.rs", "within transactions that it begins so, or behind their prelude"),
+    ("handlers/sql/older.rs", "within the transaction that `prepare` begins so"),
     ("handlers/sql/share.rs", "makes a function"),
     ("handlers/sql/check.rs", "within the transaction of handlers/scratch.rs"),
     ("handlers/sql/check/upcasts.rs", "analyses expressions and reads no row"),
