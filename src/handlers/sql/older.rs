@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use super::function::{self, ProcessorFunction};
 use super::{SqlProcessor, source_of};
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::processor::{Events, ProcessorBase, ProcessorError};
 use crate::processing::rebuild::find_declared;
 use crate::processing::tracker::Claim;
@@ -37,7 +37,7 @@ impl SqlProcessor {
     }
 
     /// Makes the function of an older version as that was declared: an operator has had it go live, and no worker has run it before a
-    /// higher one was declared. `None`: that is not recorded.
+    /// higher one was declared. `None`: that is not recorded, or it was handled by a program, which no function stands for.
     async fn make_older(
         &self,
         connection: &mut PgConnection,
@@ -45,7 +45,9 @@ impl SqlProcessor {
     ) -> Result<Option<String>, ProcessorError> {
         let ProcessorBase { declaration, schema, scope, events, .. } = &self.base;
         let declared = find_declared(&mut *connection, schema, &declaration.name, version).await?;
-        let Some(declared) = declared else { return Ok(None) };
+        let Some(declared) = declared.filter(|declared| matches!(declared.handling, Handling::Sql(_))) else {
+            return Ok(None);
+        };
         // It was built under another name. What folds would be a function of its own, which this one does without.
         let declared = ProcessorDeclaration { name: declaration.name.clone(), fold: false, ..declared };
         let compiled = ProcessorFunction::compile(&declared, schema, scope, source_of(events));

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use espd::internals::declaration::{ProcessorDeclaration, SourceText};
+use espd::internals::declaration::{HandledEvents, Handling, ProcessorDeclaration, SourceText};
 use espd::internals::failure::Failure;
 use espd::internals::handlers::check;
 use espd::internals::processor::{Outcome, Processor as _, ProcessorError};
 use espd::internals::tracker::ReplayEffects;
+
+use sqlx::types::Json;
 
 use crate::support;
 use crate::support::projectors::{Running, declare, insert, numbers};
@@ -279,9 +281,13 @@ async fn tables_made_from_another_declaration_are_not_written_to() {
     let forget = ["drop function espd.handle_p_v1", "update espd.declarations set declared = null"];
     sqlx::query(forget[0]).execute(&db.pool).await.unwrap();
     assert_eq!(restart(second.clone()).await, None, "the function is made as it was declared");
-    for forget in forget {
-        sqlx::query(forget).execute(&db.pool).await.unwrap();
-    }
+    sqlx::query(forget[0]).execute(&db.pool).await.unwrap();
+    let native = Handling::Native(HandledEvents::All);
+    let by_program = ProcessorDeclaration { handling: native, ..declaration.clone() };
+    let record = sqlx::query("update espd.declarations set declared = $1").bind(Json(&by_program));
+    record.execute(&db.pool).await.unwrap();
+    assert!(restart(second.clone()).await.unwrap().contains("espctl rebuild p"), "no function is a program");
+    sqlx::query(forget[1]).execute(&db.pool).await.unwrap();
     assert!(restart(second).await.unwrap().contains("espctl rebuild p"));
     assert_eq!(restart(declaration).await, None);
 }
