@@ -80,8 +80,8 @@ impl Pace {
         self.notified = true;
     }
 
-    /// The wait after a look. A notification ends it at once, but not two waits in a row: writers that notify for
-    /// every event must not make the watcher look for every event.
+    /// The wait after a look. A notification ends it at once; but if the one before has led to nothing, it has to wait for a
+    /// while, so that whoever notifies for nothing does not keep the watcher busy. Those of many events are not waited for.
     pub(super) fn wait_after(&mut self, look: Look) -> Wait {
         let notified = std::mem::take(&mut self.notified);
         let WatcherSettings { shortest_interval, busy_interval, held_interval, .. } = self.settings;
@@ -99,7 +99,8 @@ impl Pace {
             Look { held: true, .. } => self.grown(held_interval),
             Look { held: false, .. } => self.grown(longest_idle),
         };
-        Wait { at_least: if notified { shortest_interval } else { Duration::ZERO }, at_most: self.interval }
+        let in_vain = notified && look.moved <= 0;
+        Wait { at_least: if in_vain { shortest_interval } else { Duration::ZERO }, at_most: self.interval }
     }
 
     /// The longest interval while nothing happens. Where the writers of a store wake who waits, looks may be rare; the first
@@ -194,6 +195,8 @@ mod tests {
         let after_one = pace.wait_after(NOTHING);
         assert!(after_one.at_most <= 2 * settings.shortest_interval);
         assert_eq!(after_one.at_least, settings.shortest_interval, "the next notification has to wait");
+        pace.quicken();
+        assert_eq!(pace.wait_after(CALM).at_least, Duration::ZERO, "it has led to something");
         assert_eq!(pace.wait_after(NOTHING).at_least, Duration::ZERO);
     }
 
