@@ -72,14 +72,29 @@ pub(super) struct LockReader {
     preparation: Preparation,
 }
 
-/// Whether the statement is prepared on the session. Planning it takes three times as long as running it.
+/// Whether a statement is prepared on the session. To plan one takes up to three times as long as to run it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Preparation {
+pub(super) enum Preparation {
     /// A pooler is in the way, or nobody knows: the next statement may run on another session.
     Never,
     /// It is prepared when it runs first.
     Due,
     Done,
+}
+
+impl Preparation {
+    /// Runs this text, by a statement of this name where it may be prepared. It counts as prepared from then on, for if it fails,
+    /// the session is given up.
+    pub(super) fn running(&mut self, name: &str, text: impl FnOnce() -> String) -> String {
+        match *self {
+            Self::Never => text(),
+            Self::Due => {
+                *self = Self::Done;
+                format!("prepare {name} as\n{};\nexecute {name}", text())
+            }
+            Self::Done => format!("execute {name}"),
+        }
+    }
 }
 
 impl LockReader {
@@ -131,17 +146,13 @@ impl LockReader {
         sqlx::raw_sql(AssertSqlSafe(self.statement())).fetch_all(connection).await
     }
 
-    /// The statement that reads the locks. It counts as prepared from then on, for if it fails, the session is given up.
+    /// The statement that reads the locks.
     pub(super) fn statement(&mut self) -> String {
         let name = if self.has_heirs { "espd_read_locks_of_partitions" } else { "espd_read_locks" };
-        match self.preparation {
-            Preparation::Never => self.reading(),
-            Preparation::Due => {
-                self.preparation = Preparation::Done;
-                format!("prepare {name} as\n{};\nexecute {name}", self.reading())
-            }
-            Preparation::Done => format!("execute {name}"),
-        }
+        let mut preparation = self.preparation;
+        let statement = preparation.running(name, || self.reading());
+        self.preparation = preparation;
+        statement
     }
 
     fn reading(&self) -> String {

@@ -11,7 +11,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::durability::Durability;
-use super::locks::{LockReader, Locks, StructureVersion};
+use super::locks::{LockReader, Locks, Preparation, StructureVersion};
 use super::observe_error::ObserveError;
 use super::{Holder, Horizon, Rule, Writer};
 use crate::event::Position;
@@ -39,6 +39,8 @@ pub struct Observer {
     table: String,
     sequence: String,
     locks: LockReader,
+    /// Whether the statement that reads the last value is prepared.
+    last_value: Preparation,
     rule: Rule,
     /// Kept if only what outlives a crash is to count.
     durability: Option<Durability>,
@@ -63,6 +65,7 @@ impl Observer {
             table: layout.events_table().to_owned(),
             sequence: sequence.clone(),
             locks: LockReader::new(tables, sequence),
+            last_value: Preparation::Never,
             rule: Rule::new(),
             durability: None,
             server_started: None,
@@ -80,10 +83,11 @@ impl Observer {
         self
     }
 
-    /// Has the longest of the statements prepared, so that it is not planned for each observation. For a session that no pooler
-    /// gives to others.
+    /// Has the statements of each observation prepared, so that they are not planned anew. For a session that no pooler gives to
+    /// others.
     pub fn preparing(mut self) -> Self {
         self.locks.prepare();
+        self.last_value = Preparation::Due;
         self
     }
 
@@ -213,15 +217,17 @@ impl Observer {
         self.understand_last_value(&row)
     }
 
-    fn last_value_statement(&self) -> String {
-        format!(
-            "-- read_last_value
-             select {LAST_VALUE} as last_value,
-                    pg_is_in_recovery() as is_standby,
-                    pg_postmaster_start_time() as server_started
-               from {}",
-            self.sequence
-        )
+    fn last_value_statement(&mut self) -> String {
+        let sequence = &self.sequence;
+        self.last_value.running("espd_read_last_value", || {
+            format!(
+                "-- read_last_value
+                 select {LAST_VALUE} as last_value,
+                        pg_is_in_recovery() as is_standby,
+                        pg_postmaster_start_time() as server_started
+                   from {sequence}"
+            )
+        })
     }
 
     fn understand_last_value(&mut self, row: &PgRow) -> Result<Position, ObserveError> {
