@@ -38,7 +38,10 @@ pub(crate) const TRANSACTION_TIMEOUT: &str = "25P04";
 ///
 /// Each of them may as well be the fault of a handler. So it counts if it comes again on a new session.
 const SESSION_SQLSTATES: [&str; 7] =
-    ["0A000", "26000", "34000", "42804", "42P05", PROTOCOL_VIOLATION, "XX000"];
+    ["0A000", UNPREPARED, "34000", "42804", "42P05", PROTOCOL_VIOLATION, "XX000"];
+
+/// SQLSTATE of a prepared statement that is not there.
+const UNPREPARED: &str = "26000";
 
 /// A message that the server cannot accept, such as parameters of another statement. A pooler gives all its own errors this
 /// code, with the severity FATAL; they are about the infrastructure.
@@ -59,6 +62,11 @@ pub(crate) const TEXT_MAX: usize = 2_000;
 /// Whether the database has refused because of a right that the role lacks, or because row security would hide rows.
 pub(crate) fn is_missing_right(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(INSUFFICIENT_PRIVILEGE)
+}
+
+/// Whether a statement was not prepared on the session, or is not any more.
+pub(crate) fn is_unprepared(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(UNPREPARED)
 }
 
 /// Whether an error with this SQLSTATE is about the infrastructure and not about the handler.

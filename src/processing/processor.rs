@@ -62,6 +62,8 @@ pub struct BatchRequest<'a> {
     pub lease: Duration,
     /// The mark that has to be on the server of the batch; `None`: there is nothing to compare.
     pub mark: Option<ServerMark>,
+    /// Whether the session is one that no pooler gives to others, and keeps what is prepared and set on it.
+    pub keeps_session: bool,
 }
 
 /// Which events a request is about.

@@ -137,6 +137,8 @@ pub struct Runner {
     shared: Option<Shared>,
     /// The session that the claim names.
     recorded: Option<u64>,
+    /// Whether the session that was taken last keeps what is set on it.
+    keeps_session: bool,
     passes: Passes,
 }
 
@@ -206,6 +208,7 @@ impl Runner {
             cut_off: CutOff::default(),
             shared: None,
             recorded: None,
+            keeps_session: false,
             passes,
         }
     }

@@ -120,7 +120,7 @@ mod tests {
         let upto = |upto: i64| Work::Batch { upto: upto.into(), rate: 0.0 };
         let fits = |claim: &Claim, work: Work, mark: Option<ServerMark>| {
             let lease = Duration::from_secs(5);
-            ahead.fits(&BatchRequest { claim, work, limits: &LIMITS, lease, mark })
+            ahead.fits(&BatchRequest { claim, work, limits: &LIMITS, lease, mark, keeps_session: false })
         };
         assert!(fits(&claim(7, 50), upto(90), None) && fits(&claim(7, 50), upto(200), None));
         // Another owner was here, an operator has moved the position, or an event was passed over.

@@ -174,7 +174,14 @@ impl Replay {
         }
         let work = Work::Batch { upto, rate: 0.0 };
         let limits = limit_to(&self.limits, fraction);
-        let request = BatchRequest { claim: &self.claim, work, limits: &limits, lease: LEASE, mark: None };
+        let request = BatchRequest {
+            claim: &self.claim,
+            work,
+            limits: &limits,
+            lease: LEASE,
+            mark: None,
+            keeps_session: false,
+        };
         match self.processor.process(connection, request).await {
             Ok(Outcome::Committed { position, handled, failure }) => {
                 self.claim.position = position;

@@ -35,6 +35,7 @@ impl Runner {
             limits: &limits,
             lease: self.context.lease,
             mark,
+            keeps_session: self.keeps_session,
         };
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
         let outcome = keep_alive.run_beside(self.processor.process(connection, request)).await;

@@ -67,6 +67,7 @@ impl Runner {
             limits: &BatchLimits { size: 1, ..self.context.limits },
             lease: self.context.lease,
             mark: self.subscription.mark(),
+            keeps_session: self.keeps_session,
         };
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
         let is_renewed = self.session_is_renewed;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use crate::postgres::connector::Connector;
 use crate::postgres::deadline;
@@ -17,6 +17,10 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a notification through another server may take. Without it, standbys look by themselves soon.
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What is set on a session that keeps it. A batch has a time limit of its own, and a shorter one of the server would never let it
+/// end; and a row that a policy hides is an error, as in [`SEE_ALL_ROWS`](crate::postgres::server_mark::SEE_ALL_ROWS).
+pub(super) const PREPARE_SESSION: &str = "set statement_timeout = 0; set row_security = off";
+
 /// Connects to the database of the projections.
 /// Returns whether the session keeps what is set in it as well.
 pub(super) async fn connect(
@@ -28,9 +32,8 @@ pub(super) async fn connect(
     // Behind a transaction pooler the statement would change the session of somebody else.
     let keeps_settings = context.direct.is_none() && connected.pooler.is_none();
     if keeps_settings {
-        // A batch has a time limit of its own. A shorter one of the server would never let the batch end.
-        let statement = sqlx::raw_sql("-- prepare_session\nset statement_timeout = 0");
-        in_time(statement.execute(&mut connection)).await?;
+        let statement = format!("-- prepare_session\n{PREPARE_SESSION}");
+        in_time(sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection)).await?;
     }
     Ok((connection, keeps_settings))
 }

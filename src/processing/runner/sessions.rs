@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::postgres::quote::quote_literal;
 use crate::processing::heartbeat;
 use crate::processing::runner::RunnerContext;
-use crate::processing::runner::session::{connect, in_time, transaction_timeout};
+use crate::processing::runner::session::{PREPARE_SESSION, connect, in_time, transaction_timeout};
 
 /// How many sessions the runners of a worker share.
 pub(crate) const SHARED_SESSIONS: usize = 4;
@@ -44,7 +44,7 @@ pub(super) struct Session {
     /// The processor that has used it last.
     user: String,
     /// Whether it keeps what is set in it: none of a pooler does.
-    keeps_settings: bool,
+    pub(super) keeps_settings: bool,
     taken: Instant,
     turn: Option<OwnedSemaphorePermit>,
 }
@@ -77,7 +77,7 @@ impl Session {
         if self.keeps_settings {
             let statement = format!(
                 "-- hand_over_session
-                 reset all; discard temp; select pg_advisory_unlock_all(); set statement_timeout = 0;
+                 reset all; discard temp; select pg_advisory_unlock_all(); {PREPARE_SESSION};
                  select set_config('application_name', {}, false)",
                 quote_literal(&format!("espd: {name}"))
             );

@@ -136,6 +136,7 @@ impl Runner {
             let Some(taken) = taken else { return Ok(None) };
             let mut taken = taken?;
             self.cut_off.learn(taken.transaction_timeout);
+            self.keeps_session = taken.keeps_settings;
             self.record_backend(&mut taken).await?;
             *session = Some(taken);
         }

@@ -115,6 +115,7 @@ impl Running {
             limits: &self.limits,
             lease: LEASE,
             mark: None,
+            keeps_session: true,
         };
         let outcome = self.projector.process(&mut self.connection, request).await?;
         if let Outcome::Committed { position, .. } = &outcome {

@@ -278,6 +278,7 @@ async fn what_is_emitted_for_a_store_elsewhere_is_kept_with_the_rows() {
         limits: &limits,
         lease: LEASE,
         mark: None,
+        keeps_session: true,
     };
     processor.process(&mut connection, request).await.unwrap();
     assert_eq!(numbers(&projections.pool, "select count(*) from espd.emissions").await, [200]);

@@ -41,6 +41,21 @@ async fn rows_and_position_move_together_and_past_other_types() {
 }
 
 #[tokio::test]
+async fn the_call_is_prepared_once_and_a_handler_may_throw_away_what_is_prepared() {
+    let db = support::database().await;
+    let see = format!("{SEE}; if event.body->>'n' = '2' then execute 'deallocate all'; end if");
+    let mut running = Running::start(&db.pool, declare("p", SEEN, &[(&["A"], &see)])).await.unwrap();
+    let ids = insert(&db.pool, &["A"; 5]).await;
+    for id in &ids {
+        assert_eq!(running.process(*id).await.unwrap(), moved(*id, 1));
+    }
+    let statement = "select count(*) from pg_prepared_statements where statement like '-- project_batch%'";
+    let prepared: i64 = sqlx::query_scalar(statement).fetch_one(&mut running.connection).await.unwrap();
+    assert_eq!(prepared, 1);
+    assert_eq!(numbers(&db.pool, "select event_id from seen order by place").await, ids);
+}
+
+#[tokio::test]
 async fn several_handlers_and_those_of_all_events_run_in_the_order_of_the_file() {
     let db = support::database().await;
     let note = |what: &str| format!("insert into notes (event_id, what) values (event.id, '{what}')");

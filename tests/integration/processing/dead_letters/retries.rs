@@ -191,8 +191,14 @@ async fn a_dead_letter_that_was_discarded_meanwhile_is_not_handled() {
     sqlx::query("update espd.trackers set position = 1").execute(&db.pool).await.unwrap();
     running.claim.position = 1.into();
     let Running { projector, claim, limits, connection } = &mut running;
-    let request =
-        BatchRequest { claim, work: Work::DeadLetter(event.into()), limits, lease: LEASE, mark: None };
+    let request = BatchRequest {
+        claim,
+        work: Work::DeadLetter(event.into()),
+        limits,
+        lease: LEASE,
+        mark: None,
+        keeps_session: true,
+    };
     let outcome = projector.process(connection, request).await.unwrap();
     assert_eq!(outcome, Outcome::Committed { position: event.into(), handled: 0, failure: None });
     assert_eq!(noted(&db.pool).await, Vec::<i64>::new());
