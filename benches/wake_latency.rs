@@ -22,6 +22,10 @@ use uuid::Uuid;
 /// Events per second, on average; the times between them are exponentially distributed.
 const RATE: f64 = 200.0;
 
+/// How long events arrive before any is measured. A daemon goes on starting for half a second after its first row: it opens its other
+/// connections, and the server makes the plans of the first calls.
+const WARM_UP: Duration = Duration::from_secs(2);
+
 const EVENT_TYPE: &str = "Ticked";
 
 /// The channel of the bare loop.
@@ -115,8 +119,10 @@ async fn run(server: &Server, contestant: Contestant, time: Duration) -> anyhow:
         Contestant::BareLoop => ("bare_arrivals", Follower::bare(server).await?),
         Contestant::Daemon | Contestant::SilentWriters => ("arrivals", Follower::daemon(server)?),
     };
-    // The first event waits for processes, connections and plans, so it does not count.
-    let first = appender.append().await?;
+    // The first events wait for processes, connections and plans, so they do not count.
+    let begun = appender.append().await?;
+    wait_for(server, table, begun).await?;
+    let first = append_for(&appender, WARM_UP).await?;
     wait_for(server, table, first).await?;
     let last = append_for(&appender, time).await?;
     wait_for(server, table, last).await?;
