@@ -142,10 +142,10 @@ impl StateStored for Totals {
 
     fn evolve(&self, total: &mut Total, event: &Delivery) -> Result<(), HandlerError> {
         let A { n } = event.read()?.ok_or("it handles nothing else")?;
-        if (777..=780).contains(&n) {
+        if [777, 781, 785, 789].contains(&n) {
             return Err("not this one".into());
         }
-        total.waits |= n == 6_000;
+        total.waits |= n == 6_001;
         total.events += 1;
         total.last_event = event.id.get();
         total.total = total.total * 3 % 1_000_003 + n;

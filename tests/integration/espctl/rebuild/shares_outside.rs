@@ -81,7 +81,7 @@ def total(event):
     if id not in totals:
         say({"read": "totals", "key": {"id": id}})
         totals[id] = json.loads(sys.stdin.readline())["row"] or {"id": id, "events": 0, "total": 0}
-    while n == 6000 and os.path.exists("blocked"):
+    while n == 6001 and os.path.exists("blocked"):
         time.sleep(0.02)
     row = totals[id]
     row["events"] += 1
@@ -94,7 +94,7 @@ say({"ready": 1})
 for line in sys.stdin:
     batch = json.loads(line)
     for event in batch["events"]:
-        if event["body"]["n"] in (777, 778, 779, 780):
+        if event["body"]["n"] in (777, 781, 785, 789):
             say({"failed": event["id"], "error": "not this one"})
             sys.exit(0)
         answer = {"done": event["id"], "actions": [total(event)]}
