@@ -297,6 +297,34 @@ fn a_planted_look_at_sessions_of_others_is_found() {
     assert_eq!(looking_at_others(&text.replace("where", "where datname = current_database() and")).len(), 0);
 }
 
+/// What the example application shares with espd is compiled once.
+#[test]
+fn the_example_application_has_the_crates_of_espd() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (own, of_example) =
+        (locked(&root.join("Cargo.lock")), locked(&root.join("examples/todo/Cargo.lock")));
+    let names: BTreeSet<&String> = own.iter().map(|(name, _)| name).collect();
+    let differing: Vec<_> = of_example.difference(&own).filter(|(name, _)| names.contains(name)).collect();
+    assert!(
+        differing.is_empty(),
+        "copy Cargo.lock to examples/todo and run `cargo metadata` there: {differing:?}"
+    );
+}
+
+/// The names and versions in a lock file.
+fn locked(path: &Path) -> BTreeSet<(String, String)> {
+    let text = fs::read_to_string(path).unwrap();
+    let mut lines = text.lines();
+    let mut found = BTreeSet::new();
+    let value = |line: &str| line.split('"').nth(1).unwrap().to_owned();
+    while let Some(line) = lines.next() {
+        if line.starts_with("name = ") {
+            found.insert((value(line), value(lines.next().unwrap())));
+        }
+    }
+    found
+}
+
 /// The queries for sessions or locks by what those of other databases may be called as well.
 fn looking_at_others(text: &str) -> Vec<String> {
     let tables = ["pg_stat_activity", "pg_locks"];
