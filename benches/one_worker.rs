@@ -23,8 +23,8 @@ const WRITERS: u32 = 4;
 
 const PATIENCE: Duration = Duration::from_secs(900);
 
-/// How long a daemon has nothing to do before it counts as idle.
-const REST: Duration = Duration::from_secs(10);
+/// How long a daemon has nothing to do before it counts as idle: its looks become rare after half a minute.
+const REST: Duration = Duration::from_secs(45);
 
 const APPEND: &str = "select max(id) from espd.append(jsonb_build_object(
   'aggregate_id', gen_random_uuid(), 'type', 'Ticked0', 'body', '{}'::jsonb))";

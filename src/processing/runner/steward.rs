@@ -5,6 +5,8 @@
 //! moments for all. A runner that gets no answer does alone what it wanted, and meets alone what keeps the database from
 //! answering.
 
+mod passages;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,11 +24,13 @@ use crate::postgres::sqlstate::describe;
 use crate::processing::tracker::{Passing, Renewal, Renewed, Stretch, Trackers};
 use crate::store::layout::Layout;
 
+pub(super) use passages::{NEAR, Passed};
+use passages::{Passage, Passages, common};
+
 /// How long the database may take to answer. A runner that gets no answer still has time to renew its lease by itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long positions are moved in one turn. Those whose turn does not come are moved by their runners: leases are to be renewed in
-/// time.
+/// How long positions near the head are moved in one turn: leases are to be renewed in time. Those that are left come next.
 const PASSING_TIME: Duration = Duration::from_millis(300);
 
 /// How many ids are looked through at most for their types alone, and how many types are remembered.
@@ -54,25 +58,16 @@ pub(crate) struct Steward {
     requests: mpsc::UnboundedReceiver<Request>,
     connection: Option<PgConnection>,
     glanced: Glanced,
+    passages: Passages,
 }
 
 /// What a runner asks for. An answer that is dropped says that there is none.
 #[derive(Debug)]
 enum Request {
     Renew(Renewal, oneshot::Sender<Renewed>),
-    PassOver(Passing, Stretch, oneshot::Sender<Option<Passed>>),
+    PassOver(Passage),
     Glance(Glance, oneshot::Sender<bool>),
 }
-
-/// Where a position is now, and how long that took.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Passed {
-    pub(super) position: Position,
-    pub(super) took: Duration,
-}
-
-/// A move that a runner waits for.
-type WantedPassing = (Passing, oneshot::Sender<Option<Passed>>);
 
 /// The question whether events of these types are among some ids.
 #[derive(Debug)]
@@ -99,7 +94,8 @@ impl StewardHandle {
 
     /// Moves a position over events of other types; `None`: it stays where it is.
     pub(super) async fn pass_over(&self, passing: Passing, stretch: Stretch) -> Option<Passed> {
-        self.ask(|answer| Request::PassOver(passing, stretch, answer)).await.flatten()
+        let asked = Instant::now();
+        self.ask(|answer| Request::PassOver(Passage { passing, stretch, answer, asked })).await.flatten()
     }
 
     /// Whether most likely no event after `after` up to `upto` is of one of these types.
@@ -145,25 +141,36 @@ impl Steward {
         events: Option<Layout>,
     ) -> (Self, StewardHandle) {
         let (sender, requests) = mpsc::unbounded_channel();
-        let glanced = Glanced::default();
-        let steward = Self { database, trackers, lease, events, requests, connection: None, glanced };
+        let (glanced, passages) = (Glanced::default(), Passages::default());
+        let steward =
+            Self { database, trackers, lease, events, requests, connection: None, glanced, passages };
         (steward, StewardHandle { requests: sender, began: Instant::now(), arrival: Arc::default() })
     }
 
     /// Answers until no handle is left.
     pub(crate) async fn run(mut self) {
-        while let Some(first) = self.requests.recv().await {
-            // What wakes one runner wakes the others, which ask in the same turn.
-            tokio::task::yield_now().await;
-            let mut requests = vec![first];
-            while let Ok(request) = self.requests.try_recv() {
-                requests.push(request);
-            }
+        while let Some(requests) = self.next_requests().await {
             if let Err(error) = Box::pin(self.serve(requests)).await {
                 debug!(error = describe(&error), "the steward has no answer");
                 self.connection = None;
+                self.passages.give_up();
             }
         }
+    }
+
+    /// What has been asked since the last turn. Waits for something, unless there is something left to do. `None`: nobody is
+    /// left who could ask.
+    async fn next_requests(&mut self) -> Option<Vec<Request>> {
+        let mut requests = Vec::new();
+        if self.passages.is_empty() {
+            requests.push(self.requests.recv().await?);
+        }
+        // What wakes one runner wakes the others, which ask in the same turn.
+        tokio::task::yield_now().await;
+        while let Ok(request) = self.requests.try_recv() {
+            requests.push(request);
+        }
+        Some(requests)
     }
 
     async fn serve(&mut self, requests: Vec<Request>) -> Result<(), sqlx::Error> {
@@ -171,17 +178,19 @@ impl Steward {
             Some(connection) => connection,
             None => in_time(ANSWER_TIMEOUT, self.database.connect()).await?.connection,
         };
-        let (mut renewals, mut passings, mut glances) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut renewals, mut glances) = (Vec::new(), Vec::new());
         for request in requests {
             match request {
                 Request::Renew(renewal, answer) => renewals.push((renewal, answer)),
-                Request::PassOver(passing, stretch, answer) => passings.push((stretch, (passing, answer))),
+                Request::PassOver(passage) => self.passages.add(passage),
                 Request::Glance(glance, answer) => glances.push((glance, answer)),
             }
         }
         self.renew(&mut connection, renewals).await?;
         self.glance(&mut connection, glances).await?;
-        self.pass_over(&mut connection, passings).await?;
+        self.pass_near(&mut connection).await?;
+        self.pass_far(&mut connection).await?;
+        self.passages.put_off();
         self.connection = Some(connection);
         Ok(())
     }
@@ -203,33 +212,45 @@ impl Steward {
         Ok(())
     }
 
-    /// Moves the positions of those who are at the same place together.
-    async fn pass_over(
-        &self,
-        connection: &mut PgConnection,
-        wanted: Vec<(Stretch, WantedPassing)>,
-    ) -> Result<(), sqlx::Error> {
-        let Some(layout) = &self.events else { return Ok(()) };
-        let mut groups: Vec<(Stretch, Vec<WantedPassing>)> = Vec::new();
-        for (stretch, one) in wanted {
-            match groups.iter_mut().find(|(of_group, _)| *of_group == stretch) {
-                Some((_, group)) => group.push(one),
-                None => groups.push((stretch, vec![one])),
-            }
-        }
+    /// Moves positions near the head, those at one place together.
+    async fn pass_near(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let begun = Instant::now();
-        for (stretch, group) in groups {
+        for after in self.passages.near() {
             if begun.elapsed() >= PASSING_TIME {
                 break;
             }
-            let moving = Instant::now();
-            let (passings, answers): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-            let passing = self.trackers.pass_over(connection, &passings, stretch, self.lease, layout);
-            let passed = in_time(ANSWER_TIMEOUT, passing).await?;
-            let took = moving.elapsed();
-            for (answer, position) in answers.into_iter().zip(passed) {
-                let _ = answer.send(position.map(|position| Passed { position, took }));
-            }
+            let group = self.passages.take(after);
+            self.pass_over(connection, group, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves the positions of those who are far behind and at one place, but not beyond the next place where others wait.
+    async fn pass_far(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let Some((after, most)) = self.passages.next_far() else { return Ok(()) };
+        let group = self.passages.take(after);
+        let begun = Instant::now();
+        self.pass_over(connection, group, Some(most)).await?;
+        self.passages.note(begun.elapsed());
+        Ok(())
+    }
+
+    /// Moves positions from one place, but not beyond `most`.
+    async fn pass_over(
+        &self,
+        connection: &mut PgConnection,
+        group: Vec<Passage>,
+        most: Option<Position>,
+    ) -> Result<(), sqlx::Error> {
+        let Some(layout) = &self.events else { return Ok(()) };
+        let Some(mut stretch) = common(&group) else { return Ok(()) };
+        stretch.upto = most.map_or(stretch.upto, |most| stretch.upto.min(most));
+        let (passings, answers): (Vec<_>, Vec<_>) =
+            group.into_iter().map(|Passage { passing, answer, .. }| (passing, answer)).unzip();
+        let passing = self.trackers.pass_over(connection, &passings, stretch, self.lease, layout);
+        let passed = in_time(ANSWER_TIMEOUT, passing).await?;
+        for (answer, position) in answers.into_iter().zip(passed) {
+            let _ = answer.send(position.map(|position| Passed::To(position, position >= stretch.upto)));
         }
         Ok(())
     }

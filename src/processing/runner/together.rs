@@ -12,7 +12,7 @@ use crate::processing::processor::Events;
 use crate::processing::runner::phase::{Following, Phase};
 use crate::processing::runner::session::{ANSWER_TIMEOUT, in_time};
 use crate::processing::runner::sessions::{Session, Sessions};
-use crate::processing::runner::steward::{Steward, StewardHandle};
+use crate::processing::runner::steward::{NEAR, Passed, Steward, StewardHandle};
 use crate::processing::runner::{Action, Next, Runner};
 use crate::processing::tracker::{Passing, Renewal, Renewed, Stretch, Trackers};
 use crate::shutdown::Shutdown;
@@ -22,18 +22,13 @@ use crate::store::layout::Layout;
 /// processors that would cost more than the events themselves.
 const PASS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How many times the usual ids of a batch are passed at once at most, and how long that may take. A runner passes twice as many as
-/// before while it takes less than a half of that.
+/// How many times the usual ids of a batch are passed at once at most.
 const TIMES_MAX: i64 = 16;
-const LONG: Duration = Duration::from_millis(500);
 
 /// How long a runner that is far behind waits for others of its worker that are about to begin: they pass the same events together.
 const ARRIVALS: Duration = Duration::from_millis(300);
 const ARRIVALS_MAX: Duration = Duration::from_secs(2);
 const ARRIVALS_LOOK: Duration = Duration::from_millis(50);
-
-/// Ids that are few enough to wait with.
-const NEAR: i64 = 10_000;
 
 /// What the runners of one worker share.
 #[derive(Debug, Clone)]
@@ -51,13 +46,11 @@ pub(super) struct Passes {
     likely: bool,
     /// When the position was moved so last.
     moved: Option<Instant>,
-    /// How many times the usual ids are passed at once.
-    times: i64,
 }
 
 impl Passes {
     pub(super) fn new(types: Option<Vec<String>>) -> Self {
-        Self { types: types.map(Arc::from), likely: true, moved: None, times: 1 }
+        Self { types: types.map(Arc::from), likely: true, moved: None }
     }
 
     /// Takes note of how many events a batch has handled.
@@ -65,14 +58,9 @@ impl Passes {
         self.likely = handled == 0;
     }
 
-    /// Takes note of a move that took this long.
-    fn note_move(&mut self, is_whole: bool, took: Duration) {
+    /// Takes note of a move, and whether it met nothing but events of other types.
+    fn note_move(&mut self, is_whole: bool) {
         (self.moved, self.likely) = (Some(Instant::now()), is_whole);
-        self.times = match took {
-            took if took > LONG => (self.times / 2).max(1),
-            took if took < LONG / 2 => (self.times * 2).min(TIMES_MAX),
-            _ => self.times,
-        };
     }
 
     /// Time until the position may be moved again.
@@ -267,17 +255,17 @@ impl Runner {
         if self.should_wait_for_others(&steward, after, settled) {
             return Some(Next::Wait(None, ARRIVALS_LOOK));
         }
-        let span = self.context.limits.span.saturating_mul(self.passes.times);
+        let span = self.context.limits.span.saturating_mul(TIMES_MAX);
         let upto = self.subscription.next_upto(after, span).unwrap_or(upto);
         let passing = Passing { claim, types: types.to_vec(), rate: self.rate.per_second(begun) };
-        let Some(passed) = steward.pass_over(passing, Stretch { after, upto, settled, mark }).await else {
-            self.passes.times = 1;
-            return None;
-        };
-        let reached = passed.position;
-        self.passes.note_move(reached >= upto, passed.took);
-        self.committed(reached, reached, 0, begun);
-        Some(self.succeeded())
+        match steward.pass_over(passing, Stretch { after, upto, settled, mark }).await? {
+            Passed::NotYet => Some(Next::Again),
+            Passed::To(reached, is_whole) => {
+                self.passes.note_move(is_whole);
+                self.committed(reached, reached, 0, begun);
+                Some(self.succeeded())
+            }
+        }
     }
 
     /// Whether others of the worker are about to pass the same events, which are many.
