@@ -12,7 +12,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::build_thread::build_in_thread;
+use super::handler_thread::work_in_thread;
 use crate::config::Config;
 use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
@@ -118,7 +118,7 @@ impl Place {
         let (config, builder, registry) =
             (Arc::clone(&self.config), self.builder.clone(), Arc::clone(&self.registry));
         let processor = name.to_owned();
-        build_in_thread(name, move || async move {
+        work_in_thread(format!("build {name}"), move || async move {
             // Connections belong to the runtime that they were made in.
             let connections = CONNECTIONS + u32::try_from(config.rebuild.workers).unwrap_or(1);
             let databases = connect(&config, connections);

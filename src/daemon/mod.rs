@@ -1,9 +1,9 @@
 //! The daemon `espd`, with its commands: `run`, `demo`, `check`, `probe`, and `worker`, which is what its children run.
 
 mod announce;
-mod build_thread;
 mod building;
 mod demo;
+mod handler_thread;
 mod in_process;
 mod own_program;
 pub(crate) mod plan;

@@ -162,9 +162,10 @@ async fn supervise(
     let reloads = ReloadRequests::new(owner.id, orders, outcomes, building);
     let scheduling = tokio::spawn(append_scheduled(places.clone(), stop.clone()));
     let registry = Arc::clone(&configured.registry);
-    let building = build_versions(configs, activity, owner.label.clone(), registry, stop.clone());
+    let building =
+        build_versions(configs, activity, owner.label.clone(), Arc::clone(&registry), stop.clone());
     let building = tokio::spawn(building);
-    let verifying = tokio::spawn(verify_continuously(places.clone(), stop.clone()));
+    let verifying = tokio::spawn(verify_continuously(places.clone(), registry, stop.clone()));
     let table = WorkerTable::new(owner.clone(), snapshots.clone(), places, reloads);
     let writing = tokio::spawn(table.run(stop));
     let announcing = async {

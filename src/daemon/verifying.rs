@@ -8,10 +8,13 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
+use super::handler_thread::work_in_thread;
 use super::worker_table::WorkerTablePlace;
 use crate::config::Config;
+use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Operator, OperatorError};
+use crate::operations::rebuild::VerifiedSlice;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
 use crate::shutdown::Shutdown;
 
@@ -27,14 +30,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The operator that the acts would be of.
 const OPERATOR: &str = "espd ([verify])";
 
-/// Verifies until the stop is requested, and starts anew when the configuration was read again.
-pub(super) async fn verify_continuously(mut places: watch::Receiver<WorkerTablePlace>, stop: Shutdown) {
+/// Verifies until the stop is requested, and starts anew when the configuration was read again. `registry` has the processors in
+/// Rust of this program.
+pub(super) async fn verify_continuously(
+    mut places: watch::Receiver<WorkerTablePlace>,
+    registry: Arc<Registry>,
+    stop: Shutdown,
+) {
     let mut stopped = stop;
     while !stopped.is_requested() {
         let config = places.borrow_and_update().verified.clone();
         let verifying = async {
             match config {
-                Some(config) => verify(&config).await,
+                Some(config) => verify(&Place { config, registry: Arc::clone(&registry) }).await,
                 None => std::future::pending().await,
             }
         };
@@ -46,19 +54,12 @@ pub(super) async fn verify_continuously(mut places: watch::Receiver<WorkerTableP
     }
 }
 
-async fn verify(config: &Arc<Config>) {
+async fn verify(place: &Place) {
     let mut pauses = Pauses::default();
     loop {
-        match Databases::connect_directly(config, "espd (verify)", CONNECT_TIMEOUT).await {
+        match place.connect().await {
             Ok(databases) => {
-                let databases = databases.with_upcasts(&config.upcasts);
-                let operator = Operator {
-                    databases: &databases,
-                    declared: &config.processors,
-                    name: OPERATOR,
-                    native: None,
-                };
-                while verify_all(config, &operator, &mut pauses).await {
+                while verify_all(place, &databases, &mut pauses).await {
                     sleep(LOOK_INTERVAL).await;
                 }
                 tokio::join!(databases.events.close(), databases.projections.close());
@@ -70,17 +71,65 @@ async fn verify(config: &Arc<Config>) {
 }
 
 /// Looks once which slices are due. Returns whether the databases have answered.
-async fn verify_all(config: &Config, operator: &Operator<'_>, pauses: &mut Pauses) -> bool {
+async fn verify_all(place: &Place, databases: &Databases, pauses: &mut Pauses) -> bool {
     let mut has_answer = true;
-    for declaration in config.processors.iter().filter(|one| is_eligible(one)) {
+    for declaration in place.config.processors.iter().filter(|one| is_eligible(one)) {
         let name = &declaration.name;
         if pauses.is_over(name) {
-            let outcome = verify_one(operator, name, config.verify.share).await;
+            let outcome = place.verify_one(databases, declaration).await;
+            tell(name, &outcome);
             has_answer &= !matches!(outcome, Err(OperatorError::Database(_)));
             pauses.note(name, outcome.is_ok());
         }
     }
     has_answer
+}
+
+/// What is verified, and with which handlers.
+#[derive(Debug, Clone)]
+struct Place {
+    config: Arc<Config>,
+    registry: Arc<Registry>,
+}
+
+impl Place {
+    async fn connect(&self) -> anyhow::Result<Databases> {
+        let databases = Databases::connect_directly(&self.config, "espd (verify)", CONNECT_TIMEOUT).await?;
+        Ok(databases.with_upcasts(&self.config.upcasts))
+    }
+
+    /// Verifies the next slice of a projector, if it is due. One in Rust does not share a thread with the daemon.
+    async fn verify_one(
+        &self,
+        databases: &Databases,
+        declaration: &ProcessorDeclaration,
+    ) -> Result<Option<VerifiedSlice>, OperatorError> {
+        if !matches!(declaration.handling, Handling::Native(_)) {
+            return self.verify_slice(databases, &declaration.name).await;
+        }
+        let (place, name) = (self.clone(), declaration.name.clone());
+        work_in_thread(format!("verify {name}"), move || async move {
+            // Connections belong to the runtime that they were made in.
+            let databases = place.connect().await;
+            let databases = databases.map_err(|error| OperatorError::Rebuild(format!("{error:#}")))?;
+            place.verify_slice(&databases, &name).await
+        })
+        .await
+    }
+
+    async fn verify_slice(
+        &self,
+        databases: &Databases,
+        name: &str,
+    ) -> Result<Option<VerifiedSlice>, OperatorError> {
+        let operator = Operator {
+            databases,
+            declared: &self.config.processors,
+            name: OPERATOR,
+            native: Some(&self.registry),
+        };
+        operator.verify_slice(name, self.config.verify.share).await
+    }
 }
 
 /// When projectors are tried again whose slices could not be verified.
@@ -102,16 +151,21 @@ impl Pauses {
     }
 }
 
+/// Whether slices of it can be verified at all. What a program or Rust writes, only its author knows.
 fn is_eligible(declaration: &ProcessorDeclaration) -> bool {
-    matches!(declaration.handling, Handling::Sql(_))
+    let is_told_apart = match declaration.handling {
+        Handling::Sql(_) => true,
+        Handling::Program(_) | Handling::Native(_) => declaration.aggregate_column.is_some(),
+        Handling::Webhook(_) => false,
+    };
+    is_told_apart
         && declaration.kind() == ProcessorKind::Projector
         && !declaration.tables.is_empty()
         && declaration.synchronous.is_none()
 }
 
-async fn verify_one(operator: &Operator<'_>, name: &str, share: f64) -> Result<(), OperatorError> {
-    let verified = operator.verify_slice(name, share).await;
-    match &verified {
+fn tell(name: &str, verified: &Result<Option<VerifiedSlice>, OperatorError>) {
+    match verified {
         Ok(None) => {}
         Ok(Some(slice)) if slice.differing == 0 => info!(
             processor = name,
@@ -136,5 +190,4 @@ async fn verify_one(operator: &Operator<'_>, name: &str, share: f64) -> Result<(
         }
         Err(error) => warn!(processor = name, error = %error, "could not verify a slice"),
     }
-    verified.map(drop)
 }

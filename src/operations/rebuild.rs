@@ -40,6 +40,7 @@ use crate::processing::tracker::ProcessorKey;
 pub(crate) use crate::processing::rebuild::{Progress, Wish};
 use beginning::{Prepared, unlock_session};
 pub(crate) use checks::FailedCheck;
+pub(crate) use continuous::VerifiedSlice;
 pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::{Look, Outcome};
 pub(crate) use part::Selection;

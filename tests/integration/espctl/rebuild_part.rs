@@ -222,6 +222,64 @@ async fn the_daemon_verifies_slices_and_says_which_rows_differ() {
     daemon.stop().await;
 }
 
+/// The payments of each account.
+const LEDGER: &str = r#"
+import json, sys
+
+def say(message):
+    print(json.dumps(message))
+    sys.stdout.flush()
+
+def paid(event):
+    id = event["aggregate_id"]
+    say({"read": "ledger", "key": {"id": id}})
+    row = json.loads(sys.stdin.readline())["row"] or {"id": id, "total": 0}
+    row["total"] += event["body"]["n"]
+    return {"upsert": "ledger", "row": row}
+
+json.loads(sys.stdin.readline())
+say({"ready": 1})
+for line in sys.stdin:
+    batch = json.loads(line)
+    for event in batch["events"]:
+        actions = [paid(event)]
+        say({"done": event["id"], "actions": actions})
+    say({"end": batch["batch"]})
+"#;
+
+#[tokio::test]
+async fn slices_of_what_a_program_writes_are_verified_where_the_column_of_the_aggregate_is_declared() {
+    let (fixture, daemon) = Fixture::running(false).await;
+    daemon.stop().await;
+    std::fs::write(fixture.installation.path().join("processors/ledger.py"), LEDGER).unwrap();
+    let declare = |more: &str| {
+        let declaration = format!(
+            "[projector]\nname = 'ledger'\nevents = ['Paid']\ncommand = ['python3', 'ledger.py']\n{more}\n\
+             [projector.tables]\nledger = 'id uuid primary key, total bigint not null'\n"
+        );
+        fixture.installation.declare("ledger", &declaration);
+    };
+    let path = fixture.installation.path().join("espd.toml");
+    let settings = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{settings}\n[verify]\nshare = 1.0\n")).unwrap();
+    // Nobody but the author knows which rows a program writes.
+    declare("");
+    let daemon = fixture.installation.start_daemon();
+    reaches(&fixture.projections, "ledger", 20).await;
+    daemon.says("verified a slice: the rows are what their events say").await;
+    assert_eq!(fixture.fact("select string_agg(processor, ' ') from espd.verifications").await, "accounts");
+    daemon.stop().await;
+
+    fixture.run(&format!("update ledger set total = 1 where id = '{}'", id(3))).await;
+    declare("aggregate_column = 'id'");
+    let daemon = fixture.installation.start_daemon();
+    let told = daemon.says("rows are not what their events say: `espctl verify ledger` shows them").await;
+    assert!(told["differing"] == 1 && told["rows"] == 5, "{told}");
+    assert!(told["keys"].as_str().unwrap().contains(&id(3)), "{told}");
+    assert_eq!(fixture.beside().await, "0", "nothing is left");
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn old_events_are_read_as_new_ones_by_verify() {
     let (fixture, daemon) = Fixture::running(false).await;

@@ -77,6 +77,21 @@ async fn running(config: &str) -> (Fixture, Program) {
 }
 
 #[tokio::test]
+async fn the_daemon_verifies_slices_of_what_rust_writes_and_says_which_rows_differ() {
+    let (fixture, daemon) = running("").await;
+    daemon.stop().await;
+    fixture.run("update totals set events = 7 where id = (select min(id::text)::uuid from totals)").await;
+    let path = fixture.installation.path().join("espd.toml");
+    let settings = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{settings}\n[verify]\nshare = 1.0\n")).unwrap();
+    let daemon = fixture.version(1, 1).with("KEYED", "yes").start();
+    let told = daemon.says("rows are not what their events say: `versions verify totals` shows them").await;
+    assert_eq!(told["differing"], 1, "{told}");
+    assert_eq!(fixture.fact("select count(*) from espd.trackers where strpos(name, '$') > 0").await, "0");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_daemon_builds_raised_versions_in_rust_with_handlers_of_their_own_and_repeats_no_effect() {
     let (fixture, daemon) = running("").await;
     daemon.stop().await;
