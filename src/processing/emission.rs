@@ -392,17 +392,24 @@ pub(crate) fn attribute(error: &AppendError, events: &[NewEvent]) -> Option<usiz
 impl Emitter {
     /// Returns the statement that keeps an emission, unless it is kept or stored already.
     fn keep(&self, event: &NewEvent, due: Due, key: Option<&str>) -> String {
-        let schema = &self.schema;
-        let is_new = match &self.appender {
-            Some(_) => {
-                format!("not exists (select from {} as e where e.uuid = '{}')", self.events_table, event.uuid)
+        let (schema, events) = (&self.schema, &self.events_table);
+        let (is_new, gives_way) = match (&self.appender, event.causation_id) {
+            (Some(_), Some(cause)) => {
+                let is_new =
+                    format!("not exists (select from {events} as s where s.uuid = '{}')", event.uuid);
+                let of = |uuid: &str| format!("(select c.id from {events} as c where c.uuid = {uuid})");
+                let (own, others) = (of(&format!("'{cause}'")), of("e.causation_id"));
+                // What gave way before a reset gives way again, also to one that is stored since.
+                let gives_way = format!("({is_new} or {others} <= {own})");
+                (is_new, gives_way)
             }
-            None => "true".to_owned(),
+            _ => ("true".to_owned(), "true".to_owned()),
         };
         let null_or = |text: Option<String>| text.map_or("null".to_owned(), |text| quote_literal(&text));
         format!(
             "-- keep_emission
-             delete from {schema}.emissions where reactor = {reactor} and key = {key} and uuid <> '{uuid}' and {is_new};
+             delete from {schema}.emissions as e
+             where e.reactor = {reactor} and e.key = {key} and e.uuid <> '{uuid}' and {gives_way};
              insert into {schema}.emissions
                (reactor, uuid, aggregate_id, type, body, metadata, correlation_id, causation_id, key, due_at)
              select {reactor}, '{uuid}', {aggregate_id}, {event_type}, {body}::jsonb, {metadata}::jsonb,

@@ -112,5 +112,10 @@ async fn obstacle(
     }
     let first = operator.emissions(selection, 1).await?;
     let is_held = first.first().is_some_and(|listed| listed.emission.state == EmissionState::Held);
-    Ok(if is_held { format!(": the reactor is paused; run `espctl resume {name}`") } else { String::new() })
+    let held = || {
+        format!(
+            ": the reactor is paused (run `espctl resume {name}`), or not yet where it was before its reset"
+        )
+    };
+    Ok(if is_held { held() } else { String::new() })
 }

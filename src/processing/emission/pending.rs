@@ -61,7 +61,7 @@ pub(crate) enum EmissionState {
     Due,
     /// The event store has refused it. It is tried again.
     Refused,
-    /// An operator has paused the reactor.
+    /// An operator has paused the reactor, or it handles events again, which may cancel it.
     Held,
 }
 
@@ -265,11 +265,13 @@ impl PendingEmissions {
     }
 }
 
-/// Whether an operator has paused the reactor of the emission `e`, which holds what it has emitted for later.
+/// Whether the emission `e` is held: by an operator, who has paused its reactor; or because the reactor repeats its effects after a
+/// reset, and the event that cancels or replaces it may be still to come.
 pub(super) fn is_held(trackers: &str) -> String {
     format!(
         "exists (select from {trackers} as t
-           where t.name = e.reactor and t.partition = e.partition and t.paused_at is not null)"
+           where t.name = e.reactor and t.partition = e.partition
+             and (t.paused_at is not null or e.key is not null and t.position < t.repeated_until))"
     )
 }
 

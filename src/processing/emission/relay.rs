@@ -3,7 +3,7 @@
 //! Each worker that runs reactors has one relay, on a connection of its own. The relay locks the rows that it moves, and the
 //! uuid of an event is fixed, so each event is emitted once, however many daemons there are. An emission that the event store
 //! refuses is put off by itself. A reactor that is retrying does not hold back what it has decided to emit; one that an
-//! operator has paused does.
+//! operator has paused does, and one that repeats its effects after a reset.
 
 mod moving;
 mod refusal;
@@ -211,7 +211,7 @@ impl Relay {
         Trackers::named(&self.schema, self.events.layout().names())
     }
 
-    /// Whether an emission `e` is one that this relay moves: of one of its reactors, and none that is paused.
+    /// Whether an emission `e` is one that this relay moves: of one of its reactors, and not held.
     fn is_ours(&self) -> String {
         let names: Vec<String> = self.reactors.iter().map(|name| quote_literal(name)).collect();
         format!("e.reactor in ({}) and not {}", names.join(", "), is_held(self.trackers().table()))

@@ -175,7 +175,9 @@ impl Trackers {
                     outage, diverged, witness_at, witness_id, witness_uuid, events_partitions, handlers, handler_change, synchronous, updated_at,
                     coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
                     coalesce(pending_emissions, 0) as pending_emissions, next_emission_at,
-                    coalesce(refused_emissions, 0) as refused_emissions, emissions_overdue_since, emission_error
+                    coalesce(refused_emissions, 0) as refused_emissions, emission_error,
+                    -- Until it is where it was before a reset, what it has emitted is held.
+                    case when t.position >= t.repeated_until then emissions_overdue_since end as emissions_overdue_since
              from {trackers} as t
              -- Counted once, not for each tracker: a plan of many parts would be compiled, which takes longer than it runs.
              left join (

@@ -5,7 +5,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support;
-use crate::support::facts::{append, append_typed, eventually, reaches};
+use crate::support::facts::{Gate, append, append_typed, eventually, reaches};
 use crate::support::program::Installation;
 use crate::support::projectors::numbers;
 
@@ -230,6 +230,85 @@ async fn a_pause_holds_what_a_reactor_has_emitted_for_later() {
     assert!(status.contains("2 pending emissions are held") && !status.contains("overdue"), "{status}");
     installation.espctl(&["resume", "answering"]).await.printed();
     eventually("the answers", async || (answered(&db.pool).await == [1, 1, 2]).then_some(())).await;
+    daemon.stop().await;
+}
+
+/// Answers each event by one key, so that a later answer takes the place of one that waits.
+const ANSWERING_BY_ONE_KEY: &str = r#"
+import json, sys
+json.loads(sys.stdin.readline())
+print(json.dumps({"ready": 1}), flush=True)
+for line in sys.stdin:
+    batch = json.loads(line)
+    for event in batch["events"]:
+        later = {"emit": "Answered", "aggregate_id": event["aggregate_id"], "body": {"to": event["body"]["n"]}, "after": 0.05, "key": "one"}
+        print(json.dumps({"done": event["id"], "actions": [later]}))
+    print(json.dumps({"end": batch["batch"]}), flush=True)
+"#;
+
+#[tokio::test]
+async fn what_was_replaced_before_it_was_due_is_not_emitted_when_effects_are_repeated() {
+    let sql = "perform espd.emit_after('Answered', event.aggregate_id, jsonb_build_object('to', event.body->'n'), '50 ms', 'one')";
+    let program = "[reactor]\nname = 'answering'\nemits = ['Answered']\nstart = 'beginning'\nevents = ['A']\n\
+                   command = ['python3', 'answering.py']\n";
+    for declaration in [reactor("answering", "A", sql), program.to_owned()] {
+        let db = support::database().await;
+        let installation = Installation::new(&db.url, RUNNER);
+        installation.declare("answering", &declaration);
+        std::fs::write(installation.path().join("processors/answering.py"), ANSWERING_BY_ONE_KEY).unwrap();
+        let last = append(&db.pool, 3).await;
+        let daemon = installation.start_daemon();
+        reaches(&db.pool, "answering", last).await;
+        eventually("the answer", async || (answered(&db.pool).await == [3]).then_some(())).await;
+        installation
+            .espctl(&["reset", "answering", "--to", "0", "--repeat-effects", "--yes"])
+            .await
+            .printed();
+        reaches(&db.pool, "answering", last).await;
+        // What waits is moved into the store in one transaction, so it is in one of the two.
+        let left = "select count(*) from espd.emissions
+                    union all select (body->>'to')::bigint from espd.events where type = 'Answered'";
+        assert_eq!(numbers(&db.pool, left).await, [0, 3], "{declaration}");
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_cancelled_later_on_is_held_while_effects_are_repeated() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, &format!("{RUNNER}batch_size = 1\nisolation = 'task'\n"));
+    let declaration = format!(
+        "{}[[reactor.on]]\nevents = ['B']\nsql = \"perform pg_advisory_xact_lock_shared(771); perform espd.cancel('1')\"\n",
+        reactor("answering", "A", &after("1 hour"))
+    );
+    installation.declare("answering", &declaration);
+    installation.declare("other", &reactor("other", "C", &after("0 s")));
+    append(&db.pool, 1).await;
+    let last = append_typed(&db.pool, "B", 1).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "answering", last).await;
+    let mut gate = Gate::close(&db.pool, 771).await;
+    installation.espctl(&["reset", "answering", "--to", "0", "--repeat-effects", "--yes"]).await.printed();
+    gate.visitor().await;
+    execute(&db.pool, "update espd.emissions set due_at = now() - interval '1 hour'").await;
+    // The relay looks, and moves what others have emitted.
+    append_typed(&db.pool, "C", 1).await;
+    eventually("the other's", async || (!answered(&db.pool).await.is_empty()).then_some(())).await;
+    let held = installation.espctl(&["emissions", "list", "answering", "--json"]).await.json();
+    assert!(held[0]["state"] == "held" && held[0]["key"] == "1", "{held}");
+    gate.open().await;
+    reaches(&db.pool, "answering", last).await;
+    assert_eq!(numbers(&db.pool, "select count(*) from espd.emissions").await, [0]);
+    assert_eq!(answered(&db.pool).await.len(), 1, "the other's alone");
+    // And what nobody cancels is moved as ever.
+    execute(&db.pool, "update espd.trackers set repeated_until = position").await;
+    append(&db.pool, 1).await;
+    eventually("it waits", async || {
+        (numbers(&db.pool, "select count(*) from espd.emissions").await == [1]).then_some(())
+    })
+    .await;
+    execute(&db.pool, "update espd.emissions set due_at = now() - interval '1 hour'").await;
+    eventually("the answer", async || (answered(&db.pool).await.len() == 2).then_some(())).await;
     daemon.stop().await;
 }
 
