@@ -12,7 +12,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -60,6 +60,9 @@ impl fmt::Debug for Client {
     }
 }
 
+/// How soon a request is made again whose connection has turned out to be closed.
+const AGAIN_WITHIN: Duration = Duration::from_secs(1);
+
 /// Why a request got no answer.
 #[derive(Debug)]
 pub(crate) enum RequestError {
@@ -101,12 +104,20 @@ impl Client {
         answered.unwrap_or_else(|_| Err(too_late()))
     }
 
-    /// Sends a request over a connection that is there, or over a new one.
+    /// Sends a request over a connection that is there, or over a new one. What turns out late to be lost is not sent again here: the
+    /// process may have been frozen meanwhile, and somebody else have sent later events.
     async fn exchange(&self, make: impl Fn() -> Request<Full<Bytes>>) -> Result<Answer, RequestError> {
+        let begun = Instant::now();
         // Receivers close connections that are not used. Then nothing was sent, and another one is tried.
         while let Some(connection) = self.connections.take() {
-            match self.exchange_over(connection, make()).await {
+            let answered = self.exchange_over(connection, make()).await;
+            let is_late = begun.elapsed() > AGAIN_WITHIN;
+            match answered {
+                Err(Unanswered::Unsent(error)) if is_late => {
+                    return Err(RequestError::unreachable(&chain(&error)));
+                }
                 Err(Unanswered::Unsent(_)) => {}
+                Err(Unanswered::Broken(error)) if is_late => return Err(RequestError::of(&error)),
                 // Closed as it was used again, most likely: it is sent once more, under the same key.
                 Err(Unanswered::Broken(_)) => break,
                 Err(Unanswered::Interrupted(error)) => return Err(RequestError::of(&error)),

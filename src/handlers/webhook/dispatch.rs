@@ -24,8 +24,9 @@ const RESULTS_WAIT_MAX: Duration = Duration::from_millis(50);
 /// The longest time for the step that sends, however long a batch may take: no transaction extends the lease meanwhile.
 pub(super) const SENDING_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// As good as no limit: while a transaction has the tracker locked.
-const TRANSACTION_TIME_MAX: Duration = Duration::from_secs(86_400);
+/// How often whoever sends beside a transaction shows that it is not frozen. The tracker is locked meanwhile, but the sessions of an
+/// owner that gives no sign of life are ended.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The queue, and the requests of its events that are under way.
 pub(super) struct Dispatch {
@@ -75,15 +76,15 @@ impl Dispatch {
 
     /// Does something in a transaction that has the tracker locked, and goes on sending meanwhile: nobody else claims it.
     pub(super) async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
-        self.beside_for(Duration::MAX, work).await
+        self.beside_for(None, work).await
     }
 
     /// Opens a transaction, and goes on sending meanwhile, as long as the lease cannot have ended.
     pub(super) async fn beside_opening<T>(&mut self, opening: impl Future<Output = T>) -> T {
-        self.beside_for(SENDING_TIME_MAX, opening).await
+        self.beside_for(Some(SENDING_TIME_MAX), opening).await
     }
 
-    async fn beside_for<T>(&mut self, time: Duration, work: impl Future<Output = T>) -> T {
+    async fn beside_for<T>(&mut self, time: Option<Duration>, work: impl Future<Output = T>) -> T {
         let _allowance = Allowance(Arc::clone(&self.outbox));
         tokio::select! {
             biased;
@@ -92,12 +93,18 @@ impl Dispatch {
         }
     }
 
-    /// Sends what may be sent, and begins nothing after this time. Never returns, and may be given up at any time.
-    async fn keep_sending(&mut self, time: Duration) -> Infallible {
-        let until = Instant::now() + time.min(TRANSACTION_TIME_MAX);
+    /// Sends what may be sent, and begins nothing after this time, nor after it was frozen: somebody else may have the claim by
+    /// then. Never returns, and may be given up at any time.
+    async fn keep_sending(&mut self, time: Option<Duration>) -> Infallible {
+        let mut looked = Instant::now();
+        let end = time.map(|time| looked + time);
         loop {
-            self.fill_slots(until);
-            self.note_results(false).await;
+            if looked.elapsed() < SENDING_TIME_MAX {
+                looked = Instant::now();
+                let soon = looked + SENDING_TIME_MAX;
+                self.fill_slots(end.map_or(soon, |end| end.min(soon)));
+            }
+            let _ = tokio::time::timeout(LOOK_INTERVAL, self.note_results(false)).await;
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use sqlx::PgPool;
 
 use super::{QUICK, append, declare, installation};
@@ -69,4 +70,41 @@ async fn events_that_were_read_are_sent_while_a_commit_waits() {
     reaches(&db.pool, "hook", last).await;
     assert_eq!(receiver.numbers(), (1..=300).collect::<Vec<i64>>());
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_owner_that_was_frozen_begins_nothing_when_it_wakes() {
+    let db = support::database().await;
+    let receiver =
+        Receiver::start(|_| Reply::After(Duration::from_millis(10), Box::new(Reply::Status(200)))).await;
+    let events: Vec<(u128, i64)> = (1..=1500).map(|n| (n as u128, n)).collect();
+    let last = append(&db.pool, &events).await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "concurrency = 1", QUICK);
+    let owner = installation.start_daemon();
+    receiver.receives(1).await;
+    let standby = installation.start_daemon();
+    standby.says("standing by: another daemon owns the processor").await;
+    // It sends beside a transaction that has the tracker locked, and waits.
+    let mut holding = db.pool.begin().await.unwrap();
+    let lock = "lock table espd.witnesses in exclusive mode";
+    sqlx::query(lock).execute(&mut *holding).await.unwrap();
+    waits(&db.pool, "%advance_tracker%", 0.0).await;
+    let worker = owner.child("hook", 1).await;
+    for pid in [owner.pid(), worker] {
+        kill(pid, Signal::SIGSTOP).unwrap();
+    }
+    let sent = receiver.received().len();
+    assert!(sent < 1400, "{sent} were sent before it was frozen");
+    standby.says("ended the backend of an owner that gives no sign of life").await;
+    holding.rollback().await.unwrap();
+    reaches(&db.pool, "hook", last).await;
+    let sent = receiver.received().len();
+    for pid in [worker, owner.pid()] {
+        kill(pid, Signal::SIGCONT).unwrap();
+    }
+    owner.says("standing by: another daemon owns the processor").await;
+    assert_eq!(receiver.received().len(), sent, "what was sent after later events had been");
+    owner.stop().await;
+    standby.stop().await;
 }
