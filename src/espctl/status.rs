@@ -10,6 +10,7 @@ use clap::Args;
 
 use crate::config::{Config, parse_duration};
 use crate::espctl::output;
+use crate::operations::backlog::Backlog;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
 use crate::operations::status::{ProcessorStatus, table};
@@ -53,11 +54,14 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     if arguments.json {
         return output::print_verbatim(&serde_json::to_string_pretty(&statuses)?);
     }
-    output::print(&if statuses.is_empty() && is_filtered_out {
-        "no processor is like this".to_owned()
-    } else {
-        table::render(&statuses, Utc::now(), output::width())
-    })
+    if statuses.is_empty() && is_filtered_out {
+        return output::print("no processor is like this");
+    }
+    let mut text = table::render(&statuses, Utc::now(), output::width());
+    if let Some((problem, remedy)) = Backlog::read(databases).await?.overdue() {
+        text = format!("{text}\n\n{}", table::render_trouble(&problem, &remedy, output::width()));
+    }
+    output::print(&text)
 }
 
 /// The statuses as of now, of all processors.

@@ -1,8 +1,12 @@
 //! What waits in the databases beside events: scheduled events, and effects of handlers.
 
 use crate::operations::databases::Databases;
+use crate::own_name::in_own_name;
 use crate::processing::effects::{Effects, PendingEffects};
 use crate::store::scheduled::{ScheduledEvents, ScheduledSummary};
+
+/// How long a scheduled event may be due before somebody has to look. A daemon needs milliseconds.
+const OVERDUE_SECONDS: f64 = 30.0;
 
 /// What waits, in numbers.
 #[derive(Debug, Clone, Default)]
@@ -21,5 +25,39 @@ impl Backlog {
         };
         let effects = Effects::new(databases.layout.schema()).summarise(&databases.projections).await?;
         Ok(Self { scheduled, effects })
+    }
+
+    /// What is wrong where scheduled events are due and nobody appends them, and what to do; `None`: all is well.
+    pub(crate) fn overdue(&self) -> Option<(String, String)> {
+        let scheduled = self.scheduled.as_ref().filter(|one| one.overdue_seconds > OVERDUE_SECONDS)?;
+        let (are, since) =
+            (if scheduled.due == 1 { " is" } else { "s are" }, scheduled.overdue_seconds as i64);
+        let problem = format!(
+            "{} scheduled event{are} due and not in the event store, the first since {since} s. None is lost.",
+            scheduled.due
+        );
+        let remedy = "Any daemon of this store appends them: start `espd run`, or see the log of the one that runs, which may be frozen; \
+                      `espctl emissions list -` shows them.";
+        Some((problem, in_own_name(remedy).into_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scheduled_events_that_nobody_appends_are_told_after_half_a_minute() {
+        let backlog = |due, overdue_seconds| Backlog {
+            scheduled: Some(ScheduledSummary { pending: 9, refused: 0, due, overdue_seconds }),
+            effects: Vec::new(),
+        };
+        assert!(Backlog::default().overdue().is_none() && backlog(1, 29.0).overdue().is_none());
+        let (problem, remedy) = backlog(2, 37.9).overdue().unwrap();
+        assert!(
+            problem.starts_with("2 scheduled events are due") && problem.contains("since 37 s"),
+            "{problem}"
+        );
+        assert!(remedy.contains("`espctl emissions list -`"), "{remedy}");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Finding, Level};
 use crate::config::Config;
+use crate::operations::backlog::Backlog;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
 use crate::operations::status::groups::{describe, groups};
@@ -13,6 +14,9 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
     let operator = Operator { databases, declared: &config.processors, name: "", native: None };
     let statuses = operator.statuses(None).await?;
     let mut findings: Vec<Finding> = groups(&statuses).iter().flat_map(|group| of_group(group)).collect();
+    if let Some((message, remedy)) = Backlog::read(databases).await?.overdue() {
+        findings.push(Finding::warning(CHECK, message, remedy));
+    }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, format!("{} processors, none in trouble", statuses.len())));
     }

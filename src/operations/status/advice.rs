@@ -381,9 +381,8 @@ mod tests {
         assert!(advice[0].remedy.contains("start the daemon again"), "{advice:?}");
     }
 
-    #[test]
-    fn a_worker_that_is_down_explains_why_no_daemon_runs_the_processor() {
-        let worker = WorkerStatus {
+    fn worker() -> WorkerStatus {
+        WorkerStatus {
             processor: "notes".into(),
             worker: "notes".into(),
             owner: "web-1:4711".into(),
@@ -393,7 +392,41 @@ mod tests {
             last_end: Some("signal SIGKILL".into()),
             last_end_at: Some(Utc::now()),
             next_start_at: Some(Utc::now()),
+            recorded_at: Utc::now(),
+        }
+    }
+
+    #[test]
+    fn a_worker_that_was_there_lately_is_told_from_one_whose_daemon_is_gone() {
+        let now = Utc::now();
+        let stopped = |seconds, version| ProcessorStatus {
+            state: ProcessorState::Stopped,
+            version,
+            position: 5.into(),
+            worker: Some(WorkerStatus {
+                pid: Some(7),
+                state: "running".into(),
+                recorded_at: now - TimeDelta::seconds(seconds),
+                ..worker()
+            }),
+            ..live("notes")
         };
+        let surroundings = Surroundings { declared_version: Some(1), ..alone(now) };
+        let lately = advise(&stopped(7, 1), surroundings);
+        assert!(
+            lately[0].problem.contains("though it ran when its daemon looked last, 7 s ago"),
+            "{lately:?}"
+        );
+        let gone = advise(&stopped(20, 1), surroundings);
+        assert!(gone[0].problem.contains("web-1:4711, which ran notes, gives no sign of life"), "{gone:?}");
+        assert_eq!(gone[0].since, Some(now - TimeDelta::seconds(20)));
+        let superseded = advise(&stopped(7, 2), surroundings);
+        assert_eq!(superseded.iter().map(|one| one.topic).collect::<Vec<_>>(), [Topic::OtherVersion]);
+    }
+
+    #[test]
+    fn a_worker_that_is_down_explains_why_no_daemon_runs_the_processor() {
+        let worker = worker();
         let status =
             ProcessorStatus { state: ProcessorState::Stopped, worker: Some(worker), ..live("notes") };
         let advice = advise(&status, alone(Utc::now()));

@@ -31,6 +31,7 @@ pub(crate) async fn collect(
     declared: &[ProcessorDeclaration],
     name: Option<&str>,
 ) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
+    let horizon = &with_what_is_handled(horizon, &rows);
     let workers = worker::list(projections, layout).await?;
     let mut lock_waits = lock_wait::list(projections).await?;
     let mut builds: BTreeMap<_, _> = rebuild::list(projections, layout).await?.into_iter().collect();
@@ -87,6 +88,16 @@ pub(crate) async fn collect(
     }
     statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
     Ok(statuses)
+}
+
+/// The horizon, where one look may have seen little of what is settled: what was handled was settled before.
+fn with_what_is_handled(horizon: &Horizon, rows: &[TrackerRow]) -> Horizon {
+    let is_of_store =
+        |row: &&TrackerRow| horizon.unmet.is_none() && row.diverged.is_none() && row.position <= horizon.head;
+    let handled = rows.iter().filter(is_of_store).map(|row| row.position).max();
+    let settled = handled.map_or(horizon.settled, |handled| handled.max(horizon.settled));
+    let held_by = if settled < horizon.head { horizon.held_by.clone() } else { Vec::new() };
+    Horizon { settled, held_by, ..horizon.clone() }
 }
 
 /// Whether the worker process has ended since the tracker was written last: its lease outlives it by seconds, and nothing moves.
@@ -235,6 +246,7 @@ mod tests {
             last_end: Some("signal SIGKILL".into()),
             last_end_at: Some(now - TimeDelta::seconds(ended_seconds_ago)),
             next_start_at: None,
+            recorded_at: Utc::now(),
         };
         let status = |state: ProcessorState, worker: WorkerStatus| ProcessorStatus {
             state,

@@ -24,6 +24,11 @@ pub(crate) fn render(statuses: &[ProcessorStatus], now: DateTime<Utc>, width: Op
     parts.join("\n\n")
 }
 
+/// A trouble that is of no single processor, as it stands below the table.
+pub(crate) fn render_trouble(problem: &str, remedy: &str, width: Option<usize>) -> String {
+    format!("{}\n{}", wrap(problem, width, ""), wrap(remedy, width, "  "))
+}
+
 /// A column, and what is left out first where the table is too wide.
 struct Column {
     header: &'static str,

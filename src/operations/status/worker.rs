@@ -30,6 +30,9 @@ pub(crate) struct WorkerStatus {
     pub last_end_at: Option<DateTime<Utc>>,
     /// When the worker is started again.
     pub next_start_at: Option<DateTime<Utc>>,
+    /// When the daemon recorded this.
+    #[serde(skip)]
+    pub recorded_at: DateTime<Utc>,
 }
 
 from_row!(WorkerStatus {
@@ -41,7 +44,8 @@ from_row!(WorkerStatus {
     starts,
     last_end,
     last_end_at,
-    next_start_at
+    next_start_at,
+    recorded_at
 });
 
 /// A daemon that goes on with an older configuration, because it has refused the one that it was to follow.
@@ -100,7 +104,7 @@ pub(super) async fn list(
     let statement = format!(
         "-- list_workers
          select unnest(processors) as processor, worker, owner_label as owner, pid, state, starts, last_end, last_end_at,
-                next_start_at
+                next_start_at, updated_at as recorded_at
          from {}.workers where updated_at > clock_timestamp() - interval '30 seconds' order by updated_at desc",
         layout.quoted_schema()
     );

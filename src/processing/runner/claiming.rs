@@ -160,6 +160,7 @@ impl Runner {
         if current_owner.superseded {
             return Ok(self.stay_superseded(&current_owner, waiting));
         }
+        waiting.superseded = false;
         if let Some(backend) = current_owner.frozen_backend {
             waiting.complained |= !self.end_frozen(connection, backend, waiting.complained).await?;
         } else if !current_owner.ours && !waiting.announced {
@@ -177,7 +178,7 @@ impl Runner {
 
     /// Leaves the processor to daemons that declare a newer version, which has gone live.
     fn stay_superseded(&mut self, current_owner: &CurrentOwner, mut waiting: Waiting) -> Next {
-        if !waiting.announced {
+        if !waiting.superseded {
             let (name, version) = (&self.name, current_owner.version);
             warn!(
                 processor = self.name,
@@ -186,7 +187,7 @@ impl Runner {
                 "superseded by version {version}: the processor is left to it. Declare that version, or go back with \
                  `espctl rollback {name}`"
             );
-            waiting.announced = true;
+            (waiting.superseded, waiting.announced) = (true, false);
         }
         self.phase = Phase::Unclaimed(waiting);
         Next::Wait(None, self.context.lease)

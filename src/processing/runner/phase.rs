@@ -31,6 +31,8 @@ pub(super) enum Phase {
 pub(super) struct Waiting {
     /// Whether it was logged that another owner is waited for.
     pub(super) announced: bool,
+    /// Whether it was logged that a newer version is live.
+    pub(super) superseded: bool,
     /// Whether it was logged that a frozen owner cannot be removed.
     pub(super) complained: bool,
     /// How often in a row the tracker was found locked although its lease has ended.
@@ -42,7 +44,7 @@ pub(super) struct Waiting {
 impl Waiting {
     /// Whether another daemon is known to own the processor.
     pub(super) fn stands_by(self) -> bool {
-        self.announced
+        self.announced || self.superseded
     }
 }
 

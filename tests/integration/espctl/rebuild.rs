@@ -109,6 +109,9 @@ async fn fact(pool: &PgPool, query: &str) -> String {
 #[tokio::test]
 async fn a_raised_version_is_built_beside_the_serving_one_and_swapped_in_while_the_daemon_goes_on() {
     let (fixture, daemon) = Fixture::running().await;
+    // It declares the old version as well, and learns of the new one while it waits.
+    let standby = fixture.installation.start_daemon();
+    standby.says("standing by: another daemon owns the processor").await;
     fixture.declare(2, WIDER);
     // Nobody has agreed: the old version serves, the new one is kept beside it.
     let said = fixture.espctl(&["rebuild", "orders"]).await.printed();
@@ -141,6 +144,8 @@ async fn a_raised_version_is_built_beside_the_serving_one_and_swapped_in_while_t
     // The daemon has been started with the old declaration, and leaves the tables alone.
     let superseded = daemon.says("superseded by version 2: the processor is left to it. Declare that version, or go back with `espctl rollback orders`").await;
     assert_eq!(superseded["processor"], "orders", "{superseded}");
+    standby.says("superseded by version 2").await;
+    standby.stop().await;
     assert_eq!(
         fixture
             .fact("select failed_at is null and owner is null from espd.trackers where name = 'orders'")

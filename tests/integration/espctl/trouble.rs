@@ -108,7 +108,7 @@ async fn the_rate_falls_to_zero_when_nothing_moves() {
 }
 
 #[tokio::test]
-async fn no_position_is_beyond_the_head_while_events_arrive() {
+async fn no_position_is_beyond_the_head_or_what_is_settled_while_events_arrive() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);
     installation.declare_notes("notes", "");
@@ -122,7 +122,8 @@ async fn no_position_is_beyond_the_head_while_events_arrive() {
     reaches(&db.pool, "notes", 100).await;
     for _ in 0..30 {
         let status = installation.status("notes").await;
-        assert!(status["position"].as_i64() <= status["head"].as_i64(), "{status}");
+        assert!(status["position"].as_i64() <= status["horizon"].as_i64(), "{status}");
+        assert!(status["horizon"].as_i64() <= status["head"].as_i64(), "{status}");
     }
     writing.abort();
     daemon.stop().await;

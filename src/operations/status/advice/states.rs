@@ -150,7 +150,9 @@ fn of_missing_owner(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
     } else if status.worker.as_ref().is_some_and(WorkerStatus::is_down) {
         return None;
     } else if let Some(worker) = status.worker.as_ref().filter(|worker| worker.is_alive()) {
-        return Some(of_idle_worker(status, worker));
+        // A daemon leaves a newer version alone than the one that it declares, which is told of it.
+        let is_older = surroundings.declared_version.is_some_and(|declared| declared < status.version);
+        return (!is_older).then(|| of_idle_worker(status, worker, surroundings.now));
     } else if status.updated_at.is_none() {
         format!("No daemon runs {name}, and none ever has.")
     } else {
@@ -169,16 +171,36 @@ fn of_missing_owner(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
     })
 }
 
-/// A worker is there, and has not taken the processor up.
-fn of_idle_worker(status: &ProcessorStatus, worker: &WorkerStatus) -> Advice {
-    let (name, owner) = (&status.name, &worker.owner);
+/// How long a daemon that is well takes at most to record its workers again.
+const RECORDED_WITHIN: TimeDelta = TimeDelta::seconds(15);
+
+/// A worker was there when its daemon has recorded it last, and has not taken the processor up.
+fn of_idle_worker(status: &ProcessorStatus, worker: &WorkerStatus, now: DateTime<Utc>) -> Advice {
+    let (name, owner, since) = (&status.name, &worker.owner, worker.recorded_at);
+    if now - since > RECORDED_WITHIN {
+        let problem = format!("The daemon {owner}, which ran {name}, gives no sign of life any more.");
+        let remedy = "If it has ended, start it again, or wait until another daemon takes over. Otherwise it is frozen, or does not reach \
+                      the database: its log says so."
+            .to_owned();
+        let predicate = format!("were run by {owner}, which gives no sign of life any more.");
+        return Advice::new(Topic::Stopped, problem, Some(since), remedy.clone())
+            .shared(status, predicate, &remedy);
+    }
     let pid = worker.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
-    let problem = format!("The worker {} of {owner}{pid} runs, and has not taken {name} up.", worker.worker);
-    let remedy = "Wait a few seconds if it has just started. Otherwise the log of the daemon says what keeps it (`journalctl -u espd`); a \
-                  process that is frozen is ended by its daemon, or by `kill -9`, and is then started again."
-        .to_owned();
-    let predicate = format!("have not been taken up by their workers, which {owner} runs.");
-    Advice::new(Topic::Stopped, problem, status.updated_at, remedy.clone()).shared(status, predicate, &remedy)
+    let problem = format!(
+        "The worker {} of {owner}{pid} does not have {name}, though it ran when its daemon looked last, {} s ago.",
+        worker.worker,
+        (now - since).num_seconds().max(0)
+    );
+    let remedy = format!(
+        "Wait a few seconds: it has just started, has ended just now, or has too little processor time. Otherwise the log of the \
+         daemon says what keeps it (`journalctl -u espd`), as that it declares another version than {}; a process that is frozen is \
+         ended by its daemon, or by `kill -9`, and is then started again.",
+        status.version
+    );
+    let predicate = format!("are with none of the workers of {owner}, though these ran when it looked last.");
+    let shared = "Wait a few seconds. Otherwise the log of the daemon says what keeps its workers (`journalctl -u espd`).";
+    Advice::new(Topic::Stopped, problem, status.updated_at, remedy).shared(status, predicate, shared)
 }
 
 /// What removes a processor that is not declared any more, behind another sentence.
