@@ -99,8 +99,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
             "replaying projectors",
             include_str!("../../migrations/processing/0032_replaying_projectors.sql"),
         ),
-        (33, "few looks", include_str!("../../migrations/processing/0033_few_looks.sql")),
-        (35, "repeated effects", include_str!("../../migrations/processing/0035_repeated_effects.sql")),
+        (33, "repeated effects", include_str!("../../migrations/processing/0033_repeated_effects.sql")),
     ],
 };
 

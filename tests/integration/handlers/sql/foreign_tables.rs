@@ -24,16 +24,6 @@ async fn owner() -> Database {
     db
 }
 
-/// The same, in a database where a third one has more tables than are looked at one by one.
-async fn owner_among_many() -> Database {
-    let db = owner().await;
-    let names: Vec<String> = (0..30).map(|n| format!("many_{n}")).collect();
-    let tables: Vec<_> = names.iter().map(|name| (name.as_str(), "id bigint primary key")).collect();
-    let handlers: [(&[&str], &str); 1] = [(&["B"], "insert into many_0 values (event.id)")];
-    Running::start(&db.pool, declare("many", &tables, &handlers)).await.unwrap();
-    db
-}
-
 async fn run(pool: &PgPool, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap();
 }
@@ -59,15 +49,7 @@ fn refusal(outcome: Result<Outcome, ProcessorError>) -> espd::internals::failure
 
 #[tokio::test]
 async fn whatever_way_a_table_of_another_is_written_nothing_of_the_batch_is_committed() {
-    refuses_every_way(owner().await).await;
-}
-
-#[tokio::test]
-async fn whatever_way_one_of_many_tables_is_written_nothing_of_the_batch_is_committed() {
-    refuses_every_way(owner_among_many().await).await;
-}
-
-async fn refuses_every_way(db: Database) {
+    let db = owner().await;
     run(&db.pool, "create function public.empty() returns void language sql as 'delete from public.theirs'")
         .await;
     run(
@@ -122,15 +104,7 @@ async fn refuses_every_way(db: Database) {
 
 #[tokio::test]
 async fn a_cascade_into_a_table_of_another_is_refused_and_a_foreign_key_to_it_is_not() {
-    refuses_a_cascade(owner().await).await;
-}
-
-#[tokio::test]
-async fn a_cascade_into_one_of_many_tables_is_refused_and_a_foreign_key_to_it_is_not() {
-    refuses_a_cascade(owner_among_many().await).await;
-}
-
-async fn refuses_a_cascade(db: Database) {
+    let db = owner().await;
     let sql = "delete from cascades where id < 100";
     let (mut running, ids) = intruder(&db, "cascade", sql).await;
     run(
