@@ -90,10 +90,12 @@ pub(crate) async fn collect(
     Ok(statuses)
 }
 
-/// The horizon, where one look may have seen little of what is settled: what was handled was settled before.
+/// The horizon, where one look may have seen little of what is settled: what a batch has handled was settled before. A position that an
+/// operator has chosen tells nothing.
 fn with_what_is_handled(horizon: &Horizon, rows: &[TrackerRow]) -> Horizon {
-    let is_of_store =
-        |row: &&TrackerRow| horizon.unmet.is_none() && row.diverged.is_none() && row.position <= horizon.head;
+    let is_of_store = |row: &&TrackerRow| {
+        horizon.unmet.is_none() && row.caught_up && row.diverged.is_none() && row.position <= horizon.head
+    };
     let handled = rows.iter().filter(is_of_store).map(|row| row.position).max();
     let settled = handled.map_or(horizon.settled, |handled| handled.max(horizon.settled));
     let held_by = if settled < horizon.head { horizon.held_by.clone() } else { Vec::new() };
