@@ -19,6 +19,7 @@ use crate::operations::check::check_changes;
 use crate::postgres::error::chain;
 use crate::process::executable::Executable;
 use crate::process::exit_code::Exit;
+use crate::processing::declaration::{Handling, ProcessorDeclaration};
 
 /// What came of looking at the configuration again, before anything follows it.
 pub(super) enum Examined {
@@ -115,6 +116,11 @@ impl Configured {
         let processors = config.processors.len();
         info!(processors, "the configuration was read again and has changed");
         let mut report = vec![format!("processors: {processors}")];
+        let edited = find_edited(&config, &self.config).join(", ");
+        if !edited.is_empty() {
+            info!(processors = edited, "started again, because their programs have changed");
+            report.push(format!("started again, because their programs have changed: {edited}"));
+        }
         if config.log != self.config.log {
             let later = "the daemon's own log is as configured at its next start";
             info!("{later}");
@@ -151,6 +157,18 @@ impl Configured {
     pub(super) fn require_processors(&self) -> Result<(), Exit> {
         if self.config.processors.is_empty() { Err(Exit::configuration(NO_PROCESSOR)) } else { Ok(()) }
     }
+}
+
+/// The processors of which nothing has changed but the program.
+fn find_edited<'c>(config: &'c Config, former: &Config) -> Vec<&'c str> {
+    let is_edited = |processor: &&ProcessorDeclaration| {
+        let former = former.processors.iter().find(|former| former.name == processor.name);
+        match (&processor.handling, former.map(|former| &former.handling)) {
+            (Handling::Program(program), Some(Handling::Program(former))) => program.is_edited_from(former),
+            _ => false,
+        }
+    };
+    config.processors.iter().filter(is_edited).map(|processor| processor.name.as_str()).collect()
 }
 
 /// Reads the files on a thread of its own, because a file system may hang. `None`: it does.

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sqlx::{Connection as _, PgConnection};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::event::Position;
 use crate::handlers::batch::{BatchTransaction, ReadAhead, RowTables};
@@ -65,6 +65,8 @@ pub(crate) struct ProgramProcessor {
     session: Option<ProgramSession>,
     /// What was read while the program handled the last batch.
     ahead: Option<ReadAhead>,
+    /// The fingerprint of the handlers that may handle events; `None`: whatever the program's files are when it is started.
+    bound_to: Option<String>,
 }
 
 impl ProgramProcessor {
@@ -72,7 +74,18 @@ impl ProgramProcessor {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
         let (tables, batch_size) = (RowTables::default(), BatchSize::new());
         let known_as = base.name().to_owned();
-        Self { base, program, emitter, tables, batch_size, known_as, batch: 0, session: None, ahead: None }
+        Self {
+            base,
+            program,
+            emitter,
+            tables,
+            batch_size,
+            known_as,
+            batch: 0,
+            session: None,
+            ahead: None,
+            bound_to: None,
+        }
     }
 
     /// Tells the program another name than that of the tracker.
@@ -86,6 +99,10 @@ impl ProgramProcessor {
 impl Processor for ProgramProcessor {
     fn base(&self) -> &ProcessorBase {
         &self.base
+    }
+
+    fn bind_handlers(&mut self, fingerprint: Option<&str>) {
+        self.bound_to = fingerprint.map(str::to_owned);
     }
 
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError> {
@@ -139,6 +156,7 @@ impl Processor for ProgramProcessor {
             return rest.commit(failure, transaction, &request).await;
         }
         let outcome = finish(transaction, upto, handled, None).await?;
+        session.is_new = false;
         self.batch_size.record_answered(handled, begun.elapsed(), limits.time);
         (self.session, self.ahead) = (Some(session), ahead);
         Ok(outcome)
@@ -159,12 +177,29 @@ impl ProgramProcessor {
             return Ok(());
         }
         self.session = None;
+        self.refuse_other_files()?;
         let handshake = Handshake::new(&self.base.declaration, &self.known_as, &self.tables);
         let started = ProgramSession::start(&self.program, &handshake).await;
         let unavailable =
             |error: StartError| ProcessorError::Unavailable { message: error.to_string(), wait: None };
-        self.session = Some(started.map_err(unavailable)?);
+        let session = started.map_err(unavailable)?;
+        // The program has read its files by now, which may have changed since they were looked at.
+        if let Err(others) = self.refuse_other_files() {
+            drop(session.stop().await);
+            return Err(others);
+        }
+        self.session = Some(session);
         Ok(())
+    }
+
+    /// Refuses to start other files than those that were compared with what has handled events: what follows from a change is
+    /// decided under a new claim.
+    fn refuse_other_files(&self) -> Result<(), ProcessorError> {
+        if self.bound_to.is_none() || self.bound_to == self.base.handler_fingerprint() {
+            return Ok(());
+        }
+        info!(processor = self.base.name(), "the program has changed since it was started last");
+        Err(ProcessorError::OtherHandlers)
     }
 }
 

@@ -8,8 +8,9 @@ use sqlx::PgConnection;
 use crate::config::Config;
 use crate::event::Position;
 use crate::operations::databases::Databases;
+use crate::postgres::quote::quote_identifier;
 use crate::processing::declaration::{Handling, OnHandlerChange, ProcessorDeclaration, ProcessorKind, Start};
-use crate::processing::processor::{Fit, HandledBy, foresee_fit};
+use crate::processing::processor::{Fit, HandledBy, describe_missing, foresee_fit, list_missing};
 use crate::processing::rebuild::{LeftOut, list_left_out};
 use crate::processing::tracker::{TrackerRow, Trackers};
 
@@ -85,6 +86,8 @@ impl fmt::Display for Planned {
 pub(super) struct Known<'k> {
     pub(super) declaration: &'k ProcessorDeclaration,
     pub(super) tracker: Option<&'k TrackerRow>,
+    /// Its tables that somebody has dropped or renamed.
+    pub(super) missing: Vec<String>,
     /// How its tables fit, if they are of the declared version.
     pub(super) fit: Fit,
     /// Whether other handlers have handled its events.
@@ -117,6 +120,7 @@ pub(super) async fn look<'k>(
     let mut connection = databases.projections.acquire().await?;
     let raised = list_raised(config, trackers);
     let left_out = list_left_out(&mut connection, &databases.layout, &raised).await?;
+    let mut missing = list_missing(&mut connection, &quote_identifier(databases.layout.schema())).await?;
     let mut known = Vec::new();
     for declaration in &config.processors {
         let left_out = left_out.get(&declaration.name).copied();
@@ -126,7 +130,8 @@ pub(super) async fn look<'k>(
         let before = tracker.filter(|tracker| tracker.position > Position::START).map(|one| &one.handlers);
         let other_handlers =
             before.is_some_and(|before| before.is_some() && handlers.is_some() && *before != handlers);
-        known.push(Known { declaration, tracker, fit, other_handlers, left_out });
+        let missing = missing.remove(&declaration.name).unwrap_or_default();
+        known.push(Known { declaration, tracker, missing, fit, other_handlers, left_out });
     }
     Ok(known)
 }
@@ -197,6 +202,10 @@ fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
     let ProcessorDeclaration { name, version, .. } = known.declaration;
     let serves = tracker.version;
     match &known.fit {
+        _ if !known.missing.is_empty() => {
+            let why = describe_missing(name, &known.missing.join(", "));
+            (Action::Stop, format!("stops, because {why}"))
+        }
         _ if *version < serves => {
             let description = format!(
                 "version {serves} serves and is left alone, nobody with this configuration runs it: declare it, or \
@@ -260,6 +269,13 @@ fn describe_handler_change(declaration: &ProcessorDeclaration, tracker: &Tracker
             "its handlers have changed: its tables are emptied and filled again (on_handler_change = \"rebuild\"); with a \
              raised `version` they would be built beside"
                 .to_owned(),
+        ),
+        OnHandlerChange::Warn if declaration.kind() == ProcessorKind::Reactor => (
+            Action::Change,
+            format!(
+                "other handlers from position {} on; what the former ones have done for earlier events stays done",
+                tracker.position
+            ),
         ),
         OnHandlerChange::Warn => (
             Action::Change,

@@ -369,9 +369,16 @@ async fn append(
         Ok(_) => Ok(()),
         Err(AppendError::Database(error)) => Err(EmitError::Database(error)),
         Err(error) => {
-            let culprit = attribute(&error, &events).and_then(|index| places.get(index));
-            let place = *culprit.or(places.first()).unwrap_or(&0);
-            Err(EmitError::Refused { place, failure: Failure::of_processor(error.to_string()) })
+            let culprit = attribute(&error, &events);
+            let place = *culprit.and_then(|index| places.get(index)).or(places.first()).unwrap_or(&0);
+            let message = match (&error, culprit.and_then(|index| events.get(index))) {
+                // A number of the event in the append would be taken for its id.
+                (AppendError::Invalid { reason, .. }, Some(event)) => {
+                    format!("the {} that it emits is refused: {reason}", event.event_type)
+                }
+                _ => error.to_string(),
+            };
+            Err(EmitError::Refused { place, failure: Failure::of_processor(message) })
         }
     }
 }

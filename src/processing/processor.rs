@@ -24,9 +24,9 @@ pub use base::ProcessorBase;
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use tables::{
-    Dependent, Dropped, Fit, HandledBy, ObjectId, Replaced, Tables, drop_tables, find_made, fingerprint,
-    foresee_fit, forget_planned_dependents, is_unlogged, list_planned_dependents, note_made, observe,
-    observe_planned, observe_with, were_made_from_other,
+    Dependent, Dropped, Fit, HandledBy, ObjectId, Replaced, Tables, describe_missing, drop_tables, find_made,
+    find_missing, fingerprint, foresee_fit, forget_planned_dependents, is_unlogged, list_missing,
+    list_planned_dependents, note_made, observe, observe_planned, observe_with, were_made_from_other,
 };
 
 /// Where the events of a processor are.
@@ -155,6 +155,9 @@ pub enum ProcessorError {
     /// The claim is no longer valid.
     #[error("another owner has claimed the processor")]
     ClaimLost,
+    /// What would handle the events has changed since it was compared with what has handled them. Nothing was done.
+    #[error("the program has changed meanwhile")]
+    OtherHandlers,
     /// The store is not the one that was followed: it lacks what the tracker's witness says, or has other events. Nothing
     /// was done.
     #[error("the event store is not the one that was followed")]
@@ -228,6 +231,10 @@ pub trait Processor: Send + Sync {
     /// Creates the tables and functions that are missing, under a claim. A second call changes nothing. [`Self::close`] has
     /// been called since the last claim.
     async fn prepare(&mut self, connection: &mut PgConnection, claim: &Claim) -> Result<(), ProcessorError>;
+
+    /// Takes note of the handlers that were compared with those of the last owner: from now on no others may handle events,
+    /// [`ProcessorError::OtherHandlers`] says so. `None`: they are not known.
+    fn bind_handlers(&mut self, _fingerprint: Option<&str>) {}
 
     /// Whether the last [`Self::prepare`] has found another declaration than the one that ran before.
     fn has_changed(&self) -> bool {

@@ -100,6 +100,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
             include_str!("../../migrations/processing/0032_replaying_projectors.sql"),
         ),
         (33, "repeated effects", include_str!("../../migrations/processing/0033_repeated_effects.sql")),
+        (34, "no negative delays", include_str!("../../migrations/processing/0034_no_negative_delays.sql")),
     ],
 };
 

@@ -74,7 +74,7 @@ pub(crate) use postgres::{
 pub use sqlite::{SqliteEventStore, SqliteOpenError};
 pub use trace::{Trace, TraceLimits, TracedEvent, trace};
 pub use upcast::{BodyCode, Upcast};
-pub(crate) use validity::{check_json, find_reason};
+pub(crate) use validity::{check_json, find_bad_text, find_reason};
 
 /// An append-only store of events.
 #[async_trait]

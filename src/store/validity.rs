@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
 
 use super::{AppendError, jsonb};
 use crate::event::{AggregateId, NewEvent, Tag, UniqueKey};
@@ -98,6 +99,12 @@ pub(crate) fn check_json(event: &NewEvent) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(reason) => Err(format!("the store cannot keep it: {reason}")),
     })
+}
+
+/// What a JSON text contains that no text of a database can: a NUL character or half a surrogate pair.
+pub(crate) fn find_bad_text(json: &RawValue) -> Option<&'static str> {
+    let what = jsonb::normalize(json.get()).err()?.strip_prefix("it contains ")?;
+    ["a NUL character", "a lone surrogate"].into_iter().find(|bad| *bad == what)
 }
 
 fn is_too_early(time: DateTime<Utc>) -> bool {

@@ -24,13 +24,14 @@ pub(crate) fn read_program(section: &Section<'_>) -> Option<ProgramDeclaration> 
     let (timeout, memory_max) = (section.duration("command_timeout"), section.size("command_memory_max"));
     let environment = section.value("command_environment").map(|value| read_environment(&value));
     let declaration = ProgramDeclaration::new(events?, command?, value.folder());
-    Some(ProgramDeclaration {
+    let declaration = ProgramDeclaration {
         place: value.place(),
         timeout: timeout.unwrap_or(declaration.timeout),
         memory_max: memory_max.and_then(|size| u64::try_from(size).ok()),
         environment: environment.unwrap_or_default(),
         ..declaration
-    })
+    };
+    Some(declaration.with_files())
 }
 
 /// Reports the keys that mean nothing without `command`.

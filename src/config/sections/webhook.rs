@@ -126,7 +126,15 @@ fn read_timeouts(section: &Section<'_>) -> (Option<Duration>, Option<Duration>) 
     let written = section.value("connect_timeout").or_else(|| section.value("timeout"));
     if let Some(value) = written.filter(|_| connect_timeout >= timeout) {
         let message = "`connect_timeout` is not less than `timeout`, which it is a part of";
-        value.location.report(message, "write a `timeout` that leaves time to answer");
+        let advice = if section.value("connect_timeout").is_some() {
+            "write a `timeout` that leaves time to answer".to_owned()
+        } else {
+            let default = connect_timeout.unwrap_or_default().as_secs();
+            format!(
+                "write a lower `connect_timeout` as well, which is \"{default}s\" where it is left out, or a longer `timeout`"
+            )
+        };
+        value.location.report(message, &advice);
     }
     (connect_timeout, timeout)
 }

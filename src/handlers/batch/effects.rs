@@ -4,12 +4,13 @@ use serde_json::value::RawValue;
 use sqlx::PgConnection;
 
 use super::row_changes::{RowChange, RowChanges};
-use super::tables::RowTables;
+use super::tables::{Members, RowTables};
 use super::transaction::BatchTransaction;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::emission::{Emission, EmissionBatch, EmitError, Emitter, SourceEvent};
 use crate::processing::failure::Failure;
 use crate::processing::processor::ProcessorError;
+use crate::store::find_bad_text;
 
 /// One thing that a handler wants done.
 #[derive(Debug, Clone)]
@@ -117,7 +118,8 @@ impl BatchTransaction<'_> {
                     continue;
                 }
                 Err(EffectError::Database(error)) => return Err(error.into()),
-                Err(EffectError::Event(_, failure) | EffectError::Somewhere(failure)) => failure,
+                Err(EffectError::Event(_, failure)) => failure,
+                Err(EffectError::Somewhere(failure)) => name_place(failure, &one.actions),
             };
             self.rollback_to_savepoint().await?;
             let failure = Some(Box::new(one.source.attribute(failure)));
@@ -126,6 +128,32 @@ impl BatchTransaction<'_> {
         // The effects of each event can be applied alone, so what failed was to apply them together.
         tracing::debug!(error = %of_all, "effects were applied one by one");
         Ok(Applied { events: effects.len(), failure: None })
+    }
+}
+
+/// Says what PostgreSQL does not: which value has a text in it that no text of a database can have.
+fn name_place(failure: Failure, actions: &[Action]) -> Failure {
+    let is_of_text = matches!(failure.sqlstate.as_deref(), Some("22P05" | "22P02" | "22021"));
+    match actions.iter().find_map(find_unstorable).filter(|_| is_of_text) {
+        Some(place) => Failure { message: format!("{place}: {}", failure.message), ..failure },
+        None => failure,
+    }
+}
+
+/// Where an action has a NUL character or half a surrogate pair, and which.
+fn find_unstorable(action: &Action) -> Option<String> {
+    match action {
+        Action::Upsert { table, row: given } | Action::Delete { table, columns: given } => {
+            let members: Members<'_> = serde_json::from_str(given.get()).ok()?;
+            members.iter().find_map(|(column, value)| {
+                find_bad_text(value).map(|what| format!("{column:?} of a row of {table} contains {what}"))
+            })
+        }
+        Action::Emit(Emission { event_type, body, metadata, .. }) => {
+            let what = std::iter::once(body).chain(metadata).find_map(|json| find_bad_text(json))?;
+            Some(format!("the {event_type} that it emits contains {what}"))
+        }
+        Action::Cancel { .. } => None,
     }
 }
 

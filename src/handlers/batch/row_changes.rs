@@ -246,6 +246,7 @@ mod tests {
         assert!(upsert("nothing", r#"{"id":1}"#).contains("todos, lists, notes"));
         assert!(upsert("notes", r#"{"id":1}"#).contains("no primary key"));
         assert!(upsert("todos", "[]").contains("not a JSON object"));
+        assert!(upsert("todos", r#"{"id":1,"title":"a","id":2}"#).contains("\"id\" more than once"));
         assert!(upsert("todos", r#"{"id":1,"x":2}"#).contains("no column \"x\""));
         assert!(upsert("todos", r#"{"title":"a"}"#).contains("lacks \"id\""));
         assert!(upsert("todos", r#"{"id":null}"#).contains("lacks \"id\""));

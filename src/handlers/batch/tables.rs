@@ -2,7 +2,11 @@
 //! for that. `row_changes` decides which rows share a statement.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
 
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -43,6 +47,40 @@ pub(crate) struct RowTables {
 
 /// The members of a JSON object, by name, each as its text.
 pub(crate) type Members<'a> = BTreeMap<String, &'a RawValue>;
+
+/// A JSON object as a handler has written it.
+struct Given<'a> {
+    members: Members<'a>,
+    /// A name that it has more than once.
+    repeated: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Given<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Given<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Given<'de>, A::Error> {
+                let mut given = Given { members: Members::new(), repeated: None };
+                while let Some((name, value)) = object.next_entry::<String, &RawValue>()? {
+                    match given.members.entry(name) {
+                        Entry::Vacant(place) => drop(place.insert(value)),
+                        Entry::Occupied(place) => given.repeated = Some(place.key().clone()),
+                    }
+                }
+                Ok(given)
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
 
 impl RowTables {
     /// Looks up the processor's tables.
@@ -99,8 +137,11 @@ impl RowTables {
 
     /// Reads the members of a row or condition, if the table has such columns.
     pub(super) fn members<'a>(&self, shape: &TableShape, json: &'a RawValue) -> Result<Members<'a>, String> {
-        let members: Members<'a> = serde_json::from_str(json.get())
+        let Given { members, repeated } = serde_json::from_str(json.get())
             .map_err(|_| format!("the columns of a row of {} are not a JSON object", shape.name))?;
+        if let Some(column) = repeated {
+            return Err(format!("a row of {} has {column:?} more than once", shape.name));
+        }
         match members.keys().find(|column| !shape.columns.contains(column)) {
             Some(unknown) => Err(format!(
                 "table {} has no column {unknown:?}: it has {}",

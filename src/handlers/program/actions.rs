@@ -56,6 +56,11 @@ impl ActionMessage<'_> {
                 return Err(ProtocolViolation::new("wrote both `at` and `after` into an action `emit`"));
             }
         };
+        if self.key.is_some() && due == Due::AtOnce {
+            return Err(ProtocolViolation::new(
+                "wrote `key` into an action `emit` without `at` or `after`: what is emitted at once has no key",
+            ));
+        }
         Ok(Emission {
             event_type: self.emit.unwrap_or_default(),
             aggregate_id: aggregate_id.into(),
@@ -168,6 +173,7 @@ mod tests {
             (emit(r#","body":{},"after":-1"#), "-1 for `after`"),
             (emit(r#","body":{},"after":1e300"#), "for `after`"),
             (emit(r#","body":{},"after":1,"at":"2026-01-01T00:00:00Z""#), "both `at` and `after`"),
+            (emit(r#","body":{},"key":"k""#), "`key` into an action `emit` without `at` or `after`"),
             (emit(r#","body":{},"where":{}"#), "`where` into the action `emit`"),
         ] {
             let violation = parse(&text).expect_err(&text);

@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::protocol::{ActionMessage, IncomingMessage, ProtocolViolation};
+use super::protocol::{ActionMessage, IncomingMessage, ProtocolViolation, READY_AGAIN};
 use crate::event::Position;
 use crate::handlers::batch::Action;
 
@@ -25,6 +25,8 @@ pub(super) enum Received<'l> {
     Failed { error: String, detail: Option<String> },
     /// The program waits for a row.
     Read { table: String, key: &'l RawValue },
+    /// The program has said so before, and has answered nothing of the batch since.
+    ReadyAgain,
     /// A line for espd's log.
     Log { message: String, level: tracing::Level },
     /// All events are answered and the batch is over.
@@ -66,7 +68,8 @@ impl<'b> BatchProtocol<'b> {
             IncomingMessage::Read { table, key } => Ok(Received::Read { table, key }),
             IncomingMessage::Log { message, level } => Ok(Received::Log { message, level }),
             IncomingMessage::End(batch) => self.end(batch),
-            IncomingMessage::Ready(_) => Err(ProtocolViolation::new("wrote `ready` again")),
+            IncomingMessage::Ready(_) if self.answered == 0 => Ok(Received::ReadyAgain),
+            IncomingMessage::Ready(_) => Err(ProtocolViolation::new(READY_AGAIN)),
         }
     }
 
@@ -159,7 +162,7 @@ mod tests {
             (&[r#"{"failed":9,"error":"x"}"#], 0, "gave up event 9, out of order: event 5 was due"),
             (&[r#"{"done":5}"#, r#"{"end":7}"#], 1, "ended the batch without an answer to event 6"),
             (&[r#"{"end":6}"#], 0, "ended batch 6, but this is batch 7"),
-            (&[r#"{"ready":1}"#], 0, "wrote `ready` again"),
+            (&[r#"{"done":5}"#, r#"{"ready":1}"#], 1, "wrote `ready` again"),
             (
                 &[r#"{"done":5}"#, r#"{"done":6}"#, r#"{"done":9}"#, r#"{"done":9}"#],
                 3,

@@ -1,10 +1,15 @@
 //! Checks a program before it is deployed: whether it starts and completes the handshake.
 
+use std::time::Duration;
+
 use super::protocol::Handshake;
 use super::session::ProgramSession;
 use crate::diagnostic::Diagnostic;
 use crate::handlers::batch::RowTables;
 use crate::processing::declaration::{ProcessorDeclaration, ProgramDeclaration};
+
+/// How long a program has, after it was ready, to say what it was not asked for.
+const UNASKED_TIME: Duration = Duration::from_millis(50);
 
 /// Finds what is wrong with a program and its tables, as far as that shows without an event. The program is started and,
 /// after the handshake, stopped.
@@ -24,7 +29,13 @@ pub(crate) async fn check(
         })
         .collect();
     match ProgramSession::start(program, &Handshake::new(declaration, &declaration.name, tables)).await {
-        Ok(session) => drop(session.stop().await),
+        Ok(mut session) => {
+            let unasked = session.find_unasked(UNASKED_TIME).await;
+            let name = program.command.first().map_or("", String::as_str);
+            let describe = |what| format!("{name:?} {what}: after `ready` it has to wait for events");
+            found.extend(unasked.map(|what| Diagnostic::in_source(&program.place, 0, describe(what))));
+            drop(session.stop().await);
+        }
         Err(error) => found.push(Diagnostic::in_source(&program.place, 0, error.to_string())),
     }
     found

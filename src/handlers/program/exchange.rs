@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::batch_protocol::{BatchProtocol, Received};
-use super::protocol::{OutgoingMessage, ProtocolViolation, SentEvent};
+use super::protocol::{OutgoingMessage, ProtocolViolation, READY_AGAIN, SentEvent};
 use super::session::ProgramSession;
 use super::session_error::SessionError;
 use crate::event::Position;
@@ -169,11 +169,22 @@ impl<'x, 't> Exchange<'x, 't> {
                 Received::Failed { error, detail } => {
                     return Err(SessionError::GaveUp { error, detail }.into());
                 }
+                Received::ReadyAgain => return Err(self.explain_second_ready()),
                 Received::End => return Ok(()),
             }
             self.keep_within_bounds().await?;
             since = Instant::now();
         }
+    }
+
+    /// A program that says `ready` twice does so whatever it is sent, so no event is to blame, unless it has handled some.
+    fn explain_second_ready(&self) -> Interruption {
+        let violation = ProtocolViolation::new(READY_AGAIN);
+        if !self.session.is_new {
+            return violation.into();
+        }
+        let message = format!("the program {violation} before it answered an event");
+        ProcessorError::Unavailable { message, wait: None }.into()
     }
 
     /// Carries out the pending answers if they are too many, and keeps the transaction from being idle for too long.

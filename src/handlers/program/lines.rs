@@ -53,6 +53,9 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 self.start = self.line.end + 1;
                 self.searched = self.start;
                 let line = &self.buffer[self.line.clone()];
+                if line.len() > LINE_MAX {
+                    return Err(LineError::TooLong);
+                }
                 return std::str::from_utf8(line)
                     .map(|_| true)
                     .map_err(|_| LineError::NotText(beginning(line)));
@@ -159,6 +162,8 @@ mod tests {
         let mut text = vec![b'x'; LINE_MAX];
         text.push(b'\n');
         assert_eq!(read(&text).await.0[0].len(), LINE_MAX);
+        text.insert(0, b'x');
+        assert!(matches!(read(&text).await, (lines, Some(LineError::TooLong)) if lines.is_empty()));
         // A line is refused before its end is read, and no more of it is kept than the bound.
         let endless = tokio::io::repeat(b'x');
         let mut lines = Lines::new(endless);

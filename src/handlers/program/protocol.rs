@@ -145,6 +145,9 @@ struct Line<'l> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProtocolViolation(pub(super) String);
 
+/// What a program did that is ready twice.
+pub(super) const READY_AGAIN: &str = "wrote `ready` again";
+
 impl ProtocolViolation {
     pub(super) fn new(what: impl Into<String>) -> Self {
         Self(what.into())

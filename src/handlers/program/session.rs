@@ -8,7 +8,7 @@ use tracing::{Level, debug, error, info, trace, warn};
 use super::lines::excerpt;
 use super::log_limit::{LINE_MAX, LogDecision, LogLimit, log_suppressed, truncate};
 use super::process::{ProcessError, ProgramProcess};
-use super::protocol::{Handshake, IncomingMessage, OutgoingMessage, VERSION};
+use super::protocol::{Handshake, IncomingMessage, OutgoingMessage, READY_AGAIN, VERSION};
 use crate::process::exit_code::describe_foreign_end;
 use crate::processing::declaration::ProgramDeclaration;
 
@@ -25,6 +25,8 @@ pub(super) struct ProgramSession {
     process: ProgramProcess,
     /// Limits how many of the program's `log` messages are logged.
     log_limit: LogLimit,
+    /// Whether it has handled no batch yet.
+    pub(super) is_new: bool,
 }
 
 /// Why no session could be started. No event is to blame.
@@ -56,7 +58,7 @@ impl ProgramSession {
             StartError::NotStarted { program: program.clone(), folder, error }
         })?;
         let (processor, log_limit) = (handshake.processor.to_owned(), LogLimit::new(Instant::now()));
-        let mut session = Self { processor, process, log_limit };
+        let mut session = Self { processor, process, log_limit, is_new: true };
         session.send(&OutgoingMessage::Handshake { hello: handshake });
         match session.wait_until_ready(declaration.timeout.max(START_TIMEOUT_MIN)).await {
             Ok(theirs) if theirs == i64::from(VERSION) => {
@@ -79,6 +81,21 @@ impl ProgramSession {
                 Ok(IncomingMessage::Log { message, level }) => self.log(&message, level),
                 Ok(_) => return Err(format!("wrote {}", excerpt(line.as_bytes()))),
                 Err(violation) => return Err(violation.0),
+            }
+        }
+    }
+
+    /// What the program says after it was ready although it was sent nothing, if it says so within `time`.
+    pub(super) async fn find_unasked(&mut self, time: Duration) -> Option<String> {
+        let since = Instant::now();
+        loop {
+            match self.process.read_line(since, time).await.map(IncomingMessage::parse) {
+                Ok(Ok(IncomingMessage::Log { .. })) => {}
+                Ok(Ok(IncomingMessage::Ready(_))) => return Some(READY_AGAIN.to_owned()),
+                Ok(Ok(_)) => return Some("answered before it was sent an event".to_owned()),
+                Ok(Err(violation)) => return Some(violation.0),
+                // It waits, or has ended, as some do that were never sent anything.
+                Err(_) => return None,
             }
         }
     }

@@ -10,11 +10,12 @@ use chrono::{DateTime, Utc};
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
+use serde::de::IgnoredAny;
 
 use crate::handlers::batch::Action;
 use crate::processing::declaration::HiddenTexts;
 use crate::processing::failure::Failure;
-use body::AnswerBody;
+use body::{AnswerBody, find_mistyped};
 
 /// The longest delay that a receiver can ask for with `Retry-After`.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
@@ -106,29 +107,29 @@ impl Answer {
         media_type == "application/json" || media_type.ends_with("+json")
     }
 
-    /// Reads the actions that a 2xx answer asks for. Only a JSON object can ask for any; every other body is ignored.
+    /// Reads the actions that a 2xx answer asks for. Only a JSON object can ask for any; every other body is ignored, but what is
+    /// said to be JSON has to be that.
     fn read_actions(&self, hidden: &HiddenTexts) -> DeliveryResult {
         let first = self.body.iter().find(|byte| !byte.is_ascii_whitespace());
-        if first != Some(&b'{') || !self.is_json() {
+        let (Some(first), true) = (first, self.is_json()) else {
             return DeliveryResult::Accepted(Vec::new());
-        }
-        let body: AnswerBody = match serde_json::from_slice(&self.body) {
-            Ok(body) => body,
-            Err(error) => {
-                return DeliveryResult::failed(format!(
-                    "{} with JSON that is not understood: {}",
-                    self.status_line(),
-                    excerpt(error.to_string().as_bytes(), hidden)
-                ));
-            }
         };
-        match body.into_actions() {
+        let failed = |what: &str, why: String| {
+            let why = excerpt(why.as_bytes(), hidden);
+            DeliveryResult::failed(format!("{} {what}: {why}", self.status_line()))
+        };
+        let read = if *first == b'{' {
+            serde_json::from_slice::<AnswerBody>(&self.body)
+        } else {
+            serde_json::from_slice::<IgnoredAny>(&self.body).map(|_| AnswerBody::default())
+        };
+        let actions = match read {
+            Ok(body) => find_mistyped(&self.body).map_or_else(|| body.into_actions(), Err),
+            Err(error) => return failed("with JSON that is not understood", error.to_string()),
+        };
+        match actions {
             Ok(actions) => DeliveryResult::Accepted(actions),
-            Err(message) => DeliveryResult::failed(format!(
-                "{} and wants something that is not possible: {}",
-                self.status_line(),
-                excerpt(message.as_bytes(), hidden)
-            )),
+            Err(message) => failed("and wants something that is not possible", message),
         }
     }
 }

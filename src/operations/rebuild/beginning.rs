@@ -35,6 +35,7 @@ impl Prepared {
     ) -> Result<Self, OperatorError> {
         let (row, declaration) = (operator.find(name).await?, operator.declaration(name)?.clone());
         operator.refuse_unsuitable(&row, &declaration, beside)?;
+        operator.refuse_missing_tables(worker, name).await?;
         let part = operator.find_part(worker, &declaration, selection).await?;
         let live = row.key();
         let schema = &operator.databases.scope.schema;

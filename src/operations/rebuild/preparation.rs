@@ -6,6 +6,7 @@ use super::Listener;
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
+use crate::processing::processor::{describe_missing, find_missing};
 use crate::processing::rebuild::{Begun, Beside, RebuildRow, Rebuilds};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 
@@ -75,8 +76,21 @@ impl Operator<'_> {
             return Ok(Some(format!("{name} has met another event store than the one that it has followed")));
         }
         let mut connection = self.databases.projections.acquire().await?;
+        self.refuse_missing_tables(&mut connection, name).await?;
         let has_tables = !self.list_tables(&mut connection, name).await?.is_empty();
         Ok((!has_tables).then(|| format!("{name} has no tables yet")))
+    }
+
+    /// Refuses to build beside tables of which one is missing: they could not be compared, nor exchanged.
+    pub(super) async fn refuse_missing_tables(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<(), OperatorError> {
+        match find_missing(connection, self.trackers().schema(), name).await? {
+            Some(tables) => Err(OperatorError::Blocked(describe_missing(name, &tables))),
+            None => Ok(()),
+        }
     }
 
     /// Where the serving version is.

@@ -15,6 +15,7 @@ use super::ProcessorStatus;
 use super::format::thousands;
 use super::worker::RefusedReload;
 use crate::own_name::in_own_name;
+use crate::processing::declaration::ProcessorKind;
 use crate::processing::rebuild::LeftOut;
 
 /// One thing that needs attention. The field names are an interface: `espctl status --json` prints them.
@@ -248,6 +249,11 @@ fn of_handler_change(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Adv
         "The handlers of {name} have changed: those of {owner} are not those that have handled the events up to {}.",
         change.position
     );
+    if status.kind == ProcessorKind::Reactor.as_str() {
+        let remedy = "Nothing, if the change is meant for later events: what the former handlers have done for earlier ones stays \
+                      done. Two daemons have to declare the same.";
+        return Some(Advice::new(Topic::HandlersChanged, problem, Some(change.at), remedy.to_owned()));
+    }
     let remedy = format!(
         "`espctl rebuild {name}` shows what differs and makes the rows anew beside those that serve; what cannot be built beside, \
          `espctl reset {name}` empties and fills again. Nothing, if the change is meant for later events; but \

@@ -45,9 +45,32 @@ fn events(events: &HandledEvents) -> String {
     events.types().map_or("*".to_owned(), |types| types.into_iter().collect::<Vec<_>>().join(","))
 }
 
+impl ProgramDeclaration {
+    /// Takes note of what the files have in them now.
+    #[must_use]
+    pub(crate) fn with_files(self) -> Self {
+        Self { files: fingerprint_files(&self), ..self }
+    }
+}
+
+/// A fingerprint of the files alone that a command names. Of one that is too large to be read, as compiled programs are, it has when it
+/// was written.
+fn fingerprint_files(program: &ProgramDeclaration) -> String {
+    let written = program.command.iter().filter_map(|argument| {
+        let file = fs::metadata(program.folder.join(argument)).ok()?;
+        let is_large = file.is_file() && file.len() > FILE_MAX;
+        is_large.then(|| format!("{} {:?}", file.len(), file.modified().ok()))
+    });
+    hash(&file_parts(program).into_iter().chain(written).collect::<Vec<_>>().join(SEPARATOR))
+}
+
 /// The command, and the content of the files that it names.
 fn program_parts(program: &ProgramDeclaration) -> Vec<String> {
-    let mut parts = vec![events(&program.events)];
+    std::iter::once(events(&program.events)).chain(file_parts(program)).collect()
+}
+
+fn file_parts(program: &ProgramDeclaration) -> Vec<String> {
+    let mut parts = Vec::new();
     for argument in &program.command {
         let path = program.folder.join(argument);
         let is_source = fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= FILE_MAX);
@@ -64,4 +87,30 @@ fn upcast_part(upcast: &Upcast) -> String {
     let event_type = upcast.event_type.clone().unwrap_or_default();
     let body = if upcast.code.is_some() { "in Rust".to_owned() } else { text(&upcast.body) };
     [upcast.events.join(","), event_type, body, text(&upcast.when)].join(SEPARATOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_edited_makes_another_declaration_also_where_it_is_large() {
+        let folder = tempfile::tempdir().unwrap();
+        let command = vec!["python3".to_owned(), "small.py".to_owned(), "large".to_owned()];
+        let write = |name: &str, bytes: usize| {
+            std::fs::write(folder.path().join(name), vec![b' '; bytes]).unwrap();
+            ProgramDeclaration::new(HandledEvents::All, command.clone(), folder.path().to_owned())
+                .with_files()
+        };
+        write("small.py", 5);
+        let first = write("large", 2 << 20);
+        assert_eq!(first, first.clone().with_files());
+        let small = write("small.py", 6);
+        let large = write("large", 3 << 20);
+        assert!(small.is_edited_from(&first) && large.is_edited_from(&small));
+        assert!(
+            !large.is_edited_from(&large)
+                && !large.is_edited_from(&ProgramDeclaration { memory_max: Some(1), ..small })
+        );
+    }
 }

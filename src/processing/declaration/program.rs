@@ -29,13 +29,23 @@ pub struct ProgramDeclaration {
     pub memory_max: Option<u64>,
     /// Variables of the program's environment, in addition to the few that every program needs.
     pub environment: BTreeMap<String, Secret>,
+    /// A fingerprint of the files that the command names, from when the declaration was read: a program that was edited makes
+    /// another declaration. Empty: it was not read from a file.
+    #[serde(default)]
+    pub files: String,
 }
 
 impl ProgramDeclaration {
     /// Declares a program with a timeout of 30 s, no memory limit, and no further environment variables.
     pub fn new(events: HandledEvents, command: Vec<String>, folder: PathBuf) -> Self {
         let (place, timeout) = (SourceText::unplaced("command"), Duration::from_secs(30));
-        Self { events, command, folder, place, timeout, memory_max: None, environment: BTreeMap::new() }
+        let (environment, files) = (BTreeMap::new(), String::new());
+        Self { events, command, folder, place, timeout, memory_max: None, environment, files }
+    }
+
+    /// Whether the two differ in nothing but what the files have in them.
+    pub(crate) fn is_edited_from(&self, former: &Self) -> bool {
+        self.files != former.files && *self == Self { files: self.files.clone(), ..former.clone() }
     }
 }
 

@@ -7,11 +7,11 @@ use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
 use super::batch::{Batch, BatchQuery};
-use super::tables::{Fit, HandledBy, Replaced, Tables, fingerprint};
+use super::tables::{Fit, HandledBy, Replaced, Tables, describe_missing, find_missing, fingerprint};
 use super::{BatchRequest, Events, ProcessorError};
 use crate::event::Position;
 use crate::postgres::literal::{fetch_optional, simple};
-use crate::postgres::quote::quote_literal;
+use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
 use crate::processing::alteration::Alteration;
@@ -100,6 +100,11 @@ impl ProcessorBase {
         }
     }
 
+    /// A fingerprint of what handles the events now; `None`: it is not known.
+    pub(crate) fn handler_fingerprint(&self) -> Option<String> {
+        self.declaration.handler_fingerprint(self.events.layout().upcasts())
+    }
+
     /// Where the processor begins as it is declared.
     pub(crate) fn start(&self) -> Start {
         self.declaration.start()
@@ -178,8 +183,11 @@ impl ProcessorBase {
         let wanted = self.declaration.synchronous;
         self.trackers().end_synchronous(&mut *transaction, &claim.key, wanted).await?;
         let upcasts = self.events.layout().upcasts();
+        if claim.declaration.is_some() {
+            self.refuse_missing_tables(transaction).await?;
+        }
         match &claim.declaration {
-            // Nothing to ask for, which is so nearly always.
+            // Nothing more to ask for, which is so nearly always.
             Some(made_from)
                 if claim.key.version == self.declaration.version
                     && *made_from == fingerprint(&self.declaration) =>
@@ -190,6 +198,15 @@ impl ProcessorBase {
                 self.tables().compare(transaction, claim.key.version, upcasts, Self::handled_by(claim)).await
             }
             None => self.tables().create(transaction).await.map(|()| Fit::AsDeclared),
+        }
+    }
+
+    /// Refuses to go on without a table that was made: the next event that needs it would fail.
+    async fn refuse_missing_tables(&self, transaction: &mut PgConnection) -> Result<(), ProcessorError> {
+        let (schema, name) = (quote_identifier(&self.schema), self.name());
+        match find_missing(transaction, &schema, name).await? {
+            Some(tables) => Err(ProcessorError::Blocked(describe_missing(name, &tables))),
+            None => Ok(()),
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod altering;
 mod dependents;
+mod missing;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 use tracing::warn;
@@ -14,6 +15,7 @@ pub(crate) use dependents::{
     Dependent, Dropped, ObjectId, Replaced, find_made, forget_planned as forget_planned_dependents,
     list_planned as list_planned_dependents,
 };
+pub(crate) use missing::{describe_missing, find_missing, list_missing};
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};

@@ -66,6 +66,9 @@ impl From<ProcessorError> for ReplayError {
                 Self::Blocked(message)
             }
             ProcessorError::ClaimLost => Self::ClaimLost,
+            ProcessorError::OtherHandlers => {
+                Self::Blocked("the program has changed while the version was built: begin again".to_owned())
+            }
             ProcessorError::Diverged => Self::Diverged,
             ProcessorError::Unattributed(failure) | ProcessorError::StaleSession(failure) => {
                 Self::Failed(failure)
@@ -101,10 +104,11 @@ impl Replay {
         trackers.register(&mut *connection, &key, ProcessorKind::Projector, start).await?;
         let claim = take(&mut *connection, &trackers, &key).await?;
         processor.prepare(connection, &claim).await?;
-        let base = processor.base();
-        if let Some(handlers) = base.declaration.handler_fingerprint(base.events.layout().upcasts()) {
-            trackers.note_handlers(&mut *connection, &claim, &handlers, false).await?;
+        let handlers = processor.base().handler_fingerprint();
+        if let Some(handlers) = &handlers {
+            trackers.note_handlers(&mut *connection, &claim, handlers, false).await?;
         }
+        processor.bind_handlers(handlers.as_deref());
         Ok(Self::new(processor, trackers, claim))
     }
 
@@ -133,6 +137,8 @@ impl Replay {
         let claim = take(&mut *connection, &trackers, &ProcessorKey { partition, ..whole }).await?;
         if !matches!(processor.base().declaration.handling, Handling::Sql(_)) {
             processor.prepare(connection, &claim).await?;
+            let handlers = processor.base().handler_fingerprint();
+            processor.bind_handlers(handlers.as_deref());
         }
         Ok(Self::new(processor, trackers, claim))
     }

@@ -86,12 +86,15 @@ impl Runner {
         self.batch_at = Instant::now();
         self.phase = Phase::Following(Following::new(claim.clone(), self.context.limits.size));
         self.record_outage(connection).await;
+        let handlers = self.find_handlers(&claim);
+        let handlers = handlers.as_deref();
         // A store that is another one is for an operator first, also where other handlers would have everything rebuilt.
         if !claim.diverged
-            && let Some(next) = self.refuse_other_handlers(connection, &claim).await?
+            && let Some(next) = self.refuse_other_handlers(connection, &claim, handlers).await?
         {
             return Ok(next);
         }
+        self.processor.bind_handlers(handlers);
         let keep_alive = KeepAlive::new(&self.context, &self.trackers, &claim);
         let preparing = async {
             // Since the last claim, commits may have been lost, another owner may have handled events, or an operator reset
@@ -106,7 +109,10 @@ impl Runner {
         if claim.attempts == 0 && (claim.failed || claim.last_error.is_some()) {
             in_time(self.trackers.forget_failure(&mut *connection, &claim)).await?;
         }
-        self.note_handlers(connection, &claim).await?;
+        // What handles no event has not been compared either.
+        if !claim.diverged {
+            self.note_handlers(connection, &claim, handlers).await?;
+        }
         self.note_effects();
         self.go_on(&claim);
         if claim.diverged { Ok(self.stay_diverged()) } else { self.compare_history(connection).await }

@@ -62,10 +62,13 @@ pub(crate) fn doubt_session(failure: Option<Failure>, is_renewed: bool) -> Optio
 
 /// What to do about an error.
 pub(crate) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
-    use ProcessorError::{Blocked, ClaimLost, Database, Diverged, StaleSession, Unattributed, Unavailable};
+    use ProcessorError::{
+        Blocked, ClaimLost, Database, Diverged, OtherHandlers, StaleSession, Unattributed, Unavailable,
+    };
     match (error, attempt) {
         (StaleSession(failure), _) => Decision::RenewSession(*failure),
-        (ClaimLost, _) => Decision::Reclaim,
+        // A claim compares the handlers with those that have handled events.
+        (ClaimLost | OtherHandlers, _) => Decision::Reclaim,
         (Diverged, _) => Decision::Diverge,
         // An operator has noticed it before this process: the next claim says so.
         (Database(error), _) if is_of_diverged_tracker(&error) => Decision::Reclaim,
@@ -157,6 +160,7 @@ mod tests {
     fn each_error_leads_to_one_decision() {
         type Error = fn() -> ProcessorError;
         let lost: Error = || ProcessorError::ClaimLost;
+        let others: Error = || ProcessorError::OtherHandlers;
         let diverged: Error = || ProcessorError::Diverged;
         let blocked: Error = || ProcessorError::Blocked("x".into());
         let unattributed: Error = || ProcessorError::Unattributed(Box::new(Failure::of_processor("no")));
@@ -171,6 +175,8 @@ mod tests {
             (lost, Attempt::Prepare, "reclaim"),
             (lost, batch(9), "reclaim"),
             (lost, Attempt::DeadLetter(3.into()), "reclaim"),
+            (others, batch(9), "reclaim"),
+            (others, Attempt::DeadLetter(3.into()), "reclaim"),
             (diverged, Attempt::Prepare, "diverge"),
             (diverged, batch(9), "diverge"),
             (diverged, Attempt::DeadLetter(3.into()), "diverge"),

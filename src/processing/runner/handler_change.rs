@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 use tracing::{info, warn};
 
 use crate::event::Position;
-use crate::processing::declaration::OnHandlerChange;
+use crate::processing::declaration::{OnHandlerChange, ProcessorKind};
 use crate::processing::processor::OthersObjects;
 use crate::processing::runner::decision::{Attempt, decide};
 use crate::processing::runner::session::in_time;
@@ -15,35 +15,35 @@ use crate::processing::tracker::{Claim, Reset};
 const OPERATOR: &str = "espd (on_handler_change)";
 
 impl Runner {
-    /// The fingerprint of the handlers, if it is known, and whether the last owner had others, which have handled events.
-    fn compare_handlers(&self, claim: &Claim) -> Option<(String, bool)> {
-        if claim.key.version != self.key.version {
-            // The handlers of an older version go on until a rebuild has made the declared one.
-            return None;
-        }
-        let base = self.processor.base();
-        let present = base.declaration.handler_fingerprint(base.events.layout().upcasts())?;
-        let is_change = claim.handlers.as_ref().is_some_and(|last| *last != present)
-            && claim.declaration.is_some()
-            && claim.position > Position::START;
-        Some((present, is_change))
+    /// The fingerprint of the handlers that would run under a claim, if it is known.
+    pub(super) fn find_handlers(&self, claim: &Claim) -> Option<String> {
+        // The handlers of an older version go on until a rebuild has made the declared one.
+        let is_declared = claim.key.version == self.key.version;
+        is_declared.then(|| self.processor.base().handler_fingerprint()).flatten()
     }
 
-    /// Stops or rebuilds the processor if its handlers have changed and the declaration says so. `None`: it goes on.
+    /// Stops or rebuilds the processor if its handlers, which are the `present` ones, have changed and the declaration says so.
+    /// `None`: it goes on.
     pub(super) async fn refuse_other_handlers(
         &mut self,
         connection: &mut PgConnection,
         claim: &Claim,
+        present: Option<&str>,
     ) -> Result<Option<Next>, sqlx::Error> {
-        if !self.compare_handlers(claim).is_some_and(|(_, is_change)| is_change) {
+        if !present.is_some_and(|present| is_change(claim, present)) {
             return Ok(None);
         }
         match self.processor.base().declaration.on_handler_change {
             OnHandlerChange::Warn => Ok(None),
             OnHandlerChange::Refuse => {
+                let what_resets = match self.processor.kind() {
+                    ProcessorKind::Projector => " (where it can, beside the tables that serve)",
+                    ProcessorKind::Reactor => "",
+                };
                 let message = format!(
-                    "the handlers of {name} are not those that have handled the events up to {}: take the change back, \
-                     `espctl reset {name}` to handle all events with these (where it can, beside the tables that serve), or on_handler_change = \"warn\" to continue with both",
+                    "the handlers of {name} are not those that have handled the events up to {}: take the change back, and \
+                     `espctl resume {name}`; `espctl reset {name}` to handle all events with these{what_resets}; or \
+                     on_handler_change = \"warn\" to continue with both",
                     claim.position,
                     name = self.name
                 );
@@ -66,23 +66,38 @@ impl Runner {
         Ok(self.claim_lost())
     }
 
-    /// Records the handlers that run from now on, and says if they are others.
+    /// Records the `present` handlers, which run from now on, and says if they are others.
     pub(super) async fn note_handlers(
         &mut self,
         connection: &mut PgConnection,
         claim: &Claim,
+        present: Option<&str>,
     ) -> Result<(), sqlx::Error> {
-        let Some((present, is_change)) = self.compare_handlers(claim) else { return Ok(()) };
-        if claim.handlers.as_ref() == Some(&present) {
+        let Some(present) = present.filter(|present| claim.handlers.as_deref() != Some(*present)) else {
             return Ok(());
-        }
+        };
+        let is_change = is_change(claim, present);
         if is_change {
             let position = claim.position.get();
-            let what = "the handlers are not those that have handled the events up to here: `espctl rebuild`, or `espctl reset`, makes the rows anew";
+            let what = match self.processor.kind() {
+                ProcessorKind::Projector => {
+                    "the handlers are not those that have handled the events up to here: `espctl rebuild`, or `espctl reset`, makes the rows anew"
+                }
+                ProcessorKind::Reactor => {
+                    "the handlers are not those that have handled the events up to here: what those have done stays done"
+                }
+            };
             warn!(processor = self.name, position, "{what}");
         } else {
             info!(processor = self.name, handlers = present, "noted the handlers");
         }
-        in_time(self.trackers.note_handlers(connection, claim, &present, is_change)).await
+        in_time(self.trackers.note_handlers(connection, claim, present, is_change)).await
     }
+}
+
+/// Whether the last owner had other handlers than the `present` ones, and they have handled events.
+fn is_change(claim: &Claim, present: &str) -> bool {
+    claim.handlers.as_ref().is_some_and(|last| last != present)
+        && claim.declaration.is_some()
+        && claim.position > Position::START
 }

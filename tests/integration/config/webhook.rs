@@ -87,6 +87,8 @@ fn each_rule_is_kept() {
         );
         assert!(!message.is_empty() || fault.message.contains(".pem") || fault.message.contains("espd.toml"));
     }
+    let faults = load(&text("", "url = 'https://a.b/'\ntimeout = '3s'")).unwrap_err().to_string();
+    assert!(faults.contains("write a lower `connect_timeout` as well, which is \"5s\""), "{faults}");
     webhook(&format!("url = 'https://a.b/'\nsecrets = ['{secret}', '{secret}']"));
     let faults =
         load("[projector]\nname = 'p'\nwebhook = { url = 'https://a.b/' }\n").unwrap_err().to_string();

@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support;
 use crate::support::Database;
-use crate::support::facts::{append, position, reaches};
+use crate::support::facts::{append, eventually, position, reaches};
 use crate::support::program::{Installation, Program};
 
 const TODOS: &str = "[projector]\nname = 'todos'\n\
@@ -271,5 +271,39 @@ async fn what_cannot_be_carried_over_to_the_new_shape_is_told_as_well() {
     let complaint = installation.espctl(&["reset", "todos", "--in-place", "--yes"]).await.complained(1);
     assert!(complaint.contains("policy tenants on public.todos"), "{complaint}");
     assert_eq!(fact(&db.pool, "select count(*) from pg_policies where tablename = 'todos'").await, "1");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_somebody_has_dropped_is_told_with_its_remedy_before_an_event_needs_it() {
+    let (db, installation, daemon) = running().await;
+    daemon.stop().await;
+    execute(&db.pool, "drop table todos cascade").await;
+    let remedy = "`espctl reset todos --in-place`";
+    let checked = installation.espctl(&["check"]).await;
+    assert!(checked.code == Some(0) && checked.stderr.contains(remedy), "{checked:?}");
+    let planned = installation.espctl(&["plan"]).await;
+    assert_eq!(planned.code, Some(2), "{planned:?}");
+    let said = "todos: stops, because somebody has dropped or renamed public.todos, which todos needs";
+    assert!(planned.stdout.contains(said) && planned.stdout.contains(remedy), "{planned:?}");
+
+    let daemon = installation.start_daemon();
+    let status = eventually("the trouble", async || {
+        Some(installation.status("todos").await).filter(|status| status["state"] == "failed")
+    })
+    .await;
+    assert!(status["last_error"]["message"].as_str().unwrap().contains(remedy), "{status}");
+    let complaint = installation.espctl(&["reset", "todos", "--yes"]).await.complained(1);
+    assert!(complaint.contains(remedy), "{complaint}");
+    let complaint = installation.espctl(&["rebuild", "todos", "--dry-run"]).await.complained(1);
+    assert!(complaint.contains(remedy), "{complaint}");
+    let names = "select string_agg(name, ', ' order by name) from espd.trackers";
+    assert_eq!(fact(&db.pool, names).await, "labels, todos");
+
+    installation.espctl(&["reset", "todos", "--in-place", "--yes"]).await.printed();
+    reaches(&db.pool, "todos", 5).await;
+    assert_eq!(fact(&db.pool, "select count(*) from todos").await, "5");
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "todos", last).await;
     daemon.stop().await;
 }

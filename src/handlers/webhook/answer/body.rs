@@ -1,5 +1,6 @@
 //! The body of an accepted answer: the events that the receiver wants emitted, and the emissions it cancels.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -37,6 +38,22 @@ struct EventToEmit {
     metadata: Option<Box<RawValue>>,
 }
 
+/// What a receiver wants, but by another name.
+pub(super) fn find_mistyped(body: &[u8]) -> Option<String> {
+    let members: BTreeMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
+    let lists = members.into_iter().filter(|(_, value)| value.get().starts_with(['[', '{']));
+    let mistyped = lists.filter_map(|(name, _)| nearest(&name).map(|known| (name, known)));
+    mistyped.map(|(name, known)| format!("{name:?} means nothing, {known:?} does")).next()
+}
+
+/// The key that was probably meant, by a list or an object under another one.
+fn nearest(name: &str) -> Option<&'static str> {
+    let is_near = |(known, most): &(&str, usize)| {
+        name != *known && strsim::osa_distance(&name.to_lowercase(), known) <= *most
+    };
+    [("emit", 1), ("cancel", 2)].into_iter().find(is_near).map(|(known, _)| known)
+}
+
 impl AnswerBody {
     /// The actions that the receiver wants.
     pub(super) fn into_actions(self) -> Result<Vec<Action>, String> {
@@ -50,6 +67,12 @@ impl AnswerBody {
 impl EventToEmit {
     fn into_emission(self) -> Result<Emission, String> {
         let due = self.due()?;
+        if self.key.is_some() && due == Due::AtOnce {
+            let event_type = &self.event_type;
+            return Err(format!(
+                "{event_type} has `key` without `at` or `after`: it would be emitted at once"
+            ));
+        }
         let Self { event_type, aggregate_id, body, expected_version, key, metadata, .. } = self;
         let aggregate_id = aggregate_id.into();
         Ok(Emission { event_type, aggregate_id, body, expected_version, due, key, metadata })

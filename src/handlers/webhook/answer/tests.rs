@@ -105,6 +105,7 @@ fn an_answer_may_want_nothing() {
         "{\"ok\":true}",
         "{\"emit\":[]}",
         "{\"emit\":null,\"cancel\":null}",
+        "{\"exit\":0,\"cancelled\":[],\"events\":[]}",
     ] {
         assert!(actions("application/json", body).unwrap().is_empty(), "{body}");
     }
@@ -152,6 +153,11 @@ fn what_is_not_understood_is_a_failure_that_says_why() {
         (&event(r#","body":1,"at":"tomorrow""#), "input"),
         (&event(r#","body":1,"after":-1"#), "after -1 seconds"),
         (&event(r#","body":1,"after":1e300"#), "after 1"),
+        (&event(r#","body":1,"key":"k""#), "A has `key` without `at` or `after`"),
+        ("this is no json", "expected ident"),
+        ("OK", "expected value"),
+        (r#"{"emits":[]}"#, r#""emits" means nothing, "emit" does"#),
+        (r#"{"emit":[],"Cancle":["k"]}"#, r#""Cancle" means nothing, "cancel" does"#),
         (&event(r#","body":1,"after":1,"at":"2026-02-01T00:00:00Z""#), "one of them"),
     ] {
         let message = actions("application/json", body).unwrap_err();

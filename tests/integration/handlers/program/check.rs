@@ -13,6 +13,7 @@ async fn a_check_starts_programs_and_finds_what_is_wrong_with_them() {
     assert_eq!(said, "ok: 1 projector, event store \"espd\".\"events\"\n");
 
     declare_counting(&installation, "stillborn", "stillborn", "");
+    declare_counting(&installation, "ready_twice", "ready_twice", "");
     let projector =
         |name: &str, rest: &str| format!("[projector]\nname = '{name}'\nevents = ['A']\n{rest}\n");
     installation.declare("absent", &projector("absent", "command = ['./absent.sh', 'a']"));
@@ -23,6 +24,7 @@ async fn a_check_starts_programs_and_finds_what_is_wrong_with_them() {
     let complaint = installation.espd(&["check"]).await.complained(64);
     for words in [
         "processors/stillborn.toml:4:11: \"python3\" ended with exit code 1 before it said {\"ready\":1}; it wrote to standard error: no such module: todos",
+        "processors/ready_twice.toml:4:11: \"python3\" wrote `ready` again: after `ready` it has to wait for events",
         "processors/absent.toml:4:11: could not start \"./absent.sh\": there is no such program; the program has to be executable, and in PATH or named from",
         "processors/keyless.toml:6:12: table keyless has no primary key",
         // It says what it was told.

@@ -37,6 +37,8 @@ def before_the_greeting():
         say({"done": 1})
     elif MODE == "other_version":
         say({"ready": 2})
+    elif MODE == "ready_twice":
+        say({"ready": 1})
     elif MODE == "mute":
         time.sleep(600)
     elif MODE == "stillborn":

@@ -26,7 +26,8 @@ async fn failure_of(pool: &PgPool, url: &str, said: &str) -> Value {
     installation.declare(
         "texts",
         "[reactor]\nname = 'texts'\nevents = ['A']\nstart = 'beginning'\nemits = ['E']\n\
-         command = ['python3', 'worker.py']\nretry = { max_attempts = 1, on_failure = 'skip' }\n",
+         command = ['python3', 'worker.py']\nretry = { max_attempts = 1, on_failure = 'skip' }\n\
+         [reactor.tables]\nsaid = 'id bigint primary key, told text, kept jsonb'\n",
     );
     let last = append(pool, 5).await;
     let daemon = installation.start_daemon();
@@ -84,10 +85,34 @@ async fn types_keys_and_bodies_that_cannot_be_kept_are_failures_of_their_event()
             "key",
         ),
         (emit("'cancel': 'k\\0'"), "NUL"),
-        (emit("'emit': 'E', 'aggregate_id': aggregate, 'body': 'b\\0', 'after': 9"), "22P05"),
+        (
+            emit("'emit': 'E', 'aggregate_id': aggregate, 'body': 'b\\0', 'after': 9"),
+            "the E that it emits contains a NUL",
+        ),
         (emit("'emit': 'E', 'aggregate_id': aggregate, 'body': '\\ud800', 'after': 9"), ""),
         (emit("'emit': 'E', 'aggregate_id': aggregate, 'body': '\\ud800'"), ""),
         (emit("'upsert': 't\\0', 'row': {}"), ""),
+        (
+            emit("'upsert': 'said', 'row': {'id': id, 'told': 'a\\0'}"),
+            r#"\"told\" of a row of said contains a NUL character"#,
+        ),
+        (
+            emit("'upsert': 'said', 'row': {'id': id, 'kept': {'x': '\\ud800'}}"),
+            r#"\"kept\" of a row of said contains a lone surrogate"#,
+        ),
+        (
+            emit("'emit': 'E', 'aggregate_id': aggregate, 'body': 'b\\0'"),
+            "the E that it emits is refused: it contains a NUL character",
+        ),
+        (
+            r#"say('{"done":%d,"actions":[{"upsert":"said","row":{"id":1,"told":"a","told":"b"}}]}' % id)"#
+                .to_owned(),
+            r#"a row of said has \"told\" more than once"#,
+        ),
+        (
+            emit("'emit': 'E', 'aggregate_id': aggregate, 'body': {}, 'key': 'k'"),
+            "wrote `key` into an action `emit` without `at` or `after`",
+        ),
         ("say('{\"failed\":%d,\"error\":\"\\\\ud800\"}' % id)".to_owned(), ""),
         ("sys.stdout.buffer.write(b'\\xff\\xfe\\n'); sys.stdout.flush()".to_owned(), ""),
         ("say({'failed': id, 'error': 'e' * (15 << 20)})".to_owned(), "e"),

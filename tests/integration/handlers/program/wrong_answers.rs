@@ -40,9 +40,10 @@ const LOUD_AT_AN_EVENT: [(&str, &str); 6] = [
 ];
 
 /// What the workers do before any event, and what is said of it. No event is blamed.
-const BEFORE_ANY: [(&str, &str); 4] = [
+const BEFORE_ANY: [(&str, &str); 5] = [
     ("eager", "\"python3\" wrote {\\\"done\\\": 1} before it said {\"ready\":1}"),
     ("other_version", "\"python3\" speaks version 2 of the protocol, this espd version 1"),
+    ("ready_twice", "the program wrote `ready` again before it answered an event"),
     ("mute", "\"python3\" was silent for 10 s"),
     (
         "stillborn",

@@ -245,6 +245,17 @@ async fn an_emitted_event_has_the_metadata_that_the_handler_gives_it() {
 }
 
 #[tokio::test]
+async fn a_delay_that_is_negative_is_refused() {
+    let db = support::database().await;
+    let emit = "perform espd.emit_after('Answered', event.aggregate_id, '{}', '-1 hour')";
+    let mut running = Running::start(&db.pool, answering(emit, Start::Beginning)).await.unwrap();
+    insert(&db.pool, &["Asked"]).await;
+    let refused = failure(running.process(head(&db.pool).await).await.unwrap());
+    assert!(refused.message.contains("Answered is emitted after -01:00:00, which is negative"), "{refused}");
+    assert_eq!(refused.sqlstate.as_deref(), Some("ES004"));
+}
+
+#[tokio::test]
 async fn reactors_that_answer_themselves_for_ever_are_stopped() {
     let db = support::database().await;
     let reactor = Some(ReactorDeclaration { emits: vec!["Asked".into()], ..Default::default() });
