@@ -191,10 +191,10 @@ impl Builder {
     async fn follow(&mut self, wanted: Vec<Wanted>) -> bool {
         let is_busy = !wanted.is_empty();
         debug!(wanted = wanted.len(), "looked for versions to build");
-        for Wanted { processor, wish, is_approved } in wanted {
+        for Wanted { processor, wish, is_approved, stands } in wanted {
             match wish {
                 Wish::Nothing => {}
-                Wish::Build => self.build(processor, is_approved),
+                Wish::Build => self.build(processor, stands && !is_approved),
                 Wish::Abandon | Wish::Tidy => self.clear(&processor, wish).await,
             }
         }
@@ -214,13 +214,15 @@ impl Builder {
         }
     }
 
-    fn build(&mut self, processor: String, is_approved: bool) {
+    /// Begins to build the declared version, or goes on with it. `stands`: what is there waits for an operator, or somebody has worked
+    /// on it just now. Where another daemon has put something in its place and has left that, nobody is waited for.
+    fn build(&mut self, processor: String, stands: bool) {
         let is_running = self.names.values().any(|name| *name == processor);
         let has_room = (self.names.len() as i64) < self.place.config.rebuild.parallelism;
         let rests = self
             .resting
             .get(&processor)
-            .is_some_and(|rest| Instant::now() < rest.until || (rest.waits && !is_approved));
+            .is_some_and(|rest| Instant::now() < rest.until || (rest.waits && stands));
         if is_running || rests || !has_room {
             return;
         }

@@ -311,6 +311,11 @@ async fn look(
     let scratch = Rebuilding::begin_with(operator, name, beside, selection, listener()).await?;
     let mut scratch = scratch.with_effort(effort);
     let versions = scratch.versions();
+    if beside == Beside::DryRun
+        && let Some(warning) = scratch.foresee_swap().await?
+    {
+        note(&format!("warning: {warning}"));
+    }
     let compared = match scratch.catch_up().await {
         Ok(()) => scratch.compare().await,
         Err(error) => Err(error),
@@ -325,7 +330,11 @@ async fn look(
         show(name, &difference, json)?;
         return Err(refuse_failed(name, versions.0, &failed).into());
     }
-    if difference.is_none() {
+    let is_as_it_was = match beside {
+        Beside::Verification | Beside::Part => !difference.has_rows(),
+        _ => !difference.changes_what_is_read(),
+    };
+    if is_as_it_was {
         if beside == Beside::Verification && selection.is_whole() {
             operator.clear_found(name).await?;
         }

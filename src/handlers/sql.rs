@@ -318,16 +318,12 @@ impl Processor for SqlProcessor {
             if !self.base.trackers().lock_claimed(&mut transaction, claim).await? {
                 return Err(ProcessorError::ClaimLost);
             }
+            if self.base.declaration.synchronous.is_none() {
+                // No version takes the place of a synchronous one.
+                self.base.trackers().end_synchronous(&mut transaction, &claim.key, None).await?;
+            }
             transaction.commit().await?;
-            let (name, version, declared) =
-                (self.base.name(), claim.key.version, self.base.declaration.version);
-            tracing::warn!(
-                processor = name,
-                version,
-                declared,
-                "version {version} goes on until version {declared}, which is built beside it, is live: `espctl rebuild {name} --watch` shows how far it is"
-            );
-            return Ok(());
+            return Ok(self.tell_older(connection, claim).await?);
         }
         let fit = self.base.prepare(&mut transaction, claim).await?;
         self.note_fit(fit);

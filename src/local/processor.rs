@@ -211,6 +211,10 @@ impl LocalProcessor {
             Decision::Block { message } | Decision::WaitFor { message, .. } => {
                 Err(LocalError::failed(name, Failure::of_processor(message)))
             }
+            Decision::AwaitVersion { serves, declared } => {
+                let message = format!("its tables are version {serves}, and version {declared} is declared");
+                Err(LocalError::failed(name, Failure::of_processor(message)))
+            }
             Decision::Diverge => {
                 let message = "the event store is not the one that was followed";
                 Err(LocalError::failed(name, Failure::of_processor(message)))

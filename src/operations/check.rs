@@ -190,10 +190,21 @@ fn describe_raised(config: &Config, known: &Known<'_>) -> Option<String> {
     let ProcessorDeclaration { name, version, .. } = known.declaration;
     let row = known.tracker.filter(|row| row.position > Position::START && row.version < *version)?;
     let serves = row.version;
+    if let Some(unsuitable) = known.unsuitable() {
+        let (because, remedy) = (unsuitable.because(name), unsuitable.remedy(name, *version));
+        return Some(format!(
+            "version {serves} of {name} goes on, and nobody builds version {version}, because {because}: {remedy}"
+        ));
+    }
     if let Some(left_out) = known.left_out {
         return Some(format!(
             "version {serves} of {name} goes on serving: {}",
             left_out.describe(name, *version)
+        ));
+    }
+    if let Some(foreign) = &known.foreign {
+        return Some(format!(
+            "version {serves} of {name} goes on, and version {version} cannot be built beside it, because {foreign}"
         ));
     }
     let builder = if config.rebuild.parallelism > 0 { "a daemon" } else { "`espctl rebuild`" };
@@ -217,7 +228,8 @@ fn describe_tables(known: &Known<'_>) -> Option<String> {
             Some(format!("{name} goes on, and the daemon {alteration}; no replay"))
         }
         Fit::AlteredSince(alteration) => Some(format!(
-            "{name} goes on with tables that a newer declaration of the version has altered, and leaves them so: {alteration}"
+            "{name} goes on with tables that a newer declaration of the version has altered, and leaves them so: it {}",
+            alteration.in_the_past()
         )),
     }
 }

@@ -9,8 +9,12 @@ use crate::config::Config;
 use crate::event::Position;
 use crate::operations::databases::Databases;
 use crate::postgres::quote::quote_identifier;
-use crate::processing::declaration::{Handling, OnHandlerChange, ProcessorDeclaration, ProcessorKind, Start};
-use crate::processing::processor::{Fit, HandledBy, describe_missing, foresee_fit, list_missing};
+use crate::processing::declaration::{
+    Handling, OnHandlerChange, ProcessorDeclaration, ProcessorKind, Start, Unsuitable,
+};
+use crate::processing::processor::{
+    Fit, HandledBy, describe_missing, find_foreign_table, foresee_fit, list_missing,
+};
 use crate::processing::rebuild::{LeftOut, list_left_out};
 use crate::processing::tracker::{TrackerRow, Trackers};
 
@@ -94,6 +98,24 @@ pub(super) struct Known<'k> {
     pub(super) other_handlers: bool,
     /// Why no daemon builds the declared version.
     pub(super) left_out: Option<LeftOut>,
+    /// Why nobody can make the declared tables: one of them is not the processor's.
+    pub(super) foreign: Option<String>,
+    /// Whether the events are in another database than the projections.
+    is_elsewhere: bool,
+}
+
+impl Known<'_> {
+    /// Why the declared version cannot be built beside the one that serves.
+    pub(super) fn unsuitable(&self) -> Option<Unsuitable> {
+        let is_synchronous = self.tracker.is_some_and(|tracker| tracker.synchronous.is_some());
+        Unsuitable::find_deployed(self.declaration, is_synchronous)
+    }
+
+    /// What becomes of a version while a higher one is declared: a function in the database of the events goes on; a program was
+    /// replaced.
+    fn goes_on(&self) -> bool {
+        matches!(self.declaration.handling, Handling::Sql(_)) && !self.is_elsewhere
+    }
 }
 
 /// What a deploy of this configuration would do, what would be lost first.
@@ -131,7 +153,18 @@ pub(super) async fn look<'k>(
         let other_handlers =
             before.is_some_and(|before| before.is_some() && handlers.is_some() && *before != handlers);
         let missing = missing.remove(&declaration.name).unwrap_or_default();
-        known.push(Known { declaration, tracker, missing, fit, other_handlers, left_out });
+        let foreign = find_foreign(databases, &mut connection, declaration, tracker).await?;
+        let is_elsewhere = config.direct_projections_url().is_some();
+        known.push(Known {
+            declaration,
+            tracker,
+            missing,
+            fit,
+            other_handlers,
+            left_out,
+            foreign,
+            is_elsewhere,
+        });
     }
     Ok(known)
 }
@@ -155,12 +188,17 @@ fn list_raised<'c>(config: &'c Config, trackers: &[TrackerRow]) -> Vec<&'c Proce
 
 fn leave(tracker: &TrackerRow) -> Planned {
     let TrackerRow { name, position, .. } = tracker;
+    // One with another configuration, or with the one that this is to replace.
+    let owner = tracker.owner_label.as_ref().filter(|_| tracker.owned);
+    let nobody = owner.map_or_else(
+        || "nobody runs it any more".to_owned(),
+        |owner| format!("nobody with this configuration runs it (now {owner} does)"),
+    );
     Planned {
         processor: name.clone(),
         action: Action::Leave,
         description: format!(
-            "is not declared, so nobody runs it any more; its tables and its position {position} stay: `espctl drop {name}` \
-             removes them"
+            "is not declared, so {nobody}; its tables and its position {position} stay: `espctl drop {name}` removes them"
         ),
     }
 }
@@ -184,18 +222,28 @@ async fn foresee(
     foresee_fit(connection, schema, scope, declaration, &config.upcasts, handled_by).await
 }
 
-fn describe(known: &Known<'_>) -> Planned {
-    let Known { declaration, tracker, .. } = known;
-    let (action, description) = match tracker {
-        None => (Action::Start, describe_start(declaration)),
-        Some(tracker) => describe_known(known, tracker),
-    };
-    Planned { processor: declaration.name.clone(), action, description }
+/// Why the tables of a declaration cannot be made that are still to be made; `None`: they can, or are there.
+async fn find_foreign(
+    databases: &Databases,
+    connection: &mut PgConnection,
+    declaration: &ProcessorDeclaration,
+    tracker: Option<&TrackerRow>,
+) -> Result<Option<String>, sqlx::Error> {
+    if tracker.is_some_and(|tracker| tracker.version > declaration.version) {
+        return Ok(None);
+    }
+    find_foreign_table(connection, databases.layout.schema(), &databases.scope, declaration).await
 }
 
-/// Whether a projector has tables that can be made beside those that serve.
-fn is_built_beside(declaration: &ProcessorDeclaration) -> bool {
-    declaration.kind() == ProcessorKind::Projector && !declaration.tables.is_empty()
+fn describe(known: &Known<'_>) -> Planned {
+    let Known { declaration, tracker, foreign, .. } = known;
+    let is_raised = tracker.is_some_and(|tracker| tracker.version < declaration.version);
+    let (action, description) = match (tracker, foreign) {
+        (_, Some(foreign)) if !is_raised => (Action::Stop, format!("stops, because {foreign}")),
+        (None, _) => (Action::Start, describe_start(declaration)),
+        (Some(tracker), _) => describe_known(known, tracker),
+    };
+    Planned { processor: declaration.name.clone(), action, description }
 }
 
 fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
@@ -207,9 +255,14 @@ fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
             (Action::Stop, format!("stops, because {why}"))
         }
         _ if *version < serves => {
+            let back = match known.unsuitable() {
+                Some(_) => {
+                    format!("`espctl reset {name}` has version {version} take its place, which begins anew")
+                }
+                None => format!("`espctl rollback {name}` goes back, where version {version} is kept"),
+            };
             let description = format!(
-                "version {serves} serves and is left alone, nobody with this configuration runs it: declare it, or \
-                 `espctl rollback {name}` goes back"
+                "version {serves} serves and is left alone, nobody with this configuration runs it: declare it, or {back}"
             );
             (Action::Supersede, description)
         }
@@ -217,63 +270,90 @@ fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
         Fit::Other(reason) => {
             let because =
                 reason.as_ref().map_or(String::new(), |reason| format!(" (a replay is needed: {reason})"));
-            let description = format!(
-                "stops, because its tables have changed{because}: raise `version` and run `espctl rebuild {name}`, or take the \
-                 change back"
-            );
+            let remedy = match known.unsuitable() {
+                Some(_) => format!(
+                    "take the change back, or `espctl reset {name} --in-place` drops and rebuilds them"
+                ),
+                None => format!("raise `version` and run `espctl rebuild {name}`, or take the change back"),
+            };
+            let description = format!("stops, because its tables have changed{because}: {remedy}");
             (Action::Stop, description)
         }
         Fit::ToBeAltered(alteration) if !alteration.is_empty() => {
             (Action::Alter, format!("{alteration}; no replay"))
         }
-        _ if known.other_handlers => describe_handler_change(known.declaration, tracker),
+        _ if known.other_handlers => describe_handler_change(known, tracker),
         fit => (Action::Keep, describe_kept(fit)),
     }
 }
 
 /// What becomes of a version that is higher than the one that serves.
 fn describe_raised(known: &Known<'_>, serves: i32) -> (Action, String) {
-    let ProcessorDeclaration { name, version, handling, approve, .. } = known.declaration;
-    // A function in the database goes on; a program was replaced by this one.
-    let goes_on = matches!(handling, Handling::Sql(_));
-    let meanwhile = if goes_on {
-        format!("version {serves} goes on")
-    } else {
-        format!("version {serves} stays as it is, and is not followed, because its program is replaced")
-    };
-    let is_outside = matches!(handling, Handling::Program(_) | Handling::Native(_));
-    if let Some(left_out) = known.left_out {
-        let action = if goes_on { Action::Keep } else { Action::Stop };
-        (action, format!("{meanwhile}; {}", left_out.describe(name, *version)))
-    } else if goes_on || is_outside && is_built_beside(known.declaration) {
-        let description = format!(
-            "{meanwhile}; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \
-             (approve = \"{approve}\"), and --dry-run shows what would change"
+    let ProcessorDeclaration { name, version, approve, .. } = known.declaration;
+    let meanwhile = describe_meanwhile(known, serves);
+    let by_operator = if known.goes_on() { Action::Keep } else { Action::Stop };
+    if let Some(unsuitable) = known.unsuitable() {
+        let (because, remedy) = (unsuitable.because(name), unsuitable.remedy(name, *version));
+        return (
+            by_operator,
+            format!("{meanwhile}; nobody builds version {version}, because {because}: {remedy}"),
         );
-        (Action::Rebuild, description)
-    } else {
-        let description =
-            format!("stops at version {serves}: `espctl reset {name}` makes the tables of version {version}");
-        (Action::Stop, description)
+    }
+    if let Some(left_out) = known.left_out {
+        return (by_operator, format!("{meanwhile}; {}", left_out.describe(name, *version)));
+    }
+    if let Some(foreign) = &known.foreign {
+        return (
+            by_operator,
+            format!("{meanwhile}; version {version} cannot be built beside it, because {foreign}"),
+        );
+    }
+    let description = format!(
+        "{meanwhile}; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \
+         (approve = \"{approve}\"), and --dry-run shows what would change"
+    );
+    (Action::Rebuild, description)
+}
+
+/// What the serving version does while a higher one is declared.
+fn describe_meanwhile(known: &Known<'_>, serves: i32) -> String {
+    let is_sql = matches!(known.declaration.handling, Handling::Sql(_));
+    match (known.goes_on(), known.unsuitable()) {
+        (true, _) => format!("version {serves} goes on"),
+        (false, Some(_)) => format!("stops at version {serves}"),
+        (false, None) => format!(
+            "version {serves} stays as it is, and is not followed, because its {}",
+            if is_sql { "events are in another database" } else { "program is replaced" }
+        ),
     }
 }
 
-fn describe_handler_change(declaration: &ProcessorDeclaration, tracker: &TrackerRow) -> (Action, String) {
-    let ProcessorDeclaration { name, on_handler_change, .. } = declaration;
+fn describe_handler_change(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
+    let ProcessorDeclaration { name, on_handler_change, .. } = known.declaration;
+    let is_built_beside = known.unsuitable().is_none();
     match on_handler_change {
-        OnHandlerChange::Refuse => {
-            (Action::Stop, "stops, because its handlers have changed (on_handler_change = \"refuse\")".to_owned())
-        }
+        OnHandlerChange::Refuse => (
+            Action::Stop,
+            "stops, because its handlers have changed (on_handler_change = \"refuse\")".to_owned(),
+        ),
         OnHandlerChange::Rebuild => (
             Action::Empty,
-            "its handlers have changed: its tables are emptied and filled again (on_handler_change = \"rebuild\"); with a \
-             raised `version` they would be built beside"
-                .to_owned(),
+            format!(
+                "its handlers have changed: its tables are emptied and filled again (on_handler_change = \"rebuild\"){}",
+                if is_built_beside { "; with a raised `version` they would be built beside" } else { "" }
+            ),
         ),
-        OnHandlerChange::Warn if declaration.kind() == ProcessorKind::Reactor => (
+        OnHandlerChange::Warn if known.declaration.kind() == ProcessorKind::Reactor => (
             Action::Change,
             format!(
                 "other handlers from position {} on; what the former ones have done for earlier events stays done",
+                tracker.position
+            ),
+        ),
+        OnHandlerChange::Warn if !is_built_beside => (
+            Action::Change,
+            format!(
+                "other handlers from position {} on; `espctl reset {name}` has these begin anew, in place",
                 tracker.position
             ),
         ),
@@ -291,7 +371,10 @@ fn describe_handler_change(declaration: &ProcessorDeclaration, tracker: &Tracker
 fn describe_kept(fit: &Fit) -> String {
     match fit {
         Fit::AlteredSince(alteration) => {
-            format!("goes on, and leaves alone what a newer declaration has done: {alteration}")
+            format!(
+                "goes on, and leaves alone what a newer declaration has done: it {}",
+                alteration.in_the_past()
+            )
         }
         _ => "goes on, nothing changes".to_owned(),
     }

@@ -20,7 +20,7 @@ mod shortage;
 mod since;
 mod unattended;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres};
@@ -130,7 +130,7 @@ impl<'o> Rebuilding<'o> {
         listener: Listener<'o>,
     ) -> Result<Self, OperatorError> {
         operator.refuse_unsuitable(&operator.find(name).await?, operator.declaration(name)?, beside)?;
-        let mut worker = operator.lock_versions(name).await?;
+        let mut worker = operator.lock_versions_after_slice(name).await?;
         match Prepared::find(operator, name, (beside, selection), listener, &mut worker).await {
             Ok(prepared) => Ok(prepared.begin(operator, beside, listener, worker)),
             Err(error) => {
@@ -194,10 +194,10 @@ impl<'o> Rebuilding<'o> {
                 return Ok(());
             }
             self.wait_for_room().await?;
-            let (begun, fraction) = (Instant::now(), self.fraction());
+            let (begun, from, fraction) = (Instant::now(), self.replay.position(), self.fraction());
             self.advance(target, fraction).await?;
             let rest = self.throttle.rest(fraction * self.effort.share, target, begun, Instant::now());
-            if !rest.is_zero() {
+            if !rest.is_zero() && !is_nearly_done(begun.elapsed(), (from, self.replay.position()), target) {
                 tokio::time::sleep(rest).await;
             }
         }
@@ -398,6 +398,14 @@ impl<'o> Rebuilding<'o> {
     }
 }
 
+/// Whether what is left takes no longer than a rest that anybody would notice, where a batch between two positions has taken so long. It
+/// is not rested before the end: more events would come meanwhile, again and again.
+fn is_nearly_done(took: Duration, (from, position): (Position, Position), target: Position) -> bool {
+    const SHORT: Duration = Duration::from_millis(500);
+    let (moved, left) = (position.get() - from.get(), target.get() - position.get());
+    left <= 0 || moved > 0 && took.mul_f64(left as f64 / moved as f64) <= SHORT
+}
+
 fn blocked(error: crate::processing::processor::ProcessorError) -> OperatorError {
     match error {
         crate::processing::processor::ProcessorError::Database(error) => OperatorError::Database(error),
@@ -427,5 +435,22 @@ fn failed(error: ReplayError) -> OperatorError {
     match error {
         ReplayError::Database(error) => OperatorError::Database(error),
         other => OperatorError::Rebuild(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_does_not_rest_before_an_end_that_is_near() {
+        let near = |milliseconds, from: i64, position: i64, target: i64| {
+            is_nearly_done(Duration::from_millis(milliseconds), (from.into(), position.into()), target.into())
+        };
+        assert!(near(20, 100, 110, 120) && near(5_000, 100, 120, 120));
+        assert!(near(500, 100, 110, 120) == near(500, 100, 120, 140) && near(500, 100, 110, 120));
+        assert!(!near(600, 100, 110, 120), "another batch takes longer than half a second");
+        assert!(!near(20, 100, 110, 1_000_000));
+        assert!(!near(0, 100, 100, 120), "nothing is known of the speed");
     }
 }

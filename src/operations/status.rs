@@ -248,7 +248,9 @@ impl ProcessorStatus {
 
     /// For how long an outage or a lock has kept the processor waiting as of `now`, in seconds; 0 if none does.
     pub(crate) fn waiting_seconds(&self, now: DateTime<Utc>) -> f64 {
-        let outage = self.outage.as_ref().map(|outage| (now - outage.since).as_seconds_f64().max(0.0));
+        // Who waits for a version is in no outage.
+        let outage = self.outage.as_ref().filter(|outage| outage.version.is_none());
+        let outage = outage.map(|outage| (now - outage.since).as_seconds_f64().max(0.0));
         let waiting = outage.or(self.lock_wait.as_ref().map(|wait| wait.seconds));
         waiting.filter(|_| self.state == ProcessorState::Waiting).unwrap_or(0.0)
     }

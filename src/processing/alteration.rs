@@ -58,8 +58,19 @@ impl Alteration {
 /// As `espctl plan` tells it: `alters orders: adds column note text, makes index orders_note; alters …`.
 impl fmt::Display for Alteration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.in_words(["adds", "drops", "makes", "alters"]))
+    }
+}
+
+impl Alteration {
+    /// What was done, behind `it`.
+    pub(crate) fn in_the_past(&self) -> String {
+        self.in_words(["added", "dropped", "made", "altered"])
+    }
+
+    fn in_words(&self, [adds, drops, makes, alters]: [&str; 4]) -> String {
         if self.is_empty() {
-            return f.write_str("the tables are the same, written otherwise");
+            return "the tables are the same, written otherwise".to_owned();
         }
         let all = self.columns.iter().map(|column| &column.table);
         let tables: BTreeSet<&String> =
@@ -69,12 +80,12 @@ impl fmt::Display for Alteration {
             let dropped = self.dropped.iter().filter(|index| index.table == *table);
             let made = self.made.iter().filter(|index| index.table == *table);
             let acts = columns
-                .map(|column| format!("adds column {}", column.in_a_line()))
-                .chain(dropped.map(|index| format!("drops index {}", index.name)))
-                .chain(made.map(|index| format!("makes index {}", index.name)));
-            format!("alters {table}: {}", acts.collect::<Vec<_>>().join(", "))
+                .map(|column| format!("{adds} column {}", column.in_a_line()))
+                .chain(dropped.map(|index| format!("{drops} index {}", index.name)))
+                .chain(made.map(|index| format!("{makes} index {}", index.name)));
+            format!("{alters} {table}: {}", acts.collect::<Vec<_>>().join(", "))
         };
-        f.write_str(&tables.into_iter().map(of_table).collect::<Vec<_>>().join("; "))
+        tables.into_iter().map(of_table).collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -24,9 +24,10 @@ pub use base::ProcessorBase;
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use tables::{
-    Dependent, Dropped, Fit, HandledBy, ObjectId, Replaced, Tables, describe_missing, drop_tables, find_made,
-    find_missing, fingerprint, foresee_fit, forget_planned_dependents, is_unlogged, list_missing,
-    list_planned_dependents, note_made, observe, observe_planned, observe_with, were_made_from_other,
+    Dependent, Dropped, Fit, HandledBy, ObjectId, Replaced, Tables, describe_missing, drop_tables,
+    find_foreign_table, find_made, find_missing, fingerprint, foresee_fit, forget_planned_dependents,
+    is_unlogged, list_missing, list_planned_dependents, note_made, observe, observe_planned, observe_with,
+    were_made_from_other,
 };
 
 /// Where the events of a processor are.
@@ -152,6 +153,14 @@ pub enum ProcessorError {
     /// Only an operator can help, because the declaration does not fit what is in the database.
     #[error("{0}")]
     Blocked(String),
+    /// Nothing is handled until the declared version, which is built beside the one that serves, is live.
+    #[error("version {serves} serves until version {declared}, which is built beside it, is live")]
+    AwaitsVersion {
+        /// The version that serves.
+        serves: i32,
+        /// The version that is declared.
+        declared: i32,
+    },
     /// The claim is no longer valid.
     #[error("another owner has claimed the processor")]
     ClaimLost,

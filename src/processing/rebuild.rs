@@ -41,7 +41,7 @@ pub(crate) use difference::{
     Difference, Example, Merged, RowReader, TableDifference, Versions, compare, merge,
 };
 pub(crate) use indexes::{defer_indexes, list_deferred_indexes, make_first_index};
-pub(crate) use left_out::{LeftOut, list_gone_back, list_left_out, whole_fingerprint};
+pub(crate) use left_out::{DecidedAgainst, LeftOut, list_left_out, whole_fingerprint};
 pub(crate) use part::{AggregateColumn, Aggregates, Part};
 pub(crate) use place::{create, drop_place, list_beyond, refuse_qualified_names};
 pub(crate) use progress::{

@@ -327,7 +327,7 @@ impl Runner {
             Phase::Retrying(_, until) => {
                 self.wait_or_renew(None, until.saturating_duration_since(Instant::now()))
             }
-            Phase::Paused(_) | Phase::Failed(_) | Phase::Diverged(_) => {
+            Phase::Paused(_) | Phase::Failed(_) | Phase::Awaiting(_) | Phase::Diverged(_) => {
                 self.wait_or_renew(None, Duration::MAX)
             }
         }

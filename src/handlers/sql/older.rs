@@ -1,13 +1,14 @@
 //! A version that serves, where a higher one is declared: it goes on by the function that it has in the database.
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use tracing::warn;
 
 use super::function::{self, ProcessorFunction};
 use super::{SqlProcessor, source_of};
 use crate::postgres::quote::{quote_identifier, quote_literal};
-use crate::processing::declaration::{Handling, ProcessorDeclaration};
+use crate::processing::declaration::{Handling, ProcessorDeclaration, Unsuitable};
 use crate::processing::processor::{Events, ProcessorBase, ProcessorError};
-use crate::processing::rebuild::find_declared;
+use crate::processing::rebuild::{find_declared, list_left_out};
 use crate::processing::tracker::Claim;
 
 /// The types of the function's parameters where it finds the events itself.
@@ -34,6 +35,36 @@ impl SqlProcessor {
             return Ok(Some(function));
         }
         self.make_older(connection, claim.key.version).await
+    }
+
+    /// Says that an older version goes on, and what becomes of the declared one.
+    pub(super) async fn tell_older(
+        &self,
+        connection: &mut PgConnection,
+        claim: &Claim,
+    ) -> Result<(), sqlx::Error> {
+        let ProcessorBase { declaration, events, .. } = &self.base;
+        let ProcessorDeclaration { name, version: declared, .. } = declaration;
+        let (version, layout) = (claim.key.version, events.layout());
+        let is_synchronous = self.base.trackers().is_synchronous(connection, &claim.key).await?;
+        let left_out = list_left_out(connection, layout, &[declaration]).await?.remove(name);
+        let unsuitable = Unsuitable::find_deployed(declaration, is_synchronous);
+        let what = match (unsuitable, left_out) {
+            (Some(unsuitable), _) => format!(
+                "version {version} goes on, and nobody builds version {declared}, because {}: {}",
+                unsuitable.because(name),
+                unsuitable.remedy(name, *declared)
+            ),
+            (None, Some(left_out)) => {
+                format!("version {version} goes on: {}", left_out.describe(name, *declared))
+            }
+            (None, None) => format!(
+                "version {version} goes on until version {declared}, which is built beside it, is live: `espctl rebuild {name} \
+                 --watch` shows how far it is"
+            ),
+        };
+        warn!(processor = name, version, declared, "{what}");
+        Ok(())
     }
 
     /// Makes the function of an older version as that was declared: an operator has had it go live, and no worker has run it before a

@@ -9,7 +9,7 @@ use crate::diagnostic::Diagnostic;
 use crate::operations::databases::Databases;
 use crate::operations::unstored_types::find_unknown_types;
 use crate::postgres::error::chain;
-use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::declaration::{ProcessorDeclaration, Unsuitable};
 use crate::processing::emission::{PendingEmissions, PendingOfReactor};
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::schema;
@@ -148,13 +148,21 @@ fn compare(declaration: &ProcessorDeclaration, tracker: Option<&TrackerRow>) -> 
             tracker.version
         );
         if tracker.version < *version {
-            let remedy = format!(
+            let unsuitable = Unsuitable::find_deployed(declaration, tracker.synchronous.is_some());
+            let remedy = unsuitable.map(|unsuitable| {
+                format!("{}: {}", unsuitable.because(name), unsuitable.remedy(name, *version))
+            });
+            let built = || format!(
                 "`espctl rebuild {name}` builds version {version} beside it and lets it go live, `espctl reset {name} --in-place` \
                  drops and rebuilds the tables"
             );
-            return Finding::warning("processors", message, remedy);
+            return Finding::warning("processors", message, remedy.unwrap_or_else(built));
         }
-        let remedy = format!("declare version {}, or `espctl rollback {name}` goes back", tracker.version);
+        let back = match Unsuitable::find(declaration, false) {
+            Some(_) => format!("`espctl reset {name}` has version {version} begin anew"),
+            None => format!("`espctl rollback {name}` goes back"),
+        };
+        let remedy = format!("declare version {}, or {back}", tracker.version);
         Finding::failure("processors", message, remedy)
     })
 }

@@ -1,7 +1,10 @@
 //! What a build begins with: the lock of the session, then what is found out and made under it.
 
+use std::time::Duration;
+
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
+use tokio::time::{Instant, sleep};
 
 use super::preparation::warn_of_publications;
 use super::{Effort, Listener, Rebuilding, SESSION, Selection, blocked, failed};
@@ -13,6 +16,13 @@ use crate::processing::rebuild::{
     Beside, Complete, Pace, Part, Replay, Throttle, create, key_of_lock, refuse_qualified_names,
 };
 use crate::processing::tracker::ProcessorKey;
+
+/// How the sessions are called that verify slices.
+const VERIFIES_SLICES: &str = "espd (verify)";
+
+/// For how long a slice is waited for, and how often it is looked.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a build is begun with, once the lock of the session is taken.
 pub(super) struct Prepared {
@@ -106,6 +116,42 @@ impl Operator<'_> {
         let row = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut *worker).await?;
         let is_locked: bool = sqlx::Row::try_get(&row, 0)?;
         if is_locked { Ok(worker) } else { Err(OperatorError::Building { name: name.to_owned() }) }
+    }
+}
+
+impl Operator<'_> {
+    /// As [`Self::lock_versions`]. Where a daemon verifies a slice just now, it is waited for: that ends soon, and the next one does not
+    /// begin at once.
+    pub(super) async fn lock_versions_after_slice(
+        &self,
+        name: &str,
+    ) -> Result<PoolConnection<Postgres>, OperatorError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.lock_versions(name).await {
+                Err(OperatorError::Building { .. })
+                    if Instant::now() < deadline && self.is_slice_verified(name).await? =>
+                {
+                    sleep(LOOK_INTERVAL).await;
+                }
+                locked => return locked,
+            }
+        }
+    }
+
+    /// Whether who has the lock verifies a slice.
+    async fn is_slice_verified(&self, name: &str) -> Result<bool, OperatorError> {
+        let statement = format!(
+            "-- is_slice_verified
+             select exists (select from pg_locks as l join pg_stat_activity as a on a.pid = l.pid
+               where l.locktype = 'advisory' and l.objsubid = 1 and l.granted and a.application_name = {}
+                 and l.database = (select oid from pg_database where datname = current_database())
+                 and (l.classid::bigint << 32) | l.objid::bigint = {})",
+            quote_literal(VERIFIES_SLICES),
+            key_of_lock(&quote_literal(name))
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        Ok(query.fetch_one(&self.databases.projections).await?)
     }
 }
 

@@ -87,6 +87,14 @@ impl Rebuilding<'_> {
         if wanted == GoLive::Swap { Err(OperatorError::Rebuild(refusal)) } else { Ok(Some(refusal)) }
     }
 
+    /// What a swap would be refused for, in words, where the tables are declared otherwise, so that nothing but a swap is left.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub(crate) async fn foresee_swap(&mut self) -> Result<Option<String>, OperatorError> {
+        if self.is_declared_alike().await? { Ok(None) } else { self.foresee(GoLive::Auto).await }
+    }
+
     /// Which way a version goes live. `wanted` is what an operator has asked for.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::Listener;
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
-use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
+use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind, Unsuitable};
 use crate::processing::processor::{describe_missing, find_missing};
 use crate::processing::rebuild::{Begun, Beside, RebuildRow, Rebuilds};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
@@ -143,11 +143,9 @@ pub(super) async fn warn_of_publications(
 
 /// Why no version takes the place of a synchronous one, and what to do.
 fn why_not_synchronous(name: &str) -> (String, String) {
-    let because =
-        format!("{name} is synchronous, and a version beside it would miss what is inserted meanwhile");
     let remedy =
         "take `synchronous` out of its declaration, reload, run this again, and declare it as before";
-    (because, remedy.to_owned())
+    (Unsuitable::Synchronous.because(name), remedy.to_owned())
 }
 
 /// The error that says so.
@@ -197,12 +195,14 @@ impl Operator<'_> {
         if declaration.kind() == ProcessorKind::Projector
             && let Some(missing) = self.find_missing_program(declaration)
         {
-            Some(missing)
-        } else if declaration.kind() != ProcessorKind::Projector || declaration.tables.is_empty() {
-            let because = "only projectors with declared tables are built beside";
-            Some((because.to_owned(), format!("`espctl reset {name}` rebuilds {name} in place")))
-        } else if row.synchronous.is_some() {
-            Some(why_not_synchronous(name))
+            return Some(missing);
+        }
+        let unsuitable = Unsuitable::find(declaration, row.synchronous.is_some());
+        if let Some(unsuitable) = unsuitable {
+            Some(match unsuitable {
+                Unsuitable::Synchronous => why_not_synchronous(name),
+                _ => (unsuitable.because(name), format!("`espctl reset {name}` rebuilds {name} in place")),
+            })
         } else if declared < *version {
             let because = format!(
                 "version {version} of {name} serves, and the configuration declares version {declared}"

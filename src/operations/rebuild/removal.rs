@@ -16,12 +16,13 @@ impl Operator<'_> {
     /// # Errors
     /// [`OperatorError::Blocked`] if none is built; or the database does not answer.
     pub(crate) async fn abort_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
-        let given_up = self.give_up(name).await?;
+        let given_up = self.give_up(name, true).await?;
         given_up.ok_or_else(|| OperatorError::Blocked(format!("no version of {name} is being built")))
     }
 
-    /// As [`Self::abort_rebuild`]; `None` if none is built, and only what was left of one has been removed.
-    pub(super) async fn give_up(&self, name: &str) -> Result<Option<i32>, OperatorError> {
+    /// As [`Self::abort_rebuild`]; `None` if none is built, and only what was left of one has been removed. `is_final`: no daemon
+    /// builds the same again.
+    pub(super) async fn give_up(&self, name: &str, is_final: bool) -> Result<Option<i32>, OperatorError> {
         let mut connection = self.databases.projections.acquire().await?;
         let rebuilds = Rebuilds::new(self.trackers().schema());
         for beside in [Beside::DryRun, Beside::Verification, Beside::Part] {
@@ -51,7 +52,8 @@ impl Operator<'_> {
                 row.version
             )));
         }
-        self.log_abort(&mut connection, name, row.version).await?;
+        let fingerprint = is_final.then_some(row.fingerprint.as_str());
+        self.log_abort(&mut connection, name, row.version, fingerprint).await?;
         Ok(Some(row.version))
     }
 
@@ -60,14 +62,16 @@ impl Operator<'_> {
         connection: &mut PgConnection,
         name: &str,
         version: i32,
+        fingerprint: Option<&str>,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- log_abort
-             select {}.log_act($1, 'abort_rebuild', $2, 0, null, null, jsonb_build_object('version', $3::integer))",
+             select {}.log_act($1, 'abort_rebuild', $2, 0, null, null,
+               jsonb_strip_nulls(jsonb_build_object('version', $3::integer, 'fingerprint', $4::text)))",
             self.trackers().schema()
         );
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
-        query.bind(self.name).bind(name).bind(version).execute(connection).await.map(drop)
+        query.bind(self.name).bind(name).bind(version).bind(fingerprint).execute(connection).await.map(drop)
     }
 
     /// Removes the versions that have served before. Returns which those were.

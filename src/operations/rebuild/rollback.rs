@@ -1,10 +1,12 @@
 //! Goes back to a version that has served before: the same step with the roles exchanged.
 
+use sqlx::AssertSqlSafe;
+
 use super::beginning::{Prepared, unlock_session};
 use super::preparation::refuse_synchronous;
 use super::{Beside, Listener, Rebuilding, failed};
 use crate::operations::operator::{Operator, OperatorError};
-use crate::processing::declaration::{Handling, ProcessorDeclaration};
+use crate::processing::declaration::{Handling, ProcessorDeclaration, Unsuitable};
 use crate::processing::rebuild::{Rebuilds, Replay, find_declared};
 
 impl<'o> Rebuilding<'o> {
@@ -23,7 +25,15 @@ impl<'o> Rebuilding<'o> {
         if row.synchronous.is_some() {
             return Err(refuse_synchronous(name));
         }
-        let mut worker = operator.lock_versions(name).await?;
+        if let Some(unsuitable) = Unsuitable::find(operator.declaration(name)?, false) {
+            return Err(OperatorError::Blocked(format!(
+                "{}, so no former version of {name} is kept: declare version {} again, or `espctl reset {name}` has the declared one \
+                 take its place",
+                unsuitable.because(name),
+                row.version
+            )));
+        }
+        let mut worker = operator.lock_versions_after_slice(name).await?;
         let prepared = async {
             let version = operator.choose_former(&mut worker, name, row.version, to).await?;
             let beside = Beside::Archived(version);
@@ -58,7 +68,10 @@ impl Operator<'_> {
         let kept = self.list_archived(connection, name).await?;
         let last = Rebuilds::new(self.trackers().schema()).find(&mut *connection, name).await?;
         // A later build that has not gone live says nothing of the version before this one.
-        let before = last.filter(|row| row.version == live && row.has_served()).map(|row| row.from_version);
+        let before = match last.filter(|row| row.version == live && row.has_served()) {
+            Some(row) => Some(row.from_version),
+            None => self.find_before(connection, name, live).await?,
+        };
         if let (None, Some(before), [.., _]) = (to, before, &kept[..])
             && before != live
             && !kept.contains(&before)
@@ -69,18 +82,37 @@ impl Operator<'_> {
                 kept.join(", ")
             )));
         }
-        let version = to.or(before.filter(|before| kept.contains(before))).or(kept.last().copied());
+        let other = kept.iter().rev().find(|version| **version != live).or(kept.last());
+        let version = to.or(before.filter(|before| kept.contains(before))).or(other.copied());
         match version.filter(|version| kept.contains(version)) {
             Some(version) if version == live => Err(OperatorError::Blocked(format!(
                 "version {live} of {name} was rebuilt as version {live}: set the handlers back, and run `espctl rebuild {name}`"
             ))),
             Some(version) => Ok(version),
             None => Err(OperatorError::Blocked(format!(
-                "no former version of {name} is kept{}: a version that was merged leaves none; declare the former handlers under a \
-                 higher version instead",
+                "no former version of {name} is kept{}: what was merged, reset in place or dropped leaves none; declare the former \
+                 handlers under a higher version instead",
                 to.map_or(String::new(), |to| format!(" that is version {to}"))
             ))),
         }
+    }
+
+    /// The version that served before the one that does went live, as the log of operators says.
+    async fn find_before(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        name: &str,
+        live: i32,
+    ) -> Result<Option<i32>, OperatorError> {
+        let statement = format!(
+            "-- find_before
+             select (detail ->> 'from_version')::integer from {}.operator_log
+             where processor = $1 and action = 'go_live' and (detail ->> 'version')::integer = $2 order by id desc limit 1",
+            self.trackers().schema()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(name).bind(live);
+        let before: Option<Option<i32>> = query.fetch_optional(connection).await?;
+        Ok(before.flatten())
     }
 
     /// How a former version was declared. A program is not in the database: it has to be there as it was.

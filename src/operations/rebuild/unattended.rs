@@ -10,7 +10,7 @@ use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Approve, ProcessorDeclaration};
 use crate::processing::rebuild::{
-    Blocked, Declared, RebuildRow, Seen, Wish, decide, list_gone_back, write_blocked,
+    Blocked, DecidedAgainst, Declared, RebuildRow, Seen, Wish, decide, write_blocked,
 };
 use crate::processing::tracker::TrackerRow;
 
@@ -51,6 +51,8 @@ pub(crate) struct Wanted {
     pub(crate) wish: Wish,
     /// Whether an operator has agreed to what is built now.
     pub(crate) is_approved: bool,
+    /// Whether the declared version is there and waits, or somebody has worked on it just now.
+    pub(crate) stands: bool,
 }
 
 /// Who has built a version, and whether that is long ago.
@@ -59,10 +61,11 @@ struct Trace {
     has_next: bool,
     builder: Option<String>,
     is_left: bool,
+    is_blocked: bool,
     is_declined: bool,
 }
 
-from_row!(Trace { processor, has_next, builder, is_left, is_declined });
+from_row!(Trace { processor, has_next, builder, is_left, is_blocked, is_declined });
 
 impl Operator<'_> {
     /// What is to be done about the declared projectors.
@@ -82,7 +85,7 @@ impl Operator<'_> {
     ) -> Result<Vec<Wanted>, OperatorError> {
         let trackers = self.trackers().list(&mut *connection, only).await?;
         let traces = self.list_traces(connection).await?;
-        let gone_back = list_gone_back(&mut *connection, self.trackers().schema()).await?;
+        let decided = DecidedAgainst::read(&mut *connection, self.trackers().schema()).await?;
         let rebuilds = Rebuilds::new(self.trackers().schema());
         let mut wanted = Vec::new();
         for declaration in self.declared {
@@ -93,13 +96,19 @@ impl Operator<'_> {
                 continue;
             }
             let row = rebuilds.find(&mut *connection, name).await?;
-            let has_gone_back = gone_back.contains(&(name.clone(), declaration.version));
-            let wish = self.wish(declaration, tracker, (row.as_ref(), has_gone_back), trace);
-            let is_under_way = row.as_ref().is_some_and(|row| row.state().is_under_way());
+            let fingerprint = self.whole_fingerprint(declaration);
+            let is_left_out = decided.find(name, declaration.version, &fingerprint).is_some();
+            let wish = self.wish((declaration, &fingerprint), tracker, (row.as_ref(), is_left_out), trace);
+            let under_way = row.as_ref().filter(|row| row.state().is_under_way());
+            let is_under_way = under_way.is_some();
+            let is_same = under_way.is_some_and(|row| {
+                (row.version, row.fingerprint.as_str()) == (declaration.version, fingerprint.as_str())
+            });
+            let stands = is_same && trace.is_some_and(|trace| trace.is_blocked || !trace.is_left);
             let is_approved = row.is_some_and(|row| row.is_approved);
             // What waits for an operator is looked at as often as what is built: he may agree.
             if wish != Wish::Nothing || is_under_way {
-                wanted.push(Wanted { processor: name.clone(), wish, is_approved });
+                wanted.push(Wanted { processor: name.clone(), wish, is_approved, stands });
             }
         }
         Ok(wanted)
@@ -107,9 +116,9 @@ impl Operator<'_> {
 
     fn wish(
         &self,
-        declaration: &ProcessorDeclaration,
+        (declaration, fingerprint): (&ProcessorDeclaration, &str),
         tracker: &TrackerRow,
-        (row, has_gone_back): (Option<&RebuildRow>, bool),
+        (row, is_left_out): (Option<&RebuildRow>, bool),
         trace: Option<&Trace>,
     ) -> Wish {
         let seen = Seen {
@@ -119,12 +128,11 @@ impl Operator<'_> {
             is_mine: trace.and_then(|trace| trace.builder.as_deref()) == Some(self.name),
             is_left: trace.is_none_or(|trace| trace.is_left),
             is_declined: trace.is_some_and(|trace| trace.is_declined),
-            has_gone_back,
+            is_left_out,
         };
-        let fingerprint = self.whole_fingerprint(declaration);
         let declared = Declared {
             version: declaration.version,
-            fingerprint: &fingerprint,
+            fingerprint,
             can_be_built: self.refuse_unsuitable(tracker, declaration, Beside::Next).is_ok(),
         };
         decide(&seen, declared)
@@ -138,6 +146,7 @@ impl Operator<'_> {
                b.builder,
                coalesce(b.updated_at < clock_timestamp()
                  - case when b.blocked_because is null then interval '{}' else interval '{}' end, true) as is_left,
+               b.blocked_because is not null as is_blocked,
                coalesce(not r.automatic and b.blocked_because is not null, false) as is_declined
              from {trackers} as t left join {trackers} as n on n.name = t.name || '$next' and n.partition = 0
                left join {schema}.rebuilds as r on r.processor = t.name
@@ -174,7 +183,7 @@ impl Operator<'_> {
         if !wanted.iter().any(|one| matches!(one.wish, Wish::Abandon | Wish::Tidy)) {
             return Ok(None);
         }
-        let version = self.give_up(name).await?;
+        let version = self.give_up(name, false).await?;
         if version.is_some() {
             // No operator has decided against it: the same declaration may come back.
             Rebuilds::new(self.trackers().schema()).forget_fingerprint(connection, name).await?;

@@ -15,7 +15,7 @@ use super::ProcessorStatus;
 use super::format::thousands;
 use super::worker::RefusedReload;
 use crate::own_name::in_own_name;
-use crate::processing::declaration::ProcessorKind;
+use crate::processing::declaration::{ProcessorKind, Unsuitable};
 use crate::processing::rebuild::LeftOut;
 
 /// One thing that needs attention. The field names are an interface: `espctl status --json` prints them.
@@ -62,6 +62,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) declared_version: Option<i32>,
     /// Why no daemon builds that version.
     pub(super) left_out: Option<LeftOut>,
+    /// Why that version cannot be built beside another one.
+    pub(super) unsuitable: Option<Unsuitable>,
 }
 
 /// What advice is about, the most urgent first.
@@ -194,6 +196,9 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
     if let Some(because) = status.rebuild.as_ref().and_then(|build| build.blocked_because.as_ref()) {
         return Some(of_blocked_build(status, because));
     }
+    if let Some(awaited) = status.outage.as_ref().and_then(|outage| outage.version) {
+        return Some(of_awaited_version(status, awaited, surroundings));
+    }
     // Which version is built, and how far that is, stands below the table.
     let is_built = status.rebuild.as_ref().is_some_and(|build| build.is_running);
     let declared = surroundings
@@ -203,8 +208,15 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         return Some(of_resting_build(name, version, declared));
     }
     let problem = format!("Version {version} of {name} serves, and version {declared} is declared.");
-    let remedy = if let Some(left_out) = surroundings.left_out {
+    let remedy = if let Some(unsuitable) = surroundings.unsuitable.filter(|_| declared > version) {
+        let (because, remedy) = (unsuitable.because(name), unsuitable.remedy(name, declared));
+        format!("Nobody builds version {declared}, because {because}: {remedy}.")
+    } else if let Some(left_out) = surroundings.left_out {
         format!("{}.", left_out.describe(name, declared).replacen('v', "V", 1))
+    } else if surroundings.unsuitable.is_some() {
+        format!(
+            "Version {declared} was superseded: declare version {version}, or `espctl reset {name}` has version {declared} begin anew."
+        )
     } else if declared > version {
         format!(
             "`espctl rebuild {name} --dry-run` shows what would change, `espctl rebuild {name}` builds version {declared} beside \
@@ -216,6 +228,26 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         )
     };
     Some(Advice::new(Topic::OtherVersion, problem, None, remedy))
+}
+
+/// A version that nothing is handled without, because the handlers of the one that serves are not there any more.
+fn of_awaited_version(status: &ProcessorStatus, awaited: i32, surroundings: Surroundings<'_>) -> Advice {
+    let ProcessorStatus { name, version, .. } = status;
+    let build = status.rebuild.as_ref().filter(|build| build.version == awaited);
+    let far = build.map_or_else(|| "is not begun".to_owned(), |build| build.describe());
+    let problem = format!(
+        "{name} waits for version {awaited}: version {version} serves what it has, because its handlers are not declared any more. \
+         Version {awaited} {far}."
+    );
+    let remedy = match surroundings.left_out {
+        Some(left_out) => format!("{}.", left_out.describe(name, awaited).replacen('v', "V", 1)),
+        None => format!(
+            "It goes on by itself once version {awaited} is live: `espctl rebuild {name} --watch` shows how far it is. Where no daemon \
+             builds, `espctl rebuild {name}` does."
+        ),
+    };
+    let since = status.outage.as_ref().map(|outage| outage.since);
+    Advice::new(Topic::OtherVersion, problem, since, remedy)
 }
 
 /// A version that is there beside the serving one, and nobody works on.
@@ -334,6 +366,7 @@ mod tests {
             is_declared: true,
             declared_version: None,
             left_out: None,
+            unsuitable: None,
         }
     }
 
@@ -478,6 +511,7 @@ mod tests {
             sqlstate: Some("53100".into()),
             message: "no space left on device".into(),
             tries: 9,
+            version: None,
             next_try_at,
         };
         let waiting = |next_try_at| ProcessorStatus {

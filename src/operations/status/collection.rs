@@ -12,7 +12,7 @@ use super::worker::{self, WorkerStatus};
 use super::{HeldBy, ProcessorState, ProcessorStatus, rebuild, verification};
 use crate::event::Position;
 use crate::postgres::sqlstate::is_missing_right;
-use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::declaration::{ProcessorDeclaration, Unsuitable};
 use crate::processing::divergence::Divergence;
 use crate::processing::history::find_divergence;
 use crate::processing::rebuild::list_left_out;
@@ -69,6 +69,7 @@ pub(crate) async fn collect(
         is_declared: true,
         declared_version: None,
         left_out: None,
+        unsuitable: None,
     };
     for status in &mut statuses {
         status.reset_wait = reset_waits.remove(&status.name);
@@ -83,8 +84,11 @@ pub(crate) async fn collect(
         let (is_declared, declared_version) =
             (declaration.is_some(), declaration.map(|declaration| declaration.version));
         let left_out = left_out.get(&status.name).copied();
-        status.advice =
-            advise(status, Surroundings { is_declared, declared_version, left_out, ..surroundings });
+        let unsuitable = declaration
+            .and_then(|declared| Unsuitable::find_deployed(declared, status.synchronous.is_some()));
+        let surroundings =
+            Surroundings { is_declared, declared_version, left_out, unsuitable, ..surroundings };
+        status.advice = advise(status, surroundings);
     }
     statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
     Ok(statuses)

@@ -21,7 +21,9 @@ use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::is_no_answer;
-use crate::processing::declaration::{CreateTable, ProcessorDeclaration, SourceText, TableDeclaration};
+use crate::processing::declaration::{
+    CreateTable, ProcessorDeclaration, SourceText, TableDeclaration, Unsuitable,
+};
 use crate::processing::processor::ProcessorError;
 use crate::store::upcast::Upcast;
 
@@ -48,10 +50,15 @@ impl<'a> Tables<'a> {
     ) -> Result<Fit, ProcessorError> {
         let ProcessorDeclaration { name, version: declared, .. } = self.declaration;
         if version != *declared {
-            return Err(ProcessorError::Blocked(format!(
-                "the tables of {name} are version {version}, the declaration is version {declared}: `espctl rebuild {name}` \
-                 builds that beside them, `espctl reset {name} --in-place` drops and rebuilds them"
-            )));
+            // Who is synchronous is so no more, or its function goes on.
+            return Err(match Unsuitable::find(self.declaration, false) {
+                Some(unsuitable) => ProcessorError::Blocked(format!(
+                    "{name} stands at version {version}, and the declaration is version {declared}, which nobody builds, because {}: {}",
+                    unsuitable.because(name),
+                    unsuitable.remedy(name, *declared)
+                )),
+                None => ProcessorError::AwaitsVersion { serves: version, declared: *declared },
+            });
         }
         match self.fit(connection, upcasts, handled_by).await? {
             Fit::Other(reason) => Err(ProcessorError::Blocked(self.describe_other(reason.as_deref()))),
@@ -64,9 +71,14 @@ impl<'a> Tables<'a> {
         let name = &self.declaration.name;
         let because =
             reason.map_or(String::new(), |reason| format!("; a replay is needed, because {reason}"));
+        let is_synchronous = self.declaration.synchronous.is_some();
+        let built = match Unsuitable::find(self.declaration, is_synchronous) {
+            Some(_) => String::new(),
+            None => format!(", or raise `version`, or run `espctl rebuild {name}` as it is"),
+        };
         format!(
-            "the declared tables of {name} have changed since they were made: take the change back, or raise `version`, or \
-             run `espctl rebuild {name}` as it is; `espctl reset {name} --in-place` drops and rebuilds them{because}"
+            "the declared tables of {name} have changed since they were made: take the change back{built}; `espctl reset {name} \
+             --in-place` drops and rebuilds them{because}"
         )
     }
 
@@ -272,6 +284,17 @@ impl<'a> Tables<'a> {
 
     /// A table that somebody else made must never be dropped by a reset, so it is not taken over either.
     async fn refuse_foreign(&self, connection: &mut PgConnection, table: &str) -> Result<(), ProcessorError> {
+        self.find_foreign(connection, table)
+            .await?
+            .map_or(Ok(()), |reason| Err(ProcessorError::Blocked(reason)))
+    }
+
+    /// Why a table is none that the processor may make; `None`: it may.
+    async fn find_foreign(
+        &self,
+        connection: &mut PgConnection,
+        table: &str,
+    ) -> Result<Option<String>, sqlx::Error> {
         let statement = format!(
             "-- find_table
              select to_regclass($1) is not null,
@@ -282,8 +305,8 @@ impl<'a> Tables<'a> {
         let found: (bool, Option<String>) =
             query.bind(&self.scope.schema).bind(table).fetch_one(connection).await?;
         let (schema, name) = (&self.scope.schema, &self.declaration.name);
-        Err(ProcessorError::Blocked(match found {
-            (false, _) => return Ok(()),
+        Ok(Some(match found {
+            (false, _) => return Ok(None),
             (true, Some(maker)) if maker != *name => format!(
                 "table {schema}.{table} belongs to {maker}: if that is the former name of {name}, `espctl rename {maker} {name}` hands it \
                  over with its position; if nobody needs {maker} any more, `espctl drop {maker}` removes it; otherwise declare another name"
@@ -438,6 +461,31 @@ pub(crate) async fn note_made(
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// Why a table of a declaration cannot be made, because it is not the processor's; `None`: it is, or it is not there. `schema` is that of
+/// the trackers.
+pub(crate) async fn find_foreign_table(
+    connection: &mut PgConnection,
+    schema: &str,
+    scope: &SqlScope,
+    declaration: &ProcessorDeclaration,
+) -> Result<Option<String>, sqlx::Error> {
+    let tables = Tables::new(declaration, schema, scope);
+    let statement = format!(
+        "-- list_own_tables
+         select table_name from {}.projection_tables where processor = $1 and table_schema = $2",
+        quote_identifier(schema)
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+    let own: Vec<String> =
+        query.bind(&declaration.name).bind(&scope.schema).fetch_all(&mut *connection).await?;
+    for table in declaration.table_names().iter().filter(|table| !own.contains(table)) {
+        if let Some(reason) = tables.find_foreign(&mut *connection, table).await? {
+            return Ok(Some(reason));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether the tables of a processor exist and were made from another declaration than this one. `schema` is that of the

@@ -94,6 +94,20 @@ impl Difference {
         self.gone_tables.is_empty() && self.tables.iter().all(is_expected)
     }
 
+    /// Whether rows differ that were compared, or a table is not on both sides. What has altered the tables without a replay, and what
+    /// no replay makes again, is no difference.
+    pub(crate) fn has_rows(&self) -> bool {
+        self.tables.iter().any(|table| table.number() > 0)
+            || !self.new_tables.is_empty()
+            || !self.gone_tables.is_empty()
+    }
+
+    /// Whether whoever reads the tables would see other rows, or lack something.
+    pub(crate) fn changes_what_is_read(&self) -> bool {
+        !self.gone_tables.is_empty()
+            || self.tables.iter().any(|table| table.number() > 0 || !table.gone_columns.is_empty())
+    }
+
     /// What differs, in a few words.
     pub(crate) fn summarise(&self) -> String {
         let mut parts: Vec<String> =

@@ -60,17 +60,18 @@ async fn list(
     raised: &[&ProcessorDeclaration],
 ) -> Result<BTreeMap<String, LeftOut>, sqlx::Error> {
     let schema = layout.quoted_schema();
-    let gone_back = list_gone_back(connection, &schema).await?;
+    let decided = DecidedAgainst::read(connection, &schema).await?;
     let rebuilds = Rebuilds::new(&schema);
     let mut left_out = BTreeMap::new();
     for declaration in raised {
         let (name, version) = (&declaration.name, declaration.version);
         let handlers = declaration.handler_fingerprint(layout.upcasts()).unwrap_or_default();
-        if gone_back.iter().any(|(processor, gone)| processor == name && *gone == version) {
-            left_out.insert(name.clone(), LeftOut::GoneBack);
+        let fingerprint = whole_fingerprint(declaration, &handlers);
+        if let Some(decision) = decided.find(name, version, &fingerprint) {
+            left_out.insert(name.clone(), decision);
         } else if let Some(row) = rebuilds.find(&mut *connection, name).await?
             && row.state() == State::Aborted
-            && (row.version, row.fingerprint) == (version, whole_fingerprint(declaration, &handlers))
+            && (row.version, row.fingerprint) == (version, fingerprint)
         {
             left_out.insert(name.clone(), LeftOut::GivenUp);
         }
@@ -78,23 +79,55 @@ async fn list(
     Ok(left_out)
 }
 
-/// The versions that an older one was put in place of, and that have not served again since, with the names of their projectors.
-pub(crate) async fn list_gone_back(
-    connection: &mut PgConnection,
-    schema: &str,
-) -> Result<Vec<(String, i32)>, sqlx::Error> {
-    let statement = format!(
-        "-- list_gone_back
-         select distinct back.processor, (back.detail ->> 'from_version')::integer
-         from {schema}.operator_log as back
-         where back.action = 'go_live'
-           and (back.detail ->> 'from_version')::integer > (back.detail ->> 'version')::integer
-           and not exists (select from {schema}.operator_log as later
-             where later.processor = back.processor and later.id > back.id
-               and (later.action = 'drop'
-                    or later.action = 'go_live' and later.detail -> 'version' = back.detail -> 'from_version'))"
-    );
-    sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+/// The versions that operators have decided against, as their log says: it remembers whatever was built since.
+#[derive(Debug)]
+pub(crate) struct DecidedAgainst {
+    /// Of each the projector, the version and, where just one declaration was given up, its fingerprint.
+    found: Vec<(String, i32, Option<String>)>,
+}
+
+impl DecidedAgainst {
+    /// Reads which versions have served until an older one was put in their place, and have not served again; and which declarations
+    /// were given up, of whose version none was begun since. `schema` is quoted.
+    pub(crate) async fn read(connection: &mut PgConnection, schema: &str) -> Result<Self, sqlx::Error> {
+        let statement = format!(
+            "-- list_decided_against
+             with acts as (
+               select processor, id, action, detail ->> 'fingerprint' as fingerprint,
+                 (detail ->> 'version')::integer as version, (detail ->> 'from_version')::integer as from_version
+               from {schema}.operator_log where action in ('go_live', 'rebuild', 'abort_rebuild', 'drop')
+             ), back as (
+               select processor, id, version, from_version from acts where action = 'go_live' and from_version > version
+             ), left_behind as (
+               select processor, id, from_version as version from back
+               union all
+               -- Who goes back over several versions has gone back from each of them.
+               select s.processor, b.id, s.version from back as b join acts as s on s.processor = b.processor and s.id < b.id
+               where s.action = 'go_live' and s.version > b.version and s.version < b.from_version
+             )
+             select distinct l.processor, l.version, null::text from left_behind as l
+             where not exists (select from acts as later where later.processor = l.processor and later.id > l.id
+               and (later.action = 'drop' or later.action = 'go_live' and later.version = l.version))
+             union all
+             select distinct a.processor, a.version, a.fingerprint from acts as a
+             where a.action = 'abort_rebuild' and a.fingerprint is not null
+               and not exists (select from acts as later where later.processor = a.processor and later.id > a.id
+                 and (later.action = 'drop' or later.action in ('go_live', 'rebuild') and later.version = a.version))"
+        );
+        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
+        Ok(Self { found: query.fetch_all(connection).await? })
+    }
+
+    /// What was decided about a version as it is declared; `None`: nothing.
+    pub(crate) fn find(&self, name: &str, version: i32, fingerprint: &str) -> Option<LeftOut> {
+        let of_version =
+            self.found.iter().filter(|(processor, found, _)| processor == name && *found == version);
+        let decisions = of_version.filter_map(|(_, _, given_up)| match given_up {
+            None => Some(LeftOut::GoneBack),
+            Some(given_up) => (given_up == fingerprint).then_some(LeftOut::GivenUp),
+        });
+        decisions.min_by_key(|decision| *decision == LeftOut::GivenUp)
+    }
 }
 
 /// All that a version is declared by: its tables, and the fingerprint of its handlers.

@@ -65,7 +65,8 @@ impl From<ProcessorError> for ReplayError {
             ProcessorError::Blocked(message) | ProcessorError::Unavailable { message, .. } => {
                 Self::Blocked(message)
             }
-            ProcessorError::ClaimLost => Self::ClaimLost,
+            // Its tracker is of the version that is declared.
+            ProcessorError::ClaimLost | ProcessorError::AwaitsVersion { .. } => Self::ClaimLost,
             ProcessorError::OtherHandlers => {
                 Self::Blocked("the program has changed while the version was built: begin again".to_owned())
             }

@@ -17,8 +17,8 @@ pub(crate) struct Seen<'s> {
     pub(crate) is_left: bool,
     /// Whether an operator who has built it was asked whether it goes live, and has not agreed.
     pub(crate) is_declined: bool,
-    /// Whether an operator has gone back from the declared version, and it has not served again since.
-    pub(crate) has_gone_back: bool,
+    /// Whether an operator has decided against the declared version: he has gone back from it, or given it up.
+    pub(crate) is_left_out: bool,
 }
 
 /// What the daemon declares of it.
@@ -46,7 +46,7 @@ pub(crate) enum Wish {
 /// Two daemons with different declarations, as in a deploy that rolls, do not undo what the other one does: who declares the older
 /// version, or another declaration of the same one, waits until nobody builds any more.
 pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
-    let Seen { serves, row, has_next, is_mine, is_left, is_declined, has_gone_back } = seen;
+    let Seen { serves, row, has_next, is_mine, is_left, is_declined, is_left_out } = seen;
     let under_way = row.filter(|row| row.state().is_under_way());
     let is_approved = under_way.is_some_and(|row| row.is_approved);
     let may_replace = *is_mine || *is_left && !is_approved;
@@ -70,6 +70,15 @@ pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
     let is_same = |row: &RebuildRow| {
         (row.version, row.fingerprint.as_str()) == (declared.version, declared.fingerprint)
     };
+    // Who has begun it after he had decided against it has changed his mind.
+    if *is_left_out && !under_way.is_some_and(|row| is_same(row) && row.from_version == *serves) {
+        return match under_way {
+            // As if the declaration had gone back to the version that serves.
+            Some(row) if row.automatic && may_replace => Wish::Abandon,
+            None if *has_next => Wish::Tidy,
+            _ => Wish::Nothing,
+        };
+    }
     match (row, under_way) {
         (_, Some(row)) if is_same(row) && *is_declined && !row.is_approved => Wish::Nothing,
         (_, Some(row)) if is_same(row) => Wish::Build,
@@ -77,10 +86,8 @@ pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
             Wish::Nothing
         }
         (_, Some(_)) => Wish::Build,
-        // An operator has given just this up, or has gone back from it.
-        (row, None)
-            if *has_gone_back || row.as_ref().is_some_and(|row| is_same(row) && !row.has_served()) =>
-        {
+        // An operator has given just this up.
+        (Some(row), None) if is_same(row) && !row.has_served() => {
             if *has_next {
                 Wish::Tidy
             } else {
@@ -117,7 +124,7 @@ mod tests {
             is_mine: false,
             is_left: false,
             is_declined: false,
-            has_gone_back: false,
+            is_left_out: false,
         }
     }
 
@@ -184,15 +191,33 @@ mod tests {
     }
 
     #[test]
+    fn what_an_operator_has_gone_back_from_takes_the_place_of_nothing_until_he_builds_it_again() {
+        let third = row(3, State::Differs, "of version 3");
+        let seen = Seen { is_left_out: true, ..seen(Some(&third)) };
+        assert_eq!(decide(&seen, declared(2)), Wish::Nothing, "another daemon wants the third");
+        for (is_mine, is_left) in [(true, false), (false, true)] {
+            assert_eq!(decide(&Seen { is_mine, is_left, ..seen.clone() }, declared(2)), Wish::Abandon);
+        }
+        let by_operator = RebuildRow { automatic: false, ..third.clone() };
+        let seen_by_operator = Seen { row: Some(&by_operator), is_left: true, ..seen.clone() };
+        assert_eq!(decide(&seen_by_operator, declared(2)), Wish::Nothing);
+        let again = RebuildRow { automatic: false, ..row(2, State::Building, "f") };
+        assert_eq!(decide(&Seen { row: Some(&again), ..seen.clone() }, declared(2)), Wish::Build);
+        let from_before = RebuildRow { from_version: 2, automatic: true, ..again };
+        let from_before = Seen { row: Some(&from_before), is_mine: true, ..seen };
+        assert_eq!(decide(&from_before, declared(2)), Wish::Abandon, "it was begun before he went back");
+    }
+
+    #[test]
     fn what_an_operator_has_given_up_or_gone_back_from_is_not_built_again_unless_it_is_changed() {
         let aborted = row(2, State::Aborted, "f");
         assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&aborted)) }, declared(2)), Wish::Nothing);
         let corrected = row(2, State::Aborted, "earlier");
         assert_eq!(decide(&Seen { has_next: false, ..seen(Some(&corrected)) }, declared(2)), Wish::Build);
         let back = RebuildRow { version: 1, from_version: 2, ..row(1, State::Live, "f") };
-        let gone_back = Seen { has_next: false, has_gone_back: true, ..seen(Some(&back)) };
+        let gone_back = Seen { has_next: false, is_left_out: true, ..seen(Some(&back)) };
         assert_eq!(decide(&gone_back, declared(2)), Wish::Nothing);
-        assert_eq!(decide(&Seen { has_gone_back: false, ..gone_back.clone() }, declared(3)), Wish::Build);
+        assert_eq!(decide(&Seen { is_left_out: false, ..gone_back.clone() }, declared(3)), Wish::Build);
         let third = row(3, State::Aborted, "of version 3");
         assert_eq!(decide(&Seen { row: Some(&third), ..gone_back }, declared(2)), Wish::Nothing);
         let merged = row(2, State::Merged, "f");

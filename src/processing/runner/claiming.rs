@@ -14,6 +14,7 @@ use crate::event::Position;
 use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;
 use crate::process::hook::FailureFacts;
 use crate::process::report::Condition;
+use crate::processing::declaration::Unsuitable;
 use crate::processing::heartbeat;
 use crate::processing::runner::decision::{Attempt, decide};
 use crate::processing::runner::keepalive::KeepAlive;
@@ -85,6 +86,7 @@ impl Runner {
         self.expect_news();
         self.batch_at = Instant::now();
         self.phase = Phase::Following(Following::new(claim.clone(), self.context.limits.size));
+        self.outage.end_awaiting();
         self.record_outage(connection).await;
         let handlers = self.find_handlers(&claim);
         let handlers = handlers.as_deref();
@@ -186,12 +188,15 @@ impl Runner {
     fn stay_superseded(&mut self, current_owner: &CurrentOwner, mut waiting: Waiting) -> Next {
         if !waiting.superseded {
             let (name, version) = (&self.name, current_owner.version);
+            let back = match Unsuitable::find(&self.processor.base().declaration, false) {
+                Some(_) => format!("`espctl reset {name}` has the declared one take its place"),
+                None => format!("go back with `espctl rollback {name}`"),
+            };
             warn!(
                 processor = self.name,
                 version,
                 declared = self.key.version,
-                "superseded by version {version}: the processor is left to it. Declare that version, or go back with \
-                 `espctl rollback {name}`"
+                "superseded by version {version}: the processor is left to it. Declare that version, or {back}"
             );
             (waiting.superseded, waiting.announced) = (true, false);
         }

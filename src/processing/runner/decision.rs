@@ -50,6 +50,8 @@ pub(crate) enum Decision {
     Diverge,
     /// Stop until an operator acts, because no further attempt can succeed before that.
     Block { message: String },
+    /// Wait until the declared version is live, which ends the claim. Nothing has failed.
+    AwaitVersion { serves: i32, declared: i32 },
     /// Leave the dead letter where it is, because its event has failed again.
     KeepDeadLetter { event_id: Position, failure: Failure },
 }
@@ -63,13 +65,15 @@ pub(crate) fn doubt_session(failure: Option<Failure>, is_renewed: bool) -> Optio
 /// What to do about an error.
 pub(crate) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
     use ProcessorError::{
-        Blocked, ClaimLost, Database, Diverged, OtherHandlers, StaleSession, Unattributed, Unavailable,
+        AwaitsVersion, Blocked, ClaimLost, Database, Diverged, OtherHandlers, StaleSession, Unattributed,
+        Unavailable,
     };
     match (error, attempt) {
         (StaleSession(failure), _) => Decision::RenewSession(*failure),
         // A claim compares the handlers with those that have handled events.
         (ClaimLost | OtherHandlers, _) => Decision::Reclaim,
         (Diverged, _) => Decision::Diverge,
+        (AwaitsVersion { serves, declared }, _) => Decision::AwaitVersion { serves, declared },
         // An operator has noticed it before this process: the next claim says so.
         (Database(error), _) if is_of_diverged_tracker(&error) => Decision::Reclaim,
         (Unavailable { message, wait }, _) => Decision::WaitFor { message, at_least: wait },
@@ -151,6 +155,7 @@ mod tests {
             Decision::SetAside { failure, blocks } => format!("set aside, {failure}, {blocks}"),
             Decision::Stop(failure) => format!("stop, {failure}"),
             Decision::Diverge => "diverge".to_owned(),
+            Decision::AwaitVersion { serves, declared } => format!("await {declared} beside {serves}"),
             Decision::Block { message } => format!("block, {message}"),
             Decision::KeepDeadLetter { event_id, failure } => format!("keep {event_id}, {failure}"),
         }
@@ -163,6 +168,7 @@ mod tests {
         let others: Error = || ProcessorError::OtherHandlers;
         let diverged: Error = || ProcessorError::Diverged;
         let blocked: Error = || ProcessorError::Blocked("x".into());
+        let awaits: Error = || ProcessorError::AwaitsVersion { serves: 1, declared: 2 };
         let unattributed: Error = || ProcessorError::Unattributed(Box::new(Failure::of_processor("no")));
         let at_7: Error = || ProcessorError::Unattributed(Box::new(at_event(7)));
         let away: Error =
@@ -180,6 +186,7 @@ mod tests {
             (diverged, Attempt::Prepare, "diverge"),
             (diverged, batch(9), "diverge"),
             (diverged, Attempt::DeadLetter(3.into()), "diverge"),
+            (awaits, Attempt::Prepare, "await 2 beside 1"),
             (gone, Attempt::Prepare, "reconnect"),
             (gone, batch(9), "reconnect"),
             (gone, Attempt::DeadLetter(3.into()), "reconnect"),

@@ -74,6 +74,9 @@ impl Runner {
             }
             Decision::Diverge => self.diverge(connection).await,
             Decision::Block { message } => self.block(connection, message).await,
+            Decision::AwaitVersion { serves, declared } => {
+                self.await_version(connection, serves, declared).await
+            }
             Decision::KeepDeadLetter { event_id, failure } => {
                 self.keep_dead_letter(connection, event_id, &failure).await
             }
@@ -200,6 +203,31 @@ impl Runner {
         heartbeat::record_failure(failure.facts(Some(Condition::Failed), 0, None));
         in_time(self.trackers.record_failure(connection, claim, 0, &failure, None)).await?;
         self.phase.enter(Phase::Failed);
+        Ok(Next::Again)
+    }
+
+    /// Waits until the declared version is live, which ends the claim.
+    async fn await_version(
+        &mut self,
+        connection: &mut PgConnection,
+        serves: i32,
+        declared: i32,
+    ) -> Result<Next, sqlx::Error> {
+        let Some(claim) = self.phase.claim() else { return Ok(Next::Again) };
+        info!(
+            processor = self.name,
+            version = serves,
+            declared,
+            "waits until version {declared}, which is built beside version {serves}, is live: `espctl status {}` shows how far it is",
+            self.name
+        );
+        // What stopped it under another declaration is no matter now.
+        if claim.attempts == 0 && (claim.failed || claim.last_error.is_some()) {
+            in_time(self.trackers.forget_failure(&mut *connection, claim)).await?;
+        }
+        self.outage.await_version(declared);
+        self.record_outage(connection).await;
+        self.phase.enter(Phase::Awaiting);
         Ok(Next::Again)
     }
 

@@ -62,9 +62,36 @@ impl OutageLog {
 
     /// Takes note that the event store does not meet the preconditions of reading it. It is looked at again in `delay`.
     pub(super) fn unreadable(&mut self, reason: &str, delay: Duration) {
+        if self.awaits_version() {
+            return;
+        }
         self.retry.failed(());
         self.note(None, &format!("the event store cannot be read safely: {reason}"), delay);
         self.external = false;
+    }
+
+    /// Takes note that nothing is handled until a version is live that is built beside the one that serves.
+    pub(super) fn await_version(&mut self, version: i32) {
+        self.note(
+            None,
+            &format!("version {version} is built beside the one that serves, and is not live"),
+            Duration::ZERO,
+        );
+        if let Some(outage) = &mut self.outage {
+            outage.version = Some(version);
+        }
+        (self.external, self.recorded) = (true, None);
+    }
+
+    fn awaits_version(&self) -> bool {
+        self.outage.as_ref().is_some_and(|outage| outage.version.is_some())
+    }
+
+    /// Takes note that there is another claim, perhaps of the version that was waited for.
+    pub(super) fn end_awaiting(&mut self) {
+        if self.awaits_version() {
+            self.over();
+        }
     }
 
     /// Whether there is an outage of something that is no database.
@@ -85,6 +112,7 @@ impl OutageLog {
             sqlstate,
             message: shorten(message),
             tries: self.retry.attempts(),
+            version: None,
             next_try_at: now + TimeDelta::from_std(delay).unwrap_or_default(),
         });
     }

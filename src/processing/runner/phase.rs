@@ -22,6 +22,8 @@ pub(super) enum Phase {
     Retrying(Following, Instant),
     /// It waits for an operator to fix what it cannot.
     Failed(Following),
+    /// It waits until the version that is built beside the serving one is live, which ends its claim.
+    Awaiting(Following),
     /// It waits for an operator to decide what follows from a store that is not the one that it followed.
     Diverged(Following),
 }
@@ -83,6 +85,7 @@ impl Phase {
             | Self::Paused(following)
             | Self::Retrying(following, _)
             | Self::Failed(following)
+            | Self::Awaiting(following)
             | Self::Diverged(following) => Some(&following.claim),
         }
     }
@@ -95,6 +98,7 @@ impl Phase {
             | Self::Paused(following)
             | Self::Retrying(following, _)
             | Self::Failed(following)
+            | Self::Awaiting(following)
             | Self::Diverged(following) => Some(following),
         }
     }
@@ -107,6 +111,7 @@ impl Phase {
             | Self::Paused(following)
             | Self::Retrying(following, _)
             | Self::Failed(following)
+            | Self::Awaiting(following)
             | Self::Diverged(following) => phase(following),
         };
     }
@@ -135,6 +140,7 @@ impl Phase {
             Self::Paused(_) => Condition::Paused,
             Self::Retrying(..) => Condition::Retrying,
             Self::Failed(_) => Condition::Failed,
+            Self::Awaiting(_) => Condition::Waiting,
             Self::Diverged(_) => Condition::Diverged,
         }
     }
@@ -211,7 +217,7 @@ mod tests {
             retry_now,
             dead_letters_requested: false,
         };
-        let cases: [(Phase, LeaseStatus, Condition); 10] = [
+        let cases: [(Phase, LeaseStatus, Condition); 11] = [
             (Phase::Following(following()), lease_status(false, false), Condition::Following),
             (Phase::Following(following()), lease_status(true, false), Condition::Paused),
             (Phase::Retrying(following(), later), lease_status(false, false), Condition::Retrying),
@@ -221,6 +227,7 @@ mod tests {
             (Phase::Paused(following()), lease_status(false, false), Condition::Following),
             (Phase::Paused(following()), lease_status(true, false), Condition::Paused),
             (Phase::Failed(following()), lease_status(true, true), Condition::Failed),
+            (Phase::Awaiting(following()), lease_status(true, true), Condition::Waiting),
             (Phase::Diverged(following()), lease_status(true, true), Condition::Diverged),
         ];
         for (phase, lease_status, expected) in cases {

@@ -21,6 +21,9 @@ pub struct Outage {
     pub message: String,
     /// How many attempts have failed since the outage began.
     pub tries: u32,
+    /// The version that is waited for until it is live; `None`: it is a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<i32>,
     /// When the next attempt is, if the current one fails as well.
     pub next_try_at: DateTime<Utc>,
 }

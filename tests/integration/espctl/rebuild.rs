@@ -1,6 +1,7 @@
 //! Versions side by side: built beside the one that serves, compared, swapped or merged, and back again.
 
 mod altering;
+mod deciding;
 mod exchanging;
 mod giving_up;
 mod guards;

@@ -262,7 +262,9 @@ fn of_locked_again(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advic
 }
 
 fn of_outage(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'_>) -> Option<Advice> {
-    let (name, outage) = (&status.name, status.outage.as_ref()?);
+    // What is no failure is told with the version that is waited for.
+    let outage = status.outage.as_ref().filter(|outage| outage.version.is_none())?;
+    let name = &status.name;
     let code = outage.sqlstate.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
     let problem = format!(
         "{name} waits: {}{code} after {}. No event is to blame and none is lost.",

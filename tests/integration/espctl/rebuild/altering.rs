@@ -294,6 +294,27 @@ async fn an_older_declaration_that_comes_back_goes_on_and_undoes_nothing() {
 }
 
 #[tokio::test]
+async fn columns_of_a_declaration_that_was_taken_back_are_no_difference() {
+    let (fixture, daemon) = narrow(HANDLER).await;
+    fixture.deploys(WIDE, &[INDEX], HANDLER).await;
+    fixture.eventually_is(INDEXES, "orders_note orders_pkey").await;
+    fixture.deploys(NARROW, &[], HANDLER).await;
+    fixture.handles_more(6).await;
+    let plan = fixture.espctl(&["plan"]).await.printed();
+    let done = "goes on, and leaves alone what a newer declaration has done: it altered orders: added column note text default 'x', \
+                made index orders_note";
+    assert!(plan.contains(done), "{plan}");
+    let said = fixture.espctl(&["verify", "orders"]).await.printed();
+    assert!(said.contains("other columns, not compared: note"), "{said}");
+    // What a rebuild would take away is a difference, and so is a row.
+    fixture.espctl(&["rebuild", "orders", "--dry-run"]).await.complained(1);
+    fixture.run("update orders set n = 42 where id = 3").await;
+    let said = fixture.espctl(&["verify", "orders"]).await;
+    assert!(said.code == Some(1) && said.stdout.contains("id = 3: n = 42 -> n = 0"), "{said:?}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn of_two_daemons_that_load_at_once_one_alters() {
     let (fixture, daemon) = narrow(HANDLER).await;
     daemon.stop().await;

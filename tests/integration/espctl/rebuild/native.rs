@@ -101,6 +101,8 @@ async fn a_daemon_builds_raised_versions_in_rust_with_handlers_of_their_own_and_
     let daemon = second.start();
     // Something differs, so this one waits for an operator; the others do not.
     eventually("the version is compared", async || (fixture.state().await == "differs").then_some(())).await;
+    let status = fixture.installation.status("orders").await;
+    assert!(status["state"] == "waiting" && status["last_error"].is_null(), "{status}");
     for name in ["totals", "lengths"] {
         eventually(name, async || (fixture.serving(name).await == "2").then_some(())).await;
     }

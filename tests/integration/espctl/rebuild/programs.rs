@@ -48,7 +48,7 @@ async fn running(config: &str) -> (Fixture, Program) {
 
 #[tokio::test]
 async fn a_raised_version_of_a_program_is_built_beside_and_the_former_one_serves_what_it_has_meanwhile() {
-    let (fixture, daemon) = running("").await;
+    let (fixture, daemon) = running("[hooks]\non_failure = ['sh', '-c', 'cat >> failures']\n").await;
     // Something differs, so the version waits for an operator.
     declare(&fixture.installation, 2, 2, ", told text");
     let plan = fixture.espctl(&["plan"]).await.printed();
@@ -56,6 +56,7 @@ async fn a_raised_version_of_a_program_is_built_beside_and_the_former_one_serves
     let outcome = fixture.espctl(&["reload"]).await;
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     eventually("the version is compared", async || (fixture.state().await == "differs").then_some(())).await;
+    is_awaited(&fixture, &daemon).await;
     append(&fixture.db.pool, 1).await;
     assert_eq!(fixture.fact("select array_agg(product order by id) from orders").await, "{1,2,3,4,5}");
     let said = fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
@@ -84,6 +85,61 @@ async fn a_raised_version_of_a_program_is_built_beside_and_the_former_one_serves
     append(&fixture.db.pool, 1).await;
     reaches(&fixture.db.pool, "orders", 7).await;
     assert_eq!(fixture.fact("select array_agg(product order by id) from orders").await, "{1,2,3,4,5,6,7}");
+    daemon.stop().await;
+}
+
+/// Requires that the projector waits for the version that is built, and that nothing of it is told as a failure.
+async fn is_awaited(fixture: &Fixture, daemon: &Program) {
+    let status = eventually("it waits", async || {
+        Some(fixture.installation.status("orders").await).filter(|status| status["state"] == "waiting")
+    })
+    .await;
+    assert!(status["last_error"].is_null(), "{status}");
+    assert!(!status["advice"].to_string().contains("espctl retry"), "{status}");
+    daemon.says("waits until version 2, which is built beside version 1, is live: `espctl status orders` shows how far it is").await;
+    let errors: Vec<_> = daemon.log().into_iter().filter(|line| line["level"] == "ERROR").collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    assert!(!fixture.installation.path().join("failures").exists());
+    let doctor = fixture.espctl(&["doctor"]).await;
+    assert!(
+        !doctor.stdout.contains("FAILURE  running") && !doctor.stdout.contains("orders stopped"),
+        "{doctor:?}"
+    );
+}
+
+#[tokio::test]
+async fn while_a_version_of_a_program_is_built_the_one_that_serves_waits_for_it() {
+    let (fixture, daemon) = running("[hooks]\non_failure = ['sh', '-c', 'cat >> failures']\n").await;
+    let slow = PROGRAM
+        .replace("    for event in batch", "    __import__('time').sleep(600)\n    for event in batch");
+    std::fs::write(fixture.installation.path().join("processors/orders.py"), &slow).unwrap();
+    declare(&fixture.installation, 2, 2, "");
+    assert_eq!(fixture.espctl(&["reload"]).await.code, Some(0));
+    eventually("it is built", async || (fixture.state().await == "building").then_some(())).await;
+    is_awaited(&fixture, &daemon).await;
+    let said = fixture.espctl(&["status"]).await.printed();
+    assert!(
+        said.contains("orders waits for version 2: version 1 serves what it has, because its handlers are not declared any more. Version 2 handles events (by "),
+        "{said}"
+    );
+
+    // What an operator has given up is awaited no less, and told; and the former program goes on when it is there again.
+    std::fs::write(fixture.installation.path().join("processors/orders.py"), PROGRAM).unwrap();
+    declare(&fixture.installation, 3, 2, "");
+    assert_eq!(fixture.espctl(&["reload"]).await.code, Some(0));
+    let waits = "select string_agg(version || ' ' || state, ', ') from espd.rebuilds";
+    eventually("it differs", async || (fixture.fact(waits).await == "3 differs").then_some(())).await;
+    fixture.espctl(&["rebuild", "abort", "orders"]).await.printed();
+    let said = fixture.espctl(&["status"]).await.printed();
+    assert!(said.contains("Version 3 was given up by an operator"), "{said}");
+    declare(&fixture.installation, 1, 1, "");
+    assert_eq!(fixture.espctl(&["reload"]).await.code, Some(0));
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    eventually("it is live again", async || {
+        (fixture.installation.status("orders").await["state"] == "live").then_some(())
+    })
+    .await;
     daemon.stop().await;
 }
 
