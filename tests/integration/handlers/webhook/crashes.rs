@@ -101,7 +101,7 @@ async fn a_stop_waits_for_what_is_under_way() {
 async fn a_pause_repeats_nothing() {
     let db = support::database().await;
     let receiver =
-        Receiver::start(|_| Reply::After(Duration::from_millis(1_000), Box::new(Reply::Status(200)))).await;
+        Receiver::start(|_| Reply::After(Duration::from_secs(3), Box::new(Reply::Status(200)))).await;
     let installation = installation(&db);
     declare(&installation, &receiver, "", "", "");
     let last = append(&db.pool, &[(1, 1), (1, 2)]).await;
