@@ -32,11 +32,7 @@ pub(crate) async fn collect(
     name: Option<&str>,
 ) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
     let horizon = &with_what_is_handled(horizon, &rows);
-    let workers = worker::list(projections, layout).await?;
     let mut lock_waits = lock_wait::list(projections).await?;
-    let mut builds: BTreeMap<_, _> = rebuild::list(projections, layout).await?.into_iter().collect();
-    let mut verifications = verification::list(projections, layout).await?;
-    let mut reset_waits = lock_wait::list_of_resets(projections, layout).await?;
     let (mut statuses, trackers) = (Vec::new(), Trackers::of(layout));
     for row in rows {
         let lag = Lag::read(&mut *events, layout, row.position, horizon.head).await?;
@@ -55,43 +51,67 @@ pub(crate) async fn collect(
             statuses.push(never_run(declaration, horizon, lag));
         }
     }
-    let daemons = daemons_of(&workers);
+    let workers = worker::list(projections, layout).await?;
+    complete(projections, layout, &workers, &mut statuses).await?;
+    advise_all(projections, layout, &workers, &mut statuses, declared).await?;
+    statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
+    Ok(statuses)
+}
+
+/// Adds what stands in other rows than those of the trackers.
+async fn complete(
+    projections: &mut PgConnection,
+    layout: &Layout,
+    workers: &[WorkerStatus],
+    statuses: &mut [ProcessorStatus],
+) -> Result<(), sqlx::Error> {
+    let mut builds: BTreeMap<_, _> = rebuild::list(projections, layout).await?.into_iter().collect();
+    let mut verifications = verification::list(projections, layout).await?;
+    let mut reset_waits = lock_wait::list_of_resets(projections, layout).await?;
+    for status in statuses {
+        status.reset_wait = reset_waits.remove(&status.name);
+        status.rebuild = builds.remove(&status.name);
+        let verified = verifications.remove(&status.name);
+        status.verification = verified.filter(|verified| verified.version == status.version);
+        status.worker = worker::of(workers, &status.name, status.owner.as_deref());
+        if is_without_process(status) {
+            status.state = ProcessorState::Stopped;
+        }
+    }
+    Ok(())
+}
+
+/// Says of each what needs attention.
+async fn advise_all(
+    projections: &mut PgConnection,
+    layout: &Layout,
+    workers: &[WorkerStatus],
+    statuses: &mut [ProcessorStatus],
+    declared: &[ProcessorDeclaration],
+) -> Result<(), sqlx::Error> {
+    let daemons = daemons_of(workers);
     let refused = worker::list_refused(projections, layout).await?;
     let is_raised = |declaration: &&ProcessorDeclaration| {
         statuses.iter().any(|status| status.name == declaration.name && status.version < declaration.version)
     };
     let raised: Vec<_> = declared.iter().filter(is_raised).collect();
-    let left_out = list_left_out(&mut *projections, layout, &raised).await?;
-    let surroundings = Surroundings {
-        now: Utc::now(),
-        daemons: &daemons,
-        refused: &refused,
-        is_declared: true,
-        declared_version: None,
-        left_out: None,
-        unsuitable: None,
-    };
-    for status in &mut statuses {
-        status.reset_wait = reset_waits.remove(&status.name);
-        status.rebuild = builds.remove(&status.name);
-        let verified = verifications.remove(&status.name);
-        status.verification = verified.filter(|verified| verified.version == status.version);
-        status.worker = worker::of(&workers, &status.name, status.owner.as_deref());
-        if is_without_process(status) {
-            status.state = ProcessorState::Stopped;
-        }
+    let left_out = list_left_out(projections, layout, &raised).await?;
+    let now = Utc::now();
+    for status in statuses {
         let declaration = declared.iter().find(|declaration| declaration.name == status.name);
-        let (is_declared, declared_version) =
-            (declaration.is_some(), declaration.map(|declaration| declaration.version));
-        let left_out = left_out.get(&status.name).copied();
-        let unsuitable = declaration
-            .and_then(|declared| Unsuitable::find_deployed(declared, status.synchronous.is_some()));
-        let surroundings =
-            Surroundings { is_declared, declared_version, left_out, unsuitable, ..surroundings };
+        let surroundings = Surroundings {
+            now,
+            daemons: &daemons,
+            refused: &refused,
+            is_declared: declaration.is_some(),
+            declared_version: declaration.map(|declaration| declaration.version),
+            left_out: left_out.get(&status.name).copied(),
+            unsuitable: declaration
+                .and_then(|declared| Unsuitable::find_deployed(declared, status.synchronous.is_some())),
+        };
         status.advice = advise(status, surroundings);
     }
-    statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
-    Ok(statuses)
+    Ok(())
 }
 
 /// The horizon, where one look may have seen little of what is settled: what a batch has handled was settled before. A position that an
