@@ -66,13 +66,13 @@ async fn the_last_append_of_many_is_notified() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_writer_notifies_at_most_once_in_ten_milliseconds() {
+async fn a_writer_notifies_at_most_250_times_a_second_after_the_first_few() {
     let (pool, store) = store().await;
     let mut listener = listen(&pool).await;
     let begin = Instant::now();
     let times = append_until_heard(&store, &mut listener, 300).await;
     let elapsed = begin.elapsed();
-    assert!(times <= elapsed.as_millis() / 10 + 1, "{times} notifications in {elapsed:?}");
+    assert!(times <= 17 + elapsed.as_millis() / 4, "{times} notifications in {elapsed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
