@@ -28,7 +28,6 @@ const TIMES_MAX: i64 = 16;
 /// How long a runner that is far behind waits for others of its worker that are about to begin: they pass the same events together.
 const ARRIVALS: Duration = Duration::from_millis(300);
 const ARRIVALS_MAX: Duration = Duration::from_secs(2);
-const ARRIVALS_LOOK: Duration = Duration::from_millis(50);
 
 /// What the runners of one worker share.
 #[derive(Debug, Clone)]
@@ -252,8 +251,9 @@ impl Runner {
             let has_none = steward.has_none(after, upto, types).await;
             return has_none.then_some(Next::Wait(Some(upto), left));
         }
-        if self.should_wait_for_others(&steward, after, settled) {
-            return Some(Next::Wait(None, ARRIVALS_LOOK));
+        let left = self.until_others_have_begun(&steward, after, settled);
+        if !left.is_zero() {
+            return Some(Next::Wait(None, left));
         }
         let span = self.context.limits.span.saturating_mul(TIMES_MAX);
         let upto = self.subscription.next_upto(after, span).unwrap_or(upto);
@@ -268,10 +268,19 @@ impl Runner {
         }
     }
 
-    /// Whether others of the worker are about to pass the same events, which are many.
-    fn should_wait_for_others(&self, steward: &StewardHandle, after: Position, settled: Position) -> bool {
-        let is_far = after.distance_to(settled) > self.context.limits.span;
-        is_far && steward.since_arrival() < ARRIVALS && self.batch_at.elapsed() < ARRIVALS_MAX
+    /// How long others of the worker are waited for that are about to pass the same events, where these are many. All who wait go on at
+    /// the same moment.
+    fn until_others_have_begun(
+        &self,
+        steward: &StewardHandle,
+        after: Position,
+        settled: Position,
+    ) -> Duration {
+        if after.distance_to(settled) <= self.context.limits.span {
+            return Duration::ZERO;
+        }
+        let left = ARRIVALS.saturating_sub(steward.since_arrival());
+        left.min(ARRIVALS_MAX.saturating_sub(self.batch_at.elapsed()))
     }
 
     /// Whether nothing but new events is to be looked at.
