@@ -125,15 +125,15 @@ impl Runner {
         let failing = claim.last_error.as_ref().map(|error| error.event_id());
         let attempts = claim.attempts;
         self.tell_what_was_found(claim);
-        match (failing, claim.retry_in_seconds) {
+        match failing {
             _ if claim.paused => self.phase.enter(Phase::Paused),
             // The event has used up its attempts, and another process gives it no more.
             _ if claim.failed && attempts > 0 => self.phase.enter(Phase::Failed),
             // The processor knows itself what it tries again, and when, and goes on with the other events.
             _ if self.processor.runs_ahead().is_some() => {}
-            (Some(failing), Some(seconds)) if attempts > 0 => {
+            Some(failing) if attempts > 0 => {
                 self.retry.resume(failing, attempts.unsigned_abs());
-                let delay = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+                let delay = until_retry(claim);
                 // An author who has fixed the handler does not want to wait to see it work.
                 let delay = if self.processor.has_changed() { Duration::ZERO } else { delay };
                 let until = Instant::now() + delay;
@@ -147,12 +147,12 @@ impl Runner {
     /// Tells hooks of the failure that the last process has left, if they do not know it.
     fn tell_what_was_found(&self, claim: &Claim) {
         let Some(failure) = &claim.last_error else { return };
-        let (attempts, seconds) = (claim.attempts.unsigned_abs(), claim.retry_in_seconds);
+        let attempts = claim.attempts.unsigned_abs();
         let condition = if claim.failed { Condition::Failed } else { Condition::Retrying };
-        if claim.paused || attempts == 0 || (!claim.failed && seconds.is_none()) {
+        if claim.paused || attempts == 0 {
             return;
         }
-        let delay = seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        let delay = (!claim.failed).then(|| until_retry(claim));
         let facts = failure.facts(Some(condition), attempts, delay);
         heartbeat::record_failure(FailureFacts { resumed: true, ..facts });
     }
@@ -261,4 +261,10 @@ impl Runner {
         notify_elsewhere(&context.release_channel).await;
         Ok(())
     }
+}
+
+/// How long the failing event of a claim is not tried again. A process that was killed between its batch and its note of the failure
+/// has left no time for that, and its attempts count all the same.
+fn until_retry(claim: &Claim) -> Duration {
+    claim.retry_in_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default()
 }
