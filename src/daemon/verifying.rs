@@ -98,6 +98,15 @@ impl Place {
         Ok(databases.with_upcasts(&self.config.upcasts))
     }
 
+    fn operator<'p>(&'p self, databases: &'p Databases) -> Operator<'p> {
+        Operator {
+            databases,
+            declared: &self.config.processors,
+            name: OPERATOR,
+            native: Some(&self.registry),
+        }
+    }
+
     /// Verifies the next slice of a projector, if it is due. One in Rust does not share a thread with the daemon.
     async fn verify_one(
         &self,
@@ -106,6 +115,10 @@ impl Place {
     ) -> Result<Option<VerifiedSlice>, OperatorError> {
         if !matches!(declaration.handling, Handling::Native(_)) {
             return self.verify_slice(databases, &declaration.name).await;
+        }
+        // Looked at here, because a thread has connections of its own.
+        if !self.operator(databases).is_slice_due(&declaration.name, self.config.verify.share).await? {
+            return Ok(None);
         }
         let (place, name) = (self.clone(), declaration.name.clone());
         work_in_thread(format!("verify {name}"), move || async move {
@@ -122,13 +135,7 @@ impl Place {
         databases: &Databases,
         name: &str,
     ) -> Result<Option<VerifiedSlice>, OperatorError> {
-        let operator = Operator {
-            databases,
-            declared: &self.config.processors,
-            name: OPERATOR,
-            native: Some(&self.registry),
-        };
-        operator.verify_slice(name, self.config.verify.share).await
+        self.operator(databases).verify_slice(name, self.config.verify.share).await
     }
 }
 

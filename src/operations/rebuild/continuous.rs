@@ -25,6 +25,15 @@ pub(crate) struct VerifiedSlice {
     pub(crate) keys: Vec<String>,
 }
 
+/// Where a slice begins that is to be verified now.
+struct DueSlice {
+    version: i32,
+    /// The last aggregate of the slice before.
+    after: Option<Uuid>,
+    /// How many aggregates it has.
+    size: i64,
+}
+
 impl Operator<'_> {
     /// Verifies the next slice of a projector's aggregates, if it is due. `share`: of all aggregates, in a day.
     ///
@@ -36,22 +45,9 @@ impl Operator<'_> {
         name: &str,
         share: f64,
     ) -> Result<Option<VerifiedSlice>, OperatorError> {
-        let schema = self.trackers().schema().to_owned();
-        let projections = &self.databases.projections;
-        let version = self.find(name).await?.version;
-        let known = list_verifications(projections, &schema).await?;
-        let known = known.into_iter().find(|row| row.processor == name && row.version == version);
-        let all = match known.as_ref().and_then(|row| row.all_aggregates) {
-            Some(all) => all,
-            None => self.estimate_aggregates(name).await?,
-        };
-        let (size, pause) = pace(all, share);
-        let is_due =
-            |row: &Verification| (Utc::now() - row.verified_at).to_std().is_ok_and(|passed| passed >= pause);
-        if known.as_ref().is_some_and(|row| !is_due(row)) {
+        let Some(DueSlice { version, after, size }) = self.find_due_slice(name, share).await? else {
             return Ok(None);
-        }
-        let after = known.and_then(|row| row.after_aggregate);
+        };
         let (aggregates, last) = self.find_slice_end(after, size).await?;
         let upto = last.filter(|_| aggregates == size);
         let difference = self.compare_slice(name, after, upto).await?;
@@ -66,9 +62,31 @@ impl Operator<'_> {
             differing_rows: differing,
             found: found.clone().map(Value::from),
         };
-        note_slice(projections, &schema, &slice).await?;
+        note_slice(&self.databases.projections, self.trackers().schema(), &slice).await?;
         let keys = found.unwrap_or_default().iter().take(5).map(Value::to_string).collect();
         Ok(Some(VerifiedSlice { aggregates, rows, differing, keys }))
+    }
+
+    /// Whether the next slice of a projector's aggregates is to be verified now.
+    pub(crate) async fn is_slice_due(&self, name: &str, share: f64) -> Result<bool, OperatorError> {
+        Ok(self.find_due_slice(name, share).await?.is_some())
+    }
+
+    async fn find_due_slice(&self, name: &str, share: f64) -> Result<Option<DueSlice>, OperatorError> {
+        let version = self.find(name).await?.version;
+        let known = list_verifications(&self.databases.projections, self.trackers().schema()).await?;
+        let known = known.into_iter().find(|row| row.processor == name && row.version == version);
+        let all = match known.as_ref().and_then(|row| row.all_aggregates) {
+            Some(all) => all,
+            None => self.estimate_aggregates(name).await?,
+        };
+        let (size, pause) = pace(all, share);
+        let is_due =
+            |row: &Verification| (Utc::now() - row.verified_at).to_std().is_ok_and(|passed| passed >= pause);
+        if known.as_ref().is_some_and(|row| !is_due(row)) {
+            return Ok(None);
+        }
+        Ok(Some(DueSlice { version, after: known.and_then(|row| row.after_aggregate), size }))
     }
 
     /// Forgets which rows were found to differ, because all of them are as they should be.
