@@ -84,7 +84,6 @@ mod tests {
 
     use super::*;
     use crate::processing::declaration::FoldedLimits;
-    use crate::processing::tracker::ProcessorKey;
     use crate::store::witness::Trail;
 
     const LIMITS: BatchLimits = BatchLimits {
@@ -97,20 +96,7 @@ mod tests {
     };
 
     fn claim(epoch: i64, position: i64) -> Claim {
-        Claim {
-            key: ProcessorKey { name: "notes".to_owned(), version: 1, partition: 0 },
-            epoch,
-            position: position.into(),
-            declaration: None,
-            handlers: None,
-            paused: false,
-            attempts: 0,
-            last_error: None,
-            retry_in_seconds: None,
-            failed: false,
-            diverged: false,
-            server_start: 0,
-        }
+        Claim { epoch, ..Claim::example(position) }
     }
 
     #[test]

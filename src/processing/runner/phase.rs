@@ -187,24 +187,9 @@ impl Following {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::processing::tracker::ProcessorKey;
 
     fn following() -> Following {
-        let claim = Claim {
-            key: ProcessorKey { name: "notes".to_owned(), version: 1, partition: 0 },
-            epoch: 1,
-            position: 5.into(),
-            declaration: None,
-            handlers: None,
-            paused: false,
-            attempts: 0,
-            last_error: None,
-            retry_in_seconds: None,
-            failed: false,
-            diverged: false,
-            server_start: 0,
-        };
-        Following::new(claim, 100)
+        Following::new(Claim::example(5), 100)
     }
 
     #[test]

@@ -53,6 +53,27 @@ pub struct Claim {
 /// The start of the server that a statement runs on, as in [`Claim::server_start`].
 pub(super) const SERVER_START: &str = "(extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint";
 
+#[cfg(test)]
+impl Claim {
+    /// A claim of the first owner at a position, for tests.
+    pub(crate) fn example(position: i64) -> Self {
+        Self {
+            key: ProcessorKey { name: "notes".to_owned(), version: 1, partition: 0 },
+            epoch: 1,
+            position: position.into(),
+            declaration: None,
+            handlers: None,
+            paused: false,
+            attempts: 0,
+            last_error: None,
+            retry_in_seconds: None,
+            failed: false,
+            diverged: false,
+            server_start: 0,
+        }
+    }
+}
+
 impl Claim {
     /// Whether the claim was made right after an `earlier` one, so that nobody else was the owner in between, and on a server
     /// that has not been restarted since.

@@ -136,31 +136,14 @@ pub(super) fn common(group: &[Passage]) -> Option<Stretch> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::processing::tracker::{Claim, ProcessorKey};
-
-    fn claim(position: i64) -> Claim {
-        Claim {
-            key: ProcessorKey { name: "notes".to_owned(), version: 1, partition: 0 },
-            epoch: 1,
-            position: position.into(),
-            declaration: None,
-            handlers: None,
-            paused: false,
-            attempts: 0,
-            last_error: None,
-            retry_in_seconds: None,
-            failed: false,
-            diverged: false,
-            server_start: 0,
-        }
-    }
+    use crate::processing::tracker::Claim;
 
     /// Those that wait at these places, each for everything up to an id.
     fn waiting(places: &[(i64, i64)]) -> (Passages, Vec<oneshot::Receiver<Option<Passed>>>) {
         let (mut passages, mut answers) = (Passages::default(), Vec::new());
         for (after, upto) in places {
             let (answer, answered) = oneshot::channel();
-            let passing = Passing { claim: claim(*after), types: Vec::new(), rate: 0.0 };
+            let passing = Passing { claim: Claim::example(*after), types: Vec::new(), rate: 0.0 };
             let stretch =
                 Stretch { after: (*after).into(), upto: (*upto).into(), settled: (*upto).into(), mark: None };
             passages.add(Passage { passing, stretch, answer, asked: Instant::now() });
