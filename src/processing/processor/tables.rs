@@ -3,27 +3,28 @@
 //! Nothing is prepared for longer than a statement: behind a transaction pooler it would be left to strangers.
 
 mod altering;
+mod carried_over;
 mod dependents;
+mod foreign;
 mod missing;
+mod recorded;
 
 use sqlx::{AssertSqlSafe, PgConnection};
-use tracing::warn;
-use uuid::Uuid;
 
 pub(crate) use altering::{Fit, HandledBy, foresee_fit};
 pub(crate) use dependents::{
     Dependent, Dropped, ObjectId, Replaced, find_made, forget_planned as forget_planned_dependents,
     list_planned as list_planned_dependents,
 };
+pub(crate) use foreign::find_foreign_table;
 pub(crate) use missing::{describe_missing, find_missing, list_missing};
+pub(crate) use recorded::{fingerprint, note_made, were_made_from_other};
 
 use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::is_no_answer;
-use crate::processing::declaration::{
-    CreateTable, ProcessorDeclaration, SourceText, TableDeclaration, Unsuitable,
-};
+use crate::processing::declaration::{CreateTable, ProcessorDeclaration, SourceText, Unsuitable};
 use crate::processing::processor::ProcessorError;
 use crate::store::upcast::Upcast;
 
@@ -82,26 +83,6 @@ impl<'a> Tables<'a> {
         )
     }
 
-    /// Records the whole declaration, so that this version can go on where the configuration has another one. Of tables that
-    /// fit a newer declaration of the version, that one stays recorded.
-    pub(crate) async fn note_declared(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let statement = format!(
-            "-- note_declared
-             update {}.declarations set declared = $3
-             where processor = $1 and version = $2 and declared is distinct from $3 and fingerprint = $4",
-            self.schema
-        );
-        sqlx::query(AssertSqlSafe(statement))
-            .persistent(false)
-            .bind(&self.declaration.name)
-            .bind(self.declaration.version)
-            .bind(sqlx::types::Json(self.declaration.recorded()))
-            .bind(fingerprint(self.declaration))
-            .execute(connection)
-            .await
-            .map(drop)
-    }
-
     /// Makes the tables, runs the extra DDL and records both in the caller's transaction.
     pub(crate) async fn create(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
         self.enter_scope(connection).await?;
@@ -158,101 +139,9 @@ impl<'a> Tables<'a> {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
-    /// Records tables that exist already as this projector's, in the caller's transaction.
-    pub(crate) async fn adopt(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
-        for table in &self.declaration.tables {
-            self.record(connection, &table.name).await?;
-        }
-        self.record_declaration(connection, None).await
-    }
-
     /// Drops every table that is recorded as this processor's: see [`drop_tables`].
     pub(crate) async fn drop(&self, connection: &mut PgConnection) -> Result<Dropped, sqlx::Error> {
         drop_tables(connection, &self.schema, &self.declaration.name).await
-    }
-
-    /// Makes again on the tables of [`Self::create`] what others had made on those that were dropped.
-    pub(crate) async fn restore(
-        &self,
-        connection: &mut PgConnection,
-        dropped: &Dropped,
-    ) -> Result<Replaced, sqlx::Error> {
-        let now = dependents::list(connection, &self.schema, &self.declaration.name).await?;
-        dropped.restore(connection, &now).await
-    }
-
-    /// Keeps what others had made on the dropped tables until [`Self::create`]. With `is_required`, the processor then waits
-    /// for an operator where something cannot be made again.
-    pub(crate) async fn keep(
-        &self,
-        connection: &mut PgConnection,
-        dropped: &Dropped,
-        is_required: bool,
-    ) -> Result<Replaced, sqlx::Error> {
-        let (later, replaced) = dropped.divide();
-        if later.is_empty() {
-            return Ok(replaced);
-        }
-        let items: Vec<&str> = later.iter().map(|dependent| dependent.item.as_str()).collect();
-        let statements: Vec<Option<&str>> =
-            later.iter().map(|dependent| dependent.statement.as_deref()).collect();
-        let statement = format!(
-            "-- keep_for_later
-             with former as (delete from {schema}.carried_over where processor = $1 returning place)
-             insert into {schema}.carried_over (processor, place, item, statement, is_required)
-             select $1, place + coalesce((select max(place) from former), 0), item, statement, $4
-             from unnest($2::text[], $3::text[]) with ordinality as later (item, statement, place)",
-            schema = self.schema
-        );
-        sqlx::query(AssertSqlSafe(statement))
-            .persistent(false)
-            .bind(&self.declaration.name)
-            .bind(items)
-            .bind(statements)
-            .bind(is_required)
-            .execute(connection)
-            .await?;
-        Ok(replaced)
-    }
-
-    /// Makes again what [`Self::keep`] has kept. `made`: what is there.
-    async fn carry_over_kept(
-        &self,
-        connection: &mut PgConnection,
-        made: &[String],
-    ) -> Result<(), ProcessorError> {
-        let (schema, name) = (&self.schema, &self.declaration.name);
-        let statement = format!(
-            "-- take_kept
-             with kept as (delete from {schema}.carried_over where processor = $1 returning *)
-             select item, statement, is_required from kept order by place"
-        );
-        let kept: Vec<(String, String, bool)> = sqlx::query_as(AssertSqlSafe(statement))
-            .persistent(false)
-            .bind(name)
-            .fetch_all(&mut *connection)
-            .await?;
-        for (item, statement, is_required) in kept {
-            let is_right = ["grant ", "revoke ", "do "].iter().any(|word| statement.starts_with(word));
-            if made.contains(&item) && !is_right {
-                continue;
-            }
-            match dependents::attempt(connection, &statement).await? {
-                Some(reason) if is_required => {
-                    return Err(ProcessorError::Blocked(format!(
-                        "{item} cannot be made again on the new tables of {name}: {reason}. Declare the tables so that it \
-                         can, or give it up: delete from {schema}.carried_over where processor = {} and item = {}",
-                        quote_literal(name),
-                        quote_literal(&item)
-                    )));
-                }
-                Some(reason) => {
-                    warn!(processor = name, item, reason, "could not be carried over to the new tables")
-                }
-                None => {}
-            }
-        }
-        Ok(())
     }
 
     /// Lets the author's SQL mean what it means in the schema of the projections, which is made where it is missing.
@@ -282,41 +171,6 @@ impl<'a> Tables<'a> {
         format!("{}.{}", quote_identifier(&self.scope.schema), quote_identifier(table))
     }
 
-    /// A table that somebody else made must never be dropped by a reset, so it is not taken over either.
-    async fn refuse_foreign(&self, connection: &mut PgConnection, table: &str) -> Result<(), ProcessorError> {
-        self.find_foreign(connection, table)
-            .await?
-            .map_or(Ok(()), |reason| Err(ProcessorError::Blocked(reason)))
-    }
-
-    /// Why a table is none that the processor may make; `None`: it may.
-    async fn find_foreign(
-        &self,
-        connection: &mut PgConnection,
-        table: &str,
-    ) -> Result<Option<String>, sqlx::Error> {
-        let statement = format!(
-            "-- find_table
-             select to_regclass($1) is not null,
-               (select processor from {}.projection_tables where table_schema = $2 and table_name = $3)",
-            self.schema
-        );
-        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false).bind(self.qualified(table));
-        let found: (bool, Option<String>) =
-            query.bind(&self.scope.schema).bind(table).fetch_one(connection).await?;
-        let (schema, name) = (&self.scope.schema, &self.declaration.name);
-        Ok(Some(match found {
-            (false, _) => return Ok(None),
-            (true, Some(maker)) if maker != *name => format!(
-                "table {schema}.{table} belongs to {maker}: if that is the former name of {name}, `espctl rename {maker} {name}` hands it \
-                 over with its position; if nobody needs {maker} any more, `espctl drop {maker}` removes it; otherwise declare another name"
-            ),
-            (true, _) => format!(
-                "table {schema}.{table} exists already and was not made by projector {name}: drop or rename it, or declare another name"
-            ),
-        }))
-    }
-
     /// Runs one declared statement. If the database refuses it, the author has to fix it.
     async fn define(
         &self,
@@ -332,49 +186,6 @@ impl<'a> Tables<'a> {
                 Err(ProcessorError::Blocked(mistake.to_string()))
             }
         }
-    }
-
-    async fn record(&self, connection: &mut PgConnection, table: &str) -> Result<(), ProcessorError> {
-        let statement = format!(
-            "-- record_table
-             insert into {}.projection_tables (table_schema, table_name, processor, version) values ($1, $2, $3, $4)
-             on conflict (table_schema, table_name) do update
-               set processor = excluded.processor, version = excluded.version",
-            self.schema
-        );
-        sqlx::query(AssertSqlSafe(statement))
-            .persistent(false)
-            .bind(&self.scope.schema)
-            .bind(table)
-            .bind(&self.declaration.name)
-            .bind(self.declaration.version)
-            .execute(connection)
-            .await?;
-        Ok(())
-    }
-
-    /// Records from what the tables were made. `made`: what there is on them now; `None`: they were made by others.
-    async fn record_declaration(
-        &self,
-        connection: &mut PgConnection,
-        made: Option<&[String]>,
-    ) -> Result<(), ProcessorError> {
-        let statement = format!(
-            "-- record_declaration
-             insert into {}.declarations (processor, version, fingerprint, made) values ($1, $2, $3, $4)
-             on conflict (processor, version) do update
-               set fingerprint = excluded.fingerprint, made = excluded.made, altered_from = null",
-            self.schema
-        );
-        sqlx::query(AssertSqlSafe(statement))
-            .persistent(false)
-            .bind(&self.declaration.name)
-            .bind(self.declaration.version)
-            .bind(fingerprint(self.declaration))
-            .bind(made)
-            .execute(connection)
-            .await?;
-        Ok(())
     }
 }
 
@@ -443,76 +254,4 @@ pub(crate) async fn observe_planned(
     let before = dependents::list_planned(connection, made).await?;
     let made = dependents::find_made(connection, schema, processor).await?;
     Ok(Dropped { before, made })
-}
-
-/// Records what is on the tables of a processor `now` as made by espd: it is under its final names.
-pub(crate) async fn note_made(
-    connection: &mut PgConnection,
-    schema: &str,
-    processor: &str,
-    now: &[Dependent],
-) -> Result<(), sqlx::Error> {
-    let statement = format!("-- note_made\nupdate {schema}.declarations set made = $2 where processor = $1");
-    let made: Vec<&str> = now.iter().map(|dependent| dependent.item.as_str()).collect();
-    sqlx::query(AssertSqlSafe(statement))
-        .persistent(false)
-        .bind(processor)
-        .bind(made)
-        .execute(connection)
-        .await
-        .map(drop)
-}
-
-/// Why a table of a declaration cannot be made, because it is not the processor's; `None`: it is, or it is not there. `schema` is that of
-/// the trackers.
-pub(crate) async fn find_foreign_table(
-    connection: &mut PgConnection,
-    schema: &str,
-    scope: &SqlScope,
-    declaration: &ProcessorDeclaration,
-) -> Result<Option<String>, sqlx::Error> {
-    let tables = Tables::new(declaration, schema, scope);
-    let statement = format!(
-        "-- list_own_tables
-         select table_name from {}.projection_tables where processor = $1 and table_schema = $2",
-        quote_identifier(schema)
-    );
-    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
-    let own: Vec<String> =
-        query.bind(&declaration.name).bind(&scope.schema).fetch_all(&mut *connection).await?;
-    for table in declaration.table_names().iter().filter(|table| !own.contains(table)) {
-        if let Some(reason) = tables.find_foreign(&mut *connection, table).await? {
-            return Ok(Some(reason));
-        }
-    }
-    Ok(None)
-}
-
-/// Whether the tables of a processor exist and were made from another declaration than this one. `schema` is that of the
-/// trackers.
-pub(crate) async fn were_made_from_other(
-    connection: &mut PgConnection,
-    schema: &str,
-    declaration: &ProcessorDeclaration,
-) -> Result<bool, sqlx::Error> {
-    let statement = format!(
-        "-- read_declaration
-         select fingerprint from {}.declarations where processor = $1 and version = $2",
-        quote_identifier(schema)
-    );
-    let made_from: Option<String> = sqlx::query_scalar(AssertSqlSafe(statement))
-        .bind(&declaration.name)
-        .bind(declaration.version)
-        .persistent(false)
-        .fetch_optional(connection)
-        .await?;
-    Ok(made_from.is_some_and(|made_from| made_from != fingerprint(declaration)))
-}
-
-/// Returns the fingerprint of everything in the declaration that shapes the tables.
-pub(crate) fn fingerprint(declaration: &ProcessorDeclaration) -> String {
-    let tables = declaration.tables.iter().map(TableDeclaration::identity);
-    let ddl = declaration.ddl.iter().map(|sql| sql.text.clone());
-    let text = tables.chain(ddl).collect::<Vec<_>>().join("\u{2}");
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()
 }
