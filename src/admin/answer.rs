@@ -1,5 +1,6 @@
 //! Answers. Errors are JSON as well, with what is wrong and what to do.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 
 use http_body_util::combinators::UnsyncBoxBody;
@@ -62,73 +63,71 @@ impl From<ApiError> for Answer {
 
 impl From<OperatorError> for ApiError {
     fn from(error: OperatorError) -> Self {
-        let said = chain(&error);
-        match error {
-            OperatorError::Unknown { .. } => {
-                Self::new(StatusCode::NOT_FOUND, said, "GET /api/v1/processors lists all of them")
+        let said = match &error {
+            OperatorError::NothingFails { name } => format!("{name} fails at no event now"),
+            OperatorError::NotDeclared { name } => {
+                format!("{name} is not declared, so its tables cannot be created again")
             }
-            OperatorError::Several { .. } => {
-                Self::new(StatusCode::CONFLICT, said, "GET /api/v1/processors lists all of them")
-            }
-            OperatorError::NotSettled { settled, .. } => {
-                Self::new(StatusCode::CONFLICT, said, format!("choose a position of at most {settled}"))
-            }
-            OperatorError::Diverged { .. } => Self::new(
-                StatusCode::CONFLICT,
-                said,
-                "reset it, or resume it with {\"accept_history\": true}; docs/operations.md says which",
-            ),
-            OperatorError::NotDiverged { .. } => {
-                Self::new(StatusCode::CONFLICT, said, "resume it without `accept_history`")
-            }
-            OperatorError::BeyondHead { head, .. } => {
-                Self::new(StatusCode::CONFLICT, said, format!("reset it to a position of at most {head}"))
-            }
-            OperatorError::NotADeadLetter { name, .. } => {
-                let remedy = format!("GET /api/v1/processors/{name}/dead-letters lists them");
-                Self::new(StatusCode::NOT_FOUND, said, remedy)
-            }
-            OperatorError::NotPending { .. } => {
-                Self::new(StatusCode::NOT_FOUND, said, "GET /api/v1/emissions lists them")
-            }
-            OperatorError::OutOfOrder { first, .. } => {
-                Self::new(StatusCode::CONFLICT, said, format!("retry event {first}; the others follow"))
-            }
-            OperatorError::NothingFails { name } => Self::new(
-                StatusCode::CONFLICT,
-                format!("{name} fails at no event now"),
-                "name the event: {\"event\": ID}",
-            ),
-            OperatorError::NoSuchEvent { .. } => {
-                Self::new(StatusCode::NOT_FOUND, said, "name an event that is in the store")
-            }
-            OperatorError::AlreadyHandled { .. } => {
-                Self::new(StatusCode::CONFLICT, said, "name an event beyond the processor's position")
-            }
-            OperatorError::Rebuild(_) => {
-                Self::new(StatusCode::CONFLICT, said, "`espctl rebuild` goes on where it was")
-            }
-            OperatorError::Building { .. } => {
-                Self::new(StatusCode::CONFLICT, said, "wait until it is live, or give it up")
-            }
-            OperatorError::Locked { .. } => {
-                Self::new(StatusCode::CONFLICT, said, "do what it says, then try again")
-            }
-            OperatorError::Owned { .. } => Self::new(StatusCode::CONFLICT, said, "stop its daemon first"),
-            OperatorError::NotDeclared { name } => Self::new(
-                StatusCode::CONFLICT,
-                format!("{name} is not declared, so its tables cannot be created again"),
-                "declare it in the daemon's configuration, or only move its position with `to` or `at`",
-            ),
-            OperatorError::Declaration(_) | OperatorError::Blocked(_) => Self::new(
-                StatusCode::CONFLICT,
-                said,
-                "do what it says: `espctl check` finds what is wrong with a declaration, and {\"cascade\": true} is --cascade",
-            ),
-            OperatorError::Database(error) => Self::unavailable(describe(&error)),
-            OperatorError::Horizon(_) | OperatorError::Events(_) => Self::unavailable(said),
+            OperatorError::Database(error) => describe(error),
+            _ => chain(&error),
+        };
+        match remedy_of(&error) {
+            Some(remedy) => Self::new(status_of(&error), said, remedy),
+            None => Self::unavailable(said),
         }
     }
+}
+
+/// The status of an answer to what cannot be done as it was asked for.
+fn status_of(error: &OperatorError) -> StatusCode {
+    match error {
+        OperatorError::Unknown { .. }
+        | OperatorError::NotADeadLetter { .. }
+        | OperatorError::NotPending { .. }
+        | OperatorError::NoSuchEvent { .. } => StatusCode::NOT_FOUND,
+        _ => StatusCode::CONFLICT,
+    }
+}
+
+/// What to do in words of the API; `None`: the request may be right, and the database was not there for it.
+fn remedy_of(error: &OperatorError) -> Option<Cow<'static, str>> {
+    let remedy = match error {
+        OperatorError::Unknown { .. } | OperatorError::Several { .. } => {
+            "GET /api/v1/processors lists all of them"
+        }
+        OperatorError::NotSettled { settled, .. } => {
+            return Some(format!("choose a position of at most {settled}").into());
+        }
+        OperatorError::Diverged { .. } => {
+            "reset it, or resume it with {\"accept_history\": true}; docs/operations.md says which"
+        }
+        OperatorError::NotDiverged { .. } => "resume it without `accept_history`",
+        OperatorError::BeyondHead { head, .. } => {
+            return Some(format!("reset it to a position of at most {head}").into());
+        }
+        OperatorError::NotADeadLetter { name, .. } => {
+            return Some(format!("GET /api/v1/processors/{name}/dead-letters lists them").into());
+        }
+        OperatorError::NotPending { .. } => "GET /api/v1/emissions lists them",
+        OperatorError::OutOfOrder { first, .. } => {
+            return Some(format!("retry event {first}; the others follow").into());
+        }
+        OperatorError::NothingFails { .. } => "name the event: {\"event\": ID}",
+        OperatorError::NoSuchEvent { .. } => "name an event that is in the store",
+        OperatorError::AlreadyHandled { .. } => "name an event beyond the processor's position",
+        OperatorError::Rebuild(_) => "`espctl rebuild` goes on where it was",
+        OperatorError::Building { .. } => "wait until it is live, or give it up",
+        OperatorError::Locked { .. } => "do what it says, then try again",
+        OperatorError::Owned { .. } => "stop its daemon first",
+        OperatorError::NotDeclared { .. } => {
+            "declare it in the daemon's configuration, or only move its position with `to` or `at`"
+        }
+        OperatorError::Declaration(_) | OperatorError::Blocked(_) => {
+            "do what it says: `espctl check` finds what is wrong with a declaration, and {\"cascade\": true} is --cascade"
+        }
+        OperatorError::Database(_) | OperatorError::Horizon(_) | OperatorError::Events(_) => return None,
+    };
+    Some(remedy.into())
 }
 
 /// An answer in JSON, with a final line break for terminals.
