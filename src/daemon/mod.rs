@@ -2,6 +2,7 @@
 
 mod announce;
 mod building;
+mod companions;
 mod demo;
 mod handler_thread;
 mod in_process;

@@ -9,6 +9,9 @@ use crate::postgres::quote::quote_identifier;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::tracker::Trackers;
 
+/// Requests that nobody has read yet. A few are enough: they come from people.
+pub(super) const REQUESTS_MAX: usize = 4;
+
 /// What came of reading the configuration again. What is wrong, and what else is to be said, is in lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reloaded {

@@ -3,21 +3,17 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::announce::{announce, summarise};
-use super::building::build_versions;
+use super::companions::{Companions, Told};
 use super::plan::supervision_plan;
 use super::readiness::wait_until_ready;
 use super::reload::{Configured, Examined};
-use super::requests::{ReloadOrder, ReloadRequests, Reloaded};
-use super::scheduling::append_scheduled;
-use super::verifying::verify_continuously;
-use super::worker_table::{WorkerTable, WorkerTablePlace};
+use super::requests::{REQUESTS_MAX, ReloadOrder, Reloaded};
 use crate::admin::{Endpoint, Limits};
 use crate::config::Config;
 use crate::embedded::EmbeddedPostgres;
@@ -32,13 +28,7 @@ use crate::process::signal::Request;
 use crate::process::systemd::Systemd;
 use crate::processing::tracker::Owner;
 use crate::supervision::{Ending, Snapshot, Supervisor, SupervisorRequest};
-use crate::{shutdown, telemetry};
-
-/// Requests that the supervisor has not read yet. A few are enough: they come from people.
-const REQUESTS_MAX: usize = 4;
-
-/// How long the end of the daemon waits until its rows are removed from the table `workers`.
-const WORKER_TABLE_GRACE: Duration = Duration::from_secs(2);
+use crate::telemetry;
 
 /// What follows the end of the daemon.
 #[derive(Debug)]
@@ -152,24 +142,11 @@ async fn supervise(
     let supervisor = supervisor.with_closures(configured.registry.hooks.clone());
     sinks.show_workers(&supervisor);
     let (supervisor_requests, requested) = mpsc::channel(REQUESTS_MAX);
-    let (place, places) = watch::channel(configured.worker_table_place()?);
-    let (follow, configs) = watch::channel(Arc::new(configured.config.clone()));
-    let (end, stop) = shutdown::channel();
     let snapshots = supervisor.snapshots();
-    let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
-    let (signalled, outcomes) = mpsc::channel(REQUESTS_MAX);
-    let (building, activity) = watch::channel(false);
-    let reloads = ReloadRequests::new(owner.id, orders, outcomes, building);
-    let scheduling = tokio::spawn(append_scheduled(places.clone(), stop.clone()));
-    let registry = Arc::clone(&configured.registry);
-    let building =
-        build_versions(configs, activity, owner.label.clone(), Arc::clone(&registry), stop.clone());
-    let building = tokio::spawn(building);
-    let verifying = tokio::spawn(verify_continuously(places.clone(), registry, stop.clone()));
-    let table = WorkerTable::new(owner.clone(), snapshots.clone(), places, reloads);
-    let writing = tokio::spawn(table.run(stop));
+    let (companions, told, ordered) = Companions::start(&configured, &owner, snapshots.clone())?;
+    let announced = announce(sinks.systemd, snapshots.clone());
     let announcing = async {
-        announce(sinks.systemd, snapshots.clone()).await;
+        announced.await;
         std::future::pending::<()>().await;
     };
     let request_loop = RequestLoop {
@@ -178,23 +155,22 @@ async fn supervise(
         starts_again: &starts_again,
         owner,
         supervisor_requests,
-        place,
-        follow,
-        signalled,
+        told,
         sinks,
-        snapshots: snapshots.clone(),
+        snapshots,
     };
     let ending = tokio::select! {
         ending = supervisor.run(requested) => ending,
         failed = request_loop.run(requests, ordered) => return failed.map(|()| Afterwards::End),
         () = announcing => bail!("announcing never ends"),
     };
-    end.request();
-    // If the rows are not removed in time, they are outdated soon.
-    let tasks = async { tokio::join!(writing, scheduling, building, verifying) };
-    let _ = tokio::time::timeout(WORKER_TABLE_GRACE, tasks).await;
-    let executable = executable.filter(|_| starts_again.get());
-    match (executable, exit_of(ending)) {
+    companions.end().await;
+    follow_ending(executable.filter(|_| starts_again.get()), exit_of(ending))
+}
+
+/// What follows the end of the workers. `executable`: what was asked to run in place of this program.
+fn follow_ending(executable: Option<Executable>, exit: Option<Exit>) -> anyhow::Result<Afterwards> {
+    match (executable, exit) {
         (None, None) => Ok(Afterwards::End),
         (None, Some(exit)) => Err(exit.into()),
         (Some(executable), None) => Ok(Afterwards::StartAgain(executable)),
@@ -237,12 +213,7 @@ struct RequestLoop<'o> {
     starts_again: &'o Cell<bool>,
     owner: Owner,
     supervisor_requests: mpsc::Sender<SupervisorRequest>,
-    /// Read by the writer of the table `workers`.
-    place: watch::Sender<WorkerTablePlace>,
-    /// Read by the builder of versions.
-    follow: watch::Sender<Arc<Config>>,
-    /// What came of reloads that a signal asked for: written down beside the others.
-    signalled: mpsc::Sender<Reloaded>,
+    told: Told,
     sinks: StatusSinks<'o>,
     snapshots: watch::Receiver<Vec<Snapshot>>,
 }
@@ -261,7 +232,7 @@ impl RequestLoop<'_> {
                     Some(Request::Reload) => {
                         let outcome = self.reload(&mut requests).await?;
                         // Where nobody writes, the log has it.
-                        outcome.map(|outcome| self.signalled.try_send(outcome));
+                        outcome.map(|outcome| self.told.signalled.try_send(outcome));
                     }
                     None => bail!("the thread that listens to signals is gone"),
                 },
@@ -300,10 +271,10 @@ impl RequestLoop<'_> {
             self.sinks.show_config(&self.configured.config);
             let plan = supervision_plan(&self.configured.config, &self.owner)?;
             self.ask(SupervisorRequest::Replace(Box::new(plan))).await?;
-            self.follow.send_replace(Arc::new(self.configured.config.clone()));
+            self.told.follow.send_replace(Arc::new(self.configured.config.clone()));
         }
         if !matches!(reloaded, Reloaded::Refused(_)) {
-            self.place.send_replace(self.configured.worker_table_place()?);
+            self.told.place.send_replace(self.configured.worker_table_place()?);
         }
         self.sinks.systemd.ready(&summarise(&self.snapshots.borrow()));
         Ok(Some(reloaded))
