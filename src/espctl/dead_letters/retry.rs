@@ -35,6 +35,10 @@ pub(crate) struct Arguments {
 /// The time between two questions about what is left.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long a processor may be without an owner before nobody seems to run it: a worker that a reload has begun anew, or one
+/// that follows on another, owns it within seconds.
+const OWNER_GRACE: Duration = Duration::from_secs(5);
+
 /// The most failures that are shown.
 const FAILURES_SHOWN: i64 = 10;
 
@@ -55,6 +59,7 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
     if requested.events.is_empty() {
         return output::print(&format!("no dead letters of {name} to retry: nothing was done"));
     }
+    let row = await_owner(operator, row, arguments.wait).await?;
     if let Some(obstacle) = obstacle(&row) {
         let dead_letters = count_dead_letters(requested.events.len() as i64);
         return output::print(&format!("requested a retry of {dead_letters} of {name}: {obstacle}"));
@@ -88,6 +93,24 @@ fn advise(error: OperatorError) -> anyhow::Error {
     }
 }
 
+/// The processor as it is when somebody owns it, or when nobody has for a while.
+async fn await_owner(
+    operator: &Operator<'_>,
+    mut row: TrackerRow,
+    wait: Duration,
+) -> anyhow::Result<TrackerRow> {
+    let deadline = Instant::now() + wait.min(OWNER_GRACE);
+    while is_unowned(&row) && Instant::now() < deadline {
+        tokio::time::sleep(INTERVAL).await;
+        row = operator.find(&row.name).await?;
+    }
+    Ok(row)
+}
+
+fn is_unowned(row: &TrackerRow) -> bool {
+    !row.owned && row.standbys.is_empty() && row.paused_at.is_none() && row.failed_at.is_none()
+}
+
 /// Why the processor does not handle the events now.
 fn obstacle(row: &TrackerRow) -> Option<String> {
     let name = &row.name;
@@ -97,7 +120,7 @@ fn obstacle(row: &TrackerRow) -> Option<String> {
         Some(format!(
             "the processor has stopped; fix what `espctl status {name}` shows, then run `espctl retry {name}`"
         ))
-    } else if !row.owned && row.standbys.is_empty() {
+    } else if is_unowned(row) {
         Some("no daemon runs the processor now; the next one that does handles them".to_owned())
     } else {
         None
