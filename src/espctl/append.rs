@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read as _};
 
 use anyhow::{Context as _, bail};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -309,6 +309,14 @@ fn explain(error: serde_json::Error) -> anyhow::Error {
     anyhow::anyhow!("column {}: {}{more}", error.column(), said.strip_suffix(&place).unwrap_or(&said))
 }
 
+/// A time as PostgreSQL reads it from a text: the fraction of a second as a float, rounded to the nearest microsecond, so that the
+/// SQL function recognises what this has appended.
+fn to_microseconds(time: DateTime<Utc>) -> DateTime<Utc> {
+    let nanoseconds = time.timestamp_subsec_nanos();
+    let microseconds = (f64::from(nanoseconds) / 1e9 * 1e6).round_ties_even() as i64;
+    time - TimeDelta::nanoseconds(nanoseconds.into()) + TimeDelta::microseconds(microseconds)
+}
+
 fn parse(line: &str) -> anyhow::Result<NewEvent> {
     // Serde would take the elements of an array for the fields of the object, in their order.
     if line.trim_start().starts_with('[') {
@@ -328,7 +336,7 @@ fn parse(line: &str) -> anyhow::Result<NewEvent> {
     event.metadata = line.metadata.unwrap_or(event.metadata);
     event.correlation_id = line.correlation_id;
     event.causation_id = line.causation_id;
-    event.created_at = line.created_at;
+    event.created_at = line.created_at.map(to_microseconds);
     event.tags = line.tags.unwrap_or_default();
     for (scope, keys) in line.claims.unwrap_or_default() {
         event = keys.into_list().into_iter().fold(event, |event, key| event.claiming(&scope, key));

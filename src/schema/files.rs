@@ -48,6 +48,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
             "append prepares less",
             include_str!("../../migrations/event_store/0017_append_prepares_less.sql"),
         ),
+        (18, "stricter appends", include_str!("../../migrations/event_store/0018_stricter_appends.sql")),
     ],
 };
 

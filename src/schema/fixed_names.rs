@@ -36,7 +36,7 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "emit_at", "find_appended", "find_appended_tagged", "find_departing", "find_departing_item",
     "find_departing_property", "find_departure", "find_fault", "find_fault_of_condition",
     "find_fault_of_item", "find_fault_of_items", "find_fault_of_tags", "find_fault_of_time", "find_tagged",
-    "find_token", "find_unmet", "follow_tracker_of_workflow", "follow_version", "forget_declaration",
+    "find_token", "find_unmet", "find_unreadable", "follow_tracker_of_workflow", "follow_version", "forget_declaration",
     "forget_events", "has_format", "has_type", "has_zone", "hold_trackers", "is_replaying",
     "keep_emission", "keep_scheduled", "lock_tags", "lock_tracker", "lock_unowned", "log_act",
     "log_scheduled", "log_witness", "note_movement", "note_witness", "nothing_stored", "pause_processor", "read_tagged",

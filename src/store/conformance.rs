@@ -186,6 +186,8 @@ cases! {
         a_released_key_is_free
         two_aggregates_may_change_places
         who_claims_and_releases_has_released
+        a_claim_is_checked_although_it_is_released_later
+        the_keys_of_an_append_change_in_the_order_of_its_events
         a_repeated_claim_is_recognised
         of_many_who_claim_a_key_one_wins;
     deciding:

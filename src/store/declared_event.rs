@@ -1,8 +1,8 @@
 //! What the bodies of events look like by declaration: a JSON Schema for each type, in the configuration and in the store.
 //!
-//! The check of bodies is a function of the store (`migrations/event_store/0007_event_schemas.sql`), so that it means the same for
-//! every client. Here is what comes before: whether a schema has only keywords that the function checks (`keywords.rs`), and the
-//! table that the function reads (`table.rs`).
+//! The check of bodies is a function of the store (`find_departure`, its newest form in `0018_stricter_appends.sql`), so that it means
+//! the same for every client. Here is what comes before: whether a schema has only keywords that the function checks
+//! (`keywords.rs`), and the table that the function reads (`table.rs`).
 
 mod keywords;
 mod table;
@@ -38,5 +38,5 @@ pub(crate) struct SchemaMistake {
 
 /// The first mistake in a schema, if it has one.
 pub(crate) fn find_mistake(schema: &Value) -> Option<SchemaMistake> {
-    keywords::check(schema, schema, "").err()
+    keywords::check(schema, schema, "").and_then(|()| keywords::check_references(schema)).err()
 }

@@ -55,6 +55,31 @@ pub(super) async fn who_claims_and_releases_has_released(store: Store) {
     append(&store, &[happened(b).claiming("seat", "1")]).await;
 }
 
+pub(super) async fn a_claim_is_checked_although_it_is_released_later(store: Store) {
+    let (a, b) = (Uuid::new_v4(), Uuid::new_v4());
+    append(&store, &[happened(a).claiming("seat", "1")]).await;
+    let for_a_moment = [happened(b), happened(b).claiming("seat", "1"), happened(b).releasing("seat", "1")];
+    assert_eq!(fail(&store, &for_a_moment).await, (1, UniqueKey::new("seat", "1"), a.into()));
+    assert_eq!(read_all(&store).await.len(), 1);
+}
+
+pub(super) async fn the_keys_of_an_append_change_in_the_order_of_its_events(store: Store) {
+    let (a, b) = (Uuid::new_v4(), Uuid::new_v4());
+    let (claim, release) =
+        (|id| happened(id).claiming("seat", "1"), |id| happened(id).releasing("seat", "1"));
+    // The second one has it while the first one has not released it.
+    assert_eq!(fail(&store, &[claim(a), claim(b), release(a)]).await.0, 1);
+    append(&store, &[claim(a), release(a), claim(b)]).await;
+    assert_eq!(fail(&store, &[claim(a)]).await.2, AggregateId::from(b));
+    // Whoever had it before the append is asked for nothing but to release it somewhere in it.
+    append(&store, &[claim(a), release(b), release(a), claim(b), release(b), claim(a)]).await;
+    assert_eq!(fail(&store, &[claim(b)]).await.2, AggregateId::from(a));
+    append(&store, &[release(a), claim(a)]).await;
+    assert_eq!(fail(&store, &[claim(b)]).await.2, AggregateId::from(a));
+    append(&store, &[claim(a), release(a)]).await;
+    append(&store, &[claim(b)]).await;
+}
+
 pub(super) async fn a_repeated_claim_is_recognised(store: Store) {
     let (a, b) = (Uuid::new_v4(), Uuid::new_v4());
     let claim = [happened(a).claiming("email", "ann")];

@@ -2,6 +2,8 @@
 //!
 //! A keyword that the store would pass over is a mistake here: it would look like one that is met.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Map, Value};
 
 use super::SchemaMistake;
@@ -30,6 +32,7 @@ const ADVISE_SCHEMA: &str = "write a JSON object, such as {\"type\": \"string\"}
 const ADVISE_TYPE: &str =
     "write one of array, boolean, integer, null, number, object, string, or a list of them";
 const ADVISE_FORMAT: &str = "write date, date-time or uuid, or a pattern, or leave it out";
+const ADVISE_CYCLE: &str = "refer from inside `properties`, `additionalProperties` or `items`, so that each turn is about a smaller part of the body";
 const ADVISE_REFERENCE: &str = "write \"#\", or \"#/$defs/NAME\" of a schema that is there";
 
 type Checked = Result<(), SchemaMistake>;
@@ -95,7 +98,7 @@ fn check_type(wanted: &Value, path: &str) -> Checked {
     }
 }
 
-/// A reference leads to a schema of the same text. The store follows a reference to itself 64 levels deep.
+/// A reference leads to a schema of the same text.
 fn check_reference(wanted: &Value, root: &Value, path: &str) -> Checked {
     let target = match wanted.as_str() {
         Some("#") => return Ok(()),
@@ -141,6 +144,50 @@ pub(crate) fn patterns(schema: &Value) -> Vec<&str> {
         }
     }
     found
+}
+
+/// Refuses a schema whose references lead round in a circle on one and the same value: checking a body would never end.
+pub(super) fn check_references(schema: &Value) -> Checked {
+    let named = ["$defs", "definitions"].into_iter().filter_map(|folder| {
+        let schemas = schema.get(folder)?.as_object()?;
+        Some(schemas.iter().map(move |(name, one)| (format!("#/{folder}/{name}"), one)))
+    });
+    let targets: BTreeMap<String, &Value> =
+        [("#".to_owned(), schema)].into_iter().chain(named.flatten()).collect();
+    targets.keys().try_for_each(|start| follow(start, start, &targets, &mut BTreeSet::new()))
+}
+
+/// Follows the references from `name` until one leads to `start`, or to what was `seen`.
+fn follow(
+    start: &str,
+    name: &str,
+    targets: &BTreeMap<String, &Value>,
+    seen: &mut BTreeSet<String>,
+) -> Checked {
+    let Some(target) = targets.get(name).filter(|_| seen.insert(name.to_owned())) else { return Ok(()) };
+    for (path, reference) in references_on_the_spot(target, name.trim_start_matches('#')) {
+        if reference == start {
+            return refuse(
+                &path,
+                format!("{start} leads back to itself without going into the body"),
+                ADVISE_CYCLE,
+            );
+        }
+        follow(start, reference, targets, seen)?;
+    }
+    Ok(())
+}
+
+/// The references in a schema that are about the same value as the schema itself, each with its path.
+fn references_on_the_spot<'s>(schema: &'s Value, path: &str) -> Vec<(String, &'s str)> {
+    let reference = schema.get("$ref").and_then(Value::as_str).map(|to| (below(path, "$ref"), to));
+    let several = ["allOf", "anyOf", "oneOf"].into_iter().flat_map(|keyword| {
+        let schemas = schema.get(keyword).and_then(Value::as_array).into_iter().flatten();
+        let at = below(path, keyword);
+        (0..).zip(schemas).map(move |(place, one): (usize, _)| (below(&at, &place.to_string()), one))
+    });
+    let inner = schema.get("not").map(|one| (below(path, "not"), one)).into_iter().chain(several);
+    reference.into_iter().chain(inner.flat_map(|(path, one)| references_on_the_spot(one, &path))).collect()
 }
 
 fn subschemas<'s>(keyword: &str, wanted: &'s Value) -> Vec<&'s Value> {
@@ -195,6 +242,39 @@ mod tests {
             (json!({ "$defs": { "A": { "if": {} } } }), "/$defs/A/if"),
         ] {
             assert_eq!(find_mistake(&schema).map(|mistake| mistake.path).as_deref(), Some(path), "{schema}");
+        }
+    }
+
+    #[test]
+    fn a_reference_that_leads_back_on_the_spot_is_a_mistake() {
+        for (schema, path) in [
+            (json!({ "$ref": "#" }), "/$ref"),
+            (json!({ "anyOf": [{ "$ref": "#" }, { "$ref": "#" }] }), "/anyOf/0/$ref"),
+            (
+                json!({ "allOf": [{}, { "oneOf": [{ "not": { "$ref": "#" } }] }] }),
+                "/allOf/1/oneOf/0/not/$ref",
+            ),
+            (
+                json!({ "$defs": { "A": { "$ref": "#/$defs/B" }, "B": { "anyOf": [{ "$ref": "#/$defs/A" }] } } }),
+                "/$defs/B/anyOf/0/$ref",
+            ),
+            (json!({ "definitions": { "A": { "$ref": "#/definitions/A" } } }), "/definitions/A/$ref"),
+            // Behind one that goes into the body, and on the way to a circle that it is no part of.
+            (
+                json!({ "properties": { "a": { "$ref": "#/$defs/A" } }, "$ref": "#/$defs/A",
+                     "$defs": { "A": { "not": { "$ref": "#/$defs/A" } } } }),
+                "/$defs/A/not/$ref",
+            ),
+        ] {
+            assert_eq!(find_mistake(&schema).map(|mistake| mistake.path).as_deref(), Some(path), "{schema}");
+        }
+        for schema in [
+            json!({ "properties": { "a": { "$ref": "#" } }, "additionalProperties": { "$ref": "#" } }),
+            json!({ "$ref": "#/$defs/A", "$defs": { "A": { "anyOf": [{ "type": "null" }, { "items": { "$ref": "#/$defs/A" } }] } } }),
+            // Twice to the same is no circle, and a value that looks like a reference is none.
+            json!({ "allOf": [{ "$ref": "#/$defs/A" }, { "$ref": "#/$defs/A" }], "const": { "$ref": "#" }, "$defs": { "A": {} } }),
+        ] {
+            assert_eq!(find_mistake(&schema), None, "{schema}");
         }
     }
 

@@ -101,40 +101,20 @@ impl Tags {
         }
     }
 
-    /// Who has the keys after the append. Within it, releases count before claims. An aggregate that claims a key and releases it in a
-    /// later event does not have it.
+    /// Who has the keys after the append. The events count one after the other, and in one event releases come before claims. What an
+    /// aggregate has before the append, and releases in it, is free from the beginning. A claim is checked although a later event
+    /// releases the key.
     pub(super) fn change_keys(
         &self,
         events: &[NewEvent],
     ) -> Result<BTreeMap<UniqueKey, Option<AggregateId>>, AppendError> {
-        let changes = || {
-            events
-                .iter()
-                .enumerate()
-                .flat_map(|(at, event)| event.keys.iter().map(move |one| (at, event, one)))
-        };
-        let mut owners: BTreeMap<UniqueKey, Option<AggregateId>> = BTreeMap::new();
-        for (_, event, change) in changes() {
-            let key = change.key();
-            let owner = owners.entry(key.clone()).or_insert_with(|| self.owners.get(key).cloned());
-            if matches!(change, KeyChange::Release(_)) && owner.as_ref() == Some(&event.aggregate_id) {
-                *owner = None;
-            }
-        }
-        for (index, event, change) in changes() {
-            let KeyChange::Claim(key) = change else { continue };
-            let is_released = changes().any(|(later, by, one)| {
-                later > index
-                    && by.aggregate_id == event.aggregate_id
-                    && *one == KeyChange::Release(key.clone())
-            });
-            let Some(owner) = owners.get_mut(key).filter(|_| !is_released) else { continue };
-            match owner {
-                Some(owner) if *owner != event.aggregate_id => {
-                    return Err(AppendError::KeyTaken { index, key: key.clone(), owner: owner.clone() });
-                }
-                _ => *owner = Some(event.aggregate_id.clone()),
-            }
+        let keys = events.iter().flat_map(|event| &event.keys).map(KeyChange::key);
+        let mut owners: BTreeMap<UniqueKey, Option<AggregateId>> =
+            keys.map(|key| (key.clone(), self.owners.get(key).cloned())).collect();
+        events.iter().for_each(|event| release(&mut owners, event));
+        for (index, event) in events.iter().enumerate() {
+            release(&mut owners, event);
+            claim(&mut owners, event).map_err(|(key, owner)| AppendError::KeyTaken { index, key, owner })?;
         }
         Ok(owners)
     }
@@ -157,4 +137,29 @@ impl Tags {
             }
         }
     }
+}
+
+/// Frees the keys that an event releases, as far as its aggregate has them.
+fn release(owners: &mut BTreeMap<UniqueKey, Option<AggregateId>>, event: &NewEvent) {
+    for change in &event.keys {
+        let KeyChange::Release(key) = change else { continue };
+        if let Some(owner) = owners.get_mut(key).filter(|owner| owner.as_ref() == Some(&event.aggregate_id)) {
+            *owner = None;
+        }
+    }
+}
+
+/// Gives the keys that an event claims to its aggregate; or says which of them another one has.
+fn claim(
+    owners: &mut BTreeMap<UniqueKey, Option<AggregateId>>,
+    event: &NewEvent,
+) -> Result<(), (UniqueKey, AggregateId)> {
+    for change in &event.keys {
+        let KeyChange::Claim(key) = change else { continue };
+        match owners.insert(key.clone(), Some(event.aggregate_id.clone())).flatten() {
+            Some(owner) if owner != event.aggregate_id => return Err((key.clone(), owner)),
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -125,6 +125,31 @@ async fn a_conflict_says_what_was_expected_and_what_is() {
     assert_eq!(stored(&db.pool).await, 2);
 }
 
+/// The function and this read a time alike: each recognises what the other one has stored.
+#[tokio::test]
+async fn a_fraction_of_a_microsecond_is_rounded_as_postgresql_rounds_it() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let fractions = ["0000005", "0000015", "0000025", "1234575", "999999500", "9999994", "123456501"];
+    let lines: Vec<String> = (1..)
+        .zip(fractions)
+        .map(|(n, fraction): (u128, _)| {
+            let time = format!("2024-12-31T23:59:59.{fraction}Z");
+            line(ONE, json!({"uuid": uuid::Uuid::from_u128(n), "created_at": time}))
+        })
+        .collect();
+    let append = "select id from espd.append($1::jsonb)";
+    for line in &lines {
+        sqlx::query(append)
+            .bind(serde_json::from_str::<Value>(line).unwrap())
+            .execute(&db.pool)
+            .await
+            .unwrap();
+    }
+    let repeated = installation.espctl_fed(&["append", "--each"], &lines.concat()).await.printed();
+    assert_eq!((repeated.as_str(), stored(&db.pool).await), ("1\n2\n3\n4\n5\n6\n7\n", 7));
+}
+
 #[tokio::test]
 async fn appending_the_same_uuids_again_stores_nothing_twice() {
     let db = support::database().await;

@@ -169,7 +169,6 @@ fn cases() -> Vec<(Value, Bodies)> {
             json!({ "items": { "$ref": "#" }, "type": "array" }),
             vec![(json!([[], [[]]]), ok), (json!([[], [1]]), Some(("/1/0", "type")))],
         ),
-        (json!({ "$ref": "#" }), vec![(json!(1), Some(("", "maxDepth")))]),
         (json!(true), vec![(json!(1), ok)]),
         (
             json!({ "properties": { "old": false } }),
@@ -201,6 +200,69 @@ async fn bodies_depart_from_schemas_where_they_should() {
     }
     let unknown = sqlx::query("select espd.find_departure('{\"if\": {}}', '1')").execute(&db.pool).await;
     assert_eq!(refusal(&unknown.unwrap_err()).0, "ES003");
+}
+
+/// What an append is told whose event of type `T` has this body, in a store that was told of the schema without espctl.
+async fn refuse(pool: &PgPool, schema: &Value, body: &Value) -> Option<String> {
+    let declare = "insert into espd.event_schemas (type, schema, check_at_append) values ('T', $1, true)
+                   on conflict (type) do update set schema = excluded.schema";
+    sqlx::query(declare).bind(schema).execute(pool).await.unwrap();
+    let event = json!({ "aggregate_id": Uuid::new_v4(), "type": "T", "body": body });
+    let append = "select id from espd.append(jsonb_build_array($1))";
+    let error = sqlx::query(append).bind(event).execute(pool).await.err()?;
+    let (state, _, detail) = refusal(&error);
+    assert_eq!((state.as_str(), &detail["event"]), ("ES007", &json!(1)), "{error}");
+    Some(error.as_database_error().unwrap().message().to_owned())
+}
+
+/// A body of depth 16 took longer than anybody waits, because each level was gone into twice.
+#[tokio::test]
+async fn a_property_that_tells_alternatives_apart_is_looked_at_first() {
+    let db = support::database().await;
+    let of_kind = |kind: &str| {
+        json!({ "type": "object", "required": ["kind", "a"],
+                "properties": { "kind": { "const": kind }, "a": { "$ref": "#/$defs/n" } } })
+    };
+    let schema = json!({ "$ref": "#/$defs/n", "$defs": { "n": { "oneOf": [{ "type": "null" }, of_kind("x"), of_kind("y")] } } });
+    let nested = |depth| (0..depth).fold(json!(null), |body, _| json!({ "kind": "y", "a": body }));
+    let looked_at = async |depth| {
+        let mut session = db.pool.begin().await.unwrap();
+        let find = sqlx::query_scalar("select espd.find_departure($1, $2)").bind(&schema).bind(nested(depth));
+        let departure: Option<Value> = find.fetch_one(&mut *session).await.unwrap();
+        assert_eq!(departure, None);
+        let followed = "select current_setting('espd.references')::int";
+        sqlx::query_scalar::<_, i32>(followed).fetch_one(&mut *session).await.unwrap()
+    };
+    for depth in [0, 4, 16, 20] {
+        assert_eq!(looked_at(depth).await, depth + 1);
+    }
+    assert_eq!(refuse(&db.pool, &schema, &nested(16)).await, None);
+}
+
+/// A schema that was declared before `espctl check` refused it, or without it.
+#[tokio::test]
+async fn a_schema_that_takes_too_long_is_refused_in_plain_words() {
+    let db = support::database().await;
+    let message = refuse(&db.pool, &json!({ "$ref": "#" }), &json!(1)).await.unwrap();
+    let deep = "event 1: the body of T cannot be checked: the schema goes on for more than 64 levels";
+    assert!(message.starts_with(deep), "{message}");
+    let long = "event 1: the body of T cannot be checked: the schema takes more than 100000 references";
+    // Inside `not`, what is not known would count as met. The count begins anew with each body.
+    let twice = json!({ "anyOf": [{ "$ref": "#/$defs/a" }, { "$ref": "#/$defs/a" }] });
+    let turned = json!({ "not": { "$ref": "#/$defs/a" }, "$defs": { "a": twice } });
+    let message = refuse(&db.pool, &turned, &json!(1)).await.unwrap();
+    assert!(message.starts_with(long), "{message}");
+    let small = json!({ "$ref": "#/$defs/a", "$defs": { "a": { "type": "integer" } } });
+    assert_eq!(refuse(&db.pool, &small, &json!(1)).await, None);
+}
+
+#[tokio::test]
+async fn a_schema_that_leads_back_to_itself_is_no_configuration() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    installation.declare("event", "[[event]]\ntype = 'T'\nschema = '{ \"$ref\": \"#\" }'");
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    assert!(complaint.contains("# leads back to itself without going into the body"), "{complaint}");
 }
 
 const DECLARED: &str = "[[event]]\ntype = 'Checked'\ncheck = 'append'\n\

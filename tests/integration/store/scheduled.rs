@@ -68,6 +68,52 @@ async fn a_key_replaces_what_was_scheduled_and_cancels_it() {
     assert_eq!((store.append_due().await.unwrap(), pending(&pool).await), (0, vec![]));
 }
 
+/// A call is made again whose answer was lost, after its events were appended and others were scheduled under its key.
+#[tokio::test]
+async fn a_repetition_of_what_is_appended_leaves_what_was_scheduled_since() {
+    let (pool, store) = store().await;
+    let [first, second, later, more] = [(); 4].map(|()| happened(Uuid::new_v4()));
+    let both = [first.clone(), second.clone()];
+    store.append_at(Duration::ZERO, Some("k"), &both).await.unwrap();
+    assert_eq!(store.append_due().await.unwrap(), 2);
+    store.append_at(HOUR, Some("k"), std::slice::from_ref(&later)).await.unwrap();
+    let named = |event: &NewEvent| (event.uuid, Some("k".to_owned()));
+    store.append_at(Duration::ZERO, Some("k"), &both).await.unwrap();
+    store.append_at(Duration::ZERO, Some("k"), &both[1..]).await.unwrap();
+    assert_eq!(pending(&pool).await, [named(&later)]);
+    let again = "select uuid from espd.append_after('0 s', $1, 'k')";
+    let event = serde_json::json!({"uuid": first.uuid, "aggregate_id": first.aggregate_id, "type": first.event_type, "body": {}});
+    let uuid: Uuid = sqlx::query_scalar(again).bind(event).fetch_one(&pool).await.unwrap();
+    assert_eq!((uuid, pending(&pool).await), (first.uuid, vec![named(&later)]));
+    // Of a mixture, what is not appended is scheduled, and nothing is lost.
+    store.append_at(HOUR, Some("k"), &[second, more.clone()]).await.unwrap();
+    assert_eq!(pending(&pool).await, [named(&later), named(&more)]);
+    // What is all new takes the place of it.
+    let new = happened(Uuid::new_v4());
+    store.append_at(HOUR, Some("k"), std::slice::from_ref(&new)).await.unwrap();
+    assert_eq!(pending(&pool).await, [named(&new)]);
+}
+
+/// A call is made again while a daemon appends its event.
+#[tokio::test]
+async fn a_repetition_waits_for_who_appends_its_event() {
+    let (pool, store) = store().await;
+    let [first, later] = [(); 2].map(|()| happened(Uuid::new_v4()));
+    store.append_at(Duration::ZERO, None, std::slice::from_ref(&first)).await.unwrap();
+    store.append_at(HOUR, Some("k"), std::slice::from_ref(&later)).await.unwrap();
+    let mut daemon = pool.begin().await.unwrap();
+    sqlx::query("select espd.append_due()").execute(&mut *daemon).await.unwrap();
+    let again = tokio::spawn(async move { store.append_at(Duration::ZERO, Some("k"), &[first]).await });
+    eventually("a repetition waits", async || {
+        let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+        (numbers(&pool, waits).await[0] > 0).then_some(())
+    })
+    .await;
+    daemon.commit().await.unwrap();
+    again.await.unwrap().unwrap();
+    assert_eq!(pending(&pool).await, [(later.uuid, Some("k".to_owned()))]);
+}
+
 #[tokio::test]
 async fn what_cannot_be_appended_later_is_refused_at_once() {
     let (pool, store) = store().await;

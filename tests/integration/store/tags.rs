@@ -172,6 +172,35 @@ async fn the_function_says_which_event_came_and_who_has_a_key() {
     call(&pool, claim(b), None).await.unwrap();
 }
 
+/// The keys of one append in SQL, where one event claims what a later one releases.
+#[tokio::test]
+async fn a_claim_counts_although_a_later_event_releases_it() {
+    let (pool, _) = store().await;
+    let (a, b) = (Uuid::new_v4(), Uuid::new_v4());
+    let event = |id: Uuid, keys: &str| json!({"aggregate_id": id, "type": "A", "body": {}, keys: {"q": "1"}});
+    let owners = "select aggregate_id from espd.unique_keys";
+    let owners = async || sqlx::query_scalar::<_, Uuid>(owners).fetch_all(&pool).await.unwrap();
+    call(&pool, json!([event(a, "claims"), event(a, "releases")]), None).await.unwrap();
+    assert_eq!(owners().await, Vec::<Uuid>::new());
+    call(&pool, event(b, "claims"), None).await.unwrap();
+    let claimed = json!([event(a, "claims"), event(a, "releases")]);
+    let (state, _, detail) = refusal(&call(&pool, claimed, None).await.unwrap_err());
+    assert_eq!((state.as_str(), &detail["event"], &detail["owner"]), ("ES009", &json!(1), &json!(b)));
+    call(&pool, json!([event(a, "claims"), event(b, "releases")]), None).await.unwrap();
+    assert_eq!(owners().await, [a]);
+}
+
+/// A repetition is what has the same uuid, content and tags. The keys are those of the first append.
+#[tokio::test]
+async fn a_repetition_with_other_keys_claims_nothing() {
+    let (pool, _) = store().await;
+    let event = |claims: Value| json!({"uuid": Uuid::from_u128(1), "aggregate_id": Uuid::from_u128(2), "type": "A", "body": {}, "claims": claims});
+    let first = call(&pool, event(json!({"q": "1"})), None).await.unwrap();
+    assert_eq!(call(&pool, event(json!({"q": "2"})), None).await.unwrap(), first);
+    let keys = sqlx::query_scalar::<_, String>("select key from espd.unique_keys").fetch_all(&pool).await;
+    assert_eq!(keys.unwrap(), ["1"]);
+}
+
 #[tokio::test]
 async fn what_the_function_cannot_take_is_refused() {
     let (pool, store) = store().await;
