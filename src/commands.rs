@@ -79,8 +79,10 @@ mod input;
 mod log;
 mod middleware;
 mod outcome;
+mod repetition;
 mod router;
 mod secret;
+mod unstorable;
 
 #[doc(hidden)]
 pub use command::refusal_parts;

@@ -35,6 +35,8 @@ pub struct Execution<'r, S, A: Aggregate, R> {
     decision: Decision<'r, A, R>,
     envelope: Envelope,
     expected: Option<Version>,
+    /// Whether the aggregate must have events.
+    must_exist: bool,
     /// The id of the command, if nobody can have used it before.
     new_command_id: Option<Uuid>,
     appender: Option<&'r dyn Appender>,
@@ -108,7 +110,8 @@ pub struct Planned<A: Aggregate> {
 impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
     pub(super) fn new(loader: &'r Loader<S>, id: Id<A>, decision: Decision<'r, A, R>) -> Self {
         let envelope = Envelope::default();
-        Self { loader, id, decision, envelope, expected: None, new_command_id: None, appender: None }
+        let (expected, must_exist, new_command_id, appender) = (None, false, None, None);
+        Self { loader, id, decision, envelope, expected, must_exist, new_command_id, appender }
     }
 
     /// Gives the command an id. Once it is carried out, repeating it with the same id stores nothing, decides nothing, and answers
@@ -152,6 +155,13 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
         self
     }
 
+    /// Carries it out only if the aggregate exists.
+    #[cfg(feature = "commands")]
+    pub(crate) fn existing(mut self) -> Self {
+        self.must_exist = true;
+        self
+    }
+
     /// Gives the command an id that nobody can have used before, so that it is not looked for.
     #[cfg(feature = "commands")]
     pub(crate) fn new_command_id(mut self, id: Uuid) -> Self {
@@ -177,13 +187,19 @@ impl<'r, S: EventStore, A: Aggregate, R> Execution<'r, S, A, R> {
 
     async fn load(&self, kept: &mut Kept) -> Result<Loaded<A>, ExecuteError<R>> {
         let loaded = self.loader.load_keeping(kept, &self.id).await?;
-        match self.expected {
-            Some(expected) if expected != loaded.version => {
+        match self.find_conflict(loaded.version) {
+            Some(expected) => {
                 kept.release();
                 Err(self.conflict(expected, loaded.version).await)
             }
-            _ => Ok(loaded),
+            None => Ok(loaded),
         }
+    }
+
+    /// The version that the aggregate should have instead of this one; that of the first event, if it has none and must exist.
+    fn find_conflict(&self, actual: Version) -> Option<Version> {
+        let missing = (self.must_exist && actual == 0).then(|| Version::from(1));
+        self.expected.filter(|expected| *expected != actual).or(missing)
     }
 
     fn draw_command_id(&self) -> CommandId {
@@ -321,7 +337,7 @@ impl<A: Aggregate, R> Execution<'_, PostgresEventStore, A, R> {
             }
         }
         let loaded = self.load_in(connection, Version::MAX).await?;
-        if let Some(expected) = self.expected.filter(|expected| *expected != loaded.version) {
+        if let Some(expected) = self.find_conflict(loaded.version) {
             return Err(self.conflict_in_transaction(expected, loaded.version));
         }
         let planned = self.plan(&loaded, self.draw_command_id())?;

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use validator::Validate;
 
-use super::{CommandError, Secret};
+use super::{CommandError, Secret, repetition};
 use crate::aggregate::{Aggregate, Decide, Id};
 
 /// What somebody wants an aggregate to do. It is data: it is read from JSON or from a form, and its rules are checked, before the
@@ -31,6 +31,15 @@ pub trait Command: DeserializeOwned + Serialize + Validate + Send + Sync + 'stat
     /// no matter that this takes a while.
     fn secrets(&self) -> Vec<Secret> {
         Vec::new()
+    }
+
+    /// Whether this is the command that was recorded under its id, so that it is answered as that one was; otherwise the id belongs to
+    /// another command. `recorded` is read from the record, in which every secret is `[secret]`: secrets are never compared.
+    ///
+    /// Unless it is said here, all fields have to be the same as JSON. Say it where reading a command fills in what nobody has sent, the
+    /// time for example, or where the order of a list means nothing, as in a `HashSet`.
+    fn repeats(&self, recorded: &Self) -> bool {
+        repetition::have_same_fields(self, recorded)
     }
 }
 

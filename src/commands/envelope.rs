@@ -24,6 +24,8 @@ pub struct Envelope {
     pub command_id: Option<Uuid>,
     /// The version that the aggregate must be at; 0: it must not exist.
     pub expected_version: Option<Version>,
+    /// Whether the aggregate must exist, at whatever version.
+    pub must_exist: bool,
     /// The conversation that the events belong to; one of their own if there is none.
     pub correlation_id: Option<Uuid>,
     /// The event that has led to the command; the command itself if there is none.
@@ -65,6 +67,12 @@ impl Envelope {
         Self { causation_id: Some(event.uuid), correlation_id, ..self }
     }
 
+    /// Carries it out only if the aggregate exists.
+    #[must_use]
+    pub fn existing(self) -> Self {
+        Self { must_exist: true, ..self }
+    }
+
     /// Adds to the metadata of the events.
     #[must_use]
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
@@ -79,17 +87,17 @@ impl Envelope {
     }
 
     /// What the headers of an HTTP request say: `Idempotency-Key` is the id of the command (a text that is no uuid becomes one), `If-Match` the
-    /// expected version, in quotes or without, `X-Correlation-Id` the conversation. `header` finds a header by its name, in lower case.
+    /// expected version, in quotes or without, or `*`, which any will do for that exists; `X-Correlation-Id` the conversation. `header` finds a header by its name, in lower case.
     ///
     /// # Errors
-    /// `If-Match` is no version, or `X-Correlation-Id` no uuid.
+    /// `Idempotency-Key` is empty, `If-Match` is no version, or `X-Correlation-Id` no uuid.
     pub fn from_headers<'h>(header: impl Fn(&str) -> Option<&'h str>) -> Result<Self, CommandError> {
         let mut envelope = Self::new();
-        envelope.command_id = header("idempotency-key").map(id_of_key);
-        if let Some(text) = header("if-match").filter(|text| *text != "*") {
-            let version = text.trim_start_matches("W/").trim_matches('"').parse::<i64>();
-            let wrong = |_| CommandError::new("header", "must be a version, such as \"3\"").at("If-Match");
-            envelope.expected_version = Some(version.map_err(wrong)?.into());
+        envelope.command_id = header("idempotency-key").map(id_of_key).transpose()?;
+        match header("if-match").map(str::trim) {
+            Some("*") => envelope.must_exist = true,
+            Some(text) => envelope.expected_version = Some(version_of(text)?),
+            None => {}
         }
         if let Some(text) = header("x-correlation-id") {
             let wrong = |_| CommandError::new("header", "must be a uuid").at("X-Correlation-Id");
@@ -99,9 +107,20 @@ impl Envelope {
     }
 }
 
-/// The uuid that a key is, or that is made of it.
-fn id_of_key(key: &str) -> Uuid {
-    key.parse().unwrap_or_else(|_| Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes()))
+/// The uuid that a key is, or that is made of it. Whoever sends an empty one has forgotten it, and would get the answer of all others who have.
+fn id_of_key(key: &str) -> Result<Uuid, CommandError> {
+    if key.trim().is_empty() {
+        return Err(
+            CommandError::new("header", "is empty: send a key, or no such header").at("Idempotency-Key")
+        );
+    }
+    Ok(key.parse().unwrap_or_else(|_| Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes())))
+}
+
+fn version_of(text: &str) -> Result<Version, CommandError> {
+    let version = text.trim_start_matches("W/").trim_matches('"').parse::<i64>();
+    let wrong = || CommandError::new("header", "must be a version, such as \"3\", or *").at("If-Match");
+    version.ok().filter(|version| *version >= 0).map(Version::from).ok_or_else(wrong)
 }
 
 /// A command as it comes from a queue, for example: `{"name": "LendBook", "body": {…}, "command_id": "…"}`.

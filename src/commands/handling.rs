@@ -9,8 +9,9 @@ use uuid::Uuid;
 use super::log::{CommandLog, CommandRecord};
 use super::middleware::{Incoming, Middleware};
 use super::outcome::{Plan, Receipt, StoredEvent};
+use super::unstorable;
 use super::{Command, Envelope, Outcome, input};
-use crate::aggregate::{Appender, Decide, ExecuteError, Execution, Repository};
+use crate::aggregate::{Appender, Decide, ExecuteError, Execution, Id, Repository};
 use crate::event::{AggregateId, Appended, NewEvent, Version};
 use crate::store::{AppendError, EventStore};
 
@@ -31,7 +32,7 @@ type ExecutionOf<'c, S, C> =
 impl<S: EventStore> Desk<S> {
     /// Handles a command that is valid.
     pub(super) async fn handle<C: Command>(&self, command: C, envelope: Envelope) -> Outcome {
-        let id = command.aggregate_id();
+        let id = target(&command);
         let incoming =
             Incoming { name: C::NAME, aggregate_id: id.get(), envelope: &envelope, command: &command };
         for middleware in &self.middleware {
@@ -50,8 +51,12 @@ impl<S: EventStore> Desk<S> {
         envelope: &Envelope,
     ) -> std::result::Result<Outcome, Outcome> {
         let note = Note::new(command, envelope)?;
-        if let Some(recorded) = self.find_recorded(&note).await? {
+        if let Some(recorded) = self.find_recorded(command, &note).await? {
             return Ok(recorded);
+        }
+        // No record could keep it, also that of a refusal.
+        if let Some(error) = self.log.as_ref().and_then(|_| unstorable::find_text(&note.body)) {
+            return Ok(Outcome::invalid([error]));
         }
         hash(command).await?;
         let outcome = match (&self.log, envelope.dry_run) {
@@ -60,9 +65,12 @@ impl<S: EventStore> Desk<S> {
             (None, false) => note.executed::<C>(self.execution(command, &note)?.await),
         };
         match outcome {
-            // The same command was recorded by another caller since.
-            Outcome::Failed(problem) => {
-                Ok(self.find_recorded(&note).await?.unwrap_or(Outcome::Failed(problem)))
+            // The same command, or another one of its id, was recorded by another caller since.
+            outcome if may_be_recorded(&outcome) => {
+                Ok(self.find_recorded(command, &note).await?.unwrap_or(outcome))
+            }
+            Outcome::Invalid { errors } => {
+                Ok(Outcome::invalid(unstorable::locate(errors, &note.body, &note.aggregate_id)))
             }
             outcome => Ok(outcome),
         }
@@ -74,13 +82,16 @@ impl<S: EventStore> Desk<S> {
         note: &Note<'c>,
     ) -> std::result::Result<ExecutionOf<'c, S, C>, Outcome> {
         let envelope = note.envelope;
-        let mut execution = self.repository.execute(&command.aggregate_id(), command);
+        let mut execution = self.repository.execute(&target(command), command);
         execution = match envelope.command_id {
             Some(id) => execution.command_id(id),
             None => execution.new_command_id(note.command_id),
         };
         if let Some(version) = envelope.expected_version {
             execution = execution.expecting(version);
+        }
+        if envelope.must_exist {
+            execution = execution.existing();
         }
         if let Some(id) = envelope.correlation_id {
             execution = execution.correlation_id(id);
@@ -114,31 +125,65 @@ impl<S: EventStore> Desk<S> {
         };
         let outcome = note.executed::<C>(execution.await);
         match &outcome {
-            Outcome::Refused(_) => self.record_refusal(note, log, outcome).await,
+            Outcome::Refused(_) => self.record_refusal(command, note, log, outcome).await,
             _ => outcome,
         }
     }
 
-    async fn record_refusal(&self, note: &Note<'_>, log: &dyn CommandLog, outcome: Outcome) -> Outcome {
+    async fn record_refusal<C: Command>(
+        &self,
+        command: &C,
+        note: &Note<'_>,
+        log: &dyn CommandLog,
+        outcome: Outcome,
+    ) -> Outcome {
         match log.record(&note.record(outcome.clone())).await {
             Ok(true) => outcome,
             Ok(false) => {
-                self.find_recorded(note).await.map_or_else(|error| error, |found| found.unwrap_or(outcome))
+                let found = self.find_recorded(command, note).await;
+                found.map_or_else(|error| error, |found| found.unwrap_or(outcome))
             }
             Err(error) => Outcome::unavailable(&error),
         }
     }
 
     /// The answer that the command got before, if it is recorded.
-    async fn find_recorded(&self, note: &Note<'_>) -> std::result::Result<Option<Outcome>, Outcome> {
+    async fn find_recorded<C: Command>(
+        &self,
+        command: &C,
+        note: &Note<'_>,
+    ) -> std::result::Result<Option<Outcome>, Outcome> {
         let (Some(log), Some(command_id)) = (&self.log, note.envelope.command_id) else { return Ok(None) };
         let found = log.find(command_id).await.map_err(|error| Outcome::unavailable(&error))?;
-        Ok(found.map(|record| match record.outcome {
-            _ if record.name != note.name || record.aggregate_id != note.aggregate_id => {
-                Outcome::CommandIdReused { command_id }
+        Ok(found.map(|record| {
+            let is_of_it = record.name == note.name && record.aggregate_id == note.aggregate_id;
+            match is_of_it && is_repetition(command, &record) {
+                true => record.outcome.repeated(),
+                false => Outcome::CommandIdReused { command_id },
             }
-            outcome => outcome.repeated(),
         }))
+    }
+}
+
+/// Whether this is the command that was recorded, as far as the record tells.
+///
+/// The record is read as the command is now, so that a field that has come since has its default, and one that was renamed its
+/// alias. What can be read so no more was recorded by an earlier version, and is not held against the command.
+fn is_repetition<C: Command>(command: &C, record: &CommandRecord) -> bool {
+    serde_json::from_value::<C>(record.body.clone()).map_or(true, |recorded| command.repeats(&recorded))
+}
+
+/// Whether there may be a record of the id that nobody has seen yet: the events of the id were found, or stood in the way.
+fn may_be_recorded(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Failed(_) | Outcome::Executed(Receipt { repeated: true, .. }))
+}
+
+/// The aggregate that a command names. What decides is stored under uuids, which are the same in upper case.
+fn target<C: Command>(command: &C) -> Id<C::Aggregate> {
+    let id = command.aggregate_id();
+    match id.get().as_uuid() {
+        None => Uuid::parse_str(&id.to_string()).map_or(id, Id::new),
+        Some(_) => id,
     }
 }
 
@@ -167,7 +212,7 @@ struct Note<'c> {
 impl<'c> Note<'c> {
     fn new<C: Command>(command: &C, envelope: &'c Envelope) -> std::result::Result<Self, Outcome> {
         let body = input::to_json(command).map_err(|error| Outcome::failed(&error))?;
-        let aggregate_id = command.aggregate_id().get().clone();
+        let aggregate_id = target(command).get().clone();
         let command_id = envelope.command_id.unwrap_or_else(Uuid::new_v4);
         Ok(Self { name: C::NAME, aggregate_id, body, envelope, command_id })
     }

@@ -2,6 +2,7 @@
 
 mod conversion;
 mod form;
+mod json;
 mod place;
 mod read_error;
 mod reading;
@@ -57,13 +58,9 @@ impl Input {
     /// The fields of a JSON object.
     ///
     /// # Errors
-    /// The text is no JSON: the code is `json`.
+    /// The text is no JSON: the code is `json`. A field is there twice: `duplicate`.
     pub fn json(text: impl AsRef<[u8]>) -> Result<Self, CommandError> {
-        match serde_json::from_slice(text.as_ref()) {
-            Ok(value) => Ok(Self::value(value)),
-            // What `serde_json` says names places and kinds, and no content.
-            Err(error) => Err(CommandError::new("json", format!("is no JSON: {error}"))),
-        }
+        json::parse(text.as_ref()).map(Self::value)
     }
 
     /// The fields of a JSON object that is parsed already.
@@ -86,8 +83,9 @@ impl Input {
     /// The same from the body of a request, or the query of a URL: `application/x-www-form-urlencoded`.
     ///
     /// # Errors
-    /// As [`Self::form`].
+    /// As [`Self::form`]; `encoding`: it is not UTF-8.
     pub fn form_encoded(body: impl AsRef<[u8]>) -> Result<Self, CommandError> {
+        form::require_utf8(body.as_ref())?;
         Self::form(form_urlencoded::parse(body.as_ref()))
     }
 

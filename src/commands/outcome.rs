@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::CommandError;
 use super::command::{Refusal, told};
+use super::{CommandError, unstorable};
 use crate::aggregate::{Aggregate, CommitError, ExecuteError, Executed, Planned};
 use crate::event::{AggregateId, Appended, EventSet as _, NewEvent, Position, Version};
 use crate::postgres::error::chain;
@@ -238,7 +238,9 @@ impl Outcome {
                 Self::Conflict { aggregate_id, expected, actual }
             }
             // What the client has sent cannot be stored: a text with a zero character, a body that departs from what is declared.
-            AppendError::Invalid { reason, .. } => Self::invalid([CommandError::new("not_storable", reason)]),
+            AppendError::Invalid { reason, .. } => {
+                Self::invalid([CommandError::new(unstorable::CODE, reason)])
+            }
             AppendError::KeyTaken { key, .. } => {
                 let error = CommandError::new("taken", format!("{} {} is taken", key.scope, key.key));
                 Self::refused(error.with("scope", key.scope).with("key", key.key), 409)

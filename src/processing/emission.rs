@@ -273,7 +273,10 @@ impl EmissionBatch {
         } else {
             // The event store would refuse it for ever, long after this handler has ended.
             if let Some(reason) = find_reason(&event) {
-                return Err(reason.into_owned());
+                let id = &event.aggregate_id;
+                let which =
+                    id.as_uuid().map_or_else(|| format!(" (it is {:?})", id.to_string()), |_| String::new());
+                return Err(format!("{reason}{which}"));
             }
             // PostgreSQL says so itself when it keeps the emission.
             if emitter.is_without_postgres()

@@ -1,7 +1,5 @@
 //! Refuses events that no store can keep, as far as that is cheap to see before they are sent.
 
-use std::borrow::Cow;
-
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
@@ -21,16 +19,16 @@ const CREATED_AT_MIN_MICROS: i64 = -210_866_803_200_000_000;
 pub(super) fn check(events: &[NewEvent]) -> Result<(), AppendError> {
     for (index, event) in events.iter().enumerate() {
         if let Some(reason) = find_reason(event) {
-            return Err(AppendError::Invalid { index: Some(index), reason: reason.into_owned() });
+            return Err(AppendError::Invalid { index: Some(index), reason: reason.to_owned() });
         }
     }
     Ok(())
 }
 
 /// Why no event store can keep an event.
-pub(crate) fn find_reason(event: &NewEvent) -> Option<Cow<'static, str>> {
-    let reason = refuse_aggregate_id(&event.aggregate_id).map(Cow::Owned);
-    reason.or_else(|| find_other_reason(event).or_else(|| find_fault_of_names(event)).map(Cow::Borrowed))
+pub(crate) fn find_reason(event: &NewEvent) -> Option<&'static str> {
+    let reason = refuse_aggregate_id(&event.aggregate_id);
+    reason.or_else(|| find_other_reason(event)).or_else(|| find_fault_of_names(event))
 }
 
 fn find_fault_of_names(event: &NewEvent) -> Option<&'static str> {
@@ -63,15 +61,13 @@ pub(super) fn refuse_tags(events: &[NewEvent], keeper: &str) -> Result<(), Appen
     }
 }
 
-/// Why no event of such an aggregate can be stored: the layouts that espd writes to have a column of the type `uuid`.
-fn refuse_aggregate_id(id: &AggregateId) -> Option<String> {
-    id.as_uuid().is_none().then(|| {
-        format!(
-            "the aggregate id {:?} is not a uuid, but this event store keeps uuids only: \
-             use a uuid, for example one of version 5, which is made from a text",
-            id.to_string()
-        )
-    })
+/// Why no event of such an aggregate can be stored: the layouts that espd writes to have a column of the type `uuid`. The id is not
+/// quoted: whoever sent it has it, and others have no use for it.
+fn refuse_aggregate_id(id: &AggregateId) -> Option<&'static str> {
+    id.as_uuid().is_none().then_some(
+        "the aggregate id is not a uuid in its usual form (lower case, with hyphens), but this event store keeps uuids only: \
+         use a uuid, for example one of version 5, which is made from a text",
+    )
 }
 
 fn find_other_reason(event: &NewEvent) -> Option<&'static str> {

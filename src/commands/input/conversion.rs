@@ -47,7 +47,9 @@ impl<'v> Reader<'v> {
 
     /// A whole number that is written as a text.
     fn integer<V: Visitor<'v>>(self, visitor: V) -> Result<V::Value, ReadError> {
-        let Some(text) = self.text().map(str::trim) else { return self.deserialize(visitor) };
+        let Some(text) = self.text().map(str::trim) else {
+            return if is_huge(self.value) { Err(out_of_range()) } else { self.deserialize(visitor) };
+        };
         if text.is_empty() {
             return Err(missing());
         }
@@ -57,9 +59,7 @@ impl<'v> Reader<'v> {
             (Ok(number), _, _) => visitor.visit_u64(number),
             (_, Ok(number), _) => visitor.visit_i64(number),
             (_, _, Ok(number)) => visitor.visit_i128(number),
-            _ if is_whole && text.len() > 1 => {
-                Err(ReadError::new("integer_range", "is too large or too small"))
-            }
+            _ if is_whole && text.len() > 1 => Err(out_of_range()),
             _ => Err(ReadError::new("integer", "must be a whole number")),
         }
     }
@@ -98,6 +98,16 @@ impl<'v> Reader<'v> {
             Value::Object(fields) => self.map(fields, visitor),
         }
     }
+}
+
+/// Whether this is a number beyond all whole numbers that are read as such: JSON has it as a float.
+fn is_huge(value: &Value) -> bool {
+    const FIRST: f64 = 9_223_372_036_854_775_808.0;
+    value.is_f64() && value.as_f64().is_some_and(|number| number.abs() >= FIRST)
+}
+
+fn out_of_range() -> ReadError {
+    ReadError::new("integer_range", "is too large or too small")
 }
 
 /// There is an empty text where a value is asked for.

@@ -29,6 +29,28 @@ pub(super) fn tree(
     Ok(root)
 }
 
+/// Refuses what is not UTF-8 behind its percent signs: the parser of forms would put another character in its place.
+pub(super) fn require_utf8(body: &[u8]) -> Result<(), CommandError> {
+    let mut decoded = Vec::with_capacity(body.len());
+    let mut rest = body;
+    while let Some((first, behind)) = rest.split_first() {
+        let digits =
+            behind.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                rest = &behind[2..];
+            }
+            None => {
+                decoded.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    let wrong = |_| CommandError::new("encoding", "is not UTF-8");
+    std::str::from_utf8(&decoded).map(drop).map_err(wrong)
+}
+
 /// `items[0][name]` and `items.0.name`: items, 0, name. The name in `tags[]` is empty.
 fn split(name: &str) -> Option<Vec<&str>> {
     let mut steps = Vec::new();

@@ -65,6 +65,29 @@ async fn check_repetition<S: EventStore + Clone + 'static>(store: S, log: impl C
     assert_eq!(other.label(), "command_id_reused");
 }
 
+on_both!(other_fields_under_the_same_id_are_another_command, check_reuse);
+async fn check_reuse<S: EventStore + Clone + 'static>(store: S, log: impl CommandLog + Clone) {
+    let (commands, book) = (router(&store).recorded_by(log.clone()), Id::<Book>::generate());
+    let (lent, refused) = (Uuid::new_v4(), Uuid::new_v4());
+    assert!(commands.execute(lend(&book, "Ada"), with_id(lent)).await.is_executed());
+    assert_eq!(commands.execute(lend(&book, "Bob"), with_id(refused)).await.label(), "refused");
+    for (to, id, label) in [
+        ("Ada", lent, "executed"),
+        ("Eve", lent, "command_id_reused"),
+        ("Bob", refused, "refused"),
+        ("Eve", refused, "command_id_reused"),
+    ] {
+        assert_eq!(commands.execute(lend(&book, to), with_id(id)).await.label(), label, "{to}");
+    }
+    // The record of an earlier version, which lacked a field and had another.
+    let mut old = log.find(lent).await.unwrap().unwrap();
+    old.command_id = Uuid::new_v4();
+    old.body = json!({"book": &book, "to": "Ada", "shelf": 7});
+    assert!(log.record(&old).await.unwrap());
+    assert_eq!(commands.execute(lend(&book, "Ada"), with_id(old.command_id)).await.label(), "executed");
+    assert_eq!(count_events(&store).await, 1);
+}
+
 #[tokio::test]
 async fn a_command_and_its_events_are_stored_together() {
     let (pool, store) = store().await;
@@ -93,6 +116,21 @@ async fn the_same_command_at_once_is_carried_out_once_and_answered_alike() {
         assert!(outcomes.iter().all(|one| one.label() == label), "{outcomes:?}");
         assert_eq!(store.read_aggregates(vec![book.get().clone()]).count().await, 1);
         assert_eq!(log.find(id).await.unwrap().unwrap().outcome.label(), label);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn different_commands_of_one_id_at_once_are_not_answered_alike() {
+    let (_pool, store) = store().await;
+    let log = PostgresCommandLog::of(&store).unwrap();
+    let commands = router(&store).recorded_by(log.clone());
+    for _ in 0..10 {
+        let (book, id) = (Id::<Book>::generate(), Uuid::new_v4());
+        let callers = ["Ada", "Bob", "Eve"].map(|to| commands.execute(lend(&book, to), with_id(id)));
+        let outcomes = futures_util::future::join_all(callers).await;
+        let executed = outcomes.iter().filter(|one| one.is_executed()).count();
+        let reused = outcomes.iter().filter(|one| one.label() == "command_id_reused").count();
+        assert_eq!((executed, reused), (1, 2), "{outcomes:?}");
     }
 }
 

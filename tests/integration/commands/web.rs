@@ -77,3 +77,75 @@ fn commands_come_over_http_as_json_and_as_forms() {
     assert_eq!(service.post("Nothing", "", "{}").0, 404);
     assert_eq!(service.post("ReturnBook", "", "{").1["errors"][0]["code"], "json");
 }
+
+const JSON: &str = "content-type: application/json\r\n";
+
+#[test]
+fn headers_of_a_command_mean_what_they_say() {
+    let service = Service::start();
+    let book = Uuid::new_v4();
+    let lend = |to: &str| {
+        json!({"book": book, "to": to, "days": 14, "address": {"street": "a", "town": "b"}}).to_string()
+    };
+    let code = |answer: (u16, Value)| (answer.0, answer.1["errors"][0]["path"].clone());
+    assert_eq!(
+        code(service.post("LendBook", "idempotency-key: \r\n", &lend("Ada"))),
+        (400, json!("Idempotency-Key"))
+    );
+    let (status, missing) = service.post("LendBook", "if-match: *\r\n", &lend("Ada"));
+    assert_eq!((status, &missing["outcome"], &missing["actual"]), (409, &json!("conflict"), &json!(0)));
+    for wrong in ["-1", "\"-1\"", "1.5"] {
+        let header = format!("if-match: {wrong}\r\n");
+        assert_eq!(
+            code(service.post("LendBook", &header, &lend("Ada"))),
+            (400, json!("If-Match")),
+            "{wrong}"
+        );
+    }
+    let key = "idempotency-key: lend-1\r\n";
+    assert_eq!(service.post("LendBook", key, &lend("Ada")).0, 200);
+    let (status, reused) = service.post("LendBook", key, &lend("Eve"));
+    assert_eq!((status, &reused["outcome"]), (422, &json!("command_id_reused")));
+    assert_eq!(service.post("LendBook", key, &lend("Ada")).1["repeated"], true);
+    let loud = lend("Ada").replace(&book.to_string(), &book.to_string().to_uppercase());
+    assert_eq!(service.post("LendBook", key, &loud).1["repeated"], true);
+    let returned = json!({"book": book.to_string().to_uppercase()}).to_string();
+    let (status, answer) = service.post("ReturnBook", "if-match: *\r\n", &returned);
+    assert_eq!(
+        (status, &answer["version"], &answer["aggregate_id"]),
+        (200, &json!(2), &json!(book)),
+        "{answer}"
+    );
+}
+
+#[test]
+fn what_cannot_be_stored_or_read_is_told_by_its_place_and_never_quoted() {
+    let service = Service::start();
+    let book = Uuid::new_v4();
+    let fields = |to: Value, days: &str, book: &str| {
+        format!(r#"{{"book":"{book}","to":{to},"days":{days},"address":{{"street":"a","town":"b"}}}}"#)
+    };
+    let id = book.to_string();
+    for (body, path, code) in [
+        (fields(json!("Ada"), "14", "secret value hunter2"), "book", "not_storable"),
+        (fields(json!("hunter2\0"), "14", &id), "to", "not_storable"),
+        (fields(json!("Ada"), "18446744073709551616", &id), "days", "integer_range"),
+        (fields(json!("Ada"), "4294967296", &id), "days", "integer_range"),
+        (fields(json!("Ada"), "1.5", &id), "days", "integer"),
+        (fields(json!("Ada"), "14,\"to\":\"hunter2\"", &id), "to", "duplicate"),
+        (fields(json!("Ada"), "14", &id).replace("\"town\"", "\"street\""), "address.street", "duplicate"),
+    ] {
+        let (status, answer) = service.post("LendBook", JSON, &body);
+        let error = &answer["errors"][0];
+        assert_eq!(
+            (status, &error["path"], &error["code"]),
+            (400, &json!(path), &json!(code)),
+            "{body} {answer}"
+        );
+        assert!(!answer.to_string().contains("hunter2"), "{answer}");
+    }
+    let form = format!("book={book}&to=%ff%fe&days=14&address.street=a&address.town=b");
+    let (status, answer) = service.post("LendBook", FORM, &form);
+    assert_eq!((status, &answer["errors"][0]["code"]), (400, &json!("encoding")), "{answer}");
+    assert_eq!(service.post("LendBook", FORM, &form.replace("%ff%fe", "J%C3%BCrgen")).0, 200);
+}
