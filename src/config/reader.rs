@@ -5,7 +5,7 @@ pub(crate) mod context;
 pub(crate) mod diagnostics;
 pub(crate) mod include;
 pub(crate) mod interpolation;
-mod json;
+pub(crate) mod json;
 pub(crate) mod key;
 pub(crate) mod quantity;
 pub(crate) mod scalars;

@@ -180,7 +180,7 @@ fn show_upcast(upcast: &Upcast) -> Value {
 
 fn show_event(event: &DeclaredEvent) -> Value {
     let check = if event.is_checked { "append" } else { "report" };
-    json!({ "type": event.event_type, "schema": event.schema.to_string(), "check": check })
+    json!({ "type": event.event_type, "schema": event.text, "check": check })
 }
 
 fn show_processors(config: &Config, kind: ProcessorKind) -> Vec<Value> {

@@ -122,7 +122,7 @@ fn describe(name: &str, schema: &Value) -> String {
         }
         None => format!("{name}  no events are stored"),
     };
-    text += &describe_declared(&about["declared"]).unwrap_or_default();
+    text += &describe_declared(&about["declared"], &about["sampled"]).unwrap_or_default();
     let required = schema["required"].as_array().cloned().unwrap_or_default();
     for (key, shape) in schema["properties"].as_object().into_iter().flatten() {
         let mark = if required.contains(&key.as_str().into()) { "" } else { "?" };
@@ -135,8 +135,8 @@ fn describe(name: &str, schema: &Value) -> String {
     text
 }
 
-/// The line about what is declared; `None`: nothing is.
-fn describe_declared(declared: &Value) -> Option<String> {
+/// The line about what is declared; `None`: nothing is. `sampled` of the events are stored under the type itself; others are read as it.
+fn describe_declared(declared: &Value, sampled: &Value) -> Option<String> {
     let checked = match declared["check"].as_str()? {
         "append" => "declared, checked when appended",
         _ => "declared",
@@ -144,11 +144,16 @@ fn describe_declared(declared: &Value) -> Option<String> {
     let newest = &declared["newest_departing"];
     let departure = &newest["departure"];
     let path = departure["path"].as_str().filter(|path| !path.is_empty()).unwrap_or("the body");
+    let looked_at = declared["looked_at"].as_i64().unwrap_or(0);
+    let these = match looked_at == sampled.as_i64().unwrap_or(0) {
+        true => "these".to_owned(),
+        false => format!("the {looked_at} that are read as this type"),
+    };
     Some(match declared["departing"].as_i64() {
         None => format!("\n  ({checked}; not compared: espd only reads this store)"),
-        Some(0) => format!("\n  ({checked}: none of these departs)"),
+        Some(0) => format!("\n  ({checked}: none of {these} departs)"),
         Some(count) => format!(
-            "\n  ({checked}: {count} of these depart, the newest is event {}: {path}: expected {}, found {})",
+            "\n  ({checked}: {count} of {these} depart, the newest is event {}: {path}: expected {}, found {})",
             newest["event"],
             departure["expected"],
             departure["found"].as_str().unwrap_or("?")

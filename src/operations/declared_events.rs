@@ -12,7 +12,7 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark;
 use crate::postgres::sqlstate::{describe, is_infrastructure_error};
 use crate::process::exit_code::Exit;
-use crate::store::declared_event::{DeclaredEvent, EventSchemas, StoredSchema, patterns};
+use crate::store::declared_event::{DeclaredEvent, EventSchemas, StoredSchema, are_same, patterns};
 use crate::store::layout::Layout;
 
 /// How what is declared of a type differs from what the store has been told.
@@ -48,7 +48,7 @@ pub(crate) async fn compare(
     let difference = |event: &DeclaredEvent| match stored.get(&event.event_type) {
         None => Some(Difference::New),
         Some(StoredSchema { schema, is_checked }) => {
-            (*schema != event.schema || *is_checked != event.is_checked).then_some(Difference::Changed)
+            (!are_same(schema, &event.text) || *is_checked != event.is_checked).then_some(Difference::Changed)
         }
     };
     let mut found: Vec<_> =
@@ -172,7 +172,7 @@ pub(crate) async fn add_declared(
         None => BTreeMap::new(),
     };
     all.extend(declared.iter().map(|event| {
-        let stored = StoredSchema { schema: event.schema.clone(), is_checked: event.is_checked };
+        let stored = StoredSchema { schema: event.text.clone(), is_checked: event.is_checked };
         (event.event_type.clone(), stored)
     }));
     all.retain(|name, _| only.is_none_or(|only| only == name));
@@ -189,8 +189,9 @@ pub(crate) async fn add_declared(
             .entry(name.clone())
             .or_insert_with(|| json!({ "title": name, "x-espd": { "origin": "declared", "events": 0 } }));
         of_type["x-espd"]["declared"] = json!({
-            "schema": schema,
+            "schema": serde_json::from_str(&schema).unwrap_or(Value::String(schema)),
             "check": if is_checked { "append" } else { "report" },
+            "looked_at": departures.as_ref().map(|departures| departures.looked_at),
             "departing": departures.map(|departures| departures.count),
             "newest_departing": newest,
         });

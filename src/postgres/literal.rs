@@ -18,15 +18,19 @@ use crate::postgres::server_mark::SEE_ALL_ROWS;
 /// UTF-8, which may lack it: the whole statement would fail.
 pub(crate) fn json_literal(value: &impl Serialize) -> Result<String, sqlx::Error> {
     let text = serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    let text = without_nul(text);
+    Ok(json_text_literal(&without_nul(text)))
+}
+
+/// The same of a value that is JSON text already, with its numbers as they are written.
+pub(crate) fn json_text_literal(text: &str) -> String {
     if text.is_ascii() {
-        return Ok(quote_literal(&text));
+        return quote_literal(text);
     }
-    Ok(format!(
+    format!(
         "(case pg_catalog.getdatabaseencoding() when 'UTF8' then {} else {} end)::jsonb",
-        quote_literal(&in_ascii(&text, "\\u")),
-        quote_literal(&in_ascii(&text, "\\\\u"))
-    ))
+        quote_literal(&in_ascii(text, "\\u")),
+        quote_literal(&in_ascii(text, "\\\\u"))
+    )
 }
 
 /// JSON text with every character beyond ASCII as the numbers of its UTF-16 code units, each behind `escape`.

@@ -9,6 +9,7 @@ mod table;
 
 use serde_json::Value;
 
+use super::jsonb;
 use crate::postgres::source_text::SourceText;
 
 pub(crate) use keywords::patterns;
@@ -19,8 +20,10 @@ pub(crate) use table::{EventSchemas, StoredSchema};
 pub struct DeclaredEvent {
     /// The type of the events.
     pub event_type: String,
-    /// A JSON Schema of their bodies, without a mistake.
+    /// A JSON Schema of their bodies, without a mistake. Its numbers may be rounded here.
     pub schema: Value,
+    /// The same, as the store writes it: no number is rounded.
+    pub text: String,
     /// Whether an append is refused that departs from the schema.
     pub is_checked: bool,
     /// Where the schema is written.
@@ -38,5 +41,23 @@ pub(crate) struct SchemaMistake {
 
 /// The first mistake in a schema, if it has one.
 pub(crate) fn find_mistake(schema: &Value) -> Option<SchemaMistake> {
-    keywords::check(schema, schema, "").and_then(|()| keywords::check_references(schema)).err()
+    let found = keywords::check(schema, schema, "").and_then(|()| keywords::check_references(schema));
+    found.and_then(|()| keywords::check_texts(schema, "")).err()
+}
+
+/// A schema as the store writes it. `written` is JSON.
+///
+/// # Errors
+/// The store cannot keep it.
+pub(crate) fn as_stored(written: &str) -> Result<String, SchemaMistake> {
+    jsonb::normalize(written).map_err(|reason| SchemaMistake {
+        path: String::new(),
+        message: format!("PostgreSQL cannot keep it: {reason}"),
+        advice: "write what jsonb can hold: a number has at most 131072 digits before the point and 16383 behind it",
+    })
+}
+
+/// Whether the store takes two texts of schemas for the same.
+pub(crate) fn are_same(one: &str, other: &str) -> bool {
+    jsonb::are_equal(one, other)
 }

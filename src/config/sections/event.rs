@@ -2,8 +2,9 @@
 
 use serde::Deserialize;
 
+use crate::config::reader::json::JsonText;
 use crate::config::reader::tree::Section;
-use crate::store::declared_event::{DeclaredEvent, SchemaMistake, find_mistake};
+use crate::store::declared_event::{DeclaredEvent, SchemaMistake, as_stored, find_mistake};
 
 /// When the bodies of a type are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -29,8 +30,11 @@ pub(crate) fn read_event(section: &Section<'_>) -> Option<DeclaredEvent> {
     });
     let check: Check = section.choice("check").unwrap_or_default();
     let written = section.value("schema")?;
-    let schema = written.json()?;
-    if let Some(SchemaMistake { path, message, advice }) = find_mistake(&schema) {
+    let JsonText { value: schema, text } = written.json()?;
+    let text = as_stored(&text);
+    if let Some(SchemaMistake { path, message, advice }) =
+        find_mistake(&schema).or_else(|| text.clone().err())
+    {
         let place = if path.is_empty() { "the schema".to_owned() } else { format!("{path} of the schema") };
         written.location.report(format!("{place}: {message}"), advice);
         return None;
@@ -38,6 +42,7 @@ pub(crate) fn read_event(section: &Section<'_>) -> Option<DeclaredEvent> {
     Some(DeclaredEvent {
         event_type: name?,
         schema,
+        text: text.ok()?,
         is_checked: check == Check::Append,
         place: written.place(),
     })

@@ -115,6 +115,28 @@ fn check_reference(wanted: &Value, root: &Value, path: &str) -> Checked {
     }
 }
 
+/// Refuses texts that the store cannot keep, wherever they are: names of properties, and values.
+pub(super) fn check_texts(value: &Value, path: &str) -> Checked {
+    match value {
+        Value::String(text) => check_text(text, path),
+        Value::Array(values) => (0..)
+            .zip(values)
+            .try_for_each(|(place, value): (usize, _)| check_texts(value, &below(path, &place.to_string()))),
+        Value::Object(members) => members.iter().try_for_each(|(name, value)| {
+            let path = below(path, name);
+            check_text(name, &path).and_then(|()| check_texts(value, &path))
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn check_text(text: &str, path: &str) -> Checked {
+    match text.contains('\0') {
+        true => refuse(path, "a text with a NUL character cannot be stored", "leave the character out"),
+        false => Ok(()),
+    }
+}
+
 fn one_of(value: &Value, known: &[&str], path: &str, advice: &'static str) -> Checked {
     match value.as_str() {
         Some(word) if known.contains(&word) => Ok(()),
@@ -131,7 +153,7 @@ fn refuse(path: &str, message: impl Into<String>, advice: &'static str) -> Check
 }
 
 fn below(path: &str, key: &str) -> String {
-    format!("{path}/{}", key.replace('~', "~0").replace('/', "~1"))
+    format!("{path}/{}", key.replace('~', "~0").replace('/', "~1").replace('\0', "\\u0000"))
 }
 
 /// The regular expressions in a schema. Whether PostgreSQL can read them, only PostgreSQL knows.
@@ -240,6 +262,8 @@ mod tests {
             (json!({ "$ref": "other.json" }), "/$ref"),
             (json!({ "$defs": { "a/b": {} }, "$ref": "#/$defs/a/b" }), "/$ref"),
             (json!({ "$defs": { "A": { "if": {} } } }), "/$defs/A/if"),
+            (json!({ "properties": { "a\0": {} } }), "/properties/a\\u0000"),
+            (json!({ "enum": ["a", ["b\0"]] }), "/enum/1/0"),
         ] {
             assert_eq!(find_mistake(&schema).map(|mistake| mistake.path).as_deref(), Some(path), "{schema}");
         }

@@ -8,14 +8,15 @@ use sqlx::{AssertSqlSafe, PgExecutor, Row as _};
 
 use super::DeclaredEvent;
 use crate::event::Position;
-use crate::postgres::literal::{json_literal, simple};
+use crate::postgres::literal::{json_text_literal, simple};
 use crate::postgres::quote::quote_literal;
 use crate::store::layout::Layout;
 
 /// What a store has been told of a type.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StoredSchema {
-    pub(crate) schema: Value,
+    /// As JSON text, because a number that is read may be rounded.
+    pub(crate) schema: String,
     pub(crate) is_checked: bool,
 }
 
@@ -24,6 +25,8 @@ pub(crate) struct StoredSchema {
 pub(crate) struct Departures {
     /// How many of those that were looked at.
     pub(crate) count: i64,
+    /// How many were looked at: also those that an upcast reads as this type.
+    pub(crate) looked_at: i64,
     /// The newest of them, with the path, what is expected and what is found.
     pub(crate) newest: Option<(Position, Value)>,
 }
@@ -47,13 +50,13 @@ impl EventSchemas {
         connection: impl PgExecutor<'_>,
     ) -> Result<BTreeMap<String, StoredSchema>, sqlx::Error> {
         let statement = format!(
-            "-- list_event_schemas\nselect type, schema, check_at_append from {}.event_schemas",
+            "-- list_event_schemas\nselect type, schema::text as schema, check_at_append from {}.event_schemas",
             self.schema
         );
         let rows = sqlx::query(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await?;
         let stored = |row: &sqlx::postgres::PgRow| {
-            let Json(schema) = row.try_get("schema")?;
-            Ok((row.try_get("type")?, StoredSchema { schema, is_checked: row.try_get("check_at_append")? }))
+            let (schema, is_checked) = (row.try_get("schema")?, row.try_get("check_at_append")?);
+            Ok((row.try_get("type")?, StoredSchema { schema, is_checked }))
         };
         rows.iter().map(stored).collect()
     }
@@ -71,7 +74,7 @@ impl EventSchemas {
                declared_at = excluded.declared_at, declared_by = excluded.declared_by",
             self.schema,
             quote_literal(&event.event_type),
-            json_literal(&event.schema)?,
+            json_text_literal(&event.text),
             event.is_checked,
         );
         simple(statement).execute(connection).await.map(drop)
@@ -95,7 +98,7 @@ impl EventSchemas {
         connection: impl PgExecutor<'_>,
         source: &str,
         event_type: &str,
-        schema: &Value,
+        schema: &str,
         sample: i64,
     ) -> Result<Departures, sqlx::Error> {
         let statement = format!(
@@ -104,16 +107,17 @@ impl EventSchemas {
                select e.id, {schemas}.find_departure({schema}::jsonb, e.body) as departure
                from (select id, body from {source} as e where type = {name} order by id desc limit {sample}) as e
              )
-             select count(*) as count, max(id) as newest, (array_agg(departure order by id desc))[1] as departure
-             from looked_at where departure is not null",
+             select count(departure) as count, count(*) as looked_at, max(id) filter (where departure is not null) as newest,
+                    (array_agg(departure order by id desc) filter (where departure is not null))[1] as departure
+             from looked_at",
             schemas = self.schema,
-            schema = json_literal(schema)?,
+            schema = json_text_literal(schema),
             name = quote_literal(event_type),
         );
         let row = sqlx::query(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await?;
         let newest: Option<Position> = row.try_get("newest")?;
         let departure: Option<Json<Value>> = row.try_get("departure")?;
         let newest = newest.zip(departure.map(|Json(departure)| departure));
-        Ok(Departures { count: row.try_get("count")?, newest })
+        Ok(Departures { count: row.try_get("count")?, looked_at: row.try_get("looked_at")?, newest })
     }
 }

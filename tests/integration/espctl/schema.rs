@@ -63,6 +63,19 @@ async fn declared_events_are_shown_beside_what_is_stored() {
     assert_eq!(declared["newest_departing"]["event"], 5, "{one}");
     assert_eq!(declared["schema"]["properties"]["n"]["maximum"], 3, "{one}");
 
+    // Events of another name that are read as this type are counted by what is looked at.
+    let file = installation.path().join("espd.toml");
+    let plain = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{plain}[[upcast]]\nevents = ['Old']\ntype = 'A'\n")).unwrap();
+    let old = "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'Old', 1, '{\"n\": 9}')";
+    sqlx::raw_sql(old).execute(&db.pool).await.unwrap();
+    let text = installation.espctl(&["schema", "events", "--type", "A"]).await.printed();
+    assert!(
+        text.starts_with("A  5 events") && text.contains("3 of the 6 that are read as this type depart"),
+        "{text}"
+    );
+    std::fs::write(&file, plain).unwrap();
+
     // An old form that is read as the new one does not depart.
     let upcast = "[[upcast]]\nevents = ['A']\nbody = \"jsonb_build_object('n', 1)\"\n";
     let text = std::fs::read_to_string(installation.path().join("espd.toml")).unwrap();
@@ -110,6 +123,15 @@ async fn a_schema_that_cannot_be_checked_is_a_mistake() {
         ),
         (r#"{"type": "text"}"#, "/type of the schema: \"text\" is not known"),
         ("{", "`schema` is not JSON: EOF while parsing"),
+        (
+            r#"{"properties": {"\u0000": {}}}"#,
+            "/properties/\\u0000 of the schema: a text with a NUL character cannot be stored",
+        ),
+        (
+            r#"{"items": {"enum": ["a", "b\u0000"]}}"#,
+            "/items/enum/1 of the schema: a text with a NUL character cannot be stored",
+        ),
+        (r#"{"const": 1e200000}"#, "a number out of range"),
         (r#"{"pattern": "("}"#, "PostgreSQL cannot read the pattern (: "),
     ] {
         installation.declare("a", &declare(schema, "append"));
@@ -121,4 +143,43 @@ async fn a_schema_that_cannot_be_checked_is_a_mistake() {
     installation.declare("b", &declare("{}", "append"));
     let said = installation.espctl(&["check"]).await.complained(64);
     assert!(said.contains("there is another event `A`"), "{said}");
+}
+
+#[tokio::test]
+async fn numbers_of_a_schema_reach_the_store_as_they_are_written() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let stored = async || -> String {
+        let query = sqlx::query_scalar("select schema::text from espd.event_schemas where type = 'A'");
+        query.fetch_one(&db.pool).await.unwrap()
+    };
+    for (written, kept) in [
+        ("123456789012345678901", "123456789012345678901"),
+        ("0.1234567890123456789012345", "0.1234567890123456789012345"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+        ("1e400", &format!("1{}", "0".repeat(400))),
+    ] {
+        installation.declare("a", &declare(&format!(r#"{{"const": {written}}}"#), "append"));
+        assert!(installation.espctl(&["schema", "apply"]).await.printed().starts_with("A: "));
+        assert_eq!(stored().await, format!(r#"{{"const": {kept}}}"#));
+        assert_eq!(installation.espctl(&["schema", "apply"]).await.printed(), "up to date: 1 declared\n");
+        let id = uuid::Uuid::new_v4();
+        let line = |body: &str| format!(r#"{{"aggregate_id":"{id}","type":"A","body":{body}}}"#);
+        installation.espctl_fed(&["append"], &line(written)).await.printed();
+        let near = "123456789012345680000";
+        installation.espctl_fed(&["append"], &line(near)).await.complained(1);
+        // Only the last event is of this declaration.
+        let shown = installation.espctl(&["schema", "events", "--sample", "1"]).await.printed();
+        assert!(shown.contains("none of these departs"), "{shown}");
+    }
+    // A store that was told by an earlier version, which rounded, is told anew once.
+    installation.declare("a", &declare(r#"{"maximum": 123456789012345678901, "const": 1.0}"#, "append"));
+    sqlx::raw_sql(
+        r#"update espd.event_schemas set schema = '{"maximum": 123456789012345680000, "const": 1}'"#,
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    assert_eq!(installation.espctl(&["schema", "apply"]).await.printed(), "A: changed\n");
+    assert_eq!(installation.espctl(&["schema", "apply"]).await.printed(), "up to date: 1 declared\n");
 }
