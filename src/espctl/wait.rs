@@ -19,7 +19,8 @@ use crate::store::{EventStore as _, PostgresEventStore};
 #[command(
     after_help = "With --idle it waits until nothing is left to do: every event is handled, also what reactors have emitted meanwhile,\n\
     handlers in Rust have done what they do after their commits, and nothing that is due is pending. What is emitted for a later time is listed and not waited for.\n\n\
-    Exit code 0 once the position is reached, 1 if a name is unknown, 75 if the time limit is exceeded, 65 if the event\n\
+    Exit code 0 once the position is reached, 1 if a name is unknown, or at once if a processor is paused or has stopped at an event\n\
+    before the position, 75 if the time limit is exceeded, 65 if the event\n\
     store is not the one that the processor has followed.\n\n\
     Examples, to read what was just written:\n  \
     espctl wait outstanding_todos --timeout 5s && psql -c 'table outstanding_todos'\n  \

@@ -20,7 +20,7 @@ use crate::processors::{WaitError, deadline_after};
 /// How a wait goes on while something keeps a processor from going on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// An event that fails may succeed later, and an operator may come.
+    /// An event that fails may succeed later. Who waits for a position does not wait for an operator.
     Patient,
     /// The first failure, dead letter or pause ends the wait.
     Impatient,
@@ -100,6 +100,7 @@ impl<'w> Waiting<'w> {
         loop {
             let rows = self.rows(&left).await?;
             self.refuse_blocked(&rows, wanted).await?;
+            self.refuse_halted(&rows, wanted)?;
             left.retain(|name| match self.slowest(name, &rows).map(|row| row.position) {
                 Some(position) if position >= wanted => {
                     reached(name, position);

@@ -31,6 +31,13 @@ impl Waiting<'_> {
         Ok(())
     }
 
+    /// Ends a wait for a position where only an operator lets one of the processors go on to there.
+    pub(super) fn refuse_halted(&self, rows: &[TrackerRow], wanted: Position) -> Result<(), WaitError> {
+        let is_halted = |row: &&TrackerRow| row.paused_at.is_some() || row.failed_at.is_some();
+        let mut halted = rows.iter().filter(|row| row.position < wanted).filter(is_halted);
+        halted.find_map(stopped).map_or(Ok(()), Err)
+    }
+
     async fn first_dead_letter(&self, name: &str) -> Result<Option<DeadLetter>, WaitError> {
         let databases = self.operator.databases;
         let table = DeadLetters::new(&Trackers::of(&databases.layout));

@@ -184,6 +184,26 @@ async fn an_unknown_processor_is_named_with_those_that_are_known() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_a_processor_that_has_stopped_at_an_event() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    let fails = "[projector]\nname = 'notes'\n[projector.retry]\nmax_attempts = 1\non_failure = 'stop'\n[projector.tables]\nnotes = 'event_id bigint'\n\
+                 [[projector.on]]\nevents = ['A']\nsql = \"raise 'no'\"\n";
+    installation.declare("notes", fails);
+    let daemon = installation.start_daemon();
+    append(&db.pool, 1).await;
+    eventually("the failure", async || {
+        (installation.status("notes").await["state"] == "failed").then_some(())
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    let complaint = installation.espctl(&["wait", "notes", "--timeout", "60s"]).await.complained(1);
+    assert!(complaint.starts_with("error: notes does not go on: "), "{complaint}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30));
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn waiting_ends_at_the_position_or_says_why_it_does_not() {
     let (db, installation, daemon) = running().await;
     assert_eq!(installation.espctl(&["wait", "notes"]).await.printed(), "notes is at 10\n");
@@ -194,7 +214,16 @@ async fn waiting_ends_at_the_position_or_says_why_it_does_not() {
     let complaint = wait("notes", "11").await;
     assert_eq!(complaint, "error: notes has not reached 11 in time: it is at 10\n");
     installation.espctl(&["pause", "notes"]).await.printed();
-    assert!(wait("notes", "11").await.ends_with("it is at 10, paused\n"));
+    // Who is paused does not come: nobody waits for that.
+    let begun = std::time::Instant::now();
+    let arguments = ["wait", "notes", "--position", "11", "--timeout", "60s"];
+    let complaint = installation.espctl(&arguments).await.complained(1);
+    assert!(complaint.starts_with("error: notes does not go on: it was paused"), "{complaint}");
+    assert!(complaint.ends_with(" at 10\n") && begun.elapsed() < std::time::Duration::from_secs(30));
+    assert_eq!(
+        installation.espctl(&["wait", "notes", "--position", "10"]).await.printed(),
+        "notes is at 10\n"
+    );
     installation.espctl(&["resume", "notes"]).await.printed();
     let complaint = installation.espctl(&["wait", "another", "--position", "1"]).await.complained(1);
     assert_eq!(complaint, "error: no processor another; there are notes, other\n");
