@@ -1,7 +1,7 @@
 //! The database of the projections: espd's own tables, the privileges of the role, and whether trackers and declarations
 //! match.
 
-use sqlx::Row as _;
+use sqlx::{PgPool, Row as _};
 
 use super::Finding;
 use crate::config::Config;
@@ -36,11 +36,18 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
 /// The privileges that running processors requires beyond reading events.
 async fn privileges(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
     let Databases { layout, projections, scope, .. } = databases;
+    if let Some(role) = find_other_role(projections).await? {
+        let message = format!(
+            "as {role}, which is not a member of espd_daemon: the privileges that running processors requires are not checked"
+        );
+        return Ok(vec![Finding::ok("privileges", message)]);
+    }
     let statement = "
         -- list_missing_privileges
         select quote_ident(current_user) as role, array_remove(array[
           case when not has_schema_privilege($1, 'create') then format('grant usage, create on schema %I', $1) end,
-          case when not has_table_privilege(format('%I.%I', $1, $3), 'insert, update')
+          case when not has_table_privilege(format('%I.%I', $1, $3), 'insert')
+               or not has_table_privilege(format('%I.%I', $1, $3), 'update')
                or not has_table_privilege(format('%I.%I', $1, $3), 'select')
                then format('grant select, insert, update on %I.%I', $1, $3) end,
           case when not has_table_privilege(format('%I.projection_tables', $1), 'insert')
@@ -78,6 +85,18 @@ async fn privileges(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
         Finding::failure("privileges", message, format!("{grant} to {role};"))
     };
     Ok(missing.iter().map(finding).collect())
+}
+
+/// The role of the session, if it plainly runs no processors: it is a member of one of the other roles (`migrations/roles.sql`), and not
+/// of the daemon's, which is there.
+async fn find_other_role(pool: &PgPool) -> Result<Option<String>, sqlx::Error> {
+    let statement = "
+        -- find_other_role
+        select current_user::text as role from pg_roles as daemon
+        where daemon.rolname = 'espd_daemon' and not pg_has_role(daemon.oid, 'member') and exists (
+          select from pg_roles as other
+          where other.rolname in ('espd_reader', 'espd_appender', 'espd_operator') and pg_has_role(other.oid, 'member'))";
+    sqlx::query_scalar(statement).fetch_optional(pool).await
 }
 
 /// Declared event types that the store has no event of.

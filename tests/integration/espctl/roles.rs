@@ -277,6 +277,28 @@ async fn a_reader_sees_everything_and_writes_nothing() {
 }
 
 #[tokio::test]
+async fn the_doctor_asks_of_a_role_what_the_role_is_for() {
+    let roles = Roles::create().await;
+    append(&roles.db.pool, 2).await;
+    for role in ["espd_reader", "espd_appender", "espd_operator"] {
+        let (installation, _pool) = roles.login(role).await;
+        // The server of the tests does without the disk, which is a failure.
+        let said = installation.espctl(&["doctor"]).await.stdout.replace("FAILURE  durability", "");
+        let note = format!("as {role}, which is not a member of espd_daemon: ");
+        assert!(said.contains(&note) && !said.contains("FAILURE"), "{said}");
+    }
+    let (daemon, _pool) = roles.login("espd_daemon").await;
+    assert!(daemon.espctl(&["doctor"]).await.stdout.contains("role espd_daemon may run processors"));
+    let take = "revoke update on espd.trackers from espd_daemon";
+    sqlx::raw_sql(take).execute(&roles.db.pool).await.unwrap();
+    let outcome = daemon.espctl(&["doctor"]).await;
+    assert!(
+        outcome.code == Some(1) && outcome.stdout.contains("insert, update on espd.trackers"),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_daemon_runs_and_an_operator_operates() {
     let roles = Roles::create().await;
     let (daemon, pool) = roles.login("espd_daemon").await;
