@@ -109,8 +109,13 @@ fn narrow(selection: &mut Selection, key: &str, value: &str) -> Result<bool, Api
     Ok(true)
 }
 
-pub(super) fn parse<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, ApiError> {
-    let wrong = || refuse(format!("`{key}` cannot be `{}`", value.escape_debug()), QUERY_REMEDY);
+fn parse<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, ApiError> {
+    parse_or(QUERY_REMEDY, key, value)
+}
+
+/// Reads a parameter of a query; `remedy` says which ones there are.
+pub(super) fn parse_or<T: std::str::FromStr>(remedy: &str, key: &str, value: &str) -> Result<T, ApiError> {
+    let wrong = || refuse(format!("`{key}` cannot be `{}`", value.escape_debug()), remedy);
     value.parse().map_err(|_| wrong())
 }
 

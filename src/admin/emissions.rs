@@ -6,7 +6,7 @@ use url::form_urlencoded;
 
 use super::answer::ApiError;
 use super::body::require_json;
-use super::dead_letters::{parse, refuse, refuse_nul};
+use super::dead_letters::{parse_or, refuse, refuse_nul};
 use crate::processing::emission::EmissionSelection;
 
 /// The most emissions of an answer, unless the query has a `limit`; and the highest `limit`.
@@ -33,7 +33,7 @@ pub(super) fn of_query(query: Option<&str>) -> Result<Listing, ApiError> {
         match &*key {
             "reactor" => listing.selection.reactor = Some(value.into_owned()),
             "limit" => {
-                let limit: i64 = parse(&key, &value)?;
+                let limit: i64 = parse_or(QUERY_REMEDY, &key, &value)?;
                 if !(1..=LIMIT_MAX).contains(&limit) {
                     return Err(refuse(format!("`limit` is not 1 to {LIMIT_MAX}"), QUERY_REMEDY));
                 }
@@ -81,10 +81,10 @@ pub(super) fn of_body(headers: &HeaderMap, body: &[u8]) -> Result<EmissionSelect
 fn narrow(selection: &mut EmissionSelection, key: &str, value: &str) -> Result<bool, ApiError> {
     refuse_nul(key, value)?;
     match key {
-        "id" => selection.id = Some(parse(key, value)?),
+        "id" => selection.id = Some(parse_or(QUERY_REMEDY, key, value)?),
         "key" => selection.key = Some(value.to_owned()),
         "type" => selection.event_type = Some(value.to_owned()),
-        "refused" => selection.only_refused = parse(key, value)?,
+        "refused" => selection.only_refused = parse_or(QUERY_REMEDY, key, value)?,
         _ => return Ok(false),
     }
     Ok(true)

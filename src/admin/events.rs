@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::form_urlencoded;
 
 use super::answer::{self, Answer, ApiError};
-use super::dead_letters::{parse, refuse, refuse_nul};
+use super::dead_letters::{parse_or, refuse, refuse_nul};
 use super::deadline::Deadline;
 use crate::config::Config;
 use crate::event::{Event, Position};
@@ -73,7 +73,7 @@ pub(super) fn of_request(query: Option<&str>, headers: &HeaderMap) -> Result<Wan
 }
 
 fn position(key: &str, value: &str) -> Result<Position, ApiError> {
-    let number: i64 = parse(key, value)?;
+    let number: i64 = parse_or(REMEDY, key, value)?;
     if number < 0 {
         return Err(refuse(format!("`{key}` is negative"), REMEDY));
     }
@@ -208,6 +208,7 @@ mod tests {
         for wrong in ["x=1", "after=a", "after=-1", "type=%00"] {
             assert!(of_request(Some(wrong), &none).is_err(), "{wrong}");
         }
+        assert_eq!(of_request(Some("after=a"), &none).unwrap_err().remedy, REMEDY);
     }
 
     #[test]

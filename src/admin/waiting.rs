@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use url::form_urlencoded;
 
 use super::answer::{self, Answer, ApiError};
-use super::dead_letters::{parse, refuse, refuse_nul};
+use super::dead_letters::{parse_or, refuse, refuse_nul};
 use crate::config::{Config, parse_duration};
 use crate::event::Position;
 use crate::operations::databases::Databases;
@@ -36,7 +36,7 @@ pub(super) fn of_query(query: Option<&str>) -> Result<Wanted, ApiError> {
     for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         refuse_nul(&key, &value)?;
         match &*key {
-            "position" => position = Some(parse(&key, &value)?),
+            "position" => position = Some(parse_or(REMEDY, &key, &value)?),
             "timeout" => {
                 timeout = parse_duration(&value)
                     .ok()
@@ -118,6 +118,7 @@ mod tests {
         ] {
             let error = of(query).unwrap_err();
             assert!(error.status == StatusCode::BAD_REQUEST && error.error.contains(words), "{error:?}");
+            assert_eq!(error.remedy, REMEDY, "{query}");
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use chrono::{DateTime, Datelike as _, Utc};
+use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
 use clap::Args;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::config::{Config, parse_duration};
 use crate::espctl::output;
 use crate::event::{Event, Position, StoredTime, Tag, Version};
 use crate::operations::databases::Databases;
@@ -28,6 +28,7 @@ use crate::visible::in_one_line;
     espctl events --correlation 0b0f5a5e-9a1c-4c3e-8a54-2f1f6b3f0f4d\n  \
     espctl events --tag course:1 --tag student:2\n  \
     espctl events --since 2026-01-31T00:00:00Z --reverse --limit 50\n  \
+    espctl events --since 1h\n  \
     espctl events --follow --json | jq .type"
 )]
 pub(crate) struct Arguments {
@@ -56,11 +57,11 @@ pub(crate) struct Arguments {
     /// Only events of this correlation, with the event that it began with
     #[arg(long, value_name = "ID")]
     correlation: Option<Uuid>,
-    /// Only events that happened at or after this time (RFC 3339)
-    #[arg(long, value_name = "TIME")]
+    /// Only events that happened at or after this time: 2026-01-31T18:00:00Z, or so long ago: 1h, 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<DateTime<Utc>>,
-    /// Only events that happened at or before this time (RFC 3339)
-    #[arg(long, value_name = "TIME", conflicts_with = "follow")]
+    /// Only events that happened at or before this time: 2026-01-31T18:00:00Z, or so long ago: 1h, 7d
+    #[arg(long, value_name = "TIME", conflicts_with = "follow", value_parser = parse_time)]
     until: Option<DateTime<Utc>>,
     /// Print at most this many events
     #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..))]
@@ -77,6 +78,15 @@ pub(crate) struct Arguments {
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
+}
+
+/// A moment, or how long ago it was.
+fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
+    let ago = || TimeDelta::from_std(parse_duration(text).ok()?).ok();
+    let moment = text.parse().ok().or_else(|| Utc::now().checked_sub_signed(ago()?));
+    moment.ok_or_else(|| {
+        "write a time like 2026-01-31T18:00:00Z (RFC 3339), or how long ago it was: 90s, 1h, 7d".to_owned()
+    })
 }
 
 impl Arguments {

@@ -47,6 +47,23 @@ async fn the_events_of_an_aggregate_are_printed_by_version() {
     assert!(printed.contains(&format!("  A  {id} 1  {{}}")), "{printed}");
 }
 
+#[tokio::test]
+async fn a_time_is_a_moment_or_an_age() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    append(&db.pool, 2).await;
+    sqlx::raw_sql("update espd.events set created_at = created_at - interval '2 days' where id = 1")
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    for (arguments, expected) in [(["--since", "1h"], 2), (["--until", "1h"], 1), (["--until", "0s"], 2)] {
+        let arguments = [&["events", "--json", "--last", "1"], &arguments[..]].concat();
+        assert_eq!(ids(&installation.espctl(&arguments).await.json_lines()), [expected], "{arguments:?}");
+    }
+    let complaint = installation.espctl(&["events", "--since", "yesterday"]).await.complained(2);
+    assert!(complaint.contains("2026-01-31T18:00:00Z") && complaint.contains("1h"), "{complaint}");
+}
+
 /// Appends four events of an aggregate, a minute apart, the last of which begins a correlation.
 async fn append_history(installation: &Installation, id: &str, correlation: &str) {
     let line = |minute: i32, more: &str| {
