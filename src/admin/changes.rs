@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use hyper::{HeaderMap, StatusCode};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::answer::ApiError;
@@ -33,6 +34,11 @@ pub(super) enum Change {
     /// Sets an event aside, the one that fails if none is named; whether later ones of its aggregate wait.
     SetAside(Option<Position>, bool),
 }
+
+/// The body of a request that has nothing to say.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoFields {}
 
 /// The body of a request to set an event aside.
 #[derive(Debug, Default, Deserialize)]
@@ -70,9 +76,15 @@ impl Change {
         body: &[u8],
     ) -> Result<Self, ApiError> {
         Ok(match action {
-            ProcessorAction::Pause => Self::Pause,
-            ProcessorAction::Resume => Self::Resume(parse_resume(headers, body)?),
-            ProcessorAction::Retry => Self::Retry,
+            ProcessorAction::Pause => {
+                parse_body(headers, body, "send no body").map(|NoFields {}| Self::Pause)?
+            }
+            ProcessorAction::Resume => {
+                Self::Resume(parse_body(headers, body, "send no body, or {\"accept_history\": true}")?)
+            }
+            ProcessorAction::Retry => {
+                parse_body(headers, body, "send no body").map(|NoFields {}| Self::Retry)?
+            }
             ProcessorAction::Reset => Self::Reset(parse_reset(headers, body)?),
         })
     }
@@ -173,35 +185,32 @@ async fn discard_dead_letters(
     }))
 }
 
-fn parse_resume(headers: &HeaderMap, body: &[u8]) -> Result<ResumeBody, ApiError> {
+/// Reads a body, which may be left out; `remedy`: what it may be.
+fn parse_body<B: DeserializeOwned + Default>(
+    headers: &HeaderMap,
+    body: &[u8],
+    remedy: &str,
+) -> Result<B, ApiError> {
     if body.is_empty() {
-        return Ok(ResumeBody::default());
+        return Ok(B::default());
     }
     body::require_json(headers)?;
-    let remedy = "send no body, or {\"accept_history\": true}";
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), remedy))
+    let refuse = |error: String| ApiError::new(StatusCode::BAD_REQUEST, error, remedy);
+    // An array would be read as the fields in order.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(refuse("the body is no object".to_owned()));
+    }
+    serde_json::from_slice(body).map_err(|error| refuse(error.to_string()))
 }
 
 fn parse_set_aside(headers: &HeaderMap, body: &[u8]) -> Result<Option<Position>, ApiError> {
-    if body.is_empty() {
-        return Ok(None);
-    }
-    body::require_json(headers)?;
-    let refuse = |error: serde_json::Error| {
-        ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), "send {\"event\": ID}, or no body")
-    };
-    serde_json::from_slice(body).map(|body: SetAsideBody| body.event).map_err(refuse)
+    parse_body(headers, body, "send {\"event\": ID}, or no body").map(|body: SetAsideBody| body.event)
 }
 
 fn parse_reset(headers: &HeaderMap, body: &[u8]) -> Result<ResetBody, ApiError> {
-    if body.is_empty() {
-        return Ok(ResetBody::default());
-    }
-    body::require_json(headers)?;
     let remedy = "send {}, {\"to\": POSITION} with a position from 0, or {\"at\": \"2026-01-31T12:00:00Z\"}";
     let refuse = |error: String| ApiError::new(StatusCode::BAD_REQUEST, error, remedy);
-    let reset: ResetBody = serde_json::from_slice(body).map_err(|error| refuse(error.to_string()))?;
+    let reset: ResetBody = parse_body(headers, body, remedy)?;
     if reset.to.is_some() && reset.at.is_some() {
         return Err(refuse("`to` cannot be combined with `at`".into()));
     }

@@ -42,6 +42,10 @@ pub(super) fn of_query(query: Option<&str>) -> Result<Listing, ApiError> {
             _ => return Err(refuse(format!("unknown field `{key}`"), QUERY_REMEDY)),
         }
     }
+    if listing.selection.after.is_some() && listing.selection.processor.is_none() {
+        let remedy = "name the processor: dead letters of several are not in the order of their events";
+        return Err(refuse("`after` needs `processor`".to_owned(), remedy));
+    }
     Ok(listing)
 }
 

@@ -291,7 +291,7 @@ async fn run_on(
         Command::Wait(arguments) => wait::run(arguments, config, databases).await,
         Command::Schema(command) => schema::run(command, config, databases).await,
         Command::Snapshots(command) => snapshots::run(command, databases).await,
-        Command::Workflows(arguments) => workflows::run(arguments, databases).await,
+        Command::Workflows(arguments) => workflows::run(arguments, config, databases).await,
         Command::Commands(arguments) => commands::run(arguments, databases).await,
         Command::WebhookTest(arguments) => webhook_test::run(arguments, config, databases).await,
         Command::Migrate(_)

@@ -2,9 +2,11 @@
 
 use clap::Args;
 
+use crate::config::Config;
 use crate::espctl::output;
 use crate::event::StoredTime;
 use crate::operations::databases::Databases;
+use crate::operations::operator::Operator;
 use crate::operations::status::format::{table_within, thousands};
 use crate::operations::workflows::{self, Awaited, InstanceSelection, ListedInstance};
 
@@ -33,8 +35,14 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-pub(crate) async fn run(arguments: Arguments, databases: &Databases) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let Arguments { name, instance, all, limit, json } = arguments;
+    if let Some(name) = &name {
+        // A slip in the name is no workflow without instances.
+        let me = output::operator();
+        let operator = Operator { databases, declared: &config.processors, name: &me, native: None };
+        operator.find(name).await?;
+    }
     let ended = all || instance.is_some();
     let selection = InstanceSelection { workflow: name, instance, ended, limit: limit.into() };
     let instances = workflows::list(&databases.projections, &databases.layout, &selection).await?;

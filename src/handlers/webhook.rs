@@ -230,7 +230,9 @@ impl Webhook {
             }
             read => read?,
         };
-        if set_aside > 0 {
+        if !set_aside.is_empty() {
+            // One that was set aside before a restart counts no second time.
+            let new = set_aside.iter().filter(|id| !dispatch.queue.is_done(**id)).count();
             Deliveries::of(base, request.claim)
                 .record_dead_letters(transaction.connection(), position, upto)
                 .await?;
@@ -239,7 +241,7 @@ impl Webhook {
             transaction
                 .finish(Progress {
                     position,
-                    handled: 0,
+                    handled: i32::try_from(new).unwrap_or(i32::MAX),
                     failing: false,
                     pending_retry: pending_retry.as_ref(),
                 })

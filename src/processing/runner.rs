@@ -127,6 +127,8 @@ pub struct Runner {
     retry: Retry<Option<Position>>,
     failure_log: FailureLog,
     outage: OutageLog,
+    /// When the batch began that the present step handles.
+    batch_began: Option<Instant>,
     rate: Rate,
     /// Whether the session was opened because the one before may have been to blame for a failure, and nothing has been
     /// handled on it yet.
@@ -203,6 +205,7 @@ impl Runner {
             restart_handler: false,
             failure_log: FailureLog::default(),
             outage: OutageLog::default(),
+            batch_began: None,
             rate: Rate::new(Instant::now()),
             session_is_renewed: false,
             cut_off: CutOff::default(),
@@ -266,6 +269,7 @@ impl Runner {
         stop: &mut Shutdown,
     ) -> Result<Option<Next>, sqlx::Error> {
         heartbeat::record_condition(self.condition());
+        self.batch_began = None;
         if std::mem::take(&mut self.restart_handler) {
             self.processor.close().await;
         }

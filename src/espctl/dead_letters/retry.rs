@@ -35,8 +35,8 @@ pub(crate) struct Arguments {
 /// The time between two questions about what is left.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a processor may be without an owner before nobody seems to run it: a worker that a reload has begun anew, or one
-/// that follows on another, owns it within seconds.
+/// How long a processor of a running daemon may be without an owner before nobody seems to run it: a worker that a reload has
+/// begun anew, or one that follows on another, owns it within seconds.
 const OWNER_GRACE: Duration = Duration::from_secs(5);
 
 /// The most failures that are shown.
@@ -101,6 +101,10 @@ async fn await_owner(
 ) -> anyhow::Result<TrackerRow> {
     let deadline = Instant::now() + wait.min(OWNER_GRACE);
     while is_unowned(&row) && Instant::now() < deadline {
+        let daemons = operator.daemons().await?;
+        if !daemons.iter().any(|daemon| daemon.processors.contains(&row.name)) {
+            break;
+        }
         tokio::time::sleep(INTERVAL).await;
         row = operator.find(&row.name).await?;
     }

@@ -66,7 +66,9 @@ fn describe_failure(ExaminedDeadLetter { dead_letter, .. }: &ExaminedDeadLetter)
     let last = dead_letter.tried_at.map_or_else(String::new, |at| format!(", last {}", ago(at)));
     lines.push(format!("  tried   {} times{last}", dead_letter.attempts));
     if dead_letter.replaying {
-        lines.push("  effects handled before a reset: a retry does not repeat its effects".to_owned());
+        lines.push(
+            "  replay  the processor had passed it before a reset: a retry repeats no effects".to_owned(),
+        );
     }
     lines.extend(
         dead_letter.retry_requested_at.map(|at| format!("  retry   requested {}, not done yet", ago(at))),

@@ -41,6 +41,8 @@ pub(crate) struct BatchTransaction<'t> {
     trail: Trail,
     /// The event that was read, if it was one alone.
     only_event: Option<SourceEvent>,
+    /// The events that were read and are dead letters, or have to wait behind one.
+    set_aside: Vec<Position>,
     /// Whether anything beside the tracker may have been written.
     may_have_written: bool,
 }
@@ -54,8 +56,8 @@ pub(crate) struct Reading {
     pub(crate) upto: Position,
     /// The witnesses of what was read.
     pub(crate) trail: Trail,
-    /// How many other events are dead letters, or have to wait behind one.
-    pub(crate) set_aside: usize,
+    /// The other events, which are dead letters, or have to wait behind one.
+    pub(crate) set_aside: Vec<Position>,
 }
 
 impl<'t> BatchTransaction<'t> {
@@ -106,6 +108,7 @@ impl<'t> BatchTransaction<'t> {
             partitions,
             trail,
             only_event: None,
+            set_aside: Vec::new(),
             may_have_written: false,
         }))
     }
@@ -167,9 +170,8 @@ impl<'t> BatchTransaction<'t> {
 
     /// Makes events that were read ready for the handler, except for those that are set aside.
     pub(super) async fn accept(&mut self, mut batch: Batch) -> Result<Reading, ProcessorError> {
-        let found = batch.events.len();
-        self.set_aside_behind(&mut batch).await?;
-        let set_aside = found - batch.events.len();
+        let set_aside = self.set_aside_behind(&mut batch).await?;
+        self.set_aside.extend(&set_aside);
         let deliveries: Vec<Delivery> = batch.events.into_iter().map(|event| self.deliver(event)).collect();
         self.only_event = match deliveries.as_slice() {
             [delivery] => Some(SourceEvent::of(delivery)),
@@ -210,17 +212,17 @@ impl<'t> BatchTransaction<'t> {
     }
 
     /// Takes the events out of a batch that must not be handled now: dead letters, and events behind a dead letter of their
-    /// aggregate.
-    pub(crate) async fn set_aside_behind(&mut self, batch: &mut Batch) -> Result<(), sqlx::Error> {
+    /// aggregate. Returns them.
+    async fn set_aside_behind(&mut self, batch: &mut Batch) -> Result<Vec<Position>, sqlx::Error> {
         if !self.parking || self.request.dead_letter().is_some() || batch.events.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let dead_letters = DeadLetters::new(&self.base.trackers());
         let key = &self.request.claim.key;
         let waiting = dead_letters.set_aside_waiting(&mut self.transaction, key, &batch.events).await?;
         self.may_have_written |= !waiting.is_empty();
         batch.events.retain(|event| waiting.binary_search(&event.id).is_err());
-        Ok(())
+        Ok(waiting)
     }
 
     /// Opens a savepoint.
@@ -327,6 +329,10 @@ impl<'t> BatchTransaction<'t> {
                     .await?;
             }
             Work::Batch { upto, rate } => {
+                // They are done as far as the position is concerned, like those that are handled.
+                let passed = self.set_aside.iter().filter(|id| **id <= progress.position).count();
+                let handled = progress.handled.saturating_add(i32::try_from(passed).unwrap_or(i32::MAX));
+                let progress = Progress { handled, ..progress };
                 let caught_up = !progress.failing && progress.position >= upto;
                 let advance = Advance { progress, caught_up, lease, rate, witness, check };
                 let advancing = self.base.trackers().advance(&mut self.transaction, claim, advance).await;

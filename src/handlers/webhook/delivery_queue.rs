@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use uuid::Uuid;
 
 use super::answer::DeliveryResult;
@@ -152,6 +153,11 @@ impl DeliveryQueue {
         self.schedule.len() == 0
     }
 
+    /// Whether an event beyond the position is committed as done.
+    pub(crate) fn is_done(&self, id: Position) -> bool {
+        self.beyond.contains(&id)
+    }
+
     pub(crate) fn position(&self) -> Position {
         self.position
     }
@@ -285,7 +291,7 @@ impl DeliveryQueue {
     pub(crate) fn record_failure(&mut self, id: Position, failure: Failure, wait: Option<Duration>) {
         let Some(queued) = self.schedule.get_mut(id) else { return };
         queued.attempts = queued.attempts.saturating_add(1);
-        queued.failure = Some(queued.source.attribute(failure));
+        queued.failure = Some(Failure { at: Some(Utc::now()), ..queued.source.attribute(failure) });
         let attempts = queued.attempts;
         let delay = self.retry.delay_after(attempts).max(wait.unwrap_or_default());
         match self.retry.decide(attempts) {

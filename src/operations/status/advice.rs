@@ -64,6 +64,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) left_out: Option<LeftOut>,
     /// Why that version cannot be built beside another one.
     pub(super) unsuitable: Option<Unsuitable>,
+    /// Whether the processor is declared synchronous, and is not.
+    pub(super) is_not_yet_synchronous: bool,
 }
 
 /// What advice is about, the most urgent first.
@@ -137,7 +139,7 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
     let parts = [
         states::of_state(status, surroundings),
         holders::of_reset(status),
-        of_dead_letters(status),
+        of_dead_letters(status, surroundings),
         emissions::of_refused(status),
         emissions::of_overdue(status, surroundings.now),
         of_worker(status),
@@ -153,14 +155,18 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
 }
 
 /// The events that the processor has not handled and does not try by itself.
-fn of_dead_letters(status: &ProcessorStatus) -> Option<Advice> {
+fn of_dead_letters(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
     let (name, oldest) = (&status.name, status.oldest_dead_letter_at?);
     let became = if status.dead_letters == 1 {
         "was set aside as a dead letter"
     } else {
         "were set aside as dead letters"
     };
-    let problem = format!("{} of {name} {became}.", count(status.dead_letters, "event"));
+    let held_up = match surroundings.is_not_yet_synchronous {
+        true => " It is declared synchronous, and is not before they are gone.",
+        false => "",
+    };
+    let problem = format!("{} of {name} {became}.{held_up}", count(status.dead_letters, "event"));
     let remedy = format!(
         "`espctl dead-letters list {name}` shows them. Fix the handler, run `espctl reload`, then `espctl dead-letters \
          retry {name} --all`; `espctl dead-letters discard {name} EVENT` removes what no one needs."
@@ -365,6 +371,7 @@ mod tests {
             refused: &[],
             is_declared: true,
             declared_version: None,
+            is_not_yet_synchronous: false,
             left_out: None,
             unsuitable: None,
         }
@@ -499,6 +506,8 @@ mod tests {
         let now = Utc::now();
         let advice = advise(&status, alone(now));
         assert_eq!(advice[1].problem, "2 events of notes were set aside as dead letters.");
+        let held_up = advise(&status, Surroundings { is_not_yet_synchronous: true, ..alone(now) });
+        assert!(held_up[1].problem.ends_with("declared synchronous, and is not before they are gone."));
         assert_eq!(advice[2].since, Some(now - TimeDelta::seconds(60)));
         assert!(advice[2].remedy.contains("`select pg_terminate_backend(7)` ends process 7"), "{advice:?}");
     }

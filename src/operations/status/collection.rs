@@ -108,6 +108,8 @@ async fn advise_all(
             left_out: left_out.get(&status.name).copied(),
             unsuitable: declaration
                 .and_then(|declared| Unsuitable::find_deployed(declared, status.synchronous.is_some())),
+            is_not_yet_synchronous: status.synchronous.is_none()
+                && declaration.is_some_and(|declared| declared.synchronous.is_some()),
         };
         status.advice = advise(status, surroundings);
     }

@@ -28,6 +28,7 @@ impl Runner {
         let upto = self.beyond_empty_ids(connection, upto).await?;
         let Phase::Following(following) = &self.phase else { return Ok(Next::Again) };
         let (begun, limits) = (Instant::now(), self.limits(following));
+        self.batch_began = Some(begun);
         let size = limits.size;
         let request = BatchRequest {
             claim: &following.claim,

@@ -1,5 +1,6 @@
 //! Carrying out what was decided about a failure.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
@@ -18,18 +19,21 @@ use crate::processing::runner::{Next, Runner};
 /// Shortest time between two log lines about an event that fails again and again.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Events that are tried again while others go on whose last attempt is known to have been told.
+const TOLD_MAX: usize = 100;
+
 /// What was logged about failures, so that an event that fails again and again does not fill the log.
 #[derive(Debug, Default)]
 pub(super) struct FailureLog {
     /// When a failure was last logged.
     logged: Option<Instant>,
-    /// The event that is tried again while others go on, and its attempts, when that was last logged.
-    pending_retry: Option<(Option<Position>, u32)>,
+    /// The attempts of events that are tried again while others go on, when they were last told: of the last [`TOLD_MAX`] such events.
+    told: VecDeque<(Option<Position>, u32)>,
 }
 
 impl FailureLog {
     /// Whether to log a failure: the first one is logged, then one every ten seconds at most.
-    fn is_due(&mut self, attempts: u32) -> bool {
+    pub(super) fn is_due(&mut self, attempts: u32) -> bool {
         let due = attempts == 1 || self.logged.is_none_or(|logged| logged.elapsed() >= WARN_INTERVAL);
         if due {
             self.logged = Some(Instant::now());
@@ -37,13 +41,15 @@ impl FailureLog {
         due
     }
 
-    /// Whether to log a failure of an event that is tried again while others go on. The same attempt is logged once.
-    fn is_pending_retry_due(&mut self, event_id: Option<Position>, attempts: u32) -> bool {
-        let due = self.pending_retry != Some((event_id, attempts)) && self.is_due(attempts);
-        if due {
-            self.pending_retry = Some((event_id, attempts));
+    /// Whether an attempt has not been told of yet, at an event that is tried again while others go on. It is told from then on.
+    fn is_new(&mut self, event_id: Option<Position>, attempts: u32) -> bool {
+        if self.told.contains(&(event_id, attempts)) {
+            return false;
         }
-        due
+        self.told.retain(|(other, _)| *other != event_id);
+        self.told.truncate(TOLD_MAX - 1);
+        self.told.push_front((event_id, attempts));
+        true
     }
 }
 
@@ -122,8 +128,11 @@ impl Runner {
             return self.stop_at(connection, &failure).await;
         };
         let delay = until.saturating_duration_since(Instant::now());
+        if !self.failure_log.is_new(failure.event_id(), attempts) {
+            return Ok(Next::Again);
+        }
         heartbeat::record_failure(failure.facts(Some(Condition::Retrying), attempts, Some(delay)));
-        if self.failure_log.is_pending_retry_due(failure.event_id(), attempts) {
+        if self.failure_log.is_due(attempts) {
             self.warn(&failure, attempts, delay);
         }
         Ok(Next::Again)
@@ -137,7 +146,8 @@ impl Runner {
         at_least: Option<Duration>,
     ) -> Result<Next, sqlx::Error> {
         let delay = self.outage.unavailable(message, at_least);
-        if self.failure_log.is_due(self.outage.tries()) {
+        // Nothing else is logged of it before the next attempt.
+        if self.failure_log.is_due(self.outage.tries()) || delay >= WARN_INTERVAL {
             let retry_in_ms = delay.as_millis() as u64;
             let what = "something that the handlers need is not there";
             warn!(processor = self.name, error = message, retry_in_ms, "{what}");

@@ -16,9 +16,15 @@ use crate::processing::runner::sessions::Session;
 use crate::processing::tracker::Outage;
 use crate::retry::{Retry, RetryPolicy};
 
-/// Shortest time between two records of an outage in the tracker. The outage may last for hours, and the server may be short
-/// of everything.
+/// Shortest time between two records of an outage in the tracker while attempts follow each other quickly. The outage may last for
+/// hours, and the server may be short of everything.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The pause before the next attempt from which on each is recorded: nothing else would tell of it for as long.
+const LONG_PAUSE: Duration = Duration::from_millis(1500);
+
+/// How much longer than the pause before the next attempt the lease lasts: until that has claimed the tracker again.
+const LEASE_MARGIN: Duration = Duration::from_secs(2);
 
 /// The attempt in a row that the database has to fail before hooks are told: a lost connection or a failover is no failure of a
 /// processor.
@@ -29,6 +35,8 @@ const OUTAGE_TOLD_AT: u32 = 5;
 pub(super) struct OutageLog {
     retry: Retry<()>,
     outage: Option<Outage>,
+    /// When the outage began.
+    since: DateTime<Utc>,
     recorded: Option<Instant>,
     /// Whether the outage is of something that is no database.
     external: bool,
@@ -37,26 +45,26 @@ pub(super) struct OutageLog {
 impl Default for OutageLog {
     fn default() -> Self {
         let retry = Retry::new(RetryPolicy::infrastructure());
-        Self { retry, outage: None, recorded: None, external: false }
+        Self { retry, outage: None, since: DateTime::default(), recorded: None, external: false }
     }
 }
 
 impl OutageLog {
-    /// Takes note of a failure of the database. Returns the delay before the next attempt.
-    pub(super) fn failed(&mut self, error: &sqlx::Error) -> Duration {
+    /// Takes note of a failure of the database, in an attempt that `lasted` so long. Returns the delay before the next attempt.
+    pub(super) fn failed(&mut self, error: &sqlx::Error, lasted: Duration) -> Duration {
+        self.begin(false, lasted);
         let delay = self.retry.failed(());
         let code = error.as_database_error().and_then(|answer| answer.code());
         self.note(code.map(|code| code.into_owned()), &describe(error), delay);
-        self.external = false;
         delay
     }
 
     /// Takes note that something that is no database is not there. Returns the delay before the next attempt: `wait` at
     /// least.
     pub(super) fn unavailable(&mut self, message: &str, wait: Option<Duration>) -> Duration {
+        self.begin(true, Duration::ZERO);
         let delay = self.retry.failed(()).max(wait.unwrap_or_default());
         self.note(None, message, delay);
-        self.external = true;
         delay
     }
 
@@ -65,13 +73,14 @@ impl OutageLog {
         if self.awaits_version() {
             return;
         }
+        self.begin(false, Duration::ZERO);
         self.retry.failed(());
         self.note(None, &format!("the event store cannot be read safely: {reason}"), delay);
-        self.external = false;
     }
 
     /// Takes note that nothing is handled until a version is live that is built beside the one that serves.
     pub(super) fn await_version(&mut self, version: i32) {
+        self.begin(true, Duration::ZERO);
         self.note(
             None,
             &format!("version {version} is built beside the one that serves, and is not live"),
@@ -80,7 +89,7 @@ impl OutageLog {
         if let Some(outage) = &mut self.outage {
             outage.version = Some(version);
         }
-        (self.external, self.recorded) = (true, None);
+        self.recorded = None;
     }
 
     fn awaits_version(&self) -> bool {
@@ -104,9 +113,22 @@ impl OutageLog {
         self.retry.attempts()
     }
 
+    /// Begins an outage, unless it is one of the same kind that goes on: that the receiver of a webhook is away is another one than
+    /// that the database was.
+    fn begin(&mut self, external: bool, lasted: Duration) {
+        if self.external != external {
+            self.over();
+            self.recorded = None;
+        }
+        self.external = external;
+        if self.outage.is_none() {
+            self.since = Utc::now() - TimeDelta::from_std(lasted).unwrap_or_default();
+        }
+    }
+
     fn note(&mut self, sqlstate: Option<String>, message: &str, delay: Duration) {
         let now = Utc::now();
-        let since: DateTime<Utc> = self.outage.as_ref().map_or(now, |outage| outage.since);
+        let since = self.outage.as_ref().map_or(self.since, |outage| outage.since);
         self.outage = Some(Outage {
             since,
             sqlstate,
@@ -127,12 +149,17 @@ impl OutageLog {
     /// The outage, if it is time to record it.
     fn due_record(&mut self) -> Option<&Outage> {
         let due = self.recorded.is_none_or(|recorded| recorded.elapsed() >= RECORD_INTERVAL);
-        let outage = self.outage.as_ref().filter(|_| due);
+        let outage = self.outage.as_ref().filter(|outage| due || until_next(outage) >= LONG_PAUSE);
         if outage.is_some() {
             self.recorded = Some(Instant::now());
         }
         outage
     }
+}
+
+/// The time until the next attempt.
+fn until_next(outage: &Outage) -> Duration {
+    (outage.next_try_at - Utc::now()).to_std().unwrap_or_default()
 }
 
 impl Runner {
@@ -142,11 +169,14 @@ impl Runner {
         error: &sqlx::Error,
         session: Option<&mut Session>,
     ) -> Duration {
-        let delay = self.outage.failed(error);
+        let lasted = self.batch_began.take().map(|began| began.elapsed());
         let answered = matches!(error, sqlx::Error::Database(_));
+        let delay = self.outage.failed(error, lasted.filter(|_| answered).unwrap_or_default());
         let what = if answered { "the database could not do it now" } else { "lost the database" };
         let retry_in_ms = delay.as_millis() as u64;
-        warn!(processor = self.name, error = describe(error), retry_in_ms, "{what}");
+        if self.failure_log.is_due(self.outage.tries()) {
+            warn!(processor = self.name, error = describe(error), retry_in_ms, "{what}");
+        }
         if self.outage.tries() >= OUTAGE_TOLD_AT {
             let facts = Failure::of_database(error);
             heartbeat::record_failure(facts.facts(
@@ -166,8 +196,11 @@ impl Runner {
     /// Records the present outage in the tracker, if there is a claim. A failure to do so changes nothing.
     pub(super) async fn record_outage(&mut self, connection: &mut PgConnection) {
         let Self { phase, outage, trackers, name, .. } = self;
+        let is_external = outage.is_external();
         let (Some(claim), Some(outage)) = (phase.claim(), outage.due_record()) else { return };
-        if let Err(error) = in_time(trackers.record_outage(connection, claim, outage)).await {
+        // What waits for something else than the database renews its lease meanwhile.
+        let owned_for = if is_external { Duration::ZERO } else { until_next(outage) + LEASE_MARGIN };
+        if let Err(error) = in_time(trackers.record_outage(connection, claim, outage, owned_for)).await {
             tracing::debug!(processor = name, error = describe(&error), "could not record an outage");
         }
     }
@@ -182,21 +215,42 @@ mod tests {
         let mut log = OutageLog::default();
         assert!(log.due_record().is_none());
         let timed_out = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-        log.failed(&timed_out());
+        log.failed(&timed_out(), Duration::ZERO);
         assert_eq!(log.due_record().map(|outage| outage.tries), Some(1));
-        log.failed(&timed_out());
+        log.failed(&timed_out(), Duration::ZERO);
         assert!(log.due_record().is_none());
         log.recorded = log.recorded.and_then(|recorded| recorded.checked_sub(RECORD_INTERVAL));
         assert_eq!(log.due_record().map(|outage| outage.tries), Some(2));
     }
 
     #[test]
+    fn what_nothing_else_tells_of_for_long_is_recorded_each_time() {
+        let mut log = OutageLog::default();
+        for tries in 1..3 {
+            log.unavailable("429", Some(Duration::from_mins(10)));
+            assert_eq!(log.due_record().map(|outage| outage.tries), Some(tries));
+        }
+    }
+
+    #[test]
+    fn an_outage_of_another_kind_is_another_one_and_begins_with_the_attempt() {
+        let mut log = OutageLog::default();
+        log.failed(&sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()), Duration::from_secs(30));
+        let since = |log: &OutageLog| log.outage.as_ref().map(|outage| Utc::now() - outage.since);
+        assert!(since(&log) >= Some(TimeDelta::seconds(30)));
+        assert!(log.due_record().is_some());
+        log.unavailable("429", None);
+        assert!(since(&log) < Some(TimeDelta::seconds(10)));
+        assert_eq!(log.due_record().map(|outage| (outage.tries, outage.message.as_str())), Some((1, "429")));
+    }
+
+    #[test]
     fn the_delay_starts_over_only_when_the_outage_is_over() {
         let mut log = OutageLog::default();
         let timed_out = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-        let delays: Vec<Duration> = (0..8).map(|_| log.failed(&timed_out())).collect();
+        let delays: Vec<Duration> = (0..8).map(|_| log.failed(&timed_out(), Duration::ZERO)).collect();
         assert!(delays[7] > delays[0] * 8, "{delays:?}");
         log.over();
-        assert!(log.failed(&timed_out()) < delays[0] * 2);
+        assert!(log.failed(&timed_out(), Duration::ZERO) < delays[0] * 2);
     }
 }

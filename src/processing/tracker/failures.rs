@@ -72,18 +72,23 @@ impl Trackers {
         simple(statement).execute(connection).await.map(drop)
     }
 
-    /// Records the outage that keeps the processor from continuing.
+    /// Records the outage that keeps the processor from continuing. It is owned for `owned_for` from now at least: the session
+    /// that would renew the lease is given up until the next attempt.
     pub async fn record_outage(
         &self,
         connection: impl PgExecutor<'_>,
         claim: &Claim,
         outage: &Outage,
+        owned_for: Duration,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- record_outage
-             update {} set outage = {}::jsonb, updated_at = clock_timestamp() where {}",
+             update {} set outage = {}::jsonb, lease_until = greatest(lease_until, clock_timestamp() + {}),
+                           updated_at = clock_timestamp()
+             where {}",
             self.table,
             json_literal(outage)?,
+            interval(owned_for),
             is_claimed(claim)
         );
         simple(statement).execute(connection).await.map(drop)

@@ -90,7 +90,8 @@ fn of_failure(status: &ProcessorStatus) -> Advice {
 }
 
 /// What an event that fails means for the others.
-const ORDER: &str = "Events before this one are handled; later ones wait.";
+const ORDER: &str =
+    "Events before this one are handled; later ones wait, with a webhook only those of the same aggregate.";
 
 fn of_retries(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'_>) -> Advice {
     let name = &status.name;

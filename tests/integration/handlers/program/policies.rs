@@ -35,6 +35,10 @@ async fn the_others_are_there_whatever_becomes_of_a_poison_event() {
     let dead_letter = |name: &str| (name.to_owned(), ids[499], 3);
     assert_eq!(dead_letters, [dead_letter("parked"), dead_letter("skipped")]);
 
+    let handled = "select handled from espd.trackers where name in ('parked', 'skipped')";
+    let handled: Vec<i64> = sqlx::query_scalar(handled).fetch_all(&db.pool).await.unwrap();
+    assert_eq!(handled, [1_000, 1_000], "what is set aside counts as well");
+
     eventually("the stop", async || {
         (installation.status("stopped").await["state"] == "failed").then_some(())
     })

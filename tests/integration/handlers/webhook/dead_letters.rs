@@ -53,6 +53,7 @@ async fn a_parked_event_is_followed_aside_by_those_of_its_aggregate_and_by_no_ot
     let last = append(&db.pool, &[(1, 5), (2, 6)]).await;
     reaches(&db.pool, "hook", last).await;
     assert_eq!(dead_letters(&db).await.len(), 3);
+    assert_eq!(super::count(&db.pool, "select handled from espd.trackers").await, 6, "each is counted once");
     let mut numbers = receiver.numbers();
     numbers.sort_unstable();
     assert_eq!(numbers, [1, 1, 1, 2, 4, 6]);

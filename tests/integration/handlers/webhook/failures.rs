@@ -53,6 +53,36 @@ async fn a_refusal_of_the_receiver_is_tried_again_and_its_words_are_kept() {
 }
 
 #[tokio::test]
+async fn an_event_that_waits_for_its_time_fails_no_further_time_when_others_do() {
+    let db = support::database().await;
+    let hour = ("retry-after", "3600".to_owned());
+    let receiver = Receiver::start(move |request| match (request.n(), request.earlier) {
+        (1, _) => Reply::Full(400, vec![hour.clone()], String::new()),
+        (_, 0) => Reply::Status(500),
+        _ => Reply::Status(200),
+    })
+    .await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "", QUICK);
+    append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    let is_first = |status: &Value| status["last_error"]["event_id"] == 1;
+    let first = shows(&installation, "the failure", is_first).await;
+    append(&db.pool, &[(2, 2), (3, 3)]).await;
+    receiver.receives(5).await;
+    append(&db.pool, &[(4, 4)]).await;
+    receiver.receives(7).await;
+    // What was handled is committed with what is known of the one that waits.
+    let all = |status: &Value| is_first(status) && status["handled"] == 3;
+    let later = shows(&installation, "the others handled", all).await;
+    assert_eq!(later["last_error"]["at"], first["last_error"]["at"], "{later}");
+    let told = daemon.logged("could not handle an event");
+    let of_first = told.iter().filter(|line| line["event.id"] == 1).count();
+    assert_eq!(of_first, 1, "{told:?}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_redirect_is_not_followed() {
     let elsewhere = Receiver::start(|_| Reply::Status(200)).await;
     let target = format!("http://{}/elsewhere", elsewhere.address);

@@ -74,6 +74,26 @@ async fn an_operator_need_not_wait_as_long_as_a_busy_receiver_has_asked_for() {
     daemon.stop().await;
 }
 
+/// Who asks again at once is told of the second answer as well, though it comes soon after the first.
+#[tokio::test]
+async fn a_busy_receiver_that_an_operator_has_asked_again_is_an_outage_until_it_answers() {
+    let db = support::database().await;
+    let hour = ("retry-after", "3600".to_owned());
+    let receiver = Receiver::start(move |_| Reply::Full(429, vec![hour.clone()], String::new())).await;
+    let installation = installation(&db);
+    super::declare(&installation, &receiver, "", "", QUICK);
+    append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    let next_try = |status: &serde_json::Value| status["outage"]["next_try_at"].as_str().map(str::to_owned);
+    let first = shows(&installation, "the outage", |status| status["outage"].is_object()).await;
+    installation.espctl(&["retry", "hook"]).await.printed();
+    receiver.receives(2).await;
+    let again = |status: &serde_json::Value| next_try(status) > next_try(&first);
+    let second = shows(&installation, "the outage after the second answer", again).await;
+    assert_eq!(second["state"], "waiting", "{second}");
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn an_unknown_host_name_is_an_outage() {
     let db = support::database().await;

@@ -67,7 +67,7 @@ async fn a_retry_of_what_failed_only_after_a_reset_repeats_no_effect() {
     reaches(&db.pool, "notes", x3).await;
     assert_eq!(dead_letters(&db.pool).await.len(), 3);
     let shown = espctl.espctl(&["dead-letters", "show", "notes", &x1.to_string()]).await.printed();
-    assert!(shown.contains("handled before a reset: a retry does not repeat"), "{shown}");
+    assert!(shown.contains("had passed it before a reset: a retry repeats no effects"), "{shown}");
     set_n(&db.pool, x1, 5).await;
     espctl.espctl(&["dead-letters", "retry", "notes", "--all", "--yes"]).await.printed();
     assert_eq!(notes_of(&db.pool, 5).await, [x1, x2, x1, x2, x3]);
