@@ -127,6 +127,8 @@ impl Sender {
             return None;
         }
         if !std::mem::replace(&mut self.has_begun, true) {
+            // Who has heard from the stream is told of everything that is appended from then on.
+            let _ = tokio::time::timeout(HEARTBEAT, self.events.begin()).await;
             return Some(Bytes::from_static(RETRY.as_bytes()));
         }
         let text = tokio::select! {

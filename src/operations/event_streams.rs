@@ -92,6 +92,11 @@ impl OpenStream {
         }
     }
 
+    /// Waits until it is known where the stream begins.
+    pub(crate) async fn begin(&mut self) {
+        self.events.begin().await;
+    }
+
     /// How far the stream has come.
     pub(crate) fn position(&self) -> Position {
         self.events.position()

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::stream::{self, BoxStream};
+use futures_util::stream::{self, BoxStream, Peekable};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -42,7 +42,9 @@ const WAIT_MAX: Duration = Duration::from_secs(3_600);
 /// after a delay that grows while errors repeat: a lost connection is an error of the moment,
 /// [`ReadError::GoneBack`] is one to stop for. To go on in another process, keep [`Self::position`].
 pub struct EventStream {
-    events: BoxStream<'static, Result<Event, ReadError>>,
+    events: Peekable<BoxStream<'static, Result<Event, ReadError>>>,
+    /// Whether it is known where the stream begins.
+    begun: watch::Receiver<bool>,
     /// Written by the follower, read by the consumer.
     position: Arc<AtomicI64>,
 }
@@ -52,6 +54,19 @@ impl EventStream {
     /// without a gap. It is 0 as long as a stream that begins with what comes now has not begun.
     pub fn position(&self) -> Position {
         Position::new(self.position.load(Ordering::Relaxed))
+    }
+
+    /// Waits until it is known where the stream begins: a stream of what comes now yields what is appended after that. Without it, the
+    /// stream begins at some time after it was asked for its first event.
+    pub async fn begin(&mut self) {
+        let Self { events, begun, .. } = self;
+        tokio::select! {
+            biased;
+            // An error means that the stream has ended, which its next item tells.
+            _ = begun.wait_for(|begun| *begun) => {}
+            // The follower works while somebody waits for its events.
+            _ = Pin::new(events).peek() => {}
+        }
     }
 
     /// The events that `subscription` lets be read, of the given types (`None`: all), after a position (`None`: what is
@@ -64,12 +79,14 @@ impl EventStream {
     ) -> Self {
         let position = Arc::new(AtomicI64::new(after.unwrap_or_default().get()));
         let (never, stop) = shutdown::channel();
+        let (begins, begun) = watch::channel(after.is_some());
         let follower = Follower {
             store: Box::new(store),
             subscription: watching.subscription(),
             watching,
             types: types.map(<[String]>::to_vec),
             next: after,
+            begins,
             page: VecDeque::new(),
             passed: Arc::clone(&position),
             last: None,
@@ -79,7 +96,7 @@ impl EventStream {
             stop: (never, stop),
         };
         let step = |mut follower: Follower| async { Some((follower.next_event().await, follower)) };
-        Self { events: stream::unfold(follower, step).boxed(), position }
+        Self { events: stream::unfold(follower, step).boxed().peekable(), begun, position }
     }
 }
 
@@ -87,7 +104,7 @@ impl Stream for EventStream {
     type Item = Result<Event, ReadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_next_unpin(context)
+        Pin::new(&mut self.events).poll_next(context)
     }
 }
 
@@ -105,6 +122,8 @@ struct Follower {
     types: Option<Vec<String>>,
     /// The position after which the next page begins; `None`: it begins with what comes now.
     next: Option<Position>,
+    /// Told where the stream begins.
+    begins: watch::Sender<bool>,
     page: VecDeque<Event>,
     passed: Arc<AtomicI64>,
     /// The last event that was yielded.
@@ -166,9 +185,12 @@ impl Follower {
         {
             self.next = Some(settled);
             self.passed.store(settled.get(), Ordering::Relaxed);
+            self.begins.send_replace(true);
             return;
         }
-        let woken = self.subscription.wait(self.next, WAIT_MAX, &mut self.stop.1).await;
+        // What is settled may become known without any other sign.
+        let known = self.next.unwrap_or(Position::START);
+        let woken = self.subscription.wait(Some(known), WAIT_MAX, &mut self.stop.1).await;
         self.must_compare |= woken == Woken::Control;
     }
 

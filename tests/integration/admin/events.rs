@@ -28,11 +28,15 @@ impl Reader {
 
     /// Reads up to a line with the first text, and returns the first line with the second.
     async fn line_with(&mut self, end: &str, wanted: &str) -> String {
+        // Signs of life come for ever.
+        tokio::time::timeout(PATIENCE, self.read_to(end, wanted)).await.expect(end)
+    }
+
+    async fn read_to(&mut self, end: &str, wanted: &str) -> String {
         let mut found = String::new();
         loop {
             let mut line = String::new();
-            let read =
-                tokio::time::timeout(PATIENCE, self.0.read_line(&mut line)).await.expect("a line").unwrap();
+            let read = self.0.read_line(&mut line).await.unwrap();
             assert!(read > 0, "the stream has ended");
             if line.starts_with(wanted) && found.is_empty() {
                 found.clone_from(&line);

@@ -121,3 +121,20 @@ async fn the_memory_store_streams_as_well() {
     store.append(&["B", "A"].map(of)).await.unwrap();
     assert_eq!(waiting.await.unwrap(), 5);
 }
+
+/// What was appended last is not written to the server's log yet, so nothing is known to be settled at the first look.
+#[tokio::test]
+async fn a_stream_of_what_comes_now_begins_without_another_sign() {
+    let (pool, store) = store().await;
+    sqlx::raw_sql(
+        "begin; set local synchronous_commit = off;
+         insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'A', 1, '{}'); commit",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let mut events = store.subscribe(None, None);
+    tokio::time::timeout(PATIENCE, events.begin()).await.expect("the beginning");
+    let from_here = append(&pool, 1).await;
+    assert_eq!(next(&mut events).await.id, Position::new(from_here));
+}
