@@ -168,7 +168,7 @@ async fn a_tracker_that_is_locked_keeps_nobody_elses_lease_from_being_renewed() 
         all_renew(&mut locked, "name <> 'notes_3'").await;
     }
     locked.rollback().await.unwrap();
-    all_renew(&mut *db.pool.acquire().await.unwrap(), "true").await;
+    all_renew(&mut db.pool.acquire().await.unwrap(), "true").await;
     let epochs = "select sum(epoch)::bigint from espd.trackers where name <> 'notes_3'";
     assert_eq!(count(&db.pool, epochs).await, MANY as i64 - 1, "no claim was lost");
     daemon.stop().await;
