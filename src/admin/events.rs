@@ -128,7 +128,7 @@ impl Sender {
         }
         if !std::mem::replace(&mut self.has_begun, true) {
             // Who has heard from the stream is told of everything that is appended from then on.
-            let _ = tokio::time::timeout(HEARTBEAT, self.events.begin()).await;
+            let _ = tokio::time::timeout(HEARTBEAT, self.events.beginning()).await;
             return Some(Bytes::from_static(RETRY.as_bytes()));
         }
         let text = tokio::select! {

@@ -93,8 +93,8 @@ impl OpenStream {
     }
 
     /// Waits until it is known where the stream begins.
-    pub(crate) async fn begin(&mut self) {
-        self.events.begin().await;
+    pub(crate) async fn beginning(&mut self) {
+        self.events.beginning().await;
     }
 
     /// How far the stream has come.

@@ -58,7 +58,7 @@ impl EventStream {
 
     /// Waits until it is known where the stream begins: a stream of what comes now yields what is appended after that. Without it, the
     /// stream begins at some time after it was asked for its first event.
-    pub async fn begin(&mut self) {
+    pub async fn beginning(&mut self) {
         let Self { events, begun, .. } = self;
         tokio::select! {
             biased;

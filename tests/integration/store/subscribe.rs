@@ -134,7 +134,7 @@ async fn a_stream_of_what_comes_now_begins_without_another_sign() {
     .await
     .unwrap();
     let mut events = store.subscribe(None, None);
-    tokio::time::timeout(PATIENCE, events.begin()).await.expect("the beginning");
+    tokio::time::timeout(PATIENCE, events.beginning()).await.expect("the beginning");
     let from_here = append(&pool, 1).await;
     assert_eq!(next(&mut events).await.id, Position::new(from_here));
 }
