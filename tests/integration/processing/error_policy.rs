@@ -303,14 +303,11 @@ async fn who_waits_until_the_server_can_do_it_again_owns_its_processor_all_the_t
     let life = Life::begin(&db, notes(full), RunnerContext { lease: Duration::from_secs(5), ..strict(&db) });
     let tries = |row: &TrackerRow| row.outage.as_ref().map_or(0, |outage| outage.0.tries);
     row_with(&db.pool, "long pauses", |row| tries(row) >= 6).await;
-    loop {
-        let now = row(&db.pool).await.unwrap();
-        assert!(now.owned, "{now:?}");
-        if tries(&now) >= 9 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let still_owned = |row: &TrackerRow| {
+        assert!(row.owned, "{row:?}");
+        tries(row) >= 9
+    };
+    row_with(&db.pool, "three more tries", still_owned).await;
     life.end().await;
 }
 
