@@ -114,7 +114,7 @@ cases! {
         times_are_kept_to_the_microsecond
         types_may_be_any_text
         what_cannot_be_stored_is_refused_by_index
-        an_aggregate_id_that_is_no_uuid_is_refused_by_name;
+        an_aggregate_id_that_is_no_uuid_is_refused;
     expecting:
         an_expected_version_must_be_the_version
         a_conflict_stores_nothing

@@ -194,11 +194,11 @@ pub(super) async fn what_cannot_be_stored_is_refused_by_index(store: Store) {
     assert_eq!(read_all(&store).await.len(), 0);
 }
 
-pub(super) async fn an_aggregate_id_that_is_no_uuid_is_refused_by_name(store: Store) {
+pub(super) async fn an_aggregate_id_that_is_no_uuid_is_refused(store: Store) {
     let order: AggregateId = "order-7".parse().expect("a text may be an id");
     match store.append(&[happened(Uuid::new_v4()), happened(&order)]).await {
         Err(AppendError::Invalid { index: Some(1), reason }) => {
-            assert!(reason.contains("order-7") && reason.contains("uuid"), "{reason}");
+            assert!(reason.contains("uuid"), "{reason}");
         }
         other => panic!("{other:?}"),
     }
