@@ -329,7 +329,7 @@ declare
   departs    boolean;
   name       text;
   part       jsonb;
-  deeper      jsonb;
+  deeper     jsonb;
   is_whole   boolean := root is null;
   -- How many references were followed for the whole body. A setting, because it outlives the calls and is looked at at references only.
   followed   text;

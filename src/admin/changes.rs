@@ -219,3 +219,28 @@ fn parse_reset(headers: &HeaderMap, body: &[u8]) -> Result<ResetBody, ApiError> 
     }
     Ok(reset)
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::{CONTENT_TYPE, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn what_a_body_says_beyond_its_fields_is_refused() {
+        let mut headers = HeaderMap::new();
+        let read = |headers: &HeaderMap, body: &str| {
+            Change::of_processor(ProcessorAction::Pause, headers, body.as_bytes())
+                .map_err(|error| error.status)
+        };
+        assert_eq!(read(&headers, ""), Ok(Change::Pause));
+        assert_eq!(read(&headers, "{}"), Err(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        assert_eq!(read(&headers, "{}"), Ok(Change::Pause));
+        for wrong in ["junk", "{\"foo\": 1}", "[]"] {
+            assert_eq!(read(&headers, wrong), Err(StatusCode::BAD_REQUEST), "{wrong}");
+        }
+        let array = Change::of_processor(ProcessorAction::Resume, &headers, b"[true]");
+        assert_eq!(array.unwrap_err().status, StatusCode::BAD_REQUEST);
+    }
+}

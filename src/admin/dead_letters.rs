@@ -158,6 +158,7 @@ mod tests {
             "event=1.5",
             "aggregate=7",
             "older_than=soon",
+            "after=7",
         ] {
             let error = of_query(Some(wrong)).unwrap_err();
             assert!(error.status == StatusCode::BAD_REQUEST && !error.remedy.is_empty(), "{wrong}");
