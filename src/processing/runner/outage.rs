@@ -35,8 +35,6 @@ const OUTAGE_TOLD_AT: u32 = 5;
 pub(super) struct OutageLog {
     retry: Retry<()>,
     outage: Option<Outage>,
-    /// When the outage began.
-    since: DateTime<Utc>,
     recorded: Option<Instant>,
     /// Whether the outage is of something that is no database.
     external: bool,
@@ -45,26 +43,27 @@ pub(super) struct OutageLog {
 impl Default for OutageLog {
     fn default() -> Self {
         let retry = Retry::new(RetryPolicy::infrastructure());
-        Self { retry, outage: None, since: DateTime::default(), recorded: None, external: false }
+        Self { retry, outage: None, recorded: None, external: false }
     }
 }
 
 impl OutageLog {
     /// Takes note of a failure of the database, in an attempt that `lasted` so long. Returns the delay before the next attempt.
     pub(super) fn failed(&mut self, error: &sqlx::Error, lasted: Duration) -> Duration {
-        self.begin(false, lasted);
+        self.turn_to(false);
         let delay = self.retry.failed(());
         let code = error.as_database_error().and_then(|answer| answer.code());
-        self.note(code.map(|code| code.into_owned()), &describe(error), delay);
+        let began = Utc::now() - TimeDelta::from_std(lasted).unwrap_or_default();
+        self.note(began, code.map(|code| code.into_owned()), &describe(error), delay);
         delay
     }
 
     /// Takes note that something that is no database is not there. Returns the delay before the next attempt: `wait` at
     /// least.
     pub(super) fn unavailable(&mut self, message: &str, wait: Option<Duration>) -> Duration {
-        self.begin(true, Duration::ZERO);
+        self.turn_to(true);
         let delay = self.retry.failed(()).max(wait.unwrap_or_default());
-        self.note(None, message, delay);
+        self.note(Utc::now(), None, message, delay);
         delay
     }
 
@@ -73,15 +72,16 @@ impl OutageLog {
         if self.awaits_version() {
             return;
         }
-        self.begin(false, Duration::ZERO);
+        self.turn_to(false);
         self.retry.failed(());
-        self.note(None, &format!("the event store cannot be read safely: {reason}"), delay);
+        self.note(Utc::now(), None, &format!("the event store cannot be read safely: {reason}"), delay);
     }
 
     /// Takes note that nothing is handled until a version is live that is built beside the one that serves.
     pub(super) fn await_version(&mut self, version: i32) {
-        self.begin(true, Duration::ZERO);
+        self.turn_to(true);
         self.note(
+            Utc::now(),
             None,
             &format!("version {version} is built beside the one that serves, and is not live"),
             Duration::ZERO,
@@ -113,22 +113,18 @@ impl OutageLog {
         self.retry.attempts()
     }
 
-    /// Begins an outage, unless it is one of the same kind that goes on: that the receiver of a webhook is away is another one than
-    /// that the database was.
-    fn begin(&mut self, external: bool, lasted: Duration) {
+    /// Ends an outage of the other kind: that the receiver of a webhook is away is another one than that the database was.
+    fn turn_to(&mut self, external: bool) {
         if self.external != external {
             self.over();
-            self.recorded = None;
-        }
-        self.external = external;
-        if self.outage.is_none() {
-            self.since = Utc::now() - TimeDelta::from_std(lasted).unwrap_or_default();
+            (self.external, self.recorded) = (external, None);
         }
     }
 
-    fn note(&mut self, sqlstate: Option<String>, message: &str, delay: Duration) {
+    /// Takes note of a failure of an attempt that `began` at this time, in the present outage or a new one.
+    fn note(&mut self, began: DateTime<Utc>, sqlstate: Option<String>, message: &str, delay: Duration) {
         let now = Utc::now();
-        let since = self.outage.as_ref().map_or(self.since, |outage| outage.since);
+        let since = self.outage.as_ref().map_or(began, |outage| outage.since);
         self.outage = Some(Outage {
             since,
             sqlstate,
