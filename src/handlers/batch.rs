@@ -4,6 +4,7 @@
 //! committed in one `BatchTransaction`, which holds the tracker locked under the runner's claim from beginning to end.
 
 mod effects;
+mod misuse;
 mod read_ahead;
 mod row_changes;
 mod tables;
@@ -11,6 +12,7 @@ mod touched;
 mod transaction;
 
 pub(crate) use effects::{Action, Applied, EventEffects, collect_emissions};
+pub(crate) use misuse::{ended, failed_before, find_misuse};
 pub(crate) use read_ahead::ReadAhead;
 pub(crate) use tables::{RowTables, TableShape};
 pub(crate) use touched::Touched;

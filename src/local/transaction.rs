@@ -90,6 +90,10 @@ impl Transaction for LocalTransaction<'_> {
         Err(NoPostgres)
     }
 
+    async fn has_ended(&mut self) -> Result<bool, sqlx::Error> {
+        Ok(false)
+    }
+
     async fn savepoint(&mut self) -> Result<(), sqlx::Error> {
         self.unit.savepoint().await
     }

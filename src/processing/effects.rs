@@ -124,19 +124,21 @@ impl Effects {
         Self { schema: quote_identifier(schema) }
     }
 
-    /// Records effects in the transaction of their batch.
+    /// Records effects in the transaction of their batch, if a condition holds. Returns whether it does.
     pub(crate) async fn record(
         &self,
         connection: &mut PgConnection,
         key: &ProcessorKey,
         effects: &[NewEffect],
-    ) -> Result<(), sqlx::Error> {
+        condition: &str,
+    ) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "-- record_effects
              insert into {}.effects (processor, version, partition, event_id, event_uuid, event_type, payload)
              select {}, e.event_id, e.event_uuid, e.event_type, e.payload
              from unnest($1::bigint[], $2::uuid[], $3::text[], $4::jsonb[]) with ordinality
                as e (event_id, event_uuid, event_type, payload, place)
+             where {condition}
              order by e.place",
             self.schema,
             key.arguments(),
@@ -146,7 +148,8 @@ impl Effects {
         let types: Vec<&str> = effects.iter().map(|effect| effect.event_type.as_str()).collect();
         let payloads: Vec<Json<&RawValue>> = effects.iter().map(|effect| Json(&*effect.payload)).collect();
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
-        query.bind(ids).bind(uuids).bind(types).bind(payloads).execute(connection).await.map(drop)
+        let recorded = query.bind(ids).bind(uuids).bind(types).bind(payloads).execute(connection).await?;
+        Ok(recorded.rows_affected() > 0)
     }
 
     /// Whether any effect of the processor is to be carried out, whichever version has asked for it.

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
-pub(crate) use advance::Advance;
+pub(crate) use advance::{Advance, CheckError, Checks};
 pub(crate) use claim::LeaseStatus;
 pub(crate) use claim::is_claimed;
 pub use claim::{Claim, LEASE};

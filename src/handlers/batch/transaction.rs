@@ -7,6 +7,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
 use uuid::Uuid;
 
+use super::misuse::{ended, find_misuse, is_marked, mark_transaction};
 use crate::event::{AggregateId, Event, Position, Version};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark;
@@ -18,10 +19,17 @@ use crate::processing::processor::{
     Batch, BatchRequest, Delivery, Events, ProcessorBase, ProcessorError, Work,
 };
 use crate::processing::progress::Progress;
-use crate::processing::tracker::{Advance, read_witness};
+use crate::processing::tracker::{Advance, CheckError, Checks, read_witness};
 use crate::store::upcast::UpcastFailure;
 use crate::store::witness::{Trail, Witness};
 use crate::store::{EventStore as _, ReadError, read_uuids_on, stream_aggregate_on};
+
+/// Whom a transaction blames that cannot commit what handlers have done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blames {
+    Handlers,
+    Nobody,
+}
 
 /// An open transaction that holds the tracker locked under the claim. If it is dropped without [`Self::finish`], it is rolled
 /// back.
@@ -45,6 +53,8 @@ pub(crate) struct BatchTransaction<'t> {
     set_aside: Vec<Position>,
     /// Whether anything beside the tracker may have been written.
     may_have_written: bool,
+    /// Whether a handler has had the connection, and so may have ended the transaction.
+    handed_out: bool,
 }
 
 /// The events of a request, as they were read.
@@ -81,6 +91,7 @@ impl<'t> BatchTransaction<'t> {
             "-- lock_tracker
              set local lock_timeout = '30s';
              set local idle_in_transaction_session_timeout = {idle};
+             {mark};
              select silent_until, parking, witness_at, witness_id, witness_uuid, events_partitions, {meaning}
              from {schema}.lock_tracker({key}, epoch => {epoch}, {what})
              where {server}",
@@ -88,6 +99,7 @@ impl<'t> BatchTransaction<'t> {
             key = request.claim.key.arguments(),
             meaning = base.scope.set_local(),
             idle = idle_max.as_millis(),
+            mark = mark_transaction(request.claim.epoch),
             epoch = request.claim.epoch,
             server = request.claim.is_same_server(),
         );
@@ -110,6 +122,7 @@ impl<'t> BatchTransaction<'t> {
             only_event: None,
             set_aside: Vec::new(),
             may_have_written: false,
+            handed_out: false,
         }))
     }
 
@@ -122,6 +135,27 @@ impl<'t> BatchTransaction<'t> {
     pub(crate) fn connection(&mut self) -> &mut PgConnection {
         self.may_have_written = true;
         &mut self.transaction
+    }
+
+    /// The connection for a handler, which may do with it what it likes. Whether it has left the transaction as it was is asked
+    /// before the position moves.
+    pub(crate) fn hand_out(&mut self) -> &mut PgConnection {
+        self.handed_out = true;
+        self.connection()
+    }
+
+    /// The condition that no handler has ended the transaction.
+    pub(crate) fn is_open(&self) -> String {
+        is_marked(self.request.claim.epoch)
+    }
+
+    /// Whether a handler has ended the transaction, so that the next statement may be one of its own.
+    pub(crate) async fn has_ended(&mut self) -> Result<bool, sqlx::Error> {
+        if !self.handed_out {
+            return Ok(false);
+        }
+        let statement = format!("-- examine_transaction\nselect ({}) is not true", self.is_open());
+        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut *self.transaction).await?.try_get(0)
     }
 
     /// Reads the requested events. Returns those that are to be handled, and the last position that was looked at. Events that
@@ -283,12 +317,36 @@ impl<'t> BatchTransaction<'t> {
         )
     }
 
-    /// What it means that the batch has written what it must not write.
-    fn refused(&mut self, error: sqlx::Error) -> ProcessorError {
-        if !is_foreign_write(&error) {
-            return error.into();
+    /// What the transaction is asked before it commits. Programs and requests cannot end it.
+    fn checks(&self, handled: i32) -> Checks {
+        let is_written = self.may_have_written && handled > 0;
+        Checks {
+            constraints: self.may_have_written,
+            condition: self.handed_out.then(|| self.is_open()),
+            call: is_written.then(|| self.refuse_foreign_writes()),
         }
-        let failure = Failure::of_database(&error);
+    }
+
+    /// What it means that the batch cannot be committed.
+    fn refused(&mut self, error: CheckError, blames: Blames) -> ProcessorError {
+        match error {
+            CheckError::Uncommittable(error) if blames == Blames::Handlers => {
+                self.failed(find_misuse(&error).unwrap_or_else(|| Failure::of_database(&error)))
+            }
+            CheckError::Database(error) if is_foreign_write(&error) => {
+                self.failed(Failure::of_database(&error))
+            }
+            CheckError::Uncommittable(error) | CheckError::Database(error) => error.into(),
+        }
+    }
+
+    /// The error of a batch whose handler has ended the transaction.
+    pub(crate) fn ended(&mut self) -> ProcessorError {
+        self.failed(ended())
+    }
+
+    /// The error of a batch that has failed for this reason. If it had one event, that is the one.
+    pub(crate) fn failed(&mut self, failure: Failure) -> ProcessorError {
         let failure = match self.only_event.take() {
             Some(event) => event.attribute(failure),
             None => failure,
@@ -303,26 +361,39 @@ impl<'t> BatchTransaction<'t> {
     }
 
     /// Moves the tracker, or removes the dead letter that was handled, and commits.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Unattributed`] if what handlers have done cannot be committed: then batches get smaller until the event
+    /// is alone in one.
     pub(crate) async fn finish(self, progress: Progress<'_>) -> Result<(), ProcessorError> {
         let witness = self.trail.upto(progress.position);
-        self.finish_with(progress, witness).await
+        self.conclude(progress, witness, Blames::Handlers).await
     }
 
-    /// As [`Self::finish`], with the witness of what was read before this transaction.
+    /// As [`Self::finish`], with the witness of what was read before this transaction. Smaller batches would not help.
     pub(crate) async fn finish_with(
-        mut self,
+        self,
         progress: Progress<'_>,
         witness: Option<Witness>,
     ) -> Result<(), ProcessorError> {
+        self.conclude(progress, witness, Blames::Nobody).await
+    }
+
+    async fn conclude(
+        mut self,
+        progress: Progress<'_>,
+        witness: Option<Witness>,
+        blames: Blames,
+    ) -> Result<(), ProcessorError> {
         let BatchRequest { claim, work, lease, .. } = *self.request;
-        let check = (self.may_have_written && progress.handled > 0).then(|| self.refuse_foreign_writes());
+        let checks = self.checks(progress.handled);
         match work {
             Work::DeadLetter(event_id) => {
-                if let Some(check) = check {
-                    let statement = format!("-- refuse_foreign_writes\nselect {check}");
-                    let checked =
-                        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.transaction).await;
-                    checked.map_err(|error| self.refused(error))?;
+                if self.may_have_written {
+                    let checked = checks.select(&mut self.transaction, "check_batch", "true").await;
+                    if checked.map_err(|error| self.refused(error, blames))?.is_none() {
+                        return Err(self.ended());
+                    }
                 }
                 DeadLetters::new(&self.base.trackers())
                     .remove(&mut self.transaction, &claim.key, event_id)
@@ -334,10 +405,12 @@ impl<'t> BatchTransaction<'t> {
                 let handled = progress.handled.saturating_add(i32::try_from(passed).unwrap_or(i32::MAX));
                 let progress = Progress { handled, ..progress };
                 let caught_up = !progress.failing && progress.position >= upto;
-                let advance = Advance { progress, caught_up, lease, rate, witness, check };
+                let advance = Advance { progress, caught_up, lease, rate, witness, checks };
                 let advancing = self.base.trackers().advance(&mut self.transaction, claim, advance).await;
-                if !advancing.map_err(|error| self.refused(error))? {
-                    return Err(ProcessorError::ClaimLost);
+                match advancing.map_err(|error| self.refused(error, blames))? {
+                    Some(true) => {}
+                    Some(false) => return Err(ProcessorError::ClaimLost),
+                    None => return Err(self.ended()),
                 }
                 if progress.is_idle() && !self.may_have_written {
                     self.allow_to_be_lost().await?;

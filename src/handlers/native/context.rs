@@ -87,7 +87,8 @@ impl Commands {
 impl ProjectorContext<'_> {
     /// The connection of the open transaction. Its search path begins with the schema of the projector's tables: that of the
     /// projections, or the one that a version is built in beside them; so name tables without a schema. A handler must not
-    /// begin, commit or roll back; it may use savepoints.
+    /// begin, commit or roll back; it may use savepoints. One that does fails, and so does one that goes on after a statement has failed. What it
+    /// has committed stays.
     ///
     /// On a store without PostgreSQL (`espd::testing`) it does not return: the event fails with an error that says what to do.
     pub fn connection(&mut self) -> &mut PgConnection {

@@ -5,6 +5,7 @@ use std::error::Error;
 use thiserror::Error;
 
 use crate::event::Position;
+use crate::handlers::batch::failed_before;
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::failure::Failure;
@@ -39,7 +40,7 @@ pub(super) fn classify(error: HandlerError) -> Classified {
     };
     match error.downcast::<sqlx::Error>() {
         Ok(error) if is_outage(&error) => Classified::Infrastructure(*error),
-        Ok(error) => Classified::Failed { event_id, failure: Failure::of_database(&error) },
+        Ok(error) => Classified::Failed { event_id, failure: explain(Failure::of_database(&error)) },
         Err(error) => match find_database_error(error.as_ref()) {
             Some(inner) if is_outage(inner) => {
                 Classified::Infrastructure(sqlx::Error::Io(std::io::Error::other(chain(error.as_ref()))))
@@ -47,10 +48,15 @@ pub(super) fn classify(error: HandlerError) -> Classified {
             inner => {
                 let sqlstate = inner.and_then(|inner| Failure::of_database(inner).sqlstate);
                 let failure = Failure { sqlstate, ..Failure::of_processor(chain(error.as_ref())) };
-                Classified::Failed { event_id, failure }
+                Classified::Failed { event_id, failure: explain(failure) }
             }
         },
     }
+}
+
+/// Says what PostgreSQL does not: that the handler has gone on after an earlier statement had failed.
+fn explain(failure: Failure) -> Failure {
+    if failure.sqlstate.as_deref() == Some("25P02") { failed_before() } else { failure }
 }
 
 /// Whether the error is about the state of the database or the connection, and not about the statement.

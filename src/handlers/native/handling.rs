@@ -11,7 +11,7 @@ use super::error::{Classified, HandlerError, classify};
 use super::handler::{Projector, Reactor};
 use super::transaction::{NoPostgres, Transaction};
 use crate::event::{Event, Position};
-use crate::handlers::batch::{Applied, EventEffects};
+use crate::handlers::batch::{Applied, EventEffects, find_misuse};
 use crate::processing::declaration::ProcessorKind;
 use crate::processing::effects::{Effect, EffectQueue, NewEffect};
 use crate::processing::emission::{Emitter, SourceEvent};
@@ -245,7 +245,8 @@ async fn project(
     let Some(place) = failed.or((events.len() == 1).then_some(0)) else {
         return Err(ProcessorError::Unattributed(Box::new(failure)));
     };
-    transaction.rollback_to_savepoint().await?;
+    let undone = transaction.rollback_to_savepoint().await;
+    undone.map_err(|error| blame(error, &SourceEvent::of(&events[place]), &failure))?;
     let mut effects = Vec::new();
     if place > 0 {
         if let Instance::Projector(another) = means.factory.create() {
@@ -315,7 +316,8 @@ async fn react(
                 Classified::Failed { failure, .. } => failure,
             };
             if may_have_written {
-                transaction.undo_event().await?;
+                let undone = transaction.undo_event().await;
+                undone.map_err(|error| blame(error, &source, &failure))?;
             }
             let applied = transaction.apply(emitter, &pending).await?;
             let failure = applied.failure.or(Some(Box::new(source.attribute(failure))));
@@ -325,10 +327,8 @@ async fn react(
         pending.push(EventEffects { source, actions });
         if may_have_written || abilities.needs_each_stored() {
             // Rows are in the transaction already, so whether the emissions are accepted has to be known now.
-            let Applied { events: applied, failure } = transaction.apply(emitter, &pending).await?;
-            if failure.is_some() && may_have_written {
-                transaction.undo_event().await?;
-            }
+            let Applied { events: applied, failure } =
+                apply_and_undo(transaction, emitter, &pending, may_have_written).await?;
             if failure.is_some() {
                 return Ok(handled(done + applied, failure, effects));
             }
@@ -341,6 +341,49 @@ async fn react(
     }
     let Applied { events: applied, failure } = transaction.apply(emitter, &pending).await?;
     Ok(handled(done + applied, failure, effects))
+}
+
+/// Stores what events have led to. If that is not accepted, undoes what the last of them has written itself, if it has.
+async fn apply_and_undo(
+    transaction: &mut dyn Transaction,
+    emitter: &Emitter,
+    effects: &[EventEffects],
+    may_have_written: bool,
+) -> Result<Applied, ProcessorError> {
+    let Some((last, before)) = effects.split_last().filter(|_| may_have_written) else {
+        return transaction.apply(emitter, effects).await;
+    };
+    let Applied { events, failure } = match transaction.apply(emitter, effects).await {
+        Ok(Applied { failure: None, events }) => return Ok(Applied { failure: None, events }),
+        Ok(refused) => refused,
+        Err(ProcessorError::Database(error)) => match find_misuse(&error) {
+            Some(misuse) => {
+                Applied { events: before.len(), failure: Some(Box::new(last.source.attribute(misuse))) }
+            }
+            None => return Err(error.into()),
+        },
+        Err(error) => return Err(error),
+    };
+    let Some(failure) = failure else { return Ok(Applied { events, failure }) };
+    let undone = transaction.undo_event().await;
+    undone.map_err(|error| blame(error, &last.source, &failure))?;
+    // What those before it have led to was undone as well.
+    let again = match events {
+        0 => Applied { events, failure: None },
+        _ => transaction.apply(emitter, &effects[..events]).await?,
+    };
+    Ok(Applied { failure: again.failure.or(Some(failure)), ..again })
+}
+
+/// The error of a batch in which what an event has done cannot be undone. If the handler is the reason, the event has failed.
+fn blame(error: sqlx::Error, event: &SourceEvent, failure: &Failure) -> ProcessorError {
+    let Some(misuse) = find_misuse(&error) else { return error.into() };
+    let message = match failure.message == misuse.message {
+        true => misuse.message,
+        false => format!("{}. It has failed: {}", misuse.message, failure.message),
+    };
+    let failure = Failure { sqlstate: misuse.sqlstate, ..Failure::of_processor(message) };
+    ProcessorError::Unattributed(Box::new(event.attribute(failure)))
 }
 
 /// Turns a panic of the handler into an error.

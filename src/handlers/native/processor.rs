@@ -7,10 +7,10 @@ use sqlx::{Connection as _, PgConnection};
 
 use super::handling::{Abilities, CarriedOut, Handled, HandlerFactory, NativeHandler};
 use crate::event::Position;
-use crate::handlers::batch::BatchTransaction;
+use crate::handlers::batch::{BatchTransaction, find_misuse};
 use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorKind;
-use crate::processing::effects::{Effects, RecordedEffects};
+use crate::processing::effects::{Effects, NewEffect, RecordedEffects};
 use crate::processing::emission::Emitter;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{
@@ -70,7 +70,7 @@ impl NativeProcessor {
         let handled = self.handler.handle(&mut transaction, &mut events, None, request.limits.time).await?;
         let mut recorded = false;
         if let (Some(effects), false) = (&self.effects, handled.effects.is_empty()) {
-            effects.record(transaction.connection(), &request.claim.key, &handled.effects).await?;
+            record(&mut transaction, effects, request, &handled.effects).await?;
             recorded = true;
         }
         let outcome = finish(transaction, request, &events, upto, handled).await?;
@@ -176,6 +176,24 @@ impl NativeProcessor {
             Some(_) => Outcome::Committed { position: claim.position, handled: 0, failure: None },
             None => Outcome::ClaimLost,
         })
+    }
+}
+
+/// Records what is to be done after the commit, unless a handler has left no transaction that can be committed.
+async fn record(
+    transaction: &mut BatchTransaction<'_>,
+    effects: &Effects,
+    request: &BatchRequest<'_>,
+    asked: &[NewEffect],
+) -> Result<(), ProcessorError> {
+    let is_open = transaction.is_open();
+    match effects.record(transaction.connection(), &request.claim.key, asked, &is_open).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(transaction.ended()),
+        Err(error) => match find_misuse(&error) {
+            Some(misuse) => Err(transaction.failed(misuse)),
+            None => Err(error.into()),
+        },
     }
 }
 

@@ -18,11 +18,14 @@ use crate::store::{AppendError, EventStore as _};
 /// The transaction of a batch, as far as handlers and what they ask for need it.
 #[async_trait]
 pub(crate) trait Transaction: Send {
-    /// The connection to PostgreSQL on which it is open.
+    /// The connection to PostgreSQL on which it is open, for the handler.
     ///
     /// # Errors
     /// It is a transaction of another store.
     fn connection(&mut self) -> Result<&mut PgConnection, NoPostgres>;
+
+    /// Whether the handler has ended it, which it must not do.
+    async fn has_ended(&mut self) -> Result<bool, sqlx::Error>;
 
     /// Opens a savepoint before events are handled.
     async fn savepoint(&mut self) -> Result<(), sqlx::Error>;
@@ -101,7 +104,11 @@ impl NoPostgres {
 #[async_trait]
 impl Transaction for BatchTransaction<'_> {
     fn connection(&mut self) -> Result<&mut PgConnection, NoPostgres> {
-        Ok(BatchTransaction::connection(self))
+        Ok(self.hand_out())
+    }
+
+    async fn has_ended(&mut self) -> Result<bool, sqlx::Error> {
+        BatchTransaction::has_ended(self).await
     }
 
     async fn savepoint(&mut self) -> Result<(), sqlx::Error> {

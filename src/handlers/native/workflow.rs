@@ -14,7 +14,7 @@ use super::context::{ReactorContext, emission};
 use super::error::HandlerError;
 use super::handler::Reactor;
 use crate::event::{AggregateId, Event, EventType, Position};
-use crate::handlers::batch::Action;
+use crate::handlers::batch::{Action, ended};
 use crate::processing::effects::Effect;
 use crate::processing::emission::{Due, Emission};
 use crate::processing::processor::Delivery;
@@ -290,6 +290,9 @@ impl<W: Workflow> Reactor for WorkflowReactor<W> {
         let mut own = WorkflowContext { reactor: context, kept, steps: HashSet::new(), is_forgotten: false };
         self.0.handle(event, &mut state, &mut own).await?;
         let WorkflowContext { reactor: context, mut kept, steps, is_forgotten } = own;
+        if context.transaction.has_ended().await? {
+            return Err(ended().message.into());
+        }
         if !steps.is_empty() {
             context.transaction.forget_steps(event.uuid).await?;
         }

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::{PgConnection, Row as _};
+use futures_util::StreamExt as _;
+use sqlx::{AssertSqlSafe, Either, PgConnection, Row as _};
 
 use super::{Claim, Trackers};
-use crate::postgres::literal::{interval, json_literal, simple};
+use crate::postgres::literal::{interval, json_literal};
+use crate::postgres::server_mark::SEE_ALL_ROWS;
+use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::progress::{PendingRetry, Progress};
 use crate::store::witness::Witness;
 
@@ -21,24 +24,81 @@ pub(crate) struct Advance<'p> {
     pub(crate) rate: f32,
     /// The witness of the new position, in the store that was read; `None`: the tracker keeps the one that it has.
     pub(crate) witness: Option<Witness>,
-    /// A call that is made before the position moves, and may fail.
-    pub(crate) check: Option<String>,
+    /// What is asked before the position moves.
+    pub(crate) checks: Checks,
+}
+
+/// What a transaction is asked before it commits what handlers have done.
+#[derive(Debug, Default)]
+pub(crate) struct Checks {
+    /// Whether deferred constraints are examined: at the commit, no event could be named any more.
+    pub(crate) constraints: bool,
+    /// A condition without which nothing is done.
+    pub(crate) condition: Option<String>,
+    /// A call that may fail.
+    pub(crate) call: Option<String>,
+}
+
+/// Why a transaction does not commit.
+pub(crate) enum CheckError {
+    /// It is in a state that it cannot commit in: what handlers have done is the reason.
+    Uncommittable(sqlx::Error),
+    /// Anything else.
+    Database(sqlx::Error),
+}
+
+impl From<sqlx::Error> for CheckError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl Checks {
+    /// Selects the value of an expression after the checks, in one round trip. `None`: the condition does not hold.
+    pub(crate) async fn select(
+        self,
+        connection: &mut PgConnection,
+        verb: &str,
+        expression: &str,
+    ) -> Result<Option<bool>, CheckError> {
+        let Self { constraints, condition, call } = self;
+        let first = if constraints { "set constraints all immediate; " } else { "" };
+        let value = match condition {
+            Some(condition) => format!("case when {condition} then {expression} end"),
+            None => expression.to_owned(),
+        };
+        // What stands behind `from` is carried out first.
+        let from = call.map_or_else(String::new, |call| format!(" from {call}"));
+        let statement = format!("{first}{SEE_ALL_ROWS}\n-- {verb}\nselect {value} as value{from}");
+        let mut results = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_many(connection);
+        let (mut is_committable, mut value) = (!constraints, None);
+        while let Some(result) = results.next().await {
+            match result {
+                Ok(Either::Left(_)) => is_committable = true,
+                Ok(Either::Right(row)) => value = row.try_get("value")?,
+                Err(error) if !is_committable && !is_infrastructure_error(&error) => {
+                    return Err(CheckError::Uncommittable(error));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(value)
+    }
 }
 
 impl Trackers {
     /// Moves the position in the caller's transaction. `false`: the position or the epoch is not that of the claim, and nothing
-    /// was changed.
+    /// was changed. `None`: neither was it, because the condition of the checks does not hold.
     pub(crate) async fn advance(
         &self,
         connection: &mut PgConnection,
         claim: &Claim,
         advance: Advance<'_>,
-    ) -> Result<bool, sqlx::Error> {
-        let Advance { progress, caught_up, lease, rate, witness, check } = advance;
-        let statement = format!(
-            "-- advance_tracker
-             select {}.advance_tracker({}, epoch => {}, from_position => {}, to_position => {}, handled => {},
-               lease => {}, caught_up => {caught_up}, rate => {}::real, {}{}) as moved{}",
+    ) -> Result<Option<bool>, CheckError> {
+        let Advance { progress, caught_up, lease, rate, witness, checks } = advance;
+        let call = format!(
+            "{}.advance_tracker({}, epoch => {}, from_position => {}, to_position => {}, handled => {},
+               lease => {}, caught_up => {caught_up}, rate => {}::real, {}{})",
             self.schema,
             claim.key.arguments(),
             claim.epoch,
@@ -49,10 +109,8 @@ impl Trackers {
             if rate.is_finite() { rate } else { 0.0 },
             failure(progress)?,
             super::witness::parameters(witness),
-            // What stands behind `from` is carried out first.
-            check.map_or_else(String::new, |check| format!(" from {check}"))
         );
-        simple(statement).fetch_one(connection).await?.try_get("moved")
+        checks.select(connection, "advance_tracker", &call).await
     }
 }
 

@@ -10,6 +10,7 @@ mod in_process;
 mod personal_data;
 mod renamed;
 mod settings;
+mod transactions;
 mod upcasts;
 mod workflows;
 
