@@ -24,6 +24,9 @@ use crate::store::scheduled::Scheduler;
 use crate::store::{EventStore as _, PostgresEventStore};
 use crate::worker::Crew;
 
+/// How long [`Program::start`] waits for the processors to begin.
+const BEGIN_TIME: Duration = Duration::from_secs(60);
+
 /// How long [`Running::caught_up`] waits.
 const CAUGHT_UP_TIME: Duration = Duration::from_secs(30);
 
@@ -32,8 +35,11 @@ const NAME: &str = "espd in process";
 
 impl Program {
     /// Runs the processors of this program and of the configuration as tasks of the present tokio runtime: runners, the
-    /// watcher, the relay that moves what reactors emit for later, and what appends scheduled events when they are due. It returns once they run; they follow the store until
+    /// watcher, the relay that moves what reactors emit for later, and what appends scheduled events when they are due. They follow the store until
     /// [`Running::stop`], or until the [`Running`] is dropped.
+    ///
+    /// It returns once each processor has a position: what is appended from then on is handled also by those that begin now. For one
+    /// that begins now, it waits for transactions that write at this moment, for up to a minute.
     ///
     /// It is what a worker of `espd run` does, so several processes may run the same processors: one of them owns each, and
     /// another takes over when it ends. Whatever the configuration says of `isolation`, all share this process; `[admin]`,
@@ -41,9 +47,17 @@ impl Program {
     ///
     /// # Errors
     /// The configuration and the program contradict each other, no database is named or it does not answer, espd's tables are
-    /// not those of this version ([`Self::migrate`] makes them so), or a processor cannot be run as it is declared.
+    /// not those of this version ([`Self::migrate`] makes them so), or a processor cannot be run as it is declared, or has not begun
+    /// after a minute. Then nothing runs.
     pub async fn start(self, config: &Config) -> Result<Running, StartError> {
-        Running::start(self, config).await.map_err(|error| StartError::of(&error))
+        let running = Running::start(self, config).await.map_err(|error| StartError::of(&error))?;
+        let Err(error) = running.begun(BEGIN_TIME).await else { return Ok(running) };
+        let stopped = running.stop().await;
+        if matches!(error, WaitError::Ended) {
+            // That says why.
+            stopped?;
+        }
+        Err(StartError::of(&error.into()))
     }
 
     /// Creates espd's tables in the databases of the configuration, or migrates them to this version, and tells the event store what
@@ -181,7 +195,7 @@ impl Running {
     }
 
     /// Returns as soon as each processor has a position: what is appended from then on is handled also by those that begin now.
-    pub(super) async fn begun(&self, timeout: Duration) -> Result<(), WaitError> {
+    async fn begun(&self, timeout: Duration) -> Result<(), WaitError> {
         let waiting = Waiting::impatiently(self.operator());
         self.while_running(waiting.until_begun(timeout)).await
     }

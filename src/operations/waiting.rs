@@ -119,21 +119,27 @@ impl<'w> Waiting<'w> {
         }
     }
 
-    /// Waits until all have a tracker.
+    /// Waits until all have a tracker, of whatever version: one that is to be raised has begun as well. What has kept one from going on
+    /// since, it has met afterwards.
     ///
     /// # Errors
     /// See [`WaitError`].
     pub(crate) async fn until_begun(&self, timeout: Duration) -> Result<(), WaitError> {
         let mut clock = Clock::of(timeout);
         loop {
-            let rows = self.rows(&self.names).await?;
-            let is_missing = |name: &&String| self.slowest(name, &rows).is_none();
-            let missing: Vec<String> = self.names.iter().filter(is_missing).cloned().collect();
+            let databases = self.operator.databases;
+            let rows = Trackers::of(&databases.layout).list(&databases.projections, None).await?;
+            let has_begun = |name: &String| rows.iter().any(|row| row.name == *name);
+            let missing: Vec<String> = self.names.iter().filter(|name| !has_begun(name)).cloned().collect();
             if missing.is_empty() {
                 return Ok(());
             }
             if clock.is_over() {
-                let says = |name: &String, why| format!("{name} has not begun in time: {why}");
+                let says = |name: &String, _| {
+                    let why =
+                        "either a transaction that writes has been open since then, or the log says more";
+                    format!("{name} has not begun in time: {why}")
+                };
                 return Err(self.timed_out(&missing, &rows, says).await?);
             }
             clock.pause().await;

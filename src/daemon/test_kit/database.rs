@@ -115,9 +115,7 @@ impl TestDatabase {
         let running = program.start(config).await;
         let running =
             running.map_err(|error| TestFailure::new("the processors cannot be started", &error))?;
-        let running = TestRunning::new(&self.pool, running);
-        running.begun().await?;
-        Ok(running)
+        Ok(TestRunning::new(&self.pool, running))
     }
 
     /// The events of type `E` of one aggregate, in order.

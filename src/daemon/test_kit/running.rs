@@ -26,12 +26,6 @@ impl<'d> TestRunning<'d> {
         Self { pool, running }
     }
 
-    /// Returns as soon as each processor has a position.
-    pub(super) async fn begun(&self) -> Result<(), TestFailure> {
-        let begun = self.running.begun(PATIENCE).await;
-        begun.map_err(|error| TestFailure::new("the processors have not begun", &error))
-    }
-
     /// Returns as soon as nothing is left to do: every event is handled, also those that reactors have emitted meanwhile, what is to be
     /// done after commits is done, and nothing that is due is pending. What is emitted for later is listed.
     ///

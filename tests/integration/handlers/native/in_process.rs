@@ -145,6 +145,40 @@ async fn what_an_application_has_scheduled_is_appended_and_told_in_its_own_proce
 }
 
 #[tokio::test]
+async fn what_is_appended_behind_the_start_is_handled_also_by_who_begins_then() {
+    let db = support::database().await;
+    append(&db.pool, 3).await;
+    let mut writing = db.pool.begin().await.unwrap();
+    sqlx::query(
+        "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'B', 1, '0')",
+    )
+    .execute(&mut *writing)
+    .await
+    .unwrap();
+    let reminders = || Registration::reactor("reminders").handles::<A>().emits::<Soon>().emits::<MuchLater>();
+    let first = Program::new().reactor(reminders(), || Reminders);
+    let config = config(&db);
+    let mut starting = Box::pin(first.start(&config));
+    let waited = tokio::time::timeout(Duration::from_millis(500), &mut starting).await;
+    assert!(waited.is_err(), "it does not begin before who writes now has ended");
+    writing.commit().await.unwrap();
+    let running = starting.await.unwrap();
+    let last = append(&db.pool, 1).await;
+    running.wait("reminders", last, PATIENCE).await.unwrap();
+    running.idle(PATIENCE).await.unwrap();
+    let emitted: i64 = sqlx::query_scalar("select count(*) from espd.events where type = 'Soon'")
+        .fetch_one(&db.pool)
+        .await
+        .unwrap();
+    assert_eq!(emitted, 1);
+    running.stop().await.unwrap();
+
+    // One that has begun under another version has begun.
+    let second = Program::new().reactor(reminders().version(2), || Reminders);
+    start(second, &db).await.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn an_application_reads_what_it_has_written_and_stops_at_once() {
     let db = support::database().await;
     let running = start(Program::new().projector(notes(), || Notes), &db).await;
