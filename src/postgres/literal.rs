@@ -82,6 +82,11 @@ pub(crate) fn simple(statement: String) -> RawSql {
     sqlx::raw_sql(AssertSqlSafe(format!("{SEE_ALL_ROWS}\n{statement}")))
 }
 
+/// As [`simple`], behind another statement of the same transaction.
+pub(crate) fn simple_behind(first: &str, statement: &str) -> RawSql {
+    sqlx::raw_sql(AssertSqlSafe(format!("{first}{SEE_ALL_ROWS}\n{statement}")))
+}
+
 /// Runs a statement in the simple protocol, and returns its first row, if there is one.
 pub(crate) async fn fetch_optional<T>(
     connection: impl PgExecutor<'_>,

@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use sqlx::{AssertSqlSafe, Either, PgConnection, Row as _};
+use sqlx::{Either, PgConnection, Row as _};
 
 use super::{Claim, Trackers};
-use crate::postgres::literal::{interval, json_literal};
-use crate::postgres::server_mark::SEE_ALL_ROWS;
+use crate::postgres::literal::{interval, json_literal, simple_behind};
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::progress::{PendingRetry, Progress};
 use crate::store::witness::Witness;
@@ -69,8 +68,8 @@ impl Checks {
         };
         // What stands behind `from` is carried out first.
         let from = call.map_or_else(String::new, |call| format!(" from {call}"));
-        let statement = format!("{first}{SEE_ALL_ROWS}\n-- {verb}\nselect {value} as value{from}");
-        let mut results = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_many(connection);
+        let statement = format!("-- {verb}\nselect {value} as value{from}");
+        let mut results = simple_behind(first, &statement).fetch_many(connection);
         let (mut is_committable, mut value) = (!constraints, None);
         while let Some(result) = results.next().await {
             match result {
