@@ -16,6 +16,15 @@ use crate::processing::runner::phase::{Following, Phase};
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
 
+/// A batch that was begun.
+struct Batch {
+    begun: Instant,
+    /// The last id that it may reach.
+    upto: Position,
+    /// How many events it may have.
+    size: i64,
+}
+
 impl Runner {
     /// Handles the events up to `upto`, as many as fit into a batch.
     pub(super) async fn handle_batch(
@@ -29,7 +38,7 @@ impl Runner {
         let Phase::Following(following) = &self.phase else { return Ok(Next::Again) };
         let (begun, limits) = (Instant::now(), self.limits(following));
         self.batch_began = Some(begun);
-        let size = limits.size;
+        let batch = Batch { begun, upto, size: limits.size };
         let request = BatchRequest {
             claim: &following.claim,
             work: Work::Batch { upto, rate: self.rate.per_second(begun) },
@@ -42,8 +51,21 @@ impl Runner {
         let outcome = keep_alive.run_beside(self.processor.process(connection, request)).await;
         self.batch_at = Instant::now();
         match outcome {
-            Ok(Outcome::ClaimLost) => Ok(self.claim_lost()),
-            Ok(Outcome::Committed { position, handled, failure: None }) => {
+            Ok(outcome) => self.batch_ended(connection, batch, outcome).await,
+            Err(error) => self.batch_failed(connection, batch, error).await,
+        }
+    }
+
+    /// Follows what a batch has come to.
+    async fn batch_ended(
+        &mut self,
+        connection: &mut PgConnection,
+        Batch { begun, upto, size }: Batch,
+        outcome: Outcome,
+    ) -> Result<Next, sqlx::Error> {
+        match outcome {
+            Outcome::ClaimLost => Ok(self.claim_lost()),
+            Outcome::Committed { position, handled, failure: None } => {
                 self.committed(position, position, handled, begun);
                 self.note_density(position, upto);
                 self.passes.note_batch(handled);
@@ -51,34 +73,41 @@ impl Runner {
                 self.note_effects();
                 Ok(self.succeeded())
             }
-            Ok(Outcome::Committed { position, handled, failure: Some(failure) }) => {
+            Outcome::Committed { position, handled, failure: Some(failure) } => {
                 self.committed(position, position, handled, begun);
                 self.shrink();
                 let doubt = doubt_session(Some(Failure::clone(&failure)), self.session_is_renewed);
                 let decision = doubt.unwrap_or_else(|| decide_failure(*failure, &self.retry));
                 self.act(connection, decision).await
             }
-            Ok(Outcome::EffectFailed { committed, progressed, failure }) => {
+            Outcome::EffectFailed { committed, progressed, failure } => {
                 if let Some((position, handled)) = committed {
                     self.committed(position, position, handled, begun);
                 }
                 self.effect_failed(connection, progressed, *failure).await
             }
-            Ok(Outcome::Ahead { position, seen, handled, under_way, pending_retry }) => {
+            Outcome::Ahead { position, seen, handled, under_way, pending_retry } => {
                 self.committed(position, seen, handled, begun);
                 self.note_density(seen, upto);
                 self.follow_ahead(connection, under_way, pending_retry).await
             }
-            Err(error) => {
-                if let Some(decision) = doubt_session(error.of_session(), self.session_is_renewed) {
-                    return self.act(connection, decision).await;
-                }
-                self.narrow_down(&error);
-                self.shorten_batches(&error, size, begun.elapsed());
-                let decision = decide(error, Attempt::Batch { size, retry: &self.retry });
-                self.act(connection, decision).await
-            }
         }
+    }
+
+    /// Does about a batch that has failed as a whole what is decided.
+    async fn batch_failed(
+        &mut self,
+        connection: &mut PgConnection,
+        Batch { begun, size, .. }: Batch,
+        error: ProcessorError,
+    ) -> Result<Next, sqlx::Error> {
+        if let Some(decision) = doubt_session(error.of_session(), self.session_is_renewed) {
+            return self.act(connection, decision).await;
+        }
+        self.narrow_down(&error);
+        self.shorten_batches(&error, size, begun.elapsed());
+        let decision = decide(error, Attempt::Batch { size, retry: &self.retry });
+        self.act(connection, decision).await
     }
 
     /// Where the ids of the last batch were used up before its events: how far the next one may go, so that a processor
