@@ -4,7 +4,8 @@
 //! that is free; another one is first cleared of what a handler may have left in it. A claim names the session that works
 //! for it, because a standby ends that session if its owner is frozen inside a transaction.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -18,8 +19,8 @@ use crate::processing::runner::session::{PREPARE_SESSION, connect, in_time, tran
 /// How many sessions the runners of a worker share.
 pub(crate) const SHARED_SESSIONS: usize = 4;
 
-/// How long a runner waits for one of them. Then it opens another: a batch that waits for a lock must not keep all others
-/// waiting.
+/// How long a turn counts while others wait, because a batch that waits for a lock must not keep all others waiting. Who has a lease to
+/// renew waits no longer than this, and opens a session of its own then.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a runner may keep a session that others wait for.
@@ -31,6 +32,16 @@ pub(crate) struct Sessions {
     /// Those that nobody uses, the one that was used last at the end.
     idle: Mutex<Vec<Session>>,
     turns: Arc<Semaphore>,
+    /// The turns that have been given, the oldest first, as long as somebody has them.
+    given: Mutex<Vec<Weak<Turn>>>,
+}
+
+/// The right to one of the sessions that there should be.
+#[derive(Debug)]
+struct Turn {
+    begun: Instant,
+    /// Taken away, others get their turn although this one has not ended.
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// One session.
@@ -46,7 +57,7 @@ pub(super) struct Session {
     /// Whether it keeps what is set in it: none of a pooler does.
     pub(super) keeps_settings: bool,
     taken: Instant,
-    turn: Option<OwnedSemaphorePermit>,
+    turn: Option<Arc<Turn>>,
 }
 
 impl Session {
@@ -90,16 +101,23 @@ impl Session {
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { idle: Mutex::default(), turns: Arc::new(Semaphore::new(SHARED_SESSIONS)) }
+        Self {
+            idle: Mutex::default(),
+            turns: Arc::new(Semaphore::new(SHARED_SESSIONS)),
+            given: Mutex::default(),
+        }
     }
 }
 
 impl Sessions {
-    /// Takes a session for a processor, when it is its turn.
-    pub(super) async fn take(&self, context: &RunnerContext, name: &str) -> Result<Session, sqlx::Error> {
-        heartbeat::expect_within(PATIENCE * 2);
-        let waiting = tokio::time::timeout(PATIENCE, Arc::clone(&self.turns).acquire_owned()).await;
-        let turn = waiting.ok().and_then(Result::ok);
+    /// Takes a session for a processor, when it is its turn. `has_claim`: it has a lease to renew.
+    pub(super) async fn take(
+        &self,
+        context: &RunnerContext,
+        name: &str,
+        has_claim: bool,
+    ) -> Result<Session, sqlx::Error> {
+        let turn = self.wait_for_turn(has_claim).await;
         let found = match self.find_idle(name) {
             Some(idle) => idle.hand_over(name).await.ok(),
             None => None,
@@ -111,6 +129,36 @@ impl Sessions {
         };
         (session.taken, session.turn) = (Instant::now(), turn);
         Ok(session)
+    }
+
+    /// `None`: it has waited for long, and has a claim. When a worker starts, all its processors wait for their first turn, and each
+    /// session that is opened plans all its statements anew.
+    async fn wait_for_turn(&self, has_claim: bool) -> Option<Arc<Turn>> {
+        let mut acquiring = pin!(Arc::clone(&self.turns).acquire_owned());
+        loop {
+            heartbeat::expect_within(PATIENCE * 2);
+            match tokio::time::timeout(PATIENCE, acquiring.as_mut()).await {
+                Ok(permit) => return permit.ok().map(|permit| self.begin_turn(permit)),
+                Err(_) if has_claim => return None,
+                Err(_) => self.end_long_turns(),
+            }
+        }
+    }
+
+    fn begin_turn(&self, permit: OwnedSemaphorePermit) -> Arc<Turn> {
+        let turn = Arc::new(Turn { begun: Instant::now(), permit: Mutex::new(Some(permit)) });
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.retain(|turn| turn.strong_count() > 0);
+        given.push(Arc::downgrade(&turn));
+        turn
+    }
+
+    /// Gives the turns of those that keep them for long to others.
+    fn end_long_turns(&self) {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        for turn in given.iter().filter_map(Weak::upgrade).filter(|turn| turn.begun.elapsed() >= PATIENCE) {
+            turn.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
     }
 
     /// The session that this processor had last; or, where there are as many as there should be, the one that was used the

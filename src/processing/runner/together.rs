@@ -132,7 +132,7 @@ impl Runner {
 
     async fn take_session(&self) -> Result<Session, sqlx::Error> {
         match self.sessions() {
-            Some(sessions) => sessions.take(&self.context, &self.name).await,
+            Some(sessions) => sessions.take(&self.context, &self.name, self.phase.claim().is_some()).await,
             None => Session::open(&self.context, &self.name).await,
         }
     }

@@ -87,6 +87,31 @@ async fn idle_processors_of_one_worker_need_few_connections_and_few_statements()
 }
 
 /// A figure of the server's statistics, which a transaction otherwise sees as it has seen them first.
+/// Notes on which session each table is made, and takes its time.
+const SLOW_TABLES: &str = "create table public.made_on (session integer not null);
+    create function note_session() returns event_trigger language plpgsql as $$ begin
+      perform pg_sleep(0.15);
+      insert into public.made_on values (pg_backend_pid());
+    end $$;
+    create event trigger slow on ddl_command_end when tag in ('CREATE TABLE') execute function note_session()";
+
+#[tokio::test]
+async fn processors_that_all_begin_at_once_wait_for_their_turn_and_open_no_sessions_of_their_own() {
+    const PROCESSORS: usize = 60;
+    let db = support::database().await;
+    sqlx::raw_sql(SLOW_TABLES).execute(&db.pool).await.unwrap();
+    let (_installation, daemon) = start_many(&db, RUNNER, PROCESSORS, "").await;
+    eventually("all tables", async || {
+        (count(&db.pool, "select count(*) from public.made_on").await == PROCESSORS as i64).then_some(())
+    })
+    .await;
+    // Four, and more where a turn takes longer than a second on a busy machine. There were 40 when whoever had waited for a
+    // second opened another.
+    let sessions = count(&db.pool, "select count(distinct session) from public.made_on").await;
+    assert!(sessions <= 15, "{PROCESSORS} tables were made on {sessions} sessions");
+    daemon.stop().await;
+}
+
 async fn count_now(transaction: &mut PgConnection, query: &str) -> i64 {
     sqlx::query("select pg_stat_clear_snapshot()").execute(&mut *transaction).await.unwrap();
     count(transaction, query).await
