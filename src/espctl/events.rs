@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 use clap::Args;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::config::{Config, parse_duration};
+use crate::config::Config;
+use crate::espctl::moment::parse_moment;
 use crate::espctl::output;
 use crate::event::{Event, Position, StoredTime, Tag, Version};
 use crate::operations::databases::Databases;
@@ -58,10 +59,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ID")]
     correlation: Option<Uuid>,
     /// Only events that happened at or after this time: 2026-01-31T18:00:00Z, or so long ago: 1h, 7d
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     since: Option<DateTime<Utc>>,
     /// Only events that happened at or before this time: 2026-01-31T18:00:00Z, or so long ago: 1h, 7d
-    #[arg(long, value_name = "TIME", conflicts_with = "follow", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", conflicts_with = "follow", value_parser = parse_moment)]
     until: Option<DateTime<Utc>>,
     /// Print at most this many events
     #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..))]
@@ -78,15 +79,6 @@ pub(crate) struct Arguments {
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
-}
-
-/// A moment, or how long ago it was.
-fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
-    let ago = || TimeDelta::from_std(parse_duration(text).ok()?).ok();
-    let moment = text.parse().ok().or_else(|| Utc::now().checked_sub_signed(ago()?));
-    moment.ok_or_else(|| {
-        "write a time like 2026-01-31T18:00:00Z (RFC 3339), or how long ago it was: 90s, 1h, 7d".to_owned()
-    })
 }
 
 impl Arguments {

@@ -13,6 +13,7 @@ mod forget;
 mod graph;
 mod import_positions;
 mod manual;
+mod moment;
 mod new;
 mod operate;
 pub(crate) mod output;

@@ -8,6 +8,7 @@ use clap::builder::TypedValueParser as _;
 use serde::Serialize;
 
 use crate::config::{Config, parse_duration};
+use crate::espctl::moment::parse_moment;
 use crate::espctl::operate::Target;
 use crate::espctl::{output, rebuild};
 use crate::event::Position;
@@ -44,8 +45,8 @@ pub(crate) struct ResetArguments {
     /// Move to this position instead, and keep the tables
     #[arg(long, value_name = "POSITION", conflicts_with = "at", value_parser = clap::value_parser!(i64).range(0..).map(Position::new))]
     to: Option<Position>,
-    /// Move to the last position at or before this time (RFC 3339) instead, and keep the tables
-    #[arg(long, value_name = "TIME")]
+    /// Move to the last position at or before this time instead, and keep the tables: RFC 3339, or how long ago, like 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     at: Option<DateTime<Utc>>,
     /// Drop and recreate the tables, also where a projector could be built beside them: rows are missing until it has caught up
     #[arg(long, conflicts_with_all = ["to", "at"])]

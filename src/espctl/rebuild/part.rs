@@ -5,6 +5,7 @@ use clap::Args;
 use uuid::Uuid;
 
 use super::{listener, note, show};
+use crate::espctl::moment::parse_moment;
 use crate::espctl::output;
 use crate::operations::operator::Operator;
 use crate::operations::rebuild::{Rebuilding, Selection};
@@ -21,8 +22,8 @@ pub(super) struct PartArguments {
     /// Only the rows of aggregates that have events of this type (repeatable)
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
-    /// Only the rows of aggregates that have events of this time or later (RFC 3339)
-    #[arg(long, value_name = "TIME")]
+    /// Only the rows of aggregates that have events of this time or later: RFC 3339, or how long ago, like 2d
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     since: Option<DateTime<Utc>>,
 }
 
