@@ -1,5 +1,6 @@
 //! Reads the main file and the files that it includes.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
@@ -31,7 +32,23 @@ use crate::store::layout::LayoutSettings;
 
 /// Reads everything; returns the configuration, or everything that is wrong with all files.
 pub(super) fn load(path: &Path, variable: LookUp<'_>) -> Result<Config, InvalidConfig> {
-    let reader = Reader { diagnostics: Diagnostics::default(), names: UniqueNames::default(), variable };
+    match load_usable(path, variable)? {
+        (config, None) => Ok(config),
+        (_, Some(faults)) => Err(faults),
+    }
+}
+
+/// As [`load`], but where nothing but declarations of processors and events is wrong, the rest comes with what is wrong.
+pub(super) fn load_usable(
+    path: &Path,
+    variable: LookUp<'_>,
+) -> Result<(Config, Option<InvalidConfig>), InvalidConfig> {
+    let reader = Reader {
+        diagnostics: Diagnostics::default(),
+        names: UniqueNames::default(),
+        variable,
+        settings_are_sound: Cell::new(false),
+    };
     let mut config = Config { files: vec![path.to_owned()], ..Config::default() };
     let included = reader.read_main_file(path, &mut config);
     for file in included {
@@ -39,7 +56,11 @@ pub(super) fn load(path: &Path, variable: LookUp<'_>) -> Result<Config, InvalidC
         config.files.push(file);
     }
     let files: Vec<String> = config.files.iter().map(|file| file.display().to_string()).collect();
-    reader.diagnostics.into_result(config, &files)
+    let is_usable = reader.settings_are_sound.get();
+    match reader.diagnostics.into_faults(&files) {
+        Some(faults) if !is_usable => Err(faults),
+        faults => Ok((config, faults)),
+    }
 }
 
 /// What the reading of all files shares.
@@ -47,6 +68,8 @@ struct Reader<'r> {
     diagnostics: Diagnostics,
     names: UniqueNames,
     variable: LookUp<'r>,
+    /// Whether nothing is wrong with the main file but perhaps its declarations.
+    settings_are_sound: Cell<bool>,
 }
 
 impl Reader<'_> {
@@ -55,6 +78,7 @@ impl Reader<'_> {
         let mut included = Vec::new();
         self.read_file(path, &keys::MAIN_FILE, |file| {
             read_sections(file, config);
+            self.settings_are_sound.set(self.diagnostics.is_empty());
             read_declarations(file, config);
             included = file.value("include").map(|patterns| expand(&patterns, path)).unwrap_or_default();
         });

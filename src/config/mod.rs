@@ -101,6 +101,12 @@ impl Config {
         Self::load_with(path, &|name| std::env::var(name).ok())
     }
 
+    /// As [`Config::load`], for commands that need to reach the databases, and not all declarations: where nothing else is wrong, the
+    /// configuration comes without those that are, together with the report.
+    pub(crate) fn load_usable(path: &Path) -> Result<(Self, Option<InvalidConfig>), InvalidConfig> {
+        load::load_usable(path, &|name| std::env::var(name).ok())
+    }
+
     /// The defaults, with the database that `url` names, like `postgres://user:password@host/database`: for tests and for
     /// programs that need no file.
     ///

@@ -77,18 +77,22 @@ pub(super) fn main(registry: Registry) -> std::process::ExitCode {
 }
 
 /// The configuration of a command that works on the databases: of a file, or of `DATABASE_URL` alone.
-fn load_for_tool(argument: &ConfigArgument, registry: &Registry) -> Result<Config, InvalidConfig> {
+fn load_for_tool(
+    argument: &ConfigArgument,
+    registry: &Registry,
+) -> Result<(Config, Option<InvalidConfig>), InvalidConfig> {
     let file = argument.file();
-    let mut config = match &file {
-        Some(file) => Config::load(file).map(Config::or_database_of_environment)?,
-        None => Config::from_environment()?,
+    let (mut config, faults) = match &file {
+        Some(file) => Config::load_usable(file)?,
+        None => (Config::from_environment()?, None),
     };
+    config = config.or_database_of_environment();
     let place = file.map_or_else(|| "the program".to_owned(), |file| file.display().to_string());
     add_registered(&mut config, registry).map_err(|faults| {
         let faults = faults.into_iter().map(|fault| Diagnostic::of_file(&place, fault));
         InvalidConfig::several(faults.collect())
     })?;
-    Ok(config)
+    Ok((config, faults))
 }
 
 /// What the program was called by. A worker is called by what it does, and its name is that of its file.

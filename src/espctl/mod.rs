@@ -188,8 +188,9 @@ pub(crate) enum ConfigCommand {
 
 /// The program that commands are given to, as far as they depend on it.
 pub(crate) struct Tool<'t> {
-    /// Reads the configuration, with the processors that the program itself has.
-    pub load: &'t dyn Fn() -> Result<Config, InvalidConfig>,
+    /// Reads the configuration, with the processors that the program itself has, and says which declarations are missing because
+    /// they are wrong.
+    pub load: &'t dyn Fn() -> Result<(Config, Option<InvalidConfig>), InvalidConfig>,
     /// The command lines that manual pages and completions are made of; the first is the program's own.
     pub command_lines: &'t [clap::Command],
     /// The processors in Rust of the program; `None`: it is espd's own tool, which has none.
@@ -229,7 +230,14 @@ async fn run(command: Command, tool: &Tool<'_>) -> anyhow::Result<()> {
     if let Command::New(arguments) = command {
         return new::run(arguments);
     }
-    let config = (tool.load)();
+    let config = match (tool.load)() {
+        Ok((config, Some(faults))) if command.needs_few_declarations() => {
+            note_faults(&faults)?;
+            Ok(config)
+        }
+        Ok((_, Some(faults))) | Err(faults) => Err(faults),
+        Ok((config, None)) => Ok(config),
+    };
     let command = match command {
         Command::Check(arguments) => return check::run(arguments, config).await,
         command => command,
@@ -318,18 +326,49 @@ async fn migrate(config: &Config, databases: &Databases, dry_run: bool) -> anyho
     Ok(done.join("\n"))
 }
 
-fn load(argument: &ConfigArgument) -> Result<Config, InvalidConfig> {
+impl Command {
+    /// Whether a command is of use while declarations of processors are wrong that a daemon may still run as they were: it looks at
+    /// processors, or does with one what its declaration says nothing about.
+    fn needs_few_declarations(&self) -> bool {
+        matches!(
+            self,
+            Self::Status(_)
+                | Self::Events(_)
+                | Self::Trace(_)
+                | Self::Wait(_)
+                | Self::Pause(_)
+                | Self::Retry(_)
+                | Self::Resume(_)
+                | Self::Commands(_)
+                | Self::DeadLetters(_)
+        )
+    }
+}
+
+/// Says that the configuration is wrong to whoever looks at what runs all the same.
+fn note_faults(faults: &InvalidConfig) -> anyhow::Result<()> {
+    let count = faults.count();
+    let number = if count == 1 { "1 fault".to_owned() } else { format!("{count} faults") };
+    let first = faults.diagnostics().first().map(ToString::to_string).unwrap_or_default();
+    output::print_note(&format!(
+        "warning: {number} in the configuration, which `espctl check` shows; what is declared there is left out here. {first}"
+    ))
+}
+
+fn load(argument: &ConfigArgument) -> Result<(Config, Option<InvalidConfig>), InvalidConfig> {
+    let from_environment = || Config::from_environment().map(|config| (config, None));
     if let Some(file) = argument.file() {
-        return Config::load(&file).map(Config::or_database_of_environment);
+        return Config::load_usable(&file)
+            .map(|(config, faults)| (config.or_database_of_environment(), faults));
     }
     if std::env::var_os(DATABASE_URL).is_some() {
-        return Config::from_environment();
+        return from_environment();
     }
     match demo_file() {
         // A daemon in this folder is nearer than the demo.
-        _ if running_private_database().is_some() => Ok(Config::default()),
-        Some(demo) => Config::load(&demo),
-        None => Config::from_environment(),
+        _ if running_private_database().is_some() => Ok((Config::default(), None)),
+        Some(demo) => Config::load_usable(&demo),
+        None => from_environment(),
     }
 }
 

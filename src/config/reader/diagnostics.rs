@@ -37,15 +37,20 @@ impl Diagnostics {
         self.further.set(self.further.get() + 1);
     }
 
-    /// The value, if nothing was wrong; otherwise all diagnostics, in the order of `files` and of lines.
-    pub(crate) fn into_result<T>(self, value: T, files: &[String]) -> Result<T, InvalidConfig> {
+    /// Whether nothing is wrong so far.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kept.borrow().is_empty()
+    }
+
+    /// All diagnostics, in the order of `files` and of lines; `None`: nothing was wrong.
+    pub(crate) fn into_faults(self, files: &[String]) -> Option<InvalidConfig> {
         let mut found = self.kept.into_inner();
         if found.is_empty() {
-            return Ok(value);
+            return None;
         }
         let rank = |diagnostic: &Diagnostic| files.iter().position(|file| *file == diagnostic.file);
         found.sort_by_key(|diagnostic| (rank(diagnostic), diagnostic.line, diagnostic.column));
-        Err(InvalidConfig { kept: found, further: self.further.get() })
+        Some(InvalidConfig { kept: found, further: self.further.get() })
     }
 }
 
@@ -68,6 +73,11 @@ impl InvalidConfig {
         Self { kept, further: 0 }
     }
 
+    /// How many faults there are.
+    pub(crate) fn count(&self) -> usize {
+        self.kept.len() + self.further
+    }
+
     /// The diagnostics, in the order of the files and of their lines; at least one, and a thousand at most.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.kept
@@ -76,7 +86,7 @@ impl InvalidConfig {
 
 impl fmt::Display for InvalidConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.kept.len() + self.further;
+        let count = self.count();
         let shown = &self.kept[..self.kept.len().min(SHOWN_MAX)];
         write!(f, "{}\n\n", render_all(shown))?;
         match count - shown.len() {

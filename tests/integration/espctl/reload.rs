@@ -1,8 +1,10 @@
 //! `espctl reload`, and what `status` and `wait` say of a processor that is not in the running configuration.
 
+use serde_json::{Value, json};
+
 use crate::support;
 use crate::support::facts::{append, assert_exactly_once, eventually, reaches};
-use crate::support::program::Installation;
+use crate::support::program::{Installation, Outcome};
 
 const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
 
@@ -63,6 +65,47 @@ async fn a_new_file_is_followed_after_a_reload_as_status_and_wait_advise() {
     installation.declare_notes("added", "");
     let complaint = installation.espctl(&["reload"]).await.complained(1);
     assert_eq!(complaint, "error: no daemon runs on this database: start `espd run`\n");
+}
+
+#[tokio::test]
+async fn while_a_declaration_is_wrong_what_runs_can_still_be_looked_at_and_operated() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    installation.declare_notes("others", "");
+    let last = append(&db.pool, 5).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", last).await;
+    installation.declare_notes("others", "");
+    let file = installation.path().join("processors/others.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("name = 'others'\n", "name = 'others'\ncolour = 1\n", 1)).unwrap();
+
+    let told = |outcome: Outcome| {
+        let warning = "warning: 1 fault in the configuration, which `espctl check` shows";
+        assert!(outcome.stderr.starts_with(warning), "{outcome:?}");
+        assert!(outcome.stderr.contains("others.toml:3:1: unknown key `colour`"), "{outcome:?}");
+        outcome.printed()
+    };
+    let table = told(installation.espctl(&["status"]).await);
+    assert!(table.contains("notes ") && table.contains("others "), "{table}");
+    let status: Value =
+        serde_json::from_str(&told(installation.espctl(&["status", "--json"]).await)).unwrap();
+    assert!(status.as_array().unwrap().iter().all(|one| one["advice"] == json!([])), "{status}");
+    let dead_letters = told(installation.espctl(&["dead-letters", "list", "--json"]).await);
+    assert_eq!(dead_letters.trim(), "[]");
+    for command in ["pause", "resume", "wait"] {
+        told(installation.espctl(&[command, "others"]).await);
+    }
+    // What a declaration says matters to these, or the fault is elsewhere.
+    for command in [&["plan"][..], &["rebuild", "notes"], &["drop", "others", "--yes"], &["config", "show"]] {
+        let complaint = installation.espctl(command).await.complained(64);
+        assert!(complaint.contains("others.toml:3:1: unknown key `colour`"), "{complaint}");
+    }
+    let text = std::fs::read_to_string(installation.path().join("espd.toml")).unwrap();
+    std::fs::write(installation.path().join("espd.toml"), format!("{text}[admin]\nlisten = 1\n")).unwrap();
+    installation.espctl(&["status"]).await.complained(64);
+    daemon.stop().await;
 }
 
 #[tokio::test]
