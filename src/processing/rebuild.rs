@@ -21,6 +21,7 @@ mod since;
 mod snapshots;
 mod swap;
 mod throttle;
+mod unmatched;
 mod verification;
 mod views;
 mod wish;
@@ -54,7 +55,7 @@ pub(crate) use shares::{
 };
 pub(crate) use since::{EventAt, Since, Trace};
 pub(crate) use snapshots::{Complete, NewerSnapshot};
-pub(crate) use swap::{Swap, refusal};
+pub(crate) use swap::Swap;
 pub(crate) use throttle::Throttle;
 pub(crate) use verification::{
     KEYS_MAX, Slice, Verification, clear_found, list_verifications, note_slice, pace,

@@ -13,7 +13,7 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark::READ_COMMITTED;
 use crate::postgres::sqlstate::{describe, is_lock_timeout};
 use crate::processing::processor::{forget_planned_dependents, were_made_from_other};
-use crate::processing::rebuild::{Difference, Merged, NewerSnapshot, Swap, SwapError, merge, refusal};
+use crate::processing::rebuild::{Difference, Merged, NewerSnapshot, Swap, SwapError, merge};
 
 /// For how long locks, and older snapshots, may keep a version from going live.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -78,13 +78,12 @@ impl Rebuilding<'_> {
         let projections = self.operator.databases.projections.clone();
         let mut connection = projections.acquire().await?;
         let mut transaction = connection.begin_with(READ_COMMITTED).await?;
-        let lost = self.as_swap(self.replay.claim()).list_obstacles(&mut transaction).await?;
+        let refusal = self.as_swap(self.replay.claim()).find_obstacles(&mut transaction).await?;
         transaction.rollback().await?;
-        if lost.is_empty() {
-            return Ok(None);
+        match refusal {
+            Some(refusal) if wanted == GoLive::Swap => Err(OperatorError::Rebuild(refusal)),
+            refusal => Ok(refusal),
         }
-        let refusal = refusal(&self.live.name, &lost);
-        if wanted == GoLive::Swap { Err(OperatorError::Rebuild(refusal)) } else { Ok(Some(refusal)) }
     }
 
     /// What a swap would be refused for, in words, where the tables are declared otherwise, so that nothing but a swap is left.
@@ -137,6 +136,7 @@ impl Rebuilding<'_> {
         // Whoever was asked may have taken hours to answer: what has come since is handled while the serving version goes on.
         self.follow().await?;
         self.make_indexes().await?;
+        let later = self.find_later().await?;
         self.enter(Phase::GoingLive).await?;
         self.require(if way == GoLive::Merge { Finding::Merged } else { Finding::Swapped }).await?;
         let merged = match way {
@@ -158,6 +158,7 @@ impl Rebuilding<'_> {
             }
             None => Way::Swapped(self.swap().await?),
         };
+        self.give_up_later(later).await?;
         self.operator.databases.notify_runners().await;
         Ok(gone_live)
     }
@@ -175,9 +176,8 @@ impl Rebuilding<'_> {
 
     async fn swap_in_turn(&mut self, connection: &mut PgConnection) -> Result<String, OperatorError> {
         let (deadline, mut pause) = (Instant::now() + PATIENCE, FIRST_PAUSE);
-        let lost = self.as_swap(self.replay.claim()).list_obstacles(connection).await?;
-        if !lost.is_empty() {
-            return Err(OperatorError::Rebuild(refusal(&self.live.name, &lost)));
+        if let Some(refusal) = self.as_swap(self.replay.claim()).find_obstacles(connection).await? {
+            return Err(OperatorError::Rebuild(refusal));
         }
         loop {
             self.approach().await?;

@@ -57,7 +57,7 @@ impl Operator<'_> {
         Ok(Some(row.version))
     }
 
-    async fn log_abort(
+    pub(super) async fn log_abort(
         &self,
         connection: &mut PgConnection,
         name: &str,

@@ -1,13 +1,15 @@
 //! Goes back to a version that has served before: the same step with the roles exchanged.
 
+use std::collections::BTreeSet;
+
 use sqlx::AssertSqlSafe;
 
 use super::beginning::{Prepared, unlock_session};
 use super::preparation::refuse_synchronous;
-use super::{Beside, Listener, Rebuilding, failed};
+use super::{Beside, Finding, Listener, Rebuilding, failed};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, Unsuitable};
-use crate::processing::rebuild::{Rebuilds, Replay, find_declared};
+use crate::processing::rebuild::{LeftOut, Rebuilds, Replay, find_declared};
 
 impl<'o> Rebuilding<'o> {
     /// Prepares a version that has served before for what it has not handled since. `to`: which one; otherwise the one that
@@ -53,6 +55,36 @@ impl<'o> Rebuilding<'o> {
                 Err(error)
             }
         }
+    }
+}
+
+impl Rebuilding<'_> {
+    /// What a daemon would put in the place of a version that is to serve again, as it is declared or built: each version with its
+    /// fingerprint. The one that serves now is known as one that an operator has gone back from.
+    pub(super) async fn find_later(&mut self) -> Result<BTreeSet<(i32, String)>, OperatorError> {
+        let Beside::Archived(version) = self.beside else { return Ok(BTreeSet::new()) };
+        let name = &self.live.name;
+        let declared = self.operator.declaration(name).ok();
+        let declared = declared.map(|one| (one.version, self.operator.whole_fingerprint(one)));
+        let row = Rebuilds::new(self.operator.trackers().schema()).find(&mut *self.worker, name).await?;
+        let built = row.filter(|row| row.state().after(Finding::Abandoned).is_some());
+        let built = built.map(|row| (row.version, row.fingerprint));
+        let is_later = |(later, _): &(i32, String)| *later > version && *later != self.live.version;
+        Ok(declared.into_iter().chain(built).filter(is_later).collect())
+    }
+
+    /// Gives these versions up, as an operator does who wants the one that serves.
+    pub(super) async fn give_up_later(
+        &mut self,
+        later: BTreeSet<(i32, String)>,
+    ) -> Result<(), OperatorError> {
+        let (operator, name) = (self.operator, &self.live.name);
+        for (version, fingerprint) in later {
+            operator.remove_version(&mut self.worker, name, Beside::Next, version).await?;
+            operator.log_abort(&mut self.worker, name, version, Some(&fingerprint)).await?;
+            (self.listener.note)(&LeftOut::GivenUp.describe(name, version));
+        }
+        Ok(())
     }
 }
 

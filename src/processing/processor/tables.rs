@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 pub(crate) use altering::{Fit, HandledBy, foresee_fit};
 pub(crate) use dependents::{
     Dependent, Dropped, ObjectId, Replaced, find_made, forget_planned as forget_planned_dependents,
-    list_planned as list_planned_dependents,
+    list_on as list_dependents_on, list_planned as list_planned_dependents,
 };
 pub(crate) use foreign::find_foreign_table;
 pub(crate) use missing::{describe_missing, find_missing, list_missing};
@@ -220,7 +220,7 @@ pub(crate) async fn drop_tables(
             .execute(&mut *connection)
             .await?;
     }
-    Ok(Dropped { before, made })
+    Ok(Dropped::new(before, made))
 }
 
 /// What is on the tables of a processor, and what espd has made of that. `schema` is quoted. The rest of the transaction has an
@@ -241,7 +241,7 @@ pub(crate) async fn observe_with(
 ) -> Result<Dropped, sqlx::Error> {
     let before = dependents::list_with(connection, (schema, processor), made).await?;
     let made = dependents::find_made(connection, schema, processor).await?;
-    Ok(Dropped { before, made })
+    Ok(Dropped::new(before, made))
 }
 
 /// As [`observe_with`], and what is on the tables can be asked for again at little cost in the same transaction.
@@ -253,5 +253,5 @@ pub(crate) async fn observe_planned(
     dependents::plan(connection, (schema, processor)).await?;
     let before = dependents::list_planned(connection, made).await?;
     let made = dependents::find_made(connection, schema, processor).await?;
-    Ok(Dropped { before, made })
+    Ok(Dropped::new(before, made))
 }

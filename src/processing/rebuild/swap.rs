@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::ddl::Made;
 use super::moves::{Moves, Schemas, change, find_ddl_made, is_change_of_others};
 use super::place::made_objects;
+use super::unmatched::Unmatched;
 use super::views::{NO_OPTION, View};
 use super::{Beside, Rebuilds, SwapError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -45,6 +46,8 @@ struct Prepared {
     locks: Vec<String>,
     /// What espd has made on the tables that serve again; `None`: that was not recorded, or they are new.
     coming: Option<BTreeSet<String>>,
+    /// What the tables that are to serve have, and those that serve have not.
+    added: Unmatched,
 }
 
 /// What changes places.
@@ -69,17 +72,38 @@ pub(crate) struct Swap<'s> {
 }
 
 impl Swap<'_> {
-    /// What others have made on the serving tables and what would be lost; empty: nothing.
-    pub(crate) async fn list_obstacles(
+    /// Why the tables cannot be exchanged, and what to do: what others have made on the serving tables would be lost. `None`: nothing
+    /// is known that would.
+    pub(crate) async fn find_obstacles(
         &self,
         connection: &mut PgConnection,
-    ) -> Result<Vec<String>, sqlx::Error> {
+    ) -> Result<Option<String>, sqlx::Error> {
         let made = find_ddl_made(connection, self.live, self.trackers.schema()).await?;
         let own = self.find_made_without_tables(connection, &made).await?;
-        let mut observed =
+        let observed =
             observe_with(&mut *connection, (self.trackers.schema(), &self.live.name), &own).await?;
-        observed.count_as_made(self.name_made(connection, &made).await?);
-        Ok(observed.irreplaceable())
+        self.refuse_obstacles(connection, observed, &made).await.map(Result::err)
+    }
+
+    /// What is on the serving tables, if nothing of it would be lost; otherwise why the tables cannot be exchanged.
+    async fn refuse_obstacles(
+        &self,
+        connection: &mut PgConnection,
+        mut observed: Dropped,
+        made: &[Made],
+    ) -> Result<Result<Dropped, String>, sqlx::Error> {
+        let (own, live, next) = (self.trackers.schema(), &self.live.name, &self.claim.key.name);
+        observed.count_as_made(self.name_made(connection, made).await?);
+        let gone = Unmatched::find(connection, own, (live, next), self.schema).await?;
+        let left = gone.items(connection, (own, live), observed.before()).await?;
+        observed.leave(left);
+        let lost = observed.irreplaceable();
+        let views = View::find_obstacles(connection, &observed.views_of_others(), (own, live, next)).await?;
+        Ok(match (lost.is_empty(), views.is_empty()) {
+            (true, true) => Ok(observed),
+            (true, false) => Err(refusal_of_views(live, &views)),
+            (false, _) => Err(refusal(live, &[lost, views].concat())),
+        })
     }
 
     /// Those objects that DDL has made and that are no part of a table, with their own parts: the checks of a domain, the type of arrays, the
@@ -175,23 +199,21 @@ impl Swap<'_> {
         change(transaction, name, make).await?;
         let made = find_ddl_made(transaction, self.live, own).await?;
         let without_tables = self.find_made_without_tables(transaction, &made).await?;
-        let mut before = observe_planned(transaction, (own, name), &without_tables).await?;
-        before.count_as_made(self.name_made(transaction, &made).await?);
-        let obstacles = before.irreplaceable();
-        if !obstacles.is_empty() {
-            return Err(SwapError::Refused(refusal(name, &obstacles)));
-        }
+        let observed = observe_planned(transaction, (own, name), &without_tables).await?;
+        let before =
+            self.refuse_obstacles(transaction, observed, &made).await?.map_err(SwapError::Refused)?;
         if self.is_new {
             self.grant_defaults(transaction).await?;
         }
         self.drop_functions(transaction).await?;
         let schemas = Schemas { own, live: self.schema, building_in: self.building_in };
         let moves = Moves::find(transaction, self.live, schemas, (&before, &made)).await?;
-        let coming =
-            if self.is_new { None } else { find_made(transaction, own, &self.claim.key.name).await? };
+        let next = &self.claim.key.name;
+        let coming = if self.is_new { None } else { find_made(transaction, own, next).await? };
+        let added = Unmatched::find(transaction, own, (next, name), self.schema).await?;
         let locks = self.list_locks(transaction, &before).await?;
         self.rehearse(transaction).await?;
-        Ok(Prepared { before, without_tables, moves, locks, coming })
+        Ok(Prepared { before, without_tables, moves, locks, coming, added })
     }
 
     /// The statements that keep others from using and changing what changes places. Views come first, as for whoever reads by them. Rights are
@@ -238,7 +260,7 @@ impl Swap<'_> {
     async fn exchange(
         &self,
         transaction: &mut PgConnection,
-        Prepared { before, moves, coming, .. }: &Prepared,
+        Prepared { before, moves, coming, added, .. }: &Prepared,
     ) -> Result<(), SwapError> {
         let (own_schema, name, archive) = (self.trackers.schema(), &self.live.name, &moves.archive);
         let of_others = before.views_of_others();
@@ -260,7 +282,10 @@ impl Swap<'_> {
         }
         let replaced = match self.is_new {
             true => before.restore(transaction, &now).await?,
-            false => before.restore_on_former(transaction, &now, coming.as_ref()).await?,
+            false => {
+                let only_there = added.items(transaction, (own_schema, name), &now).await?;
+                before.restore_on_former(transaction, &now, coming.as_ref(), &only_there).await?
+            }
         };
         if !replaced.lost.is_empty() {
             return Err(SwapError::Refused(refusal(name, &replaced.lost)));
@@ -407,10 +432,15 @@ async fn try_lock_tables(
 }
 
 /// Why something of others stands in the way, and what to do.
-pub(crate) fn refusal(name: &str, lost: &[String]) -> String {
+fn refusal(name: &str, lost: &[String]) -> String {
     format!(
         "the tables of {name} cannot be exchanged, because this would stay with the former ones: {}. Drop it before and make it \
          again afterwards; or, where the tables are declared alike, --go-live merge changes their rows and leaves it alone",
         lost.join("; ")
     )
+}
+
+/// As [`refusal`], where nothing but views is in the way.
+fn refusal_of_views(name: &str, views: &[String]) -> String {
+    format!("the tables of {name} cannot be exchanged: {}", views.join("; "))
 }

@@ -50,6 +50,58 @@ impl View {
         sqlx::query_as(statement).persistent(false).bind(names).fetch_all(connection).await
     }
 
+    /// Why these views could not be dropped and made again on the tables of `next`, in words, as far as that is known beforehand. `own` is
+    /// the quoted schema of the trackers.
+    pub(super) async fn find_obstacles(
+        connection: &mut PgConnection,
+        names: &[String],
+        (own, live, next): (&str, &str, &str),
+    ) -> Result<Vec<String>, sqlx::Error> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statement = format!(
+            "-- find_obstacles_of_views
+             with views as (
+               select n.name, c.oid, c.relowner, c.relnamespace
+               from unnest($1::text[]) as n (name) join pg_class as c on c.oid = to_regclass(n.name)
+             ), tables as (
+               select p.processor, p.table_name, c.oid from {own}.projection_tables as p
+                 join pg_namespace as n on n.nspname = p.table_schema
+                 join pg_class as c on c.relnamespace = n.oid and c.relname = p.table_name
+               where p.processor in ($2, $3)
+             ), used as (
+               select distinct v.name, t.table_name, a.attname, x.oid as next
+               from views as v join pg_rewrite as r on r.ev_class = v.oid
+                 join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+                   and d.refclassid = 'pg_class'::regclass
+                 join tables as t on t.processor = $2 and t.oid = d.refobjid
+                 left join tables as x on x.processor = $3 and x.table_name = t.table_name
+                 left join pg_attribute as a on a.attrelid = t.oid and a.attnum = d.refobjsubid and a.attnum > 0
+             )
+             select format('view %s reads %s, which the new version does not have: drop it, or have it read something else', name,
+                      string_agg(distinct quote_ident(table_name)
+                        || case when next is null then '' else '.' || quote_ident(attname) end, ', ')) as obstacle
+             from used
+             where next is null or attname is not null and not exists (select from pg_attribute as b
+               where b.attrelid = used.next and b.attname = used.attname and b.attnum > 0 and not b.attisdropped)
+             group by name
+             union all
+             select format('view %s belongs to %I, and only its owner can drop it and make it again: `grant %I to %I`', v.name,
+                      pg_get_userbyid(v.relowner), pg_get_userbyid(v.relowner), current_user)
+             from views as v where not pg_has_role(v.relowner, 'usage')
+             union all
+             select format('view %s belongs to %I, who may make nothing in its schema: `grant create on schema %I to %I`', v.name,
+                      pg_get_userbyid(v.relowner), n.nspname, pg_get_userbyid(v.relowner))
+             from views as v join pg_namespace as n on n.oid = v.relnamespace
+             where v.relowner <> (select oid from pg_roles where rolname = current_user) and not has_schema_privilege(v.relowner, n.oid, 'create')
+               and not (select rolsuper from pg_roles where rolname = current_user)
+             order by 1"
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        query.bind(names).bind(live).bind(next).fetch_all(connection).await
+    }
+
     /// The statement that keeps others from reading and changing it. `lock table` would lock what it reads from as well.
     pub(super) fn lock(&self) -> String {
         format!("alter view {} reset ({NO_OPTION})", self.name)
@@ -83,7 +135,7 @@ impl View {
             Ok(_) => Ok(()),
             Err(error) if is_infrastructure_error(&error) => Err(error.into()),
             Err(error) => Err(SwapError::Refused(format!(
-                "view {} cannot be made on the new tables: {}. Drop or change it, then run this again",
+                "view {} cannot be made on the new tables: {}. Drop or change it",
                 self.name,
                 describe(&error)
             ))),

@@ -46,6 +46,19 @@ pub(crate) async fn list(
     list_with(connection, (schema, processor), &[]).await
 }
 
+/// As [`list`], of these tables alone.
+pub(crate) async fn list_on(
+    connection: &mut PgConnection,
+    (schema, processor): (&str, &str),
+    tables: &[String],
+) -> Result<Vec<Dependent>, sqlx::Error> {
+    let tables: Vec<String> = tables.iter().map(|table| quote_literal(table)).collect();
+    let on_tables = format!(" and p.table_name in ({})", tables.join(", "));
+    enter_path(connection).await?;
+    let statement = statement((schema, processor), &arrays(&[]), &on_tables);
+    sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+}
+
 /// As [`list`], with what depends on other objects that espd has made, by class and id.
 pub(super) async fn list_with(
     connection: &mut PgConnection,
@@ -54,7 +67,7 @@ pub(super) async fn list_with(
 ) -> Result<Vec<Dependent>, sqlx::Error> {
     enter_path(connection).await?;
     plan_as_written(connection, true).await?;
-    let statement = statement(of, &arrays(made));
+    let statement = statement(of, &arrays(made), "");
     let listed =
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(&mut *connection).await?;
     plan_as_written(connection, false).await?;
@@ -92,8 +105,10 @@ async fn plan_as_written(connection: &mut PgConnection, is_on: bool) -> Result<(
     sqlx::raw_sql(AssertSqlSafe(settings)).execute(connection).await.map(drop)
 }
 
-fn statement((schema, processor): (&str, &str), [classes, objects]: &[String; 2]) -> String {
+/// `on_tables` is a condition on which tables of the processor are meant; empty: all.
+fn statement((schema, processor): (&str, &str), [classes, objects]: &[String; 2], on_tables: &str) -> String {
     LIST.replace("{schema}", schema)
+        .replace("{on_tables}", on_tables)
         .replace("{processor}", &quote_literal(processor))
         .replace("{classes}", classes)
         .replace("{objects}", objects)
@@ -104,7 +119,7 @@ fn statement((schema, processor): (&str, &str), [classes, objects]: &[String; 2]
 pub(super) async fn plan(connection: &mut PgConnection, of: (&str, &str)) -> Result<(), sqlx::Error> {
     enter_path(connection).await?;
     forget_planned(connection).await?;
-    let statement = statement(of, &["$1".to_owned(), "$2".to_owned()]);
+    let statement = statement(of, &["$1".to_owned(), "$2".to_owned()], "");
     plan_as_written(connection, true).await?;
     let prepare = format!(
         "set local plan_cache_mode = force_generic_plan; prepare {PLANNED} as {statement}; explain execute {PLANNED}('{{}}', '{{}}')"
@@ -182,12 +197,29 @@ pub(crate) struct Dropped {
     pub(super) before: Vec<Dependent>,
     /// What espd itself had made; `None`: made by an espd that did not record it.
     pub(super) made: Option<BTreeSet<String>>,
+    /// What is on tables and columns that have no successor, and stays with them.
+    pub(super) left: BTreeSet<String>,
 }
 
 impl Dropped {
+    pub(super) fn new(before: Vec<Dependent>, made: Option<BTreeSet<String>>) -> Self {
+        Self { before, made, left: BTreeSet::new() }
+    }
+
+    /// What was there.
+    pub(crate) fn before(&self) -> &[Dependent] {
+        &self.before
+    }
+
+    /// Leaves these items where they are, as far as they are parts of tables.
+    pub(crate) fn leave(&mut self, items: BTreeSet<String>) {
+        self.left = items;
+    }
+
     /// What others have made: it is not the author's to take away.
     fn of_others(&self) -> impl Iterator<Item = &Dependent> {
-        self.before.iter().filter(|dependent| match &self.made {
+        let goes_on = |dependent: &&Dependent| dependent.apart || !self.left.contains(&dependent.item);
+        self.before.iter().filter(goes_on).filter(|dependent| match &self.made {
             // An espd of before has not recorded how a table was logged, and what it had from its declaration.
             Some(made) if is_logging(&dependent.item) => {
                 made.iter().any(|item| is_logging(item)) && !made.contains(&dependent.item)
@@ -269,15 +301,20 @@ impl Dropped {
 
     /// As [`Self::restore`], on tables that have served before: what others had made on them, and have taken away or changed since, goes.
     /// `made`: what espd had made on them; `None`: that was not recorded, so nothing is taken away, and what would have to be counts as lost.
+    /// `only_there`: the items of tables and columns that the version did not have which goes.
     pub(crate) async fn restore_on_former(
         &self,
         connection: &mut PgConnection,
         now: &[Dependent],
         made: Option<&BTreeSet<String>>,
+        only_there: &BTreeSet<String>,
     ) -> Result<Replaced, sqlx::Error> {
         let mut replaced = Replaced::default();
+        let outdated = now
+            .iter()
+            .filter(|dependent| self.is_outdated(dependent) && !only_there.contains(&dependent.item));
         // What is on something goes before it.
-        for dependent in now.iter().rev().filter(|dependent| self.is_outdated(dependent)) {
+        for dependent in outdated.rev() {
             let Some(removal) = removal(&dependent.item) else { continue };
             match made {
                 Some(made) if made.contains(&dependent.item) => {}
@@ -289,6 +326,13 @@ impl Dropped {
             }
         }
         self.make_again(connection, |dependent| now.contains(dependent), &mut replaced).await?;
+        // Whoever takes the rights on a table takes those on its columns.
+        let of_columns = now.iter().filter(|dependent| {
+            dependent.is_right && only_there.contains(&dependent.item) && !dependent.item.starts_with(RIGHTS)
+        });
+        for statement in of_columns.filter_map(|dependent| dependent.statement.as_deref()) {
+            attempt(connection, statement).await?;
+        }
         Ok(replaced)
     }
 

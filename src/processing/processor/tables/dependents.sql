@@ -8,7 +8,7 @@ with recursive owned as (
   from {schema}.projection_tables as p
     join pg_namespace as n on n.nspname = p.table_schema
     join pg_class as c on c.relnamespace = n.oid and c.relname = p.table_name
-  where p.processor = {processor}
+  where p.processor = {processor}{on_tables}
 ), own (classid, objid) as (
   select * from unnest({classes}::oid[], {objects}::oid[])
 ), closure (classid, objid) as (

@@ -238,6 +238,30 @@ async fn a_daemon_that_leaves_a_build_to_another_one_takes_it_over_within_second
 }
 
 #[tokio::test]
+async fn whoever_goes_back_is_not_overruled_by_a_version_that_is_built_or_declared_besides() {
+    let (fixture, daemon) = building().await;
+    fixture.declare(2, WIDER);
+    fixture.reload().await;
+    fixture.serves(2).await;
+    fixture.declare(3, CHANGED);
+    fixture.reload().await;
+    fixture.waits("of 5 rows of orders").await;
+    let outcome = fixture.espctl(&["rollback", "orders", "--yes"]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert!(outcome.stderr.contains("version 3 was given up by an operator"), "{outcome:?}");
+    let looks = || daemon.logged("looked for versions to build").len();
+    let before = looks();
+    eventually("the daemon has looked again", async || (looks() > before).then_some(())).await;
+    fixture.serves(1).await;
+    assert_eq!(fixture.beside().await, "orders$2|public_orders_v2");
+    let given_up = "select count(*) from espd.operator_log where action = 'abort_rebuild' and detail ->> 'version' = '3'";
+    assert_eq!(fixture.fact(given_up).await, "1");
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    fixture.serves(3).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn what_keeps_a_version_from_being_begun_is_told_and_goes_away_with_its_declaration() {
     let (fixture, daemon) = building().await;
     fixture.run("create schema public_orders_next").await;
