@@ -224,7 +224,6 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("store/history.rs", "reads the control file and the sequence"),
     ("store/horizon/durability.rs", "reads places of the log"),
     ("store/horizon/locks.rs", "reads locks and catalogs"),
-    ("store/postgres/append.rs", "writes, in the transaction of an application's library"),
     ("store/preconditions.rs", "reads settings"),
     ("store/sqlite/opening.rs", "SQLite has no row security"),
     ("store/preconditions/structure.rs", "reads catalogs"),

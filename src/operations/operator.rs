@@ -14,7 +14,7 @@ mod targets;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sqlx::{Connection as _, Row as _};
+use sqlx::Row as _;
 use thiserror::Error;
 
 pub(crate) use daemons::{ReloadRequest, RunningDaemon};
@@ -31,7 +31,7 @@ use crate::operations::databases::Databases;
 use crate::operations::status::format::format_duration;
 use crate::operations::status::{self, LockWait, ProcessorStatus, describe_wait, end_wait};
 use crate::postgres::literal::simple;
-use crate::postgres::server_mark;
+use crate::postgres::{server_mark, transaction};
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::divergence::Divergence;
 use crate::processing::history::{Comparison, find_divergence};
@@ -314,8 +314,8 @@ impl Operator<'_> {
             let (position, head) = (row.position, comparison.head());
             return Err(OperatorError::BeyondHead { name: row.name, position, head });
         }
-        let mut connection = self.databases.projections.acquire().await?;
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        let begin = server_mark::begin(None);
+        let mut transaction = transaction::begin(&self.databases.projections, begin).await?;
         let (trackers, key) = (self.trackers(), row.key());
         let witness = comparison.present_witness();
         trackers.accept_history(&mut transaction, &key, self.name, &found, witness).await?;

@@ -13,7 +13,7 @@ use super::cipher::{KeyBytes, name_of, new_key, open, seal};
 use super::keys::{KeyError, MasterKey, SubjectKey, SubjectKeys, SubjectState};
 use crate::postgres::name::{InvalidName, SchemaName};
 use crate::postgres::row::from_row;
-use crate::postgres::server_mark;
+use crate::postgres::{server_mark, transaction};
 
 /// The schema of the tables, if no other one is named.
 pub(crate) const KEY_SCHEMA: &str = "espd_keys";
@@ -115,8 +115,7 @@ impl KeyTable {
              on conflict do nothing",
             self.schema
         );
-        let mut connection = pool.acquire().await?;
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        let mut transaction = transaction::begin(pool, server_mark::begin(None)).await?;
         sqlx::query(LOCK_SHARED).persistent(false).execute(&mut *transaction).await?;
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(subjects).bind(wrapped);
         query.bind(master).execute(&mut *transaction).await?;

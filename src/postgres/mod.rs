@@ -18,3 +18,4 @@ pub(crate) mod server_mark;
 pub(crate) mod source_text;
 pub(crate) mod sql_scope;
 pub(crate) mod sqlstate;
+pub(crate) mod transaction;

@@ -24,7 +24,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryFutureExt as _, TryStreamExt};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
-use sqlx::{PgConnection, PgPool, Postgres};
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::codec::{BodyCodec, Codec};
@@ -36,6 +36,7 @@ use super::{
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 use crate::postgres::connector::Connector;
 use crate::postgres::error::chain;
+use crate::postgres::transaction;
 use crate::store::appended_hook::AppendedHook;
 use crate::store::layout::{Append, Layout};
 use crate::store::notifier::Notifier;
@@ -92,6 +93,17 @@ impl PostgresEventStore {
     /// The connections that the store works on.
     pub(crate) fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// Begins a transaction of its pool, for [`Self::append_in`].
+    ///
+    /// Whoever stops waiting, as `tokio::time::timeout` does, leaves nothing behind. The `begin` of sqlx 0.9 leaves an open
+    /// transaction in the pool then, in which later statements seem to be done, and are lost.
+    ///
+    /// # Errors
+    /// The pool has no connection in time, or the database does not answer.
+    pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        transaction::begin(&self.pool, "begin").await
     }
 
     /// Ends the sessions that nobody uses. A session keeps the settings that it began with, such as that the database takes no

@@ -7,6 +7,7 @@ mod bell;
 mod event_schemas;
 mod event_sourcery;
 mod functions;
+mod given_up;
 mod horizon;
 mod names;
 mod notifier;

@@ -105,7 +105,7 @@ impl CommandLog for PostgresCommandLog {
         events: &[NewEvent],
         complete: &Complete<'_>,
     ) -> Result<Vec<Appended>, AppendError> {
-        let mut transaction = self.pool().begin().await?;
+        let mut transaction = self.store.begin().await?;
         let uncommitted = self.store.append_in(&mut transaction, events).await?;
         let record = complete(&uncommitted);
         if !self.insert(&mut transaction, &record).await? {

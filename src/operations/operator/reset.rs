@@ -1,13 +1,13 @@
 //! Resets: a processor starts over, or moves to another position.
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, Connection as _};
+use sqlx::AssertSqlSafe;
 
 use super::{LockPatience, Operator, OperatorError};
 use crate::event::Position;
 use crate::handlers::sql::SqlProcessor;
 use crate::operations::databases::Databases;
-use crate::postgres::server_mark;
+use crate::postgres::{server_mark, transaction};
 use crate::processing::declaration::Handling;
 use crate::processing::processor::{Events, OthersObjects, ProcessorBase, Replaced};
 use crate::processing::tracker::{ReplayEffects, Reset};
@@ -100,8 +100,8 @@ impl Operator<'_> {
         let last_common = self.find_divergence(&row).await?.map(|found| found.last_common);
         let Databases { events, layout, .. } = self.databases;
         let witness = Witness::examine(None, to, events, layout).await?.end;
-        let mut connection = self.databases.projections.acquire().await?;
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+        let begin = server_mark::begin(None);
+        let mut transaction = transaction::begin(&self.databases.projections, begin).await?;
         let reset = Reset { effects, witness: Some(witness), last_common, ..Reset::to(to) };
         self.trackers().reset(&mut transaction, &row.key(), self.name, reset).await?;
         Ok(transaction.commit().await?)

@@ -10,6 +10,7 @@ use crate::event::{Event, Position};
 use crate::postgres::deadline::timed_out;
 use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
+use crate::postgres::transaction;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::processor::{Events, ProcessorError};
 use crate::store::layout::Layout;
@@ -86,7 +87,7 @@ impl Batch {
             Events::Elsewhere(store) => {
                 // One snapshot of one server: between two statements the address may lead to another one.
                 let begin = "-- begin_reading\nbegin isolation level repeatable read, read only";
-                let mut transaction = in_time(store.pool().begin_with(begin)).await?;
+                let mut transaction = in_time(transaction::begin(store.pool(), begin)).await?;
                 let batch = Self::read_on(&mut transaction, &Pages::Prepared(store), query).await?;
                 in_time(transaction.rollback()).await?;
                 Ok(batch)

@@ -8,6 +8,7 @@
 //! Events with tags or keys, and appends under a condition, have a function of their own (`append/tagged.rs`).
 
 mod insert;
+mod stray;
 mod tagged;
 mod tagged_event;
 
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgBindIterExt};
 use sqlx::query::QueryAs;
-use sqlx::{Connection as _, PgConnection, PgPool, Postgres, SqlStr};
+use sqlx::{PgConnection, PgPool, Postgres, SqlStr};
 use uuid::Uuid;
 
 use super::parameter::Jsonb;
@@ -24,8 +25,10 @@ use super::sql_text::sql;
 use super::{connection, refusal};
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::postgres::error::chain;
+use crate::postgres::transaction;
 use crate::store::layout::{Append, Layout};
 use crate::store::{AppendCondition, AppendError, Kept};
+use stray::{MAY_BE_WITHIN, Stored};
 
 /// Most events sent in one statement.
 const BATCH_LENGTH_MAX: usize = 1_000;
@@ -57,7 +60,7 @@ impl Statements {
             insert: insert::Statements::new(events, append),
             call_function: sql(format!(
                 "-- append_events
-                select id, uuid, version
+                select id, uuid, version, {MAY_BE_WITHIN}
                 from {append_events}($1::uuid[], $2::text[], $3::jsonb[], $4::bigint[], $5::uuid[], $6::jsonb[],
                   $7::uuid[], $8::uuid[], $9::timestamptz[])"
             )),
@@ -89,46 +92,75 @@ pub(super) async fn append(
     let mut attempt = 1;
     loop {
         match try_append(statements, pool, kept, events, condition).await {
+            Ok(Some(appended)) => return Ok(appended),
+            Ok(None) if attempt < ATTEMPTS_MAX => stray::close(kept),
+            Err(error) if attempt < ATTEMPTS_MAX && stray::is_in_failed_transaction(&error) => {
+                stray::close(kept);
+            }
             Err(error) if attempt < ATTEMPTS_MAX && refusal::is_transient(&error) => {
                 tracing::debug!(attempt, error = chain(&error), "append failed for now, trying again");
                 kept.release();
                 tokio::time::sleep(delay_after(attempt)).await;
-                attempt += 1;
             }
-            outcome => return outcome,
+            Ok(None) => return Err(stray::error()),
+            Err(error) => return Err(error),
         }
+        attempt += 1;
     }
 }
 
+/// `None`: they are stored in a transaction that nobody knows of.
 async fn try_append(
     statements: &Statements,
     pool: &PgPool,
     kept: &mut Kept,
     events: &[NewEvent],
     condition: Option<&AppendCondition>,
-) -> Result<Vec<Appended>, AppendError> {
-    let connection = connection::acquire(pool, kept).await?;
-    if condition.is_some() || !are_plain(events) {
-        if tagged_event::is_for(events, condition) {
-            let (statements, prepared) = (&statements.tagged_event, statements.prepared);
-            let stored =
-                tagged_event::append(statements, prepared, connection, &events[0], condition).await?;
-            if let Some(appended) = stored {
-                return Ok(vec![appended]);
-            }
-        }
-        return append_tagged(statements, connection, events, condition).await;
-    }
-    if split_into_batches(events).len() > 1 {
-        let mut transaction = connection.begin().await?;
+) -> Result<Option<Vec<Appended>>, AppendError> {
+    let is_plain = condition.is_none() && are_plain(events);
+    if is_plain && split_into_batches(events).len() > 1 {
+        kept.release();
+        let mut transaction = transaction::begin(pool, "begin").await?;
         let appended = append_in_transaction(statements, &mut transaction, events).await?;
         transaction.commit().await?;
-        return Ok(appended);
+        return Ok(Some(appended));
     }
-    if let Some(appended) = insert::insert_where_expected(&statements.insert, connection, events).await? {
-        return Ok(appended);
+    let connection = connection::acquire(pool, kept).await?;
+    let stored = match is_plain {
+        true => store_plain(statements, connection, events).await?,
+        false => store_tagged(statements, connection, events, condition).await?,
+    };
+    stored.for_good(connection).await
+}
+
+/// Stores events of one batch that have neither tags nor keys.
+async fn store_plain(
+    statements: &Statements,
+    connection: &mut PgConnection,
+    events: &[NewEvent],
+) -> Result<Stored, AppendError> {
+    match insert::insert_where_expected(&statements.insert, connection, events).await? {
+        Some(stored) => Ok(stored),
+        None => call_function(statements, connection, events).await,
     }
-    call_function(statements, connection, events).await
+}
+
+/// Stores events with tags and keys, unless the condition excludes it.
+async fn store_tagged(
+    statements: &Statements,
+    connection: &mut PgConnection,
+    events: &[NewEvent],
+    condition: Option<&AppendCondition>,
+) -> Result<Stored, AppendError> {
+    if tagged_event::is_for(events, condition) {
+        let (statements, prepared) = (&statements.tagged_event, statements.prepared);
+        let stored = tagged_event::append(statements, prepared, connection, &events[0], condition).await?;
+        if let Some(stored) = stored {
+            return Ok(stored);
+        }
+    }
+    let statement = (&statements.append_tagged, statements.prepared);
+    tagged::append(statement, connection, events, condition).await
 }
 
 /// Appends `events`, any number, in the transaction that `connection` is in. It tries no
@@ -148,7 +180,7 @@ pub(super) async fn append_in_transaction(
     let mut appended = Vec::with_capacity(events.len());
     for batch in batches {
         let stored = call_function(statements, connection, batch).await;
-        appended.extend(stored.map_err(|error| error.counting_from(appended.len()))?);
+        appended.extend(stored.map_err(|error| error.counting_from(appended.len()))?.appended);
     }
     Ok(appended)
 }
@@ -161,7 +193,7 @@ pub(super) async fn append_tagged(
     condition: Option<&AppendCondition>,
 ) -> Result<Vec<Appended>, AppendError> {
     let statement = (&statements.append_tagged, statements.prepared);
-    tagged::append(statement, connection, events, condition).await
+    Ok(tagged::append(statement, connection, events, condition).await?.appended)
 }
 
 fn are_plain(events: &[NewEvent]) -> bool {
@@ -221,17 +253,23 @@ async fn call_function(
     statements: &Statements,
     connection: &mut PgConnection,
     events: &[NewEvent],
-) -> Result<Vec<Appended>, AppendError> {
+) -> Result<Stored, AppendError> {
     let query = sqlx::query_as(statements.call_function.clone()).persistent(statements.prepared);
     let rows: Vec<Row> = bind_events(query, events)
         .fetch_all(connection)
         .await
         .map_err(|error| refusal::translate(error, events))?;
-    Ok(rows.into_iter().map(|(id, uuid, version)| Appended { id, uuid, version }).collect())
+    Ok(stored(rows))
 }
 
-/// Where an event was stored, as the functions that append return it.
-type Row = (Position, Uuid, Version);
+/// Where an event was stored, as the functions that append return it, and what [`MAY_BE_WITHIN`] says.
+type Row = (Position, Uuid, Version, bool);
+
+fn stored(rows: Vec<Row>) -> Stored {
+    let may_be_within = rows.iter().any(|(.., may_be_within)| *may_be_within);
+    let appended = rows.into_iter().map(|(id, uuid, version, _)| Appended { id, uuid, version });
+    Stored { appended: appended.collect(), may_be_within }
+}
 
 /// Binds what describes the events: the first nine parameters of the functions that append.
 fn bind_events<'q>(

@@ -5,6 +5,7 @@ use sqlx::postgres::{PgArguments, PgBindIterExt};
 use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres, Row, SqlStr};
 
+use super::stray::{MAY_BE_WITHIN, Stored};
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::store::AppendError;
 use crate::store::layout::Append;
@@ -38,7 +39,7 @@ impl Statements {
                 where $2 = coalesce(
                   (select version from {events} where aggregate_id = $1 order by version desc limit 1), 0)
                   and {}
-                returning id",
+                returning id, {MAY_BE_WITHIN}",
                 none_checked("$4")
             )),
             insert_several: sql(format!(
@@ -55,7 +56,7 @@ impl Statements {
                   (select version from {events} where aggregate_id = $1 order by version desc limit 1), 0)
                   and {}
                 order by new.place
-                returning id",
+                returning id, {MAY_BE_WITHIN}",
                 none_checked("any ($4)")
             )),
         }
@@ -68,30 +69,28 @@ pub(super) async fn insert_where_expected(
     statements: &Statements,
     connection: &mut PgConnection,
     events: &[NewEvent],
-) -> Result<Option<Vec<Appended>>, AppendError> {
+) -> Result<Option<Stored>, AppendError> {
     let Some(head) = find_expected_head(events) else { return Ok(None) };
     let query = match events {
         [event] => bind_one(statements, event, head),
         _ => bind_several(statements, events, head),
     };
-    let mut ids: Vec<Position> = match query.fetch_all(connection).await {
-        Ok(rows) => rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
+    let rows = match query.fetch_all(connection).await {
+        Ok(rows) => rows,
         Err(error) if refusal::is_taken(&error, &statements.keys) || refusal::is_of_older_store(&error) => {
             return Ok(None);
         }
         Err(error) => return Err(refusal::translate(error, events)),
     };
-    if ids.is_empty() {
-        return Ok(None);
-    }
+    let Some(first) = rows.first() else { return Ok(None) };
+    let may_be_within = first.try_get(1)?;
+    let mut ids: Vec<Position> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     // Ids were drawn in the order of the events, whatever order the rows came back in.
     ids.sort_unstable();
     let places = ids.into_iter().zip(events).zip(head.get() + 1..);
-    Ok(Some(
-        places
-            .map(|((id, event), version)| Appended { id, uuid: event.uuid, version: version.into() })
-            .collect(),
-    ))
+    let appended =
+        places.map(|((id, event), version)| Appended { id, uuid: event.uuid, version: version.into() });
+    Ok(Some(Stored { appended: appended.collect(), may_be_within }))
 }
 
 /// The version that the aggregate must be at; `None` if there are several aggregates, or if the events

@@ -4,8 +4,9 @@ use serde::Serialize;
 use sqlx::types::Json;
 use sqlx::{PgConnection, SqlStr};
 
-use super::{Row, bind_events};
-use crate::event::{Appended, KeyChange, NewEvent};
+use super::stray::{MAY_BE_WITHIN, Stored};
+use super::{Row, bind_events, stored};
+use crate::event::{KeyChange, NewEvent};
 use crate::store::layout::Layout;
 use crate::store::postgres::refusal;
 use crate::store::postgres::sql_text::sql;
@@ -14,7 +15,7 @@ use crate::store::{AppendCondition, AppendError};
 pub(super) fn statement(layout: &Layout) -> SqlStr {
     sql(format!(
         "-- append_tagged
-        select id, uuid, version
+        select id, uuid, version, {MAY_BE_WITHIN}
         from {}.append_tagged($1::uuid[], $2::text[], $3::jsonb[], $4::bigint[], $5::uuid[], $6::jsonb[],
           $7::uuid[], $8::uuid[], $9::timestamptz[], $10::text[], $11::int[], $12::jsonb, $13::jsonb)",
         layout.quoted_schema()
@@ -36,7 +37,7 @@ pub(super) async fn append(
     connection: &mut PgConnection,
     events: &[NewEvent],
     condition: Option<&AppendCondition>,
-) -> Result<Vec<Appended>, AppendError> {
+) -> Result<Stored, AppendError> {
     let (tags, tagged): (Vec<&str>, Vec<i32>) = (1..)
         .zip(events)
         .flat_map(|(place, event)| event.tags.iter().map(move |tag| (tag.as_str(), place)))
@@ -51,7 +52,7 @@ pub(super) async fn append(
         .fetch_all(connection)
         .await
         .map_err(|error| refusal::translate(error, events))?;
-    Ok(rows.into_iter().map(|(id, uuid, version)| Appended { id, uuid, version }).collect())
+    Ok(stored(rows))
 }
 
 fn changes(events: &[NewEvent]) -> Vec<Change<'_>> {

@@ -6,6 +6,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, SqlStr};
 
 use super::super::parameter::Jsonb;
+use super::stray::{MAY_BE_WITHIN, Stored};
 use crate::event::{Appended, NewEvent, Position, Version};
 use crate::store::layout::Layout;
 use crate::store::postgres::refusal;
@@ -66,7 +67,7 @@ fn statement(layout: &Layout, event_schemas: &str, is_met: &str) -> SqlStr {
         ), noted as (
           insert into {schema}.tag_events (tag, n, event_id, type) select l.tag, l.n, s.id, $4 from stored as s, locked as l
         )
-        select coalesce(s.id, {schema}.nothing_stored()), s.version from (values (true)) as one left join stored as s on true"
+        select coalesce(s.id, {schema}.nothing_stored()), s.version, {MAY_BE_WITHIN} from (values (true)) as one left join stored as s on true"
     ))
 }
 
@@ -85,7 +86,7 @@ pub(super) async fn append(
     connection: &mut PgConnection,
     event: &NewEvent,
     condition: Option<&AppendCondition>,
-) -> Result<Option<Appended>, AppendError> {
+) -> Result<Option<Stored>, AppendError> {
     let tags: Vec<&str> = event.tags.iter().map(|tag| tag.as_str()).collect();
     let statement = match condition {
         None => &statements.without_condition,
@@ -106,9 +107,12 @@ pub(super) async fn append(
     if let Some(condition) = condition {
         query = query.bind(Json(condition));
     }
-    let stored: Result<(Position, Version), sqlx::Error> = query.fetch_one(connection).await;
+    let stored: Result<(Position, Version, bool), sqlx::Error> = query.fetch_one(connection).await;
     match stored {
-        Ok((id, version)) => Ok(Some(Appended { id, uuid: event.uuid, version })),
+        Ok((id, version, may_be_within)) => {
+            let appended = vec![Appended { id, uuid: event.uuid, version }];
+            Ok(Some(Stored { appended, may_be_within }))
+        }
         Err(error) if refusal::is_nothing_stored(&error) => Ok(None),
         Err(error) => Err(refusal::translate(error, std::slice::from_ref(event))),
     }
