@@ -33,7 +33,7 @@ use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::rebuild::{
     Beside, Compared, Complete, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State,
-    Throttle, Versions, Written, compare, drop_place, write_progress,
+    Throttle, Versions, Written, compare, count_dead_letters, drop_place, find_set_aside, write_progress,
 };
 use crate::processing::tracker::ProcessorKey;
 
@@ -152,12 +152,7 @@ impl<'o> Rebuilding<'o> {
         self.defer_indexes().await?;
         self.follow_in_shares().await?;
         self.follow().await?;
-        if self.replay.set_aside > 0 {
-            (self.listener.note)(&format!(
-                "{} events were set aside for version {}: once it is live, `espctl dead-letters list {}` shows them",
-                self.replay.set_aside, self.declaration.version, self.live.name
-            ));
-        }
+        self.tell_set_aside().await?;
         self.note(Finding::CaughtUp).await?;
         self.make_indexes().await?;
         self.enter(Phase::Analyzing).await?;
@@ -169,6 +164,25 @@ impl<'o> Rebuilding<'o> {
         self.note(Finding::Analyzed).await?;
         self.follow().await?;
         Ok(self.note_complete().await?)
+    }
+
+    /// Says how many events were set aside so far, by whoever has built the version.
+    async fn tell_set_aside(&mut self) -> Result<(), OperatorError> {
+        let (schema, key) = (self.operator.trackers().schema().to_owned(), self.replay.claim().key.clone());
+        let number = count_dead_letters(&mut self.worker, &schema, &key).await?;
+        if number == 0 {
+            return Ok(());
+        }
+        let (version, name) = (self.declaration.version, &self.live.name);
+        (self.listener.note)(&match self.beside {
+            Beside::Next | Beside::Archived(_) => format!(
+                "{number} events were set aside for version {version}: once it is live, `espctl dead-letters list {name}` shows them"
+            ),
+            Beside::DryRun | Beside::Verification | Beside::Part => {
+                format!("{number} events cannot be handled, or wait behind such ones, so they are left out")
+            }
+        });
+        Ok(())
     }
 
     /// Notes when the version beside had the rows that it has now.
@@ -276,10 +290,14 @@ impl<'o> Rebuilding<'o> {
         };
         let (old, new) = (self.live_tables.clone(), self.declaration.table_names());
         let schema = &self.operator.databases.scope.schema;
+        let dead_letters = {
+            let own_schema = self.operator.trackers().schema().to_owned();
+            find_set_aside(&mut snapshot, &own_schema, (&self.live, &self.replay.claim().key)).await?
+        };
         let difference = {
             let versions =
                 Versions { old: (schema, &old), new: (&self.building_in, &new), part: self.part.as_ref() };
-            compare(&mut snapshot, versions).await?
+            Difference { dead_letters, ..compare(&mut snapshot, versions).await? }
         };
         self.refuse_rows_of_others(&mut snapshot).await?;
         snapshot.rollback().await?;

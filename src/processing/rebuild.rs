@@ -16,6 +16,7 @@ mod part;
 mod place;
 mod progress;
 mod replay;
+mod set_aside;
 mod shares;
 mod since;
 mod snapshots;
@@ -50,6 +51,7 @@ pub(crate) use progress::{
     write_progress, write_rest,
 };
 pub(crate) use replay::{Replay, ReplayError, find_declared};
+pub(crate) use set_aside::{SetAside, SetAsideEvent, count_dead_letters, find_set_aside};
 pub(crate) use shares::{
     SHARES_MAX, Share, create_shares, find_obstacle_to_division, join_shares, list_shares,
 };

@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use crate::operations::status::format::thousands;
-use crate::processing::rebuild::{Difference, EventAt, Example, Since, TableDifference};
+use crate::processing::rebuild::{
+    Difference, EventAt, Example, SetAside, SetAsideEvent, Since, TableDifference,
+};
 
 /// How many keys of a table are shown.
 const SHOWN: usize = 100;
@@ -11,10 +13,12 @@ const SHOWN: usize = 100;
 /// What differs, one paragraph for each table.
 pub(super) fn render(name: &str, difference: &Difference) -> String {
     let mut lines = Vec::new();
-    if difference.is_none() {
+    if difference.has_same_tables() {
         let rows: i64 = difference.tables.iter().map(|table| table.rows).sum();
-        lines.push(format!("{name}: nothing differs, {} rows were compared", thousands(rows)));
+        let what = if difference.is_none() { "nothing" } else { "no row" };
+        lines.push(format!("{name}: {what} differs, {} rows were compared", thousands(rows)));
     }
+    lines.extend(set_aside(name, &difference.dead_letters));
     lines.extend(difference.new_tables.iter().map(|table| format!("{table}: a new table")));
     lines.extend(difference.gone_tables.iter().map(|table| format!("{table}: not there any more")));
     for table in &difference.tables {
@@ -44,6 +48,27 @@ pub(super) fn render(name: &str, difference: &Difference) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// Events that would be dead letters, and why.
+fn set_aside(name: &str, found: &SetAside) -> Vec<String> {
+    if found.is_none() {
+        return Vec::new();
+    }
+    let mut lines = vec![format!("{name}: {}", found.describe())];
+    lines.extend(found.examples.iter().map(
+        |SetAsideEvent { event_id, event_type, aggregate_id, message }| {
+            format!(
+                "  ! event {} ({event_type}) of aggregate {aggregate_id}: {message}",
+                thousands(*event_id)
+            )
+        },
+    ));
+    let hidden = found.number - found.waiting() - found.examples.len() as i64;
+    if hidden > 0 {
+        lines.push(format!("  … and {} more", thousands(hidden)));
+    }
+    lines
 }
 
 fn counts(table: &TableDifference) -> String {

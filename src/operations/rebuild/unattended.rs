@@ -349,7 +349,11 @@ fn judge(
         Approve::Always => return None,
         Approve::WhenVerified if difference.is_as_expected() => return None,
         Approve::WhenVerified => difference.summarise(),
-        Approve::Manual => "its declaration says approve = \"manual\"".to_owned(),
+        Approve::Manual => {
+            let differs = difference.summarise();
+            let but = if differs.is_empty() { "" } else { "; " };
+            format!("its declaration says approve = \"manual\"{but}{differs}")
+        }
     };
     let remedy = format!(
         "`espctl rebuild {name}` shows what differs, `espctl rebuild approve {name}` lets it go live, `espctl rebuild abort {name}` \

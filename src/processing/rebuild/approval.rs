@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Difference;
+use super::set_aside::AgreedSetAside;
 use crate::event::Position;
 
 /// What a comparison has found, as the table `rebuilds` keeps it.
@@ -23,6 +24,8 @@ struct Approved {
     position: Option<i64>,
     tables: Vec<ApprovedTable>,
     gone_tables: Vec<String>,
+    #[serde(default)]
+    dead_letters: AgreedSetAside,
 }
 
 #[derive(Debug, Deserialize)]
@@ -37,12 +40,14 @@ struct ApprovedTable {
 
 impl Compared<'_> {
     /// Whether who has agreed to `former`, which an earlier comparison has found, has agreed to this as well: nothing is in another
-    /// table or column, or of another kind, and of each kind there are at most as many rows more as events came in between.
+    /// table or column, or of another kind, and of each kind there are at most as many rows more as events came in between. Likewise
+    /// of events that were set aside.
     pub(crate) fn is_covered_by(&self, former: Option<&serde_json::Value>) -> bool {
         let Some(former) = former.and_then(|former| Approved::deserialize(former).ok()) else { return false };
         let since = former.position.map_or(0, |position| (self.position.get() - position).max(0));
-        let Difference { tables, gone_tables, .. } = self.difference;
-        gone_tables.iter().all(|table| former.gone_tables.contains(table))
+        let Difference { tables, gone_tables, dead_letters, .. } = self.difference;
+        dead_letters.is_covered_by(&former.dead_letters, since)
+            && gone_tables.iter().all(|table| former.gone_tables.contains(table))
             && tables.iter().all(|table| {
                 let Some(agreed) = former.tables.iter().find(|agreed| agreed.table == table.table) else {
                     return table.number() == 0 && table.gone_columns.is_empty();
@@ -60,7 +65,7 @@ impl Compared<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::TableDifference;
+    use super::super::{SetAside, TableDifference};
     use super::*;
 
     fn difference(added: i64, changed: i64, columns: &[&str]) -> Difference {
@@ -99,6 +104,21 @@ mod tests {
         assert!(!covers(60, &difference(1, 4, &["n"])), "rows that are added");
         let gone = Difference { gone_tables: vec!["lines".into()], ..difference(0, 4, &["n"]) };
         assert!(!covers(60, &gone));
+    }
+
+    #[test]
+    fn who_has_agreed_to_rows_has_not_agreed_to_dead_letters() {
+        let dead_letters = SetAside { number: 1, failed: vec![("Named".into(), 1)], examples: vec![] };
+        let found = Difference { dead_letters, ..difference(0, 4, &["n"]) };
+        let compared = Compared { position: 60.into(), difference: &found };
+        let mut of_before = kept(50, &difference(0, 4, &["n"]));
+        assert!(!compared.is_covered_by(Some(&of_before)));
+        assert!(compared.is_covered_by(Some(&kept(50, &found))));
+        // As it was kept before dead letters were compared.
+        of_before.as_object_mut().unwrap().remove("dead_letters");
+        assert!(!compared.is_covered_by(Some(&of_before)));
+        let rows = difference(0, 4, &["n"]);
+        assert!(Compared { position: 60.into(), difference: &rows }.is_covered_by(Some(&of_before)));
     }
 
     #[test]

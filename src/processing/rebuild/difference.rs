@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::{Part, Since};
+use super::{Part, SetAside, Since};
 use pair::Pair;
 pub(crate) use pair::RowReader;
 
@@ -21,6 +21,8 @@ pub(crate) struct Difference {
     pub(crate) new_tables: Vec<String>,
     /// Tables of the old version alone.
     pub(crate) gone_tables: Vec<String>,
+    /// Events that the new version alone has set aside.
+    pub(crate) dead_letters: SetAside,
 }
 
 /// What differs in one table.
@@ -78,20 +80,26 @@ pub(crate) struct Versions<'v> {
 }
 
 impl Difference {
-    /// Whether the rows are the same, as far as they can be compared.
+    /// Whether the rows are the same, as far as they can be compared, and no more events were set aside.
     pub(crate) fn is_none(&self) -> bool {
+        self.has_same_tables() && self.dead_letters.is_none()
+    }
+
+    /// Whether the rows are the same, as far as they can be compared.
+    pub(crate) fn has_same_tables(&self) -> bool {
         self.tables.iter().all(TableDifference::is_none)
             && self.new_tables.is_empty()
             && self.gone_tables.is_empty()
     }
 
     /// Whether the rows are the same, and nothing is gone: only columns or tables were added. What could not be compared may be
-    /// another one: numbers that the database has given out, which others may have kept.
+    /// another one: numbers that the database has given out, which others may have kept. Where events were set aside, later ones of
+    /// their aggregates may have to wait.
     pub(crate) fn is_as_expected(&self) -> bool {
         let is_expected = |table: &TableDifference| {
             table.number() == 0 && table.gone_columns.is_empty() && table.not_compared.is_empty()
         };
-        self.gone_tables.is_empty() && self.tables.iter().all(is_expected)
+        self.gone_tables.is_empty() && self.dead_letters.is_none() && self.tables.iter().all(is_expected)
     }
 
     /// Whether rows differ that were compared, or a table is not on both sides. What has altered the tables without a replay, and what
@@ -102,9 +110,10 @@ impl Difference {
             || !self.gone_tables.is_empty()
     }
 
-    /// Whether whoever reads the tables would see other rows, or lack something.
+    /// Whether whoever reads the tables would see other rows, or lack something, now or when more events come.
     pub(crate) fn changes_what_is_read(&self) -> bool {
         !self.gone_tables.is_empty()
+            || !self.dead_letters.is_none()
             || self.tables.iter().any(|table| table.number() > 0 || !table.gone_columns.is_empty())
     }
 
@@ -133,6 +142,9 @@ impl Difference {
                     not_compared.join(", ")
                 ));
             }
+        }
+        if !self.dead_letters.is_none() {
+            parts.push(self.dead_letters.describe());
         }
         parts.join("; ")
     }

@@ -92,7 +92,8 @@ impl Moves {
             .pairs
             .iter()
             .map(|Pair { new, former }| format!("({}::oid, {}::oid)", new.0, former.0))
-            .chain(["(null, null)".to_owned()])
+            // Where all tables are new, the types of the columns would not be known.
+            .chain(["(null::oid, null::oid)".to_owned()])
             .collect();
         // The name is asked for at each step: one that has moved may be in the name of the next one.
         let statement = format!(

@@ -12,6 +12,7 @@ mod merging;
 mod native;
 mod programs;
 mod progress;
+mod setting_aside;
 mod shares;
 mod shares_outside;
 mod shortage;

@@ -335,3 +335,23 @@ async fn short_reads_that_never_cease_and_appends_keep_no_version_from_going_liv
     writer.abort();
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_version_whose_tables_are_all_new_takes_the_place_of_one_whose_tables_are_all_gone() {
+    let (fixture, daemon) = Fixture::running().await;
+    let renamed = declaration(2, WIDER.0, WIDER.1)
+        .replace("\norders = ", "\nsales = ")
+        .replace("on orders (n)", "on sales (n)")
+        .replace("from orders", "from sales")
+        .replace("into orders", "into sales");
+    fixture.installation.declare("orders", &renamed);
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    let tables = "select coalesce(to_regclass('orders')::text, '') || (select count(*) from sales)";
+    assert_eq!(fixture.fact(tables).await, "6");
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    let tables = "select coalesce(to_regclass('sales')::text, '') || (select count(*) from orders)";
+    assert_eq!(fixture.fact(tables).await, "6");
+    daemon.stop().await;
+}
