@@ -98,6 +98,11 @@ fn describe_event(ExaminedDeadLetter { event, .. }: &ExaminedDeadLetter) -> anyh
 
 fn remedy(ExaminedDeadLetter { dead_letter, queue, .. }: &ExaminedDeadLetter) -> String {
     let name = &dead_letter.processor;
+    if let Some((processor, _)) = name.split_once('$') {
+        return format!(
+            "It is of a version of {processor} that is kept or being built, and one of {processor} once that serves."
+        );
+    }
     match queue.waits_for {
         Some(first) => {
             format!("`espctl dead-letters retry {name} {first}` has them handled in order, this one as well.")

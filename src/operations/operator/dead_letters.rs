@@ -57,12 +57,13 @@ impl Operator<'_> {
     /// How many dead letters of a processor are selected, and how many others wait behind them.
     ///
     /// # Errors
-    /// The database does not answer.
+    /// [`OperatorError::Blocked`] if they are of a version that does not serve; or the database does not answer.
     pub(crate) async fn count_affected(
         &self,
         name: &str,
         selection: &Selection,
     ) -> Result<Affected, OperatorError> {
+        refuse_beside(name)?;
         let (projections, selection) = (&self.databases.projections, of(name, selection));
         let dead_letters = self.table().count(projections, &selection).await?;
         let left_behind = self.table().count_left_behind(projections, name, &selection).await?;
@@ -187,6 +188,14 @@ impl Operator<'_> {
     fn table(&self) -> DeadLetters {
         DeadLetters::new(&self.trackers())
     }
+}
+
+/// Refuses to change what a version has set aside that is kept or being built: what it lacks then nobody would see once it serves.
+fn refuse_beside(name: &str) -> Result<(), OperatorError> {
+    let Some((processor, _)) = name.split_once('$') else { return Ok(()) };
+    Err(OperatorError::Blocked(format!(
+        "{name} is a version of {processor} that is kept or being built: its dead letters are those of {processor} once it serves"
+    )))
 }
 
 /// The selection, restricted to this processor.

@@ -9,7 +9,7 @@ use crate::postgres::quote::quote_literal;
 /// Selects the dead letters that meet every condition; `None` is no condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Selection {
-    /// Dead letters of this processor.
+    /// Dead letters of this processor; `None`: of every version that serves.
     pub processor: Option<String>,
     /// The dead letter of this event.
     pub event_id: Option<Position>,
@@ -44,8 +44,13 @@ impl Selection {
     /// Returns the SQL condition on a row `d` of `dead_letters`.
     pub(super) fn condition(&self) -> String {
         let Self { processor, event_id, after, event_type, aggregate_id, error, older_than } = self;
+        let of_processor = match processor {
+            Some(name) => format!("d.processor = {}", quote_literal(name)),
+            // Versions that are kept or being built have names that no processor is declared under.
+            None => "strpos(d.processor, '$') = 0".to_owned(),
+        };
         let conditions = [
-            processor.as_ref().map(|name| format!("d.processor = {}", quote_literal(name))),
+            Some(of_processor),
             event_id.map(|id| format!("d.event_id = {id}")),
             after.map(|id| format!("d.event_id > {id}")),
             event_type.as_ref().map(|name| format!("d.event_type = {}", quote_literal(name))),
@@ -54,7 +59,7 @@ impl Selection {
             older_than.map(|age| format!("d.set_aside_at < clock_timestamp() - {}", interval(age))),
         ];
         let conditions: Vec<String> = conditions.into_iter().flatten().collect();
-        if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") }
+        conditions.join(" and ")
     }
 }
 
@@ -71,7 +76,7 @@ mod tests {
 
     #[test]
     fn given_conditions_select_and_absent_ones_do_not() {
-        assert_eq!(Selection::default().condition(), "true");
+        assert_eq!(Selection::default().condition(), "strpos(d.processor, '$') = 0");
         let one = Selection::one("it's", 7.into());
         assert_eq!(one.condition(), "d.processor = 'it''s' and d.event_id = 7");
         assert!(Selection::of("a").is_everything() && Selection::default().is_everything());
