@@ -46,6 +46,7 @@ impl Prepared {
         let (row, declaration) = (operator.find(name).await?, operator.declaration(name)?.clone());
         operator.refuse_unsuitable(&row, &declaration, beside)?;
         operator.refuse_missing_tables(worker, name).await?;
+        operator.refuse_without_tables(worker, name, beside).await?;
         let part = operator.find_part(worker, &declaration, selection).await?;
         let live = row.key();
         let schema = &operator.databases.scope.schema;

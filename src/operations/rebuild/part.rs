@@ -81,7 +81,44 @@ impl Operator<'_> {
         }
         let columns = self.find_aggregate_columns(connection, declaration).await?;
         let columns = columns.map_err(|reason| not_apart(&declaration.name, &reason))?;
+        for aggregate in &selection.aggregates {
+            self.refuse_unknown(connection, &declaration.name, *aggregate, &columns).await?;
+        }
         Ok(Some(Part { aggregates: self.find_aggregates(selection).await?, columns }))
+    }
+
+    /// Refuses an aggregate that has neither events nor rows: its id is probably mistyped. One whose events were deleted may have rows.
+    async fn refuse_unknown(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        aggregate: Uuid,
+        columns: &BTreeMap<String, AggregateColumn>,
+    ) -> Result<(), OperatorError> {
+        let statement = format!(
+            "-- has_events\nselect exists (select from {} as e where e.aggregate_id = $1)",
+            self.databases.layout.source()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(aggregate);
+        if query.fetch_one(&self.databases.events).await? {
+            return Ok(());
+        }
+        let part = Part { aggregates: Aggregates::Listed(vec![aggregate]), columns: columns.clone() };
+        for table in columns.keys() {
+            let statement = format!(
+                "-- has_rows\nselect exists (select from {}.{} as t where {})",
+                quote_identifier(&self.databases.scope.schema),
+                quote_identifier(table),
+                part.of_row(table, "t")
+            );
+            let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+            if query.fetch_one(&mut *connection).await? {
+                return Ok(());
+            }
+        }
+        Err(OperatorError::Blocked(format!(
+            "aggregate {aggregate} has no events, and {name} has no row of it: its id may be mistyped"
+        )))
     }
 
     /// Why the tables that were made for a part do not let the events of its aggregates be handled without those of others.

@@ -93,6 +93,23 @@ impl Operator<'_> {
         }
     }
 
+    /// Refuses to look at tables that nobody has made yet.
+    pub(super) async fn refuse_without_tables(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        beside: Beside,
+    ) -> Result<(), OperatorError> {
+        if matches!(beside, Beside::Verification | Beside::Part)
+            && self.list_tables(connection, name).await?.is_empty()
+        {
+            return Err(OperatorError::Blocked(format!(
+                "{name} has no tables yet, so there is nothing to compare: `espctl status {name}` says why"
+            )));
+        }
+        Ok(())
+    }
+
     /// Where the serving version is.
     pub(super) async fn find_position(
         &self,

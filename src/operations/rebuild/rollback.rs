@@ -114,6 +114,9 @@ impl Operator<'_> {
                 kept.join(", ")
             )));
         }
+        if to == Some(live) && !kept.contains(&live) {
+            return Err(OperatorError::Blocked(format!("version {live} of {name} serves already")));
+        }
         let other = kept.iter().rev().find(|version| **version != live).or(kept.last());
         let version = to.or(before.filter(|before| kept.contains(before))).or(other.copied());
         match version.filter(|version| kept.contains(version)) {
