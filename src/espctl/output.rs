@@ -29,7 +29,7 @@ pub(crate) fn has_terminal() -> bool {
 /// Asks a question on the terminal. Without a terminal it is an error that names `--yes`.
 pub(crate) fn confirm(question: &str) -> anyhow::Result<bool> {
     if !has_terminal() {
-        anyhow::bail!("{question}\nnothing was done: add --yes to do this without being asked");
+        anyhow::bail!("nothing was done: add --yes to do this without being asked:\n{question}");
     }
     eprint!("{} [y/N] ", in_lines(question));
     io::stderr().flush()?;

@@ -14,7 +14,7 @@ use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
 use crate::operations::rebuild::{
-    Effort, FailedCheck, GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since,
+    Effort, FailedCheck, GivenUp, GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since,
 };
 use crate::operations::status::format::{format_duration, format_share, thousands};
 use crate::process::exit_code::{Exit, ExitCode};
@@ -73,12 +73,13 @@ pub(crate) struct RebuildArguments {
 
 #[derive(Subcommand)]
 enum RebuildCommand {
-    /// Give up the version that is being built; the serving one stays as it is
+    /// Give up the version that is being built, and remove what a killed dry run or verification has left; the serving one stays as it is
     Abort {
         /// Name of the projector
         name: String,
     },
-    /// Let the version that a daemon has built go live, whatever differs
+    /// Let the version that a daemon has built go live, whatever differs. Where the tables are declared alike and little differs, what
+    /// differs is changed in the tables that serve, and no rollback leads back: `espctl rebuild NAME --go-live swap` keeps the former ones
     Approve {
         /// Name of the projector
         name: String,
@@ -147,13 +148,28 @@ pub(crate) async fn rebuild(
     let effort = effort(config, arguments.workers);
     match (arguments.command, arguments.name) {
         (Some(RebuildCommand::Abort { name }), _) => {
-            let version = operator.abort_rebuild(&name).await?;
-            output::print(&format!("version {version} of {name} was given up"))
+            let GivenUp { version, left } = operator.abort_rebuild(&name).await?;
+            let mut lines: Vec<String> =
+                version.iter().map(|version| format!("version {version} of {name} was given up")).collect();
+            lines.extend(
+                left.iter()
+                    .map(|beside| format!("what {} has left was removed", describe_left(*beside, &name))),
+            );
+            output::print(&lines.join("\n"))
         }
         (Some(RebuildCommand::Approve { name }), _) => {
-            let version = operator.approve_rebuild(&name).await?;
+            let (version, way) = operator.approve_rebuild(&name).await?;
+            let how = match way {
+                Some(GoLive::Merge) => {
+                    ". What differs is changed in the tables that serve, so no rollback leads back".to_owned()
+                }
+                Some(_) => {
+                    format!(". The former tables are kept, so `espctl rollback {name}` goes back to them")
+                }
+                None => String::new(),
+            };
             output::print(&format!(
-                "version {version} of {name} goes live as soon as the daemon has caught up and its checks pass: `espctl rebuild {name} --watch` shows it"
+                "version {version} of {name} goes live as soon as the daemon has caught up and its checks pass: `espctl rebuild {name} --watch` shows it{how}"
             ))
         }
         (Some(RebuildCommand::Drop { name, yes }), _) => drop_former(&operator, &name, yes).await,
@@ -242,12 +258,20 @@ async fn go_live(
         return Err(refuse_failed(name, live, &failed).into());
     }
     let question = format!("Version {version} of {name} {}. Go live?", describe_way(way));
-    if !yes && !difference.is_none() && !ask(&question, name)? {
-        next.decline().await?;
-        return output::print(&format!(
-            "version {live} of {name} serves as before, version {version} is kept beside it: `espctl rebuild {name}` goes on, \
-             `espctl rebuild abort {name}` gives it up"
-        ));
+    if !yes && !difference.is_none() {
+        let has_terminal = output::has_terminal();
+        if !has_terminal || !output::confirm(&question)? {
+            next.decline(way).await?;
+            let kept =
+                format!("version {live} of {name} serves as before, version {version} is kept beside it");
+            let otherwise = format!("`espctl rebuild abort {name}` gives it up");
+            if has_terminal {
+                return output::print(&format!("{kept}: `espctl rebuild {name}` goes on, {otherwise}"));
+            }
+            let message =
+                format!("{kept}: add --yes to agree, which goes on from there; {otherwise}\n{question}");
+            return Err(Exit { code: ExitCode::Failure, message }.into());
+        }
     }
     let way = next.go_live(way, wanted).await?;
     next.end().await?;
@@ -290,13 +314,14 @@ fn refuse_failed(name: &str, live: i32, failed: &[FailedCheck]) -> Exit {
     Exit { code: ExitCode::Failure, message }
 }
 
-/// Asks whether to go live. Without a terminal the answer is no.
-fn ask(question: &str, name: &str) -> anyhow::Result<bool> {
-    if output::has_terminal() {
-        return output::confirm(question);
+/// What was there to be looked at only, and who has left it.
+fn describe_left(beside: Beside, name: &str) -> String {
+    match beside {
+        Beside::DryRun => format!("a dry run of {name} that was broken off"),
+        Beside::Verification => format!("a verification of {name} that was broken off"),
+        Beside::Part => format!("a rebuild of some rows of {name} that was broken off"),
+        Beside::Next | Beside::Archived(_) => format!("a rebuild of {name} that is over"),
     }
-    note(&format!("{question} Run `espctl rebuild {name} --yes` to agree."));
-    Ok(false)
 }
 
 /// Builds a version only to see how it differs from the one that serves.
@@ -357,7 +382,8 @@ async fn drop_former(operator: &Operator<'_>, name: &str, yes: bool) -> anyhow::
     let question = format!(
         "This drops the former versions of {name} with their tables: nobody can go back to them. Continue?"
     );
-    if !yes && !output::confirm(&question)? {
+    // Without one, nothing but functions that nobody can go back to is dropped.
+    if !yes && operator.has_former(name).await? && !output::confirm(&question)? {
         return output::print("nothing was done");
     }
     let versions = operator.drop_archived(name).await?;

@@ -30,7 +30,7 @@ use crate::handlers::sql::function_names;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::server_mark::READ_COMMITTED;
-use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::rebuild::{
     Beside, Compared, Complete, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State,
     Throttle, Versions, Written, compare, count_dead_letters, drop_place, find_set_aside, write_progress,
@@ -46,6 +46,7 @@ pub(crate) use looking::{Look, Outcome};
 pub(crate) use part::Selection;
 use preparation::refuse_synchronous;
 use probe::Probe;
+pub(crate) use removal::GivenUp;
 pub(crate) use shortage::Effort;
 pub(crate) use since::find_since;
 pub(crate) use unattended::{Built, Wanted};
@@ -312,7 +313,8 @@ impl<'o> Rebuilding<'o> {
         if self.note(Finding::Compared { equal: difference.is_none() }).await?.is_none() {
             return Ok(());
         }
-        let compared = Compared { position: self.replay.position(), difference };
+        let way = self.choose_way(GoLive::Auto, difference).await?.as_str();
+        let compared = Compared { position: self.replay.position(), way, difference };
         let stays_approved = compared.is_covered_by(former.as_deref());
         let found = serde_json::to_value(&compared).map_err(|error| sqlx::Error::Encode(error.into()))?;
         Ok(rebuilds.note_compared(&mut *self.worker, &name, &found, stays_approved).await?)
@@ -330,7 +332,7 @@ impl<'o> Rebuilding<'o> {
         // Whoever sets the tracker back meanwhile would have the events in between handled once more on the rows that were built.
         if self.replay.position() > position && !matches!(self.beside, Beside::Archived(_)) {
             return Err(OperatorError::Rebuild(format!(
-                "{} was set back to {position} meanwhile: once it is at {} again, run this again",
+                "{} was set back to {position} meanwhile: no version goes live before it is at {} again",
                 self.live.name,
                 self.replay.position()
             )));
@@ -401,13 +403,23 @@ impl<'o> Rebuilding<'o> {
     fn failed(&self, error: ReplayError) -> OperatorError {
         let (name, version) = (&self.live.name, self.declaration.version);
         match error {
-            ReplayError::Failed(failure) => {
+            ReplayError::Failed(mut failure) => {
                 let said =
                     failure.stderr.as_ref().map(|line| format!(", and wrote to standard error: {line}"));
+                let said = said.unwrap_or_default();
+                let is_kept = matches!(self.beside, Beside::Archived(_));
+                let remedy = if is_kept && matches!(self.declaration.handling, Handling::Sql(_)) {
+                    // The file has other handlers by now.
+                    failure.place = None;
+                    format!(
+                        "the handlers of version {version} are those that it had, in the database, and cannot be corrected: declare \
+                         them, corrected, under a higher version instead"
+                    )
+                } else {
+                    "correct the handler".to_owned()
+                };
                 OperatorError::Rebuild(format!(
-                    "version {version} of {name} fails at {failure}{}. Version {} serves as before; correct the handler, then \
-                     run this again",
-                    said.unwrap_or_default(),
+                    "version {version} of {name} fails at {failure}{said}. Version {} serves as before; {remedy}",
                     self.live.version
                 ))
             }

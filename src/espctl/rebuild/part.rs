@@ -81,16 +81,6 @@ pub(super) async fn rebuild_part(
     outcome
 }
 
-/// Asks whether to go on. Without a terminal the answer is no.
-fn agrees() -> anyhow::Result<bool> {
-    let question = "The rows above are changed in the tables that serve. Continue?";
-    if output::has_terminal() {
-        return output::confirm(question);
-    }
-    note(&format!("{question} Add --yes to agree."));
-    Ok(false)
-}
-
 async fn replace(
     part: &mut Rebuilding<'_>,
     name: &str,
@@ -108,7 +98,7 @@ async fn replace(
         let message = format!("the rows of these aggregates in {name} would change");
         return Err(Exit { code: ExitCode::Failure, message }.into());
     }
-    if !yes && !agrees()? {
+    if !yes && !output::confirm("The rows above are changed in the tables that serve. Continue?")? {
         return output::print("nothing was done");
     }
     let changed = part.replace_part(&difference).await?;

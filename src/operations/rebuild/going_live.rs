@@ -48,6 +48,32 @@ pub(crate) enum GoLive {
     Swap,
 }
 
+impl GoLive {
+    /// As the table `rebuilds` has it, once it is decided.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Merge => "merge",
+            Self::Auto | Self::Swap => "swap",
+        }
+    }
+
+    /// What a comparison has kept; `None`: one of before, which has kept nothing of it.
+    pub(crate) fn of_compared(found: &serde_json::Value) -> Option<Self> {
+        [Self::Merge, Self::Swap].into_iter().find(|way| found["way"] == way.as_str())
+    }
+
+    /// How a version goes live, behind a verb.
+    pub(crate) fn describe(self, name: &str) -> String {
+        match self {
+            Self::Merge => format!(
+                " by changing what differs in the tables that serve, after which no rollback leads back (`espctl rebuild {name} \
+                 --go-live swap` keeps the former ones)"
+            ),
+            Self::Auto | Self::Swap => String::new(),
+        }
+    }
+}
+
 /// What has come of an attempt to exchange the tables.
 enum Tried {
     /// The former tables are in this schema.
@@ -336,7 +362,7 @@ impl Rebuilding<'_> {
         let older: Vec<String> = older.iter().map(NewerSnapshot::describe).collect();
         OperatorError::Rebuild(format!(
             "{name} serves version {} as before: transactions are open that would see the new tables as they were before they were \
-             complete: {}. Wait for them, or end them, then run this again",
+             complete: {}. Wait for them, or end them",
             self.live.version,
             older.join("; ")
         ))

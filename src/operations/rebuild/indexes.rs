@@ -66,7 +66,7 @@ impl Rebuilding<'_> {
         let (name, version) = (&self.live.name, self.declaration.version);
         OperatorError::Rebuild(format!(
             "index {index} of version {version} of {name} cannot be made of its rows: {}. Version {} serves as before; correct \
-             the handlers or the index, then run this again",
+             the handlers or the index",
             describe(&error),
             self.live.version
         ))

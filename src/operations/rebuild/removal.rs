@@ -9,25 +9,38 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::rebuild::{forget_progress, list_beyond};
 
+/// What was given up and removed.
+#[derive(Debug, Default)]
+pub(crate) struct GivenUp {
+    /// The version that was being built.
+    pub(crate) version: Option<i32>,
+    /// What was left of others, which were broken off.
+    pub(crate) left: Vec<Beside>,
+}
+
 impl Operator<'_> {
     /// Gives up the version that is built beside the serving one, with what a killed dry run or verification has left. Returns
-    /// which version that was.
+    /// what that was.
     ///
     /// # Errors
-    /// [`OperatorError::Blocked`] if none is built; or the database does not answer.
-    pub(crate) async fn abort_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
+    /// [`OperatorError::Blocked`] if there is none of these; or the database does not answer.
+    pub(crate) async fn abort_rebuild(&self, name: &str) -> Result<GivenUp, OperatorError> {
         let given_up = self.give_up(name, true).await?;
-        given_up.ok_or_else(|| OperatorError::Blocked(format!("no version of {name} is being built")))
+        if given_up.version.is_none() && given_up.left.is_empty() {
+            return Err(OperatorError::Blocked(format!("no version of {name} is being built")));
+        }
+        Ok(given_up)
     }
 
-    /// As [`Self::abort_rebuild`]; `None` if none is built, and only what was left of one has been removed. `is_final`: no daemon
-    /// builds the same again.
-    pub(super) async fn give_up(&self, name: &str, is_final: bool) -> Result<Option<i32>, OperatorError> {
+    /// As [`Self::abort_rebuild`], also if there is none. `is_final`: no daemon builds the same again.
+    pub(super) async fn give_up(&self, name: &str, is_final: bool) -> Result<GivenUp, OperatorError> {
         let mut connection = self.databases.projections.acquire().await?;
         let rebuilds = Rebuilds::new(self.trackers().schema());
+        let mut left = Vec::new();
         for beside in [Beside::DryRun, Beside::Verification, Beside::Part] {
             if let Some(version) = self.find_version(&mut connection, &beside.name(name)).await? {
                 self.remove_version(&mut connection, name, beside, version).await?;
+                left.push(beside);
             }
         }
         let row = rebuilds.find(&mut *connection, name).await?;
@@ -36,11 +49,12 @@ impl Operator<'_> {
         {
             // A kill after the last step.
             self.remove_version(&mut connection, name, Beside::Next, version).await?;
+            left.push(Beside::Next);
         }
         let Some(row) = row.filter(|row| row.state().after(Finding::Abandoned).is_some()) else {
             // One that could not be begun has left nothing but the reason.
             forget_progress(&mut *connection, self.trackers().schema(), Beside::Next, name).await?;
-            return Ok(None);
+            return Ok(GivenUp { version: None, left });
         };
         // Whoever builds it finds out at the next batch.
         self.remove_version(&mut connection, name, Beside::Next, row.version).await?;
@@ -54,7 +68,7 @@ impl Operator<'_> {
         }
         let fingerprint = is_final.then_some(row.fingerprint.as_str());
         self.log_abort(&mut connection, name, row.version, fingerprint).await?;
-        Ok(Some(row.version))
+        Ok(GivenUp { version: Some(row.version), left })
     }
 
     pub(super) async fn log_abort(
@@ -86,6 +100,15 @@ impl Operator<'_> {
         }
         self.drop_former_functions(&mut connection, name).await?;
         Ok(versions)
+    }
+
+    /// Whether a version is kept that has served before.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub(crate) async fn has_former(&self, name: &str) -> Result<bool, OperatorError> {
+        let mut connection = self.databases.projections.acquire().await?;
+        Ok(!self.list_archived(&mut connection, name).await?.is_empty())
     }
 
     /// Drops the functions of every version but the one that serves: those of merged versions have no schema that they go with.

@@ -183,7 +183,7 @@ impl Operator<'_> {
         if !wanted.iter().any(|one| matches!(one.wish, Wish::Abandon | Wish::Tidy)) {
             return Ok(None);
         }
-        let version = self.give_up(name, false).await?;
+        let version = self.give_up(name, false).await?.version;
         if version.is_some() {
             // No operator has decided against it: the same declaration may come back.
             Rebuilds::new(self.trackers().schema()).forget_fingerprint(connection, name).await?;
@@ -191,21 +191,26 @@ impl Operator<'_> {
         Ok(version)
     }
 
-    /// Agrees that the version which is built goes live. Returns which version that is.
+    /// Agrees that the version which is built goes live. Returns which version that is, and how it does, as far as that was recorded.
     ///
     /// # Errors
     /// [`OperatorError::Blocked`] if none is built; or the database does not answer.
-    pub(crate) async fn approve_rebuild(&self, name: &str) -> Result<i32, OperatorError> {
+    pub(crate) async fn approve_rebuild(&self, name: &str) -> Result<(i32, Option<GoLive>), OperatorError> {
         self.find(name).await?;
         let mut connection = self.databases.projections.acquire().await?;
         let statement =
             format!("-- approve_rebuild\nselect {}.approve_rebuild($1, $2)", self.trackers().schema());
         let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(self.name).bind(name);
         let approved: Option<i32> = query.fetch_one(&mut *connection).await?;
-        approved.ok_or_else(|| OperatorError::Blocked(format!(
-            "no version of {name} has been built and compared, so there is nothing to approve: `espctl rebuild {name} --watch` shows \
-             how far it is"
-        )))
+        let Some(version) = approved else {
+            return Err(OperatorError::Blocked(format!(
+                "no version of {name} has been built and compared, so there is nothing to approve: `espctl rebuild {name} --watch` \
+                 shows how far it is"
+            )));
+        };
+        let row = Rebuilds::new(self.trackers().schema()).find(&mut *connection, name).await?;
+        let way = row.and_then(|row| row.difference).and_then(|found| GoLive::of_compared(&found));
+        Ok((version, way))
     }
 
     /// Builds the declared version of a projector, and lets it go live where its declaration agrees. `effort`: how much of
@@ -288,10 +293,11 @@ impl Rebuilding<'_> {
         if was_approved && !is_approved {
             (self.listener.note)("what differs now is not what was approved: it has to be approved again");
         }
-        if let Some(waits) = judge(&name, self.declaration.approve, is_approved, &difference, &failed) {
+        let way = self.choose_way(GoLive::Auto, &difference).await?;
+        if let Some(waits) = judge((&name, way), self.declaration.approve, is_approved, &difference, &failed)
+        {
             return Ok(Built::Waits(waits));
         }
-        let way = self.choose_way(GoLive::Auto, &difference).await?;
         let way = self.go_live(way, GoLive::Auto).await?;
         Ok(Built::Live { version: self.declaration.version, way })
     }
@@ -304,16 +310,17 @@ impl Rebuilding<'_> {
 }
 
 impl Rebuilding<'_> {
-    /// Leaves the version where it is, because the operator has not agreed that it goes live, and writes that down.
+    /// Leaves the version where it is, because the operator has not agreed that it goes live, and writes that down. `way`: how it would.
     ///
     /// # Errors
     /// The database does not answer.
-    pub(crate) async fn decline(mut self) -> Result<(), OperatorError> {
+    pub(crate) async fn decline(mut self, way: GoLive) -> Result<(), OperatorError> {
         let (trackers, name) = (self.operator.trackers(), self.live.name.clone());
         let because = format!("{} was asked whether it goes live, and has not agreed", self.operator.name);
         let remedy = format!(
-            "`espctl rebuild {name}` shows what differs and asks again, `espctl rebuild approve {name}` lets it go live, `espctl \
-             rebuild abort {name}` gives it up."
+            "`espctl rebuild {name}` shows what differs and asks again, `espctl rebuild approve {name}` lets it go live{}, `espctl \
+             rebuild abort {name}` gives it up.",
+            way.describe(&name)
         );
         let blocked = Blocked {
             processor: &name,
@@ -327,9 +334,9 @@ impl Rebuilding<'_> {
     }
 }
 
-/// Whether a version may go live: `None` if so.
+/// Whether a version may go live: `None` if so. `way`: how it would.
 fn judge(
-    name: &str,
+    (name, way): (&str, GoLive),
     approve: Approve,
     is_approved: bool,
     difference: &Difference,
@@ -356,8 +363,9 @@ fn judge(
         }
     };
     let remedy = format!(
-        "`espctl rebuild {name}` shows what differs, `espctl rebuild approve {name}` lets it go live, `espctl rebuild abort {name}` \
-         gives it up."
+        "`espctl rebuild {name}` shows what differs, `espctl rebuild approve {name}` lets it go live{}, `espctl rebuild abort {name}` \
+         gives it up.",
+        way.describe(name)
     );
     Some(Waits { because, remedy })
 }
@@ -388,7 +396,7 @@ mod tests {
     #[test]
     fn a_version_goes_live_by_itself_as_its_declaration_says_and_never_with_a_failing_check() {
         let goes = |approve, approved, difference: &Difference| {
-            judge("orders", approve, approved, difference, &[]).is_none()
+            judge(("orders", GoLive::Merge), approve, approved, difference, &[]).is_none()
         };
         let (wider, changed, narrower) = (difference(0, &[]), difference(3, &[]), difference(0, &["n"]));
         assert!(goes(Approve::WhenVerified, false, &wider), "a new column is meant");
@@ -398,7 +406,7 @@ mod tests {
         assert!(goes(Approve::WhenVerified, true, &changed) && goes(Approve::Always, false, &changed));
         assert!(!goes(Approve::Manual, false, &wider) && goes(Approve::Manual, true, &wider));
         let failed = [FailedCheck { name: "no gaps".into(), rows: vec![serde_json::json!({"id": 3})] }];
-        let waits = judge("orders", Approve::Always, true, &wider, &failed).unwrap();
+        let waits = judge(("orders", GoLive::Merge), Approve::Always, true, &wider, &failed).unwrap();
         assert!(waits.because.contains("the check `no gaps` returns id = 3"), "{waits:?}");
     }
 }

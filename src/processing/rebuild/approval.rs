@@ -14,6 +14,8 @@ use crate::event::Position;
 pub(crate) struct Compared<'c> {
     /// Where both versions were.
     pub(crate) position: Position,
+    /// How it would go live by itself: `merge` or `swap`.
+    pub(crate) way: &'static str,
     #[serde(flatten)]
     pub(crate) difference: &'c Difference,
 }
@@ -26,6 +28,7 @@ struct Approved {
     gone_tables: Vec<String>,
     #[serde(default)]
     dead_letters: AgreedSetAside,
+    way: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,12 +44,14 @@ struct ApprovedTable {
 impl Compared<'_> {
     /// Whether who has agreed to `former`, which an earlier comparison has found, has agreed to this as well: nothing is in another
     /// table or column, or of another kind, and of each kind there are at most as many rows more as events came in between. Likewise
-    /// of events that were set aside.
+    /// of events that were set aside. Who has agreed to an exchange, after which the former tables are kept, has not agreed to a merge.
     pub(crate) fn is_covered_by(&self, former: Option<&serde_json::Value>) -> bool {
         let Some(former) = former.and_then(|former| Approved::deserialize(former).ok()) else { return false };
         let since = former.position.map_or(0, |position| (self.position.get() - position).max(0));
         let Difference { tables, gone_tables, dead_letters, .. } = self.difference;
-        dead_letters.is_covered_by(&former.dead_letters, since)
+        let keeps_tables = self.way == "swap" || former.way.as_deref() != Some("swap");
+        keeps_tables
+            && dead_letters.is_covered_by(&former.dead_letters, since)
             && gone_tables.iter().all(|table| former.gone_tables.contains(table))
             && tables.iter().all(|table| {
                 let Some(agreed) = former.tables.iter().find(|agreed| agreed.table == table.table) else {
@@ -86,15 +91,19 @@ mod tests {
         Difference { tables: vec![table], ..Difference::default() }
     }
 
+    fn compared(position: i64, difference: &Difference) -> Compared<'_> {
+        Compared { position: position.into(), way: "merge", difference }
+    }
+
     fn kept(position: i64, difference: &Difference) -> serde_json::Value {
-        serde_json::to_value(Compared { position: position.into(), difference }).unwrap()
+        serde_json::to_value(compared(position, difference)).unwrap()
     }
 
     #[test]
     fn an_approval_covers_what_was_compared_and_what_events_since_explain_and_nothing_else() {
         let agreed = kept(50, &difference(0, 4, &["n"]));
         let covers = |position: i64, difference: &Difference| {
-            Compared { position: position.into(), difference }.is_covered_by(Some(&agreed))
+            compared(position, difference).is_covered_by(Some(&agreed))
         };
         assert!(covers(50, &difference(0, 4, &["n"])) && covers(50, &difference(0, 3, &["n"])));
         assert!(covers(50, &difference(0, 0, &[])), "nothing differs any more");
@@ -107,10 +116,20 @@ mod tests {
     }
 
     #[test]
+    fn who_has_agreed_to_an_exchange_has_not_agreed_to_a_merge() {
+        let found = difference(0, 4, &["n"]);
+        let swap = Compared { way: "swap", ..compared(50, &found) };
+        let merge = compared(50, &found);
+        let kept = |compared: &Compared<'_>| serde_json::to_value(compared).unwrap();
+        assert!(!merge.is_covered_by(Some(&kept(&swap))) && merge.is_covered_by(Some(&kept(&merge))));
+        assert!(swap.is_covered_by(Some(&kept(&merge))) && swap.is_covered_by(Some(&kept(&swap))));
+    }
+
+    #[test]
     fn who_has_agreed_to_rows_has_not_agreed_to_dead_letters() {
         let dead_letters = SetAside { number: 1, failed: vec![("Named".into(), 1)], examples: vec![] };
         let found = Difference { dead_letters, ..difference(0, 4, &["n"]) };
-        let compared = Compared { position: 60.into(), difference: &found };
+        let compared = compared(60, &found);
         let mut of_before = kept(50, &difference(0, 4, &["n"]));
         assert!(!compared.is_covered_by(Some(&of_before)));
         assert!(compared.is_covered_by(Some(&kept(50, &found))));
@@ -118,7 +137,7 @@ mod tests {
         of_before.as_object_mut().unwrap().remove("dead_letters");
         assert!(!compared.is_covered_by(Some(&of_before)));
         let rows = difference(0, 4, &["n"]);
-        assert!(Compared { position: 60.into(), difference: &rows }.is_covered_by(Some(&of_before)));
+        assert!(super::tests::compared(60, &rows).is_covered_by(Some(&of_before)));
     }
 
     #[test]
@@ -126,12 +145,12 @@ mod tests {
      {
         let none = kept(50, &difference(0, 0, &[]));
         let found = difference(0, 1, &["n"]);
-        let compared = Compared { position: 60.into(), difference: &found };
+        let compared = compared(60, &found);
         assert!(!compared.is_covered_by(Some(&none)) && !compared.is_covered_by(None));
         let mut of_before = kept(50, &found);
         of_before.as_object_mut().unwrap().remove("position");
         assert!(compared.is_covered_by(Some(&of_before)));
         let more = difference(0, 2, &["n"]);
-        assert!(!Compared { position: 60.into(), difference: &more }.is_covered_by(Some(&of_before)));
+        assert!(!super::tests::compared(60, &more).is_covered_by(Some(&of_before)));
     }
 }

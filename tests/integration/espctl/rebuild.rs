@@ -76,6 +76,14 @@ impl Fixture {
         self.installation.espctl(arguments).await
     }
 
+    /// Nobody is there to be asked, so what was built stays and is not live. Returns all that was printed.
+    async fn rebuild_without_answer(&self) -> String {
+        let Outcome { code, stdout, stderr } = self.espctl(&["rebuild", "orders"]).await;
+        let said = stdout + &stderr;
+        assert!(code == Some(1) && said.contains("add --yes to agree, which goes on from there"), "{said}");
+        said
+    }
+
     async fn run(&self, sql: &str) {
         execute(&self.db.pool, sql).await;
     }
@@ -117,7 +125,7 @@ async fn a_raised_version_is_built_beside_the_serving_one_and_swapped_in_while_t
     standby.says("standing by: another daemon owns the processor").await;
     fixture.declare(2, WIDER);
     // Nobody has agreed: the old version serves, the new one is kept beside it.
-    let said = fixture.espctl(&["rebuild", "orders"]).await.printed();
+    let said = fixture.rebuild_without_answer().await;
     assert!(
         said.contains("other columns, not compared: twice") && said.contains("serves as before"),
         "{said}"
@@ -312,7 +320,7 @@ async fn a_handler_that_fails_leaves_the_old_version_serving_and_is_built_anew_w
 async fn an_aborted_rebuild_leaves_nothing_behind() {
     let (fixture, daemon) = Fixture::running().await;
     fixture.declare(2, WIDER);
-    fixture.espctl(&["rebuild", "orders"]).await.printed();
+    fixture.rebuild_without_answer().await;
     assert_eq!(fixture.beside().await, "orders$next|public_orders_next");
     let functions =
         "select count(*) from pg_proc where pronamespace = 'espd'::regnamespace and proname like '%orders%'";
@@ -383,7 +391,7 @@ async fn a_rebuild_that_is_killed_in_any_state_goes_on() {
 
     // What follows is held up by a lock on the table that it concerns.
     fixture.declare(2, WIDER);
-    fixture.espctl(&["rebuild", "orders"]).await.printed();
+    fixture.rebuild_without_answer().await;
     fixture.run("update espd.rebuilds set state = 'caught_up'").await;
     let next = "lock table public_orders_next.orders in share update exclusive mode";
     kill_while(&fixture, "it analyzes", next, "ShareUpdateExclusiveLock").await;

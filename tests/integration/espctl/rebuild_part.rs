@@ -112,6 +112,14 @@ async fn a_part_is_verified_by_aggregate_time_and_sample() {
         assert!(outcome.stdout.contains("of 0 rows, 1 added, 0 gone, 0 changed"), "{outcome:?}");
         let outcome = verify(&["--sample", "100%"]).await;
         assert!(outcome.stdout.contains("of 5 rows, 1 added, 1 gone, 1 changed"), "{outcome:?}");
+        let refused = verify(&["--aggregate", &one, "--aggregate", &id(9)]).await.complained(1);
+        let expected = format!("aggregate {} has no events, and accounts has no row of it", id(9));
+        assert!(refused.contains(&expected), "{refused}");
+        // Whose events are gone has a row still.
+        fixture.run(&format!("insert into accounts values ('{}', 1, 1)", id(9))).await;
+        let outcome = verify(&["--aggregate", &id(9)]).await;
+        assert!(outcome.stdout.contains("of 1 rows, 0 added, 1 gone, 0 changed"), "{outcome:?}");
+        fixture.run(&format!("delete from accounts where id = '{}'", id(9))).await;
         let outcome = verify(&["--sample", "0.0001"]).await;
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
         assert_eq!(fixture.beside().await, "0", "nothing is left");
@@ -162,8 +170,8 @@ async fn rows_of_some_aggregates_are_replaced_beside_live_traffic() {
     let three = id(3);
     let dry = fixture.installation.espctl(&["rebuild", "accounts", "--aggregate", &three, "--dry-run"]).await;
     assert!(dry.code == Some(1) && dry.stdout.contains("total = 1 -> total = 39"), "{dry:?}");
-    let said = fixture.installation.espctl(&["rebuild", "accounts", "--aggregate", &three]).await.printed();
-    assert!(said.contains("nothing was done"), "{said}");
+    let said = fixture.installation.espctl(&["rebuild", "accounts", "--aggregate", &three]).await;
+    assert!(said.code == Some(1) && said.stderr.contains("error: nothing was done: add --yes"), "{said:?}");
     assert_eq!(fixture.fact("select sum(total) from accounts").await, "5");
     let said =
         fixture.installation.espctl(&["rebuild", "accounts", "--aggregate", &three, "--yes"]).await.printed();
@@ -178,6 +186,10 @@ async fn rows_of_some_aggregates_are_replaced_beside_live_traffic() {
     assert_eq!(fixture.fact("select array_agg(total order by id) from accounts").await, "{1,1,39,42,45}");
     fixture.installation.espctl(&["rebuild", "accounts", "--type", "Paid", "--yes"]).await.printed();
     assert_eq!(fixture.fact("select array_agg(total order by id) from accounts").await, "{33,36,39,42,45}");
+    let unknown = id(9);
+    let arguments = ["rebuild", "accounts", "--aggregate", &unknown, "--yes"];
+    let refused = fixture.installation.espctl(&arguments).await.complained(1);
+    assert!(refused.contains("its id may be mistyped"), "{refused}");
     let refused = fixture.installation.espctl(&["rebuild", "accounts", "--type", "Never", "--yes"]).await;
     assert!(refused.stderr.contains("no aggregate has such events"), "{refused:?}");
     // The daemon goes on where it was, and what was done is recorded.

@@ -161,7 +161,7 @@ async fn the_version_before_is_found_whatever_was_built_and_given_up_since() {
     fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
     fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
     fixture.declare(3, FIRST);
-    fixture.espctl(&["rebuild", "orders"]).await.printed();
+    fixture.rebuild_without_answer().await;
     fixture.espctl(&["rebuild", "abort", "orders"]).await.printed();
     let said = fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
     assert!(said.contains("version 1 of orders is live"), "{said}");
@@ -372,5 +372,111 @@ async fn a_dry_run_names_what_a_swap_would_be_refused_for() {
         "{said:?}"
     );
     assert!(said.stderr.contains("lines"), "{said:?}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn who_gives_up_what_a_killed_verification_has_left_is_told_so() {
+    let (fixture, daemon) = Fixture::running().await;
+    let slow = "perform pg_sleep(1); insert into orders values (event.id, event.id % 3, 'a')";
+    fixture.declare(1, (FIRST.0, slow));
+    for (arguments, left) in [
+        (&["verify", "orders"][..], "a verification of orders that was broken off"),
+        (&["rebuild", "orders", "--dry-run"], "a dry run of orders that was broken off"),
+    ] {
+        let mut verify = Program::start(fixture.installation.espctl_command(arguments));
+        fixture.comes_to("select count(*) from espd.trackers where strpos(name, '$') > 0", "1").await;
+        verify.signal(Signal::SIGKILL);
+        verify.ended().await;
+        let said = fixture.espctl(&["rebuild", "abort", "orders"]).await.printed();
+        assert_eq!(said, format!("what {left} has left was removed\n"));
+        assert_eq!(fixture.beside().await, "|");
+    }
+    fixture.espctl(&["rebuild", "abort", "orders"]).await.complained(1);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_approval_leads_to_is_said_before_and_after() {
+    let (fixture, daemon) = building().await;
+    let remedy = "select remedy from espd.build_progress where tracker = 'orders$next'";
+    fixture.deploy(2, CHANGED).await;
+    fixture.comes_to(WAITS, "2").await;
+    let told = fixture.fact(remedy).await;
+    assert!(
+        told.contains("after which no rollback leads back (`espctl rebuild orders --go-live swap` keeps the former ones)"),
+        "{told}"
+    );
+    let said = fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
+    assert!(said.contains("no rollback leads back"), "{said}");
+    fixture.comes_to(SERVES, "2").await;
+
+    fixture.deploy(3, (WIDER.0, "insert into orders values (event.id, 7, 'b', 1)")).await;
+    fixture.comes_to(WAITS, "3").await;
+    let told = fixture.fact(remedy).await;
+    assert!(!told.contains("rollback"), "{told}");
+    let said = fixture.espctl(&["rebuild", "approve", "orders"]).await.printed();
+    assert!(said.contains("`espctl rollback orders` goes back"), "{said}");
+    fixture.comes_to(SERVES, "3").await;
+
+    // Who says no is told as well what a later yes means.
+    fixture.declare(4, (WIDER.0, "insert into orders values (event.id, 8, 'b', 1)"));
+    let said = fixture.rebuild_without_answer().await;
+    assert!(said.contains("Version 4 of orders would be merged"), "{said}");
+    let told = fixture.fact(remedy).await;
+    assert!(told.contains("no rollback leads back"), "{told}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_rollback_that_cannot_be_says_what_can_be_done() {
+    let (fixture, daemon) = Fixture::running().await;
+    let fails = "insert into orders values (event.id, 1 / (6 - event.id), 'a')";
+    fixture.declare(2, (FIRST.0, fails));
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    fixture.declare(3, WIDER);
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    fixture.espctl(&["reload"]).await.printed();
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    let refused = fixture.espctl(&["rollback", "orders", "--to", "3"]).await.complained(1);
+    assert!(refused.contains("version 3 of orders serves already"), "{refused}");
+    let refused = fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);
+    assert!(
+        refused.contains("version 2 of orders fails at event 6 (A): division by zero [22012]. Version 3 serves as before; the handlers of version 2")
+            && refused.contains("declare them, corrected, under a higher version instead"),
+        "{refused}"
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_question_is_not_asked_about_nothing_and_no_question_is_an_error() {
+    let (fixture, daemon) = Fixture::running().await;
+    let said = fixture.espctl(&["rebuild", "drop", "orders"]).await.printed();
+    assert_eq!(said, "no former version is kept\n");
+    fixture.declare(2, WIDER);
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    let asked = fixture.espctl(&["rebuild", "drop", "orders"]).await.complained(1);
+    assert!(
+        asked.starts_with("error: nothing was done: add --yes to do this without being asked:\nThis drops the former versions"),
+        "{asked}"
+    );
+    assert_eq!(fixture.beside().await, "orders$1|public_orders_v1");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_has_never_run_cannot_be_verified() {
+    let (fixture, daemon) = Fixture::running().await;
+    // Its table belongs to somebody, so it is not made.
+    fixture.run("create table public.lines (id bigint)").await;
+    let text = "[projector]\nname = 'lines'\n[projector.tables]\nlines = 'id bigint primary key'\n\
+        [[projector.on]]\nevents = ['A']\nsql = 'insert into lines values (event.id)'\n";
+    fixture.installation.declare("lines", text);
+    fixture.espctl(&["reload"]).await.printed();
+    fixture.comes_to("select failed_at is not null from espd.trackers where name = 'lines'", "true").await;
+    let refused = fixture.espctl(&["verify", "lines"]).await.complained(1);
+    assert!(refused.contains("lines has no tables yet, so there is nothing to compare"), "{refused}");
     daemon.stop().await;
 }

@@ -346,6 +346,7 @@ async fn a_version_whose_tables_are_all_new_takes_the_place_of_one_whose_tables_
         .replace("into orders", "into sales");
     fixture.installation.declare("orders", &renamed);
     fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    fixture.espctl(&["reload"]).await.printed();
     append(&fixture.db.pool, 1).await;
     reaches(&fixture.db.pool, "orders", 6).await;
     let tables = "select coalesce(to_regclass('orders')::text, '') || (select count(*) from sales)";

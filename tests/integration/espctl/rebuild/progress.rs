@@ -46,7 +46,7 @@ async fn the_progress_of_a_build_is_told_by_status_metrics_and_watch_until_it_is
     assert_eq!((after["version"].as_i64(), after["rebuild"].is_null()), (Some(2), true), "{after}");
 
     fixture.declare(3, FIRST);
-    fixture.espctl(&["rebuild", "orders"]).await.printed();
+    fixture.rebuild_without_answer().await;
     fixture.espctl(&["rebuild", "abort", "orders"]).await.printed();
     let aborted = fixture.espctl(&["rebuild", "orders", "--watch"]).await.complained(1);
     assert!(aborted.contains("version 3 of orders was given up"), "{aborted}");

@@ -95,7 +95,7 @@ async fn a_dry_run_and_a_rebuild_say_which_events_would_be_dead_letters() {
 
     // Nobody has agreed.
     let asked = fixture.espctl(&["rebuild", "people"]).await;
-    assert!(asked.stdout.contains("3 events would be dead letters"), "{asked:?}");
+    assert!(asked.code == Some(1) && asked.stdout.contains("3 events would be dead letters"), "{asked:?}");
     assert_eq!(fixture.fact(SERVES).await, "1");
     assert_eq!(fixture.fact("select state from espd.rebuilds where processor = 'people'").await, "differs");
     fixture.espctl(&["rebuild", "people", "--yes"]).await.printed();
@@ -161,7 +161,30 @@ async fn a_version_that_sets_events_aside_waits_for_an_approval_which_is_of_thos
     // And who always wants to be asked is told what he is asked.
     fixture.run("delete from espd.dead_letters").await;
     fixture.deploys_people(&declared(4, "approve = 'manual'")).await;
-    fixture.waits_because("approve = \"manual\"; of 4 rows").await;
-    fixture.waits_because("3 events would be dead letters").await;
+    fixture.waits_because("approve = \"manual\"; 3 events would be dead letters").await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_dead_letters_of_a_version_that_does_not_serve_are_shown_to_whoever_asks_for_them_and_stay() {
+    let (fixture, daemon) = running("[rebuild]\nparallelism = 0\n", 1).await;
+    fixture.installation.declare("people", &declared(2, ""));
+    fixture.espctl(&["rebuild", "people", "--yes", "--go-live", "swap"]).await.printed();
+    fixture.espctl(&["reload"]).await.printed();
+    fixture.espctl(&["rollback", "people", "--yes"]).await.printed();
+    let listed = fixture.espctl(&["dead-letters", "list"]).await.printed();
+    assert_eq!(listed, "no dead letters\n");
+    let listed = fixture.espctl(&["dead-letters", "list", "people$2"]).await.printed();
+    assert!(listed.contains("Named"), "{listed}");
+    let shown = fixture.espctl(&["dead-letters", "show", "people$2", "5"]).await.printed();
+    assert!(
+        shown.contains("a version of people that is kept") && !shown.contains("retry people$2"),
+        "{shown}"
+    );
+    let discarded =
+        fixture.espctl(&["dead-letters", "discard", "people$2", "5", "--yes"]).await.complained(1);
+    assert!(discarded.contains("people$2 is a version of people that is kept or being built"), "{discarded}");
+    fixture.espctl(&["rollback", "people", "--yes"]).await.printed();
+    assert_eq!(fixture.fact(LETTERS).await, "1");
     daemon.stop().await;
 }

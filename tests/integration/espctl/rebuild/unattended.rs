@@ -349,7 +349,7 @@ async fn numbers_that_the_database_gives_out_go_live_only_with_an_operator_and_w
 
     // An operator has said no: a daemon that starts does not say yes.
     fixture.declare(4, (&format!("{numbered}, more text"), handler));
-    let said = fixture.espctl(&["rebuild", "orders"]).await.printed();
+    let said = fixture.rebuild_without_answer().await;
     assert!(said.contains("serves as before"), "{said}");
     let daemon = fixture.installation.start_daemon();
     let looked = "select exists (select from pg_stat_activity where datname = current_database() and application_name = 'espd: rebuild' and state = 'idle'
