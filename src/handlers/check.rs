@@ -102,7 +102,8 @@ async fn check_one(
     if !found.is_empty() {
         return Ok(found);
     }
-    let mut found = plan_checks(scratch, declaration).await?;
+    let mut found = scratch.try_defaults(declaration).await?;
+    found.extend(plan_checks(scratch, declaration).await?);
     found.extend(match &declaration.handling {
         Handling::Sql(_) => sql::check(scratch, declaration).await?,
         Handling::Program(program) => check_program(scratch, declaration, program).await?,

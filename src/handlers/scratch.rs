@@ -7,7 +7,8 @@ use crate::diagnostic::Diagnostic;
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
-use crate::postgres::sqlstate::is_no_answer;
+use crate::postgres::sqlstate::{describe, is_no_answer};
+use crate::processing::alteration::constant_columns;
 use crate::processing::declaration::{CreateTable, ProcessorDeclaration};
 
 /// A transaction that is rolled back, with a schema of its own for the tables of one declaration.
@@ -116,6 +117,36 @@ impl<'c> Scratch<'c> {
         for statement in ddl {
             let refusal = self.attempt(&statement.text).await?;
             found.extend(refusal.map(|error| Diagnostic::of_refusal(statement, 0, &statement.text, &error)));
+        }
+        Ok(found)
+    }
+
+    /// Warns of constant defaults that their columns do not take: each row that is written without such a column is refused, and so
+    /// is the column where it is added to a table that is there.
+    pub(crate) async fn try_defaults(
+        &mut self,
+        declaration: &ProcessorDeclaration,
+    ) -> Result<Vec<Diagnostic>, sqlx::Error> {
+        let mut found = Vec::new();
+        for table in &declaration.tables {
+            for column in constant_columns(table) {
+                let trial = format!("{}.\"Default of espd\"", self.schema);
+                // On a line of its own: a comment may end it.
+                let statement = format!(
+                    "drop table if exists {trial}; create table {trial} ({}\n); insert into {trial} default values",
+                    column.definition
+                );
+                if let Some(error) = self.attempt(&statement).await? {
+                    let message = format!(
+                        "column {} of {} does not take its own default: {}",
+                        column.column,
+                        column.table,
+                        describe(&error)
+                    );
+                    let offset = table.columns.text.find(&column.definition).unwrap_or(0);
+                    found.push(Diagnostic::in_source(&table.columns, offset, message).into_warning());
+                }
+            }
         }
         Ok(found)
     }

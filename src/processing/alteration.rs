@@ -11,7 +11,7 @@ mod sight;
 use std::collections::BTreeSet;
 use std::fmt;
 
-pub(crate) use columns::{AddedColumn, own_columns};
+pub(crate) use columns::{AddedColumn, constant_columns, own_columns, primary_key};
 pub(crate) use indexes::PlainIndex;
 
 use crate::postgres::lexer::{self, Token, TokenKind};

@@ -58,7 +58,7 @@ impl SqlProcessor {
                 );
                 None
             }
-            Fit::AsDeclared | Fit::Other(_) => None,
+            Fit::AsDeclared | Fit::Refused { .. } | Fit::Other(_) => None,
         };
     }
 
@@ -92,8 +92,7 @@ impl SqlProcessor {
         let name = self.base.name();
         let what = self.altering.as_ref().map_or(String::new(), |altering| altering.alteration.to_string());
         format!(
-            "the database refuses what the changed declaration of {name} needs ({what}): {error}. Take the change back, or raise \
-             `version` and run `espctl rebuild {name}`"
+            "the database refuses what the changed declaration of {name} needs ({what}): {error}. Correct the change, or take it back"
         )
     }
 

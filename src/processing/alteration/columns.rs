@@ -54,6 +54,21 @@ const MOVING: [&str; 4] = ["now", "today", "tomorrow", "yesterday"];
 /// The types whose strings are what is written.
 const TEXTS: [&str; 7] = ["text", "varchar", "character", "char", "bpchar", "json", "jsonb"];
 
+/// The types whose strings are names, such as those of tables: another thing in each schema.
+const NAMES: [&str; 11] = [
+    "regclass",
+    "regcollation",
+    "regconfig",
+    "regdictionary",
+    "regnamespace",
+    "regoper",
+    "regoperator",
+    "regproc",
+    "regprocedure",
+    "regrole",
+    "regtype",
+];
+
 /// What may follow the type of a column.
 const ENDS_TYPE: [&str; 3] = ["default", "not", "null"];
 
@@ -116,6 +131,29 @@ pub(crate) fn own_columns(table: &TableDeclaration) -> Option<Vec<String>> {
     divide(&elements).0.into_iter().map(|element| element[0].name()).collect()
 }
 
+/// The columns of the primary key that a table is declared with; none: it has none. `None`: nobody can tell.
+pub(crate) fn primary_key(table: &TableDeclaration) -> Option<Vec<String>> {
+    own_columns(table)?;
+    let elements = elements(&table.columns.text)?;
+    let found = elements.iter().find_map(|element| {
+        let at = element.windows(2).position(|two| two[0].is_word("primary") && two[1].is_word("key"))?;
+        Some((element, at))
+    });
+    let Some((element, at)) = found else { return Some(Vec::new()) };
+    if !CONSTRAINTS.iter().any(|word| element[0].is_word(word)) {
+        return Some(vec![element[0].name()?]);
+    }
+    let columns = element[at..].iter().skip_while(|token| token.text != "(");
+    Some(columns.take_while(|token| token.text != ")").filter_map(Token::name).collect())
+}
+
+/// The columns of a table that are a type and a constant, or null.
+pub(crate) fn constant_columns(table: &TableDeclaration) -> Vec<AddedColumn> {
+    let elements = elements(&table.columns.text).unwrap_or_default();
+    let (columns, _) = divide(&elements);
+    columns.into_iter().filter_map(|element| constant_column(table, element)).collect()
+}
+
 /// The first of these tables whose row something in the declaration of a table may be about.
 pub(super) fn find_row_of<'t>(table: &TableDeclaration, of: &BTreeSet<&'t str>) -> Option<&'t str> {
     let tokens = lexer::tokens(&table.columns.text).unwrap_or_default();
@@ -176,6 +214,9 @@ fn constant_column(table: &TableDeclaration, element: &[Token<'_>]) -> Option<Ad
             return None;
         }
     }
+    if value && types.iter().any(|token| is_of_names(token)) {
+        return None;
+    }
     let text = &table.columns.text;
     (!required || value).then_some(AddedColumn {
         table: table.name.clone(),
@@ -221,7 +262,12 @@ fn constant<'t, 'a>(tokens: &'t [Token<'a>], is_text: bool) -> Option<(bool, &'t
         behind[2..].iter().take_while(|token| is_of_type(token) && !ends_type(token)).collect();
     // A cast may be to another type than that of the column.
     let stands = first.content().is_none_or(|text| !is_moving(text));
+    let stands = stands && !of_type.iter().any(|token| is_of_names(token));
     (stands && !of_type.is_empty()).then(|| (has_value, &behind[2 + of_type.len()..]))
+}
+
+fn is_of_names(token: &Token<'_>) -> bool {
+    NAMES.iter().any(|word| token.is_word(word))
 }
 
 fn is_moving(text: &str) -> bool {

@@ -9,7 +9,8 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
-use crate::processing::alteration::{self, Alteration};
+use crate::postgres::sqlstate::{describe, is_lock_timeout, is_missing_right, is_no_answer};
+use crate::processing::alteration::{self, AddedColumn, Alteration};
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::store::upcast::Upcast;
 
@@ -23,6 +24,13 @@ pub(crate) enum Fit {
     AsDeclared,
     /// They have to be altered, which needs no replay. Until then the handlers do with them as they are.
     ToBeAltered(Alteration),
+    /// They would have to be altered, and the database refuses it, as a copy without rows has shown.
+    Refused {
+        /// What would have to be done.
+        alteration: Alteration,
+        /// What the database says about it.
+        error: String,
+    },
     /// A newer declaration of the same version has altered them, in this way. The handlers do with them, and they stay so.
     AlteredSince(Alteration),
     /// A replay is needed, for this reason if it is known.
@@ -191,15 +199,42 @@ impl Tables<'_> {
         Ok(Some(step))
     }
 
+    /// Tries the columns on copies of the tables that have no rows, in the caller's transaction, which is rolled back: nobody who reads
+    /// or writes the tables waits for it. Returns what the database refuses; `None` also where it could not be tried.
+    async fn try_on_copies(
+        &self,
+        connection: &mut PgConnection,
+        alteration: &Alteration,
+    ) -> Result<Option<String>, sqlx::Error> {
+        const COPY: &str = "pg_temp.\"Copy of espd\"";
+        for table in alteration.widened() {
+            let copy = format!(
+                "-- copy_table
+                 set local lock_timeout = '1s'; drop table if exists {COPY};
+                 create temporary table \"Copy of espd\" (like {})",
+                self.qualified(table)
+            );
+            match attempt(connection, copy).await {
+                Ok(()) => {}
+                // On a standby, without a right, or while somebody has the table for himself.
+                Err(error) if is_untried(&error) => continue,
+                Err(error) => return Err(error),
+            }
+            let columns = added(&alteration.columns, table);
+            match attempt(connection, format!("-- try_columns\nalter table {COPY} {columns}")).await {
+                Ok(()) => {}
+                Err(error) if is_no_answer(&error) => return Err(error),
+                Err(error) => return Ok(Some(describe(&error))),
+            }
+        }
+        Ok(None)
+    }
+
     /// What alters the tables, one statement for each table and index.
     fn statements(&self, step: &Alteration) -> String {
         let mut statements = Vec::new();
         for table in step.widened() {
-            let columns = step.columns.iter().filter(|column| column.table == table);
-            // On a line of its own: a comment may end it.
-            let columns = columns.map(|column| format!("add column {}\n", column.definition));
-            let columns = columns.collect::<Vec<_>>().join(", ");
-            statements.push(format!("alter table {} {columns}", self.qualified(table)));
+            statements.push(format!("alter table {} {}", self.qualified(table), added(&step.columns, table)));
         }
         let dropped = step.dropped.iter();
         statements
@@ -267,7 +302,34 @@ impl Tables<'_> {
     }
 }
 
-/// How the tables that a processor has fit a declaration of it. `schema` is that of the trackers.
+/// What an `alter table` of this table says about its columns.
+fn added(columns: &[AddedColumn], table: &str) -> String {
+    let columns = columns.iter().filter(|column| column.table == table);
+    // On a line of its own: a comment may end it.
+    let columns = columns.map(|column| format!("add column {}\n", column.definition));
+    columns.collect::<Vec<_>>().join(", ")
+}
+
+/// Runs statements behind a savepoint, so that the transaction goes on if the database refuses them.
+async fn attempt(connection: &mut PgConnection, statements: String) -> Result<(), sqlx::Error> {
+    let mut savepoint = connection.begin().await?;
+    match sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *savepoint).await {
+        Ok(_) => savepoint.commit().await,
+        Err(error) => {
+            savepoint.rollback().await?;
+            Err(error)
+        }
+    }
+}
+
+/// Whether an error says that no copy can be made here and now, and nothing of what would be tried on it.
+fn is_untried(error: &sqlx::Error) -> bool {
+    const READ_ONLY: &str = "25006";
+    let code = error.as_database_error().and_then(|answer| answer.code());
+    code.as_deref() == Some(READ_ONLY) || is_missing_right(error) || is_lock_timeout(error)
+}
+
+/// How the tables that a processor has fit a declaration of it. What would be altered is tried. `schema` is that of the trackers.
 pub(crate) async fn foresee_fit(
     connection: &mut PgConnection,
     schema: &str,
@@ -277,7 +339,14 @@ pub(crate) async fn foresee_fit(
     handled_by: HandledBy<'_>,
 ) -> Result<Fit, sqlx::Error> {
     let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-    let fit = Tables::new(declaration, schema, scope).fit(&mut transaction, upcasts, handled_by).await?;
+    let tables = Tables::new(declaration, schema, scope);
+    let fit = match tables.fit(&mut transaction, upcasts, handled_by).await? {
+        Fit::ToBeAltered(alteration) => match tables.try_on_copies(&mut transaction, &alteration).await? {
+            Some(error) => Fit::Refused { alteration, error },
+            None => Fit::ToBeAltered(alteration),
+        },
+        fit => fit,
+    };
     transaction.rollback().await?;
     Ok(fit)
 }

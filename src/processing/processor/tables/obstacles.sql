@@ -25,7 +25,8 @@ select reason from (
   union all
   select 4, format('the type %s of column %s is a domain, or not known', n.type_name, n.column_name)
     from unnest($4::text[], $5::text[]) as n (column_name, type_name)
-    where not coalesce((select t.typtype in ('b', 'e', 'r', 'm') from pg_type as t where t.oid = to_regtype(n.type_name)), false)
+    where not coalesce((select t.typtype in ('b', 'e', 'r', 'm') and coalesce(e.typtype in ('b', 'e', 'r', 'm'), true)
+      from pg_type as t left join pg_type as e on e.oid = t.typelem where t.oid = to_regtype(n.type_name)), false)
   union all
   select 5, format('there is a relation %s already', n.name)
     from unnest($10::text[]) as n (name) where to_regclass(quote_ident($1) || '.' || quote_ident(n.name)) is not null

@@ -260,6 +260,50 @@ async fn an_index_that_refuses_the_rows_stops_the_projector_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_default_that_its_column_does_not_take_is_found_before_the_deploy_and_nobody_waits_for_that() {
+    let (fixture, daemon) = narrow(HANDLER).await;
+    let before = fixture.fact("select count(*) from pg_class where relname ~ 'espd'").await;
+    // Who reads, and who has the table for himself: nobody is waited for, and nobody waits.
+    let mut reader = fixture.db.pool.begin().await.unwrap();
+    sqlx::raw_sql("select count(*) from orders").execute(&mut *reader).await.unwrap();
+    for (column, error) in [
+        ("note varchar(2) default 'abc'", "value too long for type character varying(2)"),
+        ("note numeric(3, 1) not null default 1234", "numeric field overflow"),
+    ] {
+        fixture.installation.declare("orders", &altering(&format!("{NARROW}, {column}"), &[], HANDLER));
+        let plan = fixture.espctl(&["plan"]).await;
+        assert_eq!(plan.code, Some(2), "{plan:?}");
+        let refused = format!(
+            "stops, because the database refuses what its tables need (alters orders: adds column {column}): {error}"
+        );
+        assert!(plan.stdout.contains(&refused), "{plan:?}");
+        let check = fixture.espctl(&["check"]).await;
+        assert!(check.code == Some(0) && check.stderr.contains(&refused), "{check:?}");
+        let takes = format!("column note of orders does not take its own default: {error}");
+        assert!(check.stderr.contains(&takes), "{check:?}");
+    }
+    reader.rollback().await.unwrap();
+    assert_eq!(fixture.fact(COLUMNS).await, "id n");
+    assert_eq!(fixture.fact("select count(*) from pg_class where relname ~ 'espd'").await, before);
+
+    // A new version would not help, which is said of it, too.
+    let raised = altering(&format!("{NARROW}, note varchar(2) default 'abc'"), &[], HANDLER)
+        .replace("[projector]", "[projector]\nversion = 2");
+    fixture.installation.declare("orders", &raised);
+    let check = fixture.espctl(&["check"]).await;
+    assert!(check.stderr.contains("column note of orders does not take its own default"), "{check:?}");
+
+    // A name means another thing in another schema.
+    fixture
+        .installation
+        .declare("orders", &altering(&format!("{NARROW}, kin regclass default 'orders'"), &[], HANDLER));
+    let plan = fixture.espctl(&["plan"]).await;
+    assert!(plan.stdout.contains("column kin of orders is more than a type and a constant"), "{plan:?}");
+    fixture.handles_more(6).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn an_older_declaration_that_comes_back_goes_on_and_undoes_nothing() {
     let (fixture, daemon) = narrow(HANDLER).await;
     fixture.deploys(WIDE, &[INDEX], HANDLER).await;
@@ -307,7 +351,11 @@ async fn columns_of_a_declaration_that_was_taken_back_are_no_difference() {
     let said = fixture.espctl(&["verify", "orders"]).await.printed();
     assert!(said.contains("other columns, not compared: note"), "{said}");
     // What a rebuild would take away is a difference, and so is a row.
-    fixture.espctl(&["rebuild", "orders", "--dry-run"]).await.complained(1);
+    let said = fixture.espctl(&["rebuild", "orders", "--dry-run"]).await.complained(1);
+    assert!(
+        said.contains("what is declared now of version 1 of orders would change what it shows"),
+        "{said}"
+    );
     fixture.run("update orders set n = 42 where id = 3").await;
     let said = fixture.espctl(&["verify", "orders"]).await;
     assert!(said.code == Some(1) && said.stdout.contains("id = 3: n = 42 -> n = 0"), "{said:?}");
