@@ -30,6 +30,7 @@ use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::status::format::format_duration;
 use crate::operations::status::{self, LockWait, ProcessorStatus, describe_wait, end_wait};
+use crate::postgres::error::{chain, explain};
 use crate::postgres::literal::simple;
 use crate::postgres::{server_mark, transaction};
 use crate::processing::declaration::ProcessorDeclaration;
@@ -206,13 +207,13 @@ pub(crate) enum OperatorError {
     #[error("{0}")]
     Rebuild(String),
     /// The horizon could not be observed.
-    #[error(transparent)]
+    #[error("{}", chain(.0))]
     Horizon(#[from] ObserveError),
     /// The event store could not be read.
-    #[error(transparent)]
+    #[error("{}", chain(.0))]
     Events(#[from] ReadError),
     /// The database does not answer, or refuses.
-    #[error(transparent)]
+    #[error("{}", explain(.0))]
     Database(#[from] sqlx::Error),
 }
 

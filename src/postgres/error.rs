@@ -5,7 +5,7 @@ use std::error::Error;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgDatabaseError;
 
-use super::sqlstate::describe;
+use super::sqlstate::{describe, is_missing_right};
 
 /// Joins the messages of an error and its causes. A message that those before it contain already is left out.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
@@ -23,6 +23,16 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
         next = error.source().filter(|_| database_error.is_none());
     }
     text
+}
+
+/// What the database says, for people who have to do something about it: a right that is missing is called so.
+pub(crate) fn explain(error: &sqlx::Error) -> String {
+    let said = chain(error);
+    if is_missing_right(error) {
+        format!("{said} (a right that espd's role lacks, so it has to be granted)")
+    } else {
+        said
+    }
 }
 
 /// The message of an error. One that passes an error of the database on has the driver's introduction in it, and the line of

@@ -1,7 +1,7 @@
 //! The database of the projections: espd's own tables, the privileges of the role, and whether trackers and declarations
 //! match.
 
-use sqlx::{PgPool, Row as _};
+use sqlx::{AssertSqlSafe, PgPool, Row as _};
 
 use super::Finding;
 use crate::config::Config;
@@ -11,6 +11,7 @@ use crate::operations::unstored_types::find_unknown_types;
 use crate::postgres::error::chain;
 use crate::processing::declaration::{ProcessorDeclaration, Unsuitable};
 use crate::processing::emission::{PendingEmissions, PendingOfReactor};
+use crate::processing::rebuild::{LacksSchemas, RUNS_NO_PROCESSORS};
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::schema;
 
@@ -24,7 +25,7 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
             return Ok(vec![Finding::failure("processing_schema", chain(&error), error.remedy())]);
         }
     };
-    findings.extend(privileges(databases).await?);
+    findings.extend(privileges(databases, config).await?);
     let trackers = Trackers::of(layout).list(&databases.projections, None).await?;
     findings.extend(processors(config, &trackers));
     findings.extend(event_types(databases, config).await?);
@@ -34,7 +35,7 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
 }
 
 /// The privileges that running processors requires beyond reading events.
-async fn privileges(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
+async fn privileges(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
     let Databases { layout, projections, scope, .. } = databases;
     if let Some(role) = find_other_role(projections).await? {
         let message = format!(
@@ -78,7 +79,20 @@ async fn privileges(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
         .await?;
     let (role, missing): (String, Vec<String>) = (row.try_get("role")?, row.try_get("missing")?);
     if missing.is_empty() {
-        return Ok(vec![Finding::ok("privileges", format!("role {role} may run processors"))]);
+        let lacks = match builds_versions(config) {
+            true => LacksSchemas::find(&mut *projections.acquire().await?).await?,
+            false => None,
+        };
+        return Ok(vec![match lacks {
+            None => Finding::ok("privileges", format!("role {role} may run processors")),
+            Some(lacks) => {
+                let message = format!(
+                    "role {} may run processors, and makes no schemas, so no version of a projector is built beside the one that serves",
+                    lacks.role()
+                );
+                Finding::warning("privileges", message, lacks.grant())
+            }
+        }]);
     }
     let finding = |grant: &String| {
         let message = format!("role {role} lacks a privilege that running processors requires");
@@ -87,16 +101,19 @@ async fn privileges(databases: &Databases) -> anyhow::Result<Vec<Finding>> {
     Ok(missing.iter().map(finding).collect())
 }
 
+/// Whether daemons with this configuration build a version as soon as one is raised.
+fn builds_versions(config: &Config) -> bool {
+    let can_be_built =
+        |one: &ProcessorDeclaration| Unsuitable::find(one, one.synchronous.is_some()).is_none();
+    config.rebuild.parallelism > 0 && config.processors.iter().any(can_be_built)
+}
+
 /// The role of the session, if it plainly runs no processors: it is a member of one of the other roles (`migrations/roles.sql`), and not
 /// of the daemon's, which is there.
 async fn find_other_role(pool: &PgPool) -> Result<Option<String>, sqlx::Error> {
-    let statement = "
-        -- find_other_role
-        select current_user::text as role from pg_roles as daemon
-        where daemon.rolname = 'espd_daemon' and not pg_has_role(daemon.oid, 'member') and exists (
-          select from pg_roles as other
-          where other.rolname in ('espd_reader', 'espd_appender', 'espd_operator') and pg_has_role(other.oid, 'member'))";
-    sqlx::query_scalar(statement).fetch_optional(pool).await
+    let statement =
+        format!("-- find_other_role\nselect current_user::text as role where {RUNS_NO_PROCESSORS}");
+    sqlx::query_scalar(AssertSqlSafe(statement)).fetch_optional(pool).await
 }
 
 /// Declared event types that the store has no event of.

@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use super::ddl::{Made, made_by_ddl};
 use super::outside::Outside;
 use super::replay::find_declared;
+use super::rights::LacksSchemas;
 use crate::postgres::lexer;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark::READ_COMMITTED;
@@ -104,8 +105,9 @@ pub(crate) async fn create(
     base: &ProcessorBase,
     (live, live_schema): (&ProcessorKey, &str),
 ) -> Result<(), ProcessorError> {
-    let mut transaction = connection.begin_with(READ_COMMITTED).await?;
     let building_in = &base.scope.schema;
+    require_schemas(connection, building_in).await?;
+    let mut transaction = connection.begin_with(READ_COMMITTED).await?;
     let outside = Outside::look(&mut transaction, &base.schema, building_in).await?;
     let schema = quote_identifier(&base.schema);
     let before = observe(&mut transaction, &schema, &live.name).await?;
@@ -119,6 +121,17 @@ pub(crate) async fn create(
         refuse_taken(&live.name, &taken)?;
     }
     Ok(transaction.rollback().await?)
+}
+
+/// Refuses to begin without the right to make the schema, in words that say what to do.
+async fn require_schemas(connection: &mut PgConnection, building_in: &str) -> Result<(), ProcessorError> {
+    let query =
+        sqlx::query_scalar("-- find_schema\nselect to_regnamespace($1) is not null").persistent(false);
+    let is_there: bool = query.bind(quote_identifier(building_in)).fetch_one(&mut *connection).await?;
+    match LacksSchemas::find(connection).await? {
+        Some(lacks) if !is_there => Err(ProcessorError::Blocked(lacks.to_string())),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses DDL that has changed something beyond the schema that the version is built in: that would be so for a version that never
