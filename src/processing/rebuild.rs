@@ -16,6 +16,7 @@ mod part;
 mod place;
 mod progress;
 mod replay;
+mod rights;
 mod set_aside;
 mod shares;
 mod since;
@@ -40,7 +41,7 @@ use crate::postgres::row::from_row;
 pub(crate) use approval::Compared;
 pub(crate) use commit_times::CommitTimes;
 pub(crate) use difference::{
-    Difference, Example, Merged, RowReader, TableDifference, Versions, compare, merge,
+    ChangedKey, Difference, Example, Merged, RowReader, TableDifference, Versions, compare, merge,
 };
 pub(crate) use indexes::{defer_indexes, list_deferred_indexes, make_first_index};
 pub(crate) use left_out::{DecidedAgainst, LeftOut, list_left_out, whole_fingerprint};
@@ -51,6 +52,7 @@ pub(crate) use progress::{
     write_progress, write_rest,
 };
 pub(crate) use replay::{Replay, ReplayError, find_declared};
+pub(crate) use rights::{LacksSchemas, RUNS_NO_PROCESSORS};
 pub(crate) use set_aside::{SetAside, SetAsideEvent, count_dead_letters, find_set_aside};
 pub(crate) use shares::{
     SHARES_MAX, Share, create_shares, find_obstacle_to_division, join_shares, list_shares,

@@ -22,7 +22,7 @@ pub(super) fn render(name: &str, difference: &Difference) -> String {
     lines.extend(difference.new_tables.iter().map(|table| format!("{table}: a new table")));
     lines.extend(difference.gone_tables.iter().map(|table| format!("{table}: not there any more")));
     for table in &difference.tables {
-        if table.number() > 0 || !table.other_columns.is_empty() {
+        if table.number() > 0 || !table.other_columns.is_empty() || table.changed_key.is_some() {
             lines.push(counts(table));
             for example in table.examples.iter().take(SHOWN) {
                 lines.push(format!("  {}", describe(example)));
@@ -33,12 +33,7 @@ pub(super) fn render(name: &str, difference: &Difference) -> String {
                 lines.push(format!("  … and {} more", thousands(hidden)));
             }
         }
-        if !table.other_columns.is_empty() {
-            lines.push(format!(
-                "  other columns, not compared: {} (a prepared `select *` fails after a swap until it is prepared again)",
-                table.other_columns.join(", ")
-            ));
-        }
+        lines.extend(describe_columns(table).map(|text| format!("  {text}")));
         if !table.not_compared.is_empty() {
             lines.push(format!(
                 "  {}: no replay makes the same values again, not compared: {}",
@@ -69,6 +64,28 @@ fn set_aside(name: &str, found: &SetAside) -> Vec<String> {
         lines.push(format!("  … and {} more", thousands(hidden)));
     }
     lines
+}
+
+/// Which columns only one of the tables has, or both with other types, and whether the primary key is another one.
+fn describe_columns(table: &TableDifference) -> impl Iterator<Item = String> {
+    let columns = [
+        ("new", table.new_columns()),
+        ("gone", table.lacked_columns()),
+        ("of another type", table.retyped_columns.iter().map(String::as_str).collect()),
+    ];
+    let columns =
+        columns.iter().flat_map(|(what, names)| names.iter().map(move |name| format!("{name} ({what})")));
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    let columns = (!columns.is_empty()).then(|| {
+        format!(
+            "other columns, not compared: {columns}; a prepared `select *` fails after a swap until it is prepared again"
+        )
+    });
+    let key = table
+        .changed_key
+        .as_ref()
+        .map(|key| format!("the primary key would be {key}, so whole rows were compared"));
+    columns.into_iter().chain(key)
 }
 
 fn counts(table: &TableDifference) -> String {

@@ -385,6 +385,8 @@ mod tests {
             changed_columns: vec![],
             other_columns: vec!["twice".into()],
             gone_columns: gone_columns.iter().map(ToString::to_string).collect(),
+            retyped_columns: vec![],
+            changed_key: None,
             not_compared: vec![],
             same_shape: false,
             key: vec!["id".into()],

@@ -83,6 +83,8 @@ mod tests {
             changed_columns: columns.iter().map(|column| ((*column).to_owned(), changed)).collect(),
             other_columns: vec![],
             gone_columns: vec![],
+            retyped_columns: vec![],
+            changed_key: None,
             not_compared: vec![],
             same_shape: true,
             key: vec!["id".into()],

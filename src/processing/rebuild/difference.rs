@@ -4,6 +4,8 @@
 
 mod pair;
 
+use std::fmt;
+
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -44,6 +46,10 @@ pub(crate) struct TableDifference {
     pub(crate) other_columns: Vec<String>,
     /// Those of them that the new table lacks, or has with another type.
     pub(crate) gone_columns: Vec<String>,
+    /// Those that both have, with different types.
+    pub(crate) retyped_columns: Vec<String>,
+    /// The columns of the primary keys of both tables, where these are not the same.
+    pub(crate) changed_key: Option<ChangedKey>,
     /// Columns that no replay can make again, such as numbers from a sequence.
     pub(crate) not_compared: Vec<String>,
     /// Whether both tables have the same primary key and the same columns.
@@ -52,6 +58,26 @@ pub(crate) struct TableDifference {
     pub(crate) key: Vec<String>,
     /// Some of the keys that differ.
     pub(crate) examples: Vec<Example>,
+}
+
+/// Primary keys that are not the same. Empty: there is none.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct ChangedKey {
+    /// The columns of the old one.
+    pub(crate) old: Vec<String>,
+    /// Those of the new one.
+    pub(crate) new: Vec<String>,
+}
+
+/// As people read it: `(owner, id) instead of (id)`.
+impl fmt::Display for ChangedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |key: &[String]| match key {
+            [] => "none".to_owned(),
+            key => format!("({})", key.join(", ")),
+        };
+        write!(f, "{} instead of {}", shown(&self.new), shown(&self.old))
+    }
 }
 
 /// A key with what differs. `None`: the row is not there.
@@ -97,7 +123,10 @@ impl Difference {
     /// their aggregates may have to wait.
     pub(crate) fn is_as_expected(&self) -> bool {
         let is_expected = |table: &TableDifference| {
-            table.number() == 0 && table.gone_columns.is_empty() && table.not_compared.is_empty()
+            table.number() == 0
+                && table.gone_columns.is_empty()
+                && table.changed_key.is_none()
+                && table.not_compared.is_empty()
         };
         self.gone_tables.is_empty() && self.dead_letters.is_none() && self.tables.iter().all(is_expected)
     }
@@ -114,7 +143,9 @@ impl Difference {
     pub(crate) fn changes_what_is_read(&self) -> bool {
         !self.gone_tables.is_empty()
             || !self.dead_letters.is_none()
-            || self.tables.iter().any(|table| table.number() > 0 || !table.gone_columns.is_empty())
+            || self.tables.iter().any(|table| {
+                table.number() > 0 || !table.gone_columns.is_empty() || table.changed_key.is_some()
+            })
     }
 
     /// What differs, in a few words.
@@ -123,18 +154,22 @@ impl Difference {
             self.gone_tables.iter().map(|table| format!("the table {table} is gone")).collect();
         for table in &self.tables {
             let TableDifference {
-                table: name, rows, added, gone, changed, gone_columns, not_compared, ..
+                table: name, rows, added, gone, changed, changed_key, not_compared, ..
             } = table;
             if table.number() > 0 {
                 parts.push(format!(
                     "of {rows} rows of {name}, {added} would be added, {gone} gone, {changed} changed"
                 ));
             }
-            if !gone_columns.is_empty() {
-                parts.push(format!(
-                    "{name} would lack {}, or have it with another type",
-                    gone_columns.join(", ")
-                ));
+            let lacked = table.lacked_columns();
+            if !lacked.is_empty() {
+                parts.push(format!("{name} would lack {}", lacked.join(", ")));
+            }
+            if !table.retyped_columns.is_empty() {
+                parts.push(format!("{name} would have other types of {}", table.retyped_columns.join(", ")));
+            }
+            if let Some(key) = changed_key {
+                parts.push(format!("the primary key of {name} would be {key}"));
             }
             if !not_compared.is_empty() {
                 parts.push(format!(
@@ -164,7 +199,19 @@ impl TableDifference {
     }
 
     fn is_none(&self) -> bool {
-        self.number() == 0 && self.other_columns.is_empty()
+        self.number() == 0 && self.other_columns.is_empty() && self.changed_key.is_none()
+    }
+
+    /// The columns that the new table lacks.
+    pub(crate) fn lacked_columns(&self) -> Vec<&str> {
+        let is_retyped = |column: &&String| self.retyped_columns.contains(column);
+        self.gone_columns.iter().filter(|column| !is_retyped(column)).map(String::as_str).collect()
+    }
+
+    /// The columns that the new table alone has.
+    pub(crate) fn new_columns(&self) -> Vec<&str> {
+        let is_of_old = |column: &&String| self.gone_columns.contains(column);
+        self.other_columns.iter().filter(|column| !is_of_old(column)).map(String::as_str).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::{Example, Part, TableDifference, compare_alike};
+use super::{ChangedKey, Example, Part, TableDifference, compare_alike};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
@@ -55,6 +55,8 @@ pub(super) struct Pair {
     generated: Vec<String>,
     other_columns: Vec<String>,
     gone_columns: Vec<String>,
+    retyped_columns: Vec<String>,
+    changed_key: Option<ChangedKey>,
     not_compared: Vec<String>,
     same_shape: bool,
 }
@@ -89,8 +91,9 @@ impl Pair {
             key.sort_by_key(|column| column.key);
             key.into_iter().map(|column| column.name.clone()).collect::<Vec<_>>()
         };
-        let mut key = key_of(&before);
-        let same_key = key == key_of(&after)
+        let (mut key, new_key) = (key_of(&before), key_of(&after));
+        let changed_key = (key != new_key).then(|| ChangedKey { old: key.clone(), new: new_key.clone() });
+        let same_key = key == new_key
             && !key.is_empty()
             && before
                 .iter()
@@ -106,6 +109,8 @@ impl Pair {
             alone.map(|column| column.name.clone()).collect::<Vec<_>>()
         };
         let gone_columns = lone(&before, &after);
+        let is_retyped = |name: &&String| after.iter().any(|column| column.name == **name);
+        let retyped_columns = gone_columns.iter().filter(is_retyped).cloned().collect();
         let mut other_columns = gone_columns.clone();
         other_columns.extend(lone(&after, &before));
         other_columns.sort();
@@ -128,6 +133,8 @@ impl Pair {
             same_shape: same_key && before == after,
             other_columns,
             gone_columns,
+            retyped_columns,
+            changed_key,
             key,
             old,
             new,
@@ -154,6 +161,8 @@ impl Pair {
             changed_columns: Vec::new(),
             other_columns: self.other_columns.clone(),
             gone_columns: self.gone_columns.clone(),
+            retyped_columns: self.retyped_columns.clone(),
+            changed_key: self.changed_key.clone(),
             not_compared: self.not_compared.clone(),
             same_shape: self.same_shape,
             key: self.key.clone(),
