@@ -29,14 +29,25 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     } else {
         output::print(&planned.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     }
-    let lost: Vec<&str> = planned
-        .iter()
-        .filter(|one| one.action.loses())
-        .map(|Planned { processor, .. }| processor.as_str())
-        .collect();
-    if lost.is_empty() {
-        return Ok(());
+    match describe_loss(&planned) {
+        None => Ok(()),
+        Some(message) => Err(Exit { code: ExitCode::Usage, message }.into()),
     }
-    let message = format!("a deploy would stop or empty what works now: {}", lost.join(", "));
-    Err(Exit { code: ExitCode::Usage, message }.into())
+}
+
+/// What a deploy would lose, and what it would not start; `None`: nothing.
+fn describe_loss(planned: &[Planned]) -> Option<String> {
+    let list = |has_run: bool| {
+        let names = planned.iter().filter(|one| one.action.loses() && one.has_run == has_run);
+        names.map(|one| one.processor.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let (lost, unstarted) = (list(true), list(false));
+    match (lost.as_str(), unstarted.as_str()) {
+        ("", "") => None,
+        (lost, "") => Some(format!("a deploy would stop or empty what works now: {lost}")),
+        ("", unstarted) => Some(format!("a deploy would not get this to run: {unstarted}")),
+        (lost, unstarted) => Some(format!(
+            "a deploy would stop or empty what works now: {lost}; and it would not get this to run: {unstarted}"
+        )),
+    }
 }

@@ -171,7 +171,8 @@ fn warn_of_loss(config: &Config, planned: &Planned) -> Diagnostic {
 fn note_changes<'k>(config: &Config, known: impl Iterator<Item = &'k Known<'k>> + Clone) -> Vec<String> {
     let tables = known.clone().filter_map(describe_tables);
     let raised = known.clone().filter_map(|one| describe_raised(config, one));
-    known.clone().filter_map(describe_other_handlers).chain(tables).chain(raised).collect()
+    let given_up = known.clone().filter_map(describe_given_up);
+    known.clone().filter_map(describe_other_handlers).chain(tables).chain(raised).chain(given_up).collect()
 }
 
 /// Of a processor whose handlers are not those that have handled events.
@@ -207,11 +208,26 @@ fn describe_raised(config: &Config, known: &Known<'_>) -> Option<String> {
             "version {serves} of {name} goes on, and version {version} cannot be built beside it, because {foreign}"
         ));
     }
+    if let Some(lacks) = &known.lacks {
+        return Some(format!(
+            "version {serves} of {name} goes on, and version {version} cannot be built beside it, because {lacks}"
+        ));
+    }
+    let losses = known.describe_losses();
+    if let Some((standing, true)) = &known.standing {
+        return Some(format!("version {serves} of {name} serves; {}{losses}", standing.describe()));
+    }
     let builder = if config.rebuild.parallelism > 0 { "a daemon" } else { "`espctl rebuild`" };
     Some(format!(
         "version {serves} of {name} serves until version {version}, which {builder} builds beside it, goes live; \
-         `espctl rebuild {name} --dry-run` shows what would change"
+         `espctl rebuild {name} --dry-run` shows what would change{losses}"
     ))
+}
+
+/// Of a projector beside which a version is built that is not declared any more, or in another way.
+fn describe_given_up(known: &Known<'_>) -> Option<String> {
+    let end = known.describe_given_up()?;
+    Some(format!("version {} of {} serves; {end}", known.tracker?.version, known.declaration.name))
 }
 
 /// Of a processor whose tables are not those that are declared.
@@ -222,7 +238,7 @@ fn describe_tables(known: &Known<'_>) -> Option<String> {
     }
     match &known.fit {
         // What needs a replay stops the processor, which is a warning.
-        Fit::AsDeclared | Fit::Other(_) => None,
+        Fit::AsDeclared | Fit::Refused { .. } | Fit::Other(_) => None,
         Fit::ToBeAltered(alteration) if alteration.is_empty() => None,
         Fit::ToBeAltered(alteration) => {
             Some(format!("{name} goes on, and the daemon {alteration}; no replay"))

@@ -1,5 +1,7 @@
 //! What a deploy of a configuration would do to the processors of a database.
 
+mod raised;
+
 use std::fmt;
 
 use serde::Serialize;
@@ -15,8 +17,9 @@ use crate::processing::declaration::{
 use crate::processing::processor::{
     Fit, HandledBy, describe_missing, find_foreign_table, foresee_fit, list_missing,
 };
-use crate::processing::rebuild::{LeftOut, list_left_out};
+use crate::processing::rebuild::{LacksSchemas, LeftOut, list_left_out};
 use crate::processing::tracker::{TrackerRow, Trackers};
+use raised::{Standing, list_losses, list_standing};
 
 /// What would become of one processor. The field names are an interface: `espctl plan --json` prints them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -27,6 +30,9 @@ pub(crate) struct Planned {
     pub(crate) action: Action,
     /// The same in words, with what to do about it.
     pub(crate) description: String,
+    /// Whether it has run on this database, so that there is something to lose.
+    #[serde(skip)]
+    pub(crate) has_run: bool,
 }
 
 /// What happens to a processor.
@@ -100,6 +106,12 @@ pub(super) struct Known<'k> {
     pub(super) left_out: Option<LeftOut>,
     /// Why nobody can make the declared tables: one of them is not the processor's.
     pub(super) foreign: Option<String>,
+    /// What whoever reads the tables would miss in a higher version, or has to know of it.
+    pub(super) losses: Vec<String>,
+    /// The right without which nobody builds a higher version.
+    pub(super) lacks: Option<LacksSchemas>,
+    /// The version that is there beside the serving one, and whether it is the declared one.
+    pub(super) standing: Option<(Standing, bool)>,
     /// Whether the events are in another database than the projections.
     is_elsewhere: bool,
 }
@@ -109,6 +121,23 @@ impl Known<'_> {
     pub(super) fn unsuitable(&self) -> Option<Unsuitable> {
         let is_synchronous = self.tracker.is_some_and(|tracker| tracker.synchronous.is_some());
         Unsuitable::find_deployed(self.declaration, is_synchronous)
+    }
+
+    /// What whoever reads the tables would miss once the declared version is live, behind another part of a sentence.
+    pub(super) fn describe_losses(&self) -> String {
+        if self.losses.is_empty() {
+            String::new()
+        } else {
+            format!("; once it is live, {}", self.losses.join(", and "))
+        }
+    }
+
+    /// What becomes of a version that is there beside the serving one, where that is not declared any more, or in another way.
+    pub(super) fn describe_given_up(&self) -> Option<String> {
+        let (standing, is_declared) = self.standing.as_ref()?;
+        let serves = self.tracker?.version;
+        let is_wanted = self.declaration.version > serves && *is_declared;
+        (!is_wanted && self.declaration.version >= serves).then(|| standing.describe_end())
     }
 
     /// What becomes of a version while a higher one is declared: a function in the database of the events goes on; a program was
@@ -142,6 +171,8 @@ pub(super) async fn look<'k>(
     let mut connection = databases.projections.acquire().await?;
     let raised = list_raised(config, trackers);
     let left_out = list_left_out(&mut connection, &databases.layout, &raised).await?;
+    let lacks = if raised.is_empty() { None } else { LacksSchemas::find_of_daemon(&mut connection).await? };
+    let mut standing = list_standing(&mut connection, databases).await?;
     let mut missing = list_missing(&mut connection, &quote_identifier(databases.layout.schema())).await?;
     let mut known = Vec::new();
     for declaration in &config.processors {
@@ -155,6 +186,16 @@ pub(super) async fn look<'k>(
         let missing = missing.remove(&declaration.name).unwrap_or_default();
         let foreign = find_foreign(databases, &mut connection, declaration, tracker).await?;
         let is_elsewhere = config.direct_projections_url().is_some();
+        let is_raised = tracker.filter(|tracker| tracker.version < declaration.version);
+        let losses = match is_raised {
+            Some(tracker) => list_losses(&mut connection, databases, declaration, tracker).await?,
+            None => Vec::new(),
+        };
+        let lacks = lacks.clone().filter(|_| is_raised.is_some());
+        let standing = standing.remove(&declaration.name).map(|standing| {
+            let is_declared = standing.is_of(declaration, config);
+            (standing, is_declared)
+        });
         known.push(Known {
             declaration,
             tracker,
@@ -163,6 +204,9 @@ pub(super) async fn look<'k>(
             other_handlers,
             left_out,
             foreign,
+            losses,
+            lacks,
+            standing,
             is_elsewhere,
         });
     }
@@ -196,6 +240,7 @@ fn leave(tracker: &TrackerRow) -> Planned {
     );
     Planned {
         processor: name.clone(),
+        has_run: true,
         action: Action::Leave,
         description: format!(
             "is not declared, so {nobody}; its tables and its position {position} stay: `espctl drop {name}` removes them"
@@ -243,7 +288,11 @@ fn describe(known: &Known<'_>) -> Planned {
         (None, _) => (Action::Start, describe_start(declaration)),
         (Some(tracker), _) => describe_known(known, tracker),
     };
-    Planned { processor: declaration.name.clone(), action, description }
+    let description = match known.describe_given_up() {
+        Some(end) => format!("{description}; {end}"),
+        None => description,
+    };
+    Planned { processor: declaration.name.clone(), action, description, has_run: tracker.is_some() }
 }
 
 fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
@@ -279,6 +328,12 @@ fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
             let description = format!("stops, because its tables have changed{because}: {remedy}");
             (Action::Stop, description)
         }
+        Fit::Refused { alteration, error } => {
+            let description = format!(
+                "stops, because the database refuses what its tables need ({alteration}): {error}; correct the change, or take it back"
+            );
+            (Action::Stop, description)
+        }
         Fit::ToBeAltered(alteration) if !alteration.is_empty() => {
             (Action::Alter, format!("{alteration}; no replay"))
         }
@@ -308,10 +363,22 @@ fn describe_raised(known: &Known<'_>, serves: i32) -> (Action, String) {
             format!("{meanwhile}; version {version} cannot be built beside it, because {foreign}"),
         );
     }
-    let description = format!(
-        "{meanwhile}; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \
-         (approve = \"{approve}\"), and --dry-run shows what would change"
-    );
+    if let Some(lacks) = &known.lacks {
+        return (
+            by_operator,
+            format!("{meanwhile}; version {version} cannot be built beside it, because {lacks}"),
+        );
+    }
+    let losses = known.describe_losses();
+    let description = match &known.standing {
+        Some((standing, true)) => {
+            format!("{meanwhile}; {} (approve = \"{approve}\"){losses}", standing.describe())
+        }
+        _ => format!(
+            "{meanwhile}; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \
+             (approve = \"{approve}\"), and --dry-run shows what would change{losses}"
+        ),
+    };
     (Action::Rebuild, description)
 }
 
