@@ -16,6 +16,7 @@ use crate::operations::operator::Operator;
 use crate::operations::rebuild::{
     Effort, FailedCheck, GivenUp, GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since,
 };
+use crate::operations::status::FALLS_BEHIND;
 use crate::operations::status::format::{format_duration, format_share, thousands};
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::processing::rebuild::{Beside, Difference};
@@ -373,6 +374,9 @@ async fn look(
     show(name, &difference, json)?;
     let message = match beside {
         Beside::Verification | Beside::Part => format!("the tables of {name} are not what their events say"),
+        _ if versions.0 == versions.1 => {
+            format!("what is declared now of version {} of {name} would change what it shows", versions.1)
+        }
         _ => format!("version {} of {name} would change what version {} shows", versions.1, versions.0),
     };
     Err(Exit { code: ExitCode::Failure, message }.into())
@@ -448,8 +452,12 @@ fn note(text: &str) {
 }
 
 fn tell_progress(progress: Progress) {
-    let Progress { position, target, handled, per_second, seconds_left } = progress;
-    let left = seconds_left.map_or(String::new(), |seconds| format!(", {} left", format_duration(seconds)));
+    let Progress { position, target, handled, per_second, seconds_left, .. } = progress;
+    let left = match seconds_left {
+        Some(seconds) => format!(", {} left", format_duration(seconds)),
+        None if per_second >= 1.0 => format!(", {FALLS_BEHIND}"),
+        None => String::new(),
+    };
     note(&format!(
         "building: position {} of {} ({}), {} events handled, {}/s{left}",
         thousands(position),

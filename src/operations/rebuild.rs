@@ -201,7 +201,7 @@ impl<'o> Rebuilding<'o> {
             if self.pace.is_due(Instant::now()) {
                 let rests_because = self.rests_because();
                 let progress = self.write(Phase::Replaying, target, rests_because.as_deref()).await?;
-                if progress.seconds_left.is_some() {
+                if progress.is_measured {
                     (self.listener.progress)(progress);
                 }
             }

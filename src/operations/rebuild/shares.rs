@@ -235,7 +235,7 @@ impl Rebuilding<'_> {
         let rests_because = no_room.or_else(|| self.rests_because());
         let at = (Position::from(position), handled);
         let progress = self.write_at(Phase::Replaying, at, live, rests_because.as_deref()).await?;
-        if progress.seconds_left.is_some() {
+        if progress.is_measured {
             (self.listener.progress)(progress);
         }
         Ok(())

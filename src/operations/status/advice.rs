@@ -60,6 +60,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) is_declared: bool,
     /// The version that it declares of the processor.
     pub(super) declared_version: Option<i32>,
+    /// Since when the version that serves does, where it has taken the place of a lower one.
+    pub(super) live_since: Option<DateTime<Utc>>,
     /// Why no daemon builds that version.
     pub(super) left_out: Option<LeftOut>,
     /// Why that version cannot be built beside another one.
@@ -371,6 +373,7 @@ mod tests {
             refused: &[],
             is_declared: true,
             declared_version: None,
+            live_since: None,
             is_not_yet_synchronous: false,
             left_out: None,
             unsuitable: None,

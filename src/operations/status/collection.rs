@@ -96,6 +96,7 @@ async fn advise_all(
     };
     let raised: Vec<_> = declared.iter().filter(is_raised).collect();
     let left_out = list_left_out(projections, layout, &raised).await?;
+    let gone_live = rebuild::list_gone_live(projections, layout).await?;
     let now = Utc::now();
     for status in statuses {
         let declaration = declared.iter().find(|declaration| declaration.name == status.name);
@@ -105,6 +106,10 @@ async fn advise_all(
             refused: &refused,
             is_declared: declaration.is_some(),
             declared_version: declaration.map(|declaration| declaration.version),
+            live_since: gone_live
+                .get(&status.name)
+                .filter(|(version, _)| *version == status.version)
+                .map(|(_, since)| *since),
             left_out: left_out.get(&status.name).copied(),
             unsuitable: declaration
                 .and_then(|declared| Unsuitable::find_deployed(declared, status.synchronous.is_some())),

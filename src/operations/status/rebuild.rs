@@ -1,14 +1,19 @@
 //! The version of a projector that is built beside the serving one, as its builder has written it down.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::format::{format_duration, format_share, format_size, thousands};
 use crate::event::Position;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::rebuild::{Beside, Build, list_builds};
 use crate::store::layout::Layout;
+
+/// What is said where more events come than are handled, instead of how long that takes.
+pub(crate) const FALLS_BEHIND: &str = "falls behind: more is appended than is handled";
 
 /// How far a version is that is to go live. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -86,12 +91,15 @@ impl RebuildStatus {
         if self.phase == "replaying" && self.rate >= 1.0 {
             parts.push(format!("{}/s", thousands(self.rate as i64)));
         }
-        if let Some(left) = self.seconds_left.filter(|_| self.phase == "replaying") {
-            parts.push(format!("{} left", format_duration(left)));
+        match self.seconds_left.filter(|_| self.phase == "replaying") {
+            Some(left) => parts.push(format!("{} left", format_duration(left))),
+            None if self.phase == "replaying" && self.rate >= 1.0 => parts.push(FALLS_BEHIND.to_owned()),
+            None => {}
         }
         parts.push(format_size(self.bytes));
         let doing = self.doing();
-        match &self.rests_because {
+        // Nobody rests who is gone.
+        match self.rests_because.as_ref().filter(|_| self.is_running) {
             Some(because) => format!("{doing}: {}; rests, because {because}", parts.join(", ")),
             None => format!("{doing}: {}", parts.join(", ")),
         }
@@ -99,6 +107,13 @@ impl RebuildStatus {
 
     fn doing(&self) -> String {
         let doing = match self.phase.as_str() {
+            phase if phase != "waiting" && !self.is_running => {
+                return format!(
+                    "is not finished, and nobody builds it now (last {}, {} ago)",
+                    self.builder,
+                    format_duration((Utc::now() - self.updated_at).as_seconds_f64().max(0.0))
+                );
+            }
             // It could not begin, or an event has failed.
             "waiting" if self.position < self.target => return "is not complete, and waits".to_owned(),
             "waiting" => return "is built and waits".to_owned(),
@@ -109,14 +124,12 @@ impl RebuildStatus {
             "going_live" => "goes live",
             _ => "handles events",
         };
-        let by =
-            if self.is_running { format!("by {}", self.builder) } else { "nobody builds it now".to_owned() };
-        format!("{doing} ({by})")
+        format!("{doing} (by {})", self.builder)
     }
 }
 
 /// The versions that are to go live, by the names of their projectors.
-pub(super) async fn list(
+pub(crate) async fn list(
     connection: &mut PgConnection,
     layout: &Layout,
 ) -> Result<Vec<(String, RebuildStatus)>, sqlx::Error> {
@@ -129,6 +142,24 @@ pub(super) async fn list(
             .filter(|build| build.tracker == Beside::Next.name(&build.processor))
             .map(|build| (build.processor.clone(), build.into()))
             .collect()),
+    }
+}
+
+/// Since when versions serve that have taken the place of lower ones, by the names of their projectors, with the versions.
+pub(super) async fn list_gone_live(
+    connection: &mut PgConnection,
+    layout: &Layout,
+) -> Result<BTreeMap<String, (i32, DateTime<Utc>)>, sqlx::Error> {
+    let statement = format!(
+        "-- list_gone_live
+         select processor, version, updated_at from {}.rebuilds where state in ('live', 'merged') and from_version < version",
+        layout.quoted_schema()
+    );
+    let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
+    let found: Result<Vec<(String, i32, DateTime<Utc>)>, _> = query.fetch_all(connection).await;
+    match found {
+        Err(error) if is_missing_right(&error) => Ok(BTreeMap::new()),
+        found => Ok(found?.into_iter().map(|(name, version, at)| (name, (version, at))).collect()),
     }
 }
 
@@ -180,16 +211,16 @@ mod tests {
         assert!(built.describe().contains(" (100 %), "), "{}", built.describe());
         assert!(built.describe().starts_with("is built and waits: position"), "{}", built.describe());
         status.rests_because = Some("the disk is nearly full".into());
-        status.is_running = false;
-        assert!(
-            status.describe().starts_with("handles events (nobody builds it now): "),
-            "{}",
-            status.describe()
-        );
         assert!(
             status.describe().ends_with("; rests, because the disk is nearly full"),
             "{}",
             status.describe()
         );
+        status.seconds_left = None;
+        assert!(status.describe().contains(", 81,000/s, falls behind: more is"), "{}", status.describe());
+        (status.is_running, status.rate) = (false, 0.0);
+        let left = status.describe();
+        assert!(left.starts_with("is not finished, and nobody builds it now (last web-1:4711, "), "{left}");
+        assert!(left.ends_with(", 312 MiB"), "nobody who is gone rests: {left}");
     }
 }

@@ -61,16 +61,57 @@ pub(crate) struct Progress {
     pub(crate) handled: i64,
     /// Events that were handled in a second, in the last seconds.
     pub(crate) per_second: f64,
-    /// How long the rest takes at this speed; `None`: nobody knows yet.
+    /// Whether the speed is known: of a first look it is not.
+    pub(crate) is_measured: bool,
+    /// How long the rest takes at this speed, of this build and of what comes meanwhile; `None`: nobody knows yet, or more comes than is
+    /// handled.
     pub(crate) seconds_left: Option<f64>,
+}
+
+/// What was seen at a moment.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    at: Instant,
+    position: Position,
+    target: Position,
+    handled: i64,
+}
+
+/// What happens in a second.
+#[derive(Debug, Clone, Copy, Default)]
+struct Speed {
+    events: f64,
+    ids: f64,
+    /// By how many ids the target moves on.
+    target: f64,
+}
+
+impl Speed {
+    fn between(before: Measured, now: Measured) -> Self {
+        let seconds = now.at.duration_since(before.at).as_secs_f64().max(0.001);
+        let moved = |from: Position, to: Position| from.distance_to(to).max(0) as f64 / seconds;
+        Self {
+            events: (now.handled - before.handled).max(0) as f64 / seconds,
+            ids: moved(before.position, now.position),
+            target: moved(before.target, now.target),
+        }
+    }
+
+    fn mixed_with(self, last: Self) -> Self {
+        let mixed = |former: f64, last: f64| former + WEIGHT * (last - former);
+        Self {
+            events: mixed(self.events, last.events),
+            ids: mixed(self.ids, last.ids),
+            target: mixed(self.target, last.target),
+        }
+    }
 }
 
 /// Measures how fast a version is built.
 #[derive(Debug, Clone)]
 pub(crate) struct Pace {
-    last: Option<(Instant, Position, i64)>,
-    /// Events, and ids, in a second.
-    speed: Option<(f64, f64)>,
+    last: Option<Measured>,
+    speed: Option<Speed>,
 }
 
 impl Pace {
@@ -81,7 +122,7 @@ impl Pace {
 
     /// Whether it is time to measure: at once at first.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.last.is_none_or(|(at, ..)| now.duration_since(at) >= INTERVAL)
+        self.last.is_none_or(|last| now.duration_since(last.at) >= INTERVAL)
     }
 
     /// Measures as of `now`. `handled`: how many events this run has handled.
@@ -92,21 +133,17 @@ impl Pace {
         target: Position,
         handled: i64,
     ) -> Progress {
-        if let Some((at, before, handled_before)) = self.last {
-            let seconds = now.duration_since(at).as_secs_f64().max(0.001);
-            let events = (handled - handled_before).max(0) as f64 / seconds;
-            let ids = before.distance_to(position).max(0) as f64 / seconds;
-            let mixed = |former: f64, last: f64| former + WEIGHT * (last - former);
-            self.speed = Some(match self.speed {
-                Some((of_events, of_ids)) => (mixed(of_events, events), mixed(of_ids, ids)),
-                None => (events, ids),
-            });
+        let measured = Measured { at: now, position, target, handled };
+        if let Some(before) = self.last {
+            let last = Speed::between(before, measured);
+            self.speed = Some(self.speed.map_or(last, |former| former.mixed_with(last)));
         }
-        self.last = Some((now, position, handled));
-        let (per_second, ids) = self.speed.unwrap_or_default();
+        self.last = Some(measured);
+        let Speed { events: per_second, ids, target: growth } = self.speed.unwrap_or_default();
         let left = position.distance_to(target).max(0) as f64;
-        let seconds_left = (ids > 0.0).then(|| left / ids);
-        Progress { position, target, handled, per_second, seconds_left }
+        let seconds_left = (ids > growth).then(|| left / (ids - growth));
+        let is_measured = self.speed.is_some();
+        Progress { position, target, handled, per_second, is_measured, seconds_left }
     }
 }
 
@@ -309,6 +346,22 @@ pub(crate) fn key_of_lock(processor: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_comes_meanwhile_has_to_be_handled_too() {
+        let (mut pace, begun) = (Pace::new(), Instant::now());
+        let measure = |pace: &mut Pace, second: u64, position: i64, target: i64| {
+            let now = begun + Duration::from_secs(second);
+            pace.measure(now, position.into(), target.into(), position)
+        };
+        measure(&mut pace, 0, 1_000, 10_000);
+        let steady = measure(&mut pace, 1, 2_000, 10_500);
+        assert_eq!((steady.per_second, steady.seconds_left), (1_000.0, Some(8_500.0 / 500.0)));
+        let mut pace = Pace::new();
+        measure(&mut pace, 0, 1_000, 10_000);
+        let behind = measure(&mut pace, 1, 1_033, 10_100);
+        assert_eq!((behind.per_second, behind.seconds_left), (33.0, None), "it never gets there");
+    }
 
     #[test]
     fn the_speed_is_that_of_the_last_seconds_and_ids_say_what_is_left() {

@@ -153,7 +153,7 @@ fn of_missing_owner(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
     } else if let Some(worker) = status.worker.as_ref().filter(|worker| worker.is_alive()) {
         // A daemon leaves a newer version alone than the one that it declares, which is told of it.
         let is_older = surroundings.declared_version.is_some_and(|declared| declared < status.version);
-        return (!is_older).then(|| of_idle_worker(status, worker, surroundings.now));
+        return (!is_older).then(|| of_idle_worker(status, worker, surroundings));
     } else if status.updated_at.is_none() {
         format!("No daemon runs {name}, and none ever has.")
     } else {
@@ -176,7 +176,11 @@ fn of_missing_owner(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
 const RECORDED_WITHIN: TimeDelta = TimeDelta::seconds(15);
 
 /// A worker was there when its daemon has recorded it last, and has not taken the processor up.
-fn of_idle_worker(status: &ProcessorStatus, worker: &WorkerStatus, now: DateTime<Utc>) -> Advice {
+fn of_idle_worker(
+    status: &ProcessorStatus,
+    worker: &WorkerStatus,
+    Surroundings { now, live_since, .. }: Surroundings<'_>,
+) -> Advice {
     let (name, owner, since) = (&status.name, &worker.owner, worker.recorded_at);
     if now - since > RECORDED_WITHIN {
         let problem = format!("The daemon {owner}, which ran {name}, gives no sign of life any more.");
@@ -186,6 +190,9 @@ fn of_idle_worker(status: &ProcessorStatus, worker: &WorkerStatus, now: DateTime
         let predicate = format!("were run by {owner}, which gives no sign of life any more.");
         return Advice::new(Topic::Stopped, problem, Some(since), remedy.clone())
             .shared(status, predicate, &remedy);
+    }
+    if let Some(live_since) = live_since {
+        return of_superseded(status, owner, live_since);
     }
     let pid = worker.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
     let problem = format!(
@@ -202,6 +209,19 @@ fn of_idle_worker(status: &ProcessorStatus, worker: &WorkerStatus, now: DateTime
     let predicate = format!("are with none of the workers of {owner}, though these ran when it looked last.");
     let shared = "Wait a few seconds. Otherwise the log of the daemon says what keeps its workers (`journalctl -u espd`).";
     Advice::new(Topic::Stopped, problem, status.updated_at, remedy).shared(status, predicate, shared)
+}
+
+/// A version has taken the place of the one that the daemon of the worker seems to declare.
+fn of_superseded(status: &ProcessorStatus, owner: &str, live_since: DateTime<Utc>) -> Advice {
+    let ProcessorStatus { name, version, .. } = status;
+    let problem = format!(
+        "{owner} does not run {name}: version {version} has gone live, and whoever still declares an older one leaves it alone."
+    );
+    let remedy = format!(
+        "Run `espctl reload`: the daemon reads its configuration again, which has to declare version {version}. If that is what it \
+         declares already, wait a few seconds; otherwise its log says what keeps it (`journalctl -u espd`)."
+    );
+    Advice::new(Topic::Stopped, problem, Some(live_since), remedy)
 }
 
 /// What removes a processor that is not declared any more, behind another sentence.
