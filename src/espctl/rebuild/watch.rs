@@ -33,7 +33,7 @@ pub(super) async fn watch(operator: Operator<'_>, name: &str, json: bool) -> any
     loop {
         match operator.look_at_rebuild(name).await {
             Ok(look) => {
-                let begins = look.unbegun.is_some() || look.is_from_before_reload;
+                let begins = may_begin(&look);
                 let is_over = is_over(&look);
                 // What a daemon has found out about an earlier declaration is no answer while it begins with this one.
                 if !is_over || !begins || begun.elapsed() >= BEGINNING {
@@ -55,6 +55,14 @@ pub(super) async fn watch(operator: Operator<'_>, name: &str, json: bool) -> any
     }
 }
 
+/// Whether a daemon may be about to begin, or to give up, what the last look was about.
+fn may_begin(look: &Look) -> bool {
+    let is_unbegun = look.unbegun.is_some() && look.left_out.is_none();
+    // What was built before the declaration has gone back.
+    let is_abandoned = look.settled.is_some() && look.build.is_some() && look.outcome == Outcome::UnderWay;
+    is_unbegun || is_abandoned || look.is_from_before_reload
+}
+
 /// Whether nothing more happens by itself, unless somebody begins it.
 fn is_over(look: &Look) -> bool {
     match (&look.build, look.outcome) {
@@ -67,20 +75,27 @@ fn is_over(look: &Look) -> bool {
 
 /// Says how a rebuild that is over has ended.
 fn tell(name: &str, look: &Look) -> anyhow::Result<()> {
-    let unbegun = look.unbegun.map(|version| {
-        format!(
+    let unbegun = look.unbegun.map(|version| match look.left_out {
+        Some(left_out) => left_out.describe(name, version),
+        None => format!(
             "nobody has begun to build version {version} of {name} as it is declared now (`espctl reload` has daemons follow the \
              configuration, `espctl plan` says what becomes of it)"
-        )
+        ),
     });
     let waits = look.build.as_ref().and_then(|build| Some((build, build.blocked_because.as_ref()?)));
     let ended = match (waits, look.outcome) {
         (Some((build, because)), _) => {
             let remedy = build.remedy.as_deref().unwrap_or_default();
             let message = format!("version {} of {name} is not live: {because}. {remedy}", build.version);
-            return Err(failure(match unbegun {
-                Some(unbegun) => format!("{message} That may be about an earlier declaration: {unbegun}"),
-                None => message,
+            return Err(failure(match (unbegun, look.settled) {
+                (Some(unbegun), _) => {
+                    format!("{message} That may be about an earlier declaration: {unbegun}")
+                }
+                // An operator's, or that of a daemon with another declaration.
+                (None, Some(serves)) => {
+                    format!("{message} It is not what the configuration declares: version {serves} serves")
+                }
+                (None, None) => message,
             }));
         }
         (None, Outcome::Ended { version, is_live: true }) => {
@@ -91,7 +106,13 @@ fn tell(name: &str, look: &Look) -> anyhow::Result<()> {
             message
         }
         (None, Outcome::Ended { version, is_live: false }) => {
-            format!("version {version} of {name} was given up")
+            let given_up = format!("version {version} of {name} was given up");
+            if let Some(serves) = look.settled {
+                return output::print(&format!(
+                    "version {serves} of {name} is live, and nothing newer is declared ({given_up})"
+                ));
+            }
+            given_up
         }
         (None, Outcome::None | Outcome::UnderWay) => format!("no version of {name} is being built"),
     };

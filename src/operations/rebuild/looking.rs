@@ -7,7 +7,9 @@ use crate::operations::operator::{Operator, OperatorError};
 use crate::operations::status::RebuildStatus;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::Handling;
-use crate::processing::rebuild::{Beside, Build, RebuildRow, Rebuilds, State, list_builds};
+use crate::processing::rebuild::{
+    Beside, Build, LeftOut, RebuildRow, Rebuilds, State, list_builds, list_left_out,
+};
 
 /// What has become of the last rebuild of a projector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,10 @@ pub(crate) struct Look {
     pub(crate) outcome: Outcome,
     /// The declared version, where an older one serves and no build of what is declared has begun, as far as the last one tells.
     pub(crate) unbegun: Option<i32>,
+    /// Why no daemon builds it, where an operator has decided so.
+    pub(crate) left_out: Option<LeftOut>,
+    /// The version that serves, where just that one is declared: nothing else is to be built.
+    pub(crate) settled: Option<i32>,
     /// Whether a daemon has followed another configuration just now, and the version has waited since before.
     pub(crate) is_from_before_reload: bool,
 }
@@ -61,7 +67,12 @@ impl Operator<'_> {
             None => false,
         };
         let unbegun = self.find_unbegun(name, serves, (row.as_ref(), build.as_ref()));
-        Ok(Look { build: build.map(RebuildStatus::from), outcome, unbegun, is_from_before_reload })
+        let declared = self.declaration(name).ok();
+        let raised: Vec<_> = declared.into_iter().filter(|declared| declared.version > serves).collect();
+        let left_out = list_left_out(&mut connection, &self.databases.layout, &raised).await?.remove(name);
+        let settled = declared.filter(|declared| declared.version == serves).map(|_| serves);
+        let build = build.map(RebuildStatus::from);
+        Ok(Look { build, outcome, unbegun, left_out, settled, is_from_before_reload })
     }
 
     fn find_unbegun(
