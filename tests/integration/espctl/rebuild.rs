@@ -157,6 +157,16 @@ async fn a_raised_version_is_built_beside_the_serving_one_and_swapped_in_while_t
         let superseded = older.says("superseded by version 2: the processor is left to it. Declare that version, or go back with `espctl rollback orders`").await;
         assert_eq!(superseded["processor"], "orders", "{superseded}");
     }
+    let status = eventually("nobody has it", async || {
+        Some(fixture.installation.status("orders").await).filter(|status| status["state"] == "stopped")
+    })
+    .await;
+    let advice = status["advice"][0].to_string();
+    assert!(
+        advice.contains("version 2 has gone live, and whoever still declares an older one leaves it alone")
+            && advice.contains("Run `espctl reload`"),
+        "{advice}"
+    );
     standby.stop().await;
     assert_eq!(
         fixture
@@ -755,6 +765,13 @@ async fn a_plan_says_what_a_deploy_would_do_and_whether_something_would_be_lost(
         (planned[0]["processor"].as_str(), planned[0]["action"].as_str()),
         (Some("orders"), Some("leave"))
     );
+    // What has never run cannot be lost.
+    let taken = declaration(1, FIRST.0, FIRST.1).replace("name = 'orders'", "name = 'others'");
+    fixture.installation.declare("orders", &taken);
+    let outcome = fixture.espctl(&["plan"]).await;
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    let said = "would stop or empty what works now: orders; and it would not get this to run: others";
+    assert!(outcome.stderr.contains(said), "{outcome:?}");
     daemon.stop().await;
 }
 

@@ -197,7 +197,7 @@ pub(super) fn examine(expression: &Expr, used: &mut Used) -> Result<(), String> 
         Expr::Identifier(name) if NOT_IMMUTABLE.contains(&name.value.to_lowercase().as_str()) => {
             Err(format!("{} is not immutable", name.value.to_lowercase()))
         }
-        Expr::Identifier(name) => Err(format!("it reads {name}, which is no field of event")),
+        Expr::Identifier(name) => Err(reads_beyond_event(&name.to_string())),
         Expr::Subquery(_) | Expr::Exists { .. } | Expr::In { .. } => {
             Err("it reads tables in a subquery".to_owned())
         }
@@ -214,12 +214,17 @@ fn shortened(expression: &Expr) -> String {
     if text.chars().count() > 40 { text.chars().take(40).collect::<String>() + "…" } else { text }
 }
 
+/// That an expression is made of more than the event. What the name is, a column or a variable, the table and the handler know.
+fn reads_beyond_event(name: &str) -> String {
+    format!("it reads {name}, which is a column of a row that is there, or a variable, and not of event")
+}
+
 /// A field of `event`.
 fn examine_field(parts: &[sqlparser::ast::Ident]) -> Result<(), String> {
     let [record, field] = parts else { return Err("a name has too many parts".to_owned()) };
     let (record, field) = (identifier(record), identifier(field));
     if record != "event" {
-        return Err(format!("it reads {record}.{field}, which is no field of event"));
+        return Err(reads_beyond_event(&format!("{record}.{field}")));
     }
     let is_known = COLUMNS.split(", ").any(|column| column == field);
     if is_known { Ok(()) } else { Err(format!("event has no field {field}")) }
@@ -338,7 +343,9 @@ mod tests {
             ("'Today 10:00'::timestamptz", "may mean another time"),
             ("date 'yesterday'", "may mean another time"),
             ("current_date", "current_date is not immutable"),
-            ("title", "it reads title, which is no field of event"),
+            ("title", "it reads title, which is a column of a row that is there"),
+            ("tags || array['x']", "it reads tags, which is a column of a row that is there"),
+            ("least(t.cheapest, event.id)", "it reads t.cheapest, which is a column of a row that is there"),
             ("my_function(event.id)", "my_function() is not on the list"),
             ("app.lower(event.type)", "function app.lower is not one of PostgreSQL's own"),
             ("(select 1)", "it reads tables in a subquery"),

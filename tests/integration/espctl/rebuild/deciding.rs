@@ -1,6 +1,7 @@
 //! What operators have decided is remembered, whatever daemons build in between; and what no daemon builds is not said to be built.
 
 use super::*;
+use crate::espctl::roles::Roles;
 
 const CHANGED: (&str, &str) =
     ("n bigint, tenant text", "insert into orders values (event.id, event.id % 2, 'a')");
@@ -345,6 +346,145 @@ async fn a_raised_version_that_needs_a_table_of_another_processor_is_not_said_to
         "{plan:?}"
     );
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn plan_and_check_say_how_far_a_version_is_that_is_built_and_what_becomes_of_it() {
+    let (fixture, daemon) = building().await;
+    let manual = |version| with(version, WIDER, "approve = 'manual'");
+    fixture.installation.declare("orders", &manual(2));
+    assert_eq!(fixture.espctl(&["reload"]).await.code, Some(0));
+    fixture.comes_to(WAITS, "2").await;
+
+    let far = "version 2 beside it is built and waits: position 5 of 5 (100 %), 5 events handled";
+    let because = "it is not live: its declaration says approve = \"manual\"";
+    for command in ["plan", "check"] {
+        let said = fixture.espctl(&[command]).await.printed();
+        assert!(said.contains(far) && said.contains(because), "{command}: {said}");
+        assert!(!said.contains("builds version 2"), "{command}: {said}");
+    }
+    // Another declaration gives it up, and so does the one of before.
+    for (declared, goes_on) in
+        [(manual(3), "builds version 3 beside it"), (declaration(1, FIRST.0, FIRST.1), "goes on")]
+    {
+        fixture.installation.declare("orders", &declared);
+        let said = fixture.espctl(&["plan"]).await.printed();
+        assert!(said.contains(goes_on), "{said}");
+        let given_up = "version 2 beside it, which is built and waits: position 5 of 5";
+        for command in ["plan", "check"] {
+            let said = fixture.espctl(&[command]).await.printed();
+            assert!(
+                said.contains(given_up) && said.contains("is given up, with what was built"),
+                "{command}: {said}"
+            );
+        }
+    }
+    // What is declared now serves, whatever was given up for it.
+    assert_eq!(fixture.espctl(&["reload"]).await.code, Some(0));
+    let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await.printed();
+    let serves =
+        "version 1 of orders is live, and nothing newer is declared (version 2 of orders was given up)\n";
+    assert!(watch.ends_with(serves), "{watch}");
+    assert_eq!(fixture.fact(LAST).await, "2 aborted");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_readers_would_miss_in_a_raised_version_is_said_before_it_is_built() {
+    let (fixture, daemon) = building().await;
+    let narrower = declaration(2, "n text", "insert into orders values (event.id, event.id % 3)");
+    let elsewhere =
+        narrower.replace("orders = 'id bigint primary key, n text'", "sales = 'id bigint primary key'");
+    let elsewhere = elsewhere
+        .replace("insert into orders values (event.id, event.id % 3)", "insert into sales values (event.id)");
+    let elsewhere = elsewhere
+        .lines()
+        .filter(|line| !line.starts_with("ddl"))
+        .map(|line| format!("{line}\n"))
+        .collect::<String>();
+    let keyed = narrower
+        .replace("id bigint primary key, n text", "id bigint, n text, extra int, primary key (n, id)");
+    for (declared, losses) in [
+        (&elsewhere, "; once it is live, the table orders would be gone (kept in schema public_orders_v1)"),
+        (
+            &keyed,
+            "; once it is live, orders would lack tenant, and the primary key of orders would be (n, id) instead of (id)",
+        ),
+    ] {
+        fixture.installation.declare("orders", declared);
+        for command in ["plan", "check"] {
+            let said = fixture.espctl(&[command]).await.printed();
+            assert!(said.contains(losses), "{command}: {said}");
+        }
+    }
+    let said = fixture.espctl(&["rebuild", "orders", "--dry-run"]).await;
+    let columns = "other columns, not compared: extra (new), tenant (gone), n (of another type); a prepared";
+    assert!(said.code == Some(1) && said.stdout.contains(columns), "{said:?}");
+    let key = "the primary key would be (n, id) instead of (id), so whole rows were compared";
+    assert!(said.stdout.contains(key) && !said.stdout.contains("nothing differs"), "{said:?}");
+    // Nor does it go live unasked where nothing else differs.
+    fixture.installation.declare(
+        "orders",
+        &declaration(2, FIRST.0, FIRST.1).replace(
+            "id bigint primary key, n bigint, tenant text",
+            "id bigint, n bigint, tenant text, primary key (n, id)",
+        ),
+    );
+    assert_eq!(fixture.espctl(&["reload"]).await.code, Some(0));
+    let because = "select blocked_because from espd.build_progress";
+    fixture.comes_to(because, "the primary key of orders would be (n, id) instead of (id)").await;
+    daemon.stop().await;
+}
+
+/// A role of daemons without the right to make schemas.
+#[tokio::test]
+async fn the_right_to_build_versions_is_named_by_doctor_plan_check_and_status_with_the_grant() {
+    let roles = Roles::create().await;
+    let (daemon, _) = roles.login("espd_daemon").await;
+    let name = &roles.db.name;
+    execute(&roles.db.pool, &format!("revoke create on database {name} from espd_daemon")).await;
+    daemon.declare("orders", &declaration(1, FIRST.0, FIRST.1));
+    append(&roles.db.pool, 5).await;
+    let running = daemon.start_daemon();
+    reaches(&roles.db.pool, "orders", 5).await;
+    let grant = format!("grant create on database {name} to espd_daemon;");
+    let doctor = daemon.espctl(&["doctor"]).await;
+    assert!(
+        doctor.stdout.contains("makes no schemas, so no version of a projector is built beside")
+            && doctor.stdout.contains(&grant),
+        "{doctor:?}"
+    );
+
+    daemon.declare("orders", &declaration(2, WIDER.0, WIDER.1));
+    let lacks = format!(
+        "role espd_daemon may make no schemas in database {name}, and each version has one of its own: `{grant}`"
+    );
+    for command in ["plan", "check"] {
+        let said = daemon.espctl(&[command]).await.printed();
+        let cannot = format!("version 2 cannot be built beside it, because {lacks}");
+        assert!(said.contains(&cannot), "{command}: {said}");
+    }
+    assert_eq!(daemon.espctl(&["reload"]).await.code, Some(0));
+    let because = eventually("the build says why it does not begin", async || {
+        let status = daemon.status("orders").await;
+        status["rebuild"]["blocked_because"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert_eq!(because, format!("nothing was done: {lacks} gives it that right"));
+    let refused = daemon.espctl(&["rebuild", "orders", "--dry-run"]).await.complained(1);
+    assert!(refused.contains(&lacks), "{refused}");
+
+    execute(&roles.db.pool, &grant).await;
+    let doctor = daemon.espctl(&["doctor"]).await;
+    assert!(doctor.stdout.contains("role espd_daemon may run processors"), "{doctor:?}");
+    daemon.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    // Any other right that is missing is told in the server's words, without the driver's, and as what it is.
+    execute(&roles.db.pool, "revoke insert, update on espd.rebuilds from espd_daemon").await;
+    daemon.declare("orders", &declaration(3, CHANGED.0, CHANGED.1));
+    let refused = daemon.espctl(&["rebuild", "orders", "--yes"]).await.complained(1);
+    let said = "error: permission denied for table rebuilds (a right that espd's role lacks, so it has to be granted)";
+    assert!(refused.contains(said), "{refused}");
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -105,6 +105,8 @@ async fn a_raised_version_goes_live_by_itself_where_nothing_differs_and_waits_fo
         let said = fixture.espctl(&[command]).await.printed();
         assert!(said.contains(left_out) && !said.contains("a daemon does by itself"), "{command}: {said}");
     }
+    let watch = fixture.espctl(&["rebuild", "orders", "--watch"]).await.complained(1);
+    assert!(watch.contains("version 2 of orders is live, and ") && watch.contains(left_out), "{watch}");
     let said = fixture.espctl(&["status"]).await.printed();
     assert!(said.contains(&left_out.replacen('v', "V", 1)), "{said}");
     daemon.stop().await;
