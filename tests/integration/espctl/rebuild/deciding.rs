@@ -477,14 +477,14 @@ async fn the_right_to_build_versions_is_named_by_doctor_plan_check_and_status_wi
     execute(&roles.db.pool, &grant).await;
     let doctor = daemon.espctl(&["doctor"]).await;
     assert!(doctor.stdout.contains("role espd_daemon may run processors"), "{doctor:?}");
-    daemon.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    eventually("version 2 serves", async || (fact(&roles.db.pool, SERVES).await == "2").then_some(())).await;
+    running.stop().await;
     // Any other right that is missing is told in the server's words, without the driver's, and as what it is.
     execute(&roles.db.pool, "revoke insert, update on espd.rebuilds from espd_daemon").await;
     daemon.declare("orders", &declaration(3, CHANGED.0, CHANGED.1));
     let refused = daemon.espctl(&["rebuild", "orders", "--yes"]).await.complained(1);
     let said = "error: permission denied for table rebuilds (a right that espd's role lacks, so it has to be granted)";
     assert!(refused.contains(said), "{refused}");
-    running.stop().await;
 }
 
 #[tokio::test]
