@@ -68,9 +68,8 @@ fn read(declaration: &ProcessorDeclaration, scope: &SqlScope) -> Result<Vec<Stat
     let read = || {
         let handlers = declaration.handlers().iter().enumerate();
         let statements = handlers.map(|(place, handler)| {
-            recognise_handler(declaration, handler, scope).map_err(|reason| {
-                format!("handler {} does not show which rows it writes: {reason}. {ADVICE}", place + 1)
-            })
+            recognise_handler(declaration, handler, scope)
+                .map_err(|reason| format!("handler {} cannot be read: {reason}. {ADVICE}", place + 1))
         });
         statements.collect::<Result<Vec<_>, String>>()
     };
