@@ -10,7 +10,7 @@ use crate::store::{AppendError, ReadError};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// The store could not be read. Try again.
+    /// The store could not be read. [`ReadError::is_transient`] says whether trying again may help.
     #[error(transparent)]
     Unavailable(#[from] ReadError),
     /// An event of the stream is of a type that the aggregate does not know ([`UnknownEvents`](super::UnknownEvents)).
@@ -87,10 +87,12 @@ impl<R> ExecuteError<R> {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::Load(LoadError::Unavailable(ReadError::Database(_)))
-                | Self::Append(AppendError::Database(_) | AppendError::ConditionFailed { .. })
-                | Self::Conflict { is_final: false, .. }
-        )
+            Self::Append(AppendError::ConditionFailed { .. }) | Self::Conflict { is_final: false, .. }
+        ) || match self {
+            Self::Load(LoadError::Unavailable(error)) => error.is_transient(),
+            Self::Append(error) => error.is_transient(),
+            _ => false,
+        }
     }
 }
 

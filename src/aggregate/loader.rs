@@ -44,7 +44,7 @@ impl<S: EventStore> Loader<S> {
         kept: &mut Kept,
         id: &Id<A>,
     ) -> Result<Loaded<A>, LoadError> {
-        let mut loaded = self.begin(id, Version::MAX).await;
+        let mut loaded = self.begin(id, Version::MAX).await?;
         self.catch_up(kept, &mut loaded).await?;
         if let Some(snapshots) = &self.snapshots {
             snapshots.keep(&loaded);
@@ -58,19 +58,19 @@ impl<S: EventStore> Loader<S> {
         id: &Id<A>,
         version: Version,
     ) -> Result<Loaded<A>, LoadError> {
-        let mut loaded = self.begin(id, version).await;
+        let mut loaded = self.begin(id, version).await?;
         let events = self.store.read_aggregate(id.get().clone(), loaded.version.next(), Some(version));
         loaded.take_in_all(events).await?;
         Ok(loaded)
     }
 
     /// The aggregate as of its snapshot, or before its first event.
-    async fn begin<A: Aggregate>(&self, id: &Id<A>, upto: Version) -> Loaded<A> {
+    async fn begin<A: Aggregate>(&self, id: &Id<A>, upto: Version) -> Result<Loaded<A>, LoadError> {
         let of_snapshot = match &self.snapshots {
-            Some(snapshots) => snapshots.load(id, upto).await,
+            Some(snapshots) => snapshots.load(id, upto).await?,
             None => None,
         };
-        of_snapshot.unwrap_or_else(|| Loaded::absent(id.clone()))
+        Ok(of_snapshot.unwrap_or_else(|| Loaded::absent(id.clone())))
     }
 
     /// Takes in what has happened since the aggregate was loaded.

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use super::{SnapshotFormat, SnapshotKey, SnapshotStore};
 use crate::aggregate::{Aggregate, Id, Loaded, SnapshotError};
 use crate::event::Version;
+use crate::store::ReadError;
 
 /// How many snapshots are written at the same time. Those beyond are left to whoever loads the aggregate next.
 const WRITES_MAX: usize = 2;
@@ -35,18 +36,23 @@ impl SnapshotKeeper {
     }
 
     /// The aggregate as of its snapshot, if there is one that can be used.
+    ///
+    /// # Errors
+    /// No connection became free in time. Whoever waits for another one after that waits twice as long.
     pub(in crate::aggregate) async fn load<A: Aggregate>(
         &self,
         id: &Id<A>,
         upto: Version,
-    ) -> Option<Loaded<A>> {
-        let format = A::snapshots()?;
+    ) -> Result<Option<Loaded<A>>, ReadError> {
+        let Some(format) = A::snapshots() else { return Ok(None) };
         let key = format.key(id.get());
         let snapshot = match self.store.load(&key, upto).await {
-            Ok(snapshot) => snapshot?,
-            Err(error) => return self.note(&key, &error.to_string()),
+            Ok(Some(snapshot)) => snapshot,
+            Ok(None) => return Ok(None),
+            Err(error) if error.is_of_full_pool() => return Err(error),
+            Err(error) => return Ok(self.note(&key, &error.to_string())),
         };
-        match (format.read)(&snapshot.state) {
+        Ok(match (format.read)(&snapshot.state) {
             Ok(state) => Some(Loaded {
                 id: id.clone(),
                 version: snapshot.version,
@@ -55,7 +61,7 @@ impl SnapshotKeeper {
                 state,
             }),
             Err(error) => self.note(&key, &error.to_string()),
-        }
+        })
     }
 
     /// Writes a snapshot in the background, if enough has been read since the last one.

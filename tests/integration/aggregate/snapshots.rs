@@ -72,6 +72,27 @@ async fn wait_for_snapshot(pool: &PgPool, aggregate_id: &AggregateId, version: i
     }
 }
 
+#[tokio::test]
+async fn who_holds_the_only_connection_is_told_so_after_one_wait() {
+    let (pool, _) = store().await;
+    let patience = std::time::Duration::from_secs(2);
+    let options = sqlx::postgres::PgPoolOptions::new().max_connections(1).acquire_timeout(patience);
+    let pool = options.connect_with((*pool.connect_options()).clone()).await.unwrap();
+    let postgres =
+        PostgresEventStore::new(pool.clone(), espd::store::Layout::espd(crate::support::SCHEMA).unwrap());
+    let snapshots = PostgresSnapshots::of(&postgres).unwrap();
+    let repository = Repository::new(postgres).with_snapshots(snapshots);
+    let id: Id<Often> = Id::generate();
+    let holding = pool.begin().await.unwrap();
+    let began = std::time::Instant::now();
+    let refused = repository.load(&id).await.unwrap_err();
+    assert!(began.elapsed() < patience * 2, "{:?}", began.elapsed());
+    assert!(refused.to_string().contains("no connection of the pool became free in time"), "{refused}");
+    assert_eq!(repository.snapshot_failures(), 0);
+    holding.rollback().await.unwrap();
+    repository.load(&id).await.unwrap();
+}
+
 /// At every prefix, of the stream and of the snapshot.
 #[tokio::test]
 async fn the_state_is_the_same_with_and_without_a_snapshot() {
