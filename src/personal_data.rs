@@ -56,6 +56,7 @@ pub use self::keys::{KeyError, MasterKey, MemoryKeys, SubjectKey, SubjectKeys, S
 pub use self::personal::Personal;
 use self::seal::{Sealing, is_sealed_in, may_be_sealed, open_all, subjects_of_sealed};
 use crate::event::{Event, EventType, NewEvent, PersonalFields};
+use crate::postgres::sqlstate::may_succeed_later;
 use crate::store::BodyCodec;
 
 /// Which fields of which events are personal, and the keys: a codec for stores and processors. Clones share the keys.
@@ -119,6 +120,14 @@ impl PersonalData {
     }
 }
 
+/// The error of a codec: whether repeating may help is said by its kind.
+fn as_it_lasts(error: Arc<KeyError>) -> Box<dyn Error + Send + Sync> {
+    match &*error {
+        KeyError::Database(answer) if may_succeed_later(answer) => Box::new(error),
+        _ => Box::new(sqlx::Error::Configuration(Box::new(error))),
+    }
+}
+
 #[async_trait]
 impl BodyCodec for PersonalData {
     fn encode(&self, event: &NewEvent) -> Result<Box<RawValue>, Box<dyn Error + Send + Sync>> {
@@ -166,7 +175,7 @@ impl BodyCodec for PersonalData {
                 self.sealings(&event.event_type).iter().flat_map(|sealing| sealing.subjects(event))
             })
             .collect();
-        Ok(self.keyring.fetch(subjects, Missing::Create).await?)
+        self.keyring.fetch(subjects, Missing::Create).await.map_err(as_it_lasts)
     }
 
     async fn before_decoding(&self, events: &[&Event]) -> Result<(), Box<dyn Error + Send + Sync>> {

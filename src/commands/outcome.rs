@@ -249,8 +249,8 @@ impl Outcome {
                 let message = "another writer was faster; try again, with the same command id".to_owned();
                 Self::Unavailable(Problem { message, cause: chain(&error) })
             }
-            AppendError::Database(_) => Self::unavailable(&error),
-            other @ AppendError::UuidReused { .. } => Self::failed(&other),
+            AppendError::Database(_) if error.is_transient() => Self::unavailable(&error),
+            other @ (AppendError::Database(_) | AppendError::UuidReused { .. }) => Self::failed(&other),
         }
     }
 }

@@ -13,6 +13,9 @@ use sqlx::{Decode, Encode, Type};
 /// Where PostgreSQL's time begins: 1 January 2000, in microseconds since 1970.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
 
+/// The first microsecond that PostgreSQL has (24 November 4714 BC), since 1970.
+const FIRST_MICROS: i64 = -210_866_803_200_000_000;
+
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
 /// A point in time to the microsecond, exactly as a column of type `timestamptz` has it.
@@ -42,6 +45,14 @@ impl StoredTime {
             .then(|| self.0.checked_add(EPOCH_MICROS))
             .flatten()
             .and_then(DateTime::from_timestamp_micros)
+    }
+
+    /// A moment to compare with: [`Self::NEGATIVE_INFINITY`] in the place of one that is earlier than all that PostgreSQL has, which it
+    /// would refuse.
+    pub(crate) fn no_earlier_than(time: DateTime<Utc>) -> Self {
+        Some(time)
+            .filter(|time| time.timestamp_micros() >= FIRST_MICROS)
+            .map_or(Self::NEGATIVE_INFINITY, Self::from)
     }
 
     /// A moment given as PostgreSQL's binary format has it: microseconds since 1 January 2000.

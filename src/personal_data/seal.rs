@@ -91,7 +91,10 @@ impl Sealing {
                 }
                 let subject = self.subject_at(event, place);
                 let subject = subject.ok_or_else(|| {
-                    format!("the personal field {} has no subject: that is a text or a number", place.path)
+                    format!(
+                        "the personal field {} has no subject: that is a text without NUL, or a number",
+                        place.path
+                    )
                 })?;
                 let keys = keys_of(&subject)?;
                 let (number, key) =
@@ -111,7 +114,9 @@ impl Sealing {
         let Some(pointer) = &self.subject else { return Some(event.aggregate_id.to_string()) };
         let found = pointer.find(&event.body, place)?;
         match serde_json::from_str(found.get()).ok()? {
-            serde_json::Value::String(subject) if !subject.is_empty() => Some(subject),
+            serde_json::Value::String(subject) if !subject.is_empty() && !subject.contains('\0') => {
+                Some(subject)
+            }
             serde_json::Value::Number(_) => Some(found.get().to_owned()),
             _ => None,
         }

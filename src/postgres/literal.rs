@@ -65,14 +65,16 @@ fn without_nul(json: String) -> String {
     kept + rest
 }
 
+/// The longest duration that [`interval`] writes: a thousand years.
+pub(crate) const INTERVAL_MAX: Duration = Duration::from_secs(1_000 * 365 * 86_400);
+
 /// Writes a duration as a literal of type `interval`. A duration over a thousand years is cut.
 ///
 /// Minutes and microseconds: before PostgreSQL 15 no field of an interval may be over 32 bits, and 36 minutes have more
 /// microseconds than that.
 pub(crate) fn interval(duration: Duration) -> String {
-    const LONGEST: u128 = 1_000 * 365 * 86_400 * 1_000_000;
     const MINUTE: u128 = 60_000_000;
-    let all = duration.as_micros().min(LONGEST);
+    let all = duration.min(INTERVAL_MAX).as_micros();
     format!("'{} minutes {} microseconds'::interval", all / MINUTE, all % MINUTE)
 }
 

@@ -93,6 +93,26 @@ pub(crate) fn is_no_answer(error: &sqlx::Error) -> bool {
     is_infrastructure_error(error) && !is_missing_right(error)
 }
 
+/// Whether the same statement may well succeed when it is repeated later: nothing has answered, or what has answered could not do it at
+/// the moment. What a server refuses for another reason it will refuse again.
+pub(crate) fn may_succeed_later(error: &sqlx::Error) -> bool {
+    use sqlx::Error as E;
+    match error {
+        E::Database(answer) if answer.try_downcast_ref::<PgDatabaseError>().is_some() => {
+            is_no_answer(error) || answer.code().as_deref().is_some_and(is_of_session)
+        }
+        E::Configuration(_)
+        | E::Encode(_)
+        | E::Decode(_)
+        | E::ColumnDecode { .. }
+        | E::ColumnNotFound(_)
+        | E::ColumnIndexOutOfBounds { .. }
+        | E::TypeNotFound { .. }
+        | E::RowNotFound => false,
+        _ => true,
+    }
+}
+
 /// Whether the server, or a pooler before it, has ended the session with this error.
 fn has_ended_session(answer: &dyn DatabaseError) -> bool {
     let severity = answer.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);

@@ -40,7 +40,8 @@ pub trait BodyCodec: Debug + Send + Sync + 'static {
     /// encoded without this, so [`Self::encode`] has to do without it.
     ///
     /// # Errors
-    /// What it takes is not there now. Nothing is appended; the same append may be repeated.
+    /// What it takes is not there now. Nothing is appended; the same append may be repeated. An error of `sqlx` counts as one of the
+    /// store, so `sqlx::Error::Configuration` says that repeating does not help.
     async fn before_encoding(&self, _events: &[NewEvent]) -> Result<(), Box<dyn Error + Send + Sync>> {
         Ok(())
     }

@@ -56,6 +56,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Tag, UniqueKey, Version};
+use crate::postgres::sqlstate::may_succeed_later;
 
 pub(crate) use appended_hook::AppendedClosure;
 pub use codec::BodyCodec;
@@ -277,12 +278,18 @@ pub enum AppendError {
         owner: AggregateId,
     },
     /// The database refused for another reason, or could not be reached. The same append may be
-    /// repeated: it stores nothing twice.
-    #[error("failed to append events")]
+    /// repeated: it stores nothing twice. [`Self::is_transient`] says whether that may help.
+    #[error("failed to append events{}", explain_pool(.0))]
     Database(#[from] sqlx::Error),
 }
 
 impl AppendError {
+    /// Whether the same append may well succeed when it is repeated later: the database, or what the codec needs, could not be reached, or could
+    /// not do it at the moment. What is refused for another reason, such as a table that is missing, is refused again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Database(error) if may_succeed_later(error))
+    }
+
     /// The same error with the index that the event has in a longer append, in which `count` events come before.
     fn counting_from(self, count: usize) -> Self {
         match self {
@@ -299,8 +306,8 @@ impl AppendError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// The database refused, or could not be reached.
-    #[error("failed to read events")]
+    /// The database refused, or could not be reached. [`Self::is_transient`] says whether trying again may help.
+    #[error("failed to read events{}", explain_pool(.0))]
     Database(#[from] sqlx::Error),
     /// The codec of the store cannot decode the body of an event.
     #[error("the body of event {position} cannot be decoded: {reason}")]
@@ -332,12 +339,33 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// Whether the same read may well succeed when it is repeated later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Database(error) if may_succeed_later(error))
+    }
+
+    /// Whether no connection became free in time.
+    pub(crate) fn is_of_full_pool(&self) -> bool {
+        matches!(self, Self::Database(sqlx::Error::PoolTimedOut))
+    }
+
     /// The same error as one of the driver, for those who read in a transaction and follow nothing.
     pub(crate) fn into_database_error(self) -> sqlx::Error {
         match self {
             Self::Database(error) => error,
             other => sqlx::Error::Decode(other.into()),
         }
+    }
+}
+
+/// The end of a message, where the reason is one that the caller may be himself.
+fn explain_pool(error: &sqlx::Error) -> &'static str {
+    match error {
+        sqlx::Error::PoolTimedOut => {
+            ": no connection of the pool became free in time. Whoever holds one, by a transaction or an open stream, and waits for \
+             another needs a pool that has more"
+        }
+        _ => "",
     }
 }
 

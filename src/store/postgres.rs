@@ -33,7 +33,7 @@ use super::{
     AppendCondition, AppendError, ConsistencyToken, EventStore, EventStream, Kept, ReadError, TagQuery,
     TaggedEvents, validity,
 };
-use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
+use crate::event::{AggregateId, Appended, Event, NewEvent, Position, StoredTime, Version};
 use crate::postgres::connector::Connector;
 use crate::postgres::error::chain;
 use crate::postgres::transaction;
@@ -206,7 +206,8 @@ impl PostgresEventStore {
     /// Appends as part of the caller's own transaction on `connection`, in the same way as
     /// [`EventStore::append`].
     ///
-    /// After an error the transaction can only be rolled back (to a savepoint). Deadlocks and
+    /// A connection on which no transaction is open is refused ([`AppendError::Invalid`]): many events are stored by several
+    /// statements, of which the first would stay. After an error the transaction can only be rolled back (to a savepoint). Deadlocks and
     /// serialization failures are for the caller to retry, with the whole transaction. Once it is
     /// committed, say so by [`Uncommitted::committed`], or have it committed by [`Uncommitted::commit`]: then those who follow the
     /// store need not wait until they look next, and what [`Self::on_appended`] names is called.
@@ -217,6 +218,7 @@ impl PostgresEventStore {
     ) -> Result<Uncommitted, AppendError> {
         let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
+        connection::require_transaction(connection).await?;
         let appended = append::append_in_transaction(self.statements.append()?, connection, events).await?;
         Ok(Uncommitted::new(self, appended))
     }
@@ -369,7 +371,9 @@ impl EventStore for PostgresEventStore {
         time: DateTime<Utc>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
         self.stream(
-            sqlx::query(self.statements.read_aggregate_until.clone()).bind(aggregate_id.as_uuid()).bind(time),
+            sqlx::query(self.statements.read_aggregate_until.clone())
+                .bind(aggregate_id.as_uuid())
+                .bind(StoredTime::no_earlier_than(time)),
         )
     }
 
@@ -388,7 +392,7 @@ impl EventStore for PostgresEventStore {
 
     async fn position_at(&self, time: DateTime<Utc>) -> Result<Position, ReadError> {
         let found = sqlx::query_scalar(self.statements.find_position_at.clone())
-            .bind(time)
+            .bind(StoredTime::no_earlier_than(time))
             .fetch_optional(&self.pool)
             .await?;
         Ok(found.unwrap_or_default())

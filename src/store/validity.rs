@@ -4,16 +4,13 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
 use super::{AppendError, jsonb};
-use crate::event::{AggregateId, NewEvent, Tag, UniqueKey};
+use crate::event::{AggregateId, NewEvent, StoredTime, Tag, UniqueKey};
 
 /// Longest JSON text of a body or of metadata, in bytes: about what jsonb can hold.
 const JSON_LENGTH_MAX: usize = 255 << 20;
 
 /// Longest tag, scope or key, in bytes.
 const NAME_LENGTH_MAX: usize = 1_000;
-
-/// The first microsecond that PostgreSQL can store (24 November 4714 BC), since 1970.
-const CREATED_AT_MIN_MICROS: i64 = -210_866_803_200_000_000;
 
 /// Refuses an append that cannot succeed, naming the first invalid event.
 pub(super) fn check(events: &[NewEvent]) -> Result<(), AppendError> {
@@ -104,5 +101,5 @@ pub(crate) fn find_bad_text(json: &RawValue) -> Option<&'static str> {
 }
 
 fn is_too_early(time: DateTime<Utc>) -> bool {
-    time.timestamp_micros() < CREATED_AT_MIN_MICROS
+    StoredTime::no_earlier_than(time) == StoredTime::NEGATIVE_INFINITY
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::event::StoredTime;
-use crate::postgres::literal::interval;
+use crate::postgres::literal::{INTERVAL_MAX, interval};
 use crate::postgres::quote::quote_literal;
 
 /// When an event is to be emitted, by the clock of the database.
@@ -22,16 +22,13 @@ pub enum Due {
     After(Duration),
 }
 
-/// The longest delay of an emission.
-const DELAY_MAX: Duration = Duration::from_secs(1_000 * 365 * 86_400);
-
 impl Due {
     /// After a delay.
     ///
     /// # Errors
     /// It is longer than a thousand years.
     pub(crate) fn after(delay: Duration) -> Result<Self, &'static str> {
-        if delay > DELAY_MAX {
+        if delay > INTERVAL_MAX {
             Err("the delay is longer than a thousand years")
         } else {
             Ok(Self::After(delay))

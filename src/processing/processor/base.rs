@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::batch::{Batch, BatchQuery};
 use super::tables::{Fit, HandledBy, Replaced, Tables, describe_missing, find_missing, fingerprint};
 use super::{BatchRequest, Events, ProcessorError};
-use crate::event::Position;
+use crate::event::{Position, StoredTime};
 use crate::postgres::literal::{fetch_optional, simple};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark;
@@ -121,7 +121,7 @@ impl ProcessorBase {
             "-- find_starting_position
              select coalesce(min(id) - 1, {now}) from {} where created_at >= {} and id <= {now}",
             self.events.layout().events_table(),
-            quote_literal(&time.to_rfc3339())
+            quote_literal(&StoredTime::no_earlier_than(time).to_string())
         );
         self.read_position(connection, statement).await
     }

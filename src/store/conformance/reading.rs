@@ -89,6 +89,9 @@ pub(super) async fn an_aggregate_is_read_up_to_a_time(store: Store) {
     assert_eq!(read(2).await, [1, 2, 3, 4]);
     assert_eq!(read(999_999).await, [1, 2, 3, 4]);
     assert_eq!(read(1_000_000).await, [1, 2, 3, 4, 5]);
+    for (time, expected) in [(DateTime::<Utc>::MIN_UTC, 0), (DateTime::<Utc>::MAX_UTC, 5)] {
+        assert_eq!(collect(store.read_aggregate_until(a.into(), time)).await.len(), expected);
+    }
     assert!(collect(store.read_aggregate_until(Uuid::new_v4().into(), time(9))).await.is_empty());
 }
 
@@ -138,6 +141,11 @@ pub(super) async fn the_position_at_a_time_is_exact(store: Store) {
     assert_eq!(read(1).await, stored[2]);
     assert_eq!(read(2).await, stored[4]);
     assert_eq!(read(2_000_000).await, stored[4]);
+    for (time, expected) in
+        [(DateTime::<Utc>::MIN_UTC, Position::START), (DateTime::<Utc>::MAX_UTC, stored[4])]
+    {
+        assert_eq!(store.position_at(time).await.expect("the store reads"), expected);
+    }
 }
 
 pub(super) async fn the_latest_id_may_be_asked_for_by_type(store: Store) {

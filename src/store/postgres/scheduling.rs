@@ -10,9 +10,10 @@ use uuid::Uuid;
 
 use super::parameter::Jsonb;
 use super::sql_text::sql;
-use super::{PostgresEventStore, refusal};
-use crate::event::{AggregateId, NewEvent, Version};
-use crate::postgres::literal::interval;
+use super::{PostgresEventStore, connection, refusal};
+use crate::event::{AggregateId, NewEvent, StoredTime, Version};
+use crate::postgres::literal::{INTERVAL_MAX, interval};
+use crate::postgres::quote::quote_literal;
 use crate::store::{AppendError, validity};
 
 /// When events are to be appended, by the clock of the database.
@@ -77,17 +78,20 @@ impl PostgresEventStore {
     ///
     /// # Errors
     /// As for [`append`](crate::store::EventStore::append). An event that expects a version is invalid: nobody knows the version
-    /// of that time.
+    /// of that time. So is a delay of more than a thousand years, and a time that PostgreSQL does not have.
     pub async fn append_at(
         &self,
         time: impl Into<AppendTime> + Send,
         key: Option<&str>,
         events: &[NewEvent],
     ) -> Result<(), AppendError> {
-        self.append_at_in(&mut *self.pool.acquire().await?, time, key, events).await
+        self.schedule(&mut *self.pool.acquire().await?, time.into(), key, events).await
     }
 
     /// Appends events at a later time, as [`Self::append_at`] does, as part of the caller's own transaction on `connection`.
+    ///
+    /// # Errors
+    /// As for [`Self::append_at`]. No transaction is open: see [`Self::append_in`].
     pub async fn append_at_in(
         &self,
         connection: &mut PgConnection,
@@ -95,12 +99,30 @@ impl PostgresEventStore {
         key: Option<&str>,
         events: &[NewEvent],
     ) -> Result<(), AppendError> {
+        let time = time.into();
+        connection::require_transaction(connection).await?;
+        self.schedule(connection, time, key, events).await
+    }
+
+    async fn schedule(
+        &self,
+        connection: &mut PgConnection,
+        time: AppendTime,
+        key: Option<&str>,
+        events: &[NewEvent],
+    ) -> Result<(), AppendError> {
         let function = &self.statements.append()?.append.append_at;
         let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
         validity::refuse_tags(events, "what is appended later")?;
-        let time = match time.into() {
-            AppendTime::At(time) => format!("'{}'::timestamptz", time.to_rfc3339()),
+        let time = match time {
+            AppendTime::At(time) => {
+                format!("{}::timestamptz", quote_literal(&StoredTime::from(time).to_string()))
+            }
+            AppendTime::After(delay) if delay > INTERVAL_MAX => {
+                let reason = "the delay is longer than a thousand years".to_owned();
+                return Err(AppendError::Invalid { index: None, reason });
+            }
             AppendTime::After(delay) => format!("clock_timestamp() + {}", interval(delay)),
         };
         let described: Vec<Scheduled<'_>> = events.iter().map(Scheduled::from).collect();
@@ -117,15 +139,23 @@ impl PostgresEventStore {
     /// # Errors
     /// The database refused, or could not be reached.
     pub async fn cancel_scheduled(&self, key: &str) -> Result<bool, AppendError> {
-        self.cancel_scheduled_in(&mut *self.pool.acquire().await?, key).await
+        self.cancel(&mut *self.pool.acquire().await?, key).await
     }
 
     /// Cancels as [`Self::cancel_scheduled`] does, as part of the caller's own transaction on `connection`.
+    ///
+    /// # Errors
+    /// As for [`Self::cancel_scheduled`]. No transaction is open: see [`Self::append_in`].
     pub async fn cancel_scheduled_in(
         &self,
         connection: &mut PgConnection,
         key: &str,
     ) -> Result<bool, AppendError> {
+        connection::require_transaction(connection).await?;
+        self.cancel(connection, key).await
+    }
+
+    async fn cancel(&self, connection: &mut PgConnection, key: &str) -> Result<bool, AppendError> {
         let statement =
             format!("-- cancel_scheduled\nselect {}($1)", self.statements.append()?.append.cancel_scheduled);
         let query = sqlx::query_scalar(sql(statement)).persistent(false).bind(key);

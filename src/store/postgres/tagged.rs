@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Row as _, SqlStr};
 
 use super::sql_text::sql;
-use super::{PostgresEventStore, Uncommitted, append, row};
+use super::{PostgresEventStore, Uncommitted, append, connection, row};
 use crate::event::{Appended, NewEvent, Position};
 use crate::store::layout::Layout;
 use crate::store::upcast::stored_types;
@@ -52,7 +52,8 @@ impl PostgresEventStore {
     /// Several calls in one transaction lock in the order of the calls: deadlocks are possible, and for the caller to retry.
     ///
     /// # Errors
-    /// As of [`EventStore::append_if`](crate::store::EventStore::append_if). Then the transaction can only be rolled back.
+    /// As of [`EventStore::append_if`](crate::store::EventStore::append_if). Then the transaction can only be rolled back. No
+    /// transaction is open: see [`Self::append_in`].
     pub async fn append_if_in(
         &self,
         connection: &mut PgConnection,
@@ -62,6 +63,7 @@ impl PostgresEventStore {
         let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
         condition.check()?;
+        connection::require_transaction(connection).await?;
         let (statements, condition) = (self.statements.append()?, self.condition_as_stored(condition));
         let appended = append::append_tagged(statements, connection, events, Some(&condition)).await?;
         Ok(Uncommitted::new(self, appended))

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
+use super::functions::append_on;
 use super::refusal;
 use crate::support::facts::eventually;
 use crate::support::program::Installation;
@@ -392,8 +393,8 @@ async fn who_may_append_is_checked_and_needs_no_other_right() {
     let mut connection = db.pool.acquire().await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(format!("set role {role}"))).execute(&mut *connection).await.unwrap();
     let a = Uuid::new_v4();
-    assert_refused(store.append_in(&mut connection, &[checked(a, r#"{"n": 0}"#)]).await, 0);
-    store.append_in(&mut connection, &[checked(a, r#"{"n": 1}"#)]).await.unwrap();
+    assert_refused(append_on(&store, &mut connection, &[checked(a, r#"{"n": 0}"#)]).await, 0);
+    append_on(&store, &mut connection, &[checked(a, r#"{"n": 1}"#)]).await.unwrap();
     connection.close().await.unwrap();
     let drop_role = format!("drop owned by {role}; drop role {role}");
     sqlx::raw_sql(AssertSqlSafe(drop_role)).execute(&db.pool).await.unwrap();

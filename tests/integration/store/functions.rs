@@ -1,12 +1,12 @@
 //! The SQL functions, as a program in any language calls them.
 
 use espd::event::ExpectedVersion::{Absent, Exact};
-use espd::event::{NewEvent, Position};
+use espd::event::{Appended, NewEvent, Position};
 use espd::schema::migrate_event_store;
 use espd::store::Layout;
 use espd::store::{AppendError, EventStore, PostgresEventStore};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
 
 use tokio::time::timeout;
@@ -277,22 +277,31 @@ async fn a_conflict_carries_what_was_expected_and_what_is() {
     }
 }
 
+/// Appends in a transaction of its own, on this connection.
+pub(super) async fn append_on(
+    store: &PostgresEventStore,
+    connection: &mut PgConnection,
+    events: &[NewEvent],
+) -> Result<Vec<Appended>, AppendError> {
+    let mut transaction = connection.begin().await.unwrap();
+    let uncommitted = store.append_in(&mut transaction, events).await?;
+    Ok(uncommitted.commit(transaction).await?.to_vec())
+}
+
 /// Plans outlive the size that the table had when they were made.
 #[tokio::test]
 async fn a_bulk_load_into_a_small_table_does_not_scan_it() {
     let (pool, store) = store().await;
     let mut connection = pool.acquire().await.unwrap();
     let few: Vec<_> = (0..60).map(|_| happened(Uuid::new_v4())).collect();
-    store.append_in(&mut connection, &few).await.unwrap();
+    append_on(&store, &mut connection, &few).await.unwrap();
     sqlx::raw_sql("vacuum analyze espd.events").execute(&mut *connection).await.unwrap();
     for event in &few {
         let repeated = [happened(&event.aggregate_id).expecting(Exact(1.into()))];
-        store.append_in(&mut connection, &repeated).await.unwrap();
-        store.append_in(&mut connection, &repeated).await.unwrap();
-        store
-            .append_in(&mut connection, &[happened(&event.aggregate_id), happened(Uuid::new_v4())])
-            .await
-            .unwrap();
+        append_on(&store, &mut connection, &repeated).await.unwrap();
+        append_on(&store, &mut connection, &repeated).await.unwrap();
+        let two = [happened(&event.aggregate_id), happened(Uuid::new_v4())];
+        append_on(&store, &mut connection, &two).await.unwrap();
     }
     // A session reports what it did when it ends, at the latest.
     connection.close().await.unwrap();
@@ -346,10 +355,11 @@ async fn a_writer_needs_no_right_to_change_or_delete() {
     let store = PostgresEventStore::new(pool.clone(), layout()).without_notifications();
     let a = Uuid::new_v4();
     let events = [happened(a), happened(a)];
-    store.append_in(&mut connection, &events[..1]).await.unwrap();
-    store.append_in(&mut connection, &events[..1]).await.unwrap();
-    store.append_in(&mut connection, &[happened(a), happened(a).expecting(Exact(2.into()))]).await.unwrap();
-    store.append_in(&mut connection, &events).await.unwrap_err();
+    append_on(&store, &mut connection, &events[..1]).await.unwrap();
+    append_on(&store, &mut connection, &events[..1]).await.unwrap();
+    let two = [happened(a), happened(a).expecting(Exact(2.into()))];
+    append_on(&store, &mut connection, &two).await.unwrap();
+    append_on(&store, &mut connection, &events).await.unwrap_err();
     let update = sqlx::query("update espd.events set version = 9").execute(&mut *connection).await;
     assert_eq!(refusal(&update.unwrap_err()).0, "42501");
     connection.close().await.unwrap();

@@ -1,5 +1,7 @@
 //! Personal data: what is stored, what is read, before and after a person is forgotten.
 
+use std::error::Error as _;
+
 use espd::event::{Event, NewEvent, Position};
 use espd::personal_data::{
     KeyError, MasterKey, MemoryKeys, Personal, PersonalData, PostgresKeys, SubjectKeys,
@@ -129,7 +131,37 @@ async fn keys_are_kept_wrapped_in_postgresql() {
     assert!(matches!(missing.find(&["ada".to_owned()]).await, Err(KeyError::Database(_))));
     let unavailable = store.with_codec(PersonalData::new(missing).of::<MoneySent>());
     let refused = unavailable.append(&[NewEvent::of(Uuid::new_v4(), &sent()).unwrap()]).await.unwrap_err();
-    assert!(matches!(refused, AppendError::Database(_)), "it may be repeated: {refused}");
+    assert!(matches!(refused, AppendError::Database(_)), "{refused}");
+    assert!(!refused.is_transient(), "it is refused again");
+}
+
+#[tokio::test]
+async fn only_what_may_succeed_later_is_called_transient() {
+    let db = support::database().await;
+    let (store, keys) = postgres(&db, MasterKey::new([7; 32])).await;
+    let event = |sender: &str| {
+        [NewEvent::of(Uuid::new_v4(), &MoneySent { sender: party(sender, "Ada"), ..sent() }).unwrap()]
+    };
+    let sealing = store.clone().with_codec(PersonalData::new(keys).of::<MoneySent>());
+    sealing.append(&event("ada")).await.unwrap();
+    let refused = sealing.append(&event("a\0")).await.unwrap_err();
+    assert!(matches!(refused, AppendError::Invalid { index: Some(0), .. }), "{refused:?}");
+    let other = PersonalData::new(PostgresKeys::new(&db.pool, MasterKey::new([8; 32]))).of::<MoneySent>();
+    let refused = store.clone().with_codec(other).append(&event("ada")).await.unwrap_err();
+    let text = format!("{refused}: {:?}", refused.source().map(ToString::to_string));
+    assert!(!refused.is_transient() && text.contains("was wrapped by master key"), "{text}");
+    let missing = PostgresEventStore::new(db.pool.clone(), Layout::espd("nowhere").unwrap());
+    let plain = [NewEvent::new(Uuid::new_v4(), "A", raw(&json!({})))];
+    let refused = missing.append(&plain).await.unwrap_err();
+    assert!(matches!(refused, AppendError::Database(_)) && !refused.is_transient(), "{refused:?}");
+
+    assert!(AppendError::from(sqlx::Error::PoolTimedOut).is_transient());
+    let closed = sqlx::PgPool::connect(&db.url).await.unwrap();
+    closed.close().await;
+    let keys = PostgresKeys::new(&db.pool, MasterKey::new([7; 32]));
+    let away = PostgresEventStore::new(closed, Layout::espd(SCHEMA).unwrap());
+    let refused = away.with_codec(PersonalData::new(keys)).append(&plain).await.unwrap_err();
+    assert!(refused.is_transient(), "{refused:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use espd::event::{ExpectedVersion, NewEvent};
 use espd::store::{AppendError, EventStore, PostgresEventStore};
 use serde_json::Value;
@@ -52,6 +52,22 @@ async fn an_event_is_scheduled_in_the_transaction_of_its_caller() {
     // Scheduling it again, as a caller does who does not know whether it was committed, does nothing.
     store.append_at(Utc::now(), None, &[kept]).await.unwrap();
     assert_eq!(pending(&pool).await, []);
+}
+
+#[tokio::test]
+async fn a_time_is_one_that_the_database_has_and_no_delay_is_cut() {
+    let (pool, store) = store().await;
+    for time in
+        [DateTime::<Utc>::MAX_UTC, "10000-01-01T00:00:00Z".parse().unwrap_or(DateTime::<Utc>::MAX_UTC)]
+    {
+        store.append_at(time, None, &[happened(Uuid::new_v4())]).await.unwrap();
+    }
+    let early = store.append_at(DateTime::<Utc>::MIN_UTC, None, &[happened(Uuid::new_v4())]).await;
+    assert!(matches!(early, Err(AppendError::Invalid { .. })), "{early:?}");
+    let late = store.append_at(Duration::MAX, None, &[happened(Uuid::new_v4())]).await;
+    let Err(AppendError::Invalid { reason, .. }) = late else { panic!("{late:?}") };
+    assert!(reason.contains("longer than a thousand years"), "{reason}");
+    assert_eq!(pending(&pool).await.len(), 2);
 }
 
 #[tokio::test]

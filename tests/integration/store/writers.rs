@@ -1,7 +1,7 @@
 //! Appends that meet an unfinished transaction, and what an append does to others.
 
 use espd::event::ExpectedVersion::{self, Absent, Any, Exact};
-use espd::store::{AppendError, EventStore, PostgresEventStore};
+use espd::store::{AppendError, EventStore, PostgresEventStore, TagQuery};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -14,6 +14,38 @@ async fn until_somebody_waits(pool: &PgPool) {
                               where datname = current_database() and wait_event = 'transactionid')";
     let waits = async { while !sqlx::query_scalar::<_, bool>(sql).fetch_one(pool).await.unwrap() {} };
     timeout(LONG, waits).await.expect("an append waits for the open transaction");
+}
+
+/// Of several statements the first would stay.
+#[tokio::test]
+async fn what_appends_in_a_transaction_refuses_a_connection_without_one() {
+    let (pool, store) = store().await;
+    let mut connection = pool.acquire().await.unwrap();
+    let a = Uuid::new_v4();
+    let mut many: Vec<_> = (0..2_500).map(|_| happened(a)).collect();
+    many[2_400].expected_version = Exact(7.into());
+    let query = TagQuery::tag("x");
+    let condition = query.clone().unchanged_since(store.read_tagged(&query, None).await.unwrap().token);
+    let refused = [
+        store.append_in(&mut connection, &many).await.map(drop),
+        store.append_in(&mut connection, &[happened(a)]).await.map(drop),
+        store.append_if_in(&mut connection, &[happened(a)], &condition).await.map(drop),
+        store.append_at_in(&mut connection, LONG, None, &[happened(a)]).await,
+        store.cancel_scheduled_in(&mut connection, "key").await.map(drop),
+    ];
+    for refused in refused {
+        let Err(AppendError::Invalid { index: None, reason }) = refused else { panic!("{refused:?}") };
+        assert!(reason.contains("no transaction is open"), "{reason}");
+    }
+    assert_eq!(store.latest_id(None).await.unwrap(), 0);
+
+    // The driver need not have begun it.
+    sqlx::raw_sql("begin").execute(&mut *connection).await.unwrap();
+    store.append_in(&mut connection, &[happened(a)]).await.unwrap();
+    sqlx::raw_sql("rollback").execute(&mut *connection).await.unwrap();
+    let refused = store.append_in(&mut connection, &[happened(a)]).await.unwrap_err();
+    assert!(matches!(refused, AppendError::Invalid { .. }), "{refused:?}");
+    assert_eq!(store.read_after(0.into(), None, None, 9).await.unwrap().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
