@@ -76,7 +76,10 @@ impl PersonalData {
         Self { keyring, sealings: HashMap::new(), fallbacks: HashMap::new() }
     }
 
-    /// Seals what the type `E` declares as personal: `event_type!(…, personal = […] of …)`.
+    /// Seals what the type `E` declares as personal: `event_type!(…, personal = […] of …)`. To say it twice changes nothing.
+    ///
+    /// # Panics
+    /// As [`Self::fields`].
     #[must_use]
     pub fn of<E: EventType>(mut self) -> Self {
         for name in std::iter::once(&E::NAME).chain(E::WAS) {
@@ -88,16 +91,35 @@ impl PersonalData {
     }
 
     /// Seals fields of an event type. They are named by JSON pointers, in which `*` stands for every element of an array. `subject`
-    /// is the pointer to the id of whom they are about, or `aggregate_id`; each `*` in it stands for the same element.
+    /// is the pointer to the id of whom they are about, or `aggregate_id`; each `*` in it stands for the same element. To say it twice
+    /// changes nothing.
+    ///
+    /// A pointer that leads to nothing in an event seals nothing, because a field may be missing: that it is written as the
+    /// field is nobody checks.
     ///
     /// # Panics
-    /// A text is no pointer: it does not begin with `/`.
+    /// A text is no pointer: it does not begin with `/`, or has an empty part. Or a field lies in another one that is sealed, or is about
+    /// two subjects: no field is sealed twice.
     #[must_use]
     pub fn fields(mut self, event_type: &str, fields: &[&str], subject: &str) -> Self {
-        let sealing = Sealing::new(fields, subject);
-        let sealing = sealing
-            .unwrap_or_else(|text| panic!("{text:?} of {event_type} is no JSON pointer: write /{text}"));
-        self.sealings.entry(event_type.to_owned()).or_default().push(sealing);
+        let known = self.sealings.entry(event_type.to_owned()).or_default();
+        for field in fields {
+            let sealing = Sealing::new(field, subject).unwrap_or_else(|fault| {
+                panic!("a field or a subject of {event_type} is no JSON pointer: {fault}")
+            });
+            match known.iter().find(|other| other.field.meets(&sealing.field)) {
+                None => known.push(sealing),
+                Some(other) if *other == sealing => {}
+                Some(Sealing { field: other, .. }) if *other == sealing.field => {
+                    panic!("the field {field} of {event_type} is about two subjects: name one of them")
+                }
+                Some(Sealing { field: other, .. }) => {
+                    panic!(
+                        "the fields {other} and {field} of {event_type} lie in one another: name one of them"
+                    )
+                }
+            }
+        }
         self
     }
 
@@ -181,5 +203,55 @@ impl BodyCodec for PersonalData {
     async fn before_decoding(&self, events: &[&Event]) -> Result<(), Box<dyn Error + Send + Sync>> {
         let subjects = events.iter().flat_map(|event| subjects_of_sealed(&event.body)).collect();
         Ok(self.keyring.fetch(subjects, Missing::Leave).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nobody() -> PersonalData {
+        PersonalData::new(MemoryKeys::new())
+    }
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Joined {}
+    crate::event_type!(Joined, was = ["Member"], personal = ["/name", "/name"] of "/id", personal = ["/a/*"] of "aggregate_id");
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Left {}
+    crate::event_type!(Left, was = ["Member"], personal = ["/name"] of "/id");
+
+    #[test]
+    fn to_say_it_twice_changes_nothing() {
+        let personal = nobody().of::<Joined>().of::<Joined>().of::<Left>().fields("Left", &["/name"], "/id");
+        let counts = ["Joined", "Member", "Left"].map(|name| personal.sealings(name).len());
+        assert_eq!(counts, [2, 2, 1]);
+    }
+
+    #[test]
+    fn what_seals_a_field_twice_or_nothing_is_refused() {
+        type Said = (&'static [&'static str], &'static str);
+        let cases: [(&[Said], &str); 7] = [
+            (&[(&["/a/b", "/a"], "/id")], "the fields /a/b and /a of T lie in one another"),
+            (&[(&["/a"], "/id"), (&["/a/b"], "/id")], "the fields /a and /a/b of T lie in one another"),
+            (
+                &[(&["/a/*/b"], "/id"), (&["/a/0"], "/id")],
+                "the fields /a/*/b and /a/0 of T lie in one another",
+            ),
+            (&[(&["/a"], "/id"), (&["/a"], "/other")], "the field /a of T is about two subjects"),
+            (&[(&["/a"], "/id"), (&["/a"], "aggregate_id")], "the field /a of T is about two subjects"),
+            (&[(&["/name/"], "/id")], "\"/name/\": no field has an empty name"),
+            (&[(&["/name"], "id")], "\"id\": write /id"),
+        ];
+        for (said, words) in cases {
+            let say = || {
+                said.iter()
+                    .fold(nobody(), |personal, (fields, subject)| personal.fields("T", fields, subject))
+            };
+            let panic = std::panic::catch_unwind(say).expect_err(words);
+            let panic = panic.downcast_ref::<String>().map_or("", String::as_str);
+            assert!(panic.contains(words), "{panic}");
+        }
     }
 }

@@ -38,8 +38,13 @@ impl<S: EventStore> Repository<S> {
     }
 
     /// The same, with snapshots of the aggregates that have a [`SnapshotFormat`](super::SnapshotFormat). They are written in the background.
+    ///
+    /// # Panics
+    /// [`PostgresSnapshots`](super::PostgresSnapshots), where the store of the repository has a codec: states would lie beside the
+    /// encoded events as they are.
     #[must_use]
     pub fn with_snapshots(self, snapshots: impl SnapshotStore) -> Self {
+        let snapshots = snapshots.beside(&self.0.store);
         Self(Loader { snapshots: Some(SnapshotKeeper::new(snapshots)), ..self.0 })
     }
 

@@ -44,7 +44,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{Aggregate, Loaded};
 use crate::event::{AggregateId, EventSet as _, Position, Version};
-use crate::store::ReadError;
+use crate::store::{EventStore, ReadError};
 
 pub(super) use keeper::SnapshotKeeper;
 pub use memory::MemorySnapshots;
@@ -134,6 +134,20 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
     /// # Errors
     /// It cannot be kept. The next load tries again.
     async fn save(&self, key: &SnapshotKey, snapshot: &Snapshot) -> Result<(), ReadError>;
+
+    /// The same snapshots, for a repository whose store is this one: called by [`Repository::with_snapshots`](super::Repository::with_snapshots).
+    /// By default they stay where they are.
+    ///
+    /// # Panics
+    /// States of this store cannot be kept there.
+    #[must_use]
+    fn beside(self, store: &dyn EventStore) -> Self
+    where
+        Self: Sized,
+    {
+        let _ = store;
+        self
+    }
 }
 
 /// FNV-1a over the names in order of the alphabet: the same in every build, on every machine.

@@ -118,7 +118,7 @@ impl<S: EventStore> Desk<S> {
         note: &Note<'_>,
         log: &dyn CommandLog,
     ) -> Outcome {
-        let recorder = Recorder { note, log };
+        let recorder = Recorder { note, log, store: self.repository.store() };
         let execution = match self.execution(command, note) {
             Ok(execution) => execution.stored_by(&recorder),
             Err(outcome) => return outcome,
@@ -261,6 +261,8 @@ impl<'c> Note<'c> {
 struct Recorder<'c> {
     note: &'c Note<'c>,
     log: &'c dyn CommandLog,
+    /// Where the events belong.
+    store: &'c dyn EventStore,
 }
 
 #[async_trait]
@@ -273,6 +275,6 @@ impl Appender for Recorder<'_> {
         let complete = |appended: &[Appended]| {
             self.note.record(Outcome::Executed(self.note.receipt(events, appended, seen)))
         };
-        self.log.append(events, &complete).await
+        self.log.append_to(self.store, events, &complete).await
     }
 }

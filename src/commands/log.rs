@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Outcome;
 use crate::event::{AggregateId, Appended, NewEvent};
-use crate::store::{AppendError, ReadError};
+use crate::store::{AppendError, EventStore, ReadError};
 
 pub use memory::MemoryCommandLog;
 pub use postgres::PostgresCommandLog;
@@ -59,6 +59,36 @@ pub trait CommandLog: Send + Sync + 'static {
         events: &[NewEvent],
         complete: &Complete<'_>,
     ) -> Result<Vec<Appended>, AppendError>;
+
+    /// As [`Self::append`], for commands of a repository whose store is this one: it is where the events belong.
+    ///
+    /// By default the log appends where it was made to.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    async fn append_to(
+        &self,
+        store: &dyn EventStore,
+        events: &[NewEvent],
+        complete: &Complete<'_>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let _ = store;
+        self.append(events, complete).await
+    }
+
+    /// The same log, for commands of a repository whose store is this one: called by [`Commands::recorded_by`](super::Commands::recorded_by),
+    /// so that events are appended with its codec and hooks, whatever store the log was made of. By default the log stays as it is.
+    ///
+    /// # Panics
+    /// Nothing can be recorded there.
+    #[must_use]
+    fn beside(self, store: &dyn EventStore) -> Self
+    where
+        Self: Sized,
+    {
+        let _ = store;
+        self
+    }
 
     /// The newest records, those before `before` if it is given.
     async fn newest(

@@ -89,10 +89,13 @@ impl<S: EventStore + 'static> Commands<S> {
     }
 
     /// With a record of each command that is carried out or refused. Then a command with an id is answered as it was the first time also where it
-    /// led to no events, or was refused.
+    /// led to no events, or was refused. The events of recorded commands are appended to the store of the repository, with its codec and hooks.
+    ///
+    /// # Panics
+    /// Nothing can be recorded beside the events of the repository's store, because espd only reads it.
     #[must_use]
     pub fn recorded_by(mut self, log: impl CommandLog) -> Self {
-        self.desk.log = Some(Arc::new(log));
+        self.desk.log = Some(Arc::new(log.beside(self.desk.repository.store())));
         self
     }
 

@@ -1,6 +1,7 @@
 //! Replaces parts of JSON texts. What is not replaced stays as it is written: no number becomes another one.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -18,10 +19,26 @@ pub(super) struct Place {
 }
 
 impl Pointer {
-    /// Reads a pointer such as `/customer/name`; `None` if it does not begin with `/`.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let parts = text.strip_prefix('/')?.split('/');
-        Some(Self(parts.map(|part| part.replace("~1", "/").replace("~0", "~")).collect()))
+    /// Reads a pointer such as `/customer/name`. Fails with what to write instead.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let Some(path) = text.strip_prefix('/') else { return Err(format!("write /{text}")) };
+        let parts: Vec<&str> = path.split('/').collect();
+        if parts.contains(&"") {
+            return Err("no field has an empty name: write /name, without a slash more".to_owned());
+        }
+        Ok(Self(parts.iter().map(|part| part.replace("~1", "/").replace("~0", "~")).collect()))
+    }
+
+    /// Whether both may lead to the same value of a body, or one of them into what the other leads to.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        let mut parts = self.0.iter().zip(&other.0);
+        parts.all(|(one, two)| stands_for(one, two) || stands_for(two, one))
+    }
+
+    /// Whether all that the other one leads to is what this one leads to, or lies in it.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        let mut parts = self.0.iter().zip(&other.0);
+        self.0.len() <= other.0.len() && parts.all(|(one, two)| stands_for(one, two))
     }
 
     /// What is there, with each `*` as at `place`.
@@ -43,6 +60,22 @@ impl Pointer {
         }
         Some(found)
     }
+}
+
+impl fmt::Display for Pointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|part| write!(f, "/{}", escape(part)))
+    }
+}
+
+fn escape(part: &str) -> String {
+    part.replace('~', "~0").replace('/', "~1")
+}
+
+/// Whether a part of a pointer leads wherever the other one does. The number of an element may be written in several ways.
+fn stands_for(part: &str, other: &str) -> bool {
+    let (index, other_index): (Option<usize>, Option<usize>) = (part.parse().ok(), other.parse().ok());
+    part == other || other_index.is_some() && (part == "*" || index == other_index)
 }
 
 /// Replaces whatever `pointer` leads to by what `edit` makes of it; `None`: nothing has changed.
@@ -113,7 +146,7 @@ pub(super) fn replace_everywhere<E>(
 
 impl Place {
     fn below(&self, part: &str, element: Option<usize>) -> Self {
-        let path = format!("{}/{}", self.path, part.replace('~', "~0").replace('/', "~1"));
+        let path = format!("{}/{}", self.path, escape(part));
         Self { path, elements: self.elements.iter().copied().chain(element).collect() }
     }
 }
@@ -181,6 +214,37 @@ mod tests {
         };
         replace_at(&body, &names, &mut edit).expect("no error");
         assert_eq!(found, ["\"x\"", "\"y\""]);
-        assert!(Pointer::parse("name").is_none());
+    }
+
+    #[test]
+    fn a_pointer_that_leads_nowhere_is_refused() {
+        for (text, words) in
+            [("name", "write /name"), ("", "write /"), ("/name/", "empty"), ("/a//b", "empty")]
+        {
+            let refused = Pointer::parse(text).expect_err(text);
+            assert!(refused.contains(words), "{text}: {refused}");
+        }
+        assert_eq!(Pointer::parse("/a~1b/*").map(|pointer| pointer.to_string()), Ok("/a~1b/*".to_owned()));
+    }
+
+    #[test]
+    fn pointers_meet_where_they_may_lead_to_the_same_value_or_into_it() {
+        let pointer = |text| Pointer::parse(text).expect("a pointer");
+        for (one, two, meet, covers) in [
+            ("/a", "/a", true, true),
+            ("/a", "/a/b", true, true),
+            ("/a/b", "/a", true, false),
+            ("/a/b", "/a/c", false, false),
+            ("/a/*/b", "/a/3", true, false),
+            ("/a/*", "/a/3/b", true, true),
+            ("/a/*/b", "/a/*/c", false, false),
+            ("/a/1", "/a/01/b", true, true),
+            ("/a/1", "/a/2", false, false),
+            ("/a/*", "/a/b", false, false),
+        ] {
+            let (one, two) = (pointer(one), pointer(two));
+            assert_eq!((one.meets(&two), two.meets(&one)), (meet, meet), "{one} {two}");
+            assert_eq!(one.covers(&two), covers, "{one} {two}");
+        }
     }
 }

@@ -20,6 +20,9 @@ pub(super) type Trouble = Box<dyn Error + Send + Sync>;
 /// The only key of what stands in the place of a sealed field.
 const SEALED: &str = "$sealed";
 
+/// How many times a value may have been sealed, one around the other.
+const LAYERS_MAX: u32 = 16;
+
 /// Stands for the id of the aggregate where a pointer to the subject could be.
 const AGGREGATE: &str = "aggregate_id";
 
@@ -42,10 +45,10 @@ struct Envelope {
     c: String,
 }
 
-/// Fields of one event type that are about the same subject.
-#[derive(Debug, Clone)]
+/// A field of one event type, and whom it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sealing {
-    fields: Vec<Pointer>,
+    pub(super) field: Pointer,
     /// `None`: the aggregate.
     subject: Option<Pointer>,
 }
@@ -54,59 +57,51 @@ pub(super) struct Sealing {
 pub(super) type KeysOf<'k> = dyn Fn(&str) -> Result<BTreeMap<i32, SubjectKey>, Trouble> + 'k;
 
 impl Sealing {
-    /// Fails with the text that is no pointer.
-    pub(super) fn new(fields: &[&str], subject: &str) -> Result<Self, String> {
-        let pointer = |text: &str| Pointer::parse(text).ok_or_else(|| text.to_owned());
-        let fields = fields.iter().map(|field| pointer(field)).collect::<Result<_, _>>()?;
-        Ok(Self { fields, subject: (subject != AGGREGATE).then(|| pointer(subject)).transpose()? })
+    /// Fails with the text that is no pointer, and what to write instead.
+    pub(super) fn new(field: &str, subject: &str) -> Result<Self, String> {
+        let pointer = |text: &str| Pointer::parse(text).map_err(|fault| format!("{text:?}: {fault}"));
+        let subject = (subject != AGGREGATE).then(|| pointer(subject)).transpose()?;
+        Ok(Self { field: pointer(field)?, subject })
     }
 
     /// The subjects of an event that is to be sealed.
     pub(super) fn subjects(&self, event: &NewEvent) -> Vec<String> {
         let mut subjects = Vec::new();
-        for field in &self.fields {
-            let mut edit = |place: &Place, value: &RawValue| -> Result<Option<Box<RawValue>>, ()> {
-                if is_personal(value) {
-                    subjects.extend(self.subject_at(event, place));
-                }
-                Ok(None)
-            };
-            let _ = replace_at(&event.body, field, &mut edit);
-        }
+        let mut edit = |place: &Place, value: &RawValue| -> Result<Option<Box<RawValue>>, ()> {
+            if is_personal(value) {
+                subjects.extend(self.subject_at(event, place));
+            }
+            Ok(None)
+        };
+        let _ = replace_at(&event.body, &self.field, &mut edit);
         subjects
     }
 
-    /// The body with these fields sealed; `None`: it has none of them. `body` is that of the event, with others sealed already.
+    /// The body with this field sealed; `None`: it does not have it. `body` is that of the event, with others sealed already.
     pub(super) fn seal(
         &self,
         event: &NewEvent,
         body: &RawValue,
         keys_of: &KeysOf<'_>,
     ) -> Result<Option<Box<RawValue>>, Trouble> {
-        let mut sealed: Option<Box<RawValue>> = None;
-        for field in &self.fields {
-            let mut edit = |place: &Place, value: &RawValue| -> Result<Option<Box<RawValue>>, Trouble> {
-                if !is_personal(value) {
-                    return Ok(None);
-                }
-                let subject = self.subject_at(event, place);
-                let subject = subject.ok_or_else(|| {
-                    format!(
-                        "the personal field {} has no subject: that is a text without NUL, or a number",
-                        place.path
-                    )
-                })?;
-                let keys = keys_of(&subject)?;
-                let (number, key) =
-                    keys.last_key_value().ok_or_else(|| format!("subject {subject} got no key"))?;
-                let c = seal(&key.0, &associated(event.uuid, &place.path), value.get().as_bytes());
-                Ok(Some(to_raw_value(&Wrapper { sealed: Envelope { s: subject, k: *number, c } })?))
-            };
-            if let Some(new) = replace_at(sealed.as_deref().unwrap_or(body), field, &mut edit)? {
-                sealed = Some(new);
+        let mut edit = |place: &Place, value: &RawValue| -> Result<Option<Box<RawValue>>, Trouble> {
+            if !is_personal(value) {
+                return Ok(None);
             }
-        }
-        Ok(sealed)
+            let subject = self.subject_at(event, place);
+            let subject = subject.ok_or_else(|| {
+                format!(
+                    "the personal field {} has no subject: that is a text without NUL, or a number",
+                    place.path
+                )
+            })?;
+            let keys = keys_of(&subject)?;
+            let (number, key) =
+                keys.last_key_value().ok_or_else(|| format!("subject {subject} got no key"))?;
+            let c = seal(&key.0, &associated(event.uuid, &place.path), value.get().as_bytes());
+            Ok(Some(to_raw_value(&Wrapper { sealed: Envelope { s: subject, k: *number, c } })?))
+        };
+        replace_at(body, &self.field, &mut edit)
     }
 
     /// The subject of what is at a place.
@@ -164,32 +159,145 @@ pub(super) fn subjects_of_sealed(body: &RawValue) -> HashSet<String> {
 /// Opens every sealed field of an event.
 pub(super) fn open_all(
     event: &Event,
-    state_of: &dyn Fn(&str) -> Result<SubjectState, Trouble>,
-    fallback: &dyn Fn(&str) -> Option<Box<RawValue>>,
+    state_of: &StateOf<'_>,
+    fallback: &Fallback<'_>,
 ) -> Result<Box<RawValue>, Trouble> {
-    let mut edit = |Place { path, .. }: &Place, value: &RawValue| -> Result<Option<Box<RawValue>>, Trouble> {
+    let opened = Opening { event, state_of, fallback }.open_in(&event.body, &Place::default(), LAYERS_MAX)?;
+    Ok(opened.unwrap_or_else(|| event.body.clone()))
+}
+
+/// What the keys of a subject are, or that it was forgotten.
+type StateOf<'s> = dyn Fn(&str) -> Result<SubjectState, Trouble> + 's;
+
+/// What stands in the place of a field that is forgotten, by path.
+type Fallback<'f> = dyn Fn(&str) -> Option<Box<RawValue>> + 'f;
+
+/// An event whose fields are opened.
+struct Opening<'o> {
+    event: &'o Event,
+    state_of: &'o StateOf<'o>,
+    fallback: &'o Fallback<'o>,
+}
+
+/// What was sealed.
+enum Opened {
+    Known(Box<RawValue>),
+    Forgotten(Box<RawValue>),
+}
+
+impl Opening<'_> {
+    /// Opens what is sealed in a value; `None`: nothing is.
+    ///
+    /// A type that was registered twice was once sealed twice, and what lay in a sealed field sealed before: both are opened too.
+    fn open_in(
+        &self,
+        value: &RawValue,
+        place: &Place,
+        layers: u32,
+    ) -> Result<Option<Box<RawValue>>, Trouble> {
+        let mut edit = |place: &Place, value: &RawValue| -> Result<Option<Box<RawValue>>, Trouble> {
+            match self.open(place, value)? {
+                None => Ok(None),
+                Some(Opened::Forgotten(said)) => Ok(Some(said)),
+                Some(Opened::Known(known)) if !may_be_sealed(&known) => Ok(Some(known)),
+                Some(Opened::Known(_)) if layers == 0 => Err(format!(
+                    "what is sealed at {} is sealed too often, more than {LAYERS_MAX} times",
+                    place.path
+                )
+                .into()),
+                Some(Opened::Known(known)) => {
+                    Ok(Some(self.open_in(&known, place, layers - 1)?.unwrap_or(known)))
+                }
+            }
+        };
+        replace_everywhere(value, place, &mut edit)
+    }
+
+    /// What a value was before it was sealed; `None`: it is not sealed.
+    fn open(&self, Place { path, .. }: &Place, value: &RawValue) -> Result<Option<Opened>, Trouble> {
         let Some(read) = read(value) else { return Ok(None) };
         let Envelope { s, k, c } =
             read.map_err(|error| format!("what is sealed at {path} was changed: {error}"))?;
-        let keys = match state_of(&s)? {
+        let keys = match (self.state_of)(&s)? {
             SubjectState::Keys(keys) => keys,
             SubjectState::Forgotten => {
                 let forgotten = || to_raw_value(&json!({ FORGOTTEN: s }));
-                return Ok(Some(fallback(path).map_or_else(forgotten, Ok)?));
+                let said = (self.fallback)(path).map_or_else(forgotten, Ok)?;
+                return Ok(Some(Opened::Forgotten(said)));
             }
         };
         let key =
             keys.get(&k).ok_or_else(|| format!("subject {s} has no key {k}: are these the right keys?"))?;
-        let opened = open(&key.0, &associated(event.uuid, path), &c);
+        let opened = open(&key.0, &associated(self.event.uuid, path), &c);
         let opened =
             opened.map_err(|_| format!("what is sealed at {path} was changed, or belongs elsewhere"))?;
-        Ok(Some(RawValue::from_string(String::from_utf8(opened)?)?))
-    };
-    let opened = replace_everywhere(&event.body, &Place::default(), &mut edit)?;
-    Ok(opened.unwrap_or_else(|| event.body.clone()))
+        Ok(Some(Opened::Known(RawValue::from_string(String::from_utf8(opened)?)?)))
+    }
 }
 
 /// What a sealed field belongs to: the event, and the place in it.
 fn associated(event: Uuid, path: &str) -> Vec<u8> {
     [event.as_bytes().as_slice(), path.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> BTreeMap<i32, SubjectKey> {
+        BTreeMap::from([(1, SubjectKey([7; 32]))])
+    }
+
+    fn new_event(body: &str) -> NewEvent {
+        let body = RawValue::from_string(body.to_owned()).expect("JSON");
+        NewEvent::new(Uuid::from_u128(7), "T", body)
+    }
+
+    /// The body after each of these fields was sealed in turn, as an earlier version did it, also where one lies in another.
+    fn sealed(event: &NewEvent, fields: &[&str]) -> Event {
+        let mut body = event.body.clone();
+        for field in fields {
+            let sealing = Sealing::new(field, "/id").expect("a pointer");
+            body = sealing.seal(event, &body, &|_| Ok(keys())).expect("it is sealed").unwrap_or(body);
+        }
+        Event {
+            id: 1.into(),
+            uuid: event.uuid,
+            aggregate_id: event.aggregate_id.clone(),
+            event_type: event.event_type.clone(),
+            version: 1.into(),
+            body,
+            metadata: event.metadata.clone(),
+            correlation_id: None,
+            causation_id: None,
+            created_at: chrono::Utc::now().into(),
+        }
+    }
+
+    fn opened(event: &Event, state: &SubjectState) -> Result<String, Trouble> {
+        open_all(event, &|_| Ok(state.clone()), &|_| None).map(|body| body.get().to_owned())
+    }
+
+    #[test]
+    fn what_was_sealed_twice_or_in_one_another_is_read_again() {
+        let event = new_event(r#"{"a":{"b":"Ada","c":[{"d":1.50}]},"id":"x"}"#);
+        let known = SubjectState::Keys(keys());
+        for fields in
+            [&["/a/b"][..], &["/a/b", "/a/b"], &["/a/b", "/a"], &["/a/c/*/d", "/a/c/0", "/a/c", "/a", "/a"]]
+        {
+            let stored = sealed(&event, fields);
+            assert!(!stored.body.get().contains("Ada") || fields[0] != "/a/b", "{}", stored.body);
+            assert_eq!(opened(&stored, &known).expect("it is opened"), event.body.get(), "{fields:?}");
+        }
+        let forgotten = opened(&sealed(&event, &["/a/b", "/a"]), &SubjectState::Forgotten).expect("no error");
+        assert_eq!(forgotten, r#"{"a":{"$forgotten":"x"},"id":"x"}"#);
+    }
+
+    #[test]
+    fn what_is_sealed_again_and_again_is_refused_at_some_time() {
+        let (event, known) = (new_event(r#"{"a":1,"id":"x"}"#), SubjectState::Keys(keys()));
+        assert!(opened(&sealed(&event, &["/a"; 17]), &known).is_ok());
+        let refused = opened(&sealed(&event, &["/a"; 18]), &known).expect_err("it is refused").to_string();
+        assert!(refused.contains("/a is sealed too often"), "{refused}");
+    }
 }

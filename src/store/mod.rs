@@ -36,6 +36,7 @@ pub(crate) mod layout;
 mod memory;
 mod normalized;
 pub(crate) mod notifier;
+mod pointer;
 mod postgres;
 pub(crate) mod preconditions;
 pub(crate) mod scheduled;
@@ -56,6 +57,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Tag, UniqueKey, Version};
+use crate::postgres::error::chain;
 use crate::postgres::sqlstate::may_succeed_later;
 
 pub(crate) use appended_hook::AppendedClosure;
@@ -222,6 +224,12 @@ pub trait EventStore: Send + Sync {
         let _ = (query, since);
         Err(ReadError::Refused { reason: NO_TAGS.to_owned() })
     }
+
+    /// The store in PostgreSQL that this one is, or leads to: what is kept beside its events, such as records of commands and snapshots,
+    /// is kept there, with its codec. By default there is none; a store of one's own around such a store returns that.
+    fn as_postgres(&self) -> Option<&PostgresEventStore> {
+        None
+    }
 }
 
 /// What a store without tags says.
@@ -309,6 +317,14 @@ pub enum ReadError {
     /// The database refused, or could not be reached. [`Self::is_transient`] says whether trying again may help.
     #[error("failed to read events{}", explain_pool(.0))]
     Database(#[from] sqlx::Error),
+    /// What is kept beside the events, such as records of commands and snapshots, could not be read or changed.
+    #[error("failed to {action}")]
+    Beside {
+        /// What was tried: `remove records of commands`.
+        action: &'static str,
+        /// What the database says.
+        source: sqlx::Error,
+    },
     /// The codec of the store cannot decode the body of an event.
     #[error("the body of event {position} cannot be decoded: {reason}")]
     Undecodable {
@@ -341,18 +357,28 @@ pub enum ReadError {
 impl ReadError {
     /// Whether the same read may well succeed when it is repeated later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Database(error) if may_succeed_later(error))
+        matches!(self, Self::Database(error) | Self::Beside { source: error, .. } if may_succeed_later(error))
     }
 
     /// Whether no connection became free in time.
     pub(crate) fn is_of_full_pool(&self) -> bool {
-        matches!(self, Self::Database(sqlx::Error::PoolTimedOut))
+        matches!(self, Self::Database(error) | Self::Beside { source: error, .. } if matches!(error, sqlx::Error::PoolTimedOut))
+    }
+
+    /// Makes an error of the driver one of what was tried.
+    pub(crate) fn beside(action: &'static str) -> impl Fn(sqlx::Error) -> Self {
+        move |source| Self::Beside { action, source }
+    }
+
+    /// The error with its causes, on one line.
+    pub(crate) fn with_causes(&self) -> String {
+        chain(self)
     }
 
     /// The same error as one of the driver, for those who read in a transaction and follow nothing.
     pub(crate) fn into_database_error(self) -> sqlx::Error {
         match self {
-            Self::Database(error) => error,
+            Self::Database(error) | Self::Beside { source: error, .. } => error,
             other => sqlx::Error::Decode(other.into()),
         }
     }

@@ -405,6 +405,10 @@ impl EventStore for PostgresEventStore {
             .await?;
         Ok(found.unwrap_or_default())
     }
+
+    fn as_postgres(&self) -> Option<&PostgresEventStore> {
+        Some(self)
+    }
 }
 
 impl PostgresEventStore {

@@ -1,5 +1,6 @@
 //! Commands from outside: read, checked, routed, recorded.
 
+mod beside;
 mod input;
 mod middleware;
 mod recording;

@@ -50,7 +50,7 @@ impl SnapshotKeeper {
             Ok(Some(snapshot)) => snapshot,
             Ok(None) => return Ok(None),
             Err(error) if error.is_of_full_pool() => return Err(error),
-            Err(error) => return Ok(self.note(&key, &error.to_string())),
+            Err(error) => return Ok(self.note(&key, &error.with_causes())),
         };
         Ok(match (format.read)(&snapshot.state) {
             Ok(state) => Some(Loaded {
@@ -102,7 +102,7 @@ impl SnapshotKeeper {
             (Arc::clone(&self.store), format.key(loaded.id.get()), format.take(loaded));
         async move {
             match snapshot {
-                Ok(snapshot) => store.save(&key, &snapshot).await.map_err(|error| (key, error.to_string())),
+                Ok(snapshot) => store.save(&key, &snapshot).await.map_err(|error| (key, error.with_causes())),
                 Err(error) => Err((key, error.to_string())),
             }
         }

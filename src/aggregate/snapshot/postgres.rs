@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, PgPool, SqlSafeStr, SqlStr};
 
 use super::{Snapshot, SnapshotKey, SnapshotStore};
 use crate::event::{Position, Version};
-use crate::store::{AppendError, PostgresEventStore, ReadError};
+use crate::store::{AppendError, EventStore, PostgresEventStore, ReadError};
 
 /// Snapshots in the table `snapshots` beside the events.
 #[derive(Debug, Clone)]
@@ -17,14 +17,18 @@ pub struct PostgresSnapshots {
 }
 
 impl PostgresSnapshots {
-    /// Those of a store, through its connections.
+    /// Those of a store, through its connections. [`Repository::with_snapshots`](crate::aggregate::Repository::with_snapshots) keeps
+    /// them beside the events of the repository's store, whatever store is named here.
     ///
     /// # Errors
     /// espd only reads a store of this layout, and has made no table there; or the store has a codec, which may be there to keep
     /// bodies secret: states would lie beside them as they are. A [`SnapshotStore`] of one's own can encode them.
     pub fn of(store: &PostgresEventStore) -> Result<Self, AppendError> {
         if store.has_codec() {
-            let reason = "the store has a codec, and snapshots would not be encoded by it".to_owned();
+            let reason =
+                "the store has a codec, and snapshots would not be encoded by it: leave them out, or \
+                          give the repository a SnapshotStore of your own that encodes states"
+                    .to_owned();
             return Err(AppendError::Invalid { index: None, reason });
         }
         let (snapshots, events) = (&store.append_names()?.snapshots, store.layout().events_table());
@@ -70,7 +74,8 @@ impl SnapshotStore for PostgresSnapshots {
             .bind(key.event_types)
             .bind(upto)
             .fetch_optional(&self.pool)
-            .await?;
+            .await
+            .map_err(ReadError::beside("read a snapshot"))?;
         let snapshot = |(version, event_id, state)| -> Result<Snapshot, ReadError> {
             let state = RawValue::from_string(state).map_err(|error| sqlx::Error::Decode(error.into()))?;
             Ok(Snapshot { version, event_id, state })
@@ -87,7 +92,14 @@ impl SnapshotStore for PostgresSnapshots {
             .bind(snapshot.version)
             .bind(snapshot.event_id)
             .bind(snapshot.state.get());
-        query.execute(&self.pool).await?;
+        query.execute(&self.pool).await.map_err(ReadError::beside("write a snapshot"))?;
         Ok(())
+    }
+
+    fn beside(self, store: &dyn EventStore) -> Self {
+        let Some(store) = store.as_postgres() else { return self };
+        let cannot =
+            |error| panic!("snapshots cannot be kept beside the events of the repository's store: {error}");
+        Self::of(store).unwrap_or_else(cannot)
     }
 }

@@ -19,7 +19,8 @@ pub struct MemoryCommandLog<S> {
 }
 
 impl<S: EventStore> MemoryCommandLog<S> {
-    /// Nothing is recorded yet. The store is that of the commands.
+    /// Nothing is recorded yet. The store is that of the commands; what [`Commands::recorded_by`](crate::commands::Commands::recorded_by)
+    /// records is appended to that of the repository.
     pub fn of(store: S) -> Self {
         Self { store, records: Arc::default() }
     }
@@ -53,7 +54,16 @@ impl<S: EventStore + 'static> CommandLog for MemoryCommandLog<S> {
         events: &[NewEvent],
         complete: &Complete<'_>,
     ) -> Result<Vec<Appended>, AppendError> {
-        let appended = self.store.append(events).await?;
+        self.append_to(&self.store, events, complete).await
+    }
+
+    async fn append_to(
+        &self,
+        store: &dyn EventStore,
+        events: &[NewEvent],
+        complete: &Complete<'_>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let appended = store.append(events).await?;
         let record = complete(&appended);
         if self.insert(&record) {
             Ok(appended)

@@ -10,7 +10,10 @@ use uuid::Uuid;
 use super::{CommandLog, CommandRecord, Complete};
 use crate::commands::Outcome;
 use crate::event::{AggregateId, Appended, NewEvent};
-use crate::store::{AppendError, PostgresEventStore, ReadError};
+use crate::store::{AppendError, EventStore, PostgresEventStore, ReadError};
+
+/// What is tried when records are read.
+const READ: &str = "read records of commands";
 
 /// Records in the table `commands` beside the events. A command and its events are stored in one transaction.
 #[derive(Debug, Clone)]
@@ -23,7 +26,8 @@ pub struct PostgresCommandLog {
 }
 
 impl PostgresCommandLog {
-    /// Those beside the events of a store, which is that of the commands.
+    /// Those beside the events of a store, which is that of the commands. [`Commands::recorded_by`](crate::commands::Commands::recorded_by)
+    /// takes database, codec and hooks from the store of the repository, so it does not matter whether they were added before.
     ///
     /// # Errors
     /// espd only reads a store of this layout, and has made no table there.
@@ -81,7 +85,7 @@ impl PostgresCommandLog {
 /// What is read of a record.
 type Row = (Uuid, String, String, Json<Value>, Json<Map<String, Value>>, Json<Outcome>, DateTime<Utc>);
 
-fn record_of(row: Row) -> Result<CommandRecord, ReadError> {
+fn record_of(row: Row) -> Result<CommandRecord, sqlx::Error> {
     let (command_id, name, aggregate_id, Json(body), Json(metadata), Json(outcome), at) = row;
     let aggregate_id: AggregateId =
         aggregate_id.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
@@ -91,8 +95,8 @@ fn record_of(row: Row) -> Result<CommandRecord, ReadError> {
 #[async_trait]
 impl CommandLog for PostgresCommandLog {
     async fn find(&self, command_id: Uuid) -> Result<Option<CommandRecord>, ReadError> {
-        let row = sqlx::query_as(self.find.clone()).bind(command_id).fetch_optional(self.pool()).await?;
-        row.map(record_of).transpose()
+        let row = sqlx::query_as(self.find.clone()).bind(command_id).fetch_optional(self.pool()).await;
+        row.and_then(|row| row.map(record_of).transpose()).map_err(ReadError::beside(READ))
     }
 
     async fn record(&self, record: &CommandRecord) -> Result<bool, AppendError> {
@@ -115,16 +119,26 @@ impl CommandLog for PostgresCommandLog {
         Ok(uncommitted.commit(transaction).await?.to_vec())
     }
 
+    fn beside(self, store: &dyn EventStore) -> Self {
+        let Some(store) = store.as_postgres() else { return self };
+        let cannot = |error| {
+            panic!("commands cannot be recorded beside the events of the repository's store: {error}")
+        };
+        Self::of(store).unwrap_or_else(cannot)
+    }
+
     async fn newest(
         &self,
         limit: u32,
         before: Option<DateTime<Utc>>,
     ) -> Result<Vec<CommandRecord>, ReadError> {
         let query = sqlx::query_as(self.newest.clone()).bind(before).bind(i64::from(limit));
-        query.fetch_all(self.pool()).await?.into_iter().map(record_of).collect()
+        let rows = query.fetch_all(self.pool()).await;
+        rows.and_then(|rows| rows.into_iter().map(record_of).collect()).map_err(ReadError::beside(READ))
     }
 
     async fn prune(&self, before: DateTime<Utc>) -> Result<u64, ReadError> {
-        Ok(sqlx::query(self.prune.clone()).bind(before).execute(self.pool()).await?.rows_affected())
+        let removed = sqlx::query(self.prune.clone()).bind(before).execute(self.pool()).await;
+        Ok(removed.map_err(ReadError::beside("remove records of commands"))?.rows_affected())
     }
 }

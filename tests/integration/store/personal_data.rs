@@ -114,7 +114,9 @@ async fn each_person_has_a_key_and_is_forgotten_alone() {
 async fn keys_are_kept_wrapped_in_postgresql() {
     let db = support::database().await;
     let (store, keys) = postgres(&db, MasterKey::new([7; 32])).await;
-    names_are_sealed(&store, &store.clone().with_codec(PersonalData::new(keys).of::<MoneySent>())).await;
+    // To register a type twice is to register it.
+    let personal = PersonalData::new(keys).of::<MoneySent>().of::<MoneySent>();
+    names_are_sealed(&store, &store.clone().with_codec(personal)).await;
     let again = PersonalData::new(PostgresKeys::new(&db.pool, MasterKey::new([7; 32])));
     assert_eq!(read(&store.clone().with_codec(again)).await[0].read::<MoneySent>().unwrap(), Some(sent()));
     let stranger = PersonalData::new(PostgresKeys::new(&db.pool, MasterKey::new([8; 32])));
