@@ -107,29 +107,29 @@ impl Command for ReturnBook {
 }
 
 #[derive(Debug, Serialize)]
-enum Refused {
+enum BookRefusal {
     LentToAnother { to: String },
     NeverLent,
 }
 
 espd::refusal!(
-    Refused,
+    BookRefusal,
     message = |refused| match refused {
-        Refused::LentToAnother { to } => format!("{to} has the book"),
-        Refused::NeverLent => "nobody has ever had the book".to_owned(),
+        BookRefusal::LentToAnother { to } => format!("{to} has the book"),
+        BookRefusal::NeverLent => "nobody has ever had the book".to_owned(),
     },
     status = |refused| match refused {
-        Refused::LentToAnother { .. } => 422,
-        Refused::NeverLent => 404,
+        BookRefusal::LentToAnother { .. } => 422,
+        BookRefusal::NeverLent => 404,
     },
 );
 
 impl Decide<LendBook> for Book {
-    type Refusal = Refused;
+    type Refusal = BookRefusal;
 
-    fn decide(&self, lend: &LendBook, _: &Context) -> Result<Vec<BookEvent>, Refused> {
+    fn decide(&self, lend: &LendBook, _: &Context) -> Result<Vec<BookEvent>, BookRefusal> {
         match &self.lent_to {
-            Some(to) => Err(Refused::LentToAnother { to: to.clone() }),
+            Some(to) => Err(BookRefusal::LentToAnother { to: to.clone() }),
             None => Ok(espd::events![BookLent {
                 to: lend.to.clone(),
                 days: lend.days,
@@ -140,12 +140,12 @@ impl Decide<LendBook> for Book {
 }
 
 impl Decide<ReturnBook> for Book {
-    type Refusal = Refused;
+    type Refusal = BookRefusal;
 
-    fn decide(&self, _: &ReturnBook, context: &Context) -> Result<Vec<BookEvent>, Refused> {
+    fn decide(&self, _: &ReturnBook, context: &Context) -> Result<Vec<BookEvent>, BookRefusal> {
         match context.exists() {
             true => Ok(self.if_changed(espd::events![BookReturned {}])),
-            false => Err(Refused::NeverLent),
+            false => Err(BookRefusal::NeverLent),
         }
     }
 }

@@ -33,15 +33,15 @@
 //! }
 //!
 //! #[derive(Debug, Serialize)]
-//! enum Refused { LentToAnother { to: String } }
-//! espd::refusal!(Refused, message = |Refused::LentToAnother { to }| format!("{to} has the book"));
+//! enum BookRefusal { LentToAnother { to: String } }
+//! espd::refusal!(BookRefusal, message = |BookRefusal::LentToAnother { to }| format!("{to} has the book"));
 //!
 //! impl Decide<LendBook> for Book {
-//!     type Refusal = Refused;
+//!     type Refusal = BookRefusal;
 //!
-//!     fn decide(&self, lend: &LendBook, _: &Context) -> Result<Vec<BookEvent>, Refused> {
+//!     fn decide(&self, lend: &LendBook, _: &Context) -> Result<Vec<BookEvent>, BookRefusal> {
 //!         match &self.lent_to {
-//!             Some(to) => Err(Refused::LentToAnother { to: to.clone() }),
+//!             Some(to) => Err(BookRefusal::LentToAnother { to: to.clone() }),
 //!             None => Ok(espd::events![BookLent { to: lend.to.clone(), days: lend.days }]),
 //!         }
 //!     }

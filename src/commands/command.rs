@@ -79,19 +79,19 @@ impl Refusal for Infallible {
 /// use espd::commands::Refusal;
 ///
 /// #[derive(Debug, serde::Serialize)]
-/// enum Refused {
+/// enum BookRefusal {
 ///     LentToAnother { to: String },
 ///     IsLost,
 /// }
-/// espd::refusal!(Refused);
+/// espd::refusal!(BookRefusal);
 ///
-/// let refused = Refused::LentToAnother { to: "Ada".into() };
+/// let refused = BookRefusal::LentToAnother { to: "Ada".into() };
 /// assert_eq!((refused.code(), refused.message()), ("lent_to_another".into(), "lent to another".into()));
 /// assert_eq!(refused.params()["to"], "Ada");
-/// assert_eq!(Refused::IsLost.code(), "is_lost");
+/// assert_eq!(BookRefusal::IsLost.code(), "is_lost");
 /// ```
 ///
-/// With messages and statuses: `espd::refusal!(Refused, message = |refused| refused.to_string(), status = |_| 409)`.
+/// With messages and statuses: `espd::refusal!(BookRefusal, message = |refused| refused.to_string(), status = |_| 409)`.
 #[macro_export]
 macro_rules! refusal {
     ($type:ty $(, message = $message:expr)? $(, status = $status:expr)? $(,)?) => {
