@@ -34,13 +34,18 @@ pub(crate) struct KeyTable {
 
 /// The record of a subject that was forgotten.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct ForgottenSubject {
-    pub(crate) subject: String,
-    pub(crate) forgotten_at: DateTime<Utc>,
-    pub(crate) forgotten_by: String,
-    pub(crate) why: Option<String>,
+#[non_exhaustive]
+pub struct ForgottenSubject {
+    /// Who was forgotten.
+    pub subject: String,
+    /// When that was done, for the first time.
+    pub forgotten_at: DateTime<Utc>,
+    /// Who has done it.
+    pub forgotten_by: String,
+    /// Why.
+    pub why: Option<String>,
     /// How many keys were deleted.
-    pub(crate) keys: i64,
+    pub keys: i64,
 }
 
 from_row!(ForgottenSubject { subject, forgotten_at, forgotten_by, why, keys });
@@ -273,6 +278,27 @@ impl PostgresKeys {
         let mut connection = PgConnection::connect_with(&self.options).await?;
         self.table.create(&mut connection).await?;
         Ok(connection.close().await?)
+    }
+
+    /// Forgets a subject: its keys are deleted, and that is recorded, with who has done it and why. `None`: it has no key and was never
+    /// forgotten. To forget it again changes nothing.
+    ///
+    /// This is what makes the fields unreadable. `espctl forget` does more: it appends an event `SubjectForgotten` for those who follow the
+    /// store, removes snapshots, and finds what else may hold something. Running programs remember keys for a minute;
+    /// [`PersonalData::clear`](super::PersonalData::clear) ends that in this one.
+    ///
+    /// # Errors
+    /// The database refused, or could not be reached.
+    pub async fn forget(
+        &self,
+        subject: &str,
+        by: &str,
+        why: Option<&str>,
+    ) -> Result<Option<ForgottenSubject>, KeyError> {
+        let mut connection = PgConnection::connect_with(&self.options).await?;
+        let forgotten = self.table.forget(&mut connection, subject, by, why).await?;
+        connection.close().await?;
+        Ok(forgotten)
     }
 
     async fn pool(&self) -> &PgPool {
