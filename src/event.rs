@@ -17,6 +17,7 @@ mod aggregate_id;
 mod event_set;
 mod event_type;
 mod number;
+mod readable;
 mod stored_time;
 mod tag;
 mod unique_key;
@@ -32,6 +33,7 @@ pub use event_set::EventSet;
 pub use event_type::naming;
 pub use event_type::{EventType, PersonalFields};
 pub use number::{Position, Version};
+pub(crate) use readable::{to_readable_json, unreadable};
 #[doc(hidden)]
 pub use serde_json::Error as JsonError;
 pub use stored_time::{InvalidTime, StoredTime};
@@ -123,6 +125,9 @@ pub struct NewEvent {
     pub tags: Vec<Tag>,
     /// Keys that the aggregate claims or releases with this event.
     pub keys: Vec<KeyChange>,
+    /// The fields that are about a person and are not sealed yet: a store refuses the event unless its codec seals them. Nothing is known
+    /// of an event without a Rust type.
+    pub personal: &'static [PersonalFields],
 }
 
 impl NewEvent {
@@ -144,6 +149,7 @@ impl NewEvent {
             created_at: None,
             tags: Vec::new(),
             keys: Vec::new(),
+            personal: &[],
         }
     }
 

@@ -22,13 +22,15 @@
 //! let id = Uuid::new_v4();
 //! store.append(&[NewEvent::of(id, &ada)?]).await?;
 //!
-//! keys.forget("c1"); // in production: espctl forget c1
+//! keys.forget("c1"); // in production: espctl forget c1, or PostgresKeys::forget
 //! personal.clear();  // running programs remember keys for a minute
 //! let event = store.read_after(Position::START, None, None, 1).await?.remove(0);
 //! let read = event.read::<CustomerRegistered>()?.expect("it is one");
 //! assert_eq!(read.name, Personal::Forgotten { subject: "c1".into() });
 //! # Ok(()) }
 //! ```
+//!
+//! A store without this codec refuses an event of such a type, and so does a reactor that was registered without it.
 //!
 //! Handlers in Rust read the fields where they are registered with the same value: `Registration::codec(personal)`. Handlers in SQL,
 //! programs, webhooks and `espctl events` see what is stored: `{"$sealed": {"s": SUBJECT, "k": NUMBER, "c": TEXT}}`.
@@ -49,8 +51,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::value::{RawValue, to_raw_value};
 
-pub use self::key_table::PostgresKeys;
-pub(crate) use self::key_table::{ForgottenSubject, KEY_SCHEMA, KeyTable};
+use self::body::Pointer;
+pub use self::key_table::{ForgottenSubject, PostgresKeys};
+pub(crate) use self::key_table::{KEY_SCHEMA, KeyTable};
 use self::keyring::{Keyring, Missing};
 pub use self::keys::{KeyError, MasterKey, MemoryKeys, SubjectKey, SubjectKeys, SubjectState};
 pub use self::personal::Personal;
@@ -173,6 +176,12 @@ impl BodyCodec for PersonalData {
             }
         }
         Ok(sealed)
+    }
+
+    fn seals(&self, event_type: &str, fields: &PersonalFields) -> bool {
+        let is_sealed =
+            |field: &Pointer| self.sealings(event_type).iter().any(|sealing| sealing.field.covers(field));
+        fields.fields.iter().all(|field| Pointer::parse(field).is_ok_and(|field| is_sealed(&field)))
     }
 
     fn decode(&self, event: &Event) -> Result<Box<RawValue>, Box<dyn Error + Send + Sync>> {

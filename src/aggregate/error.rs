@@ -77,7 +77,7 @@ pub enum ExecuteError<R> {
     /// The store cannot keep what was decided, or could not be reached. Repeating the command with the same id is safe.
     #[error(transparent)]
     Append(AppendError),
-    /// An event, or the metadata, cannot be written as JSON.
+    /// An event, or the metadata, cannot be written as JSON, or an event could not be read again.
     #[error("what was decided cannot be written as JSON: {0}")]
     Unwritable(serde_json::Error),
 }
@@ -127,7 +127,7 @@ pub enum SnapshotError {
     /// The aggregate could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The state cannot be written as JSON.
+    /// The state cannot be written as JSON, or could not be read again.
     #[error("the state cannot be written as JSON: {0}")]
     Unwritable(serde_json::Error),
     /// The snapshot could not be kept.

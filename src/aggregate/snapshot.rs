@@ -43,7 +43,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{Aggregate, Loaded};
-use crate::event::{AggregateId, EventSet as _, Position, Version};
+use crate::event::{AggregateId, EventSet as _, Position, Version, unreadable};
 use crate::store::{EventStore, ReadError};
 
 pub(super) use keeper::SnapshotKeeper;
@@ -89,9 +89,10 @@ impl<A: Aggregate> SnapshotFormat<A> {
         }
     }
 
-    /// The snapshot of what is loaded.
+    /// The snapshot of what is loaded. Fails if it could not be read again.
     fn take(&self, loaded: &Loaded<A>) -> Result<Snapshot, serde_json::Error> {
         let state = (self.write)(&loaded.state)?;
+        (self.read)(&state).map_err(|error| unreadable(&error))?;
         Ok(Snapshot { version: loaded.version, event_id: loaded.position, state })
     }
 }

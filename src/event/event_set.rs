@@ -1,6 +1,6 @@
 //! Sets of event types: what one aggregate, or one reader, knows as one Rust enum.
 
-use super::{AggregateId, Event, NewEvent};
+use super::{AggregateId, Event, NewEvent, PersonalFields};
 
 /// Several types of events as one Rust type: an enum with one variant for each, whose content is an
 /// [`EventType`](super::EventType).
@@ -16,10 +16,15 @@ pub trait EventSet: Sized {
     /// The event is of a type of the set, but its body is not of the shape of that type.
     fn read(event: &Event) -> Result<Option<Self>, serde_json::Error>;
 
-    /// The event of an aggregate, to be appended.
+    /// The types that have personal fields, by the name under which they are written. Unless it is said, there are none.
+    fn personal() -> Vec<(&'static str, &'static [PersonalFields])> {
+        Vec::new()
+    }
+
+    /// The event of an aggregate, to be appended. [`NewEvent::of`] makes it.
     ///
     /// # Errors
-    /// The body cannot be written as JSON.
+    /// The body cannot be written as JSON, or not be read again.
     fn to_new(&self, aggregate_id: AggregateId) -> Result<NewEvent, serde_json::Error>;
 }
 
@@ -58,6 +63,12 @@ pub trait EventSet: Sized {
 /// assert_eq!(BookLent::NAME, "book.lent");
 /// assert_eq!(BookEvent::names(), ["book.lent", "BookTaken", "BookReturned", "BookLost"]);
 /// let event: BookEvent = BookLent { to: "Ada".into() }.into();
+/// ```
+///
+/// No two types of a set share a name, also not one that a type had before: the event would be read as the first of them.
+///
+/// ```compile_fail
+/// espd::event_set! { pub enum BookEvent { BookLent {} = "lent", BookTaken {} = "taken" was ["lent"] } }
 /// ```
 ///
 /// Enum and structs are `Debug`, `Clone` and `PartialEq`; attributes are passed on: those of a variant with fields to its struct.
@@ -104,6 +115,11 @@ macro_rules! event_set {
             }
         })*
 
+        const _: () = $crate::event::naming::distinct(&[$((
+            <$type as $crate::event::EventType>::NAME,
+            <$type as $crate::event::EventType>::WAS,
+        )),*]);
+
         impl $crate::event::EventSet for $set {
             fn names() -> ::std::vec::Vec<&'static str> {
                 let mut names = ::std::vec::Vec::new();
@@ -112,6 +128,16 @@ macro_rules! event_set {
                     names.extend_from_slice(<$type as $crate::event::EventType>::WAS);
                 )*
                 names
+            }
+
+            fn personal()
+            -> ::std::vec::Vec<(&'static str, &'static [$crate::event::PersonalFields])> {
+                let mut types: ::std::vec::Vec<(&'static str, &'static [$crate::event::PersonalFields])> = ::std::vec![$((
+                    <$type as $crate::event::EventType>::NAME,
+                    <$type as $crate::event::EventType>::PERSONAL,
+                )),*];
+                types.retain(|(_, personal)| !personal.is_empty());
+                types
             }
 
             fn read(

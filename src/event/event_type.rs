@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::value::to_raw_value;
 
+use super::readable::to_readable_json;
 use super::{AggregateId, Event, NewEvent};
 
 /// The body of one type of event.
@@ -20,7 +20,8 @@ pub trait EventType: Serialize + DeserializeOwned {
     /// ones are written under [`Self::NAME`] only.
     const WAS: &'static [&'static str] = &[];
 
-    /// The fields that are about a person, for [`PersonalData`](crate::personal_data::PersonalData) to seal.
+    /// The fields that are about a person, for [`PersonalData`](crate::personal_data::PersonalData) to seal. A store whose codec does not
+    /// seal them refuses the event.
     const PERSONAL: &'static [PersonalFields] = &[];
 
     /// Whether an event of this name is of this type.
@@ -42,12 +43,14 @@ impl NewEvent {
     /// An event of type `E`, otherwise as [`Self::new`].
     ///
     /// # Errors
-    /// The body cannot be written as JSON.
+    /// The body cannot be written as JSON, or what is written cannot be read as `E` again, which would show when it is too late: a number
+    /// that is none (`f64::NAN`) is written as `null`. Where `null` can be read, as of an `Option<f64>`, it is `None` from then on.
     pub fn of<E: EventType>(
         aggregate_id: impl Into<AggregateId>,
         body: &E,
     ) -> Result<Self, serde_json::Error> {
-        Ok(Self::new(aggregate_id, E::NAME, to_raw_value(body)?))
+        let event = Self::new(aggregate_id, E::NAME, to_readable_json(body)?);
+        Ok(Self { personal: E::PERSONAL, ..event })
     }
 }
 
@@ -179,6 +182,51 @@ pub mod naming {
         bytes
     }
 
+    /// A type of a set: the name that it has, and those that it had.
+    type Names<'n> = (&'n str, &'n [&'n str]);
+
+    /// Requires that no two types of a set share a name.
+    pub const fn distinct(types: &[Names<'_>]) {
+        let mut one = 0;
+        while one < types.len() {
+            let mut two = one + 1;
+            while two < types.len() {
+                assert!(!share_a_name(types[one], types[two]), "two types of the event set share a name");
+                two += 1;
+            }
+            one += 1;
+        }
+    }
+
+    /// Whether two types share a name.
+    const fn share_a_name(one: Names<'_>, two: Names<'_>) -> bool {
+        let mut at = 0;
+        while at <= one.1.len() {
+            let mut other = 0;
+            while other <= two.1.len() {
+                if is_same(name(one, at), name(two, other)) {
+                    return true;
+                }
+                other += 1;
+            }
+            at += 1;
+        }
+        false
+    }
+
+    const fn name<'n>((name, was): Names<'n>, at: usize) -> &'n str {
+        if at == 0 { name } else { was[at - 1] }
+    }
+
+    const fn is_same(one: &str, two: &str) -> bool {
+        let (one, two) = (one.as_bytes(), two.as_bytes());
+        let mut at = 0;
+        while at < one.len() && at < two.len() && one[at] == two[at] {
+            at += 1;
+        }
+        one.len() == two.len() && at == one.len()
+    }
+
     /// The bytes as text.
     pub const fn text(bytes: &'static [u8]) -> &'static str {
         match std::str::from_utf8(bytes) {
@@ -215,6 +263,38 @@ mod tests {
         TodoDone "done" (, naming = underscored, without = "Todo")
         TodoGone "Gone" (, without = "Todo", was = ["TodoLost"])
         Renamed "New" (, name = "New", was = ["Old", "Older"],)
+    }
+
+    #[test]
+    fn types_that_share_a_name_are_found() {
+        let refused =
+            |types: &[(&str, &[&str])]| std::panic::catch_unwind(|| naming::distinct(types)).is_err();
+        assert!(!refused(&[("a", &["b", "c"]), ("ab", &["bc", ""]), ("d", &["d"])]));
+        for second in [("a", &[][..]), ("b", &[]), ("d", &["e", "a"]), ("d", &["b"])] {
+            assert!(refused(&[("a", &["b"]), ("c", &[]), second]), "{second:?}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Measured {
+            value: f64,
+            perhaps: Option<f64>,
+            rest: serde_json::Value,
+        }
+        event_type!(Measured);
+        let measured =
+            |value, perhaps, rest| NewEvent::of(Uuid::from_u128(7), &Measured { value, perhaps, rest });
+        let nested = |levels: usize| {
+            (0..levels).fold(serde_json::Value::Null, |inner, _| serde_json::Value::Array(vec![inner]))
+        };
+        let written = measured(1.5, Some(f64::NAN), nested(100)).unwrap();
+        assert!(written.body.get().starts_with(r#"{"value":1.5,"perhaps":null,"#), "{}", written.body);
+        for refused in [measured(f64::NAN, None, nested(0)), measured(1.0, None, nested(200))] {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.starts_with("it could not be read again: "), "{refused}");
+        }
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Emitter {
         event.correlation_id = Some(source.correlation_id);
         event.causation_id = Some(source.uuid);
         if let Some(body) = self.codec.encode(&event)? {
-            event.body = body;
+            (event.body, event.personal) = (body, &[]);
         }
         Ok(event)
     }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde_json::value::RawValue;
 
 use super::{AppendError, ReadError};
-use crate::event::{Event, NewEvent};
+use crate::event::{Event, NewEvent, PersonalFields};
 use crate::postgres::error::chain;
 
 /// Turns the body of an event into what is stored, and back: to encrypt it, to compress it, or to keep another format inside of
@@ -35,6 +35,14 @@ pub trait BodyCodec: Debug + Send + Sync + 'static {
     /// # Errors
     /// The event cannot be read.
     fn decode(&self, event: &Event) -> Result<Box<RawValue>, Box<dyn Error + Send + Sync>>;
+
+    /// Whether these personal fields of a type are encrypted by [`Self::encode`]. Where they are not, an event of a Rust type that declares
+    /// them ([`EventType::PERSONAL`](crate::event::EventType::PERSONAL)) is refused, because it would be stored in the clear.
+    ///
+    /// By default they are not. A codec around another one passes this on.
+    fn seals(&self, _event_type: &str, _fields: &PersonalFields) -> bool {
+        false
+    }
 
     /// Is told of the events that are encoded next, all at once: to fetch what that takes, such as keys. What a reactor emits is
     /// encoded without this, so [`Self::encode`] has to do without it.
@@ -69,8 +77,33 @@ impl Codec {
         self.0.is_some()
     }
 
+    /// The first personal fields of a type that would be stored in the clear.
+    pub(crate) fn find_unsealed<'f>(
+        &self,
+        event_type: &str,
+        personal: &'f [PersonalFields],
+    ) -> Option<&'f PersonalFields> {
+        let is_sealed =
+            |fields: &&PersonalFields| self.0.as_ref().is_some_and(|codec| codec.seals(event_type, fields));
+        personal.iter().find(|fields| !is_sealed(fields))
+    }
+
+    fn refuse_unsealed(&self, event: &NewEvent) -> Result<(), String> {
+        let Some(PersonalFields { fields, .. }) = self.find_unsealed(&event.event_type, event.personal)
+        else {
+            return Ok(());
+        };
+        Err(format!(
+            "{} has personal fields ({}), which no codec seals: add PersonalData::of this type to the store by \
+             .with_codec, and to the registration of a reactor by .codec",
+            event.event_type,
+            fields.join(", ")
+        ))
+    }
+
     /// The body that is stored of an event.
     pub(crate) fn encode(&self, event: &NewEvent) -> Result<Option<Box<RawValue>>, String> {
+        self.refuse_unsealed(event)?;
         let encode = |codec: &Arc<dyn BodyCodec>| codec.encode(event).map_err(|error| chain(&*error));
         self.0.as_ref().map(encode).transpose()
     }
@@ -86,13 +119,16 @@ impl Codec {
         &self,
         events: &'e [NewEvent],
     ) -> Result<Cow<'e, [NewEvent]>, AppendError> {
+        let invalid = |index| move |reason| AppendError::Invalid { index: Some(index), reason };
+        for (index, event) in events.iter().enumerate() {
+            self.refuse_unsealed(event).map_err(invalid(index))?;
+        }
         let Some(codec) = &self.0 else { return Ok(Cow::Borrowed(events)) };
         codec.before_encoding(events).await.map_err(unavailable)?;
         let mut encoded = events.to_vec();
         for (index, event) in encoded.iter_mut().enumerate() {
-            let invalid = |reason| AppendError::Invalid { index: Some(index), reason };
-            if let Some(body) = self.encode(event).map_err(invalid)? {
-                event.body = body;
+            if let Some(body) = self.encode(event).map_err(invalid(index))? {
+                (event.body, event.personal) = (body, &[]);
             }
         }
         Ok(Cow::Owned(encoded))

@@ -18,6 +18,7 @@ on_each_store! {
     a_workflow_waits_and_times_out_unless_it_goes_on
     a_workflow_that_fails_goes_on_after_the_last_step
     an_instance_that_has_ended_takes_nothing_in
+    what_a_workflow_could_not_read_again_is_not_recorded
 }
 
 espd::event_set! {
@@ -306,4 +307,60 @@ async fn an_instance_that_has_ended_takes_nothing_in(store: TestStore) {
     let drained = processors.drain().await.unwrap();
     assert!(drained.later.is_empty());
     assert_eq!(kinds(&store).await, ["Ordered", "Delivered", "Delivered", "Delivered", "OrderPaid"]);
+}
+
+/// Measures something: the first time, it gets no number.
+struct Measuring {
+    /// Which of its parts is no number the first time: the step, the state, what is emitted.
+    wrong: Arc<Mutex<&'static str>>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Measured {
+    value: f64,
+}
+espd::event_type!(Measured);
+
+#[async_trait]
+impl Workflow for Measuring {
+    type State = Measured;
+
+    fn instance(&self, event: &Event) -> Option<String> {
+        by_aggregate(event)
+    }
+
+    async fn handle(
+        &mut self,
+        event: &Delivery,
+        state: &mut Measured,
+        context: &mut WorkflowContext<'_, '_>,
+    ) -> Result<(), HandlerError> {
+        let wrong = *self.wrong.lock().unwrap();
+        let value = |part| if part == wrong { f64::NAN } else { 1.5 };
+        context.step("measure", async |_| Ok(value("step"))).await?;
+        state.value = value("state");
+        context.emit(&event.aggregate_id, &Measured { value: value("event") })
+    }
+}
+
+async fn what_a_workflow_could_not_read_again_is_not_recorded(store: TestStore) {
+    order(&store).await;
+    let wrong = Arc::new(Mutex::new("step"));
+    let registration = Registration::workflow("measuring").handles::<Ordered>().emits::<Measured>();
+    let made = wrong.clone();
+    let make = move || Measuring { wrong: made.clone() };
+    let program = LocalProgram::new().workflow(registration.start(Start::Beginning), make);
+    let mut processors = store.start(program).await;
+    for (next, said) in [
+        ("state", "the result of step measure is not recorded: it could not be read again"),
+        ("event", "is not kept: it could not be read again"),
+        ("nothing", "it could not be read again"),
+    ] {
+        let failed = processors.drain().await.unwrap_err().to_string();
+        assert!(failed.contains(said), "{failed}");
+        *wrong.lock().unwrap() = next;
+    }
+    // Nothing is stuck once the author has repaired it.
+    processors.drain().await.unwrap();
+    assert_eq!(kinds(&store).await, ["Ordered", "Measured"]);
 }

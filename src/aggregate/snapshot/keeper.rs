@@ -1,11 +1,12 @@
 //! Reads snapshots before a stream, and writes them beside the work of the application.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
 
-use super::{SnapshotFormat, SnapshotKey, SnapshotStore};
+use super::{SnapshotKey, SnapshotStore};
 use crate::aggregate::{Aggregate, Id, Loaded, SnapshotError};
 use crate::event::Version;
 use crate::store::ReadError;
@@ -19,6 +20,8 @@ pub(in crate::aggregate) struct SnapshotKeeper {
     store: Arc<dyn SnapshotStore>,
     writes: Arc<Semaphore>,
     failures: Arc<AtomicU64>,
+    /// The formats of which it was said that a state cannot be written: name and number.
+    unwritable: Arc<Mutex<HashSet<(&'static str, u32)>>>,
 }
 
 impl SnapshotKeeper {
@@ -27,6 +30,7 @@ impl SnapshotKeeper {
             store: Arc::new(store),
             writes: Arc::new(Semaphore::new(WRITES_MAX)),
             failures: Arc::default(),
+            unwritable: Arc::default(),
         }
     }
 
@@ -73,10 +77,15 @@ impl SnapshotKeeper {
         }
         let Ok(permit) = Arc::clone(&self.writes).try_acquire_owned() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (keeper, written) = (self.clone(), self.write(&format, loaded));
+        let key = format.key(loaded.id.get());
+        let snapshot = match format.take(loaded) {
+            Ok(snapshot) => snapshot,
+            Err(error) => return self.note_unwritable(&key, &error),
+        };
+        let keeper = self.clone();
         let _detached = runtime.spawn(async move {
-            if let Err((key, error)) = written.await {
-                keeper.note::<()>(&key, &error);
+            if let Err(error) = keeper.store.save(&key, &snapshot).await {
+                keeper.note::<()>(&key, &error.with_causes());
             }
             drop(permit);
         });
@@ -93,18 +102,13 @@ impl SnapshotKeeper {
         saved.map(|()| true).map_err(SnapshotError::NotKept)
     }
 
-    fn write<A: Aggregate>(
-        &self,
-        format: &SnapshotFormat<A>,
-        loaded: &Loaded<A>,
-    ) -> impl Future<Output = Result<(), (SnapshotKey, String)>> + Send + 'static {
-        let (store, key, snapshot) =
-            (Arc::clone(&self.store), format.key(loaded.id.get()), format.take(loaded));
-        async move {
-            match snapshot {
-                Ok(snapshot) => store.save(&key, &snapshot).await.map_err(|error| (key, error.with_causes())),
-                Err(error) => Err((key, error.to_string())),
-            }
+    /// Counts that a state cannot be kept, and logs it once for each format: each load finds out anew.
+    fn note_unwritable(&self, key: &SnapshotKey, error: &serde_json::Error) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let SnapshotKey { aggregate_id, name, format, .. } = key;
+        let mut unwritable = self.unwritable.lock().unwrap_or_else(PoisonError::into_inner);
+        if unwritable.insert((*name, *format)) {
+            tracing::warn!(%aggregate_id, name, format, %error, "a state cannot be kept as a snapshot; of this format it is not said again");
         }
     }
 

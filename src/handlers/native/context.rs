@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 
 use super::error::HandlerError;
 use super::transaction::Transaction;
-use crate::event::{AggregateId, Event, EventType, Version};
+use crate::event::{AggregateId, Event, EventType, Version, to_readable_json};
 use crate::handlers::batch::Action;
 use crate::processing::effects::NewEffect;
 use crate::processing::emission::{Due, Emission, Emitter, SourceEvent};
@@ -198,7 +198,7 @@ impl ReactorContext<'_> {
     /// Emits an event. espd sets its causation, correlation and uuid.
     ///
     /// # Errors
-    /// The body cannot be written as JSON. If the registration does not name this type, the event fails when the handler
+    /// The body cannot be written as JSON, or not be read again. If the registration does not name this type, the event fails when the handler
     /// has returned.
     pub fn emit<E: EventType>(
         &mut self,
@@ -291,7 +291,7 @@ pub(super) fn emission<E: EventType>(
     Ok(Emission {
         event_type: E::NAME.to_owned(),
         aggregate_id: aggregate_id.into(),
-        body: to_raw_value(body)?,
+        body: to_readable_json(body)?,
         expected_version: None,
         due: Due::AtOnce,
         key: None,

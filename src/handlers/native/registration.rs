@@ -2,7 +2,7 @@
 
 use super::handling::Abilities;
 use crate::aggregate::Aggregate;
-use crate::event::{EventSet, EventType};
+use crate::event::{EventSet, EventType, PersonalFields};
 use crate::processing::declaration::{
     Approve, BatchLimits, Check, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
     ProcessorKind, ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
@@ -22,6 +22,8 @@ pub struct Registration {
     ddl: Vec<String>,
     checks: Vec<(String, String)>,
     emits: Vec<String>,
+    /// The personal fields of what it emits, by type.
+    personal: Vec<(&'static str, &'static [PersonalFields])>,
     codec: Codec,
     /// How it is run.
     pub(super) settings: ProcessorSettings,
@@ -57,6 +59,7 @@ impl Registration {
             ddl: Vec::new(),
             checks: Vec::new(),
             emits: Vec::new(),
+            personal: Vec::new(),
             codec: Codec::default(),
             settings: ProcessorSettings::default(),
             abilities: Abilities::default(),
@@ -126,10 +129,12 @@ impl Registration {
         self
     }
 
-    /// Allows a reactor to emit events of type `E`.
+    /// Allows a reactor to emit events of type `E`. If the type has personal fields, the registration needs a [`Self::codec`] that seals
+    /// them.
     #[must_use]
     pub fn emits<E: EventType>(mut self) -> Self {
         self.emits.push(E::NAME.to_owned());
+        self.personal.push((E::NAME, E::PERSONAL));
         self
     }
 
@@ -142,6 +147,7 @@ impl Registration {
                 self.emits.push(name.to_owned());
             }
         }
+        self.personal.extend(A::Event::personal());
         Self { abilities: Abilities { gives_commands: true, ..self.abilities }, ..self }
     }
 
@@ -166,6 +172,19 @@ impl Registration {
     #[must_use]
     pub fn codec(self, codec: impl BodyCodec) -> Self {
         Self { codec: Codec::new(codec), ..self }
+    }
+
+    /// What it may emit although the personal fields would be stored in the clear.
+    pub(super) fn find_unsealed(&self) -> Vec<String> {
+        let fault = |(event_type, personal): &(&'static str, &'static [PersonalFields])| {
+            let PersonalFields { fields, .. } = self.codec.find_unsealed(event_type, personal)?;
+            let (name, fields) = (&self.name, fields.join(", "));
+            Some(format!(
+                "{name} emits {event_type}, whose personal fields ({fields}) no codec seals: add .codec(…) to its registration, \
+                 with the PersonalData that the store has"
+            ))
+        };
+        self.personal.iter().filter_map(fault).collect()
     }
 
     /// How bodies are stored.

@@ -114,6 +114,7 @@ impl Registry {
 
     fn add(&mut self, registration: Registration, factory: HandlerFactory) {
         let codec = registration.body_codec();
+        self.faults.extend(registration.find_unsealed());
         let settings = registration.settings.clone();
         let abilities = registration.abilities;
         let declaration = registration.into_declaration();

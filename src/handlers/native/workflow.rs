@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::context::{ReactorContext, emission};
 use super::error::HandlerError;
 use super::handler::Reactor;
-use crate::event::{AggregateId, Event, EventType, Position};
+use crate::event::{AggregateId, Event, EventType, Position, to_readable_json};
 use crate::handlers::batch::{Action, ended};
 use crate::processing::effects::Effect;
 use crate::processing::emission::{Due, Emission};
@@ -120,7 +120,7 @@ impl WorkflowContext<'_, '_> {
     ///
     /// # Errors
     /// Those of the work, after which nothing is recorded. Two steps of one event have the same name, the result cannot be written as JSON or
-    /// be read again, or the database does not answer.
+    /// be read again (then it is not recorded, and the work is done again when the event is handled again), or the database does not answer.
     pub async fn step<T, F>(
         &mut self,
         name: &str,
@@ -140,7 +140,8 @@ impl WorkflowContext<'_, '_> {
         }
         let key = format!("espd/{}/step/{name}", self.reactor.emitter.reactor());
         let result = work(Uuid::new_v5(&event_uuid, key.as_bytes())).await?;
-        let result = to_raw_value(&result)?;
+        let result = to_readable_json(&result)
+            .map_err(|error| format!("the result of step {name} is not recorded: {error}"))?;
         let recorded = self.reactor.transaction.record_step(step, result).await?;
         read_step(name, recorded.get())
     }
@@ -299,7 +300,8 @@ impl<W: Workflow> Reactor for WorkflowReactor<W> {
         if is_forgotten {
             return Ok(context.transaction.remove_instance(&kept.instance).await?);
         }
-        kept.state = to_raw_value(&state)?;
+        kept.state = to_readable_json(&state)
+            .map_err(|error| format!("the state of instance {} is not kept: {error}", kept.instance))?;
         kept.events += 1;
         (kept.last_event_id, kept.last_event_type) = (event.id, event.event_type.clone());
         Ok(context.transaction.save_instance(kept).await?)

@@ -22,6 +22,7 @@ pub(super) async fn an_event_is_read_back_whole(store: Store) {
         created_at: Some(time(1)),
         tags: Vec::new(),
         keys: Vec::new(),
+        personal: &[],
     };
     let appended = append(&store, std::slice::from_ref(&event)).await[0];
     let [stored] = &read_all(&store).await[..] else { panic!("one event is stored") };

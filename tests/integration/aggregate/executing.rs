@@ -383,3 +383,34 @@ async fn check_tags<S: EventStore>(repository: Repository<S>) {
     let query = espd::store::TagQuery::tag("town:Bergen");
     assert_eq!(repository.store().read_tagged(&query, None).await.unwrap().events.len(), 2);
 }
+
+espd::event_set! { enum MeterEvent { Metered { value: f64 } } }
+
+#[derive(Debug, Clone, Default)]
+struct Meter;
+
+impl Aggregate for Meter {
+    type Event = MeterEvent;
+
+    fn evolve(&mut self, _: &MeterEvent) {}
+}
+
+on_both!(what_could_not_be_loaded_again_is_not_stored, check_readable);
+async fn check_readable<S: EventStore>(repository: Repository<S>) {
+    let id = Id::<Meter>::generate();
+    let meter = |value| move |_: &Meter, _: &Context| Ok::<_, ()>(espd::events![Metered { value }]);
+    repository.decide(&id, meter(1.5)).await.unwrap();
+    for value in [f64::NAN, f64::INFINITY] {
+        let refused = repository.decide(&id, meter(value)).await;
+        assert!(matches!(refused, Err(ExecuteError::Unwritable(_))), "{refused:?}");
+        let mut work = repository.unit_of_work();
+        let refused = work.record(&id, espd::events![Metered { value }]).await;
+        assert!(matches!(refused, Err(ExecuteError::Unwritable(_))), "{refused:?}");
+    }
+    assert_eq!(repository.load(&id).await.unwrap().version, 1);
+    // Any store will do, whatever points to it.
+    let shared: std::sync::Arc<dyn EventStore + '_> = std::sync::Arc::new(repository.store());
+    let repository = Repository::new(shared);
+    repository.decide(&id, meter(2.5)).await.unwrap();
+    assert_eq!(repository.load(&id).await.unwrap().version, 2);
+}

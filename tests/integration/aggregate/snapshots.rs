@@ -291,3 +291,35 @@ async fn what_asks_for_a_snapshot_is_told_whether_one_was_written() {
     let sealed = plain.store().clone().with_codec(Plain);
     assert!(PostgresSnapshots::of(&sealed).unwrap_err().to_string().contains("codec"));
 }
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Average {
+    value: f64,
+}
+
+impl Aggregate for Average {
+    type Event = AccountEvent;
+
+    fn snapshots() -> Option<SnapshotFormat<Self>> {
+        Some(SnapshotFormat::json("average", 1).every(1))
+    }
+
+    fn evolve(&mut self, _: &AccountEvent) {
+        self.value = f64::NAN;
+    }
+}
+
+#[tokio::test]
+async fn a_state_that_could_not_be_read_again_is_not_kept() {
+    let snapshots = MemorySnapshots::default();
+    let repository = Repository::new(MemoryEventStore::new()).with_snapshots(snapshots.clone());
+    let id = Id::<Average>::generate();
+    repository.decide(&id, |_: &Average, _| Ok::<_, ()>(added(1))).await.unwrap();
+    let refused = repository.take_snapshot(&id).await.unwrap_err().to_string();
+    assert!(
+        refused.starts_with("the state cannot be written as JSON: it could not be read again"),
+        "{refused}"
+    );
+    assert!(repository.load(&id).await.unwrap().state.value.is_nan());
+    assert!(repository.snapshot_failures() > 0 && snapshots.count() == 0);
+}

@@ -6,7 +6,10 @@ use espd::event::{Event, NewEvent, Position};
 use espd::personal_data::{
     KeyError, MasterKey, MemoryKeys, Personal, PersonalData, PostgresKeys, SubjectKeys,
 };
-use espd::store::{AppendError, EventStore, Layout, MemoryEventStore, PostgresEventStore, ReadError};
+use espd::store::{
+    AppendError, BodyCodec, ConsistencyToken, EventStore, Layout, MemoryEventStore, PostgresEventStore,
+    ReadError, TagQuery,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -234,4 +237,83 @@ async fn an_event_that_cannot_be_sealed_is_refused_and_others_stay_as_they_are()
     let (stored, opened) = (read(&plain).await.remove(3), read(&sealing).await.remove(3));
     assert!(stored.body.get().contains(&Uuid::from_u128(5).to_string()), "the aggregate is the subject");
     assert!(opened.body.get().contains("1.00000000000000000001"), "{}", opened.body);
+}
+
+/// Requires that nothing personal is stored in the clear, by any way to append.
+async fn what_nothing_seals_is_refused(plain: &impl EventStore, wrong: &impl EventStore) {
+    let event = || NewEvent::of(Uuid::new_v4(), &sent()).unwrap().tagged("t");
+    let condition = TagQuery::tag("t").unchanged_since(ConsistencyToken::default());
+    for store in [plain as &dyn EventStore, wrong as &dyn EventStore] {
+        let refused = [
+            store.append(&[NewEvent::new(Uuid::new_v4(), "Other", raw(&json!({}))), event()]).await,
+            store
+                .append_if(&[NewEvent::new(Uuid::new_v4(), "Other", raw(&json!({}))), event()], &condition)
+                .await,
+        ];
+        for refused in refused {
+            let refused = refused.unwrap_err();
+            let AppendError::Invalid { index: Some(1), reason } = &refused else { panic!("{refused}") };
+            assert!(reason.starts_with("MoneySent has personal fields (/sender/name)"), "{reason}");
+            assert!(reason.contains(".with_codec"), "{reason}");
+        }
+    }
+    assert!(read(plain).await.is_empty());
+}
+
+/// A codec that seals nothing.
+#[derive(Debug)]
+struct Plain;
+
+impl BodyCodec for Plain {
+    fn encode(&self, event: &NewEvent) -> Result<Box<RawValue>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(event.body.clone())
+    }
+
+    fn decode(&self, event: &Event) -> Result<Box<RawValue>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(event.body.clone())
+    }
+}
+
+#[tokio::test]
+async fn personal_fields_are_not_stored_in_the_clear() {
+    let memory = MemoryEventStore::new();
+    what_nothing_seals_is_refused(&memory, &memory.clone().with_codec(Plain)).await;
+    let half = PersonalData::new(MemoryKeys::new()).fields("MoneySent", &["/sender/name"], "/sender/id");
+    let event = || NewEvent::of(Uuid::new_v4(), &sent()).unwrap();
+    let refused = memory.clone().with_codec(half.clone()).append(&[event()]).await.unwrap_err();
+    assert!(refused.to_string().contains("(/receivers/*/name)"), "{refused}");
+    // What covers a field seals it.
+    let whole = half.fields("MoneySent", &["/receivers/*"], "/receivers/*/id");
+    memory.clone().with_codec(whole).append(&[event()]).await.unwrap();
+    assert!(!read(&memory).await[0].body.get().contains("Miller"));
+
+    let db = support::database().await;
+    let store = PostgresEventStore::new(db.pool.clone(), Layout::espd(SCHEMA).unwrap());
+    what_nothing_seals_is_refused(&store, &store.clone().with_codec(Plain)).await;
+    let event = [NewEvent::of(Uuid::new_v4(), &sent()).unwrap()];
+    let mut transaction = db.pool.begin().await.unwrap();
+    assert!(store.append_in(&mut transaction, &event).await.unwrap_err().to_string().contains(".with_codec"));
+    transaction.rollback().await.unwrap();
+    let later = store.append_at(std::time::Duration::from_secs(60), None, &event).await;
+    assert!(later.unwrap_err().to_string().contains(".with_codec"));
+}
+
+#[tokio::test]
+async fn a_person_is_forgotten_from_rust() {
+    let db = support::database().await;
+    let (store, keys) = postgres(&db, MasterKey::new([7; 32])).await;
+    let personal = PersonalData::new(keys).of::<MoneySent>();
+    let sealing = store.with_codec(personal.clone());
+    sealing.append(&[NewEvent::of(Uuid::new_v4(), &sent()).unwrap()]).await.unwrap();
+    let keys = PostgresKeys::new(&db.pool, MasterKey::new([7; 32]));
+    assert!(keys.forget("nobody", "me", None).await.unwrap().is_none());
+    let forgotten = keys.forget("bob", "me", Some("asked for")).await.unwrap().unwrap();
+    assert_eq!((forgotten.subject.as_str(), forgotten.keys), ("bob", 1));
+    assert_eq!((forgotten.forgotten_by.as_str(), forgotten.why.as_deref()), ("me", Some("asked for")));
+    let again = keys.forget("bob", "you", None).await.unwrap().unwrap();
+    assert_eq!((again.forgotten_by.as_str(), again.keys), ("me", 1));
+    personal.clear();
+    let known = read(&sealing).await[0].read::<MoneySent>().unwrap().unwrap();
+    assert_eq!(known.sender, party("ada", "Ada Lovelace"));
+    assert_eq!(known.receivers[0].name, Personal::Forgotten { subject: "bob".to_owned() });
 }

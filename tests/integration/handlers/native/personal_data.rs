@@ -6,7 +6,9 @@ use espd::native::{
     Delivery, HandlerError, Projector, ProjectorContext, Reactor, ReactorContext, Registration, Start,
 };
 use espd::personal_data::{MasterKey, Personal, PersonalData, PostgresKeys};
+use espd::prelude::{Aggregate, MemoryEventStore};
 use espd::store::{EventStore as _, Layout, PostgresEventStore};
+use espd::testing::LocalProgram;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -16,13 +18,13 @@ use crate::processing::runner::{Life, settings};
 use crate::support::facts::reaches;
 use crate::support::{self, SCHEMA};
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Registered {
     id: String,
     name: Personal<String>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Welcomed {
     id: String,
     name: Personal<String>,
@@ -30,6 +32,17 @@ struct Welcomed {
 
 espd::event_type!(Registered, personal = ["/name"] of "/id");
 espd::event_type!(Welcomed, personal = ["/name"] of "/id");
+
+espd::event_set! { enum Greeting { Registered(Registered), Welcomed(Welcomed) } }
+
+#[derive(Debug, Clone, Default)]
+struct Guest;
+
+impl Aggregate for Guest {
+    type Event = Greeting;
+
+    fn evolve(&mut self, _: &Greeting) {}
+}
 
 struct Names(&'static str);
 
@@ -117,4 +130,23 @@ async fn handlers_read_and_emit_personal_data_and_a_rebuild_lacks_who_is_forgott
             sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&db.pool).await.unwrap();
         assert_eq!(found, names, "{table}");
     }
+}
+
+#[tokio::test]
+async fn a_reactor_that_would_emit_personal_data_in_the_clear_is_refused_at_the_start() {
+    let start = async |registration: Registration| {
+        let program = LocalProgram::new().reactor(registration, || Welcome);
+        program.start(&MemoryEventStore::new()).await.map(drop).map_err(|error| error.to_string())
+    };
+    let emits = || Registration::reactor("welcome").handles::<Registered>().emits::<Welcomed>();
+    let said = "welcome emits Welcomed, whose personal fields (/name) no codec seals: add .codec(…)";
+    let refused = start(emits()).await.unwrap_err();
+    assert!(refused.starts_with(said), "{refused}");
+    let keys = espd::personal_data::MemoryKeys::new;
+    let refused = start(emits().codec(PersonalData::new(keys()).of::<Registered>())).await.unwrap_err();
+    assert!(refused.starts_with(said), "{refused}");
+    let refused = start(Registration::reactor("welcome").executes::<Guest>()).await.unwrap_err();
+    assert!(refused.contains("emits Registered") && refused.contains(said), "{refused}");
+    let both = PersonalData::new(keys()).of::<Registered>().of::<Welcomed>();
+    start(emits().executes::<Guest>().codec(both)).await.unwrap();
 }
