@@ -199,7 +199,7 @@ async fn what_is_sealed_belongs_to_its_event_and_its_place() {
     broken["sender"]["name"]["$sealed"]["x"] = json!(1);
     for (uuid, body) in [(Uuid::new_v4(), &stored), (event.uuid, &swapped), (event.uuid, &broken)] {
         let elsewhere = MemoryEventStore::new();
-        let moved = NewEvent { uuid, body: raw(body), ..event.clone() };
+        let moved = NewEvent { uuid, body: raw(body), personal: &[], ..event.clone() };
         elsewhere.append(&[moved]).await.unwrap();
         let reading = elsewhere.with_codec(PersonalData::new(keys.clone()));
         let refused = reading.read_after(Position::START, None, None, 1).await.unwrap_err();
