@@ -61,7 +61,7 @@ pub(crate) struct Progress {
     pub(crate) handled: i64,
     /// Events that were handled in a second, in the last seconds.
     pub(crate) per_second: f64,
-    /// Whether the speed is known: of a first look it is not.
+    /// Whether the speed is known: not of a first look, nor before an event was handled.
     pub(crate) is_measured: bool,
     /// How long the rest takes at this speed, of this build and of what comes meanwhile; `None`: nobody knows yet, or more comes than is
     /// handled.
@@ -142,7 +142,7 @@ impl Pace {
         let Speed { events: per_second, ids, target: growth } = self.speed.unwrap_or_default();
         let left = position.distance_to(target).max(0) as f64;
         let seconds_left = (ids > growth).then(|| left / (ids - growth));
-        let is_measured = self.speed.is_some();
+        let is_measured = ids > 0.0;
         Progress { position, target, handled, per_second, is_measured, seconds_left }
     }
 }
