@@ -318,7 +318,7 @@ pub enum ReadError {
     #[error("failed to read events{}", explain_pool(.0))]
     Database(#[from] sqlx::Error),
     /// What is kept beside the events, such as records of commands and snapshots, could not be read or changed.
-    #[error("failed to {action}")]
+    #[error("failed to {action}{}", explain_pool(.source))]
     Beside {
         /// What was tried: `remove records of commands`.
         action: &'static str,
@@ -355,16 +355,6 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// Whether the same read may well succeed when it is repeated later.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Database(error) | Self::Beside { source: error, .. } if may_succeed_later(error))
-    }
-
-    /// Whether no connection became free in time.
-    pub(crate) fn is_of_full_pool(&self) -> bool {
-        matches!(self, Self::Database(error) | Self::Beside { source: error, .. } if matches!(error, sqlx::Error::PoolTimedOut))
-    }
-
     /// Makes an error of the driver one of what was tried.
     pub(crate) fn beside(action: &'static str) -> impl Fn(sqlx::Error) -> Self {
         move |source| Self::Beside { action, source }
@@ -373,6 +363,20 @@ impl ReadError {
     /// The error with its causes, on one line.
     pub(crate) fn with_causes(&self) -> String {
         chain(self)
+    }
+
+    /// Whether the same read may well succeed when it is repeated later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Database(error) | Self::Beside { source: error, .. } if may_succeed_later(error))
+    }
+
+    /// Whether no connection became free in time.
+    pub(crate) fn is_of_full_pool(&self) -> bool {
+        matches!(
+            self,
+            Self::Database(sqlx::Error::PoolTimedOut)
+                | Self::Beside { source: sqlx::Error::PoolTimedOut, .. }
+        )
     }
 
     /// The same error as one of the driver, for those who read in a transaction and follow nothing.
