@@ -96,7 +96,7 @@ async fn a_command_and_its_events_are_stored_together() {
     let refuse = "alter table espd.commands add constraint refuse check (metadata ->> 'user' <> 'eve')";
     sqlx::raw_sql(refuse).execute(&pool).await.unwrap();
     let outcome = commands.execute(lend(&book, "Eve"), Envelope::new().metadata("user", "eve")).await;
-    assert_eq!((outcome.label(), count_events(&store).await), ("unavailable", 0));
+    assert_eq!((outcome.label(), count_events(&store).await), ("failed", 0));
     assert!(commands.execute(lend(&book, "Ada"), with_id(Uuid::new_v4())).await.is_executed());
 }
 

@@ -195,7 +195,7 @@ async fn a_check_reports_every_fault_with_file_line_and_column() {
     assert!(mistakes[1]["message"].as_str().unwrap().contains("column \"m\""), "{mistakes}");
 
     installation.declare("one", "[projector]\nnam = 'one'\n").declare("two", "[projector]\nname = 2\n");
-    for arguments in [&["check"][..], &["status"], &["config", "show"]] {
+    for arguments in [&["check"][..], &["plan"], &["config", "show"]] {
         let complaint = installation.espctl(arguments).await.complained(64);
         assert!(complaint.contains("processors/one.toml:2:1: "), "{complaint}");
         assert!(complaint.contains("processors/two.toml:2:8: "), "{complaint}");
