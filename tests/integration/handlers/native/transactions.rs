@@ -46,7 +46,9 @@ impl Misdeed {
             return Ok(());
         }
         match self {
-            Self::Sql(sql) => drop(connection.execute(sqlx::raw_sql(sql)).await?),
+            Self::Sql(sql) => {
+                connection.execute(sqlx::raw_sql(sql)).await?;
+            }
             Self::SqlThenFails(sql) => {
                 connection.execute(sqlx::raw_sql(sql)).await?;
                 return Err("it gives up".into());
