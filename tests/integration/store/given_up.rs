@@ -2,7 +2,7 @@
 //! appends get into.
 
 use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use espd::commands::{CommandLog, CommandRecord, PostgresCommandLog};
@@ -22,7 +22,7 @@ const SEVERAL_BATCHES: usize = 2_500;
 async fn give_up<T>(work: impl Future<Output = T>, polls: usize) -> bool {
     let mut work = pin!(work);
     for _ in 0..polls {
-        if let Poll::Ready(_) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
             return true;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
