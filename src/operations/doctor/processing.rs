@@ -43,7 +43,26 @@ async fn privileges(databases: &Databases, config: &Config) -> anyhow::Result<Ve
         );
         return Ok(vec![Finding::ok("privileges", message)]);
     }
-    let statement = "
+    let row = sqlx::query(MISSING_PRIVILEGES)
+        .bind(layout.schema())
+        .bind(&scope.schema)
+        .bind(&layout.names().tracker_table)
+        .fetch_one(projections)
+        .await?;
+    let (role, missing): (String, Vec<String>) = (row.try_get("role")?, row.try_get("missing")?);
+    if missing.is_empty() {
+        return Ok(vec![right_to_build(projections, config, &role).await?]);
+    }
+    let finding = |grant: &String| {
+        let message = format!("role {role} lacks a privilege that running processors requires");
+        Finding::failure("privileges", message, format!("{grant} to {role};"))
+    };
+    Ok(missing.iter().map(finding).collect())
+}
+
+/// The role, and what is to be granted to it. The parameters are the schema of the trackers, that of the projections, and the table of
+/// trackers.
+const MISSING_PRIVILEGES: &str = "
         -- list_missing_privileges
         select quote_ident(current_user) as role, array_remove(array[
           case when not has_schema_privilege($1, 'create') then format('grant usage, create on schema %I', $1) end,
@@ -71,34 +90,23 @@ async fn privileges(databases: &Databases, config: &Config) -> anyhow::Result<Ve
                when not coalesce(has_schema_privilege(to_regnamespace(quote_ident($2))::oid, 'create'), true)
                then format('grant usage, create on schema %I', $2) end
         ], null) as missing";
-    let row = sqlx::query(statement)
-        .bind(layout.schema())
-        .bind(&scope.schema)
-        .bind(&layout.names().tracker_table)
-        .fetch_one(projections)
-        .await?;
-    let (role, missing): (String, Vec<String>) = (row.try_get("role")?, row.try_get("missing")?);
-    if missing.is_empty() {
-        let lacks = match builds_versions(config) {
-            true => LacksSchemas::find(&mut *projections.acquire().await?).await?,
-            false => None,
-        };
-        return Ok(vec![match lacks {
-            None => Finding::ok("privileges", format!("role {role} may run processors")),
-            Some(lacks) => {
-                let message = format!(
-                    "role {} may run processors, and makes no schemas, so no version of a projector is built beside the one that serves",
-                    lacks.role()
-                );
-                Finding::warning("privileges", message, lacks.grant())
-            }
-        }]);
-    }
-    let finding = |grant: &String| {
-        let message = format!("role {role} lacks a privilege that running processors requires");
-        Finding::failure("privileges", message, format!("{grant} to {role};"))
+
+/// Whether a role that may run processors may also build versions beside those that serve, where a daemon would.
+async fn right_to_build(projections: &PgPool, config: &Config, role: &str) -> anyhow::Result<Finding> {
+    let lacks = match builds_versions(config) {
+        true => LacksSchemas::find(&mut *projections.acquire().await?).await?,
+        false => None,
     };
-    Ok(missing.iter().map(finding).collect())
+    Ok(match lacks {
+        None => Finding::ok("privileges", format!("role {role} may run processors")),
+        Some(lacks) => {
+            let message = format!(
+                "role {} may run processors, and makes no schemas, so no version of a projector is built beside the one that serves",
+                lacks.role()
+            );
+            Finding::warning("privileges", message, lacks.grant())
+        }
+    })
 }
 
 /// Whether daemons with this configuration build a version as soon as one is raised.
