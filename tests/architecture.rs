@@ -224,7 +224,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("store/history.rs", "reads the control file and the sequence"),
     ("store/horizon/durability.rs", "reads places of the log"),
     ("store/horizon/locks.rs", "reads locks and catalogs"),
-    ("store/postgres/append/stray.rs", "begins nothing: a message speaks of it"),
+    ("store/postgres/append/stray.rs", "commits what others have left"),
     ("store/postgres/connection.rs", "asks whether a transaction is open"),
     ("store/preconditions.rs", "reads settings"),
     ("store/sqlite/opening.rs", "SQLite has no row security"),

@@ -92,8 +92,7 @@ pub(super) async fn append(
     let mut attempt = 1;
     loop {
         match try_append(statements, pool, kept, events, condition).await {
-            Ok(Some(appended)) => return Ok(appended),
-            Ok(None) if attempt < ATTEMPTS_MAX => stray::close(kept),
+            Ok(appended) => return Ok(appended),
             Err(error) if attempt < ATTEMPTS_MAX && stray::is_in_failed_transaction(&error) => {
                 stray::close(kept);
             }
@@ -102,28 +101,26 @@ pub(super) async fn append(
                 kept.release();
                 tokio::time::sleep(delay_after(attempt)).await;
             }
-            Ok(None) => return Err(stray::error()),
             Err(error) => return Err(error),
         }
         attempt += 1;
     }
 }
 
-/// `None`: they are stored in a transaction that nobody knows of.
 async fn try_append(
     statements: &Statements,
     pool: &PgPool,
     kept: &mut Kept,
     events: &[NewEvent],
     condition: Option<&AppendCondition>,
-) -> Result<Option<Vec<Appended>>, AppendError> {
+) -> Result<Vec<Appended>, AppendError> {
     let is_plain = condition.is_none() && are_plain(events);
     if is_plain && split_into_batches(events).len() > 1 {
         kept.release();
         let mut transaction = transaction::begin(pool, "begin").await?;
         let appended = append_in_transaction(statements, &mut transaction, events).await?;
         transaction.commit().await?;
-        return Ok(Some(appended));
+        return Ok(appended);
     }
     let connection = connection::acquire(pool, kept).await?;
     let stored = match is_plain {

@@ -1,8 +1,8 @@
 //! Transactions that nobody knows of.
 //!
 //! The `begin` of sqlx 0.9, given up before the server has answered, leaves a connection within a transaction, and the pool gives it to
-//! others. What they append there seems to be done, and is lost. So an append says whether its statement was not the first one of
-//! its transaction.
+//! others. What they do there seems to be done, and is lost if nobody commits it. Whoever began it has done nothing in it, so all that
+//! is in it was meant to be committed at once. An append that finds itself in one commits it.
 
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, Postgres};
@@ -10,33 +10,40 @@ use sqlx::{PgConnection, Postgres};
 use crate::event::Appended;
 use crate::store::{AppendError, Kept};
 
-/// An expression that is true where a statement is not the first one of its transaction. Behind a pooler that prepares statements it may be true of
-/// others as well.
-pub(super) const MAY_BE_WITHIN: &str = "now() < statement_timestamp()";
+/// An expression that is true where the transaction of a statement is older than it takes to plan the statement: it may have been begun
+/// before. One that is younger is found by the next append on its connection.
+pub(super) const MAY_BE_WITHIN: &str = "statement_timestamp() - now() > interval '1 millisecond'";
 
 const IN_FAILED_TRANSACTION: &str = "25P02";
 
 /// What a statement has stored.
 pub(super) struct Stored {
     pub(super) appended: Vec<Appended>,
-    /// Whether it was not the first one of its transaction, most likely.
+    /// What [`MAY_BE_WITHIN`] says.
     pub(super) may_be_within: bool,
 }
 
 impl Stored {
-    /// What is stored for good; `None`: the connection is within a transaction that was begun before.
-    pub(super) async fn for_good(
-        self,
-        connection: &mut PgConnection,
-    ) -> Result<Option<Vec<Appended>>, AppendError> {
-        // What a statement of its own has stored is committed, and the next one has no id of a transaction yet.
-        let is_within = self.may_be_within
-            && sqlx::query_scalar("-- find_transaction\nselect pg_current_xact_id_if_assigned() is not null")
-                .persistent(false)
-                .fetch_one(connection)
-                .await?;
-        Ok((!is_within).then_some(self.appended))
+    /// What is stored, once that is committed.
+    pub(super) async fn for_good(self, connection: &mut PgConnection) -> Result<Vec<Appended>, AppendError> {
+        if self.may_be_within && is_within(connection).await? {
+            sqlx::raw_sql("-- commit_stray\ncommit").execute(connection).await?;
+            tracing::warn!(
+                "a connection of the pool was within a transaction that nobody knows of, as one is after the future of the pool's \
+                 `begin` was dropped: it is committed"
+            );
+        }
+        Ok(self.appended)
     }
+}
+
+/// Whether a connection on which something was stored is still in the transaction of that.
+async fn is_within(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    // What a statement of its own has stored is committed, and the next one has no id of a transaction yet.
+    sqlx::query_scalar("-- find_transaction\nselect pg_current_xact_id_if_assigned() is not null")
+        .persistent(false)
+        .fetch_one(connection)
+        .await
 }
 
 /// Whether a statement has failed because an earlier one of a transaction had.
@@ -52,15 +59,7 @@ pub(super) fn close(kept: &mut Kept) {
     }
     kept.release();
     tracing::warn!(
-        "a connection of the pool was within a transaction that nobody knows of, as one is after the future of `pool.begin()` was \
-         dropped: it is closed, and the events are appended on another one"
+        "a connection of the pool was within a failed transaction that nobody knows of, as one is after the future of the pool's \
+         `begin` was dropped: it is closed, and the events are appended on another one"
     );
-}
-
-/// The error of an append that has met nothing else.
-pub(super) fn error() -> AppendError {
-    AppendError::Database(sqlx::Error::Protocol(
-        "each connection of the pool was within a transaction that nobody knows of; nothing was appended"
-            .to_owned(),
-    ))
 }
