@@ -99,7 +99,8 @@ enum RebuildCommand {
 #[command(
     after_help = "The version that served before handles what has come since, and the tables change places again. The version\n\
     that served until now is kept in its place. Daemons with a declaration of the newer version go on with the\n\
-    older one until `espctl rebuild` is run again.\n\n\
+    older one until `espctl rebuild` is run again. Another version that is declared or being built is given up, and\n\
+    built again only then, or when its declaration changes.\n\n\
     Example:\n  espctl rollback orders"
 )]
 pub(crate) struct RollbackArguments {
