@@ -9,7 +9,7 @@ mod foreign;
 mod missing;
 mod recorded;
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 pub(crate) use altering::{Fit, HandledBy, foresee_fit};
 pub(crate) use dependents::{
@@ -185,6 +185,18 @@ impl<'a> Tables<'a> {
                 let mistake = Diagnostic::of_refusal_in(places, &statement, &error);
                 Err(ProcessorError::Blocked(mistake.to_string()))
             }
+        }
+    }
+}
+
+/// Runs statements behind a savepoint, so that the transaction goes on if the database refuses them.
+async fn run_behind_savepoint(connection: &mut PgConnection, statements: String) -> Result<(), sqlx::Error> {
+    let mut savepoint = connection.begin().await?;
+    match sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *savepoint).await {
+        Ok(_) => savepoint.commit().await,
+        Err(error) => {
+            savepoint.rollback().await?;
+            Err(error)
         }
     }
 }

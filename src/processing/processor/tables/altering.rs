@@ -3,7 +3,7 @@
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::{Tables, dependents, fingerprint};
+use super::{Tables, dependents, fingerprint, run_behind_savepoint};
 use crate::event::Position;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
@@ -214,14 +214,16 @@ impl Tables<'_> {
                  create temporary table \"Copy of espd\" (like {})",
                 self.qualified(table)
             );
-            match attempt(connection, copy).await {
+            match run_behind_savepoint(connection, copy).await {
                 Ok(()) => {}
                 // On a standby, without a right, or while somebody has the table for himself.
                 Err(error) if is_untried(&error) => continue,
                 Err(error) => return Err(error),
             }
             let columns = added(&alteration.columns, table);
-            match attempt(connection, format!("-- try_columns\nalter table {COPY} {columns}")).await {
+            match run_behind_savepoint(connection, format!("-- try_columns\nalter table {COPY} {columns}"))
+                .await
+            {
                 Ok(()) => {}
                 Err(error) if is_no_answer(&error) => return Err(error),
                 Err(error) => return Ok(Some(describe(&error))),
@@ -308,18 +310,6 @@ fn added(columns: &[AddedColumn], table: &str) -> String {
     // On a line of its own: a comment may end it.
     let columns = columns.map(|column| format!("add column {}\n", column.definition));
     columns.collect::<Vec<_>>().join(", ")
-}
-
-/// Runs statements behind a savepoint, so that the transaction goes on if the database refuses them.
-async fn attempt(connection: &mut PgConnection, statements: String) -> Result<(), sqlx::Error> {
-    let mut savepoint = connection.begin().await?;
-    match sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *savepoint).await {
-        Ok(_) => savepoint.commit().await,
-        Err(error) => {
-            savepoint.rollback().await?;
-            Err(error)
-        }
-    }
 }
 
 /// Whether an error says that no copy can be made here and now, and nothing of what would be tried on it.

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection};
 
+use super::run_behind_savepoint;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::postgres::sqlstate::{describe, is_infrastructure_error};
@@ -435,11 +436,9 @@ pub(super) async fn attempt(
     connection: &mut PgConnection,
     statement: &str,
 ) -> Result<Option<String>, sqlx::Error> {
-    let mut savepoint = connection.begin().await?;
-    let outcome = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *savepoint).await;
-    match outcome {
-        Ok(_) => savepoint.commit().await.map(|()| None),
+    match run_behind_savepoint(connection, statement.to_owned()).await {
+        Ok(()) => Ok(None),
         Err(error) if is_infrastructure_error(&error) => Err(error),
-        Err(error) => savepoint.rollback().await.map(|()| Some(describe(&error))),
+        Err(error) => Ok(Some(describe(&error))),
     }
 }
