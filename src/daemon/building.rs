@@ -63,15 +63,14 @@ pub(super) async fn build_versions(
                 Some(databases) => {
                     let (databases, builder) = (Arc::clone(databases), builder.clone());
                     let place = Place { config, databases, builder, registry: Arc::clone(&registry) };
-                    Builder::new(place).run(&mut activity).await;
+                    Builder::new(place).run(&mut activity, &mut configs).await
                 }
-                None => std::future::pending().await,
+                None => configs.changed().await.is_ok(),
             }
         };
         let goes_on = tokio::select! {
-            () = building => true,
+            goes_on = building => goes_on,
             () = stopped.requested() => false,
-            changed = configs.changed() => changed.is_ok(),
         };
         // The locks of the sessions end with them.
         if let Some(databases) = databases {
@@ -168,7 +167,13 @@ impl Builder {
         }
     }
 
-    async fn run(mut self, activity: &mut watch::Receiver<bool>) {
+    /// Builds until another configuration is followed; `false`: none will be. Who reads the same one again wants everything tried
+    /// again at once.
+    async fn run(
+        mut self,
+        activity: &mut watch::Receiver<bool>,
+        configs: &mut watch::Receiver<Arc<Config>>,
+    ) -> bool {
         loop {
             let is_busy = match self.place.operator().list_wanted().await {
                 Ok(wanted) => self.follow(wanted).await,
@@ -182,6 +187,13 @@ impl Builder {
                 Some(ended) = self.running.join_next_with_id() => self.note_ended(ended),
                 // An operator has begun, and may be killed.
                 Ok(()) = activity.changed(), if !is_busy => {}
+                changed = configs.changed() => {
+                    let is_same = Arc::ptr_eq(&configs.borrow_and_update(), &self.place.config);
+                    if changed.is_err() || !is_same {
+                        return changed.is_ok();
+                    }
+                    self.resting.clear();
+                }
                 () = sleep(pause) => {}
             }
         }

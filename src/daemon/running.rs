@@ -273,6 +273,10 @@ impl RequestLoop<'_> {
             self.ask(SupervisorRequest::Replace(Box::new(plan))).await?;
             self.told.follow.send_replace(Arc::new(self.configured.config.clone()));
         }
+        if let Reloaded::Unchanged = reloaded {
+            // Whoever has removed what was in the way of a version says so in this way.
+            self.told.follow.send_modify(|_| ());
+        }
         if !matches!(reloaded, Reloaded::Refused(_)) {
             self.told.place.send_replace(self.configured.worker_table_place()?);
         }

@@ -246,6 +246,30 @@ async fn go_live(
     let next = Rebuilding::begin(operator, name, Beside::Next, listener()).await?;
     let mut next = next.with_effort(effort);
     let (live, version) = next.versions();
+    match bring_live(&mut next, name, wanted, (yes, json)).await {
+        Ok(way) => {
+            next.end().await?;
+            let kept = format!(
+                "version {live} of {name} serves as before, version {version} is kept beside it: `espctl rebuild {name}` goes on, \
+                 `espctl rebuild abort {name}` gives it up"
+            );
+            output::print(&way.map_or(kept, |way| describe_live(name, live, version, &way)))
+        }
+        Err(error) => {
+            next.end_failed(&format!("{error:#}")).await;
+            Err(error)
+        }
+    }
+}
+
+/// As [`go_live`], of a version that is begun. `None`: the operator has not agreed.
+async fn bring_live(
+    next: &mut Rebuilding<'_>,
+    name: &str,
+    wanted: GoLive,
+    (yes, json): (bool, bool),
+) -> anyhow::Result<Option<Way>> {
+    let (live, version) = next.versions();
     if let Some(warning) = next.foresee(wanted).await? {
         note(&format!("warning: {warning}"));
     }
@@ -254,37 +278,45 @@ async fn go_live(
     let difference = next.compare().await?;
     let way = next.choose_way(wanted, &difference).await?;
     show(name, &difference, json)?;
-    let failed = next.run_checks().await?;
-    if !failed.is_empty() {
-        next.end().await?;
-        return Err(refuse_failed(name, live, &failed).into());
-    }
+    refuse_failed(name, live, &next.run_checks().await?)?;
     let question = format!("Version {version} of {name} {}. Go live?", describe_way(way));
     if !yes && !difference.is_none() {
         let has_terminal = output::has_terminal();
         if !has_terminal || !output::confirm(&question)? {
             next.decline(way).await?;
-            let kept =
-                format!("version {live} of {name} serves as before, version {version} is kept beside it");
-            let otherwise = format!("`espctl rebuild abort {name}` gives it up");
             if has_terminal {
-                return output::print(&format!("{kept}: `espctl rebuild {name}` goes on, {otherwise}"));
+                return Ok(None);
             }
-            let message =
-                format!("{kept}: add --yes to agree, which goes on from there; {otherwise}\n{question}");
+            let message = format!(
+                "version {live} of {name} serves as before, version {version} is kept beside it: add --yes to agree, which goes on \
+                 from there; `espctl rebuild abort {name}` gives it up\n{question}"
+            );
             return Err(Exit { code: ExitCode::Failure, message }.into());
         }
     }
-    let way = next.go_live(way, wanted).await?;
-    next.end().await?;
-    output::print(&describe_live(name, live, version, &way))
+    Ok(Some(next.go_live(way, wanted).await?))
 }
 
 /// Builds the declared version of a projector and has it go live, whatever differs, for an operator who has agreed to just that.
 /// Returns which version that is, and how it has gone live.
 pub(super) async fn build_again(operator: Operator<'_>, name: &str) -> anyhow::Result<(i32, Way)> {
     let mut next = Rebuilding::begin(operator, name, Beside::Next, listener()).await?;
-    let (live, version) = next.versions();
+    let (_, version) = next.versions();
+    match bring_live_again(&mut next, name).await {
+        Ok(way) => {
+            next.end().await?;
+            Ok((version, way))
+        }
+        Err(error) => {
+            next.end_failed(&format!("{error:#}")).await;
+            Err(error)
+        }
+    }
+}
+
+/// As [`build_again`], of a version that is begun.
+async fn bring_live_again(next: &mut Rebuilding<'_>, name: &str) -> anyhow::Result<Way> {
+    let (live, _) = next.versions();
     // Where a swap would take something from others, what differs can still be brought into their tables.
     let obstacles = next.foresee(GoLive::Auto).await?;
     next.catch_up().await?;
@@ -297,23 +329,22 @@ pub(super) async fn build_again(operator: Operator<'_>, name: &str) -> anyhow::R
         ),
         (way, _) => way?,
     };
-    let failed = next.run_checks().await?;
-    if !failed.is_empty() {
-        next.end().await?;
-        return Err(refuse_failed(name, live, &failed).into());
-    }
-    let way = next.go_live(way, wanted).await?;
-    next.end().await?;
-    Ok((version, way))
+    refuse_failed(name, live, &next.run_checks().await?)?;
+    Ok(next.go_live(way, wanted).await?)
 }
 
-fn refuse_failed(name: &str, live: i32, failed: &[FailedCheck]) -> Exit {
+/// # Errors
+/// Checks of the author have failed.
+fn refuse_failed(name: &str, live: i32, failed: &[FailedCheck]) -> Result<(), Exit> {
+    if failed.is_empty() {
+        return Ok(());
+    }
     let failed: Vec<String> = failed.iter().map(FailedCheck::describe).collect();
     let message = format!(
         "{}. Version {live} of {name} serves as before: correct the handlers or the check, then run this again",
         failed.join("; ")
     );
-    Exit { code: ExitCode::Failure, message }
+    Err(Exit { code: ExitCode::Failure, message })
 }
 
 /// What was there to be looked at only, and who has left it.
@@ -355,7 +386,7 @@ async fn look(
     let (mut difference, failed) = (compared?, checked?);
     if !failed.is_empty() {
         show(name, &difference, json)?;
-        return Err(refuse_failed(name, versions.0, &failed).into());
+        refuse_failed(name, versions.0, &failed)?;
     }
     let is_as_it_was = match beside {
         Beside::Verification | Beside::Part => !difference.has_rows(),

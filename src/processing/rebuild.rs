@@ -49,7 +49,7 @@ pub(crate) use part::{AggregateColumn, Aggregates, Part};
 pub(crate) use place::{create, drop_place, list_beyond, refuse_qualified_names};
 pub(crate) use progress::{
     Blocked, Build, Pace, Phase, Progress, Written, forget_progress, key_of_lock, list_builds, write_blocked,
-    write_progress, write_rest,
+    write_failure, write_progress, write_rest,
 };
 pub(crate) use replay::{Replay, ReplayError, find_declared};
 pub(crate) use rights::{LacksSchemas, RUNS_NO_PROCESSORS};

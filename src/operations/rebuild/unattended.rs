@@ -10,7 +10,7 @@ use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Approve, ProcessorDeclaration};
 use crate::processing::rebuild::{
-    Blocked, DecidedAgainst, Declared, RebuildRow, Seen, Wish, decide, write_blocked,
+    Blocked, DecidedAgainst, Declared, RebuildRow, Seen, Wish, decide, write_blocked, write_failure,
 };
 use crate::processing::tracker::TrackerRow;
 
@@ -314,7 +314,7 @@ impl Rebuilding<'_> {
     ///
     /// # Errors
     /// The database does not answer.
-    pub(crate) async fn decline(mut self, way: GoLive) -> Result<(), OperatorError> {
+    pub(crate) async fn decline(&mut self, way: GoLive) -> Result<(), OperatorError> {
         let (trackers, name) = (self.operator.trackers(), self.live.name.clone());
         let because = format!("{} was asked whether it goes live, and has not agreed", self.operator.name);
         let remedy = format!(
@@ -330,7 +330,15 @@ impl Rebuilding<'_> {
             remedy: &remedy,
         };
         write_blocked(&mut *self.worker, (trackers.schema(), trackers.table()), &blocked).await?;
-        self.end().await
+        Ok(())
+    }
+
+    /// Ends an operator's build that did not succeed, and writes down why, as far as the database takes it.
+    pub(crate) async fn end_failed(mut self, because: &str) {
+        let schema = self.operator.trackers().schema().to_owned();
+        let tracker = self.beside.name(&self.live.name);
+        let _ = write_failure(&mut *self.worker, &schema, &tracker, because).await;
+        let _ = self.end().await;
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) use holders::{describe_wait, end_wait};
 
 use super::ProcessorStatus;
 use super::format::thousands;
+use super::rebuild::RebuildStatus;
 use super::worker::RefusedReload;
 use crate::own_name::in_own_name;
 use crate::processing::declaration::{ProcessorKind, Unsuitable};
@@ -212,8 +213,8 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
     let declared = surroundings
         .declared_version
         .filter(|declared| *declared != version && status.position.get() > 0 && !is_built)?;
-    if status.rebuild.as_ref().is_some_and(|build| build.version == declared) {
-        return Some(of_resting_build(name, version, declared));
+    if let Some(build) = status.rebuild.as_ref().filter(|build| build.version == declared) {
+        return Some(of_resting_build(name, version, build));
     }
     let problem = format!("Version {version} of {name} serves, and version {declared} is declared.");
     let remedy = if let Some(unsuitable) = surroundings.unsuitable.filter(|_| declared > version) {
@@ -259,13 +260,16 @@ fn of_awaited_version(status: &ProcessorStatus, awaited: i32, surroundings: Surr
 }
 
 /// A version that is there beside the serving one, and nobody works on.
-fn of_resting_build(name: &str, version: i32, declared: i32) -> Advice {
+fn of_resting_build(name: &str, version: i32, build: &RebuildStatus) -> Advice {
+    let because = build.rests_because.as_ref().filter(|_| build.phase == "waiting");
+    let (declared, because) =
+        (build.version, because.map(|because| format!(": {because}")).unwrap_or_default());
     let problem = format!(
-        "Version {version} of {name} serves. Version {declared} is there beside it, and nobody works on it now."
+        "Version {version} of {name} serves. Version {declared} is there beside it, and nobody works on it now{because}."
     );
     let remedy = format!(
-        "A daemon that declares it goes on within a minute or two, and lets it go live where nothing keeps it from that; so does \
-         `espctl rebuild {name}`. `espctl rebuild abort {name}` gives it up."
+        "A daemon that declares it goes on within a minute or two, at once after `espctl reload`, and lets it go live where nothing \
+         keeps it from that; so does `espctl rebuild {name}`. `espctl rebuild abort {name}` gives it up."
     );
     Advice::new(Topic::OtherVersion, problem, None, remedy)
 }

@@ -220,6 +220,25 @@ pub(crate) async fn write_rest(
     query.execute(connection).await.map(drop)
 }
 
+/// Writes down why whoever has built a version does not go on, unless somebody waits for an operator. Who comes next goes on.
+/// `tracker`: that of the version that is built.
+pub(crate) async fn write_failure(
+    connection: impl PgExecutor<'_>,
+    schema: &str,
+    tracker: &str,
+    because: &str,
+) -> Result<(), sqlx::Error> {
+    let statement = format!(
+        "-- write_failure
+         update {schema}.build_progress
+         set phase = '{waiting}', rests_because = $2, per_second = 0, seconds_left = null, updated_at = clock_timestamp()
+         where tracker = $1 and blocked_because is null",
+        waiting = Phase::Waiting.as_str()
+    );
+    let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(tracker).bind(because);
+    query.execute(connection).await.map(drop)
+}
+
 /// Why a version that is to go live does not go on by itself.
 #[derive(Debug)]
 pub(crate) struct Blocked<'b> {

@@ -282,6 +282,24 @@ async fn what_keeps_a_version_from_being_begun_is_told_and_goes_away_with_its_de
 }
 
 #[tokio::test]
+async fn who_has_removed_what_was_in_the_way_has_it_tried_again_at_once_by_a_reload() {
+    let (fixture, daemon) = building().await;
+    fixture.run("create schema public_orders_next").await;
+    fixture.declare(2, WIDER);
+    fixture.reload().await;
+    // The next pause has 20 seconds.
+    let failed = async || daemon.logged("a version could not be built").get(2).map(|_| ());
+    eventually("the third failure", failed).await;
+    fixture.run("drop schema public_orders_next").await;
+    let outcome = fixture.espctl(&["reload"]).await;
+    assert!(outcome.stdout.contains("nothing has changed"), "{outcome:?}");
+    let query = "select version from espd.trackers where name = 'orders'";
+    let serves = async || (fixture.fact(query).await == "2").then_some(());
+    within(Duration::from_secs(15), "version 2 serves", serves).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn an_approval_is_of_what_was_compared() {
     let (fixture, daemon) = building().await;
     fixture.declare(2, CHANGED);
@@ -319,6 +337,9 @@ async fn a_check_of_the_author_that_fails_shows_its_rows_and_keeps_the_old_versi
             && refused.stderr.contains("the check `twice is twice` returns id = 3, twice = 7"),
         "{refused:?}"
     );
+    let status = fixture.installation.status("orders").await;
+    let told = "nobody works on it now: the check `twice is twice` returns id = 3, twice = 7";
+    assert!(status["advice"].to_string().contains(told), "{status}");
     fixture.reload().await;
     let status = fixture.waits("the check `twice is twice` returns id = 3, twice = 7").await;
     assert!(status["advice"].to_string().contains("Correct the handlers or the check"), "{status}");
