@@ -119,6 +119,7 @@ pub(crate) struct RollbackArguments {
     after_help = "Handles all events again, in tables of its own beside those that serve, up to the position of the projector, and\n\
     compares every row by its key. Exit code 0 if the tables are what their events say, 1 if not. What was built for it\n\
     is dropped at the end; after a kill, `espctl rebuild abort` drops it.\n\n\
+    Where another version is declared than the one that serves, handlers in SQL are those that were recorded of it.\n\n\
     With --aggregate, --sample, --type or --since only the rows of those aggregates are verified. Where rows can be\n\
     attributed to aggregates, it also says since which event a row differs.\n\n\
     Examples:\n  \
@@ -199,8 +200,18 @@ pub(crate) async fn verify(
 ) -> anyhow::Result<()> {
     let me = output::operator();
     let databases = databases.with_upcasts(&config.upcasts);
-    let operator = Operator { databases: &databases, declared: &config.processors, name: &me, native };
     let VerifyArguments { name, part, sample, json } = arguments;
+    let mut declared = config.processors.clone();
+    let operator = Operator { databases: &databases, declared: &config.processors, name: &me, native };
+    if let Some(serving) = operator.find_as_it_serves(&name).await? {
+        let version = serving.version;
+        note(&format!(
+            "verifies version {version}, which serves, as it was declared: another version is declared now"
+        ));
+        declared.retain(|one| one.name != name);
+        declared.push(serving);
+    }
+    let operator = Operator { declared: &declared, ..operator };
     let selection = Selection { sample: sample.sample, ..part.selection(&config.upcasts) };
     look(operator, &name, Beside::Verification, &selection, effort(config, None), json).await
 }

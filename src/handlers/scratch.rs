@@ -133,7 +133,7 @@ impl<'c> Scratch<'c> {
                 let trial = format!("{}.\"Default of espd\"", self.schema);
                 // On a line of its own: a comment may end it.
                 let statement = format!(
-                    "drop table if exists {trial}; create table {trial} ({}\n); insert into {trial} default values",
+                    "create table {trial} ({}\n); insert into {trial} default values; drop table {trial}",
                     column.definition
                 );
                 if let Some(error) = self.attempt(&statement).await? {

@@ -7,7 +7,7 @@ use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind, Unsuitable};
 use crate::processing::processor::{describe_missing, find_missing};
-use crate::processing::rebuild::{Begun, Beside, RebuildRow, Rebuilds};
+use crate::processing::rebuild::{Begun, Beside, RebuildRow, Rebuilds, find_declared};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 
 impl Operator<'_> {
@@ -79,6 +79,26 @@ impl Operator<'_> {
         self.refuse_missing_tables(&mut connection, name).await?;
         let has_tables = !self.list_tables(&mut connection, name).await?.is_empty();
         Ok((!has_tables).then(|| format!("{name} has no tables yet")))
+    }
+
+    /// How the version that serves was declared, where the configuration declares another one and that is recorded: handlers in SQL
+    /// are. `None`: as the configuration says, as far as anybody knows.
+    ///
+    /// # Errors
+    /// No processor of this name has run, or it is not declared; or the database does not answer.
+    pub(crate) async fn find_as_it_serves(
+        &self,
+        name: &str,
+    ) -> Result<Option<ProcessorDeclaration>, OperatorError> {
+        let (row, declaration) = (self.find(name).await?, self.declaration(name)?);
+        if declaration.version == row.version {
+            return Ok(None);
+        }
+        let mut connection = self.databases.projections.acquire().await?;
+        let found = find_declared(&mut connection, self.trackers().schema(), name, row.version).await?;
+        // One that was built beside another has a name of its own.
+        let found = found.map(|declared| ProcessorDeclaration { name: name.to_owned(), ..declared });
+        Ok(found.filter(|declared| matches!(declared.handling, Handling::Sql(_))))
     }
 
     /// Refuses to build beside tables of which one is missing: they could not be compared, nor exchanged.

@@ -256,6 +256,13 @@ async fn whoever_goes_back_is_not_overruled_by_a_version_that_is_built_or_declar
     eventually("the daemon has looked again", async || (looks() > before).then_some(())).await;
     fixture.serves(1).await;
     assert_eq!(fixture.beside().await, "orders$2|public_orders_v2");
+    // What serves can be verified, although the configuration has other handlers.
+    let verified = fixture.espctl(&["verify", "orders"]).await;
+    assert!(verified.code == Some(0) && verified.stderr.contains("verifies version 1"), "{verified:?}");
+    fixture.run("update orders set n = 7 where id = 2").await;
+    let verified = fixture.espctl(&["verify", "orders"]).await;
+    assert!(verified.code == Some(1) && verified.stdout.contains("~ id = 2: n = 7"), "{verified:?}");
+    fixture.run("update orders set n = 2 where id = 2").await;
     let given_up = "select count(*) from espd.operator_log where action = 'abort_rebuild' and detail ->> 'version' = '3'";
     assert_eq!(fixture.fact(given_up).await, "1");
     fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
