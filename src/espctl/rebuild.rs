@@ -118,7 +118,7 @@ pub(crate) struct RollbackArguments {
 #[command(
     after_help = "Handles all events again, in tables of its own beside those that serve, up to the position of the projector, and\n\
     compares every row by its key. Exit code 0 if the tables are what their events say, 1 if not. What was built for it\n\
-    is dropped at the end; after a kill, `espctl rebuild abort` drops it.\n\n\
+    is dropped at the end; after a kill, a daemon or `espctl rebuild abort` drops it.\n\n\
     Where another version is declared than the one that serves, handlers in SQL are those that were recorded of it.\n\n\
     With --aggregate, --sample, --type or --since only the rows of those aggregates are verified. Where rows can be\n\
     attributed to aggregates, it also says since which event a row differs.\n\n\

@@ -185,6 +185,9 @@ pub(crate) enum Beside {
 }
 
 impl Beside {
+    /// Those that are there for as long as somebody looks.
+    pub(crate) const TO_LOOK_AT: [Self; 3] = [Self::DryRun, Self::Verification, Self::Part];
+
     fn suffix(self) -> String {
         match self {
             Self::Next => "next".to_owned(),

@@ -37,7 +37,7 @@ impl Operator<'_> {
         let mut connection = self.databases.projections.acquire().await?;
         let rebuilds = Rebuilds::new(self.trackers().schema());
         let mut left = Vec::new();
-        for beside in [Beside::DryRun, Beside::Verification, Beside::Part] {
+        for beside in Beside::TO_LOOK_AT {
             if let Some(version) = self.find_version(&mut connection, &beside.name(name)).await? {
                 self.remove_version(&mut connection, name, beside, version).await?;
                 left.push(beside);

@@ -59,13 +59,15 @@ pub(crate) struct Wanted {
 struct Trace {
     processor: String,
     has_next: bool,
+    /// Whether there is a version that is only looked at: somebody does so now, or was killed.
+    has_scratch: bool,
     builder: Option<String>,
     is_left: bool,
     is_blocked: bool,
     is_declined: bool,
 }
 
-from_row!(Trace { processor, has_next, builder, is_left, is_blocked, is_declined });
+from_row!(Trace { processor, has_next, has_scratch, builder, is_left, is_blocked, is_declined });
 
 impl Operator<'_> {
     /// What is to be done about the declared projectors.
@@ -92,7 +94,9 @@ impl Operator<'_> {
             let name = &declaration.name;
             let Some(tracker) = trackers.iter().find(|tracker| tracker.name == *name) else { continue };
             let trace = traces.iter().find(|trace| trace.processor == *name);
-            if declaration.version <= tracker.version && trace.is_none_or(|trace| !trace.has_next) {
+            let has_scratch = trace.is_some_and(|trace| trace.has_scratch);
+            let has_traces = has_scratch || trace.is_some_and(|trace| trace.has_next);
+            if declaration.version <= tracker.version && !has_traces {
                 continue;
             }
             let row = rebuilds.find(&mut *connection, name).await?;
@@ -101,6 +105,7 @@ impl Operator<'_> {
             let wish = self.wish((declaration, &fingerprint), tracker, (row.as_ref(), is_left_out), trace);
             let under_way = row.as_ref().filter(|row| row.state().is_under_way());
             let is_under_way = under_way.is_some();
+            let wish = if has_scratch && !is_under_way && wish == Wish::Nothing { Wish::Tidy } else { wish };
             let is_same = under_way.is_some_and(|row| {
                 (row.version, row.fingerprint.as_str()) == (declaration.version, fingerprint.as_str())
             });
@@ -143,6 +148,7 @@ impl Operator<'_> {
             "-- list_traces
              select t.name as processor,
                n.name is not null or b.tracker is not null or coalesce(r.state not in ('live', 'merged', 'aborted'), false) as has_next,
+               exists (select from {trackers} as s where s.name in ({scratch}) and s.partition = 0) as has_scratch,
                b.builder,
                coalesce(b.updated_at < clock_timestamp()
                  - case when b.blocked_because is null then interval '{}' else interval '{}' end, true) as is_left,
@@ -155,7 +161,8 @@ impl Operator<'_> {
             LEFT_ALONE.0,
             LEFT_ALONE.1,
             trackers = self.trackers().table(),
-            schema = self.trackers().schema()
+            schema = self.trackers().schema(),
+            scratch = Beside::TO_LOOK_AT.map(|beside| format!("t.name || '{}'", beside.name(""))).join(", ")
         );
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
     }

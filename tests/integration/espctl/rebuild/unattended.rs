@@ -471,6 +471,25 @@ async fn a_daemon_that_has_nothing_to_build_goes_on_within_seconds_where_an_oper
 }
 
 #[tokio::test]
+async fn a_daemon_removes_what_a_killed_verification_has_left_and_leaves_one_that_goes_on_alone() {
+    let (fixture, daemon) = building().await;
+    fixture.espctl(&["pause", "orders"]).await.printed();
+    let slow = "perform pg_sleep(5); insert into orders values (event.id, event.id % 3, 'a')";
+    fixture.declare(1, (FIRST.0, slow));
+    let mut verify = Program::start(fixture.installation.espctl_command(&["verify", "orders"]));
+    eventually("it is built", async || (!fixture.beside().await.starts_with('|')).then_some(())).await;
+    // It looks at once after this, and does not remove it.
+    fixture.espctl(&["reload"]).await.printed();
+    let looks = || daemon.logged("leaves a version alone").len();
+    eventually("the daemon leaves it alone", async || (looks() > 0).then_some(())).await;
+    assert!(fixture.beside().await.starts_with("orders$check|"), "{}", fixture.beside().await);
+    verify.signal(Signal::SIGKILL);
+    verify.ended().await;
+    eventually("it is removed", async || (fixture.beside().await == "|").then_some(())).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn the_session_of_an_operator_who_was_killed_ends_within_seconds_also_in_a_long_statement() {
     let (fixture, daemon) = Fixture::running().await;
     let slow = SLOW.replace("0.3", "120");
