@@ -65,6 +65,20 @@ pub trait EventSet: Sized {
 /// let event: BookEvent = BookLent { to: "Ada".into() }.into();
 /// ```
 ///
+/// Behind the names, `personal` marks fields that are about a person, as [`event_type!`](crate::event_type!) does:
+///
+/// ```
+/// use espd::event::EventSet;
+///
+/// espd::event_set! {
+///     pub enum ReaderEvent {
+///         ReaderJoined { reader: String, name: String } = "reader.joined" personal ["/name"] of "/reader",
+///         ReaderLeft {},
+///     }
+/// }
+/// assert_eq!(ReaderEvent::personal()[0].0, "reader.joined");
+/// ```
+///
 /// No two types of a set share a name, also not one that a type had before: the event would be read as the first of them.
 ///
 /// ```compile_fail
@@ -77,12 +91,15 @@ macro_rules! event_set {
     (
         @each [$($head:tt)*] [$($done:tt)*]
         $(#[$meta:meta])* $variant:ident { $($(#[$of_field:meta])* $field:ident : $type:ty),* $(,)? }
-        $(= $name:literal)? $(was [$($was:literal),* $(,)?])? $(, $($rest:tt)*)?
+        $(= $name:literal)? $(was [$($was:literal),* $(,)?])?
+        $(personal [$($personal:literal),* $(,)?] of $subject:literal)* $(, $($rest:tt)*)?
     ) => {
         $crate::event_set!(
             @struct [$($head)*] $(#[$meta])* $variant { $($(#[$of_field])* $field: $type),* }
         );
-        $crate::event_type!($variant $(, name = $name)? $(, was = [$($was),*])?);
+        $crate::event_type!(
+            $variant $(, name = $name)? $(, was = [$($was),*])? $(, personal = [$($personal),*] of $subject)*
+        );
         $crate::event_set!(@each [$($head)*] [$($done)* { $variant($variant) }] $($($rest)*)?);
     };
     (
@@ -194,12 +211,22 @@ mod tests {
             /// Existing.
             Lost(Lost),
             Returned {},
+            Joined { reader: String, name: String, friend: String, her: String } was ["Came"]
+                personal ["/name"] of "/reader" personal ["/her"] of "/friend",
         }
     }
 
     #[test]
+    fn personal_fields_are_those_of_the_types() {
+        let fields = |fields: &'static [&'static str], subject| PersonalFields { fields, subject };
+        let personal = [fields(&["/name"], "/reader"), fields(&["/her"], "/friend")];
+        assert_eq!(Mixed::personal(), [("Joined", &personal[..])]);
+        assert_eq!(Joined::WAS, ["Came"]);
+    }
+
+    #[test]
     fn a_set_writes_and_reads_its_events() {
-        assert_eq!(Mixed::names(), ["book.lent", "Taken", "Given", "Lost", "Returned"]);
+        assert_eq!(Mixed::names(), ["book.lent", "Taken", "Given", "Lost", "Returned", "Joined", "Came"]);
         let events: Vec<Mixed> = crate::events![Lent { to: "Ada".into(), days: 3 }, Lost {}, Returned {}];
         let names = events.iter().map(|event| event.to_new(Uuid::from_u128(7).into()).unwrap().event_type);
         assert_eq!(names.collect::<Vec<_>>(), [Lent::NAME, "Lost", "Returned"]);
