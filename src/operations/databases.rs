@@ -104,7 +104,9 @@ impl Databases {
         patience: Duration,
     ) -> anyhow::Result<Self> {
         let url = config.direct_event_store_url().context("no database is known yet")?;
-        let pool = |url: &DatabaseUrl| Ok(url.connector()?.named(program).pool(pool(connections, patience)));
+        let pool = |url: &DatabaseUrl| {
+            Ok(url.connector()?.named(program).searching_pool(pool(connections, patience)))
+        };
         let events: PgPool = pool(url)?;
         let elsewhere = config.direct_projections_url();
         let projections: anyhow::Result<PgPool> = elsewhere.map_or_else(|| Ok(events.clone()), pool);

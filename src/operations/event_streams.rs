@@ -65,7 +65,7 @@ fn make_store(config: &Config) -> anyhow::Result<PostgresEventStore> {
         .idle_timeout(IDLE_TIME);
     let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
     let layout = layout.with_upcasts(&config.upcasts);
-    Ok(PostgresEventStore::new(database.pool(settings), layout).watched_through(database))
+    Ok(PostgresEventStore::new(database.searching_pool(settings), layout).watched_through(database))
 }
 
 /// A stream that somebody reads.

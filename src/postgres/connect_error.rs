@@ -69,7 +69,7 @@ pub(crate) fn join(mut errors: Vec<(&PgConnectOptions, sqlx::Error)>) -> sqlx::E
 
 fn place(options: &PgConnectOptions) -> String {
     match options.get_socket() {
-        Some(folder) => folder.display().to_string(),
+        Some(folder) => format!("{}:{}", folder.display(), options.get_port()),
         None => format!("{}:{}", options.get_host(), options.get_port()),
     }
 }

@@ -11,9 +11,19 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, PgConnection, PgPool, Row as _};
+use tokio::task::JoinHandle;
 
 use super::connect_error::{explain, join};
 use super::deadline;
+
+/// How long a primary is looked for at a time, and how long a look at the one that was found may take.
+const SEARCH_TIME: Duration = Duration::from_secs(10);
+
+/// The pause between two searches.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often the primary that was found is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Which of several hosts is good enough: the parameter `target_session_attrs` of libpq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,11 +49,13 @@ pub struct Connector {
 
 /// What is known of the hosts at present.
 #[derive(Debug, Default)]
-struct Present {
+pub(super) struct Present {
     /// The host that was good last.
     last: AtomicUsize,
     /// Pools that follow when another host becomes the primary.
     pools: Mutex<Vec<(PgPool, Option<String>)>>,
+    /// Looks for the primary as long as there are such pools, where nobody else may do so.
+    search: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What a [`Connector`] is made of.
@@ -85,6 +97,12 @@ impl Connector {
     #[must_use]
     pub(crate) fn named(&self, application_name: &str) -> Self {
         Self { application_name: Some(application_name.to_owned()), ..self.clone() }
+    }
+
+    /// The same database, with what others know of its hosts.
+    #[must_use]
+    pub(super) fn knowing(self, present: &Arc<Present>) -> Self {
+        Self { present: Arc::clone(present), ..self }
     }
 
     /// Opens a session on the first host that is what is needed.
@@ -174,14 +192,57 @@ impl Connector {
 
     /// A pool of sessions with the present primary. It follows when [`Self::connect`], on any clone, finds another.
     pub(crate) fn pool(&self, settings: PgPoolOptions) -> PgPool {
-        let options = self.options(self.present.last.load(Ordering::Relaxed));
-        self.pool_with(settings, options)
+        self.pool_with(settings, self.present_options())
+    }
+
+    /// As [`Self::pool`], where perhaps nobody connects by [`Self::connect`]: as long as the pool is not closed, a session of its own finds
+    /// out which host is the primary. With one host there is none.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub(crate) fn searching_pool(&self, settings: PgPoolOptions) -> PgPool {
+        let pool = self.pool(settings);
+        let mut search = self.present.search.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.has_several_hosts() && search.as_ref().is_none_or(JoinHandle::is_finished) {
+            *search = Some(tokio::spawn(self.named("espd: primary").search()));
+        }
+        pool
+    }
+
+    /// Looks for the primary whenever there is another, until all pools are closed.
+    async fn search(self) {
+        while self.has_pools() {
+            if let Ok(connected) = deadline::in_time(SEARCH_TIME, self.connect()).await {
+                self.watch(connected.connection).await;
+            }
+            tokio::time::sleep(SEARCH_INTERVAL).await;
+        }
+    }
+
+    /// Returns when this session no longer leads to the primary.
+    async fn watch(&self, mut connection: PgConnection) {
+        while self.has_pools() {
+            tokio::time::sleep(WATCH_INTERVAL).await;
+            if deadline::in_time(SEARCH_TIME, refuse_standby(&mut connection)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn has_pools(&self) -> bool {
+        let mut pools = self.present.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|(pool, _)| !pool.is_closed());
+        !pools.is_empty()
+    }
+
+    /// What a session with the host is asked for that was good last.
+    fn present_options(&self) -> PgConnectOptions {
+        self.options(self.present.last.load(Ordering::Relaxed) % self.hosts.options.len().max(1))
     }
 
     /// As [`Self::pool`], of sessions that each begin with a statement.
     pub(crate) fn prepared_pool(&self, settings: PgPoolOptions, statement: &'static str) -> PgPool {
-        let options = self.options(self.present.last.load(Ordering::Relaxed));
-        self.make_pool(settings, options, statement)
+        self.make_pool(settings, self.present_options(), statement)
     }
 
     /// As [`Self::pool`], with what a session was connected with.

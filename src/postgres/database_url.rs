@@ -6,12 +6,13 @@ mod parameters;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use url::Url;
 
-use super::connector::Connector;
+use super::connector::{Connector, Present};
 use hosts::Places;
 
 /// What is shown in place of a password.
@@ -21,9 +22,27 @@ const HIDDEN: &str = "***";
 ///
 /// `Display` and `Debug` hide the password. Serialization does not: it is how a supervisor hands the
 /// URL to a worker child through a pipe. Whatever is shown to people goes through `Display`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String")]
-pub struct DatabaseUrl(String);
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DatabaseUrl {
+    text: String,
+    /// Which of the hosts is good at present, known to whatever connects by this URL or a clone of it.
+    present: Arc<Present>,
+}
+
+impl PartialEq for DatabaseUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for DatabaseUrl {}
+
+impl From<DatabaseUrl> for String {
+    fn from(url: DatabaseUrl) -> Self {
+        url.text
+    }
+}
 
 impl DatabaseUrl {
     /// Accepts what has an effect, and refuses every parameter that would be ignored.
@@ -31,19 +50,20 @@ impl DatabaseUrl {
     /// # Errors
     /// What is wrong with the URL, or with a variable of the environment such as `PGSERVICE`. The URL is not repeated.
     pub fn new(url: impl Into<String>) -> Result<Self, InvalidDatabaseUrl> {
-        let url = Self(url.into());
+        let url = Self { text: url.into(), present: Arc::default() };
         url.connector()?;
         Ok(url)
     }
 
     /// The URL with its password, to connect with; not to be shown.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.text
     }
 
-    /// How to connect to the database.
+    /// How to connect to the database, with what the environment and password files say now.
     pub(crate) fn connector(&self) -> Result<Connector, InvalidDatabaseUrl> {
-        hosts::read(&self.0, &|name| std::env::var(name).ok())
+        let connector = hosts::read(&self.text, &|name| std::env::var(name).ok())?;
+        Ok(connector.knowing(&self.present))
     }
 }
 
@@ -57,7 +77,7 @@ impl FromStr for Connector {
 
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((places, mut url)) = Places::split(&self.0)
+        let Some((places, mut url)) = Places::split(&self.text)
             .and_then(|places| Url::parse(&places.with_first_host()).ok().map(|url| (places, url)))
         else {
             return f.write_str(HIDDEN);

@@ -26,7 +26,7 @@ fn settings(keys: &str) -> String {
 }
 
 /// The endpoint of a daemon that has just been started.
-async fn endpoint(daemon: &Program) -> Client {
+pub async fn endpoint(daemon: &Program) -> Client {
     let line = daemon.says("the admin endpoint listens").await;
     Client::new(line["url"].as_str().unwrap())
 }

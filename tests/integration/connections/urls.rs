@@ -3,10 +3,17 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support;
-use crate::support::facts::{append, reaches};
+use espd::Config;
+use espd::event::NewEvent;
+use espd::store::{EventStore as _, PostgresEventStore};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::admin::endpoint;
+use crate::support::facts::{append, eventually, reaches};
 use crate::support::program::Installation;
 use crate::support::proxy::Proxy;
+use crate::support::{self, Database};
 
 #[tokio::test]
 async fn a_key_that_is_not_known_is_refused_with_the_nearest() {
@@ -41,9 +48,8 @@ async fn a_variable_that_the_driver_ignores_is_refused() {
     }
 }
 
-#[tokio::test]
-async fn the_next_host_is_used_when_one_is_gone() {
-    let db = support::database().await;
+/// A database behind two ways, and a URL that names both.
+async fn two_hosts(db: &Database) -> (Proxy, Proxy, String) {
     let (first, second) = (Proxy::start(&db.url).await, Proxy::start(&db.url).await);
     let host = |proxy: &Proxy| {
         let url = proxy.url();
@@ -55,19 +61,70 @@ async fn the_next_host_is_used_when_one_is_gone() {
         host(&second),
         db.name
     );
-    let installation = Installation::new(&url, "[runner]\npoll_interval_max = '50ms'\n");
-    installation.declare_notes("notes", "");
+    (first, second, url)
+}
+
+fn declare(installation: &Installation, version: i32) {
+    let text = format!(
+        "[projector]\nname = 'notes'\nversion = {version}\n[projector.tables]\nnotes = 'event_id bigint primary key'\n\
+         [[projector.on]]\nevents = ['A']\nsql = 'insert into notes values (event.id)'\n"
+    );
+    installation.declare("notes", &text);
+}
+
+fn close(proxy: &Proxy) {
+    proxy.refuse(true);
+    proxy.reset();
+}
+
+#[tokio::test]
+async fn the_next_host_is_used_when_one_is_gone() {
+    let db = support::database().await;
+    let (first, second, url) = two_hosts(&db).await;
+    let settings = "[runner]\npoll_interval_max = '50ms'\n[admin]\nlisten = '127.0.0.1:0'\n";
+    let installation = Installation::new(&url, settings);
+    declare(&installation, 1);
     let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
     let last = append(&db.pool, 5).await;
     reaches(&db.pool, "notes", last).await;
+    let is_ready = async || (client.get("/readyz").await.status == 200).then_some(());
+    eventually("readiness", is_ready).await;
     assert_eq!(second.tally().accepted, 0);
-    first.refuse(true);
-    first.reset();
+    close(&first);
     let last = append(&db.pool, 5).await;
     reaches(&db.pool, "notes", last).await;
     assert!(second.tally().accepted > 0);
     assert_eq!(installation.status("notes").await["position"], last);
+    // So does whatever else the daemon does: the endpoint, and what builds versions.
+    eventually("readiness at the second host", is_ready).await;
+    let processors = client.get("/api/v1/processors").await.json(200);
+    assert_eq!(processors[0]["position"], last, "{processors}");
+    declare(&installation, 2);
+    installation.espctl(&["reload"]).await.printed();
+    eventually("version 2 serves", async || {
+        (installation.status("notes").await["version"] == 2).then_some(())
+    })
+    .await;
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_of_an_application_finds_the_host_that_is_there() {
+    let db = support::database().await;
+    let (first, second, url) = two_hosts(&db).await;
+    close(&first);
+    let installation = Installation::new(&url, "");
+    let config = Config::load(&installation.path().join("espd.toml")).unwrap();
+    let store = PostgresEventStore::from_config(&config).unwrap();
+    let appends = async || {
+        let body = RawValue::from_string("{}".to_owned()).unwrap();
+        store.append(&[NewEvent::new(Uuid::new_v4(), "Noted", body)]).await.ok()
+    };
+    eventually("an append through the second host", appends).await;
+    first.refuse(false);
+    close(&second);
+    eventually("an append through the first host", appends).await;
 }
 
 #[tokio::test]
