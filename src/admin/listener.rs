@@ -2,11 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::config::Listen;
@@ -57,8 +56,16 @@ impl Listener {
             Listen::Tcp(address) => TcpListener::bind(address).map(Self::Tcp),
             Listen::Unix(path) => bind_unix(path),
         };
-        bound.with_context(|| {
-            format!("the admin endpoint cannot listen on {listen}; choose another `listen` under [admin], or stop the program that listens there")
+        bound.map_err(|error| {
+            let remedy = match error.kind() {
+                io::ErrorKind::AddrInUse => ", or stop the program that listens there",
+                io::ErrorKind::NotFound => ", or make the folder",
+                _ => "",
+            };
+            let text = format!(
+                "the admin endpoint cannot listen on {listen}; choose another `listen` under [admin]{remedy}"
+            );
+            anyhow::Error::new(error).context(text)
         })
     }
 
@@ -110,7 +117,11 @@ impl AsyncListener {
 }
 
 fn bind_unix(path: &Path) -> io::Result<Listener> {
-    // A file to which no one listens was left by a daemon that was killed.
+    let found = std::fs::symlink_metadata(path);
+    if found.as_ref().is_ok_and(|found| !found.file_type().is_socket()) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is there"));
+    }
+    // A socket to which no one listens was left by a daemon that was killed.
     if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
         std::fs::remove_file(path)?;
     }

@@ -43,7 +43,7 @@ const CONNECTION_TIME: Duration = Duration::from_secs(2);
 /// Answers requests, with what they share.
 #[derive(Debug)]
 pub(super) struct RequestHandler {
-    settings: AdminSettings,
+    started_with: AdminSettings,
     view: watch::Receiver<View>,
     request_time: Duration,
     /// The databases, and the configuration that names them.
@@ -58,14 +58,14 @@ pub(super) struct RequestHandler {
 impl RequestHandler {
     /// A handler whose streams end when the stop is requested.
     pub(super) fn new(
-        settings: AdminSettings,
+        started_with: AdminSettings,
         view: watch::Receiver<View>,
         request_time: Duration,
         stop: Shutdown,
     ) -> Self {
         let (databases, turn, doctor) = (Mutex::default(), Mutex::default(), Doctor::default());
         let (streams, waiters) = (Streams::new(stop), Waiters::default());
-        Self { settings, view, request_time, databases, turn, doctor, streams, waiters }
+        Self { started_with, view, request_time, databases, turn, doctor, streams, waiters }
     }
 
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: &Peer) -> Answer {
@@ -84,7 +84,7 @@ impl RequestHandler {
     async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: &Peer) -> Result<Answer, ApiError> {
         let (head, body) = request.into_parts();
         let route = Route::find(&head.method, head.uri.path())?;
-        let permission = match access::admit(&self.settings, peer.local, &head.headers, &route) {
+        let permission = match access::admit(&self.settings(), peer.local, &head.headers, &route) {
             Err(error) if error.status == StatusCode::UNAUTHORIZED => {
                 tokio::time::sleep(UNAUTHORIZED_DELAY).await;
                 return Err(error);
@@ -239,6 +239,14 @@ impl RequestHandler {
             Ok(answer::json(StatusCode::OK, &done))
         });
         making.await.map_err(|_| ApiError::unavailable("the change was interrupted"))?
+    }
+
+    /// Where the endpoint listens, and who may do what according to the present configuration.
+    fn settings(&self) -> AdminSettings {
+        let present = self.view.borrow().config.clone();
+        let present = present.and_then(|config| config.admin.clone());
+        let listen = self.started_with.listen.clone();
+        present.map_or_else(|| self.started_with.clone(), |present| AdminSettings { listen, ..present })
     }
 
     fn config(&self) -> Result<Arc<Config>, ApiError> {

@@ -122,9 +122,14 @@ impl Configured {
             report.push(format!("started again, because their programs have changed: {edited}"));
         }
         if config.log != self.config.log {
-            let later = "the daemon's own log is as configured at its next start";
+            report.push("the daemon's own log is as configured at its next start".to_owned());
+        }
+        let listen = |config: &Config| config.admin.as_ref().map(|admin| admin.listen.clone());
+        if listen(&config) != listen(&self.config) {
+            report.push("the admin endpoint listens as configured at the daemon's next start".to_owned());
+        }
+        for later in report.iter().filter(|line| line.ends_with("next start")) {
             info!("{later}");
-            report.push(later.to_owned());
         }
         self.config = config;
         report

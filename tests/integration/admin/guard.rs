@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 use super::client::read_reply;
 use super::{OPERATE, READ, endpoint, operator_log, refused, running, settings};
 use crate::support;
-use crate::support::facts::reaches;
+use crate::support::facts::{append, reaches};
 use crate::support::program::Installation;
 
 const PAUSE: &str = "/api/v1/processors/notes/pause";
@@ -124,4 +124,52 @@ async fn a_socket_is_for_its_owner_and_goes_with_the_daemon() {
     read_reply(&mut stream).await.json(200);
     daemon.stop().await;
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn what_is_no_socket_is_left_alone() {
+    let db = support::database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("precious");
+    std::fs::write(&path, "precious").unwrap();
+    std::os::unix::fs::symlink(&path, folder.path().join("link")).unwrap();
+    for name in ["precious", "link"] {
+        let listen = format!("unix:{}", folder.path().join(name).display());
+        let installation = Installation::new(&db.url, &settings("").replace("127.0.0.1:0", &listen));
+        installation.declare_notes("notes", "");
+        let complaint = installation.espd(&["run"]).await.complained(1);
+        assert!(complaint.contains("something that is no socket is there"), "{complaint}");
+        assert_eq!(std::fs::read_to_string(folder.path().join(name)).unwrap(), "precious");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_was_replaced_is_void_after_a_reload() {
+    let db = support::database().await;
+    let keys = settings("operator_token = '${file:token}'");
+    let installation = Installation::new(&db.url, &keys);
+    let file = installation.path().join("token");
+    std::fs::write(&file, OPERATE).unwrap();
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "notes", last).await;
+    client.post(PAUSE, OPERATE, "").await.json(200);
+    let other = OPERATE.replace('f', "0");
+    std::fs::write(&file, &other).unwrap();
+    let said = installation.espctl(&["reload"]).await.printed();
+    assert!(!said.contains("next start"), "{said}");
+    client.post(PAUSE, OPERATE, "").await.json(401);
+    client.post(PAUSE, &other, "").await.json(200);
+
+    // Where it listens stays, and the command says so.
+    std::fs::write(&file, READ).unwrap();
+    let main = installation.path().join("espd.toml");
+    let text = std::fs::read_to_string(&main).unwrap();
+    std::fs::write(&main, text.replace("127.0.0.1:0", "127.0.0.1:1")).unwrap();
+    let said = installation.espctl(&["reload"]).await.printed();
+    assert!(said.contains("the admin endpoint listens as configured at the daemon's next start"), "{said}");
+    client.post(PAUSE, READ, "").await.json(200);
+    daemon.stop().await;
 }
