@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap::builder::TypedValueParser as _;
 use nix::unistd::geteuid;
 
 /// `--config`, the same for every program and command.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgument {
     /// Configuration file; without it, espd.toml in the current folder
-    #[arg(long, short, global = true, env = "ESPD_CONFIG", value_name = "FILE")]
+    // Of a container, an empty variable means that nothing was set.
+    #[arg(long, short, global = true, env = "ESPD_CONFIG", value_name = "FILE",
+          value_parser = clap::builder::OsStringValueParser::new().map(PathBuf::from))]
     config: Option<PathBuf>,
 }
 
@@ -19,7 +22,8 @@ const USUAL_FILE: &str = "espd.toml";
 impl ConfigArgument {
     /// The file that is named, or else `espd.toml` in the current folder, if it exists.
     pub(crate) fn file(&self) -> Option<PathBuf> {
-        self.config.clone().or_else(|| Some(PathBuf::from(USUAL_FILE)).filter(|file| file.exists()))
+        let named = self.config.clone().filter(|file| !file.as_os_str().is_empty());
+        named.or_else(|| Some(PathBuf::from(USUAL_FILE)).filter(|file| file.exists()))
     }
 }
 

@@ -75,7 +75,7 @@ pub(crate) enum Command {
     Trace(trace::Arguments),
     /// Show every processor: its state, its position, what is wrong and what to do
     Status(status::Arguments),
-    /// Drop a projector's tables and start it over, or only move its position
+    /// Build a projector's tables anew beside those that serve, or in place, or only move its position
     Reset(reset::ResetArguments),
     /// Build the declared version of a projector beside the one that serves, and have it go live
     Rebuild(rebuild::RebuildArguments),

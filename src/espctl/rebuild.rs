@@ -264,7 +264,13 @@ async fn go_live(
                 "version {live} of {name} serves as before, version {version} is kept beside it: `espctl rebuild {name}` goes on, \
                  `espctl rebuild abort {name}` gives it up"
             );
-            output::print(&way.map_or(kept, |way| describe_live(name, live, version, &way)))
+            let outcome = way.map_or(kept, |way| describe_live(name, live, version, &way));
+            // Programs read one document on standard output.
+            if json {
+                note(&outcome);
+                return Ok(());
+            }
+            output::print(&outcome)
         }
         Err(error) => {
             next.end_failed(&format!("{error:#}")).await;

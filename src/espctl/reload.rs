@@ -41,14 +41,20 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
         tokio::time::sleep(INTERVAL).await;
         requests = operator.reload_requests(&ids).await?;
     }
-    let text = requests.iter().map(describe).collect::<Vec<_>>().join("\n");
-    let has = |outcome: Option<&str>| requests.iter().any(|request| request.outcome.as_deref() == outcome);
-    let code = match () {
-        () if has(Some("refused")) => ExitCode::Failure,
-        () if has(None) => ExitCode::Timeout,
-        () => return output::print(&text),
+    let (failed, followed): (Vec<_>, Vec<_>) =
+        requests.iter().partition(|request| matches!(request.outcome.as_deref(), None | Some("refused")));
+    let text = |requests: &[&ReloadRequest]| {
+        requests.iter().map(|request| describe(request)).collect::<Vec<_>>().join("\n")
     };
-    Err(Exit { code, message: text }.into())
+    if !followed.is_empty() {
+        output::print(&text(&followed))?;
+    }
+    let code = match () {
+        () if failed.is_empty() => return Ok(()),
+        () if failed.iter().any(|request| request.outcome.is_some()) => ExitCode::Failure,
+        () => ExitCode::Timeout,
+    };
+    Err(Exit { code, message: text(&failed) }.into())
 }
 
 fn describe(request: &ReloadRequest) -> String {

@@ -10,6 +10,9 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::Pid;
 
+/// What runs the script.
+const SHELL: &str = "/bin/sh";
+
 /// One line on standard input means that the group has ended; the end of input is the death of its owner.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
@@ -30,7 +33,7 @@ impl GroupGuard {
     /// # Errors
     /// The script cannot be started.
     pub(crate) fn start(group: Pid) -> io::Result<Self> {
-        let mut command = Command::new("/bin/sh");
+        let mut command = Command::new(SHELL);
         command
             .args(["-c", SCRIPT, "espd-guard", &group.to_string()])
             .current_dir("/")
@@ -39,7 +42,13 @@ impl GroupGuard {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0);
-        let mut shell = tokio::process::Command::from(command).spawn()?;
+        let spawned = tokio::process::Command::from(command).spawn();
+        let mut shell = spawned.map_err(|error| {
+            let text = format!(
+                "{SHELL}, which has to watch over it, cannot be started, so no program can run here: {error}"
+            );
+            io::Error::new(error.kind(), text)
+        })?;
         let lifeline = shell.stdin.take().ok_or_else(|| io::Error::other("no pipe to the guard"))?;
         Ok(Self { lifeline: File::from(lifeline.into_owned_fd()?), _shell: shell })
     }

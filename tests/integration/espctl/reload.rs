@@ -262,3 +262,25 @@ async fn a_reload_refuses_handlers_that_a_check_refuses_and_says_so() {
     assert_eq!(installation.status("notes").await["advice"], serde_json::json!([]));
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_daemon_has_followed_is_no_error_where_another_one_refuses() {
+    let db = support::database().await;
+    let (first, second) = (Installation::new(&db.url, RUNNER), Installation::new(&db.url, RUNNER));
+    first.declare_notes("first", "");
+    second.declare_notes("second", "");
+    let daemons = (first.start_daemon(), second.start_daemon());
+    let known = "select count(distinct owner) from espd.workers";
+    let both = async || {
+        let known: i64 = sqlx::query_scalar(known).fetch_one(&db.pool).await.unwrap();
+        (known == 2).then_some(())
+    };
+    eventually("both daemons are known", both).await;
+    second.declare("wrong", "colour = 1\n");
+    let outcome = first.espctl(&["reload"]).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stdout.ends_with("nothing has changed\n"), "{outcome:?}");
+    assert!(outcome.stderr.contains("it is wrong") && !outcome.stderr.contains("nothing has changed"));
+    daemons.0.stop().await;
+    daemons.1.stop().await;
+}

@@ -265,7 +265,11 @@ async fn whoever_goes_back_is_not_overruled_by_a_version_that_is_built_or_declar
     fixture.run("update orders set n = 2 where id = 2").await;
     let given_up = "select count(*) from espd.operator_log where action = 'abort_rebuild' and detail ->> 'version' = '3'";
     assert_eq!(fixture.fact(given_up).await, "1");
-    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    // One document on standard output, and what has happened beside it.
+    let outcome = fixture.espctl(&["rebuild", "orders", "--yes", "--json"]).await;
+    assert!(outcome.stderr.contains("version 3 of orders is live"), "{outcome:?}");
+    let json: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(json["tables"][0]["table"], "orders", "{json}");
     fixture.serves(3).await;
     daemon.stop().await;
 }
